@@ -1,0 +1,160 @@
+"""The geometry of a sliding window: one rule for output shapes, used by every operation and device.
+
+Source: ONNX Conv, MaxPool and AveragePool; PyTorch's Conv2d and MaxPool2d, including ceil_mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+Pair = int | tuple[int, int]
+Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | Literal["same", "valid", "full"]
+Tap = tuple[int, int, tuple[slice, ...], tuple[slice, ...]]
+
+NAMED_PADDING = ("same", "valid", "full")
+
+
+def pair(name: str, value: Any, least: int) -> tuple[int, int]:
+    """`value` as (vertical, horizontal): an int counts for both; each must be at least `least`."""
+    both = (value, value) if _is_int(value) else value
+    if not isinstance(both, Sequence) or isinstance(both, str) or len(both) != 2 or not all(map(_is_int, both)):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if min(both) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    return int(both[0]), int(both[1])
+
+
+def _is_int(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of R x S taps that slides over an image.
+
+    kernel_size, stride, dilation: an int, or (vertical, horizontal); all at least 1.
+    padding: an int, (vertical, horizontal), ((top, bottom), (left, right)), or a name:
+    "valid" is none, the article's narrow convolution; "full" is dilation*(kernel-1) on every
+    side, its wide convolution, where every overlap with the image counts; "same" gives
+    ceil(size/stride) outputs, any odd row or column of padding at the bottom and right, as
+    Keras and ONNX's SAME_UPPER do (and PyTorch where the stride is 1).
+    ceil_mode: a last, partial window counts if it starts inside the image or its top or left
+    padding: 9 pixels, kernel 4, stride 4, padding 2 give 3 outputs, not 4.
+
+    >>> Window(3, stride=2, padding=1).output_size(7, 9)
+    (4, 5)
+    >>> Window((3, 5), padding="full").output_size(4, 4)
+    (6, 8)
+    """
+
+    kernel_size: Any
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    ceil_mode: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_size", "stride", "dilation"):
+            object.__setattr__(self, name, pair(name, getattr(self, name), least=1))
+        object.__setattr__(self, "padding", _padding(self.padding))
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns of the image from a window's first tap to its last."""
+        (R, S), (dil_h, dil_w) = self.kernel_size, self.dilation
+        return dil_h * (R - 1) + 1, dil_w * (S - 1) + 1
+
+    @property
+    def taps_count(self) -> int:
+        return self.kernel_size[0] * self.kernel_size[1]
+
+    def pads(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """((top, bottom), (left, right)) for an H x W image: "same" depends on the image's size."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        vertical, horizontal = (
+            _named_pad(self.padding, size, extent, stride)
+            for size, extent, stride in zip((H, W), self.extent, self.stride, strict=True)
+        )
+        return vertical, horizontal
+
+    def output_size(self, H: int, W: int) -> tuple[int, int]:
+        """(P, Q), how many windows fit an H x W image; ValueError where none does."""
+        P, Q = (
+            self._outputs(size, pad, axis)
+            for axis, (size, pad) in enumerate(zip((H, W), self.pads(H, W), strict=True))
+        )
+        if P < 1 or Q < 1:
+            raise ValueError(
+                f"a window of {self.extent[0]}x{self.extent[1]} pixels (kernel_size={self.kernel_size}, "
+                f"dilation={self.dilation}) does not fit an image of {H}x{W} with padding={self.padding}; "
+                f"use a larger image, more padding or a smaller kernel"
+            )
+        return P, Q
+
+    def _outputs(self, size: int, pad: tuple[int, int], axis: int) -> int:
+        stride = self.stride[axis]
+        room = size + sum(pad) - self.extent[axis]
+        if room < 0 or size < 1:
+            return 0
+        if not self.ceil_mode:
+            return room // stride + 1
+        outputs = -(-room // stride) + 1
+        starts_outside = (outputs - 1) * stride >= size + pad[0]
+        return outputs - 1 if starts_outside else outputs
+
+    def taps(self, H: int, W: int) -> Iterator[Tap]:
+        """For each tap (r, s): the outputs it reaches, as slices of (..., P, Q), and the pixels it reads, of (..., H, W).
+
+        Taps that only ever fall on padding are left out.
+        """
+        P, Q = self.output_size(H, W)
+        (top, _), (left, _) = self.pads(H, W)
+        R, S = self.kernel_size
+        rows = [_reach(r * self.dilation[0] - top, self.stride[0], P, H) for r in range(R)]
+        columns = [_reach(s * self.dilation[1] - left, self.stride[1], Q, W) for s in range(S)]
+        for r, row in enumerate(rows):
+            for s, column in enumerate(columns):
+                if row and column:
+                    yield r, s, (..., row[0], column[0]), (..., row[1], column[1])  # type: ignore[misc]
+
+
+@lru_cache(maxsize=1024)
+def window(kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Window:
+    """A `Window`, made once for each set of arguments: operations ask for theirs at every call."""
+    return Window(kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def _padding(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in NAMED_PADDING:
+            raise ValueError(f'padding must be a number or one of "same", "valid", "full", got {value!r}')
+        return value
+    if isinstance(value, Sequence) and any(isinstance(side, Sequence) for side in value):
+        if len(value) != 2:
+            raise TypeError(f"padding must be ((top, bottom), (left, right)), got {value!r}")
+        return pair("padding", value[0], least=0), pair("padding", value[1], least=0)
+    vertical, horizontal = pair("padding", value, least=0)
+    return (vertical, vertical), (horizontal, horizontal)
+
+
+def _named_pad(name: str, size: int, extent: int, stride: int) -> tuple[int, int]:
+    if name == "valid":
+        return 0, 0
+    if name == "full":
+        return extent - 1, extent - 1
+    total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+    return total // 2, total - total // 2
+
+
+def _reach(offset: int, stride: int, outputs: int, size: int) -> tuple[slice, slice] | None:
+    """Of the outputs o with 0 <= o*stride + offset < size: their slice, and the slice of what they read."""
+    first = max(0, -(offset // stride))
+    last = min(outputs - 1, (size - 1 - offset) // stride)
+    if first > last:
+        return None
+    start = first * stride + offset
+    return slice(first, last + 1), slice(start, start + (last - first) * stride + 1, stride)
