@@ -1,0 +1,39 @@
+"""Clipping of gradients by their joint norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from gpuconv.nn.layer import Parameter
+from gpuconv.optim.checks import number
+from gpuconv.optim.kernels import sum_of_squares
+
+
+def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Scale all gradients, in place, so that their joint Euclidean norm is at most `max_norm`.
+
+    Each gradient is multiplied by min(1, max_norm / (norm + 1e-6)), as PyTorch's `clip_grad_norm_`
+    does; the norm is summed in float64, tensor after tensor, so equal gradients give equal bits.
+    Parameters without a gradient are skipped. A norm of NaN or infinity spoils the gradients, as in
+    PyTorch: look at what returns.
+
+    Returns: the norm before clipping.
+    Raises: ValueError if max_norm is negative or not finite.
+    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks".
+
+    >>> from gpuconv.nn.layer import Parameter
+    >>> weight = Parameter(np.zeros(2)); weight.grad = np.array([3.0, 4.0])
+    >>> clip_grad_norm([weight], max_norm=1.0)
+    5.0
+    """
+    number("clip_grad_norm", "max_norm", max_norm)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(sum_of_squares(np.ravel(g)) for g in gradients))
+    factor = max_norm / (norm + 1e-6)
+    if not factor >= 1.0:  # so that NaN is not taken for "small enough"
+        for g in gradients:
+            np.multiply(g, g.dtype.type(factor), out=g)
+    return norm

@@ -1,0 +1,95 @@
+"""The optimisers' loops: one pass over a tensor reads and writes each array once.
+
+All arrays are flat and of one float type; scalars come in that type, so that float32 stays float32.
+Each element's result depends on that element alone, so cutting a tensor into shards changes no bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from gpuconv.cpu.threads import parallel, shards
+
+# Below this many elements a second thread costs more than it saves (about 0.1 ms of work each).
+GRAIN = 1 << 17
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sgd(p: Any, g: Any, lr: Any, weight_decay: Any) -> None:
+    """p -= lr * (g + weight_decay * p)."""
+    for i in range(p.size):
+        p[i] -= lr * (g[i] + weight_decay * p[i])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sgd_momentum(
+    p: Any, g: Any, buffer: Any, lr: Any, weight_decay: Any, momentum: Any, share: Any
+) -> None:
+    """buffer = momentum * buffer + share * d; p -= lr * buffer, with d = g + weight_decay * p."""
+    for i in range(p.size):
+        d = g[i] + weight_decay * p[i]
+        v = momentum * buffer[i] + share * d
+        buffer[i] = v
+        p[i] -= lr * v
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sgd_nesterov(
+    p: Any, g: Any, buffer: Any, lr: Any, weight_decay: Any, momentum: Any, share: Any
+) -> None:
+    """As `sgd_momentum`, but p -= lr * (d + momentum * buffer): the gradient one step ahead."""
+    for i in range(p.size):
+        d = g[i] + weight_decay * p[i]
+        v = momentum * buffer[i] + share * d
+        buffer[i] = v
+        p[i] -= lr * (d + momentum * v)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def adam(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    keep: Any,
+    weight_decay: Any,
+    share1: Any,
+    beta2: Any,
+    share2: Any,
+    step_size: Any,
+    root: Any,
+    eps: Any,
+) -> None:
+    """p = keep * p - step_size * m / (sqrt(v) / root + eps), after m and v took the gradient in."""
+    for i in range(p.size):
+        d = g[i] + weight_decay * p[i]
+        first = m[i] + (d - m[i]) * share1
+        second = beta2 * v[i] + share2 * (d * d)
+        m[i] = first
+        v[i] = second
+        p[i] = keep * p[i] - step_size * (first / (np.sqrt(second) / root + eps))
+
+
+# "reassoc" lets the sum run in vector lanes; the compiled order is fixed, so results repeat.
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def sum_of_squares(g: Any) -> float:
+    """Sum of g * g in float64, whatever g's type: float32 squares overflow at 1.8e19."""
+    total = 0.0
+    for i in range(g.size):
+        value = np.float64(g[i])
+        total += value * value
+    return total
+
+
+def update(kernel: Any, arrays: tuple[np.ndarray, ...], scalars: tuple[Any, ...]) -> None:
+    """Run a kernel over flat arrays of one length, large ones in shards side by side."""
+    size = arrays[0].size
+    if size < 2 * GRAIN:
+        kernel(*arrays, *scalars)
+        return
+    parallel(
+        lambda begin, end: kernel(*[a[begin:end] for a in arrays], *scalars), shards(size, GRAIN)
+    )
