@@ -1,0 +1,338 @@
+"""Checkpoints: what is written comes back, damage is told in one line, old files survive."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gpuconv import checkpoint
+from gpuconv.checkpoint import Checkpoint
+from gpuconv.nn.layer import Layer, Parameter
+
+
+class Affine(Layer):
+    def __init__(self, n=3, m=4):
+        super().__init__()
+        self.weight = Parameter(np.arange(n * m, dtype=np.float32).reshape(n, m))
+        self.bias = Parameter(np.zeros(m, np.float32))
+
+
+def example():
+    rng = np.random.default_rng(0)
+    weights = {
+        "conv.weight": rng.standard_normal((4, 3, 5, 5), dtype=np.float32),
+        "scale": np.array(3.5),
+        "count": np.array([1, 2, 3]),
+        "empty": np.zeros((0, 4), np.float32),
+        "half": rng.random(5).astype(np.float16),
+        "mask": np.array([True, False, True]),
+    }
+    meta = {"epoch": 3, "best": 0.987654321012345, "generators": {"drop": [2**100, 5]}}
+    return Checkpoint(weights, meta, {"exp_avg.0": rng.random((4, 3))})
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and a[k].tobytes() == b[k].tobytes()
+        for k in a
+    )
+
+
+def one_line(info):
+    text = str(info.value)
+    assert "\n" not in text
+    assert len(text) < 400
+    return text
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, example())
+    back = checkpoint.read(path)
+    assert equal(back.weights, example().weights)
+    assert equal(back.optimizer, example().optimizer)
+    assert back.metadata == example().metadata
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
+    checkpoint.write(tmp_path / "a", example())
+    checkpoint.write(tmp_path / "b", example())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_safetensors_library_reads_our_files_and_we_its(tmp_path):
+    weights = example().weights
+    checkpoint.save(weights, tmp_path / "ours.safetensors")
+    assert equal(load_file(tmp_path / "ours.safetensors"), weights)
+    save_file(weights, tmp_path / "theirs.safetensors")
+    theirs = checkpoint.read(tmp_path / "theirs.safetensors")
+    assert equal(theirs.weights, weights)
+    assert theirs.metadata == {}
+    with pytest.raises(ValueError, match="names no model of gpuconv") as info:
+        checkpoint.load(tmp_path / "theirs.safetensors")
+    assert "load_state_dict" in one_line(info)
+
+
+def test_layouts_that_safetensors_would_corrupt(tmp_path):
+    a = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    views = {"t": a.T, "r": a[::-1], "s": a[:, ::2], "b": np.broadcast_to(a[0], (5, 3, 4))}
+    views["f"] = np.asfortranarray(a)
+    checkpoint.save(views, tmp_path / "x.safetensors")
+    back = checkpoint.read(tmp_path / "x.safetensors").weights
+    for name, view in views.items():
+        assert np.array_equal(back[name], view)
+
+
+def test_a_model_of_the_zoo_is_rebuilt(tmp_path):
+    models = pytest.importorskip("gpuconv.models")
+    model = models.lenet(num_classes=7, seed=5)
+    checkpoint.save(model, tmp_path / "m.safetensors", classes=list("abcdefg"))
+    again = checkpoint.load(tmp_path / "m.safetensors")
+    assert equal(again.state_dict(), model.state_dict())
+    assert not again.training
+    x = np.random.default_rng(0).random((2, 1, 32, 32), dtype=np.float32)
+    assert np.array_equal(again.infer(x), model.eval().infer(x))
+    assert checkpoint.read(tmp_path / "m.safetensors").metadata["classes"] == list("abcdefg")
+
+
+def test_a_model_of_your_own(tmp_path):
+    checkpoint.save(Affine(), tmp_path / "m.safetensors")
+    model = Affine()
+    model.weight.data[...] = 0
+    kept = model.weight.data
+    checkpoint.read(tmp_path / "m.safetensors").load_into(model)
+    assert model.weight.data is kept
+    assert equal(model.state_dict(), Affine().state_dict())
+    with pytest.raises(ValueError, match="another architecture") as info:
+        checkpoint.read(tmp_path / "m.safetensors").load_into(Affine(n=5))
+    text = one_line(info)
+    assert "m.safetensors: " in text
+    assert "weight has shape (3, 4), this model's is (5, 4)" in text
+
+
+def test_no_flipped_byte_passes(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, example())
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [*range(0, 40), *rng.integers(0, header, 200), *rng.integers(header, len(whole), 200)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        told = ""
+        try:
+            back = checkpoint.read(path)
+        except ValueError as error:
+            told = str(error)
+        assert "\n" not in told
+        assert not told or told.startswith(str(path))
+        if not told:  # what still passes means the same: "e" for "E" in \u00e9, tab for space
+            assert equal(back.weights, example().weights)
+            assert equal(back.optimizer, example().optimizer)
+            assert back.metadata == example().metadata
+
+
+def test_truncated_at_any_length(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, example())
+    whole = path.read_bytes()
+    lengths = [*range(0, 24), *range(24, len(whole), 97), len(whole) - 1]
+    for length in lengths:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"truncated|damaged") as info:
+            checkpoint.read(path)
+        one_line(info)
+    path.write_bytes(whole + b"more")
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04 a zip file, such as torch.save writes" * 9,
+        b"\x80\x04\x95 a pickle " * 9,
+        b"\x89PNG\r\n\x1a\n" * 9,
+        b"a text file that somebody renamed",
+        bytes(100),
+    ],
+)
+def test_other_files(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not a safetensors file") as info:
+        checkpoint.read(path)
+    assert one_line(info).startswith(str(path))
+
+
+def test_tampering_is_detected(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, example())
+    whole = path.read_bytes()
+    changed = whole.replace(rb"\"epoch\": 3", rb"\"epoch\": 4")
+    assert changed != whole
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match="do not match its checksum"):
+        checkpoint.read(path)
+
+
+def rewrite_header(path, **changes):
+    whole = path.read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:end])
+    header["__metadata__"].update(changes)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[end:])
+
+
+def test_a_newer_format_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, example())
+    rewrite_header(path, gpuconv_format="2")
+    with pytest.raises(ValueError, match=r"newer gpuconv \(format 2, this one reads up to 1\)"):
+        checkpoint.read(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        checkpoint.load(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"none/a: cannot write: No such file") as info:
+        checkpoint.save({}, tmp_path / "none" / "a")
+    assert info.value.errno == errno.ENOENT
+    with pytest.raises(IsADirectoryError, match="cannot write"):
+        checkpoint.save({}, tmp_path)
+    with pytest.raises(ValueError, match="cannot read: Is a directory"):
+        checkpoint.read(tmp_path)
+
+
+def test_what_the_format_cannot_hold(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save({"a": np.ones(3)}, path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="cannot hold c, which is <c16"):
+        checkpoint.save({"c": np.ones(3, complex)}, path)
+    with pytest.raises(TypeError, match="metadata must be what JSON can hold"):
+        checkpoint.save({"a": np.ones(3)}, path, model=object())
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, failing):
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, example())
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if failing == "write":
+        monkeypatch.setattr(checkpoint, "_bytes", full)
+    else:
+        monkeypatch.setattr(os, failing, full)
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "_digest", lambda *_: "")
+        with pytest.raises(OSError, match="cannot write: No space left on device") as info:
+            checkpoint.write(path, Checkpoint({"b": np.ones(9)}))
+    assert info.value.errno == errno.ENOSPC
+    assert one_line(info).startswith(str(path))
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_a_really_full_disk(tmp_path):
+    """A file system of 64 KiB, where this process may mount one."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    try:
+        path = tmp_path / "a.safetensors"
+        checkpoint.save({"a": np.ones(1000)}, path)
+        before = path.read_bytes()
+        with pytest.raises(OSError, match="No space left on device"):
+            checkpoint.save({"a": np.ones(20000)}, path)
+        assert path.read_bytes() == before
+        assert os.listdir(tmp_path) == ["a.safetensors"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o555)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write anywhere (root)")
+        with pytest.raises(PermissionError, match="cannot write: Permission denied"):
+            checkpoint.save({"a": np.ones(3)}, tmp_path / "a")
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="cannot write: Not a directory"):
+        checkpoint.save({}, tmp_path / "file" / "a.safetensors")
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".last.safetensors.{dead.pid}-3.tmp").write_bytes(b"half")
+    living = tmp_path / f".last.safetensors.{os.getppid()}-0.tmp"
+    living.write_bytes(b"half")
+    (tmp_path / ".notes.tmp").write_bytes(b"somebody else's")
+    checkpoint.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([".notes.tmp", living.name])
+
+
+WRITER = """
+import sys, numpy as np
+from gpuconv.checkpoint import Checkpoint, write
+k = 0
+while True:
+    k += 1
+    write(sys.argv[1], Checkpoint({"a": np.full(200_000, k, np.float32)}, {"k": k}))
+"""
+
+
+def test_kill_9_leaves_a_whole_file(tmp_path):
+    path = Path(tmp_path / "a.safetensors")
+    rng = np.random.default_rng(2)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+        deadline = time.monotonic() + 60
+        mark = path.stat().st_mtime_ns if path.exists() else 0
+        while (not path.exists() or path.stat().st_mtime_ns == mark) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(float(rng.random()) * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        back = checkpoint.read(path)
+        assert np.all(back.weights["a"] == back.metadata["k"])
+    checkpoint.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["a.safetensors"]
