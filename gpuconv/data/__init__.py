@@ -1,0 +1,30 @@
+"""Data: MNIST and other sets, IDX files, folders of pictures, batches, augmentation."""
+
+from gpuconv.data.augment import Affine, Augment, Compose, HorizontalFlip, RandomCrop, Shift
+from gpuconv.data.dataset import Dataset, to_float
+from gpuconv.data.draws import Draws
+from gpuconv.data.files import DataError
+from gpuconv.data.folder import from_folder, load_image, save_image
+from gpuconv.data.idx import read_idx, write_idx
+from gpuconv.data.loader import Loader
+from gpuconv.data.named import load
+
+__all__ = [
+    "Affine",
+    "Augment",
+    "Compose",
+    "DataError",
+    "Dataset",
+    "Draws",
+    "HorizontalFlip",
+    "Loader",
+    "RandomCrop",
+    "Shift",
+    "from_folder",
+    "load",
+    "load_image",
+    "read_idx",
+    "save_image",
+    "to_float",
+    "write_idx",
+]

@@ -1,0 +1,136 @@
+"""Small changes that leave a picture's class as it is: more training images from those at hand.
+
+Each is a callable `(images, draws) -> images`: images (n, C, H, W) of uint8 or float32, never
+changed in place; draws holds every image's own random numbers, so the result for an image does
+not depend on the batch it comes in. What moves in from outside is black (0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv.data.draws import Draws
+
+Augment = Callable[[np.ndarray, Draws], np.ndarray]
+
+
+class Compose:
+    """Several changes, one after the other.
+
+    >>> Compose([Shift(2), HorizontalFlip()])(images, Draws(0, 0, indices))  # doctest: +SKIP
+    """
+
+    def __init__(self, steps: Sequence[Augment]) -> None:
+        self.steps = list(steps)
+
+    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
+        for step in self.steps:
+            images = step(images, draws)
+        return images
+
+
+class Shift:
+    """Move every image by up to `pixels` rows and columns, each way; black moves in.
+
+    Raises ValueError for a negative number.
+
+    >>> Shift(1)(np.ones((5, 1, 3, 3), np.uint8), Draws(0, 0, np.arange(5))).shape
+    (5, 1, 3, 3)
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = _whole("pixels", pixels, 0)
+
+    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
+        return _random_windows(images, images.shape[2], images.shape[3], self.pixels, draws)
+
+
+class RandomCrop:
+    """Cut a window of `size` from a random place, after `padding` black pixels on every side.
+
+    size: an int, or (height, width). Raises ValueError where it does not fit the padded images.
+    Source: K. He et al., "Deep residual learning for image recognition" 2015, section 4.2.
+
+    >>> RandomCrop(2)(np.ones((5, 1, 3, 3), np.uint8), Draws(0, 0, np.arange(5))).shape
+    (5, 1, 2, 2)
+    """
+
+    def __init__(self, size: int | tuple[int, int], padding: int = 0) -> None:
+        height, width = (size, size) if isinstance(size, int) else size
+        self.size = _whole("size", height, 1), _whole("size", width, 1)
+        self.padding = _whole("padding", padding, 0)
+
+    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
+        return _random_windows(images, *self.size, self.padding, draws)
+
+
+class HorizontalFlip:
+    """Mirror left and right with the given probability. Not for digits: a mirrored 2 is no 2.
+
+    >>> HorizontalFlip(1.0)(np.array([[[[1, 2]]]], np.uint8), Draws(0, 0, np.arange(1))).tolist()
+    [[[[2, 1]]]]
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be from 0 to 1, got {probability}")
+        self.probability = probability
+
+    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
+        flipped = draws.uniform() < self.probability
+        images = images.copy()
+        images[flipped] = images[flipped, ..., ::-1]
+        return images
+
+
+class Affine:
+    """Turn by up to `degrees`, each way, and scale by 1 - `scale` to 1 + `scale`, about the centre.
+
+    Pixels between pixels are bilinear; uint8 rounds to the nearest. Runs on Numba.
+    Raises ValueError for negative degrees, or a scale outside [0, 1).
+
+    >>> Affine(degrees=10, scale=0.1)(images, Draws(0, 0, indices))  # doctest: +SKIP
+    """
+
+    def __init__(self, degrees: float = 10.0, scale: float = 0.1) -> None:
+        if not degrees >= 0 or not 0 <= scale < 1:
+            raise ValueError(f"degrees must be at least 0 and scale in [0, 1), got {degrees} and "
+                             f"{scale}")
+        self.degrees, self.scale = degrees, scale
+
+    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
+        from gpuconv.data.affine import warp  # Numba, which loading data alone does not need
+
+        angle = np.deg2rad(draws.uniform(-self.degrees, self.degrees))
+        scale = draws.uniform(1 - self.scale, 1 + self.scale)
+        out = np.empty(images.shape, images.dtype)
+        rounding = 0.5 if images.dtype == np.uint8 else 0.0
+        warp(np.ascontiguousarray(images), np.cos(angle) / scale, np.sin(angle) / scale,
+             rounding, out)
+        return out
+
+
+def _random_windows(
+    images: np.ndarray, rows: int, columns: int, padding: int, draws: Draws,
+) -> np.ndarray:
+    """From each image, with `padding` zeros around it, a window at a place drawn for it."""
+    count, channels, height, width = images.shape
+    most_top, most_left = height + 2 * padding - rows, width + 2 * padding - columns
+    if most_top < 0 or most_left < 0:
+        raise ValueError(f"cannot crop {rows}x{columns} from {height}x{width} images with "
+                         f"padding {padding}; a crop is at most as large as the padded image")
+    shape = (count, channels, height + 2 * padding, width + 2 * padding)
+    padded = np.zeros(shape, images.dtype)
+    padded[:, :, padding : padding + height, padding : padding + width] = images
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(2, 3))
+    top, left = draws.integers(0, most_top), draws.integers(0, most_left)
+    return np.ascontiguousarray(windows[np.arange(count), :, top, left])
+
+
+def _whole(what: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+    return int(value)

@@ -1,0 +1,196 @@
+"""Labelled images in memory, and the batches a network reads from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv.data.draws import Draws
+from gpuconv.data.files import DataError
+
+Scale = float | Sequence[float] | None
+_CHUNK = 1024
+
+
+class Dataset:
+    """Images with a label each.
+
+    images: (N, C, H, W), or (N, H, W) for one channel; uint8 0..255, kept as uint8 and not
+    copied, or float (kept as float32, by custom in [0, 1]). labels: N integers, from 0 to one
+    less than the number of classes; kept as int64. classes: the classes' names, in the order of
+    their labels; without them as many as the labels reach, named "0", "1", ...
+    name: what error messages call it.
+    Raises DataError for no images, counts that differ, a label out of range, or a NaN or
+    infinite pixel (naming the first image), and for dtypes and shapes other than these.
+
+    >>> Dataset(np.zeros((2, 1, 28, 28), np.uint8), np.array([3, 7])).batch([1], size=32).shape
+    (1, 1, 32, 32)
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | Sequence[int],
+        classes: Sequence[str] | None = None,
+        name: str = "dataset",
+    ) -> None:
+        self.name = name
+        self.images = _checked_images(np.asarray(images), name)
+        self.labels = _checked_labels(np.asarray(labels), len(self.images), name)
+        if classes is None:
+            classes = [str(label) for label in range(int(self.labels.max()) + 1)]
+        self.classes = tuple(classes)
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        if len(wrong):
+            raise DataError(
+                f"{name}: image {wrong[0]} has label {self.labels[wrong[0]]}, expected 0 to "
+                f"{len(self.classes) - 1} ({len(self.classes)} classes)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return (f"Dataset({self.name!r}, {len(self)} images of {self.image_shape}, "
+                f"{len(self.classes)} classes)")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def subset(self, indices: Sequence[int] | np.ndarray | slice, name: str = "") -> Dataset:
+        """The images at `indices`, in that order; a slice shares memory, other indices copy.
+
+        Raises ValueError for an index out of range, DataError where nothing is left.
+
+        >>> data.subset(slice(0, 1000))  # doctest: +SKIP
+        """
+        if not isinstance(indices, slice):
+            indices = _checked_indices(indices, len(self), self.name)
+        return Dataset(self.images[indices], self.labels[indices], self.classes, name or self.name)
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Two sets that share no image: `fraction` of the images, drawn by `seed`, and the rest.
+
+        Each keeps this set's order. The same seed gives the same split on every machine.
+        Raises ValueError where either part would be empty.
+
+        >>> train, validation = data.split(0.9, seed=1)  # doctest: +SKIP
+        """
+        count = round(len(self) * fraction) if 0 < fraction < 1 else 0
+        if not 0 < count < len(self):
+            raise ValueError(
+                f"{self.name}: cannot split {len(self)} images at {fraction}: expected a fraction "
+                "between 0 and 1 that leaves an image on both sides"
+            )
+        order = Draws(seed, 0, np.arange(len(self)), stream=1).permutation()
+        return self.subset(np.sort(order[:count])), self.subset(np.sort(order[count:]))
+
+    def batch(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        size: int | tuple[int, int] | None = None,
+        mean: Scale = None,
+        std: Scale = None,
+    ) -> np.ndarray:
+        """The images at `indices` as a network reads them: float32 (n, C, H, W), see `to_float`.
+
+        >>> data.batch([0, 5], size=32).shape  # doctest: +SKIP
+        (2, 1, 32, 32)
+        """
+        chosen = _checked_indices(indices, len(self), self.name)
+        return to_float(self.images[chosen], size, mean, std)
+
+
+def to_float(
+    pixels: np.ndarray, size: int | tuple[int, int] | None = None,
+    mean: Scale = None, std: Scale = None,
+) -> np.ndarray:
+    """A batch of images as a network reads it: float32 (n, C, *size), C-contiguous, new.
+
+    pixels: (n, C, H, W); uint8 is divided by 255, floats are taken as they are.
+    size: one int, or (height, width): the images are padded with black (0) to it, alike on all
+    sides; where the padding is odd the extra row or column goes to the bottom or right.
+    mean, std: one number, or one for each channel: then (x - mean) / std. Padding comes first, so
+    the border has the value of a black pixel there too, and the network sees no frame.
+    Raises ValueError for a size smaller than the images and for scales that do not fit.
+    Source: Y. LeCun et al. 1998, section II.B: LeNet-5 reads 28x28 digits in a 32x32 field.
+
+    >>> to_float(np.full((1, 1, 1, 1), 255, np.uint8), size=2, mean=0.5, std=0.5).tolist()
+    [[[[1.0, -1.0], [-1.0, -1.0]]]]
+    """
+    count, channels, height, width = pixels.shape
+    rows, columns = (size, size) if isinstance(size, int) else size or (height, width)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    if top < 0 or left < 0:
+        raise ValueError(f"size {rows}x{columns} is smaller than the images, {height}x{width}: "
+                         "images are padded to it, never cut; resize or crop them first")
+    padded = (rows, columns) != (height, width)
+    x = (np.zeros if padded else np.empty)((count, channels, rows, columns), np.float32)
+    inner = x[:, :, top : top + height, left : left + width]
+    if pixels.dtype == np.uint8:
+        np.divide(pixels, np.float32(255), out=inner, dtype=np.float32)
+    else:
+        inner[...] = pixels
+    if mean is not None:
+        x -= _per_channel("mean", mean, channels)
+    if std is not None:
+        x /= _per_channel("std", std, channels)
+    return x
+
+
+def _per_channel(what: str, value: Any, channels: int) -> np.ndarray:
+    values = np.asarray(value, np.float32)
+    if values.shape not in ((), (1,), (channels,)):
+        raise ValueError(f"{what} has {values.size} numbers, expected 1 or {channels} (channels)")
+    if not np.isfinite(values).all() or (what == "std" and not (values > 0).all()):
+        sort = "positive and finite" if what == "std" else "finite"
+        raise ValueError(f"{what} must be {sort}, got {value!r}")
+    return values.reshape(-1, 1, 1)
+
+
+def _checked_images(images: np.ndarray, name: str) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise DataError(f"{name}: images of shape {images.shape}, expected (N, C, H, W) or "
+                        "(N, H, W)")
+    if not len(images):
+        raise DataError(f"{name}: there are no images, expected at least one")
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise DataError(f"{name}: images of {images.dtype}, expected uint8 (0 to 255) or float "
+                        "(0 to 1)")
+    for begin in range(0, len(images), _CHUNK):  # in chunks: no mask as large as the images
+        finite = np.isfinite(images[begin : begin + _CHUNK]).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise DataError(f"{name}: image {begin + int(np.argmin(finite))} holds NaN or an "
+                            "infinite number; mend or remove it")
+    return images.astype(np.float32, copy=False)
+
+
+def _checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"{name}: labels of {labels.dtype} with shape {labels.shape}, expected "
+                        f"({count},) integers, the index of each image's class")
+    if len(labels) != count:
+        raise DataError(f"{name}: {count} images but {len(labels)} labels, expected as many")
+    return labels.astype(np.int64, copy=False)
+
+
+def _checked_indices(indices: Any, count: int, name: str) -> np.ndarray:
+    chosen = np.asarray(indices)
+    if chosen.size == 0:
+        chosen = chosen.astype(np.int64)
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+        raise ValueError(f"{name}: indices must be a list of integers, got {chosen.dtype} of "
+                         f"shape {chosen.shape}")
+    if chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
+        wrong = chosen[(chosen < 0) | (chosen >= count)][0]
+        raise ValueError(f"{name}: there is no image {wrong}, expected 0 to {count - 1}")
+    return chosen

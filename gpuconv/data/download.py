@@ -1,0 +1,71 @@
+"""One file from the first mirror that has it, checked by sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+import zlib
+
+from gpuconv.data.files import DataError
+
+TIMEOUT = 30.0  # seconds without an answer
+MOST_BYTES = 64 << 20  # twice the largest file: a wrong server cannot fill the memory
+
+
+def fetch(mirrors: tuple[str, ...], name: str, sha256: str) -> tuple[bytes, bytearray]:
+    """The gzip file `name` as it came, and decompressed; the latter has the given sha256.
+
+    mirrors: addresses that end in "/", asked in turn. Raises DataError where an answer was not
+    the expected file, OSError where there was none; one line with each mirror's reason.
+
+    >>> fetch(("https://example.org/mnist/",), "labels.gz", "ba78...")  # doctest: +SKIP
+    """
+    reasons = []
+    corrupt = False
+    for mirror in mirrors:
+        try:
+            packed = _get(mirror + name)
+            return packed, _unpacked(packed, sha256)
+        except DataError as error:
+            corrupt = True
+            reasons.append(f"{mirror}{name}: {error}")
+        except urllib.error.HTTPError as error:
+            reasons.append(f"{mirror}{name}: HTTP {error.code} {error.reason}")
+        except urllib.error.URLError as error:
+            reasons.append(f"{mirror}{name}: {_plain(error.reason)}")
+        except (OSError, http.client.HTTPException) as error:
+            reasons.append(f"{mirror}{name}: {_plain(error)}")
+    raise (DataError if corrupt else OSError)("; ".join(reasons))
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        content: bytes = answer.read(MOST_BYTES + 1)
+        length = answer.headers.get("Content-Length")
+    if len(content) > MOST_BYTES:
+        raise DataError(f"more than {MOST_BYTES} bytes came; this is not the file")
+    if length is not None and len(content) < int(length):
+        raise DataError(f"the connection ended after {len(content)} of {length} bytes")
+    return content
+
+
+def _unpacked(packed: bytes, sha256: str) -> bytearray:
+    member = zlib.decompressobj(wbits=31)
+    try:
+        content = bytearray(member.decompress(packed, MOST_BYTES))
+    except zlib.error:
+        content = bytearray()
+    if not member.eof:
+        raise DataError(f"the {len(packed)} bytes that came are not intact gzip")
+    came = hashlib.sha256(content).hexdigest()
+    if came != sha256:
+        raise DataError(f"sha256 {came[:16]}... came, expected {sha256[:16]}...")
+    return content
+
+
+def _plain(error: object) -> str:
+    """An error as part of a line: without errno's number."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())

@@ -1,0 +1,132 @@
+"""IDX files, MNIST's format: a four-byte magic, big-endian sizes, then the numbers, often gzipped.
+
+Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database", section "File formats".
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gpuconv.data.files import DataError, write_whole
+
+DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+GZIP_MAGIC = b"\x1f\x8b"
+MOST_DIMENSIONS = 32
+_CHUNK = 1 << 20
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array in an IDX file, gzipped or plain: the content decides, not the name.
+
+    Returns an array of the file's shape and dtype (uint8, int8, int16, int32, float32 or
+    float64), writable, in the machine's byte order.
+    Raises DataError for a wrong magic, impossible dimensions, a truncated file, bytes after the
+    data, or damaged gzip; OSError where the file is missing or unreadable.
+
+    >>> read_idx("train-labels-idx1-ubyte.gz")[:4]  # doctest: +SKIP
+    array([5, 0, 4, 1], dtype=uint8)
+    """
+    return parse_idx(read_content(path), path)
+
+
+def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Write `array` as an IDX file, gzipped where the name ends in .gz; whole or not at all.
+
+    array: at least one dimension; uint8, int8, int16, int32, float32 or float64.
+    Equal arrays give equal bytes. Raises ValueError for what IDX cannot hold, OSError on failure.
+
+    >>> write_idx("labels-idx1-ubyte.gz", np.array([3, 1], np.uint8))  # doctest: +SKIP
+    """
+    array = np.asarray(array)
+    big_endian = array.dtype.newbyteorder(">")
+    code = next((code for code, name in DTYPES.items() if np.dtype(name) == big_endian), None)
+    if code is None:
+        raise ValueError(
+            f"IDX cannot hold {array.dtype}: convert first to one of uint8, int8, int16, int32, "
+            "float32, float64"
+        )
+    if not 1 <= array.ndim <= MOST_DIMENSIONS or max(array.shape) >= 1 << 32:
+        raise ValueError(f"IDX holds 1 to {MOST_DIMENSIONS} dimensions, got shape {array.shape}")
+    header = struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
+    content = header + array.astype(big_endian, copy=False).tobytes()
+    if os.fspath(path).endswith(".gz"):
+        content = gzip.compress(content, mtime=0)
+    write_whole(path, content)
+
+
+def read_content(path: str | os.PathLike[str]) -> bytearray:
+    """The bytes of a file, decompressed if they are gzip; DataError where that fails."""
+    content = bytearray()
+    with open(path, "rb") as file:
+        first = file.read(_CHUNK)
+        pieces = _chunks(first, file.read)
+        if first.startswith(GZIP_MAGIC):
+            pieces = _inflate(pieces, path)
+        for piece in pieces:
+            content += piece
+    return content
+
+
+def _chunks(first: bytes, read: Callable[[int], bytes]) -> Iterator[bytes]:
+    while first:
+        yield first
+        first = read(_CHUNK)
+
+
+def _inflate(pieces: Iterator[bytes], path: object) -> Iterator[bytes]:
+    """Decompress gzip piece by piece; members may follow each other, other bytes may not."""
+    member = zlib.decompressobj(wbits=31)
+    for piece in pieces:
+        while piece:
+            if member.eof:
+                if not GZIP_MAGIC.startswith(piece[:2]):
+                    raise DataError(f"{path}: bytes that are not gzip follow the compressed data; "
+                                    "the file is damaged, fetch it again")
+                member = zlib.decompressobj(wbits=31)
+            try:
+                yield member.decompress(piece)
+            except zlib.error as error:
+                raise DataError(f"{path}: damaged gzip data ({error}); fetch it again") from None
+            piece = member.unused_data
+    if not member.eof:
+        raise DataError(f"{path}: the gzip data ends too early; the file is truncated, "
+                        "fetch it again")
+
+
+def parse_idx(content: bytes | bytearray, path: object) -> np.ndarray:
+    """The array in the bytes of an IDX file; `path` is what the errors name.
+
+    A bytearray's array of single bytes shares its memory. Raises DataError, see `read_idx`.
+    """
+    if len(content) < 4:
+        raise DataError(f"{path}: {len(content)} bytes, too short for an IDX file")
+    zero, code, dimensions = struct.unpack_from(">HBB", content)
+    if zero != 0 or code not in DTYPES:
+        raise DataError(
+            f"{path}: not an IDX file: it starts with {bytes(content[:4]).hex(' ')}, expected "
+            f"00 00, a type (08, 09, 0b to 0e) and the number of dimensions"
+        )
+    if not 1 <= dimensions <= MOST_DIMENSIONS:
+        raise DataError(f"{path}: {dimensions} dimensions, expected 1 to {MOST_DIMENSIONS}")
+    start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise DataError(f"{path}: truncated in its header: {len(content)} of {start} bytes")
+    shape = struct.unpack_from(f">{dimensions}I", content, 4)
+    dtype = np.dtype(DTYPES[code])
+    wanted, came = math.prod(shape) * dtype.itemsize, len(content) - start
+    if came != wanted:
+        fault = "truncated" if came < wanted else "has bytes after its data"
+        raise DataError(f"{path}: {fault}: {came} bytes for shape {shape} of {dtype.name}, "
+                        f"expected {wanted}")
+    try:
+        array = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    except ValueError:  # no elements, yet dimensions beyond what NumPy can index
+        raise DataError(f"{path}: impossible shape {shape}") from None
+    return array.astype(dtype.newbyteorder("="), copy=dtype.itemsize > 1)

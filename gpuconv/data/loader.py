@@ -1,0 +1,99 @@
+"""Batches in a fixed random order, epoch after epoch, from any point on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuconv.data.augment import Augment
+from gpuconv.data.dataset import Dataset, Scale, to_float
+from gpuconv.data.draws import Draws
+
+_ORDER, _AUGMENT = 2, 3  # streams of draws; Dataset.split has 1
+
+
+class Loader:
+    """Iterate a dataset in batches of (x, labels); each iteration is the next epoch.
+
+    x: float32 (n, C, H, W), see `to_float` for `size`, `mean` and `std`; labels: int64 (n,).
+    shuffle: a new order every epoch, else the dataset's own. drop_last: leave out a last, smaller
+    batch. augment: a callable of augment.py, or any `(images, draws) -> images`.
+    The order of epoch e is a pure function of (seed, e), the augmentation of image i of
+    (seed, e, i): a run resumed with `batches(epoch, start)` reads the same bits.
+    Nothing runs ahead on a second thread: a batch of 128 digits takes 0.1 to 0.4 ms.
+    Raises ValueError for a batch size below 1 or above the number of images, and for an
+    augmentation, size or scale that does not fit the images.
+
+    >>> for x, labels in Loader(data, batch_size=64, size=32):  # doctest: +SKIP
+    ...     ...
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        augment: Augment | None = None,
+        drop_last: bool = False,
+        size: int | tuple[int, int] | None = None,
+        mean: Scale = None,
+        std: Scale = None,
+    ) -> None:
+        self.batch_size = _checked_batch_size(batch_size, dataset)
+        self.dataset, self.shuffle, self.seed = dataset, shuffle, int(seed)
+        self.augment, self.drop_last = augment, drop_last
+        self.size, self.mean, self.std = size, mean, std
+        self.epoch = 0
+        x, _ = self._batch(0, np.zeros(1, np.int64))  # what does not fit fails here, not in fit
+        self.input_shape: tuple[int, ...] = x.shape[1:]
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        epoch = self.epoch
+        self.epoch += 1
+        return self.batches(epoch)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The indices of the images in the order in which `epoch` reads them, (N,) int64."""
+        indices = np.arange(len(self.dataset))
+        return Draws(self.seed, epoch, indices, _ORDER).permutation() if self.shuffle else indices
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of `epoch`, from batch `start` on: exactly those a full pass ends with.
+
+        Leaves the count of epochs alone. Raises ValueError for a batch that the epoch lacks;
+        start = len(loader), the end of the epoch, yields nothing.
+
+        >>> next(loader.batches(epoch=3, start=100))  # doctest: +SKIP
+        """
+        if epoch < 0 or not 0 <= start <= len(self):
+            raise ValueError(f"there is no batch {start} in epoch {epoch}: expected an epoch of "
+                             f"at least 0 and a batch from 0 to {len(self)}")
+        order = self.order(epoch)
+        return (
+            self._batch(epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
+            for batch in range(start, len(self))
+        )
+
+    def _batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = self.dataset.images[indices]
+        if self.augment is not None:
+            images = self.augment(images, Draws(self.seed, epoch, indices, _AUGMENT))
+        x = to_float(images, self.size, self.mean, self.std)
+        return x, self.dataset.labels[indices]
+
+
+def _checked_batch_size(value: Any, dataset: Dataset) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {value!r}")
+    if value > len(dataset):
+        raise ValueError(f"batch_size {value} is larger than {dataset.name}, which has "
+                         f"{len(dataset)} images; use at most {len(dataset)}")
+    return int(value)

@@ -1,0 +1,211 @@
+"""Data sets by name or by path, wherever they are on this machine, else downloaded and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+from gpuconv.data.dataset import Dataset
+from gpuconv.data.download import fetch
+from gpuconv.data.files import DataError, write_whole
+from gpuconv.data.folder import Size, class_folders, from_folder
+from gpuconv.data.idx import parse_idx, read_content, read_idx
+from gpuconv.errors import unknown
+
+EMBEDDED = Path(__file__).parent
+SYSTEM = Path("/usr/share/datasets")
+SPLITS = ("train", "test")
+_STEMS = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+# sha256 of the decompressed files. MNIST's are the originals'; Fashion-MNIST's are those of
+# Debian's package dataset-fashion-mnist, built from the publisher's repository.
+SHA256 = {
+    "mnist": {
+        "train-images-idx3-ubyte":
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte":
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte":
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte":
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "fashion-mnist": {
+        "train-images-idx3-ubyte":
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte":
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte":
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte":
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+}
+MIRRORS: dict[str, tuple[str, ...]] = {
+    "mnist": ("https://storage.googleapis.com/cvdf-datasets/mnist/",),
+    "fashion-mnist": (
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
+}
+CLASSES = {
+    "mnist": tuple("0123456789"),
+    "fashion-mnist": ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
+                      "Sneaker", "Bag", "Ankle boot"),
+}
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    split: str = "train",
+    root: str | os.PathLike[str] | None = None,
+    size: Size = None,
+    grayscale: bool = False,
+) -> Dataset:
+    """A data set by its name, "mnist" or "fashion-mnist", or from a path.
+
+    split: "train" or "test". A name is looked for in `root` alone where that is given, else in
+    $GPUCONV_DATA, the cache ($XDG_CACHE_HOME or ~/.cache, gpuconv), /usr/share/datasets, this
+    package (which holds MNIST), each as a folder of that name, and is downloaded to the cache
+    otherwise. Its files are checked by sha256 each time. Write ./mnist for a folder of yours.
+    A path is a folder with IDX files of the usual names (train-images-idx3-ubyte, ...; gzipped
+    or not), an IDX file of images beside its labels (whatever `split` is), or a folder of
+    pictures for `from_folder`, which gets `size` and `grayscale`: with subfolders train and
+    test, or else split here, four images for training to one for testing.
+    Raises ValueError for an unknown name or split, FileNotFoundError for a missing path, DataError
+    for corrupt data, OSError where a download fails; each says what was tried and what to do.
+
+    >>> load("mnist", "test")  # doctest: +SKIP
+    Dataset('mnist test', 10000 images of (1, 28, 28), 10 classes)
+    """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if isinstance(name_or_path, str) and name_or_path in SHA256:
+        return _named(name_or_path, split, root)
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return _idx_pair(path)
+    if path.is_dir():
+        if any(_find(path, stem) for stems in _STEMS.values() for stem in stems):
+            return _idx_folder(path, split)
+        return _picture_folder(path, split, size, grayscale)
+    if isinstance(name_or_path, str) and path.name == name_or_path and not path.suffix:
+        raise ValueError(f"{unknown('data set', name_or_path, SHA256)}, nor is there a folder of "
+                         "that name")
+    raise FileNotFoundError(f"{path}: no such file or folder; expected IDX files, a folder of "
+                            f"pictures per class, or a name ({', '.join(SHA256)})")
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
+
+
+def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Dataset:
+    stems = _STEMS[split]
+    folders = _places(name, root)
+    for folder in folders:
+        files = [_find(folder, stem) for stem in stems]
+        if all(files):
+            contents = [_checked(name, stem, file) for stem, file in zip(stems, files, strict=True)]
+            break
+    else:
+        if root is not None:
+            raise FileNotFoundError(f"{name}: no {stems[0]}[.gz] with {stems[1]}[.gz] in "
+                                    f"{' or '.join(map(str, folders))}; put them there, or leave "
+                                    "out root to have them looked for elsewhere")
+        contents = [_download(name, stem, folders) for stem in stems]
+    images, labels = (
+        parse_idx(content, stem) for content, stem in zip(contents, stems, strict=True)
+    )
+    return Dataset(images, labels, CLASSES[name], f"{name} {split}")
+
+
+def _places(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
+    if root is not None:
+        given = Path(root).expanduser()
+        return [given / name, given]
+    asked = os.environ.get("GPUCONV_DATA")
+    first = [Path(asked).expanduser()] if asked else []
+    return [folder / name for folder in (*first, cache_folder(), SYSTEM, EMBEDDED)]
+
+
+def _find(folder: Path, stem: str) -> Path | None:
+    """The file of that name in `folder`, gzipped or not; some copies write .idx for -idx."""
+    for name in (stem, f"{stem}.gz", stem.replace("-idx", ".idx")):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _checked(name: str, stem: str, file: Path | None) -> bytearray:
+    assert file is not None
+    content = read_content(file)
+    came = hashlib.sha256(content).hexdigest()
+    if came != SHA256[name][stem]:
+        raise DataError(f"{file}: not the published {name} file: sha256 {came[:16]}..., expected "
+                        f"{SHA256[name][stem][:16]}...; delete or replace it (for data of your own "
+                        "give the folder's path, not the name)")
+    return content
+
+
+def _download(name: str, stem: str, tried: list[Path]) -> bytearray:
+    target = cache_folder() / name / f"{stem}.gz"
+    try:
+        packed, content = fetch(MIRRORS[name], f"{stem}.gz", SHA256[name][stem])
+    except (OSError, DataError) as error:
+        kind = DataError if isinstance(error, DataError) else OSError
+        raise kind(
+            f"{name}: not in {', '.join(map(str, tried))}, and no download: {error}; get "
+            f"{stem}.gz from {MIRRORS[name][-1]} by hand and put it into {target.parent}, or set "
+            f"GPUCONV_DATA to the folder that holds {name}/"
+        ) from None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, packed)
+    except OSError as error:
+        warnings.warn(f"{target} could not be kept ({error.strerror}); the next run downloads it "
+                      "again", stacklevel=4)
+    return content
+
+
+def _idx_folder(folder: Path, split: str) -> Dataset:
+    images, labels = (_find(folder, stem) for stem in _STEMS[split])
+    if images is None or labels is None:
+        missing = _STEMS[split][0 if images is None else 1]
+        raise FileNotFoundError(f"{folder}: there is no {missing}[.gz] for the split {split!r}")
+    others = [_find(folder, stems[1]) for stems in _STEMS.values()]
+    numbers = [read_idx(file) for file in others if file]  # both splits need the same classes
+    highest = max((int(found.max()) for found in numbers if found.size), default=0)
+    classes = [str(label) for label in range(highest + 1)]
+    return Dataset(read_idx(images), read_idx(labels), classes, f"{folder.name} {split}")
+
+
+def _idx_pair(images: Path) -> Dataset:
+    named = images.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
+    labels = images.with_name(named)
+    if named == images.name or not labels.is_file():
+        raise FileNotFoundError(f"{images}: the labels are not beside it; expected an IDX file "
+                                "named ...images... and one named ...labels... in one folder")
+    return Dataset(read_idx(images), read_idx(labels), None, images.name)
+
+
+def _picture_folder(folder: Path, split: str, size: Size, grayscale: bool) -> Dataset:
+    present = [name for name in SPLITS if (folder / name).is_dir()]
+    if not present:
+        whole = from_folder(folder, size, grayscale)
+        return whole.split(0.8, seed=0)[SPLITS.index(split)]
+    if split not in present:
+        raise FileNotFoundError(f"{folder}: has a subfolder {present[0]} but none named {split}")
+    classes = [class_folders(folder / name) for name in present]
+    if classes[0] != classes[-1]:
+        odd = sorted(set(classes[0]) ^ set(classes[-1]))
+        raise DataError(f"{folder}: train and test have different classes ({', '.join(odd)}); "
+                        "give both the same subfolders")
+    found = from_folder(folder / split, size, grayscale)
+    return Dataset(found.images, found.labels, found.classes, f"{folder.name} {split}")
