@@ -1,0 +1,57 @@
+"""gpuconv: convolutional networks with hand-written kernels, a fast CPU path, a NumPy reference.
+
+    import gpuconv
+    model = gpuconv.models.lenet()
+    model.load_state_dict(gpuconv.load("model.safetensors"))
+
+Everything is imported when it is first used, so `import gpuconv` itself is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpuconv import data, models, nn, ops, optim
+    from gpuconv.checkpoint import load, save
+    from gpuconv.cpu.threads import set_thread_count, thread_count
+    from gpuconv.nn.summary import summary
+    from gpuconv.train import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Trainer",
+    "data",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+    "save",
+    "set_thread_count",
+    "summary",
+    "thread_count",
+]
+
+_HOME = {
+    "Trainer": "gpuconv.train",
+    "load": "gpuconv.checkpoint",
+    "save": "gpuconv.checkpoint",
+    "set_thread_count": "gpuconv.cpu.threads",
+    "summary": "gpuconv.nn.summary",
+    "thread_count": "gpuconv.cpu.threads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"gpuconv.{name}")
+    raise AttributeError(f"module 'gpuconv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,7 +11,12 @@ from functools import lru_cache
 from typing import Any, Literal
 
 Pair = int | tuple[int, int]
-Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | Literal["same", "valid", "full"]
+Padding = (
+    int
+    | tuple[int, int]
+    | tuple[tuple[int, int], tuple[int, int]]
+    | Literal["same", "valid", "full"]
+)
 Tap = tuple[int, int, tuple[slice, ...], tuple[slice, ...]]
 
 NAMED_PADDING = ("same", "valid", "full")
@@ -20,7 +25,12 @@ NAMED_PADDING = ("same", "valid", "full")
 def pair(name: str, value: Any, least: int) -> tuple[int, int]:
     """`value` as (vertical, horizontal): an int counts for both; each must be at least `least`."""
     both = (value, value) if _is_int(value) else value
-    if not isinstance(both, Sequence) or isinstance(both, str) or len(both) != 2 or not all(map(_is_int, both)):
+    if (
+        not isinstance(both, Sequence)
+        or isinstance(both, str)
+        or len(both) != 2
+        or not all(map(_is_int, both))
+    ):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
     if min(both) < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
@@ -41,8 +51,8 @@ class Window:
     side, its wide convolution, where every overlap with the image counts; "same" gives
     ceil(size/stride) outputs, any odd row or column of padding at the bottom and right, as
     Keras and ONNX's SAME_UPPER do (and PyTorch where the stride is 1).
-    ceil_mode: a last, partial window counts if it starts inside the image or its top or left
-    padding: 9 pixels, kernel 4, stride 4, padding 2 give 3 outputs, not 4.
+    ceil_mode: a last, partial window counts too, and a window only if it starts inside the image
+    or its top or left padding: 9 pixels, kernel 4, stride 4, padding 2 give 3 outputs, not 4.
 
     >>> Window(3, stride=2, padding=1).output_size(7, 9)
     (4, 5)
@@ -89,25 +99,32 @@ class Window:
         )
         if P < 1 or Q < 1:
             raise ValueError(
-                f"a window of {self.extent[0]}x{self.extent[1]} pixels (kernel_size={self.kernel_size}, "
-                f"dilation={self.dilation}) does not fit an image of {H}x{W} with padding={self.padding}; "
+                f"a window of {self.extent[0]}x{self.extent[1]} pixels "
+                f"(kernel_size={self.kernel_size}, dilation={self.dilation}) does not fit an "
+                f"image of {H}x{W} with padding={self.padding}; "
                 f"use a larger image, more padding or a smaller kernel"
             )
         return P, Q
 
+    def require(self, name: str, H: int, W: int) -> None:
+        """ValueError that begins with `name` unless a window fits an H x W image."""
+        try:
+            self.output_size(H, W)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
     def _outputs(self, size: int, pad: tuple[int, int], axis: int) -> int:
         stride = self.stride[axis]
         room = size + sum(pad) - self.extent[axis]
-        if room < 0 or size < 1:
-            return 0
-        if not self.ceil_mode:
-            return room // stride + 1
+        if size < 1 or not self.ceil_mode:
+            return room // stride + 1 if size >= 1 and room >= 0 else 0
         outputs = -(-room // stride) + 1
-        starts_outside = (outputs - 1) * stride >= size + pad[0]
-        return outputs - 1 if starts_outside else outputs
+        starts_inside = (size + pad[0] - 1) // stride + 1
+        return min(outputs, starts_inside)
 
     def taps(self, H: int, W: int) -> Iterator[Tap]:
-        """For each tap (r, s): the outputs it reaches, as slices of (..., P, Q), and the pixels it reads, of (..., H, W).
+        """For each tap (r, s): the outputs it reaches, as slices of (..., P, Q), and the pixels it
+        reads, of (..., H, W).
 
         Taps that only ever fall on padding are left out.
         """
@@ -123,7 +140,9 @@ class Window:
 
 
 @lru_cache(maxsize=1024)
-def window(kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Window:
+def window(
+    kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Window:
     """A `Window`, made once for each set of arguments: operations ask for theirs at every call."""
     return Window(kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -131,7 +150,9 @@ def window(kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 
 def _padding(value: Any) -> Any:
     if isinstance(value, str):
         if value not in NAMED_PADDING:
-            raise ValueError(f'padding must be a number or one of "same", "valid", "full", got {value!r}')
+            raise ValueError(
+                f'padding must be a number or one of "same", "valid", "full", got {value!r}'
+            )
         return value
     if isinstance(value, Sequence) and any(isinstance(side, Sequence) for side in value):
         if len(value) != 2:
@@ -151,7 +172,9 @@ def _named_pad(name: str, size: int, extent: int, stride: int) -> tuple[int, int
 
 
 def _reach(offset: int, stride: int, outputs: int, size: int) -> tuple[slice, slice] | None:
-    """Of the outputs o with 0 <= o*stride + offset < size: their slice, and the slice of what they read."""
+    """Of the outputs o with 0 <= o*stride + offset < size: their slice, and the slice of what they
+    read.
+    """
     first = max(0, -(offset // stride))
     last = min(outputs - 1, (size - 1 - offset) // stride)
     if first > last:

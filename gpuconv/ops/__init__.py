@@ -1,0 +1,49 @@
+"""The operations: each one's definition, its gradient, and its implementations side by side."""
+
+from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
+from gpuconv.ops.conv2d import conv2d, conv2d_backward
+from gpuconv.ops.dropout import dropout
+from gpuconv.ops.linear import linear, linear_backward
+from gpuconv.ops.losses import (
+    cross_entropy,
+    cross_entropy_backward,
+    half_squared_error,
+    half_squared_error_backward,
+    hinge,
+    hinge_backward,
+)
+from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward
+from gpuconv.ops.relu import relu, relu_backward
+from gpuconv.ops.sigmoid import sigmoid, sigmoid_backward
+from gpuconv.ops.softmax import softmax, softmax_backward
+from gpuconv.ops.tanh import scaled_tanh, scaled_tanh_backward, tanh, tanh_backward
+
+__all__ = [
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "conv2d",
+    "conv2d_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "dropout",
+    "half_squared_error",
+    "half_squared_error_backward",
+    "hinge",
+    "hinge_backward",
+    "linear",
+    "linear_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "relu",
+    "relu_backward",
+    "scaled_tanh",
+    "scaled_tanh_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_backward",
+    "sum_pool2d",
+    "sum_pool2d_backward",
+    "tanh",
+    "tanh_backward",
+]

@@ -1,10 +1,12 @@
 """`op`: an operation is its definition, with implementations attached.
 
     @op
-    def relu(x): ...            # the definition: plain NumPy, float32 or float64, the arbiter in tests
+    def relu(x): ...            # the definition: plain NumPy, float32 or float64, the arbiter in
+    tests
 
     @relu.check
-    def _(x): ...               # raises on arguments that no device accepts, before anything is allocated
+    def _(x): ...               # raises on arguments that no device accepts, before anything is
+    allocated
 
     @relu.cpu
     def _(x): ...               # optional: only where it is measured faster than the definition
@@ -54,7 +56,9 @@ class Op:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = self._checked(args, kwargs)
         if any(type(a) is np.ndarray and a.size == 0 for a in args):
-            return self.definition(*args)  # nothing to be fast about, and no fast loop need handle it
+            return self.definition(
+                *args
+            )  # nothing to be fast about, and no fast loop need handle it
         return self._cpu(*args)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +77,9 @@ class Op:
     def _same_parameters(self, function: Callable[..., Any]) -> Callable[..., Any]:
         names = tuple(inspect.signature(function).parameters)
         if names != self._names:
-            raise TypeError(f"{self.__name__}: an implementation takes {names}, the definition {self._names}")
+            raise TypeError(
+                f"{self.__name__}: an implementation takes {names}, the definition {self._names}"
+            )
         return function
 
 
@@ -83,14 +89,17 @@ def op(definition: Callable[..., Any]) -> Op:
 
 
 def require_floats(name: str, **arrays: Any) -> None:
-    """TypeError unless every array is a NumPy array of one float type; None passes, for what is optional."""
+    """TypeError unless every array is a NumPy array of one float type; None passes, for what is
+    optional.
+    """
     given = {key: a for key, a in arrays.items() if a is not None}
     for key, a in given.items():
         if not isinstance(a, np.ndarray):
             raise TypeError(f"{name}: {key} must be a NumPy array, got {type(a).__name__}")
         if a.dtype not in FLOATS:
             raise TypeError(
-                f"{name}: {key} must be float32 or float64, got {a.dtype}; convert it with .astype(np.float32)"
+                f"{name}: {key} must be float32 or float64, got {a.dtype}; "
+                f"convert it with .astype(np.float32)"
             )
     if len({a.dtype for a in given.values()}) > 1:
         kinds = ", ".join(f"{key} is {a.dtype}" for key, a in given.items())

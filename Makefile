@@ -1,0 +1,60 @@
+# Two commands do everything: `make train` and `make test`. Each sets up its own environment first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# Where a working NVIDIA driver is found, CuPy for its CUDA release is installed too.
+CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
+CUDA_EXTRA := $(if $(CUDA_MAJOR),$(shell [ $(CUDA_MAJOR) -ge 13 ] && echo ,cuda13 || echo ,cuda12))
+
+.PHONY: help train test test-all lint format bench clean
+
+help:
+	@echo "make train      train LeNet on MNIST (ARGS='--epochs 1' passes options on)"
+	@echo "make test       run the tests"
+	@echo "make test-all   run the tests, the long sweeps too"
+	@echo "make lint       check style and types"
+	@echo "make format     format the code"
+	@echo "make bench      run the benchmarks"
+	@echo "make clean      remove the environment and caches"
+
+$(VENV)/python-is-new-enough:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gpuconv needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/python-is-new-enough pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[viz$(CUDA_EXTRA)]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/python-is-new-enough pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev$(CUDA_EXTRA)]'
+	@touch $@ $(VENV)/installed
+
+train: $(VENV)/installed
+	$(BIN)/gpuconv train $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m '' $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	find gpuconv benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

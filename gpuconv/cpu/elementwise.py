@@ -1,0 +1,57 @@
+"""Element-by-element work, cut into one contiguous shard a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from gpuconv.cpu.threads import parallel, shards
+
+GRAIN = 1 << 16  # below this many elements, a second thread costs more than it saves
+
+
+def elementwise(function: Callable[..., Any], *inputs: np.ndarray) -> np.ndarray:
+    """y, like the first input, after function(*shards of inputs, shard of y) for each shard."""
+    flat = [plain(a).reshape(-1) for a in inputs]
+    y = np.empty(inputs[0].shape, inputs[0].dtype)
+    out = y.reshape(-1)
+    parallel(lambda b, e: function(*(a[b:e] for a in flat), out[b:e]), shards(y.size, GRAIN))
+    return y
+
+
+def plain(a: np.ndarray) -> np.ndarray:
+    """`a` contiguous, aligned and writable, copied only if it is not: compiled loops know one
+    layout.
+    """
+    return np.require(a, requirements="CAW")
+
+
+@numba.njit(nogil=True, cache=True)
+def relu_backward(dy, y, dx):
+    for i in range(dx.size):
+        dx[i] = 0 if y[i] <= 0 else dy[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def tanh_backward(dy, y, dx, amplitude, slope):
+    for i in range(dx.size):
+        dx[i] = dy[i] * slope * (amplitude - y[i] * y[i] / amplitude)
+
+
+@numba.njit(nogil=True, cache=True)
+def sigmoid_backward(dy, y, dx):
+    for i in range(dx.size):
+        dx[i] = dy[i] * y[i] * (1 - y[i])
+
+
+@numba.njit(nogil=True, cache=True)
+def dropout(x, y, first, seed, threshold, scale):
+    for i in range(x.size):
+        z = np.uint64(seed + np.uint64(first + i + 1) * np.uint64(0x9E3779B97F4A7C15))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+        y[i] = x[i] * scale if (z >> np.uint64(32)) >= threshold else 0

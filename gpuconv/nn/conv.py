@@ -1,0 +1,120 @@
+"""The convolution layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpuconv import ops
+from gpuconv.nn import init
+from gpuconv.nn.layer import Layer, Parameter, Shape
+from gpuconv.shapes import pair, window
+
+
+class Conv2d(Layer):
+    """out_channels filters of in_channels/groups x kernel_size weights slide over the image.
+
+    kernel_size, stride, dilation: an int or (vertical, horizontal). padding: those, ((top,
+    bottom), (left, right)), "same", "valid" (the article's narrow convolution) or "full" (its wide
+    one). rng: a generator or seed for the initial weights, uniform in +-1/sqrt(fan in) as
+    PyTorch's are. forward: x (N, in_channels, H, W) -> y (N, out_channels, P, Q). Source: the
+    article; torch.nn.Conv2d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        rng: Any = None,
+    ) -> None:
+        super().__init__()
+        if (
+            min(in_channels, out_channels, groups) < 1
+            or in_channels % groups
+            or out_channels % groups
+        ):
+            raise ValueError(
+                f"Conv2d: groups={groups} must divide in_channels={in_channels} "
+                f"and out_channels={out_channels}"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.window = window(pair("kernel_size", kernel_size, 1), stride, padding, dilation)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        shape = (out_channels, in_channels // groups, *self.window.kernel_size)
+        self.weight = Parameter(np.empty(shape, np.float32))
+        self.bias = Parameter(np.empty(out_channels, np.float32)) if bias else None
+        self.reset_parameters(np.random.default_rng(rng))
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        init.reset_as_pytorch(self.weight, self.bias, rng)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """stride, padding, dilation, groups: as the operation takes them after its arrays."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.save(x)
+        return self.forward_activated(x, None)
+
+    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        (x,) = self.saved()
+        return self.backward_through(dy, x, None, None, need_dx)
+
+    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
+        """`forward` with an activation in the same pass; nothing is saved."""
+        b = None if self.bias is None else self.bias.data
+        return self.run(ops.conv2d, x, self.weight.data, b, *self.arguments, activation)
+
+    def backward_through(
+        self,
+        dy: np.ndarray,
+        x: np.ndarray,
+        activation: str | None,
+        y: np.ndarray | None,
+        need_dx: bool,
+    ) -> np.ndarray | None:
+        """The backward pass of `forward_activated(x)`, y being what it gave."""
+        b = None if self.bias is None else self.bias.data
+        arguments = (dy, x, self.weight.data, b, *self.arguments, activation, y, need_dx)
+        dx, dw, db = self.run(ops.conv2d_backward, *arguments)
+        self.weight.add_grad(dw)
+        if self.bias is not None:
+            self.bias.add_grad(db)
+        return dx
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ValueError(
+                f"Conv2d: the input must be (channels, height, width) with {self.in_channels} "
+                f"channels, got {shape}"
+            )
+        self.window.require("Conv2d", *shape[1:])
+        return (self.out_channels, *self.window.output_size(*shape[1:]))
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return math.prod(self.output_shape(shape)) * math.prod(self.weight.shape[1:])
+
+    def describe(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, {_short(self.window.kernel_size)}"]
+        defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+        parts += [
+            f"{name}={getattr(self, name)}"
+            for name, usual in defaults.items()
+            if getattr(self, name) != usual
+        ]
+        if self.bias is None:
+            parts.append("bias=False")
+        return ", ".join(parts)
+
+
+def _short(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else str(size)

@@ -1,0 +1,175 @@
+"""Two-dimensional average and sum pooling. Source: the article's "pooling step"; ONNX AveragePool;
+torch's avg_pool2d.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import pool as fast
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.shapes import window
+
+
+@op
+def sum_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    """The sum of each window.
+
+    x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), padding, dilation, ceil_mode:
+    as in conv2d and `Window`. Returns y (N, C, P, Q), x's dtype. Raises ValueError where no window
+    fits x.
+    """
+    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    y = np.zeros((*x.shape[:2], *geometry.output_size(*x.shape[2:])), x.dtype)
+    for _, _, out, pixels in geometry.taps(*x.shape[2:]):
+        y[out] += x[pixels]
+    return y
+
+
+@op
+def sum_pool2d_backward(
+    dy, x_shape, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
+):
+    """Each pixel's gradient: the sum of dy over the windows that cover it.
+
+    dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as sum_pool2d had it. Returns dx, dy's dtype,
+    of x_shape.
+    """
+    dx = np.zeros(x_shape, dy.dtype)
+    for _, _, out, pixels in _window(kernel_size, stride, padding, dilation, ceil_mode).taps(
+        *x_shape[2:]
+    ):
+        dx[pixels] += dy[out]
+    return dx
+
+
+@op
+def avg_pool2d(
+    x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, count_include_pad=True
+):
+    """The mean of each window.
+
+    As `sum_pool2d`, divided by the number of taps on the image and its padding; with
+    count_include_pad False, on the image alone. What a last, partial window (ceil_mode) reaches
+    past the padding never counts.
+    """
+    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    total = sum_pool2d.definition(x, kernel_size, stride, padding, dilation, ceil_mode)
+    return total / _taps_counted(geometry, x.shape[2:], count_include_pad).astype(x.dtype)
+
+
+@op
+def avg_pool2d_backward(
+    dy,
+    x_shape,
+    kernel_size,
+    stride=None,
+    padding=0,
+    dilation=1,
+    ceil_mode=False,
+    count_include_pad=True,
+):
+    """Each pixel's gradient: the sum over the windows that cover it of dy / (taps counted).
+
+    dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as avg_pool2d had it. Returns dx, dy's dtype,
+    of x_shape.
+    """
+    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    share = dy / _taps_counted(geometry, x_shape[2:], count_include_pad).astype(dy.dtype)
+    return sum_pool2d_backward.definition(
+        share, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+    )
+
+
+def _window(kernel_size, stride, padding, dilation, ceil_mode):
+    return window(
+        kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
+    )
+
+
+def _taps_counted(geometry, image, include_pad):
+    """(P, Q): the taps of each window that are inside the image, or inside it and its padding."""
+    axes = zip(image, geometry.pads(*image), geometry.output_size(*image), strict=True)
+    counts = []
+    for axis, (size, (before, after), outputs) in enumerate(axes):
+        starts = np.arange(outputs)[:, None] * geometry.stride[axis] - before
+        taps = starts + np.arange(geometry.kernel_size[axis]) * geometry.dilation[axis]
+        low, high = (-before, size + after) if include_pad else (0, size)
+        counts.append(((taps >= low) & (taps < high)).sum(1))
+    return np.maximum(np.outer(*counts), 1)  # a window of padding alone: 0 / 1, not 0 / 0
+
+
+def _require(name, x_shape, dy, geometry):
+    geometry.require(name, *x_shape[2:])
+    if dy is not None:
+        require_shape(name, {"dy": (*x_shape[:2], *geometry.output_size(*x_shape[2:]))}, dy=dy)
+
+
+@sum_pool2d.check
+def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+    require_floats("sum_pool2d", x=x)
+    require_rank("sum_pool2d", 4, "(N, C, H, W)", x=x)
+    _require(
+        "sum_pool2d", x.shape, None, _window(kernel_size, stride, padding, dilation, ceil_mode)
+    )
+
+
+@avg_pool2d.check
+def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    require_floats("avg_pool2d", x=x)
+    require_rank("avg_pool2d", 4, "(N, C, H, W)", x=x)
+    _require(
+        "avg_pool2d", x.shape, None, _window(kernel_size, stride, padding, dilation, ceil_mode)
+    )
+
+
+@sum_pool2d_backward.check
+def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    require_floats("sum_pool2d_backward", dy=dy)
+    _require(
+        "sum_pool2d_backward",
+        x_shape,
+        dy,
+        _window(kernel_size, stride, padding, dilation, ceil_mode),
+    )
+
+
+@avg_pool2d_backward.check
+def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    require_floats("avg_pool2d_backward", dy=dy)
+    _require(
+        "avg_pool2d_backward",
+        x_shape,
+        dy,
+        _window(kernel_size, stride, padding, dilation, ceil_mode),
+    )
+
+
+@sum_pool2d.cpu
+def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+    return fast.sum_forward(x, _window(kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@sum_pool2d_backward.cpu
+def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    return fast.sum_backward(
+        dy, x_shape, _window(kernel_size, stride, padding, dilation, ceil_mode)
+    )
+
+
+@avg_pool2d.cpu
+def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    y = fast.sum_forward(x, geometry)
+    y /= _taps_counted(geometry, x.shape[2:], count_include_pad).astype(y.dtype)
+    return y
+
+
+@avg_pool2d_backward.cpu
+def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    return fast.sum_backward(
+        dy / _taps_counted(geometry, x_shape[2:], count_include_pad).astype(dy.dtype),
+        x_shape,
+        geometry,
+    )

@@ -1,0 +1,142 @@
+"""Two-dimensional convolution, in the sense of ConvNets: cross-correlation, the filter is not
+flipped.
+
+Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import conv as fast
+from gpuconv.ops.activation import activate, activation_backward, require_activation
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.shapes import window
+
+
+@op
+def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, activation=None):
+    """y[n,k,p,q] = activation(b[k] + sum over c,r,s of w[k,c,r,s] * x[n, c, p*stride - pad +
+    r*dilation, ...]).
+
+    x: floats (N, C, H, W). w: (K, C/groups, R, S). b: (K,) or None. All of one dtype.
+    stride, dilation: an int or a pair. padding: an int, a pair, ((top, bottom), (left, right)),
+    "valid" (the article's narrow convolution), "full" (its wide one) or "same".
+    groups: the channels are cut into this many groups, each with K/groups filters of its own.
+    activation: None, "relu", "tanh", "scaled_tanh" or "sigmoid".
+    Returns y (N, K, P, Q). Raises TypeError for other dtypes, ValueError for shapes that do not
+    fit.
+
+    >>> x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
+    >>> conv2d(x, w)[0, 0]
+    array([[4., 4.],
+           [4., 4.]])
+    """
+    (N, C, H, W), (K, _, R, S) = x.shape, w.shape
+    geometry = window((R, S), stride, padding, dilation)
+    y = np.zeros((N, K, *geometry.output_size(H, W)), x.dtype)
+    for k, c in _groups(K, C, groups):
+        for r, s, out, pixels in geometry.taps(H, W):
+            y[:, k][out] += np.einsum(
+                "kc,nchw->nkhw", w[k, :, r, s], x[:, c][pixels], optimize=True
+            )
+    if b is not None:
+        y += b[:, None, None]
+    return activate(y, activation, reference=True)
+
+
+@op
+def conv2d_backward(
+    dy,
+    x,
+    w,
+    b=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    activation=None,
+    y=None,
+    need_dx=True,
+):
+    """The gradients of `conv2d` for x, w and b.
+
+    dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation: as conv2d had them.
+    y: what conv2d returned; needed with an activation. need_dx: False saves the work for a first
+    layer. Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is
+    None.
+    """
+    (_, C, H, W), (K, _, R, S) = x.shape, w.shape
+    dy = activation_backward(dy, y, activation, reference=True)
+    dx, dw = np.zeros(x.shape, x.dtype), np.zeros(w.shape, w.dtype)
+    for k, c in _groups(K, C, groups):
+        for r, s, out, pixels in window((R, S), stride, padding, dilation).taps(H, W):
+            dw[k, :, r, s] = np.einsum(
+                "nkhw,nchw->kc", dy[:, k][out], x[:, c][pixels], optimize=True
+            )
+            dx[:, c][pixels] += np.einsum(
+                "kc,nkhw->nchw", w[k, :, r, s], dy[:, k][out], optimize=True
+            )
+    return dx if need_dx else None, dw, dy.sum((0, 2, 3)) if b is not None else None
+
+
+def _groups(K, C, groups):
+    """The filters and the channels of each group, as slices."""
+    for g in range(groups):
+        yield (
+            slice(g * K // groups, (g + 1) * K // groups),
+            slice(g * C // groups, (g + 1) * C // groups),
+        )
+
+
+@conv2d.check
+def _(x, w, b, stride, padding, dilation, groups, activation):
+    _require("conv2d", x, w, b, stride, padding, dilation, groups, activation)
+
+
+@conv2d_backward.check
+def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+    name = "conv2d_backward"
+    _require(name, x, w, b, stride, padding, dilation, groups, activation)
+    require_floats(name, x=x, dy=dy, y=y)
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    shape = (x.shape[0], w.shape[0], *size)
+    require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
+    if activation is not None and y is None:
+        raise ValueError(f"{name}: activation={activation!r} needs y, what conv2d returned")
+
+
+def _require(name, x, w, b, stride, padding, dilation, groups, activation):
+    require_floats(name, x=x, w=w, b=b)
+    require_rank(name, 4, "(N, C, H, W)", x=x)
+    require_rank(name, 4, "(K, C/groups, R, S)", w=w)
+    (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape
+    if groups < 1 or C % groups or K % groups:
+        raise ValueError(
+            f"{name}: groups={groups} must divide the {C} channels of x and the {K} filters of w"
+        )
+    if filter_channels * groups != C:
+        raise ValueError(
+            f"{name}: x has {C} channels, w expects {filter_channels} per group "
+            f"(x.shape={x.shape}, w.shape={w.shape}, groups={groups})"
+        )
+    require_shape(name, {"b": (K,)}, b=b)
+    require_activation(activation)
+    window((R, S), stride, padding, dilation).require(name, H, W)
+
+
+@conv2d.cpu
+def _(x, w, b, stride, padding, dilation, groups, activation):
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    fused = activation == "relu"
+    y = fast.forward(x, w, b, geometry, groups, "relu" if fused else None)
+    return y if fused else activate(y, activation)
+
+
+@conv2d_backward.cpu
+def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+    dy = activation_backward(dy, y, activation)
+    dx, dw, db = fast.backward(
+        dy, x, w, window(w.shape[2:], stride, padding, dilation), groups, need_dx
+    )
+    return dx, dw, db if b is not None else None

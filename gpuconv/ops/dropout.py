@@ -1,0 +1,54 @@
+"""Dropout, with a mask that every device can compute alike. Source: Srivastava et al. 2014;
+SplitMix64 (Steele et al. 2014).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import elementwise as fast
+from gpuconv.cpu.threads import parallel, shards
+from gpuconv.ops.op import op, require_floats
+
+
+@op
+def dropout(x, p, seed):
+    """y = x / (1 - p) where an element is kept, 0 where it is dropped, each with probability p.
+
+    x: floats of any shape. p: in [0, 1). seed: an int; element i, in C order, is kept if the upper
+    32 bits of SplitMix64's number i for that seed are at least p * 2**32: the same mask on every
+    device, and in the backward pass, which is dropout(dy, p, seed) itself.
+    """
+    i = np.arange(1, x.size + 1, dtype=np.uint64)
+    z = np.uint64(seed) + i * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    keep = (z >> np.uint64(32)) >= np.uint64(_threshold(p))
+    return np.where(keep.reshape(x.shape), x * x.dtype.type(1 / (1 - p)), np.zeros((), x.dtype))
+
+
+def _threshold(p: float) -> int:
+    return round(p * 2**32)
+
+
+@dropout.check
+def _(x, p, seed):
+    require_floats("dropout", x=x)
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be in [0, 1), got {p!r}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"dropout: seed must be in [0, 2**64), got {seed!r}")
+
+
+@dropout.cpu
+def _(x, p, seed):
+    flat, y = fast.plain(x).reshape(-1), np.empty(x.shape, x.dtype)
+    out, scale = y.reshape(-1), x.dtype.type(1 / (1 - p))
+    parallel(
+        lambda b, e: fast.dropout(
+            flat[b:e], out[b:e], b, np.uint64(seed), np.uint64(_threshold(p)), scale
+        ),
+        shards(x.size, fast.GRAIN),
+    )
+    return y

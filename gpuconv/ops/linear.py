@@ -1,0 +1,81 @@
+"""The fully connected layer. Source: the article's "fully connected layer";
+torch.nn.functional.linear.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.ops.activation import activate, activation_backward, require_activation
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+
+
+@op
+def linear(x, w, b=None, activation=None):
+    """y = activation(x w^T + b).
+
+    x: floats (N, features in). w: (features out, features in). b: (features out,) or None.
+    activation: as in conv2d. Returns y (N, features out). Raises ValueError for shapes that do not
+    fit.
+    """
+    y = x @ w.T
+    if b is not None:
+        y += b
+    return activate(y, activation, reference=True)
+
+
+@op
+def linear_backward(dy, x, w, b=None, activation=None, y=None, need_dx=True):
+    """The gradients of `linear` for x, w and b.
+
+    dy: (N, features out). x, w, b, activation: as linear had them. y: what linear returned; needed
+    with an activation. Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db
+    where b is None.
+    """
+    dy = activation_backward(dy, y, activation, reference=True)
+    return dy @ w if need_dx else None, dy.T @ x, dy.sum(0) if b is not None else None
+
+
+@linear.check
+def _(x, w, b, activation):
+    _require("linear", x, w, b, activation)
+
+
+@linear_backward.check
+def _(dy, x, w, b, activation, y, need_dx):
+    name = "linear_backward"
+    _require(name, x, w, b, activation)
+    require_floats(name, x=x, dy=dy, y=y)
+    shape = (x.shape[0], w.shape[0])
+    require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
+    if activation is not None and y is None:
+        raise ValueError(f"{name}: activation={activation!r} needs y, what linear returned")
+
+
+def _require(name, x, w, b, activation):
+    require_floats(name, x=x, w=w, b=b)
+    require_rank(name, 2, "(N, features in)", x=x)
+    require_rank(name, 2, "(features out, features in)", w=w)
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(
+            f"{name}: x has {x.shape[1]} features, w expects {w.shape[1]} "
+            f"(x.shape={x.shape}, w.shape={w.shape})"
+        )
+    require_shape(name, {"b": w.shape[:1]}, b=b)
+    require_activation(activation)
+
+
+@linear.cpu
+def _(x, w, b, activation):
+    y = x @ w.T
+    if b is not None:
+        y += b
+    if activation == "relu":
+        return np.maximum(y, 0, out=y)
+    return activate(y, activation)
+
+
+@linear_backward.cpu
+def _(dy, x, w, b, activation, y, need_dx):
+    dy = activation_backward(dy, y, activation)
+    return dy @ w if need_dx else None, dy.T @ x, dy.sum(0) if b is not None else None

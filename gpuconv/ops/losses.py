@@ -1,0 +1,146 @@
+"""What a network's scores cost: cross-entropy, the article's squared error, hinge; the mean over a
+batch.
+
+Each forward operation returns the loss, a float, and what its backward operation needs.
+Source: the article's "training using backpropagation"; torch.nn.functional.cross_entropy and
+multi_margin_loss.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.softmax import softmax
+
+
+@op
+def cross_entropy(scores, labels, label_smoothing=0.0):
+    """The mean of -sum(target * log(softmax(scores))), from the scores, so that nothing overflows.
+
+    scores: floats (N, classes). labels: integers (N,) in [0, classes). The target is 1 for the
+    label, or with label_smoothing e: 1 - e for the label plus e/classes for every class.
+    Returns (loss, probabilities): a float, 0 for an empty batch, and (N, classes).
+    """
+    if len(scores) == 0:
+        return 0.0, scores.copy()
+    peak = scores.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(scores - peak).sum(axis=1)) + peak[:, 0]
+    right = scores[np.arange(len(labels)), labels]
+    aim = (1 - label_smoothing) * right + label_smoothing * scores.mean(axis=1)
+    return float(np.mean(log_sum - aim)), softmax.definition(scores)
+
+
+@op
+def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
+    """dscores = (probabilities - target) / N; the arguments as `cross_entropy` had and returned
+    them.
+    """
+    n, classes = probabilities.shape
+    target = np.full_like(probabilities, label_smoothing / classes)
+    target[np.arange(n), labels] += 1 - label_smoothing
+    return (probabilities - target) / max(n, 1)
+
+
+@op
+def half_squared_error(scores, labels):
+    """The article's total error over a softmax: the mean over the batch of sum(1/2 (target -
+    probability)^2).
+
+    scores: floats (N, classes). labels: integers (N,) in [0, classes).
+    Returns (loss, probabilities): a float, 0 for an empty batch, and (N, classes).
+    """
+    p = softmax.definition(scores)
+    d = p - _one_hot(p, labels)
+    return float((d * d).sum() / (2 * max(len(p), 1))), p
+
+
+@op
+def half_squared_error_backward(probabilities, labels):
+    """dscores = p * (d - sum(p * d)) / N with d = p - target, through the softmax."""
+    p = probabilities
+    d = p - _one_hot(p, labels)
+    return p * (d - (p * d).sum(axis=1, keepdims=True)) / max(len(p), 1)
+
+
+@op
+def hinge(scores, labels, margin=1.0):
+    """The multi-class hinge loss of a support vector machine: the mean of sum over j != label of
+    max(0, margin - scores[label] + scores[j]) / classes.
+
+    scores: floats (N, classes). labels: integers (N,) in [0, classes).
+    Returns (loss, excess): a float, 0 for an empty batch, and the (N, classes) terms before the
+    sum.
+    """
+    n, classes = scores.shape
+    rows = np.arange(n)
+    excess = np.maximum(0, margin - scores[rows, labels][:, None] + scores)
+    excess[rows, labels] = 0
+    return float(excess.sum() / max(n * classes, 1)), excess
+
+
+@op
+def hinge_backward(excess, labels):
+    """dscores: 1/(N*classes) for every positive term's class, minus their sum for the label."""
+    n, classes = excess.shape
+    dscores = (excess > 0).astype(excess.dtype)
+    dscores[np.arange(n), labels] = -dscores.sum(axis=1)
+    return dscores / max(n * classes, 1)
+
+
+def _one_hot(like, labels):
+    target = np.zeros_like(like)
+    target[np.arange(len(labels)), labels] = 1
+    return target
+
+
+def _require(name, scores, labels):
+    require_floats(name, scores=scores)
+    require_rank(name, 2, "(N, classes)", scores=scores)
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"{name}: labels must be an array of integers, got {kind}")
+    require_shape(name, {"labels": scores.shape[:1]}, labels=labels)
+    classes = scores.shape[1]
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise ValueError(
+            f"{name}: label {wrong} is out of range: "
+            f"{classes} classes are numbered 0 to {classes - 1}"
+        )
+
+
+@cross_entropy.check
+def _(scores, labels, label_smoothing):
+    _require("cross_entropy", scores, labels)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(
+            f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing!r}"
+        )
+
+
+@cross_entropy_backward.check
+def _(probabilities, labels, label_smoothing):
+    _require("cross_entropy_backward", probabilities, labels)
+
+
+@half_squared_error.check
+def _(scores, labels):
+    _require("half_squared_error", scores, labels)
+
+
+@half_squared_error_backward.check
+def _(probabilities, labels):
+    _require("half_squared_error_backward", probabilities, labels)
+
+
+@hinge.check
+def _(scores, labels, margin):
+    _require("hinge", scores, labels)
+    if not (margin > 0 and np.isfinite(margin)):
+        raise ValueError(f"hinge: margin must be positive and finite, got {margin!r}")
+
+
+@hinge_backward.check
+def _(excess, labels):
+    _require("hinge_backward", excess, labels)

@@ -1,0 +1,115 @@
+"""Two-dimensional max pooling. Source: the article's "pooling step"; ONNX MaxPool; torch's
+max_pool2d.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import pool as fast
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.shapes import window
+
+NONE = 255  # argmax before any tap of the window was inside the image
+
+
+@op
+def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    """The largest value in each window, and where it was.
+
+    x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), dilation: an int or a pair;
+    padding as in conv2d, at most half the window.
+    Returns y (N, C, P, Q), x's dtype, and argmax, uint8, same shape: r*S + s of the winner.
+    A NaN wins over every number, the first in row order among equals, padding never; a window
+    with no tap inside the image gives -infinity and argmax 255.
+    Raises ValueError where no window fits x, or a window has more than 255 taps.
+
+    >>> x = np.float32([[1, 1, 2, 4], [5, 6, 7, 8], [3, 2, 1, 0], [1, 2, 3, 4]])
+    >>> max_pool2d(x[None, None], 2)[0][0, 0]
+    array([[6., 8.],
+           [3., 4.]], dtype=float32)
+    """
+    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    y = np.full((*x.shape[:2], *geometry.output_size(*x.shape[2:])), -np.inf, x.dtype)
+    argmax = np.full(y.shape, NONE, np.uint8)
+    for r, s, out, pixels in geometry.taps(*x.shape[2:]):
+        value = x[pixels]
+        wins = (argmax[out] == NONE) | (value > y[out]) | np.isnan(value)
+        y[out] = np.where(wins, value, y[out])
+        argmax[out] = np.where(wins, r * geometry.kernel_size[1] + s, argmax[out])
+    return y, argmax
+
+
+@op
+def max_pool2d_backward(
+    dy, argmax, x_shape, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
+):
+    """Each dy goes to its window's winner.
+
+    dy, argmax: (N, C, P, Q), as max_pool2d returned them. x_shape: (N, C, H, W). The rest as
+    max_pool2d had it. Returns dx, dy's dtype, of x_shape.
+    """
+    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    dx = np.zeros(x_shape, dy.dtype)
+    for r, s, out, pixels in geometry.taps(*x_shape[2:]):
+        won = argmax[out] == r * geometry.kernel_size[1] + s
+        dx[pixels] += np.where(won, dy[out], np.zeros((), dy.dtype))
+    return dx
+
+
+def _window(kernel_size, stride, padding, dilation, ceil_mode):
+    return window(
+        kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
+    )
+
+
+@max_pool2d.check
+def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+    require_floats("max_pool2d", x=x)
+    require_rank("max_pool2d", 4, "(N, C, H, W)", x=x)
+    _require("max_pool2d", x.shape, _window(kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@max_pool2d_backward.check
+def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    name = "max_pool2d_backward"
+    require_floats(name, dy=dy)
+    require_rank(name, 4, "(N, C, P, Q)", dy=dy, argmax=argmax)
+    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    _require(name, x_shape, geometry)
+    shape = (*x_shape[:2], *geometry.output_size(*x_shape[2:]))
+    require_shape(name, {"dy": shape, "argmax": shape}, dy=dy, argmax=argmax)
+    if argmax.dtype != np.uint8:
+        raise TypeError(
+            f"{name}: argmax must be uint8, as max_pool2d returned it, got {argmax.dtype}"
+        )
+
+
+def _require(name, x_shape, geometry):
+    geometry.require(name, *x_shape[2:])
+    if geometry.taps_count > NONE:
+        raise ValueError(
+            f"{name}: a window of {geometry.taps_count} taps; at most {NONE} fit argmax's 8 bits; "
+            f"pool twice with smaller windows"
+        )
+    most = max(a for side in geometry.pads(*x_shape[2:]) for a in side)
+    if any(
+        max(side) > extent // 2
+        for side, extent in zip(geometry.pads(*x_shape[2:]), geometry.extent, strict=True)
+    ):
+        raise ValueError(
+            f"{name}: padding {most} is more than half of the window's {geometry.extent} pixels: "
+            f"windows of nothing but padding have no largest value; use less padding"
+        )
+
+
+@max_pool2d.cpu
+def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+    return fast.max_forward(x, _window(kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@max_pool2d_backward.cpu
+def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    return fast.max_backward(
+        dy, argmax, x_shape, _window(kernel_size, stride, padding, dilation, ceil_mode)
+    )

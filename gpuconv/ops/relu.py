@@ -1,0 +1,51 @@
+"""The rectifier, max(x, 0). Source: the article's "non linearity (ReLU)"; Nair and Hinton 2010."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import elementwise as fast
+from gpuconv.ops.op import op, require_floats, require_shape
+
+
+@op
+def relu(x):
+    """max(x, 0), element by element.
+
+    x: floats of any shape. Returns y, the same shape and dtype. A NaN stays NaN.
+
+    >>> relu(np.float32([-1, 0, 2]))
+    array([0., 0., 2.], dtype=float32)
+    """
+    return np.maximum(x, 0)
+
+
+@op
+def relu_backward(dy, y):
+    """dx = dy where y > 0, else 0: the derivative at 0 is 0. Where y is NaN, dy passes, as in
+    PyTorch.
+
+    dy, y: floats of one shape, y being what `relu` returned.
+    """
+    return np.where(y <= 0, np.zeros((), dy.dtype), dy)
+
+
+@relu.check
+def _(x):
+    require_floats("relu", x=x)
+
+
+@relu_backward.check
+def _(dy, y):
+    require_floats("relu_backward", dy=dy, y=y)
+    require_shape("relu_backward", {"dy": y.shape}, dy=dy)
+
+
+@relu.cpu
+def _(x):
+    return fast.elementwise(lambda x, y: np.maximum(x, 0, out=y), x)
+
+
+@relu_backward.cpu
+def _(dy, y):
+    return fast.elementwise(fast.relu_backward, dy, y)

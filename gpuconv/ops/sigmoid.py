@@ -1,0 +1,48 @@
+"""The logistic function, 1 / (1 + exp(-x)). Source: the article."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import elementwise as fast
+from gpuconv.ops.op import op, require_floats, require_shape
+
+
+@op
+def sigmoid(x):
+    """1 / (1 + exp(-x)), element by element, without overflow for any x.
+
+    x: floats of any shape; returns the same shape and dtype.
+    """
+    small = np.exp(-np.abs(x))  # never above 1
+    return np.where(x >= 0, 1, small) / (1 + small)
+
+
+@op
+def sigmoid_backward(dy, y):
+    """dx = dy * y * (1 - y). dy, y: floats of one shape, y being what `sigmoid` returned."""
+    return dy * y * (1 - y)
+
+
+@sigmoid.check
+def _(x):
+    require_floats("sigmoid", x=x)
+
+
+@sigmoid_backward.check
+def _(dy, y):
+    require_floats("sigmoid_backward", dy=dy, y=y)
+    require_shape("sigmoid_backward", {"dy": y.shape}, dy=dy)
+
+
+@sigmoid.cpu
+def _(x):
+    def logistic(x, y):
+        y[...] = sigmoid.definition(x)
+
+    return fast.elementwise(logistic, x)
+
+
+@sigmoid_backward.cpu
+def _(dy, y):
+    return fast.elementwise(fast.sigmoid_backward, dy, y)

@@ -1,0 +1,44 @@
+"""Softmax: scores to probabilities. Source: the article's "output layer";
+torch.nn.functional.softmax.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.ops.op import op, require_floats, require_shape
+
+
+@op
+def softmax(x):
+    """exp(x) / sum(exp(x)) over axis 1, the classes; no score overflows, whatever its size.
+
+    x: floats (N, classes, ...). Returns y, the same shape and dtype; each example's values sum to
+    1.
+
+    >>> softmax(np.float64([[1000, 1000, -1000]]))
+    array([[0.5, 0.5, 0. ]])
+    """
+    e = np.exp(x - x.max(axis=1, keepdims=True, initial=-np.inf))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@op
+def softmax_backward(dy, y):
+    """dx = y * (dy - sum of dy*y over axis 1). dy, y: (N, classes, ...), y being what `softmax`
+    returned.
+    """
+    return y * (dy - (dy * y).sum(axis=1, keepdims=True))
+
+
+@softmax.check
+def _(x):
+    require_floats("softmax", x=x)
+    if x.ndim < 2:
+        raise ValueError(f"softmax: x must have axes (N, classes, ...), got shape {x.shape}")
+
+
+@softmax_backward.check
+def _(dy, y):
+    require_floats("softmax_backward", dy=dy, y=y)
+    require_shape("softmax_backward", {"dy": y.shape}, dy=dy)

@@ -1,0 +1,90 @@
+"""The hyperbolic tangent, and LeCun's scaled form of it. Source: the article; LeCun et al. 1998,
+"Efficient BackProp".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import elementwise as fast
+from gpuconv.ops.op import op, require_floats, require_shape
+
+AMPLITUDE, SLOPE = 1.7159, 2 / 3  # chosen by LeCun so that the unit maps +-1 to +-1
+
+
+@op
+def tanh(x):
+    """tanh(x), element by element. x: floats of any shape; returns the same shape and dtype."""
+    return np.tanh(x)
+
+
+@op
+def tanh_backward(dy, y):
+    """dx = dy * (1 - y*y). dy, y: floats of one shape, y being what `tanh` returned."""
+    return dy * (1 - y * y)
+
+
+@op
+def scaled_tanh(x):
+    """1.7159 * tanh(2x/3), element by element: LeNet-5's squashing function.
+
+    x: floats of any shape; returns the same shape and dtype.
+    """
+    return (AMPLITUDE * np.tanh(SLOPE * x)).astype(x.dtype)
+
+
+@op
+def scaled_tanh_backward(dy, y):
+    """dx = dy * 2/3 * (1.7159 - y*y/1.7159). dy, y: floats of one shape, y being what
+    `scaled_tanh` returned.
+    """
+    return (dy * SLOPE * (AMPLITUDE - y * y / AMPLITUDE)).astype(dy.dtype)
+
+
+@tanh.check
+def _(x):
+    require_floats("tanh", x=x)
+
+
+@scaled_tanh.check
+def _(x):
+    require_floats("scaled_tanh", x=x)
+
+
+@tanh_backward.check
+def _(dy, y):
+    require_floats("tanh_backward", dy=dy, y=y)
+    require_shape("tanh_backward", {"dy": y.shape}, dy=dy)
+
+
+@scaled_tanh_backward.check
+def _(dy, y):
+    require_floats("scaled_tanh_backward", dy=dy, y=y)
+    require_shape("scaled_tanh_backward", {"dy": y.shape}, dy=dy)
+
+
+@tanh.cpu
+def _(x):
+    return fast.elementwise(lambda x, y: np.tanh(x, out=y), x)
+
+
+@scaled_tanh.cpu
+def _(x):
+    def scaled(x, y):
+        np.multiply(x, SLOPE, out=y)
+        np.tanh(y, out=y)
+        np.multiply(y, AMPLITUDE, out=y)
+
+    return fast.elementwise(scaled, x)
+
+
+@tanh_backward.cpu
+def _(dy, y):
+    return fast.elementwise(lambda dy, y, dx: fast.tanh_backward(dy, y, dx, 1.0, 1.0), dy, y)
+
+
+@scaled_tanh_backward.cpu
+def _(dy, y):
+    return fast.elementwise(
+        lambda dy, y, dx: fast.tanh_backward(dy, y, dx, AMPLITUDE, SLOPE), dy, y
+    )

@@ -1,0 +1,290 @@
+"""Layers and containers: state, gradients through whole networks, devices, and what errors say."""
+
+import loops
+import numpy as np
+import pytest
+
+from gpuconv import models, nn
+from gpuconv.nn import init
+from gpuconv.nn.summary import summary
+
+
+def small_network():
+    """Every container and most layers, small enough for central differences."""
+    return nn.Sequential(
+        stem=nn.Conv2d(2, 4, 3, padding=1),
+        act=nn.ReLU(),
+        mixed=nn.Concat(
+            nn.Conv2d(4, 2, 1),
+            nn.Sequential(nn.Conv2d(4, 3, 3, padding="same", groups=1), nn.Tanh()),
+            nn.MaxPool2d(3, 1, 1),
+        ),
+        block=nn.Residual(nn.Sequential(nn.Conv2d(9, 9, 3, padding=1, groups=3), nn.Sigmoid())),
+        down=nn.Residual(nn.Conv2d(9, 6, 3, 2, 1), nn.Conv2d(9, 6, 1, 2, bias=False)),
+        pool=nn.AvgPool2d(2, ceil_mode=True),
+        scaled=nn.ScaledTanh(),
+        flat=nn.Flatten(),
+        fc=nn.Linear(6 * 2 * 2, 3),
+    )
+
+
+def make(network, dtype=np.float64, device="reference"):
+    init.initialize(network, 4)
+    return network.to(device, dtype)
+
+
+def test_every_gradient_of_a_network_equals_central_differences():
+    network = make(small_network())
+    rng = np.random.default_rng(1)
+    x, labels = rng.standard_normal((2, 2, 6, 7)), np.array([0, 2])
+    loss = nn.CrossEntropyLoss()
+
+    def objective():
+        return loss.forward(network.forward(x), labels)
+
+    objective()
+    dx = network.backward(loss.backward())
+    np.testing.assert_allclose(dx, loops.central_difference(objective, x), 1e-4, 1e-7)
+    for name, parameter in network.named_parameters():
+        difference = loops.central_difference(objective, parameter.data)
+        np.testing.assert_allclose(parameter.grad, difference, 1e-4, 1e-7, err_msg=name)
+
+
+def test_cpu_and_reference_agree_on_a_network():
+    rng = np.random.default_rng(2)
+    x, labels = rng.standard_normal((5, 2, 6, 7)).astype(np.float32), np.array([0, 2, 1, 1, 0])
+    results = []
+    for device in ("cpu", "reference"):
+        network, loss = make(small_network(), np.float32, device), nn.CrossEntropyLoss()
+        value = loss.forward(network.forward(x), labels)
+        dx = network.backward(loss.backward())
+        results.append([value, dx, *[p.grad for p in network.parameters()]])
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, 1e-4, 1e-5)
+
+
+def test_gradients_add_up_until_zero_grad():
+    layer, x = nn.Linear(3, 2, rng=0), np.ones((4, 3), np.float32)
+    dy = np.ones((4, 2), np.float32)
+    layer.forward(x)
+    layer.backward(dy)
+    first = layer.weight.grad.copy()
+    layer.forward(x)
+    layer.backward(dy)
+    np.testing.assert_array_equal(layer.weight.grad, 2 * first)
+    layer.zero_grad()
+    assert layer.weight.grad is None
+
+
+def test_each_forward_serves_one_backward_and_infer_keeps_nothing():
+    network = make(small_network(), np.float32, "cpu")
+    x = np.ones((1, 2, 6, 7), np.float32)
+    y = network.forward(x)
+    network.backward(np.ones_like(y))
+    with pytest.raises(RuntimeError, match="call forward first"):
+        network.backward(np.ones_like(y))
+    np.testing.assert_allclose(network.infer(x), network.forward(x), 1e-6)
+    network.infer(x)
+    assert all(layer._saved is None for _, layer in network.layers())
+
+
+def test_without_need_dx_the_parameters_still_get_theirs():
+    x = np.random.default_rng(0).standard_normal((2, 2, 6, 7)).astype(np.float32)
+    grads = []
+    for need_dx in (True, False):
+        network = make(small_network(), np.float32, "cpu")
+        y = network.forward(x)
+        network.backward(np.ones_like(y), need_dx)
+        grads.append([p.grad for p in network.parameters()])
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_state_dict_round_trip_and_names():
+    network, other = make(small_network()), small_network().to("reference", np.float64)
+    state = network.state_dict()
+    assert "stem.weight" in state
+    assert "mixed.1.0.weight" in state
+    assert "block.body.0.bias" in state
+    assert "down.shortcut.weight" in state
+    assert "down.shortcut.bias" not in state
+    other.load_state_dict({name: value.copy() for name, value in state.items()})
+    for name, value in other.state_dict().items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+def test_load_state_dict_refuses_other_architectures_and_changes_nothing():
+    network = models.lenet()
+    before = {name: value.copy() for name, value in network.state_dict().items()}
+    state = {name: value + 1 for name, value in before.items()}
+    state["fc3.weight"] = np.zeros((7, 100), np.float32)
+    del state["conv1.bias"]
+    state["extra"] = np.zeros(1)
+    with pytest.raises(ValueError, match="another architecture") as raised:
+        network.load_state_dict(state)
+    for text in (
+        "fc3.weight has shape (7, 100), this model's is (10, 100)",
+        "conv1.bias is missing",
+    ):
+        assert text in str(raised.value)
+    assert "extra is not in this model" in str(raised.value)
+    with pytest.raises(ValueError, match="fc3"):
+        network.load_state_dict(state, strict=False)
+    for name, value in network.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    del state["fc3.weight"]
+    network.load_state_dict(state, strict=False)
+    np.testing.assert_array_equal(network.state_dict()["fc1.bias"], before["fc1.bias"] + 1)
+
+
+def test_initialisation_depends_on_the_seed_alone():
+    a, b, c = models.lenet(seed=1), models.lenet(seed=1), models.lenet(seed=2)
+    for name, value in a.state_dict().items():
+        np.testing.assert_array_equal(value, b.state_dict()[name])
+        assert (value != c.state_dict()[name]).any()
+
+
+@pytest.mark.parametrize(
+    ("function", "variance"),
+    [
+        (init.kaiming_uniform, 2 / 400),
+        (init.kaiming_normal, 2 / 400),
+        (init.xavier_uniform, 2 / 900),
+        (init.xavier_normal, 2 / 900),
+        (init.lecun_normal, 1 / 400),
+    ],
+)
+def test_initialisers_have_their_variance(function, variance):
+    weights = function((20, 16, 5, 5), np.random.default_rng(0))
+    assert weights.dtype == np.float32
+    assert abs(weights.mean()) < 4 * np.sqrt(variance / weights.size)
+    assert weights.var() == pytest.approx(variance, rel=0.06)
+    with pytest.raises(ValueError, match="no fan"):
+        function((5,), np.random.default_rng(0))
+
+
+def test_orthogonal_rows():
+    w = init.orthogonal((8, 3, 3, 3), np.random.default_rng(0)).reshape(8, -1)
+    np.testing.assert_allclose(w @ w.T, np.eye(8), atol=1e-6)
+
+
+def test_initialize_with_a_chosen_function():
+    network = models.lenet()
+    init.initialize(network, 0, init.kaiming_normal)
+    state = network.state_dict()
+    assert not state["conv1.bias"].any()
+    assert state["fc1.weight"].var() == pytest.approx(2 / 400, rel=0.05)
+
+
+def test_lenet_is_the_articles():
+    found = summary(models.lenet())
+    assert found.parameters == 63_802
+    assert found.multiply_adds == 117_600 + 240_000 + 48_000 + 12_000 + 1_000
+    assert [row.output for row in found.rows[:6]] == [
+        (6, 28, 28), (6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 10, 10), (16, 5, 5),
+    ]  # fmt: skip
+    assert "63,802" in str(found)
+
+
+def test_traced_shapes_are_the_real_ones():
+    network = make(small_network(), np.float32, "cpu")
+    found = summary(network, (2, 6, 7))
+    y = network.forward(np.ones((3, 2, 6, 7), np.float32))
+    assert y.shape == (3, *found.rows[-1].output)
+    assert found.parameters == sum(p.data.size for p in network.parameters())
+
+
+def test_summary_stops_at_the_layer_that_does_not_fit():
+    found = summary(models.lenet(), (1, 28, 28))
+    names = [row.name for row in found.rows]
+    assert names == ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "flat"]
+    assert "must be (400,), got (256,)" in found.error
+    assert str(found).endswith(found.error)
+    with pytest.raises(ValueError, match="give input_shape"):
+        summary(nn.Sequential(nn.ReLU()))
+
+
+def test_models_are_built_by_name():
+    network = models.build({"name": "lenet", "arguments": {"num_classes": 7, "in_channels": 3}})
+    assert network.forward(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 7)
+    assert network.spec == {"name": "lenet", "arguments": {"num_classes": 7, "in_channels": 3}}
+    with pytest.raises(ValueError, match="unknown model 'lenat'; did you mean 'lenet'"):
+        models.build({"name": "lenat"})
+    with pytest.raises(ValueError, match="model lenet"):
+        models.build({"name": "lenet", "arguments": {"depth": 3}})
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups=2 must divide"),
+        (lambda: nn.Conv2d(3, 4, 0), "kernel_size must be at least 1"),
+        (lambda: nn.Linear(0, 3), "at least 1"),
+        (lambda: nn.MaxPool2d(2, padding=-1), "padding must be at least 0"),
+        (lambda: nn.Concat(), "at least one branch"),
+        (lambda: nn.ReLU().to("gpu"), "unknown device 'gpu'"),
+    ],
+)
+def test_impossible_layers_are_refused(build, text):
+    with pytest.raises(ValueError, match=text):
+        build()
+
+
+def test_branches_of_other_shapes_are_refused():
+    x = np.ones((1, 2, 5, 5), np.float32)
+    with pytest.raises(ValueError, match="branches' shapes differ"):
+        nn.Residual(nn.Conv2d(2, 3, 3)).forward(x)
+    found = summary(nn.Sequential(nn.Concat(nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 1))), (2, 5, 5))
+    assert "branches' shapes differ" in found.error
+
+
+def random_network(rng):
+    """A random stack of convolutions, activations and pools, ours and PyTorch's side by side."""
+    import torch
+
+    ours, theirs, c, size = [], [], 2, int(rng.integers(9, 14))
+    first = size
+    for _ in range(int(rng.integers(2, 5))):
+        k, pad = int(rng.integers(1, 4)), int(rng.integers(0, 2))
+        out = int(rng.integers(1, 4)) * 2
+        stride, groups = int(rng.integers(1, 3)), int(rng.choice([1, 2]))
+        if (size + 2 * pad - k) // stride + 1 < 2:
+            break
+        ours.append(nn.Conv2d(c, out, k, stride, pad, 1, groups, rng=rng))
+        theirs.append(torch.nn.Conv2d(c, out, k, stride, pad, 1, groups))
+        size, c = (size + 2 * pad - k) // stride + 1, out
+        name = str(rng.choice(["ReLU", "Tanh", "Sigmoid"]))
+        ours.append(getattr(nn, name)())
+        theirs.append(getattr(torch.nn, name)())
+        if rng.random() < 0.6 and size >= 3:
+            kind = str(rng.choice(["MaxPool2d", "AvgPool2d"]))
+            arguments = {"stride": int(rng.integers(1, 3)), "padding": int(rng.integers(0, 2))}
+            arguments["ceil_mode"] = bool(rng.random() < 0.5)
+            ours.append(getattr(nn, kind)(3, **arguments))
+            theirs.append(getattr(torch.nn, kind)(3, **arguments))
+            size = ours[-1].window.output_size(size, size)[0]
+    ours += [nn.Flatten(), nn.Linear(c * size * size, 5, rng=rng)]
+    theirs += [torch.nn.Flatten(), torch.nn.Linear(c * size * size, 5)]
+    return nn.Sequential(*ours), torch.nn.Sequential(*theirs).double(), (3, 2, first, first)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("seed", range(12))
+def test_random_architectures_equal_pytorch(seed, device):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng([seed, 77])
+    ours, theirs, shape = random_network(rng)
+    ours.to(device, np.float64)
+    with torch.no_grad():
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            other.copy_(torch.tensor(mine.data))
+    x, labels = rng.standard_normal(shape), rng.integers(0, 5, shape[0])
+    t = torch.tensor(x, requires_grad=True)
+    value = torch.nn.CrossEntropyLoss()(theirs(t), torch.tensor(labels))
+    value.backward()
+    loss = nn.CrossEntropyLoss()
+    assert loss.forward(ours.forward(x), labels) == pytest.approx(value.item(), rel=1e-10)
+    np.testing.assert_allclose(ours.backward(loss.backward()), t.grad, 1e-9, 1e-12)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        np.testing.assert_allclose(mine.grad, other.grad, 1e-9, 1e-12)
