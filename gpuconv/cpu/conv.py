@@ -1,0 +1,52 @@
+"""The fast convolution for NumPy arrays: which algorithm computes which pass."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import conv_direct, conv_matmul
+from gpuconv.shapes import Window
+
+
+def forward(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None,
+    window: Window,
+    groups: int,
+    activation: str | None = None,
+) -> np.ndarray:
+    """y (N, K, P, Q) of x (N, C, H, W), w (K, C/groups, R, S) and b (K,) or None.
+
+    activation: None or "relu"; a NaN passes through it. Arrays may have any strides.
+    """
+    x, w, b = plain(x), plain(w), None if b is None else plain(b)
+    if x.dtype == np.float32:
+        return conv_direct.forward(x, w, b, window, groups, activation == "relu")
+    y = conv_matmul.forward(x, w, window, groups)
+    if b is not None:
+        y += b[:, None, None]
+    if activation == "relu":
+        y[y < 0] = 0
+    return y
+
+
+def backward(
+    dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool = True
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """(dx, dw, db), shaped as x, w and (K,); dx is None without `need_dx`.
+
+    dy: (N, K, P, Q), the gradient before the activation. Arrays may have any strides.
+    """
+    dy, x, w = plain(dy), plain(x), plain(w)
+    if x.dtype == np.float32:
+        dw, db = conv_direct.weight_gradient(dy, x, w.shape, window, groups)
+        dx = conv_direct.input_gradient(dy, w, x.shape, window, groups) if need_dx else None
+        return dx, dw, db
+    dx, dw = conv_matmul.backward(dy, x, w, window, groups, need_dx)
+    return dx, dw, dy.sum((0, 2, 3))
+
+
+def plain(a: np.ndarray) -> np.ndarray:
+    """`a` C-contiguous, aligned and writable, copied only if it is not: compiled loops know one layout."""
+    return np.require(a, requirements="CAW")

@@ -1,0 +1,182 @@
+"""Pooling for NumPy arrays: row by row, a tap at a time, so that the inner loops are vector loops."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from gpuconv.cpu.conv import plain
+from gpuconv.cpu.threads import parallel, shards
+from gpuconv.shapes import Window
+
+NONE = 255  # argmax where no tap was inside the image
+GRAIN = 1 << 15  # pixels a thread should have, to be worth its start
+
+
+def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """(y, argmax), both (N, C, P, Q), of x (N, C, H, W): argmax, uint8, is the winning tap r*S + s.
+
+    A NaN wins over every number, the last NaN over the others, the first in row order among equals,
+    padding never; without a tap inside the image y is -inf and argmax is 255.
+    """
+    x = plain(x)
+    N, C, H, W = x.shape
+    P, Q = window.output_size(H, W)
+    y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), np.uint8)
+    planes, out, winners = x.reshape(-1, H, W), y.reshape(-1, P, Q), argmax.reshape(-1, P, Q)
+    geometry = numbers(window, H, W)
+    parallel(lambda b, e: _max_forward(planes[b:e], out[b:e], winners[b:e], *geometry), _shards(x), False)
+    return y, argmax
+
+
+def max_backward(
+    dy: np.ndarray, argmax: np.ndarray, x_shape: tuple[int, ...], window: Window
+) -> np.ndarray:
+    """dx, of x_shape: each dy (N, C, P, Q) goes to its window's winner."""
+    (_, _, H, W), (_, _, P, Q) = x_shape, dy.shape
+    dx = np.empty(x_shape, dy.dtype)
+    gradient, winners = plain(dy).reshape(-1, P, Q), plain(argmax).reshape(-1, P, Q)
+    out, geometry = dx.reshape(-1, H, W), numbers(window, H, W)
+    parallel(lambda b, e: _max_backward(gradient[b:e], winners[b:e], out[b:e], *geometry), _shards(dx), False)
+    return dx
+
+
+def sum_forward(x: np.ndarray, window: Window) -> np.ndarray:
+    """y (N, C, P, Q): the sum over each window's taps inside the image."""
+    x = plain(x)
+    N, C, H, W = x.shape
+    P, Q = window.output_size(H, W)
+    y = np.empty((N, C, P, Q), x.dtype)
+    planes, out, geometry = x.reshape(-1, H, W), y.reshape(-1, P, Q), numbers(window, H, W)
+    parallel(lambda b, e: _sum_forward(planes[b:e], out[b:e], *geometry), _shards(x), False)
+    return y
+
+
+def sum_backward(dy: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
+    """dx, of x_shape: to each pixel the sum of dy (N, C, P, Q) over the windows that cover it."""
+    (_, _, H, W), (_, _, P, Q) = x_shape, dy.shape
+    dx = np.empty(x_shape, dy.dtype)
+    gradient, out, geometry = plain(dy).reshape(-1, P, Q), dx.reshape(-1, H, W), numbers(window, H, W)
+    parallel(lambda b, e: _sum_backward(gradient[b:e], out[b:e], *geometry), _shards(dx), False)
+    return dx
+
+
+def numbers(window: Window, H: int, W: int) -> tuple[int, ...]:
+    """R, S, stride_h, stride_w, top, left, dil_h, dil_w: the window as the compiled loops take it."""
+    (top, _), (left, _) = window.pads(H, W)
+    return (*window.kernel_size, *window.stride, top, left, *window.dilation)
+
+
+def _shards(image: np.ndarray) -> list[tuple[int, int]]:
+    N, C, H, W = image.shape
+    return shards(N * C, -(-GRAIN // (H * W)))
+
+
+@numba.njit(nogil=True, cache=True)
+def _inside(offset, stride, outputs, size):
+    """[first, end) of the outputs o with 0 <= o*stride + offset < size."""
+    first = max(0, -(offset // stride))
+    return first, max(first, min(outputs - 1, (size - 1 - offset) // stride) + 1)
+
+
+@numba.njit(nogil=True, cache=True)
+def _first_taps(S, stride, left, dilation, Q, W):
+    """For each output column its first tap inside the image, or NONE."""
+    taps = np.full(Q, NONE, np.uint8)
+    for s in range(S - 1, -1, -1):
+        first, end = _inside(s * dilation - left, stride, Q, W)
+        taps[first:end] = s
+    return taps
+
+
+@numba.njit(nogil=True, cache=True)
+def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
+    (H, W), (P, Q) = x.shape[1:], y.shape[1:]
+    taps = _first_taps(S, stride_w, left, dil_w, Q, W)
+    for plane in range(len(x)):
+        for p in range(P):
+            best, winner = y[plane, p], argmax[plane, p]
+            best[:] = -np.inf
+            winner[:] = NONE
+            started = False
+            for r in range(R):
+                h = p * stride_h - top + r * dil_h
+                if h < 0 or h >= H:
+                    continue
+                if not started:
+                    started = True
+                    for q in range(Q):
+                        winner[q] = NONE if taps[q] == NONE else r * S + taps[q]
+                for s in range(S):
+                    offset = s * dil_w - left
+                    first, end = _inside(offset, stride_w, Q, W)
+                    row = x[plane, h, max(first * stride_w + offset, 0) :]
+                    tap = np.uint8(r * S + s)
+                    if stride_w == 1:
+                        _larger(row, best[first:end], winner[first:end], tap, 1)
+                    elif stride_w == 2:
+                        _larger(row, best[first:end], winner[first:end], tap, 2)
+                    else:
+                        _larger(row, best[first:end], winner[first:end], tap, stride_w)
+
+
+@numba.njit(nogil=True, cache=True)
+def _larger(row, best, winner, tap, step):
+    for q in range(len(best)):
+        value = row[q * step]
+        wins = (value > best[q]) | (value != value)
+        best[q] = value if wins else best[q]
+        winner[q] = tap if wins else winner[q]
+
+
+@numba.njit(nogil=True, cache=True)
+def _max_backward(dy, argmax, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
+    P, Q = dy.shape[1:]
+    W = dx.shape[2]
+    places = np.zeros(256, np.int64)
+    for tap in range(min(R * S, NONE)):
+        places[tap] = tap // S * dil_h * W + tap % S * dil_w
+    for plane in range(len(dy)):
+        out = dx[plane].reshape(-1)
+        out[:] = 0
+        for p in range(P):
+            corner = (p * stride_h - top) * W - left
+            for q in range(Q):
+                tap = argmax[plane, p, q]
+                if tap != NONE:
+                    out[corner + q * stride_w + places[tap]] += dy[plane, p, q]
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_forward(x, y, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
+    (H, W), (P, Q) = x.shape[1:], y.shape[1:]
+    for plane in range(len(x)):
+        for p in range(P):
+            total = y[plane, p]
+            total[:] = 0
+            for r in range(R):
+                h = p * stride_h - top + r * dil_h
+                if h < 0 or h >= H:
+                    continue
+                for s in range(S):
+                    offset = s * dil_w - left
+                    first, end = _inside(offset, stride_w, Q, W)
+                    for q in range(first, end):
+                        total[q] += x[plane, h, q * stride_w + offset]
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_backward(dy, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
+    (P, Q), (H, W) = dy.shape[1:], dx.shape[1:]
+    for plane in range(len(dy)):
+        dx[plane] = 0
+        for p in range(P):
+            for r in range(R):
+                h = p * stride_h - top + r * dil_h
+                if h < 0 or h >= H:
+                    continue
+                for s in range(S):
+                    offset = s * dil_w - left
+                    first, end = _inside(offset, stride_w, Q, W)
+                    for q in range(first, end):
+                        dx[plane, h, q * stride_w + offset] += dy[plane, p, q]

@@ -1,0 +1,22 @@
+"""Scratch memory that is kept: on fresh memory the first touch of a page costs more than the work done in it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+KEPT_FLOATS = 16 * 1024 * 1024  # a larger request is not kept
+
+_kept = threading.local()
+
+
+def scratch(name: str, count: int, dtype: type = np.float32) -> np.ndarray:
+    """`count` elements of no particular value, this thread's own until it asks for `name` again."""
+    arrays = _kept.__dict__.setdefault("arrays", {})
+    kept = arrays.get((name, dtype))
+    if kept is None or len(kept) < count:
+        kept = np.empty(count, dtype)
+        if count <= KEPT_FLOATS:
+            arrays[name, dtype] = kept
+    return kept[:count]
