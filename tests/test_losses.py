@@ -44,6 +44,43 @@ def test_gradient_equals_central_difference(name, dtype):
     np.testing.assert_allclose(dscores, difference, 1e-5, 1e-6)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(8))
+def test_cpu_agrees_with_the_definition(name, dtype, seed):
+    forward, backward = PAIRS[name]
+    rng = np.random.default_rng(seed)
+    n, classes = int(rng.integers(1, 40)), int(rng.integers(1, 30))
+    scores = (rng.standard_normal((n, classes)) * 10.0 ** rng.integers(-2, 3)).astype(dtype)
+    labels = rng.integers(0, classes, n).astype([np.int64, np.uint8, np.int32][seed % 3])
+    options = [0.1] if name == "cross_entropy" and seed % 2 else []
+    tolerance = 2e-5 if dtype == np.float32 else 1e-11
+    loss, saved = forward(scores, labels, *options)
+    expected_loss, expected = forward.reference(scores, labels, *options)
+    assert loss == pytest.approx(expected_loss, rel=tolerance, abs=tolerance)
+    assert saved.dtype == dtype
+    np.testing.assert_allclose(saved, expected, tolerance, tolerance)
+    options = options if name == "cross_entropy" else []
+    found = backward(saved, labels, *options)
+    assert found.dtype == dtype
+    exact = backward.reference(expected.astype(np.float64), labels, *options)
+    np.testing.assert_allclose(found, exact, tolerance, tolerance)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "article"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_makes_the_loss_nan(name, bad):
+    forward, _ = PAIRS[name]
+    scores = np.zeros((3, 4), np.float32)
+    scores[1, 2] = bad
+    with np.errstate(invalid="ignore"):
+        for run in (forward, forward.reference):
+            loss, p = run(scores, np.array([0, 1, 2]))
+            assert np.isnan(loss)
+            assert np.isnan(p[1]).all()
+            assert not np.isnan(p[[0, 2]]).any()
+
+
 def test_label_smoothing_gradient():
     rng = np.random.default_rng(7)
     scores, labels = rng.standard_normal((5, 4)), rng.integers(0, 4, 5)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.cpu import losses as fast
+from gpuconv.cpu.elementwise import plain
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
 
@@ -144,3 +146,34 @@ def _(scores, labels, margin):
 @hinge_backward.check
 def _(excess, labels):
     _require("hinge_backward", excess, labels)
+
+
+@cross_entropy.cpu
+def _(scores, labels, label_smoothing):
+    p = np.empty(scores.shape, scores.dtype)
+    return fast.cross_entropy(plain(scores), _numbers(labels), float(label_smoothing), p), p
+
+
+@cross_entropy_backward.cpu
+def _(probabilities, labels, label_smoothing):
+    dscores = np.empty(probabilities.shape, probabilities.dtype)
+    given = plain(probabilities), _numbers(labels), float(label_smoothing)
+    fast.cross_entropy_backward(*given, dscores)
+    return dscores
+
+
+@half_squared_error.cpu
+def _(scores, labels):
+    p = np.empty(scores.shape, scores.dtype)
+    return fast.half_squared_error(plain(scores), _numbers(labels), p), p
+
+
+@half_squared_error_backward.cpu
+def _(probabilities, labels):
+    dscores = np.empty(probabilities.shape, probabilities.dtype)
+    fast.half_squared_error_backward(plain(probabilities), _numbers(labels), dscores)
+    return dscores
+
+
+def _numbers(labels):
+    return plain(labels.astype(np.int64, copy=False))
