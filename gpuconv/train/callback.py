@@ -1,0 +1,29 @@
+"""What a training run tells its listeners."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpuconv.train.trainer import Trainer
+
+
+class Callback:
+    """Override what you need. `trainer.position` says where the run is, `trainer.stopping = True`
+    ends it after this epoch; what changes the optimiser at an epoch's end is in its checkpoint.
+    """
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """The run is about to begin, or to go on from `trainer.position`."""
+
+    def on_batch_end(self, trainer: Trainer) -> None:
+        """One batch is done. Called thousands of times: be quick."""
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """One epoch and its validation are done; `record` is its line in the history."""
+
+    def on_message(self, text: str) -> None:
+        """One line for the user: resumed, interrupted, and so on."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """The run is over, whether it ended well or by an exception."""

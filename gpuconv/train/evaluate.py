@@ -1,0 +1,77 @@
+"""Running a model over data without training it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from gpuconv import ops
+from gpuconv.nn import Layer, Softmax
+from gpuconv.train.finite import explain
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+def evaluate(
+    model: Layer, loss: Any, loader: Any, after_batch: Callable[[], None]
+) -> dict[str, Any]:
+    """`Trainer.evaluate`; after_batch is called after each batch, and may raise."""
+    training = model.training
+    model.eval()
+    total, images = 0.0, 0
+    confusion = np.zeros((0, 0), np.int64)
+    try:
+        for x, labels in batches_of(loader):
+            scores = model.infer(x)
+            value = float(loss.forward(scores, labels))
+            if not math.isfinite(value):
+                raise explain(model, x, f"evaluation, after {images} images")
+            counts = _count_pairs(labels, scores)
+            confusion = counts if not images else confusion + counts
+            total += value * len(labels)
+            images += len(labels)
+            after_batch()
+    finally:
+        model.train(training)
+    if not images:
+        raise ValueError("evaluate: the loader has no images")
+    accuracy = int(np.trace(confusion)) / images
+    return {"loss": total / images, "accuracy": accuracy, "images": images, "confusion": confusion}
+
+
+def probabilities(model: Layer, data: Any, batch_size: int) -> np.ndarray:
+    """`Trainer.predict`."""
+    if isinstance(data, np.ndarray):
+        data = data[None] if data.ndim == 3 else data
+        parts = (data[i : i + batch_size] for i in range(0, max(len(data), 1), batch_size))
+    elif getattr(data, "shuffle", False):
+        raise ValueError("predict: the loader shuffles; make it with shuffle=False")
+    else:
+        parts = (x for x, _ in batches_of(data))
+    training = model.training
+    model.eval()
+    try:
+        outputs = np.concatenate([model.infer(x) for x in parts])
+    finally:
+        model.train(training)
+    *_, (_, final) = model.layers()
+    return outputs if isinstance(final, Softmax) else ops.softmax(outputs)
+
+
+def batches_of(loader: Any, epoch: int = 0, start: int = 0) -> Batches:
+    """Batches of an epoch from `start` on; a plain list gives the same ones every epoch."""
+    if hasattr(loader, "batches"):
+        batches: Batches = loader.batches(epoch, start)
+        return batches
+    return islice(iter(loader), start, None)
+
+
+def _count_pairs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """How often each class (row) was taken for each class (column)."""
+    classes = scores.shape[1]
+    pairs = np.asarray(labels, np.int64) * classes + scores.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

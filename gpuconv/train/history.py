@@ -1,0 +1,79 @@
+"""The history of a run: JSON lines, one for each epoch and, if asked for, one every few batches."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gpuconv.checkpoint import write_whole
+
+
+class History:
+    """Records in memory and, with a path, in a file that grows line by line.
+
+    An epoch's record has "loss", "accuracy", "validation_loss" and so on; a record of some batches
+    has "batch" as well, and the means since the epoch began.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The epochs' records alone."""
+        return [record for record in self.records if "batch" not in record]
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a record. Raises OSError, in one line, if the file cannot take it."""
+        self.records.append(record)
+        if self.path is not None:
+            try:
+                with self.path.open("ab") as file:
+                    file.write(_line(record))
+            except OSError as error:
+                told = type(error)(f"{self.path}: cannot write: {error.strerror or error}")
+                told.errno = error.errno
+                raise told from None
+
+    def sync(self) -> None:
+        """Make sure that what a checkpoint counts outlives a power failure."""
+        if self.path is not None and self.path.exists():
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def restore(self, count: int) -> bool:
+        """Keep the first `count` records of the file, as a checkpoint counted them.
+
+        Whatever came after them, a torn last line too, will be written again. Returns False where
+        the file has fewer: somebody shortened it.
+        """
+        self.records = []
+        if self.path is None:
+            return True
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        for line in lines[:count]:
+            try:
+                self.records.append(json.loads(line))
+            except ValueError:
+                break
+        self._rewrite()
+        return len(self.records) == count
+
+    def _rewrite(self) -> None:
+        text = b"".join(_line(record) for record in self.records)
+
+        def content(file: BinaryIO) -> None:
+            file.write(text)
+
+        assert self.path is not None
+        if not self.path.exists() or self.path.read_bytes() != text:
+            write_whole(self.path, content)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -1,0 +1,95 @@
+"""The state of a run: where it is, to a checkpoint and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpuconv.checkpoint import Checkpoint
+from gpuconv.cpu.threads import thread_count
+from gpuconv.nn.layer import Layer
+from gpuconv.optim import Optimizer
+from gpuconv.train.recipe import differences
+
+
+@dataclass
+class Position:
+    """Where a run is; together with weights, optimiser and generators, all that it remembers.
+
+    epoch: finished epochs. batch: finished batches of the current one. step: optimiser steps.
+    images, loss_sum, correct, seconds: sums over the current epoch. best: the best validation
+    accuracy so far, and best_epoch the epoch it came from, counted from 1.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the current epoch so far."""
+        return self.loss_sum / max(self.images, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers in the current epoch so far, each before its update."""
+        return self.correct / max(self.images, 1)
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self.batch = self.images = self.correct = 0
+        self.loss_sum = self.seconds = 0.0
+
+
+def capture(
+    model: Layer, optimizer: Optimizer, position: Position, metadata: dict[str, Any]
+) -> Checkpoint:
+    """The run as a checkpoint; arrays are not copied."""
+    optimizer_state = optimizer.state_dict()
+    arrays = optimizer_state.pop("arrays")
+    generators = {name: layer.generator_state() for name, layer in drawing_layers(model)}
+    state = {
+        "kind": "training",
+        "position": asdict(position),
+        "optimizer": optimizer_state,
+        "generators": generators,
+        "threads": thread_count(),
+    }
+    return Checkpoint(model.state_dict(), {**metadata, **state}, arrays)
+
+
+def restore(
+    found: Checkpoint, model: Layer, optimizer: Optimizer, recipe: dict[str, Any]
+) -> Position:
+    """Put a checkpoint's state into model and optimiser, if it is of the same recipe.
+
+    Raises: ValueError, in one line, saying what differs; then nothing has changed.
+    """
+    meta = found.metadata
+    if meta.get("kind") != "training":
+        raise ValueError(f"{found.path}: holds weights only, not a training run to resume")
+    if different := differences(meta["recipe"], recipe):
+        more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
+        raise ValueError(
+            f"{found.path}: is of another run: {'; '.join(different[:4])}{more};"
+            " repeat its settings, or train in another folder"
+        )
+    drawing = dict(drawing_layers(model))
+    if drawing.keys() != meta["generators"].keys():
+        raise ValueError(f"{found.path}: other layers draw random numbers in that run")
+    found.load_into(model)
+    optimizer.load_state_dict({**meta["optimizer"], "arrays": found.optimizer})
+    for name, layer in drawing.items():
+        layer.load_generator_state(meta["generators"][name])
+    return Position(**meta["position"])
+
+
+def drawing_layers(model: Layer) -> list[tuple[str, Layer]]:
+    """The layers that draw random numbers, by name."""
+    return [(name, each) for name, each in model.layers() if each.generator_state() is not None]

@@ -1,0 +1,322 @@
+"""`Trainer`: the article's five steps repeated, batch after batch, and everything around them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpuconv import checkpoint
+from gpuconv.cpu.threads import thread_count
+from gpuconv.errors import unknown
+from gpuconv.nn import LOSSES, Layer
+from gpuconv.optim import Optimizer, Schedule, clip_grad_norm
+from gpuconv.optim.checks import count, number
+from gpuconv.train import finite, state
+from gpuconv.train.callback import Callback
+from gpuconv.train.evaluate import batches_of, evaluate, probabilities
+from gpuconv.train.history import History
+from gpuconv.train.interrupt import Interrupted, Signals
+from gpuconv.train.recipe import describe_run
+
+
+class Trainer:
+    """Train, evaluate and use a model.
+
+    loss: a loss of gpuconv.nn, or its name ("cross_entropy", "article", "hinge").
+    schedule: the learning rate as a function of the step; without one the optimiser's stays.
+    clip_norm: the greatest joint norm of a step's gradients.
+    callbacks: told what happens, see `Callback`. progress: show a bar, or plain lines where the
+    output is no terminal.
+    out: the run's folder; it gets last.safetensors, best.safetensors (the best validation accuracy)
+    and history.jsonl, and `fit(resume=True)` goes on from there, bit for bit.
+    checkpoint_seconds, checkpoint_batches: how often last.safetensors is written within an epoch,
+    None for never; it always is after an epoch and on Ctrl-C. log_batches: a line in the history
+    every so many batches.
+    seed, metadata: kept in the checkpoints; seeds of model and loader decide the numbers.
+
+    Raises: TypeError or ValueError naming the argument.
+
+    >>> trainer = Trainer(model, "cross_entropy", optim.Adam(model.parameters()))  # doctest: +SKIP
+    >>> trainer.fit(train, validation, epochs=5)[-1]["validation_accuracy"]  # doctest: +SKIP
+    0.989
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Any,
+        optimizer: Optimizer,
+        schedule: Schedule | None = None,
+        clip_norm: float | None = None,
+        callbacks: Iterable[Callback] = (),
+        out: Any = None,
+        seed: int = 0,
+        checkpoint_seconds: float | None = 60.0,
+        checkpoint_batches: int | None = None,
+        log_batches: int | None = None,
+        metadata: dict[str, Any] | None = None,
+        progress: bool = True,
+    ) -> None:
+        from gpuconv.progress import Progress  # a Callback itself: it imports this package
+
+        if isinstance(loss, str):
+            if loss not in LOSSES:
+                raise unknown("loss", loss, LOSSES)
+            loss = LOSSES[loss]()
+        for name, value, check in (
+            ("clip_norm", clip_norm, number),
+            ("checkpoint_seconds", checkpoint_seconds, number),
+            ("checkpoint_batches", checkpoint_batches, count),
+            ("log_batches", log_batches, count),
+        ):
+            if value is not None:
+                check("Trainer", name, value)
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.schedule, self.clip_norm, self.seed = schedule, clip_norm, seed
+        self.callbacks = [*([Progress()] if progress else []), *callbacks]
+        self.out = None if out is None else Path(out)
+        self.checkpoint_seconds, self.checkpoint_batches = checkpoint_seconds, checkpoint_batches
+        self.log_batches = log_batches
+        self.metadata = dict(metadata or {})
+        self.position = state.Position()
+        self.history = History(None)
+        self.epochs = self.batches = 0
+        self.stopping = False
+        self._initial = optimizer.hyperparameters()  # before a schedule changes them
+        self._signals: Signals | None = None
+        self._run: dict[str, Any] = {}
+        self._saved_at = self._tick = 0.0
+
+    # ---- train ---------------------------------------------------------------------------------
+
+    def fit(
+        self, train: Any, validation: Any = None, epochs: int = 1, resume: bool | str = False
+    ) -> list[dict[str, Any]]:
+        """Train until `epochs` epochs are done; the history's epochs, also those before a resume.
+
+        train, validation: Loaders, or lists of (x, labels).
+        resume: True goes on from out/last.safetensors, "auto" does if there is one, False starts
+        anew and replaces what is in `out`. A resumed run gives the bits of an uninterrupted one, on
+        the same machine with as many threads.
+
+        Raises: ValueError for epochs < 1, a checkpoint of another model or recipe, or NaN in the
+        input; FloatingPointError naming the first layer whose output is not finite; OSError where
+        `out` cannot be written; Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the
+        batch is finished and saved. A second Ctrl-C stops at once.
+        """
+        self.epochs, self.batches = count("fit", "epochs", epochs), len(train)
+        if not self.batches:
+            raise ValueError("fit: the training set has no batches")
+        if self.schedule is not None:
+            self.schedule(self.epochs * self.batches - 1)  # refuse a short one now, not at its end
+        with Signals() as self._signals, np.errstate(all="ignore"):
+            self._begin(train, validation, resume)
+            try:
+                self._tell("on_fit_begin")
+                while self.position.epoch < self.epochs and not self.stopping:
+                    self._epoch(train, validation)
+            finally:
+                self._signals = None
+                self._tell("on_fit_end")
+        return self.history.epochs()
+
+    def _begin(self, train: Any, validation: Any, resume: bool | str) -> None:
+        self.stopping = False
+        self._saved_at = self._tick = time.monotonic()
+        self._drawing = state.drawing_layers(self.model)
+        self._run = describe_run(self, self._initial, train, validation)
+        last = None if self.out is None else self.out / "last.safetensors"
+        if resume and last is None:
+            raise ValueError("fit: resume needs the Trainer's out, the folder of the run")
+        if last is not None:
+            self._prepare_folder(last.parent)
+        if last is not None and (resume is True or (resume and last.exists())):
+            self._resume(last)
+        else:
+            self.position = state.Position()
+            self.history = History(None if last is None else last.with_name("history.jsonl"))
+            self._save_last()  # resumable from here on
+            self.history.restore(0)
+            if last is not None:  # nobody shall take an earlier run's best for this one's
+                last.with_name("best.safetensors").unlink(missing_ok=True)
+
+    def _prepare_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(f"{folder}: cannot make this folder: {error.strerror}") from None
+        checkpoint.remove_leftovers(folder)
+
+    def _resume(self, last: Path) -> None:
+        found = checkpoint.read(last)
+        self.position = state.restore(found, self.model, self.optimizer, self._run["recipe"])
+        self.history = History(last.with_name("history.jsonl"))
+        if not self.history.restore(found.metadata["history_lines"]):
+            self._message(f"{self.history.path}: lacks records that the run had written")
+        p, threads = self.position, found.metadata["threads"]
+        self._message(f"resumed {last}: epoch {p.epoch + 1} after {p.batch} batches")
+        if threads != thread_count():
+            self._message(
+                f"the run had {threads} threads, now there are {thread_count()}: the last"
+                " bits may differ"
+            )
+
+    def _epoch(self, train: Any, validation: Any) -> None:
+        p = self.position
+        self.model.train()
+        for x, labels in batches_of(train, p.epoch, p.batch):
+            self._batch(x, labels)
+            self._tell("on_batch_end")
+            if self.log_batches and p.batch % self.log_batches == 0:
+                self.history.append(self._batch_record())
+            self._save_if_due()
+            self._stop_if_told()
+        record = self._epoch_record(validation)
+        self.history.append(record)
+        better = self._note_best(record)
+        p.next_epoch()
+        self._tick = time.monotonic()
+        self._tell("on_epoch_end", record)
+        if better:
+            self._save_best(record)
+        self._save_last()
+        self._stop_if_told()
+
+    def _batch(self, x: np.ndarray, labels: np.ndarray) -> None:
+        """Forward, loss, backward, update: the article's steps 2 to 4 for one batch."""
+        p = self.position
+        drawn = [layer.generator_state() for _, layer in self._drawing]
+        self.optimizer.zero_grad()
+        scores = self.model.forward(x)
+        value = float(self.loss.forward(scores, labels))
+        if not math.isfinite(value):
+            for (_, layer), before in zip(self._drawing, drawn, strict=True):
+                layer.load_generator_state(before or [])
+            raise finite.explain(self.model, x, self._where())
+        self.model.backward(self.loss.backward(), need_dx=False)
+        if self.clip_norm is not None:
+            norm = clip_grad_norm(self.optimizer.params, self.clip_norm)
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"{self._where()}: the gradients' norm is {norm}; {finite.CURE}"
+                )
+        if self.schedule is not None:
+            self.optimizer.lr = self.schedule(p.step)
+            if (momentum := self.schedule.momentum(p.step)) is not None:
+                self.optimizer.momentum = momentum  # type: ignore[attr-defined]
+        self.optimizer.step()
+        p.step += 1
+        p.batch += 1
+        p.images += len(labels)
+        p.loss_sum += value * len(labels)
+        p.correct += int(np.count_nonzero(scores.argmax(axis=1) == labels))
+
+    def _where(self) -> str:
+        return f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}"
+
+    def _batch_record(self) -> dict[str, Any]:
+        p = self.position
+        return {
+            "epoch": p.epoch + 1,
+            "batch": p.batch,
+            "step": p.step,
+            "loss": p.loss,
+            "accuracy": p.accuracy,
+            "lr": self.optimizer.lr,
+        }
+
+    def _epoch_record(self, validation: Any) -> dict[str, Any]:
+        p = self.position
+        self._count_time()
+        record = {**self._batch_record(), "seconds": round(p.seconds, 3)}
+        del record["batch"]
+        record["images_per_second"] = round(p.images / max(p.seconds, 1e-9), 1)
+        if validation is not None:
+            measured = self.evaluate(validation)
+            record["validation_loss"] = measured["loss"]
+            record["validation_accuracy"] = measured["accuracy"]
+        return record
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.position.seconds += now - self._tick
+        self._tick = now
+
+    # ---- keep ----------------------------------------------------------------------------------
+
+    def _note_best(self, record: dict[str, Any]) -> bool:
+        accuracy, p = record.get("validation_accuracy"), self.position
+        if accuracy is None or (p.best is not None and accuracy <= p.best):
+            return False
+        p.best, p.best_epoch = accuracy, record["epoch"]
+        return True
+
+    def _save_best(self, record: dict[str, Any]) -> None:
+        if self.out is not None:
+            metadata = {**self._run, "kind": "best", "epoch": record["epoch"], "result": record}
+            kept = checkpoint.Checkpoint(self.model.state_dict(), metadata)
+            checkpoint.write(self.out / "best.safetensors", kept)
+
+    def _save_if_due(self) -> None:
+        p, seconds, batches = self.position, self.checkpoint_seconds, self.checkpoint_batches
+        late = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        if late or (batches and p.batch % batches == 0):
+            self._save_last()
+
+    def _save_last(self) -> None:
+        if self.out is None:
+            return
+        if broken := finite.broken_parameter(self.model):
+            raise FloatingPointError(
+                f"{self._where()}: {broken} is not finite after the last update; {finite.CURE}"
+            )
+        self._count_time()
+        self.history.sync()
+        metadata = {**self._run, "history_lines": len(self.history.records)}
+        kept = state.capture(self.model, self.optimizer, self.position, metadata)
+        checkpoint.write(self.out / "last.safetensors", kept)
+        self._saved_at = time.monotonic()
+
+    def _stop_if_told(self) -> None:
+        number = self._signals.received if self._signals else None
+        if number is None:
+            return
+        self._save_last()
+        p = self.position
+        where = f"interrupted in epoch {p.epoch + 1} after {p.batch} of {self.batches} batches"
+        saved = "" if self.out is None else f"; saved in {self.out / 'last.safetensors'}"
+        raise Interrupted(number, where + saved)
+
+    # ---- use -----------------------------------------------------------------------------------
+
+    def evaluate(self, loader: Any) -> dict[str, Any]:
+        """Loss and accuracy over a loader, in evaluation mode.
+
+        Returns: {"loss": mean, "accuracy": 0 to 1, "images": N, "confusion": int64 (classes,
+        classes)}, with a row for each true class and a column for each predicted one.
+        Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
+        """
+        return evaluate(self.model, self.loss, loader, self._stop_if_told)
+
+    def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:
+        """Probabilities (N, classes) for images: an array (N, C, H, W), one image (C, H, W), or a
+        loader that does not shuffle.
+
+        Raises: ValueError for a shuffling loader, whose rows would not follow the data.
+        """
+        return probabilities(self.model, data, batch_size)
+
+    # ---- tell ----------------------------------------------------------------------------------
+
+    def _tell(self, event: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *args)
+
+    def _message(self, text: str) -> None:
+        for callback in self.callbacks:
+            callback.on_message(text)

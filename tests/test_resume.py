@@ -1,0 +1,210 @@
+"""A run that was killed, interrupted or stopped, and resumed, ends in the bits of one that was not.
+
+The runs train on real digits with dropout, augmentation, a schedule and Adam, so that every kind of
+state matters. Killed ones are real processes, killed with SIGKILL at seeded random moments.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpuconv import checkpoint, data, nn, optim
+from gpuconv.nn import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
+from gpuconv.train import Callback, Interrupted, Trainer
+
+EPOCHS, BATCHES = 3, 16
+
+
+def build():
+    model = Sequential(
+        Conv2d(1, 4, 5), ReLU(), MaxPool2d(2), Dropout(0.2), Flatten(), Linear(576, 10)
+    )
+    nn.init.initialize(model, 7)
+    return model
+
+
+def train(out, callbacks=(), epochs=EPOCHS, threads_note=None, **arguments):
+    """The run, begun or resumed: the same call each time, as after a power failure."""
+    digits = data.load("mnist", "test")
+    loader = data.Loader(digits.subset(slice(0, 500)), 32, seed=5, augment=data.Shift(2))
+    held_out = data.Loader(digits.subset(slice(500, 700)), 100, shuffle=False)
+    model = build()
+    run = Trainer(
+        model,
+        "cross_entropy",
+        optim.Adam(model.parameters(), weight_decay=1e-4),
+        schedule=optim.OneCycleLR(3e-3, EPOCHS * BATCHES),
+        clip_norm=2.0,
+        callbacks=callbacks,
+        out=out,
+        checkpoint_batches=3,
+        log_batches=4,
+        progress=False,
+        **arguments,
+    )
+    return run.fit(loader, held_out, epochs=epochs, resume="auto")
+
+
+def final_state(folder):
+    """All that must agree, and none of the times."""
+    last = checkpoint.read(folder / "last.safetensors")
+    best = checkpoint.read(folder / "best.safetensors")
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for record in [*lines, last.metadata["position"], best.metadata["result"]]:
+        for name in ("seconds", "images_per_second"):
+            record.pop(name, None)
+    arrays = [last.weights, last.optimizer, best.weights]
+    contents = [{name: a.tobytes() for name, a in each.items()} for each in arrays]
+    return contents, last.metadata, best.metadata, lines
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder)
+    return final_state(folder)
+
+
+def check_unbroken(folder):
+    """Whatever a kill left is whole: the checkpoints pass their checksums."""
+    for name in ("last.safetensors", "best.safetensors"):
+        if (folder / name).exists():
+            checkpoint.read(folder / name)
+
+
+class Stop(Callback):
+    """Send a signal to this process after the steps in `at`."""
+
+    def __init__(self, at, number=signal.SIGINT):
+        self.at, self.number = at, number
+
+    def on_batch_end(self, run):
+        if run.position.step in self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def test_the_state_has_everything(whole):
+    (weights, optimizer, best), last, _, lines = whole
+    assert weights.keys() == best.keys() == build().state_dict().keys()
+    assert len(optimizer) == 2 * len(weights)
+    assert last["generators"] == {"3": [last["generators"]["3"][0], EPOCHS * BATCHES]}
+    assert [line.get("batch") for line in lines] == [4, 8, 12, 16, None] * EPOCHS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [(1,), (7, 23, 24), (16,), (17, 47, 48)])
+def test_interrupted_and_resumed(tmp_path, whole, number, at):
+    for _ in at:
+        with pytest.raises(Interrupted):
+            train(tmp_path, [Stop(at, number)])
+        check_unbroken(tmp_path)
+    train(tmp_path)
+    assert final_state(tmp_path) == whole
+
+
+def test_interrupted_while_validating(tmp_path, whole, monkeypatch):
+    infer = Sequential.infer
+
+    def interrupted(model, x):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return infer(model, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sequential, "infer", interrupted)
+        with pytest.raises(Interrupted, match="after 16 of 16 batches"):
+            train(tmp_path)
+    train(tmp_path)
+    assert final_state(tmp_path) == whole
+
+
+def test_a_run_that_is_done_stays_as_it_is(tmp_path, whole):
+    first = train(tmp_path)
+    again = train(tmp_path)
+    assert again == first
+    assert final_state(tmp_path) == whole
+
+
+def test_epoch_by_epoch(tmp_path, whole):
+    for epochs in range(1, EPOCHS + 1):
+        history = train(tmp_path, epochs=epochs)
+        assert len(history) == epochs
+    assert final_state(tmp_path) == whole
+
+
+def test_records_beyond_the_checkpoint_are_written_again(tmp_path, whole):
+    with pytest.raises(Interrupted):
+        train(tmp_path, [Stop((20,))])
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "loss": 0.5}\n{"epoch": 3, "lo')
+    train(tmp_path)
+    assert final_state(tmp_path) == whole
+
+
+def test_a_shortened_history_is_told(tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        train(tmp_path, [Stop((20,))])
+    (tmp_path / "history.jsonl").unlink()
+    messages = []
+
+    class Listen(Callback):
+        def on_message(self, text):
+            messages.append(text)
+
+    train(tmp_path, [Listen()])
+    assert "history.jsonl: lacks records that the run had written" in messages[0]
+    assert "resumed" in messages[1]
+    assert "epoch 2 after 4 batches" in messages[1]
+
+
+# ---- kill -9 -----------------------------------------------------------------------------------
+
+
+class Count(Callback):
+    def __init__(self, shared):
+        self.shared = shared
+
+    def on_batch_end(self, run):
+        self.shared.value = run.position.step
+
+
+def child(folder, step):
+    train(Path(folder), [Count(step)])
+
+
+def kill_at(context, folder, target, jitter):
+    """Start or resume the run in a process of its own; SIGKILL once it has passed step `target`."""
+    step = context.Value("i", 0, lock=False)
+    process = context.Process(target=child, args=(str(folder), step))
+    process.start()
+    deadline = time.monotonic() + 120
+    while step.value < target and process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    time.sleep(jitter)
+    process.kill()
+    process.join()
+    check_unbroken(folder)
+    return process.exitcode
+
+
+def test_killed_at_ten_random_moments(tmp_path, whole):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gpuconv.train", "gpuconv.data"])
+    draw = random.Random(20)
+    targets = sorted(draw.sample(range(EPOCHS * BATCHES - 2), 10))
+    codes = [kill_at(context, tmp_path, each, draw.random() * 0.02) for each in targets]
+    assert codes.count(-signal.SIGKILL) >= 8  # the last ones may have finished first
+    train(tmp_path)
+    assert final_state(tmp_path) == whole
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert np.isfinite(checkpoint.read(tmp_path / "last.safetensors").weights["5.weight"]).all()
