@@ -141,7 +141,8 @@ def test_initialisation_depends_on_the_seed_alone():
     a, b, c = models.lenet(seed=1), models.lenet(seed=1), models.lenet(seed=2)
     for name, value in a.state_dict().items():
         np.testing.assert_array_equal(value, b.state_dict()[name])
-        assert (value != c.state_dict()[name]).any()
+        if name.endswith("weight"):
+            assert (value != c.state_dict()[name]).any()
 
 
 @pytest.mark.parametrize(
