@@ -1,8 +1,8 @@
 """gpuconv: convolutional networks with hand-written kernels, a fast CPU path, a NumPy reference.
 
     import gpuconv
-    model = gpuconv.models.lenet()
-    model.load_state_dict(gpuconv.load("model.safetensors"))
+    model = gpuconv.load("model.safetensors")
+    probabilities = gpuconv.ops.softmax(model.infer(x))
 
 Everything is imported when it is first used, so `import gpuconv` itself is quick.
 """
