@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from gpuconv.cpu import conv, winograd
+from gpuconv.cpu import conv, conv_pool, pool, winograd
 from gpuconv.cpu.threads import set_thread_count, thread_count
 from gpuconv.shapes import Window
 
@@ -22,7 +22,11 @@ def define(x, w, b, dy, window, groups):
     pads, (dil_h, dil_w) = window.pads(H, W), window.dilation
     image = np.pad(x, ((0, 0), (0, 0), *pads)).reshape(N, groups, C // groups, H + sum(pads[0]), -1)
     filters = w.reshape(groups, K // groups, C // groups, R, S)
-    y, dx, dw = np.zeros((N, groups, K // groups, P, Q)), np.zeros_like(image), np.zeros_like(filters)
+    y, dx, dw = (
+        np.zeros((N, groups, K // groups, P, Q)),
+        np.zeros_like(image),
+        np.zeros_like(filters),
+    )
     gradient = None if dy is None else dy.reshape(y.shape).astype(np.float64)
     for p in range(P):
         for q in range(Q):
@@ -53,8 +57,15 @@ def check(x, w, b, window, groups, rng):
     dx, dw, db = conv.backward(dy, x, w, window, groups)
     assert all(np.array_equal(a, old) for a, old in zip((x, w, dy), before, strict=True))
     expected = define(x, w, b, dy, window, groups)
-    sizes = define(np.abs(x), np.abs(w), None if b is None else np.abs(b), np.abs(dy), window, groups)
-    reduced = w[0].size, w.size // w.shape[1] // groups, dy.size // w.shape[0], dy.size // w.shape[0]
+    sizes = define(
+        np.abs(x), np.abs(w), None if b is None else np.abs(b), np.abs(dy), window, groups
+    )
+    reduced = (
+        w[0].size,
+        w.size // w.shape[1] // groups,
+        dy.size // w.shape[0],
+        dy.size // w.shape[0],
+    )
     for name, result, exact, size, terms in zip(
         ("y", "dx", "dw", "db"), (y, dx, dw, db), expected, sizes, reduced, strict=True
     ):
@@ -63,7 +74,9 @@ def check(x, w, b, window, groups, rng):
         assert result.flags.c_contiguous
         unit = 1.0 if x.dtype == np.float32 else 1e-8
         bad = ~(np.abs(result - exact) <= gamma(terms + 2) * unit * size + 1e-300)
-        assert not bad.any(), f"{name} of {x.shape} * {w.shape}, {window}, groups={groups}: {bad.sum()} wrong"
+        assert not bad.any(), (
+            f"{name} of {x.shape} * {w.shape}, {window}, groups={groups}: {bad.sum()} wrong"
+        )
 
 
 def arrays(rng, x_shape, K, kernel, groups=1, dtype=np.float32):
@@ -84,7 +97,9 @@ def random_geometry(rng):
         padding = tuple(tuple(rng.integers(0, 4, 2).tolist()) for _ in range(2))
         if rng.random() < 0.3:
             padding = ((0, 0), (0, 0))
-        window = Window(tuple(kernel), tuple(stride), padding, tuple(rng.integers(1, 3, 2).tolist()))
+        window = Window(
+            tuple(kernel), tuple(stride), padding, tuple(rng.integers(1, 3, 2).tolist())
+        )
         x_shape = (int(rng.integers(1, 6)), C, *rng.integers(1, 24, 2).tolist())
         try:
             window.output_size(*x_shape[2:])
@@ -140,15 +155,25 @@ def test_any_strides():
     window = Window(3, padding=1)
     frozen = base.copy()
     frozen.flags.writeable = False
-    offset = np.frombuffer(b"\0" + base.tobytes(), np.uint8)[1:].view(np.float32).reshape(base.shape)
-    views = [base[::-1, :, ::-1, ::-1], base.transpose(0, 1, 3, 2), frozen, offset, base[:, :, 2:, 1::2]]
+    offset = (
+        np.frombuffer(b"\0" + base.tobytes(), np.uint8)[1:].view(np.float32).reshape(base.shape)
+    )
+    views = [
+        base[::-1, :, ::-1, ::-1],
+        base.transpose(0, 1, 3, 2),
+        frozen,
+        offset,
+        base[:, :, 2:, 1::2],
+    ]
     views.append(np.broadcast_to(base[:1], base.shape))
     for x in views:
         exact = define(x, w[:, ::-1], b, None, window, 1)[0]
         y = conv.forward(x, w[:, ::-1], b, window, 1)
         assert np.abs(y - exact).max() < 1e-4
         dy = np.asfortranarray(y)
-        same = conv.backward(np.ascontiguousarray(dy), np.ascontiguousarray(x), w[:, ::-1].copy(), window, 1)
+        same = conv.backward(
+            np.ascontiguousarray(dy), np.ascontiguousarray(x), w[:, ::-1].copy(), window, 1
+        )
         for a, c in zip(conv.backward(dy, x, w[:, ::-1], window, 1), same, strict=True):
             assert np.array_equal(a, c)
 
@@ -161,12 +186,16 @@ def test_relu_is_fused_and_keeps_nan():
         plain = conv.forward(x, w, b, Window(3), 1)
         assert np.isnan(plain).sum() == 9 * 5
         assert np.array_equal(
-            conv.forward(x, w, b, Window(3), 1, "relu"), np.where(plain < 0, 0, plain), equal_nan=True
+            conv.forward(x, w, b, Window(3), 1, "relu"),
+            np.where(plain < 0, 0, plain),
+            equal_nan=True,
         )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("geometry", [((2, 3, 9, 9), 5, 1), ((3, 32, 20, 20), 32, 1), ((2, 4, 9, 9), 4, 2)])
+@pytest.mark.parametrize(
+    "geometry", [((2, 3, 9, 9), 5, 1), ((3, 32, 20, 20), 32, 1), ((2, 4, 9, 9), 4, 2)]
+)
 def test_not_a_number_stays_in_its_windows(value, geometry):
     x_shape, K, stride = geometry
     rng = np.random.default_rng(3)
@@ -191,6 +220,50 @@ def test_need_dx_and_no_bias():
     assert dx is None
     assert np.array_equal(dw, full[1])
     assert np.array_equal(db, full[2])
+
+
+FUSED = [
+    ((5, 1, 32, 32), 6, Window(5), 1),
+    ((3, 6, 14, 15), 16, Window(5), 1),  # a column that no pool window covers
+    ((2, 4, 15, 17), 6, Window(3, stride=2, padding=1), 2),
+    ((6, 64, 14, 14), 64, Window(3, padding=1), 1),  # Winograd, then a pool
+]
+
+
+@pytest.mark.parametrize(("x_shape", "K", "window", "groups"), FUSED)
+@pytest.mark.parametrize("pooling", [Window(2, stride=2), Window(3, stride=2, padding=1)])
+def test_conv_pool_is_conv_relu_and_pool(x_shape, K, window, groups, pooling):
+    rng = np.random.default_rng(10)
+    x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
+    convolved = conv.forward(x, w, b, window, groups, "relu")
+    y, argmax = conv_pool.forward(x[:, :, ::-1][:, :, ::-1], w, b, window, groups, pooling)
+    expected, winners = pool.max_forward(convolved, pooling)
+    assert np.array_equal(y, expected)
+    assert np.array_equal(argmax, winners)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    dx, dw, db = conv_pool.backward(dy, y, argmax, x, w, window, groups, pooling)
+    spread = np.where(convolved > 0, pool.max_backward(dy, argmax, convolved.shape, pooling), 0)
+    for result, right in zip(
+        (dx, dw, db), conv.backward(spread, x, w, window, groups), strict=True
+    ):
+        assert np.abs(result - right).max() <= 1e-5 * np.abs(right).max()
+    again = conv_pool.backward(dy, y, argmax, x, w, window, groups, pooling, need_dx=False)
+    assert again[0] is None
+    assert np.array_equal(again[1], dw)
+    assert np.array_equal(again[2], db)
+
+
+def test_conv_pool_keeps_nan():
+    rng = np.random.default_rng(11)
+    x, w, b = arrays(rng, (2, 1, 12, 12), 6, (5, 5))
+    x[1, 0, 5, 5] = np.nan
+    y, argmax = conv_pool.forward(x, w, b, Window(5), 1, Window(2, stride=2))
+    expected, winners = pool.max_forward(
+        conv.forward(x, w, b, Window(5), 1, "relu"), Window(2, stride=2)
+    )
+    assert np.isnan(y).any()
+    assert np.array_equal(y, expected, equal_nan=True)
+    assert np.array_equal(argmax, winners)
 
 
 LAYERS = [((5, 24, 20, 20), 40, Window(3, padding=1)), ((6, 64, 14, 14), 64, Window(3, padding=1)),
@@ -291,5 +364,7 @@ def test_as_torch_does(x_shape):
     dy = rng.standard_normal(y.shape).astype(np.float32)
     expected.backward(torch.tensor(dy))
     assert np.abs(y - expected.detach().numpy()).max() < 1e-3
-    for result, tensor in zip(conv.backward(dy, x, w, Window(3, padding=1), 1), tensors, strict=True):
+    for result, tensor in zip(
+        conv.backward(dy, x, w, Window(3, padding=1), 1), tensors, strict=True
+    ):
         assert np.abs(result - tensor.grad.numpy()).max() < 5e-6 * np.abs(result).max() + 1e-3

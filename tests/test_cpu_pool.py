@@ -13,12 +13,21 @@ from gpuconv.shapes import Window
 
 def windows(shape, window):
     """((p, q), [(tap, h, w) inside the image]) of every window, in row order."""
-    (H, W), (R, S), (sh, sw), (dh, dw) = shape[2:], window.kernel_size, window.stride, window.dilation
+    (H, W), (R, S), (sh, sw), (dh, dw) = (
+        shape[2:],
+        window.kernel_size,
+        window.stride,
+        window.dilation,
+    )
     P, Q = window.output_size(H, W)
     (top, _), (left, _) = window.pads(H, W)
     for p in range(P):
         for q in range(Q):
-            places = [(r * S + s, p * sh - top + r * dh, q * sw - left + s * dw) for r in range(R) for s in range(S)]
+            places = [
+                (r * S + s, p * sh - top + r * dh, q * sw - left + s * dw)
+                for r in range(R)
+                for s in range(S)
+            ]
             yield (p, q), [(tap, h, w) for tap, h, w in places if 0 <= h < H and 0 <= w < W]
 
 
@@ -114,7 +123,13 @@ def test_any_strides():
     frozen = base.copy()
     frozen.flags.writeable = False
     window = Window(3, stride=2, padding=1)
-    for x in (base[::-1, :, ::-1, ::-1], base.swapaxes(2, 3), frozen, base[:, 1:, ::3, ::2], np.asfortranarray(base)):
+    for x in (
+        base[::-1, :, ::-1, ::-1],
+        base.swapaxes(2, 3),
+        frozen,
+        base[:, 1:, ::3, ::2],
+        np.asfortranarray(base),
+    ):
         y, argmax = pool.max_forward(x, window)
         expected, winners = define_max(x, window)
         assert np.array_equal(y, expected)
@@ -123,7 +138,9 @@ def test_any_strides():
         dx = pool.max_backward(dy, np.asfortranarray(argmax), x.shape, window)
         assert np.array_equal(dx, pool.max_backward(y, argmax, x.shape, window))
         assert np.array_equal(pool.sum_forward(x, window), pool.sum_forward(x.copy(), window))
-        assert np.array_equal(pool.sum_backward(dy, x.shape, window), pool.sum_backward(y, x.shape, window))
+        assert np.array_equal(
+            pool.sum_backward(dy, x.shape, window), pool.sum_backward(y, x.shape, window)
+        )
 
 
 def test_repeats_bit_for_bit_from_several_threads():
@@ -136,7 +153,10 @@ def test_repeats_bit_for_bit_from_several_threads():
         return [a.tobytes() for a in (y, argmax, dx, pool.sum_backward(y, x.shape, window))]
 
     expected, wrong = run(), []
-    threads = [threading.Thread(target=lambda: [run() == expected or wrong.append(1) for _ in range(3)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [run() == expected or wrong.append(1) for _ in range(3)])
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -145,7 +165,10 @@ def test_repeats_bit_for_bit_from_several_threads():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(("kernel", "stride", "padding", "ceil_mode"), [(2, 2, 0, False), (3, 2, 1, True), (3, 1, 1, False)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "ceil_mode"),
+    [(2, 2, 0, False), (3, 2, 1, True), (3, 1, 1, False)],
+)
 def test_as_torch_does(kernel, stride, padding, ceil_mode):
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(5).standard_normal((2, 5, 31, 33)).astype(np.float32)

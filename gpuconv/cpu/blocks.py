@@ -101,7 +101,22 @@ def find_segments(stage, images, staged_rows, rows, Q, steps, starts, segments):
 
 
 @numba.njit(nogil=True, cache=True)
-def convolve_block(staged, vectors, weights, bias, relu, offsets, first, height, K, segments, starts, y, place, steps):
+def convolve_block(
+    staged,
+    vectors,
+    weights,
+    bias,
+    relu,
+    offsets,
+    first,
+    height,
+    K,
+    segments,
+    starts,
+    y,
+    place,
+    steps,
+):
     """Every output channel of one block: y.flat[place + channel*steps[3] + segment] = the sum, bias and ReLU.
 
     weights: tiles of (depth, height) one after another; offsets (depth), in bytes from `staged`.
@@ -162,7 +177,9 @@ def transpose_gradient(dy, group, K, n, images, p, rows, Q, out):
 
 
 @numba.njit(nogil=True, cache=True)
-def accumulate_weights(staged, stage, images, rows, gradient, offsets, first, height, K, columns, sums):
+def accumulate_weights(
+    staged, stage, images, rows, gradient, offsets, first, height, K, columns, sums
+):
     """sums[tile of channels][column][channel] += the block's share of dw; a column is an input channel's tap.
 
     gradient: as transpose_gradient leaves it. offsets (columns), in bytes. A tile of channels starts at
@@ -183,7 +200,9 @@ def accumulate_weights(staged, stage, images, rows, gradient, offsets, first, he
             for i in range(images):
                 d = address(gradient) + 4 * (k * images + i * width) * pixels
                 x = staged + i * image
-                outer_products(width == WIDE, height[tile], d, x, at, lines, row_bytes, length, 4, 1, out)
+                outer_products(
+                    width == WIDE, height[tile], d, x, at, lines, row_bytes, length, 4, 1, out
+                )
         k += width
 
 

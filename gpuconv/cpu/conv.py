@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import conv_direct, conv_matmul, winograd
+from gpuconv.cpu import conv_direct, conv_matmul, conv_weights, winograd
+from gpuconv.cpu.threads import thread_count
 from gpuconv.shapes import Window
 
 
@@ -57,7 +58,7 @@ def _backward(
     if need_dx and winograd.suits(x.shape, w.shape, window, groups):
         dx = winograd.input_gradient(dy, w, x.shape, window)
     if weights is None:
-        weights = conv_direct.weight_gradient(dy, x, w.shape, window, groups)
+        weights = conv_weights.weight_gradient(dy, x, w.shape, window, groups, thread_count())
     if need_dx and dx is None:
         dx = conv_direct.input_gradient(dy, w, x.shape, window, groups)
     return dx, *weights

@@ -18,7 +18,9 @@ import numpy as np
 from gpuconv.cpu.vector import HEIGHTS, LANES
 from gpuconv.shapes import Window
 
-BLOCK_FLOATS = 160 * 1024  # of staged input: leaves most of a 1 to 2 MB cache to weights and results
+BLOCK_FLOATS = (
+    160 * 1024
+)  # of staged input: leaves most of a 1 to 2 MB cache to weights and results
 LINE = 16  # floats in a cache line
 
 
@@ -31,7 +33,9 @@ class Stage(NamedTuple):
     W: int
     stride_h: int
     stride_w: int
-    top: int  # row of the padded plane that holds the image's row 0; negative where rows are cut off
+    top: (
+        int  # row of the padded plane that holds the image's row 0; negative where rows are cut off
+    )
     left: int
     P: int  # output rows in an image, before they are cut into blocks
     Q: int
@@ -75,10 +79,16 @@ def forward_plan(x_shape: tuple[int, ...], window: Window, groups: int, threads:
     N, C, H, W = x_shape
     P, Q = window.output_size(H, W)
     (top, bottom), (left, right) = window.pads(H, W)
-    (R, S), (stride_h, stride_w), (dil_h, dil_w) = window.kernel_size, window.stride, window.dilation
+    (R, S), (stride_h, stride_w), (dil_h, dil_w) = (
+        window.kernel_size,
+        window.stride,
+        window.dilation,
+    )
     reach = [(r * dil_h, s * dil_w) for r in range(R) for s in range(S)]
     phases = sorted({(y % stride_h, x % stride_w) for y, x in reach})
-    shifts = [(phases.index((y % stride_h, x % stride_w)), y // stride_h, x // stride_w) for y, x in reach]
+    shifts = [
+        (phases.index((y % stride_h, x % stride_w)), y // stride_h, x // stride_w) for y, x in reach
+    ]
     if stride_w == 1:  # a row's right padding is the next row's left padding: both are zeros
         width = max(W + max(left, right), Q)
     else:
@@ -106,7 +116,10 @@ def input_plan(
     P, Q = window.output_size(H, W)
     (top, _), (left, _) = window.pads(H, W)
     (stride_h, stride_w), S = window.stride, window.kernel_size[1]
-    rows = [_reaching(a, top, stride_h, window.dilation[0], window.kernel_size[0]) for a in range(stride_h)]
+    rows = [
+        _reaching(a, top, stride_h, window.dilation[0], window.kernel_size[0])
+        for a in range(stride_h)
+    ]
     columns = [_reaching(b, left, stride_w, window.dilation[1], S) for b in range(stride_w)]
     low_y, high_y = _range(rows)
     low_x, high_x = _range(columns)
@@ -155,10 +168,14 @@ def _plan(
     if N % threads and N < 4 * threads:  # too few images to share out evenly
         rows = min(rows, -(-P // threads))
     images = 1
-    if rows == P and extra == 0 and width == Q:  # planes without gaps: several images make longer runs
+    if (
+        rows == P and extra == 0 and width == Q
+    ):  # planes without gaps: several images make longer runs
         images = max(1, min(BLOCK_FLOATS // (depth * P * width), N // threads))
     lines = (images * (rows + extra) * width + abs(image[7]) + LINE) // LINE
-    plane = (lines | 1) * LINE  # an odd number of lines, so that planes do not compete for cache sets
+    plane = (
+        lines | 1
+    ) * LINE  # an odd number of lines, so that planes do not compete for cache sets
     blocks = -(-N // images) * -(-P // rows)
     stage = Stage(*image, rows, images, extra, width, plane, blocks)
     offsets = _offsets(stage, len(phases), [(phase, y * width + x) for phase, y, x in shifts])

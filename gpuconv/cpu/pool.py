@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from gpuconv.cpu import pool_pairs
 from gpuconv.cpu.conv import plain
 from gpuconv.cpu.threads import parallel, shards
 from gpuconv.shapes import Window
@@ -24,8 +25,10 @@ def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
     P, Q = window.output_size(H, W)
     y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), np.uint8)
     planes, out, winners = x.reshape(-1, H, W), y.reshape(-1, P, Q), argmax.reshape(-1, P, Q)
-    geometry = numbers(window, H, W)
-    parallel(lambda b, e: _max_forward(planes[b:e], out[b:e], winners[b:e], *geometry), _shards(x), False)
+    run, geometry = _max_forward, numbers(window, H, W)
+    if pool_pairs.suits(x.dtype, window, H, W):
+        run, geometry = pool_pairs.max_planes, ()
+    parallel(lambda b, e: run(planes[b:e], out[b:e], winners[b:e], *geometry), _shards(x), False)
     return y, argmax
 
 
@@ -37,7 +40,14 @@ def max_backward(
     dx = np.empty(x_shape, dy.dtype)
     gradient, winners = plain(dy).reshape(-1, P, Q), plain(argmax).reshape(-1, P, Q)
     out, geometry = dx.reshape(-1, H, W), numbers(window, H, W)
-    parallel(lambda b, e: _max_backward(gradient[b:e], winners[b:e], out[b:e], *geometry), _shards(dx), False)
+
+    def spread(b: int, e: int) -> None:
+        if pool_pairs.suits(dx.dtype, window, H, W):
+            pool_pairs.spread_planes(gradient[b:e], winners[b:e], gradient[b:e], False, out[b:e])
+        else:
+            _max_backward(gradient[b:e], winners[b:e], out[b:e], *geometry)
+
+    parallel(spread, _shards(dx), False)
     return dx
 
 
@@ -56,7 +66,11 @@ def sum_backward(dy: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np
     """dx, of x_shape: to each pixel the sum of dy (N, C, P, Q) over the windows that cover it."""
     (_, _, H, W), (_, _, P, Q) = x_shape, dy.shape
     dx = np.empty(x_shape, dy.dtype)
-    gradient, out, geometry = plain(dy).reshape(-1, P, Q), dx.reshape(-1, H, W), numbers(window, H, W)
+    gradient, out, geometry = (
+        plain(dy).reshape(-1, P, Q),
+        dx.reshape(-1, H, W),
+        numbers(window, H, W),
+    )
     parallel(lambda b, e: _sum_backward(gradient[b:e], out[b:e], *geometry), _shards(dx), False)
     return dx
 

@@ -59,7 +59,9 @@ def _splat(builder: Any, scalar: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(_vector, ir.Undefined), zeros)
 
 
-def _loop(builder: Any, count: Any, state: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+def _loop(
+    builder: Any, count: Any, state: list[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
     """`state = body(i, state)` for i in range(count), count >= 1; the state lives in registers."""
     before = builder.block
     block = builder.append_basic_block("tile")
@@ -70,7 +72,9 @@ def _loop(builder: Any, count: Any, state: list[Any], body: Callable[[Any, list[
     phis = [builder.phi(value.type) for value in state]
     result = body(index, list(phis))
     following = builder.add(index, _i64(1))
-    for phi, first, again in zip([index, *phis], [_i64(0), *state], [following, *result], strict=True):
+    for phi, first, again in zip(
+        [index, *phis], [_i64(0), *state], [following, *result], strict=True
+    ):
         phi.add_incoming(first, before)
         phi.add_incoming(again, builder.block)
     builder.cbranch(builder.icmp_signed("<", following, count), block, after)
@@ -83,7 +87,9 @@ def _fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[A
     width, fuse = len(vectors), ("contract",)
     spread = [_splat(builder, scalar) for scalar in scalars]
     return [
-        builder.fadd(total, builder.fmul(spread[i // width], vectors[i % width], flags=fuse), flags=fuse)
+        builder.fadd(
+            total, builder.fmul(spread[i // width], vectors[i % width], flags=fuse), flags=fuse
+        )
         for i, total in enumerate(sums)
     ]
 
@@ -99,9 +105,14 @@ def _convolution_tile(height: int) -> Any:
             def step(i: Any, state: list[Any]) -> list[Any]:
                 offset = _load(builder, builder.add(offsets, builder.mul(i, _i64(8))), _i64)
                 at = builder.add(b, offset)
-                vectors = [_load(builder, _plus(builder, at, v * VECTOR_BYTES), _vector) for v in range(2)]
+                vectors = [
+                    _load(builder, _plus(builder, at, v * VECTOR_BYTES), _vector) for v in range(2)
+                ]
                 row = builder.add(a, builder.mul(i, _i64(height * FLOAT_BYTES)))
-                scalars = [_load(builder, _plus(builder, row, m * FLOAT_BYTES), _float) for m in range(height)]
+                scalars = [
+                    _load(builder, _plus(builder, row, m * FLOAT_BYTES), _float)
+                    for m in range(height)
+                ]
                 return _fma_rows(builder, state, scalars, vectors)
 
             zero = ir.Constant(_vector, [0.0] * LANES)
@@ -127,7 +138,8 @@ def _gradient_tile(columns: int, width: int) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             d, x, offsets, rows, row_bytes, pixels, step, keep, out = args
             at = [
-                builder.add(x, _load(builder, _plus(builder, offsets, 8 * j), _i64)) for j in range(columns)
+                builder.add(x, _load(builder, _plus(builder, offsets, 8 * j), _i64))
+                for j in range(columns)
             ]
             places = [_plus(builder, out, i * VECTOR_BYTES) for i in range(columns * width)]
             d_row_bytes = builder.mul(pixels, _i64(width * VECTOR_BYTES))
@@ -139,7 +151,8 @@ def _gradient_tile(columns: int, width: int) -> Any:
                 def pixel(q: Any, state: list[Any]) -> list[Any]:
                     here = builder.add(d_row, builder.mul(q, _i64(width * VECTOR_BYTES)))
                     vectors = [
-                        _load(builder, _plus(builder, here, v * VECTOR_BYTES), _vector) for v in range(width)
+                        _load(builder, _plus(builder, here, v * VECTOR_BYTES), _vector)
+                        for v in range(width)
                     ]
                     column = builder.add(x_row, builder.mul(q, step))
                     scalars = [_load(builder, builder.add(base, column), _float) for base in at]
@@ -164,8 +177,12 @@ def _gradient_tile(columns: int, width: int) -> Any:
 
 
 conv_tile_high, conv_tile_middle, conv_tile_low = map(_convolution_tile, HEIGHTS)
-gradient_tile_high, gradient_tile_middle, gradient_tile_low = (_gradient_tile(n, 2) for n in HEIGHTS)
-gradient_slim_high, gradient_slim_middle, gradient_slim_low = (_gradient_tile(n, 1) for n in HEIGHTS)
+gradient_tile_high, gradient_tile_middle, gradient_tile_low = (
+    _gradient_tile(n, 2) for n in HEIGHTS
+)
+gradient_slim_high, gradient_slim_middle, gradient_slim_low = (
+    _gradient_tile(n, 1) for n in HEIGHTS
+)
 
 
 def _mask_of(builder: Any, bits: Any) -> Any:
@@ -274,7 +291,9 @@ def _combine(builder: Any, row: list[float], values: list[Any]) -> Any:
             continue
         term = value
         if abs(factor) != 1:
-            term = builder.fmul(value, ir.Constant(_vector, [abs(factor)] * LANES), flags=("contract",))
+            term = builder.fmul(
+                value, ir.Constant(_vector, [abs(factor)] * LANES), flags=("contract",)
+            )
         if total is None:
             total = term if factor > 0 else builder.fneg(term)
         else:
@@ -303,11 +322,15 @@ def sandwich(matrix: list[list[float]], finish: bool = False) -> Any:
             half = []  # half[j][i]: column j of matrix @ square
             for j in range(size):
                 column = [
-                    _load(builder, place(source, i, row_bytes, j, column_bytes), _vector) for i in range(size)
+                    _load(builder, place(source, i, row_bytes, j, column_bytes), _vector)
+                    for i in range(size)
                 ]
                 half.append([_combine(builder, row, column) for row in matrix])
             shift = _load(builder, bias, _vector) if finish else None
-            zero, rectify = ir.Constant(_vector, [0.0] * LANES), builder.icmp_signed("!=", relu, _i64(0))
+            zero, rectify = (
+                ir.Constant(_vector, [0.0] * LANES),
+                builder.icmp_signed("!=", relu, _i64(0)),
+            )
             for i in range(out_size):
                 for j in range(out_size):
                     value = _combine(builder, matrix[j], [column[i] for column in half])
@@ -342,3 +365,90 @@ def all_below(typingctx, source, vectors, limit):  # type: ignore[no-untyped-def
         return builder.zext(builder.icmp_signed("==", found, ir.IntType(LANES)(0)), _i64)
 
     return types.intp(types.intp, types.intp, types.float32), emit
+
+
+def _interleaving(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """a0 b0 a1 b1 ..., as two vectors."""
+    index = ir.VectorType(ir.IntType(32), LANES)
+    orders = [[LANES * (i % 2) + half + i // 2 for i in range(LANES)] for half in (0, LANES // 2)]
+    low, high = (builder.shuffle_vector(a, b, ir.Constant(index, order)) for order in orders)
+    return low, high
+
+
+def _even_and_odd(builder: Any, address: Any, bits: Any) -> list[Any]:
+    """The even and the odd ones of 2 * LANES floats, of which those whose bit is set are read."""
+    first = _masked_load(builder, address, _mask_of(builder, bits))
+    rest = builder.lshr(bits, _i64(LANES))
+    second = _masked_load(builder, _plus(builder, address, VECTOR_BYTES), _mask_of(builder, rest))
+    index = ir.VectorType(ir.IntType(32), LANES)
+    orders = [[2 * i + odd for i in range(LANES)] for odd in (0, 1)]
+    return [builder.shuffle_vector(first, second, ir.Constant(index, order)) for order in orders]
+
+
+_bytes = ir.VectorType(ir.IntType(8), LANES)
+
+
+@intrinsic  # type: ignore[misc]
+def max_pairs(typingctx, upper, lower, bits, y, argmax):  # type: ignore[no-untyped-def]
+    """LANES maxima of 2 x 2 squares: of 2*LANES floats at `upper` and at `lower`, those whose bit is set.
+
+    y[lane], argmax[lane] = the largest and 0 to 3, where; the first among equals, a NaN before any number.
+    argmax is written for all lanes, y for those inside.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        upper, lower, bits, y, argmax = args
+        values = _even_and_odd(builder, upper, bits) + _even_and_odd(builder, lower, bits)
+        best, winner = values[0], ir.Constant(_bytes, [0] * LANES)
+        for tap, value in enumerate(values[1:], 1):
+            larger = builder.fcmp_ordered(">", value, best)
+            wins = builder.or_(larger, builder.fcmp_unordered("uno", value, value))
+            best = builder.select(wins, value, best)
+            winner = builder.select(wins, ir.Constant(_bytes, [tap] * LANES), winner)
+        inside = builder.trunc(bits, ir.IntType(2 * LANES))
+        pairs = builder.bitcast(inside, ir.VectorType(ir.IntType(1), 2 * LANES))
+        index = ir.VectorType(ir.IntType(32), LANES)
+        odd = ir.Constant(index, [2 * i + 1 for i in range(LANES)])
+        mask = builder.shuffle_vector(pairs, ir.Constant(pairs.type, ir.Undefined), odd)
+        _masked_store(builder, best, y, mask)
+        builder.store(winner, builder.inttoptr(argmax, _bytes.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), emit
+
+
+@intrinsic  # type: ignore[misc]
+def spread_pairs(typingctx, dy, argmax, y, bits, upper, lower):  # type: ignore[no-untyped-def]
+    """The gradient of max_pairs: dy[lane] to the place argmax[lane] of its square, 0 to the other three.
+
+    bits: of the 2*LANES floats at `upper` and `lower`, which to write. Where y[lane] <= 0 the gradient
+    is 0, that of a ReLU before the pool; y is 0 where there is none. argmax is read for all lanes.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        dy, argmax, y, bits, upper, lower = args
+        zero = ir.Constant(_vector, [0.0] * LANES)
+        inside = builder.bitcast(
+            builder.trunc(bits, ir.IntType(2 * LANES)), ir.VectorType(ir.IntType(1), 2 * LANES)
+        )
+        index = ir.VectorType(ir.IntType(32), LANES)
+        odd = ir.Constant(index, [2 * i + 1 for i in range(LANES)])
+        mask = builder.shuffle_vector(inside, ir.Constant(inside.type, ir.Undefined), odd)
+        gradient = _masked_load(builder, dy, mask)
+        rectified = builder.icmp_signed("!=", y, _i64(0))
+        value = _masked_load(builder, builder.select(rectified, y, dy), mask)
+        cut = builder.select(builder.fcmp_ordered("<=", value, zero), zero, gradient)
+        gradient = builder.select(rectified, cut, gradient)
+        winner = builder.load(builder.inttoptr(argmax, _bytes.as_pointer()), align=1)
+        parts = []
+        for tap in range(4):
+            here = builder.icmp_signed("==", winner, ir.Constant(_bytes, [tap] * LANES))
+            parts.append(builder.select(here, gradient, zero))
+        for row, (left, right) in ((upper, parts[:2]), (lower, parts[2:])):
+            low, high = _interleaving(builder, left, right)
+            _masked_store(builder, low, row, _mask_of(builder, bits))
+            rest = _mask_of(builder, builder.lshr(bits, _i64(LANES)))
+            _masked_store(builder, high, _plus(builder, row, VECTOR_BYTES), rest)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), emit

@@ -37,7 +37,9 @@ MOST_WEIGHTS = 512 * 512  # above, reading the transformed filters, four times t
 MOST_SUMS = 256 * 256  # the same for dw, whose sums are read and written for every block
 
 
-def suits_weight_gradient(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> bool:
+def suits_weight_gradient(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int
+) -> bool:
     """As `suits`, for dw."""
     return w_shape[0] * w_shape[1] <= MOST_SUMS and suits(x_shape, w_shape, window, groups)
 
@@ -47,7 +49,11 @@ def suits(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, gr
     (N, C, H, W), (K, _, R, S) = x_shape, w_shape
     if (R, S) != (3, 3) or groups != 1 or window.stride != (1, 1) or window.dilation != (1, 1):
         return False
-    if max(max(pads) for pads in window.pads(H, W)) > 2 or min(C, K) < LEAST_CHANNELS or C * K > MOST_WEIGHTS:
+    if (
+        max(max(pads) for pads in window.pads(H, W)) > 2
+        or min(C, K) < LEAST_CHANNELS
+        or C * K > MOST_WEIGHTS
+    ):
         return False
     P, Q = window.output_size(H, W)
     squares = -(-P // 4) * -(-Q // 4)
@@ -86,7 +92,9 @@ def forward(
     return y if _convolve(x, w, False, b, (top, left), relu, y) else None
 
 
-def input_gradient(dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray | None:
+def input_gradient(
+    dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window
+) -> np.ndarray | None:
     """dx (N, C, H, W), or None as forward."""
     (top, _), (left, _) = window.pads(*x_shape[2:])
     dx = np.empty(x_shape, np.float32)
@@ -111,7 +119,9 @@ def _convolve(x, w, flipped, b, corner, relu, y):  # type: ignore[no-untyped-def
 
     def convolve(begin: int, end: int) -> object:
         inputs, products = scratch("inputs", 36 * plane), scratch("products", 36 * product_plane)
-        pixels = scratch("pixels", blocks.images * (4 * blocks.rows + 2) * (4 * blocks.across + 2) * LANES + 256)
+        pixels = scratch(
+            "pixels", blocks.images * (4 * blocks.rows + 2) * (4 * blocks.across + 2) * LANES + 256
+        )
         return _convolve_blocks(
             x, begin, end, blocks, *corner, line, plane, filters, filter_plane, product_plane, bias, int(relu),
             pixels, inputs, products, y,
@@ -131,29 +141,36 @@ def weight_gradient(
     lines = tiles(C).rows
     gradient_plane, sum_plane = channels * blocks.most + LANES, channels * lines + LANES
 
-    def accumulate(begin: int, end: int) -> tuple[object, np.ndarray, np.ndarray]:
-        inputs, gradient = scratch("inputs", 36 * plane), scratch("products", 36 * gradient_plane)
-        pixels = scratch("pixels", blocks.images * (4 * blocks.rows + 2) * (4 * blocks.across + 2) * LANES + 256)
-        sums, db = scratch("weight gradient", 36 * sum_plane), np.zeros(K, np.float32)
-        fine = _accumulate_blocks(
-            x, dy, begin, end, blocks, top, left, line, plane, lines, gradient_plane, sum_plane, pixels, inputs,
-            gradient, sums, db,
-        )  # fmt: skip
-        return fine, sums, db
+    pieces = shards(blocks.count)
+    # of the calling thread: a worker's own may be overwritten once it has done its piece
+    memory = scratch("weight gradient", len(pieces) * 36 * sum_plane).reshape(len(pieces), -1)
+    parts = {
+        begin: (part, np.zeros(K, np.float32))
+        for (begin, _), part in zip(pieces, memory, strict=True)
+    }
 
-    parts = parallel(accumulate, shards(blocks.count), blas=False)
-    if not all(fine for fine, _, _ in parts):  # type: ignore[misc]
+    def accumulate(begin: int, end: int) -> object:
+        inputs, gradient = scratch("inputs", 36 * plane), scratch("products", 36 * gradient_plane)
+        pixels = scratch(
+            "pixels", blocks.images * (4 * blocks.rows + 2) * (4 * blocks.across + 2) * LANES + 256
+        )
+        return _accumulate_blocks(
+            x, dy, begin, end, blocks, top, left, line, plane, lines, gradient_plane, sum_plane, pixels, inputs,
+            gradient, *parts[begin],
+        )  # fmt: skip
+
+    if not all(parallel(accumulate, pieces, blas=False)):
         return None
-    (_, total, db), *rest = parts  # type: ignore[misc]
+    (total, db), *rest = parts.values()
     dw = np.empty(w_shape, np.float32)
 
     def finish(begin: int, end: int) -> None:
-        for _, part, _ in rest:  # type: ignore[misc]
+        for part, _ in rest:
             _add_tiles(total, part, sum_plane, begin * WIDE * lines, end * WIDE * lines)
         store_filter_gradient(total, sum_plane, lines, begin, end, dw.reshape(K, C, 9))
 
     parallel(finish, shards(channels // WIDE), blas=False)
-    for _, _, part in rest:  # type: ignore[misc]
+    for _, part in rest:
         db += part
     return dw, db
 
@@ -168,7 +185,13 @@ def _sizes(C: int, K: int, squares: int) -> tuple[int, int, int]:
 def _span(blocks, block):
     columns = -(-blocks.down // blocks.rows)
     n, row = block // columns * blocks.images, block % columns * blocks.rows
-    return n, min(blocks.images, blocks.N - n), row, min(blocks.rows, blocks.down - row), blocks.across
+    return (
+        n,
+        min(blocks.images, blocks.N - n),
+        row,
+        min(blocks.rows, blocks.down - row),
+        blocks.across,
+    )
 
 
 @numba.njit(nogil=True, cache=True)
@@ -182,7 +205,18 @@ def _convolve_blocks(
         squares = span[1] * span[3] * span[4]
         if squares_of_input(x, span, top, left, line, plane, pixels, inputs) == 0:
             return False
-        multiply(inputs, plane, filters, filter_plane, x.shape[1], offsets, squares, products, product_plane, y.shape[1])
+        multiply(
+            inputs,
+            plane,
+            filters,
+            filter_plane,
+            x.shape[1],
+            offsets,
+            squares,
+            products,
+            product_plane,
+            y.shape[1],
+        )
         store_squares(products, product_plane, blocks.most, span, bias, relu, pixels, y)
     return True
 
@@ -200,7 +234,18 @@ def _accumulate_blocks(
         fine = squares_of_input(x, span, top, left, line, plane, pixels, inputs)
         if (fine & squares_of_gradient(dy, span, gradient_plane, pixels, gradient, db)) == 0:
             return False
-        multiply_gradient(inputs, line, plane, gradient, gradient_plane, squares, offsets, sums, sum_plane, dy.shape[1])
+        multiply_gradient(
+            inputs,
+            line,
+            plane,
+            gradient,
+            gradient_plane,
+            squares,
+            offsets,
+            sums,
+            sum_plane,
+            dy.shape[1],
+        )
     return True
 
 

@@ -13,7 +13,9 @@ from gpuconv.cpu.blocks import ALL, HIGH, MIDDLE, WIDE, address, outer_products
 from gpuconv.cpu.vector import HEIGHTS, LANES, all_below, sandwich, transpose
 
 LOW = HEIGHTS[2]
-LARGEST = 1e15  # beyond it, or with NaN, intermediate sums could spoil pixels the definition leaves alone
+LARGEST = (
+    1e15  # beyond it, or with NaN, intermediate sums could spoil pixels the definition leaves alone
+)
 
 INPUT = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
          [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
@@ -43,7 +45,15 @@ def stage_channels(x, n, images, first_row, rows, columns, left, channel, pixels
             target = address(pixels) + 4 * LANES * ((i * rows + row) * columns + left)
             for w in range(0, used, LANES):
                 bits = ALL if used - w >= LANES else (1 << (used - w)) - 1
-                transpose(source + 4 * w, 4 * H * W, C - channel, bits, target + 4 * LANES * w, 4 * LANES, ALL)
+                transpose(
+                    source + 4 * w,
+                    4 * H * W,
+                    C - channel,
+                    bits,
+                    target + 4 * LANES * w,
+                    4 * LANES,
+                    ALL,
+                )
     return all_below(address(pixels), images * rows * columns, LARGEST)
 
 
@@ -60,10 +70,19 @@ def squares_of_input(x, span, top, left, line, plane, pixels, out):
             for row in range(rows):
                 for column in range(across):
                     square = (i * rows + row) * across + column
-                    source = address(pixels) + 4 * LANES * ((i * high + 4 * row) * wide + 4 * column)
+                    source = address(pixels) + 4 * LANES * (
+                        (i * high + 4 * row) * wide + 4 * column
+                    )
                     target = address(out) + 4 * (square * line + channel)
                     transform_input(
-                        source, 4 * LANES * wide, 4 * LANES, target, 24 * plane, 4 * plane, target, 0
+                        source,
+                        4 * LANES * wide,
+                        4 * LANES,
+                        target,
+                        24 * plane,
+                        4 * plane,
+                        target,
+                        0,
                     )
     return fine
 
@@ -89,10 +108,19 @@ def squares_of_gradient(dy, span, plane, pixels, out, db):
             for row in range(rows):
                 for column in range(across):
                     square = (i * rows + row) * across + column
-                    source = address(pixels) + 4 * LANES * ((i * high + 4 * row) * wide + 4 * column)
+                    source = address(pixels) + 4 * LANES * (
+                        (i * high + 4 * row) * wide + 4 * column
+                    )
                     target = base + 4 * square * WIDE
                     transform_gradient(
-                        source, 4 * LANES * wide, 4 * LANES, target, 24 * plane, 4 * plane, target, 0
+                        source,
+                        4 * LANES * wide,
+                        4 * LANES,
+                        target,
+                        24 * plane,
+                        4 * plane,
+                        target,
+                        0,
                     )
     return fine
 
@@ -112,14 +140,20 @@ def multiply(inputs, plane, filters, filter_plane, C, offsets, squares, products
             square = 0
             while square < squares:
                 height = tile_height(squares - square)
-                out = address(products) + 4 * (entry * product_plane + k * len(offsets) + square * WIDE)
+                out = address(products) + 4 * (
+                    entry * product_plane + k * len(offsets) + square * WIDE
+                )
                 at = address(offsets) + 8 * square
-                outer_products(True, height, d, address(inputs) + 4 * entry * plane, at, 1, 0, C, 4, 0, out)
+                outer_products(
+                    True, height, d, address(inputs) + 4 * entry * plane, at, 1, 0, C, 4, 0, out
+                )
                 square += height
 
 
 @numba.njit(nogil=True, cache=True)
-def multiply_gradient(inputs, line, plane, gradient, gradient_plane, squares, offsets, sums, sum_plane, K):
+def multiply_gradient(
+    inputs, line, plane, gradient, gradient_plane, squares, offsets, sums, sum_plane, K
+):
     """sums[36][tile of K][C][WIDE] += inputs[36][square][C] times gradient[36][tile of K][square][WIDE]."""
     for entry in range(36):
         for k in range(0, K, WIDE):
@@ -129,7 +163,9 @@ def multiply_gradient(inputs, line, plane, gradient, gradient_plane, squares, of
                 height = tile_height(len(offsets) - c)
                 x = address(inputs) + 4 * (entry * plane + c)
                 out = address(sums) + 4 * (entry * sum_plane + k * len(offsets) + c * WIDE)
-                outer_products(True, height, d, x, address(offsets), 1, 0, squares, 4 * line, 1, out)
+                outer_products(
+                    True, height, d, x, address(offsets), 1, 0, squares, 4 * line, 1, out
+                )
                 c += height
 
 
@@ -145,10 +181,19 @@ def store_squares(products, plane, lines, span, bias, relu, pixels, y):
             for row in range(rows):
                 for column in range(across):
                     source = base + 4 * WIDE * ((i * rows + row) * across + column)
-                    target = address(pixels) + 4 * LANES * ((i * high + 4 * row) * wide + 4 * column)
+                    target = address(pixels) + 4 * LANES * (
+                        (i * high + 4 * row) * wide + 4 * column
+                    )
                     shift = address(bias) + 4 * k
                     transform_output(
-                        source, 24 * plane, 4 * plane, target, 4 * LANES * wide, 4 * LANES, shift, relu
+                        source,
+                        24 * plane,
+                        4 * plane,
+                        target,
+                        4 * LANES * wide,
+                        4 * LANES,
+                        shift,
+                        relu,
                     )
             bits = ALL if K - k >= LANES else (1 << (K - k)) - 1
             for p in range(min(high, P - 4 * first)):
@@ -171,18 +216,38 @@ def filter_tiles(w, flipped, begin, end, plane, out):
     fine = 1
     for k in range(begin * WIDE, min(end * WIDE, K), LANES):
         bits = ALL if K - k >= LANES else (1 << (K - k)) - 1
-        if flipped:  # 9 taps at a time; the rows that are written beyond them are overwritten by the next
+        if (
+            flipped
+        ):  # 9 taps at a time; the rows that are written beyond them are overwritten by the next
             for c in range(C):
-                transpose(address(w[c, k]), 36, K - k, (1 << 9) - 1, address(turned[9 * c]), 4 * LANES, ALL)
+                transpose(
+                    address(w[c, k]),
+                    36,
+                    K - k,
+                    (1 << 9) - 1,
+                    address(turned[9 * c]),
+                    4 * LANES,
+                    ALL,
+                )
         else:
             for column in range(0, 9 * C, LANES):
                 inside = min(LANES, 9 * C - column)
                 source = address(w[k]) + 4 * column
-                transpose(source, 36 * C, K - k, (1 << inside) - 1, address(turned[column]), 4 * LANES, ALL)
+                transpose(
+                    source,
+                    36 * C,
+                    K - k,
+                    (1 << inside) - 1,
+                    address(turned[column]),
+                    4 * LANES,
+                    ALL,
+                )
         fine &= all_below(address(turned), 9 * C, LARGEST)
         for c in range(C):
             target = address(out) + 4 * (k // WIDE * WIDE * C + c * WIDE + k % WIDE)
-            source, step = (address(turned[9 * c + 8]), -4) if flipped else (address(turned[9 * c]), 4)
+            source, step = (
+                (address(turned[9 * c + 8]), -4) if flipped else (address(turned[9 * c]), 4)
+            )
             transform_filter(
                 source, 3 * step * LANES, step * LANES, target, 24 * plane, 4 * plane, target, 0
             )
@@ -205,4 +270,6 @@ def store_filter_gradient(sums, plane, lines, begin, end, dw):
         for column in range(0, 9 * C, LANES):
             inside = min(LANES, 9 * C - column)
             target = address(dw[k]) + 4 * column
-            transpose(address(turned[column]), 4 * LANES, inside, bits, target, 36 * C, (1 << inside) - 1)
+            transpose(
+                address(turned[column]), 4 * LANES, inside, bits, target, 36 * C, (1 << inside) - 1
+            )
