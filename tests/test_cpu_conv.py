@@ -49,7 +49,7 @@ def gamma(terms):
 
 
 def check(x, w, b, window, groups, rng):
-    """Forward and backward, element by element, within the proved bound of any order of summation."""
+    """Forward and backward, element by element, within the bound for any order of summation."""
     P, Q = window.output_size(*x.shape[2:])
     dy = rng.standard_normal((x.shape[0], w.shape[0], P, Q)).astype(x.dtype)
     before = [a.copy() for a in (x, w, dy)]
@@ -266,8 +266,12 @@ def test_conv_pool_keeps_nan():
     assert np.array_equal(argmax, winners)
 
 
-LAYERS = [((5, 24, 20, 20), 40, Window(3, padding=1)), ((6, 64, 14, 14), 64, Window(3, padding=1)),
-          ((3, 70, 15, 13), 33, Window(1)), ((4, 3, 33, 33), 16, Window(7, stride=2, padding=3))]  # fmt: skip
+LAYERS = [
+    ((5, 24, 20, 20), 40, Window(3, padding=1)),
+    ((6, 64, 14, 14), 64, Window(3, padding=1)),
+    ((3, 70, 15, 13), 33, Window(1)),
+    ((4, 3, 33, 33), 16, Window(7, stride=2, padding=3)),
+]
 
 
 def run(x, w, b, window):
@@ -319,7 +323,9 @@ WINOGRAD = [
 
 @pytest.mark.parametrize(("x_shape", "K", "padding"), WINOGRAD)
 def test_winograd(x_shape, K, padding):
-    """Its error, in norm, on normal data, within 3 * max(1e-6, 1e-7 * sqrt(terms)), and each element's bound."""
+    """Its error, in norm, on normal data, within 3 * max(1e-6, 1e-7 * sqrt(terms)), and each
+    element's bound.
+    """
     rng = np.random.default_rng(8)
     window = Window(3, padding=padding)
     x, w, b = arrays(rng, x_shape, K, (3, 3))

@@ -1,26 +1,23 @@
-"""The loops over one block of a convolution, compiled: stage it, multiply it, store it (see plan.py)."""
+"""The loops over one block of a convolution, compiled: stage it, multiply it, store it (see
+plan.py).
+"""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from gpuconv.cpu.vector import (
-    HEIGHTS,
-    LANES,
-    TILE_WIDTH,
+from gpuconv.cpu.vector import HEIGHTS, LANES, TILE_WIDTH, compiled
+from gpuconv.cpu.vector_lanes import copy_lanes, store_rows, transpose
+from gpuconv.cpu.vector_tiles import (
     conv_tile_high,
     conv_tile_low,
     conv_tile_middle,
-    copy_lanes,
     gradient_slim_high,
     gradient_slim_low,
     gradient_slim_middle,
     gradient_tile_high,
     gradient_tile_low,
     gradient_tile_middle,
-    store_rows,
-    transpose,
 )
 
 HIGH, MIDDLE, _ = HEIGHTS
@@ -28,13 +25,13 @@ ALL = (1 << LANES) - 1
 SLIM, WIDE = LANES, TILE_WIDTH
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def address(a):
     """Of an array's first element; signed, as Numba turns a sum of both kinds into a float."""
     return np.intp(a.ctypes.data)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def copy_floats(source, target, count):
     """`count` floats from one address to another."""
     for i in range(0, count - LANES + 1, LANES):
@@ -44,7 +41,7 @@ def copy_floats(source, target, count):
         copy_lanes(source + 4 * done, target + 4 * done, (1 << (count % LANES)) - 1)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def extent(stage, block):
     """(first image, images, first row, rows) of a block."""
     row_blocks = -(-stage.P // stage.rows)
@@ -52,9 +49,9 @@ def extent(stage, block):
     return n, min(stage.images, stage.N - n), p, min(stage.rows, stage.P - p)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def stage_input(x, stage, phases, group, n, images, p, rows, scratch):
-    """Copy a block's input from x (N, groups*C, H, W) into scratch, whose padding columns are zero."""
+    """Copy a block of x (N, groups*C, H, W) into scratch, whose padding columns are zero."""
     for c in range(stage.C):
         for f in range(len(phases)):
             down, right = phases[f, 0] - stage.top, phases[f, 1] - stage.left
@@ -76,12 +73,13 @@ def stage_input(x, stage, phases, group, n, images, p, rows, scratch):
                             scratch[place + j] = source[h, j * stage.stride_w + right]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def find_segments(stage, images, staged_rows, rows, Q, steps, starts, segments):
     """Which lanes of which vector of staged positions are output pixels, and where they go.
 
     steps: elements from an output image, row and pixel to the next. Vector v has the segments
-    starts[v] to starts[v + 1]: first lane, end lane, the output element of lane 0. Returns the vectors.
+    starts[v] to starts[v + 1]: first lane, end lane, the output element of lane 0. Returns the
+    vectors.
     """
     count, vector = 0, -1
     for i in range(images):
@@ -100,7 +98,7 @@ def find_segments(stage, images, staged_rows, rows, Q, steps, starts, segments):
     return vector + 1
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def convolve_block(
     staged,
     vectors,
@@ -117,7 +115,8 @@ def convolve_block(
     place,
     steps,
 ):
-    """Every output channel of one block: y.flat[place + channel*steps[3] + segment] = the sum, bias and ReLU.
+    """Every output channel of one block: y.flat[place + channel*steps[3] + segment] = the sum, bias
+    and ReLU.
 
     weights: tiles of (depth, height) one after another; offsets (depth), in bytes from `staged`.
     """
@@ -146,7 +145,7 @@ def convolve_block(
                         scatter_rows(sums, half, rows, begin, end, y, target, steps)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def scatter_rows(sums, half, rows, begin, end, y, target, steps):
     """As store_rows, to pixels that are steps[2] apart; no bias and no ReLU: only dx comes here."""
     for m in range(rows):
@@ -154,7 +153,7 @@ def scatter_rows(sums, half, rows, begin, end, y, target, steps):
             y[target + m * steps[3] + lane * steps[2]] = sums[m, half * LANES + lane]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def transpose_gradient(dy, group, K, n, images, p, rows, Q, out):
     """dy's block as out[tile of channels][pixel][channel], the tiles SLIM or WIDE channels wide.
 
@@ -176,13 +175,15 @@ def transpose_gradient(dy, group, K, n, images, p, rows, Q, out):
         k += width
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def accumulate_weights(
     staged, stage, images, rows, gradient, offsets, first, height, K, columns, sums
 ):
-    """sums[tile of channels][column][channel] += the block's share of dw; a column is an input channel's tap.
+    """sums[tile of channels][column][channel] += the block's share of dw; a column is an input
+    channel's tap.
 
-    gradient: as transpose_gradient leaves it. offsets (columns), in bytes. A tile of channels starts at
+    gradient: as transpose_gradient leaves it. offsets (columns), in bytes. A tile of channels
+    starts at
     sums[first channel * columns].
     """
     pixels = rows * stage.Q
@@ -206,7 +207,7 @@ def accumulate_weights(
         k += width
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def outer_products(wide, height, d, x, offsets, lines, row_bytes, length, step, keep, out):
     """The gradient tile of this width and height (see vector.py)."""
     if wide:

@@ -65,5 +65,7 @@ def _backward(
 
 
 def plain(a: np.ndarray) -> np.ndarray:
-    """`a` C-contiguous, aligned and writable, copied only if it is not: compiled loops know one layout."""
-    return np.require(a, requirements="CAW")
+    """`a` C-contiguous, aligned and writable, copied only if it is not: compiled loops know one
+    layout.
+    """
+    return np.require(a, requirements=["C", "A", "W"])

@@ -1,12 +1,13 @@
-"""Convolution straight from padded planes, without the im2col matrix: any window, any groups, float32.
+"""Convolution straight from padded planes, without the im2col matrix: any window, any groups,
+float32.
 
-Forward and dx are the same loop over different planes and weights (dw: conv_weights.py). Every block
+Forward and dx are the same loop over different planes and weights (dw: conv_weights.py). Every
+block
 of output belongs to one thread, and sums run in a fixed order.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from gpuconv.cpu.blocks import (
@@ -19,6 +20,7 @@ from gpuconv.cpu.blocks import (
 )
 from gpuconv.cpu.plan import Phase, Plan, forward_plan, input_plan, tiles
 from gpuconv.cpu.threads import parallel, shards, thread_count
+from gpuconv.cpu.vector import compiled
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 
@@ -52,7 +54,9 @@ def forward_weights(w: np.ndarray, groups: int) -> np.ndarray:
 def input_gradient(
     dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
 ) -> np.ndarray:
-    """dx (N, C, H, W) of dy (N, K, P, Q): for each remainder of row and column by the stride, a convolution of dy."""
+    """dx (N, C, H, W) of dy (N, K, P, Q): for each remainder of row and column by the stride, a
+    convolution of dy.
+    """
     plan, phases = input_plan(x_shape, dy.shape[1], window, groups, thread_count())
     dx, weights, passes, offsets, steps = input_passes(w, x_shape, window, groups, phases)
     if phases:
@@ -76,7 +80,9 @@ def input_gradient(
 def input_passes(
     w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int, phases: tuple[Phase, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """dx (N, C, H, W), unwritten but zero where no pass writes; weights, passes, offsets and steps, for convolve_blocks."""
+    """dx (N, C, H, W), unwritten but zero where no pass writes; weights, passes, offsets and steps,
+    for convolve_blocks.
+    """
     (_, C, H, W), (stride_h, stride_w) = x_shape, window.stride
     reached = sum(phase.P * phase.Q for phase in phases) == H * W
     dx = np.empty(x_shape, np.float32) if reached else np.zeros(x_shape, np.float32)
@@ -92,16 +98,31 @@ def input_passes(
     return dx, weights, passes, offsets, np.array([C * H * W, stride_h * W, stride_w, H * W])
 
 
-def _run(x, plan: Plan, offsets, weights, bias, relu, passes, K, groups, y, steps):  # type: ignore[no-untyped-def]
+def _run(x, plan: Plan, offsets, weights, bias, relu, passes, K, groups, y, steps):
     first, height, _ = tiles(K)
 
     def convolve(begin: int, end: int) -> None:
         staged = scratch("staged", plan.scratch)
         staged[:] = 0
         convolve_blocks(
-            x, plan.stage, plan.phases, offsets, weights, bias, int(relu), passes, first, height, K, groups,
-            begin, end, staged, y.reshape(-1), steps,
-        )  # fmt: skip
+            x,
+            plan.stage,
+            plan.phases,
+            offsets,
+            weights,
+            bias,
+            int(relu),
+            passes,
+            first,
+            height,
+            K,
+            groups,
+            begin,
+            end,
+            staged,
+            y.reshape(-1),
+            steps,
+        )
 
     parallel(convolve, shards(plan.stage.blocks), blas=False)
 
@@ -109,7 +130,7 @@ def _run(x, plan: Plan, offsets, weights, bias, relu, passes, K, groups, y, step
 def _pack_weights(
     w: np.ndarray, groups: int, transposed: bool, taps: np.ndarray, start: int, out: np.ndarray
 ) -> None:
-    first, height, rows = tiles(w.shape[1] if transposed else w.shape[0] // groups)
+    first, height, _ = tiles(w.shape[1] if transposed else w.shape[0] // groups)
     flat, group_size = w.reshape(*w.shape[:2], -1), len(out) // groups
     parallel(
         lambda begin, end: _pack(
@@ -120,11 +141,13 @@ def _pack_weights(
     )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _pack(flat, groups, transposed, taps, start, group_size, first, height, begin, end, out):
-    """Tiles [begin, end) of w as (depth, height), from out[group * group_size + start]; rows beyond the last are zero.
+    """Tiles [begin, end) of w as (depth, height), from out[group * group_size + start]; rows beyond
+    the last are zero.
 
-    Rows are output channels and depth is (input channel, tap), or with `transposed` the other way round.
+    Rows are output channels and depth is (input channel, tap), or with `transposed` the other way
+    round.
     """
     K, C = flat.shape[0] // groups, flat.shape[1]
     rows, outer = (C, K) if transposed else (K, C)
@@ -141,7 +164,7 @@ def _pack(flat, groups, transposed, taps, start, group_size, first, height, begi
                     place += height[tile]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def convolve_blocks(
     x,
     stage,
@@ -183,7 +206,18 @@ def convolve_blocks(
                     )
                     place = n * steps[0] + group * K * steps[3] + p * steps[1] + base
                     convolve_block(
-                        address(staged), vectors, weights[group * group_size + weight :],
-                        bias[group * K : group * K + K], relu, offsets[depth_start : depth_start + depth],
-                        first, height, K, segments, starts, y, place, steps,
-                    )  # fmt: skip
+                        address(staged),
+                        vectors,
+                        weights[group * group_size + weight :],
+                        bias[group * K : group * K + K],
+                        relu,
+                        offsets[depth_start : depth_start + depth],
+                        first,
+                        height,
+                        K,
+                        segments,
+                        starts,
+                        y,
+                        place,
+                        steps,
+                    )

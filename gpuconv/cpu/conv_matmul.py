@@ -1,4 +1,6 @@
-"""Convolution as the matrix products it is, one per tap: for float64, where being short matters more than speed."""
+"""Convolution as the matrix products it is, one per tap: for float64, where being short matters
+more than speed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from gpuconv.shapes import Window
 
 def forward(x: np.ndarray, w: np.ndarray, window: Window, groups: int) -> np.ndarray:
     """y (N, K, P, Q) of x (N, C, H, W) and w (K, C/groups, R, S)."""
-    (N, C, H, W), (K, D, R, S) = x.shape, w.shape
+    (N, _, H, W), (K, D, R, S) = x.shape, w.shape
     y = np.zeros((groups, K // groups, N, *window.output_size(H, W)), x.dtype)
     channels, filters = _by_group(x, groups), w.reshape(groups, K // groups, D, R, S)
     for r, s, out, pixels in window.taps(H, W):
@@ -22,7 +24,7 @@ def backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """(dx or None, dw) of dy (N, K, P, Q), x (N, C, H, W) and w (K, C/groups, R, S)."""
-    (_, C, H, W), (K, D, R, S) = x.shape, w.shape
+    (_, _, H, W), (K, D, R, S) = x.shape, w.shape
     channels, gradient = _by_group(x, groups), _by_group(dy, groups)
     filters = w.reshape(groups, K // groups, D, R, S)
     dx, dw = np.zeros(channels.shape, x.dtype), np.zeros(filters.shape, w.dtype)

@@ -1,13 +1,15 @@
-"""Convolution, bias, ReLU and 2 x 2 max-pool in one pass: the convolution's output never leaves the cache.
+"""Convolution, bias, ReLU and 2 x 2 max-pool in one pass: the convolution's output never leaves the
+cache.
 
-An image at a time is convolved into scratch memory and pooled from there. Only the pooled values and
-their places are kept, a quarter of the convolution's output and a byte each; backward rebuilds its gradient from them.
+An image at a time is convolved into scratch memory and pooled from there. Only the pooled values
+and
+their places are kept, a quarter of the convolution's output and a byte each; backward rebuilds its
+gradient from them.
 Other pools, and layers for which this does not pay, are the two operations one after the other.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from gpuconv.cpu import conv, pool, pool_pairs, winograd
@@ -16,6 +18,7 @@ from gpuconv.cpu.conv_weights import WeightSums, accumulate_blocks
 from gpuconv.cpu.plan import forward_plan, input_plan, tiles
 from gpuconv.cpu.pool_pairs import max_planes, spread_planes
 from gpuconv.cpu.threads import parallel, shards
+from gpuconv.cpu.vector import compiled
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 
@@ -39,7 +42,9 @@ def forward(
     groups: int,
     pool_window: Window,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(y, argmax) as pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window) gives them."""
+    """(y, argmax) as pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
+    gives them.
+    """
     if not _fuses(x, w, window, groups, pool_window):
         return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
     x, w = conv.plain(x), conv.plain(w)
@@ -58,9 +63,22 @@ def forward(
         staged, convolved = scratch("staged", plan.scratch), scratch("convolved", K * P * Q)
         staged[:] = 0
         _forward_images(
-            x, begin, end, plan.stage, plan.phases, plan.offsets, weights, bias, first, height, groups,
-            staged, convolved.reshape(1, K, P, Q), y, argmax,
-        )  # fmt: skip
+            x,
+            begin,
+            end,
+            plan.stage,
+            plan.phases,
+            plan.offsets,
+            weights,
+            bias,
+            first,
+            height,
+            groups,
+            staged,
+            convolved.reshape(1, K, P, Q),
+            y,
+            argmax,
+        )
 
     parallel(run, shards(N), blas=False)
     return y, argmax
@@ -77,7 +95,9 @@ def backward(
     pool_window: Window,
     need_dx: bool = True,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax as `forward` returned them."""
+    """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax as `forward` returned
+    them.
+    """
     size = window.output_size(*x.shape[2:])
     if not _fuses(x, w, window, groups, pool_window):
         masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)
@@ -98,16 +118,38 @@ def backward(
         dx_staged = scratch("staged", plan.scratch)
         dx_staged[:] = 0
         _backward_images(
-            dy, y, argmax, x, begin, end, groups, gradient, sums.plan.stage, sums.plan.phases, *sums.cut, staged,
-            turned, total, need_dx, plan.stage, plan.phases, offsets, weights, passes, first, height,
-            dx_staged, dx.reshape(len(dx), -1), steps,
-        )  # fmt: skip
+            dy,
+            y,
+            argmax,
+            x,
+            begin,
+            end,
+            groups,
+            gradient,
+            sums.plan.stage,
+            sums.plan.phases,
+            *sums.cut,
+            staged,
+            turned,
+            total,
+            need_dx,
+            plan.stage,
+            plan.phases,
+            offsets,
+            weights,
+            passes,
+            first,
+            height,
+            dx_staged,
+            dx.reshape(len(dx), -1),
+            steps,
+        )
 
     parallel(run, pieces, blas=False)
     return dx if need_dx else None, *sums.finish()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _forward_images(
     x,
     begin,
@@ -131,27 +173,94 @@ def _forward_images(
     out = convolved.reshape(-1)
     for n in range(begin, end):
         convolve_blocks(
-            x[n : n + 1], stage, phases, offsets, weights, bias, 1, passes, first, height, K // groups, groups,
-            0, stage.blocks, staged, out, steps,
-        )  # fmt: skip
+            x[n : n + 1],
+            stage,
+            phases,
+            offsets,
+            weights,
+            bias,
+            1,
+            passes,
+            first,
+            height,
+            K // groups,
+            groups,
+            0,
+            stage.blocks,
+            staged,
+            out,
+            steps,
+        )
         max_planes(convolved[0], y[n], argmax[n])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _backward_images(
-    dy, y, argmax, x, begin, end, groups, gradient, stage, phases, offsets, first, height, staged, turned, sums,
-    need_dx, dx_stage, dx_phases, dx_offsets, weights, passes, dx_first, dx_height, dx_staged, dx, steps,
-):  # fmt: skip
+    dy,
+    y,
+    argmax,
+    x,
+    begin,
+    end,
+    groups,
+    gradient,
+    stage,
+    phases,
+    offsets,
+    first,
+    height,
+    staged,
+    turned,
+    sums,
+    need_dx,
+    dx_stage,
+    dx_phases,
+    dx_offsets,
+    weights,
+    passes,
+    dx_first,
+    dx_height,
+    dx_staged,
+    dx,
+    steps,
+):
     K = dy.shape[1] // groups
     bias = np.zeros(x.shape[1], np.float32)
     for n in range(begin, end):
         spread_planes(dy[n], argmax[n], y[n], True, gradient[0])
         accumulate_blocks(
-            x[n : n + 1], gradient, stage, phases, offsets, first, height, K, groups, 0, stage.blocks, staged, turned,
+            x[n : n + 1],
+            gradient,
+            stage,
+            phases,
+            offsets,
+            first,
+            height,
+            K,
+            groups,
+            0,
+            stage.blocks,
+            staged,
+            turned,
             sums,
-        )  # fmt: skip
+        )
         if need_dx:
             convolve_blocks(
-                gradient, dx_stage, dx_phases, dx_offsets, weights, bias, 0, passes, dx_first, dx_height,
-                x.shape[1] // groups, groups, 0, dx_stage.blocks, dx_staged, dx[n], steps,
-            )  # fmt: skip
+                gradient,
+                dx_stage,
+                dx_phases,
+                dx_offsets,
+                weights,
+                bias,
+                0,
+                passes,
+                dx_first,
+                dx_height,
+                x.shape[1] // groups,
+                groups,
+                0,
+                dx_stage.blocks,
+                dx_staged,
+                dx[n],
+                steps,
+            )

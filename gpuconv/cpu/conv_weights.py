@@ -1,11 +1,11 @@
 """The gradient of a convolution's weights and bias, straight from padded planes (see plan.py).
 
-For 32 filters at once: a pixel's 32 gradients, times the value that a tap reads for it, spread to all 32.
+For 32 filters at once: a pixel's 32 gradients, times the value that a tap reads for it, spread to
+all 32.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from gpuconv.cpu.blocks import (
@@ -20,7 +20,8 @@ from gpuconv.cpu.blocks import (
 )
 from gpuconv.cpu.plan import forward_plan, tiles
 from gpuconv.cpu.threads import parallel, shards
-from gpuconv.cpu.vector import LANES, transpose
+from gpuconv.cpu.vector import LANES, compiled
+from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 
@@ -35,7 +36,9 @@ def weight_gradient(
     groups: int,
     threads: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """dw (K, C/groups, R, S) and db (K,) of dy (N, K, P, Q) and x (N, C, H, W); C-contiguous float32."""
+    """dw (K, C/groups, R, S) and db (K,) of dy (N, K, P, Q) and x (N, C, H, W); C-contiguous
+    float32.
+    """
     stage = forward_plan(x.shape, window, groups, threads).stage
     pieces = shards(stage.blocks)
     sums = WeightSums(x.shape, w_shape, window, groups, threads, pieces)
@@ -95,7 +98,9 @@ class WeightSums:
         self.numbers = {begin: number for number, (begin, _) in enumerate(pieces)}
 
     def workspace(self, begin: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The sums of the piece that starts at `begin`, all zero; planes for x; a place for dy, channels-last."""
+        """The sums of the piece that starts at `begin`, all zero; planes for x; a place for dy,
+        channels-last.
+        """
         stage = self.plan.stage
         staged = scratch("staged for weights", self.plan.scratch + stage.plane)
         staged[: self.plan.scratch] = 0
@@ -140,7 +145,7 @@ class WeightSums:
         return dw, db
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def accumulate_blocks(
     x, dy, stage, phases, offsets, first, height, K, groups, begin, end, staged, gradient, sums
 ):
@@ -153,20 +158,31 @@ def accumulate_blocks(
             stage_input(x, stage, phases, group, n, images, p, rows, staged)
             transpose_gradient(dy, group, K, n, images, p, rows, stage.Q, gradient)
             accumulate_weights(
-                address(staged), stage, images, rows, gradient, offsets, first, height, K, columns,
+                address(staged),
+                stage,
+                images,
+                rows,
+                gradient,
+                offsets,
+                first,
+                height,
+                K,
+                columns,
                 sums[group * size : group * size + size],
-            )  # fmt: skip
+            )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add(total, part):
     for i in range(len(total)):
         total[i] += part[i]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _unpack(sums, K, groups, columns, padded, begin, end, dw, db):
-    """dw (K*groups, columns) and db from sums [begin, end) times `padded`, which lie as accumulate_weights leaves them."""
+    """dw (K*groups, columns) and db from sums [begin, end) times `padded`, which lie as
+    accumulate_weights leaves them.
+    """
     corner = np.empty((LANES, LANES), np.float32)
     channels = -(-K // LANES) * LANES
     for line in range(begin, end, LANES):

@@ -1,10 +1,14 @@
-"""How a convolution is cut into cache-sized blocks: pure functions of the shapes, computed once for each.
+"""How a convolution is cut into cache-sized blocks: pure functions of the shapes, computed once for
+each.
 
-A block is some rows of one image's output (or some whole images). Its part of the input is staged in
+A block is some rows of one image's output (or some whole images). Its part of the input is staged
+in
 scratch memory as padded planes `width` floats wide; in these the value that output pixel number
 i = p*width + q needs from tap (r, s) lies at i + offset, with one offset for each tap. So a run of
-pixels is a plain vector load, whatever the padding and the dilation, and the positions q >= Q of each
-row are computed and dropped. Under a stride the input is staged as stride_h x stride_w planes, one for
+pixels is a plain vector load, whatever the padding and the dilation, and the positions q >= Q of
+each
+row are computed and dropped. Under a stride the input is staged as stride_h x stride_w planes, one
+for
 each remainder of the row and the column, and again every tap has one offset.
 """
 
@@ -48,7 +52,7 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A Stage, its phases (row and column remainders), and where in it each (channel, tap) starts."""
+    """A Stage, its phases (row and column remainders), and where each (channel, tap) starts."""
 
     stage: Stage
     phases: np.ndarray  # (phases, 2)
@@ -78,7 +82,7 @@ def forward_plan(x_shape: tuple[int, ...], window: Window, groups: int, threads:
     """How `x` is read by the forward pass and by the gradient of the weights."""
     N, C, H, W = x_shape
     P, Q = window.output_size(H, W)
-    (top, bottom), (left, right) = window.pads(H, W)
+    (top, _), (left, right) = window.pads(H, W)
     (R, S), (stride_h, stride_w), (dil_h, dil_w) = (
         window.kernel_size,
         window.stride,
@@ -98,7 +102,9 @@ def forward_plan(x_shape: tuple[int, ...], window: Window, groups: int, threads:
 
 
 class Phase(NamedTuple):
-    """The pixels (first_h + i*stride_h, first_w + j*stride_w) of dx: their count, and the taps that reach them."""
+    """The pixels (first_h + i*stride_h, first_w + j*stride_w) of dx: their count, and the taps that
+    reach them.
+    """
 
     first: tuple[int, int]
     P: int
@@ -111,7 +117,9 @@ class Phase(NamedTuple):
 def input_plan(
     x_shape: tuple[int, ...], channels: int, window: Window, groups: int, threads: int
 ) -> tuple[Plan, tuple[Phase, ...]]:
-    """How `dy` (of `channels` channels) is read for dx: as stride_h x stride_w convolutions of stride 1."""
+    """How `dy` (of `channels` channels) is read for dx: as stride_h x stride_w convolutions of
+    stride 1.
+    """
     N, _, H, W = x_shape
     P, Q = window.output_size(H, W)
     (top, _), (left, _) = window.pads(H, W)
@@ -155,7 +163,7 @@ def _range(reaching: list[list[tuple[int, int]]]) -> tuple[int, int]:
 
 
 def _plan(
-    image: tuple[int, ...],
+    image: tuple[int, int, int, int, int, int, int, int, int, int],
     phases: list[tuple[int, int]],
     shifts: list[tuple[int, int, int]],
     width: int,
@@ -165,7 +173,7 @@ def _plan(
     extra = max(y for _, y, _ in shifts)
     depth = C * len(phases)
     rows = min(P, max(1, BLOCK_FLOATS // (depth * width) - extra))
-    if N % threads and N < 4 * threads:  # too few images to share out evenly
+    if N % threads and 4 * threads > N:  # too few images to share out evenly
         rows = min(rows, -(-P // threads))
     images = 1
     if (

@@ -1,13 +1,13 @@
-"""Pooling for NumPy arrays: row by row, a tap at a time, so that the inner loops are vector loops."""
+"""Pooling for NumPy arrays: a row and a tap at a time, so that the inner loops are vector loops."""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from gpuconv.cpu import pool_pairs
 from gpuconv.cpu.conv import plain
 from gpuconv.cpu.threads import parallel, shards
+from gpuconv.cpu.vector import compiled
 from gpuconv.shapes import Window
 
 NONE = 255  # argmax where no tap was inside the image
@@ -76,7 +76,7 @@ def sum_backward(dy: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np
 
 
 def numbers(window: Window, H: int, W: int) -> tuple[int, ...]:
-    """R, S, stride_h, stride_w, top, left, dil_h, dil_w: the window as the compiled loops take it."""
+    """R, S, stride_h, stride_w, top, left, dil_h, dil_w: as the compiled loops take them."""
     (top, _), (left, _) = window.pads(H, W)
     return (*window.kernel_size, *window.stride, top, left, *window.dilation)
 
@@ -86,14 +86,14 @@ def _shards(image: np.ndarray) -> list[tuple[int, int]]:
     return shards(N * C, -(-GRAIN // (H * W)))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _inside(offset, stride, outputs, size):
     """[first, end) of the outputs o with 0 <= o*stride + offset < size."""
     first = max(0, -(offset // stride))
     return first, max(first, min(outputs - 1, (size - 1 - offset) // stride) + 1)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _first_taps(S, stride, left, dilation, Q, W):
     """For each output column its first tap inside the image, or NONE."""
     taps = np.full(Q, NONE, np.uint8)
@@ -103,7 +103,7 @@ def _first_taps(S, stride, left, dilation, Q, W):
     return taps
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
     (H, W), (P, Q) = x.shape[1:], y.shape[1:]
     taps = _first_taps(S, stride_w, left, dil_w, Q, W)
@@ -134,7 +134,7 @@ def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w
                         _larger(row, best[first:end], winner[first:end], tap, stride_w)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _larger(row, best, winner, tap, step):
     for q in range(len(best)):
         value = row[q * step]
@@ -143,7 +143,7 @@ def _larger(row, best, winner, tap, step):
         winner[q] = tap if wins else winner[q]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _max_backward(dy, argmax, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
     P, Q = dy.shape[1:]
     W = dx.shape[2]
@@ -161,7 +161,7 @@ def _max_backward(dy, argmax, dx, R, S, stride_h, stride_w, top, left, dil_h, di
                     out[corner + q * stride_w + places[tap]] += dy[plane, p, q]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _sum_forward(x, y, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
     (H, W), (P, Q) = x.shape[1:], y.shape[1:]
     for plane in range(len(x)):
@@ -179,7 +179,7 @@ def _sum_forward(x, y, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
                         total[q] += x[plane, h, q * stride_w + offset]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _sum_backward(dy, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
     (P, Q), (H, W) = dy.shape[1:], dx.shape[1:]
     for plane in range(len(dy)):

@@ -1,12 +1,14 @@
-"""2 x 2 max-pooling at stride 2 without padding, float32: a row of squares at a time, in vector registers."""
+"""2 x 2 max-pooling at stride 2 without padding, float32: a row of squares at a time, in vector
+registers.
+"""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from gpuconv.cpu.blocks import address
-from gpuconv.cpu.vector import LANES, max_pairs, spread_pairs
+from gpuconv.cpu.vector import LANES, compiled
+from gpuconv.cpu.vector_squares import max_pairs, spread_pairs
 from gpuconv.shapes import Window
 
 
@@ -21,12 +23,12 @@ def suits(dtype: np.dtype, window: Window, H: int, W: int) -> bool:
     )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _bits(columns):
     return (1 << min(columns, 2 * LANES)) - 1
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def max_planes(x, y, argmax):
     """y, argmax (planes, H//2, W//2) of x (planes, H, W)."""
     planes, P, Q = y.shape
@@ -43,7 +45,7 @@ def max_planes(x, y, argmax):
             argmax[plane, p] = winners[:Q]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def spread_planes(dy, argmax, y, rectified, dx):
     """dx (planes, H, W) of dy, argmax, y (planes, H//2, W//2): with `rectified`, 0 where y <= 0."""
     planes, P, Q = dy.shape

@@ -1,7 +1,9 @@
 """Worker threads for every operation of the CPU path: fixed shards, so results repeat bit for bit.
 
-Work is cut into shards; each shard runs code that lets go of the interpreter lock (BLAS, `nogil` Numba).
-Inside a shard BLAS runs on one thread: two pools that fight for the same cores lose to either alone.
+Work is cut into shards; each shard runs code that lets go of the interpreter lock (BLAS, `nogil`
+Numba).
+Inside a shard BLAS runs on one thread: two pools that fight for the same cores lose to either
+alone.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 
 import threadpoolctl
 
@@ -20,7 +23,9 @@ _inside = threading.local()
 
 
 def thread_count() -> int:
-    """How many threads an operation uses: `set_thread_count`, else GPUCONV_THREADS, else all allowed cores."""
+    """How many threads an operation uses: `set_thread_count`, else GPUCONV_THREADS, else all
+    allowed cores.
+    """
     global _count
     if not _count:
         asked = os.environ.get("GPUCONV_THREADS", "")
@@ -33,7 +38,9 @@ def _cores() -> int:
 
 
 def set_thread_count(count: int) -> None:
-    """Use `count` threads from now on. Results of a sum over shards can differ in the last bit with the count."""
+    """Use `count` threads from now on. Results of a sum over shards can differ in the last bit with
+    the count.
+    """
     global _count
     if count < 1:
         raise ValueError(f"the number of threads must be at least 1, got {count}")
@@ -41,16 +48,19 @@ def set_thread_count(count: int) -> None:
 
 
 def shards(items: int, grain: int = 1) -> list[tuple[int, int]]:
-    """[0, items) cut into at most one [begin, end) a thread, none smaller than `grain`, as even as can be."""
+    """[0, items) cut into at most one [begin, end) a thread, none smaller than `grain`, as even as
+    can be.
+    """
     parts = max(1, min(thread_count(), items // max(grain, 1)))
     edges = [items * part // parts for part in range(parts + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def parallel(function: Shard, pieces: list[tuple[int, int]], blas: bool = True) -> list[object]:
     """`function(begin, end)` for every piece, side by side; the results in the order of the pieces.
 
-    The first piece runs on the calling thread. A call from inside a shard runs its pieces one after another.
+    The first piece runs on the calling thread. A call from inside a shard runs its pieces one after
+    another.
     blas: whether `function` calls BLAS, which is then held to one thread.
     """
     if len(pieces) == 1 or getattr(_inside, "shard", False):
@@ -80,7 +90,8 @@ def _side_by_side(function: Shard, pieces: list[tuple[int, int]]) -> list[object
 class _Worker(threading.Thread):
     """A thread that waits for one shard at a time; two locks pass it back and forth.
 
-    A lock costs a third less than a Future of concurrent.futures, and a training step makes hundreds.
+    A lock costs a third less than a Future of concurrent.futures, and a training step makes
+    hundreds.
     """
 
     def __init__(self) -> None:
@@ -98,7 +109,9 @@ class _Worker(threading.Thread):
         self._start_signal.release()
 
     def finish(self) -> tuple[object, BaseException | None]:
-        """The shard's result, or what it raised. Interrupted here, the worker ends alone with its shard."""
+        """The shard's result, or what it raised. Interrupted here, the worker ends alone with its
+        shard.
+        """
         try:
             self._end_signal.acquire()
         except BaseException:

@@ -1,9 +1,13 @@
-"""Winograd's convolution F(4x4, 3x3): 36 products where the definition takes 144, for 3x3 filters at stride 1.
+"""Winograd's convolution F(4x4, 3x3): 36 products where the definition takes 144, for 3x3 filters
+at stride 1.
 
-y = A' [(G w G') * (B' x B)] A for each 4 x 4 square of outputs and its 6 x 6 inputs, * entry by entry,
-summed over the input channels: 36 matrix products. dx is the same with the filters turned and the channels
+y = A' [(G w G') * (B' x B)] A for each 4 x 4 square of outputs and its 6 x 6 inputs, * entry by
+entry,
+summed over the input channels: 36 matrix products. dx is the same with the filters turned and the
+channels
 exchanged; dw is its transpose, G' [sum over squares of (A dy A') * (B' x B)] G.
-The error is a few times the direct algorithm's, and within the square it is of the size of the square's
+The error is a few times the direct algorithm's, and within the square it is of the size of the
+square's
 largest value. Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015.
 """
 
@@ -12,13 +16,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from gpuconv.cpu.blocks import WIDE
 from gpuconv.cpu.plan import tiles
 from gpuconv.cpu.threads import parallel, shards, thread_count
-from gpuconv.cpu.vector import LANES
+from gpuconv.cpu.vector import LANES, compiled
 from gpuconv.cpu.winograd_loops import (
     filter_tiles,
     multiply,
@@ -45,7 +48,7 @@ def suits_weight_gradient(
 
 
 def suits(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> bool:
-    """Whether Winograd's y and dx are both defined and expected to be faster than the direct ones."""
+    """Whether Winograd's y and dx are defined and expected to be faster than the direct ones."""
     (N, C, H, W), (K, _, R, S) = x_shape, w_shape
     if (R, S) != (3, 3) or groups != 1 or window.stride != (1, 1) or window.dilation != (1, 1):
         return False
@@ -66,7 +69,7 @@ class _Blocks(NamedTuple):
     across: int
     images: int  # in a block
     rows: int  # of squares in a block
-    count: int
+    total: int
     most: int  # squares in a block, with a register tile's unused rows
 
 
@@ -76,7 +79,7 @@ def _blocks(N: int, P: int, Q: int, threads: int) -> _Blocks:
     rows, images = min(down, max(1, SQUARES // across)), 1
     if rows == down:
         images = max(1, min(SQUARES // (down * across), N // threads))
-    if N < threads:
+    if threads > N:
         rows = min(rows, -(-down // threads))
     count = -(-N // images) * -(-down // rows)
     return _Blocks(N, down, across, images, rows, count, tiles(images * rows * across).rows)
@@ -101,7 +104,7 @@ def input_gradient(
     return dx if _convolve(dy, w, True, None, (2 - top, 2 - left), False, dx) else None
 
 
-def _convolve(x, w, flipped, b, corner, relu, y):  # type: ignore[no-untyped-def]
+def _convolve(x, w, flipped, b, corner, relu, y):
     (N, C, _, _), (_, K, P, Q) = x.shape, y.shape
     blocks = _blocks(N, P, Q, thread_count())
     channels, line, plane = _sizes(C, K, blocks.most)
@@ -123,11 +126,25 @@ def _convolve(x, w, flipped, b, corner, relu, y):  # type: ignore[no-untyped-def
             "pixels", blocks.images * (4 * blocks.rows + 2) * (4 * blocks.across + 2) * LANES + 256
         )
         return _convolve_blocks(
-            x, begin, end, blocks, *corner, line, plane, filters, filter_plane, product_plane, bias, int(relu),
-            pixels, inputs, products, y,
-        )  # fmt: skip
+            x,
+            begin,
+            end,
+            blocks,
+            *corner,
+            line,
+            plane,
+            filters,
+            filter_plane,
+            product_plane,
+            bias,
+            int(relu),
+            pixels,
+            inputs,
+            products,
+            y,
+        )
 
-    return all(fine) and all(parallel(convolve, shards(blocks.count), blas=False))
+    return all(fine) and all(parallel(convolve, shards(blocks.total), blas=False))
 
 
 def weight_gradient(
@@ -141,7 +158,7 @@ def weight_gradient(
     lines = tiles(C).rows
     gradient_plane, sum_plane = channels * blocks.most + LANES, channels * lines + LANES
 
-    pieces = shards(blocks.count)
+    pieces = shards(blocks.total)
     # of the calling thread: a worker's own may be overwritten once it has done its piece
     memory = scratch("weight gradient", len(pieces) * 36 * sum_plane).reshape(len(pieces), -1)
     parts = {
@@ -155,9 +172,23 @@ def weight_gradient(
             "pixels", blocks.images * (4 * blocks.rows + 2) * (4 * blocks.across + 2) * LANES + 256
         )
         return _accumulate_blocks(
-            x, dy, begin, end, blocks, top, left, line, plane, lines, gradient_plane, sum_plane, pixels, inputs,
-            gradient, *parts[begin],
-        )  # fmt: skip
+            x,
+            dy,
+            begin,
+            end,
+            blocks,
+            top,
+            left,
+            line,
+            plane,
+            lines,
+            gradient_plane,
+            sum_plane,
+            pixels,
+            inputs,
+            gradient,
+            *parts[begin],
+        )
 
     if not all(parallel(accumulate, pieces, blas=False)):
         return None
@@ -176,12 +207,14 @@ def weight_gradient(
 
 
 def _sizes(C: int, K: int, squares: int) -> tuple[int, int, int]:
-    """K with the last tile's unused channels; the strides of inputs[36][square][channel], odd in cache lines."""
+    """K with the last tile's unused channels; the strides of inputs[36][square][channel], odd in
+    cache lines.
+    """
     line = (-(-C // LANES) | 1) * LANES
     return -(-K // WIDE) * WIDE, line, squares * line + (LANES if squares % 2 == 0 else 0)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _span(blocks, block):
     columns = -(-blocks.down // blocks.rows)
     n, row = block // columns * blocks.images, block % columns * blocks.rows
@@ -194,11 +227,26 @@ def _span(blocks, block):
     )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _convolve_blocks(
-    x, begin, end, blocks, top, left, line, plane, filters, filter_plane, product_plane, bias, relu, pixels, inputs,
-    products, y,
-):  # fmt: skip
+    x,
+    begin,
+    end,
+    blocks,
+    top,
+    left,
+    line,
+    plane,
+    filters,
+    filter_plane,
+    product_plane,
+    bias,
+    relu,
+    pixels,
+    inputs,
+    products,
+    y,
+):
     offsets = np.arange(blocks.most) * line * 4
     for block in range(begin, end):
         span = _span(blocks, block)
@@ -221,11 +269,26 @@ def _convolve_blocks(
     return True
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _accumulate_blocks(
-    x, dy, begin, end, blocks, top, left, line, plane, lines, gradient_plane, sum_plane, pixels, inputs, gradient,
-    sums, db,
-):  # fmt: skip
+    x,
+    dy,
+    begin,
+    end,
+    blocks,
+    top,
+    left,
+    line,
+    plane,
+    lines,
+    gradient_plane,
+    sum_plane,
+    pixels,
+    inputs,
+    gradient,
+    sums,
+    db,
+):
     offsets = np.arange(lines) * 4
     sums[:] = 0
     for block in range(begin, end):
@@ -249,7 +312,7 @@ def _accumulate_blocks(
     return True
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_tiles(total, part, plane, begin, end):
     for entry in range(36):
         for i in range(entry * plane + begin, entry * plane + end):

@@ -1,27 +1,38 @@
-"""The compiled loops of Winograd's convolution (see winograd.py), for one block of 4 x 4 output squares.
+"""The compiled loops of Winograd's convolution (see winograd.py), for one block of 4 x 4 output
+squares.
 
-Pixels are turned to channels-last on the way in, so that a vector is LANES channels of one pixel, and
-back on the way out. `span` is (first image, images, first row of squares, rows of squares, squares in a row).
+Pixels are turned to channels-last on the way in, so that a vector is LANES channels of one pixel,
+and
+back on the way out. `span` is (first image, images, first row of squares, rows of squares, squares
+in a row).
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from gpuconv.cpu.blocks import ALL, HIGH, MIDDLE, WIDE, address, outer_products
-from gpuconv.cpu.vector import HEIGHTS, LANES, all_below, sandwich, transpose
+from gpuconv.cpu.vector import HEIGHTS, LANES, compiled
+from gpuconv.cpu.vector_lanes import all_below, transpose
+from gpuconv.cpu.vector_squares import sandwich
 
 LOW = HEIGHTS[2]
 LARGEST = (
     1e15  # beyond it, or with NaN, intermediate sums could spoil pixels the definition leaves alone
 )
 
-INPUT = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+Matrix = list[list[float]]
+
+INPUT: Matrix = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
          [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
-FILTER = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+FILTER: Matrix = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
           [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]  # fmt: skip
-OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+OUTPUT: Matrix = [
+    [1, 1, 1, 1, 1, 0],
+    [0, 1, -1, 2, -2, 0],
+    [0, 1, 1, 4, 4, 0],
+    [0, 1, -1, 8, -8, 1],
+]
 
 transform_input = sandwich(INPUT)
 transform_filter = sandwich(FILTER)
@@ -30,11 +41,13 @@ transform_gradient = sandwich([list(column) for column in zip(*OUTPUT, strict=Tr
 transform_filter_gradient = sandwich([list(column) for column in zip(*FILTER, strict=True)])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def stage_channels(x, n, images, first_row, rows, columns, left, channel, pixels):
-    """LANES channels of x (N, C, H, W) from `channel`, channels-last: pixels[image][row][column][lane].
+    """LANES channels of x (N, C, H, W) from `channel`, channels-last:
+    pixels[image][row][column][lane].
 
-    Row 0 is the image's row first_row, column 0 its column -left; the rest of pixels is already zero.
+    Row 0 is the image's row first_row, column 0 its column -left; the rest of pixels is already
+    zero.
     Returns 0 if a value is too large, infinite or NaN, else 1.
     """
     _, C, H, W = x.shape
@@ -57,9 +70,11 @@ def stage_channels(x, n, images, first_row, rows, columns, left, channel, pixels
     return all_below(address(pixels), images * rows * columns, LARGEST)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def squares_of_input(x, span, top, left, line, plane, pixels, out):
-    """out[36][square][channel]: each square's 6 x 6 inputs, transformed; `line` and `plane` are out's strides."""
+    """out[36][square][channel]: each square's 6 x 6 inputs, transformed; `line` and `plane` are
+    out's strides.
+    """
     n, images, first, rows, across = span
     high, wide = 4 * rows + 2, 4 * across + 2
     fine = 1
@@ -87,9 +102,11 @@ def squares_of_input(x, span, top, left, line, plane, pixels, out):
     return fine
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def squares_of_gradient(dy, span, plane, pixels, out, db):
-    """out[36][tile of channels][square][WIDE]: each square's 4 x 4 gradients, transformed; db (K) += their sums."""
+    """out[36][tile of channels][square][WIDE]: each square's 4 x 4 gradients, transformed; db (K)
+    += their sums.
+    """
     n, images, first, rows, across = span
     squares, high, wide = images * rows * across, 4 * rows, 4 * across
     fine = 1
@@ -125,15 +142,17 @@ def squares_of_gradient(dy, span, plane, pixels, out, db):
     return fine
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def tile_height(rest):
     """The height of the next register tile, with `rest` rows to go."""
     return HIGH if rest > MIDDLE else (MIDDLE if rest > LOW else LOW)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def multiply(inputs, plane, filters, filter_plane, C, offsets, squares, products, product_plane, K):
-    """products[36][tile of K][square][WIDE] = inputs[36][square][C] times filters[36][tile of K][C][WIDE]."""
+    """products[36][tile of K][square][WIDE] = inputs[36][square][C] times filters[36][tile of
+    K][C][WIDE].
+    """
     for entry in range(36):
         for k in range(0, K, WIDE):
             d = address(filters) + 4 * (entry * filter_plane + k * C)
@@ -150,11 +169,13 @@ def multiply(inputs, plane, filters, filter_plane, C, offsets, squares, products
                 square += height
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def multiply_gradient(
     inputs, line, plane, gradient, gradient_plane, squares, offsets, sums, sum_plane, K
 ):
-    """sums[36][tile of K][C][WIDE] += inputs[36][square][C] times gradient[36][tile of K][square][WIDE]."""
+    """sums[36][tile of K][C][WIDE] += inputs[36][square][C] times gradient[36][tile of
+    K][square][WIDE].
+    """
     for entry in range(36):
         for k in range(0, K, WIDE):
             d = address(gradient) + 4 * (entry * gradient_plane + k * squares)
@@ -169,9 +190,9 @@ def multiply_gradient(
                 c += height
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def store_squares(products, plane, lines, span, bias, relu, pixels, y):
-    """y (N, K, P, Q) from products[36][tile of K][square][WIDE], transformed, with bias and ReLU."""
+    """y (N, K, P, Q) from products[36][tile of K][square][WIDE], transformed, bias and ReLU."""
     n, images, first, rows, across = span
     _, K, P, Q = y.shape
     high, wide = 4 * rows, 4 * across
@@ -204,21 +225,19 @@ def store_squares(products, plane, lines, span, bias, relu, pixels, y):
                     transpose(source, 4 * LANES, count, bits, target, 4 * P * Q, (1 << count) - 1)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def filter_tiles(w, flipped, begin, end, plane, out):
     """Tiles [begin, end) of out[36][tile of K][C][WIDE]: w (K, C, 9), transformed.
 
-    `flipped`: of the filters for dx instead, which are turned by half a circle and have K and C exchanged.
+    `flipped`: of the filters for dx instead, which are turned by half a circle and have K and C
+    exchanged.
     """
     K, C = (w.shape[1], w.shape[0]) if flipped else w.shape[:2]
     turned = np.empty((C * 9 + LANES, LANES), np.float32)
     turned[:] = 0
     fine = 1
     for k in range(begin * WIDE, min(end * WIDE, K), LANES):
-        bits = ALL if K - k >= LANES else (1 << (K - k)) - 1
-        if (
-            flipped
-        ):  # 9 taps at a time; the rows that are written beyond them are overwritten by the next
+        if flipped:
             for c in range(C):
                 transpose(
                     address(w[c, k]),
@@ -254,7 +273,7 @@ def filter_tiles(w, flipped, begin, end, plane, out):
     return fine
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def store_filter_gradient(sums, plane, lines, begin, end, dw):
     """Tiles [begin, end) of dw (K, C, 9) from sums[36][tile of K][C][WIDE], transformed."""
     K, C = dw.shape[:2]

@@ -1,4 +1,6 @@
-"""Scratch memory that is kept: on fresh memory the first touch of a page costs more than the work done in it."""
+"""Scratch memory that is kept: on fresh memory the first touch of a page costs more than the work
+done in it.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,127 @@
+"""Register tiles: a small matrix product whose sums stay in registers (see vector.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from gpuconv.cpu.vector import (
+    FLOAT,
+    FLOAT_BYTES,
+    HEIGHTS,
+    LANES,
+    VECTOR,
+    VECTOR_BYTES,
+    i64,
+    intrinsic,
+    load,
+    loop,
+    plus,
+    splat,
+    store,
+)
+
+
+def _fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
+    """sums[row][v] += scalars[row] * vectors[v], fused where the processor can."""
+    width, fuse = len(vectors), ("contract",)
+    spread = [splat(builder, scalar) for scalar in scalars]
+    return [
+        builder.fadd(
+            total, builder.fmul(spread[i // width], vectors[i % width], flags=fuse), flags=fuse
+        )
+        for i, total in enumerate(sums)
+    ]
+
+
+def _convolution_tile(height: int) -> Any:
+    @intrinsic
+    def tile(typingctx, a, b, offsets, depth, out):
+        """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH]."""
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            a, b, offsets, depth, out = args
+
+            def step(i: Any, state: list[Any]) -> list[Any]:
+                offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
+                at = builder.add(b, offset)
+                vectors = [
+                    load(builder, plus(builder, at, v * VECTOR_BYTES), VECTOR) for v in range(2)
+                ]
+                row = builder.add(a, builder.mul(i, i64(height * FLOAT_BYTES)))
+                scalars = [
+                    load(builder, plus(builder, row, m * FLOAT_BYTES), FLOAT) for m in range(height)
+                ]
+                return _fma_rows(builder, state, scalars, vectors)
+
+            zero = ir.Constant(VECTOR, [0.0] * LANES)
+            sums = loop(builder, depth, [zero] * (2 * height), step)
+            for i, total in enumerate(sums):
+                store(builder, total, plus(builder, out, i * VECTOR_BYTES))
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 5), emit
+
+    return tile
+
+
+def _gradient_tile(columns: int, width: int) -> Any:
+    @intrinsic
+    def tile(typingctx, d, x, offsets, rows, row_bytes, pixels, step, keep, out):
+        """out[j][0:width*LANES] = sum over p, q of d[p][q][...] * x[offsets[j] + p*row_bytes +
+        q*step].
+
+        d is [rows][pixels][width*LANES], without gaps; offsets and steps are in bytes. With `keep`
+        the sum is added to what out holds.
+        """
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            d, x, offsets, rows, row_bytes, pixels, step, keep, out = args
+            at = [
+                builder.add(x, load(builder, plus(builder, offsets, 8 * j), i64))
+                for j in range(columns)
+            ]
+            places = [plus(builder, out, i * VECTOR_BYTES) for i in range(columns * width)]
+            d_row_bytes = builder.mul(pixels, i64(width * VECTOR_BYTES))
+
+            def row(p: Any, state: list[Any]) -> list[Any]:
+                d_row = builder.add(d, builder.mul(p, d_row_bytes))
+                x_row = builder.mul(p, row_bytes)
+
+                def pixel(q: Any, state: list[Any]) -> list[Any]:
+                    here = builder.add(d_row, builder.mul(q, i64(width * VECTOR_BYTES)))
+                    vectors = [
+                        load(builder, plus(builder, here, v * VECTOR_BYTES), VECTOR)
+                        for v in range(width)
+                    ]
+                    column = builder.add(x_row, builder.mul(q, step))
+                    scalars = [load(builder, builder.add(base, column), FLOAT) for base in at]
+                    return _fma_rows(builder, state, scalars, vectors)
+
+                return loop(builder, pixels, state, pixel)
+
+            # from zero, and the old sums last: a shorter chain of roundings than going on from them
+            sums = loop(builder, rows, [ir.Constant(VECTOR, [0.0] * LANES)] * len(places), row)
+            with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
+                with add:
+                    for place, total in zip(places, sums, strict=True):
+                        store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
+                with replace:
+                    for place, total in zip(places, sums, strict=True):
+                        store(builder, total, place)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 9), emit
+
+    return tile
+
+
+conv_tile_high, conv_tile_middle, conv_tile_low = map(_convolution_tile, HEIGHTS)
+gradient_tile_high, gradient_tile_middle, gradient_tile_low = (
+    _gradient_tile(n, 2) for n in HEIGHTS
+)
+gradient_slim_high, gradient_slim_middle, gradient_slim_low = (
+    _gradient_tile(n, 1) for n in HEIGHTS
+)
