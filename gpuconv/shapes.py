@@ -45,7 +45,8 @@ def _is_int(value: Any) -> bool:
 class Window:
     """A window of R x S taps that slides over an image.
 
-    kernel_size, stride, dilation: an int, or (vertical, horizontal); all at least 1.
+    kernel_size, stride, dilation: an int, or (vertical, horizontal); all at least 1. A stride of
+    None is the kernel_size, as pooling has it.
     padding: an int, (vertical, horizontal), ((top, bottom), (left, right)), or a name:
     "valid" is none, the article's narrow convolution; "full" is dilation*(kernel-1) on every
     side, its wide convolution, where every overlap with the image counts; "same" gives
@@ -67,6 +68,8 @@ class Window:
     ceil_mode: bool = False
 
     def __post_init__(self) -> None:
+        if self.stride is None:
+            object.__setattr__(self, "stride", self.kernel_size)
         for name in ("kernel_size", "stride", "dilation"):
             object.__setattr__(self, name, pair(name, getattr(self, name), least=1))
         object.__setattr__(self, "padding", _padding(self.padding))

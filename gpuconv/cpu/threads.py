@@ -66,7 +66,7 @@ def parallel(function: Shard, pieces: list[tuple[int, int]], blas: bool = True) 
     if len(pieces) == 1 or getattr(_inside, "shard", False):
         return [function(begin, end) for begin, end in pieces]
     if blas:
-        with _SingleThreadedBlas():
+        with single_threaded_blas():
             return _side_by_side(function, pieces)
     return _side_by_side(function, pieces)
 
@@ -150,10 +150,10 @@ def _forget_after_fork() -> None:
     _idle.clear()
     _lock = threading.Lock()
     _inside.shard = False
-    _SingleThreadedBlas.users = 0
+    single_threaded_blas.users = 0
 
 
-class _SingleThreadedBlas:
+class single_threaded_blas:
     """NumPy's BLAS on one thread while shards run; nested and concurrent uses share one setting."""
 
     libraries: list[threadpoolctl.LibController] | None = None
@@ -161,7 +161,7 @@ class _SingleThreadedBlas:
     before: list[int]
 
     def __enter__(self) -> None:
-        cls = _SingleThreadedBlas
+        cls = single_threaded_blas
         with _lock:
             if cls.libraries is None:
                 found = threadpoolctl.ThreadpoolController().select(user_api="blas")
@@ -173,7 +173,7 @@ class _SingleThreadedBlas:
             cls.users += 1
 
     def __exit__(self, *_: object) -> None:
-        cls = _SingleThreadedBlas
+        cls = single_threaded_blas
         with _lock:
             cls.users -= 1
             if cls.users == 0:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.nn import init
-from gpuconv.nn.layer import Layer, Parameter, Shape
+from gpuconv.nn.layer import Shape
+from gpuconv.nn.weighted import Weighted
 from gpuconv.shapes import pair, window
 
 
-class Conv2d(Layer):
+class Conv2d(Weighted):
     """out_channels filters of in_channels/groups x kernel_size weights slide over the image.
 
     kernel_size, stride, dilation: an int or (vertical, horizontal). padding: those, ((top,
@@ -35,7 +35,6 @@ class Conv2d(Layer):
         bias: bool = True,
         rng: Any = None,
     ) -> None:
-        super().__init__()
         if (
             min(in_channels, out_channels, groups) < 1
             or in_channels % groups
@@ -49,32 +48,17 @@ class Conv2d(Layer):
         self.window = window(pair("kernel_size", kernel_size, 1), stride, padding, dilation)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         shape = (out_channels, in_channels // groups, *self.window.kernel_size)
-        self.weight = Parameter(np.empty(shape, np.float32))
-        self.bias = Parameter(np.empty(out_channels, np.float32)) if bias else None
-        self.reset_parameters(np.random.default_rng(rng))
-
-    def reset_parameters(self, rng: np.random.Generator) -> None:
-        init.reset_as_pytorch(self.weight, self.bias, rng)
+        super().__init__(shape, bias, rng)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """stride, padding, dilation, groups: as the operation takes them after its arrays."""
         return self.stride, self.padding, self.dilation, self.groups
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.save(x)
-        return self.forward_activated(x, None)
-
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        (x,) = self.saved()
-        return self.backward_through(dy, x, None, None, need_dx)
-
     def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        """`forward` with an activation in the same pass; nothing is saved."""
-        b = None if self.bias is None else self.bias.data
-        return self.run(ops.conv2d, x, self.weight.data, b, *self.arguments, activation)
+        return self.run(ops.conv2d, x, *self.arrays, *self.arguments, activation)
 
-    def backward_through(
+    def backward_activated(
         self,
         dy: np.ndarray,
         x: np.ndarray,
@@ -82,14 +66,9 @@ class Conv2d(Layer):
         y: np.ndarray | None,
         need_dx: bool,
     ) -> np.ndarray | None:
-        """The backward pass of `forward_activated(x)`, y being what it gave."""
-        b = None if self.bias is None else self.bias.data
-        arguments = (dy, x, self.weight.data, b, *self.arguments, activation, y, need_dx)
-        dx, dw, db = self.run(ops.conv2d_backward, *arguments)
-        self.weight.add_grad(dw)
-        if self.bias is not None:
-            self.bias.add_grad(db)
-        return dx
+        arguments = (*self.arguments, activation, y, need_dx)
+        gradients = self.run(ops.conv2d_backward, dy, x, *self.arrays, *arguments)
+        return self.take_gradients(*gradients)
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or shape[0] != self.in_channels:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.nn import init
-from gpuconv.nn.layer import Layer, Parameter, Shape
+from gpuconv.nn.layer import Layer, Shape
+from gpuconv.nn.weighted import Weighted
 
 
-class Linear(Layer):
+class Linear(Weighted):
     """Every output sees every input: y = x w^T + b.
 
     rng: a generator or seed for the initial weights, uniform in +-1/sqrt(in_features) as PyTorch's
@@ -22,33 +22,17 @@ class Linear(Layer):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, rng: Any = None
     ) -> None:
-        super().__init__()
         if min(in_features, out_features) < 1:
             raise ValueError(
                 f"Linear: features must be at least 1, got {in_features} and {out_features}"
             )
         self.in_features, self.out_features = in_features, out_features
-        self.weight = Parameter(np.empty((out_features, in_features), np.float32))
-        self.bias = Parameter(np.empty(out_features, np.float32)) if bias else None
-        self.reset_parameters(np.random.default_rng(rng))
-
-    def reset_parameters(self, rng: np.random.Generator) -> None:
-        init.reset_as_pytorch(self.weight, self.bias, rng)
-
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.save(x)
-        return self.forward_activated(x, None)
-
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        (x,) = self.saved()
-        return self.backward_through(dy, x, None, None, need_dx)
+        super().__init__((out_features, in_features), bias, rng)
 
     def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        """`forward` with an activation in the same pass; nothing is saved."""
-        b = None if self.bias is None else self.bias.data
-        return self.run(ops.linear, x, self.weight.data, b, activation)
+        return self.run(ops.linear, x, *self.arrays, activation)
 
-    def backward_through(
+    def backward_activated(
         self,
         dy: np.ndarray,
         x: np.ndarray,
@@ -56,15 +40,8 @@ class Linear(Layer):
         y: np.ndarray | None,
         need_dx: bool,
     ) -> np.ndarray | None:
-        """The backward pass of `forward_activated(x)`, y being what it gave."""
-        b = None if self.bias is None else self.bias.data
-        dx, dw, db = self.run(
-            ops.linear_backward, dy, x, self.weight.data, b, activation, y, need_dx
-        )
-        self.weight.add_grad(dw)
-        if self.bias is not None:
-            self.bias.add_grad(db)
-        return dx
+        gradients = self.run(ops.linear_backward, dy, x, *self.arrays, activation, y, need_dx)
+        return self.take_gradients(*gradients)
 
     def output_shape(self, shape: Shape) -> Shape:
         if shape != (self.in_features,):

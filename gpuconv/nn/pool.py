@@ -26,9 +26,7 @@ class _Pool2d(Layer):
         super().__init__()
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.dilation, self.ceil_mode = dilation, ceil_mode
-        self.window = window(
-            kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
-        )
+        self.window = window(kernel_size, stride, padding, dilation, ceil_mode)
 
     @property
     def arguments(self) -> tuple[Any, ...]:

@@ -2,6 +2,10 @@
 
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
+from gpuconv.ops.conv2d_relu_max_pool2d import (
+    conv2d_relu_max_pool2d,
+    conv2d_relu_max_pool2d_backward,
+)
 from gpuconv.ops.dropout import dropout
 from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.losses import (
@@ -23,6 +27,8 @@ __all__ = [
     "avg_pool2d_backward",
     "conv2d",
     "conv2d_backward",
+    "conv2d_relu_max_pool2d",
+    "conv2d_relu_max_pool2d_backward",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",

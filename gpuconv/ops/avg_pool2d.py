@@ -19,7 +19,7 @@ def sum_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     as in conv2d and `Window`. Returns y (N, C, P, Q), x's dtype. Raises ValueError where no window
     fits x.
     """
-    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = np.zeros((*x.shape[:2], *geometry.output_size(*x.shape[2:])), x.dtype)
     for _, _, out, pixels in geometry.taps(*x.shape[2:]):
         y[out] += x[pixels]
@@ -36,7 +36,7 @@ def sum_pool2d_backward(
     of x_shape.
     """
     dx = np.zeros(x_shape, dy.dtype)
-    for _, _, out, pixels in _window(kernel_size, stride, padding, dilation, ceil_mode).taps(
+    for _, _, out, pixels in window(kernel_size, stride, padding, dilation, ceil_mode).taps(
         *x_shape[2:]
     ):
         dx[pixels] += dy[out]
@@ -53,7 +53,7 @@ def avg_pool2d(
     count_include_pad False, on the image alone. What a last, partial window (ceil_mode) reaches
     past the padding never counts.
     """
-    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     total = sum_pool2d.definition(x, kernel_size, stride, padding, dilation, ceil_mode)
     return total / _taps_counted(geometry, x.shape[2:], count_include_pad).astype(x.dtype)
 
@@ -74,16 +74,10 @@ def avg_pool2d_backward(
     dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as avg_pool2d had it. Returns dx, dy's dtype,
     of x_shape.
     """
-    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     share = dy / _taps_counted(geometry, x_shape[2:], count_include_pad).astype(dy.dtype)
     return sum_pool2d_backward.definition(
         share, x_shape, kernel_size, stride, padding, dilation, ceil_mode
-    )
-
-
-def _window(kernel_size, stride, padding, dilation, ceil_mode):
-    return window(
-        kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
     )
 
 
@@ -109,18 +103,14 @@ def _require(name, x_shape, dy, geometry):
 def _(x, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats("sum_pool2d", x=x)
     require_rank("sum_pool2d", 4, "(N, C, H, W)", x=x)
-    _require(
-        "sum_pool2d", x.shape, None, _window(kernel_size, stride, padding, dilation, ceil_mode)
-    )
+    _require("sum_pool2d", x.shape, None, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @avg_pool2d.check
 def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     require_floats("avg_pool2d", x=x)
     require_rank("avg_pool2d", 4, "(N, C, H, W)", x=x)
-    _require(
-        "avg_pool2d", x.shape, None, _window(kernel_size, stride, padding, dilation, ceil_mode)
-    )
+    _require("avg_pool2d", x.shape, None, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @sum_pool2d_backward.check
@@ -130,7 +120,7 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
         "sum_pool2d_backward",
         x_shape,
         dy,
-        _window(kernel_size, stride, padding, dilation, ceil_mode),
+        window(kernel_size, stride, padding, dilation, ceil_mode),
     )
 
 
@@ -141,25 +131,23 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_incl
         "avg_pool2d_backward",
         x_shape,
         dy,
-        _window(kernel_size, stride, padding, dilation, ceil_mode),
+        window(kernel_size, stride, padding, dilation, ceil_mode),
     )
 
 
 @sum_pool2d.cpu
 def _(x, kernel_size, stride, padding, dilation, ceil_mode):
-    return fast.sum_forward(x, _window(kernel_size, stride, padding, dilation, ceil_mode))
+    return fast.sum_forward(x, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @sum_pool2d_backward.cpu
 def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    return fast.sum_backward(
-        dy, x_shape, _window(kernel_size, stride, padding, dilation, ceil_mode)
-    )
+    return fast.sum_backward(dy, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @avg_pool2d.cpu
 def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = fast.sum_forward(x, geometry)
     y /= _taps_counted(geometry, x.shape[2:], count_include_pad).astype(y.dtype)
     return y
@@ -167,7 +155,7 @@ def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
 
 @avg_pool2d_backward.cpu
 def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return fast.sum_backward(
         dy / _taps_counted(geometry, x_shape[2:], count_include_pad).astype(dy.dtype),
         x_shape,

@@ -91,13 +91,13 @@ def _groups(K, C, groups):
 
 @conv2d.check
 def _(x, w, b, stride, padding, dilation, groups, activation):
-    _require("conv2d", x, w, b, stride, padding, dilation, groups, activation)
+    require_conv2d("conv2d", x, w, b, stride, padding, dilation, groups, activation)
 
 
 @conv2d_backward.check
 def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     name = "conv2d_backward"
-    _require(name, x, w, b, stride, padding, dilation, groups, activation)
+    require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation)
     require_floats(name, x=x, dy=dy, y=y)
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     shape = (x.shape[0], w.shape[0], *size)
@@ -106,7 +106,8 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
         raise ValueError(f"{name}: activation={activation!r} needs y, what conv2d returned")
 
 
-def _require(name, x, w, b, stride, padding, dilation, groups, activation):
+def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=None):
+    """TypeError or ValueError unless these are arguments of a convolution, called `name`."""
     require_floats(name, x=x, w=w, b=b)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     require_rank(name, 4, "(K, C/groups, R, S)", w=w)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.cpu.matmul import matmul
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
 
@@ -67,7 +68,7 @@ def _require(name, x, w, b, activation):
 
 @linear.cpu
 def _(x, w, b, activation):
-    y = x @ w.T
+    y = matmul(x, w.T)
     if b is not None:
         y += b
     if activation == "relu":
@@ -78,4 +79,5 @@ def _(x, w, b, activation):
 @linear_backward.cpu
 def _(dy, x, w, b, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
-    return dy @ w if need_dx else None, dy.T @ x, dy.sum(0) if b is not None else None
+    db = dy.sum(0) if b is not None else None
+    return matmul(dy, w) if need_dx else None, matmul(dy.T, x), db

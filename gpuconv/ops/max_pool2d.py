@@ -29,7 +29,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     array([[6., 8.],
            [3., 4.]], dtype=float32)
     """
-    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = np.full((*x.shape[:2], *geometry.output_size(*x.shape[2:])), -np.inf, x.dtype)
     argmax = np.full(y.shape, NONE, np.uint8)
     for r, s, out, pixels in geometry.taps(*x.shape[2:]):
@@ -49,7 +49,7 @@ def max_pool2d_backward(
     dy, argmax: (N, C, P, Q), as max_pool2d returned them. x_shape: (N, C, H, W). The rest as
     max_pool2d had it. Returns dx, dy's dtype, of x_shape.
     """
-    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     dx = np.zeros(x_shape, dy.dtype)
     for r, s, out, pixels in geometry.taps(*x_shape[2:]):
         won = argmax[out] == r * geometry.kernel_size[1] + s
@@ -57,17 +57,11 @@ def max_pool2d_backward(
     return dx
 
 
-def _window(kernel_size, stride, padding, dilation, ceil_mode):
-    return window(
-        kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
-    )
-
-
 @max_pool2d.check
 def _(x, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats("max_pool2d", x=x)
     require_rank("max_pool2d", 4, "(N, C, H, W)", x=x)
-    _require("max_pool2d", x.shape, _window(kernel_size, stride, padding, dilation, ceil_mode))
+    require_pool("max_pool2d", x.shape, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @max_pool2d_backward.check
@@ -75,8 +69,8 @@ def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     name = "max_pool2d_backward"
     require_floats(name, dy=dy)
     require_rank(name, 4, "(N, C, P, Q)", dy=dy, argmax=argmax)
-    geometry = _window(kernel_size, stride, padding, dilation, ceil_mode)
-    _require(name, x_shape, geometry)
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    require_pool(name, x_shape, geometry)
     shape = (*x_shape[:2], *geometry.output_size(*x_shape[2:]))
     require_shape(name, {"dy": shape, "argmax": shape}, dy=dy, argmax=argmax)
     if argmax.dtype != np.uint8:
@@ -85,7 +79,8 @@ def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
         )
 
 
-def _require(name, x_shape, geometry):
+def require_pool(name, x_shape, geometry):
+    """ValueError unless the window fits (N, C, H, W) and has a tap for every largest value."""
     geometry.require(name, *x_shape[2:])
     if geometry.taps_count > NONE:
         raise ValueError(
@@ -105,11 +100,11 @@ def _require(name, x_shape, geometry):
 
 @max_pool2d.cpu
 def _(x, kernel_size, stride, padding, dilation, ceil_mode):
-    return fast.max_forward(x, _window(kernel_size, stride, padding, dilation, ceil_mode))
+    return fast.max_forward(x, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @max_pool2d_backward.cpu
 def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.max_backward(
-        dy, argmax, x_shape, _window(kernel_size, stride, padding, dilation, ceil_mode)
+        dy, argmax, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode)
     )

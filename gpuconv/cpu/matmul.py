@@ -1,0 +1,23 @@
+"""Matrix products on the path's own threads.
+
+BLAS's threads go on polling for work for milliseconds after a product, on the cores that the next
+operation's threads need; so its products run on one thread each, side by side over the rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu.threads import parallel, shards, single_threaded_blas
+
+GRAIN = 4_000_000  # multiply-adds below which a second thread costs more than it saves
+
+
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b for matrices (rows, depth) and (depth, columns) of one dtype, in any layout."""
+    rows, depth = a.shape
+    product = np.empty((rows, b.shape[1]), a.dtype)
+    pieces = shards(rows, -(-GRAIN // max(depth * b.shape[1], 1)))
+    with single_threaded_blas():
+        parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces, blas=False)
+    return product

@@ -1,0 +1,99 @@
+"""Convolution, ReLU and max-pool as one operation: the block that the article repeats.
+
+One pass need not write the convolution's output to memory, nor keep it for the backward pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import conv_pool as fast
+from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
+from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, require_pool
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.shapes import window
+
+
+@op
+def conv2d_relu_max_pool2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, pool=(2,)):
+    """max_pool2d(conv2d(x, w, b, ..., activation="relu"), *pool).
+
+    x, w, b, stride, padding, dilation, groups: as in conv2d. pool: max_pool2d's arguments after
+    its x: (kernel_size, stride, padding, dilation, ceil_mode), later ones may be left out.
+    Returns (y, argmax) as max_pool2d does, and raises as both do.
+    """
+    return max_pool2d.definition(
+        conv2d.definition(x, w, b, stride, padding, dilation, groups, "relu"), *pool
+    )
+
+
+@op
+def conv2d_relu_max_pool2d_backward(
+    dy,
+    y,
+    argmax,
+    x,
+    w,
+    b=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    pool=(2,),
+    need_dx=True,
+):
+    """The gradients of `conv2d_relu_max_pool2d` for x, w and b.
+
+    dy: (N, K, P, Q) of the pooled output. y, argmax: as the forward operation returned them; the
+    rest as it had it. Where a window's largest value was not above 0, nothing passes.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
+    """
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    passed = np.where(y <= 0, np.zeros((), dy.dtype), dy)
+    spread = max_pool2d_backward.definition(passed, argmax, (len(x), len(w), *size), *pool)
+    arguments = (x, w, b, stride, padding, dilation, groups, None, None, need_dx)
+    return conv2d_backward.definition(spread, *arguments)
+
+
+@conv2d_relu_max_pool2d.check
+def _(x, w, b, stride, padding, dilation, groups, pool):
+    name = "conv2d_relu_max_pool2d"
+    require_conv2d(name, x, w, b, stride, padding, dilation, groups)
+    _pooled_shape(name, x, w, stride, padding, dilation, pool)
+
+
+@conv2d_relu_max_pool2d_backward.check
+def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
+    name = "conv2d_relu_max_pool2d_backward"
+    require_conv2d(name, x, w, b, stride, padding, dilation, groups)
+    require_floats(name, x=x, dy=dy, y=y)
+    require_rank(name, 4, "(N, K, P, Q)", argmax=argmax)
+    shape = _pooled_shape(name, x, w, stride, padding, dilation, pool)
+    require_shape(name, {"dy": shape, "y": shape, "argmax": shape}, dy=dy, y=y, argmax=argmax)
+
+
+def _pooled_shape(name, x, w, stride, padding, dilation, pool):
+    """(N, K, P, Q) after both windows, if the second fits the first's output."""
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    geometry = window(*_complete(pool))
+    require_pool(name, (len(x), len(w), *size), geometry)
+    return len(x), len(w), *geometry.output_size(*size)
+
+
+def _complete(pool):
+    """max_pool2d's arguments after x, with its default for the stride."""
+    return (*pool, None) if len(pool) == 1 else pool
+
+
+@conv2d_relu_max_pool2d.cpu
+def _(x, w, b, stride, padding, dilation, groups, pool):
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    return fast.forward(x, w, b, geometry, groups, window(*_complete(pool)))
+
+
+@conv2d_relu_max_pool2d_backward.cpu
+def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    given = (dy, y, argmax, x, w, geometry, groups, window(*_complete(pool)), need_dx)
+    dx, dw, db = fast.backward(*given)
+    return dx, dw, db if b is not None else None

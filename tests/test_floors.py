@@ -1,0 +1,55 @@
+"""What the article's LeNet must learn. The full floors take minutes: they are slow tests."""
+
+import pytest
+
+from gpuconv import data, models, optim
+from gpuconv.train import Trainer
+
+SEEDS = (0, 1, 2)
+
+
+def train(name, loss, make_optimizer, batch, epochs, seed, images=None):
+    """The accuracy on the test images after each epoch."""
+    sets = [data.load(name, split) for split in ("train", "test")]
+    learn, test = [each.subset(slice(0, images)) for each in sets] if images else sets
+    model = models.lenet(seed=seed)
+    trainer = Trainer(model, loss, make_optimizer(model.parameters()), seed=seed, progress=False)
+    loader = data.Loader(learn, batch, seed=seed, size=32)
+    history = trainer.fit(loader, data.Loader(test, 500, shuffle=False, size=32), epochs)
+    return [record["validation_accuracy"] for record in history]
+
+
+def article(parameters):
+    return optim.SGD(parameters, lr=0.1)
+
+
+def adam(parameters):
+    return optim.Adam(parameters, lr=1e-3)
+
+
+def test_a_tenth_of_mnist_is_enough_for_nine_digits_in_ten():
+    assert train("mnist", "cross_entropy", adam, 32, 2, 0, 6000)[-1] > 0.93
+    assert train("mnist", "article", article, 16, 2, 0, 6000)[-1] > 0.90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_articles_own_recipe(seed):
+    first, _, third = train("mnist", "article", article, 16, 3, seed)
+    assert first >= 0.970
+    assert third >= 0.980
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_adam_and_cross_entropy(seed):
+    assert train("mnist", "cross_entropy", adam, 64, 5, seed)[-1] >= 0.988
+
+
+@pytest.mark.slow
+def test_fashion_mnist():
+    try:
+        data.load("fashion-mnist", "train")
+    except OSError as error:
+        pytest.skip(f"Fashion-MNIST is not on this machine: {error}")
+    assert train("fashion-mnist", "cross_entropy", adam, 64, 5, 0)[-1] >= 0.88
