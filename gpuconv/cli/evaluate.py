@@ -1,0 +1,109 @@
+"""Test a checkpoint: loss, accuracy, accuracy by class, and which classes are taken for which.
+
+The data is the set the network was trained on unless --data says otherwise; the loss is that of its
+training. --device and --threads change the last digits at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from gpuconv.cli.options import add_device, one_of, whole
+
+HELP = "test a checkpoint on a data set"
+EXAMPLES = """\
+  gpuconv evaluate runs/lenet-mnist/best.safetensors
+  gpuconv evaluate runs/lenet-mnist/best.safetensors --data digits/ --split test
+"""
+MOST_CLASSES = 25  # up to which the whole matrix is printed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
+    parser.add_argument(
+        "--data", metavar="NAME|PATH", help="(default: what the checkpoint was trained on)"
+    )
+    parser.add_argument(
+        "--split",
+        default="test",
+        type=one_of("split", ["train", "test"]),
+        metavar="NAME",
+        help="train or test (default: test)",
+    )
+    parser.add_argument(
+        "--batch", default=500, type=whole(1), metavar="N", help="images at a time (default: 500)"
+    )
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="(default: all cores)")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpuconv import nn
+    from gpuconv.cli.inputs import Input, open_checkpoint
+    from gpuconv.cpu.threads import set_thread_count
+    from gpuconv.train.evaluate import evaluate
+
+    if args.threads is not None:
+        set_thread_count(args.threads)
+    found, model = open_checkpoint(args.checkpoint, args.device)
+    settings = found.metadata.get("settings") or {}
+    wanted = Input(found.metadata, model)
+    dataset = wanted.data(args.data or settings.get("data", "mnist"), args.split, args.limit)
+    known = model.output_shape((wanted.channels, *wanted.size))[0]
+    if len(dataset.classes) > known:
+        raise ValueError(
+            f"evaluate: {dataset.name} has {len(dataset.classes)} classes, the network {known}"
+        )
+    loss = nn.LOSSES[settings.get("loss", "cross_entropy")]()
+    loss.device = model.device
+    result = evaluate(model, loss, wanted.loader(dataset, args.batch), lambda: None)
+    classes = found.metadata.get("classes") or dataset.classes
+    classes = [*classes, *map(str, range(len(classes), len(result["confusion"])))]
+    right = int(result["confusion"].trace())
+    print(f"{args.checkpoint} on {dataset.name}, {result['images']:,} images")
+    print(f"loss      {result['loss']:.4f} ({type(loss).__name__})")
+    print(f"accuracy  {result['accuracy']:.2%} ({right:,} right)")
+    print(_by_class(result["confusion"], classes))
+    if len(classes) <= MOST_CLASSES:
+        print(_matrix(result["confusion"], classes))
+    print(_mistakes(result["confusion"], classes))
+    return 0
+
+
+def _by_class(counts, classes):
+    width = max(map(len, classes))
+    lines = ["\nby class: how many there are, how many of them were recognised"]
+    for k, name in enumerate(classes):
+        total, right = int(counts[k].sum()), int(counts[k, k])
+        share = f"{right / total:.2%}" if total else "none"
+        lines.append(f"  {name:<{width}}  {total:>6,}  {right:>6,}  {share:>7}")
+    return "\n".join(lines)
+
+
+def _matrix(counts, classes):
+    """Rows of counts, a dot for 0; columns are numbered where the names are long."""
+    names = [name if len(name) <= 2 else str(k) for k, name in enumerate(classes)]
+    head = [f"{k} {name}" if names[k] != name else name for k, name in enumerate(classes)]
+    width = max(len(str(int(counts.max()))), *map(len, names)) + 1
+    left = max(map(len, head))
+    lines = ["\nconfusion: true classes down, answers across"]
+    lines.append(" " * (left + 2) + "".join(name.rjust(width) for name in names))
+    for name, row in zip(head, counts, strict=True):
+        cells = "".join((str(count) if count else ".").rjust(width) for count in row)
+        lines.append(f"  {name:<{left}}{cells}")
+    return "\n".join(lines)
+
+
+def _mistakes(counts, classes, most=5):
+    pairs = [
+        (int(counts[i, j]), i, j)
+        for i in range(len(counts))
+        for j in range(len(counts))
+        if i != j and counts[i, j]
+    ]
+    if not pairs:
+        return "\nno mistakes"
+    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:most]
+    told = "; ".join(f"{classes[i]} taken for {classes[j]} {count}x" for count, i, j in worst)
+    return f"\nmost frequent mistakes: {told}"

@@ -1,0 +1,113 @@
+"""Draw what filters do: the article's seven on a picture, or those that a network has learned.
+
+A picture is first shrunk to --size pixels on its longer side, then each filter is applied to each
+of its channels. Beyond the border the edge pixels repeat. Results are clipped to 0..255, so the
+negative side of an edge is black.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from gpuconv.cli.options import matrix, whole
+
+HELP = "draw a picture through the article's seven filters, or a network's own filters"
+EXAMPLES = """\
+  gpuconv filters photo.png -o sheet.png
+  gpuconv filters photo.png --matrix "0 -1 0; -1 5 -1; 0 -1 0" -o sheet.png
+  gpuconv filters runs/lenet-mnist/best.safetensors -o learned.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IMAGE|CHECKPOINT", help="a picture, or a .safetensors")
+    parser.add_argument(
+        "-o", "--output", default="filters.png", metavar="PNG", help="(default: filters.png)"
+    )
+    parser.add_argument(
+        "--matrix",
+        action="append",
+        type=matrix,
+        metavar="ROWS",
+        help='a filter of your own, such as "1 1; -1 -1", shown after the seven; may be repeated',
+    )
+    parser.add_argument("--gray", action="store_true", help="make the picture gray first")
+    parser.add_argument(
+        "--size",
+        type=whole(0),
+        default=360,
+        metavar="N",
+        help="shrink the picture's longer side to N pixels; 0 keeps it (default: 360)",
+    )
+    parser.add_argument(
+        "--layer", metavar="NAME", help="which convolution of a checkpoint (default: the first)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpuconv.data import save_image
+    from gpuconv.viz import sheet
+
+    if args.source.endswith(".safetensors"):
+        panels, size = _learned(args), 80
+    else:
+        panels, size = _through(args), args.size or 1
+    columns = 4 if len(panels) <= 16 else 8
+    save_image(args.output, sheet(panels, columns=columns, size=size))
+    print(f"{args.output}: {len(panels)} panels, {', '.join(panel.title for panel in panels[:9])}")
+    return 0
+
+
+def _through(args):
+    """Panels of the picture, its seven results, and those of the matrices given by hand."""
+    from gpuconv.data import load_image
+    from gpuconv.filters import FILTERS, apply, to_pixels
+    from gpuconv.viz import Panel
+
+    image = _shrunk(load_image(args.source, grayscale=args.gray), args.size)
+    height, width = image.shape[1:]
+    panels = [Panel("the picture", image, (f"{width} x {height}",))]
+    for one in FILTERS.values():
+        panels.append(Panel(one.title, to_pixels(apply(image, one)), _rows(one.rows, one.divisor)))
+    for number, by_hand in enumerate(args.matrix or [], 1):
+        title = "by hand" if len(args.matrix) == 1 else f"by hand {number}"
+        panels.append(Panel(title, to_pixels(apply(image, by_hand)), _rows(by_hand)))
+    return panels
+
+
+def _rows(rows, divisor=1):
+    lines = ["   ".join(f"{value:g}" for value in row) for row in rows]
+    if divisor != 1:
+        lines[-1] += f"     / {divisor}"
+    return tuple(lines)
+
+
+def _shrunk(image, size):
+    import numpy as np
+    from PIL import Image
+
+    longer = max(image.shape[1:])
+    if not size or longer <= size:
+        return image
+    height, width = (max(1, round(side * size / longer)) for side in image.shape[1:])
+    planes = [
+        Image.fromarray(plane).resize((width, height), Image.Resampling.BOX) for plane in image
+    ]
+    return np.stack([np.asarray(plane) for plane in planes])
+
+
+def _learned(args):
+    """Panels of the filters of a checkpoint's convolution."""
+    from gpuconv import checkpoint
+    from gpuconv.errors import unknown
+    from gpuconv.nn import Conv2d
+    from gpuconv.viz import weight_panels
+
+    model = checkpoint.load(args.source)
+    convolutions = {name: layer for name, layer in model.layers() if isinstance(layer, Conv2d)}
+    if not convolutions:
+        raise ValueError(f"{args.source}: the network has no convolution")
+    name = args.layer or next(iter(convolutions))
+    if name not in convolutions:
+        raise unknown("convolution", name, convolutions)
+    return weight_panels(convolutions[name].weight.data)

@@ -1,0 +1,150 @@
+"""`main`: choose the command, run it, and turn what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from gpuconv.cli import demo, doctor, evaluate, filters, predict, steps, summary, train
+from gpuconv.cli.options import Parser, UsageError
+from gpuconv.errors import unknown
+
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (train, evaluate, predict, summary, filters, steps, demo, doctor)
+}
+BAD_INPUT, INTERRUPTED, TERMINATED, BROKEN_PIPE = 2, 130, 143, 141
+DESCRIPTION = "Train, run and look inside convolutional networks."
+EPILOG = """\
+examples:
+  gpuconv train                          train the article's LeNet on MNIST
+  gpuconv predict runs/lenet-mnist/best.safetensors digit.png
+  gpuconv COMMAND --help                 the options of a command, with examples
+
+exit codes: 0; 2 for bad input, explained in one line (with its traceback where GPUCONV_TRACEBACK=1
+is set); 130 and 143 after Ctrl-C and SIGTERM
+"""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception: only cleaning up stands between it and the end."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    argv: the arguments after the program's name; None for the process's own.
+    0 is success. ValueError (so also DataError), OSError, MemoryError and FloatingPointError
+    (training that diverged) become one line on stderr and 2; Ctrl-C gives 130, SIGTERM 143. Any
+    other exception is a bug and passes.
+
+    >>> main(["demo", "relu", "--image", "-1 2"])  # doctest: +SKIP
+    """
+    try:
+        with _sigterm_raises():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt as stop:
+        return _say(str(stop) or "interrupted", getattr(stop, "exit_code", INTERRUPTED))
+    except Terminated as stop:
+        return _say(str(stop) or "terminated", TERMINATED)
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        _mute_stdout()
+        return BROKEN_PIPE
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        if os.environ.get("GPUCONV_TRACEBACK") == "1":
+            raise
+        return _say(one_line(error), BAD_INPUT)
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line; an OSError without "[Errno 2]" and quotes."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def parser() -> Parser:
+    """The parser of all commands."""
+    top = Parser(
+        prog="gpuconv",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and stop")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, module in COMMANDS.items():
+        one = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            epilog="examples:\n" + module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(one)
+        one.set_defaults(run=module.run, parser=one)
+    return top
+
+
+def _run(argv: list[str]) -> int:
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    top = parser()
+    try:
+        args, extra = top.parse_known_args(argv)
+    except SystemExit as finished:  # --help
+        return int(finished.code or 0)
+    if extra:
+        raise UsageError(_unknown_option(extra[0], getattr(args, "parser", top)))
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"gpuconv {version('gpuconv')}")
+        return 0
+    if args.command is None:
+        top.print_help()
+        return BAD_INPUT
+    code: int = args.run(args)
+    sys.stdout.flush()  # a closed pipe is noticed here, not at exit
+    return code
+
+
+def _unknown_option(given: str, used: Parser) -> str:
+    name = given.partition("=")[0]
+    if not name.startswith("-"):
+        return f"{used.prog.removeprefix('gpuconv ')}: unexpected argument {given!r}"
+    return f"{used.prog.removeprefix('gpuconv ')}: {unknown('option', name, used.options())}"
+
+
+def _say(text: str, code: int) -> int:
+    print(f"gpuconv: {text}", file=sys.stderr)
+    return code
+
+
+def _mute_stdout() -> None:
+    """Let the interpreter's last flush go nowhere instead of failing on the closed pipe."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises Terminated meanwhile, so that files are closed and leftovers removed."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated("terminated")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,138 @@
+"""What the commands' options share: a parser that raises, and types that say what they expect."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import TYPE_CHECKING, NoReturn
+
+from gpuconv.devices import DEVICES
+from gpuconv.errors import unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class UsageError(ValueError):
+    """Arguments that the command line cannot take."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises UsageError instead of printing its usage and leaving."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.removeprefix("gpuconv").strip()
+        where = f"{command}: " if command else ""
+        raise UsageError(f"{where}{' '.join(message.split())} (see {self.prog} --help)")
+
+    def options(self) -> list[str]:
+        """The names of all options."""
+        return [name for action in self._actions for name in action.option_strings]
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device, by a known name."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        type=one_of("device", [*DEVICES, "auto"]),
+        metavar="NAME",
+        help=f"auto, {', '.join(DEVICES)}; auto is the fastest there is (default: auto)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    """--seed, for `what`."""
+    parser.add_argument(
+        "--seed", default=0, type=whole(0), metavar="N", help=f"{what} (default: 0)"
+    )
+
+
+def one_of(what: str, names: Iterable[str]) -> Callable[[str], str]:
+    """A type for argparse: one of the names; else an error with the nearest of them."""
+    known = list(names)
+
+    def parse(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(str(unknown(what, text, known)))
+        return text
+
+    return parse
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A type for argparse: a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {least}, got {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def number(least: float = 0.0, below: float = math.inf) -> Callable[[str], float]:
+    """A type for argparse: a finite number from `least` to less than `below`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < below:
+            upper = "" if below == math.inf else f" and below {below:g}"
+            raise argparse.ArgumentTypeError(
+                f"expected a number of at least {least:g}{upper}, got {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def image_shape(text: str) -> tuple[int, int, int]:
+    """A type for argparse: "1,32,32" as (channels, height, width)."""
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected channels,height,width such as 1,32,32, got {text!r}"
+        )
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def matrix(text: str) -> np.ndarray:
+    """A type for argparse: "0 -1 0; -1 5 -1; 0 -1 0" as a float64 matrix.
+
+    Rows are parted by ";", numbers by spaces or commas; 1/9 is a number too.
+    """
+    rows = [row.replace(",", " ").split() for row in text.strip().rstrip(";").split(";")]
+    if not rows[0] or any(len(row) != len(rows[0]) for row in rows):
+        lengths = ", ".join(str(len(row)) for row in rows)
+        raise argparse.ArgumentTypeError(
+            f'expected rows of equal length such as "0 1 0; 1 -4 1; 0 1 0", '
+            f"got rows of {lengths} numbers"
+        )
+    import numpy as np
+
+    return np.array([[_entry(entry) for entry in row] for row in rows])
+
+
+def _entry(text: str) -> float:
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a matrix of numbers, {text!r} is none")
+    return value

@@ -1,0 +1,57 @@
+"""Print a network's layers: shapes, parameters, multiply-adds and memory.
+
+Where a layer does not fit its input, the rows up to it are printed and the exit code is 2. A model
+by name is built for the input's channels; a checkpoint's weights fit one number of them only.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from gpuconv.cli.options import image_shape, whole
+
+HELP = "print a network's layers, shapes, parameters and multiply-adds"
+EXAMPLES = """\
+  gpuconv summary lenet
+  gpuconv summary lenet --input 3,32,32 --classes 2
+  gpuconv summary runs/lenet-mnist/best.safetensors
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL|CHECKPOINT", help="a name, or a .safetensors file")
+    parser.add_argument(
+        "--input",
+        type=image_shape,
+        metavar="C,H,W",
+        help="one image's channels, height and width (default: the model's own)",
+    )
+    parser.add_argument(
+        "--classes", type=whole(1), metavar="N", help="how many classes (default: the model's own)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpuconv.nn.summary import summary
+
+    found = summary(_network(args), args.input)
+    print(found)
+    if found.error is not None:
+        raise ValueError(f"summary: {found.error}")
+    return 0
+
+
+def _network(args):
+    from gpuconv import checkpoint
+    from gpuconv.models import MODELS, build
+
+    if args.model not in MODELS and (args.model.endswith(".safetensors") or "/" in args.model):
+        if args.classes is not None:
+            raise ValueError("summary: --classes is for a model by name, not for a checkpoint")
+        return checkpoint.load(args.model)
+    arguments = {}
+    if args.input is not None:
+        arguments["in_channels"] = args.input[0]
+    if args.classes is not None:
+        arguments["num_classes"] = args.classes
+    return build({"name": args.model, "arguments": arguments})
