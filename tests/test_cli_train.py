@@ -16,7 +16,7 @@ from PIL import Image
 from gpuconv import checkpoint, data, models
 from gpuconv.cli import main, training
 
-QUICK = ["--limit", "1500", "--epochs", "3", "--batch", "32", "--lr", "0.05"]
+QUICK = ["--limit", "1500", "--epochs", "3", "--batch", "32"]
 QUICK += ["--validation", "0.1"]
 
 

@@ -51,7 +51,7 @@ RECIPES: dict[str, Settings] = {
         "validation": 0.0,
     },
 }
-LEARNING_RATES = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3}
+LEARNING_RATES = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}
 WEIGHT_DECAYS = {"sgd": 5e-4, "adam": 0.0, "adamw": 1e-2}
 HELD_OUT, FEWEST_HELD_OUT = 0.05, 100
 SCHEDULES = ("none", "step", "cosine", "onecycle")
