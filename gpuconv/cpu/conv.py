@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import conv_direct, conv_matmul, conv_weights, winograd
+from gpuconv.cpu import conv_direct, conv_matmul, conv_pointwise, conv_weights, winograd
 from gpuconv.cpu.threads import thread_count
 from gpuconv.shapes import Window
 
@@ -24,6 +24,8 @@ def forward(
     x, w, b = plain(x), plain(w), None if b is None else plain(b)
     if x.dtype == np.float32:
         relu, y = activation == "relu", None
+        if conv_pointwise.suits(x.shape, w.shape, window, groups):
+            return conv_pointwise.forward(x, w, b, relu)
         if winograd.suits(x.shape, w.shape, window, groups):
             y = winograd.forward(x, w, b, window, relu)
         return conv_direct.forward(x, w, b, window, groups, relu) if y is None else y
@@ -55,7 +57,9 @@ def _backward(
     dx = weights = None
     if winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
         weights = winograd.weight_gradient(dy, x, w.shape, window)
-    if need_dx and winograd.suits(x.shape, w.shape, window, groups):
+    if need_dx and conv_pointwise.suits(x.shape, w.shape, window, groups):
+        dx = conv_pointwise.input_gradient(dy, w)
+    elif need_dx and winograd.suits(x.shape, w.shape, window, groups):
         dx = winograd.input_gradient(dy, w, x.shape, window)
     if weights is None:
         weights = conv_weights.weight_gradient(dy, x, w.shape, window, groups, thread_count())
