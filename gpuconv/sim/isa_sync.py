@@ -13,7 +13,7 @@ _REDUX = {"add": 0, "min": 1, "max": 2, "and": 3, "or": 4, "xor": 5}
 ALL_THREADS, UNALIGNED = 0, 1
 
 
-def _wait(b: Emitter, i: Instruction, state: str, **fields: str) -> None:
+def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str) -> None:
     """Suspend in `state` with 32-bit fields of the thread's record set."""
     b.suspends = True
     for name, value in fields.items():
