@@ -126,8 +126,9 @@ _FUNCTIONS = {"ex2": "llvm.exp2.f32", "lg2": "llvm.log2.f32", "sin": "llvm.sin.f
 def _function(b: Emitter, i: Instruction, type_: str) -> None:
     """ex2, lg2, sin, cos, tanh .approx"""
     b.need(type_ == "f32" and set(i.mods[:-1]) <= {"approx", "ftz"})
-    x = read(b, i.operands[1], type_, "ftz" in i.mods)
-    finish(b, i, type_, b.call("float", _FUNCTIONS[i.op], f"float {x}"))
+    x = b.read(i.operands[1], type_)
+    x = flush(b, x) if "ftz" in i.mods else x  # libm looks at bits: the processor's flushing is not enough
+    finish(b, i, type_, b.call("float", _FUNCTIONS[i.op], f"float {x}"), force=True)
 
 
 def _extreme(b: Emitter, i: Instruction, type_: str) -> None:

@@ -454,15 +454,17 @@ def _register_types(function: Function) -> dict[str, str]:
     return types
 
 
-_EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "testp", "copysign", "slct", "min", "max"}
+_EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "testp", "copysign"}
 
 
 def _all_flush(functions: list[Function]) -> bool:
     """Whether the processor's own flush-to-zero gives every float instruction its meaning."""
     for function in functions:
         for i in function.body:
-            if not isinstance(i, Instruction) or i.op in _EXEMPT - {"min", "max"}:
+            if not isinstance(i, Instruction) or i.op in _EXEMPT:
                 continue
+            if any(m.startswith("bf16") for m in i.mods):
+                return False  # its subnormals are subnormal floats
             if "f64" in i.mods and not (i.op == "cvt" and "ftz" in i.mods):
                 return False
             if "f32" in i.mods and "ftz" not in i.mods and not _indifferent(i):
@@ -475,7 +477,9 @@ def _indifferent(i: Instruction) -> bool:
     if i.op != "cvt":
         return False
     types = [m for m in i.mods if m in TYPES]
-    return types[0] == "f32" and types[1] not in ("f32", "f64", "bf16")
+    if types == ["f16", "f32"]:
+        return "rn" in i.mods and "relu" not in i.mods
+    return len(types) == 2 and types[0] == "f32" and types[1] not in ("f32", "f64")
 
 
 __all__ = ["Info", "Kernel", "Module", "Not", "Imm", "Parameter", "lower"]
