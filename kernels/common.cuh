@@ -1,17 +1,17 @@
 // common.cuh: what every kernel file shares. Included as text: no include path is needed where it is compiled.
 #pragma once
 
-// VEC neighbouring floats, moved by one load or store of 4*VEC bytes; their address must be a multiple of that.
-template <int VEC> struct alignas(4 * VEC) Floats { float v[VEC]; };
+// WIDTH neighbouring floats, moved by one load or store of 4*WIDTH bytes; their address must be a multiple of that.
+template <int WIDTH> struct alignas(4 * WIDTH) Floats { float v[WIDTH]; };
 
-template <int VEC> __device__ __forceinline__ Floats<VEC> load(const float* from)
+template <int WIDTH> __device__ __forceinline__ Floats<WIDTH> load(const float* from)
 {
-    return *(const Floats<VEC>*)from;
+    return *(const Floats<WIDTH>*)from;
 }
 
-template <int VEC> __device__ __forceinline__ void store(float* to, const Floats<VEC>& value)
+template <int WIDTH> __device__ __forceinline__ void store(float* to, const Floats<WIDTH>& value)
 {
-    *(Floats<VEC>*)to = value;
+    *(Floats<WIDTH>*)to = value;
 }
 
 // n / d for 0 <= n < 2^31 by a multiplication and a shift. The host computes, for 1 <= d < 2^31,

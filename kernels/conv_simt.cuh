@@ -32,36 +32,36 @@ __device__ __forceinline__ int quad_column(int q)
 }
 
 // Where a thread's four elements of a panel lie. Two shapes of panel:
-// Along: memory is contiguous along the reduction. VEC 4: one row, four steps of it. VEC 1: four rows, one step.
-template <int VEC> struct Along {
-    static constexpr int ROWS = VEC == 4 ? 1 : 4;
+// Along: memory is contiguous along the reduction. WIDTH 4: one row, four steps of it. WIDTH 1: four rows, one step.
+template <int WIDTH> struct Along {
+    static constexpr int ROWS = WIDTH == 4 ? 1 : 4;
     __device__ static int row(int i)
     {
-        return VEC == 4 ? threadIdx.x / 2 % TILE : threadIdx.x / 8 % (TILE / 4) + TILE / 4 * i;
+        return WIDTH == 4 ? threadIdx.x / 2 % TILE : threadIdx.x / 8 % (TILE / 4) + TILE / 4 * i;
     }
     __device__ static int step()
     {
-        return VEC == 4 ? 4 * (threadIdx.x % 2 + threadIdx.x / (2 * TILE) * 2)
+        return WIDTH == 4 ? 4 * (threadIdx.x % 2 + threadIdx.x / (2 * TILE) * 2)
                         : threadIdx.x % 8 + threadIdx.x / (2 * TILE) * 8;
     }
     __device__ static void put(float (*panel)[LD], const float (&v)[4])
     {
         for (int i = 0; i < 4; ++i)
-            panel[step() + (VEC == 4 ? i : 0)][row(VEC == 4 ? 0 : i)] = v[i];
+            panel[step() + (WIDTH == 4 ? i : 0)][row(WIDTH == 4 ? 0 : i)] = v[i];
     }
 };
 
-// Across: memory is contiguous along the panel's rows. One step of the reduction; VEC 1: four rows TILE/4 apart.
-template <int VEC> struct Across {
-    static constexpr int ROWS = VEC == 4 ? 1 : 4;
+// Across: memory is contiguous along the panel's rows. One step of the reduction; WIDTH 1: four rows TILE/4 apart.
+template <int WIDTH> struct Across {
+    static constexpr int ROWS = WIDTH == 4 ? 1 : 4;
     __device__ static int row(int i)
     {
-        return VEC == 4 ? threadIdx.x % (TILE / 4) * 4 : threadIdx.x % (TILE / 4) + TILE / 4 * i;
+        return WIDTH == 4 ? threadIdx.x % (TILE / 4) * 4 : threadIdx.x % (TILE / 4) + TILE / 4 * i;
     }
     __device__ static int step() { return threadIdx.x / (TILE / 4); }
     __device__ static void put(float (*panel)[LD], const float (&v)[4])
     {
-        if (VEC == 4)
+        if (WIDTH == 4)
             store<4>(&panel[step()][row(0)], {v[0], v[1], v[2], v[3]});
         else
             for (int i = 0; i < 4; ++i) panel[step()][row(i)] = v[i];
@@ -69,11 +69,11 @@ template <int VEC> struct Across {
 };
 
 // v[0..4) of one row, or zeros: the load does not happen where `inside` is false.
-template <int VEC> __device__ __forceinline__ void fetch(float (&v)[4], int i, const float* from, bool inside)
+template <int WIDTH> __device__ __forceinline__ void fetch(float (&v)[4], int i, const float* from, bool inside)
 {
-    Floats<VEC> value = {};
-    if (inside) value = load<VEC>(from);
-    for (int j = 0; j < VEC; ++j) v[VEC == 4 ? j : i] = value.v[j];
+    Floats<WIDTH> value = {};
+    if (inside) value = load<WIDTH>(from);
+    for (int j = 0; j < WIDTH; ++j) v[WIDTH == 4 ? j : i] = value.v[j];
 }
 
 // sums += a^T b over HALF of a panel's steps.
@@ -114,14 +114,14 @@ template <class A, class B> __device__ __forceinline__ void accumulate(Sums& sum
 }
 
 // result(row, column, vector of sums) for each part of a thread's squares that lies inside rows x columns.
-template <int VEC, class Result>
+template <int WIDTH, class Result>
 __device__ __forceinline__ void each_vector(const Sums& sums, int rows, int columns, Result result)
 {
     for (int i = 0; i < EDGE; ++i)
-        for (int j = 0; j < EDGE; j += VEC) {
+        for (int j = 0; j < EDGE; j += WIDTH) {
             const int row = quad_row(i / 4) + i % 4, column = quad_column(j / 4) + j % 4;
-            Floats<VEC> value;
-            for (int v = 0; v < VEC; ++v) value.v[v] = sums[i][j + v];
+            Floats<WIDTH> value;
+            for (int v = 0; v < WIDTH; ++v) value.v[v] = sums[i][j + v];
             if (row < rows && column < columns) result(row, column, value);
         }
 }

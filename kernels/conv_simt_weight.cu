@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(256, TILE == 64 && VEC_A == 4 ? 3 :
 }
 
 // slices[s][k] = the sum of dy over slice s of the pixels; thread (lane, row) takes every rows-th pixel.
-extern "C" __global__ void __launch_bounds__(256) conv2d_backward_bias_slices(
+extern "C" __global__ void __launch_bounds__(256, 4) conv2d_backward_bias_slices(
     float* __restrict__ slices, const float* __restrict__ dy, int pixels, int slice, int K, int columns)
 {
     __shared__ float partial[256];

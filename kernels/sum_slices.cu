@@ -13,7 +13,7 @@ Not here  More than one thread an element, which few outputs of many slices woul
 */
 #include "common.cuh"
 
-extern "C" __global__ void __launch_bounds__(256) sum_slices(
+extern "C" __global__ void __launch_bounds__(256, 4) sum_slices(
     float* __restrict__ out, const float* __restrict__ slices, long long count, int number)
 {
     for (long long i = first_index(); i < count; i += index_step()) {

@@ -4,7 +4,7 @@ The arrays are NumPy's, in the kernels' own layout (channels last). Modules are 
 process for each file and specialisation.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ POISON = 0xAB
 ran: dict[str, int] = {}  # kernels and how often they ran, for the summary
 
 
-@lru_cache(maxsize=None)
+@cache
 def module(file, options, check):
     return sim.Module(source.text(file), options, name=file, check=check)
 

@@ -1,8 +1,8 @@
-"""Launch plans: grid, block, specialisation and scalars of each kernel, as pure functions of the shapes.
+"""Launch plans: grid, block, specialisation and scalars of a kernel, as pure functions of shapes.
 
-Nothing here touches a device, so every figure is tested without one, at sizes no test could allocate. Plans depend on
-shapes alone, never on the card: the order of every sum, and so every bit of a result, is the same on all of them.
-A card's limits are only checked against (`require_fits`).
+Nothing here touches a device, so every figure is tested without one, at sizes no test could
+allocate. Plans depend on shapes alone, never on the card: the order of every sum, and so every bit
+of a result, is the same on all of them. A card's limits are only checked against (`require_fits`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one architecture allows a block: bytes of shared memory, registers of all its threads."""
+    """What an architecture allows a block: bytes of shared memory, registers in all, threads."""
 
     shared: int
     registers: int = 65536

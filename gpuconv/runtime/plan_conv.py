@@ -14,14 +14,11 @@ from gpuconv.runtime.plan import (
     defines,
     magics,
     require_int,
-    stride_loop,
     vector,
 )
+from gpuconv.runtime.plan_slices import BLOCKS_WANTED, slice_length, sliced
 from gpuconv.shapes import Window
 
-SLICE_MOST = 16384  # pixels of one sum: bounds its rounding error
-SLICE_LEAST = 256  # pixels that make a slice worth its place in the workspace
-BLOCKS_WANTED = 512  # fills every card in the table of plan.LIMITS at two blocks a processor
 BITS = 16  # window rows and columns that fit the gather's bit mask
 
 
@@ -54,9 +51,7 @@ class Conv:
         (N, C, H, W), (K, _, R, S) = x_shape, w_shape
         (top, _), (left, _) = window.pads(H, W)
         P, Q = window.output_size(H, W)
-        return cls(
-            N, C, H, W, K, R, S, P, Q, *window.stride, top, left, *window.dilation, groups
-        )
+        return cls(N, C, H, W, K, R, S, P, Q, *window.stride, top, left, *window.dilation, groups)
 
     @classmethod
     def linear(cls, rows: int, features_in: int, features_out: int) -> Conv:
@@ -195,37 +190,6 @@ def backward_bias(pixels: int, K: int) -> Plan:
     grid = (blocks, slices, 1)
     launch = Launch("conv_simt_weight.cu", kernel, grid, THREADS, chosen, scalars)
     return sliced(launch, "db", K, slices)
-
-
-def sliced(launch: Launch, result: str, count: int, slices: int) -> Plan:
-    """A launch that writes `slices` partial results, and their sum in ascending order.
-
-    One slice is the result itself.
-    """
-    if slices == 1:
-        only = {**vars(launch), "arrays": {"slices": result}}
-        return Plan((Launch(**only),))
-    first = Launch(**{**vars(launch), "arrays": {"slices": "workspace"}})
-    second = Launch(
-        "sum_slices.cu",
-        "sum_slices",
-        stride_loop(count),
-        THREADS,
-        (),
-        {"count": count, "number": slices},
-        {"out": result, "slices": "workspace"},
-    )
-    return Plan((first, second), slices * count)
-
-
-def slice_length(pixels: int, blocks: int) -> int:
-    """Pixels of each slice, a multiple of 16: enough slices for BLOCKS_WANTED blocks in all,
-    none longer than SLICE_MOST, none shorter than SLICE_LEAST but the last.
-    """
-    slices = min(ceil_div(BLOCKS_WANTED, blocks), max(1, pixels // SLICE_LEAST))
-    length = min(ceil_div(max(pixels, 1), slices), SLICE_MOST)
-    length = max(length, ceil_div(pixels, GRID_YZ))
-    return ceil_div(length, 16) * 16
 
 
 def _gather(

@@ -1,7 +1,7 @@
-"""Kernel sources: where they are, their text with includes inlined, and the signatures they declare.
+"""Kernel sources: where they are, their text with includes inlined, the signatures they declare.
 
-A .cu file's `extern "C" __global__` signatures are the only declaration of its kernels; what is read here is compared
-with the compiler's PTX by a test.
+A .cu file's `extern "C" __global__` signatures are the only declaration of its kernels; what is
+read here is compared with the compiler's PTX by a test.
 """
 
 from __future__ import annotations
