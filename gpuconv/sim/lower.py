@@ -116,7 +116,7 @@ class Module:
                 self.text.append(_KernelFunction(self, function).run())
         variables = "\n".join(self._variable(name) for name in self._closure())
         body = "\n".join(self.text)
-        helpers = prelude.text(body, self.check)
+        helpers = prelude.text(body)
         declares = "\n".join(text for name, text in self.declared.items() if not name.startswith("sim."))
         return "\n".join((variables, declares, helpers, body, prelude.METADATA))
 

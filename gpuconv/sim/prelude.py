@@ -198,10 +198,8 @@ define internal double @sim.saturate.f64(double %x) alwaysinline nounwind {
 """
 
 
-def text(body: str, check: bool) -> str:
+def text(body: str) -> str:
     """The helpers that `body` uses."""
-    from gpuconv.sim import checks
-
     parts = []
     if "@llvm.coro" in body:
         parts.append(_COROUTINE)
@@ -211,6 +209,4 @@ def text(body: str, check: bool) -> str:
         from gpuconv.sim import rounding
 
         parts.append(rounding.text())
-    if check:
-        parts.append(checks.text())
     return "\n".join(parts)
