@@ -302,10 +302,21 @@ extern "C" __device__ void sim_probe(u64 entry, u64 block, u64 thread, u64 frame
 
 // ---- checks: is this access of `size` bytes allowed? code: 1 reads, 2 writes, 4 shared, 8 generic ------------------
 
-static __device__ u32 touch(unsigned char* shadow, u32 size, u32 code) {
-    if (code & 1) for (u32 k = 0; k < size; ++k) if (!shadow[k]) return E_UNINITIALISED;
-    if (code & 2) for (u32 k = 0; k < size; ++k) shadow[k] = 1;
+template <class Word> static __device__ __forceinline__ u32 touch_word(unsigned char* shadow, u32 code, Word all) {
+    Word* word = (Word*)shadow;
+    if (code & 1 && *word != all) return E_UNINITIALISED;
+    if (code & 2) *word = all;
     return E_NONE;
+}
+
+static __device__ __forceinline__ u32 touch(unsigned char* shadow, u32 size, u32 code) {
+    constexpr u64 ONES = 0x0101010101010101;
+    if (size == 4) return touch_word<u32>(shadow, code, (u32)ONES);
+    if (size == 1) return touch_word<unsigned char>(shadow, code, 1);
+    if (size == 2) return touch_word<unsigned short>(shadow, code, 0x0101);
+    u32 found = touch_word<u64>(shadow, code, ONES);
+    if (!found && size == 16) found = touch_word<u64>(shadow + 8, code, ONES);
+    return found;
 }
 
 extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code) {
