@@ -31,15 +31,17 @@ def available() -> str:
     return ""
 
 
-def ptx(source: str, options: Sequence[str] = (), arch: str = DEFAULT_ARCH, name: str = "kernel.cu") -> str:
+def to_ptx(source: str, options: Sequence[str] = (), arch: str = DEFAULT_ARCH, name: str = "kernel.cu") -> str:
     """The PTX of CUDA C++ `source`. Raises CompileError with NVRTC's log."""
-    return _build(source, options, arch, name, "PTX").decode().rstrip("\0 \n") + "\n"
+    text = _build(source, options, arch, name, "PTX").decode().rstrip("\0 \n") + "\n"
+    here = os.path.join(os.getcwd(), "")  # -lineinfo writes the working directory: no part of the program
+    return re.sub(r'^(\s*\.file\s+\d+\s+")' + re.escape(here), r"\1", text, flags=re.M)
 
 
-def cubin(source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu") -> bytes:
+def to_cubin(source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu") -> bytes:
     """Machine code of `source` for one architecture (sm_80, sm_90a, ...). Raises CompileError with NVRTC's log."""
     if not re.fullmatch(r"sm_\d+[af]?", arch):
-        raise ValueError(f"cubin: arch must look like 'sm_80', got {arch!r}")
+        raise ValueError(f"to_cubin: arch must look like 'sm_80', got {arch!r}")
     return _build(source, options, arch, name, "CUBIN")
 
 

@@ -40,10 +40,10 @@ def _from_source(source: str, options: Sequence[str], arch: str, name: str, chec
     private = any(re.match(r"-I|--include-path|--pre-include|-include", o) for o in options)
     private |= bool(re.search(r'^\s*#\s*include\s*"', source, re.M))
     if private:
-        return _from_ptx(nvrtc.ptx(source, options, arch, name), check)
+        return _from_ptx(nvrtc.to_ptx(source, options, arch, name), check)
     entry = disk.key("source", source, repr(tuple(options)), repr(nvrtc.OPTIONS), arch, name,
                      nvrtc.compiler_version(), jit.identity(), str(check))
-    return _cached(entry, lambda: nvrtc.ptx(source, options, arch, name), check)
+    return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check)
 
 
 def _from_ptx(text: str, check: bool, host: bool = False) -> tuple[Info, bytes]:
@@ -66,7 +66,7 @@ def _runtime() -> tuple[Any, Any, jit.Code]:
     source = layout.c_header() + Path(__file__).with_name("runtime.cu").read_text()
     entry = disk.key("runtime", source, nvrtc.compiler_version(), jit.identity())
     options = ("-rdc=true",)
-    _, code = _cached(entry, lambda: nvrtc.ptx(source, options, name="runtime.cu"), False, host=True)
+    _, code = _cached(entry, lambda: nvrtc.to_ptx(source, options, name="runtime.cu"), False, host=True)
     loaded = jit.Code(code)
     jit.add_symbol("sim_check", loaded.address("sim_check"))
     return _RUN(loaded.address("sim_run")), _PROBE(loaded.address("sim_probe")), loaded
@@ -104,6 +104,7 @@ class Module:
     def _load(self, info: Info, code: bytes, check: bool) -> None:
         self._run, self._probe, self._scheduler = _runtime()
         self._info = info
+        memory.quarantine |= check
         self._code = jit.Code(code)
         self.check = check
         self._functions: dict[str, Function] = {}
@@ -114,11 +115,11 @@ class Module:
         return tuple(self._info.kernels)
 
     def function(self, name: str) -> Function:
-        """The kernel `name`. Raises KeyError, naming those there are."""
+        """The kernel `name`. Raises ValueError, naming those there are."""
         if name not in self._functions:
             if name not in self._info.kernels:
                 there = ", ".join(self._info.kernels) or "none"
-                raise KeyError(f"no kernel {name!r} in this module, which has: {there} (is it extern \"C\"?)")
+                raise ValueError(f"no kernel {name!r} in this module, which has: {there} (is it extern \"C\"?)")
             self._functions[name] = Function(self, self._info.kernels[name])
         return self._functions[name]
 
@@ -283,7 +284,7 @@ class Function:
 
 def _dimensions(what: str, value: int | tuple[int, ...], limits: tuple[int, ...]) -> tuple[int, ...]:
     """Three lengths, each at least 1 and within its limit."""
-    lengths = (value,) if isinstance(value, int | np.integer) else tuple(value)
+    lengths = tuple(value) if isinstance(value, tuple | list) else (value,)
     if not 1 <= len(lengths) <= 3 or not all(isinstance(n, int | np.integer) for n in lengths):
         raise ValueError(f"{what} takes one to three integers, got {value!r}")
     full = tuple(int(n) for n in lengths) + (1,) * (3 - len(lengths))

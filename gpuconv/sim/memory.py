@@ -7,6 +7,8 @@ address, which the checked mode reads.
 from __future__ import annotations
 
 import math
+import weakref
+from collections import deque
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,7 +18,10 @@ GUARD = 512  # bytes before and after an allocation that belong to nobody
 ALIGN = 256  # as cudaMalloc
 POISON = 0xFF  # what fresh memory holds: NaN as a float, -1 as an integer
 
-_live: dict[int, _Memory] = {}
+quarantine = False  # set by the checked mode: freed memory is not handed out again at once
+_HELD = 64 << 20  # bytes in quarantine at most
+_freed: deque[np.ndarray] = deque()
+_live: weakref.WeakValueDictionary[int, _Memory] = weakref.WeakValueDictionary()
 
 
 class _Memory:
@@ -33,12 +38,15 @@ class _Memory:
         _live[self.begin] = self
 
     def __del__(self) -> None:
-        _live.pop(self.begin, None)
+        if quarantine and self._raw.nbytes <= _HELD:
+            _freed.append(self._raw)
+            while sum(raw.nbytes for raw in _freed) > _HELD or len(_freed) > 256:
+                _freed.popleft()
 
 
 def live() -> list[_Memory]:
     """Every allocation there is, by address."""
-    return [memory for _, memory in sorted(list(_live.items()))]
+    return sorted(_live.values(), key=lambda memory: memory.begin)
 
 
 class Array:

@@ -303,7 +303,8 @@ def _body(text: str, position: int, lines: _Lines, function: Function) -> int:
     while True:
         match = _SCAN.match(text, position)
         if match is None:
-            raise UnsupportedError(f"PTX line {lines.at(position)}: cannot read {text[position:position + 60]!r}")
+            rest = text[position:].lstrip()
+            raise UnsupportedError(f"PTX line {lines.at(len(text) - len(rest))}: cannot read {rest[:60]!r}")
         position = match.end()
         kind = match.lastgroup or ""
         if kind == "open":
