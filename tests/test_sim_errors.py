@@ -156,6 +156,22 @@ def test_wrong_mask(check):
           check=check)
 
 
+SPIN = """__shared__ volatile int flag; __shared__ int value;
+if (threadIdx.x == 0) flag = 0;
+__syncthreads();
+if (threadIdx.x == 0) { WAIT y[0] = value; }
+if (threadIdx.x == 40) { value = 5; __threadfence_block(); flag = n; }"""
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_spinning_on_a_flag_lets_the_other_threads_run(check):
+    y = sim.zeros(1)
+    launch(SPIN.replace("WAIT", "while (flag != 7);"), block=64, check=check, args=(y, y, 7))
+    assert sim.asnumpy(y)[0] == 5
+    found("deadlock", "threads 0 wait at broken.cu:5", SPIN.replace("WAIT", "while (flag != 8);"), block=64, check=check,
+          args=(y, y, 7))
+
+
 def test_barrier_numbers():
     found("barrier_count", "barrier 1 with count 33", 'asm volatile("bar.sync 1, 33;"); y[0] = n;')
     found("disagree", "different counts", 'if (threadIdx.x < 32) asm volatile("bar.sync 1, 32;");\n'

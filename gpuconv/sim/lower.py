@@ -181,6 +181,8 @@ class _Body(Emitter):
         super().__init__(options, module)
         self.function = function
         self.program = module.program
+        self.polls: set[int] = set()
+        self.seen: set[str] = set()
 
     # ---- frames ----
 
@@ -200,6 +202,7 @@ class _Body(Emitter):
     def statements(self, function: Function) -> None:
         for item in function.body:
             if isinstance(item, Label):
+                self.seen.add(self.place(item.name))
                 self.label(self.place(item.name))
             elif self.open:
                 self.statement(item)
@@ -223,6 +226,8 @@ class _Body(Emitter):
             handler(self, instruction)
         else:
             raise self.unsupported()
+        if id(instruction) in self.polls and self.open:
+            isa_sync.TABLE["nanosleep"](self, instruction)
         if after:
             self.label(after)
         elif not self.open and instruction.op not in ("bra", "brx", "ret", "exit", "trap"):
@@ -234,12 +239,22 @@ class _Body(Emitter):
         target = i.operands[0]
         self.need(isinstance(target, Sym) and len(i.operands) == 1)
         assert isinstance(target, Sym)
+        if self.options.check and self.place(target.name) in self.seen:
+            self._stop_if_told()
         if i.guard is None:
             self.end(f"br label %{self.place(target.name)}")
             return
         after = self.fresh("next")
         self.end(f"br i1 {self.read(i.guard, 'pred')}, label %{self.place(target.name)}, label %{after}")
         self.label(after)
+
+    def _stop_if_told(self) -> None:
+        """On the way back to the head of a loop: leave where the launch was stopped (Ctrl-C, another block's error)."""
+        launch = self.op(f"load ptr, ptr {self.field('Block', '%blk', 'launch')}, !invariant.load !0")
+        stop = self.op(f"load volatile i32, ptr {self.field('Launch', launch, 'stop')}")
+        on = self.fresh("on")
+        self.end(f"br i1 {self.op(f'icmp eq i32 {stop}, 0')}, label %{on}, label %exit")
+        self.label(on)
 
     def _brx_(self, i: Instruction) -> None:
         index, table = i.operands
@@ -348,7 +363,9 @@ class _KernelFunction(_Body):
         flush = module.flush and not module.check and _all_flush(functions)
         super().__init__(module, function, Options(module.check, flush))
         self.functions = functions
-        self.coroutine = any(isinstance(i, Instruction) and i.op in COLLECTIVE for f in functions for i in f.body)
+        self.polls = {id(i) for f in functions for i in _polling(f)}
+        self.coroutine = bool(self.polls) or any(
+            isinstance(i, Instruction) and i.op in COLLECTIVE for f in functions for i in f.body)
 
     def run(self) -> str:
         kernel = self._describe()
@@ -401,6 +418,19 @@ class _KernelFunction(_Body):
             at = -(-at // align) * align
             self.shared.update({v.name: at for v in dynamic})
         return placed, at, bool(dynamic)
+
+
+def _polling(function: Function) -> list[Instruction]:
+    """Loads and exchanges inside a loop by which a thread may wait for another: after each it lets others run."""
+    places = {item.name: n for n, item in enumerate(function.body) if isinstance(item, Label)}
+    found = []
+    for end, item in enumerate(function.body):
+        target = item.operands[0] if isinstance(item, Instruction) and item.op == "bra" else None
+        if isinstance(target, Sym) and places.get(target.name, end) < end:
+            found += [i for i in function.body[places[target.name] : end] if isinstance(i, Instruction)
+                      and (i.op == "ld" and set(i.mods) & {"volatile", "relaxed", "acquire"}
+                           or i.op == "atom" and set(i.mods) & {"cas", "exch"})]
+    return found
 
 
 def _names(i: Instruction) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -26,7 +27,9 @@ MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
 STATIC_SHARED = 48 * 1024
 MAX_SHARED = 227 * 1024  # the most any architecture offers with opt-in
-_SMALL = 4096  # threads below which a second core does not pay
+_WORTHWHILE = 3e-4  # seconds of work below which a second core does not pay
+_FIRST_GUESS = 1e-7  # seconds a CUDA thread takes, before a launch has been timed
+_KEPT = 8  # shapes of block whose memory a kernel keeps for the next launch
 _RUN = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
 _PROBE = ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * 4)
 
@@ -165,6 +168,7 @@ class Function:
         self.name = kernel.name
         self.address = module._code.address(kernel.name)
         self._free: dict[tuple[int, int], list[_Worker]] = {}
+        self._pace = _FIRST_GUESS
         self.frame_bytes = self._frame_bytes() if kernel.coroutine else 0
 
     def _frame_bytes(self) -> int:
@@ -190,8 +194,7 @@ class Function:
         count = threads[0] * threads[1] * threads[2]
         blocks = dims[0] * dims[1] * dims[2]
         launch, keep = self._launch_record(blocks, count, order, seed)
-        alone = self.kernel.serial or blocks * count < _SMALL
-        team = min(1 if alone else thread_count(), blocks)
+        team = min(self._team(blocks * count), blocks)
         total = self.kernel.static_shared + shared
         workers = [self._worker(count, total) for _ in range(team)]
         table = self._allocations()
@@ -201,10 +204,14 @@ class Function:
             record["ntid"], record["nctaid"], record["dynamic_bytes"] = threads, dims, shared
             record["reverse"], record["error"] = keep[2], 0
             record["table"], record["table_length"] = table.ctypes.data, len(table)
+        started = time.perf_counter()
         self._execute(launch, workers)
+        self._pace = (time.perf_counter() - started) * team / (blocks * count)
         failed = [worker for worker in workers if worker.block["error"][0]]
         if failed:
             raise report.kernel_error(self.module._info, self.kernel, failed[0])
+        if len(self._free) > _KEPT:
+            self._free.clear()
         for worker in workers:
             self._free.setdefault((count, total), []).append(worker)
         if not self.module.check:
@@ -212,12 +219,18 @@ class Function:
                 if isinstance(argument, memory.Array):
                     argument._memory.shadow = None
 
+    def _team(self, threads: int) -> int:
+        """How many cores: one where the order of blocks counts, or where the work is less than starting a second."""
+        if self.kernel.serial or threads * self._pace < _WORTHWHILE:
+            return 1
+        return thread_count()
+
     def _execute(self, launch: np.ndarray, workers: list[_Worker]) -> None:
         run, record = self.module._run, launch.ctypes.data
-        if len(workers) == 1:
+        if len(workers) == 1 and not self.module.check:
             run(record, workers[0].block.ctypes.data)
             return
-        pool = _pool(len(workers))
+        pool = _pool(max(thread_count(), len(workers)))  # this thread only waits: Ctrl-C reaches it
         futures = [pool.submit(run, record, worker.block.ctypes.data) for worker in workers]
         try:
             for future in futures:

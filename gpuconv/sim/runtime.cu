@@ -18,6 +18,7 @@ extern "C" __device__ void sim_set_mode(u64 word);
 
 constexpr u32 UNDEFINED = 0x7fffdead;                       // what a shuffle reads from a lane that takes no part
 constexpr u32 BARRIERS = 16;
+constexpr u32 PATIENCE = 10000;                             // rounds of nothing but polling before it is a deadlock
 constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;     // the x86 control word, without and with flush-to-zero
 
 static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) { return (Thread*)b->threads + n; }
@@ -248,7 +249,8 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
     create_threads(b, launch->entry);
     const u32 warps = (b->nthreads + 31) / 32;
     const u32* order = (const u32*)launch->thread_order;
-    while (!launch->stop) {
+    u32 idle = 0;                                            // rounds in which threads only polled
+    while (!*(volatile u32*)&launch->stop) {
         bool moved = false;
         for (u32 k = 0; k < warps; ++k) {
             const u32 warp = order ? order[32 + k] : b->reverse ? warps - 1 - k : k;
@@ -259,7 +261,8 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
         if (done == b->nthreads) return;
         moved |= resolve_barriers(b, &all, done);
         if (b->error) return;
-        if (!moved && !any_sleeper(b)) {
+        idle = moved ? 0 : idle + 1;
+        if (!moved && (idle > PATIENCE || !any_sleeper(b))) {
             for (u32 n = 0; n < b->nthreads; ++n)
                 if (thread_of(b, n)->state != S_DONE) { fail(b, n, E_DEADLOCK, done, 0); return; }
         }
@@ -284,7 +287,7 @@ extern "C" __device__ void sim_run(u64 launch_, u64 block_) {
     sim_get_mode((u64)&before);
     sim_set_mode((u64)&mode);
     const u32* order = (const u32*)launch->order;
-    while (!launch->stop && !b->error) {
+    while (!*(volatile u32*)&launch->stop && !b->error) {
         const u64 k = atomicAdd(&launch->next, 1ull);
         if (k >= launch->blocks) break;
         prepare(launch, b, order ? order[k] : k);
