@@ -28,9 +28,14 @@ print(len(builds), nvrtc._nvrtc.cache_info().misses, sim.asnumpy(y)[3])
 
 
 def run(folder, value="3", **environment) -> list[str]:  # type: ignore[no-untyped-def]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, value], capture_output=True, text=True, check=True,
-                          cwd=os.path.dirname(os.path.dirname(os.path.abspath(sim.__path__[0]))),
-                          env={**os.environ, "GPUCONV_CACHE_DIR": str(folder), **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, value],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(sim.__path__[0]))),
+        env={**os.environ, "GPUCONV_CACHE_DIR": str(folder), **environment},
+    )
     return done.stdout.split()
 
 

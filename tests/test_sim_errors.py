@@ -18,14 +18,18 @@ def kernel(body: str, parameters: str = "float* y, const float* x, int n", befor
 
 def launch(body: str, grid=1, block=32, args=None, check=True, shared=0, **words):  # type: ignore[no-untyped-def]
     args = (sim.zeros(64), sim.zeros(64), 64) if args is None else args
-    sim.Module(kernel(body, **words), name="broken.cu", check=check).launch("k", grid, block, args, shared=shared)
+    sim.Module(kernel(body, **words), name="broken.cu", check=check).launch(
+        "k", grid, block, args, shared=shared
+    )
 
 
 # ---- before anything runs -------------------------------------------------------------------------------------------
 
 
 def test_compile_error_quotes_the_line_and_keeps_the_log():
-    with pytest.raises(sim.CompileError, match=r"NVRTC refused broken.cu.*broken.cu\(2\): error.*undefined") as caught:
+    with pytest.raises(
+        sim.CompileError, match=r"NVRTC refused broken.cu.*broken.cu\(2\): error.*undefined"
+    ) as caught:
         sim.Module(kernel("y[0] = nothing;"), name="broken.cu")
     assert "nothing" in caught.value.log
 
@@ -35,12 +39,15 @@ def test_options_must_be_a_sequence():
         sim.to_ptx(kernel(""), "-DVEC=4")
 
 
-@pytest.mark.parametrize(("code", "words"), [
-    ('asm volatile("mov.u32 %0, %%clock;" : "=r"(n));', "special register %clock"),
-    ('printf("%d", n);', "printf is not modelled"),
-    ('asm volatile("cp.async.commit_group;");', "cp.async.commit_group"),
-    ("double a = __dadd_rz(y[0], 1.0); y[0] = a;", "add.rz.f64"),
-])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ('asm volatile("mov.u32 %0, %%clock;" : "=r"(n));', "special register %clock"),
+        ('printf("%d", n);', "printf is not modelled"),
+        ('asm volatile("cp.async.commit_group;");', "cp.async.commit_group"),
+        ("double a = __dadd_rz(y[0], 1.0); y[0] = a;", "add.rz.f64"),
+    ],
+)
 def test_what_is_not_modelled_is_refused_by_line(code, words):
     source = kernel(f"if (n > 3) {{\n{code}\n}} y[1] = n;")
     with pytest.raises(sim.UnsupportedError, match=rf"broken.cu:3: .*{re.escape(words)}"):
@@ -53,43 +60,54 @@ def test_recursion_is_refused():
         sim.Module(kernel("y[0] = f(n);", before=before))
 
 
-@pytest.mark.parametrize(("args", "error", "words"), [
-    (lambda y: (y, y), TypeError, "k takes 3 arguments, got 2"),
-    (lambda y: (np.zeros(4), y, 1), TypeError, "argument 0 got a NumPy array"),
-    (lambda y: (None, y, 1), TypeError, "argument 0 is a pointer: give a sim array, got None"),
-    (lambda y: (4096, y, 1), TypeError, "argument 0 is a pointer"),
-    (lambda y: (y, y, 1.5), TypeError, "argument 2 is an integer"),
-    (lambda y: (y, y, y), TypeError, "argument 2 is a number"),
-    (lambda y: (y, y, 2**32), ValueError, "argument 2 has 32 bits: 4294967296 does not fit"),
-])
+@pytest.mark.parametrize(
+    ("args", "error", "words"),
+    [
+        (lambda y: (y, y), TypeError, "k takes 3 arguments, got 2"),
+        (lambda y: (np.zeros(4), y, 1), TypeError, "argument 0 got a NumPy array"),
+        (lambda y: (None, y, 1), TypeError, "argument 0 is a pointer: give a sim array, got None"),
+        (lambda y: (4096, y, 1), TypeError, "argument 0 is a pointer"),
+        (lambda y: (y, y, 1.5), TypeError, "argument 2 is an integer"),
+        (lambda y: (y, y, y), TypeError, "argument 2 is a number"),
+        (lambda y: (y, y, 2**32), ValueError, "argument 2 has 32 bits: 4294967296 does not fit"),
+    ],
+)
 def test_wrong_arguments(args, error, words):
     with pytest.raises(error, match=re.escape(words)):
         launch("y[0] = x[0] + n;", args=args(sim.zeros(4)))
 
 
 def test_scalars_are_cast_to_the_declared_type():
-    source = kernel("y[0] = a; y[1] = d; y[2] = h + c; y[3] = w;",
-                    "float* y, float a, double d, short h, unsigned char c, long long w")
+    source = kernel(
+        "y[0] = a; y[1] = d; y[2] = h + c; y[3] = w;",
+        "float* y, float a, double d, short h, unsigned char c, long long w",
+    )
     y = sim.zeros(4)
     module = sim.Module(source)
     module.launch("k", 1, 1, (y, 3, 2, -5, 200, -(2**40)))
     assert sim.asnumpy(y).tolist() == [3, 2, 195, -(2.0**40)]
     module.launch("k", 1, 1, (y, np.float64(0.5), np.float32(2), np.int64(7), True, 1))
     assert sim.asnumpy(y).tolist() == [0.5, 2, 8, 1]
-    for wrong, words in (((y, "1", 2, 3, 4, 5), "argument 1 is f32"), ((y, 1e300, 2, 3, 4, 5), "does not fit"),
-                         ((y, 1, 2, 40000000, 4, 5), "argument 3 has 16 bits")):
+    for wrong, words in (
+        ((y, "1", 2, 3, 4, 5), "argument 1 is f32"),
+        ((y, 1e300, 2, 3, 4, 5), "does not fit"),
+        ((y, 1, 2, 40000000, 4, 5), "argument 3 has 16 bits"),
+    ):
         with pytest.raises((TypeError, ValueError), match=words):
             module.launch("k", 1, 1, wrong)
 
 
-@pytest.mark.parametrize(("grid", "block", "shared", "words"), [
-    (1, 1025, 0, "block.x must be at most 1024, got 1025"),
-    (1, (32, 33), 0, "at most 1024 threads"),
-    (1, (1, 1, 65), 0, "block.z must be at most 64"),
-    (0, 32, 0, "grid.x must be at least 1"),
-    ((1, 65536), 32, 0, "grid.y must be at most 65535"),
-    (1, 32, 228 * 1024, "no architecture has more"),
-])
+@pytest.mark.parametrize(
+    ("grid", "block", "shared", "words"),
+    [
+        (1, 1025, 0, "block.x must be at most 1024, got 1025"),
+        (1, (32, 33), 0, "at most 1024 threads"),
+        (1, (1, 1, 65), 0, "block.z must be at most 64"),
+        (0, 32, 0, "grid.x must be at least 1"),
+        ((1, 65536), 32, 0, "grid.y must be at most 65535"),
+        (1, 32, 228 * 1024, "no architecture has more"),
+    ],
+)
 def test_launch_limits(grid, block, shared, words):
     with pytest.raises(sim.LaunchError, match=re.escape(words)):
         launch("y[0] = 1;", grid, block, shared=shared)
@@ -134,26 +152,41 @@ def test_deadlock_names_who_waits_where(check):
     __syncthreads();
 }
 y[0] = 1;"""
-    error = found("deadlock", r"threads 0-15 wait at broken.cu:3 \(shfl.*mask 0xffffffff; threads 16-19 wait at "
-                  r"broken.cu:5 \(bar.sync", body, check=check)
+    error = found(
+        "deadlock",
+        r"threads 0-15 wait at broken.cu:3 \(shfl.*mask 0xffffffff; threads 16-19 wait at "
+        r"broken.cu:5 \(bar.sync",
+        body,
+        check=check,
+    )
     assert error.line == "broken.cu:3"
 
 
 @pytest.mark.parametrize("check", [False, True])
 def test_barrier_with_too_few_threads_deadlocks(check):
-    found("deadlock", "threads 0-31 wait", 'asm volatile("bar.sync 1, 64;"); y[0] = n;', check=check)
+    found(
+        "deadlock", "threads 0-31 wait", 'asm volatile("bar.sync 1, 64;"); y[0] = n;', check=check
+    )
 
 
 @pytest.mark.parametrize("check", [False, True])
 def test_divergent_barrier(check):
-    found("divergent", "lanes of one warp wait at different instructions",
-          "if (threadIdx.x < 16) __syncthreads();\nelse __syncthreads();\ny[0] = n;", check=check)
+    found(
+        "divergent",
+        "lanes of one warp wait at different instructions",
+        "if (threadIdx.x < 16) __syncthreads();\nelse __syncthreads();\ny[0] = n;",
+        check=check,
+    )
 
 
 @pytest.mark.parametrize("check", [False, True])
 def test_wrong_mask(check):
-    found("mask", "lane 4 called a warp collective with mask 0x0000000f", "y[threadIdx.x] = __shfl_sync(0xf, n, 0);",
-          check=check)
+    found(
+        "mask",
+        "lane 4 called a warp collective with mask 0x0000000f",
+        "y[threadIdx.x] = __shfl_sync(0xf, n, 0);",
+        check=check,
+    )
 
 
 SPIN = """__shared__ volatile int flag; __shared__ int value;
@@ -168,32 +201,59 @@ def test_spinning_on_a_flag_lets_the_other_threads_run(check):
     y = sim.zeros(1)
     launch(SPIN.replace("WAIT", "while (flag != 7);"), block=64, check=check, args=(y, y, 7))
     assert sim.asnumpy(y)[0] == 5
-    found("deadlock", "threads 0 wait at broken.cu:5", SPIN.replace("WAIT", "while (flag != 8);"), block=64, check=check,
-          args=(y, y, 7))
+    found(
+        "deadlock",
+        "threads 0 wait at broken.cu:5",
+        SPIN.replace("WAIT", "while (flag != 8);"),
+        block=64,
+        check=check,
+        args=(y, y, 7),
+    )
 
 
 def test_barrier_numbers():
     found("barrier_count", "barrier 1 with count 33", 'asm volatile("bar.sync 1, 33;"); y[0] = n;')
-    found("disagree", "different counts", 'if (threadIdx.x < 32) asm volatile("bar.sync 1, 32;");\n'
-          'else asm volatile("bar.sync 1, 64;"); y[0] = n;', block=96)
+    found(
+        "disagree",
+        "different counts",
+        'if (threadIdx.x < 32) asm volatile("bar.sync 1, 32;");\n'
+        'else asm volatile("bar.sync 1, 64;"); y[0] = n;',
+        block=96,
+    )
 
 
 @pytest.mark.parametrize("check", [False, True])
 def test_trap_and_assert(check):
-    found("trap", r"trap, thread \(3, 0, 0\) of block \(0, 0, 0\)", "if (threadIdx.x == 3) __trap(); y[0] = 1;",
-          check=check)
-    found("assert", "assertion failed: n < 5", "assert(n < 5); y[0] = 1;", check=check,
-          before="#include <cassert>\n" if False else "extern \"C\" __device__ void __assertfail(const char*, const char*,"
-          " unsigned, const char*, size_t);\n#define assert(c) ((c) ? (void)0 : __assertfail(#c, __FILE__, __LINE__,"
-          " __func__, 1))\n")
+    found(
+        "trap",
+        r"trap, thread \(3, 0, 0\) of block \(0, 0, 0\)",
+        "if (threadIdx.x == 3) __trap(); y[0] = 1;",
+        check=check,
+    )
+    found(
+        "assert",
+        "assertion failed: n < 5",
+        "assert(n < 5); y[0] = 1;",
+        check=check,
+        before="#include <cassert>\n"
+        if False
+        else 'extern "C" __device__ void __assertfail(const char*, const char*,'
+        " unsigned, const char*, size_t);\n#define assert(c) ((c) ? (void)0 : __assertfail(#c, __FILE__, __LINE__,"
+        " __func__, 1))\n",
+    )
 
 
 # ---- with check=True --------------------------------------------------------------------------------------------------
 
 
 def test_out_of_bounds_global():
-    error = found("bounds_global", r"4 bytes at global address .*\(0 past the end of one of 256 bytes\), thread "
-                  r"\(0, 0, 0\) of block \(2, 0, 0\)", "const int i = blockIdx.x * 32 + threadIdx.x;\ny[i] = 1;", grid=3)
+    error = found(
+        "bounds_global",
+        r"4 bytes at global address .*\(0 past the end of one of 256 bytes\), thread "
+        r"\(0, 0, 0\) of block \(2, 0, 0\)",
+        "const int i = blockIdx.x * 32 + threadIdx.x;\ny[i] = 1;",
+        grid=3,
+    )
     assert error.line == "broken.cu:3"
     found("bounds_global", r"4 before one of 256 bytes", "y[0] = x[(int)threadIdx.x - 1];")
     launch("const int i = blockIdx.x * 32 + threadIdx.x; if (i < n) y[i] = 1;", grid=3)
@@ -201,14 +261,23 @@ def test_out_of_bounds_global():
 
 def test_out_of_bounds_vector_at_the_edge():
     y = sim.zeros(6)
-    found("bounds_global", "16 bytes", "((float4*)y)[1] = make_float4(1, 2, 3, 4);", args=(y, sim.zeros(1), 1))
+    found(
+        "bounds_global",
+        "16 bytes",
+        "((float4*)y)[1] = make_float4(1, 2, 3, 4);",
+        args=(y, sim.zeros(1), 1),
+    )
     assert sim.asnumpy(y).tolist() == [0] * 6
 
 
 def test_out_of_bounds_shared_and_local():
     shared = "__shared__ float s[32]; s[threadIdx.x + n] = 1; __syncthreads(); y[threadIdx.x] = s[31 - threadIdx.x];"
-    found("bounds_shared", "4 bytes at shared address 128, outside the block's 128 bytes", shared,
-          args=(sim.zeros(32), sim.zeros(1), 1))
+    found(
+        "bounds_shared",
+        "4 bytes at shared address 128, outside the block's 128 bytes",
+        shared,
+        args=(sim.zeros(32), sim.zeros(1), 1),
+    )
     launch(shared, args=(sim.zeros(32), sim.zeros(1), 0))
     local = "float a[8]; for (int i = 0; i < 8; ++i) a[i] = i; a[n & 15] = 9; y[0] = a[(n + 1) & 15] + a[n & 3];"
     found("bounds_local", "4 bytes at local address", local, args=(sim.zeros(1), sim.zeros(1), 9))
@@ -224,7 +293,12 @@ def test_dynamic_shared_memory_is_bounded_by_the_launch():
 def test_misaligned():
     x = sim.asarray(np.arange(65, dtype=np.float32))
     body = "const float4 v = *(const float4*)(x + n); y[threadIdx.x] = v.x + v.y + v.z + v.w;"
-    found("misaligned", "access of 16 bytes at address .* not a multiple of 16", body, args=(sim.zeros(32), x, 2))
+    found(
+        "misaligned",
+        "access of 16 bytes at address .* not a multiple of 16",
+        body,
+        args=(sim.zeros(32), x, 2),
+    )
     launch(body, args=(sim.zeros(32), x, 4))
 
 
@@ -237,15 +311,23 @@ def test_uninitialised():
     x = sim.empty(32)
     launch("y[threadIdx.x] = 2;", args=(x, x, 1), check=False)  # an unchecked one too
     launch(body, args=(sim.zeros(32), x, 1))
-    found("uninitialised", "4 bytes", "__shared__ float s[32]; if (threadIdx.x) s[threadIdx.x] = 1; __syncthreads();"
-          " y[threadIdx.x] = s[threadIdx.x];")
+    found(
+        "uninitialised",
+        "4 bytes",
+        "__shared__ float s[32]; if (threadIdx.x) s[threadIdx.x] = 1; __syncthreads();"
+        " y[threadIdx.x] = s[threadIdx.x];",
+    )
 
 
 def test_use_of_freed_memory():
     sim.Module(kernel(""), check=True)  # from now on freed memory is kept aside for a while
     table = sim.asarray(np.array([sim.zeros(32).ptr], np.uint64))
-    found("bounds_global", "outside every live allocation", "y[0] = (*(const float* const*)x)[threadIdx.x];",
-          args=(sim.zeros(1), table, 1))
+    found(
+        "bounds_global",
+        "outside every live allocation",
+        "y[0] = (*(const float* const*)x)[threadIdx.x];",
+        args=(sim.zeros(1), table, 1),
+    )
     alive = sim.zeros(32)
     table = sim.asarray(np.array([alive.ptr], np.uint64))
     launch("y[0] = (*(const float* const*)x)[threadIdx.x];", args=(sim.zeros(1), table, 1))
@@ -257,9 +339,13 @@ def test_division_by_zero():
 
 
 def test_early_exit_before_a_barrier():
-    body = "if (threadIdx.x >= n) return;\n__shared__ float s[32]; s[threadIdx.x] = n; __syncthreads();" \
-           " y[threadIdx.x] = s[0];"
-    found("early_exit", "completed without 12 threads", body, args=(sim.zeros(32), sim.zeros(1), 20))
+    body = (
+        "if (threadIdx.x >= n) return;\n__shared__ float s[32]; s[threadIdx.x] = n; __syncthreads();"
+        " y[threadIdx.x] = s[0];"
+    )
+    found(
+        "early_exit", "completed without 12 threads", body, args=(sim.zeros(32), sim.zeros(1), 20)
+    )
     launch(body, args=(sim.zeros(32), sim.zeros(1), 32))
     launch(body, args=(sim.zeros(32), sim.zeros(1), 20), check=False)
 
@@ -271,7 +357,9 @@ def test_missing_barrier_shows_when_threads_run_in_reverse():
         results = []
         for order in ("forward", "reverse"):
             y = sim.zeros(64)
-            sim.Module(kernel(body.replace("{}", barrier))).launch("k", 1, 64, (y, y, 1), order=order)
+            sim.Module(kernel(body.replace("{}", barrier))).launch(
+                "k", 1, 64, (y, y, 1), order=order
+            )
             results.append(sim.asnumpy(y).tolist() == want)
         assert all(results) == bool(barrier)
 

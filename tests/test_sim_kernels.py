@@ -207,7 +207,9 @@ def test_warp_collectives(rng):  # type: ignore[no-untyped-def]
     for mode, want in expected.items():
         out = sim.empty(64, np.uint32)
         run(WARP, "warp", 1, 64, (out, sim.asarray(x), mode))
-        assert np.array_equal(sim.asnumpy(out), np.asarray(want).astype(np.uint64).astype(np.uint32)), mode
+        assert np.array_equal(
+            sim.asnumpy(out), np.asarray(want).astype(np.uint64).astype(np.uint32)
+        ), mode
 
 
 ATOMICS = """
@@ -251,9 +253,18 @@ def test_atomics(rng):  # type: ignore[no-untyped-def]
     assert sim.asnumpy(high)[0] == v.view(np.uint32).max()
     assert int(sim.asnumpy(total)[0]) == int(v.astype(np.int64).sum()) % 2**64
     u = v.view(np.uint32)
-    want = [np.bitwise_or.reduce(np.uint32(1) << (u & 31)), np.bitwise_xor.reduce(u), np.bitwise_and.reduce(u)]
+    want = [
+        np.bitwise_or.reduce(np.uint32(1) << (u & 31)),
+        np.bitwise_xor.reduce(u),
+        np.bitwise_and.reduce(u),
+    ]
     assert sim.asnumpy(words).tolist() == [int(w) for w in want]
-    ticket, who, sums, wrap = sim.zeros(1, np.uint32), sim.zeros(96, np.uint32), sim.zeros(1), sim.zeros(5, np.uint32)
+    ticket, who, sums, wrap = (
+        sim.zeros(1, np.uint32),
+        sim.zeros(96, np.uint32),
+        sim.zeros(1),
+        sim.zeros(5, np.uint32),
+    )
     run(ATOMICS, "ticket", 3, 32, (ticket, who, sums, wrap))
     assert sorted(sim.asnumpy(who).tolist()) == list(range(96))
     assert sim.asnumpy(sums)[0] == 48
@@ -290,7 +301,18 @@ def test_parameters_tables_calls_and_local_arrays():  # type: ignore[no-untyped-
     for t in range(12):
         twice = t + t - 2.0
         r = ((t * 3 + 5) & 7) * 0.5 + (twice if t > 2 else twice * 2)
-        r = {0: r + 1, 1: r * 3, 2: r - 7, 3: -2.0, 4: r + 6, 5: r - 3, 6: r + 600, 7: r + 1.75, 8: -r, 9: r + 3}.get(t, -1)
+        r = {
+            0: r + 1,
+            1: r * 3,
+            2: r - 7,
+            3: -2.0,
+            4: r + 6,
+            5: r - 3,
+            6: r + 600,
+            7: r + 1.75,
+            8: -r,
+            9: r + 3,
+        }.get(t, -1)
         want.append(r)
     assert sim.asnumpy(out).tolist() == want
 
@@ -327,11 +349,24 @@ def test_math_functions_are_within_a_few_units(rng):  # type: ignore[no-untyped-
     x = rng.uniform(-5, 5, 999).astype(np.float32)
     d = x.astype(np.float64)
     single = lambda v: v.astype(np.float32).astype(np.float64)  # noqa: E731
-    want = [np.exp(d), np.tanh(d), np.log(single(np.abs(d) + np.float32(1e-3))), np.sqrt(np.abs(d)),
-            single(np.abs(d) + np.float32(0.1)) ** np.float64(np.float32(1.7)), 1 / (1 + np.exp(-d)),
-            np.sin(single(d * 30)), np.exp(d), 1 / np.sqrt(np.abs(d) + 0.5), np.log1p(np.exp(d)), erf(d), d / 3,
-            np.fmod(single(d * 10), 3), d / 7, np.cos(single(d * 1e6)),
-            np.floor(single(d * 3)) + np.rint(single(d * 5)) + np.trunc(single(d * 7))]
+    want = [
+        np.exp(d),
+        np.tanh(d),
+        np.log(single(np.abs(d) + np.float32(1e-3))),
+        np.sqrt(np.abs(d)),
+        single(np.abs(d) + np.float32(0.1)) ** np.float64(np.float32(1.7)),
+        1 / (1 + np.exp(-d)),
+        np.sin(single(d * 30)),
+        np.exp(d),
+        1 / np.sqrt(np.abs(d) + 0.5),
+        np.log1p(np.exp(d)),
+        erf(d),
+        d / 3,
+        np.fmod(single(d * 10), 3),
+        d / 7,
+        np.cos(single(d * 1e6)),
+        np.floor(single(d * 3)) + np.rint(single(d * 5)) + np.trunc(single(d * 7)),
+    ]
     module = sim.Module(MATH)
     device = sim.asarray(x)
     for which, expected in enumerate(want):
@@ -342,8 +377,10 @@ def test_math_functions_are_within_a_few_units(rng):  # type: ignore[no-untyped-
 
 def test_flush_to_zero_is_what_the_options_say():  # type: ignore[no-untyped-def]
     """A subnormal product is zero, as under CuPy, with the sign kept; a copy keeps its bits."""
-    source = 'extern "C" __global__ void f(float* y, const float* x) { y[threadIdx.x] = x[threadIdx.x] * 0.5f;' \
-             " y[threadIdx.x + 4] = x[threadIdx.x]; }"
+    source = (
+        'extern "C" __global__ void f(float* y, const float* x) { y[threadIdx.x] = x[threadIdx.x] * 0.5f;'
+        " y[threadIdx.x + 4] = x[threadIdx.x]; }"
+    )
     x = np.array([2.0**-126, -(2.0**-126), 2.0**-149, 2.0], np.float32)
     y = sim.empty(8)
     run(source, "f", 1, 4, (y, sim.asarray(x)))
@@ -385,7 +422,9 @@ def test_sixteen_bit_floats(rng):  # type: ignore[no-untyped-def]
     x = rng.standard_normal(64, np.float32)
     y, z = sim.empty(64, np.float16), sim.empty(64, np.uint16)
     run(HALF, "half_math", 1, 64, (y, z, sim.asarray(x), 0.75))
-    assert np.array_equal(sim.asnumpy(y), (x.astype(np.float16).astype(np.float64) * 0.75 + 1).astype(np.float16))
+    assert np.array_equal(
+        sim.asnumpy(y), (x.astype(np.float16).astype(np.float64) * 0.75 + 1).astype(np.float16)
+    )
     bits = np.frombuffer(sim.asnumpy(z).tobytes(), np.uint16).astype(np.uint32) << 16
     assert np.abs(bits.view(np.float32) - (x + 0.75)).max() < 0.02
 
@@ -397,7 +436,9 @@ def test_two_and_three_dimensional_launches():  # type: ignore[no-untyped-def]
         out[b * blockDim.x * blockDim.y * blockDim.z + t] = b * 1000 + t; }"""
     out = sim.empty(2 * 3 * 4 * 24, np.int32)
     run(source, "where", (2, 3, 4), (4, 3, 2), (out,))
-    assert np.array_equal(sim.asnumpy(out), np.add.outer(np.arange(24) * 1000, np.arange(24)).ravel())
+    assert np.array_equal(
+        sim.asnumpy(out), np.add.outer(np.arange(24) * 1000, np.arange(24)).ravel()
+    )
 
 
 NAMED = """
@@ -432,7 +473,11 @@ def test_float_atomics_repeat_bit_for_bit(rng, order, seed):  # type: ignore[no-
     source = """extern "C" __global__ void add(float* total, const float* x, int n) {
         for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) atomicAdd(total, x[i]);
     }"""
-    x, module, seen = sim.asarray(rng.standard_normal(20_000, np.float32)), sim.Module(source), set()
+    x, module, seen = (
+        sim.asarray(rng.standard_normal(20_000, np.float32)),
+        sim.Module(source),
+        set(),
+    )
     for _ in range(3):
         total = sim.zeros(1)
         module.launch("add", 40, 128, (total, x, 20_000), order=order, seed=seed)

@@ -11,10 +11,19 @@ import pytest
 sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies are not installed")
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?"])
+@pytest.mark.parametrize(
+    "dtype", ["f4", "f8", "f2", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?"]
+)
 def test_round_trip(dtype):
     host = np.arange(24).reshape(2, 3, 4).astype(dtype)
-    for given in (host, host.T, host[:, ::-1], host[:, :, 1:3], np.broadcast_to(host[0], (5, 3, 4)), host[0, 0, 0]):
+    for given in (
+        host,
+        host.T,
+        host[:, ::-1],
+        host[:, :, 1:3],
+        np.broadcast_to(host[0], (5, 3, 4)),
+        host[0, 0, 0],
+    ):
         back = sim.asnumpy(sim.asarray(given))
         assert np.array_equal(back, given)
         assert back.dtype == given.dtype
@@ -23,7 +32,15 @@ def test_round_trip(dtype):
 
 def test_attributes():
     x = sim.zeros((2, 3, 4), np.int16)
-    assert (x.shape, x.ndim, x.size, x.itemsize, x.nbytes, x.dtype, len(x)) == ((2, 3, 4), 3, 24, 2, 48, np.int16, 2)
+    assert (x.shape, x.ndim, x.size, x.itemsize, x.nbytes, x.dtype, len(x)) == (
+        (2, 3, 4),
+        3,
+        24,
+        2,
+        48,
+        np.int16,
+        2,
+    )
     assert x.ptr % 256 == 0
     assert repr(x) == "sim.Array(shape=(2, 3, 4), dtype=int16)"
     assert sim.empty(3).dtype == np.float32
@@ -75,8 +92,19 @@ def test_memory_is_released():
     assert count() == before
 
 
-BINARY = [operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.pow, operator.mod,
-          operator.eq, operator.lt, operator.iadd, operator.and_]
+BINARY = [
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    operator.matmul,
+    operator.pow,
+    operator.mod,
+    operator.eq,
+    operator.lt,
+    operator.iadd,
+    operator.and_,
+]
 
 
 @pytest.mark.parametrize("function", BINARY)
@@ -90,13 +118,31 @@ def test_operators_are_refused(function):
                 function(other, x)
 
 
-@pytest.mark.parametrize("use", [
-    np.asarray, np.array, np.sum, np.sqrt, np.concatenate, float, int, bool, list, operator.neg, operator.index,
-    lambda x: np.add(np.ones(3), x), lambda x: np.stack([x, x]), lambda x: np.ones(3).__iadd__(x),
-    lambda x: np.copyto(np.ones(3), x), lambda x: operator.setitem(np.ones(3), slice(None), x),
-    lambda x: operator.setitem(x, 0, 1), lambda x: np.allclose(x, 0), lambda x: np.matmul(np.ones((3, 3)), x),
-    lambda x: sum(x),
-])
+@pytest.mark.parametrize(
+    "use",
+    [
+        np.asarray,
+        np.array,
+        np.sum,
+        np.sqrt,
+        np.concatenate,
+        float,
+        int,
+        bool,
+        list,
+        operator.neg,
+        operator.index,
+        lambda x: np.add(np.ones(3), x),
+        lambda x: np.stack([x, x]),
+        lambda x: np.ones(3).__iadd__(x),
+        lambda x: np.copyto(np.ones(3), x),
+        lambda x: operator.setitem(np.ones(3), slice(None), x),
+        lambda x: operator.setitem(x, 0, 1),
+        lambda x: np.allclose(x, 0),
+        lambda x: np.matmul(np.ones((3, 3)), x),
+        lambda x: sum(x),
+    ],
+)
 def test_implicit_conversion_is_refused(use):
     with pytest.raises(TypeError):
         use(sim.zeros(3))

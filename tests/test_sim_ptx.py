@@ -6,7 +6,19 @@ import pytest
 
 sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies are not installed")
 from gpuconv.sim import ptx  # noqa: E402
-from gpuconv.sim.ptx import Address, Group, Imm, Instruction, Label, Not, Pair, Reg, Special, Sym, Vector  # noqa: E402
+from gpuconv.sim.program import (
+    Address,
+    Group,
+    Imm,
+    Instruction,
+    Label,
+    Not,
+    Pair,
+    Reg,
+    Special,
+    Sym,
+    Vector,
+)
 
 TEXT = """
 .version 8.0
@@ -45,19 +57,30 @@ $L_end: ret;
 
 def test_parser_reads_every_form():
     program = ptx.parse(TEXT)
-    assert (program.target, program.files, program.declared) == ("sm_80", {1: "dir/a;b//c.cu"}, {"callee"})
+    assert (program.target, program.files, program.declared) == (
+        "sm_80",
+        {1: "dir/a;b//c.cu"},
+        {"callee"},
+    )
     assert program.variables["table"].init[3] == Imm(63)
     assert program.variables["pointers"].init == [Sym("table"), Sym("table", 8)]
     assert program.variables["dynamic"].count is None
     k = program.functions["k"]
     assert k.directives == {"maxntid": (64, 2, 1), "minnctapersm": (2,)}
-    assert [(p.name, p.size, p.align, p.array) for p in k.params] == [("k_param_0", 8, 8, False),
-                                                                       ("k_param_1", 24, 8, True)]
+    assert [(p.name, p.size, p.align, p.array) for p in k.params] == [
+        ("k_param_0", 8, 8, False),
+        ("k_param_1", 24, 8, True),
+    ]
     assert k.tables == {"$L_table": ["$L__BB0_2", "$L_end"]}
     assert [item.name for item in k.body if isinstance(item, Label)] == ["$L__BB0_2", "$L_end"]
     code = [item for item in k.body if isinstance(item, Instruction)]
-    assert [i.name for i in code][:5] == ["bra", "ld.global.v2.f32", "shfl.sync.bfly.b32", "mov.u32",
-                                          "setp.lt.and.s32"]
+    assert [i.name for i in code][:5] == [
+        "bra",
+        "ld.global.v2.f32",
+        "shfl.sync.bfly.b32",
+        "mov.u32",
+        "setp.lt.and.s32",
+    ]
     assert code[0].guard == Not(Reg("%p1"))
     assert code[0].loc == (1, 12)
     assert code[1].operands == [Vector((Reg("%f1"), Reg("_"))), Address(Reg("%r1"), -8)]
@@ -75,11 +98,14 @@ def test_parser_reads_every_form():
     assert code[9].operands[1] == Sym("dynamic", 4)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    (".tex .u64 image;", "PTX line 1"),
-    (".visible .entry k() {\n mov.u32 %r1, 5\n}", "PTX line 2"),
-    (".visible .entry k() {\n .reg .b32 a;\n mov.u32 a, 5z;\n}", "PTX line 3"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (".tex .u64 image;", "PTX line 1"),
+        (".visible .entry k() {\n mov.u32 %r1, 5\n}", "PTX line 2"),
+        (".visible .entry k() {\n .reg .b32 a;\n mov.u32 a, 5z;\n}", "PTX line 3"),
+    ],
+)
 def test_what_cannot_be_read_is_refused(text, words):
     with pytest.raises(sim.UnsupportedError, match=words):
         ptx.parse(text)

@@ -5,5 +5,21 @@ from gpuconv.sim.errors import CompileError, KernelError, LaunchError, SimError,
 from gpuconv.sim.machine import Function, Module
 from gpuconv.sim.memory import Array, asarray, asnumpy, empty, zeros
 
-__all__ = ["OPTIONS", "Array", "CompileError", "Function", "KernelError", "LaunchError", "Module", "SimError",
-           "UnsupportedError", "asarray", "asnumpy", "available", "empty", "to_cubin", "to_ptx", "zeros"]
+__all__ = [
+    "OPTIONS",
+    "Array",
+    "CompileError",
+    "Function",
+    "KernelError",
+    "LaunchError",
+    "Module",
+    "SimError",
+    "UnsupportedError",
+    "asarray",
+    "asnumpy",
+    "available",
+    "empty",
+    "to_cubin",
+    "to_ptx",
+    "zeros",
+]

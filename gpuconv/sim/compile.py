@@ -26,19 +26,27 @@ def available() -> str:
         _nvrtc().nvrtcVersion()
     except ImportError as error:
         return f"the simulator needs NVRTC: pip install 'gpuconv[sim]' ({error})"
-    except Exception as error:  # the binding raises its own types where the library is missing or too old
+    except (
+        Exception
+    ) as error:  # the binding raises its own types where the library is missing or too old
         return f"NVRTC is installed but does not answer: {' '.join(str(error).split())}"
     return ""
 
 
-def to_ptx(source: str, options: Sequence[str] = (), arch: str = DEFAULT_ARCH, name: str = "kernel.cu") -> str:
+def to_ptx(
+    source: str, options: Sequence[str] = (), arch: str = DEFAULT_ARCH, name: str = "kernel.cu"
+) -> str:
     """The PTX of CUDA C++ `source`. Raises CompileError with NVRTC's log."""
     text = _build(source, options, arch, name, "PTX").decode().rstrip("\0 \n") + "\n"
-    here = os.path.join(os.getcwd(), "")  # -lineinfo writes the working directory: no part of the program
+    here = os.path.join(
+        os.getcwd(), ""
+    )  # -lineinfo writes the working directory: no part of the program
     return re.sub(r'^(\s*\.file\s+\d+\s+")' + re.escape(here), r"\1", text, flags=re.M)
 
 
-def to_cubin(source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu") -> bytes:
+def to_cubin(
+    source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu"
+) -> bytes:
     """Machine code of `source` for one architecture (sm_80, sm_90a, ...). Raises CompileError with NVRTC's log."""
     if not re.fullmatch(r"sm_\d+[af]?", arch):
         raise ValueError(f"to_cubin: arch must look like 'sm_80', got {arch!r}")
@@ -76,7 +84,9 @@ def _nvrtc():  # type: ignore[no-untyped-def]
 
 def _build(source: str, options: Sequence[str], arch: str, name: str, what: str) -> bytes:
     if isinstance(options, str):
-        raise TypeError(f"options must be a sequence of strings, got the string {options!r}: write ({options!r},)")
+        raise TypeError(
+            f"options must be a sequence of strings, got the string {options!r}: write ({options!r},)"
+        )
     try:
         nvrtc = _nvrtc()
     except ImportError as error:
@@ -88,7 +98,9 @@ def _build(source: str, options: Sequence[str], arch: str, name: str, what: str)
         flags.append(f"-I{include_path()}")
     program = _call(nvrtc, "nvrtcCreateProgram", source.encode(), name.encode(), 0, [], [])
     try:
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
+        (status,) = nvrtc.nvrtcCompileProgram(
+            program, len(flags), [flag.encode() for flag in flags]
+        )
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             log = _fetch(nvrtc, "ProgramLog", program).decode(errors="replace").rstrip("\0 \n")
             raise CompileError(_first_error(name, log, str(status)), log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpuconv.sim import rounding
 from gpuconv.sim.emit import TYPES, Emitter, bits_of
 from gpuconv.sim.isa_float import flush, narrow, widen
-from gpuconv.sim.ptx import Instruction
+from gpuconv.sim.program import Instruction
 
 _INTEGERS = {"u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"}
 _HALF = {"f16", "bf16"}
@@ -39,7 +39,9 @@ def _integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
         wide = 128
         value = b.op(f"{'sext' if source[0] == 's' else 'zext'} {have} {value} to i{wide}")
         bits = bits_of(to)
-        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
+        low, high = (
+            (-(1 << bits - 1), (1 << bits - 1) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
+        )
         value = b.call("i128", "llvm.smax.i128", f"i128 {value}", f"i128 {low}")
         value = b.call("i128", "llvm.smin.i128", f"i128 {value}", f"i128 {high}")
         have = "i128"

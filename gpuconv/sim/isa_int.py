@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpuconv.sim.emit import TYPES, Emitter, bits_of
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
-from gpuconv.sim.ptx import Imm, Instruction
+from gpuconv.sim.program import Imm, Instruction
 
 INTEGERS = {"u16", "s16", "u32", "s32", "u64", "s64"}
 
@@ -31,7 +31,9 @@ def _add(b: Emitter, i: Instruction) -> None:
     verb = i.op
     if "sat" in i.mods:
         b.need(type_ == "s32")
-        b.write(i.operands[0], type_, b.call("i32", f"llvm.s{verb}.sat.i32", f"i32 {x}", f"i32 {y}"))
+        b.write(
+            i.operands[0], type_, b.call("i32", f"llvm.s{verb}.sat.i32", f"i32 {x}", f"i32 {y}")
+        )
         return
     value = b.op(f"{verb} {llvm} {x}, {y}")
     if "cc" in i.mods:
@@ -178,7 +180,11 @@ def _min(b: Emitter, i: Instruction) -> None:
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
     sign = "s" if type_[0] == "s" else "u"
-    b.write(i.operands[0], type_, b.call(llvm, f"llvm.{sign}{i.op}.{llvm}", f"{llvm} {x}", f"{llvm} {y}"))
+    b.write(
+        i.operands[0],
+        type_,
+        b.call(llvm, f"llvm.{sign}{i.op}.{llvm}", f"{llvm} {x}", f"{llvm} {y}"),
+    )
 
 
 def _sad(b: Emitter, i: Instruction) -> None:
@@ -246,7 +252,9 @@ def _lop3(b: Emitter, i: Instruction) -> None:
     for row in range(8):
         if table >> row & 1:
             term = b.op(f"and i32 {x if row & 4 else inverse[x]}, {y if row & 2 else inverse[y]}")
-            terms = b.op(f"or i32 {terms}, {b.op(f'and i32 {term}, {z if row & 1 else inverse[z]}')}")
+            terms = b.op(
+                f"or i32 {terms}, {b.op(f'and i32 {term}, {z if row & 1 else inverse[z]}')}"
+            )
     b.write(i.operands[0], "b32", terms)
 
 
@@ -301,7 +309,11 @@ def _bfe(b: Emitter, i: Instruction) -> None:
     """bfe d, a, place, length: the field, filled with its sign (s) or zeros (u)"""
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"})
     llvm, bits = TYPES[type_], bits_of(type_)
-    x, place, length = b.read(i.operands[1], type_), _byte(b, i.operands[2], llvm), _byte(b, i.operands[3], llvm)
+    x, place, length = (
+        b.read(i.operands[1], type_),
+        _byte(b, i.operands[2], llvm),
+        _byte(b, i.operands[3], llvm),
+    )
     mask = _low_bits(b, llvm, length)
     value = b.op(f"and {llvm} {_shift_or_zero(b, 'lshr', llvm, x, place)}, {mask}")
     if type_[0] == "s":
@@ -385,16 +397,51 @@ def _dp(b: Emitter, i: Instruction) -> None:
     start = 16 if "hi" in flags else 0
     for n in range(32 // wide):
         values = []
-        for value, type_, width, place in ((x, first, wide, n * wide), (y, second, 8, start + 8 * n)):
+        for value, type_, width, place in (
+            (x, first, wide, n * wide),
+            (y, second, 8, start + 8 * n),
+        ):
             piece = b.op(f"trunc i32 {b.op(f'lshr i32 {value}, {place}')} to i{width}")
             values.append(b.op(f"{'sext' if type_ == 's32' else 'zext'} i{width} {piece} to i32"))
         total = b.op(f"add i32 {total}, {b.op(f'mul i32 {values[0]}, {values[1]}')}")
     b.write(i.operands[0], "b32", total)
 
 
-TABLE = {"add": _add, "sub": _add, "addc": _addc, "subc": _addc, "mul": _mul, "mad": _mul, "madc": _madc,
-         "mul24": _mul24, "mad24": _mul24, "div": _div, "rem": _div, "abs": _abs, "neg": _abs, "min": _min,
-         "max": _min, "sad": _sad, "and": _logic, "or": _logic, "xor": _logic, "not": _logic, "cnot": _logic,
-         "shl": _shift, "shr": _shift, "shf": _shf, "lop3": _lop3, "popc": _count, "clz": _count, "brev": _count,
-         "bfind": _bfind, "bfe": _bfe, "bfi": _bfi, "bmsk": _bmsk, "szext": _szext, "prmt": _prmt, "dp4a": _dp,
-         "dp2a": _dp}
+TABLE = {
+    "add": _add,
+    "sub": _add,
+    "addc": _addc,
+    "subc": _addc,
+    "mul": _mul,
+    "mad": _mul,
+    "madc": _madc,
+    "mul24": _mul24,
+    "mad24": _mul24,
+    "div": _div,
+    "rem": _div,
+    "abs": _abs,
+    "neg": _abs,
+    "min": _min,
+    "max": _min,
+    "sad": _sad,
+    "and": _logic,
+    "or": _logic,
+    "xor": _logic,
+    "not": _logic,
+    "cnot": _logic,
+    "shl": _shift,
+    "shr": _shift,
+    "shf": _shf,
+    "lop3": _lop3,
+    "popc": _count,
+    "clz": _count,
+    "brev": _count,
+    "bfind": _bfind,
+    "bfe": _bfe,
+    "bfi": _bfi,
+    "bmsk": _bmsk,
+    "szext": _szext,
+    "prmt": _prmt,
+    "dp4a": _dp,
+    "dp2a": _dp,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuconv.sim.emit import TYPES, WIDTH, Emitter, bits_of
-from gpuconv.sim.ptx import Instruction, Not, Pair, Reg, Vector
+from gpuconv.sim.program import Instruction, Not, Pair, Reg, Vector
 
 
 def _mov(b: Emitter, i: Instruction) -> None:
@@ -55,13 +55,39 @@ def _slct(b: Emitter, i: Instruction) -> None:
 
 
 _SIGNED = {"eq": "eq", "ne": "ne", "lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge"}
-_UNSIGNED = {"eq": "eq", "ne": "ne", "lt": "ult", "le": "ule", "gt": "ugt", "ge": "uge", "lo": "ult", "ls": "ule",
-             "hi": "ugt", "hs": "uge"}
-_FLOAT = {"eq": "oeq", "ne": "one", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge", "equ": "ueq", "neu": "une",
-          "ltu": "ult", "leu": "ule", "gtu": "ugt", "geu": "uge", "num": "ord", "nan": "uno"}
+_UNSIGNED = {
+    "eq": "eq",
+    "ne": "ne",
+    "lt": "ult",
+    "le": "ule",
+    "gt": "ugt",
+    "ge": "uge",
+    "lo": "ult",
+    "ls": "ule",
+    "hi": "ugt",
+    "hs": "uge",
+}
+_FLOAT = {
+    "eq": "oeq",
+    "ne": "one",
+    "lt": "olt",
+    "le": "ole",
+    "gt": "ogt",
+    "ge": "oge",
+    "equ": "ueq",
+    "neu": "une",
+    "ltu": "ult",
+    "leu": "ule",
+    "gtu": "ugt",
+    "geu": "uge",
+    "num": "ord",
+    "nan": "uno",
+}
 
 
-def _compare(b: Emitter, i: Instruction, relation: str, type_: str, first: object, second: object) -> str:
+def _compare(
+    b: Emitter, i: Instruction, relation: str, type_: str, first: object, second: object
+) -> str:
     flush = "ftz" in i.mods
     x, y = b.read(first, type_), b.read(second, type_)  # type: ignore[arg-type]
     if WIDTH[TYPES[type_]] and not TYPES[type_].startswith("i"):
@@ -74,8 +100,9 @@ def _compare(b: Emitter, i: Instruction, relation: str, type_: str, first: objec
     return b.op(f"icmp {table[relation]} {TYPES[type_]} {x}, {y}")
 
 
-def _combined(b: Emitter, i: Instruction, relation: str, rest: list[str], type_: str,
-              operands: list) -> tuple[str, str]:
+def _combined(
+    b: Emitter, i: Instruction, relation: str, rest: list[str], type_: str, operands: list
+) -> tuple[str, str]:
     """The comparison and its negation, each combined with the predicate operand where there is one."""
     test = _compare(b, i, relation, type_, operands[0], operands[1])
     opposite = b.op(f"xor i1 {test}, true")

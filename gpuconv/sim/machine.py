@@ -20,7 +20,8 @@ from gpuconv.sim import compile as nvrtc
 from gpuconv.sim import jit, layout, memory, ptx, report
 from gpuconv.sim.arguments import pack
 from gpuconv.sim.errors import LaunchError
-from gpuconv.sim.lower import Info, Kernel, lower
+from gpuconv.sim.info import Info, Kernel
+from gpuconv.sim.lower import lower
 
 MAX_THREADS = 1024
 MAX_BLOCK = (1024, 1024, 64)
@@ -38,19 +39,32 @@ def _x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def _from_source(source: str, options: Sequence[str], arch: str, name: str, check: bool) -> tuple[Info, bytes]:
+def _from_source(
+    source: str, options: Sequence[str], arch: str, name: str, check: bool
+) -> tuple[Info, bytes]:
     """Compile, or find compiled. Headers of the user's are outside the key, so with them NVRTC always runs."""
     private = any(re.match(r"-I|--include-path|--pre-include|-include", o) for o in options)
     private |= bool(re.search(r'^\s*#\s*include\s*"', source, re.M))
     if private:
         return _from_ptx(nvrtc.to_ptx(source, options, arch, name), check)
-    entry = disk.key("source", source, repr(tuple(options)), repr(nvrtc.OPTIONS), arch, name,
-                     nvrtc.compiler_version(), jit.identity(), str(check))
+    entry = disk.key(
+        "source",
+        source,
+        repr(tuple(options)),
+        repr(nvrtc.OPTIONS),
+        arch,
+        name,
+        nvrtc.compiler_version(),
+        jit.identity(),
+        str(check),
+    )
     return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check)
 
 
 def _from_ptx(text: str, check: bool, host: bool = False) -> tuple[Info, bytes]:
-    return _cached(disk.key("ptx", text, jit.identity(), str(check), str(host)), lambda: text, check, host)
+    return _cached(
+        disk.key("ptx", text, jit.identity(), str(check), str(host)), lambda: text, check, host
+    )
 
 
 def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Info, bytes]:
@@ -69,7 +83,9 @@ def _runtime() -> tuple[Any, Any, jit.Code]:
     source = layout.c_header() + Path(__file__).with_name("runtime.cu").read_text()
     entry = disk.key("runtime", source, nvrtc.compiler_version(), jit.identity())
     options = ("-rdc=true",)
-    _, code = _cached(entry, lambda: nvrtc.to_ptx(source, options, name="runtime.cu"), False, host=True)
+    _, code = _cached(
+        entry, lambda: nvrtc.to_ptx(source, options, name="runtime.cu"), False, host=True
+    )
     loaded = jit.Code(code)
     jit.add_symbol("sim_check", loaded.address("sim_check"))
     return _RUN(loaded.address("sim_run")), _PROBE(loaded.address("sim_probe")), loaded
@@ -93,8 +109,15 @@ class Module:
     >>> module.launch("f", 1, 4, (y, 2.0))
     """
 
-    def __init__(self, source: str, options: Sequence[str] = (), *, arch: str = nvrtc.DEFAULT_ARCH,
-                 name: str = "kernel.cu", check: bool = False) -> None:
+    def __init__(
+        self,
+        source: str,
+        options: Sequence[str] = (),
+        *,
+        arch: str = nvrtc.DEFAULT_ARCH,
+        name: str = "kernel.cu",
+        check: bool = False,
+    ) -> None:
         self._load(*_from_source(source, options, arch, name, check), check)
 
     @classmethod
@@ -122,12 +145,22 @@ class Module:
         if name not in self._functions:
             if name not in self._info.kernels:
                 there = ", ".join(self._info.kernels) or "none"
-                raise ValueError(f"no kernel {name!r} in this module, which has: {there} (is it extern \"C\"?)")
+                raise ValueError(
+                    f'no kernel {name!r} in this module, which has: {there} (is it extern "C"?)'
+                )
             self._functions[name] = Function(self, self._info.kernels[name])
         return self._functions[name]
 
-    def launch(self, name: str, grid: int | tuple[int, ...], block: int | tuple[int, ...], args: Sequence[Any],
-               shared: int = 0, order: str = "forward", seed: int = 0) -> None:
+    def launch(
+        self,
+        name: str,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+        order: str = "forward",
+        seed: int = 0,
+    ) -> None:
         """Run kernel `name` and wait; see Function.launch."""
         self.function(name).launch(grid, block, args, shared, order, seed)
 
@@ -176,10 +209,19 @@ class Function:
         ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
         block, thread = np.zeros(1, layout.dtype("Block")), np.zeros(1, layout.dtype("Thread"))
         self.module._probe(self.address, block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
-        return -(-int(thread["frame_size"][0]) // 64) * 64 + 64  # one cache line apart from a power of two
+        return (
+            -(-int(thread["frame_size"][0]) // 64) * 64 + 64
+        )  # one cache line apart from a power of two
 
-    def launch(self, grid: int | tuple[int, ...], block: int | tuple[int, ...], args: Sequence[Any], shared: int = 0,
-               order: str = "forward", seed: int = 0) -> None:
+    def launch(
+        self,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+        order: str = "forward",
+        seed: int = 0,
+    ) -> None:
         """Run the kernel over a grid of blocks of threads and wait until it is done.
 
         args: one per parameter; a pointer takes a sim array, a number is cast to exactly the declared type.
@@ -215,7 +257,9 @@ class Function:
         for worker in workers:
             self._free.setdefault((count, total), []).append(worker)
         if not self.module.check:
-            for argument in args:  # unchecked stores leave no trace: take what they were given as written
+            for (
+                argument
+            ) in args:  # unchecked stores leave no trace: take what they were given as written
                 if isinstance(argument, memory.Array):
                     argument._memory.shadow = None
 
@@ -245,7 +289,9 @@ class Function:
         free = self._free.get((threads, shared))
         return free.pop() if free else _Worker(self, threads, shared)
 
-    def _launch_record(self, blocks: int, threads: int, order: str, seed: int) -> tuple[np.ndarray, tuple]:
+    def _launch_record(
+        self, blocks: int, threads: int, order: str, seed: int
+    ) -> tuple[np.ndarray, tuple]:
         """The launch's record, and what it points to."""
         record = np.zeros(1, layout.dtype("Launch"))
         record["blocks"], record["entry"] = blocks, self.address
@@ -271,8 +317,10 @@ class Function:
         """Every live allocation and variable of the module, for the checked mode."""
         if not self.module.check:
             return np.zeros(0, layout.dtype("Allocation"))
-        rows = [(m.begin, m.begin + m.nbytes, m.shadow.ctypes.data if m.shadow is not None else 0)
-                for m in memory.live()]
+        rows = [
+            (m.begin, m.begin + m.nbytes, m.shadow.ctypes.data if m.shadow is not None else 0)
+            for m in memory.live()
+        ]
         for name, size in self.module._info.variables.items():
             begin = self.module._code.address(f"v.{name}")
             rows.append((begin, begin + size, 0))
@@ -281,21 +329,31 @@ class Function:
     def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:
         count = threads[0] * threads[1] * threads[2]
         if count > MAX_THREADS:
-            raise LaunchError(f"{self.name}: a block has at most {MAX_THREADS} threads, got {threads} = {count}")
+            raise LaunchError(
+                f"{self.name}: a block has at most {MAX_THREADS} threads, got {threads} = {count}"
+            )
         if count > self.kernel.max_threads:
-            raise LaunchError(f"{self.name}: its __launch_bounds__ allow {self.kernel.max_threads} threads a block, "
-                              f"got {threads} = {count}")
+            raise LaunchError(
+                f"{self.name}: its __launch_bounds__ allow {self.kernel.max_threads} threads a block, "
+                f"got {threads} = {count}"
+            )
         if isinstance(shared, bool) or not isinstance(shared, int | np.integer) or shared < 0:
             raise ValueError(f"{self.name}: shared must be a number of bytes >= 0, got {shared!r}")
         if self.kernel.static_shared > STATIC_SHARED:
-            raise LaunchError(f"{self.name}: {self.kernel.static_shared} bytes of static shared memory, at most "
-                              f"{STATIC_SHARED} are allowed: use dynamic shared memory")
+            raise LaunchError(
+                f"{self.name}: {self.kernel.static_shared} bytes of static shared memory, at most "
+                f"{STATIC_SHARED} are allowed: use dynamic shared memory"
+            )
         if self.kernel.static_shared + shared > MAX_SHARED:
-            raise LaunchError(f"{self.name}: {self.kernel.static_shared} static + {shared} dynamic bytes of shared "
-                              f"memory, no architecture has more than {MAX_SHARED}")
+            raise LaunchError(
+                f"{self.name}: {self.kernel.static_shared} static + {shared} dynamic bytes of shared "
+                f"memory, no architecture has more than {MAX_SHARED}"
+            )
 
 
-def _dimensions(what: str, value: int | tuple[int, ...], limits: tuple[int, ...]) -> tuple[int, ...]:
+def _dimensions(
+    what: str, value: int | tuple[int, ...], limits: tuple[int, ...]
+) -> tuple[int, ...]:
     """Three lengths, each at least 1 and within its limit."""
     lengths = tuple(value) if isinstance(value, tuple | list) else (value,)
     if not 1 <= len(lengths) <= 3 or not all(isinstance(n, int | np.integer) for n in lengths):

@@ -34,7 +34,9 @@ class _Memory:
         self.begin = -(-start // ALIGN) * ALIGN
         offset = self.begin - self._raw.ctypes.data
         self.bytes = self._raw[offset : offset + nbytes]
-        self.shadow: np.ndarray | None = None  # one byte a byte: written or not; None: taken as written
+        self.shadow: np.ndarray | None = (
+            None  # one byte a byte: written or not; None: taken as written
+        )
         _live[self.begin] = self
 
     def __del__(self) -> None:
@@ -55,7 +57,9 @@ class Array:
     __array_priority__ = 100.0
     __hash__ = object.__hash__
 
-    def __init__(self, memory: _Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(
+        self, memory: _Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
         self._memory = memory
         self._offset = offset
         self.shape = shape
@@ -89,14 +93,18 @@ class Array:
             known = math.prod(n for n in wanted if n != -1)
             wanted[wanted.index(-1)] = self.size // known if known else 0
         if math.prod(wanted) != self.size or any(n < 0 for n in wanted):
-            raise ValueError(f"reshape: {self.size} elements of shape {self.shape} do not fill {tuple(wanted)}")
+            raise ValueError(
+                f"reshape: {self.size} elements of shape {self.shape} do not fill {tuple(wanted)}"
+            )
         return Array(self._memory, self._offset, tuple(int(n) for n in wanted), self.dtype)
 
     def view(self, dtype: npt.DTypeLike) -> Array:
         """The same bytes as another dtype of the same width."""
         other = np.dtype(dtype)
         if other.itemsize != self.itemsize:
-            raise ValueError(f"view: {self.dtype} has {self.itemsize} bytes, {other} has {other.itemsize}")
+            raise ValueError(
+                f"view: {self.dtype} has {self.itemsize} bytes, {other} has {other.itemsize}"
+            )
         return Array(self._memory, self._offset, self.shape, other)
 
     def copy(self) -> Array:
@@ -116,16 +124,25 @@ class Array:
     def __getitem__(self, index: int | slice) -> Array:
         """Contiguous parts along the first axis: a[i], a[i:j]."""
         if not self.shape or not isinstance(index, int | np.integer | slice):
-            raise TypeError(f"a sim array takes a[i] or a[i:j] along its first axis, got {index!r}: use asnumpy first")
+            raise TypeError(
+                f"a sim array takes a[i] or a[i:j] along its first axis, got {index!r}: use asnumpy first"
+            )
         row = self.nbytes // self.shape[0] if self.shape[0] else 0
         if isinstance(index, slice):
             start, stop, step = index.indices(self.shape[0])
             if step != 1:
                 raise ValueError(f"a sim array is contiguous: slices take step 1, got {step}")
-            return Array(self._memory, self._offset + start * row, (max(stop - start, 0), *self.shape[1:]), self.dtype)
+            return Array(
+                self._memory,
+                self._offset + start * row,
+                (max(stop - start, 0), *self.shape[1:]),
+                self.dtype,
+            )
         if not -self.shape[0] <= index < self.shape[0]:
             raise IndexError(f"index {index} is out of bounds for axis 0 with size {self.shape[0]}")
-        return Array(self._memory, self._offset + index % self.shape[0] * row, self.shape[1:], self.dtype)
+        return Array(
+            self._memory, self._offset + index % self.shape[0] * row, self.shape[1:], self.dtype
+        )
 
     def __repr__(self) -> str:
         return f"sim.Array(shape={self.shape}, dtype={self.dtype})"
@@ -133,8 +150,10 @@ class Array:
     # ---- what would mix it with NumPy, refused as CuPy does ----
 
     def _refuse(self, what: str) -> NoReturn:
-        raise TypeError(f"{what} of a sim array is not implicit: write gpuconv.sim.asnumpy(x) to bring it to NumPy, "
-                        f"or gpuconv.sim.asarray(x) to bring a NumPy array here")
+        raise TypeError(
+            f"{what} of a sim array is not implicit: write gpuconv.sim.asnumpy(x) to bring it to NumPy, "
+            f"or gpuconv.sim.asarray(x) to bring a NumPy array here"
+        )
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("conversion to a NumPy array")
@@ -167,8 +186,21 @@ def _refusing(name: str) -> Any:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift",
-              "rshift"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
     for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
         setattr(Array, _form, _refusing(_form))
 for _name in ("neg", "pos", "abs", "invert", "lt", "le", "gt", "ge", "eq", "ne", "setitem"):

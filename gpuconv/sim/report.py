@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpuconv.sim import layout
 from gpuconv.sim.errors import KernelError
-from gpuconv.sim.lower import Info, Kernel
+from gpuconv.sim.info import Info, Kernel
 
 if TYPE_CHECKING:
     from gpuconv.sim.machine import _Worker
@@ -24,8 +24,11 @@ def kernel_error(info: Info, kernel: Kernel, worker: _Worker) -> KernelError:
     what = _TEXT[kind](record, info, kernel, worker)
     if kind == "DEADLOCK":
         return KernelError(f"{kernel.name}: {what}, block {block}", "deadlock", place)
-    return KernelError(f"{kernel.name}: {what}, thread {thread} of block {block} at {place} ({text})",
-                       kind.lower(), place)
+    return KernelError(
+        f"{kernel.name}: {what}, thread {thread} of block {block} at {place} ({text})",
+        kind.lower(),
+        place,
+    )
 
 
 def _coordinates(linear: int, extent: object) -> tuple[int, int, int]:
@@ -47,7 +50,11 @@ def _near(address: int) -> str:
     """The allocation closest to an address, in words."""
     from gpuconv.sim.memory import live
 
-    best = min(live(), key=lambda m: min(abs(address - m.begin), abs(address - m.begin - m.nbytes)), default=None)
+    best = min(
+        live(),
+        key=lambda m: min(abs(address - m.begin), abs(address - m.begin - m.nbytes)),
+        default=None,
+    )
     if best is None:
         return "every live allocation"
     if address >= best.begin:
@@ -69,7 +76,9 @@ def _deadlock(record, info: Info, kernel: Kernel, worker: _Worker) -> str:  # ty
         if state not in ("DONE", "BARRIER", "YIELD"):
             where += f" with mask {int(thread['mask']):#010x}"
         places.setdefault(where, []).append(number)
-    return "deadlock: " + "; ".join(f"threads {_ranges(ns)} {where}" for where, ns in places.items())
+    return "deadlock: " + "; ".join(
+        f"threads {_ranges(ns)} {where}" for where, ns in places.items()
+    )
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -82,8 +91,9 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _plain(text: str):  # type: ignore[no-untyped-def]
-    return lambda record, info, kernel, worker: text.format(a=int(record["error_address"]),
-                                                            v=int(record["error_value"]))
+    return lambda record, info, kernel, worker: text.format(
+        a=int(record["error_address"]), v=int(record["error_value"])
+    )
 
 
 _TEXT = {
@@ -91,9 +101,13 @@ _TEXT = {
     "ASSERT": _assertion,
     "DEADLOCK": _deadlock,
     "DIVERGENT": _plain("lanes of one warp wait at different instructions for barrier {a}"),
-    "EARLY_EXIT": _plain("a barrier of all threads completed without {v} threads that had left the kernel"),
+    "EARLY_EXIT": _plain(
+        "a barrier of all threads completed without {v} threads that had left the kernel"
+    ),
     "MASK": _plain("lane {v} called a warp collective with mask {a:#010x}, which does not name it"),
-    "BARRIER_COUNT": _plain("barrier {a} with count {v}: a barrier is 0 to 15, a count a multiple of 32"),
+    "BARRIER_COUNT": _plain(
+        "barrier {a} with count {v}: a barrier is 0 to 15, a count a multiple of 32"
+    ),
     "DISAGREE": _plain("threads name different counts for barrier {a}, here {v}"),
     "BOUNDS_GLOBAL": _access("global"),
     "BOUNDS_SHARED": _access("shared"),

@@ -14,9 +14,9 @@ _STEP = {
     "rm": "%down = and i1 %above, true\n  %up = and i1 false, false",
     "rp": "%down = and i1 false, false\n  %up = and i1 %below, true",
     "rz": "%minus = icmp slt i32 %b, 0\n  %plus = xor i1 %minus, true\n"
-          "  %down = and i1 %above, %plus\n  %up = and i1 %below, %minus",
+    "  %down = and i1 %above, %plus\n  %up = and i1 %below, %minus",
     "odd": "%last = trunc i32 %b to i1\n  %even = xor i1 %last, true\n"
-           "  %down = and i1 %above, %even\n  %up = and i1 %below, %even",
+    "  %down = and i1 %above, %even\n  %up = and i1 %below, %even",
 }
 
 
@@ -111,4 +111,7 @@ def text() -> str:
     return "\n".join(_round(mode) for mode in MODES)
 
 
-NEEDS = (("double", "llvm.fma.f64", ["double", "double", "double"]), ("double", "llvm.sqrt.f64", ["double"]))
+NEEDS = (
+    ("double", "llvm.fma.f64", ["double", "double", "double"]),
+    ("double", "llvm.sqrt.f64", ["double"]),
+)
