@@ -274,7 +274,7 @@ def test_out_of_bounds_shared_and_local():
     shared = "__shared__ float s[32]; s[threadIdx.x + n] = 1; __syncthreads(); y[threadIdx.x] = s[31 - threadIdx.x];"
     found(
         "bounds_shared",
-        "4 bytes at shared address 128, outside the block's 128 bytes",
+        "4 bytes at 128 into the 128 bytes of .*s",
         shared,
         args=(sim.zeros(32), sim.zeros(1), 1),
     )
@@ -284,10 +284,27 @@ def test_out_of_bounds_shared_and_local():
     launch(local, args=(sim.zeros(1), sim.zeros(1), 5))
 
 
+def test_shared_variables_do_not_run_into_each_other():
+    body = """__shared__ float a[32], b[32]; a[threadIdx.x] = 1; b[threadIdx.x] = 2; __syncthreads();
+y[threadIdx.x] = a[threadIdx.x + n] + b[31 - threadIdx.x];"""
+    found(
+        "bounds_shared",
+        "4 bytes at 128 into the 128 bytes of .*a",
+        body,
+        args=(sim.zeros(32), sim.zeros(1), 1),
+    )
+    launch(body, args=(sim.zeros(32), sim.zeros(1), 0))
+
+
 def test_dynamic_shared_memory_is_bounded_by_the_launch():
     body = "extern __shared__ float s[]; s[threadIdx.x] = n; __syncthreads(); y[threadIdx.x] = s[31 - threadIdx.x];"
     launch(body, shared=128)
-    found("bounds_shared", "outside the block's 124 bytes", body, shared=124)
+    found(
+        "bounds_shared",
+        "4 bytes at 124 into the 124 bytes of dynamic shared memory",
+        body,
+        shared=124,
+    )
 
 
 def test_misaligned():

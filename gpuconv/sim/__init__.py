@@ -2,7 +2,8 @@
 
 from gpuconv.sim.compile import OPTIONS, available, to_cubin, to_ptx
 from gpuconv.sim.errors import CompileError, KernelError, LaunchError, SimError, UnsupportedError
-from gpuconv.sim.machine import Function, Module
+from gpuconv.sim.launch import Function
+from gpuconv.sim.machine import Module
 from gpuconv.sim.memory import Array, asarray, asnumpy, empty, zeros
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpuconv.sim.emit import TYPES
 from gpuconv.sim.errors import UnsupportedError
-from gpuconv.sim.program import Function, Instruction, Label, Program, Reg, Sym, Variable
+from gpuconv.sim.program import Address, Function, Instruction, Label, Program, Reg, Sym, Variable
 
 COLLECTIVE = {
     "bar",
@@ -53,10 +53,8 @@ def polling(function: Function) -> list[Instruction]:
                 for i in function.body[places[target.name] : end]
                 if isinstance(i, Instruction)
                 and (
-                    (i.op == "ld"
-                    and set(i.mods) & {"volatile", "relaxed", "acquire"})
-                    or (i.op == "atom"
-                    and set(i.mods) & {"cas", "exch"})
+                    (i.op == "ld" and set(i.mods) & {"volatile", "relaxed", "acquire"})
+                    or (i.op == "atom" and set(i.mods) & {"cas", "exch"})
                 )
             ]
     return found
@@ -88,7 +86,7 @@ def is_pointer(function: Function, param: Variable) -> bool | None:
             if sources[0].name in holders:
                 holders.add(first.name)
         elif i.op in ("ld", "st", "atom", "red"):
-            addresses = [o.base for o in i.operands if type(o).__name__ == "Address"]
+            addresses = [o.base for o in i.operands if isinstance(o, Address)]
             if any(isinstance(a, Reg) and a.name in holders for a in addresses):
                 return True
     return None

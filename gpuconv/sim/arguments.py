@@ -10,7 +10,7 @@ import numpy as np
 from gpuconv.sim.info import Kernel, Parameter
 from gpuconv.sim.memory import Array
 
-_FLOATS = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
+_FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
 
 def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ from gpuconv.sim import (
     layout,
 )
 from gpuconv.sim.analysis import register_types
-from gpuconv.sim.emit import Emitter, Frame, Options
+from gpuconv.sim.emit import Emitter, Frame, Module, Options
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
 

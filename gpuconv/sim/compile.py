@@ -76,8 +76,8 @@ def include_path() -> str:
 
 
 @cache
-def _nvrtc():  # type: ignore[no-untyped-def]
-    from cuda.bindings import nvrtc
+def _nvrtc():
+    from cuda.bindings import nvrtc  # type: ignore[import-untyped]
 
     return nvrtc
 
@@ -116,14 +116,14 @@ def _first_error(name: str, log: str, status: str) -> str:
     return f"NVRTC refused {name}: {' '.join(log.split())[:300] or status}"
 
 
-def _call(nvrtc, function: str, *arguments):  # type: ignore[no-untyped-def]
+def _call(nvrtc, function: str, *arguments):
     status, *values = getattr(nvrtc, function)(*arguments)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise CompileError(f"{function} failed: {status}")
     return values[0] if len(values) == 1 else values
 
 
-def _fetch(nvrtc, what: str, program) -> bytes:  # type: ignore[no-untyped-def]
+def _fetch(nvrtc, what: str, program) -> bytes:
     size = _call(nvrtc, f"nvrtcGet{what}Size", program)
     buffer = b"\0" * size
     (status,) = getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)

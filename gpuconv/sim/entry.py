@@ -9,6 +9,8 @@ from gpuconv.sim.emit import Module, Options
 from gpuconv.sim.info import Kernel, Parameter
 from gpuconv.sim.program import Function, Instruction, Program
 
+_GAP = 32  # bytes between shared variables that belong to nobody, with checks
+
 
 class HostFunction(Body):
     """A function of the scheduler: compiled by the same path, called from Python."""
@@ -60,8 +62,8 @@ class KernelFunction(Body):
         for p in self.function.params:
             variables[p.name] = f'%"param.{p.name}"'
         head = ["%params = load ptr, ptr %blk, !invariant.load !0"]  # the record's first field
-        for p in kernel.parameters:
-            head.append(f'%"param.{p.name}" = getelementptr i8, ptr %params, i64 {p.offset}')
+        for q in kernel.parameters:
+            head.append(f'%"param.{q.name}" = getelementptr i8, ptr %params, i64 {q.offset}')
         for axis in "xyz":
             self.specials[f"%tid.{axis}"] = f"%tid.{axis}"
         self.enter(self.function, variables, "exit")
@@ -70,13 +72,14 @@ class KernelFunction(Body):
 
     def _describe(self) -> Kernel:
         f, program = self.function, self.program
-        parameters, at = [], 0
+        parameters: list[Parameter] = []
+        at = 0
         for p in f.params:
             at = -(-at // p.align) * p.align
             pointer = is_pointer(f, p) if p.size == 8 and not p.array else False
             parameters.append(Parameter(p.name, p.type, at, p.size, p.array, pointer))
             at += p.size
-        shared, end, dynamic = self._place_shared(program)
+        shared, end, real, dynamic = self._place_shared(program)
         threads = 1
         for n in f.directives.get("maxntid", f.directives.get("reqntid", (1024,))):
             threads *= n
@@ -90,6 +93,7 @@ class KernelFunction(Body):
             f.name,
             parameters,
             at,
+            real,
             end,
             dynamic,
             self.coroutine,
@@ -100,8 +104,8 @@ class KernelFunction(Body):
             shared,
         )
 
-    def _place_shared(self, program: Program) -> tuple[list[tuple[str, int, int]], int, bool]:
-        """Shared variables one after another; with checks, apart and at exactly their declared alignment."""
+    def _place_shared(self, program: Program) -> tuple[list, int, int, bool]:
+        """Shared variables one after another: (name, address, size), their end, real size, and if more follow."""
         wanted = [v for g in self.functions for v in g.variables if v.space == "shared"]
         mentioned = {
             name
@@ -113,17 +117,25 @@ class KernelFunction(Body):
         wanted += [
             v for v in program.variables.values() if v.space == "shared" and v.name in mentioned
         ]
-        placed, at, dynamic = [], 0, []
+        real, at, placed, dynamic = 0, 0, [], []
         for v in wanted:
             if v.count is None or v.extern:
                 dynamic.append(v)
                 continue
-            at = -(-at // v.align) * v.align
+            real = -(-real // v.align) * v.align + v.size
+            at = self._next_place(at, v.align)
             placed.append((v.name, at, v.size))
             self.shared[v.name] = at
             at += v.size
         if dynamic:
             align = max(v.align for v in dynamic)
-            at = -(-at // align) * align
+            at = self._next_place(at, align) if placed else 0
             self.shared.update({v.name: at for v in dynamic})
-        return placed, at, bool(dynamic)
+        return placed, at, real, bool(dynamic)
+
+    def _next_place(self, at: int, align: int) -> int:
+        """The next address for a shared variable. With checks: after a gap, and no better aligned than asked."""
+        if self.options.check:
+            at = -(-(at + _GAP) // align)
+            return (at | 1) * align
+        return -(-at // align) * align

@@ -24,7 +24,8 @@ class Kernel:
     name: str
     parameters: list[Parameter]
     parameter_bytes: int
-    static_shared: int
+    static_shared: int  # as declared
+    placed_shared: int  # as laid out: with checks there are gaps
     dynamic_shared: bool
     coroutine: bool
     serial: bool

@@ -344,5 +344,7 @@ _FLOAT = {
     "neg": _sign,
 }
 
-TABLE = dict.fromkeys(("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh"), float_arithmetic)
+TABLE = dict.fromkeys(
+    ("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh"), float_arithmetic
+)
 TABLE |= {"copysign": _copysign, "testp": _testp}

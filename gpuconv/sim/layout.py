@@ -34,6 +34,7 @@ RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("frame_stride", "u8", 1),
         ("launch", "u8", 1),
         ("index", "u8", 1),  # linear block index
+        ("shared_template", "u8", 1),  # what the shadow is when a block begins
         ("shared_shadow", "u8", 1),  # one byte per shared byte, check mode
         ("table", "u8", 1),  # live allocations, check mode
         ("table_length", "u8", 1),

@@ -88,7 +88,9 @@ class Array:
 
     def reshape(self, *shape: int | tuple[int, ...]) -> Array:
         """The same memory under another shape; one length may be -1. Raises ValueError where the sizes differ."""
-        wanted = list(shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+        wanted: list[Any] = list(
+            shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        )
         if wanted.count(-1) == 1:
             known = math.prod(n for n in wanted if n != -1)
             wanted[wanted.index(-1)] = self.size // known if known else 0

@@ -10,10 +10,10 @@ from gpuconv.sim.errors import KernelError
 from gpuconv.sim.info import Info, Kernel
 
 if TYPE_CHECKING:
-    from gpuconv.sim.machine import _Worker
+    from gpuconv.sim.launch import Worker
 
 
-def kernel_error(info: Info, kernel: Kernel, worker: _Worker) -> KernelError:
+def kernel_error(info: Info, kernel: Kernel, worker: Worker) -> KernelError:
     """The error that a worker's block recorded."""
     record = worker.block[0]
     kind = layout.ERRORS[int(record["error"])]
@@ -36,14 +36,24 @@ def _coordinates(linear: int, extent: object) -> tuple[int, int, int]:
     return linear % x, linear // x % y, linear // (x * y)
 
 
-def _access(space: str):  # type: ignore[no-untyped-def]
-    def sentence(record, info: Info, kernel: Kernel, worker: _Worker) -> str:  # type: ignore[no-untyped-def]
+def _access(space: str):
+    def sentence(record, info: Info, kernel: Kernel, worker: Worker) -> str:
         at, size = int(record["error_address"]), int(record["error_value"])
         if space == "shared":
-            return f"{size} bytes at shared address {at}, outside the block's {int(record['shared_bytes'])} bytes"
+            return _near_shared(at, size, kernel, int(record["dynamic_bytes"]))
         return f"{size} bytes at {space} address {at:#x}, outside {_near(at)}"
 
     return sentence
+
+
+def _near_shared(at: int, size: int, kernel: Kernel, dynamic: int) -> str:
+    """A shared access that hits no variable, told from the closest one."""
+    places = [*kernel.shared_names, ("dynamic shared memory", kernel.placed_shared, dynamic)]
+    if not kernel.dynamic_shared:
+        places.pop()
+    name, begin, length = min(places, key=lambda p: min(abs(at - p[1]), abs(at - p[1] - p[2])))
+    where = f"{begin - at} before" if at < begin else f"{at - begin} into"
+    return f"{size} bytes at {where} the {length} bytes of {name}"
 
 
 def _near(address: int) -> str:
@@ -62,11 +72,11 @@ def _near(address: int) -> str:
     return f"every live allocation ({best.begin - address} before one of {best.nbytes} bytes)"
 
 
-def _assertion(record, info: Info, kernel: Kernel, worker: _Worker) -> str:  # type: ignore[no-untyped-def]
+def _assertion(record, info: Info, kernel: Kernel, worker: Worker) -> str:
     return f"assertion failed: {ctypes.string_at(int(record['error_address'])).decode(errors='replace')}"
 
 
-def _deadlock(record, info: Info, kernel: Kernel, worker: _Worker) -> str:  # type: ignore[no-untyped-def]
+def _deadlock(record, info: Info, kernel: Kernel, worker: Worker) -> str:
     """Who waits where, thread ranges by place."""
     places: dict[str, list[int]] = {}
     for number, thread in enumerate(worker.threads[: int(record["nthreads"])]):
@@ -90,7 +100,7 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(parts[:8]) + (",..." if len(parts) > 8 else "")
 
 
-def _plain(text: str):  # type: ignore[no-untyped-def]
+def _plain(text: str):
     return lambda record, info, kernel, worker: text.format(
         a=int(record["error_address"]), v=int(record["error_value"])
     )

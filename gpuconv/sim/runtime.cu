@@ -276,7 +276,8 @@ static __device__ void prepare(Launch* launch, Block* b, u64 linear) {
     b->ctaid[2] = linear / b->nctaid[0] / b->nctaid[1];
     if (!launch->check) return;
     u64* shadow = (u64*)b->shared_shadow;
-    for (u32 k = 0; k < (b->shared_bytes + 7) / 8; ++k) shadow[k] = 0;
+    const u64* fresh = (const u64*)b->shared_template;
+    for (u32 k = 0; k < (b->shared_bytes + 7) / 8; ++k) shadow[k] = fresh[k];
 }
 
 // Take blocks until none is left, one has failed, or the launch is stopped.
@@ -307,6 +308,7 @@ extern "C" __device__ void sim_probe(u64 entry, u64 block, u64 thread, u64 frame
 
 template <class Word> static __device__ __forceinline__ u32 touch_word(unsigned char* shadow, u32 code, Word all) {
     Word* word = (Word*)shadow;
+    if (*word & (Word)(all << 7)) return E_BOUNDS_SHARED;    // a byte of a gap is 0x80
     if (code & 1 && *word != all) return E_UNINITIALISED;
     if (code & 2) *word = all;
     return E_NONE;
