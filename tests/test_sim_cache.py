@@ -1,4 +1,6 @@
-"""Compiled kernels on disk: found by a second process, rebuilt when damaged, harmless where they cannot be kept."""
+"""Compiled kernels on disk: found by a second process, rebuilt when damaged, harmless where they
+cannot be kept.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,15 @@ from gpuconv.sim import jit, compile as nvrtc
 builds = []
 real = jit.build
 jit.build = lambda *a, **k: builds.append(1) or real(*a, **k)
-module = sim.Module('extern "C" __global__ void k(float* y, float a) { y[threadIdx.x] = a * VALUE; }',
-                    ["-DVALUE=" + sys.argv[1]])
+source = 'extern "C" __global__ void k(float* y, float a) { y[threadIdx.x] = a * VALUE; }'
+module = sim.Module(source, ["-DVALUE=" + sys.argv[1]])
 y = sim.zeros(4)
 module.launch("k", 1, 4, (y, 2.0))
 print(len(builds), nvrtc._nvrtc.cache_info().misses, sim.asnumpy(y)[3])
 """
 
 
-def run(folder, value="3", **environment) -> list[str]:  # type: ignore[no-untyped-def]
+def run(folder, value="3", **environment) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, value],
         capture_output=True,

@@ -1,4 +1,6 @@
-"""What the simulator refuses and finds: each with the words a user needs, and correct twins that pass."""
+"""What the simulator refuses and finds: each with the words a user needs, and correct twins that
+pass.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ def kernel(body: str, parameters: str = "float* y, const float* x, int n", befor
     return f'{before}extern "C" __global__ void k({parameters}) {{\n{body}\n}}'
 
 
-def launch(body: str, grid=1, block=32, args=None, check=True, shared=0, **words):  # type: ignore[no-untyped-def]
+def launch(body: str, grid=1, block=32, args=None, check=True, shared=0, **words):
     args = (sim.zeros(64), sim.zeros(64), 64) if args is None else args
     sim.Module(kernel(body, **words), name="broken.cu", check=check).launch(
         "k", grid, block, args, shared=shared
     )
 
 
-# ---- before anything runs -------------------------------------------------------------------------------------------
+# ---- before anything runs ------------------------------------------------------------------------
 
 
 def test_compile_error_quotes_the_line_and_keeps_the_log():
@@ -133,10 +135,10 @@ def test_names_and_orders():
         module.launch("k", 1.5, 1, (sim.zeros(1), sim.zeros(1), 1))
 
 
-# ---- while it runs: found always ------------------------------------------------------------------------------------
+# ---- while it runs: found always -----------------------------------------------------------------
 
 
-def found(kind: str, words: str, body: str, **how):  # type: ignore[no-untyped-def]
+def found(kind: str, words: str, body: str, **how):
     with pytest.raises(sim.KernelError, match=words) as caught:
         launch(body, **how)
     assert caught.value.kind == kind
@@ -230,20 +232,21 @@ def test_trap_and_assert(check):
         "if (threadIdx.x == 3) __trap(); y[0] = 1;",
         check=check,
     )
+    declared = (
+        'extern "C" __device__ void __assertfail(const char*, const char*, unsigned, const char*,'
+        " size_t);\n#define assert(c)"
+        " ((c) ? (void)0 : __assertfail(#c, __FILE__, __LINE__, __func__, 1))\n"
+    )
     found(
         "assert",
         "assertion failed: n < 5",
         "assert(n < 5); y[0] = 1;",
         check=check,
-        before="#include <cassert>\n"
-        if False
-        else 'extern "C" __device__ void __assertfail(const char*, const char*,'
-        " unsigned, const char*, size_t);\n#define assert(c) ((c) ? (void)0 : __assertfail(#c, __FILE__, __LINE__,"
-        " __func__, 1))\n",
+        before=declared,
     )
 
 
-# ---- with check=True --------------------------------------------------------------------------------------------------
+# ---- with check=True -----------------------------------------------------------------------------
 
 
 def test_out_of_bounds_global():
@@ -271,7 +274,10 @@ def test_out_of_bounds_vector_at_the_edge():
 
 
 def test_out_of_bounds_shared_and_local():
-    shared = "__shared__ float s[32]; s[threadIdx.x + n] = 1; __syncthreads(); y[threadIdx.x] = s[31 - threadIdx.x];"
+    shared = (
+        "__shared__ float s[32]; s[threadIdx.x + n] = 1; __syncthreads();"
+        " y[threadIdx.x] = s[31 - threadIdx.x];"
+    )
     found(
         "bounds_shared",
         "4 bytes at 128 into the 128 bytes of .*s",
@@ -279,13 +285,17 @@ def test_out_of_bounds_shared_and_local():
         args=(sim.zeros(32), sim.zeros(1), 1),
     )
     launch(shared, args=(sim.zeros(32), sim.zeros(1), 0))
-    local = "float a[8]; for (int i = 0; i < 8; ++i) a[i] = i; a[n & 15] = 9; y[0] = a[(n + 1) & 15] + a[n & 3];"
+    local = (
+        "float a[8]; for (int i = 0; i < 8; ++i) a[i] = i; a[n & 15] = 9;"
+        " y[0] = a[(n + 1) & 15] + a[n & 3];"
+    )
     found("bounds_local", "4 bytes at local address", local, args=(sim.zeros(1), sim.zeros(1), 9))
     launch(local, args=(sim.zeros(1), sim.zeros(1), 5))
 
 
 def test_shared_variables_do_not_run_into_each_other():
-    body = """__shared__ float a[32], b[32]; a[threadIdx.x] = 1; b[threadIdx.x] = 2; __syncthreads();
+    body = """__shared__ float a[32], b[32]; a[threadIdx.x] = 1; b[threadIdx.x] = 2;
+__syncthreads();
 y[threadIdx.x] = a[threadIdx.x + n] + b[31 - threadIdx.x];"""
     found(
         "bounds_shared",
@@ -297,7 +307,10 @@ y[threadIdx.x] = a[threadIdx.x + n] + b[31 - threadIdx.x];"""
 
 
 def test_dynamic_shared_memory_is_bounded_by_the_launch():
-    body = "extern __shared__ float s[]; s[threadIdx.x] = n; __syncthreads(); y[threadIdx.x] = s[31 - threadIdx.x];"
+    body = (
+        "extern __shared__ float s[]; s[threadIdx.x] = n; __syncthreads();"
+        " y[threadIdx.x] = s[31 - threadIdx.x];"
+    )
     launch(body, shared=128)
     found(
         "bounds_shared",
@@ -357,7 +370,8 @@ def test_division_by_zero():
 
 def test_early_exit_before_a_barrier():
     body = (
-        "if (threadIdx.x >= n) return;\n__shared__ float s[32]; s[threadIdx.x] = n; __syncthreads();"
+        "if (threadIdx.x >= n) return;\n__shared__ float s[32]; s[threadIdx.x] = n;"
+        " __syncthreads();"
         " y[threadIdx.x] = s[0];"
     )
     found(
@@ -368,7 +382,10 @@ def test_early_exit_before_a_barrier():
 
 
 def test_missing_barrier_shows_when_threads_run_in_reverse():
-    body = "__shared__ float s[64]; s[threadIdx.x] = threadIdx.x; {} y[threadIdx.x] = s[(threadIdx.x + 63) % 64];"
+    body = (
+        "__shared__ float s[64]; s[threadIdx.x] = threadIdx.x; {}"
+        " y[threadIdx.x] = s[(threadIdx.x + 63) % 64];"
+    )
     want = np.roll(np.arange(64), 1).tolist()
     for barrier in ("__syncthreads();", ""):
         results = []

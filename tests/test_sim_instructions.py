@@ -1,6 +1,8 @@
-"""Each modelled PTX instruction against an independent statement of its meaning, edge values included.
+"""Each modelled PTX instruction against an independent statement of its meaning, edge values
+included.
 
-Integers are stated in Python ints, floats in exact rationals rounded once: neither shares a line with the simulator.
+Integers are stated in Python ints, floats in exact rationals rounded once: neither shares a line
+with the simulator.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ NUMPY = {
 BITS = {name: np.dtype(kind).itemsize * 8 for name, kind in NUMPY.items()}
 REGISTER = {8: "b16", 16: "b16", 32: "b32", 64: "b64"}
 
-# ---- exact rounding of rationals ----------------------------------------------------------------------------------
+# ---- exact rounding of rationals -----------------------------------------------------------------
 
 FORMATS = {
     "f32": (24, -149, 127),
@@ -166,7 +168,7 @@ def exact_root(x: float, type_: str, mode: str) -> float:
     return rounded(approx, type_, mode)
 
 
-# ---- values ---------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 chooser = random.Random(1)
 FLOAT_EDGES = [
@@ -293,12 +295,12 @@ def operands(types: tuple[str, ...], count: int = 800) -> list[tuple]:
     return [tuple(chooser.choice(s) for s in sets) for _ in range(count)]
 
 
-# ---- cases: name, instruction(s) over d, a, b, c; result type; source types; meaning ------------------------------
+# ---- cases: name, instruction(s) over d, a, b, c; result type; source types; meaning -------------
 
 CASES: list[tuple] = []
 
 
-def case(code: str, result: str, sources: str, meaning, tolerance: float = 0.0) -> None:  # type: ignore[no-untyped-def]
+def case(code: str, result: str, sources: str, meaning, tolerance: float = 0.0) -> None:
     CASES.append((code, result, tuple(sources.split()), meaning, tolerance))
 
 
@@ -516,7 +518,7 @@ case(
     lambda a, b, c: int((not a < b) != bool(c)),
 )
 
-# ---- floats -----------------------------------------------------------------------------------------------------------
+# ---- floats --------------------------------------------------------------------------------------
 
 ORDER = {
     "eq": lambda a, b: a == b,
@@ -528,7 +530,7 @@ ORDER = {
 }
 
 
-def with_ftz(meaning, ftz: bool):  # type: ignore[no-untyped-def]
+def with_ftz(meaning, ftz: bool):
     if not ftz:
         return meaning
     return lambda *v: flushed(meaning(*(flushed(x) for x in v)))
@@ -659,7 +661,7 @@ for t in ("f32", "f64"):
     case(f"slct.{t}.f32 d, a, b, c;", t, f"{t} {t} f32", lambda a, b, c: a if c >= 0 else b)
 
 
-def guarded(function, *errors: float):  # type: ignore[no-untyped-def]
+def guarded(function, *errors: float):
     def run(a: float) -> float:
         try:
             return function(a)
@@ -731,7 +733,7 @@ for ftz in ("", ".ftz"):
     )
 case("tanh.approx.f32 d, a;", "f32", "f32", math.tanh, 2.0**-11)
 
-# ---- conversions ------------------------------------------------------------------------------------------------------
+# ---- conversions ---------------------------------------------------------------------------------
 
 INTEGERS = ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64")
 
@@ -745,7 +747,7 @@ for to in INTEGERS:
     for source in INTEGERS:
         if to != source:
             case(f"cvt.{to}.{source} d, a;", to, source, lambda a: a)
-            case(f"cvt.sat.{to}.{source} d, a;", to, source, lambda a, b=limits(to): clamp(a, *b))
+            case(f"cvt.sat.{to}.{source} d, a;", to, source, lambda a, to=to: clamp(a, *limits(to)))
 for source in ("f32", "f64"):
     for to in ("u8", "s16", "u16", "u32", "s32", "u64", "s64"):
         for mode in ("rni", "rzi", "rmi", "rpi"):
@@ -911,7 +913,7 @@ def tf32(a: float) -> float:
 
 case("cvt.rna.tf32.f32 d, a;", "f32", "f32", tf32)
 
-# ---- running ----------------------------------------------------------------------------------------------------------
+# ---- running -------------------------------------------------------------------------------------
 
 
 PLAIN = {"pred": "u32", "f16": "b16", "bf16": "b16"}  # how memory holds what it has no type for
@@ -1011,7 +1013,7 @@ def outputs(name: int) -> list[np.ndarray]:
     return found
 
 
-def stored(value, type_: str):  # type: ignore[no-untyped-def]
+def stored(value, type_: str):
     """A meaning's answer as the bits that the kernel stores."""
     if type_ in ("f32", "f64"):
         with np.errstate(over="ignore"):

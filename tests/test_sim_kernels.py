@@ -17,8 +17,10 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-def run(source: str, name: str, grid, block, args, options=(), **keywords):  # type: ignore[no-untyped-def]
-    """Launch plainly and checked; both must leave the same bytes. Returns nothing: look at the arrays."""
+def run(source: str, name: str, grid, block, args, options=(), **keywords):
+    """Launch plainly and checked; both must leave the same bytes. Returns nothing: look at the
+    arrays.
+    """
     plain = sim.Module(source, options)
     before = [sim.asnumpy(a) if isinstance(a, sim.Array) else None for a in args]
     plain.launch(name, grid, block, args, **keywords)
@@ -33,13 +35,14 @@ def run(source: str, name: str, grid, block, args, options=(), **keywords):  # t
 
 SAXPY = """
 extern "C" __global__ void saxpy(float* y, const float* x, float a, long long n) {
-    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += (long long)gridDim.x * blockDim.x)
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += (long
+        long)gridDim.x * blockDim.x)
         y[i] = a * x[i] + y[i];
 }"""
 
 
 @pytest.mark.parametrize("n", [1, 31, 255, 256, 257, 100_003])
-def test_saxpy(rng, n):  # type: ignore[no-untyped-def]
+def test_saxpy(rng, n):
     x, y = rng.standard_normal(n, np.float32), rng.standard_normal(n, np.float32)
     device = sim.asarray(y)
     run(SAXPY, "saxpy", 7, 128, (device, sim.asarray(x), 2.5, n))
@@ -47,14 +50,18 @@ def test_saxpy(rng, n):  # type: ignore[no-untyped-def]
 
 
 SGEMM = """
-extern "C" __global__ void __launch_bounds__(256) sgemm(float* __restrict__ C, const float* __restrict__ A,
-                                                        const float* __restrict__ B, int M, int N, int K) {
+extern "C" __global__ void __launch_bounds__(256) sgemm(float* __restrict__ C, const float*
+    __restrict__ A,
+                                                        const float* __restrict__ B, int M, int N,
+                                                            int K) {
     __shared__ __align__(16) float As[2][8][128], Bs[2][8][128];
-    const int t = threadIdx.x, tx = t % 16, ty = t / 16, row = blockIdx.y * 128, col = blockIdx.x * 128;
+    const int t = threadIdx.x, tx = t % 16, ty = t / 16, row = blockIdx.y * 128, col = blockIdx.x *
+        128;
     const int ar = t / 2, ac = t % 2 * 4, br = t / 32, bc = t % 32 * 4;
     float acc[8][8] = {};
     float4 a4 = *(const float4*)&A[(row + ar) * K + ac], b4 = *(const float4*)&B[br * N + col + bc];
-    As[0][ac][ar] = a4.x; As[0][ac + 1][ar] = a4.y; As[0][ac + 2][ar] = a4.z; As[0][ac + 3][ar] = a4.w;
+    As[0][ac][ar] = a4.x; As[0][ac + 1][ar] = a4.y; As[0][ac + 2][ar] = a4.z; As[0][ac + 3][ar] =
+        a4.w;
     *(float4*)&Bs[0][br][bc] = b4;
     __syncthreads();
     int buffer = 0;
@@ -66,8 +73,10 @@ extern "C" __global__ void __launch_bounds__(256) sgemm(float* __restrict__ C, c
         #pragma unroll
         for (int k = 0; k < 8; ++k) {
             float a[8], b[8];
-            *(float4*)&a[0] = *(float4*)&As[buffer][k][ty * 4]; *(float4*)&a[4] = *(float4*)&As[buffer][k][64 + ty * 4];
-            *(float4*)&b[0] = *(float4*)&Bs[buffer][k][tx * 4]; *(float4*)&b[4] = *(float4*)&Bs[buffer][k][64 + tx * 4];
+            *(float4*)&a[0] = *(float4*)&As[buffer][k][ty * 4]; *(float4*)&a[4] =
+                *(float4*)&As[buffer][k][64 + ty * 4];
+            *(float4*)&b[0] = *(float4*)&Bs[buffer][k][tx * 4]; *(float4*)&b[4] =
+                *(float4*)&Bs[buffer][k][64 + tx * 4];
             #pragma unroll
             for (int i = 0; i < 8; ++i)
                 #pragma unroll
@@ -83,13 +92,15 @@ extern "C" __global__ void __launch_bounds__(256) sgemm(float* __restrict__ C, c
     }
     for (int i = 0; i < 8; ++i)
         for (int j = 0; j < 8; j += 4) {
-            const int r = row + (i < 4 ? ty * 4 + i : 60 + ty * 4 + i), c = col + (j < 4 ? tx * 4 : 64 + tx * 4);
-            *(float4*)&C[r * N + c] = make_float4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3]);
+            const int r = row + (i < 4 ? ty * 4 + i : 60 + ty * 4 + i), c = col + (j < 4 ? tx * 4 :
+                64 + tx * 4);
+            *(float4*)&C[r * N + c] = make_float4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j
+                + 3]);
         }
 }"""
 
 
-def test_tiled_sgemm_within_the_proved_bound(rng):  # type: ignore[no-untyped-def]
+def test_tiled_sgemm_within_the_proved_bound(rng):
     M, N, K = 256, 128, 72
     a, b = rng.standard_normal((M, K), np.float32), rng.standard_normal((K, N), np.float32)
     c = sim.empty((M, N))
@@ -101,7 +112,7 @@ def test_tiled_sgemm_within_the_proved_bound(rng):  # type: ignore[no-untyped-de
 
 
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
-def test_sgemm_bits_do_not_depend_on_the_order(rng, order, seed):  # type: ignore[no-untyped-def]
+def test_sgemm_bits_do_not_depend_on_the_order(rng, order, seed):
     a, b = (sim.asarray(rng.standard_normal((256, 256), np.float32)) for _ in range(2))
     module, results = sim.Module(SGEMM), []
     for given in ("forward", order):
@@ -115,7 +126,8 @@ REDUCE = """
 extern "C" __global__ void total(float* out, const float* x, int n) {
     __shared__ float partial[32];
     float sum = 0;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) sum += x[i];
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) sum +=
+        x[i];
     for (int offset = 16; offset; offset /= 2) sum += __shfl_down_sync(~0u, sum, offset);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
     __syncthreads();
@@ -138,7 +150,7 @@ extern "C" __global__ void tree(float* out, const float* x) {
 
 
 @pytest.mark.parametrize("threads", [32, 256, 1024])
-def test_block_reductions(rng, threads):  # type: ignore[no-untyped-def]
+def test_block_reductions(rng, threads):
     x = rng.integers(-50, 50, 9000).astype(np.float32)  # sums of small integers are exact
     out = sim.empty(3)
     run(REDUCE, "total", 3, threads, (out, sim.asarray(x), x.size))
@@ -166,7 +178,8 @@ extern "C" __global__ void warp(unsigned* out, const unsigned* x, int mode) {
     if (mode == 10) { r = 7; if (lane & 1) r = __shfl_xor_sync(0xaaaaaaaau, v, 2); }
     if (mode == 11) { int all; r = __match_all_sync(~0u, 4u, &all); r += all; }
     if (mode == 12) { r = 0; if (lane < 11) r = __activemask(); }
-    if (mode == 13) { if (lane < 16) r = __ballot_sync(0xffffu, v & 2); else r = __ballot_sync(0xffff0000u, v & 4); }
+    if (mode == 13) { if (lane < 16) r = __ballot_sync(0xffffu, v & 2); else r =
+        __ballot_sync(0xffff0000u, v & 4); }
     if (mode == 14) r = __syncthreads_count(v & 1);
     if (mode == 15) r = __syncthreads_and(v < 2000) + 2 * __syncthreads_or(v == 12345);
     if (mode == 16) r = __reduce_xor_sync(~0u, v);
@@ -174,14 +187,14 @@ extern "C" __global__ void warp(unsigned* out, const unsigned* x, int mode) {
 }"""
 
 
-def test_warp_collectives(rng):  # type: ignore[no-untyped-def]
+def test_warp_collectives(rng):
     x = rng.integers(0, 1000, 64).astype(np.uint32)
     lane, base = np.arange(64) % 32, np.arange(64) // 32 * 32
 
-    def per_warp(function):  # type: ignore[no-untyped-def]
+    def per_warp(function):
         return np.concatenate([np.broadcast_to(function(x[w : w + 32]), 32) for w in (0, 32)])
 
-    def bits(flags) -> int:  # type: ignore[no-untyped-def]
+    def bits(flags) -> int:
         return sum(1 << k for k, flag in enumerate(flags) if flag)
 
     expected = {
@@ -217,11 +230,13 @@ extern "C" __global__ void histogram(unsigned* bins, const unsigned char* x, int
     __shared__ unsigned mine[256];
     for (int i = threadIdx.x; i < 256; i += blockDim.x) mine[i] = 0;
     __syncthreads();
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) atomicAdd(&mine[x[i]], 1u);
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+        atomicAdd(&mine[x[i]], 1u);
     __syncthreads();
     for (int i = threadIdx.x; i < 256; i += blockDim.x) atomicAdd(&bins[i], mine[i]);
 }
-extern "C" __global__ void extremes(int* low, unsigned* high, unsigned long long* sum, unsigned* bits, const int* x) {
+extern "C" __global__ void extremes(int* low, unsigned* high, unsigned long long* sum, unsigned*
+    bits, const int* x) {
     const int v = x[blockIdx.x * blockDim.x + threadIdx.x];
     atomicMin(low, v);
     atomicMax(high, (unsigned)v);
@@ -236,11 +251,12 @@ extern "C" __global__ void ticket(unsigned* next, unsigned* who, float* total, u
     atomicAdd(total, 0.5f);
     atomicInc(wrap, 6u);
     atomicDec(wrap + 1, 6u);
-    if (t == 5) { atomicExch(wrap + 2, 77u); atomicCAS(wrap + 3, 0u, 99u); atomicCAS(wrap + 4, 1u, 99u); }
+    if (t == 5) { atomicExch(wrap + 2, 77u); atomicCAS(wrap + 3, 0u, 99u); atomicCAS(wrap + 4, 1u,
+        99u); }
 }"""
 
 
-def test_atomics(rng):  # type: ignore[no-untyped-def]
+def test_atomics(rng):
     x = rng.integers(0, 256, 10_007).astype(np.uint8)
     bins = sim.zeros(256, np.uint32)
     run(ATOMICS, "histogram", 5, 96, (bins, sim.asarray(x), x.size))
@@ -278,21 +294,24 @@ __device__ float both[2][3] = {{1, 2, 3}, {4, 5, 6}};
 struct Pair { float x; int n; double z; };
 __device__ __noinline__ float twice(float v) { return v + v + table[1]; }
 __device__ __noinline__ float nested(float v, int n) { return n > 2 ? twice(v) : twice(v) * 2; }
-extern "C" __global__ void pieces(float* out, Pair p, int n, signed char c, unsigned short h, double d, bool flag) {
+extern "C" __global__ void pieces(float* out, Pair p, int n, signed char c, unsigned short h,
+    double d, bool flag) {
     const int t = threadIdx.x;
     float local[8];
     for (int i = 0; i < 8; ++i) local[i] = i * p.x;
     float r = local[(t * 3 + n) & 7] + nested(t, t);
     switch (t) {
-        case 0: r += 1; break; case 1: r *= 3; break; case 2: r -= p.n; break; case 3: r = table[n & 3]; break;
-        case 4: r += both[1][n % 3]; break; case 5: r += c; break; case 6: r += h; break; case 7: r += (float)(d + p.z);
+        case 0: r += 1; break; case 1: r *= 3; break; case 2: r -= p.n; break; case 3: r = table[n
+            & 3]; break;
+        case 4: r += both[1][n % 3]; break; case 5: r += c; break; case 6: r += h; break; case 7: r
+            += (float)(d + p.z);
         break; case 8: r = flag ? -r : r; break; case 9: r += counter; break; default: r = -1;
     }
     out[t] = r;
 }"""
 
 
-def test_parameters_tables_calls_and_local_arrays():  # type: ignore[no-untyped-def]
+def test_parameters_tables_calls_and_local_arrays():
     pair = np.zeros(1, np.dtype([("x", "f4"), ("n", "i4"), ("z", "f8")]))
     pair["x"], pair["n"], pair["z"] = 0.5, 7, 0.25
     out = sim.empty(12)
@@ -343,7 +362,7 @@ extern "C" __global__ void math(float* y, const float* x, int n, int which) {
 }"""
 
 
-def test_math_functions_are_within_a_few_units(rng):  # type: ignore[no-untyped-def]
+def test_math_functions_are_within_a_few_units(rng):
     from scipy.special import erf
 
     x = rng.uniform(-5, 5, 999).astype(np.float32)
@@ -375,11 +394,11 @@ def test_math_functions_are_within_a_few_units(rng):  # type: ignore[no-untyped-
         assert np.allclose(sim.asnumpy(y), expected, rtol=2e-6, atol=3e-7), which
 
 
-def test_flush_to_zero_is_what_the_options_say():  # type: ignore[no-untyped-def]
+def test_flush_to_zero_is_what_the_options_say():
     """A subnormal product is zero, as under CuPy, with the sign kept; a copy keeps its bits."""
     source = (
-        'extern "C" __global__ void f(float* y, const float* x) { y[threadIdx.x] = x[threadIdx.x] * 0.5f;'
-        " y[threadIdx.x + 4] = x[threadIdx.x]; }"
+        'extern "C" __global__ void f(float* y, const float* x) {'
+        " y[threadIdx.x] = x[threadIdx.x] * 0.5f; y[threadIdx.x + 4] = x[threadIdx.x]; }"
     )
     x = np.array([2.0**-126, -(2.0**-126), 2.0**-149, 2.0], np.float32)
     y = sim.empty(8)
@@ -393,8 +412,9 @@ def test_flush_to_zero_is_what_the_options_say():  # type: ignore[no-untyped-def
     assert sim.asnumpy(y)[0] == np.float32(2.0**-127)
 
 
-def test_magic_number_division(rng):  # type: ignore[no-untyped-def]
-    source = """extern "C" __global__ void divide(unsigned* q, const unsigned* x, unsigned magic, int shift) {
+def test_magic_number_division(rng):
+    source = """extern "C" __global__ void divide(unsigned* q, const unsigned* x, unsigned magic,
+        int shift) {
         q[threadIdx.x] = __umulhi(x[threadIdx.x], magic) >> shift; }"""
     x = rng.integers(0, 2**31, 256).astype(np.uint32)
     for divisor in (3, 5, 7, 14, 28, 196):
@@ -416,7 +436,7 @@ extern "C" __global__ void half_math(__half* y, __nv_bfloat16* z, const float* x
 }"""
 
 
-def test_sixteen_bit_floats(rng):  # type: ignore[no-untyped-def]
+def test_sixteen_bit_floats(rng):
     if not sim.compile.include_path():
         pytest.skip("cuda_fp16.h is not installed (nvidia-cuda-runtime)")
     x = rng.standard_normal(64, np.float32)
@@ -429,7 +449,7 @@ def test_sixteen_bit_floats(rng):  # type: ignore[no-untyped-def]
     assert np.abs(bits.view(np.float32) - (x + 0.75)).max() < 0.02
 
 
-def test_two_and_three_dimensional_launches():  # type: ignore[no-untyped-def]
+def test_two_and_three_dimensional_launches():
     source = """extern "C" __global__ void where(int* out) {
         const int b = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
         const int t = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
@@ -460,7 +480,7 @@ extern "C" __global__ void halves(int* out) {
 
 
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
-def test_named_barriers(order, seed):  # type: ignore[no-untyped-def]
+def test_named_barriers(order, seed):
     out = sim.empty(64, np.int32)
     run(NAMED, "halves", 1, 64, (out,), order=order, seed=seed)
     t = np.arange(32)
@@ -468,10 +488,12 @@ def test_named_barriers(order, seed):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
-def test_float_atomics_repeat_bit_for_bit(rng, order, seed):  # type: ignore[no-untyped-def]
-    """Blocks that add floats atomically run in the launch's order, so even their rounding repeats."""
+def test_float_atomics_repeat_bit_for_bit(rng, order, seed):
+    """Blocks that add floats atomically run in the launch's order, so even their rounding
+    repeats."""
     source = """extern "C" __global__ void add(float* total, const float* x, int n) {
-        for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) atomicAdd(total, x[i]);
+        for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+            atomicAdd(total, x[i]);
     }"""
     x, module, seen = (
         sim.asarray(rng.standard_normal(20_000, np.float32)),

@@ -1,4 +1,6 @@
-"""Device-like arrays: the two bridges, views, and every way of mixing with NumPy that must be refused."""
+"""Device-like arrays: the two bridges, views, and every way of mixing with NumPy that must be
+refused.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,7 @@ def test_wrong_requests():
         sim.zeros(6)[::2]
     with pytest.raises(IndexError):
         sim.zeros(6)[6]
-    with pytest.raises(TypeError, match="first axis"):
+    with pytest.raises(TypeError, match=r"a\[i:j\]"):
         sim.zeros((6, 2))[0, 1]
     with pytest.raises(ValueError, match="bytes"):
         sim.zeros(6).view(np.float64)

@@ -6,7 +6,7 @@ import pytest
 
 sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies are not installed")
 from gpuconv.sim import ptx  # noqa: E402
-from gpuconv.sim.program import (
+from gpuconv.sim.program import (  # noqa: E402
     Address,
     Group,
     Imm,

@@ -1,4 +1,6 @@
-"""CUDA kernels on the CPU: `Module(source).launch(name, grid, block, args)`. See README.md in this folder."""
+"""CUDA kernels on the CPU: `Module(source).launch(name, grid, block, args)`. See README.md in this
+folder.
+"""
 
 from gpuconv.sim.compile import OPTIONS, available, to_cubin, to_ptx
 from gpuconv.sim.errors import CompileError, KernelError, LaunchError, SimError, UnsupportedError

@@ -42,7 +42,9 @@ def reachable(program: Program, function: Function, seen: tuple[str, ...] = ()) 
 
 
 def polling(function: Function) -> list[Instruction]:
-    """Loads and exchanges inside a loop by which a thread may wait for another: after each it lets others run."""
+    """Loads and exchanges inside a loop by which a thread may wait for another: after each it lets
+    others run.
+    """
     places = {item.name: n for n, item in enumerate(function.body) if isinstance(item, Label)}
     found = []
     for end, item in enumerate(function.body):
@@ -70,7 +72,9 @@ def names(i: Instruction) -> list[str]:
 
 
 def is_pointer(function: Function, param: Variable) -> bool | None:
-    """Whether a 64-bit parameter is used as an address: True, or None where the code does not show it."""
+    """Whether a 64-bit parameter is used as an address: True, or None where the code does not show
+    it.
+    """
     holders: set[str] = set()
     for i in function.body:
         if not isinstance(i, Instruction):
@@ -93,7 +97,9 @@ def is_pointer(function: Function, param: Variable) -> bool | None:
 
 
 def register_types(function: Function) -> dict[str, str]:
-    """LLVM type of each register: its declared width, as float where only float instructions touch it."""
+    """LLVM type of each register: its declared width, as float where only float instructions touch
+    it.
+    """
     votes: dict[str, set[str]] = {}
     for i in function.body:
         if not isinstance(i, Instruction) or i.op in ("mov", "ld", "st", "selp", "shfl"):

@@ -14,7 +14,9 @@ _FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float
 
 
 def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
-    """The parameter bytes for `args`. Raises TypeError or ValueError naming the argument that does not fit."""
+    """The parameter bytes for `args`. Raises TypeError or ValueError naming the argument that does
+    not fit.
+    """
     if len(args) != len(kernel.parameters):
         raise TypeError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(args)}")
     space = np.zeros(max(kernel.parameter_bytes, 1) + 16, np.uint8)

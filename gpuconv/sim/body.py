@@ -1,4 +1,6 @@
-"""Statements of a function to LLVM IR: labels, predication, branches, calls (in place) and suspension."""
+"""Statements of a function to LLVM IR: labels, predication, branches, calls (in place) and
+suspension.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ class Body(Emitter):
         self.label(after)
 
     def _stop_if_told(self) -> None:
-        """On the way back to the head of a loop: leave where the launch was stopped (Ctrl-C, another block's error)."""
+        """On the way back to the head of a loop: leave where the launch was stopped (Ctrl-C,
+        another block's error).
+        """
         launch = self.op(
             f"load ptr, ptr {self.field('Block', '%blk', 'launch')}, !invariant.load !0"
         )

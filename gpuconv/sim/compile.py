@@ -1,7 +1,7 @@
 """CUDA C++ to PTX or cubin, through NVRTC: no GPU, no driver, no C++ compiler needed.
 
-One OPTIONS tuple serves the simulator and the cubins, and holds what CuPy adds by itself (-ftz=true), so subnormals
-are treated alike wherever a kernel runs.
+One OPTIONS tuple serves the simulator and the cubins, and holds what CuPy adds by itself
+(-ftz=true), so subnormals are treated alike wherever a kernel runs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def to_ptx(
 def to_cubin(
     source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu"
 ) -> bytes:
-    """Machine code of `source` for one architecture (sm_80, sm_90a, ...). Raises CompileError with NVRTC's log."""
+    """Machine code of `source` for one architecture (sm_80, sm_90a, ...). Raises CompileError with
+    NVRTC's log.
+    """
     if not re.fullmatch(r"sm_\d+[af]?", arch):
         raise ValueError(f"to_cubin: arch must look like 'sm_80', got {arch!r}")
     return _build(source, options, arch, name, "CUBIN")
@@ -65,7 +67,9 @@ def compiler_version() -> str:
 
 @cache
 def include_path() -> str:
-    """The folder of cuda_fp16.h and its kin from the nvidia-cuda-runtime wheel, or "" where it is not installed."""
+    """The folder of cuda_fp16.h and its kin from the nvidia-cuda-runtime wheel, or "" where it is
+    not installed.
+    """
     spec = importlib.util.find_spec("nvidia")
     for root in spec.submodule_search_locations or () if spec else ():
         for folder in ("cu13", "cuda_runtime"):
@@ -85,7 +89,7 @@ def _nvrtc():
 def _build(source: str, options: Sequence[str], arch: str, name: str, what: str) -> bytes:
     if isinstance(options, str):
         raise TypeError(
-            f"options must be a sequence of strings, got the string {options!r}: write ({options!r},)"
+            f"options must be a sequence of strings, got {options!r}: write ({options!r},)"
         )
     try:
         nvrtc = _nvrtc()

@@ -1,6 +1,8 @@
-"""What an instruction's lowering needs: read an operand, write a register, form an address, emit a line of LLVM IR.
+"""What an instruction's lowering needs: read an operand, write a register, form an address, emit a
+line of LLVM IR.
 
-A virtual register is an `alloca` of its declared width (float where only floats use it); LLVM's mem2reg does the rest.
+A virtual register is an `alloca` of its declared width (float where only floats use it); LLVM's
+mem2reg does the rest.
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class Frame:
 
 @dataclass(slots=True)
 class Options:
-    """How to lower: with checks, with the processor's own flush-to-zero, as a function of the scheduler."""
+    """How to lower: with checks, with the processor's own flush-to-zero, as a function of the
+    scheduler.
+    """
 
     check: bool = False
     flush_in_hardware: bool = False
@@ -228,7 +232,9 @@ class Emitter:
         return f"bitcast (i{width} {bits & ((1 << width) - 1)} to {want})"
 
     def write(self, operand: Operand, type_: str, value: str) -> None:
-        """Put `value`, of PTX type `type_`, into a register; a wider register is sign- or zero-extended."""
+        """Put `value`, of PTX type `type_`, into a register; a wider register is sign- or
+        zero-extended.
+        """
         self.need(isinstance(operand, Reg))
         assert isinstance(operand, Reg)
         if operand.name == "_":

@@ -105,7 +105,9 @@ class KernelFunction(Body):
         )
 
     def _place_shared(self, program: Program) -> tuple[list, int, int, bool]:
-        """Shared variables one after another: (name, address, size), their end, real size, and if more follow."""
+        """Shared variables one after another: (name, address, size), their end, real size, and if
+        more follow.
+        """
         wanted = [v for g in self.functions for v in g.variables if v.space == "shared"]
         mentioned = {
             name
@@ -134,7 +136,9 @@ class KernelFunction(Body):
         return placed, at, real, bool(dynamic)
 
     def _next_place(self, at: int, align: int) -> int:
-        """The next address for a shared variable. With checks: after a gap, and no better aligned than asked."""
+        """The next address for a shared variable. With checks: after a gap, and no better aligned
+        than asked.
+        """
         if self.options.check:
             at = -(-(at + _GAP) // align)
             return (at | 1) * align

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class Parameter:
-    """One kernel parameter as PTX declares it; `pointer`: True, False, or None where the code does not tell."""
+    """One kernel parameter as PTX declares it; `pointer`: True, False, or None where the code does
+    not tell.
+    """
 
     name: str
     type: str

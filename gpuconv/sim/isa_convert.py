@@ -61,7 +61,7 @@ def _source_float(b: Emitter, i: Instruction, source: str) -> tuple[str, str]:
 
 
 def _to_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
-    """Round, clamp to the range; NaN gives 0, or the top bit alone where either side has 64 bits."""
+    """Round, clamp to the range; NaN gives 0, or the top bit where either side has 64 bits."""
     mode = _mode(i, tuple(_WHOLE), "")
     b.need(mode != "", f"'{i.name}' (float to integer without a rounding)")
     value, llvm = _source_float(b, i, source)
@@ -98,7 +98,9 @@ def _from_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
 
 
 def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) -> str:
-    """An integer as float in a directed rounding: the high and low 32 bits are each exact in double."""
+    """An integer as float in a directed rounding: the high and low 32 bits are each exact in
+    double.
+    """
     wide = b.reshape(value, have, "i128", signed=verb == "sitofp")
     low = b.op(f"and i64 {b.op(f'trunc i128 {wide} to i64')}, 4294967295")
     low = b.op(f"sitofp i64 {low} to double")

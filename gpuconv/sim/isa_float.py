@@ -1,7 +1,7 @@
 """Floating-point arithmetic: f32 with and without .ftz, f64, and the 16-bit formats.
 
-Approximate instructions (ex2.approx, rcp.approx, ...) give the correctly rounded or libm value: within the error that
-PTX allows, not the hardware's bits.
+Approximate instructions (ex2.approx, rcp.approx, ...) give the correctly rounded or libm value:
+within the error that PTX allows, not the hardware's bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def read(b: Emitter, operand: Operand, type_: str, ftz: bool) -> str:
 
 
 def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = False) -> None:
-    """Saturate and flush a result as the instruction says, then write it. force: the processor did not flush it."""
+    """Saturate and flush a result as the instruction says, then write it. force: the processor did
+    not flush it.
+    """
     if "ftz" in i.mods and type_ == "f32" and (force or not b.options.flush_in_hardware):
         value = flush(b, value)
     if "sat" in i.mods:
@@ -141,7 +143,9 @@ def _function(b: Emitter, i: Instruction, type_: str) -> None:
 
 
 def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
-    """min, max: the number where one is NaN, or NaN with .NaN; -0 < +0; .xorsign.abs compares magnitudes"""
+    """min, max: the number where one is NaN, or NaN with .NaN; -0 < +0; .xorsign.abs compares
+    magnitudes
+    """
     b.need(set(i.mods[:-1]) <= {"ftz", "NaN", "xorsign", "abs"})
     llvm = TYPES[type_]
     values = [b.read(o, type_) for o in i.operands[1:]]
@@ -197,7 +201,9 @@ _CLASSES = {
 
 
 def _testp(b: Emitter, i: Instruction) -> None:
-    """testp.{finite,infinite,number,notanumber,normal,subnormal}; zero counts as neither normal nor subnormal"""
+    """testp.{finite,infinite,number,notanumber,normal,subnormal}; zero counts as neither normal nor
+    subnormal
+    """
     kind, type_ = i.mods
     b.need(kind in _CLASSES and type_ in ("f32", "f64"))
     llvm = TYPES[type_]
@@ -210,7 +216,7 @@ def _testp(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "pred", value)
 
 
-# ---- 16-bit formats: each lane goes to float, is computed there (or exactly), and is rounded once ------------------
+# ---- 16-bit formats: each lane goes to float, is computed there (or exactly), and is rounded once
 
 
 def widen(b: Emitter, bits: str, format_: str) -> str:
@@ -260,9 +266,8 @@ def _half(b: Emitter, i: Instruction, type_: str) -> None:
 
 def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> str:
     if i.op in ("abs", "neg") and "ftz" not in i.mods:
-        return b.op(
-            f"{'and' if i.op == 'abs' else 'xor'} i16 {pieces[0]}, {32767 if i.op == 'abs' else -32768}"
-        )
+        change = "and i16 32767" if i.op == "abs" else "xor i16 -32768"
+        return b.op(f"{change}, {pieces[0]}")
     values = [widen(b, p, format_) for p in pieces]
     if "ftz" in i.mods:
         values = [_flush_half(b, v, format_) for v in values]

@@ -136,7 +136,7 @@ def _mul24(b: Emitter, i: Instruction) -> None:
 
 
 def _div(b: Emitter, i: Instruction) -> None:
-    """div, rem: by zero gives all ones and the dividend (an error with checks); INT_MIN / -1 wraps."""
+    """div, rem: by zero: all ones, the dividend (with checks an error); INT_MIN / -1 wraps."""
     if i.mods[-1] in FLOATS:
         float_arithmetic(b, i)
         return
@@ -273,7 +273,9 @@ def _count(b: Emitter, i: Instruction) -> None:
 
 
 def _bfind(b: Emitter, i: Instruction) -> None:
-    """bfind{.shiftamt}: place of the highest set bit (of the highest bit unlike the sign), else all ones"""
+    """bfind{.shiftamt}: place of the highest set bit (of the highest bit unlike the sign), else all
+    ones
+    """
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"}, {"shiftamt"})
     llvm, bits, x = TYPES[type_], bits_of(type_), b.read(i.operands[1], type_)
     if type_[0] == "s":
@@ -321,7 +323,8 @@ def _bfe(b: Emitter, i: Instruction) -> None:
         last = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {last}", f"{llvm} {bits - 1}")
         sign = b.op(f"trunc {llvm} {b.op(f'lshr {llvm} {x}, {last}')} to i1")
         sign = b.op(f"and i1 {sign}, {b.op(f'icmp ne {llvm} {length}, 0')}")
-        # past the end of the word every bit is the sign; inside the field only those above its length
+        # past the end of the word every bit is the sign; inside the field only those
+        # above its length
         left = b.call(llvm, f"llvm.usub.sat.{llvm}", f"{llvm} {bits}", f"{llvm} {place}")
         kept = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {left}", f"{llvm} {length}")
         fill = b.op(f"xor {llvm} {_low_bits(b, llvm, kept)}, -1")
@@ -371,7 +374,9 @@ def _szext(b: Emitter, i: Instruction) -> None:
 
 
 def _prmt(b: Emitter, i: Instruction) -> None:
-    """prmt.b32 d, a, b, selector: four bytes chosen from b:a; bit 3 of a choice copies the byte's sign"""
+    """prmt.b32 d, a, b, selector: four bytes chosen from b:a; bit 3 of a choice copies the byte's
+    sign
+    """
     b.need(i.mods == ("b32",), f"'{i.name}' (prmt with a mode)")
     x, y, selector = (b.read(o, "b32") for o in i.operands[1:4])
     both = b.op(f"shl i64 {b.op(f'zext i32 {y} to i64')}, 32")
@@ -390,7 +395,7 @@ def _prmt(b: Emitter, i: Instruction) -> None:
 
 
 def _dp(b: Emitter, i: Instruction) -> None:
-    """dp4a, dp2a{.lo,.hi}: c + the dot product of four bytes (of two 16-bit numbers with two bytes)"""
+    """dp4a, dp2a{.lo,.hi}: c + the dot product of four bytes, or of two halves with two bytes"""
     *flags, first, second = i.mods
     x, y, total = (b.read(o, "b32") for o in i.operands[1:4])
     wide = 8 if i.op == "dp4a" else 16

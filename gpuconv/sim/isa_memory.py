@@ -1,7 +1,8 @@
 """Loads, stores, address conversions, atomics and fences.
 
-Memory is sequentially consistent: orderings and scopes are read and need nothing. Global, constant, local and
-parameter addresses are host addresses; a shared address is an offset into the block's shared memory.
+Memory is sequentially consistent: orderings and scopes are read and need nothing. Global, constant,
+local and parameter addresses are host addresses; a shared address is an offset into the block's
+shared memory.
 """
 
 from __future__ import annotations
@@ -68,13 +69,16 @@ class _Access:
 def host_pointer(
     b: Emitter, i: Instruction, address: object, space: str, size: int, kind: str
 ) -> str:
-    """LLVM pointer for an access of `size` bytes; with checks, after verifying it. kind: "read", "write", "both"."""
+    """LLVM pointer for an access of `size` bytes; with checks, after verifying it. kind: "read",
+    "write", "both".
+    """
     assert isinstance(address, Address)
     if space == "param" and isinstance(address.base, Sym):
         name = address.base.name
         b.need(name in b.frame.variables, f"the parameter {name}")
         return b.op(
-            f"getelementptr i8, ptr {b.frame.variables[name]}, i64 {address.base.offset + address.offset}"
+            f"getelementptr i8, ptr {b.frame.variables[name]}, "
+            f"i64 {address.base.offset + address.offset}"
         )
     value = b.base(address)
     if b.options.check:
@@ -85,7 +89,9 @@ def host_pointer(
 
 
 def _check(b: Emitter, i: Instruction, value: str, space: str, size: int, kind: str) -> None:
-    """Leave the kernel with an error where the access is out of bounds, misaligned or reads what nobody wrote."""
+    """Leave the kernel with an error where the access is out of bounds, misaligned or reads what
+    nobody wrote.
+    """
     good, bad = b.fresh("good"), b.fresh("bad")
     if space in ("local", "generic"):
         _check_local(b, value, size, good)
@@ -116,7 +122,9 @@ def _check(b: Emitter, i: Instruction, value: str, space: str, size: int, kind: 
 
 
 def _check_local(b: Emitter, value: str, size: int, good: str) -> None:
-    """Go to `good` where the address lies inside one of the thread's local variables and is aligned."""
+    """Go to `good` where the address lies inside one of the thread's local variables and is
+    aligned.
+    """
     aligned = b.op(f"icmp eq i64 {b.op(f'and i64 {value}, {_alignment(size) - 1}')}, 0")
     for frame in b.frames:
         for variable in frame.function.variables:
@@ -219,13 +227,15 @@ def _fence(b: Emitter, i: Instruction) -> None:
     b.emit('fence syncscope("singlethread") seq_cst')
 
 
-# ---- atomics ------------------------------------------------------------------------------------------------------
+# ---- atomics -------------------------------------------------------------------------------------
 
 _ATOMIC = {"add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"}
 
 
 def order_matters(i: Instruction) -> bool:
-    """An atomic on global memory whose outcome depends on the order of blocks: such a kernel runs them one by one."""
+    """An atomic on global memory whose outcome depends on the order of blocks: such a kernel runs
+    them one by one.
+    """
     if i.op not in ("atom", "red") or any(m.startswith("shared") for m in i.mods):
         return False
     plain = i.mods[-1] in ("u32", "s32", "u64", "s64", "b32", "b64") and set(i.mods) & {
@@ -274,7 +284,9 @@ def _atom(b: Emitter, i: Instruction) -> None:
 def _exchange(
     b: Emitter, i: Instruction, op: str, type_: str, space: str, pointer: str, values: list[str]
 ) -> str:
-    """Read, modify, write. Plainly where no other block can interfere, else by compare-and-swap until it holds."""
+    """Read, modify, write. Plainly where no other block can interfere, else by compare-and-swap
+    until it holds.
+    """
     llvm = TYPES[type_]
     whole = f"i{bits_of(type_)}"
     if space == "shared":

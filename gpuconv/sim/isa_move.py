@@ -34,7 +34,8 @@ def _selp(b: Emitter, i: Instruction) -> None:
     type_, (to, first, second, condition) = i.mods[-1], i.operands
     b.need(len(i.mods) == 1)
     llvm = TYPES[type_]
-    chosen = f"select i1 {b.read(condition, 'pred')}, {llvm} {b.read(first, type_)}, {llvm} {b.read(second, type_)}"
+    x, y = b.read(first, type_), b.read(second, type_)
+    chosen = f"select i1 {b.read(condition, 'pred')}, {llvm} {x}, {llvm} {y}"
     b.write(to, type_, b.op(chosen))
 
 
@@ -103,7 +104,7 @@ def _compare(
 def _combined(
     b: Emitter, i: Instruction, relation: str, rest: list[str], type_: str, operands: list
 ) -> tuple[str, str]:
-    """The comparison and its negation, each combined with the predicate operand where there is one."""
+    """The comparison and its negation, each combined with the predicate operand, if any."""
     test = _compare(b, i, relation, type_, operands[0], operands[1])
     opposite = b.op(f"xor i1 {test}, true")
     joins = [m for m in rest if m in ("and", "or", "xor")]

@@ -1,4 +1,6 @@
-"""Collectives: each stores what the thread brings, suspends it, and reads what the scheduler answered."""
+"""Collectives: each stores what the thread brings, suspends it, and reads what the scheduler
+answered.
+"""
 
 from __future__ import annotations
 
@@ -151,7 +153,7 @@ def _nanosleep(b: Emitter, i: Instruction) -> None:
     _wait(b, i, "YIELD")
 
 
-# ---- what the scheduler itself may call ----------------------------------------------------------------------------
+# ---- what the scheduler itself may call ----------------------------------------------------------
 
 
 def host_call(b: Emitter, name: str, arguments: list[str]) -> None:

@@ -47,7 +47,9 @@ def _machine() -> llvm.TargetMachine:
 
 
 def build(ir: str, level: int = 3) -> bytes:
-    """Optimise LLVM IR and return the object file. Raises SimError where LLVM refuses the text: a bug here."""
+    """Optimise LLVM IR and return the object file. Raises SimError where LLVM refuses the text: a
+    bug here.
+    """
     with _lock:
         machine = _machine()
         try:
@@ -73,7 +75,9 @@ def add_symbol(name: str, address: int) -> None:
 
 
 class Code:
-    """Machine code in this process; `address(name)` gives a function or variable. Lives as long as this object."""
+    """Machine code in this process; `address(name)` gives a function or variable. Lives as long as
+    this object.
+    """
 
     def __init__(self, object_file: bytes) -> None:
         with _lock:

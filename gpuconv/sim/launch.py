@@ -59,7 +59,7 @@ class Worker:
 
 
 def _template(kernel: Kernel, shared: int) -> np.ndarray:
-    """Shadow of shared memory as a block begins: 0 where nothing is written yet, 0x80 in the gaps."""
+    """Shadow of shared memory as a block begins: 0 where unwritten, 0x80 in the gaps."""
     template = np.full(shared + 32, 0x80, np.uint8)
     for _, begin, size in kernel.shared_names:
         template[begin : begin + size] = 0
@@ -107,11 +107,11 @@ class Function:
     ) -> None:
         """Run the kernel over a grid of blocks of threads and wait until it is done.
 
-        args: one per parameter; a pointer takes a sim array, a number is cast to exactly the declared type.
-        shared: bytes of dynamic shared memory. order: "forward", "reverse" or "shuffled" (by `seed`), of blocks and
-        of the threads between two barriers.
-        Raises TypeError or ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError for
-        what goes wrong inside.
+        args: one per parameter; a pointer takes a sim array, a number is cast to exactly the
+        declared type. shared: bytes of dynamic shared memory. order: "forward", "reverse" or
+        "shuffled" (by `seed`), of blocks and of the threads between two barriers. Raises TypeError
+        or ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError
+        for what goes wrong inside.
         """
         dims, threads = _dimensions("grid", grid, MAX_GRID), _dimensions("block", block, MAX_BLOCK)
         self._check_limits(threads, shared)
@@ -147,7 +147,9 @@ class Function:
                     argument._memory.shadow = None
 
     def _team(self, threads: int) -> int:
-        """How many cores: one where the order of blocks counts, or where the work is less than starting a second."""
+        """How many cores: one where the order of blocks counts, or where the work is less than
+        starting a second.
+        """
         if self.kernel.serial or threads * self._pace < _WORTHWHILE:
             return 1
         return thread_count()
@@ -217,7 +219,7 @@ class Function:
             )
         if count > self.kernel.max_threads:
             raise LaunchError(
-                f"{self.name}: its __launch_bounds__ allow {self.kernel.max_threads} threads a block, "
+                f"{self.name}: its __launch_bounds__ allow {self.kernel.max_threads} threads, "
                 f"got {threads} = {count}"
             )
         if isinstance(shared, bool) or not isinstance(shared, int | np.integer) or shared < 0:
@@ -229,7 +231,7 @@ class Function:
             )
         if self.kernel.static_shared + shared > MAX_SHARED:
             raise LaunchError(
-                f"{self.name}: {self.kernel.static_shared} static + {shared} dynamic bytes of shared "
+                f"{self.name}: {self.kernel.static_shared} static + {shared} dynamic bytes shared "
                 f"memory, no architecture has more than {MAX_SHARED}"
             )
 

@@ -1,6 +1,8 @@
-"""The records that compiled kernels, the scheduler (runtime.cu) and Python share: written once, here.
+"""The records that compiled kernels, the scheduler (runtime.cu) and Python share: written once,
+here.
 
-A kernel reads its block's record and writes its thread's; the scheduler reads both; Python fills the launch's.
+A kernel reads its block's record and writes its thread's; the scheduler reads both; Python fills
+the launch's.
 """
 
 from __future__ import annotations
@@ -146,7 +148,7 @@ def c_header() -> str:
         )
         lines.append(f"struct {record} {{ {members} }};")
         lines.append(
-            f'static_assert(sizeof({record}) == {BYTES[record]}, "{record} differs from layout.py");'
+            f'static_assert(sizeof({record}) == {BYTES[record]}, "{record}: see layout.py");'
         )
     lines.append("enum State : unsigned int { " + ", ".join(f"S_{name}" for name in STATES) + " };")
     lines.append("enum Error : unsigned int { " + ", ".join(f"E_{name}" for name in ERRORS) + " };")

@@ -1,7 +1,8 @@
 """PTX to LLVM IR text: a module, its variables and its kernels.
 
-A kernel without a collective instruction becomes a plain loop over its threads. One with a collective becomes a
-coroutine, one instance a thread, that suspends at every collective; the scheduler (runtime.cu) resumes it.
+A kernel without a collective instruction becomes a plain loop over its threads. One with a
+collective becomes a coroutine, one instance a thread, that suspends at every collective; the
+scheduler (runtime.cu) resumes it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from gpuconv.sim.program import SIZES, Instruction, Program, Sym
 def lower(
     program: Program, check: bool = False, host: bool = False, flush: bool = False
 ) -> tuple[str, Info]:
-    """LLVM IR of every entry of `program` (of every function, for `host`), and what a launch must know.
+    """LLVM IR of every entry of `program` (of every function, for `host`), and what a launch must
+    know.
 
-    flush: the processor can flush subnormals by itself. Raises UnsupportedError, naming the line, on what is not
-    modelled.
+    flush: the processor can flush subnormals by itself. Raises UnsupportedError, naming the line,
+    on what is not modelled.
     """
     module = Module(program, check, host, flush)
     return module.run(), module.info
@@ -109,4 +111,5 @@ class Module:
             parts.append(f"[{rest} x i8] zeroinitializer")
             kinds.append(f"[{rest} x i8]")
         type_ = f"<{{ {', '.join(kinds)} }}>"
-        return f'@"v.{name}" = global {type_} <{{ {", ".join(parts)} }}>, align {max(variable.align, 16)}'
+        value = f"<{{ {', '.join(parts)} }}>"
+        return f'@"v.{name}" = global {type_} {value}, align {max(variable.align, 16)}'

@@ -28,7 +28,9 @@ def _x86() -> bool:
 def _from_source(
     source: str, options: Sequence[str], arch: str, name: str, check: bool
 ) -> tuple[Info, bytes]:
-    """Compile, or find compiled. Headers of the user's are outside the key, so with them NVRTC always runs."""
+    """Compile, or find compiled. Headers of the user's are outside the key, so with them NVRTC
+    always runs.
+    """
     private = any(re.match(r"-I|--include-path|--pre-include|-include", o) for o in options)
     private |= bool(re.search(r'^\s*#\s*include\s*"', source, re.M))
     if private:
@@ -80,10 +82,10 @@ def _runtime() -> tuple[Any, Any, jit.Code]:
 class Module:
     """CUDA C++ compiled for the simulator.
 
-    source: CUDA C++ with `extern "C" __global__` kernels. options: further NVRTC options (-D..., -I...).
-    arch: the virtual architecture. name: what messages call the file. check: verify every memory access
-    (bounds, alignment, initialised) and more; slower.
-    Raises CompileError where NVRTC refuses the source, UnsupportedError where its PTX uses what is not modelled.
+    source: CUDA C++ with `extern "C" __global__` kernels. options: further NVRTC options (-D...,
+    -I...). arch: the virtual architecture. name: what messages call the file. check: verify every
+    memory access (bounds, alignment, initialised) and more; slower. Raises CompileError where NVRTC
+    refuses the source, UnsupportedError where its PTX uses what is not modelled.
 
     >>> module = Module('extern "C" __global__ void f(float* y, float a) { y[threadIdx.x] = a; }')
     >>> y = gpuconv.sim.empty(4)

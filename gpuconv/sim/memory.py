@@ -1,7 +1,7 @@
 """Device-like arrays: C-contiguous memory that kernels may touch and NumPy may not.
 
-`asarray` and `asnumpy` are the only bridges. Every allocation stands alone between guard bytes and is known by
-address, which the checked mode reads.
+`asarray` and `asnumpy` are the only bridges. Every allocation stands alone between guard bytes and
+is known by address, which the checked mode reads.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def live() -> list[_Memory]:
 
 
 class Array:
-    """An array of the simulated device. It has a shape and a dtype and no arithmetic: kernels do that."""
+    """An array of the simulated device. It has a shape and a dtype and no arithmetic: kernels do
+    that.
+    """
 
     __array_priority__ = 100.0
     __hash__ = object.__hash__
@@ -87,7 +89,9 @@ class Array:
         return self._memory.begin + self._offset
 
     def reshape(self, *shape: int | tuple[int, ...]) -> Array:
-        """The same memory under another shape; one length may be -1. Raises ValueError where the sizes differ."""
+        """The same memory under another shape; one length may be -1. Raises ValueError where the
+        sizes differ.
+        """
         wanted: list[Any] = list(
             shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         )
@@ -126,9 +130,7 @@ class Array:
     def __getitem__(self, index: int | slice) -> Array:
         """Contiguous parts along the first axis: a[i], a[i:j]."""
         if not self.shape or not isinstance(index, int | np.integer | slice):
-            raise TypeError(
-                f"a sim array takes a[i] or a[i:j] along its first axis, got {index!r}: use asnumpy first"
-            )
+            raise TypeError(f"a sim array takes a[i] or a[i:j] got {index!r}: use asnumpy first")
         row = self.nbytes // self.shape[0] if self.shape[0] else 0
         if isinstance(index, slice):
             start, stop, step = index.indices(self.shape[0])
@@ -153,7 +155,8 @@ class Array:
 
     def _refuse(self, what: str) -> NoReturn:
         raise TypeError(
-            f"{what} of a sim array is not implicit: write gpuconv.sim.asnumpy(x) to bring it to NumPy, "
+            f"{what} of a sim array is not implicit: write gpuconv.sim.asnumpy(x) to bring it to "
+            f"NumPy, "
             f"or gpuconv.sim.asarray(x) to bring a NumPy array here"
         )
 
@@ -226,7 +229,9 @@ def _shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
-    """A new array; its contents are undefined (0xFF bytes), and the checked mode reports reading them."""
+    """A new array; its contents are undefined (0xFF bytes), and the checked mode reports reading
+    them.
+    """
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"a sim array holds numbers, got dtype {kind}")
@@ -245,7 +250,9 @@ def zeros(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Ar
 
 
 def asarray(x: Any, dtype: npt.DTypeLike | None = None) -> Array:
-    """`x` (anything NumPy reads) copied to the device, C-contiguous; a sim array passes unless dtype differs."""
+    """`x` (anything NumPy reads) copied to the device, C-contiguous; a sim array passes unless
+    dtype differs.
+    """
     if isinstance(x, Array):
         if dtype is None or np.dtype(dtype) == x.dtype:
             return x

@@ -1,4 +1,6 @@
-"""The LLVM IR around a kernel's code: its frame as a loop or a coroutine, helper functions, alias metadata."""
+"""The LLVM IR around a kernel's code: its frame as a loop or a coroutine, helper functions, alias
+metadata.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from gpuconv.sim import layout
 if TYPE_CHECKING:
     from gpuconv.sim.entry import KernelFunction
 
-# Type-based alias classes: global, shared and local memory are disjoint, generic accesses may be any of them.
+# Type-based alias classes: global, shared and local memory are disjoint, generic accesses may be
+# any of them.
 METADATA = """
 !0 = !{}
 !1 = !{!11, !11, i64 0}
@@ -55,8 +58,8 @@ def loop(kernel: KernelFunction, head: list[str]) -> str:
     """A kernel without collectives: one call a thread, inlined into three nested loops."""
     name = kernel.function.name
     lines = [
-        f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) alwaysinline '
-        f"{_attributes(kernel)} {{",
+        f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) '
+        f"alwaysinline {_attributes(kernel)} {{",
         "entry:",
     ]
     lines += ["  " + line for line in (*kernel.allocas, *head)]
@@ -123,7 +126,9 @@ def _stop_on_error(kernel: KernelFunction) -> str:
 
 
 def coroutine(kernel: KernelFunction, head: list[str]) -> str:
-    """A kernel with collectives: creating it runs nothing; every resume runs one thread to its next collective."""
+    """A kernel with collectives: creating it runs nothing; every resume runs one thread to its next
+    collective.
+    """
     lines = [
         f'define void @"{kernel.function.name}"(ptr %blk, ptr %thr, ptr %mem) presplitcoroutine '
         f"{_attributes(kernel)} {{",
@@ -176,8 +181,8 @@ declare void @llvm.coro.end(ptr, i1, token)
 """
 
 _FAIL = f"""
-define internal void @sim.fail(ptr %blk, i32 %x, i32 %y, i32 %z, i32 %kind, i32 %site, i64 %address, i64 %value)
-    noinline cold nounwind {{
+define internal void @sim.fail(ptr %blk, i32 %x, i32 %y, i32 %z, i32 %kind, i32 %site,
+    i64 %address, i64 %value) noinline cold nounwind {{
   %e = getelementptr i8, ptr %blk, i64 {_block("error")}
   %old = load i32, ptr %e
   %taken = icmp ne i32 %old, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# ---- operands -----------------------------------------------------------------------------------------------------
+# ---- operands ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,9 @@ class Reg:
 
 @dataclass(frozen=True, slots=True)
 class Imm:
-    """A constant: `bits` of an integer (Python int, maybe negative) or of a 0f/0d literal (`kind` "f32", "f64")."""
+    """A constant: `bits` of an integer (Python int, maybe negative) or of a 0f/0d literal (`kind`
+    "f32", "f64").
+    """
 
     bits: int
     kind: str = "int"
@@ -76,7 +78,7 @@ class Not:
 
 Operand = Reg | Imm | Sym | Special | Address | Vector | Group | Pair | Not
 
-# ---- program ------------------------------------------------------------------------------------------------------
+# ---- program -------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -103,7 +105,9 @@ class Label:
 
 @dataclass(slots=True)
 class Variable:
-    """A .global, .const, .shared, .local or .param declaration; `count` None is an open array (extern shared)."""
+    """A .global, .const, .shared, .local or .param declaration; `count` None is an open array
+    (extern shared).
+    """
 
     space: str
     type: str

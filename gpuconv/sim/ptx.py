@@ -1,7 +1,8 @@
-"""Parser for PTX as NVRTC writes it: text in, functions of instructions out, every instruction with its source line.
+"""Parser for PTX as NVRTC writes it: text in, functions of instructions out, every instruction with
+its source line.
 
-Nested scopes (call sequences, inline assembly) are resolved here: a name declared in a scope is made unique, so what
-follows sees one flat list of labels and instructions.
+Nested scopes (call sequences, inline assembly) are resolved here: a name declared in a scope is
+made unique, so what follows sees one flat list of labels and instructions.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _blank_comments(text: str) -> str:
 
 
 def parse(text: str) -> Program:
-    """The program in `text`. Raises UnsupportedError with a PTX line number on anything it cannot read."""
+    """The program in `text`. Raises UnsupportedError with a PTX line number on anything it cannot
+    read.
+    """
     text = _blank_comments(text.replace("\0", " "))
     lines = _Lines(text)
     program = Program("", {}, {}, set(), {})
@@ -187,11 +190,13 @@ def _function(text: str, match: re.Match[str], lines: _Lines, program: Program) 
     return _body(text, end, lines, function)
 
 
-# ---- bodies -------------------------------------------------------------------------------------------------------
+# ---- bodies --------------------------------------------------------------------------------------
 
 
 def _body(text: str, position: int, lines: _Lines, function: Function) -> int:
-    """Two passes: find what each scope declares, then read the statements with those names made unique."""
+    """Two passes: find what each scope declares, then read the statements with those names made
+    unique.
+    """
     items: list[tuple[str, str, int, int]] = []  # kind, text, scope, line
     parents: list[int] = []
     stack: list[int] = []

@@ -68,12 +68,14 @@ def _near(address: int) -> str:
     if best is None:
         return "every live allocation"
     if address >= best.begin:
-        return f"every live allocation ({address - best.begin - best.nbytes} past the end of one of {best.nbytes} bytes)"
+        past = address - best.begin - best.nbytes
+        return f"every live allocation ({past} past the end of one of {best.nbytes} bytes)"
     return f"every live allocation ({best.begin - address} before one of {best.nbytes} bytes)"
 
 
 def _assertion(record, info: Info, kernel: Kernel, worker: Worker) -> str:
-    return f"assertion failed: {ctypes.string_at(int(record['error_address'])).decode(errors='replace')}"
+    text = ctypes.string_at(int(record["error_address"]))
+    return f"assertion failed: {text.decode(errors='replace')}"
 
 
 def _deadlock(record, info: Info, kernel: Kernel, worker: Worker) -> str:

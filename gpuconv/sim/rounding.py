@@ -1,9 +1,10 @@
 """Directed rounding to float, as LLVM IR.
 
-The exact result is formed in double as an unevaluated sum s + e (Knuth's two-sum; a product of two floats is exact in
-double, and the remainder of a quotient or root has the sign of its error). `s` is rounded to the nearest float, then
-stepped to its neighbour where that lies on the wrong side of s + e. "odd" rounds to the neighbour with an odd last
-bit, so that a second rounding, to a 16-bit float, is the only one that counts.
+The exact result is formed in double as an unevaluated sum s + e (Knuth's two-sum; a product of two
+floats is exact in double, and the remainder of a quotient or root has the sign of its error). `s`
+is rounded to the nearest float, then stepped to its neighbour where that lies on the wrong side of
+s + e. "odd" rounds to the neighbour with an odd last bit, so that a second rounding, to a 16-bit
+float, is the only one that counts.
 """
 
 from __future__ import annotations
