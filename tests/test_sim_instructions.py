@@ -497,6 +497,33 @@ case(
     "b32 b32 b32",
     lambda a, b, c: c + (a & 65535) * signed(b >> 16, 8) + (a >> 16) * signed(b >> 24, 8),
 )
+for t in ("u16", "s16"):
+
+    def pair(function, t=t):
+        def run(a, b):
+            low, high = (
+                (lambda v, k=k: signed(v >> k, 16) if t == "s16" else v >> k & 65535)
+                for k in (0, 16)
+            )
+            return (function(low(a), low(b)) & 65535) | (function(high(a), high(b)) & 65535) << 16
+
+        return run
+
+    case(f"add.{t}x2 d, a, b;", "b32", "b32 b32", pair(lambda x, y: x + y))
+    case(f"min.{t}x2 d, a, b;", "b32", "b32 b32", pair(min))
+    case(f"max.{t}x2 d, a, b;", "b32", "b32 b32", pair(max))
+case(
+    "vabsdiff4.u32.u32.u32 d, a, b, c;",
+    "b32",
+    "b32 b32 b32",
+    lambda a, b, c: sum(abs((a >> k & 255) - (b >> k & 255)) << k for k in (0, 8, 16, 24)),
+)
+case(
+    "vabsdiff4.u32.u32.u32.add d, a, b, c;",
+    "b32",
+    "b32 b32 b32",
+    lambda a, b, c: c + sum(abs((a >> k & 255) - (b >> k & 255)) for k in (0, 8, 16, 24)),
+)
 case(
     "{ mov.b32 d, a; .reg .b16 l, h; mov.b32 {l, h}, d; mov.b32 d, {h, l}; }",
     "b32",
@@ -884,6 +911,30 @@ for t in ("f16", "bf16"):
             )
             << s
             for s in (0, 16)
+        ),
+    )
+for t, one in (("f16", 0x3C00), ("bf16", 0x3F80)):
+    case(
+        f"set.lt.{t}.{t} d, a, b;",
+        t,
+        f"{t} {t}",
+        lambda a, b, t=t, o=one: o * (half(a, t) < half(b, t)),
+    )
+    case(
+        f"setp.geu.{t} d, a, b;",
+        "pred",
+        f"{t} {t}",
+        lambda a, b, t=t: int(not half(a, t) < half(b, t)),
+    )
+    case(
+        f"{{ .reg .b32 w, v; mov.b32 w, {{a, b}}; mov.b32 v, {{b, b}}; "
+        f"set.equ.u32.{t}x2 d, w, v; }}",
+        "b32",
+        f"{t} {t}",
+        lambda a, b, t=t: (
+            0xFFFF0000
+            | 0xFFFF
+            * (half(a, t) == half(b, t) or half(a, t) != half(a, t) or half(b, t) != half(b, t))
         ),
     )
 case("cvt.rz.bf16.f32 d, a;", "bf16", "f32", lambda a: half_bits(a, "bf16", "rz"))

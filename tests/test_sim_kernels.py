@@ -505,3 +505,22 @@ def test_float_atomics_repeat_bit_for_bit(rng, order, seed):
         module.launch("add", 40, 128, (total, x, 20_000), order=order, seed=seed)
         seen.add(sim.asnumpy(total).tobytes())
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("arch", ["compute_75", "compute_90", "compute_100", "compute_120"])
+def test_other_architectures_give_the_same_bits(rng, arch):
+    """NVRTC writes different PTX for each; a sum in a fixed order does not change."""
+    x, a = sim.asarray(rng.standard_normal(4096, np.float32)), rng.standard_normal((128, 16))
+    a, results = sim.asarray(a, np.float32), []
+    for given in (arch, "compute_80"):
+        out, c = sim.empty(4), sim.empty((128, 128))
+        sim.Module(REDUCE, arch=given).launch("total", 4, 256, (out, x, 4096))
+        arguments = (c, a, a, 128, 128, 16)
+        sim.Module(SGEMM, arch=given).launch("sgemm", (1, 1), 256, arguments)
+        y = sim.empty(4096)
+        sim.Module(MATH, arch=given).launch("math", 16, 256, (y, x, 4096, 5))
+        pieces = sim.empty(12)
+        values = (pieces, bytes(16), 5, -3, 600, 1.5, True)
+        sim.Module(PIECES, arch=given).launch("pieces", 1, 12, values)
+        results.append([sim.asnumpy(r).tobytes() for r in (out, c, y, pieces)])
+    assert results[0] == results[1]

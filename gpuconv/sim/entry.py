@@ -76,7 +76,7 @@ class KernelFunction(Body):
         at = 0
         for p in f.params:
             at = -(-at // p.align) * p.align
-            pointer = is_pointer(f, p) if p.size == 8 and not p.array else False
+            pointer = p.pointer or is_pointer(f, p) if p.size == 8 and not p.array else False
             parameters.append(Parameter(p.name, p.type, at, p.size, p.array, pointer))
             at += p.size
         shared, end, real, dynamic = self._place_shared(program)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gpuconv.sim.emit import TYPES, Emitter, bits_of
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
-from gpuconv.sim.program import Imm, Instruction
+from gpuconv.sim.program import Imm, Instruction, Operand
 
+PACKED = {"u16x2", "s16x2"}
 INTEGERS = {"u16", "s16", "u32", "s32", "u64", "s64"}
 
 
@@ -23,6 +26,9 @@ def _three(b: Emitter, i: Instruction, type_: str) -> tuple[str, str, str]:
 
 def _add(b: Emitter, i: Instruction) -> None:
     """add, sub: wrap around, saturate with .sat (s32), or write the carry with .cc."""
+    if i.mods[-1] in PACKED:
+        _packed(b, i)
+        return
     if i.mods[-1] in FLOATS:
         float_arithmetic(b, i)
         return
@@ -174,6 +180,9 @@ def _abs(b: Emitter, i: Instruction) -> None:
 
 def _min(b: Emitter, i: Instruction) -> None:
     """min, max"""
+    if i.mods[-1] in PACKED:
+        _packed(b, i)
+        return
     if i.mods[-1] in FLOATS:
         float_arithmetic(b, i)
         return
@@ -412,7 +421,56 @@ def _dp(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", total)
 
 
+def _lanes(b: Emitter, i: Instruction, bits: int, function: Callable[..., str]) -> str:
+    """A function applied to each lane of two packed words."""
+    result = "0"
+    for place in range(0, 32, bits):
+        x, y = (b.op(f"trunc i32 {_shifted(b, o, place)} to i{bits}") for o in i.operands[1:3])
+        piece = b.op(f"zext i{bits} {function(x, y)} to i32")
+        result = b.op(f"or i32 {result}, {b.op(f'shl i32 {piece}, {place}')}")
+    return result
+
+
+def _shifted(b: Emitter, operand: Operand, place: int) -> str:
+    return b.op(f"lshr i32 {b.read(operand, 'b32')}, {place}")
+
+
+def _packed(b: Emitter, i: Instruction) -> None:
+    """add, min, max of two 16-bit integers packed in a word"""
+    b.need(i.op in ("add", "min", "max") and len(i.mods) == 1)
+    sign = i.mods[0][0]
+
+    def one(x: str, y: str) -> str:
+        if i.op == "add":
+            return b.op(f"add i16 {x}, {y}")
+        return b.call("i16", f"llvm.{sign}{i.op}.i16", f"i16 {x}", f"i16 {y}")
+
+    b.write(i.operands[0], "b32", _lanes(b, i, 16, one))
+
+
+def _vabsdiff4(b: Emitter, i: Instruction) -> None:
+    """vabsdiff4.type.type.type d, a, b, c: |a - b| of each byte; .add sums them into c"""
+    types = [m for m in i.mods if m != "add"]
+    b.need(len(types) == 3 and len(set(types)) == 1 and types[0] in ("u32", "s32"))
+    b.need("add" in i.mods or types[0] == "u32")
+    sign = types[0][0]
+
+    def one(x: str, y: str) -> str:
+        high = b.call("i8", f"llvm.{sign}max.i8", f"i8 {x}", f"i8 {y}")
+        low = b.call("i8", f"llvm.{sign}min.i8", f"i8 {x}", f"i8 {y}")
+        return b.op(f"sub i8 {high}, {low}")
+
+    total = _lanes(b, i, 8, one)
+    if "add" in i.mods:
+        parts = [b.op(f"and i32 {b.op(f'lshr i32 {total}, {k}')}, 255") for k in (0, 8, 16, 24)]
+        total = b.read(i.operands[3], "b32")
+        for part in parts:
+            total = b.op(f"add i32 {total}, {part}")
+    b.write(i.operands[0], "b32", total)
+
+
 TABLE = {
+    "vabsdiff4": _vabsdiff4,
     "add": _add,
     "sub": _add,
     "addc": _addc,

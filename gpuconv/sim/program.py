@@ -118,6 +118,7 @@ class Variable:
     init: list = field(default_factory=list)
     extern: bool = False
     array: bool = False
+    pointer: bool = False
 
 
 @dataclass(slots=True)

@@ -136,6 +136,7 @@ def _variable(text: str, line: int) -> Variable:
         init,
         "extern" in match["link"],
         bool(dims),
+        ".ptr" in attrs,
     )
 
 
@@ -269,7 +270,7 @@ class _Reader:
             variable.name = self._declare(variable.name, scope)
             self.function.variables.append(variable)
             return
-        match = re.match(r"\.reg\s+(?:\.v[24]\s+)?\.(\w+)\s+(.*)", text, re.S)
+        match = re.match(r"\.reg\s*(?:\.v[24]\s+)?\.(\w+)\s+(.*)", text, re.S)
         if match is None or ".v2" in text or ".v4" in text:
             raise UnsupportedError(f"PTX line {line}: cannot read the registers {text!r}")
         for name in match.group(2).split(","):
