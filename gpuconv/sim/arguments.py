@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.sim.lower import Kernel, Parameter
+from gpuconv.sim.info import Kernel, Parameter
 from gpuconv.sim.memory import Array
 
-_FLOATS = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
+_FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
 
 def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
-    """The parameter bytes for `args`. Raises TypeError or ValueError naming the argument that does not fit."""
+    """The parameter bytes for `args`. Raises TypeError or ValueError naming the argument that does
+    not fit.
+    """
     if len(args) != len(kernel.parameters):
         raise TypeError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(args)}")
     space = np.zeros(max(kernel.parameter_bytes, 1) + 16, np.uint8)
@@ -35,17 +37,25 @@ def _bytes(where: str, parameter: Parameter, value: Any) -> bytes:
             raise TypeError(f"{where} is a number ({parameter.type}), got a sim array")
         return value.ptr.to_bytes(8, "little")
     if isinstance(value, np.ndarray) and value.ndim:
-        raise TypeError(f"{where} got a NumPy array: bring it to the device with gpuconv.sim.asarray first")
+        raise TypeError(
+            f"{where} got a NumPy array: bring it to the device with gpuconv.sim.asarray first"
+        )
     if parameter.pointer:
-        raise TypeError(f"{where} is a pointer: give a sim array, got {value!r} ({type(value).__name__})")
+        raise TypeError(
+            f"{where} is a pointer: give a sim array, got {value!r} ({type(value).__name__})"
+        )
     if parameter.type in _FLOATS:
         return _float(where, parameter.type, value)
     return _integer(where, parameter, value)
 
 
 def _float(where: str, type_: str, value: Any) -> bytes:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{where} is {type_}: give a number, got {value!r} ({type(value).__name__})")
+    if isinstance(value, bool | np.bool_) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
+        raise TypeError(
+            f"{where} is {type_}: give a number, got {value!r} ({type(value).__name__})"
+        )
     with np.errstate(over="ignore"):
         cast = _FLOATS[type_](value)
     if np.isinf(cast) and not np.isinf(float(value)):
@@ -55,7 +65,9 @@ def _float(where: str, type_: str, value: Any) -> bytes:
 
 def _integer(where: str, parameter: Parameter, value: Any) -> bytes:
     if not isinstance(value, int | np.integer | np.bool_):
-        raise TypeError(f"{where} is an integer ({parameter.type}): got {value!r} ({type(value).__name__})")
+        raise TypeError(
+            f"{where} is an integer ({parameter.type}): got {value!r} ({type(value).__name__})"
+        )
     bits, number = parameter.size * 8, int(value)
     # PTX says u32 for a C int too, so either sign's range is accepted
     if not -(1 << bits - 1) <= number < 1 << bits:

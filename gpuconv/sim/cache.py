@@ -1,7 +1,8 @@
-"""Compiled kernels on disk, so that a second run starts at once. A file that cannot be read or written is no error.
+"""Compiled kernels on disk, so that a second run starts at once. A file that cannot be read or
+written is no error.
 
-One file an entry: SHA-256 of the rest, length of the JSON, JSON, machine code. Written aside and renamed, so a
-reader sees a whole entry or none.
+One file an entry: SHA-256 of the rest, length of the JSON, JSON, machine code. Written aside and
+renamed, so a reader sees a whole entry or none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CUDA C++ to PTX or cubin, through NVRTC: no GPU, no driver, no C++ compiler needed.
 
-One OPTIONS tuple serves the simulator and the cubins, and holds what CuPy adds by itself (-ftz=true), so subnormals
-are treated alike wherever a kernel runs.
+One OPTIONS tuple serves the simulator and the cubins, and holds what CuPy adds by itself
+(-ftz=true), so subnormals are treated alike wherever a kernel runs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,32 @@ def available() -> str:
         _nvrtc().nvrtcVersion()
     except ImportError as error:
         return f"the simulator needs NVRTC: pip install 'gpuconv[sim]' ({error})"
-    except Exception as error:  # the binding raises its own types where the library is missing or too old
+    except (
+        Exception
+    ) as error:  # the binding raises its own types where the library is missing or too old
         return f"NVRTC is installed but does not answer: {' '.join(str(error).split())}"
     return ""
 
 
-def ptx(source: str, options: Sequence[str] = (), arch: str = DEFAULT_ARCH, name: str = "kernel.cu") -> str:
+def to_ptx(
+    source: str, options: Sequence[str] = (), arch: str = DEFAULT_ARCH, name: str = "kernel.cu"
+) -> str:
     """The PTX of CUDA C++ `source`. Raises CompileError with NVRTC's log."""
-    return _build(source, options, arch, name, "PTX").decode().rstrip("\0 \n") + "\n"
+    text = _build(source, options, arch, name, "PTX").decode().rstrip("\0 \n") + "\n"
+    here = os.path.join(
+        os.getcwd(), ""
+    )  # -lineinfo writes the working directory: no part of the program
+    return re.sub(r'^(\s*\.file\s+\d+\s+")' + re.escape(here), r"\1", text, flags=re.M)
 
 
-def cubin(source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu") -> bytes:
-    """Machine code of `source` for one architecture (sm_80, sm_90a, ...). Raises CompileError with NVRTC's log."""
+def to_cubin(
+    source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu"
+) -> bytes:
+    """Machine code of `source` for one architecture (sm_80, sm_90a, ...). Raises CompileError with
+    NVRTC's log.
+    """
     if not re.fullmatch(r"sm_\d+[af]?", arch):
-        raise ValueError(f"cubin: arch must look like 'sm_80', got {arch!r}")
+        raise ValueError(f"to_cubin: arch must look like 'sm_80', got {arch!r}")
     return _build(source, options, arch, name, "CUBIN")
 
 
@@ -55,7 +67,9 @@ def compiler_version() -> str:
 
 @cache
 def include_path() -> str:
-    """The folder of cuda_fp16.h and its kin from the nvidia-cuda-runtime wheel, or "" where it is not installed."""
+    """The folder of cuda_fp16.h and its kin from the nvidia-cuda-runtime wheel, or "" where it is
+    not installed.
+    """
     spec = importlib.util.find_spec("nvidia")
     for root in spec.submodule_search_locations or () if spec else ():
         for folder in ("cu13", "cuda_runtime"):
@@ -66,15 +80,17 @@ def include_path() -> str:
 
 
 @cache
-def _nvrtc():  # type: ignore[no-untyped-def]
-    from cuda.bindings import nvrtc
+def _nvrtc():
+    from cuda.bindings import nvrtc  # type: ignore[import-untyped]
 
     return nvrtc
 
 
 def _build(source: str, options: Sequence[str], arch: str, name: str, what: str) -> bytes:
     if isinstance(options, str):
-        raise TypeError(f"options must be a sequence of strings, got the string {options!r}: write ({options!r},)")
+        raise TypeError(
+            f"options must be a sequence of strings, got {options!r}: write ({options!r},)"
+        )
     try:
         nvrtc = _nvrtc()
     except ImportError as error:
@@ -86,7 +102,9 @@ def _build(source: str, options: Sequence[str], arch: str, name: str, what: str)
         flags.append(f"-I{include_path()}")
     program = _call(nvrtc, "nvrtcCreateProgram", source.encode(), name.encode(), 0, [], [])
     try:
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
+        (status,) = nvrtc.nvrtcCompileProgram(
+            program, len(flags), [flag.encode() for flag in flags]
+        )
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             log = _fetch(nvrtc, "ProgramLog", program).decode(errors="replace").rstrip("\0 \n")
             raise CompileError(_first_error(name, log, str(status)), log)
@@ -102,14 +120,14 @@ def _first_error(name: str, log: str, status: str) -> str:
     return f"NVRTC refused {name}: {' '.join(log.split())[:300] or status}"
 
 
-def _call(nvrtc, function: str, *arguments):  # type: ignore[no-untyped-def]
+def _call(nvrtc, function: str, *arguments):
     status, *values = getattr(nvrtc, function)(*arguments)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise CompileError(f"{function} failed: {status}")
     return values[0] if len(values) == 1 else values
 
 
-def _fetch(nvrtc, what: str, program) -> bytes:  # type: ignore[no-untyped-def]
+def _fetch(nvrtc, what: str, program) -> bytes:
     size = _call(nvrtc, f"nvrtcGet{what}Size", program)
     buffer = b"\0" * size
     (status,) = getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)

@@ -1,16 +1,20 @@
-"""What an instruction's lowering needs: read an operand, write a register, form an address, emit a line of LLVM IR.
+"""What an instruction's lowering needs: read an operand, write a register, form an address, emit a
+line of LLVM IR.
 
-A virtual register is an `alloca` of its declared width (float where only floats use it); LLVM's mem2reg does the rest.
+A virtual register is an `alloca` of its declared width (float where only floats use it); LLVM's
+mem2reg does the rest.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gpuconv.sim import layout
 from gpuconv.sim.errors import UnsupportedError
-from gpuconv.sim.ptx import (
+from gpuconv.sim.info import Info
+from gpuconv.sim.program import (
     SIZES,
     Address,
     Function,
@@ -18,17 +22,49 @@ from gpuconv.sim.ptx import (
     Instruction,
     Not,
     Operand,
+    Program,
     Reg,
     Special,
     Sym,
     Variable,
 )
 
-TYPES = {"pred": "i1", "b8": "i8", "u8": "i8", "s8": "i8", "b16": "i16", "u16": "i16", "s16": "i16", "b32": "i32",
-         "u32": "i32", "s32": "i32", "b64": "i64", "u64": "i64", "s64": "i64", "b128": "i128", "f16": "half",
-         "bf16": "bfloat", "f32": "float", "f64": "double", "f16x2": "<2 x half>", "bf16x2": "<2 x bfloat>"}
-WIDTH = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "i128": 128, "half": 16, "bfloat": 16, "float": 32,
-         "double": 64, "<2 x half>": 32, "<2 x bfloat>": 32}
+TYPES = {
+    "pred": "i1",
+    "b8": "i8",
+    "u8": "i8",
+    "s8": "i8",
+    "b16": "i16",
+    "u16": "i16",
+    "s16": "i16",
+    "b32": "i32",
+    "u32": "i32",
+    "s32": "i32",
+    "b64": "i64",
+    "u64": "i64",
+    "s64": "i64",
+    "b128": "i128",
+    "f16": "half",
+    "bf16": "bfloat",
+    "f32": "float",
+    "f64": "double",
+    "f16x2": "<2 x half>",
+    "bf16x2": "<2 x bfloat>",
+}
+WIDTH = {
+    "i1": 1,
+    "i8": 8,
+    "i16": 16,
+    "i32": 32,
+    "i64": 64,
+    "i128": 128,
+    "half": 16,
+    "bfloat": 16,
+    "float": 32,
+    "double": 64,
+    "<2 x half>": 32,
+    "<2 x bfloat>": 32,
+}
 
 
 def bits_of(type_: str) -> int:
@@ -42,24 +78,43 @@ class Frame:
 
     function: Function
     prefix: str
-    variables: dict[str, str] = field(default_factory=dict)  # local and parameter space: name to LLVM pointer
+    variables: dict[str, str] = field(
+        default_factory=dict
+    )  # local and parameter space: name to LLVM pointer
     types: dict[str, str] = field(default_factory=dict)  # register to LLVM type
     leave: str = "exit"
 
 
 @dataclass(slots=True)
 class Options:
-    """How to lower: with checks, with the processor's own flush-to-zero, as a function of the scheduler."""
+    """How to lower: with checks, with the processor's own flush-to-zero, as a function of the
+    scheduler.
+    """
 
     check: bool = False
     flush_in_hardware: bool = False
     host: bool = False
 
 
+class Module(Protocol):
+    """What an emitter asks of the module it belongs to (lower.py)."""
+
+    program: Program
+    x86: bool
+    flush: bool
+    check: bool
+    info: Info
+
+    def declare(self, type_: str, name: str, arguments: list[str]) -> None: ...
+    def where(self, instruction: Instruction | None) -> str: ...
+    def site(self, instruction: Instruction) -> int: ...
+    def global_name(self, name: str) -> str: ...
+
+
 class Emitter:
     """Text of one LLVM function under construction."""
 
-    def __init__(self, options: Options, module) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, options: Options, module: Module) -> None:
         self.options = options
         self.module = module
         self.allocas: list[str] = []
@@ -148,8 +203,12 @@ class Emitter:
         want = TYPES[type_]
         if isinstance(operand, Reg):
             pointer, have = self.slot(operand)
-            self.need(WIDTH[have] >= WIDTH[want], f"'{self.instruction.text}' reading a narrower register"
-                      if self.instruction else "")
+            self.need(
+                WIDTH[have] >= WIDTH[want],
+                f"'{self.instruction.text}' reading a narrower register"
+                if self.instruction
+                else "",
+            )
             return self.reshape(self.op(f"load {have}, ptr {pointer}"), have, want)
         if isinstance(operand, Not):
             return self.op(f"xor i1 {self.read(operand.operand, 'pred')}, true")
@@ -173,7 +232,9 @@ class Emitter:
         return f"bitcast (i{width} {bits & ((1 << width) - 1)} to {want})"
 
     def write(self, operand: Operand, type_: str, value: str) -> None:
-        """Put `value`, of PTX type `type_`, into a register; a wider register is sign- or zero-extended."""
+        """Put `value`, of PTX type `type_`, into a register; a wider register is sign- or
+        zero-extended.
+        """
         self.need(isinstance(operand, Reg))
         assert isinstance(operand, Reg)
         if operand.name == "_":
@@ -190,13 +251,15 @@ class Emitter:
         if name == "WARP_SZ":
             return "32"
         for prefix in ("%tid.", "%ntid.", "%ctaid.", "%nctaid."):
-            if name.startswith(prefix) and name[len(prefix):] in ("x", "y", "z"):
+            if name.startswith(prefix) and name[len(prefix) :] in ("x", "y", "z"):
                 if prefix == "%tid.":
                     return self.specials[name]
                 return self.block_field(prefix[1:-1], "xyz".index(name[-1]))
         if name in ("%laneid", "%warpid"):
             linear = self.linear_thread()
-            return self.op(f"and i32 {linear}, 31" if name == "%laneid" else f"lshr i32 {linear}, 5")
+            return self.op(
+                f"and i32 {linear}, 31" if name == "%laneid" else f"lshr i32 {linear}, 5"
+            )
         if name == "%nwarpid":
             threads = self.op(f"add i32 {self.block_field('nthreads')}, 31")
             return self.op(f"lshr i32 {threads}, 5")

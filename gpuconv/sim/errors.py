@@ -1,4 +1,4 @@
-"""What the simulator raises. Every message is one line: what came, what was expected, the way out."""
+"""What the simulator raises: one line each, what came, what was expected, the way out."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpuconv.sim import rounding
 from gpuconv.sim.emit import TYPES, Emitter, bits_of
 from gpuconv.sim.isa_float import flush, narrow, widen
-from gpuconv.sim.ptx import Instruction
+from gpuconv.sim.program import Instruction
 
 _INTEGERS = {"u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"}
 _HALF = {"f16", "bf16"}
@@ -39,7 +39,9 @@ def _integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
         wide = 128
         value = b.op(f"{'sext' if source[0] == 's' else 'zext'} {have} {value} to i{wide}")
         bits = bits_of(to)
-        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
+        low, high = (
+            (-(1 << bits - 1), (1 << bits - 1) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
+        )
         value = b.call("i128", "llvm.smax.i128", f"i128 {value}", f"i128 {low}")
         value = b.call("i128", "llvm.smin.i128", f"i128 {value}", f"i128 {high}")
         have = "i128"
@@ -59,7 +61,7 @@ def _source_float(b: Emitter, i: Instruction, source: str) -> tuple[str, str]:
 
 
 def _to_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
-    """Round, clamp to the range; NaN gives 0, or the top bit alone where either side has 64 bits."""
+    """Round, clamp to the range; NaN gives 0, or the top bit where either side has 64 bits."""
     mode = _mode(i, tuple(_WHOLE), "")
     b.need(mode != "", f"'{i.name}' (float to integer without a rounding)")
     value, llvm = _source_float(b, i, source)
@@ -96,7 +98,9 @@ def _from_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
 
 
 def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) -> str:
-    """An integer as float in a directed rounding: the high and low 32 bits are each exact in double."""
+    """An integer as float in a directed rounding: the high and low 32 bits are each exact in
+    double.
+    """
     wide = b.reshape(value, have, "i128", signed=verb == "sitofp")
     low = b.op(f"and i64 {b.op(f'trunc i128 {wide} to i64')}, 4294967295")
     low = b.op(f"sitofp i64 {low} to double")

@@ -1,14 +1,14 @@
 """Floating-point arithmetic: f32 with and without .ftz, f64, and the 16-bit formats.
 
-Approximate instructions (ex2.approx, rcp.approx, ...) give the correctly rounded or libm value: within the error that
-PTX allows, not the hardware's bits.
+Approximate instructions (ex2.approx, rcp.approx, ...) give the correctly rounded or libm value:
+within the error that PTX allows, not the hardware's bits.
 """
 
 from __future__ import annotations
 
 from gpuconv.sim import rounding
 from gpuconv.sim.emit import TYPES, Emitter
-from gpuconv.sim.ptx import Instruction, Operand
+from gpuconv.sim.program import Instruction, Operand
 
 HALVES = {"f16": "f16", "bf16": "bf16", "f16x2": "f16", "bf16x2": "bf16"}
 FLOATS = {"f32", "f64", *HALVES}
@@ -26,7 +26,9 @@ def read(b: Emitter, operand: Operand, type_: str, ftz: bool) -> str:
 
 
 def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = False) -> None:
-    """Saturate and flush a result as the instruction says, then write it. force: the processor did not flush it."""
+    """Saturate and flush a result as the instruction says, then write it. force: the processor did
+    not flush it.
+    """
     if "ftz" in i.mods and type_ == "f32" and (force or not b.options.flush_in_hardware):
         value = flush(b, value)
     if "sat" in i.mods:
@@ -50,7 +52,9 @@ def _mode(b: Emitter, i: Instruction, allowed: set[str]) -> str:
     return next((m for m in i.mods if m in _ROUNDINGS), "rn")
 
 
-def _directed(b: Emitter, i: Instruction, type_: str, what: str, mode: str, values: list[str]) -> None:
+def _directed(
+    b: Emitter, i: Instruction, type_: str, what: str, mode: str, values: list[str]
+) -> None:
     b.need(type_ == "f32", f"'{i.name}' (directed rounding of double)")
     for needed in rounding.NEEDS:
         b.module.declare(*needed)
@@ -119,20 +123,29 @@ def _rsqrt(b: Emitter, i: Instruction, type_: str) -> None:
     finish(b, i, type_, value)
 
 
-_FUNCTIONS = {"ex2": "llvm.exp2.f32", "lg2": "llvm.log2.f32", "sin": "llvm.sin.f32", "cos": "llvm.cos.f32",
-              "tanh": "tanhf"}
+_FUNCTIONS = {
+    "ex2": "llvm.exp2.f32",
+    "lg2": "llvm.log2.f32",
+    "sin": "llvm.sin.f32",
+    "cos": "llvm.cos.f32",
+    "tanh": "tanhf",
+}
 
 
 def _function(b: Emitter, i: Instruction, type_: str) -> None:
     """ex2, lg2, sin, cos, tanh .approx"""
     b.need(type_ == "f32" and set(i.mods[:-1]) <= {"approx", "ftz"})
     x = b.read(i.operands[1], type_)
-    x = flush(b, x) if "ftz" in i.mods else x  # libm looks at bits: the processor's flushing is not enough
+    x = (
+        flush(b, x) if "ftz" in i.mods else x
+    )  # libm looks at bits: the processor's flushing is not enough
     finish(b, i, type_, b.call("float", _FUNCTIONS[i.op], f"float {x}"), force=True)
 
 
 def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
-    """min, max: the number where one is NaN, or NaN with .NaN; -0 < +0; .xorsign.abs compares magnitudes"""
+    """min, max: the number where one is NaN, or NaN with .NaN; -0 < +0; .xorsign.abs compares
+    magnitudes
+    """
     b.need(set(i.mods[:-1]) <= {"ftz", "NaN", "xorsign", "abs"})
     llvm = TYPES[type_]
     values = [b.read(o, type_) for o in i.operands[1:]]
@@ -170,24 +183,40 @@ def _copysign(b: Emitter, i: Instruction) -> None:
     type_ = i.mods[-1]
     b.need(type_ in ("f32", "f64") and len(i.mods) == 1)
     llvm, sign, size = TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
-    b.write(i.operands[0], type_, b.call(llvm, f"llvm.copysign.{type_}", f"{llvm} {size}", f"{llvm} {sign}"))
+    b.write(
+        i.operands[0],
+        type_,
+        b.call(llvm, f"llvm.copysign.{type_}", f"{llvm} {size}", f"{llvm} {sign}"),
+    )
 
 
-_CLASSES = {"finite": 0x1F8, "infinite": 0x204, "number": 0x3FC, "notanumber": 0x003, "normal": 0x108,
-            "subnormal": 0x090}
+_CLASSES = {
+    "finite": 0x1F8,
+    "infinite": 0x204,
+    "number": 0x3FC,
+    "notanumber": 0x003,
+    "normal": 0x108,
+    "subnormal": 0x090,
+}
 
 
 def _testp(b: Emitter, i: Instruction) -> None:
-    """testp.{finite,infinite,number,notanumber,normal,subnormal}; zero counts as neither normal nor subnormal"""
+    """testp.{finite,infinite,number,notanumber,normal,subnormal}; zero counts as neither normal nor
+    subnormal
+    """
     kind, type_ = i.mods
     b.need(kind in _CLASSES and type_ in ("f32", "f64"))
     llvm = TYPES[type_]
-    value = b.call("i1", f"llvm.is.fpclass.{type_}", f"{llvm} {b.read(i.operands[1], type_)}",
-                   f"i32 {_CLASSES[kind]}")
+    value = b.call(
+        "i1",
+        f"llvm.is.fpclass.{type_}",
+        f"{llvm} {b.read(i.operands[1], type_)}",
+        f"i32 {_CLASSES[kind]}",
+    )
     b.write(i.operands[0], "pred", value)
 
 
-# ---- 16-bit formats: each lane goes to float, is computed there (or exactly), and is rounded once ------------------
+# ---- 16-bit formats: each lane goes to float, is computed there (or exactly), and is rounded once
 
 
 def widen(b: Emitter, bits: str, format_: str) -> str:
@@ -223,7 +252,9 @@ def _half(b: Emitter, i: Instruction, type_: str) -> None:
     for lane in range(lanes):
         pieces = sources
         if lanes == 2:
-            pieces = [b.op(f"trunc i32 {b.op(f'lshr i32 {s}, {16 * lane}')} to i16") for s in sources]
+            pieces = [
+                b.op(f"trunc i32 {b.op(f'lshr i32 {s}, {16 * lane}')} to i16") for s in sources
+            ]
         bits = _half_lane(b, i, format_, pieces)
         if lanes == 1:
             b.write(i.operands[0], "b16", bits)
@@ -235,7 +266,8 @@ def _half(b: Emitter, i: Instruction, type_: str) -> None:
 
 def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> str:
     if i.op in ("abs", "neg") and "ftz" not in i.mods:
-        return b.op(f"{'and' if i.op == 'abs' else 'xor'} i16 {pieces[0]}, {32767 if i.op == 'abs' else -32768}")
+        change = "and i16 32767" if i.op == "abs" else "xor i16 -32768"
+        return b.op(f"{change}, {pieces[0]}")
     values = [widen(b, p, format_) for p in pieces]
     if "ftz" in i.mods:
         values = [_flush_half(b, v, format_) for v in values]
@@ -250,7 +282,11 @@ def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> s
         value = b.call("float", _FUNCTIONS[i.op], f"float {values[0]}")
     elif i.op in ("abs", "neg"):
         value = values[0]
-        value = b.op(f"fneg float {value}") if i.op == "neg" else b.call("float", "llvm.fabs.f32", f"float {value}")
+        value = (
+            b.op(f"fneg float {value}")
+            if i.op == "neg"
+            else b.call("float", "llvm.fabs.f32", f"float {value}")
+        )
     else:
         raise b.unsupported()
     if "sat" in i.mods:
@@ -276,21 +312,44 @@ def _exact(b: Emitter, op: str, values: list[str]) -> str:
         return b.call("float", "sim.round.fma.odd", *(f"float {v}" for v in values))
     if op == "sub":
         values = [values[0], b.op(f"fneg float {values[1]}")]
-    return b.call("float", "sim.round.fma.odd", f"float {values[0]}", "float 1.0", f"float {values[1]}")
+    return b.call(
+        "float", "sim.round.fma.odd", f"float {values[0]}", "float 1.0", f"float {values[1]}"
+    )
 
 
 def _flush_half(b: Emitter, value: str, format_: str) -> str:
     """A widened 16-bit float with that format's subnormals flushed."""
     if format_ == "bf16":
         return flush(b, value)
-    small = b.op(f"fcmp olt float {b.call('float', 'llvm.fabs.f32', f'float {value}')}, 0x3F10000000000000")
+    small = b.op(
+        f"fcmp olt float {b.call('float', 'llvm.fabs.f32', f'float {value}')}, 0x3F10000000000000"
+    )
     zero = b.call("float", "llvm.copysign.f32", "float 0.0", f"float {value}")
     return b.op(f"select i1 {small}, float {zero}, float {value}")
 
 
-_FLOAT = {"add": _binary, "sub": _binary, "mul": _binary, "fma": _fma, "mad": _fma, "div": _divide, "rcp": _divide,
-          "sqrt": _sqrt, "rsqrt": _rsqrt, "ex2": _function, "lg2": _function, "sin": _function, "cos": _function,
-          "tanh": _function, "min": _extreme, "max": _extreme, "abs": _sign, "neg": _sign}
+_FLOAT = {
+    "add": _binary,
+    "sub": _binary,
+    "mul": _binary,
+    "fma": _fma,
+    "mad": _fma,
+    "div": _divide,
+    "rcp": _divide,
+    "sqrt": _sqrt,
+    "rsqrt": _rsqrt,
+    "ex2": _function,
+    "lg2": _function,
+    "sin": _function,
+    "cos": _function,
+    "tanh": _function,
+    "min": _extreme,
+    "max": _extreme,
+    "abs": _sign,
+    "neg": _sign,
+}
 
-TABLE = {name: float_arithmetic for name in ("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh")}
+TABLE = dict.fromkeys(
+    ("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh"), float_arithmetic
+)
 TABLE |= {"copysign": _copysign, "testp": _testp}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gpuconv.sim.emit import TYPES, Emitter, bits_of
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
-from gpuconv.sim.ptx import Imm, Instruction
+from gpuconv.sim.program import Imm, Instruction, Operand
 
+PACKED = {"u16x2", "s16x2"}
 INTEGERS = {"u16", "s16", "u32", "s32", "u64", "s64"}
 
 
@@ -23,6 +26,9 @@ def _three(b: Emitter, i: Instruction, type_: str) -> tuple[str, str, str]:
 
 def _add(b: Emitter, i: Instruction) -> None:
     """add, sub: wrap around, saturate with .sat (s32), or write the carry with .cc."""
+    if i.mods[-1] in PACKED:
+        _packed(b, i)
+        return
     if i.mods[-1] in FLOATS:
         float_arithmetic(b, i)
         return
@@ -31,7 +37,9 @@ def _add(b: Emitter, i: Instruction) -> None:
     verb = i.op
     if "sat" in i.mods:
         b.need(type_ == "s32")
-        b.write(i.operands[0], type_, b.call("i32", f"llvm.s{verb}.sat.i32", f"i32 {x}", f"i32 {y}"))
+        b.write(
+            i.operands[0], type_, b.call("i32", f"llvm.s{verb}.sat.i32", f"i32 {x}", f"i32 {y}")
+        )
         return
     value = b.op(f"{verb} {llvm} {x}, {y}")
     if "cc" in i.mods:
@@ -134,7 +142,7 @@ def _mul24(b: Emitter, i: Instruction) -> None:
 
 
 def _div(b: Emitter, i: Instruction) -> None:
-    """div, rem: by zero gives all ones and the dividend (an error with checks); INT_MIN / -1 wraps."""
+    """div, rem: by zero: all ones, the dividend (with checks an error); INT_MIN / -1 wraps."""
     if i.mods[-1] in FLOATS:
         float_arithmetic(b, i)
         return
@@ -172,13 +180,20 @@ def _abs(b: Emitter, i: Instruction) -> None:
 
 def _min(b: Emitter, i: Instruction) -> None:
     """min, max"""
+    if i.mods[-1] in PACKED:
+        _packed(b, i)
+        return
     if i.mods[-1] in FLOATS:
         float_arithmetic(b, i)
         return
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
     sign = "s" if type_[0] == "s" else "u"
-    b.write(i.operands[0], type_, b.call(llvm, f"llvm.{sign}{i.op}.{llvm}", f"{llvm} {x}", f"{llvm} {y}"))
+    b.write(
+        i.operands[0],
+        type_,
+        b.call(llvm, f"llvm.{sign}{i.op}.{llvm}", f"{llvm} {x}", f"{llvm} {y}"),
+    )
 
 
 def _sad(b: Emitter, i: Instruction) -> None:
@@ -246,7 +261,9 @@ def _lop3(b: Emitter, i: Instruction) -> None:
     for row in range(8):
         if table >> row & 1:
             term = b.op(f"and i32 {x if row & 4 else inverse[x]}, {y if row & 2 else inverse[y]}")
-            terms = b.op(f"or i32 {terms}, {b.op(f'and i32 {term}, {z if row & 1 else inverse[z]}')}")
+            terms = b.op(
+                f"or i32 {terms}, {b.op(f'and i32 {term}, {z if row & 1 else inverse[z]}')}"
+            )
     b.write(i.operands[0], "b32", terms)
 
 
@@ -265,7 +282,9 @@ def _count(b: Emitter, i: Instruction) -> None:
 
 
 def _bfind(b: Emitter, i: Instruction) -> None:
-    """bfind{.shiftamt}: place of the highest set bit (of the highest bit unlike the sign), else all ones"""
+    """bfind{.shiftamt}: place of the highest set bit (of the highest bit unlike the sign), else all
+    ones
+    """
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"}, {"shiftamt"})
     llvm, bits, x = TYPES[type_], bits_of(type_), b.read(i.operands[1], type_)
     if type_[0] == "s":
@@ -301,7 +320,11 @@ def _bfe(b: Emitter, i: Instruction) -> None:
     """bfe d, a, place, length: the field, filled with its sign (s) or zeros (u)"""
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"})
     llvm, bits = TYPES[type_], bits_of(type_)
-    x, place, length = b.read(i.operands[1], type_), _byte(b, i.operands[2], llvm), _byte(b, i.operands[3], llvm)
+    x, place, length = (
+        b.read(i.operands[1], type_),
+        _byte(b, i.operands[2], llvm),
+        _byte(b, i.operands[3], llvm),
+    )
     mask = _low_bits(b, llvm, length)
     value = b.op(f"and {llvm} {_shift_or_zero(b, 'lshr', llvm, x, place)}, {mask}")
     if type_[0] == "s":
@@ -309,7 +332,8 @@ def _bfe(b: Emitter, i: Instruction) -> None:
         last = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {last}", f"{llvm} {bits - 1}")
         sign = b.op(f"trunc {llvm} {b.op(f'lshr {llvm} {x}, {last}')} to i1")
         sign = b.op(f"and i1 {sign}, {b.op(f'icmp ne {llvm} {length}, 0')}")
-        # past the end of the word every bit is the sign; inside the field only those above its length
+        # past the end of the word every bit is the sign; inside the field only those
+        # above its length
         left = b.call(llvm, f"llvm.usub.sat.{llvm}", f"{llvm} {bits}", f"{llvm} {place}")
         kept = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {left}", f"{llvm} {length}")
         fill = b.op(f"xor {llvm} {_low_bits(b, llvm, kept)}, -1")
@@ -359,7 +383,9 @@ def _szext(b: Emitter, i: Instruction) -> None:
 
 
 def _prmt(b: Emitter, i: Instruction) -> None:
-    """prmt.b32 d, a, b, selector: four bytes chosen from b:a; bit 3 of a choice copies the byte's sign"""
+    """prmt.b32 d, a, b, selector: four bytes chosen from b:a; bit 3 of a choice copies the byte's
+    sign
+    """
     b.need(i.mods == ("b32",), f"'{i.name}' (prmt with a mode)")
     x, y, selector = (b.read(o, "b32") for o in i.operands[1:4])
     both = b.op(f"shl i64 {b.op(f'zext i32 {y} to i64')}, 32")
@@ -378,23 +404,107 @@ def _prmt(b: Emitter, i: Instruction) -> None:
 
 
 def _dp(b: Emitter, i: Instruction) -> None:
-    """dp4a, dp2a{.lo,.hi}: c + the dot product of four bytes (of two 16-bit numbers with two bytes)"""
+    """dp4a, dp2a{.lo,.hi}: c + the dot product of four bytes, or of two halves with two bytes"""
     *flags, first, second = i.mods
     x, y, total = (b.read(o, "b32") for o in i.operands[1:4])
     wide = 8 if i.op == "dp4a" else 16
     start = 16 if "hi" in flags else 0
     for n in range(32 // wide):
         values = []
-        for value, type_, width, place in ((x, first, wide, n * wide), (y, second, 8, start + 8 * n)):
+        for value, type_, width, place in (
+            (x, first, wide, n * wide),
+            (y, second, 8, start + 8 * n),
+        ):
             piece = b.op(f"trunc i32 {b.op(f'lshr i32 {value}, {place}')} to i{width}")
             values.append(b.op(f"{'sext' if type_ == 's32' else 'zext'} i{width} {piece} to i32"))
         total = b.op(f"add i32 {total}, {b.op(f'mul i32 {values[0]}, {values[1]}')}")
     b.write(i.operands[0], "b32", total)
 
 
-TABLE = {"add": _add, "sub": _add, "addc": _addc, "subc": _addc, "mul": _mul, "mad": _mul, "madc": _madc,
-         "mul24": _mul24, "mad24": _mul24, "div": _div, "rem": _div, "abs": _abs, "neg": _abs, "min": _min,
-         "max": _min, "sad": _sad, "and": _logic, "or": _logic, "xor": _logic, "not": _logic, "cnot": _logic,
-         "shl": _shift, "shr": _shift, "shf": _shf, "lop3": _lop3, "popc": _count, "clz": _count, "brev": _count,
-         "bfind": _bfind, "bfe": _bfe, "bfi": _bfi, "bmsk": _bmsk, "szext": _szext, "prmt": _prmt, "dp4a": _dp,
-         "dp2a": _dp}
+def _lanes(b: Emitter, i: Instruction, bits: int, function: Callable[..., str]) -> str:
+    """A function applied to each lane of two packed words."""
+    result = "0"
+    for place in range(0, 32, bits):
+        x, y = (b.op(f"trunc i32 {_shifted(b, o, place)} to i{bits}") for o in i.operands[1:3])
+        piece = b.op(f"zext i{bits} {function(x, y)} to i32")
+        result = b.op(f"or i32 {result}, {b.op(f'shl i32 {piece}, {place}')}")
+    return result
+
+
+def _shifted(b: Emitter, operand: Operand, place: int) -> str:
+    return b.op(f"lshr i32 {b.read(operand, 'b32')}, {place}")
+
+
+def _packed(b: Emitter, i: Instruction) -> None:
+    """add, min, max of two 16-bit integers packed in a word"""
+    b.need(i.op in ("add", "min", "max") and len(i.mods) == 1)
+    sign = i.mods[0][0]
+
+    def one(x: str, y: str) -> str:
+        if i.op == "add":
+            return b.op(f"add i16 {x}, {y}")
+        return b.call("i16", f"llvm.{sign}{i.op}.i16", f"i16 {x}", f"i16 {y}")
+
+    b.write(i.operands[0], "b32", _lanes(b, i, 16, one))
+
+
+def _vabsdiff4(b: Emitter, i: Instruction) -> None:
+    """vabsdiff4.type.type.type d, a, b, c: |a - b| of each byte; .add sums them into c"""
+    types = [m for m in i.mods if m != "add"]
+    b.need(len(types) == 3 and len(set(types)) == 1 and types[0] in ("u32", "s32"))
+    b.need("add" in i.mods or types[0] == "u32")
+    sign = types[0][0]
+
+    def one(x: str, y: str) -> str:
+        high = b.call("i8", f"llvm.{sign}max.i8", f"i8 {x}", f"i8 {y}")
+        low = b.call("i8", f"llvm.{sign}min.i8", f"i8 {x}", f"i8 {y}")
+        return b.op(f"sub i8 {high}, {low}")
+
+    total = _lanes(b, i, 8, one)
+    if "add" in i.mods:
+        parts = [b.op(f"and i32 {b.op(f'lshr i32 {total}, {k}')}, 255") for k in (0, 8, 16, 24)]
+        total = b.read(i.operands[3], "b32")
+        for part in parts:
+            total = b.op(f"add i32 {total}, {part}")
+    b.write(i.operands[0], "b32", total)
+
+
+TABLE = {
+    "vabsdiff4": _vabsdiff4,
+    "add": _add,
+    "sub": _add,
+    "addc": _addc,
+    "subc": _addc,
+    "mul": _mul,
+    "mad": _mul,
+    "madc": _madc,
+    "mul24": _mul24,
+    "mad24": _mul24,
+    "div": _div,
+    "rem": _div,
+    "abs": _abs,
+    "neg": _abs,
+    "min": _min,
+    "max": _min,
+    "sad": _sad,
+    "and": _logic,
+    "or": _logic,
+    "xor": _logic,
+    "not": _logic,
+    "cnot": _logic,
+    "shl": _shift,
+    "shr": _shift,
+    "shf": _shf,
+    "lop3": _lop3,
+    "popc": _count,
+    "clz": _count,
+    "brev": _count,
+    "bfind": _bfind,
+    "bfe": _bfe,
+    "bfi": _bfi,
+    "bmsk": _bmsk,
+    "szext": _szext,
+    "prmt": _prmt,
+    "dp4a": _dp,
+    "dp2a": _dp,
+}

@@ -1,10 +1,12 @@
-"""Collectives: each stores what the thread brings, suspends it, and reads what the scheduler answered."""
+"""Collectives: each stores what the thread brings, suspends it, and reads what the scheduler
+answered.
+"""
 
 from __future__ import annotations
 
 from gpuconv.sim import layout
 from gpuconv.sim.emit import TYPES, Emitter
-from gpuconv.sim.ptx import Imm, Instruction, Operand, Pair
+from gpuconv.sim.program import Imm, Instruction, Operand, Pair
 
 _BAR_RED = {"popc": 1, "and": 2, "or": 3}
 _SHUFFLE = {"up": 0, "down": 1, "bfly": 2, "idx": 3}
@@ -47,8 +49,16 @@ def _bar(b: Emitter, i: Instruction) -> None:
     b.need(kind in ("sync", "arrive", "red") and 1 <= len(operands) <= 2)
     count = b.read(operands[1], "u32") if len(operands) == 2 else "0"
     reduction = _BAR_RED[words[1]] if kind == "red" else 0
-    _wait(b, i, "ARRIVE" if kind == "arrive" else "BARRIER", a=b.read(operands[0], "u32"), b=count,
-          c=str(reduction), pred=given, mask=str(ALL_THREADS if aligned else UNALIGNED))
+    _wait(
+        b,
+        i,
+        "ARRIVE" if kind == "arrive" else "BARRIER",
+        a=b.read(operands[0], "u32"),
+        b=count,
+        c=str(reduction),
+        pred=given,
+        mask=str(ALL_THREADS if aligned else UNALIGNED),
+    )
     if to is not None and words[1] == "popc":
         b.write(to, "u32", _result(b))
     elif to is not None:
@@ -57,11 +67,22 @@ def _bar(b: Emitter, i: Instruction) -> None:
 
 def _shfl(b: Emitter, i: Instruction) -> None:
     """shfl.sync.{up,down,bfly,idx}.b32 d|p, a, lane, clamp, mask"""
-    b.need(len(i.mods) == 3 and i.mods[0] == "sync" and i.mods[2] == "b32", f"'{i.name}' (use the .sync form)")
+    b.need(
+        len(i.mods) == 3 and i.mods[0] == "sync" and i.mods[2] == "b32",
+        f"'{i.name}' (use the .sync form)",
+    )
     to, source, lane, clamp, mask = i.operands
     value = b.op(f"zext i32 {b.read(source, 'b32')} to i64")
-    _wait(b, i, "SHUFFLE", value=value, a=str(_SHUFFLE[i.mods[1]]), b=b.read(lane, "u32"), c=b.read(clamp, "u32"),
-          mask=b.read(mask, "u32"))
+    _wait(
+        b,
+        i,
+        "SHUFFLE",
+        value=value,
+        a=str(_SHUFFLE[i.mods[1]]),
+        b=b.read(lane, "u32"),
+        c=b.read(clamp, "u32"),
+        mask=b.read(mask, "u32"),
+    )
     result, inside = (to.first, to.second) if isinstance(to, Pair) else (to, None)
     b.write(result, "b32", _result(b))  # type: ignore[arg-type]
     if inside is not None:
@@ -90,11 +111,23 @@ def _match(b: Emitter, i: Instruction) -> None:
 
 def _redux(b: Emitter, i: Instruction) -> None:
     """redux.sync.{add,min,max,and,or,xor}.type d, a, mask"""
-    b.need(len(i.mods) == 3 and i.mods[0] == "sync" and i.mods[1] in _REDUX and i.mods[2] in ("u32", "s32", "b32"))
+    b.need(
+        len(i.mods) == 3
+        and i.mods[0] == "sync"
+        and i.mods[1] in _REDUX
+        and i.mods[2] in ("u32", "s32", "b32")
+    )
     to, source, mask = i.operands
     value = b.op(f"zext i32 {b.read(source, 'b32')} to i64")
-    _wait(b, i, "REDUX", value=value, a=str(_REDUX[i.mods[1]]), b=str(int(i.mods[2] == "s32")),
-          mask=b.read(mask, "u32"))
+    _wait(
+        b,
+        i,
+        "REDUX",
+        value=value,
+        a=str(_REDUX[i.mods[1]]),
+        b=str(int(i.mods[2] == "s32")),
+        mask=b.read(mask, "u32"),
+    )
     b.write(to, "b32", _result(b))
 
 
@@ -120,14 +153,16 @@ def _nanosleep(b: Emitter, i: Instruction) -> None:
     _wait(b, i, "YIELD")
 
 
-# ---- what the scheduler itself may call ----------------------------------------------------------------------------
+# ---- what the scheduler itself may call ----------------------------------------------------------
 
 
 def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
     """A call that only runtime.cu makes: into a kernel, or to set the processor's float mode."""
     pointers = [b.pointer(a) for a in arguments]
     if name == "sim_resume":
-        step = b.op(f"load ptr, ptr {pointers[0]}")  # a coroutine frame begins with its resume function
+        step = b.op(
+            f"load ptr, ptr {pointers[0]}"
+        )  # a coroutine frame begins with its resume function
         b.emit(f"call void {step}(ptr {pointers[0]})")
     elif name == "sim_create":
         b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, ptr {pointers[2]}, ptr {pointers[3]})")
@@ -135,12 +170,25 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
         b.emit(f"call void {pointers[0]}(ptr {pointers[1]})")
     elif name in ("sim_get_mode", "sim_set_mode"):
         if b.module.x86:
-            b.call("void", f"llvm.x86.sse.{'st' if name == 'sim_get_mode' else 'ld'}mxcsr", f"ptr {pointers[0]}")
+            b.call(
+                "void",
+                f"llvm.x86.sse.{'st' if name == 'sim_get_mode' else 'ld'}mxcsr",
+                f"ptr {pointers[0]}",
+            )
     else:
         raise b.unsupported(f"the call of {name}")
 
 
-TABLE = {"bar": _bar, "barrier": _bar, "shfl": _shfl, "vote": _vote, "match": _match, "redux": _redux,
-         "activemask": _activemask, "elect": _elect, "nanosleep": _nanosleep}
+TABLE = {
+    "bar": _bar,
+    "barrier": _bar,
+    "shfl": _shfl,
+    "vote": _vote,
+    "match": _match,
+    "redux": _redux,
+    "activemask": _activemask,
+    "elect": _elect,
+    "nanosleep": _nanosleep,
+}
 
 __all__ = ["TABLE", "Imm", "host_call"]

@@ -1,6 +1,8 @@
-"""The records that compiled kernels, the scheduler (runtime.cu) and Python share: written once, here.
+"""The records that compiled kernels, the scheduler (runtime.cu) and Python share: written once,
+here.
 
-A kernel reads its block's record and writes its thread's; the scheduler reads both; Python fills the launch's.
+A kernel reads its block's record and writes its thread's; the scheduler reads both; Python fills
+the launch's.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("frame_stride", "u8", 1),
         ("launch", "u8", 1),
         ("index", "u8", 1),  # linear block index
+        ("shared_template", "u8", 1),  # what the shadow is when a block begins
         ("shared_shadow", "u8", 1),  # one byte per shared byte, check mode
         ("table", "u8", 1),  # live allocations, check mode
         ("table_length", "u8", 1),
@@ -75,9 +78,38 @@ RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
     ),
 }
 
-STATES = ("RUN", "DONE", "BARRIER", "ARRIVE", "WARP", "SHUFFLE", "VOTE", "MATCH", "REDUX", "ACTIVE", "YIELD")
-ERRORS = ("NONE", "TRAP", "ASSERT", "DEADLOCK", "DIVERGENT", "EARLY_EXIT", "MASK", "BARRIER_COUNT", "BOUNDS_GLOBAL",
-          "BOUNDS_SHARED", "BOUNDS_LOCAL", "MISALIGNED", "UNINITIALISED", "DIVISION", "DISAGREE", "STACK", "READ_ONLY")
+STATES = (
+    "RUN",
+    "DONE",
+    "BARRIER",
+    "ARRIVE",
+    "WARP",
+    "SHUFFLE",
+    "VOTE",
+    "MATCH",
+    "REDUX",
+    "ACTIVE",
+    "YIELD",
+)
+ERRORS = (
+    "NONE",
+    "TRAP",
+    "ASSERT",
+    "DEADLOCK",
+    "DIVERGENT",
+    "EARLY_EXIT",
+    "MASK",
+    "BARRIER_COUNT",
+    "BOUNDS_GLOBAL",
+    "BOUNDS_SHARED",
+    "BOUNDS_LOCAL",
+    "MISALIGNED",
+    "UNINITIALISED",
+    "DIVISION",
+    "DISAGREE",
+    "STACK",
+    "READ_ONLY",
+)
 
 
 def _place(fields: tuple[tuple[str, str, int], ...]) -> tuple[dict[str, int], int]:
@@ -97,21 +129,27 @@ BYTES = {name: _place(fields)[1] for name, fields in RECORDS.items()}
 def dtype(record: str) -> np.dtype:
     """The NumPy structure of a record."""
     fields = RECORDS[record]
-    return np.dtype({
-        "names": [name for name, _, _ in fields],
-        "formats": [(kind, (count,)) if count > 1 else kind for _, kind, count in fields],
-        "offsets": [OFFSETS[record][name] for name, _, _ in fields],
-        "itemsize": BYTES[record],
-    })
+    return np.dtype(
+        {
+            "names": [name for name, _, _ in fields],
+            "formats": [(kind, (count,)) if count > 1 else kind for _, kind, count in fields],
+            "offsets": [OFFSETS[record][name] for name, _, _ in fields],
+            "itemsize": BYTES[record],
+        }
+    )
 
 
 def c_header() -> str:
     """The records and codes as C++, put before runtime.cu."""
     lines = []
     for record, fields in RECORDS.items():
-        members = " ".join(f"{_C[kind]} {name}{f'[{count}]' if count > 1 else ''};" for name, kind, count in fields)
+        members = " ".join(
+            f"{_C[kind]} {name}{f'[{count}]' if count > 1 else ''};" for name, kind, count in fields
+        )
         lines.append(f"struct {record} {{ {members} }};")
-        lines.append(f'static_assert(sizeof({record}) == {BYTES[record]}, "{record} differs from layout.py");')
+        lines.append(
+            f'static_assert(sizeof({record}) == {BYTES[record]}, "{record}: see layout.py");'
+        )
     lines.append("enum State : unsigned int { " + ", ".join(f"S_{name}" for name in STATES) + " };")
     lines.append("enum Error : unsigned int { " + ", ".join(f"E_{name}" for name in ERRORS) + " };")
     return "\n".join(lines) + "\n"

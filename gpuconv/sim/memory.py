@@ -1,12 +1,14 @@
 """Device-like arrays: C-contiguous memory that kernels may touch and NumPy may not.
 
-`asarray` and `asnumpy` are the only bridges. Every allocation stands alone between guard bytes and is known by
-address, which the checked mode reads.
+`asarray` and `asnumpy` are the only bridges. Every allocation stands alone between guard bytes and
+is known by address, which the checked mode reads.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
+from collections import deque
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,7 +18,10 @@ GUARD = 512  # bytes before and after an allocation that belong to nobody
 ALIGN = 256  # as cudaMalloc
 POISON = 0xFF  # what fresh memory holds: NaN as a float, -1 as an integer
 
-_live: dict[int, _Memory] = {}
+quarantine = False  # set by the checked mode: freed memory is not handed out again at once
+_HELD = 64 << 20  # bytes in quarantine at most
+_freed: deque[np.ndarray] = deque()
+_live: weakref.WeakValueDictionary[int, _Memory] = weakref.WeakValueDictionary()
 
 
 class _Memory:
@@ -29,25 +34,34 @@ class _Memory:
         self.begin = -(-start // ALIGN) * ALIGN
         offset = self.begin - self._raw.ctypes.data
         self.bytes = self._raw[offset : offset + nbytes]
-        self.shadow: np.ndarray | None = None  # one byte a byte: written or not; None: taken as written
+        self.shadow: np.ndarray | None = (
+            None  # one byte a byte: written or not; None: taken as written
+        )
         _live[self.begin] = self
 
     def __del__(self) -> None:
-        _live.pop(self.begin, None)
+        if quarantine and self._raw.nbytes <= _HELD:
+            _freed.append(self._raw)
+            while sum(raw.nbytes for raw in _freed) > _HELD or len(_freed) > 256:
+                _freed.popleft()
 
 
 def live() -> list[_Memory]:
     """Every allocation there is, by address."""
-    return [memory for _, memory in sorted(list(_live.items()))]
+    return sorted(_live.values(), key=lambda memory: memory.begin)
 
 
 class Array:
-    """An array of the simulated device. It has a shape and a dtype and no arithmetic: kernels do that."""
+    """An array of the simulated device. It has a shape and a dtype and no arithmetic: kernels do
+    that.
+    """
 
     __array_priority__ = 100.0
     __hash__ = object.__hash__
 
-    def __init__(self, memory: _Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(
+        self, memory: _Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
         self._memory = memory
         self._offset = offset
         self.shape = shape
@@ -75,20 +89,28 @@ class Array:
         return self._memory.begin + self._offset
 
     def reshape(self, *shape: int | tuple[int, ...]) -> Array:
-        """The same memory under another shape; one length may be -1. Raises ValueError where the sizes differ."""
-        wanted = list(shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+        """The same memory under another shape; one length may be -1. Raises ValueError where the
+        sizes differ.
+        """
+        wanted: list[Any] = list(
+            shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        )
         if wanted.count(-1) == 1:
             known = math.prod(n for n in wanted if n != -1)
             wanted[wanted.index(-1)] = self.size // known if known else 0
         if math.prod(wanted) != self.size or any(n < 0 for n in wanted):
-            raise ValueError(f"reshape: {self.size} elements of shape {self.shape} do not fill {tuple(wanted)}")
+            raise ValueError(
+                f"reshape: {self.size} elements of shape {self.shape} do not fill {tuple(wanted)}"
+            )
         return Array(self._memory, self._offset, tuple(int(n) for n in wanted), self.dtype)
 
     def view(self, dtype: npt.DTypeLike) -> Array:
         """The same bytes as another dtype of the same width."""
         other = np.dtype(dtype)
         if other.itemsize != self.itemsize:
-            raise ValueError(f"view: {self.dtype} has {self.itemsize} bytes, {other} has {other.itemsize}")
+            raise ValueError(
+                f"view: {self.dtype} has {self.itemsize} bytes, {other} has {other.itemsize}"
+            )
         return Array(self._memory, self._offset, self.shape, other)
 
     def copy(self) -> Array:
@@ -108,16 +130,23 @@ class Array:
     def __getitem__(self, index: int | slice) -> Array:
         """Contiguous parts along the first axis: a[i], a[i:j]."""
         if not self.shape or not isinstance(index, int | np.integer | slice):
-            raise TypeError(f"a sim array takes a[i] or a[i:j] along its first axis, got {index!r}: use asnumpy first")
+            raise TypeError(f"a sim array takes a[i] or a[i:j] got {index!r}: use asnumpy first")
         row = self.nbytes // self.shape[0] if self.shape[0] else 0
         if isinstance(index, slice):
             start, stop, step = index.indices(self.shape[0])
             if step != 1:
                 raise ValueError(f"a sim array is contiguous: slices take step 1, got {step}")
-            return Array(self._memory, self._offset + start * row, (max(stop - start, 0), *self.shape[1:]), self.dtype)
+            return Array(
+                self._memory,
+                self._offset + start * row,
+                (max(stop - start, 0), *self.shape[1:]),
+                self.dtype,
+            )
         if not -self.shape[0] <= index < self.shape[0]:
             raise IndexError(f"index {index} is out of bounds for axis 0 with size {self.shape[0]}")
-        return Array(self._memory, self._offset + index % self.shape[0] * row, self.shape[1:], self.dtype)
+        return Array(
+            self._memory, self._offset + index % self.shape[0] * row, self.shape[1:], self.dtype
+        )
 
     def __repr__(self) -> str:
         return f"sim.Array(shape={self.shape}, dtype={self.dtype})"
@@ -125,8 +154,11 @@ class Array:
     # ---- what would mix it with NumPy, refused as CuPy does ----
 
     def _refuse(self, what: str) -> NoReturn:
-        raise TypeError(f"{what} of a sim array is not implicit: write gpuconv.sim.asnumpy(x) to bring it to NumPy, "
-                        f"or gpuconv.sim.asarray(x) to bring a NumPy array here")
+        raise TypeError(
+            f"{what} of a sim array is not implicit: write gpuconv.sim.asnumpy(x) to bring it to "
+            f"NumPy, "
+            f"or gpuconv.sim.asarray(x) to bring a NumPy array here"
+        )
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("conversion to a NumPy array")
@@ -159,8 +191,21 @@ def _refusing(name: str) -> Any:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift",
-              "rshift"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
     for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
         setattr(Array, _form, _refusing(_form))
 for _name in ("neg", "pos", "abs", "invert", "lt", "le", "gt", "ge", "eq", "ne", "setitem"):
@@ -184,7 +229,9 @@ def _shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
-    """A new array; its contents are undefined (0xFF bytes), and the checked mode reports reading them."""
+    """A new array; its contents are undefined (0xFF bytes), and the checked mode reports reading
+    them.
+    """
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"a sim array holds numbers, got dtype {kind}")
@@ -203,7 +250,9 @@ def zeros(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Ar
 
 
 def asarray(x: Any, dtype: npt.DTypeLike | None = None) -> Array:
-    """`x` (anything NumPy reads) copied to the device, C-contiguous; a sim array passes unless dtype differs."""
+    """`x` (anything NumPy reads) copied to the device, C-contiguous; a sim array passes unless
+    dtype differs.
+    """
     if isinstance(x, Array):
         if dtype is None or np.dtype(dtype) == x.dtype:
             return x

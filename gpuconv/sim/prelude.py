@@ -1,4 +1,6 @@
-"""The LLVM IR around a kernel's code: its frame as a loop or a coroutine, helper functions, alias metadata."""
+"""The LLVM IR around a kernel's code: its frame as a loop or a coroutine, helper functions, alias
+metadata.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from typing import TYPE_CHECKING
 from gpuconv.sim import layout
 
 if TYPE_CHECKING:
-    from gpuconv.sim.lower import _KernelFunction
+    from gpuconv.sim.entry import KernelFunction
 
-# Type-based alias classes: global, shared and local memory are disjoint, generic accesses may be any of them.
+# Type-based alias classes: global, shared and local memory are disjoint, generic accesses may be
+# any of them.
 METADATA = """
 !0 = !{}
 !1 = !{!11, !11, i64 0}
@@ -24,7 +27,14 @@ METADATA = """
 !14 = !{!"shared", !12}
 !15 = !{!"local", !12}
 """
-ALIAS = {"global": "!2", "const": "!2", "shared": "!3", "local": "!4", "generic": "!5", "param": "!5"}
+ALIAS = {
+    "global": "!2",
+    "const": "!2",
+    "shared": "!3",
+    "local": "!4",
+    "generic": "!5",
+    "param": "!5",
+}
 
 
 def _block(name: str, index: int = 0) -> int:
@@ -35,19 +45,28 @@ def _thread(name: str, index: int = 0) -> int:
     return layout.OFFSETS["Thread"][name] + 4 * index
 
 
-def _attributes(kernel: _KernelFunction) -> str:
-    flush = ' "denormal-fp-math-f32"="preserve-sign,preserve-sign"' if kernel.options.flush_in_hardware else ""
+def _attributes(kernel: KernelFunction) -> str:
+    flush = (
+        ' "denormal-fp-math-f32"="preserve-sign,preserve-sign"'
+        if kernel.options.flush_in_hardware
+        else ""
+    )
     return f"nounwind{flush}"
 
 
-def loop(kernel: _KernelFunction, head: list[str]) -> str:
+def loop(kernel: KernelFunction, head: list[str]) -> str:
     """A kernel without collectives: one call a thread, inlined into three nested loops."""
     name = kernel.function.name
-    lines = [f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) alwaysinline '
-             f"{_attributes(kernel)} {{", "entry:"]
+    lines = [
+        f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) '
+        f"alwaysinline {_attributes(kernel)} {{",
+        "entry:",
+    ]
     lines += ["  " + line for line in (*kernel.allocas, *head)]
     lines += ["  br label %start", "start:", *kernel.code, "exit:", "  ret void", "}"]
-    return "\n".join(lines) + f"""
+    return (
+        "\n".join(lines)
+        + f"""
 define void @"{name}"(ptr %blk) {_attributes(kernel)} {{
 entry:
   %px = getelementptr i8, ptr %blk, i64 {_block("ntid", 0)}
@@ -95,9 +114,10 @@ plane.next:
 done:
   ret void
 }}"""
+    )
 
 
-def _stop_on_error(kernel: _KernelFunction) -> str:
+def _stop_on_error(kernel: KernelFunction) -> str:
     if not any("@sim." in line for line in kernel.code):
         return "  br label %cell.next"
     return """  %e = load i32, ptr %pe
@@ -105,29 +125,50 @@ def _stop_on_error(kernel: _KernelFunction) -> str:
   br i1 %failed, label %done, label %cell.next"""
 
 
-def coroutine(kernel: _KernelFunction, head: list[str]) -> str:
-    """A kernel with collectives: creating it runs nothing; every resume runs one thread to its next collective."""
-    lines = [f'define void @"{kernel.function.name}"(ptr %blk, ptr %thr, ptr %mem) presplitcoroutine '
-             f"{_attributes(kernel)} {{", "entry:",
-             "  %id = call token @llvm.coro.id(i32 16, ptr null, ptr null, ptr null)",
-             "  %size = call i64 @llvm.coro.size.i64()",
-             "  %hdl = call noalias ptr @llvm.coro.begin(token %id, ptr %mem)"]
+def coroutine(kernel: KernelFunction, head: list[str]) -> str:
+    """A kernel with collectives: creating it runs nothing; every resume runs one thread to its next
+    collective.
+    """
+    lines = [
+        f'define void @"{kernel.function.name}"(ptr %blk, ptr %thr, ptr %mem) presplitcoroutine '
+        f"{_attributes(kernel)} {{",
+        "entry:",
+        "  %id = call token @llvm.coro.id(i32 16, ptr null, ptr null, ptr null)",
+        "  %size = call i64 @llvm.coro.size.i64()",
+        "  %hdl = call noalias ptr @llvm.coro.begin(token %id, ptr %mem)",
+    ]
     lines += ["  " + line for line in kernel.allocas]
-    lines += [f"  %sp = getelementptr i8, ptr %thr, i64 {_thread('frame_size')}", "  store i64 %size, ptr %sp",
-              f"  %hp = getelementptr i8, ptr %thr, i64 {_thread('handle')}", "  store ptr %hdl, ptr %hp",
-              "  %first = call i8 @llvm.coro.suspend(token none, i1 false)",
-              "  switch i8 %first, label %suspended [i8 0, label %begin i8 1, label %cleanup]", "begin:"]
+    lines += [
+        f"  %sp = getelementptr i8, ptr %thr, i64 {_thread('frame_size')}",
+        "  store i64 %size, ptr %sp",
+        f"  %hp = getelementptr i8, ptr %thr, i64 {_thread('handle')}",
+        "  store ptr %hdl, ptr %hp",
+        "  %first = call i8 @llvm.coro.suspend(token none, i1 false)",
+        "  switch i8 %first, label %suspended [i8 0, label %begin i8 1, label %cleanup]",
+        "begin:",
+    ]
     lines += ["  " + line for line in head]
     for number, axis in enumerate("xyz"):
         lines.append(f"  %tp.{axis} = getelementptr i8, ptr %thr, i64 {_thread('tid', number)}")
         lines.append(f"  %tid.{axis} = load i32, ptr %tp.{axis}, !invariant.load !0")
-    lines += ["  br label %start", "start:", *kernel.code, "exit:",
-              f"  %stp = getelementptr i8, ptr %thr, i64 {_thread('state')}",
-              f"  store i32 {layout.state('DONE')}, ptr %stp, !tbaa !1",
-              "  %last = call i8 @llvm.coro.suspend(token none, i1 true)",
-              "  switch i8 %last, label %suspended [i8 0, label %never i8 1, label %cleanup]",
-              "never:", "  unreachable", "cleanup:", "  br label %suspended", "suspended:",
-              "  call void @llvm.coro.end(ptr %hdl, i1 false, token none)", "  ret void", "}"]
+    lines += [
+        "  br label %start",
+        "start:",
+        *kernel.code,
+        "exit:",
+        f"  %stp = getelementptr i8, ptr %thr, i64 {_thread('state')}",
+        f"  store i32 {layout.state('DONE')}, ptr %stp, !tbaa !1",
+        "  %last = call i8 @llvm.coro.suspend(token none, i1 true)",
+        "  switch i8 %last, label %suspended [i8 0, label %never i8 1, label %cleanup]",
+        "never:",
+        "  unreachable",
+        "cleanup:",
+        "  br label %suspended",
+        "suspended:",
+        "  call void @llvm.coro.end(ptr %hdl, i1 false, token none)",
+        "  ret void",
+        "}",
+    ]
     return "\n".join(lines)
 
 
@@ -140,8 +181,8 @@ declare void @llvm.coro.end(ptr, i1, token)
 """
 
 _FAIL = f"""
-define internal void @sim.fail(ptr %blk, i32 %x, i32 %y, i32 %z, i32 %kind, i32 %site, i64 %address, i64 %value)
-    noinline cold nounwind {{
+define internal void @sim.fail(ptr %blk, i32 %x, i32 %y, i32 %z, i32 %kind, i32 %site,
+    i64 %address, i64 %value) noinline cold nounwind {{
   %e = getelementptr i8, ptr %blk, i64 {_block("error")}
   %old = load i32, ptr %e
   %taken = icmp ne i32 %old, 0
@@ -198,10 +239,8 @@ define internal double @sim.saturate.f64(double %x) alwaysinline nounwind {
 """
 
 
-def text(body: str, check: bool) -> str:
+def text(body: str) -> str:
     """The helpers that `body` uses."""
-    from gpuconv.sim import checks
-
     parts = []
     if "@llvm.coro" in body:
         parts.append(_COROUTINE)
@@ -211,6 +250,4 @@ def text(body: str, check: bool) -> str:
         from gpuconv.sim import rounding
 
         parts.append(rounding.text())
-    if check:
-        parts.append(checks.text())
     return "\n".join(parts)

@@ -1,167 +1,52 @@
-"""Parser for PTX as NVRTC writes it: text in, functions of instructions out, every instruction with its source line.
+"""Parser for PTX as NVRTC writes it: text in, functions of instructions out, every instruction with
+its source line.
 
-Nested scopes (call sequences, inline assembly) are resolved here: a name declared in a scope is made unique, so what
-follows sees one flat list of labels and instructions.
+Nested scopes (call sequences, inline assembly) are resolved here: a name declared in a scope is
+made unique, so what follows sees one flat list of labels and instructions.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, field
 
 from gpuconv.sim.errors import UnsupportedError
+from gpuconv.sim.program import (
+    SIZES,
+    Address,
+    Function,
+    Group,
+    Imm,
+    Instruction,
+    Label,
+    Not,
+    Operand,
+    Pair,
+    Program,
+    Reg,
+    Special,
+    Sym,
+    Variable,
+    Vector,
+)
 
-# ---- operands -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Reg:
-    """A virtual register, or `_`, which swallows what is written to it."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Imm:
-    """A constant: `bits` of an integer (Python int, maybe negative) or of a 0f/0d literal (`kind` "f32", "f64")."""
-
-    bits: int
-    kind: str = "int"
-
-
-@dataclass(frozen=True, slots=True)
-class Sym:
-    """A variable, parameter, function or label, plus a byte offset."""
-
-    name: str
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Special:
-    """A read-only register of the machine: %tid.x, %laneid, ..."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """[base + offset]; base is a register, a symbol, or None for an absolute address."""
-
-    base: Reg | Sym | None
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """{a, b, ...}"""
-
-    items: tuple
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """(a, b, ...): the arguments or results of a call."""
-
-    items: tuple
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """a|b: two destinations."""
-
-    first: object
-    second: object
-
-
-@dataclass(frozen=True, slots=True)
-class Not:
-    """!p"""
-
-    operand: Reg
-
-
-Operand = Reg | Imm | Sym | Special | Address | Vector | Group | Pair | Not
-
-# ---- program ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Instruction:
-    """One PTX instruction; `op` is the first word of its name, `mods` the rest."""
-
-    op: str
-    mods: tuple[str, ...]
-    operands: list[Operand]
-    guard: Reg | Not | None
-    loc: tuple[int, int]
-    line: int
-    text: str
-
-    @property
-    def name(self) -> str:
-        return ".".join((self.op, *self.mods))
-
-
-@dataclass(slots=True)
-class Label:
-    name: str
-
-
-@dataclass(slots=True)
-class Variable:
-    """A .global, .const, .shared, .local or .param declaration; `count` None is an open array (extern shared)."""
-
-    space: str
-    type: str
-    name: str
-    align: int
-    count: int | None
-    size: int
-    init: list = field(default_factory=list)
-    extern: bool = False
-    array: bool = False
-
-
-@dataclass(slots=True)
-class Function:
-    name: str
-    entry: bool
-    params: list[Variable]
-    results: list[Variable]
-    directives: dict[str, tuple[int, ...]]
-    registers: dict[str, str] = field(default_factory=dict)
-    variables: list[Variable] = field(default_factory=list)
-    tables: dict[str, list[str]] = field(default_factory=dict)
-    body: list[Instruction | Label] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Program:
-    target: str
-    functions: dict[str, Function]
-    variables: dict[str, Variable]
-    declared: set[str]
-    files: dict[int, str]
-
-
-SIZES = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4, "s32": 4,
-         "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}
-
-_IDENT = r"[A-Za-z_$%][\w$.]*"
 _COMMENT = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?\*/', re.S)
 _VARIABLE = re.compile(
     r"(?P<link>(?:\.(?:visible|extern|weak|common)\s+)*)\.(?P<space>global|const|shared|local|param)\s+"
     r"(?P<attrs>(?:\.(?:align\s+\d+|ptr|global|const|shared|local|volatile|v[24]|attribute\([^)]*\))\s+)*)"
     r"\.(?P<type>\w+)\s+(?P<attrs2>(?:\.(?:align\s+\d+|ptr|global|const|shared|local)\s+)*)"
-    r"(?P<name>[A-Za-z_$%][\w$]*)\s*(?P<dims>(?:\[\s*\d*\s*\]\s*)*)(?:=\s*(?P<init>.*))?$", re.S)
+    r"(?P<name>[A-Za-z_$%][\w$]*)\s*(?P<dims>(?:\[\s*\d*\s*\]\s*)*)(?:=\s*(?P<init>.*))?$",
+    re.S,
+)
 _HEADER = re.compile(
     r"(?P<link>(?:\.(?:visible|extern|weak)\s+)*)\.(?P<kind>entry|func)\s*(?:\((?P<results>[^)]*)\)\s*)?"
-    r"(?P<name>[A-Za-z_$%][\w$]*)\s*(?:\((?P<params>[^)]*)\))?(?P<directives>[^{;]*)", re.S)
+    r"(?P<name>[A-Za-z_$%][\w$]*)\s*(?:\((?P<params>[^)]*)\))?(?P<directives>[^{;]*)",
+    re.S,
+)
 _SCAN = re.compile(
     r"\s*(?:(?P<loc>\.(?:loc|file)\b[^\n]*)|(?P<label>[A-Za-z_$%][\w$]*)\s*:(?!:)|(?P<open>\{)|(?P<close>\})"
-    r"|(?P<statement>[^;{}\s][^;]*);)")
+    r"|(?P<statement>[^;{}\s][^;]*);)"
+)
 
 
 class _Lines:
@@ -183,7 +68,9 @@ def _blank_comments(text: str) -> str:
 
 
 def parse(text: str) -> Program:
-    """The program in `text`. Raises UnsupportedError with a PTX line number on anything it cannot read."""
+    """The program in `text`. Raises UnsupportedError with a PTX line number on anything it cannot
+    read.
+    """
     text = _blank_comments(text.replace("\0", " "))
     lines = _Lines(text)
     program = Program("", {}, {}, set(), {})
@@ -224,7 +111,9 @@ def _top_level(text: str, position: int, lines: _Lines, program: Program) -> int
 def _variable(text: str, line: int) -> Variable:
     match = _VARIABLE.match(text.strip())
     if match is None or match["type"] not in SIZES:
-        raise UnsupportedError(f"PTX line {line}: cannot read the declaration {text.strip()[:80]!r}")
+        raise UnsupportedError(
+            f"PTX line {line}: cannot read the declaration {text.strip()[:80]!r}"
+        )
     attrs = match["attrs"] + match["attrs2"]
     element = SIZES[match["type"]]
     if vector := re.search(r"\.v([24])\s", attrs):
@@ -237,8 +126,18 @@ def _variable(text: str, line: int) -> Variable:
     init = _initial(match["init"], line) if match["init"] else []
     if count is None and init:
         count = len(init)
-    return Variable(match["space"], match["type"], match["name"], int(aligned.group(1)) if aligned else element,
-                    count, element * (count or 0), init, "extern" in match["link"], bool(dims))
+    return Variable(
+        match["space"],
+        match["type"],
+        match["name"],
+        int(aligned.group(1)) if aligned else element,
+        count,
+        element * (count or 0),
+        init,
+        "extern" in match["link"],
+        bool(dims),
+        ".ptr" in attrs,
+    )
 
 
 def _initial(text: str, line: int) -> list:
@@ -292,18 +191,23 @@ def _function(text: str, match: re.Match[str], lines: _Lines, program: Program) 
     return _body(text, end, lines, function)
 
 
-# ---- bodies -------------------------------------------------------------------------------------------------------
+# ---- bodies --------------------------------------------------------------------------------------
 
 
 def _body(text: str, position: int, lines: _Lines, function: Function) -> int:
-    """Two passes: find what each scope declares, then read the statements with those names made unique."""
+    """Two passes: find what each scope declares, then read the statements with those names made
+    unique.
+    """
     items: list[tuple[str, str, int, int]] = []  # kind, text, scope, line
     parents: list[int] = []
     stack: list[int] = []
     while True:
         match = _SCAN.match(text, position)
         if match is None:
-            raise UnsupportedError(f"PTX line {lines.at(position)}: cannot read {text[position:position + 60]!r}")
+            rest = text[position:].lstrip()
+            raise UnsupportedError(
+                f"PTX line {lines.at(len(text) - len(rest))}: cannot read {rest[:60]!r}"
+            )
         position = match.end()
         kind = match.lastgroup or ""
         if kind == "open":
@@ -322,7 +226,9 @@ def _body(text: str, position: int, lines: _Lines, function: Function) -> int:
 class _Reader:
     """Reads the statements of one function body."""
 
-    def __init__(self, function: Function, parents: list[int], items: list[tuple[str, str, int, int]]) -> None:
+    def __init__(
+        self, function: Function, parents: list[int], items: list[tuple[str, str, int, int]]
+    ) -> None:
         self.function = function
         self.parents = parents
         self.items = items
@@ -333,7 +239,9 @@ class _Reader:
         for kind, text, scope, line in self.items:
             if kind == "label":
                 self._declare(text, scope)
-            elif kind == "statement" and text.startswith((".reg", ".local", ".param", ".shared", ".const", ".global")):
+            elif kind == "statement" and text.startswith(
+                (".reg", ".local", ".param", ".shared", ".const", ".global")
+            ):
                 self._declaration(text, scope, line)
         for kind, text, scope, line in self.items:
             if kind == "label":
@@ -362,7 +270,7 @@ class _Reader:
             variable.name = self._declare(variable.name, scope)
             self.function.variables.append(variable)
             return
-        match = re.match(r"\.reg\s+(?:\.v[24]\s+)?\.(\w+)\s+(.*)", text, re.S)
+        match = re.match(r"\.reg\s*(?:\.v[24]\s+)?\.(\w+)\s+(.*)", text, re.S)
         if match is None or ".v2" in text or ".v4" in text:
             raise UnsupportedError(f"PTX line {line}: cannot read the registers {text!r}")
         for name in match.group(2).split(","):
@@ -394,14 +302,22 @@ class _Reader:
             guard = Not(register) if negated else register
         op, *mods = name.replace("::", "__").split(".")
         operands = [self._operand(part, scope, line) for part in _split(rest)]
-        self.function.body.append(Instruction(op, tuple(mods), operands, guard, self.loc, line, " ".join(text.split())))
+        self.function.body.append(
+            Instruction(op, tuple(mods), operands, guard, self.loc, line, " ".join(text.split()))
+        )
 
     def _directive(self, text: str, scope: int, line: int) -> None:
         if match := re.match(r"\.branchtargets\s+(.*)", text, re.S):
-            last = self.function.body.pop()  # the label before the table names the table, not a place in the code
+            last = (
+                self.function.body.pop()
+            )  # the label before the table names the table, not a place in the code
             assert isinstance(last, Label)
-            self.function.tables[last.name] = [self._resolve(t.strip(), scope) for t in match.group(1).split(",")]
-        elif not text.startswith((".reg", ".local", ".param", ".shared", ".const", ".global", ".pragma")):
+            self.function.tables[last.name] = [
+                self._resolve(t.strip(), scope) for t in match.group(1).split(",")
+            ]
+        elif not text.startswith(
+            (".reg", ".local", ".param", ".shared", ".const", ".global", ".pragma")
+        ):
             raise UnsupportedError(f"PTX line {line}: the directive {text[:60]!r} is not modelled")
 
     def _operand(self, text: str, scope: int, line: int) -> Operand:

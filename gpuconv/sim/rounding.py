@@ -1,9 +1,10 @@
 """Directed rounding to float, as LLVM IR.
 
-The exact result is formed in double as an unevaluated sum s + e (Knuth's two-sum; a product of two floats is exact in
-double, and the remainder of a quotient or root has the sign of its error). `s` is rounded to the nearest float, then
-stepped to its neighbour where that lies on the wrong side of s + e. "odd" rounds to the neighbour with an odd last
-bit, so that a second rounding, to a 16-bit float, is the only one that counts.
+The exact result is formed in double as an unevaluated sum s + e (Knuth's two-sum; a product of two
+floats is exact in double, and the remainder of a quotient or root has the sign of its error). `s`
+is rounded to the nearest float, then stepped to its neighbour where that lies on the wrong side of
+s + e. "odd" rounds to the neighbour with an odd last bit, so that a second rounding, to a 16-bit
+float, is the only one that counts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ _STEP = {
     "rm": "%down = and i1 %above, true\n  %up = and i1 false, false",
     "rp": "%down = and i1 false, false\n  %up = and i1 %below, true",
     "rz": "%minus = icmp slt i32 %b, 0\n  %plus = xor i1 %minus, true\n"
-          "  %down = and i1 %above, %plus\n  %up = and i1 %below, %minus",
+    "  %down = and i1 %above, %plus\n  %up = and i1 %below, %minus",
     "odd": "%last = trunc i32 %b to i1\n  %even = xor i1 %last, true\n"
-           "  %down = and i1 %above, %even\n  %up = and i1 %below, %even",
+    "  %down = and i1 %above, %even\n  %up = and i1 %below, %even",
 }
 
 
@@ -111,4 +112,7 @@ def text() -> str:
     return "\n".join(_round(mode) for mode in MODES)
 
 
-NEEDS = (("double", "llvm.fma.f64", ["double", "double", "double"]), ("double", "llvm.sqrt.f64", ["double"]))
+NEEDS = (
+    ("double", "llvm.fma.f64", ["double", "double", "double"]),
+    ("double", "llvm.sqrt.f64", ["double"]),
+)

@@ -18,6 +18,7 @@ extern "C" __device__ void sim_set_mode(u64 word);
 
 constexpr u32 UNDEFINED = 0x7fffdead;                       // what a shuffle reads from a lane that takes no part
 constexpr u32 BARRIERS = 16;
+constexpr u32 PATIENCE = 10000;                             // rounds of nothing but polling before it is a deadlock
 constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;     // the x86 control word, without and with flush-to-zero
 
 static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) { return (Thread*)b->threads + n; }
@@ -248,7 +249,8 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
     create_threads(b, launch->entry);
     const u32 warps = (b->nthreads + 31) / 32;
     const u32* order = (const u32*)launch->thread_order;
-    while (!launch->stop) {
+    u32 idle = 0;                                            // rounds in which threads only polled
+    while (!*(volatile u32*)&launch->stop) {
         bool moved = false;
         for (u32 k = 0; k < warps; ++k) {
             const u32 warp = order ? order[32 + k] : b->reverse ? warps - 1 - k : k;
@@ -259,7 +261,8 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
         if (done == b->nthreads) return;
         moved |= resolve_barriers(b, &all, done);
         if (b->error) return;
-        if (!moved && !any_sleeper(b)) {
+        idle = moved ? 0 : idle + 1;
+        if (!moved && (idle > PATIENCE || !any_sleeper(b))) {
             for (u32 n = 0; n < b->nthreads; ++n)
                 if (thread_of(b, n)->state != S_DONE) { fail(b, n, E_DEADLOCK, done, 0); return; }
         }
@@ -273,7 +276,8 @@ static __device__ void prepare(Launch* launch, Block* b, u64 linear) {
     b->ctaid[2] = linear / b->nctaid[0] / b->nctaid[1];
     if (!launch->check) return;
     u64* shadow = (u64*)b->shared_shadow;
-    for (u32 k = 0; k < (b->shared_bytes + 7) / 8; ++k) shadow[k] = 0;
+    const u64* fresh = (const u64*)b->shared_template;
+    for (u32 k = 0; k < (b->shared_bytes + 7) / 8; ++k) shadow[k] = fresh[k];
 }
 
 // Take blocks until none is left, one has failed, or the launch is stopped.
@@ -284,7 +288,7 @@ extern "C" __device__ void sim_run(u64 launch_, u64 block_) {
     sim_get_mode((u64)&before);
     sim_set_mode((u64)&mode);
     const u32* order = (const u32*)launch->order;
-    while (!launch->stop && !b->error) {
+    while (!*(volatile u32*)&launch->stop && !b->error) {
         const u64 k = atomicAdd(&launch->next, 1ull);
         if (k >= launch->blocks) break;
         prepare(launch, b, order ? order[k] : k);
@@ -302,10 +306,22 @@ extern "C" __device__ void sim_probe(u64 entry, u64 block, u64 thread, u64 frame
 
 // ---- checks: is this access of `size` bytes allowed? code: 1 reads, 2 writes, 4 shared, 8 generic ------------------
 
-static __device__ u32 touch(unsigned char* shadow, u32 size, u32 code) {
-    if (code & 1) for (u32 k = 0; k < size; ++k) if (!shadow[k]) return E_UNINITIALISED;
-    if (code & 2) for (u32 k = 0; k < size; ++k) shadow[k] = 1;
+template <class Word> static __device__ __forceinline__ u32 touch_word(unsigned char* shadow, u32 code, Word all) {
+    Word* word = (Word*)shadow;
+    if (*word & (Word)(all << 7)) return E_BOUNDS_SHARED;    // a byte of a gap is 0x80
+    if (code & 1 && *word != all) return E_UNINITIALISED;
+    if (code & 2) *word = all;
     return E_NONE;
+}
+
+static __device__ __forceinline__ u32 touch(unsigned char* shadow, u32 size, u32 code) {
+    constexpr u64 ONES = 0x0101010101010101;
+    if (size == 4) return touch_word<u32>(shadow, code, (u32)ONES);
+    if (size == 1) return touch_word<unsigned char>(shadow, code, 1);
+    if (size == 2) return touch_word<unsigned short>(shadow, code, 0x0101);
+    u32 found = touch_word<u64>(shadow, code, ONES);
+    if (!found && size == 16) found = touch_word<u64>(shadow + 8, code, ONES);
+    return found;
 }
 
 extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code) {
