@@ -43,6 +43,7 @@ class Parameter:
     dtype: np.dtype
     pointer: bool
     written: bool  # a pointer that is not const
+    alone: bool = False  # __restrict__: no other argument may share its memory if one is written
 
 
 @dataclass(frozen=True)
@@ -139,4 +140,5 @@ def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> Parame
             f"{kernel}: parameter {declared!r} has a type that launches do not know "
             f"(known: {known}, and pointers to them)"
         )
-    return Parameter(name, np.dtype(_SCALARS[kind]), pointer, pointer and not const)
+    alone = "__restrict__" in declared
+    return Parameter(name, np.dtype(_SCALARS[kind]), pointer, pointer and not const, alone)

@@ -1,4 +1,6 @@
-"""Device-like arrays: C-contiguous memory that kernels may touch and NumPy may not.
+"""Device-like arrays: dense memory that kernels may touch and NumPy may not.
+
+Their axes may be exchanged (`transpose`), as channels-last images have them; kernels take C order.
 
 `asarray` and `asnumpy` are the only bridges. Every allocation stands alone between guard bytes and
 is known by address, which the checked mode reads.
@@ -60,12 +62,18 @@ class Array:
     __hash__ = object.__hash__
 
     def __init__(
-        self, memory: _Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype
+        self,
+        memory: _Memory,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        strides: tuple[int, ...] | None = None,
     ) -> None:
         self._memory = memory
         self._offset = offset
         self.shape = shape
         self.dtype = dtype
+        self.strides = _c_strides(shape, dtype) if strides is None else strides
 
     @property
     def ndim(self) -> int:
@@ -84,6 +92,24 @@ class Array:
         return self.size * self.dtype.itemsize
 
     @property
+    def contiguous(self) -> bool:
+        """Whether the elements lie in C order, as kernels that know no strides read them."""
+        return all(
+            length == 1 or own == plain
+            for length, own, plain in zip(
+                self.shape, self.strides, _c_strides(self.shape, self.dtype), strict=True
+            )
+        )
+
+    def transpose(self, *axes: int) -> Array:
+        """The same memory with its axes in another order, all of them given."""
+        if sorted(axes) != list(range(self.ndim)):
+            raise ValueError(f"transpose: {axes} is no order of {self.ndim} axes")
+        shape = tuple(self.shape[axis] for axis in axes)
+        strides = tuple(self.strides[axis] for axis in axes)
+        return Array(self._memory, self._offset, shape, self.dtype, strides)
+
+    @property
     def ptr(self) -> int:
         """Address of the first element, as kernels see it."""
         return self._memory.begin + self._offset
@@ -92,6 +118,7 @@ class Array:
         """The same memory under another shape; one length may be -1. Raises ValueError where the
         sizes differ.
         """
+        self._require_contiguous("reshape")
         wanted: list[Any] = list(
             shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         )
@@ -111,7 +138,7 @@ class Array:
             raise ValueError(
                 f"view: {self.dtype} has {self.itemsize} bytes, {other} has {other.itemsize}"
             )
-        return Array(self._memory, self._offset, self.shape, other)
+        return Array(self._memory, self._offset, self.shape, other, self.strides)
 
     def copy(self) -> Array:
         """A new array with the same contents."""
@@ -131,6 +158,7 @@ class Array:
         """Contiguous parts along the first axis: a[i], a[i:j]."""
         if not self.shape or not isinstance(index, int | np.integer | slice):
             raise TypeError(f"a sim array takes a[i] or a[i:j] got {index!r}: use asnumpy first")
+        self._require_contiguous("an index")
         row = self.nbytes // self.shape[0] if self.shape[0] else 0
         if isinstance(index, slice):
             start, stop, step = index.indices(self.shape[0])
@@ -150,6 +178,13 @@ class Array:
 
     def __repr__(self) -> str:
         return f"sim.Array(shape={self.shape}, dtype={self.dtype})"
+
+    def _require_contiguous(self, what: str) -> None:
+        if not self.contiguous:
+            raise ValueError(
+                f"{what} needs a sim array in C order, this one of shape {self.shape} has its "
+                f"axes exchanged: use .copy()"
+            )
 
     # ---- what would mix it with NumPy, refused as CuPy does ----
 
@@ -212,6 +247,14 @@ for _name in ("neg", "pos", "abs", "invert", "lt", "le", "gt", "ge", "eq", "ne",
     setattr(Array, f"__{_name}__", _refusing(f"__{_name}__"))
 
 
+def _c_strides(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+    strides, step = [], dtype.itemsize
+    for length in reversed(shape):
+        strides.append(step)
+        step *= length
+    return tuple(reversed(strides))
+
+
 def _bytes(array: Array) -> np.ndarray:
     return array._memory.bytes[array._offset : array._offset + array.nbytes]
 
@@ -269,4 +312,5 @@ def asnumpy(array: Array) -> np.ndarray:
     """A NumPy copy. Raises TypeError for anything but a sim array."""
     if not isinstance(array, Array):
         raise TypeError(f"asnumpy takes a sim array, got {type(array).__name__}")
-    return _bytes(array).copy().view(array.dtype).reshape(array.shape)
+    given = array.shape, array.dtype, _bytes(array), 0, array.strides
+    return np.array(np.ndarray(*given), order="C")
