@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import ops
 from gpuconv.nn.fusion import fuse
 from gpuconv.nn.layer import Layer, Row, Shape
 
@@ -164,7 +165,7 @@ class Concat(_Container):
 
 def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     _same_shape(a.shape, b.shape)
-    return a + b
+    return a + b if isinstance(a, np.ndarray) else ops.add(a, b)
 
 
 def _same_shape(a: Shape, b: Shape) -> None:

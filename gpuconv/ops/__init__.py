@@ -1,5 +1,6 @@
 """The operations: each one's definition, its gradient, and its implementations side by side."""
 
+from gpuconv.ops.add import add
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
 from gpuconv.ops.conv2d_relu_max_pool2d import (
@@ -23,6 +24,7 @@ from gpuconv.ops.softmax import softmax, softmax_backward
 from gpuconv.ops.tanh import scaled_tanh, scaled_tanh_backward, tanh, tanh_backward
 
 __all__ = [
+    "add",
     "avg_pool2d",
     "avg_pool2d_backward",
     "conv2d",

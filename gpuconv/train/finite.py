@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuconv.nn.containers import Sequential
 from gpuconv.nn.layer import Layer
+from gpuconv.runtime.arrays import to_device, to_numpy
 
 CURE = "lower the learning rate or set clip_norm"
 
@@ -50,7 +51,7 @@ def first_broken_layer(model: Layer, x: np.ndarray) -> tuple[str, Layer, np.ndar
             setattr(layer, "forward", _watched(name, layer, found))  # noqa: B010  mypy
             wrapped.append(layer)
         with np.errstate(all="ignore"):
-            model.forward(x)
+            model.forward(to_device(x, model.device))
     finally:
         for layer in wrapped:
             vars(layer).pop("forward", None)
@@ -70,8 +71,8 @@ def _watched(
 
     def watched(x: np.ndarray) -> np.ndarray:
         y = forward(x)
-        if not found and _bad(y):
-            found.append((name, layer, y))
+        if not found and _bad(host := to_numpy(y)):
+            found.append((name, layer, host))
         return y
 
     return watched
