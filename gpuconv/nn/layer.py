@@ -204,7 +204,7 @@ class Layer:
         """Move parameters and computation to a device ("auto", "cpu", "reference", "cuda", "sim")
         or float type, in place. An optimiser with state is made after this.
 
-        Raises: ValueError for an unknown device; RuntimeError, one line with the way out, where
+        Raises: ValueError for an unknown device; DeviceError, one line with the way out, where
         the device cannot work here. Then nothing has moved.
         """
         if device is not None:

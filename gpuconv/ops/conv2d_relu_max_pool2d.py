@@ -110,6 +110,4 @@ def _(runtime, x, w, b, stride, padding, dilation, groups, pool):
 def _(runtime, dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     spread = max_pool2d_backward(relu_backward(dy, y), argmax, (len(x), len(w), *size), *pool)
-    return conv2d_backward(
-        spread, x, w, b, stride, padding, dilation, groups, need_dx=need_dx
-    )
+    return conv2d_backward(spread, x, w, b, stride, padding, dilation, groups, need_dx=need_dx)

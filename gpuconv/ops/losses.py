@@ -187,7 +187,8 @@ def _numbers(labels):
 
 def _forward(runtime, name, saved, scores, labels, **numbers):
     """(loss, what backward needs), by the forward kernel `name`_forward and its mean."""
-    plan = plan_dense.loss(f"{name}_forward", *scores.shape, str(labels.dtype), **numbers)
+    rows, classes = scores.shape
+    plan = plan_dense.loss(f"{name}_forward", rows, classes, str(labels.dtype), **numbers)
     kept, loss = runtime.empty(scores.shape), runtime.empty(1)
     given = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
     runtime.run(plan, loss=loss, **{saved: kept}, **given)
@@ -198,7 +199,8 @@ def _forward(runtime, name, saved, scores, labels, **numbers):
 
 
 def _backward(runtime, name, saved, kept, labels, **numbers):
-    plan = plan_dense.rowwise(f"{name}_backward", *kept.shape, str(labels.dtype), **numbers)
+    rows, classes = kept.shape
+    plan = plan_dense.rowwise(f"{name}_backward", rows, classes, str(labels.dtype), **numbers)
     dscores, labels = runtime.empty(kept.shape), runtime.contiguous(labels)
     runtime.run(plan, dscores=dscores, labels=labels, **{saved: runtime.contiguous(kept)})
     return dscores

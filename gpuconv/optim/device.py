@@ -6,6 +6,7 @@ the other.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def _update(
     for number, row in enumerate(rows):
         table[number, : len(row)] = [on.address(array) for array in row]
         table[number, -1] = counts[number]
-    tables = {
+    tables: dict[str, np.ndarray] = {
         "tensors": table,
         "numbers": np.asarray(numbers, np.float32),
         "owner": np.asarray(owner, np.int32),
@@ -110,6 +111,6 @@ def _update(
 def _require_apart(kernel: str, views: list[Any]) -> None:
     """ValueError where two of the arrays share memory: one would be updated twice."""
     ordered = sorted(views, key=lambda view: view.address)
-    for a, b in zip(ordered, ordered[1:], strict=False):
+    for a, b in pairwise(ordered):
         if a.size and b.size and a.overlaps(b):
             raise ValueError(f"{kernel}: two of the optimiser's arrays overlap in memory")

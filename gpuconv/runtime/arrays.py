@@ -33,7 +33,7 @@ def is_device(device: str) -> bool:
 
 
 def require(device: str) -> None:
-    """RuntimeError, one line with the way out, unless the device works here."""
+    """DeviceError, one line with the way out, unless the device works here."""
     if is_device(device):
         from gpuconv.runtime.runtime import runtime
 

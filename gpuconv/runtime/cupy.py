@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.errors import DeviceError
 from gpuconv.runtime import source
 from gpuconv.runtime.kernel import signature_of
 from gpuconv.runtime.plan import LIMITS, Launch, Limits
@@ -52,7 +53,7 @@ class CupyRuntime(Runtime):
 
     def __init__(self) -> None:
         if found := problem():
-            raise RuntimeError(f"device cuda: {found}")
+            raise DeviceError(f"device cuda: {found}")
         self.cupy: Any = importlib.import_module("cupy")
         self.limits = self._limits()
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
@@ -142,10 +143,10 @@ class CupyRuntime(Runtime):
                 f"({pool.used_bytes()} bytes are in use here): use a smaller batch"
             ) from error
         except cuda.compiler.CompileException as error:
-            raise RuntimeError(f"{what} does not compile: {_line(error)}") from error
+            raise DeviceError(f"{what} does not compile: {_line(error)}") from error
         except (cuda.driver.CUDADriverError, cuda.runtime.CUDARuntimeError) as error:
             hint = "" if self.debug else f"; {SYNCHRONIZE}=1 tells which launch failed"
-            raise RuntimeError(f"the GPU failed at {what}: {_line(error)}{hint}") from error
+            raise DeviceError(f"the GPU failed at {what}: {_line(error)}{hint}") from error
 
 
 def _line(error: BaseException) -> str:

@@ -105,7 +105,7 @@ EXTENTS: Mapping[str, Mapping[str, Formula]] = {
     "max_pool2d_backward": _POOL_BACK,
     "avg_pool2d_forward": _POOL,
     "avg_pool2d_backward": _POOL_BACK,
-    **dict.fromkeys(("sgd", "sgd_momentum", "adam"), {}),
+    **{name: {} for name in ("sgd", "sgd_momentum", "adam")},
 }
 
 # Pointers that a specialisation never follows, so any array stands in for them: kernels that begin

@@ -144,7 +144,7 @@ def bring_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def runtime(device: str) -> Runtime:
     """The runtime of "sim" or "cuda", made when first asked for.
 
-    Raises RuntimeError, one line with the way out, where the device cannot work here.
+    Raises DeviceError, one line with the way out, where the device cannot work here.
     """
     if device == "sim":
         from gpuconv.runtime.sim import SimRuntime

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import sim
+from gpuconv.errors import DeviceError
 from gpuconv.runtime import source
 from gpuconv.runtime.plan import Launch
 from gpuconv.runtime.runtime import Runtime
@@ -23,7 +24,7 @@ class SimRuntime(Runtime):
 
     def __init__(self, check: bool = False, order: str = "forward", seed: int = 0) -> None:
         if problem := sim.available():
-            raise RuntimeError(f"device sim: {problem}")
+            raise DeviceError(f"device sim: {problem}")
         self.check, self.order, self.seed = check, order, seed
         self.ran: dict[str, int] = {}
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], sim.Module] = {}

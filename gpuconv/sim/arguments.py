@@ -36,9 +36,7 @@ def _bytes(where: str, parameter: Parameter, value: Any) -> bytes:
         if parameter.size != 8 or parameter.pointer is False or parameter.type in ("f64", "s64"):
             raise TypeError(f"{where} is a number ({parameter.type}), got a sim array")
         if not value.contiguous:
-            raise ValueError(
-                f"{where} has its axes exchanged, kernels read C order: give x.copy()"
-            )
+            raise ValueError(f"{where} has its axes exchanged, kernels read C order: give x.copy()")
         return value.ptr.to_bytes(8, "little")
     if isinstance(value, np.ndarray) and value.ndim:
         raise TypeError(
