@@ -524,3 +524,37 @@ def test_other_architectures_give_the_same_bits(rng, arch):
         sim.Module(PIECES, arch=given).launch("pieces", 1, 12, values)
         results.append([sim.asnumpy(r).tobytes() for r in (out, c, y, pieces)])
     assert results[0] == results[1]
+
+
+def test_variables_of_a_module():
+    source = """__constant__ float scale[4]; __device__ int calls;
+    extern "C" __global__ void select(float* y) {
+        y[threadIdx.x] = scale[threadIdx.x];
+        if (!threadIdx.x) ++calls;
+    }"""
+    module, y = sim.Module(source), sim.empty(4)
+    scale = module.variable("scale")
+    assert sim.asnumpy(scale).tolist() == [0] * 4
+    for k in range(4):
+        scale[k].fill(k + 0.5)
+    for _ in range(3):
+        module.launch("select", 1, 4, (y,))  # a name that the C library has too
+    assert sim.asnumpy(y).tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert sim.asnumpy(module.variable("calls", np.int32)).tolist() == [3]
+    with pytest.raises(ValueError, match="no variable 'other' in this module, which uses: "):
+        module.variable("other")
+
+
+def test_several_python_threads_launch_at_once(rng):
+    from concurrent.futures import ThreadPoolExecutor
+
+    module = sim.Module(SGEMM)
+    a, b = (sim.asarray(rng.standard_normal((256, 256), np.float32)) for _ in range(2))
+
+    def one(_: int) -> bytes:
+        c = sim.empty((256, 256))
+        module.launch("sgemm", (2, 2), 256, (c, a, b, 256, 256, 256))
+        return sim.asnumpy(c).tobytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(one, range(16)))) == 1

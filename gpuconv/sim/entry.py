@@ -49,7 +49,7 @@ class KernelFunction(Body):
 
     def __init__(self, module: Module, function: Function) -> None:
         functions = reachable(module.program, function)
-        flush = module.flush and not module.check and all_flush(functions)
+        flush = module.flush and all_flush(functions)
         super().__init__(module, function, Options(module.check, flush))
         self.functions = functions
         self.polls = {id(i) for f in functions for i in polling(f)}

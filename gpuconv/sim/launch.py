@@ -15,6 +15,7 @@ from gpuconv.sim import layout, memory, report
 from gpuconv.sim.arguments import pack
 from gpuconv.sim.errors import LaunchError
 from gpuconv.sim.info import Kernel
+from gpuconv.sim.prelude import symbol
 
 if TYPE_CHECKING:
     from gpuconv.sim.machine import Module
@@ -82,7 +83,7 @@ class Function:
         self.module = module
         self.kernel = kernel
         self.name = kernel.name
-        self.address = module._code.address(kernel.name)
+        self.address = module._code.address(symbol(kernel.name))
         self._free: dict[tuple[int, int], list[Worker]] = {}
         self._pace = _FIRST_GUESS
         self.frame_bytes = self._frame_bytes() if kernel.coroutine else 0

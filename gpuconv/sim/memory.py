@@ -6,6 +6,7 @@ is known by address, which the checked mode reads.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from collections import deque
@@ -44,6 +45,24 @@ class _Memory:
             _freed.append(self._raw)
             while sum(raw.nbytes for raw in _freed) > _HELD or len(_freed) > 256:
                 _freed.popleft()
+
+
+class _Borrowed(_Memory):
+    """Memory that belongs to a module: a __device__ or __constant__ variable."""
+
+    def __init__(self, begin: int, nbytes: int, owner: object) -> None:
+        self.nbytes, self.begin, self.shadow = nbytes, begin, None
+        self._owner = owner
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(begin))
+
+    def __del__(self) -> None:
+        """The module frees it."""
+
+
+def borrow(begin: int, nbytes: int, dtype: npt.DTypeLike, owner: object) -> Array:
+    """An array over memory of a module, which it keeps alive."""
+    kind = np.dtype(dtype)
+    return Array(_Borrowed(begin, nbytes, owner), 0, (nbytes // kind.itemsize,), kind)
 
 
 def live() -> list[_Memory]:

@@ -18,7 +18,7 @@ extern "C" __device__ void sim_set_mode(u64 word);
 
 constexpr u32 UNDEFINED = 0x7fffdead;                       // what a shuffle reads from a lane that takes no part
 constexpr u32 BARRIERS = 16;
-constexpr u32 PATIENCE = 10000;                             // rounds of nothing but polling before it is a deadlock
+constexpr u32 PATIENCE = 1 << 20;                           // rounds of nothing but polling before it is a deadlock
 constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;     // the x86 control word, without and with flush-to-zero
 
 static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) { return (Thread*)b->threads + n; }
