@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuconv.sim import isa_memory, prelude
+from gpuconv.sim import isa_atomic, prelude
 from gpuconv.sim.analysis import all_flush, has_collective, is_pointer, names, polling, reachable
 from gpuconv.sim.body import Body
 from gpuconv.sim.emit import Module, Options
@@ -85,7 +85,7 @@ class KernelFunction(Body):
             threads *= n
         local = sum(v.size for g in self.functions for v in g.variables if v.space == "local")
         serial = any(
-            isinstance(i, Instruction) and isa_memory.order_matters(i)
+            isinstance(i, Instruction) and isa_atomic.order_matters(i)
             for g in self.functions
             for i in g.body
         )

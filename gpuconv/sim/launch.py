@@ -135,15 +135,15 @@ class Function:
         self._pace = (time.perf_counter() - started) * team / (blocks * count)
         failed = [worker for worker in workers if worker.block["error"][0]]
         if failed:
-            raise report.kernel_error(self.module._info, self.kernel, failed[0])
+            first = min(failed, key=lambda worker: int(worker.block["error_block"][0]))
+            raise report.kernel_error(self.module._info, self.kernel, first)
         if len(self._free) > _KEPT:
             self._free.clear()
         for worker in workers:
             self._free.setdefault((count, total), []).append(worker)
         if not self.module.check:
-            for (
-                argument
-            ) in args:  # unchecked stores leave no trace: take what they were given as written
+            # unchecked stores leave no trace: take what they were given as written
+            for argument in args:
                 if isinstance(argument, memory.Array):
                     argument._memory.shadow = None
 

@@ -71,7 +71,9 @@ def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Inf
 @cache
 def _runtime() -> tuple[Any, Any, jit.Code]:
     """The scheduler: sim_run and sim_probe."""
-    source = layout.c_header() + Path(__file__).with_name("runtime.cu").read_text()
+    here = Path(__file__)
+    texts = [here.with_name(name).read_text() for name in ("runtime.cu", "checks.cu")]
+    source = layout.c_header() + "".join(texts)
     entry = disk.key("runtime", source, nvrtc.compiler_version(), jit.identity())
     options = ("-rdc=true",)
     _, code = _cached(
