@@ -36,6 +36,20 @@ def test_compile_error_quotes_the_line_and_keeps_the_log():
     assert "nothing" in caught.value.log
 
 
+def test_without_nvrtc_one_line_says_what_to_install(monkeypatch):
+    from gpuconv.sim import compile as nvrtc
+
+    def missing():
+        raise ImportError("No module named 'cuda'")
+
+    monkeypatch.setattr(nvrtc, "_nvrtc", missing)
+    monkeypatch.setattr(nvrtc, "_RELEASE", ())
+    assert "pip install 'gpuconv[sim]'" in sim.available()
+    for build in (sim.Module, sim.to_ptx, sim.to_cubin):
+        with pytest.raises(sim.CompileError, match=r"pip install 'gpuconv\[sim\]'"):
+            build(kernel("y[0] = 123;"))
+
+
 def test_options_must_be_a_sequence():
     with pytest.raises(TypeError, match="sequence of strings"):
         sim.to_ptx(kernel(""), "-DVEC=4")

@@ -558,3 +558,17 @@ def test_several_python_threads_launch_at_once(rng):
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(one, range(16)))) == 1
+
+
+def test_subnormals_in_atomics():
+    """Global float atomics flush, those in shared memory do not: as the PTX manual says."""
+    source = """extern "C" __global__ void f(float* y, const float* x) {
+        __shared__ float s;
+        s = 0;
+        atomicAdd(&s, x[0]);
+        atomicAdd(y, x[0]);
+        y[1] = s;
+    }"""
+    y = sim.zeros(2)
+    run(source, "f", 1, 1, (y, sim.asarray([2.0**-149], np.float32)))
+    assert sim.asnumpy(y).tolist() == [0, 2.0**-149]

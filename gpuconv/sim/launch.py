@@ -93,9 +93,8 @@ class Function:
         ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
         block, thread = np.zeros(1, layout.dtype("Block")), np.zeros(1, layout.dtype("Thread"))
         self.module._probe(self.address, block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
-        return (
-            -(-int(thread["frame_size"][0]) // 64) * 64 + 64
-        )  # one cache line apart from a power of two
+        lines = -(-int(thread["frame_size"][0]) // 64)
+        return (lines | 1) * 64  # an odd number of cache lines: frames spread over the cache's sets
 
     def launch(
         self,
@@ -130,22 +129,25 @@ class Function:
             record["ntid"], record["nctaid"], record["dynamic_bytes"] = threads, dims, shared
             record["reverse"], record["error"] = keep[2], 0
             record["table"], record["table_length"] = table.ctypes.data, len(table)
-        started = time.perf_counter()
-        self._execute(launch, workers)
-        self._pace = (time.perf_counter() - started) * team / (blocks * count)
-        failed = [worker for worker in workers if worker.block["error"][0]]
-        if failed:
-            first = min(failed, key=lambda worker: int(worker.block["error_block"][0]))
-            raise report.kernel_error(self.module._info, self.kernel, first)
+        self._finish(launch, workers, blocks * count)
         if len(self._free) > _KEPT:
             self._free.clear()
-        for worker in workers:
-            self._free.setdefault((count, total), []).append(worker)
+        self._free.setdefault((count, total), []).extend(workers)
         if not self.module.check:
             # unchecked stores leave no trace: take what they were given as written
             for argument in args:
                 if isinstance(argument, memory.Array):
                     argument._memory.shadow = None
+
+    def _finish(self, launch: np.ndarray, workers: list[Worker], threads: int) -> None:
+        """Run a prepared launch and raise the error of its first failed block."""
+        started = time.perf_counter()
+        self._execute(launch, workers)
+        self._pace = (time.perf_counter() - started) * len(workers) / threads
+        failed = [worker for worker in workers if worker.block["error"][0]]
+        if failed:
+            first = min(failed, key=lambda worker: int(worker.block["error_block"][0]))
+            raise report.kernel_error(self.module._info, self.kernel, first)
 
     def _team(self, threads: int) -> int:
         """How many cores: one where the order of blocks counts, or where the work is less than
