@@ -572,3 +572,51 @@ def test_subnormals_in_atomics():
     y = sim.zeros(2)
     run(source, "f", 1, 1, (y, sim.asarray([2.0**-149], np.float32)))
     assert sim.asnumpy(y).tolist() == [0, 2.0**-149]
+
+
+MANY = """
+struct Tensors { float* p[40]; const float* g[40]; int n[40]; };
+extern "C" __global__ void sgd_many(Tensors t, float lr) {
+    float* p = t.p[blockIdx.x];
+    const float* g = t.g[blockIdx.x];
+    for (int i = threadIdx.x; i < t.n[blockIdx.x]; i += blockDim.x) p[i] -= lr * g[i];
+}
+extern "C" __global__ void sgd_table(float* const* p, const float* const* g, const int* n,
+                                     float lr) {
+    const int b = blockIdx.x;
+    for (int i = threadIdx.x; i < n[b]; i += blockDim.x) p[b][i] -= lr * g[b][i];
+}"""
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("by_table", [False, True])
+def test_many_tensors_in_one_launch(rng, check, by_table):
+    """Pointers inside a structure, and in an array of addresses."""
+    sizes = [1, 7, 64, 100, 3]
+    host = [[rng.standard_normal(n).astype(np.float32) for n in sizes] for _ in range(2)]
+    p, g = ([sim.asarray(x) for x in xs] for xs in host)
+    module = sim.Module(MANY, check=check)
+    if by_table:
+        tables = [sim.asarray(np.array([a.ptr for a in xs], np.uint64)) for xs in (p, g)]
+        arguments = (*tables, sim.asarray(np.array(sizes, np.int32)), 0.5)
+        module.launch("sgd_table", len(sizes), 32, arguments)
+    else:
+        record = np.zeros(1, np.dtype([("p", "u8", 40), ("g", "u8", 40), ("n", "i4", 40)]))
+        for k, n in enumerate(sizes):
+            record["p"][0, k], record["g"][0, k], record["n"][0, k] = p[k].ptr, g[k].ptr, n
+        module.launch("sgd_many", len(sizes), 32, (record.tobytes(), 0.5))
+    for mine, before, gradient in zip(p, *host, strict=True):
+        assert np.array_equal(sim.asnumpy(mine), before - np.float32(0.5) * gradient)
+
+
+def test_an_unchecked_launch_may_write_through_a_table():
+    y = sim.empty(4)
+    table = sim.asarray(np.array([y.ptr], np.uint64))
+    source = """extern "C" __global__ void put(float** t) { t[0][threadIdx.x] = 3; }
+    extern "C" __global__ void copy(float* z, const float* y) {
+        z[threadIdx.x] = y[threadIdx.x];
+    }"""
+    sim.Module(source).launch("put", 1, 4, (table,))
+    z = sim.empty(4)
+    sim.Module(source, check=True).launch("copy", 1, 4, (z, y))
+    assert sim.asnumpy(z).tolist() == [3] * 4

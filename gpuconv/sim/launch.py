@@ -122,7 +122,7 @@ class Function:
         team = min(self._team(blocks * count), blocks)
         total = self.kernel.placed_shared + shared
         workers = [self._worker(count, total) for _ in range(team)]
-        table = self._allocations()
+        table = self._allocations(parameters)
         for worker in workers:
             record = worker.block[0]
             record["params"], record["launch"] = parameters.ctypes.data, launch.ctypes.data
@@ -134,10 +134,7 @@ class Function:
             self._free.clear()
         self._free.setdefault((count, total), []).extend(workers)
         if not self.module.check:
-            # unchecked stores leave no trace: take what they were given as written
-            for argument in args:
-                if isinstance(argument, memory.Array):
-                    argument._memory.shadow = None
+            memory.forget(args)
 
     def _finish(self, launch: np.ndarray, workers: list[Worker], threads: int) -> None:
         """Run a prepared launch and raise the error of its first failed block."""
@@ -201,11 +198,15 @@ class Function:
         record["thread_order"] = inner.ctypes.data if inner is not None else 0
         return record, (sequence, inner, reverse)
 
-    def _allocations(self) -> np.ndarray:
-        """Every live allocation and variable of the module, for the checked mode."""
+    def _allocations(self, parameters: np.ndarray) -> np.ndarray:
+        """What a kernel may touch, for the checked mode: every live allocation, the module's
+        variables, the parameters.
+        """
         if not self.module.check:
             return np.zeros(0, layout.dtype("Allocation"))
-        rows = [
+        first = parameters.ctypes.data
+        rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0)]
+        rows += [
             (m.begin, m.begin + m.nbytes, m.shadow.ctypes.data if m.shadow is not None else 0)
             for m in memory.live()
         ]

@@ -10,6 +10,7 @@ import ctypes
 import math
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,6 +20,7 @@ GUARD = 512  # bytes before and after an allocation that belong to nobody
 ALIGN = 256  # as cudaMalloc
 POISON = 0xFF  # what fresh memory holds: NaN as a float, -1 as an integer
 
+_ADDRESSES = (np.dtype(np.uint64), np.dtype(np.int64))
 quarantine = False  # set by the checked mode: freed memory is not handed out again at once
 _HELD = 64 << 20  # bytes in quarantine at most
 _freed: deque[np.ndarray] = deque()
@@ -68,6 +70,19 @@ def borrow(begin: int, nbytes: int, dtype: npt.DTypeLike, owner: object) -> Arra
 def live() -> list[_Memory]:
     """Every allocation there is, by address."""
     return sorted(_live.values(), key=lambda memory: memory.begin)
+
+
+def forget(args: Sequence[object]) -> None:
+    """After an unchecked launch, whose stores leave no trace: take as written all it could reach.
+
+    Those are its arguments, and everything where an argument may hold addresses.
+    """
+    for argument in args:
+        if isinstance(argument, Array):
+            argument._memory.shadow = None
+        if isinstance(argument, bytes) or getattr(argument, "dtype", None) in _ADDRESSES:
+            for memory in _live.values():
+                memory.shadow = None
 
 
 class Array:
