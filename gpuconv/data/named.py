@@ -26,16 +26,24 @@ _STEMS = {
 # Debian's package dataset-fashion-mnist, built from the publisher's repository.
 SHA256 = {
     "mnist": {
-        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        "train-images-idx3-ubyte":
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte":
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte":
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte":
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
     "fashion-mnist": {
-        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        "train-images-idx3-ubyte":
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte":
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte":
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte":
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
 MIRRORS: dict[str, tuple[str, ...]] = {
@@ -47,18 +55,8 @@ MIRRORS: dict[str, tuple[str, ...]] = {
 }
 CLASSES = {
     "mnist": tuple("0123456789"),
-    "fashion-mnist": (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    "fashion-mnist": ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
+                      "Sneaker", "Bag", "Ankle boot"),
 }
 
 
@@ -97,13 +95,10 @@ def load(
             return _idx_folder(path, split)
         return _picture_folder(path, split, size, grayscale)
     if isinstance(name_or_path, str) and path.name == name_or_path and not path.suffix:
-        raise ValueError(
-            f"{unknown('data set', name_or_path, SHA256)}, nor is there a folder of that name"
-        )
-    raise FileNotFoundError(
-        f"{path}: no such file or folder; expected IDX files, a folder of "
-        f"pictures per class, or a name ({', '.join(SHA256)})"
-    )
+        raise ValueError(f"{unknown('data set', name_or_path, SHA256)}, nor is there a folder of "
+                         "that name")
+    raise FileNotFoundError(f"{path}: no such file or folder; expected IDX files, a folder of "
+                            f"pictures per class, or a name ({', '.join(SHA256)})")
 
 
 def cache_folder() -> Path:
@@ -121,11 +116,9 @@ def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Datase
             break
     else:
         if root is not None:
-            raise FileNotFoundError(
-                f"{name}: no {stems[0]}[.gz] with {stems[1]}[.gz] in "
-                f"{' or '.join(map(str, folders))}; put them there, or leave "
-                "out root to have them looked for elsewhere"
-            )
+            raise FileNotFoundError(f"{name}: no {stems[0]}[.gz] with {stems[1]}[.gz] in "
+                                    f"{' or '.join(map(str, folders))}; put them there, or leave "
+                                    "out root to have them looked for elsewhere")
         contents = [_download(name, stem, folders) for stem in stems]
     images, labels = (
         parse_idx(content, stem) for content, stem in zip(contents, stems, strict=True)
@@ -155,11 +148,9 @@ def _checked(name: str, stem: str, file: Path | None) -> bytearray:
     content = read_content(file)
     came = hashlib.sha256(content).hexdigest()
     if came != SHA256[name][stem]:
-        raise DataError(
-            f"{file}: not the published {name} file: sha256 {came[:16]}..., expected "
-            f"{SHA256[name][stem][:16]}...; delete or replace it (for data of your own "
-            "give the folder's path, not the name)"
-        )
+        raise DataError(f"{file}: not the published {name} file: sha256 {came[:16]}..., expected "
+                        f"{SHA256[name][stem][:16]}...; delete or replace it (for data of your own "
+                        "give the folder's path, not the name)")
     return content
 
 
@@ -178,10 +169,8 @@ def _download(name: str, stem: str, tried: list[Path]) -> bytearray:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, packed)
     except OSError as error:
-        warnings.warn(
-            f"{target} could not be kept ({error.strerror}); the next run downloads it again",
-            stacklevel=4,
-        )
+        warnings.warn(f"{target} could not be kept ({error.strerror}); the next run downloads it "
+                      "again", stacklevel=4)
     return content
 
 
@@ -201,10 +190,8 @@ def _idx_pair(images: Path) -> Dataset:
     named = images.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     labels = images.with_name(named)
     if named == images.name or not labels.is_file():
-        raise FileNotFoundError(
-            f"{images}: the labels are not beside it; expected an IDX file "
-            "named ...images... and one named ...labels... in one folder"
-        )
+        raise FileNotFoundError(f"{images}: the labels are not beside it; expected an IDX file "
+                                "named ...images... and one named ...labels... in one folder")
     return Dataset(read_idx(images), read_idx(labels), None, images.name)
 
 
@@ -218,9 +205,7 @@ def _picture_folder(folder: Path, split: str, size: Size, grayscale: bool) -> Da
     classes = [class_folders(folder / name) for name in present]
     if classes[0] != classes[-1]:
         odd = sorted(set(classes[0]) ^ set(classes[-1]))
-        raise DataError(
-            f"{folder}: train and test have different classes ({', '.join(odd)}); "
-            "give both the same subfolders"
-        )
+        raise DataError(f"{folder}: train and test have different classes ({', '.join(odd)}); "
+                        "give both the same subfolders")
     found = from_folder(folder / split, size, grayscale)
     return Dataset(found.images, found.labels, found.classes, f"{folder.name} {split}")
