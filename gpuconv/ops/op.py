@@ -119,8 +119,10 @@ class Op:
         if self._launch is None:
             raise NotImplementedError(f"{self.__name__}: has no kernel for {device} yet; use cpu")
         on = runtime(device)
-        if not any(device_of(a) and a.size == 0 for a in args):
-            return self._launch(on, *args)
+        arrays = [a for a in args if device_of(a)]
+        if all(a.size for a in arrays):
+            with on.inside(arrays[0]):
+                return self._launch(on, *args)
         # A grid of no blocks is no launch; and CuPy would make one block of it.
         found = self.definition(*(to_numpy(a) for a in args))
         return _each(lambda a: on.asarray(a) if isinstance(a, np.ndarray) else a, found)

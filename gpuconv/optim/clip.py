@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from gpuconv.nn.layer import Parameter
 from gpuconv.optim.checks import number
 from gpuconv.optim.kernels import sum_of_squares
+from gpuconv.runtime.arrays import device_of, to_numpy
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -24,16 +26,30 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     Raises: ValueError if max_norm is negative or not finite.
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks".
 
+    On a device a gradient becomes a new array, scaled by a kernel; its norm is summed on the host,
+    which costs a copy of all gradients.
+
     >>> from gpuconv.nn.layer import Parameter
     >>> weight = Parameter(np.zeros(2)); weight.grad = np.array([3.0, 4.0])
     >>> clip_grad_norm([weight], max_norm=1.0)
     5.0
     """
     number("clip_grad_norm", "max_norm", max_norm)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(sum_of_squares(np.ravel(g)) for g in gradients))
+    given = [p for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum(sum_of_squares(np.ravel(to_numpy(p.grad))) for p in given))
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1.0:  # so that NaN is not taken for "small enough"
-        for g in gradients:
-            np.multiply(g, g.dtype.type(factor), out=g)
+        for p in given:
+            _scale(p, factor)
     return norm
+
+
+def _scale(p: Parameter, factor: float) -> None:
+    g: Any = p.grad
+    if isinstance(g, np.ndarray):
+        np.multiply(g, g.dtype.type(factor), out=g)
+    elif not math.isnan(factor):  # gradients of a norm of NaN hold NaN already
+        from gpuconv.runtime.runtime import runtime
+
+        on = runtime(device_of(g) or "cpu")
+        p.grad = on.each("elementwise.cu", "scale", "to", {"factor": factor}, a=g)

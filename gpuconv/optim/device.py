@@ -40,8 +40,9 @@ def step(optimizer: Optimizer) -> None:
     kernel, scalars = optimizer._launch()
     slots = {"sgd": 0, "sgd_momentum": 1, "adam": 2}[kernel]
     numbers = [optimizer._numbers(i) for i in chosen]
-    rows = [_row(on, optimizer, i, slots) for i in chosen]
-    _update(on, kernel, rows, numbers, scalars)
+    with on.inside(optimizer.params[chosen[0]].data):
+        rows = [_row(on, optimizer, i, slots) for i in chosen]
+        _update(on, kernel, rows, numbers, scalars)
 
 
 def like(own: Any, array: np.ndarray) -> Any:

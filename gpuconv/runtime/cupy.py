@@ -72,11 +72,11 @@ class CupyRuntime(Runtime):
             return self.cupy.asarray(np.ascontiguousarray(host))
 
     def asnumpy(self, array: Any) -> np.ndarray:
-        with self._errors("a copy to the host"), self._device(array):
+        with self._errors("a copy to the host"), self.inside(array):
             return self.cupy.asnumpy(array, order="C")
 
     def copy(self, array: Any) -> Any:
-        with self._errors(f"a copy of shape {array.shape}"), self._device(array):
+        with self._errors(f"a copy of shape {array.shape}"), self.inside(array):
             return array.copy(order="C")
 
     def address(self, array: Any) -> int:
@@ -87,6 +87,9 @@ class CupyRuntime(Runtime):
 
     def here(self) -> str:
         return f"cuda:{self.cupy.cuda.Device().id}"
+
+    def inside(self, array: Any) -> Any:
+        return self.cupy.cuda.Device(array.device.id)
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         name = launch.kernel
@@ -126,9 +129,6 @@ class CupyRuntime(Runtime):
             int(found["regsPerBlock"]),
             int(found["maxThreadsPerBlock"]),
         )
-
-    def _device(self, array: Any) -> Any:
-        return self.cupy.cuda.Device(array.device.id)
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:

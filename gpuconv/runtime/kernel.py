@@ -102,7 +102,7 @@ def cast(where: str, dtype: np.dtype, value: Any) -> np.generic:
     if dtype.kind == "f":
         if not math.isfinite(value):
             raise ValueError(f"{where} must be finite, got {value!r}")
-        if abs(value) > np.finfo(dtype).max:
+        if abs(value) > float(np.finfo(dtype).max):
             raise ValueError(f"{where} is {dtype}: {value!r} does not fit")
         return dtype.type(value)
     limits = np.iinfo(dtype)

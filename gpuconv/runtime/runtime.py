@@ -8,6 +8,8 @@ where it must be rearranged; `first_view` shows channels-last memory as (N, C, H
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from gpuconv.runtime import plan_dense
 from gpuconv.runtime.arrays import channels_last, in_c_order
 from gpuconv.runtime.kernel import View, bind
-from gpuconv.runtime.plan import LIMITS, Launch, Plan
+from gpuconv.runtime.plan import LIMITS, Launch, Plan, Scalar
 
 ALIGN = 16  # bytes: what vector loads want of every array
 
@@ -60,6 +62,10 @@ class Runtime:
     def here(self) -> str:
         """The device kernels would run on now."""
         return self.name
+
+    def inside(self, array: Any) -> AbstractContextManager[Any]:
+        """Meanwhile this array's card is the one that allocates and runs."""
+        return nullcontext()
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         """Compile the kernel, if it is not yet, and start it; arguments fit its signature."""
@@ -118,23 +124,31 @@ class Runtime:
         """(N, H, W, C) memory as (N, C, H, W), as users see it."""
         return array.transpose(0, 3, 1, 2)
 
-    def each(self, file: str, kernel: str, out: str, **inputs: Any) -> Any:
+    def each(
+        self,
+        file: str,
+        kernel: str,
+        out: str,
+        numbers: Mapping[str, Scalar] | None = None,
+        **inputs: Any,
+    ) -> Any:
         """An element-by-element kernel over inputs of one shape; the result is laid out in memory
-        as the first of them.
+        as the first of them. numbers: the kernel's, besides the count.
         """
         first = next(iter(inputs.values()))
         last = channels_last(first)
         bring = self.channels_last if last else self.contiguous
         given = {name: bring(array) for name, array in inputs.items()}
-        y = self.empty(bring_shape(first.shape) if last else first.shape)
-        self.run(plan_dense.elementwise(file, kernel, first.size), **{out: y}, **given)
+        y = self.empty(_last_shape(first.shape) if last else first.shape)
+        plan = plan_dense.elementwise(file, kernel, first.size, True, **(numbers or {}))
+        self.run(plan, **{out: y}, **given)
         return self.first_view(y) if last else y
 
     def _aligned(self, array: Any) -> Any:
         return self.copy(array) if self.address(array) % ALIGN else array
 
 
-def bring_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _last_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """(N, C, H, W) as (N, H, W, C)."""
     N, C, H, W = shape
     return N, H, W, C

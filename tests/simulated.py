@@ -1,0 +1,36 @@
+"""What the tests of the runtimes share: skips where the simulator cannot run; moves; the bound."""
+
+import numpy as np
+import pytest
+
+from gpuconv.runtime.arrays import to_device, to_numpy
+
+sim = pytest.importorskip("gpuconv.sim", reason="the simulator's packages are not installed")
+if sim.available():
+    pytest.skip(sim.available(), allow_module_level=True)
+
+UNIT = 2.0**-24  # rounding of one float32 operation
+
+
+def on(device, *arrays):
+    return tuple(to_device(a, device) if isinstance(a, np.ndarray) else a for a in arrays)
+
+
+def single(*arrays):
+    """float32 and the same numbers as float64; what is no float array passes."""
+    low = tuple(a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in arrays)
+    return low, tuple(a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in low)
+
+
+def gamma(terms):
+    """The relative error of a sum of `terms` products, each operation rounded once."""
+    return terms * UNIT / (1 - terms * UNIT)
+
+
+def assert_within(found, expected, bound):
+    """Every element of a device's array within its own bound; NaN nowhere."""
+    host = to_numpy(found)
+    assert host.shape == expected.shape
+    assert host.dtype == np.float32
+    wrong = ~(np.abs(host - expected) <= bound)
+    assert not wrong.any(), f"{wrong.sum()} of {wrong.size} wrong, first at {np.argwhere(wrong)[0]}"

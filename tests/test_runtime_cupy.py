@@ -1,0 +1,257 @@
+"""runtime/cupy.py with a stand-in for CuPy, whose kernels run in the simulator. No GPU is involved,
+and nothing here says that one works.
+"""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import standin_cupy
+from simulated import sim
+
+from gpuconv import devices, models, nn, ops, optim
+from gpuconv.cli.main import main
+from gpuconv.errors import DeviceError
+from gpuconv.runtime import cupy as cupy_runtime
+from gpuconv.runtime import plan_conv, plan_dense, source
+from gpuconv.runtime.arrays import channels_last, device_of, to_device, to_numpy
+from gpuconv.runtime.runtime import runtime
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    runtime.cache_clear()
+    yield
+    runtime.cache_clear()
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    standin_cupy.install(monkeypatch)
+    return standin_cupy
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+def test_operations_give_cupy_arrays_for_cupy_arrays(standin):
+    x = to_device(np.random.default_rng(0).standard_normal((2, 3, 6, 7)).astype(np.float32), "cuda")
+    assert type(x) is standin.ndarray
+    assert device_of(x) == "cuda"
+    y = ops.conv2d(x, to_device(ones(4, 3, 3, 3), "cuda"))
+    assert type(y) is standin.ndarray
+    assert y.shape == (2, 4, 4, 5)
+    assert channels_last(y)
+    assert standin.launched[-1] == "conv2d_forward_simt"
+    on_cpu = ops.conv2d(to_numpy(x), ones(4, 3, 3, 3))
+    np.testing.assert_allclose(to_numpy(y), on_cpu, rtol=1e-5, atol=1e-5)
+    with pytest.raises(TypeError, match="Implicit conversion"):
+        np.asarray(y)
+    with pytest.raises(TypeError, match="relu_backward: dy is on cuda, y on cpu"):
+        ops.relu_backward(y, to_numpy(y))
+    with pytest.raises(TypeError, match="relu_backward: dy is on cuda, y on sim"):
+        ops.relu_backward(y, to_device(to_numpy(y), "sim"))
+
+
+def test_a_training_step_has_the_bits_of_sim(standin):
+    x, labels = np.random.default_rng(1).random((4, 1, 32, 32), np.float32), np.arange(4)
+    states = []
+    for device in ("cuda", "sim"):
+        model, loss = models.lenet(seed=0).to(device), nn.CrossEntropyLoss()
+        optimizer = optim.Adam(model.parameters())
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss.forward(model.forward(to_device(x, device)), to_device(labels, device))
+            model.backward(loss.backward(), need_dx=False)
+            optimizer.step()
+        states.append(model.state_dict())
+    assert "adam" in standin.launched
+    assert all((states[0][name] == states[1][name]).all() for name in states[0])
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("driver", "device cuda: no GPU answers: cudaErrorInsufficientDriver.*use device cpu"),
+        ("devices", "device cuda: no GPU is visible .CUDA_VISIBLE_DEVICES.*use device cpu"),
+    ],
+)
+def test_no_gpu(standin, what, text):
+    standin.failing.add(what)
+    model = models.lenet()
+    with pytest.raises(DeviceError, match=text) as caught:
+        model.to("cuda")
+    assert "\n" not in str(caught.value)
+    assert model.device == "cpu"  # nothing moved
+    assert devices.resolve("auto") == "cpu"
+
+
+def test_auto_takes_a_gpu_that_works(standin):
+    assert devices.choose() == ("cuda", "a GPU works")
+    assert models.lenet().to("auto").device == "cuda"
+
+
+def test_no_cupy(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(DeviceError, match="device cuda: CuPy is not installed: pip install"):
+        models.lenet().to("cuda")
+    assert main(["demo", "relu", "--device", "cuda"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "pip install 'gpuconv[cuda12]'" in said
+
+
+def test_a_broken_cupy_is_not_called_missing(monkeypatch):
+    def broken(name):
+        raise ImportError("libnvrtc.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(cupy_runtime.importlib, "import_module", broken)
+    assert "CuPy's import fails: libnvrtc.so.12" in cupy_runtime.problem()
+
+
+def test_out_of_memory(standin):
+    x = to_device(ones(2, 1, 4, 4), "cuda")
+    standin.failing.add("memory")
+    for act in (lambda: ops.relu(x), lambda: to_device(ones(3), "cuda")):
+        with pytest.raises(MemoryError, match=r"no memory left for .*shape .*Out of mem"):
+            act()
+
+
+def test_a_failed_launch_names_its_kernel(standin):
+    x = to_device(ones(4), "cuda")
+    standin.failing.add("launch")
+    with pytest.raises(DeviceError, match=r"the GPU failed at kernel relu_forward \(relu.cu\)"):
+        ops.relu(x)
+
+
+def test_source_that_does_not_compile(standin):
+    x = to_device(ones(4), "cuda")
+    standin.failing.add("compile")
+    with pytest.raises(DeviceError, match=r"kernel relu_forward .* does not compile: kernel"):
+        ops.relu(x)
+
+
+def test_an_error_that_surfaces_later(standin, monkeypatch):
+    y = ops.relu(to_device(ones(4), "cuda"))
+    standin.failing.add("synchronize")
+    with pytest.raises(DeviceError, match=r"a copy to the host.*GPUCONV_SYNCHRONIZE=1 tells which"):
+        to_numpy(y)
+    with pytest.raises(DeviceError, match="a kernel started earlier"):
+        runtime("cuda").synchronize()
+    monkeypatch.setenv("GPUCONV_SYNCHRONIZE", "1")
+    runtime.cache_clear()
+    with pytest.raises(DeviceError, match="the GPU failed at kernel relu_forward") as caught:
+        ops.relu(y)
+    assert "GPUCONV_SYNCHRONIZE" not in str(caught.value)
+
+
+def test_modules_are_compiled_once_and_with_cupys_options(standin, monkeypatch):
+    made = []
+    original = standin.RawModule
+
+    def counted(**given):
+        made.append(given)
+        return original(**given)
+
+    monkeypatch.setattr(standin, "RawModule", counted)
+    x = to_device(ones(8), "cuda")
+    for _ in range(3):
+        x = ops.relu(x)
+    (given,) = made
+    assert given["options"] == ("-std=c++17", "-DVEC=4")
+    assert given["backend"] == "nvrtc"
+    assert '#include "' not in given["code"]
+    # CuPy appends this one by itself, so ours and the simulator's are the same in the end
+    assert {*cupy_runtime.OPTIONS, "-ftz=true"} == set(source.OPTIONS)
+
+
+def test_more_shared_memory_than_usual_is_asked_for(standin):
+    on = runtime("cuda")
+    (launch,) = plan_conv.forward(
+        plan_conv.Conv(1, 64, 8, 8, 64, 3, 3, 6, 6, groups=64), False, False
+    ).launches
+    from dataclasses import replace
+
+    big = replace(launch, shared=60 << 10)
+    arrays = {"x": on.zeros((1, 8, 8, 64)), "y": on.zeros((1, 6, 6, 64)), "w": on.zeros(576)}
+    arrays["b"] = arrays["w"]
+    from gpuconv.runtime.plan import Plan
+
+    on.run(Plan((big,)), **arrays)
+    with pytest.raises(ValueError, match="65537 bytes of shared memory a block, this card has"):
+        on.run(Plan((replace(launch, shared=65537),)), **arrays)
+
+
+def test_cubins_build_with_cupys_options():
+    plan = plan_dense.elementwise("relu.cu", "relu_forward", 8)
+    (launch,) = plan.launches
+    assert sim.to_cubin(source.text("relu.cu"), launch.options, "sm_80")[:4] == b"\x7fELF"
+
+
+# ---- the stand-in against CuPy ------------------------------------------------------------------
+
+REAL = r"""
+import inspect, json, sys
+try:
+    import cupy
+except ModuleNotFoundError as error:
+    print(json.dumps({"missing": str(error)})); sys.exit()
+def described(thing):
+    try:
+        return str(inspect.signature(thing))
+    except (TypeError, ValueError):
+        return " ".join((getattr(thing, "__doc__", "") or "").split())[:400]
+found = {}
+for path in json.loads(sys.argv[1]):
+    thing = cupy
+    for name in path.split("."):
+        thing = getattr(thing, name, None)
+        if thing is None:
+            break
+    bases = [b.__name__ for b in getattr(thing, "__mro__", ())]
+    found[path] = None if thing is None else {"text": described(thing), "bases": bases}
+print(json.dumps(found))
+"""
+
+
+def standin_names():
+    """Every public name of the stand-in that CuPy has too, by path, with the thing itself."""
+    found = {}
+    for name in ("empty", "zeros", "asarray", "asnumpy", "get_default_memory_pool", "RawModule",
+                 "RawKernel", "ndarray"):  # fmt: skip
+        found[name] = getattr(standin_cupy, name)
+    for name, thing in vars(standin_cupy.cuda).items():
+        inner = vars(thing) if not callable(thing) else None
+        found |= (
+            {f"cuda.{name}.{k}": v for k, v in inner.items()} if inner else {f"cuda.{name}": thing}
+        )
+    for path, thing in list(found.items()):
+        if inspect.isclass(thing) and not issubclass(thing, Exception):
+            members = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
+            found |= {f"{path}.{name}": member for name, member in members.items()}
+    found["RawKernel.max_dynamic_shared_size_bytes"] = None
+    found["ndarray.device"] = found["cuda.Device.id"] = None
+    return found
+
+
+def test_the_stand_in_has_cupys_names_and_signatures():
+    ours = standin_names()
+    command = [sys.executable, "-c", REAL, json.dumps(list(ours))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    if "missing" in theirs:
+        pytest.skip("CuPy is not installed, so the stand-in is compared with nothing")
+    for path, thing in ours.items():
+        assert theirs[path] is not None, f"CuPy has no {path}"
+        if inspect.isclass(thing) and issubclass(thing, Exception):
+            wanted = {base.__name__ for base in thing.__mro__}
+            assert wanted <= set(theirs[path]["bases"]), path
+        elif inspect.isfunction(thing):
+            words = set(re.findall(r"\w+", theirs[path]["text"]))
+            names = {name.strip("_") for name in inspect.signature(thing).parameters}
+            assert names - {"self"} <= words, (path, theirs[path]["text"])
