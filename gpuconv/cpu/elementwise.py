@@ -26,7 +26,7 @@ def plain(a: np.ndarray) -> np.ndarray:
     """`a` contiguous, aligned and writable, copied only if it is not: compiled loops know one
     layout.
     """
-    return np.require(a, requirements="CAW")
+    return np.require(a, requirements=["C", "A", "W"])
 
 
 @numba.njit(nogil=True, cache=True)

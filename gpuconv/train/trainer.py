@@ -250,10 +250,14 @@ class Trainer:
     # ---- keep ----------------------------------------------------------------------------------
 
     def _note_best(self, record: dict[str, Any]) -> bool:
-        accuracy, p = record.get("validation_accuracy"), self.position
-        if accuracy is None or (p.best is not None and accuracy <= p.best):
+        """Whether this epoch's accuracy is the best so far; among equals the lower loss is."""
+        p = self.position
+        if "validation_accuracy" not in record:
             return False
-        p.best, p.best_epoch = accuracy, record["epoch"]
+        accuracy, loss = record["validation_accuracy"], record["validation_loss"]
+        if p.best is not None and (accuracy, -loss) <= (p.best, -(p.best_loss or 0.0)):
+            return False
+        p.best, p.best_loss, p.best_epoch = accuracy, loss, record["epoch"]
         return True
 
     def _save_best(self, record: dict[str, Any]) -> None:
