@@ -14,12 +14,12 @@ Builder = Callable[..., Sequential]
 MODELS: dict[str, Builder] = {}
 
 
-def model(size: int, weights: init.Initialiser | None = None) -> Callable[[Builder], Builder]:
+def model(size: int) -> Callable[[Builder], Builder]:
     """Register a model's builder: its images are `size` x `size`, and its weights come from an
     added `seed`.
 
-    weights: how to draw them; None for each layer's default. What it builds has `input_shape`, one
-    example's (C, H, W), and `spec`, from which `build` makes it again.
+    What it builds has `input_shape`, one example's (C, H, W), and `spec`, from which `build` makes
+    it again.
     """
 
     def register(builder: Builder) -> Builder:
@@ -30,7 +30,7 @@ def model(size: int, weights: init.Initialiser | None = None) -> Callable[[Build
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             network = builder(**bound.arguments)
-            init.initialize(network, seed, weights)
+            init.initialize(network, seed)
             network.input_shape = (bound.arguments["in_channels"], size, size)
             network.spec = {"name": builder.__name__, "arguments": dict(bound.arguments)}
             return network
