@@ -14,8 +14,10 @@ def train(name, loss, make_optimizer, batch, epochs, seed, images=None):
     learn, test = [each.subset(slice(0, images)) for each in sets] if images else sets
     model = models.lenet(seed=seed)
     trainer = Trainer(model, loss, make_optimizer(model.parameters()), seed=seed, progress=False)
-    loader = data.Loader(learn, batch, seed=seed, size=32)
-    history = trainer.fit(loader, data.Loader(test, 500, shuffle=False, size=32), epochs)
+    pixels = learn.images / 255
+    scale = {"size": 32, "mean": pixels.mean(), "std": pixels.std()}
+    loader = data.Loader(learn, batch, seed=seed, **scale)
+    history = trainer.fit(loader, data.Loader(test, 500, shuffle=False, **scale), epochs)
     return [record["validation_accuracy"] for record in history]
 
 
