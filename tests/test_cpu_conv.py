@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from gpuconv.cpu import conv
+from gpuconv.cpu import conv, winograd
 from gpuconv.cpu.threads import set_thread_count, thread_count
 from gpuconv.shapes import Window
 
@@ -29,10 +29,11 @@ def define(x, w, b, dy, window, groups):
             top, left = p * window.stride[0], q * window.stride[1]
             rows = slice(top, top + window.extent[0], dil_h)
             patch = (..., rows, slice(left, left + window.extent[1], dil_w))
-            y[..., p, q] = np.einsum("ngcrs,gkcrs->ngk", image[patch], filters)
+            y[..., p, q] = np.einsum("ngcrs,gkcrs->ngk", image[patch], filters, optimize=True)
             if gradient is not None:
-                dw += np.einsum("ngk,ngcrs->gkcrs", gradient[..., p, q], image[patch])
-                dx[patch] += np.einsum("ngk,gkcrs->ngcrs", gradient[..., p, q], filters)
+                here = gradient[..., p, q]
+                dw += np.einsum("ngk,ngcrs->gkcrs", here, image[patch], optimize=True)
+                dx[patch] += np.einsum("ngk,gkcrs->ngcrs", here, filters, optimize=True)
     (top, _), (left, _) = pads
     y = y.reshape(N, K, P, Q) + (0 if b is None else b[:, None, None])
     dx = dx[..., top : top + H, left : left + W].reshape(x.shape)
@@ -116,9 +117,9 @@ def test_random_geometry(seed):
         ((3, 4, 8, 9), 5, Window((2, 4), padding="same"), 1),
         ((5, 7, 6, 6), 33, Window(1), 1),
         ((17, 40, 3, 3), 13, Window(1), 1),
-        ((1, 32, 40, 90), 17, Window(3, padding=1), 1),  # several blocks to an image
-        ((1, 64, 60, 61), 12, Window(1), 1),
-        ((2, 3, 60, 61), 64, Window(7, stride=2, padding=3), 1),
+        ((1, 128, 20, 80), 17, Window(3, padding=1), 1),  # several blocks to an image
+        ((1, 128, 32, 61), 12, Window(1), 1),
+        ((2, 3, 40, 61), 64, Window(7, stride=2, padding=3), 1),
     ],
 )
 def test_edges(x_shape, K, window, groups):
@@ -165,7 +166,7 @@ def test_relu_is_fused_and_keeps_nan():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("geometry", [((2, 3, 9, 9), 5, 1), ((1, 32, 20, 20), 32, 1), ((2, 4, 9, 9), 4, 2)])
+@pytest.mark.parametrize("geometry", [((2, 3, 9, 9), 5, 1), ((3, 32, 20, 20), 32, 1), ((2, 4, 9, 9), 4, 2)])
 def test_not_a_number_stays_in_its_windows(value, geometry):
     x_shape, K, stride = geometry
     rng = np.random.default_rng(3)
@@ -233,19 +234,49 @@ def test_any_number_of_threads(count):
         set_thread_count(before)
 
 
-@pytest.mark.parametrize("C", [16, 32, 64, 130, 512])
-def test_normwise_error(C):
-    """3x3 layers, where a faster algorithm may trade accuracy: within 3 * max(1e-6, 1e-7 * sqrt(terms))."""
-    rng = np.random.default_rng(C)
-    window = Window(3, padding=1)
-    x, w, _ = arrays(rng, (2, C, 13, 14), C, (3, 3))
-    y = conv.forward(x, w, None, window, 1)
+WINOGRAD = [
+    ((2, 16, 13, 14), 16, 1),
+    ((5, 32, 16, 16), 32, 1),
+    ((3, 33, 14, 15), 47, ((0, 2), (1, 0))),
+    ((1, 64, 30, 62), 32, 2),
+    ((4, 130, 12, 8), 64, 0),
+    ((14, 300, 7, 7), 256, 1),
+]
+
+
+@pytest.mark.parametrize(("x_shape", "K", "padding"), WINOGRAD)
+def test_winograd(x_shape, K, padding):
+    """Its error, in norm, on normal data, within 3 * max(1e-6, 1e-7 * sqrt(terms)), and each element's bound."""
+    rng = np.random.default_rng(8)
+    window = Window(3, padding=padding)
+    x, w, b = arrays(rng, x_shape, K, (3, 3))
+    y = winograd.forward(x, w, b, window, False)
     dy = rng.standard_normal(y.shape).astype(np.float32)
-    dx, dw, _ = conv.backward(dy, x, w, window, 1)
-    exact = define(x, w, None, dy, window, 1)
-    for result, right, terms in zip((y, dx, dw), exact, (9 * C, 9 * C, dy.size // C), strict=False):
+    dx = winograd.input_gradient(dy, w, x.shape, window)
+    dw, db = winograd.weight_gradient(dy, x, w.shape, window)
+    exact = define(x, w, b, dy, window, 1)
+    sizes = define(np.abs(x), np.abs(w), np.abs(b), np.abs(dy), window, 1)
+    terms = 9 * x_shape[1], 9 * K, dy.size // K, dy.size // K
+    for result, right, size, count in zip((y, dx, dw, db), exact, sizes, terms, strict=True):
         error = np.linalg.norm(result - right) / np.linalg.norm(right)
-        assert error <= 3 * max(1e-6, 1e-7 * terms**0.5)
+        assert error <= 3 * max(1e-6, 1e-7 * count**0.5)
+        assert (np.abs(result - right) <= gamma(count) * size).all()
+
+
+def test_winograd_is_chosen_and_declines_what_it_would_spoil():
+    rng = np.random.default_rng(9)
+    window = Window(3, padding=1)
+    x, w, b = arrays(rng, (6, 64, 14, 14), 64, (3, 3))
+    assert winograd.suits(x.shape, w.shape, window, 1)
+    assert not winograd.suits(x.shape, w.shape, Window(3, stride=2, padding=1), 1)
+    assert not winograd.suits((6, 4, 14, 14), (64, 4, 3, 3), window, 1)
+    dy = rng.standard_normal((6, 64, 14, 14)).astype(np.float32)
+    for array in (x, w, dy):
+        kept, array[3, 5, 1, 1] = array[3, 5, 1, 1], np.inf
+        assert array is dy or winograd.forward(x, w, b, window, False) is None
+        assert array is x or winograd.input_gradient(dy, w, x.shape, window) is None
+        assert array is w or winograd.weight_gradient(dy, x, w.shape, window) is None
+        array[3, 5, 1, 1] = kept
 
 
 @pytest.mark.torch

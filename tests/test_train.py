@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -249,6 +250,9 @@ def test_the_first_layer_that_is_not_finite_is_named(tmp_path):
     text = told(model)
     assert "layer 4 (Linear)" in text
     assert "because its weight is not finite" in text
+    model = network()
+    model["0"].weight.data[1, 0, 1, 1] = np.inf  # though convolution and ReLU may run as one
+    assert "layer 0 (Conv2d)" in told(model)
 
 
 def test_a_learning_rate_that_diverges_is_told_and_no_broken_checkpoint_is_left(tmp_path):
@@ -258,6 +262,54 @@ def test_a_learning_rate_that_diverges_is_told_and_no_broken_checkpoint_is_left(
         run.fit(loaders()[0], epochs=5)
     kept = checkpoint.read(tmp_path / "last.safetensors")
     assert all(np.isfinite(array).all() for array in kept.weights.values())
+
+
+class BrokenBackward(Broken):
+    """Breaks the gradient alone: the loss is still finite when the weights no longer are."""
+
+    def forward(self, x):
+        return x
+
+    def backward(self, dy, need_dx=True):
+        return dy * np.float32(self.value)
+
+
+def test_weights_that_broke_after_a_finite_loss_are_not_saved(tmp_path):
+    def run(**arguments):
+        model = Sequential(Flatten(), Linear(64, 4), BrokenBackward(1))
+        trainer(model, out=tmp_path, **arguments).fit(loaders()[0])
+
+    with pytest.raises(FloatingPointError, match=r"1\.weight is not finite after the last update"):
+        run(checkpoint_batches=1)
+    kept = checkpoint.read(tmp_path / "last.safetensors")
+    assert all(np.isfinite(array).all() for array in kept.weights.values())
+    with pytest.raises(FloatingPointError, match="batch 1: the gradients' norm is"):
+        run(clip_norm=1.0)
+
+
+def test_the_search_repeats_the_batch_with_the_same_dropout():
+    class Recorded(nn.Dropout):
+        outputs: ClassVar[list] = []
+
+        def forward(self, x):
+            y = super().forward(x)
+            self.outputs.append(y)
+            return y
+
+    model = Sequential(Flatten(), Recorded(0.5), Broken(3), Linear(64, 4))
+    with pytest.raises(FloatingPointError, match=r"layer 2 \(Broken\)"):
+        trainer(model).fit(loaders()[0])
+    *_, before, failed, searched = Recorded.outputs
+    assert np.array_equal(failed, searched)
+    assert not np.array_equal(before == 0, failed == 0)
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".last.safetensors.{dead.pid}-0.tmp").write_bytes(b"half")
+    trainer(out=tmp_path).fit(loaders()[0])
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_nan_in_the_input_is_named():

@@ -157,7 +157,7 @@ def transpose_gradient(dy, group, K, n, images, p, rows, Q, out):
                 for q in range(0, pixels, LANES):
                     bits = ALL if pixels - q >= LANES else (1 << (pixels - q)) - 1
                     target = address(out) + 4 * (k * total + (i * pixels + q) * width + half)
-                    transpose(source + 4 * q, plane, K - k - half, bits, target, 4 * width)
+                    transpose(source + 4 * q, plane, K - k - half, bits, target, 4 * width, ALL)
         k += width
 
 
@@ -183,22 +183,23 @@ def accumulate_weights(staged, stage, images, rows, gradient, offsets, first, he
             for i in range(images):
                 d = address(gradient) + 4 * (k * images + i * width) * pixels
                 x = staged + i * image
-                _gradient_tile(width == WIDE, height[tile], d, x, at, lines, row_bytes, length, out)
+                outer_products(width == WIDE, height[tile], d, x, at, lines, row_bytes, length, 4, 1, out)
         k += width
 
 
 @numba.njit(nogil=True, cache=True)
-def _gradient_tile(wide, height, d, x, offsets, lines, row_bytes, length, out):
+def outer_products(wide, height, d, x, offsets, lines, row_bytes, length, step, keep, out):
+    """The gradient tile of this width and height (see vector.py)."""
     if wide:
         if height == HIGH:
-            gradient_tile_high(d, x, offsets, lines, row_bytes, length, out)
+            gradient_tile_high(d, x, offsets, lines, row_bytes, length, step, keep, out)
         elif height == MIDDLE:
-            gradient_tile_middle(d, x, offsets, lines, row_bytes, length, out)
+            gradient_tile_middle(d, x, offsets, lines, row_bytes, length, step, keep, out)
         else:
-            gradient_tile_low(d, x, offsets, lines, row_bytes, length, out)
+            gradient_tile_low(d, x, offsets, lines, row_bytes, length, step, keep, out)
     elif height == HIGH:
-        gradient_slim_high(d, x, offsets, lines, row_bytes, length, out)
+        gradient_slim_high(d, x, offsets, lines, row_bytes, length, step, keep, out)
     elif height == MIDDLE:
-        gradient_slim_middle(d, x, offsets, lines, row_bytes, length, out)
+        gradient_slim_middle(d, x, offsets, lines, row_bytes, length, step, keep, out)
     else:
-        gradient_slim_low(d, x, offsets, lines, row_bytes, length, out)
+        gradient_slim_low(d, x, offsets, lines, row_bytes, length, step, keep, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import conv_direct, conv_matmul
+from gpuconv.cpu import conv_direct, conv_matmul, winograd
 from gpuconv.shapes import Window
 
 
@@ -22,7 +22,10 @@ def forward(
     """
     x, w, b = plain(x), plain(w), None if b is None else plain(b)
     if x.dtype == np.float32:
-        return conv_direct.forward(x, w, b, window, groups, activation == "relu")
+        relu, y = activation == "relu", None
+        if winograd.suits(x.shape, w.shape, window, groups):
+            y = winograd.forward(x, w, b, window, relu)
+        return conv_direct.forward(x, w, b, window, groups, relu) if y is None else y
     y = conv_matmul.forward(x, w, window, groups)
     if b is not None:
         y += b[:, None, None]
@@ -40,11 +43,24 @@ def backward(
     """
     dy, x, w = plain(dy), plain(x), plain(w)
     if x.dtype == np.float32:
-        dw, db = conv_direct.weight_gradient(dy, x, w.shape, window, groups)
-        dx = conv_direct.input_gradient(dy, w, x.shape, window, groups) if need_dx else None
-        return dx, dw, db
+        return _backward(dy, x, w, window, groups, need_dx)
     dx, dw = conv_matmul.backward(dy, x, w, window, groups, need_dx)
     return dx, dw, dy.sum((0, 2, 3))
+
+
+def _backward(
+    dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    dx = weights = None
+    if winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
+        weights = winograd.weight_gradient(dy, x, w.shape, window)
+    if need_dx and winograd.suits(x.shape, w.shape, window, groups):
+        dx = winograd.input_gradient(dy, w, x.shape, window)
+    if weights is None:
+        weights = conv_direct.weight_gradient(dy, x, w.shape, window, groups)
+    if need_dx and dx is None:
+        dx = conv_direct.input_gradient(dy, w, x.shape, window, groups)
+    return dx, *weights
 
 
 def plain(a: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from gpuconv.cpu.blocks import (
+    ALL,
     LANES,
     SLIM,
     WIDE,
@@ -231,9 +232,9 @@ def _unpack(sums, K, groups, columns, padded, begin, end, dw, db):
             rows = min(LANES, columns - column)
             begin_column = source + 4 * column * width
             if rows == LANES:
-                transpose(begin_column, 4 * width, LANES, bits, address(dw) + 4 * (k * columns + column), 4 * columns)
+                transpose(begin_column, 4 * width, LANES, bits, address(dw) + 4 * (k * columns + column), 4 * columns, ALL)
                 continue
-            transpose(begin_column, 4 * width, rows + 1, bits, address(corner), 4 * LANES)
+            transpose(begin_column, 4 * width, rows + 1, bits, address(corner), 4 * LANES, ALL)
             for m in range(inside):
                 for j in range(rows):
                     dw[(k + m) * columns + column + j] = corner[m, j]

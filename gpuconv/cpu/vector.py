@@ -117,14 +117,15 @@ def _convolution_tile(height: int) -> Any:
 
 def _gradient_tile(columns: int, width: int) -> Any:
     @intrinsic  # type: ignore[misc]
-    def tile(typingctx, d, x, offsets, rows, row_bytes, pixels, out):  # type: ignore[no-untyped-def]
-        """out[j][0:width*LANES] += sum over rows p and pixels q of d[p][q][...] * x[offsets[j] + p*row + q].
+    def tile(typingctx, d, x, offsets, rows, row_bytes, pixels, step, keep, out):  # type: ignore[no-untyped-def]
+        """out[j][0:width*LANES] = sum over p, q of d[p][q][...] * x[offsets[j] + p*row_bytes + q*step].
 
-        d is [rows][pixels][width*LANES], without gaps; offsets and row_bytes are in bytes.
+        d is [rows][pixels][width*LANES], without gaps; offsets and steps are in bytes. With `keep`
+        the sum is added to what out holds.
         """
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            d, x, offsets, rows, row_bytes, pixels, out = args
+            d, x, offsets, rows, row_bytes, pixels, step, keep, out = args
             at = [
                 builder.add(x, _load(builder, _plus(builder, offsets, 8 * j), _i64)) for j in range(columns)
             ]
@@ -140,19 +141,24 @@ def _gradient_tile(columns: int, width: int) -> Any:
                     vectors = [
                         _load(builder, _plus(builder, here, v * VECTOR_BYTES), _vector) for v in range(width)
                     ]
-                    step = builder.add(x_row, builder.mul(q, _i64(FLOAT_BYTES)))
-                    scalars = [_load(builder, builder.add(base, step), _float) for base in at]
+                    column = builder.add(x_row, builder.mul(q, step))
+                    scalars = [_load(builder, builder.add(base, column), _float) for base in at]
                     return _fma_rows(builder, state, scalars, vectors)
 
                 return _loop(builder, pixels, state, pixel)
 
             # from zero, and the old sums last: a shorter chain of roundings than going on from them
             sums = _loop(builder, rows, [ir.Constant(_vector, [0.0] * LANES)] * len(places), row)
-            for place, total in zip(places, sums, strict=True):
-                _store(builder, builder.fadd(_load(builder, place, _vector), total), place)
+            with builder.if_else(builder.icmp_signed("!=", keep, _i64(0))) as (add, replace):
+                with add:
+                    for place, total in zip(places, sums, strict=True):
+                        _store(builder, builder.fadd(_load(builder, place, _vector), total), place)
+                with replace:
+                    for place, total in zip(places, sums, strict=True):
+                        _store(builder, total, place)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 7), emit
+        return types.void(*[types.intp] * 9), emit
 
     return tile
 
@@ -223,15 +229,16 @@ def copy_lanes(typingctx, source, target, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic  # type: ignore[misc]
-def transpose(typingctx, source, stride, rows, bits, target, step):  # type: ignore[no-untyped-def]
+def transpose(typingctx, source, stride, rows, bits, target, step, row_bits):  # type: ignore[no-untyped-def]
     """target[lane * step + row] = source[row * stride + lane], LANES x LANES, strides in bytes.
 
-    Rows from `rows` on, and lanes whose bit is not set, are taken as zero and not read; the target's
-    rows of unset lanes are not written.
+    Rows from `rows` on, and lanes whose bit is not set, are taken as zero and not read. Written are
+    the set lanes, of each the rows whose bit is set in row_bits.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, stride, rows, bits, target, step = args
+        source, stride, rows, bits, target, step, row_bits = args
+        written = _mask_of(builder, row_bits)
         vectors = []
         for m in range(LANES):
             inside = builder.select(builder.icmp_signed("<", _i64(m), rows), bits, _i64(0))
@@ -240,10 +247,11 @@ def transpose(typingctx, source, stride, rows, bits, target, step):  # type: ign
         for lane, vector in enumerate(_transposed(builder, vectors)):
             used = builder.icmp_signed("!=", builder.and_(bits, _i64(1 << lane)), _i64(0))
             with builder.if_then(used, likely=True):
-                _store(builder, vector, builder.add(target, builder.mul(step, _i64(lane))))
+                to = builder.add(target, builder.mul(step, _i64(lane)))
+                _masked_store(builder, vector, to, written)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), emit
+    return types.void(*[types.intp] * 7), emit
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
@@ -256,3 +264,81 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
         pairs = [(rows[i], rows[i + half]) for i in range(half)]
         rows = [builder.shuffle_vector(a, b, order) for a, b in pairs for order in (low, high)]
     return rows
+
+
+def _combine(builder: Any, row: list[float], values: list[Any]) -> Any:
+    """The sum of row[i] * values[i], without what is zero."""
+    total = None
+    for factor, value in zip(row, values, strict=True):
+        if factor == 0:
+            continue
+        term = value
+        if abs(factor) != 1:
+            term = builder.fmul(value, ir.Constant(_vector, [abs(factor)] * LANES), flags=("contract",))
+        if total is None:
+            total = term if factor > 0 else builder.fneg(term)
+        else:
+            add = builder.fadd if factor > 0 else builder.fsub
+            total = add(total, term, flags=("contract",))
+    return total
+
+
+def sandwich(matrix: list[list[float]], finish: bool = False) -> Any:
+    """An intrinsic: out = matrix @ square @ matrix.T, for LANES squares side by side.
+
+    Entry (i, j) of a square is the vector at source + i*row_bytes + j*column_bytes; out likewise.
+    With `finish`, the vector at `bias` is added to every entry, and `relu` rectifies it; else both are ignored.
+    """
+    size, out_size = len(matrix[0]), len(matrix)
+
+    @intrinsic  # type: ignore[misc]
+    def apply(typingctx, source, row_bytes, column_bytes, out, out_row, out_column, bias, relu):  # type: ignore[no-untyped-def]
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            source, row_bytes, column_bytes, out, out_row, out_column, bias, relu = args
+
+            def place(base: Any, i: int, row: Any, j: int, column: Any) -> Any:
+                down = builder.add(base, builder.mul(row, _i64(i)))
+                return builder.add(down, builder.mul(column, _i64(j)))
+
+            half = []  # half[j][i]: column j of matrix @ square
+            for j in range(size):
+                column = [
+                    _load(builder, place(source, i, row_bytes, j, column_bytes), _vector) for i in range(size)
+                ]
+                half.append([_combine(builder, row, column) for row in matrix])
+            shift = _load(builder, bias, _vector) if finish else None
+            zero, rectify = ir.Constant(_vector, [0.0] * LANES), builder.icmp_signed("!=", relu, _i64(0))
+            for i in range(out_size):
+                for j in range(out_size):
+                    value = _combine(builder, matrix[j], [column[i] for column in half])
+                    if finish:
+                        value = builder.fadd(value, shift)
+                        cut = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+                        value = builder.select(rectify, cut, value)
+                    _store(builder, value, place(out, i, out_row, j, out_column))
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 8), emit
+
+    return apply
+
+
+@intrinsic  # type: ignore[misc]
+def all_below(typingctx, source, vectors, limit):  # type: ignore[no-untyped-def]
+    """1 if the magnitudes of all floats of `vectors` (>= 1) vectors are below `limit`, else 0; NaN is not."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, vectors, limit = args
+        bits = ir.VectorType(ir.IntType(32), LANES)
+        most, sign = _splat(builder, limit), ir.Constant(bits, [0x7FFFFFFF] * LANES)
+
+        def step(i: Any, state: list[Any]) -> list[Any]:
+            value = _load(builder, builder.add(source, builder.mul(i, _i64(VECTOR_BYTES))), _vector)
+            magnitude = builder.bitcast(builder.and_(builder.bitcast(value, bits), sign), _vector)
+            return [builder.or_(state[0], builder.fcmp_unordered(">=", magnitude, most))]
+
+        none = ir.Constant(_mask, [0] * LANES)
+        found = builder.bitcast(_loop(builder, vectors, [none], step)[0], ir.IntType(LANES))
+        return builder.zext(builder.icmp_signed("==", found, ir.IntType(LANES)(0)), _i64)
+
+    return types.intp(types.intp, types.intp, types.float32), emit
