@@ -9,11 +9,12 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.nn import init
-from gpuconv.nn.layer import Layer, Parameter, Shape
+from gpuconv.nn.layer import Fusible, Parameter, Shape
+from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.shapes import pair, window
 
 
-class Conv2d(Layer):
+class Conv2d(Fusible):
     """out_channels filters of in_channels/groups x kernel_size weights slide over the image.
 
     kernel_size, stride, dilation: an int or (vertical, horizontal). padding: those, ((top,
@@ -22,6 +23,8 @@ class Conv2d(Layer):
     PyTorch's are. forward: x (N, in_channels, H, W) -> y (N, out_channels, P, Q). Source: the
     article; torch.nn.Conv2d.
     """
+
+    fuses = tuple(ACTIVATIONS)
 
     def __init__(
         self,
@@ -61,35 +64,29 @@ class Conv2d(Layer):
         """stride, padding, dilation, groups: as the operation takes them after its arrays."""
         return self.stride, self.padding, self.dilation, self.groups
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.save(x)
-        return self.forward_activated(x, None)
+    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
+        b = None if self.bias is None else self.bias.data
+        y = self.run(ops.conv2d, x, self.filters(), b, *self.arguments, activation)
+        self.save(x, activation, None if activation is None else y)
+        return y
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        (x,) = self.saved()
-        return self.backward_through(dy, x, None, None, need_dx)
-
-    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        """`forward` with an activation in the same pass; nothing is saved."""
+        x, activation, y = self.saved()
         b = None if self.bias is None else self.bias.data
-        return self.run(ops.conv2d, x, self.weight.data, b, *self.arguments, activation)
-
-    def backward_through(
-        self,
-        dy: np.ndarray,
-        x: np.ndarray,
-        activation: str | None,
-        y: np.ndarray | None,
-        need_dx: bool,
-    ) -> np.ndarray | None:
-        """The backward pass of `forward_activated(x)`, y being what it gave."""
-        b = None if self.bias is None else self.bias.data
-        arguments = (dy, x, self.weight.data, b, *self.arguments, activation, y, need_dx)
+        arguments = (dy, x, self.filters(), b, *self.arguments, activation, y, need_dx)
         dx, dw, db = self.run(ops.conv2d_backward, *arguments)
-        self.weight.add_grad(dw)
+        self.add_filters_grad(dw)
         if self.bias is not None:
             self.bias.add_grad(db)
         return dx
+
+    def filters(self) -> np.ndarray:
+        """What the operation takes for its filters, (K, C/groups, R, S)."""
+        return self.weight.data
+
+    def add_filters_grad(self, dw: np.ndarray) -> None:
+        """Add the gradient of `filters()` to the weight's."""
+        self.weight.add_grad(dw)
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or shape[0] != self.in_channels:

@@ -8,37 +8,34 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.nn.activation import _Activation
-from gpuconv.nn.conv import Conv2d
-from gpuconv.nn.layer import Layer
-from gpuconv.nn.linear import Linear
+from gpuconv.nn.layer import Fusible, Layer
 
 
 class _Activated(Layer):
-    """A convolution or linear layer whose activation is applied while its output is in the
-    cache.
-    """
+    """A layer whose activation is applied while its output is in the cache."""
 
-    def __init__(self, layer: Conv2d | Linear, activation: str) -> None:
+    def __init__(self, layer: Fusible, activation: str) -> None:
         super().__init__()
         self.layer, self.activation = layer, activation
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        y = self.layer.forward_activated(x, self.activation)
-        self.save(x, y)
-        return y
+        return self.layer.forward_activated(x, self.activation)
+
+    def infer(self, x: np.ndarray) -> np.ndarray:
+        return self.layer.infer_activated(x, self.activation)
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        x, y = self.saved()
-        return self.layer.backward_through(dy, x, self.activation, y, need_dx)
+        return self.layer.backward(dy, need_dx)
 
 
 def fuse(layers: list[Layer]) -> list[Layer]:
-    """The layers in order, each convolution or linear layer joined with the activation after it."""
+    """The layers in order, each that can be joined with the activation after it."""
     steps: list[Layer] = []
     for layer in layers:
         before = steps[-1] if steps else None
-        if isinstance(layer, _Activation) and isinstance(before, Conv2d | Linear):
-            steps[-1] = _Activated(before, layer.name)
+        joins = isinstance(layer, _Activation) and isinstance(before, Fusible)
+        if joins and layer.name in before.fuses:  # type: ignore[union-attr]
+            steps[-1] = _Activated(before, layer.name)  # type: ignore[arg-type,union-attr]
         else:
             steps.append(layer)
     return steps

@@ -9,15 +9,18 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.nn import init
-from gpuconv.nn.layer import Layer, Parameter, Shape
+from gpuconv.nn.layer import Fusible, Layer, Parameter, Shape
+from gpuconv.ops.activation import ACTIVATIONS
 
 
-class Linear(Layer):
+class Linear(Fusible):
     """Every output sees every input: y = x w^T + b.
 
     rng: a generator or seed for the initial weights, uniform in +-1/sqrt(in_features) as PyTorch's
     are. forward: x (N, in_features) -> y (N, out_features). Source: the article; torch.nn.Linear.
     """
+
+    fuses = tuple(ACTIVATIONS)
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, rng: Any = None
@@ -35,32 +38,17 @@ class Linear(Layer):
     def reset_parameters(self, rng: np.random.Generator) -> None:
         init.reset_as_pytorch(self.weight, self.bias, rng)
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.save(x)
-        return self.forward_activated(x, None)
+    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
+        b = None if self.bias is None else self.bias.data
+        y = self.run(ops.linear, x, self.weight.data, b, activation)
+        self.save(x, activation, None if activation is None else y)
+        return y
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        (x,) = self.saved()
-        return self.backward_through(dy, x, None, None, need_dx)
-
-    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        """`forward` with an activation in the same pass; nothing is saved."""
+        x, activation, y = self.saved()
         b = None if self.bias is None else self.bias.data
-        return self.run(ops.linear, x, self.weight.data, b, activation)
-
-    def backward_through(
-        self,
-        dy: np.ndarray,
-        x: np.ndarray,
-        activation: str | None,
-        y: np.ndarray | None,
-        need_dx: bool,
-    ) -> np.ndarray | None:
-        """The backward pass of `forward_activated(x)`, y being what it gave."""
-        b = None if self.bias is None else self.bias.data
-        dx, dw, db = self.run(
-            ops.linear_backward, dy, x, self.weight.data, b, activation, y, need_dx
-        )
+        arguments = (dy, x, self.weight.data, b, activation, y, need_dx)
+        dx, dw, db = self.run(ops.linear_backward, *arguments)
         self.weight.add_grad(dw)
         if self.bias is not None:
             self.bias.add_grad(db)

@@ -1,7 +1,7 @@
 """The operations: each one's definition, its gradient, and its implementations side by side."""
 
 from gpuconv.ops.adaptive_avg_pool2d import adaptive_avg_pool2d, adaptive_avg_pool2d_backward
-from gpuconv.ops.add import add
+from gpuconv.ops.add import accumulate, add
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
 from gpuconv.ops.batch_norm2d import batch_norm2d, batch_norm2d_backward
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
@@ -23,6 +23,7 @@ from gpuconv.ops.softmax import softmax, softmax_backward
 from gpuconv.ops.tanh import scaled_tanh, scaled_tanh_backward, tanh, tanh_backward
 
 __all__ = [
+    "accumulate",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool2d_backward",
     "add",

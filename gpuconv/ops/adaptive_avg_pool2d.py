@@ -29,7 +29,7 @@ def adaptive_avg_pool2d(x, output_size):
 
 @op
 def adaptive_avg_pool2d_backward(dy, x_shape):
-    """Each pixel's gradient: the sum over the outputs it belongs to of dy / (pixels of that output).
+    """Each pixel's gradient: the sum over the outputs it is part of, of dy / (pixels of that one).
 
     dy: floats (N, C, P, Q). x_shape: (N, C, H, W). Returns dx, dy's dtype, of x_shape.
     """
