@@ -140,13 +140,13 @@ def _forward(x, y, w, b, means, variances, eps, relu, of_batch, first, end, size
             for n in range(N):
                 squares += _plane_squares(x, n * step + c * size, size, exact)
             means[c], variances[c] = exact, squares / (N * size)
-        mean, factor, shift = means[c], kind(w[c] / np.sqrt(variances[c] + eps)), b[c]
+        mean, factor, shift = np.float64(means[c]), w[c] / np.sqrt(variances[c] + eps), np.float64(b[c])
         for n in range(N):
             source, target = n * step + c * size, (n * C + c) * size
             if relu:
                 for i in range(size):
                     value = (x[source + i] - mean) * factor + shift
-                    y[target + i] = zero if value < zero else value
+                    y[target + i] = zero if value < zero else kind(value)
             else:
                 for i in range(size):
                     y[target + i] = (x[source + i] - mean) * factor + shift
@@ -183,7 +183,7 @@ def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, first, end,
     zero = kind(0)
     for c in range(first, end):
         deviation = np.sqrt(variances[c] + eps)
-        mean, factor, shift = means[c], kind(w[c] / deviation), b[c]
+        mean, factor, shift = np.float64(means[c]), w[c] / deviation, np.float64(b[c])
         total, products = 0.0, 0.0
         for n in range(N):
             at, begin = n * dy_step + c * size, n * step + c * size
@@ -195,10 +195,10 @@ def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, first, end,
         dw[c], db[c] = products / deviation, total
         if not need_dx:
             continue
-        base, slope = zero, zero
+        base, slope = 0.0, 0.0
         if of_batch:
-            base = kind(total / (N * size))
-            slope = kind(products / (N * size) / (deviation * deviation))
+            base = total / (N * size)
+            slope = products / (N * size) / (deviation * deviation)
         for n in range(N):
             at, begin, target = n * dy_step + c * size, n * step + c * size, (n * C + c) * size
             for i in range(size):
