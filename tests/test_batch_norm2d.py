@@ -1,4 +1,4 @@
-"""Batch norm: the definition against loops, PyTorch and differences; `cpu` against the definition."""
+"""Batch norm: the definition against loops, PyTorch and differences; `cpu` against it."""
 
 import cases
 import loops
@@ -20,7 +20,9 @@ def case(seed):
     x = rng.standard_normal(shape) * rng.choice([0.1, 1, 5]) + rng.choice([0, 3, -20])
     C = shape[1]
     w, b = (rng.standard_normal(C), rng.standard_normal(C)) if rng.random() < 0.8 else (None, None)
-    statistics = (rng.standard_normal(C), rng.random(C) + 0.1) if rng.random() < 0.4 else (None,) * 2
+    statistics = (
+        (rng.standard_normal(C), rng.random(C) + 0.1) if rng.random() < 0.4 else (None,) * 2
+    )
     return x, w, b, *statistics, float(rng.choice([1e-5, 1e-3])), [None, "relu"][seed % 2]
 
 
@@ -84,16 +86,14 @@ def test_cpu_agrees_with_the_definition(seed, dtype):
 def test_cpu_gradients_agree_with_the_definition(seed, dtype):
     x, w, b, mean, var, eps, activation = cast(case(seed), dtype)
     of_batch = mean is None
-    y, mean, var = ops.batch_norm2d(x, w, b, mean, var, eps, activation)
+    _, mean, var = ops.batch_norm2d(x, w, b, mean, var, eps, activation)
     # a value near the ReLU's edge may fall on either side of it: such elements get no gradient
     edge = ops.batch_norm2d.reference(x, w, b, mean, var, eps)[0]
     dy = np.random.default_rng(seed).standard_normal(x.shape).astype(dtype)
     dy[np.abs(edge) < 1e-4] = 0
     tail = eps, activation, of_batch
     found = ops.batch_norm2d_backward(dy, x, w, b, mean, var, *tail)
-    exact = ops.batch_norm2d_backward.reference(
-        *cast((dy, x, w, b, mean, var), np.float64), *tail
-    )
+    exact = ops.batch_norm2d_backward.reference(*cast((dy, x, w, b, mean, var), np.float64), *tail)
     deviation = np.sqrt(var.astype(np.float64) + eps)[:, None, None]
     z = np.abs((x - mean.astype(np.float64)[:, None, None]) / deviation)
     unit = U32 if dtype == np.float32 else 64 * U64
@@ -122,7 +122,9 @@ def test_gradients_equal_central_differences(seed):
     dy = np.random.default_rng(seed).standard_normal(x.shape)
 
     def objective():
-        return float((dy * ops.batch_norm2d.reference(x, w, b, mean, var, eps, activation)[0]).sum())
+        return float(
+            (dy * ops.batch_norm2d.reference(x, w, b, mean, var, eps, activation)[0]).sum()
+        )
 
     used = ops.batch_norm2d.reference(x, w, b, mean, var, eps, activation)[1:]
     gradients = ops.batch_norm2d_backward.reference(

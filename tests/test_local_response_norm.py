@@ -17,7 +17,14 @@ def case(seed):
     H, W = (int(rng.integers(1, 9)), int(rng.integers(1, 9))) if seed % 4 else (13, 21)
     x = rng.standard_normal((int(rng.integers(1, 4)), int(rng.integers(1, 12)), H, W)) * 3
     size, convention = int(rng.integers(1, 8)), ("torch", "paper")[seed % 2]
-    return x, size, float(rng.random()), [0.75, 0.75, 0.5, 1.3][seed % 4], 1.0 + seed % 3, convention
+    return (
+        x,
+        size,
+        float(rng.random()),
+        [0.75, 0.75, 0.5, 1.3][seed % 4],
+        1.0 + seed % 3,
+        convention,
+    )
 
 
 def by_loops(x, size, alpha, beta, k, convention):

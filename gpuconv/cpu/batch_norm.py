@@ -140,7 +140,11 @@ def _forward(x, y, w, b, means, variances, eps, relu, of_batch, first, end, size
             for n in range(N):
                 squares += _plane_squares(x, n * step + c * size, size, exact)
             means[c], variances[c] = exact, squares / (N * size)
-        mean, factor, shift = np.float64(means[c]), w[c] / np.sqrt(variances[c] + eps), np.float64(b[c])
+        mean, factor, shift = (
+            np.float64(means[c]),
+            w[c] / np.sqrt(variances[c] + eps),
+            np.float64(b[c]),
+        )
         for n in range(N):
             source, target = n * step + c * size, (n * C + c) * size
             if relu:

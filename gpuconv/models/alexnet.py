@@ -105,8 +105,7 @@ def last_convolutions(groups: int) -> dict[str, Layer]:
 def fully_connected(
     before: dict[str, Layer], in_channels: int, input_size: int, num_classes: int
 ) -> dict[str, Layer]:
-    """The last pooling and layers 6 to 8 of AlexNet, which ZF Net shares, for what `before` gives.
-    """
+    """AlexNet's last pooling and layers 6 to 8, which ZF Net shares, for what `before` gives."""
     pool5, flat = MaxPool2d(3, 2), Flatten()
     shape = (in_channels, input_size, input_size)
     (features,) = Sequential(**before, pool5=pool5, flat=flat).output_shape(shape)

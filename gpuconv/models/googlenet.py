@@ -24,7 +24,7 @@ from gpuconv.nn import (
     init,
 )
 
-WEIGHTS = {Conv2d: init.small_normal, Linear: init.small_normal}
+WEIGHTS: init.ByKind = {Conv2d: init.small_normal, Linear: init.small_normal}
 
 
 @model(size=224, weights=WEIGHTS)

@@ -1,5 +1,6 @@
-"""GoogLeNet as published. Source: Szegedy et al. 2014, "Going deeper with convolutions", table 1 and
-section 5.
+"""GoogLeNet as published.
+
+Source: Szegedy et al. 2014, "Going deeper with convolutions", table 1 and section 5.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def googlenet_paper(
         "p2": MaxPool2d(3, 2, ceil_mode=True),
     }
     shape = Sequential(**layers).output_shape((in_channels, input_size, input_size))
-    heads = {}
+    heads: dict[str, str] = {}
     for name, channels in BRANCHES.items():
         layers[f"i{name}"] = block = _inception(*channels)
         shape = block.output_shape(shape)

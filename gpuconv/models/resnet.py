@@ -24,7 +24,7 @@ from gpuconv.nn import (
     init,
 )
 
-WEIGHTS = {Conv2d: init.kaiming_normal_fan_out}
+WEIGHTS: init.ByKind = {Conv2d: init.kaiming_normal_fan_out}
 CHANNELS = (64, 128, 256, 512)
 Block = Callable[[int, int, int], Sequential]
 

@@ -21,7 +21,7 @@ from gpuconv.nn import (
 )
 
 CHANNELS = (64, 128, 256, 512, 512)
-WEIGHTS = {Conv2d: init.kaiming_normal_fan_out, Linear: init.small_normal}
+WEIGHTS: init.ByKind = {Conv2d: init.kaiming_normal_fan_out, Linear: init.small_normal}
 
 
 @model(size=224, weights=WEIGHTS)
@@ -35,7 +35,7 @@ def vgg16(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) 
 
 @model(size=224, weights=WEIGHTS)
 def vgg16_bn(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) -> Sequential:
-    """VGG-16 with batch norm after every convolution; 138,365,992 parameters, otherwise as vgg16."""
+    """VGG-16 with batch norm after every convolution; 138,365,992 parameters; as vgg16."""
     return _vgg((2, 2, 3, 3, 3), True, num_classes, in_channels)
 
 

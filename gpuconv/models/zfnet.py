@@ -1,4 +1,6 @@
-"""ZF Net: AlexNet with smaller first filters and strides. Source: Zeiler and Fergus 2014, figure 3.
+"""ZF Net: AlexNet with smaller first filters and strides.
+
+Source: Zeiler and Fergus 2014, figure 3.
 """
 
 from __future__ import annotations

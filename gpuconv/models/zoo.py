@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuconv.errors import unknown
-from gpuconv.nn import Layer, Sequential, init
+from gpuconv.nn import Sequential, init
 
 Builder = Callable[..., Sequential]
 MODELS: dict[str, Builder] = {}
@@ -16,7 +16,7 @@ MODELS: dict[str, Builder] = {}
 
 def model(
     size: int,
-    weights: init.Initialiser | Mapping[type[Layer], init.Initialiser] | None = None,
+    weights: init.Initialiser | init.ByKind | None = None,
     biases: Mapping[str, float] | None = None,
 ) -> Callable[[Builder], Builder]:
     """Register a model's builder: its images are `size` x `size`, or as its argument `input_size`

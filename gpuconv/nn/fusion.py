@@ -33,9 +33,9 @@ def fuse(layers: list[Layer]) -> list[Layer]:
     steps: list[Layer] = []
     for layer in layers:
         before = steps[-1] if steps else None
-        joins = isinstance(layer, _Activation) and isinstance(before, Fusible)
-        if joins and layer.name in before.fuses:  # type: ignore[union-attr]
-            steps[-1] = _Activated(before, layer.name)  # type: ignore[arg-type,union-attr]
+        name = layer.name if isinstance(layer, _Activation) else ""
+        if isinstance(before, Fusible) and name in before.fuses:
+            steps[-1] = _Activated(before, name)
         else:
             steps.append(layer)
     return steps

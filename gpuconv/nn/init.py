@@ -15,6 +15,7 @@ import numpy as np
 from gpuconv.nn.layer import Layer, Parameter, Shape
 
 Initialiser = Callable[[Shape, np.random.Generator], np.ndarray]
+ByKind = Mapping[type[Layer], Initialiser]
 
 
 def fans(shape: Shape) -> tuple[int, int]:
@@ -111,7 +112,7 @@ def deferred() -> Iterator[None]:
 def initialize(
     model: Layer,
     seed: int,
-    weights: Initialiser | Mapping[type[Layer], Initialiser] | None = None,
+    weights: Initialiser | ByKind | None = None,
     biases: Mapping[str, float] | None = None,
 ) -> None:
     """Draw all of a model's parameters anew, each layer from a generator of its own, [seed, number

@@ -38,7 +38,9 @@ class PartialConv2d(Conv2d):
                 f"with a link for every filter, got shape {table.shape}"
             )
         with init.deferred():
-            super().__init__(*table.shape, kernel_size, stride, padding, dilation, 1, bias)
+            super().__init__(
+                table.shape[0], table.shape[1], kernel_size, stride, padding, dilation, 1, bias
+            )
         self.links = np.nonzero(table.T)
         shape = (len(self.links[0]), *self.window.kernel_size)
         self.weight = Parameter(np.empty(shape, np.float32))

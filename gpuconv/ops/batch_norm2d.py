@@ -97,7 +97,7 @@ def _require(name, x, w, b, mean, var, eps, activation):
     require_floats(name, x=x, w=w, b=b, mean=mean, var=var)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     C = x.shape[1]
-    shapes = dict.fromkeys(("w", "b", "mean", "var"), (C,))
+    shapes: dict[str, tuple[int, ...]] = {"w": (C,), "b": (C,), "mean": (C,), "var": (C,)}
     require_shape(name, shapes, w=w, b=b, mean=mean, var=var)
     if not eps >= 0:
         raise ValueError(f"{name}: eps must not be negative, got {eps!r}")
