@@ -36,6 +36,14 @@ def relu_backward(dy, y, dx):
 
 
 @numba.njit(nogil=True, cache=True)
+def add_relu(a, b, y):
+    zero = y.dtype.type(0)
+    for i in range(y.size):
+        total = a[i] + b[i]
+        y[i] = zero if total < zero else total
+
+
+@numba.njit(nogil=True, cache=True)
 def tanh_backward(dy, y, dx, amplitude, slope):
     for i in range(dx.size):
         dx[i] = dy[i] * slope * (amplitude - y[i] * y[i] / amplitude)

@@ -214,7 +214,8 @@ class Trainer:
         p.batch += 1
         p.images += len(labels)
         p.loss_sum += value * len(labels)
-        p.correct += int(np.count_nonzero(scores.argmax(axis=1) == labels))
+        main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
+        p.correct += int(np.count_nonzero(main.argmax(axis=1) == labels))
 
     def _where(self) -> str:
         return f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}"
