@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpuconv.cpu.threads import set_thread_count, thread_count
     from gpuconv.interop.torch import load_torch
     from gpuconv.nn.summary import summary
+    from gpuconv.runtime.arrays import to_device, to_numpy
     from gpuconv.train import Trainer
 
 __version__ = "0.1.0"
@@ -35,6 +36,8 @@ __all__ = [
     "set_thread_count",
     "summary",
     "thread_count",
+    "to_device",
+    "to_numpy",
 ]
 
 _HOME = {
@@ -45,6 +48,8 @@ _HOME = {
     "set_thread_count": "gpuconv.cpu.threads",
     "summary": "gpuconv.nn.summary",
     "thread_count": "gpuconv.cpu.threads",
+    "to_device": "gpuconv.runtime.arrays",
+    "to_numpy": "gpuconv.runtime.arrays",
 }
 
 

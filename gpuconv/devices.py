@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from gpuconv.errors import unknown
 
-DEVICES = ("cpu", "reference")
+DEVICES = ("cpu", "reference", "cuda", "sim")
 
 
 def resolve(device: str) -> str:
     """A device's name, "auto" resolved to the fastest there is. ValueError for an unknown one."""
     if device == "auto":
-        return "cpu"
+        return choose()[0]
     if device not in DEVICES:
         raise unknown("device", device, [*DEVICES, "auto"])
     return device
+
+
+def choose() -> tuple[str, str]:
+    """What "auto" is here, and why: ("cuda", "a GPU works") or ("cpu", what there is not)."""
+    if importlib.util.find_spec("cupy") is None:
+        return "cpu", "CuPy is not installed"
+    from gpuconv.runtime.cupy import problem
+
+    found = problem()
+    return ("cpu", found.split(";")[0]) if found else ("cuda", "a GPU works")

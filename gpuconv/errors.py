@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class DeviceError(RuntimeError):
+    """A device that does not work here, or failed: one line with the way out."""
+
+
 def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     """ValueError for a name that is not among the known ones, with the nearest of them."""
     names = sorted(known)

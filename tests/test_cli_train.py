@@ -271,7 +271,7 @@ def test_a_folder_of_pictures(said, tmp_path):
         (["--schedule", "cosin"], "unknown schedule 'cosin'; did you mean 'cosine'?"),
         (["--augment", "shift+flp"], "unknown augmentation 'flp'; did you mean 'flip'?"),
         (["--recipe", "artcle"], "unknown recipe 'artcle'; did you mean 'article'?"),
-        (["--device", "cuda"], "unknown device 'cuda'"),
+        (["--device", "cudda"], "unknown device 'cudda'; did you mean 'cuda'?"),
         (["--data", "mnit"], "unknown data set 'mnit'; did you mean 'mnist'?"),
         (["--data", "no/such/folder"], "no/such/folder: no such file or folder"),
         (["--lr", "-1"], "expected a number of at least 0, got '-1'"),

@@ -75,10 +75,21 @@ def _refuse_what_is_for_others(args):
 
 
 def _run_on(args, operation, *arguments):
-    from gpuconv.devices import resolve
+    import numpy as np
 
-    on_reference = resolve(args.device) == "reference"
-    return (operation.reference if on_reference else operation)(*arguments)
+    from gpuconv.devices import resolve
+    from gpuconv.runtime.arrays import is_device, require, to_device, to_numpy
+
+    device = resolve(args.device)
+    if not is_device(device):
+        return (operation.reference if device == "reference" else operation)(*arguments)
+    require(device)
+    given = [
+        to_device(a.astype(np.float32), device) if isinstance(a, np.ndarray) else a
+        for a in arguments
+    ]
+    found = operation(*given)
+    return tuple(map(to_numpy, found)) if isinstance(found, tuple) else to_numpy(found)
 
 
 def _conv(args, image):

@@ -44,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
     _say("NVIDIA driver", driver())
     found, text = cupy()
     _say("CuPy", text)
+    works, text = _simulator()
+    _say("simulator", text)
     _say("matplotlib", _matplotlib())
     _data_sets()
     if problems:
         print(f"\nnot ready: {', '.join(problems)}; mend: {MEND}")
     else:
-        print("\nready: cpu" + (" (a GPU is there, kernels for it are not yet)" if found else ""))
+        print("\nready: cpu" + (", sim" * works + ", cuda" * found))
     return 0
 
 
@@ -65,6 +67,15 @@ def _numpy():
     import numpy as np
 
     return np.__version__
+
+
+def _simulator():
+    try:
+        from gpuconv import sim
+    except ImportError as error:
+        return False, f"not installed: {_line(error)}; mend: pip install 'gpuconv[sim]'"
+    missing = sim.available()
+    return not missing, missing or "works: device sim runs the CUDA kernels on the CPU"
 
 
 def _blas():

@@ -13,7 +13,7 @@ from types import FrameType
 
 from gpuconv.cli import demo, doctor, evaluate, filters, predict, steps, summary, train
 from gpuconv.cli.options import Parser, UsageError
-from gpuconv.errors import unknown
+from gpuconv.errors import DeviceError, unknown
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     argv: the arguments after the program's name; None for the process's own.
-    0 is success. ValueError (so also DataError), OSError, MemoryError and FloatingPointError
-    (training that diverged) become one line on stderr and 2; Ctrl-C gives 130, SIGTERM 143. Any
-    other exception is a bug and passes.
+    0 is success. ValueError (so also DataError), OSError, MemoryError, FloatingPointError
+    (training that diverged) and DeviceError become one line on stderr and 2; Ctrl-C gives 130,
+    SIGTERM 143. Any other exception is a bug and passes.
 
     >>> main(["demo", "relu", "--image", "-1 2"])  # doctest: +SKIP
     """
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         _mute_stdout()
         return BROKEN_PIPE
-    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError, DeviceError) as error:
         if os.environ.get("GPUCONV_TRACEBACK") == "1":
             raise
         return _say(one_line(error), BAD_INPUT)

@@ -87,10 +87,12 @@ def _show_image(dataset, index):
 
 
 def _initialise(model, seed):
+    from gpuconv.runtime.arrays import to_numpy
+
     print(f"\nStep 1. Every filter and weight gets a random number (seed {seed}).\n")
     for name, parameter in model.named_parameters():
         shape = "x".join(map(str, parameter.shape))
-        data = parameter.data
+        data = to_numpy(parameter.data)
         print(
             f"  {name:<14}{shape:<12}{data.size:>8,} numbers, {_g(data.min())} to {_g(data.max())}"
         )
@@ -100,17 +102,19 @@ def _initialise(model, seed):
 
 def _forward(model, x):
     from gpuconv.nn import Conv2d
+    from gpuconv.runtime.arrays import to_device, to_numpy
 
     print("\nStep 2. Forward: the image, as numbers from 0 to 1 with a black border, passes every")
     print("layer; the last one's outputs are the scores.\n")
     print(f"  {'layer':<10}{'type':<12}{'output':<12}{'least':>10}{'mean':>10}{'largest':>10}")
+    x = to_device(x, model.device)
     y, worked = x, ""
-    print(_line("image", "", y))
+    print(_line("image", "", to_numpy(y)))
     for name, layer in model.children().items():
         before, y = y, layer.infer(y)
-        print(_line(name, type(layer).__name__, y))
+        print(_line(name, type(layer).__name__, to_numpy(y)))
         if isinstance(layer, Conv2d) and not worked and layer.window.taps_count <= 121:
-            worked = _worked_number(name, layer, before, y)
+            worked = _worked_number(name, layer, to_numpy(before), to_numpy(y))
     print(worked)
     return y
 
@@ -124,18 +128,21 @@ def _worked_number(name, layer, x, y):
     """One output of a convolution as the sum of its products: the middle one of the first map."""
     import numpy as np
 
+    from gpuconv.runtime.arrays import to_numpy
+
     p, q = y.shape[2] // 2, y.shape[3] // 2
     (top, _), (left, _) = layer.window.pads(*x.shape[2:])
     padded = np.pad(x[0, : layer.weight.shape[1]], ((0, 0), (top, top), (left, left)))
+    kernels, biases = to_numpy(layer.weight.data), layer.bias and to_numpy(layer.bias.data)
     (R, S), (dil_h, dil_w) = layer.window.kernel_size, layer.window.dilation
     r, s = p * layer.window.stride[0], q * layer.window.stride[1]
     pixels = padded[:, r : r + dil_h * R : dil_h, s : s + dil_w * S : dil_w].astype(np.float64)
-    weights = layer.weight.data[0].astype(np.float64)
+    weights = kernels[0].astype(np.float64)
     terms = [
         f"    {' + '.join(f'{a:.3f}*{b:.3f}' for a, b in zip(*pair, strict=True))}"
         for pair in zip(pixels[0], weights[0], strict=True)
     ]
-    bias = 0.0 if layer.bias is None else float(layer.bias.data[0])
+    bias = 0.0 if biases is None else float(biases[0])
     products = float((pixels * weights).sum())
     more = f" (and {len(weights) - 1} more channels)" if len(weights) > 1 else ""
     return (
@@ -148,7 +155,9 @@ def _worked_number(name, layer, x, y):
 
 def _error(loss, scores, labels, classes):
     from gpuconv.ops import softmax
+    from gpuconv.runtime.arrays import to_numpy
 
+    error, scores = _measure(loss, scores, labels), to_numpy(scores)
     probabilities = softmax.reference(scores)[0]
     print("\nStep 3. The softmax makes probabilities of the scores; the total error is the sum of")
     print("1/2 (target - probability)^2 over the classes.\n")
@@ -157,7 +166,6 @@ def _error(loss, scores, labels, classes):
         p, target = float(probabilities[k]), int(k == labels[0])
         print(f"  {name:<14}{float(scores[0, k]):>10.5f}{p:>13.6f}{target:>8}", end="")
         print(f"{(target - p) ** 2 / 2:>13.6f}")
-    error = loss.forward(scores, labels)
     print(f"\n  sum of the probabilities {probabilities.sum():.6f}; total error {error:.6f}")
     return error
 
@@ -166,26 +174,29 @@ def _backward(model, loss, x, labels, lr, before):
     import numpy as np
 
     from gpuconv.optim import SGD
+    from gpuconv.runtime.arrays import to_device, to_numpy
 
-    optimizer = SGD(model.parameters(), lr=lr)
+    x, optimizer = to_device(x, model.device), SGD(model.parameters(), lr=lr)
     optimizer.zero_grad()
-    loss.forward(model.forward(x), labels)
+    _measure(loss, model.forward(x), labels)
     model.backward(loss.backward())
     print("\nStep 4. Backpropagation: the gradient says how the error changes with each number;")
     print(f"every number moves against it, by {lr:g} times its gradient.\n")
     print(f"  {'parameter':<14}{'gradient norm':>14}{'largest':>12}{'largest move':>14}")
-    old = [parameter.data.copy() for parameter in model.parameters()]
+    old = [to_numpy(parameter.data).copy() for parameter in model.parameters()]
     total = 0.0
-    gradients = [np.asarray(parameter.grad, np.float64) for parameter in model.parameters()]
+    gradients = [
+        np.asarray(to_numpy(parameter.grad), np.float64) for parameter in model.parameters()
+    ]
     optimizer.step()
     for (name, parameter), was, gradient in zip(
         model.named_parameters(), old, gradients, strict=True
     ):
         square = float((gradient**2).sum())
         total += square
-        moved = np.abs(parameter.data - was).max()
+        moved = np.abs(to_numpy(parameter.data) - was).max()
         print(f"  {name:<14}{square**0.5:>14.6f}{np.abs(gradient).max():>12.6f}{moved:>14.6f}")
-    after = loss.forward(model.infer(x), labels)
+    after = _measure(loss, model.infer(x), labels)
     print(f"  {'together':<14}{total**0.5:>14.6f}")
     direction = "fell" if after < before else "did not fall"
     print(
@@ -197,20 +208,28 @@ def _backward(model, loss, x, labels, lr, before):
 
 def _repeat(model, loss, x, labels, args, after):
     from gpuconv.optim import SGD
+    from gpuconv.runtime.arrays import to_device
 
     print("\nStep 5. Repeat with all images of the training set: gpuconv train --recipe article")
     if not args.repeat:
         return
-    optimizer = SGD(model.parameters(), lr=args.lr)
+    x, optimizer = to_device(x, model.device), SGD(model.parameters(), lr=args.lr)
     errors = [after]
     for _ in range(args.repeat):
         optimizer.zero_grad()
-        loss.forward(model.forward(x), labels)
+        _measure(loss, model.forward(x), labels)
         model.backward(loss.backward())
         optimizer.step()
-        errors.append(loss.forward(model.infer(x), labels))
+        errors.append(_measure(loss, model.infer(x), labels))
     print(f"With this image alone, {args.repeat} more times, the error goes\n")
     print("  " + " ".join(f"{error:.6f}" for error in errors))
+
+
+def _measure(loss, scores, labels):
+    """The loss, the labels brought to where the scores are."""
+    from gpuconv.runtime.arrays import device_of, to_device
+
+    return loss.forward(scores, to_device(labels, device_of(scores) or "cpu"))
 
 
 def _g(value):

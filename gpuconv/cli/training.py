@@ -21,6 +21,7 @@ from gpuconv.cli.inputs import (
 )
 from gpuconv.cpu.threads import set_thread_count, thread_count
 from gpuconv.data import Dataset, Loader
+from gpuconv.devices import choose
 from gpuconv.nn import Sequential
 from gpuconv.train import Interrupted, Trainer
 
@@ -100,9 +101,10 @@ def _announce(trainer: Trainer, chosen: recipes.Settings, loaders: Any) -> None:
     if validation is not None:
         images += f", {len(validation.dataset):,} held out"
     print(f"{chosen['model']}, {count:,} parameters; {chosen['data']}, {images}")
-    print(
-        f"device {trainer.model.device}, {thread_count()} threads; folder {trainer.out}", flush=True
-    )
+    device = trainer.model.device
+    if chosen["device"] == "auto":
+        device += f" (auto: {choose()[1]})"
+    print(f"device {device}, {thread_count()} threads; folder {trainer.out}", flush=True)
 
 
 def _with_hint(stop: Interrupted, out: Path | None) -> Interrupted:

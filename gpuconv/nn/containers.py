@@ -202,6 +202,8 @@ def _sum_gradients(
     if a is None or b is None:
         return None
     _same_shape(a.shape, b.shape)
+    if not isinstance(a, np.ndarray):
+        return ops.add(a, b)
     if a.flags.writeable and not np.may_share_memory(a, dy) and not np.may_share_memory(a, b):
         return layer.run(ops.accumulate, a, b)
     return layer.run(ops.add, a, b)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuconv.devices import resolve
 from gpuconv.ops.op import Op
+from gpuconv.runtime.arrays import device_of, require, to_device, to_numpy
 
 Shape = tuple[int, ...]
 
@@ -36,8 +37,12 @@ class Parameter:
         """Add to the gradient: a parameter used twice, or two backward passes, sum theirs."""
         if self.grad is None:
             self.grad = grad
-        else:
+        elif isinstance(grad, np.ndarray):
             self.grad += grad
+        else:
+            from gpuconv import ops  # whose package needs this module's users
+
+            self.grad = ops.add(self.grad, grad)
 
 
 class Buffer:
@@ -198,24 +203,31 @@ class Layer:
         return self.train(False)
 
     def to(self, device: str | None = None, dtype: Any = None) -> Self:
-        """Move parameters and computation to a device ("auto", "cpu", "reference") or float type,
-        in place.
+        """Move parameters and computation to a device ("auto", "cpu", "reference", "cuda", "sim")
+        or float type, in place. An optimiser with state is made after this.
+
+        Raises: ValueError for an unknown device; DeviceError, one line with the way out, where
+        the device cannot work here. Then nothing has moved.
         """
         if device is not None:
             device = resolve(device)
+            require(device)
         for _, layer in self.layers():
             layer.device = device or layer.device
             layer._saved = None
-        if dtype is not None:
-            for _, holder in self._own(Parameter, Buffer):
-                if np.issubdtype(holder.data.dtype, np.floating):
-                    holder.data = holder.data.astype(dtype)
+        for _, holder in self._own(Parameter, Buffer):
+            there = device or device_of(holder.data) or "cpu"
+            if dtype is not None and np.issubdtype(holder.data.dtype, np.floating):
+                holder.data = to_numpy(holder.data).astype(dtype)
+            holder.data = to_device(holder.data, there, weights=True)
         self.zero_grad()
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Parameters and buffers by dotted name: the arrays themselves, not copies."""
-        return {name: holder.data for name, holder in self._own(Parameter, Buffer)}
+        """Parameters and buffers by dotted name, as NumPy arrays: the arrays themselves, not
+        copies, but for those of a device.
+        """
+        return {name: to_numpy(holder.data) for name, holder in self._own(Parameter, Buffer)}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray], strict: bool = True) -> None:
         """Copy arrays in by name; nothing changes unless all fit.
@@ -238,8 +250,13 @@ class Layer:
                 "the weights are of another architecture: " + "; ".join(problems[:8]) + more
             )
         for name, holder in own.items():
-            if name in state:
+            if name not in state:
+                continue
+            if isinstance(holder.data, np.ndarray):
                 holder.data[...] = state[name]
+            else:
+                host = np.asarray(state[name], holder.data.dtype)
+                holder.data = to_device(host, device_of(holder.data) or "cpu", weights=True)
 
 
 class Fusible(Layer):

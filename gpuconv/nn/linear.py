@@ -10,6 +10,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.layer import Layer, Shape
 from gpuconv.nn.weighted import Weighted
+from gpuconv.runtime.arrays import contiguous
 
 
 class Linear(Weighted):
@@ -53,11 +54,11 @@ class Flatten(Layer):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.save(x.shape)
-        return x.reshape(len(x), math.prod(x.shape[1:]))
+        return contiguous(x).reshape(len(x), math.prod(x.shape[1:]))
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
         (shape,) = self.saved()
-        return dy.reshape(shape)
+        return contiguous(dy).reshape(shape)
 
     def output_shape(self, shape: Shape) -> Shape:
         return (math.prod(shape),)

@@ -7,6 +7,7 @@ import numpy as np
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cpu.threads import parallel, shards
 from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.ops.relu import relu
 
 
 @op
@@ -59,3 +60,9 @@ def _(total, b):
 
     parallel(part, shards(len(total), -(-fast.GRAIN * len(total) // total.size)), blas=False)
     return total
+
+
+@add.launch
+def _(runtime, a, b, activation):
+    y = runtime.each("elementwise.cu", "add", "to", a=a, b=b)
+    return relu(y) if activation == "relu" else y

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpuconv.cpu import pool as fast
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.runtime import plan_pool
 from gpuconv.shapes import window
 
 
@@ -161,3 +162,41 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_incl
         x_shape,
         geometry,
     )
+
+
+def _forward(runtime, x, geometry, *options):
+    y = runtime.empty((x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1]))
+    plan = plan_pool.avg_pool2d(x.shape, geometry, *options)
+    runtime.run(plan, y=y, x=runtime.channels_last(x))
+    return runtime.first_view(y)
+
+
+def _backward(runtime, dy, x_shape, geometry, *options):
+    N, C, H, W = x_shape
+    dx = runtime.empty((N, H, W, C))
+    plan = plan_pool.avg_pool2d_backward(x_shape, geometry, *options)
+    runtime.run(plan, dx=dx, dy=runtime.channels_last(dy))
+    return runtime.first_view(dx)
+
+
+@sum_pool2d.launch
+def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
+    return _forward(runtime, x, window(kernel_size, stride, padding, dilation, ceil_mode), False)
+
+
+@sum_pool2d_backward.launch
+def _(runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    return _backward(runtime, dy, x_shape, geometry, False)
+
+
+@avg_pool2d.launch
+def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    return _forward(runtime, x, geometry, True, count_include_pad)
+
+
+@avg_pool2d_backward.launch
+def _(runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    return _backward(runtime, dy, x_shape, geometry, True, count_include_pad)

@@ -11,6 +11,8 @@ import numpy as np
 from gpuconv.cpu import conv as fast
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.runtime import plan_conv
+from gpuconv.runtime.plan_conv import Conv
 from gpuconv.shapes import window
 
 
@@ -141,3 +143,33 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
         dy, x, w, window(w.shape[2:], stride, padding, dilation), groups, need_dx
     )
     return dx, dw, db if b is not None else None
+
+
+@conv2d.launch
+def _(runtime, x, w, b, stride, padding, dilation, groups, activation):
+    conv = Conv.of(x.shape, w.shape, window(w.shape[2:], stride, padding, dilation), groups)
+    fused = activation == "relu"
+    y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.channels_last(w)
+    bias = filters if b is None else runtime.contiguous(b)
+    given = {"x": runtime.channels_last(x), "w": filters, "b": bias}
+    runtime.run(plan_conv.forward(conv, b is not None, fused), y=y, **given)
+    y = runtime.first_view(y)
+    return y if fused else activate(y, activation)
+
+
+@conv2d_backward.launch
+def _(runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+    conv = Conv.of(x.shape, w.shape, window(w.shape[2:], stride, padding, dilation), groups)
+    dy = runtime.channels_last(activation_backward(dy, y, activation))
+    dx, db = None, None
+    if need_dx:
+        dx = runtime.empty((conv.N, conv.H, conv.W, conv.C))
+        given = {"dy": dy, "w": runtime.channels_last(w), "x": dy}  # no mask: x is not read
+        runtime.run(plan_conv.backward_data(conv, False), dx=dx, **given)
+        dx = runtime.first_view(dx)
+    dw = runtime.empty((conv.K, conv.R, conv.S, conv.channels))
+    runtime.run(plan_conv.backward_weight(conv), dw=dw, dy=dy, x=runtime.channels_last(x))
+    if b is not None:
+        db = runtime.empty(conv.K)
+        runtime.run(plan_conv.backward_bias(conv.N * conv.P * conv.Q, conv.K), db=db, dy=dy)
+    return dx, runtime.first_view(dw), db

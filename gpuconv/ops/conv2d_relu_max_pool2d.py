@@ -11,6 +11,7 @@ from gpuconv.cpu import conv_pool as fast
 from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, require_pool
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.relu import relu_backward
 from gpuconv.shapes import window
 
 
@@ -97,3 +98,16 @@ def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
     given = (dy, y, argmax, x, w, geometry, groups, window(*_complete(pool)), need_dx)
     dx, dw, db = fast.backward(*given)
     return dx, dw, db if b is not None else None
+
+
+@conv2d_relu_max_pool2d.launch
+def _(runtime, x, w, b, stride, padding, dilation, groups, pool):
+    y = conv2d(x, w, b, stride, padding, dilation, groups, "relu")
+    return max_pool2d(y, *pool)
+
+
+@conv2d_relu_max_pool2d_backward.launch
+def _(runtime, dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    spread = max_pool2d_backward(relu_backward(dy, y), argmax, (len(x), len(w), *size), *pool)
+    return conv2d_backward(spread, x, w, b, stride, padding, dilation, groups, need_dx=need_dx)

@@ -9,6 +9,7 @@ import numpy as np
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cpu.threads import parallel, shards
 from gpuconv.ops.op import op, require_floats
+from gpuconv.runtime import plan_dense
 
 
 @op
@@ -51,4 +52,11 @@ def _(x, p, seed):
         ),
         shards(x.size, fast.GRAIN),
     )
+    return y
+
+
+@dropout.launch
+def _(runtime, x, p, seed):
+    y = runtime.empty(x.shape)  # the mask counts in C order
+    runtime.run(plan_dense.dropout(x.size, p, seed), y=y, x=runtime.contiguous(x))
     return y

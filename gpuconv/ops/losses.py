@@ -14,6 +14,8 @@ from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import plain
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
+from gpuconv.runtime import plan_dense
+from gpuconv.runtime.arrays import device_of
 
 
 @op
@@ -99,11 +101,15 @@ def _one_hot(like, labels):
 def _require(name, scores, labels):
     require_floats(name, scores=scores)
     require_rank(name, 2, "(N, classes)", scores=scores)
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+    if device_of(labels) is None or labels.dtype.kind not in "iu":
         kind = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"{name}: labels must be an array of integers, got {kind}")
     require_shape(name, {"labels": scores.shape[:1]}, labels=labels)
-    classes = scores.shape[1]
+    if isinstance(labels, np.ndarray):  # a device's are only looked at where the loss is NaN
+        _require_range(name, labels, scores.shape[1])
+
+
+def _require_range(name, labels, classes):
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise ValueError(
@@ -177,3 +183,56 @@ def _(probabilities, labels):
 
 def _numbers(labels):
     return plain(labels.astype(np.int64, copy=False))
+
+
+def _forward(runtime, name, saved, scores, labels, **numbers):
+    """(loss, what backward needs), by the forward kernel `name`_forward and its mean."""
+    rows, classes = scores.shape
+    plan = plan_dense.loss(f"{name}_forward", rows, classes, str(labels.dtype), **numbers)
+    kept, loss = runtime.empty(scores.shape), runtime.empty(1)
+    given = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
+    runtime.run(plan, loss=loss, **{saved: kept}, **given)
+    value = float(runtime.asnumpy(loss)[0])
+    if np.isnan(value):  # a label out of range, or scores that were NaN
+        _require_range(name, runtime.asnumpy(labels), scores.shape[1])
+    return value, kept
+
+
+def _backward(runtime, name, saved, kept, labels, **numbers):
+    rows, classes = kept.shape
+    plan = plan_dense.rowwise(f"{name}_backward", rows, classes, str(labels.dtype), **numbers)
+    dscores, labels = runtime.empty(kept.shape), runtime.contiguous(labels)
+    runtime.run(plan, dscores=dscores, labels=labels, **{saved: runtime.contiguous(kept)})
+    return dscores
+
+
+@cross_entropy.launch
+def _(runtime, scores, labels, label_smoothing):
+    numbers = plan_dense.smoothing(label_smoothing, scores.shape[1])
+    return _forward(runtime, "cross_entropy", "probabilities", scores, labels, **numbers)
+
+
+@cross_entropy_backward.launch
+def _(runtime, probabilities, labels, label_smoothing):
+    numbers = plan_dense.smoothing(label_smoothing, probabilities.shape[1])
+    return _backward(runtime, "cross_entropy", "probabilities", probabilities, labels, **numbers)
+
+
+@half_squared_error.launch
+def _(runtime, scores, labels):
+    return _forward(runtime, "half_squared_error", "probabilities", scores, labels)
+
+
+@half_squared_error_backward.launch
+def _(runtime, probabilities, labels):
+    return _backward(runtime, "half_squared_error", "probabilities", probabilities, labels)
+
+
+@hinge.launch
+def _(runtime, scores, labels, margin):
+    return _forward(runtime, "hinge", "excess", scores, labels, margin=margin)
+
+
+@hinge_backward.launch
+def _(runtime, excess, labels):
+    return _backward(runtime, "hinge", "excess", excess, labels)

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpuconv.cpu import pool as fast
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.runtime import plan_pool
 from gpuconv.shapes import window
 
 NONE = 255  # argmax before any tap of the window was inside the image
@@ -108,3 +109,23 @@ def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.max_backward(
         dy, argmax, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode)
     )
+
+
+@max_pool2d.launch
+def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    shape = (x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1])
+    y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
+    plan = plan_pool.max_pool2d(x.shape, geometry)
+    runtime.run(plan, y=y, argmax=argmax, x=runtime.channels_last(x))
+    return runtime.first_view(y), runtime.first_view(argmax)
+
+
+@max_pool2d_backward.launch
+def _(runtime, dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    N, C, H, W = x_shape
+    dx = runtime.empty((N, H, W, C))
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    given = {"dy": runtime.channels_last(dy), "argmax": runtime.channels_last(argmax)}
+    runtime.run(plan_pool.max_pool2d_backward(x_shape, geometry), dx=dx, **given)
+    return runtime.first_view(dx)

@@ -11,7 +11,10 @@
     @relu.cpu
     def _(x): ...               # optional: only where it is measured faster than the definition
 
-Calling `relu(x)` checks the arguments, looks at the arrays, and runs that device's implementation;
+    @relu.launch
+    def _(runtime, x): ...      # the kernels, for arrays on sim and cuda alike
+
+Calling `relu(x)` looks at the arrays, checks the arguments, and runs that device's implementation;
 `relu.reference(x)` checks them and runs the definition.
 """
 
@@ -23,7 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.runtime.arrays import device_of, to_numpy
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+# Arguments of these types are no arrays of a device: what every call on NumPy arrays is made of.
+_PLAIN = frozenset((np.ndarray, int, float, str, bool, tuple, list, type(None)))
 
 
 class Op:
@@ -39,48 +46,96 @@ class Op:
         self._names = tuple(self._signature.parameters)
         self._check: Callable[..., Any] | None = None
         self._cpu = definition
+        self._launch: Callable[..., Any] | None = None
 
     def __repr__(self) -> str:
         return f"<op {self.__name__}{self._signature}>"
 
     def check(self, function: Callable[..., None]) -> Callable[..., None]:
         """Attach what refuses wrong arguments, with one text for every device."""
-        self._check = self._same_parameters(function)
+        self._check = self._same_parameters(function, self._names)
         return function
 
     def cpu(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Attach the fast implementation for NumPy arrays."""
-        self._cpu = self._same_parameters(function)
+        self._cpu = self._same_parameters(function, self._names)
+        return function
+
+    def launch(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Attach what launches the kernels; its first parameter is the `Runtime`."""
+        self._launch = self._same_parameters(function, ("runtime", *self._names))
         return function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args = self._checked(args, kwargs)
-        if any(type(a) is np.ndarray and a.size == 0 for a in args):
-            return self.definition(
-                *args
-            )  # nothing to be fast about, and no fast loop need handle it
-        return self._cpu(*args)
+        args = self._bound(args, kwargs)
+        empty = device = None
+        for a in args:
+            if type(a) not in _PLAIN:
+                device = self._device(args)
+                break
+        if self._check is not None:
+            self._check(*args)
+        if device is not None:
+            return self._on_device(device, args)
+        for a in args:
+            if type(a) is np.ndarray and a.size == 0:
+                empty = True
+        # nothing to be fast about in an empty array, and no fast loop need handle it
+        return self.definition(*args) if empty else self._cpu(*args)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """Run the definition, whatever faster implementations there are."""
-        return self.definition(*self._checked(args, kwargs))
+        args = self._bound(args, kwargs)
+        if (device := self._device(args)) is not None:
+            raise TypeError(f"{self.__name__}: the reference takes NumPy arrays, not {device}'s")
+        if self._check is not None:
+            self._check(*args)
+        return self.definition(*args)
 
-    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         if kwargs or len(args) != len(self._names):
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             args = bound.args
-        if self._check is not None:
-            self._check(*args)
         return args
 
-    def _same_parameters(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _device(self, args: tuple[Any, ...]) -> str | None:
+        """Where kernels shall run, None for NumPy. TypeError naming two arguments that are on
+        different devices.
+        """
+        found = [(n, d) for n, a in zip(self._names, args, strict=True) if (d := device_of(a))]
+        for name, device in found[1:]:
+            if device != found[0][1]:
+                first, there = found[0]
+                raise TypeError(
+                    f"{self.__name__}: {first} is on {there}, {name} on {device}; "
+                    f"move one of them: gpuconv.to_device(x, {there!r})"
+                )
+        return found[0][1] if found and found[0][1] != "cpu" else None
+
+    def _on_device(self, device: str, args: tuple[Any, ...]) -> Any:
+        from gpuconv.runtime.runtime import runtime
+
+        if self._launch is None:
+            raise NotImplementedError(f"{self.__name__}: has no kernel for {device} yet; use cpu")
+        on = runtime(device)
+        if not any(device_of(a) and a.size == 0 for a in args):
+            return self._launch(on, *args)
+        # A grid of no blocks is no launch; and CuPy would make one block of it.
+        found = self.definition(*(to_numpy(a) for a in args))
+        return _each(lambda a: on.asarray(a) if isinstance(a, np.ndarray) else a, found)
+
+    def _same_parameters(self, function: Callable[..., Any], wanted: Any) -> Callable[..., Any]:
         names = tuple(inspect.signature(function).parameters)
-        if names != self._names:
+        if names != wanted:
             raise TypeError(
                 f"{self.__name__}: an implementation takes {names}, the definition {self._names}"
             )
         return function
+
+
+def _each(function: Callable[[Any], Any], found: Any) -> Any:
+    return tuple(map(function, found)) if isinstance(found, tuple) else function(found)
 
 
 def op(definition: Callable[..., Any]) -> Op:
@@ -89,13 +144,19 @@ def op(definition: Callable[..., Any]) -> Op:
 
 
 def require_floats(name: str, **arrays: Any) -> None:
-    """TypeError unless every array is a NumPy array of one float type; None passes, for what is
-    optional.
+    """TypeError unless every array is one, of NumPy or a device, of one float type that its device
+    computes in; None passes, for what is optional.
     """
     given = {key: a for key, a in arrays.items() if a is not None}
     for key, a in given.items():
         if not isinstance(a, np.ndarray):
-            raise TypeError(f"{name}: {key} must be a NumPy array, got {type(a).__name__}")
+            device = device_of(a)
+            if device is None:
+                raise TypeError(f"{name}: {key} must be a NumPy array, got {type(a).__name__}")
+            if a.dtype == np.float64:
+                raise TypeError(
+                    f"{name}: {key} is float64, {device} computes in float32: convert it first"
+                )
         if a.dtype not in FLOATS:
             raise TypeError(
                 f"{name}: {key} must be float32 or float64, got {a.dtype}; "

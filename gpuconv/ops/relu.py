@@ -49,3 +49,13 @@ def _(x):
 @relu_backward.cpu
 def _(dy, y):
     return fast.elementwise(fast.relu_backward, dy, y)
+
+
+@relu.launch
+def _(runtime, x):
+    return runtime.each("relu.cu", "relu_forward", "y", x=x)
+
+
+@relu_backward.launch
+def _(runtime, dy, y):
+    return runtime.each("relu.cu", "relu_backward", "dx", dy=dy, y=y)

@@ -46,3 +46,13 @@ def _(x):
 @sigmoid_backward.cpu
 def _(dy, y):
     return fast.elementwise(fast.sigmoid_backward, dy, y)
+
+
+@sigmoid.launch
+def _(runtime, x):
+    return runtime.each("activations.cu", "sigmoid_forward", "y", x=x)
+
+
+@sigmoid_backward.launch
+def _(runtime, dy, y):
+    return runtime.each("activations.cu", "sigmoid_backward", "dx", dy=dy, y=y)

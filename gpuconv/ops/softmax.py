@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.runtime import plan_dense
 
 
 @op
@@ -42,3 +43,35 @@ def _(x):
 def _(dy, y):
     require_floats("softmax_backward", dy=dy, y=y)
     require_shape("softmax_backward", {"dy": y.shape}, dy=dy)
+
+
+@softmax.launch
+def _(runtime, x):
+    rows = _rows(runtime, x)
+    y = runtime.empty(rows.shape)
+    runtime.run(plan_dense.rowwise("softmax_forward", *_table(rows)), y=y, x=rows)
+    return _unrows(runtime, y, x.shape)
+
+
+@softmax_backward.launch
+def _(runtime, dy, y):
+    given = {"dy": _rows(runtime, dy), "y": _rows(runtime, y)}
+    dx = runtime.empty(given["dy"].shape)
+    runtime.run(plan_dense.rowwise("softmax_backward", *_table(dx)), dx=dx, **given)
+    return _unrows(runtime, dx, dy.shape)
+
+
+def _rows(runtime, x):
+    """(N, classes, ...) as contiguous (N, ..., 1, classes), one row a pixel."""
+    if x.ndim != 4:
+        x = runtime.contiguous(x).reshape(*x.shape[:2], -1, 1)
+    return runtime.channels_last(x)
+
+
+def _table(rows):
+    return rows.size // rows.shape[-1], rows.shape[-1]
+
+
+def _unrows(runtime, rows, shape):
+    y = runtime.first_view(rows)
+    return y if len(shape) == 4 else runtime.contiguous(y).reshape(shape)

@@ -88,3 +88,23 @@ def _(dy, y):
     return fast.elementwise(
         lambda dy, y, dx: fast.tanh_backward(dy, y, dx, AMPLITUDE, SLOPE), dy, y
     )
+
+
+@tanh.launch
+def _(runtime, x):
+    return runtime.each("activations.cu", "tanh_forward", "y", x=x)
+
+
+@tanh_backward.launch
+def _(runtime, dy, y):
+    return runtime.each("activations.cu", "tanh_backward", "dx", dy=dy, y=y)
+
+
+@scaled_tanh.launch
+def _(runtime, x):
+    return runtime.each("activations.cu", "scaled_tanh_forward", "y", x=x)
+
+
+@scaled_tanh_backward.launch
+def _(runtime, dy, y):
+    return runtime.each("activations.cu", "scaled_tanh_backward", "dx", dy=dy, y=y)

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.nn.layer import Parameter
-from gpuconv.optim import kernels
+from gpuconv.optim import device, kernels
 from gpuconv.optim.checks import number
+from gpuconv.runtime.arrays import to_numpy
 
 
 class Optimizer:
@@ -66,13 +67,24 @@ class Optimizer:
             if p.grad is None:
                 continue
             self.steps[i] += 1
+            if not isinstance(p.data, np.ndarray):
+                continue
             data = p.data if p.data.flags.c_contiguous else np.ascontiguousarray(p.data)
             self._update(i, data.reshape(-1), self._flat_gradient(i, p))
             if data is not p.data:
                 p.data[...] = data
+        device.step(self)
 
     def _update(self, index: int, p: np.ndarray, g: np.ndarray) -> None:
         raise NotImplementedError(f"{self._name} has no _update")
+
+    def _launch(self) -> tuple[str, dict[str, float]]:
+        """The kernel that updates parameters on a device, and its numbers by name."""
+        raise NotImplementedError(f"{self._name} has no kernel; use a model on the cpu")
+
+    def _numbers(self, index: int) -> tuple[float, float]:
+        """That kernel's two numbers of one tensor; asked before the tensor's first slots exist."""
+        return 0.0, 0.0
 
     def _flat_gradient(self, index: int, p: Parameter) -> np.ndarray:
         grad = p.grad
@@ -104,7 +116,7 @@ class Optimizer:
         arrays is JSON.
         """
         arrays = {
-            f"{slot}.{i}": array.reshape(self.params[i].shape)
+            f"{slot}.{i}": to_numpy(array).reshape(self.params[i].shape)
             for i, state in enumerate(self._state)
             if state is not None
             for slot, array in zip(self.slots, state, strict=True)
@@ -146,6 +158,8 @@ class Optimizer:
                 f"{self._name}: parameter {i} needs a state of {len(self.slots)} arrays of shape"
                 f" {own.shape}, got {shapes}"
             )
+        if not isinstance(own, np.ndarray):
+            return tuple(device.like(own, a) for a in found)
         return tuple(np.array(a, dtype=own.dtype, order="C").reshape(-1) for a in found)
 
 
@@ -202,11 +216,20 @@ class SGD(Optimizer):
         if self.momentum == 0:
             kernels.update(kernels.sgd, (p, g), (lr, decay))
             return
-        # The first buffer is the gradient itself: momentum * 0 + 1 * d, dampening not applied.
-        share = 1.0 if self._state[index] is None else 1.0 - self.dampening
+        share, _ = self._numbers(index)
         (buffer,) = self._slots_of(index, p)
         kernel = kernels.sgd_nesterov if self.nesterov else kernels.sgd_momentum
         kernels.update(kernel, (p, g, buffer), (lr, decay, cast(self.momentum), cast(share)))
+
+    def _numbers(self, index: int) -> tuple[float, float]:
+        # The first buffer is the gradient itself: momentum * 0 + 1 * d, dampening not applied.
+        return 1.0 if self._state[index] is None else 1.0 - self.dampening, 0.0
+
+    def _launch(self) -> tuple[str, dict[str, float]]:
+        numbers = {"lr": self.lr, "decay": self.weight_decay}
+        if self.momentum == 0:
+            return "sgd", numbers
+        return "sgd_momentum", {**numbers, "momentum": self.momentum, "nesterov": self.nesterov}
 
 
 class Adam(Optimizer):
@@ -258,14 +281,22 @@ class Adam(Optimizer):
 
     def _update(self, index: int, p: np.ndarray, g: np.ndarray) -> None:
         m, v = self._slots_of(index, p)
+        *shared, eps = self._launch()[1].values()
+        scalars = (*shared, *self._numbers(index), eps)
+        kernels.update(kernels.adam, (p, g, m, v), tuple(p.dtype.type(s) for s in scalars))
+
+    def _numbers(self, index: int) -> tuple[float, float]:
+        """The step's size and the root that sqrt(v) is divided by, after t steps."""
+        (beta1, beta2), t = self.betas, self.steps[index]
+        return self.lr / (1 - beta1**t), (1 - beta2**t) ** 0.5
+
+    def _launch(self) -> tuple[str, dict[str, float]]:
         beta1, beta2 = self.betas
-        t = self.steps[index]
         keep, decay = 1.0, self.weight_decay
         if self.decoupled:
             keep, decay = 1.0 - self.lr * self.weight_decay, 0.0
-        step_size, root = self.lr / (1 - beta1**t), (1 - beta2**t) ** 0.5
-        scalars = (keep, decay, 1 - beta1, beta2, 1 - beta2, step_size, root, self.eps)
-        kernels.update(kernels.adam, (p, g, m, v), tuple(p.dtype.type(s) for s in scalars))
+        shares = {"share1": 1 - beta1, "beta2": beta2, "share2": 1 - beta2, "eps": self.eps}
+        return "adam", {"keep": keep, "decay": decay, **shares}
 
 
 class AdamW(Adam):

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.nn import Layer, Softmax
+from gpuconv.runtime.arrays import to_device, to_numpy
 from gpuconv.train.finite import explain
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
@@ -26,11 +27,11 @@ def evaluate(
     confusion = np.zeros((0, 0), np.int64)
     try:
         for x, labels in batches_of(loader):
-            scores = model.infer(x)
-            value = float(loss.forward(scores, labels))
+            scores = model.infer(to_device(x, model.device))
+            value = float(loss.forward(scores, to_device(labels, model.device)))
             if not math.isfinite(value):
                 raise explain(model, x, f"evaluation, after {images} images")
-            counts = _count_pairs(labels, scores)
+            counts = _count_pairs(labels, to_numpy(scores))
             confusion = counts if not images else confusion + counts
             total += value * len(labels)
             images += len(labels)
@@ -55,7 +56,7 @@ def probabilities(model: Layer, data: Any, batch_size: int) -> np.ndarray:
     training = model.training
     model.eval()
     try:
-        outputs = np.concatenate([model.infer(x) for x in parts])
+        outputs = np.concatenate([to_numpy(model.infer(to_device(x, model.device))) for x in parts])
     finally:
         model.train(training)
     *_, (_, final) = model.layers()

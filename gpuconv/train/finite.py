@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuconv.nn.containers import Sequential
 from gpuconv.nn.layer import Layer
+from gpuconv.runtime.arrays import to_device, to_numpy
 
 CURE = "lower the learning rate or set clip_norm"
 
@@ -52,7 +53,7 @@ def first_broken_layer(model: Layer, x: np.ndarray) -> tuple[str, Layer, np.ndar
             if isinstance(layer, Sequential):
                 layer.fusing = False  # one by one: two joined layers have one output
         with np.errstate(all="ignore"):
-            model.forward(x)
+            model.forward(to_device(x, model.device))
     finally:
         for layer in wrapped:
             vars(layer).pop("forward", None)
@@ -67,8 +68,8 @@ def _watched(
 
     def watched(x: np.ndarray) -> np.ndarray:
         y = forward(x)
-        if not found and isinstance(y, np.ndarray) and _bad(y):
-            found.append((name, layer, y))
+        if not found and not isinstance(y, tuple) and _bad(host := to_numpy(y)):
+            found.append((name, layer, host))
         return y
 
     return watched

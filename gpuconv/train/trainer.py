@@ -16,6 +16,7 @@ from gpuconv.errors import unknown
 from gpuconv.nn import LOSSES, Layer
 from gpuconv.optim import Optimizer, Schedule, clip_grad_norm
 from gpuconv.optim.checks import count, number
+from gpuconv.runtime.arrays import to_device, to_numpy
 from gpuconv.train import finite, state
 from gpuconv.train.callback import Callback
 from gpuconv.train.evaluate import batches_of, evaluate, probabilities
@@ -192,8 +193,9 @@ class Trainer:
         p = self.position
         drawn = [layer.generator_state() for _, layer in self._drawing]
         self.optimizer.zero_grad()
-        scores = self.model.forward(x)
-        value = float(self.loss.forward(scores, labels))
+        on = self.model.device
+        scores = self.model.forward(to_device(x, on))
+        value = float(self.loss.forward(scores, to_device(labels, on)))
         if not math.isfinite(value):
             for (_, layer), before in zip(self._drawing, drawn, strict=True):
                 layer.load_generator_state(before or [])
@@ -215,7 +217,7 @@ class Trainer:
         p.images += len(labels)
         p.loss_sum += value * len(labels)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
-        p.correct += int(np.count_nonzero(main.argmax(axis=1) == labels))
+        p.correct += int(np.count_nonzero(to_numpy(main).argmax(axis=1) == labels))
 
     def _where(self) -> str:
         return f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}"

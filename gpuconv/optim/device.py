@@ -1,0 +1,116 @@
+"""A step of an optimiser over all parameters on a device, in one launch: kernels/optim.cu.
+
+State arrays lie in memory as their parameters do, so that element i of one belongs to element i of
+the other.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuconv.runtime import plan_dense
+from gpuconv.runtime.arrays import channels_last, device_of, in_c_order, to_device
+
+if TYPE_CHECKING:
+    from gpuconv.optim.optimizer import Optimizer
+    from gpuconv.runtime.runtime import Runtime
+
+
+def step(optimizer: Optimizer) -> None:
+    """Update the parameters that are on a device and have a gradient; others are not touched.
+
+    Raises TypeError or ValueError naming the parameter where a gradient or a state does not fit.
+    """
+    chosen = [
+        i
+        for i, p in enumerate(optimizer.params)
+        if p.grad is not None and not isinstance(p.data, np.ndarray)
+    ]
+    if not chosen:
+        return
+    from gpuconv.runtime.runtime import runtime
+
+    names = {device_of(optimizer.params[i].data) or "nowhere" for i in chosen}
+    if len(names) > 1:
+        raise TypeError(f"{optimizer._name}: parameters on several devices: {sorted(names)}")
+    on = runtime(names.pop())
+    kernel, scalars = optimizer._launch()
+    slots = {"sgd": 0, "sgd_momentum": 1, "adam": 2}[kernel]
+    numbers = [optimizer._numbers(i) for i in chosen]
+    rows = [_row(on, optimizer, i, slots) for i in chosen]
+    _update(on, kernel, rows, numbers, scalars)
+
+
+def like(own: Any, array: np.ndarray) -> Any:
+    """A copy of a NumPy array on the device of `own`, laid out in memory as `own` is."""
+    host = np.asarray(array, own.dtype)
+    return to_device(host, device_of(own) or "cpu", weights=not _c_order(own))
+
+
+def _row(on: Runtime, optimizer: Optimizer, i: int, slots: int) -> list[Any]:
+    """p, grad and the slots of one parameter: float32, of one shape, dense, in one order."""
+    p, name = optimizer.params[i], f"{optimizer._name}: parameter {i}"
+    grad: Any = p.grad
+    if device_of(grad) != device_of(p.data):
+        raise TypeError(f"{name} is on {device_of(p.data)}, its grad on {device_of(grad)}")
+    if grad.shape != p.data.shape:
+        raise ValueError(f"{name} has shape {p.data.shape}, its grad {grad.shape}")
+    for what, array in ((name, p.data), (f"{name}'s grad", grad)):
+        if array.dtype != np.float32:
+            raise TypeError(f"{what} must be float32, got {array.dtype}")
+    if not (_c_order(p.data) or channels_last(p.data)):
+        p.data = on.contiguous(p.data)
+    last = not _c_order(p.data)
+    grad = on.first_view(on.channels_last(grad)) if last else on.contiguous(grad)
+    state: Any = optimizer._state[i]
+    if slots and state is None:
+        state = tuple(like(p.data, np.zeros(p.data.shape, np.float32)) for _ in optimizer.slots)
+        optimizer._state[i] = state
+    for array in state or ():
+        if device_of(array) != device_of(p.data) or array.shape != p.data.shape:
+            raise ValueError(
+                f"{name} became {device_of(p.data)} x {p.data.shape}, its state is "
+                f"{device_of(array)} x {array.shape}; make the optimiser after model.to()"
+            )
+    return [p.data, grad, *(state or ())[:slots]]
+
+
+def _c_order(array: Any) -> bool:
+    return in_c_order(array.shape, array.strides, array.dtype.itemsize)
+
+
+def _update(
+    on: Runtime,
+    kernel: str,
+    rows: list[list[Any]],
+    numbers: list[tuple[float, float]],
+    scalars: dict[str, float],
+) -> None:
+    """Launch over a table of the arrays' addresses; no two arrays may share memory."""
+    counts = [row[0].size for row in rows]
+    _require_apart(kernel, [on.view(array) for row in rows for array in row])
+    owner, part = plan_dense.chunks(counts)
+    table = np.zeros((len(rows), plan_dense.WORDS), np.uint64)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = [on.address(array) for array in row]
+        table[number, -1] = counts[number]
+    tables: dict[str, np.ndarray] = {
+        "tensors": table,
+        "numbers": np.asarray(numbers, np.float32),
+        "owner": np.asarray(owner, np.int32),
+        "part": np.asarray(part, np.int32),
+    }
+    scalars = {name: int(v) if isinstance(v, bool) else v for name, v in scalars.items()}
+    plan = plan_dense.optimizer(kernel, len(owner), **scalars)
+    on.run(plan, **{name: on.asarray(array) for name, array in tables.items()})
+
+
+def _require_apart(kernel: str, views: list[Any]) -> None:
+    """ValueError where two of the arrays share memory: one would be updated twice."""
+    ordered = sorted(views, key=lambda view: view.address)
+    for a, b in pairwise(ordered):
+        if a.size and b.size and a.overlaps(b):
+            raise ValueError(f"{kernel}: two of the optimiser's arrays overlap in memory")

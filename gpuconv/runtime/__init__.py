@@ -1,0 +1,1 @@
+"""What lies between an operation and a device: kernel sources, launch plans, the runtimes."""

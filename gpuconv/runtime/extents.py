@@ -1,0 +1,128 @@
+"""How many elements each kernel reads or writes through each pointer, from its own numbers.
+
+The "Layout" line of each kernel's header, as formulas; `kernel.bind` refuses any array of another
+size. A workspace is exactly what its plan asked for. Optimisers' tables are checked where they are
+made: gpuconv/optim/device.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+Numbers = Any  # a launch's scalars and grid as attributes
+Formula = Callable[[Numbers], int]
+
+
+def _count(n: Numbers) -> int:
+    return n.count
+
+
+def _table(n: Numbers) -> int:
+    return n.rows * n.classes
+
+
+def _row(n: Numbers) -> int:
+    return n.rows
+
+
+def _one(n: Numbers) -> int:
+    return 1
+
+
+def _x(n: Numbers) -> int:
+    """(N, H, W, C) where `pixels` are those of y."""
+    return n.pixels // (n.P * n.Q) * n.H * n.W * n.C
+
+
+def _y(n: Numbers) -> int:
+    """(N, P, Q, K) where `pixels` are those of x."""
+    return n.pixels // (n.H * n.W) * n.P * n.Q * n.K
+
+
+def _matrices(n: Numbers) -> int:
+    return n.tiles // (n.tiles_down * n.tiles_across) * n.rows * n.columns
+
+
+def _own(channels: str) -> Formula:
+    return lambda n: n.pixels * getattr(n, channels)
+
+
+def _filters(n: Numbers) -> int:
+    """(K, R, S, C/groups) of a convolution, whichever way its kernel counts them."""
+    channels = n.channels if hasattr(n, "channels") else 1
+    return n.K * n.R * n.S * channels
+
+
+def _pooled(n: Numbers) -> int:
+    """(N, P, Q, C) where `pixels` are those of x."""
+    return n.pixels // (n.H * n.W) * n.P * n.Q * n.C
+
+
+_EACH = dict.fromkeys(("x", "y", "dx", "dy", "to", "a", "b"), _count)
+_CONV_FORWARD = {"y": _own("K"), "x": _x, "w": _filters, "b": lambda n: n.K}
+_CONV_DATA = {"dx": _own("C"), "dy": _y, "w": _filters, "x": _own("C")}
+_MATRICES = ("x", "y", "dx", "dy", "probabilities", "scores", "dscores", "excess")
+_ROWS = {**dict.fromkeys(_MATRICES, _table), **dict.fromkeys(("labels", "row_loss"), _row)}
+_POOL = {"y": _own("C"), "argmax": _own("C"), "x": _x}
+_POOL_BACK = {"dx": _own("C"), "dy": _pooled, "argmax": _pooled}
+
+EXTENTS: Mapping[str, Mapping[str, Formula]] = {
+    **{
+        f"{name}_{way}": _EACH
+        for name in ("relu", "tanh", "scaled_tanh", "sigmoid")
+        for way in ("forward", "backward")
+    },
+    **dict.fromkeys(("add", "scale", "dropout"), _EACH),
+    **{
+        f"{name}_{way}": _ROWS
+        for name in ("softmax", "cross_entropy", "half_squared_error", "hinge")
+        for way in ("forward", "backward")
+    },
+    "mean_rows": {"loss": _one, "row_loss": _row},
+    "transpose": dict.fromkeys(("x", "y"), _matrices),
+    "sum_slices": {"out": _count, "slices": lambda n: n.count * n.number},
+    "conv2d_forward_simt": _CONV_FORWARD,
+    "conv2d_forward_depthwise": _CONV_FORWARD,
+    "conv2d_backward_data_simt": _CONV_DATA,
+    "conv2d_backward_data_depthwise": _CONV_DATA,
+    "conv2d_backward_weight_simt": {
+        "slices": lambda n: n.K * n.columns * n.grid[2],
+        "dy": _own("K"),
+        "x": _x,
+    },
+    "conv2d_backward_weight_depthwise": {
+        "slices": lambda n: n.K * n.R * n.S * n.grid[1],
+        "dy": _own("K"),
+        "x": _x,
+    },
+    "conv2d_backward_bias_slices": {
+        "slices": lambda n: n.K * n.grid[1],
+        "dy": lambda n: n.pixels * n.K,
+    },
+    "max_pool2d_forward": _POOL,
+    "max_pool2d_backward": _POOL_BACK,
+    "avg_pool2d_forward": _POOL,
+    "avg_pool2d_backward": _POOL_BACK,
+    **{name: {} for name in ("sgd", "sgd_momentum", "adam")},
+}
+
+# Pointers that a specialisation never follows, so any array stands in for them: kernels that begin
+# with the first, the pointer, and the macro that says whether it is read.
+UNREAD = (("conv2d_forward", "b", "BIAS"), ("conv2d_backward_data", "x", "MASK"))
+
+
+def expected(
+    kernel: str,
+    pointer: str,
+    scalars: Mapping[str, int | float],
+    grid: tuple[int, int, int],
+    macros: Mapping[str, str],
+) -> int | None:
+    """Elements that `kernel` reaches through `pointer`; None where nothing is known or read."""
+    for start, name, macro in UNREAD:
+        if kernel.startswith(start) and pointer == name and macros.get(macro) == "0":
+            return None
+    formula = EXTENTS.get(kernel, {}).get(pointer)
+    return None if formula is None else formula(SimpleNamespace(**scalars, grid=grid))

@@ -1,0 +1,218 @@
+"""Launch plans of convolution and, as its 1x1 case, of linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpuconv.runtime import plan_depthwise
+from gpuconv.runtime.plan import (
+    GRID_YZ,
+    THREADS,
+    Launch,
+    Plan,
+    ceil_div,
+    defines,
+    magics,
+    require_int,
+    vector,
+)
+from gpuconv.runtime.plan_slices import BLOCKS_WANTED, slice_length, sliced
+from gpuconv.shapes import Window
+
+BITS = 16  # window rows and columns that fit the gather's bit mask
+
+
+@dataclass(frozen=True)
+class Conv:
+    """The shape of a convolution: x (N, C, H, W), filters (K, C/groups, R, S), y (N, K, P, Q)."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    P: int
+    Q: int
+    stride_h: int = 1
+    stride_w: int = 1
+    pad_h: int = 0
+    pad_w: int = 0
+    dil_h: int = 1
+    dil_w: int = 1
+    groups: int = 1
+
+    @classmethod
+    def of(
+        cls, x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int
+    ) -> Conv:
+        """From the shapes that users see, NCHW and OIHW, and their window."""
+        (N, C, H, W), (K, _, R, S) = x_shape, w_shape
+        (top, _), (left, _) = window.pads(H, W)
+        P, Q = window.output_size(H, W)
+        strides, (dil_h, dil_w) = window.stride, window.dilation
+        return cls(N, C, H, W, K, R, S, P, Q, strides[0], strides[1], top, left, dil_h, dil_w, groups)
+
+    @classmethod
+    def linear(cls, rows: int, features_in: int, features_out: int) -> Conv:
+        """A linear layer: one pixel an image, one tap a filter."""
+        return cls(rows, features_in, 1, 1, features_out, 1, 1, 1, 1)
+
+    @property
+    def channels(self) -> int:
+        """Of one group."""
+        return self.C // self.groups
+
+    @property
+    def filters(self) -> int:
+        """Of one group."""
+        return self.K // self.groups
+
+    @property
+    def depthwise(self) -> bool:
+        """Every channel has filters of its own."""
+        return self.groups > 1 and self.channels == 1
+
+    @property
+    def window_scalars(self) -> dict[str, int]:
+        names = ("stride_h", "stride_w", "pad_h", "pad_w", "dil_h", "dil_w")
+        return {name: getattr(self, name) for name in names}
+
+    def require(self, name: str) -> None:
+        """ValueError where a count passes the kernels' 32 bits."""
+        reach_h, reach_w = self.dil_h * self.R + self.H, self.dil_w * self.S + self.W
+        back_h, back_w = self.P + reach_h, self.Q + reach_w
+        require_int(
+            name,
+            output_pixels=self.N * self.P * self.Q + 128,
+            input_pixels=self.N * self.H * self.W + 128,
+            filter_elements_of_a_group=(self.filters + 128) * self.R * self.S * self.channels,
+            elements_of_a_filter=(self.R + 1) * self.S * self.C + 16,
+            taps_times_filters=(self.R + 1) * self.S * self.K + 16,
+            elements_of_an_image=(reach_h * self.W + reach_w) * self.C,
+            elements_of_an_output_image=(back_h * self.Q + back_w) * self.K,
+        )
+        if self.groups > GRID_YZ:
+            raise ValueError(f"{name}: {self.groups} groups; at most {GRID_YZ} are supported")
+
+
+def forward(conv: Conv, bias: bool, relu: bool) -> Plan:
+    """y (N,P,Q,K) from x (N,H,W,C), w (K,R,S,C/groups) and b; without bias, give w for b."""
+    conv.require("conv2d")
+    if conv.depthwise:
+        return plan_depthwise.forward(conv, bias, relu)
+    reduction = conv.R * conv.S * conv.channels
+    pixels = conv.N * conv.P * conv.Q
+    vec, out = vector(conv.channels), vector(conv.filters)
+    tile, macros = _gather(conv, pixels, conv.filters, conv.channels, vec, vec, out)
+    across = ceil_div(conv.filters, tile)
+    scalars = {
+        **_common(conv, pixels, across, reduction),
+        **magics(p=conv.P, q=conv.Q, s=conv.S, channels=conv.channels),
+    }
+    grid = (ceil_div(pixels, tile) * across, conv.groups, 1)
+    chosen = defines(**macros, BIAS=bias, RELU=relu, MASK=0)
+    kernel = "conv2d_forward_simt"
+    return Plan((Launch("conv_simt.cu", kernel, grid, THREADS, chosen, scalars),))
+
+
+def backward_data(conv: Conv, mask: bool) -> Plan:
+    """dx (N,H,W,C) from dy (N,P,Q,K) and w; with mask, 0 where x is not positive.
+
+    Without mask give dy for x: it is not read.
+    """
+    conv.require("conv2d_backward")
+    if conv.depthwise:
+        return plan_depthwise.backward_data(conv, mask)
+    reduction = conv.R * conv.S * conv.filters
+    pixels = conv.N * conv.H * conv.W
+    vec, out = vector(conv.filters), vector(conv.channels)
+    tile, macros = _gather(conv, pixels, conv.channels, conv.filters, vec, out, out)
+    across = ceil_div(conv.channels, tile)
+    scalars = {
+        **_common(conv, pixels, across, reduction),
+        **magics(h=conv.H, w=conv.W, s=conv.S, filters=conv.filters),
+        **magics(stride_h=conv.stride_h, stride_w=conv.stride_w),
+    }
+    grid = (ceil_div(pixels, tile) * across, conv.groups, 1)
+    chosen = defines(**macros, BIAS=0, RELU=0, MASK=mask)
+    kernel = "conv2d_backward_data_simt"
+    return Plan((Launch("conv_simt.cu", kernel, grid, THREADS, chosen, scalars),))
+
+
+def backward_weight(conv: Conv) -> Plan:
+    """dw (K,R,S,C/groups) from dy (N,P,Q,K) and x (N,H,W,C)."""
+    conv.require("conv2d_backward")
+    if conv.depthwise:
+        return plan_depthwise.backward_weight(conv)
+    columns, pixels = conv.R * conv.S * conv.channels, conv.N * conv.P * conv.Q
+    vec_a, vec_b = vector(conv.filters), vector(conv.channels)
+    big = vec_a == vec_b == 4 and conv.filters > 64 and columns > 64
+    tile = 128 if big else 64
+    across = ceil_div(columns, tile)
+    tiles = ceil_div(conv.filters, tile) * across
+    length = slice_length(pixels, tiles * conv.groups)
+    slices = max(1, ceil_div(pixels, length))
+    scalars = {
+        **_common(conv, pixels, across, columns),
+        **magics(p=conv.P, q=conv.Q),
+        "columns": columns,
+        "slice": length,
+    }
+    for name in ("reduction", "R"):
+        del scalars[name]
+    chosen = defines(TILE=tile, VEC_A=vec_a, VEC_B=vec_b, VEC_OUT=vec_b)
+    return sliced(
+        Launch(
+            "conv_simt_weight.cu",
+            "conv2d_backward_weight_simt",
+            (tiles, conv.groups, slices),
+            THREADS,
+            chosen,
+            scalars,
+        ),
+        "dw",
+        conv.K * columns,
+        slices,
+    )
+
+
+def backward_bias(pixels: int, K: int) -> Plan:
+    """db (K,) from dy (pixels, K)."""
+    require_int("conv2d_backward", output_pixels=pixels)
+    columns = min(K, 32)
+    blocks = ceil_div(K, columns)
+    length = slice_length(pixels, blocks)
+    slices = max(1, ceil_div(pixels, length))
+    scalars = {"pixels": pixels, "slice": length, "K": K, "columns": columns}
+    chosen = defines(TILE=64, VEC_A=1, VEC_B=1, VEC_OUT=1)
+    kernel = "conv2d_backward_bias_slices"
+    grid = (blocks, slices, 1)
+    launch = Launch("conv_simt_weight.cu", kernel, grid, THREADS, chosen, scalars)
+    return sliced(launch, "db", K, slices)
+
+
+def _gather(
+    conv: Conv, pixels: int, across: int, gathered: int, vec_a: int, vec_b: int, vec_out: int
+) -> tuple[int, dict[str, int]]:
+    """(tile, macros) of a pass that gathers windows of `gathered` channels."""
+    bits = max(conv.R, conv.S) <= BITS
+    whole = vec_a == vec_b == vec_out == 4 and gathered % 8 == 0 and bits
+    tiles = ceil_div(pixels, 128) * ceil_div(across, 128) * conv.groups
+    big = whole and across > 64 and tiles >= BLOCKS_WANTED // 4
+    uniform = vec_a == 4 and gathered % (8 if big else 16) == 0
+    tile = 128 if big else 64
+    macros = {"TILE": tile, "VEC_A": vec_a, "VEC_B": vec_b, "VEC_OUT": vec_out}
+    return tile, {**macros, "UNIFORM": int(uniform), "WINDOW_BITS": int(bits)}
+
+
+def _common(conv: Conv, pixels: int, across: int, reduction: int) -> dict[str, int]:
+    names = ("H", "W", "P", "Q", "R", "S", "C", "K", "channels", "filters")
+    return {
+        "pixels": pixels,
+        "tiles_across": across,
+        "reduction": reduction,
+        **{name: getattr(conv, name) for name in names},
+        **conv.window_scalars,
+    }

@@ -1,0 +1,28 @@
+"""CUDA kernels on the CPU: `Module(source).launch(name, grid, block, args)`. See README.md in this
+folder.
+"""
+
+from gpuconv.sim.compile import OPTIONS, available, to_cubin, to_ptx
+from gpuconv.sim.errors import CompileError, KernelError, LaunchError, SimError, UnsupportedError
+from gpuconv.sim.launch import Function
+from gpuconv.sim.machine import Module
+from gpuconv.sim.memory import Array, asarray, asnumpy, empty, zeros
+
+__all__ = [
+    "OPTIONS",
+    "Array",
+    "CompileError",
+    "Function",
+    "KernelError",
+    "LaunchError",
+    "Module",
+    "SimError",
+    "UnsupportedError",
+    "asarray",
+    "asnumpy",
+    "available",
+    "empty",
+    "to_cubin",
+    "to_ptx",
+    "zeros",
+]

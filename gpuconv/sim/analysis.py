@@ -1,0 +1,149 @@
+"""Questions about a PTX function that are answered before it is lowered."""
+
+from __future__ import annotations
+
+from gpuconv.sim.emit import TYPES
+from gpuconv.sim.errors import UnsupportedError
+from gpuconv.sim.program import Address, Function, Instruction, Label, Program, Reg, Sym, Variable
+
+COLLECTIVE = {
+    "bar",
+    "barrier",
+    "shfl",
+    "vote",
+    "match",
+    "redux",
+    "activemask",
+    "nanosleep",
+    "elect",
+}
+
+
+def has_collective(functions: list[Function]) -> bool:
+    """Whether a thread of these functions ever has to wait for another."""
+    return any(isinstance(i, Instruction) and i.op in COLLECTIVE for f in functions for i in f.body)
+
+
+def reachable(program: Program, function: Function, seen: tuple[str, ...] = ()) -> list[Function]:
+    """`function` and all it calls. Raises UnsupportedError on recursion."""
+    found = {function.name: function}
+    for item in function.body:
+        if isinstance(item, Instruction) and item.op == "call":
+            for operand in item.operands:
+                callee = program.functions.get(operand.name) if isinstance(operand, Sym) else None
+                if callee is not None:
+                    if callee.name in (*seen, function.name):
+                        raise UnsupportedError(
+                            f"recursion through {callee.name} is not modelled by the simulator"
+                        )
+                    for inner in reachable(program, callee, (*seen, function.name)):
+                        found[inner.name] = inner
+    return list(found.values())
+
+
+def polling(function: Function) -> list[Instruction]:
+    """Loads and exchanges inside a loop by which a thread may wait for another: after each it lets
+    others run.
+    """
+    places = {item.name: n for n, item in enumerate(function.body) if isinstance(item, Label)}
+    found = []
+    for end, item in enumerate(function.body):
+        target = item.operands[0] if isinstance(item, Instruction) and item.op == "bra" else None
+        if isinstance(target, Sym) and places.get(target.name, end) < end:
+            found += [
+                i
+                for i in function.body[places[target.name] : end]
+                if isinstance(i, Instruction)
+                and (
+                    (i.op == "ld" and set(i.mods) & {"volatile", "relaxed", "acquire"})
+                    or (i.op == "atom" and set(i.mods) & {"cas", "exch"})
+                )
+            ]
+    return found
+
+
+def names(i: Instruction) -> list[str]:
+    names = []
+    for operand in i.operands:
+        base = getattr(operand, "base", operand)
+        if isinstance(base, Sym):
+            names.append(base.name)
+    return names
+
+
+def is_pointer(function: Function, param: Variable) -> bool | None:
+    """Whether a 64-bit parameter is used as an address: True, or None where the code does not show
+    it.
+    """
+    holders: set[str] = set()
+    for i in function.body:
+        if not isinstance(i, Instruction):
+            continue
+        first = i.operands[0] if i.operands else None
+        sources = [getattr(o, "base", o) for o in i.operands[1:]]
+        if i.op == "ld" and "param" in i.mods and isinstance(first, Reg):
+            if any(isinstance(s, Sym) and s.name == param.name for s in sources):
+                holders.add(first.name)
+        elif i.op == "cvta" and any(isinstance(s, Reg) and s.name in holders for s in sources):
+            return True
+        elif i.op in ("mov", "add") and isinstance(first, Reg) and isinstance(sources[0], Reg):
+            if sources[0].name in holders:
+                holders.add(first.name)
+        elif i.op in ("ld", "st", "atom", "red"):
+            addresses = [o.base for o in i.operands if isinstance(o, Address)]
+            if any(isinstance(a, Reg) and a.name in holders for a in addresses):
+                return True
+    return None
+
+
+def register_types(function: Function) -> dict[str, str]:
+    """LLVM type of each register: its declared width, as float where only float instructions touch
+    it.
+    """
+    votes: dict[str, set[str]] = {}
+    for i in function.body:
+        if not isinstance(i, Instruction) or i.op in ("mov", "ld", "st", "selp", "shfl"):
+            continue
+        kind = "f" if i.mods and i.mods[-1] in ("f32", "f64") and i.op != "cvt" else "i"
+        for operand in i.operands:
+            if isinstance(operand, Reg):
+                votes.setdefault(operand.name, set()).add(kind)
+    types = {}
+    for name, declared in function.registers.items():
+        type_ = TYPES[declared]
+        if votes.get(name) == {"f"} and declared in ("b32", "b64"):
+            type_ = "float" if declared == "b32" else "double"
+        types[name] = type_
+    return types
+
+
+_EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "testp", "copysign"}
+
+
+def all_flush(functions: list[Function]) -> bool:
+    """Whether the processor's own flush-to-zero gives every float instruction its meaning."""
+    for function in functions:
+        for i in function.body:
+            if not isinstance(i, Instruction):
+                continue
+            if i.op in ("atom", "red") and i.mods[-1] == "f32" and "global" not in i.mods:
+                return False  # in shared memory such an atomic keeps subnormals
+            if i.op in _EXEMPT:
+                continue
+            if any(m.startswith("bf16") for m in i.mods):
+                return False  # its subnormals are subnormal floats
+            if "f64" in i.mods and not (i.op == "cvt" and "ftz" in i.mods):
+                return False
+            if "f32" in i.mods and "ftz" not in i.mods and not _indifferent(i):
+                return False
+    return True
+
+
+def _indifferent(i: Instruction) -> bool:
+    """A float instruction that neither reads nor makes a subnormal float."""
+    if i.op != "cvt":
+        return False
+    types = [m for m in i.mods if m in TYPES]
+    if types == ["f16", "f32"]:
+        return "rn" in i.mods and "relu" not in i.mods
+    return len(types) == 2 and types[0] == "f32" and types[1] not in ("f32", "f64")

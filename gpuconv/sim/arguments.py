@@ -1,0 +1,77 @@
+"""Kernel arguments to the bytes of its parameter space. Nothing is converted silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv.sim.info import Kernel, Parameter
+from gpuconv.sim.memory import Array
+
+_FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
+
+
+def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
+    """The parameter bytes for `args`. Raises TypeError or ValueError naming the argument that does
+    not fit.
+    """
+    if len(args) != len(kernel.parameters):
+        raise TypeError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(args)}")
+    space = np.zeros(max(kernel.parameter_bytes, 1) + 16, np.uint8)
+    for number, (parameter, value) in enumerate(zip(kernel.parameters, args, strict=True)):
+        piece = _bytes(f"{kernel.name}: argument {number}", parameter, value)
+        space[parameter.offset : parameter.offset + parameter.size] = np.frombuffer(piece, np.uint8)
+    return space
+
+
+def _bytes(where: str, parameter: Parameter, value: Any) -> bytes:
+    if parameter.array:
+        if not isinstance(value, bytes) or len(value) != parameter.size:
+            given = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
+            raise TypeError(f"{where} is a structure: give its {parameter.size} bytes, got {given}")
+        return value
+    if isinstance(value, Array):
+        if parameter.size != 8 or parameter.pointer is False or parameter.type in ("f64", "s64"):
+            raise TypeError(f"{where} is a number ({parameter.type}), got a sim array")
+        if not value.contiguous:
+            raise ValueError(f"{where} has its axes exchanged, kernels read C order: give x.copy()")
+        return value.ptr.to_bytes(8, "little")
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError(
+            f"{where} got a NumPy array: bring it to the device with gpuconv.sim.asarray first"
+        )
+    if parameter.pointer:
+        raise TypeError(
+            f"{where} is a pointer: give a sim array, got {value!r} ({type(value).__name__})"
+        )
+    if parameter.type in _FLOATS:
+        return _float(where, parameter.type, value)
+    return _integer(where, parameter, value)
+
+
+def _float(where: str, type_: str, value: Any) -> bytes:
+    if isinstance(value, bool | np.bool_) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
+        raise TypeError(
+            f"{where} is {type_}: give a number, got {value!r} ({type(value).__name__})"
+        )
+    with np.errstate(over="ignore"):
+        cast = _FLOATS[type_](value)
+    if np.isinf(cast) and not np.isinf(float(value)):
+        raise ValueError(f"{where} is {type_}: {value!r} does not fit")
+    return cast.tobytes()
+
+
+def _integer(where: str, parameter: Parameter, value: Any) -> bytes:
+    if not isinstance(value, int | np.integer | np.bool_):
+        raise TypeError(
+            f"{where} is an integer ({parameter.type}): got {value!r} ({type(value).__name__})"
+        )
+    bits, number = parameter.size * 8, int(value)
+    # PTX says u32 for a C int too, so either sign's range is accepted
+    if not -(1 << bits - 1) <= number < 1 << bits:
+        raise ValueError(f"{where} has {bits} bits: {number} does not fit")
+    return (number & ((1 << bits) - 1)).to_bytes(parameter.size, "little")

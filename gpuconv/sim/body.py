@@ -1,0 +1,213 @@
+"""Statements of a function to LLVM IR: labels, predication, branches, calls (in place) and
+suspension.
+"""
+
+from __future__ import annotations
+
+from gpuconv.sim import (
+    isa_atomic,
+    isa_convert,
+    isa_float,
+    isa_int,
+    isa_memory,
+    isa_move,
+    isa_sync,
+    layout,
+)
+from gpuconv.sim.analysis import register_types
+from gpuconv.sim.emit import Emitter, Frame, Module, Options
+from gpuconv.sim.errors import UnsupportedError
+from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
+
+TABLE = {
+    **isa_int.TABLE,
+    **isa_float.TABLE,
+    **isa_convert.TABLE,
+    **isa_memory.TABLE,
+    **isa_atomic.TABLE,
+    **isa_move.TABLE,
+    **isa_sync.TABLE,
+}
+
+
+class Body(Emitter):
+    """Lowers the statements of a function, and of those it calls, in place."""
+
+    def __init__(self, module: Module, function: Function, options: Options) -> None:
+        super().__init__(options, module)
+        self.function = function
+        self.program = module.program
+        self.polls: set[int] = set()
+        self.seen: set[str] = set()
+
+    # ---- frames ----
+
+    def enter(self, function: Function, variables: dict[str, str], leave: str) -> None:
+        prefix = f"{len(self.frames)}.{next(self.names)}." if self.frames else "r."
+        frame = Frame(function, prefix, dict(variables), leave=leave)
+        frame.types = register_types(function)
+        self.frames.append(frame)
+        for name, type_ in frame.types.items():
+            self.allocas.append(f'%"{prefix}{name}" = alloca {type_}')
+        for variable in function.variables:
+            if variable.space in ("local", "param"):
+                frame.variables[variable.name] = self.local(variable)
+        for name, carry in (("cc", "i1"),):
+            self.allocas.append(f'%"{prefix}{name}" = alloca {carry}')
+
+    def statements(self, function: Function) -> None:
+        for item in function.body:
+            if isinstance(item, Label):
+                self.seen.add(self.place(item.name))
+                self.label(self.place(item.name))
+            elif self.open:
+                self.statement(item)
+        if self.open:
+            self.end(f"br label %{self.frame.leave}")
+
+    def place(self, label: str) -> str:
+        """LLVM label of a PTX label in the current frame."""
+        return f'"{self.frame.prefix}{label}"'
+
+    def statement(self, instruction: Instruction) -> None:
+        self.instruction = instruction
+        after = ""
+        if instruction.guard is not None and instruction.op != "bra":
+            condition, then, after = (
+                self.read(instruction.guard, "pred"),
+                self.fresh("do"),
+                self.fresh("then"),
+            )
+            self.end(f"br i1 {condition}, label %{then}, label %{after}")
+            self.label(then)
+        if (control := getattr(self, f"_{instruction.op}_", None)) is not None:
+            control(instruction)
+        elif (handler := TABLE.get(instruction.op)) is not None:
+            handler(self, instruction)
+        else:
+            raise self.unsupported()
+        if id(instruction) in self.polls and self.open:
+            isa_sync.TABLE["nanosleep"](self, instruction)
+        if after:
+            self.label(after)
+        elif not self.open and instruction.op not in ("bra", "brx", "ret", "exit", "trap"):
+            self.label(self.fresh("dead"))
+
+    # ---- control flow ----
+
+    def _bra_(self, i: Instruction) -> None:
+        target = i.operands[0]
+        self.need(isinstance(target, Sym) and len(i.operands) == 1)
+        assert isinstance(target, Sym)
+        if self.options.check and self.place(target.name) in self.seen:
+            self._stop_if_told()
+        if i.guard is None:
+            self.end(f"br label %{self.place(target.name)}")
+            return
+        after = self.fresh("next")
+        self.end(
+            f"br i1 {self.read(i.guard, 'pred')}, label %{self.place(target.name)}, label %{after}"
+        )
+        self.label(after)
+
+    def _stop_if_told(self) -> None:
+        """On the way back to the head of a loop: leave where the launch was stopped (Ctrl-C,
+        another block's error).
+        """
+        launch = self.op(
+            f"load ptr, ptr {self.field('Block', '%blk', 'launch')}, !invariant.load !0"
+        )
+        stop = self.op(f"load volatile i32, ptr {self.field('Launch', launch, 'stop')}")
+        on = self.fresh("on")
+        self.end(f"br i1 {self.op(f'icmp eq i32 {stop}, 0')}, label %{on}, label %exit")
+        self.label(on)
+
+    def _brx_(self, i: Instruction) -> None:
+        index, table = i.operands
+        assert isinstance(table, Sym)
+        targets = self.frame.function.tables.get(table.name)
+        self.need(targets is not None and i.mods[:1] == ("idx",))
+        assert targets
+        cases = " ".join(f"i32 {n}, label %{self.place(t)}" for n, t in enumerate(targets))
+        outside = self.fresh("outside")
+        self.end(f"switch i32 {self.read(index, 'u32')}, label %{outside} [{cases}]")
+        self.label(outside)
+        self.fail("TRAP")
+
+    def _ret_(self, i: Instruction) -> None:
+        self.end(f"br label %{self.frame.leave}")
+
+    def _exit_(self, i: Instruction) -> None:
+        self.end("br label %exit")
+
+    def _trap_(self, i: Instruction) -> None:
+        self.fail("TRAP")
+
+    _brkpt_ = _trap_
+
+    def fail(self, kind: str, address: str = "0", value: str = "0") -> None:
+        """Record an error of this thread and leave the kernel."""
+        assert self.instruction
+        self.call(
+            "void",
+            "sim.fail",
+            "ptr %blk",
+            *(f"i32 {self.specials[f'%tid.{axis}']}" for axis in "xyz"),
+            f"i32 {layout.error(kind)}",
+            f"i32 {self.module.site(self.instruction)}",
+            f"i64 {address}",
+            f"i64 {value}",
+        )
+        self.end("br label %exit")
+
+    def _call_(self, i: Instruction) -> None:
+        groups = [o.items for o in i.operands if isinstance(o, Group)]
+        names = [o for o in i.operands if isinstance(o, Sym)]
+        self.need(len(names) == 1, f"the call through a register '{i.text}'")
+        name = names[0].name
+        results = groups[0] if isinstance(i.operands[0], Group) else ()
+        arguments = (
+            groups[-1]
+            if isinstance(i.operands[-1], Group) and i.operands[-1] is not i.operands[0]
+            else ()
+        )
+        if name in self.program.functions:
+            self._inline(self.program.functions[name], results, arguments)
+        elif name == "__assertfail":
+            self.fail("ASSERT", self._argument(arguments[0]), self._argument(arguments[1]))
+        elif self.options.host:
+            isa_sync.host_call(self, name, [self._argument(a) for a in arguments])
+        else:
+            hint = (
+                ": printf is not modelled, write to an array instead" if name == "vprintf" else ""
+            )
+            raise UnsupportedError(
+                f"{self.module.where(i)}: the function {name} has no body here{hint}"
+            )
+
+    def _argument(self, operand: object) -> str:
+        assert isinstance(operand, Sym)
+        return self.op(f"load i64, ptr {self.frame.variables[operand.name]}")
+
+    def _inline(self, callee: Function, results: tuple, arguments: tuple) -> None:
+        variables = {}
+        for declared, given in zip(
+            [*callee.results, *callee.params], [*results, *arguments], strict=True
+        ):
+            variables[declared.name] = self.frame.variables[given.name]
+        after = self.fresh("back")
+        caller = self.instruction
+        self.enter(callee, variables, after)
+        self.statements(callee)
+        self.frames.pop()
+        self.instruction = caller
+        self.label(after)
+
+    # ---- suspension ----
+
+    def suspend(self) -> None:
+        """Hand the processor back until the scheduler has answered."""
+        on = self.fresh("on")
+        result = self.op("call i8 @llvm.coro.suspend(token none, i1 false)")
+        self.end(f"switch i8 {result}, label %suspended [i8 0, label %{on} i8 1, label %cleanup]")
+        self.label(on)

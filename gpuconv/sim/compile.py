@@ -1,0 +1,138 @@
+"""CUDA C++ to PTX or cubin, through NVRTC: no GPU, no driver, no C++ compiler needed.
+
+One OPTIONS tuple serves the simulator and the cubins, and holds what CuPy adds by itself
+(-ftz=true), so subnormals are treated alike wherever a kernel runs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from gpuconv.sim.errors import CompileError
+
+OPTIONS = ("--std=c++17", "-ftz=true", "-lineinfo")
+DEFAULT_ARCH = "compute_80"
+_RELEASE = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12")
+
+
+def available() -> str:
+    """Empty where NVRTC can be called, else one line that says what is missing."""
+    try:
+        _nvrtc().nvrtcVersion()
+    except ImportError as error:
+        return f"the simulator needs NVRTC: pip install 'gpuconv[sim]' ({error})"
+    except (
+        Exception
+    ) as error:  # the binding raises its own types where the library is missing or too old
+        return f"NVRTC is installed but does not answer: {' '.join(str(error).split())}"
+    return ""
+
+
+def to_ptx(
+    source: str, options: Sequence[str] = (), arch: str = DEFAULT_ARCH, name: str = "kernel.cu"
+) -> str:
+    """The PTX of CUDA C++ `source`. Raises CompileError with NVRTC's log."""
+    text = _build(source, options, arch, name, "PTX").decode().rstrip("\0 \n") + "\n"
+    here = os.path.join(
+        os.getcwd(), ""
+    )  # -lineinfo writes the working directory: no part of the program
+    return re.sub(r'^(\s*\.file\s+\d+\s+")' + re.escape(here), r"\1", text, flags=re.M)
+
+
+def to_cubin(
+    source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu"
+) -> bytes:
+    """Machine code of `source` for one architecture (sm_80, sm_90a, ...). Raises CompileError with
+    NVRTC's log.
+    """
+    if not re.fullmatch(r"sm_\d+[af]?", arch):
+        raise ValueError(f"to_cubin: arch must look like 'sm_80', got {arch!r}")
+    return _build(source, options, arch, name, "CUBIN")
+
+
+def compiler_version() -> str:
+    """NVRTC's release, without loading the library where its wheel is installed."""
+    for package in _RELEASE:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if missing := available():
+        raise CompileError(missing)
+    return ".".join(str(part) for part in _nvrtc().nvrtcVersion()[1:])
+
+
+@cache
+def include_path() -> str:
+    """The folder of cuda_fp16.h and its kin from the nvidia-cuda-runtime wheel, or "" where it is
+    not installed.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    for root in spec.submodule_search_locations or () if spec else ():
+        for folder in ("cu13", "cuda_runtime"):
+            path = os.path.join(root, folder, "include")
+            if os.path.exists(os.path.join(path, "cuda_fp16.h")):
+                return path
+    return ""
+
+
+@cache
+def _nvrtc():
+    from cuda.bindings import nvrtc
+
+    return nvrtc
+
+
+def _build(source: str, options: Sequence[str], arch: str, name: str, what: str) -> bytes:
+    if isinstance(options, str):
+        raise TypeError(
+            f"options must be a sequence of strings, got {options!r}: write ({options!r},)"
+        )
+    try:
+        nvrtc = _nvrtc()
+    except ImportError as error:
+        raise CompileError(f"cannot compile {name}: {available()}") from error
+    flags = [*OPTIONS, *options]
+    if not any(flag.startswith(("-arch", "--gpu-architecture")) for flag in options):
+        flags.append(f"-arch={arch}")
+    if include_path():
+        flags.append(f"-I{include_path()}")
+    program = _call(nvrtc, "nvrtcCreateProgram", source.encode(), name.encode(), 0, [], [])
+    try:
+        (status,) = nvrtc.nvrtcCompileProgram(
+            program, len(flags), [flag.encode() for flag in flags]
+        )
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = _fetch(nvrtc, "ProgramLog", program).decode(errors="replace").rstrip("\0 \n")
+            raise CompileError(_first_error(name, log, str(status)), log)
+        return _fetch(nvrtc, what, program)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _first_error(name: str, log: str, status: str) -> str:
+    for line in log.splitlines():
+        if "error" in line.lower():
+            return f"NVRTC refused {name}: {' '.join(line.split())} (the whole log is in .log)"
+    return f"NVRTC refused {name}: {' '.join(log.split())[:300] or status}"
+
+
+def _call(nvrtc, function: str, *arguments):
+    status, *values = getattr(nvrtc, function)(*arguments)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CompileError(f"{function} failed: {status}")
+    return values[0] if len(values) == 1 else values
+
+
+def _fetch(nvrtc, what: str, program) -> bytes:
+    size = _call(nvrtc, f"nvrtcGet{what}Size", program)
+    buffer = b"\0" * size
+    (status,) = getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CompileError(f"nvrtcGet{what} failed: {status}")
+    return buffer

@@ -1,0 +1,194 @@
+"""What an instruction's lowering needs: read an operand, write a register, form an address, emit a
+line of LLVM IR.
+
+A virtual register is an `alloca` of its declared width (float where only floats use it); LLVM's
+mem2reg does the rest.
+"""
+
+from __future__ import annotations
+
+from gpuconv.sim import layout
+from gpuconv.sim.program import (
+    SIZES,
+    Address,
+    Imm,
+    Not,
+    Operand,
+    Reg,
+    Special,
+    Sym,
+    Variable,
+)
+from gpuconv.sim.text import TYPES, WIDTH, Frame, Module, Options, Text, bits_of
+
+
+class Emitter(Text):
+    """Reads and writes operands, and forms addresses, in the text of one LLVM function."""
+
+    # ---- operands ----
+
+    def slot(self, register: Reg) -> tuple[str, str]:
+        """LLVM pointer and type of a register."""
+        type_ = self.frame.types.get(register.name)
+        if type_ is None:
+            raise self.unsupported(f"the register {register.name}, which is not declared,")
+        return f'%"{self.frame.prefix}{register.name}"', type_
+
+    def read(self, operand: Operand, type_: str) -> str:
+        """The operand's value as PTX type `type_`."""
+        want = TYPES[type_]
+        if isinstance(operand, Reg):
+            pointer, have = self.slot(operand)
+            self.need(
+                WIDTH[have] >= WIDTH[want],
+                f"'{self.instruction.text}' reading a narrower register"
+                if self.instruction
+                else "",
+            )
+            return self.reshape(self.op(f"load {have}, ptr {pointer}"), have, want)
+        if isinstance(operand, Not):
+            return self.op(f"xor i1 {self.read(operand.operand, 'pred')}, true")
+        if isinstance(operand, Imm):
+            return self.constant(operand, type_)
+        if isinstance(operand, Special):
+            return self.reshape(self.special(operand.name), self.special_type(operand.name), want)
+        if isinstance(operand, Sym):
+            return self.reshape(self.symbol(operand), "i64", want)
+        raise self.unsupported()
+
+    def constant(self, operand: Imm, type_: str) -> str:
+        want, bits = TYPES[type_], operand.bits
+        if type_ == "pred":
+            return "true" if bits else "false"
+        width = WIDTH[want]
+        if want.startswith("i"):
+            return str(bits & ((1 << width) - 1))
+        if operand.kind == "f64" and type_ == "f32":
+            raise self.unsupported("a double constant for a float operand")
+        return f"bitcast (i{width} {bits & ((1 << width) - 1)} to {want})"
+
+    def write(self, operand: Operand, type_: str, value: str) -> None:
+        """Put `value`, of PTX type `type_`, into a register; a wider register is sign- or
+        zero-extended.
+        """
+        self.need(isinstance(operand, Reg))
+        assert isinstance(operand, Reg)
+        if operand.name == "_":
+            return
+        pointer, want = self.slot(operand)
+        value = self.reshape(value, TYPES[type_], want, signed=type_.startswith("s"))
+        self.emit(f"store {want} {value}, ptr {pointer}")
+
+    def special_type(self, name: str) -> str:
+        return "i64" if name in ("%dynamic_smem_size64",) else "i32"
+
+    def special(self, name: str) -> str:
+        """Value of a machine register as i32."""
+        if name == "WARP_SZ":
+            return "32"
+        for prefix in ("%tid.", "%ntid.", "%ctaid.", "%nctaid."):
+            if name.startswith(prefix) and name[len(prefix) :] in ("x", "y", "z"):
+                if prefix == "%tid.":
+                    return self.specials[name]
+                return self.block_field(prefix[1:-1], "xyz".index(name[-1]))
+        if name in ("%laneid", "%warpid"):
+            linear = self.linear_thread()
+            return self.op(
+                f"and i32 {linear}, 31" if name == "%laneid" else f"lshr i32 {linear}, 5"
+            )
+        if name == "%nwarpid":
+            threads = self.op(f"add i32 {self.block_field('nthreads')}, 31")
+            return self.op(f"lshr i32 {threads}, 5")
+        if name.startswith("%lanemask_"):
+            return self._lane_mask(name[10:])
+        if name == "%dynamic_smem_size":
+            return self.block_field("dynamic_bytes")
+        if name == "%total_smem_size":
+            return self.block_field("shared_bytes")
+        raise self.unsupported(f"the special register {name}")
+
+    def _lane_mask(self, relation: str) -> str:
+        lane = self.special("%laneid")
+        bit = self.op(f"shl i32 1, {lane}")
+        below = self.op(f"sub i32 {bit}, 1")
+        if relation == "eq":
+            return bit
+        if relation == "lt":
+            return below
+        at_most = self.op(f"or i32 {below}, {bit}")
+        if relation == "le":
+            return at_most
+        self.need(relation in ("ge", "gt"))
+        return self.op(f"xor i32 {below if relation == 'ge' else at_most}, -1")
+
+    def linear_thread(self) -> str:
+        x, y, z = (self.special(f"%tid.{axis}") for axis in "xyz")
+        rows = self.op(f"mul i32 {z}, {self.block_field('ntid', 1)}")
+        rows = self.op(f"add i32 {rows}, {y}")
+        rows = self.op(f"mul i32 {rows}, {self.block_field('ntid', 0)}")
+        return self.op(f"add i32 {rows}, {x}")
+
+    # ---- records ----
+
+    def field(self, record: str, base: str, name: str, index: int = 0) -> str:
+        offset = layout.OFFSETS[record][name] + index * 4
+        return self.op(f"getelementptr i8, ptr {base}, i64 {offset}")
+
+    def block_field(self, name: str, index: int = 0) -> str:
+        """A field of the block's record that does not change while the block runs."""
+        kind = next(k for n, k, _ in layout.RECORDS["Block"] if n == name)
+        type_ = "i64" if kind == "u8" else "i32"
+        pointer = self.field("Block", "%blk", name, index)
+        return self.op(f"load {type_}, ptr {pointer}, !invariant.load !0")
+
+    def set_thread(self, name: str, type_: str, value: str) -> None:
+        self.emit(f"store {type_} {value}, ptr {self.field('Thread', '%thr', name)}, !tbaa !1")
+
+    def get_thread(self, name: str, type_: str) -> str:
+        return self.op(f"load {type_}, ptr {self.field('Thread', '%thr', name)}, !tbaa !1")
+
+    # ---- addresses ----
+
+    def symbol(self, symbol: Sym) -> str:
+        """Address of a variable as i64: an offset for shared memory, else a host address."""
+        name, offset = symbol.name, symbol.offset
+        if name in self.shared:
+            return str(self.shared[name] + offset)
+        if name in self.frame.variables:
+            pointer = self.frame.variables[name]
+        elif name in self.module.program.variables:
+            pointer = self.module.global_name(name)
+        else:
+            raise self.unsupported(f"the address of '{name}'")
+        base = self.op(f"ptrtoint ptr {pointer} to i64")
+        return self.op(f"add i64 {base}, {offset}") if offset else base
+
+    def base(self, address: Address) -> str:
+        """base + offset as i64, before a shared address is turned into a host address."""
+        if address.base is None:
+            return str(address.offset)
+        if isinstance(address.base, Sym):
+            return self.symbol(Sym(address.base.name, address.base.offset + address.offset))
+        _, have = self.slot(address.base)
+        value = self.read(address.base, "u64" if WIDTH[have] == 64 else "u32")
+        if WIDTH[have] == 32:  # a 32-bit address wraps in 32 bits
+            if address.offset:
+                value = self.op(f"add i32 {value}, {address.offset}")
+            return self.op(f"zext i32 {value} to i64")
+        return self.op(f"add i64 {value}, {address.offset}") if address.offset else value
+
+    def shared_to_host(self, offset: str) -> str:
+        return self.op(f"add i64 {self.block_field('shared')}, {offset}")
+
+    def pointer(self, value: str) -> str:
+        return self.op(f"inttoptr i64 {value} to ptr")
+
+    def local(self, variable: Variable) -> str:
+        """Stack memory for a variable of local or parameter space."""
+        name = f'%"{self.frame.prefix}{variable.name}.mem"'
+        size, align = max(variable.size, 1), max(variable.align, SIZES[variable.type])
+        self.allocas.append(f"{name} = alloca [{size} x i8], align {align}")
+        return name
+
+
+__all__ = ["TYPES", "WIDTH", "Emitter", "Frame", "Module", "Options", "Text", "bits_of"]

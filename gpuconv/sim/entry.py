@@ -1,0 +1,145 @@
+"""Whole functions: a kernel as a loop or a coroutine, a function of the scheduler as itself."""
+
+from __future__ import annotations
+
+from gpuconv.sim import isa_atomic, prelude
+from gpuconv.sim.analysis import all_flush, has_collective, is_pointer, names, polling, reachable
+from gpuconv.sim.body import Body
+from gpuconv.sim.emit import Module, Options
+from gpuconv.sim.info import Kernel, Parameter
+from gpuconv.sim.program import Function, Instruction, Program
+
+_GAP = 32  # bytes between shared variables that belong to nobody, with checks
+
+
+class HostFunction(Body):
+    """A function of the scheduler: compiled by the same path, called from Python."""
+
+    def __init__(self, module: Module, function: Function) -> None:
+        super().__init__(module, function, Options(host=True))
+
+    def run(self) -> str:
+        variables, stores, arguments = {}, [], []
+        for number, p in enumerate([*self.function.results, *self.function.params]):
+            self.allocas.append(f"%p{number} = alloca [{p.size} x i8], align 8")
+            variables[p.name] = f"%p{number}"
+            if p in self.function.params:
+                arguments.append(f"i{p.size * 8} %a{number}")
+                stores.append(f"store i{p.size * 8} %a{number}, ptr %p{number}")
+        self.enter(self.function, variables, "exit")
+        self.statements(self.function)
+        returns = "ret void"
+        if self.function.results:
+            returns = "%result = load i32, ptr %p0\n  ret i32 %result"
+        kind = "i32" if self.function.results else "void"
+        lines = [
+            f"define {kind} @{self.function.name}({', '.join(arguments)}) nounwind {{",
+            "entry:",
+        ]
+        lines += ["  " + line for line in (*self.allocas, *stores)] + [
+            "  br label %start",
+            "start:",
+            *self.code,
+        ]
+        return "\n".join([*lines, "exit:", f"  {returns}", "}"])
+
+
+class KernelFunction(Body):
+    """An entry: a loop over threads, or a coroutine."""
+
+    def __init__(self, module: Module, function: Function) -> None:
+        functions = reachable(module.program, function)
+        flush = module.flush and all_flush(functions)
+        super().__init__(module, function, Options(module.check, flush))
+        self.functions = functions
+        self.polls = {id(i) for f in functions for i in polling(f)}
+        self.coroutine = bool(self.polls) or has_collective(functions)
+
+    def run(self) -> str:
+        kernel = self._describe()
+        self.module.info.kernels[self.function.name] = kernel
+        variables = {}
+        for p in self.function.params:
+            variables[p.name] = f'%"param.{p.name}"'
+        head = ["%params = load ptr, ptr %blk, !invariant.load !0"]  # the record's first field
+        for q in kernel.parameters:
+            head.append(f'%"param.{q.name}" = getelementptr i8, ptr %params, i64 {q.offset}')
+        for axis in "xyz":
+            self.specials[f"%tid.{axis}"] = f"%tid.{axis}"
+        self.enter(self.function, variables, "exit")
+        self.statements(self.function)
+        return prelude.coroutine(self, head) if self.coroutine else prelude.loop(self, head)
+
+    def _describe(self) -> Kernel:
+        f, program = self.function, self.program
+        parameters: list[Parameter] = []
+        at = 0
+        for p in f.params:
+            at = -(-at // p.align) * p.align
+            pointer = p.pointer or is_pointer(f, p) if p.size == 8 and not p.array else False
+            parameters.append(Parameter(p.name, p.type, at, p.size, p.array, pointer))
+            at += p.size
+        shared, end, real, dynamic = self._place_shared(program)
+        threads = 1
+        for n in f.directives.get("maxntid", f.directives.get("reqntid", (1024,))):
+            threads *= n
+        local = sum(v.size for g in self.functions for v in g.variables if v.space == "local")
+        serial = any(
+            isinstance(i, Instruction) and isa_atomic.order_matters(i)
+            for g in self.functions
+            for i in g.body
+        )
+        return Kernel(
+            f.name,
+            parameters,
+            at,
+            real,
+            end,
+            dynamic,
+            self.coroutine,
+            serial,
+            self.options.flush_in_hardware,
+            threads,
+            local,
+            shared,
+        )
+
+    def _place_shared(self, program: Program) -> tuple[list, int, int, bool]:
+        """Shared variables one after another: (name, address, size), their end, real size, and if
+        more follow.
+        """
+        wanted = [v for g in self.functions for v in g.variables if v.space == "shared"]
+        mentioned = {
+            name
+            for g in self.functions
+            for i in g.body
+            if isinstance(i, Instruction)
+            for name in names(i)
+        }
+        wanted += [
+            v for v in program.variables.values() if v.space == "shared" and v.name in mentioned
+        ]
+        real, at, placed, dynamic = 0, 0, [], []
+        for v in wanted:
+            if v.count is None or v.extern:
+                dynamic.append(v)
+                continue
+            real = -(-real // v.align) * v.align + v.size
+            at = self._next_place(at, v.align)
+            placed.append((v.name, at, v.size))
+            self.shared[v.name] = at
+            at += v.size
+        if dynamic:
+            align = max(v.align for v in dynamic)
+            at = self._next_place(at, align) if placed else 0
+            self.shared.update({v.name: at for v in dynamic})
+        return placed, at, real, bool(dynamic)
+
+    def _next_place(self, at: int, align: int) -> int:
+        """The next address for a shared variable. With checks: after a gap, and no better aligned
+        than asked.
+        """
+        if self.options.check:
+            at = -(-(at + _GAP) // align)
+            return (at | 1) * align
+        return -(-at // align) * align

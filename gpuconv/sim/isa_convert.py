@@ -1,0 +1,185 @@
+"""cvt: between integers, between floats, and from one to the other, in every rounding."""
+
+from __future__ import annotations
+
+from gpuconv.sim import rounding
+from gpuconv.sim.emit import TYPES, Emitter, bits_of
+from gpuconv.sim.isa_half import flush, narrow, widen
+from gpuconv.sim.program import Instruction
+
+_INTEGERS = {"u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"}
+_HALF = {"f16", "bf16"}
+_WHOLE = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
+_FLAGS = {"rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "rna", "ftz", "sat", "relu"}
+
+
+def _cvt(b: Emitter, i: Instruction) -> None:
+    *flags, to, source = i.mods
+    b.need(set(flags) <= _FLAGS)
+    if len(i.operands) == 3:
+        _pack(b, i, flags, to, source)
+    elif to in _INTEGERS and source in _INTEGERS:
+        _integer(b, i, to, source)
+    elif to in _INTEGERS:
+        _to_integer(b, i, to, source)
+    elif source in _INTEGERS:
+        _from_integer(b, i, to, source)
+    else:
+        _float(b, i, to, source)
+
+
+def _mode(i: Instruction, among: tuple[str, ...], default: str) -> str:
+    return next((m for m in i.mods if m in among), default)
+
+
+def _integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
+    """Widen by the source's sign or cut; .sat clamps to the range of the result."""
+    value, have, want = b.read(i.operands[1], source), TYPES[source], TYPES[to]
+    if "sat" in i.mods:
+        wide = 128
+        value = b.op(f"{'sext' if source[0] == 's' else 'zext'} {have} {value} to i{wide}")
+        bits = bits_of(to)
+        low, high = (
+            (-(1 << bits - 1), (1 << bits - 1) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
+        )
+        value = b.call("i128", "llvm.smax.i128", f"i128 {value}", f"i128 {low}")
+        value = b.call("i128", "llvm.smin.i128", f"i128 {value}", f"i128 {high}")
+        have = "i128"
+    value = b.reshape(value, have, want, signed=source[0] == "s")
+    b.write(i.operands[0], to, value)
+
+
+def _source_float(b: Emitter, i: Instruction, source: str) -> tuple[str, str]:
+    """(value, LLVM type): a 16-bit format is widened to float; .ftz flushes a float."""
+    if source in _HALF:
+        return widen(b, b.read(i.operands[1], "b16"), source), "float"
+    b.need(source in ("f32", "f64"))
+    value = b.read(i.operands[1], source)
+    if "ftz" in i.mods and source == "f32":
+        value = flush(b, value)
+    return value, TYPES[source]
+
+
+def _to_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
+    """Round, clamp to the range; NaN gives 0, or the top bit where either side has 64 bits."""
+    mode = _mode(i, tuple(_WHOLE), "")
+    b.need(mode != "", f"'{i.name}' (float to integer without a rounding)")
+    value, llvm = _source_float(b, i, source)
+    short = "f32" if llvm == "float" else "f64"
+    if mode != "rzi":
+        value = b.call(llvm, f"llvm.{_WHOLE[mode]}.{short}", f"{llvm} {value}")
+    want = TYPES[to]
+    name = f"llvm.fpto{'s' if to[0] == 's' else 'u'}i.sat.{want}.{short}"
+    result = b.call(want, name, f"{llvm} {value}")
+    if source == "f64" or bits_of(to) == 64:
+        nan = b.op(f"fcmp uno {llvm} {value}, 0.0")
+        result = b.op(f"select i1 {nan}, {want} {-(1 << (bits_of(to) - 1))}, {want} {result}")
+    b.write(i.operands[0], to, result)
+
+
+def _from_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
+    value, have = b.read(i.operands[1], source), TYPES[source]
+    verb = "sitofp" if source[0] == "s" else "uitofp"
+    mode = _mode(i, ("rn", "rz", "rm", "rp"), "rn")
+    if to == "f64":
+        b.need(mode == "rn" or bits_of(source) <= 32)
+        b.write(i.operands[0], to, b.op(f"{verb} {have} {value} to double"))
+    elif to == "f32" and mode == "rn":
+        result = b.op(f"{verb} {have} {value} to float")
+        if "sat" in i.mods:
+            result = b.call("float", "sim.saturate.f32", f"float {result}")
+        b.write(i.operands[0], to, result)
+    elif to == "f32":
+        b.write(i.operands[0], to, _rounded_integer(b, value, have, verb, mode))
+    else:
+        b.need(to in _HALF and mode == "rn")
+        odd = _rounded_integer(b, value, have, verb, "odd")
+        b.write(i.operands[0], "b16", narrow(b, odd, to))
+
+
+def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) -> str:
+    """An integer as float in a directed rounding: the high and low 32 bits are each exact in
+    double.
+    """
+    wide = b.reshape(value, have, "i128", signed=verb == "sitofp")
+    low = b.op(f"and i64 {b.op(f'trunc i128 {wide} to i64')}, 4294967295")
+    low = b.op(f"sitofp i64 {low} to double")
+    shifted = b.op(f"ashr i128 {wide}, 32")
+    shifted = b.op(f"trunc i128 {shifted} to i64")
+    high = b.op(f"fmul double {b.op(f'sitofp i64 {shifted} to double')}, 4294967296.0")
+    for needed in rounding.NEEDS:
+        b.module.declare(*needed)
+    return b.call("float", f"sim.round.add.{mode}", f"double {high}", f"double {low}")
+
+
+def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
+    """Float to float; to the same type, rni and kin round to a whole number."""
+    if to == "tf32":
+        _tf32(b, i)
+        return
+    value, llvm = _source_float(b, i, source)
+    whole = _mode(i, tuple(_WHOLE), "")
+    short = "f32" if llvm == "float" else "f64"
+    if whole:
+        value = b.call(llvm, f"llvm.{_WHOLE[whole]}.{short}", f"{llvm} {value}")
+    mode = _mode(i, ("rn", "rz", "rm", "rp"), "rn")
+    if to in _HALF:
+        _to_half(b, i, to, source, value, mode)
+        return
+    b.need(to in ("f32", "f64") and "relu" not in i.mods)
+    if to == "f64" and llvm == "float":
+        value = b.op(f"fpext float {value} to double")
+    elif to == "f32" and llvm == "double":
+        if mode == "rn":
+            value = b.op(f"fptrunc double {value} to float")
+        else:
+            for needed in rounding.NEEDS:
+                b.module.declare(*needed)
+            value = b.call("float", f"sim.round.{mode}", f"double {value}", "double 0.0")
+    if to == "f32" and "ftz" in i.mods:
+        value = flush(b, value)
+    if "sat" in i.mods:
+        value = b.call(TYPES[to], f"sim.saturate.{to}", f"{TYPES[to]} {value}")
+    b.write(i.operands[0], to, value)
+
+
+def _to_half(b: Emitter, i: Instruction, to: str, source: str, value: str, mode: str) -> None:
+    if source == "f64":
+        for needed in rounding.NEEDS:
+            b.module.declare(*needed)
+        value = b.call("float", "sim.round.odd", f"double {value}", "double 0.0")
+    if "relu" in i.mods:
+        value = _relu(b, value)
+    if "sat" in i.mods:
+        value = b.call("float", "sim.saturate.f32", f"float {value}")
+    b.write(i.operands[0], "b16", narrow(b, value, to, mode))
+
+
+def _relu(b: Emitter, value: str) -> str:
+    negative = b.op(f"fcmp olt float {value}, 0.0")
+    return b.op(f"select i1 {negative}, float 0.0, float {value}")
+
+
+def _pack(b: Emitter, i: Instruction, flags: list[str], to: str, source: str) -> None:
+    """cvt.rn.{f16x2,bf16x2}.f32 d, a, b: a in the high half, b in the low"""
+    b.need(to in ("f16x2", "bf16x2") and source == "f32" and set(flags) <= {"rn", "rz", "relu"})
+    halves = []
+    for operand in i.operands[1:]:
+        value = b.read(operand, "f32")
+        value = _relu(b, value) if "relu" in flags else value
+        bits = narrow(b, value, to[:-2], _mode(i, ("rn", "rz"), "rn"))
+        halves.append(b.op(f"zext i16 {bits} to i32"))
+    b.write(i.operands[0], "b32", b.op(f"or i32 {b.op(f'shl i32 {halves[0]}, 16')}, {halves[1]}"))
+
+
+def _tf32(b: Emitter, i: Instruction) -> None:
+    """cvt.rna.tf32.f32: to 10 fraction bits, ties away from zero; a NaN or infinity stays"""
+    b.need(i.mods == ("rna", "tf32", "f32"))
+    value = b.read(i.operands[1], "f32")
+    bits = b.op(f"bitcast float {value} to i32")
+    rounded = b.op(f"and i32 {b.op(f'add i32 {bits}, 4096')}, -8192")
+    special = b.op(f"icmp eq i32 {b.op(f'and i32 {bits}, 2139095040')}, 2139095040")
+    b.write(i.operands[0], "b32", b.op(f"select i1 {special}, i32 {bits}, i32 {rounded}"))
+
+
+TABLE = {"cvt": _cvt}

@@ -1,0 +1,229 @@
+"""Floating-point arithmetic: f32 with and without .ftz, f64, and the 16-bit formats.
+
+Approximate instructions (ex2.approx, rcp.approx, ...) give the correctly rounded or libm value:
+within the error that PTX allows, not the hardware's bits.
+"""
+
+from __future__ import annotations
+
+from gpuconv.sim import rounding
+from gpuconv.sim.emit import TYPES, Emitter
+from gpuconv.sim.isa_half import FUNCTIONS, HALVES, flush, half_arithmetic
+from gpuconv.sim.program import Instruction, Operand
+
+FLOATS = {"f32", "f64", *HALVES}
+_ROUNDINGS = {"rn", "rz", "rm", "rp"}
+
+
+def read(b: Emitter, operand: Operand, type_: str, ftz: bool) -> str:
+    value = b.read(operand, type_)
+    return flush(b, value) if ftz and type_ == "f32" and not b.options.flush_in_hardware else value
+
+
+def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = False) -> None:
+    """Saturate and flush a result as the instruction says, then write it. force: the processor did
+    not flush it.
+    """
+    if "ftz" in i.mods and type_ == "f32" and (force or not b.options.flush_in_hardware):
+        value = flush(b, value)
+    if "sat" in i.mods:
+        value = b.call(TYPES[type_], f"sim.saturate.{type_}", f"{TYPES[type_]} {value}")
+    b.write(i.operands[0], type_, value)
+
+
+def float_arithmetic(b: Emitter, i: Instruction) -> None:
+    """add, sub, mul, fma, mad, div, min, max, abs, neg, ... of any float type."""
+    type_ = i.mods[-1]
+    if type_ in HALVES:
+        half_arithmetic(b, i, type_)
+        return
+    b.need(type_ in ("f32", "f64"))
+    _FLOAT[i.op](b, i, type_)
+
+
+def _mode(b: Emitter, i: Instruction, allowed: set[str]) -> str:
+    """The rounding of an instruction that has no flags but those `allowed`."""
+    b.need(set(i.mods[:-1]) <= allowed | _ROUNDINGS | {"ftz", "sat"})
+    return next((m for m in i.mods if m in _ROUNDINGS), "rn")
+
+
+def _directed(
+    b: Emitter, i: Instruction, type_: str, what: str, mode: str, values: list[str]
+) -> None:
+    b.need(type_ == "f32", f"'{i.name}' (directed rounding of double)")
+    for needed in rounding.NEEDS:
+        b.module.declare(*needed)
+    if what == "add":
+        values = [b.op(f"fpext float {v} to double") for v in values]
+    kind = "double" if what == "add" else "float"
+    value = b.call("float", f"sim.round.{what}.{mode}", *(f"{kind} {v}" for v in values))
+    finish(b, i, type_, value, force=True)
+
+
+def _binary(b: Emitter, i: Instruction, type_: str) -> None:
+    """add, sub, mul"""
+    mode, ftz = _mode(b, i, set()), "ftz" in i.mods
+    x, y = (read(b, o, type_, ftz) for o in i.operands[1:3])
+    llvm = TYPES[type_]
+    if mode == "rn":
+        finish(b, i, type_, b.op(f"f{i.op} {llvm} {x}, {y}"))
+        return
+    if i.op == "sub":
+        y = b.op(f"fneg {llvm} {y}")
+    _directed(b, i, type_, "mul" if i.op == "mul" else "add", mode, [x, y])
+
+
+def _fma(b: Emitter, i: Instruction, type_: str) -> None:
+    """fma; mad of floats is the same since sm_20"""
+    mode, ftz = _mode(b, i, set()), "ftz" in i.mods
+    values = [read(b, o, type_, ftz) for o in i.operands[1:4]]
+    if mode != "rn":
+        _directed(b, i, type_, "fma", mode, values)
+        return
+    llvm, name = TYPES[type_], "f32" if type_ == "f32" else "f64"
+    finish(b, i, type_, b.call(llvm, f"llvm.fma.{name}", *(f"{llvm} {v}" for v in values)))
+
+
+def _divide(b: Emitter, i: Instruction, type_: str) -> None:
+    """div.{approx,full,rn,...}, rcp"""
+    mode, ftz = _mode(b, i, {"approx", "full"}), "ftz" in i.mods
+    values = [read(b, o, type_, ftz) for o in i.operands[1:]]
+    llvm = TYPES[type_]
+    if i.op == "rcp":
+        values.insert(0, "1.0")
+    if mode != "rn":
+        _directed(b, i, type_, "div", mode, values)
+        return
+    finish(b, i, type_, b.op(f"fdiv {llvm} {values[0]}, {values[1]}"))
+
+
+def _sqrt(b: Emitter, i: Instruction, type_: str) -> None:
+    mode, ftz = _mode(b, i, {"approx"}), "ftz" in i.mods
+    x = read(b, i.operands[1], type_, ftz)
+    if mode != "rn":
+        _directed(b, i, type_, "sqrt", mode, [x])
+        return
+    finish(b, i, type_, b.call(TYPES[type_], f"llvm.sqrt.{type_}", f"{TYPES[type_]} {x}"))
+
+
+def _rsqrt(b: Emitter, i: Instruction, type_: str) -> None:
+    """rsqrt.approx: formed in double, rounded once"""
+    b.need(set(i.mods[:-1]) <= {"approx", "ftz"})
+    x = read(b, i.operands[1], type_, "ftz" in i.mods)
+    if type_ == "f32":
+        x = b.op(f"fpext float {x} to double")
+    value = b.op(f"fdiv double 1.0, {b.call('double', 'llvm.sqrt.f64', f'double {x}')}")
+    if type_ == "f32":
+        value = b.op(f"fptrunc double {value} to float")
+    finish(b, i, type_, value)
+
+
+def _function(b: Emitter, i: Instruction, type_: str) -> None:
+    """ex2, lg2, sin, cos, tanh .approx"""
+    b.need(type_ == "f32" and set(i.mods[:-1]) <= {"approx", "ftz"})
+    x = b.read(i.operands[1], type_)
+    x = (
+        flush(b, x) if "ftz" in i.mods else x
+    )  # libm looks at bits: the processor's flushing is not enough
+    finish(b, i, type_, b.call("float", FUNCTIONS[i.op], f"float {x}"), force=True)
+
+
+def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
+    """min, max: the number where one is NaN, or NaN with .NaN; -0 < +0; .xorsign.abs compares
+    magnitudes
+    """
+    b.need(set(i.mods[:-1]) <= {"ftz", "NaN", "xorsign", "abs"})
+    llvm = TYPES[type_]
+    values = [b.read(o, type_) for o in i.operands[1:]]
+    if "ftz" in i.mods:
+        values = [flush(b, v) for v in values]
+    sign = ""
+    if "xorsign" in i.mods:
+        b.need(type_ == "f32" and len(values) == 2)
+        bits = [b.op(f"bitcast float {v} to i32") for v in values]
+        sign = b.op(f"and i32 {b.op(f'xor i32 {bits[0]}, {bits[1]}')}, -2147483648")
+        values = [b.call(llvm, f"llvm.fabs.{type_}", f"{llvm} {v}") for v in values]
+    name = f"llvm.{i.op}imum{'' if 'NaN' in i.mods else 'num'}.{type_}"
+    value = values[0]
+    for other in values[1:]:
+        value = b.call(llvm, name, f"{llvm} {value}", f"{llvm} {other}")
+    if sign:
+        bits_ = b.op(f"or i32 {b.op(f'bitcast float {value} to i32')}, {sign}")
+        value = b.op(f"bitcast i32 {bits_} to float")
+    b.write(i.operands[0], type_, value)
+
+
+def _sign(b: Emitter, i: Instruction, type_: str) -> None:
+    """abs, neg: the sign bit alone, NaN too"""
+    b.need(set(i.mods[:-1]) <= {"ftz"})
+    llvm, value = TYPES[type_], b.read(i.operands[1], type_)
+    value = flush(b, value) if "ftz" in i.mods else value
+    if i.op == "neg":
+        b.write(i.operands[0], type_, b.op(f"fneg {llvm} {value}"))
+    else:
+        b.write(i.operands[0], type_, b.call(llvm, f"llvm.fabs.{type_}", f"{llvm} {value}"))
+
+
+def _copysign(b: Emitter, i: Instruction) -> None:
+    """copysign d, a, b: b with the sign of a"""
+    type_ = i.mods[-1]
+    b.need(type_ in ("f32", "f64") and len(i.mods) == 1)
+    llvm, sign, size = TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
+    b.write(
+        i.operands[0],
+        type_,
+        b.call(llvm, f"llvm.copysign.{type_}", f"{llvm} {size}", f"{llvm} {sign}"),
+    )
+
+
+_CLASSES = {
+    "finite": 0x1F8,
+    "infinite": 0x204,
+    "number": 0x3FC,
+    "notanumber": 0x003,
+    "normal": 0x108,
+    "subnormal": 0x090,
+}
+
+
+def _testp(b: Emitter, i: Instruction) -> None:
+    """testp.{finite,infinite,number,notanumber,normal,subnormal}; zero counts as neither normal nor
+    subnormal
+    """
+    kind, type_ = i.mods
+    b.need(kind in _CLASSES and type_ in ("f32", "f64"))
+    llvm = TYPES[type_]
+    value = b.call(
+        "i1",
+        f"llvm.is.fpclass.{type_}",
+        f"{llvm} {b.read(i.operands[1], type_)}",
+        f"i32 {_CLASSES[kind]}",
+    )
+    b.write(i.operands[0], "pred", value)
+
+
+_FLOAT = {
+    "add": _binary,
+    "sub": _binary,
+    "mul": _binary,
+    "fma": _fma,
+    "mad": _fma,
+    "div": _divide,
+    "rcp": _divide,
+    "sqrt": _sqrt,
+    "rsqrt": _rsqrt,
+    "ex2": _function,
+    "lg2": _function,
+    "sin": _function,
+    "cos": _function,
+    "tanh": _function,
+    "min": _extreme,
+    "max": _extreme,
+    "abs": _sign,
+    "neg": _sign,
+}
+
+TABLE = dict.fromkeys(
+    ("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh"), float_arithmetic
+)
+TABLE |= {"copysign": _copysign, "testp": _testp}

@@ -1,0 +1,510 @@
+"""Integer arithmetic, logic and bit instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gpuconv.sim.emit import TYPES, Emitter, bits_of
+from gpuconv.sim.isa_float import FLOATS, float_arithmetic
+from gpuconv.sim.program import Imm, Instruction, Operand
+
+PACKED = {"u16x2", "s16x2"}
+INTEGERS = {"u16", "s16", "u32", "s32", "u64", "s64"}
+
+
+def _type(b: Emitter, i: Instruction, allowed: set[str], flags: set[str] = frozenset()) -> str:  # type: ignore
+    type_ = i.mods[-1]
+    b.need(type_ in allowed and set(i.mods[:-1]) <= flags)
+    return type_
+
+
+def _three(b: Emitter, i: Instruction, type_: str) -> tuple[str, str, str]:
+    """LLVM type and the two sources."""
+    b.need(len(i.operands) == 3)
+    return TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
+
+
+def _add(b: Emitter, i: Instruction) -> None:
+    """add, sub: wrap around, saturate with .sat (s32), or write the carry with .cc."""
+    if i.mods[-1] in PACKED:
+        _packed(b, i)
+        return
+    if i.mods[-1] in FLOATS:
+        float_arithmetic(b, i)
+        return
+    type_ = _type(b, i, INTEGERS, {"sat", "cc"})
+    llvm, x, y = _three(b, i, type_)
+    verb = i.op
+    if "sat" in i.mods:
+        b.need(type_ == "s32")
+        b.write(
+            i.operands[0], type_, b.call("i32", f"llvm.s{verb}.sat.i32", f"i32 {x}", f"i32 {y}")
+        )
+        return
+    value = b.op(f"{verb} {llvm} {x}, {y}")
+    if "cc" in i.mods:
+        carry = f"icmp ult {llvm} {value}, {x}" if verb == "add" else f"icmp ult {llvm} {x}, {y}"
+        _set_carry(b, b.op(carry))
+    b.write(i.operands[0], type_, value)
+
+
+def _carry_slot(b: Emitter) -> str:
+    return f'%"{b.frame.prefix}cc"'
+
+
+def _set_carry(b: Emitter, bit: str) -> None:
+    b.emit(f"store i1 {bit}, ptr {_carry_slot(b)}")
+
+
+def _with_carry(b: Emitter, llvm: str, verb: str, x: str, y: str) -> tuple[str, str]:
+    """x verb y verb carry, and the carry out; the sum is formed in one bit more."""
+    wide = f"i{int(llvm[1:]) + 1}"
+    x, y = b.op(f"zext {llvm} {x} to {wide}"), b.op(f"zext {llvm} {y} to {wide}")
+    carry = b.op(f"zext i1 {b.op(f'load i1, ptr {_carry_slot(b)}')} to {wide}")
+    total = b.op(f"{verb} {wide} {b.op(f'{verb} {wide} {x}, {y}')}, {carry}")
+    out = b.op(f"trunc {wide} {b.op(f'lshr {wide} {total}, {llvm[1:]}')} to i1")
+    return b.op(f"trunc {wide} {total} to {llvm}"), out
+
+
+def _addc(b: Emitter, i: Instruction) -> None:
+    """addc, subc: with the carry (borrow) of the last .cc instruction."""
+    type_ = _type(b, i, INTEGERS, {"cc"})
+    llvm, x, y = _three(b, i, type_)
+    value, carry = _with_carry(b, llvm, i.op[:3], x, y)
+    if "cc" in i.mods:
+        _set_carry(b, carry)
+    b.write(i.operands[0], type_, value)
+
+
+def _product(b: Emitter, i: Instruction, half: str, type_: str) -> tuple[str, str]:
+    """(value, PTX type) of a.b: its low or high half, or all of it for .wide."""
+    llvm, bits = TYPES[type_], bits_of(type_)
+    x, y = b.read(i.operands[1], type_), b.read(i.operands[2], type_)
+    if half == "lo":
+        return b.op(f"mul {llvm} {x}, {y}"), type_
+    wide, extend = f"i{2 * bits}", "sext" if type_[0] == "s" else "zext"
+    x, y = b.op(f"{extend} {llvm} {x} to {wide}"), b.op(f"{extend} {llvm} {y} to {wide}")
+    product = b.op(f"mul {wide} {x}, {y}")
+    if half == "wide":
+        b.need(bits < 64)
+        return product, f"{type_[0]}{2 * bits}"
+    b.need(half == "hi")
+    return b.op(f"trunc {wide} {b.op(f'lshr {wide} {product}, {bits}')} to {llvm}"), type_
+
+
+def _mul(b: Emitter, i: Instruction) -> None:
+    """mul.{lo,hi,wide}, mad.{lo,hi,wide}"""
+    if i.mods[-1] in FLOATS:
+        float_arithmetic(b, i)
+        return
+    half, type_ = i.mods[0], _type(b, i, INTEGERS, {"lo", "hi", "wide", "sat", "cc"})
+    value, result = _product(b, i, half, type_)
+    if i.op == "mad":
+        llvm, third = TYPES[result], b.read(i.operands[3], result)
+        if "sat" in i.mods:
+            b.need(half == "hi" and type_ == "s32")
+            value = b.call("i32", "llvm.sadd.sat.i32", f"i32 {value}", f"i32 {third}")
+        else:
+            total = b.op(f"add {llvm} {value}, {third}")
+            if "cc" in i.mods:
+                _set_carry(b, b.op(f"icmp ult {llvm} {total}, {third}"))
+            value = total
+    else:
+        b.need(not set(i.mods) & {"sat", "cc"})
+    b.write(i.operands[0], result, value)
+
+
+def _madc(b: Emitter, i: Instruction) -> None:
+    """madc.{lo,hi}: mad with the carry in."""
+    half, type_ = i.mods[0], _type(b, i, INTEGERS, {"lo", "hi", "cc"})
+    value, _ = _product(b, i, half, type_)
+    value, carry = _with_carry(b, TYPES[type_], "add", value, b.read(i.operands[3], type_))
+    if "cc" in i.mods:
+        _set_carry(b, carry)
+    b.write(i.operands[0], type_, value)
+
+
+def _mul24(b: Emitter, i: Instruction) -> None:
+    """mul24, mad24 .{lo,hi}: product of the low 24 bits; lo is bits 0-31 of it, hi bits 16-47."""
+    half, type_ = i.mods[0], _type(b, i, {"u32", "s32"}, {"lo", "hi"})
+    values = []
+    for operand in i.operands[1:3]:
+        wide = b.op(f"zext i32 {b.read(operand, type_)} to i64")
+        high = b.op(f"shl i64 {wide}, 40")
+        values.append(b.op(f"{'ashr' if type_[0] == 's' else 'lshr'} i64 {high}, 40"))
+    product = b.op(f"mul i64 {values[0]}, {values[1]}")
+    if half == "hi":
+        product = b.op(f"lshr i64 {product}, 16")
+    value = b.op(f"trunc i64 {product} to i32")
+    if i.op == "mad24":
+        value = b.op(f"add i32 {value}, {b.read(i.operands[3], type_)}")
+    b.write(i.operands[0], type_, value)
+
+
+def _div(b: Emitter, i: Instruction) -> None:
+    """div, rem: by zero: all ones, the dividend (with checks an error); INT_MIN / -1 wraps."""
+    if i.mods[-1] in FLOATS:
+        float_arithmetic(b, i)
+        return
+    type_ = _type(b, i, INTEGERS)
+    llvm, x, y = _three(b, i, type_)
+    zero = b.op(f"icmp eq {llvm} {y}, 0")
+    if b.options.check and not isinstance(i.operands[2], Imm):
+        good, bad = b.fresh("good"), b.fresh("bad")
+        b.end(f"br i1 {zero}, label %{bad}, label %{good}")
+        b.label(bad)
+        b.fail("DIVISION")  # type: ignore[attr-defined]
+        b.label(good)
+    safe, overflow = b.op(f"select i1 {zero}, {llvm} 1, {llvm} {y}"), "false"
+    if type_[0] == "s":
+        lowest = b.op(f"icmp eq {llvm} {x}, {-(1 << (bits_of(type_) - 1))}")
+        overflow = b.op(f"and i1 {lowest}, {b.op(f'icmp eq {llvm} {y}, -1')}")
+        safe = b.op(f"select i1 {overflow}, {llvm} 1, {llvm} {safe}")
+    value = b.op(f"{type_[0]}{i.op} {llvm} {x}, {safe}")
+    value = b.op(f"select i1 {zero}, {llvm} {'-1' if i.op == 'div' else x}, {llvm} {value}")
+    b.write(i.operands[0], type_, value)
+
+
+def _abs(b: Emitter, i: Instruction) -> None:
+    """abs, neg of integers: INT_MIN stays INT_MIN."""
+    if i.mods[-1] in FLOATS:
+        float_arithmetic(b, i)
+        return
+    type_ = _type(b, i, {"s16", "s32", "s64"})
+    llvm, x = TYPES[type_], b.read(i.operands[1], type_)
+    if i.op == "neg":
+        b.write(i.operands[0], type_, b.op(f"sub {llvm} 0, {x}"))
+    else:
+        b.write(i.operands[0], type_, b.call(llvm, f"llvm.abs.{llvm}", f"{llvm} {x}", "i1 false"))
+
+
+def _min(b: Emitter, i: Instruction) -> None:
+    """min, max"""
+    if i.mods[-1] in PACKED:
+        _packed(b, i)
+        return
+    if i.mods[-1] in FLOATS:
+        float_arithmetic(b, i)
+        return
+    type_ = _type(b, i, INTEGERS)
+    llvm, x, y = _three(b, i, type_)
+    sign = "s" if type_[0] == "s" else "u"
+    b.write(
+        i.operands[0],
+        type_,
+        b.call(llvm, f"llvm.{sign}{i.op}.{llvm}", f"{llvm} {x}", f"{llvm} {y}"),
+    )
+
+
+def _sad(b: Emitter, i: Instruction) -> None:
+    """sad d, a, b, c: c + |a - b|"""
+    type_ = _type(b, i, INTEGERS)
+    llvm, sign = TYPES[type_], "s" if type_[0] == "s" else "u"
+    x, y, z = (b.read(o, type_) for o in i.operands[1:4])
+    high = b.call(llvm, f"llvm.{sign}max.{llvm}", f"{llvm} {x}", f"{llvm} {y}")
+    low = b.call(llvm, f"llvm.{sign}min.{llvm}", f"{llvm} {x}", f"{llvm} {y}")
+    b.write(i.operands[0], type_, b.op(f"add {llvm} {z}, {b.op(f'sub {llvm} {high}, {low}')}"))
+
+
+def _logic(b: Emitter, i: Instruction) -> None:
+    """and, or, xor, not, cnot"""
+    type_ = _type(b, i, {"pred", "b16", "b32", "b64"})
+    llvm, x = TYPES[type_], b.read(i.operands[1], type_)
+    if i.op == "not":
+        value = b.op(f"xor {llvm} {x}, {'true' if type_ == 'pred' else '-1'}")
+    elif i.op == "cnot":
+        value = b.op(f"zext i1 {b.op(f'icmp eq {llvm} {x}, 0')} to {llvm}")
+    else:
+        value = b.op(f"{i.op} {llvm} {x}, {b.read(i.operands[2], type_)}")
+    b.write(i.operands[0], type_, value)
+
+
+def _shift(b: Emitter, i: Instruction) -> None:
+    """shl, shr: a count past the width gives 0, or the sign for shr.s"""
+    type_ = _type(b, i, {"b16", "b32", "b64"} | INTEGERS)
+    llvm, bits = TYPES[type_], bits_of(type_)
+    x, count = b.read(i.operands[1], type_), b.read(i.operands[2], "u32")
+    signed = i.op == "shr" and type_[0] == "s"
+    inside = b.op(f"icmp ult i32 {count}, {bits}")
+    count = b.op(f"select i1 {inside}, i32 {count}, i32 {bits - 1 if signed else 0}")
+    count = b.reshape(count, "i32", llvm)
+    value = b.op(f"{'shl' if i.op == 'shl' else 'ashr' if signed else 'lshr'} {llvm} {x}, {count}")
+    if not signed:
+        value = b.op(f"select i1 {inside}, {llvm} {value}, {llvm} 0")
+    b.write(i.operands[0], type_, value)
+
+
+def _shf(b: Emitter, i: Instruction) -> None:
+    """shf.{l,r}.{clamp,wrap}.b32 d, a, b, c: a funnel shift of b:a"""
+    direction, mode, type_ = i.mods
+    b.need(type_ == "b32" and mode in ("clamp", "wrap") and direction in ("l", "r"))
+    low, high, count = (b.read(o, "b32") for o in i.operands[1:4])
+    limit = f"and i32 {count}, 31"
+    if mode == "clamp":
+        limit = f"select i1 {b.op(f'icmp ult i32 {count}, 32')}, i32 {count}, i32 32"
+    count = b.op(f"zext i32 {b.op(limit)} to i64")
+    both = b.op(f"shl i64 {b.op(f'zext i32 {high} to i64')}, 32")
+    both = b.op(f"or i64 {both}, {b.op(f'zext i32 {low} to i64')}")
+    if direction == "r":
+        value = b.op(f"lshr i64 {both}, {count}")
+    else:
+        value = b.op(f"lshr i64 {b.op(f'shl i64 {both}, {count}')}, 32")
+    b.write(i.operands[0], "b32", b.op(f"trunc i64 {value} to i32"))
+
+
+def _lop3(b: Emitter, i: Instruction) -> None:
+    """lop3.b32 d, a, b, c, table: bit n of the table is the result where (a, b, c) spell n"""
+    b.need(i.mods == ("b32",) and isinstance(i.operands[4], Imm))
+    x, y, z = (b.read(o, "b32") for o in i.operands[1:4])
+    table, terms = i.operands[4].bits, "0"  # type: ignore[union-attr]
+    inverse = {v: b.op(f"xor i32 {v}, -1") for v in {x, y, z}}
+    for row in range(8):
+        if table >> row & 1:
+            term = b.op(f"and i32 {x if row & 4 else inverse[x]}, {y if row & 2 else inverse[y]}")
+            terms = b.op(
+                f"or i32 {terms}, {b.op(f'and i32 {term}, {z if row & 1 else inverse[z]}')}"
+            )
+    b.write(i.operands[0], "b32", terms)
+
+
+def _count(b: Emitter, i: Instruction) -> None:
+    """popc, clz: always a 32-bit result; brev: bits in reverse order"""
+    type_ = _type(b, i, {"b32", "b64"})
+    llvm, x = TYPES[type_], b.read(i.operands[1], type_)
+    if i.op == "brev":
+        b.write(i.operands[0], type_, b.call(llvm, f"llvm.bitreverse.{llvm}", f"{llvm} {x}"))
+        return
+    if i.op == "popc":
+        value = b.call(llvm, f"llvm.ctpop.{llvm}", f"{llvm} {x}")
+    else:
+        value = b.call(llvm, f"llvm.ctlz.{llvm}", f"{llvm} {x}", "i1 false")
+    b.write(i.operands[0], "u32", b.reshape(value, llvm, "i32"))
+
+
+def _bfind(b: Emitter, i: Instruction) -> None:
+    """bfind{.shiftamt}: place of the highest set bit (of the highest bit unlike the sign), else all
+    ones
+    """
+    type_ = _type(b, i, {"u32", "s32", "u64", "s64"}, {"shiftamt"})
+    llvm, bits, x = TYPES[type_], bits_of(type_), b.read(i.operands[1], type_)
+    if type_[0] == "s":
+        x = b.op(f"xor {llvm} {x}, {b.op(f'ashr {llvm} {x}, {bits - 1}')}")
+    zeros = b.reshape(b.call(llvm, f"llvm.ctlz.{llvm}", f"{llvm} {x}", "i1 false"), llvm, "i32")
+    none = b.op(f"icmp eq {llvm} {x}, 0")
+    place = zeros if "shiftamt" in i.mods else b.op(f"sub i32 {bits - 1}, {zeros}")
+    b.write(i.operands[0], "u32", b.op(f"select i1 {none}, i32 -1, i32 {place}"))
+
+
+def _low_bits(b: Emitter, llvm: str, count: str) -> str:
+    """(1 << count) - 1 for 0 <= count <= 255, all ones past the width."""
+    bits = int(llvm[1:])
+    inside = b.op(f"icmp ult {llvm} {count}, {bits}")
+    safe = b.op(f"select i1 {inside}, {llvm} {count}, {llvm} 0")
+    mask = b.op(f"sub {llvm} {b.op(f'shl {llvm} 1, {safe}')}, 1")
+    return b.op(f"select i1 {inside}, {llvm} {mask}, {llvm} -1")
+
+
+def _shift_or_zero(b: Emitter, verb: str, llvm: str, x: str, count: str) -> str:
+    inside = b.op(f"icmp ult {llvm} {count}, {llvm[1:]}")
+    safe = b.op(f"select i1 {inside}, {llvm} {count}, {llvm} 0")
+    return b.op(f"select i1 {inside}, {llvm} {b.op(f'{verb} {llvm} {x}, {safe}')}, {llvm} 0")
+
+
+def _byte(b: Emitter, operand: object, llvm: str) -> str:
+    """The low 8 bits of a 32-bit operand, in another width."""
+    value = b.op(f"and i32 {b.read(operand, 'u32')}, 255")  # type: ignore[arg-type]
+    return b.reshape(value, "i32", llvm)
+
+
+def _bfe(b: Emitter, i: Instruction) -> None:
+    """bfe d, a, place, length: the field, filled with its sign (s) or zeros (u)"""
+    type_ = _type(b, i, {"u32", "s32", "u64", "s64"})
+    llvm, bits = TYPES[type_], bits_of(type_)
+    x, place, length = (
+        b.read(i.operands[1], type_),
+        _byte(b, i.operands[2], llvm),
+        _byte(b, i.operands[3], llvm),
+    )
+    mask = _low_bits(b, llvm, length)
+    value = b.op(f"and {llvm} {_shift_or_zero(b, 'lshr', llvm, x, place)}, {mask}")
+    if type_[0] == "s":
+        last = b.op(f"sub {llvm} {b.op(f'add {llvm} {place}, {length}')}, 1")
+        last = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {last}", f"{llvm} {bits - 1}")
+        sign = b.op(f"trunc {llvm} {b.op(f'lshr {llvm} {x}, {last}')} to i1")
+        sign = b.op(f"and i1 {sign}, {b.op(f'icmp ne {llvm} {length}, 0')}")
+        # past the end of the word every bit is the sign; inside the field only those
+        # above its length
+        left = b.call(llvm, f"llvm.usub.sat.{llvm}", f"{llvm} {bits}", f"{llvm} {place}")
+        kept = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {left}", f"{llvm} {length}")
+        fill = b.op(f"xor {llvm} {_low_bits(b, llvm, kept)}, -1")
+        fill = b.op(f"select i1 {sign}, {llvm} {fill}, {llvm} 0")
+        value = b.op(f"or {llvm} {value}, {fill}")
+    b.write(i.operands[0], type_, value)
+
+
+def _bfi(b: Emitter, i: Instruction) -> None:
+    """bfi f, a, b, place, length: the low bits of a laid into b"""
+    type_ = _type(b, i, {"b32", "b64"})
+    llvm = TYPES[type_]
+    x, y = b.read(i.operands[1], type_), b.read(i.operands[2], type_)
+    place, length = _byte(b, i.operands[3], llvm), _byte(b, i.operands[4], llvm)
+    mask = _shift_or_zero(b, "shl", llvm, _low_bits(b, llvm, length), place)
+    inserted = b.op(f"and {llvm} {_shift_or_zero(b, 'shl', llvm, x, place)}, {mask}")
+    kept = b.op(f"and {llvm} {y}, {b.op(f'xor {llvm} {mask}, -1')}")
+    b.write(i.operands[0], type_, b.op(f"or {llvm} {inserted}, {kept}"))
+
+
+def _bmsk(b: Emitter, i: Instruction) -> None:
+    """bmsk.{clamp,wrap}.b32 d, place, length: length ones from place on"""
+    mode, type_ = i.mods
+    b.need(type_ == "b32" and mode in ("clamp", "wrap"))
+    place, length = b.read(i.operands[1], "u32"), b.read(i.operands[2], "u32")
+    if mode == "wrap":
+        place, length = b.op(f"and i32 {place}, 31"), b.op(f"and i32 {length}, 31")
+    mask = _low_bits(b, "i32", length)
+    b.write(i.operands[0], "b32", _shift_or_zero(b, "shl", "i32", mask, place))
+
+
+def _szext(b: Emitter, i: Instruction) -> None:
+    """szext.{clamp,wrap}.{u32,s32} d, a, count: a's low `count` bits, extended"""
+    mode, type_ = i.mods
+    b.need(type_ in ("u32", "s32") and mode in ("clamp", "wrap"))
+    x, count = b.read(i.operands[1], type_), b.read(i.operands[2], "u32")
+    if mode == "wrap":
+        count = b.op(f"and i32 {count}, 31")
+    mask = _low_bits(b, "i32", count)
+    value = b.op(f"and i32 {x}, {mask}")
+    if type_ == "s32":
+        top = b.op(f"xor i32 {mask}, {b.op(f'lshr i32 {mask}, 1')}")
+        sign = b.op(f"icmp ne i32 {b.op(f'and i32 {x}, {top}')}, 0")
+        fill = b.op(f"select i1 {sign}, i32 {b.op(f'xor i32 {mask}, -1')}, i32 0")
+        value = b.op(f"or i32 {value}, {fill}")
+    b.write(i.operands[0], type_, value)
+
+
+def _prmt(b: Emitter, i: Instruction) -> None:
+    """prmt.b32 d, a, b, selector: four bytes chosen from b:a; bit 3 of a choice copies the byte's
+    sign
+    """
+    b.need(i.mods == ("b32",), f"'{i.name}' (prmt with a mode)")
+    x, y, selector = (b.read(o, "b32") for o in i.operands[1:4])
+    both = b.op(f"shl i64 {b.op(f'zext i32 {y} to i64')}, 32")
+    both = b.op(f"or i64 {both}, {b.op(f'zext i32 {x} to i64')}")
+    result = "0"
+    for byte in range(4):
+        choice = b.op(f"lshr i32 {selector}, {4 * byte}")
+        index = b.op(f"and i32 {choice}, 7")
+        place = b.op(f"zext i32 {b.op(f'shl i32 {index}, 3')} to i64")
+        value = b.op(f"trunc i64 {b.op(f'lshr i64 {both}, {place}')} to i8")
+        signs = b.op(f"ashr i8 {value}, 7")
+        copy = b.op(f"icmp ne i32 {b.op(f'and i32 {choice}, 8')}, 0")
+        value = b.op(f"zext i8 {b.op(f'select i1 {copy}, i8 {signs}, i8 {value}')} to i32")
+        result = b.op(f"or i32 {result}, {b.op(f'shl i32 {value}, {8 * byte}')}")
+    b.write(i.operands[0], "b32", result)
+
+
+def _dp(b: Emitter, i: Instruction) -> None:
+    """dp4a, dp2a{.lo,.hi}: c + the dot product of four bytes, or of two halves with two bytes"""
+    *flags, first, second = i.mods
+    x, y, total = (b.read(o, "b32") for o in i.operands[1:4])
+    wide = 8 if i.op == "dp4a" else 16
+    start = 16 if "hi" in flags else 0
+    for n in range(32 // wide):
+        values = []
+        for value, type_, width, place in (
+            (x, first, wide, n * wide),
+            (y, second, 8, start + 8 * n),
+        ):
+            piece = b.op(f"trunc i32 {b.op(f'lshr i32 {value}, {place}')} to i{width}")
+            values.append(b.op(f"{'sext' if type_ == 's32' else 'zext'} i{width} {piece} to i32"))
+        total = b.op(f"add i32 {total}, {b.op(f'mul i32 {values[0]}, {values[1]}')}")
+    b.write(i.operands[0], "b32", total)
+
+
+def _lanes(b: Emitter, i: Instruction, bits: int, function: Callable[..., str]) -> str:
+    """A function applied to each lane of two packed words."""
+    result = "0"
+    for place in range(0, 32, bits):
+        x, y = (b.op(f"trunc i32 {_shifted(b, o, place)} to i{bits}") for o in i.operands[1:3])
+        piece = b.op(f"zext i{bits} {function(x, y)} to i32")
+        result = b.op(f"or i32 {result}, {b.op(f'shl i32 {piece}, {place}')}")
+    return result
+
+
+def _shifted(b: Emitter, operand: Operand, place: int) -> str:
+    return b.op(f"lshr i32 {b.read(operand, 'b32')}, {place}")
+
+
+def _packed(b: Emitter, i: Instruction) -> None:
+    """add, min, max of two 16-bit integers packed in a word"""
+    b.need(i.op in ("add", "min", "max") and len(i.mods) == 1)
+    sign = i.mods[0][0]
+
+    def one(x: str, y: str) -> str:
+        if i.op == "add":
+            return b.op(f"add i16 {x}, {y}")
+        return b.call("i16", f"llvm.{sign}{i.op}.i16", f"i16 {x}", f"i16 {y}")
+
+    b.write(i.operands[0], "b32", _lanes(b, i, 16, one))
+
+
+def _vabsdiff4(b: Emitter, i: Instruction) -> None:
+    """vabsdiff4.type.type.type d, a, b, c: |a - b| of each byte; .add sums them into c"""
+    types = [m for m in i.mods if m != "add"]
+    b.need(len(types) == 3 and len(set(types)) == 1 and types[0] in ("u32", "s32"))
+    b.need("add" in i.mods or types[0] == "u32")
+    sign = types[0][0]
+
+    def one(x: str, y: str) -> str:
+        high = b.call("i8", f"llvm.{sign}max.i8", f"i8 {x}", f"i8 {y}")
+        low = b.call("i8", f"llvm.{sign}min.i8", f"i8 {x}", f"i8 {y}")
+        return b.op(f"sub i8 {high}, {low}")
+
+    total = _lanes(b, i, 8, one)
+    if "add" in i.mods:
+        parts = [b.op(f"and i32 {b.op(f'lshr i32 {total}, {k}')}, 255") for k in (0, 8, 16, 24)]
+        total = b.read(i.operands[3], "b32")
+        for part in parts:
+            total = b.op(f"add i32 {total}, {part}")
+    b.write(i.operands[0], "b32", total)
+
+
+TABLE = {
+    "vabsdiff4": _vabsdiff4,
+    "add": _add,
+    "sub": _add,
+    "addc": _addc,
+    "subc": _addc,
+    "mul": _mul,
+    "mad": _mul,
+    "madc": _madc,
+    "mul24": _mul24,
+    "mad24": _mul24,
+    "div": _div,
+    "rem": _div,
+    "abs": _abs,
+    "neg": _abs,
+    "min": _min,
+    "max": _min,
+    "sad": _sad,
+    "and": _logic,
+    "or": _logic,
+    "xor": _logic,
+    "not": _logic,
+    "cnot": _logic,
+    "shl": _shift,
+    "shr": _shift,
+    "shf": _shf,
+    "lop3": _lop3,
+    "popc": _count,
+    "clz": _count,
+    "brev": _count,
+    "bfind": _bfind,
+    "bfe": _bfe,
+    "bfi": _bfi,
+    "bmsk": _bmsk,
+    "szext": _szext,
+    "prmt": _prmt,
+    "dp4a": _dp,
+    "dp2a": _dp,
+}

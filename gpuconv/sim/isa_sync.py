@@ -1,0 +1,194 @@
+"""Collectives: each stores what the thread brings, suspends it, and reads what the scheduler
+answered.
+"""
+
+from __future__ import annotations
+
+from gpuconv.sim import layout
+from gpuconv.sim.emit import TYPES, Emitter
+from gpuconv.sim.program import Imm, Instruction, Operand, Pair
+
+_BAR_RED = {"popc": 1, "and": 2, "or": 3}
+_SHUFFLE = {"up": 0, "down": 1, "bfly": 2, "idx": 3}
+_VOTE = {"all": 0, "any": 1, "uni": 2, "ballot": 3}
+_REDUX = {"add": 0, "min": 1, "max": 2, "and": 3, "or": 4, "xor": 5}
+ALL_THREADS, UNALIGNED = 0, 1
+
+
+def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str) -> None:
+    """Suspend in `state` with 32-bit fields of the thread's record set."""
+    b.suspends = True
+    for name, value in fields.items():
+        b.set_thread(name, "i64" if name == "value" else "i32", value)
+    b.set_thread("site", "i32", str(b.module.site(i)))
+    b.set_thread("state", "i32", str(layout.state(state)))
+    b.suspend()  # type: ignore[attr-defined]
+
+
+def _result(b: Emitter, type_: str = "i32") -> str:
+    value = b.get_thread("result", "i64")
+    return value if type_ == "i64" else b.op(f"trunc i64 {value} to {type_}")
+
+
+def _pred(b: Emitter, operand: Operand) -> str:
+    return b.op(f"zext i1 {b.read(operand, 'pred')} to i32")
+
+
+def _bar(b: Emitter, i: Instruction) -> None:
+    """bar.{sync,arrive,red}, bar.warp.sync; barrier is the same without the promise of alignment"""
+    words = [m for m in i.mods if m not in ("cta", "aligned")]
+    aligned = i.op == "bar" or "aligned" in i.mods
+    kind = words[0] if words else ""
+    if kind == "warp":
+        b.need(words == ["warp", "sync"])
+        _wait(b, i, "WARP", mask=b.read(i.operands[0], "b32"))
+        return
+    operands = list(i.operands)
+    to = operands.pop(0) if kind == "red" else None
+    given = _pred(b, operands.pop()) if kind == "red" else "0"
+    b.need(kind in ("sync", "arrive", "red") and 1 <= len(operands) <= 2)
+    count = b.read(operands[1], "u32") if len(operands) == 2 else "0"
+    reduction = _BAR_RED[words[1]] if kind == "red" else 0
+    _wait(
+        b,
+        i,
+        "ARRIVE" if kind == "arrive" else "BARRIER",
+        a=b.read(operands[0], "u32"),
+        b=count,
+        c=str(reduction),
+        pred=given,
+        mask=str(ALL_THREADS if aligned else UNALIGNED),
+    )
+    if to is not None and words[1] == "popc":
+        b.write(to, "u32", _result(b))
+    elif to is not None:
+        b.write(to, "pred", _result(b, "i1"))
+
+
+def _shfl(b: Emitter, i: Instruction) -> None:
+    """shfl.sync.{up,down,bfly,idx}.b32 d|p, a, lane, clamp, mask"""
+    b.need(
+        len(i.mods) == 3 and i.mods[0] == "sync" and i.mods[2] == "b32",
+        f"'{i.name}' (use the .sync form)",
+    )
+    to, source, lane, clamp, mask = i.operands
+    value = b.op(f"zext i32 {b.read(source, 'b32')} to i64")
+    _wait(
+        b,
+        i,
+        "SHUFFLE",
+        value=value,
+        a=str(_SHUFFLE[i.mods[1]]),
+        b=b.read(lane, "u32"),
+        c=b.read(clamp, "u32"),
+        mask=b.read(mask, "u32"),
+    )
+    result, inside = (to.first, to.second) if isinstance(to, Pair) else (to, None)
+    b.write(result, "b32", _result(b))  # type: ignore[arg-type]
+    if inside is not None:
+        b.write(inside, "pred", b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1"))  # type: ignore[arg-type]
+
+
+def _vote(b: Emitter, i: Instruction) -> None:
+    b.need(len(i.mods) == 3 and i.mods[0] == "sync", f"'{i.name}' (use the .sync form)")
+    to, given, mask = i.operands
+    _wait(b, i, "VOTE", a=str(_VOTE[i.mods[1]]), pred=_pred(b, given), mask=b.read(mask, "u32"))
+    ballot = i.mods[1] == "ballot"
+    b.write(to, "b32" if ballot else "pred", _result(b, "i32" if ballot else "i1"))
+
+
+def _match(b: Emitter, i: Instruction) -> None:
+    """match.{any,all}.sync.{b32,b64} d{|p}, a, mask"""
+    b.need(len(i.mods) == 3 and i.mods[1] == "sync" and i.mods[2] in ("b32", "b64"))
+    to, source, mask = i.operands
+    value = b.reshape(b.read(source, i.mods[2]), TYPES[i.mods[2]], "i64")
+    _wait(b, i, "MATCH", value=value, a=str(int(i.mods[0] == "all")), mask=b.read(mask, "u32"))
+    result, agree = (to.first, to.second) if isinstance(to, Pair) else (to, None)
+    b.write(result, "b32", _result(b))  # type: ignore[arg-type]
+    if agree is not None:
+        b.write(agree, "pred", b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1"))  # type: ignore[arg-type]
+
+
+def _redux(b: Emitter, i: Instruction) -> None:
+    """redux.sync.{add,min,max,and,or,xor}.type d, a, mask"""
+    b.need(
+        len(i.mods) == 3
+        and i.mods[0] == "sync"
+        and i.mods[1] in _REDUX
+        and i.mods[2] in ("u32", "s32", "b32")
+    )
+    to, source, mask = i.operands
+    value = b.op(f"zext i32 {b.read(source, 'b32')} to i64")
+    _wait(
+        b,
+        i,
+        "REDUX",
+        value=value,
+        a=str(_REDUX[i.mods[1]]),
+        b=str(int(i.mods[2] == "s32")),
+        mask=b.read(mask, "u32"),
+    )
+    b.write(to, "b32", _result(b))
+
+
+def _activemask(b: Emitter, i: Instruction) -> None:
+    """The lanes that wait at this instruction once no lane of the warp can go on."""
+    _wait(b, i, "ACTIVE")
+    b.write(i.operands[0], "b32", _result(b))
+
+
+def _elect(b: Emitter, i: Instruction) -> None:
+    """elect.sync d|p, mask: the lowest lane of the mask"""
+    to, mask = i.operands
+    b.need(isinstance(to, Pair))
+    assert isinstance(to, Pair)
+    _wait(b, i, "VOTE", a=str(_VOTE["ballot"]), pred="1", mask=b.read(mask, "u32"))
+    lowest = b.call("i32", "llvm.cttz.i32", f"i32 {_result(b)}", "i1 false")
+    b.write(to.first, "b32", lowest)  # type: ignore[arg-type]
+    b.write(to.second, "pred", b.op(f"icmp eq i32 {lowest}, {b.special('%laneid')}"))  # type: ignore[arg-type]
+
+
+def _nanosleep(b: Emitter, i: Instruction) -> None:
+    """Lets the other threads run."""
+    _wait(b, i, "YIELD")
+
+
+# ---- what the scheduler itself may call ----------------------------------------------------------
+
+
+def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
+    """A call that only runtime.cu makes: into a kernel, or to set the processor's float mode."""
+    pointers = [b.pointer(a) for a in arguments]
+    if name == "sim_resume":
+        step = b.op(
+            f"load ptr, ptr {pointers[0]}"
+        )  # a coroutine frame begins with its resume function
+        b.emit(f"call void {step}(ptr {pointers[0]})")
+    elif name == "sim_create":
+        b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, ptr {pointers[2]}, ptr {pointers[3]})")
+    elif name == "sim_block":
+        b.emit(f"call void {pointers[0]}(ptr {pointers[1]})")
+    elif name in ("sim_get_mode", "sim_set_mode"):
+        if b.module.x86:
+            b.call(
+                "void",
+                f"llvm.x86.sse.{'st' if name == 'sim_get_mode' else 'ld'}mxcsr",
+                f"ptr {pointers[0]}",
+            )
+    else:
+        raise b.unsupported(f"the call of {name}")
+
+
+TABLE = {
+    "bar": _bar,
+    "barrier": _bar,
+    "shfl": _shfl,
+    "vote": _vote,
+    "match": _match,
+    "redux": _redux,
+    "activemask": _activemask,
+    "elect": _elect,
+    "nanosleep": _nanosleep,
+}
+
+__all__ = ["TABLE", "Imm", "host_call"]

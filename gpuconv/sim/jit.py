@@ -1,0 +1,108 @@
+"""LLVM IR text to machine code and into this process, through llvmlite."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from gpuconv.sim.errors import SimError
+
+_lock = threading.RLock()  # llvmlite's objects are not made for several threads at once
+_symbols: dict[str, int] = {}
+
+
+def identity() -> str:
+    """What machine code depends on besides the IR: versions and this processor."""
+    return "|".join(
+        (
+            llvmlite.__version__,
+            str(llvm.llvm_version_info),
+            llvm.get_process_triple(),
+            llvm.get_host_cpu_name(),
+            _features(),
+        )
+    )
+
+
+@cache
+def _features() -> str:
+    return str(llvm.get_host_cpu_features().flatten())
+
+
+@cache
+def _machine() -> llvm.TargetMachine:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=_features(),
+        opt=3,
+        reloc="default",
+        codemodel="jitdefault",
+        jit=True,
+    )
+
+
+def build(ir: str, level: int = 3) -> bytes:
+    """Optimise LLVM IR and return the object file. Raises SimError where LLVM refuses the text: a
+    bug here.
+    """
+    with _lock:
+        machine = _machine()
+        try:
+            module = llvm.parse_assembly(ir)
+            module.triple = machine.triple
+            module.data_layout = str(machine.target_data)
+            module.verify()
+        except RuntimeError as error:
+            raise SimError(
+                f"the simulator made invalid LLVM IR, please report this: {error}"
+            ) from error
+        options = llvm.create_pipeline_tuning_options(speed_level=level)
+        options.loop_vectorization = True
+        options.slp_vectorization = True
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return machine.emit_object(module)
+
+
+def add_symbol(name: str, address: int) -> None:
+    """Let later code call `name`."""
+    llvm.add_symbol(name, address)
+
+
+class Code:
+    """Machine code in this process; `address(name)` gives a function or variable. Lives as long as
+    this object.
+    """
+
+    def __init__(self, object_file: bytes) -> None:
+        with _lock:
+            machine = _machine()
+            empty = llvm.parse_assembly("")
+            empty.triple = machine.triple
+            # MCJIT owns the machine it is given: each engine gets its own
+            own = llvm.Target.from_default_triple().create_target_machine(
+                cpu=llvm.get_host_cpu_name(),
+                features=_features(),
+                opt=3,
+                reloc="default",
+                codemodel="jitdefault",
+                jit=True,
+            )
+            self._engine = llvm.create_mcjit_compiler(empty, own)
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(object_file))
+            self._engine.finalize_object()
+
+    def address(self, name: str) -> int:
+        with _lock:
+            found = int(
+                self._engine.get_function_address(name)
+                or self._engine.get_global_value_address(name)
+            )
+        if not found:
+            raise SimError(f"no symbol {name} in the compiled code, please report this")
+        return found

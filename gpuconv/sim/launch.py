@@ -1,0 +1,256 @@
+"""Launches: limits, workers and their memory, blocks to cores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuconv.cpu.threads import thread_count
+from gpuconv.sim import layout, memory, report
+from gpuconv.sim.arguments import pack
+from gpuconv.sim.errors import LaunchError
+from gpuconv.sim.info import Kernel
+from gpuconv.sim.prelude import symbol
+
+if TYPE_CHECKING:
+    from gpuconv.sim.machine import Module
+
+MAX_THREADS = 1024
+MAX_BLOCK = (1024, 1024, 64)
+MAX_GRID = (2**31 - 1, 65535, 65535)
+STATIC_SHARED = 48 * 1024
+MAX_SHARED = 227 * 1024  # the most any architecture offers with opt-in
+_WORTHWHILE = 3e-4  # seconds of work below which a second core does not pay
+_FIRST_GUESS = 1e-7  # seconds a CUDA thread takes, before a launch has been timed
+_KEPT = 8  # shapes of block whose memory a kernel keeps for the next launch
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="gpuconv-sim")
+
+
+class Worker:
+    """Memory for one block at a time."""
+
+    def __init__(self, function: Function, threads: int, shared: int) -> None:
+        kernel = function.kernel
+        self.block = np.zeros(1, layout.dtype("Block"))
+        self.threads = np.zeros(threads if kernel.coroutine else 1, layout.dtype("Thread"))
+        self.shared = _aligned(shared + 1024)
+        self.template = (
+            _template(kernel, shared) if function.module.check else np.zeros(0, np.uint8)
+        )
+        self.shadow = self.template.copy()
+        self.frames = _aligned(threads * function.frame_bytes if kernel.coroutine else 16)
+        record = self.block[0]
+        record["threads"] = self.threads.ctypes.data
+        record["shared"] = self.shared.ctypes.data
+        record["shared_template"] = self.template.ctypes.data
+        record["shared_shadow"] = self.shadow.ctypes.data
+        record["frames"] = self.frames.ctypes.data
+        record["frame_stride"] = function.frame_bytes
+        record["nthreads"] = threads
+        record["shared_bytes"] = shared
+
+
+def _template(kernel: Kernel, shared: int) -> np.ndarray:
+    """Shadow of shared memory as a block begins: 0 where unwritten, 0x80 in the gaps."""
+    template = np.full(shared + 32, 0x80, np.uint8)
+    for _, begin, size in kernel.shared_names:
+        template[begin : begin + size] = 0
+    if kernel.dynamic_shared:
+        template[kernel.placed_shared : shared] = 0
+    return template
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    """Poisoned bytes on a 1024-byte boundary."""
+    raw = np.full(nbytes + 1024, memory.POISON, np.uint8)
+    start = -raw.ctypes.data % 1024
+    return raw[start : start + nbytes]
+
+
+class Function:
+    """One kernel of a module."""
+
+    def __init__(self, module: Module, kernel: Kernel) -> None:
+        self.module = module
+        self.kernel = kernel
+        self.name = kernel.name
+        self.address = module._code.address(symbol(kernel.name))
+        self._free: dict[tuple[int, int], list[Worker]] = {}
+        self._pace = _FIRST_GUESS
+        self.frame_bytes = self._frame_bytes() if kernel.coroutine else 0
+
+    def _frame_bytes(self) -> int:
+        """Size of a thread's frame: create one thread in ample memory and read what it says."""
+        ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
+        block, thread = np.zeros(1, layout.dtype("Block")), np.zeros(1, layout.dtype("Thread"))
+        self.module._probe(self.address, block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
+        lines = -(-int(thread["frame_size"][0]) // 64)
+        return (lines | 1) * 64  # an odd number of cache lines: frames spread over the cache's sets
+
+    def launch(
+        self,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+        order: str = "forward",
+        seed: int = 0,
+    ) -> None:
+        """Run the kernel over a grid of blocks of threads and wait until it is done.
+
+        args: one per parameter; a pointer takes a sim array, a number is cast to exactly the
+        declared type. shared: bytes of dynamic shared memory. order: "forward", "reverse" or
+        "shuffled" (by `seed`), of blocks and of the threads between two barriers. Raises TypeError
+        or ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError
+        for what goes wrong inside.
+        """
+        dims, threads = _dimensions("grid", grid, MAX_GRID), _dimensions("block", block, MAX_BLOCK)
+        self._check_limits(threads, shared)
+        parameters = pack(self.kernel, args)
+        count = threads[0] * threads[1] * threads[2]
+        blocks = dims[0] * dims[1] * dims[2]
+        launch, keep = self._launch_record(blocks, count, order, seed)
+        team = min(self._team(blocks * count), blocks)
+        total = self.kernel.placed_shared + shared
+        workers = [self._worker(count, total) for _ in range(team)]
+        table = self._allocations(parameters)
+        for worker in workers:
+            record = worker.block[0]
+            record["params"], record["launch"] = parameters.ctypes.data, launch.ctypes.data
+            record["ntid"], record["nctaid"], record["dynamic_bytes"] = threads, dims, shared
+            record["reverse"], record["error"] = keep[2], 0
+            record["table"], record["table_length"] = table.ctypes.data, len(table)
+        self._finish(launch, workers, blocks * count)
+        if len(self._free) > _KEPT:
+            self._free.clear()
+        self._free.setdefault((count, total), []).extend(workers)
+        if not self.module.check:
+            memory.forget(args)
+
+    def _finish(self, launch: np.ndarray, workers: list[Worker], threads: int) -> None:
+        """Run a prepared launch and raise the error of its first failed block."""
+        started = time.perf_counter()
+        self._execute(launch, workers)
+        self._pace = (time.perf_counter() - started) * len(workers) / threads
+        failed = [worker for worker in workers if worker.block["error"][0]]
+        if failed:
+            first = min(failed, key=lambda worker: int(worker.block["error_block"][0]))
+            raise report.kernel_error(self.module._info, self.kernel, first)
+
+    def _team(self, threads: int) -> int:
+        """How many cores: one where the order of blocks counts, or where the work is less than
+        starting a second.
+        """
+        if self.kernel.serial or threads * self._pace < _WORTHWHILE:
+            return 1
+        return thread_count()
+
+    def _execute(self, launch: np.ndarray, workers: list[Worker]) -> None:
+        run, record = self.module._run, launch.ctypes.data
+        if len(workers) == 1 and not self.module.check:
+            run(record, workers[0].block.ctypes.data)
+            return
+        pool = _pool(max(thread_count(), len(workers)))  # this thread only waits: Ctrl-C reaches it
+        futures = [pool.submit(run, record, worker.block.ctypes.data) for worker in workers]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            launch["stop"] = 1
+            for future in futures:
+                future.exception()
+            raise
+
+    def _worker(self, threads: int, shared: int) -> Worker:
+        free = self._free.get((threads, shared))
+        return free.pop() if free else Worker(self, threads, shared)
+
+    def _launch_record(
+        self, blocks: int, threads: int, order: str, seed: int
+    ) -> tuple[np.ndarray, tuple]:
+        """The launch's record, and what it points to."""
+        record = np.zeros(1, layout.dtype("Launch"))
+        record["blocks"], record["entry"] = blocks, self.address
+        record["coroutine"], record["check"] = self.kernel.coroutine, self.module.check
+        record["flush"] = self.kernel.flush
+        sequence = inner = None
+        reverse = 0
+        if order == "reverse":
+            sequence, reverse = np.arange(blocks, dtype=np.uint32)[::-1].copy(), 1
+        elif order == "shuffled":
+            chosen = np.random.default_rng(seed)
+            sequence = chosen.permutation(blocks).astype(np.uint32)
+            lanes, warps = chosen.permutation(32), chosen.permutation(-(-threads // 32))
+            inner = np.concatenate([lanes, warps]).astype(np.uint32)
+            reverse = int(chosen.integers(2))
+        elif order != "forward":
+            raise ValueError(f"order must be 'forward', 'reverse' or 'shuffled', got {order!r}")
+        record["order"] = sequence.ctypes.data if sequence is not None else 0
+        record["thread_order"] = inner.ctypes.data if inner is not None else 0
+        return record, (sequence, inner, reverse)
+
+    def _allocations(self, parameters: np.ndarray) -> np.ndarray:
+        """What a kernel may touch, for the checked mode: every live allocation, the module's
+        variables, the parameters.
+        """
+        if not self.module.check:
+            return np.zeros(0, layout.dtype("Allocation"))
+        first = parameters.ctypes.data
+        rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0)]
+        rows += [
+            (m.begin, m.begin + m.nbytes, m.shadow.ctypes.data if m.shadow is not None else 0)
+            for m in memory.live()
+        ]
+        for name, size in self.module._info.variables.items():
+            begin = self.module._code.address(f"v.{name}")
+            rows.append((begin, begin + size, 0))
+        return np.array(sorted(rows), layout.dtype("Allocation"))
+
+    def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:
+        count = threads[0] * threads[1] * threads[2]
+        if count > MAX_THREADS:
+            raise LaunchError(
+                f"{self.name}: a block has at most {MAX_THREADS} threads, got {threads} = {count}"
+            )
+        if count > self.kernel.max_threads:
+            raise LaunchError(
+                f"{self.name}: its __launch_bounds__ allow {self.kernel.max_threads} threads, "
+                f"got {threads} = {count}"
+            )
+        if isinstance(shared, bool) or not isinstance(shared, int | np.integer) or shared < 0:
+            raise ValueError(f"{self.name}: shared must be a number of bytes >= 0, got {shared!r}")
+        if self.kernel.static_shared > STATIC_SHARED:
+            raise LaunchError(
+                f"{self.name}: {self.kernel.static_shared} bytes of static shared memory, at most "
+                f"{STATIC_SHARED} are allowed: use dynamic shared memory"
+            )
+        if self.kernel.static_shared + shared > MAX_SHARED:
+            raise LaunchError(
+                f"{self.name}: {self.kernel.static_shared} static + {shared} dynamic bytes shared "
+                f"memory, no architecture has more than {MAX_SHARED}"
+            )
+
+
+def _dimensions(
+    what: str, value: int | tuple[int, ...], limits: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Three lengths, each at least 1 and within its limit."""
+    lengths = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if not 1 <= len(lengths) <= 3 or not all(isinstance(n, int | np.integer) for n in lengths):
+        raise ValueError(f"{what} takes one to three integers, got {value!r}")
+    full = tuple(int(n) for n in lengths) + (1,) * (3 - len(lengths))
+    for axis, length, limit in zip("xyz", full, limits, strict=True):
+        if length < 1:
+            raise LaunchError(f"{what}.{axis} must be at least 1, got {length}")
+        if length > limit:
+            raise LaunchError(f"{what}.{axis} must be at most {limit}, got {length}")
+    return full

@@ -1,0 +1,115 @@
+"""PTX to LLVM IR text: a module, its variables and its kernels.
+
+A kernel without a collective instruction becomes a plain loop over its threads. One with a
+collective becomes a coroutine, one instance a thread, that suspends at every collective; the
+scheduler (runtime.cu) resumes it.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+
+from gpuconv.sim import prelude
+from gpuconv.sim.entry import HostFunction, KernelFunction
+from gpuconv.sim.errors import UnsupportedError
+from gpuconv.sim.info import Info
+from gpuconv.sim.program import SIZES, Instruction, Program, Sym
+
+
+def lower(
+    program: Program, check: bool = False, host: bool = False, flush: bool = False
+) -> tuple[str, Info]:
+    """LLVM IR of every entry of `program` (of every function, for `host`), and what a launch must
+    know.
+
+    flush: the processor can flush subnormals by itself. Raises UnsupportedError, naming the line,
+    on what is not modelled.
+    """
+    module = Module(program, check, host, flush)
+    return module.run(), module.info
+
+
+class Module:
+    """One PTX program being lowered."""
+
+    def __init__(self, program: Program, check: bool, host: bool, flush: bool) -> None:
+        self.program = program
+        self.check = check
+        self.host = host
+        self.flush = flush
+        self.info = Info()
+        self.declared: dict[str, str] = {}
+        self.used: set[str] = set()
+        self.text: list[str] = []
+        self.x86 = platform.machine().lower() in ("x86_64", "amd64")
+
+    def run(self) -> str:
+        for function in self.program.functions.values():
+            if self.host and not function.entry:
+                self.text.append(HostFunction(self, function).run())
+            elif function.entry and not self.host:
+                self.text.append(KernelFunction(self, function).run())
+        variables = "\n".join(self._variable(name) for name in self._closure())
+        body = "\n".join(self.text)
+        helpers = prelude.text(body)
+        declares = "\n".join(
+            text for name, text in self.declared.items() if not name.startswith("sim.")
+        )
+        return "\n".join((variables, declares, helpers, body, prelude.METADATA))
+
+    def _closure(self) -> list[str]:
+        """The variables used, and those whose address an initialiser of one holds."""
+        todo, done = sorted(self.used), []
+        while todo:
+            name = todo.pop(0)
+            if name not in done:
+                done.append(name)
+                todo += [v.name for v in self.program.variables[name].init if isinstance(v, Sym)]
+        return done
+
+    def declare(self, type_: str, name: str, arguments: list[str]) -> None:
+        clean = ", ".join(
+            re.sub(r"^(i\d+|ptr|metadata|float|double|half|bfloat|token|<[^>]*>).*", r"\1", a)
+            for a in arguments
+        )
+        self.declared.setdefault(name, f"declare {type_} @{name}({clean})")
+
+    def where(self, instruction: Instruction | None) -> str:
+        if instruction is None:
+            return "PTX"
+        name = self.program.files.get(instruction.loc[0])
+        return f"{name}:{instruction.loc[1]}" if name else f"PTX line {instruction.line}"
+
+    def site(self, instruction: Instruction) -> int:
+        """Number of an instruction, for messages from running kernels."""
+        name = self.program.files.get(instruction.loc[0], "PTX")
+        line = instruction.loc[1] if name != "PTX" else instruction.line
+        self.info.sites.append((name, line, instruction.text))
+        return len(self.info.sites) - 1
+
+    def global_name(self, name: str) -> str:
+        self.used.add(name)
+        return f'@"v.{name}"'
+
+    def _variable(self, name: str) -> str:
+        variable = self.program.variables[name]
+        if variable.extern:
+            raise UnsupportedError(f"the external variable {name} is not modelled by the simulator")
+        self.info.variables[name] = variable.size
+        parts, kinds = [], []
+        for value in variable.init:
+            if isinstance(value, Sym):
+                parts.append(f'ptr getelementptr (i8, ptr @"v.{value.name}", i64 {value.offset})')
+                kinds.append("ptr")
+            else:
+                width = SIZES[variable.type] * 8
+                parts.append(f"i{width} {value.bits & ((1 << width) - 1)}")
+                kinds.append(f"i{width}")
+        rest = variable.size - len(parts) * SIZES[variable.type]
+        if rest:
+            parts.append(f"[{rest} x i8] zeroinitializer")
+            kinds.append(f"[{rest} x i8]")
+        type_ = f"<{{ {', '.join(kinds)} }}>"
+        value = f"<{{ {', '.join(parts)} }}>"
+        return f'@"v.{name}" = global {type_} {value}, align {max(variable.align, 16)}'

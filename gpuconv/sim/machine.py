@@ -1,0 +1,164 @@
+"""Modules: source or PTX to kernels in this process."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuconv.sim import cache as disk
+from gpuconv.sim import compile as nvrtc
+from gpuconv.sim import jit, layout, memory, ptx
+from gpuconv.sim.info import Info
+from gpuconv.sim.launch import Function
+from gpuconv.sim.lower import lower
+
+_RUN = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
+_PROBE = ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * 4)
+
+
+def _x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _from_source(
+    source: str, options: Sequence[str], arch: str, name: str, check: bool
+) -> tuple[Info, bytes]:
+    """Compile, or find compiled. Headers of the user's are outside the key, so with them NVRTC
+    always runs.
+    """
+    private = any(re.match(r"-I|--include-path|--pre-include|-include", o) for o in options)
+    private |= bool(re.search(r'^\s*#\s*include\s*"', source, re.M))
+    if private:
+        return _from_ptx(nvrtc.to_ptx(source, options, arch, name), check)
+    entry = disk.key(
+        "source",
+        source,
+        repr(tuple(options)),
+        repr(nvrtc.OPTIONS),
+        arch,
+        name,
+        nvrtc.compiler_version(),
+        jit.identity(),
+        str(check),
+    )
+    return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check)
+
+
+def _from_ptx(text: str, check: bool, host: bool = False) -> tuple[Info, bytes]:
+    return _cached(
+        disk.key("ptx", text, jit.identity(), str(check), str(host)), lambda: text, check, host
+    )
+
+
+def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Info, bytes]:
+    found = disk.load(entry)
+    if found is not None:
+        return Info.from_json(found[0]), found[1]
+    ir, info = lower(ptx.parse(text()), check=check, host=host, flush=_x86())
+    code = jit.build(ir)
+    disk.store(entry, info.to_json(), code)
+    return info, code
+
+
+@cache
+def _runtime() -> tuple[Any, Any, jit.Code]:
+    """The scheduler: sim_run and sim_probe."""
+    here = Path(__file__)
+    texts = [here.with_name(name).read_text() for name in ("runtime.cu", "checks.cu")]
+    source = layout.c_header() + "".join(texts)
+    entry = disk.key("runtime", source, nvrtc.compiler_version(), jit.identity())
+    options = ("-rdc=true",)
+    _, code = _cached(
+        entry, lambda: nvrtc.to_ptx(source, options, name="runtime.cu"), False, host=True
+    )
+    loaded = jit.Code(code)
+    jit.add_symbol("sim_check", loaded.address("sim_check"))
+    return _RUN(loaded.address("sim_run")), _PROBE(loaded.address("sim_probe")), loaded
+
+
+class Module:
+    """CUDA C++ compiled for the simulator.
+
+    source: CUDA C++ with `extern "C" __global__` kernels. options: further NVRTC options (-D...,
+    -I...). arch: the virtual architecture. name: what messages call the file. check: verify every
+    memory access (bounds, alignment, initialised) and more; slower. Raises CompileError where NVRTC
+    refuses the source, UnsupportedError where its PTX uses what is not modelled.
+
+    >>> module = Module('extern "C" __global__ void f(float* y, float a) { y[threadIdx.x] = a; }')
+    >>> y = gpuconv.sim.empty(4)
+    >>> module.launch("f", 1, 4, (y, 2.0))
+    """
+
+    def __init__(
+        self,
+        source: str,
+        options: Sequence[str] = (),
+        *,
+        arch: str = nvrtc.DEFAULT_ARCH,
+        name: str = "kernel.cu",
+        check: bool = False,
+    ) -> None:
+        self._load(*_from_source(source, options, arch, name, check), check)
+
+    @classmethod
+    def from_ptx(cls, text: str, *, check: bool = False) -> Module:
+        """A module from PTX text."""
+        module = cls.__new__(cls)
+        module._load(*_from_ptx(text, check), check)
+        return module
+
+    def _load(self, info: Info, code: bytes, check: bool) -> None:
+        self._run, self._probe, self._scheduler = _runtime()
+        self._info = info
+        memory.quarantine |= check
+        self._code = jit.Code(code)
+        self.check = check
+        self._functions: dict[str, Function] = {}
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the kernels in this module."""
+        return tuple(self._info.kernels)
+
+    def function(self, name: str) -> Function:
+        """The kernel `name`. Raises ValueError, naming those there are."""
+        if name not in self._functions:
+            if name not in self._info.kernels:
+                there = ", ".join(self._info.kernels) or "none"
+                raise ValueError(
+                    f'no kernel {name!r} in this module, which has: {there} (is it extern "C"?)'
+                )
+            self._functions[name] = Function(self, self._info.kernels[name])
+        return self._functions[name]
+
+    def variable(self, name: str, dtype: npt.DTypeLike = np.float32) -> memory.Array:
+        """The module's __device__ or __constant__ variable `name`, as a flat array of dtype.
+
+        Only variables that a kernel uses are there. Raises ValueError, naming those.
+        """
+        if name not in self._info.variables:
+            there = ", ".join(self._info.variables) or "none"
+            raise ValueError(f"no variable {name!r} in this module, which uses: {there}")
+        begin, size = self._code.address(f"v.{name}"), self._info.variables[name]
+        return memory.borrow(begin, size, dtype, self._code)
+
+    def launch(
+        self,
+        name: str,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+        order: str = "forward",
+        seed: int = 0,
+    ) -> None:
+        """Run kernel `name` and wait; see Function.launch."""
+        self.function(name).launch(grid, block, args, shared, order, seed)

@@ -1,0 +1,258 @@
+"""The LLVM IR around a kernel's code: its frame as a loop or a coroutine, helper functions, alias
+metadata.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuconv.sim import layout
+
+if TYPE_CHECKING:
+    from gpuconv.sim.entry import KernelFunction
+
+# Type-based alias classes: global, shared and local memory are disjoint, generic accesses may be
+# any of them.
+METADATA = """
+!0 = !{}
+!1 = !{!11, !11, i64 0}
+!2 = !{!13, !13, i64 0}
+!3 = !{!14, !14, i64 0}
+!4 = !{!15, !15, i64 0}
+!5 = !{!12, !12, i64 0}
+!10 = !{!"simulator"}
+!11 = !{!"thread", !10}
+!12 = !{!"generic", !10}
+!13 = !{!"global", !12}
+!14 = !{!"shared", !12}
+!15 = !{!"local", !12}
+"""
+ALIAS = {
+    "global": "!2",
+    "const": "!2",
+    "shared": "!3",
+    "local": "!4",
+    "generic": "!5",
+    "param": "!5",
+}
+
+
+def _block(name: str, index: int = 0) -> int:
+    return layout.OFFSETS["Block"][name] + 4 * index
+
+
+def _thread(name: str, index: int = 0) -> int:
+    return layout.OFFSETS["Thread"][name] + 4 * index
+
+
+def symbol(name: str) -> str:
+    """What a kernel is called in machine code: never the name of a function of the C library."""
+    return f"kernel.{name}"
+
+
+def _attributes(kernel: KernelFunction) -> str:
+    flush = (
+        ' "denormal-fp-math-f32"="preserve-sign,preserve-sign"'
+        if kernel.options.flush_in_hardware
+        else ""
+    )
+    return f"nounwind{flush}"
+
+
+def loop(kernel: KernelFunction, head: list[str]) -> str:
+    """A kernel without collectives: one call a thread, inlined into three nested loops."""
+    name = symbol(kernel.function.name)
+    lines = [
+        f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) '
+        f"alwaysinline {_attributes(kernel)} {{",
+        "entry:",
+    ]
+    lines += ["  " + line for line in (*kernel.allocas, *head)]
+    lines += ["  br label %start", "start:", *kernel.code, "exit:", "  ret void", "}"]
+    return (
+        "\n".join(lines)
+        + f"""
+define void @"{name}"(ptr %blk) {_attributes(kernel)} {{
+entry:
+  %px = getelementptr i8, ptr %blk, i64 {_block("ntid", 0)}
+  %py = getelementptr i8, ptr %blk, i64 {_block("ntid", 1)}
+  %pz = getelementptr i8, ptr %blk, i64 {_block("ntid", 2)}
+  %pr = getelementptr i8, ptr %blk, i64 {_block("reverse")}
+  %pe = getelementptr i8, ptr %blk, i64 {_block("error")}
+  %nx = load i32, ptr %px, !invariant.load !0
+  %ny = load i32, ptr %py, !invariant.load !0
+  %nz = load i32, ptr %pz, !invariant.load !0
+  %r = load i32, ptr %pr, !invariant.load !0
+  %reversed = icmp ne i32 %r, 0
+  %mx = sub i32 %nx, 1
+  %my = sub i32 %ny, 1
+  %mz = sub i32 %nz, 1
+  br label %plane
+plane:
+  %z = phi i32 [0, %entry], [%z1, %plane.next]
+  br label %row
+row:
+  %y = phi i32 [0, %plane], [%y1, %row.next]
+  br label %cell
+cell:
+  %x = phi i32 [0, %row], [%x1, %cell.next]
+  %bx = sub i32 %mx, %x
+  %by = sub i32 %my, %y
+  %bz = sub i32 %mz, %z
+  %tx = select i1 %reversed, i32 %bx, i32 %x
+  %ty = select i1 %reversed, i32 %by, i32 %y
+  %tz = select i1 %reversed, i32 %bz, i32 %z
+  call void @"{name}.thread"(ptr %blk, i32 %tx, i32 %ty, i32 %tz)
+{_stop_on_error(kernel)}
+cell.next:
+  %x1 = add nuw nsw i32 %x, 1
+  %xd = icmp eq i32 %x1, %nx
+  br i1 %xd, label %row.next, label %cell
+row.next:
+  %y1 = add nuw nsw i32 %y, 1
+  %yd = icmp eq i32 %y1, %ny
+  br i1 %yd, label %plane.next, label %row
+plane.next:
+  %z1 = add nuw nsw i32 %z, 1
+  %zd = icmp eq i32 %z1, %nz
+  br i1 %zd, label %done, label %plane
+done:
+  ret void
+}}"""
+    )
+
+
+def _stop_on_error(kernel: KernelFunction) -> str:
+    if not any("@sim." in line for line in kernel.code):
+        return "  br label %cell.next"
+    return """  %e = load i32, ptr %pe
+  %failed = icmp ne i32 %e, 0
+  br i1 %failed, label %done, label %cell.next"""
+
+
+def coroutine(kernel: KernelFunction, head: list[str]) -> str:
+    """A kernel with collectives: creating it runs nothing; every resume runs one thread to its next
+    collective.
+    """
+    lines = [
+        f'define void @"{symbol(kernel.function.name)}"(ptr %blk, ptr %thr, ptr %mem) '
+        f"presplitcoroutine {_attributes(kernel)} {{",
+        "entry:",
+        "  %id = call token @llvm.coro.id(i32 16, ptr null, ptr null, ptr null)",
+        "  %size = call i64 @llvm.coro.size.i64()",
+        "  %hdl = call noalias ptr @llvm.coro.begin(token %id, ptr %mem)",
+    ]
+    lines += ["  " + line for line in kernel.allocas]
+    lines += [
+        f"  %sp = getelementptr i8, ptr %thr, i64 {_thread('frame_size')}",
+        "  store i64 %size, ptr %sp",
+        f"  %hp = getelementptr i8, ptr %thr, i64 {_thread('handle')}",
+        "  store ptr %hdl, ptr %hp",
+        "  %first = call i8 @llvm.coro.suspend(token none, i1 false)",
+        "  switch i8 %first, label %suspended [i8 0, label %begin i8 1, label %cleanup]",
+        "begin:",
+    ]
+    lines += ["  " + line for line in head]
+    for number, axis in enumerate("xyz"):
+        lines.append(f"  %tp.{axis} = getelementptr i8, ptr %thr, i64 {_thread('tid', number)}")
+        lines.append(f"  %tid.{axis} = load i32, ptr %tp.{axis}, !invariant.load !0")
+    lines += [
+        "  br label %start",
+        "start:",
+        *kernel.code,
+        "exit:",
+        f"  %stp = getelementptr i8, ptr %thr, i64 {_thread('state')}",
+        f"  store i32 {layout.state('DONE')}, ptr %stp, !tbaa !1",
+        "  %last = call i8 @llvm.coro.suspend(token none, i1 true)",
+        "  switch i8 %last, label %suspended [i8 0, label %never i8 1, label %cleanup]",
+        "never:",
+        "  unreachable",
+        "cleanup:",
+        "  br label %suspended",
+        "suspended:",
+        "  call void @llvm.coro.end(ptr %hdl, i1 false, token none)",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+_COROUTINE = """
+declare token @llvm.coro.id(i32, ptr, ptr, ptr)
+declare i64 @llvm.coro.size.i64()
+declare ptr @llvm.coro.begin(token, ptr)
+declare i8 @llvm.coro.suspend(token, i1)
+declare void @llvm.coro.end(ptr, i1, token)
+"""
+
+_FAIL = f"""
+define internal void @sim.fail(ptr %blk, i32 %x, i32 %y, i32 %z, i32 %kind, i32 %site,
+    i64 %address, i64 %value) noinline cold nounwind {{
+  %e = getelementptr i8, ptr %blk, i64 {_block("error")}
+  %old = load i32, ptr %e
+  %taken = icmp ne i32 %old, 0
+  br i1 %taken, label %out, label %record
+record:
+  store i32 %kind, ptr %e
+  %s = getelementptr i8, ptr %blk, i64 {_block("error_site")}
+  store i32 %site, ptr %s
+  %a = getelementptr i8, ptr %blk, i64 {_block("error_address")}
+  store i64 %address, ptr %a
+  %v = getelementptr i8, ptr %blk, i64 {_block("error_value")}
+  store i64 %value, ptr %v
+  %i = getelementptr i8, ptr %blk, i64 {_block("index")}
+  %index = load i64, ptr %i
+  %b = getelementptr i8, ptr %blk, i64 {_block("error_block")}
+  store i64 %index, ptr %b
+  %tx = getelementptr i8, ptr %blk, i64 {_block("error_tid", 0)}
+  store i32 %x, ptr %tx
+  %ty = getelementptr i8, ptr %blk, i64 {_block("error_tid", 1)}
+  store i32 %y, ptr %ty
+  %tz = getelementptr i8, ptr %blk, i64 {_block("error_tid", 2)}
+  store i32 %z, ptr %tz
+  br label %out
+out:
+  ret void
+}}
+"""
+
+# Subnormals to zero of the same sign.
+_FLUSH = """
+define internal float @sim.flush(float %x) alwaysinline nounwind {
+  %b = bitcast float %x to i32
+  %e = and i32 %b, 2139095040
+  %z = icmp eq i32 %e, 0
+  %s = and i32 %b, -2147483648
+  %r = select i1 %z, i32 %s, i32 %b
+  %f = bitcast i32 %r to float
+  ret float %f
+}
+define internal float @sim.saturate.f32(float %x) alwaysinline nounwind {
+  %n = fcmp ogt float %x, 0.0
+  %a = select i1 %n, float %x, float 0.0
+  %o = fcmp olt float %a, 1.0
+  %r = select i1 %o, float %a, float 1.0
+  ret float %r
+}
+define internal double @sim.saturate.f64(double %x) alwaysinline nounwind {
+  %n = fcmp ogt double %x, 0.0
+  %a = select i1 %n, double %x, double 0.0
+  %o = fcmp olt double %a, 1.0
+  %r = select i1 %o, double %a, double 1.0
+  ret double %r
+}
+"""
+
+
+def text(body: str) -> str:
+    """The helpers that `body` uses."""
+    parts = []
+    if "@llvm.coro" in body:
+        parts.append(_COROUTINE)
+    parts.append(_FAIL)
+    parts.append(_FLUSH)
+    if "@sim.round" in body:
+        from gpuconv.sim import rounding
+
+        parts.append(rounding.text())
+    return "\n".join(parts)

@@ -1,0 +1,166 @@
+"""A PTX program as data: operands, instructions, variables, functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# ---- operands ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reg:
+    """A virtual register, or `_`, which swallows what is written to it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Imm:
+    """A constant: `bits` of an integer (Python int, maybe negative) or of a 0f/0d literal (`kind`
+    "f32", "f64").
+    """
+
+    bits: int
+    kind: str = "int"
+
+
+@dataclass(frozen=True, slots=True)
+class Sym:
+    """A variable, parameter, function or label, plus a byte offset."""
+
+    name: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A read-only register of the machine: %tid.x, %laneid, ..."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """[base + offset]; base is a register, a symbol, or None for an absolute address."""
+
+    base: Reg | Sym | None
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """{a, b, ...}"""
+
+    items: tuple
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """(a, b, ...): the arguments or results of a call."""
+
+    items: tuple
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """a|b: two destinations."""
+
+    first: object
+    second: object
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """!p"""
+
+    operand: Reg
+
+
+Operand = Reg | Imm | Sym | Special | Address | Vector | Group | Pair | Not
+
+# ---- program -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Instruction:
+    """One PTX instruction; `op` is the first word of its name, `mods` the rest."""
+
+    op: str
+    mods: tuple[str, ...]
+    operands: list[Operand]
+    guard: Reg | Not | None
+    loc: tuple[int, int]
+    line: int
+    text: str
+
+    @property
+    def name(self) -> str:
+        return ".".join((self.op, *self.mods))
+
+
+@dataclass(slots=True)
+class Label:
+    name: str
+
+
+@dataclass(slots=True)
+class Variable:
+    """A .global, .const, .shared, .local or .param declaration; `count` None is an open array
+    (extern shared).
+    """
+
+    space: str
+    type: str
+    name: str
+    align: int
+    count: int | None
+    size: int
+    init: list = field(default_factory=list)
+    extern: bool = False
+    array: bool = False
+    pointer: bool = False
+
+
+@dataclass(slots=True)
+class Function:
+    name: str
+    entry: bool
+    params: list[Variable]
+    results: list[Variable]
+    directives: dict[str, tuple[int, ...]]
+    registers: dict[str, str] = field(default_factory=dict)
+    variables: list[Variable] = field(default_factory=list)
+    tables: dict[str, list[str]] = field(default_factory=dict)
+    body: list[Instruction | Label] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Program:
+    target: str
+    functions: dict[str, Function]
+    variables: dict[str, Variable]
+    declared: set[str]
+    files: dict[int, str]
+
+
+SIZES = {
+    "b8": 1,
+    "u8": 1,
+    "s8": 1,
+    "b16": 2,
+    "u16": 2,
+    "s16": 2,
+    "f16": 2,
+    "bf16": 2,
+    "b32": 4,
+    "u32": 4,
+    "s32": 4,
+    "f32": 4,
+    "f16x2": 4,
+    "bf16x2": 4,
+    "b64": 8,
+    "u64": 8,
+    "s64": 8,
+    "f64": 8,
+    "b128": 16,
+}

@@ -1,0 +1,130 @@
+"""A failed block's record as a sentence: what happened, who, where."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+from gpuconv.sim import layout
+from gpuconv.sim.errors import KernelError
+from gpuconv.sim.info import Info, Kernel
+
+if TYPE_CHECKING:
+    from gpuconv.sim.launch import Worker
+
+
+def kernel_error(info: Info, kernel: Kernel, worker: Worker) -> KernelError:
+    """The error that a worker's block recorded."""
+    record = worker.block[0]
+    kind = layout.ERRORS[int(record["error"])]
+    block = _coordinates(int(record["error_block"]), record["nctaid"])
+    thread = tuple(int(n) for n in record["error_tid"])
+    file, line, text = info.sites[int(record["error_site"])] if info.sites else ("", 0, "")
+    place = f"{file}:{line}"
+    what = _TEXT[kind](record, info, kernel, worker)
+    if kind == "DEADLOCK":
+        return KernelError(f"{kernel.name}: {what}, block {block}", "deadlock", place)
+    return KernelError(
+        f"{kernel.name}: {what}, thread {thread} of block {block} at {place} ({text})",
+        kind.lower(),
+        place,
+    )
+
+
+def _coordinates(linear: int, extent: object) -> tuple[int, int, int]:
+    x, y = int(extent[0]), int(extent[1])  # type: ignore[index]
+    return linear % x, linear // x % y, linear // (x * y)
+
+
+def _access(space: str):
+    def sentence(record, info: Info, kernel: Kernel, worker: Worker) -> str:
+        at, size = int(record["error_address"]), int(record["error_value"])
+        if space == "shared":
+            return _near_shared(at, size, kernel, int(record["dynamic_bytes"]))
+        return f"{size} bytes at {space} address {at:#x}, outside {_near(at)}"
+
+    return sentence
+
+
+def _near_shared(at: int, size: int, kernel: Kernel, dynamic: int) -> str:
+    """A shared access that hits no variable, told from the closest one."""
+    places = [*kernel.shared_names, ("dynamic shared memory", kernel.placed_shared, dynamic)]
+    if not kernel.dynamic_shared:
+        places.pop()
+    name, begin, length = min(places, key=lambda p: min(abs(at - p[1]), abs(at - p[1] - p[2])))
+    where = f"{begin - at} before" if at < begin else f"{at - begin} into"
+    return f"{size} bytes at {where} the {length} bytes of {name}"
+
+
+def _near(address: int) -> str:
+    """The allocation closest to an address, in words."""
+    from gpuconv.sim.memory import live
+
+    best = min(
+        live(),
+        key=lambda m: min(abs(address - m.begin), abs(address - m.begin - m.nbytes)),
+        default=None,
+    )
+    if best is None:
+        return "every live allocation"
+    if address >= best.begin:
+        past = address - best.begin - best.nbytes
+        return f"every live allocation ({past} past the end of one of {best.nbytes} bytes)"
+    return f"every live allocation ({best.begin - address} before one of {best.nbytes} bytes)"
+
+
+def _assertion(record, info: Info, kernel: Kernel, worker: Worker) -> str:
+    text = ctypes.string_at(int(record["error_address"]))
+    return f"assertion failed: {text.decode(errors='replace')}"
+
+
+def _deadlock(record, info: Info, kernel: Kernel, worker: Worker) -> str:
+    """Who waits where, thread ranges by place."""
+    places: dict[str, list[int]] = {}
+    for number, thread in enumerate(worker.threads[: int(record["nthreads"])]):
+        state = layout.STATES[int(thread["state"])]
+        file, line, text = info.sites[int(thread["site"])]
+        where = "are done" if state == "DONE" else f"wait at {file}:{line} ({text})"
+        if state not in ("DONE", "BARRIER", "YIELD"):
+            where += f" with mask {int(thread['mask']):#010x}"
+        places.setdefault(where, []).append(number)
+    return "deadlock: " + "; ".join(
+        f"threads {_ranges(ns)} {where}" for where, ns in places.items()
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    parts, start = [], numbers[0]
+    for before, after in zip(numbers, [*numbers[1:], -1], strict=True):
+        if after != before + 1:
+            parts.append(str(start) if start == before else f"{start}-{before}")
+            start = after
+    return ",".join(parts[:8]) + (",..." if len(parts) > 8 else "")
+
+
+def _plain(text: str):
+    return lambda record, info, kernel, worker: text.format(
+        a=int(record["error_address"]), v=int(record["error_value"])
+    )
+
+
+_TEXT = {
+    "TRAP": _plain("the kernel executed a trap"),
+    "ASSERT": _assertion,
+    "DEADLOCK": _deadlock,
+    "DIVERGENT": _plain("lanes of one warp wait at different instructions for barrier {a}"),
+    "EARLY_EXIT": _plain(
+        "a barrier of all threads completed without {v} threads that had left the kernel"
+    ),
+    "MASK": _plain("lane {v} called a warp collective with mask {a:#010x}, which does not name it"),
+    "BARRIER_COUNT": _plain(
+        "barrier {a} with count {v}: a barrier is 0 to 15, a count a multiple of 32"
+    ),
+    "DISAGREE": _plain("threads name different counts for barrier {a}, here {v}"),
+    "BOUNDS_GLOBAL": _access("global"),
+    "BOUNDS_SHARED": _access("shared"),
+    "BOUNDS_LOCAL": _access("local"),
+    "MISALIGNED": _plain("access of {v} bytes at address {a:#x}, which is not a multiple of {v}"),
+    "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that nothing has written"),
+    "DIVISION": _plain("integer division by zero"),
+}

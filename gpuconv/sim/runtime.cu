@@ -1,0 +1,305 @@
+/*
+runtime.cu: the simulator's scheduler. Compiled by the simulator's own path (NVRTC, PTX, LLVM) and run on the CPU.
+
+A worker takes blocks until none is left. A block's threads are coroutines: each runs alone until a collective, and a
+collective completes once every thread it names waits there. Warps advance as far as they can, one after another; then
+barriers are looked at; when nothing can move and not all are done, that is a deadlock.
+layout.py puts the records (Thread, Block, Launch, Allocation) and the codes before this text.
+*/
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+extern "C" __device__ void sim_resume(u64 frame);
+extern "C" __device__ void sim_create(u64 entry, u64 block, u64 thread, u64 frame);
+extern "C" __device__ void sim_block(u64 entry, u64 block);
+extern "C" __device__ void sim_get_mode(u64 word);
+extern "C" __device__ void sim_set_mode(u64 word);
+
+constexpr u32 UNDEFINED = 0x7fffdead;                       // what a shuffle reads from a lane that takes no part
+constexpr u32 BARRIERS = 16;
+constexpr u32 PATIENCE = 1 << 20;                           // rounds of nothing but polling before it is a deadlock
+constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;     // the x86 control word, without and with flush-to-zero
+
+static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) { return (Thread*)b->threads + n; }
+
+static __device__ void fail(Block* b, u32 n, u32 kind, u64 address, u64 value) {
+    if (b->error) return;
+    Thread* t = thread_of(b, n);
+    b->error = kind;
+    b->error_site = t->site;
+    b->error_block = b->index;
+    b->error_address = address;
+    b->error_value = value;
+    for (int k = 0; k < 3; ++k) b->error_tid[k] = t->tid[k];
+}
+
+// ---- collectives of a warp: `members` are its lanes that wait for the same thing --------------------------------
+
+static __device__ void shuffle(Thread* warp, u32 members, u32 lane) {
+    Thread* t = warp + lane;
+    const u32 lane_mask = t->c >> 8 & 31, clamp = t->c & 31, b = t->b & 31;
+    const int low = lane & lane_mask, high = low | (clamp & ~lane_mask);
+    int from = 0;
+    bool inside = false;
+    if (t->a == 0) { from = (int)lane - (int)b; inside = from >= high; }
+    if (t->a == 1) { from = lane + b; inside = from <= high; }
+    if (t->a == 2) { from = lane ^ b; inside = from <= high; }
+    if (t->a == 3) { from = low | (b & ~lane_mask); inside = from <= high; }
+    if (!inside) from = lane;
+    t->pred = inside;
+    t->result = members >> from & 1 ? warp[from].value : UNDEFINED;
+}
+
+static __device__ void vote(Thread* warp, u32 members) {
+    u32 ballot = 0;
+    for (u32 m = members; m; m &= m - 1) {
+        const u32 lane = __ffs(m) - 1;
+        ballot |= (u32)(warp[lane].pred != 0) << lane;
+    }
+    for (u32 m = members; m; m &= m - 1) {
+        Thread* t = warp + __ffs(m) - 1;
+        t->result = t->a == 0 ? ballot == members : t->a == 1 ? ballot != 0
+                  : t->a == 2 ? ballot == members || ballot == 0 : ballot;
+    }
+}
+
+static __device__ void match(Thread* warp, u32 members) {
+    for (u32 m = members; m; m &= m - 1) {
+        Thread* t = warp + __ffs(m) - 1;
+        u32 same = 0;
+        for (u32 o = members; o; o &= o - 1)
+            if (warp[__ffs(o) - 1].value == t->value) same |= o & -o;
+        t->pred = same == members;
+        t->result = t->a && !t->pred ? 0 : same;
+    }
+}
+
+static __device__ u32 combine(u32 op, bool is_signed, u32 x, u32 y) {
+    if (op == 0) return x + y;
+    if (op == 1) return is_signed ? ((int)x < (int)y ? x : y) : (x < y ? x : y);
+    if (op == 2) return is_signed ? ((int)x > (int)y ? x : y) : (x > y ? x : y);
+    return op == 3 ? x & y : op == 4 ? x | y : x ^ y;
+}
+
+static __device__ void redux(Thread* warp, u32 members) {
+    Thread* first = warp + __ffs(members) - 1;
+    u32 total = (u32)first->value;
+    for (u32 m = members & (members - 1); m; m &= m - 1)
+        total = combine(first->a, first->b, total, (u32)warp[__ffs(m) - 1].value);
+    for (u32 m = members; m; m &= m - 1) warp[__ffs(m) - 1].result = total;
+}
+
+// Complete every collective of this warp whose members have all arrived; true where one was.
+static __device__ bool resolve_warp(Block* b, u32 first, u32 lanes) {
+    Thread* warp = thread_of(b, first);
+    u32 seen = 0, done = 0;
+    bool moved = false;
+    for (u32 lane = 0; lane < lanes; ++lane) if (warp[lane].state == S_DONE) done |= 1u << lane;
+    for (u32 lane = 0; lane < lanes; ++lane) {
+        Thread* t = warp + lane;
+        if (t->state < S_WARP || t->state > S_REDUX || seen >> lane & 1) continue;
+        if (!(t->mask >> lane & 1)) { fail(b, first + lane, E_MASK, t->mask, lane); return false; }
+        const u32 existing = lanes == 32 ? ~0u : (1u << lanes) - 1;
+        const u32 wanted = t->mask & existing & ~done;
+        u32 here = 0;
+        for (u32 m = wanted; m; m &= m - 1) {
+            const Thread* o = warp + __ffs(m) - 1;
+            if (o->state == t->state && o->mask == t->mask && o->a == t->a) here |= m & -m;
+        }
+        seen |= here;
+        if (here != wanted) continue;
+        if (t->state == S_SHUFFLE) for (u32 m = here; m; m &= m - 1) shuffle(warp, here, __ffs(m) - 1);
+        if (t->state == S_VOTE) vote(warp, here);
+        if (t->state == S_MATCH) match(warp, here);
+        if (t->state == S_REDUX) redux(warp, here);
+        for (u32 m = here; m; m &= m - 1) warp[__ffs(m) - 1].state = S_RUN;
+        moved = true;
+    }
+    return moved;
+}
+
+// activemask answers when no lane of the warp can go on: the lanes at the same instruction.
+static __device__ bool resolve_active(Block* b, u32 first, u32 lanes) {
+    Thread* warp = thread_of(b, first);
+    for (u32 lane = 0; lane < lanes; ++lane) {
+        if (warp[lane].state != S_ACTIVE) continue;
+        u32 together = 0;
+        for (u32 o = lane; o < lanes; ++o)
+            if (warp[o].state == S_ACTIVE && warp[o].site == warp[lane].site) together |= 1u << o;
+        for (u32 m = together; m; m &= m - 1) {
+            warp[__ffs(m) - 1].result = together;
+            warp[__ffs(m) - 1].state = S_RUN;
+        }
+        return true;
+    }
+    return false;
+}
+
+// ---- barriers of the block --------------------------------------------------------------------------------------
+
+struct Barriers { u32 arrived[BARRIERS], waiting[BARRIERS], count[BARRIERS], votes[BARRIERS]; };
+
+// A thread came to a barrier: check what it says against the others, and count it.
+static __device__ bool arrive(Block* b, Barriers* all, u32 n, bool waits) {
+    Thread* t = thread_of(b, n);
+    const u32 id = t->a;
+    if (id >= BARRIERS) { fail(b, n, E_BARRIER_COUNT, id, t->b); return false; }
+    if (t->b && (t->b % 32 || (!waits && t->b == 0))) { fail(b, n, E_BARRIER_COUNT, id, t->b); return false; }
+    if (all->arrived[id] && all->count[id] != t->b) { fail(b, n, E_DISAGREE, id, t->b); return false; }
+    all->count[id] = t->b;
+    all->arrived[id] += 1;
+    all->votes[id] += waits && t->pred;
+    all->waiting[id] += waits;
+    return true;
+}
+
+// Release every barrier that is complete; true where one was.
+static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
+    bool moved = false;
+    for (u32 id = 0; id < BARRIERS; ++id) {
+        if (!all->waiting[id]) continue;
+        const u32 needed = all->count[id] ? all->count[id] : b->nthreads - done;
+        if (all->arrived[id] < needed) continue;
+        const bool early = !all->count[id] && done && ((Launch*)b->launch)->check;
+        u32 aligned_site = 0, aligned_warp = ~0u;
+        for (u32 n = 0; n < b->nthreads; ++n) {
+            Thread* t = thread_of(b, n);
+            if (t->state != S_BARRIER || t->a != id) continue;
+            if (early) { fail(b, n, E_EARLY_EXIT, id, done); return false; }
+            if (!t->mask) {                                  // aligned: one instruction for the whole warp
+                if (aligned_warp == n / 32 && aligned_site != t->site) {
+                    fail(b, n, E_DIVERGENT, id, aligned_site);
+                    return false;
+                }
+                aligned_warp = n / 32;
+                aligned_site = t->site;
+            }
+            t->result = t->c == 1 ? all->votes[id] : t->c == 2 ? all->votes[id] == needed : all->votes[id] != 0;
+            t->state = S_RUN;
+        }
+        all->arrived[id] = all->waiting[id] = all->votes[id] = 0;
+        moved = true;
+    }
+    return moved;
+}
+
+// ---- a block ----------------------------------------------------------------------------------------------------
+
+static __device__ void create_threads(Block* b, u64 entry) {
+    for (u32 n = 0; n < b->nthreads; ++n) {
+        Thread* t = thread_of(b, n);
+        t->tid[0] = n % b->ntid[0];
+        t->tid[1] = n / b->ntid[0] % b->ntid[1];
+        t->tid[2] = n / b->ntid[0] / b->ntid[1];
+        t->state = S_RUN;
+        sim_create(entry, (u64)b, (u64)t, b->frames + n * b->frame_stride);
+    }
+}
+
+static __device__ bool run_thread(Block* b, Barriers* all, u32 n, u32* done) {
+    Thread* t = thread_of(b, n);
+    do {
+        sim_resume(t->handle);
+        if (b->error) return false;
+        if (t->state == S_ARRIVE) {
+            if (!arrive(b, all, n, false)) return false;
+            t->state = S_RUN;
+        }
+    } while (t->state == S_RUN);
+    if (t->state == S_DONE) *done += 1;
+    else if (t->state == S_BARRIER) return arrive(b, all, n, true);
+    return true;
+}
+
+// Run a warp until each of its lanes waits for another warp or is done; true where a lane moved.
+static __device__ bool run_warp(Block* b, Barriers* all, u32 first, u32 lanes, const u32* order, u32* done) {
+    bool moved = false;
+    for (;;) {
+        bool ran = false, collective = false;
+        for (u32 k = 0; k < lanes; ++k) {
+            const u32 lane = order ? order[k] : b->reverse ? lanes - 1 - k : k;
+            if (lane >= lanes) continue;
+            Thread* t = thread_of(b, first + lane);
+            if (t->state == S_RUN || t->state == S_YIELD) {
+                const bool slept = t->state == S_YIELD;
+                if (!run_thread(b, all, first + lane, done)) return false;
+                ran |= !slept || t->state != S_YIELD;
+            }
+            collective |= t->state >= S_WARP && t->state <= S_ACTIVE;
+        }
+        moved |= ran;
+        if (!collective) return moved;
+        bool resolved = resolve_warp(b, first, lanes);
+        if (b->error) return false;
+        if (!resolved) resolved = resolve_active(b, first, lanes);
+        if (!resolved) return moved;
+        moved = true;
+    }
+}
+
+static __device__ bool any_sleeper(Block* b) {
+    for (u32 n = 0; n < b->nthreads; ++n) if (thread_of(b, n)->state == S_YIELD) return true;
+    return false;
+}
+
+static __device__ void run_coroutines(Launch* launch, Block* b) {
+    Barriers all = {};
+    u32 done = 0;
+    create_threads(b, launch->entry);
+    const u32 warps = (b->nthreads + 31) / 32;
+    const u32* order = (const u32*)launch->thread_order;
+    u32 idle = 0;                                            // rounds in which threads only polled
+    while (!*(volatile u32*)&launch->stop) {
+        bool moved = false;
+        for (u32 k = 0; k < warps; ++k) {
+            const u32 warp = order ? order[32 + k] : b->reverse ? warps - 1 - k : k;
+            const u32 first = warp * 32, lanes = b->nthreads - first < 32 ? b->nthreads - first : 32;
+            moved |= run_warp(b, &all, first, lanes, lanes == 32 ? order : nullptr, &done);
+            if (b->error) return;
+        }
+        if (done == b->nthreads) return;
+        moved |= resolve_barriers(b, &all, done);
+        if (b->error) return;
+        idle = moved ? 0 : idle + 1;
+        if (!moved && (idle > PATIENCE || !any_sleeper(b))) {
+            for (u32 n = 0; n < b->nthreads; ++n)
+                if (thread_of(b, n)->state != S_DONE) { fail(b, n, E_DEADLOCK, done, 0); return; }
+        }
+    }
+}
+
+static __device__ void prepare(Launch* launch, Block* b, u64 linear) {
+    b->index = linear;
+    b->ctaid[0] = linear % b->nctaid[0];
+    b->ctaid[1] = linear / b->nctaid[0] % b->nctaid[1];
+    b->ctaid[2] = linear / b->nctaid[0] / b->nctaid[1];
+    if (!launch->check) return;
+    u64* shadow = (u64*)b->shared_shadow;
+    const u64* fresh = (const u64*)b->shared_template;
+    for (u32 k = 0; k < (b->shared_bytes + 7) / 8; ++k) shadow[k] = fresh[k];
+}
+
+// Take blocks until none is left, one has failed, or the launch is stopped.
+extern "C" __device__ void sim_run(u64 launch_, u64 block_) {
+    Launch* launch = (Launch*)launch_;
+    Block* b = (Block*)block_;
+    u32 before = 0, mode = launch->flush ? MODE_FLUSH : MODE_PLAIN;
+    sim_get_mode((u64)&before);
+    sim_set_mode((u64)&mode);
+    const u32* order = (const u32*)launch->order;
+    while (!*(volatile u32*)&launch->stop && !b->error) {
+        const u64 k = atomicAdd(&launch->next, 1ull);
+        if (k >= launch->blocks) break;
+        prepare(launch, b, order ? order[k] : k);
+        if (launch->coroutine) run_coroutines(launch, b);
+        else sim_block(launch->entry, (u64)b);
+    }
+    if (b->error) launch->stop = 1;
+    sim_set_mode((u64)&before);
+}
+
+// Create one thread and run nothing of it: leaves the size of a thread's frame in its record.
+extern "C" __device__ void sim_probe(u64 entry, u64 block, u64 thread, u64 frame) {
+    sim_create(entry, block, thread, frame);
+}

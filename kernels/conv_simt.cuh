@@ -1,0 +1,127 @@
+// conv_simt.cuh: the block of conv_simt.cu and conv_simt_weight.cu: a TILE x TILE product of two streams of panels.
+//
+// A block of 256 threads multiplies panels a (TILE_K x TILE, one column a row of the result) and b (TILE_K x TILE)
+// that its loaders bring through registers into two alternating buffers of shared memory. A warp owns 32*QUADS rows by
+// 16*QUADS columns, a thread QUADS x QUADS squares of 4x4 at a distance of 32 rows and 16 columns, so each fragment is
+// a 16-byte read and 8 lanes of it share one address.
+// Macros: TILE (64 or 128); VEC_A, VEC_B (4 where the operand's contiguous axis is a multiple of 4, else 1).
+#pragma once
+#include "common.cuh"
+
+constexpr int THREADS = 256;
+constexpr int QUADS = TILE / 64;
+constexpr int TILE_K = 1024 / TILE;       // a panel is 4 floats a thread
+constexpr int LD = TILE + 4;              // pads rows so that the transposing stores below meet no bank conflict
+constexpr int EDGE = 4 * QUADS;           // a thread's rows and columns
+static_assert(TILE == 64 || TILE == 128, "TILE is 64 or 128");
+
+struct Panels { float a[2][TILE_K][LD], b[2][TILE_K][LD]; };
+using Sums = float[EDGE][EDGE];
+
+// The first element of quad q that this thread owns in its block's tile, down and across.
+__device__ __forceinline__ int quad_row(int q)
+{
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    return warp % 2 * 32 * QUADS + q * 32 + lane / 4 * 4;
+}
+
+__device__ __forceinline__ int quad_column(int q)
+{
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    return warp / 2 * 16 * QUADS + q * 16 + lane % 4 * 4;
+}
+
+// Where a thread's four elements of a panel lie. Two shapes of panel:
+// Along: memory is contiguous along the reduction. WIDTH 4: one row, four steps of it. WIDTH 1: four rows, one step.
+template <int WIDTH> struct Along {
+    static constexpr int ROWS = WIDTH == 4 ? 1 : 4;
+    __device__ static int row(int i)
+    {
+        return WIDTH == 4 ? threadIdx.x / 2 % TILE : threadIdx.x / 8 % (TILE / 4) + TILE / 4 * i;
+    }
+    __device__ static int step()
+    {
+        return WIDTH == 4 ? 4 * (threadIdx.x % 2 + threadIdx.x / (2 * TILE) * 2)
+                        : threadIdx.x % 8 + threadIdx.x / (2 * TILE) * 8;
+    }
+    __device__ static void put(float (*panel)[LD], const float (&v)[4])
+    {
+        for (int i = 0; i < 4; ++i)
+            panel[step() + (WIDTH == 4 ? i : 0)][row(WIDTH == 4 ? 0 : i)] = v[i];
+    }
+};
+
+// Across: memory is contiguous along the panel's rows. One step of the reduction; WIDTH 1: four rows TILE/4 apart.
+template <int WIDTH> struct Across {
+    static constexpr int ROWS = WIDTH == 4 ? 1 : 4;
+    __device__ static int row(int i)
+    {
+        return WIDTH == 4 ? threadIdx.x % (TILE / 4) * 4 : threadIdx.x % (TILE / 4) + TILE / 4 * i;
+    }
+    __device__ static int step() { return threadIdx.x / (TILE / 4); }
+    __device__ static void put(float (*panel)[LD], const float (&v)[4])
+    {
+        if (WIDTH == 4)
+            store<4>(&panel[step()][row(0)], {v[0], v[1], v[2], v[3]});
+        else
+            for (int i = 0; i < 4; ++i) panel[step()][row(i)] = v[i];
+    }
+};
+
+// v[0..4) of one row, or zeros: the load does not happen where `inside` is false.
+template <int WIDTH> __device__ __forceinline__ void fetch(float (&v)[4], int i, const float* from, bool inside)
+{
+    Floats<WIDTH> value = {};
+    if (inside) value = load<WIDTH>(from);
+    for (int j = 0; j < WIDTH; ++j) v[WIDTH == 4 ? j : i] = value.v[j];
+}
+
+// sums += a^T b over HALF of a panel's steps.
+__device__ __forceinline__ void multiply_half(Sums& sums, const float (*a)[LD], const float (*b)[LD])
+{
+#pragma unroll
+    for (int k = 0; k < TILE_K / 2; ++k) {
+        Floats<4> left[QUADS], right[QUADS];
+        for (int q = 0; q < QUADS; ++q) left[q] = load<4>(&a[k][quad_row(q)]);
+        for (int q = 0; q < QUADS; ++q) right[q] = load<4>(&b[k][quad_column(q)]);
+        for (int i = 0; i < EDGE; ++i)
+            for (int j = 0; j < EDGE; ++j)
+                sums[i][j] = fmaf(left[i / 4].v[i % 4], right[j / 4].v[j % 4], sums[i][j]);
+    }
+}
+
+// sums += a^T b over `steps` panels. Each sum grows in ascending order of the reduction: the order is part of the
+// result. A loader's fetch_panel(step) fills its registers, put(panel) writes them to shared memory; its loads are in
+// flight during half of the products of the panel before. Past the end loaders give zeros: the loop has no branch.
+template <class A, class B> __device__ __forceinline__ void accumulate(Sums& sums, Panels& panels, A& a, B& b, int steps)
+{
+    a.fetch_panel(0);
+    b.fetch_panel(0);
+    a.put(panels.a[0]);
+    b.put(panels.b[0]);
+    __syncthreads();
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+        const float (*left)[LD] = panels.a[step & 1], (*right)[LD] = panels.b[step & 1];
+        a.fetch_panel(step + 1);
+        multiply_half(sums, left, right);
+        a.put(panels.a[~step & 1]);
+        b.fetch_panel(step + 1);
+        multiply_half(sums, left + TILE_K / 2, right + TILE_K / 2);
+        b.put(panels.b[~step & 1]);
+        __syncthreads();
+    }
+}
+
+// result(row, column, vector of sums) for each part of a thread's squares that lies inside rows x columns.
+template <int WIDTH, class Result>
+__device__ __forceinline__ void each_vector(const Sums& sums, int rows, int columns, Result result)
+{
+    for (int i = 0; i < EDGE; ++i)
+        for (int j = 0; j < EDGE; j += WIDTH) {
+            const int row = quad_row(i / 4) + i % 4, column = quad_column(j / 4) + j % 4;
+            Floats<WIDTH> value;
+            for (int v = 0; v < WIDTH; ++v) value.v[v] = sums[i][j + v];
+            if (row < rows && column < columns) result(row, column, value);
+        }
+}

@@ -1,0 +1,40 @@
+// pool.cuh: how pooling and depthwise kernels walk over pixels, and which windows cover a pixel.
+#pragma once
+#include "common.cuh"
+
+// A thread's pixels: a block is blockDim.x / lanes pixels by `lanes` threads along the channels. Threads left over
+// (256 is rarely a multiple of `lanes`) start past every pixel.
+struct Walk {
+    int lane;
+    long long pixel, step;
+
+    __device__ __forceinline__ explicit Walk(int lanes)
+    {
+        const int rows = blockDim.x / lanes, row = threadIdx.x / lanes;
+        lane = threadIdx.x - row * lanes;
+        step = (long long)gridDim.x * rows;
+        pixel = row < rows ? (long long)blockIdx.x * rows + row : 1LL << 62;
+    }
+    __device__ __forceinline__ void next() { pixel += step; }
+};
+
+// The windows that cover one row (or column) of an image: outputs first..last, each by one tap or by none.
+struct Cover {
+    int at, stride, dil, first, last;
+
+    // at: the row's distance from the first window's start; taps: of a window; outputs: how many windows there are.
+    __device__ __forceinline__ Cover(int at, int stride, int dil, int taps, int outputs) : at(at), stride(stride), dil(dil)
+    {
+        const int reach = (taps - 1) * dil;
+        first = at > reach ? (at - reach + stride - 1) / stride : 0;
+        last = min(at / stride, outputs - 1);
+    }
+
+    // The tap by which output o covers the row, or -1 where dilation skips it.
+    __device__ __forceinline__ int tap(int o) const
+    {
+        const int distance = at - o * stride;
+        if (dil == 1) return distance;
+        return distance % dil ? -1 : distance / dil;
+    }
+};

@@ -1,0 +1,189 @@
+/*
+softmax_xent.cu: softmax and the losses over it (cross-entropy, the article's half squared error), and the hinge loss.
+
+Math      softmax:      y = exp(x - max x) / sum exp(x - max x);  dx = y * (dy - sum dy*y)
+          cross entropy, target t = even for every class, plus `right` for the label:
+                        loss = log sum exp(x - m) + right*(m - x[label]) + even * sum (m - x), m = max x: no term is
+                        negative, so nothing cancels and scores of 1e38 do not overflow; dx = (p - t) / rows
+          half squared: loss = sum (p - t)^2 / 2;  dx = p * (d - sum p*d) / rows with d = p - t
+          hinge:        excess[j] = max(0, margin - x[label] + x[j]) for j != label; loss = sum excess / classes;
+                        dx = (excess > 0) / (rows*classes), the label's minus their sum
+          mean_rows:    loss = sum of row_loss[i] / rows: each term divided first, so that the sum cannot overflow
+Source    The article's "training using backpropagation"; torch.nn.functional.cross_entropy, multi_margin_loss
+Layout    Matrices: float32 (rows, classes), classes contiguous (NHWC pixels are rows); labels: int32 or int64 (rows)
+Geometry  A warp per row, 8 rows a block, grid-stride over rows; mean_rows is one block
+Traffic   Forward: scores three times (the cache serves two), the matrix written once. Backward: its matrices once, or
+          twice where there is a sum
+Floor     8*rows*classes bytes / DRAM bandwidth (backward of softmax: 12)
+Order     A lane sums every 32nd class, a butterfly the lanes; mean_rows: a thread every 256th row, then a tree
+Limits    classes and rows: 1 to 2^31 - 1; offsets are 64-bit. A label out of range gives NaN, never an access out of
+          bounds; the host refuses it where it can see it
+Not here  Several warps a row, which classes by the ten thousand would want
+Macros    LABEL (the labels' type: int, or long long)
+*/
+#include "common.cuh"
+
+constexpr int WARPS = 8;
+
+__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+__device__ __forceinline__ long long first_row() { return blockIdx.x * (long long)WARPS + threadIdx.x / 32; }
+__device__ __forceinline__ long long row_step() { return gridDim.x * (long long)WARPS; }
+__device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fffffff); }
+
+// f(j) over a row's classes: the sum, in every lane.
+template <class F> __device__ __forceinline__ float sum_over(int classes, F f)
+{
+    float sum = 0.0f;
+    for (int j = lane(); j < classes; j += 32) sum += f(j);
+    return warp_sum(sum);
+}
+
+struct Softmax { float peak, sum; };
+
+// The row's largest score and sum of exp(score - peak). A NaN among the scores makes the sum NaN.
+__device__ __forceinline__ Softmax softmax_of(const float* x, int classes)
+{
+    float peak = -1.0f / 0.0f;
+    for (int j = lane(); j < classes; j += 32) peak = fmaxf(peak, x[j]);
+    peak = warp_max(peak);
+    return {peak, sum_over(classes, [=](int j) { return expf(x[j] - peak); })};
+}
+
+__device__ __forceinline__ void write_softmax(float* y, const float* x, int classes, Softmax s)
+{
+    for (int j = lane(); j < classes; j += 32) y[j] = expf(x[j] - s.peak) / s.sum;
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) softmax_forward(
+    float* __restrict__ y, const float* __restrict__ x, int rows, int classes)
+{
+    for (long long row = first_row(); row < rows; row += row_step())
+        write_softmax(y + row * classes, x + row * classes, classes, softmax_of(x + row * classes, classes));
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) softmax_backward(
+    float* __restrict__ dx, const float* __restrict__ dy, const float* __restrict__ y, int rows, int classes)
+{
+    for (long long row = first_row(); row < rows; row += row_step()) {
+        const long long at = row * classes;
+        const float sum = sum_over(classes, [=](int j) { return dy[at + j] * y[at + j]; });
+        for (int j = lane(); j < classes; j += 32) dx[at + j] = y[at + j] * (dy[at + j] - sum);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) cross_entropy_forward(
+    float* __restrict__ probabilities, float* __restrict__ row_loss, const float* __restrict__ scores,
+    const LABEL* __restrict__ labels, int rows, int classes, float right, float even)
+{
+    for (long long row = first_row(); row < rows; row += row_step()) {
+        const float* x = scores + row * classes;
+        const long long label = labels[row];
+        const Softmax s = softmax_of(x, classes);
+        write_softmax(probabilities + row * classes, x, classes, s);
+        float loss = logf(s.sum);
+        loss += label >= 0 && label < classes ? right * (s.peak - x[label]) : not_a_number();
+        if (even != 0.0f) loss += sum_over(classes, [=](int j) { return even * (s.peak - x[j]); });
+        if (lane() == 0) row_loss[row] = loss;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) cross_entropy_backward(
+    float* __restrict__ dscores, const float* __restrict__ probabilities, const LABEL* __restrict__ labels,
+    int rows, int classes, float right, float even)
+{
+    for (long long row = first_row(); row < rows; row += row_step()) {
+        const long long at = row * classes, label = labels[row];
+        const bool known = label >= 0 && label < classes;
+        for (int j = lane(); j < classes; j += 32) {
+            const float target = j == label ? even + right : even;
+            dscores[at + j] = known ? (probabilities[at + j] - target) / (float)rows : not_a_number();
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) half_squared_error_forward(
+    float* __restrict__ probabilities, float* __restrict__ row_loss, const float* __restrict__ scores,
+    const LABEL* __restrict__ labels, int rows, int classes)
+{
+    for (long long row = first_row(); row < rows; row += row_step()) {
+        const float* x = scores + row * classes;
+        const long long label = labels[row];
+        const Softmax s = softmax_of(x, classes);
+        float* p = probabilities + row * classes;
+        float sum = 0.0f;
+        for (int j = lane(); j < classes; j += 32) {
+            const float value = expf(x[j] - s.peak) / s.sum, d = j == label ? value - 1.0f : value;
+            p[j] = value;
+            sum += d * d;
+        }
+        sum = warp_sum(sum);
+        if (lane() == 0) row_loss[row] = label >= 0 && label < classes ? sum / 2.0f : not_a_number();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) half_squared_error_backward(
+    float* __restrict__ dscores, const float* __restrict__ probabilities, const LABEL* __restrict__ labels,
+    int rows, int classes)
+{
+    for (long long row = first_row(); row < rows; row += row_step()) {
+        const float* p = probabilities + row * classes;
+        const long long label = labels[row];
+        const bool known = label >= 0 && label < classes;
+        const float sum = sum_over(classes, [=](int j) { return p[j] * (j == label ? p[j] - 1.0f : p[j]); });
+        for (int j = lane(); j < classes; j += 32) {
+            const float d = j == label ? p[j] - 1.0f : p[j];
+            dscores[row * classes + j] = known ? p[j] * (d - sum) / (float)rows : not_a_number();
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) hinge_forward(
+    float* __restrict__ excess, float* __restrict__ row_loss, const float* __restrict__ scores,
+    const LABEL* __restrict__ labels, int rows, int classes, float margin)
+{
+    for (long long row = first_row(); row < rows; row += row_step()) {
+        const float* x = scores + row * classes;
+        const long long label = labels[row];
+        const float right = label >= 0 && label < classes ? x[label] : not_a_number();
+        float sum = 0.0f;
+        for (int j = lane(); j < classes; j += 32) {
+            const float value = j == label ? 0.0f : relu(margin - right + x[j]);
+            excess[row * classes + j] = value;
+            sum += value;
+        }
+        sum = warp_sum(sum);
+        if (lane() == 0) row_loss[row] = sum / (float)classes;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) hinge_backward(
+    float* __restrict__ dscores, const float* __restrict__ excess, const LABEL* __restrict__ labels,
+    int rows, int classes)
+{
+    for (long long row = first_row(); row < rows; row += row_step()) {
+        const float* e = excess + row * classes;
+        const long long label = labels[row];
+        const bool known = label >= 0 && label < classes;
+        const float positive = sum_over(classes, [=](int j) { return e[j] > 0.0f ? 1.0f : 0.0f; });
+        for (int j = lane(); j < classes; j += 32) {
+            const float d = j == label ? -positive : e[j] > 0.0f ? 1.0f : 0.0f;
+            dscores[row * classes + j] = known ? d / ((float)rows * (float)classes) : not_a_number();
+        }
+    }
+}
+
+// One block of 256 threads, however many are launched.
+extern "C" __global__ void __launch_bounds__(256, 4) mean_rows(
+    float* __restrict__ loss, const float* __restrict__ row_loss, int rows)
+{
+    __shared__ float sums[256];
+    if (blockIdx.x > 0) return;
+    float sum = 0.0f;
+    for (long long row = threadIdx.x; row < rows; row += 256) sum += row_loss[row] / (float)rows;
+    sums[threadIdx.x] = sum;
+    for (int half = 128; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) loss[0] = sums[0];
+}
