@@ -209,7 +209,8 @@ class Layer:
         if dtype is not None:
             for _, holder in self._own(Parameter, Buffer):
                 if np.issubdtype(holder.data.dtype, np.floating):
-                    holder.data = holder.data.astype(dtype)
+                    with np.errstate(invalid="ignore"):  # weights that are yet to be loaded
+                        holder.data = holder.data.astype(dtype)
         self.zero_grad()
         return self
 
