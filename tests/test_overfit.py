@@ -9,7 +9,7 @@ from gpuconv.data import idx
 
 SIZES = {"alexnet": 67, "alexnet_2012": 67, "zfnet": 64, "googlenet_paper": 80, "googlenet": 64}
 QUICK = ("lenet", "lenet5", "harley_lenet")
-RATES = {"alexnet_2012": 3e-4, "vgg16": 1e-4, "vgg19": 1e-4, "zfnet": 1e-4, "alexnet": 3e-4}
+RATES = {"alexnet_2012": 3e-4, "vgg16": 1e-4, "vgg19": 1e-4, "zfnet": 1e-4, "alexnet": 1e-4}
 SMALL_STEM = ("resnet18", "resnet34", "resnet50", "densenet121")
 
 
