@@ -1,11 +1,11 @@
-"""Times gpuconv's CPU path and PyTorch's CPU build in turn, after checking that both compute the same.
+"""Times gpuconv's CPU path and PyTorch's CPU build in turn, once both have computed the same.
 
     python benchmarks/compare_torch.py              every row; a few minutes
-    python benchmarks/compare_torch.py --quick      few rows and repeats: a check, not a measurement
+    python benchmarks/compare_torch.py --quick      few rows: a check, not a measurement
     python benchmarks/compare_torch.py --readme     also put the table into README.md
 
-Both use the same number of threads. Rounds alternate: some calls of ours, some of PyTorch's, the first
-of each not counted; a row gives each side's median and the median of the rounds' ratios.
+Both use the same number of threads. Rounds alternate: some calls of ours, some of PyTorch's, the
+first of each not counted; a row gives each side's median and the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def floats(*shape: int) -> np.ndarray:
 
 
 def same(name: str, ours: np.ndarray, theirs: torch.Tensor, tolerance: float = 2e-5) -> None:
-    """Stop unless ours is theirs within `tolerance` of the largest value: a wrong result is never timed."""
+    """Stop unless ours is theirs within `tolerance` of the largest value, before any timing."""
     expected = theirs.detach().numpy()
     error = np.abs(ours - expected).max() / np.abs(expected).max()
     if ours.shape != expected.shape or not error <= tolerance:
@@ -72,7 +72,8 @@ def convolution(name: str) -> Row:
     tdy = torch.tensor(dy)
 
     def ours() -> tuple[np.ndarray, ...]:
-        return ops.conv2d(x, w, b, stride, padding), *ops.conv2d_backward(dy, x, w, b, stride, padding)
+        y = ops.conv2d(x, w, b, stride, padding)
+        return y, *ops.conv2d_backward(dy, x, w, b, stride, padding)
 
     def theirs() -> torch.Tensor:
         tx.grad = tw.grad = tb.grad = None
@@ -183,17 +184,16 @@ def table(results: list[Result]) -> str:
     ]
     for r in results:
         low, high = r.spread
-        lines.append(
-            f"| {r.name} | {r.ours * 1e3:.2f} | {r.theirs * 1e3:.2f} | {r.ratio:.2f}x | {low:.2f} to {high:.2f} |"
-        )
+        cells = f"{r.name} | {r.ours * 1e3:.2f} | {r.theirs * 1e3:.2f} | {r.ratio:.2f}x"
+        lines.append(f"| {cells} | {low:.2f} to {high:.2f} |")
     return "\n".join(lines)
 
 
 def conditions(rounds: int) -> str:
     return (
-        f"{date.today()}; {rounds} alternating rounds, medians; {gpuconv.thread_count()} threads each; "
-        f"{platform.machine()}, {processor()}; gpuconv {gpuconv.__version__}, NumPy {np.__version__}, "
-        f"PyTorch {torch.__version__}"
+        f"{date.today()}; {rounds} alternating rounds, medians; "
+        f"{gpuconv.thread_count()} threads each; {platform.machine()}, {processor()}; "
+        f"gpuconv {gpuconv.__version__}, NumPy {np.__version__}, PyTorch {torch.__version__}"
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpuconv import data, models, nn, ops, optim
     from gpuconv.checkpoint import load, save
     from gpuconv.cpu.threads import set_thread_count, thread_count
+    from gpuconv.interop.torch import load_torch
     from gpuconv.nn.summary import summary
     from gpuconv.runtime.arrays import to_device, to_numpy
     from gpuconv.train import Trainer
@@ -26,6 +27,7 @@ __all__ = [
     "Trainer",
     "data",
     "load",
+    "load_torch",
     "models",
     "nn",
     "ops",
@@ -41,6 +43,7 @@ __all__ = [
 _HOME = {
     "Trainer": "gpuconv.train",
     "load": "gpuconv.checkpoint",
+    "load_torch": "gpuconv.interop.torch",
     "save": "gpuconv.checkpoint",
     "set_thread_count": "gpuconv.cpu.threads",
     "summary": "gpuconv.nn.summary",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 LIVE_SECONDS = 0.2  # between updates of the bar
 PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
+COMPILED_SECONDS = 3.0  # a first batch that took longer compiled the loops it runs
 RATE_SECONDS = 1.0  # over which images per second are counted
 
 
@@ -32,17 +33,19 @@ class Progress(Callback):
         self._next = self._began = self._mark = 0.0
         self._step = self._mark_images = 0
         self._rate = 0.0
+        self._first = True
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        self._began = self._mark = time.monotonic()
-        self._next = self._began + self._interval
-        self._step, self._mark_images = trainer.position.step, trainer.position.images
+        self._began = time.monotonic()
+        self._first = True
         if self.live:
             self._display, self._task = _bar(self.stream, trainer.batches)
             self._display.start()
 
     def on_batch_end(self, trainer: Trainer) -> None:
         now = time.monotonic()
+        if self._first:
+            self._begin_rates(trainer, now)
         if now < self._next:
             return
         self._next = now + self._interval
@@ -60,6 +63,15 @@ class Progress(Callback):
         else:
             self._display.update(self._task, completed=p.batch, description=epoch, numbers=numbers)
             self._display.refresh()
+
+    def _begin_rates(self, trainer: Trainer, now: float) -> None:
+        """Leave the first batch out of rates: it may have compiled the CPU path's loops."""
+        self._first = False
+        if now - self._began > COMPILED_SECONDS:
+            self._line(f"compiled for this processor in {duration(now - self._began)}, once")
+        self._began = self._mark = now
+        self._next = now + self._interval
+        self._step, self._mark_images = trainer.position.step, trainer.position.images
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         text = f"epoch {record['epoch']}/{trainer.epochs}"

@@ -5,7 +5,8 @@ Math      tanh:        y = tanh(x);               dx = dy * (1 - y*y)
           scaled tanh: y = 1.7159 * tanh(2x/3);   dx = dy * 2/3 * (1.7159 - y*y/1.7159)
           sigmoid:     y = 1 / (1 + exp(-x));     dx = dy * y * (1 - y)
 Source    The article; LeCun et al. 1998, "Efficient BackProp"
-Layout    x, y, dx, dy: float32, `count` elements in any order, the same for all; backward reads the saved output
+Layout    x, y, dx, dy: float32, `count` elements in any order, the same for all; backward reads the
+          saved output
 Geometry  As relu.cu
 Traffic   Forward: x and y once. Backward: dy, y and dx once
 Floor     Forward 8*count, backward 12*count bytes / DRAM bandwidth
@@ -25,35 +26,39 @@ __device__ __forceinline__ float sigmoid(float x)
     return (x >= 0.0f ? 1.0f : small) / (1.0f + small);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) tanh_forward(float* y, const float* x, long long count)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    tanh_forward(float* y, const float* x, long long count)
 {
     each1(y, x, count, [](float x) { return tanhf(x); });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) tanh_backward(
-    float* dx, const float* dy, const float* y, long long count)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    tanh_backward(float* dx, const float* dy, const float* y, long long count)
 {
     each2(dx, dy, y, count, [](float dy, float y) { return dy * (1.0f - y * y); });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) scaled_tanh_forward(float* y, const float* x, long long count)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    scaled_tanh_forward(float* y, const float* x, long long count)
 {
     each1(y, x, count, [](float x) { return AMPLITUDE * tanhf(SLOPE * x); });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) scaled_tanh_backward(
-    float* dx, const float* dy, const float* y, long long count)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    scaled_tanh_backward(float* dx, const float* dy, const float* y, long long count)
 {
-    each2(dx, dy, y, count, [](float dy, float y) { return dy * SLOPE * (AMPLITUDE - y * y / AMPLITUDE); });
+    each2(dx, dy, y, count,
+        [](float dy, float y) { return dy * SLOPE * (AMPLITUDE - y * y / AMPLITUDE); });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) sigmoid_forward(float* y, const float* x, long long count)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    sigmoid_forward(float* y, const float* x, long long count)
 {
     each1(y, x, count, [](float x) { return sigmoid(x); });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) sigmoid_backward(
-    float* dx, const float* dy, const float* y, long long count)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    sigmoid_backward(float* dx, const float* dy, const float* y, long long count)
 {
     each2(dx, dy, y, count, [](float dy, float y) { return dy * y * (1.0f - y); });
 }

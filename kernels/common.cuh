@@ -1,8 +1,12 @@
-// common.cuh: what every kernel file shares. Included as text: no include path is needed where it is compiled.
+// common.cuh: what every kernel file shares. Included as text: no include path is needed where it
+// is compiled.
 #pragma once
 
-// WIDTH neighbouring floats, moved by one load or store of 4*WIDTH bytes; their address must be a multiple of that.
-template <int WIDTH> struct alignas(4 * WIDTH) Floats { float v[WIDTH]; };
+// WIDTH neighbouring floats, moved by one load or store of 4*WIDTH bytes; their address must be a
+// multiple of that.
+template <int WIDTH> struct alignas(4 * WIDTH) Floats {
+    float v[WIDTH];
+};
 
 template <int WIDTH> __device__ __forceinline__ Floats<WIDTH> load(const float* from)
 {
@@ -16,8 +20,9 @@ template <int WIDTH> __device__ __forceinline__ void store(float* to, const Floa
 
 // n / d for 0 <= n < 2^31 by a multiplication and a shift. The host computes, for 1 <= d < 2^31,
 //     shift = 31 + ceil(log2(d)),  mul = ceil(2^shift / d), which fits 32 bits.
-// Exact: mul*d = 2^shift + e with 0 <= e < d, so n*mul / 2^shift exceeds n/d by n*e / (d * 2^shift) < 1/d.
-// Source: Granlund and Montgomery 1994, "Division by invariant integers using multiplication".
+// Exact: mul*d = 2^shift + e with 0 <= e < d, so n*mul / 2^shift exceeds n/d by n*e / (d * 2^shift)
+// < 1/d. Source: Granlund and Montgomery 1994, "Division by invariant integers using
+// multiplication".
 __device__ __forceinline__ int divide(int n, unsigned mul, int shift)
 {
     return (int)(((unsigned long long)(unsigned)n * mul) >> shift);
@@ -26,11 +31,15 @@ __device__ __forceinline__ int divide(int n, unsigned mul, int shift)
 // max(x, 0); a NaN stays NaN.
 __device__ __forceinline__ float relu(float x) { return x <= 0.0f ? 0.0f : x; }
 
-// The gradient through a ReLU whose output (or input: the signs agree) was y: 0 where y <= 0, else dy, also for NaN.
+// The gradient through a ReLU whose output (or input: the signs agree) was y: 0 where y <= 0, else
+// dy, also for NaN.
 __device__ __forceinline__ float relu_mask(float dy, float y) { return y <= 0.0f ? 0.0f : dy; }
 
 // The range of a grid-stride loop over vectors or rows: any grid covers all of them.
-__device__ __forceinline__ long long first_index() { return blockIdx.x * (long long)blockDim.x + threadIdx.x; }
+__device__ __forceinline__ long long first_index()
+{
+    return blockIdx.x * (long long)blockDim.x + threadIdx.x;
+}
 __device__ __forceinline__ long long index_step() { return gridDim.x * (long long)blockDim.x; }
 
 // Sum or maximum over a warp, every lane gets it. The order is fixed: a butterfly.
@@ -42,6 +51,7 @@ __device__ __forceinline__ float warp_sum(float value)
 
 __device__ __forceinline__ float warp_max(float value)
 {
-    for (int lane = 16; lane > 0; lane /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
+    for (int lane = 16; lane > 0; lane /= 2)
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
     return value;
 }

@@ -1,21 +1,27 @@
 /*
-conv_simt_weight.cu: two-dimensional convolution, backward weight and bias gradient, in IEEE float32.
+conv_simt_weight.cu: convolution's backward weight and bias gradient, in IEEE float32.
 
 Math      dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * x[n, p*stride_h - pad_h + r*dil_h,
                                                             q*stride_w - pad_w + s*dil_w, c]
           db[k]       = sum over n,p,q of dy[n,p,q,k]
-          As one product per group: filters x pixels times pixels x (R*S*channels), the pixels cut into slices
+          As one product per group: filters x pixels times pixels x (R*S*channels), the pixels cut
+          into slices
 Source    Chellapilla et al. 2006; CUTLASS, implicit GEMM with split-K
-Layout    x, dy: float32 NHWC; dw: float32 KRSC with C = channels of one group; db: K; the workspace: slices of dw or db
-Geometry  conv2d_backward_weight_simt: one block of 256 threads per TILE filters x TILE (tap, channel) pairs of a group
-          and slice; grid.x = tiles of filters * tiles across, across fastest; grid.y = group; grid.z = slice.
-          conv2d_backward_bias_slices: a block per `columns` filters (x) and slice (y), 256/columns pixels side by side
-Traffic   Per block: TILE * slice of each operand; slices * K*R*S*C/groups floats written and read where slices > 1
+Layout    x, dy: float32 NHWC; dw: float32 KRSC with C = channels of one group; db: K; the
+          workspace: slices of dw or db
+Geometry  conv2d_backward_weight_simt: one block of 256 threads per TILE filters x TILE (tap,
+          channel) pairs of a group and slice; grid.x = tiles of filters * tiles across, across
+          fastest; grid.y = group; grid.z = slice. conv2d_backward_bias_slices: a block per
+          `columns` filters (x) and slice (y), 256/columns pixels side by side
+Traffic   Per block: TILE * slice of each operand; slices * K*R*S*C/groups floats written and read
+          where slices > 1
 Floor     2*N*P*Q*K*R*S*C/groups flops / FP32 peak
-Order     Ascending pixels in a slice, slices in ascending order: |error| <= gamma_(slice + slices) of the sum of absolute
-          products. The plan cuts slices from the shape alone, so results are bit-identical on every card
+Order     Ascending pixels in a slice, slices in ascending order: |error| <= gamma_(slice + slices)
+          of the sum of absolute products. The plan cuts slices from the shape alone, so results are
+          bit-identical on every card
 Limits    N*P*Q, R*S*C and one image below 2^31; slices, groups <= 65535; checked by the plan
-Not here  The sum of the slices (sum_slices.cu); compile-time windows for images of few channels; the bias gradient in the same pass
+Not here  The sum of the slices (sum_slices.cu); compile-time windows for images of few channels;
+          the bias gradient in the same pass
 Macros    TILE; VEC_A, VEC_B, VEC_OUT (4 or 1: dy, x, the result)
 */
 #include "conv_simt.cuh"
@@ -23,8 +29,8 @@ Macros    TILE; VEC_A, VEC_B, VEC_OUT (4 or 1: dy, x, the result)
 // Panels of dy: TILE filters by TILE_K pixels, contiguous along the filters.
 struct GradientLoader {
     using Shape = Across<VEC_A>;
-    const float* base;                             // of the slice's first pixel, the first filter here
-    int first, filters, K, length;                 // the first filter here; length: pixels of the slice
+    const float* base;              // of the slice's first pixel, the first filter here
+    int first, filters, K, length;  // the first filter here; length: pixels of the slice
     float v[4];
 
     __device__ __forceinline__ void fetch_panel(int panel)
@@ -32,20 +38,24 @@ struct GradientLoader {
         const int pixel = panel * TILE_K + Shape::step();
         const float* from = base + (long long)pixel * K;
         for (int i = 0; i < Shape::ROWS; ++i)
-            fetch<VEC_A>(v, i, from + TILE / 4 * i, first + TILE / 4 * i < filters && pixel < length);
+            fetch<VEC_A>(
+                v, i, from + TILE / 4 * i, first + TILE / 4 * i < filters && pixel < length);
     }
 
     __device__ __forceinline__ void put(float (*panel)[LD]) { Shape::put(panel, v); }
 };
 
-// Panels of x: TILE (tap, channel) pairs by TILE_K pixels of the result, contiguous along the channels.
+// Panels of x: TILE (tap, channel) pairs by TILE_K pixels of the result, contiguous along the
+// channels.
 struct WindowLoader {
     using Shape = Across<VEC_B>;
     const float* x;
-    int H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w, begin, end;   // the slice: result pixels [begin, end)
+    int H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w, begin,
+        end;  // the slice: result pixels [begin, end)
     unsigned p_mul, q_mul;
     int p_shift, q_shift;
-    int h[Shape::ROWS], w[Shape::ROWS], delta[Shape::ROWS];            // each column's tap, and its offset from tap 0
+    int h[Shape::ROWS], w[Shape::ROWS],
+        delta[Shape::ROWS];  // each column's tap, and its offset from tap 0
     float v[4];
 
     __device__ __forceinline__ void fetch_panel(int panel)
@@ -57,31 +67,32 @@ struct WindowLoader {
         const float* from = x + (((long long)n * H + top) * W + left) * C;
         for (int i = 0; i < Shape::ROWS; ++i)
             fetch<VEC_B>(v, i, from + delta[i],
-                         (unsigned)(top + h[i]) < (unsigned)H && (unsigned)(left + w[i]) < (unsigned)W && pixel < end);
+                (unsigned)(top + h[i]) < (unsigned)H && (unsigned)(left + w[i]) < (unsigned)W
+                    && pixel < end);
     }
 
     __device__ __forceinline__ void put(float (*panel)[LD]) { Shape::put(panel, v); }
 };
 
-extern "C" __global__ void __launch_bounds__(256, TILE == 64 && VEC_A == 4 ? 3 : 2) conv2d_backward_weight_simt(
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_backward_weight_simt(
     float* __restrict__ slices, const float* __restrict__ dy, const float* __restrict__ x,
-    int pixels, int slice, int H, int W, int P, int Q, int S, int C, int K, int channels, int filters, int columns, int tiles_across,
-    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w,
-    unsigned p_mul, int p_shift, unsigned q_mul, int q_shift)
+    int pixels, int slice, int H, int W, int P, int Q, int S, int C, int K, int channels,
+    int filters, int columns, int tiles_across, int stride_h, int stride_w, int pad_h, int pad_w,
+    int dil_h, int dil_w, unsigned p_mul, int p_shift, unsigned q_mul, int q_shift)
 {
     __shared__ Panels panels;
-    const int group = blockIdx.y;
-    const int first_filter = blockIdx.x / tiles_across * TILE, first_column = blockIdx.x % tiles_across * TILE;
-    if (first_filter >= filters || group * filters >= K) return;
+    const Corner from = corner(tiles_across);
+    if (from.row >= filters || from.group * filters >= K) return;
     const long long begin = (long long)blockIdx.z * slice;
     const int length = begin >= pixels ? 0 : min((long long)slice, pixels - begin);
 
-    const int filter = first_filter + Across<VEC_A>::row(0);
-    GradientLoader a = {dy + begin * K + group * filters + filter, filter, filters, K, length};
-    WindowLoader b = {x + group * channels, H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w,
-                      (int)begin, (int)begin + length, p_mul, q_mul, p_shift, q_shift};
+    const int filter = from.row + Across<VEC_A>::row(0);
+    GradientLoader a = {dy + begin * K + from.group * filters + filter, filter, filters, K, length};
+    WindowLoader b = {x + from.group * channels, H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w,
+        (int)begin, (int)begin + length, p_mul, q_mul, p_shift, q_shift};
     for (int i = 0; i < Across<VEC_B>::ROWS; ++i) {
-        const int column = first_column + Across<VEC_B>::row(i), tap = column / channels, r = tap / S;
+        const int column = from.column + Across<VEC_B>::row(i), tap = column / channels,
+                  r = tap / S;
         b.h[i] = column < columns ? r * dil_h : -(1 << 30);
         b.w[i] = (tap - r * S) * dil_w;
         b.delta[i] = column < columns ? (b.h[i] * W + b.w[i]) * C + column - tap * channels : 0;
@@ -90,21 +101,25 @@ extern "C" __global__ void __launch_bounds__(256, TILE == 64 && VEC_A == 4 ? 3 :
     Sums sums = {};
     accumulate(sums, panels, a, b, (length + TILE_K - 1) / TILE_K);
 
-    slices += ((long long)blockIdx.z * K + group * filters + first_filter) * columns + first_column;
-    each_vector<VEC_OUT>(sums, filters - first_filter, columns - first_column,
-                         [&](int row, int column, const Floats<VEC_OUT>& value) {
-        store<VEC_OUT>(slices + (long long)row * columns + column, value);
-    });
+    const Corner to = corner(tiles_across);
+    slices += ((long long)blockIdx.z * K + to.group * filters + to.row) * columns + to.column;
+    each_vector<VEC_OUT>(sums, filters - to.row, columns - to.column,
+        [&](int row, int column, const Floats<VEC_OUT>& value) {
+            store<VEC_OUT>(slices + (long long)row * columns + column, value);
+        });
 }
 
-// slices[s][k] = the sum of dy over slice s of the pixels; thread (lane, row) takes every rows-th pixel.
-extern "C" __global__ void __launch_bounds__(256, 4) conv2d_backward_bias_slices(
-    float* __restrict__ slices, const float* __restrict__ dy, int pixels, int slice, int K, int columns)
+// slices[s][k] = the sum of dy over slice s of the pixels; thread (lane, row) takes every rows-th
+// pixel.
+extern "C" __global__ void __launch_bounds__(256, 4)
+    conv2d_backward_bias_slices(float* __restrict__ slices, const float* __restrict__ dy,
+        int pixels, int slice, int K, int columns)
 {
     __shared__ float partial[256];
     const int rows = 256 / columns, lane = threadIdx.x % columns, row = threadIdx.x / columns;
     const int k = blockIdx.x * columns + lane;
-    const long long begin = (long long)blockIdx.y * slice, end = min(begin + slice, (long long)pixels);
+    const long long begin = (long long)blockIdx.y * slice,
+                    end = min(begin + slice, (long long)pixels);
     float sum = 0.0f;
     if (k < K && row < rows)
         for (long long pixel = begin + row; pixel < end; pixel += rows) sum += dy[pixel * K + k];

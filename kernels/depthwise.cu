@@ -1,27 +1,32 @@
 /*
-depthwise.cu: convolution whose groups have one channel each, directly: as implicit GEMM it would waste its tiles.
+depthwise.cu: convolution whose groups have one channel each, which would waste a GEMM's tiles.
 
-Math      y[n,p,q,k]  = act(b[k] + sum over r,s of w[k,r,s] * x[n, p*stride_h - pad_h + r*dil_h, ..., k / multiplier])
+Math      y[n,p,q,k]  = act(b[k] + sum over r,s of w[k,r,s] * x[n, p*stride_h - pad_h + r*dil_h,
+                        ..., k / multiplier])
           dx[n,h,w,c] = mask * sum over the filters k of channel c and r,s of w[k,r,s] * dy[n,p,q,k]
-          dw[k,r,s]   = sum over n,p,q of dy[n,p,q,k] * x[n, p*stride_h - pad_h + r*dil_h, ..., k / multiplier]
+          dw[k,r,s]   = sum over n,p,q of dy[n,p,q,k] * x[n, p*stride_h - pad_h + r*dil_h, ..., k /
+                        multiplier]
           act is nothing or ReLU, mask nothing or (x > 0), multiplier = K/C
 Source    Sifre 2014; Chollet 2017; torch.nn.functional.conv2d with groups = C
 Layout    x, dx, y, dy: float32 NHWC; w: float32 (K, R, S); dw: slices of (K, R, S)
-Geometry  Blocks of 256 threads: `lanes` threads of VEC channels each by 256/lanes pixels. grid.y = block of channels, its
-          filters held in shared memory as [tap][filter]; grid.x strides over pixels. Backward weight: grid.x = block
-          of filters * tap, grid.y = slice of the pixels
-Traffic   Forward: x once (overlapping taps hit the cache), y once. Backward data: dy once, dx once. Backward weight: dy
-          and x once per tap; the taps' blocks run side by side, so the L2 serves most
+Geometry  Blocks of 256 threads: `lanes` threads of VEC channels each by 256/lanes pixels. grid.y =
+          block of channels, its filters held in shared memory as [tap][filter]; grid.x strides over
+          pixels. Backward weight: grid.x = block of filters * tap, grid.y = slice of the pixels
+Traffic   Forward: x once (overlapping taps hit the cache), y once. Backward data: dy once, dx once.
+          Backward weight: dy and x once per tap; the taps' blocks run side by side, so the L2
+          serves most
 Floor     Bytes / DRAM bandwidth
-Order     One owner per output; forward ascending (r,s), backward data ascending (p,q) for each filter in turn; backward
-          weight: a thread every 256/lanes-th pixel, then threads, then slices (sum_slices.cu), all ascending
-Limits    N*P*Q, N*H*W, K*R*S below 2^31 (checked by the plan); offsets are 64-bit. VEC = 4 needs multiplier 1
+Order     One owner per output; forward ascending (r,s), backward data ascending (p,q) for each
+          filter in turn; backward weight: a thread every 256/lanes-th pixel, then threads, then
+          slices (sum_slices.cu), all ascending
+Limits    N*P*Q, N*H*W, K*R*S below 2^31 (checked by the plan); offsets are 64-bit. VEC = 4 needs
+          multiplier 1
 Not here  Rows of x kept in registers from one output to the next
-Macros    VEC (4 or 1), BIAS, RELU, MASK
+Macros    VEC (4 or 1). The scalars use_bias, rectify and use_mask choose what follows the sums
 */
 #include "pool.cuh"
 
-extern __shared__ float filters[];     // [tap][filter of this block]
+extern __shared__ __align__(16) float filters[];  // [tap][filter of this block]
 
 // This block's `count` filters, from `first`, into shared memory.
 __device__ __forceinline__ void stage(const float* w, int first, int count, int K, int taps)
@@ -33,11 +38,11 @@ __device__ __forceinline__ void stage(const float* w, int first, int count, int 
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) conv2d_forward_depthwise(
-    float* __restrict__ y, const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+extern "C" __global__ void __launch_bounds__(256, 3) conv2d_forward_depthwise(float* __restrict__ y,
+    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     int pixels, int lanes, int H, int W, int C, int K, int P, int Q, int R, int S, int multiplier,
-    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w,
-    unsigned p_mul, int p_shift, unsigned q_mul, int q_shift)
+    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, unsigned p_mul,
+    int p_shift, unsigned q_mul, int q_shift, int use_bias, int rectify)
 {
     const int count = lanes * VEC, first = blockIdx.y * count;
     stage(w, first, count, K, R * S);
@@ -45,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_forward_depthwise(
     const int k = first + at.lane * VEC, c = k / multiplier;
     if (k >= K) return;
     Floats<VEC> bias = {};
-    if (BIAS) bias = load<VEC>(b + k);
+    if (use_bias) bias = load<VEC>(b + k);
     for (; at.pixel < pixels; at.next()) {
         const int line = divide((int)at.pixel, q_mul, q_shift), q = (int)at.pixel - line * Q;
         const int n = divide(line, p_mul, p_shift), p = line - n * P;
@@ -62,18 +67,18 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_forward_depthwise(
             }
         }
         for (int v = 0; v < VEC; ++v) {
-            sum.v[v] += BIAS ? bias.v[v] : 0.0f;
-            if (RELU) sum.v[v] = relu(sum.v[v]);
+            sum.v[v] += bias.v[v];
+            if (rectify) sum.v[v] = relu(sum.v[v]);
         }
         store<VEC>(y + at.pixel * K + k, sum);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthwise(
-    float* dx, const float* __restrict__ dy, const float* __restrict__ w, const float* x,
-    int pixels, int lanes, int H, int W, int C, int K, int P, int Q, int R, int S, int multiplier,
-    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w,
-    unsigned h_mul, int h_shift, unsigned w_mul, int w_shift)
+extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthwise(float* dx,
+    const float* __restrict__ dy, const float* __restrict__ w, const float* x, int pixels,
+    int lanes, int H, int W, int C, int K, int P, int Q, int R, int S, int multiplier, int stride_h,
+    int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, unsigned h_mul, int h_shift,
+    unsigned w_mul, int w_shift, int use_mask)
 {
     const int count = lanes * VEC * multiplier, first = blockIdx.y * count;
     stage(w, first, count, K, R * S);
@@ -83,7 +88,8 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthw
     for (; at.pixel < pixels; at.next()) {
         const int line = divide((int)at.pixel, w_mul, w_shift), column = (int)at.pixel - line * W;
         const int n = divide(line, h_mul, h_shift), h = line - n * H;
-        const Cover rows(h + pad_h, stride_h, dil_h, R, P), columns(column + pad_w, stride_w, dil_w, S, Q);
+        const Cover rows(h + pad_h, stride_h, dil_h, R, P),
+            columns(column + pad_w, stride_w, dil_w, S, Q);
         Floats<VEC> sum = {};
         for (int k = c * multiplier; k < (c + 1) * multiplier; ++k)
             for (int p = rows.first; p <= rows.last; ++p) {
@@ -97,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthw
                 }
             }
         const long long to = at.pixel * C + c;
-        if (MASK) {
+        if (use_mask) {
             const Floats<VEC> sign = load<VEC>(x + to);
             for (int v = 0; v < VEC; ++v) sum.v[v] = relu_mask(sum.v[v], sign.v[v]);
         }
@@ -105,17 +111,18 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthw
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_weight_depthwise(
-    float* __restrict__ slices, const float* __restrict__ dy, const float* __restrict__ x,
-    int pixels, int slice, int lanes, int H, int W, int C, int K, int P, int Q, int R, int S, int multiplier,
-    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w,
-    unsigned p_mul, int p_shift, unsigned q_mul, int q_shift)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    conv2d_backward_weight_depthwise(float* __restrict__ slices, const float* __restrict__ dy,
+        const float* __restrict__ x, int pixels, int slice, int lanes, int H, int W, int C, int K,
+        int P, int Q, int R, int S, int multiplier, int stride_h, int stride_w, int pad_h,
+        int pad_w, int dil_h, int dil_w, unsigned p_mul, int p_shift, unsigned q_mul, int q_shift)
 {
     __shared__ Floats<VEC> partial[256];
     const int rows = 256 / lanes, row = threadIdx.x / lanes, lane = threadIdx.x - row * lanes;
     const int taps = R * S, tap = blockIdx.x % taps, r = tap / S, s = tap - r * S;
     const int k = (blockIdx.x / taps * lanes + lane) * VEC, c = k / multiplier;
-    const long long begin = (long long)blockIdx.y * slice, end = min(begin + slice, (long long)pixels);
+    const long long begin = (long long)blockIdx.y * slice,
+                    end = min(begin + slice, (long long)pixels);
     Floats<VEC> sum = {};
     for (long long pixel = begin + row; pixel < end && row < rows && k < K; pixel += rows) {
         const int line = divide((int)pixel, q_mul, q_shift), q = (int)pixel - line * Q;
@@ -131,5 +138,6 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_weight_dept
     if (row > 0 || k >= K) return;
     for (int other = 1; other < rows; ++other)
         for (int v = 0; v < VEC; ++v) sum.v[v] += partial[other * lanes + lane].v[v];
-    for (int v = 0; v < VEC; ++v) slices[((long long)blockIdx.y * K + k + v) * taps + tap] = sum.v[v];
+    for (int v = 0; v < VEC; ++v)
+        slices[((long long)blockIdx.y * K + k + v) * taps + tap] = sum.v[v];
 }

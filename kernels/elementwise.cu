@@ -3,10 +3,12 @@ elementwise.cu: sums of two arrays, scaling, dropout.
 
 Math      add:     to[i] = a[i] + b[i]
           scale:   to[i] = a[i] * factor
-          dropout: y[i] = x[i] * factor where the upper 32 bits of SplitMix64's number i for the seed are at least
+          dropout: y[i] = x[i] * factor where the upper 32 bits of SplitMix64's number i for the
+                          seed are at least
                    `threshold`, else 0; backward is the same kernel on dy
 Source    Srivastava et al. 2014 (dropout); Steele et al. 2014 (SplitMix64); gpuconv/ops/dropout.py
-Layout    float32, `count` elements; dropout's i counts in the user's C order: give it NCHW, not NHWC
+Layout    float32, `count` elements; dropout's i counts in the user's C order: give it NCHW, not
+          NHWC
 Geometry  As relu.cu
 Traffic   add: a, b and to once; scale, dropout: their two arrays once
 Floor     add 12*count, scale and dropout 8*count bytes / DRAM bandwidth
@@ -17,7 +19,8 @@ Macros    VEC (4, or 1 where an array is not 16-byte aligned)
 */
 #include "elementwise.cuh"
 
-__device__ __forceinline__ bool keeps(unsigned long long seed, unsigned long long threshold, long long i)
+__device__ __forceinline__ bool keeps(
+    unsigned long long seed, unsigned long long threshold, long long i)
 {
     unsigned long long z = seed + (unsigned long long)(i + 1) * 0x9E3779B97F4A7C15ull;
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
@@ -26,21 +29,21 @@ __device__ __forceinline__ bool keeps(unsigned long long seed, unsigned long lon
     return z >> 32 >= threshold;
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) add(float* to, const float* a, const float* b, long long count)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    add(float* to, const float* a, const float* b, long long count)
 {
     each2(to, a, b, count, [](float a, float b) { return a + b; });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) scale(float* to, const float* a, long long count, float factor)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    scale(float* to, const float* a, long long count, float factor)
 {
     each1(to, a, count, [=](float a) { return a * factor; });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) dropout(
-    float* y, const float* x, long long count, unsigned long long seed, unsigned long long threshold,
-    float factor)
+extern "C" __global__ void __launch_bounds__(256, 3) dropout(float* y, const float* x,
+    long long count, unsigned long long seed, unsigned long long threshold, float factor)
 {
-    each_indexed(y, x, nullptr, count, [=](float x, float, long long i) {
-        return keeps(seed, threshold, i) ? x * factor : 0.0f;
-    });
+    each_indexed(y, x, nullptr, count,
+        [=](float x, float, long long i) { return keeps(seed, threshold, i) ? x * factor : 0.0f; });
 }

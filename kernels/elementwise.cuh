@@ -2,12 +2,14 @@
 #pragma once
 #include "common.cuh"
 
-constexpr int FLIGHT = 4;   // vectors that a thread loads before it uses the first
+constexpr int FLIGHT = 4;  // vectors that a thread loads before it uses the first
 
-// to[i] = f(a[i], b[i], i), VEC elements at a time, the last count % VEC by themselves.
-// All of a round's loads come before its stores, so `to` may be `a` or `b`, and no order between threads matters.
+// to[i] = f(a[i], b[i], i), VEC elements at a time, the last count % VEC by themselves. All of a
+// round's loads come before its stores, so `to` may be `a` or `b`, and no order between threads
+// matters.
 template <class F>
-__device__ __forceinline__ void each_indexed(float* to, const float* a, const float* b, long long count, F f)
+__device__ __forceinline__ void each_indexed(
+    float* to, const float* a, const float* b, long long count, F f)
 {
     const long long vectors = count / VEC, first = first_index(), step = index_step();
     for (long long i = first; i < vectors; i += FLIGHT * step) {
@@ -22,20 +24,24 @@ __device__ __forceinline__ void each_indexed(float* to, const float* a, const fl
         for (int j = 0; j < FLIGHT; ++j)
             if (i + j * step < vectors) {
                 const long long at = (i + j * step) * VEC;
-                for (int k = 0; k < VEC; ++k) left[j].v[k] = f(left[j].v[k], b ? right[j].v[k] : 0.0f, at + k);
+                for (int k = 0; k < VEC; ++k)
+                    left[j].v[k] = f(left[j].v[k], b ? right[j].v[k] : 0.0f, at + k);
                 store<VEC>(to + at, left[j]);
             }
     }
-    for (long long i = vectors * VEC + first; i < count; i += step) to[i] = f(a[i], b ? b[i] : 0.0f, i);
+    for (long long i = vectors * VEC + first; i < count; i += step)
+        to[i] = f(a[i], b ? b[i] : 0.0f, i);
 }
 
-template <class F> __device__ __forceinline__ void each1(float* to, const float* a, long long count, F f)
+template <class F>
+__device__ __forceinline__ void each1(float* to, const float* a, long long count, F f)
 {
     each_indexed(to, a, nullptr, count, [=](float a, float, long long) { return f(a); });
 }
 
 template <class F>
-__device__ __forceinline__ void each2(float* to, const float* a, const float* b, long long count, F f)
+__device__ __forceinline__ void each2(
+    float* to, const float* a, const float* b, long long count, F f)
 {
     each_indexed(to, a, b, count, [=](float a, float b, long long) { return f(a, b); });
 }

@@ -1,42 +1,50 @@
 /*
 maxpool.cu: two-dimensional max pooling, forward and backward.
 
-Math      y[n,p,q,c]      = max over (r,s) of x[n, p*stride_h - pad_h + r*dil_h, q*stride_w - pad_w + s*dil_w, c]
-          argmax[n,p,q,c] = r*S + s of the winner: the first maximum in (r,s) order, or the last NaN where there is one;
+Math      y[n,p,q,c]      = max over (r,s) of x[n, p*stride_h - pad_h + r*dil_h, q*stride_w - pad_w
+                            + s*dil_w, c]
+          argmax[n,p,q,c] = r*S + s of the winner: the first maximum in (r,s) order, or the last NaN
+                            where there is one;
                             255, with y = -infinity, where no tap is inside the image
           dx[n,h,w,c]     = sum of dy[n,p,q,c] over the windows whose winner is (h,w)
 Source    ONNX MaxPool; torch.nn.functional.max_pool2d, including ceil_mode
-Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC (VEC = 1 serves any C); argmax: uint8, same shape as y
-Geometry  A block of 256 threads is 256/lanes pixels by `lanes` threads along the channels; both loop with a stride, so
-          any grid covers all. A thread owns VEC neighbouring channels of one output pixel (forward) or input pixel
-          (backward). With VEC = 4 every access to floats is 16 bytes
-Traffic   Forward: x once (overlapping taps hit the cache), y and argmax once. Backward: dy and argmax once, dx once
+Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC (VEC = 1 serves any C); argmax: uint8, same
+          shape as y
+Geometry  A block of 256 threads is 256/lanes pixels by `lanes` threads along the channels; both
+          loop with a stride, so any grid covers all. A thread owns VEC neighbouring channels of one
+          output pixel (forward) or input pixel (backward). With VEC = 4 every access to floats is
+          16 bytes
+Traffic   Forward: x once (overlapping taps hit the cache), y and argmax once. Backward: dy and
+          argmax once, dx once
 Floor     bytes / DRAM bandwidth
-Order     One owner per output, no atomics: the backward gathers from the windows that cover a pixel, by ascending (p,q),
-          so results are bit-identical from run to run
+Order     One owner per output, no atomics: the backward gathers from the windows that cover a
+          pixel, by ascending (p,q), so results are bit-identical from run to run
 Limits    R*S <= 255; N*P*Q and N*H*W below 2^31 (checked by the plan); offsets are 64-bit
 Not here  Pooling fused with the convolution before it
 Macros    VEC (4 or 1)
 */
 #include "pool.cuh"
 
-struct alignas(VEC) Winners { unsigned char v[VEC]; };
+struct alignas(VEC) Winners {
+    unsigned char v[VEC];
+};
 
-constexpr unsigned char NONE = 255;                         // no tap of this window has been inside the image yet
+constexpr unsigned char NONE = 255;  // no tap of this window has been inside the image yet
 
-extern "C" __global__ void __launch_bounds__(256, 4) max_pool2d_forward(
-    float* __restrict__ y, unsigned char* __restrict__ argmax, const float* __restrict__ x,
-    int pixels, int lanes, int H, int W, int C, int P, int Q, int R, int S,
-    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    max_pool2d_forward(float* __restrict__ y, unsigned char* __restrict__ argmax,
+        const float* __restrict__ x, int pixels, int lanes, int H, int W, int C, int P, int Q,
+        int R, int S, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w)
 {
     for (Walk at(lanes); at.pixel < pixels; at.next()) {
-        const unsigned pixel = at.pixel, q = pixel % Q, line = pixel / Q, p = line % P, n = line / P;
+        const unsigned pixel = at.pixel, q = pixel % Q, line = pixel / Q, p = line % P,
+                       n = line / P;
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             Floats<VEC> best;
             Winners winner;
             for (int k = 0; k < VEC; ++k) {
-                best.v[k] = -1.0f / 0.0f;                   // NVRTC has no INFINITY
-                winner.v[k] = NONE;                         // not best == -infinity: an image may hold that value
+                best.v[k] = -1.0f / 0.0f;  // NVRTC has no INFINITY
+                winner.v[k] = NONE;        // not best == -infinity: an image may hold that value
             }
             for (int r = 0; r < R; ++r) {
                 const int h = (int)p * stride_h - pad_h + r * dil_h;
@@ -59,14 +67,16 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_pool2d_forward(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) max_pool2d_backward(
-    float* __restrict__ dx, const float* __restrict__ dy, const unsigned char* __restrict__ argmax,
-    int pixels, int lanes, int H, int W, int C, int P, int Q, int R, int S,
-    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    max_pool2d_backward(float* __restrict__ dx, const float* __restrict__ dy,
+        const unsigned char* __restrict__ argmax, int pixels, int lanes, int H, int W, int C, int P,
+        int Q, int R, int S, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w)
 {
     for (Walk at(lanes); at.pixel < pixels; at.next()) {
-        const unsigned pixel = at.pixel, w = pixel % W, line = pixel / W, h = line % H, n = line / H;
-        const Cover rows(h + pad_h, stride_h, dil_h, R, P), columns(w + pad_w, stride_w, dil_w, S, Q);
+        const unsigned pixel = at.pixel, w = pixel % W, line = pixel / W, h = line % H,
+                       n = line / H;
+        const Cover rows(h + pad_h, stride_h, dil_h, R, P),
+            columns(w + pad_w, stride_w, dil_w, S, Q);
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             Floats<VEC> sum = {};
             for (int p = rows.first; p <= rows.last; ++p) {

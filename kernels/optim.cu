@@ -3,17 +3,22 @@ optim.cu: SGD, Adam and AdamW over all tensors of a model in one launch.
 
 Math      d = grad + decay*p
           sgd:          p -= lr * d
-          sgd_momentum: b = momentum*b + share*d;  p -= lr * b, with nesterov p -= lr * (d + momentum*b)
+          sgd_momentum: b = momentum*b + share*d;  p -= lr * b, with nesterov p -= lr * (d +
+                            momentum*b)
           adam:         m += (d - m)*share1;  v = beta2*v + share2*d*d
                         p = keep*p - step_size * (m / (sqrt(v) / root + eps))
-          share, step_size and root are each tensor's own, for tensors may have aged differently; the host computes them
+          share, step_size and root are each tensor's own, for tensors may have aged differently;
+          the host computes them
           in double precision. AdamW is adam with decay = 0 and keep = 1 - lr*weight_decay
-Source    gpuconv/optim/kernels.py, whose operations these are, each rounded once and none fused: equal bits, subnormal
-          numbers apart, which here become 0; torch.optim
-Layout    tensors: per tensor the addresses of p, grad and two slots (b, or m and v; 0 where unused) and its count;
-          numbers: per tensor two floats; owner, part: per chunk of CHUNK elements its tensor and its number in it
-Geometry  One block a chunk, grid-stride over chunks; 16-byte vectors where a tensor's arrays are aligned to them
-Traffic   sgd: p twice, grad once; sgd_momentum: p and b twice, grad once; adam: p, m and v twice, grad once
+Source    gpuconv/optim/kernels.py, whose operations these are, each rounded once and none fused:
+          equal bits, subnormal numbers apart, which here become 0; torch.optim
+Layout    tensors: per tensor the addresses of p, grad and two slots (b, or m and v; 0 where unused)
+          and its count; numbers: per tensor two floats; owner, part: per chunk of CHUNK elements
+          its tensor and its number in it
+Geometry  One block a chunk, grid-stride over chunks; 16-byte vectors where a tensor's arrays are
+          aligned to them
+Traffic   sgd: p twice, grad once; sgd_momentum: p and b twice, grad once; adam: p, m and v twice,
+          grad once
 Floor     12, 20 or 28 bytes an element / DRAM bandwidth
 Order     Element by element
 Limits    2^31 - 1 chunks; offsets are 64-bit
@@ -22,18 +27,21 @@ Not here  Clipping of gradients by their norm
 #include "common.cuh"
 
 constexpr int CHUNK = 4096;
-constexpr int WORDS = 5;             // of a tensor in the table: p, grad, slot 0, slot 1, count
+constexpr int WORDS = 5;  // of a tensor in the table: p, grad, slot 0, slot 1, count
 
-// update(values, numbers) for each element: values are p, grad and the slots; all but grad are written back.
+// update(values, numbers) for each element: values are p, grad and the slots; all but grad are
+// written back.
 template <int WIDTH, int ARRAYS, class F>
-__device__ __forceinline__ void update_chunk(const unsigned long long* tensor, const float* numbers, int part, F update)
+__device__ __forceinline__ void update_chunk(
+    const unsigned long long* tensor, const float* numbers, int part, F update)
 {
     const long long begin = (long long)part * CHUNK, left = (long long)tensor[WORDS - 1] - begin;
     const int count = (int)min(left, (long long)CHUNK);
     const float first = numbers[0], second = numbers[1];
     for (int i = threadIdx.x * WIDTH; i < count; i += blockDim.x * WIDTH) {
         Floats<WIDTH> values[ARRAYS];
-        for (int a = 0; a < ARRAYS; ++a) values[a] = load<WIDTH>((const float*)tensor[a] + begin + i);
+        for (int a = 0; a < ARRAYS; ++a)
+            values[a] = load<WIDTH>((const float*)tensor[a] + begin + i);
         for (int k = 0; k < WIDTH; ++k) {
             float one[ARRAYS];
             for (int a = 0; a < ARRAYS; ++a) one[a] = values[a].v[k];
@@ -46,8 +54,8 @@ __device__ __forceinline__ void update_chunk(const unsigned long long* tensor, c
 }
 
 template <int ARRAYS, class F>
-__device__ __forceinline__ void update_all(const unsigned long long* tensors, const float* numbers, const int* owner,
-                                           const int* part, int chunks, F update)
+__device__ __forceinline__ void update_all(const unsigned long long* tensors, const float* numbers,
+    const int* owner, const int* part, int chunks, F update)
 {
     for (long long i = blockIdx.x; i < chunks; i += gridDim.x) {
         const unsigned long long* tensor = tensors + (long long)owner[i] * WORDS;
@@ -61,21 +69,28 @@ __device__ __forceinline__ void update_all(const unsigned long long* tensors, co
 }
 
 // a + b*c with both operations rounded, as the CPU does it: the compiler may not fuse these.
-__device__ __forceinline__ float plus_product(float a, float b, float c) { return __fadd_rn(a, __fmul_rn(b, c)); }
-__device__ __forceinline__ float minus_product(float a, float b, float c) { return __fsub_rn(a, __fmul_rn(b, c)); }
+__device__ __forceinline__ float plus_product(float a, float b, float c)
+{
+    return __fadd_rn(a, __fmul_rn(b, c));
+}
+__device__ __forceinline__ float minus_product(float a, float b, float c)
+{
+    return __fsub_rn(a, __fmul_rn(b, c));
+}
 
 extern "C" __global__ void __launch_bounds__(256, 4) sgd(
-    const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers, const int* __restrict__ owner,
-    const int* __restrict__ part, int chunks, float lr, float decay)
+    const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers,
+    const int* __restrict__ owner, const int* __restrict__ part, int chunks, float lr, float decay)
 {
     update_all<2>(tensors, numbers, owner, part, chunks, [=](float (&v)[2], float, float) {
         v[0] = minus_product(v[0], lr, plus_product(v[1], decay, v[0]));
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) sgd_momentum(
-    const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers, const int* __restrict__ owner,
-    const int* __restrict__ part, int chunks, float lr, float decay, float momentum, int nesterov)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    sgd_momentum(const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers,
+        const int* __restrict__ owner, const int* __restrict__ part, int chunks, float lr,
+        float decay, float momentum, int nesterov)
 {
     update_all<3>(tensors, numbers, owner, part, chunks, [=](float (&v)[3], float share, float) {
         const float d = plus_product(v[1], decay, v[0]);
@@ -84,16 +99,17 @@ extern "C" __global__ void __launch_bounds__(256, 4) sgd_momentum(
     });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) adam(
-    const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers, const int* __restrict__ owner,
-    const int* __restrict__ part, int chunks, float keep, float decay, float share1, float beta2, float share2,
-    float eps)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    adam(const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers,
+        const int* __restrict__ owner, const int* __restrict__ part, int chunks, float keep,
+        float decay, float share1, float beta2, float share2, float eps)
 {
-    update_all<4>(tensors, numbers, owner, part, chunks, [=](float (&v)[4], float step_size, float root) {
-        const float d = plus_product(v[1], decay, v[0]);
-        v[2] = plus_product(v[2], __fsub_rn(d, v[2]), share1);
-        v[3] = __fadd_rn(__fmul_rn(beta2, v[3]), __fmul_rn(share2, __fmul_rn(d, d)));
-        const float spread = __fadd_rn(__fdiv_rn(__fsqrt_rn(v[3]), root), eps);
-        v[0] = minus_product(__fmul_rn(keep, v[0]), step_size, __fdiv_rn(v[2], spread));
-    });
+    update_all<4>(
+        tensors, numbers, owner, part, chunks, [=](float (&v)[4], float step_size, float root) {
+            const float d = plus_product(v[1], decay, v[0]);
+            v[2] = plus_product(v[2], __fsub_rn(d, v[2]), share1);
+            v[3] = __fadd_rn(__fmul_rn(beta2, v[3]), __fmul_rn(share2, __fmul_rn(d, d)));
+            const float spread = __fadd_rn(__fdiv_rn(__fsqrt_rn(v[3]), root), eps);
+            v[0] = minus_product(__fmul_rn(keep, v[0]), step_size, __fdiv_rn(v[2], spread));
+        });
 }

@@ -2,8 +2,8 @@
 #pragma once
 #include "common.cuh"
 
-// A thread's pixels: a block is blockDim.x / lanes pixels by `lanes` threads along the channels. Threads left over
-// (256 is rarely a multiple of `lanes`) start past every pixel.
+// A thread's pixels: a block is blockDim.x / lanes pixels by `lanes` threads along the channels.
+// Threads left over (256 is rarely a multiple of `lanes`) start past every pixel.
 struct Walk {
     int lane;
     long long pixel, step;
@@ -18,12 +18,15 @@ struct Walk {
     __device__ __forceinline__ void next() { pixel += step; }
 };
 
-// The windows that cover one row (or column) of an image: outputs first..last, each by one tap or by none.
+// The windows that cover one row (or column) of an image: outputs first..last, each by one tap or
+// by none.
 struct Cover {
     int at, stride, dil, first, last;
 
-    // at: the row's distance from the first window's start; taps: of a window; outputs: how many windows there are.
-    __device__ __forceinline__ Cover(int at, int stride, int dil, int taps, int outputs) : at(at), stride(stride), dil(dil)
+    // at: the row's distance from the first window's start; taps: of a window; outputs: how many
+    // windows there are.
+    __device__ __forceinline__ Cover(int at, int stride, int dil, int taps, int outputs)
+        : at(at), stride(stride), dil(dil)
     {
         const int reach = (taps - 1) * dil;
         first = at > reach ? (at - reach + stride - 1) / stride : 0;

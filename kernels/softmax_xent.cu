@@ -1,23 +1,30 @@
 /*
-softmax_xent.cu: softmax and the losses over it (cross-entropy, the article's half squared error), and the hinge loss.
+softmax_xent.cu: softmax, cross-entropy, the article's half squared error, and the hinge loss.
 
 Math      softmax:      y = exp(x - max x) / sum exp(x - max x);  dx = y * (dy - sum dy*y)
           cross entropy, target t = even for every class, plus `right` for the label:
-                        loss = log sum exp(x - m) + right*(m - x[label]) + even * sum (m - x), m = max x: no term is
-                        negative, so nothing cancels and scores of 1e38 do not overflow; dx = (p - t) / rows
+                        loss = log sum exp(x - m) + right*(m - x[label]) + even * sum (m - x), m =
+                               max x: no term is
+                        negative, so nothing cancels and scores of 1e38 do not overflow; dx = (p -
+                                        t) / rows
           half squared: loss = sum (p - t)^2 / 2;  dx = p * (d - sum p*d) / rows with d = p - t
-          hinge:        excess[j] = max(0, margin - x[label] + x[j]) for j != label; loss = sum excess / classes;
+          hinge:        excess[j] = max(0, margin - x[label] + x[j]) for j != label; loss = sum
+                        excess / classes;
                         dx = (excess > 0) / (rows*classes), the label's minus their sum
-          mean_rows:    loss = sum of row_loss[i] / rows: each term divided first, so that the sum cannot overflow
-Source    The article's "training using backpropagation"; torch.nn.functional.cross_entropy, multi_margin_loss
-Layout    Matrices: float32 (rows, classes), classes contiguous (NHWC pixels are rows); labels: int32 or int64 (rows)
+          mean_rows:    loss = sum of row_loss[i] / rows: each term divided first, so that the sum
+                        cannot overflow
+Source    The article's "training using backpropagation"; torch.nn.functional.cross_entropy,
+          multi_margin_loss
+Layout    Matrices: float32 (rows, classes), classes contiguous (NHWC pixels are rows); labels:
+          int32 or int64 (rows)
 Geometry  A warp per row, 8 rows a block, grid-stride over rows; mean_rows is one block
-Traffic   Forward: scores three times (the cache serves two), the matrix written once. Backward: its matrices once, or
-          twice where there is a sum
+Traffic   Forward: scores three times (the cache serves two), the matrix written once. Backward: its
+          matrices once, or twice where there is a sum
 Floor     8*rows*classes bytes / DRAM bandwidth (backward of softmax: 12)
-Order     A lane sums every 32nd class, a butterfly the lanes; mean_rows: a thread every 256th row, then a tree
-Limits    classes and rows: 1 to 2^31 - 1; offsets are 64-bit. A label out of range gives NaN, never an access out of
-          bounds; the host refuses it where it can see it
+Order     A lane sums every 32nd class, a butterfly the lanes; mean_rows: a thread every 256th row,
+          then a tree
+Limits    classes and rows: 1 to 2^31 - 1; offsets are 64-bit. A label out of range gives NaN, never
+          an access out of bounds; the host refuses it where it can see it
 Not here  Several warps a row, which classes by the ten thousand would want
 Macros    LABEL (the labels' type: int, or long long)
 */
@@ -26,7 +33,10 @@ Macros    LABEL (the labels' type: int, or long long)
 constexpr int WARPS = 8;
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-__device__ __forceinline__ long long first_row() { return blockIdx.x * (long long)WARPS + threadIdx.x / 32; }
+__device__ __forceinline__ long long first_row()
+{
+    return blockIdx.x * (long long)WARPS + threadIdx.x / 32;
+}
 __device__ __forceinline__ long long row_step() { return gridDim.x * (long long)WARPS; }
 __device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fffffff); }
 
@@ -38,7 +48,9 @@ template <class F> __device__ __forceinline__ float sum_over(int classes, F f)
     return warp_sum(sum);
 }
 
-struct Softmax { float peak, sum; };
+struct Softmax {
+    float peak, sum;
+};
 
 // The row's largest score and sum of exp(score - peak). A NaN among the scores makes the sum NaN.
 __device__ __forceinline__ Softmax softmax_of(const float* x, int classes)
@@ -54,15 +66,16 @@ __device__ __forceinline__ void write_softmax(float* y, const float* x, int clas
     for (int j = lane(); j < classes; j += 32) y[j] = expf(x[j] - s.peak) / s.sum;
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) softmax_forward(
-    float* __restrict__ y, const float* __restrict__ x, int rows, int classes)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    softmax_forward(float* __restrict__ y, const float* __restrict__ x, int rows, int classes)
 {
     for (long long row = first_row(); row < rows; row += row_step())
-        write_softmax(y + row * classes, x + row * classes, classes, softmax_of(x + row * classes, classes));
+        write_softmax(
+            y + row * classes, x + row * classes, classes, softmax_of(x + row * classes, classes));
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) softmax_backward(
-    float* __restrict__ dx, const float* __restrict__ dy, const float* __restrict__ y, int rows, int classes)
+extern "C" __global__ void __launch_bounds__(256, 4) softmax_backward(float* __restrict__ dx,
+    const float* __restrict__ dy, const float* __restrict__ y, int rows, int classes)
 {
     for (long long row = first_row(); row < rows; row += row_step()) {
         const long long at = row * classes;
@@ -71,9 +84,10 @@ extern "C" __global__ void __launch_bounds__(256, 4) softmax_backward(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) cross_entropy_forward(
-    float* __restrict__ probabilities, float* __restrict__ row_loss, const float* __restrict__ scores,
-    const LABEL* __restrict__ labels, int rows, int classes, float right, float even)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    cross_entropy_forward(float* __restrict__ probabilities, float* __restrict__ row_loss,
+        const float* __restrict__ scores, const LABEL* __restrict__ labels, int rows, int classes,
+        float right, float even)
 {
     for (long long row = first_row(); row < rows; row += row_step()) {
         const float* x = scores + row * classes;
@@ -87,23 +101,24 @@ extern "C" __global__ void __launch_bounds__(256, 4) cross_entropy_forward(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) cross_entropy_backward(
-    float* __restrict__ dscores, const float* __restrict__ probabilities, const LABEL* __restrict__ labels,
-    int rows, int classes, float right, float even)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    cross_entropy_backward(float* __restrict__ dscores, const float* __restrict__ probabilities,
+        const LABEL* __restrict__ labels, int rows, int classes, float right, float even)
 {
     for (long long row = first_row(); row < rows; row += row_step()) {
         const long long at = row * classes, label = labels[row];
         const bool known = label >= 0 && label < classes;
         for (int j = lane(); j < classes; j += 32) {
             const float target = j == label ? even + right : even;
-            dscores[at + j] = known ? (probabilities[at + j] - target) / (float)rows : not_a_number();
+            dscores[at + j] =
+                known ? (probabilities[at + j] - target) / (float)rows : not_a_number();
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) half_squared_error_forward(
-    float* __restrict__ probabilities, float* __restrict__ row_loss, const float* __restrict__ scores,
-    const LABEL* __restrict__ labels, int rows, int classes)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    half_squared_error_forward(float* __restrict__ probabilities, float* __restrict__ row_loss,
+        const float* __restrict__ scores, const LABEL* __restrict__ labels, int rows, int classes)
 {
     for (long long row = first_row(); row < rows; row += row_step()) {
         const float* x = scores + row * classes;
@@ -117,19 +132,21 @@ extern "C" __global__ void __launch_bounds__(256, 4) half_squared_error_forward(
             sum += d * d;
         }
         sum = warp_sum(sum);
-        if (lane() == 0) row_loss[row] = label >= 0 && label < classes ? sum / 2.0f : not_a_number();
+        if (lane() == 0)
+            row_loss[row] = label >= 0 && label < classes ? sum / 2.0f : not_a_number();
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) half_squared_error_backward(
-    float* __restrict__ dscores, const float* __restrict__ probabilities, const LABEL* __restrict__ labels,
-    int rows, int classes)
+    float* __restrict__ dscores, const float* __restrict__ probabilities,
+    const LABEL* __restrict__ labels, int rows, int classes)
 {
     for (long long row = first_row(); row < rows; row += row_step()) {
         const float* p = probabilities + row * classes;
         const long long label = labels[row];
         const bool known = label >= 0 && label < classes;
-        const float sum = sum_over(classes, [=](int j) { return p[j] * (j == label ? p[j] - 1.0f : p[j]); });
+        const float sum =
+            sum_over(classes, [=](int j) { return p[j] * (j == label ? p[j] - 1.0f : p[j]); });
         for (int j = lane(); j < classes; j += 32) {
             const float d = j == label ? p[j] - 1.0f : p[j];
             dscores[row * classes + j] = known ? p[j] * (d - sum) / (float)rows : not_a_number();
@@ -137,8 +154,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) half_squared_error_backward
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) hinge_forward(
-    float* __restrict__ excess, float* __restrict__ row_loss, const float* __restrict__ scores,
+extern "C" __global__ void __launch_bounds__(256, 4) hinge_forward(float* __restrict__ excess,
+    float* __restrict__ row_loss, const float* __restrict__ scores,
     const LABEL* __restrict__ labels, int rows, int classes, float margin)
 {
     for (long long row = first_row(); row < rows; row += row_step()) {
@@ -156,9 +173,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) hinge_forward(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) hinge_backward(
-    float* __restrict__ dscores, const float* __restrict__ excess, const LABEL* __restrict__ labels,
-    int rows, int classes)
+extern "C" __global__ void __launch_bounds__(256, 4) hinge_backward(float* __restrict__ dscores,
+    const float* __restrict__ excess, const LABEL* __restrict__ labels, int rows, int classes)
 {
     for (long long row = first_row(); row < rows; row += row_step()) {
         const float* e = excess + row * classes;
@@ -167,14 +183,15 @@ extern "C" __global__ void __launch_bounds__(256, 4) hinge_backward(
         const float positive = sum_over(classes, [=](int j) { return e[j] > 0.0f ? 1.0f : 0.0f; });
         for (int j = lane(); j < classes; j += 32) {
             const float d = j == label ? -positive : e[j] > 0.0f ? 1.0f : 0.0f;
-            dscores[row * classes + j] = known ? d / ((float)rows * (float)classes) : not_a_number();
+            dscores[row * classes + j] =
+                known ? d / ((float)rows * (float)classes) : not_a_number();
         }
     }
 }
 
 // One block of 256 threads, however many are launched.
-extern "C" __global__ void __launch_bounds__(256, 4) mean_rows(
-    float* __restrict__ loss, const float* __restrict__ row_loss, int rows)
+extern "C" __global__ void __launch_bounds__(256, 4)
+    mean_rows(float* __restrict__ loss, const float* __restrict__ row_loss, int rows)
 {
     __shared__ float sums[256];
     if (blockIdx.x > 0) return;

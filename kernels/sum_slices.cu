@@ -2,7 +2,8 @@
 sum_slices.cu: the second half of every sum that was cut into slices.
 
 Math      out[i] = slices[0][i] + slices[1][i] + ... + slices[number-1][i]
-Source    The two-phase reduction; here it takes the place of atomic additions, whose order nobody fixes
+Source    The two-phase reduction; here it takes the place of atomic additions, whose order nobody
+          fixes
 Layout    out: count floats; slices: number rows of count floats
 Geometry  Grid-stride loop, one thread an element; a warp reads 128 contiguous bytes of each slice
 Traffic   The slices once, out once

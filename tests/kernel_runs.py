@@ -16,6 +16,7 @@ sim = pytest.importorskip("gpuconv.sim", reason="the simulator's packages are no
 if sim.available():
     pytest.skip(sim.available(), allow_module_level=True)
 
+F4 = np.float32
 GUARD = 64  # floats before and after every output, which nobody may touch
 POISON = 0xAB
 ran: dict[str, int] = {}  # kernels and how often they ran, for the summary
@@ -81,3 +82,19 @@ def last(a):
 def first(a):
     """The reverse of `last`."""
     return np.ascontiguousarray(np.moveaxis(a, -1, 1))
+
+
+def gamma(terms):
+    """The proved bound of a float32 sum of products: |error| <= gamma * sum of |products|."""
+    u = 2.0**-24
+    return terms * u / (1 - terms * u)
+
+
+def assert_within(value, exact, bound):
+    """|value - exact| <= bound, element by element; a NaN fails."""
+    assert value.shape == exact.shape
+    wrong = ~(np.abs(value - exact) <= bound)
+    assert not wrong.any(), (
+        f"{wrong.sum()} of {wrong.size} elements, the first at {np.argwhere(wrong)[0]}: "
+        f"{value[wrong][0]} for {exact[wrong][0]}"
+    )

@@ -100,7 +100,10 @@ def test_the_order_is_the_same_on_every_machine():
 @pytest.mark.parametrize(
     ("batch_size", "words"),
     [
-        (0, "at least 1, got 0"), (-4, "got -4"), (2.5, "got 2.5"), (True, "got True"),
+        (0, "at least 1, got 0"),
+        (-4, "got -4"),
+        (2.5, "got 2.5"),
+        (True, "got True"),
         (104, "batch_size 104 is larger than toy, which has 103 images"),
     ],
 )
@@ -148,8 +151,9 @@ def check_each(images, augment, candidates) -> None:
     assert out.dtype == images.dtype
     seen = set()
     for index, result in enumerate(out):
-        matches = [k for k, one in enumerate(candidates(images[index]))
-                   if np.array_equal(one, result)]
+        matches = [
+            k for k, one in enumerate(candidates(images[index])) if np.array_equal(one, result)
+        ]
         assert matches
         seen.add(matches[0])
         alone = augment(images[index : index + 1], Draws(1, 2, indices[index : index + 1]))
@@ -163,9 +167,11 @@ def test_shift_flip_and_crop_by_definition(images):
 
     def windows(image, padding, rows, columns):
         padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
-        return [padded[:, top : top + rows, left : left + columns]
-                for top in range(height + 2 * padding - rows + 1)
-                for left in range(width + 2 * padding - columns + 1)]
+        return [
+            padded[:, top : top + rows, left : left + columns]
+            for top in range(height + 2 * padding - rows + 1)
+            for left in range(width + 2 * padding - columns + 1)
+        ]
 
     check_each(images, Shift(1), lambda image: windows(image, 1, height, width))
     check_each(images, RandomCrop((5, 5)), lambda image: windows(image, 0, 5, 5))
@@ -199,8 +205,15 @@ def test_affine_turns_by_the_angle():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Shift(-1), lambda: Shift(1.5), lambda: RandomCrop(0), lambda: RandomCrop(3, -1),
-     lambda: HorizontalFlip(1.1), lambda: Affine(-1), lambda: Affine(5, 1.0)],
+    [
+        lambda: Shift(-1),
+        lambda: Shift(1.5),
+        lambda: RandomCrop(0),
+        lambda: RandomCrop(3, -1),
+        lambda: HorizontalFlip(1.1),
+        lambda: Affine(-1),
+        lambda: Affine(5, 1.0),
+    ],
 )
 def test_impossible_augmentations(make):
     with pytest.raises(ValueError, match="must be"):

@@ -32,8 +32,10 @@ def put(folder, form="{}.gz", arrays=TOY):
 def places(tmp_path, monkeypatch):
     """Every place of the search order, empty, and the toy set under Fashion-MNIST's name."""
     put(tmp_path / "source", "{}")
-    sums = {stem: hashlib.sha256((tmp_path / "source" / stem).read_bytes()).hexdigest()
-            for stem in STEMS}
+    sums = {
+        stem: hashlib.sha256((tmp_path / "source" / stem).read_bytes()).hexdigest()
+        for stem in STEMS
+    }
     monkeypatch.setitem(named.SHA256, "fashion-mnist", sums)
     monkeypatch.setitem(named.MIRRORS, "fashion-mnist", (f"http://127.0.0.1:{free_port()}/",))
     monkeypatch.setattr(named, "SYSTEM", tmp_path / "system")
@@ -97,9 +99,29 @@ def test_mnist_is_the_published_one(monkeypatch, tmp_path):
     assert train.images.dtype == np.uint8
     assert train.classes == tuple("0123456789")
     assert np.bincount(train.labels).tolist() == [
-        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
     assert np.bincount(test.labels).tolist() == [
-        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     # ba89... is the raw train file's: header and pixels
     header = bytes.fromhex("00000803 0000ea60 0000001c 0000001c".replace(" ", ""))
@@ -127,9 +149,9 @@ def test_fashion_mnist_where_the_system_has_it(monkeypatch, tmp_path):
 @pytest.mark.parametrize("place", ["asked", "cache/gpuconv", "system", "embedded"])
 def test_each_place_is_searched_in_order(places, place):
     order = ["asked", "cache/gpuconv", "system", "embedded"]
-    for later in order[order.index(place):]:
+    for later in order[order.index(place) :]:
         put(places / later / "fashion-mnist")
-    for after in order[order.index(place) + 1:]:  # would be an error if it were read
+    for after in order[order.index(place) + 1 :]:  # would be an error if it were read
         (places / after / "fashion-mnist" / f"{STEMS[2]}.gz").write_bytes(b"wrong")
     data = load("fashion-mnist", "test")
     np.testing.assert_array_equal(data.images[:, 0], TOY[STEMS[2]])
@@ -199,8 +221,14 @@ def test_downloads_that_fail(places, server, fault):
         server.http.shutdown()
         server.http.server_close()
     corrupt = fault in ("changed", "page", "truncated")
-    words = {"changed": "sha256", "page": "not intact gzip", "truncated": "not intact gzip",
-             "cut": "of", "404": "HTTP 404", "refused": "refused"}[fault]
+    words = {
+        "changed": "sha256",
+        "page": "not intact gzip",
+        "truncated": "not intact gzip",
+        "cut": "of",
+        "404": "HTTP 404",
+        "refused": "refused",
+    }[fault]
     with pytest.raises(DataError if corrupt else (OSError, DataError), match=words) as caught:
         load("fashion-mnist", "test")
     text = str(caught.value)

@@ -1,4 +1,4 @@
-"""What the documentation says is run: docstring examples, the README's Python, the README's commands."""
+"""What the documentation says is run: docstring examples, the README's Python and commands."""
 
 import doctest
 import importlib

@@ -452,7 +452,8 @@ def test_a_checked_launch_can_be_interrupted():
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[0] == "stopped\n"
+        assert process.communicate(timeout=60)[0] == "stopped\n"
         assert process.returncode == 0
     finally:
         process.kill()
+        process.wait()

@@ -143,7 +143,8 @@ def test_the_folder_of_a_run(tmp_path):
     assert last.metadata["position"]["epoch"] == 3
     best = checkpoint.read(folder / "best.safetensors")
     accuracies = [record["validation_accuracy"] for record in history]
-    assert best.metadata["epoch"] == 1 + int(np.argmax(accuracies))
+    scores = [(record["validation_accuracy"], -record["validation_loss"]) for record in history]
+    assert best.metadata["epoch"] == 1 + scores.index(max(scores))
     assert best.metadata["result"]["validation_accuracy"] == max(accuracies)
     assert best.metadata["classes"] == ["0", "1", "2", "3"]
     assert best.metadata["input"]["input_shape"] == [1, 8, 8]

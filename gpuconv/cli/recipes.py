@@ -47,7 +47,6 @@ RECIPES: dict[str, Settings] = {
         "loss": "article",
         "schedule": "none",
         "augment": "none",
-        "normalize": "none",
         "validation": 0.0,
     },
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import conv_direct, conv_matmul, conv_pointwise, conv_weights, winograd
+from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.threads import thread_count
 from gpuconv.shapes import Window
 
@@ -66,10 +67,3 @@ def _backward(
     if need_dx and dx is None:
         dx = conv_direct.input_gradient(dy, w, x.shape, window, groups)
     return dx, *weights
-
-
-def plain(a: np.ndarray) -> np.ndarray:
-    """`a` C-contiguous, aligned and writable, copied only if it is not: compiled loops know one
-    layout.
-    """
-    return np.require(a, requirements=["C", "A", "W"])

@@ -15,6 +15,7 @@ import numpy as np
 from gpuconv.cpu import conv, pool, pool_pairs, winograd
 from gpuconv.cpu.conv_direct import convolve_blocks, forward_weights, input_passes
 from gpuconv.cpu.conv_weights import WeightSums, accumulate_blocks
+from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.plan import forward_plan, input_plan, tiles
 from gpuconv.cpu.pool_pairs import max_planes, spread_planes
 from gpuconv.cpu.threads import parallel, shards
@@ -47,13 +48,13 @@ def forward(
     """
     if not _fuses(x, w, window, groups, pool_window):
         return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
-    x, w = conv.plain(x), conv.plain(w)
+    x, w = plain(x), plain(w)
     (N, _, H, W), K = x.shape, w.shape[0]
     P, Q = window.output_size(H, W)
     plan = forward_plan((1, *x.shape[1:]), window, groups, 1)
     first, height, _ = tiles(K // groups)
     weights = forward_weights(w, groups)
-    bias = np.zeros(K, np.float32) if b is None else conv.plain(b)
+    bias = np.zeros(K, np.float32) if b is None else plain(b)
     y, argmax = (
         np.empty((N, K, P // 2, Q // 2), np.float32),
         np.empty((N, K, P // 2, Q // 2), np.uint8),
@@ -103,7 +104,7 @@ def backward(
         masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)
         spread = pool.max_backward(masked, argmax, (len(x), w.shape[0], *size), pool_window)
         return conv.backward(spread, x, w, window, groups, need_dx)
-    dy, y, argmax, x, w = (conv.plain(a) for a in (dy, y, argmax, x, w))
+    dy, y, argmax, x, w = (plain(a) for a in (dy, y, argmax, x, w))
     image, pieces, K = (1, *x.shape[1:]), shards(len(x)), w.shape[0]
     sums = WeightSums(image, w.shape, window, groups, 1, pieces)
     plan, phases = input_plan(image, K, window, groups, 1)

@@ -26,13 +26,21 @@ def plain(a: np.ndarray) -> np.ndarray:
     """`a` contiguous, aligned and writable, copied only if it is not: compiled loops know one
     layout.
     """
-    return np.require(a, requirements="CAW")
+    return np.require(a, requirements=["C", "A", "W"])
 
 
 @numba.njit(nogil=True, cache=True)
 def relu_backward(dy, y, dx):
     for i in range(dx.size):
         dx[i] = 0 if y[i] <= 0 else dy[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def add_relu(a, b, y):
+    zero = y.dtype.type(0)
+    for i in range(y.size):
+        total = a[i] + b[i]
+        y[i] = zero if total < zero else total
 
 
 @numba.njit(nogil=True, cache=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import pool_pairs
-from gpuconv.cpu.conv import plain
+from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.threads import parallel, shards
 from gpuconv.cpu.vector import compiled
 from gpuconv.shapes import Window

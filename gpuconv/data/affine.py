@@ -8,7 +8,11 @@ import numpy as np
 
 @numba.njit(nogil=True, cache=True)
 def warp(
-    images: np.ndarray, cosine: np.ndarray, sine: np.ndarray, rounding: float, out: np.ndarray,
+    images: np.ndarray,
+    cosine: np.ndarray,
+    sine: np.ndarray,
+    rounding: float,
+    out: np.ndarray,
 ) -> None:
     """out[n] = images[n] turned and scaled about its centre; black outside, bilinear between.
 

@@ -97,8 +97,9 @@ class Affine:
 
     def __init__(self, degrees: float = 10.0, scale: float = 0.1) -> None:
         if not degrees >= 0 or not 0 <= scale < 1:
-            raise ValueError(f"degrees must be at least 0 and scale in [0, 1), got {degrees} and "
-                             f"{scale}")
+            raise ValueError(
+                f"degrees must be at least 0 and scale in [0, 1), got {degrees} and {scale}"
+            )
         self.degrees, self.scale = degrees, scale
 
     def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
@@ -108,20 +109,31 @@ class Affine:
         scale = draws.uniform(1 - self.scale, 1 + self.scale)
         out = np.empty(images.shape, images.dtype)
         rounding = 0.5 if images.dtype == np.uint8 else 0.0
-        warp(np.ascontiguousarray(images), np.cos(angle) / scale, np.sin(angle) / scale,
-             rounding, out)
+        warp(
+            np.ascontiguousarray(images),
+            np.cos(angle) / scale,
+            np.sin(angle) / scale,
+            rounding,
+            out,
+        )
         return out
 
 
 def _random_windows(
-    images: np.ndarray, rows: int, columns: int, padding: int, draws: Draws,
+    images: np.ndarray,
+    rows: int,
+    columns: int,
+    padding: int,
+    draws: Draws,
 ) -> np.ndarray:
     """From each image, with `padding` zeros around it, a window at a place drawn for it."""
     count, channels, height, width = images.shape
     most_top, most_left = height + 2 * padding - rows, width + 2 * padding - columns
     if most_top < 0 or most_left < 0:
-        raise ValueError(f"cannot crop {rows}x{columns} from {height}x{width} images with "
-                         f"padding {padding}; a crop is at most as large as the padded image")
+        raise ValueError(
+            f"cannot crop {rows}x{columns} from {height}x{width} images with "
+            f"padding {padding}; a crop is at most as large as the padded image"
+        )
     shape = (count, channels, height + 2 * padding, width + 2 * padding)
     padded = np.zeros(shape, images.dtype)
     padded[:, :, padding : padding + height, padding : padding + width] = images

@@ -53,8 +53,10 @@ class Dataset:
         return len(self.images)
 
     def __repr__(self) -> str:
-        return (f"Dataset({self.name!r}, {len(self)} images of {self.image_shape}, "
-                f"{len(self.classes)} classes)")
+        return (
+            f"Dataset({self.name!r}, {len(self)} images of {self.image_shape}, "
+            f"{len(self.classes)} classes)"
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -107,8 +109,10 @@ class Dataset:
 
 
 def to_float(
-    pixels: np.ndarray, size: int | tuple[int, int] | None = None,
-    mean: Scale = None, std: Scale = None,
+    pixels: np.ndarray,
+    size: int | tuple[int, int] | None = None,
+    mean: Scale = None,
+    std: Scale = None,
 ) -> np.ndarray:
     """A batch of images as a network reads it: float32 (n, C, *size), C-contiguous, new.
 
@@ -127,8 +131,10 @@ def to_float(
     rows, columns = (size, size) if isinstance(size, int) else size or (height, width)
     top, left = (rows - height) // 2, (columns - width) // 2
     if top < 0 or left < 0:
-        raise ValueError(f"size {rows}x{columns} is smaller than the images, {height}x{width}: "
-                         "images are padded to it, never cut; resize or crop them first")
+        raise ValueError(
+            f"size {rows}x{columns} is smaller than the images, {height}x{width}: "
+            "images are padded to it, never cut; resize or crop them first"
+        )
     padded = (rows, columns) != (height, width)
     x = (np.zeros if padded else np.empty)((count, channels, rows, columns), np.float32)
     inner = x[:, :, top : top + height, left : left + width]
@@ -157,27 +163,33 @@ def _checked_images(images: np.ndarray, name: str) -> np.ndarray:
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim != 4 or 0 in images.shape[1:]:
-        raise DataError(f"{name}: images of shape {images.shape}, expected (N, C, H, W) or "
-                        "(N, H, W)")
+        raise DataError(
+            f"{name}: images of shape {images.shape}, expected (N, C, H, W) or (N, H, W)"
+        )
     if not len(images):
         raise DataError(f"{name}: there are no images, expected at least one")
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
-        raise DataError(f"{name}: images of {images.dtype}, expected uint8 (0 to 255) or float "
-                        "(0 to 1)")
+        raise DataError(
+            f"{name}: images of {images.dtype}, expected uint8 (0 to 255) or float (0 to 1)"
+        )
     for begin in range(0, len(images), _CHUNK):  # in chunks: no mask as large as the images
         finite = np.isfinite(images[begin : begin + _CHUNK]).all(axis=(1, 2, 3))
         if not finite.all():
-            raise DataError(f"{name}: image {begin + int(np.argmin(finite))} holds NaN or an "
-                            "infinite number; mend or remove it")
+            raise DataError(
+                f"{name}: image {begin + int(np.argmin(finite))} holds NaN or an "
+                "infinite number; mend or remove it"
+            )
     return images.astype(np.float32, copy=False)
 
 
 def _checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{name}: labels of {labels.dtype} with shape {labels.shape}, expected "
-                        f"({count},) integers, the index of each image's class")
+        raise DataError(
+            f"{name}: labels of {labels.dtype} with shape {labels.shape}, expected "
+            f"({count},) integers, the index of each image's class"
+        )
     if len(labels) != count:
         raise DataError(f"{name}: {count} images but {len(labels)} labels, expected as many")
     return labels.astype(np.int64, copy=False)
@@ -188,8 +200,10 @@ def _checked_indices(indices: Any, count: int, name: str) -> np.ndarray:
     if chosen.size == 0:
         chosen = chosen.astype(np.int64)
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-        raise ValueError(f"{name}: indices must be a list of integers, got {chosen.dtype} of "
-                         f"shape {chosen.shape}")
+        raise ValueError(
+            f"{name}: indices must be a list of integers, got {chosen.dtype} of "
+            f"shape {chosen.shape}"
+        )
     if chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
         wrong = chosen[(chosen < 0) | (chosen >= count)][0]
         raise ValueError(f"{name}: there is no image {wrong}, expected 0 to {count - 1}")

@@ -40,12 +40,15 @@ def load_image(
         except DataError:
             raise
         except Image.UnidentifiedImageError:
-            raise DataError(f"{path}: not a picture that Pillow can read; expected PNG, JPEG or "
-                            "another common format") from None
+            raise DataError(
+                f"{path}: not a picture that Pillow can read; expected PNG, JPEG or "
+                "another common format"
+            ) from None
         except Exception as error:  # decoders raise a dozen kinds: OSError, SyntaxError, struct's
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{path}: damaged or unreadable picture ({reason}); replace or remove "
-                            "it") from None
+            raise DataError(
+                f"{path}: damaged or unreadable picture ({reason}); replace or remove it"
+            ) from None
     if grayscale and image.mode != "L":
         image = image.convert("L")
     if size is not None:
@@ -67,12 +70,16 @@ def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
     array = np.asarray(array)
     planes = array[None] if array.ndim == 2 else array
     if planes.ndim != 3 or planes.shape[0] not in (1, 3) or 0 in planes.shape:
-        raise ValueError(f"{path}: an array of shape {array.shape} is no picture, expected "
-                         "(H, W), (1, H, W) or (3, H, W)")
+        raise ValueError(
+            f"{path}: an array of shape {array.shape} is no picture, expected "
+            "(H, W), (1, H, W) or (3, H, W)"
+        )
     if planes.dtype.kind == "f":
         if not ((planes >= 0) & (planes <= 1)).all():
-            raise ValueError(f"{path}: float pixels must be from 0 to 1, got {planes.min():g} to "
-                             f"{planes.max():g}")
+            raise ValueError(
+                f"{path}: float pixels must be from 0 to 1, got {planes.min():g} to "
+                f"{planes.max():g}"
+            )
         planes = np.rint(planes * 255).astype(np.uint8)
     if planes.dtype != np.uint8:
         raise ValueError(f"{path}: pixels of {planes.dtype}, expected uint8 or float")
@@ -80,8 +87,10 @@ def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
     suffix = Path(path).suffix.lower()
     form = Image.EXTENSION.get(suffix)
     if form not in Image.SAVE:
-        raise ValueError(f"{path}: cannot write pictures as {suffix or 'a file without suffix'}; "
-                         "use .png or .jpg")
+        raise ValueError(
+            f"{path}: cannot write pictures as {suffix or 'a file without suffix'}; "
+            "use .png or .jpg"
+        )
     content = io.BytesIO()
     pixels = planes[0] if planes.shape[0] == 1 else planes.transpose(1, 2, 0)
     options: dict[str, Any] = {"quality": 95} if form == "JPEG" else {}
@@ -105,19 +114,23 @@ def from_folder(
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected one with a subfolder of "
-                                "pictures for each class")
+        raise FileNotFoundError(
+            f"{folder}: no such folder; expected one with a subfolder of pictures for each class"
+        )
     classes = class_folders(folder)
     if not classes:
-        raise DataError(f"{folder}: no class folders; expected a subfolder of pictures for each "
-                        "class")
+        raise DataError(
+            f"{folder}: no class folders; expected a subfolder of pictures for each class"
+        )
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = _pictures(folder / name)
         if not found:
-            raise DataError(f"{folder / name}: no pictures ({', '.join(SUFFIXES)}); add some or "
-                            "remove the folder")
+            raise DataError(
+                f"{folder / name}: no pictures ({', '.join(SUFFIXES)}); add some or "
+                "remove the folder"
+            )
         files += found
         labels += [label] * len(found)
     return Dataset(_read_all(files, size, grayscale), np.array(labels), classes, folder.name)
@@ -126,14 +139,16 @@ def from_folder(
 def class_folders(folder: Path) -> list[str]:
     """The names of the subfolders, sorted, hidden ones left out."""
     return sorted(
-        entry.name for entry in folder.iterdir()
+        entry.name
+        for entry in folder.iterdir()
         if entry.is_dir() and not entry.name.startswith(".")
     )
 
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(
-        file for file in folder.rglob("*")
+        file
+        for file in folder.rglob("*")
         if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
 
@@ -144,8 +159,10 @@ def _read_all(files: list[Path], size: Size, grayscale: bool) -> np.ndarray:
         pictures.append(load_image(file, grayscale, size))
         (height, width), (rows, columns) = pictures[0].shape[1:], pictures[-1].shape[1:]
         if (height, width) != (rows, columns):
-            raise DataError(f"{files[0]} is {height}x{width} pixels but {file} is "
-                            f"{rows}x{columns}; give a size to scale all pictures to")
+            raise DataError(
+                f"{files[0]} is {height}x{width} pixels but {file} is "
+                f"{rows}x{columns}; give a size to scale all pictures to"
+            )
     channels = max(len(picture) for picture in pictures)
     images = np.empty((len(pictures), channels, *pictures[0].shape[1:]), np.uint8)
     for index in reversed(range(len(pictures))):
@@ -161,8 +178,10 @@ def _eight_bit(image: Image.Image, path: object) -> Image.Image:
     if mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
-            raise DataError(f"{path}: pixels from {wide.min()} to {wide.max()} are not supported; "
-                            "save it with 8 or 16 bits")
+            raise DataError(
+                f"{path}: pixels from {wide.min()} to {wide.max()} are not supported; "
+                "save it with 8 or 16 bits"
+            )
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     if image.has_transparency_data:
         gray = mode in ("L", "LA", "La")

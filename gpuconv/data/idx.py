@@ -87,8 +87,10 @@ def _inflate(pieces: Iterator[bytes], path: object) -> Iterator[bytes]:
         while piece:
             if member.eof:
                 if not GZIP_MAGIC.startswith(piece[:2]):
-                    raise DataError(f"{path}: bytes that are not gzip follow the compressed data; "
-                                    "the file is damaged, fetch it again")
+                    raise DataError(
+                        f"{path}: bytes that are not gzip follow the compressed data; "
+                        "the file is damaged, fetch it again"
+                    )
                 member = zlib.decompressobj(wbits=31)
             try:
                 yield member.decompress(piece)
@@ -96,8 +98,9 @@ def _inflate(pieces: Iterator[bytes], path: object) -> Iterator[bytes]:
                 raise DataError(f"{path}: damaged gzip data ({error}); fetch it again") from None
             piece = member.unused_data
     if not member.eof:
-        raise DataError(f"{path}: the gzip data ends too early; the file is truncated, "
-                        "fetch it again")
+        raise DataError(
+            f"{path}: the gzip data ends too early; the file is truncated, fetch it again"
+        )
 
 
 def parse_idx(content: bytes | bytearray, path: object) -> np.ndarray:
@@ -123,8 +126,9 @@ def parse_idx(content: bytes | bytearray, path: object) -> np.ndarray:
     wanted, came = math.prod(shape) * dtype.itemsize, len(content) - start
     if came != wanted:
         fault = "truncated" if came < wanted else "has bytes after its data"
-        raise DataError(f"{path}: {fault}: {came} bytes for shape {shape} of {dtype.name}, "
-                        f"expected {wanted}")
+        raise DataError(
+            f"{path}: {fault}: {came} bytes for shape {shape} of {dtype.name}, expected {wanted}"
+        )
     try:
         array = np.frombuffer(content, dtype, offset=start).reshape(shape)
     except ValueError:  # no elements, yet dimensions beyond what NumPy can index

@@ -74,8 +74,10 @@ class Loader:
         >>> next(loader.batches(epoch=3, start=100))  # doctest: +SKIP
         """
         if epoch < 0 or not 0 <= start <= len(self):
-            raise ValueError(f"there is no batch {start} in epoch {epoch}: expected an epoch of "
-                             f"at least 0 and a batch from 0 to {len(self)}")
+            raise ValueError(
+                f"there is no batch {start} in epoch {epoch}: expected an epoch of "
+                f"at least 0 and a batch from 0 to {len(self)}"
+            )
         order = self.order(epoch)
         return (
             self._batch(epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
@@ -94,6 +96,8 @@ def _checked_batch_size(value: Any, dataset: Dataset) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {value!r}")
     if value > len(dataset):
-        raise ValueError(f"batch_size {value} is larger than {dataset.name}, which has "
-                         f"{len(dataset)} images; use at most {len(dataset)}")
+        raise ValueError(
+            f"batch_size {value} is larger than {dataset.name}, which has "
+            f"{len(dataset)} images; use at most {len(dataset)}"
+        )
     return int(value)

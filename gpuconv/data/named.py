@@ -24,6 +24,7 @@ _STEMS = {
 
 # sha256 of the decompressed files. MNIST's are the originals'; Fashion-MNIST's are those of
 # Debian's package dataset-fashion-mnist, built from the publisher's repository.
+# fmt: off
 SHA256 = {
     "mnist": {
         "train-images-idx3-ubyte":
@@ -46,6 +47,7 @@ SHA256 = {
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
+# fmt: on
 MIRRORS: dict[str, tuple[str, ...]] = {
     "mnist": ("https://storage.googleapis.com/cvdf-datasets/mnist/",),
     "fashion-mnist": (
@@ -55,8 +57,18 @@ MIRRORS: dict[str, tuple[str, ...]] = {
 }
 CLASSES = {
     "mnist": tuple("0123456789"),
-    "fashion-mnist": ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
-                      "Sneaker", "Bag", "Ankle boot"),
+    "fashion-mnist": (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
 }
 
 
@@ -95,10 +107,13 @@ def load(
             return _idx_folder(path, split)
         return _picture_folder(path, split, size, grayscale)
     if isinstance(name_or_path, str) and path.name == name_or_path and not path.suffix:
-        raise ValueError(f"{unknown('data set', name_or_path, SHA256)}, nor is there a folder of "
-                         "that name")
-    raise FileNotFoundError(f"{path}: no such file or folder; expected IDX files, a folder of "
-                            f"pictures per class, or a name ({', '.join(SHA256)})")
+        raise ValueError(
+            f"{unknown('data set', name_or_path, SHA256)}, nor is there a folder of that name"
+        )
+    raise FileNotFoundError(
+        f"{path}: no such file or folder; expected IDX files, a folder of "
+        f"pictures per class, or a name ({', '.join(SHA256)})"
+    )
 
 
 def cache_folder() -> Path:
@@ -116,9 +131,11 @@ def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Datase
             break
     else:
         if root is not None:
-            raise FileNotFoundError(f"{name}: no {stems[0]}[.gz] with {stems[1]}[.gz] in "
-                                    f"{' or '.join(map(str, folders))}; put them there, or leave "
-                                    "out root to have them looked for elsewhere")
+            raise FileNotFoundError(
+                f"{name}: no {stems[0]}[.gz] with {stems[1]}[.gz] in "
+                f"{' or '.join(map(str, folders))}; put them there, or leave "
+                "out root to have them looked for elsewhere"
+            )
         contents = [_download(name, stem, folders) for stem in stems]
     images, labels = (
         parse_idx(content, stem) for content, stem in zip(contents, stems, strict=True)
@@ -148,9 +165,11 @@ def _checked(name: str, stem: str, file: Path | None) -> bytearray:
     content = read_content(file)
     came = hashlib.sha256(content).hexdigest()
     if came != SHA256[name][stem]:
-        raise DataError(f"{file}: not the published {name} file: sha256 {came[:16]}..., expected "
-                        f"{SHA256[name][stem][:16]}...; delete or replace it (for data of your own "
-                        "give the folder's path, not the name)")
+        raise DataError(
+            f"{file}: not the published {name} file: sha256 {came[:16]}..., expected "
+            f"{SHA256[name][stem][:16]}...; delete or replace it (for data of your own "
+            "give the folder's path, not the name)"
+        )
     return content
 
 
@@ -169,8 +188,10 @@ def _download(name: str, stem: str, tried: list[Path]) -> bytearray:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, packed)
     except OSError as error:
-        warnings.warn(f"{target} could not be kept ({error.strerror}); the next run downloads it "
-                      "again", stacklevel=4)
+        warnings.warn(
+            f"{target} could not be kept ({error.strerror}); the next run downloads it again",
+            stacklevel=4,
+        )
     return content
 
 
@@ -190,8 +211,10 @@ def _idx_pair(images: Path) -> Dataset:
     named = images.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     labels = images.with_name(named)
     if named == images.name or not labels.is_file():
-        raise FileNotFoundError(f"{images}: the labels are not beside it; expected an IDX file "
-                                "named ...images... and one named ...labels... in one folder")
+        raise FileNotFoundError(
+            f"{images}: the labels are not beside it; expected an IDX file "
+            "named ...images... and one named ...labels... in one folder"
+        )
     return Dataset(read_idx(images), read_idx(labels), None, images.name)
 
 
@@ -205,7 +228,9 @@ def _picture_folder(folder: Path, split: str, size: Size, grayscale: bool) -> Da
     classes = [class_folders(folder / name) for name in present]
     if classes[0] != classes[-1]:
         odd = sorted(set(classes[0]) ^ set(classes[-1]))
-        raise DataError(f"{folder}: train and test have different classes ({', '.join(odd)}); "
-                        "give both the same subfolders")
+        raise DataError(
+            f"{folder}: train and test have different classes ({', '.join(odd)}); "
+            "give both the same subfolders"
+        )
     found = from_folder(folder / split, size, grayscale)
     return Dataset(found.images, found.labels, found.classes, f"{folder.name} {split}")

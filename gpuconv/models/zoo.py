@@ -14,24 +14,33 @@ Builder = Callable[..., Sequential]
 MODELS: dict[str, Builder] = {}
 
 
-def model(size: int, weights: init.Initialiser | None = None) -> Callable[[Builder], Builder]:
-    """Register a model's builder: its images are `size` x `size`, and its weights come from an
-    added `seed`.
+def model(
+    size: int,
+    weights: init.Initialiser | init.ByKind | None = None,
+    biases: Mapping[str, float] | None = None,
+) -> Callable[[Builder], Builder]:
+    """Register a model's builder: its images are `size` x `size`, or as its argument `input_size`
+    says, and its weights come from an added `seed`.
 
-    weights: how to draw them; None for each layer's default. What it builds has `input_shape`, one
-    example's (C, H, W), and `spec`, from which `build` makes it again.
+    weights, biases: how to draw them, as `init.initialize` takes it; None for each layer's default.
+    seed: an int; None leaves the weights undefined, for a model whose weights are loaded next.
+    What it builds has `input_shape`, one example's (C, H, W), and `spec`, from which `build` makes
+    it again.
     """
 
     def register(builder: Builder) -> Builder:
         signature = inspect.signature(builder)
 
         @functools.wraps(builder)
-        def built(*args: Any, seed: int = 0, **kwargs: Any) -> Sequential:
+        def built(*args: Any, seed: int | None = 0, **kwargs: Any) -> Sequential:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            network = builder(**bound.arguments)
-            init.initialize(network, seed, weights)
-            network.input_shape = (bound.arguments["in_channels"], size, size)
+            with init.deferred():
+                network = builder(**bound.arguments)
+            if seed is not None:
+                init.initialize(network, seed, weights, biases)
+            side = bound.arguments.get("input_size", size)
+            network.input_shape = (bound.arguments["in_channels"], side, side)
             network.spec = {"name": builder.__name__, "arguments": dict(bound.arguments)}
             return network
 

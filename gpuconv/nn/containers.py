@@ -4,14 +4,14 @@ of the zoo.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpuconv import ops
 from gpuconv.nn.fusion import fuse
-from gpuconv.nn.layer import Layer, Row, Shape
+from gpuconv.nn.layer import Fusible, Layer, Row, Shape, join_names
 
 
 class _Container(Layer):
@@ -52,18 +52,19 @@ class Sequential(_Container):
     relu=...).
 
     input_shape: one example's (C, H, W), and spec: how to build it again; known of the models of
-    the zoo.
+    the zoo. fusing: whether neighbours that can share a pass over memory do.
     """
 
     input_shape: Shape | None = None
     spec: dict[str, Any] | None = None
+    fusing = True
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__(*layers, **named)
         self._steps: list[Layer] = []
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        self._steps = self._fused()
+        self._steps = self._fused(self)
         for step in self._steps:
             x = step.forward(x)
         return x
@@ -75,45 +76,72 @@ class Sequential(_Container):
         return gradient
 
     def infer(self, x: np.ndarray) -> np.ndarray:
-        for step in self._fused():
+        for step in self._fused(self):
             x = step.infer(x)
         return x
 
-    def _fused(self) -> list[Layer]:
-        return list(self) if self.device == "reference" else fuse(list(self))
+    def _fused(self, layers: Iterable[Layer]) -> list[Layer]:
+        apart = self.device == "reference" or not self.fusing
+        return list(layers) if apart else fuse(list(layers))
 
     def trace(self, shape: Shape, name: str, rows: list[Row]) -> Shape:
         for child, layer in self._layers.items():
-            shape = layer.trace(shape, _join_names(name, child), rows)
+            shape = layer.trace(shape, join_names(name, child), rows)
         return shape
 
 
-class Residual(Layer):
-    """body(x) + shortcut(x), the shortcut being x itself unless one is given (He et al. 2015)."""
+class Residual(Fusible):
+    """body(x) + shortcut(x), the shortcut being x itself unless one is given (He et al. 2015).
 
-    def __init__(self, body: Layer, shortcut: Layer | None = None) -> None:
+    names: what the two are called among the children; "" gives that one's own children in its
+    place.
+    """
+
+    fuses = ("relu",)
+
+    def __init__(
+        self,
+        body: Layer,
+        shortcut: Layer | None = None,
+        names: tuple[str, str] = ("body", "shortcut"),
+    ) -> None:
         super().__init__()
         self.body = body
         self.shortcut = shortcut
+        self.names = names
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
+    def children(self) -> dict[str, Layer]:
+        parts = zip(self.names, (self.body, self.shortcut), strict=True)
+        return {name: layer for name, layer in parts if layer is not None}
+
+    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
         around = x if self.shortcut is None else self.shortcut.forward(x)
-        return _sum(self.body.forward(x), around)
+        y = self._add(self.body.forward(x), around, activation)
+        self.save(activation, None if activation is None else y)
+        return y
+
+    def infer_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
+        self._saved = None
+        around = x if self.shortcut is None else self.shortcut.infer(x)
+        return self._add(self.body.infer(x), around, activation)
+
+    def _add(self, a: np.ndarray, b: np.ndarray, activation: str | None) -> np.ndarray:
+        _same_shape(a.shape, b.shape)
+        return self.run(ops.add, a, b, activation)
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        activation, y = self.saved()
+        if activation == "relu":
+            dy = self.run(ops.relu_backward, dy, y)
         around = dy if self.shortcut is None else self.shortcut.backward(dy, need_dx)
         body = self.body.backward(dy, need_dx)
-        return _sum(body, around) if body is not None and around is not None else None
-
-    def infer(self, x: np.ndarray) -> np.ndarray:
-        around = x if self.shortcut is None else self.shortcut.infer(x)
-        return _sum(self.body.infer(x), around)
+        return _sum_gradients(self, body, around, dy)
 
     def trace(self, shape: Shape, name: str, rows: list[Row]) -> Shape:
-        body = self.body.trace(shape, _join_names(name, "body"), rows)
+        body = self.body.trace(shape, join_names(name, self.names[0]), rows)
         around = shape
         if self.shortcut is not None:
-            around = self.shortcut.trace(shape, _join_names(name, "shortcut"), rows)
+            around = self.shortcut.trace(shape, join_names(name, self.names[1]), rows)
         _same_shape(body, around)
         return body
 
@@ -150,12 +178,12 @@ class Concat(_Container):
         dx: np.ndarray | None = None
         for branch, part in zip(self, parts, strict=True):
             gradient = branch.backward(part, need_dx)
-            dx = gradient if dx is None or gradient is None else _sum(dx, gradient)
+            dx = gradient if dx is None else _sum_gradients(self, dx, gradient, dy)
         return dx
 
     def trace(self, shape: Shape, name: str, rows: list[Row]) -> Shape:
         shapes = [
-            branch.trace(shape, _join_names(name, child), rows)
+            branch.trace(shape, join_names(name, child), rows)
             for child, branch in self._layers.items()
         ]
         for other in shapes[1:]:
@@ -163,15 +191,24 @@ class Concat(_Container):
         return (sum(each[0] for each in shapes), *shapes[0][1:])
 
 
-def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _sum_gradients(
+    layer: Layer, a: np.ndarray | None, b: np.ndarray | None, dy: np.ndarray
+) -> np.ndarray | None:
+    """a + b of two branches' gradients; None without them.
+
+    Into a's own memory where that is a's alone: a layer's backward gives a new array, or dy itself
+    or a view of it.
+    """
+    if a is None or b is None:
+        return None
     _same_shape(a.shape, b.shape)
-    return a + b if isinstance(a, np.ndarray) else ops.add(a, b)
+    if not isinstance(a, np.ndarray):
+        return ops.add(a, b)
+    if a.flags.writeable and not np.may_share_memory(a, dy) and not np.may_share_memory(a, b):
+        return layer.run(ops.accumulate, a, b)
+    return layer.run(ops.add, a, b)
 
 
 def _same_shape(a: Shape, b: Shape) -> None:
     if a != b:
         raise ValueError(f"the branches' shapes differ: {a} and {b}")
-
-
-def _join_names(outer: str, inner: str) -> str:
-    return f"{outer}.{inner}" if outer else inner

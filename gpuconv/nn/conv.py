@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from gpuconv import ops
 from gpuconv.nn.layer import Shape
 from gpuconv.nn.weighted import Weighted
@@ -22,6 +20,8 @@ class Conv2d(Weighted):
     PyTorch's are. forward: x (N, in_channels, H, W) -> y (N, out_channels, P, Q). Source: the
     article; torch.nn.Conv2d.
     """
+
+    forward_op, backward_op = ops.conv2d, ops.conv2d_backward
 
     def __init__(
         self,
@@ -54,21 +54,6 @@ class Conv2d(Weighted):
     def arguments(self) -> tuple[Any, ...]:
         """stride, padding, dilation, groups: as the operation takes them after its arrays."""
         return self.stride, self.padding, self.dilation, self.groups
-
-    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        return self.run(ops.conv2d, x, *self.arrays, *self.arguments, activation)
-
-    def backward_activated(
-        self,
-        dy: np.ndarray,
-        x: np.ndarray,
-        activation: str | None,
-        y: np.ndarray | None,
-        need_dx: bool,
-    ) -> np.ndarray | None:
-        arguments = (*self.arguments, activation, y, need_dx)
-        gradients = self.run(ops.conv2d_backward, dy, x, *self.arrays, *arguments)
-        return self.take_gradients(*gradients)
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or shape[0] != self.in_channels:

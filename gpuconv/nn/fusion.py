@@ -10,28 +10,25 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.activation import _Activation
 from gpuconv.nn.conv import Conv2d
-from gpuconv.nn.layer import Layer
+from gpuconv.nn.layer import Fusible, Layer
 from gpuconv.nn.pool import MaxPool2d
-from gpuconv.nn.weighted import Weighted
 
 
 class _Activated(Layer):
-    """A convolution or linear layer whose activation is applied while its output is in the
-    cache.
-    """
+    """A layer whose activation is applied while its output is in the cache."""
 
-    def __init__(self, layer: Weighted, activation: str) -> None:
+    def __init__(self, layer: Fusible, activation: str) -> None:
         super().__init__()
         self.layer, self.activation = layer, activation
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        y = self.layer.forward_activated(x, self.activation)
-        self.save(x, y)
-        return y
+        return self.layer.forward_activated(x, self.activation)
+
+    def infer(self, x: np.ndarray) -> np.ndarray:
+        return self.layer.infer_activated(x, self.activation)
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        x, y = self.saved()
-        return self.layer.backward_activated(dy, x, self.activation, y, need_dx)
+        return self.layer.backward(dy, need_dx)
 
 
 class _Pooled(Layer):
@@ -55,14 +52,15 @@ class _Pooled(Layer):
 
 
 def fuse(layers: list[Layer]) -> list[Layer]:
-    """The layers in order, each convolution or linear layer joined with the activation after it,
-    and a convolution with ReLU with the max-pool after that.
+    """The layers in order, each that can be joined with the activation after it, and a convolution
+    with ReLU with the max-pool after that.
     """
     steps: list[Layer] = []
     for layer in layers:
         before = steps[-1] if steps else None
-        if isinstance(layer, _Activation) and isinstance(before, Weighted):
-            steps[-1] = _Activated(before, layer.name)
+        name = layer.name if isinstance(layer, _Activation) else ""
+        if isinstance(before, Fusible) and name in before.fuses:
+            steps[-1] = _Activated(before, name)
         elif isinstance(layer, MaxPool2d) and _is_conv_relu(before):
             steps[-1] = _Pooled(before.layer, layer)  # type: ignore[union-attr]
         else:

@@ -6,13 +6,16 @@ Sources: Glorot and Bengio 2010 (xavier), He et al. 2015 (kaiming), LeCun et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
 from gpuconv.nn.layer import Layer, Parameter, Shape
 
 Initialiser = Callable[[Shape, np.random.Generator], np.ndarray]
+ByKind = Mapping[type[Layer], Initialiser]
 
 
 def fans(shape: Shape) -> tuple[int, int]:
@@ -25,12 +28,18 @@ def fans(shape: Shape) -> tuple[int, int]:
 
 def uniform(shape: Shape, rng: np.random.Generator, bound: float) -> np.ndarray:
     """Uniform in [-bound, bound)."""
-    return ((rng.random(shape, np.float32) * 2 - 1) * np.float32(bound)).astype(np.float32)
+    w = rng.random(shape, np.float32)
+    w *= 2
+    w -= 1
+    w *= np.float32(bound)
+    return w
 
 
 def normal(shape: Shape, rng: np.random.Generator, std: float) -> np.ndarray:
     """Normal with mean 0 and standard deviation std."""
-    return rng.standard_normal(shape, np.float32) * np.float32(std)
+    w = rng.standard_normal(shape, np.float32)
+    w *= np.float32(std)
+    return w
 
 
 def kaiming_uniform(shape: Shape, rng: np.random.Generator) -> np.ndarray:
@@ -41,6 +50,11 @@ def kaiming_uniform(shape: Shape, rng: np.random.Generator) -> np.ndarray:
 def kaiming_normal(shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """Normal with variance 2 / fan in: keeps the signal's size through layers with ReLU."""
     return normal(shape, rng, math.sqrt(2 / fans(shape)[0]))
+
+
+def kaiming_normal_fan_out(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """Normal with variance 2 / fan out: keeps the gradient's size instead."""
+    return normal(shape, rng, math.sqrt(2 / fans(shape)[1]))
 
 
 def xavier_uniform(shape: Shape, rng: np.random.Generator) -> np.ndarray:
@@ -67,28 +81,60 @@ def orthogonal(shape: Shape, rng: np.random.Generator, gain: float = 1.0) -> np.
     return (gain * q).reshape(shape).astype(np.float32)
 
 
+def small_normal(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """Normal with standard deviation 0.01, as Krizhevsky et al. 2012 and VGG's last layers have."""
+    return normal(shape, rng, 0.01)
+
+
 def reset_as_pytorch(weight: Parameter, bias: Parameter | None, rng: np.random.Generator) -> None:
     """PyTorch's default for Conv2d and Linear: weights and bias uniform in +-1/sqrt(fan in)."""
+    if getattr(_later, "drawn", False):
+        return
     bound = 1 / math.sqrt(fans(weight.shape)[0])
-    weight.data = uniform(weight.shape, rng, bound).astype(weight.data.dtype)
+    weight.data = uniform(weight.shape, rng, bound).astype(weight.data.dtype, copy=False)
     if bias is not None:
-        bias.data = uniform(bias.shape, rng, bound).astype(bias.data.dtype)
+        bias.data = uniform(bias.shape, rng, bound).astype(bias.data.dtype, copy=False)
 
 
-def initialize(model: Layer, seed: int, weights: Initialiser | None = None) -> None:
+_later = threading.local()
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Layers made in here get no weights yet, only memory: they are drawn or loaded afterwards."""
+    before, _later.drawn = getattr(_later, "drawn", False), True
+    try:
+        yield
+    finally:
+        _later.drawn = before
+
+
+def initialize(
+    model: Layer,
+    seed: int,
+    weights: Initialiser | ByKind | None = None,
+    biases: Mapping[str, float] | None = None,
+) -> None:
     """Draw all of a model's parameters anew, each layer from a generator of its own, [seed, number
     of the layer].
 
-    weights: one of this module's functions for every weight of two or more axes, with biases 0;
-    None for each layer's default.
+    weights: one of this module's functions for every weight of two or more axes, with biases 0; or
+    one for each kind of layer, the others keeping their default; None for each layer's default.
+    biases: constants instead, by the layer's name.
     """
-    for number, (_, layer) in enumerate(model.layers()):
+    by_kind = weights if isinstance(weights, Mapping) else {}
+    for number, (name, layer) in enumerate(model.layers()):
         rng = np.random.default_rng([seed, number])
-        layer.reset_parameters(rng)
-        if weights is None:
-            continue
-        for name, parameter in vars(layer).items():
-            if isinstance(parameter, Parameter) and parameter.data.ndim >= 2:
-                parameter.data[...] = weights(parameter.shape, rng)
-            elif isinstance(parameter, Parameter) and name == "bias":
-                parameter.data[...] = 0
+        draw = by_kind.get(type(layer)) if isinstance(weights, Mapping) else weights
+        if type(layer) not in by_kind:
+            layer.reset_parameters(rng)
+        if draw is not None:
+            _draw(layer, draw, rng, (biases or {}).get(name, 0.0))
+
+
+def _draw(layer: Layer, draw: Initialiser, rng: np.random.Generator, bias: float) -> None:
+    for name, parameter in vars(layer).items():
+        if isinstance(parameter, Parameter) and parameter.data.ndim >= 2:
+            parameter.data[...] = draw(parameter.shape, rng)
+        elif isinstance(parameter, Parameter) and name == "bias":
+            parameter.data[...] = bias

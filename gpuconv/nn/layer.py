@@ -114,7 +114,9 @@ class Layer:
         return out
 
     def children(self) -> dict[str, Layer]:
-        """The layers directly inside this one, by name."""
+        """The layers directly inside this one, by name. One named "" lends its place only: what is
+        inside it is named as if it were directly in here.
+        """
         return {name: value for name, value in vars(self).items() if isinstance(value, Layer)}
 
     def generator_state(self) -> list[int] | None:
@@ -168,7 +170,7 @@ class Layer:
         """This layer and all inside it, depth first, with dotted names."""
         yield prefix.rstrip("."), self
         for name, child in self.children().items():
-            yield from child.layers(f"{prefix}{name}.")
+            yield from child.layers(f"{prefix}{name}." if name else prefix)
 
     def _own(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         for path, layer in self.layers():
@@ -255,3 +257,33 @@ class Layer:
             else:
                 host = np.asarray(state[name], holder.data.dtype)
                 holder.data = to_device(host, device_of(holder.data) or "cpu", weights=True)
+
+
+class Fusible(Layer):
+    """A layer that can apply an activation to its output while that is in the cache.
+
+    `fuses` names the activations. Backward goes through the activation of the last forward.
+    """
+
+    fuses: tuple[str, ...] = ()
+
+    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
+        """`forward` with an activation (or None) in the same pass."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward_activated")
+
+    def infer_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
+        """`forward_activated` that keeps nothing for backward."""
+        y = self.forward_activated(x, activation)
+        self._saved = None
+        return y
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return self.forward_activated(x, None)
+
+    def infer(self, x: np.ndarray) -> np.ndarray:
+        return self.infer_activated(x, None)
+
+
+def join_names(outer: str, inner: str) -> str:
+    """The dotted name of a layer called `inner` within `outer`; either may be empty."""
+    return f"{outer}.{inner}" if outer and inner else outer or inner

@@ -20,6 +20,8 @@ class Linear(Weighted):
     are. forward: x (N, in_features) -> y (N, out_features). Source: the article; torch.nn.Linear.
     """
 
+    forward_op, backward_op = ops.linear, ops.linear_backward
+
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, rng: Any = None
     ) -> None:
@@ -29,20 +31,6 @@ class Linear(Weighted):
             )
         self.in_features, self.out_features = in_features, out_features
         super().__init__((out_features, in_features), bias, rng)
-
-    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        return self.run(ops.linear, x, *self.arrays, activation)
-
-    def backward_activated(
-        self,
-        dy: np.ndarray,
-        x: np.ndarray,
-        activation: str | None,
-        y: np.ndarray | None,
-        need_dx: bool,
-    ) -> np.ndarray | None:
-        gradients = self.run(ops.linear_backward, dy, x, *self.arrays, activation, y, need_dx)
-        return self.take_gradients(*gradients)
 
     def output_shape(self, shape: Shape) -> Shape:
         if shape != (self.in_features,):

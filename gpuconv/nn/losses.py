@@ -4,6 +4,7 @@ the scores.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,48 @@ class HingeLoss(_Loss):
 
     def _options(self) -> tuple[Any, ...]:
         return (self.margin,)
+
+
+class AuxiliaryLoss:
+    """A loss for a network with auxiliary heads: that of the main scores plus `weight` times that
+    of each other head's.
+
+    forward takes what the network gives: in training a tuple (main, others ...), each (N, classes);
+    in evaluation the main scores alone. Source: Szegedy et al. 2014, weight 0.3.
+    """
+
+    def __init__(self, loss: _Loss | None = None, weight: float = 0.3) -> None:
+        self.loss = CrossEntropyLoss() if loss is None else loss
+        self.weight = weight
+        self._heads: list[_Loss] = []
+
+    @property
+    def device(self) -> str:
+        return self.loss.device
+
+    @device.setter
+    def device(self, device: str) -> None:
+        self.loss.device = device
+
+    def forward(self, scores: np.ndarray | tuple[np.ndarray, ...], labels: np.ndarray) -> float:
+        """The weighted sum of the heads' losses for labels (N,), integers."""
+        every = scores if isinstance(scores, tuple) else (scores,)
+        self._heads = [copy.copy(self.loss) for _ in every]
+        main, *others = [
+            loss.forward(each, labels) for loss, each in zip(self._heads, every, strict=True)
+        ]
+        return main + self.weight * sum(others)
+
+    def backward(self) -> np.ndarray | tuple[np.ndarray, ...]:
+        """The gradient on what the last forward took, in the same form."""
+        if not self._heads:
+            raise RuntimeError(
+                "AuxiliaryLoss.backward: call forward first; each forward serves one backward"
+            )
+        main, *others = [loss.backward() for loss in self._heads]
+        self._heads = []
+        scaled = [each * each.dtype.type(self.weight) for each in others]
+        return (main, *scaled) if others else main
 
 
 LOSSES: dict[str, type[_Loss]] = {

@@ -9,7 +9,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.layer import Layer, Shape
 from gpuconv.ops.op import Op
-from gpuconv.shapes import window
+from gpuconv.shapes import pair, window
 
 
 class _Pool2d(Layer):
@@ -104,3 +104,31 @@ class AvgPool2d(SumPool2d):
 
     def describe(self) -> str:
         return super().describe() + ("" if self.count_include_pad else ", count_include_pad=False")
+
+
+class AdaptiveAvgPool2d(Layer):
+    """Means over as many parts of the image as `output_size` says, whatever the image's size.
+
+    AdaptiveAvgPool2d(1) is global average pooling. As torch.nn.AdaptiveAvgPool2d.
+    """
+
+    def __init__(self, output_size: Any) -> None:
+        super().__init__()
+        self.size = pair("output_size", output_size, 1)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.save(x.shape)
+        return self.run(ops.adaptive_avg_pool2d, x, self.size)
+
+    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
+        return self.run(ops.adaptive_avg_pool2d_backward, dy, *self.saved())
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 3 or min(shape[1:]) < 1:
+            raise ValueError(
+                f"AdaptiveAvgPool2d: the input must be (channels, height, width), got {shape}"
+            )
+        return (shape[0], *self.size)
+
+    def describe(self) -> str:
+        return str(self.size)

@@ -7,54 +7,60 @@ from typing import Any
 import numpy as np
 
 from gpuconv.nn import init
-from gpuconv.nn.layer import Layer, Parameter, Shape
+from gpuconv.nn.layer import Fusible, Parameter, Shape
+from gpuconv.ops.activation import ACTIVATIONS
+from gpuconv.ops.op import Op
 
 
-class Weighted(Layer):
-    """A layer with a weight and perhaps a bias, that can apply an activation in the same pass."""
+class Weighted(Fusible):
+    """A layer with a weight and perhaps a bias, and the pair of operations that use them."""
+
+    fuses = tuple(ACTIVATIONS)
+    forward_op: Op
+    backward_op: Op
 
     def __init__(self, shape: Shape, bias: bool, rng: Any) -> None:
         super().__init__()
-        self.weight = Parameter(np.empty(shape, np.float32))
-        self.bias = Parameter(np.empty(shape[0], np.float32)) if bias else None
+        self.weight = Parameter(np.zeros(shape, np.float32))
+        self.bias = Parameter(np.zeros(shape[0], np.float32)) if bias else None
         self.reset_parameters(np.random.default_rng(rng))
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         init.reset_as_pytorch(self.weight, self.bias, rng)
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.save(x)
-        return self.forward_activated(x, None)
-
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        (x,) = self.saved()
-        return self.backward_activated(dy, x, None, None, need_dx)
-
-    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        """`forward` with an activation in the same pass; nothing is saved."""
-        raise NotImplementedError
-
-    def backward_activated(
-        self,
-        dy: np.ndarray,
-        x: np.ndarray,
-        activation: str | None,
-        y: np.ndarray | None,
-        need_dx: bool,
-    ) -> np.ndarray | None:
-        """The backward pass of `forward_activated(x)`, y being what it gave."""
-        raise NotImplementedError
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the operations take between their arrays and the activation."""
+        return ()
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(weight, bias), as operations take them."""
-        return self.weight.data, None if self.bias is None else self.bias.data
+        """(weight, bias), as the operations take them."""
+        return self.filters(), None if self.bias is None else self.bias.data
+
+    def filters(self) -> np.ndarray:
+        """What the operations take for the weight."""
+        return self.weight.data
+
+    def add_filters_grad(self, dw: np.ndarray) -> None:
+        """Add the gradient of `filters()` to the weight's."""
+        self.weight.add_grad(dw)
+
+    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
+        y = self.run(self.forward_op, x, *self.arrays, *self.arguments, activation)
+        self.save(x, activation, None if activation is None else y)
+        return y
+
+    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        x, *activated = self.saved()
+        given = (dy, x, *self.arrays, *self.arguments, *activated, need_dx)
+        return self.take_gradients(*self.run(self.backward_op, *given))
 
     def take_gradients(
         self, dx: np.ndarray | None, dw: np.ndarray, db: np.ndarray | None
     ) -> np.ndarray | None:
         """Add dw and db to the parameters' gradients; returns dx."""
-        self.weight.add_grad(dw)
+        self.add_filters_grad(dw)
         if self.bias is not None and db is not None:
             self.bias.add_grad(db)
         return dx

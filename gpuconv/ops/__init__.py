@@ -1,7 +1,9 @@
 """The operations: each one's definition, its gradient, and its implementations side by side."""
 
-from gpuconv.ops.add import add
+from gpuconv.ops.adaptive_avg_pool2d import adaptive_avg_pool2d, adaptive_avg_pool2d_backward
+from gpuconv.ops.add import accumulate, add
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
+from gpuconv.ops.batch_norm2d import batch_norm2d, batch_norm2d_backward
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
 from gpuconv.ops.conv2d_relu_max_pool2d import (
     conv2d_relu_max_pool2d,
@@ -9,6 +11,7 @@ from gpuconv.ops.conv2d_relu_max_pool2d import (
 )
 from gpuconv.ops.dropout import dropout
 from gpuconv.ops.linear import linear, linear_backward
+from gpuconv.ops.local_response_norm import local_response_norm, local_response_norm_backward
 from gpuconv.ops.losses import (
     cross_entropy,
     cross_entropy_backward,
@@ -24,9 +27,14 @@ from gpuconv.ops.softmax import softmax, softmax_backward
 from gpuconv.ops.tanh import scaled_tanh, scaled_tanh_backward, tanh, tanh_backward
 
 __all__ = [
+    "accumulate",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
     "add",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "batch_norm2d",
+    "batch_norm2d_backward",
     "conv2d",
     "conv2d_backward",
     "conv2d_relu_max_pool2d",
@@ -40,6 +48,8 @@ __all__ = [
     "hinge_backward",
     "linear",
     "linear_backward",
+    "local_response_norm",
+    "local_response_norm_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "relu",

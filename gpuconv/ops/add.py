@@ -1,22 +1,68 @@
-"""The sum of two arrays: where branches of a network meet, and where gradients do."""
+"""The sum of two branches, and its rectifier in the same pass. Source: He et al. 2015."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from gpuconv.cpu import elementwise as fast
+from gpuconv.cpu.threads import parallel, shards
 from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.ops.relu import relu
 
 
 @op
-def add(a, b):
-    """a + b. a, b: floats of one shape and dtype, which the result has too."""
-    return a + b
+def add(a, b, activation=None):
+    """activation(a + b), element by element.
+
+    a, b: floats of one shape. activation: None or "relu". Returns that shape. The gradient of both
+    is dy, or relu_backward(dy, y).
+
+    >>> add(np.float32([1, -2]), np.float32([1, 1]), "relu")
+    array([2., 0.], dtype=float32)
+    """
+    return np.maximum(a + b, 0) if activation == "relu" else a + b
+
+
+@op
+def accumulate(total, b):
+    """total += b, in place; returns total. total, b: floats of one shape, with any strides."""
+    total += b
+    return total
 
 
 @add.check
-def _(a, b):
+def _(a, b, activation):
     require_floats("add", a=a, b=b)
     require_shape("add", {"b": a.shape}, b=b)
+    if activation not in (None, "relu"):
+        raise ValueError(f'add: activation must be None or "relu", got {activation!r}')
+
+
+@accumulate.check
+def _(total, b):
+    require_floats("accumulate", total=total, b=b)
+    require_shape("accumulate", {"b": total.shape}, b=b)
+    if total.ndim == 0:
+        raise ValueError("accumulate: total must have an axis, got shape ()")
+
+
+@add.cpu
+def _(a, b, activation):
+    if activation == "relu":
+        return fast.elementwise(fast.add_relu, a, b)
+    return fast.elementwise(lambda a, b, y: np.add(a, b, out=y), a, b)
+
+
+@accumulate.cpu
+def _(total, b):
+    def part(first, end):
+        np.add(total[first:end], b[first:end], out=total[first:end])
+
+    parallel(part, shards(len(total), -(-fast.GRAIN * len(total) // total.size)), blas=False)
+    return total
 
 
 @add.launch
-def _(runtime, a, b):
-    return runtime.each("elementwise.cu", "add", "to", a=a, b=b)
+def _(runtime, a, b, activation):
+    y = runtime.each("elementwise.cu", "add", "to", a=a, b=b)
+    return relu(y) if activation == "relu" else y

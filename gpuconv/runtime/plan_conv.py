@@ -19,7 +19,7 @@ from gpuconv.runtime.plan import (
 from gpuconv.runtime.plan_slices import BLOCKS_WANTED, slice_length, sliced
 from gpuconv.shapes import Window
 
-BITS = 16  # window rows and columns that fit the gather's bit mask
+BITS_ROWS, BITS_COLUMNS = 16, 15  # of a window whose taps fit the gather's bit mask
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Conv:
         (N, C, H, W), (K, _, R, S) = x_shape, w_shape
         (top, _), (left, _) = window.pads(H, W)
         P, Q = window.output_size(H, W)
-        return cls(N, C, H, W, K, R, S, P, Q, *window.stride, top, left, *window.dilation, groups)
+        strides, (dil_h, dil_w) = window.stride, window.dilation
+        return cls(N, C, H, W, K, R, S, P, Q, strides[0], strides[1], top, left, dil_h, dil_w, groups)
 
     @classmethod
     def linear(cls, rows: int, features_in: int, features_out: int) -> Conv:
@@ -80,17 +81,16 @@ class Conv:
 
     def require(self, name: str) -> None:
         """ValueError where a count passes the kernels' 32 bits."""
-        reach_h, reach_w = self.dil_h * self.R + self.H, self.dil_w * self.S + self.W
-        back_h, back_w = self.P + reach_h, self.Q + reach_w
+        reach_h, reach_w = self.dil_h * (self.R + 1) + self.H, self.dil_w * (self.S + 1) + self.W
         require_int(
             name,
             output_pixels=self.N * self.P * self.Q + 128,
             input_pixels=self.N * self.H * self.W + 128,
-            filter_elements_of_a_group=(self.filters + 128) * self.R * self.S * self.channels,
-            elements_of_a_filter=(self.R + 1) * self.S * self.C + 16,
-            taps_times_filters=(self.R + 1) * self.S * self.K + 16,
+            filter_elements_of_a_group=(self.filters + 128) * (self.R * self.S + 1) * self.channels,
+            rows_and_columns_with_padding=reach_h * reach_w,
+            vectors_of_x=(self.N * self.H + 2 * reach_h) * self.W * self.C // vector(self.channels),
+            vectors_of_y=(self.N * self.P + 2 * reach_h) * self.Q * self.K // vector(self.filters),
             elements_of_an_image=(reach_h * self.W + reach_w) * self.C,
-            elements_of_an_output_image=(back_h * self.Q + back_w) * self.K,
         )
         if self.groups > GRID_YZ:
             raise ValueError(f"{name}: {self.groups} groups; at most {GRID_YZ} are supported")
@@ -109,9 +109,11 @@ def forward(conv: Conv, bias: bool, relu: bool) -> Plan:
     scalars = {
         **_common(conv, pixels, across, reduction),
         **magics(p=conv.P, q=conv.Q, s=conv.S, channels=conv.channels),
+        "use_bias": int(bias),
+        "rectify": int(relu),
     }
     grid = (ceil_div(pixels, tile) * across, conv.groups, 1)
-    chosen = defines(**macros, BIAS=bias, RELU=relu, MASK=0)
+    chosen = defines(**macros)
     kernel = "conv2d_forward_simt"
     return Plan((Launch("conv_simt.cu", kernel, grid, THREADS, chosen, scalars),))
 
@@ -133,9 +135,10 @@ def backward_data(conv: Conv, mask: bool) -> Plan:
         **_common(conv, pixels, across, reduction),
         **magics(h=conv.H, w=conv.W, s=conv.S, filters=conv.filters),
         **magics(stride_h=conv.stride_h, stride_w=conv.stride_w),
+        "use_mask": int(mask),
     }
     grid = (ceil_div(pixels, tile) * across, conv.groups, 1)
-    chosen = defines(**macros, BIAS=0, RELU=0, MASK=mask)
+    chosen = defines(**macros)
     kernel = "conv2d_backward_data_simt"
     return Plan((Launch("conv_simt.cu", kernel, grid, THREADS, chosen, scalars),))
 
@@ -196,7 +199,7 @@ def _gather(
     conv: Conv, pixels: int, across: int, gathered: int, vec_a: int, vec_b: int, vec_out: int
 ) -> tuple[int, dict[str, int]]:
     """(tile, macros) of a pass that gathers windows of `gathered` channels."""
-    bits = max(conv.R, conv.S) <= BITS
+    bits = conv.R <= BITS_ROWS and conv.S <= BITS_COLUMNS
     whole = vec_a == vec_b == vec_out == 4 and gathered % 8 == 0 and bits
     tiles = ceil_div(pixels, 128) * ceil_div(across, 128) * conv.groups
     big = whole and across > 64 and tiles >= BLOCKS_WANTED // 4

@@ -28,7 +28,8 @@ def forward(conv: Conv, bias: bool, relu: bool) -> Plan:
     vec, lanes = _lanes("conv2d", conv, conv.K, 1)
     pixels = conv.N * conv.P * conv.Q
     scalars = {**_common(conv, pixels, lanes), **magics(p=conv.P, q=conv.Q)}
-    chosen = defines(VEC=vec, BIAS=bias, RELU=relu, MASK=0)
+    scalars |= {"use_bias": int(bias), "rectify": int(relu)}
+    chosen = defines(VEC=vec)
     grid = _grid("conv2d", pixels, lanes, ceil_div(conv.K, lanes * vec))
     shared = 4 * lanes * vec * conv.R * conv.S
     kernel = "conv2d_forward_depthwise"
@@ -40,7 +41,8 @@ def backward_data(conv: Conv, mask: bool) -> Plan:
     vec, lanes = _lanes("conv2d_backward", conv, conv.C, conv.filters)
     pixels = conv.N * conv.H * conv.W
     scalars = {**_common(conv, pixels, lanes), **magics(h=conv.H, w=conv.W)}
-    chosen = defines(VEC=vec, BIAS=0, RELU=0, MASK=mask)
+    scalars["use_mask"] = int(mask)
+    chosen = defines(VEC=vec)
     grid = _grid("conv2d_backward", pixels, lanes, ceil_div(conv.C, lanes * vec))
     shared = 4 * lanes * vec * conv.filters * conv.R * conv.S
     kernel = "conv2d_backward_data_depthwise"
@@ -62,7 +64,7 @@ def backward_weight(conv: Conv) -> Plan:
         "conv2d_backward_weight_depthwise",
         (blocks, slices, 1),
         THREADS,
-        defines(VEC=vec, BIAS=0, RELU=0, MASK=0),
+        defines(VEC=vec),
         scalars,
     )
     return sliced(launch, "dw", conv.K * taps, slices)

@@ -83,7 +83,7 @@ def include_path() -> str:
 
 @cache
 def _nvrtc():
-    from cuda.bindings import nvrtc  # type: ignore[import-untyped]
+    from cuda.bindings import nvrtc
 
     return nvrtc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -155,13 +155,14 @@ class Function:
         return thread_count()
 
     def _execute(self, launch: np.ndarray, workers: list[Worker]) -> None:
-        run, record = self.module._run, launch.ctypes.data
         if len(workers) == 1 and not self.module.check:
-            run(record, workers[0].block.ctypes.data)
+            self._run_worker(launch, workers[0])
             return
         pool = _pool(max(thread_count(), len(workers)))  # this thread only waits: Ctrl-C reaches it
-        futures = [pool.submit(run, record, worker.block.ctypes.data) for worker in workers]
+        futures: list[Future[None]] = []
         try:
+            for worker in workers:
+                futures.append(pool.submit(self._run_worker, launch, worker))
             for future in futures:
                 future.result()
         except BaseException:
@@ -170,9 +171,15 @@ class Function:
                 future.exception()
             raise
 
+    def _run_worker(self, launch: np.ndarray, worker: Worker) -> None:
+        """Run blocks until none is left. The arguments keep alive what machine code points to."""
+        self.module._run(launch.ctypes.data, worker.block.ctypes.data)
+
     def _worker(self, threads: int, shared: int) -> Worker:
-        free = self._free.get((threads, shared))
-        return free.pop() if free else Worker(self, threads, shared)
+        try:
+            return self._free[threads, shared].pop()
+        except (KeyError, IndexError):  # none yet, or another Python thread was quicker
+            return Worker(self, threads, shared)
 
     def _launch_record(
         self, blocks: int, threads: int, order: str, seed: int

@@ -50,11 +50,14 @@ def first_broken_layer(model: Layer, x: np.ndarray) -> tuple[str, Layer, np.ndar
             # Inner layers finish before what contains them, so they are named rather than it.
             setattr(layer, "forward", _watched(name, layer, found))  # noqa: B010  mypy
             wrapped.append(layer)
+            if isinstance(layer, Sequential):
+                layer.fusing = False  # one by one: two joined layers have one output
         with np.errstate(all="ignore"):
             model.forward(to_device(x, model.device))
     finally:
         for layer in wrapped:
             vars(layer).pop("forward", None)
+            vars(layer).pop("fusing", None)
     return found[0] if found else None
 
 
@@ -62,16 +65,10 @@ def _watched(
     name: str, layer: Layer, found: list[tuple[str, Layer, np.ndarray]]
 ) -> Callable[[np.ndarray], np.ndarray]:
     forward = layer.forward
-    if isinstance(layer, Sequential):  # one by one, even where it would join two layers into one
-
-        def forward(x: np.ndarray) -> np.ndarray:
-            for child in layer:
-                x = child.forward(x)
-            return x
 
     def watched(x: np.ndarray) -> np.ndarray:
         y = forward(x)
-        if not found and _bad(host := to_numpy(y)):
+        if not found and not isinstance(y, tuple) and _bad(host := to_numpy(y)):
             found.append((name, layer, host))
         return y
 

@@ -18,7 +18,7 @@ class Position:
 
     epoch: finished epochs. batch: finished batches of the current one. step: optimiser steps.
     images, loss_sum, correct, seconds: sums over the current epoch. best: the best validation
-    accuracy so far, and best_epoch the epoch it came from, counted from 1.
+    accuracy so far, with the loss and the epoch, counted from 1, that it came with.
     """
 
     epoch: int = 0
@@ -29,6 +29,7 @@ class Position:
     correct: int = 0
     seconds: float = 0.0
     best: float | None = None
+    best_loss: float | None = None
     best_epoch: int | None = None
 
     @property

@@ -216,7 +216,8 @@ class Trainer:
         p.batch += 1
         p.images += len(labels)
         p.loss_sum += value * len(labels)
-        p.correct += int(np.count_nonzero(to_numpy(scores).argmax(axis=1) == labels))
+        main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
+        p.correct += int(np.count_nonzero(to_numpy(main).argmax(axis=1) == labels))
 
     def _where(self) -> str:
         return f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}"
@@ -252,10 +253,14 @@ class Trainer:
     # ---- keep ----------------------------------------------------------------------------------
 
     def _note_best(self, record: dict[str, Any]) -> bool:
-        accuracy, p = record.get("validation_accuracy"), self.position
-        if accuracy is None or (p.best is not None and accuracy <= p.best):
+        """Whether this epoch's accuracy is the best so far; among equals the lower loss is."""
+        p = self.position
+        if "validation_accuracy" not in record:
             return False
-        p.best, p.best_epoch = accuracy, record["epoch"]
+        accuracy, loss = record["validation_accuracy"], record["validation_loss"]
+        if p.best is not None and (accuracy, -loss) <= (p.best, -(p.best_loss or 0.0)):
+            return False
+        p.best, p.best_loss, p.best_epoch = accuracy, loss, record["epoch"]
         return True
 
     def _save_best(self, record: dict[str, Any]) -> None:

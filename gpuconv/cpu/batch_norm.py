@@ -1,0 +1,212 @@
+"""Batch normalisation for NumPy arrays, a channel at a time: each thread has channels of its own.
+
+A channel's planes are read from memory once; the later passes over them find them in the cache.
+Sums are kept in float64, in an order that does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from gpuconv.cpu.elementwise import GRAIN
+from gpuconv.cpu.threads import parallel, shards
+
+REORDER = {"reassoc", "contract"}  # lets a sum use the lanes of a vector; NaN and inf keep theirs
+
+
+def forward(
+    x: np.ndarray,
+    w: np.ndarray | None,
+    b: np.ndarray | None,
+    mean: np.ndarray | None,
+    var: np.ndarray | None,
+    eps: float,
+    relu: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(y, mean, var) of x (N, C, H, W), w, b, mean and var (C,) or None: x's own statistics.
+
+    x may be channels of a wider array: images may lie further apart than they are long.
+    """
+    C = x.shape[1]
+    y = np.empty(x.shape, x.dtype)
+    flat, step = images(x)
+    of_batch = mean is None
+    mean = np.empty(C, x.dtype) if mean is None else np.array(mean)
+    var = np.empty(C, x.dtype) if var is None else np.array(var)
+    scale, shift = _scale(w, C, x.dtype), _shift(b, C, x.dtype)
+    sizes = (len(x), C, math.prod(x.shape[2:]), step)
+    parallel(
+        lambda first, end: _forward(
+            flat, y.reshape(-1), scale, shift, mean, var, eps, relu, of_batch, first, end, sizes
+        ),
+        _shards(x),
+        blas=False,
+    )
+    return y, mean, var
+
+
+def backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray | None,
+    b: np.ndarray | None,
+    mean: np.ndarray,
+    var: np.ndarray,
+    eps: float,
+    relu: bool,
+    of_batch: bool,
+    need_dx: bool,
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """(dx or None, dw, db): see the definition. dy and x may be channels of wider arrays."""
+    C = x.shape[1]
+    gradient, gradient_step = images(dy)
+    flat, step = images(x)
+    dx = np.empty(x.shape, x.dtype) if need_dx else None
+    out = np.empty(0, x.dtype) if dx is None else dx.reshape(-1)
+    dw, db = np.empty(C, x.dtype), np.empty(C, x.dtype)
+    scale, shift = _scale(w, C, x.dtype), _shift(b, C, x.dtype)
+    mean, var = np.array(mean), np.array(var)
+    sizes = (len(x), C, math.prod(x.shape[2:]), gradient_step, step)
+    flags = (relu, of_batch, need_dx)
+    parallel(
+        lambda first, end: _backward(
+            gradient, flat, scale, shift, mean, var, eps, flags, out, dw, db, first, end, sizes
+        ),
+        _shards(x),
+        blas=False,
+    )
+    return dx, dw, db
+
+
+def images(a: np.ndarray) -> tuple[np.ndarray, int]:
+    """`a` (N, C, H, W) as one row of elements, and how many lie from an image to the next.
+
+    Channels cut from a wider array stay where they are; any other layout is copied.
+    """
+    size = math.prod(a.shape[1:])
+    apart = a.strides[0] // a.itemsize
+    whole = a[0].flags.c_contiguous and a.flags.aligned and a.strides[0] % a.itemsize == 0
+    if not whole or (len(a) > 1 and apart < size):
+        return np.ascontiguousarray(a).reshape(-1), size
+    apart = apart if len(a) > 1 else size
+    count = (len(a) - 1) * apart + size
+    row = np.lib.stride_tricks.as_strided(a, (count,), (a.itemsize,), writeable=False)
+    return row, apart
+
+
+def _shards(x: np.ndarray) -> list[tuple[int, int]]:
+    return shards(x.shape[1], -(-GRAIN * x.shape[1] // x.size))
+
+
+def _scale(w: np.ndarray | None, C: int, dtype: np.dtype) -> np.ndarray:
+    return np.ones(C, dtype) if w is None else np.ascontiguousarray(w)
+
+
+def _shift(b: np.ndarray | None, C: int, dtype: np.dtype) -> np.ndarray:
+    return np.zeros(C, dtype) if b is None else np.ascontiguousarray(b)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=REORDER)
+def _plane_sum(x, begin, size):
+    total = 0.0
+    for i in range(begin, begin + size):
+        total += np.float64(x[i])
+    return total
+
+
+@numba.njit(nogil=True, cache=True, fastmath=REORDER)
+def _plane_squares(x, begin, size, mean):
+    total = 0.0
+    for i in range(begin, begin + size):
+        d = np.float64(x[i]) - mean
+        total += d * d
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def _forward(x, y, w, b, means, variances, eps, relu, of_batch, first, end, sizes):
+    N, C, size, step = sizes
+    kind = x.dtype.type
+    zero = kind(0)
+    for c in range(first, end):
+        if of_batch:
+            total, squares = 0.0, 0.0
+            for n in range(N):
+                total += _plane_sum(x, n * step + c * size, size)
+            exact = total / (N * size)
+            for n in range(N):
+                squares += _plane_squares(x, n * step + c * size, size, exact)
+            means[c], variances[c] = exact, squares / (N * size)
+        mean, factor, shift = (
+            np.float64(means[c]),
+            w[c] / np.sqrt(variances[c] + eps),
+            np.float64(b[c]),
+        )
+        for n in range(N):
+            source, target = n * step + c * size, (n * C + c) * size
+            if relu:
+                for i in range(size):
+                    value = (x[source + i] - mean) * factor + shift
+                    y[target + i] = zero if value < zero else kind(value)
+            else:
+                for i in range(size):
+                    y[target + i] = (x[source + i] - mean) * factor + shift
+
+
+@numba.njit(nogil=True, cache=True, fastmath=REORDER)
+def _plane_products(dy, at, x, begin, size, mean):
+    total, products = 0.0, 0.0
+    for i in range(size):
+        d = np.float64(dy[at + i])
+        total += d
+        products += d * np.float64(x[begin + i] - mean)
+    return total, products
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _rectified_products(dy, at, x, begin, size, mean, factor, shift):
+    """As _plane_products, with dy through the ReLU: no contraction, or signs could differ."""
+    total, products = 0.0, 0.0
+    zero = x.dtype.type(0)
+    for i in range(size):
+        away = x[begin + i] - mean
+        d = np.float64(zero if away * factor + shift <= zero else dy[at + i])
+        total += d
+        products += d * np.float64(away)
+    return total, products
+
+
+@numba.njit(nogil=True, cache=True)
+def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, first, end, sizes):
+    N, C, size, dy_step, step = sizes
+    relu, of_batch, need_dx = flags
+    kind = x.dtype.type
+    zero = kind(0)
+    for c in range(first, end):
+        deviation = np.sqrt(variances[c] + eps)
+        mean, factor, shift = np.float64(means[c]), w[c] / deviation, np.float64(b[c])
+        total, products = 0.0, 0.0
+        for n in range(N):
+            at, begin = n * dy_step + c * size, n * step + c * size
+            if relu:
+                sums = _rectified_products(dy, at, x, begin, size, mean, factor, shift)
+            else:
+                sums = _plane_products(dy, at, x, begin, size, mean)
+            total, products = total + sums[0], products + sums[1]
+        dw[c], db[c] = products / deviation, total
+        if not need_dx:
+            continue
+        base, slope = 0.0, 0.0
+        if of_batch:
+            base = total / (N * size)
+            slope = products / (N * size) / (deviation * deviation)
+        for n in range(N):
+            at, begin, target = n * dy_step + c * size, n * step + c * size, (n * C + c) * size
+            for i in range(size):
+                away = x[begin + i] - mean
+                cut = relu and away * factor + shift <= zero
+                d = zero if cut else dy[at + i]
+                dx[target + i] = factor * (d - base - away * slope)

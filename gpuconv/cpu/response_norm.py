@@ -1,0 +1,117 @@
+"""Local response normalisation for NumPy arrays: a strip of pixels through all channels at a time.
+
+The strip stays in the cache, and the inner loops run along its pixels, a vector at a time.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from gpuconv.cpu.elementwise import plain
+from gpuconv.cpu.threads import parallel, shards
+
+STRIP = 128  # pixels: 128 KB of float32 with 256 channels
+GRAIN = 1 << 14  # elements a thread should have, to be worth its start
+
+
+def forward(x: np.ndarray, size: int, alpha: float, beta: float, k: float) -> np.ndarray:
+    """y = x / (k + alpha * sum over `size` channels of x**2)**beta, x and y (N, C, H, W)."""
+    x = plain(x)
+    y = np.empty_like(x)
+    planes, out = x.reshape(*x.shape[:2], -1), y.reshape(*x.shape[:2], -1)
+    kind = x.dtype.type
+    numbers = size, kind(alpha), kind(beta), kind(k)
+    parallel(lambda b, e: _forward(planes, out, numbers, b, e), _shards(planes), blas=False)
+    return y
+
+
+def backward(
+    dy: np.ndarray, x: np.ndarray, size: int, alpha: float, beta: float, k: float
+) -> np.ndarray:
+    """dx of dy and x, all (N, C, H, W)."""
+    dy, x = plain(dy), plain(x)
+    dx = np.empty_like(x)
+    shape = (*x.shape[:2], -1)
+    planes, gradient, out = x.reshape(shape), dy.reshape(shape), dx.reshape(shape)
+    kind = x.dtype.type
+    numbers = size, kind(alpha), kind(beta), kind(k)
+    parallel(
+        lambda b, e: _backward(gradient, planes, out, numbers, b, e), _shards(planes), blas=False
+    )
+    return dx
+
+
+def _shards(planes: np.ndarray) -> list[tuple[int, int]]:
+    N, C, pixels = planes.shape
+    return shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP)))
+
+
+@numba.njit(nogil=True, cache=True)
+def _denominators(x, numbers, d):
+    """d[c] = k + alpha * sum of x**2 over the channels around c; x and d are (C, strip)."""
+    size, alpha, _, k = numbers
+    C, length = x.shape
+    for c in range(C):
+        row = d[c]
+        row[:] = 0
+        for j in range(max(0, c - size // 2), min(C, c + (size - 1) // 2 + 1)):
+            for i in range(length):
+                row[i] += x[j, i] * x[j, i]
+        for i in range(length):
+            row[i] = k + alpha * row[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def _powers(d, beta, share):
+    """share = d**-beta, by square roots for the usual 3/4."""
+    one = d.dtype.type(1)
+    if beta == d.dtype.type(0.75):
+        for i in range(len(d)):
+            root = np.sqrt(d[i])
+            share[i] = one / (root * np.sqrt(root))
+    else:
+        for i in range(len(d)):
+            share[i] = d[i] ** -beta
+
+
+@numba.njit(nogil=True, cache=True)
+def _forward(x, y, numbers, first, end):
+    C, pixels = x.shape[1:]
+    strips = -(-pixels // STRIP)
+    d, share = np.empty((C, STRIP), x.dtype), np.empty(STRIP, x.dtype)
+    for strip in range(first, end):
+        n, begin = strip // strips, strip % strips * STRIP
+        length = min(STRIP, pixels - begin)
+        _denominators(x[n, :, begin : begin + length], numbers, d[:, :length])
+        for c in range(C):
+            _powers(d[c, :length], numbers[2], share)
+            for i in range(length):
+                y[n, c, begin + i] = x[n, c, begin + i] * share[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def _backward(dy, x, dx, numbers, first, end):
+    size, alpha, beta, _ = numbers
+    C, pixels = x.shape[1:]
+    strips = -(-pixels // STRIP)
+    d, share = np.empty((C, STRIP), x.dtype), np.empty(STRIP, x.dtype)
+    around = np.empty(STRIP, x.dtype)
+    slope = x.dtype.type(2) * alpha * beta
+    for strip in range(first, end):
+        n, begin = strip // strips, strip % strips * STRIP
+        length = min(STRIP, pixels - begin)
+        _denominators(x[n, :, begin : begin + length], numbers, d[:, :length])
+        for c in range(C):  # d becomes dy * y / d, dx the direct part
+            _powers(d[c, :length], beta, share)
+            for i in range(length):
+                direct = dy[n, c, begin + i] * share[i]
+                dx[n, c, begin + i] = direct
+                d[c, i] = direct * x[n, c, begin + i] / d[c, i]
+        for c in range(C):
+            around[:] = 0
+            for j in range(max(0, c - (size - 1) // 2), min(C, c + size // 2 + 1)):
+                for i in range(length):
+                    around[i] += d[j, i]
+            for i in range(length):
+                dx[n, c, begin + i] -= slope * x[n, c, begin + i] * around[i]

@@ -1,0 +1,107 @@
+"""Weights from PyTorch: a state dict as torchvision publishes it, for `load_state_dict`.
+
+Never a bare unpickle: a .pt file goes through torch.load(weights_only=True), which takes tensors
+and refuses code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+# torchvision's first DenseNet files call denselayer1.norm1 denselayer1.norm.1
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+INTEGERS = (np.integer, np.bool_)
+
+
+def load_torch(source: Any) -> dict[str, np.ndarray]:
+    """The arrays of a PyTorch state dict by name, for `model.load_state_dict`.
+
+    source: a .safetensors file; a .pt or .pth file, where PyTorch is installed; or a mapping of
+    names to tensors or arrays. Half precision becomes float32. Names stay, but for "module." before
+    all of them, the old names of torchvision's DenseNet files, and num_batches_tracked, which files
+    of before PyTorch 0.4.1 lack and which is then 0.
+    Raises FileNotFoundError; ValueError for a file that is damaged or holds no state dict;
+    ImportError for a .pt file without PyTorch.
+    """
+    if isinstance(source, Mapping):
+        return _state(source, "load_torch")
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    found = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    for name in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path}: expected a state dict, found {type(found).__name__}")
+    return _state(found, str(path))
+
+
+def _safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged safetensors file: {error}") from None
+    except (TypeError, AttributeError) as error:  # what NumPy has no type for, such as bfloat16
+        raise ValueError(
+            f"{path}: holds a type that NumPy lacks ({error}); convert it to float32"
+        ) from None
+
+
+def _pickled(path: Path) -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f"{path}: only PyTorch reads this file safely, and it is not installed; "
+            "install torch, or convert the file to .safetensors where it is"
+        ) from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: PyTorch cannot read it as weights alone: {first[0]}") from None
+
+
+def _state(found: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+    state = {}
+    stripped = all(str(name).startswith("module.") for name in found)
+    for name, value in found.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: a state dict's names are strings, found {name!r}")
+        name = name.removeprefix("module.") if stripped else name
+        state[OLD_DENSENET.sub(r"\1\2", name)] = _array(value, f"{where}: {name}")
+    with_counts: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        with_counts[name] = value
+        count = f"{name.removesuffix('running_var')}num_batches_tracked"
+        if name.endswith("running_var") and count not in state:
+            with_counts[count] = np.zeros((), np.int64)
+    return with_counts
+
+
+def _array(value: Any, what: str) -> np.ndarray:
+    """A tensor or array as an array of its own, floats as float32 or float64."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        floating = value.is_floating_point()
+        value = (value.float() if floating and value.element_size() < 4 else value).numpy()
+    if not isinstance(value, np.ndarray | np.generic):
+        raise ValueError(f"{what} is no tensor but {type(value).__name__}")
+    array = np.array(value, order="C")
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype in (np.float32, np.float64) or issubclass(array.dtype.type, INTEGERS):
+        return array
+    raise ValueError(f"{what} has type {array.dtype}, expected floats or integers")

@@ -1,0 +1,122 @@
+"""AlexNet: as published, and in the one-GPU form that torchvision's weights have.
+
+Sources: Krizhevsky, Sutskever and Hinton 2012; Krizhevsky 2014, "One weird trick for parallelizing
+convolutional neural networks"; torchvision.models.alexnet.
+"""
+
+from __future__ import annotations
+
+from gpuconv.models.zoo import model
+from gpuconv.nn import (
+    AdaptiveAvgPool2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    init,
+)
+
+ONES = dict.fromkeys(("conv2", "conv4", "conv5", "fc6", "fc7"), 1.0)  # the paper's first biases
+
+
+@model(size=224)
+def alexnet(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) -> Sequential:
+    """Torchvision's AlexNet: 64 first filters, no normalisation; 61,100,840 parameters.
+
+    forward: x (N, in_channels, H, W), H and W at least 63 -> scores (N, num_classes).
+    """
+    return Sequential(
+        features=Sequential(
+            Conv2d(in_channels, 64, 11, stride=4, padding=2),
+            ReLU(),
+            MaxPool2d(3, 2),
+            Conv2d(64, 192, 5, padding=2),
+            ReLU(),
+            MaxPool2d(3, 2),
+            Conv2d(192, 384, 3, padding=1),
+            ReLU(),
+            Conv2d(384, 256, 3, padding=1),
+            ReLU(),
+            Conv2d(256, 256, 3, padding=1),
+            ReLU(),
+            MaxPool2d(3, 2),
+        ),
+        avgpool=AdaptiveAvgPool2d(6),
+        flat=Flatten(),
+        classifier=Sequential(
+            Dropout(),
+            Linear(256 * 6 * 6, 4096),
+            ReLU(),
+            Dropout(),
+            Linear(4096, 4096),
+            ReLU(),
+            Linear(4096, num_classes),
+        ),
+    )
+
+
+@model(size=227, weights=init.small_normal, biases=ONES)
+def alexnet_2012(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    groups: int = 2,
+    lrn: str = "torch",
+    input_size: int = 227,
+) -> Sequential:
+    """AlexNet as published: overlapping pools, response normalisation, two groups; 60,965,224
+    parameters.
+
+    groups: 2, as on the paper's two GPUs, or 1: 62,378,344 parameters. lrn: the convention of
+    `LocalResponseNorm`'s alpha 1e-4, "torch" or the "paper"'s own. input_size: 227, which is the
+    size that the paper's 224 must have been; the first fully connected layer depends on it.
+    forward: x (N, in_channels, input_size, input_size) -> scores (N, num_classes).
+    """
+    layers = {
+        "conv1": Conv2d(in_channels, 96, 11, stride=4),
+        "relu1": ReLU(),
+        "norm1": LocalResponseNorm(5, 1e-4, 0.75, 2.0, lrn),
+        "pool1": MaxPool2d(3, 2),
+        "conv2": Conv2d(96, 256, 5, padding=2, groups=groups),
+        "relu2": ReLU(),
+        "norm2": LocalResponseNorm(5, 1e-4, 0.75, 2.0, lrn),
+        "pool2": MaxPool2d(3, 2),
+        **last_convolutions(groups),
+    }
+    return Sequential(**layers, **fully_connected(layers, in_channels, input_size, num_classes))
+
+
+def last_convolutions(groups: int) -> dict[str, Layer]:
+    """Layers 3 to 5 of AlexNet, which ZF Net shares."""
+    return {
+        "conv3": Conv2d(256, 384, 3, padding=1),
+        "relu3": ReLU(),
+        "conv4": Conv2d(384, 384, 3, padding=1, groups=groups),
+        "relu4": ReLU(),
+        "conv5": Conv2d(384, 256, 3, padding=1, groups=groups),
+        "relu5": ReLU(),
+    }
+
+
+def fully_connected(
+    before: dict[str, Layer], in_channels: int, input_size: int, num_classes: int
+) -> dict[str, Layer]:
+    """AlexNet's last pooling and layers 6 to 8, which ZF Net shares, for what `before` gives."""
+    pool5, flat = MaxPool2d(3, 2), Flatten()
+    shape = (in_channels, input_size, input_size)
+    (features,) = Sequential(**before, pool5=pool5, flat=flat).output_shape(shape)
+    return {
+        "pool5": pool5,
+        "flat": flat,
+        "fc6": Linear(features, 4096),
+        "relu6": ReLU(),
+        "drop6": Dropout(),
+        "fc7": Linear(4096, 4096),
+        "relu7": ReLU(),
+        "drop7": Dropout(),
+        "fc8": Linear(4096, num_classes),
+    }

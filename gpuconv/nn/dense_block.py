@@ -1,0 +1,60 @@
+"""DenseNet's block: every layer sees the outputs of all before it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv import ops
+from gpuconv.nn.containers import _Container
+from gpuconv.nn.layer import Row, Shape, join_names
+
+
+class DenseBlock(_Container):
+    """x joined along the channels with layer 1's output for x, layer 2's for both, and so on.
+
+    All of it lies in one array, so that each layer's input is the first channels of it and nothing
+    is copied or kept twice. forward: x (N, C, H, W) -> y (N, C + the layers' channels, H, W).
+    Source: Huang et al. 2017.
+    """
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y, edges = self._begin(x)
+        for layer, begin, end in zip(self, edges, edges[1:], strict=False):
+            y[:, begin:end] = layer.forward(y[:, :begin])
+        self.save(edges)
+        return y
+
+    def infer(self, x: np.ndarray) -> np.ndarray:
+        self._saved = None
+        y, edges = self._begin(x)
+        for layer, begin, end in zip(self, edges, edges[1:], strict=False):
+            y[:, begin:end] = layer.infer(y[:, :begin])
+        return y
+
+    def _begin(self, x: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """The array for all outputs, x in its place, and where each layer's channels begin."""
+        edges = [x.shape[1]]
+        for layer in self:
+            edges.append(edges[-1] + layer.output_shape((edges[-1], *x.shape[2:]))[0])
+        y = np.empty((len(x), edges[-1], *x.shape[2:]), x.dtype)
+        y[:, : edges[0]] = x
+        return y, edges
+
+    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        (edges,) = self.saved()
+        gradient = np.array(dy)
+        steps = list(zip(self, edges, edges[1:], strict=False))
+        for layer, begin, end in reversed(steps):
+            first = layer is steps[0][0]
+            part = layer.backward(gradient[:, begin:end], need_dx or not first)
+            if part is not None:
+                self.run(ops.accumulate, gradient[:, :begin], part)
+        return gradient[:, : edges[0]] if need_dx else None
+
+    def trace(self, shape: Shape, name: str, rows: list[Row]) -> Shape:
+        for child, layer in self._layers.items():
+            out = layer.trace(shape, join_names(name, child), rows)
+            if out[1:] != shape[1:]:
+                raise ValueError(f"DenseBlock: {child} changes the image's size, {shape} to {out}")
+            shape = (shape[0] + out[0], *shape[1:])
+        return shape

@@ -1,0 +1,71 @@
+"""Average pooling to a given output size, whatever the input's. Source: PyTorch's
+adaptive_avg_pool2d; with output size 1 it is the global average pooling of Lin et al. 2013.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.shapes import pair
+
+
+@op
+def adaptive_avg_pool2d(x, output_size):
+    """y[p, q]: the mean of rows floor(p H/P) to ceil((p+1) H/P), and columns alike.
+
+    x: floats (N, C, H, W). output_size: P = Q, or (P, Q); it may be larger than the input, whose
+    pixels are then repeated. Returns y (N, C, P, Q), x's dtype.
+
+    >>> adaptive_avg_pool2d(np.float64([[[[1, 2, 3]]]]), (1, 2))
+    array([[[[1.5, 2.5]]]])
+    """
+    size = pair("output_size", output_size, 1)
+    y = np.empty((*x.shape[:2], *size), x.dtype)
+    for p, q, pixels in bins(x.shape, size):
+        y[:, :, p, q] = x[pixels].mean((2, 3))
+    return y
+
+
+@op
+def adaptive_avg_pool2d_backward(dy, x_shape):
+    """Each pixel's gradient: the sum over the outputs it is part of, of dy / (pixels of that one).
+
+    dy: floats (N, C, P, Q). x_shape: (N, C, H, W). Returns dx, dy's dtype, of x_shape.
+    """
+    dx = np.zeros(x_shape, dy.dtype)
+    for p, q, pixels in bins(x_shape, dy.shape[2:]):
+        part = dx[pixels]
+        part += dy[:, :, p : p + 1, q : q + 1] / dy.dtype.type(part.shape[2] * part.shape[3])
+    return dx
+
+
+def bins(x_shape, size):
+    """For each output (p, q) the pixels it averages, as slices of (N, C, H, W)."""
+    H, W = x_shape[2:]
+    for p in range(size[0]):
+        rows = slice(p * H // size[0], -(-(p + 1) * H // size[0]))
+        for q in range(size[1]):
+            yield p, q, (..., rows, slice(q * W // size[1], -(-(q + 1) * W // size[1])))
+
+
+@adaptive_avg_pool2d.check
+def _(x, output_size):
+    require_floats("adaptive_avg_pool2d", x=x)
+    require_rank("adaptive_avg_pool2d", 4, "(N, C, H, W)", x=x)
+    pair("output_size", output_size, 1)
+    _require_pixels("adaptive_avg_pool2d", x.shape)
+
+
+@adaptive_avg_pool2d_backward.check
+def _(dy, x_shape):
+    name = "adaptive_avg_pool2d_backward"
+    require_floats(name, dy=dy)
+    require_rank(name, 4, "(N, C, P, Q)", dy=dy)
+    require_shape(name, {"dy": (*x_shape[:2], *dy.shape[2:])}, dy=dy)
+    _require_pixels(name, x_shape)
+
+
+def _require_pixels(name, x_shape):
+    if min(x_shape[2:]) < 1:
+        raise ValueError(f"{name}: an image without pixels has no mean; its shape is {x_shape}")

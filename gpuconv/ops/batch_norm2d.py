@@ -1,0 +1,117 @@
+"""Batch normalisation over the images and pixels of each channel.
+
+Source: Ioffe and Szegedy 2015; torch.nn.functional.batch_norm; ONNX BatchNormalization.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import batch_norm as fast
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+
+EPS = 1e-5
+
+
+@op
+def batch_norm2d(x, w=None, b=None, mean=None, var=None, eps=EPS, activation=None):
+    """y = activation(w[c] * (x - mean[c]) / sqrt(var[c] + eps) + b[c]); returns (y, mean, var).
+
+    x: floats (N, C, H, W). w, b: (C,) or None, which is 1 and 0. mean, var: (C,), the running
+    statistics of evaluation; None in training, where they are x's own over N, H and W, var being
+    the biased variance: the mean of (x - mean)**2. activation: None or "relu", in the same pass.
+    Returns y, x's shape, and the mean and var it used, each (C,). Raises ValueError for shapes that
+    do not fit, and for statistics of an empty x.
+
+    >>> y, mean, var = batch_norm2d(np.float64([[[[1, 3]]]]), eps=0.0)
+    >>> y.tolist(), mean.tolist(), var.tolist()
+    ([[[[-1.0, 1.0]]]], [2.0], [1.0])
+    """
+    if mean is None:
+        mean = x.mean((0, 2, 3))
+        var = np.square(x - _over_pixels(mean)).mean((0, 2, 3))
+    y = _normalised(x, mean, var, eps)
+    if w is not None:
+        y = y * _over_pixels(w)
+    if b is not None:
+        y = y + _over_pixels(b)
+    return np.maximum(y, 0) if activation == "relu" else y, mean, var
+
+
+@op
+def batch_norm2d_backward(
+    dy, x, w, b, mean, var, eps=EPS, activation=None, of_batch=True, need_dx=True
+):
+    """The gradients of `batch_norm2d` for x, w and b.
+
+    dy: (N, C, H, W). x, w, b, eps, activation: as batch_norm2d had them. mean, var: as it returned
+    them; of_batch: whether they were x's own, so that they depend on it, or given to it.
+    With z = (x - mean) / sqrt(var + eps) and dy through the activation:
+    db = sum dy, dw = sum dy*z, dx = w / sqrt(var + eps) * (dy - [mean dy + z * mean dy*z]),
+    the sums and means over N, H, W, the part in brackets only with of_batch.
+    Returns (dx, dw, db), shaped as x, w, b; dx is None without need_dx, dw and db where w and b
+    are.
+    """
+    z = _normalised(x, mean, var, eps)
+    if activation == "relu":
+        y = z if w is None else z * _over_pixels(w)
+        y = y if b is None else y + _over_pixels(b)
+        dy = np.where(y <= 0, np.zeros((), dy.dtype), dy)
+    db, dw = dy.sum((0, 2, 3)), (dy * z).sum((0, 2, 3))
+    dx = None
+    if need_dx:
+        count = x.size // max(x.shape[1], 1)
+        dx = dy - (_over_pixels(db) + z * _over_pixels(dw)) / count if of_batch else dy
+        scale = 1 / np.sqrt(var + eps) if w is None else w / np.sqrt(var + eps)
+        dx = dx * _over_pixels(scale.astype(x.dtype))
+    return dx, None if w is None else dw, None if b is None else db
+
+
+def _over_pixels(channels):
+    return channels[:, None, None]
+
+
+def _normalised(x, mean, var, eps):
+    return (x - _over_pixels(mean)) / np.sqrt(_over_pixels(var) + x.dtype.type(eps))
+
+
+@batch_norm2d.check
+def _(x, w, b, mean, var, eps, activation):
+    name = "batch_norm2d"
+    _require(name, x, w, b, mean, var, eps, activation)
+    if (mean is None) != (var is None):
+        raise ValueError(f"{name}: give both mean and var, or neither")
+    if mean is None and x.size == 0:
+        raise ValueError(f"{name}: an empty batch has no mean; x.shape={x.shape}")
+
+
+@batch_norm2d_backward.check
+def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
+    name = "batch_norm2d_backward"
+    _require(name, x, w, b, mean, var, eps, activation)
+    require_floats(name, x=x, dy=dy)
+    require_shape(name, {"dy": x.shape}, dy=dy)
+
+
+def _require(name, x, w, b, mean, var, eps, activation):
+    require_floats(name, x=x, w=w, b=b, mean=mean, var=var)
+    require_rank(name, 4, "(N, C, H, W)", x=x)
+    C = x.shape[1]
+    shapes: dict[str, tuple[int, ...]] = {"w": (C,), "b": (C,), "mean": (C,), "var": (C,)}
+    require_shape(name, shapes, w=w, b=b, mean=mean, var=var)
+    if not eps >= 0:
+        raise ValueError(f"{name}: eps must not be negative, got {eps!r}")
+    if activation not in (None, "relu"):
+        raise ValueError(f'{name}: activation must be None or "relu", got {activation!r}')
+
+
+@batch_norm2d.cpu
+def _(x, w, b, mean, var, eps, activation):
+    return fast.forward(x, w, b, mean, var, eps, activation == "relu")
+
+
+@batch_norm2d_backward.cpu
+def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
+    relu = activation == "relu"
+    dx, dw, db = fast.backward(dy, x, w, b, mean, var, eps, relu, of_batch, need_dx)
+    return dx, None if w is None else dw, None if b is None else db

@@ -1,0 +1,98 @@
+"""Local response normalisation across neighbouring channels.
+
+Source: Krizhevsky et al. 2012, section 3.3; torch.nn.functional.local_response_norm; ONNX LRN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu import response_norm as fast
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+
+CONVENTIONS = ("torch", "paper")
+
+
+@op
+def local_response_norm(x, size, alpha=1e-4, beta=0.75, k=1.0, convention="torch"):
+    """y[c] = x[c] / (k + a * sum of x[j]**2)**beta, j over the `size` channels around c.
+
+    x: floats (N, C, H, W). The neighbours are c - size//2 ... c + (size - 1)//2, where they exist.
+    convention: "torch" (also ONNX's and Caffe's) has a = alpha / size; "paper" (Krizhevsky et al.)
+    has a = alpha. So the paper's alpha 1e-4 with size 5 is torch's 5e-4.
+    Returns y, x's shape and dtype.
+
+    >>> x = np.ones((1, 1, 1, 1))
+    >>> float(local_response_norm(x, 2, alpha=6.0, beta=1.0)[0, 0, 0, 0])
+    0.25
+    >>> float(local_response_norm(x, 2, alpha=6.0, beta=1.0, convention="paper").round(6).item())
+    0.142857
+    """
+    return x * _denominator(x, size, alpha, k, convention) ** x.dtype.type(-beta)
+
+
+@op
+def local_response_norm_backward(dy, x, size, alpha=1e-4, beta=0.75, k=1.0, convention="torch"):
+    """dx[c] = dy[c] / d[c]**beta - 2 a beta x[c] * sum of dy[i] y[i] / d[i].
+
+    d is the forward pass's k + a * sum, and i goes over the channels that have c for a neighbour.
+    dy, x: floats (N, C, H, W). The rest as local_response_norm had it.
+    """
+    kind = x.dtype.type
+    d = _denominator(x, size, alpha, k, convention)
+    share = d ** kind(-beta)
+    around = _window_sum(dy * x * share / d, (size - 1) // 2, size // 2)
+    return dy * share - kind(2 * beta * scaled(alpha, size, convention)) * x * around
+
+
+def scaled(alpha: float, size: int, convention: str) -> float:
+    """What multiplies the sum of squares."""
+    return alpha / size if convention == "torch" else alpha
+
+
+def _denominator(x, size, alpha, k, convention):
+    squares = _window_sum(x * x, size // 2, (size - 1) // 2)
+    kind = x.dtype.type
+    return kind(k) + kind(scaled(alpha, size, convention)) * squares
+
+
+def _window_sum(a, below, above):
+    """For each channel c the sum of a's channels c - below ... c + above."""
+    C = a.shape[1]
+    total = np.zeros_like(a)
+    for offset in range(max(-below, 1 - C), min(above, C - 1) + 1):
+        first, end = max(0, -offset), min(C, C - offset)
+        total[:, first:end] += a[:, first + offset : end + offset]
+    return total
+
+
+@local_response_norm.check
+def _(x, size, alpha, beta, k, convention):
+    _require("local_response_norm", x, None, size, k, convention)
+
+
+@local_response_norm_backward.check
+def _(dy, x, size, alpha, beta, k, convention):
+    _require("local_response_norm_backward", x, dy, size, k, convention)
+
+
+def _require(name, x, dy, size, k, convention):
+    require_floats(name, x=x, dy=dy)
+    require_rank(name, 4, "(N, C, H, W)", x=x)
+    require_shape(name, {"dy": x.shape}, dy=dy)
+    if size < 1:
+        raise ValueError(f"{name}: size must be at least 1, got {size!r}")
+    if not k > 0:
+        raise ValueError(f"{name}: k must be positive, got {k!r}; the sum of squares can be 0")
+    if convention not in CONVENTIONS:
+        raise ValueError(f'{name}: convention must be "torch" or "paper", got {convention!r}')
+
+
+@local_response_norm.cpu
+def _(x, size, alpha, beta, k, convention):
+    return fast.forward(x, size, scaled(alpha, size, convention), beta, k)
+
+
+@local_response_norm_backward.cpu
+def _(dy, x, size, alpha, beta, k, convention):
+    return fast.backward(dy, x, size, scaled(alpha, size, convention), beta, k)

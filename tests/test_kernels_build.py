@@ -1,0 +1,184 @@
+"""Every kernel becomes machine code for every architecture: no spills, few registers, no doubles.
+
+A representative set by default, every specialisation that plans can ask for under `slow`. These are
+facts about the compiler's output; nothing here runs.
+"""
+
+import itertools
+import re
+import subprocess
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from gpuconv.runtime import source
+
+compiler = pytest.importorskip("gpuconv.sim.compile", reason="the simulator is not installed")
+if compiler.available():
+    pytest.skip(compiler.available(), allow_module_level=True)
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+
+# At most this many registers: what leaves the blocks a processor that each file asks for.
+CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "relu.cu": 80, "activations.cu": 80}
+CEILINGS |= {"elementwise.cu": 80, "depthwise.cu": 80}
+DEFAULT_CEILING = 64
+SM_100_CEILING = 160  # of the large convolution tile, where one block a processor is asked for
+
+
+def tool(name):
+    """A CUDA command from the compiler wheels, or a skip that names what is missing."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("nvidia")
+    for root in spec.submodule_search_locations or () if spec else ():
+        for path in Path(root).glob(f"*/bin/{name}"):
+            return str(path)
+    pytest.skip(f"{name} is missing: pip install nvidia-cuda-{name}")
+
+
+def gather(tile, a, b, out, uniform, bits):
+    return {
+        "TILE": tile,
+        "VEC_A": a,
+        "VEC_B": b,
+        "VEC_OUT": out,
+        "UNIFORM": uniform,
+        "WINDOW_BITS": bits,
+    }
+
+
+def specialisations():
+    """(file, macros, representative): all that the plans can ask for."""
+    yield "conv_simt.cu", gather(128, 4, 4, 4, 1, 1), True
+    for a, b, out, bits in itertools.product((4, 1), (4, 1), (4, 1), (1, 0)):
+        for uniform in (1, 0) if a == 4 else (0,):
+            typical = bits == 1 and a == b == out and uniform == (a == 4)
+            yield "conv_simt.cu", gather(64, a, b, out, uniform, bits), typical
+    yield "conv_simt_weight.cu", {"TILE": 128, "VEC_A": 4, "VEC_B": 4, "VEC_OUT": 4}, True
+    for a, b in itertools.product((4, 1), (4, 1)):
+        yield "conv_simt_weight.cu", {"TILE": 64, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}, a == b
+    for file in ("maxpool.cu", "relu.cu", "activations.cu", "elementwise.cu", "layout.cu"):
+        for vec in (4, 1):
+            yield file, {"VEC": vec}, vec == 4
+    for vec, average in itertools.product((4, 1), (1, 0)):
+        yield "avgpool.cu", {"VEC": vec, "AVERAGE": average}, vec == 4 and average == 1
+    for vec in (4, 1):
+        yield "depthwise.cu", {"VEC": vec}, vec == 4
+    for label in ("int", "long long"):
+        yield "softmax_xent.cu", {"LABEL": label}, label == "int"
+    yield "optim.cu", {}, True
+    yield "sum_slices.cu", {}, True
+
+
+def cases(architectures, representative):
+    """Parameters of a test: one for each specialisation and architecture."""
+    for file, macros, typical in specialisations():
+        defines = tuple((name, str(value)) for name, value in macros.items())
+        for arch in architectures:
+            default = (
+                representative and typical and (arch in ("sm_80", "sm_90a") or "VEC" in macros)
+            )
+            marks = () if default else (pytest.mark.slow,)
+            name = " ".join([file, *(f"{n}={v}" for n, v in defines), arch])
+            yield pytest.param(file, defines, arch, marks=marks, id=name)
+
+
+def options(defines):
+    return tuple(f"-D{name}={value}" for name, value in defines)
+
+
+@cache
+def cubin(file, defines, arch):
+    return compiler.to_cubin(source.text(file), options(defines), arch, file)
+
+
+def usage(image, folder):
+    """{kernel: (registers, stack, local)} of a cubin."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(image)
+    command = [tool("cuobjdump"), "--dump-resource-usage", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    return {name: tuple(map(int, numbers)) for name, *numbers in rows}
+
+
+@pytest.mark.parametrize(("file", "defines", "arch"), cases(ARCHITECTURES, True))
+def test_machine_code_without_spills(file, defines, arch, tmp_path):
+    found = usage(cubin(file, defines, arch), tmp_path)
+    assert set(found) == set(source.kernels(file, defines))
+    ceiling = CEILINGS.get(file, DEFAULT_CEILING)
+    if arch == "sm_100" and ("TILE", "128") in defines:
+        ceiling = SM_100_CEILING
+    for kernel, (registers, stack, local) in found.items():
+        assert stack == local == 0, f"{kernel} spills {stack} bytes on {arch}"
+        assert registers <= ceiling, f"{kernel} takes {registers} registers on {arch}"
+
+
+PTX_TYPES = {"u64": 8, "u32": 4, "f32": 4, "s32": 4, "s64": 8, "b64": 8, "b32": 4}
+
+
+@pytest.mark.parametrize(("file", "defines", "arch"), cases(("sm_80",), True))
+def test_ptx_has_no_doubles_and_the_declared_parameters(file, defines, arch):
+    text = compiler.to_ptx(source.text(file), options(defines), "compute_80", file)
+    plain = re.sub(r"//[^\n]*", "", text)
+    doubles = re.findall(r"^\s*(?:@!?%p\d+ )?(\w[\w.]*\.f64)\b", plain, re.MULTILINE)
+    assert not doubles, doubles[:3]
+    entries = dict(re.findall(r"\.entry (\w+)\s*\(([^)]*)\)", plain))
+    declared = source.kernels(file, defines)
+    assert set(entries) == set(declared)
+    for name, signature in declared.items():
+        found = re.findall(r"\.param \.(\w+)(?: \.ptr[^,]*?)? \w+_param_\d+", entries[name])
+        sizes = [PTX_TYPES[kind] for kind in found]
+        assert sizes == [8 if p.pointer else p.dtype.itemsize for p in signature.parameters]
+        floats = [kind == "f32" for kind in found]
+        assert floats == [not p.pointer and p.dtype.kind == "f" for p in signature.parameters]
+
+
+def main_loop(image, kernel, folder):
+    """Opcodes of the loop with the most FFMA, counted."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(image)
+    command = [tool("nvdisasm"), "-c", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    body = text.split(f".text.{kernel}:")[1].split(".section")[0]
+    code, labels, best = [], {}, Counter()
+    for line in body.splitlines():
+        label = re.match(r"^(\.L\w+):", line)
+        found = re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)(.*)", line)
+        if label:
+            labels[label[1]] = len(code)
+        elif found:
+            code.append(found[1].split(".")[0])
+            target = re.search(r"`\((\.L\w+)\)", found[2])
+            if code[-1] == "BRA" and target and target[1] in labels:
+                loop = Counter(code[labels[target[1]] :])
+                best = max(best, loop, key=lambda c: c["FFMA"])
+    return best
+
+
+BIG = [
+    ("conv_simt.cu", "conv2d_forward_simt", gather(128, 4, 4, 4, 1, 1)),
+    ("conv_simt.cu", "conv2d_backward_data_simt", gather(128, 4, 4, 4, 1, 1)),
+    (
+        "conv_simt_weight.cu",
+        "conv2d_backward_weight_simt",
+        {"TILE": 128, "VEC_A": 4, "VEC_B": 4, "VEC_OUT": 4},
+    ),
+]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_120"])
+@pytest.mark.parametrize(("file", "kernel", "macros"), BIG)
+def test_the_inner_loop_is_mostly_multiplications(file, kernel, macros, arch, tmp_path):
+    """64 FFMA a thread and step; 16-byte reads of shared memory; little else."""
+    defines = tuple((name, str(value)) for name, value in macros.items())
+    loop = main_loop(cubin(file, defines, arch), kernel, tmp_path)
+    assert loop["FFMA"] == 512
+    assert loop["LDL"] == loop["STL"] == 0
+    assert loop["LDG"] == 2
+    assert loop["LDS"] <= 33
+    assert loop["BAR"] == 1
+    assert loop["FFMA"] >= 0.8 * loop.total(), loop

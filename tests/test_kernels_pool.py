@@ -1,0 +1,100 @@
+"""The pooling kernels, run by the simulator, against the definitions: max pooling equal."""
+
+import cases
+import numpy as np
+import pytest
+from kernel_runs import F4, assert_within, first, gamma, last, run
+
+from gpuconv import ops
+from gpuconv.runtime import plan_pool
+from gpuconv.shapes import window
+
+
+def sweep_case(seed):
+    """As cases.pool_case in float32, on every other seed with channels in fours, sometimes NaN."""
+    x, *geometry = cases.pool_case(seed)
+    rng = np.random.default_rng([31, seed])
+    if seed % 2:
+        x = np.round(rng.standard_normal((len(x), 4 * int(rng.integers(1, 5)), *x.shape[2:])))
+    x = x.astype(F4)
+    if seed % 3 == 0:
+        x[rng.random(x.shape) < 0.1] = rng.choice(F4([np.nan, np.inf, -np.inf, 0.0, -0.0]))
+    return x, geometry
+
+
+def compare(x, geometry, **how):
+    win = window(*geometry)
+    N, C, H, W = x.shape
+    shape = (N, *win.output_size(H, W), C)
+    y, argmax = ops.max_pool2d.definition(x, *geometry)
+    outputs = {"y": (shape, F4), "argmax": (shape, np.uint8)}
+    found = run(plan_pool.max_pool2d(x.shape, win), {"x": last(x)}, outputs, **how)
+    np.testing.assert_array_equal(first(found["y"]), y)
+    np.testing.assert_array_equal(first(found["argmax"]), argmax)
+    dy = np.random.default_rng(x.size).integers(-9, 9, y.shape).astype(F4)  # sums are exact
+    inputs = {"dy": last(dy), "argmax": last(argmax)}
+    plan = plan_pool.max_pool2d_backward(x.shape, win)
+    dx = first(run(plan, inputs, {"dx": (last(x).shape, F4)}, **how)["dx"])
+    np.testing.assert_array_equal(
+        dx, ops.max_pool2d_backward.definition(dy, argmax, x.shape, *geometry)
+    )
+    x = np.nan_to_num(x, posinf=2, neginf=-3)
+    for average, pad in ((False, True), (True, True), (True, False)):
+        compare_average(x, geometry, win, average, pad, **how)
+
+
+def compare_average(x, geometry, win, average, pad, **how):
+    forward, backward = ops.sum_pool2d.definition, ops.sum_pool2d_backward.definition
+    more = ()
+    if average:
+        forward, backward = ops.avg_pool2d.definition, ops.avg_pool2d_backward.definition
+        more = (pad,)
+    exact = forward(x.astype(np.float64), *geometry, *more)
+    size = forward(abs(x).astype(np.float64), *geometry, *more)
+    plan = plan_pool.avg_pool2d(x.shape, win, average, pad)
+    y = first(run(plan, {"x": last(x)}, {"y": (last(exact).shape, F4)}, **how)["y"])
+    taps = win.taps_count
+    assert_within(y, exact, gamma(taps + 1) * size)
+    dy = np.random.default_rng(x.size).standard_normal(y.shape).astype(F4)
+    exact = backward(dy.astype(np.float64), x.shape, *geometry, *more)
+    size = backward(abs(dy).astype(np.float64), x.shape, *geometry, *more)
+    plan = plan_pool.avg_pool2d_backward(x.shape, win, average, pad)
+    dx = first(run(plan, {"dy": last(dy)}, {"dx": (last(x).shape, F4)}, **how)["dx"])
+    assert_within(dx, exact, gamma(taps + 1) * size)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_geometries(seed):
+    compare(*sweep_case(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20, 240))
+def test_random_geometries_at_length(seed):
+    compare(*sweep_case(seed), order=("forward", "reverse", "shuffled")[seed % 3], seed=seed)
+
+
+@pytest.mark.parametrize("C", [1, 6, 255, 256, 257, 1020, 1024, 1028])
+def test_channels_around_the_block(C):
+    x = np.random.default_rng(C).standard_normal((2, C, 5, 4)).astype(F4)
+    compare(x, (2, 2, 0, 1, True))
+
+
+def test_a_window_of_255_taps_and_one_as_large_as_the_image():
+    x = np.random.default_rng(1).standard_normal((1, 3, 16, 18)).astype(F4)
+    compare(x, ((15, 17), 1, 0, 1, False))
+    compare(x[:, :, :15, :17], ((15, 17), 1, 0, 1, False))
+
+
+def test_infinity_is_a_value_and_not_a_start():
+    x = np.full((1, 1, 4, 4), -np.inf, F4)
+    win = window(2, 2)
+    shape = (1, 2, 2, 1)
+    outputs = {"y": (shape, F4), "argmax": (shape, np.uint8)}
+    found = run(plan_pool.max_pool2d(x.shape, win), {"x": last(x)}, outputs)
+    assert (found["argmax"] == 0).all()
+
+
+def test_without_accesses_out_of_bounds():
+    for seed in (1, 2, 3):
+        compare(*sweep_case(seed), check=True)
