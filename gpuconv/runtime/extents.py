@@ -108,21 +108,15 @@ EXTENTS: Mapping[str, Mapping[str, Formula]] = {
     **{name: {} for name in ("sgd", "sgd_momentum", "adam")},
 }
 
-# Pointers that a specialisation never follows, so any array stands in for them: kernels that begin
-# with the first, the pointer, and the macro that says whether it is read.
-UNREAD = (("conv2d_forward", "b", "BIAS"), ("conv2d_backward_data", "x", "MASK"))
+# Pointers that a launch never follows where this number is 0, so any array stands in for them.
+UNREAD = {"b": "use_bias", "x": "use_mask"}
 
 
 def expected(
-    kernel: str,
-    pointer: str,
-    scalars: Mapping[str, int | float],
-    grid: tuple[int, int, int],
-    macros: Mapping[str, str],
+    kernel: str, pointer: str, scalars: Mapping[str, int | float], grid: tuple[int, int, int]
 ) -> int | None:
     """Elements that `kernel` reaches through `pointer`; None where nothing is known or read."""
-    for start, name, macro in UNREAD:
-        if kernel.startswith(start) and pointer == name and macros.get(macro) == "0":
-            return None
+    if scalars.get(UNREAD.get(pointer, "")) == 0:
+        return None
     formula = EXTENTS.get(kernel, {}).get(pointer)
     return None if formula is None else formula(SimpleNamespace(**scalars, grid=grid))

@@ -125,8 +125,7 @@ def _require_array(launch: Launch, p: Parameter, view: View, device: str) -> Non
         raise TypeError(f"{where} must be {p.dtype}, got {view.dtype}")
     if not view.contiguous:
         raise ValueError(f"{where} is not contiguous in memory, and kernels ignore strides")
-    scalars, macros = launch.scalars, dict(launch.defines)
-    count = expected(launch.kernel, p.name, scalars, launch.grid, macros)
+    count = expected(launch.kernel, p.name, launch.scalars, launch.grid)
     if count is not None and view.size != count:
         raise ValueError(f"{where} must have {count} elements, got {view.size}")
     needed = alignment(launch, p)

@@ -51,10 +51,8 @@ class Conv:
         (N, C, H, W), (K, _, R, S) = x_shape, w_shape
         (top, _), (left, _) = window.pads(H, W)
         P, Q = window.output_size(H, W)
-        strides, (dil_h, dil_w) = window.stride, window.dilation
-        return cls(
-            N, C, H, W, K, R, S, P, Q, strides[0], strides[1], top, left, dil_h, dil_w, groups
-        )
+        (down, across), (dil_h, dil_w) = window.stride, window.dilation
+        return cls(N, C, H, W, K, R, S, P, Q, down, across, top, left, dil_h, dil_w, groups)
 
     @classmethod
     def linear(cls, rows: int, features_in: int, features_out: int) -> Conv:
