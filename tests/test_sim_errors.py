@@ -4,7 +4,11 @@ pass.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -34,6 +38,20 @@ def test_compile_error_quotes_the_line_and_keeps_the_log():
     ) as caught:
         sim.Module(kernel("y[0] = nothing;"), name="broken.cu")
     assert "nothing" in caught.value.log
+
+
+def test_without_nvrtc_one_line_says_what_to_install(monkeypatch):
+    from gpuconv.sim import compile as nvrtc
+
+    def missing():
+        raise ImportError("No module named 'cuda'")
+
+    monkeypatch.setattr(nvrtc, "_nvrtc", missing)
+    monkeypatch.setattr(nvrtc, "_RELEASE", ())
+    assert "pip install 'gpuconv[sim]'" in sim.available()
+    for build in (sim.Module, sim.to_ptx, sim.to_cubin):
+        with pytest.raises(sim.CompileError, match=r"pip install 'gpuconv\[sim\]'"):
+            build(kernel("y[0] = 123;"))
 
 
 def test_options_must_be_a_sequence():
@@ -406,3 +424,36 @@ def test_a_failed_launch_leaves_the_module_usable():
             module.launch("k", 1, 32, (y, y, 1))
         module.launch("k", 1, 32, (y, y, 0))
     assert sim.asnumpy(y).tolist() == [1] * 32
+
+
+ENDLESS = """
+import gpuconv.sim as sim
+source = 'extern "C" __global__ void k(float* y, int n) {' \\
+         ' while (n) asm volatile("xor.b32 %0, %0, 2;" : "+r"(n)); y[0] = 1; }'
+module, y = sim.Module(source, check=True), sim.zeros(1)
+print("running", flush=True)
+try:
+    module.launch("k", 2, 32, (y, 1))
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_a_checked_launch_can_be_interrupted():
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(sim.__path__[0]))),
+    )
+    try:
+        assert process.stdout.readline() == "running\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == "stopped\n"
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -524,3 +524,99 @@ def test_other_architectures_give_the_same_bits(rng, arch):
         sim.Module(PIECES, arch=given).launch("pieces", 1, 12, values)
         results.append([sim.asnumpy(r).tobytes() for r in (out, c, y, pieces)])
     assert results[0] == results[1]
+
+
+def test_variables_of_a_module():
+    source = """__constant__ float scale[4]; __device__ int calls;
+    extern "C" __global__ void select(float* y) {
+        y[threadIdx.x] = scale[threadIdx.x];
+        if (!threadIdx.x) ++calls;
+    }"""
+    module, y = sim.Module(source), sim.empty(4)
+    scale = module.variable("scale")
+    assert sim.asnumpy(scale).tolist() == [0] * 4
+    for k in range(4):
+        scale[k].fill(k + 0.5)
+    for _ in range(3):
+        module.launch("select", 1, 4, (y,))  # a name that the C library has too
+    assert sim.asnumpy(y).tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert sim.asnumpy(module.variable("calls", np.int32)).tolist() == [3]
+    with pytest.raises(ValueError, match="no variable 'other' in this module, which uses: "):
+        module.variable("other")
+
+
+def test_several_python_threads_launch_at_once(rng):
+    from concurrent.futures import ThreadPoolExecutor
+
+    module = sim.Module(SGEMM)
+    a, b = (sim.asarray(rng.standard_normal((256, 256), np.float32)) for _ in range(2))
+
+    def one(_: int) -> bytes:
+        c = sim.empty((256, 256))
+        module.launch("sgemm", (2, 2), 256, (c, a, b, 256, 256, 256))
+        return sim.asnumpy(c).tobytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(one, range(16)))) == 1
+
+
+def test_subnormals_in_atomics():
+    """Global float atomics flush, those in shared memory do not: as the PTX manual says."""
+    source = """extern "C" __global__ void f(float* y, const float* x) {
+        __shared__ float s;
+        s = 0;
+        atomicAdd(&s, x[0]);
+        atomicAdd(y, x[0]);
+        y[1] = s;
+    }"""
+    y = sim.zeros(2)
+    run(source, "f", 1, 1, (y, sim.asarray([2.0**-149], np.float32)))
+    assert sim.asnumpy(y).tolist() == [0, 2.0**-149]
+
+
+MANY = """
+struct Tensors { float* p[40]; const float* g[40]; int n[40]; };
+extern "C" __global__ void sgd_many(Tensors t, float lr) {
+    float* p = t.p[blockIdx.x];
+    const float* g = t.g[blockIdx.x];
+    for (int i = threadIdx.x; i < t.n[blockIdx.x]; i += blockDim.x) p[i] -= lr * g[i];
+}
+extern "C" __global__ void sgd_table(float* const* p, const float* const* g, const int* n,
+                                     float lr) {
+    const int b = blockIdx.x;
+    for (int i = threadIdx.x; i < n[b]; i += blockDim.x) p[b][i] -= lr * g[b][i];
+}"""
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("by_table", [False, True])
+def test_many_tensors_in_one_launch(rng, check, by_table):
+    """Pointers inside a structure, and in an array of addresses."""
+    sizes = [1, 7, 64, 100, 3]
+    host = [[rng.standard_normal(n).astype(np.float32) for n in sizes] for _ in range(2)]
+    p, g = ([sim.asarray(x) for x in xs] for xs in host)
+    module = sim.Module(MANY, check=check)
+    if by_table:
+        tables = [sim.asarray(np.array([a.ptr for a in xs], np.uint64)) for xs in (p, g)]
+        arguments = (*tables, sim.asarray(np.array(sizes, np.int32)), 0.5)
+        module.launch("sgd_table", len(sizes), 32, arguments)
+    else:
+        record = np.zeros(1, np.dtype([("p", "u8", 40), ("g", "u8", 40), ("n", "i4", 40)]))
+        for k, n in enumerate(sizes):
+            record["p"][0, k], record["g"][0, k], record["n"][0, k] = p[k].ptr, g[k].ptr, n
+        module.launch("sgd_many", len(sizes), 32, (record.tobytes(), 0.5))
+    for mine, before, gradient in zip(p, *host, strict=True):
+        assert np.array_equal(sim.asnumpy(mine), before - np.float32(0.5) * gradient)
+
+
+def test_an_unchecked_launch_may_write_through_a_table():
+    y = sim.empty(4)
+    table = sim.asarray(np.array([y.ptr], np.uint64))
+    source = """extern "C" __global__ void put(float** t) { t[0][threadIdx.x] = 3; }
+    extern "C" __global__ void copy(float* z, const float* y) {
+        z[threadIdx.x] = y[threadIdx.x];
+    }"""
+    sim.Module(source).launch("put", 1, 4, (table,))
+    z = sim.empty(4)
+    sim.Module(source, check=True).launch("copy", 1, 4, (z, y))
+    assert sim.asnumpy(z).tolist() == [3] * 4

@@ -124,7 +124,11 @@ def all_flush(functions: list[Function]) -> bool:
     """Whether the processor's own flush-to-zero gives every float instruction its meaning."""
     for function in functions:
         for i in function.body:
-            if not isinstance(i, Instruction) or i.op in _EXEMPT:
+            if not isinstance(i, Instruction):
+                continue
+            if i.op in ("atom", "red") and i.mods[-1] == "f32" and "global" not in i.mods:
+                return False  # in shared memory such an atomic keeps subnormals
+            if i.op in _EXEMPT:
                 continue
             if any(m.startswith("bf16") for m in i.mods):
                 return False  # its subnormals are subnormal floats

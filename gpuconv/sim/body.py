@@ -5,6 +5,7 @@ suspension.
 from __future__ import annotations
 
 from gpuconv.sim import (
+    isa_atomic,
     isa_convert,
     isa_float,
     isa_int,
@@ -23,6 +24,7 @@ TABLE = {
     **isa_float.TABLE,
     **isa_convert.TABLE,
     **isa_memory.TABLE,
+    **isa_atomic.TABLE,
     **isa_move.TABLE,
     **isa_sync.TABLE,
 }

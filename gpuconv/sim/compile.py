@@ -62,6 +62,8 @@ def compiler_version() -> str:
             return importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if missing := available():
+        raise CompileError(missing)
     return ".".join(str(part) for part in _nvrtc().nvrtcVersion()[1:])
 
 

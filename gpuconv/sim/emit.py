@@ -7,187 +7,23 @@ mem2reg does the rest.
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
-from typing import Protocol
-
 from gpuconv.sim import layout
-from gpuconv.sim.errors import UnsupportedError
-from gpuconv.sim.info import Info
 from gpuconv.sim.program import (
     SIZES,
     Address,
-    Function,
     Imm,
-    Instruction,
     Not,
     Operand,
-    Program,
     Reg,
     Special,
     Sym,
     Variable,
 )
-
-TYPES = {
-    "pred": "i1",
-    "b8": "i8",
-    "u8": "i8",
-    "s8": "i8",
-    "b16": "i16",
-    "u16": "i16",
-    "s16": "i16",
-    "b32": "i32",
-    "u32": "i32",
-    "s32": "i32",
-    "b64": "i64",
-    "u64": "i64",
-    "s64": "i64",
-    "b128": "i128",
-    "f16": "half",
-    "bf16": "bfloat",
-    "f32": "float",
-    "f64": "double",
-    "f16x2": "<2 x half>",
-    "bf16x2": "<2 x bfloat>",
-}
-WIDTH = {
-    "i1": 1,
-    "i8": 8,
-    "i16": 16,
-    "i32": 32,
-    "i64": 64,
-    "i128": 128,
-    "half": 16,
-    "bfloat": 16,
-    "float": 32,
-    "double": 64,
-    "<2 x half>": 32,
-    "<2 x bfloat>": 32,
-}
+from gpuconv.sim.text import TYPES, WIDTH, Frame, Module, Options, Text, bits_of
 
 
-def bits_of(type_: str) -> int:
-    """Width of a PTX type in bits."""
-    return WIDTH[TYPES[type_]]
-
-
-@dataclass(slots=True)
-class Frame:
-    """One function being lowered; a called function gets its own, inside the caller's code."""
-
-    function: Function
-    prefix: str
-    variables: dict[str, str] = field(
-        default_factory=dict
-    )  # local and parameter space: name to LLVM pointer
-    types: dict[str, str] = field(default_factory=dict)  # register to LLVM type
-    leave: str = "exit"
-
-
-@dataclass(slots=True)
-class Options:
-    """How to lower: with checks, with the processor's own flush-to-zero, as a function of the
-    scheduler.
-    """
-
-    check: bool = False
-    flush_in_hardware: bool = False
-    host: bool = False
-
-
-class Module(Protocol):
-    """What an emitter asks of the module it belongs to (lower.py)."""
-
-    program: Program
-    x86: bool
-    flush: bool
-    check: bool
-    info: Info
-
-    def declare(self, type_: str, name: str, arguments: list[str]) -> None: ...
-    def where(self, instruction: Instruction | None) -> str: ...
-    def site(self, instruction: Instruction) -> int: ...
-    def global_name(self, name: str) -> str: ...
-
-
-class Emitter:
-    """Text of one LLVM function under construction."""
-
-    def __init__(self, options: Options, module: Module) -> None:
-        self.options = options
-        self.module = module
-        self.allocas: list[str] = []
-        self.code: list[str] = []
-        self.open = True  # whether the current basic block still lacks its terminator
-        self.frames: list[Frame] = []
-        self.shared: dict[str, int] = {}
-        self.names = itertools.count()
-        self.instruction: Instruction | None = None
-        self.suspends = False
-        self.specials: dict[str, str] = {}
-
-    # ---- lines ----
-
-    @property
-    def frame(self) -> Frame:
-        return self.frames[-1]
-
-    def fresh(self, stem: str = "t") -> str:
-        return f"{stem}{next(self.names)}"
-
-    def emit(self, line: str) -> None:
-        if self.open:
-            self.code.append("  " + line)
-
-    def op(self, text: str) -> str:
-        """Emit `%t = text` and return %t."""
-        name = "%" + self.fresh()
-        self.emit(f"{name} = {text}")
-        return name
-
-    def label(self, name: str) -> None:
-        if self.open:
-            self.code.append(f"  br label %{name}")
-        self.code.append(f"{name}:")
-        self.open = True
-
-    def end(self, line: str) -> None:
-        """Emit the terminator of the current block."""
-        self.emit(line)
-        self.open = False
-
-    def unsupported(self, what: str = "") -> UnsupportedError:
-        i = self.instruction
-        text = what or (f"the instruction '{i.text}'" if i else "")
-        return UnsupportedError(f"{self.module.where(i)}: {text} is not modelled by the simulator")
-
-    def need(self, condition: bool, what: str = "") -> None:
-        if not condition:
-            raise self.unsupported(what)
-
-    def call(self, type_: str, name: str, *arguments: str) -> str:
-        """Call an LLVM intrinsic or helper; the module declares it. Arguments are "type value"."""
-        self.module.declare(type_, name, [a.rsplit(" ", 1)[0] for a in arguments])
-        if type_ == "void":
-            self.emit(f"call void @{name}({', '.join(arguments)})")
-            return ""
-        return self.op(f"call {type_} @{name}({', '.join(arguments)})")
-
-    # ---- conversions between LLVM types of registers and instructions ----
-
-    def reshape(self, value: str, have: str, want: str, signed: bool = False) -> str:
-        """`value` with another type: same bits, widened (sign or zero) or cut."""
-        if have == want:
-            return value
-        if WIDTH[have] == WIDTH[want]:
-            return self.op(f"bitcast {have} {value} to {want}")
-        if not have.startswith("i"):
-            value, have = self.op(f"bitcast {have} {value} to i{WIDTH[have]}"), f"i{WIDTH[have]}"
-        middle = f"i{WIDTH[want]}"
-        verb = "trunc" if WIDTH[have] > WIDTH[want] else "sext" if signed else "zext"
-        value = self.op(f"{verb} {have} {value} to {middle}")
-        return self.reshape(value, middle, want)
+class Emitter(Text):
+    """Reads and writes operands, and forms addresses, in the text of one LLVM function."""
 
     # ---- operands ----
 
@@ -353,3 +189,6 @@ class Emitter:
         size, align = max(variable.size, 1), max(variable.align, SIZES[variable.type])
         self.allocas.append(f"{name} = alloca [{size} x i8], align {align}")
         return name
+
+
+__all__ = ["TYPES", "WIDTH", "Emitter", "Frame", "Module", "Options", "Text", "bits_of"]

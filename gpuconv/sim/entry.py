@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuconv.sim import isa_memory, prelude
+from gpuconv.sim import isa_atomic, prelude
 from gpuconv.sim.analysis import all_flush, has_collective, is_pointer, names, polling, reachable
 from gpuconv.sim.body import Body
 from gpuconv.sim.emit import Module, Options
@@ -49,7 +49,7 @@ class KernelFunction(Body):
 
     def __init__(self, module: Module, function: Function) -> None:
         functions = reachable(module.program, function)
-        flush = module.flush and not module.check and all_flush(functions)
+        flush = module.flush and all_flush(functions)
         super().__init__(module, function, Options(module.check, flush))
         self.functions = functions
         self.polls = {id(i) for f in functions for i in polling(f)}
@@ -85,7 +85,7 @@ class KernelFunction(Body):
             threads *= n
         local = sum(v.size for g in self.functions for v in g.variables if v.space == "local")
         serial = any(
-            isinstance(i, Instruction) and isa_memory.order_matters(i)
+            isinstance(i, Instruction) and isa_atomic.order_matters(i)
             for g in self.functions
             for i in g.body
         )

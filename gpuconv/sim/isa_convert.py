@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpuconv.sim import rounding
 from gpuconv.sim.emit import TYPES, Emitter, bits_of
-from gpuconv.sim.isa_float import flush, narrow, widen
+from gpuconv.sim.isa_half import flush, narrow, widen
 from gpuconv.sim.program import Instruction
 
 _INTEGERS = {"u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"}

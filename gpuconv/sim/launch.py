@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from gpuconv.sim import layout, memory, report
 from gpuconv.sim.arguments import pack
 from gpuconv.sim.errors import LaunchError
 from gpuconv.sim.info import Kernel
+from gpuconv.sim.prelude import symbol
 
 if TYPE_CHECKING:
     from gpuconv.sim.machine import Module
@@ -82,7 +83,7 @@ class Function:
         self.module = module
         self.kernel = kernel
         self.name = kernel.name
-        self.address = module._code.address(kernel.name)
+        self.address = module._code.address(symbol(kernel.name))
         self._free: dict[tuple[int, int], list[Worker]] = {}
         self._pace = _FIRST_GUESS
         self.frame_bytes = self._frame_bytes() if kernel.coroutine else 0
@@ -92,9 +93,8 @@ class Function:
         ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
         block, thread = np.zeros(1, layout.dtype("Block")), np.zeros(1, layout.dtype("Thread"))
         self.module._probe(self.address, block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
-        return (
-            -(-int(thread["frame_size"][0]) // 64) * 64 + 64
-        )  # one cache line apart from a power of two
+        lines = -(-int(thread["frame_size"][0]) // 64)
+        return (lines | 1) * 64  # an odd number of cache lines: frames spread over the cache's sets
 
     def launch(
         self,
@@ -122,29 +122,29 @@ class Function:
         team = min(self._team(blocks * count), blocks)
         total = self.kernel.placed_shared + shared
         workers = [self._worker(count, total) for _ in range(team)]
-        table = self._allocations()
+        table = self._allocations(parameters)
         for worker in workers:
             record = worker.block[0]
             record["params"], record["launch"] = parameters.ctypes.data, launch.ctypes.data
             record["ntid"], record["nctaid"], record["dynamic_bytes"] = threads, dims, shared
             record["reverse"], record["error"] = keep[2], 0
             record["table"], record["table_length"] = table.ctypes.data, len(table)
-        started = time.perf_counter()
-        self._execute(launch, workers)
-        self._pace = (time.perf_counter() - started) * team / (blocks * count)
-        failed = [worker for worker in workers if worker.block["error"][0]]
-        if failed:
-            raise report.kernel_error(self.module._info, self.kernel, failed[0])
+        self._finish(launch, workers, blocks * count)
         if len(self._free) > _KEPT:
             self._free.clear()
-        for worker in workers:
-            self._free.setdefault((count, total), []).append(worker)
+        self._free.setdefault((count, total), []).extend(workers)
         if not self.module.check:
-            for (
-                argument
-            ) in args:  # unchecked stores leave no trace: take what they were given as written
-                if isinstance(argument, memory.Array):
-                    argument._memory.shadow = None
+            memory.forget(args)
+
+    def _finish(self, launch: np.ndarray, workers: list[Worker], threads: int) -> None:
+        """Run a prepared launch and raise the error of its first failed block."""
+        started = time.perf_counter()
+        self._execute(launch, workers)
+        self._pace = (time.perf_counter() - started) * len(workers) / threads
+        failed = [worker for worker in workers if worker.block["error"][0]]
+        if failed:
+            first = min(failed, key=lambda worker: int(worker.block["error_block"][0]))
+            raise report.kernel_error(self.module._info, self.kernel, first)
 
     def _team(self, threads: int) -> int:
         """How many cores: one where the order of blocks counts, or where the work is less than
@@ -155,13 +155,14 @@ class Function:
         return thread_count()
 
     def _execute(self, launch: np.ndarray, workers: list[Worker]) -> None:
-        run, record = self.module._run, launch.ctypes.data
         if len(workers) == 1 and not self.module.check:
-            run(record, workers[0].block.ctypes.data)
+            self._run_worker(launch, workers[0])
             return
         pool = _pool(max(thread_count(), len(workers)))  # this thread only waits: Ctrl-C reaches it
-        futures = [pool.submit(run, record, worker.block.ctypes.data) for worker in workers]
+        futures: list[Future[None]] = []
         try:
+            for worker in workers:
+                futures.append(pool.submit(self._run_worker, launch, worker))
             for future in futures:
                 future.result()
         except BaseException:
@@ -170,9 +171,15 @@ class Function:
                 future.exception()
             raise
 
+    def _run_worker(self, launch: np.ndarray, worker: Worker) -> None:
+        """Run blocks until none is left. The arguments keep alive what machine code points to."""
+        self.module._run(launch.ctypes.data, worker.block.ctypes.data)
+
     def _worker(self, threads: int, shared: int) -> Worker:
-        free = self._free.get((threads, shared))
-        return free.pop() if free else Worker(self, threads, shared)
+        try:
+            return self._free[threads, shared].pop()
+        except (KeyError, IndexError):  # none yet, or another Python thread was quicker
+            return Worker(self, threads, shared)
 
     def _launch_record(
         self, blocks: int, threads: int, order: str, seed: int
@@ -198,11 +205,15 @@ class Function:
         record["thread_order"] = inner.ctypes.data if inner is not None else 0
         return record, (sequence, inner, reverse)
 
-    def _allocations(self) -> np.ndarray:
-        """Every live allocation and variable of the module, for the checked mode."""
+    def _allocations(self, parameters: np.ndarray) -> np.ndarray:
+        """What a kernel may touch, for the checked mode: every live allocation, the module's
+        variables, the parameters.
+        """
         if not self.module.check:
             return np.zeros(0, layout.dtype("Allocation"))
-        rows = [
+        first = parameters.ctypes.data
+        rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0)]
+        rows += [
             (m.begin, m.begin + m.nbytes, m.shadow.ctypes.data if m.shadow is not None else 0)
             for m in memory.live()
         ]

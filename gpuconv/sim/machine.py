@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from gpuconv.sim import cache as disk
 from gpuconv.sim import compile as nvrtc
 from gpuconv.sim import jit, layout, memory, ptx
@@ -68,7 +71,9 @@ def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Inf
 @cache
 def _runtime() -> tuple[Any, Any, jit.Code]:
     """The scheduler: sim_run and sim_probe."""
-    source = layout.c_header() + Path(__file__).with_name("runtime.cu").read_text()
+    here = Path(__file__)
+    texts = [here.with_name(name).read_text() for name in ("runtime.cu", "checks.cu")]
+    source = layout.c_header() + "".join(texts)
     entry = disk.key("runtime", source, nvrtc.compiler_version(), jit.identity())
     options = ("-rdc=true",)
     _, code = _cached(
@@ -133,6 +138,17 @@ class Module:
                 )
             self._functions[name] = Function(self, self._info.kernels[name])
         return self._functions[name]
+
+    def variable(self, name: str, dtype: npt.DTypeLike = np.float32) -> memory.Array:
+        """The module's __device__ or __constant__ variable `name`, as a flat array of dtype.
+
+        Only variables that a kernel uses are there. Raises ValueError, naming those.
+        """
+        if name not in self._info.variables:
+            there = ", ".join(self._info.variables) or "none"
+            raise ValueError(f"no variable {name!r} in this module, which uses: {there}")
+        begin, size = self._code.address(f"v.{name}"), self._info.variables[name]
+        return memory.borrow(begin, size, dtype, self._code)
 
     def launch(
         self,

@@ -6,9 +6,11 @@ is known by address, which the checked mode reads.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +20,7 @@ GUARD = 512  # bytes before and after an allocation that belong to nobody
 ALIGN = 256  # as cudaMalloc
 POISON = 0xFF  # what fresh memory holds: NaN as a float, -1 as an integer
 
+_ADDRESSES = (np.dtype(np.uint64), np.dtype(np.int64))
 quarantine = False  # set by the checked mode: freed memory is not handed out again at once
 _HELD = 64 << 20  # bytes in quarantine at most
 _freed: deque[np.ndarray] = deque()
@@ -46,9 +49,40 @@ class _Memory:
                 _freed.popleft()
 
 
+class _Borrowed(_Memory):
+    """Memory that belongs to a module: a __device__ or __constant__ variable."""
+
+    def __init__(self, begin: int, nbytes: int, owner: object) -> None:
+        self.nbytes, self.begin, self.shadow = nbytes, begin, None
+        self._owner = owner
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(begin))
+
+    def __del__(self) -> None:
+        """The module frees it."""
+
+
+def borrow(begin: int, nbytes: int, dtype: npt.DTypeLike, owner: object) -> Array:
+    """An array over memory of a module, which it keeps alive."""
+    kind = np.dtype(dtype)
+    return Array(_Borrowed(begin, nbytes, owner), 0, (nbytes // kind.itemsize,), kind)
+
+
 def live() -> list[_Memory]:
     """Every allocation there is, by address."""
     return sorted(_live.values(), key=lambda memory: memory.begin)
+
+
+def forget(args: Sequence[object]) -> None:
+    """After an unchecked launch, whose stores leave no trace: take as written all it could reach.
+
+    Those are its arguments, and everything where an argument may hold addresses.
+    """
+    for argument in args:
+        if isinstance(argument, Array):
+            argument._memory.shadow = None
+        if isinstance(argument, bytes) or getattr(argument, "dtype", None) in _ADDRESSES:
+            for memory in _live.values():
+                memory.shadow = None
 
 
 class Array:

@@ -45,6 +45,11 @@ def _thread(name: str, index: int = 0) -> int:
     return layout.OFFSETS["Thread"][name] + 4 * index
 
 
+def symbol(name: str) -> str:
+    """What a kernel is called in machine code: never the name of a function of the C library."""
+    return f"kernel.{name}"
+
+
 def _attributes(kernel: KernelFunction) -> str:
     flush = (
         ' "denormal-fp-math-f32"="preserve-sign,preserve-sign"'
@@ -56,7 +61,7 @@ def _attributes(kernel: KernelFunction) -> str:
 
 def loop(kernel: KernelFunction, head: list[str]) -> str:
     """A kernel without collectives: one call a thread, inlined into three nested loops."""
-    name = kernel.function.name
+    name = symbol(kernel.function.name)
     lines = [
         f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) '
         f"alwaysinline {_attributes(kernel)} {{",
@@ -130,8 +135,8 @@ def coroutine(kernel: KernelFunction, head: list[str]) -> str:
     collective.
     """
     lines = [
-        f'define void @"{kernel.function.name}"(ptr %blk, ptr %thr, ptr %mem) presplitcoroutine '
-        f"{_attributes(kernel)} {{",
+        f'define void @"{symbol(kernel.function.name)}"(ptr %blk, ptr %thr, ptr %mem) '
+        f"presplitcoroutine {_attributes(kernel)} {{",
         "entry:",
         "  %id = call token @llvm.coro.id(i32 16, ptr null, ptr null, ptr null)",
         "  %size = call i64 @llvm.coro.size.i64()",

@@ -1,0 +1,54 @@
+/*
+checks.cu: what the checked mode calls before every access. Follows runtime.cu in one source text.
+
+The shadow holds a byte for every byte: 0 nothing written yet, 1 written, 0x80 belongs to nobody.
+*/
+
+// ---- checks: is this access of `size` bytes allowed? code: 1 reads, 2 writes, 4 shared, 8 generic ------------------
+
+template <class Word> static __device__ __forceinline__ u32 touch_word(unsigned char* shadow, u32 code, Word all) {
+    Word* word = (Word*)shadow;
+    if (*word & (Word)(all << 7)) return E_BOUNDS_SHARED;    // a byte of a gap is 0x80
+    if (code & 1 && *word != all) return E_UNINITIALISED;
+    if (code & 2) *word = all;
+    return E_NONE;
+}
+
+static __device__ __forceinline__ u32 touch(unsigned char* shadow, u32 size, u32 code) {
+    constexpr u64 ONES = 0x0101010101010101;
+    if (size == 4) return touch_word<u32>(shadow, code, (u32)ONES);
+    if (size == 1) return touch_word<unsigned char>(shadow, code, 1);
+    if (size == 2) return touch_word<unsigned short>(shadow, code, 0x0101);
+    u32 found = touch_word<u64>(shadow, code, ONES);
+    if (!found && size == 16) found = touch_word<u64>(shadow + 8, code, ONES);
+    return found;
+}
+
+extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code) {
+    Block* b = (Block*)block;
+    const u32 align = size < 16 ? size : 16;
+    if (code & 8 && address - b->shared < b->shared_bytes) {
+        address -= b->shared;
+        code |= 4;
+    }
+    if (code & 4) {
+        if (address > b->shared_bytes || size > b->shared_bytes - address) return E_BOUNDS_SHARED;
+        if (address % align) return E_MISALIGNED;
+        return touch((unsigned char*)b->shared_shadow + address, size, code);
+    }
+    const Allocation* table = (const Allocation*)b->table;
+    u64 low = 0, high = b->table_length;                     // the last allocation that begins at or before address
+    if (high && b->cache < high && table[b->cache].begin <= address && address < table[b->cache].end) low = b->cache;
+    else {
+        while (high - low > 1) {
+            const u64 middle = (low + high) / 2;
+            if (table[middle].begin <= address) low = middle; else high = middle;
+        }
+        b->cache = low;
+    }
+    if (!b->table_length || address < table[low].begin || address + size > table[low].end || address + size < address)
+        return E_BOUNDS_GLOBAL;
+    if (address % align) return E_MISALIGNED;
+    if (!table[low].shadow) return E_NONE;
+    return touch((unsigned char*)table[low].shadow + (address - table[low].begin), size, code);
+}

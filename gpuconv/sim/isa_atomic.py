@@ -1,0 +1,131 @@
+"""atom and red: read, modify, write. On shared memory plainly, since a block runs on one core."""
+
+from __future__ import annotations
+
+from gpuconv.sim.emit import TYPES, Emitter, bits_of
+from gpuconv.sim.isa_float import flush
+from gpuconv.sim.isa_memory import ORDERS, SPACES, host_pointer
+from gpuconv.sim.prelude import ALIAS
+from gpuconv.sim.program import Address, Instruction, Reg
+
+_ATOMIC = {"add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"}
+
+
+def order_matters(i: Instruction) -> bool:
+    """An atomic on global memory whose outcome depends on the order of blocks: such a kernel runs
+    them one by one.
+    """
+    if i.op not in ("atom", "red") or any(m.startswith("shared") for m in i.mods):
+        return False
+    plain = i.mods[-1] in ("u32", "s32", "u64", "s64", "b32", "b64") and set(i.mods) & {
+        "add",
+        "min",
+        "max",
+        "and",
+        "or",
+        "xor",
+    }
+    unused = i.op == "red" or (isinstance(i.operands[0], Reg) and i.operands[0].name == "_")
+    return not (plain and unused)
+
+
+def _atom(b: Emitter, i: Instruction) -> None:
+    """atom d, [a], b{, c}; red [a], b"""
+    type_, space, op = i.mods[-1], "generic", ""
+    for word in i.mods[:-1]:
+        if word in SPACES:
+            space = SPACES[word]
+        elif word in _ATOMIC:
+            op = word
+        else:
+            b.need(word in ORDERS or word == "noftz")
+    operands = i.operands if i.op == "red" else i.operands[1:]
+    b.need(
+        op != ""
+        and type_ in TYPES
+        and bits_of(type_) in (16, 32, 64)
+        and isinstance(operands[0], Address)
+    )
+    pointer = host_pointer(b, i, operands[0], space, bits_of(type_) // 8, "both")
+    values = [b.read(o, type_) for o in operands[1:]]
+    b.need(len(values) == (2 if op == "cas" else 1))
+    if space == "shared" or op == "cas" or not TYPES[type_].startswith("i"):
+        old = _exchange(b, i, op, type_, space, pointer, values)
+    else:
+        verb = {"exch": "xchg", "inc": "uinc_wrap", "dec": "udec_wrap"}.get(op, op)
+        if op in ("min", "max") and type_[0] == "u":
+            verb = "u" + op
+        old = b.op(f"atomicrmw {verb} ptr {pointer}, {TYPES[type_]} {values[0]} seq_cst")
+    if i.op == "atom":
+        b.write(i.operands[0], type_, old)
+
+
+def _exchange(
+    b: Emitter, i: Instruction, op: str, type_: str, space: str, pointer: str, values: list[str]
+) -> str:
+    """Read, modify, write. Plainly where no other block can interfere, else by compare-and-swap
+    until it holds.
+    """
+    llvm = TYPES[type_]
+    whole = f"i{bits_of(type_)}"
+    if space == "shared":
+        old = b.op(f"load {llvm}, ptr {pointer}, align 1, !tbaa {ALIAS['shared']}")
+        new = _modified(b, i, op, type_, old, values, space)
+        b.emit(f"store {llvm} {new}, ptr {pointer}, align 1, !tbaa {ALIAS['shared']}")
+        return old
+    if op == "cas":
+        compare, put = (b.reshape(v, llvm, whole) for v in values)
+        pair = b.op(f"cmpxchg ptr {pointer}, {whole} {compare}, {whole} {put} seq_cst seq_cst")
+        return b.reshape(b.op(f"extractvalue {{ {whole}, i1 }} {pair}, 0"), whole, llvm)
+    again, done, before = b.fresh("again"), b.fresh("done"), b.fresh("before")
+    first = b.op(f"load {whole}, ptr {pointer}, align 1")
+    b.label(before)
+    b.label(again)
+    seen, swapped = "%" + b.fresh("seen"), "%" + b.fresh("old")
+    b.emit(f"{seen} = phi {whole} [{first}, %{before}], [{swapped}, %{again}]")
+    old = b.reshape(seen, whole, llvm)
+    new = b.reshape(_modified(b, i, op, type_, old, values, space), llvm, whole)
+    pair = b.op(f"cmpxchg ptr {pointer}, {whole} {seen}, {whole} {new} seq_cst seq_cst")
+    b.emit(f"{swapped} = extractvalue {{ {whole}, i1 }} {pair}, 0")
+    held = b.op(f"extractvalue {{ {whole}, i1 }} {pair}, 1")
+    b.end(f"br i1 {held}, label %{done}, label %{again}")
+    b.label(done)
+    return old
+
+
+def _modified(
+    b: Emitter, i: Instruction, op: str, type_: str, old: str, values: list[str], space: str
+) -> str:
+    llvm, value = TYPES[type_], values[0]
+    if op == "exch":
+        return value
+    if op == "cas":
+        return b.op(
+            f"select i1 {b.op(f'icmp eq {llvm} {old}, {value}')}, {llvm} {values[1]}, {llvm} {old}"
+        )
+    if not llvm.startswith("i"):
+        b.need(op == "add" and type_ in ("f32", "f64"))
+        if (
+            type_ == "f32" and space != "shared"
+        ):  # the manual: global float atomics flush, shared ones do not
+            old, value = flush(b, old), flush(b, value)
+        total = b.op(f"fadd {llvm} {old}, {value}")
+        return flush(b, total) if type_ == "f32" and space != "shared" else total
+    if op in ("add", "and", "or", "xor"):
+        return b.op(f"{op} {llvm} {old}, {value}")
+    if op in ("min", "max"):
+        return b.call(
+            llvm,
+            f"llvm.{'s' if type_[0] == 's' else 'u'}{op}.{llvm}",
+            f"{llvm} {old}",
+            f"{llvm} {value}",
+        )
+    if op == "inc":
+        step = b.op(f"add {llvm} {old}, 1")
+        return b.op(f"select i1 {b.op(f'icmp uge {llvm} {old}, {value}')}, {llvm} 0, {llvm} {step}")
+    step, over = b.op(f"sub {llvm} {old}, 1"), b.op(f"icmp ugt {llvm} {old}, {value}")
+    wrap = b.op(f"or i1 {over}, {b.op(f'icmp eq {llvm} {old}, 0')}")
+    return b.op(f"select i1 {wrap}, {llvm} {value}, {llvm} {step}")
+
+
+TABLE = {"atom": _atom, "red": _atom}
