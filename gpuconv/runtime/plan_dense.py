@@ -83,7 +83,8 @@ def smoothing(label_smoothing: float, classes: int) -> dict[str, float]:
 
 def chunks(counts: Sequence[int]) -> tuple[list[int], list[int]]:
     """(owner, part) of every chunk of tensors of these sizes, as optim.cu's kernels take them."""
-    owner, part = [], []
+    owner: list[int] = []
+    part: list[int] = []
     for tensor, count in enumerate(counts):
         parts = ceil_div(count, CHUNK)
         owner += [tensor] * parts
