@@ -235,3 +235,21 @@ def test_sim_without_its_packages_says_what_to_install(monkeypatch):
             models.lenet().to("sim")
     finally:
         runtime.cache_clear()
+
+
+def test_warmup_compiles_what_training_needs(capsys):
+    assert main(["warmup", "--device", "sim", "--batch", "2"]) == 0
+    assert capsys.readouterr().out.startswith("device sim: lenet at batch 2 is ready, ")
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (nn.Concat(nn.Identity(), nn.Identity()), "Concat: has no kernel for sim yet; use cpu"),
+        (nn.BatchNorm2d(2), "batch_norm2d: has no kernel for sim yet; use cpu"),
+    ],
+)
+def test_what_has_no_kernel_says_so_and_never_falls_back(layer, text):
+    x = to_device(np.ones((1, 2, 3, 3), np.float32), "sim")
+    with pytest.raises(NotImplementedError, match=text):
+        layer.to("sim").forward(x)
