@@ -11,14 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from gpuconv.cli import demo, doctor, evaluate, filters, predict, steps, summary, train
+from gpuconv.cli import demo, doctor, evaluate, filters, predict, steps, summary, train, warmup
 from gpuconv.cli.options import Parser, UsageError
 from gpuconv.errors import DeviceError, unknown
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (train, evaluate, predict, summary, filters, steps, demo, doctor)
+    for module in (train, evaluate, predict, summary, filters, steps, demo, doctor, warmup)
 }
+NOT_HERE = (DeviceError, NotImplementedError)  # what this device, or any, cannot do
 BAD_INPUT, INTERRUPTED, TERMINATED, BROKEN_PIPE = 2, 130, 143, 141
 DESCRIPTION = "Train, run and look inside convolutional networks."
 EPILOG = """\
@@ -41,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argv: the arguments after the program's name; None for the process's own.
     0 is success. ValueError (so also DataError), OSError, MemoryError, FloatingPointError
-    (training that diverged) and DeviceError become one line on stderr and 2; Ctrl-C gives 130,
-    SIGTERM 143. Any other exception is a bug and passes.
+    (training that diverged) DeviceError and NotImplementedError become one line on stderr and 2;
+    Ctrl-C gives 130, SIGTERM 143. Any other exception is a bug and passes.
 
     >>> main(["demo", "relu", "--image", "-1 2"])  # doctest: +SKIP
     """
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         _mute_stdout()
         return BROKEN_PIPE
-    except (ValueError, OSError, MemoryError, FloatingPointError, DeviceError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError, *NOT_HERE) as error:
         if os.environ.get("GPUCONV_TRACEBACK") == "1":
             raise
         return _say(one_line(error), BAD_INPUT)

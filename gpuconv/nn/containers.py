@@ -12,6 +12,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.fusion import fuse
 from gpuconv.nn.layer import Fusible, Layer, Row, Shape, join_names
+from gpuconv.runtime.arrays import require_numpy
 
 
 class _Container(Layer):
@@ -171,6 +172,7 @@ class Concat(_Container):
 
     def _join(self, outputs: list[np.ndarray]) -> np.ndarray:
         self._channels = [y.shape[1] for y in outputs]
+        require_numpy("Concat", outputs[0])
         return np.concatenate(outputs, axis=1)
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:

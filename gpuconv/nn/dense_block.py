@@ -7,6 +7,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.containers import _Container
 from gpuconv.nn.layer import Row, Shape, join_names
+from gpuconv.runtime.arrays import require_numpy
 
 
 class DenseBlock(_Container):
@@ -33,6 +34,7 @@ class DenseBlock(_Container):
 
     def _begin(self, x: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """The array for all outputs, x in its place, and where each layer's channels begin."""
+        require_numpy("DenseBlock", x)
         edges = [x.shape[1]]
         for layer in self:
             edges.append(edges[-1] + layer.output_shape((edges[-1], *x.shape[2:]))[0])

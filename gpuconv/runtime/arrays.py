@@ -40,6 +40,13 @@ def require(device: str) -> None:
         runtime(device)
 
 
+def require_numpy(name: str, array: Any) -> None:
+    """NotImplementedError, naming the layer, for an array of a device it has no kernels for."""
+    device = device_of(array)
+    if device != "cpu":
+        raise NotImplementedError(f"{name}: has no kernel for {device} yet; use cpu")
+
+
 def to_numpy(array: Any) -> np.ndarray:
     """As a NumPy array in C order: itself if it is one, else a copy of the device's."""
     device = device_of(array)

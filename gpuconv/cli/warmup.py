@@ -1,0 +1,60 @@
+"""Compile what a network needs, so that the first run on this machine starts at once.
+
+Two steps of training on random images, with SGD and with Adam: every kernel that they use is
+compiled and kept in its cache on disk (CuPy's, the simulator's, or Numba's).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from gpuconv.cli.options import add_device, whole
+
+HELP = "compile the kernels that a network needs, before its first run"
+EXAMPLES = """\
+  gpuconv warmup
+  gpuconv warmup --model lenet --batch 64 --device cuda
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="lenet", metavar="NAME", help="(default: lenet)")
+    parser.add_argument(
+        "--batch",
+        type=whole(1),
+        default=32,
+        metavar="N",
+        help="images for each update; kernels are chosen by shape (default: 32)",
+    )
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import time
+
+    from gpuconv import models
+
+    started = time.perf_counter()
+    model = models.build({"name": args.model}).to(args.device)
+    _train(model, args.batch)
+    seconds = time.perf_counter() - started
+    print(f"device {model.device}: {args.model} at batch {args.batch} is ready, {seconds:.1f} s")
+    return 0
+
+
+def _train(model, batch):
+    import numpy as np
+
+    from gpuconv import nn, optim
+    from gpuconv.runtime.arrays import to_device
+
+    rng, loss = np.random.default_rng(0), nn.CrossEntropyLoss()
+    loss.device = model.device
+    x = to_device(rng.random((batch, *model.input_shape), np.float32), model.device)
+    labels = to_device(np.zeros(batch, np.int64), model.device)
+    for make in (lambda p: optim.SGD(p, momentum=0.9), optim.Adam):
+        optimizer = make(model.parameters())
+        optimizer.zero_grad()
+        loss.forward(model.forward(x), labels)
+        model.backward(loss.backward(), need_dx=False)
+        optimizer.step()
