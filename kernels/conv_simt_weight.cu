@@ -19,27 +19,35 @@ Floor     2*N*P*Q*K*R*S*C/groups flops / FP32 peak
 Order     Ascending pixels in a slice, slices in ascending order: |error| <= gamma_(slice + slices)
           of the sum of absolute products. The plan cuts slices from the shape alone, so results are
           bit-identical on every card
-Limits    N*P*Q, R*S*C and one image below 2^31; slices, groups <= 65535; checked by the plan
+Limits    N*P*Q, R*S*C, and x and dy in vectors of VEC floats below 2^31; slices, groups <= 65535;
+          checked by the plan
 Not here  The sum of the slices (sum_slices.cu); compile-time windows for images of few channels;
           the bias gradient in the same pass
 Macros    TILE; VEC_A, VEC_B, VEC_OUT (4 or 1: dy, x, the result)
 */
 #include "conv_simt.cuh"
 
+// As BLOCKS, but ptxas for sm_120 spills here too.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int WEIGHT_BLOCKS = TILE == 128 ? 1 : 2;
+#else
+constexpr int WEIGHT_BLOCKS = 2;
+#endif
+
 // Panels of dy: TILE filters by TILE_K pixels, contiguous along the filters.
 struct GradientLoader {
     using Shape = Across<VEC_A>;
-    const float* base;              // of the slice's first pixel, the first filter here
-    int first, filters, K, length;  // the first filter here; length: pixels of the slice
+    const float* dy;
+    int K, column, begin;  // column: the first filter here, in vectors of dy
+    int end[Shape::ROWS];  // the slice is [begin, end); empty for a filter past the last
     float v[4];
 
     __device__ __forceinline__ void fetch_panel(int panel)
     {
-        const int pixel = panel * TILE_K + Shape::step();
-        const float* from = base + (long long)pixel * K;
+        const int pixel = begin + panel * TILE_K + Shape::step();
+        const float* from = dy + (long long)(pixel * (K / VEC_A) + column) * VEC_A;
         for (int i = 0; i < Shape::ROWS; ++i)
-            fetch<VEC_A>(
-                v, i, from + TILE / 4 * i, first + TILE / 4 * i < filters && pixel < length);
+            fetch<VEC_A>(v, i, from + TILE / 4 * i, pixel < end[i]);
     }
 
     __device__ __forceinline__ void put(float (*panel)[LD]) { Shape::put(panel, v); }
@@ -50,12 +58,12 @@ struct GradientLoader {
 struct WindowLoader {
     using Shape = Across<VEC_B>;
     const float* x;
-    int H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w, begin,
-        end;  // the slice: result pixels [begin, end)
+    int H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w;
+    int begin, end;  // the slice: result pixels [begin, end)
     unsigned p_mul, q_mul;
     int p_shift, q_shift;
-    int h[Shape::ROWS], w[Shape::ROWS],
-        delta[Shape::ROWS];  // each column's tap, and its offset from tap 0
+    int h[Shape::ROWS], w[Shape::ROWS];  // each column's tap
+    int distance[Shape::ROWS];           // and its offset from tap 0, channel 0, in vectors
     float v[4];
 
     __device__ __forceinline__ void fetch_panel(int panel)
@@ -64,9 +72,9 @@ struct WindowLoader {
         const int line = divide(pixel, q_mul, q_shift), q = pixel - line * Q;
         const int n = divide(line, p_mul, p_shift), p = line - n * P;
         const int top = p * stride_h - pad_h, left = q * stride_w - pad_w;
-        const float* from = x + (((long long)n * H + top) * W + left) * C;
+        const int from = ((n * H + top) * W + left) * (C / VEC_B);
         for (int i = 0; i < Shape::ROWS; ++i)
-            fetch<VEC_B>(v, i, from + delta[i],
+            fetch<VEC_B>(v, i, x + (long long)(from + distance[i]) * VEC_B,
                 (unsigned)(top + h[i]) < (unsigned)H && (unsigned)(left + w[i]) < (unsigned)W
                     && pixel < end);
     }
@@ -74,7 +82,7 @@ struct WindowLoader {
     __device__ __forceinline__ void put(float (*panel)[LD]) { Shape::put(panel, v); }
 };
 
-extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_backward_weight_simt(
+extern "C" __global__ void __launch_bounds__(256, WEIGHT_BLOCKS) conv2d_backward_weight_simt(
     float* __restrict__ slices, const float* __restrict__ dy, const float* __restrict__ x,
     int pixels, int slice, int H, int W, int P, int Q, int S, int C, int K, int channels,
     int filters, int columns, int tiles_across, int stride_h, int stride_w, int pad_h, int pad_w,
@@ -83,23 +91,25 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_backward_weight
     __shared__ Panels panels;
     const Corner from = corner(tiles_across);
     if (from.row >= filters || from.group * filters >= K) return;
-    const long long begin = (long long)blockIdx.z * slice;
-    const int length = begin >= pixels ? 0 : min((long long)slice, pixels - begin);
+    const int begin = (int)min((long long)blockIdx.z * slice, (long long)pixels);
+    const int end = (int)min((long long)begin + slice, (long long)pixels);
 
     const int filter = from.row + Across<VEC_A>::row(0);
-    GradientLoader a = {dy + begin * K + from.group * filters + filter, filter, filters, K, length};
-    WindowLoader b = {x + from.group * channels, H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w,
-        (int)begin, (int)begin + length, p_mul, q_mul, p_shift, q_shift};
+    GradientLoader a = {dy, K, (from.group * filters + filter) / VEC_A, begin};
+    for (int i = 0; i < Across<VEC_A>::ROWS; ++i)
+        a.end[i] = from.row + Across<VEC_A>::row(i) < filters ? end : 0;
+    WindowLoader b = {x, H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w, begin, end, p_mul, q_mul,
+        p_shift, q_shift};
     for (int i = 0; i < Across<VEC_B>::ROWS; ++i) {
-        const int column = from.column + Across<VEC_B>::row(i), tap = column / channels,
-                  r = tap / S;
-        b.h[i] = column < columns ? r * dil_h : -(1 << 30);
+        const int column = from.column + Across<VEC_B>::row(i), tap = column / channels;
+        const int r = tap / S, c = from.group * channels + column - tap * channels;
         b.w[i] = (tap - r * S) * dil_w;
-        b.delta[i] = column < columns ? (b.h[i] * W + b.w[i]) * C + column - tap * channels : 0;
+        b.h[i] = column < columns ? r * dil_h : -(1 << 30);  // no row of the image
+        b.distance[i] = (r * dil_h * W + b.w[i]) * (C / VEC_B) + c / VEC_B;
     }
 
     Sums sums = {};
-    accumulate(sums, panels, a, b, (length + TILE_K - 1) / TILE_K);
+    accumulate(sums, panels, a, b, (end - begin + TILE_K - 1) / TILE_K);
 
     const Corner to = corner(tiles_across);
     slices += ((long long)blockIdx.z * K + to.group * filters + to.row) * columns + to.column;

@@ -50,9 +50,10 @@ class Conv:
         """From the shapes that users see, NCHW and OIHW, and their window."""
         (N, C, H, W), (K, _, R, S) = x_shape, w_shape
         (top, _), (left, _) = window.pads(H, W)
+        (stride_h, stride_w), (dil_h, dil_w) = window.stride, window.dilation
         P, Q = window.output_size(H, W)
-        (down, across), (dil_h, dil_w) = window.stride, window.dilation
-        return cls(N, C, H, W, K, R, S, P, Q, down, across, top, left, dil_h, dil_w, groups)
+        geometry = (stride_h, stride_w, top, left, dil_h, dil_w)
+        return cls(N, C, H, W, K, R, S, P, Q, *geometry, groups)
 
     @classmethod
     def linear(cls, rows: int, features_in: int, features_out: int) -> Conv:
