@@ -10,16 +10,17 @@ import sys
 
 import numpy as np
 import pytest
+import simulated  # noqa: F401  skips where the simulator cannot run
 import standin_cupy
-from simulated import sim
 
 from gpuconv import devices, models, nn, ops, optim
 from gpuconv.cli.main import main
 from gpuconv.errors import DeviceError
 from gpuconv.runtime import cupy as cupy_runtime
-from gpuconv.runtime import plan_conv, plan_dense, source
+from gpuconv.runtime import plan_conv, plan_dense, plan_pool, source
 from gpuconv.runtime.arrays import channels_last, device_of, to_device, to_numpy
 from gpuconv.runtime.runtime import runtime
+from gpuconv.shapes import window
 
 
 @pytest.fixture(autouse=True)
@@ -187,10 +188,58 @@ def test_more_shared_memory_than_usual_is_asked_for(standin):
         on.run(Plan((replace(launch, shared=65537),)), **arrays)
 
 
-def test_cubins_build_with_cupys_options():
-    plan = plan_dense.elementwise("relu.cu", "relu_forward", 8)
-    (launch,) = plan.launches
-    assert sim.to_cubin(source.text("relu.cu"), launch.options, "sm_80")[:4] == b"\x7fELF"
+def plans():
+    """One of each family."""
+    conv = plan_conv.Conv.of((2, 4, 9, 9), (8, 4, 3, 3), window(3), 1)
+    pooled = (2, 4, 9, 9), window(2)
+    each = plan_dense.elementwise
+    return [
+        plan_conv.forward(conv, True, True),
+        plan_conv.backward_data(conv, False),
+        plan_conv.backward_weight(conv),
+        plan_conv.backward_bias(98, 8),
+        plan_conv.forward(plan_conv.Conv(1, 8, 8, 8, 8, 3, 3, 6, 6, groups=8), False, False),
+        plan_pool.max_pool2d(*pooled),
+        plan_pool.avg_pool2d(*pooled),
+        plan_dense.transpose(2, 8, 9),
+        plan_dense.loss("hinge_forward", 4, 10, "int64", margin=1.0),
+        plan_dense.optimizer("adam", 3),
+        each("relu.cu", "relu_forward", 8),
+        each("activations.cu", "tanh_forward", 8),
+        plan_dense.dropout(8, 0.5, 1),
+    ]
+
+
+COMPILE = r"""
+import json, sys
+try:
+    from cupy.cuda import compiler
+    from cupy_backends.cuda.libs import nvrtc
+    nvrtc.getVersion()
+except Exception as error:
+    print("missing", " ".join(str(error).split())[:200]); sys.exit()
+for text, options, kernel in json.load(sys.stdin):
+    program = compiler._NVRTCProgram(text, "", (), (), name_expressions=None, method="cubin")
+    # what RawModule's own path adds: cupy/cuda/compiler.py
+    added = ("-ftz=true", "--device-as-default-execution-space", "-arch=sm_80")
+    code, _ = program.compile((*options, *added), None)
+    assert code[:4] == b"\x7fELF" and kernel.encode() in code, kernel
+print("built")
+"""
+
+
+def test_cupys_own_compiler_takes_the_sources_and_options():
+    """Cubins by CuPy's compiler and NVRTC, which need no driver."""
+    given = [
+        (source.text(launch.file), [*cupy_runtime.OPTIONS, *launch.options], launch.kernel)
+        for plan in plans()
+        for launch in plan.launches
+    ]
+    command = [sys.executable, "-c", COMPILE]
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
+    if done.stdout.startswith("missing"):
+        pytest.skip(f"CuPy, or the NVRTC of its release, is not here: {done.stdout[8:].strip()}")
+    assert done.stdout == "built\n", done.stderr[-2000:]
 
 
 # ---- the stand-in against CuPy ------------------------------------------------------------------
