@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from cases import CONVOLUTIONS, LENET_BATCHES, POOLS
+from bench_cases import CONVOLUTIONS, LENET_BATCHES, POOLS
 
 import gpuconv
 from gpuconv import models, nn, ops, optim

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import LENET_BATCHES
+from bench_cases import LENET_BATCHES
 
 from gpuconv import models, nn, optim
 

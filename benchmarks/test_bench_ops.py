@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import CONVOLUTIONS, POOLS
+from bench_cases import CONVOLUTIONS, POOLS
 
 from gpuconv import ops
 from gpuconv.ops.activation import ACTIVATIONS
