@@ -18,7 +18,8 @@ def sweep_case(seed):
         x = np.round(rng.standard_normal((len(x), 4 * int(rng.integers(1, 5)), *x.shape[2:])))
     x = x.astype(F4)
     if seed % 3 == 0:
-        x[rng.random(x.shape) < 0.1] = rng.choice(F4([np.nan, np.inf, -np.inf, 0.0, -0.0]))
+        special = rng.choice(F4([np.nan, np.inf, -np.inf, 0.0, -0.0]), x.shape)
+        x = np.where(rng.random(x.shape) < 0.1, special, x)
     return x, geometry
 
 
