@@ -64,15 +64,54 @@ def compare_average(x, geometry, win, average, pad, **how):
     assert_within(dx, exact, gamma(taps + 1) * size)
 
 
-@pytest.mark.parametrize("seed", range(20))
+SEEDS, MORE_SEEDS = range(20), range(20, 240)  # of the default run, and with make test-all
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_geometries(seed):
     compare(*sweep_case(seed))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20, 240))
+@pytest.mark.parametrize("seed", MORE_SEEDS)
 def test_random_geometries_at_length(seed):
     compare(*sweep_case(seed), order=("forward", "reverse", "shuffled")[seed % 3], seed=seed)
+
+
+def test_what_the_sweep_holds():
+    """At least 200 different geometries, and every feature early among them."""
+    drawn = {seed: sweep_case(seed) for seed in (*SEEDS, *MORE_SEEDS)}
+    assert len({(x.shape, *geometry) for x, geometry in drawn.values()}) >= 200
+
+    def leaves_over(x, kernel, stride, pads, dilation, ceil_mode):
+        ways = [window(kernel, stride, pads, dilation, c).output_size(*x.shape[2:]) for c in (0, 1)]
+        return ceil_mode and ways[0] != ways[1]
+
+    features = {
+        "stride other than the window": lambda x, kernel, stride, *_: stride != kernel,
+        "overlap": lambda x, kernel, stride, *_: stride[0] < kernel[0],
+        "gaps": lambda x, kernel, stride, *_: stride[0] > kernel[0],
+        "padding on one side": lambda x, k, s, pads, *_: pads[0][0] != pads[0][1],
+        "dilation": lambda x, k, s, p, dilation, _: dilation != (1, 1),
+        "ceil_mode that adds a window": leaves_over,
+        "one image": lambda x, *_: len(x) == 1,
+        "channels in fours": lambda x, *_: x.shape[1] % 4 == 0,
+        "channels not in fours": lambda x, *_: x.shape[1] % 4 > 0,
+        "height other than width": lambda x, *_: x.shape[2] != x.shape[3],
+        "ties": lambda x, *_: (np.nan_to_num(x) == np.round(np.nan_to_num(x))).all(),
+        "NaN": lambda x, *_: np.isnan(x).any(),
+        "minus infinity": lambda x, *_: np.isneginf(x).any(),
+        "both zeros": lambda x, *_: len(set(np.signbit(x[x == 0]))) == 2,
+    }
+    for name, holds in features.items():
+        assert any(holds(x, *geometry) for x, geometry in (drawn[s] for s in SEEDS)), name
+
+
+@pytest.mark.parametrize(("C", "pixels"), [(1, 255), (1, 256), (1, 257), (8, 127), (8, 129)])
+def test_pixels_around_the_block(C, pixels):
+    x = np.random.default_rng(pixels).standard_normal((1, C, 1, pixels)).astype(F4)
+    compare(x, ((1, 2), 1, 0, 1, False))
+    compare(x, (1, 1, 0, 1, False))
 
 
 @pytest.mark.parametrize("C", [1, 6, 255, 256, 257, 1020, 1024, 1028])
