@@ -299,6 +299,50 @@ def test_nan_stays_where_it_belongs():
     assert not np.isnan(dx).any()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_what_is_not_finite_reaches_what_it_should(value, groups):
+    """One such element of x or dy: the same results are not finite, and in the same way."""
+    x, w, b = draw(18, 2, 4, 9, 8, 8, 3, 2, groups=groups)
+    x[1, 2, 4, 5] = value
+    geometry = ((2, 1), 1, (1, 2), groups)
+    conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], *geometry[:3]), groups)
+    exact = ops.conv2d.reference(*doubles(x, w, b), *geometry)
+    assert not np.isfinite(exact).all()
+    assert_alike(forward(conv, x, w, b), exact)
+    dy = np.random.default_rng(18).standard_normal(exact.shape).astype(F4)
+    with np.errstate(invalid="ignore"):
+        exact = ops.conv2d_backward.reference(*doubles(dy, x, w, b), *geometry)
+    assert_alike(backward_weight(conv, dy, x), exact[1])
+    dy[1, 3, 2, 2] = value
+    x = np.abs(np.nan_to_num(x, posinf=1, neginf=1)) + 1
+    exact = ops.conv2d_backward.reference(*doubles(dy, x, w, b), *geometry)
+    assert_alike(backward_data(conv, dy, w, x, mask=True), exact[0])
+    assert_alike(backward_bias(conv, dy), exact[2])
+
+
+def assert_alike(value, exact):
+    """Not finite in the same places, and there equal (NaN to NaN)."""
+    known = np.isfinite(exact)
+    assert not known.all()
+    np.testing.assert_array_equal(np.isfinite(value), known)
+    np.testing.assert_array_equal(value[~known], exact[~known])
+
+
+def test_subnormal_numbers_become_zero():
+    """-ftz=true, which CuPy sets: read as 0, and written as 0."""
+    x, w, b = np.full((1, 4, 3, 3), 1e-39, F4), np.full((4, 4, 3, 3), 1e30, F4), np.zeros(4, F4)
+    conv = plan_conv.Conv.of(x.shape, w.shape, window(3), 1)
+    dy = np.full((1, 4, 1, 1), 1e-39, F4)
+    assert (forward(conv, x, w, None) == 0).all()
+    assert (backward_data(conv, dy, w, x) == 0).all()
+    assert (backward_weight(conv, np.full_like(dy, 1e30), x) == 0).all()
+    assert (backward_bias(conv, dy) == 0).all()
+    small = np.full_like(x, 1e-20)  # products of normal numbers
+    assert (forward(conv, small, np.full_like(w, 1e-20), b) == 0).all()
+
+
 def test_without_accesses_out_of_bounds():
     for seed in (3, 4, 7):
         compare(*sweep_case(seed), check=True)

@@ -135,6 +135,37 @@ def test_infinity_is_a_value_and_not_a_start():
     assert (found["argmax"] == 0).all()
 
 
+def test_subnormal_numbers_are_equal_to_zero():
+    """-ftz=true, which CuPy sets: comparisons read them as 0, so the first wins; it is copied as
+    it is. Sums give 0.
+    """
+    x = F4([[[[1e-40, 2e-40], [-1e-40, 0.0]]]])
+    win = window(2)
+    outputs = {"y": ((1, 1, 1, 1), F4), "argmax": ((1, 1, 1, 1), np.uint8)}
+    found = run(plan_pool.max_pool2d(x.shape, win), {"x": last(x)}, outputs)
+    assert found["argmax"] == 0
+    assert found["y"] == x[0, 0, 0, 0]
+    for average in (False, True):
+        plan = plan_pool.avg_pool2d(x.shape, win, average)
+        assert run(plan, {"x": last(x)}, {"y": ((1, 1, 1, 1), F4)})["y"] == 0
+        plan = plan_pool.avg_pool2d_backward(x.shape, win, average)
+        dy = np.full((1, 1, 1, 1), 1e-39, F4)
+        assert (run(plan, {"dy": dy}, {"dx": ((1, 2, 2, 1), F4)})["dx"] == 0).all()
+
+
+def test_ties_and_nan_in_every_window():
+    """The first of equal maxima wins, +0 and -0 are equal, and the last NaN wins over all."""
+    zeros = F4([0.0, -0.0, 0.0, -0.0])
+    nan = np.array([0x7FC00001, 0x3F800000, 0xFFC00002, 0x7F800000], np.uint32).view(F4)
+    x = np.stack([zeros, nan, np.full(4, -np.inf, F4), F4([3, 7, 7, 7])]).reshape(1, 4, 2, 2)
+    outputs = {"y": ((1, 1, 1, 4), F4), "argmax": ((1, 1, 1, 4), np.uint8)}
+    found = run(plan_pool.max_pool2d(x.shape, window(2)), {"x": last(x)}, outputs)
+    assert found["argmax"].ravel().tolist() == [0, 2, 0, 1]
+    assert found["y"].ravel()[[0, 2, 3]].tolist() == [0.0, -np.inf, 7.0]
+    assert np.isnan(found["y"].ravel()[1])
+    assert not np.signbit(found["y"].ravel()[0])
+
+
 def test_without_accesses_out_of_bounds():
     for seed in (1, 2, 3):
         compare(*sweep_case(seed), check=True)
