@@ -74,6 +74,12 @@ def _launch(launch, held, order, seed, check):
     )
 
 
+def how_of(seed):
+    """How a sweep's case is run: orders in turn, every fourth with all checks, races too."""
+    order = ("forward", "reverse", "shuffled")[seed % 3]
+    return {"order": order, "seed": seed, "check": seed % 4 == 0}
+
+
 def last(a):
     """NCHW to the kernels' NHWC, and OIHW to KRSC."""
     return np.ascontiguousarray(np.moveaxis(a, 1, -1))

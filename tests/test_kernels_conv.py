@@ -8,7 +8,7 @@ from dataclasses import replace
 import cases
 import numpy as np
 import pytest
-from kernel_runs import F4, assert_within, first, gamma, last, run
+from kernel_runs import F4, assert_within, first, gamma, how_of, last, run
 
 from gpuconv import ops
 from gpuconv.runtime import plan_conv, plan_slices
@@ -110,7 +110,7 @@ def test_random_geometries(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", MORE_SEEDS)
 def test_random_geometries_at_length(seed):
-    compare(*sweep_case(seed), order=("forward", "reverse", "shuffled")[seed % 3], seed=seed)
+    compare(*sweep_case(seed), **how_of(seed))
 
 
 def test_what_the_sweep_holds():
@@ -246,7 +246,7 @@ def test_depthwise(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12, 212))
 def test_depthwise_at_length(seed):
-    compare(*depthwise_case(seed), order=("forward", "reverse", "shuffled")[seed % 3], seed=seed)
+    compare(*depthwise_case(seed), **how_of(seed))
 
 
 @pytest.mark.parametrize("C", [31, 32, 33, 124, 128, 132])  # lanes of a block, alone and in fours
@@ -343,7 +343,7 @@ def test_subnormal_numbers_become_zero():
     assert (forward(conv, small, np.full_like(w, 1e-20), b) == 0).all()
 
 
-def test_without_accesses_out_of_bounds():
+def test_without_races_or_accesses_out_of_bounds():
     for seed in (3, 4, 7):
         compare(*sweep_case(seed), check=True)
     x, w, b = draw(11, 2, 6, 7, 8, 12, 3, 3, groups=6)

@@ -3,7 +3,7 @@
 import cases
 import numpy as np
 import pytest
-from kernel_runs import F4, assert_within, first, gamma, last, run
+from kernel_runs import F4, assert_within, first, gamma, how_of, last, run
 
 from gpuconv import ops
 from gpuconv.runtime import plan_pool
@@ -75,7 +75,7 @@ def test_random_geometries(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", MORE_SEEDS)
 def test_random_geometries_at_length(seed):
-    compare(*sweep_case(seed), order=("forward", "reverse", "shuffled")[seed % 3], seed=seed)
+    compare(*sweep_case(seed), **how_of(seed))
 
 
 def test_what_the_sweep_holds():
@@ -166,6 +166,6 @@ def test_ties_and_nan_in_every_window():
     assert not np.signbit(found["y"].ravel()[0])
 
 
-def test_without_accesses_out_of_bounds():
+def test_without_races_or_accesses_out_of_bounds():
     for seed in (1, 2, 3):
         compare(*sweep_case(seed), check=True)

@@ -28,9 +28,7 @@ static __device__ void join(Block* b, u64* to, const u64* from) {
 // ---- meetings -----------------------------------------------------------------------------------
 
 // Thread n's time moves on: what it does from now is not what others have seen of it.
-static __device__ void step(Block* b, u32 n) {
-    if (checked(b)) ((u64*)b->times)[n] = ++b->clock;
-}
+static __device__ void step(Block* b, u32 n) { ((u64*)b->times)[n] = ++b->clock; }
 
 static __device__ void begin(Block* b) {
     b->began = b->epoch = b->clock;
@@ -46,18 +44,16 @@ static __device__ void tell(Block* b, u32 row, u32 n) {
 }
 
 static __device__ void forget(Block* b, u32 row) {
-    if (checked(b)) for (u32 n = 0; n < b->nthreads; ++n) row_of(b, row)[n] = 0;
+    for (u32 n = 0; n < b->nthreads; ++n) row_of(b, row)[n] = 0;
 }
 
 // At a barrier with a count: what thread n brings, and what it takes away.
 static __device__ void announce(Block* b, u32 barrier, u32 n) {
-    if (!checked(b)) return;
     tell(b, barrier, n);
     step(b, n);
 }
 
 static __device__ void hear(Block* b, u32 barrier, u32 n) {
-    if (!checked(b)) return;
     join(b, seen_by(b, n), row_of(b, barrier));
     step(b, n);
 }
@@ -67,7 +63,6 @@ static __device__ void meet_all(Block* b) { b->epoch = b->clock; }
 
 // Lanes `here` of the warp that begins at `first` meet.
 static __device__ void meet_warp(Block* b, u32 first, u32 here) {
-    if (!checked(b)) return;
     forget(b, WORK);
     for (u32 m = here; m; m &= m - 1) tell(b, WORK, first + __ffs(m) - 1);
     for (u32 m = here; m; m &= m - 1) hear(b, WORK, first + __ffs(m) - 1);

@@ -110,7 +110,7 @@ static __device__ bool resolve_warp(Block* b, u32 first, u32 lanes) {
         if (t->state == S_VOTE) vote(warp, here);
         if (t->state == S_MATCH) match(warp, here);
         if (t->state == S_REDUX) redux(warp, here);
-        if (t->state == S_WARP) meet_warp(b, first, here);
+        if (t->state == S_WARP && checked(b)) meet_warp(b, first, here);
         for (u32 m = here; m; m &= m - 1) warp[__ffs(m) - 1].state = S_RUN;
         moved = true;
     }
@@ -149,20 +149,21 @@ static __device__ bool arrive(Block* b, Barriers* all, u32 n, bool waits) {
     all->arrived[id] += 1;
     all->votes[id] += waits && t->pred;
     all->waiting[id] += waits;
-    if (t->b) announce(b, id, n);
+    if (t->b && checked(b)) announce(b, id, n);
     return true;
 }
 
 // Release every barrier that is complete; true where one was.
 static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
     bool moved = false;
+    const bool check = ((Launch*)b->launch)->check;
     for (u32 id = 0; id < BARRIERS; ++id) {
         if (!all->waiting[id]) continue;
         const u32 needed = all->count[id] ? all->count[id] : b->nthreads - done;
         if (all->arrived[id] < needed) continue;
         const bool whole = all->waiting[id] == b->nthreads;    // who has left met nobody
-        if (whole) meet_all(b);
-        const bool early = !all->count[id] && done && ((Launch*)b->launch)->check;
+        if (whole) meet_all(b);                              // (harmless without checks)
+        const bool early = !all->count[id] && done && check;
         u32 aligned_site = 0, aligned_warp = ~0u;
         for (u32 n = 0; n < b->nthreads; ++n) {
             Thread* t = thread_of(b, n);
@@ -178,9 +179,10 @@ static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
             }
             t->result = t->c == 1 ? all->votes[id] : t->c == 2 ? all->votes[id] == needed : all->votes[id] != 0;
             t->state = S_RUN;
-            if (whole) step(b, n); else hear(b, id, n);
+            if (check && whole) step(b, n);
+            if (check && !whole) hear(b, id, n);
         }
-        forget(b, id);
+        if (check) forget(b, id);
         all->arrived[id] = all->waiting[id] = all->votes[id] = 0;
         moved = true;
     }
