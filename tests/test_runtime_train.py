@@ -253,3 +253,20 @@ def test_what_has_no_kernel_says_so_and_never_falls_back(layer, text):
     x = to_device(np.ones((1, 2, 3, 3), np.float32), "sim")
     with pytest.raises(NotImplementedError, match=text):
         layer.to("sim").forward(x)
+
+
+def test_a_training_step_passes_every_check(monkeypatch):
+    """Bounds, alignment, memory nobody has written, races: LeNet's whole step, in any order."""
+    on = runtime("sim")
+    model, loss = models.lenet(seed=0).to("sim"), nn.CrossEntropyLoss()
+    optimizer = optim.Adam(model.parameters())
+    x, labels = np.random.default_rng(0).random((3, 1, 32, 32), np.float32), np.arange(3)
+    monkeypatch.setattr(on, "_modules", {})
+    monkeypatch.setattr(on, "check", True)
+    for order in ("forward", "shuffled"):
+        monkeypatch.setattr(on, "order", order)
+        optimizer.zero_grad()
+        loss.forward(model.forward(to_device(x, "sim")), to_device(labels, "sim"))
+        model.backward(loss.backward())
+        optimizer.step()
+    assert {"conv2d_backward_weight_simt", "adam", "max_pool2d_backward"} <= set(on.ran)

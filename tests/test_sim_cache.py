@@ -4,7 +4,9 @@ cannot be kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -50,6 +52,35 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert run(tmp_path) == ["2", "1", "6.0"]
     assert run(tmp_path) == ["0", "0", "6.0"]
     assert not [f for f in (tmp_path / "sim").iterdir() if f.name.startswith(".new")]
+
+
+def start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "3"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(sim.__path__[0]))),
+        env={**os.environ, "GPUCONV_CACHE_DIR": str(folder)},
+    )
+
+
+def test_two_processes_at_once_on_a_cold_folder(tmp_path):
+    started = [start(tmp_path) for _ in range(2)]
+    for process in started:
+        assert process.communicate(timeout=300)[0].split()[2] == "6.0"
+    assert run(tmp_path) == ["0", "0", "6.0"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_build_that_is_cut_short_leaves_a_usable_folder(tmp_path, number):
+    process = start(tmp_path)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.7)
+    process.send_signal(number)
+    process.communicate(timeout=300)  # it ends
+    assert run(tmp_path)[2] == "6.0"
+    assert run(tmp_path) == ["0", "0", "6.0"]
 
 
 def test_an_unwritable_folder_is_no_error(tmp_path):

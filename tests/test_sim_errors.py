@@ -280,6 +280,17 @@ def test_out_of_bounds_global():
     launch("const int i = blockIdx.x * 32 + threadIdx.x; if (i < n) y[i] = 1;", grid=3)
 
 
+@pytest.mark.parametrize("past", [0, 1, 31, 127])
+def test_the_neighbouring_buffer_is_out_of_reach(past):
+    """Arrays made one after another have guard bytes between them, on both sides."""
+    arrays = [sim.zeros(64) for _ in range(4)]
+    for array in arrays:
+        for index in (64 + past, -1 - past):
+            found("bounds_global", "outside every live", f"y[{index}] = 1;", block=1,
+                  args=(array, array, 1))  # fmt: skip
+        launch("y[63] = 1; y[0] = 2;", block=1, args=(array, array, 1))
+
+
 def test_out_of_bounds_vector_at_the_edge():
     y = sim.zeros(6)
     found(

@@ -73,7 +73,14 @@ def borrow(begin: int, nbytes: int, dtype: npt.DTypeLike, owner: object) -> Arra
 
 def live() -> list[_Memory]:
     """Every allocation there is, by address."""
-    return sorted(_live.values(), key=lambda memory: memory.begin)
+    return sorted(_all(), key=lambda memory: memory.begin)
+
+
+def _all() -> list[_Memory]:
+    """Every allocation. The list of references is made at once: another Python thread may allocate
+    meanwhile.
+    """
+    return [memory for ref in _live.valuerefs() if (memory := ref()) is not None]
 
 
 def forget(args: Sequence[object]) -> None:
@@ -85,7 +92,7 @@ def forget(args: Sequence[object]) -> None:
         if isinstance(argument, Array):
             argument._memory.shadow = None
         if isinstance(argument, bytes) or getattr(argument, "dtype", None) in _ADDRESSES:
-            for memory in _live.values():
+            for memory in _all():
                 memory.shadow = None
 
 
