@@ -255,6 +255,7 @@ def test_what_has_no_kernel_says_so_and_never_falls_back(layer, text):
         layer.to("sim").forward(x)
 
 
+@pytest.mark.slow
 def test_a_training_step_passes_every_check(monkeypatch):
     """Bounds, alignment, memory nobody has written, races: LeNet's whole step, in any order."""
     on = runtime("sim")
