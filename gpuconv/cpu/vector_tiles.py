@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -23,8 +24,10 @@ from gpuconv.cpu.vector import (
     store,
 )
 
+CHAIN = 64  # products added one after the other, before their sum joins the total
 
-def _fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
+
+def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
     """sums[row][v] += scalars[row] * vectors[v], fused where the processor can."""
     width, fuse = len(vectors), ("contract",)
     spread = [splat(builder, scalar) for scalar in scalars]
@@ -34,6 +37,30 @@ def _fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[A
         )
         for i, total in enumerate(sums)
     ]
+
+
+def sum_over_taps(
+    builder: Any,
+    depth: Any,
+    count: int,
+    tap: Callable[[Any, list[Any]], list[Any]],
+) -> list[Any]:
+    """`count` vectors of sums, sums = tap(i, sums) for i in range(depth), CHAIN taps at a time.
+
+    Of n roundings in one chain a sum of random terms keeps an error like sqrt(n); with chains of c
+    it is like sqrt(c + n/c). The totals wait in memory meanwhile, which costs little.
+    """
+    zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * count
+
+    def chain(number: Any, totals: list[Any]) -> list[Any]:
+        first = builder.mul(number, i64(CHAIN))
+        rest = builder.sub(depth, first)
+        length = builder.select(builder.icmp_signed("<", rest, i64(CHAIN)), rest, i64(CHAIN))
+        sums = loop(builder, length, zeros, lambda i, sums: tap(builder.add(first, i), sums))
+        return [builder.fadd(total, part) for total, part in zip(totals, sums, strict=True)]
+
+    chains = builder.sdiv(builder.add(depth, i64(CHAIN - 1)), i64(CHAIN))
+    return loop(builder, chains, zeros, chain)
 
 
 def _convolution_tile(height: int) -> Any:
@@ -54,11 +81,9 @@ def _convolution_tile(height: int) -> Any:
                 scalars = [
                     load(builder, plus(builder, row, m * FLOAT_BYTES), FLOAT) for m in range(height)
                 ]
-                return _fma_rows(builder, state, scalars, vectors)
+                return fma_rows(builder, state, scalars, vectors)
 
-            zero = ir.Constant(VECTOR, [0.0] * LANES)
-            sums = loop(builder, depth, [zero] * (2 * height), step)
-            for i, total in enumerate(sums):
+            for i, total in enumerate(sum_over_taps(builder, depth, 2 * height, step)):
                 store(builder, total, plus(builder, out, i * VECTOR_BYTES))
             return context.get_dummy_value()
 
@@ -98,7 +123,7 @@ def _gradient_tile(columns: int, width: int) -> Any:
                     ]
                     column = builder.add(x_row, builder.mul(q, step))
                     scalars = [load(builder, builder.add(base, column), FLOAT) for base in at]
-                    return _fma_rows(builder, state, scalars, vectors)
+                    return fma_rows(builder, state, scalars, vectors)
 
                 return loop(builder, pixels, state, pixel)
 
