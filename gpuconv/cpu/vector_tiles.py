@@ -63,13 +63,27 @@ def sum_over_taps(
     return loop(builder, chains, zeros, chain)
 
 
+def _put(builder: Any, keep: Any, sums: list[Any], places: list[Any]) -> None:
+    """Store the sums, with `keep` added to what is there."""
+    with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
+        with add:
+            for place, total in zip(places, sums, strict=True):
+                store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
+        with replace:
+            for place, total in zip(places, sums, strict=True):
+                store(builder, total, place)
+
+
 def _convolution_tile(height: int) -> Any:
     @intrinsic
-    def tile(typingctx, a, b, offsets, depth, out):
-        """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH]."""
+    def tile(typingctx, a, b, offsets, depth, keep, out):
+        """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH].
+
+        With `keep` the sum is added to what out holds.
+        """
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            a, b, offsets, depth, out = args
+            a, b, offsets, depth, keep, out = args
 
             def step(i: Any, state: list[Any]) -> list[Any]:
                 offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
@@ -83,11 +97,16 @@ def _convolution_tile(height: int) -> Any:
                 ]
                 return fma_rows(builder, state, scalars, vectors)
 
-            for i, total in enumerate(sum_over_taps(builder, depth, 2 * height, step)):
-                store(builder, total, plus(builder, out, i * VECTOR_BYTES))
+            sums = sum_over_taps(builder, depth, 2 * height, step)
+            _put(
+                builder,
+                keep,
+                sums,
+                [plus(builder, out, i * VECTOR_BYTES) for i in range(len(sums))],
+            )
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 5), emit
+        return types.void(*[types.intp] * 6), emit
 
     return tile
 
@@ -129,13 +148,7 @@ def _gradient_tile(columns: int, width: int) -> Any:
 
             # from zero, and the old sums last: a shorter chain of roundings than going on from them
             sums = loop(builder, rows, [ir.Constant(VECTOR, [0.0] * LANES)] * len(places), row)
-            with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
-                with add:
-                    for place, total in zip(places, sums, strict=True):
-                        store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
-                with replace:
-                    for place, total in zip(places, sums, strict=True):
-                        store(builder, total, place)
+            _put(builder, keep, sums, places)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 9), emit
