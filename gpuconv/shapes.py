@@ -142,12 +142,19 @@ class Window:
                     yield r, s, (..., row[0], column[0]), (..., row[1], column[1])  # type: ignore[misc]
 
 
-@lru_cache(maxsize=1024)
 def window(
     kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Window:
     """A `Window`, made once for each set of arguments: operations ask for theirs at every call."""
-    return Window(kernel_size, stride, padding, dilation, ceil_mode)
+    try:
+        return _window(kernel_size, stride, padding, dilation, ceil_mode)
+    except TypeError:  # lists are pairs too, but no keys; what is no pair is refused again
+        return Window(kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@lru_cache(maxsize=1024, typed=True)  # 1.0 is no length, though it equals 1
+def _window(*arguments: Any) -> Window:
+    return Window(*arguments)
 
 
 def _padding(value: Any) -> Any:

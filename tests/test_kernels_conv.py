@@ -99,15 +99,43 @@ def sweep_case(seed):
     return *arrays, *geometry
 
 
-@pytest.mark.parametrize("seed", range(16))
+SEEDS, MORE_SEEDS = range(16), range(16, 240)  # of the default run, and with make test-all
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_geometries(seed):
     compare(*sweep_case(seed))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(16, 240))
+@pytest.mark.parametrize("seed", MORE_SEEDS)
 def test_random_geometries_at_length(seed):
     compare(*sweep_case(seed), order=("forward", "reverse", "shuffled")[seed % 3], seed=seed)
+
+
+def test_what_the_sweep_holds():
+    """At least 200 different geometries for each direction, and every feature early among them."""
+    drawn = {seed: sweep_case(seed) for seed in (*SEEDS, *MORE_SEEDS)}
+    shapes = {(x.shape, w.shape, b is None, *rest) for x, w, b, *rest in drawn.values()}
+    assert len(shapes) >= 200
+    features = {
+        "stride other than the window": lambda x, w, b, stride, *_: stride != w.shape[2:],
+        "stride past the window": lambda x, w, b, stride, *_: stride[0] > w.shape[2],
+        "two strides": lambda x, w, b, stride, *_: stride[0] != stride[1],
+        "padding on one side": lambda x, w, b, s, pads, *_: pads[0][0] != pads[0][1],
+        "dilation": lambda x, w, b, s, p, dilation, *_: dilation[0] != dilation[1],
+        "groups": lambda x, w, b, s, p, d, groups: groups > 1 and w.shape[1] > 1,
+        "one channel a group": lambda x, w, b, s, p, d, groups: groups > 1 and w.shape[1] == 1,
+        "no bias": lambda x, w, b, *_: b is None,
+        "one image": lambda x, *_: len(x) == 1,
+        "several images": lambda x, *_: len(x) > 1,
+        "channels in fours": lambda x, w, *_: w.shape[1] % 4 == 0,
+        "channels not in fours": lambda x, w, *_: w.shape[1] % 4 > 0,
+        "channels not in panels": lambda x, w, *_: w.shape[1] % 4 == 0 and w.shape[1] % 16 > 0,
+        "height other than width": lambda x, *_: x.shape[2] != x.shape[3],
+    }
+    for name, holds in features.items():
+        assert any(holds(*drawn[seed]) for seed in SEEDS), name
 
 
 # Tile edges: 64 and 128 pixels and filters, panels of 8 and 16 steps; one below, at and above.
@@ -118,10 +146,28 @@ def test_one_below_at_and_above_a_tile(K, pixels):
     compare(x, w, b)
 
 
-@pytest.mark.parametrize("C", [1, 2, 3, 4, 7, 8, 9, 12, 15, 16, 17, 20, 32])
+@pytest.mark.parametrize("C", [1, 3, 4, 7, 8, 9, 12, 15, 16, 17, 20, 32])
 def test_one_below_at_and_above_a_panel(C):
     x, w, b = draw(2, 2, C, 5, 6, 8, 2, 3)
-    compare(x, w, b, (2, 1), ((1, 0), (0, 2)))
+    compare(x, w, b, (2, 1), ((1, 0), (0, 2)), passes="y")
+    x, w, b = draw(2, 2, 8, 5, 6, C, 2, 3)  # the filters are backward data's reduction
+    compare(x, w, b, (2, 1), ((1, 0), (0, 2)), passes="d")
+
+
+@pytest.mark.parametrize("C", [63, 64, 65])
+def test_one_below_at_and_above_a_tile_of_channels(C):
+    """Backward data's columns are the channels, backward weight's rows and columns both axes."""
+    x, w, b = draw(13, 1, C, 3, 11, 5, 1, 1)
+    compare(x, w, b, passes="dw")
+    x, w, b = draw(14, 1, C, 3, 11, C, 1, 1)
+    compare(x, w, b, passes="w")
+
+
+@pytest.mark.parametrize("pixels", [1, 15, 16, 17, 255, 256, 257, 511, 512, 513])
+def test_one_below_at_and_above_a_panel_and_a_slice_of_pixels(pixels):
+    """Which are the reduction of backward weight and of the bias's gradient."""
+    x, w, b = draw(15, 1, 4, 1, pixels, 8, 1, 1)
+    compare(x, w, b, passes="wb")
 
 
 @pytest.fixture
@@ -147,6 +193,18 @@ def test_tiles_of_128(big_tiles, shape, geometry):
     conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], 1, 16), groups)
     assert dict(plan_conv.forward(conv, True, False).launches[0].defines)["TILE"] == "128"
     compare(x, w, b, **geometry)
+
+
+@pytest.mark.parametrize("pixels", [127, 128, 129])
+@pytest.mark.parametrize("wide", [124, 128, 132])  # in fours: the large tile takes whole vectors
+def test_one_below_at_and_above_a_tile_of_128(big_tiles, pixels, wide):
+    for C, K, passes in ((8, wide, "y"), (wide, 8, "d"), (wide, wide, "w")):
+        x, w, b = draw(16, 1, C, 1, pixels, K, 1, 1)
+        conv = plan_conv.Conv.of(x.shape, w.shape, window(1), 1)
+        plans = {"y": plan_conv.forward(conv, True, False), "w": plan_conv.backward_weight(conv)}
+        plan = plans.get(passes) or plan_conv.backward_data(conv, False)
+        assert dict(plan.launches[0].defines)["TILE"] == "128"
+        compare(x, w, b, passes=passes)
 
 
 @pytest.mark.parametrize(("C", "K"), [(3, 7), (4, 8)])
@@ -182,13 +240,30 @@ def test_slices_are_summed_in_order(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_depthwise(seed):
+    compare(*depthwise_case(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12, 212))
+def test_depthwise_at_length(seed):
+    compare(*depthwise_case(seed), order=("forward", "reverse", "shuffled")[seed % 3], seed=seed)
+
+
+@pytest.mark.parametrize("C", [31, 32, 33, 124, 128, 132])  # lanes of a block, alone and in fours
+def test_depthwise_one_below_at_and_above_a_block(C):
+    x, w, b = draw(17, 2, C, 3, 5, C, 2, 3, groups=C)
+    compare(x, w, b, (1, 2), ((0, 1), (1, 0)), groups=C)
+
+
+def depthwise_case(seed):
+    """One channel a group, some with several filters a channel."""
     rng = np.random.default_rng([23, seed])
     C, multiplier = int(rng.choice([2, 3, 4, 8, 36, 132])), int(rng.choice([1, 1, 2, 3]))
     x, w, b, stride, pads, dilation, _ = cases.conv_case(seed)
     x = rng.standard_normal((len(x), C, *x.shape[2:])).astype(F4)
     w = rng.standard_normal((C * multiplier, 1, *w.shape[2:])).astype(F4)
     b = rng.standard_normal(len(w)).astype(F4)
-    compare(x, w, b, stride, pads, dilation, C)
+    return x, w, b, stride, pads, dilation, C
 
 
 def test_every_block_order_gives_the_same_bits(monkeypatch):
@@ -222,6 +297,50 @@ def test_nan_stays_where_it_belongs():
     dx = backward_data(conv, dy, w, x, mask=True)  # where x is NaN the gradient passes
     assert dx[0, 2, 4, 4] != 0
     assert not np.isnan(dx).any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_what_is_not_finite_reaches_what_it_should(value, groups):
+    """One such element of x or dy: the same results are not finite, and in the same way."""
+    x, w, b = draw(18, 2, 4, 9, 8, 8, 3, 2, groups=groups)
+    x[1, 2, 4, 5] = value
+    geometry = ((2, 1), 1, (1, 2), groups)
+    conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], *geometry[:3]), groups)
+    exact = ops.conv2d.reference(*doubles(x, w, b), *geometry)
+    assert not np.isfinite(exact).all()
+    assert_alike(forward(conv, x, w, b), exact)
+    dy = np.random.default_rng(18).standard_normal(exact.shape).astype(F4)
+    with np.errstate(invalid="ignore"):
+        exact = ops.conv2d_backward.reference(*doubles(dy, x, w, b), *geometry)
+    assert_alike(backward_weight(conv, dy, x), exact[1])
+    dy[1, 3, 2, 2] = value
+    x = np.abs(np.nan_to_num(x, posinf=1, neginf=1)) + 1
+    exact = ops.conv2d_backward.reference(*doubles(dy, x, w, b), *geometry)
+    assert_alike(backward_data(conv, dy, w, x, mask=True), exact[0])
+    assert_alike(backward_bias(conv, dy), exact[2])
+
+
+def assert_alike(value, exact):
+    """Not finite in the same places, and there equal (NaN to NaN)."""
+    known = np.isfinite(exact)
+    assert not known.all()
+    np.testing.assert_array_equal(np.isfinite(value), known)
+    np.testing.assert_array_equal(value[~known], exact[~known])
+
+
+def test_subnormal_numbers_become_zero():
+    """-ftz=true, which CuPy sets: read as 0, and written as 0."""
+    x, w, b = np.full((1, 4, 3, 3), 1e-39, F4), np.full((4, 4, 3, 3), 1e30, F4), np.zeros(4, F4)
+    conv = plan_conv.Conv.of(x.shape, w.shape, window(3), 1)
+    dy = np.full((1, 4, 1, 1), 1e-39, F4)
+    assert (forward(conv, x, w, None) == 0).all()
+    assert (backward_data(conv, dy, w, x) == 0).all()
+    assert (backward_weight(conv, np.full_like(dy, 1e30), x) == 0).all()
+    assert (backward_bias(conv, dy) == 0).all()
+    small = np.full_like(x, 1e-20)  # products of normal numbers
+    assert (forward(conv, small, np.full_like(w, 1e-20), b) == 0).all()
 
 
 def test_without_accesses_out_of_bounds():

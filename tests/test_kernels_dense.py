@@ -37,7 +37,48 @@ def test_relu_equals_the_definition(count, aligned):
 def test_subnormal_numbers_become_zero():
     """-ftz=true, which CuPy sets: named here, for it is where device and definition part."""
     x = F4([1e-40, -1e-40])
-    assert not elementwise("relu.cu", "relu_forward", "y", {"x": x}).any()
+    one, dy = np.ones(2, F4), F4([1e-40, 1e-40])
+    for file, kernel, result, inputs in (
+        ("relu.cu", "relu_forward", "y", {"x": x}),
+        ("activations.cu", "tanh_forward", "y", {"x": x}),
+        ("activations.cu", "scaled_tanh_forward", "y", {"x": x}),
+        ("activations.cu", "tanh_backward", "dx", {"dy": dy, "y": one / 2}),
+        ("activations.cu", "scaled_tanh_backward", "dx", {"dy": dy, "y": one / 2}),
+        ("activations.cu", "sigmoid_backward", "dx", {"dy": dy, "y": one / 2}),
+        ("elementwise.cu", "add", "to", {"a": x, "b": 0 * one}),
+    ):
+        assert (elementwise(file, kernel, result, inputs) == 0).all(), kernel
+    assert (elementwise("elementwise.cu", "scale", "to", {"a": x}, factor=1e30) == 0).all()
+    assert (elementwise("activations.cu", "sigmoid_forward", "y", {"x": x}) == 0.5).all()
+    assert (run(plan_dense.dropout(2, 0.0, 0), {"x": x}, {"y": ((2,), F4)})["y"] == 0).all()
+    # a gradient passes as it is where ReLU was open: it is selected, not computed
+    passed = elementwise("relu.cu", "relu_backward", "dx", {"dy": dy, "y": one})
+    np.testing.assert_array_equal(passed, dy)
+    scores = F4([[0.0, -95.0, 1e-40]])  # exp(-95) is subnormal
+    plan = plan_dense.rowwise("softmax_forward", 1, 3)
+    shares = run(plan, {"x": scores}, {"y": ((1, 3), F4)})["y"]
+    np.testing.assert_array_equal(shares, [[0.5, 0.0, 0.5]])
+
+
+def test_softmax_and_losses_with_nan_and_infinity():
+    """NaN, or infinity among the scores, gives NaN, never a plausible number; -inf is a share 0."""
+    for bad in (np.nan, np.inf):
+        x = F4([[1, 2, 3], [1, bad, 3]])
+        plan = plan_dense.rowwise("softmax_forward", 2, 3)
+        y = run(plan, {"x": x}, {"y": (x.shape, F4)})["y"]
+        assert np.isfinite(y[0]).all()
+        assert np.isnan(y[1]).any()
+        for name, options, saved in LOSSES:
+            if name == "hinge" and bad == np.inf:
+                continue  # max(0, margin - right + inf) is inf
+            scalars = {} if name == "half_squared_error" else loss_scalars(options, 3)
+            plan = plan_dense.loss(name + "_forward", 2, 3, **scalars)
+            inputs = {"scores": x, "labels": np.int32([0, 0])}
+            loss = run(plan, inputs, {saved: (x.shape, F4), "loss": ((1,), F4)})["loss"]
+            assert np.isnan(loss), name
+    x = F4([[0, -np.inf, 0]])
+    plan = plan_dense.rowwise("softmax_forward", 1, 3)
+    np.testing.assert_array_equal(run(plan, {"x": x}, {"y": (x.shape, F4)})["y"], [[0.5, 0, 0.5]])
 
 
 @pytest.mark.parametrize("count", [5, 4100])

@@ -18,7 +18,8 @@ def sweep_case(seed):
         x = np.round(rng.standard_normal((len(x), 4 * int(rng.integers(1, 5)), *x.shape[2:])))
     x = x.astype(F4)
     if seed % 3 == 0:
-        x[rng.random(x.shape) < 0.1] = rng.choice(F4([np.nan, np.inf, -np.inf, 0.0, -0.0]))
+        special = rng.choice(F4([np.nan, np.inf, -np.inf, 0.0, -0.0]), x.shape)
+        x = np.where(rng.random(x.shape) < 0.1, special, x)
     return x, geometry
 
 
@@ -63,15 +64,54 @@ def compare_average(x, geometry, win, average, pad, **how):
     assert_within(dx, exact, gamma(taps + 1) * size)
 
 
-@pytest.mark.parametrize("seed", range(20))
+SEEDS, MORE_SEEDS = range(20), range(20, 240)  # of the default run, and with make test-all
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_geometries(seed):
     compare(*sweep_case(seed))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20, 240))
+@pytest.mark.parametrize("seed", MORE_SEEDS)
 def test_random_geometries_at_length(seed):
     compare(*sweep_case(seed), order=("forward", "reverse", "shuffled")[seed % 3], seed=seed)
+
+
+def test_what_the_sweep_holds():
+    """At least 200 different geometries, and every feature early among them."""
+    drawn = {seed: sweep_case(seed) for seed in (*SEEDS, *MORE_SEEDS)}
+    assert len({(x.shape, *geometry) for x, geometry in drawn.values()}) >= 200
+
+    def leaves_over(x, kernel, stride, pads, dilation, ceil_mode):
+        ways = [window(kernel, stride, pads, dilation, c).output_size(*x.shape[2:]) for c in (0, 1)]
+        return ceil_mode and ways[0] != ways[1]
+
+    features = {
+        "stride other than the window": lambda x, kernel, stride, *_: stride != kernel,
+        "overlap": lambda x, kernel, stride, *_: stride[0] < kernel[0],
+        "gaps": lambda x, kernel, stride, *_: stride[0] > kernel[0],
+        "padding on one side": lambda x, k, s, pads, *_: pads[0][0] != pads[0][1],
+        "dilation": lambda x, k, s, p, dilation, _: dilation != (1, 1),
+        "ceil_mode that adds a window": leaves_over,
+        "one image": lambda x, *_: len(x) == 1,
+        "channels in fours": lambda x, *_: x.shape[1] % 4 == 0,
+        "channels not in fours": lambda x, *_: x.shape[1] % 4 > 0,
+        "height other than width": lambda x, *_: x.shape[2] != x.shape[3],
+        "ties": lambda x, *_: (np.nan_to_num(x) == np.round(np.nan_to_num(x))).all(),
+        "NaN": lambda x, *_: np.isnan(x).any(),
+        "minus infinity": lambda x, *_: np.isneginf(x).any(),
+        "both zeros": lambda x, *_: len(set(np.signbit(x[x == 0]))) == 2,
+    }
+    for name, holds in features.items():
+        assert any(holds(x, *geometry) for x, geometry in (drawn[s] for s in SEEDS)), name
+
+
+@pytest.mark.parametrize(("C", "pixels"), [(1, 255), (1, 256), (1, 257), (8, 127), (8, 129)])
+def test_pixels_around_the_block(C, pixels):
+    x = np.random.default_rng(pixels).standard_normal((1, C, 1, pixels)).astype(F4)
+    compare(x, ((1, 2), 1, 0, 1, False))
+    compare(x, (1, 1, 0, 1, False))
 
 
 @pytest.mark.parametrize("C", [1, 6, 255, 256, 257, 1020, 1024, 1028])
@@ -93,6 +133,37 @@ def test_infinity_is_a_value_and_not_a_start():
     outputs = {"y": (shape, F4), "argmax": (shape, np.uint8)}
     found = run(plan_pool.max_pool2d(x.shape, win), {"x": last(x)}, outputs)
     assert (found["argmax"] == 0).all()
+
+
+def test_subnormal_numbers_are_equal_to_zero():
+    """-ftz=true, which CuPy sets: comparisons read them as 0, so the first wins; it is copied as
+    it is. Sums give 0.
+    """
+    x = F4([[[[1e-40, 2e-40], [-1e-40, 0.0]]]])
+    win = window(2)
+    outputs = {"y": ((1, 1, 1, 1), F4), "argmax": ((1, 1, 1, 1), np.uint8)}
+    found = run(plan_pool.max_pool2d(x.shape, win), {"x": last(x)}, outputs)
+    assert found["argmax"] == 0
+    assert found["y"] == x[0, 0, 0, 0]
+    for average in (False, True):
+        plan = plan_pool.avg_pool2d(x.shape, win, average)
+        assert run(plan, {"x": last(x)}, {"y": ((1, 1, 1, 1), F4)})["y"] == 0
+        plan = plan_pool.avg_pool2d_backward(x.shape, win, average)
+        dy = np.full((1, 1, 1, 1), 1e-39, F4)
+        assert (run(plan, {"dy": dy}, {"dx": ((1, 2, 2, 1), F4)})["dx"] == 0).all()
+
+
+def test_ties_and_nan_in_every_window():
+    """The first of equal maxima wins, +0 and -0 are equal, and the last NaN wins over all."""
+    zeros = F4([0.0, -0.0, 0.0, -0.0])
+    nan = np.array([0x7FC00001, 0x3F800000, 0xFFC00002, 0x7F800000], np.uint32).view(F4)
+    x = np.stack([zeros, nan, np.full(4, -np.inf, F4), F4([3, 7, 7, 7])]).reshape(1, 4, 2, 2)
+    outputs = {"y": ((1, 1, 1, 4), F4), "argmax": ((1, 1, 1, 4), np.uint8)}
+    found = run(plan_pool.max_pool2d(x.shape, window(2)), {"x": last(x)}, outputs)
+    assert found["argmax"].ravel().tolist() == [0, 2, 0, 1]
+    assert found["y"].ravel()[[0, 2, 3]].tolist() == [0.0, -np.inf, 7.0]
+    assert np.isnan(found["y"].ravel()[1])
+    assert not np.signbit(found["y"].ravel()[0])
 
 
 def test_without_accesses_out_of_bounds():

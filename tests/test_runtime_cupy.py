@@ -2,11 +2,13 @@
 and nothing here says that one works.
 """
 
+import ast
 import inspect
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,24 @@ def fresh():
 def standin(monkeypatch):
     standin_cupy.install(monkeypatch)
     return standin_cupy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def executed():
+    """The lines of runtime/cupy.py that this file's tests run, by number."""
+    lines = set()
+
+    def inside(frame, event, argument):
+        lines.add(frame.f_lineno)
+        return inside
+
+    def entered(frame, event, argument):
+        return inside if frame.f_code.co_filename == cupy_runtime.__file__ else None
+
+    before = sys.gettrace()
+    sys.settrace(before or entered)
+    yield lines
+    sys.settrace(before)
 
 
 def ones(*shape):
@@ -115,10 +135,42 @@ def test_a_broken_cupy_is_not_called_missing(monkeypatch):
     assert "CuPy's import fails: libnvrtc.so.12" in cupy_runtime.problem()
 
 
+def test_a_library_that_cupy_misses_is_named(monkeypatch):
+    def broken(name):
+        raise ModuleNotFoundError("No module named 'fastrlock'", name="fastrlock")
+
+    monkeypatch.setattr(cupy_runtime.importlib, "import_module", broken)
+    assert "CuPy's import fails: No module named 'fastrlock'; reinst" in cupy_runtime.problem()
+
+
+def test_a_layout_that_no_kernel_converts_is_copied(standin):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    there = to_device(x, "cuda").transpose(3, 0, 1, 2)
+    np.testing.assert_array_equal(to_numpy(ops.relu(there)), np.maximum(x.transpose(3, 0, 1, 2), 0))
+
+
+def test_warmup_compiles_without_running(standin, capsys):
+    on, plan = runtime("cuda"), plan_dense.elementwise("relu.cu", "relu_forward", 8)
+    on.compile(plan.launches[0])
+    assert not standin.launched
+    standin.failing.add("compile")
+    with pytest.raises(DeviceError, match=r"kernel relu_forward .* does not compile"):
+        on.compile(plan.launches[0])
+    standin.failing.clear()
+    assert main(["warmup", "--device", "cuda", "--batch", "2"]) == 0
+    assert "device cuda: lenet at batch 2 is ready" in capsys.readouterr().out
+
+
 def test_out_of_memory(standin):
     x = to_device(ones(2, 1, 4, 4), "cuda")
     standin.failing.add("memory")
-    for act in (lambda: ops.relu(x), lambda: to_device(ones(3), "cuda")):
+    on = runtime("cuda")
+    for act in (
+        lambda: ops.relu(x),
+        lambda: to_device(ones(3), "cuda"),
+        lambda: on.copy(x),
+        lambda: on.zeros((3,)),
+    ):
         with pytest.raises(MemoryError, match=r"no memory left for .*shape .*Out of mem"):
             act()
 
@@ -254,7 +306,7 @@ def described(thing):
     try:
         return str(inspect.signature(thing))
     except (TypeError, ValueError):
-        return " ".join((getattr(thing, "__doc__", "") or "").split())[:400]
+        return (getattr(thing, "__doc__", "") or "").split("\n")[0]
 found = {}
 for path in json.loads(sys.argv[1]):
     thing = cupy
@@ -264,8 +316,22 @@ for path in json.loads(sys.argv[1]):
             break
     bases = [b.__name__ for b in getattr(thing, "__mro__", ())]
     found[path] = None if thing is None else {"text": described(thing), "bases": bases}
+from cupy_backends.cuda.api import runtime
+found["library"] = runtime.__file__
+found["call"] = cupy.RawKernel.__call__.__doc__
 print(json.dumps(found))
 """
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """What CuPy itself says of each name of the stand-in."""
+    command = [sys.executable, "-c", REAL, json.dumps(list(standin_names()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    if "missing" in found:
+        pytest.skip("CuPy is not installed, so the stand-in is compared with nothing")
+    return found
 
 
 def standin_names():
@@ -283,24 +349,115 @@ def standin_names():
         if inspect.isclass(thing) and not issubclass(thing, Exception):
             members = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
             found |= {f"{path}.{name}": member for name, member in members.items()}
+    found["RawKernel.__call__"] = standin_cupy.RawKernel.__call__
     found["RawKernel.max_dynamic_shared_size_bytes"] = None
     found["ndarray.device"] = found["cuda.Device.id"] = None
     return found
 
 
-def test_the_stand_in_has_cupys_names_and_signatures():
-    ours = standin_names()
-    command = [sys.executable, "-c", REAL, json.dumps(list(ours))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    theirs = json.loads(done.stdout.splitlines()[-1])
-    if "missing" in theirs:
-        pytest.skip("CuPy is not installed, so the stand-in is compared with nothing")
-    for path, thing in ours.items():
+# Whose constructors gpuconv never calls: CuPy makes them.
+MADE_BY_CUPY = {"RawKernel", "ndarray", "cuda.memory.MemoryPool"}
+
+
+def parameters(text):
+    """{name: (kind, default)} of a signature, Python's or the line that Cython writes."""
+    inside = re.search(r"\((.*)\)", text)[1]
+    found, kind = {}, "positional"
+    for piece in re.split(r",\s*(?![^(\[]*[)\]])", inside):
+        plain, _, default = re.sub(r":[^=]*", "", piece).partition("=")
+        name = plain.split()[-1] if plain.split() else ""
+        if name == "*":
+            kind = "keyword"
+        elif name.startswith("**"):
+            found[name] = "rest", ""
+        elif name.startswith("*"):
+            found[name], kind = ("rest", ""), "keyword"
+        elif name and name != "self":
+            found[name] = kind, default.strip().replace('"', "'")
+    return found
+
+
+def test_the_parser_of_signatures():
+    cython = "RawModule(str code=None, *, str path=None, tuple options=(), backend='nvrtc')"
+    assert parameters(cython) == {
+        "code": ("positional", "None"),
+        "path": ("keyword", "None"),
+        "options": ("keyword", "()"),
+        "backend": ("keyword", "'nvrtc'"),
+    }
+    assert parameters("(shape: 'S', dtype: 'D' = <class 'float'>) -> 'NDArray[Any]'") == {
+        "shape": ("positional", ""),
+        "dtype": ("positional", "<class 'float'>"),
+    }
+    assert parameters("m(self, *axes)") == {"*axes": ("rest", "")}
+    assert parameters("get() -> int") == {}
+
+
+def test_the_stand_in_has_cupys_names_and_signatures(theirs):
+    """Every parameter that the stand-in offers, of the same kind and with the same default; none
+    that CuPy demands is missing.
+    """
+    compared = 0
+    for path, thing in standin_names().items():
         assert theirs[path] is not None, f"CuPy has no {path}"
         if inspect.isclass(thing) and issubclass(thing, Exception):
             wanted = {base.__name__ for base in thing.__mro__}
             assert wanted <= set(theirs[path]["bases"]), path
-        elif inspect.isfunction(thing):
-            words = set(re.findall(r"\w+", theirs[path]["text"]))
-            names = {name.strip("_") for name in inspect.signature(thing).parameters}
-            assert names - {"self"} <= words, (path, theirs[path]["text"])
+        elif callable(thing) and path not in MADE_BY_CUPY:
+            ours, real = (
+                parameters(t) for t in (str(inspect.signature(thing)), theirs[path]["text"])
+            )
+            ours = {name.strip("_"): what for name, what in ours.items()}
+            assert ours.items() <= real.items(), (path, ours, real)
+            demanded = {n for n, (kind, default) in real.items() if kind != "rest" and not default}
+            assert demanded <= set(ours), (path, demanded)
+            compared += 1
+    assert compared >= 14
+    assert "shared_mem=0" in theirs["call"]  # which its signature hides in **kwargs
+
+
+def test_the_card_s_properties_have_cupys_names(theirs):
+    """They come from a driver, so the names are looked for in CuPy's own library."""
+    library = Path(theirs["library"]).read_bytes()
+    for name in standin_cupy.cuda.runtime.getDeviceProperties(0):
+        assert name.encode() in library, name
+
+
+def test_what_the_runtime_takes_from_cupy_is_compared():
+    """Each dotted name that runtime/cupy.py follows from `cupy` is among the stand-in's."""
+    tree = ast.parse(Path(cupy_runtime.__file__).read_text("utf-8"))
+    used = {path for node in ast.walk(tree) if (path := _from_cupy(node))}
+    assert len(used) >= 12, used
+    known = set(standin_names())
+    prefixes = {".".join(path.split(".")[:n]) for path in known for n in (1, 2)}
+    assert used <= known | prefixes, used - known - prefixes
+
+
+def _from_cupy(node):
+    """ "cuda.runtime" for cupy.cuda.runtime, self.cupy.cuda.runtime and cuda.runtime."""
+    path = []
+    while isinstance(node, ast.Attribute):
+        path.insert(0, node.attr)
+        node = node.value
+    start = node.id if isinstance(node, ast.Name) else ""
+    if start == "self" and path[:1] == ["cupy"]:
+        return ".".join(path[1:])
+    if start == "cupy":
+        return ".".join(path)
+    return ".".join(["cuda", *path]) if start == "cuda" and path else ""
+
+
+def test_every_line_of_the_runtime_has_run(executed, request):
+    """By the tests above, none of which needs a GPU."""
+    selected = {i.originalname for i in request.session.items if i.module is request.module}
+    if selected != {name for name in vars(request.module) if name.startswith("test_")}:
+        pytest.skip("not all tests of this file were selected")
+    if not executed:
+        pytest.skip("another tool traces lines")
+    todo = [compile(Path(cupy_runtime.__file__).read_text("utf-8"), "cupy.py", "exec")]
+    wanted = set()
+    for code in todo:  # which grows
+        todo += [inner for inner in code.co_consts if inspect.iscode(inner)]
+        if code.co_flags & inspect.CO_OPTIMIZED:  # a function's, not a class's or the module's
+            wanted |= {line for *_, line in code.co_lines() if line} - {code.co_firstlineno}
+    assert not wanted - executed, sorted(wanted - executed)

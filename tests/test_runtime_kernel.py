@@ -8,7 +8,7 @@ from simulated import sim
 
 from gpuconv.runtime import plan_conv, plan_dense, plan_pool, source
 from gpuconv.runtime.extents import EXTENTS
-from gpuconv.runtime.kernel import bind, cast, signature_of
+from gpuconv.runtime.kernel import View, bind, cast, signature_of
 from gpuconv.runtime.plan import LIMITS
 from gpuconv.runtime.sim import SimRuntime
 from gpuconv.shapes import window
@@ -120,8 +120,33 @@ def test_grids_past_the_limits(runtime):
     for grid, text in (((1, 65536, 1), "a grid of 1 x 65536 x 1"), ((0, 1, 1), "a grid of 0 x")):
         with pytest.raises(ValueError, match=f"relu_forward: {text}"):
             bind(replace(launch, grid=grid), {}, "sim", LIMITS["sm_80"])
-    with pytest.raises(ValueError, match="1025 threads a block"):
-        bind(replace(launch, block=1025), {}, "sim", LIMITS["sm_80"])
+    for block in (1025, 0, -32):
+        with pytest.raises(ValueError, match=f"relu_forward: {block} threads a block, 1 to 1024"):
+            bind(replace(launch, block=block), {}, "sim", LIMITS["sm_80"])
+    with pytest.raises(ValueError, match="relu_forward: 65537 bytes of shared memory a block"):
+        bind(replace(launch, shared=65537), {}, "sim", LIMITS["sm_75"])
+
+
+def test_an_array_of_another_card():
+    (launch,) = RELU.launches
+    x = View(4096, 256, 64, np.dtype(np.float32), True, "cuda:1")
+    views = {"y": replace(x, device="cuda:0"), "x": x}
+    text = "relu_forward: x is on cuda:1, the kernel runs on cuda:0: move it"
+    with pytest.raises(ValueError, match=text):
+        bind(launch, views, "cuda:0", LIMITS["sm_80"])
+
+
+def test_neighbours_do_not_overlap_and_one_byte_does():
+    (launch,) = RELU.launches
+    y = View(4096, 256, 64, np.dtype(np.float32), True, "sim")
+    for address, apart in ((4096 + 256, True), (4096 - 256, True), (4352 - 16, False),
+                           (3840 + 16, False)):  # fmt: skip
+        views = {"y": y, "x": replace(y, address=address)}
+        if apart:
+            bind(launch, views, "sim", LIMITS["sm_80"])
+        else:
+            with pytest.raises(ValueError, match="relu_forward: y and x overlap in memory: copy"):
+                bind(launch, views, "sim", LIMITS["sm_80"])
 
 
 def test_convolution_pointers_have_their_shapes_sizes(runtime):

@@ -175,7 +175,7 @@ def test_a_launch_past_a_limit_is_refused():
     (launch,) = plan_dense.elementwise("relu.cu", "relu_forward", 8).launches
     for change, text in (
         ({"grid": (1, 65536, 1)}, "relu_forward: a grid of 1 x 65536 x 1"),
-        ({"block": 2048}, "2048 threads a block, 1024"),
+        ({"block": 2048}, "2048 threads a block, 1 to 1024"),
         ({"shared": 100 << 10}, "102400 bytes of shared memory a block, this card has 65536"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -171,7 +171,7 @@ def test_deadlock_names_who_waits_where(check):
 } else if (threadIdx.x < 20) {
     __syncthreads();
 }
-y[0] = 1;"""
+y[threadIdx.x] = 1;"""
     error = found(
         "deadlock",
         r"threads 0-15 wait at broken.cu:3 \(shfl.*mask 0xffffffff; threads 16-19 wait at "
@@ -247,7 +247,7 @@ def test_trap_and_assert(check):
     found(
         "trap",
         r"trap, thread \(3, 0, 0\) of block \(0, 0, 0\)",
-        "if (threadIdx.x == 3) __trap(); y[0] = 1;",
+        "if (threadIdx.x == 3) __trap(); y[threadIdx.x] = 1;",
         check=check,
     )
     declared = (
@@ -307,8 +307,9 @@ def test_out_of_bounds_shared_and_local():
         "float a[8]; for (int i = 0; i < 8; ++i) a[i] = i; a[n & 15] = 9;"
         " y[0] = a[(n + 1) & 15] + a[n & 3];"
     )
-    found("bounds_local", "4 bytes at local address", local, args=(sim.zeros(1), sim.zeros(1), 9))
-    launch(local, args=(sim.zeros(1), sim.zeros(1), 5))
+    args = sim.zeros(1), sim.zeros(1)
+    found("bounds_local", "4 bytes at local address", local, block=1, args=(*args, 9))
+    launch(local, block=1, args=(*args, 5))
 
 
 def test_shared_variables_do_not_run_into_each_other():
@@ -378,7 +379,8 @@ def test_use_of_freed_memory():
     )
     alive = sim.zeros(32)
     table = sim.asarray(np.array([alive.ptr], np.uint64))
-    launch("y[0] = (*(const float* const*)x)[threadIdx.x];", args=(sim.zeros(1), table, 1))
+    body = "y[threadIdx.x] = (*(const float* const*)x)[threadIdx.x];"
+    launch(body, args=(sim.zeros(32), table, 1))
 
 
 def test_division_by_zero():

@@ -970,20 +970,64 @@ case("cvt.rna.tf32.f32 d, a;", "f32", "f32", tf32)
 PLAIN = {"pred": "u32", "f16": "b16", "bf16": "b16"}  # how memory holds what it has no type for
 
 
-def groups() -> list[list[int]]:
-    """Cases of one signature, a few at a time: each group becomes one kernel."""
-    found: dict[tuple, list[int]] = {}
-    for number, (code, result, sources, _, _) in enumerate(CASES):
-        found.setdefault((result, sources, ".ftz" in code), []).append(number)
-    return [numbers[k : k + 12] for numbers in found.values() for k in range(0, len(numbers), 12)]
+class Suite:
+    """Cases compiled a few to a kernel, run once, and looked at one by one."""
+
+    def __init__(self, cases: list[tuple]) -> None:
+        self.cases = cases
+        found: dict[tuple, list[int]] = {}
+        for number, (code, result, sources, _, _) in enumerate(cases):  # of one signature
+            found.setdefault((result, sources, ".ftz" in code), []).append(number)
+        self.groups = [
+            numbers[k : k + 12] for numbers in found.values() for k in range(0, len(numbers), 12)
+        ]
+        self.places = {
+            n: (name, k) for name, numbers in enumerate(self.groups) for k, n in enumerate(numbers)
+        }
+        self.modules: dict[tuple, object] = {}
+        self.found: dict[int, list[np.ndarray]] = {}
+
+    def check(self, number: int) -> None:
+        """Compare what the simulator gives for one case with its meaning, over all its rows."""
+        code, result, sources, meaning, tolerance = self.cases[number]
+        name, place = self.places[number]
+        rows, _ = inputs(sources)
+        expected = np.array([stored(meaning(*row), result) for row in rows])
+        for got in self.outputs(name):
+            compare(code, rows, got[place], expected, result, tolerance)
+
+    def outputs(self, name: int) -> list[np.ndarray]:
+        """What a group's kernels left: a row a case; one array, or two where flushing counts."""
+        if name not in self.found:
+            numbers = self.groups[name]
+            code, result, sources, _, _ = self.cases[numbers[0]]
+            rows, columns = inputs(sources)
+            self.found[name] = []
+            for spoil in (False, True) if ".ftz" in code else (False,):
+                got = sim.empty((len(numbers), len(rows)), NUMPY[result])
+                module = self.module(name // 16, spoil)
+                module.launch(f"k{name}", -(-len(rows) // 128), 128, (got, *columns, len(rows)))
+                self.found[name].append(sim.asnumpy(got))
+        return self.found[name]
+
+    def module(self, part: int, spoil: bool):
+        """16 groups in one module; spoil: those that flush, with the flushing in software."""
+        if (part, spoil) not in self.modules:
+            text = [".version 8.0", ".target sm_90", ".address_size 64"]
+            for name, numbers in list(enumerate(self.groups))[16 * part : 16 * part + 16]:
+                cases = [self.cases[n] for n in numbers]
+                if not spoil or ".ftz" in cases[0][0]:
+                    text.append(entry(name, cases, spoil))
+            self.modules[part, spoil] = sim.Module.from_ptx("\n".join(text))
+        return self.modules[part, spoil]
 
 
-def entry(name: int, numbers: list[int], spoil: bool) -> str:
+def entry(name: int, cases: list[tuple], spoil: bool) -> str:
     """A kernel that applies every case of a group to element `thread`, one row of results each.
 
     spoil: with double arithmetic in it, so that flushing happens in software.
     """
-    _, result, sources, _, _ = CASES[numbers[0]]
+    _, result, sources, _, _ = cases[0]
     lines = [
         f".visible .entry k{name}(.param .u64 o, .param .u64 pa, .param .u64 pb, .param .u64 pc,",
         ".param .u32 n) {",
@@ -1006,9 +1050,9 @@ def entry(name: int, numbers: list[int], spoil: bool) -> str:
         ]
         if source == "pred":
             lines.append(f".reg .pred {letter}; setp.ne.u32 {letter}, {letter}0, 0;")
-    for number in numbers:
+    for case in cases:
         lines += [
-            CASES[number][0],
+            case[0],
             "selp.u32 word, 1, 0, d;" if result == "pred" else "",
             f"st.global.{PLAIN.get(result, result)} [po], {'word' if result == 'pred' else 'd'};",
             "add.u64 po, po, row;",
@@ -1020,19 +1064,6 @@ def _register(type_: str) -> str:
     if type_ in ("f32", "f64"):
         return type_
     return "b32" if type_ == "pred" else REGISTER[BITS[type_]]
-
-
-@cache
-def modules() -> tuple:
-    """All groups, and those that flush once more with the flushing in software."""
-    built = []
-    for spoil in (False, True):
-        text = [".version 8.0", ".target sm_90", ".address_size 64"]
-        for name, numbers in enumerate(groups()):
-            if not spoil or ".ftz" in CASES[numbers[0]][0]:
-                text.append(entry(name, numbers, spoil))
-        built.append(sim.Module.from_ptx("\n".join(text)))
-    return tuple(built)
 
 
 @cache
@@ -1050,20 +1081,6 @@ def inputs(sources: tuple[str, ...]) -> tuple[list, list]:
     return rows, columns + [sim.zeros(1)] * (3 - len(columns))
 
 
-@cache
-def outputs(name: int) -> list[np.ndarray]:
-    """What the kernels of a group left: a row a case; one array, or two where flushing counts."""
-    numbers = groups()[name]
-    code, result, sources, _, _ = CASES[numbers[0]]
-    rows, columns = inputs(sources)
-    found = []
-    for module in modules() if ".ftz" in code else modules()[:1]:
-        got = sim.empty((len(numbers), len(rows)), NUMPY[result])
-        module.launch(f"k{name}", -(-len(rows) // 128), 128, (got, *columns, len(rows)))
-        found.append(sim.asnumpy(got))
-    return found
-
-
 def stored(value, type_: str):
     """A meaning's answer as the bits that the kernel stores."""
     if type_ in ("f32", "f64"):
@@ -1077,17 +1094,12 @@ def stored(value, type_: str):
     )
 
 
-PLACES = {n: (name, k) for name, numbers in enumerate(groups()) for k, n in enumerate(numbers)}
+SUITE = Suite(CASES)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[c[0] for c in CASES])
 def test_instruction(number):
-    code, result, sources, meaning, tolerance = CASES[number]
-    name, place = PLACES[number]
-    rows, _ = inputs(sources)
-    expected = np.array([stored(meaning(*row), result) for row in rows])
-    for got in outputs(name):
-        compare(code, rows, got[place], expected, result, tolerance)
+    SUITE.check(number)
 
 
 def compare(
@@ -1108,12 +1120,21 @@ def compare(
             same |= error <= tolerance * np.maximum(scale, 2.0**-126)
     elif result in ("f16", "bf16"):
         same = (got == expected) | (_nan16(got, result) & _nan16(expected, result))
+        if tolerance:
+            mine, right = (np.array([half(int(v), result) for v in a]) for a in (got, expected))
+            with np.errstate(invalid="ignore"):
+                same |= np.abs(mine - right) <= tolerance * np.maximum(np.abs(right), 2.0**-14)
     elif "x2" in code:
         t = "bf16" if "bf16" in code else "f16"
         same = np.ones(len(got), bool)
         for shift in (0, 16):
             g, e = (got >> shift).astype(np.uint16), (expected >> shift).astype(np.uint16)
-            same &= (g == e) | _nan16(g, t) & _nan16(e, t)
+            near = np.zeros(len(got), bool)
+            if tolerance:
+                mine, right = (np.array([half(int(v), t) for v in a]) for a in (g, e))
+                with np.errstate(invalid="ignore"):
+                    near = np.abs(mine - right) <= tolerance * np.maximum(np.abs(right), 2.0**-14)
+            same &= (g == e) | _nan16(g, t) & _nan16(e, t) | near
     else:
         same = got == expected
     wrong = np.flatnonzero(~same)

@@ -7,7 +7,13 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import pool as fast
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import (
+    op,
+    require_floats,
+    require_image_shape,
+    require_rank,
+    require_shape,
+)
 from gpuconv.runtime import plan_pool
 from gpuconv.shapes import window
 
@@ -95,6 +101,7 @@ def _taps_counted(geometry, image, include_pad):
 
 
 def _require(name, x_shape, dy, geometry):
+    require_image_shape(name, x_shape)
     geometry.require(name, *x_shape[2:])
     if dy is not None:
         require_shape(name, {"dy": (*x_shape[:2], *geometry.output_size(*x_shape[2:]))}, dy=dy)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuconv.cpu import conv as fast
 from gpuconv.ops.activation import activate, activation_backward, require_activation
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
 from gpuconv.runtime import plan_conv
 from gpuconv.runtime.plan_conv import Conv
 from gpuconv.shapes import window
@@ -114,6 +114,7 @@ def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=
     require_rank(name, 4, "(N, C, H, W)", x=x)
     require_rank(name, 4, "(K, C/groups, R, S)", w=w)
     (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape
+    require_number(name, whole=True, groups=groups)
     if groups < 1 or C % groups or K % groups:
         raise ValueError(
             f"{name}: groups={groups} must divide the {C} channels of x and the {K} filters of w"

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cpu.threads import parallel, shards
-from gpuconv.ops.op import op, require_floats
+from gpuconv.ops.op import op, require_floats, require_number
 from gpuconv.runtime import plan_dense
 
 
@@ -36,6 +36,8 @@ def _threshold(p: float) -> int:
 @dropout.check
 def _(x, p, seed):
     require_floats("dropout", x=x)
+    require_number("dropout", p=p)
+    require_number("dropout", whole=True, seed=seed)
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be in [0, 1), got {p!r}")
     if not 0 <= seed < 2**64:

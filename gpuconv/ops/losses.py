@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import plain
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
 from gpuconv.runtime import plan_dense
 from gpuconv.runtime.arrays import device_of
@@ -121,15 +121,19 @@ def _require_range(name, labels, classes):
 @cross_entropy.check
 def _(scores, labels, label_smoothing):
     _require("cross_entropy", scores, labels)
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(
-            f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing!r}"
-        )
+    _require_smoothing("cross_entropy", label_smoothing)
 
 
 @cross_entropy_backward.check
 def _(probabilities, labels, label_smoothing):
     _require("cross_entropy_backward", probabilities, labels)
+    _require_smoothing("cross_entropy_backward", label_smoothing)
+
+
+def _require_smoothing(name, label_smoothing):
+    require_number(name, label_smoothing=label_smoothing)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{name}: label_smoothing must be in [0, 1), got {label_smoothing!r}")
 
 
 @half_squared_error.check
@@ -145,6 +149,7 @@ def _(probabilities, labels):
 @hinge.check
 def _(scores, labels, margin):
     _require("hinge", scores, labels)
+    require_number("hinge", margin=margin)
     if not (margin > 0 and np.isfinite(margin)):
         raise ValueError(f"hinge: margin must be positive and finite, got {margin!r}")
 

@@ -7,7 +7,13 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import pool as fast
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import (
+    op,
+    require_floats,
+    require_image_shape,
+    require_rank,
+    require_shape,
+)
 from gpuconv.runtime import plan_pool
 from gpuconv.shapes import window
 
@@ -71,6 +77,7 @@ def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats(name, dy=dy)
     require_rank(name, 4, "(N, C, P, Q)", dy=dy, argmax=argmax)
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    require_image_shape(name, x_shape)
     require_pool(name, x_shape, geometry)
     shape = (*x_shape[:2], *geometry.output_size(*x_shape[2:]))
     require_shape(name, {"dy": shape, "argmax": shape}, dy=dy, argmax=argmax)

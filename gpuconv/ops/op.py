@@ -73,8 +73,7 @@ class Op:
             if type(a) not in _PLAIN:
                 device = self._device(args)
                 break
-        if self._check is not None:
-            self._check(*args)
+        self._checked(args)
         if device is not None:
             return self._on_device(device, args)
         for a in args:
@@ -88,9 +87,19 @@ class Op:
         args = self._bound(args, kwargs)
         if (device := self._device(args)) is not None:
             raise TypeError(f"{self.__name__}: the reference takes NumPy arrays, not {device}'s")
-        if self._check is not None:
-            self._check(*args)
+        self._checked(args)
         return self.definition(*args)
+
+    def _checked(self, args: tuple[Any, ...]) -> None:
+        """Run the check; what it raises begins with the operation's name."""
+        if self._check is None:
+            return
+        try:
+            self._check(*args)
+        except (TypeError, ValueError) as error:
+            if str(error).startswith(f"{self.__name__}: "):
+                raise
+            raise type(error)(f"{self.__name__}: {error}") from error
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         if kwargs or len(args) != len(self._names):
@@ -170,9 +179,13 @@ def require_floats(name: str, **arrays: Any) -> None:
 
 
 def require_rank(name: str, rank: int, layout: str, **arrays: Any) -> None:
-    """ValueError unless every array has `rank` axes; `layout` names them, as in "(N, C, H, W)"."""
+    """TypeError for None, ValueError unless every array has `rank` axes; `layout` names them, as in
+    "(N, C, H, W)".
+    """
     for key, a in arrays.items():
-        if a is not None and a.ndim != rank:
+        if a is None:
+            raise TypeError(f"{name}: {key} must be an array, got None")
+        if a.ndim != rank:
             raise ValueError(f"{name}: {key} must have {rank} axes {layout}, got shape {a.shape}")
 
 
@@ -182,3 +195,21 @@ def require_shape(name: str, expected: dict[str, tuple[int, ...]], **arrays: Any
         a = arrays[key]
         if a is not None and a.shape != tuple(shape):
             raise ValueError(f"{name}: {key} must have shape {tuple(shape)}, got {a.shape}")
+
+
+def require_image_shape(name: str, x_shape: Any) -> None:
+    """ValueError unless x_shape is four whole lengths, as images have them."""
+    whole = isinstance(x_shape, tuple | list) and all(
+        isinstance(n, int | np.integer) for n in x_shape
+    )
+    if not whole or len(x_shape) != 4 or min(x_shape) < 0:
+        raise ValueError(f"{name}: x_shape must be (N, C, H, W), got {x_shape!r}")
+
+
+def require_number(name: str, whole: bool = False, **values: Any) -> None:
+    """TypeError unless each value is a number, with `whole` an integer."""
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            kind = "an int" if whole else "a number"
+            raise TypeError(f"{name}: {key} must be {kind}, got {value!r}")

@@ -81,8 +81,10 @@ def require_fits(launch: Launch, limits: Limits) -> None:
             f"{name}: a grid of {x} x {y} x {z} blocks; at most {INT_MAX} x {GRID_YZ} x {GRID_YZ} "
             f"are allowed: use a smaller batch"
         )
-    if launch.block > limits.threads:
-        raise ValueError(f"{name}: {launch.block} threads a block, {limits.threads} are allowed")
+    if not 1 <= launch.block <= limits.threads:
+        raise ValueError(
+            f"{name}: {launch.block} threads a block, 1 to {limits.threads} are allowed"
+        )
     if launch.shared > limits.shared:
         raise ValueError(
             f"{name}: {launch.shared} bytes of shared memory a block, this card has {limits.shared}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuconv.sim.emit import TYPES
+from gpuconv.sim.emit import TYPES, bits_of
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.program import Address, Function, Instruction, Label, Program, Reg, Sym, Variable
 
@@ -60,6 +60,20 @@ def polling(function: Function) -> list[Instruction]:
                 )
             ]
     return found
+
+
+def narrowest(functions: list[Function]) -> int:
+    """Bytes of the narrowest access that other threads may see, at most 4."""
+    widths = {
+        bits_of(i.mods[-1]) // 8
+        for f in functions
+        for i in f.body
+        if isinstance(i, Instruction)
+        and i.op in ("ld", "ldu", "st", "atom", "red")
+        and not set(i.mods) & {"param", "local", "const"}
+        and i.mods[-1] in TYPES
+    }
+    return min(widths | {4})
 
 
 def names(i: Instruction) -> list[str]:

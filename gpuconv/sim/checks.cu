@@ -4,7 +4,7 @@ checks.cu: what the checked mode calls before every access. Follows runtime.cu i
 The shadow holds a byte for every byte: 0 nothing written yet, 1 written, 0x80 belongs to nobody.
 */
 
-// ---- checks: is this access of `size` bytes allowed? code: 1 reads, 2 writes, 4 shared, 8 generic ------------------
+// ---- checks: is this access of `size` bytes allowed? code: 1 reads, 2 writes, 4 shared, 8 generic, 16 strong --------
 
 template <class Word> static __device__ __forceinline__ u32 touch_word(unsigned char* shadow, u32 code, Word all) {
     Word* word = (Word*)shadow;
@@ -24,7 +24,7 @@ static __device__ __forceinline__ u32 touch(unsigned char* shadow, u32 size, u32
     return found;
 }
 
-extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code) {
+extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code, u32 thread, u32 site) {
     Block* b = (Block*)block;
     const u32 align = size < 16 ? size : 16;
     if (code & 8 && address - b->shared < b->shared_bytes) {
@@ -34,7 +34,8 @@ extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code) 
     if (code & 4) {
         if (address > b->shared_bytes || size > b->shared_bytes - address) return E_BOUNDS_SHARED;
         if (address % align) return E_MISALIGNED;
-        return touch((unsigned char*)b->shared_shadow + address, size, code);
+        const u32 found = touch((unsigned char*)b->shared_shadow + address, size, code);
+        return found ? found : race(b, b->shared_trace, address, size, code, thread, site);
     }
     const Allocation* table = (const Allocation*)b->table;
     u64 low = 0, high = b->table_length;                     // the last allocation that begins at or before address
@@ -49,6 +50,8 @@ extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code) 
     if (!b->table_length || address < table[low].begin || address + size > table[low].end || address + size < address)
         return E_BOUNDS_GLOBAL;
     if (address % align) return E_MISALIGNED;
-    if (!table[low].shadow) return E_NONE;
-    return touch((unsigned char*)table[low].shadow + (address - table[low].begin), size, code);
+    const u64 offset = address - table[low].begin;
+    const u32 found = table[low].shadow ? touch((unsigned char*)table[low].shadow + offset, size, code) : E_NONE;
+    if (found || !table[low].trace) return found;
+    return race(b, table[low].trace, offset, size, code, thread, site);
 }

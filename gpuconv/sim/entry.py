@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from gpuconv.sim import isa_atomic, prelude
-from gpuconv.sim.analysis import all_flush, has_collective, is_pointer, names, polling, reachable
+from gpuconv.sim.analysis import (
+    all_flush,
+    has_collective,
+    is_pointer,
+    names,
+    narrowest,
+    polling,
+    reachable,
+)
 from gpuconv.sim.body import Body
 from gpuconv.sim.emit import Module, Options
 from gpuconv.sim.info import Kernel, Parameter
@@ -102,6 +110,7 @@ class KernelFunction(Body):
             threads,
             local,
             shared,
+            narrowest(self.functions),
         )
 
     def _place_shared(self, program: Program) -> tuple[list, int, int, bool]:

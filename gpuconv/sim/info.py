@@ -35,6 +35,7 @@ class Kernel:
     max_threads: int
     local_bytes: int
     shared_names: list[tuple[str, int, int]]
+    granule: int  # bytes of its narrowest access, at most 4
 
 
 @dataclass

@@ -46,7 +46,7 @@ def _atom(b: Emitter, i: Instruction) -> None:
         and bits_of(type_) in (16, 32, 64)
         and isinstance(operands[0], Address)
     )
-    pointer = host_pointer(b, i, operands[0], space, bits_of(type_) // 8, "both")
+    pointer = host_pointer(b, i, operands[0], space, bits_of(type_) // 8, "both", True)
     values = [b.read(o, type_) for o in operands[1:]]
     b.need(len(values) == (2 if op == "cas" else 1))
     if space == "shared" or op == "cas" or not TYPES[type_].startswith("i"):

@@ -83,16 +83,20 @@ def _from_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
     mode = _mode(i, ("rn", "rz", "rm", "rp"), "rn")
     if to == "f64":
         b.need(mode == "rn" or bits_of(source) <= 32)
-        b.write(i.operands[0], to, b.op(f"{verb} {have} {value} to double"))
-    elif to == "f32" and mode == "rn":
-        result = b.op(f"{verb} {have} {value} to float")
+        result = b.op(f"{verb} {have} {value} to double")
+        if "sat" in i.mods:
+            result = b.call("double", "sim.saturate.f64", f"double {result}")
+        b.write(i.operands[0], to, result)
+    elif to == "f32":
+        if mode == "rn":
+            result = b.op(f"{verb} {have} {value} to float")
+        else:
+            result = _rounded_integer(b, value, have, verb, mode)
         if "sat" in i.mods:
             result = b.call("float", "sim.saturate.f32", f"float {result}")
         b.write(i.operands[0], to, result)
-    elif to == "f32":
-        b.write(i.operands[0], to, _rounded_integer(b, value, have, verb, mode))
     else:
-        b.need(to in _HALF and mode == "rn")
+        b.need(to in _HALF and mode == "rn" and "sat" not in i.mods)
         odd = _rounded_integer(b, value, have, verb, "odd")
         b.write(i.operands[0], "b16", narrow(b, odd, to))
 

@@ -33,7 +33,7 @@ def narrow(b: Emitter, value: str, format_: str, mode: str = "rn") -> str:
     """A float as f16 or bf16 bits (i16), to nearest even or towards zero."""
     if format_ == "f16" and mode == "rn":
         return b.op(f"bitcast half {b.op(f'fptrunc float {value} to half')} to i16")
-    b.need(mode in ("rn", "rz") and format_ == "bf16", f"rounding to {format_} by {mode}")
+    b.need(mode in ("rn", "rz") and format_ == "bf16")
     bits = b.op(f"bitcast float {value} to i32")
     if mode == "rn":
         last = b.op(f"and i32 {b.op(f'lshr i32 {bits}, 16')}, 1")

@@ -65,10 +65,16 @@ class _Access:
 
 
 def host_pointer(
-    b: Emitter, i: Instruction, address: object, space: str, size: int, kind: str
+    b: Emitter,
+    i: Instruction,
+    address: object,
+    space: str,
+    size: int,
+    kind: str,
+    strong: bool = False,
 ) -> str:
     """LLVM pointer for an access of `size` bytes; with checks, after verifying it. kind: "read",
-    "write", "both".
+    "write", "both". strong: atomic or volatile, by which threads may speak to each other.
     """
     assert isinstance(address, Address)
     if space == "param" and isinstance(address.base, Sym):
@@ -80,15 +86,17 @@ def host_pointer(
         )
     value = b.base(address)
     if b.options.check:
-        _check(b, i, value, space, size, kind)
+        _check(b, i, value, space, size, kind, strong)
     if space == "shared":
         value = b.shared_to_host(value)
     return b.pointer(value)
 
 
-def _check(b: Emitter, i: Instruction, value: str, space: str, size: int, kind: str) -> None:
-    """Leave the kernel with an error where the access is out of bounds, misaligned or reads what
-    nobody wrote.
+def _check(
+    b: Emitter, i: Instruction, value: str, space: str, size: int, kind: str, strong: bool
+) -> None:
+    """Leave the kernel with an error where the access is out of bounds, misaligned, reads what
+    nobody wrote, or races with another thread's.
     """
     good, bad = b.fresh("good"), b.fresh("bad")
     if space in ("local", "generic"):
@@ -97,13 +105,14 @@ def _check(b: Emitter, i: Instruction, value: str, space: str, size: int, kind: 
             b.fail("BOUNDS_LOCAL", value, str(size))  # type: ignore[attr-defined]
             b.label(good)
             return
-    code = {"read": 1, "write": 2, "both": 3}[kind] + (
-        4 if space == "shared" else 8 if space == "generic" else 0
-    )
-    found = b.call("i32", "sim_check", "ptr %blk", f"i64 {value}", f"i32 {size}", f"i32 {code}")
+    code = {"read": 1, "write": 2, "both": 3}[kind] + 16 * strong
+    code += 4 if space == "shared" else 8 if space == "generic" else 0
+    assert b.instruction
+    site = b.module.site(b.instruction)
+    given = f"i64 {value}", f"i32 {size}", f"i32 {code}", f"i32 {b.linear_thread()}", f"i32 {site}"
+    found = b.call("i32", "sim_check", "ptr %blk", *given)
     b.end(f"br i1 {b.op(f'icmp eq i32 {found}, 0')}, label %{good}, label %{bad}")
     b.label(bad)
-    assert b.instruction
     tids = [f"i32 {b.specials[f'%tid.{axis}']}" for axis in "xyz"]
     b.call(
         "void",
@@ -111,7 +120,7 @@ def _check(b: Emitter, i: Instruction, value: str, space: str, size: int, kind: 
         "ptr %blk",
         *tids,
         f"i32 {found}",
-        f"i32 {b.module.site(b.instruction)}",
+        f"i32 {site}",
         f"i64 {value}",
         f"i64 {size}",
     )
@@ -143,7 +152,7 @@ def _alignment(size: int) -> int:
 def _ld(b: Emitter, i: Instruction) -> None:
     a = _Access(b, i)
     to, address = i.operands
-    pointer = host_pointer(b, i, address, a.space, a.bytes, "read")
+    pointer = host_pointer(b, i, address, a.space, a.bytes, "read", a.volatile)
     llvm = TYPES[a.type]
     shape = f"<{a.lanes} x {llvm}>" if a.lanes > 1 else llvm
     kernel_parameter = a.space == "param" and len(b.frames) == 1 and not b.options.host
@@ -183,7 +192,7 @@ def _st(b: Emitter, i: Instruction) -> None:
             value = b.op(
                 f"insertelement {shape} {value}, {llvm} {b.read(item, a.type)}, i32 {lane}"
             )
-    pointer = host_pointer(b, i, address, a.space, a.bytes, "write")
+    pointer = host_pointer(b, i, address, a.space, a.bytes, "write", a.volatile)
     volatile = "volatile " if a.volatile else ""
     b.emit(f"store {volatile}{shape} {value}, ptr {pointer}, align 1, !tbaa {ALIAS[a.space]}")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ STATIC_SHARED = 48 * 1024
 MAX_SHARED = 227 * 1024  # the most any architecture offers with opt-in
 _WORTHWHILE = 3e-4  # seconds of work below which a second core does not pay
 _FIRST_GUESS = 1e-7  # seconds a CUDA thread takes, before a launch has been timed
+_checked = threading.Lock()  # checked launches share one clock, so they go one by one
+_clock = 0  # of meetings between threads, over all checked launches (races.cu)
 _KEPT = 8  # shapes of block whose memory a kernel keeps for the next launch
 
 
@@ -48,7 +52,16 @@ class Worker:
         )
         self.shadow = self.template.copy()
         self.frames = _aligned(threads * function.frame_bytes if kernel.coroutine else 16)
+        self.times = self.seen = self.meetings = self.trace = np.zeros(0, np.uint64)
+        if function.module.check:
+            self.times, self.seen = np.zeros(threads, np.uint64), np.zeros(threads**2, np.uint64)
+            self.meetings = np.zeros(layout.MEETINGS * threads, np.uint64)
+            self.trace = _trace(shared, kernel.granule)
         record = self.block[0]
+        for name, array in (("times", self.times), ("seen", self.seen),
+                            ("meetings", self.meetings), ("shared_trace", self.trace)):  # fmt: skip
+            record[name] = array.ctypes.data
+        record["granule"] = kernel.granule
         record["threads"] = self.threads.ctypes.data
         record["shared"] = self.shared.ctypes.data
         record["shared_template"] = self.template.ctypes.data
@@ -67,6 +80,11 @@ def _template(kernel: Kernel, shared: int) -> np.ndarray:
     if kernel.dynamic_shared:
         template[kernel.placed_shared : shared] = 0
     return template
+
+
+def _trace(nbytes: int, granule: int) -> np.ndarray:
+    """A record of accesses for each granule of so many bytes."""
+    return np.zeros((nbytes // granule + 2) * layout.BYTES["Trace"] // 8, np.uint64)
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -113,6 +131,18 @@ class Function:
         or ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError
         for what goes wrong inside.
         """
+        with _checked if self.module.check else nullcontext():
+            self._launch(grid, block, args, shared, order, seed)
+
+    def _launch(
+        self,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...],
+        args: Sequence[Any],
+        shared: int,
+        order: str,
+        seed: int,
+    ) -> None:
         dims, threads = _dimensions("grid", grid, MAX_GRID), _dimensions("block", block, MAX_BLOCK)
         self._check_limits(threads, shared)
         parameters = pack(self.kernel, args)
@@ -138,8 +168,13 @@ class Function:
 
     def _finish(self, launch: np.ndarray, workers: list[Worker], threads: int) -> None:
         """Run a prepared launch and raise the error of its first failed block."""
+        global _clock
         started = time.perf_counter()
-        self._execute(launch, workers)
+        launch["began"] = workers[0].block["clock"] = _clock
+        try:
+            self._execute(launch, workers)
+        finally:
+            _clock = max(_clock, int(workers[0].block["clock"][0]))
         self._pace = (time.perf_counter() - started) * len(workers) / threads
         failed = [worker for worker in workers if worker.block["error"][0]]
         if failed:
@@ -147,10 +182,10 @@ class Function:
             raise report.kernel_error(self.module._info, self.kernel, first)
 
     def _team(self, threads: int) -> int:
-        """How many cores: one where the order of blocks counts, or where the work is less than
-        starting a second.
+        """How many cores: one where the order of blocks counts, as it does for checks, or where the
+        work is less than starting a second.
         """
-        if self.kernel.serial or threads * self._pace < _WORTHWHILE:
+        if self.kernel.serial or self.module.check or threads * self._pace < _WORTHWHILE:
             return 1
         return thread_count()
 
@@ -211,15 +246,17 @@ class Function:
         """
         if not self.module.check:
             return np.zeros(0, layout.dtype("Allocation"))
-        first = parameters.ctypes.data
-        rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0)]
-        rows += [
-            (m.begin, m.begin + m.nbytes, m.shadow.ctypes.data if m.shadow is not None else 0)
-            for m in memory.live()
-        ]
+        first, granule = parameters.ctypes.data, self.kernel.granule
+        rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0, 0)]
+        for m in memory.live():
+            if m.trace is None or m.granule > granule:
+                m.trace, m.granule = _trace(m.nbytes, granule), granule
+            shadow = m.shadow.ctypes.data if m.shadow is not None else 0
+            rows.append((m.begin, m.begin + m.nbytes, shadow, m.trace.ctypes.data))
         for name, size in self.module._info.variables.items():
             begin = self.module._code.address(f"v.{name}")
-            rows.append((begin, begin + size, 0))
+            trace = self.module._traces.setdefault(name, _trace(size, 1))
+            rows.append((begin, begin + size, 0, trace.ctypes.data))
         return np.array(sorted(rows), layout.dtype("Allocation"))
 
     def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:

@@ -54,9 +54,20 @@ RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("error", "u4", 1),  # ERRORS; 0 while all is well
         ("error_site", "u4", 1),
         ("error_tid", "u4", 3),
-        ("error_a", "u4", 1),
-        ("error_b", "u4", 1),
-        ("steps", "u4", 1),
+        ("other_tid", "u4", 1),  # of a race: who else, where, and whether it wrote
+        ("other_site", "u4", 1),
+        ("other_block", "u4", 1),
+        ("other_wrote", "u4", 1),
+        ("granule", "u4", 1),  # bytes that a mark of an access stands for
+        # who has seen what of whom, check mode (races.cu)
+        ("clock", "u8", 1),
+        ("began", "u8", 1),  # the clock when this block began
+        ("epoch", "u8", 1),  # and at its last barrier of all threads
+        ("acquired", "u8", 1),  # what other blocks did until then, this one has seen
+        ("times", "u8", 1),  # u8 a thread: the clock when it last met another
+        ("seen", "u8", 1),  # u8 a pair: the other's time that a thread has seen
+        ("meetings", "u8", 1),  # u8 a thread for each barrier, for flags, and to work with
+        ("shared_trace", "u8", 1),  # a Trace for every granule of shared memory
     ),
     # one per launch, shared by its workers
     "Launch": (
@@ -69,13 +80,20 @@ RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("stop", "u4", 1),
         ("check", "u4", 1),
         ("flush", "u4", 1),  # run with the processor's flush-to-zero
+        ("began", "u8", 1),  # the clock when this launch began
+        ("released", "u8", 1),  # and when one of its blocks last wrote a flag
     ),
     # one live allocation, check mode
     "Allocation": (
         ("begin", "u8", 1),
         ("end", "u8", 1),
         ("shadow", "u8", 1),  # one byte per byte, nonzero once written; 0 where not tracked
+        ("trace", "u8", 1),  # a Trace for every granule, or 0
     ),
+    # one access: its time << 11 | thread << 1 | (1 if atomic or volatile); 0 is none
+    "Mark": (("stamp", "u8", 1), ("site", "u4", 1), ("block", "u4", 1)),
+    # the last write, and two of the last reads
+    "Trace": (("marks", "u8", 6),),
 }
 
 STATES = (
@@ -109,6 +127,8 @@ ERRORS = (
     "DISAGREE",
     "STACK",
     "READ_ONLY",
+    "RACE_SHARED",
+    "RACE_GLOBAL",
 )
 
 
@@ -121,6 +141,8 @@ def _place(fields: tuple[tuple[str, str, int], ...]) -> tuple[dict[str, int], in
         at += size * count
     return offsets, -(-at // 8) * 8
 
+
+MEETINGS = 16 + 2  # rows of Block.meetings: barriers, flags, and one to work with
 
 OFFSETS = {name: _place(fields)[0] for name, fields in RECORDS.items()}
 BYTES = {name: _place(fields)[1] for name, fields in RECORDS.items()}

@@ -72,7 +72,7 @@ def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Inf
 def _runtime() -> tuple[Any, Any, jit.Code]:
     """The scheduler: sim_run and sim_probe."""
     here = Path(__file__)
-    texts = [here.with_name(name).read_text() for name in ("runtime.cu", "checks.cu")]
+    texts = [here.with_name(name).read_text() for name in ("races.cu", "runtime.cu", "checks.cu")]
     source = layout.c_header() + "".join(texts)
     entry = disk.key("runtime", source, nvrtc.compiler_version(), jit.identity())
     options = ("-rdc=true",)
@@ -122,6 +122,7 @@ class Module:
         self._code = jit.Code(code)
         self.check = check
         self._functions: dict[str, Function] = {}
+        self._traces: dict[str, np.ndarray] = {}
 
     @property
     def kernels(self) -> tuple[str, ...]:

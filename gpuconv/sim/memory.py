@@ -42,6 +42,8 @@ class _Memory:
         self.shadow: np.ndarray | None = (
             None  # one byte a byte: written or not; None: taken as written
         )
+        self.trace: np.ndarray | None = None  # who touched it last, of checked launches
+        self.granule = 8  # bytes that a record of it stands for
         _live[self.begin] = self
 
     def __del__(self) -> None:

@@ -102,6 +102,22 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(parts[:8]) + (",..." if len(parts) > 8 else "")
 
 
+def _race(record, info: Info, kernel: Kernel, worker: Worker) -> str:
+    """Who else touched these bytes, and where."""
+    size, at = int(record["error_value"]), int(record["error_address"])
+    space = "shared" if layout.ERRORS[int(record["error"])] == "RACE_SHARED" else "global"
+    wrote, writes = int(record["other_wrote"]) & 1, int(record["other_wrote"]) & 2
+    file, line, text = info.sites[int(record["other_site"])]
+    extent = worker.block["ntid"][0]
+    other = _coordinates(int(record["other_tid"]), extent)
+    block = _coordinates(int(record["other_block"]), record["nctaid"])
+    return (
+        f"race on {size} bytes at {space} address {at:#x}: thread {other} of block {block} "
+        f"{'wrote' if wrote else 'read'} them at {file}:{line} ({text}), and with nothing between "
+        f"to put them in order (a barrier, an atomic) they are {'written' if writes else 'read'}"
+    )
+
+
 def _plain(text: str):
     return lambda record, info, kernel, worker: text.format(
         a=int(record["error_address"]), v=int(record["error_value"])
@@ -126,5 +142,7 @@ _TEXT = {
     "BOUNDS_LOCAL": _access("local"),
     "MISALIGNED": _plain("access of {v} bytes at address {a:#x}, which is not a multiple of {v}"),
     "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that nothing has written"),
+    "RACE_SHARED": _race,
+    "RACE_GLOBAL": _race,
     "DIVISION": _plain("integer division by zero"),
 }

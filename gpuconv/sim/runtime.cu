@@ -4,11 +4,9 @@ runtime.cu: the simulator's scheduler. Compiled by the simulator's own path (NVR
 A worker takes blocks until none is left. A block's threads are coroutines: each runs alone until a collective, and a
 collective completes once every thread it names waits there. Warps advance as far as they can, one after another; then
 barriers are looked at; when nothing can move and not all are done, that is a deadlock.
-layout.py puts the records (Thread, Block, Launch, Allocation) and the codes before this text.
+layout.py puts the records (Thread, Block, Launch, Allocation) and the codes before this text, races.cu what is counted
+of who has seen whom.
 */
-
-typedef unsigned int u32;
-typedef unsigned long long u64;
 
 extern "C" __device__ void sim_resume(u64 frame);
 extern "C" __device__ void sim_create(u64 entry, u64 block, u64 thread, u64 frame);
@@ -17,7 +15,6 @@ extern "C" __device__ void sim_get_mode(u64 word);
 extern "C" __device__ void sim_set_mode(u64 word);
 
 constexpr u32 UNDEFINED = 0x7fffdead;                       // what a shuffle reads from a lane that takes no part
-constexpr u32 BARRIERS = 16;
 constexpr u32 PATIENCE = 1 << 20;                           // rounds of nothing but polling before it is a deadlock
 constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;     // the x86 control word, without and with flush-to-zero
 
@@ -113,6 +110,7 @@ static __device__ bool resolve_warp(Block* b, u32 first, u32 lanes) {
         if (t->state == S_VOTE) vote(warp, here);
         if (t->state == S_MATCH) match(warp, here);
         if (t->state == S_REDUX) redux(warp, here);
+        if (t->state == S_WARP) meet_warp(b, first, here);
         for (u32 m = here; m; m &= m - 1) warp[__ffs(m) - 1].state = S_RUN;
         moved = true;
     }
@@ -151,6 +149,7 @@ static __device__ bool arrive(Block* b, Barriers* all, u32 n, bool waits) {
     all->arrived[id] += 1;
     all->votes[id] += waits && t->pred;
     all->waiting[id] += waits;
+    if (t->b) announce(b, id, n);
     return true;
 }
 
@@ -161,6 +160,8 @@ static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
         if (!all->waiting[id]) continue;
         const u32 needed = all->count[id] ? all->count[id] : b->nthreads - done;
         if (all->arrived[id] < needed) continue;
+        const bool whole = all->waiting[id] == b->nthreads;    // who has left met nobody
+        if (whole) meet_all(b);
         const bool early = !all->count[id] && done && ((Launch*)b->launch)->check;
         u32 aligned_site = 0, aligned_warp = ~0u;
         for (u32 n = 0; n < b->nthreads; ++n) {
@@ -177,7 +178,9 @@ static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
             }
             t->result = t->c == 1 ? all->votes[id] : t->c == 2 ? all->votes[id] == needed : all->votes[id] != 0;
             t->state = S_RUN;
+            if (whole) step(b, n); else hear(b, id, n);
         }
+        forget(b, id);
         all->arrived[id] = all->waiting[id] = all->votes[id] = 0;
         moved = true;
     }
@@ -275,6 +278,7 @@ static __device__ void prepare(Launch* launch, Block* b, u64 linear) {
     b->ctaid[1] = linear / b->nctaid[0] % b->nctaid[1];
     b->ctaid[2] = linear / b->nctaid[0] / b->nctaid[1];
     if (!launch->check) return;
+    begin(b);
     u64* shadow = (u64*)b->shared_shadow;
     const u64* fresh = (const u64*)b->shared_template;
     for (u32 k = 0; k < (b->shared_bytes + 7) / 8; ++k) shadow[k] = fresh[k];
