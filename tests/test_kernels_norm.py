@@ -385,13 +385,13 @@ def test_partial_filters_equal_the_definition():
         table[places] = np.arange(len(places))
         links = rng.standard_normal((len(places), R, S)).astype(F4)
         given = {"links": links, "table": table.reshape(K, C)}
-        plan = plan_channels.partial_filters(K, C, R * S)
+        plan = plan_channels.partial_filters(K, C, R * S, len(places))
         w = first(run(plan, given, {"w": ((K, R, S, C), F4)}, check=True)["w"])
         for k, c in np.ndindex(K, C):
             number = table[k * C + c]
             np.testing.assert_array_equal(w[k, c], links[number] if number >= 0 else 0)
         dw = rng.standard_normal((K, C, R, S)).astype(F4)
         given = {"dw": last(dw), "places": places}
-        plan = plan_channels.partial_filters_backward(len(places), C, R * S)
+        plan = plan_channels.partial_filters_backward(K, C, R * S, len(places))
         found = run(plan, given, {"dlinks": (links.shape, F4)}, check=True)["dlinks"]
         np.testing.assert_array_equal(found, dw[linked])

@@ -60,17 +60,18 @@ def _require_int32(name, **arrays):
 
 @partial_filters.launch
 def _(runtime, links, table):
-    (K, C), (_, R, S) = table.shape, links.shape
+    (K, C), (count, R, S) = table.shape, links.shape
     w = runtime.empty((K, R, S, C))
     given = {"links": runtime.contiguous(links), "table": runtime.contiguous(table)}
-    runtime.run(plan_channels.partial_filters(K, C, R * S), w=w, **given)
+    runtime.run(plan_channels.partial_filters(K, C, R * S, count), w=w, **given)
     return runtime.first_view(w)
 
 
 @partial_filters_backward.launch
 def _(runtime, dw, places):
-    (_, C, R, S), (count,) = dw.shape, places.shape
+    (K, C, R, S), (count,) = dw.shape, places.shape
     dlinks = runtime.empty((count, R, S))
     given = {"dw": runtime.channels_last(dw), "places": runtime.contiguous(places)}
-    runtime.run(plan_channels.partial_filters_backward(count, C, R * S), dlinks=dlinks, **given)
+    plan = plan_channels.partial_filters_backward(K, C, R * S, count)
+    runtime.run(plan, dlinks=dlinks, **given)
     return dlinks

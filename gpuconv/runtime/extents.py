@@ -147,8 +147,16 @@ EXTENTS: Mapping[str, Mapping[str, Formula]] = {
     "adaptive_avg_pool2d_backward": {"dx": _own("C"), "dy": _pooled},
     "local_response_norm_forward": dict.fromkeys(("y", "x"), _own("C")),
     "local_response_norm_backward": dict.fromkeys(("dx", "dy", "x"), _own("C")),
-    "partial_filters_forward": {"w": _count, "table": lambda n: n.count // n.taps},
-    "partial_filters_backward": {"dlinks": _count, "places": lambda n: n.count // n.taps},
+    "partial_filters_forward": {
+        "w": _count,
+        "links": lambda n: n.number * n.taps,
+        "table": lambda n: n.count // n.taps,
+    },
+    "partial_filters_backward": {
+        "dlinks": _count,
+        "dw": lambda n: n.pairs * n.taps,
+        "places": lambda n: n.count // n.taps,
+    },
     **{name: {} for name in ("sgd", "sgd_momentum", "adam")},
 }
 

@@ -146,15 +146,17 @@ def local_response_norm_backward(shape: Shape, size: int, a: float, beta: float,
     return Plan((Launch(**{**vars(launch), "shared": shared}),))
 
 
-def partial_filters(K: int, C: int, taps: int) -> Plan:
+def partial_filters(K: int, C: int, taps: int, links: int) -> Plan:
     """w (K, taps, C) from links (links, taps) and table (K, C), int32."""
     require_int("partial_filters", filter_elements=K * taps * C)
-    return _links("partial_filters_forward", K * taps * C, taps, C)
+    scalars = {"taps": taps, "C": C, "number": links}
+    return _links("partial_filters_forward", K * taps * C, scalars)
 
 
-def partial_filters_backward(links: int, C: int, taps: int) -> Plan:
+def partial_filters_backward(K: int, C: int, taps: int, links: int) -> Plan:
     """dlinks (links, taps) from dw (K, taps, C) and places (links), int32."""
-    return _links("partial_filters_backward", links * taps, taps, C)
+    scalars = {"taps": taps, "C": C, "pairs": K * C}
+    return _links("partial_filters_backward", links * taps, scalars)
 
 
 def tile(C: int, vec: int) -> tuple[int, int]:
@@ -226,6 +228,6 @@ def _response(kernel: str, pixels: int, C: int, size: int, scalars: Mapping[str,
     return Launch("lrn.cu", kernel, grid, THREADS, defines(VEC=vec), given)
 
 
-def _links(kernel: str, count: int, taps: int, C: int) -> Plan:
-    scalars = {"count": count, "taps": taps, "C": C}
-    return Plan((Launch("partial.cu", kernel, stride_loop(count), THREADS, (), scalars),))
+def _links(kernel: str, count: int, scalars: Mapping[str, Scalar]) -> Plan:
+    given = {"count": count, **scalars}
+    return Plan((Launch("partial.cu", kernel, stride_loop(count), THREADS, (), given),))
