@@ -24,7 +24,8 @@ Order     No atomics. A thread takes its pixels by fours, ascending; then a tree
           block, every 32nd slice ascending, and a tree again
 Limits    pixels, C and pitch below 2^31; offsets are 64-bit. An infinity in a channel makes all of
           it NaN, as a NaN does; so does a difference from its first value past 1.8e19
-Not here  Statistics from the epilogue of the convolution before, or kept across several cards
+Not here  Statistics from the epilogue of the convolution before, or of several cards; all in one
+          launch for images so small that a block holds a channel
 Macros    VEC (4 or 1). The scalars use_weight, use_bias, rectify and of_batch choose the parts
 */
 #include "channels.cuh"

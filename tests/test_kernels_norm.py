@@ -208,6 +208,25 @@ def test_a_nan_stays_in_its_channel():
         assert not np.isnan(found[[0, 2]]).any()
 
 
+def test_forward_and_backward_cut_the_same_values():
+    """Also where y is 0, or next to it: the ReLU's edge is one and the same in both."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((2, 8, 20, 20)).astype(F4)
+    mean, b = x[0, :, 0, 0].copy(), np.zeros(8, F4)  # x - mean is 0 there
+    x[1, :, 0] = np.nextafter(mean, F4(np.inf))[:, None]
+    given = {"mean": mean, "var": rng.random(8).astype(F4), "b": b}
+    given["w"] = rng.standard_normal(8).astype(F4)
+    numbers = {"eps": 1e-5, "use_weight": 1, "use_bias": 1}
+    plan = plan_channels.batch_norm2d(x.shape, 8, 4, numbers, True)
+    y = run(plan, {"x": last(x), **given}, {"y": (last(x).shape, F4)})["y"]
+    pitches = {"dy_pitch": 8, "pitch": 8}
+    plan = plan_channels.batch_norm2d_backward(x.shape, pitches, 4, numbers, True, False)
+    inputs = {"x": last(x), "dy": np.ones_like(y), "dw": mean, "db": mean, **given}
+    dx = run(plan, inputs, {"dx": (y.shape, F4)})["dx"]
+    np.testing.assert_array_equal(dx != 0, y > 0)
+    assert 0.2 < (y > 0).mean() < 0.8
+
+
 def test_tracking_is_within_its_roundings():
     rng = np.random.default_rng(4)
     for C, count, momentum in ((1, 2, 0.1), (300, 49, 0.3), (7, 10**6, 1.0), (5, 9, 0.0)):

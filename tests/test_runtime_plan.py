@@ -199,6 +199,25 @@ def test_what_32_bits_do_not_hold_is_refused(c, text):
         plan_conv.forward(c, True, False)
 
 
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda s: plan_channels.batch_norm2d_statistics(s, 4, 4), "batch_norm2d: pixels are 2"),
+        (lambda s: plan_channels.channels("copy_channels", s, 4, 4, 4), "copy_channels: pixels"),
+        (lambda s: plan_channels.global_avg_pool2d(s), "adaptive_avg_pool2d: pixels are 2"),
+        (
+            lambda s: plan_channels.adaptive_avg_pool2d((1, 4, 2**12, 1), (2**20, 2)),
+            "adaptive_avg_pool2d: rows are 4",
+        ),
+        (lambda s: plan_channels.local_response_norm(s, 5, 1, 1, 1), "local_response_norm: pixels"),
+        (lambda s: plan_channels.partial_filters(2**16, 2**15, 1, 4), "filter elements are 2"),
+    ],
+)
+def test_more_pixels_than_32_bits_hold_are_refused(make, text):
+    with pytest.raises(ValueError, match=text):
+        make((2**16, 4, 2**8, 2**7))
+
+
 def test_a_filter_past_shared_memory_is_refused():
     c = conv((1, 2, 130, 130), 2, (128, 128), groups=2)
     with pytest.raises(NotImplementedError, match="do not fit 49152 bytes of shared memory"):
