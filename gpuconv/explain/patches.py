@@ -12,6 +12,7 @@ from gpuconv.explain.gradients import deconvnet
 from gpuconv.explain.passes import Pass
 from gpuconv.explain.receptive_field import Box, receptive_field
 from gpuconv.nn import Layer
+from gpuconv.train.evaluate import batches_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def strongest_patches(
     """For each filter its `count` strongest patches, the strongest first, one from each image.
 
     images: floats (N, C, H, W), or batches of them, or of (x, labels) as a `Loader` gives them
-    (made with shuffle=False, so that numbers are those of the data set). filters: which; None for
+    (made with shuffle=False: numbers are those of the data set). filters: which; None for
     all. batch: images run at a time, of an array. Equal values: the earlier image first, within an
     image the upper, then left one. Fewer images than `count` give as many patches.
     Raises ValueError for an unknown layer or filter, a count below 1, and for images of NaN, which
@@ -111,7 +112,9 @@ def cut(image: np.ndarray, box: Box) -> np.ndarray:
 def _batches(images: Any, batch: int) -> Iterable[np.ndarray]:
     if isinstance(images, np.ndarray):
         return (images[i : i + batch] for i in range(0, len(images), batch))
-    return (each[0] if isinstance(each, tuple) else each for each in images)
+    if getattr(images, "shuffle", False):
+        raise ValueError("strongest_patches: the loader shuffles; make it with shuffle=False")
+    return (each[0] if isinstance(each, tuple) else each for each in batches_of(images))
 
 
 def _merged(best: Any, maps: np.ndarray, seen: int, count: int) -> Any:
@@ -131,6 +134,6 @@ def _chosen(filters: Sequence[int] | None, count: int, layer: str) -> Sequence[i
     for k in chosen:
         if not 0 <= k < count:
             raise ValueError(
-                f"strongest_patches: layer {layer} has filters 0 to {count - 1}, got {k}"
+                f"strongest_patches: layer {layer} has filters 0 to {count - 1}, not {k}"
             )
     return chosen

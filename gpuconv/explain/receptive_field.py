@@ -63,7 +63,7 @@ class ReceptiveField:
     """What the units of one layer see. rows, columns: `Spans` along the two axes of its maps; of
     one place each for a layer without maps.
 
-    size: the height and width of the largest box, without the border's cuts the field's size.
+    size: the height and width of the largest box; of all boxes that no border cuts.
     """
 
     layer: str
@@ -72,8 +72,8 @@ class ReceptiveField:
 
     @property
     def size(self) -> tuple[int, int]:
-        rows, columns = self.rows, self.columns
-        return int((rows.end - rows.first).max()), int((columns.end - columns.first).max())
+        height, width = (int((a.end - a.first).max()) for a in (self.rows, self.columns))
+        return (height, width) if min(height, width) > 0 else (0, 0)
 
     def box(self, p: int = 0, q: int = 0) -> Box:
         """(top, bottom, left, right) of unit (p, q): rows top to bottom - 1 of the image, columns
