@@ -128,7 +128,7 @@ def _image(args, found, wanted):
         raise ValueError("explain: --invert is for a picture, not for --index")
     dataset = wanted.known_data(found, args.data, "test")
     x = dataset.batch([args.index], wanted.size, wanted.mean, wanted.std)
-    return x, f"{dataset.name} test {args.index}"
+    return x, f"{dataset.name} {args.index}"
 
 
 def _target(args, share, classes):

@@ -4,8 +4,8 @@ A picture is first shrunk to --size pixels on its longer side, then each filter 
 of its channels. Beyond the border the edge pixels repeat. Results are clipped to 0..255, so the
 negative side of an edge is black.
 
-A network's filters are shown weight by weight: gray is 0. Deeper ones, of many channels, say more as
-the image parts that excite them and what those become: see `gpuconv patches`.
+A network's filters are shown weight by weight: gray is 0. Deeper ones, of many channels, say more
+as the image parts that excite them and what those become: see `gpuconv patches`.
 """
 
 from __future__ import annotations
@@ -121,9 +121,10 @@ def _learned(args):
     """Panels of the filters of a network's convolution."""
     from gpuconv import checkpoint, models
     from gpuconv.errors import unknown
-    from gpuconv.nn import Conv2d
+    from gpuconv.nn import Conv2d, Layer
     from gpuconv.viz import weight_panels
 
+    model: Layer
     if _is_model(args.source):
         model = models.build({"name": args.source, "arguments": {"seed": args.seed}})
     else:

@@ -104,7 +104,7 @@ def _panels(patches, images, projections):
     back = [signed_pixels(each.sum(axis=0)) for each in projections]
     strongest = f"strongest {patches[0].value:.3g}"
     return [
-        Panel(f"filter {patches[0].filter}", mosaic(parts, columns), (strongest,)),
+        Panel(f"filter {patches[0].filter}", mosaic(parts, columns, paper=128), (strongest,)),
         Panel("projected", mosaic(back, columns), ("gray is 0",)),
     ]
 

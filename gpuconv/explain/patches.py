@@ -61,18 +61,18 @@ def strongest_patches(
     best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     seen = width = 0
     shape: tuple[int, ...] = ()
+    chosen: Sequence[int] = ()
     for x in _batches(images, batch):
         y = Pass(model, x, layer, keep=False).output()
         maps = y.reshape(*y.shape[:2], 1, -1) if y.ndim == 2 else y
         if np.isnan(maps).any():
             raise ValueError(f"strongest_patches: layer {layer} gives NaN; clean the images")
-        shape = x.shape[1:]
+        shape, chosen = x.shape[1:], _chosen(filters, maps.shape[1], layer)
         width = maps.shape[3]
         best = _merged(best, maps.reshape(*maps.shape[:2], -1), seen, count)
         seen += len(x)
     if best is None:
         raise ValueError("strongest_patches: there are no images")
-    chosen = _chosen(filters, best[0].shape[1], layer)
     field = receptive_field(model, layer, shape)
 
     def patch(k: int, value: Any, number: Any, place: Any) -> Patch:
