@@ -6,7 +6,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import (
+    op,
+    require_floats,
+    require_image_shape,
+    require_rank,
+    require_shape,
+)
 from gpuconv.runtime import plan_channels
 from gpuconv.shapes import pair
 
@@ -63,6 +69,7 @@ def _(dy, x_shape):
     name = "adaptive_avg_pool2d_backward"
     require_floats(name, dy=dy)
     require_rank(name, 4, "(N, C, P, Q)", dy=dy)
+    require_image_shape(name, x_shape)
     require_shape(name, {"dy": (*x_shape[:2], *dy.shape[2:])}, dy=dy)
     _require_pixels(name, x_shape)
 

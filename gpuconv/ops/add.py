@@ -9,7 +9,13 @@ import numpy as np
 
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cpu.threads import parallel, shards
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import (
+    op,
+    require_finite,
+    require_floats,
+    require_rank,
+    require_shape,
+)
 from gpuconv.runtime import plan_dense
 from gpuconv.runtime.arrays import pitch_of
 
@@ -77,6 +83,7 @@ def _(part, x):
 @scale.check
 def _(x, factor):
     require_floats("scale", x=x)
+    require_finite("scale", factor=factor)
 
 
 @add.cpu

@@ -8,7 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import batch_norm as fast
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import (
+    op,
+    require_finite,
+    require_floats,
+    require_number,
+    require_rank,
+    require_shape,
+)
 from gpuconv.runtime import plan_channels
 
 EPS = 1e-5
@@ -115,6 +122,8 @@ def _(running_mean, running_var, mean, var, count, momentum):
     require_floats(name, running_mean=running_mean, **given)
     require_rank(name, 1, "(C)", running_mean=running_mean)
     require_shape(name, dict.fromkeys(given, running_mean.shape), **given)
+    require_finite(name, momentum=momentum)
+    require_number(name, whole=True, count=count)
     if count < 2:
         raise ValueError(f"{name}: one value a channel has no unbiased variance; count={count}")
 
@@ -125,7 +134,8 @@ def _require(name, x, w, b, mean, var, eps, activation):
     C = x.shape[1]
     shapes: dict[str, tuple[int, ...]] = {"w": (C,), "b": (C,), "mean": (C,), "var": (C,)}
     require_shape(name, shapes, w=w, b=b, mean=mean, var=var)
-    if not eps >= 0:
+    require_finite(name, eps=eps)
+    if eps < 0:
         raise ValueError(f"{name}: eps must not be negative, got {eps!r}")
     if activation not in (None, "relu"):
         raise ValueError(f'{name}: activation must be None or "relu", got {activation!r}')
