@@ -23,7 +23,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 
 # At most this many registers: what leaves the blocks a processor that each file asks for.
 CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "relu.cu": 80, "activations.cu": 80}
-CEILINGS |= {"elementwise.cu": 80, "depthwise.cu": 80}
+CEILINGS |= {"elementwise.cu": 80, "depthwise.cu": 80, "batchnorm.cu": 80}
 DEFAULT_CEILING = 64
 BLACKWELL_CEILING = 160  # of the large convolution tiles that ask for one block a processor
 
@@ -65,12 +65,14 @@ def specialisations():
             yield file, {"VEC": vec}, vec == 4
     for vec, average in itertools.product((4, 1), (1, 0)):
         yield "avgpool.cu", {"VEC": vec, "AVERAGE": average}, vec == 4 and average == 1
-    for vec in (4, 1):
-        yield "depthwise.cu", {"VEC": vec}, vec == 4
+    for file in ("depthwise.cu", "batchnorm.cu", "channels.cu", "lrn.cu", "adaptive_avgpool.cu"):
+        for vec in (4, 1):
+            yield file, {"VEC": vec}, vec == 4
     for label in ("int", "long long"):
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
     yield "optim.cu", {}, True
     yield "sum_slices.cu", {}, True
+    yield "partial.cu", {}, True
 
 
 def cases(architectures):

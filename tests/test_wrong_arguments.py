@@ -16,6 +16,7 @@ ROWS, LABELS = np.ones((3, 5), F4), np.array([0, 4, 2])
 POOLED = np.ones((2, 4, 3, 3), F4)
 WINNERS = np.zeros((2, 4, 3, 3), np.uint8)
 DENSE, DENSE_DY = np.ones((2, 5), F4), np.ones((3, 2), F4)
+CHANNELS = np.ones(4, F4)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -39,6 +40,24 @@ def max_back(dy=POOLED, argmax=WINNERS, x_shape=(2, 4, 6, 7), size=2):
     return ops.max_pool2d_backward, (dy, argmax, x_shape, size)
 
 
+def norm(x=X, w=None, b=None, mean=None, var=None, eps=1e-5, activation=None):
+    return ops.batch_norm2d, (x, w, b, mean, var, eps, activation)
+
+
+def norm_back(dy=X, mean=None):
+    mean = CHANNELS if mean is None else mean
+    return ops.batch_norm2d_backward, (dy, X, CHANNELS, CHANNELS, mean, CHANNELS)
+
+
+def track(mean=None, count=48, momentum=0.1):
+    mean = CHANNELS if mean is None else mean
+    return ops.batch_norm2d_track, (CHANNELS, CHANNELS, mean, CHANNELS, count, momentum)
+
+
+def lrn(x=X, size=5, alpha=1e-4, beta=0.75, k=1.0, convention="torch"):
+    return ops.local_response_norm, (x, size, alpha, beta, k, convention)
+
+
 def call(function, *args):
     return function, args
 
@@ -52,6 +71,10 @@ WRONG = [
     (call(ops.relu, X.astype(np.int8)), TypeError, "relu: x must be float32 .* got int8"),
     (call(ops.tanh, X.astype(complex)), TypeError, "tanh: x must be float32 .* got complex128"),
     (call(ops.sigmoid_backward, X, X.astype("i4")), TypeError, "sigmoid_backward: y must be float"),
+    (call(ops.accumulate, X, X.astype(int)), TypeError, "accumulate: b must be float32"),
+    (call(ops.assign, X, X.astype(int)), TypeError, "assign: x must be float32"),
+    (call(ops.scale, X.astype(int), 2.0), TypeError, "scale: x must be float32"),
+    (call(ops.partial_filters_backward, X, B), TypeError, "places must be int32, got float32"),
     (call(ops.add, X, X.astype(np.int64)), TypeError, "add: b must be float32 .* got int64"),
     (call(ops.softmax, ROWS.astype(int)), TypeError, "softmax: x must be float32 .* got int64"),
     (call(ops.dropout, X.astype(int), 0.5, 1), TypeError, "dropout: x must be float32"),
@@ -92,6 +115,18 @@ WRONG = [
     (call(ops.relu_backward, X, X[:1]), ValueError, "relu_backward: dy must have shape"),
     (call(ops.tanh_backward, X, X[:, :, 1:]), ValueError, "tanh_backward: dy must have shape"),
     (call(ops.add, X, X[:1]), ValueError, "add: b must have shape"),
+    (call(ops.accumulate, X, X[:1]), ValueError, "accumulate: b must have shape"),
+    (call(ops.assign, X, X[:1]), ValueError, "assign: x must have shape"),
+    (call(ops.adaptive_avg_pool2d, X[0], 1), ValueError, "adaptive_avg_pool2d: x must have 4 axes"),
+    (call(ops.adaptive_avg_pool2d_backward, X, (2, 4)), ValueError, "x_shape must be"),
+    (call(ops.adaptive_avg_pool2d_backward, X, (2, 5, 6, 7)), ValueError, "dy must have shape"),
+    (norm(w=B), ValueError, r"batch_norm2d: w must have shape \(4,\), got \(8,\)"),
+    (norm(mean=CHANNELS), ValueError, "batch_norm2d: give both mean and var, or neither"),
+    (norm_back(dy=X[:1]), ValueError, "batch_norm2d_backward: dy must have shape"),
+    (norm_back(mean=B), ValueError, "batch_norm2d_backward: mean must have shape"),
+    (track(mean=B), ValueError, "batch_norm2d_track: mean must have shape"),
+    (call(ops.local_response_norm_backward, X[:1], X, 5), ValueError, "dy must have shape"),
+    (call(ops.partial_filters, B, X), ValueError, "partial_filters: links must have 3 axes"),
     (call(ops.softmax, B), ValueError, "softmax: x must have axes"),
     (
         call(ops.softmax_backward, ROWS, ROWS[:2]),
@@ -130,6 +165,23 @@ WRONG = [
     (call(ops.cross_entropy_backward, ROWS, LABELS, INF), ValueError, "label_smoothing must be in"),
     (call(ops.hinge, ROWS, LABELS, INF), ValueError, "hinge: margin must be positive and finite"),
     (call(ops.hinge, ROWS, LABELS, NAN), ValueError, "hinge: margin must be positive and finite"),
+    (call(ops.scale, X, NAN), ValueError, "scale: factor must be finite, got nan"),
+    (call(ops.scale, X, "2"), TypeError, "scale: factor must be a number, got '2'"),
+    (call(ops.adaptive_avg_pool2d, X, 0), ValueError, "output_size must be at least 1, got 0"),
+    (call(ops.adaptive_avg_pool2d, X, 1.5), TypeError, "output_size must be an int or a pair"),
+    (norm(eps=NAN), ValueError, "batch_norm2d: eps must be finite, got nan"),
+    (norm(eps=-1.0), ValueError, "batch_norm2d: eps must not be negative, got -1.0"),
+    (norm(eps="x"), TypeError, "batch_norm2d: eps must be a number, got 'x'"),
+    (norm(activation="tanh"), ValueError, "batch_norm2d: activation must be None or"),
+    (track(momentum=NAN), ValueError, "batch_norm2d_track: momentum must be finite, got nan"),
+    (track(count=1.5), TypeError, r"batch_norm2d_track: count must be an int, got 1\.5"),
+    (track(count=1), ValueError, "batch_norm2d_track: one value a channel has no unbiased varian"),
+    (lrn(size=0), ValueError, "local_response_norm: size must be at least 1, got 0"),
+    (lrn(size=2.5), TypeError, r"local_response_norm: size must be an int, got 2\.5"),
+    (lrn(alpha=NAN), ValueError, "local_response_norm: alpha must be finite, got nan"),
+    (lrn(beta=INF), ValueError, "local_response_norm: beta must be finite, got inf"),
+    (lrn(k=0.0), ValueError, "local_response_norm: k must be positive"),
+    (lrn(convention="x"), ValueError, 'local_response_norm: convention must be "torch" or "paper"'),
     (call(ops.hinge, ROWS, LABELS, None), TypeError, "hinge: margin must be a number, got None"),
 ]
 

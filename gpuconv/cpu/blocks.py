@@ -128,11 +128,11 @@ def convolve_block(
         for v in range(0, vectors, 2):
             b = staged + 4 * LANES * v
             if height[tile] == HIGH:
-                conv_tile_high(a, b, address(offsets), depth, out)
+                conv_tile_high(a, b, address(offsets), depth, 0, out)
             elif height[tile] == MIDDLE:
-                conv_tile_middle(a, b, address(offsets), depth, out)
+                conv_tile_middle(a, b, address(offsets), depth, 0, out)
             else:
-                conv_tile_low(a, b, address(offsets), depth, out)
+                conv_tile_low(a, b, address(offsets), depth, 0, out)
             channel, rows = place + k * steps[3], min(height[tile], K - k)
             for half in range(2):
                 at = out + 4 * half * LANES

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.cpu import conv_columns
 from gpuconv.cpu.blocks import (
     LANES,
     address,
@@ -24,7 +25,7 @@ from gpuconv.cpu.vector import compiled
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 
-PACK_GRAIN = 1 << 16  # floats a thread should have to rearrange, to be worth its start
+PACK_GRAIN = 1 << 17  # floats a thread should have to rearrange, to be worth its start
 
 
 def forward(
@@ -37,6 +38,12 @@ def forward(
     y = np.empty((N, K, P, Q), np.float32)
     bias = np.zeros(K, np.float32) if b is None else b
     weights = forward_weights(w, groups)
+    if conv_columns.cheaper(plan, K // groups):
+        grid = conv_columns.Grid(w.shape[1], H, W, P, Q, *window.stride)
+        taps, filters = conv_columns.forward_taps(window, H, W), weights.reshape(groups, -1)
+        to = (K * P * Q, Q, 1, P * Q)
+        conv_columns.convolve(x, grid, taps, filters, bias, relu, y, 0, to)
+        return y
     passes = np.array([[0, 0, len(plan.offsets), 0, P, Q]])
     steps = np.array([K * P * Q, Q, 1, P * Q])
     _run(x, plan, plan.offsets, weights, bias, relu, passes, K // groups, groups, y, steps)
@@ -58,6 +65,8 @@ def input_gradient(
     convolution of dy.
     """
     plan, phases = input_plan(x_shape, dy.shape[1], window, groups, thread_count())
+    if phases and conv_columns.cheaper(plan, x_shape[1] // groups):
+        return _input_gradient_columns(dy, w, x_shape, window, groups)
     dx, weights, passes, offsets, steps = input_passes(w, x_shape, window, groups, phases)
     if phases:
         C = x_shape[1]
@@ -73,6 +82,28 @@ def input_gradient(
             groups,
             dx,
             steps,
+        )
+    return dx
+
+
+def _input_gradient_columns(
+    dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
+) -> np.ndarray:
+    _, C, H, W = x_shape
+    _, K, P, Q = dy.shape
+    phases = conv_columns.input_phases(window, H, W)
+    reached = sum(phase.P * phase.Q for phase in phases) == H * W
+    dx = np.empty(x_shape, np.float32) if reached else np.zeros(x_shape, np.float32)
+    rows, zeros = tiles(C // groups).rows, np.zeros(C, np.float32)
+    stride_h, stride_w = window.stride
+    for phase in phases:
+        weights = np.empty(groups * rows * K // groups * len(phase.taps), np.float32)
+        _pack_weights(w, groups, True, phase.numbers, 0, weights)
+        grid = conv_columns.Grid(K // groups, P, Q, phase.P, phase.Q, 1, 1)
+        base = phase.first[0] * W + phase.first[1]
+        steps = (C * H * W, stride_h * W, stride_w, H * W)
+        conv_columns.convolve(
+            dy, grid, phase.taps, weights.reshape(groups, -1), zeros, False, dx, base, steps
         )
     return dx
 

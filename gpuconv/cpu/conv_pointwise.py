@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv.cpu.threads import parallel, shards, thread_count
 from gpuconv.shapes import Window
 
-LEAST_CHANNELS, LEAST_PIXELS = 16, 64  # below, a product is too small for BLAS to be fast
+LEAST_CHANNELS, LEAST_PIXELS = 16, 400  # below, conv_columns.py is as fast, and more exact
 
 
 def suits(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> bool:

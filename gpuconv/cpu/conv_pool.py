@@ -1,11 +1,9 @@
-"""Convolution, bias, ReLU and 2 x 2 max-pool in one pass: the convolution's output never leaves the
-cache.
+"""Convolution, bias, ReLU and 2 x 2 max-pool in one pass: the convolution's output is never stored.
 
-An image at a time is convolved into scratch memory and pooled from there. Only the pooled values
-and
-their places are kept, a quarter of the convolution's output and a byte each; backward rebuilds its
-gradient from them.
-Other pools, and layers for which this does not pay, are the two operations one after the other.
+A register tile holds the sums of whole squares and pools them before it writes. Only the pooled
+values and their places are kept, a quarter of the convolution's output and a byte each. Backward
+visits only those places (conv_pool_gradient.py). Other pools, and layers for which this does not
+pay, are the two operations one after the other.
 """
 
 from __future__ import annotations
@@ -13,25 +11,34 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import conv, pool, pool_pairs, winograd
-from gpuconv.cpu.conv_direct import convolve_blocks, forward_weights, input_passes
-from gpuconv.cpu.conv_weights import WeightSums, accumulate_blocks
+from gpuconv.cpu.blocks import ALL, address, stage_input
+from gpuconv.cpu.conv_pool_gradient import gradient
 from gpuconv.cpu.elementwise import plain
-from gpuconv.cpu.plan import forward_plan, input_plan, tiles
-from gpuconv.cpu.pool_pairs import max_planes, spread_planes
+from gpuconv.cpu.plan import forward_plan
 from gpuconv.cpu.threads import parallel, shards
-from gpuconv.cpu.vector import compiled
+from gpuconv.cpu.vector import LANES, VECTOR_BYTES, compiled
+from gpuconv.cpu.vector_lanes import transpose
+from gpuconv.cpu.vector_pooled import FEW, PAIRS, PIXELS, pooled_filters, pooled_pixels
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 
-MOST_FLOATS = 96 * 1024  # of one image's convolution: more would not stay in the cache
+MOST_FLOATS = 96 * 1024  # of one image's convolution: for more, the separate passes are as good
 
 
-def _fuses(x: np.ndarray, w: np.ndarray, window: Window, groups: int, pool_window: Window) -> bool:
-    P, Q = window.output_size(*x.shape[2:])
+def _fuses(
+    x_shape: tuple[int, ...],
+    dtype: np.dtype,
+    w_shape: tuple[int, ...],
+    window: Window,
+    groups: int,
+    pool_window: Window,
+) -> bool:
+    P, Q = window.output_size(*x_shape[2:])
     return (
-        pool_pairs.suits(x.dtype, pool_window, P, Q)
-        and w.shape[0] * P * Q <= MOST_FLOATS
-        and not winograd.suits(x.shape, w.shape, window, groups)
+        pool_pairs.suits(dtype, pool_window, P, Q)
+        and w_shape[0] * P * Q <= MOST_FLOATS
+        and not winograd.suits(x_shape, w_shape, window, groups)
+        and forward_plan((1, *x_shape[1:]), window, groups, 1).stage.blocks == 1
     )
 
 
@@ -46,43 +53,132 @@ def forward(
     """(y, argmax) as pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
     gives them.
     """
-    if not _fuses(x, w, window, groups, pool_window):
+    if not _fuses(x.shape, x.dtype, w.shape, window, groups, pool_window):
         return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
     x, w = plain(x), plain(w)
     (N, _, H, W), K = x.shape, w.shape[0]
     P, Q = window.output_size(H, W)
     plan = forward_plan((1, *x.shape[1:]), window, groups, 1)
-    first, height, _ = tiles(K // groups)
-    weights = forward_weights(w, groups)
-    bias = np.zeros(K, np.float32) if b is None else plain(b)
-    y, argmax = (
-        np.empty((N, K, P // 2, Q // 2), np.float32),
-        np.empty((N, K, P // 2, Q // 2), np.uint8),
-    )
+    tile = _tile(K // groups, P // 2, Q // 2)
+    weights, bias = _pack(w.reshape(groups, K // groups, -1), tile), _pack_bias(b, K, groups, tile)
+    shape = N, K, P // 2, Q // 2
+    y, argmax = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+    pixels = -(-shape[2] * shape[3] // LANES) * LANES + PAIRS
 
     def run(begin: int, end: int) -> None:
-        staged, convolved = scratch("staged", plan.scratch), scratch("convolved", K * P * Q)
+        staged = scratch("staged", plan.scratch + 2 * PIXELS)
         staged[:] = 0
-        _forward_images(
-            x,
-            begin,
-            end,
-            plan.stage,
-            plan.phases,
-            plan.offsets,
-            weights,
-            bias,
-            first,
-            height,
-            groups,
-            staged,
-            convolved.reshape(1, K, P, Q),
-            y,
-            argmax,
+        values, winners = (
+            scratch("pooled", pixels * LANES),
+            scratch("won", pixels * LANES, np.uint8),
         )
+        images = x[begin:end], y[begin:end], argmax[begin:end]
+        geometry = plan.stage, plan.phases, plan.offsets
+        if tile == LANES:
+            _forward_filters(*images, *geometry, weights, bias, staged, values, winners)
+        else:
+            _forward_pixels(*images, *geometry, weights, bias, staged, winners)
 
     parallel(run, shards(N), blas=False)
     return y, argmax
+
+
+def _tile(filters: int, P: int, Q: int) -> int:
+    """LANES where a vector of filters wastes fewer products, FEW where one of pixels does."""
+    by_filters = -(-filters // LANES) * -(-Q // PAIRS) * PAIRS
+    by_pixels = -(-filters // FEW) * -(-Q // LANES) * FEW
+    return LANES if by_filters <= by_pixels else FEW
+
+
+def _pack(w: np.ndarray, tile: int) -> np.ndarray:
+    """(groups, K, depth) as (groups, tiles, depth, tile), zeros beyond K."""
+    groups, K, depth = w.shape
+    packed = np.zeros((groups, -(-K // tile) * tile, depth), np.float32)
+    packed[:, :K] = w
+    return np.ascontiguousarray(packed.reshape(groups, -1, tile, depth).swapaxes(2, 3))
+
+
+def _pack_bias(b: np.ndarray | None, K: int, groups: int, tile: int) -> np.ndarray:
+    b = np.zeros(K, np.float32) if b is None else plain(b)
+    return _pack(b.reshape(groups, K // groups, 1), tile).reshape(groups, -1)
+
+
+@compiled
+def _forward_filters(x, y, argmax, stage, phases, offsets, weights, bias, staged, values, winners):
+    """A vector holds LANES filters of one pixel."""
+    groups, tiles, depth, _ = weights.shape
+    N, K, P, Q = y.shape
+    K //= groups
+    row_bytes = 4 * stage.width
+    last = max(Q - PAIRS, 0)  # the last tile begins here, whatever the one before it has done
+    for n in range(N):
+        for group in range(groups):
+            stage_input(x, stage, phases, group, n, 1, 0, stage.P, staged)
+            for tile in range(tiles):
+                for p in range(P):
+                    for column in range(0, Q, PAIRS):
+                        q = min(column, last)
+                        pooled_filters(
+                            address(weights[group, tile]),
+                            address(staged) + 2 * p * row_bytes + 8 * q,
+                            row_bytes,
+                            address(offsets),
+                            depth,
+                            address(bias[group]) + tile * VECTOR_BYTES,
+                            address(values) + (p * Q + q) * VECTOR_BYTES,
+                            address(winners) + (p * Q + q) * LANES,
+                        )
+                first = group * K + tile * LANES
+                count = min(LANES, K - tile * LANES)
+                _unpack(values, winners, y[n], argmax[n], first, count, P * Q)
+
+
+@compiled
+def _unpack(values, winners, y, argmax, first, count, pixels):
+    """y[first + lane] and argmax of values (pixels, LANES) and winners, for `count` lanes."""
+    to = argmax.reshape(-1)
+    for pixel in range(0, pixels, LANES):
+        inside = min(LANES, pixels - pixel)
+        source = address(values) + pixel * VECTOR_BYTES
+        target = address(y) + 4 * (first * pixels + pixel)
+        bits = (1 << count) - 1
+        transpose(source, VECTOR_BYTES, inside, bits, target, 4 * pixels, (1 << inside) - 1)
+    for lane in range(count):
+        for pixel in range(pixels):
+            to[(first + lane) * pixels + pixel] = winners[pixel * LANES + lane]
+
+
+@compiled
+def _forward_pixels(x, y, argmax, stage, phases, offsets, weights, bias, staged, winners):
+    """A vector holds LANES pixels of one filter."""
+    groups, tiles, depth, _ = weights.shape
+    N, K, P, Q = y.shape
+    K //= groups
+    row_bytes = 4 * stage.width
+    for n in range(N):
+        for group in range(groups):
+            stage_input(x, stage, phases, group, n, 1, 0, stage.P, staged)
+            for tile in range(tiles):
+                first, count = group * K + tile * FEW, min(FEW, K - tile * FEW)
+                for p in range(P):
+                    for q in range(0, Q, LANES):
+                        inside = min(LANES, Q - q)
+                        pooled_pixels(
+                            address(weights[group, tile]),
+                            address(staged) + 2 * p * row_bytes + 8 * q,
+                            row_bytes,
+                            address(offsets),
+                            depth,
+                            address(bias[group]) + 4 * tile * FEW,
+                            count,
+                            address(y[n, first, p]) + 4 * q,
+                            4 * P * Q,
+                            ALL if inside == LANES else (1 << inside) - 1,
+                            address(winners),
+                        )
+                        for m in range(count):
+                            for lane in range(inside):
+                                argmax[n, first + m, p, q + lane] = winners[m * LANES + lane]
 
 
 def backward(
@@ -99,169 +195,10 @@ def backward(
     """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax as `forward` returned
     them.
     """
+    if _fuses(x.shape, x.dtype, w.shape, window, groups, pool_window):
+        dy, y, argmax, x, w = (plain(a) for a in (dy, y, argmax, x, w))
+        return gradient(dy, y, argmax, x, w, window, groups, need_dx)
     size = window.output_size(*x.shape[2:])
-    if not _fuses(x, w, window, groups, pool_window):
-        masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)
-        spread = pool.max_backward(masked, argmax, (len(x), w.shape[0], *size), pool_window)
-        return conv.backward(spread, x, w, window, groups, need_dx)
-    dy, y, argmax, x, w = (plain(a) for a in (dy, y, argmax, x, w))
-    image, pieces, K = (1, *x.shape[1:]), shards(len(x)), w.shape[0]
-    sums = WeightSums(image, w.shape, window, groups, 1, pieces)
-    plan, phases = input_plan(image, K, window, groups, 1)
-    dx, weights, passes, offsets, steps = input_passes(
-        w, x.shape if need_dx else image, window, groups, phases
-    )
-    first, height, _ = tiles(w.shape[1])
-
-    def run(begin: int, end: int) -> None:
-        total, staged, turned = sums.workspace(begin)
-        gradient = scratch("convolved", K * size[0] * size[1]).reshape(1, K, *size)
-        dx_staged = scratch("staged", plan.scratch)
-        dx_staged[:] = 0
-        _backward_images(
-            dy,
-            y,
-            argmax,
-            x,
-            begin,
-            end,
-            groups,
-            gradient,
-            sums.plan.stage,
-            sums.plan.phases,
-            *sums.cut,
-            staged,
-            turned,
-            total,
-            need_dx,
-            plan.stage,
-            plan.phases,
-            offsets,
-            weights,
-            passes,
-            first,
-            height,
-            dx_staged,
-            dx.reshape(len(dx), -1),
-            steps,
-        )
-
-    parallel(run, pieces, blas=False)
-    return dx if need_dx else None, *sums.finish()
-
-
-@compiled
-def _forward_images(
-    x,
-    begin,
-    end,
-    stage,
-    phases,
-    offsets,
-    weights,
-    bias,
-    first,
-    height,
-    groups,
-    staged,
-    convolved,
-    y,
-    argmax,
-):
-    _, K, P, Q = convolved.shape
-    steps = np.array([0, Q, 1, P * Q])
-    passes = np.array([[0, 0, len(offsets), 0, P, Q]])
-    out = convolved.reshape(-1)
-    for n in range(begin, end):
-        convolve_blocks(
-            x[n : n + 1],
-            stage,
-            phases,
-            offsets,
-            weights,
-            bias,
-            1,
-            passes,
-            first,
-            height,
-            K // groups,
-            groups,
-            0,
-            stage.blocks,
-            staged,
-            out,
-            steps,
-        )
-        max_planes(convolved[0], y[n], argmax[n])
-
-
-@compiled
-def _backward_images(
-    dy,
-    y,
-    argmax,
-    x,
-    begin,
-    end,
-    groups,
-    gradient,
-    stage,
-    phases,
-    offsets,
-    first,
-    height,
-    staged,
-    turned,
-    sums,
-    need_dx,
-    dx_stage,
-    dx_phases,
-    dx_offsets,
-    weights,
-    passes,
-    dx_first,
-    dx_height,
-    dx_staged,
-    dx,
-    steps,
-):
-    K = dy.shape[1] // groups
-    bias = np.zeros(x.shape[1], np.float32)
-    for n in range(begin, end):
-        spread_planes(dy[n], argmax[n], y[n], True, gradient[0])
-        accumulate_blocks(
-            x[n : n + 1],
-            gradient,
-            stage,
-            phases,
-            offsets,
-            first,
-            height,
-            K,
-            groups,
-            0,
-            stage.blocks,
-            staged,
-            turned,
-            sums,
-        )
-        if need_dx:
-            convolve_blocks(
-                gradient,
-                dx_stage,
-                dx_phases,
-                dx_offsets,
-                weights,
-                bias,
-                0,
-                passes,
-                dx_first,
-                dx_height,
-                x.shape[1] // groups,
-                groups,
-                0,
-                dx_stage.blocks,
-                dx_staged,
-                dx[n],
-                steps,
-            )
+    masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)
+    spread = pool.max_backward(masked, argmax, (len(x), w.shape[0], *size), pool_window)
+    return conv.backward(spread, x, w, window, groups, need_dx)

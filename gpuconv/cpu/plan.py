@@ -125,10 +125,10 @@ def input_plan(
     (top, _), (left, _) = window.pads(H, W)
     (stride_h, stride_w), S = window.stride, window.kernel_size[1]
     rows = [
-        _reaching(a, top, stride_h, window.dilation[0], window.kernel_size[0])
+        reaching(a, top, stride_h, window.dilation[0], window.kernel_size[0])
         for a in range(stride_h)
     ]
-    columns = [_reaching(b, left, stride_w, window.dilation[1], S) for b in range(stride_w)]
+    columns = [reaching(b, left, stride_w, window.dilation[1], S) for b in range(stride_w)]
     low_y, high_y = _range(rows)
     low_x, high_x = _range(columns)
     out_h, out_w = -(-H // stride_h), -(-W // stride_w)
@@ -151,7 +151,7 @@ def input_plan(
     return plan, tuple(phases)
 
 
-def _reaching(first: int, pad: int, stride: int, dilation: int, size: int) -> list[tuple[int, int]]:
+def reaching(first: int, pad: int, stride: int, dilation: int, size: int) -> list[tuple[int, int]]:
     """(tap, shift): output i + shift reaches pixel i*stride + first through the tap."""
     distances = [(tap, first + pad - tap * dilation) for tap in range(size)]
     return [(tap, distance // stride) for tap, distance in distances if distance % stride == 0]

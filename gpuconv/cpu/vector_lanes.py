@@ -23,6 +23,7 @@ from gpuconv.cpu.vector import (
     masked_store,
     plus,
     splat,
+    store,
 )
 
 
@@ -61,6 +62,37 @@ def copy_lanes(typingctx, source, target, bits):
         source, target, bits = args
         mask = mask_of(builder, bits)
         masked_store(builder, masked_load(builder, source, mask), target, mask)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), emit
+
+
+@intrinsic
+def bring_lanes(typingctx, source, target, bits):
+    """target[lane] = source[lane], 0 where the lane's bit is not set; LANES floats are written."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, bits = args
+        store(builder, masked_load(builder, source, mask_of(builder, bits)), target)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), emit
+
+
+@intrinsic
+def bring_every_second(typingctx, source, target, bits):
+    """target[lane] = source[2*lane], 0 where its bit of 2*LANES is not set; LANES are written."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, bits = args
+        high = builder.lshr(bits, i64(LANES))
+        parts = [
+            masked_load(builder, plus(builder, source, i * VECTOR_BYTES), mask_of(builder, each))
+            for i, each in enumerate((bits, high))
+        ]
+        index = ir.VectorType(ir.IntType(32), LANES)
+        even = ir.Constant(index, [2 * i for i in range(LANES)])
+        store(builder, builder.shuffle_vector(*parts, even), target)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 3), emit

@@ -96,17 +96,33 @@ def _interleaving(builder: Any, a: Any, b: Any) -> tuple[Any, Any]:
     return low, high
 
 
-def _even_and_odd(builder: Any, address: Any, bits: Any) -> list[Any]:
-    """The even and the odd ones of 2 * LANES floats, of which those whose bit is set are read."""
+def _pairs(builder: Any, address: Any, bits: Any) -> list[Any]:
+    """`even_and_odd` of 2 * LANES floats in memory, of which those whose bit is set are read."""
     first = masked_load(builder, address, mask_of(builder, bits))
     rest = builder.lshr(bits, i64(LANES))
     second = masked_load(builder, plus(builder, address, VECTOR_BYTES), mask_of(builder, rest))
+    return even_and_odd(builder, first, second)
+
+
+def even_and_odd(builder: Any, first: Any, second: Any) -> list[Any]:
+    """The even and the odd ones of two vectors side by side."""
     index = ir.VectorType(ir.IntType(32), LANES)
     orders = [[2 * i + odd for i in range(LANES)] for odd in (0, 1)]
     return [builder.shuffle_vector(first, second, ir.Constant(index, order)) for order in orders]
 
 
-_bytes = ir.VectorType(ir.IntType(8), LANES)
+BYTES = ir.VectorType(ir.IntType(8), LANES)
+
+
+def largest(builder: Any, values: list[Any]) -> tuple[Any, Any]:
+    """The largest of four vectors and its number; the first among equals, a NaN before a number."""
+    best, winner = values[0], ir.Constant(BYTES, [0] * LANES)
+    for tap, value in enumerate(values[1:], 1):
+        larger = builder.fcmp_ordered(">", value, best)
+        wins = builder.or_(larger, builder.fcmp_unordered("uno", value, value))
+        best = builder.select(wins, value, best)
+        winner = builder.select(wins, ir.Constant(BYTES, [tap] * LANES), winner)
+    return best, winner
 
 
 @intrinsic
@@ -121,20 +137,15 @@ def max_pairs(typingctx, upper, lower, bits, y, argmax):
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         upper, lower, bits, y, argmax = args
-        values = _even_and_odd(builder, upper, bits) + _even_and_odd(builder, lower, bits)
-        best, winner = values[0], ir.Constant(_bytes, [0] * LANES)
-        for tap, value in enumerate(values[1:], 1):
-            larger = builder.fcmp_ordered(">", value, best)
-            wins = builder.or_(larger, builder.fcmp_unordered("uno", value, value))
-            best = builder.select(wins, value, best)
-            winner = builder.select(wins, ir.Constant(_bytes, [tap] * LANES), winner)
+        values = _pairs(builder, upper, bits) + _pairs(builder, lower, bits)
+        best, winner = largest(builder, values)
         inside = builder.trunc(bits, ir.IntType(2 * LANES))
         pairs = builder.bitcast(inside, ir.VectorType(ir.IntType(1), 2 * LANES))
         index = ir.VectorType(ir.IntType(32), LANES)
         odd = ir.Constant(index, [2 * i + 1 for i in range(LANES)])
         mask = builder.shuffle_vector(pairs, ir.Constant(pairs.type, ir.Undefined), odd)
         masked_store(builder, best, y, mask)
-        builder.store(winner, builder.inttoptr(argmax, _bytes.as_pointer()), align=1)
+        builder.store(winner, builder.inttoptr(argmax, BYTES.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 5), emit
@@ -164,10 +175,10 @@ def spread_pairs(typingctx, dy, argmax, y, bits, upper, lower):
         value = masked_load(builder, builder.select(rectified, y, dy), mask)
         cut = builder.select(builder.fcmp_ordered("<=", value, zero), zero, gradient)
         gradient = builder.select(rectified, cut, gradient)
-        winner = builder.load(builder.inttoptr(argmax, _bytes.as_pointer()), align=1)
+        winner = builder.load(builder.inttoptr(argmax, BYTES.as_pointer()), align=1)
         parts = []
         for tap in range(4):
-            here = builder.icmp_signed("==", winner, ir.Constant(_bytes, [tap] * LANES))
+            here = builder.icmp_signed("==", winner, ir.Constant(BYTES, [tap] * LANES))
             parts.append(builder.select(here, gradient, zero))
         for row, (left, right) in ((upper, parts[:2]), (lower, parts[2:])):
             low, high = _interleaving(builder, left, right)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -23,8 +24,10 @@ from gpuconv.cpu.vector import (
     store,
 )
 
+CHAIN = 64  # products added one after the other, before their sum joins the total
 
-def _fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
+
+def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
     """sums[row][v] += scalars[row] * vectors[v], fused where the processor can."""
     width, fuse = len(vectors), ("contract",)
     spread = [splat(builder, scalar) for scalar in scalars]
@@ -36,13 +39,51 @@ def _fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[A
     ]
 
 
+def sum_over_taps(
+    builder: Any,
+    depth: Any,
+    count: int,
+    tap: Callable[[Any, list[Any]], list[Any]],
+) -> list[Any]:
+    """`count` vectors of sums, sums = tap(i, sums) for i in range(depth), CHAIN taps at a time.
+
+    Of n roundings in one chain a sum of random terms keeps an error like sqrt(n); with chains of c
+    it is like sqrt(c + n/c). The totals wait in memory meanwhile, which costs little.
+    """
+    zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * count
+
+    def chain(number: Any, totals: list[Any]) -> list[Any]:
+        first = builder.mul(number, i64(CHAIN))
+        rest = builder.sub(depth, first)
+        length = builder.select(builder.icmp_signed("<", rest, i64(CHAIN)), rest, i64(CHAIN))
+        sums = loop(builder, length, zeros, lambda i, sums: tap(builder.add(first, i), sums))
+        return [builder.fadd(total, part) for total, part in zip(totals, sums, strict=True)]
+
+    chains = builder.sdiv(builder.add(depth, i64(CHAIN - 1)), i64(CHAIN))
+    return loop(builder, chains, zeros, chain)
+
+
+def _put(builder: Any, keep: Any, sums: list[Any], places: list[Any]) -> None:
+    """Store the sums, with `keep` added to what is there."""
+    with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
+        with add:
+            for place, total in zip(places, sums, strict=True):
+                store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
+        with replace:
+            for place, total in zip(places, sums, strict=True):
+                store(builder, total, place)
+
+
 def _convolution_tile(height: int) -> Any:
     @intrinsic
-    def tile(typingctx, a, b, offsets, depth, out):
-        """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH]."""
+    def tile(typingctx, a, b, offsets, depth, keep, out):
+        """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH].
+
+        With `keep` the sum is added to what out holds.
+        """
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            a, b, offsets, depth, out = args
+            a, b, offsets, depth, keep, out = args
 
             def step(i: Any, state: list[Any]) -> list[Any]:
                 offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
@@ -54,15 +95,18 @@ def _convolution_tile(height: int) -> Any:
                 scalars = [
                     load(builder, plus(builder, row, m * FLOAT_BYTES), FLOAT) for m in range(height)
                 ]
-                return _fma_rows(builder, state, scalars, vectors)
+                return fma_rows(builder, state, scalars, vectors)
 
-            zero = ir.Constant(VECTOR, [0.0] * LANES)
-            sums = loop(builder, depth, [zero] * (2 * height), step)
-            for i, total in enumerate(sums):
-                store(builder, total, plus(builder, out, i * VECTOR_BYTES))
+            sums = sum_over_taps(builder, depth, 2 * height, step)
+            _put(
+                builder,
+                keep,
+                sums,
+                [plus(builder, out, i * VECTOR_BYTES) for i in range(len(sums))],
+            )
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 5), emit
+        return types.void(*[types.intp] * 6), emit
 
     return tile
 
@@ -98,19 +142,13 @@ def _gradient_tile(columns: int, width: int) -> Any:
                     ]
                     column = builder.add(x_row, builder.mul(q, step))
                     scalars = [load(builder, builder.add(base, column), FLOAT) for base in at]
-                    return _fma_rows(builder, state, scalars, vectors)
+                    return fma_rows(builder, state, scalars, vectors)
 
                 return loop(builder, pixels, state, pixel)
 
             # from zero, and the old sums last: a shorter chain of roundings than going on from them
             sums = loop(builder, rows, [ir.Constant(VECTOR, [0.0] * LANES)] * len(places), row)
-            with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
-                with add:
-                    for place, total in zip(places, sums, strict=True):
-                        store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
-                with replace:
-                    for place, total in zip(places, sums, strict=True):
-                        store(builder, total, place)
+            _put(builder, keep, sums, places)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 9), emit

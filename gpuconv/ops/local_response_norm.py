@@ -8,7 +8,15 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import response_norm as fast
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import (
+    op,
+    require_finite,
+    require_floats,
+    require_number,
+    require_rank,
+    require_shape,
+)
+from gpuconv.runtime import plan_channels
 
 CONVENTIONS = ("torch", "paper")
 
@@ -68,21 +76,23 @@ def _window_sum(a, below, above):
 
 @local_response_norm.check
 def _(x, size, alpha, beta, k, convention):
-    _require("local_response_norm", x, None, size, k, convention)
+    _require("local_response_norm", x, None, size, alpha, beta, k, convention)
 
 
 @local_response_norm_backward.check
 def _(dy, x, size, alpha, beta, k, convention):
-    _require("local_response_norm_backward", x, dy, size, k, convention)
+    _require("local_response_norm_backward", x, dy, size, alpha, beta, k, convention)
 
 
-def _require(name, x, dy, size, k, convention):
+def _require(name, x, dy, size, alpha, beta, k, convention):
     require_floats(name, x=x, dy=dy)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     require_shape(name, {"dy": x.shape}, dy=dy)
+    require_number(name, whole=True, size=size)
+    require_finite(name, alpha=alpha, beta=beta, k=k)
     if size < 1:
         raise ValueError(f"{name}: size must be at least 1, got {size!r}")
-    if not k > 0:
+    if k <= 0:
         raise ValueError(f"{name}: k must be positive, got {k!r}; the sum of squares can be 0")
     if convention not in CONVENTIONS:
         raise ValueError(f'{name}: convention must be "torch" or "paper", got {convention!r}')
@@ -96,3 +106,22 @@ def _(x, size, alpha, beta, k, convention):
 @local_response_norm_backward.cpu
 def _(dy, x, size, alpha, beta, k, convention):
     return fast.backward(dy, x, size, scaled(alpha, size, convention), beta, k)
+
+
+@local_response_norm.launch
+def _(runtime, x, size, alpha, beta, k, convention):
+    numbers = scaled(alpha, size, convention), beta, k
+    plan, x = plan_channels.local_response_norm(x.shape, size, *numbers), runtime.channels_last(x)
+    y = runtime.empty(x.shape)
+    runtime.run(plan, y=y, x=x)
+    return runtime.first_view(y)
+
+
+@local_response_norm_backward.launch
+def _(runtime, dy, x, size, alpha, beta, k, convention):
+    numbers = scaled(alpha, size, convention), beta, k
+    plan = plan_channels.local_response_norm_backward(x.shape, size, *numbers)
+    dy, x = runtime.channels_last(dy), runtime.channels_last(x)
+    dx = runtime.empty(x.shape)
+    runtime.run(plan, dx=dx, dy=dy, x=x)
+    return runtime.first_view(dx)

@@ -21,6 +21,7 @@ Calling `relu(x)` looks at the arrays, checks the arguments, and runs that devic
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -213,3 +214,11 @@ def require_number(name: str, whole: bool = False, **values: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, kinds):
             kind = "an int" if whole else "a number"
             raise TypeError(f"{name}: {key} must be {kind}, got {value!r}")
+
+
+def require_finite(name: str, **values: Any) -> None:
+    """TypeError unless each value is a number, ValueError unless it is finite."""
+    require_number(name, **values)
+    for key, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: {key} must be finite, got {value!r}")

@@ -1,0 +1,100 @@
+"""Grad-CAM: where in a layer's maps the evidence for a class lies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.explain.gradients import _where, guided_backprop
+from gpuconv.explain.passes import Pass
+from gpuconv.explain.targets import Target, seed, units
+from gpuconv.nn import AdaptiveAvgPool2d, Layer
+from gpuconv.nn.pool import _Pool2d
+
+
+def grad_cam(
+    model: Layer,
+    x: np.ndarray,
+    target: Target = None,
+    of: str = "",
+    layer: str | None = None,
+    resize: bool = True,
+) -> np.ndarray:
+    """relu(sum over channels k of weight[k] * map[k]), weight[k] being the mean of the unit's
+    gradient over map k.
+
+    x, target, of: as for `gradient`. layer: whose maps, by name; None for `grad_cam_layer`'s.
+    resize: to x's size, bilinear as torch's interpolate does; else the maps' own size.
+    Returns (N, H, W) or (N, P, Q), not negative, x's dtype. The network is left as it was.
+    Raises ValueError for a layer that is unknown, has no maps, or that the unit does not depend on.
+    Source: Selvaraju et al. 2017.
+
+    >>> from gpuconv import models
+    >>> x = np.random.default_rng(0).random((2, 1, 32, 32), np.float32)
+    >>> grad_cam(models.lenet(), x, target=7).shape
+    (2, 32, 32)
+    """
+    run = Pass(model, x, of)
+    layer = _last_maps(run) if layer is None else layer
+    if run.graph.find(layer) > run.last:
+        raise ValueError(f"grad_cam: layer {layer} comes after {_where(of)}, which is explained")
+    maps = run.output(layer)
+    if maps.ndim != 4:
+        raise ValueError(f"grad_cam: layer {layer} has no maps, its output is {maps.shape[1:]}")
+    y = run.output()
+    gradient = run.backward(seed(y, units(target, y, _where(of))), to=layer)
+    weights = gradient.mean(axis=(2, 3), keepdims=True)
+    cam = np.maximum((weights * maps).sum(axis=1), 0)
+    return resize_bilinear(cam, x.shape[2:]) if resize else cam
+
+
+def guided_grad_cam(
+    model: Layer, x: np.ndarray, target: Target = None, of: str = "", layer: str | None = None
+) -> np.ndarray:
+    """Guided backpropagation where Grad-CAM is: their product, (N, C, H, W). As `grad_cam`."""
+    cam = grad_cam(model, x, target, of, layer)
+    return guided_backprop(model, x, target, of) * cam[:, None]
+
+
+def grad_cam_layer(model: Layer, x: np.ndarray, of: str = "") -> str:
+    """The layer that `grad_cam` takes by default: the last one with maps larger than one pixel, or
+    what the pooling layers after the last convolutions read.
+
+    ValueError where there is none.
+
+    >>> from gpuconv import models
+    >>> grad_cam_layer(models.lenet(), np.zeros((1, 1, 32, 32), np.float32))
+    'relu2'
+    """
+    return _last_maps(Pass(model, x[:1], of))
+
+
+def resize_bilinear(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Maps (..., P, Q) as (..., H, W): each pixel centre is weighed between the nearest centres.
+
+    As torch.nn.functional.interpolate(mode="bilinear", align_corners=False) and Pillow's corners.
+    """
+    H, W = size
+    rows, columns = (_weights(a, b) for a, b in zip(maps.shape[-2:], (H, W), strict=True))
+    return (rows @ maps.astype(np.float64) @ columns.T).astype(maps.dtype)
+
+
+def _weights(old: int, new: int) -> np.ndarray:
+    """(new, old): each new place as a mean of the two old ones around it."""
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    before = np.minimum(place.astype(np.int64), max(old - 2, 0))
+    after = np.minimum(before + 1, old - 1)
+    share = place - before
+    weights = np.zeros((new, old))
+    np.add.at(weights, (np.arange(new), before), 1 - share)
+    np.add.at(weights, (np.arange(new), after), share)
+    return weights
+
+
+def _last_maps(run: Pass) -> str:
+    for number in range(run.last, 0, -1):
+        node = run.graph.nodes[number]
+        pools = isinstance(node.layer, _Pool2d | AdaptiveAvgPool2d)
+        shape, name = run.shape(number), run.graph.name_of(number)
+        if name is not None and len(shape) == 4 and min(shape[2:]) > 1 and not pools:
+            return name
+    raise ValueError("grad_cam: the network has no layer with maps larger than one pixel")

@@ -1,0 +1,111 @@
+"""Explanations by going backward: which pixels a unit's value depends on, and which way.
+
+All take x, floats (N, C, H, W), and return an array of x's shape, an explanation for each image by
+itself. target: which unit: a class of the network's output (None: each image's likeliest), or with
+`of`, the name of a layer, a unit of that layer: a channel k, whose map is summed, or (k, p, q). A
+list or array of N gives each image its own. They raise ValueError for a target or layer that the
+network lacks. The network is run as in evaluation and left as it was.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.explain.passes import Pass, Rule, deconvolved, guided
+from gpuconv.explain.targets import Target, seed, units
+from gpuconv.nn import Layer
+
+
+def gradient(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+    """d unit / d pixel: how much the unit's value grows as a pixel does, (N, C, H, W).
+
+    Source: Simonyan, Vedaldi and Zisserman 2013, section 3; Captum's Saliency without `abs`.
+
+    >>> from gpuconv import models
+    >>> x = np.random.default_rng(0).random((2, 1, 32, 32), np.float32)
+    >>> gradient(models.lenet(), x, target=7).shape
+    (2, 1, 32, 32)
+    """
+    return _backward(model, x, target, of, None)
+
+
+def saliency(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+    """The largest absolute gradient among each pixel's channels, (N, H, W).
+
+    Source: Simonyan, Vedaldi and Zisserman 2013, section 3.1.
+    """
+    return np.abs(gradient(model, x, target, of)).max(axis=1)
+
+
+def input_x_gradient(
+    model: Layer, x: np.ndarray, target: Target = None, of: str = ""
+) -> np.ndarray:
+    """x times the gradient: for a linear network what each pixel adds to the unit's value.
+
+    Source: Shrikumar et al. 2016; Captum's InputXGradient.
+    """
+    return x * gradient(model, x, target, of)
+
+
+def smooth_grad(
+    model: Layer,
+    x: np.ndarray,
+    target: Target = None,
+    of: str = "",
+    samples: int = 25,
+    noise: float = 0.15,
+    rng: int | np.random.Generator = 0,
+) -> np.ndarray:
+    """The mean gradient over `samples` noisy copies of each image.
+
+    noise: the standard deviation of the Gaussian noise, as a share of the image's range of values.
+    rng: a seed or generator; all images of a batch get the same draws, so that an image's result
+    does not depend on the others. A target of None is the likeliest class without noise.
+    Also raises ValueError for samples < 1 and noise < 0. Source: Smilkov et al. 2017.
+    """
+    if samples < 1 or not noise >= 0:
+        raise ValueError(
+            f"smooth_grad: samples must be at least 1 and noise at least 0, got {samples}, {noise}"
+        )
+    run = Pass(model, x, of, keep=False)
+    chosen = units(target, run.output(), _where(of))
+    spread = noise * (x.max(axis=(1, 2, 3)) - x.min(axis=(1, 2, 3))) if x.size else np.zeros(len(x))
+    draws = np.random.default_rng(rng)
+    total = np.zeros(x.shape, np.float64)
+    for _ in range(samples):
+        offset = draws.standard_normal(x.shape[1:]) * spread[:, None, None, None]
+        run = Pass(model, (x + offset).astype(x.dtype), of)
+        total += run.backward(seed(run.output(), chosen))
+    return (total / samples).astype(x.dtype)
+
+
+def guided_backprop(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+    """The gradient, where every ReLU also stops what is negative: what excites the unit.
+
+    In a network without ReLU it is the gradient. Source: Springenberg et al. 2014; Captum's
+    GuidedBackprop.
+    """
+    return _backward(model, x, target, of, guided)
+
+
+def deconvnet(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+    """The unit projected back to the pixels: transposed filters, max-pools' switches, and ReLU on
+    the signal that comes back, whatever the ReLU passed on the way up.
+
+    The unit's own value counts as 1: it would only scale the result. Biases have no part in it;
+    batch norm goes back as its gradient does. Source: Zeiler and Fergus 2014, section 2.1;
+    Captum's Deconvolution.
+    """
+    return _backward(model, x, target, of, deconvolved)
+
+
+def _backward(
+    model: Layer, x: np.ndarray, target: Target, of: str, rule: Rule | None
+) -> np.ndarray:
+    run = Pass(model, x, of)
+    y = run.output()
+    return run.backward(seed(y, units(target, y, _where(of))), rule=rule)
+
+
+def _where(of: str) -> str:
+    return f"layer {of}" if of else "the network"

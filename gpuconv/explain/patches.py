@@ -1,0 +1,139 @@
+"""The parts of images that excite a layer's units most, and what of them reaches those units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuconv.explain.gradients import deconvnet
+from gpuconv.explain.passes import Pass
+from gpuconv.explain.receptive_field import Box, receptive_field
+from gpuconv.nn import Layer
+from gpuconv.train.evaluate import batches_of
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Where one filter of a layer answers most strongly in one image.
+
+    filter: the channel or, in a layer without maps, the unit. image: the image's number, counted
+    over all batches. value: the unit's output. unit: its (row, column) in the map; (0, 0) without
+    maps. box: (top, bottom, left, right), the pixels of the network's input that the unit sees,
+    see `ReceptiveField.box`.
+    """
+
+    filter: int
+    image: int
+    value: float
+    unit: tuple[int, int]
+    box: Box
+
+
+def strongest_patches(
+    model: Layer,
+    images: Any,
+    layer: str,
+    count: int = 9,
+    filters: Sequence[int] | None = None,
+    batch: int = 256,
+) -> list[list[Patch]]:
+    """For each filter its `count` strongest patches, the strongest first, one from each image.
+
+    images: floats (N, C, H, W), or batches of them, or of (x, labels) as a `Loader` gives them
+    (made with shuffle=False: numbers are those of the data set). filters: which; None for
+    all. batch: images run at a time, of an array. Equal values: the earlier image first, within an
+    image the upper, then left one. Fewer images than `count` give as many patches.
+    Raises ValueError for an unknown layer or filter, a count below 1, and for images of NaN, which
+    have no strongest part. The network is left as it was.
+    Source: Zeiler and Fergus 2014, figure 2.
+
+    >>> from gpuconv import models
+    >>> x = np.random.default_rng(0).random((20, 1, 32, 32), np.float32)
+    >>> found = strongest_patches(models.lenet(), x, "conv2", count=3)
+    >>> len(found), len(found[0]), found[0][0].value >= found[0][1].value
+    (16, 3, True)
+    """
+    if count < 1:
+        raise ValueError(f"strongest_patches: count must be at least 1, got {count}")
+    best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    seen = width = 0
+    shape: tuple[int, ...] = ()
+    chosen: Sequence[int] = ()
+    for x in _batches(images, batch):
+        y = Pass(model, x, layer, keep=False).output()
+        maps = y.reshape(*y.shape[:2], 1, -1) if y.ndim == 2 else y
+        if np.isnan(maps).any():
+            raise ValueError(f"strongest_patches: layer {layer} gives NaN; clean the images")
+        shape, chosen = x.shape[1:], _chosen(filters, maps.shape[1], layer)
+        width = maps.shape[3]
+        best = _merged(best, maps.reshape(*maps.shape[:2], -1), seen, count)
+        seen += len(x)
+    if best is None:
+        raise ValueError("strongest_patches: there are no images")
+    field = receptive_field(model, layer, shape)
+
+    def patch(k: int, value: Any, number: Any, place: Any) -> Patch:
+        unit = divmod(int(place), width)
+        return Patch(k, int(number), float(value), unit, field.box(*unit))
+
+    ranks = range(len(best[0]))
+    return [[patch(k, *(each[rank, k] for each in best)) for rank in ranks] for k in chosen]
+
+
+def projections(
+    model: Layer, images: Any, patches: Sequence[Patch], layer: str, batch: int = 64
+) -> list[np.ndarray]:
+    """What of each patch its unit sees: the unit projected back by `deconvnet`, cut to the box.
+
+    images: the array or data that the patches were found in, indexable by image: floats
+    (N, C, H, W). Returns for each patch an array (C, bottom - top, right - left), not scaled.
+    Raises as `deconvnet` does. Source: Zeiler and Fergus 2014, figure 2.
+    """
+    found = []
+    for begin in range(0, len(patches), batch):
+        part = patches[begin : begin + batch]
+        x = np.stack([images[patch.image] for patch in part])
+        mapped = Pass(model, x[:1], layer, keep=False).output().ndim == 4
+        target = [(p.filter, *p.unit) if mapped else (p.filter,) for p in part]
+        back = deconvnet(model, x, target, layer)
+        found += [cut(each, patch.box) for each, patch in zip(back, part, strict=True)]
+    return found
+
+
+def cut(image: np.ndarray, box: Box) -> np.ndarray:
+    """The part of an image (C, H, W) within a box."""
+    top, bottom, left, right = box
+    return image[:, top:bottom, left:right]
+
+
+def _batches(images: Any, batch: int) -> Iterable[np.ndarray]:
+    if isinstance(images, np.ndarray):
+        return (images[i : i + batch] for i in range(0, len(images), batch))
+    if getattr(images, "shuffle", False):
+        raise ValueError("strongest_patches: the loader shuffles; make it with shuffle=False")
+    return (each[0] if isinstance(each, tuple) else each for each in batches_of(images))
+
+
+def _merged(best: Any, maps: np.ndarray, seen: int, count: int) -> Any:
+    """The strongest so far: values, images' numbers and places, each (at most count, K)."""
+    places = maps.argmax(axis=2)
+    values = np.take_along_axis(maps, places[..., None], axis=2)[..., 0]
+    numbers = np.broadcast_to(np.arange(seen, seen + len(maps))[:, None], values.shape)
+    new = values, numbers, places
+    if best is not None:
+        new = tuple(map(np.concatenate, zip(best, new, strict=True)))  # type: ignore[assignment]
+    order = np.argsort(-new[0], axis=0, kind="stable")[:count]
+    return tuple(np.take_along_axis(each, order, axis=0) for each in new)
+
+
+def _chosen(filters: Sequence[int] | None, count: int, layer: str) -> Sequence[int]:
+    chosen = range(count) if filters is None else list(filters)
+    for k in chosen:
+        if not 0 <= k < count:
+            raise ValueError(
+                f"strongest_patches: layer {layer} has filters 0 to {count - 1}, not {k}"
+            )
+    return chosen
