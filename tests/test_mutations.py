@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import test_kernels_conv as convolution
 import test_kernels_dense as dense
+import test_kernels_norm as norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
 from kernel_runs import sim
@@ -51,6 +52,10 @@ def losses():
     dense.test_a_label_out_of_range_gives_nan_and_reads_nothing()
 
 
+def seeds(compare, *chosen):
+    return lambda: [compare(seed) for seed in chosen]
+
+
 CHECKS = {
     "vectors": conv(3, 7),  # channels in fours: 16-byte loads
     "scalars": conv(0, 2, 10),
@@ -64,6 +69,10 @@ CHECKS = {
     "softmax": lambda: dense.test_softmax(9, 31),
     "elementwise": lambda: dense.test_add_scale_and_dropout_equal_the_definitions(1023),
     "transpose": lambda: dense.test_transposes_equal_numpy(3, 31, 33),
+    "norm": seeds(norm.compare_norm, 0, 1, 2),
+    "response": seeds(norm.compare_response, 0, 1, 2),
+    "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
+    "partial": norm.test_partial_filters_equal_the_definition,
     "adam": lambda: optimisers.test_adam(optimisers.Adam, True),
 }
 
@@ -249,6 +258,37 @@ MUTATIONS = {
         "loss += label >= 0 && label < classes ? right",
         "loss += label < classes ? right",
         "losses",
+    ),
+    "no barrier in the tree of moments": (
+        "batchnorm.cu",
+        "__syncthreads();\n        if (row < half) {\n            merge(mine",
+        "if (row < half) {\n            merge(mine",
+        "norm",
+    ),
+    "the first value added to the deviations": (
+        "batchnorm.cu",
+        "in[j].v[k] - shift.v[k] - found.mean.v[k]",
+        "in[j].v[k] - found.mean.v[k]",
+        "norm",
+    ),
+    "no barrier before the neighbours' parts are read": (
+        "lrn.cu",
+        "__syncthreads();\n        for (int c = first; mine",
+        "for (int c = first; mine",
+        "response",
+    ),
+    "a channel less above": ("lrn.cu", "away <= above", "away < above", "response"),
+    "an adaptive window one too wide": (
+        "adaptive_avgpool.cu",
+        "for (int q = left; q < right; ++q)",
+        "for (int q = left; q <= right; ++q)",
+        "adaptive",
+    ),
+    "a link that is not there is read": (
+        "partial.cu",
+        "link < 0 || link >= number ? 0.0f",
+        "link >= number ? 0.0f",
+        "partial",
     ),
     "Adam's shares exchanged": (
         "optim.cu",
