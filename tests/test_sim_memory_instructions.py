@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -97,7 +99,36 @@ WHICH = {
     "max": ("u4", "i4", "u8", "i8"),
     "inc": ("u4",),
     "dec": ("u4",),
+    "cas": ("b2", "b4", "b8"),
 }
+# What the PTX manual allows (section 9.7.13, atom; red has the same but for exch and cas).
+LEGAL = {
+    "add": ("u32", "s32", "u64", "f32", "f64", "noftz.f16", "noftz.f16x2", "noftz.bf16"),
+    **dict.fromkeys(("min", "max"), ("u32", "s32", "u64", "s64")),
+    **dict.fromkeys(("and", "or", "xor"), ("b32", "b64")),
+    **dict.fromkeys(("inc", "dec"), ("u32",)),
+    "exch": ("b32", "b64", "b128"),
+    "cas": ("b16", "b32", "b64", "b128"),
+}
+
+
+def atom_type(name: str) -> str:
+    return name[0].replace("i", "s") + str(int(name[1]) * 8)
+
+
+def test_every_atomic_that_is_modelled_is_tested():
+    taken, tested = set(), set()
+    for op, types in LEGAL.items():
+        tested |= {(op, atom_type(name)) for name in WHICH.get(op, ("b4", "b8"))}
+        for t in types:
+            width = {"f16": 16, "bf16": 16, "f16x2": 32}.get(t.split(".")[-1]) or int(t[1:])
+            third = ", v" if op == "cas" else ""
+            text = f"{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b{width} v; .reg .b64 a;"
+            text += f"ld.param.u64 a, [p]; atom.global.{op}.{t} v, [a], v{third}; ret; }}"
+            with contextlib.suppress(sim.UnsupportedError):
+                sim.Module.from_ptx(text)
+                taken.add((op, t))
+    assert taken == tested
 
 
 @pytest.mark.parametrize("space", ["global", "shared", "generic"])
@@ -107,7 +138,7 @@ WHICH = {
 def test_atomics(op, name, space):
     """What is returned and what is left, over pairs of values."""
     dtype = np.dtype(name.replace("b", "u"))
-    t, width = name[0].replace("i", "s") + str(dtype.itemsize * 8), dtype.itemsize
+    t, width = atom_type(name), dtype.itemsize
     if dtype.kind == "f":
         pairs = [(1.5, 2.25), (-3.0, 3.0), (1e8, 0.5)]
     else:
@@ -123,18 +154,17 @@ def test_atomics(op, name, space):
         want if dtype.kind == "f" else [w & mask for w in want],
         dtype if dtype.kind == "f" else f"u{width}",
     ).view(dtype)
-    memory, returned, final = (
-        sim.asarray(old),
-        sim.zeros(len(old), dtype),
-        sim.zeros(len(old), dtype),
-    )
+    memory, again = sim.asarray(old), sim.asarray(old)
+    returned, final, reduced = (sim.zeros(len(old), dtype) for _ in range(3))
+    red = op not in ("exch", "cas")  # which red does not have
     suffix = "" if space == "generic" else f".{space}"
     register = t if dtype.kind == "f" else f"b{width * 8}"
     third = ", 9" if op == "cas" else ""
     count = len(pairs)
-    lines = [f".reg .{register} v, w, q; .reg .b64 i, p0, p1, p2, p3, at; .reg .b32 t, s;"]
+    places = ", ".join(f"p{k}" for k in range(6))
+    lines = [f".reg .{register} v, w, q; .reg .b64 i, {places}, at; .reg .b32 t, s;"]
     lines.append(f"mov.u32 t, %tid.x; mul.wide.u32 i, t, {width}; mul.lo.u32 t, t, {width};")
-    lines += [f"add.u64 p{k}, r{k}, i;" for k in range(4)]
+    lines += [f"add.u64 p{k}, r{k}, i;" for k in range(6)]
     lines.append(f"ld.global.{t} v, [p1]; ld.global.{t} w, [p0];")
     if space == "shared":
         lines.append(f"mov.u32 s, place; add.u32 s, s, t; st.shared.{t} [s], w;")
@@ -142,11 +172,18 @@ def test_atomics(op, name, space):
     else:
         lines.append(f"atom{suffix}.{op}.{t} q, [p0], v{third}; ld.global.{t} w, [p0];")
     lines.append(f"st.global.{t} [p2], q; st.global.{t} [p3], w;")
-    arrays = (memory, sim.asarray(b), returned, final)
+    if red and space == "shared":
+        lines.append(f"ld.global.{t} w, [p0]; st.shared.{t} [s], w; red.shared.{op}.{t} [s], v;")
+        lines.append(f"ld.shared.{t} w, [s]; st.global.{t} [p5], w;")
+    elif red:
+        lines.append(f"red{suffix}.{op}.{t} [p4], v; ld.global.{t} w, [p4];")
+        lines.append(f"st.global.{t} [p5], w;")
+    arrays = (memory, sim.asarray(b), returned, final, again, reduced)
     place = f".shared .align 8 .b8 place[{count * width}];"
     launch("\n".join(lines), *arrays, before=place, threads=count)
     assert np.array_equal(sim.asnumpy(returned), old)
     assert np.array_equal(sim.asnumpy(final), expected)
+    assert not red or np.array_equal(sim.asnumpy(reduced), expected)
 
 
 def test_red_leaves_what_atom_leaves():
