@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -213,3 +215,16 @@ def test_a_barrier_that_only_a_small_grid_needs(order):
             module.launch(*how, order=order)
             found = sim.asnumpy(y).reshape(2, 68, 64)
             np.testing.assert_array_equal(found, x.transpose(0, 2, 1))
+
+
+def test_checked_launches_of_several_python_threads():
+    """They go one by one, for they share the clock that races are told by."""
+    code = (
+        'extern "C" __global__ void k(float* y) { __shared__ float s[64]; s[threadIdx.x] = 1;'
+        " __syncthreads(); y[threadIdx.x] += s[63 - threadIdx.x]; }"
+    )
+    module, y = sim.Module(code, check=True), sim.zeros(64)
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(module.launch, "k", 1, 64, (y,)) for _ in range(40)]:
+            done.result()
+    assert (sim.asnumpy(y) == 40).all()
