@@ -35,6 +35,8 @@ def norm_case(seed):
     N, H, W = (int(n) for n in rng.integers(1, 8, 3))
     if seed % 3 == 0:
         C, N, H, W = min(C, 12), 3, 17 + seed % 5, 23
+    if seed == 10:  # more slices than rows of the block that merges them
+        C, N, H, W = 5, 3, 53, 59
     spread, mean = rng.choice([0.1, 1, 5]), rng.choice([0, 3, -20])
     x = (rng.standard_normal((N, C, H, W)) * spread + mean).astype(F4)
     w, b = rng.standard_normal((2, C)).astype(F4)
@@ -165,6 +167,16 @@ def compare_gradients(x, double, eps, activation, given, numbers, pitch, rng, of
 @pytest.mark.parametrize("seed", range(24))
 def test_batch_norm(seed):
     compare_norm(seed)
+
+
+def test_the_cases_reach_every_part_of_the_kernels():
+    shapes = [norm_case(seed)[0].shape for seed in range(24)]
+    plans = [plan_channels.batch_norm2d_statistics(s, s[1], vector(s[1])) for s in shapes]
+    assert {dict(p.launches[0].defines)["VEC"] for p in plans} == {"1", "4"}
+    assert {p.launches[0].grid[0] for p in plans} >= {1, 2}  # blocks of channels
+    slices = [p.launches[0].grid[1] for p in plans]
+    assert min(slices) == 1
+    assert max(slices) > 32
 
 
 @pytest.mark.slow
