@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                     for (int k = 0; k < VEC; ++k) sum.v[k] += in.v[k];
                 }
             for (int k = 0; k < VEC; ++k) sum.v[k] /= count;
-            store<VEC>(y + at.pixel * C + c, sum);
+            store_global<VEC>(y + at.pixel * C + c, sum);
         }
     }
 }
@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) global_avg_pool2d_forward(
         sum_rows(sum, tile.row, tile.rows, lanes);
         if (tile.row == 0 && tile.c < C) {
             for (int k = 0; k < VEC; ++k) sum.v[k] /= (float)size;
-            store<VEC>(y + (long long)n * C + tile.c, sum);
+            store_global<VEC>(y + (long long)n * C + tile.c, sum);
         }
         __syncthreads();
     }
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                     for (int k = 0; k < VEC; ++k) sum.v[k] += d.v[k] / count;
                 }
             }
-            store<VEC>(dx + at.pixel * C + c, sum);
+            store_global<VEC>(dx + at.pixel * C + c, sum);
         }
     }
 }

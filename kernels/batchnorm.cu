@@ -115,9 +115,9 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     merge_rows(mine, tile.row, tile.rows, lanes);
     if (tile.row > 0 || tile.c >= C) return;
     float* to = slices + (long long)blockIdx.y * 2 * C + tile.c;
-    store<VEC>(to, mine.mean);
-    store<VEC>(to + C, mine.squares);
-    if (blockIdx.y == 0) store<VEC>(slices + (long long)gridDim.y * 2 * C + tile.c, shift);
+    store_global<VEC>(to, mine.mean);
+    store_global<VEC>(to + C, mine.squares);
+    if (blockIdx.y == 0) store_global<VEC>(slices + (long long)gridDim.y * 2 * C + tile.c, shift);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
@@ -180,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_forward(float*
                 const float value = of.y(in[j].v[k], k);
                 in[j].v[k] = rectify ? relu(value) : value;
             }
-            store<VEC>(y + i * C + tile.c, in[j]);
+            store_global<VEC>(y + i * C + tile.c, in[j]);
         });
 }
 
@@ -265,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_backward(float
                 const float rest = fmaf(in[j].v[k] - of.mean.v[k], slope.v[k], base.v[k]);
                 in[j].v[k] = of.scale.v[k] * (of_batch ? d - rest : d);
             }
-            store<VEC>(dx + i * C + tile.c, in[j]);
+            store_global<VEC>(dx + i * C + tile.c, in[j]);
         });
 }
 

@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) copy_channels(float* __rest
     each_pixel(
         tile, pixels,
         [&](long long i, int j) { in[j] = load<VEC>(from + i * from_pitch + tile.c); },
-        [&](long long i, int j) { store<VEC>(to + i * to_pitch + tile.c, in[j]); });
+        [&](long long i, int j) { store_global<VEC>(to + i * to_pitch + tile.c, in[j]); });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) add_channels(float* __restrict__ to,
@@ -42,6 +42,6 @@ extern "C" __global__ void __launch_bounds__(256, 4) add_channels(float* __restr
         },
         [&](long long i, int j) {
             for (int k = 0; k < VEC; ++k) sum[j].v[k] += in[j].v[k];
-            store<VEC>(to + i * to_pitch + tile.c, sum[j]);
+            store_global<VEC>(to + i * to_pitch + tile.c, sum[j]);
         });
 }

@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
             const Floats<VEC> d = denominators(x + from, c, C, below, above, a, k);
             Floats<VEC> out = load<VEC>(x + from + c);
             for (int i = 0; i < VEC; ++i) out.v[i] *= power(d.v[i], beta);
-            store<VEC>(y + from + c, out);
+            store_global<VEC>(y + from + c, out);
         }
     }
 }
@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) local_response_norm_backwar
                               in = load<VEC>(x + from + c);
             Floats<VEC> out = load<VEC>(direct + c);
             for (int i = 0; i < VEC; ++i) out.v[i] -= slope * in.v[i] * around.v[i];
-            store<VEC>(dx + from + c, out);
+            store_global<VEC>(dx + from + c, out);
         }
         __syncthreads();
     }

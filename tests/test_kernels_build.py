@@ -165,6 +165,35 @@ def main_loop(image, kernel, folder):
     return best
 
 
+WIDE = {
+    "adaptive_avgpool.cu": (
+        "adaptive_avg_pool2d_forward",
+        "adaptive_avg_pool2d_backward",
+        "global_avg_pool2d_forward",
+    ),
+    "avgpool.cu": ("avg_pool2d_forward", "avg_pool2d_backward"),
+    "batchnorm.cu": ("batch_norm2d_statistics", "batch_norm2d_forward", "batch_norm2d_backward"),
+    "channels.cu": ("copy_channels", "add_channels"),
+    "layout.cu": ("transpose",),
+    "lrn.cu": ("local_response_norm_forward", "local_response_norm_backward"),
+}
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90a", "sm_120"])
+@pytest.mark.parametrize("file", WIDE)
+def test_device_memory_is_moved_by_16_bytes(file, arch, tmp_path):
+    """The compiler may take a vector's store apart: kernels/common.cuh, store_global."""
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(cubin(file, (("AVERAGE", "1"), ("VEC", "4")), arch))
+    command = [tool("nvdisasm"), "-c", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for kernel in WIDE[file]:
+        body = text.split(f".text.{kernel}:")[1].split(".section")[0]
+        moved = set(re.findall(r"\b((?:LDG|STG)\.[\w.]*)", body))
+        assert {name[:3] for name in moved} == {"LDG", "STG"}, kernel
+        assert all(".128" in name for name in moved), (kernel, moved)
+
+
 BIG = [
     ("conv_simt.cu", "conv2d_forward_simt", gather(128, 4, 4, 4, 1, 1)),
     ("conv_simt.cu", "conv2d_backward_data_simt", gather(128, 4, 4, 4, 1, 1)),

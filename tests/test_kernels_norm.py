@@ -35,6 +35,8 @@ def norm_case(seed):
     N, H, W = (int(n) for n in rng.integers(1, 8, 3))
     if seed % 3 == 0:
         C, N, H, W = min(C, 12), 3, 17 + seed % 5, 23
+    if seed == 10:  # more slices than rows of the block that merges them
+        C, N, H, W = 5, 3, 53, 59
     spread, mean = rng.choice([0.1, 1, 5]), rng.choice([0, 3, -20])
     x = (rng.standard_normal((N, C, H, W)) * spread + mean).astype(F4)
     w, b = rng.standard_normal((2, C)).astype(F4)
@@ -86,8 +88,8 @@ def statistics_bounds(plan, x):
     return mean + 1e-37, var + 1e-37
 
 
-def compare_norm(seed, **how):
-    x, w, b, eps, relu, pitch, rng = norm_case(seed)
+def compare_norm(number, **how):
+    x, w, b, eps, relu, pitch, rng = norm_case(number)
     activation = "relu" if relu else None
     plan, mean, var = statistics(x, pitch, rng, **how)
     _, exact_mean, exact_var = ops.batch_norm2d.definition(x.astype(float))
@@ -95,13 +97,15 @@ def compare_norm(seed, **how):
     assert_within(mean, exact_mean, bounds[0])
     assert_within(var, exact_var, bounds[1])
     assert (var >= 0).all()
-    if not seed % 4:  # as in evaluation: numbers that are not x's own
+    if not number % 4:  # as in evaluation: numbers that are not x's own
         mean, var = mean + F4(0.5), var + F4(0.25)
     given = {"mean": mean, "var": var, "w": mean if w is None else w, "b": mean if b is None else b}
     numbers = {"eps": eps, "use_weight": int(w is not None), "use_bias": int(b is not None)}
     double = [a if a is None else a.astype(float) for a in (x, w, b, mean, var)]
     compare_output(x, double, eps, activation, given, numbers, pitch, rng, **how)
-    compare_gradients(x, double, eps, activation, given, numbers, pitch, rng, bool(seed % 4), **how)
+    compare_gradients(
+        x, double, eps, activation, given, numbers, pitch, rng, bool(number % 4), **how
+    )
 
 
 def parts(double, eps):
@@ -165,6 +169,16 @@ def compare_gradients(x, double, eps, activation, given, numbers, pitch, rng, of
 @pytest.mark.parametrize("seed", range(24))
 def test_batch_norm(seed):
     compare_norm(seed)
+
+
+def test_the_cases_reach_every_part_of_the_kernels():
+    shapes = [norm_case(seed)[0].shape for seed in range(24)]
+    plans = [plan_channels.batch_norm2d_statistics(s, s[1], vector(s[1])) for s in shapes]
+    assert {dict(p.launches[0].defines)["VEC"] for p in plans} == {"1", "4"}
+    assert {p.launches[0].grid[0] for p in plans} >= {1, 2}  # blocks of channels
+    slices = [p.launches[0].grid[1] for p in plans]
+    assert min(slices) == 1
+    assert max(slices) > 32
 
 
 @pytest.mark.slow
@@ -270,9 +284,9 @@ def response_case(seed):
     )
 
 
-def compare_response(seed, **how):
-    x, size, alpha, beta, k = response_case(seed)
-    convention = ("torch", "paper")[seed // 2 % 2]
+def compare_response(number, **how):
+    x, size, alpha, beta, k = response_case(number)
+    convention = ("torch", "paper")[number // 2 % 2]
     a = alpha / size if convention == "torch" else alpha
     double, tail = x.astype(float), (size, alpha, beta, k, convention)
     shape, C = last(x).shape, x.shape[1]
@@ -282,7 +296,7 @@ def compare_response(seed, **how):
     # beta times the relative error of a sum of positive terms, and the power's own (4 units)
     terms = min(size, C)
     assert_within(y, exact, ((terms + 4) * beta + 16) * U * abs(exact) + 1e-37)
-    dy = np.random.default_rng(seed).standard_normal(x.shape).astype(F4)
+    dy = np.random.default_rng(number).standard_normal(x.shape).astype(F4)
     plan = plan_channels.local_response_norm_backward(x.shape, size, a, beta, k)
     dx = run(plan, {"dy": last(dy), "x": last(x)}, {"dx": (shape, F4)}, **how)["dx"]
     exact = ops.local_response_norm_backward.definition(dy.astype(float), double, *tail)
@@ -330,12 +344,12 @@ def test_response_norm_of_more_channels_than_a_block_has_threads():
         plan_channels.local_response_norm_backward((1, 6145, 1, 1), 5, 1e-4, 0.75, 2.0)
 
 
-def compare_adaptive(seed, **how):
-    rng = np.random.default_rng([53, seed])
+def compare_adaptive(number, **how):
+    rng = np.random.default_rng([53, number])
     C = int(rng.choice([1, 3, 4, 8, 33, 64, 132, 260]))
     N, H, W = (int(n) for n in rng.integers(1, 10, 3))
-    size = (1, 1) if seed % 3 == 0 else tuple(int(n) for n in rng.integers(1, 10, 2))
-    if seed % 6 == 0:
+    size = (1, 1) if number % 3 == 0 else tuple(int(n) for n in rng.integers(1, 10, 2))
+    if number % 6 == 0:
         H, W = 19, 27
     x = rng.standard_normal((N, C, H, W)).astype(F4)
     plan = plan_channels.adaptive_avg_pool2d(x.shape, size)
