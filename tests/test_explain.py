@@ -1,5 +1,8 @@
 """Explanations against definitions by loops, brute force and central differences."""
 
+import re
+from pathlib import Path
+
 import loops
 import loops_network
 import numpy as np
@@ -417,3 +420,12 @@ def test_explained_on_the_simulated_kernels():
     found.append(explain.grad_cam(network, x, 3))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, 1e-3, 1e-6)
+
+
+def test_the_example_of_its_readme_runs():
+    text = (Path(explain.__file__).parent / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found = {}
+    exec(compile(example, "explain/README.md", "exec"), found)
+    assert found["cam"].shape == (4, 32, 32)
+    assert found["box"] == (6, 20, 8, 22)

@@ -3,24 +3,33 @@
 A picture is first shrunk to --size pixels on its longer side, then each filter is applied to each
 of its channels. Beyond the border the edge pixels repeat. Results are clipped to 0..255, so the
 negative side of an edge is black.
+
+A network's filters are shown weight by weight: gray is 0. Deeper ones, of many channels, say more
+as the image parts that excite them and what those become: see `gpuconv patches`.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import matrix, whole
+from gpuconv.cli.options import add_seed, matrix, whole
 
 HELP = "draw a picture through the article's seven filters, or a network's own filters"
 EXAMPLES = """\
   gpuconv filters photo.png -o sheet.png
   gpuconv filters photo.png --matrix "0 -1 0; -1 5 -1; 0 -1 0" -o sheet.png
   gpuconv filters runs/lenet-mnist/best.safetensors -o learned.png
+  gpuconv filters lenet --seed 0 -o before-training.png
 """
+MOST_PANELS = 256  # of a network's filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IMAGE|CHECKPOINT", help="a picture, or a .safetensors")
+    parser.add_argument(
+        "source",
+        metavar="IMAGE|CHECKPOINT|MODEL",
+        help="a picture, a .safetensors, or a model's name for its first weights",
+    )
     parser.add_argument(
         "-o", "--output", default="filters.png", metavar="PNG", help="(default: filters.png)"
     )
@@ -40,22 +49,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shrink the picture's longer side to N pixels; 0 keeps it (default: 360)",
     )
     parser.add_argument(
-        "--layer", metavar="NAME", help="which convolution of a checkpoint (default: the first)"
+        "--layer", metavar="NAME", help="which convolution of a network (default: the first)"
     )
+    add_seed(parser, "of the first weights of a MODEL")
 
 
 def run(args: argparse.Namespace) -> int:
     from gpuconv.data import save_image
     from gpuconv.viz import sheet
 
-    if args.source.endswith(".safetensors"):
+    left_out = 0
+    if args.source.endswith(".safetensors") or _is_model(args.source):
         panels, size = _learned(args), 80
+        left_out = max(0, len(panels) - MOST_PANELS)
+        panels = panels[:MOST_PANELS]
     else:
         panels, size = _through(args), args.size or 1
     columns = 4 if len(panels) <= 16 else 8
     save_image(args.output, sheet(panels, columns=columns, size=size))
     print(f"{args.output}: {len(panels)} panels, {', '.join(panel.title for panel in panels[:9])}")
+    if left_out:
+        print(f"left out: {left_out} more; gpuconv patches shows deeper filters as images")
     return 0
+
+
+def _is_model(source):
+    from gpuconv.models import MODELS
+
+    return source in MODELS
 
 
 def _through(args):
@@ -97,17 +118,21 @@ def _shrunk(image, size):
 
 
 def _learned(args):
-    """Panels of the filters of a checkpoint's convolution."""
-    from gpuconv import checkpoint
+    """Panels of the filters of a network's convolution."""
+    from gpuconv import checkpoint, models
     from gpuconv.errors import unknown
-    from gpuconv.nn import Conv2d
+    from gpuconv.nn import Conv2d, Layer
     from gpuconv.viz import weight_panels
 
-    model = checkpoint.load(args.source)
+    model: Layer
+    if _is_model(args.source):
+        model = models.build({"name": args.source, "arguments": {"seed": args.seed}})
+    else:
+        model = checkpoint.load(args.source)
     convolutions = {name: layer for name, layer in model.layers() if isinstance(layer, Conv2d)}
     if not convolutions:
         raise ValueError(f"{args.source}: the network has no convolution")
     name = args.layer or next(iter(convolutions))
     if name not in convolutions:
         raise unknown("convolution", name, convolutions)
-    return weight_panels(convolutions[name].weight.data)
+    return weight_panels(convolutions[name].filters())

@@ -104,12 +104,27 @@ class Input:
         size = (self.height, self.width)
         return load_data(name_or_path, split, size, self.channels == 1, limit)
 
+    def known_data(
+        self, found: Checkpoint, name_or_path: str | None, split: str, limit: int | None = None
+    ) -> Dataset:
+        """The data set of that name, or without one what the network learned from."""
+        settings = found.metadata.get("settings") or {}
+        return self.data(name_or_path or settings.get("data", "mnist"), split, limit)
+
     def loader(self, dataset: Dataset, batch: int) -> Loader:
         """The data set in its own order."""
         from gpuconv.data import Loader
 
         batch = min(batch, len(dataset))
         return Loader(dataset, batch, shuffle=False, size=self.size, mean=self.mean, std=self.std)
+
+    def pixels(self, x: np.ndarray) -> np.ndarray:
+        """What the network reads as a picture again: (N, C, H, W) uint8."""
+        import numpy as np
+
+        scale = np.reshape(1.0 if self.std is None else self.std, (-1, 1, 1))
+        offset = np.reshape(0.0 if self.mean is None else self.mean, (-1, 1, 1))
+        return np.rint(np.clip(x * scale + offset, 0, 1) * 255).astype(np.uint8)
 
     def picture(self, path: str, invert: bool | None) -> tuple[np.ndarray, bool]:
         """A picture as one example, float32 (1, C, H, W), and whether it was inverted.

@@ -111,6 +111,14 @@ def image_shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """A type for argparse: "3,0,5" as whole numbers of at least 0."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 3,0,5, got {text!r}")
+    return tuple(map(int, parts))
+
+
 def matrix(text: str) -> np.ndarray:
     """A type for argparse: "0 -1 0; -1 5 -1; 0 -1 0" as a float64 matrix.
 

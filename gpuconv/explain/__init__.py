@@ -19,17 +19,21 @@ from gpuconv.explain.gradients import (
     smooth_grad,
 )
 from gpuconv.explain.graph import Graph
+from gpuconv.explain.methods import METHODS, Method, as_map, method
 from gpuconv.explain.occlusion import occlusion
 from gpuconv.explain.passes import Pass, activations
 from gpuconv.explain.patches import Patch, projections, strongest_patches
 from gpuconv.explain.receptive_field import ReceptiveField, receptive_field
 
 __all__ = [
+    "METHODS",
     "Graph",
+    "Method",
     "Pass",
     "Patch",
     "ReceptiveField",
     "activations",
+    "as_map",
     "deconvnet",
     "grad_cam",
     "grad_cam_layer",
@@ -37,6 +41,7 @@ __all__ = [
     "guided_backprop",
     "guided_grad_cam",
     "input_x_gradient",
+    "method",
     "occlusion",
     "projections",
     "receptive_field",

@@ -1,11 +1,20 @@
 """Pictures of what a network does: learning curves, confusion matrices, sheets of filters.
 
-`sheet` and `weight_panels` need Pillow alone; `curves` and `confusion` draw with matplotlib, the
+`sheet` and the panels need Pillow alone; `curves` and `confusion` draw with matplotlib, the
 extra `viz`, which is imported when they are called.
 """
 
+from gpuconv.viz.attribution import attribution_panel, outlined_panel
 from gpuconv.viz.confusion import confusion
 from gpuconv.viz.curves import curves
 from gpuconv.viz.sheet import Panel, sheet, weight_panels
 
-__all__ = ["Panel", "confusion", "curves", "sheet", "weight_panels"]
+__all__ = [
+    "Panel",
+    "attribution_panel",
+    "confusion",
+    "curves",
+    "outlined_panel",
+    "sheet",
+    "weight_panels",
+]

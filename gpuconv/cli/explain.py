@@ -1,0 +1,175 @@
+"""Show what in a picture speaks for a class: a map of it beside the picture.
+
+Methods: gradient, saliency, input-x-gradient, smooth-grad, guided-backprop, deconvnet, grad-cam,
+guided-grad-cam, occlusion, or all. Maps with a sign are gray at 0, white for and black against
+the class; the others go from dark to light; a bar shows the scale. Where a map marks parts of the
+picture, they are outlined on it too. The picture is read as `gpuconv predict` reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from gpuconv.cli.options import add_device, add_seed, number, numbers, one_of, whole
+
+HELP = "show what in a picture speaks for a class: Grad-CAM, saliency, occlusion and so on"
+EXAMPLES = """\
+  gpuconv explain runs/lenet-mnist/best.safetensors digit.png -o why.png
+  gpuconv explain runs/lenet-mnist/best.safetensors digit.png --method occlusion --class 7
+  gpuconv explain runs/lenet-mnist/best.safetensors --index 12 --method all
+  gpuconv explain runs/lenet-mnist/best.safetensors digit.png --of conv2 --unit 3
+"""
+NAMES = (
+    *("gradient", "saliency", "input-x-gradient", "smooth-grad", "guided-backprop"),
+    *("deconvnet", "grad-cam", "guided-grad-cam", "occlusion"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="PNG, JPEG and so on")
+    parser.add_argument(
+        "--index", type=whole(0), metavar="N", help="instead of IMAGE: a test image of the data set"
+    )
+    parser.add_argument(
+        "--data", metavar="NAME|PATH", help="for --index (default: what the network learned from)"
+    )
+    parser.add_argument(
+        "--method",
+        action="append",
+        type=one_of("method", [*NAMES, "all"]),
+        metavar="NAME",
+        help="how to explain (default: grad-cam); may be repeated, and all is each once",
+    )
+    parser.add_argument(
+        "--class", dest="target", metavar="NAME", help="by name or number (default: the likeliest)"
+    )
+    parser.add_argument(
+        "--of", default="", metavar="LAYER", help="explain a --unit of this layer, not a class"
+    )
+    parser.add_argument(
+        "--unit", type=numbers, metavar="K[,P,Q]", help="with --of: a channel, or one of its places"
+    )
+    parser.add_argument(
+        "--layer", metavar="LAYER", help="whose maps Grad-CAM weighs (default: the last maps)"
+    )
+    parser.add_argument(
+        "--window", type=whole(1), metavar="N", help="of the occlusion (default: a sixth)"
+    )
+    parser.add_argument(
+        "--stride", type=whole(1), default=1, metavar="N", help="of the occlusion (default: 1)"
+    )
+    parser.add_argument(
+        "--value", type=float, default=0.0, metavar="X",
+        help="what covers, as the network reads it (default: 0, the mean where it normalises)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=whole(1), default=25, metavar="N", help="of SmoothGrad (default: 25)"
+    )
+    parser.add_argument(
+        "--noise", type=number(), default=0.15, metavar="X",
+        help="of SmoothGrad, as a share of the image's range (default: 0.15)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--invert",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="for dark figures on a light ground (default: decided by the picture's border)",
+    )
+    parser.add_argument(
+        "-o", "--output", default="explain.png", metavar="PNG", help="(default: explain.png)"
+    )
+    add_seed(parser, "of SmoothGrad's noise")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpuconv.cli.inputs import Input, open_checkpoint
+    from gpuconv.data import save_image
+    from gpuconv.train.evaluate import probabilities
+    from gpuconv.viz import Panel, sheet
+
+    if (args.image is None) == (args.index is None):
+        raise ValueError("explain: give a picture, or --index N for a test image; one of the two")
+    if bool(args.of) != (args.unit is not None):
+        raise ValueError("explain: --of LAYER and --unit K go together: a unit of that layer")
+    if args.of and args.target is not None:
+        raise ValueError("explain: --class is of the network's output; it takes no --of")
+    found, model = open_checkpoint(args.checkpoint, args.device)
+    wanted = Input(found.metadata, model)
+    x, name = _image(args, found, wanted)
+    share = probabilities(model, x, batch_size=1)[0]
+    classes = found.metadata.get("classes") or [str(k) for k in range(len(share))]
+    target, what = _target(args, share, classes)
+    picture = wanted.pixels(x)[0]
+    likeliest = int(share.argmax())
+    panels = [Panel(name, picture, (f"read as {classes[likeliest]}, {share[likeliest]:.2%}",))]
+    for chosen in _methods(args.method):
+        panels += _explained(args, chosen, model, x, picture, target)
+    save_image(args.output, sheet(panels, columns=4))
+    print(f"{name}: {classes[likeliest]} ({share[likeliest]:.2%}); explained: {what}")
+    print(f"{args.output}: {', '.join(panel.title for panel in panels[1:])}")
+    return 0
+
+
+def _methods(given):
+    chosen = given or ["grad-cam"]
+    return list(NAMES) if "all" in chosen else list(dict.fromkeys(chosen))
+
+
+def _image(args, found, wanted):
+    """One example (1, C, H, W), and what to call it."""
+    if args.image is not None:
+        if args.data is not None:
+            raise ValueError("explain: --data is for --index N, not for a picture")
+        x, inverted = wanted.picture(args.image, args.invert)
+        return x, args.image.rpartition("/")[2] + (" (inverted)" if inverted else "")
+    if args.invert is not None:
+        raise ValueError("explain: --invert is for a picture, not for --index")
+    dataset = wanted.known_data(found, args.data, "test")
+    x = dataset.batch([args.index], wanted.size, wanted.mean, wanted.std)
+    return x, f"{dataset.name} {args.index}"
+
+
+def _target(args, share, classes):
+    """The target as the functions take it, and in words."""
+    if args.of:
+        place = f" at {args.unit[1:]}" if len(args.unit) > 1 else ""
+        return args.unit, f"unit {args.unit[0]} of layer {args.of}{place}"
+    if args.target is None:
+        return int(share.argmax()), f"class {classes[int(share.argmax())]}"
+    if args.target in classes:
+        k = list(classes).index(args.target)
+    elif args.target.isdigit() and int(args.target) < len(classes):
+        k = int(args.target)
+    else:
+        from gpuconv.errors import unknown
+
+        raise unknown("class", args.target, classes)
+    return k, f"class {classes[k]} ({share[k]:.2%})"
+
+
+def _explained(args, name, model, x, picture, target):
+    """The panels of one method."""
+    from gpuconv.explain import as_map, grad_cam_layer, method
+    from gpuconv.viz import attribution_panel, outlined_panel
+
+    chosen = method(name)
+    size = x.shape[2:]
+    given = {
+        "layer": args.layer or ("layer" in chosen.options and grad_cam_layer(model, x, args.of)),
+        "window": tuple(min(args.window or max(side // 6, 1), side) for side in size),
+        "stride": args.stride,
+        "value": args.value,
+        "samples": args.samples,
+        "noise": args.noise,
+        "rng": args.seed,
+    }
+    options = {key: given[key] for key in chosen.options}
+    values = as_map(chosen.function(model, x, target, args.of, **options))[0]
+    told = {"layer": "of layer {}", "window": "window {0[0]}x{0[1]}", "samples": "{} samples"}
+    notes = tuple(told[key].format(given[key]) for key in chosen.options if key in told)
+    panels = [attribution_panel(values, chosen.title, chosen.signed, notes=notes)]
+    if chosen.areas:
+        panels.append(outlined_panel(picture, values, f"{chosen.title}, where"))
+    return panels

@@ -1,0 +1,119 @@
+"""Show what each filter of a layer looks for: the parts of images that excite it most.
+
+For every filter the strongest place of each image is found, and the images with the strongest of
+them are shown, cut to what the filter sees there: its receptive field. Beside them is what of each
+part reaches the filter, projected back through the network by a deconvnet (Zeiler and Fergus
+2014), gray at 0; so deeper filters can be seen as images too. Coordinates are pixels of the
+network's input: top-bottom, left-right, the last one not included.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from gpuconv.cli.options import add_device, numbers, one_of, whole
+
+HELP = "show the image parts that excite each filter of a layer most"
+EXAMPLES = """\
+  gpuconv patches runs/lenet-mnist/best.safetensors --layer conv2 -o patches.png
+  gpuconv patches runs/lenet-mnist/best.safetensors --layer fc3 --filters 7,9 --count 16
+"""
+MOST_FILTERS = 32  # that are shown without --filters
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
+    parser.add_argument(
+        "--layer", metavar="NAME", help="see gpuconv summary (default: the last convolution)"
+    )
+    parser.add_argument(
+        "--filters", type=numbers, metavar="K,K",
+        help=f"which (default: all, at most the first {MOST_FILTERS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--count", type=whole(1), default=9, metavar="N", help="parts for each (default: 9)"
+    )
+    parser.add_argument(
+        "--data", metavar="NAME|PATH", help="(default: what the network learned from)"
+    )
+    parser.add_argument(
+        "--split", default="test", type=one_of("split", ["train", "test"]), metavar="NAME",
+        help="train or test (default: test)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=whole(1), metavar="N", help="search the first N images (default: all)"
+    )
+    parser.add_argument(
+        "-o", "--output", default="patches.png", metavar="PNG", help="(default: patches.png)"
+    )
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpuconv import explain
+    from gpuconv.cli.inputs import Input, open_checkpoint
+    from gpuconv.data import save_image
+    from gpuconv.viz import sheet
+
+    found, model = open_checkpoint(args.checkpoint, args.device)
+    wanted = Input(found.metadata, model)
+    layer = args.layer or _last_convolution(model)
+    images = _Images(wanted.known_data(found, args.data, args.split, args.limit), wanted)
+    loader = wanted.loader(images.dataset, 250)
+    ranked = explain.strongest_patches(model, loader, layer, args.count, args.filters)
+    left_out = 0 if args.filters else max(0, len(ranked) - MOST_FILTERS)
+    ranked = ranked[: len(ranked) - left_out]
+    panels = []
+    for patches in ranked:
+        panels += _panels(patches, images, explain.projections(model, images, patches, layer))
+        _print(patches, images.dataset)
+    columns = 2 * max(1, min(4, round(len(ranked) ** 0.5)))
+    save_image(args.output, sheet(panels, columns=columns, size=160))
+    note = f"; left out: {left_out} filters, see --filters" if left_out else ""
+    print(f"{args.output}: {len(ranked)} filters of {layer}, {len(images.dataset):,} images{note}")
+    return 0
+
+
+class _Images:
+    """A data set's images as the network reads them, by number."""
+
+    def __init__(self, dataset, wanted):
+        self.dataset, self.wanted = dataset, wanted
+
+    def __getitem__(self, number):
+        wanted = self.wanted
+        return self.dataset.batch([number], wanted.size, wanted.mean, wanted.std)[0]
+
+
+def _last_convolution(model):
+    from gpuconv.nn import Conv2d
+
+    names = [name for name, layer in model.layers() if isinstance(layer, Conv2d)]
+    if not names:
+        raise ValueError("patches: the network has no convolution; name a --layer")
+    return names[-1]
+
+
+def _panels(patches, images, projections):
+    from gpuconv.explain.patches import cut
+    from gpuconv.viz import Panel
+    from gpuconv.viz.attribution import mosaic, signed_pixels
+
+    columns = round(len(patches) ** 0.5)
+    parts = [cut(images.wanted.pixels(images[p.image][None])[0], p.box) for p in patches]
+    back = [signed_pixels(each.sum(axis=0)) for each in projections]
+    strongest = f"strongest {patches[0].value:.3g}"
+    return [
+        Panel(f"filter {patches[0].filter}", mosaic(parts, columns, paper=128), (strongest,)),
+        Panel("projected", mosaic(back, columns), ("gray is 0",)),
+    ]
+
+
+def _print(patches, dataset):
+    first = patches[0]
+    places = []
+    for patch in patches[:3]:
+        top, bottom, left, right = patch.box
+        label = dataset.classes[dataset.labels[patch.image]]
+        places.append(f"image {patch.image} ({label}) {top}-{bottom},{left}-{right}")
+    print(f"filter {first.filter:>3}  {first.value:8.3f}  {'; '.join(places)}")

@@ -1,0 +1,66 @@
+"""The methods by name, for who chooses one: a command, a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpuconv.errors import unknown
+from gpuconv.explain.grad_cam import grad_cam, guided_grad_cam
+from gpuconv.explain.gradients import (
+    deconvnet,
+    gradient,
+    guided_backprop,
+    input_x_gradient,
+    saliency,
+    smooth_grad,
+)
+from gpuconv.explain.occlusion import occlusion
+
+
+@dataclass(frozen=True)
+class Method:
+    """function(model, x, target, of, ...) and what its result is like.
+
+    signed: it has negative values, which speak against the unit. areas: it marks parts of the
+    image rather than single pixels. options: the names of its further arguments.
+    """
+
+    title: str
+    function: Callable[..., np.ndarray]
+    signed: bool
+    areas: bool = False
+    options: tuple[str, ...] = ()
+
+
+METHODS: dict[str, Method] = {
+    "gradient": Method("gradient", gradient, signed=True),
+    "saliency": Method("saliency", saliency, signed=False),
+    "input-x-gradient": Method("input x gradient", input_x_gradient, signed=True),
+    "smooth-grad": Method("SmoothGrad", smooth_grad, True, options=("samples", "noise", "rng")),
+    "guided-backprop": Method("guided backprop", guided_backprop, signed=True),
+    "deconvnet": Method("deconvnet", deconvnet, signed=True),
+    "grad-cam": Method("Grad-CAM", grad_cam, False, areas=True, options=("layer",)),
+    "guided-grad-cam": Method("guided Grad-CAM", guided_grad_cam, True, options=("layer",)),
+    "occlusion": Method("occlusion", occlusion, True, True, options=("window", "stride", "value")),
+}
+
+
+def method(name: str) -> Method:
+    """The method of that name. ValueError, with the nearest known name, for an unknown one.
+
+    >>> method("grad-cam").title
+    'Grad-CAM'
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def as_map(result: np.ndarray) -> np.ndarray:
+    """A method's result as one number for each pixel, (N, H, W): the sum over the channels of
+    (N, C, H, W); (N, H, W) as it is.
+    """
+    return result.sum(axis=1) if result.ndim == 4 else result

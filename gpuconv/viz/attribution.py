@@ -1,0 +1,117 @@
+"""Explanations as pictures that can be read without colour vision: lightness alone orders them.
+
+What has a sign is gray at 0, white at the largest and black at minus that, as filters are drawn;
+what has none goes from dark blue to light yellow. A bar under each picture shows the scale.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.viz.sheet import Panel
+
+# cividis at ten even places, in which lightness rises evenly: Nunez et al. 2018, matplotlib
+_STOPS = np.array(
+    [
+        (0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115),
+        (138, 134, 120), (165, 156, 116), (195, 179, 105), (225, 204, 85), (254, 232, 56),
+    ]
+)  # fmt: skip
+_OUTLIERS = 99.0  # percent of the pixels that lie within the scale
+
+
+def heat(share: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 1, (H, W), as colours: uint8 (3, H, W), lighter for larger."""
+    place = np.clip(share, 0, 1) * (len(_STOPS) - 1)
+    planes = [np.interp(place, np.arange(len(_STOPS)), stops) for stops in _STOPS.T]
+    return np.rint(np.stack(planes)).astype(np.uint8)
+
+
+def attribution_panel(
+    values: np.ndarray, title: str, signed: bool, size: int = 200, notes: tuple[str, ...] = ()
+) -> Panel:
+    """One map (H, W) as a panel of a sheet, magnified to about `size` pixels, with its scale.
+
+    The scale ends where 99 of 100 pixels lie within it, so that a few do not leave the rest gray.
+    """
+    values = np.asarray(values, np.float64)
+    most = _scale(np.abs(values) if signed else values)
+    share = np.clip((values / (most or 1) + 1) / 2 if signed else values / (most or 1), 0, 1)
+    low = "gray 0, black and white" if signed else "dark 0, light"
+    note = f"{low} {'±' if signed else ''}{most:.2g} or more"
+    return Panel(title, _with_bar(_paint(magnify(share, size), signed), signed), (note, *notes))
+
+
+def outlined_panel(image: np.ndarray, values: np.ndarray, title: str, size: int = 200) -> Panel:
+    """The image with a line around the parts where a map (H, W) is above half of its largest.
+
+    image: uint8 (1 or 3, H, W). The line is white with a black one around it, seen on any ground.
+    """
+    most = float(np.max(values, initial=0))
+    inside = magnify(values > most / 2, size) if most > 0 else magnify(np.zeros_like(values), size)
+    inside = inside.astype(bool)
+    pixels = magnify(np.broadcast_to(image, (3, *image.shape[1:])), size).copy()
+    width = max(1, inside.shape[1] // 150)
+    outer = _grown(inside, width)
+    pixels[:, outer & ~inside] = 0
+    pixels[:, inside & _grown(~inside, width)] = 255
+    note = "inside: more than half of the largest" if most > 0 else "nothing speaks for it here"
+    return Panel(title, pixels, (note,))
+
+
+def magnify(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(..., H, W) repeated by the whole factor that `sheet` takes for `size`."""
+    factor = max(1, size // max(pixels.shape[-2:]))
+    return pixels.repeat(factor, axis=-2).repeat(factor, axis=-1)
+
+
+def signed_pixels(values: np.ndarray) -> np.ndarray:
+    """A map (H, W) on a scale of its own: uint8 (1, H, W), gray at 0."""
+    most = float(np.abs(values).max(initial=0)) or 1.0
+    return _paint(np.clip((values / most + 1) / 2, 0, 1), signed=True)[:1]
+
+
+def mosaic(pictures: list[np.ndarray], columns: int, paper: int = 255) -> np.ndarray:
+    """Small pictures of uint8 (C, h, w) in rows, a line between them: uint8 (C, H, W).
+
+    Smaller ones, such as patches that the image's border cuts, lie in the middle of their place.
+    """
+    channels = max(len(each) for each in pictures)
+    tall, wide = (max(each.shape[axis] for each in pictures) for axis in (1, 2))
+    columns = max(1, min(columns, len(pictures)))
+    rows = -(-len(pictures) // columns)
+    whole = np.full((channels, rows * (tall + 1) - 1, columns * (wide + 1) - 1), paper, np.uint8)
+    for place, each in enumerate(pictures):
+        top = place // columns * (tall + 1) + (tall - each.shape[1]) // 2
+        left = place % columns * (wide + 1) + (wide - each.shape[2]) // 2
+        whole[:, top : top + each.shape[1], left : left + each.shape[2]] = each
+    return whole
+
+
+def _scale(values: np.ndarray) -> float:
+    """The end of the scale: the percentile, or the largest where that is 0."""
+    if not values.size:
+        return 0.0
+    return float(np.percentile(values, _OUTLIERS)) or float(values.max())
+
+
+def _paint(share: np.ndarray, signed: bool) -> np.ndarray:
+    if not signed:
+        return heat(share)
+    return np.broadcast_to(np.rint(share * 255).astype(np.uint8), (3, *share.shape)).copy()
+
+
+def _with_bar(pixels: np.ndarray, signed: bool) -> np.ndarray:
+    """The scale as a bar below, a white line between."""
+    wide = pixels.shape[2]
+    bar = _paint(np.broadcast_to(np.linspace(0, 1, wide), (8, wide)), signed)
+    return np.concatenate([pixels, np.full((3, 3, wide), 255, np.uint8), bar], axis=1)
+
+
+def _grown(mask: np.ndarray, width: int) -> np.ndarray:
+    """The mask and all within `width` pixels of it, along rows, columns and diagonals."""
+    padded = np.pad(mask, width)
+    steps = range(2 * width + 1)
+    height, wide = mask.shape
+    shifted = [padded[i : i + height, j : j + wide] for i in steps for j in steps]
+    return np.logical_or.reduce(shifted)
