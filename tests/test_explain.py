@@ -153,6 +153,14 @@ def test_grad_cam_of_an_inner_unit_and_guided():
     both = explain.guided_grad_cam(network, x, 1, layer="wide")
     guided = explain.guided_backprop(network, x, 1)
     close(both, guided * explain.grad_cam(network, x, 1, layer="wide")[:, None])
+    assert explain.grad_cam_layer(network, x, "wide.two.relu") == "wide.two.conv"
+    assert explain.grad_cam_layer(network, x, "block") == "block.bn1"
+    inner = explain.grad_cam(network, x, 1, of="wide.two.relu")
+    close(inner, explain.grad_cam(network, x, 1, of="wide.two.relu", layer="wide.two.conv"))
+    with pytest.raises(ValueError, match=r"'wide.one' is not in this pass: .* does not depend"):
+        explain.grad_cam(network, x, 1, of="wide.two", layer="wide.one")
+    with pytest.raises(ValueError, match="no layer before it has maps"):
+        explain.grad_cam(network, x, 1, of="stem.conv")
     with pytest.raises(ValueError, match="layer dense comes after layer wide"):
         explain.grad_cam(network, x, 1, of="wide", layer="dense")
     with pytest.raises(ValueError, match="layer fc has no maps"):
@@ -320,7 +328,7 @@ def test_joined_passes_and_layer_by_layer_give_the_same_scores(name):
     np.testing.assert_array_equal(explain.Pass(network, x).output(), network.infer(x))
     whole = explain.Pass(network, x, keep=False)
     np.testing.assert_array_equal(whole.output(), network.infer(x))
-    with pytest.raises(ValueError, match="was not kept"):
+    with pytest.raises(ValueError, match="is not in this pass"):
         whole.output(next(iter(network.children())))
 
 

@@ -57,10 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", type=whole(1), metavar="N", help="of the occlusion (default: a sixth)"
     )
     parser.add_argument(
-        "--stride", type=whole(1), default=1, metavar="N", help="of the occlusion (default: 1)"
+        "--stride", type=whole(1), metavar="N", help="of the occlusion (default: window / 4)"
     )
     parser.add_argument(
-        "--value", type=float, default=0.0, metavar="X",
+        "--value", type=number(-1e6), default=0.0, metavar="X",
         help="what covers, as the network reads it (default: 0, the mean where it normalises)",
     )  # fmt: skip
     parser.add_argument(
@@ -155,11 +155,11 @@ def _explained(args, name, model, x, picture, target):
     from gpuconv.viz import attribution_panel, outlined_panel
 
     chosen = method(name)
-    size = x.shape[2:]
+    window = tuple(min(args.window or max(side // 6, 1), side) for side in x.shape[2:])
     given = {
         "layer": args.layer or ("layer" in chosen.options and grad_cam_layer(model, x, args.of)),
-        "window": tuple(min(args.window or max(side // 6, 1), side) for side in size),
-        "stride": args.stride,
+        "window": window,
+        "stride": args.stride or tuple(max(side // 4, 1) for side in window),
         "value": args.value,
         "samples": args.samples,
         "noise": args.noise,

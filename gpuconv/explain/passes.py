@@ -73,8 +73,16 @@ class Pass:
         """
         number = self.last if name is None else self.graph.find(name)
         if number not in self._outputs:
-            raise ValueError(f"explain: the output of layer {name!r} was not kept by this pass")
+            raise ValueError(
+                f"explain: the output of layer {name!r} is not in this pass: it was freed, or "
+                "the last layer does not depend on it"
+            )
         return to_numpy(self._outputs[number])
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of the nodes whose outputs are kept."""
+        return set(self._outputs)
 
     def shape(self, number: int) -> tuple[int, ...]:
         """The shape of a node's output, which was run and kept."""
