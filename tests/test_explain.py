@@ -330,6 +330,8 @@ def test_joined_passes_and_layer_by_layer_give_the_same_scores(name):
     np.testing.assert_array_equal(whole.output(), network.infer(x))
     with pytest.raises(ValueError, match="is not in this pass"):
         whole.output(next(iter(network.children())))
+    with pytest.raises(RuntimeError, match="with keep=True"):
+        whole.backward(np.ones_like(whole.output()), to="")
 
 
 def test_heads_are_left_out():
@@ -412,6 +414,8 @@ def test_what_a_layer_does_not_depend_on_is_zero():
     run = explain.Pass(network, x)
     dy = np.ones_like(run.output("wide.one"))
     assert not run.backward(dy, at="wide.one", to="wide.two.pool").any()
+    assert not run.backward(dy, at="wide.one", to="dense").any()
+    np.testing.assert_array_equal(run.backward(dy, at="wide.one", to="wide.one"), dy)
     for _ in range(2):  # as often as one likes
         again = run.backward(dy, at="wide.one")
     close(again, explain.Pass(network, x, "wide.one").backward(dy))

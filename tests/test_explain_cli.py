@@ -120,6 +120,9 @@ def test_a_picture_is_read_as_predict_reads_it(run, checkpoint):
         (["--index", "1", "--of", "c", "--unit", "1", "--class", "2"], "it takes no --of"),
         (["--index", "1", "--invert"], "--invert is for a picture"),
         (["a.png", "--data", "mnist"], "--data is for --index N"),
+        (["a.png", "--window", "3"], "--window is for --method occlusion"),
+        (["a.png", "--method", "saliency", "--layer", "conv1"], "for --method grad-cam and guided"),
+        (["a.png", "--value", "nan"], "expected a number of at least -1e+06, got 'nan'"),
         (["--index", "1", "-o", "x.txt"], "x.txt: cannot write pictures as .txt"),
     ],
 )

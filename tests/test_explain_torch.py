@@ -29,6 +29,15 @@ RULES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """PyTorch's idle threads would spin beside gpuconv's own."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
+
+
 class Ruled(torch.autograd.Function):
     """ReLU whose backward is not its gradient's."""
 
