@@ -20,7 +20,6 @@ CASES = [  # model, arguments, image, a layer whose strongest unit is explained,
     ("resnet18", {"stem": "small"}, 12, "layer2.0", "layer3"),
     ("googlenet", {}, 64, "inception4a", "inception4e"),
     ("densenet121", {"stem": "small"}, 16, "features.denseblock2", "features"),
-    ("vgg16_bn", {}, 32, "features.12", "features.32"),
 ]
 RULES = {
     "gradient": explain.gradient,
@@ -96,10 +95,7 @@ def close(found, expected):
     assert (np.abs(found - expected) <= bound).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "size", "inner", "maps"),
-    [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] == "vgg16_bn")) for case in CASES],
-)
+@pytest.mark.parametrize(("name", "arguments", "size", "inner", "maps"), CASES)
 def test_whole_models(name, arguments, size, inner, maps):
     made, channels = network(name, arguments)
     x = images((channels, size, size))
