@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpuconv import data, models, nn, ops, optim
+    from gpuconv import data, explain, models, nn, ops, optim
     from gpuconv.checkpoint import load, save
     from gpuconv.cpu.threads import set_thread_count, thread_count
     from gpuconv.interop.torch import load_torch
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Trainer",
     "data",
+    "explain",
     "load",
     "load_torch",
     "models",

@@ -1,5 +1,8 @@
 """Explanations against definitions by loops, brute force and central differences."""
 
+import re
+from pathlib import Path
+
 import loops
 import loops_network
 import numpy as np
@@ -150,6 +153,14 @@ def test_grad_cam_of_an_inner_unit_and_guided():
     both = explain.guided_grad_cam(network, x, 1, layer="wide")
     guided = explain.guided_backprop(network, x, 1)
     close(both, guided * explain.grad_cam(network, x, 1, layer="wide")[:, None])
+    assert explain.grad_cam_layer(network, x, "wide.two.relu") == "wide.two.conv"
+    assert explain.grad_cam_layer(network, x, "block") == "block.bn1"
+    inner = explain.grad_cam(network, x, 1, of="wide.two.relu")
+    close(inner, explain.grad_cam(network, x, 1, of="wide.two.relu", layer="wide.two.conv"))
+    with pytest.raises(ValueError, match=r"'wide.one' is not in this pass: .* does not depend"):
+        explain.grad_cam(network, x, 1, of="wide.two", layer="wide.one")
+    with pytest.raises(ValueError, match="no layer before it has maps"):
+        explain.grad_cam(network, x, 1, of="stem.conv")
     with pytest.raises(ValueError, match="layer dense comes after layer wide"):
         explain.grad_cam(network, x, 1, of="wide", layer="dense")
     with pytest.raises(ValueError, match="layer fc has no maps"):
@@ -317,8 +328,10 @@ def test_joined_passes_and_layer_by_layer_give_the_same_scores(name):
     np.testing.assert_array_equal(explain.Pass(network, x).output(), network.infer(x))
     whole = explain.Pass(network, x, keep=False)
     np.testing.assert_array_equal(whole.output(), network.infer(x))
-    with pytest.raises(ValueError, match="was not kept"):
+    with pytest.raises(ValueError, match="is not in this pass"):
         whole.output(next(iter(network.children())))
+    with pytest.raises(RuntimeError, match="with keep=True"):
+        whole.backward(np.ones_like(whole.output()), to="")
 
 
 def test_heads_are_left_out():
@@ -401,6 +414,8 @@ def test_what_a_layer_does_not_depend_on_is_zero():
     run = explain.Pass(network, x)
     dy = np.ones_like(run.output("wide.one"))
     assert not run.backward(dy, at="wide.one", to="wide.two.pool").any()
+    assert not run.backward(dy, at="wide.one", to="dense").any()
+    np.testing.assert_array_equal(run.backward(dy, at="wide.one", to="wide.one"), dy)
     for _ in range(2):  # as often as one likes
         again = run.backward(dy, at="wide.one")
     close(again, explain.Pass(network, x, "wide.one").backward(dy))
@@ -417,3 +432,12 @@ def test_explained_on_the_simulated_kernels():
     found.append(explain.grad_cam(network, x, 3))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, 1e-3, 1e-6)
+
+
+def test_the_example_of_its_readme_runs():
+    text = (Path(explain.__file__).parent / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found = {}
+    exec(compile(example, "explain/README.md", "exec"), found)
+    assert found["cam"].shape == (4, 32, 32)
+    assert found["box"] == (6, 20, 8, 22)

@@ -20,13 +20,21 @@ CASES = [  # model, arguments, image, a layer whose strongest unit is explained,
     ("resnet18", {"stem": "small"}, 12, "layer2.0", "layer3"),
     ("googlenet", {}, 64, "inception4a", "inception4e"),
     ("densenet121", {"stem": "small"}, 16, "features.denseblock2", "features"),
-    ("vgg16_bn", {}, 32, "features.12", "features.32"),
 ]
 RULES = {
     "gradient": explain.gradient,
     "guided": explain.guided_backprop,
     "deconvnet": explain.deconvnet,
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """PyTorch's idle threads would spin beside gpuconv's own."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
 
 
 class Ruled(torch.autograd.Function):
@@ -87,10 +95,7 @@ def close(found, expected):
     assert (np.abs(found - expected) <= bound).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "size", "inner", "maps"),
-    [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] == "vgg16_bn")) for case in CASES],
-)
+@pytest.mark.parametrize(("name", "arguments", "size", "inner", "maps"), CASES)
 def test_whole_models(name, arguments, size, inner, maps):
     made, channels = network(name, arguments)
     x = images((channels, size, size))

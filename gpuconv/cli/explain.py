@@ -57,17 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", type=whole(1), metavar="N", help="of the occlusion (default: a sixth)"
     )
     parser.add_argument(
-        "--stride", type=whole(1), default=1, metavar="N", help="of the occlusion (default: 1)"
+        "--stride", type=whole(1), metavar="N", help="of the occlusion (default: window / 4)"
     )
     parser.add_argument(
-        "--value", type=float, default=0.0, metavar="X",
+        "--value", type=number(-1e6), metavar="X",
         help="what covers, as the network reads it (default: 0, the mean where it normalises)",
     )  # fmt: skip
+    parser.add_argument("--samples", type=whole(1), metavar="N", help="of SmoothGrad (default: 25)")
     parser.add_argument(
-        "--samples", type=whole(1), default=25, metavar="N", help="of SmoothGrad (default: 25)"
-    )
-    parser.add_argument(
-        "--noise", type=number(), default=0.15, metavar="X",
+        "--noise", type=number(), metavar="X",
         help="of SmoothGrad, as a share of the image's range (default: 0.15)",
     )  # fmt: skip
     parser.add_argument(
@@ -95,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("explain: --of LAYER and --unit K go together: a unit of that layer")
     if args.of and args.target is not None:
         raise ValueError("explain: --class is of the network's output; it takes no --of")
+    methods = _methods(args)
     found, model = open_checkpoint(args.checkpoint, args.device)
     wanted = Input(found.metadata, model)
     x, name = _image(args, found, wanted)
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     picture = wanted.pixels(x)[0]
     likeliest = int(share.argmax())
     panels = [Panel(name, picture, (f"read as {classes[likeliest]}, {share[likeliest]:.2%}",))]
-    for chosen in _methods(args.method):
+    for chosen in methods:
         panels += _explained(args, chosen, model, x, picture, target)
     save_image(args.output, sheet(panels, columns=4))
     print(f"{name}: {classes[likeliest]} ({share[likeliest]:.2%}); explained: {what}")
@@ -112,9 +111,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _methods(given):
-    chosen = given or ["grad-cam"]
-    return list(NAMES) if "all" in chosen else list(dict.fromkeys(chosen))
+def _methods(args):
+    """The names of the methods to use. ValueError for an option that none of them takes."""
+    from gpuconv.explain import METHODS
+
+    chosen = args.method or ["grad-cam"]
+    chosen = list(NAMES) if "all" in chosen else list(dict.fromkeys(chosen))
+    for option in ("layer", "window", "stride", "value", "samples", "noise"):
+        takers = [name for name in NAMES if option in METHODS[name].options]
+        if getattr(args, option) is not None and not set(takers).intersection(chosen):
+            raise ValueError(f"explain: --{option} is for --method {' and '.join(takers)}")
+    return chosen
 
 
 def _image(args, found, wanted):
@@ -155,14 +162,14 @@ def _explained(args, name, model, x, picture, target):
     from gpuconv.viz import attribution_panel, outlined_panel
 
     chosen = method(name)
-    size = x.shape[2:]
+    window = tuple(min(args.window or max(side // 6, 1), side) for side in x.shape[2:])
     given = {
         "layer": args.layer or ("layer" in chosen.options and grad_cam_layer(model, x, args.of)),
-        "window": tuple(min(args.window or max(side // 6, 1), side) for side in size),
-        "stride": args.stride,
-        "value": args.value,
-        "samples": args.samples,
-        "noise": args.noise,
+        "window": window,
+        "stride": args.stride or tuple(max(side // 4, 1) for side in window),
+        "value": 0.0 if args.value is None else args.value,
+        "samples": args.samples or 25,
+        "noise": 0.15 if args.noise is None else args.noise,
         "rng": args.seed,
     }
     options = {key: given[key] for key in chosen.options}

@@ -2,7 +2,8 @@
 
 The article's LeNet is trained with its max-pools, with average pools, with every second pixel taken
 instead (as small, but nothing is pooled) and without any of these, each with every seed; images are
-not moved in training. Then test images are moved 1, 2 and 3 pixels in eight directions. Printed
+not moved in training. Then test images are moved 1, 2 and 3 pixels in eight directions, within a
+field of 32x32 that hardly any of MNIST's ink leaves (0.015% at 3 pixels, none before). Printed
 are the accuracy, how many answers stay the same, and how far the features move that enter the
 first fully connected layer, as a share of their length: the mean of the seeds, and in brackets the
 smallest and the largest.

@@ -56,8 +56,8 @@ def guided_grad_cam(
 
 
 def grad_cam_layer(model: Layer, x: np.ndarray, of: str = "") -> str:
-    """The layer that `grad_cam` takes by default: the last one with maps larger than one pixel, or
-    what the pooling layers after the last convolutions read.
+    """The layer that `grad_cam` takes by default: the last one before the unit's own with maps
+    larger than one pixel; not a pooling layer, but what it reads.
 
     ValueError where there is none.
 
@@ -91,10 +91,10 @@ def _weights(old: int, new: int) -> np.ndarray:
 
 
 def _last_maps(run: Pass) -> str:
-    for number in range(run.last, 0, -1):
+    for number in sorted(run.numbers - {0, run.last}, reverse=True):
         node = run.graph.nodes[number]
         pools = isinstance(node.layer, _Pool2d | AdaptiveAvgPool2d)
         shape, name = run.shape(number), run.graph.name_of(number)
         if name is not None and len(shape) == 4 and min(shape[2:]) > 1 and not pools:
             return name
-    raise ValueError("grad_cam: the network has no layer with maps larger than one pixel")
+    raise ValueError("grad_cam: no layer before it has maps larger than one pixel")

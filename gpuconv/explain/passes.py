@@ -71,10 +71,12 @@ class Pass:
 
         Raises ValueError for a layer that is unknown, or not among those that were run and kept.
         """
-        number = self.last if name is None else self.graph.find(name)
-        if number not in self._outputs:
-            raise ValueError(f"explain: the output of layer {name!r} was not kept by this pass")
-        return to_numpy(self._outputs[number])
+        return to_numpy(self._outputs[self._kept(name, self.last)])
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of the nodes whose outputs are kept."""
+        return set(self._outputs)
 
     def shape(self, number: int) -> tuple[int, ...]:
         """The shape of a node's output, which was run and kept."""
@@ -87,11 +89,13 @@ class Pass:
 
         at: None for the last layer that was run; to: None for the input. rule: what ReLU layers do
         instead of their gradient; every other layer goes backward as in training.
-        Raises ValueError for a dy of another shape than that output's.
+        Raises ValueError for a dy of another shape than that output's, and layers that are unknown
+        or not among those that were run; RuntimeError for a pass that kept nothing.
         """
-        start = self.last if at is None else self.graph.find(at)
-        stop = 0 if to is None else self.graph.find(to)
-        expected = self.output(at).shape
+        start, stop = self._kept(at, self.last), self._kept(to, 0)
+        if start and start not in self._layers:
+            raise RuntimeError("explain: make the pass with keep=True to go backward through it")
+        expected = self.shape(start)
         if np.shape(dy) != expected:
             raise ValueError(f"explain: dy must have shape {expected}, got {np.shape(dy)}")
         between = self._descendants(stop)
@@ -102,6 +106,16 @@ class Pass:
         if stop not in gradients:
             return np.zeros_like(to_numpy(self._outputs[stop]))
         return to_numpy(gradients[stop])
+
+    def _kept(self, name: str | None, default: int) -> int:
+        """The number of a node whose output is here."""
+        number = default if name is None else self.graph.find(name)
+        if number not in self._outputs:
+            raise ValueError(
+                f"explain: the output of layer {name!r} is not in this pass: it was freed, or "
+                "the last layer does not depend on it"
+            )
+        return number
 
     def _forward(self, i: int, keep: bool) -> None:
         node = self.graph.nodes[i]

@@ -58,25 +58,19 @@ def strongest_patches(
     """
     if count < 1:
         raise ValueError(f"strongest_patches: count must be at least 1, got {count}")
-    best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-    seen = width = 0
-    shape: tuple[int, ...] = ()
-    chosen: Sequence[int] = ()
+    best: Any = None
+    seen, shape = 0, ()
     for x in _batches(images, batch):
-        y = Pass(model, x, layer, keep=False).output()
-        maps = y.reshape(*y.shape[:2], 1, -1) if y.ndim == 2 else y
-        if np.isnan(maps).any():
-            raise ValueError(f"strongest_patches: layer {layer} gives NaN; clean the images")
-        shape, chosen = x.shape[1:], _chosen(filters, maps.shape[1], layer)
-        width = maps.shape[3]
+        maps = _maps(model, x, layer)
+        chosen = _chosen(filters, maps.shape[1], layer)
         best = _merged(best, maps.reshape(*maps.shape[:2], -1), seen, count)
-        seen += len(x)
+        seen, shape = seen + len(x), x.shape[1:]
     if best is None:
         raise ValueError("strongest_patches: there are no images")
     field = receptive_field(model, layer, shape)
 
     def patch(k: int, value: Any, number: Any, place: Any) -> Patch:
-        unit = divmod(int(place), width)
+        unit = divmod(int(place), len(field.columns))
         return Patch(k, int(number), float(value), unit, field.box(*unit))
 
     ranks = range(len(best[0]))
@@ -115,6 +109,14 @@ def _batches(images: Any, batch: int) -> Iterable[np.ndarray]:
     if getattr(images, "shuffle", False):
         raise ValueError("strongest_patches: the loader shuffles; make it with shuffle=False")
     return (each[0] if isinstance(each, tuple) else each for each in batches_of(images))
+
+
+def _maps(model: Layer, x: np.ndarray, layer: str) -> np.ndarray:
+    """The layer's output as maps (N, K, P, Q); of one pixel for a layer without."""
+    y = Pass(model, x, layer, keep=False).output()
+    if np.isnan(y).any():
+        raise ValueError(f"strongest_patches: layer {layer} gives NaN; clean the images")
+    return y[:, :, None, None] if y.ndim == 2 else y
 
 
 def _merged(best: Any, maps: np.ndarray, seen: int, count: int) -> Any:
