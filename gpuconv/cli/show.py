@@ -1,0 +1,147 @@
+"""Look inside a network in the browser: draw a digit, see every layer's maps, open any value.
+
+Serves a page on this machine alone until Ctrl-C. The model is a checkpoint, or the name of a
+network of gpuconv.models, which is then shown untrained; without one it is what `gpuconv train`
+left in runs/lenet-mnist.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuconv.cli.options import one_of, whole
+
+if TYPE_CHECKING:
+    from gpuconv.show import Session
+
+HELP = "look inside a network in the browser: draw, open any value, watch it learn"
+EXAMPLES = """\
+  gpuconv show
+  gpuconv show runs/fashion/best.safetensors --port 9000
+  gpuconv show lenet                      untrained, to see what training changes
+"""
+DEFAULT = Path("runs") / "lenet-mnist" / "best.safetensors"
+PORT = 8123
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", metavar="CHECKPOINT|NAME", help=f"(default: {DEFAULT})")
+    add("--data", metavar="NAME|PATH", help="test pictures to choose from (default: the run's)")
+    add_address(parser)
+    add(
+        "--device",
+        default="cpu",
+        type=one_of("device", ("cpu", "reference")),
+        metavar="NAME",
+        help="cpu or reference (default: cpu)",
+    )
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """--host and --port."""
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="listen on another address; anybody who reaches it can use the page",
+    )
+    parser.add_argument(
+        "--port",
+        default=PORT,
+        type=whole(0),
+        metavar="N",
+        help=f"the next free one is taken where it is busy; 0: any (default: {PORT})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpuconv.show.server import PageServer
+
+    session = open_session(args.model, args.data, args.device)
+    session.warm_up()
+    with PageServer(session, args.host, args.port) as server:
+        announce(server, args.port)
+        server.serve_forever()
+    return 0
+
+
+def announce(server: Any, port: int) -> None:
+    """Say where the page is."""
+    from gpuconv.show.guard import is_loopback
+
+    if server.moved:
+        print(f"port {port} is busy; taking the next free one")
+    if not is_loopback(server.host):
+        print(f"listening on {server.host}: anybody who reaches this address can use the page")
+    print(f"{server.session.title}: {server.url} (Ctrl-C ends)", flush=True)
+
+
+def open_session(model: str | None, data: str | None, device: str) -> Session:
+    """The session for a checkpoint or a network's name. Raises as `checkpoint.read` does."""
+    from gpuconv import models
+    from gpuconv.models.zoo import MODELS
+
+    if model is None:
+        if not DEFAULT.exists():
+            raise ValueError(
+                f"show: there is no {DEFAULT}; make it with `gpuconv train` (about a minute), or "
+                "name a checkpoint, or see an untrained network with `gpuconv show lenet`"
+            )
+        model = str(DEFAULT)
+    if model in MODELS and not Path(model).exists():
+        network = models.build({"name": model}).to(device)
+        return _session(network, _usual_metadata(network), f"{model}, untrained", data, "untrained")
+    from gpuconv.cli.inputs import open_checkpoint
+
+    found, network = open_checkpoint(model, device)
+    result = found.metadata.get("result") or {}
+    note = ""
+    if "validation_accuracy" in result:
+        note = f"{result['validation_accuracy']:.2%} of held-out pictures right"
+    return _session(network, found.metadata, model, data, note)
+
+
+def _session(network: Any, metadata: Any, title: str, data: str | None, note: str) -> Session:
+    from gpuconv.cli.inputs import Input
+    from gpuconv.show import Session
+
+    wanted = Input(metadata, network)
+    settings = metadata.get("settings") or {}
+    name = data or settings.get("data")
+    test = (lambda: wanted.data(name, "test")) if name else None
+    if test is not None and data is None:
+        test = _if_there(test)
+    start = None
+    if settings and network.spec:
+        start = _built(network.spec, settings["seed"]).state_dict()
+    return Session(network, wanted, title, metadata.get("classes"), test, start, note)
+
+
+def _if_there(load: Any) -> Any:
+    """The run's own test pictures, None where they are no longer there."""
+    try:
+        dataset = load()
+    except (OSError, ValueError):
+        return None
+    return lambda: dataset
+
+
+def _built(spec: Any, seed: int) -> Any:
+    from gpuconv import models
+
+    return models.build({**spec, "arguments": {**spec["arguments"], "seed": seed}})
+
+
+def _usual_metadata(network: Any) -> dict[str, Any]:
+    """For a network that reads 32x32 gray pictures: MNIST's digits, as `gpuconv train` does."""
+    if network.input_shape != (1, 32, 32):
+        return {}
+    return {
+        "image_shape": [1, 28, 28],
+        "dark_border": True,
+        "input": {"mean": [0.1307], "std": [0.3081]},
+        "settings": {"data": "mnist", "seed": 0},
+    }
