@@ -20,6 +20,7 @@ HELP = "look inside a network in the browser: draw, open any value, watch it lea
 EXAMPLES = """\
   gpuconv show
   gpuconv show runs/fashion/best.safetensors --port 9000
+  gpuconv show --export page.html         one file with the weights inside, for any browser
   gpuconv show lenet                      untrained, to see what training changes
 """
 DEFAULT = Path("runs") / "lenet-mnist" / "best.safetensors"
@@ -30,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="CHECKPOINT|NAME", help=f"(default: {DEFAULT})")
     add("--data", metavar="NAME|PATH", help="test pictures to choose from (default: the run's)")
+    add(
+        "--export",
+        metavar="HTML",
+        help="write the page as one offline file, for networks of up to 2 million parameters",
+    )
     add_address(parser)
     add(
         "--device",
@@ -61,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
     from gpuconv.show.server import PageServer
 
     session = open_session(args.model, args.data, args.device)
+    if args.export:
+        from gpuconv.show.export import export
+
+        print(f"{args.export}: {export(session, args.export):,} bytes; open it in any browser")
+        return 0
     session.warm_up()
     with PageServer(session, args.host, args.port) as server:
         announce(server, args.port)

@@ -13,6 +13,7 @@
     scale: "layer",
     ran: 0, // runs done
     latency: null, // from the last pen-up to its maps being drawn, in ms
+    settled: () => !running && waiting === null,
   };
   gpuconv.page = page;
 
