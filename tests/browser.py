@@ -53,6 +53,8 @@ class Browser:
         self.complaints = []  # what stood in the console
 
     def open(self, url):
+        self.logs()
+        self.requested.clear()  # those of the page before
         self.driver.get(url)
         self.until("return window.gpuconv && gpuconv.page && gpuconv.page.ran > 0")
 

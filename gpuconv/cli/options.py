@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+PORT = 8123  # of the page in the browser
+
+
 class UsageError(ValueError):
     """Arguments that the command line cannot take."""
 
@@ -43,6 +46,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         type=one_of("device", [*DEVICES, "auto"]),
         metavar="NAME",
         help=f"auto, {', '.join(DEVICES)}; auto is the fastest there is (default: auto)",
+    )
+
+
+def add_port(parser: argparse.ArgumentParser) -> None:
+    """--port, of the page in the browser."""
+    parser.add_argument(
+        "--port",
+        default=PORT,
+        type=whole(0),
+        metavar="N",
+        help=f"of the page; where it is busy the next free one is taken; 0: any (default: {PORT})",
     )
 
 

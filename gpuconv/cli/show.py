@@ -8,12 +8,15 @@ left in runs/lenet-mnist.
 from __future__ import annotations
 
 import argparse
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli.options import one_of, whole
+from gpuconv.cli.options import add_port, one_of
 
 if TYPE_CHECKING:
+    from gpuconv.cli.recipes import Settings
     from gpuconv.show import Session
 
 HELP = "look inside a network in the browser: draw, open any value, watch it learn"
@@ -23,8 +26,8 @@ EXAMPLES = """\
   gpuconv show --export page.html         one file with the weights inside, for any browser
   gpuconv show lenet                      untrained, to see what training changes
 """
+JUDGED = 1000  # pictures for the confusion matrix of a run
 DEFAULT = Path("runs") / "lenet-mnist" / "best.safetensors"
-PORT = 8123
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,30 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HTML",
         help="write the page as one offline file, for networks of up to 2 million parameters",
     )
-    add_address(parser)
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="listen on another address; anybody who reaches it can use the page",
+    )
+    add_port(parser)
     add(
         "--device",
         default="cpu",
         type=one_of("device", ("cpu", "reference")),
         metavar="NAME",
         help="cpu or reference (default: cpu)",
-    )
-
-
-def add_address(parser: argparse.ArgumentParser) -> None:
-    """--host and --port."""
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="listen on another address; anybody who reaches it can use the page",
-    )
-    parser.add_argument(
-        "--port",
-        default=PORT,
-        type=whole(0),
-        metavar="N",
-        help=f"the next free one is taken where it is busy; 0: any (default: {PORT})",
     )
 
 
@@ -74,12 +66,34 @@ def run(args: argparse.Namespace) -> int:
         return 0
     session.warm_up()
     with PageServer(session, args.host, args.port) as server:
-        announce(server, args.port)
-        server.serve_forever()
+        announce(server, args.port, "Ctrl-C ends")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
     return 0
 
 
-def announce(server: Any, port: int) -> None:
+def watch(trainer: Any, loaders: Any, chosen: Settings, port: int, train: Any) -> None:
+    """Serve the page of a run that `train(again)` begins or goes on with, until Ctrl-C."""
+    from gpuconv.show.live import Live
+    from gpuconv.show.server import PageServer
+
+    session, held, what = _session_of(trainer, loaders, chosen)
+    session.warm_up()
+    live = Live(session, held, what)
+    trainer.callbacks.append(live)
+    with PageServer(session, port=port, live=live) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        announce(server, port, "press Start there")
+        try:
+            live.follow(train)
+        except KeyboardInterrupt:
+            if live.state != "done":
+                raise
+        finally:
+            server.shutdown()
+
+
+def announce(server: Any, port: int, hint: str) -> None:
     """Say where the page is."""
     from gpuconv.show.guard import is_loopback
 
@@ -87,7 +101,7 @@ def announce(server: Any, port: int) -> None:
         print(f"port {port} is busy; taking the next free one")
     if not is_loopback(server.host):
         print(f"listening on {server.host}: anybody who reaches this address can use the page")
-    print(f"{server.session.title}: {server.url} (Ctrl-C ends)", flush=True)
+    print(f"{server.session.title}: {server.url} ({hint})", flush=True)
 
 
 def open_session(model: str | None, data: str | None, device: str) -> Session:
@@ -129,6 +143,27 @@ def _session(network: Any, metadata: Any, title: str, data: str | None, note: st
     if settings and network.spec:
         start = _built(network.spec, settings["seed"]).state_dict()
     return Session(network, wanted, title, metadata.get("classes"), test, start, note)
+
+
+def _session_of(trainer: Any, loaders: Any, chosen: Settings) -> tuple[Session, Any, str]:
+    """The session for a run, with a network of its own, and the pictures to judge it by."""
+    from gpuconv.data import Loader
+
+    loader, validation = loaders
+    network = _built(trainer.model.spec, chosen["seed"])
+    metadata = {
+        **trainer.metadata,
+        "input": {"mean": loader.mean, "std": loader.std},
+        "classes": loader.dataset.classes,
+    }
+    session = _session(network, metadata, f"{chosen['model']} on {chosen['data']}", None, "")
+    session.load(trainer.model.state_dict())
+    dataset = (validation or loader).dataset
+    dataset = dataset.subset(slice(0, JUDGED))
+    how = {"size": loader.size, "mean": loader.mean, "std": loader.std}
+    held = Loader(dataset, min(250, len(dataset)), shuffle=False, **how)
+    kind = "training" if validation is None else "held-out"
+    return session, held, f"{kind} pictures"
 
 
 def _if_there(load: Any) -> Any:

@@ -92,8 +92,7 @@ def _pictures(session: Session, count: int) -> list[dict[str, Any]]:
     wanted = session.wanted
     size = wanted.channels * wanted.height * wanted.width
     most = min(count, PICTURES, max(1, 1_000_000 // size))
-    chosen = np.linspace(0, count - 1, most).astype(int) if most else []
-    return [session.sample(int(index)) for index in chosen]
+    return [session.sample(int(index)) for index in np.linspace(0, count - 1, most)]
 
 
 def _digest(content: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuconv.show.guard import Refused
+from gpuconv.show.live import Busy, Live
+from gpuconv.show.session import Missing
 
 if TYPE_CHECKING:
     from gpuconv.show.server import PageServer
@@ -21,14 +23,17 @@ MOST_JSON, MOST_PICTURE = 4 << 20, 16 << 20  # bytes
 Query = Mapping[str, str]
 
 
-class Stream(Iterator[bytes]):
-    """Server-sent events."""
+class Stream:
+    """Server-sent events; `close` when nobody listens any more."""
 
-    def __init__(self, events: Iterator[bytes]) -> None:
+    def __init__(self, events: Generator[bytes, None, None]) -> None:
         self._events = events
 
-    def __next__(self) -> bytes:
-        return next(self._events)
+    def __iter__(self) -> Iterator[bytes]:
+        return self._events
+
+    def close(self) -> None:
+        self._events.close()
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,28 @@ def _picture(server: PageServer, body: bytes) -> Any:
     return server.session.read_picture(body)
 
 
+def _training(server: PageServer, given: Query) -> Any:
+    return _live(server).snapshot()
+
+
+def _events(server: PageServer, given: Query) -> Any:
+    try:
+        return Stream(_live(server).events())
+    except Busy as busy:
+        raise Refused(503, str(busy)) from None
+
+
+def _command(server: PageServer, body: bytes) -> Any:
+    found = _object(body)
+    return _live(server).command(_field(found, "action", str), found.get("rate"))
+
+
+def _live(server: PageServer) -> Live:
+    if server.live is None:
+        raise Missing("there is no run here; `gpuconv train --show` has one")
+    return server.live
+
+
 def _object(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
@@ -125,8 +152,11 @@ GET: dict[str, Callable[[PageServer, Query], Any]] = {
     "/api/filters": _filters,
     "/api/explanation": _explanation,
     "/api/sample": _sample,
+    "/api/training": _training,
+    "/api/events": _events,
 }
 POST: dict[str, Post] = {
     "/api/run": Post(_run),
+    "/api/training": Post(_command),
     "/api/picture": Post(_picture, BYTES, MOST_PICTURE),
 }

@@ -13,7 +13,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 from gpuconv.show import guard
 from gpuconv.show.assets import CONTENT_SECURITY_POLICY, assets
 from gpuconv.show.guard import Refused
+from gpuconv.show.live import Live
 from gpuconv.show.routes import GET, POST, Stream
 from gpuconv.show.session import Gone, Missing, Session
 
@@ -46,7 +46,7 @@ class PageServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(
-        self, session: Session, host: str = "127.0.0.1", port: int = 0, live: Any = None
+        self, session: Session, host: str = "127.0.0.1", port: int = 0, live: Live | None = None
     ) -> None:
         self.session, self.host, self.live = session, host, live
         self.moved = False
@@ -181,14 +181,17 @@ class Handler(BaseHTTPRequestHandler):
             content = json.dumps(found, separators=(",", ":")).encode()
             self._send(HTTPStatus.OK, "application/json", content)
 
-    def _stream(self, events: Iterator[bytes]) -> None:
+    def _stream(self, events: Stream) -> None:
         """Server-sent events until the client goes or the events end."""
         self.close_connection = True
         self.send_response(HTTPStatus.OK)
         self._headers("text/event-stream", None)
-        for event in events:
-            self.wfile.write(event)
-            self.wfile.flush()
+        try:
+            for event in events:
+                self.wfile.write(event)
+                self.wfile.flush()
+        finally:
+            events.close()
 
     def _send(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)

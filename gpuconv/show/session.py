@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import threading
 from collections import OrderedDict
@@ -128,6 +129,13 @@ class Session:
         with self._lock:
             self._start = {name: np.array(array) for name, array in state.items()}
 
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """The scores of many pictures as the network reads them, float32 (N, C, *size)."""
+        with self._lock:
+            y = self.graph.model.infer(x)
+        last = self.graph[len(self.graph) - 1]
+        return y if last.layer is None else np.log(y)  # the network's own softmax, taken back
+
     def warm_up(self) -> None:
         """Run a black picture, so that the first one a user draws finds the loops compiled."""
         self.run(np.zeros((self.wanted.channels, self.wanted.height, self.wanted.width), np.uint8))
@@ -212,10 +220,10 @@ class Session:
             raise Missing("there are no test pictures here; draw one, or upload one")
         if not 0 <= index < len(dataset):
             raise ValueError(f"test pictures go from 0 to {len(dataset) - 1}, got {index}")
-        pixels = dataset.images[index]
-        if pixels.dtype != np.uint8:
-            pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-        return picture(pixels) | {"index": index, "label": int(dataset.labels[index])}
+        return picture(dataset.images[index]) | {
+            "index": index,
+            "label": int(dataset.labels[index]),
+        }
 
     def read_picture(self, content: bytes) -> Found:
         """A PNG, JPEG or other file as a picture for the network, as `gpuconv predict` reads it."""
@@ -260,8 +268,8 @@ class Session:
 
 
 def picture(pixels: np.ndarray) -> Found:
-    """uint8 pixels (C, H, W) for the page."""
-    import base64
-
+    """Pixels (C, H, W), uint8 or floats from 0 to 1, for the page."""
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     content = np.ascontiguousarray(pixels).tobytes()
     return {"shape": list(pixels.shape), "pixels": base64.b64encode(content).decode()}

@@ -160,6 +160,7 @@
     layers.paintAll();
     answer.paint();
     filters.refresh();
+    gpuconv.training.show();
     pad.show();
     if (page.selected) node.open(page.selected, false);
   }
@@ -183,7 +184,7 @@
     node.close();
     listenToPictures();
     listenToSettings();
-    gpuconv.training?.begin(page, { reload, problem });
+    gpuconv.training.begin(page, { reload, problem });
     if (model.test) await showSample(0);
     else changed("end");
   }
