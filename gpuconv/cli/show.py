@@ -8,6 +8,7 @@ left in runs/lenet-mnist.
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -76,18 +77,30 @@ def watch(trainer: Any, loaders: Any, chosen: Settings, port: int, train: Any) -
     """Serve the page of a run that `train(again)` begins or goes on with, until Ctrl-C."""
     from gpuconv.show.live import Live
     from gpuconv.show.server import PageServer
+    from gpuconv.train import Interrupted
 
     session, held, what = _session_of(trainer, loaders, chosen)
     session.warm_up()
     live = Live(session, held, what)
     trainer.callbacks.append(live)
+
+    def run(again: bool) -> None:
+        try:
+            train(again)
+        except Interrupted as stop:
+            if live.state == "stopping":
+                print(f"stopped in the page: {stop}", flush=True)
+            raise
+
     with PageServer(session, port=port, live=live) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         announce(server, port, "press Start there")
         try:
-            live.follow(train)
-        except KeyboardInterrupt:
-            if live.state != "done":
+            live.follow(run)
+        except KeyboardInterrupt as stop:
+            if live.state == "stopped":  # and then interrupted, waiting to go on
+                raise Interrupted(signal.SIGINT, live.problem) from None
+            if live.state != "done" or isinstance(stop, Interrupted):
                 raise
         finally:
             server.shutdown()
