@@ -136,16 +136,16 @@ def test_maps_nodes_filters_samples_and_explanations(server, session):
     sample = get(server, "/api/sample?index=3")
     assert base64.b64decode(sample["pixels"]) == digits().images[3].tobytes()
     assert (sample["label"], sample["shape"]) == (1, [1, 28, 28])
-    explained = get(server, f"/api/explanation?run={name}&method=saliency&target=3")
+    explained = get(server, f"/api/explanation?run={name}&method=gradient&target=3")
     assert explained["shape"] == [1, 32, 32]
 
 
-def test_saliency_is_the_gradient_by_central_differences(session):
+def test_gradient_saliency_is_the_gradient_by_central_differences(session):
     pixels, _ = picture(3)
     model = session.graph.model
     name = session.run(pixels)["run"]
     kept = [parameter.grad for parameter in model.parameters()]
-    found = session.explanation(name, "saliency", 6)
+    found = session.explanation(name, "gradient", 6)
     values = np.frombuffer(base64.b64decode(found["data"]), "<f4").reshape(1, 32, 32)
     assert all(a is b.grad for a, b in zip(kept, model.parameters(), strict=True))
     exact = models.lenet().to("reference", np.float64).eval()

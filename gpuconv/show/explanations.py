@@ -1,8 +1,11 @@
-"""What of a picture speaks for a class: the methods that the page offers."""
+"""What of a picture speaks for a class: the methods of `gpuconv.explain` that the page offers."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,26 +14,50 @@ from gpuconv.runtime.arrays import to_numpy
 
 Method = Callable[[Layer, np.ndarray, int], np.ndarray]
 
-
-def METHODS() -> dict[str, Method]:
-    """The methods by name."""
-    return {"saliency": saliency}
-
-
-def explanation(model: Layer, x: np.ndarray, method: str, target: int) -> np.ndarray:
-    """The map of a method for class `target`: float32 (C, H, W) of the input, or (1, H, W).
-
-    x: (1, C, H, W). Raises ValueError for an unknown method.
-    """
-    known = METHODS()
-    if method not in known:
-        raise ValueError(f"unknown method {method!r} (known: {', '.join(known)})")
-    found = np.asarray(known[method](model, x, target), np.float32)
-    found = found[0] if found.ndim == 4 else found
-    return found[None] if found.ndim == 2 else found
+# of gpuconv.explain, each called with (model, x, target)
+OFFERED = (
+    "gradient",
+    "input_x_gradient",
+    "smooth_grad",
+    "guided_backprop",
+    "deconvnet",
+    "grad_cam",
+)
+WINDOWS = 32  # places along a side that occlusion covers
+MOST_OCCLUDED = 10_000_000_000  # multiply-adds: some seconds
 
 
-def saliency(model: Layer, x: np.ndarray, target: int) -> np.ndarray:
+def methods(multiply_adds: int) -> dict[str, Method]:
+    """The methods by name, for a network of that many multiply-adds: only those that are quick."""
+    if importlib.util.find_spec("gpuconv.explain") is None:
+        return {"gradient": gradient}
+    explain: Any = importlib.import_module("gpuconv.explain")
+    found: dict[str, Method] = {name: getattr(explain, name) for name in OFFERED}
+    if multiply_adds * WINDOWS**2 <= MOST_OCCLUDED:
+        found["occlusion"] = lambda model, x, target: _occlusion(
+            explain.occlusion, model, x, target
+        )
+    return found
+
+
+def _occlusion(occlusion: Any, model: Layer, x: np.ndarray, target: int) -> np.ndarray:
+    """Occlusion by a window of an eighth of the picture, in the colour of its darkest pixel."""
+    sides = x.shape[2:]
+    stride = tuple(max(1, side // WINDOWS) for side in sides)
+    window = tuple(max(3, side // 8, step) for side, step in zip(sides, stride, strict=True))
+    window = tuple(min(size, side) for size, side in zip(window, sides, strict=True))
+    dark = [float(least) for least in x.min(axis=(0, 2, 3))]
+    found: np.ndarray = occlusion(model, x, target, window=window, stride=stride, value=dark)
+    return found
+
+
+def as_maps(found: Any) -> np.ndarray:
+    """A method's answer for one picture as float32 (C, H, W), or (1, H, W)."""
+    one = np.asarray(to_numpy(found), np.float32)[0]
+    return one[None] if one.ndim == 2 else one
+
+
+def gradient(model: Layer, x: np.ndarray, target: int) -> np.ndarray:
     """The gradient of the class's score with respect to the pixels: (1, C, H, W).
 
     The model must be in evaluation mode. Its parameters' gradients are left as they were found.
@@ -47,4 +74,4 @@ def saliency(model: Layer, x: np.ndarray, target: int) -> np.ndarray:
         for parameter, grad in kept:
             parameter.grad = grad
     assert dx is not None
-    return to_numpy(dx)
+    return dx

@@ -13,6 +13,7 @@ import numpy as np
 from gpuconv.data.files import write_whole
 from gpuconv.show.assets import OFFLINE_SCRIPTS, STYLE, page, text
 from gpuconv.show.description import floats, weights_of
+from gpuconv.show.graph import Graph
 from gpuconv.show.session import Session
 
 MOST_PARAMETERS = 2_000_000  # 8 MB of weights, 11 MB in the file
@@ -31,9 +32,9 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     >>> export(session, "lenet.html")  # doctest: +SKIP
     """
     model = session.describe()
-    _require_small(model)
+    _require_small(model, session.graph)
     pictures = _pictures(session, model["test"])
-    model |= {"live": False, "test": len(pictures), "methods": ["saliency"]}
+    model |= {"live": False, "test": len(pictures), "methods": ["gradient"]}
     network = {
         "model": model,
         "weights": _weights(session),
@@ -55,11 +56,10 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     return len(content)
 
 
-def _require_small(model: dict[str, Any]) -> None:
-    work = sum(layer["multiply_adds"] for layer in model["layers"])
+def _require_small(model: dict[str, Any], graph: Graph) -> None:
     for what, has, most in (
         ("parameters", model["parameters"], MOST_PARAMETERS),
-        ("multiply-adds for a picture", work, MOST_MULTIPLY_ADDS),
+        ("multiply-adds for a picture", graph.multiply_adds, MOST_MULTIPLY_ADDS),
     ):
         if has > most:
             raise ValueError(

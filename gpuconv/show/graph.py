@@ -96,6 +96,15 @@ class Graph:
     def __getitem__(self, number: int) -> Node:
         return self.nodes[number]
 
+    @property
+    def multiply_adds(self) -> int:
+        """Of one picture's pass."""
+        return sum(
+            node.layer.multiply_adds(self.nodes[node.sources[0]].shape)
+            for node in self.nodes
+            if node.layer is not None
+        )
+
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """Every node's output for one image, (1, C, H, W), each without the batch's axis.
 

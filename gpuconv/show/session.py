@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuconv.errors import unknown
 from gpuconv.nn.layer import Layer
 from gpuconv.show.description import describe, filters_of, floats, page_of
-from gpuconv.show.explanations import METHODS, explanation
+from gpuconv.show.explanations import as_maps, methods
 from gpuconv.show.graph import Graph
 from gpuconv.show.nodes import explain
 
@@ -72,6 +73,7 @@ class Session:
         if len(self.classes) != count:
             raise ValueError(f"show: {len(self.classes)} classes for {count} scores")
         self.version = 1
+        self._methods = methods(self.graph.multiply_adds)
         self._start = None if start is None else dict(start)
         self._test, self._lock = test, threading.RLock()
         self._dataset: Dataset | None = None
@@ -89,7 +91,7 @@ class Session:
             "version": self.version,
             "test": 0 if test is None else len(test),
             "start": self._start is not None,
-            "methods": list(METHODS()),
+            "methods": list(self._methods),
         }
 
     def filters(self, number: int, when: str) -> Found:
@@ -207,8 +209,10 @@ class Session:
         """What of the picture speaks for class `target`: a map (C, H, W) of the network's field."""
         if not 0 <= target < len(self.classes):
             raise ValueError(f"classes go from 0 to {len(self.classes) - 1}, got {target}")
+        if method not in self._methods:
+            raise unknown("method", method[:40], self._methods)
         with self._lock, np.errstate(all="ignore"):
-            array = explanation(self.graph.model, self._run(run).x, method, target)
+            array = as_maps(self._methods[method](self.graph.model, self._run(run).x, target))
         return {"shape": list(array.shape), "data": floats(array), "method": method}
 
     # ---- pictures ------------------------------------------------------------------------------

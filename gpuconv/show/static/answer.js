@@ -8,17 +8,28 @@
   let held = null; // the explanation that is shown: {shape, values}
   let asking = false;
   let again = false;
+  let cost = 0; // of the last explanation, in ms
+  const SLOW = 60; // ms: slower ones wait until the drawing rests
+  const METHODS = {
+    gradient: ["gradient (saliency)", "orange: the score grows as the pixel gets brighter; blue: it falls"],
+    input_x_gradient: ["pixel × gradient", "orange: the pixel adds to the score; blue: it takes from it"],
+    smooth_grad: ["smoothed gradient", "the gradient, averaged over noisy copies of the picture"],
+    guided_backprop: ["guided backprop", "the gradient, with only what speaks for it passed back"],
+    deconvnet: ["deconvnet", "what the class would draw, sent back through the filters"],
+    grad_cam: ["Grad-CAM", "where the last maps speak for the class"],
+    occlusion: ["occlusion", "orange: covering the place lowers the score; blue: it raises it"],
+  };
 
   function begin(description) {
     model = description;
     const method = find("method");
     method.replaceChildren(element("option", { value: "" }, "nothing"),
-      ...model.methods.map((name) => element("option", { value: name }, name.replaceAll("_", " "))));
+      ...model.methods.map((name) => element("option", { value: name }, METHODS[name]?.[0] ?? name)));
     const target = find("target");
     target.replaceChildren(element("option", { value: "" }, "the answer"),
       ...model.classes.map((name, k) => element("option", { value: String(k) }, name)));
     find("explain").hidden = model.methods.length === 0;
-    method.onchange = target.onchange = () => explain();
+    method.onchange = target.onchange = () => { cost = 0; explain(); };
   }
 
   /** Show the probabilities; `loud` once the drawing rests. */
@@ -49,25 +60,26 @@
     return row;
   }
 
-  /** Ask anew what speaks for the class. */
-  async function explain() {
+  /** Ask anew what speaks for the class; while the picture is still being drawn, if that is quick. */
+  async function explain(drawing = false) {
     const method = find("method").value;
     const { page, source } = gpuconv;
     find("explain-picture").hidden = !method || !page.run;
-    if (!method || !page.run) return;
+    if (!method || !page.run || (drawing && cost > SLOW)) return;
     if (asking) { again = true; return; }
     asking = true;
+    const since = performance.now();
     const { run } = page;
     const target = find("target").value === "" ? page.best : Number(find("target").value);
     try {
       held = await source.explanation(run, method, target);
       paint();
-      find("explain-words").textContent =
-        `${method.replaceAll("_", " ")} for class ${model.classes[target]}: orange pixels raise its score where they grow, blue ones lower it`;
+      find("explain-words").textContent = `Class ${model.classes[target]}; ${METHODS[method]?.[1] ?? method}.`;
     } catch (error) {
       if (!error.gone) find("explain-words").textContent = error.message;
     } finally {
       asking = false;
+      cost = performance.now() - since;
     }
     if (again) { again = false; explain(); }
   }

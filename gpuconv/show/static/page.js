@@ -44,7 +44,7 @@
       if (since !== null) page.latency = performance.now() - since;
       page.ran++;
       if (page.selected) node.open(page.selected, false);
-      answer.explain();
+      answer.explain(what === "stroke");
       problem("");
     } catch (error) {
       problem(error.message);
