@@ -9,7 +9,7 @@
   function layout(view) {
     const { shape, number } = view.layer;
     const { classes } = gpuconv.page.model;
-    const room = Math.max(200, view.canvas.parentElement.clientWidth);
+    const room = Math.max(200, view.canvas.parentElement.clientWidth - 6);
     if (shape.length !== 3) {
       const cell = shape[0] <= 16 ? Math.min(34, Math.floor(room / shape[0])) : 15;
       const columns = Math.min(shape[0], Math.floor(room / cell));
@@ -19,7 +19,7 @@
     }
     const [, height, width] = shape;
     const shown = Math.min(view.layer.page, shape[0] - view.first);
-    const wish = number === 0 ? 128 : shown <= 8 ? 88 : 78;
+    const wish = number === 0 || width > 64 ? 132 : shown <= 8 ? 88 : 78;
     const fit = Math.min(wish, Math.max(56, (room - 3 * GAP) / 4));
     const cell = width <= fit ? Math.floor(fit / width) : fit / width;
     const [w, h] = [width * cell, height * cell];

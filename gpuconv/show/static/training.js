@@ -48,6 +48,7 @@
         element("figure", {}, element("figcaption", {}, "Worst mistakes: click one to look at it"),
           element("ul", { id: "mistakes" }))));
     find("confusion").addEventListener("pointermove", confusionTip);
+    new ResizeObserver(soon).observe(find("training"));
   }
 
   const chart = (id, name) => element("figure", {}, element("figcaption", { id: `${id}-words` }, name),
