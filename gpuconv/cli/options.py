@@ -54,10 +54,17 @@ def add_port(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port",
         default=PORT,
-        type=whole(0),
+        type=_port,
         metavar="N",
         help=f"of the page; where it is busy the next free one is taken; 0: any (default: {PORT})",
     )
+
+
+def _port(text: str) -> int:
+    value = whole(0)(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {value}")
+    return value
 
 
 def add_seed(parser: argparse.ArgumentParser, what: str) -> None:

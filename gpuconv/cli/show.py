@@ -149,9 +149,9 @@ def _session(network: Any, metadata: Any, title: str, data: str | None, note: st
     wanted = Input(metadata, network)
     settings = metadata.get("settings") or {}
     name = data or settings.get("data")
-    test = (lambda: wanted.data(name, "test")) if name else None
-    if test is not None and data is None:
-        test = _if_there(test)
+    test = None
+    if name:
+        test = _test_pictures(wanted, name, required=data is not None)
     start = None
     if settings and network.spec:
         start = _built(network.spec, settings["seed"]).state_dict()
@@ -179,11 +179,13 @@ def _session_of(trainer: Any, loaders: Any, chosen: Settings) -> tuple[Session, 
     return session, held, f"{kind} pictures"
 
 
-def _if_there(load: Any) -> Any:
-    """The run's own test pictures, None where they are no longer there."""
+def _test_pictures(wanted: Any, name: str, required: bool) -> Any:
+    """A function that gives the test pictures; None where the run's own are no longer there."""
     try:
-        dataset = load()
+        dataset = wanted.data(name, "test")
     except (OSError, ValueError):
+        if required:
+            raise
         return None
     return lambda: dataset
 

@@ -54,11 +54,12 @@ class PageServer(ThreadingHTTPServer):
         self._open: set[socket.socket] = set()
         if ":" in host:
             self.address_family = socket.AF_INET6
-        for tried in range(port, port + PORTS_TRIED):
+        last = min(port + PORTS_TRIED, 65536) - 1
+        for tried in range(port, last + 1):
             try:
                 super().__init__((host, tried), Handler)
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or tried == port + PORTS_TRIED - 1:
+                if error.errno != errno.EADDRINUSE or tried == last:
                     reason = (error.strerror or str(error)).lower()
                     raise type(error)(f"show: cannot listen on {host}:{tried}: {reason}") from None
                 self.moved = True

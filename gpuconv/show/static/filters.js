@@ -53,7 +53,8 @@
   function sheet({ layer, section }, title, found, most) {
     const [filters, channels, rows, columns] = asKernels(layer, found.shape);
     const [k, c] = [Math.min(filters, MOST_FILTERS), Math.min(channels, MOST_CHANNELS)];
-    const cell = Math.max(1, Math.min(7, Math.floor(34 / Math.max(rows, columns))));
+    const side = k * c <= 32 ? 50 : 34;
+    const cell = Math.max(1, Math.min(10, Math.floor(side / Math.max(rows, columns))));
     const [w, h] = [columns * cell + 2, rows * cell + 2];
     const group = c * w + 8;
     const room = Math.max(group, section.clientWidth - 8);

@@ -84,7 +84,7 @@
   function dot(found) {
     const { model } = gpuconv.page;
     return [
-      equation(part(`sum of ${found.products.length} products`, found.sum, "sum"),
+      equation(part(`Σ of ${found.products.length} products`, found.sum, "sum"),
         ...(found.bias === null ? [] : [sign("+"), part("bias", found.bias, "bias")]),
         sign("="), part("result", found.value, "value")),
       gpuconv.terms.pictures(found, model, gpuconv.select),
@@ -117,8 +117,9 @@
       body.append(row);
     }
     const { name } = gpuconv.page.model.layers[from];
-    return element("div", { class: "scrolls" }, element("table", { class: "window" },
-      element("caption", {}, `the window in ${name}, map ${channels[0]}, from row ${top}, column ${left}`), body));
+    const words = `The window in ${name}, map ${channels[0]}, from row ${top}, column ${left}`;
+    return element("div", { class: "scrolls" }, note(words),
+      element("table", { class: "window", "aria-label": words }, body));
   }
 
   function winner(found) {
