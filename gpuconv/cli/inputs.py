@@ -133,12 +133,22 @@ class Input:
         remains takes the colour of its border. invert None: where the network learned from images
         with a dark border and this one's is light.
         """
+        from gpuconv.data import load_image
+
+        fitted, inverted = self.fit(load_image(path, grayscale=self.channels == 1), invert)
+        return self.to_float(fitted), inverted
+
+    def to_float(self, pixels: np.ndarray) -> np.ndarray:
+        """One image, uint8 (C, H, W), as the network reads it: float32 (1, C, *size)."""
+        from gpuconv.data import to_float
+
+        return to_float(pixels[None], self.size, self.mean, self.std)
+
+    def fit(self, pixels: np.ndarray, invert: bool | None) -> tuple[np.ndarray, bool]:
+        """`picture`'s scaling of uint8 pixels of any size: uint8 (C, H, W)."""
         import numpy as np
         from PIL import Image
 
-        from gpuconv.data import load_image, to_float
-
-        pixels = load_image(path, grayscale=self.channels == 1)
         if len(pixels) != self.channels:
             pixels = np.broadcast_to(pixels, (self.channels, *pixels.shape[1:]))
         border = np.concatenate(
@@ -158,4 +168,4 @@ class Input:
             plane[top : top + height, left : left + width] = np.asarray(image)
         if inverted:
             fitted = 255 - fitted
-        return to_float(fitted[None], self.size, self.mean, self.std), inverted
+        return fitted, inverted

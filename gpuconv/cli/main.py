@@ -20,6 +20,7 @@ from gpuconv.cli import (
     patches,
     predict,
     shift,
+    show,
     steps,
     summary,
     train,
@@ -31,7 +32,7 @@ from gpuconv.errors import DeviceError, unknown
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(train, evaluate, predict, explain, patches, filters, shift),
+        *(train, evaluate, predict, show, explain, patches, filters, shift),
         *(summary, steps, demo, doctor, warmup),
     )
 }

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+PORT = 8123  # of the page in the browser
+
+
 class UsageError(ValueError):
     """Arguments that the command line cannot take."""
 
@@ -44,6 +47,24 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"auto, {', '.join(DEVICES)}; auto is the fastest there is (default: auto)",
     )
+
+
+def add_port(parser: argparse.ArgumentParser) -> None:
+    """--port, of the page in the browser."""
+    parser.add_argument(
+        "--port",
+        default=PORT,
+        type=_port,
+        metavar="N",
+        help=f"of the page; where it is busy the next free one is taken; 0: any (default: {PORT})",
+    )
+
+
+def _port(text: str) -> int:
+    value = whole(0)(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {value}")
+    return value
 
 
 def add_seed(parser: argparse.ArgumentParser, what: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv.cli import recipes
-from gpuconv.cli.options import add_device, add_seed, number, one_of, whole
+from gpuconv.cli.options import add_device, add_port, add_seed, number, one_of, whole
 
 HELP = "train a network, by default the article's LeNet on MNIST, and test it"
 EXAMPLES = """\
@@ -20,6 +20,7 @@ EXAMPLES = """\
   gpuconv train --data fashion-mnist --epochs 5 --optimizer adam --lr 0.001 --schedule none
   gpuconv train --data pictures/ --augment shift+flip --out runs/pictures
   gpuconv train --resume runs/lenet-mnist
+  gpuconv train --show                    watch it learn in the browser
 """
 
 
@@ -92,6 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", metavar="DIR", help="go on with the run in DIR, with the settings it began with"
     )
     add("--overwrite", action="store_true", help="replace the run that --out holds")
+    add("--show", action="store_true", help="follow and steer the run in the browser, see `show`")
+    add_port(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -39,11 +39,21 @@ def train(args: argparse.Namespace, given: recipes.Settings) -> None:
         Path(args.resume) if args.resume else begin_folder(chosen, args.out, args.overwrite)
     )
     _announce(trainer, chosen, loaders)
+
+    def run(again: bool) -> None:
+        resume = again or bool(args.resume)
+        history = trainer.fit(*loaders, epochs=chosen["epochs"], resume=resume)
+        _report(trainer, chosen, history)
+
     try:
-        history = trainer.fit(*loaders, epochs=chosen["epochs"], resume=bool(args.resume))
+        if args.show:
+            from gpuconv.cli.show import watch
+
+            watch(trainer, loaders, chosen, args.port, run)
+        else:
+            run(again=False)
     except Interrupted as stop:
         raise _with_hint(stop, trainer.out) from None
-    _report(trainer, chosen, history)
 
 
 def _stored_settings(folder: str) -> recipes.Settings:

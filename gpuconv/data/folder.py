@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,21 +34,28 @@ def load_image(
     (1, 28, 28)
     """
     with open(path, "rb") as file:
-        try:
-            with Image.open(file) as opened:
-                image = _eight_bit(ImageOps.exif_transpose(opened), path)
-        except DataError:
-            raise
-        except Image.UnidentifiedImageError:
-            raise DataError(
-                f"{path}: not a picture that Pillow can read; expected PNG, JPEG or "
-                "another common format"
-            ) from None
-        except Exception as error:  # decoders raise a dozen kinds: OSError, SyntaxError, struct's
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(
-                f"{path}: damaged or unreadable picture ({reason}); replace or remove it"
-            ) from None
+        return decode_image(file, path, grayscale, size)
+
+
+def decode_image(
+    file: BinaryIO, name: str | os.PathLike[str], grayscale: bool = False, size: Size = None
+) -> np.ndarray:
+    """`load_image` of an open file; name: what error messages call it."""
+    try:
+        with Image.open(file) as opened:
+            image = _eight_bit(ImageOps.exif_transpose(opened), name)
+    except DataError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DataError(
+            f"{name}: not a picture that Pillow can read; expected PNG, JPEG or "
+            "another common format"
+        ) from None
+    except Exception as error:  # decoders raise a dozen kinds: OSError, SyntaxError, struct's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{name}: damaged or unreadable picture ({reason}); replace or remove it"
+        ) from None
     if grayscale and image.mode != "L":
         image = image.convert("L")
     if size is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -90,6 +91,7 @@ class Trainer:
         self.stopping = False
         self._initial = optimizer.hyperparameters()  # before a schedule changes them
         self._signals: Signals | None = None
+        self._told: int | None = None  # by `interrupt`, as if that signal had come
         self._run: dict[str, Any] = {}
         self._saved_at = self._tick = 0.0
 
@@ -127,7 +129,7 @@ class Trainer:
         return self.history.epochs()
 
     def _begin(self, train: Any, validation: Any, resume: bool | str) -> None:
-        self.stopping = False
+        self.stopping, self._told = False, None
         self._saved_at = self._tick = time.monotonic()
         self._drawing = state.drawing_layers(self.model)
         self._run = describe_run(self, self._initial, train, validation)
@@ -290,7 +292,7 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _stop_if_told(self) -> None:
-        number = self._signals.received if self._signals else None
+        number = self._number()
         if number is None:
             return
         self._save_last()
@@ -298,6 +300,23 @@ class Trainer:
         where = f"interrupted in epoch {p.epoch + 1} after {p.batch} of {self.batches} batches"
         saved = "" if self.out is None else f"; saved in {self.out / 'last.safetensors'}"
         raise Interrupted(number, where + saved)
+
+    def _number(self) -> int | None:
+        received = self._signals.received if self._signals else None
+        return self._told if received is None else received
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run ends after this batch: a callback that waits should wait no longer."""
+        return self._number() is not None
+
+    def interrupt(self) -> None:
+        """End the run after this batch, saved, as Ctrl-C does: `fit` raises Interrupted."""
+        self._told = signal.SIGINT
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count time that a callback spent waiting."""
+        self._tick += seconds
 
     # ---- use -----------------------------------------------------------------------------------
 

@@ -1,0 +1,111 @@
+"""What the server refuses before it looks at a request: wrong hosts, other sites, slow clients."""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import socket
+import time
+from email.message import Message
+from urllib.parse import urlsplit
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+EXPECTED = "open the page by the address that the command printed"
+
+
+class Refused(Exception):
+    """A request that is not answered: an HTTP status and one line."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def check_host(given: str | None, bound: str) -> None:
+    """Refuse a Host header that is not this server's: a site may point its name at 127.0.0.1.
+
+    bound: the address that the server listens on. On one that is not this machine's own, any
+    address in numbers will do, since a name of another site is never that.
+    """
+    name = _name_of(given or "")
+    allowed = name in LOCAL_NAMES or name == bound or name == f"[{bound}]"
+    if not allowed and not is_loopback(bound):
+        allowed = _is_address(name.strip("[]"))
+    if not allowed:
+        raise Refused(403, f"this server is not {name or 'nameless'!r}; {EXPECTED}")
+
+
+def check_origin(headers: Message) -> None:
+    """Refuse what another site's page sends: browsers say where a request comes from."""
+    host, origin = headers.get("Host", ""), headers.get("Origin")
+    if origin is not None and (origin == "null" or urlsplit(origin).netloc != host):
+        raise Refused(403, f"requests from {origin[:80]!r} are not answered; {EXPECTED}")
+    site = headers.get("Sec-Fetch-Site", "none")
+    if site not in ("same-origin", "none"):
+        raise Refused(403, f"requests from another site ({site[:20]}) are not answered")
+
+
+def check_type(given: str | None, expected: str) -> None:
+    """Refuse a body of another type: what a form on another site can send is not `expected`."""
+    if (given or "").partition(";")[0].strip().lower() != expected:
+        raise Refused(415, f"the body must be {expected}, got {(given or 'nothing')[:80]}")
+
+
+def body_length(headers: Message, most: int) -> int:
+    """The length of a request's body. Refuses none, a wrong one, and more than `most` bytes."""
+    if headers.get("Transfer-Encoding"):
+        raise Refused(411, "send a Content-Length, not a Transfer-Encoding")
+    text = headers.get("Content-Length", "")
+    if not (text.isascii() and text.isdigit()):
+        raise Refused(411, "the request needs its Content-Length, a number of bytes")
+    if len(text) > 18 or int(text) > most:
+        raise Refused(413, f"the body has {text[:20]} bytes, at most {most:,} are read")
+    return int(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class TimedReader(io.RawIOBase):
+    """A socket to read from until `deadline`, a time of `time.monotonic`: then TimeoutError.
+
+    A timeout of the socket alone counts anew with every byte, so a client that sends one now and
+    then would hold its thread for ever.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.deadline = time.monotonic()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request took too long")
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
+def _name_of(host: str) -> str:
+    """A Host header without its port."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+// The network's answer as bars, and what of the picture speaks for a class.
+"use strict";
+
+(() => {
+  const { element, find, percent, say } = gpuconv;
+  const MOST_BARS = 10;
+  let model;
+  let held = null; // the explanation that is shown: {shape, values}
+  let asking = false;
+  let again = false;
+  let cost = 0; // of the last explanation, in ms
+  const SLOW = 60; // ms: slower ones wait until the drawing rests
+  const METHODS = {
+    gradient: ["gradient (saliency)", "orange: the score grows as the pixel gets brighter; blue: it falls"],
+    input_x_gradient: ["pixel × gradient", "orange: the pixel adds to the score; blue: it takes from it"],
+    smooth_grad: ["smoothed gradient", "the gradient, averaged over noisy copies of the picture"],
+    guided_backprop: ["guided backprop", "the gradient, with only what speaks for it passed back"],
+    deconvnet: ["deconvnet", "what the class would draw, sent back through the filters"],
+    grad_cam: ["Grad-CAM", "where the last maps speak for the class"],
+    occlusion: ["occlusion", "orange: covering the place lowers the score; blue: it raises it"],
+  };
+
+  function begin(description) {
+    model = description;
+    const method = find("method");
+    method.replaceChildren(element("option", { value: "" }, "nothing"),
+      ...model.methods.map((name) => element("option", { value: name }, METHODS[name]?.[0] ?? name)));
+    const target = find("target");
+    target.replaceChildren(element("option", { value: "" }, "the answer"),
+      ...model.classes.map((name, k) => element("option", { value: String(k) }, name)));
+    find("explain").hidden = model.methods.length === 0;
+    method.onchange = target.onchange = () => { cost = 0; explain(); };
+  }
+
+  /** Show the probabilities; `loud` once the drawing rests. */
+  function show(probabilities, loud) {
+    const order = probabilities.map((_, k) => k);
+    const best = order.reduce((a, b) => ((probabilities[b] ?? -1) > (probabilities[a] ?? -1) ? b : a));
+    const shown = order.length <= MOST_BARS ? order
+      : order.sort((a, b) => probabilities[b] - probabilities[a]).slice(0, MOST_BARS);
+    find("bars").replaceChildren(...shown.map((k) => bar(k, probabilities[k], k === best)));
+    find("best").textContent = model.classes[best];
+    find("best").dataset.class = best;
+    find("sure").textContent = percent(probabilities[best]);
+    if (loud) say(`The answer is ${model.classes[best]}, ${percent(probabilities[best])}.`, 500);
+    return best;
+  }
+
+  function bar(k, share, best) {
+    const fill = element("span", { class: "fill" });
+    fill.style.width = `${100 * (share ?? 0)}%`;
+    const row = element("li", best ? { class: "best" } : {},
+      element("button", {
+        type: "button", class: "label", title: "how softmax made this",
+        click: () => gpuconv.select({ layer: model.layers.length - 1, index: [k] }),
+      }, model.classes[k]),
+      element("span", { class: "bar", "aria-hidden": "true" }, fill),
+      element("span", { class: "share" }, percent(share)));
+    row.dataset.share = share;
+    return row;
+  }
+
+  /** Ask anew what speaks for the class; while the picture is still being drawn, if that is quick. */
+  async function explain(drawing = false) {
+    const method = find("method").value;
+    const { page, source } = gpuconv;
+    find("explain-picture").hidden = !method || !page.run;
+    if (!method || !page.run || (drawing && cost > SLOW)) return;
+    if (asking) { again = true; return; }
+    asking = true;
+    const since = performance.now();
+    const { run } = page;
+    const target = find("target").value === "" ? page.best : Number(find("target").value);
+    try {
+      held = await source.explanation(run, method, target);
+      paint();
+      find("explain-words").textContent = `Class ${model.classes[target]}; ${METHODS[method]?.[1] ?? method}.`;
+    } catch (error) {
+      if (!error.gone) find("explain-words").textContent = error.message;
+    } finally {
+      asking = false;
+      cost = performance.now() - since;
+    }
+    if (again) { again = false; explain(); }
+  }
+
+  /** The map of the explanation beside the picture it is of. */
+  function paint() {
+    if (!held || find("explain-picture").hidden) return;
+    const [channels, rows, columns] = held.shape;
+    const sums = new Float32Array(rows * columns);
+    for (let c = 0; c < channels; c++) {
+      for (let i = 0; i < sums.length; i++) sums[i] += held.values[c * sums.length + i];
+    }
+    const most = sums.reduce((size, v) => Math.max(size, Math.abs(v)), 0);
+    const side = 128;
+    const scale = side / Math.max(rows, columns);
+    const canvas = find("explain-map");
+    const context = gpuconv.sized(canvas, columns * scale, rows * scale);
+    context.drawImage(gpuconv.bitmap(sums, 0, rows, columns, gpuconv.palette(most)), 0, 0, columns * scale, rows * scale);
+    const input = gpuconv.page.maps.get(0);
+    if (!input) return;
+    const under = gpuconv.sized(find("explain-input"), columns * scale, rows * scale);
+    under.drawImage(gpuconv.bitmap(input.values, 0, rows, columns, gpuconv.gray(input.min, input.max)), 0, 0, columns * scale, rows * scale);
+  }
+
+  Object.assign(window.gpuconv, { answer: { begin, show, explain, paint } });
+})();

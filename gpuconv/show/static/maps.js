@@ -1,0 +1,193 @@
+// A layer's maps on its canvas: where each lies, their colours, and the marks on them.
+"use strict";
+
+(() => {
+  const { text, windows, field } = gpuconv;
+  const GAP = 8;
+
+  /** Where each map lies: {cell, columns, width, height, tiles: [[x, y]]}, in CSS pixels. */
+  function layout(view) {
+    const { shape, number } = view.layer;
+    const { classes } = gpuconv.page.model;
+    const room = Math.max(200, view.canvas.parentElement.clientWidth - 6);
+    if (shape.length !== 3) {
+      const cell = shape[0] <= 16 ? Math.min(34, Math.floor(room / shape[0])) : 15;
+      const columns = Math.min(shape[0], Math.floor(room / cell));
+      const rows = Math.ceil(shape[0] / columns);
+      const words = shape[0] === classes.length && shape[0] <= 16;
+      return { cell, columns, words, width: columns * cell, height: rows * cell + (words ? 18 : 0) };
+    }
+    const [, height, width] = shape;
+    const shown = Math.min(view.layer.page, shape[0] - view.first);
+    const wish = number === 0 || width > 64 ? 132 : shown <= 8 ? 88 : 78;
+    const fit = Math.min(wish, Math.max(56, (room - 3 * GAP) / 4));
+    const cell = width <= fit ? Math.floor(fit / width) : fit / width;
+    const [w, h] = [width * cell, height * cell];
+    const across = Math.max(1, Math.floor((room + GAP) / (w + GAP)));
+    const tiles = Array.from({ length: shown }, (_, i) =>
+      [(i % across) * (w + GAP), Math.floor(i / across) * (h + GAP)]);
+    const rows = Math.ceil(shown / across);
+    return {
+      cell, tiles, w, h, across, width: Math.min(shown, across) * (w + GAP) - GAP,
+      height: rows * (h + GAP) - GAP,
+    };
+  }
+
+  function colours(view, held) {
+    if (view.layer.kind === "input") return gpuconv.gray(held.min, held.max);
+    return gpuconv.palette(scaleOf(view.layer, held));
+  }
+
+  /** The size of value that has the full colour. */
+  function scaleOf(layer, held) {
+    const own = Math.max(Math.abs(held.min), Math.abs(held.max));
+    const { page } = gpuconv;
+    if (page.scale !== "network" || layer.kind === "softmax") return own;
+    let most = 0;
+    for (const [number, other] of page.maps) {
+      if (number > 0 && number < page.model.layers.length - 1) {
+        most = Math.max(most, Math.abs(other.min), Math.abs(other.max));
+      }
+    }
+    return most || own;
+  }
+
+  /** Draw a layer's maps, marks and legend; false where its values are not here yet. */
+  function paint(view) {
+    const held = gpuconv.page.maps.get(view.layer.number);
+    if (!held || held.first !== view.first) return false;
+    const at = (view.at = layout(view));
+    const context = gpuconv.sized(view.canvas, at.width, at.height);
+    const colour = colours(view, held);
+    if (at.tiles) paintMaps(view, at, held, colour, context);
+    else paintVector(view, at, held, colour, context);
+    paintMarks(view, context);
+    paintLegend(view, held);
+    return true;
+  }
+
+  function paintMaps(view, at, held, colour, context) {
+    const [, height, width] = view.layer.shape;
+    const whole = gpuconv.bitmap(held.values, 0, height * at.tiles.length, width, colour, view.bitmap);
+    view.bitmap = whole;
+    context.strokeStyle = gpuconv.style("--frame");
+    context.lineWidth = 1;
+    at.tiles.forEach(([x, y], i) => {
+      context.drawImage(whole, 0, i * height, width, height, x, y, at.w, at.h);
+      context.strokeRect(x + 0.5, y + 0.5, at.w - 1, at.h - 1);
+    });
+  }
+
+  function paintVector(view, at, held, colour, context) {
+    held.values.forEach((value, i) => {
+      const [x, y] = [(i % at.columns) * at.cell, Math.floor(i / at.columns) * at.cell];
+      context.fillStyle = gpuconv.css(colour(value));
+      context.fillRect(x, y, at.cell - 1, at.cell - 1);
+    });
+    if (!at.words) return;
+    context.fillStyle = gpuconv.style("--faint");
+    context.font = "12px system-ui, sans-serif";
+    context.textAlign = "center";
+    gpuconv.page.model.classes.forEach((name, i) =>
+      context.fillText(name.slice(0, 4), (i + 0.5) * at.cell, at.cell + 14));
+  }
+
+  function paintLegend(view, held) {
+    const { layer, legend } = view;
+    const [canvas, range] = legend.children;
+    const picture = layer.kind === "input";
+    const most = scaleOf(layer, held);
+    const [low, high] = picture ? [held.min, held.max] : [held.min < 0 ? -most : 0, most];
+    const context = gpuconv.sized(canvas, 72, 8);
+    const colour = picture ? gpuconv.gray(low, high) : gpuconv.palette(most);
+    for (let x = 0; x < 72; x++) {
+      context.fillStyle = gpuconv.css(colour(low + ((high - low) * x) / 71));
+      context.fillRect(x, 0, 1.5, 8);
+    }
+    range.textContent = `${text(low)} to ${text(high)}`;
+  }
+
+  /** A box around elements of a map, in the canvas's pixels; null where it is not shown. */
+  function boxOf(view, channel, top, left, rows, columns) {
+    const { at } = view;
+    if (!at) return null;
+    if (!at.tiles) {
+      const [x, y] = [(left % at.columns) * at.cell, Math.floor(left / at.columns) * at.cell];
+      const whole = columns > 1;
+      return whole ? [0, 0, at.width, at.height - (at.words ? 18 : 0)] : [x, y, at.cell, at.cell];
+    }
+    const tile = at.tiles[channel - view.first];
+    if (!tile) return null;
+    return [tile[0] + left * at.cell, tile[1] + top * at.cell, columns * at.cell, rows * at.cell];
+  }
+
+  function paintMarks(view, context) {
+    const { page } = gpuconv;
+    const { model } = page;
+    for (const [node, strong] of [[page.hovered, false], [page.selected, true]]) {
+      if (!node) continue;
+      const layer = model.layers[node.layer];
+      const colour = gpuconv.style(strong ? "--select" : "--hover");
+      if (node.layer === view.layer.number) {
+        const [channel, row, column] = place(node.index);
+        outline(context, boxOf(view, channel, row, column, 1, 1), colour, strong);
+      }
+      for (const read of windows(model.layers, layer, node.index)) {
+        if (read.from !== view.layer.number) continue;
+        const rows = (read.rows - 1) * read.dilation[0] + 1;
+        const columns = (read.columns - 1) * read.dilation[1] + 1;
+        for (const channel of read.channels) {
+          outline(context, boxOf(view, channel, read.top, read.left, rows, columns), colour, strong);
+        }
+      }
+      if (view.layer.number === 0 && node.layer > 0) {
+        const seen = field(model.layers, layer, node.index);
+        context.setLineDash([4, 3]);
+        for (let c = 0; c < view.layer.shape[0]; c++) {
+          outline(context, boxOf(view, c, seen.top, seen.left, seen.rows, seen.columns), colour, strong);
+        }
+        context.setLineDash([]);
+      }
+    }
+  }
+
+  const place = (index) => (index.length === 3 ? index : [0, 0, index[0]]);
+
+  function outline(context, box, colour, strong) {
+    if (!box) return;
+    const [x, y, width, height] = box;
+    context.lineWidth = strong ? 4 : 3;
+    context.strokeStyle = gpuconv.style("--paper");
+    context.strokeRect(x, y, width, height);
+    context.lineWidth = strong ? 2 : 1.25;
+    context.strokeStyle = colour;
+    context.strokeRect(x, y, width, height);
+  }
+
+  /** The index of the element at a pointer's place, or null. */
+  function elementAt(view, event) {
+    const { at, layer } = view;
+    if (!at) return null;
+    const box = view.canvas.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    if (!at.tiles) {
+      const column = Math.floor(x / at.cell);
+      const i = Math.floor(y / at.cell) * at.columns + column;
+      return column >= 0 && column < at.columns && i >= 0 && i < layer.shape[0] ? [i] : null;
+    }
+    const number = at.tiles.findIndex(([left, top]) =>
+      x >= left && x < left + at.w && y >= top && y < top + at.h);
+    if (number < 0) return null;
+    const [left, top] = at.tiles[number];
+    const row = Math.min(layer.shape[1] - 1, Math.floor((y - top) / at.cell));
+    const column = Math.min(layer.shape[2] - 1, Math.floor((x - left) / at.cell));
+    return [view.first + number, row, column];
+  }
+
+  const boxOfNode = (view, index) => {
+    const [channel, row, column] = place(index);
+    return boxOf(view, channel, row, column, 1, 1);
+  };
+
+  Object.assign(window.gpuconv, { maps: { paint, elementAt, boxOfNode } });
+})();

@@ -1,0 +1,221 @@
+// The inspector: how one number came about.
+"use strict";
+
+(() => {
+  const { element, number, find, say, text } = gpuconv;
+  let asked = 0;
+
+  /** Open a node: {layer, index}. Asks the source, and shows its answer. */
+  async function open(node, loud = true) {
+    const { page, source } = gpuconv;
+    const turn = ++asked;
+    if (!page.run) return;
+    const { run } = page;
+    let found;
+    try {
+      found = await source.node(run, node.layer, node.index);
+    } catch (error) {
+      if (error.gone) return; // a newer run is on its way, and opens the node again
+      throw error;
+    }
+    if (turn !== asked) return;
+    show(found);
+    if (loud) say(summary(found));
+  }
+
+  const layerOf = (found) => gpuconv.page.model.layers[found.layer];
+
+  function title(found) {
+    const layer = layerOf(found);
+    const softmax = layer.kind === "softmax" || layer.number === gpuconv.page.model.scores;
+    const name = softmax ? `class ${gpuconv.page.model.classes[found.index[0]]}`
+      : gpuconv.layers.words(found.index);
+    return `${layer.name} · ${name}`;
+  }
+
+  function summary(found) {
+    const sum = found.products
+      ? ` The sum of ${found.products.length} products is ${text(found.sum)}` +
+        (found.bias === null ? "." : `, the bias ${text(found.bias)}.`)
+      : "";
+    return `${title(found)}: ${text(found.value)}.${sum}`;
+  }
+
+  function show(found) {
+    const body = find("node-body");
+    find("node").dataset.shown = JSON.stringify([found.layer, found.index]);
+    find("node-title").textContent = title(found);
+    const held = gpuconv.page.maps.get(found.layer);
+    const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
+    if (held) {
+      const most = Math.max(Math.abs(held.min), Math.abs(held.max));
+      swatch.style.background = gpuconv.css(gpuconv.palette(most)(found.value ?? NaN));
+    }
+    const value = number(found.value);
+    value.id = "node-value";
+    const kept = [...body.querySelectorAll("details")].some((fold) => fold.open);
+    body.replaceChildren(element("p", { class: "value" }, swatch, value), ...(parts[found.kind] || other)(found));
+    const fold = body.querySelector("details");
+    if (fold && kept) fold.open = true;
+    body.append(...onward(found));
+    find("node").classList.add("filled");
+  }
+
+  const part = (label, value, name) => {
+    const shown = number(value);
+    shown.dataset.part = name;
+    return element("span", { class: "part" }, element("small", {}, label), shown);
+  };
+  const sign = (word) => element("span", { class: "sign" }, word);
+  const equation = (...children) => element("div", { class: "equation" }, ...children);
+  const note = (words) => element("p", { class: "note" }, words);
+
+  /** A link to another node. */
+  function link(layer, index, value, name = "x") {
+    const { model } = gpuconv.page;
+    const shown = number(value);
+    shown.dataset.part = name;
+    return element("button", {
+      type: "button", class: "part opens",
+      click: () => gpuconv.select({ layer, index }),
+    }, element("small", {}, `${model.layers[layer].name} ${gpuconv.layers.words(index)}`), shown);
+  }
+
+  function dot(found) {
+    const { model } = gpuconv.page;
+    return [
+      equation(part(`Σ of ${found.products.length} products`, found.sum, "sum"),
+        ...(found.bias === null ? [] : [sign("+"), part("bias", found.bias, "bias")]),
+        sign("="), part("result", found.value, "value")),
+      gpuconv.terms.pictures(found, model, gpuconv.select),
+      gpuconv.terms.table(found, model),
+    ];
+  }
+
+  /** A window's values in their places, the winner marked. */
+  function windowTable(found) {
+    const { rows, columns, top, left, dilation, from, channels } = found.window;
+    if (rows * columns > 400) return note(`A window of ${rows} by ${columns} values.`);
+    const body = element("tbody");
+    for (let r = 0; r < rows; r++) {
+      const row = element("tr");
+      for (let c = 0; c < columns; c++) {
+        const i = r * columns + c;
+        const there = gpuconv.terms.inside(found, i);
+        const cell = there ? number(found.x[i], "td") : element("td", { class: "padding" }, "padding");
+        if (i === found.winner) {
+          cell.classList.add("winner");
+          cell.setAttribute("aria-label", `${text(found.x[i])}, the winner`);
+        }
+        if (there) {
+          const index = [channels[0], top + r * dilation[0], left + c * dilation[1]];
+          cell.classList.add("opens");
+          cell.addEventListener("click", () => gpuconv.select({ layer: from, index }));
+        }
+        row.append(cell);
+      }
+      body.append(row);
+    }
+    const { name } = gpuconv.page.model.layers[from];
+    const words = `The window in ${name}, map ${channels[0]}, from row ${top}, column ${left}`;
+    return element("div", { class: "scrolls" }, note(words),
+      element("table", { class: "window", "aria-label": words }, body));
+  }
+
+  function winner(found) {
+    if (found.winner === null) return [note("The window lies in the padding alone.")];
+    const { rows, columns, top, left, dilation, from, channels } = found.window;
+    const index = [
+      channels[0], top + Math.floor(found.winner / columns) * dilation[0],
+      left + (found.winner % columns) * dilation[1],
+    ];
+    return [
+      equation(sign("largest of"), part("values", rows * columns, "count"), sign("is"),
+        link(from, index, found.x[found.winner], "winner")),
+      windowTable(found),
+    ];
+  }
+
+  const mean = (found) => [
+    equation(sign("sum ÷"), part("divisor", found.divisor, "divisor"), sign("="),
+      part("result", found.value, "value")),
+    windowTable(found),
+  ];
+
+  const formula = (words) => (found) => [
+    equation(link(found.from, found.at, found.x), sign(words), part("result", found.value, "value")),
+  ];
+
+  function softmax(found) {
+    const { model } = gpuconv.page;
+    if (!found.exps) return other(found);
+    const own = found.exps[found.index[0]];
+    const order = found.x.map((_, k) => k).sort((a, b) => found.x[b] - found.x[a]).slice(0, 20);
+    const rows = order.map((k) => element("tr", k === found.index[0] ? { class: "winner" } : {},
+      element("th", { scope: "row" }, model.classes[k] ?? String(k)),
+      number(found.x[k], "td"), number(found.exps[k], "td"),
+      number(Math.fround(found.exps[k] / found.sum), "td")));
+    const head = ["class", "score", "e^(score − largest)", "probability"];
+    const left = found.x.length - order.length;
+    return [
+      equation(part("e^(score − largest)", own, "exp"), sign("÷"), part("sum of all", found.sum, "sum"),
+        sign("="), part("probability", found.value, "value")),
+      element("div", { class: "scrolls" }, element("table", {},
+        element("thead", {}, element("tr", {}, ...head.map((word) => element("th", { scope: "col" }, word)))),
+        element("tbody", {}, ...rows))),
+      ...(left > 0 ? [note(`${left} classes of lower scores are left out.`)] : []),
+    ];
+  }
+
+  const batchNorm = (found) => [
+    equation(sign("("), link(found.from, found.at, found.x), sign("−"), part("mean", found.mean, "mean"),
+      sign(") ÷ √("), part("variance", found.var, "var"), sign("+"), part("eps", found.eps, "eps"), sign(") ×"),
+      part("weight", found.weight, "weight"), sign("+"), part("bias", found.bias, "bias"), sign("="),
+      part("result", found.value, "value")),
+  ];
+
+  const responseNorm = (found) => [
+    equation(part("value", found.x[found.center], "x"), sign("÷ ("), part("k", found.k, "k"), sign("+"),
+      part("a", found.a, "a"), sign(`× sum of ${found.x.length} squares ) ^`), part("beta", found.beta, "beta"),
+      sign("="), part("result", found.value, "value")),
+  ];
+
+  const add = (found) => [
+    equation(link(found.from[0], found.at, found.x[0], "x0"), sign("+"),
+      link(found.from[1], found.at, found.x[1], "x1"), sign("="), part("result", found.value, "value")),
+  ];
+
+  const other = (found) => [note(found.kind === "input"
+    ? "A pixel of the picture, as the network reads it."
+    : `How a ${layerOf(found).type} computes this is not shown.`)];
+
+  const parts = {
+    conv: dot, linear: dot, max_pool: winner, avg_pool: mean, sum_pool: mean, adaptive_avg_pool: mean,
+    relu: formula("→ max(0, x) ="), tanh: formula("→ tanh x ="),
+    scaled_tanh: formula("→ 1.7159 tanh(2x/3) ="), sigmoid: formula("→ 1 / (1 + e\u207b\u02e3) ="),
+    dropout: formula("passes as"), identity: formula("stays"), flatten: formula("is moved to"),
+    concat: formula("is taken over as"), add, batch_norm: batchNorm, response_norm: responseNorm, softmax,
+  };
+
+  /** What reads this value next. */
+  function onward(found) {
+    const { model, maps } = gpuconv.page;
+    const elementwise = ["relu", "tanh", "scaled_tanh", "sigmoid", "batch_norm", "dropout", "identity"];
+    const next = model.layers.filter((layer) => layer.from.includes(found.layer));
+    return next.filter((layer) => elementwise.includes(layer.kind)).map((layer) => {
+      const held = maps.get(layer.number);
+      const value = held ? gpuconv.layers.valueAt(layer, found.index) : null;
+      return equation(sign(`then ${layer.type}:`), link(layer.number, found.index, value, "then"));
+    });
+  }
+
+  function close() {
+    asked++;
+    find("node").classList.remove("filled");
+    find("node-title").textContent = "Nothing open";
+    find("node-body").replaceChildren(note("Click any value of any layer, or walk there with the arrow keys."));
+    delete find("node").dataset.shown;
+  }
+
+  Object.assign(window.gpuconv, { node: { open, close } });
+})();

@@ -1,0 +1,100 @@
+// Numbers and elements: how the page writes a float, and short ways to make and find elements.
+"use strict";
+window.gpuconv = window.gpuconv || {};
+
+(() => {
+  const MINUS = "\u2212";
+  let allDigits = false;
+
+  /** A float32 as text: four digits, or as many as tell it from its neighbours. */
+  function text(value) {
+    if (value === null || value === undefined || Number.isNaN(value)) return "not a number";
+    if (!Number.isFinite(value)) return value > 0 ? "\u221e" : MINUS + "\u221e";
+    return (allDigits ? shortest(value) : rounded(value)).replace("-", MINUS);
+  }
+
+  function rounded(value) {
+    if (Number.isInteger(value) && Math.abs(value) < 1e5) return String(value);
+    const size = Math.abs(value);
+    if (size >= 1e5 || size < 1e-4) return value.toExponential(2).replace("e-", "e\u2212");
+    const digits = Math.max(0, Math.min(6, 3 - Math.floor(Math.log10(size))));
+    return value.toFixed(digits);
+  }
+
+  /** The fewest digits that give the same float32 again. */
+  function shortest(value) {
+    const exact = Math.fround(value);
+    for (let digits = 1; digits < 10; digits++) {
+      const short = Number(value.toPrecision(digits));
+      if (Math.fround(short) === exact) return String(short);
+    }
+    return String(value);
+  }
+
+  function percent(share) {
+    if (share === null) return "not a number";
+    if (share > 0 && share < 0.0001) return "<0.01 %";
+    return (100 * share).toFixed(share < 0.0995 ? 2 : 1) + " %";
+  }
+
+  /** An element that says a number; its exact value is in `value`, and it follows the digits. */
+  function number(value, tag = "data") {
+    const made = element(tag, { class: "number" }, text(value));
+    made.setAttribute(tag === "data" ? "value" : "data-value", String(value));
+    return made;
+  }
+
+  /** element("p", {class: "note"}, "text", child...): attributes first, functions as listeners. */
+  function element(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (typeof value === "function") made.addEventListener(name, value);
+      else if (value === true) made.setAttribute(name, "");
+      else if (value !== false && value !== null) made.setAttribute(name, value);
+    }
+    made.append(...children.filter((child) => child !== null && child !== undefined));
+    return made;
+  }
+
+  const find = (id) => document.getElementById(id);
+
+  /** Write all numbers of the page anew, with all digits or few. */
+  function setDigits(all) {
+    allDigits = all;
+    for (const each of document.querySelectorAll(".number")) {
+      const given = each.getAttribute("value") ?? each.getAttribute("data-value");
+      each.textContent = text(given === "null" ? null : Number(given));
+    }
+  }
+
+  let saying = 0;
+  /** Say something to a screen reader, once things have settled. */
+  function say(words, wait = 250) {
+    clearTimeout(saying);
+    saying = setTimeout(() => { find("say").textContent = words; }, wait);
+  }
+
+  function fromBase64(encoded) {
+    const binary = atob(encoded);
+    const bytes = new Uint8Array(binary.length);
+    for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+    return bytes;
+  }
+
+  function toBase64(bytes) {
+    let binary = "";
+    for (let i = 0; i < bytes.length; i += 8192) {
+      binary += String.fromCharCode(...bytes.subarray(i, i + 8192));
+    }
+    return btoa(binary);
+  }
+
+  const floats = (encoded) => new Float32Array(fromBase64(encoded).buffer);
+  const count = (values) => values.reduce((a, b) => a * b, 1);
+  const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+
+  Object.assign(window.gpuconv, {
+    text, percent, number, element, find, setDigits, say, fromBase64, toBase64, floats, count,
+    plural,
+  });
+})();

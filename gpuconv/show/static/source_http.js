@@ -1,0 +1,46 @@
+// The page's questions put to the server that it came from.
+"use strict";
+window.gpuconv = window.gpuconv || {};
+
+(() => {
+  async function answer(response) {
+    if (!response.ok) throw new Error((await response.text()).trim());
+    const found = await response.json();
+    if (found.gone) throw Object.assign(new Error(found.gone), { gone: true });
+    return found;
+  }
+
+  const ask = async (path, given = {}) =>
+    answer(await fetch(`${path}?${new URLSearchParams(given)}`));
+
+  const send = async (path, body, type = "application/json") =>
+    answer(await fetch(path, { method: "POST", headers: { "Content-Type": type }, body }));
+
+  const values = (found) => ({ ...found, values: gpuconv.floats(found.data) });
+  const pixels = (found) => ({ ...found, pixels: gpuconv.fromBase64(found.pixels) });
+
+  window.gpuconv.source = {
+    describe: () => ask("/api/model"),
+
+    async run(picture) {
+      const found = await send("/api/run", JSON.stringify({
+        shape: picture.shape,
+        pixels: gpuconv.toBase64(picture.pixels),
+      }));
+      return { ...found, maps: found.maps.map(values) };
+    },
+
+    maps: async (run, layer, first) => values(await ask("/api/maps", { run, layer, first })),
+    node: (run, layer, index) => ask("/api/node", { run, layer, index: index.join(",") }),
+    filters: async (layer, when) => values(await ask("/api/filters", { layer, when })),
+    explanation: async (run, method, target) =>
+      values(await ask("/api/explanation", { run, method, target })),
+    sample: async (index) => pixels(await ask("/api/sample", { index })),
+    picture: async (file) => pixels(await send("/api/picture", file, "application/octet-stream")),
+
+    training: () => ask("/api/training"),
+    command: (action, given = {}) =>
+      send("/api/training", JSON.stringify({ action, ...given })),
+    events: () => new EventSource("/api/events"),
+  };
+})();

@@ -1,0 +1,133 @@
+// The page's questions answered by the network that is in the page itself.
+"use strict";
+
+(() => {
+  const { net } = gpuconv;
+  const MOST_RUNS = 4;
+  const runs = new Map();
+  let counter = 0;
+  let model, weights, start, samples;
+
+  /** Read what the export put into the page. */
+  function open() {
+    if (model) return;
+    const found = JSON.parse(document.getElementById("network").textContent);
+    ({ model, samples } = found);
+    const arrays = (all) => Object.fromEntries(Object.entries(all).map(([number, named]) =>
+      [number, Object.fromEntries(Object.entries(named).map(([name, data]) =>
+        [name, gpuconv.floats(data)]))]));
+    weights = arrays(found.weights);
+    start = arrays(found.start);
+  }
+
+  /** The picture as the network reads it: scaled to 0..1, framed with black, normalised. */
+  function prepared({ shape: [C, H, W], pixels }) {
+    const { size: [rows, columns], mean, std } = model.input;
+    const [top, left] = [Math.floor((rows - H) / 2), Math.floor((columns - W) / 2)];
+    const x = new Float32Array(C * rows * columns);
+    for (let c = 0; c < C; c++) {
+      for (let i = 0; i < rows; i++) {
+        for (let j = 0; j < columns; j++) {
+          const [y, z] = [i - top, j - left];
+          const inside = y >= 0 && y < H && z >= 0 && z < W;
+          const share = Math.fround(inside ? pixels[(c * H + y) * W + z] / 255 : 0);
+          x[(c * rows + i) * columns + j] = Math.fround(share - mean[c]) / std[c];
+        }
+      }
+    }
+    return x;
+  }
+
+  function maps(outputs, layer, first) {
+    const { shape, page } = model.layers[layer];
+    const values = outputs[layer];
+    const plane = values.length / shape[0];
+    let [min, max] = [Infinity, -Infinity];
+    for (const value of values) {
+      if (value < min) min = value;
+      if (value > max) max = value;
+    }
+    if (!Number.isFinite(min) || !Number.isFinite(max)) [min, max] = [0, 0];
+    return { layer, first, min, max, values: values.subarray(first * plane, (first + page) * plane) };
+  }
+
+  /** A picture of any size, fitted as `gpuconv predict` does. */
+  async function fitted(file) {
+    const [C, H, W] = model.input.image;
+    const image = await createImageBitmap(file).catch(() => {
+      throw new Error(`${file.name}: not a picture that this browser can read`);
+    });
+    const scale = Math.min(W / image.width, H / image.height);
+    const [w, h] = [Math.max(1, Math.round(image.width * scale)), Math.max(1, Math.round(image.height * scale))];
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [w, h];
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white";
+    context.fillRect(0, 0, w, h);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(image, 0, 0, w, h);
+    const { data } = context.getImageData(0, 0, w, h);
+    const at = (i, c) => (C === 1
+      ? Math.round(0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]) : data[4 * i + c]);
+    const [top, left] = [Math.floor((H - h) / 2), Math.floor((W - w) / 2)];
+    const pixels = new Uint8Array(C * H * W);
+    const borders = [];
+    for (let c = 0; c < C; c++) {
+      const border = [];
+      for (let i = 0; i < h; i++) {
+        for (let j = 0; j < w; j++) if (!i || !j || i === h - 1 || j === w - 1) border.push(at(i * w + j, c));
+      }
+      const around = border.sort((a, b) => a - b)[Math.floor(border.length / 2)];
+      borders.push(around);
+      pixels.fill(around, c * H * W, (c + 1) * H * W);
+      for (let i = 0; i < h; i++) {
+        for (let j = 0; j < w; j++) pixels[(c * H + top + i) * W + left + j] = at(i * w + j, c);
+      }
+    }
+    const inverted = model.input.dark_border && borders.reduce((a, b) => a + b) / C > 127;
+    if (inverted) pixels.forEach((value, i) => { pixels[i] = 255 - value; });
+    return { shape: [C, H, W], pixels, inverted };
+  }
+
+  window.gpuconv.source = {
+    async describe() {
+      open();
+      return model;
+    },
+
+    async run(picture) {
+      const outputs = net.forward(model.layers, weights, prepared(picture));
+      const run = String(++counter);
+      runs.set(run, outputs);
+      if (runs.size > MOST_RUNS) runs.delete(runs.keys().next().value);
+      return {
+        run, version: 1, probabilities: [...outputs[outputs.length - 1]],
+        maps: model.layers.map((layer) => maps(outputs, layer.number, 0)),
+      };
+    },
+
+    maps: async (run, layer, first) => maps(outputsOf(run), layer, first),
+    node: async (run, layer, index) => net.explain(model.layers, weights, outputsOf(run), layer, index),
+
+    async filters(layer, when) {
+      const values = when === "start" ? start[layer].weight : weights[layer].weight;
+      return { shape: model.layers[layer].filters, values, version: 1 };
+    },
+
+    async explanation(run, method, target) {
+      const values = net.saliency(model, weights, outputsOf(run), target);
+      return { shape: model.layers[0].shape, values, method };
+    },
+
+    async sample(index) {
+      return { ...samples[index], index, pixels: gpuconv.fromBase64(samples[index].pixels) };
+    },
+
+    picture: fitted,
+  };
+
+  function outputsOf(run) {
+    if (!runs.has(run)) throw Object.assign(new Error("this run is gone"), { gone: true });
+    return runs.get(run);
+  }
+})();

@@ -1,0 +1,158 @@
+// The sums of products, as small pictures and as a table of numbers.
+"use strict";
+
+(() => {
+  const { element, number, text } = gpuconv;
+  const MOST_GROUPS = 32;
+  const MOST_ROWS = 600;
+
+  /** The terms cut into groups: a window's channels, the maps that were flattened, or one row.
+      [{name, channel, begin, rows, columns, sum}], the index of a term in `at(i)`. */
+  function grouped(found, model) {
+    const layer = model.layers[found.layer];
+    const before = model.layers[found.window.from];
+    const place = found.window;
+    let [channels, rows, columns] = [[0], 1, found.x.length];
+    let titled = before;
+    let at = (i) => [i];
+    if (place.channels) {
+      [channels, rows, columns] = [place.channels, place.rows, place.columns];
+      at = (i) => {
+        const inner = i % (rows * columns);
+        return [
+          channels[Math.floor(i / (rows * columns))],
+          place.top + Math.floor(inner / columns) * place.dilation[0],
+          place.left + (inner % columns) * place.dilation[1],
+        ];
+      };
+    } else if (before.kind === "flatten" && layer.kind === "linear") {
+      titled = model.layers[before.from[0]];
+      if (titled.shape.length === 3) {
+        [, rows, columns] = titled.shape;
+        channels = Array.from({ length: titled.shape[0] }, (_, c) => c);
+        at = (i) => gpuconv.unravel(i, titled.shape);
+      } else titled = before;
+    }
+    const size = rows * columns;
+    const groups = channels.map((channel, g) => ({
+      name: channels.length > 1 || place.channels ? `${titled.name} map ${channel}` : titled.name,
+      channel, begin: g * size, rows, columns,
+    }));
+    return { groups, at, source: titled.number };
+  }
+
+  const inside = (found, i) => {
+    const marks = found.window.inside;
+    return marks ? marks[i % marks.length] : true;
+  };
+
+  /** The groups as rows of three pictures: inputs, weights, products, and the products' sum. */
+  function pictures(found, model, open) {
+    const { groups, at, source } = grouped(found, model);
+    for (const group of groups) {
+      group.sum = 0;
+      for (let i = group.begin; i < group.begin + group.rows * group.columns; i++) {
+        group.sum += found.products[i] ?? NaN;
+      }
+    }
+    const largest = (values) => values.reduce((most, v) => Math.max(most, Math.abs(v ?? 0)), 0);
+    const scales = [largest(found.x), largest(found.w), largest(found.products)];
+    const shown = groups.length > MOST_GROUPS
+      ? [...groups].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum)).slice(0, MOST_GROUPS) : groups;
+    const body = element("div", { class: "terms" },
+      element("div", { class: "terms-head", "aria-hidden": "true" },
+        element("span", {}, "input"), element("span", {}, "× weight"), element("span", {}, "= product"),
+        element("span", {}, "sum")));
+    for (const group of shown) {
+      body.append(element("div", { class: "terms-row" },
+        element("span", { class: "terms-name" }, group.name),
+        ...[found.x, found.w, found.products].map((values, part) =>
+          picture(values, group, scales[part], ["inputs", "weights", "products"][part], (i) =>
+            open({ layer: source, index: at(i) }), (i) => inside(found, i))),
+        number(Math.fround(group.sum))));
+    }
+    if (shown.length < groups.length) {
+      body.append(element("p", { class: "note" },
+        `The ${shown.length} largest of ${groups.length} groups; ${groups.length - shown.length} left out here.`));
+    }
+    return body;
+  }
+
+  function shapeFor(group) {
+    if (group.rows > 1) return [group.rows, group.columns];
+    const columns = Math.min(group.columns, 12);
+    return [Math.ceil(group.columns / columns), columns];
+  }
+
+  /** One group's values as a small picture; a click opens what was read. */
+  function picture(values, group, most, what, open, there) {
+    const [rows, columns] = shapeFor(group);
+    const cell = Math.max(2, Math.min(18, Math.floor(92 / columns)));
+    const size = group.rows * group.columns;
+    const canvas = element("canvas", {
+      role: "img", "aria-label": `${group.name}, ${what}; the numbers are in the table below`,
+    });
+    const context = gpuconv.sized(canvas, columns * cell, rows * cell);
+    const colour = gpuconv.palette(most);
+    for (let i = 0; i < size; i++) {
+      const [x, y] = [(i % columns) * cell, Math.floor(i / columns) * cell];
+      context.fillStyle = gpuconv.css(colour(values[group.begin + i] ?? NaN));
+      context.fillRect(x, y, cell - (cell > 4 ? 1 : 0), cell - (cell > 4 ? 1 : 0));
+      if (!there(group.begin + i)) hatch(context, x, y, cell);
+    }
+    const index = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const column = Math.floor((event.clientX - box.left) / cell);
+      const i = Math.floor((event.clientY - box.top) / cell) * columns + column;
+      return i >= 0 && i < size && column < columns ? group.begin + i : -1;
+    };
+    canvas.addEventListener("pointermove", (event) => {
+      const i = index(event);
+      canvas.title = i < 0 ? "" : there(i) ? text(values[i]) : "padding";
+    });
+    if (what === "inputs") {
+      canvas.classList.add("opens");
+      canvas.addEventListener("click", (event) => {
+        const i = index(event);
+        if (i >= 0 && there(i)) open(i);
+      });
+    }
+    return canvas;
+  }
+
+  function hatch(context, x, y, cell) {
+    context.strokeStyle = gpuconv.style("--line");
+    context.lineWidth = 1;
+    context.beginPath();
+    context.moveTo(x, y + cell);
+    context.lineTo(x + cell, y);
+    context.stroke();
+  }
+
+  /** All terms as a table that folds out: filled when it is opened. */
+  function table(found, model) {
+    const count = found.x.length;
+    const fold = element("details", { class: "all-terms" },
+      element("summary", {}, `All ${count.toLocaleString("en")} products as numbers`));
+    fold.addEventListener("toggle", () => {
+      if (!fold.open || fold.querySelector("table")) return;
+      const { at } = grouped(found, model);
+      const head = ["element", "input", "weight", "product"];
+      const rows = Math.min(count, MOST_ROWS);
+      const body = element("tbody");
+      for (let i = 0; i < rows; i++) {
+        body.append(element("tr", {},
+          element("th", { scope: "row" }, inside(found, i) ? at(i).join(", ") : "padding"),
+          ...[found.x[i], found.w[i], found.products[i]].map((value) => number(value, "td"))));
+      }
+      fold.append(element("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": "products" },
+        element("table", {},
+          element("thead", {}, element("tr", {}, ...head.map((word) => element("th", { scope: "col" }, word)))),
+          body)));
+      if (rows < count) fold.append(element("p", { class: "note" }, `${count - rows} more are left out.`));
+    });
+    return fold;
+  }
+
+  Object.assign(window.gpuconv, { terms: { pictures, table, inside } });
+})();

@@ -1,0 +1,277 @@
+// The run in progress: its state and commands, curves, confusion matrix and worst mistakes.
+"use strict";
+
+(() => {
+  const { element, find, text, percent, say, plural } = gpuconv;
+  const WORDS = {
+    ready: "Not started", starting: "Starting", running: "Running", paused: "Paused",
+    stopping: "Stopping after this batch", stopped: "Stopped and saved", done: "Finished",
+    failed: "Failed", lost: "The connection to the run is lost",
+  };
+  let page, tell;
+  let run = { state: "ready", points: [], epochs: [], progress: {}, judged: {} };
+
+  /** Begin where the source has a run. tell: {reload, problem} of the page. */
+  function begin(state, calls) {
+    [page, tell] = [state, calls];
+    if (!page.model.live) return;
+    find("training").hidden = false;
+    build();
+    listen();
+  }
+
+  const button = (id, words, action, primary) => element("button", {
+    type: "button", id, class: primary ? "primary" : null, click: () => command(action),
+  }, words);
+
+  function build() {
+    const rate = element("input", { type: "number", id: "rate", min: "0", step: "any", class: "rate" });
+    const set = () => command("rate", { rate: Number(rate.value) });
+    rate.addEventListener("keydown", (event) => { if (event.key === "Enter") set(); });
+    find("training").append(
+      element("div", { class: "run-head" },
+        element("h2", { id: "training-title" }, "Training"),
+        element("span", { id: "run-state", role: "status" }),
+        element("div", { class: "tools" },
+          button("run-start", "Start", "start", true), button("run-pause", "Pause", "pause"),
+          button("run-resume", "Resume", "resume", true), button("run-stop", "Stop", "stop"),
+          element("label", { class: "rate-label" }, "Learning rate ", rate),
+          element("button", { type: "button", id: "rate-set", click: set }, "Set"))),
+      element("progress", { id: "run-progress", max: "1", value: "0", "aria-label": "share of the run done" }),
+      element("dl", { id: "run-facts" }),
+      element("div", { class: "run-grid" },
+        chart("loss-chart", "Loss"), chart("accuracy-chart", "Accuracy"),
+        element("figure", { class: "confusion" },
+          element("figcaption", { id: "confusion-words" }, "What is taken for what"),
+          element("canvas", { id: "confusion", role: "img", "aria-labelledby": "confusion-words" }),
+          element("details", {}, element("summary", {}, "As numbers"), element("div", { class: "scrolls", id: "confusion-table" }))),
+        element("figure", {}, element("figcaption", {}, "Worst mistakes: click one to look at it"),
+          element("ul", { id: "mistakes" }))));
+    find("confusion").addEventListener("pointermove", confusionTip);
+    new ResizeObserver(soon).observe(find("training"));
+  }
+
+  const chart = (id, name) => element("figure", {}, element("figcaption", { id: `${id}-words` }, name),
+    element("canvas", { id, role: "img", "aria-labelledby": `${id}-words` }));
+
+  async function command(action, given) {
+    try {
+      await gpuconv.source.command(action, given);
+      tell.problem("");
+    } catch (error) {
+      tell.problem(error.message);
+    }
+  }
+
+  function listen() {
+    const events = gpuconv.source.events();
+    events.onopen = async () => {
+      run = await gpuconv.source.training();
+      show();
+      tell.reload();
+    };
+    events.onerror = () => { run.state = "lost"; showState(); };
+    events.onmessage = ({ data }) => {
+      const event = JSON.parse(data);
+      if (event.event === "state") {
+        [run.state, run.problem] = [event.state, event.problem];
+        showState();
+        say(`Training: ${WORDS[run.state]}.`);
+      } else if (event.event === "progress") {
+        run.progress = event.progress;
+        const last = run.points[run.points.length - 1];
+        if (!last || event.progress.step > last.step) run.points.push(event.progress);
+        soon();
+      } else if (event.event === "epoch") {
+        run.epochs.push(event.record);
+        soon();
+      } else if (event.event === "judged") {
+        run.judged = event.judged;
+        showJudged();
+      } else if (event.event === "weights") tell.reload();
+    };
+  }
+
+  let drawing = false;
+  /** Draw the curves with the next frame, however many points have come. */
+  function soon() {
+    if (drawing) return;
+    drawing = true;
+    requestAnimationFrame(() => { drawing = false; showProgress(); });
+  }
+
+  function show() {
+    showState();
+    showProgress();
+    showJudged();
+  }
+
+  function showState() {
+    const { state } = run;
+    find("run-state").textContent = WORDS[state] + (state === "failed" ? `: ${run.problem}` : "");
+    find("run-state").dataset.state = state;
+    find("run-start").hidden = !["ready", "stopped"].includes(state);
+    find("run-start").textContent = state === "stopped" ? "Go on" : "Start";
+    find("run-pause").hidden = state !== "running";
+    find("run-resume").hidden = state !== "paused";
+    find("run-stop").hidden = !["running", "paused"].includes(state);
+    find("rate-set").disabled = !["running", "paused"].includes(state);
+  }
+
+  function showProgress() {
+    const { progress, points } = run;
+    if (progress.step !== undefined) {
+      const total = progress.epochs * progress.batches;
+      find("run-progress").value = progress.step / total;
+      const rate = find("rate");
+      if (document.activeElement !== rate) rate.value = Number(progress.lr.toPrecision(4));
+      facts({
+        epoch: `${Math.min(progress.epochs, Math.floor(progress.epoch) + 1)} of ${progress.epochs}`,
+        step: `${progress.step.toLocaleString("en")} of ${total.toLocaleString("en")}`,
+        loss: text(progress.loss), accuracy: percent(progress.accuracy),
+        "learning rate": text(progress.lr),
+        speed: `${Math.round(progress.images_per_second).toLocaleString("en")} images/s`,
+      });
+    }
+    const checks = (name) => run.epochs.filter((one) => `validation_${name}` in one)
+      .map((one) => [one.epoch, one[`validation_${name}`]]);
+    curve("loss-chart", "Loss", points.map((p) => [p.epoch, p.loss]), checks("loss"), text);
+    curve("accuracy-chart", "Accuracy", points.map((p) => [p.epoch, p.accuracy]), checks("accuracy"), percent);
+  }
+
+  function facts(named) {
+    find("run-facts").replaceChildren(...Object.entries(named).map(([name, value]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  }
+
+  /** A curve over the epochs: the training's as a line, held-out pictures' as marked points. */
+  function curve(id, name, line, marks, words) {
+    const canvas = find(id);
+    const [width, height] = [Math.max(180, canvas.parentElement.clientWidth), 150];
+    const context = gpuconv.sized(canvas, width, height);
+    const last = line[line.length - 1];
+    const checked = marks.length ? `, on held-out pictures ${words(marks[marks.length - 1][1])}` : "";
+    find(`${id}-words`).textContent = last ? `${name}: ${words(last[1])}${checked}` : name;
+    const all = [...line, ...marks].filter(([, y]) => Number.isFinite(y));
+    const [left, right, top, bottom] = [40, width - 8, 8, height - 20];
+    const far = Math.max(run.progress.epochs ?? 1, 1);
+    let [low, high] = [0, 1];
+    if (all.length) {
+      const values = all.map(([, y]) => y).sort((a, b) => a - b);
+      const most = values[Math.floor(values.length * 0.98)]; // a few wild ones may lie outside
+      const least = values[Math.floor(values.length * 0.02)];
+      if (name === "Loss") high = Math.max(most * 1.1, 1e-6);
+      else low = [0.97, 0.94, 0.85, 0.7, 0.4].find((round) => round <= least) ?? 0;
+    }
+    const x = (epoch) => left + ((right - left) * epoch) / far;
+    const y = (value) => bottom - ((bottom - top) * (Math.min(high, Math.max(low, value)) - low)) / (high - low);
+    context.font = "11px system-ui, sans-serif";
+    context.fillStyle = gpuconv.style("--faint");
+    context.strokeStyle = gpuconv.style("--line");
+    context.textAlign = "right";
+    for (let i = 0; i <= 3; i++) {
+      const value = low + ((high - low) * i) / 3;
+      line2(context, left, y(value), right, y(value));
+      context.fillText(name === "Loss" ? value.toPrecision(2) : `${Math.round(100 * value)} %`, left - 5, y(value) + 4);
+    }
+    context.textAlign = "center";
+    const step = Math.ceil(far / 6);
+    for (let epoch = 0; epoch <= far; epoch += step) context.fillText(String(epoch), x(epoch), height - 5);
+    context.strokeStyle = gpuconv.style("--blue");
+    context.lineWidth = 1.5;
+    context.beginPath();
+    line.forEach(([epoch, value], i) => context[i ? "lineTo" : "moveTo"](x(epoch), y(value)));
+    context.stroke();
+    context.strokeStyle = context.fillStyle = gpuconv.style("--bar");
+    for (const [epoch, value] of marks) context.fillRect(x(epoch) - 4, y(value) - 4, 8, 8);
+  }
+
+  function line2(context, x0, y0, x1, y1) {
+    context.lineWidth = 1;
+    context.beginPath();
+    context.moveTo(x0, Math.round(y0) + 0.5);
+    context.lineTo(x1, Math.round(y1) + 0.5);
+    context.stroke();
+  }
+
+  // ---- what is taken for what ------------------------------------------------------------------
+
+  function showJudged() {
+    const { judged } = run;
+    if (!judged.confusion) return;
+    const right = judged.confusion.reduce((sum, row, k) => sum + row[k], 0);
+    find("confusion-words").textContent =
+      `${right.toLocaleString("en")} of ${judged.images.toLocaleString("en")} ${run.judged_on ?? "pictures"} right; rows are the truth, columns the answer`;
+    drawConfusion(judged.confusion);
+    tableConfusion(judged.confusion);
+    find("mistakes").replaceChildren(...judged.mistakes.map(mistake));
+  }
+
+  function drawConfusion(counts) {
+    const n = counts.length;
+    const side = Math.min(24, Math.floor(250 / n));
+    const context = gpuconv.sized(find("confusion"), (n + 1) * side, (n + 1) * side);
+    const colour = gpuconv.palette(1);
+    const small = n > 12;
+    context.font = `${Math.min(11, side - 4)}px system-ui, sans-serif`;
+    context.textAlign = "center";
+    counts.forEach((row, i) => {
+      const total = row.reduce((a, b) => a + b, 0) || 1;
+      row.forEach((count, j) => {
+        // right answers in blue and mistakes in orange, by their share of the row
+        const share = Math.sqrt(count / total) * (i === j ? -1 : 1);
+        context.fillStyle = gpuconv.css(colour(share));
+        context.fillRect((j + 1) * side, (i + 1) * side, side - 1, side - 1);
+        if (!small && count) {
+          const strong = Math.abs(share) > 0.55;
+          context.fillStyle = gpuconv.style(strong ? "--paper" : "--ink");
+          context.fillText(String(count), (j + 1.5) * side, (i + 1.5) * side + 4);
+        }
+      });
+      if (small) return;
+      context.fillStyle = gpuconv.style("--faint");
+      const label = page.model.classes[i].slice(0, 3);
+      context.fillText(label, side / 2, (i + 1.5) * side + 4);
+      context.fillText(label, (i + 1.5) * side, side - 6);
+    });
+  }
+
+  function confusionTip(event) {
+    const counts = run.judged.confusion;
+    if (!counts) return;
+    const box = event.currentTarget.getBoundingClientRect();
+    const side = box.width / (counts.length + 1);
+    const [i, j] = [Math.floor((event.clientY - box.top) / side) - 1, Math.floor((event.clientX - box.left) / side) - 1];
+    const { classes } = page.model;
+    event.currentTarget.title = counts[i]?.[j] === undefined ? ""
+      : `${plural(counts[i][j], "picture")} of ${classes[i]} taken for ${classes[j]}`;
+  }
+
+  function tableConfusion(counts) {
+    const { classes } = page.model;
+    find("confusion-table").replaceChildren(element("table", {},
+      element("thead", {}, element("tr", {}, element("td"), ...classes.map((name) => element("th", { scope: "col" }, name)))),
+      element("tbody", {}, ...counts.map((row, i) => element("tr", {},
+        element("th", { scope: "row" }, classes[i]), ...row.map((count) => element("td", {}, String(count))))))));
+  }
+
+  function mistake(found) {
+    const [channels, rows, columns] = found.shape;
+    const pixels = gpuconv.fromBase64(found.pixels);
+    const { classes } = page.model;
+    const canvas = element("canvas", { width: columns, height: rows, "aria-hidden": "true" });
+    const image = new ImageData(columns, rows);
+    for (let i = 0; i < rows * columns; i++) {
+      for (let c = 0; c < 3; c++) image.data[4 * i + c] = pixels[(c % channels) * rows * columns + i];
+      image.data[4 * i + 3] = 255;
+    }
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    const words = `${classes[found.label]} taken for ${classes[found.answer]}`;
+    return element("li", {}, element("button", {
+      type: "button", "aria-label": `${words}, ${percent(found.sure)} sure; look at it`,
+      click: () => gpuconv.pad.load({ shape: found.shape, pixels }),
+    }, canvas, element("span", {}, words), element("small", {}, percent(found.sure))));
+  }
+
+  Object.assign(window.gpuconv, { training: { begin, show: () => page?.model.live && show(), step: () => run.progress.step ?? 0 } });
+})();
