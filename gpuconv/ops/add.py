@@ -6,6 +6,7 @@ import numpy as np
 
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cpu.threads import parallel, shards
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
 from gpuconv.ops.relu import relu
 
@@ -44,6 +45,16 @@ def _(total, b):
     require_shape("accumulate", {"b": total.shape}, b=b)
     if total.ndim == 0:
         raise ValueError("accumulate: total must have an axis, got shape ()")
+
+
+@add.cost
+def _(a, b, activation):
+    return moved(a, b, a)
+
+
+@accumulate.cost
+def _(total, b):
+    return moved(total, b, total)
 
 
 @add.cpu
