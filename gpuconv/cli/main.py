@@ -11,13 +11,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from gpuconv.cli import demo, doctor, evaluate, filters, predict, steps, summary, train, warmup
+from gpuconv.cli import (
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    filters,
+    predict,
+    steps,
+    summary,
+    train,
+    warmup,
+)
 from gpuconv.cli.options import Parser, UsageError
 from gpuconv.errors import DeviceError, unknown
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (train, evaluate, predict, summary, filters, steps, demo, doctor, warmup)
+    for module in (train, evaluate, predict, summary, filters, steps, demo, bench, doctor, warmup)
 }
 NOT_HERE = (DeviceError, NotImplementedError)  # what this device, or any, cannot do
 BAD_INPUT, INTERRUPTED, TERMINATED, BROKEN_PIPE = 2, 130, 143, 141

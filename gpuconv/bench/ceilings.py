@@ -1,0 +1,60 @@
+"""What a device can do at most, measured in the same run as what is held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuconv.bench.clock import cpu_times
+from gpuconv.cpu.threads import parallel, shards, thread_count
+
+COPIED, SIDE = 128 << 20, 1536  # bytes; rows of the square matrices
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured rates: flops and bytes (read plus written) a second, and how each was measured."""
+
+    flops: float
+    bytes: float
+    arithmetic: str
+    memory: str
+
+    def __str__(self) -> str:
+        return (
+            f"ceilings: {self.bytes / 1e9:.1f} GB/s ({self.memory}), "
+            f"{self.flops / 1e12:.3f} TFLOP/s ({self.arithmetic})"
+        )
+
+
+def cpu_ceilings(seconds: float = 0.5, copied: int = COPIED, side: int = SIDE) -> Ceilings:
+    """Of this machine with gpuconv's own number of threads."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 255, copied, np.uint8)
+    b = np.empty_like(a)
+
+    def copy() -> None:
+        parallel(lambda i, j: np.copyto(b[i:j], a[i:j]), shards(copied, 1 << 20), blas=False)
+
+    took = cpu_times([copy], seconds)
+    x, y = rng.standard_normal((2, side, side), np.float32)
+    out = np.empty_like(x)
+    product: Callable[[], Any] = lambda: np.matmul(x, y, out=out)  # noqa: E731
+    multiplied = cpu_times([product], seconds)
+    threads = f"{thread_count()} thread{'s' if thread_count() > 1 else ''}"
+    return Ceilings(
+        2 * side**3 / multiplied.low,
+        2 * copied / took.low,
+        f"BLAS product of {side} x {side} float32 matrices, {threads}",
+        f"copy of {copied >> 20} MiB, {threads}",
+    )
+
+
+def cuda_ceilings(clock: Any, seconds: float = 0.5) -> Ceilings:
+    """Of the current card."""
+    moved, memory = clock.copy_rate(seconds)
+    flops, arithmetic = clock.multiply_add_rate(seconds)
+    return Ceilings(flops, moved, arithmetic, memory)
