@@ -53,8 +53,8 @@ def cpu_ceilings(seconds: float = 0.5, copied: int = COPIED, side: int = SIDE) -
     )
 
 
-def cuda_ceilings(clock: Any, seconds: float = 0.5) -> Ceilings:
-    """Of the current card."""
+def cuda_ceilings(clock: Any, seconds: float = 0.5, rounds: int = 1024) -> Ceilings:
+    """Of the current card; rounds: the length of a multiply-add kernel, some milliseconds."""
     moved, memory = clock.copy_rate(seconds)
-    flops, arithmetic = clock.multiply_add_rate(seconds)
+    flops, arithmetic = clock.multiply_add_rate(seconds, rounds)
     return Ceilings(flops, moved, arithmetic, memory)
