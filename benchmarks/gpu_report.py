@@ -74,17 +74,16 @@ TITLES = {
 def _title(report: Record) -> str:
     lines = [f"# GPU check: {report['card']}, {report['date'][:10]}"]
     if report["card"] not in report["driver_cards"]:
-        lines.append(
-            "**Made without a GPU, with a stand-in for CuPy: no figure here is a measurement.**"
-        )
+        note = "Made by a stand-in for CuPy, without a GPU: no figure here is a measurement."
+        lines.append(f"**{note}**")
     return "\n\n".join(lines)
 
 
 def _summary(report: Record) -> str:
-    outcome = "everything passed" if passed(report) else "**not everything passed**"
+    outcome = "Everything passed" if passed(report) else "**Not everything passed**"
     known = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
     lines = [
-        f"{outcome[0].upper()}{outcome[1:]}. Commit {report['commit']}; {report['date']}; "
+        f"{outcome}. Commit {report['commit']}; {report['date']}; "
         f"{report['seconds']:.0f} s{', --quick' if report['quick'] else ''}; {known}.",
         "| stage | passed | failed | seconds | |", "|---|---:|---:|---:|---|",
     ]  # fmt: skip

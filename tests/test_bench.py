@@ -10,6 +10,7 @@ from gpuconv import models, ops
 from gpuconv.bench import measure, works
 from gpuconv.bench.cases import OPERANDS, Case, network, parse
 from gpuconv.bench.clock import Times, cpu_times, repetitions
+from gpuconv.bench.optimizers import OPTIMIZERS
 from gpuconv.bench.standard import standard
 from gpuconv.cli.main import main
 from gpuconv.ops.cost import Cost, like
@@ -31,13 +32,13 @@ SMALL = [
     "half_squared_error 4x10",
     "hinge 4x10",
     *(f"{name} 3x4x5" for name in ("relu", "tanh", "scaled_tanh", "sigmoid", "dropout", "add")),
-    *(f"{name} 30x4" for name in ("accumulate", "sgd", "sgd_momentum", "adam")),
+    *(f"{name} 30x4" for name in ("accumulate", "sgd", "sgd_momentum", "adam", "clip_grad_norm")),
 ]
 
 
 def test_every_operation_has_a_benchmark_and_a_cost():
     forward = {name for name in ops.__all__ if not name.endswith("_backward")}
-    optimizers = {"sgd", "sgd_momentum", "adam"}
+    optimizers = set(OPTIMIZERS)
     assert set(OPERANDS) == forward | optimizers
     assert {case.op for case in standard(1)} == set(OPERANDS)
     assert {parse(words).op for words in SMALL} == set(OPERANDS)
@@ -139,6 +140,8 @@ def test_bytes_are_those_of_what_goes_in_and_comes_out(words):
     for work in works.works(case):
         copies = tuple(a.copy() if isinstance(a, np.ndarray) else a for a in work.arguments)
         total = sum(a.nbytes for a in copies if isinstance(a, np.ndarray))
+        if case.op == "clip_grad_norm":
+            total = copies[1].nbytes  # the gradient alone
         found = [np.asarray(a) for a in work.prepare(copies)()]
         total += sum(a.nbytes if a.ndim else 4 for a in found)  # a loss is one float
         total += 2 * SLOTS.get(case.op, 0) * found[0].nbytes

@@ -30,7 +30,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "dropout", "batch_norm2d", "add",
          "accumulate", "cross_entropy", "half_squared_error", "hinge", "sgd", "sgd_momentum",
-         "adam"), (),
+         "adam", "clip_grad_norm"), (),
     ),
 }  # fmt: skip
 RANKS = {

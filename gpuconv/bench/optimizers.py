@@ -1,4 +1,7 @@
-"""Steps of the optimisers as work to be timed: kernels/optim.cu, or the CPU's loops."""
+"""Steps of the optimisers, and clipping, as work to be timed.
+
+Of clipping, a GPU's time is that of the scaling: the norm is summed on the host.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,24 @@ from gpuconv.nn.layer import Parameter
 from gpuconv.ops.cost import Cost
 
 LR, EPS = 1e-3, 1e-8
+NORM = 1e-3  # to clip to: so little that every call scales
 # name: (the optimiser, arrays of the parameter's size that a step reads or writes)
 OPTIMIZERS: dict[str, tuple[Callable[..., Any], int]] = {
     "sgd": (lambda p: optim.SGD(p, LR), 3),
     "sgd_momentum": (lambda p: optim.SGD(p, LR, momentum=0.9), 5),
     "adam": (lambda p: optim.Adam(p, LR, eps=EPS), 7),
+    "clip_grad_norm": (lambda p: _Clip(p), 2),
 }
+
+
+class _Clip:
+    """Clipping as an optimiser has it: a step of the gradients."""
+
+    def __init__(self, params: list[Parameter]) -> None:
+        self.params = params
+
+    def step(self) -> None:
+        optim.clip_grad_norm(self.params, NORM)
 
 
 class OptimizerWork:
@@ -45,13 +60,16 @@ class OptimizerWork:
 
         def step() -> tuple[Any, ...]:
             optimizer.step()
-            return (parameter.data,)
+            return (parameter.grad if isinstance(optimizer, _Clip) else parameter.data,)
 
         return step
 
     def expected(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The parameter after one step, by the formula, and how far off it may be."""
+        """The parameter after one step, or the gradient, by the formula; how far off it may be."""
         p, grad = (a.astype(np.float64) for a in self.arguments)
+        if self.case.op == "clip_grad_norm":
+            exact = grad * (NORM / (np.sqrt((grad**2).sum()) + 1e-6))
+            return [(exact, 2.0**-22 * np.abs(exact))]
         # Adam's first averages, corrected for their start at 0, are grad and grad**2.
         change = grad / (np.abs(grad) + EPS) if self.case.op == "adam" else grad
         exact = p - LR * change
