@@ -43,7 +43,7 @@ TESTS = re.compile(r"^from kernel_runs import|^from simulated import .*DEVICE", 
 
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    options.batch = options.batch or (8 if options.quick else 64)
+    options.batch = options.batch or (8 if options.quick else 32)
     options.seconds = options.seconds or (0.05 if options.quick else 0.2)
     if options.stage:
         return run_stage(options)
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=float, help=f"seconds for all (default: {LIMIT:.0f}; {QUICK_LIMIT:.0f})")
     add("--only", action="append", choices=STAGES, help="a stage; may be repeated")
     add("--out", default=str(gpu_report.RESULTS), help="folder of the report")
-    add("--batch", type=int, default=0, help="of the timed shapes (default: 64; 8 with --quick)")
+    add("--batch", type=int, default=0, help="of the timed shapes (default: 32; 8 with --quick)")
     add("--seconds", type=float, default=0.0, help="of timing for each pass")
     hidden = argparse.SUPPRESS  # what a stage's own process is told, and the tests' small sizes
     add("--stage", help=hidden)

@@ -244,7 +244,7 @@ def beside(clock: Clock, work: Any, theirs: Any, seconds: float) -> Record:
     on = clock.on
     moved = [to_device(a, "cuda", weights=True) if isinstance(a, np.ndarray) else a
              for a in work.arguments]  # fmt: skip
-    outputs, launches = recorded(on, work, tuple(moved))
+    outputs, launches, _call = recorded(on, work, tuple(moved))
     ours = [np.asarray(to_numpy(one)) for one in outputs]
     require_right(work, ours)
     for mine, other in zip(ours, theirs(), strict=False):

@@ -265,6 +265,17 @@ def test_buffers_take_turns():
     assert calls[3:] == [0, 1, 0, 1, 0, 1, 0][: len(calls) - 3] or len(calls) > 10
 
 
+@pytest.mark.parametrize("words", SMALL[:3])
+def test_the_reference_image_by_image_is_the_reference(words):
+    for work in works.works(parse(words)):
+        doubles = [a.astype(np.float64) if getattr(a, "dtype", 0) == np.float32 else a
+                   for a in work.arguments]  # fmt: skip
+        whole = work.chosen(work.op.reference(*doubles))
+        for (exact, _), other in zip(work.expected(), whole, strict=True):
+            assert exact.shape == other.shape
+            np.testing.assert_allclose(exact, other, rtol=1e-12, atol=1e-12)
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 CARD = (
     "name", "driver_version", "memory.total", "power.limit", "temperature.gpu", "clocks.sm",
-    "clocks.mem", "clocks.max.sm", "clocks.max.mem", "clocks_throttle_reasons.active",
+    "clocks.mem", "clocks.max.sm", "clocks.max.mem", "pstate",
 )  # fmt: skip
 PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch", "nvidia-cuda-nvrtc")
 
@@ -44,16 +44,10 @@ def driver_cards() -> list[str]:
 
 
 def card_state() -> dict[str, str]:
-    """Clocks, power and temperature as nvidia-smi tells them now; empty where it does not answer.
-
-    A field that this nvidia-smi does not know is left out.
-    """
-    found = {}
-    for name in CARD:
-        text = _said("nvidia-smi", f"--query-gpu={name}", "--format=csv,noheader", "--id=0")
-        if text and "not a valid field" not in text.lower():
-            found[name] = text.splitlines()[0].strip()
-    return found
+    """Clocks, power and temperature, as nvidia-smi tells them now; empty without its answer."""
+    fields = f"--query-gpu={','.join(CARD)}"
+    values = _said("nvidia-smi", fields, "--format=csv,noheader", "--id=0").split(", ")
+    return dict(zip(CARD, values, strict=True)) if len(values) == len(CARD) else {}
 
 
 def versions() -> dict[str, str]:

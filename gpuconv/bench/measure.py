@@ -112,20 +112,20 @@ def _on_cpu(work: AnyWork, seconds: float) -> Times:
 def _on_cuda(
     work: AnyWork, seconds: float, clock: Any, layout: str, each: bool
 ) -> tuple[Times, list[tuple[str, Times | None]]]:
-    def prepared() -> tuple[Any, list[Any]]:
+    def prepared() -> tuple[Any, list[Any], Any]:
         return recorded(clock.on, work, _there(work, "cuda", layout))
 
     made = [prepared() for _ in range(min(max(2, _sets(work, 2 * clock.cache)), CUDA_SETS))]
     first = _host(made[0][0])
     require_right(work, first)
-    for outputs, _ in made[1:]:
+    for outputs, *_ in made[1:]:
         _require_same(first, _host(outputs), "in another set of buffers")
     if not work.in_place:
-        for outputs, _ in made:
+        for outputs, *_ in made:
             for array in outputs:
                 if device_of(array):
                     clock.poison(array)
-    sets = [launches for _, launches in made]
+    sets = [launches for _, launches, _ in made]
     times = clock.times(sets, seconds)
     kernels: list[tuple[str, Times | None]] = []
     for number, (launch, _) in enumerate(sets[0]):
@@ -134,20 +134,24 @@ def _on_cuda(
         if each and not alone:
             own = clock.times([[one[number]] for one in sets], seconds / len(sets[0]))
         kernels.append((launch.kernel, own))
-    for outputs, _ in [prepared()] if work.in_place else made:
+    for outputs, *_ in [prepared()] if work.in_place else made:
         _require_same(first, _host(outputs), "after the timing")
     return times, kernels
 
 
-def recorded(on: Any, work: AnyWork, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-    """(what the pass returns, the launches it consists of), on runtime `on`.
+def recorded(on: Any, work: AnyWork, arguments: tuple[Any, ...]) -> tuple[Any, list[Any], Any]:
+    """(what the pass returns, the launches it consists of, the call), on runtime `on`.
+
+    The call must be kept as long as the launches: an optimiser's hold addresses of arrays that only
+    it keeps alive.
 
     The half of a backward pass that gives dx is what the whole launches beyond the other half.
     WrongResult where nothing was launched.
     """
     from gpuconv.bench.cuda import record
 
-    outputs, launches = record(on, work.prepare(arguments))
+    call = work.prepare(arguments)
+    outputs, launches = record(on, call)
     if work.direction == DATA:
         _, others = record(on, lambda: work.op(*arguments[:-1], False))  # type: ignore[union-attr]
         for other, _ in others:
@@ -156,7 +160,7 @@ def recorded(on: Any, work: AnyWork, arguments: tuple[Any, ...]) -> tuple[Any, l
                 del launches[plain.index(other)]
     if not launches:
         raise WrongResult("no kernel was launched")
-    return outputs, launches
+    return outputs, launches, call
 
 
 def require_right(work: AnyWork, found: Sequence[Any]) -> None:

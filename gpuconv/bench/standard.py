@@ -15,7 +15,7 @@ conv2d                  n x 3 x 224 x 224    64 7x7 stride=2 padding=3
 conv2d                  n x 64 x 56 x 56     256 1x1
 conv2d                  n x 256 x 56 x 56    128 1x1 stride=2
 conv2d                  n x 128 x 28 x 28    128 3x3 padding=1 groups=32
-conv2d                  n x 128 x 56 x 56    128 3x3 padding=1 groups=128
+conv2d                  n x 64 x 56 x 56     64 3x3 padding=1 groups=64
 conv2d                  n x 1 x 32 x 32      6 5x5
 conv2d                  n x 6 x 14 x 14      16 5x5 activation=relu
 conv2d_relu_max_pool2d  n x 1 x 32 x 32      6 5x5

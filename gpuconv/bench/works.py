@@ -19,6 +19,7 @@ from gpuconv.bench.optimizers import cost as optimizer_cost
 from gpuconv.cpu import conv as cpu_conv
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.matmul import matmul
+from gpuconv.cpu.threads import parallel, shards
 from gpuconv.ops.activation import activation_backward
 from gpuconv.ops.cost import Cost, like, nbytes
 from gpuconv.ops.op import Op
@@ -43,6 +44,7 @@ SPLIT = ("conv2d", "linear")  # whose backward pass is timed in two halves
 # Tests hold kernels to proved bounds; for long sums this is tighter, and needs no second reference.
 LEAST_ERROR, ERROR_OF_TERMS = 1e-5, 4e-7
 IN_PLACE = ("accumulate",)
+BATCHED = ("x", "dy", "y", "argmax")  # arrays of an image each
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ class Work:
 
     def expected(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """What each result must be, in float64 by the definition, and how far off it may be."""
-        exact = self.chosen(self.op.reference(*_floats(self.arguments)))
+        exact = self.chosen(_reference(self.op, self.arguments))
         return [(one, self._bound(one)) for one in map(np.asarray, exact)]
 
     def chosen(self, found: Any) -> tuple[Any, ...]:
@@ -227,6 +229,37 @@ def _arguments(function: Op, values: dict[str, Any]) -> tuple[Any, ...]:
         else:
             raise NotImplementedError(f"bench: {function.__name__}: no value for its {name}")
     return tuple(given)
+
+
+def _reference(op: Op, arguments: tuple[Any, ...]) -> Any:
+    """The definition in float64; of a convolution image by image, on all cores, for its arrays are
+    the largest, and one image's stay in the cache.
+    """
+    if not op.__name__.startswith("conv2d") or len(arguments[0]) < 2:
+        return op.reference(*_floats(arguments))
+    batched = [name in BATCHED for name in op.parameters]
+
+    def some(begin: int, end: int) -> list[Any]:
+        return [op.reference(*_floats(tuple(
+            a[n : n + 1] if whole and a is not None else a
+            for a, whole in zip(arguments, batched, strict=True)
+        ))) for n in range(begin, end)]  # fmt: skip
+
+    shares = parallel(some, shards(len(arguments[0])))
+    return _together([one for share in shares for one in share])  # type: ignore[attr-defined]
+
+
+def _together(images: list[Any]) -> Any:
+    """What images gave, one after another; gradients of what they share, summed."""
+    if not isinstance(images[0], tuple):
+        return np.concatenate(images)
+    found: list[Any] = []
+    for number, parts in enumerate(zip(*images, strict=True)):
+        if parts[0] is None:
+            found.append(None)
+        else:  # a convolution's backward pass returns dx, dw, db; the others are of the images
+            found.append(np.concatenate(parts) if number == 0 or len(parts[0]) == 1 else sum(parts))
+    return tuple(found)
 
 
 def _floats(arguments: tuple[Any, ...]) -> list[Any]:
