@@ -37,6 +37,7 @@ SHARES = {"card": 1, "tests": 45, "lenet": 12, "times": 24, "torch": 18}
 LIMIT, QUICK_LIMIT = 540.0, 170.0  # seconds for all stages
 CARD_LIMIT = 60.0  # seconds that the first stage may take; what a stage leaves, the next ones have
 BROKEN = 3  # exit code of a stage that wants a new process
+MOST_DEATHS = 3  # of a stage's processes in a row, without a record between them
 GRACE = 15.0  # seconds between asking a process to end and ending it
 TESTS = re.compile(r"^from kernel_runs import|^from simulated import .*DEVICE", re.MULTILINE)
 
@@ -57,8 +58,12 @@ def main(argv: list[str] | None = None) -> int:
         print("gpu-check: no GPU here: NVIDIA's driver lists no card; nothing was run or claimed")
         return 0
     report = check(options)
-    paths = gpu_report.write(report, Path(options.out))
-    print(f"\n{gpu_report.text(report)}\n{paths[0]}\n{paths[1]}")
+    print(f"\n{gpu_report.text(report)}")
+    try:
+        print("\n".join(map(str, gpu_report.write(report, Path(options.out)))))
+    except (RuntimeError, OSError) as error:
+        print(f"gpu-check: the report was not written: {error}", file=sys.stderr)
+        return 1
     return 0 if gpu_report.passed(report) else 1
 
 
@@ -147,7 +152,7 @@ def run_stage(options: argparse.Namespace) -> int:
 
 def child(name: str, options: argparse.Namespace, seconds: float) -> Record:
     """Run a stage, in as many processes as it breaks, until it ends or its time is over."""
-    began, why, finished = time.monotonic(), "", False
+    began, why, finished, deaths = time.monotonic(), "", False, 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "records"
         path.touch()
@@ -156,6 +161,7 @@ def child(name: str, options: argparse.Namespace, seconds: float) -> Record:
             before = len(records_in(path))
             code, said = process(stage_command(name, options, path, before), left)
             found = records_in(path)
+            deaths = 0 if len(found) > before else deaths + 1
             if code == 0:
                 finished = True
             elif code is None:
@@ -163,8 +169,8 @@ def child(name: str, options: argparse.Namespace, seconds: float) -> Record:
             elif code != BROKEN:  # it died: the item it was at is to blame, and left out
                 append(path, {"name": f"{name}, item {len(found) + 1}", "ok": False,
                               "error": f"the process ended with code {code}: {said}"})  # fmt: skip
-                if name == "card" or (len(found) == before and before >= 1000):
-                    why = "the process died"
+                if deaths == MOST_DEATHS:
+                    why = f"the process died {deaths} times in a row, {said}"
         records = records_in(path)
     spent = time.monotonic() - began
     return {"records": records, "finished": finished, "why": why, "seconds": spent}

@@ -33,11 +33,11 @@ def write(report: Record, folder: Path) -> tuple[Path, Path]:
     inside = folder.resolve().is_relative_to(RESULTS)
     if inside and report["card"] not in driver_cards():
         raise RuntimeError(
-            f"gpu-check: no report: NVIDIA's driver lists no card {report['card']!r}, "
-            f"so nothing here was measured on one"
+            f"NVIDIA's driver lists no card {report['card']!r}, so nothing here was measured on one"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{report['date'][:10]}-{re.sub('[^a-z0-9]+', '-', report['card'].lower()).strip('-')}"
+    card = re.sub("[^a-z0-9]+", "-", report["card"].lower()).strip("-")
+    stem = f"{report['date'][:16].replace('T', '-').replace(':', '')}-{card}"
     paths = folder / f"{stem}.json", folder / f"{stem}.md"
     write_whole(paths[0], (json.dumps(report, indent=1) + "\n").encode())
     write_whole(paths[1], text(report).encode())
@@ -118,14 +118,14 @@ def _plain(records: list[Record], report: Record) -> str:
 
 def _times(records: list[Record], report: Record) -> str:
     ceilings = ceilings_of(report)
-    if ceilings is None:
-        return "The ceilings were not measured, so there are no shares of them."
     rows = [cells(_row(record["row"]), ceilings) for record in records if "row" in record]
     seen = [kernel["name"] for r in records if "row" in r for kernel in r["row"]["kernels"]]
     missing = sorted(set(report["kernels"]) - set(seen))
     note = f"{len(set(seen))} of {len(report['kernels'])} kernels were launched and timed."
     if missing:
         note += f" Not among these: {', '.join(missing)}."
+    if ceilings is None:
+        note += " The ceilings were not measured, so there are no shares of them."
     return f"{markdown(HEADER, rows)}\n\n{note}\n\n{_slowest(records)}".rstrip()
 
 

@@ -54,43 +54,44 @@ def _breaks(error: BaseException) -> bool:
 
 def card(options: Any, skip: int) -> Iterator[Record]:
     """What the card is, and what it can do at most."""
-    on = runtime("cuda")
-    clock = Clock(on, options.flushed)
-    properties = clock.properties
-    names = ("multiProcessorCount", "l2CacheSize", "totalGlobalMem", "sharedMemPerBlockOptin",
-             "major", "minor")  # fmt: skip
-    values = {"name": clock.card} | {n: properties[n] for n in names if n in properties}
-    values |= machine.cuda_versions(on.cupy)
-    yield {"name": "card", "ok": True, "card": clock.card, "values": values}
-
-    def measured() -> Record:
-        found = ceilings.cuda_ceilings(clock, options.seconds, options.rounds)
-        said = {"copy": f"{found.bytes / 1e9:.1f} GB/s, {found.memory}"}
-        said |= {"arithmetic": f"{found.flops / 1e12:.3f} TFLOP/s, {found.arithmetic}"}
-        return {"ceilings": vars(found), "values": said}
-
-    yield guarded("ceilings", measured)
-    yield {"name": "state after the ceilings", "ok": True, "values": machine.card_state()}
-    yield sgemm(clock, options)
+    clock = Clock(runtime("cuda"), options.flushed)
+    steps: list[tuple[str, Callable[[], Record]]] = [
+        ("card", lambda: _description(clock)),
+        ("ceilings", lambda: _ceilings(clock, options)),
+        ("state after the ceilings", lambda: {"values": machine.card_state()}),
+        ("cuBLAS SGEMM", lambda: _sgemm(clock, options)),
+    ]
+    for name, act in steps[skip:]:
+        yield guarded(name, act)
 
 
-def sgemm(clock: Clock, options: Any) -> Record:
+PROPERTIES = ("multiProcessorCount", "l2CacheSize", "totalGlobalMem", "sharedMemPerBlockOptin",
+              "major", "minor")  # fmt: skip
+
+
+def _description(clock: Clock) -> Record:
+    values = {"name": clock.card}
+    values |= {n: clock.properties[n] for n in PROPERTIES if n in clock.properties}
+    return {"card": clock.card, "values": values | machine.cuda_versions(clock.on.cupy)}
+
+
+def _ceilings(clock: Clock, options: Any) -> Record:
+    found = ceilings.cuda_ceilings(clock, options.seconds, options.rounds)
+    said = {"copy": f"{found.bytes / 1e9:.1f} GB/s, {found.memory}"}
+    said |= {"arithmetic": f"{found.flops / 1e12:.3f} TFLOP/s, {found.arithmetic}"}
+    return {"ceilings": vars(found), "values": said}
+
+
+def _sgemm(clock: Clock, options: Any) -> Record:
     """cuBLAS's float32 product where CuPy finds cuBLAS: another ceiling, and no failure of ours."""
     side = options.side or SGEMM_SIDE
-
-    def act() -> Record:
-        cupy = clock.on.cupy
-        rng = np.random.default_rng(0)
+    name, rng, cupy = f"cuBLAS SGEMM, {side} x {side}", np.random.default_rng(0), clock.on.cupy
+    try:
         a, b = (cupy.asarray(rng.standard_normal((side, side), np.float32)) for _ in range(2))
         times = clock.calls([lambda: cupy.matmul(a, b)], options.seconds)
-        rate = 2 * side**3 / times.median / 1e12
-        return {"values": {f"cuBLAS SGEMM, {side} x {side}": f"{rate:.3f} TFLOP/s"}}
-
-    found = guarded("cuBLAS SGEMM", act)
-    if not found["ok"]:
-        text = f"not measured: {found['error']}"
-        found = {"name": found["name"], "ok": True, "values": {"cuBLAS SGEMM": text}}
-    return found
+    except Exception as error:
+        return {"values": {name: f"not measured: {one_line(error)}"}}
+    return {"values": {name: f"{2 * side**3 / times.low / 1e12:.3f} TFLOP/s"}}
 
 
 # ---- lenet ---------------------------------------------------------------------------------------

@@ -115,7 +115,8 @@ def synthetic(**given):
 def test_a_report_says_what_was_measured(tmp_path):
     report = synthetic()
     paths = gpu_report.write(report, tmp_path)
-    assert [path.name for path in paths] == ["2001-02-03-card-9000.json", "2001-02-03-card-9000.md"]
+    stem = "2001-02-03-0405-card-9000"
+    assert [path.name for path in paths] == [f"{stem}.json", f"{stem}.md"]
     assert json.loads(paths[0].read_text()) == report
     text = paths[1].read_text()
     assert text.startswith("# GPU check: Card 9000, 2001-02-03\n\nEverything passed.")
@@ -155,7 +156,7 @@ def test_no_report_of_a_stand_in_among_the_results(monkeypatch, tmp_path):
     for cards in ([], ["Another card"]):
         monkeypatch.setattr(gpu_report, "driver_cards", lambda cards=cards: cards)
         for folder in (tmp_path / "results", tmp_path / "results" / "deeper"):
-            with pytest.raises(RuntimeError, match="no report: NVIDIA's driver lists no card"):
+            with pytest.raises(RuntimeError, match="NVIDIA's driver lists no card 'stand-in'"):
                 gpu_report.write(synthetic(card="stand-in"), folder)
     assert not (tmp_path / "results").exists()
     text = gpu_report.text(synthetic(card="stand-in"))
@@ -205,7 +206,8 @@ def test_the_cards_stage_measures_and_a_missing_cublas_is_no_failure(standin):
     assert all(r["ok"] for r in records)
     assert records[0]["card"] == "stand-in"
     assert records[1]["ceilings"]["flops"] > 0
-    assert records[-1]["values"]["cuBLAS SGEMM"].startswith("not measured: AttributeError")
+    assert [r["name"] for r in gpu_stages.card(options(), 3)] == [records[3]["name"]]
+    assert records[-1]["values"]["cuBLAS SGEMM, 8 x 8"].startswith("not measured: AttributeError")
 
 
 def test_lenets_stage_compares_repeats_and_has_a_floor(standin):
@@ -264,6 +266,13 @@ def test_a_crash_is_recorded_and_the_next_item_comes(monkeypatch):
     assert [r["ok"] for r in stage["records"]] == [True, False, True]
     assert "times, item 2" in stage["records"][1]["name"]
     assert "ended with code -11" in stage["records"][1]["error"]
+
+
+def test_a_stage_that_cannot_begin_is_given_up(monkeypatch):
+    stage = staged(monkeypatch, "sys.exit('no module named so')")
+    assert [r["ok"] for r in stage["records"]] == [False] * 3
+    assert not stage["finished"]
+    assert "died 3 times in a row, no module named so" in stage["why"]
 
 
 def test_what_hangs_is_ended_and_what_it_had_is_kept(monkeypatch):
@@ -363,6 +372,30 @@ def test_rivals_compute_what_we_do(words):
             if exact.dtype == np.float64 and one.shape == exact.shape:
                 np.testing.assert_allclose(one.numpy(), exact, atol=1e-5 * abs(exact).max())
         assert tuple(found[0].shape) == expected[0].shape
+
+
+@pytest.mark.torch
+def test_the_comparison_itself_over_the_stand_in(standin, monkeypatch):
+    """Its steps and not its figures: PyTorch on the CPU beside the simulator."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import gpu_torch
+
+    (said,) = gpu_stages.torch(options(), 0)
+    assert said["ok"]
+    assert "sees no GPU" in said["said"]
+    real = gpu_torch.rival
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_torch, "rival", lambda work, device: real(work, "cpu"))
+    version, *records = gpu_stages.torch(options(), 0)
+    assert "TF32 off" in version["said"]
+    assert [r["name"].split()[-1] for r in records] == ["forward", "backward"]
+    assert all(r["ok"] and r["ratio"] > 0 and r["ours"] > 0 for r in records)
+    assert len(list(gpu_stages.torch(options(), 2))) == 1
+    wrong = {"forward": lambda: (torch.zeros(1, 64, 56, 56),)}
+    monkeypatch.setattr(gpu_torch, "rival", lambda work, device: wrong["forward"])
+    for record in list(gpu_stages.torch(options(), 1)):
+        assert not record["ok"]
+        assert "PyTorch's result differs from ours and the reference's" in record["error"]
 
 
 @pytest.mark.torch

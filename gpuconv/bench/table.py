@@ -14,12 +14,15 @@ TEXT_COLUMNS = ("operation", "pass", "device", "bound")
 WIDTHS = {"pass": 15, "device": 6, "time": 11, "spread": 6, "GB/s": 7, "ceiling": 7, "bound": 10}
 
 
-def cells(row: Row, ceilings: Ceilings) -> tuple[str, ...]:
-    """What HEADER names; a row that was not timed says why in place of its figures."""
+def cells(row: Row, ceilings: Ceilings | None) -> tuple[str, ...]:
+    """What HEADER names; a row that was not timed says why in place of its figures.
+
+    ceilings None: they are not known.
+    """
     name = title(row.case, row.label)
     if row.times is None:
         return name, row.direction, row.device, "-", "-", "-", "-", "-", row.status
-    flops, share = row.flops, row.share(ceilings)
+    flops, share = row.flops, row.share(ceilings) if ceilings else None
     late = " late" if row.times.late else ""
     return (
         name,
@@ -29,8 +32,8 @@ def cells(row: Row, ceilings: Ceilings) -> tuple[str, ...]:
         f"{100 * row.times.spread:.0f}%",
         "-" if flops is None else f"{flops / 1e12:.3f}",
         f"{(row.bytes or 0) / 1e9:.1f}",
-        f"{100 * (share or 0):.0f}%",
-        row.cost.bound(ceilings.flops, ceilings.bytes),
+        "-" if share is None else f"{100 * share:.0f}%",
+        row.cost.bound(ceilings.flops, ceilings.bytes) if ceilings else "-",
     )
 
 
