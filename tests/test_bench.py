@@ -7,7 +7,7 @@ import pytest
 from loops import window_starts
 
 from gpuconv import models, ops
-from gpuconv.bench import measure, works
+from gpuconv.bench import cpu_ceiling, measure, works
 from gpuconv.bench.cases import OPERANDS, Case, network, parse
 from gpuconv.bench.clock import Times, cpu_times, repetitions
 from gpuconv.bench.optimizers import OPTIMIZERS
@@ -256,6 +256,16 @@ def test_times():
         with pytest.raises(ValueError, match="above 0"):
             Times.of(wrong)
     assert (repetitions(1, 20), repetitions(9, 1), repetitions(0, 1)) == (20, 7, 1000)
+
+
+def test_the_cpus_ceiling_does_the_multiply_adds_it_counts(monkeypatch):
+    assert cpu_ceiling.chains(3, 2.0, 1.0) == sum(8 * i + 7 for i in range(cpu_ceiling.CHAINS))
+    threads = cpu_ceiling.thread_count()
+    flops = 2 * threads * 1000 * cpu_ceiling.CHAINS * cpu_ceiling.LANES
+    assert cpu_ceiling.on_all_threads(1000) == flops
+    monkeypatch.setattr(cpu_ceiling, "chains", lambda *_: 0.0)
+    with pytest.raises(ArithmeticError, match="no ceiling"):
+        cpu_ceiling.on_all_threads(1000)
 
 
 def test_buffers_take_turns():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gpuconv.bench import cpu_ceiling
 from gpuconv.bench.clock import cpu_times
 from gpuconv.cpu.threads import parallel, shards, thread_count
 
-COPIED, SIDE = 128 << 20, 1536  # bytes; rows of the square matrices
+COPIED = 128 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,21 @@ class Ceilings:
         )
 
 
-def cpu_ceilings(seconds: float = 0.5, copied: int = COPIED, side: int = SIDE) -> Ceilings:
+def cpu_ceilings(seconds: float = 0.5, copied: int = COPIED) -> Ceilings:
     """Of this machine with gpuconv's own number of threads."""
-    rng = np.random.default_rng(0)
-    a = rng.integers(0, 255, copied, np.uint8)
+    a = np.random.default_rng(0).integers(0, 255, copied, np.uint8)
     b = np.empty_like(a)
 
     def copy() -> None:
         parallel(lambda i, j: np.copyto(b[i:j], a[i:j]), shards(copied, 1 << 20), blas=False)
 
     took = cpu_times([copy], seconds)
-    x, y = rng.standard_normal((2, side, side), np.float32)
-    out = np.empty_like(x)
-    product: Callable[[], Any] = lambda: np.matmul(x, y, out=out)  # noqa: E731
-    multiplied = cpu_times([product], seconds)
+    added = cpu_times([cpu_ceiling.on_all_threads], seconds)
     threads = f"{thread_count()} thread{'s' if thread_count() > 1 else ''}"
     return Ceilings(
-        2 * side**3 / multiplied.low,
+        cpu_ceiling.on_all_threads() / added.low,
         2 * copied / took.low,
-        f"BLAS product of {side} x {side} float32 matrices, {threads}",
+        f"FP32 multiply-adds, {threads}",
         f"copy of {copied >> 20} MiB, {threads}",
     )
 

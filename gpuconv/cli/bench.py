@@ -7,9 +7,8 @@ Each pass is compared with its definition in float64 before it is timed, and by 
 what is wrong gets no time and the exit code 1. Times are medians; the spread is from the 10th to
 the 90th percentile. TFLOP/s counts two for each multiply-add whose tap is inside the image, GB/s
 every array once; the ceiling is the least time that this run's measured rates allow, as a share of
-the time taken. On the CPU it can pass 100%: the arithmetic's rate is that of a BLAS product, and
-Winograd's convolutions need fewer multiplications. Device sim has no times: it prints the counted
-work.
+the time taken: those of a copy and of multiply-adds in registers. Winograd's convolutions, on the
+CPU, need fewer of them and can pass 100%. Device sim has no times: it prints the counted work.
 """
 
 from __future__ import annotations
