@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 # Where a working NVIDIA driver is found, CuPy for its CUDA release is installed too.
-CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
+CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA [A-Z ]*Version: *\([0-9]*\).*/\1/p')
 CUDA_EXTRA := $(if $(CUDA_MAJOR),$(shell [ $(CUDA_MAJOR) -ge 13 ] && echo ,cuda13 || echo ,cuda12))
 
-.PHONY: help train test test-all lint format bench clean
+.PHONY: help train test test-all lint format bench gpu-check clean
 
 help:
 	@echo "make train      train LeNet on MNIST (ARGS='--epochs 1' passes options on)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint       check style and types"
 	@echo "make format     format the code"
 	@echo "make bench      run the benchmarks"
+	@echo "make gpu-check  on a machine with a GPU: test, train and time on it, write a report"
 	@echo "make clean      remove the environment and caches"
 
 $(VENV)/python-is-new-enough:
@@ -54,6 +55,14 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+# Another stamp than the tests': the driver may have come after the environment was made.
+$(VENV)/installed-gpu: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev$(CUDA_EXTRA)]'
+	@touch $@
+
+gpu-check: $(if $(CUDA_EXTRA),$(VENV)/installed-gpu,$(VENV)/installed-dev)
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
-"""Runs launch plans in the simulator: poisoned outputs, guard words, inputs that must not change.
+"""Runs launch plans on DEVICE (tests/simulated.py: the simulator, or a GPU).
 
+Outputs are poisoned before and stand between guard words; inputs must not change.
 The arrays are NumPy's, in the kernels' own layout (channels last). Modules are compiled once a
 process for each file and specialisation.
 """
@@ -7,14 +8,11 @@ process for each file and specialisation.
 from functools import cache
 
 import numpy as np
-import pytest
+from simulated import DEVICE, sim
 
 from gpuconv.runtime import source
 from gpuconv.runtime.plan import LIMITS, require_fits
-
-sim = pytest.importorskip("gpuconv.sim", reason="the simulator's packages are not installed")
-if sim.available():
-    pytest.skip(sim.available(), allow_module_level=True)
+from gpuconv.runtime.runtime import runtime
 
 F4 = np.float32
 GUARD = 64  # floats before and after every output, which nobody may touch
@@ -27,38 +25,53 @@ def module(file, options, check):
     return sim.Module(source.text(file), options, name=file, check=check)
 
 
+def asarray(host):
+    """A NumPy array copied to the device, in C order."""
+    return runtime(DEVICE).asarray(np.ascontiguousarray(host))
+
+
+def asnumpy(array):
+    return runtime(DEVICE).asnumpy(array)
+
+
+def address(array):
+    return runtime(DEVICE).address(array)
+
+
 def run(plan, inputs, outputs, order="forward", seed=0, check=False):
     """{name: array} of outputs = {name: (shape, dtype)}, after the plan's launches.
 
     Outputs and the workspace hold 0xAB before the first launch and stand between guard words.
+    order, seed, check: of the simulator; a GPU has an order of its own.
     """
-    held = {name: sim.asarray(np.ascontiguousarray(a)) for name, a in inputs.items()}
+    held = {name: asarray(a) for name, a in inputs.items()}
     raw = {}
     wanted = {**outputs, "workspace": ((plan.workspace,), np.float32)}
     for name, (shape, dtype) in wanted.items():
         count = int(np.prod(shape))
         nbytes = count * np.dtype(dtype).itemsize
         whole = np.full(nbytes + 8 * GUARD, POISON, np.uint8)
-        raw[name] = sim.asarray(whole)
+        raw[name] = asarray(whole)
         held[name] = raw[name][4 * GUARD : 4 * GUARD + nbytes]
     for launch in plan.launches:
         for limits in LIMITS.values():
             require_fits(launch, limits)
-        _launch(launch, held, order, seed, check)
+        start(launch, held, order, seed, check)
     found = {}
     for name, (shape, dtype) in wanted.items():
-        whole = sim.asnumpy(raw[name])
+        whole = asnumpy(raw[name])
         nbytes = whole.size - 8 * GUARD
         assert (whole[: 4 * GUARD] == POISON).all(), f"{name}: written before its start"
         assert (whole[4 * GUARD + nbytes :] == POISON).all(), f"{name}: written past its end"
         found[name] = whole[4 * GUARD : 4 * GUARD + nbytes].view(dtype).reshape(shape)
     for name, a in inputs.items():
-        after = sim.asnumpy(held[name])
+        after = asnumpy(held[name])
         assert after.tobytes() == np.ascontiguousarray(a).tobytes(), f"{name} was changed"
     return found
 
 
-def _launch(launch, held, order, seed, check):
+def start(launch, held, order="forward", seed=0, check=False):
+    """One launch over arrays of the device by name, its numbers as the signature has them."""
     signature = source.kernels(launch.file, launch.defines)[launch.kernel]
     names = {p.name for p in signature.parameters if not p.pointer}
     assert names == set(launch.scalars), names ^ set(launch.scalars)
@@ -69,6 +82,9 @@ def _launch(launch, held, order, seed, check):
         else:
             arguments.append(p.dtype.type(launch.scalars[p.name]))
     ran[launch.kernel] = ran.get(launch.kernel, 0) + 1
+    if DEVICE == "cuda":
+        runtime(DEVICE).start(launch, arguments)
+        return
     module(launch.file, launch.options, check).launch(
         launch.kernel, launch.grid, launch.block, arguments, launch.shared, order, seed
     )

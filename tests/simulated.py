@@ -1,13 +1,34 @@
-"""What the tests of the runtimes share: skips where the simulator cannot run; moves; the bound."""
+"""What the tests of the runtimes share: the device they run on, moves, the bound.
+
+DEVICE is sim unless GPUCONV_TEST_DEVICE says cuda, as `make gpu-check` does. Where the simulator
+cannot run its tests are skipped; a GPU that was asked for and does not answer is an error.
+"""
+
+import os
 
 import numpy as np
 import pytest
 
-from gpuconv.runtime.arrays import to_device, to_numpy
+from gpuconv.runtime.arrays import require, to_device, to_numpy
 
-sim = pytest.importorskip("gpuconv.sim", reason="the simulator's packages are not installed")
-if sim.available():
-    pytest.skip(sim.available(), allow_module_level=True)
+
+class _Elsewhere:
+    """In place of the simulator where tests run on a GPU: what is about it is skipped."""
+
+    def __getattr__(self, name):
+        if name.startswith(("_", "pytest")):  # pytest asks every name of a module for these
+            raise AttributeError(name)
+        pytest.skip(f"is about the simulator's own {name}, and this runs on {DEVICE}")
+
+
+DEVICE = os.environ.get("GPUCONV_TEST_DEVICE", "sim")
+if DEVICE == "cuda":
+    require(DEVICE)
+    sim = _Elsewhere()
+else:
+    sim = pytest.importorskip("gpuconv.sim", reason="the simulator's packages are not installed")
+    if sim.available():
+        pytest.skip(sim.available(), allow_module_level=True)
 
 UNIT = 2.0**-24  # rounding of one float32 operation
 

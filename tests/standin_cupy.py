@@ -5,8 +5,10 @@ test that uses it says anything about one. `install` puts it where `import cupy`
 tests/test_runtime_cupy.py compares its names and signatures with CuPy's.
 """
 
+import ctypes
 import importlib.util
 import sys
+import time
 import types
 
 import numpy as np
@@ -56,11 +58,34 @@ class MemoryPointer:
     def __init__(self, ptr):
         self.ptr = ptr
 
+    def memset_async(self, value, size, stream=None):
+        ctypes.memset(self.ptr, value, size)
+
+    def copy_from_device_async(self, src, size, stream=None):
+        ctypes.memmove(self.ptr, src.ptr, size)
+
 
 class Stream:
     def synchronize(self):
         if "synchronize" in failing:
             raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+
+
+class Event:
+    """When the host came by, which says nothing about any card."""
+
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self._at = None
+
+    def record(self, stream=None):
+        self._at = time.perf_counter()
+
+    def synchronize(self):
+        Stream().synchronize()
+
+
+def get_elapsed_time(start_event, end_event):
+    return 1e3 * (end_event._at - start_event._at)
 
 
 class ndarray:
@@ -185,17 +210,35 @@ def _properties(device):
         "sharedMemPerBlockOptin": 64 << 10,
         "regsPerBlock": 65536,
         "maxThreadsPerBlock": 1024,
+        "l2CacheSize": 4096,
+        "multiProcessorCount": 1,
     }
 
 
 lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=as_strided))
+
+
+def _memory():
+    return 1 << 16, 1 << 16
+
+
+def _version():
+    return 0
+
+
 cuda = types.SimpleNamespace(
     Device=Device,
     Stream=Stream,
+    Event=Event,
+    MemoryPointer=MemoryPointer,
+    get_elapsed_time=get_elapsed_time,
     get_current_stream=get_current_stream,
     runtime=types.SimpleNamespace(
         getDeviceCount=_device_count,
         getDeviceProperties=_properties,
+        memGetInfo=_memory,
+        driverGetVersion=_version,
+        runtimeGetVersion=_version,
         CUDARuntimeError=CUDARuntimeError,
     ),
     driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),

@@ -1,12 +1,12 @@
-"""The optimisers' kernels, run by the simulator, against the CPU's loops: equal bits."""
+"""The optimisers' kernels against the CPU's loops: equal bits."""
 
 import numpy as np
 import pytest
-from kernel_runs import F4, module, ran, sim
+from kernel_runs import F4, address, asarray, asnumpy, start
 
 from gpuconv.nn.layer import Parameter
 from gpuconv.optim import SGD, Adam, AdamW
-from gpuconv.runtime import plan_dense, source
+from gpuconv.runtime import plan_dense
 
 COUNTS = [1, 3, 4, 400, 4095, 4096, 4097, 9001]
 
@@ -15,46 +15,45 @@ class Tensors:
     """Parameters, gradients and two slots on the device, and the tables of optim.cu."""
 
     def __init__(self, arrays, misaligned):
-        shift = 1 if misaligned else 0  # one float past a multiple of 16 bytes
-        self.raw = [
-            [
-                sim.asarray(np.concatenate([np.full(shift + 4, 7, F4), a, np.full(4, 7, F4)]))
-                for a in row
-            ]
-            for row in arrays
-        ]
-        self.held = [
-            [raw[shift + 4 : shift + 4 + a.size] for raw, a in zip(raws, row, strict=True)]
-            for raws, row in zip(self.raw, arrays, strict=True)
-        ]
-        table = [[a.ptr for a in row] + [row[0].size] for row in self.held]
-        owner, part = plan_dense.chunks([row[0].size for row in self.held])
-        self.tensors = sim.asarray(np.array(table, np.uint64))
-        self.owner, self.part = (sim.asarray(np.array(a, np.int32)) for a in (owner, part))
+        self.shift = 1 if misaligned else 0  # one float past a multiple of 16 bytes
+        self.raw = [[self._between(a) for a in row] for row in arrays]
+        owner, part = plan_dense.chunks([row[0].size for row in arrays])
+        self.counts = [row[0].size for row in arrays]
+        self.owner, self.part = (asarray(np.array(a, np.int32)) for a in (owner, part))
         self.number = len(owner)
+
+    def _between(self, a):
+        """On the device, between words that nobody may touch."""
+        return asarray(np.concatenate([np.full(self.shift + 4, 7, F4), a, np.full(4, 7, F4)]))
+
+    def _held(self, tensor, slot):
+        begin = self.shift + 4
+        return self.raw[tensor][slot][begin : begin + self.counts[tensor]]
+
+    def load(self, slot, arrays):
+        for row, a in zip(self.raw, arrays, strict=True):
+            row[slot] = self._between(a)
 
     def step(self, kernel, numbers, **scalars):
         (launch,) = plan_dense.optimizer(kernel, self.number, **scalars).launches
+        table = [
+            [address(self._held(i, slot)) for slot in range(4)] + [count]
+            for i, count in enumerate(self.counts)
+        ]
         held = {
-            "tensors": self.tensors,
-            "numbers": sim.asarray(np.array(numbers, F4)),
+            "tensors": asarray(np.array(table, np.uint64)),
+            "numbers": asarray(np.array(numbers, F4)),
             "owner": self.owner,
             "part": self.part,
         }
-        signature = source.kernels(launch.file)[kernel]
-        arguments = [
-            held[p.name] if p.pointer else p.dtype.type(launch.scalars[p.name])
-            for p in signature.parameters
-        ]
-        ran[kernel] = ran.get(kernel, 0) + 1
-        module(launch.file, (), False).launch(kernel, launch.grid, launch.block, arguments)
+        start(launch, held)
 
     def values(self, slot):
-        for raws in self.raw:
-            whole = sim.asnumpy(raws[slot])
+        for row in self.raw:
+            whole = asnumpy(row[slot])
             assert (whole[:4] == 7).all()
             assert (whole[-4:] == 7).all()
-        return [sim.asnumpy(row[slot]) for row in self.held]
+        return [asnumpy(self._held(i, slot)) for i in range(len(self.counts))]
 
 
 def draw():
@@ -72,9 +71,9 @@ def compare(optimizer, kernel, numbers, scalars, slots, misaligned):
     params = [Parameter(a.copy()) for a in start]
     cpu = optimizer(params)
     for step, grads in enumerate(gradients):
-        for p, g, row in zip(params, grads, device.held, strict=True):
+        device.load(1, grads)
+        for p, g in zip(params, grads, strict=True):
             p.grad = g
-            sim.memory._bytes(row[1]).view(F4)[...] = g
         cpu.step()
         device.step(kernel, [numbers(step)] * len(params), **scalars)
     for value, p in zip(device.values(0), params, strict=True):

@@ -1,9 +1,11 @@
-"""Operations on device sim against their definitions in float64, over random geometries."""
+"""Operations on a device (tests/simulated.py says which) against their definitions in float64, over
+random geometries.
+"""
 
 import numpy as np
 import pytest
 from cases import conv_case, pool_case
-from simulated import assert_within, gamma, on, sim, single
+from simulated import DEVICE, assert_within, gamma, on, sim, single
 
 from gpuconv import ops
 from gpuconv.runtime.arrays import channels_last, to_device, to_numpy
@@ -16,13 +18,13 @@ RELU_AND_KIN = ("relu", "tanh", "scaled_tanh", "sigmoid")
 def test_convolutions(seed):
     x, w, b, *geometry = conv_case(seed)
     (x, w, b), wide = single(x, w, b)
-    there = on("sim", x, w, b)
+    there = on(DEVICE, x, w, b)
     y = ops.conv2d(*there, *geometry)
     sizes = ops.conv2d.reference(*(a if a is None else np.abs(a) for a in wide), *geometry)
     terms = np.prod(w.shape[1:]) + 2
     assert_within(y, ops.conv2d.reference(*wide, *geometry), gamma(terms) * sizes)
     dy = np.random.default_rng(seed).standard_normal(y.shape).astype(np.float32)
-    found = ops.conv2d_backward(to_device(dy, "sim"), *there, *geometry)
+    found = ops.conv2d_backward(to_device(dy, DEVICE), *there, *geometry)
     expected = ops.conv2d_backward.reference(dy.astype(float), *wide, *geometry)
     plain = [np.abs(a) if a is not None else a for a in wide]
     bounds = ops.conv2d_backward.reference(np.abs(dy).astype(float), *plain, *geometry)
@@ -39,12 +41,12 @@ def test_max_pooling_is_exact(seed):
     x, *geometry = pool_case(seed)
     x = x.astype(np.float32)
     x.reshape(-1)[:: max(1, x.size // 3)] = np.nan
-    y, argmax = ops.max_pool2d(to_device(x, "sim"), *geometry)
+    y, argmax = ops.max_pool2d(to_device(x, DEVICE), *geometry)
     right, where = ops.max_pool2d.reference(x, *geometry)
     np.testing.assert_array_equal(to_numpy(y), right)
     np.testing.assert_array_equal(to_numpy(argmax), where)
     dy = np.random.default_rng(seed).integers(-4, 5, y.shape).astype(np.float32)
-    dx = ops.max_pool2d_backward(to_device(dy, "sim"), argmax, x.shape, *geometry)
+    dx = ops.max_pool2d_backward(to_device(dy, DEVICE), argmax, x.shape, *geometry)
     np.testing.assert_array_equal(
         to_numpy(dx), ops.max_pool2d_backward.reference(dy, where, x.shape, *geometry)
     )
@@ -61,9 +63,9 @@ def test_average_and_sum_pooling(name, seed):
     right = forward.reference(wide, *geometry)
     taps = window(*geometry[:5]).taps_count
     bound = gamma(taps + 2) * forward.reference(np.abs(wide), *geometry)
-    assert_within(forward(to_device(x, "sim"), *geometry), right, bound)
+    assert_within(forward(to_device(x, DEVICE), *geometry), right, bound)
     dy = np.random.default_rng(seed).standard_normal(right.shape).astype(np.float32)
-    dx = backward(to_device(dy, "sim"), x.shape, *geometry)
+    dx = backward(to_device(dy, DEVICE), x.shape, *geometry)
     bound = gamma(taps + 2) * backward.reference(np.abs(dy).astype(float), x.shape, *geometry)
     assert_within(dx, backward.reference(dy.astype(float), x.shape, *geometry), bound)
 
@@ -75,11 +77,11 @@ def test_activations_in_either_layout(name):
     forward, backward = getattr(ops, name), getattr(ops, f"{name}_backward")
     right = forward.reference(x.astype(float))
     for last in (False, True):
-        given = to_device(x, "sim", weights=last)
+        given = to_device(x, DEVICE, weights=last)
         y = forward(given)
         assert channels_last(y) == last
         assert_within(y, right, 4 * np.spacing(np.abs(right).astype(np.float32)))
-        dx = backward(to_device(dy, "sim", weights=not last), y)  # of the other layout
+        dx = backward(to_device(dy, DEVICE, weights=not last), y)  # of the other layout
         expected = backward.reference(dy.astype(float), to_numpy(y).astype(float))
         assert_within(dx, expected, 16 * 2.0**-24 * (np.abs(dy) + np.abs(expected)))
 
@@ -88,10 +90,10 @@ def test_softmax_over_pixels_and_rows():
     rng = np.random.default_rng(4)
     for shape in ((5, 7), (3, 4, 6), (2, 3, 4, 5), (2, 3, 2, 2, 2)):
         x, dy = (8 * rng.standard_normal((2, *shape))).astype(np.float32)
-        y = ops.softmax(to_device(x, "sim"))
+        y = ops.softmax(to_device(x, DEVICE))
         right = ops.softmax.reference(x.astype(float))
         assert_within(y, right, 3e-6 * right + 1e-30)  # exp of up to -40
-        dx = ops.softmax_backward(to_device(dy, "sim"), y)
+        dx = ops.softmax_backward(to_device(dy, DEVICE), y)
         expected = ops.softmax_backward.reference(dy.astype(float), right)
         assert_within(dx, expected, 1e-5 * np.abs(dy).max() * right + 1e-30)
 
@@ -110,7 +112,7 @@ def test_losses(name, options, back, kind):
     rng = np.random.default_rng(5)
     scores, labels = rng.standard_normal((37, 11)).astype(np.float32), rng.integers(0, 11, 37)
     forward, backward = getattr(ops, name), getattr(ops, f"{name}_backward")
-    there = on("sim", scores, labels.astype(kind))
+    there = on(DEVICE, scores, labels.astype(kind))
     loss, kept = forward(*there, *options)
     right, right_kept = forward.reference(scores.astype(float), labels, *options)
     assert isinstance(loss, float)
@@ -123,7 +125,7 @@ def test_losses(name, options, back, kind):
 def test_a_label_out_of_range_is_refused_as_on_the_cpu():
     scores = np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="label 3 is out of range: 3 classes"):
-        ops.cross_entropy(*on("sim", scores, np.int64([0, 3])))
+        ops.cross_entropy(*on(DEVICE, scores, np.int64([0, 3])))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "tanh"])
@@ -131,12 +133,12 @@ def test_linear(activation):
     rng = np.random.default_rng(6)
     arrays = (rng.standard_normal(s) for s in ((5, 13), (9, 13), 9))
     (x, w, b), wide = single(*arrays)
-    there = on("sim", x, w, b)
+    there = on(DEVICE, x, w, b)
     y = ops.linear(*there, activation)
     right = ops.linear.reference(*wide, activation)
     assert_within(y, right, 1e-5)
     dy = rng.standard_normal((5, 9)).astype(np.float32)
-    found = ops.linear_backward(to_device(dy, "sim"), *there, activation, y)
+    found = ops.linear_backward(to_device(dy, DEVICE), *there, activation, y)
     expected = ops.linear_backward.reference(dy.astype(float), *wide, activation, right)
     for one, other in zip(found, expected, strict=True):
         assert_within(one, other, 2e-5)
@@ -146,7 +148,7 @@ def test_dropout_has_the_same_mask_and_bits_everywhere():
     x = np.random.default_rng(7).standard_normal((3, 5, 4, 7)).astype(np.float32)
     right = ops.dropout.reference(x, 0.3, 99)
     for last in (False, True):
-        y = ops.dropout(to_device(x, "sim", weights=last), 0.3, 99)
+        y = ops.dropout(to_device(x, DEVICE, weights=last), 0.3, 99)
         np.testing.assert_array_equal(to_numpy(y), right)
 
 
@@ -154,13 +156,13 @@ def test_convolution_relu_and_pool_in_one():
     rng = np.random.default_rng(8)
     arrays = (rng.standard_normal(s) for s in ((2, 3, 9, 11), (4, 3, 3, 3), 4))
     (x, w, b), wide = single(*arrays)
-    there = on("sim", x, w, b)
+    there = on(DEVICE, x, w, b)
     y, argmax = ops.conv2d_relu_max_pool2d(*there, padding=1)
     right, where = ops.conv2d_relu_max_pool2d.reference(*wide, padding=1)
     assert_within(y, right, 1e-5)
     np.testing.assert_array_equal(to_numpy(argmax), where)
     dy = rng.standard_normal(y.shape).astype(np.float32)
-    found = ops.conv2d_relu_max_pool2d_backward(to_device(dy, "sim"), y, argmax, *there, padding=1)
+    found = ops.conv2d_relu_max_pool2d_backward(to_device(dy, DEVICE), y, argmax, *there, padding=1)
     expected = ops.conv2d_relu_max_pool2d_backward.reference(
         dy.astype(float), right, where, *wide, padding=1
     )
@@ -170,9 +172,9 @@ def test_convolution_relu_and_pool_in_one():
 
 def test_nothing_in_gives_nothing_out():
     x, w = np.zeros((0, 3, 5, 5), np.float32), np.ones((2, 3, 3, 3), np.float32)
-    y = ops.conv2d(*on("sim", x, w))
+    y = ops.conv2d(*on(DEVICE, x, w))
     assert y.shape == (0, 2, 3, 3)
-    dx, dw, db = ops.conv2d_backward(y, *on("sim", x, w))
+    dx, dw, db = ops.conv2d_backward(y, *on(DEVICE, x, w))
     assert dx.shape == x.shape
     assert not to_numpy(dw).any()
     assert db is None
@@ -180,14 +182,14 @@ def test_nothing_in_gives_nothing_out():
 
 def test_arrays_of_two_devices_are_refused_by_name():
     x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 2, 2), np.float32)
-    with pytest.raises(TypeError, match="conv2d: x is on sim, w on cpu; move one of them"):
-        ops.conv2d(to_device(x, "sim"), w)
-    with pytest.raises(TypeError, match="conv2d: x is on cpu, w on sim"):
-        ops.conv2d(x, to_device(w, "sim"))
-    with pytest.raises(TypeError, match="cross_entropy: scores is on sim, labels on cpu"):
-        ops.cross_entropy(to_device(np.ones((1, 2), np.float32), "sim"), np.zeros(1, int))
-    with pytest.raises(TypeError, match="relu: the reference takes NumPy arrays, not sim's"):
-        ops.relu.reference(to_device(x, "sim"))
+    with pytest.raises(TypeError, match=f"conv2d: x is on {DEVICE}, w on cpu; move one of them"):
+        ops.conv2d(to_device(x, DEVICE), w)
+    with pytest.raises(TypeError, match=f"conv2d: x is on cpu, w on {DEVICE}"):
+        ops.conv2d(x, to_device(w, DEVICE))
+    with pytest.raises(TypeError, match=f"cross_entropy: scores is on {DEVICE}, labels on cpu"):
+        ops.cross_entropy(to_device(np.ones((1, 2), np.float32), DEVICE), np.zeros(1, int))
+    with pytest.raises(TypeError, match=f"relu: the reference takes NumPy arrays, not {DEVICE}'s"):
+        ops.relu.reference(to_device(x, DEVICE))
 
 
 WRONG = [
@@ -200,10 +202,10 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "error", "text"), WRONG)
-def test_wrong_arguments_get_the_same_line_on_sim(change, error, text):
+def test_wrong_arguments_get_the_same_line_on_every_device(change, error, text):
     given = change(np.ones((1, 3, 5, 5), np.float32), np.ones((2, 3, 3, 3), np.float32))
     messages = []
-    for device in ("cpu", "sim"):
+    for device in ("cpu", DEVICE):
         with pytest.raises(error, match=text) as caught:
             ops.conv2d(*on(device, *given))
         messages.append(str(caught.value))
@@ -211,10 +213,11 @@ def test_wrong_arguments_get_the_same_line_on_sim(change, error, text):
 
 
 def test_float64_is_refused_where_kernels_are_float32():
-    with pytest.raises(TypeError, match="relu: x is float64, sim computes in float32"):
-        ops.relu(to_device(np.ones(3), "sim"))
+    with pytest.raises(TypeError, match=f"relu: x is float64, {DEVICE} computes in float32"):
+        ops.relu(to_device(np.ones(3), DEVICE))
 
 
+@pytest.mark.skipif(DEVICE != "sim", reason="is about the simulator's own arrays")
 def test_sim_arrays_with_exchanged_axes():
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     there = sim.asarray(x).transpose(2, 0, 1)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from gpuconv.cli import (
+    bench,
     demo,
     doctor,
     evaluate,
@@ -33,7 +34,7 @@ COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(train, evaluate, predict, show, explain, patches, filters, shift),
-        *(summary, steps, demo, doctor, warmup),
+        *(summary, steps, demo, bench, doctor, warmup),
     )
 }
 NOT_HERE = (DeviceError, NotImplementedError)  # what this device, or any, cannot do

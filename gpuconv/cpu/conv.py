@@ -55,15 +55,21 @@ def backward(
 def _backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    dx = weights = None
+    weights = None
     if winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
         weights = winograd.weight_gradient(dy, x, w.shape, window)
-    if need_dx and conv_pointwise.suits(x.shape, w.shape, window, groups):
-        dx = conv_pointwise.input_gradient(dy, w)
-    elif need_dx and winograd.suits(x.shape, w.shape, window, groups):
-        dx = winograd.input_gradient(dy, w, x.shape, window)
     if weights is None:
         weights = conv_weights.weight_gradient(dy, x, w.shape, window, groups, thread_count())
-    if need_dx and dx is None:
-        dx = conv_direct.input_gradient(dy, w, x.shape, window, groups)
-    return dx, *weights
+    return input_gradient(dy, w, x.shape, window, groups) if need_dx else None, *weights
+
+
+def input_gradient(
+    dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
+) -> np.ndarray:
+    """dx of x_shape alone, for float32 arrays in C order; the rest as `backward` has it."""
+    dx = None
+    if conv_pointwise.suits(x_shape, w.shape, window, groups):
+        dx = conv_pointwise.input_gradient(dy, w)
+    elif winograd.suits(x_shape, w.shape, window, groups):
+        dx = winograd.input_gradient(dy, w, x_shape, window)
+    return conv_direct.input_gradient(dy, w, x_shape, window, groups) if dx is None else dx

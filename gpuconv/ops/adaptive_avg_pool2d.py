@@ -4,8 +4,11 @@ adaptive_avg_pool2d; with output size 1 it is the global average pooling of Lin 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import (
     op,
     require_floats,
@@ -54,6 +57,17 @@ def bins(x_shape, size):
         rows = slice(p * H // size[0], -(-(p + 1) * H // size[0]))
         for q in range(size[1]):
             yield p, q, (..., rows, slice(q * W // size[1], -(-(q + 1) * W // size[1])))
+
+
+@adaptive_avg_pool2d.cost
+def _(x, output_size):
+    P, Q = pair("output_size", output_size, 1)
+    return Cost(0, nbytes(x) + x.shape[0] * x.shape[1] * P * Q * x.dtype.itemsize)
+
+
+@adaptive_avg_pool2d_backward.cost
+def _(dy, x_shape):
+    return Cost(0, nbytes(dy) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
 @adaptive_avg_pool2d.check

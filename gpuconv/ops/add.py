@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cpu.threads import parallel, shards
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     op,
     require_finite,
@@ -84,6 +85,16 @@ def _(part, x):
 def _(x, factor):
     require_floats("scale", x=x)
     require_finite("scale", factor=factor)
+
+
+@add.cost
+def _(a, b, activation):
+    return moved(a, b, a)
+
+
+@accumulate.cost
+def _(total, b):
+    return moved(total, b, total)
 
 
 @add.cpu

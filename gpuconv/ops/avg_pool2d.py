@@ -4,9 +4,12 @@ torch's avg_pool2d.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gpuconv.cpu import pool as fast
+from gpuconv.ops.cost import Cost, image, nbytes, output
 from gpuconv.ops.op import (
     op,
     require_floats,
@@ -141,6 +144,27 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_incl
         dy,
         window(kernel_size, stride, padding, dilation, ceil_mode),
     )
+
+
+@sum_pool2d.cost
+def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    return Cost(0, image(x, geometry) + output(x, x.shape[1], geometry))
+
+
+@avg_pool2d.cost
+def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    return sum_pool2d.work(x, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@sum_pool2d_backward.cost
+def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    return Cost(0, nbytes(dy) + math.prod(x_shape) * dy.dtype.itemsize)
+
+
+@avg_pool2d_backward.cost
+def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    return sum_pool2d_backward.work(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @sum_pool2d.cpu

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import batch_norm as fast
+from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import (
     op,
     require_finite,
@@ -139,6 +140,18 @@ def _require(name, x, w, b, mean, var, eps, activation):
         raise ValueError(f"{name}: eps must not be negative, got {eps!r}")
     if activation not in (None, "relu"):
         raise ValueError(f'{name}: activation must be None or "relu", got {activation!r}')
+
+
+@batch_norm2d.cost
+def _(x, w, b, mean, var, eps, activation):
+    statistics = 2 * x.shape[1] * x.dtype.itemsize  # in where they are given, else out
+    return Cost(0, nbytes(x, w, b, x) + statistics)
+
+
+@batch_norm2d_backward.cost
+def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
+    read = nbytes(dy, x, w, mean, var) + (nbytes(b) if activation else 0)
+    return Cost(0, read + nbytes(w, b) + (nbytes(x) if need_dx else 0))
 
 
 @batch_norm2d.cpu

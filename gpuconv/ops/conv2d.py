@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuconv.cpu import conv as fast
 from gpuconv.ops.activation import activate, activation_backward, require_activation
+from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes, output
 from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
 from gpuconv.runtime import plan_conv
 from gpuconv.runtime.plan_conv import Conv
@@ -127,6 +128,21 @@ def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=
     require_shape(name, {"b": (K,)}, b=b)
     require_activation(activation)
     window((R, S), stride, padding, dilation).require(name, H, W)
+
+
+@conv2d.cost
+def _(x, w, b, stride, padding, dilation, groups, activation):
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    traffic = image(x, geometry) + nbytes(w, b) + output(x, len(w), geometry)
+    return Cost(2 * multiply_adds(x, w, geometry), traffic)
+
+
+@conv2d_backward.cost
+def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w) if need_dx else 0)
+    traffic += nbytes(y) if activation else 0
+    return Cost((4 if need_dx else 2) * multiply_adds(x, w, geometry), traffic)
 
 
 @conv2d.cpu

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuconv.cpu import conv_pool as fast
 from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
+from gpuconv.ops.cost import Cost, like, nbytes, output
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, require_pool
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
 from gpuconv.ops.relu import relu_backward
@@ -84,6 +85,29 @@ def _pooled_shape(name, x, w, stride, padding, dilation, pool):
 def _complete(pool):
     """max_pool2d's arguments after x, with its default for the stride."""
     return (*pool, None) if len(pool) == 1 else pool
+
+
+@conv2d_relu_max_pool2d.cost
+def _(x, w, b, stride, padding, dilation, groups, pool):
+    """Without the convolution's own output, which need not exist."""
+    conv = conv2d.work(x, w, b, stride, padding, dilation, groups)
+    between = _between(x, w, stride, padding, dilation)
+    y = output(between, len(w), window(*_complete(pool)))
+    return Cost(conv.flops, conv.bytes - nbytes(between) + y + y // x.dtype.itemsize)
+
+
+@conv2d_relu_max_pool2d_backward.cost
+def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
+    between = _between(x, w, stride, padding, dilation)
+    arguments = (x, w, b, stride, padding, dilation, groups, None, None, need_dx)
+    conv = conv2d_backward.work(between, *arguments)
+    return Cost(conv.flops, conv.bytes - nbytes(between) + nbytes(dy, y, argmax))
+
+
+def _between(x, w, stride, padding, dilation):
+    """In place of the convolution's output."""
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    return like((len(x), len(w), *size), x.dtype)
 
 
 @conv2d_relu_max_pool2d.cpu

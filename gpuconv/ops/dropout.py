@@ -8,6 +8,7 @@ import numpy as np
 
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cpu.threads import parallel, shards
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_number
 from gpuconv.runtime import plan_dense
 
@@ -42,6 +43,11 @@ def _(x, p, seed):
         raise ValueError(f"dropout: p must be in [0, 1), got {p!r}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"dropout: seed must be in [0, 2**64), got {seed!r}")
+
+
+@dropout.cost
+def _(x, p, seed):
+    return moved(x, x)
 
 
 @dropout.cpu

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpuconv.cpu.matmul import matmul
 from gpuconv.ops.activation import activate, activation_backward, require_activation
+from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
 from gpuconv.runtime import plan_conv
 from gpuconv.runtime.plan_conv import Conv
@@ -66,6 +67,18 @@ def _require(name, x, w, b, activation):
         )
     require_shape(name, {"b": w.shape[:1]}, b=b)
     require_activation(activation)
+
+
+@linear.cost
+def _(x, w, b, activation):
+    return Cost(2 * len(x) * w.size, nbytes(x, w, b) + len(x) * len(w) * x.dtype.itemsize)
+
+
+@linear_backward.cost
+def _(dy, x, w, b, activation, y, need_dx):
+    traffic = nbytes(dy, x, w, b) + (nbytes(x, w) if need_dx else 0)
+    traffic += nbytes(y) if activation else 0
+    return Cost((4 if need_dx else 2) * len(x) * w.size, traffic)
 
 
 @linear.cpu

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import response_norm as fast
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     op,
     require_finite,
@@ -96,6 +97,16 @@ def _require(name, x, dy, size, alpha, beta, k, convention):
         raise ValueError(f"{name}: k must be positive, got {k!r}; the sum of squares can be 0")
     if convention not in CONVENTIONS:
         raise ValueError(f'{name}: convention must be "torch" or "paper", got {convention!r}')
+
+
+@local_response_norm.cost
+def _(x, size, alpha, beta, k, convention):
+    return moved(x, x)
+
+
+@local_response_norm_backward.cost
+def _(dy, x, size, alpha, beta, k, convention):
+    return moved(dy, x, x)
 
 
 @local_response_norm.cpu

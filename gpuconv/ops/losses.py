@@ -12,6 +12,7 @@ import numpy as np
 
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import plain
+from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
 from gpuconv.runtime import plan_dense
@@ -157,6 +158,41 @@ def _(scores, labels, margin):
 @hinge_backward.check
 def _(excess, labels):
     _require("hinge_backward", excess, labels)
+
+
+def _cost(scores, labels):
+    """Scores and labels in, what backward needs and one number out."""
+    return Cost(0, nbytes(scores, labels, scores) + scores.dtype.itemsize)
+
+
+@cross_entropy.cost
+def _(scores, labels, label_smoothing):
+    return _cost(scores, labels)
+
+
+@half_squared_error.cost
+def _(scores, labels):
+    return _cost(scores, labels)
+
+
+@hinge.cost
+def _(scores, labels, margin):
+    return _cost(scores, labels)
+
+
+@cross_entropy_backward.cost
+def _(probabilities, labels, label_smoothing):
+    return moved(probabilities, labels, probabilities)
+
+
+@half_squared_error_backward.cost
+def _(probabilities, labels):
+    return moved(probabilities, labels, probabilities)
+
+
+@hinge_backward.cost
+def _(excess, labels):
+    return moved(excess, labels, excess)
 
 
 @cross_entropy.cpu

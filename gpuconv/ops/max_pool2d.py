@@ -4,9 +4,12 @@ max_pool2d.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gpuconv.cpu import pool as fast
+from gpuconv.ops.cost import Cost, image, nbytes, output
 from gpuconv.ops.op import (
     op,
     require_floats,
@@ -104,6 +107,18 @@ def require_pool(name, x_shape, geometry):
             f"{name}: padding {most} is more than half of the window's {geometry.extent} pixels: "
             f"windows of nothing but padding have no largest value; use less padding"
         )
+
+
+@max_pool2d.cost
+def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    y = output(x, x.shape[1], geometry)
+    return Cost(0, image(x, geometry) + y + y // x.dtype.itemsize)  # argmax: a byte an element
+
+
+@max_pool2d_backward.cost
+def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+    return Cost(0, nbytes(dy, argmax) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
 @max_pool2d.cpu

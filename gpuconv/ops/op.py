@@ -14,6 +14,9 @@
     @relu.launch
     def _(runtime, x): ...      # the kernels, for arrays on sim and cuda alike
 
+    @relu.cost
+    def _(x): ...               # the least arithmetic and traffic (gpuconv/ops/cost.py)
+
 Calling `relu(x)` looks at the arrays, checks the arguments, and runs that device's implementation;
 `relu.reference(x)` checks them and runs the definition.
 """
@@ -22,11 +25,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from gpuconv.ops.cost import Cost
 from gpuconv.runtime.arrays import device_of, to_numpy
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -48,6 +52,7 @@ class Op:
         self._check: Callable[..., Any] | None = None
         self._cpu = definition
         self._launch: Callable[..., Any] | None = None
+        self._cost: Callable[..., Cost] | None = None
 
     def __repr__(self) -> str:
         return f"<op {self.__name__}{self._signature}>"
@@ -66,6 +71,33 @@ class Op:
         """Attach what launches the kernels; its first parameter is the `Runtime`."""
         self._launch = self._same_parameters(function, ("runtime", *self._names))
         return function
+
+    def cost(self, function: Callable[..., Cost]) -> Callable[..., Cost]:
+        """Attach the least arithmetic and traffic, a function of the arguments' shapes."""
+        self._cost = self._same_parameters(function, self._names)
+        return function
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether it runs on sim and cuda."""
+        return self._launch is not None
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The definition's parameters, in order."""
+        return self._signature.parameters
+
+    def work(self, *args: Any, **kwargs: Any) -> Cost:
+        """The least arithmetic and traffic of a call, of whose arrays only shapes are read.
+
+        Raises as the call would for arguments that do not fit.
+        """
+        args = self._bound(args, kwargs)
+        if self._cost is None:
+            raise NotImplementedError(f"{self.__name__}: its cost is not known")
+        if self._check is not None:
+            self._check(*args)
+        return self._cost(*args)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = self._bound(args, kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import elementwise as fast
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
 
 
@@ -39,6 +40,16 @@ def _(x):
 def _(dy, y):
     require_floats("relu_backward", dy=dy, y=y)
     require_shape("relu_backward", {"dy": y.shape}, dy=dy)
+
+
+@relu.cost
+def _(x):
+    return moved(x, x)
+
+
+@relu_backward.cost
+def _(dy, y):
+    return moved(dy, y, y)
 
 
 @relu.cpu

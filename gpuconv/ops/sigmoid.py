@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import elementwise as fast
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
 
 
@@ -33,6 +34,16 @@ def _(x):
 def _(dy, y):
     require_floats("sigmoid_backward", dy=dy, y=y)
     require_shape("sigmoid_backward", {"dy": y.shape}, dy=dy)
+
+
+@sigmoid.cost
+def _(x):
+    return moved(x, x)
+
+
+@sigmoid_backward.cost
+def _(dy, y):
+    return moved(dy, y, y)
 
 
 @sigmoid.cpu

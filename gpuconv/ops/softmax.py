@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
 from gpuconv.runtime import plan_dense
 
@@ -43,6 +44,16 @@ def _(x):
 def _(dy, y):
     require_floats("softmax_backward", dy=dy, y=y)
     require_shape("softmax_backward", {"dy": y.shape}, dy=dy)
+
+
+@softmax.cost
+def _(x):
+    return moved(x, x)
+
+
+@softmax_backward.cost
+def _(dy, y):
+    return moved(dy, y, y)
 
 
 @softmax.launch

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import elementwise as fast
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
 
 AMPLITUDE, SLOPE = 1.7159, 2 / 3  # chosen by LeCun so that the unit maps +-1 to +-1
@@ -61,6 +62,18 @@ def _(dy, y):
 def _(dy, y):
     require_floats("scaled_tanh_backward", dy=dy, y=y)
     require_shape("scaled_tanh_backward", {"dy": y.shape}, dy=dy)
+
+
+@tanh.cost
+@scaled_tanh.cost
+def _(x):
+    return moved(x, x)
+
+
+@tanh_backward.cost
+@scaled_tanh_backward.cost
+def _(dy, y):
+    return moved(dy, y, y)
 
 
 @tanh.cpu

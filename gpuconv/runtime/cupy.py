@@ -58,6 +58,7 @@ class CupyRuntime(Runtime):
         self.limits = self._limits()
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        self._functions: dict[tuple[Any, ...], Any] = {}
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
         with self._errors(f"an array of shape {shape}"):
@@ -100,9 +101,7 @@ class CupyRuntime(Runtime):
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         name = launch.kernel
         with self._errors(f"kernel {name} ({launch.file})"):
-            function = self._module(launch).get_function(name)
-            if launch.shared > OPT_IN:
-                function.max_dynamic_shared_size_bytes = launch.shared
+            function = self._function(launch)
             block = (launch.block, 1, 1)
             function(launch.grid, block, tuple(arguments), shared_mem=launch.shared)
             if self.debug:
@@ -117,6 +116,19 @@ class CupyRuntime(Runtime):
         signature_of(launch)
         with self._errors(f"kernel {launch.kernel} ({launch.file})"):
             self._module(launch).get_function(launch.kernel)
+
+    def _function(self, launch: Launch) -> Any:
+        """The compiled kernel of the current card, found once: looking it up costs as much as the
+        launch itself.
+        """
+        device = self.cupy.cuda.Device().id
+        key = device, launch.file, launch.defines, launch.kernel, launch.shared
+        if key not in self._functions:
+            function = self._module(launch).get_function(launch.kernel)
+            if launch.shared > OPT_IN:
+                function.max_dynamic_shared_size_bytes = launch.shared
+            self._functions[key] = function
+        return self._functions[key]
 
     def _module(self, launch: Launch) -> Any:
         key = launch.file, launch.defines  # as they are: no two specialisations are equal

@@ -39,6 +39,7 @@ class Runtime:
 
     name: str
     limits = LIMITS["sm_75"]  # the smallest: what fits it fits every card
+    recorded: list[tuple[Launch, list[Any]]] | None = None  # set to []: what `run` starts, kept
 
     # ---- what a device defines -----------------------------------------------------------------
 
@@ -99,7 +100,10 @@ class Runtime:
         views = {name: self.view(array) for name, array in arrays.items()}
         for launch in plan.launches:
             bound = bind(launch, views, self.here(), self.limits)
-            self.start(launch, [arrays[a] if isinstance(a, str) else a for a in bound])
+            given = [arrays[a] if isinstance(a, str) else a for a in bound]
+            self.start(launch, given)
+            if self.recorded is not None:
+                self.recorded.append((launch, given))
 
     def view(self, array: Any) -> View:
         """What the launcher checks of an array."""

@@ -119,6 +119,11 @@ def signatures(source: str, defines: Mapping[str, str] | None = None) -> dict[st
     }
 
 
+def names(name: str) -> list[str]:
+    """The kernels of the package's file `name`, whatever types its specialisations have."""
+    return [kernel for kernel, _ in _KERNEL.findall(_COMMENT.sub(" ", text(name)))]
+
+
 @lru_cache(maxsize=256)
 def kernels(name: str, defines: tuple[tuple[str, str], ...] = ()) -> dict[str, Signature]:
     """The kernels of the package's file `name`, by name."""

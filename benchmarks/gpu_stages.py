@@ -1,0 +1,283 @@
+"""The stages of the GPU check, each run in a process of its own by gpu_check.py.
+
+A stage yields records, {"name", "ok", ...}; one that failed has "error", in one line, and "broken"
+where the card's context may be gone: then the process ends, and a new one goes on with the item
+after it (`skip` says how many records there are).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuconv import data, models, nn, optim
+from gpuconv.bench import ceilings, machine, works
+from gpuconv.bench.cases import Case
+from gpuconv.bench.clock import Times
+from gpuconv.bench.cuda import Clock
+from gpuconv.bench.measure import Row, measure, recorded, require_right
+from gpuconv.bench.standard import standard
+from gpuconv.errors import DeviceError
+from gpuconv.runtime.arrays import to_device, to_numpy
+from gpuconv.runtime.runtime import runtime
+from gpuconv.train import Trainer
+
+Record = dict[str, Any]
+LENET_EPOCHS, LENET_FLOOR = 5, 0.988  # tests/test_floors.py: Adam and cross-entropy
+QUICK_EPOCHS, QUICK_FLOOR = 1, 0.970
+ROUNDS = 5  # of ours and PyTorch's in turn
+SGEMM_SIDE = 8192
+ALIKE = 2e-4  # of the largest value: two float32 results of sums of products
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def guarded(name: str, act: Callable[[], Record]) -> Record:
+    """The record of `act`, or of what it raised."""
+    try:
+        return {"name": name, "ok": True} | act()
+    except Exception as error:  # whatever it is, it belongs in the report
+        return {"name": name, "ok": False, "error": one_line(error), "broken": _breaks(error)}
+
+
+def _breaks(error: BaseException) -> bool:
+    return isinstance(error, DeviceError) or "CUDA" in type(error).__name__
+
+
+# ---- card ----------------------------------------------------------------------------------------
+
+
+def card(options: Any, skip: int) -> Iterator[Record]:
+    """What the card is, and what it can do at most."""
+    clock = Clock(runtime("cuda"), options.flushed)
+    steps: list[tuple[str, Callable[[], Record]]] = [
+        ("card", lambda: _description(clock)),
+        ("ceilings", lambda: _ceilings(clock, options)),
+        ("state after the ceilings", lambda: {"values": machine.card_state()}),
+        ("cuBLAS SGEMM", lambda: _sgemm(clock, options)),
+    ]
+    for name, act in steps[skip:]:
+        yield guarded(name, act)
+
+
+PROPERTIES = ("multiProcessorCount", "l2CacheSize", "totalGlobalMem", "sharedMemPerBlockOptin",
+              "major", "minor")  # fmt: skip
+
+
+def _description(clock: Clock) -> Record:
+    values = {"name": clock.card}
+    values |= {n: clock.properties[n] for n in PROPERTIES if n in clock.properties}
+    return {"card": clock.card, "values": values | machine.cuda_versions(clock.on.cupy)}
+
+
+def _ceilings(clock: Clock, options: Any) -> Record:
+    found = ceilings.cuda_ceilings(clock, options.seconds, options.rounds)
+    said = {"copy": f"{found.bytes / 1e9:.1f} GB/s, {found.memory}"}
+    said |= {"arithmetic": f"{found.flops / 1e12:.3f} TFLOP/s, {found.arithmetic}"}
+    return {"ceilings": vars(found), "values": said}
+
+
+def _sgemm(clock: Clock, options: Any) -> Record:
+    """cuBLAS's float32 product where CuPy finds cuBLAS: another ceiling, and no failure of ours."""
+    side = options.side or SGEMM_SIDE
+    name, rng, cupy = f"cuBLAS SGEMM, {side} x {side}", np.random.default_rng(0), clock.on.cupy
+    try:
+        a, b = (cupy.asarray(rng.standard_normal((side, side), np.float32)) for _ in range(2))
+        times = clock.calls([lambda: cupy.matmul(a, b)], options.seconds)
+    except Exception as error:
+        return {"values": {name: f"not measured: {one_line(error)}"}}
+    return {"values": {name: f"{2 * side**3 / times.low / 1e12:.3f} TFLOP/s"}}
+
+
+# ---- lenet ---------------------------------------------------------------------------------------
+
+
+def lenet(options: Any, skip: int) -> Iterator[Record]:
+    """20 steps against the reference and against themselves, then training to the floor."""
+    if skip < 1:
+        yield guarded("20 steps of LeNet", lambda: _first_steps(options.steps))
+    if skip < 2:
+        yield guarded("LeNet to its floor", lambda: _to_the_floor(options))
+
+
+def _first_steps(steps: int) -> Record:
+    (ours, state), (again, same) = (_steps("cuda", np.float32, steps) for _ in range(2))
+    exact, _ = _steps("reference", np.float64, steps)
+    if ours != again or any(state[n].tobytes() != same[n].tobytes() for n in state):
+        raise ArithmeticError("two runs gave different bits")
+    worst = max(abs(a - b) / abs(b) for a, b in zip(ours, exact, strict=True))
+    if not worst <= 1e-3:
+        raise ArithmeticError(f"losses differ from the reference's by {worst:.1e} of them")
+    return {"said": f"repeated bit for bit; losses within {worst:.1e} of the float64 reference's"}
+
+
+def _steps(device: str, dtype: Any, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
+    images, losses = data.load("mnist"), []
+    model, loss = models.lenet(seed=0).to(device, dtype), nn.CrossEntropyLoss()
+    loss.device = device
+    optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(steps):
+        chosen = list(range(32 * step, 32 * step + 32))
+        x = images.batch(chosen, size=(32, 32)).astype(dtype)
+        optimizer.zero_grad()
+        scores = model.forward(to_device(x, device))
+        losses.append(float(loss.forward(scores, to_device(images.labels[chosen], device))))
+        model.backward(loss.backward(), need_dx=False)
+        optimizer.step()
+    return losses, {name: to_numpy(array) for name, array in model.state_dict().items()}
+
+
+def _to_the_floor(options: Any) -> Record:
+    """Adam and cross-entropy at batch 64, as tests/test_floors.py trains on the CPU."""
+    epochs, floor = (QUICK_EPOCHS, QUICK_FLOOR) if options.quick else (LENET_EPOCHS, LENET_FLOOR)
+    if options.floor is not None:
+        floor = options.floor
+    learn, test = (data.load("mnist", split) for split in ("train", "test"))
+    if options.images:
+        learn, test = (each.subset(slice(0, options.images)) for each in (learn, test))
+    model, loss = models.lenet(seed=0).to("cuda"), nn.CrossEntropyLoss()
+    optimizer = optim.Adam(model.parameters(), lr=1e-3)
+    trainer = Trainer(model, loss, optimizer, seed=0, progress=False)
+    trainer.loss.device = "cuda"
+    pixels = learn.images / 255
+    scale: dict[str, Any] = {"size": 32, "mean": pixels.mean(), "std": pixels.std()}
+    batch = min(64, len(learn))
+    loader = data.Loader(learn, batch, seed=0, **scale)
+    tests = data.Loader(test, min(500, len(test)), shuffle=False, **scale)
+    began = time.perf_counter()
+    history = trainer.fit(loader, tests, epochs)
+    seconds = time.perf_counter() - began
+    accuracy = history[-1]["validation_accuracy"]
+    if not accuracy >= floor:
+        raise ArithmeticError(f"{accuracy:.2%} after {epochs} epochs, the floor is {floor:.1%}")
+    said = f"{accuracy:.2%} of {len(test):,} test images after {epochs} epochs, "
+    said += f"the floor is {floor:.1%}; {seconds:.1f} s"
+    return {"said": said, "accuracy": accuracy, "train_seconds": seconds, "epochs": epochs}
+
+
+# ---- times ---------------------------------------------------------------------------------------
+
+
+def items(options: Any) -> list[tuple[Case, str, str]]:
+    """(case, pass, layout) of all that is timed: the standard set, and one case in NCHW, whose
+    conversion is the layout kernel's.
+    """
+    chosen = [case for case in standard(options.batch) if options.only in str(case)]
+    found = [(case, direction, "nhwc") for case in chosen for direction, _ in works.counted(case)]
+    found += [(case, "forward", "nchw") for case in chosen if case.op == "conv2d"][:1]
+    return found
+
+
+def work_of(case: Case, direction: str) -> works.AnyWork:
+    passes = () if direction == "step" else (direction,)
+    (found,) = works.works(case, passes)
+    return found
+
+
+def times(options: Any, skip: int) -> Iterator[Record]:
+    """Every pass of the standard set, checked, timed and checked, with each of its kernels."""
+    clock = Clock(runtime("cuda"), options.flushed)
+    for case, direction, layout in items(options)[skip:]:
+        name = f"{case} {direction}{' from NCHW' if layout == 'nchw' else ''}"
+
+        def act(case: Case = case, direction: str = direction, layout: str = layout) -> Record:
+            work = work_of(case, direction)
+            row = measure(work, "cuda", options.seconds, clock, layout, each=True)
+            return {"row": _plain(row), **_outcome(row)}
+
+        yield guarded(name, act)
+
+
+def _outcome(row: Row) -> Record:
+    """A wrong result is a failure; an operation without kernels is not one of a GPU's."""
+    wrong = row.status not in ("ok", "no kernel yet")
+    return {"ok": not wrong, **({"error": row.status} if wrong else {})}
+
+
+def _plain(row: Row) -> Record:
+    found = row.record(ceilings.Ceilings(1.0, 1.0, "", ""))
+    for derived in ("share_of_ceiling", "bound"):  # of ceilings that the report knows
+        del found[derived]
+    return found
+
+
+# ---- torch ---------------------------------------------------------------------------------------
+
+
+def torch(options: Any, skip: int) -> Iterator[Record]:
+    """Ours and PyTorch's in turn, over the same numbers, where PyTorch sees the card."""
+    try:
+        import torch as library
+    except Exception as error:  # an import can fail in many ways, and PyTorch is not required
+        yield {"name": "PyTorch", "ok": True, "said": f"not compared: {one_line(error)}"}
+        return
+    if not library.cuda.is_available():
+        yield {"name": "PyTorch", "ok": True, "said": f"{library.__version__} sees no GPU"}
+        return
+    import gpu_torch
+
+    gpu_torch.strict()
+    clock = Clock(runtime("cuda"), options.flushed)
+    if skip < 1:
+        version = f"PyTorch {library.__version__}, cuDNN {library.backends.cudnn.version()}"
+        yield {"name": "PyTorch", "ok": True, "said": f"{version}, TF32 off, channels-last"}
+    pairs = [(c, d) for c, d, layout in items(options) if layout == "nhwc"]
+    pairs = [(c, d) for c, d in pairs if (c.op, d) in gpu_torch.RIVALS and not c.activation]
+    for case, direction in pairs[max(skip - 1, 0) :]:
+
+        def act(case: Case = case, direction: str = direction) -> Record:
+            work = work_of(case, direction)
+            theirs = gpu_torch.rival(work, "cuda")
+            return beside(clock, work, theirs, options.seconds)
+
+        yield guarded(f"{case} {direction}", act)
+
+
+def beside(clock: Clock, work: Any, theirs: Any, seconds: float) -> Record:
+    """Rounds of ours and theirs in turn, once both have given the same; ratio above 1: we are
+    faster.
+    """
+    on = clock.on
+    moved = [to_device(a, "cuda", weights=True) if isinstance(a, np.ndarray) else a
+             for a in work.arguments]  # fmt: skip
+    outputs, launches, _call = recorded(on, work, tuple(moved))
+    ours = [np.asarray(to_numpy(one)) for one in outputs]
+    require_right(work, ours)
+    for mine, other in zip(ours, theirs(), strict=False):
+        host = other.detach().cpu().numpy()
+        if host.shape == mine.shape and mine.dtype.kind == "f":
+            if not np.abs(mine - host).max() <= ALIKE * np.abs(host).max():
+                raise ArithmeticError("PyTorch's result differs from ours and the reference's")
+        elif host.shape != mine.shape:
+            raise ArithmeticError(f"PyTorch's result has shape {host.shape}, ours {mine.shape}")
+
+    def start() -> None:
+        for launch, arguments in launches:
+            on.start(launch, arguments)
+
+    mine_times: list[Times] = []
+    their_times: list[Times] = []
+    for _ in range(ROUNDS):
+        mine_times.append(clock.calls([start], seconds / ROUNDS))
+        their_times.append(clock.calls([theirs], seconds / ROUNDS))
+    ratios = sorted(b.median / a.median for a, b in zip(mine_times, their_times, strict=True))
+    return {
+        "ours": float(np.median([t.median for t in mine_times])),
+        "theirs": float(np.median([t.median for t in their_times])),
+        "ratio": float(np.median(ratios)),
+        "spread": [ratios[0], ratios[-1]],
+        "late": any(t.late for t in (*mine_times, *their_times)),
+    }
+
+
+STAGES: dict[str, Callable[[Any, int], Iterator[Record]]] = {
+    "card": card,
+    "lenet": lenet,
+    "times": times,
+    "torch": torch,
+}

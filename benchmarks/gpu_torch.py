@@ -1,0 +1,125 @@
+"""The same passes as `gpuconv.bench.works`, by PyTorch and cuDNN, one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from gpuconv.bench.works import Work
+
+aten = torch.ops.aten
+Tensors = tuple[torch.Tensor, ...]
+
+
+def strict() -> None:
+    """IEEE float32, as the kernels compute, and the fastest of cuDNN's algorithms."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+
+
+def rival(work: Work, device: str) -> Callable[[], Tensors] | None:
+    """PyTorch's call over the work's own numbers, which returns what ours does; None without one.
+
+    Images are channels-last in memory. device: "cuda", or "cpu" in tests.
+    """
+    make = RIVALS.get((work.case.op, work.direction))
+    if make is None or work.case.activation:
+        return None
+    return make(*(_tensor(a, device) for a in work.arguments))
+
+
+def _tensor(a: Any, device: str) -> Any:
+    if not hasattr(a, "dtype"):
+        return a
+    there = torch.from_numpy(a).to(device)
+    return there.contiguous(memory_format=torch.channels_last) if there.ndim == 4 else there
+
+
+def _two(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _conv(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: int, _: Any):
+    geometry = _two(stride), _two(padding), _two(dilation), groups
+    return lambda: (F.conv2d(x, w, b, *geometry),)
+
+
+def _conv_backward(mask: list[bool]) -> Any:
+    def make(dy, x, w, b, stride, padding, dilation, groups, *_):
+        geometry = _two(stride), _two(padding), _two(dilation), False, [0, 0], groups, mask
+        return lambda: _given(aten.convolution_backward(dy, x, w, [len(w)], *geometry), mask)
+
+    return make
+
+
+def _given(found: Any, mask: list[bool]) -> Tensors:
+    return tuple(one for one, wanted in zip(found, mask, strict=True) if wanted)
+
+
+def _max_pool(x, kernel, stride, padding, dilation, ceil_mode):
+    geometry = _two(kernel), _two(stride or kernel), _two(padding), _two(dilation), ceil_mode
+    return lambda: (aten.max_pool2d_with_indices(x, *geometry)[0],)
+
+
+def _max_pool_backward(dy, argmax, x_shape, kernel, stride, padding, dilation, ceil_mode):
+    (R, S), (down, across) = _two(kernel), _two(stride or kernel)
+    (top, left), (dil_h, dil_w) = _two(padding), _two(dilation)
+    P, Q = dy.shape[2:]
+    won = argmax.long()  # r*S + s of the window's winner; PyTorch wants its pixel
+    rows = torch.arange(P, device=dy.device)[:, None] * down - top + won // S * dil_h
+    columns = torch.arange(Q, device=dy.device) * across - left + won % S * dil_w
+    x = torch.empty(x_shape, device=dy.device).contiguous(memory_format=torch.channels_last)
+    geometry = [R, S], [down, across], [top, left], [dil_h, dil_w], ceil_mode
+    indices = rows * x_shape[3] + columns
+    return lambda: (aten.max_pool2d_with_indices_backward(dy, x, *geometry, indices),)
+
+
+def _avg_pool(x, kernel, stride, padding, dilation, ceil_mode, include_pad):
+    return lambda: (F.avg_pool2d(x, kernel, stride, padding, ceil_mode, include_pad),)
+
+
+def _avg_pool_backward(dy, x_shape, kernel, stride, padding, dilation, ceil_mode, include_pad):
+    x = torch.empty(x_shape, device=dy.device).contiguous(memory_format=torch.channels_last)
+    geometry = _two(kernel), _two(stride or kernel), _two(padding), ceil_mode, include_pad, None
+    return lambda: (aten.avg_pool2d_backward(dy, x, *geometry),)
+
+
+def _batch_norm(x, w, b, mean, var, eps, _):
+    return lambda: (aten.native_batch_norm(x, w, b, None, None, True, 0.0, eps)[0],)
+
+
+def _batch_norm_backward(dy, x, w, b, mean, var, eps, *_):
+    saved = mean, 1 / (var + eps).sqrt()
+    mask = [True, True, True]
+    return lambda: aten.native_batch_norm_backward(dy, x, w, None, None, *saved, True, eps, mask)
+
+
+RIVALS: dict[tuple[str, str], Callable[..., Callable[[], Tensors]]] = {
+    ("conv2d", "forward"): _conv,
+    ("conv2d", "backward-data"): _conv_backward([True, False, False]),
+    ("conv2d", "backward-weight"): _conv_backward([False, True, True]),
+    ("linear", "forward"): lambda x, w, b, _: lambda: (F.linear(x, w, b),),
+    ("linear", "backward-data"): lambda dy, x, w, *_: lambda: (dy @ w,),
+    ("linear", "backward-weight"): lambda dy, x, *_: lambda: (dy.T @ x, dy.sum(0)),
+    ("max_pool2d", "forward"): _max_pool,
+    ("max_pool2d", "backward"): _max_pool_backward,
+    ("avg_pool2d", "forward"): _avg_pool,
+    ("avg_pool2d", "backward"): _avg_pool_backward,
+    ("relu", "forward"): lambda x: lambda: (torch.relu(x),),
+    ("relu", "backward"): lambda dy, y: lambda: (aten.threshold_backward(dy, y, 0),),
+    ("tanh", "forward"): lambda x: lambda: (torch.tanh(x),),
+    ("tanh", "backward"): lambda dy, y: lambda: (aten.tanh_backward(dy, y),),
+    ("sigmoid", "forward"): lambda x: lambda: (torch.sigmoid(x),),
+    ("sigmoid", "backward"): lambda dy, y: lambda: (aten.sigmoid_backward(dy, y),),
+    ("softmax", "forward"): lambda x: lambda: (torch.softmax(x, 1),),
+    ("softmax", "backward"): lambda dy, y: (
+        lambda: (aten._softmax_backward_data(dy, y, 1, torch.float32),)
+    ),
+    ("add", "forward"): lambda a, b, _: lambda: (a + b,),
+    ("batch_norm2d", "forward"): _batch_norm,
+    ("batch_norm2d", "backward"): _batch_norm_backward,
+}

@@ -1,0 +1,221 @@
+"""Which operation at which shape: the words of the command line, and the layers of a network.
+
+    conv2d 16x64x56x56 64 3x3 stride=2 padding=1
+
+is one case: the operation, the input's shape, then what that operation takes (`OPERANDS`), then
+options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpuconv.errors import unknown
+
+Shape = tuple[int, ...]
+
+# What each operation takes after the shape of its input; the first letters of a name will do.
+OPERANDS: dict[str, tuple[str, ...]] = {
+    "conv2d": ("filters", "kernel"),
+    "conv2d_relu_max_pool2d": ("filters", "kernel"),
+    "linear": ("filters",),
+    "max_pool2d": ("kernel",),
+    "avg_pool2d": ("kernel",),
+    "sum_pool2d": ("kernel",),
+    "adaptive_avg_pool2d": ("kernel",),
+    "local_response_norm": ("filters",),
+    **dict.fromkeys(
+        ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "dropout", "batch_norm2d", "add",
+         "accumulate", "cross_entropy", "half_squared_error", "hinge", "sgd", "sgd_momentum",
+         "adam", "clip_grad_norm"), (),
+    ),
+}  # fmt: skip
+RANKS = {
+    **dict.fromkeys(("linear", "cross_entropy", "half_squared_error", "hinge"), 2),
+    **{name: 4 for name in OPERANDS if name.endswith("2d") or name == "local_response_norm"},
+}
+AXES = {2: "rows x features, as 128x1024", 4: "N x C x H x W, as 16x64x56x56"}
+ALIASES = {"conv": "conv2d", "max_pool": "max_pool2d", "avg_pool": "avg_pool2d", "lrn":
+           "local_response_norm", "batch_norm": "batch_norm2d"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one shape.
+
+    x: the input's shape, (N, C, H, W) or any other that the operation takes. filters: K, or the
+    features of a linear layer's output, or the channels of a local response norm's window. kernel:
+    R and S, or the output's size of adaptive pooling. stride None: 1, a pool's is its window.
+    """
+
+    op: str
+    x: Shape
+    filters: int = 0
+    kernel: tuple[int, int] = (0, 0)
+    stride: Any = None
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+    activation: str | None = None
+    label: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        words = [self.op, _by_x(self.x)]
+        for operand in OPERANDS[self.op]:
+            value = getattr(self, operand)
+            words.append(str(value) if isinstance(value, int) else _by_x(value))
+        for name in OPTIONS:
+            value = getattr(self, name)
+            if value != getattr(Case, name):
+                words.append(f"{name}={_pads(value)}")
+        return " ".join(words)
+
+
+OPTIONS = ("stride", "padding", "dilation", "groups", "activation")
+
+
+def parse(words: str | Sequence[str], **options: Any) -> Case:
+    """The case that the words say; options as Case has them, over those of the words.
+
+    ValueError, one line, for what is no case.
+
+    >>> parse("conv 16x64x56x56 64 3x3", padding=1).op
+    'conv2d'
+    """
+    given = words.split() if isinstance(words, str) else list(words)
+    plain = [word for word in given if "=" not in word]
+    if not plain:
+        raise ValueError("bench: no operation given, such as: conv2d 16x64x56x56 64 3x3 padding=1")
+    name = operation(plain[0])
+    operands = OPERANDS[name]
+    if len(plain) != 2 + len(operands):
+        wanted = " ".join(["SHAPE", *map(str.upper, operands)])
+        raise ValueError(f"bench: {name} takes {wanted}, got {' '.join(plain[1:]) or 'nothing'}")
+    values: dict[str, Any] = {"x": _sizes("SHAPE", plain[1])}
+    rank = RANKS.get(name)
+    if rank is not None and len(values["x"]) != rank:
+        raise ValueError(f"bench: {name} takes a shape of {AXES[rank]}, got {plain[1]!r}")
+    for operand, word in zip(operands, plain[2:], strict=True):
+        values[operand] = _operand(operand, word)
+    for word in given:
+        key, equals, value = word.partition("=")
+        if equals:
+            if key not in OPTIONS:
+                raise unknown("option", key, OPTIONS)
+            values[key] = option(key, value)
+    values.update({key: value for key, value in options.items() if value is not None})
+    if name.startswith("conv2d") and values.get("stride") in (1, (1, 1)):
+        del values["stride"]
+    return Case(name, **values)
+
+
+def operation(name: str) -> str:
+    """The full name of an operation: conv, max_pool, cross. ValueError for an unknown one."""
+    name = ALIASES.get(name, name).replace("-", "_")
+    if name in OPERANDS:
+        return name
+    begin = [known for known in OPERANDS if known.startswith(name)]
+    if len(begin) == 1:
+        return begin[0]
+    raise unknown("operation", name, OPERANDS)
+
+
+def option(name: str, text: str) -> Any:
+    """The value of an option: a number, a pair as 1x2, a padding's or an activation's name."""
+    if name == "activation":
+        if text != "relu":
+            raise ValueError(f"bench: activation is relu or not given, got {text!r}")
+        return text
+    if name == "padding" and text in ("same", "valid", "full"):
+        return text
+    least = 0 if name == "padding" else 1
+    sizes = _sizes(name, text, least)
+    if len(sizes) > 2 or (name == "groups" and len(sizes) > 1):
+        raise ValueError(f"bench: {name} must be a number or two, as 1x2, got {text!r}")
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def network(name: str, batch: int) -> list[Case]:
+    """The operations of a model of `gpuconv.models` at this batch, each different one once.
+
+    ValueError for an unknown model.
+    """
+    from gpuconv import models
+    from gpuconv.nn.layer import Row
+
+    model = models.build({"name": name})
+    rows: list[Row] = []
+    assert model.input_shape is not None
+    model.trace(model.input_shape, "", rows)
+    found: dict[Case, str] = {}
+    for row in rows:
+        case = _of_layer(row.layer, (batch, *row.input))
+        if case is not None:
+            found.setdefault(case, row.name)
+    return [replace(case, label=label) for case, label in found.items()]
+
+
+def _of_layer(layer: Any, x: Shape) -> Case | None:
+    """The layer's operation; None for one that computes nothing, or is not in the table."""
+    from gpuconv import nn
+
+    if isinstance(layer, nn.Conv2d):
+        size = layer.window.kernel_size
+        options: dict[str, Any] = {"groups": layer.groups}
+        options |= {key: _plain(getattr(layer.window, key)) for key in OPTIONS[:3]}
+        options["stride"] = None if options["stride"] == 1 else options["stride"]
+        return Case("conv2d", x, layer.out_channels, size, **options)
+    if isinstance(layer, nn.Linear):
+        return Case("linear", x, layer.out_features)
+    for kind, name in ((nn.MaxPool2d, "max_pool2d"), (nn.AvgPool2d, "avg_pool2d")):
+        if isinstance(layer, kind):
+            win = layer.window
+            stride = None if win.stride == win.kernel_size else _plain(win.stride)
+            return Case(name, x, 0, win.kernel_size, stride, _plain(win.padding))
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        return Case("adaptive_avg_pool2d", x, 0, layer.size)
+    if isinstance(layer, nn.LocalResponseNorm):
+        return Case("local_response_norm", x, layer.arguments[0])
+    names = {"ReLU": "relu", "Tanh": "tanh", "ScaledTanh": "scaled_tanh", "Sigmoid": "sigmoid"}
+    names |= {"BatchNorm2d": "batch_norm2d", "Dropout": "dropout", "Softmax": "softmax"}
+    plain = names.get(type(layer).__name__)
+    return None if plain is None else Case(plain, x)
+
+
+def _plain(value: Any) -> Any:
+    """((1, 1), (1, 1)) and (1, 1) as 1, ((1, 1), (2, 2)) as (1, 2)."""
+    if isinstance(value, tuple) and len(value) == 2 and value[0] == value[1]:
+        return _plain(value[0])
+    if isinstance(value, tuple) and all(isinstance(s, tuple) and s[0] == s[1] for s in value):
+        return tuple(side[0] for side in value)
+    return value
+
+
+def _operand(name: str, word: str) -> Any:
+    sizes = _sizes(name.upper(), word)
+    if name == "kernel" and len(sizes) <= 2:
+        return sizes if len(sizes) == 2 else sizes * 2
+    if len(sizes) != 1:
+        raise ValueError(f"bench: {name.upper()} must be a number, got {word!r}")
+    return sizes[0]
+
+
+def _sizes(what: str, text: str, least: int = 1) -> Shape:
+    if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text):
+        raise ValueError(f"bench: {what} must be numbers joined by x, as 16x64x56x56, got {text!r}")
+    sizes = tuple(map(int, text.split("x")))
+    if min(sizes) < least:
+        raise ValueError(f"bench: {what} must be at least {least}, got {text!r}")
+    return sizes
+
+
+def _by_x(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _pads(value: Any) -> str:
+    simple = isinstance(value, tuple) and all(isinstance(side, int) for side in value)
+    return _by_x(value) if simple else str(value).replace(" ", "")

@@ -1,0 +1,57 @@
+"""As many multiply-adds as this processor can do: ceiling.cu's counterpart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from gpuconv.cpu.threads import parallel, thread_count
+from gpuconv.cpu.vector import FLOAT, LANES, compiled, intrinsic, ir, loop, splat
+
+CHAINS = 10  # of vectors: more than the latency of two units needs, and fewer than 16 registers
+FLOPS_A_ROUND = 2 * CHAINS * LANES  # of a thread
+ROUNDS = 1 << 20  # some milliseconds; every number stays below 2**24, so that the sum is exact
+
+
+@intrinsic
+def _chains(typing: Any, rounds: Any, a: Any, b: Any) -> Any:
+    """v = v * a + b in CHAINS vectors that start at 0, 1, ...; the sum of their first elements."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count, scale, offset = arguments
+        scale, offset = splat(builder, scale), splat(builder, offset)
+        start = [splat(builder, FLOAT(float(i))) for i in range(CHAINS)]
+        fuse = ("contract",)  # a multiply and an add in one, where the processor can
+
+        def step(_: Any, v: list[Any]) -> list[Any]:
+            products = [builder.fmul(one, scale, flags=fuse) for one in v]
+            return [builder.fadd(product, offset, flags=fuse) for product in products]
+
+        state = loop(builder, count, start, step)
+        total = state[0]
+        for one in state[1:]:
+            total = builder.fadd(total, one)
+        return builder.extract_element(total, ir.IntType(32)(0))
+
+    return numba.float32(numba.int64, numba.float32, numba.float32), build
+
+
+@compiled
+def chains(rounds: int, a: float, b: float) -> float:
+    """`_chains` on one thread, without the interpreter's lock."""
+    return _chains(rounds, np.float32(a), np.float32(b))
+
+
+def on_all_threads(rounds: int = ROUNDS) -> int:
+    """Run the chains on every thread of gpuconv's; how many flops that was.
+
+    Raises ArithmeticError where the sum is not what it must be.
+    """
+    pieces = [(number, number + 1) for number in range(thread_count())]
+    found = parallel(lambda *_: chains(rounds, 1.0, 1.0), pieces, blas=False)
+    exact = CHAINS * (CHAINS - 1) // 2 + CHAINS * rounds
+    if any(one != exact for one in found):
+        raise ArithmeticError(f"the multiply-adds gave {found}, not {exact}: no ceiling")
+    return len(pieces) * rounds * FLOPS_A_ROUND

@@ -1,0 +1,220 @@
+"""`measure`: check a pass, time it, check it again. What is wrong has no time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpuconv.bench.ceilings import Ceilings
+from gpuconv.bench.clock import Times, cpu_times
+from gpuconv.bench.works import DATA, AnyWork
+from gpuconv.errors import DeviceError
+from gpuconv.ops.cost import Cost
+from gpuconv.runtime.arrays import device_of, to_device, to_numpy
+
+MOST_SETS, MOST_BYTES = 256, 1 << 30
+CUDA_SETS = 8  # the cache is flushed besides
+NO_TIMES = "what runs there is made to check results and has no times worth telling"
+
+
+class WrongResult(ArithmeticError):
+    """A result that is not the reference's: nothing was timed, or the times are void."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pass on one device. times None: not timed, `status` says why; else it is "ok".
+
+    kernels: of a GPU, every launch by name, in order, with its own times where they were taken.
+    """
+
+    case: str
+    label: str
+    direction: str
+    device: str
+    cost: Cost
+    status: str = "ok"
+    times: Times | None = None
+    kernels: list[tuple[str, Times | None]] = field(default_factory=list)
+
+    @property
+    def flops(self) -> float | None:
+        """A second; None without times, or where memory is all that is counted."""
+        return self.cost.flops / self.times.median if self.times and self.cost.flops else None
+
+    @property
+    def bytes(self) -> float | None:
+        """A second, of the least traffic."""
+        return self.cost.bytes / self.times.median if self.times else None
+
+    def share(self, ceilings: Ceilings) -> float | None:
+        """The least time that the ceilings allow, as a share of the time taken."""
+        if self.times is None:
+            return None
+        return self.cost.seconds(ceilings.flops, ceilings.bytes) / self.times.median
+
+    def record(self, ceilings: Ceilings) -> dict[str, Any]:
+        """For JSON: seconds, counts, and rates a second."""
+        found = asdict(self)
+        found["kernels"] = [
+            {"name": name, "times": None if times is None else asdict(times)}
+            for name, times in self.kernels
+        ]
+        bound = self.cost.bound(ceilings.flops, ceilings.bytes)
+        rates = {"flops_per_s": self.flops, "bytes_per_s": self.bytes}
+        return found | rates | {"share_of_ceiling": self.share(ceilings), "bound": bound}
+
+
+def measure(
+    work: AnyWork,
+    device: str,
+    seconds: float,
+    clock: Any = None,
+    layout: str = "nhwc",
+    each: bool = False,
+) -> Row:
+    """The pass on device "cpu" or "cuda", timed for about `seconds`.
+
+    clock: a `cuda.Clock` for cuda. layout: of images in the card's memory; with "nchw" the
+    conversion is part of the pass. each: time every launch by itself too. A wrong result, and an
+    operation without kernels, give a row without times. Raises DeviceError for a device that has
+    no times, or fails.
+    """
+    given = str(work.case), work.case.label, work.direction, device, work.cost
+    if device not in ("cpu", "cuda"):
+        raise DeviceError(f"bench: device {device}: {NO_TIMES}; use cpu or cuda")
+    try:
+        if device == "cpu":
+            return Row(*given, times=_on_cpu(work, seconds))
+        if not work.kernels:
+            return Row(*given, status="no kernel yet")
+        times, kernels = _on_cuda(work, seconds, clock, layout, each)
+        return Row(*given, times=times, kernels=kernels)
+    except WrongResult as error:
+        return Row(*given, status=f"wrong: {error}")
+
+
+def _on_cpu(work: AnyWork, seconds: float) -> Times:
+    count = _sets(work, 2 * cache_bytes())
+    calls = [work.prepare(_copies(work)) for _ in range(count)]
+    first = _host(calls[0]())
+    require_right(work, first)
+    times = cpu_times(calls, seconds)
+    call = work.prepare(_copies(work)) if work.in_place else calls[-1]
+    _require_same(first, _host(call()), "after the timing")
+    return times
+
+
+def _on_cuda(
+    work: AnyWork, seconds: float, clock: Any, layout: str, each: bool
+) -> tuple[Times, list[tuple[str, Times | None]]]:
+    def prepared() -> tuple[Any, list[Any], Any]:
+        return recorded(clock.on, work, _there(work, "cuda", layout))
+
+    made = [prepared() for _ in range(min(max(2, _sets(work, 2 * clock.cache)), CUDA_SETS))]
+    first = _host(made[0][0])
+    require_right(work, first)
+    for outputs, *_ in made[1:]:
+        _require_same(first, _host(outputs), "in another set of buffers")
+    if not work.in_place:
+        for outputs, *_ in made:
+            for array in outputs:
+                if device_of(array):
+                    clock.poison(array)
+    sets = [launches for _, launches, _ in made]
+    times = clock.times(sets, seconds)
+    kernels: list[tuple[str, Times | None]] = []
+    for number, (launch, _) in enumerate(sets[0]):
+        alone = len(sets[0]) == 1
+        own = times if alone else None
+        if each and not alone:
+            own = clock.times([[one[number]] for one in sets], seconds / len(sets[0]))
+        kernels.append((launch.kernel, own))
+    for outputs, *_ in [prepared()] if work.in_place else made:
+        _require_same(first, _host(outputs), "after the timing")
+    return times, kernels
+
+
+def recorded(on: Any, work: AnyWork, arguments: tuple[Any, ...]) -> tuple[Any, list[Any], Any]:
+    """(what the pass returns, the launches it consists of, the call), on runtime `on`.
+
+    The call must be kept as long as the launches: an optimiser's hold addresses of arrays that only
+    it keeps alive.
+
+    The half of a backward pass that gives dx is what the whole launches beyond the other half.
+    WrongResult where nothing was launched.
+    """
+    from gpuconv.bench.cuda import record
+
+    call = work.prepare(arguments)
+    outputs, launches = record(on, call)
+    if work.direction == DATA:
+        _, others = record(on, lambda: work.op(*arguments[:-1], False))  # type: ignore[union-attr]
+        for other, _ in others:
+            plain = [launch for launch, _ in launches]
+            if other in plain:
+                del launches[plain.index(other)]
+    if not launches:
+        raise WrongResult("no kernel was launched")
+    return outputs, launches, call
+
+
+def require_right(work: AnyWork, found: Sequence[Any]) -> None:
+    """WrongResult unless every element is within its bound of the reference; NaN nowhere."""
+    expected = work.expected()
+    if len(found) != len(expected):
+        raise WrongResult(f"{len(found)} results, {len(expected)} expected")
+    for number, (one, (exact, bound)) in enumerate(zip(found, expected, strict=True)):
+        host = np.asarray(one)
+        if host.shape != exact.shape:
+            raise WrongResult(f"result {number} has shape {host.shape}, not {exact.shape}")
+        wrong = ~(np.abs(host.astype(np.float64) - exact) <= bound)
+        if wrong.any():
+            where = tuple(map(int, np.argwhere(wrong)[0]))
+            raise WrongResult(
+                f"{wrong.sum()} of {wrong.size} elements of result {number}, the first at {where}: "
+                f"{host[where]} for {exact[where]}"
+            )
+
+
+def cache_bytes() -> int:
+    """Of the CPU's largest cache, as Linux tells it; else 32 MiB."""
+    sizes = [32 << 20]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes)
+
+
+def _sets(work: AnyWork, wanted: int) -> int:
+    """How many sets of buffers together are larger than the cache, within reason."""
+    one = max(work.cost.bytes, 1)
+    return int(max(1, min(-(-wanted // one), MOST_SETS, MOST_BYTES // one)))
+
+
+def _copies(work: AnyWork) -> tuple[Any, ...]:
+    return tuple(a.copy() if isinstance(a, np.ndarray) else a for a in work.arguments)
+
+
+def _there(work: AnyWork, device: str, layout: str) -> tuple[Any, ...]:
+    last = layout == "nhwc"
+    return tuple(
+        to_device(a, device, weights=last) if isinstance(a, np.ndarray) else a
+        for a in work.arguments
+    )
+
+
+def _host(found: Sequence[Any]) -> list[np.ndarray]:
+    return [np.array(to_numpy(one)) for one in found]
+
+
+def _require_same(first: Sequence[Any], again: Sequence[Any], when: str) -> None:
+    """WrongResult unless arrays have the same bytes: a pass gives the same bits each time."""
+    for number, (a, b) in enumerate(zip(first, again, strict=True)):
+        if np.asarray(a).tobytes() != np.asarray(b).tobytes():
+            raise WrongResult(f"result {number} has other bits {when}")

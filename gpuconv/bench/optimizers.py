@@ -1,0 +1,81 @@
+"""Steps of the optimisers, and clipping, as work to be timed.
+
+Of clipping, a GPU's time is that of the scaling: the norm is summed on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpuconv import optim
+from gpuconv.bench.cases import Case
+from gpuconv.nn.layer import Parameter
+from gpuconv.ops.cost import Cost
+
+LR, EPS = 1e-3, 1e-8
+NORM = 1e-3  # to clip to: so little that every call scales
+# name: (the optimiser, arrays of the parameter's size that a step reads or writes)
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], int]] = {
+    "sgd": (lambda p: optim.SGD(p, LR), 3),
+    "sgd_momentum": (lambda p: optim.SGD(p, LR, momentum=0.9), 5),
+    "adam": (lambda p: optim.Adam(p, LR, eps=EPS), 7),
+    "clip_grad_norm": (lambda p: _Clip(p), 2),
+}
+
+
+class _Clip:
+    """Clipping as an optimiser has it: a step of the gradients."""
+
+    def __init__(self, params: list[Parameter]) -> None:
+        self.params = params
+
+    def step(self) -> None:
+        optim.clip_grad_norm(self.params, NORM)
+
+
+class OptimizerWork:
+    """One step over one parameter of the case's shape, from a state of zeros.
+
+    The attributes and methods of `works.Work`.
+    """
+
+    kernels, in_place, direction = True, True, "step"
+
+    def __init__(self, case: Case, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.case = case
+        p, grad = rng.standard_normal((2, *case.x), np.float32)
+        self.arguments: tuple[Any, ...] = (p, grad)
+        self._make = OPTIMIZERS[case.op][0]
+        self.cost = cost(case)
+
+    def prepare(self, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
+        """A call that takes one step; arguments: the parameter and its gradient."""
+        parameter = Parameter(arguments[0])
+        parameter.grad = arguments[1]
+        optimizer = self._make([parameter])
+
+        def step() -> tuple[Any, ...]:
+            optimizer.step()
+            return (parameter.grad if isinstance(optimizer, _Clip) else parameter.data,)
+
+        return step
+
+    def expected(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The parameter after one step, or the gradient, by the formula; how far off it may be."""
+        p, grad = (a.astype(np.float64) for a in self.arguments)
+        if self.case.op == "clip_grad_norm":
+            exact = grad * (NORM / (np.sqrt((grad**2).sum()) + 1e-6))
+            return [(exact, 2.0**-22 * np.abs(exact))]
+        # Adam's first averages, corrected for their start at 0, are grad and grad**2.
+        change = grad / (np.abs(grad) + EPS) if self.case.op == "adam" else grad
+        exact = p - LR * change
+        return [(exact, 2.0**-22 * (np.abs(p) + LR * np.abs(change)))]
+
+
+def cost(case: Case) -> Cost:
+    """Each array of a step once for each time that it is read or written."""
+    return Cost(0, 4 * OPTIMIZERS[case.op][1] * int(np.prod(case.x)))

@@ -1,0 +1,286 @@
+"""What is timed: one pass of one operation at one shape, with its inputs and what it must give.
+
+`PASSES` and `works` are the one table of what is benchmarked: the benchmarks, `gpuconv bench` and
+the GPU check all go through it, and find the kernels by recording what an operation launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuconv import ops
+from gpuconv.bench.cases import Case
+from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWork
+from gpuconv.bench.optimizers import cost as optimizer_cost
+from gpuconv.cpu import conv as cpu_conv
+from gpuconv.cpu.elementwise import plain
+from gpuconv.cpu.matmul import matmul
+from gpuconv.cpu.threads import parallel, shards
+from gpuconv.ops.activation import activation_backward
+from gpuconv.ops.cost import Cost, like, nbytes
+from gpuconv.ops.op import Op
+from gpuconv.shapes import window
+
+FORWARD, BACKWARD, DATA, WEIGHT = PASSES = (
+    "forward", "backward", "backward-data", "backward-weight",
+)  # fmt: skip
+# What an operation returns, by the names that its backward pass has for it.
+RETURNS: dict[str, tuple[str, ...]] = {
+    "max_pool2d": ("y", "argmax"),
+    "conv2d_relu_max_pool2d": ("y", "argmax"),
+    "batch_norm2d": ("y", "mean", "var"),
+    "cross_entropy": ("loss", "probabilities"),
+    "half_squared_error": ("loss", "probabilities"),
+    "hinge": ("loss", "excess"),
+}
+# These choose among their inputs: equal, or wrong.
+EXACT = ("relu", "relu_backward", "max_pool2d")
+SPLIT = ("conv2d", "linear")  # whose backward pass is timed in two halves
+# How far off a float32 result may be, of the largest: LEAST_ERROR, or by the length of its sums.
+# Tests hold kernels to proved bounds; for long sums this is tighter, and needs no second reference.
+LEAST_ERROR, ERROR_OF_TERMS = 1e-5, 4e-7
+IN_PLACE = ("accumulate",)
+BATCHED = ("x", "dy", "y", "argmax")  # arrays of an image each
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A pass of an operation: `op` called with `arguments`, NumPy arrays and numbers.
+
+    direction: of PASSES. in_place: whether a call changes its arguments.
+    """
+
+    case: Case
+    direction: str
+    op: Op
+    arguments: tuple[Any, ...]
+    cost: Cost
+    in_place: bool = False
+
+    @property
+    def kernels(self) -> bool:
+        """Whether the operation runs on sim and cuda."""
+        return self.op.has_kernels
+
+    def prepare(self, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
+        """A call over these arrays, of any device, that returns what it computes."""
+        if self.direction == DATA and isinstance(arguments[0], np.ndarray):
+            return _cpu_data(self.case, arguments)
+        return lambda: self.chosen(self.op(*arguments))
+
+    def expected(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What each result must be, in float64 by the definition, and how far off it may be."""
+        exact = self.chosen(_reference(self.op, self.arguments))
+        return [(one, self._bound(one)) for one in map(np.asarray, exact)]
+
+    def chosen(self, found: Any) -> tuple[Any, ...]:
+        """Of what the operation returned, what this pass is about."""
+        several = found if isinstance(found, tuple) else (found,)
+        several = several[:1] if self.direction == DATA else several
+        if self.case.op == "conv2d_relu_max_pool2d" and self.direction == FORWARD:
+            several = several[:1]  # the winner of a near tie is rounding's choice
+        return tuple(one for one in several if one is not None)
+
+    def _bound(self, exact: np.ndarray) -> np.ndarray:
+        if exact.dtype != np.float64 or self.op.__name__ in EXACT:
+            return np.zeros(exact.shape)
+        terms = self.cost.flops / max(exact.size, 1)
+        error = max(LEAST_ERROR, ERROR_OF_TERMS * terms**0.5)
+        return np.full(exact.shape, error * np.abs(exact).max(initial=0))
+
+
+AnyWork = Work | OptimizerWork
+
+
+def works(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator[AnyWork]:
+    """The passes of a case, drawn at random; without `passes` all of them, where a convolution's
+    and a linear layer's backward pass comes in two halves.
+
+    Raises as the operation does for shapes that do not fit.
+    """
+    if case.op in OPTIMIZERS:
+        if not passes or FORWARD in passes:
+            yield OptimizerWork(case, seed)
+        return
+    rng = np.random.default_rng(seed)
+
+    def floats(shape: tuple[int, ...]) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    def returned(case: Case, forward: Op, given: tuple[Any, ...]) -> dict[str, Any]:
+        found = forward(*given)
+        several = found if isinstance(found, tuple) else (found,)
+        values = dict(zip(RETURNS.get(case.op, ("y",)), several, strict=True))
+        return values | ({"dy": floats(values["y"].shape)} if "y" in values else {})
+
+    values = _values(case, floats, rng.integers)
+    for direction, function, given in _calls(case, passes, values, returned):
+        cost = _cost(direction, function, given)
+        yield Work(case, direction, function, given, cost, case.op in IN_PLACE)
+
+
+def counted(case: Case, passes: tuple[str, ...] = ()) -> Iterator[tuple[str, Cost]]:
+    """The passes that `works` has, and what each takes at least, from shapes alone: nothing of
+    that size is allocated.
+    """
+    if case.op in OPTIMIZERS:
+        if not passes or FORWARD in passes:
+            yield OptimizerWork.direction, optimizer_cost(case)
+        return
+    values = _values(case, like, lambda low, high, shape: like((shape,), np.int64))
+    for direction, function, given in _calls(case, passes, values, _shapes_returned):
+        yield direction, _cost(direction, function, given)
+
+
+def _calls(
+    case: Case, passes: tuple[str, ...], values: dict[str, Any], returned: Any
+) -> Iterator[tuple[str, Op, tuple[Any, ...]]]:
+    """(direction, operation, its arguments) of each pass that was asked for and that there is."""
+    chosen = passes or ((FORWARD, DATA, WEIGHT) if case.op in SPLIT else (FORWARD, BACKWARD))
+    forward, backward = getattr(ops, case.op), getattr(ops, f"{case.op}_backward", None)
+    given = _arguments(forward, values)
+    forward.work(*given)  # which refuses what does not fit
+    if FORWARD in chosen:
+        yield FORWARD, forward, given
+    if backward is None or not set(chosen) - {FORWARD}:
+        return
+    values = values | returned(case, forward, given)
+    for direction in chosen:
+        if direction == BACKWARD or (direction in (DATA, WEIGHT) and case.op in SPLIT):
+            values["need_dx"] = direction != WEIGHT
+            yield direction, backward, _arguments(backward, values)
+
+
+def _cost(direction: str, function: Op, given: tuple[Any, ...]) -> Cost:
+    whole = function.work(*given)
+    if direction != DATA:
+        return whole
+    (dy, x, w), y = given[:3], given[-2]
+    return Cost(whole.flops // 2, nbytes(dy, w, x, y))
+
+
+def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
+    """An operation's arguments by the names that its definition has for them.
+
+    floats(shape), integers(low, high, count): what draws arrays.
+    """
+    x, K, stride = floats(case.x), case.filters, case.stride
+    if case.op.startswith("conv2d") and stride is None:
+        stride = 1
+    values = {
+        **{"x": x, "total": x, "a": x, "scores": x, "seed": 1, "p": 0.5, "x_shape": x.shape},
+        **{"stride": stride, "padding": case.padding, "dilation": case.dilation},
+        **{"groups": case.groups, "activation": case.activation, "kernel_size": case.kernel},
+        **{"output_size": case.kernel, "size": case.filters},
+    }
+    if case.op.startswith("conv2d"):
+        values |= {"w": floats((K, _of_a_group(case), *case.kernel)), "b": floats((K,))}
+    elif case.op == "linear":
+        values |= {"w": floats((K, case.x[1])), "b": floats((K,))}
+    elif case.op == "batch_norm2d":
+        values |= {"w": floats(case.x[1:2]), "b": floats(case.x[1:2])}
+    elif case.op in ("add", "accumulate"):
+        values["b"] = floats(case.x)
+    elif "scores" in getattr(ops, case.op).parameters:
+        values["labels"] = integers(0, case.x[1], case.x[0])
+    return values
+
+
+def _of_a_group(case: Case) -> int:
+    if case.x[1] % case.groups:
+        raise ValueError(f"bench: {case.groups} groups do not divide the {case.x[1]} channels of x")
+    return case.x[1] // case.groups
+
+
+def _shapes_returned(case: Case, forward: Op, given: tuple[Any, ...]) -> dict[str, Any]:
+    """In place of what the forward pass returns, and of its gradient."""
+    shape = case.x
+    if "kernel_size" in forward.parameters or case.op.startswith("conv2d"):
+        (N, C, H, W), conv = case.x, case.op.startswith("conv2d")
+        stride = 1 if conv and case.stride is None else case.stride
+        size = window(case.kernel, stride, case.padding, case.dilation).output_size(H, W)
+        size = (
+            window(2, None).output_size(*size) if case.op.endswith("max_pool2d") and conv else size
+        )
+        shape = (N, case.filters if conv else C, *size)
+    elif case.op == "linear":
+        shape = (case.x[0], case.filters)
+    elif case.op == "adaptive_avg_pool2d":
+        shape = (*case.x[:2], *case.kernel)
+    names = {**dict.fromkeys(("y", "dy", "probabilities", "excess"), like(shape))}
+    statistics = like(case.x[1:2])
+    return names | {"argmax": like(shape, np.uint8), "mean": statistics, "var": statistics}
+
+
+def _arguments(function: Op, values: dict[str, Any]) -> tuple[Any, ...]:
+    """In the function's order, its defaults where nothing is given."""
+    given: list[Any] = []
+    for name, parameter in function.parameters.items():
+        if name == "y" and "activation" in function.parameters and not values["activation"]:
+            given.append(None)
+        elif name in values:
+            given.append(values[name])
+        elif parameter.default is not parameter.empty:
+            given.append(parameter.default)
+        else:
+            raise NotImplementedError(f"bench: {function.__name__}: no value for its {name}")
+    return tuple(given)
+
+
+def _reference(op: Op, arguments: tuple[Any, ...]) -> Any:
+    """The definition in float64; of a convolution image by image, on all cores, for its arrays are
+    the largest, and one image's stay in the cache.
+    """
+    if not op.__name__.startswith("conv2d") or len(arguments[0]) < 2:
+        return op.reference(*_floats(arguments))
+    batched = [name in BATCHED for name in op.parameters]
+
+    def some(begin: int, end: int) -> list[Any]:
+        return [op.reference(*_floats(tuple(
+            a[n : n + 1] if whole and a is not None else a
+            for a, whole in zip(arguments, batched, strict=True)
+        ))) for n in range(begin, end)]  # fmt: skip
+
+    shares = parallel(some, shards(len(arguments[0])))
+    return _together([one for share in shares for one in share])  # type: ignore[attr-defined]
+
+
+def _together(images: list[Any]) -> Any:
+    """What images gave, one after another; gradients of what they share, summed."""
+    if not isinstance(images[0], tuple):
+        return np.concatenate(images)
+    found: list[Any] = []
+    for number, parts in enumerate(zip(*images, strict=True)):
+        if parts[0] is None:
+            found.append(None)
+        else:  # a convolution's backward pass returns dx, dw, db; the others are of the images
+            found.append(np.concatenate(parts) if number == 0 or len(parts[0]) == 1 else sum(parts))
+    return tuple(found)
+
+
+def _floats(arguments: tuple[Any, ...]) -> list[Any]:
+    """Float arrays in float64; copies, for an operation may work in place."""
+    return [a.astype(np.float64) if _is_float(a) else a for a in arguments]
+
+
+def _is_float(a: Any) -> bool:
+    return isinstance(a, np.ndarray) and a.dtype.kind == "f"
+
+
+def _cpu_data(case: Case, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
+    """dx alone on the CPU path, by the functions that the operation itself calls."""
+    (dy, x, w), y = arguments[:3], arguments[-2]
+    if case.op == "linear":
+        return lambda: (matmul(activation_backward(dy, y, case.activation), w),)
+    stride = 1 if case.stride is None else case.stride
+    geometry = window(w.shape[2:], stride, case.padding, case.dilation)
+
+    def call() -> tuple[Any, ...]:
+        before = plain(activation_backward(dy, y, case.activation))
+        return (cpu_conv.input_gradient(before, w, x.shape, geometry, case.groups),)
+
+    return call

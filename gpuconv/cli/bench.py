@@ -1,0 +1,201 @@
+"""Time operations: shapes in, a table of times, TFLOP/s, GB/s and shares of the ceiling out.
+
+OP is an operation, followed by the shape of its input and what else it takes; a model's name
+stands for all its layers at --batch, and "all" for a set that has every operation.
+
+Each pass is compared with its definition in float64 before it is timed, and by its bytes after;
+what is wrong gets no time and the exit code 1. Times are medians; the spread is from the 10th to
+the 90th percentile. TFLOP/s counts two for each multiply-add whose tap is inside the image, GB/s
+every array once; the ceiling is the least time that this run's measured rates allow, as a share of
+the time taken: those of a copy and of multiply-adds in registers. Winograd's convolutions, on the
+CPU, need fewer of them and can pass 100%. Device sim has no times: it prints the counted work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from gpuconv.cli.options import add_device, number, one_of, whole
+
+if TYPE_CHECKING:
+    from gpuconv.bench.cases import Case
+    from gpuconv.bench.ceilings import Ceilings
+    from gpuconv.bench.measure import Row
+
+HELP = "time operations against the machine's measured ceilings"
+EXAMPLES = """\
+  gpuconv bench conv 16x64x56x56 64 3x3 --padding 1
+  gpuconv bench conv 8x3x224x224 96 11x11 --stride 4 --pass backward-weight
+  gpuconv bench max_pool 16x64x112x112 3x3 --stride 2 --padding 1 --device cuda
+  gpuconv bench linear 128x1024 1000 --json linear.json
+  gpuconv bench lenet --batch 64
+  gpuconv bench resnet50 --only conv --device cuda --each
+  gpuconv bench all --device sim           (counted work, no times)
+"""
+DIRECTIONS = ("forward", "backward", "backward-data", "backward-weight")
+WRONG = 1  # exit code
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("op", metavar="OP|MODEL|all", help="conv, max_pool, linear, relu, ...; or lenet, resnet50")
+    add("words", nargs="*", metavar="SHAPE", help="input shape, then FILTERS and KERNEL as needed")
+    for name in ("stride", "padding", "dilation", "groups"):
+        add(f"--{name}", metavar="N", help="a number, or two as 1x2")
+    add("--activation", type=one_of("activation", ["relu"]), metavar="NAME", help="relu")
+    add(
+        "--pass",
+        dest="direction",
+        default="all",
+        type=one_of("pass", [*DIRECTIONS, "all"]),
+        metavar="NAME",
+        help=f"{', '.join(DIRECTIONS)}; backward of a convolution is both halves (default: all)",
+    )
+    add("--batch", type=whole(1), default=16, metavar="N", help="of a model (default: 16)")
+    add("--only", default="", metavar="TEXT", help="of a model or all: operations with this text")
+    add_device(parser)
+    add("--threads", type=whole(1), metavar="N", help="threads of the CPU path (default: all)")
+    add(
+        "--layout",
+        default="nhwc",
+        type=one_of("layout", ["nhwc", "nchw"]),
+        metavar="NAME",
+        help="of images in a GPU's memory; nchw times their conversion too (default: nhwc)",
+    )
+    add("--each", action="store_true", help="also time every kernel of a pass by itself (cuda)")
+    add(
+        "--seconds",
+        type=number(0.001, 3600),
+        default=0.5,
+        metavar="S",
+        help="of timing for each pass (default: 0.5)",
+    )
+    add("--json", metavar="FILE", help="write all figures there too")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpuconv.cpu.threads import set_thread_count
+    from gpuconv.devices import resolve
+    from gpuconv.runtime.arrays import require
+
+    device = resolve(args.device)
+    cases, passes = _cases(args), _passes(args.direction)
+    if device == "sim":
+        return _count(args, cases, passes)
+    if device == "reference":
+        raise ValueError("bench: device reference is the definition, not made to be fast; use cpu")
+    require(device)
+    if args.threads is not None:
+        set_thread_count(args.threads)
+    return _time(args, device, cases, passes)
+
+
+def _cases(args: argparse.Namespace) -> list[Case]:
+    from gpuconv.bench.cases import OPTIONS, network, option, parse
+    from gpuconv.bench.standard import standard
+    from gpuconv.models import MODELS
+
+    options = {name: getattr(args, name) for name in OPTIONS}
+    if args.op in MODELS or args.op == "all":
+        if args.words or any(value is not None for value in options.values()):
+            raise ValueError(f"bench: {args.op} has shapes of its own: give --batch and --only")
+        cases = standard(args.batch) if args.op == "all" else network(args.op, args.batch)
+        chosen = [case for case in cases if args.only in str(case) or args.only == case.label]
+        if not chosen:
+            raise ValueError(f"bench: {args.op} has no operation with {args.only!r} in it")
+        return chosen
+    given = {name: option(name, text) for name, text in options.items() if text is not None}
+    return [parse([args.op, *args.words], **given)]
+
+
+def _passes(direction: str) -> tuple[str, ...]:
+    return () if direction == "all" else (direction,)
+
+
+def _count(args: argparse.Namespace, cases: list[Case], passes: tuple[str, ...]) -> int:
+    from gpuconv.bench import table
+    from gpuconv.bench.works import counted
+
+    if args.json:
+        raise ValueError("bench: device sim has no times, so there is nothing for --json")
+    found = [(case, *one) for case in cases for one in counted(case, passes)]
+    _require_some(found, args)
+    lines = table.Lines(table.COUNTED, [str(case) for case, *_ in found])
+    print("device sim has no times: this is counted work, and nothing was run\n")
+    print(lines.head())
+    for case, direction, cost in found:
+        print(lines.line(table.counted_cells(str(case), direction, cost)))
+    return 0
+
+
+def _time(args: argparse.Namespace, device: str, cases: list[Case], passes: tuple[str, ...]) -> int:
+    from gpuconv.bench import table
+    from gpuconv.bench.measure import measure
+    from gpuconv.bench.works import counted, works
+
+    # What does not fit is said before anything is timed.
+    _require_some([one for case in cases for one in counted(case, passes)], args)
+    if args.json:
+        _require_folder(args.json)
+    machine, clock, ceilings = _machine(device)
+    lines = table.Lines(table.HEADER, [table.title(str(case), case.label) for case in cases])
+    print(f"{machine}\n{ceilings}\n\n{lines.head()}", flush=True)
+    rows: list[Row] = []
+    for case in cases:
+        for work in works(case, passes):
+            rows.append(measure(work, device, args.seconds, clock, args.layout, args.each))
+            print(lines.line(table.cells(rows[-1], ceilings)), flush=True)
+            for name, times in rows[-1].kernels if args.each else ():
+                print(f"    {name}  {table.duration(times.median) if times else ''}")
+    if args.json:
+        _write(args.json, machine, ceilings, rows)
+    return WRONG if any(row.status.startswith("wrong") for row in rows) else 0
+
+
+def _machine(device: str) -> tuple[str, Any, Ceilings]:
+    """What is measured in words, its clock (None for the CPU), and its ceilings."""
+    from gpuconv.bench import ceilings
+
+    if device == "cpu":
+        from gpuconv.bench.machine import processor
+        from gpuconv.cpu.threads import thread_count
+
+        return f"cpu: {processor()}, {thread_count()} threads", None, ceilings.cpu_ceilings()
+    from gpuconv.bench.cuda import Clock
+    from gpuconv.runtime.runtime import runtime
+
+    clock = Clock(runtime(device))
+    return f"cuda: {clock.card}", clock, ceilings.cuda_ceilings(clock)
+
+
+def _require_some(found: list[Any], args: argparse.Namespace) -> None:
+    if not found:
+        raise ValueError(f"bench: {args.op} has no pass {args.direction!r}")
+
+
+def _require_folder(path: str) -> None:
+    """Before minutes of timing, not after."""
+    from pathlib import Path
+
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"bench: --json {path}: there is no folder {folder}")
+
+
+def _write(path: str, machine: str, ceilings: Ceilings, rows: list[Row]) -> None:
+    import json
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from gpuconv import __version__
+    from gpuconv.data.files import write_whole
+
+    found = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "gpuconv": __version__,
+        "machine": machine,
+        "ceilings": asdict(ceilings),
+        "rows": [row.record(ceilings) for row in rows],
+    }
+    write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
