@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gpuconv import optim
+from gpuconv import nn, optim
 from gpuconv.nn.layer import Parameter
 from gpuconv.optim import kernels
 
@@ -334,3 +334,67 @@ def test_clip_grad_norm_shows_nonfinite_and_does_not_overflow():
     assert math.isnan(optim.clip_grad_norm([p], 1.0))
     with pytest.raises(ValueError, match="max_norm must be a finite number"):
         optim.clip_grad_norm([p], -1.0)
+
+
+def test_ema_is_the_weighted_sum_of_all_steps():
+    """decay**t of the first weights, and (1 - decay) * decay**(t - s) of those of step s."""
+    rng = np.random.default_rng(4)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).to(dtype=np.float64)
+    average, steps = optim.EMA(model, 0.9), []
+    for _ in range(7):
+        for parameter in model.parameters():
+            parameter.data[...] = rng.standard_normal(parameter.shape)
+        steps.append([parameter.data.copy() for parameter in model.parameters()])
+        average.update()
+    shares = [0.9**6, *(0.1 * 0.9 ** (6 - s) for s in range(1, 7))]
+    assert sum(shares) == pytest.approx(1)
+    own = model[1].running_mean.data
+    with average.applied():
+        for i, parameter in enumerate(model.parameters()):
+            expected = sum(share * step[i] for share, step in zip(shares, steps, strict=True))
+            np.testing.assert_allclose(parameter.data, expected, rtol=0, atol=1e-14)
+        assert model[1].running_mean.data is own  # buffers stay
+    for parameter, last in zip(model.parameters(), steps[-1], strict=True):
+        assert parameter.data.tobytes() == last.tobytes()
+
+
+def test_ema_that_fails_within_gives_the_weights_back():
+    model = nn.Linear(2, 2)
+    average, own = optim.EMA(model, 0.5), model.weight.data
+    average.update()
+    with pytest.raises(RuntimeError, match="no"), average.applied():
+        raise RuntimeError("no")
+    assert model.weight.data is own
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, np.nan])
+def test_ema_refuses_a_decay(decay):
+    with pytest.raises(ValueError, match="EMA: decay must be"):
+        optim.EMA(nn.Linear(1, 1), decay)
+
+
+def test_ema_refuses_another_models_state():
+    average = optim.EMA(nn.Linear(2, 3))
+    average.update()
+    with pytest.raises(ValueError, match="2 averages that are not this model's 2 parameters"):
+        optim.EMA(nn.Linear(3, 2)).load_state_dict(average.state_dict())
+
+
+@pytest.mark.torch
+def test_ema_equals_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from torch.optim import swa_utils
+
+    rng = np.random.default_rng(5)
+    model, twin = nn.Linear(5, 4), torch.nn.Linear(5, 4)
+    average = optim.EMA(model, 0.97)
+    rival = swa_utils.AveragedModel(twin, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.97))
+    for _ in range(20):
+        for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+            parameter.data[...] = rng.standard_normal(parameter.shape)
+            other.data[...] = torch.tensor(parameter.data)
+        average.update()
+        rival.update_parameters(twin)
+    with average.applied():
+        for parameter, other in zip(model.parameters(), rival.module.parameters(), strict=True):
+            np.testing.assert_allclose(parameter.data, other.detach().numpy(), rtol=0, atol=1e-5)
