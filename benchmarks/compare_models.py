@@ -6,8 +6,8 @@
 
 The step is forward, cross-entropy, backward and SGD with momentum, on batches of 8 of the model's
 own images (224x224, LeNet's 32x32). Before anything is timed, both libraries must give the same
-loss, gradients (as close to float64's) and running statistics. Peak memory is measured in a process for each library
-(model_steps.py says how).
+loss, gradients (as close to float64's) and running statistics. Peak memory is measured in a process
+for each library (model_steps.py says how).
 """
 
 from __future__ import annotations
