@@ -205,8 +205,8 @@ def processor() -> str:
         return platform.processor() or "unknown processor"
 
 
-def write_readme(text: str) -> None:
-    begin, end = MARKERS
+def write_readme(text: str, markers: tuple[str, str] = MARKERS) -> None:
+    begin, end = markers
     before, rest = README.read_text().split(begin)
     README.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gpuconv import optim
+from gpuconv import nn, optim
 from gpuconv.nn.layer import Parameter
 from gpuconv.optim import kernels
 
@@ -334,3 +334,69 @@ def test_clip_grad_norm_shows_nonfinite_and_does_not_overflow():
     assert math.isnan(optim.clip_grad_norm([p], 1.0))
     with pytest.raises(ValueError, match="max_norm must be a finite number"):
         optim.clip_grad_norm([p], -1.0)
+
+
+def test_ema_is_the_weighted_sum_of_all_steps():
+    """decay**t of the first values, and (1 - decay) * decay**(t - s) of those of step s."""
+    rng = np.random.default_rng(4)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).to(dtype=np.float64)
+    average, steps = optim.EMA(model, 0.9), []
+    for _ in range(7):
+        for array in model.state_dict().values():
+            array[...] = rng.standard_normal(array.shape) * 9
+        steps.append({name: array.copy() for name, array in model.state_dict().items()})
+        average.update()
+    shares = [0.9**6, *(0.1 * 0.9 ** (6 - s) for s in range(1, 7))]
+    assert sum(shares) == pytest.approx(1)
+    with average.applied():
+        found = {name: array.copy() for name, array in model.state_dict().items()}
+    for name, value in found.items():
+        expected = sum(share * step[name] for share, step in zip(shares, steps, strict=True))
+        if name == "1.num_batches_tracked":
+            expected = steps[-1][name]
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-13)
+        assert model.state_dict()[name].tobytes() == steps[-1][name].tobytes()
+
+
+def test_ema_that_fails_within_gives_the_weights_back():
+    model = nn.Linear(2, 2)
+    average, own = optim.EMA(model, 0.5), model.weight.data
+    average.update()
+    with pytest.raises(RuntimeError, match="no"), average.applied():
+        raise RuntimeError("no")
+    assert model.weight.data is own
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, np.nan])
+def test_ema_refuses_a_decay(decay):
+    with pytest.raises(ValueError, match="EMA: decay must be"):
+        optim.EMA(nn.Linear(1, 1), decay)
+
+
+def test_ema_refuses_another_models_state():
+    average = optim.EMA(nn.Linear(2, 3))
+    average.update()
+    with pytest.raises(ValueError, match="2 averages that are not this model's 2 arrays"):
+        optim.EMA(nn.Linear(3, 2)).load_state_dict(average.state_dict())
+
+
+@pytest.mark.torch
+def test_ema_equals_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from torch.optim import swa_utils
+
+    rng = np.random.default_rng(5)
+    model, twin = nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+    average = optim.EMA(model, 0.97)
+    update = swa_utils.get_ema_multi_avg_fn(0.97)
+    rival = swa_utils.AveragedModel(twin, multi_avg_fn=update, use_buffers=True)
+    for step in range(20):
+        for name, array in model.state_dict().items():
+            array[...] = step if array.dtype == np.int64 else rng.standard_normal(array.shape)
+            twin.state_dict()[name].copy_(torch.tensor(array))
+        average.update()
+        rival.update_parameters(twin)
+    expected = rival.module.state_dict()
+    for name, value in average.state_dict().items():
+        if value.dtype != np.int64:  # of which PyTorch's versions make different things
+            np.testing.assert_allclose(value, expected[name].numpy(), rtol=0, atol=1e-5)

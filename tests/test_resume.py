@@ -1,7 +1,8 @@
 """A run that was killed, interrupted or stopped, and resumed, ends in the bits of one that was not.
 
-The runs train on real digits with dropout, augmentation, a schedule and Adam, so that every kind of
-state matters. Killed ones are real processes, killed with SIGKILL at seeded random moments.
+The runs train on real digits with dropout, augmentation, a schedule, Adam and averaged weights, so
+that every kind of state matters. Killed ones are real processes, killed with SIGKILL at seeded
+random moments.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def train(out, callbacks=(), epochs=EPOCHS, threads_note=None, **arguments):
         optim.Adam(model.parameters(), weight_decay=1e-4),
         schedule=optim.OneCycleLR(3e-3, EPOCHS * BATCHES),
         clip_norm=2.0,
+        average=optim.EMA(model, 0.9),
         callbacks=callbacks,
         out=out,
         checkpoint_batches=3,
@@ -96,7 +98,7 @@ class Stop(Callback):
 def test_the_state_has_everything(whole):
     (weights, optimizer, best), last, _, lines = whole
     assert weights.keys() == best.keys() == build().state_dict().keys()
-    assert len(optimizer) == 2 * len(weights)
+    assert len(optimizer) == 3 * len(weights)  # Adam's two averages and the weights'
     assert last["generators"] == {"3": [last["generators"]["3"][0], EPOCHS * BATCHES]}
     assert [line.get("batch") for line in lines] == [4, 8, 12, 16, None] * EPOCHS
 

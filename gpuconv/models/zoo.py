@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuconv.errors import unknown
-from gpuconv.nn import Sequential, init
+from gpuconv.nn import Sequential, init, recompute_blocks
 
 Builder = Callable[..., Sequential]
 MODELS: dict[str, Builder] = {}
@@ -24,6 +24,7 @@ def model(
 
     weights, biases: how to draw them, as `init.initialize` takes it; None for each layer's default.
     seed: an int; None leaves the weights undefined, for a model whose weights are loaded next.
+    recompute: keep only each block's input for backward, see `nn.Recompute`; the numbers stay.
     What it builds has `input_shape`, one example's (C, H, W), and `spec`, from which `build` makes
     it again.
     """
@@ -32,13 +33,20 @@ def model(
         signature = inspect.signature(builder)
 
         @functools.wraps(builder)
-        def built(*args: Any, seed: int | None = 0, **kwargs: Any) -> Sequential:
+        def built(
+            *args: Any, seed: int | None = 0, recompute: bool = False, **kwargs: Any
+        ) -> Sequential:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             with init.deferred():
                 network = builder(**bound.arguments)
             if seed is not None:
                 init.initialize(network, seed, weights, biases)
+            if recompute and not recompute_blocks(network):
+                raise ValueError(
+                    f"{builder.__name__}: has no blocks to recompute; put layers of your own"
+                    f" network into nn.Recompute"
+                )
             side = bound.arguments.get("input_size", size)
             network.input_shape = (bound.arguments["in_channels"], side, side)
             network.spec = {"name": builder.__name__, "arguments": dict(bound.arguments)}

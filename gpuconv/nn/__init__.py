@@ -12,6 +12,7 @@ from gpuconv.nn.losses import LOSSES, ArticleLoss, AuxiliaryLoss, CrossEntropyLo
 from gpuconv.nn.norm import BatchNorm2d, LocalResponseNorm
 from gpuconv.nn.partial import PartialConv2d
 from gpuconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d, SumPool2d
+from gpuconv.nn.recompute import Recompute, recompute_blocks
 
 __all__ = [
     "LOSSES",
@@ -38,6 +39,7 @@ __all__ = [
     "Parameter",
     "PartialConv2d",
     "ReLU",
+    "Recompute",
     "Residual",
     "ScaledTanh",
     "Sequential",
@@ -46,4 +48,5 @@ __all__ = [
     "SumPool2d",
     "Tanh",
     "init",
+    "recompute_blocks",
 ]

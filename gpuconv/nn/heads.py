@@ -65,11 +65,14 @@ class AuxiliaryHeads(Sequential):
     def _sum(self, a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
         return self.run(ops.add, a, b)
 
-    def infer(self, x: np.ndarray) -> np.ndarray:
-        for part, _ in self._rows():
+    def infer(self, x: np.ndarray) -> Any:
+        scores = []
+        for part, name in self._rows():
             for step in self._fused(layer for _, layer in part):
                 x = step.infer(x)
-        return x
+            if name is not None and self.training:
+                scores.append(self._layers[name].infer(x))
+        return (x, *scores) if scores else x
 
     def trace(self, shape: Shape, name: str, rows: list[Row]) -> Shape:
         for part, head in self._rows():

@@ -29,6 +29,7 @@ def describe_run(
         "optimizer": {"name": type(trainer.optimizer).__name__, **hyperparameters},
         "schedule": None if trainer.schedule is None else describe(trainer.schedule),
         "clip_norm": trainer.clip_norm,
+        "average": None if trainer.average is None else trainer.average.decay,
         "seed": trainer.seed,
         "data": describe_loader(train),
         "validation": describe_loader(validation),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuconv.checkpoint import Checkpoint
 from gpuconv.cpu.threads import thread_count
 from gpuconv.nn.layer import Layer
-from gpuconv.optim import Optimizer
 from gpuconv.train.recipe import differences
+
+if TYPE_CHECKING:
+    from gpuconv.train.trainer import Trainer
 
 
 @dataclass
@@ -48,31 +50,35 @@ class Position:
         self.loss_sum = self.seconds = 0.0
 
 
-def capture(
-    model: Layer, optimizer: Optimizer, position: Position, metadata: dict[str, Any]
-) -> Checkpoint:
+AVERAGE = "average/"  # begins the averages' names among the optimiser's arrays
+
+
+def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
     """The run as a checkpoint; arrays are not copied."""
-    optimizer_state = optimizer.state_dict()
-    arrays = optimizer_state.pop("arrays")
-    generators = {name: layer.generator_state() for name, layer in drawing_layers(model)}
+    optimizer_state = trainer.optimizer.state_dict()
+    arrays, weights = optimizer_state.pop("arrays"), trainer.model.state_dict()
+    if trainer.average is not None:
+        weights = trainer.average.own_state()  # a validation may be interrupted
+        averages = trainer.average.state_dict()
+        arrays |= {AVERAGE + name: array for name, array in averages.items()}
+    generators = {name: layer.generator_state() for name, layer in drawing_layers(trainer.model)}
     state = {
         "kind": "training",
-        "position": asdict(position),
+        "position": asdict(trainer.position),
         "optimizer": optimizer_state,
         "generators": generators,
         "threads": thread_count(),
     }
-    return Checkpoint(model.state_dict(), {**metadata, **state}, arrays)
+    return Checkpoint(weights, {**metadata, **state}, arrays)
 
 
-def restore(
-    found: Checkpoint, model: Layer, optimizer: Optimizer, recipe: dict[str, Any]
-) -> Position:
-    """Put a checkpoint's state into model and optimiser, if it is of the same recipe.
+def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Position:
+    """Put a checkpoint's state into the trainer's model, optimiser and average, if it is of the
+    same recipe.
 
     Raises: ValueError, in one line, saying what differs; then nothing has changed.
     """
-    meta = found.metadata
+    meta, model = found.metadata, trainer.model
     if meta.get("kind") != "training":
         raise ValueError(f"{found.path}: holds weights only, not a training run to resume")
     if different := differences(meta["recipe"], recipe):
@@ -85,7 +91,11 @@ def restore(
     if drawing.keys() != meta["generators"].keys():
         raise ValueError(f"{found.path}: other layers draw random numbers in that run")
     found.load_into(model)
-    optimizer.load_state_dict({**meta["optimizer"], "arrays": found.optimizer})
+    averages = {name: a for name, a in found.optimizer.items() if name.startswith(AVERAGE)}
+    own = {name: a for name, a in found.optimizer.items() if name not in averages}
+    trainer.optimizer.load_state_dict({**meta["optimizer"], "arrays": own})
+    if trainer.average is not None:
+        trainer.average.load_state_dict({k.removeprefix(AVERAGE): a for k, a in averages.items()})
     for name, layer in drawing.items():
         layer.load_generator_state(meta["generators"][name])
     return Position(**meta["position"])

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gpuconv import checkpoint
 from gpuconv.cpu.threads import thread_count
 from gpuconv.errors import unknown
 from gpuconv.nn import LOSSES, Layer
-from gpuconv.optim import Optimizer, Schedule, clip_grad_norm
+from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.optim.checks import count, number
 from gpuconv.runtime.arrays import to_device, to_numpy
 from gpuconv.train import finite, state
@@ -32,6 +33,8 @@ class Trainer:
     loss: a loss of gpuconv.nn, or its name ("cross_entropy", "article", "hinge").
     schedule: the learning rate as a function of the step; without one the optimiser's stays.
     clip_norm: the greatest joint norm of a step's gradients.
+    average: a moving average of the model's weights, updated after each step; the validation and
+    best.safetensors are of the averaged weights, the model itself keeps its own.
     callbacks: told what happens, see `Callback`. progress: show a bar, or plain lines where the
     output is no terminal.
     out: the run's folder; it gets last.safetensors, best.safetensors (the best validation accuracy)
@@ -55,6 +58,7 @@ class Trainer:
         optimizer: Optimizer,
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
+        average: EMA | None = None,
         callbacks: Iterable[Callback] = (),
         out: Any = None,
         seed: int = 0,
@@ -80,6 +84,7 @@ class Trainer:
                 check("Trainer", name, value)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.schedule, self.clip_norm, self.seed = schedule, clip_norm, seed
+        self.average = average
         self.callbacks = [*([Progress()] if progress else []), *callbacks]
         self.out = None if out is None else Path(out)
         self.checkpoint_seconds, self.checkpoint_batches = checkpoint_seconds, checkpoint_batches
@@ -157,7 +162,7 @@ class Trainer:
 
     def _resume(self, last: Path) -> None:
         found = checkpoint.read(last)
-        self.position = state.restore(found, self.model, self.optimizer, self._run["recipe"])
+        self.position = state.restore(found, self, self._run["recipe"])
         self.history = History(last.with_name("history.jsonl"))
         if not self.history.restore(found.metadata["history_lines"]):
             self._message(f"{self.history.path}: lacks records that the run had written")
@@ -214,6 +219,8 @@ class Trainer:
             if (momentum := self.schedule.momentum(p.step)) is not None:
                 self.optimizer.momentum = momentum  # type: ignore[attr-defined]
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         p.step += 1
         p.batch += 1
         p.images += len(labels)
@@ -242,7 +249,8 @@ class Trainer:
         del record["batch"]
         record["images_per_second"] = round(p.images / max(p.seconds, 1e-9), 1)
         if validation is not None:
-            measured = self.evaluate(validation)
+            with self._averaged():
+                measured = self.evaluate(validation)
             record["validation_loss"] = measured["loss"]
             record["validation_accuracy"] = measured["accuracy"]
         return record
@@ -268,8 +276,9 @@ class Trainer:
     def _save_best(self, record: dict[str, Any]) -> None:
         if self.out is not None:
             metadata = {**self._run, "kind": "best", "epoch": record["epoch"], "result": record}
-            kept = checkpoint.Checkpoint(self.model.state_dict(), metadata)
-            checkpoint.write(self.out / "best.safetensors", kept)
+            with self._averaged():
+                kept = checkpoint.Checkpoint(self.model.state_dict(), metadata)
+                checkpoint.write(self.out / "best.safetensors", kept)
 
     def _save_if_due(self) -> None:
         p, seconds, batches = self.position, self.checkpoint_seconds, self.checkpoint_batches
@@ -287,7 +296,7 @@ class Trainer:
         self._count_time()
         self.history.sync()
         metadata = {**self._run, "history_lines": len(self.history.records)}
-        kept = state.capture(self.model, self.optimizer, self.position, metadata)
+        kept = state.capture(self, metadata)
         checkpoint.write(self.out / "last.safetensors", kept)
         self._saved_at = time.monotonic()
 
@@ -317,6 +326,10 @@ class Trainer:
     def leave_out(self, seconds: float) -> None:
         """Do not count time that a callback spent waiting."""
         self._tick += seconds
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within, the model has its averaged weights, if there are any."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     # ---- use -----------------------------------------------------------------------------------
 
