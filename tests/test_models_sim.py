@@ -43,7 +43,7 @@ LOSS, RUNNING = 1e-4, 5e-4
 # gradient by far more than itself, and batch norm over eight values carries it on: the cpu path
 # and the definitions in float32 are as far off. So this bound only tells that nothing is missing
 # or in the wrong place; what each operation computes is what OPERATION bounds.
-GRADIENTS = 5e-2
+GRADIENTS = 0.1
 
 EQUAL = {
     *("relu", "relu_backward", "max_pool2d", "add", "scale", "assign", "accumulate", "dropout"),

@@ -3,11 +3,7 @@
 from gpuconv.ops.adaptive_avg_pool2d import adaptive_avg_pool2d, adaptive_avg_pool2d_backward
 from gpuconv.ops.add import accumulate, add, assign, scale
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
-from gpuconv.ops.batch_norm2d import (
-    batch_norm2d,
-    batch_norm2d_backward,
-    batch_norm2d_track,
-)
+from gpuconv.ops.batch_norm2d import batch_norm2d, batch_norm2d_backward, batch_norm2d_track
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
 from gpuconv.ops.conv2d_relu_max_pool2d import (
     conv2d_relu_max_pool2d,
