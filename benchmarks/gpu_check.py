@@ -39,6 +39,14 @@ CARD_LIMIT = 60.0  # seconds that the first stage may take; what a stage leaves,
 BROKEN = 3  # exit code of a stage that wants a new process
 MOST_DEATHS = 3  # of a stage's processes in a row, without a record between them
 GRACE = 15.0  # seconds between asking a process to end and ending it
+TOLD = (
+    "quick",
+    "limit",
+    "only",
+    "batch",
+    "seconds",
+    "cases",
+)  # of the options; no path of a machine
 TESTS = re.compile(r"^from kernel_runs import|^from simulated import .*DEVICE", re.MULTILINE)
 
 
@@ -104,7 +112,7 @@ def check(options: argparse.Namespace) -> Record:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": machine.commit(ROOT),
         "quick": options.quick,
-        "options": {name: value for name, value in vars(options).items() if value},
+        "options": {name: getattr(options, name) for name in TOLD},
         "driver_cards": machine.driver_cards(),
         "versions": machine.versions(),
         "processor": machine.processor(),
