@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
             }
             if (AVERAGE)
                 for (int k = 0; k < VEC; ++k) sum.v[k] /= (float)max(taps, 1);
-            store<VEC>(y + at.pixel * C + c, sum);
+            store_global<VEC>(y + at.pixel * C + c, sum);
         }
     }
 }
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                         sum.v[k] += AVERAGE ? d.v[k] / (float)max(down * across, 1) : d.v[k];
                 }
             }
-            store<VEC>(dx + at.pixel * C + c, sum);
+            store_global<VEC>(dx + at.pixel * C + c, sum);
         }
     }
 }

@@ -18,6 +18,19 @@ template <int WIDTH> __device__ __forceinline__ void store(float* to, const Floa
     *(Floats<WIDTH>*)to = value;
 }
 
+// As `store`, to device memory and surely by one instruction: NVRTC 13 takes a vector apart into
+// single stores where its elements were computed one by one.
+template <int WIDTH>
+__device__ __forceinline__ void store_global(float* to, const Floats<WIDTH>& value)
+{
+    if constexpr (WIDTH == 4)
+        asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+            "f"(value.v[0]), "f"(value.v[1]), "f"(value.v[2]), "f"(value.v[3])
+            : "memory");
+    else
+        store<WIDTH>(to, value);
+}
+
 // n / d for 0 <= n < 2^31 by a multiplication and a shift. The host computes, for 1 <= d < 2^31,
 //     shift = 31 + ceil(log2(d)),  mul = ceil(2^shift / d), which fits 32 bits.
 // Exact: mul*d = 2^shift + e with 0 <= e < d, so n*mul / 2^shift exceeds n/d by n*e / (d * 2^shift)

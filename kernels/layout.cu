@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
             if (column + c < columns && row + along < rows) {
                 Floats<VEC> out;
                 for (int k = 0; k < VEC; ++k) out.v[k] = tile[along + k][c];
-                store<VEC>(y + image + (long long)(column + c) * rows + row + along, out);
+                store_global<VEC>(y + image + (long long)(column + c) * rows + row + along, out);
             }
         __syncthreads();
     }

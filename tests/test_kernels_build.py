@@ -23,7 +23,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 
 # At most this many registers: what leaves the blocks a processor that each file asks for.
 CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "relu.cu": 80, "activations.cu": 80}
-CEILINGS |= {"elementwise.cu": 80, "depthwise.cu": 80}
+CEILINGS |= {"elementwise.cu": 80, "depthwise.cu": 80, "batchnorm.cu": 80}
 DEFAULT_CEILING = 64
 BLACKWELL_CEILING = 160  # of the large convolution tiles that ask for one block a processor
 
@@ -65,12 +65,14 @@ def specialisations():
             yield file, {"VEC": vec}, vec == 4
     for vec, average in itertools.product((4, 1), (1, 0)):
         yield "avgpool.cu", {"VEC": vec, "AVERAGE": average}, vec == 4 and average == 1
-    for vec in (4, 1):
-        yield "depthwise.cu", {"VEC": vec}, vec == 4
+    for file in ("depthwise.cu", "batchnorm.cu", "channels.cu", "lrn.cu", "adaptive_avgpool.cu"):
+        for vec in (4, 1):
+            yield file, {"VEC": vec}, vec == 4
     for label in ("int", "long long"):
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
     yield "optim.cu", {}, True
     yield "sum_slices.cu", {}, True
+    yield "partial.cu", {}, True
 
 
 def cases(architectures):
@@ -161,6 +163,35 @@ def main_loop(image, kernel, folder):
                 loop = Counter(code[labels[target[1]] :])
                 best = max(best, loop, key=lambda c: c["FFMA"])
     return best
+
+
+WIDE = {
+    "adaptive_avgpool.cu": (
+        "adaptive_avg_pool2d_forward",
+        "adaptive_avg_pool2d_backward",
+        "global_avg_pool2d_forward",
+    ),
+    "avgpool.cu": ("avg_pool2d_forward", "avg_pool2d_backward"),
+    "batchnorm.cu": ("batch_norm2d_statistics", "batch_norm2d_forward", "batch_norm2d_backward"),
+    "channels.cu": ("copy_channels", "add_channels"),
+    "layout.cu": ("transpose",),
+    "lrn.cu": ("local_response_norm_forward", "local_response_norm_backward"),
+}
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90a", "sm_120"])
+@pytest.mark.parametrize("file", WIDE)
+def test_device_memory_is_moved_by_16_bytes(file, arch, tmp_path):
+    """The compiler may take a vector's store apart: kernels/common.cuh, store_global."""
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(cubin(file, (("AVERAGE", "1"), ("VEC", "4")), arch))
+    command = [tool("nvdisasm"), "-c", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for kernel in WIDE[file]:
+        body = text.split(f".text.{kernel}:")[1].split(".section")[0]
+        moved = set(re.findall(r"\b((?:LDG|STG)\.[\w.]*)", body))
+        assert {name[:3] for name in moved} == {"LDG", "STG"}, kernel
+        assert all(".128" in name for name in moved), (kernel, moved)
 
 
 BIG = [

@@ -17,7 +17,7 @@ from gpuconv import devices, models, nn, ops, optim
 from gpuconv.cli.main import main
 from gpuconv.errors import DeviceError
 from gpuconv.runtime import cupy as cupy_runtime
-from gpuconv.runtime import plan_conv, plan_dense, plan_pool, source
+from gpuconv.runtime import plan_channels, plan_conv, plan_dense, plan_pool, source
 from gpuconv.runtime.arrays import channels_last, device_of, to_device, to_numpy
 from gpuconv.runtime.runtime import runtime
 from gpuconv.shapes import window
@@ -73,6 +73,26 @@ def test_a_training_step_has_the_bits_of_sim(standin):
         states.append(model.state_dict())
     assert "adam" in standin.launched
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
+
+
+def test_branches_and_batch_norm_have_the_bits_of_sim(standin):
+    x = np.random.default_rng(2).standard_normal((3, 3, 6, 7)).astype(np.float32)
+    found = []
+    for device in ("cuda", "sim"):
+        layer = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, rng=1), nn.BatchNorm2d(4), nn.ReLU())
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 1, rng=0),
+            nn.DenseBlock(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1, rng=2))),
+            nn.Concat(nn.Conv2d(8, 4, 1, rng=3), nn.Sequential(nn.Conv2d(8, 4, 3, 1, 1, rng=4))),
+            nn.Conv2d(8, 4, 1, rng=5),
+            nn.Residual(layer),
+        ).to(device)
+        y = model.forward(to_device(x, device))
+        dx = to_numpy(model.backward(y))
+        found.append([to_numpy(y), dx, *model.state_dict().values()])
+    assert {"batch_norm2d_backward", "copy_channels", "add_channels"} <= set(standin.launched)
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +227,11 @@ def plans():
         each("relu.cu", "relu_forward", 8),
         each("activations.cu", "tanh_forward", 8),
         plan_dense.dropout(8, 0.5, 1),
+        plan_channels.channels("add_channels", (1, 4, 2, 2), 8, 4, 4),
+        plan_channels.batch_norm2d_statistics((2, 4, 3, 3), 4, 4),
+        plan_channels.adaptive_avg_pool2d((2, 4, 3, 3), (2, 2)),
+        plan_channels.local_response_norm((2, 4, 3, 3), 5, 1e-4, 0.75, 1.0),
+        plan_channels.partial_filters(16, 6, 25, 60),
     ]
 
 
@@ -283,6 +308,7 @@ def standin_names():
         if inspect.isclass(thing) and not issubclass(thing, Exception):
             members = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
             found |= {f"{path}.{name}": member for name, member in members.items()}
+    found["lib.stride_tricks.as_strided"] = standin_cupy.as_strided
     found["RawKernel.max_dynamic_shared_size_bytes"] = None
     found["ndarray.device"] = found["cuda.Device.id"] = None
     return found

@@ -227,3 +227,115 @@ def test_sim_arrays_with_exchanged_axes():
         with pytest.raises(ValueError, match="axes exchanged"):
             refused()
     np.testing.assert_array_equal(sim.asnumpy(there.copy()[1]), x.transpose(2, 0, 1)[1])
+
+
+def layouts(x, device="sim"):
+    """x there in plain memory, channels-last, and as channels of a wider channels-last image."""
+    wide = np.concatenate([x, np.full_like(x, 7), x], 1)
+    C = x.shape[1]
+    yield to_device(x, device)
+    yield to_device(x, device, weights=True)
+    for first in (0, C, 2 * C):
+        part = to_device(wide, device, weights=True)[:, first : first + C]
+        if first != C:
+            yield part
+
+
+@pytest.mark.parametrize("C", [3, 4, 8])
+@pytest.mark.parametrize("affine", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_in_every_layout(C, affine, training):
+    rng = np.random.default_rng([C, *affine])
+    x = rng.standard_normal((3, C, 4, 5)).astype(np.float32)
+    w, b, mean, var = (rng.random((4, C)) + 0.5).astype(np.float32)
+    given = (w if affine[0] else None, b if affine[1] else None)
+    given += (None, None) if training else (mean, var)
+    (_, *double), dy = single(x, *given)[1], rng.standard_normal(x.shape).astype(np.float32)
+    right = ops.batch_norm2d.reference(x.astype(float), *double, 1e-5, "relu")
+    edge = ops.batch_norm2d.reference(x.astype(float), *double, 1e-5)[0]
+    dy[np.abs(edge) < 1e-5] = 0
+    tail = (1e-5, "relu", training)
+    exact = ops.batch_norm2d_backward.reference(
+        dy.astype(float), x.astype(float), *double[:2], *right[1:], *tail
+    )
+    there = on("sim", *given)
+    for there_x, there_dy in zip(layouts(x), reversed(list(layouts(dy))), strict=True):
+        y, *used = ops.batch_norm2d(there_x, *there, activation="relu")
+        assert channels_last(y)
+        # 60 values of order 1: the sums' errors stay below 60 units of theirs
+        assert_within(y, right[0], 1e-5)
+        for one, other in zip(used, right[1:], strict=True):
+            assert_within(one, other, 1e-5)
+        found = ops.batch_norm2d_backward(there_dy, there_x, *there[:2], *used, *tail)
+        for one, other in zip(found, exact, strict=True):
+            assert (one is None) == (other is None)
+            if other is not None:
+                assert_within(one, other, 2e-5 * (1 + np.abs(other)))
+        without = ops.batch_norm2d_backward(there_dy, there_x, *there[:2], *used, *tail, False)
+        assert without[0] is None
+        for one, other in zip(without[1:], found[1:], strict=True):
+            assert one is other or to_numpy(one).tobytes() == to_numpy(other).tobytes()
+
+
+def test_response_norm_and_adaptive_pooling_in_every_layout():
+    rng = np.random.default_rng(11)
+    x, dy = rng.standard_normal((2, 2, 4, 5, 7)).astype(np.float32)
+    right = ops.local_response_norm.reference(x.astype(float), 3, 0.1)
+    back = ops.local_response_norm_backward.reference(dy.astype(float), x.astype(float), 3, 0.1)
+    pooled = ops.adaptive_avg_pool2d.reference(x.astype(float), (2, 3))
+    mean = x.mean((2, 3), dtype=float)[..., None, None]
+    spread = ops.adaptive_avg_pool2d_backward.reference(dy.astype(float), (2, 4, 9, 8))
+    for a, b in zip(layouts(x), layouts(dy), strict=True):
+        assert_within(ops.local_response_norm(a, 3, 0.1), right, 2e-6 * np.abs(right))
+        assert_within(ops.local_response_norm_backward(b, a, 3, 0.1), back, 1e-5)
+        assert_within(ops.adaptive_avg_pool2d(a, (2, 3)), pooled, 1e-6)
+        assert_within(ops.adaptive_avg_pool2d(a, 1), mean, 1e-6)
+        assert_within(ops.adaptive_avg_pool2d_backward(b, (2, 4, 9, 8)), spread, 1e-6)
+
+
+def test_sums_joins_and_weights_of_branches_are_exact():
+    rng = np.random.default_rng(12)
+    a, b = rng.standard_normal((2, 2, 4, 5, 7)).astype(np.float32)
+    a[0, 0, 0] = np.nan
+    for there, other in zip(layouts(a), reversed(list(layouts(b))), strict=True):
+        np.testing.assert_array_equal(to_numpy(ops.add(there, other)), a + b)
+        both = ops.add(there, other, "relu")
+        np.testing.assert_array_equal(to_numpy(both), np.maximum(a + b, 0))
+        np.testing.assert_array_equal(to_numpy(ops.scale(there, 0.3)), a * np.float32(0.3))
+        whole = to_device(np.concatenate([b, b, b], 1), "sim", weights=True)
+        assert ops.assign(whole[:, 4:8], there).shape == a.shape
+        ops.accumulate(whole[:, 8:], there)
+        expected = np.concatenate([b, a, b + a], 1)
+        np.testing.assert_array_equal(to_numpy(whole), expected)
+    flat = to_device(a.reshape(2, -1), "sim")
+    ops.accumulate(flat, to_device(b.reshape(2, -1), "sim"))
+    np.testing.assert_array_equal(to_numpy(flat), (a + b).reshape(2, -1))
+    with pytest.raises(ValueError, match="must be channels of a channels-last image"):
+        ops.assign(to_device(a, "sim"), to_device(b, "sim"))
+
+
+def test_images_of_one_pixel_with_their_axes_exchanged():
+    """No kernel rearranges one pixel, but its channels may still lie apart."""
+    x = np.random.default_rng(13).standard_normal((4, 3, 1, 1)).astype(np.float32)
+    w = np.eye(4, dtype=np.float32)[:, :, None, None]
+    y = ops.conv2d(to_device(x, "sim").transpose(1, 0, 2, 3), to_device(w, "sim"))
+    np.testing.assert_array_equal(to_numpy(y), x.transpose(1, 0, 2, 3))
+    whole = to_device(np.random.default_rng(14).random((3, 8, 1, 1), np.float32), "sim")
+    y = ops.conv2d(whole[:, 2:6], to_device(w, "sim"))
+    np.testing.assert_array_equal(to_numpy(y), to_numpy(whole)[:, 2:6])
+
+
+def test_parts_of_sim_arrays():
+    x = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5)
+    there = sim.asarray(x)
+    for part in ((slice(None), slice(1, 3)), (slice(1, 2), slice(None), slice(0, 9), slice(2, 4))):
+        np.testing.assert_array_equal(sim.asnumpy(there[part]), x[part])
+        np.testing.assert_array_equal(sim.asnumpy(there[part].copy()), x[part])
+    assert there[:, 1:2].span().shape == (80,)
+    assert there[:, 5:9].size == there[:, 5:9].span().size == 0
+    with pytest.raises(ValueError, match="take step 1"):
+        there[:, ::2]
+    with pytest.raises(TypeError, match="takes slices"):
+        there[0, 1]
+    with pytest.raises(ValueError, match="fill needs a sim array in C order"):
+        there[:, 1:2].fill(0)

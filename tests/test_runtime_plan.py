@@ -5,6 +5,7 @@ import pytest
 
 from gpuconv.runtime import (
     plan,
+    plan_channels,
     plan_conv,
     plan_dense,
     plan_depthwise,
@@ -42,6 +43,24 @@ def plans_of(c):
     yield plan_conv.backward_bias(c.N * c.P * c.Q, c.K)
 
 
+def channel_plans(shape):
+    C, numbers = shape[1], {"eps": 1e-5, "use_weight": 1, "use_bias": 0}
+    vec, pitches = 1 if C % 4 else 4, {"dy_pitch": C, "pitch": C + 8}
+    yield plan_channels.channels("copy_channels", shape, 2**31 - 1, C, 1)
+    yield plan_channels.batch_norm2d_statistics(shape, C + 8, vec)
+    yield plan_channels.batch_norm2d(shape, C + 8, vec, numbers, True)
+    yield plan_channels.batch_norm2d_sums(shape, pitches, vec, numbers, True)
+    yield plan_channels.batch_norm2d_backward(shape, pitches, vec, numbers, True, True)
+    yield plan_channels.batch_norm2d_track(C, 2**31 - 1, 0.1)
+    yield plan_channels.adaptive_avg_pool2d(shape, (1, 1))
+    yield plan_channels.adaptive_avg_pool2d(shape, (7, 6))
+    yield plan_channels.adaptive_avg_pool2d_backward(shape, (7, 6))
+    yield plan_channels.local_response_norm(shape, 5, 1e-4, 0.75, 2.0)
+    yield plan_channels.local_response_norm_backward(shape, 5, 1e-4, 0.75, 2.0)
+    yield plan_channels.partial_filters(C, C, 9, 2 * C)
+    yield plan_channels.partial_filters_backward(C, C, 9, 2 * C)
+
+
 def all_plans():
     for c in CONVS.values():
         yield from plans_of(c)
@@ -51,6 +70,7 @@ def all_plans():
         yield plan_pool.max_pool2d_backward(shape, win)
         yield plan_pool.avg_pool2d(shape, win)
         yield plan_pool.avg_pool2d_backward(shape, win, False)
+        yield from channel_plans(shape)
     for count in (1, 1000, 2**31, 2**40):
         yield plan_dense.elementwise("relu.cu", "relu_forward", count)
         yield plan_dense.dropout(count, 0.5, 2**64 - 1, aligned=False)
@@ -147,6 +167,20 @@ def test_the_window_mask_is_left_where_it_does_not_fit():
         assert dict(plan_conv.forward(c, True, False).launches[0].defines)["WINDOW_BITS"] == bits
 
 
+@pytest.mark.parametrize("shape", [(256, 64, 112, 112), (1, 5, 3, 3), (8, 2048, 7, 7)])
+def test_slices_of_statistics_cover_the_pixels(shape):
+    N, C, H, W = shape
+    found = plan_channels.batch_norm2d_statistics(shape, C, 1 if C % 4 else 4)
+    first, merge = found.launches
+    number, length = first.grid[1], first.scalars["slice"]
+    assert number * length >= N * H * W > (number - 1) * length
+    assert merge.scalars["number"] == number
+    assert merge.scalars["slice"] == length
+    assert found.workspace == (2 * number + 1) * C
+    lanes = first.scalars["lanes"] * int(dict(first.defines)["VEC"])
+    assert first.grid[0] * lanes >= C > (first.grid[0] - 1) * lanes
+
+
 def test_plans_depend_on_shapes_alone():
     for c in CONVS.values():
         assert list(plans_of(c)) == list(plans_of(c))
@@ -163,6 +197,25 @@ def test_plans_depend_on_shapes_alone():
 def test_what_32_bits_do_not_hold_is_refused(c, text):
     with pytest.raises(ValueError, match=f"conv2d: {text}"):
         plan_conv.forward(c, True, False)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda s: plan_channels.batch_norm2d_statistics(s, 4, 4), "batch_norm2d: pixels are 2"),
+        (lambda s: plan_channels.channels("copy_channels", s, 4, 4, 4), "copy_channels: pixels"),
+        (lambda s: plan_channels.global_avg_pool2d(s), "adaptive_avg_pool2d: pixels are 2"),
+        (
+            lambda s: plan_channels.adaptive_avg_pool2d((1, 4, 2**12, 1), (2**20, 2)),
+            "adaptive_avg_pool2d: rows are 4",
+        ),
+        (lambda s: plan_channels.local_response_norm(s, 5, 1, 1, 1), "local_response_norm: pixels"),
+        (lambda s: plan_channels.partial_filters(2**16, 2**15, 1, 4), "filter elements are 2"),
+    ],
+)
+def test_more_pixels_than_32_bits_hold_are_refused(make, text):
+    with pytest.raises(ValueError, match=text):
+        make((2**16, 4, 2**8, 2**7))
 
 
 def test_a_filter_past_shared_memory_is_refused():

@@ -8,8 +8,9 @@ import pytest
 from simulated import sim
 
 import gpuconv
-from gpuconv import data, models, nn, optim
+from gpuconv import data, models, nn, ops, optim
 from gpuconv.cli.main import main
+from gpuconv.ops.op import op
 from gpuconv.runtime.arrays import channels_last, device_of, to_device, to_numpy
 from gpuconv.runtime.runtime import runtime
 from gpuconv.runtime.sim import SimRuntime
@@ -242,14 +243,15 @@ def test_warmup_compiles_what_training_needs(capsys):
     assert capsys.readouterr().out.startswith("device sim: lenet at batch 2 is ready, ")
 
 
-@pytest.mark.parametrize(
-    ("layer", "text"),
-    [
-        (nn.Concat(nn.Identity(), nn.Identity()), "Concat: has no kernel for sim yet; use cpu"),
-        (nn.BatchNorm2d(2), "batch_norm2d: has no kernel for sim yet; use cpu"),
-    ],
-)
-def test_what_has_no_kernel_says_so_and_never_falls_back(layer, text):
-    x = to_device(np.ones((1, 2, 3, 3), np.float32), "sim")
-    with pytest.raises(NotImplementedError, match=text):
-        layer.to("sim").forward(x)
+def test_what_has_no_kernel_says_so_and_never_falls_back():
+    @op
+    def halve(x):
+        return x / 2
+
+    assert halve(np.ones(2)).tolist() == [0.5, 0.5]
+    with pytest.raises(NotImplementedError, match="halve: has no kernel for sim yet; use cpu"):
+        halve(to_device(np.ones(2, np.float32), "sim"))
+
+
+def test_every_operation_has_kernels():
+    assert [name for name in ops.__all__ if getattr(ops, name)._launch is None] == []

@@ -163,7 +163,7 @@ def test_wrong_requests():
         sim.zeros(6)[::2]
     with pytest.raises(IndexError):
         sim.zeros(6)[6]
-    with pytest.raises(TypeError, match=r"a\[i:j\]"):
+    with pytest.raises(TypeError, match="takes slices"):
         sim.zeros((6, 2))[0, 1]
     with pytest.raises(ValueError, match="bytes"):
         sim.zeros(6).view(np.float64)

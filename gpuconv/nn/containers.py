@@ -5,6 +5,7 @@ of the zoo.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.fusion import fuse
 from gpuconv.nn.layer import Fusible, Layer, Row, Shape, join_names
-from gpuconv.runtime.arrays import require_numpy
+from gpuconv.runtime.arrays import empty_images
 
 
 class _Container(Layer):
@@ -162,7 +163,7 @@ class Concat(_Container):
         super().__init__(*layers, **named)
         if not self._layers:
             raise ValueError("Concat: at least one branch is needed")
-        self._channels: list[int] = []
+        self._edges: list[int] = []
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         return self._join([branch.forward(x) for branch in self])
@@ -171,15 +172,19 @@ class Concat(_Container):
         return self._join([branch.infer(x) for branch in self])
 
     def _join(self, outputs: list[np.ndarray]) -> np.ndarray:
-        self._channels = [y.shape[1] for y in outputs]
-        require_numpy("Concat", outputs[0])
-        return np.concatenate(outputs, axis=1)
+        self._edges = [0, *accumulate(y.shape[1] for y in outputs)]
+        if isinstance(outputs[0], np.ndarray):
+            return np.concatenate(outputs, axis=1)
+        N, _, H, W = outputs[0].shape
+        joined = empty_images((N, self._edges[-1], H, W), outputs[0])
+        for y, (begin, end) in zip(outputs, pairwise(self._edges), strict=True):
+            self.run(ops.assign, joined[:, begin:end], y)
+        return joined
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        parts = np.split(dy, np.cumsum(self._channels)[:-1], axis=1)
         dx: np.ndarray | None = None
-        for branch, part in zip(self, parts, strict=True):
-            gradient = branch.backward(part, need_dx)
+        for branch, (begin, end) in zip(self, pairwise(self._edges), strict=True):
+            gradient = branch.backward(dy[:, begin:end], need_dx)
             dx = gradient if dx is None else _sum_gradients(self, dx, gradient, dy)
         return dx
 

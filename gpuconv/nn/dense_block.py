@@ -7,7 +7,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.containers import _Container
 from gpuconv.nn.layer import Row, Shape, join_names
-from gpuconv.runtime.arrays import require_numpy
+from gpuconv.runtime.arrays import empty_images
 
 
 class DenseBlock(_Container):
@@ -21,7 +21,7 @@ class DenseBlock(_Container):
     def forward(self, x: np.ndarray) -> np.ndarray:
         y, edges = self._begin(x)
         for layer, begin, end in zip(self, edges, edges[1:], strict=False):
-            y[:, begin:end] = layer.forward(y[:, :begin])
+            self.run(ops.assign, y[:, begin:end], layer.forward(y[:, :begin]))
         self.save(edges)
         return y
 
@@ -29,22 +29,21 @@ class DenseBlock(_Container):
         self._saved = None
         y, edges = self._begin(x)
         for layer, begin, end in zip(self, edges, edges[1:], strict=False):
-            y[:, begin:end] = layer.infer(y[:, :begin])
+            self.run(ops.assign, y[:, begin:end], layer.infer(y[:, :begin]))
         return y
 
     def _begin(self, x: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """The array for all outputs, x in its place, and where each layer's channels begin."""
-        require_numpy("DenseBlock", x)
         edges = [x.shape[1]]
         for layer in self:
             edges.append(edges[-1] + layer.output_shape((edges[-1], *x.shape[2:]))[0])
-        y = np.empty((len(x), edges[-1], *x.shape[2:]), x.dtype)
-        y[:, : edges[0]] = x
+        y = empty_images((len(x), edges[-1], *x.shape[2:]), x)
+        self.run(ops.assign, y[:, : edges[0]], x)
         return y, edges
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
         (edges,) = self.saved()
-        gradient = np.array(dy)
+        gradient = self.run(ops.assign, empty_images(dy.shape, dy), dy)
         steps = list(zip(self, edges, edges[1:], strict=False))
         for layer, begin, end in reversed(steps):
             first = layer is steps[0][0]

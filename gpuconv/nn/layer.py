@@ -216,8 +216,10 @@ class Layer:
             layer.device = device or layer.device
             layer._saved = None
         for _, holder in self._own(Parameter, Buffer):
+            if not np.issubdtype(holder.data.dtype, np.floating):
+                continue  # a counter: the host's own
             there = device or device_of(holder.data) or "cpu"
-            if dtype is not None and np.issubdtype(holder.data.dtype, np.floating):
+            if dtype is not None:
                 holder.data = to_numpy(holder.data).astype(dtype)
             holder.data = to_device(holder.data, there, weights=True)
         self.zero_grad()

@@ -129,7 +129,7 @@ class AuxiliaryLoss:
             )
         main, *others = [loss.backward() for loss in self._heads]
         self._heads = []
-        scaled = [each * each.dtype.type(self.weight) for each in others]
+        scaled = [ops.scale(each, self.weight) for each in others]
         return (main, *scaled) if others else main
 
 

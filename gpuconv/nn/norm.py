@@ -80,12 +80,7 @@ class BatchNorm2d(Fusible):
             raise ValueError(
                 f"BatchNorm2d: training needs more than one value a channel, got x of shape {shape}"
             )
-        for running, new in (
-            (self.running_mean.data, mean),
-            (self.running_var.data, var * mean.dtype.type(count / (count - 1))),
-        ):
-            running *= 1 - self.momentum
-            running += self.momentum * new
+        self.run(ops.batch_norm2d_track, *self._running(), mean, var, count, self.momentum)
         self.num_batches_tracked.data += 1
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import ops
 from gpuconv.nn import init
 from gpuconv.nn.conv import Conv2d
 from gpuconv.nn.layer import Parameter, Shape
+from gpuconv.runtime.arrays import device_of, to_device
 
 
 class PartialConv2d(Conv2d):
@@ -41,8 +43,11 @@ class PartialConv2d(Conv2d):
             super().__init__(
                 table.shape[0], table.shape[1], kernel_size, stride, padding, dilation, 1, bias
             )
-        self.links = np.nonzero(table.T)
-        shape = (len(self.links[0]), *self.window.kernel_size)
+        # As the operations take them: each link's pair, filter by filter; each pair's link or -1.
+        self._places: Any = np.flatnonzero(table.T).astype(np.int32)
+        self._table: Any = np.where(table.T, np.cumsum(table.T).reshape(table.T.shape) - 1, -1)
+        self._table = self._table.astype(np.int32)
+        shape = (len(self._places), *self.window.kernel_size)
         self.weight = Parameter(np.zeros(shape, np.float32))
         self.reset_parameters(np.random.default_rng(rng))
 
@@ -54,16 +59,15 @@ class PartialConv2d(Conv2d):
                 parameter.data[...] = init.uniform(parameter.shape, rng, 1 / math.sqrt(fan))
 
     def filters(self) -> np.ndarray:
-        shape = (self.out_channels, self.in_channels, *self.window.kernel_size)
-        w = np.zeros(shape, self.weight.data.dtype)
-        w[self.links] = self.weight.data
-        return w
+        self._table = to_device(self._table, device_of(self.weight.data) or "cpu")
+        return self.run(ops.partial_filters, self.weight.data, self._table)
 
     def add_filters_grad(self, dw: np.ndarray) -> None:
-        self.weight.add_grad(dw[self.links])
+        self._places = to_device(self._places, device_of(dw) or "cpu")
+        self.weight.add_grad(self.run(ops.partial_filters_backward, dw, self._places))
 
     def multiply_adds(self, shape: Shape) -> int:
         return math.prod(self.output_shape(shape)[1:]) * self.weight.data.size
 
     def describe(self) -> str:
-        return f"{super().describe()}, {len(self.links[0])} links"
+        return f"{super().describe()}, {len(self._places)} links"

@@ -1,9 +1,9 @@
 """The operations: each one's definition, its gradient, and its implementations side by side."""
 
 from gpuconv.ops.adaptive_avg_pool2d import adaptive_avg_pool2d, adaptive_avg_pool2d_backward
-from gpuconv.ops.add import accumulate, add
+from gpuconv.ops.add import accumulate, add, assign, scale
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
-from gpuconv.ops.batch_norm2d import batch_norm2d, batch_norm2d_backward
+from gpuconv.ops.batch_norm2d import batch_norm2d, batch_norm2d_backward, batch_norm2d_track
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
 from gpuconv.ops.conv2d_relu_max_pool2d import (
     conv2d_relu_max_pool2d,
@@ -21,6 +21,7 @@ from gpuconv.ops.losses import (
     hinge_backward,
 )
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward
+from gpuconv.ops.partial_filters import partial_filters, partial_filters_backward
 from gpuconv.ops.relu import relu, relu_backward
 from gpuconv.ops.sigmoid import sigmoid, sigmoid_backward
 from gpuconv.ops.softmax import softmax, softmax_backward
@@ -31,10 +32,12 @@ __all__ = [
     "adaptive_avg_pool2d",
     "adaptive_avg_pool2d_backward",
     "add",
+    "assign",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm2d",
     "batch_norm2d_backward",
+    "batch_norm2d_track",
     "conv2d",
     "conv2d_backward",
     "conv2d_relu_max_pool2d",
@@ -52,8 +55,11 @@ __all__ = [
     "local_response_norm_backward",
     "max_pool2d",
     "max_pool2d_backward",
+    "partial_filters",
+    "partial_filters_backward",
     "relu",
     "relu_backward",
+    "scale",
     "scaled_tanh",
     "scaled_tanh_backward",
     "sigmoid",

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.runtime import plan_channels
 from gpuconv.shapes import pair
 
 
@@ -83,3 +84,21 @@ def _(dy, x_shape):
 def _require_pixels(name, x_shape):
     if min(x_shape[2:]) < 1:
         raise ValueError(f"{name}: an image without pixels has no mean; its shape is {x_shape}")
+
+
+@adaptive_avg_pool2d.launch
+def _(runtime, x, output_size):
+    size = pair("output_size", output_size, 1)
+    y = runtime.empty((x.shape[0], *size, x.shape[1]))
+    plan = plan_channels.adaptive_avg_pool2d(x.shape, size)
+    runtime.run(plan, y=y, x=runtime.channels_last(x))
+    return runtime.first_view(y)
+
+
+@adaptive_avg_pool2d_backward.launch
+def _(runtime, dy, x_shape):
+    N, C, H, W = x_shape
+    dx = runtime.empty((N, H, W, C))
+    plan = plan_channels.adaptive_avg_pool2d_backward(tuple(x_shape), dy.shape[2:])
+    runtime.run(plan, dx=dx, dy=runtime.channels_last(dy))
+    return runtime.first_view(dx)

@@ -1,4 +1,7 @@
-"""The sum of two branches, and its rectifier in the same pass. Source: He et al. 2015."""
+"""The sum of two branches, and its rectifier in the same pass; what joins and weighs branches.
+
+Source: He et al. 2015.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import numpy as np
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cpu.threads import parallel, shards
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_floats, require_shape
-from gpuconv.ops.relu import relu
+from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.runtime import plan_dense
+from gpuconv.runtime.arrays import pitch_of
 
 
 @op
@@ -31,6 +35,23 @@ def accumulate(total, b):
     return total
 
 
+@op
+def assign(part, x):
+    """part[...] = x, in place; returns part.
+
+    part, x: floats (N, C, H, W), part being channels of a wider image, with any strides; on a
+    device that image is channels-last.
+    """
+    part[...] = x
+    return part
+
+
+@op
+def scale(x, factor):
+    """x * factor, element by element. x: floats of any shape; factor: a finite number."""
+    return x * x.dtype.type(factor)
+
+
 @add.check
 def _(a, b, activation):
     require_floats("add", a=a, b=b)
@@ -47,6 +68,18 @@ def _(total, b):
         raise ValueError("accumulate: total must have an axis, got shape ()")
 
 
+@assign.check
+def _(part, x):
+    require_floats("assign", part=part, x=x)
+    require_rank("assign", 4, "(N, C, H, W)", part=part)
+    require_shape("assign", {"x": part.shape}, x=x)
+
+
+@scale.check
+def _(x, factor):
+    require_floats("scale", x=x)
+
+
 @add.cost
 def _(a, b, activation):
     return moved(a, b, a)
@@ -55,6 +88,16 @@ def _(a, b, activation):
 @accumulate.cost
 def _(total, b):
     return moved(total, b, total)
+
+
+@assign.cost
+def _(part, x):
+    return moved(x, x)
+
+
+@scale.cost
+def _(x, factor):
+    return moved(x, x)
 
 
 @add.cpu
@@ -75,5 +118,26 @@ def _(total, b):
 
 @add.launch
 def _(runtime, a, b, activation):
-    y = runtime.each("elementwise.cu", "add", "to", a=a, b=b)
-    return relu(y) if activation == "relu" else y
+    kernel = "add_relu" if activation == "relu" else "add"
+    return runtime.each("elementwise.cu", kernel, "to", a=a, b=b)
+
+
+@accumulate.launch
+def _(runtime, total, b):
+    if pitch_of(total) is not None:
+        runtime.channels("add_channels", total, b)
+        return total
+    plan = plan_dense.elementwise("elementwise.cu", "add", total.size)
+    runtime.run(plan, to=total, a=total, b=runtime.contiguous(b))
+    return total
+
+
+@assign.launch
+def _(runtime, part, x):
+    runtime.channels("copy_channels", part, x)
+    return part
+
+
+@scale.launch
+def _(runtime, x, factor):
+    return runtime.each("elementwise.cu", "scale", "to", {"factor": factor}, a=x)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import batch_norm as fast
-from gpuconv.ops.cost import Cost, nbytes
+from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.runtime import plan_channels
 
 EPS = 1e-5
 
@@ -68,6 +69,20 @@ def batch_norm2d_backward(
     return dx, None if w is None else dw, None if b is None else db
 
 
+@op
+def batch_norm2d_track(running_mean, running_var, mean, var, count, momentum):
+    """running = (1 - momentum) * running + momentum * new, in place; returns both.
+
+    All (C,) floats. new: mean, and the unbiased variance var * count / (count - 1), count being
+    N*H*W of the batch that mean and var are of. Source: torch.nn.BatchNorm2d.
+    """
+    unbiased = var * var.dtype.type(count / (count - 1))
+    for running, new in ((running_mean, mean), (running_var, unbiased)):
+        running *= 1 - momentum
+        running += momentum * new
+    return running_mean, running_var
+
+
 def _over_pixels(channels):
     return channels[:, None, None]
 
@@ -94,6 +109,17 @@ def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     require_shape(name, {"dy": x.shape}, dy=dy)
 
 
+@batch_norm2d_track.check
+def _(running_mean, running_var, mean, var, count, momentum):
+    name = "batch_norm2d_track"
+    given = {"running_var": running_var, "mean": mean, "var": var}
+    require_floats(name, running_mean=running_mean, **given)
+    require_rank(name, 1, "(C)", running_mean=running_mean)
+    require_shape(name, dict.fromkeys(given, running_mean.shape), **given)
+    if count < 2:
+        raise ValueError(f"{name}: one value a channel has no unbiased variance; count={count}")
+
+
 def _require(name, x, w, b, mean, var, eps, activation):
     require_floats(name, x=x, w=w, b=b, mean=mean, var=var)
     require_rank(name, 4, "(N, C, H, W)", x=x)
@@ -118,6 +144,11 @@ def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     return Cost(0, read + nbytes(w, b) + (nbytes(x) if need_dx else 0))
 
 
+@batch_norm2d_track.cost
+def _(running_mean, running_var, mean, var, count, momentum):
+    return moved(running_mean, running_var, mean, var, running_mean, running_var)
+
+
 @batch_norm2d.cpu
 def _(x, w, b, mean, var, eps, activation):
     return fast.forward(x, w, b, mean, var, eps, activation == "relu")
@@ -128,3 +159,54 @@ def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     relu = activation == "relu"
     dx, dw, db = fast.backward(dy, x, w, b, mean, var, eps, relu, of_batch, need_dx)
     return dx, None if w is None else dw, None if b is None else db
+
+
+@batch_norm2d.launch
+def _(runtime, x, w, b, mean, var, eps, activation):
+    N, C, H, W = x.shape
+    rows = runtime.rows(x)
+    if mean is None:
+        mean, var = runtime.empty(C), runtime.empty(C)
+        plan = plan_channels.batch_norm2d_statistics(x.shape, rows.pitch, rows.vector)
+        runtime.run(plan, mean=mean, var=var, x=rows.memory)
+    given, numbers = _given(runtime, w, b, mean, var, eps)
+    y = runtime.empty((N, H, W, C))
+    relu = activation == "relu"
+    plan = plan_channels.batch_norm2d(x.shape, rows.pitch, rows.vector, numbers, relu)
+    runtime.run(plan, y=y, x=rows.memory, **given)
+    return runtime.first_view(y), mean, var
+
+
+@batch_norm2d_backward.launch
+def _(runtime, dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
+    N, C, H, W = x.shape
+    there, rows = runtime.rows(dy), runtime.rows(x)
+    given, numbers = _given(runtime, w, b, mean, var, eps)
+    given |= {"dy": there.memory, "x": rows.memory}
+    pitches = {"dy_pitch": there.pitch, "pitch": rows.pitch}
+    how = (x.shape, pitches, min(there.vector, rows.vector), numbers, activation == "relu")
+    given |= {"dw": given["mean"], "db": given["mean"]}  # read by nobody unless they are made
+    if w is not None or b is not None or (of_batch and need_dx):
+        given |= {"dw": runtime.empty(C), "db": runtime.empty(C)}
+        runtime.run(plan_channels.batch_norm2d_sums(*how), **given)
+    dx = None
+    if need_dx:
+        dx = runtime.empty((N, H, W, C))
+        runtime.run(plan_channels.batch_norm2d_backward(*how, of_batch), dx=dx, **given)
+        dx = runtime.first_view(dx)
+    return dx, None if w is None else given["dw"], None if b is None else given["db"]
+
+
+@batch_norm2d_track.launch
+def _(runtime, running_mean, running_var, mean, var, count, momentum):
+    given = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "var": var}
+    runtime.run(plan_channels.batch_norm2d_track(len(mean), count, momentum), **given)
+    return running_mean, running_var
+
+
+def _given(runtime, w, b, mean, var, eps):
+    """The arrays and numbers that every kernel of batchnorm.cu takes."""
+    arrays = {"mean": runtime.contiguous(mean), "var": runtime.contiguous(var)}
+    for name, array in (("w", w), ("b", b)):
+        arrays[name] = arrays["mean"] if array is None else runtime.contiguous(array)
+    return arrays, {"eps": eps, "use_weight": int(w is not None), "use_bias": int(b is not None)}

@@ -10,6 +10,7 @@ import numpy as np
 from gpuconv.cpu import response_norm as fast
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.runtime import plan_channels
 
 CONVENTIONS = ("torch", "paper")
 
@@ -107,3 +108,22 @@ def _(x, size, alpha, beta, k, convention):
 @local_response_norm_backward.cpu
 def _(dy, x, size, alpha, beta, k, convention):
     return fast.backward(dy, x, size, scaled(alpha, size, convention), beta, k)
+
+
+@local_response_norm.launch
+def _(runtime, x, size, alpha, beta, k, convention):
+    numbers = scaled(alpha, size, convention), beta, k
+    plan, x = plan_channels.local_response_norm(x.shape, size, *numbers), runtime.channels_last(x)
+    y = runtime.empty(x.shape)
+    runtime.run(plan, y=y, x=x)
+    return runtime.first_view(y)
+
+
+@local_response_norm_backward.launch
+def _(runtime, dy, x, size, alpha, beta, k, convention):
+    numbers = scaled(alpha, size, convention), beta, k
+    plan = plan_channels.local_response_norm_backward(x.shape, size, *numbers)
+    dy, x = runtime.channels_last(dy), runtime.channels_last(x)
+    dx = runtime.empty(x.shape)
+    runtime.run(plan, dx=dx, dy=dy, x=x)
+    return runtime.first_view(dx)

@@ -40,11 +40,20 @@ def require(device: str) -> None:
         runtime(device)
 
 
-def require_numpy(name: str, array: Any) -> None:
-    """NotImplementedError, naming the layer, for an array of a device it has no kernels for."""
-    device = device_of(array)
-    if device != "cpu":
-        raise NotImplementedError(f"{name}: has no kernel for {device} yet; use cpu")
+def empty_images(shape: Shape, like: Any) -> Any:
+    """A new (N, C, H, W) array where `like` is and of its dtype, its contents undefined.
+
+    On a device it lies in memory as (N, H, W, C), as kernels write it.
+    """
+    device = device_of(like)
+    if device in (None, "cpu"):
+        return np.empty(shape, like.dtype)
+    from gpuconv.runtime.runtime import runtime
+
+    N, C, H, W = shape
+    target = runtime(device)
+    with target.inside(like):
+        return target.first_view(target.empty((N, H, W, C), like.dtype))
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -97,6 +106,20 @@ def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:
             return False
         step *= length
     return True
+
+
+def pitch_of(array: Any) -> int | None:
+    """Elements from a pixel of (N, C, H, W) to the next, where its channels follow each other and
+    its pixels lie evenly in memory, as in (N, H, W, C) and in the first channels of it. Else None.
+    """
+    if array.ndim != 4 or array.size == 0:
+        return None
+    N, C, H, W = array.shape
+    image, channel, line, pixel = (stride // array.dtype.itemsize for stride in array.strides)
+    apart = ((W, pixel, 1), (H, line, W), (N, image, H * W))
+    pitch = next((stride // count for length, stride, count in apart if length > 1), C)
+    even = all(length == 1 or stride == count * pitch for length, stride, count in apart)
+    return pitch if even and pitch >= C and (C == 1 or channel == 1) else None
 
 
 def channels_last(array: Any) -> bool:

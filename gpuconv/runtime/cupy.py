@@ -80,6 +80,12 @@ class CupyRuntime(Runtime):
         with self._errors(f"a copy of shape {array.shape}"), self.inside(array):
             return array.copy(order="C")
 
+    def span(self, array: Any) -> Any:
+        step = array.dtype.itemsize
+        pairs = zip(array.shape, array.strides, strict=True)
+        count = 1 + sum((length - 1) * stride // step for length, stride in pairs)
+        return self.cupy.lib.stride_tricks.as_strided(array, (count,), (step,))
+
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
 

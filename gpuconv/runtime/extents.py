@@ -60,6 +60,19 @@ def _pooled(n: Numbers) -> int:
     return n.pixels // (n.H * n.W) * n.P * n.Q * n.C
 
 
+def _rows(pitch: str) -> Formula:
+    """Pixels of C channels that lie so far apart, from the first element to the last."""
+    return lambda n: (n.pixels - 1) * getattr(n, pitch) + n.C
+
+
+def _channels(n: Numbers) -> int:
+    return n.C
+
+
+def _norm(*names: str) -> dict[str, Formula]:
+    return dict.fromkeys(names, _channels)
+
+
 _EACH = dict.fromkeys(("x", "y", "dx", "dy", "to", "a", "b"), _count)
 _CONV_FORWARD = {"y": _own("K"), "x": _x, "w": _filters, "b": lambda n: n.K}
 _CONV_DATA = {"dx": _own("C"), "dy": _y, "w": _filters, "x": _own("C")}
@@ -68,13 +81,17 @@ _ROWS = {**dict.fromkeys(_MATRICES, _table), **dict.fromkeys(("labels", "row_los
 _POOL = {"y": _own("C"), "argmax": _own("C"), "x": _x}
 _POOL_BACK = {"dx": _own("C"), "dy": _pooled, "argmax": _pooled}
 
+_CHANNELS = {"to": _rows("to_pitch"), "from": _rows("from_pitch")}
+_NORM = _norm("w", "b", "mean", "var")
+_NORM_BACK = {"dy": _rows("dy_pitch"), "x": _rows("pitch"), **_NORM}
+
 EXTENTS: Mapping[str, Mapping[str, Formula]] = {
     **{
         f"{name}_{way}": _EACH
         for name in ("relu", "tanh", "scaled_tanh", "sigmoid")
         for way in ("forward", "backward")
     },
-    **dict.fromkeys(("add", "scale", "dropout"), _EACH),
+    **dict.fromkeys(("add", "add_relu", "scale", "dropout"), _EACH),
     **{
         f"{name}_{way}": _ROWS
         for name in ("softmax", "cross_entropy", "half_squared_error", "hinge")
@@ -105,11 +122,46 @@ EXTENTS: Mapping[str, Mapping[str, Formula]] = {
     "max_pool2d_backward": _POOL_BACK,
     "avg_pool2d_forward": _POOL,
     "avg_pool2d_backward": _POOL_BACK,
+    **{name: dict(_CHANNELS) for name in ("copy_channels", "add_channels")},
+    "batch_norm2d_statistics": {
+        "slices": lambda n: (2 * n.grid[1] + 1) * n.C,
+        "x": _rows("pitch"),
+    },
+    "batch_norm2d_merge": {
+        "slices": lambda n: (2 * n.number + 1) * n.C,
+        **_norm("mean", "var"),
+    },
+    "batch_norm2d_forward": {"y": _own("C"), "x": _rows("pitch"), **_NORM},
+    "batch_norm2d_backward_sums": {"slices": lambda n: 2 * n.grid[1] * n.C, **_NORM_BACK},
+    "batch_norm2d_backward_merge": {
+        "slices": lambda n: 2 * n.number * n.C,
+        **_norm("dw", "db", "var"),
+    },
+    "batch_norm2d_backward": {"dx": _own("C"), **_NORM_BACK, **_norm("dw", "db")},
+    "batch_norm2d_track": _norm("running_mean", "running_var", "mean", "var"),
+    "global_avg_pool2d_forward": {
+        "y": lambda n: n.images * n.C,
+        "x": lambda n: n.images * n.size * n.C,
+    },
+    "adaptive_avg_pool2d_forward": {"y": _own("C"), "x": _x},
+    "adaptive_avg_pool2d_backward": {"dx": _own("C"), "dy": _pooled},
+    "local_response_norm_forward": dict.fromkeys(("y", "x"), _own("C")),
+    "local_response_norm_backward": dict.fromkeys(("dx", "dy", "x"), _own("C")),
+    "partial_filters_forward": {
+        "w": _count,
+        "links": lambda n: n.number * n.taps,
+        "table": lambda n: n.count // n.taps,
+    },
+    "partial_filters_backward": {
+        "dlinks": _count,
+        "dw": lambda n: n.pairs * n.taps,
+        "places": lambda n: n.count // n.taps,
+    },
     **{name: {} for name in ("sgd", "sgd_momentum", "adam")},
 }
 
 # Pointers that a launch never follows where this number is 0, so any array stands in for them.
-UNREAD = {"b": "use_bias", "x": "use_mask"}
+UNREAD = {"b": "use_bias", "x": "use_mask", "w": "use_weight", "dw": "of_batch", "db": "of_batch"}
 
 
 def expected(

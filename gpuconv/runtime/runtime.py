@@ -11,16 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.runtime import plan_dense
-from gpuconv.runtime.arrays import channels_last, in_c_order
+from gpuconv.runtime import plan_channels, plan_dense
+from gpuconv.runtime.arrays import channels_last, in_c_order, pitch_of
 from gpuconv.runtime.kernel import View, bind
-from gpuconv.runtime.plan import LIMITS, Launch, Plan, Scalar
+from gpuconv.runtime.plan import LIMITS, Launch, Plan, Scalar, vector
 
 ALIGN = 16  # bytes: what vector loads want of every array
+
+
+class Rows(NamedTuple):
+    """The pixels of an image, `pitch` elements from each to the next, in one row of memory.
+
+    vector: 4 where each can be moved by 16 bytes at a time, else 1.
+    """
+
+    memory: Any
+    pitch: int
+    vector: int
 
 
 class Runtime:
@@ -50,6 +61,10 @@ class Runtime:
 
     def copy(self, array: Any) -> Any:
         """A copy in C order by the array library itself: for layouts no kernel converts."""
+        raise NotImplementedError
+
+    def span(self, array: Any) -> Any:
+        """All memory from the array's first element to its last, as one row."""
         raise NotImplementedError
 
     def address(self, array: Any) -> int:
@@ -104,12 +119,9 @@ class Runtime:
         """The elements in C order and aligned; the array itself where they are."""
         if in_c_order(array.shape, array.strides, array.dtype.itemsize):
             return self._aligned(array)
-        if channels_last(array) and array.dtype == np.float32:
-            N, C, H, W = array.shape
-            y = self.empty(array.shape)
-            x = self._aligned(array.transpose(0, 2, 3, 1))
-            self.run(plan_dense.to_channels_first(N, C, H, W), y=y, x=x)
-            return y
+        if pitch_of(array) is not None and array.dtype == np.float32:
+            plan = plan_dense.to_channels_first(*array.shape)
+            return self._rearranged(plan, self.channels_last(array), array.shape)
         return self.copy(array)
 
     def channels_last(self, array: Any) -> Any:
@@ -119,10 +131,43 @@ class Runtime:
             return self._aligned(view)
         if array.dtype != np.float32:
             return self.copy(view)
-        N, C, H, W = array.shape
-        y = self.empty((N, H, W, C))
-        self.run(plan_dense.to_channels_last(N, C, H, W), y=y, x=self.contiguous(array))
+        if pitch_of(array) is not None:
+            y = self.empty(view.shape)
+            self.channels("copy_channels", self.first_view(y), array)
+            return y
+        plan = plan_dense.to_channels_last(*array.shape)
+        return self._rearranged(plan, self.contiguous(array), view.shape)
+
+    def _rearranged(self, plan: Plan, x: Any, shape: tuple[int, ...]) -> Any:
+        """y from x by a plan of layout.cu; where it has no launch, the same memory is both."""
+        if not plan.launches:
+            return x.reshape(shape)
+        y = self.empty(shape)
+        self.run(plan, y=y, x=x)
         return y
+
+    def rows(self, array: Any) -> Rows:
+        """The pixels of (N, C, H, W) float32; without a copy where they are channels of a
+        channels-last image, so that a dense block's layers read what is before them in place.
+        """
+        pitch = pitch_of(array)
+        if pitch is None:
+            array = self.first_view(self.channels_last(array))
+            pitch = array.shape[1]
+        aligned = self.address(array) % ALIGN == 0
+        return Rows(self.span(array), pitch, vector(array.shape[1], pitch) if aligned else 1)
+
+    def channels(self, kernel: str, to: Any, source: Any) -> None:
+        """copy_channels or add_channels: `to`, in place, from `source`, both (N, C, H, W).
+
+        ValueError where `to` is neither channels-last nor channels of such an image.
+        """
+        if pitch_of(to) is None:
+            raise ValueError(f"{kernel}: what is written must be channels of a channels-last image")
+        a, b = self.rows(to), self.rows(source)
+        vec = min(a.vector, b.vector)
+        plan = plan_channels.channels(kernel, to.shape, a.pitch, b.pitch, vec)
+        self.run(plan, **{"to": a.memory, "from": b.memory})
 
     def first_view(self, array: Any) -> Any:
         """(N, H, W, C) memory as (N, C, H, W), as users see it."""
@@ -140,7 +185,7 @@ class Runtime:
         as the first of them. numbers: the kernel's, besides the count.
         """
         first = next(iter(inputs.values()))
-        last = channels_last(first)
+        last = pitch_of(first) is not None
         bring = self.channels_last if last else self.contiguous
         given = {name: bring(array) for name, array in inputs.items()}
         y = self.empty(_last_shape(first.shape) if last else first.shape)

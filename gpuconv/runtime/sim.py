@@ -44,6 +44,9 @@ class SimRuntime(Runtime):
     def copy(self, array: sim.Array) -> sim.Array:
         return array.copy()
 
+    def span(self, array: sim.Array) -> sim.Array:
+        return array.span()
+
     def address(self, array: sim.Array) -> int:
         return array.ptr
 

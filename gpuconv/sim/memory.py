@@ -1,6 +1,7 @@
 """Device-like arrays: dense memory that kernels may touch and NumPy may not.
 
-Their axes may be exchanged (`transpose`), as channels-last images have them; kernels take C order.
+Their axes may be exchanged (`transpose`), as channels-last images have them, and cut (`a[:, i:j]`);
+kernels take C order.
 
 `asarray` and `asnumpy` are the only bridges. Every allocation stands alone between guard bytes and
 is known by address, which the checked mode reads.
@@ -180,6 +181,7 @@ class Array:
 
     def fill(self, value: float) -> None:
         """Set every element."""
+        self._require_contiguous("fill")
         _bytes(self).view(self.dtype)[...] = value
         _written(self)
 
@@ -188,8 +190,17 @@ class Array:
             raise TypeError("len() of a sim array without dimensions")
         return self.shape[0]
 
-    def __getitem__(self, index: int | slice) -> Array:
-        """Contiguous parts along the first axis: a[i], a[i:j]."""
+    def span(self) -> Array:
+        """All memory from the first element to the last, as one row in C order.
+
+        What lies between the elements of a part of another array is in it.
+        """
+        return Array(self._memory, self._offset, (_span(self),), self.dtype)
+
+    def __getitem__(self, index: int | slice | tuple[slice, ...]) -> Array:
+        """Contiguous parts along the first axis: a[i], a[i:j]; parts of any axes: a[:, i:j]."""
+        if isinstance(index, tuple):
+            return self._cut(index)
         if not self.shape or not isinstance(index, int | np.integer | slice):
             raise TypeError(f"a sim array takes a[i] or a[i:j] got {index!r}: use asnumpy first")
         self._require_contiguous("an index")
@@ -210,6 +221,20 @@ class Array:
             self._memory, self._offset + index % self.shape[0] * row, self.shape[1:], self.dtype
         )
 
+    def _cut(self, index: tuple[slice, ...]) -> Array:
+        if len(index) > self.ndim or not all(isinstance(part, slice) for part in index):
+            raise TypeError(
+                f"a sim array of shape {self.shape} takes slices in a[i:j, ...], got {index!r}"
+            )
+        shape, offset = list(self.shape), self._offset
+        for axis, part in enumerate(index):
+            start, stop, step = part.indices(shape[axis])
+            if step != 1:
+                raise ValueError(f"slices of a sim array take step 1, got {step}")
+            shape[axis] = max(stop - start, 0)
+            offset += start * self.strides[axis] if shape[axis] else 0
+        return Array(self._memory, offset, tuple(shape), self.dtype, self.strides)
+
     def __repr__(self) -> str:
         return f"sim.Array(shape={self.shape}, dtype={self.dtype})"
 
@@ -217,7 +242,7 @@ class Array:
         if not self.contiguous:
             raise ValueError(
                 f"{what} needs a sim array in C order, this one of shape {self.shape} has its "
-                f"axes exchanged: use .copy()"
+                f"axes exchanged or is a part of another: use .copy()"
             )
 
     # ---- what would mix it with NumPy, refused as CuPy does ----
@@ -289,8 +314,17 @@ def _c_strides(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def _span(array: Array) -> int:
+    """Elements from the first to the last in memory."""
+    if not array.size:
+        return 0
+    pairs = zip(array.shape, array.strides, strict=True)
+    return 1 + sum((length - 1) * stride // array.itemsize for length, stride in pairs)
+
+
 def _bytes(array: Array) -> np.ndarray:
-    return array._memory.bytes[array._offset : array._offset + array.nbytes]
+    end = array._offset + _span(array) * array.itemsize
+    return array._memory.bytes[array._offset : end]
 
 
 def _written(array: Array) -> None:
