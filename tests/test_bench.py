@@ -28,6 +28,10 @@ SMALL = [
     "local_response_norm 2x7x4x5 5",
     "batch_norm2d 3x4x5x6",
     "softmax 4x5",
+    "batch_norm2d_track 7",
+    "partial_filters 5x4 3x2",
+    "assign 2x3x4x5",
+    "scale 3x4x5",
     "cross_entropy 4x10",
     "half_squared_error 4x10",
     "hinge 4x10",
@@ -145,6 +149,10 @@ def test_bytes_are_those_of_what_goes_in_and_comes_out(words):
         found = [np.asarray(a) for a in work.prepare(copies)()]
         total += sum(a.nbytes if a.ndim else 4 for a in found)  # a loss is one float
         total += 2 * SLOTS.get(case.op, 0) * found[0].nbytes
+        if case.op == "assign":
+            total -= copies[0].nbytes  # what is overwritten is not read
+        if (case.op, work.direction) == ("partial_filters", "backward"):
+            total = copies[1].nbytes + 2 * found[0].nbytes  # of dw the links alone
         if (case.op, work.direction) == ("batch_norm2d", "backward"):
             total -= 4 * case.x[1]  # b is not read without an activation
         assert work.cost == Cost(0, total), work.direction

@@ -129,10 +129,10 @@ def test_each_forward_serves_one_backward():
     layer = nn.Recompute(nn.ReLU())
     layer.forward(np.ones((2, 2), np.float32))
     layer.backward(np.ones((2, 2), np.float32))
-    with pytest.raises(RuntimeError, match="Recompute.backward: call forward first"):
+    with pytest.raises(RuntimeError, match=r"Recompute\.backward: call forward first"):
         layer.backward(np.ones((2, 2), np.float32))
     layer.infer(np.ones((2, 2), np.float32))
-    with pytest.raises(RuntimeError, match="Recompute.backward: call forward first"):
+    with pytest.raises(RuntimeError, match=r"Recompute\.backward: call forward first"):
         layer.backward(np.ones((2, 2), np.float32))
 
 

@@ -24,6 +24,7 @@ max_pool2d              n x 64 x 112 x 112   3x3 stride=2 padding=1
 avg_pool2d              n x 64 x 56 x 56     2x2
 sum_pool2d              n x 64 x 56 x 56     2x2
 adaptive_avg_pool2d     n x 512 x 14 x 14    1x1
+adaptive_avg_pool2d     n x 256 x 13 x 13    6x6
 local_response_norm     n x 96 x 55 x 55     5
 batch_norm2d            n x 64 x 56 x 56
 relu                    n x 64 x 56 x 56
@@ -32,7 +33,12 @@ scaled_tanh             n x 64 x 56 x 56
 sigmoid                 n x 64 x 56 x 56
 dropout                 n x 64 x 56 x 56
 add                     n x 64 x 56 x 56
+add                     n x 64 x 56 x 56     activation=relu
 accumulate              n x 64 x 56 x 56
+assign                  n x 64 x 56 x 56
+scale                   n x 64 x 56 x 56
+batch_norm2d_track      64n
+partial_filters         16n x 64             5x5
 linear                  8n x 1024            1000
 softmax                 64n x 1000
 cross_entropy           64n x 1000
@@ -57,5 +63,5 @@ def standard(batch: int) -> list[Case]:
 
 def _sized(shape: str, batch: int) -> str:
     """ "8nx1024" at batch 2 as "16x1024"."""
-    first, _, rest = shape.partition("nx")
-    return f"{int(first or 1) * batch}x{rest}"
+    first, _, rest = shape.partition("n")
+    return f"{int(first or 1) * batch}{rest}"

@@ -36,14 +36,16 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("loss", "probabilities"),
     "half_squared_error": ("loss", "probabilities"),
     "hinge": ("loss", "excess"),
+    "partial_filters": ("w",),
 }
 # These choose among their inputs: equal, or wrong.
-EXACT = ("relu", "relu_backward", "max_pool2d")
+EXACT = ("relu", "relu_backward", "max_pool2d", "assign", "partial_filters",
+         "partial_filters_backward")  # fmt: skip
 SPLIT = ("conv2d", "linear")  # whose backward pass is timed in two halves
 # How far off a float32 result may be, of the largest: LEAST_ERROR, or by the length of its sums.
 # Tests hold kernels to proved bounds; for long sums this is tighter, and needs no second reference.
 LEAST_ERROR, ERROR_OF_TERMS = 1e-5, 4e-7
-IN_PLACE = ("accumulate",)
+IN_PLACE = ("accumulate", "assign", "batch_norm2d_track")
 BATCHED = ("x", "dy", "y", "argmax")  # arrays of an image each
 
 
@@ -115,7 +117,10 @@ def works(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator[A
         found = forward(*given)
         several = found if isinstance(found, tuple) else (found,)
         values = dict(zip(RETURNS.get(case.op, ("y",)), several, strict=True))
-        return values | ({"dy": floats(values["y"].shape)} if "y" in values else {})
+        gradients = {
+            f"d{name}": floats(values[name].shape) for name in ("y", "w") if name in values
+        }
+        return values | gradients
 
     values = _values(case, floats, rng.integers)
     for direction, function, given in _calls(case, passes, values, returned):
@@ -176,6 +181,7 @@ def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
         **{"stride": stride, "padding": case.padding, "dilation": case.dilation},
         **{"groups": case.groups, "activation": case.activation, "kernel_size": case.kernel},
         **{"output_size": case.kernel, "size": case.filters},
+        **{"factor": 0.5, "count": 1000, "momentum": 0.1},
     }
     if case.op.startswith("conv2d"):
         values |= {"w": floats((K, _of_a_group(case), *case.kernel)), "b": floats((K,))}
@@ -183,6 +189,17 @@ def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
         values |= {"w": floats((K, case.x[1])), "b": floats((K,))}
     elif case.op == "batch_norm2d":
         values |= {"w": floats(case.x[1:2]), "b": floats(case.x[1:2])}
+    elif case.op == "batch_norm2d_track":
+        values |= {name: floats(case.x) for name in ("running_mean", "running_var", "mean", "var")}
+    elif case.op == "partial_filters":  # every other pair of channels is linked
+        linked = np.indices(case.x).sum(0) % 2 == 0
+        places = np.flatnonzero(linked).astype(np.int32)
+        table = np.full(case.x, -1, np.int32)
+        table[linked] = np.arange(places.size)
+        links = floats((places.size, *case.kernel))
+        values |= {"links": links, "table": table, "places": places}
+    elif case.op == "assign":
+        values["part"] = floats(case.x)
     elif case.op in ("add", "accumulate"):
         values["b"] = floats(case.x)
     elif "scores" in getattr(ops, case.op).parameters:
@@ -209,9 +226,9 @@ def _shapes_returned(case: Case, forward: Op, given: tuple[Any, ...]) -> dict[st
         shape = (N, case.filters if conv else C, *size)
     elif case.op == "linear":
         shape = (case.x[0], case.filters)
-    elif case.op == "adaptive_avg_pool2d":
+    elif case.op in ("adaptive_avg_pool2d", "partial_filters"):
         shape = (*case.x[:2], *case.kernel)
-    names = {**dict.fromkeys(("y", "dy", "probabilities", "excess"), like(shape))}
+    names = {**dict.fromkeys(("y", "dy", "dw", "probabilities", "excess"), like(shape))}
     statistics = like(case.x[1:2])
     return names | {"argmax": like(shape, np.uint8), "mean": statistics, "var": statistics}
 

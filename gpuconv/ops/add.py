@@ -97,6 +97,16 @@ def _(total, b):
     return moved(total, b, total)
 
 
+@assign.cost
+def _(part, x):
+    return moved(x, x)
+
+
+@scale.cost
+def _(x, factor):
+    return moved(x, x)
+
+
 @add.cpu
 def _(a, b, activation):
     if activation == "relu":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import batch_norm as fast
-from gpuconv.ops.cost import Cost, nbytes
+from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import (
     op,
     require_finite,
@@ -152,6 +152,11 @@ def _(x, w, b, mean, var, eps, activation):
 def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     read = nbytes(dy, x, w, mean, var) + (nbytes(b) if activation else 0)
     return Cost(0, read + nbytes(w, b) + (nbytes(x) if need_dx else 0))
+
+
+@batch_norm2d_track.cost
+def _(running_mean, running_var, mean, var, count, momentum):
+    return moved(running_mean, running_var, mean, var, running_mean, running_var)
 
 
 @batch_norm2d.cpu

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import op, require_floats, require_rank
 from gpuconv.runtime import plan_channels
 
@@ -56,6 +57,18 @@ def _require_int32(name, **arrays):
     for key, a in arrays.items():
         if a.dtype != np.int32:
             raise TypeError(f"{name}: {key} must be int32, got {a.dtype}")
+
+
+@partial_filters.cost
+def _(links, table):
+    taps = links.shape[1] * links.shape[2]
+    return Cost(0, nbytes(links, table) + table.size * taps * links.dtype.itemsize)
+
+
+@partial_filters_backward.cost
+def _(dw, places):
+    taps = dw.shape[2] * dw.shape[3]
+    return Cost(0, nbytes(places) + 2 * places.size * taps * dw.dtype.itemsize)
 
 
 @partial_filters.launch
