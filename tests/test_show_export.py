@@ -7,9 +7,9 @@ import pytest
 from browser import chromium
 
 from gpuconv import models, nn
-from gpuconv.cli.inputs import Input
-from gpuconv.show import Session, export
+from gpuconv.show import of_model
 from gpuconv.show.explanations import gradient
+from gpuconv.show.export import export
 from gpuconv.show.graph import KINDS
 from gpuconv.show.nodes import explain
 
@@ -48,11 +48,7 @@ def every_kind():
 
 def session_of(model, image, size):
     model.input_shape = (image[0], *size)
-    metadata = {
-        "image_shape": list(image),
-        "input": {"mean": [0.3] * image[0], "std": [0.6] * image[0]},
-    }
-    return Session(model, Input(metadata, model), "<script>alert(1)</script>")
+    return of_model(model, image, mean=0.3, std=0.6, title="<script>alert(1)</script>")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def session():
 @pytest.fixture(scope="module")
 def page(session, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "page.html"
-    size = export.export(session, path)
+    size = export(session, path)
     assert size == path.stat().st_size
     with chromium() as browser:
         browser.open(path.as_uri())
@@ -155,7 +151,7 @@ def test_a_title_cannot_break_out_of_the_page(page):
 
 
 def test_the_file_holds_all_it_needs(session, tmp_path):
-    export.export(session, tmp_path / "page.html")
+    export(session, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
     assert "https://" not in text
@@ -165,20 +161,20 @@ def test_the_file_holds_all_it_needs(session, tmp_path):
 def test_networks_that_are_too_large_or_strange(tmp_path):
     large = nn.Sequential(nn.Flatten(), nn.Linear(3 * 900 * 900, 10)).eval()
     with pytest.raises(ValueError, match="up to 2,000,000 parameters, this one has 24,300,010"):
-        export.export(session_of(large, (3, 900, 900), (900, 900)), tmp_path / "page.html")
+        export(session_of(large, (3, 900, 900), (900, 900)), tmp_path / "page.html")
     wide = nn.Sequential(
         nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(64, 10),
     ).eval()  # fmt: skip
     with pytest.raises(ValueError, match="up to 200,000,000 multiply-adds"):
-        export.export(session_of(wide, (3, 96, 96), (96, 96)), tmp_path / "page.html")
+        export(session_of(wide, (3, 96, 96), (96, 96)), tmp_path / "page.html")
 
     class Doubled(nn.ReLU):
         pass
 
     strange = nn.Sequential(own=Doubled(), flat=nn.Flatten(), fc=nn.Linear(12, 2)).eval()
     with pytest.raises(ValueError, match="own is a Doubled, which an exported page cannot compute"):
-        export.export(session_of(strange, (3, 2, 2), (2, 2)), tmp_path / "page.html")
+        export(session_of(strange, (3, 2, 2), (2, 2)), tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -186,4 +182,4 @@ def test_the_zoos_small_networks_are_exported(tmp_path):
     for name in ("lenet", "lenet5", "harley_lenet"):
         model = models.MODELS[name](seed=0)
         session = session_of(model, (1, 28, 28), (32, 32))
-        assert export.export(session, tmp_path / f"{name}.html") < 1_500_000
+        assert export(session, tmp_path / f"{name}.html") < 1_500_000

@@ -68,14 +68,24 @@
 
   function paintMaps(view, at, held, colour, context) {
     const [, height, width] = view.layer.shape;
-    const whole = gpuconv.bitmap(held.values, 0, height * at.tiles.length, width, colour, view.bitmap);
-    view.bitmap = whole;
+    const whole = bitmapOf(view, held, height * at.tiles.length, width, colour);
     context.strokeStyle = gpuconv.style("--frame");
     context.lineWidth = 1;
     at.tiles.forEach(([x, y], i) => {
       context.drawImage(whole, 0, i * height, width, height, x, y, at.w, at.h);
       context.strokeRect(x + 0.5, y + 0.5, at.w - 1, at.h - 1);
     });
+  }
+
+  /** The maps below each other, one pixel a value: kept, since marks are drawn anew far more often
+      than values or colours change. */
+  function bitmapOf(view, held, rows, columns, colour) {
+    const kept = view.bitmap;
+    const look = `${gpuconv.dark()} ${scaleOf(view.layer, held)}`;
+    if (kept?.held === held && kept.look === look) return kept.canvas;
+    const canvas = gpuconv.bitmap(held.values, 0, rows, columns, colour, kept?.canvas);
+    view.bitmap = { canvas, held, look };
+    return canvas;
   }
 
   function paintVector(view, at, held, colour, context) {

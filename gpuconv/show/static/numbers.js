@@ -34,7 +34,8 @@ window.gpuconv = window.gpuconv || {};
   function percent(share) {
     if (share === null) return "not a number";
     if (share > 0 && share < 0.0001) return "<0.01 %";
-    return (100 * share).toFixed(share < 0.0995 ? 2 : 1) + " %";
+    if (share < 1 && share > 0.9999) return ">99.99 %";
+    return (100 * share).toFixed(share < 0.0995 || (share > 0.995 && share < 1) ? 2 : 1) + " %";
   }
 
   /** An element that says a number; its exact value is in `value`, and it follows the digits. */
