@@ -42,10 +42,15 @@ class Grid(NamedTuple):
 
 
 def cheaper(plan: Plan, filters: int) -> bool:
-    """Whether gathering costs less than the lanes that planes leave empty."""
+    """Whether gathering costs less than the lanes that planes leave empty.
+
+    With one tap a line is a copy of a plane, and is read in the order in which it lies.
+    """
     stage = plan.stage
     if stage.stride_w > 2:
         return False
+    if len(plan.offsets) == stage.C and filters >= GATHER_COST:
+        return True
     lanes = -(-stage.images * stage.rows * stage.width // TILE_WIDTH) * TILE_WIDTH
     planes = lanes * filters * (STRIDED_PLANES if stage.stride_w == 2 else 1)
     return planes > 1.05 * stage.images * stage.rows * stage.Q * (filters + GATHER_COST)
