@@ -7,6 +7,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.containers import _Container
 from gpuconv.nn.layer import Row, Shape, join_names
+from gpuconv.ops.in_place import can_overwrite
 from gpuconv.runtime.arrays import require_numpy
 
 
@@ -43,8 +44,14 @@ class DenseBlock(_Container):
         return y, edges
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        return self._backward(np.array(dy), need_dx)
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        return self._backward(dy if can_overwrite(dy) else np.array(dy), need_dx)
+
+    def _backward(self, gradient: np.ndarray, need_dx: bool) -> np.ndarray | None:
+        """gradient: of all outputs, and of nobody else; the inputs' gradients are added to it."""
         (edges,) = self.saved()
-        gradient = np.array(dy)
         steps = list(zip(self, edges, edges[1:], strict=False))
         for layer, begin, end in reversed(steps):
             first = layer is steps[0][0]
