@@ -74,6 +74,7 @@ def network(row, residual):
         nn.ReLU(),
         residual(norm(), row(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))),
         residual(nn.Identity()),
+        residual(row(nn.Conv2d(4, 4, 1), nn.ReLU())),  # whose body reads its own output again
         residual(row(nn.BatchNorm2d(4)), row(nn.Dropout(0.4))),
         nn.Dropout(0.2),
         nn.Concat(nn.Identity(), norm(), row(nn.MaxPool2d(3, 1, 1), nn.ReLU(), nn.Dropout(0.1))),
