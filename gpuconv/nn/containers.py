@@ -96,11 +96,14 @@ class Sequential(_Container):
 
     @property
     def _overwrites(self) -> bool:
-        return self.device == "cpu"  # the reference keeps to the definitions
+        """Not the reference, which keeps to the definitions, nor where layers are watched one by
+        one.
+        """
+        return self.device == "cpu" and self.fusing
 
     @property
     def frees_output(self) -> bool:
-        return bool(self._steps) and self._steps[-1].frees_output
+        return self._overwrites and bool(self._steps) and self._steps[-1].frees_output
 
     def infer(self, x: np.ndarray) -> np.ndarray:
         for step in self._fused(self):
