@@ -59,18 +59,24 @@ def backward(
     relu: bool,
     of_batch: bool,
     need_dx: bool,
+    over: bool = False,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """(dx or None, dw, db): see the definition. dy and x may be channels of wider arrays."""
+    """(dx or None, dw, db): see the definition. dy and x may be channels of wider arrays.
+
+    over: dx takes dy's memory, which must be in C order.
+    """
     C = x.shape[1]
-    gradient, gradient_step = images(dy)
+    gradient, gradient_step = (dy.reshape(-1), dy[0].size) if over else images(dy)
     flat, step = images(x)
-    dx = np.empty(x.shape, x.dtype) if need_dx else None
+    dx = None
+    if need_dx:
+        dx = dy if over else np.empty(x.shape, x.dtype)
     out = np.empty(0, x.dtype) if dx is None else dx.reshape(-1)
     dw, db = np.empty(C, x.dtype), np.empty(C, x.dtype)
     scale, shift = _scale(w, C, x.dtype), _shift(b, C, x.dtype)
     mean, var = np.array(mean), np.array(var)
     sizes = (len(x), C, math.prod(x.shape[2:]), gradient_step, step)
-    flags = (relu, of_batch, need_dx)
+    flags = (relu, of_batch, need_dx, over)
     parallel(
         lambda first, end: _backward(
             gradient, flat, scale, shift, mean, var, eps, flags, out, dw, db, first, end, sizes
@@ -180,11 +186,32 @@ def _rectified_products(dy, at, x, begin, size, mean, factor, shift):
 
 
 @numba.njit(nogil=True, cache=True)
+def _input_gradient(dy, at, x, begin, dx, target, size, numbers, relu):
+    mean, factor, shift, base, slope = numbers
+    zero = x.dtype.type(0)
+    for i in range(size):
+        away = x[begin + i] - mean
+        cut = relu and away * factor + shift <= zero
+        d = zero if cut else dy[at + i]
+        dx[target + i] = factor * (d - base - away * slope)
+
+
+@numba.njit(nogil=True, cache=True)
+def _input_gradient_over(dx, target, x, begin, size, numbers, relu):
+    """As _input_gradient with dy in dx: one array, or vector loops would fear an overlap."""
+    mean, factor, shift, base, slope = numbers
+    zero = x.dtype.type(0)
+    for i in range(size):
+        away = x[begin + i] - mean
+        cut = relu and away * factor + shift <= zero
+        d = zero if cut else dx[target + i]
+        dx[target + i] = factor * (d - base - away * slope)
+
+
+@numba.njit(nogil=True, cache=True)
 def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, first, end, sizes):
     N, C, size, dy_step, step = sizes
-    relu, of_batch, need_dx = flags
-    kind = x.dtype.type
-    zero = kind(0)
+    relu, of_batch, need_dx, over = flags
     for c in range(first, end):
         deviation = np.sqrt(variances[c] + eps)
         mean, factor, shift = np.float64(means[c]), w[c] / deviation, np.float64(b[c])
@@ -205,8 +232,8 @@ def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, first, end,
             slope = products / (N * size) / (deviation * deviation)
         for n in range(N):
             at, begin, target = n * dy_step + c * size, n * step + c * size, (n * C + c) * size
-            for i in range(size):
-                away = x[begin + i] - mean
-                cut = relu and away * factor + shift <= zero
-                d = zero if cut else dy[at + i]
-                dx[target + i] = factor * (d - base - away * slope)
+            numbers = (mean, factor, shift, base, slope)
+            if over:
+                _input_gradient_over(dx, target, x, begin, size, numbers, relu)
+            else:
+                _input_gradient(dy, at, x, begin, dx, target, size, numbers, relu)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpuconv import ops
 from gpuconv.nn.layer import Layer
 from gpuconv.ops.activation import ACTIVATIONS
+from gpuconv.ops.in_place import can_overwrite, dropout_into, relu_backward_into, relu_into
 
 
 class _Activation(Layer):
@@ -29,6 +28,18 @@ class ReLU(_Activation):
     """max(x, 0)."""
 
     name = "relu"
+
+    def forward_over(self, x: np.ndarray) -> np.ndarray:
+        if not (self.device == "cpu" and can_overwrite(x)):
+            return self.forward(x)
+        y = relu_into(x)
+        self.save(y)
+        return y
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
+        if not (self.device == "cpu" and can_overwrite(dy)):
+            return self.backward(dy, need_dx)
+        return relu_backward_into(dy, *self.saved())
 
 
 class Tanh(_Activation):
@@ -97,17 +108,39 @@ class Dropout(Layer):
         self.seed, self.masks = state
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        active = self.training and self.p > 0
-        seed: Any = None
-        if active:
-            seed = self.seed << 32 | self.masks
-            self.masks += 1
-        self.save(seed)
-        return self.run(ops.dropout, x, self.p, seed) if active else x
+        return self._masked(x, self._draw(), False)
+
+    def forward_over(self, x: np.ndarray) -> np.ndarray:
+        return self._masked(x, self._draw(), True)
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
         (seed,) = self.saved()
-        return dy if seed is None else self.run(ops.dropout, dy, self.p, seed)
+        return self._masked(dy, seed, False)
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
+        (seed,) = self.saved()
+        return self._masked(dy, seed, True)
+
+    @property
+    def frees_output(self) -> bool:
+        return True
+
+    def _draw(self) -> int | None:
+        """The next mask's seed, saved for backward; None where nothing is dropped."""
+        seed = None
+        if self.training and self.p > 0:
+            seed = self.seed << 32 | self.masks
+            self.masks += 1
+        self.save(seed)
+        return seed
+
+    def _masked(self, a: np.ndarray, seed: int | None, over: bool) -> np.ndarray:
+        """The mask on a; over: in a's memory where that can be."""
+        if seed is None:
+            return a
+        if over and self.device == "cpu" and can_overwrite(a):
+            return dropout_into(a, self.p, seed)
+        return self.run(ops.dropout, a, self.p, seed)
 
     def describe(self) -> str:
         return str(self.p)

@@ -12,7 +12,8 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.nn.fusion import fuse
-from gpuconv.nn.layer import Fusible, Layer, Row, Shape, join_names
+from gpuconv.nn.layer import Fusible, Layer, Row, Shape, is_new, join_names
+from gpuconv.ops.in_place import add_into, can_overwrite, relu_backward_into
 from gpuconv.runtime.arrays import empty_images
 
 
@@ -66,16 +67,44 @@ class Sequential(_Container):
         self._steps: list[Layer] = []
 
     def forward(self, x: np.ndarray) -> np.ndarray:
+        return self._forward(x, False)
+
+    def forward_over(self, x: np.ndarray) -> np.ndarray:
+        return self._forward(x, True)
+
+    def _forward(self, x: np.ndarray, ours: bool) -> np.ndarray:
+        """ours: whether nobody else reads x, so that the next step may overwrite it."""
         self._steps = self._fused(self)
         for step in self._steps:
-            x = step.forward(x)
+            y = step.forward_over(x) if ours else step.forward(x)
+            ours = self._overwrites and step.frees_output and (ours or is_new(y, x))
+            x = y
         return x
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        gradient: np.ndarray | None = dy
+        return self._backward(dy, need_dx, False)
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        return self._backward(dy, need_dx, self._overwrites)
+
+    def _backward(self, gradient: Any, need_dx: bool, ours: bool) -> np.ndarray | None:
         for number, step in reversed(list(enumerate(self._steps))):
-            gradient = step.backward(gradient, need_dx or number > 0)  # type: ignore[arg-type]
+            back = step.backward_over if ours else step.backward
+            after = back(gradient, need_dx or number > 0)
+            ours = self._overwrites and (ours or is_new(after, gradient))
+            gradient = after
         return gradient
+
+    @property
+    def _overwrites(self) -> bool:
+        """Not the reference, which keeps to the definitions, nor where layers are watched one by
+        one.
+        """
+        return self.device == "cpu" and self.fusing
+
+    @property
+    def frees_output(self) -> bool:
+        return self._overwrites and bool(self._steps) and self._steps[-1].frees_output
 
     def infer(self, x: np.ndarray) -> np.ndarray:
         for step in self._fused(self):
@@ -118,7 +147,11 @@ class Residual(Fusible):
 
     def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
         around = x if self.shortcut is None else self.shortcut.forward(x)
-        y = self._add(self.body.forward(x), around, activation)
+        y = self.body.forward(x)
+        if self._may_overwrite(y, self.body.frees_output, x, around):
+            y = add_into(y, around, activation)
+        else:
+            y = self._add(y, around, activation)
         self.save(activation, None if activation is None else y)
         return y
 
@@ -131,13 +164,38 @@ class Residual(Fusible):
         _same_shape(a.shape, b.shape)
         return self.run(ops.add, a, b, activation)
 
+    def _may_overwrite(self, a: np.ndarray, free: bool, *others: np.ndarray) -> bool:
+        """Whether `a`, free of readers, is no other's memory and the others' shape."""
+        return (
+            free
+            and self.device == "cpu"
+            and can_overwrite(a)
+            and all(a.shape == other.shape for other in others[-1:])
+            and all(is_new(a, other) for other in others)
+        )
+
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        return self._backward(dy, need_dx, False)
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        return self._backward(dy, need_dx, self.device == "cpu")
+
+    def _backward(self, dy: np.ndarray, need_dx: bool, ours: bool) -> np.ndarray | None:
         activation, y = self.saved()
         if activation == "relu":
-            dy = self.run(ops.relu_backward, dy, y)
+            if ours and can_overwrite(dy):
+                dy = relu_backward_into(dy, y)
+            else:
+                dy, ours = self.run(ops.relu_backward, dy, y), self.device == "cpu"
+            del y
         around = dy if self.shortcut is None else self.shortcut.backward(dy, need_dx)
-        body = self.body.backward(dy, need_dx)
+        last = ours and (around is None or is_new(around, dy))  # then the body alone reads dy
+        body = (self.body.backward_over if last else self.body.backward)(dy, need_dx)
         return _sum_gradients(self, body, around, dy)
+
+    @property
+    def frees_output(self) -> bool:
+        return self._saved is None or self._saved[1] is None
 
     def trace(self, shape: Shape, name: str, rows: list[Row]) -> Shape:
         body = self.body.trace(shape, join_names(name, self.names[0]), rows)
@@ -187,6 +245,10 @@ class Concat(_Container):
             gradient = branch.backward(dy[:, begin:end], need_dx)
             dx = gradient if dx is None else _sum_gradients(self, dx, gradient, dy)
         return dx
+
+    @property
+    def frees_output(self) -> bool:
+        return True
 
     def trace(self, shape: Shape, name: str, rows: list[Row]) -> Shape:
         shapes = [

@@ -7,6 +7,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.nn.containers import _Container
 from gpuconv.nn.layer import Row, Shape, join_names
+from gpuconv.ops.in_place import can_overwrite
 from gpuconv.runtime.arrays import empty_images
 
 
@@ -42,8 +43,18 @@ class DenseBlock(_Container):
         return y, edges
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        return self._backward(self._copy(dy), need_dx)
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        return self._backward(dy if can_overwrite(dy) else self._copy(dy), need_dx)
+
+    def _copy(self, dy: np.ndarray) -> np.ndarray:
+        copied: np.ndarray = self.run(ops.assign, empty_images(dy.shape, dy), dy)
+        return copied
+
+    def _backward(self, gradient: np.ndarray, need_dx: bool) -> np.ndarray | None:
+        """gradient: of all outputs, and of nobody else; the inputs' gradients are added to it."""
         (edges,) = self.saved()
-        gradient = self.run(ops.assign, empty_images(dy.shape, dy), dy)
         steps = list(zip(self, edges, edges[1:], strict=False))
         for layer, begin, end in reversed(steps):
             first = layer is steps[0][0]

@@ -30,6 +30,13 @@ class _Activated(Layer):
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
         return self.layer.backward(dy, need_dx)
 
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        return self.layer.backward_over(dy, need_dx)
+
+    @property
+    def frees_output(self) -> bool:
+        return self.layer.frees_output
+
 
 class _Pooled(Layer):
     """A convolution, its ReLU and a max-pool: the convolution's own output is never kept."""

@@ -87,10 +87,25 @@ class Layer:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        """dx; with need_dx False a layer may return None instead and save the work, as a first
-        layer can.
+        """dx: a new array, or dy itself or a view of it; with need_dx False a layer may return None
+        instead and save the work, as a first layer can.
         """
         raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    def forward_over(self, x: np.ndarray) -> np.ndarray:
+        """`forward` for an x that nobody reads again: y may take its memory."""
+        return self.forward(x)
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        """`backward` for a dy that nobody reads again: dx may take its memory."""
+        return self.backward(dy, need_dx)
+
+    @property
+    def frees_output(self) -> bool:
+        """Whether nothing in here reads the last forward's output again, so that it may be
+        overwritten. False unless a layer knows.
+        """
+        return False
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of one example's output for one example's input: (C, H, W), or (features,)."""
@@ -259,6 +274,15 @@ class Layer:
             else:
                 host = np.asarray(state[name], holder.data.dtype)
                 holder.data = to_device(host, device_of(holder.data) or "cpu", weights=True)
+
+
+def is_new(a: Any, old: Any) -> bool:
+    """Whether NumPy array `a` shares no memory with `old`, so that whoever made it may overwrite
+    it. Arrays of a device are never overwritten.
+    """
+    if not isinstance(a, np.ndarray) or not isinstance(old, np.ndarray):
+        return False
+    return not np.may_share_memory(a, old)
 
 
 class Fusible(Layer):

@@ -60,5 +60,9 @@ class Flatten(Layer):
         (shape,) = self.saved()
         return contiguous(dy).reshape(shape)
 
+    @property
+    def frees_output(self) -> bool:
+        return True
+
     def output_shape(self, shape: Shape) -> Shape:
         return (math.prod(shape),)

@@ -6,6 +6,7 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.nn.layer import Buffer, Fusible, Layer, Parameter, Shape
+from gpuconv.ops.in_place import batch_norm2d_backward_into, can_overwrite
 
 
 class BatchNorm2d(Fusible):
@@ -56,6 +57,21 @@ class BatchNorm2d(Fusible):
             self._track(mean, var, x.size // x.shape[1], x.shape)
         self.save(x, mean, var, activation, self.training)
         return y
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        if not (need_dx and dy.size and can_overwrite(dy) and self.device == "cpu"):
+            return self.backward(dy, need_dx)
+        x, mean, var, activation, of_batch = self.saved()
+        arguments = (dy, x, *self._affine(), mean, var, self.eps, activation, of_batch)
+        dx, dw, db = batch_norm2d_backward_into(*arguments)
+        if self.weight is not None and self.bias is not None:
+            self.weight.add_grad(dw)  # type: ignore[arg-type]
+            self.bias.add_grad(db)  # type: ignore[arg-type]
+        return dx
+
+    @property
+    def frees_output(self) -> bool:
+        return True  # backward finds the sign before the ReLU again from x
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
         x, mean, var, activation, of_batch = self.saved()
@@ -125,6 +141,10 @@ class LocalResponseNorm(Layer):
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
         return self.run(ops.local_response_norm_backward, dy, *self.saved(), *self.arguments)
+
+    @property
+    def frees_output(self) -> bool:
+        return True
 
     def describe(self) -> str:
         size, alpha, beta, k, convention = self.arguments

@@ -29,6 +29,10 @@ class _Pool2d(Layer):
         self.window = window(kernel_size, stride, padding, dilation, ceil_mode)
 
     @property
+    def frees_output(self) -> bool:
+        return True
+
+    @property
     def arguments(self) -> tuple[Any, ...]:
         """As the operation takes them after its arrays."""
         return self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
@@ -122,6 +126,10 @@ class AdaptiveAvgPool2d(Layer):
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
         return self.run(ops.adaptive_avg_pool2d_backward, dy, *self.saved())
+
+    @property
+    def frees_output(self) -> bool:
+        return True
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or min(shape[1:]) < 1:

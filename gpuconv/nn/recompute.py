@@ -51,9 +51,16 @@ class Recompute(Layer):
         return self.layer.infer(x)
 
     def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        self._again()
+        return self.layer.backward(dy, need_dx)
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        self._again()
+        return self.layer.backward_over(dy, need_dx)
+
+    def _again(self) -> None:
         with self._as_before(*self.saved()) as x:
             self.layer.forward(x)
-        return self.layer.backward(dy, need_dx)
 
     @contextmanager
     def _as_before(self, x: np.ndarray, drawn: list[Any], training: list[bool]) -> Iterator[Any]:

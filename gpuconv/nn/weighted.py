@@ -9,6 +9,7 @@ import numpy as np
 from gpuconv.nn import init
 from gpuconv.nn.layer import Fusible, Parameter, Shape
 from gpuconv.ops.activation import ACTIVATIONS
+from gpuconv.ops.in_place import can_overwrite, relu_backward_into
 from gpuconv.ops.op import Op
 
 
@@ -55,6 +56,19 @@ class Weighted(Fusible):
         x, *activated = self.saved()
         given = (dy, x, *self.arrays, *self.arguments, *activated, need_dx)
         return self.take_gradients(*self.run(self.backward_op, *given))
+
+    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
+        """The ReLU's gradient takes dy's memory."""
+        if self._saved is not None and self._saved[1] == "relu" and self.device == "cpu":
+            x, _, y = self._saved
+            if can_overwrite(dy) and dy.shape == y.shape:
+                dy = relu_backward_into(dy, y)
+                self._saved = x, None, None
+        return self.backward(dy, need_dx)
+
+    @property
+    def frees_output(self) -> bool:
+        return self._saved is None or self._saved[1] is None
 
     def take_gradients(
         self, dx: np.ndarray | None, dw: np.ndarray, db: np.ndarray | None
