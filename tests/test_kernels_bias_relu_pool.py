@@ -8,7 +8,7 @@ from cases import conv_case
 from kernel_runs import F4, first, how_of, last, run
 from simulated import DEVICE, on
 
-from gpuconv import ops
+from gpuconv import models, nn, ops
 from gpuconv.runtime import plan_dense, plan_pool
 from gpuconv.runtime.arrays import to_device, to_numpy
 from gpuconv.shapes import window
@@ -151,6 +151,17 @@ def test_the_plan_refuses_what_32_bits_do_not_count():
         plan((1, 1, 2**15, 2**16 - 1))
         with pytest.raises(ValueError, match="input pixels are 2147483648; the kernels count to"):
             plan((1, 1, 2**15, 2**16))
+    with pytest.raises(ValueError, match="the window must be 2x2, stride 2, no padding, got"):
+        plan_pool.bias_relu_max_pool2d((1, 1, 9, 9), window(3, 2), True)
+
+
+def test_an_empty_batch():
+    x, w = np.zeros((0, 3, 8, 9), F4), np.ones((4, 3, 3, 3), F4)
+    y, argmax = ops.conv2d_relu_max_pool2d(*on(DEVICE, x, w))
+    assert y.shape == argmax.shape == (0, 4, 3, 3)
+    dx, dw, _ = ops.conv2d_relu_max_pool2d_backward(y, y, argmax, *on(DEVICE, x, w))
+    assert dx.shape == x.shape
+    assert not to_numpy(dw).any()
 
 
 @pytest.mark.parametrize("seed", [*range(8)])
@@ -175,3 +186,18 @@ def test_the_operation_has_the_bits_of_the_three(seed):
     for one, other in zip(found, separate, strict=True):
         assert (one is None) == (other is None)
         assert one is None or to_numpy(one).tobytes() == to_numpy(other).tobytes()
+
+
+def test_a_training_step_of_lenet_has_the_bits_of_the_separate_kernels(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, labels = on(DEVICE, rng.random((3, 1, 32, 32), F4), rng.integers(0, 10, 3))
+    found = []
+    for know in (plan_pool.in_halves, lambda _: False):
+        monkeypatch.setattr(plan_pool, "in_halves", know)
+        model, loss = models.lenet().to(DEVICE), nn.CrossEntropyLoss()
+        scores = model.forward(x)
+        loss.forward(scores, labels)
+        model.backward(loss.backward())
+        arrays = [scores, *(p.grad for p in model.parameters())]
+        found.append([to_numpy(a).tobytes() for a in arrays])
+    assert found[0] == found[1]
