@@ -5,8 +5,8 @@ in one pass each way.
 Math      v[n,h,w,c]      = relu(x[n,h,w,c] + b[c])
           y[n,p,q,c]      = max of v[n, 2p + r, 2q + s, c] over r, s in {0, 1} inside the image
           argmax[n,p,q,c] = 2r + s of the winner: the first maximum, or the last NaN
-          dx[n,h,w,c]     = dy[n, h/2, w/2, c] where y there is above 0 or NaN and (h,w) its winner,
-                            else 0; 0 too where h/2 = P or w/2 = Q, in an odd row or column left over
+          dx[n,h,w,c]     = dy[n, h/2, w/2, c] where (h,w) is that window's winner and its y is
+                            above 0 or NaN, else 0; 0 too in an odd row or column left over
 Source    The article's convolution, ReLU and pooling steps; torch.nn.functional.max_pool2d
 Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC (VEC = 1 serves any C); b: float32 (C,);
           argmax: uint8, same shape as y. x is the convolution's sum, before its bias
