@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_forward_depthwise(fl
             sum.v[v] += bias.v[v];
             if (rectify) sum.v[v] = relu(sum.v[v]);
         }
-        store<VEC>(y + at.pixel * K + k, sum);
+        store_global<VEC>(y + at.pixel * K + k, sum);
     }
 }
 
@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthw
             const Floats<VEC> sign = load<VEC>(x + to);
             for (int v = 0; v < VEC; ++v) sum.v[v] = relu_mask(sum.v[v], sign.v[v]);
         }
-        store<VEC>(dx + to, sum);
+        store_global<VEC>(dx + to, sum);
     }
 }
 

@@ -20,14 +20,10 @@ Floor     bytes / DRAM bandwidth
 Order     One owner per output, no atomics: the backward gathers from the windows that cover a
           pixel, by ascending (p,q), so results are bit-identical from run to run
 Limits    R*S <= 255; N*P*Q and N*H*W below 2^31 (checked by the plan); offsets are 64-bit
-Not here  Pooling fused with the convolution before it
+Not here  A convolution's bias and ReLU in the same pass: bias_relu_pool.cu
 Macros    VEC (4 or 1)
 */
 #include "pool.cuh"
-
-struct alignas(VEC) Winners {
-    unsigned char v[VEC];
-};
 
 constexpr unsigned char NONE = 255;  // no tap of this window has been inside the image yet
 
@@ -41,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                        n = line / P;
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             Floats<VEC> best;
-            Winners winner;
+            Winners<VEC> winner;
             for (int k = 0; k < VEC; ++k) {
                 best.v[k] = -1.0f / 0.0f;  // NVRTC has no INFINITY
                 winner.v[k] = NONE;        // not best == -infinity: an image may hold that value
@@ -61,8 +57,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                 }
             }
             const long long to = at.pixel * C + c;
-            store<VEC>(y + to, best);
-            *(Winners*)(argmax + to) = winner;
+            store_global<VEC>(y + to, best);
+            *(Winners<VEC>*)(argmax + to) = winner;
         }
     }
 }
@@ -86,12 +82,12 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                     if (s < 0) continue;
                     const long long from = (((long long)n * P + p) * Q + q) * C + c;
                     const Floats<VEC> d = load<VEC>(dy + from);
-                    const Winners winner = *(const Winners*)(argmax + from);
+                    const Winners<VEC> winner = *(const Winners<VEC>*)(argmax + from);
                     for (int k = 0; k < VEC; ++k)
                         if (winner.v[k] == r * S + s) sum.v[k] += d.v[k];
                 }
             }
-            store<VEC>(dx + at.pixel * C + c, sum);
+            store_global<VEC>(dx + at.pixel * C + c, sum);
         }
     }
 }

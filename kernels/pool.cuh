@@ -18,6 +18,11 @@ struct Walk {
     __device__ __forceinline__ void next() { pixel += step; }
 };
 
+// The winning tap of WIDTH neighbouring channels' windows: argmax, moved by one load or store.
+template <int WIDTH> struct alignas(WIDTH) Winners {
+    unsigned char v[WIDTH];
+};
+
 // The windows that cover one row (or column) of an image: outputs first..last, each by one tap or
 // by none.
 struct Cover {

@@ -311,7 +311,7 @@ def test_the_sweeps_of_every_kernel_are_among_the_tests():
     names = {path.name for path in gpu_check.test_files()}
     assert names >= {
         "test_kernels_conv.py", "test_kernels_dense.py", "test_kernels_optim.py",
-        "test_kernels_pool.py", "test_runtime_ops.py",
+        "test_kernels_pool.py", "test_kernels_bias_relu_pool.py", "test_runtime_ops.py",
     }  # fmt: skip
     assert "test_kernels_build.py" not in names
 

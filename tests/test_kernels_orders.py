@@ -27,6 +27,7 @@ def plans():
     """name: (plan, inputs, outputs) of one of each kernel."""
     shape, win = (3, 6, 13, 11), window(3, 2, 1)
     image, pooled = floats(3, 13, 11, 6), floats(3, 7, 6, 6)
+    halved = floats(3, 6, 5, 6)
     inside, labels = (3, 13, 11, 6), rng.integers(0, 7, 40).astype(np.int32)
     winners = {"y": (pooled.shape, F4), "argmax": (pooled.shape, np.uint8)}
     scores, flat = floats(40, 7), floats(5001)
@@ -40,6 +41,20 @@ def plans():
         "max_pool2d_backward": (
             plan_pool.max_pool2d_backward(shape, win),
             {"dy": pooled, "argmax": rng.integers(0, 9, pooled.shape).astype(np.uint8)},
+            {"dx": (inside, F4)},
+        ),
+        "bias_relu_max_pool2d": (
+            plan_pool.bias_relu_max_pool2d(shape, window(2, 2), True),
+            {"x": image, "b": floats(6)},
+            {"y": (halved.shape, F4), "argmax": (halved.shape, np.uint8)},
+        ),
+        "bias_relu_max_pool2d_backward": (
+            plan_pool.bias_relu_max_pool2d_backward(shape, window(2, 2)),
+            {
+                "dy": halved,
+                "y": halved[::-1],
+                "argmax": rng.integers(0, 4, halved.shape).astype(np.uint8),
+            },
             {"dx": (inside, F4)},
         ),
         "avg_pool2d": (plan_pool.avg_pool2d(shape, win), {"x": image}, {"y": (pooled.shape, F4)}),

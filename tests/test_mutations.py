@@ -10,6 +10,7 @@ from functools import cache
 import kernel_runs
 import numpy as np
 import pytest
+import test_kernels_bias_relu_pool as joined
 import test_kernels_conv as convolution
 import test_kernels_dense as dense
 import test_kernels_norm as norm
@@ -30,6 +31,11 @@ def pool():
     for seed in (3, 4, 7):
         pooling.compare(*pooling.sweep_case(seed))
     pooling.test_infinity_is_a_value_and_not_a_start()
+
+
+def joined_pool():
+    for seed in (1, 5, 6, 7):
+        joined.compare(*joined.case(seed))
 
 
 def depthwise(*seeds):
@@ -64,6 +70,7 @@ CHECKS = {
     "slices": sliced,
     "depthwise": depthwise(0, 1, 5),
     "pool": pool,
+    "joined pool": joined_pool,
     "relu": relu,
     "losses": losses,
     "softmax": lambda: dense.test_softmax(9, 31),
@@ -210,6 +217,24 @@ MUTATIONS = {
         "(at - reach + stride - 1) / stride",
         "(at - reach) / stride",
         "pool",
+    ),
+    "ReLU's gradient without its mask, pooled": (
+        "bias_relu_pool.cu",
+        "relu_mask(d.v[k], sign.v[k])",
+        "d.v[k]",
+        "joined pool",
+    ),
+    "a partial window taken for a whole one": (
+        "bias_relu_pool.cu",
+        "right = 2 * q + 1 < W;",
+        "right = true;",
+        "joined pool",
+    ),
+    "a row left over not written": (
+        "bias_relu_pool.cu",
+        "if (!cell.has(tap)) continue;\n                Floats<VEC> out;",
+        "if (!cell.has(tap) || !pooled) continue;\n                Floats<VEC> out;",
+        "joined pool",
     ),
     "the average divides by the whole window": (
         "avgpool.cu",

@@ -68,6 +68,8 @@ def all_plans():
         win = window(3, 2, 1, 1, True)
         yield plan_pool.max_pool2d(shape, win)
         yield plan_pool.max_pool2d_backward(shape, win)
+        yield plan_pool.bias_relu_max_pool2d(shape, window(2, 2), True)
+        yield plan_pool.bias_relu_max_pool2d_backward(shape, window(2, 2))
         yield plan_pool.avg_pool2d(shape, win)
         yield plan_pool.avg_pool2d_backward(shape, win, False)
         yield from channel_plans(shape)

@@ -19,6 +19,7 @@ conv2d                  n x 64 x 56 x 56     64 3x3 padding=1 groups=64
 conv2d                  n x 1 x 32 x 32      6 5x5
 conv2d                  n x 6 x 14 x 14      16 5x5 activation=relu
 conv2d_relu_max_pool2d  n x 1 x 32 x 32      6 5x5
+conv2d_relu_max_pool2d  n x 6 x 14 x 14      16 5x5
 max_pool2d              n x 64 x 112 x 112   2x2
 max_pool2d              n x 64 x 112 x 112   3x3 stride=2 padding=1
 avg_pool2d              n x 64 x 56 x 56     2x2

@@ -13,6 +13,7 @@ from gpuconv.ops.cost import Cost, like, nbytes, output
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, require_pool
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
 from gpuconv.ops.relu import relu_backward
+from gpuconv.runtime import plan_pool
 from gpuconv.shapes import window
 
 
@@ -126,12 +127,37 @@ def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
 
 @conv2d_relu_max_pool2d.launch
 def _(runtime, x, w, b, stride, padding, dilation, groups, pool):
-    y = conv2d(x, w, b, stride, padding, dilation, groups, "relu")
-    return max_pool2d(y, *pool)
+    geometry = window(*_complete(pool))
+    if not plan_pool.in_halves(geometry):
+        return max_pool2d(conv2d(x, w, b, stride, padding, dilation, groups, "relu"), *pool)
+    sums = conv2d(x, w, None, stride, padding, dilation, groups)
+    N, K, H, W = sums.shape
+    shape = (N, *geometry.output_size(H, W), K)
+    y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
+    given = {"x": runtime.channels_last(sums)}
+    given["b"] = given["x"] if b is None else runtime.contiguous(b)
+    plan = plan_pool.bias_relu_max_pool2d(sums.shape, geometry, b is not None)
+    runtime.run(plan, y=y, argmax=argmax, **given)
+    return runtime.first_view(y), runtime.first_view(argmax)
 
 
 @conv2d_relu_max_pool2d_backward.launch
 def _(runtime, dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    spread = max_pool2d_backward(relu_backward(dy, y), argmax, (len(x), len(w), *size), *pool)
+    shape, geometry = (len(x), len(w), *size), window(*_complete(pool))
+    if plan_pool.in_halves(geometry):
+        spread = _spread(runtime, dy, y, argmax, shape, geometry)
+    else:
+        spread = max_pool2d_backward(relu_backward(dy, y), argmax, shape, *pool)
     return conv2d_backward(spread, x, w, b, stride, padding, dilation, groups, need_dx=need_dx)
+
+
+def _spread(runtime, dy, y, argmax, shape, geometry):
+    """The gradient of the convolution's sums, of `shape`, through ReLU and pool in one pass."""
+    N, K, H, W = shape
+    dx = runtime.empty((N, H, W, K))
+    pooled = {"dy": dy, "y": y, "argmax": argmax}
+    given = {name: runtime.channels_last(array) for name, array in pooled.items()}
+    plan = plan_pool.bias_relu_max_pool2d_backward(shape, geometry)
+    runtime.run(plan, dx=dx, **given)
+    return runtime.first_view(dx)

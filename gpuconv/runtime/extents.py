@@ -60,6 +60,11 @@ def _pooled(n: Numbers) -> int:
     return n.pixels // (n.H * n.W) * n.P * n.Q * n.C
 
 
+def _cells(n: Numbers) -> int:
+    """(N, P, Q, C) where `cells` are x's, of 2x2 pixels."""
+    return n.cells // (n.rows * n.columns) * n.P * n.Q * n.C
+
+
 def _rows(pitch: str) -> Formula:
     """Pixels of C channels that lie so far apart, from the first element to the last."""
     return lambda n: (n.pixels - 1) * getattr(n, pitch) + n.C
@@ -120,6 +125,11 @@ EXTENTS: Mapping[str, Mapping[str, Formula]] = {
     },
     "max_pool2d_forward": _POOL,
     "max_pool2d_backward": _POOL_BACK,
+    "bias_relu_max_pool2d_forward": {**_POOL, "b": _channels},
+    "bias_relu_max_pool2d_backward": {
+        "dx": lambda n: n.cells // (n.rows * n.columns) * n.H * n.W * n.C,
+        **dict.fromkeys(("dy", "y", "argmax"), _cells),
+    },
     "avg_pool2d_forward": _POOL,
     "avg_pool2d_backward": _POOL_BACK,
     **{name: dict(_CHANNELS) for name in ("copy_channels", "add_channels")},

@@ -1,4 +1,6 @@
-"""Launch plans of pooling. Kernels: kernels/maxpool.cu, kernels/avgpool.cu."""
+"""Launch plans of pooling. Kernels: kernels/maxpool.cu, kernels/avgpool.cu,
+kernels/bias_relu_pool.cu.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from gpuconv.runtime.plan import (
     Plan,
     ceil_div,
     defines,
+    magics,
     require_int,
     vector,
 )
@@ -26,6 +29,48 @@ def max_pool2d_backward(x_shape: Shape, window: Window) -> Plan:
     """dx (N,H,W,C) from dy and argmax (N,P,Q,C)."""
     name = "max_pool2d_backward"
     return _plan(name, "maxpool.cu", name, x_shape, window, False)
+
+
+def in_halves(window: Window) -> bool:
+    """Whether it is the window that bias_relu_pool.cu knows: 2x2, stride 2, without padding."""
+    plain = window.padding == "valid" or window.padding == ((0, 0), (0, 0))
+    return plain and (window.kernel_size, window.stride, window.dilation) == (
+        (2, 2),
+        (2, 2),
+        (1, 1),
+    )
+
+
+def bias_relu_max_pool2d(x_shape: Shape, window: Window, bias: bool) -> Plan:
+    """y (N,P,Q,C) and argmax from a convolution's sums x (N,H,W,C) and b (C); without bias, give
+    x for b. The window must be `in_halves`.
+    """
+    P, Q = window.output_size(*x_shape[2:])
+    scalars = {**magics(p=P, q=Q), "use_bias": int(bias)}
+    return _halves("forward", x_shape, window, {"pixels": x_shape[0] * P * Q}, scalars)
+
+
+def bias_relu_max_pool2d_backward(x_shape: Shape, window: Window) -> Plan:
+    """dx (N,H,W,C), the gradient of the convolution's sums, from dy, y and argmax (N,P,Q,C)."""
+    rows, columns = (ceil_div(size, 2) for size in x_shape[2:])
+    scalars = {"rows": rows, "columns": columns, **magics(rows=rows, columns=columns)}
+    return _halves("backward", x_shape, window, {"cells": x_shape[0] * rows * columns}, scalars)
+
+
+def _halves(
+    way: str, x_shape: Shape, window: Window, work: dict[str, int], more: dict[str, int]
+) -> Plan:
+    N, C, H, W = x_shape
+    P, Q = window.output_size(H, W)
+    kernel = f"bias_relu_max_pool2d_{way}"
+    if not in_halves(window):
+        raise ValueError(f"{kernel}: the window must be 2x2, stride 2, no padding, got {window}")
+    require_int(kernel, input_pixels=N * H * W)
+    (count,), vec = work.values(), vector(C)
+    lanes = min(ceil_div(C, vec), THREADS)
+    scalars = {**work, "lanes": lanes, "H": H, "W": W, "C": C, "P": P, "Q": Q, **more}
+    grid = min(ceil_div(count, THREADS // lanes), STRIDE_BLOCKS), 1, 1
+    return Plan((Launch("bias_relu_pool.cu", kernel, grid, THREADS, defines(VEC=vec), scalars),))
 
 
 def avg_pool2d(
