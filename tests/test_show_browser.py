@@ -13,7 +13,7 @@ import pytest
 from browser import chromium, number
 
 import gpuconv
-from gpuconv import data, nn, optim
+from gpuconv import data, explain, nn, optim
 from gpuconv.cli.main import main
 from gpuconv.cli.show import open_session
 from gpuconv.models import lenet
@@ -233,6 +233,68 @@ def test_every_control_has_a_name_and_pictures_a_role(browser, served):
         " !== 'true' && !c.getAttribute('aria-label') && !c.getAttribute('aria-labelledby')).length"
     )
     assert unnamed == 0
+
+
+def test_every_explanation_is_drawn(browser, served):
+    browser.open(served)
+    pixels = "const c = document.getElementById('explain-map'); return c.toDataURL()"
+    drawn = set()
+    for method in explain.METHODS:
+        words = browser.js(
+            "document.getElementById('explain-words').textContent = '';"
+            "const m = document.getElementById('method'); m.value = arguments[0];"
+            "m.dispatchEvent(new Event('change')); return m.selectedOptions[0].textContent",
+            method,
+        )
+        assert words == explain.METHODS[method].title
+        assert "Class 7" in browser.until(
+            "return document.getElementById('explain-words').textContent"
+        )
+        low, _, high = browser.text("#explain-range").partition(" to ")
+        assert number(high) > 0
+        assert number(low) == (-number(high) if explain.METHODS[method].signed else 0)
+        drawn.add(browser.js(pixels))
+    assert len(drawn) == len(explain.METHODS)
+    assert_clean(browser, served)
+
+
+def test_the_strongest_parts_by_keyboard(browser, served, offline):
+    from selenium.webdriver.common.keys import Keys
+
+    ready = (
+        "const l = document.querySelector('[data-layer=\"4\"] details.patches');"
+        "return l.querySelectorAll('li').length === 9 && "
+        "l.textContent.includes(`Filter ${arguments[0]}:`)"
+    )
+    fold = "[data-layer='4'] details.patches"
+    shown = []
+    for url in (served, offline):
+        browser.open(url)
+        browser.find(f"{fold} summary").send_keys(Keys.ENTER)
+        browser.until(ready, 0)
+        browser.find(f"{fold} input").send_keys(Keys.ARROW_UP, Keys.ARROW_UP, Keys.ARROW_UP)
+        browser.until(ready, 3)
+        names = f'return [...document.querySelectorAll("{fold} .patch")].map('
+        shown.append(browser.js(names + "p => p.getAttribute('aria-label').split(';')[0])"))
+        assert "the first 2,000 of 10,000 test pictures" in browser.text(fold)
+        canvases = browser.js(
+            f'return [...document.querySelectorAll("{fold} .patch canvas")].map(c => c.width)'
+        )
+        assert canvases == [64] * 18
+        if url == served:
+            first = browser.find(f"{fold} button.patch")
+            told = first.get_attribute("aria-label")
+            image, label = re.match(r"test picture (\d+), labelled (\d)", told).groups()
+            value = first.find_element("css selector", ".number").get_attribute("value")
+            first.send_keys(Keys.ENTER)
+            opened = "return document.getElementById('node').dataset.shown?.startsWith('[4,[3,')"
+            browser.until(
+                opened + " && document.getElementById('node-value').value === arguments[0]", value
+            )
+            assert browser.text("#picture-words") == f"test picture {image}, labelled {label}"
+        assert_clean(browser, url)
+    assert len(shown[0]) == 9
+    assert shown[0] == shown[1]
 
 
 def test_a_phones_width_needs_no_scrolling_sideways(browser, served):
