@@ -360,6 +360,9 @@ def test_a_phones_width_needs_no_scrolling_sideways(browser, served):
         box = browser.find("#node").rect
         assert box["height"] > 200
         assert box["height"] < 400  # the maps stay in sight above it
+        sums = "return [...document.querySelectorAll('.terms-row .number')]"
+        sums += ".map(sum => sum.getBoundingClientRect().right)"
+        assert max(browser.js(sums)) <= 375 - 18  # within the panel's padding
         browser.js("document.querySelector('[data-layer=\"4\"] details.patches').open = true")
         browser.until("return document.querySelectorAll('.patch').length === 9")
         assert browser.js("return document.documentElement.scrollWidth") <= 375
