@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import threading
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import numpy as np
@@ -98,6 +99,26 @@ def test_of_a_network_with_a_softmax_the_scores_are_explained():
         expected = explain.as_map(explain.method(method).function(scores, x, 2))
         found = array(session.explanation(run, method, 2))
         assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+def test_a_layer_without_a_way_back_is_told():
+    class OneWay(nn.Identity):
+        def backward(self, dy, need_dx=True):
+            raise NotImplementedError("OneWay has no backward")
+
+    model = nn.Sequential(own=OneWay(), flat=nn.Flatten(), fc=nn.Linear(64, 2))
+    session = of_model(model, (1, 8, 8))
+    run = session.run(np.ones((1, 8, 8), np.uint8))["run"]
+    with PageServer(session) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            with pytest.raises(HTTPError) as refused:
+                get(f"{server.url}api/explanation?run={run}&method=gradient&target=0")
+            assert (refused.value.code, refused.value.read()) == (501, b"OneWay has no backward\n")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_slow_and_impossible_methods_are_not_offered():
