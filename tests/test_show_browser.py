@@ -13,10 +13,12 @@ import pytest
 from browser import chromium, number
 
 import gpuconv
-from gpuconv import data, nn, optim
+from gpuconv import checkpoint as checkpoints
+from gpuconv import data, explain, nn, optim
 from gpuconv.cli.main import main
 from gpuconv.cli.show import open_session
 from gpuconv.models import lenet
+from gpuconv.show import of_model
 from gpuconv.show.server import PageServer
 
 EPS = np.finfo(np.float32).eps
@@ -235,6 +237,119 @@ def test_every_control_has_a_name_and_pictures_a_role(browser, served):
     assert unnamed == 0
 
 
+def test_every_explanation_is_drawn(browser, served):
+    browser.open(served)
+    pixels = "const c = document.getElementById('explain-map'); return c.toDataURL()"
+    drawn = set()
+    for method in explain.METHODS:
+        words = browser.js(
+            "document.getElementById('explain-words').textContent = '';"
+            "const m = document.getElementById('method'); m.value = arguments[0];"
+            "m.dispatchEvent(new Event('change')); return m.selectedOptions[0].textContent",
+            method,
+        )
+        assert words == explain.METHODS[method].title
+        assert "Class 7" in browser.until(
+            "return document.getElementById('explain-words').textContent"
+        )
+        low, _, high = browser.text("#explain-range").partition(" to ")
+        assert number(high) > 0
+        assert number(low) == (-number(high) if explain.METHODS[method].signed else 0)
+        drawn.add(browser.js(pixels))
+    assert len(drawn) == len(explain.METHODS)
+    assert_clean(browser, served)
+
+
+def test_the_strongest_parts_by_keyboard(browser, served, offline):
+    from selenium.webdriver.common.keys import Keys
+
+    ready = (
+        "const l = document.querySelector('[data-layer=\"4\"] details.patches');"
+        "return l.querySelectorAll('li').length === 9 && "
+        "l.textContent.includes(`Filter ${arguments[0]}:`)"
+    )
+    fold = "[data-layer='4'] details.patches"
+    shown = []
+    for url in (served, offline):
+        browser.open(url)
+        browser.find(f"{fold} summary").send_keys(Keys.ENTER)
+        browser.until(ready, 0)
+        browser.find(f"{fold} input").send_keys(Keys.ARROW_UP, Keys.ARROW_UP, Keys.ARROW_UP)
+        browser.until(ready, 3)
+        names = f'return [...document.querySelectorAll("{fold} .patch")].map('
+        shown.append(browser.js(names + "p => p.getAttribute('aria-label').split(';')[0])"))
+        assert "the first 2,000 of 10,000 test pictures" in browser.text(fold)
+        canvases = browser.js(
+            f'return [...document.querySelectorAll("{fold} .patch canvas")].map(c => c.width)'
+        )
+        assert canvases == [64] * 18
+        if url == served:
+            first = browser.find(f"{fold} button.patch")
+            told = first.get_attribute("aria-label")
+            image, label = re.match(r"test picture (\d+), labelled (\d)", told).groups()
+            value = first.find_element("css selector", ".number").get_attribute("value")
+            first.send_keys(Keys.ENTER)
+            opened = "return document.getElementById('node').dataset.shown?.startsWith('[4,[3,')"
+            browser.until(
+                opened + " && document.getElementById('node-value').value === arguments[0]", value
+            )
+            assert browser.text("#picture-words") == f"test picture {image}, labelled {label}"
+        assert_clean(browser, url)
+    assert len(shown[0]) == 9
+    assert shown[0] == shown[1]
+
+
+def test_a_wide_network_in_colour_by_pages(browser):
+    """Layers of many channels come by pages that say what is left out; colours stay colours."""
+    rng = np.random.default_rng(0)
+    colours = np.zeros((12, 3, 8, 8), np.uint8)
+    colours[np.arange(12), np.arange(12) % 3] = rng.integers(100, 255, (12, 8, 8))
+    wide = nn.Sequential(
+        conv=nn.Conv2d(3, 100, 3, rng=0), relu=nn.ReLU(), flat=nn.Flatten(),
+        fc=nn.Linear(3600, 3, rng=1),
+    )  # fmt: skip
+    dataset = data.Dataset(colours, np.arange(12) % 3, ["red", "green", "blue"])
+    session = of_model(wide, (3, 8, 8), classes=dataset.classes, test=lambda: dataset)
+    with PageServer(session) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            browser.open(server.url)
+            words = ".layer[data-layer='1'] .pager-words"
+            assert browser.text(words) == "channels 0 to 63 of 100; 36 left out"
+            browser.find("[data-layer='1'] [aria-label='conv: channels after']").click()
+            browser.until("return gpuconv.page.maps.get(1)?.first === 64")
+            assert browser.text(words) == "channels 64 to 99 of 100; 64 left out"
+            outputs = session.graph.outputs(session.wanted.to_float(colours[0]))
+            browser.open_node(1, (99, 5, 2))
+            shown = float(browser.find("#node-value").get_attribute("value"))
+            assert shown == outputs[1][99, 5, 2]
+            browser.js("document.querySelector('[data-layer=\"1\"] details.patches').open = true")
+            browser.until("return document.querySelectorAll('.patch').length === 9")
+            parts = browser.js(
+                "return [...document.querySelectorAll('.patch')].map(p => [p.title, "
+                "[...p.querySelector('canvas').getContext('2d').getImageData(9, 9, 1, 1).data]])"
+            )
+            for title, (*rgb, _) in parts:
+                label = re.search("labelled (red|green|blue)", title)[1]
+                assert dataset.classes[int(np.argmax(rgb))] == label
+                assert sorted(rgb)[:2] == [0, 0]
+            browser.js(
+                "const m = document.getElementById('method'); m.value = 'gradient'; m.onchange()"
+            )
+            browser.until("return document.getElementById('explain-words').textContent")
+            pixel = browser.js(
+                "return [...document.getElementById('explain-input').getContext('2d')"
+                ".getImageData(9, 9, 1, 1).data]"
+            )
+            assert pixel[0] > 0
+            assert pixel[1:3] == [0, 0]  # the first picture is red
+            assert_clean(browser, server.url)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_a_phones_width_needs_no_scrolling_sideways(browser, served):
     size = {"width": 375, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -245,6 +360,12 @@ def test_a_phones_width_needs_no_scrolling_sideways(browser, served):
         box = browser.find("#node").rect
         assert box["height"] > 200
         assert box["height"] < 400  # the maps stay in sight above it
+        sums = "return [...document.querySelectorAll('.terms-row .number')]"
+        sums += ".map(sum => sum.getBoundingClientRect().right)"
+        assert max(browser.js(sums)) <= 375 - 18  # within the panel's padding
+        browser.js("document.querySelector('[data-layer=\"4\"] details.patches').open = true")
+        browser.until("return document.querySelectorAll('.patch').length === 9")
+        assert browser.js("return document.documentElement.scrollWidth") <= 375
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -289,7 +410,8 @@ def test_a_live_run_is_started_paused_and_stopped(browser, tmp_path):
             run.kill()
     assert run.returncode == 130, errors
     assert f"to go on: gpuconv train --resume {out}" in errors
-    assert (out / "last.safetensors").exists()
+    kept = checkpoints.read(out / "last.safetensors").metadata["optimizer"]
+    assert kept["hyperparameters"]["lr"] == 0.00125  # as it was set in the page
 
 
 def steer(browser, url):

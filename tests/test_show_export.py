@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from browser import chromium
 
+from gpuconv import explain as explanations
 from gpuconv import models, nn
 from gpuconv.show import of_model
-from gpuconv.show.explanations import gradient
 from gpuconv.show.export import export
 from gpuconv.show.graph import KINDS
 from gpuconv.show.nodes import explain
@@ -140,7 +140,7 @@ def test_the_gradient(page, run, session):
             target,
         )
         scores = nn.Sequential(*list(session.graph.model)[:-1]).eval()  # before the softmax
-        expected = gradient(scores, x, target).ravel()
+        expected = explanations.gradient(scores, x, target).ravel()
         assert (np.abs(np.array(shown) - expected) <= 1e-5 * np.abs(expected).max()).all()
 
 

@@ -149,6 +149,35 @@ def test_the_learning_rate_is_changed_from_the_next_step_on(eager, tmp_path, sch
     assert run.trainer.schedule is schedule  # as the checkpoints describe the run
 
 
+@pytest.mark.parametrize("schedule", [None, optim.CosineLR(0.02, t_max=EPOCHS * 20)])
+def test_a_changed_rate_survives_a_stop(tmp_path, schedule):
+    class At(live.Callback):
+        def __init__(self, stop):
+            self.stop, self.rates = stop, {}
+
+        def on_batch_end(self, trainer):
+            step = trainer.position.step
+            self.rates[step] = trainer.optimizer.lr
+            if step == 7:
+                trainer.change_rate(0.004)
+            if step == self.stop:
+                trainer.interrupt()
+
+    whole = At(None)
+    alone = trainer_of([whole], tmp_path / "alone", schedule)
+    alone.fit(loader(seed=3), epochs=EPOCHS)
+    first, second = At(12), At(None)
+    with pytest.raises(Interrupted):
+        trainer_of([first], tmp_path / "parts", schedule).fit(loader(seed=3), epochs=EPOCHS)
+    resumed = trainer_of([second], tmp_path / "parts", schedule)  # as another process would
+    resumed.fit(loader(seed=3), epochs=EPOCHS, resume=True)
+    assert {**first.rates, **second.rates} == whole.rates
+    usual = schedule or (lambda step: 0.02)
+    assert whole.rates[7] == usual(6)
+    assert math.isclose(whole.rates[13], 0.004 / usual(6) * usual(12), rel_tol=1e-12)
+    assert state_bytes(resumed.model) == state_bytes(alone.model)
+
+
 def test_commands_that_do_not_fit(tmp_path):
     watching = Live(session_of(lenet()), loader(96, shuffle=False), "pictures")
     for action in ("pause", "resume", "stop", "rate"):

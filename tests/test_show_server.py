@@ -279,7 +279,14 @@ def malformed_questions(count):
     rng = np.random.default_rng(7)
     _, good = picture()
     text = json.dumps(good)
-    names = ("/api/maps", "/api/node", "/api/filters", "/api/explanation", "/api/sample")
+    names = (
+        "/api/maps",
+        "/api/node",
+        "/api/filters",
+        "/api/explanation",
+        "/api/sample",
+        "/api/patches",
+    )
     values = ["", "-1", "99999999999", "x", "1,2", "0,0,0,0", "NaN", "٣", "1e9", "%00", "' or 1"]
     for number in range(count):
         kind = number % 6

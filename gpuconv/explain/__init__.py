@@ -22,7 +22,7 @@ from gpuconv.explain.graph import Graph
 from gpuconv.explain.methods import METHODS, Method, as_map, method
 from gpuconv.explain.occlusion import occlusion
 from gpuconv.explain.passes import Pass, activations
-from gpuconv.explain.patches import Patch, projections, strongest_patches
+from gpuconv.explain.patches import Patch, PatchSearch, projections, strongest_patches
 from gpuconv.explain.receptive_field import ReceptiveField, receptive_field
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Method",
     "Pass",
     "Patch",
+    "PatchSearch",
     "ReceptiveField",
     "activations",
     "as_map",

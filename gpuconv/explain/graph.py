@@ -64,7 +64,7 @@ class Graph:
     number of the node that gives its output. Where two have one name, as ResNet's two `relu` of a
     block, it is the later one's. Auxiliary heads are left out, as evaluation leaves them out.
     Raises NotImplementedError for a container that is none of gpuconv's, unless `EXPANSIONS` has
-    been taught it.
+    been taught it; strict=False takes it as one node, whose inside stays unseen.
 
     >>> from gpuconv import models
     >>> graph = Graph(models.lenet())
@@ -72,8 +72,8 @@ class Graph:
     ['input', 'conv1', 'relu1', 'pool1']
     """
 
-    def __init__(self, model: Layer) -> None:
-        self.device = model.device
+    def __init__(self, model: Layer, strict: bool = True) -> None:
+        self.device, self.strict = model.device, strict
         self.nodes: list[Node] = [Node("input", None, ())]
         self.names: dict[str, int] = {}
         self.output = self.expand(model, "", 0)
@@ -83,7 +83,7 @@ class Graph:
         found = _expansion(layer)
         if found is not None:
             output = found(self, layer, name, source)
-        elif layer.children():
+        elif layer.children() and self.strict:
             raise NotImplementedError(
                 f"explain: {name or 'the network'} is a {type(layer).__name__}, a container that "
                 "explain does not know; add how its layers are connected to "
@@ -144,21 +144,21 @@ def _residual(graph: Graph, layer: Any, name: str, source: int) -> int:
     if layer.shortcut is not None:
         around = graph.expand(layer.shortcut, join_names(name, around_name), source)
     body = graph.expand(layer.body, join_names(name, body_name), source)
-    return graph.sum(name, body, around)
+    return graph.sum(join_names(name, "sum"), body, around)
 
 
 def _concat(graph: Graph, layer: Any, name: str, source: int) -> int:
     branches = layer.children().items()
     outputs = [graph.expand(each, join_names(name, child), source) for child, each in branches]
-    return graph.join(name, outputs)
+    return graph.join(name or "joined", outputs)
 
 
 def _dense_block(graph: Graph, layer: Any, name: str, source: int) -> int:
     parts = [source]
     for child, inner in layer.children().items():
-        seen = graph.join(name, parts)
+        seen = graph.join(join_names(name, f"{child}.joined"), parts)
         parts.append(graph.expand(inner, join_names(name, child), seen))
-    return graph.join(name, parts)
+    return graph.join(name or "joined", parts)
 
 
 Expansion = Callable[[Graph, Any, str, int], int]

@@ -56,25 +56,61 @@ def strongest_patches(
     >>> len(found), len(found[0]), found[0][0].value >= found[0][1].value
     (16, 3, True)
     """
-    if count < 1:
-        raise ValueError(f"strongest_patches: count must be at least 1, got {count}")
-    best: Any = None
-    seen, shape = 0, ()
+    search = PatchSearch(model, layer, count)
     for x in _batches(images, batch):
-        maps = _maps(model, x, layer)
-        chosen = _chosen(filters, maps.shape[1], layer)
-        best = _merged(best, maps.reshape(*maps.shape[:2], -1), seen, count)
-        seen, shape = seen + len(x), x.shape[1:]
-    if best is None:
-        raise ValueError("strongest_patches: there are no images")
-    field = receptive_field(model, layer, shape)
+        search.add(x)
+        if search.seen == len(x):  # the first: say now what is wrong with the filters
+            _chosen(filters, search.filters, layer)
+    return search.patches(filters)
 
-    def patch(k: int, value: Any, number: Any, place: Any) -> Patch:
-        unit = divmod(int(place), len(field.columns))
-        return Patch(k, int(number), float(value), unit, field.box(*unit))
 
-    ranks = range(len(best[0]))
-    return [[patch(k, *(each[rank, k] for each in best)) for rank in ranks] for k in chosen]
+class PatchSearch:
+    """`strongest_patches`, for who brings the images bit by bit and looks in between.
+
+    seen: images so far. filters: how many the layer has, 0 before the first image.
+
+    >>> from gpuconv import models
+    >>> search = PatchSearch(models.lenet(), "conv1", count=2)
+    >>> search.add(np.random.default_rng(0).random((5, 1, 32, 32), np.float32))
+    >>> [patch.filter for patch in search.patches([3])[0]]
+    [3, 3]
+    """
+
+    def __init__(self, model: Layer, layer: str, count: int = 9) -> None:
+        if count < 1:
+            raise ValueError(f"strongest_patches: count must be at least 1, got {count}")
+        self._model, self._layer, self._count = model, layer, count
+        self.seen, self._shape = 0, ()
+        self._best: Any = None
+
+    @property
+    def filters(self) -> int:
+        return 0 if self._best is None else self._best[0].shape[1]
+
+    def add(self, x: np.ndarray) -> None:
+        """Look at some more images, floats (N, C, H, W). Raises ValueError where they give NaN."""
+        maps = _maps(self._model, x, self._layer)
+        self._best = _merged(self._best, maps.reshape(*maps.shape[:2], -1), self.seen, self._count)
+        self.seen, self._shape = self.seen + len(x), x.shape[1:]
+
+    def patches(self, filters: Sequence[int] | None = None) -> list[list[Patch]]:
+        """Of the images so far, for each filter its strongest patches, the strongest first.
+
+        Raises ValueError for a filter that the layer lacks, and where there were no images.
+        """
+        if self._best is None:
+            raise ValueError("strongest_patches: there are no images")
+        field = receptive_field(self._model, self._layer, self._shape)
+
+        def patch(k: int, value: Any, number: Any, place: Any) -> Patch:
+            unit = divmod(int(place), len(field.columns))
+            return Patch(k, int(number), float(value), unit, field.box(*unit))
+
+        chosen = _chosen(filters, self.filters, self._layer)
+        ranks = range(len(self._best[0]))
+        return [
+            [patch(k, *(each[rank, k] for each in self._best)) for rank in ranks] for k in chosen
+        ]
 
 
 def projections(

@@ -8,8 +8,8 @@ from importlib.resources import files
 STYLE = "style.css"
 # In the order in which the page loads them: each adds to the object `gpuconv` of the ones before.
 SHARED_SCRIPTS = (
-    "numbers.js", "color.js", "geometry.js", "pad.js", "filters.js", "maps.js", "layers.js",
-    "terms.js", "node.js", "answer.js", "training.js", "page.js",
+    "numbers.js", "color.js", "geometry.js", "pad.js", "filters.js", "patches.js", "maps.js",
+    "layers.js", "terms.js", "node.js", "answer.js", "training.js", "page.js",
 )  # fmt: skip
 SERVED_SCRIPTS = ("source_http.js", *SHARED_SCRIPTS)
 OFFLINE_SCRIPTS = (

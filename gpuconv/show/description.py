@@ -57,7 +57,12 @@ def page_of(node: Node) -> int:
 
 def floats(array: np.ndarray) -> str:
     """float32 values in C order, little-endian, as base64."""
-    return base64.b64encode(np.ascontiguousarray(array, "<f4").tobytes()).decode()
+    return bytes_of(np.ascontiguousarray(array, "<f4"))
+
+
+def bytes_of(array: np.ndarray) -> str:
+    """An array's bytes in C order as base64, uint8 for pictures."""
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
 def filters_of(layer: Layer) -> np.ndarray | None:

@@ -2,76 +2,56 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpuconv.nn.layer import Layer
-from gpuconv.runtime.arrays import to_numpy
+from gpuconv import explain
+from gpuconv.show.graph import Graph
 
-Method = Callable[[Layer, np.ndarray, int], np.ndarray]
-
-# of gpuconv.explain, each called with (model, x, target)
-OFFERED = (
-    "gradient",
-    "input_x_gradient",
-    "smooth_grad",
-    "guided_backprop",
-    "deconvnet",
-    "grad_cam",
-)
 WINDOWS = 32  # places along a side that occlusion covers
-MOST_OCCLUDED = 10_000_000_000  # multiply-adds: some seconds
+# How many times a method's work is a forward pass; the others' is three at most.
+PASSES = {"smooth-grad": 3 * 25, "occlusion": WINDOWS**2}
+MOST_WORK = 150_000_000_000  # multiply-adds: some seconds
+OCCLUDED_VALUES = 64_000_000  # of the maps of the covered pictures that run at a time
 
 
-def methods(multiply_adds: int) -> dict[str, Method]:
-    """The methods by name, for a network of that many multiply-adds: only those that are quick."""
-    if importlib.util.find_spec("gpuconv.explain") is None:
-        return {"gradient": gradient}
-    explain: Any = importlib.import_module("gpuconv.explain")
-    found: dict[str, Method] = {name: getattr(explain, name) for name in OFFERED}
-    if multiply_adds * WINDOWS**2 <= MOST_OCCLUDED:
-        found["occlusion"] = lambda model, x, target: _occlusion(
-            explain.occlusion, model, x, target
-        )
-    return found
+def offered(graph: Graph) -> dict[str, explain.Method]:
+    """The methods by name: those that know all of the network's layers and do not take long."""
+    if not graph.explainable:
+        return {}
+    maps = any(len(node.shape) == 3 for node in graph.nodes[1:])
+    return {
+        name: method
+        for name, method in explain.METHODS.items()
+        if graph.multiply_adds * PASSES.get(name, 1) <= MOST_WORK
+        and (maps or "layer" not in method.options)  # Grad-CAM's
+    }
 
 
-def _occlusion(occlusion: Any, model: Layer, x: np.ndarray, target: int) -> np.ndarray:
-    """Occlusion by a window of an eighth of the picture, in the colour of its darkest pixel."""
+def options(name: str, graph: Graph, x: np.ndarray) -> dict[str, Any]:
+    """The further arguments that the page gives a method for the picture x, (1, C, H, W).
+
+    Occlusion's window is an eighth of the picture, at least 3 pixels, in its darkest colour.
+    """
+    if name != "occlusion":
+        return {}
     sides = x.shape[2:]
     stride = tuple(max(1, side // WINDOWS) for side in sides)
-    window = tuple(max(3, side // 8, step) for side, step in zip(sides, stride, strict=True))
-    window = tuple(min(size, side) for size, side in zip(window, sides, strict=True))
+    window = tuple(
+        min(side, max(3, side // 8, step)) for side, step in zip(sides, stride, strict=True)
+    )
     dark = [float(least) for least in x.min(axis=(0, 2, 3))]
-    found: np.ndarray = occlusion(model, x, target, window=window, stride=stride, value=dark)
-    return found
+    batch = max(1, min(128, OCCLUDED_VALUES // graph.values))
+    return {"window": window, "stride": stride, "value": dark, "batch": batch}
 
 
-def as_maps(found: Any) -> np.ndarray:
-    """A method's answer for one picture as float32 (C, H, W), or (1, H, W)."""
-    one = np.asarray(to_numpy(found), np.float32)[0]
-    return one[None] if one.ndim == 2 else one
-
-
-def gradient(model: Layer, x: np.ndarray, target: int) -> np.ndarray:
-    """The gradient of the class's score with respect to the pixels: (1, C, H, W).
-
-    The model must be in evaluation mode. Its parameters' gradients are left as they were found.
-    Source: Simonyan et al. 2013, "Deep inside convolutional networks".
+def speaks_for(name: str, graph: Graph, x: np.ndarray, target: int) -> np.ndarray:
+    """The method's map for one picture, float32 (1, H, W). Of the class's score, also where the
+    network itself ends with softmax.
     """
-    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
-    model.zero_grad()
-    try:
-        scores = model.forward(x)
-        dy = np.zeros_like(scores)
-        dy[0, target] = 1
-        dx = model.backward(dy)
-    finally:
-        for parameter, grad in kept:
-            parameter.grad = grad
-    assert dx is not None
-    return dx
+    own_softmax = graph.nodes[-1].layer is not None
+    of = (graph.layer_name(graph.scores) or "") if own_softmax else ""
+    function = explain.method(name).function
+    found = function(graph.model, x, target, of, **options(name, graph, x))
+    return explain.as_map(found).astype(np.float32)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 from typing import Any
 
 import numpy as np
 
 from gpuconv.data.files import write_whole
+from gpuconv.explain import receptive_field
 from gpuconv.show.assets import OFFLINE_SCRIPTS, STYLE, page, text
 from gpuconv.show.description import floats, weights_of
 from gpuconv.show.graph import Graph
 from gpuconv.show.session import Session
+from gpuconv.show.strongest import COUNT
 
 MOST_PARAMETERS = 2_000_000  # 8 MB of weights, 11 MB in the file
 MOST_MULTIPLY_ADDS = 200_000_000  # a second or so in a browser
 PICTURES = 40
+MOST_PATCH_BYTES = 1_000_000
 
 
 def export(session: Session, path: str | os.PathLike[str]) -> int:
@@ -34,12 +38,19 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     model = session.describe()
     _require_small(model, session.graph)
     pictures = _pictures(session, model["test"])
-    model |= {"live": False, "test": len(pictures), "methods": ["gradient"]}
+    patches = _patches(session, model)
+    gradient = [method for method in model["methods"] if method["name"] == "gradient"]
+    if len(patches) < len(model["patches"]):
+        names = ", ".join(session.graph[n].name for n in patches)
+        where = f"in this file for {names} alone" if patches else "not in this file"
+        model["note"] = "; ".join(filter(None, (model["note"], f"strongest parts {where}")))
+    model |= {"live": False, "test": len(pictures), "methods": gradient, "patches": list(patches)}
     network = {
         "model": model,
         "weights": _weights(session),
         "start": _start(session) if model["start"] else {},
         "samples": pictures,
+        "patches": patches,
     }
     data = json.dumps(network, separators=(",", ":")).replace("<", "\\u003c")
     style = text(STYLE)
@@ -93,6 +104,27 @@ def _pictures(session: Session, count: int) -> list[dict[str, Any]]:
     size = wanted.channels * wanted.height * wanted.width
     most = min(count, PICTURES, max(1, 1_000_000 // size))
     return [session.sample(int(index)) for index in np.linspace(0, count - 1, most)]
+
+
+def _patches(session: Session, model: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """For each convolution its filters' strongest parts, as far as they are small."""
+    found, room = {}, MOST_PATCH_BYTES
+    shape = session.graph[0].shape
+    for number in model["patches"]:
+        node = session.graph[number]
+        field = receptive_field(session.graph.model, session.graph.layer_name(number) or "", shape)
+        part = shape[0] * math.prod(field.size) * 20 // 3 + 200  # in base64
+        if node.kind != "conv" or (size := node.shape[0] * COUNT * part) > room:
+            continue
+        room -= size
+        found[number] = [_all_seen(session, number, k) for k in range(node.shape[0])]
+    return found
+
+
+def _all_seen(session: Session, number: int, filter: int) -> dict[str, Any]:
+    while "patches" not in (found := session.patches(number, filter)):
+        pass
+    return found
 
 
 def _digest(content: str) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from gpuconv import nn, ops
-from gpuconv.nn.containers import Concat, Residual, Sequential
-from gpuconv.nn.dense_block import DenseBlock
-from gpuconv.nn.layer import Layer, Shape, join_names
+from gpuconv.explain.graph import Graph as Layout
+from gpuconv.explain.graph import Join, Sum
+from gpuconv.nn.layer import Layer, Shape
 
 MOST_VALUES = 100_000_000  # of all maps together, 400 MB; DenseNet-121 has the most of the zoo
 
@@ -51,7 +50,8 @@ class Node:
 
 
 class Graph:
-    """The nodes of a network, the input first, each after those it reads.
+    """The nodes of a network, the input first, each after those it reads, as `explain.graph` lays
+    them out, with their shapes.
 
     A network that does not end with softmax gets a node for it, called "probabilities". Auxiliary
     heads are left out, as they are in evaluation.
@@ -68,7 +68,11 @@ class Graph:
             raise ValueError("show: this network does not know its input; give its shape")
         self.model = model
         self.nodes: list[Node] = [Node(0, "input", "input", None, (), tuple(shape))]
-        last = self._walk(model, 0, "")
+        self._layout = Layout(model, strict=False)
+        for node in self._layout.nodes[1:]:
+            assert node.layer is not None
+            self._add(node.name, node.layer, node.inputs)
+        last = self._layout.output
         if self.nodes[last].kind != "softmax":
             if len(self.nodes[last].shape) != 1:
                 raise ValueError(
@@ -127,58 +131,31 @@ class Graph:
             found.append(y)
         return [y[0] for y in found]
 
-    # ---- building ------------------------------------------------------------------------------
+    def layer_name(self, number: int) -> str | None:
+        """By which name `gpuconv.explain` knows a node's output; None where it cannot reach it."""
+        known = self.explainable and number < len(self.nodes)
+        return self._layout.name_of(number) if known else None
+
+    @property
+    def explainable(self) -> bool:
+        """Whether `gpuconv.explain` can go back through the network: it knows every container."""
+        return not any(node.layer is not None and node.layer.children() for node in self)
 
     def _append(
         self, name: str, kind: str, layer: Layer | None, sources: tuple[int, ...], shape: Shape
-    ) -> int:
+    ) -> None:
         self.nodes.append(Node(len(self.nodes), name, kind, layer, sources, tuple(shape)))
-        return len(self.nodes) - 1
 
-    def _walk(self, layer: Layer, source: int, name: str) -> int:
-        """Append what is in the layer, reading node `source`; the number of its output's node."""
-        if isinstance(layer, nn.AuxiliaryHeads):
-            rows = [step for part, _ in layer._rows() for step in part]
-            return self._row(rows, source, name)
-        if isinstance(layer, Sequential):
-            return self._row(layer.children().items(), source, name)
-        if isinstance(layer, Residual):
-            return self._residual(layer, source, name)
-        if isinstance(layer, Concat):
-            ends = [
-                self._walk(branch, source, join_names(name, child))
-                for child, branch in layer.children().items()
-            ]
-            return self._concat(ends, name)
-        if isinstance(layer, DenseBlock):
-            for child, step in layer.children().items():
-                end = self._walk(step, source, join_names(name, child))
-                source = self._concat([source, end], join_names(name, f"{child}.joined"))
-            return source
-        kind = KINDS.get(type(layer), "other")
-        shape = layer.output_shape(self.nodes[source].shape)
-        return self._append(name, kind, layer, (source,), shape)
-
-    def _row(self, steps: Iterable[tuple[str, Layer]], source: int, name: str) -> int:
-        for child, step in steps:
-            source = self._walk(step, source, join_names(name, child))
-        return source
-
-    def _residual(self, layer: Residual, source: int, name: str) -> int:
-        body = self._walk(layer.body, source, join_names(name, layer.names[0]))
-        around = source
-        if layer.shortcut is not None:
-            around = self._walk(layer.shortcut, source, join_names(name, layer.names[1]))
-        if self.nodes[body].shape != self.nodes[around].shape:
-            raise ValueError(
-                f"the branches' shapes differ: {self.nodes[body].shape} and "
-                f"{self.nodes[around].shape}"
-            )
-        return self._append(join_names(name, "sum"), "add", None, (body, around), self[body].shape)
-
-    def _concat(self, ends: list[int], name: str) -> int:
-        if len(ends) == 1:
-            return ends[0]
-        shapes = [self.nodes[end].shape for end in ends]
-        shape = (sum(each[0] for each in shapes), *shapes[0][1:])
-        return self._append(name or "joined", "concat", None, tuple(ends), shape)
+    def _add(self, name: str, layer: Layer, sources: tuple[int, ...]) -> None:
+        """A node of the layout: sums and joins are the page's own, without a layer."""
+        shapes = [self.nodes[source].shape for source in sources]
+        if isinstance(layer, Sum):
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"the branches' shapes differ: {shapes[0]} and {shapes[1]}")
+            self._append(name, "add", None, sources, shapes[0])
+        elif isinstance(layer, Join):
+            channels = sum(shape[0] for shape in shapes)
+            self._append(name, "concat", None, sources, (channels, *shapes[0][1:]))
+        else:
+            kind = KINDS.get(type(layer), "other")
+            self._append(name, kind, layer, sources, layer.output_shape(shapes[0]))

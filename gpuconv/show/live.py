@@ -14,10 +14,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.optim import Schedule
 from gpuconv.show.judged import judge
 from gpuconv.show.session import Session
 from gpuconv.train.callback import Callback
@@ -60,8 +58,6 @@ class Live(Callback):
         self._progress: Found = {}
         self._judged: Found = {}
         self._rate: float | None = None  # asked for in the page, and not yet set
-        self._factor = 1.0  # of the schedule's rate, as the page has changed it
-        self._schedule: Schedule | None = None
         self._stride = 1  # intervals in a point, doubled when the points become too many
         self._since = _Since()
         self._pending: list[Found] = []
@@ -96,9 +92,7 @@ class Live(Callback):
     # ---- the training thread -------------------------------------------------------------------
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        self._schedule = trainer.schedule
         self._since = _Since(trainer)
-        self._scale(trainer)
         self._copy(trainer)
         self._judge()
         self._set("running")
@@ -126,7 +120,6 @@ class Live(Callback):
         self._since = _Since(trainer)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        trainer.schedule = self._schedule  # as the checkpoints know it
         self._copy(trainer)
 
     def _note(self, trainer: Trainer, now: float) -> None:
@@ -186,20 +179,11 @@ class Live(Callback):
 
     def _change_rate(self, trainer: Trainer, rate: float) -> None:
         step = trainer.position.step
-        if self._schedule is None:
-            trainer.optimizer.lr = rate
-        else:
-            usual = self._schedule(max(step - 1, 0))
-            self._factor = rate / usual if usual > 0 else 1.0
-            self._scale(trainer)
+        trainer.change_rate(rate)
         for callback in trainer.callbacks:
             callback.on_message(f"learning rate {rate:g} from step {step} on, set in the page")
         self._progress = self._progress | {"lr": rate}
         self._publish({"event": "progress", "progress": self._progress})
-
-    def _scale(self, trainer: Trainer) -> None:
-        if self._schedule is not None and self._factor != 1:
-            trainer.schedule = _Scaled(self._schedule, self._factor)
 
     # ---- the server's threads ------------------------------------------------------------------
 
@@ -301,20 +285,6 @@ class _Due:
     def __exit__(self, *_: object) -> None:
         self._next = time.monotonic()
         self._cost = self._next - self._began
-
-
-@dataclass(frozen=True)
-class _Scaled(Schedule):
-    """A schedule times a factor."""
-
-    inner: Schedule
-    factor: float
-
-    def __call__(self, step: int) -> float:
-        return self.inner(step) * self.factor
-
-    def momentum(self, step: int) -> float | None:
-        return self.inner.momentum(step)
 
 
 def _mean(points: list[Found]) -> Found:

@@ -67,6 +67,10 @@ def _explanation(server: PageServer, given: Query) -> Any:
     return server.session.explanation(*arguments)
 
 
+def _patches(server: PageServer, given: Query) -> Any:
+    return server.session.patches(_int(given, "layer"), _int(given, "filter"))
+
+
 def _sample(server: PageServer, given: Query) -> Any:
     return server.session.sample(_int(given, "index"))
 
@@ -151,6 +155,7 @@ GET: dict[str, Callable[[PageServer, Query], Any]] = {
     "/api/node": _node,
     "/api/filters": _filters,
     "/api/explanation": _explanation,
+    "/api/patches": _patches,
     "/api/sample": _sample,
     "/api/training": _training,
     "/api/events": _events,

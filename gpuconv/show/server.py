@@ -149,6 +149,8 @@ class Handler(BaseHTTPRequestHandler):
             self._say(HTTPStatus.NOT_FOUND, str(missing))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             self._say(HTTPStatus.BAD_REQUEST, " ".join(str(error).split()) or "bad request")
+        except NotImplementedError as error:  # a layer of one's own, without a way back
+            self._say(HTTPStatus.NOT_IMPLEMENTED, " ".join(str(error).split()))
         except MemoryError:
             self._say(HTTPStatus.INSUFFICIENT_STORAGE, "there is not enough memory for this")
 

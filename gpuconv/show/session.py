@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import threading
 from collections import OrderedDict
@@ -14,10 +13,11 @@ import numpy as np
 
 from gpuconv.errors import unknown
 from gpuconv.nn.layer import Layer
-from gpuconv.show.description import describe, filters_of, floats, page_of
-from gpuconv.show.explanations import as_maps, methods
+from gpuconv.show.description import bytes_of, describe, filters_of, floats, page_of
+from gpuconv.show.explanations import offered, speaks_for
 from gpuconv.show.graph import Graph
 from gpuconv.show.nodes import explain
+from gpuconv.show.strongest import Searches, searchable
 
 if TYPE_CHECKING:
     from gpuconv.data import Dataset
@@ -73,7 +73,9 @@ class Session:
         if len(self.classes) != count:
             raise ValueError(f"show: {len(self.classes)} classes for {count} scores")
         self.version = 1
-        self._methods = methods(self.graph.multiply_adds)
+        self._methods = offered(self.graph)
+        self._searchable = searchable(self.graph)
+        self._searches: Searches | None = None
         self._start = None if start is None else dict(start)
         self._test, self._lock = test, threading.RLock()
         self._dataset: Dataset | None = None
@@ -91,7 +93,11 @@ class Session:
             "version": self.version,
             "test": 0 if test is None else len(test),
             "start": self._start is not None,
-            "methods": list(self._methods),
+            "methods": [
+                {"name": name, "title": method.title, "signed": method.signed}
+                for name, method in self._methods.items()
+            ],
+            "patches": [] if test is None else self._searchable,
         }
 
     def filters(self, number: int, when: str) -> Found:
@@ -206,14 +212,28 @@ class Session:
             return explain(self.graph, self._run(run).outputs, number, index)
 
     def explanation(self, run: str, method: str, target: int) -> Found:
-        """What of the picture speaks for class `target`: a map (C, H, W) of the network's field."""
+        """What of the picture speaks for class `target`: a map (1, H, W) of the network's field."""
         if not 0 <= target < len(self.classes):
             raise ValueError(f"classes go from 0 to {len(self.classes) - 1}, got {target}")
         if method not in self._methods:
             raise unknown("method", method[:40], self._methods)
         with self._lock, np.errstate(all="ignore"):
-            array = as_maps(self._methods[method](self.graph.model, self._run(run).x, target))
+            array = speaks_for(method, self.graph, self._run(run).x, target)
         return {"shape": list(array.shape), "data": floats(array), "method": method}
+
+    def patches(self, number: int, filter: int) -> Found:
+        """What `Searches.ask` finds for a layer with maps and one of its filters: to be asked again
+        until all pictures are seen.
+        """
+        node, dataset = self._node(number), self._samples()
+        if dataset is None:
+            raise Missing("there are no test pictures here whose parts could be looked for")
+        if number not in self._searchable:
+            raise Missing(f"{node.name} has no maps whose strongest parts could be looked for")
+        with self._lock, np.errstate(all="ignore"):
+            if self._searches is None:
+                self._searches = Searches(self.graph, self.wanted, dataset)
+            return self._searches.ask(self.version, number, filter)
 
     # ---- pictures ------------------------------------------------------------------------------
 
@@ -275,5 +295,4 @@ def picture(pixels: np.ndarray) -> Found:
     """Pixels (C, H, W), uint8 or floats from 0 to 1, for the page."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    content = np.ascontiguousarray(pixels).tobytes()
-    return {"shape": list(pixels.shape), "pixels": base64.b64encode(content).decode()}
+    return {"shape": list(pixels.shape), "pixels": bytes_of(pixels)}

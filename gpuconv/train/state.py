@@ -20,7 +20,8 @@ class Position:
 
     epoch: finished epochs. batch: finished batches of the current one. step: optimiser steps.
     images, loss_sum, correct, seconds: sums over the current epoch. best: the best validation
-    accuracy so far, with the loss and the epoch, counted from 1, that it came with.
+    accuracy so far, with the loss and the epoch, counted from 1, that it came with. rate: the share
+    of the schedule's learning rate that is used, see `Trainer.change_rate`.
     """
 
     epoch: int = 0
@@ -33,6 +34,7 @@ class Position:
     best: float | None = None
     best_loss: float | None = None
     best_epoch: int | None = None
+    rate: float = 1.0
 
     @property
     def loss(self) -> float:

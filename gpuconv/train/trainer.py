@@ -215,7 +215,7 @@ class Trainer:
                     f"{self._where()}: the gradients' norm is {norm}; {finite.CURE}"
                 )
         if self.schedule is not None:
-            self.optimizer.lr = self.schedule(p.step)
+            self.optimizer.lr = self.schedule(p.step) * p.rate
             if (momentum := self.schedule.momentum(p.step)) is not None:
                 self.optimizer.momentum = momentum  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -322,6 +322,15 @@ class Trainer:
     def interrupt(self) -> None:
         """End the run after this batch, saved, as Ctrl-C does: `fit` raises Interrupted."""
         self._told = signal.SIGINT
+
+    def change_rate(self, lr: float) -> None:
+        """Use another learning rate from the next step on; a schedule's rates all change by the
+        same factor. The run's checkpoints keep the change. TypeError or ValueError for an lr that
+        is no number from 0 on.
+        """
+        self.optimizer.lr = lr
+        if self.schedule is not None and (usual := self.schedule(max(self.position.step - 1, 0))):
+            self.position.rate = lr / usual
 
     def leave_out(self, seconds: float) -> None:
         """Do not count time that a callback spent waiting."""

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { element, find, percent, say } = gpuconv;
+  const { element, find, percent, say, text } = gpuconv;
   const MOST_BARS = 10;
   let model;
   let held = null; // the explanation that is shown: {shape, values}
@@ -10,26 +10,32 @@
   let again = false;
   let cost = 0; // of the last explanation, in ms
   const SLOW = 60; // ms: slower ones wait until the drawing rests
-  const METHODS = {
-    gradient: ["gradient (saliency)", "orange: the score grows as the pixel gets brighter; blue: it falls"],
-    input_x_gradient: ["pixel × gradient", "orange: the pixel adds to the score; blue: it takes from it"],
-    smooth_grad: ["smoothed gradient", "the gradient, averaged over noisy copies of the picture"],
-    guided_backprop: ["guided backprop", "the gradient, with only what speaks for it passed back"],
-    deconvnet: ["deconvnet", "what the class would draw, sent back through the filters"],
-    grad_cam: ["Grad-CAM", "where the last maps speak for the class"],
-    occlusion: ["occlusion", "orange: covering the place lowers the score; blue: it raises it"],
+  const WORDS = {
+    gradient: "orange: the score grows as the pixel gets brighter; blue: it falls",
+    saliency: "how much the score changes with the pixel, either way",
+    "input-x-gradient": "pixel times gradient: orange adds to the score; blue takes from it",
+    "smooth-grad": "the gradient, averaged over noisy copies of the picture",
+    "guided-backprop": "the gradient, with only what speaks for the class passed back through each ReLU",
+    deconvnet: "what the class would draw, sent back through the filters",
+    "grad-cam": "where the last maps speak for the class",
+    "guided-grad-cam": "guided backprop where Grad-CAM is strong",
+    occlusion: "orange: covering the place lowers the score; blue: it raises it",
   };
 
   function begin(description) {
     model = description;
     const method = find("method");
     method.replaceChildren(element("option", { value: "" }, "nothing"),
-      ...model.methods.map((name) => element("option", { value: name }, METHODS[name]?.[0] ?? name)));
+      ...model.methods.map(({ name, title }) => element("option", { value: name }, title)));
     const target = find("target");
     target.replaceChildren(element("option", { value: "" }, "the answer"),
       ...model.classes.map((name, k) => element("option", { value: String(k) }, name)));
     find("explain").hidden = model.methods.length === 0;
-    method.onchange = target.onchange = () => { cost = 0; explain(); };
+    method.onchange = target.onchange = async () => {
+      cost = 0;
+      await explain();
+      find("explain").scrollIntoView({ block: "nearest" });
+    };
   }
 
   /** Show the probabilities; `loud` once the drawing rests. */
@@ -74,7 +80,9 @@
     try {
       held = await source.explanation(run, method, target);
       paint();
-      find("explain-words").textContent = `Class ${model.classes[target]}; ${METHODS[method]?.[1] ?? method}.`;
+      find("explain-words").textContent = held.values.some((value) => value !== 0)
+        ? `Class ${model.classes[target]}; ${WORDS[method]}.`
+        : `Class ${model.classes[target]}: the method finds nothing that speaks for it.`;
     } catch (error) {
       if (!error.gone) find("explain-words").textContent = error.message;
     } finally {
@@ -98,10 +106,26 @@
     const canvas = find("explain-map");
     const context = gpuconv.sized(canvas, columns * scale, rows * scale);
     context.drawImage(gpuconv.bitmap(sums, 0, rows, columns, gpuconv.palette(most)), 0, 0, columns * scale, rows * scale);
+    legend(sums, most);
     const input = gpuconv.page.maps.get(0);
     if (!input) return;
+    const share = 255 / (input.max - input.min || 1);
+    const picture = gpuconv.photo(model.layers[0].shape, (c, i) =>
+      (input.values[c * sums.length + i] - input.min) * share);
     const under = gpuconv.sized(find("explain-input"), columns * scale, rows * scale);
-    under.drawImage(gpuconv.bitmap(input.values, 0, rows, columns, gpuconv.gray(input.min, input.max)), 0, 0, columns * scale, rows * scale);
+    under.drawImage(picture, 0, 0, columns * scale, rows * scale);
+  }
+
+  /** Which colour is which value: from 0 where nothing speaks against. */
+  function legend(sums, most) {
+    const low = sums.some((value) => value < 0) ? -most : 0;
+    const context = gpuconv.sized(find("explain-colours"), 72, 8);
+    const colour = gpuconv.palette(most);
+    for (let x = 0; x < 72; x++) {
+      context.fillStyle = gpuconv.css(colour(low + ((most - low) * x) / 71));
+      context.fillRect(x, 0, 1.5, 8);
+    }
+    find("explain-range").textContent = `${text(low)} to ${text(most)}`;
   }
 
   Object.assign(window.gpuconv, { answer: { begin, show, explain, paint } });

@@ -93,6 +93,20 @@
     return target;
   }
 
+  /** A picture (C, H, W) in gray or colour, one pixel each; at(c, i): 0 to 255. */
+  function photo([channels, rows, columns], at) {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [columns, rows];
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(columns, rows);
+    for (let i = 0; i < rows * columns; i++) {
+      for (let c = 0; c < 3; c++) image.data[4 * i + c] = at(channels === 3 ? c : 0, i);
+      image.data[4 * i + 3] = 255;
+    }
+    context.putImageData(image, 0, 0);
+    return canvas;
+  }
+
   /** Give a canvas its size in CSS pixels, sharp on this screen; its context, cleared. */
   function sized(canvas, width, height) {
     const ratio = window.devicePixelRatio || 1;
@@ -112,5 +126,5 @@
 
   const css = ([r, g, b]) => `rgb(${r},${g},${b})`;
 
-  Object.assign(window.gpuconv, { palette, gray, bitmap, sized, style, css, dark });
+  Object.assign(window.gpuconv, { palette, gray, bitmap, photo, sized, style, css, dark });
 })();

@@ -38,6 +38,7 @@
     const view = { layer, section, canvas, legend, pager, first: 0, seen: false };
     view.section.dataset.layer = layer.number;
     if (layer.filters) gpuconv.filters.attach(view);
+    if (model.patches.includes(layer.number)) gpuconv.patches.attach(view);
     listen(view);
     return view;
   }

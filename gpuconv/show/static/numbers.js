@@ -90,12 +90,16 @@ window.gpuconv = window.gpuconv || {};
     return btoa(binary);
   }
 
+  /** A strongest part as it was sent, with its arrays read. */
+  const readPatch = (patch) =>
+    ({ ...patch, pixels: fromBase64(patch.pixels), projection: floats(patch.projection) });
+
   const floats = (encoded) => new Float32Array(fromBase64(encoded).buffer);
   const count = (values) => values.reduce((a, b) => a * b, 1);
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
   Object.assign(window.gpuconv, {
-    text, percent, number, element, find, setDigits, say, fromBase64, toBase64, floats, count,
+    text, percent, number, element, find, setDigits, say, fromBase64, toBase64, floats, readPatch, count,
     plural,
   });
 })();

@@ -59,6 +59,7 @@
     waiting = waiting ?? "stroke";
     if (!running) requestAnimationFrame(run);
     filters.refresh();
+    gpuconv.patches.outdate();
   }
 
   function problem(words) {
@@ -100,6 +101,8 @@
       problem(error.message);
     }
   }
+
+  page.showSample = showSample;
 
   async function upload(file) {
     try {
@@ -160,6 +163,7 @@
     layers.paintAll();
     answer.paint();
     filters.refresh();
+    gpuconv.patches.paintAll();
     gpuconv.training.show();
     pad.show();
     if (page.selected) node.open(page.selected, false);

@@ -35,6 +35,12 @@ window.gpuconv = window.gpuconv || {};
     filters: async (layer, when) => values(await ask("/api/filters", { layer, when })),
     explanation: async (run, method, target) =>
       values(await ask("/api/explanation", { run, method, target })),
+    async patches(layer, filter) {
+      const found = await ask("/api/patches", { layer, filter });
+      return { ...found, patches: found.patches?.map(gpuconv.readPatch) };
+    },
+    openTest: true, // any test picture can be opened by its number
+
     sample: async (index) => pixels(await ask("/api/sample", { index })),
     picture: async (file) => pixels(await send("/api/picture", file, "application/octet-stream")),
 

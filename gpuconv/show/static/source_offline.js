@@ -6,13 +6,13 @@
   const MOST_RUNS = 4;
   const runs = new Map();
   let counter = 0;
-  let model, weights, start, samples;
+  let model, weights, start, samples, patches;
 
   /** Read what the export put into the page. */
   function open() {
     if (model) return;
     const found = JSON.parse(document.getElementById("network").textContent);
-    ({ model, samples } = found);
+    ({ model, samples, patches } = found);
     const arrays = (all) => Object.fromEntries(Object.entries(all).map(([number, named]) =>
       [number, Object.fromEntries(Object.entries(named).map(([name, data]) =>
         [name, gpuconv.floats(data)]))]));
@@ -117,6 +117,11 @@
     async explanation(run, method, target) {
       const values = net.saliency(model, weights, outputsOf(run), target);
       return { shape: model.layers[0].shape, values, method };
+    },
+
+    async patches(layer, filter) {
+      const found = patches[layer][filter];
+      return { ...found, patches: found.patches.map(gpuconv.readPatch) };
     },
 
     async sample(index) {

@@ -1,0 +1,142 @@
+// The parts of the test pictures that excite a filter most, and what of them reaches it.
+"use strict";
+
+(() => {
+  const { element, number, text, source, say, plural } = gpuconv;
+  const MOST_RESTARTS = 3; // because of new weights, before a search gives up
+  const SIDE = 64; // of a part, in CSS pixels
+  const shown = new Set();
+
+  /** Add a fold-out with a filter's strongest parts to a layer's section. */
+  function attach(view) {
+    const { layer } = view;
+    const choice = element("input", {
+      type: "number", min: "0", max: String(layer.shape[0] - 1), step: "1", value: "0",
+      "aria-label": `${layer.name}: which filter's strongest parts`,
+    });
+    const words = element("p", { class: "note", role: "status" });
+    const bar = element("progress", { max: "1", value: "0", hidden: true, "aria-label": "pictures looked at" });
+    const list = element("ol", { class: "patches-list", "aria-label": `${layer.name}: strongest parts` });
+    const again = element("button", { type: "button", hidden: true }, "Look again");
+    const fold = element("details", { class: "patches" },
+      element("summary", {}, "Strongest parts of test pictures"),
+      element("div", { class: "tools" }, element("label", {}, "Filter ", choice), again),
+      words, bar, list);
+    const part = { layer, fold, choice, words, bar, list, again, turn: 0, found: null };
+    shown.add(part);
+    choice.addEventListener("change", () => look(part));
+    again.addEventListener("click", () => look(part));
+    fold.addEventListener("toggle", () => {
+      if (!fold.open) { part.turn++; return; } // a search that nobody waits for ends
+      const { selected } = gpuconv.page;
+      if (selected?.layer === layer.number) choice.value = String(selected.index[0]);
+      look(part);
+    });
+    view.section.append(fold);
+  }
+
+  /** Ask until all pictures are seen, and show how far it is. */
+  async function look(part) {
+    const turn = ++part.turn;
+    const { layer, choice, bar, words } = part;
+    const filter = Math.min(layer.shape[0] - 1, Math.max(0, Math.round(Number(choice.value)) || 0));
+    choice.value = String(filter);
+    part.again.hidden = true;
+    let [version, restarts] = [null, 0];
+    try {
+      for (;;) {
+        const found = await source.patches(layer.number, filter);
+        if (turn !== part.turn) return;
+        if (found.patches) { bar.hidden = true; show(part, found); return; }
+        if (version !== null && found.version !== version && ++restarts === MOST_RESTARTS) {
+          throw new Error("The weights change faster than this can look; pause the run first.");
+        }
+        version = found.version;
+        bar.hidden = false;
+        bar.value = found.seen / found.pictures;
+        words.textContent = `Looking at ${found.pictures.toLocaleString("en")} test pictures …`;
+      }
+    } catch (error) {
+      if (turn !== part.turn) return;
+      bar.hidden = true;
+      part.again.hidden = false;
+      words.textContent = error.message;
+    }
+  }
+
+  function show(part, found) {
+    const { layer, words } = part;
+    part.found = found;
+    const all = found.pictures === found.of ? "all" : "the first";
+    words.textContent = `Filter ${found.filter}: one part from each picture, of ${all} ` +
+      `${found.pictures.toLocaleString("en")}${all === "all" ? "" : ` of ${found.of.toLocaleString("en")}`} ` +
+      "test pictures. Left the part, right what of it reaches the filter (deconvnet): " +
+      "orange excites it, blue stands against it.";
+    paint(part);
+    const best = found.patches[0];
+    if (best) say(`${layer.name}, filter ${found.filter}: ${plural(found.patches.length, "part")}; the strongest, ${text(best.value)}, ${whose(best)}.`);
+  }
+
+  const whose = ({ label, image }) => `test picture ${image}, labelled ${gpuconv.page.model.classes[label]}`;
+
+  function paint({ layer, found, list }) {
+    if (!found) return;
+    let most = 0;
+    for (const { projection } of found.patches) {
+      for (const value of summed(projection, 1)) most = Math.max(most, Math.abs(value));
+    }
+    list.replaceChildren(...found.patches.map((patch) => element("li", {}, item(layer, patch, most))));
+  }
+
+  /** One part, its projection, and their value; it opens the unit in its own picture. */
+  function item(layer, patch, most) {
+    const [, rows, columns] = patch.shape;
+    const drawn = [];
+    if (rows * columns) {
+      const { pixels, projection, shape } = patch;
+      const plane = rows * columns;
+      const whole = gpuconv.photo(shape, (c, i) => pixels[c * plane + i]);
+      const sums = summed(projection, shape[0]);
+      drawn.push(scaled(whole, rows, columns),
+        scaled(gpuconv.bitmap(sums, 0, rows, columns, gpuconv.palette(most)), rows, columns));
+    }
+    const [filter, row, column] = patch.index;
+    const words = `${whose(patch)}: value ${text(patch.value)} at row ${row}, column ${column}`;
+    const about = [element("span", { class: "pair", "aria-hidden": "true" }, ...drawn), number(patch.value),
+      element("small", {}, `${gpuconv.page.model.classes[patch.label]}, picture ${patch.image}`)];
+    if (!source.openTest) return element("span", { class: "patch", role: "img", "aria-label": words }, ...about);
+    return element("button", {
+      type: "button", class: "patch", "aria-label": `${words}; open it`, title: words,
+      click: async () => {
+        await gpuconv.page.showSample(patch.image);
+        gpuconv.select({ layer: layer.number, index: [filter, row, column] });
+      },
+    }, ...about);
+  }
+
+  /** The sums over the channels. */
+  function summed(values, channels) {
+    const sums = new Float32Array(values.length / channels);
+    values.forEach((value, i) => { sums[i % sums.length] += value; });
+    return sums;
+  }
+
+  function scaled(bitmap, rows, columns) {
+    const scale = SIDE / Math.max(rows, columns);
+    const canvas = element("canvas", { "aria-hidden": "true" });
+    gpuconv.sized(canvas, columns * scale, rows * scale)
+      .drawImage(bitmap, 0, 0, columns * scale, rows * scale);
+    return canvas;
+  }
+
+  /** The network has new weights: what is shown is of old ones. */
+  function outdate() {
+    for (const part of shown) {
+      if (!part.found || part.again.hidden === false) continue;
+      part.again.hidden = false;
+      part.words.textContent += " The weights have changed since.";
+    }
+  }
+
+  Object.assign(window.gpuconv, { patches: { attach, outdate, paintAll: () => shown.forEach(paint) } });
+})();
