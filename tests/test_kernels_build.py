@@ -25,7 +25,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "relu.cu": 80, "activations.cu": 80}
 CEILINGS |= {"elementwise.cu": 80, "depthwise.cu": 80, "batchnorm.cu": 80}
 DEFAULT_CEILING = 64
-BLACKWELL_CEILING = 160  # of the large convolution tiles that ask for one block a processor
+BLACKWELL_CEILING = 168  # of the large convolution tiles that ask for one block a processor
 
 
 def tool(name):
@@ -214,6 +214,6 @@ def test_the_inner_loop_is_mostly_multiplications(file, kernel, macros, arch, tm
     assert loop["FFMA"] == 512
     assert loop["LDL"] == loop["STL"] == 0
     assert loop["LDG"] == 2
-    assert loop["LDS"] <= 33
+    assert loop["LDS"] <= 34  # 32 of fragments, one of each table of taps
     assert loop["BAR"] == 1
     assert loop["FFMA"] >= 0.8 * loop.total(), loop

@@ -80,8 +80,8 @@ CHECKS = {
 MUTATIONS = {
     "a border one too wide": (
         "conv_simt.cu",
-        "(unsigned)(pixel + shift(t)) < (unsigned)size",
-        "(unsigned)(pixel + shift(t)) <= (unsigned)size",
+        "return (unsigned)(start + t * step) < (unsigned)size;",
+        "return (unsigned)(start + t * step) <= (unsigned)size;",
         "scalars",
     ),
     "a border one too narrow, backward weight": (
@@ -140,8 +140,8 @@ MUTATIONS = {
     ),
     "the filter transposed": (
         "conv_simt.cu",
-        "const int r = divide(tap, s_mul, s_shift), s = tap - r * S;",
-        "const int s = divide(tap, s_mul, s_shift), r = tap - s * S;",
+        "const int r = tap / S, s = tap - r * S;",
+        "const int s = tap / S, r = tap - s * S;",
         "scalars",
     ),
     "no guard behind the last filter": (
@@ -164,14 +164,14 @@ MUTATIONS = {
     ),
     "dilation ignored": (
         "conv_simt.cu",
-        "-divide(t * dil, down_mul, down_shift) : t * dil;",
-        "-divide(t * dil, down_mul, down_shift) : t;",
+        "{H, dil_h}, {W, dil_w}, R",
+        "{H, 1}, {W, 1}, R",
         "scalars",
     ),
     "every group reads the first one's channels": (
         "conv_simt.cu",
-        "GatherLoader<false> a = {x + from.group * channels,",
-        "GatherLoader<false> a = {x,",
+        "GatherLoader a = {x + from.group * channels,",
+        "GatherLoader a = {x,",
         "groups",
     ),
     "slices overlap by a pixel": (
