@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import test_kernels_conv as convolution
 import test_kernels_dense as dense
+import test_kernels_first as few
 import test_kernels_norm as norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
@@ -62,6 +63,7 @@ CHECKS = {
     "bounds": conv(3, check=True),
     "groups": conv(6, 12, 13),
     "slices": sliced,
+    "first": lambda: [few.compare_first(seed) for seed in (0, 3)],
     "depthwise": depthwise(0, 1, 5),
     "pool": pool,
     "relu": relu,
@@ -185,6 +187,35 @@ MUTATIONS = {
         "for (int s = 1; s < number; ++s)",
         "for (int s = 2; s < number; ++s)",
         "slices",
+    ),
+    "no barrier before the next row of filters": (
+        "conv_first.cu",
+        """sums[i][k] = fmaf(value, f[k], sums[i][k]);
+                }
+            }
+        __syncthreads();""",
+        """sums[i][k] = fmaf(value, f[k], sums[i][k]);
+                }
+            }""",
+        "first",
+    ),
+    "a segment's pixels past the last one": (
+        "conv_first.cu",
+        "count = min(WIDE, Q - q0);",
+        "count = WIDE;",
+        "first",
+    ),
+    "a part's sums left out": (
+        "conv_first.cu",
+        "other < PARTS; ++other)",
+        "other < PARTS - 1; ++other)",
+        "first",
+    ),
+    "dilation of the rows ignored": (
+        "conv_first.cu",
+        "p0 * stride_h - pad_h + r * dil_h",
+        "p0 * stride_h - pad_h + r",
+        "first",
     ),
     "the last of equal maxima wins": (
         "maxpool.cu",
@@ -312,6 +343,8 @@ USUAL = {  # in the default run: one of each sort
     "a bias missing",
     "dilation ignored",
     "slices overlap by a pixel",
+    "no barrier before the next row of filters",
+    "a part's sums left out",
     "the last of equal maxima wins",
     "max-pool loses NaN",
     "ReLU loses NaN",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import gcd
 
-from gpuconv.runtime import plan_depthwise
+from gpuconv.runtime import plan_depthwise, plan_first
 from gpuconv.runtime.plan import (
     GRID_YZ,
     THREADS,
@@ -103,6 +103,8 @@ def forward(conv: Conv, bias: bool, relu: bool) -> Plan:
     conv.require("conv2d")
     if conv.depthwise:
         return plan_depthwise.forward(conv, bias, relu)
+    if first := plan_first.forward(conv, bias, relu):
+        return first
     reduction = conv.R * conv.S * conv.channels
     pixels = conv.N * conv.P * conv.Q
     vec, out = vector(conv.channels), vector(conv.filters)
@@ -167,6 +169,8 @@ def backward_weight(conv: Conv) -> Plan:
     conv.require("conv2d_backward")
     if conv.depthwise:
         return plan_depthwise.backward_weight(conv)
+    if first := plan_first.backward_weight(conv):
+        return first
     columns, pixels = conv.R * conv.S * conv.channels, conv.N * conv.P * conv.Q
     vec_a, vec_b = vector(conv.filters), vector(conv.channels)
     big = vec_a == vec_b == 4 and conv.filters > 64 and columns > 64
