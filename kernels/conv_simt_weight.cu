@@ -21,8 +21,8 @@ Order     Ascending pixels in a slice, slices in ascending order: |error| <= gam
           bit-identical on every card
 Limits    N*P*Q, R*S*C, and x and dy in vectors of VEC floats below 2^31; slices, groups <= 65535;
           checked by the plan
-Not here  The sum of the slices (sum_slices.cu); compile-time windows for images of few channels;
-          the bias gradient in the same pass
+Not here  The sum of the slices (sum_slices.cu); images of few channels (conv_first.cu); the bias
+          gradient in the same pass
 Macros    TILE; VEC_A, VEC_B, VEC_OUT (4 or 1: dy, x, the result)
 */
 #include "conv_simt.cuh"

@@ -13,6 +13,7 @@ import pytest
 import test_kernels_bias_relu_pool as joined
 import test_kernels_conv as convolution
 import test_kernels_dense as dense
+import test_kernels_first as few
 import test_kernels_norm as norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
@@ -68,6 +69,7 @@ CHECKS = {
     "bounds": conv(3, check=True),
     "groups": conv(6, 12, 13),
     "slices": sliced,
+    "first": lambda: [few.compare_first(seed) for seed in (0, 3)],
     "depthwise": depthwise(0, 1, 5),
     "pool": pool,
     "joined pool": joined_pool,
@@ -87,8 +89,8 @@ CHECKS = {
 MUTATIONS = {
     "a border one too wide": (
         "conv_simt.cu",
-        "(unsigned)(pixel + shift(t)) < (unsigned)size",
-        "(unsigned)(pixel + shift(t)) <= (unsigned)size",
+        "return (unsigned)(start + t * step) < (unsigned)size;",
+        "return (unsigned)(start + t * step) <= (unsigned)size;",
         "scalars",
     ),
     "a border one too narrow, backward weight": (
@@ -147,8 +149,8 @@ MUTATIONS = {
     ),
     "the filter transposed": (
         "conv_simt.cu",
-        "const int r = divide(tap, s_mul, s_shift), s = tap - r * S;",
-        "const int s = divide(tap, s_mul, s_shift), r = tap - s * S;",
+        "const int r = tap / S, s = tap - r * S;",
+        "const int s = tap / S, r = tap - s * S;",
         "scalars",
     ),
     "no guard behind the last filter": (
@@ -171,14 +173,14 @@ MUTATIONS = {
     ),
     "dilation ignored": (
         "conv_simt.cu",
-        "-divide(t * dil, down_mul, down_shift) : t * dil;",
-        "-divide(t * dil, down_mul, down_shift) : t;",
+        "{H, dil_h}, {W, dil_w}, R",
+        "{H, 1}, {W, 1}, R",
         "scalars",
     ),
     "every group reads the first one's channels": (
         "conv_simt.cu",
-        "GatherLoader<false> a = {x + from.group * channels,",
-        "GatherLoader<false> a = {x,",
+        "GatherLoader a = {x + from.group * channels,",
+        "GatherLoader a = {x,",
         "groups",
     ),
     "slices overlap by a pixel": (
@@ -192,6 +194,35 @@ MUTATIONS = {
         "for (int s = 1; s < number; ++s)",
         "for (int s = 2; s < number; ++s)",
         "slices",
+    ),
+    "no barrier before the next row of filters": (
+        "conv_first.cu",
+        """sums[i][k] = fmaf(value, f[k], sums[i][k]);
+                }
+            }
+        __syncthreads();""",
+        """sums[i][k] = fmaf(value, f[k], sums[i][k]);
+                }
+            }""",
+        "first",
+    ),
+    "a segment's pixels past the last one": (
+        "conv_first.cu",
+        "count = min(WIDE, Q - q0);",
+        "count = WIDE;",
+        "first",
+    ),
+    "a part's sums left out": (
+        "conv_first.cu",
+        "other < PARTS; ++other)",
+        "other < PARTS - 1; ++other)",
+        "first",
+    ),
+    "dilation of the rows ignored": (
+        "conv_first.cu",
+        "p0 * stride_h - pad_h + r * dil_h",
+        "p0 * stride_h - pad_h + r",
+        "first",
     ),
     "the last of equal maxima wins": (
         "maxpool.cu",
@@ -337,6 +368,8 @@ USUAL = {  # in the default run: one of each sort
     "a bias missing",
     "dilation ignored",
     "slices overlap by a pixel",
+    "no barrier before the next row of filters",
+    "a part's sums left out",
     "the last of equal maxima wins",
     "max-pool loses NaN",
     "ReLU loses NaN",

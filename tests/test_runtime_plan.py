@@ -127,6 +127,14 @@ def test_tiles_cover_the_result(name):
     if c.depthwise:
         return
     (forward,) = plan_conv.forward(c, True, False).launches
+    if forward.file == "conv_first.cu":
+        blocks, down, tiles = (forward.scalars[n] for n in ("blocks", "tiles_h", "tiles_w"))
+        lanes = int(dict(forward.defines)["LANES"])
+        assert blocks * 8 * lanes >= c.K > (blocks - 1) * 8 * lanes
+        assert down * 32 // lanes >= c.P > (down - 1) * 32 // lanes
+        assert tiles * 32 >= c.Q > (tiles - 1) * 32
+        assert forward.grid == (c.N * down * tiles * blocks, 1, 1)
+        return
     tile = int(dict(forward.defines)["TILE"])
     across = forward.scalars["tiles_across"]
     assert across * tile >= c.filters > (across - 1) * tile
@@ -142,6 +150,9 @@ def test_slices_cover_the_pixels_and_none_is_too_long(name):
     first = weight.launches[0]
     slices = first.grid[1 if c.depthwise else 2]
     length, pixels = first.scalars["slice"], c.N * c.P * c.Q
+    if first.file == "conv_first.cu":  # in segments of up to 32 pixels
+        assert first.scalars["segments"] == c.N * c.P * plan.ceil_div(c.Q, 32)
+        length, pixels = 32 * length, 32 * first.scalars["segments"]
     assert length % 16 == 0
     assert slices * length >= pixels > (slices - 1) * length
     assert length <= max(plan_slices.SLICE_MOST, plan.ceil_div(pixels, plan.GRID_YZ) + 16)

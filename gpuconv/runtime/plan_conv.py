@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
-from gpuconv.runtime import plan_depthwise
+from gpuconv.runtime import plan_depthwise, plan_first
 from gpuconv.runtime.plan import (
     GRID_YZ,
     THREADS,
@@ -102,14 +103,18 @@ def forward(conv: Conv, bias: bool, relu: bool) -> Plan:
     conv.require("conv2d")
     if conv.depthwise:
         return plan_depthwise.forward(conv, bias, relu)
+    if first := plan_first.forward(conv, bias, relu):
+        return first
     reduction = conv.R * conv.S * conv.channels
     pixels = conv.N * conv.P * conv.Q
     vec, out = vector(conv.channels), vector(conv.filters)
-    tile, macros = _gather(conv, pixels, conv.filters, conv.channels, vec, vec, out)
+    sizes = (pixels, 1, conv.filters, conv.channels)
+    tile, macros = _gather((conv.R, conv.S), sizes, conv.groups, vec, vec, out)
     across = ceil_div(conv.filters, tile)
     scalars = {
-        **_common(conv, pixels, across, reduction),
-        **magics(p=conv.P, q=conv.Q, s=conv.S, channels=conv.channels),
+        **_common(conv, pixels, across),
+        **magics(p=conv.P, q=conv.Q, channels=conv.channels),
+        "reduction": reduction,
         "use_bias": int(bias),
         "rectify": int(relu),
     }
@@ -127,18 +132,33 @@ def backward_data(conv: Conv, mask: bool) -> Plan:
     conv.require("conv2d_backward")
     if conv.depthwise:
         return plan_depthwise.backward_data(conv, mask)
-    reduction = conv.R * conv.S * conv.filters
-    pixels = conv.N * conv.H * conv.W
+    rows, columns = ceil_div(conv.H, conv.stride_h), ceil_div(conv.W, conv.stride_w)
+    classes_w = min(conv.stride_w, conv.W)
+    classes = min(conv.stride_h, conv.H) * classes_w
+    every_h, every_w = (
+        conv.stride_h // gcd(conv.stride_h, conv.dil_h),
+        conv.stride_w // gcd(conv.stride_w, conv.dil_w),
+    )
+    pixels = conv.N * rows * columns  # of the largest class
+    taps = (ceil_div(conv.R, every_h), ceil_div(conv.S, every_w))
     vec, out = vector(conv.filters), vector(conv.channels)
-    tile, macros = _gather(conv, pixels, conv.channels, conv.filters, vec, out, out)
+    sizes = (pixels, classes, conv.channels, conv.filters)
+    tile, macros = _gather(taps, sizes, conv.groups, vec, out, out)
     across = ceil_div(conv.channels, tile)
+    tiles = ceil_div(pixels, tile) * classes
+    require_int("conv2d_backward", tiles_of_pixels=tiles * max(tile, across))
     scalars = {
-        **_common(conv, pixels, across, reduction),
-        **magics(h=conv.H, w=conv.W, s=conv.S, filters=conv.filters),
-        **magics(stride_h=conv.stride_h, stride_w=conv.stride_w),
+        **_common(conv, conv.N * conv.H * conv.W, across),
+        **{"N": conv.N, "classes": classes, "classes_w": classes_w},
+        **{"every_h": every_h, "every_w": every_w},
+        **{"step_h": conv.dil_h * every_h // conv.stride_h},
+        **{"step_w": conv.dil_w * every_w // conv.stride_w},
+        **magics(rows=rows, rows_less=max(1, conv.H // conv.stride_h)),
+        **magics(columns=columns, columns_less=max(1, conv.W // conv.stride_w)),
+        **magics(filters=conv.filters),
         "use_mask": int(mask),
     }
-    grid = (ceil_div(pixels, tile) * across, conv.groups, 1)
+    grid = (tiles * across, conv.groups, 1)
     chosen = defines(**macros)
     kernel = "conv2d_backward_data_simt"
     return Plan((Launch("conv_simt.cu", kernel, grid, THREADS, chosen, scalars),))
@@ -149,6 +169,8 @@ def backward_weight(conv: Conv) -> Plan:
     conv.require("conv2d_backward")
     if conv.depthwise:
         return plan_depthwise.backward_weight(conv)
+    if first := plan_first.backward_weight(conv):
+        return first
     columns, pixels = conv.R * conv.S * conv.channels, conv.N * conv.P * conv.Q
     vec_a, vec_b = vector(conv.filters), vector(conv.channels)
     big = vec_a == vec_b == 4 and conv.filters > 64 and columns > 64
@@ -158,13 +180,12 @@ def backward_weight(conv: Conv) -> Plan:
     length = slice_length(pixels, tiles * conv.groups)
     slices = max(1, ceil_div(pixels, length))
     scalars = {
-        **_common(conv, pixels, across, columns),
+        **_common(conv, pixels, across),
         **magics(p=conv.P, q=conv.Q),
         "columns": columns,
         "slice": length,
     }
-    for name in ("reduction", "R"):
-        del scalars[name]
+    del scalars["R"]
     chosen = defines(TILE=tile, VEC_A=vec_a, VEC_B=vec_b, VEC_OUT=vec_b)
     return sliced(
         Launch(
@@ -197,12 +218,21 @@ def backward_bias(pixels: int, K: int) -> Plan:
 
 
 def _gather(
-    conv: Conv, pixels: int, across: int, gathered: int, vec_a: int, vec_b: int, vec_out: int
+    taps: tuple[int, int],
+    sizes: tuple[int, int, int, int],
+    groups: int,
+    vec_a: int,
+    vec_b: int,
+    vec_out: int,
 ) -> tuple[int, dict[str, int]]:
-    """(tile, macros) of a pass that gathers windows of `gathered` channels."""
-    bits = conv.R <= BITS_ROWS and conv.S <= BITS_COLUMNS
+    """(tile, macros) of a pass that gathers windows of this many rows and columns.
+
+    sizes: pixels of a class and how many classes, channels of a result, channels gathered.
+    """
+    pixels, classes, across, gathered = sizes
+    bits = taps[0] <= BITS_ROWS and taps[1] <= BITS_COLUMNS
     whole = vec_a == vec_b == vec_out == 4 and gathered % 8 == 0 and bits
-    tiles = ceil_div(pixels, 128) * ceil_div(across, 128) * conv.groups
+    tiles = ceil_div(pixels, 128) * classes * ceil_div(across, 128) * groups
     big = whole and across > 64 and tiles >= BLOCKS_WANTED // 4
     uniform = vec_a == 4 and gathered % (8 if big else 16) == 0
     tile = 128 if big else 64
@@ -210,12 +240,11 @@ def _gather(
     return tile, {**macros, "UNIFORM": int(uniform), "WINDOW_BITS": int(bits)}
 
 
-def _common(conv: Conv, pixels: int, across: int, reduction: int) -> dict[str, int]:
+def _common(conv: Conv, pixels: int, across: int) -> dict[str, int]:
     names = ("H", "W", "P", "Q", "R", "S", "C", "K", "channels", "filters")
     return {
         "pixels": pixels,
         "tiles_across": across,
-        "reduction": reduction,
         **{name: getattr(conv, name) for name in names},
         **conv.window_scalars,
     }
