@@ -19,7 +19,8 @@ STEPS, BATCH = 20, 32
 # What one step of LeNet with ReLU, max-pool, cross-entropy and momentum consists of.
 KERNELS = {
     "conv2d_forward_simt", "conv2d_backward_data_simt", "conv2d_backward_weight_simt",
-    "conv2d_backward_bias_slices", "sum_slices", "max_pool2d_forward", "max_pool2d_backward",
+    "conv2d_backward_bias_slices", "sum_slices",
+    "bias_relu_max_pool2d_forward", "bias_relu_max_pool2d_backward",
     "conv2d_forward_first", "conv2d_backward_weight_first",
     "relu_backward", "cross_entropy_forward", "mean_rows", "cross_entropy_backward",
     "sgd_momentum", "transpose",
