@@ -162,6 +162,21 @@ def test_convolution_pointers_have_their_shapes_sizes(runtime):
     runtime.run(plan_conv.forward(conv, False, False), **{**arrays, "b": arrays["w"]})
 
 
+def test_pointers_of_images_of_few_channels_have_their_shapes_sizes(runtime):
+    conv = plan_conv.Conv.of((2, 3, 20, 37), (5, 3, 3, 2), window((3, 2)), 1)
+    forward, weight = plan_conv.forward(conv, True, False), plan_conv.backward_weight(conv)
+    for plan, kernel, right in (
+        (forward, "conv2d_forward_first", {"y": 2 * 18 * 36 * 5, "x": 4440, "w": 90, "b": 5}),
+        (weight, "conv2d_backward_weight_first", {"dy": 2 * 18 * 36 * 5, "x": 4440, "dw": 90}),
+    ):
+        arrays = {name: sim.zeros(size) for name, size in right.items()}
+        runtime.run(plan, **arrays)
+        for name in set(right) - {"dw"}:
+            wrong = {**arrays, name: sim.zeros(right[name] + 4)}
+            with pytest.raises(ValueError, match=f"{kernel}: {name} must have {right[name]} el"):
+                runtime.run(plan, **wrong)
+
+
 def test_specialisations_do_not_share_code():
     runtime = SimRuntime()
     x = sim.asarray(np.float32([1, 2, 3, 4, 5, 6, 7, 8]))

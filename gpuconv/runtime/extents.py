@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-Numbers = Any  # a launch's scalars and grid as attributes
+Numbers = Any  # a launch's scalars, whole-number macros and grid as attributes
 Formula = Callable[[Numbers], int]
 
 
@@ -53,6 +53,23 @@ def _filters(n: Numbers) -> int:
     """(K, R, S, C/groups) of a convolution, whichever way its kernel counts them."""
     channels = n.channels if hasattr(n, "channels") else 1
     return n.K * n.R * n.S * channels
+
+
+def _images(n: Numbers) -> int:
+    """Of a launch of conv_first.cu."""
+    if hasattr(n, "segments"):
+        return n.segments // (n.P * n.tiles_w)
+    return n.grid[0] // (n.tiles_h * n.tiles_w * n.blocks)
+
+
+def _few(n: Numbers) -> int:
+    """(N, H, W, C) of conv_first.cu."""
+    return _images(n) * n.H * n.W * n.C
+
+
+def _many(n: Numbers) -> int:
+    """(N, P, Q, K) of conv_first.cu."""
+    return _images(n) * n.P * n.Q * n.K
 
 
 def _pooled(n: Numbers) -> int:
@@ -119,6 +136,17 @@ EXTENTS: Mapping[str, Mapping[str, Formula]] = {
         "dy": _own("K"),
         "x": _x,
     },
+    "conv2d_forward_first": {
+        "y": _many,
+        "x": _few,
+        "w": lambda n: n.K * n.R * n.S * n.C,
+        "b": lambda n: n.K,
+    },
+    "conv2d_backward_weight_first": {
+        "slices": lambda n: n.K * n.R * n.S * n.C * n.grid[2],
+        "dy": _many,
+        "x": _few,
+    },
     "conv2d_backward_bias_slices": {
         "slices": lambda n: n.K * n.grid[1],
         "dy": lambda n: n.pixels * n.K,
@@ -177,7 +205,10 @@ UNREAD = {"b": "use_bias", "x": "use_mask", "w": "use_weight", "dw": "of_batch",
 def expected(
     kernel: str, pointer: str, scalars: Mapping[str, int | float], grid: tuple[int, int, int]
 ) -> int | None:
-    """Elements that `kernel` reaches through `pointer`; None where nothing is known or read."""
+    """Elements that `kernel` reaches through `pointer`; None where nothing is known or read.
+
+    scalars: the launch's, and those of its macros that are whole numbers.
+    """
     if scalars.get(UNREAD.get(pointer, "")) == 0:
         return None
     formula = EXTENTS.get(kernel, {}).get(pointer)

@@ -125,7 +125,8 @@ def _require_array(launch: Launch, p: Parameter, view: View, device: str) -> Non
         raise TypeError(f"{where} must be {p.dtype}, got {view.dtype}")
     if not view.contiguous:
         raise ValueError(f"{where} is not contiguous in memory, and kernels ignore strides")
-    count = expected(launch.kernel, p.name, launch.scalars, launch.grid)
+    compiled_in = {name: int(value) for name, value in launch.defines if value.isdecimal()}
+    count = expected(launch.kernel, p.name, {**compiled_in, **launch.scalars}, launch.grid)
     if count is not None and view.size != count:
         raise ValueError(f"{where} must have {count} elements, got {view.size}")
     needed = alignment(launch, p)
