@@ -43,7 +43,7 @@ def max_backward(
 
     def spread(b: int, e: int) -> None:
         if pool_pairs.suits(dx.dtype, window, H, W):
-            pool_pairs.spread_planes(gradient[b:e], winners[b:e], gradient[b:e], False, out[b:e])
+            pool_pairs.spread_planes(gradient[b:e], winners[b:e], out[b:e])
         else:
             _max_backward(gradient[b:e], winners[b:e], out[b:e], *geometry)
 

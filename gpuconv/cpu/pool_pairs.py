@@ -46,8 +46,8 @@ def max_planes(x, y, argmax):
 
 
 @compiled
-def spread_planes(dy, argmax, y, rectified, dx):
-    """dx (planes, H, W) of dy, argmax, y (planes, H//2, W//2): with `rectified`, 0 where y <= 0."""
+def spread_planes(dy, argmax, dx):
+    """dx (planes, H, W) of dy and argmax (planes, H//2, W//2)."""
     planes, P, Q = dy.shape
     _, H, W = dx.shape
     winners = np.empty(-(-Q // LANES) * LANES, np.uint8)
@@ -59,6 +59,5 @@ def spread_planes(dy, argmax, y, rectified, dx):
             upper, lower = address(dx[plane, 2 * p]), address(dx[plane, 2 * p + 1])
             for q in range(0, Q, LANES):
                 bits = _bits(2 * (Q - q))
-                result = address(y[plane, p]) + 4 * q if rectified else 0
                 source, at = address(dy[plane, p]) + 4 * q, address(winners) + q
-                spread_pairs(source, at, result, bits, upper + 8 * q, lower + 8 * q)
+                spread_pairs(source, at, bits, upper + 8 * q, lower + 8 * q)

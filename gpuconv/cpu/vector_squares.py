@@ -152,17 +152,16 @@ def max_pairs(typingctx, upper, lower, bits, y, argmax):
 
 
 @intrinsic
-def spread_pairs(typingctx, dy, argmax, y, bits, upper, lower):
+def spread_pairs(typingctx, dy, argmax, bits, upper, lower):
     """The gradient of max_pairs: dy[lane] to the place argmax[lane] of its square, 0 to the other
     three.
 
-    bits: of the 2*LANES floats at `upper` and `lower`, which to write. Where y[lane] <= 0 the
-    gradient
-    is 0, that of a ReLU before the pool; y is 0 where there is none. argmax is read for all lanes.
+    bits: of the 2*LANES floats at `upper` and `lower`, which to write. argmax is read for all
+    lanes.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dy, argmax, y, bits, upper, lower = args
+        dy, argmax, bits, upper, lower = args
         zero = ir.Constant(VECTOR, [0.0] * LANES)
         inside = builder.bitcast(
             builder.trunc(bits, ir.IntType(2 * LANES)), ir.VectorType(ir.IntType(1), 2 * LANES)
@@ -171,10 +170,6 @@ def spread_pairs(typingctx, dy, argmax, y, bits, upper, lower):
         odd = ir.Constant(index, [2 * i + 1 for i in range(LANES)])
         mask = builder.shuffle_vector(inside, ir.Constant(inside.type, ir.Undefined), odd)
         gradient = masked_load(builder, dy, mask)
-        rectified = builder.icmp_signed("!=", y, i64(0))
-        value = masked_load(builder, builder.select(rectified, y, dy), mask)
-        cut = builder.select(builder.fcmp_ordered("<=", value, zero), zero, gradient)
-        gradient = builder.select(rectified, cut, gradient)
         winner = builder.load(builder.inttoptr(argmax, BYTES.as_pointer()), align=1)
         parts = []
         for tap in range(4):
@@ -187,4 +182,4 @@ def spread_pairs(typingctx, dy, argmax, y, bits, upper, lower):
             masked_store(builder, high, plus(builder, row, VECTOR_BYTES), rest)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), emit
+    return types.void(*[types.intp] * 5), emit
