@@ -382,7 +382,7 @@ def standin_names():
 
 
 # Whose constructors gpuconv never calls: CuPy makes them.
-MADE_BY_CUPY = {"RawKernel", "ndarray", "cuda.memory.MemoryPool"}
+MADE_BY_CUPY = {"RawKernel", "ndarray", "cuda.MemoryPointer", "cuda.memory.MemoryPool"}
 
 
 def parameters(text):
