@@ -5,6 +5,7 @@ import json
 import math
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from gpuconv.show import Session, live
 from gpuconv.show.judged import judge
 from gpuconv.show.live import Live
 from gpuconv.show.server import PageServer
-from gpuconv.train import Interrupted, Trainer
+from gpuconv.train import Callback, Interrupted, Trainer
 
 EPOCHS = 2
 
@@ -290,3 +291,31 @@ def test_the_many_points_of_a_long_run_are_thinned(eager, monkeypatch):
     points = watching.snapshot()["points"]
     assert len(points) <= 10
     assert [p["step"] for p in points] == sorted({p["step"] for p in points})
+
+
+class Losses(Callback):
+    """The loss of each batch."""
+
+    def __init__(self):
+        self.found, self._sum = [], 0.0
+
+    def on_batch_end(self, trainer):
+        p = trainer.position
+        before = self._sum if p.batch > 1 else 0.0
+        self.found.append((p.loss_sum - before) / 32)
+        self._sum = p.loss_sum
+
+
+def test_points_come_though_an_epoch_is_shorter_than_the_time_between_them(monkeypatch):
+    """A clock that ticks once a batch: epochs of 20, points every 30."""
+    watching, losses = Live(session_of(lenet(seed=0)), loader(96, shuffle=False), ""), Losses()
+    trainer = trainer_of([losses, watching])
+    clock = types.SimpleNamespace(monotonic=lambda: float(trainer.position.step))
+    monkeypatch.setattr(live, "time", clock)
+    monkeypatch.setattr(live, "POINT_SECONDS", 30.0)
+    trainer.fit(loader(seed=3), epochs=4)
+    points = watching.snapshot()["points"]
+    assert [p["step"] for p in points] == [30, 60]
+    for point, begin in zip(points, (0, 30), strict=True):
+        assert abs(point["loss"] - np.mean(losses.found[begin : begin + 30])) < 1e-9
+    assert watching.snapshot()["progress"]["images_per_second"] == 32

@@ -109,6 +109,8 @@ class Live(Callback):
                 self._copy(trainer)
                 self._judge()
         self._obey(trainer)
+        if trainer.position.batch == trainer.batches:  # an epoch may be shorter than a point
+            self._since.end_epoch(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: Found) -> None:
         kept = {name: value for name, value in record.items() if isinstance(value, (int, float))}
@@ -117,7 +119,10 @@ class Live(Callback):
         with self._due[1]:
             self._copy(trainer)
             self._judge()
-        self._since = _Since(trainer)
+        if self._since.ended:
+            self._since.begin_epoch()
+        else:  # of unknown length: the sums start again
+            self._since = _Since(trainer)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self._copy(trainer)
@@ -267,6 +272,20 @@ class _Since:
         self.images = 0 if p is None else p.images
         self.loss_sum = 0.0 if p is None else p.loss_sum
         self.correct = 0 if p is None else p.correct
+        self.ended = 0.0  # when the epoch did that is over
+
+    def end_epoch(self, trainer: Trainer) -> None:
+        """The position's sums will start from 0 again; what they held still counts."""
+        p = trainer.position
+        self.images -= p.images
+        self.loss_sum -= p.loss_sum
+        self.correct -= p.correct
+        self.ended = time.monotonic()
+
+    def begin_epoch(self) -> None:
+        """Validation and what else came between the epochs is no time of training."""
+        self.time += time.monotonic() - self.ended
+        self.ended = 0.0
 
 
 class _Due:
