@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpuconv import data, explain, models, nn, ops, optim
     from gpuconv.checkpoint import load, save
+    from gpuconv.cpu.precision import float64_sums
     from gpuconv.cpu.threads import set_thread_count, thread_count
     from gpuconv.interop.torch import load_torch
     from gpuconv.nn.summary import summary
@@ -27,6 +28,7 @@ __all__ = [
     "Trainer",
     "data",
     "explain",
+    "float64_sums",
     "load",
     "load_torch",
     "models",
@@ -43,6 +45,7 @@ __all__ = [
 
 _HOME = {
     "Trainer": "gpuconv.train",
+    "float64_sums": "gpuconv.cpu.precision",
     "load": "gpuconv.checkpoint",
     "load_torch": "gpuconv.interop.torch",
     "save": "gpuconv.checkpoint",

@@ -6,6 +6,7 @@ import numpy as np
 
 from gpuconv.cpu import conv_direct, conv_matmul, conv_pointwise, conv_weights, winograd
 from gpuconv.cpu.elementwise import plain
+from gpuconv.cpu.precision import sums_in_float64
 from gpuconv.cpu.threads import thread_count
 from gpuconv.shapes import Window
 
@@ -23,13 +24,17 @@ def forward(
     activation: None or "relu"; a NaN passes through it. Arrays may have any strides.
     """
     x, w, b = plain(x), plain(w), None if b is None else plain(b)
+    if sums_in_float64(x.dtype):
+        wide = None if b is None else b.astype(np.float64)
+        y = forward(x.astype(np.float64), w.astype(np.float64), wide, window, groups, activation)
+        return y.astype(x.dtype)
     if x.dtype == np.float32:
-        relu, y = activation == "relu", None
+        relu, fast = activation == "relu", None
         if conv_pointwise.suits(x.shape, w.shape, window, groups):
             return conv_pointwise.forward(x, w, b, relu)
         if winograd.suits(x.shape, w.shape, window, groups):
-            y = winograd.forward(x, w, b, window, relu)
-        return conv_direct.forward(x, w, b, window, groups, relu) if y is None else y
+            fast = winograd.forward(x, w, b, window, relu)
+        return conv_direct.forward(x, w, b, window, groups, relu) if fast is None else fast
     y = conv_matmul.forward(x, w, window, groups)
     if b is not None:
         y += b[:, None, None]
@@ -46,6 +51,10 @@ def backward(
     dy: (N, K, P, Q), the gradient before the activation. Arrays may have any strides.
     """
     dy, x, w = plain(dy), plain(x), plain(w)
+    if sums_in_float64(x.dtype):
+        wide = dy.astype(np.float64), x.astype(np.float64), w.astype(np.float64)
+        dx, dw, db = backward(*wide, window, groups, need_dx)
+        return None if dx is None else dx.astype(x.dtype), dw.astype(w.dtype), db.astype(x.dtype)
     if x.dtype == np.float32:
         return _backward(dy, x, w, window, groups, need_dx)
     dx, dw = conv_matmul.backward(dy, x, w, window, groups, need_dx)

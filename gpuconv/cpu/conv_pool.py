@@ -15,6 +15,7 @@ from gpuconv.cpu.blocks import ALL, address, stage_input
 from gpuconv.cpu.conv_pool_gradient import gradient
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.plan import forward_plan
+from gpuconv.cpu.precision import sums_in_float64
 from gpuconv.cpu.threads import parallel, shards
 from gpuconv.cpu.vector import LANES, VECTOR_BYTES, compiled
 from gpuconv.cpu.vector_lanes import transpose
@@ -35,7 +36,8 @@ def _fuses(
 ) -> bool:
     P, Q = window.output_size(*x_shape[2:])
     return (
-        pool_pairs.suits(dtype, pool_window, P, Q)
+        not sums_in_float64(dtype)
+        and pool_pairs.suits(dtype, pool_window, P, Q)
         and w_shape[0] * P * Q <= MOST_FLOATS
         and not winograd.suits(x_shape, w_shape, window, groups)
         and forward_plan((1, *x_shape[1:]), window, groups, 1).stage.blocks == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.cpu.precision import sums_in_float64
 from gpuconv.cpu.threads import parallel, shards, single_threaded_blas
 
 GRAIN = 4_000_000  # multiply-adds below which a second thread costs more than it saves
@@ -15,6 +16,8 @@ GRAIN = 4_000_000  # multiply-adds below which a second thread costs more than i
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b for matrices (rows, depth) and (depth, columns) of one dtype, in any layout."""
+    if sums_in_float64(a.dtype):
+        return matmul(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)
     rows, depth = a.shape
     product = np.empty((rows, b.shape[1]), a.dtype)
     pieces = shards(rows, -(-GRAIN // max(depth * b.shape[1], 1)))
