@@ -122,6 +122,10 @@ def test_random_geometry(seed):
         ((1, 1, 1, 1), 1, Window(1), 1),
         ((1, 1, 1, 1), 3, Window(3, padding=1), 1),
         ((1, 3, 5, 7), 2, Window((5, 7)), 1),  # the window is the image
+        ((8, 16, 5, 5), 120, Window(5, stride=3), 1),
+        ((3, 4, 5, 5), 6, Window(5), 2),
+        ((3, 4, 5, 5), 6, Window(5, padding=1), 1),
+        ((3, 4, 5, 5), 6, Window(5, padding=((0, 4), (4, 0)), dilation=2), 1),
         ((2, 3, 5, 7), 2, Window(1, stride=4), 1),
         ((2, 2, 1, 9), 3, Window((1, 3), stride=(5, 2), padding=(0, 1)), 1),
         ((2, 2, 1, 1), 2, Window((2, 2), stride=2, padding=2), 1),  # windows on padding alone

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import conv_direct, conv_matmul, conv_pointwise, conv_weights, winograd
+from gpuconv.cpu import (
+    conv_direct,
+    conv_matmul,
+    conv_pointwise,
+    conv_weights,
+    conv_whole,
+    winograd,
+)
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.precision import sums_in_float64
 from gpuconv.cpu.threads import thread_count
@@ -30,6 +37,8 @@ def forward(
         return y.astype(x.dtype)
     if x.dtype == np.float32:
         relu, fast = activation == "relu", None
+        if conv_whole.suits(x.shape, window, groups):
+            return conv_whole.forward(x, w, b, relu)
         if conv_pointwise.suits(x.shape, w.shape, window, groups):
             return conv_pointwise.forward(x, w, b, relu)
         if winograd.suits(x.shape, w.shape, window, groups):
@@ -65,7 +74,9 @@ def _backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     weights = None
-    if winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
+    if conv_whole.suits(x.shape, window, groups):
+        weights = conv_whole.weight_gradient(dy, x)
+    elif winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
         weights = winograd.weight_gradient(dy, x, w.shape, window)
     if weights is None:
         weights = conv_weights.weight_gradient(dy, x, w.shape, window, groups, thread_count())
@@ -77,7 +88,9 @@ def input_gradient(
 ) -> np.ndarray:
     """dx of x_shape alone, for float32 arrays in C order; the rest as `backward` has it."""
     dx = None
-    if conv_pointwise.suits(x_shape, w.shape, window, groups):
+    if conv_whole.suits(x_shape, window, groups):
+        dx = conv_whole.input_gradient(dy, w)
+    elif conv_pointwise.suits(x_shape, w.shape, window, groups):
         dx = conv_pointwise.input_gradient(dy, w)
     elif winograd.suits(x_shape, w.shape, window, groups):
         dx = winograd.input_gradient(dy, w, x_shape, window)

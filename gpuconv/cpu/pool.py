@@ -175,8 +175,19 @@ def _sum_forward(x, y, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
                 for s in range(S):
                     offset = s * dil_w - left
                     first, end = _inside(offset, stride_w, Q, W)
-                    for q in range(first, end):
-                        total[q] += x[plane, h, q * stride_w + offset]
+                    row = x[plane, h, max(first * stride_w + offset, 0) :]
+                    if stride_w == 1:
+                        _add(row, total[first:end], 1)
+                    elif stride_w == 2:
+                        _add(row, total[first:end], 2)
+                    else:
+                        _add(row, total[first:end], stride_w)
+
+
+@compiled
+def _add(row, total, step):
+    for q in range(len(total)):
+        total[q] += row[q * step]
 
 
 @compiled
@@ -192,5 +203,16 @@ def _sum_backward(dy, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
                 for s in range(S):
                     offset = s * dil_w - left
                     first, end = _inside(offset, stride_w, Q, W)
-                    for q in range(first, end):
-                        dx[plane, h, q * stride_w + offset] += dy[plane, p, q]
+                    row = dx[plane, h, max(first * stride_w + offset, 0) :]
+                    if stride_w == 1:
+                        _add_to(row, dy[plane, p, first:end], 1)
+                    elif stride_w == 2:
+                        _add_to(row, dy[plane, p, first:end], 2)
+                    else:
+                        _add_to(row, dy[plane, p, first:end], stride_w)
+
+
+@compiled
+def _add_to(row, values, step):
+    for q in range(len(values)):
+        row[q * step] += values[q]

@@ -5,6 +5,7 @@ torch's avg_pool2d.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -85,12 +86,13 @@ def avg_pool2d_backward(
     of x_shape.
     """
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    share = dy / _taps_counted(geometry, x_shape[2:], count_include_pad).astype(dy.dtype)
+    share = dy / _taps_counted(geometry, tuple(x_shape[2:]), count_include_pad).astype(dy.dtype)
     return sum_pool2d_backward.definition(
         share, x_shape, kernel_size, stride, padding, dilation, ceil_mode
     )
 
 
+@lru_cache(maxsize=256)
 def _taps_counted(geometry, image, include_pad):
     """(P, Q): the taps of each window that are inside the image, or inside it and its padding."""
     axes = zip(image, geometry.pads(*image), geometry.output_size(*image), strict=True)
@@ -100,7 +102,9 @@ def _taps_counted(geometry, image, include_pad):
         taps = starts + np.arange(geometry.kernel_size[axis]) * geometry.dilation[axis]
         low, high = (-before, size + after) if include_pad else (0, size)
         counts.append(((taps >= low) & (taps < high)).sum(1))
-    return np.maximum(np.outer(*counts), 1)  # a window of padding alone: 0 / 1, not 0 / 0
+    total = np.maximum(np.outer(*counts), 1)  # a window of padding alone: 0 / 1, not 0 / 0
+    total.flags.writeable = False  # every call shares it
+    return total
 
 
 def _require(name, x_shape, dy, geometry):
@@ -189,7 +193,7 @@ def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
 def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return fast.sum_backward(
-        dy / _taps_counted(geometry, x_shape[2:], count_include_pad).astype(dy.dtype),
+        dy / _taps_counted(geometry, tuple(x_shape[2:]), count_include_pad).astype(dy.dtype),
         x_shape,
         geometry,
     )
