@@ -1,6 +1,6 @@
 """Convolution by filters as large as the image: a linear layer of all its pixels.
 
-LeNet-5's last convolution is one. At batch 8 forward took a fifth and backward a tenth of the time
+LeNet-5's last convolution is one. At batch 8 forward and backward took about a tenth of the time
 of the register tiles, which pack the weights and leave all but 8 of their lanes empty.
 """
 
