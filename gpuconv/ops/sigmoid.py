@@ -59,6 +59,15 @@ def _(dy, y):
     return fast.elementwise(fast.sigmoid_backward, dy, y)
 
 
+@sigmoid.memory
+def _(x):
+    x = x.plain()
+    y = x.empty(x.shape)
+    temporary = [x.empty(x.shape) for _ in range(3)]
+    del temporary
+    return y
+
+
 @sigmoid.launch
 def _(runtime, x):
     return runtime.each("activations.cu", "sigmoid_forward", "y", x=x)
