@@ -6,6 +6,8 @@ Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpuconv.cpu import conv as fast
@@ -165,7 +167,7 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
 
 @conv2d.memory
 def _(x, w, b, stride, padding, dilation, groups, activation):
-    y = outlines.forward(x, w, window(w.shape[2:], stride, padding, dilation), groups)
+    y: Any = outlines.forward(x, w, window(w.shape[2:], stride, padding, dilation), groups)
     return y if activation == "relu" else activate(y, activation)
 
 

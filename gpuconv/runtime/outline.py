@@ -1,8 +1,8 @@
 """`Outline`: an array's shape and its place in memory, without the memory.
 
-A network's own code runs on outlines as on NumPy's arrays: layers keep them, cut them, join them and
-let them go, and a `Meter` sees what would be in use. No value is ever computed; what an operation
-would take says its `@op.memory`, where it is not one array like the first argument.
+A network's own code runs on outlines as on NumPy's arrays: layers keep them, cut them, join them
+and let them go, and a `Meter` sees what would be in use. No value is ever computed. What an
+operation would take says its `@op.memory`, where it is not one array like the first argument.
 """
 
 from __future__ import annotations
