@@ -139,3 +139,8 @@ def test_dropout_layer_draws_a_new_mask_each_time_and_can_be_put_back():
 def test_dropout_refuses_an_impossible_probability(p):
     with pytest.raises(ValueError, match="p must be in"):
         nn.Dropout(p)
+
+
+def test_sigmoid_in_pieces_is_the_definition_to_the_bit():
+    x = np.random.default_rng(6).standard_normal((3, 5, 91, 97)).astype(np.float32) * 9
+    assert ops.sigmoid(x).tobytes() == ops.sigmoid.reference(x).tobytes()

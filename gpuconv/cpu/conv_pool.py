@@ -203,4 +203,5 @@ def backward(
     size = window.output_size(*x.shape[2:])
     masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)
     spread = pool.max_backward(masked, argmax, (len(x), w.shape[0], *size), pool_window)
+    del masked
     return conv.backward(spread, x, w, window, groups, need_dx)

@@ -14,7 +14,7 @@ from gpuconv import ops
 from gpuconv.nn.fusion import fuse
 from gpuconv.nn.layer import Fusible, Layer, Row, Shape, is_new, join_names
 from gpuconv.ops.in_place import add_into, can_overwrite, relu_backward_into
-from gpuconv.runtime.arrays import empty_images
+from gpuconv.runtime.arrays import device_of, empty_images
 
 
 class _Container(Layer):
@@ -231,7 +231,7 @@ class Concat(_Container):
 
     def _join(self, outputs: list[np.ndarray]) -> np.ndarray:
         self._edges = [0, *accumulate(y.shape[1] for y in outputs)]
-        if isinstance(outputs[0], np.ndarray):
+        if device_of(outputs[0]) == "cpu":
             return np.concatenate(outputs, axis=1)
         N, _, H, W = outputs[0].shape
         joined = empty_images((N, self._edges[-1], H, W), outputs[0])
@@ -271,7 +271,7 @@ def _sum_gradients(
     if a is None or b is None:
         return None
     _same_shape(a.shape, b.shape)
-    if not isinstance(a, np.ndarray):
+    if device_of(a) != "cpu":
         return ops.add(a, b)
     if a.flags.writeable and not np.may_share_memory(a, dy) and not np.may_share_memory(a, b):
         return layer.run(ops.accumulate, a, b)

@@ -37,7 +37,7 @@ class Parameter:
         """Add to the gradient: a parameter used twice, or two backward passes, sum theirs."""
         if self.grad is None:
             self.grad = grad
-        elif isinstance(grad, np.ndarray):
+        elif device_of(grad) == "cpu":
             self.grad += grad
         else:
             from gpuconv import ops  # whose package needs this module's users
@@ -280,9 +280,7 @@ def is_new(a: Any, old: Any) -> bool:
     """Whether NumPy array `a` shares no memory with `old`, so that whoever made it may overwrite
     it. Arrays of a device are never overwritten.
     """
-    if not isinstance(a, np.ndarray) or not isinstance(old, np.ndarray):
-        return False
-    return not np.may_share_memory(a, old)
+    return device_of(a) == device_of(old) == "cpu" and not np.may_share_memory(a, old)
 
 
 class Fusible(Layer):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gpuconv.nn.layer import Layer, Row, Shape
+from gpuconv.nn.training_memory import TrainingMemory, training_memory
 
 HEADER = ("name", "type", "arguments", "input", "output", "parameters", "multiply-adds")
 
@@ -15,10 +16,11 @@ class Summary:
     """What `summary` found. `error` is None, or why the layer after the last row does not fit.
 
     parameters, buffers: numbers of values. multiply_adds: of one example's forward pass.
-    activations: values of one example that training keeps for the backward pass, all outputs and
-    the input.
+    activations: values of one example, all outputs and the input; training keeps some of them for
+    the backward pass. network: what was traced.
     """
 
+    network: Layer
     rows: list[Row]
     input: Shape
     parameters: int
@@ -28,10 +30,14 @@ class Summary:
     error: str | None
 
     def training_bytes(self, batch: int = 1, states: int = 1) -> int:
-        """Bytes to train in float32: parameters, their gradients and `states` optimiser values
-        each, activations.
+        """Bytes at the peak of a training step on the cpu in float32, of an optimiser that keeps
+        `states` values of each parameter's; see `training_memory`.
         """
-        return 4 * (self.parameters * (2 + states) + self.buffers + batch * self.activations)
+        return self.training(batch, states).total
+
+    def training(self, batch: int = 64, states: int = 1) -> TrainingMemory:
+        """What `training_bytes` counts, in its parts."""
+        return training_memory(self.network, self.input, batch, states)
 
     def __str__(self) -> str:
         cells = [HEADER, *map(_cells, self.rows)]
@@ -47,11 +53,19 @@ class Summary:
             f"parameters      {self.parameters:,} ({_size(4 * self.parameters)} in float32)",
             f"multiply-adds   {self.multiply_adds:,} for one {_shape(self.input)} input",
             f"activations     {self.activations:,} an example ({_size(4 * self.activations)})",
-            f"to train        about {_size(self.training_bytes(64))} at batch 64 with momentum",
+            f"to train        {self._training()}",
         ]
         if self.buffers:
             totals.insert(1, f"buffers         {self.buffers:,}")
         return totals
+
+    def _training(self, batch: int = 64) -> str:
+        try:
+            found = self.training(batch)
+        except NotImplementedError as problem:
+            return f"unknown: {problem}"
+        parts = f"parameters and state {_size(found.state)}, activations {_size(found.activations)}"
+        return f"{_size(found.total)} at batch {batch} (SGD with momentum): {parts}"
 
 
 def summary(network: Layer, input_shape: Shape | None = None) -> Summary:
@@ -77,6 +91,7 @@ def summary(network: Layer, input_shape: Shape | None = None) -> Summary:
     except ValueError as problem:
         error = str(problem)
     return Summary(
+        network=network,
         rows=rows,
         input=tuple(shape),
         parameters=sum(parameter.data.size for parameter in network.parameters()),

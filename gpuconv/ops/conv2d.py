@@ -6,9 +6,12 @@ Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpuconv.cpu import conv as fast
+from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes, output
 from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
@@ -159,6 +162,20 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     dx, dw, db = fast.backward(
         dy, x, w, window(w.shape[2:], stride, padding, dilation), groups, need_dx
     )
+    return dx, dw, db if b is not None else None
+
+
+@conv2d.memory
+def _(x, w, b, stride, padding, dilation, groups, activation):
+    y: Any = outlines.forward(x, w, window(w.shape[2:], stride, padding, dilation), groups)
+    return y if activation == "relu" else activate(y, activation)
+
+
+@conv2d_backward.memory
+def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+    dy = activation_backward(dy, y, activation)
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    dx, dw, db = outlines.backward(dy, x, w, geometry, groups, need_dx)
     return dx, dw, db if b is not None else None
 
 

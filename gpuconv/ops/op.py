@@ -17,6 +17,9 @@
     @relu.cost
     def _(x): ...               # the least arithmetic and traffic (gpuconv/ops/cost.py)
 
+    @relu.memory
+    def _(x): ...               # optional: the arrays and workspaces that NumPy arrays would take
+
 Calling `relu(x)` looks at the arrays, checks the arguments, and runs that device's implementation;
 `relu.reference(x)` checks them and runs the definition.
 """
@@ -32,6 +35,7 @@ import numpy as np
 
 from gpuconv.ops.cost import Cost
 from gpuconv.runtime.arrays import device_of, to_numpy
+from gpuconv.runtime.outline import Outline
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 # Arguments of these types are no arrays of a device: what every call on NumPy arrays is made of.
@@ -53,6 +57,7 @@ class Op:
         self._cpu = definition
         self._launch: Callable[..., Any] | None = None
         self._cost: Callable[..., Cost] | None = None
+        self._memory: Callable[..., Any] = like_the_first
 
     def __repr__(self) -> str:
         return f"<op {self.__name__}{self._signature}>"
@@ -75,6 +80,15 @@ class Op:
     def cost(self, function: Callable[..., Cost]) -> Callable[..., Cost]:
         """Attach the least arithmetic and traffic, a function of the arguments' shapes."""
         self._cost = self._same_parameters(function, self._names)
+        return function
+
+    def memory(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Attach what makes the outlines (gpuconv/runtime/outline.py) of all arrays that the cpu
+        path makes, in its order, and returns those that it returns.
+
+        Without it: one array like the first argument, and copies of arguments not in C order.
+        """
+        self._memory = self._same_parameters(function, self._names)
         return function
 
     @property
@@ -104,6 +118,8 @@ class Op:
         empty = device = None
         for a in args:
             if type(a) not in _PLAIN:
+                if any(type(b) is Outline for b in args):
+                    return self._memory(*args)
                 device = self._device(args)
                 break
         self._checked(args)
@@ -176,6 +192,12 @@ class Op:
                 f"{self.__name__}: an implementation takes {names}, the definition {self._names}"
             )
         return function
+
+
+def like_the_first(first: Any, *others: Any) -> Any:
+    """What an operation takes that makes one array like its first argument in one pass."""
+    copies = [a.plain() for a in (first, *others) if isinstance(a, Outline)]
+    return copies[0].empty(first.shape)
 
 
 def _each(function: Callable[[Any], Any], found: Any) -> Any:

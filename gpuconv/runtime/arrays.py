@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.runtime.outline import Outline
+
 Shape = tuple[int, ...]
 
 
 def device_of(array: Any) -> str | None:
-    """ "cpu" for NumPy's arrays, "sim", "cuda" for CuPy's; None for what is no array.
+    """ "cpu" for NumPy's arrays and outlines of them, "sim", "cuda" for CuPy's; None for what is no
+    array.
 
     An array of a library can only exist once that library is imported, so nothing is imported here.
     """
-    if isinstance(array, np.ndarray):
+    if isinstance(array, np.ndarray | Outline):
         return "cpu"
     simulated = sys.modules.get("gpuconv.sim.memory")
     if simulated is not None and isinstance(array, simulated.Array):
@@ -47,7 +50,7 @@ def empty_images(shape: Shape, like: Any) -> Any:
     """
     device = device_of(like)
     if device in (None, "cpu"):
-        return np.empty(shape, like.dtype)
+        return np.empty(shape, like.dtype, like=like)
     from gpuconv.runtime.runtime import runtime
 
     N, C, H, W = shape
