@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import conv_columns, conv_pointwise, conv_pool, winograd
+from gpuconv.cpu import conv_columns, conv_pointwise, conv_pool, conv_whole, winograd
 from gpuconv.cpu.blocks import HIGH, LANES
 from gpuconv.cpu.conv_pool_gradient import _layout
 from gpuconv.cpu.plan import forward_plan, input_plan, tiles
@@ -28,6 +28,8 @@ def forward(x: Outline, w: Outline, window: Window, groups: int) -> Outline:
     (N, _, H, W), K = x.shape, len(w)
     P, Q = window.output_size(H, W)
     y = x.empty((N, K, P, Q))
+    if conv_whole.suits(x.shape, window, groups):
+        return y
     if conv_pointwise.suits(x.shape, w.shape, window, groups):
         return y
     if winograd.suits(x.shape, w.shape, window, groups):
@@ -48,7 +50,9 @@ def backward(
 ) -> Gradients:
     """(dx or None, dw, db), as conv.backward."""
     dy, x, w = dy.plain(), x.plain(), w.plain()
-    if winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
+    if conv_whole.suits(x.shape, window, groups):
+        weights = w.empty(w.shape), w.empty((len(w),))
+    elif winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
         weights = _winograd_weights(dy, x, w)
     else:
         weights = _weights(dy, x, w, window, groups)
@@ -189,6 +193,8 @@ def _input_gradient(
 ) -> Outline:
     """dx, as conv.input_gradient."""
     dx = dy.empty(x_shape)
+    if conv_whole.suits(x_shape, window, groups):
+        return dx
     if conv_pointwise.suits(x_shape, w.shape, window, groups):
         return dx
     if winograd.suits(x_shape, w.shape, window, groups):
