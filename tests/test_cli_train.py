@@ -157,6 +157,7 @@ def test_the_articles_recipe(said, tmp_path, tiny):
         ],
         ["--momentum", "0", "--schedule", "onecycle", "--weight-decay", "0", "--validation", "0"],
         ["--schedule", "step", "--augment", "crop+flip", "--normalize", "none", "--threads", "1"],
+        ["--label-smoothing", "0.1", "--ema", "0.9", "--validation", "0.2"],
     ],
 )
 def test_every_setting_trains(said, tmp_path, tiny, options):
@@ -191,7 +192,7 @@ def test_stopped_and_resumed_equals_uninterrupted(said, tmp_path, tiny, monkeypa
     from gpuconv.train import Trainer
 
     options = ["--data", tiny, "--epochs", "3", "--batch", "8", "--augment", "shift+affine"]
-    options += ["--validation", "0.2"]
+    options += ["--validation", "0.2", "--label-smoothing", "0.1", "--ema", "0.9"]
     said("train", *options, "--out", tmp_path / "whole")
 
     own = Trainer._batch

@@ -96,7 +96,7 @@ def convolutions():
     yield from conv(floats(8, 64, 40, 40), floats(96, 64, 1, 1))
     yield from conv(floats(8, 64, 40, 40), floats(96, 64, 1, 1), stride=2)
     yield from conv(floats(8, 64, 28, 28), floats(48, 32, 5, 5), padding=2, groups=2)
-    yield from conv(floats(64, 40, 15, 15), floats(200, 40, 15, 15))  # filters as large as the image
+    yield from conv(floats(64, 40, 15, 15), floats(200, 40, 15, 15))  # linear layers
     yield from conv(floats(3, 8, 60, 61), floats(10, 8, 3, 3), dilation=2, stride=3)
     yield from pooled(floats(64, 1, 32, 32), floats(6, 1, 5, 5), (2,))
     yield from pooled(floats(64, 6, 14, 14), floats(16, 6, 5, 5), (2,))

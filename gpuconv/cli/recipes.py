@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpuconv.data.augment import Augment
-    from gpuconv.nn import Layer
-    from gpuconv.optim import Optimizer, Schedule
+    from gpuconv.nn import CrossEntropyLoss, Layer
+    from gpuconv.optim import EMA, Optimizer, Schedule
 
 Settings = dict[str, Any]
 
@@ -26,6 +26,8 @@ DEFAULT: Settings = {
     "momentum": None,  # 0.9 for sgd
     "weight_decay": None,  # WEIGHT_DECAYS' for the optimiser
     "loss": "cross_entropy",
+    "label_smoothing": 0.0,
+    "ema": None,
     "schedule": "onecycle",
     "clip": None,
     "augment": "shift",
@@ -62,12 +64,17 @@ AUGMENT = ("none", "shift", "affine", "flip", "crop")
 def settings(recipe: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
     """The recipe's settings, over them a resumed run's, over them what was given by hand.
 
-    Raises ValueError for a momentum where the optimiser has none.
+    Raises ValueError for a momentum where the optimiser has none, and for label smoothing with a
+    loss that has none.
     """
     chosen = {**DEFAULT, **RECIPES[recipe], **stored, **given}
     sgd = chosen["optimizer"] == "sgd"
     if not sgd and "momentum" in given:
         raise ValueError("train: --momentum is for --optimizer sgd; Adam has its own averages")
+    if chosen["label_smoothing"] and chosen["loss"] != "cross_entropy":
+        raise ValueError(
+            f"train: --label-smoothing is for --loss cross_entropy, the loss is {chosen['loss']}"
+        )
     if chosen["lr"] is None:
         chosen["lr"] = LEARNING_RATES[chosen["optimizer"]]
     if chosen["weight_decay"] is None:
@@ -84,6 +91,21 @@ def held_out(fraction: float | None, images: int) -> float:
     if fraction is not None:
         return fraction
     return HELD_OUT if images * HELD_OUT >= FEWEST_HELD_OUT else 0.0
+
+
+def make_loss(chosen: Settings) -> CrossEntropyLoss | str:
+    """The loss, or its name where it has nothing to set."""
+    from gpuconv.nn import CrossEntropyLoss
+
+    smoothing = chosen["label_smoothing"]
+    return CrossEntropyLoss(label_smoothing=smoothing) if smoothing else chosen["loss"]
+
+
+def make_average(chosen: Settings, model: Layer) -> EMA | None:
+    """The moving average of the model's weights, if one is asked for."""
+    from gpuconv import optim
+
+    return None if chosen["ema"] is None else optim.EMA(model, decay=chosen["ema"])
 
 
 def make_optimizer(chosen: Settings, model: Layer) -> Optimizer:

@@ -62,6 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=", ".join(recipes.SCHEDULES),
     )
+    add(
+        "--label-smoothing",
+        type=number(below=1.0),
+        metavar="SHARE",
+        help="of each label, spread over all classes; with --loss cross_entropy",
+    )
+    add(
+        "--ema",
+        type=number(below=1.0),
+        metavar="DECAY",
+        help="test and keep a moving average of the weights, such as 0.999",
+    )
     add("--clip", type=number(), metavar="NORM", help="the largest norm of all gradients together")
     add(
         "--augment",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,11 @@ def _prepare(chosen: recipes.Settings) -> tuple[Trainer, tuple[Loader, Loader | 
         validation = Loader(held_out, min(TEST_BATCH, len(held_out)), shuffle=False, **how)
     trainer = Trainer(
         model,
-        chosen["loss"],
+        recipes.make_loss(chosen),
         recipes.make_optimizer(chosen, model),
         schedule=recipes.make_schedule(chosen, len(loader)),
         clip_norm=chosen["clip"],
+        average=recipes.make_average(chosen, model),
         seed=chosen["seed"],
         metadata={"settings": chosen, "image_shape": shape, "dark_border": border},
     )
@@ -130,7 +132,10 @@ def _report(trainer: Trainer, chosen: recipes.Settings, history: list[dict[str, 
     found = checkpoint.read(kept)
     found.load_into(trainer.model)
     test, note = _test_set(chosen, Input(found.metadata, trainer.model))  # type: ignore[arg-type]
-    result = trainer.evaluate(test)
+    # best's weights are averages already, if there are any; last's are not
+    average = trainer.average if kept == last else None
+    with average.applied() if average else nullcontext():
+        result = trainer.evaluate(test)
     right = int(np.trace(result["confusion"]))
     epoch = found.metadata.get("epoch", trainer.position.epoch)
     print(
