@@ -39,11 +39,26 @@ class Twin:
             (top, _), (left, _) = layer.window.padding
             geometry = layer.window.stride, (top, left), layer.window.dilation, layer.groups
             return lambda x: F.conv2d(x, w, b, *geometry)
+        if kind == "PartialConv2d":
+            return self._partial(layer)
         if kind == "BatchNorm2d":
             state = [self._of(h) for h in (layer.running_mean, layer.running_var)]
             state += [self._of(h) for h in (layer.weight, layer.bias)]
             return lambda x: F.batch_norm(x, *state, layer.training, layer.momentum, layer.eps)
         return lambda x: SIMPLE[kind](layer, x)
+
+    def _partial(self, layer):
+        """A whole convolution, with zeros where the table links nothing."""
+        w, b = self._of(layer.weight), self._of(layer.bias)
+        filters, channels = layer.out_channels, layer.in_channels
+        places = torch.tensor(layer._places, dtype=torch.int64)
+
+        def forward(x):
+            whole = torch.zeros(filters * channels, *w.shape[1:], dtype=w.dtype)
+            whole = whole.index_put((places,), w).reshape(filters, channels, *w.shape[1:])
+            return F.conv2d(x, whole, b)
+
+        return forward
 
     def _sequential(self, layer):
         steps = [self._function(child) for child in layer]
@@ -93,6 +108,10 @@ class Twin:
         return forward
 
 
+def _response_norm(x, size, alpha, beta, k, convention):
+    return F.local_response_norm(x, size, alpha if convention == "torch" else alpha * size, beta, k)
+
+
 CONTAINERS = ("Sequential", "AuxiliaryHeads", "Residual", "Concat", "DenseBlock")
 SIMPLE = {
     "ReLU": lambda layer, x: F.relu(x, inplace=True),
@@ -101,7 +120,7 @@ SIMPLE = {
     "MaxPool2d": lambda layer, x: F.max_pool2d(x, *layer.arguments),
     "AvgPool2d": lambda layer, x: F.avg_pool2d(x, layer.kernel_size, layer.stride),
     "AdaptiveAvgPool2d": lambda layer, x: F.adaptive_avg_pool2d(x, layer.size),
-    "LocalResponseNorm": lambda layer, x: F.local_response_norm(x, *layer.arguments[:4]),
+    "LocalResponseNorm": lambda layer, x: _response_norm(x, *layer.arguments),
     "Flatten": lambda layer, x: torch.flatten(x, 1),
     "Dropout": lambda layer, x: x,
 }

@@ -26,7 +26,7 @@ GROWTH = 32  # channels that each layer adds
 BOTTLENECK = 4 * GROWTH
 
 
-@model(size=224, weights={Conv2d: init.kaiming_normal})
+@model(size=224, weights={Conv2d: init.kaiming_normal, Linear: init.pytorch_uniform})
 def densenet121(
     num_classes: int = 1000, in_channels: int = 3, stem: str = "imagenet", input_size: int = 224
 ) -> Sequential:

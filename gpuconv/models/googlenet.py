@@ -34,7 +34,8 @@ def googlenet(
     """GoogLeNet, torchvision's: nine inception blocks; 6,624,904 parameters.
 
     aux: with the two auxiliary heads of training, 13,004,888 parameters; then forward gives a tuple
-    in training, for `AuxiliaryLoss`. input_size: what the summary assumes.
+    in training, for `AuxiliaryLoss`. input_size: what the summary assumes. The biases of the linear
+    layers begin at 0, torchvision's are drawn.
     forward: x (N, in_channels, H, W) -> scores (N, num_classes).
     """
     layers: dict[str, Layer] = {

@@ -86,13 +86,18 @@ def small_normal(shape: Shape, rng: np.random.Generator) -> np.ndarray:
     return normal(shape, rng, 0.01)
 
 
+def pytorch_uniform(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """Uniform in +-1/sqrt(fan in): PyTorch's default for the weights of Conv2d and Linear."""
+    return uniform(shape, rng, 1 / math.sqrt(fans(shape)[0]))
+
+
 def reset_as_pytorch(weight: Parameter, bias: Parameter | None, rng: np.random.Generator) -> None:
     """PyTorch's default for Conv2d and Linear: weights and bias uniform in +-1/sqrt(fan in)."""
     if getattr(_later, "drawn", False):
         return
-    bound = 1 / math.sqrt(fans(weight.shape)[0])
-    weight.data = uniform(weight.shape, rng, bound).astype(weight.data.dtype, copy=False)
+    weight.data = pytorch_uniform(weight.shape, rng).astype(weight.data.dtype, copy=False)
     if bias is not None:
+        bound = 1 / math.sqrt(fans(weight.shape)[0])
         bias.data = uniform(bias.shape, rng, bound).astype(bias.data.dtype, copy=False)
 
 
