@@ -67,7 +67,9 @@ def vgg(classes: int) -> nn.Sequential:
 MODELS = {"resnet": resnet, "vgg": vgg}
 
 
-def train(folder: Path, model: str, epochs: int, seed: int, batch: int = 64) -> float:
+def train(
+    folder: Path, model: str, epochs: int, seed: int, batch: int = 64, out: Path | None = None
+) -> float:
     """Train on folder/train; the accuracy on folder/test."""
     images, unseen = (data.from_folder(folder / part, SIZE) for part in ("train", "test"))
     pixels = images.images / np.float32(255)
@@ -84,11 +86,14 @@ def train(folder: Path, model: str, epochs: int, seed: int, batch: int = 64) -> 
         optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
         schedule=optim.OneCycleLR(0.1, total_steps=steps),
         average=average,
+        out=out,
         seed=seed,
     )
-    trainer.fit(loader, epochs=epochs)
+    trainer.fit(loader, epochs=epochs, resume="auto" if out else False)
     with average.applied():
-        result = trainer.evaluate(data.Loader(unseen, 256, shuffle=False, **scale))
+        result = trainer.evaluate(
+            data.Loader(unseen, min(256, len(unseen)), shuffle=False, **scale)
+        )
     accuracy: float = result["accuracy"]
     return accuracy
 
@@ -99,8 +104,9 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="resnet")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="keep checkpoints and history in this folder")
     options = parser.parse_args()
-    accuracy = train(options.folder, options.model, options.epochs, options.seed)
+    accuracy = train(options.folder, options.model, options.epochs, options.seed, out=options.out)
     print(f"test accuracy {accuracy:.2%} ({options.model}, seed {options.seed})")
 
 
