@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_cpu_conv import arrays, check, random_geometry
 
-from gpuconv.cpu import conv, conv_columns, conv_direct, conv_pointwise, winograd
+from gpuconv.cpu import conv, conv_columns, conv_direct, conv_pointwise, conv_whole, winograd
 from gpuconv.cpu.plan import forward_plan
 from gpuconv.cpu.threads import set_thread_count, thread_count
 from gpuconv.shapes import Window
@@ -24,7 +24,7 @@ def always(request, monkeypatch):
 
     monkeypatch.setattr(conv_columns, "cheaper", lambda plan, filters: plan.stage.stride_w <= 2)
     monkeypatch.setattr(conv_columns, "convolve", counted)
-    for other in (winograd, conv_pointwise):
+    for other in (winograd, conv_pointwise, conv_whole):
         monkeypatch.setattr(other, "suits", lambda *arguments: False)
     before = thread_count()
     set_thread_count(request.param)
