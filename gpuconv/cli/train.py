@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ema",
         type=number(below=1.0),
         metavar="DECAY",
-        help="test and keep a moving average of the weights, such as 0.999",
+        help="test and keep the weights' moving average over about 1 / (1 - DECAY) steps",
     )
     add("--clip", type=number(), metavar="NORM", help="the largest norm of all gradients together")
     add(
