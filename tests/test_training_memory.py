@@ -175,7 +175,7 @@ print(json.dumps([predicted, model_steps.peak(model_steps.ours, sys.argv[2])]))
         pytest.param("densenet121", 8, marks=pytest.mark.slow),
         pytest.param("vgg16_bn", 8, marks=pytest.mark.slow),
         pytest.param("resnet50", 8, marks=pytest.mark.slow),
-        pytest.param("googlenet", 32, marks=pytest.mark.slow),
+        pytest.param("googlenet", 64, marks=pytest.mark.slow),
     ],
 )
 def test_the_process_takes_as_much(name, batch):
