@@ -36,20 +36,26 @@ def forward(
         y = forward(x.astype(np.float64), w.astype(np.float64), wide, window, groups, activation)
         return y.astype(x.dtype)
     if x.dtype == np.float32:
-        relu, fast = activation == "relu", None
-        if conv_whole.suits(x.shape, window, groups):
-            return conv_whole.forward(x, w, b, relu)
-        if conv_pointwise.suits(x.shape, w.shape, window, groups):
-            return conv_pointwise.forward(x, w, b, relu)
-        if winograd.suits(x.shape, w.shape, window, groups):
-            fast = winograd.forward(x, w, b, window, relu)
-        return conv_direct.forward(x, w, b, window, groups, relu) if fast is None else fast
+        return _forward(x, w, b, window, groups, activation == "relu")
     y = conv_matmul.forward(x, w, window, groups)
     if b is not None:
         y += b[:, None, None]
     if activation == "relu":
         y[y < 0] = 0
     return y
+
+
+def _forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int, relu: bool
+) -> np.ndarray:
+    y = None
+    if conv_whole.suits(x.shape, window, groups):
+        y = conv_whole.forward(x, w, b, relu)
+    elif conv_pointwise.suits(x.shape, w.shape, window, groups):
+        y = conv_pointwise.forward(x, w, b, relu)
+    elif winograd.suits(x.shape, w.shape, window, groups):
+        y = winograd.forward(x, w, b, window, relu)
+    return conv_direct.forward(x, w, b, window, groups, relu) if y is None else y
 
 
 def backward(

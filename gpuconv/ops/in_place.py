@@ -29,9 +29,11 @@ def _overwriting(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(a: Any, *others: Any) -> Any:
-        if isinstance(a, Outline):
-            return [a, *(other.plain() for other in others if isinstance(other, Outline))][0]
-        return function(a, *others)
+        if not isinstance(a, Outline):
+            return function(a, *others)
+        copies = [other.plain() for other in others if isinstance(other, Outline)]
+        del copies
+        return a
 
     return run
 

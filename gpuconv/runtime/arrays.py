@@ -19,7 +19,7 @@ def device_of(array: Any) -> str | None:
 
     An array of a library can only exist once that library is imported, so nothing is imported here.
     """
-    if isinstance(array, np.ndarray | Outline):
+    if isinstance(array, (np.ndarray, Outline)):
         return "cpu"
     simulated = sys.modules.get("gpuconv.sim.memory")
     if simulated is not None and isinstance(array, simulated.Array):
