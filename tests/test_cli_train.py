@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpuconv import checkpoint, data, models
+from gpuconv import checkpoint, data, models, nn
 from gpuconv.cli import main, training
 
 QUICK = ["--limit", "1500", "--epochs", "3", "--batch", "32"]
@@ -173,6 +173,40 @@ def test_every_setting_trains(said, tmp_path, tiny, options):
     for name, value in zip(options[::2], options[1::2], strict=True):
         if name != "--threads":
             assert str(settings[name[2:].replace("-", "_")]).removesuffix(".0") == value
+
+
+def test_averaged_weights_are_tested_where_none_were_kept_as_best(said, tmp_path, tiny):
+    out = tmp_path / "run"
+    options = ["--data", tiny, "--epochs", "2", "--batch", "8", "--validation", "0", "--ema", "0.9"]
+    text = said("train", *options, "--out", out)
+    found = checkpoint.read(out / "last.safetensors")
+    model = models.build(found.metadata["model"])
+    losses = {}
+    for name, state in (("own", found.weights), ("averaged", averages(found))):
+        model.load_state_dict(state)
+        losses[name] = tested(model, found, tiny)
+    assert losses["own"] != losses["averaged"]
+    assert f"loss {losses['averaged']}" in text
+
+
+def averages(found):
+    """A checkpoint's averaged weights, by the names of the model's state."""
+    start = "average/"
+    return {k.removeprefix(start): a for k, a in found.optimizer.items() if k.startswith(start)}
+
+
+def tested(model, found, folder):
+    """The loss on the folder's test images, as `gpuconv train` prints it."""
+    how = {name: found.metadata["input"][name] for name in ("size", "mean", "std")}
+    images = data.load(str(folder), "test")
+    ((x, labels),) = data.Loader(images, len(images), shuffle=False, **how)
+    return f"{nn.CrossEntropyLoss().forward(model.eval().infer(x), labels):.4f}"
+
+
+def test_smoothing_is_for_cross_entropy(refused, tiny):
+    told = refused("train", "--data", tiny, "--loss", "hinge", "--label-smoothing", "0.1")
+    assert told == "train: --label-smoothing is for --loss cross_entropy, the loss is hinge"
+    assert "expected a number" in refused("train", "--data", tiny, "--ema", "1")
 
 
 def test_the_reference_device_trains_alike(said, tmp_path, tiny):
