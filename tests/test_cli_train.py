@@ -184,7 +184,7 @@ def test_averaged_weights_are_tested_where_none_were_kept_as_best(said, tmp_path
     losses = {}
     for name, state in (("own", found.weights), ("averaged", averages(found))):
         model.load_state_dict(state)
-        losses[name] = tested(model, found, tiny)
+        losses[name] = loss_on(model, found, tiny)
     assert losses["own"] != losses["averaged"]
     assert f"loss {losses['averaged']}" in text
 
@@ -195,7 +195,7 @@ def averages(found):
     return {k.removeprefix(start): a for k, a in found.optimizer.items() if k.startswith(start)}
 
 
-def tested(model, found, folder):
+def loss_on(model, found, folder):
     """The loss on the folder's test images, as `gpuconv train` prints it."""
     how = {name: found.metadata["input"][name] for name in ("size", "mean", "std")}
     images = data.load(str(folder), "test")
