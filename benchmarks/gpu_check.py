@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.stage:
         return run_stage(options)
     from gpuconv.bench.machine import driver_cards
-    from gpuconv.runtime.cupy import problem
+    from gpuconv.cuda.cupy import problem
 
     if found := problem():
         if cards := driver_cards():
@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
 def check(options: argparse.Namespace) -> Record:
     """All stages, one after another; the report."""
     from gpuconv.bench import machine
-    from gpuconv.runtime import source
+    from gpuconv.cuda import source
 
     began = time.monotonic()
     end = began + (options.limit or (QUICK_LIMIT if options.quick else LIMIT))

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from gpuconv import data, models, nn, optim
+from gpuconv.arrays import to_device, to_numpy
 from gpuconv.bench import ceilings, machine, works
 from gpuconv.bench.cases import Case
 from gpuconv.bench.clock import Times
 from gpuconv.bench.cuda import Clock
 from gpuconv.bench.measure import Row, measure, recorded, require_right
 from gpuconv.bench.standard import standard
+from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import DeviceError
-from gpuconv.runtime.arrays import to_device, to_numpy
-from gpuconv.runtime.runtime import runtime
 from gpuconv.train import Trainer
 
 Record = dict[str, Any]
-LENET_EPOCHS, LENET_FLOOR = 5, 0.988  # tests/test_floors.py: Adam and cross-entropy
+LENET_EPOCHS, LENET_FLOOR = 5, 0.988  # tests/train/test_floors.py: Adam and cross-entropy
 QUICK_EPOCHS, QUICK_FLOOR = 1, 0.970
 ROUNDS = 5  # of ours and PyTorch's in turn
 SGEMM_SIDE = 8192
@@ -133,7 +133,7 @@ def _steps(device: str, dtype: Any, steps: int) -> tuple[list[float], dict[str, 
 
 
 def _to_the_floor(options: Any) -> Record:
-    """Adam and cross-entropy at batch 64, as tests/test_floors.py trains on the CPU."""
+    """Adam and cross-entropy at batch 64, as tests/train/test_floors.py trains on the CPU."""
     epochs, floor = (QUICK_EPOCHS, QUICK_FLOOR) if options.quick else (LENET_EPOCHS, LENET_FLOOR)
     if options.floor is not None:
         floor = options.floor

@@ -72,7 +72,7 @@ def theirs(name: str, dtype: Any = np.float32) -> Step:
     """The same step of the same network, its weights copied, in PyTorch."""
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
     import torch_twin
 
     model = network(name).to(dtype=dtype)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpuconv import data, explain, models, nn, ops, optim
+    from gpuconv.arrays import to_device, to_numpy
     from gpuconv.checkpoint import load, save
     from gpuconv.cpu.precision import float64_sums
-    from gpuconv.cpu.threads import set_thread_count, thread_count
     from gpuconv.interop.torch import load_torch
     from gpuconv.nn.summary import summary
-    from gpuconv.runtime.arrays import to_device, to_numpy
+    from gpuconv.threads import set_thread_count, thread_count
     from gpuconv.train import Trainer
 
 __version__ = "0.1.0"
@@ -49,11 +49,11 @@ _HOME = {
     "load": "gpuconv.checkpoint",
     "load_torch": "gpuconv.interop.torch",
     "save": "gpuconv.checkpoint",
-    "set_thread_count": "gpuconv.cpu.threads",
+    "set_thread_count": "gpuconv.threads",
     "summary": "gpuconv.nn.summary",
-    "thread_count": "gpuconv.cpu.threads",
-    "to_device": "gpuconv.runtime.arrays",
-    "to_numpy": "gpuconv.runtime.arrays",
+    "thread_count": "gpuconv.threads",
+    "to_device": "gpuconv.arrays",
+    "to_numpy": "gpuconv.arrays",
 }
 
 

@@ -22,7 +22,7 @@ def choose() -> tuple[str, str]:
     """What "auto" is here, and why: ("cuda", "a GPU works") or ("cpu", what there is not)."""
     if importlib.util.find_spec("cupy") is None:
         return "cpu", "CuPy is not installed"
-    from gpuconv.runtime.cupy import problem
+    from gpuconv.cuda.cupy import problem
 
     found = problem()
     return ("cpu", found.split(";")[0]) if found else ("cuda", "a GPU works")

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv.bench import cpu_ceiling
 from gpuconv.bench.clock import cpu_times
-from gpuconv.cpu.threads import parallel, shards, thread_count
+from gpuconv.threads import parallel, shards, thread_count
 
 COPIED = 128 << 20  # bytes
 

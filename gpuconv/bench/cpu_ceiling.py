@@ -7,8 +7,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from gpuconv.cpu.threads import parallel, thread_count
 from gpuconv.cpu.vector import FLOAT, LANES, compiled, intrinsic, ir, loop, splat
+from gpuconv.threads import parallel, thread_count
 
 CHAINS = 10  # of vectors: more than the latency of two units needs, and fewer than 16 registers
 FLOPS_A_ROUND = 2 * CHAINS * LANES  # of a thread

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv.bench.clock import Times, repetitions
-from gpuconv.runtime import cupy as cupy_runtime
-from gpuconv.runtime.plan import Launch
+from gpuconv.cuda import cupy as cupy_runtime
+from gpuconv.cuda.plan import Launch
 
 Started = tuple[Launch, list[Any]]
 CEILING = Path(__file__).with_name("ceiling.cu")

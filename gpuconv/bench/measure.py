@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.bench.ceilings import Ceilings
 from gpuconv.bench.clock import Times, cpu_times
 from gpuconv.bench.works import DATA, AnyWork
 from gpuconv.errors import DeviceError
 from gpuconv.ops.cost import Cost
-from gpuconv.runtime.arrays import device_of, to_device, to_numpy
 
 MOST_SETS, MOST_BYTES = 256, 1 << 30
 CUDA_SETS = 8  # the cache is flushed besides

@@ -19,11 +19,11 @@ from gpuconv.bench.optimizers import cost as optimizer_cost
 from gpuconv.cpu import conv as cpu_conv
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.matmul import matmul
-from gpuconv.cpu.threads import parallel, shards
 from gpuconv.ops.activation import activation_backward
 from gpuconv.ops.cost import Cost, like, nbytes
 from gpuconv.ops.op import Op
 from gpuconv.shapes import window
+from gpuconv.threads import parallel, shards
 
 FORWARD, BACKWARD, DATA, WEIGHT = PASSES = (
     "forward", "backward", "backward-data", "backward-weight",

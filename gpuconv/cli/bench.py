@@ -75,9 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cpu.threads import set_thread_count
+    from gpuconv.arrays import require
     from gpuconv.devices import resolve
-    from gpuconv.runtime.arrays import require
+    from gpuconv.threads import set_thread_count
 
     device = resolve(args.device)
     cases, passes = _cases(args), _passes(args.direction)
@@ -159,11 +159,11 @@ def _machine(device: str) -> tuple[str, Any, Ceilings]:
 
     if device == "cpu":
         from gpuconv.bench.machine import processor
-        from gpuconv.cpu.threads import thread_count
+        from gpuconv.threads import thread_count
 
         return f"cpu: {processor()}, {thread_count()} threads", None, ceilings.cpu_ceilings()
     from gpuconv.bench.cuda import Clock
-    from gpuconv.runtime.runtime import runtime
+    from gpuconv.cuda.runtime import runtime
 
     clock = Clock(runtime(device))
     return f"cuda: {clock.card}", clock, ceilings.cuda_ceilings(clock)

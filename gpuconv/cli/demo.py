@@ -77,8 +77,8 @@ def _refuse_what_is_for_others(args):
 def _run_on(args, operation, *arguments):
     import numpy as np
 
+    from gpuconv.arrays import is_device, require, to_device, to_numpy
     from gpuconv.devices import resolve
-    from gpuconv.runtime.arrays import is_device, require, to_device, to_numpy
 
     device = resolve(args.device)
     if not is_device(device):

@@ -131,7 +131,7 @@ def _memory():
 
 
 def _threads():
-    from gpuconv.cpu.threads import thread_count
+    from gpuconv.threads import thread_count
 
     return f"{thread_count()} of {os.cpu_count()} logical cores (GPUCONV_THREADS or --threads)"
 

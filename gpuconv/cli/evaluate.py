@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gpuconv import nn
     from gpuconv.cli.inputs import Input, open_checkpoint
-    from gpuconv.cpu.threads import set_thread_count
+    from gpuconv.threads import set_thread_count
     from gpuconv.train.evaluate import evaluate
 
     if args.threads is not None:

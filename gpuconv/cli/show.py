@@ -18,7 +18,7 @@ from gpuconv.cli.options import add_port, one_of
 
 if TYPE_CHECKING:
     from gpuconv.cli.recipes import Settings
-    from gpuconv.show import Session
+    from gpuconv.page import Session
 
 HELP = "look inside a network in the browser: draw, open any value, watch it learn"
 EXAMPLES = """\
@@ -57,11 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.show.server import PageServer
+    from gpuconv.page.server import PageServer
 
     session = open_session(args.model, args.data, args.device)
     if args.export:
-        from gpuconv.show.export import export
+        from gpuconv.page.export import export
 
         print(f"{args.export}: {export(session, args.export):,} bytes; open it in any browser")
         return 0
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 def watch(trainer: Any, loaders: Any, chosen: Settings, port: int, train: Any) -> None:
     """Serve the page of a run that `train(again)` begins or goes on with, until Ctrl-C."""
-    from gpuconv.show.live import Live
-    from gpuconv.show.server import PageServer
+    from gpuconv.page.live import Live
+    from gpuconv.page.server import PageServer
     from gpuconv.train import Interrupted
 
     session, held, what = _session_of(trainer, loaders, chosen)
@@ -108,7 +108,7 @@ def watch(trainer: Any, loaders: Any, chosen: Settings, port: int, train: Any) -
 
 def announce(server: Any, port: int, hint: str) -> None:
     """Say where the page is."""
-    from gpuconv.show.guard import is_loopback
+    from gpuconv.page.guard import is_loopback
 
     if server.moved:
         print(f"port {port} is busy; taking the next free one")
@@ -144,7 +144,7 @@ def open_session(model: str | None, data: str | None, device: str) -> Session:
 
 def _session(network: Any, metadata: Any, title: str, data: str | None, note: str) -> Session:
     from gpuconv.cli.inputs import Input
-    from gpuconv.show import Session
+    from gpuconv.page import Session
 
     wanted = Input(metadata, network)
     settings = metadata.get("settings") or {}

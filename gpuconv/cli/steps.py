@@ -87,7 +87,7 @@ def _show_image(dataset, index):
 
 
 def _initialise(model, seed):
-    from gpuconv.runtime.arrays import to_numpy
+    from gpuconv.arrays import to_numpy
 
     print(f"\nStep 1. Every filter and weight gets a random number (seed {seed}).\n")
     for name, parameter in model.named_parameters():
@@ -101,8 +101,8 @@ def _initialise(model, seed):
 
 
 def _forward(model, x):
+    from gpuconv.arrays import to_device, to_numpy
     from gpuconv.nn import Conv2d
-    from gpuconv.runtime.arrays import to_device, to_numpy
 
     print("\nStep 2. Forward: the image, as numbers from 0 to 1 with a black border, passes every")
     print("layer; the last one's outputs are the scores.\n")
@@ -128,7 +128,7 @@ def _worked_number(name, layer, x, y):
     """One output of a convolution as the sum of its products: the middle one of the first map."""
     import numpy as np
 
-    from gpuconv.runtime.arrays import to_numpy
+    from gpuconv.arrays import to_numpy
 
     p, q = y.shape[2] // 2, y.shape[3] // 2
     (top, _), (left, _) = layer.window.pads(*x.shape[2:])
@@ -154,8 +154,8 @@ def _worked_number(name, layer, x, y):
 
 
 def _error(loss, scores, labels, classes):
+    from gpuconv.arrays import to_numpy
     from gpuconv.ops import softmax
-    from gpuconv.runtime.arrays import to_numpy
 
     error, scores = _measure(loss, scores, labels), to_numpy(scores)
     probabilities = softmax.reference(scores)[0]
@@ -173,8 +173,8 @@ def _error(loss, scores, labels, classes):
 def _backward(model, loss, x, labels, lr, before):
     import numpy as np
 
+    from gpuconv.arrays import to_device, to_numpy
     from gpuconv.optim import SGD
-    from gpuconv.runtime.arrays import to_device, to_numpy
 
     x, optimizer = to_device(x, model.device), SGD(model.parameters(), lr=lr)
     optimizer.zero_grad()
@@ -207,8 +207,8 @@ def _backward(model, loss, x, labels, lr, before):
 
 
 def _repeat(model, loss, x, labels, args, after):
+    from gpuconv.arrays import to_device
     from gpuconv.optim import SGD
-    from gpuconv.runtime.arrays import to_device
 
     print("\nStep 5. Repeat with all images of the training set: gpuconv train --recipe article")
     if not args.repeat:
@@ -227,7 +227,7 @@ def _repeat(model, loss, x, labels, args, after):
 
 def _measure(loss, scores, labels):
     """The loss, the labels brought to where the scores are."""
-    from gpuconv.runtime.arrays import device_of, to_device
+    from gpuconv.arrays import device_of, to_device
 
     return loss.forward(scores, to_device(labels, device_of(scores) or "cpu"))
 

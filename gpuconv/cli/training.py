@@ -20,10 +20,10 @@ from gpuconv.cli.inputs import (
     load_data,
     mean_and_std,
 )
-from gpuconv.cpu.threads import set_thread_count, thread_count
 from gpuconv.data import Dataset, Loader
 from gpuconv.devices import choose
 from gpuconv.nn import Sequential
+from gpuconv.threads import set_thread_count, thread_count
 from gpuconv.train import Interrupted, Trainer
 
 TEST_BATCH = 500

@@ -46,7 +46,7 @@ def _train(model, batch):
     import numpy as np
 
     from gpuconv import nn, optim
-    from gpuconv.runtime.arrays import to_device
+    from gpuconv.arrays import to_device
 
     rng, loss = np.random.default_rng(0), nn.CrossEntropyLoss()
     loss.device = model.device

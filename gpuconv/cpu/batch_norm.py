@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from gpuconv.cpu.elementwise import GRAIN
-from gpuconv.cpu.threads import parallel, shards
+from gpuconv.threads import parallel, shards
 
 REORDER = {"reassoc", "contract"}  # lets a sum use the lanes of a vector; NaN and inf keep theirs
 

@@ -14,8 +14,8 @@ from gpuconv.cpu import (
 )
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.precision import sums_in_float64
-from gpuconv.cpu.threads import thread_count
 from gpuconv.shapes import Window
+from gpuconv.threads import thread_count
 
 
 def forward(

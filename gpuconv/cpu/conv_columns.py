@@ -16,12 +16,12 @@ import numpy as np
 
 from gpuconv.cpu.blocks import HIGH, MIDDLE, address
 from gpuconv.cpu.plan import Plan, reaching, tiles
-from gpuconv.cpu.threads import parallel, shards, thread_count
 from gpuconv.cpu.vector import LANES, TILE_WIDTH, compiled
 from gpuconv.cpu.vector_lanes import bring_every_second, bring_lanes, store_rows
 from gpuconv.cpu.vector_tiles import conv_tile_high, conv_tile_low, conv_tile_middle
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards, thread_count
 
 CHUNK = 512  # lines gathered at a time
 LINE = 8 * TILE_WIDTH  # pixels, at the most; CHUNK lines are half of a 1 MB cache

@@ -20,10 +20,10 @@ from gpuconv.cpu.blocks import (
     stage_input,
 )
 from gpuconv.cpu.plan import Phase, Plan, forward_plan, input_plan, tiles
-from gpuconv.cpu.threads import parallel, shards, thread_count
 from gpuconv.cpu.vector import compiled
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards, thread_count
 
 PACK_GRAIN = 1 << 17  # floats a thread should have to rearrange, to be worth its start
 

@@ -1,7 +1,7 @@
 """What the convolutions of conv.py and conv_pool.py take: their arrays and workspaces as outlines.
 
 Each function makes, in the same order, the arrays that the fast one makes, from the same plans.
-tests/test_memory_of_ops.py holds them to what NumPy reports. float32 only.
+tests/ops/test_memory_of_ops.py holds them to what NumPy reports. float32 only.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from gpuconv.cpu import conv_columns, conv_pointwise, conv_pool, conv_whole, win
 from gpuconv.cpu.blocks import HIGH, LANES
 from gpuconv.cpu.conv_pool_gradient import _layout
 from gpuconv.cpu.plan import forward_plan, input_plan, tiles
-from gpuconv.cpu.threads import shards, thread_count
 from gpuconv.cpu.vector import TILE_WIDTH
 from gpuconv.cpu.vector_pooled import PAIRS, PIXELS
-from gpuconv.runtime.outline import Outline
+from gpuconv.cuda.outline import Outline
 from gpuconv.shapes import Window
+from gpuconv.threads import shards, thread_count
 
 Shape = tuple[int, ...]
 Gradients = tuple[Outline | None, Outline, Outline]

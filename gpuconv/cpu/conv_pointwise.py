@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu.threads import parallel, shards, thread_count
 from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards, thread_count
 
 LEAST_CHANNELS, LEAST_PIXELS = 16, 144  # below, a product of one image is too small for BLAS
 

@@ -16,12 +16,12 @@ from gpuconv.cpu.conv_pool_gradient import gradient
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.plan import forward_plan
 from gpuconv.cpu.precision import sums_in_float64
-from gpuconv.cpu.threads import parallel, shards
 from gpuconv.cpu.vector import LANES, VECTOR_BYTES, compiled
 from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.vector_pooled import FEW, PAIRS, PIXELS, pooled_filters, pooled_pixels
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards
 
 MOST_FLOATS = 96 * 1024  # of one image's convolution: for more, the separate passes are as good
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.blocks import ALL, address
-from gpuconv.cpu.threads import parallel, shards
 from gpuconv.cpu.vector import LANES, VECTOR_BYTES, compiled
 from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.vector_pooled import (
@@ -33,6 +32,7 @@ from gpuconv.cpu.vector_pooled import (
 )
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards
 
 GROUP_FLOATS = 8 * 1024  # of the images that are worked on together: they stay in the inner cache
 MOST_IMAGES = 8

@@ -19,11 +19,11 @@ from gpuconv.cpu.blocks import (
     transpose_gradient,
 )
 from gpuconv.cpu.plan import forward_plan, tiles
-from gpuconv.cpu.threads import parallel, shards
 from gpuconv.cpu.vector import LANES, compiled
 from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards
 
 GRAIN = 1 << 16  # floats a thread should have to add and rearrange, to be worth its start
 

@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from gpuconv.cpu.threads import parallel, shards
+from gpuconv.threads import parallel, shards
 
 GRAIN = 1 << 16  # below this many elements, a second thread costs more than it saves
 

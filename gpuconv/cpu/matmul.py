@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.precision import sums_in_float64
-from gpuconv.cpu.threads import parallel, shards, single_threaded_blas
+from gpuconv.threads import parallel, shards, single_threaded_blas
 
 GRAIN = 4_000_000  # multiply-adds below which a second thread costs more than it saves
 

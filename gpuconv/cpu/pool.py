@@ -6,9 +6,9 @@ import numpy as np
 
 from gpuconv.cpu import pool_pairs
 from gpuconv.cpu.elementwise import plain
-from gpuconv.cpu.threads import parallel, shards
 from gpuconv.cpu.vector import compiled
 from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards
 
 NONE = 255  # argmax where no tap was inside the image
 GRAIN = 1 << 15  # pixels a thread should have, to be worth its start

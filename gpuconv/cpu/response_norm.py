@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from gpuconv.cpu.elementwise import plain
-from gpuconv.cpu.threads import parallel, shards
+from gpuconv.threads import parallel, shards
 
 STRIP = 128  # pixels: 128 KB of float32 with 256 channels
 GRAIN = 1 << 14  # elements a thread should have, to be worth its start

@@ -20,7 +20,6 @@ import numpy as np
 
 from gpuconv.cpu.blocks import WIDE
 from gpuconv.cpu.plan import tiles
-from gpuconv.cpu.threads import parallel, shards, thread_count
 from gpuconv.cpu.vector import LANES, compiled
 from gpuconv.cpu.winograd_loops import (
     filter_tiles,
@@ -33,6 +32,7 @@ from gpuconv.cpu.winograd_loops import (
 )
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards, thread_count
 
 SQUARES = 56  # in a block, about: what a register tile reuses, against what stays in the cache
 LEAST_CHANNELS = 32  # below, the transforms cost more than the products save

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arrays import device_of
 from gpuconv.errors import unknown
 from gpuconv.nn import AuxiliaryHeads, Concat, DenseBlock, Layer, Residual, Sequential
 from gpuconv.nn.layer import join_names
-from gpuconv.runtime.arrays import device_of
 
 
 class Sum(Layer):

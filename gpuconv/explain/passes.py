@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arrays import to_device, to_numpy
 from gpuconv.explain.graph import Graph
 from gpuconv.nn import Layer, Parameter, ReLU
-from gpuconv.runtime.arrays import to_device, to_numpy
 
 # What a ReLU makes of the signal dy that comes back to it, instead of its own gradient.
 Rule = Callable[[Layer, Any], Any]

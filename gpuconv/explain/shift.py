@@ -159,7 +159,7 @@ def _measured(
 
 def _run(network: Sequential, test: Dataset, down: int, right: int) -> tuple[np.ndarray, ...]:
     """The features of every test image, and the answers."""
-    from gpuconv.runtime.arrays import to_device, to_numpy
+    from gpuconv.arrays import to_device, to_numpy
 
     network.eval()
     features, answers = [], []

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arrays import device_of, empty_images
 from gpuconv.nn.fusion import fuse
 from gpuconv.nn.layer import Fusible, Layer, Row, Shape, is_new, join_names
 from gpuconv.ops.in_place import add_into, can_overwrite, relu_backward_into
-from gpuconv.runtime.arrays import device_of, empty_images
 
 
 class _Container(Layer):

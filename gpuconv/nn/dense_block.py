@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arrays import empty_images
 from gpuconv.nn.containers import _Container
 from gpuconv.nn.layer import Row, Shape, join_names
 from gpuconv.ops.in_place import can_overwrite
-from gpuconv.runtime.arrays import empty_images
 
 
 class DenseBlock(_Container):

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from gpuconv.arrays import device_of, require, to_device, to_numpy
 from gpuconv.devices import resolve
 from gpuconv.ops.op import Op
-from gpuconv.runtime.arrays import device_of, require, to_device, to_numpy
 
 Shape = tuple[int, ...]
 

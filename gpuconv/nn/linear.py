@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arrays import contiguous
 from gpuconv.nn.layer import Layer, Shape
 from gpuconv.nn.weighted import Weighted
-from gpuconv.runtime.arrays import contiguous
 
 
 class Linear(Weighted):

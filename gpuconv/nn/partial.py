@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arrays import device_of, to_device
 from gpuconv.nn import init
 from gpuconv.nn.conv import Conv2d
 from gpuconv.nn.layer import Parameter, Shape
-from gpuconv.runtime.arrays import device_of, to_device
 
 
 class PartialConv2d(Conv2d):

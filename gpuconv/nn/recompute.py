@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.nn.activation import _Activation
 from gpuconv.nn.containers import Concat, Residual, Sequential, _Container
 from gpuconv.nn.dense_block import DenseBlock
 from gpuconv.nn.layer import Layer, Row, Shape
-from gpuconv.runtime.arrays import device_of, to_device, to_numpy
 
 
 class Recompute(Layer):

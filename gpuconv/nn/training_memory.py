@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.cuda.outline import Meter, Outline
 from gpuconv.nn.layer import Layer, Shape
 from gpuconv.nn.losses import AuxiliaryLoss, CrossEntropyLoss
-from gpuconv.runtime.outline import Meter, Outline
 
 
 @dataclass(frozen=True)

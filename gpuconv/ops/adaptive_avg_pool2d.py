@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import (
     op,
@@ -16,7 +17,6 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
-from gpuconv.runtime import plan_channels
 from gpuconv.shapes import pair
 
 

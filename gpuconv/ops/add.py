@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import pitch_of
 from gpuconv.cpu import elementwise as fast
-from gpuconv.cpu.threads import parallel, shards
+from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     op,
@@ -17,8 +18,7 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
-from gpuconv.runtime import plan_dense
-from gpuconv.runtime.arrays import pitch_of
+from gpuconv.threads import parallel, shards
 
 
 @op

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from gpuconv.cpu import pool as fast
+from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
 from gpuconv.ops.op import (
     op,
@@ -18,7 +19,6 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
-from gpuconv.runtime import plan_pool
 from gpuconv.shapes import window
 
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from gpuconv.cpu import conv as fast
 from gpuconv.cpu import conv_outlines as outlines
+from gpuconv.cuda import plan_conv
+from gpuconv.cuda.plan_conv import Conv
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes, output
 from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
-from gpuconv.runtime import plan_conv
-from gpuconv.runtime.plan_conv import Conv
 from gpuconv.shapes import window
 
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.cpu import conv_pool as fast
+from gpuconv.cuda import plan_pool
 from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
 from gpuconv.ops.cost import Cost, like, nbytes, output
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, require_pool
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
 from gpuconv.ops.relu import relu_backward
-from gpuconv.runtime import plan_pool
 from gpuconv.shapes import window
 
 

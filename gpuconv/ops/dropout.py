@@ -7,10 +7,10 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import elementwise as fast
-from gpuconv.cpu.threads import parallel, shards
+from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_number
-from gpuconv.runtime import plan_dense
+from gpuconv.threads import parallel, shards
 
 
 @op

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import device_of
 from gpuconv.cpu import batch_norm, elementwise
-from gpuconv.cpu.threads import parallel, shards
+from gpuconv.cuda.outline import Outline
 from gpuconv.ops.add import add
 from gpuconv.ops.batch_norm2d import batch_norm2d_backward_memory
 from gpuconv.ops.dropout import _threshold
-from gpuconv.runtime.arrays import device_of
-from gpuconv.runtime.outline import Outline
+from gpuconv.threads import parallel, shards
 
 
 def can_overwrite(a: Any) -> bool:

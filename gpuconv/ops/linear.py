@@ -7,11 +7,11 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.matmul import matmul
+from gpuconv.cuda import plan_conv
+from gpuconv.cuda.plan_conv import Conv
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import op, require_floats, require_rank, require_shape
-from gpuconv.runtime import plan_conv
-from gpuconv.runtime.plan_conv import Conv
 
 
 @op

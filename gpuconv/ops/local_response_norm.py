@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import response_norm as fast
+from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     op,
@@ -17,7 +18,6 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
-from gpuconv.runtime import plan_channels
 
 CONVENTIONS = ("torch", "paper")
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import device_of
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import plain
+from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
-from gpuconv.runtime import plan_dense
-from gpuconv.runtime.arrays import device_of
 
 
 @op

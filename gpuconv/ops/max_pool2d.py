@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from gpuconv.cpu import pool as fast
+from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
 from gpuconv.ops.op import (
     op,
@@ -17,7 +18,6 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
-from gpuconv.runtime import plan_pool
 from gpuconv.shapes import window
 
 NONE = 255  # argmax before any tap of the window was inside the image

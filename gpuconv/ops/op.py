@@ -33,9 +33,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import device_of, to_numpy
+from gpuconv.cuda.outline import Outline
 from gpuconv.ops.cost import Cost
-from gpuconv.runtime.arrays import device_of, to_numpy
-from gpuconv.runtime.outline import Outline
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 # Arguments of these types are no arrays of a device: what every call on NumPy arrays is made of.
@@ -83,7 +83,7 @@ class Op:
         return function
 
     def memory(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Attach what makes the outlines (gpuconv/runtime/outline.py) of all arrays that the cpu
+        """Attach what makes the outlines (gpuconv/cuda/outline.py) of all arrays that the cpu
         path makes, in its order, and returns those that it returns.
 
         Without it: one array like the first argument, and copies of arguments not in C order.
@@ -172,7 +172,7 @@ class Op:
         return found[0][1] if found and found[0][1] != "cpu" else None
 
     def _on_device(self, device: str, args: tuple[Any, ...]) -> Any:
-        from gpuconv.runtime.runtime import runtime
+        from gpuconv.cuda.runtime import runtime
 
         if self._launch is None:
             raise NotImplementedError(f"{self.__name__}: has no kernel for {device} yet; use cpu")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import op, require_floats, require_rank
-from gpuconv.runtime import plan_channels
 
 
 @op

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import elementwise as fast
-from gpuconv.cpu.threads import thread_count
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.threads import thread_count
 
 PIECE = 1 << 13  # elements at a time: the definition's temporaries stay in the cache
 

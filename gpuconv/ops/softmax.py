@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
-from gpuconv.runtime import plan_dense
 
 
 @op

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.nn.layer import Buffer, Layer, Parameter
 from gpuconv.optim.checks import number
-from gpuconv.runtime.arrays import device_of, to_device, to_numpy
 
 
 class EMA:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import device_of, to_numpy
 from gpuconv.nn.layer import Parameter
 from gpuconv.optim.checks import number
 from gpuconv.optim.kernels import sum_of_squares
-from gpuconv.runtime.arrays import device_of, to_numpy
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -49,7 +49,7 @@ def _scale(p: Parameter, factor: float) -> None:
     if isinstance(g, np.ndarray):
         np.multiply(g, g.dtype.type(factor), out=g)
     elif not math.isnan(factor):  # gradients of a norm of NaN hold NaN already
-        from gpuconv.runtime.runtime import runtime
+        from gpuconv.cuda.runtime import runtime
 
         on = runtime(device_of(g) or "cpu")
         p.grad = on.each("elementwise.cu", "scale", "to", {"factor": factor}, a=g)

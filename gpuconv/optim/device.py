@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.runtime import plan_dense
-from gpuconv.runtime.arrays import channels_last, device_of, in_c_order, to_device
+from gpuconv.arrays import channels_last, device_of, in_c_order, to_device
+from gpuconv.cuda import plan_dense
 
 if TYPE_CHECKING:
+    from gpuconv.cuda.runtime import Runtime
     from gpuconv.optim.optimizer import Optimizer
-    from gpuconv.runtime.runtime import Runtime
 
 
 def step(optimizer: Optimizer) -> None:
@@ -31,7 +31,7 @@ def step(optimizer: Optimizer) -> None:
     ]
     if not chosen:
         return
-    from gpuconv.runtime.runtime import runtime
+    from gpuconv.cuda.runtime import runtime
 
     names = {device_of(optimizer.params[i].data) or "nowhere" for i in chosen}
     if len(names) > 1:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from gpuconv.cpu.threads import parallel, shards
+from gpuconv.threads import parallel, shards
 
 # Below this many elements a second thread costs more than it saves (about 0.1 ms of work each).
 GRAIN = 1 << 17

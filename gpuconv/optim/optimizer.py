@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gpuconv.arrays import to_numpy
 from gpuconv.nn.layer import Parameter
 from gpuconv.optim import device, kernels
 from gpuconv.optim.checks import number
-from gpuconv.runtime.arrays import to_numpy
 
 
 class Optimizer:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.cpu.threads import thread_count
 from gpuconv.sim import layout, memory, report
 from gpuconv.sim.arguments import pack
 from gpuconv.sim.errors import LaunchError
 from gpuconv.sim.info import Kernel
 from gpuconv.sim.prelude import symbol
+from gpuconv.threads import thread_count
 
 if TYPE_CHECKING:
     from gpuconv.sim.machine import Module

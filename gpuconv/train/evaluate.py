@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arrays import to_device, to_numpy
 from gpuconv.nn import Layer, Softmax
-from gpuconv.runtime.arrays import to_device, to_numpy
 from gpuconv.train.finite import explain
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import to_device, to_numpy
 from gpuconv.nn.containers import Sequential
 from gpuconv.nn.layer import Layer
-from gpuconv.runtime.arrays import to_device, to_numpy
 
 CURE = "lower the learning rate or set clip_norm"
 

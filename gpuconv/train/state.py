@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpuconv.checkpoint import Checkpoint
-from gpuconv.cpu.threads import thread_count
 from gpuconv.nn.layer import Layer
+from gpuconv.threads import thread_count
 from gpuconv.train.recipe import differences
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from gpuconv import checkpoint
-from gpuconv.cpu.threads import thread_count
+from gpuconv.arrays import to_device, to_numpy
 from gpuconv.errors import unknown
 from gpuconv.nn import LOSSES, Layer
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.optim.checks import count, number
-from gpuconv.runtime.arrays import to_device, to_numpy
+from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
 from gpuconv.train.callback import Callback
 from gpuconv.train.evaluate import batches_of, evaluate, probabilities

@@ -1,0 +1,171 @@
+"""The GPU: kernels compiled and launched by CuPy. The only module that imports it.
+
+Arrays are CuPy's own, from its memory pool; kernels run on the current stream, inside the device of
+their arrays; compiled code is kept in CuPy's cache (CUPY_CACHE_DIR), which need not see headers:
+the source that it is given has them inlined.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gpuconv.cuda import source
+from gpuconv.cuda.kernel import signature_of
+from gpuconv.cuda.plan import LIMITS, Launch, Limits
+from gpuconv.cuda.runtime import Runtime
+from gpuconv.errors import DeviceError
+
+INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
+ELSEWHERE = "without a GPU use device cpu, or sim to run the kernels themselves"
+# CuPy appends -ftz=true by itself; given twice, some releases of NVRTC refuse it.
+OPTIONS = tuple(option for option in source.OPTIONS if option != "-ftz=true")
+OPT_IN = 48 << 10  # bytes of dynamic shared memory above which a kernel must ask for them
+SYNCHRONIZE = "GPUCONV_SYNCHRONIZE"  # set to 1: wait after each launch, so errors name their kernel
+
+
+def problem() -> str:
+    """Empty where CuPy and a GPU work, else one line that says what is missing and the way out."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
+            return f"CuPy is not installed: {INSTALL}; {ELSEWHERE}"
+        return f"CuPy's import fails: {_line(error)}; reinstall it: {INSTALL}"
+    except Exception as error:  # its import fails in many ways; what it said is the clue
+        return f"CuPy's import fails: {_line(error)}; reinstall it: {INSTALL}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CUDARuntimeError; which class depends on what is missing
+        return f"no GPU answers: {_line(error)}; {ELSEWHERE}"
+    return "" if count else f"no GPU is visible (CUDA_VISIBLE_DEVICES?); {ELSEWHERE}"
+
+
+class CupyRuntime(Runtime):
+    """Arrays are `cupy.ndarray`; a launch returns at once."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        if found := problem():
+            raise DeviceError(f"device cuda: {found}")
+        self.cupy: Any = importlib.import_module("cupy")
+        self.limits = self._limits()
+        self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
+        self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        self._functions: dict[tuple[Any, ...], Any] = {}
+
+    def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
+        with self._errors(f"an array of shape {shape}"):
+            return self.cupy.empty(shape, dtype)
+
+    def zeros(self, shape: Any, dtype: Any = np.float32) -> Any:
+        with self._errors(f"an array of shape {shape}"):
+            return self.cupy.zeros(shape, dtype)
+
+    def asarray(self, host: np.ndarray) -> Any:
+        with self._errors(f"an array of shape {host.shape}"):
+            return self.cupy.asarray(np.ascontiguousarray(host))
+
+    def asnumpy(self, array: Any) -> np.ndarray:
+        with self._errors("a copy to the host"), self.inside(array):
+            return self.cupy.asnumpy(array, order="C")
+
+    def copy(self, array: Any) -> Any:
+        with self._errors(f"a copy of shape {array.shape}"), self.inside(array):
+            return array.copy(order="C")
+
+    def span(self, array: Any) -> Any:
+        step = array.dtype.itemsize
+        pairs = zip(array.shape, array.strides, strict=True)
+        count = 1 + sum((length - 1) * stride // step for length, stride in pairs)
+        return self.cupy.lib.stride_tricks.as_strided(array, (count,), (step,))
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
+    def place(self, array: Any) -> str:
+        return f"cuda:{array.device.id}"
+
+    def here(self) -> str:
+        return f"cuda:{self.cupy.cuda.Device().id}"
+
+    def inside(self, array: Any) -> Any:
+        return self.cupy.cuda.Device(array.device.id)
+
+    def start(self, launch: Launch, arguments: list[Any]) -> None:
+        name = launch.kernel
+        with self._errors(f"kernel {name} ({launch.file})"):
+            function = self._function(launch)
+            block = (launch.block, 1, 1)
+            function(launch.grid, block, tuple(arguments), shared_mem=launch.shared)
+            if self.debug:
+                self.cupy.cuda.get_current_stream().synchronize()
+
+    def synchronize(self) -> None:
+        with self._errors("a kernel started earlier"):
+            self.cupy.cuda.get_current_stream().synchronize()
+
+    def compile(self, launch: Launch) -> None:
+        """Compile and load a kernel without starting it, as `gpuconv warmup` does."""
+        signature_of(launch)
+        with self._errors(f"kernel {launch.kernel} ({launch.file})"):
+            self._module(launch).get_function(launch.kernel)
+
+    def _function(self, launch: Launch) -> Any:
+        """The compiled kernel of the current card, found once: looking it up costs as much as the
+        launch itself.
+        """
+        device = self.cupy.cuda.Device().id
+        key = device, launch.file, launch.defines, launch.kernel, launch.shared
+        if key not in self._functions:
+            function = self._module(launch).get_function(launch.kernel)
+            if launch.shared > OPT_IN:
+                function.max_dynamic_shared_size_bytes = launch.shared
+            self._functions[key] = function
+        return self._functions[key]
+
+    def _module(self, launch: Launch) -> Any:
+        key = launch.file, launch.defines  # as they are: no two specialisations are equal
+        if key not in self._modules:
+            text = source.text(launch.file)
+            options = (*OPTIONS, *launch.options)
+            self._modules[key] = self.cupy.RawModule(code=text, options=options, backend="nvrtc")
+        return self._modules[key]
+
+    def _limits(self) -> Limits:
+        """Of the current card."""
+        runtime = self.cupy.cuda.runtime
+        found = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        return Limits(
+            int(found.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)),
+            int(found["regsPerBlock"]),
+            int(found["maxThreadsPerBlock"]),
+        )
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """CuPy's errors as one line that says what was being done and the way out."""
+        cuda = self.cupy.cuda
+        try:
+            yield
+        except cuda.memory.OutOfMemoryError as error:
+            pool = self.cupy.get_default_memory_pool()
+            raise MemoryError(
+                f"the GPU has no memory left for {what}: {_line(error)} "
+                f"({pool.used_bytes()} bytes are in use here): use a smaller batch"
+            ) from error
+        except cuda.compiler.CompileException as error:
+            raise DeviceError(f"{what} does not compile: {_line(error)}") from error
+        except (cuda.driver.CUDADriverError, cuda.runtime.CUDARuntimeError) as error:
+            hint = "" if self.debug else f"; {SYNCHRONIZE}=1 tells which launch failed"
+            raise DeviceError(f"the GPU failed at {what}: {_line(error)}{hint}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,69 @@
+"""The simulated device: the kernels' own PTX, executed on the CPU (gpuconv/sim)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuconv import sim
+from gpuconv.cuda import source
+from gpuconv.cuda.plan import Launch
+from gpuconv.cuda.runtime import Runtime
+from gpuconv.errors import DeviceError
+
+
+class SimRuntime(Runtime):
+    """Arrays are `gpuconv.sim.Array`; a launch returns when the kernel is done.
+
+    check: verify every memory access, slower. order, seed: of blocks and threads, as
+    `gpuconv.sim.Function.launch` takes them. ran: kernels, and how often each was launched.
+    """
+
+    name = "sim"
+
+    def __init__(self, check: bool = False, order: str = "forward", seed: int = 0) -> None:
+        if problem := sim.available():
+            raise DeviceError(f"device sim: {problem}")
+        self.check, self.order, self.seed = check, order, seed
+        self.ran: dict[str, int] = {}
+        self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], sim.Module] = {}
+
+    def empty(self, shape: Any, dtype: Any = np.float32) -> sim.Array:
+        return sim.empty(shape, dtype)
+
+    def zeros(self, shape: Any, dtype: Any = np.float32) -> sim.Array:
+        return sim.zeros(shape, dtype)
+
+    def asarray(self, host: np.ndarray) -> sim.Array:
+        return sim.asarray(host)
+
+    def asnumpy(self, array: sim.Array) -> np.ndarray:
+        return sim.asnumpy(array)
+
+    def copy(self, array: sim.Array) -> sim.Array:
+        return array.copy()
+
+    def span(self, array: sim.Array) -> sim.Array:
+        return array.span()
+
+    def address(self, array: sim.Array) -> int:
+        return array.ptr
+
+    def start(self, launch: Launch, arguments: list[Any]) -> None:
+        module = self._module(launch)
+        given = launch.kernel, launch.grid, launch.block, arguments, launch.shared
+        module.launch(*given, self.order, self.seed)
+        self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
+
+    def synchronize(self) -> None:
+        """Nothing is ever left running."""
+
+    def _module(self, launch: Launch) -> sim.Module:
+        key = launch.file, launch.defines  # as they are: no two specialisations are equal
+        if key not in self._modules:
+            text = source.text(launch.file)
+            self._modules[key] = sim.Module(
+                text, launch.options, name=launch.file, check=self.check
+            )
+        return self._modules[key]

@@ -1,0 +1,131 @@
+"""One offline HTML file: the page, the network's weights, and its forward pass in JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from gpuconv.data.files import write_whole
+from gpuconv.explain import receptive_field
+from gpuconv.page.assets import OFFLINE_SCRIPTS, STYLE, page, text
+from gpuconv.page.description import floats, weights_of
+from gpuconv.page.graph import Graph
+from gpuconv.page.session import Session
+from gpuconv.page.strongest import COUNT
+
+MOST_PARAMETERS = 2_000_000  # 8 MB of weights, 11 MB in the file
+MOST_MULTIPLY_ADDS = 200_000_000  # a second or so in a browser
+PICTURES = 40
+MOST_PATCH_BYTES = 1_000_000
+
+
+def export(session: Session, path: str | os.PathLike[str]) -> int:
+    """Write the page of a session's network as one file that needs no server and no network.
+
+    Returns its size in bytes. The file appears whole or not at all.
+    Raises ValueError for a network of more than MOST_PARAMETERS parameters or MOST_MULTIPLY_ADDS
+    multiply-adds for a picture, or with a layer that the page cannot compute; OSError where the
+    file cannot be written.
+
+    >>> export(session, "lenet.html")  # doctest: +SKIP
+    """
+    model = session.describe()
+    _require_small(model, session.graph)
+    pictures = _pictures(session, model["test"])
+    patches = _patches(session, model)
+    gradient = [method for method in model["methods"] if method["name"] == "gradient"]
+    if len(patches) < len(model["patches"]):
+        names = ", ".join(session.graph[n].name for n in patches)
+        where = f"in this file for {names} alone" if patches else "not in this file"
+        model["note"] = "; ".join(filter(None, (model["note"], f"strongest parts {where}")))
+    model |= {"live": False, "test": len(pictures), "methods": gradient, "patches": list(patches)}
+    network = {
+        "model": model,
+        "weights": _weights(session),
+        "start": _start(session) if model["start"] else {},
+        "samples": pictures,
+        "patches": patches,
+    }
+    data = json.dumps(network, separators=(",", ":")).replace("<", "\\u003c")
+    style = text(STYLE)
+    script = "\n".join(text(name) for name in OFFLINE_SCRIPTS).replace("</script", "<\\/script")
+    policy = (
+        "default-src 'none'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
+        f"script-src {_digest(script)}; style-src {_digest(style)}"
+    )
+    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+    head += f"<style>{style}</style>"
+    body = f'<script type="application/json" id="network">{data}</script>\n'
+    content = page(head, f"{body}<script>{script}</script>").encode()
+    write_whole(path, content)
+    return len(content)
+
+
+def _require_small(model: dict[str, Any], graph: Graph) -> None:
+    for what, has, most in (
+        ("parameters", model["parameters"], MOST_PARAMETERS),
+        ("multiply-adds for a picture", graph.multiply_adds, MOST_MULTIPLY_ADDS),
+    ):
+        if has > most:
+            raise ValueError(
+                f"show: an exported page takes networks of up to {most:,} {what}, this one has "
+                f"{has:,}; leave --export out to serve it"
+            )
+    for layer in model["layers"]:
+        if layer["kind"] == "other":
+            raise ValueError(
+                f"show: {layer['name']} is a {layer['type']}, which an exported page cannot "
+                "compute; leave --export out to serve it"
+            )
+
+
+def _weights(session: Session) -> dict[str, dict[str, str]]:
+    found = {str(node.number): weights_of(node) for node in session.graph}
+    return {
+        number: {name: floats(array) for name, array in arrays.items()}
+        for number, arrays in found.items()
+    }
+
+
+def _start(session: Session) -> dict[str, dict[str, str]]:
+    numbers = [node.number for node in session.graph if node.kind in ("conv", "linear")]
+    return {str(n): {"weight": session.filters(n, "start")["data"]} for n in numbers}
+
+
+def _pictures(session: Session, count: int) -> list[dict[str, Any]]:
+    """Some test pictures, spread over the set, of a megabyte at most."""
+    wanted = session.wanted
+    size = wanted.channels * wanted.height * wanted.width
+    most = min(count, PICTURES, max(1, 1_000_000 // size))
+    return [session.sample(int(index)) for index in np.linspace(0, count - 1, most)]
+
+
+def _patches(session: Session, model: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """For each convolution its filters' strongest parts, as far as they are small."""
+    found, room = {}, MOST_PATCH_BYTES
+    shape = session.graph[0].shape
+    for number in model["patches"]:
+        node = session.graph[number]
+        field = receptive_field(session.graph.model, session.graph.layer_name(number) or "", shape)
+        part = shape[0] * math.prod(field.size) * 20 // 3 + 200  # in base64
+        if node.kind != "conv" or (size := node.shape[0] * COUNT * part) > room:
+            continue
+        room -= size
+        found[number] = [_all_seen(session, number, k) for k in range(node.shape[0])]
+    return found
+
+
+def _all_seen(session: Session, number: int, filter: int) -> dict[str, Any]:
+    while "patches" not in (found := session.patches(number, filter)):
+        pass
+    return found
+
+
+def _digest(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,0 +1,246 @@
+"""The page's server: standard library, this machine only unless asked otherwise.
+
+Each connection has a thread, and there are at most MOST_CLIENTS. What is wrong in a request gets a
+4xx and one line; nothing a client sends ends the server. Files are served from a fixed table, so
+there is no path to escape from.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import socket
+import threading
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from gpuconv.page import guard
+from gpuconv.page.assets import CONTENT_SECURITY_POLICY, assets
+from gpuconv.page.guard import Refused
+from gpuconv.page.live import Live
+from gpuconv.page.routes import GET, POST, Stream
+from gpuconv.page.session import Gone, Missing, Session
+
+MOST_CLIENTS = 32
+IDLE_SECONDS = 30  # an open connection without a request
+REQUEST_SECONDS = 20  # from a request's first byte to its last
+PORTS_TRIED = 50
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves a `Session` at http://HOST:PORT/. `live` is the run to follow, None without one.
+
+    Raises OSError in one line where no port from `port` on is free. `moved` tells whether the port
+    asked for was busy. port 0 takes any free one.
+
+    >>> server = PageServer(session, port=0)  # doctest: +SKIP
+    >>> threading.Thread(target=server.serve_forever, daemon=True).start()  # doctest: +SKIP
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(
+        self, session: Session, host: str = "127.0.0.1", port: int = 0, live: Live | None = None
+    ) -> None:
+        self.session, self.host, self.live = session, host, live
+        self.moved = False
+        self._clients = threading.BoundedSemaphore(MOST_CLIENTS)
+        self._open: set[socket.socket] = set()
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        last = min(port + PORTS_TRIED, 65536) - 1
+        for tried in range(port, last + 1):
+            try:
+                super().__init__((host, tried), Handler)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or tried == last:
+                    reason = (error.strerror or str(error)).lower()
+                    raise type(error)(f"show: cannot listen on {host}:{tried}: {reason}") from None
+                self.moved = True
+            else:
+                return
+
+    @property
+    def url(self) -> str:
+        """The page's address."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.server_address[1]}/"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._clients.acquire(blocking=False):
+            try:
+                request.settimeout(1)
+                request.sendall(BUSY)
+            except OSError:
+                pass
+            self.shutdown_request(request)
+            return
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._open.discard(request)
+            self._clients.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away or stalled is no error of ours; its thread just ends."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: PageServer
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "gpuconv", ""
+
+    def setup(self) -> None:
+        self.connection = self.request
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        self._timed = guard.TimedReader(self.connection)
+        self.rfile = io.BufferedReader(self._timed, 1 << 16)
+        self.wfile = io.BufferedWriter(_Sender(self.connection), 1 << 16)
+
+    def handle_one_request(self) -> None:
+        self._timed.deadline = time.monotonic() + IDLE_SECONDS
+        try:
+            if not self.rfile.peek(1):  # type: ignore[attr-defined]
+                self.close_connection = True
+                return
+            self._timed.deadline = time.monotonic() + REQUEST_SECONDS
+            super().handle_one_request()
+        except (OSError, ValueError):  # went away, stalled, or closed in the middle of an answer
+            self.close_connection = True
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if self.request_version == "HTTP/0.9":
+            self.send_error(HTTPStatus.BAD_REQUEST, "HTTP/1.1 is expected")
+            return False
+        return True
+
+    def do_GET(self) -> None:
+        self._guarded(self._get)
+
+    def do_POST(self) -> None:
+        self._guarded(self._post)
+
+    def _guarded(self, answer: Any) -> None:
+        """Answer, or say in one line why not."""
+        try:
+            guard.check_host(self.headers.get("Host"), self.server.host)
+            guard.check_origin(self.headers)
+            answer()
+        except Refused as refused:
+            self.close_connection = True  # its body, if any, has not been read
+            self._say(refused.status, str(refused))
+        except Gone as gone:  # no fault of the page: it sends the picture again
+            self._answer({"gone": str(gone)})
+        except Missing as missing:
+            self._say(HTTPStatus.NOT_FOUND, str(missing))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            self._say(HTTPStatus.BAD_REQUEST, " ".join(str(error).split()) or "bad request")
+        except NotImplementedError as error:  # a layer of one's own, without a way back
+            self._say(HTTPStatus.NOT_IMPLEMENTED, " ".join(str(error).split()))
+        except MemoryError:
+            self._say(HTTPStatus.INSUFFICIENT_STORAGE, "there is not enough memory for this")
+
+    def _get(self) -> None:
+        asked = urlsplit(self.path)
+        if asked.path in assets():
+            kind, content = assets()[asked.path]
+            self._send(HTTPStatus.OK, kind, content)
+            return
+        if asked.path not in GET:
+            raise Missing(f"there is nothing at {asked.path[:80]!r}")
+        given = {name: values[-1] for name, values in parse_qs(asked.query).items()}
+        self._answer(GET[asked.path](self.server, given))
+
+    def _post(self) -> None:
+        path = urlsplit(self.path).path
+        if path not in POST:
+            raise Refused(404, f"there is nothing at {path[:80]!r}")
+        route = POST[path]
+        guard.check_type(self.headers.get("Content-Type"), route.type)
+        length = guard.body_length(self.headers, route.most)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise Refused(400, f"the body ended after {len(body)} of {length} bytes")
+        self._answer(route.answer(self.server, body))
+
+    def _answer(self, found: Any) -> None:
+        if isinstance(found, Stream):
+            self._stream(found)
+        else:
+            content = json.dumps(found, separators=(",", ":")).encode()
+            self._send(HTTPStatus.OK, "application/json", content)
+
+    def _stream(self, events: Stream) -> None:
+        """Server-sent events until the client goes or the events end."""
+        self.close_connection = True
+        self.send_response(HTTPStatus.OK)
+        self._headers("text/event-stream", None)
+        try:
+            for event in events:
+                self.wfile.write(event)
+                self.wfile.flush()
+        finally:
+            events.close()
+
+    def _send(self, status: int, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        self._headers(kind, len(content))
+        self.wfile.write(content)
+        self.wfile.flush()
+
+    def _headers(self, kind: str, length: int | None) -> None:
+        self.send_header("Content-Type", kind)
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+
+    def _say(self, status: int, text: str) -> None:
+        self._send(status, "text/plain; charset=utf-8", (text + "\n").encode(errors="replace"))
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """The base class's own refusals (bad lines, unknown methods), as one line too."""
+        self.close_connection = True
+        self.request_version = self.protocol_version  # with its own 0.9 there would be no headers
+        text = (message or HTTPStatus(code).phrase).encode("ascii", "replace").decode()
+        status = {501: HTTPStatus.METHOD_NOT_ALLOWED, 505: HTTPStatus.BAD_REQUEST}.get(code, code)
+        self._say(status, " ".join(text.split())[:200])
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the terminal belongs to the command."""
+
+
+class _Sender(io.RawIOBase):
+    """A socket to write to, each part within REQUEST_SECONDS."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._connection.settimeout(REQUEST_SECONDS)
+        with memoryview(data) as view:
+            self._connection.sendall(view)
+            return view.nbytes

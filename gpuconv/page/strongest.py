@@ -1,0 +1,113 @@
+"""The parts of the test pictures that excite a layer's filters most, found a little at a time.
+
+Every question of the page looks at some more pictures and says how far it is; when all are seen it
+gets the parts. So no question takes long, the page can draw in between, and nothing is looked for
+that nobody waits for.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuconv import explain
+from gpuconv.data import Dataset, to_float
+from gpuconv.page.description import bytes_of, floats
+from gpuconv.page.graph import Graph
+
+COUNT = 9
+MOST_PICTURES = 2000
+MOST_WORK = 150_000_000_000  # multiply-adds for all pictures: some seconds
+STEP_WORK, STEP_VALUES, STEP_PICTURES = 2_000_000_000, 4_000_000, 200  # of one question
+MOST_SEARCHES = 4  # layers whose results are kept
+
+Found = dict[str, Any]
+
+
+def searchable(graph: Graph) -> list[int]:
+    """The numbers of the nodes with maps that `explain` can reach by name."""
+    known = all(node.kind != "other" for node in graph)  # or their windows are not
+    return [
+        node.number
+        for node in graph.nodes[1:]
+        if known and len(node.shape) == 3 and graph.layer_name(node.number)
+    ]
+
+
+class Searches:
+    """The searches of a network's layers; the weights' version says when they are to begin anew.
+
+    Every method raises ValueError for a filter that is not there, and must not be called from two
+    threads at a time.
+    """
+
+    def __init__(self, graph: Graph, wanted: Any, dataset: Dataset) -> None:
+        self._graph, self._wanted, self._dataset = graph, wanted, dataset
+        work = max(1, graph.multiply_adds)
+        self.pictures = min(len(dataset), MOST_PICTURES, max(COUNT, MOST_WORK // work))
+        step = min(STEP_PICTURES, STEP_WORK // work, STEP_VALUES // max(1, graph.values))
+        self._step = max(1, step)
+        self._kept: OrderedDict[tuple[int, int], explain.PatchSearch] = OrderedDict()
+
+    def ask(self, version: int, number: int, filter: int) -> Found:
+        """Look at some more pictures for that layer. "seen", "pictures" (to be seen), "of" (all the
+        test pictures), and once all are seen "patches": for each "image", "label", "value",
+        "index" (the unit), "box", and the part as "pixels", uint8, and as "projection", float32,
+        both of "shape" (C, rows, columns).
+        """
+        node = self._graph[number]
+        if not 0 <= filter < node.shape[0]:
+            raise ValueError(f"{node.name} has filters 0 to {node.shape[0] - 1}, got {filter}")
+        search = self._search(version, number)
+        if search.seen < self.pictures:
+            search.add(self._read(range(search.seen, min(self.pictures, search.seen + self._step))))
+        found = {
+            "layer": number,
+            "filter": filter,
+            "version": version,
+            "seen": search.seen,
+            "pictures": self.pictures,
+            "of": len(self._dataset),
+        }
+        if search.seen < self.pictures:
+            return found
+        (patches,) = search.patches([filter])
+        return found | {"patches": list(self._described(number, patches))}
+
+    def _search(self, version: int, number: int) -> explain.PatchSearch:
+        key = version, number
+        if key not in self._kept:
+            for old in [each for each in self._kept if each[0] != version]:
+                del self._kept[old]
+            name = self._graph.layer_name(number) or ""
+            self._kept[key] = explain.PatchSearch(self._graph.model, name, COUNT)
+        self._kept.move_to_end(key)
+        while len(self._kept) > MOST_SEARCHES:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def _read(self, numbers: range | list[int]) -> np.ndarray:
+        images = self._dataset.images[np.asarray(numbers)]
+        return to_float(images, self._wanted.size, self._wanted.mean, self._wanted.std)
+
+    def _described(self, number: int, patches: list[explain.Patch]) -> Iterator[Found]:
+        x = self._read([patch.image for patch in patches])
+        pixels = self._wanted.pixels(x)
+        name = self._graph.layer_name(number) or ""
+        by_image = {patch.image: each for patch, each in zip(patches, x, strict=True)}
+        back = explain.projections(self._graph.model, by_image, patches, name, batch=1)
+        for patch, picture, projection in zip(patches, pixels, back, strict=True):
+            top, bottom, left, right = patch.box
+            yield {
+                "image": patch.image,
+                "label": int(self._dataset.labels[patch.image]),
+                "value": patch.value,
+                "index": [patch.filter, *patch.unit],
+                "box": list(patch.box),
+                "shape": list(projection.shape),
+                "pixels": bytes_of(picture[:, top:bottom, left:right]),
+                "projection": floats(projection),
+            }

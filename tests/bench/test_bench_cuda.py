@@ -1,0 +1,182 @@
+"""The GPU's clock and measurements, over the stand-in for CuPy: no GPU is involved, the times are
+the simulator's and mean nothing; what is tested is what is launched, checked and refused.
+"""
+
+import kernel_runs
+import numpy as np
+import pytest
+import simulated
+import standin_cupy
+
+from gpuconv import ops
+from gpuconv.arrays import to_device, to_numpy
+from gpuconv.bench import cuda, measure, works
+from gpuconv.bench.cases import parse
+from gpuconv.bench.ceilings import Ceilings, cuda_ceilings
+from gpuconv.cuda.runtime import runtime
+from gpuconv.errors import DeviceError
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    standin_cupy.install(monkeypatch)
+    yield cuda.Clock(runtime("cuda"), flushed=4096)
+    runtime.cache_clear()
+
+
+def rows(clock, words, *passes, **how):
+    given = works.works(parse(words), passes)
+    return [measure.measure(work, "cuda", 0.001, clock, **how) for work in given]
+
+
+def names(row):
+    return [name for name, _ in row.kernels]
+
+
+def test_the_passes_of_a_convolution_are_parted_by_what_they_launch(clock):
+    forward, data, weight = rows(clock, "conv 2x3x9x8 4 3x3 padding=1", each=True)
+    assert names(forward) == ["conv2d_forward_simt"]
+    assert names(data) == ["conv2d_backward_data_simt"]
+    assert names(weight) == ["conv2d_backward_weight_simt", "conv2d_backward_bias_slices"]
+    for row in (forward, data, weight):
+        assert row.status == "ok"
+        assert 0 < row.times.low <= row.times.median <= row.times.high
+        assert row.times.count >= 7
+        assert all(times.median > 0 for _, times in row.kernels)
+    (whole,) = rows(clock, "conv 2x3x9x8 4 3x3 padding=1", "backward")
+    assert names(whole) == names(data) + names(weight)
+
+
+def test_layouts_differ_by_the_conversion(clock):
+    (plain,) = rows(clock, "conv 2x4x6x6 4 3x3", "forward")
+    (converted,) = rows(clock, "conv 2x4x6x6 4 3x3", "forward", layout="nchw")
+    assert names(converted) == ["transpose", "transpose", *names(plain)]
+
+
+@pytest.mark.parametrize(
+    "words", ["relu 2x4x5x6", "cross_entropy 4x10", "adam 30x4", "lrn 1x7x3x3 5"]
+)
+def test_other_operations(clock, words):
+    for row in rows(clock, words):
+        assert row.status == "ok" if row.kernels else row.status == "no kernel yet"
+
+
+def test_what_was_timed_ran_and_wrote_its_results(clock, monkeypatch):
+    """The outputs are poisoned before the timed runs, so only they can have made them right."""
+    poisoned = []
+    real = cuda.Clock.poison
+    monkeypatch.setattr(cuda.Clock, "poison", lambda self, a: poisoned.append(a) or real(self, a))
+    (row,) = rows(clock, "relu 2x4x5x6", "forward")
+    assert row.status == "ok"
+    assert len(poisoned) >= 2  # one output for each set of buffers
+    monkeypatch.setattr(cuda.Clock, "times", lambda self, sets, seconds: row.times)
+    (row,) = rows(clock, "relu 2x4x5x6", "forward")
+    assert row.status == "wrong: result 0 has other bits after the timing"
+    assert row.times is None
+
+
+def test_a_wrong_result_is_never_timed(clock, monkeypatch):
+    def broken(launch, arguments):
+        started(launch, arguments)
+        arguments[0]._array.fill(np.nan)
+
+    started = clock.on.start
+    monkeypatch.setattr(clock.on, "start", broken)
+    monkeypatch.setattr(cuda.Clock, "times", lambda *_: pytest.fail("timed"))
+    for row in rows(clock, "relu 2x4x5x6"):
+        assert row.times is None
+        assert row.status.startswith("wrong: 240 of 240 elements of result 0, the first at (0, 0")
+
+
+def test_sets_of_buffers_must_agree(clock, monkeypatch):
+    calls = []
+
+    def drifting(launch, arguments):
+        calls.append(launch)
+        started(launch, arguments)
+        if len(calls) == 2:
+            arguments[0]._array.fill(1.0)
+
+    started = clock.on.start
+    monkeypatch.setattr(clock.on, "start", drifting)
+    (row,) = rows(clock, "relu 2x4x5x6", "forward")
+    assert row.status == "wrong: result 0 has other bits in another set of buffers"
+
+
+def test_a_device_error_is_not_a_wrong_result(clock):
+    standin_cupy.failing.add("launch")
+    with pytest.raises(DeviceError, match="the GPU failed at kernel relu_forward"):
+        rows(clock, "relu 2x4x5x6")
+
+
+def test_launches_are_recorded_with_their_arrays_and_only_meanwhile(clock):
+    x = to_device(np.float32([-1, 2]), "cuda")
+    y, launches = cuda.record(clock.on, lambda: ops.relu(x))
+    assert [launch.kernel for launch, _ in launches] == ["relu_forward"]
+    clock.poison(y)
+    assert np.isnan(to_numpy(y)).all()
+    clock.on.start(*launches[0])
+    np.testing.assert_array_equal(to_numpy(y), [0, 2])
+    ops.relu(x)
+    assert len(launches) == 1
+
+
+def test_ceilings(clock, monkeypatch):
+    found = cuda_ceilings(clock, 0.001)
+    assert found.flops > 0
+    assert found.bytes > 0
+    monkeypatch.setattr(cuda, "FLOPS_A_ROUND", 0)  # as if the kernel had done nothing
+    with pytest.raises(ArithmeticError, match="computed a wrong result"):
+        clock.multiply_add_rate(0.001)
+
+
+def test_the_arithmetic_ceiling_is_little_but_multiply_adds(tmp_path):
+    """In machine code: 128 FFMA a round, as FLOPS_A_ROUND counts."""
+    from test_kernels_build import main_loop
+
+    from gpuconv.sim import to_cubin
+
+    for arch in ("sm_75", "sm_80", "sm_90a", "sm_120"):
+        loop = main_loop(to_cubin(cuda.CEILING.read_text(), (), arch), "fma_ceiling", tmp_path)
+        assert 2 * loop["FFMA"] == cuda.FLOPS_A_ROUND
+        assert loop["FFMA"] >= 0.95 * loop.total(), loop
+
+
+def test_rates_are_work_over_time():
+    work = next(works.works(parse("conv 2x3x9x8 4 3x3"), ("forward",)))
+    times = measure.Times.of([1e-3, 2e-3, 4e-3])
+    row = measure.Row("c", "", "forward", "cuda", work.cost, times=times)
+    assert times.median == 2e-3
+    assert row.flops == pytest.approx(2 * 2 * 4 * 7 * 6 * 27 / 2e-3)
+    assert row.bytes == pytest.approx(4 * (2 * 3 * 72 + 108 + 4 + 2 * 4 * 42) / 2e-3)
+    memory = Ceilings(1e12, row.bytes, "", "")  # so fast that the copy is what counts
+    assert row.share(memory) == pytest.approx(1)
+    assert work.cost.bound(1e12, row.bytes) == "memory"
+    assert row.share(Ceilings(2 * row.flops, 1e12, "", "")) == pytest.approx(0.5)
+
+
+def test_the_sweeps_of_kernels_run_where_they_are_told(clock, monkeypatch):
+    """tests/helpers/kernel_runs.py on device cuda: the same results and guards, through CuPy's calls."""
+    import test_kernels_conv
+    import test_kernels_optim
+    import test_kernels_pool
+
+    monkeypatch.setattr(kernel_runs, "DEVICE", "cuda")
+    monkeypatch.setattr(kernel_runs, "module", None)
+    for seed in (0, 1):
+        test_kernels_conv.compare(*test_kernels_conv.sweep_case(seed))
+        test_kernels_pool.compare(*test_kernels_pool.sweep_case(seed))
+    test_kernels_optim.test_adam(test_kernels_optim.Adam, True)
+    assert {"conv2d_backward_weight_simt", "max_pool2d_backward", "adam"} <= set(
+        standin_cupy.launched
+    )
+
+
+def test_operations_run_where_they_are_told(clock, monkeypatch):
+    import test_runtime_ops
+
+    monkeypatch.setattr(test_runtime_ops, "DEVICE", "cuda")
+    test_runtime_ops.test_convolutions(1)
+    test_runtime_ops.test_linear("relu")
+    assert "conv2d_forward_simt" in standin_cupy.launched
+    assert simulated.DEVICE == "sim"

@@ -1,0 +1,567 @@
+"""The command line around a trained network: train, evaluate, predict, and their errors."""
+
+import gzip
+import importlib.util
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpuconv import checkpoint, data, models, nn
+from gpuconv.cli import main, training
+
+QUICK = ["--limit", "1500", "--epochs", "3", "--batch", "32"]
+QUICK += ["--validation", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on 1,500 digits: its folder."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "--out", str(folder), *QUICK]) == 0
+    return folder
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must fail with exit code 2 and one line; returns that line."""
+
+    def run(*argv):
+        assert main([str(argument) for argument in argv]) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith("gpuconv: ")
+        assert told.err.count("\n") == 1
+        return told.err[len("gpuconv: ") : -1]
+
+    return run
+
+
+@pytest.fixture
+def said(capsys):
+    def run(*argv):
+        assert main([str(argument) for argument in argv]) == 0
+        told = capsys.readouterr()
+        assert told.err == ""
+        return told.out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("mnist", "train"), data.load("mnist", "test")
+
+
+@pytest.fixture
+def tiny(tmp_path, digits):
+    """A folder of IDX files: 40 training and 10 test digits."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for mnist, stem, count in zip(digits, ("train", "t10k"), (40, 10), strict=True):
+        some = mnist.subset(slice(0, count))
+        data.write_idx(folder / f"{stem}-images-idx3-ubyte", some.images[:, 0])
+        data.write_idx(folder / f"{stem}-labels-idx1-ubyte", some.labels.astype(np.uint8))
+    return folder
+
+
+@pytest.fixture
+def drawn():
+    """Asked for by the tests that need the pictures; the others go without, half a second each."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(training, "_draw", lambda *args: None)
+
+
+# ---- train -------------------------------------------------------------------------------------
+
+
+def test_train_leaves_everything_and_says_where(said, tmp_path, monkeypatch, tiny, drawn):
+    monkeypatch.chdir(tmp_path)
+    text = said("train", "--data", "tiny", "--epochs", "2", "--batch", "8", "--validation", "0.1")
+    folder = tmp_path / "runs" / "lenet-tiny"
+    found = {file.name for file in folder.iterdir()}
+    assert "36 training images, 4 held out" in text
+    assert ("curves.png" in found) == (importlib.util.find_spec("matplotlib") is not None)
+    wanted = {"last.safetensors", "best.safetensors", "history.jsonl"}
+    assert wanted <= found
+    assert "test accuracy" in text
+    for name in ("best.safetensors", "history.jsonl", "curves.png", "confusion.png"):
+        assert name not in found or f"runs/lenet-tiny/{name}" in text
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    metadata = checkpoint.read(folder / "best.safetensors").metadata
+    assert metadata["settings"]["validation"] == 0.1
+    assert metadata["image_shape"] == [1, 28, 28]
+    assert metadata["dark_border"] is True
+
+
+def test_a_second_run_takes_the_next_folder(said, tmp_path, monkeypatch, tiny):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lenet-tiny", "lenet-tiny-2", "lenet-tiny-3"):
+        assert f"folder runs/{name}\n" in said(
+            "train", "--data", tiny, "--epochs", "1", "--batch", 8
+        )
+
+
+def test_a_folder_given_by_hand_is_not_replaced_unasked(refused, said, tmp_path, tiny):
+    out = tmp_path / "mine"
+    options = ["--data", tiny, "--epochs", "1", "--batch", "8", "--out", out]
+    said("train", *options)
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    assert "holds a run already" in refused("train", *options)
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    said("train", *options, "--overwrite", "--seed", "9")
+    assert checkpoint.read(out / "last.safetensors").metadata["settings"]["seed"] == 9
+
+
+def test_the_articles_recipe(said, tmp_path, tiny):
+    out = tmp_path / "run"
+    said("train", "--recipe", "article", "--epochs", "1", "--data", tiny, "--out", out)
+    metadata = checkpoint.read(out / "last.safetensors").metadata
+    recipe = metadata["recipe"]
+    assert recipe["loss"]["name"] == "ArticleLoss"
+    assert recipe["optimizer"] == {
+        "name": "SGD", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0,
+        "dampening": 0.0,
+    }  # fmt: skip
+    assert recipe["data"]["batch_size"] == 16
+    assert recipe["data"]["images"] == 40  # all of them: nothing is held out
+    assert recipe["schedule"] is None
+    assert recipe["data"]["augment"] is None
+    assert len(metadata["input"]["mean"]) == 1  # of the training set, one channel
+    assert not (out / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optimizer", "adam", "--schedule", "none", "--loss", "hinge", "--augment", "none"],
+        [
+            "--optimizer",
+            "adamw",
+            "--schedule",
+            "cosine",
+            "--clip",
+            "1",
+            "--augment",
+            "shift+affine",
+        ],
+        ["--momentum", "0", "--schedule", "onecycle", "--weight-decay", "0", "--validation", "0"],
+        ["--schedule", "step", "--augment", "crop+flip", "--normalize", "none", "--threads", "1"],
+        ["--label-smoothing", "0.1", "--ema", "0.9", "--validation", "0.2"],
+    ],
+)
+def test_every_setting_trains(said, tmp_path, tiny, options):
+    from gpuconv.threads import set_thread_count, thread_count
+
+    threads = thread_count()
+    out = tmp_path / "run"
+    try:
+        said("train", "--data", tiny, "--epochs", "3", "--batch", "8", "--out", out, *options)
+    finally:
+        set_thread_count(threads)
+    settings = checkpoint.read(out / "last.safetensors").metadata["settings"]
+    for name, value in zip(options[::2], options[1::2], strict=True):
+        if name != "--threads":
+            assert str(settings[name[2:].replace("-", "_")]).removesuffix(".0") == value
+
+
+def test_averaged_weights_are_tested_where_none_were_kept_as_best(said, tmp_path, tiny):
+    out = tmp_path / "run"
+    options = ["--data", tiny, "--epochs", "2", "--batch", "8", "--validation", "0", "--ema", "0.9"]
+    text = said("train", *options, "--out", out)
+    found = checkpoint.read(out / "last.safetensors")
+    model = models.build(found.metadata["model"])
+    losses = {}
+    for name, state in (("own", found.weights), ("averaged", averages(found))):
+        model.load_state_dict(state)
+        losses[name] = loss_on(model, found, tiny)
+    assert losses["own"] != losses["averaged"]
+    assert f"loss {losses['averaged']}" in text
+
+
+def averages(found):
+    """A checkpoint's averaged weights, by the names of the model's state."""
+    start = "average/"
+    return {k.removeprefix(start): a for k, a in found.optimizer.items() if k.startswith(start)}
+
+
+def loss_on(model, found, folder):
+    """The loss on the folder's test images, as `gpuconv train` prints it."""
+    how = {name: found.metadata["input"][name] for name in ("size", "mean", "std")}
+    images = data.load(str(folder), "test")
+    ((x, labels),) = data.Loader(images, len(images), shuffle=False, **how)
+    return f"{nn.CrossEntropyLoss().forward(model.eval().infer(x), labels):.4f}"
+
+
+def test_smoothing_is_for_cross_entropy(refused, tiny):
+    told = refused("train", "--data", tiny, "--loss", "hinge", "--label-smoothing", "0.1")
+    assert told == "train: --label-smoothing is for --loss cross_entropy, the loss is hinge"
+    assert "expected a number" in refused("train", "--data", tiny, "--ema", "1")
+
+
+def test_the_reference_device_trains_alike(said, tmp_path, tiny):
+    for device in ("cpu", "reference"):
+        out = tmp_path / device
+        said(
+            "train", "--data", tiny, "--epochs", "1", "--batch", 8, "--device", device, "--out", out
+        )
+    a, b = (
+        checkpoint.read(tmp_path / d / "last.safetensors").weights for d in ("cpu", "reference")
+    )
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-4)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(said, tmp_path, tiny, monkeypatch, capsys):
+    from gpuconv.train import Trainer
+
+    options = ["--data", tiny, "--epochs", "3", "--batch", "8", "--augment", "shift+affine"]
+    options += ["--validation", "0.2", "--label-smoothing", "0.1", "--ema", "0.9"]
+    said("train", *options, "--out", tmp_path / "whole")
+
+    own = Trainer._batch
+
+    def then_terminated(self, x, labels):
+        own(self, x, labels)
+        if self.position.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_batch", then_terminated)
+    out = tmp_path / "stopped"
+    assert main(["train", *map(str, options), "--out", str(out)]) == 143
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.endswith(f"to go on: gpuconv train --resume {out}\n")
+    monkeypatch.undo()
+    assert "resumed" in said("train", "--resume", out)
+    for name in ("last.safetensors", "best.safetensors"):
+        a, b = (checkpoint.read(tmp_path / d / name).weights for d in ("whole", "stopped"))
+        assert all(a[key].tobytes() == b[key].tobytes() for key in a)
+
+
+def test_ctrl_c_of_a_real_process(tmp_path):
+    command = [sys.executable, "-m", "gpuconv", "train", "--out", str(tmp_path / "run"), *QUICK]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 1"):
+                process.send_signal(signal.SIGINT)
+                break
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.startswith("gpuconv: interrupted in epoch")
+    assert told.count("\n") == 1
+
+
+def test_train_without_matplotlib_says_how_to_get_it(said, tmp_path, tiny, monkeypatch, drawn):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    text = said("train", "--data", tiny, "--epochs", 1, "--batch", 8, "--out", tmp_path / "run")
+    assert 'pip install "gpuconv[viz]"' in text
+    assert "test accuracy" in text
+
+
+def test_a_folder_of_pictures(said, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number, name in enumerate(("dark", "light")):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for k in range(6):
+                pixels = rng.integers(0, 60, (20 + k, 30, 3), np.uint8) + np.uint8(190 * number)
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+    out = tmp_path / "run"
+    options = ["--epochs", "12", "--batch", "4", "--augment", "none", "--schedule", "none"]
+    said("train", "--data", tmp_path / "pictures", *options, "--lr", "0.02", "--out", out)
+    test = tmp_path / "pictures" / "test"
+    text = said("predict", out / "last.safetensors", test / "light" / "3.png", test / "dark/0.png")
+    assert ": light\n" in text
+    assert ": dark\n" in text
+    assert "accuracy  100.00% (12 right)" in said("evaluate", out / "last.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--epochs", "0"], "argument --epochs: expected a whole number of at least 1, got '0'"),
+        (["--epochs", "1.5"], "expected a whole number of at least 1, got '1.5'"),
+        (
+            ["--batch", "41", "--validation", "0"],
+            "batch_size 41 is larger than tiny train, which h",
+        ),
+        (["--model", "lenett"], "unknown model 'lenett'; did you mean 'lenet'?"),
+        (["--optimizer", "admw"], "unknown optimizer 'admw'; did you mean 'adamw'?"),
+        (["--loss", "crossentropy"], "unknown loss 'crossentropy'; did you mean 'cross_entropy'?"),
+        (["--schedule", "cosin"], "unknown schedule 'cosin'; did you mean 'cosine'?"),
+        (["--augment", "shift+flp"], "unknown augmentation 'flp'; did you mean 'flip'?"),
+        (["--recipe", "artcle"], "unknown recipe 'artcle'; did you mean 'article'?"),
+        (["--device", "cudda"], "unknown device 'cudda'; did you mean 'cuda'?"),
+        (["--data", "mnit"], "unknown data set 'mnit'; did you mean 'mnist'?"),
+        (["--data", "no/such/folder"], "no/such/folder: no such file or folder"),
+        (["--lr", "-1"], "expected a number of at least 0, got '-1'"),
+        (["--momentum", "1"], "expected a number of at least 0 and below 1, got '1'"),
+        (["--optimizer", "adam", "--momentum", "0.5"], "--momentum is for --optimizer sgd"),
+        (["--validation", "0.001"], "cannot split 40 images"),
+        (["--seed", "-1"], "expected a whole number of at least 0, got '-1'"),
+        (["--resume", "x", "--out", "y"], "not allowed with argument"),
+    ],
+)
+def test_bad_settings(refused, tmp_path, tiny, options, expected):
+    base = [] if "--resume" in options else ["--out", tmp_path / "run"]
+    assert expected in refused("train", "--data", tiny, "--batch", "8", *base, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_cannot_be(refused, tmp_path, tiny):
+    (tmp_path / "file").write_text("kept")
+    options = ["--data", tiny, "--epochs", "1", "--batch", "8"]
+    assert "file" in refused("train", *options, "--out", tmp_path / "file" / "run")
+    assert "file" in refused("train", *options, "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_full_disk(tiny):
+    command = [sys.executable, "-m", "gpuconv", "train", "--data", str(tiny), "--batch", "8"]
+    done = subprocess.run(
+        [*command, "--out", "/dev/full"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpuconv: /dev/full")
+    assert done.stderr.count("\n") == 1
+
+
+def test_training_that_diverges_names_the_layer(refused, tmp_path, tiny):
+    options = ["--batch", "8", "--lr", "1e30", "--schedule", "none", "--out", tmp_path / "run"]
+    text = refused("train", "--data", tiny, *options)
+    assert re.search(r"epoch 1, batch \d: the loss is not finite; .* layer \w+ \(", text)
+    assert "lower the learning rate" in text
+
+
+def test_resume_refuses(refused, trained, tmp_path):
+    assert "holds no run to resume" in refused("train", "--resume", tmp_path)
+    text = refused("train", "--resume", trained, "--lr", "0.9")
+    assert "is of another run" in text
+    (tmp_path / "other").mkdir()
+    checkpoint.save(models.lenet(), tmp_path / "other" / "last.safetensors")
+    assert "is no run of `gpuconv train`" in refused("train", "--resume", tmp_path / "other")
+
+
+def corrupt(folder, what):
+    images, labels = folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte"
+    content = images.read_bytes()
+    if what == "missing":
+        labels.unlink()
+    elif what == "truncated":
+        images.write_bytes(content[:-100])
+    elif what == "magic":
+        images.write_bytes(b"\1\2\3\4" + content[4:])
+    elif what == "gzip":
+        packed = bytearray(gzip.compress(content))
+        packed[len(packed) // 2] ^= 0xFF
+        images.unlink()
+        images.with_name(images.name + ".gz").write_bytes(bytes(packed))
+    elif what == "counts":
+        data.write_idx(labels, np.zeros(39, np.uint8))
+    elif what == "nan":
+        bad = np.zeros((40, 28, 28), np.float32)
+        bad[5, 3, 3] = np.nan
+        data.write_idx(images, bad)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("missing", "there is no train-labels-idx1-ubyte"),
+        ("truncated", "train-images-idx3-ubyte"),
+        ("magic", "train-images-idx3-ubyte"),
+        ("gzip", "train-images-idx3-ubyte.gz"),
+        ("counts", "40 images but 39 labels"),
+        ("nan", "image 5 holds NaN"),
+    ],
+)
+def test_corrupt_data(refused, tmp_path, tiny, what, expected):
+    corrupt(tiny, what)
+    options = ["--data", tiny, "--batch", "8", "--out", tmp_path / "run"]
+    assert expected in refused("train", *options)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- evaluate ----------------------------------------------------------------------------------
+
+
+def test_evaluate_counts_every_image_once(said, trained, digits):
+    path = trained / "best.safetensors"
+    text = said("evaluate", path, "--limit", "700", "--batch", "300")
+    found = checkpoint.read(path)
+    recipe = found.metadata["input"]
+    test = digits[1].subset(slice(0, 700))
+    x = test.batch(np.arange(700), size=32, mean=recipe["mean"], std=recipe["std"])
+    answers = found.build().infer(x).argmax(axis=1)
+    right = int((answers == test.labels).sum())
+    assert right > 500  # it learned something
+    assert f"accuracy  {right / 700:.2%} ({right} right)" in text
+    matrix = np.zeros((10, 10), int)
+    np.add.at(matrix, (test.labels, answers), 1)
+    part = text.partition("answers across\n")[2].partition("\n\n")[0].splitlines()[1:]
+    printed = [[0 if cell == "." else int(cell) for cell in line.split()[1:]] for line in part]
+    assert np.array_equal(printed, matrix)
+    for k in range(10):
+        total, own = matrix[k].sum(), matrix[k, k]
+        assert re.search(rf"\n  {k} +{total} +{own} +{own / total:.2%}\n", text)
+    wrong = matrix - np.diag(np.diag(matrix))
+    i, j = np.unravel_index(wrong.argmax(), wrong.shape)
+    assert f"most frequent mistakes: {i} taken for {j} {wrong[i, j]}x" in text
+
+
+def test_evaluate_on_other_data_and_device(said, trained, tiny):
+    path = trained / "last.safetensors"
+    options = ["--data", tiny, "--split", "train"]
+    ours = said("evaluate", path, *options)
+    assert "on tiny train, 40 images" in ours
+    assert said("evaluate", path, *options, "--device", "reference") == ours
+
+
+def test_checkpoints_that_cannot_be_used(refused, trained, tmp_path):
+    good = (trained / "best.safetensors").read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(good[:-1000])
+    assert "bad.safetensors: damaged" in refused("evaluate", bad)
+    bad.write_bytes(good[:5])
+    assert "truncated" in refused("evaluate", bad)
+    bad.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert "do not match its checksum" in refused("evaluate", bad)
+    bad.write_bytes(b"not a checkpoint")
+    assert "not a safetensors file" in refused("evaluate", bad)
+    assert "there is no such file" in refused("evaluate", tmp_path / "none.safetensors")
+    spec = {"name": "lenet", "arguments": {"num_classes": 7}}
+    checkpoint.save(models.lenet().state_dict(), bad, model=spec)
+    checkpoint.write(bad, checkpoint.Checkpoint(models.lenet().state_dict(), {"model": spec}))
+    assert "fc3.weight has shape (10, 100), this model's is (7, 100)" in refused("evaluate", bad)
+    checkpoint.save({"weight": np.ones(3)}, bad)
+    assert "names no model" in refused("evaluate", bad)
+
+
+def test_evaluate_refuses_data_of_other_kinds(refused, trained, tiny):
+    labels = np.arange(40) % 12
+    data.write_idx(tiny / "train-labels-idx1-ubyte", labels.astype(np.uint8))
+    text = refused("evaluate", trained / "best.safetensors", "--data", tiny, "--split", "train")
+    assert "tiny train has 12 classes, the network 10" in text
+
+
+# ---- predict -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def digit(tmp_path, trained, digits):
+    """A test digit that the network recognises with confidence: PNG path, pixels, label."""
+    found = checkpoint.read(trained / "best.safetensors")
+    recipe, test = found.metadata["input"], digits[1]
+    x = test.batch(np.arange(200), size=32, mean=recipe["mean"], std=recipe["std"])
+    scores = found.build().infer(x)
+    margin = np.sort(scores, axis=1)[:, -1] - np.sort(scores, axis=1)[:, -2]
+    right = scores.argmax(axis=1) == test.labels[:200]
+    k = int(np.argmax(np.where(right, margin, -np.inf)))
+    e = np.exp(scores[k] - scores[k].max())
+    path = tmp_path / "digit.png"
+    Image.fromarray(test.images[k, 0]).save(path)
+    return path, test.images[k, 0], int(test.labels[k]), e / e.sum()
+
+
+def test_predict_gives_each_class_its_probability(said, trained, digit):
+    path, _, label, probabilities = digit
+    text = said("predict", trained / "best.safetensors", path)
+    assert text.startswith(f"{path}: {label}\n")
+    rows = re.findall(r"^  (\d) +([\d.]+)%", text, re.MULTILINE)
+    assert [int(name) for name, _ in rows] == np.argsort(-probabilities, kind="stable").tolist()
+    for name, share in rows:
+        assert float(share) / 100 == pytest.approx(probabilities[int(name)], abs=2e-6)
+    assert sum(float(share) for _, share in rows) == pytest.approx(100, abs=1e-3)
+
+
+def test_predict_top_several_and_reference(said, trained, digit):
+    path, _, label, _ = digit
+    text = said(
+        "predict", trained / "last.safetensors", path, path, "--top", 1, "--device", "reference"
+    )
+    assert len(text.splitlines()) == 4
+    assert text.count(f"{path}: {label}\n") == 2
+
+
+def test_predict_takes_pictures_of_other_sizes_and_kinds(said, trained, digit, tmp_path):
+    _, pixels, label, _ = digit
+    picture = Image.fromarray(pixels)
+    picture.resize((112, 112), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    picture.convert("RGB").save(tmp_path / "color.png")
+    picture.convert("P").save(tmp_path / "palette.png")
+    wide = np.zeros((28, 60), np.uint8)
+    wide[:, 16:44] = pixels
+    Image.fromarray(wide).resize((240, 112)).save(tmp_path / "wide.png")
+    Image.fromarray(pixels).resize((140, 140)).save(tmp_path / "photo.jpg", quality=95)
+    for name in ("large.png", "color.png", "palette.png", "photo.jpg"):
+        assert f": {label}\n" in said("predict", trained / "best.safetensors", tmp_path / name)
+    said("predict", trained / "best.safetensors", tmp_path / "wide.png")  # small, but read
+
+
+def test_predict_inverts_dark_figures_on_a_light_ground(said, trained, digit, tmp_path):
+    path, pixels, label, _ = digit
+    Image.fromarray(255 - pixels).save(tmp_path / "dark.png")
+    model = trained / "best.safetensors"
+    plain = said("predict", model, path).partition("\n")[2]
+    text = said("predict", model, tmp_path / "dark.png")
+    assert text.startswith(f"{tmp_path / 'dark.png'}: {label} (inverted: its border is light)\n")
+    assert text.partition("\n")[2] == plain
+    assert said("predict", model, tmp_path / "dark.png", "--invert").partition("\n")[2] == plain
+    assert said("predict", model, tmp_path / "dark.png", "--no-invert").partition("\n")[2] != plain
+
+
+def test_predict_refuses_before_any_answer(trained, digit, tmp_path, capsys):
+    path = digit[0]
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:60])
+    for name, expected in (
+        ("text.png", "not a picture"),
+        ("cut.png", "damaged"),
+        ("none.png", "no such file"),
+    ):
+        model = str(trained / "best.safetensors")
+        assert main(["predict", model, str(path), str(tmp_path / name)]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert expected in told.err
+        assert told.err.count("\n") == 1
+
+
+# ---- summary and filters of a checkpoint -------------------------------------------------------
+
+
+def test_summary_of_a_checkpoint(said, refused, trained):
+    assert "63,802" in said("summary", trained / "best.safetensors")
+    text = refused("summary", trained / "best.safetensors", "--input", "3,32,32")
+    assert "with 1 channels, got (3, 32, 32)" in text
+    assert "--classes" in refused("summary", trained / "best.safetensors", "--classes", "3")
+
+
+def test_filters_of_a_checkpoint(said, refused, trained, tmp_path):
+    path = trained / "best.safetensors"
+    out = tmp_path / "f.png"
+    assert "6 panels" in said("filters", path, "-o", out)
+    assert "96 panels" in said("filters", path, "-o", out, "--layer", "conv2")
+    assert Image.open(out).size[0] > 400
+    text = refused("filters", path, "-o", out, "--layer", "conv3")
+    assert "unknown convolution 'conv3'; did you mean" in text
+
+
+def test_a_moved_run_can_still_be_used(said, trained, tmp_path, digit):
+    shutil.copy(trained / "best.safetensors", tmp_path / "model.safetensors")
+    assert f": {digit[2]}\n" in said("predict", tmp_path / "model.safetensors", digit[0])

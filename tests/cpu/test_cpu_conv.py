@@ -1,0 +1,380 @@
+"""The fast CPU convolution against its definition, a sum for each output pixel, in float64."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from gpuconv.cpu import conv, conv_pool, pool, winograd
+from gpuconv.shapes import Window
+from gpuconv.threads import set_thread_count, thread_count
+
+ROUNDING = 2.0**-24  # of float32
+
+
+def define(x, w, b, dy, window, groups):
+    """y, dx, dw, db by the definition, in float64; dy may be None."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    (N, C, H, W), (K, _, R, S) = x.shape, w.shape
+    P, Q = window.output_size(H, W)
+    pads, (dil_h, dil_w) = window.pads(H, W), window.dilation
+    image = np.pad(x, ((0, 0), (0, 0), *pads)).reshape(N, groups, C // groups, H + sum(pads[0]), -1)
+    filters = w.reshape(groups, K // groups, C // groups, R, S)
+    y, dx, dw = (
+        np.zeros((N, groups, K // groups, P, Q)),
+        np.zeros_like(image),
+        np.zeros_like(filters),
+    )
+    gradient = None if dy is None else dy.reshape(y.shape).astype(np.float64)
+    for p in range(P):
+        for q in range(Q):
+            top, left = p * window.stride[0], q * window.stride[1]
+            rows = slice(top, top + window.extent[0], dil_h)
+            patch = (..., rows, slice(left, left + window.extent[1], dil_w))
+            y[..., p, q] = np.einsum("ngcrs,gkcrs->ngk", image[patch], filters, optimize=True)
+            if gradient is not None:
+                here = gradient[..., p, q]
+                dw += np.einsum("ngk,ngcrs->gkcrs", here, image[patch], optimize=True)
+                dx[patch] += np.einsum("ngk,gkcrs->ngcrs", here, filters, optimize=True)
+    (top, _), (left, _) = pads
+    y = y.reshape(N, K, P, Q) + (0 if b is None else b[:, None, None])
+    dx = dx[..., top : top + H, left : left + W].reshape(x.shape)
+    return y, dx, dw.reshape(w.shape), None if dy is None else dy.astype(np.float64).sum((0, 2, 3))
+
+
+def gamma(terms):
+    return terms * ROUNDING / (1 - terms * ROUNDING)
+
+
+def check(x, w, b, window, groups, rng):
+    """Forward and backward, element by element, within the bound for any order of summation."""
+    P, Q = window.output_size(*x.shape[2:])
+    dy = rng.standard_normal((x.shape[0], w.shape[0], P, Q)).astype(x.dtype)
+    before = [a.copy() for a in (x, w, dy)]
+    y = conv.forward(x, w, b, window, groups)
+    dx, dw, db = conv.backward(dy, x, w, window, groups)
+    assert all(np.array_equal(a, old) for a, old in zip((x, w, dy), before, strict=True))
+    expected = define(x, w, b, dy, window, groups)
+    sizes = define(
+        np.abs(x), np.abs(w), None if b is None else np.abs(b), np.abs(dy), window, groups
+    )
+    reduced = (
+        w[0].size,
+        w.size // w.shape[1] // groups,
+        dy.size // w.shape[0],
+        dy.size // w.shape[0],
+    )
+    for name, result, exact, size, terms in zip(
+        ("y", "dx", "dw", "db"), (y, dx, dw, db), expected, sizes, reduced, strict=True
+    ):
+        assert result.shape == exact.shape
+        assert result.dtype == x.dtype
+        assert result.flags.c_contiguous
+        unit = 1.0 if x.dtype == np.float32 else 1e-8
+        bad = ~(np.abs(result - exact) <= gamma(terms + 2) * unit * size + 1e-300)
+        assert not bad.any(), (
+            f"{name} of {x.shape} * {w.shape}, {window}, groups={groups}: {bad.sum()} wrong"
+        )
+
+
+def arrays(rng, x_shape, K, kernel, groups=1, dtype=np.float32):
+    x = rng.standard_normal(x_shape).astype(dtype)
+    w = rng.standard_normal((K, x_shape[1] // groups, *kernel)).astype(dtype)
+    return x, w, rng.standard_normal(K).astype(dtype)
+
+
+def random_geometry(rng):
+    """(x_shape, K, window, groups) that fits."""
+    while True:
+        groups = int(rng.choice([1, 1, 2, 3, 5]))
+        C = groups * int(rng.integers(1, 7))
+        K = C * int(rng.integers(1, 3)) if rng.random() < 0.1 else groups * int(rng.integers(1, 40))
+        groups = C if K % C == 0 and rng.random() < 0.1 else groups
+        kernel = (1, 1) if rng.random() < 0.15 else rng.integers(1, 6, 2).tolist()
+        stride = (1, 1) if rng.random() < 0.3 else rng.integers(1, 5, 2).tolist()
+        padding = tuple(tuple(rng.integers(0, 4, 2).tolist()) for _ in range(2))
+        if rng.random() < 0.3:
+            padding = ((0, 0), (0, 0))
+        window = Window(
+            tuple(kernel), tuple(stride), padding, tuple(rng.integers(1, 3, 2).tolist())
+        )
+        x_shape = (int(rng.integers(1, 6)), C, *rng.integers(1, 24, 2).tolist())
+        try:
+            window.output_size(*x_shape[2:])
+        except ValueError:
+            continue
+        return x_shape, K, window, groups
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_geometry(seed):
+    rng = np.random.default_rng(seed)
+    x_shape, K, window, groups = random_geometry(rng)
+    x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
+    check(x, w, b if seed % 3 else None, window, groups, rng)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "K", "window", "groups"),
+    [
+        ((1, 1, 1, 1), 1, Window(1), 1),
+        ((1, 1, 1, 1), 3, Window(3, padding=1), 1),
+        ((1, 3, 5, 7), 2, Window((5, 7)), 1),  # the window is the image
+        ((8, 16, 5, 5), 120, Window(5, stride=3), 1),
+        ((3, 4, 5, 5), 6, Window(5), 2),
+        ((3, 4, 5, 5), 6, Window(5, padding=1), 1),
+        ((3, 4, 5, 5), 6, Window(5, padding=((0, 4), (4, 0)), dilation=2), 1),
+        ((2, 3, 5, 7), 2, Window(1, stride=4), 1),
+        ((2, 2, 1, 9), 3, Window((1, 3), stride=(5, 2), padding=(0, 1)), 1),
+        ((2, 2, 1, 1), 2, Window((2, 2), stride=2, padding=2), 1),  # windows on padding alone
+        ((2, 3, 4, 4), 2, Window(1, stride=3, padding=1), 1),  # windows between the pixels
+        ((2, 12, 9, 8), 12, Window(3, padding=1), 12),  # depthwise
+        ((2, 12, 9, 8), 24, Window(3, stride=2, padding=1), 12),
+        ((3, 4, 8, 8), 5, Window(3, padding="full"), 1),
+        ((3, 4, 8, 9), 5, Window((2, 4), padding="same"), 1),
+        ((5, 7, 6, 6), 33, Window(1), 1),
+        ((17, 40, 3, 3), 13, Window(1), 1),
+        ((1, 128, 20, 80), 17, Window(3, padding=1), 1),  # several blocks to an image
+        ((1, 128, 32, 61), 12, Window(1), 1),
+        ((2, 3, 40, 61), 64, Window(7, stride=2, padding=3), 1),
+    ],
+)
+def test_edges(x_shape, K, window, groups):
+    rng = np.random.default_rng(0)
+    check(*arrays(rng, x_shape, K, window.kernel_size, groups), window, groups, rng)
+
+
+@pytest.mark.parametrize("seed", range(100, 106))
+def test_float64(seed):
+    rng = np.random.default_rng(seed)
+    x_shape, K, window, groups = random_geometry(rng)
+    check(*arrays(rng, x_shape, K, window.kernel_size, groups, np.float64), window, groups, rng)
+
+
+def test_any_strides():
+    rng = np.random.default_rng(1)
+    base, w, b = arrays(rng, (4, 10, 12, 14), 6, (3, 3))
+    window = Window(3, padding=1)
+    frozen = base.copy()
+    frozen.flags.writeable = False
+    offset = (
+        np.frombuffer(b"\0" + base.tobytes(), np.uint8)[1:].view(np.float32).reshape(base.shape)
+    )
+    views = [
+        base[::-1, :, ::-1, ::-1],
+        base.transpose(0, 1, 3, 2),
+        frozen,
+        offset,
+        base[:, :, 2:, 1::2],
+    ]
+    views.append(np.broadcast_to(base[:1], base.shape))
+    for x in views:
+        exact = define(x, w[:, ::-1], b, None, window, 1)[0]
+        y = conv.forward(x, w[:, ::-1], b, window, 1)
+        assert np.abs(y - exact).max() < 1e-4
+        dy = np.asfortranarray(y)
+        same = conv.backward(
+            np.ascontiguousarray(dy), np.ascontiguousarray(x), w[:, ::-1].copy(), window, 1
+        )
+        for a, c in zip(conv.backward(dy, x, w[:, ::-1], window, 1), same, strict=True):
+            assert np.array_equal(a, c)
+
+
+def test_relu_is_fused_and_keeps_nan():
+    rng = np.random.default_rng(2)
+    for dtype in (np.float32, np.float64):
+        x, w, b = arrays(rng, (2, 3, 9, 20), 5, (3, 3), dtype=dtype)
+        x[0, 1, 4, 5] = np.nan
+        plain = conv.forward(x, w, b, Window(3), 1)
+        assert np.isnan(plain).sum() == 9 * 5
+        assert np.array_equal(
+            conv.forward(x, w, b, Window(3), 1, "relu"),
+            np.where(plain < 0, 0, plain),
+            equal_nan=True,
+        )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "geometry", [((2, 3, 9, 9), 5, 1), ((3, 32, 20, 20), 32, 1), ((2, 4, 9, 9), 4, 2)]
+)
+def test_not_a_number_stays_in_its_windows(value, geometry):
+    x_shape, K, stride = geometry
+    rng = np.random.default_rng(3)
+    x, w, b = arrays(rng, x_shape, K, (3, 3))
+    window = Window(3, stride=stride, padding=1)
+    x[0, 1, 0, 8] = value
+    y = conv.forward(x, w, b, window, 1)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    _, dw, _ = conv.backward(dy, x, w, window, 1)
+    with np.errstate(invalid="ignore"):
+        exact = define(x, w, b, dy, window, 1)
+    assert np.array_equal(np.isfinite(y), np.isfinite(exact[0]))
+    assert np.isfinite(dw[:, 0]).all()
+
+
+def test_need_dx_and_no_bias():
+    rng = np.random.default_rng(4)
+    x, w, _ = arrays(rng, (2, 3, 8, 8), 4, (3, 3))
+    y = conv.forward(x, w, None, Window(3), 1)
+    full = conv.backward(y, x, w, Window(3), 1)
+    dx, dw, db = conv.backward(y, x, w, Window(3), 1, need_dx=False)
+    assert dx is None
+    assert np.array_equal(dw, full[1])
+    assert np.array_equal(db, full[2])
+
+
+FUSED = [
+    ((5, 1, 32, 32), 6, Window(5), 1),
+    ((3, 6, 14, 15), 16, Window(5), 1),  # a column that no pool window covers
+    ((2, 4, 15, 17), 6, Window(3, stride=2, padding=1), 2),
+    ((6, 64, 14, 14), 64, Window(3, padding=1), 1),  # Winograd, then a pool
+]
+
+
+@pytest.mark.parametrize(("x_shape", "K", "window", "groups"), FUSED)
+@pytest.mark.parametrize("pooling", [Window(2, stride=2), Window(3, stride=2, padding=1)])
+def test_conv_pool_is_conv_relu_and_pool(x_shape, K, window, groups, pooling):
+    rng = np.random.default_rng(10)
+    x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
+    convolved = conv.forward(x, w, b, window, groups, "relu")
+    y, argmax = conv_pool.forward(x[:, :, ::-1][:, :, ::-1], w, b, window, groups, pooling)
+    expected, winners = pool.max_forward(convolved, pooling)
+    assert np.array_equal(y, expected)
+    assert np.array_equal(argmax, winners)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    dx, dw, db = conv_pool.backward(dy, y, argmax, x, w, window, groups, pooling)
+    spread = np.where(convolved > 0, pool.max_backward(dy, argmax, convolved.shape, pooling), 0)
+    for result, right in zip(
+        (dx, dw, db), conv.backward(spread, x, w, window, groups), strict=True
+    ):
+        assert np.abs(result - right).max() <= 1e-5 * np.abs(right).max()
+    again = conv_pool.backward(dy, y, argmax, x, w, window, groups, pooling, need_dx=False)
+    assert again[0] is None
+    assert np.array_equal(again[1], dw)
+    assert np.array_equal(again[2], db)
+
+
+def test_conv_pool_keeps_nan():
+    rng = np.random.default_rng(11)
+    x, w, b = arrays(rng, (2, 1, 12, 12), 6, (5, 5))
+    x[1, 0, 5, 5] = np.nan
+    y, argmax = conv_pool.forward(x, w, b, Window(5), 1, Window(2, stride=2))
+    expected, winners = pool.max_forward(
+        conv.forward(x, w, b, Window(5), 1, "relu"), Window(2, stride=2)
+    )
+    assert np.isnan(y).any()
+    assert np.array_equal(y, expected, equal_nan=True)
+    assert np.array_equal(argmax, winners)
+
+
+LAYERS = [
+    ((5, 24, 20, 20), 40, Window(3, padding=1)),
+    ((6, 64, 14, 14), 64, Window(3, padding=1)),
+    ((3, 70, 15, 13), 33, Window(1)),
+    ((4, 3, 33, 33), 16, Window(7, stride=2, padding=3)),
+]
+
+
+def run(x, w, b, window):
+    y = conv.forward(x, w, b, window, 1)
+    return y, *conv.backward(y, x, w, window, 1)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_repeats_bit_for_bit_also_from_several_threads(layer):
+    x_shape, K, window = layer
+    x, w, b = arrays(np.random.default_rng(5), x_shape, K, window.kernel_size)
+    expected = [a.tobytes() for a in run(x, w, b, window)]
+    wrong = []
+
+    def repeat():
+        for _ in range(3):
+            if [a.tobytes() for a in run(x, w, b, window)] != expected:
+                wrong.append(1)
+
+    threads = [threading.Thread(target=repeat) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_any_number_of_threads(count):
+    before = thread_count()
+    rng = np.random.default_rng(6)
+    try:
+        set_thread_count(count)
+        for x_shape, K, window in LAYERS:
+            check(*arrays(rng, x_shape, K, window.kernel_size), window, 1, rng)
+    finally:
+        set_thread_count(before)
+
+
+WINOGRAD = [
+    ((2, 16, 13, 14), 16, 1),
+    ((5, 32, 16, 16), 32, 1),
+    ((3, 33, 14, 15), 47, ((0, 2), (1, 0))),
+    ((1, 64, 30, 62), 32, 2),
+    ((4, 130, 12, 8), 64, 0),
+    ((14, 300, 7, 7), 256, 1),
+]
+
+
+@pytest.mark.parametrize(("x_shape", "K", "padding"), WINOGRAD)
+def test_winograd(x_shape, K, padding):
+    """Its error, in norm, on normal data, within 3 * max(1e-6, 1e-7 * sqrt(terms)), and each
+    element's bound.
+    """
+    rng = np.random.default_rng(8)
+    window = Window(3, padding=padding)
+    x, w, b = arrays(rng, x_shape, K, (3, 3))
+    y = winograd.forward(x, w, b, window, False)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    dx = winograd.input_gradient(dy, w, x.shape, window)
+    dw, db = winograd.weight_gradient(dy, x, w.shape, window)
+    exact = define(x, w, b, dy, window, 1)
+    sizes = define(np.abs(x), np.abs(w), np.abs(b), np.abs(dy), window, 1)
+    terms = 9 * x_shape[1], 9 * K, dy.size // K, dy.size // K
+    for result, right, size, count in zip((y, dx, dw, db), exact, sizes, terms, strict=True):
+        error = np.linalg.norm(result - right) / np.linalg.norm(right)
+        assert error <= 3 * max(1e-6, 1e-7 * count**0.5)
+        assert (np.abs(result - right) <= gamma(count) * size).all()
+
+
+def test_winograd_is_chosen_and_declines_what_it_would_spoil():
+    rng = np.random.default_rng(9)
+    window = Window(3, padding=1)
+    x, w, b = arrays(rng, (6, 64, 14, 14), 64, (3, 3))
+    assert winograd.suits(x.shape, w.shape, window, 1)
+    assert not winograd.suits(x.shape, w.shape, Window(3, stride=2, padding=1), 1)
+    assert not winograd.suits((6, 4, 14, 14), (64, 4, 3, 3), window, 1)
+    dy = rng.standard_normal((6, 64, 14, 14)).astype(np.float32)
+    for array in (x, w, dy):
+        kept, array[3, 5, 1, 1] = array[3, 5, 1, 1], np.inf
+        assert array is dy or winograd.forward(x, w, b, window, False) is None
+        assert array is x or winograd.input_gradient(dy, w, x.shape, window) is None
+        assert array is w or winograd.weight_gradient(dy, x, w.shape, window) is None
+        array[3, 5, 1, 1] = kept
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("x_shape", [(2, 64, 28, 28), (1, 48, 31, 29)])
+def test_as_torch_does(x_shape):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(7)
+    x, w, b = arrays(rng, x_shape, 64, (3, 3))
+    y = conv.forward(x, w, b, Window(3, stride=1, padding=1), 1)
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
+    expected = torch.nn.functional.conv2d(*tensors, padding=1)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    expected.backward(torch.tensor(dy))
+    assert np.abs(y - expected.detach().numpy()).max() < 1e-3
+    for result, tensor in zip(
+        conv.backward(dy, x, w, Window(3, padding=1), 1), tensors, strict=True
+    ):
+        assert np.abs(result - tensor.grad.numpy()).max() < 5e-6 * np.abs(result).max() + 1e-3

@@ -1,0 +1,122 @@
+"""Runs launch plans on DEVICE (tests/helpers/simulated.py: the simulator, or a GPU).
+
+Outputs are poisoned before and stand between guard words; inputs must not change.
+The arrays are NumPy's, in the kernels' own layout (channels last). Modules are compiled once a
+process for each file and specialisation.
+"""
+
+from functools import cache
+
+import numpy as np
+from simulated import DEVICE, sim
+
+from gpuconv.cuda import source
+from gpuconv.cuda.plan import LIMITS, require_fits
+from gpuconv.cuda.runtime import runtime
+
+F4 = np.float32
+GUARD = 64  # floats before and after every output, which nobody may touch
+POISON = 0xAB
+ran: dict[str, int] = {}  # kernels and how often they ran, for the summary
+
+
+@cache
+def module(file, options, check):
+    return sim.Module(source.text(file), options, name=file, check=check)
+
+
+def asarray(host):
+    """A NumPy array copied to the device, in C order."""
+    return runtime(DEVICE).asarray(np.ascontiguousarray(host))
+
+
+def asnumpy(array):
+    return runtime(DEVICE).asnumpy(array)
+
+
+def address(array):
+    return runtime(DEVICE).address(array)
+
+
+def run(plan, inputs, outputs, order="forward", seed=0, check=False):
+    """{name: array} of outputs = {name: (shape, dtype)}, after the plan's launches.
+
+    Outputs and the workspace hold 0xAB before the first launch and stand between guard words.
+    order, seed, check: of the simulator; a GPU has an order of its own.
+    """
+    held = {name: asarray(a) for name, a in inputs.items()}
+    raw = {}
+    wanted = {**outputs, "workspace": ((plan.workspace,), np.float32)}
+    for name, (shape, dtype) in wanted.items():
+        count = int(np.prod(shape))
+        nbytes = count * np.dtype(dtype).itemsize
+        whole = np.full(nbytes + 8 * GUARD, POISON, np.uint8)
+        raw[name] = asarray(whole)
+        held[name] = raw[name][4 * GUARD : 4 * GUARD + nbytes]
+    for launch in plan.launches:
+        for limits in LIMITS.values():
+            require_fits(launch, limits)
+        start(launch, held, order, seed, check)
+    found = {}
+    for name, (shape, dtype) in wanted.items():
+        whole = asnumpy(raw[name])
+        nbytes = whole.size - 8 * GUARD
+        assert (whole[: 4 * GUARD] == POISON).all(), f"{name}: written before its start"
+        assert (whole[4 * GUARD + nbytes :] == POISON).all(), f"{name}: written past its end"
+        found[name] = whole[4 * GUARD : 4 * GUARD + nbytes].view(dtype).reshape(shape)
+    for name, a in inputs.items():
+        after = asnumpy(held[name])
+        assert after.tobytes() == np.ascontiguousarray(a).tobytes(), f"{name} was changed"
+    return found
+
+
+def start(launch, held, order="forward", seed=0, check=False):
+    """One launch over arrays of the device by name, its numbers as the signature has them."""
+    signature = source.kernels(launch.file, launch.defines)[launch.kernel]
+    names = {p.name for p in signature.parameters if not p.pointer}
+    assert names == set(launch.scalars), names ^ set(launch.scalars)
+    arguments = []
+    for p in signature.parameters:
+        if p.pointer:
+            arguments.append(held[launch.arrays.get(p.name, p.name)])
+        else:
+            arguments.append(p.dtype.type(launch.scalars[p.name]))
+    ran[launch.kernel] = ran.get(launch.kernel, 0) + 1
+    if DEVICE == "cuda":
+        runtime(DEVICE).start(launch, arguments)
+        return
+    module(launch.file, launch.options, check).launch(
+        launch.kernel, launch.grid, launch.block, arguments, launch.shared, order, seed
+    )
+
+
+def how_of(seed):
+    """How a sweep's case is run: orders in turn, every fourth with all checks, races too."""
+    order = ("forward", "reverse", "shuffled")[seed % 3]
+    return {"order": order, "seed": seed, "check": seed % 4 == 0}
+
+
+def last(a):
+    """NCHW to the kernels' NHWC, and OIHW to KRSC."""
+    return np.ascontiguousarray(np.moveaxis(a, 1, -1))
+
+
+def first(a):
+    """The reverse of `last`."""
+    return np.ascontiguousarray(np.moveaxis(a, -1, 1))
+
+
+def gamma(terms):
+    """The proved bound of a float32 sum of products: |error| <= gamma * sum of |products|."""
+    u = 2.0**-24
+    return terms * u / (1 - terms * u)
+
+
+def assert_within(value, exact, bound):
+    """|value - exact| <= bound, element by element; a NaN fails."""
+    assert value.shape == exact.shape
+    wrong = ~(np.abs(value - exact) <= bound)
+    assert not wrong.any(), (
+        f"{wrong.sum()} of {wrong.size} elements, the first at {np.argwhere(wrong)[0]}: "
+        f"{value[wrong][0]} for {exact[wrong][0]}"
+    )

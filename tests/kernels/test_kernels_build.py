@@ -1,0 +1,249 @@
+"""Every kernel becomes machine code for every architecture: no spills, few registers, no doubles.
+
+A representative set by default, every specialisation that plans can ask for under `slow`. These are
+facts about the compiler's output; nothing here runs.
+"""
+
+import itertools
+import re
+import subprocess
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from gpuconv.cuda import plan_first, source
+from gpuconv.cuda.plan_conv import Conv
+
+compiler = pytest.importorskip("gpuconv.sim.compile", reason="the simulator is not installed")
+if compiler.available():
+    pytest.skip(compiler.available(), allow_module_level=True)
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+
+# At most this many registers: what leaves the blocks a processor that each file asks for.
+CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "relu.cu": 80, "activations.cu": 80}
+CEILINGS |= {"conv_first.cu": 128, "elementwise.cu": 80, "depthwise.cu": 80, "batchnorm.cu": 80}
+DEFAULT_CEILING = 64
+BLACKWELL_CEILING = 168  # of the large convolution tiles that ask for one block a processor
+
+
+def tool(name):
+    """A CUDA command from the compiler wheels, or a skip that names what is missing."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("nvidia")
+    for root in spec.submodule_search_locations or () if spec else ():
+        for path in Path(root).glob(f"*/bin/{name}"):
+            return str(path)
+    pytest.skip(f"{name} is missing: pip install nvidia-cuda-{name}")
+
+
+def gather(tile, a, b, out, uniform, bits):
+    return {
+        "TILE": tile,
+        "VEC_A": a,
+        "VEC_B": b,
+        "VEC_OUT": out,
+        "UNIFORM": uniform,
+        "WINDOW_BITS": bits,
+    }
+
+
+def specialisations():
+    """(file, macros, representative): all that the plans can ask for."""
+    yield "conv_simt.cu", gather(128, 4, 4, 4, 1, 1), True
+    for a, b, out, bits in itertools.product((4, 1), (4, 1), (4, 1), (1, 0)):
+        for uniform in (1, 0) if a == 4 else (0,):
+            typical = bits == 1 and a == b == out and uniform == (a == 4)
+            yield "conv_simt.cu", gather(64, a, b, out, uniform, bits), typical
+    yield "conv_simt_weight.cu", {"TILE": 128, "VEC_A": 4, "VEC_B": 4, "VEC_OUT": 4}, True
+    for shape in ((3, 7, 7, 64), (3, 11, 11, 96), (3, 3, 3, 64), (1, 5, 5, 6)):
+        yield "conv_first.cu", first(*shape), shape[0] == 1 or shape[1] == 7
+    for shape in ((4, 9, 10, 12), (4, 1, 1, 3), (2, 11, 17, 24), (1, 1, 384, 17)):
+        yield "conv_first.cu", first(*shape), False
+    for a, b in itertools.product((4, 1), (4, 1)):
+        yield "conv_simt_weight.cu", {"TILE": 64, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}, a == b
+    files = ("maxpool.cu", "bias_relu_pool.cu", "relu.cu", "activations.cu", "elementwise.cu")
+    for file in (*files, "layout.cu"):
+        for vec in (4, 1):
+            yield file, {"VEC": vec}, vec == 4
+    for vec, average in itertools.product((4, 1), (1, 0)):
+        yield "avgpool.cu", {"VEC": vec, "AVERAGE": average}, vec == 4 and average == 1
+    for file in ("depthwise.cu", "batchnorm.cu", "channels.cu", "lrn.cu", "adaptive_avgpool.cu"):
+        for vec in (4, 1):
+            yield file, {"VEC": vec}, vec == 4
+    for label in ("int", "long long"):
+        yield "softmax_xent.cu", {"LABEL": label}, label == "int"
+    yield "optim.cu", {}, True
+    yield "sum_slices.cu", {}, True
+    yield "partial.cu", {}, True
+
+
+def first(C, R, S, K):
+    """What the plan asks for images of C channels under K filters of R x S."""
+    return dict(plan_first.macros(Conv(1, C, 64, 64, K, R, S, 64, 64)))
+
+
+def cases(architectures):
+    """Parameters of a test: one for each specialisation and architecture."""
+    return list(_cases(architectures))
+
+
+def _cases(architectures):
+    for file, macros, typical in specialisations():
+        defines = tuple((name, str(value)) for name, value in macros.items())
+        for arch in architectures:
+            default = typical and (arch in ("sm_80", "sm_90a") or "VEC" in macros)
+            marks = () if default else (pytest.mark.slow,)
+            name = " ".join([file, *(f"{n}={v}" for n, v in defines), arch])
+            yield pytest.param(file, defines, arch, marks=marks, id=name)
+
+
+def options(defines):
+    return tuple(f"-D{name}={value}" for name, value in defines)
+
+
+@cache
+def cubin(file, defines, arch):
+    return compiler.to_cubin(source.text(file), options(defines), arch, file)
+
+
+def usage(image, folder):
+    """{kernel: (registers, stack, local)} of a cubin."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(image)
+    command = [tool("cuobjdump"), "--dump-resource-usage", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    return {name: tuple(map(int, numbers)) for name, *numbers in rows}
+
+
+@pytest.mark.parametrize(("file", "defines", "arch"), cases(ARCHITECTURES))
+def test_machine_code_without_spills(file, defines, arch, tmp_path):
+    found = usage(cubin(file, defines, arch), tmp_path)
+    assert set(found) == set(source.kernels(file, defines))
+    ceiling = CEILINGS.get(file, DEFAULT_CEILING)
+    if ("TILE", "128") in defines and (
+        arch == "sm_100" or (arch, file) == ("sm_120", "conv_simt_weight.cu")
+    ):
+        ceiling = BLACKWELL_CEILING
+    for kernel, (registers, stack, local) in found.items():
+        assert stack == local == 0, f"{kernel} spills {stack} bytes on {arch}"
+        assert registers <= ceiling, f"{kernel} takes {registers} registers on {arch}"
+
+
+PTX_TYPES = {"u64": 8, "u32": 4, "f32": 4, "s32": 4, "s64": 8, "b64": 8, "b32": 4}
+
+
+@pytest.mark.parametrize(("file", "defines", "arch"), cases(("sm_80",)))
+def test_ptx_has_no_doubles_and_the_declared_parameters(file, defines, arch):
+    text = compiler.to_ptx(source.text(file), options(defines), "compute_80", file)
+    plain = re.sub(r"//[^\n]*", "", text)
+    doubles = re.findall(r"^\s*(?:@!?%p\d+ )?(\w[\w.]*\.f64)\b", plain, re.MULTILINE)
+    assert not doubles, doubles[:3]
+    entries = dict(re.findall(r"\.entry (\w+)\s*\(([^)]*)\)", plain))
+    declared = source.kernels(file, defines)
+    assert set(entries) == set(declared)
+    for name, signature in declared.items():
+        found = re.findall(r"\.param \.(\w+)(?: \.ptr[^,]*?)? \w+_param_\d+", entries[name])
+        sizes = [PTX_TYPES[kind] for kind in found]
+        assert sizes == [8 if p.pointer else p.dtype.itemsize for p in signature.parameters]
+        floats = [kind == "f32" for kind in found]
+        assert floats == [not p.pointer and p.dtype.kind == "f" for p in signature.parameters]
+
+
+def main_loop(image, kernel, folder):
+    """Opcodes of the loop with the most FFMA, counted."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(image)
+    command = [tool("nvdisasm"), "-c", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    body = text.split(f".text.{kernel}:")[1].split(".section")[0]
+    code, labels, best = [], {}, Counter()
+    for line in body.splitlines():
+        label = re.match(r"^(\.L\w+):", line)
+        found = re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)(.*)", line)
+        if label:
+            labels[label[1]] = len(code)
+        elif found:
+            code.append(found[1].split(".")[0])
+            target = re.search(r"`\((\.L\w+)\)", found[2])
+            if code[-1] == "BRA" and target and target[1] in labels:
+                loop = Counter(code[labels[target[1]] :])
+                best = max(best, loop, key=lambda c: c["FFMA"])
+    return best
+
+
+WIDE = {
+    "adaptive_avgpool.cu": (
+        "adaptive_avg_pool2d_forward",
+        "adaptive_avg_pool2d_backward",
+        "global_avg_pool2d_forward",
+    ),
+    "avgpool.cu": ("avg_pool2d_forward", "avg_pool2d_backward"),
+    "batchnorm.cu": ("batch_norm2d_statistics", "batch_norm2d_forward", "batch_norm2d_backward"),
+    "bias_relu_pool.cu": ("bias_relu_max_pool2d_forward", "bias_relu_max_pool2d_backward"),
+    "channels.cu": ("copy_channels", "add_channels"),
+    "depthwise.cu": ("conv2d_forward_depthwise", "conv2d_backward_data_depthwise"),
+    "layout.cu": ("transpose",),
+    "lrn.cu": ("local_response_norm_forward", "local_response_norm_backward"),
+    "maxpool.cu": ("max_pool2d_forward", "max_pool2d_backward"),
+}
+
+# What moves by 4 bytes: argmax, four channels at a time, one store beside each of y's; and filters
+# on their way to shared memory, where they lie in another order.
+NARROW = {
+    "max_pool2d_forward": {"STG"},
+    "max_pool2d_backward": {"LDG"},
+    "bias_relu_max_pool2d_forward": {"STG"},
+    "bias_relu_max_pool2d_backward": {"LDG"},
+    "conv2d_forward_depthwise": {"LDG"},
+    "conv2d_backward_data_depthwise": {"LDG"},
+}
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90a", "sm_120"])
+@pytest.mark.parametrize("file", WIDE)
+def test_device_memory_is_moved_by_16_bytes(file, arch, tmp_path):
+    """The compiler may take a vector's store apart: kernels/common.cuh, store_global."""
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(cubin(file, (("AVERAGE", "1"), ("VEC", "4")), arch))
+    command = [tool("nvdisasm"), "-c", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for kernel in WIDE[file]:
+        body = text.split(f".text.{kernel}:")[1].split(".section")[0]
+        moved = Counter(re.findall(r"\b((?:LDG|STG)\.[\w.]*)", body))
+        assert {name[:3] for name in moved} == {"LDG", "STG"}, kernel
+        narrow = {name for name in moved if ".128" not in name}
+        assert {name[:3] for name in narrow} == NARROW.get(kernel, set()), (kernel, moved)
+        assert not any(re.search(r"\.[US](8|16)", name) for name in narrow), (kernel, moved)
+        stores = {name: count for name, count in moved.items() if name.startswith("STG")}
+        single = sum(count for name, count in stores.items() if name in narrow)
+        assert single in (0, sum(stores.values()) - single), (kernel, moved)
+
+
+BIG = [
+    ("conv_simt.cu", "conv2d_forward_simt", gather(128, 4, 4, 4, 1, 1)),
+    ("conv_simt.cu", "conv2d_backward_data_simt", gather(128, 4, 4, 4, 1, 1)),
+    (
+        "conv_simt_weight.cu",
+        "conv2d_backward_weight_simt",
+        {"TILE": 128, "VEC_A": 4, "VEC_B": 4, "VEC_OUT": 4},
+    ),
+]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_120"])
+@pytest.mark.parametrize(("file", "kernel", "macros"), BIG)
+def test_the_inner_loop_is_mostly_multiplications(file, kernel, macros, arch, tmp_path):
+    """64 FFMA a thread and step; 16-byte reads of shared memory; little else."""
+    defines = tuple((name, str(value)) for name, value in macros.items())
+    loop = main_loop(cubin(file, defines, arch), kernel, tmp_path)
+    assert loop["FFMA"] == 512
+    assert loop["LDL"] == loop["STL"] == 0
+    assert loop["LDG"] == 2
+    assert loop["LDS"] <= 34  # 32 of fragments, one of each table of taps
+    assert loop["BAR"] == 1
+    assert loop["FFMA"] >= 0.8 * loop.total(), loop

@@ -1,0 +1,147 @@
+"""Every kernel gives the same bytes each time, whatever the order of blocks and threads; and is
+right when few blocks must do the work of many.
+
+The convolutions' own orders are in test_kernels_conv.py. Optimisers work in place: theirs are here.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from kernel_runs import F4, run
+from test_kernels_optim import Tensors
+
+from gpuconv.cuda import plan_conv, plan_dense, plan_pool
+from gpuconv.cuda.plan import Plan
+from gpuconv.shapes import window
+
+ORDERS = [("forward", 0), ("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
+rng = np.random.default_rng(61)
+
+
+def floats(*shape):
+    return rng.standard_normal(shape).astype(F4)
+
+
+def plans():
+    """name: (plan, inputs, outputs) of one of each kernel."""
+    shape, win = (3, 6, 13, 11), window(3, 2, 1)
+    image, pooled = floats(3, 13, 11, 6), floats(3, 7, 6, 6)
+    halved = floats(3, 6, 5, 6)
+    inside, labels = (3, 13, 11, 6), rng.integers(0, 7, 40).astype(np.int32)
+    winners = {"y": (pooled.shape, F4), "argmax": (pooled.shape, np.uint8)}
+    scores, flat = floats(40, 7), floats(5001)
+    kept = {"probabilities": (scores.shape, F4), "loss": ((1,), F4)}
+    deep = plan_conv.Conv.of((3, 6, 13, 11), (6, 1, 3, 3), window(3, 1, 1), 6)
+    wide = {"dy": image, "x": image}
+    rows, each = plan_dense.rowwise, plan_dense.elementwise
+    smooth = plan_dense.smoothing(0.1, 7)
+    return {
+        "max_pool2d": (plan_pool.max_pool2d(shape, win), {"x": image}, winners),
+        "max_pool2d_backward": (
+            plan_pool.max_pool2d_backward(shape, win),
+            {"dy": pooled, "argmax": rng.integers(0, 9, pooled.shape).astype(np.uint8)},
+            {"dx": (inside, F4)},
+        ),
+        "bias_relu_max_pool2d": (
+            plan_pool.bias_relu_max_pool2d(shape, window(2, 2), True),
+            {"x": image, "b": floats(6)},
+            {"y": (halved.shape, F4), "argmax": (halved.shape, np.uint8)},
+        ),
+        "bias_relu_max_pool2d_backward": (
+            plan_pool.bias_relu_max_pool2d_backward(shape, window(2, 2)),
+            {
+                "dy": halved,
+                "y": halved[::-1],
+                "argmax": rng.integers(0, 4, halved.shape).astype(np.uint8),
+            },
+            {"dx": (inside, F4)},
+        ),
+        "avg_pool2d": (plan_pool.avg_pool2d(shape, win), {"x": image}, {"y": (pooled.shape, F4)}),
+        "avg_pool2d_backward": (
+            plan_pool.avg_pool2d_backward(shape, win),
+            {"dy": pooled},
+            {"dx": (inside, F4)},
+        ),
+        "softmax": (rows("softmax_forward", 40, 7), {"x": scores}, {"y": (scores.shape, F4)}),
+        "softmax_backward": (
+            rows("softmax_backward", 40, 7),
+            {"dy": scores, "y": abs(scores)},
+            {"dx": (scores.shape, F4)},
+        ),
+        "cross_entropy": (
+            plan_dense.loss("cross_entropy_forward", 40, 7, "int32", **smooth),
+            {"scores": scores, "labels": labels},
+            kept,
+        ),
+        "transpose": (plan_dense.transpose(3, 143, 6), {"x": image}, {"y": ((3, 6, 143), F4)}),
+        "relu": (each("relu.cu", "relu_forward", 5001), {"x": flat}, {"y": ((5001,), F4)}),
+        "tanh": (each("activations.cu", "tanh_forward", 5001), {"x": flat}, {"y": ((5001,), F4)}),
+        "dropout": (plan_dense.dropout(5001, 0.4, 7), {"x": flat}, {"y": ((5001,), F4)}),
+        "depthwise": (
+            plan_conv.forward(deep, False, True),
+            {"x": image, "w": floats(6, 3, 3), "b": floats(6)},
+            {"y": (inside, F4)},
+        ),
+        "depthwise_backward_data": (
+            plan_conv.backward_data(deep, False),
+            {"dy": image, "w": floats(6, 3, 3), "x": image},
+            {"dx": (inside, F4)},
+        ),
+        "depthwise_backward_weight": (
+            plan_conv.backward_weight(deep),
+            wide,
+            {"dw": ((6, 3, 3, 1), F4)},
+        ),
+        "backward_bias": (
+            plan_conv.backward_bias(429, 6),
+            {"dy": image.reshape(429, 6)},
+            {"db": ((6,), F4)},
+        ),
+    }
+
+
+PLANS = plans()
+
+
+def contents(found):
+    return {name: a.tobytes() for name, a in found.items()}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_order_gives_the_same_bytes(name):
+    first, *others = (contents(run(*PLANS[name], order=o, seed=s)) for o, s in ORDERS)
+    for other in others:
+        assert other == first
+
+
+# The others' blocks have a slice or filters of their own: their plans fix the grid.
+LOOPING = [name for name in PLANS if name not in ("backward_bias", "depthwise_backward_weight")]
+
+
+@pytest.mark.parametrize("name", LOOPING)
+def test_any_grid_is_correct(name):
+    """One block, or three, do what the plan gives to many: kernels that loop over a grid."""
+    plan, *rest = PLANS[name]
+    right = contents(run(plan, *rest))
+    for blocks in (1, 3):
+        small = [replace(one, grid=(min(blocks, one.grid[0]), *one.grid[1:]))
+                 for one in plan.launches]  # fmt: skip
+        assert contents(run(Plan(tuple(small), plan.workspace), *rest)) == right
+
+
+@pytest.mark.parametrize("kernel", ["sgd", "sgd_momentum", "adam"])
+def test_optimisers_repeat_bit_for_bit(kernel):
+    scalars = {
+        "sgd": {"lr": 0.1, "decay": 0.01},
+        "sgd_momentum": {"lr": 0.1, "decay": 0.01, "momentum": 0.9, "nesterov": 1},
+        "adam": {"keep": 0.9, "decay": 0.1, "share1": 0.1, "beta2": 0.9, "share2": 0.1,
+                 "eps": 1e-8},
+    }[kernel]  # fmt: skip
+    arrays = [[abs(floats(n)) for _ in range(4)] for n in (5, 4096, 9001)]
+    found = set()
+    for _ in range(2):
+        tensors = Tensors(arrays, misaligned=False)
+        tensors.step(kernel, [(0.1, 0.9)] * 3, **scalars)
+        found.add(b"".join(a.tobytes() for slot in (0, 2, 3) for a in tensors.values(slot)))
+    assert len(found) == 1

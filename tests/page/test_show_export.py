@@ -1,0 +1,185 @@
+"""The offline page's own forward pass, explanations and gradient, layer by layer, against `cpu`."""
+
+import re
+
+import numpy as np
+import pytest
+from browser import chromium
+
+from gpuconv import explain as explanations
+from gpuconv import models, nn
+from gpuconv.page import of_model
+from gpuconv.page.export import export
+from gpuconv.page.graph import KINDS
+from gpuconv.page.nodes import explain
+
+EPS = np.finfo(np.float32).eps
+
+
+def every_kind():
+    """A network of every layer that the page knows, over 2x13x12 pictures."""
+    rng = np.random.default_rng(8)
+    norm = nn.BatchNorm2d(6)
+    for holder in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        holder.data[...] = rng.uniform(0.3, 1.5, 6)
+    partial = nn.PartialConv2d(rng.integers(0, 2, (9, 5)) | np.eye(9, 5, dtype=int), 2, rng=5)
+    return nn.Sequential(
+        conv=nn.Conv2d(2, 6, (3, 2), stride=(1, 2), padding=((1, 0), (2, 1)), rng=0),
+        norm=norm,
+        relu=nn.ReLU(),
+        groups=nn.Conv2d(6, 6, 3, padding="same", dilation=2, groups=3, bias=False, rng=1),
+        lrn=nn.LocalResponseNorm(4, alpha=0.7, k=1.2),
+        around=nn.Residual(nn.Sequential(nn.Conv2d(6, 6, 1, rng=2), nn.Sigmoid())),
+        max=nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+        join=nn.Concat(nn.Conv2d(6, 2, 3, padding=1, rng=3), nn.Tanh(), nn.Conv2d(6, 1, 1, rng=4)),
+        average=nn.AvgPool2d((2, 3), stride=1, padding=1, count_include_pad=False),
+        counted=nn.AvgPool2d(2, stride=1, padding=1),
+        sum=nn.SumPool2d(2, stride=1),
+        partial=partial,
+        scaled=nn.ScaledTanh(),
+        drop=nn.Dropout(0.5),
+        adaptive=nn.AdaptiveAvgPool2d((3, 2)),
+        same=nn.Identity(),
+        flat=nn.Flatten(),
+        fc=nn.Linear(30, 4, rng=6),
+        softmax=nn.Softmax(),
+    )
+
+
+def session_of(model, image, size):
+    model.input_shape = (image[0], *size)
+    return of_model(model, image, mean=0.3, std=0.6, title="<script>alert(1)</script>")
+
+
+@pytest.fixture(scope="module")
+def session():
+    return session_of(every_kind(), (2, 11, 12), (13, 12))
+
+
+@pytest.fixture(scope="module")
+def page(session, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "page.html"
+    size = export(session, path)
+    assert size == path.stat().st_size
+    with chromium() as browser:
+        browser.open(path.as_uri())
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def run(page, session):
+    """The same picture through both: the page's run and values, the cpu's, and the input."""
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 11, 12), np.uint8)
+    found = page.driver.execute_async_script(
+        "const [pixels, done] = arguments;"
+        "gpuconv.source.run({shape: [2, 11, 12], pixels: Uint8Array.from(pixels)})"
+        ".then(r => done([r.run, r.maps.map(m => [...m.values])]))",
+        pixels.ravel().tolist(),
+    )
+    x = session.wanted.to_float(pixels)
+    return found[0], found[1], session.graph.outputs(x), x
+
+
+def close(a, b, scale):
+    """Within rounding: 64 units in the last place of the layer's largest value."""
+    return abs(a - b) <= 64 * EPS * max(scale, 1e-30)
+
+
+def test_every_layers_values(run, session):
+    _, values, outputs, _ = run
+    assert {node.kind for node in session.graph} == {*KINDS.values(), "input", "add", "concat"}
+    for node, shown, expected in zip(session.graph, values, outputs, strict=True):
+        assert len(shown) == expected.size, node.name
+        scale = np.abs(expected).max()
+        assert (np.abs(np.array(shown) - expected.ravel()) <= 64 * EPS * scale).all(), node.name
+    assert (np.array(values[0], np.float32) == outputs[0].ravel()).all()  # the input, bit for bit
+
+
+def same(shown, expected, scale, key=""):
+    """Whether two explanations say the same, floats within rounding."""
+    if isinstance(expected, dict):
+        assert set(expected) <= set(shown), (key, set(expected) - set(shown))
+        return all(same(shown[name], value, scale, name) for name, value in expected.items())
+    if isinstance(expected, list):
+        assert len(shown) == len(expected), key
+        return all(same(a, b, scale, key) for a, b in zip(shown, expected, strict=True))
+    if isinstance(expected, float):
+        return close(shown, expected, max(scale, abs(expected)))
+    return shown == expected
+
+
+def test_explanations_of_every_layer(page, run, session):
+    name, _, outputs, _ = run
+    rng = np.random.default_rng(3)
+    for node in session.graph:
+        corners = [tuple(0 for _ in node.shape), tuple(size - 1 for size in node.shape)]
+        drawn = [tuple(int(rng.integers(size)) for size in node.shape) for _ in range(4)]
+        for index in corners + drawn:
+            shown = page.driver.execute_async_script(
+                "const [run, layer, index, done] = arguments;"
+                "gpuconv.source.node(run, layer, index).then(done)",
+                name,
+                node.number,
+                list(index),
+            )
+            expected = explain(session.graph, outputs, node.number, index)
+            near = [node.number, *node.sources]
+            scale = max(float(np.abs(outputs[n]).max()) for n in near)
+            if "products" in expected:
+                scale = max(scale, sum(map(abs, expected["products"])))
+            assert same(shown, expected, scale), (node.name, index, shown, expected)
+
+
+def test_the_gradient(page, run, session):
+    name, _, _, x = run
+    for target in range(4):
+        shown = page.driver.execute_async_script(
+            "const [run, target, done] = arguments;"
+            "gpuconv.source.explanation(run, 'gradient', target).then(r => done([...r.values]))",
+            name,
+            target,
+        )
+        scores = nn.Sequential(*list(session.graph.model)[:-1]).eval()  # before the softmax
+        expected = explanations.gradient(scores, x, target).ravel()
+        assert (np.abs(np.array(shown) - expected) <= 1e-5 * np.abs(expected).max()).all()
+
+
+def test_a_title_cannot_break_out_of_the_page(page):
+    assert page.text("#title") == "<script>alert(1)</script>"
+    page.logs()
+    assert page.complaints == []
+
+
+def test_the_file_holds_all_it_needs(session, tmp_path):
+    export(session, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+    assert "https://" not in text
+    assert "script-src 'sha256-" in text
+
+
+def test_networks_that_are_too_large_or_strange(tmp_path):
+    large = nn.Sequential(nn.Flatten(), nn.Linear(3 * 900 * 900, 10)).eval()
+    with pytest.raises(ValueError, match="up to 2,000,000 parameters, this one has 24,300,010"):
+        export(session_of(large, (3, 900, 900), (900, 900)), tmp_path / "page.html")
+    wide = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(64, 10),
+    ).eval()  # fmt: skip
+    with pytest.raises(ValueError, match="up to 200,000,000 multiply-adds"):
+        export(session_of(wide, (3, 96, 96), (96, 96)), tmp_path / "page.html")
+
+    class Doubled(nn.ReLU):
+        pass
+
+    strange = nn.Sequential(own=Doubled(), flat=nn.Flatten(), fc=nn.Linear(12, 2)).eval()
+    with pytest.raises(ValueError, match="own is a Doubled, which an exported page cannot compute"):
+        export(session_of(strange, (3, 2, 2), (2, 2)), tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_zoos_small_networks_are_exported(tmp_path):
+    for name in ("lenet", "lenet5", "harley_lenet"):
+        model = models.MODELS[name](seed=0)
+        session = session_of(model, (1, 28, 28), (32, 32))
+        assert export(session, tmp_path / f"{name}.html") < 1_500_000
