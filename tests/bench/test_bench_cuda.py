@@ -156,7 +156,7 @@ def test_rates_are_work_over_time():
 
 
 def test_the_sweeps_of_kernels_run_where_they_are_told(clock, monkeypatch):
-    """tests/helpers/kernel_runs.py on device cuda: the same results and guards, through CuPy's calls."""
+    """kernel_runs on device cuda: the same results and guards, through CuPy's calls."""
     import test_kernels_conv
     import test_kernels_optim
     import test_kernels_pool

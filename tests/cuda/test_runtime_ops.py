@@ -1,5 +1,5 @@
-"""Operations on a device (tests/helpers/simulated.py says which) against their definitions in float64, over
-random geometries.
+"""Operations on a device (tests/helpers/simulated.py says which) against definitions in float64,
+over random geometries.
 """
 
 import numpy as np
