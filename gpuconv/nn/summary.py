@@ -1,4 +1,4 @@
-"""`summary`: the layers of a network as a table: shapes, parameters, multiply-adds and memory."""
+"""`summary`: the layers of a network as a table: shapes, parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from gpuconv.nn.layer import Layer, Row, Shape
-from gpuconv.nn.training_memory import TrainingMemory, training_memory
 
 HEADER = ("name", "type", "arguments", "input", "output", "parameters", "multiply-adds")
 
@@ -17,10 +16,9 @@ class Summary:
 
     parameters, buffers: numbers of values. multiply_adds: of one example's forward pass.
     activations: values of one example, all outputs and the input; training keeps some of them for
-    the backward pass. network: what was traced.
+    the backward pass.
     """
 
-    network: Layer
     rows: list[Row]
     input: Shape
     parameters: int
@@ -28,16 +26,6 @@ class Summary:
     multiply_adds: int
     activations: int
     error: str | None
-
-    def training_bytes(self, batch: int = 1, states: int = 1) -> int:
-        """Bytes at the peak of a training step on the cpu in float32, of an optimiser that keeps
-        `states` values of each parameter's; see `training_memory`.
-        """
-        return self.training(batch, states).total
-
-    def training(self, batch: int = 64, states: int = 1) -> TrainingMemory:
-        """What `training_bytes` counts, in its parts."""
-        return training_memory(self.network, self.input, batch, states)
 
     def __str__(self) -> str:
         cells = [HEADER, *map(_cells, self.rows)]
@@ -53,19 +41,10 @@ class Summary:
             f"parameters      {self.parameters:,} ({_size(4 * self.parameters)} in float32)",
             f"multiply-adds   {self.multiply_adds:,} for one {_shape(self.input)} input",
             f"activations     {self.activations:,} an example ({_size(4 * self.activations)})",
-            f"to train        {self._training()}",
         ]
         if self.buffers:
             totals.insert(1, f"buffers         {self.buffers:,}")
         return totals
-
-    def _training(self, batch: int = 64) -> str:
-        try:
-            found = self.training(batch)
-        except NotImplementedError as problem:
-            return f"unknown: {problem}"
-        parts = f"parameters and state {_size(found.state)}, activations {_size(found.activations)}"
-        return f"{_size(found.total)} at batch {batch} (SGD with momentum): {parts}"
 
 
 def summary(network: Layer, input_shape: Shape | None = None) -> Summary:
@@ -91,7 +70,6 @@ def summary(network: Layer, input_shape: Shape | None = None) -> Summary:
     except ValueError as problem:
         error = str(problem)
     return Summary(
-        network=network,
         rows=rows,
         input=tuple(shape),
         parameters=sum(parameter.data.size for parameter in network.parameters()),
