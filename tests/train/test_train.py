@@ -19,8 +19,8 @@ from gpuconv import checkpoint, models, nn, ops, optim
 from gpuconv.data import Dataset, Loader
 from gpuconv.nn import Concat, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Residual, Sequential
 from gpuconv.nn.layer import Layer
-from gpuconv.progress import Progress, duration
 from gpuconv.train import Callback, Interrupted, Trainer
+from gpuconv.train.progress import Progress, duration
 
 
 def dataset(count=96, seed=0, classes=4):
@@ -472,7 +472,3 @@ def test_progress_on_a_terminal_and_elsewhere(monkeypatch):
     trainer(callbacks=[Progress(quiet)]).fit(*loaders(), epochs=2)
     assert len(quiet.getvalue().splitlines()) == 2
     assert [duration(s) for s in (4.24, 187, 7387)] == ["4.2 s", "3:07", "2:03:07"]
-
-
-def test_importing_progress_first_works():
-    subprocess.run([sys.executable, "-c", "import gpuconv.progress"], check=True)
