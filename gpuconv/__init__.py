@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpuconv import data, explain, models, nn, ops, optim
     from gpuconv.arrays import to_device, to_numpy
     from gpuconv.checkpoint import load, save
-    from gpuconv.cpu.precision import float64_sums
+    from gpuconv.cpu.precision import float64_sums, no_winograd
     from gpuconv.interop.torch import load_torch
     from gpuconv.nn.summary import summary
     from gpuconv.threads import set_thread_count, thread_count
@@ -33,6 +33,7 @@ __all__ = [
     "load_torch",
     "models",
     "nn",
+    "no_winograd",
     "ops",
     "optim",
     "save",
@@ -48,6 +49,7 @@ _HOME = {
     "float64_sums": "gpuconv.cpu.precision",
     "load": "gpuconv.checkpoint",
     "load_torch": "gpuconv.interop.torch",
+    "no_winograd": "gpuconv.cpu.precision",
     "save": "gpuconv.checkpoint",
     "set_thread_count": "gpuconv.threads",
     "summary": "gpuconv.nn.summary",

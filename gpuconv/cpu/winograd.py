@@ -20,6 +20,7 @@ import numpy as np
 
 from gpuconv.cpu.blocks import WIDE
 from gpuconv.cpu.plan import tiles
+from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.vector import LANES, compiled
 from gpuconv.cpu.winograd_loops import (
     filter_tiles,
@@ -50,6 +51,8 @@ def suits_weight_gradient(
 def suits(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> bool:
     """Whether Winograd's y and dx are defined and expected to be faster than the direct ones."""
     (N, C, H, W), (K, _, R, S) = x_shape, w_shape
+    if not winograd_allowed():
+        return False
     if (R, S) != (3, 3) or groups != 1 or window.stride != (1, 1) or window.dilation != (1, 1):
         return False
     if (

@@ -1,4 +1,4 @@
-"""`float64_sums`: float32 results that are the exact ones, rounded."""
+"""`float64_sums`: float32 results that are the exact ones, rounded; `no_winograd`: the switch."""
 
 import threading
 
@@ -8,8 +8,8 @@ from test_cpu_conv import arrays, define, random_geometry
 
 import gpuconv
 from gpuconv import ops
-from gpuconv.cpu import conv
-from gpuconv.cpu.precision import sums_in_float64
+from gpuconv.cpu import conv, conv_direct, conv_weights
+from gpuconv.cpu.precision import sums_in_float64, winograd_allowed
 from gpuconv.shapes import Window
 
 FLOAT32 = np.dtype(np.float32)
@@ -95,3 +95,41 @@ def test_it_ends_with_an_error():
     with pytest.raises(KeyError):
         fail_within()
     assert not sums_in_float64(FLOAT32)
+
+
+def test_without_winograd_a_3x3_convolution_is_the_direct_one():
+    """Bit for bit, in every pass, whichever of the two was computed first; with it, it is not."""
+    rng = np.random.default_rng(3)
+    x, w, b = arrays(rng, (4, 64, 28, 28), 64, (3, 3))
+    dy = rng.standard_normal((4, 64, 28, 28)).astype(np.float32)
+    window = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    direct = (
+        conv_direct.forward(x, w, b, window, 1, False),
+        conv_direct.input_gradient(dy, w, x.shape, window, 1),
+        conv_weights.weight_gradient(dy, x, w.shape, window, 1, gpuconv.thread_count())[0],
+    )
+
+    def passes():
+        y = ops.conv2d(x, w, b, padding=1)
+        return (y, *ops.conv2d_backward(dy, x, w, b, padding=1)[:2])
+
+    before = passes()
+    with gpuconv.no_winograd():
+        within = passes()
+    after = passes()
+    for exact, off, on, again in zip(direct, within, before, after, strict=True):
+        assert off.tobytes() == exact.tobytes()
+        assert on.tobytes() != exact.tobytes()
+        assert again.tobytes() == on.tobytes()
+
+
+def fail_without_winograd():
+    with gpuconv.no_winograd():
+        assert not winograd_allowed()
+        raise KeyError
+
+
+def test_the_switch_ends_with_an_error():
+    with pytest.raises(KeyError):
+        fail_without_winograd()
+    assert winograd_allowed()
