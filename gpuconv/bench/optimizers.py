@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv import optim
 from gpuconv.bench.cases import Case
-from gpuconv.nn.layer import Parameter
+from gpuconv.autograd import Parameter
 from gpuconv.ops.cost import Cost
 
 LR, EPS = 1e-3, 1e-8

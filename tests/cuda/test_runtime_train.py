@@ -37,7 +37,6 @@ def batches():
 def train(device, dtype=np.float32):
     """Losses, final state and seconds of 20 steps, without the preparation of the images."""
     model, loss = models.lenet(seed=0).to(device, dtype), nn.CrossEntropyLoss()
-    loss.device = device
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses, seconds = [], 0.0
     for x, labels in batches():
