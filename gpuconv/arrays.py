@@ -213,6 +213,17 @@ def contiguous(array: Any) -> Any:
     return runtime(device).contiguous(array)
 
 
+def copy(array: Any) -> Any:
+    """The same values in memory of their own, in C order."""
+    if isinstance(array, np.ndarray):
+        return array.copy()
+    from gpuconv.cuda.runtime import runtime
+
+    target = runtime(device_of(array) or "cpu")
+    with target.inside(array):
+        return target.copy(array)
+
+
 def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:
     """Whether elements follow each other as C stores them; lengths of 1 have any stride."""
     if math.prod(shape) == 0:

@@ -80,7 +80,7 @@ class Dropout(Module):
         self.seed, self.masks = state
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        if self.p == 0 or not self.in_training:
             return x
         return functional.dropout(x, self.p, once(self._next_mask))
 

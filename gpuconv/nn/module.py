@@ -122,6 +122,13 @@ class Module:
         known = isinstance(x, Tensor) or (device_of(x) is None and not isinstance(x, list))
         return x if known else as_tensor(x, self.device == "reference")
 
+    @property
+    def in_training(self) -> bool:
+        """`training`, but where `checkpoint` runs forward again the mode of the first time."""
+        if state.repeat is None:
+            return self.training
+        return autograd.once(getattr, self, "training")
+
     # ---- hooks ---------------------------------------------------------------------------------
 
     def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], Any]) -> Handle:

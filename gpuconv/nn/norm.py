@@ -47,11 +47,12 @@ class BatchNorm2d(Module):
                 holder.data[...] = value
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        training = self.in_training
+        if training:
             once(self._count)
         running = self.running_mean.data, self.running_var.data
         return batch_norm(
-            x, *running, self.weight, self.bias, self.training, self.momentum, self.eps
+            x, *running, self.weight, self.bias, training, self.momentum, self.eps
         )
 
     def _count(self) -> None:
