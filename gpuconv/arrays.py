@@ -76,7 +76,7 @@ class ShapeOnly:
         """Slices, integers, an ellipsis and new axes; IndexError as NumPy raises it."""
         for part in key if isinstance(key, tuple) else (key,):
             if part is not None and part is not ... and not isinstance(part, slice):
-                operator.index(part)  # TypeError: which elements an array picks is in its values
+                operator.index(part)  # TypeError for an array of indices: it would have values
         return ShapeOnly(
             np.broadcast_to(np.empty((), self.dtype), self.shape)[key].shape, self.dtype
         )

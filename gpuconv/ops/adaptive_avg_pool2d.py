@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import (
@@ -57,6 +58,11 @@ def bins(x_shape, size):
         rows = slice(p * H // size[0], -(-(p + 1) * H // size[0]))
         for q in range(size[1]):
             yield p, q, (..., rows, slice(q * W // size[1], -(-(q + 1) * W // size[1])))
+
+
+@adaptive_avg_pool2d.output
+def adaptive_avg_pool2d_output(x, output_size):
+    return ShapeOnly((*x.shape[:2], *pair("output_size", output_size, 1)), x.dtype)
 
 
 @adaptive_avg_pool2d.cost

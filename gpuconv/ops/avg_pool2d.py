@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
 from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
@@ -148,6 +149,17 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_incl
         dy,
         window(kernel_size, stride, padding, dilation, ceil_mode),
     )
+
+
+@sum_pool2d.output
+def sum_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    return ShapeOnly((*x.shape[:2], *geometry.output_size(*x.shape[2:])), x.dtype)
+
+
+@avg_pool2d.output
+def avg_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    return sum_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @sum_pool2d.cost

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import batch_norm as fast
 from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import Cost, moved, nbytes
@@ -140,6 +141,17 @@ def _require(name, x, w, b, mean, var, eps, activation):
         raise ValueError(f"{name}: eps must not be negative, got {eps!r}")
     if activation not in (None, "relu"):
         raise ValueError(f'{name}: activation must be None or "relu", got {activation!r}')
+
+
+@batch_norm2d.output
+def batch_norm2d_output(x, w, b, mean, var, eps, activation):
+    statistics = ShapeOnly(x.shape[1:2], x.dtype)
+    return ShapeOnly(x.shape, x.dtype), statistics, statistics
+
+
+@batch_norm2d_track.output
+def batch_norm2d_track_output(running_mean, running_var, mean, var, count, momentum):
+    return running_mean, running_var
 
 
 @batch_norm2d.cost

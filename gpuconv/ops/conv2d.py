@@ -6,10 +6,12 @@ Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
 from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.cuda import plan_conv
@@ -131,6 +133,18 @@ def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=
     require_shape(name, {"b": (K,)}, b=b)
     require_activation(activation)
     window((R, S), stride, padding, dilation).require(name, H, W)
+
+
+@conv2d.output
+def conv2d_output(x, w, b, stride, padding, dilation, groups, activation):
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    return ShapeOnly((x.shape[0], w.shape[0], *size), x.dtype)
+
+
+@conv2d.count
+def conv2d_multiply_adds(x, w, b, stride, padding, dilation, groups, activation):
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    return x.shape[0] * math.prod(size) * math.prod(w.shape)
 
 
 @conv2d.cost

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.cpu import conv_pool as fast
 from gpuconv.cuda import plan_pool
@@ -87,6 +88,17 @@ def _pooled_shape(name, x, w, stride, padding, dilation, pool):
 def _complete(pool):
     """max_pool2d's arguments after x, with its default for the stride."""
     return (*pool, None) if len(pool) == 1 else pool
+
+
+@conv2d_relu_max_pool2d.output
+def conv2d_relu_max_pool2d_output(x, w, b, stride, padding, dilation, groups, pool):
+    shape = _pooled_shape("conv2d_relu_max_pool2d", x, w, stride, padding, dilation, pool)
+    return ShapeOnly(shape, x.dtype), ShapeOnly(shape, np.uint8)
+
+
+@conv2d_relu_max_pool2d.count
+def conv2d_relu_max_pool2d_multiply_adds(x, w, b, stride, padding, dilation, groups, pool):
+    return conv2d.multiply_adds(x, w, b, stride, padding, dilation, groups)
 
 
 @conv2d_relu_max_pool2d.cost

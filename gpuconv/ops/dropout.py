@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
@@ -43,6 +44,11 @@ def _(x, p, seed):
         raise ValueError(f"dropout: p must be in [0, 1), got {p!r}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"dropout: seed must be in [0, 2**64), got {seed!r}")
+
+
+@dropout.output
+def dropout_output(x, p, seed):
+    return ShapeOnly(x.shape, x.dtype)
 
 
 @dropout.cost

@@ -4,8 +4,11 @@ torch.nn.functional.linear.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu.matmul import matmul
 from gpuconv.cuda import plan_conv
 from gpuconv.cuda.plan_conv import Conv
@@ -67,6 +70,16 @@ def _require(name, x, w, b, activation):
         )
     require_shape(name, {"b": w.shape[:1]}, b=b)
     require_activation(activation)
+
+
+@linear.output
+def linear_output(x, w, b, activation):
+    return ShapeOnly((x.shape[0], w.shape[0]), x.dtype)
+
+
+@linear.count
+def linear_multiply_adds(x, w, b, activation):
+    return x.shape[0] * math.prod(w.shape)
 
 
 @linear.cost

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import response_norm as fast
 from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import moved
@@ -97,6 +98,11 @@ def _require(name, x, dy, size, alpha, beta, k, convention):
         raise ValueError(f"{name}: k must be positive, got {k!r}; the sum of squares can be 0")
     if convention not in CONVENTIONS:
         raise ValueError(f'{name}: convention must be "torch" or "paper", got {convention!r}')
+
+
+@local_response_norm.output
+def local_response_norm_output(x, size, alpha, beta, k, convention):
+    return ShapeOnly(x.shape, x.dtype)
 
 
 @local_response_norm.cost

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
 from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
@@ -107,6 +108,13 @@ def require_pool(name, x_shape, geometry):
             f"{name}: padding {most} is more than half of the window's {geometry.extent} pixels: "
             f"windows of nothing but padding have no largest value; use less padding"
         )
+
+
+@max_pool2d.output
+def max_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    shape = (*x.shape[:2], *geometry.output_size(*x.shape[2:]))
+    return ShapeOnly(shape, x.dtype), ShapeOnly(shape, np.uint8)
 
 
 @max_pool2d.cost

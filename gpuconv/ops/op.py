@@ -17,6 +17,9 @@
     @relu.cost
     def _(x): ...               # the least arithmetic and traffic (gpuconv/ops/cost.py)
 
+    @relu.output
+    def relu_output(x): ...     # what it returns for shape-only arrays
+
     @relu.memory
     def _(x): ...               # optional: the arrays and workspaces that NumPy arrays would take
 
@@ -33,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.arrays import device_of, to_numpy
+from gpuconv.arrays import ShapeOnly, device_of, is_device, to_numpy
 from gpuconv.cuda.outline import Outline
 from gpuconv.ops.cost import Cost
 
@@ -58,6 +61,8 @@ class Op:
         self._launch: Callable[..., Any] | None = None
         self._cost: Callable[..., Cost] | None = None
         self._memory: Callable[..., Any] = like_the_first
+        self._output: Callable[..., Any] | None = None
+        self._multiply_adds: Callable[..., int] | None = None
 
     def __repr__(self) -> str:
         return f"<op {self.__name__}{self._signature}>"
@@ -80,6 +85,19 @@ class Op:
     def cost(self, function: Callable[..., Cost]) -> Callable[..., Cost]:
         """Attach the least arithmetic and traffic, a function of the arguments' shapes."""
         self._cost = self._same_parameters(function, self._names)
+        return function
+
+    def output(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Attach the shape rule: what the operation returns where an argument is a `ShapeOnly`.
+
+        It reads shapes and dtypes alone, of arguments that passed the check.
+        """
+        self._output = self._same_parameters(function, self._names)
+        return function
+
+    def count(self, function: Callable[..., int]) -> Callable[..., int]:
+        """Attach the number of multiply-adds, a function of the arguments' shapes."""
+        self._multiply_adds = self._same_parameters(function, self._names)
         return function
 
     def memory(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,6 +131,16 @@ class Op:
             self._check(*args)
         return self._cost(*args)
 
+    def multiply_adds(self, *args: Any, **kwargs: Any) -> int:
+        """The multiply-adds of a call, as tables of networks count them: for each output the size
+        of a filter, taps on padding too; without the bias. 0 for an operation that has no filters.
+
+        Of arrays only shapes are read; `work` counts what arithmetic cannot be avoided.
+        """
+        args = self._bound(args, kwargs)
+        self._checked(args)
+        return 0 if self._multiply_adds is None else self._multiply_adds(*args)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = self._bound(args, kwargs)
         empty = device = None
@@ -120,6 +148,8 @@ class Op:
             if type(a) not in _PLAIN:
                 if any(type(b) is Outline for b in args):
                     return self._memory(*args)
+                if any(type(b) is ShapeOnly for b in args):
+                    return self._shape_of_result(args)
                 device = self._device(args)
                 break
         self._checked(args)
@@ -138,6 +168,12 @@ class Op:
             raise TypeError(f"{self.__name__}: the reference takes NumPy arrays, not {device}'s")
         self._checked(args)
         return self.definition(*args)
+
+    def _shape_of_result(self, args: tuple[Any, ...]) -> Any:
+        self._checked(args)
+        if self._output is None:
+            raise NotImplementedError(f"{self.__name__}: has no rule for the shape of its result")
+        return self._output(*args)
 
     def _checked(self, args: tuple[Any, ...]) -> None:
         """Run the check; what it raises begins with the operation's name."""
@@ -219,7 +255,7 @@ def require_floats(name: str, **arrays: Any) -> None:
             device = device_of(a)
             if device is None:
                 raise TypeError(f"{name}: {key} must be a NumPy array, got {type(a).__name__}")
-            if a.dtype == np.float64:
+            if a.dtype == np.float64 and is_device(device):
                 raise TypeError(
                     f"{name}: {key} is float64, {device} computes in float32: convert it first"
                 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import op, require_floats, require_rank
@@ -57,6 +58,11 @@ def _require_int32(name, **arrays):
     for key, a in arrays.items():
         if a.dtype != np.int32:
             raise TypeError(f"{name}: {key} must be int32, got {a.dtype}")
+
+
+@partial_filters.output
+def partial_filters_output(links, table):
+    return ShapeOnly((*table.shape, *links.shape[1:]), links.dtype)
 
 
 @partial_filters.cost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
@@ -40,6 +41,11 @@ def _(x):
 def _(dy, y):
     require_floats("relu_backward", dy=dy, y=y)
     require_shape("relu_backward", {"dy": y.shape}, dy=dy)
+
+
+@relu.output
+def relu_output(x):
+    return ShapeOnly(x.shape, x.dtype)
 
 
 @relu.cost
