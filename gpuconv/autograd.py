@@ -465,6 +465,8 @@ def _settle(x: Tensor) -> None:
         state.pending = None
     y = x._deferred[0](None)
     x.data, x._node, x._deferred = y.data, y._node, None
+    if state.trace is not None:
+        state.trace.same(x, y)
 
 
 # ---- the walk back -----------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpuconv.nn.layer import Layer, Parameter
 from safetensors.numpy import load_file, save_file
 
 from gpuconv import checkpoint
 from gpuconv.checkpoint import Checkpoint
-from gpuconv.nn.layer import Layer, Parameter
 
 
 class Affine(Layer):

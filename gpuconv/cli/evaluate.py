@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gpuconv import nn
     from gpuconv.cli.inputs import Input, open_checkpoint
-    from gpuconv.threads import set_thread_count
     from gpuconv.nn import output_shape
+    from gpuconv.threads import set_thread_count
     from gpuconv.train.evaluate import evaluate
 
     if args.threads is not None:

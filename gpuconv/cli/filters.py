@@ -129,7 +129,9 @@ def _learned(args):
         model = models.build({"name": args.source, "arguments": {"seed": args.seed}})
     else:
         model = checkpoint.load(args.source)
-    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, Conv2d)}
+    convolutions = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, Conv2d)
+    }
     if not convolutions:
         raise ValueError(f"{args.source}: the network has no convolution")
     name = args.layer or next(iter(convolutions))

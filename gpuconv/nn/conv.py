@@ -112,9 +112,7 @@ class Conv2d(Weighted):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.connections is None else self._linked()
-        return conv2d(
-            x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, {_short(self.window.kernel_size)}"]

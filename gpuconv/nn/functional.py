@@ -329,8 +329,13 @@ def cat(tensors: Sequence[Any]) -> Tensor:
         return xs[0]
     parts = [x.data for x in xs]
     for part in parts[1:]:
-        if part.ndim != 4 or (part.shape[0], *part.shape[2:]) != (len(parts[0]), *parts[0].shape[2:]):
-            raise ValueError(f"cat: shapes {parts[0].shape} and {part.shape} differ beside channels")
+        if part.ndim != 4 or (part.shape[0], *part.shape[2:]) != (
+            len(parts[0]),
+            *parts[0].shape[2:],
+        ):
+            raise ValueError(
+                f"cat: shapes {parts[0].shape} and {part.shape} differ beside channels"
+            )
     edges = [0, *accumulate(part.shape[1] for part in parts)]
     if all(isinstance(part, np.ndarray) for part in parts):
         y = np.concatenate(parts, axis=1)

@@ -417,4 +417,3 @@ class _BackwardWatch:
             if replaced is not None:
                 dx = replaced[0] if isinstance(replaced, tuple | list) else replaced
         return (dx,)
-

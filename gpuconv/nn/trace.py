@@ -49,11 +49,12 @@ class Call:
 class Trace:
     """The steps of one forward pass, and the calls of its simple layers, in order.
 
-    outputs: the step that gives each module's output, by dotted name, "" for the network's; of one
+    fusing: whether neighbouring functions are fused; then steps alone are noted. outputs: the step that gives each module's output, by dotted name, "" for the network's; of one
     that is called more than once the last.
     """
 
-    def __init__(self, network: Module) -> None:
+    def __init__(self, network: Module, fusing: bool = False) -> None:
+        self.fusing = fusing
         self.steps: list[Step] = []
         self.calls: list[Call] = []
         self.outputs: dict[str, int] = {}
@@ -69,6 +70,11 @@ class Trace:
         """Called for every operation that the forward pass records."""
         sources = tuple(None if x is None else self._numbers.get(id(x)) for x in inputs)
         self._add(name, sources, y, _multiply_adds(name, inputs, y))
+
+    def same(self, x: Tensor, y: Tensor) -> None:
+        """Called when y's data becomes that of x, which waited for it."""
+        self._numbers[id(x)] = self._numbers[id(y)]
+        self._kept.append(x)
 
     def _add(self, name: str, sources: Any, y: Tensor, multiply_adds: int) -> None:
         module = self._inside[-1] if self._inside else ""
@@ -86,12 +92,11 @@ class Trace:
         finally:
             self._inside.pop()
         main = y[0] if isinstance(y, tuple) else y
-        if isinstance(main, Tensor):
-            _ = main.data
-            self.outputs[name] = self._numbers[id(main)]
-        if isinstance(main, Tensor) and not any(True for _ in module.children()):
+        if self.fusing or not isinstance(main, Tensor):
+            return y
+        self.outputs[name] = self._numbers[id(main)]
+        if not any(True for _ in module.children()):
             x = inputs[0]
-            _ = x.data
             done = sum(step.multiply_adds for step in self.steps[begin:])
             links = getattr(module, "connections", None)
             if links is not None:
@@ -119,9 +124,9 @@ def trace(
     fusing: whether neighbouring functions are fused, as in a real pass. Raises ValueError where a
     layer does not fit; the exception's `trace` is what came before it.
     """
-    found = Trace(network)
+    found = Trace(network, fusing)
     try:
-        _run(network, input_shape, training, fusing, found)
+        _run(network, input_shape, training, found)
     except ValueError as error:
         error.trace = found  # type: ignore[attr-defined]
         raise
@@ -130,22 +135,22 @@ def trace(
 
 def output_shape(network: Module, input_shape: Shape) -> Shape:
     """The shape of one example's output, in evaluation mode, for one example's input."""
-    y = _run(network, input_shape, False, False, Trace(network))
+    y = _run(network, input_shape, False, Trace(network))
     return tuple(y.data.shape[1:])
 
 
-def _run(network: Module, shape: Shape, training: bool, fusing: bool, found: Trace) -> Any:
+def _run(network: Module, shape: Shape, training: bool, found: Trace) -> Any:
     dtype = next((p.data.dtype for p in network.parameters()), np.dtype(np.float32))
     x = Tensor(ShapeOnly((1, *shape), dtype), device=network.device)
     found.begin(x)
-    with _mode(network, training), no_grad(), _tracing(found, fusing):
+    with _mode(network, training), no_grad(), _tracing(found):
         return network(x)
 
 
 @contextmanager
-def _tracing(found: Trace, fusing: bool) -> Any:
+def _tracing(found: Trace) -> Any:
     before = state.trace, state.fusing
-    state.trace, state.fusing = found, fusing
+    state.trace, state.fusing = found, found.fusing
     try:
         yield
     finally:

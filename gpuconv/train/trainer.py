@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import checkpoint
-from gpuconv.arrays import to_device, to_numpy
+from gpuconv.arrays import to_device
 from gpuconv.errors import unknown
 from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from gpuconv.nn.layer import Layer
 
 from gpuconv import checkpoint, models, nn, ops, optim
 from gpuconv.data import Dataset, Loader
 from gpuconv.nn import Concat, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Residual, Sequential
-from gpuconv.nn.layer import Layer
 from gpuconv.progress import Progress, duration
 from gpuconv.train import Callback, Interrupted, Trainer
 
