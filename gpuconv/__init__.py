@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpuconv.threads import set_thread_count, thread_count
     from gpuconv.train import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Tensor",

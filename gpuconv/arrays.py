@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cuda.outline import Outline
-
 Shape = tuple[int, ...]
 
 
@@ -127,7 +125,7 @@ def device_of(array: Any) -> str | None:
 
     An array of a library can only exist once that library is imported, so nothing is imported here.
     """
-    if isinstance(array, (np.ndarray, Outline)):
+    if isinstance(array, np.ndarray):
         return "cpu"
     if isinstance(array, ShapeOnly):
         return "meta"

@@ -346,6 +346,10 @@ def cat(tensors: Sequence[Any]) -> Tensor:
     return record("cat", y, xs, _cut, edges)
 
 
+def _beside_channels(x: Array) -> tuple[int, ...]:
+    return (x.shape[0], *x.shape[2:])
+
+
 def _cut(dy: Array, over: bool, edges: list[int]) -> list[Array]:
     return [dy[:, begin:end] for begin, end in pairwise(edges)]
 

@@ -49,8 +49,9 @@ class Call:
 class Trace:
     """The steps of one forward pass, and the calls of its simple layers, in order.
 
-    fusing: whether neighbouring functions are fused; then steps alone are noted. outputs: the step that gives each module's output, by dotted name, "" for the network's; of one
-    that is called more than once the last.
+    fusing: whether neighbouring functions are fused; then only steps are noted.
+    outputs: the step that gives each module's output, by dotted name, "" for the network's; of a
+    module that is called more than once, the last.
     """
 
     def __init__(self, network: Module, fusing: bool = False) -> None:

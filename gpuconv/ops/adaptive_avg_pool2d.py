@@ -99,16 +99,6 @@ def _require_pixels(name, x_shape):
         raise ValueError(f"{name}: an image without pixels has no mean; its shape is {x_shape}")
 
 
-@adaptive_avg_pool2d.memory
-def _(x, output_size):
-    return x.empty((*x.shape[:2], *pair("output_size", output_size, 1)))
-
-
-@adaptive_avg_pool2d_backward.memory
-def _(dy, x_shape):
-    return dy.empty(x_shape)
-
-
 @adaptive_avg_pool2d.launch
 def _(runtime, x, output_size):
     size = pair("output_size", output_size, 1)

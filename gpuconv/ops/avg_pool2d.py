@@ -211,27 +211,6 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_incl
     )
 
 
-@sum_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return x.plain().empty((*x.shape[:2], *geometry.output_size(*x.shape[2:])))
-
-
-@avg_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    return sum_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-@sum_pool2d_backward.memory
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    return dy.plain().empty(x_shape)
-
-
-@avg_pool2d_backward.memory
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    return (dy / 1).empty(x_shape)
-
-
 def _forward(runtime, x, geometry, *options):
     y = runtime.empty((x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1]))
     plan = plan_pool.avg_pool2d(x.shape, geometry, *options)

@@ -183,38 +183,6 @@ def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     return dx, None if w is None else dw, None if b is None else db
 
 
-@batch_norm2d.memory
-def _(x, w, b, mean, var, eps, activation):
-    read = _images(x)
-    y, (mean, var) = x.empty(x.shape), (x.empty(x.shape[1:2]) for _ in range(2))
-    del read
-    return y, mean, var
-
-
-@batch_norm2d_backward.memory
-def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
-    return batch_norm2d_backward_memory(dy, x, w, b, need_dx=need_dx)
-
-
-def batch_norm2d_backward_memory(dy, x, w, b, over=False, need_dx=True):
-    """(dx, dw, db) as outlines; over: dx takes dy's memory."""
-    read = [_images(x), dy if over else _images(dy)]
-    dx = dy if over else x.empty(x.shape) if need_dx else None
-    gradients = [None if a is None else a.empty(a.shape) for a in (w, b)]
-    del read
-    return dx, *gradients
-
-
-@batch_norm2d_track.memory
-def _(running_mean, running_var, mean, var, count, momentum):
-    return running_mean, running_var
-
-
-def _images(x):
-    """As the fast path reads x: where each image's channels follow each other, without a copy."""
-    return x if x[0].flags.c_contiguous else x.plain()
-
-
 @batch_norm2d.launch
 def _(runtime, x, w, b, mean, var, eps, activation):
     N, C, H, W = x.shape

@@ -7,13 +7,11 @@ Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
-from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.cuda import plan_conv
 from gpuconv.cuda.plan_conv import Conv
 from gpuconv.ops.activation import activate, activation_backward, require_activation
@@ -176,20 +174,6 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     dx, dw, db = fast.backward(
         dy, x, w, window(w.shape[2:], stride, padding, dilation), groups, need_dx
     )
-    return dx, dw, db if b is not None else None
-
-
-@conv2d.memory
-def _(x, w, b, stride, padding, dilation, groups, activation):
-    y: Any = outlines.forward(x, w, window(w.shape[2:], stride, padding, dilation), groups)
-    return y if activation == "relu" else activate(y, activation)
-
-
-@conv2d_backward.memory
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
-    dy = activation_backward(dy, y, activation)
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    dx, dw, db = outlines.backward(dy, x, w, geometry, groups, need_dx)
     return dx, dw, db if b is not None else None
 
 

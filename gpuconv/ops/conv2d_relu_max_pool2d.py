@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.cpu import conv_pool as fast
 from gpuconv.cuda import plan_pool
 from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
@@ -135,20 +134,6 @@ def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
     geometry = window(w.shape[2:], stride, padding, dilation)
     given = (dy, y, argmax, x, w, geometry, groups, window(*_complete(pool)), need_dx)
     dx, dw, db = fast.backward(*given)
-    return dx, dw, db if b is not None else None
-
-
-@conv2d_relu_max_pool2d.memory
-def _(x, w, b, stride, padding, dilation, groups, pool):
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    return outlines.pooled(x, w, geometry, groups, window(*_complete(pool)))
-
-
-@conv2d_relu_max_pool2d_backward.memory
-def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    given = (dy, y, argmax, x, w, geometry, groups, window(*_complete(pool)), need_dx)
-    dx, dw, db = outlines.pooled_backward(*given)
     return dx, dw, db if b is not None else None
 
 

@@ -111,19 +111,6 @@ def _(dy, x, w, b, activation, y, need_dx):
     return matmul(dy, w) if need_dx else None, matmul(dy.T, x), db
 
 
-@linear.memory
-def _(x, w, b, activation):
-    y = x.empty((len(x), len(w)))
-    return y if activation == "relu" else activate(y, activation)
-
-
-@linear_backward.memory
-def _(dy, x, w, b, activation, y, need_dx):
-    dy = activation_backward(dy, y, activation)
-    db = None if b is None else b.empty(b.shape)
-    return x.empty(x.shape) if need_dx else None, w.empty(w.shape), db
-
-
 @linear.launch
 def _(runtime, x, w, b, activation):
     """A convolution of one pixel by one tap."""

@@ -243,26 +243,6 @@ def _numbers(labels):
     return plain(labels.astype(np.int64, copy=False))
 
 
-@cross_entropy.memory
-def _(scores, labels, label_smoothing):
-    return 0.0, scores.plain().empty(scores.shape)
-
-
-@half_squared_error.memory
-def _(scores, labels):
-    return 0.0, scores.plain().empty(scores.shape)
-
-
-@hinge.memory
-def _(scores, labels, margin):
-    return 0.0, (scores + scores).empty(scores.shape)
-
-
-@hinge_backward.memory
-def _(excess, labels):
-    return excess * 1 / 1
-
-
 def _forward(runtime, name, saved, scores, labels, **numbers):
     """(loss, what backward needs), by the forward kernel `name`_forward and its mean."""
     rows, classes = scores.shape

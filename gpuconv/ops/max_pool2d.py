@@ -141,20 +141,6 @@ def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     )
 
 
-@max_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
-    x = x.plain()
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    y = x.empty((*x.shape[:2], *geometry.output_size(*x.shape[2:])))
-    return y, x.empty(y.shape, np.uint8)
-
-
-@max_pool2d_backward.memory
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    given = dy.plain(), argmax.plain()
-    return given[0].empty(x_shape)
-
-
 @max_pool2d.launch
 def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)

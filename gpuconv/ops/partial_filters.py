@@ -77,18 +77,6 @@ def _(dw, places):
     return Cost(0, nbytes(places) + 2 * places.size * taps * dw.dtype.itemsize)
 
 
-@partial_filters.memory
-def _(links, table):
-    w, gathered = links.empty((*table.shape, *links.shape[1:])), links.empty(links.shape)
-    del gathered
-    return w
-
-
-@partial_filters_backward.memory
-def _(dw, places):
-    return dw.empty((len(places), *dw.shape[2:]))
-
-
 @partial_filters.launch
 def _(runtime, links, table):
     (K, C), (count, R, S) = table.shape, links.shape

@@ -8,7 +8,6 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
-from gpuconv.threads import thread_count
 
 PIECE = 1 << 13  # elements at a time: the definition's temporaries stay in the cache
 
@@ -67,14 +66,6 @@ def _(x):
 @sigmoid_backward.cpu
 def _(dy, y):
     return fast.elementwise(fast.sigmoid_backward, dy, y)
-
-
-@sigmoid.memory
-def _(x):
-    x = x.plain()
-    y, temporary = x.empty(x.shape), x.empty((4 * PIECE * thread_count(),))
-    del temporary
-    return y
 
 
 @sigmoid.launch

@@ -62,16 +62,6 @@ def _(dy, y):
     return moved(dy, y, y)
 
 
-@softmax.memory
-def _(x):
-    return x * 1 / 1  # a temporary array and the result
-
-
-@softmax_backward.memory
-def _(dy, y):
-    return dy.empty(dy.shape)
-
-
 @softmax.launch
 def _(runtime, x):
     rows = _rows(runtime, x)

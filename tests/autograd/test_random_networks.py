@@ -38,7 +38,7 @@ def through_torch(network):
     tensors = twin.tensors
     found = {f"y{i}": y.detach().numpy() for i, y in zip(network.outputs, ys, strict=True)}
     found["dx"] = None if x.grad is None else x.grad.numpy()
-    for name, p in network.named_parameters():
+    for name, _ in network.named_parameters():
         grad = tensors[name].grad
         found[f"d {name}"] = None if grad is None else grad.numpy()
     return found | {n: tensors[n].numpy() for n, b in network.named_buffers() if b.data.ndim}

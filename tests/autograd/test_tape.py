@@ -1,4 +1,4 @@
-"""The tape: gradients of shared, branching and frozen parts, hooks, modes, and arrays left alone."""
+"""The tape: gradients of shared, branching and frozen parts, hooks, modes, what stays untouched."""
 
 import threading
 
