@@ -1,7 +1,7 @@
 """The operations: each one's definition, its gradient, and its implementations side by side."""
 
 from gpuconv.ops.adaptive_avg_pool2d import adaptive_avg_pool2d, adaptive_avg_pool2d_backward
-from gpuconv.ops.add import accumulate, add, assign, scale
+from gpuconv.ops.add import accumulate, add, assign, multiply, scale
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
 from gpuconv.ops.batch_norm2d import batch_norm2d, batch_norm2d_backward, batch_norm2d_track
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
@@ -62,6 +62,7 @@ __all__ = [
     "local_response_norm_backward",
     "max_pool2d",
     "max_pool2d_backward",
+    "multiply",
     "partial_filters",
     "partial_filters_backward",
     "relu",
