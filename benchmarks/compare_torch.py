@@ -122,8 +122,8 @@ def lenet(batch: int) -> Row:
 
     def ours() -> float:
         update.zero_grad()
-        value = loss.forward(model.forward(x), labels)
-        model.backward(loss.backward(), need_dx=False)
+        value = loss(model(x), labels)
+        value.backward()
         update.step()
         return value
 
