@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from gpuconv import checkpoint, data, models, nn
-from gpuconv.cli import main, training
+from gpuconv.cli import main
+from gpuconv.cli import train as train_command
 
 QUICK = ["--limit", "1500", "--epochs", "3", "--batch", "32"]
 QUICK += ["--validation", "0.1"]
@@ -78,7 +79,7 @@ def drawn():
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(training, "_draw", lambda *args: None)
+        monkeypatch.setattr(train_command, "_draw", lambda *args: None)
 
 
 # ---- train -------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def loss_on(model, found, folder):
 
 def test_smoothing_is_for_cross_entropy(refused, tiny):
     told = refused("train", "--data", tiny, "--loss", "hinge", "--label-smoothing", "0.1")
-    assert told == "train: --label-smoothing is for --loss cross_entropy, the loss is hinge"
+    assert told == "train: label smoothing is for the loss cross_entropy, the loss is hinge"
     assert "expected a number" in refused("train", "--data", tiny, "--ema", "1")
 
 
@@ -311,7 +312,7 @@ def test_a_folder_of_pictures(said, tmp_path):
         (["--data", "no/such/folder"], "no/such/folder: no such file or folder"),
         (["--lr", "-1"], "expected a number of at least 0, got '-1'"),
         (["--momentum", "1"], "expected a number of at least 0 and below 1, got '1'"),
-        (["--optimizer", "adam", "--momentum", "0.5"], "--momentum is for --optimizer sgd"),
+        (["--optimizer", "adam", "--momentum", "0.5"], "momentum is for the optimizer sgd"),
         (["--validation", "0.001"], "cannot split 40 images"),
         (["--seed", "-1"], "expected a whole number of at least 0, got '-1'"),
         (["--resume", "x", "--out", "y"], "not allowed with argument"),
