@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpuconv import Trainer, data, nn, optim, to_device, to_numpy
+from gpuconv import Trainer, data, nn, optim, to_device
 
 FIELD = 32  # pixels of LeNet's input
 BATCH = 64
-POOLS: dict[str, Callable[[], nn.Layer]] = {
+POOLS: dict[str, Callable[[], nn.Module]] = {
     "max-pool": lambda: nn.MaxPool2d(2),
     "average pool": lambda: nn.AvgPool2d(2),
     "every second pixel": lambda: nn.MaxPool2d(1, stride=2),
@@ -51,14 +51,15 @@ class Result:
     change: tuple[float, ...]
 
 
-class LeNet(nn.Sequential):
+class LeNet(nn.Module):
     """The article's LeNet with `POOLS[pooling]` in the place of its pools.
 
-    "features" computes what enters the first fully connected layer, "scores" the rest.
+    `features` computes what enters the first fully connected layer, `scores` the rest.
     """
 
     def __init__(self, pooling: str, channels: int, classes: int, seed: int) -> None:
-        features = nn.Sequential(
+        super().__init__()
+        self.features = nn.Sequential(
             conv1=nn.Conv2d(channels, 6, 5),
             relu1=nn.ReLU(),
             pool1=POOLS[pooling](),
@@ -67,16 +68,19 @@ class LeNet(nn.Sequential):
             pool2=POOLS[pooling](),
             flat=nn.Flatten(),
         )
-        entering = math.prod(features.output_shape((channels, FIELD, FIELD)))
-        scores = nn.Sequential(
+        entering = math.prod(nn.output_shape(self.features, (channels, FIELD, FIELD)))
+        self.scores = nn.Sequential(
             fc1=nn.Linear(entering, 120),
             relu3=nn.ReLU(),
             fc2=nn.Linear(120, 100),
             relu4=nn.ReLU(),
             fc3=nn.Linear(100, classes),
         )
-        super().__init__(features=features, scores=scores)
         nn.init.initialize(self, seed)
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        scores: nn.Tensor = self.scores(self.features(x))
+        return scores
 
 
 def translated(images: np.ndarray, down: int, right: int) -> np.ndarray:
@@ -105,9 +109,11 @@ def run(
     features, predictions = [], []
     for begin in range(0, len(test), 250):
         x = data.to_float(translated(test.images[begin : begin + 250], down, right))
-        entering = network["features"].infer(to_device(x, network.device))
-        features.append(to_numpy(entering))
-        predictions.append(to_numpy(network["scores"].infer(entering)).argmax(axis=1))
+        with nn.no_grad():
+            entering = network.features(to_device(x, network.device))
+            scores = network.scores(entering)
+        features.append(entering.numpy())
+        predictions.append(scores.numpy().argmax(axis=1))
     return np.concatenate(features), np.concatenate(predictions)
 
 
@@ -138,7 +144,6 @@ def train(pooling: str, images: data.Dataset, seed: int, epochs: int, device: st
     loader = data.Loader(images, min(BATCH, len(images)), seed=seed, size=FIELD)
     optimizer = optim.Adam(network.parameters(), lr=1e-3)
     trainer = Trainer(network, "cross_entropy", optimizer, seed=seed, progress=False)
-    trainer.loss.device = network.device
     trainer.fit(loader, epochs=epochs)
     return network
 
@@ -152,12 +157,11 @@ def table(
         columns = zip(*(values(one) for one in results if one.pooling == pooling), strict=True)
         rows.append([pooling, *map(spread, columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *line[1:]])
-        for row, line in zip(rows, cells, strict=True)
-    ]
-    return "\n" + "\n".join(line.rstrip() for line in lines)
+    lines = []
+    for name, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]))
+    return "\n" + "\n".join(lines)
 
 
 def spread(values: Sequence[float]) -> str:

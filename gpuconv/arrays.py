@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cuda.outline import Outline
-
 Shape = tuple[int, ...]
 
 
@@ -26,10 +24,14 @@ class ShapeOnly:
     ShapeOnly(shape=(2, 128), dtype=float32)
     """
 
-    __slots__ = ("dtype", "shape")
+    __slots__ = ("base", "dtype", "shape")
     __array_ufunc__ = None  # NumPy's operators leave it alone: it has no values to work on
 
-    def __init__(self, shape: Shape, dtype: Any = np.float32) -> None:
+    def __init__(
+        self, shape: Shape, dtype: Any = np.float32, base: ShapeOnly | None = None
+    ) -> None:
+        """base: the array of which this one is a view."""
+        self.base = base if base is None or base.base is None else base.base
         self.shape: Shape = tuple(map(operator.index, shape))
         if any(length < 0 for length in self.shape):
             raise ValueError(f"ShapeOnly: a length cannot be negative, got shape {self.shape}")
@@ -78,7 +80,7 @@ class ShapeOnly:
             if part is not None and part is not ... and not isinstance(part, slice):
                 operator.index(part)  # TypeError for an array of indices: it would have values
         return ShapeOnly(
-            np.broadcast_to(np.empty((), self.dtype), self.shape)[key].shape, self.dtype
+            np.broadcast_to(np.empty((), self.dtype), self.shape)[key].shape, self.dtype, self
         )
 
     def reshape(self, *shape: Any) -> ShapeOnly:
@@ -89,7 +91,7 @@ class ShapeOnly:
             lengths = tuple(self.size // known if n == -1 else n for n in lengths)
         if any(n < 0 for n in lengths) or math.prod(lengths) != self.size:
             raise ValueError(f"cannot reshape an array of shape {self.shape} into {lengths}")
-        return ShapeOnly(lengths, self.dtype)
+        return ShapeOnly(lengths, self.dtype, self)
 
     def transpose(self, *axes: Any) -> ShapeOnly:
         """The axes in another order, in reverse order if none is given."""
@@ -98,7 +100,7 @@ class ShapeOnly:
         positive = tuple(axis % self.ndim if self.ndim else axis for axis in order)
         if sorted(positive) != list(range(self.ndim)):
             raise ValueError(f"axes {order} are no order of the axes of shape {self.shape}")
-        return ShapeOnly(tuple(self.shape[axis] for axis in positive), self.dtype)
+        return ShapeOnly(tuple(self.shape[axis] for axis in positive), self.dtype, self)
 
     def astype(self, dtype: Any, copy: bool = True) -> ShapeOnly:
         """The same shape, of another dtype."""
@@ -123,7 +125,7 @@ def device_of(array: Any) -> str | None:
 
     An array of a library can only exist once that library is imported, so nothing is imported here.
     """
-    if isinstance(array, (np.ndarray, Outline)):
+    if isinstance(array, np.ndarray):
         return "cpu"
     if isinstance(array, ShapeOnly):
         return "meta"
@@ -211,6 +213,17 @@ def contiguous(array: Any) -> Any:
     from gpuconv.cuda.runtime import runtime
 
     return runtime(device).contiguous(array)
+
+
+def copy(array: Any) -> Any:
+    """The same values in memory of their own, in C order."""
+    if isinstance(array, np.ndarray):
+        return array.copy()
+    from gpuconv.cuda.runtime import runtime
+
+    target = runtime(device_of(array) or "cpu")
+    with target.inside(array):
+        return target.copy(array)
 
 
 def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gpuconv.files import write_atomically
-from gpuconv.nn.layer import Layer
+from gpuconv.nn import Module
 
 FORMAT_VERSION = 1
 _OPTIMIZER = "optimizer/"
@@ -45,7 +45,7 @@ class Checkpoint:
     optimizer: dict[str, np.ndarray] = field(default_factory=dict)
     path: str = "the checkpoint"
 
-    def build(self) -> Layer:
+    def build(self) -> Module:
         """The model that the file describes, with its weights, in evaluation mode.
 
         Raises: ValueError if the file names no model of gpuconv.models, or its weights do not fit.
@@ -58,11 +58,11 @@ class Checkpoint:
             )
         from gpuconv import models  # models save and load through this module
 
-        model: Layer = models.build(spec)
+        model: Module = models.build(spec)
         self.load_into(model)
         return model.eval()
 
-    def load_into(self, model: Layer) -> None:
+    def load_into(self, model: Module) -> None:
         """Copy the weights into a model. ValueError that names what does not fit."""
         try:
             model.load_state_dict(self.weights)
@@ -70,7 +70,7 @@ class Checkpoint:
             raise ValueError(f"{self.path}: {error}") from None
 
 
-def save(model_or_state: Layer | Mapping[str, np.ndarray], path: Any, **metadata: Any) -> None:
+def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadata: Any) -> None:
     """Save a model's weights, or a dict of arrays, as safetensors.
 
     A model of `gpuconv.models` is saved with its name and arguments, so that `load` can rebuild
@@ -81,7 +81,7 @@ def save(model_or_state: Layer | Mapping[str, np.ndarray], path: Any, **metadata
 
     >>> save({"weight": np.ones((2, 2))}, "example.safetensors")  # doctest: +SKIP
     """
-    if isinstance(model_or_state, Layer):
+    if isinstance(model_or_state, Module):
         metadata = {"model": getattr(model_or_state, "spec", None), **metadata}
         weights = model_or_state.state_dict()
     else:
@@ -89,7 +89,7 @@ def save(model_or_state: Layer | Mapping[str, np.ndarray], path: Any, **metadata
     write(path, Checkpoint(weights, metadata))
 
 
-def load(path: Any) -> Layer:
+def load(path: Any) -> Module:
     """The model saved at `path`, rebuilt with its weights and in evaluation mode.
 
     Raises: FileNotFoundError; ValueError, in one line, for a file that is damaged, truncated, not

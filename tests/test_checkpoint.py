@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 from gpuconv import checkpoint
 from gpuconv.checkpoint import Checkpoint
 from gpuconv.files import remove_leftovers
-from gpuconv.nn.layer import Layer, Parameter
+from gpuconv.nn import Module, Parameter
 
 
-class Affine(Layer):
+class Affine(Module):
     def __init__(self, n=3, m=4):
         super().__init__()
         self.weight = Parameter(np.arange(n * m, dtype=np.float32).reshape(n, m))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuconv import data, explain
+from gpuconv import data, nn
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "shift.py"
 DIGITS = data.load("mnist", "test").subset(slice(0, 40))
@@ -60,9 +60,10 @@ def test_only_the_pools_differ(shift):
     count = sum(parameter.data.size for parameter in without.parameters())
     assert count == convolutions + 16 * 24 * 24 * 120 + rest == 1_121_722
     x = np.random.default_rng(0).random((1, 1, 32, 32), np.float32)
-    subsampled = shift.LeNet("every second pixel", 1, 10, 0)["features"]
-    maps = explain.activations(subsampled, x, ["relu1", "pool1"])
-    np.testing.assert_array_equal(maps["pool1"], maps["relu1"][:, :, ::2, ::2])
+    subsampled = shift.LeNet("every second pixel", 1, 10, 0).features
+    with nn.no_grad():
+        maps = subsampled.relu1(subsampled.conv1(x)).numpy()
+        np.testing.assert_array_equal(subsampled.pool1(maps).numpy(), maps[:, :, ::2, ::2])
 
 
 def test_what_is_measured_by_loops(shift):
@@ -71,7 +72,9 @@ def test_what_is_measured_by_loops(shift):
 
     def features_and_class(i, down, right):
         x = data.to_float(shift.translated(DIGITS.images[i : i + 1], down, right))
-        return network["features"].infer(x)[0].astype(np.float64), network.infer(x)[0].argmax()
+        with nn.no_grad():
+            features, scores = network.features(x).data[0], network(x).data[0]
+        return features.astype(np.float64), scores.argmax()
 
     correct, same, change = [], [], []
     for i in range(len(DIGITS)):

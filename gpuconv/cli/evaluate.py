@@ -49,13 +49,12 @@ def run(args: argparse.Namespace) -> int:
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     settings = found.metadata.get("settings") or {}
     dataset = preprocessing.load(data_name(args.data, found), args.split, args.limit)
-    known = model.output_shape((preprocessing.image_shape[0], *preprocessing.size))[0]
+    known = nn.output_shape(model, (preprocessing.image_shape[0], *preprocessing.size))[0]
     if len(dataset.classes) > known:
         raise ValueError(
             f"evaluate: {dataset.name} has {len(dataset.classes)} classes, the network {known}"
         )
     loss = nn.LOSSES[settings.get("loss", "cross_entropy")]()
-    loss.device = model.device
     result = evaluate(model, loss, preprocessing.loader(dataset, args.batch), lambda: None)
     classes = found.metadata.get("classes") or dataset.classes
     classes = [*classes, *map(str, range(len(classes), len(result["confusion"])))]

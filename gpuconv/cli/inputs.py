@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpuconv.checkpoint import Checkpoint
     from gpuconv.data import Preprocessing
-    from gpuconv.nn import Layer
+    from gpuconv.nn import Module
 
 
-def open_checkpoint(path: str, device: str) -> tuple[Checkpoint, Layer, Preprocessing]:
+def open_checkpoint(path: str, device: str) -> tuple[Checkpoint, Module, Preprocessing]:
     """A checkpoint, its network in evaluation mode on the device, and the format of its images."""
     from gpuconv import checkpoint
     from gpuconv.data import Preprocessing

@@ -134,17 +134,20 @@ def run(args: argparse.Namespace) -> int:
     changes = {name: getattr(args, name) for name in DEFAULTS}
     changes = {name: value for name, value in changes.items() if value is not None}
     prepared = train.prepare(train.run_config(args.recipe, stored, **changes))
-    folder = args.resume or train.make_run_folder(prepared.config, args.out, args.overwrite)
-    prepared.trainer.out = Path(folder)
+    if args.resume:
+        folder = Path(args.resume)
+    else:
+        folder = train.make_run_folder(prepared.config, args.out, args.overwrite)
+    prepared.trainer.out = folder
     _announce(prepared)
 
     def fit(again: bool) -> None:
         history = prepared.fit(resume=again or bool(args.resume))
-        _report(prepared, history)
+        _report(prepared, folder, history)
 
     try:
         if args.show:
-            from gpuconv.cli.show import watch
+            from gpuconv.page.opening import watch
 
             watch(prepared, args.port, fit)
         else:
@@ -171,7 +174,7 @@ def _announce(prepared: Run) -> None:
     print(f"device {device}, {thread_count()} threads; folder {trainer.out}", flush=True)
 
 
-def _report(prepared: Run, history: list[dict[str, Any]]) -> None:
+def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
     """Test the trained network; print the result and where everything is."""
     from gpuconv import train
 
@@ -184,7 +187,7 @@ def _report(prepared: Run, history: list[dict[str, Any]]) -> None:
     )
     print(f"checkpoint     {result['checkpoint']}")
     print(f"history        {prepared.trainer.history.path}", flush=True)
-    _draw(prepared.trainer.out, history, result)
+    _draw(folder, history, result)
 
 
 def _draw(out: Path, history: list[dict[str, Any]], result: dict[str, Any]) -> None:

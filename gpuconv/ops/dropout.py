@@ -36,7 +36,7 @@ def _threshold(p: float) -> int:
 
 
 @dropout.check
-def _(x, p, seed):
+def dropout_check(x, p, seed):
     require_floats("dropout", x=x)
     require_number("dropout", p=p)
     require_number("dropout", whole=True, seed=seed)
@@ -52,12 +52,12 @@ def dropout_output(x, p, seed):
 
 
 @dropout.cost
-def _(x, p, seed):
+def dropout_cost(x, p, seed):
     return moved(x, x)
 
 
 @dropout.cpu
-def _(x, p, seed):
+def dropout_cpu(x, p, seed):
     flat, y = fast.plain(x).reshape(-1), np.empty(x.shape, x.dtype)
     out, scale = y.reshape(-1), x.dtype.type(1 / (1 - p))
     parallel(
@@ -70,7 +70,7 @@ def _(x, p, seed):
 
 
 @dropout.launch
-def _(runtime, x, p, seed):
+def dropout_launch(runtime, x, p, seed):
     y = runtime.empty(x.shape)  # the mask counts in C order
     runtime.run(plan_dense.dropout(x.size, p, seed), y=y, x=runtime.contiguous(x))
     return y

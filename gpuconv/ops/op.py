@@ -20,9 +20,6 @@
     @relu.output
     def relu_output(x): ...     # what it returns for shape-only arrays
 
-    @relu.memory
-    def _(x): ...               # optional: the arrays and workspaces that NumPy arrays would take
-
 Calling `relu(x)` looks at the arrays, checks the arguments, and runs that device's implementation;
 `relu.reference(x)` checks them and runs the definition.
 """
@@ -37,7 +34,6 @@ from typing import Any
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly, device_of, is_device, to_numpy
-from gpuconv.cuda.outline import Outline
 from gpuconv.ops.cost import Cost
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -60,7 +56,6 @@ class Op:
         self._cpu = definition
         self._launch: Callable[..., Any] | None = None
         self._cost: Callable[..., Cost] | None = None
-        self._memory: Callable[..., Any] = like_the_first
         self._output: Callable[..., Any] | None = None
         self._multiply_adds: Callable[..., int] | None = None
 
@@ -100,15 +95,6 @@ class Op:
         self._multiply_adds = self._same_parameters(function, self._names)
         return function
 
-    def memory(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Attach what makes the outlines (gpuconv/cuda/outline.py) of all arrays that the cpu
-        path makes, in its order, and returns those that it returns.
-
-        Without it: one array like the first argument, and copies of arguments not in C order.
-        """
-        self._memory = self._same_parameters(function, self._names)
-        return function
-
     @property
     def has_kernels(self) -> bool:
         """Whether it runs on sim and cuda."""
@@ -146,8 +132,6 @@ class Op:
         empty = device = None
         for a in args:
             if type(a) not in _PLAIN:
-                if any(type(b) is Outline for b in args):
-                    return self._memory(*args)
                 if any(type(b) is ShapeOnly for b in args):
                     return self._shape_of_result(args)
                 device = self._device(args)
@@ -228,12 +212,6 @@ class Op:
                 f"{self.__name__}: an implementation takes {names}, the definition {self._names}"
             )
         return function
-
-
-def like_the_first(first: Any, *others: Any) -> Any:
-    """What an operation takes that makes one array like its first argument in one pass."""
-    copies = [a.plain() for a in (first, *others) if isinstance(a, Outline)]
-    return copies[0].empty(first.shape)
 
 
 def _each(function: Callable[[Any], Any], found: Any) -> Any:

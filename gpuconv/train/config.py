@@ -15,7 +15,7 @@ from gpuconv.errors import unknown
 
 if TYPE_CHECKING:
     from gpuconv.data.augment import Augment
-    from gpuconv.nn import CrossEntropyLoss, Layer
+    from gpuconv.nn import CrossEntropyLoss, Module
     from gpuconv.optim import EMA, Optimizer, Schedule
 
 RunConfig = dict[str, Any]
@@ -136,14 +136,14 @@ def make_loss(config: RunConfig) -> CrossEntropyLoss | str:
     return CrossEntropyLoss(label_smoothing=smoothing) if smoothing else config["loss"]
 
 
-def make_average(config: RunConfig, model: Layer) -> EMA | None:
+def make_average(config: RunConfig, model: Module) -> EMA | None:
     """The moving average of the model's weights, if one is asked for."""
     from gpuconv import optim
 
     return None if config["ema"] is None else optim.EMA(model, decay=config["ema"])
 
 
-def make_optimizer(config: RunConfig, model: Layer) -> Optimizer:
+def make_optimizer(config: RunConfig, model: Module) -> Optimizer:
     """The optimiser over the model's parameters."""
     from gpuconv import optim
 

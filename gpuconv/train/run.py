@@ -84,7 +84,6 @@ def prepare(config: configs.RunConfig) -> Run:
             "dark_border": has_dark_border(whole),
         },
     )
-    trainer.loss.device = model.device
     return Run(config, trainer, loader, validation)
 
 

@@ -17,8 +17,17 @@ import pytest
 
 from gpuconv import checkpoint, models, nn, ops, optim
 from gpuconv.data import Dataset, Loader
-from gpuconv.nn import Concat, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Residual, Sequential
-from gpuconv.nn.layer import Layer
+from gpuconv.nn import (
+    Concat,
+    Conv2d,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    Module,
+    ReLU,
+    Residual,
+    Sequential,
+)
 from gpuconv.train import Callback, Interrupted, Trainer
 from gpuconv.train.progress import Progress, duration
 
@@ -206,7 +215,7 @@ def test_callbacks_are_told_and_may_stop():
     assert len(history) == 2
 
 
-class Broken(Layer):
+class Broken(Module):
     """Passes x on; puts one infinity into the output of the n-th forward pass in training."""
 
     def __init__(self, at, value=np.inf):
