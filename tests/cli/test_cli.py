@@ -253,7 +253,8 @@ def test_summary_of_an_impossible_input_prints_the_rows_before(capsys):
     assert main(["summary", "lenet", "--input", "1,28,28"]) == 2
     told = capsys.readouterr()
     assert told.err == (
-        "gpuconv: summary: linear: x has 256 features, w expects 400 (x.shape=(1, 256), w.shape=(120, 400))\n"
+        "gpuconv: summary: linear: x has 256 features, w expects 400 "
+        "(x.shape=(1, 256), w.shape=(120, 400))\n"
     )
     assert "flat " in told.out
     assert "fc1" not in told.out
