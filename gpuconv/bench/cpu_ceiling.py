@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.vector import FLOAT, LANES, intrinsic, ir, loop, splat
+from gpuconv.cpu.simd import FLOAT, LANES, intrinsic, ir, loop, splat
 from gpuconv.threads import parallel, thread_count
 
 CHAINS = 10  # of vectors: more than the latency of two units needs, and fewer than 16 registers

@@ -29,15 +29,17 @@ def relu_into(x: np.ndarray) -> np.ndarray:
 
 def relu_backward_into(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """`relu_backward(dy, y)`, in dy's memory."""
-    flat, other = dy.reshape(-1), elementwise.plain(y).reshape(-1)
-    parallel(lambda b, e: elementwise.cut(flat[b:e], other[b:e]), _shards(dy), blas=False)
+    flat, other = dy.reshape(-1), elementwise.contiguous(y).reshape(-1)
+    parallel(
+        lambda b, e: elementwise.relu_backward_into(flat[b:e], other[b:e]), _shards(dy), blas=False
+    )
     return dy
 
 
 def add_into(a: np.ndarray, b: np.ndarray, activation: str | None) -> np.ndarray:
     """`add(a, b, activation)`, in a's memory."""
     add._check(a, b, activation)  # type: ignore[misc]
-    flat, other = a.reshape(-1), elementwise.plain(b).reshape(-1)
+    flat, other = a.reshape(-1), elementwise.contiguous(b).reshape(-1)
 
     def part(begin: int, end: int) -> None:
         if activation == "relu":
@@ -75,7 +77,7 @@ def batch_norm2d_backward_into(
     """`batch_norm2d_backward` with dx in dy's memory."""
     relu = activation == "relu"
     arguments = (dy, x, w, b, mean, var, eps, relu, of_batch, True)
-    dx, dw, db = batch_norm.backward(*arguments, over=True)
+    dx, dw, db = batch_norm.backward(*arguments, in_place=True)
     assert dx is not None
     return dx, None if w is None else dw, None if b is None else db
 
