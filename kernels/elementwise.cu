@@ -4,8 +4,7 @@ elementwise.cu: sums of two arrays, also with a ReLU, scaling, dropout.
 Math      add:     to[i] = a[i] + b[i];  add_relu: its ReLU, a NaN stays NaN
           scale:   to[i] = a[i] * factor
           dropout: y[i] = x[i] * factor where the upper 32 bits of SplitMix64's number i for the
-                          seed are at least
-                   `threshold`, else 0; backward is the same kernel on dy
+                   seed are at least `threshold`, else 0; backward is the same kernel on dy
 Source    Srivastava et al. 2014 (dropout); Steele et al. 2014 (SplitMix64); gpuconv/ops/dropout.py
 Layout    float32, `count` elements; dropout's i counts in the user's C order: give it NCHW, not
           NHWC

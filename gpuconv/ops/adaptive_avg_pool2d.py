@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from gpuconv.cuda import plan_channels
+from gpuconv.ops import adaptive_avg_pool2d_launch as config
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import (
     op,
@@ -107,15 +107,14 @@ def _(dy, x_shape):
 def _(runtime, x, output_size):
     size = pair("output_size", output_size, 1)
     y = runtime.empty((x.shape[0], *size, x.shape[1]))
-    plan = plan_channels.adaptive_avg_pool2d(x.shape, size)
-    runtime.run(plan, y=y, x=runtime.channels_last(x))
-    return runtime.first_view(y)
+    runtime.run(config.config_forward(x.shape, size), y=y, x=runtime.as_nhwc(x))
+    return runtime.as_nchw(y)
 
 
 @adaptive_avg_pool2d_backward.launch
 def _(runtime, dy, x_shape):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
-    plan = plan_channels.adaptive_avg_pool2d_backward(tuple(x_shape), dy.shape[2:])
-    runtime.run(plan, dx=dx, dy=runtime.channels_last(dy))
-    return runtime.first_view(dx)
+    launches = config.config_backward((N, C, H, W), dy.shape[2:])
+    runtime.run(launches, dx=dx, dy=runtime.as_nhwc(dy))
+    return runtime.as_nchw(dx)
