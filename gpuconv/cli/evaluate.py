@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gpuconv import nn
     from gpuconv.cli.inputs import Input, open_checkpoint
+    from gpuconv.nn import output_shape
     from gpuconv.threads import set_thread_count
     from gpuconv.train.evaluate import evaluate
 
@@ -50,13 +51,12 @@ def run(args: argparse.Namespace) -> int:
     settings = found.metadata.get("settings") or {}
     wanted = Input(found.metadata, model)
     dataset = wanted.data(args.data or settings.get("data", "mnist"), args.split, args.limit)
-    known = model.output_shape((wanted.channels, *wanted.size))[0]
+    known = output_shape(model, (wanted.channels, *wanted.size))[0]
     if len(dataset.classes) > known:
         raise ValueError(
             f"evaluate: {dataset.name} has {len(dataset.classes)} classes, the network {known}"
         )
     loss = nn.LOSSES[settings.get("loss", "cross_entropy")]()
-    loss.device = model.device
     result = evaluate(model, loss, wanted.loader(dataset, args.batch), lambda: None)
     classes = found.metadata.get("classes") or dataset.classes
     classes = [*classes, *map(str, range(len(classes), len(result["confusion"])))]

@@ -121,15 +121,17 @@ def _learned(args):
     """Panels of the filters of a network's convolution."""
     from gpuconv import checkpoint, models
     from gpuconv.errors import unknown
-    from gpuconv.nn import Conv2d, Layer
+    from gpuconv.nn import Conv2d, Module
     from gpuconv.viz import weight_panels
 
-    model: Layer
+    model: Module
     if _is_model(args.source):
         model = models.build({"name": args.source, "arguments": {"seed": args.seed}})
     else:
         model = checkpoint.load(args.source)
-    convolutions = {name: layer for name, layer in model.layers() if isinstance(layer, Conv2d)}
+    convolutions = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, Conv2d)
+    }
     if not convolutions:
         raise ValueError(f"{args.source}: the network has no convolution")
     name = args.layer or next(iter(convolutions))

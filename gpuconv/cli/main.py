@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+import gpuconv
 from gpuconv.cli import (
     bench,
     demo,
@@ -122,9 +123,7 @@ def _run(argv: list[str]) -> int:
     if extra:
         raise UsageError(_unknown_option(extra[0], getattr(args, "parser", top)))
     if args.version:
-        from importlib.metadata import version
-
-        print(f"gpuconv {version('gpuconv')}")
+        print(f"gpuconv {gpuconv.__version__}")
         return 0
     if args.command is None:
         top.print_help()

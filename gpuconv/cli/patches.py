@@ -88,7 +88,7 @@ class _Images:
 def _last_convolution(model):
     from gpuconv.nn import Conv2d
 
-    names = [name for name, layer in model.layers() if isinstance(layer, Conv2d)]
+    names = [name for name, layer in model.named_modules() if isinstance(layer, Conv2d)]
     if not names:
         raise ValueError("patches: the network has no convolution; name a --layer")
     return names[-1]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpuconv.data.augment import Augment
-    from gpuconv.nn import CrossEntropyLoss, Layer
+    from gpuconv.nn import CrossEntropyLoss, Module
     from gpuconv.optim import EMA, Optimizer, Schedule
 
 Settings = dict[str, Any]
@@ -101,14 +101,14 @@ def make_loss(chosen: Settings) -> CrossEntropyLoss | str:
     return CrossEntropyLoss(label_smoothing=smoothing) if smoothing else chosen["loss"]
 
 
-def make_average(chosen: Settings, model: Layer) -> EMA | None:
+def make_average(chosen: Settings, model: Module) -> EMA | None:
     """The moving average of the model's weights, if one is asked for."""
     from gpuconv import optim
 
     return None if chosen["ema"] is None else optim.EMA(model, decay=chosen["ema"])
 
 
-def make_optimizer(chosen: Settings, model: Layer) -> Optimizer:
+def make_optimizer(chosen: Settings, model: Module) -> Optimizer:
     """The optimiser over the model's parameters."""
     from gpuconv import optim
 

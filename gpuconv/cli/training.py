@@ -98,7 +98,6 @@ def _prepare(chosen: recipes.Settings) -> tuple[Trainer, tuple[Loader, Loader | 
         seed=chosen["seed"],
         metadata={"settings": chosen, "image_shape": shape, "dark_border": border},
     )
-    trainer.loss.device = model.device
     return trainer, (loader, validation)
 
 

@@ -49,12 +49,11 @@ def _train(model, batch):
     from gpuconv.arrays import to_device
 
     rng, loss = np.random.default_rng(0), nn.CrossEntropyLoss()
-    loss.device = model.device
     x = to_device(rng.random((batch, *model.input_shape), np.float32), model.device)
     labels = to_device(np.zeros(batch, np.int64), model.device)
     for make in (lambda p: optim.SGD(p, momentum=0.9), optim.Adam):
         optimizer = make(model.parameters())
         optimizer.zero_grad()
-        loss.forward(model.forward(x), labels)
-        model.backward(loss.backward(), need_dx=False)
+        value = loss(model(x), labels)
+        value.backward()
         optimizer.step()

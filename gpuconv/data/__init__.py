@@ -2,20 +2,20 @@
 
 from gpuconv.data.augment import Affine, Augment, Compose, HorizontalFlip, RandomCrop, Shift
 from gpuconv.data.dataset import Dataset, to_float
-from gpuconv.data.draws import Draws
-from gpuconv.data.files import DataError
+from gpuconv.data.errors import DataError
 from gpuconv.data.folder import from_folder, load_image, save_image
 from gpuconv.data.idx import read_idx, write_idx
 from gpuconv.data.loader import Loader
 from gpuconv.data.named import load
+from gpuconv.data.rng import CounterRNG
 
 __all__ = [
     "Affine",
     "Augment",
     "Compose",
+    "CounterRNG",
     "DataError",
     "Dataset",
-    "Draws",
     "HorizontalFlip",
     "Loader",
     "RandomCrop",

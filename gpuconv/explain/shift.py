@@ -80,7 +80,6 @@ def shift_experiment(
             optimizer = Adam(network.parameters(), lr=1e-3)
             loader = Loader(train, min(batch, len(train)), seed=seed, size=FIELD)
             trainer = Trainer(network, "cross_entropy", optimizer, seed=seed, progress=False)
-            trainer.loss.device = network.device
             trainer.fit(loader, epochs=epochs)
             yield _measured(network, test, pooling, seed, (0, *distances))
 

@@ -34,10 +34,10 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig:
     pixels = conv.N * conv.P * conv.Q
     scalars = {**_common(conv, pixels, lanes), **fast_divisions(p=conv.P, q=conv.Q)}
     scalars |= {"use_bias": int(bias), "rectify": int(relu)}
-    kernel, chosen, sizes = "conv2d_forward_depthwise", defines(VEC=vec), conv.sizes_forward(bias)
+    kernel, sizes = "conv2d_forward_depthwise", conv.sizes_forward(bias)
     grid = _grid("conv2d", pixels, lanes, ceil_div(conv.K, lanes * vec))
     shared = 4 * lanes * vec * conv.R * conv.S
-    launch = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, shared=shared)
+    launch = Launch(FILE, kernel, grid, THREADS, defines(VEC=vec), scalars, sizes, shared=shared)
     return LaunchConfig((launch,))
 
 
@@ -47,14 +47,10 @@ def config_backward_data(conv: Conv2dShape, mask: bool) -> LaunchConfig:
     pixels = conv.N * conv.H * conv.W
     scalars = {**_common(conv, pixels, lanes), **fast_divisions(h=conv.H, w=conv.W)}
     scalars["use_mask"] = int(mask)
-    kernel, chosen, sizes = (
-        "conv2d_backward_data_depthwise",
-        defines(VEC=vec),
-        conv.sizes_data(mask),
-    )
+    kernel, sizes = "conv2d_backward_data_depthwise", conv.sizes_data(mask)
     grid = _grid("conv2d_backward", pixels, lanes, ceil_div(conv.C, lanes * vec))
     shared = 4 * lanes * vec * conv.filters * conv.R * conv.S
-    launch = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, shared=shared)
+    launch = Launch(FILE, kernel, grid, THREADS, defines(VEC=vec), scalars, sizes, shared=shared)
     return LaunchConfig((launch,))
 
 
@@ -69,12 +65,8 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
     splits = max(1, ceil_div(pixels, length))
     scalars = {**_common(conv, pixels, lanes), **fast_divisions(p=conv.P, q=conv.Q)}
     scalars["split_length"] = length
-    kernel, chosen, sizes = (
-        "conv2d_backward_weight_depthwise",
-        defines(VEC=vec),
-        conv.sizes_weight(),
-    )
-    launch = Launch(FILE, kernel, (blocks, splits, 1), THREADS, chosen, scalars, sizes)
+    kernel, sizes = "conv2d_backward_weight_depthwise", conv.sizes_weight()
+    launch = Launch(FILE, kernel, (blocks, splits, 1), THREADS, defines(VEC=vec), scalars, sizes)
     return split_k(launch, "dw", conv.K * taps, splits)
 
 

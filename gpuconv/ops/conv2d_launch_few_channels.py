@@ -33,7 +33,7 @@ MAX_COLUMNS = 6  # (r,s,c) of a thread in backward weight: 48 sums
 
 
 def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig | None:
-    """As conv2d_launch.config_forward, or None where conv_few_channels.cu does not apply."""
+    """As conv2d_launch.config_forward, or None where the kernel does not apply."""
     lanes, line = _lanes(conv), _line(conv)
     rows, block = TILE_ROWS // lanes, FILTERS * lanes
     shared = 4 * (conv.S * conv.C * (block + 4) + rows * line)
@@ -53,7 +53,7 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig | 
 
 
 def config_backward_weight(conv: Conv2dShape) -> LaunchConfig | None:
-    """As conv2d_launch.config_backward_weight, or None where conv_few_channels.cu does not apply."""
+    """As conv2d_launch.config_backward_weight, or None where the kernel does not apply."""
     block, line = FILTERS * _lanes(conv), _line(conv)
     shared = 4 * max(conv.R * line + TILE_COLUMNS * block, FILTERS * THREADS)
     blocks = ceil_div(conv.K, block)

@@ -4,6 +4,7 @@ kernels/bias_relu_pool.cu.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from gpuconv.cuda.launch_config import (
@@ -92,7 +93,7 @@ def _pool_2x2(
     window: Window,
     count: int,
     scalars: dict[str, int],
-    sizes: dict[str, int | None],
+    sizes: Mapping[str, int | None],
 ) -> LaunchConfig:
     if not is_2x2(window):
         raise ValueError(f"{kernel}: the window must be 2x2, stride 2, no padding, got {window}")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.data.files import write_whole
 from gpuconv.explain import receptive_field
+from gpuconv.files import write_atomically
 from gpuconv.page.assets import OFFLINE_SCRIPTS, STYLE, page, text
 from gpuconv.page.description import floats, weights_of
 from gpuconv.page.graph import Graph
@@ -63,7 +63,7 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     head += f"<style>{style}</style>"
     body = f'<script type="application/json" id="network">{data}</script>\n'
     content = page(head, f"{body}<script>{script}</script>").encode()
-    write_whole(path, content)
+    write_atomically(path, content)
     return len(content)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.nn.layer import Layer
+from gpuconv.nn import Module
 
 if TYPE_CHECKING:
     from gpuconv.train.trainer import Trainer
@@ -48,7 +48,7 @@ def describe_run(
     return described
 
 
-def describe_model(model: Layer) -> dict[str, Any]:
+def describe_model(model: Module) -> dict[str, Any]:
     """What must agree between a run and its continuation, besides the arrays' names and shapes."""
     spec = getattr(model, "spec", None) or {"name": type(model).__name__}
     parameter = next(iter(model.parameters()), None)
