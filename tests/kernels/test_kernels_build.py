@@ -96,7 +96,8 @@ def _cases(architectures):
         defines = tuple((name, str(value)) for name, value in macros.items())
         for arch in architectures:
             # by default the newest; the tiled convolutions, which are near the limit, on two
-            default = typical and (arch == architectures[-1] or (arch == "sm_80" and "TILE" in macros))
+            newest = arch == architectures[-1]
+            default = typical and (newest or (arch == "sm_80" and "TILE" in macros))
             marks = () if default else (pytest.mark.slow,)
             name = " ".join([file, *(f"{n}={v}" for n, v in defines), arch])
             yield pytest.param(file, defines, arch, marks=marks, id=name)
