@@ -119,15 +119,15 @@ def _first_steps(steps: int) -> Record:
 def _steps(device: str, dtype: Any, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
     images, losses = data.load("mnist"), []
     model, loss = models.lenet(seed=0).to(device, dtype), nn.CrossEntropyLoss()
-    loss.device = device
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(steps):
         chosen = list(range(32 * step, 32 * step + 32))
         x = images.batch(chosen, size=(32, 32)).astype(dtype)
         optimizer.zero_grad()
-        scores = model.forward(to_device(x, device))
-        losses.append(float(loss.forward(scores, to_device(images.labels[chosen], device))))
-        model.backward(loss.backward(), need_dx=False)
+        scores = model(to_device(x, device))
+        value = loss(scores, to_device(images.labels[chosen], device))
+        losses.append(float(value))
+        value.backward()
         optimizer.step()
     return losses, {name: to_numpy(array) for name, array in model.state_dict().items()}
 
@@ -143,7 +143,6 @@ def _to_the_floor(options: Any) -> Record:
     model, loss = models.lenet(seed=0).to("cuda"), nn.CrossEntropyLoss()
     optimizer = optim.Adam(model.parameters(), lr=1e-3)
     trainer = Trainer(model, loss, optimizer, seed=0, progress=False)
-    trainer.loss.device = "cuda"
     pixels = learn.images / 255
     scale: dict[str, Any] = {"size": 32, "mean": pixels.mean(), "std": pixels.std()}
     batch = min(64, len(learn))

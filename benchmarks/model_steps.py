@@ -33,10 +33,10 @@ class Step(NamedTuple):
     state: Callable[[], dict[str, np.ndarray]]
 
 
-def network(name: str) -> nn.Sequential:
+def network(name: str) -> nn.Module:
     """A model of the zoo with its first weights, in training mode, without dropout."""
     model = models.MODELS[name]()
-    for _, layer in model.layers():
+    for _, layer in model.named_modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0  # the two libraries draw different masks
     return model
@@ -57,10 +57,10 @@ def ours(name: str) -> Step:
 
     def run() -> float:
         update.zero_grad()
-        value = loss.forward(model.forward(x), labels)
-        model.backward(loss.backward(), need_dx=False)
+        value = loss(model(x), labels)
+        value.backward()
         update.step()
-        return value
+        return float(value)
 
     def gradients() -> dict[str, np.ndarray]:
         return {key: p.grad for key, p in model.named_parameters() if p.grad is not None}

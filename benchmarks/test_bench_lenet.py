@@ -17,8 +17,8 @@ def test_lenet_step(benchmark, batch, optimizer):
 
     def step():
         update.zero_grad()
-        value = loss.forward(model.forward(x), labels)
-        model.backward(loss.backward(), need_dx=False)
+        value = loss(model(x), labels)
+        value.backward()
         update.step()
         return value
 

@@ -25,7 +25,7 @@ def resnet(classes: int, blocks: int = 3) -> nn.Sequential:
     """He et al. 2015, section 4.2, the network for 32x32 images: 6 * blocks + 2 layers, the way
     around by a 1x1 convolution where the shapes differ.
     """
-    layers: list[nn.Layer] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)]
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)]
     layers.append(nn.ReLU())
     before = 16
     for channels in (16, 32, 64):
@@ -52,7 +52,7 @@ def _block(before: int, channels: int, stride: int) -> nn.Residual:
 
 def vgg(classes: int) -> nn.Sequential:
     """Simonyan and Zisserman 2015 in small: pairs of 3x3 convolutions and max-pools."""
-    layers: list[nn.Layer] = []
+    layers: list[nn.Module] = []
     before = 3
     for channels in (32, 64, 128):
         for _ in range(2):

@@ -2,7 +2,8 @@
 
     import gpuconv
     model = gpuconv.load("model.safetensors")
-    probabilities = gpuconv.ops.softmax(model.infer(x))
+    with gpuconv.no_grad():
+        scores = model(x).numpy()
 
 Everything is imported when it is first used, so `import gpuconv` itself is quick.
 """
@@ -13,8 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpuconv import data, explain, models, nn, ops, optim
+    from gpuconv import checkpoint, data, explain, models, nn, ops, optim
     from gpuconv.arrays import to_device, to_numpy
+    from gpuconv.autograd import Tensor, enable_grad, no_grad
     from gpuconv.checkpoint import load, save
     from gpuconv.cpu.precision import float64_sums, no_winograd
     from gpuconv.interop.torch import load_torch
@@ -22,17 +24,21 @@ if TYPE_CHECKING:
     from gpuconv.threads import set_thread_count, thread_count
     from gpuconv.train import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
+    "Tensor",
     "Trainer",
+    "checkpoint",
     "data",
+    "enable_grad",
     "explain",
     "float64_sums",
     "load",
     "load_torch",
     "models",
     "nn",
+    "no_grad",
     "no_winograd",
     "ops",
     "optim",
@@ -45,11 +51,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "Tensor": "gpuconv.autograd",
     "Trainer": "gpuconv.train",
+    "enable_grad": "gpuconv.autograd",
     "float64_sums": "gpuconv.cpu.precision",
     "load": "gpuconv.checkpoint",
     "load_torch": "gpuconv.interop.torch",
     "no_winograd": "gpuconv.cpu.precision",
+    "no_grad": "gpuconv.autograd",
     "save": "gpuconv.checkpoint",
     "set_thread_count": "gpuconv.threads",
     "summary": "gpuconv.nn.summary",

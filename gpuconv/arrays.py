@@ -3,24 +3,132 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from gpuconv.cuda.outline import Outline
-
 Shape = tuple[int, ...]
 
 
+class ShapeOnly:
+    """An array without memory: a shape and a dtype, in C order, but no values.
+
+    Operations called on one check their arguments as ever and return shape-only results: shape
+    inference, at no cost in arithmetic or memory. Slices and views of it are shape-only too;
+    whatever needs a value raises TypeError. Its device is "meta", as PyTorch calls it.
+
+    >>> ShapeOnly((2, 3, 8, 8))[:, 1:].reshape(2, -1)
+    ShapeOnly(shape=(2, 128), dtype=float32)
+    """
+
+    __slots__ = ("base", "dtype", "shape")
+    __array_ufunc__ = None  # NumPy's operators leave it alone: it has no values to work on
+
+    def __init__(
+        self, shape: Shape, dtype: Any = np.float32, base: ShapeOnly | None = None
+    ) -> None:
+        """base: the array of which this one is a view."""
+        self.base = base if base is None or base.base is None else base.base
+        self.shape: Shape = tuple(map(operator.index, shape))
+        if any(length < 0 for length in self.shape):
+            raise ValueError(f"ShapeOnly: a length cannot be negative, got shape {self.shape}")
+        self.dtype = np.dtype(dtype)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that a real array of this shape takes."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def strides(self) -> Shape:
+        """Bytes from an element to the next along each axis, in C order."""
+        lengths = [max(length, 1) for length in self.shape]
+        return tuple(
+            math.prod(lengths[axis + 1 :]) * self.dtype.itemsize for axis in range(self.ndim)
+        )
+
+    @property
+    def T(self) -> ShapeOnly:
+        """The axes in reverse order."""
+        return self.transpose()
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of an array without axes")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[ShapeOnly]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"ShapeOnly(shape={self.shape}, dtype={self.dtype})"
+
+    def __getitem__(self, key: Any) -> ShapeOnly:
+        """Slices, integers, an ellipsis and new axes; IndexError as NumPy raises it."""
+        for part in key if isinstance(key, tuple) else (key,):
+            if part is not None and part is not ... and not isinstance(part, slice):
+                operator.index(part)  # TypeError for an array of indices: it would have values
+        return ShapeOnly(
+            np.broadcast_to(np.empty((), self.dtype), self.shape)[key].shape, self.dtype, self
+        )
+
+    def reshape(self, *shape: Any) -> ShapeOnly:
+        """As NumPy's, with one length of -1 at most; ValueError for another number of elements."""
+        lengths = tuple(shape[0]) if len(shape) == 1 and not _is_index(shape[0]) else shape
+        known = math.prod(n for n in lengths if n != -1)
+        if -1 in lengths and known and self.size % known == 0:
+            lengths = tuple(self.size // known if n == -1 else n for n in lengths)
+        if any(n < 0 for n in lengths) or math.prod(lengths) != self.size:
+            raise ValueError(f"cannot reshape an array of shape {self.shape} into {lengths}")
+        return ShapeOnly(lengths, self.dtype, self)
+
+    def transpose(self, *axes: Any) -> ShapeOnly:
+        """The axes in another order, in reverse order if none is given."""
+        order = axes[0] if len(axes) == 1 and not _is_index(axes[0]) else axes
+        order = tuple(order) if order else tuple(reversed(range(self.ndim)))
+        positive = tuple(axis % self.ndim if self.ndim else axis for axis in order)
+        if sorted(positive) != list(range(self.ndim)):
+            raise ValueError(f"axes {order} are no order of the axes of shape {self.shape}")
+        return ShapeOnly(tuple(self.shape[axis] for axis in positive), self.dtype, self)
+
+    def astype(self, dtype: Any, copy: bool = True) -> ShapeOnly:
+        """The same shape, of another dtype."""
+        return ShapeOnly(self.shape, dtype)
+
+    def copy(self) -> ShapeOnly:
+        return ShapeOnly(self.shape, self.dtype)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"{self!r} has no values")
+
+    __float__ = __int__ = __bool__ = __array__
+
+
+def _is_index(value: Any) -> bool:
+    return hasattr(value, "__index__")
+
+
 def device_of(array: Any) -> str | None:
-    """ "cpu" for NumPy's arrays and outlines of them, "sim", "cuda" for CuPy's; None for what is no
-    array.
+    """Where an array is: "cpu" for NumPy's, "sim", "cuda" for CuPy's, "meta" for a `ShapeOnly`;
+    None for what is no array.
 
     An array of a library can only exist once that library is imported, so nothing is imported here.
     """
-    if isinstance(array, (np.ndarray, Outline)):
+    if isinstance(array, np.ndarray):
         return "cpu"
+    if isinstance(array, ShapeOnly):
+        return "meta"
     simulated = sys.modules.get("gpuconv.sim.memory")
     if simulated is not None and isinstance(array, simulated.Array):
         return "sim"
@@ -30,7 +138,7 @@ def device_of(array: Any) -> str | None:
     return None
 
 
-def is_device(device: str) -> bool:
+def is_device(device: str | None) -> bool:
     """Whether kernels run there: "sim" or "cuda"."""
     return device in ("sim", "cuda")
 
@@ -49,6 +157,8 @@ def empty_images(shape: Shape, like: Any) -> Any:
     On a device it lies in memory as (N, H, W, C), as kernels write it.
     """
     device = device_of(like)
+    if device == "meta":
+        return ShapeOnly(shape, like.dtype)
     if device in (None, "cpu"):
         return np.empty(shape, like.dtype, like=like)
     from gpuconv.cuda.runtime import runtime
@@ -60,8 +170,13 @@ def empty_images(shape: Shape, like: Any) -> Any:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """As a NumPy array in C order: itself if it is one, else a copy of the device's."""
+    """As a NumPy array: itself if it is one, else a copy of the device's in C order.
+
+    TypeError for a `ShapeOnly`, which has no values.
+    """
     device = device_of(array)
+    if device == "meta":
+        raise TypeError(f"{array!r} has no values")
     if device in (None, "cpu"):
         return array
     from gpuconv.cuda.runtime import runtime
@@ -71,12 +186,13 @@ def to_numpy(array: Any) -> np.ndarray:
 
 def to_device(array: Any, device: str, weights: bool = False) -> Any:
     """The array on a device, itself if it is there; from one device to another by way of NumPy.
+    A `ShapeOnly` is on every device.
 
     weights: keep (K, C, R, S) filters channels-last in memory, as every kernel reads them, so that
     no step need convert them.
     """
     wanted = device if is_device(device) else "cpu"
-    if device_of(array) == wanted:
+    if device_of(array) in (wanted, "meta"):
         return array
     host = to_numpy(array)
     if wanted == "cpu":
@@ -92,11 +208,22 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
 def contiguous(array: Any) -> Any:
     """In C order, by the layout kernel where it is on a device; NumPy's arrays as they are."""
     device = device_of(array)
-    if device in (None, "cpu"):
+    if not is_device(device):
         return array
     from gpuconv.cuda.runtime import runtime
 
     return runtime(device).contiguous(array)
+
+
+def copy(array: Any) -> Any:
+    """The same values in memory of their own, in C order."""
+    if isinstance(array, np.ndarray):
+        return array.copy()
+    from gpuconv.cuda.runtime import runtime
+
+    target = runtime(device_of(array) or "cpu")
+    with target.inside(array):
+        return target.copy(array)
 
 
 def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:

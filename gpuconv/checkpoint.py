@@ -9,10 +9,8 @@ belongs to the optimiser begins with "optimizer/".
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from gpuconv.nn.layer import Layer
+from gpuconv.files import write_atomically
+from gpuconv.nn import Module
 
 FORMAT_VERSION = 1
 _OPTIMIZER = "optimizer/"
@@ -30,7 +29,6 @@ _TYPES = {
     "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16",
     "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
-_counter = itertools.count()
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Checkpoint:
     optimizer: dict[str, np.ndarray] = field(default_factory=dict)
     path: str = "the checkpoint"
 
-    def build(self) -> Layer:
+    def build(self) -> Module:
         """The model that the file describes, with its weights, in evaluation mode.
 
         Raises: ValueError if the file names no model of gpuconv.models, or its weights do not fit.
@@ -60,11 +58,11 @@ class Checkpoint:
             )
         from gpuconv import models  # models save and load through this module
 
-        model: Layer = models.build(spec)
+        model: Module = models.build(spec)
         self.load_into(model)
         return model.eval()
 
-    def load_into(self, model: Layer) -> None:
+    def load_into(self, model: Module) -> None:
         """Copy the weights into a model. ValueError that names what does not fit."""
         try:
             model.load_state_dict(self.weights)
@@ -72,7 +70,7 @@ class Checkpoint:
             raise ValueError(f"{self.path}: {error}") from None
 
 
-def save(model_or_state: Layer | Mapping[str, np.ndarray], path: Any, **metadata: Any) -> None:
+def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadata: Any) -> None:
     """Save a model's weights, or a dict of arrays, as safetensors.
 
     A model of `gpuconv.models` is saved with its name and arguments, so that `load` can rebuild
@@ -83,7 +81,7 @@ def save(model_or_state: Layer | Mapping[str, np.ndarray], path: Any, **metadata
 
     >>> save({"weight": np.ones((2, 2))}, "example.safetensors")  # doctest: +SKIP
     """
-    if isinstance(model_or_state, Layer):
+    if isinstance(model_or_state, Module):
         metadata = {"model": getattr(model_or_state, "spec", None), **metadata}
         weights = model_or_state.state_dict()
     else:
@@ -91,7 +89,7 @@ def save(model_or_state: Layer | Mapping[str, np.ndarray], path: Any, **metadata
     write(path, Checkpoint(weights, metadata))
 
 
-def load(path: Any) -> Layer:
+def load(path: Any) -> Module:
     """The model saved at `path`, rebuilt with its weights and in evaluation mode.
 
     Raises: FileNotFoundError; ValueError, in one line, for a file that is damaged, truncated, not
@@ -125,7 +123,7 @@ def write(path: Any, checkpoint: Checkpoint) -> None:
         for name in order:
             file.write(_bytes(arrays[name]))
 
-    write_whole(Path(path), content)
+    write_atomically(path, content)
 
 
 def read(path: Any) -> Checkpoint:
@@ -150,64 +148,6 @@ def read(path: Any) -> Checkpoint:
     metadata = _checked_metadata(path, head, arrays)
     optimizer = {n.removeprefix(_OPTIMIZER): a for n, a in arrays.items() if n not in weights}
     return Checkpoint(weights, metadata, optimizer, str(path))
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """`content(file)` into a new file that then takes the place of `path`, or into none.
-
-    Raises: OSError in one line that names the path, with errno kept.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                content(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left half written in a folder; living ones' files stay."""
-    for leftover in folder.glob(".*.tmp"):
-        found = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", leftover.name)
-        if found and not _alive(int(found[1])):
-            leftover.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # asked before this process writes: a dead one had our number
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems cannot sync a folder; the rename itself is done
-    finally:
-        os.close(descriptor)
-
-
-def _cannot_write(path: Path, error: OSError) -> OSError:
-    told = type(error)(f"{path}: cannot write: {error.strerror or error}")
-    told.errno = error.errno
-    return told
 
 
 def _header(head: dict[str, str], arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:

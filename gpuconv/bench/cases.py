@@ -30,7 +30,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "partial_filters": ("kernel",),
     **dict.fromkeys(
         ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "dropout", "batch_norm2d", "add",
-         "assign", "scale", "batch_norm2d_track",
+         "assign", "multiply", "scale", "batch_norm2d_track",
          "accumulate", "cross_entropy", "half_squared_error", "hinge", "sgd", "sgd_momentum",
          "adam", "clip_grad_norm"), (),
     ),
@@ -149,15 +149,13 @@ def network(name: str, batch: int) -> list[Case]:
     ValueError for an unknown model.
     """
     from gpuconv import models
-    from gpuconv.nn.layer import Row
+    from gpuconv.nn import trace
 
     model = models.build({"name": name})
-    rows: list[Row] = []
     assert model.input_shape is not None
-    model.trace(model.input_shape, "", rows)
     found: dict[Case, str] = {}
-    for row in rows:
-        case = _of_layer(row.layer, (batch, *row.input))
+    for row in trace(model, model.input_shape, training=True).calls:
+        case = _of_layer(row.module, (batch, *row.input_shape))
         if case is not None:
             found.setdefault(case, row.name)
     return [replace(case, label=label) for case, label in found.items()]

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gpuconv import data, models, nn
-    from gpuconv.cli.inputs import field
+    from gpuconv.data.preprocessing import image_size
 
     dataset = data.load(args.data)
     if args.index >= len(dataset):
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     model = models.build({"name": args.model, "arguments": {**spec, "seed": args.seed}})
     model.to(args.device)
     loss = nn.ArticleLoss()
-    loss.device = model.device
-    x = dataset.batch([args.index], size=field(model))
+    x = dataset.batch([args.index], size=image_size(model.input_shape))
     labels = dataset.labels[args.index : args.index + 1]
     _show_image(dataset, args.index)
     _initialise(model, args.seed)
@@ -102,19 +101,19 @@ def _initialise(model, seed):
 
 def _forward(model, x):
     from gpuconv.arrays import to_device, to_numpy
-    from gpuconv.nn import Conv2d
+    from gpuconv.nn import Conv2d, no_grad
 
     print("\nStep 2. Forward: the image, as numbers from 0 to 1 with a black border, passes every")
     print("layer; the last one's outputs are the scores.\n")
     print(f"  {'layer':<10}{'type':<12}{'output':<12}{'least':>10}{'mean':>10}{'largest':>10}")
-    x = to_device(x, model.device)
-    y, worked = x, ""
+    y, worked = to_device(x, model.device), ""
     print(_line("image", "", to_numpy(y)))
-    for name, layer in model.children().items():
-        before, y = y, layer.infer(y)
-        print(_line(name, type(layer).__name__, to_numpy(y)))
-        if isinstance(layer, Conv2d) and not worked and layer.window.taps_count <= 121:
-            worked = _worked_number(name, layer, to_numpy(before), to_numpy(y))
+    with no_grad():
+        for name, layer in model.named_children():
+            before, y = y, layer(y).data
+            print(_line(name, type(layer).__name__, to_numpy(y)))
+            if isinstance(layer, Conv2d) and not worked and layer.window.taps_count <= 121:
+                worked = _worked_number(name, layer, to_numpy(before), to_numpy(y))
     print(worked)
     return y
 
@@ -157,7 +156,7 @@ def _error(loss, scores, labels, classes):
     from gpuconv.arrays import to_numpy
     from gpuconv.ops import softmax
 
-    error, scores = _measure(loss, scores, labels), to_numpy(scores)
+    error, scores = float(_measure(loss, scores, labels)), to_numpy(scores)
     probabilities = softmax.reference(scores)[0]
     print("\nStep 3. The softmax makes probabilities of the scores; the total error is the sum of")
     print("1/2 (target - probability)^2 over the classes.\n")
@@ -178,8 +177,7 @@ def _backward(model, loss, x, labels, lr, before):
 
     x, optimizer = to_device(x, model.device), SGD(model.parameters(), lr=lr)
     optimizer.zero_grad()
-    _measure(loss, model.forward(x), labels)
-    model.backward(loss.backward())
+    _measure(loss, model(x), labels).backward()
     print("\nStep 4. Backpropagation: the gradient says how the error changes with each number;")
     print(f"every number moves against it, by {lr:g} times its gradient.\n")
     print(f"  {'parameter':<14}{'gradient norm':>14}{'largest':>12}{'largest move':>14}")
@@ -196,7 +194,7 @@ def _backward(model, loss, x, labels, lr, before):
         total += square
         moved = np.abs(to_numpy(parameter.data) - was).max()
         print(f"  {name:<14}{square**0.5:>14.6f}{np.abs(gradient).max():>12.6f}{moved:>14.6f}")
-    after = _measure(loss, model.infer(x), labels)
+    after = float(_measure(loss, model(x), labels))
     print(f"  {'together':<14}{total**0.5:>14.6f}")
     direction = "fell" if after < before else "did not fall"
     print(
@@ -217,10 +215,9 @@ def _repeat(model, loss, x, labels, args, after):
     errors = [after]
     for _ in range(args.repeat):
         optimizer.zero_grad()
-        _measure(loss, model.forward(x), labels)
-        model.backward(loss.backward())
+        _measure(loss, model(x), labels).backward()
         optimizer.step()
-        errors.append(_measure(loss, model.infer(x), labels))
+        errors.append(float(_measure(loss, model(x), labels)))
     print(f"With this image alone, {args.repeat} more times, the error goes\n")
     print("  " + " ".join(f"{error:.6f}" for error in errors))
 
@@ -229,7 +226,7 @@ def _measure(loss, scores, labels):
     """The loss, the labels brought to where the scores are."""
     from gpuconv.arrays import device_of, to_device
 
-    return loss.forward(scores, to_device(labels, device_of(scores) or "cpu"))
+    return loss(scores, to_device(labels, device_of(getattr(scores, "data", scores)) or "cpu"))
 
 
 def _g(value):

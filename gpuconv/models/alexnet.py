@@ -12,13 +12,14 @@ from gpuconv.nn import (
     Conv2d,
     Dropout,
     Flatten,
-    Layer,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
+    Module,
     ReLU,
     Sequential,
     init,
+    output_shape,
 )
 
 ONES = dict.fromkeys(("conv2", "conv4", "conv5", "fc6", "fc7"), 1.0)  # the paper's first biases
@@ -90,7 +91,7 @@ def alexnet_2012(
     return Sequential(**layers, **fully_connected(layers, in_channels, input_size, num_classes))
 
 
-def last_convolutions(groups: int) -> dict[str, Layer]:
+def last_convolutions(groups: int) -> dict[str, Module]:
     """Layers 3 to 5 of AlexNet, which ZF Net shares."""
     return {
         "conv3": Conv2d(256, 384, 3, padding=1),
@@ -103,12 +104,12 @@ def last_convolutions(groups: int) -> dict[str, Layer]:
 
 
 def fully_connected(
-    before: dict[str, Layer], in_channels: int, input_size: int, num_classes: int
-) -> dict[str, Layer]:
+    before: dict[str, Module], in_channels: int, input_size: int, num_classes: int
+) -> dict[str, Module]:
     """AlexNet's last pooling and layers 6 to 8, which ZF Net shares, for what `before` gives."""
     pool5, flat = MaxPool2d(3, 2), Flatten()
     shape = (in_channels, input_size, input_size)
-    (features,) = Sequential(**before, pool5=pool5, flat=flat).output_shape(shape)
+    (features,) = output_shape(Sequential(**before, pool5=pool5, flat=flat), shape)
     return {
         "pool5": pool5,
         "flat": flat,

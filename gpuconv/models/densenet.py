@@ -13,12 +13,12 @@ from gpuconv.nn import (
     BatchNorm2d,
     Conv2d,
     DenseBlock,
-    Flatten,
-    Layer,
     Linear,
     MaxPool2d,
+    Module,
     ReLU,
     Sequential,
+    Tensor,
     init,
 )
 
@@ -29,57 +29,81 @@ BOTTLENECK = 4 * GROWTH
 @model(size=224, weights={Conv2d: init.kaiming_normal, Linear: init.pytorch_uniform})
 def densenet121(
     num_classes: int = 1000, in_channels: int = 3, stem: str = "imagenet", input_size: int = 224
-) -> Sequential:
+) -> DenseNet:
     """DenseNet-121: blocks of 6, 12, 24 and 16 layers; 7,978,856 parameters.
 
     stem: "imagenet", a 7x7 convolution with stride 2 and a max-pool; "small", for images of 32x32
     or so, a 3x3 convolution with stride 1 alone. input_size: what the summary assumes.
     forward: x (N, in_channels, H, W) -> scores (N, num_classes).
     """
-    features, channels = _stem(stem, in_channels), 2 * GROWTH
-    for number, count in enumerate((6, 12, 24, 16), 1):
-        layers = [_layer(channels + i * GROWTH) for i in range(count)]
-        names = [f"denselayer{i + 1}" for i in range(count)]
-        features[f"denseblock{number}"] = DenseBlock(**dict(zip(names, layers, strict=True)))
-        channels += count * GROWTH
-        if number < 4:
-            features[f"transition{number}"] = _transition(channels)
-            channels //= 2
-    features["norm5"] = BatchNorm2d(channels)
-    return Sequential(
-        features=Sequential(**features, relu5=ReLU()),
-        avgpool=AdaptiveAvgPool2d(1),
-        flat=Flatten(),
-        classifier=Linear(channels, num_classes),
-    )
+    return DenseNet((6, 12, 24, 16), num_classes, in_channels, stem)
 
 
-def _stem(stem: str, in_channels: int) -> dict[str, Layer]:
+class DenseNet(Module):
+    """A stem, dense blocks with transitions between them, the mean over the image, and a linear
+    layer.
+    """
+
+    def __init__(
+        self, counts: tuple[int, ...], num_classes: int, in_channels: int, stem: str
+    ) -> None:
+        super().__init__()
+        features, channels = _stem(stem, in_channels), 2 * GROWTH
+        for number, count in enumerate(counts, 1):
+            layers = {f"denselayer{i + 1}": DenseLayer(channels + i * GROWTH) for i in range(count)}
+            features[f"denseblock{number}"] = DenseBlock(GROWTH, **layers)
+            channels += count * GROWTH
+            if number < len(counts):
+                features[f"transition{number}"] = Transition(channels)
+                channels //= 2
+        self.features = Sequential(**features, norm5=BatchNorm2d(channels))
+        self.relu = ReLU()
+        self.avgpool = AdaptiveAvgPool2d(1)
+        self.classifier = Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.features(x))
+        return self.classifier(self.avgpool(x).flatten(1))
+
+
+def _stem(stem: str, in_channels: int) -> dict[str, Module]:
     require_stem(stem)
     channels = 2 * GROWTH
-    after: dict[str, Layer] = {"norm0": BatchNorm2d(channels), "relu0": ReLU()}
+    after: dict[str, Module] = {"norm0": BatchNorm2d(channels), "relu0": ReLU()}
     if stem == "small":
         return {"conv0": Conv2d(in_channels, channels, 3, padding=1, bias=False), **after}
     conv0 = Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
     return {"conv0": conv0, **after, "pool0": MaxPool2d(3, 2, padding=1)}
 
 
-def _layer(channels: int) -> Sequential:
-    return Sequential(
-        norm1=BatchNorm2d(channels),
-        relu1=ReLU(),
-        conv1=Conv2d(channels, BOTTLENECK, 1, bias=False),
-        norm2=BatchNorm2d(BOTTLENECK),
-        relu2=ReLU(),
-        conv2=Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False),
-    )
+class DenseLayer(Module):
+    """A 1x1 convolution to few channels and a 3x3, each after batch norm and ReLU."""
+
+    is_block = True
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.norm1 = BatchNorm2d(in_channels)
+        self.relu1 = ReLU()
+        self.conv1 = Conv2d(in_channels, BOTTLENECK, 1, bias=False)
+        self.norm2 = BatchNorm2d(BOTTLENECK)
+        self.relu2 = ReLU()
+        self.conv2 = Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(self.relu1(self.norm1(x)))
+        return self.conv2(self.relu2(self.norm2(x)))
 
 
-def _transition(channels: int) -> Sequential:
+class Transition(Module):
     """Half the channels, half the height and width."""
-    return Sequential(
-        norm=BatchNorm2d(channels),
-        relu=ReLU(),
-        conv=Conv2d(channels, channels // 2, 1, bias=False),
-        pool=AvgPool2d(2),
-    )
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.norm = BatchNorm2d(in_channels)
+        self.relu = ReLU()
+        self.conv = Conv2d(in_channels, in_channels // 2, 1, bias=False)
+        self.pool = AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.conv(self.relu(self.norm(x))))

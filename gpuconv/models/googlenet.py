@@ -6,23 +6,24 @@ Source: Szegedy et al. 2014, "Going deeper with convolutions"; torchvision.model
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpuconv.models.inception import BRANCHES, HEADS
 from gpuconv.models.zoo import model
 from gpuconv.nn import (
     AdaptiveAvgPool2d,
-    AuxiliaryHeads,
     BatchNorm2d,
-    Concat,
     Conv2d,
     Dropout,
-    Flatten,
-    Layer,
     Linear,
     MaxPool2d,
+    Module,
     ReLU,
     Sequential,
+    Tensor,
     init,
 )
+from gpuconv.nn.functional import cat
 
 WEIGHTS: init.ByKind = {Conv2d: init.small_normal, Linear: init.small_normal}
 
@@ -30,7 +31,7 @@ WEIGHTS: init.ByKind = {Conv2d: init.small_normal, Linear: init.small_normal}
 @model(size=224, weights=WEIGHTS)
 def googlenet(
     num_classes: int = 1000, in_channels: int = 3, aux: bool = False, input_size: int = 224
-) -> Sequential:
+) -> GoogLeNet:
     """GoogLeNet, torchvision's: nine inception blocks; 6,624,904 parameters.
 
     aux: with the two auxiliary heads of training, 13,004,888 parameters; then forward gives a tuple
@@ -38,54 +39,100 @@ def googlenet(
     layers begin at 0, torchvision's are drawn.
     forward: x (N, in_channels, H, W) -> scores (N, num_classes).
     """
-    layers: dict[str, Layer] = {
-        "conv1": _conv(in_channels, 64, 7, stride=2, padding=3),
-        "maxpool1": MaxPool2d(3, 2, ceil_mode=True),
-        "conv2": _conv(64, 64, 1),
-        "conv3": _conv(64, 192, 3, padding=1),
-        "maxpool2": MaxPool2d(3, 2, ceil_mode=True),
-    }
-    for name, channels in BRANCHES.items():
-        layers[f"inception{name}"] = _inception(*channels)
-        if name == "3b":
-            layers["maxpool3"] = MaxPool2d(3, 2, ceil_mode=True)
-        if name == "4e":
-            layers["maxpool4"] = MaxPool2d(2, 2, ceil_mode=True)
-    heads = {f"aux{n}": f"inception{name}" for n, name in enumerate(HEADS, 1)} if aux else {}
-    for head, name in zip(heads, HEADS, strict=False):
-        layers[head] = _head(HEADS[name], num_classes)
-    last = {"avgpool": AdaptiveAvgPool2d(1), "flat": Flatten(), "dropout": Dropout(0.2)}
-    layers |= {**last, "fc": Linear(1024, num_classes)}
-    return AuxiliaryHeads(heads, **layers) if aux else Sequential(**layers)
+    return GoogLeNet(num_classes, in_channels, aux)
 
 
-def _conv(before: int, after: int, kernel: int, stride: int = 1, padding: int = 0) -> Sequential:
-    return Sequential(
-        conv=Conv2d(before, after, kernel, stride, padding, bias=False),
-        bn=BatchNorm2d(after, eps=1e-3),
-        relu=ReLU(),
-    )
+class GoogLeNet(Module):
+    """The stem, nine inception blocks and the head, with two more heads on the way if asked."""
+
+    def __init__(self, num_classes: int, in_channels: int, aux: bool) -> None:
+        super().__init__()
+        self.conv1 = BasicConv2d(in_channels, 64, 7, stride=2, padding=3)
+        self.maxpool1 = MaxPool2d(3, 2, ceil_mode=True)
+        self.conv2 = BasicConv2d(64, 64, 1)
+        self.conv3 = BasicConv2d(64, 192, 3, padding=1)
+        self.maxpool2 = MaxPool2d(3, 2, ceil_mode=True)
+        self.inception3a = Inception(*BRANCHES["3a"])
+        self.inception3b = Inception(*BRANCHES["3b"])
+        self.maxpool3 = MaxPool2d(3, 2, ceil_mode=True)
+        self.inception4a = Inception(*BRANCHES["4a"])
+        self.inception4b = Inception(*BRANCHES["4b"])
+        self.inception4c = Inception(*BRANCHES["4c"])
+        self.inception4d = Inception(*BRANCHES["4d"])
+        self.inception4e = Inception(*BRANCHES["4e"])
+        self.maxpool4 = MaxPool2d(2, 2, ceil_mode=True)
+        self.inception5a = Inception(*BRANCHES["5a"])
+        self.inception5b = Inception(*BRANCHES["5b"])
+        self.aux1 = InceptionAux(HEADS["4a"], num_classes) if aux else None
+        self.aux2 = InceptionAux(HEADS["4d"], num_classes) if aux else None
+        self.avgpool = AdaptiveAvgPool2d(1)
+        self.dropout = Dropout(0.2)
+        self.fc = Linear(1024, num_classes)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.maxpool1(self.conv1(x))
+        x = self.maxpool2(self.conv3(self.conv2(x)))
+        x = self.maxpool3(self.inception3b(self.inception3a(x)))
+        x = self.inception4a(x)
+        beside = [self.aux1(x)] if self.aux1 is not None and self.training else []
+        x = self.inception4d(self.inception4c(self.inception4b(x)))
+        if self.aux2 is not None and self.training:
+            beside.append(self.aux2(x))
+        x = self.maxpool4(self.inception4e(x))
+        x = self.avgpool(self.inception5b(self.inception5a(x)))
+        scores = self.fc(self.dropout(x.flatten(1)))
+        return (scores, *beside) if beside else scores
 
 
-def _inception(
-    before: int, ones: int, to_three: int, three: int, to_five: int, five: int, pooled: int
-) -> Concat:
+class BasicConv2d(Module):
+    """A convolution, batch norm and ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
+        self.bn = BatchNorm2d(out_channels, eps=1e-3)
+        self.relu = ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(x)))
+
+
+class Inception(Module):
     """Four branches: 1x1; 1x1 and 3x3; 1x1 and what the paper has 5x5; pool and 1x1."""
-    return Concat(
-        branch1=_conv(before, ones, 1),
-        branch2=Sequential(_conv(before, to_three, 1), _conv(to_three, three, 3, padding=1)),
-        branch3=Sequential(_conv(before, to_five, 1), _conv(to_five, five, 3, padding=1)),
-        branch4=Sequential(MaxPool2d(3, 1, 1, ceil_mode=True), _conv(before, pooled, 1)),
-    )
+
+    is_block = True
+
+    def __init__(
+        self, before: int, ones: int, to_three: int, three: int, to_five: int, five: int, pool: int
+    ) -> None:
+        super().__init__()
+        self.branch1 = BasicConv2d(before, ones, 1)
+        self.branch2 = Sequential(
+            BasicConv2d(before, to_three, 1), BasicConv2d(to_three, three, 3, padding=1)
+        )
+        self.branch3 = Sequential(
+            BasicConv2d(before, to_five, 1), BasicConv2d(to_five, five, 3, padding=1)
+        )
+        self.branch4 = Sequential(MaxPool2d(3, 1, 1, ceil_mode=True), BasicConv2d(before, pool, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)])
 
 
-def _head(channels: int, num_classes: int) -> Sequential:
-    return Sequential(
-        pool=AdaptiveAvgPool2d(4),
-        conv=_conv(channels, 128, 1),
-        flat=Flatten(),
-        fc1=Linear(128 * 4 * 4, 1024),
-        relu=ReLU(),
-        dropout=Dropout(0.7),
-        fc2=Linear(1024, num_classes),
-    )
+class InceptionAux(Module):
+    """An auxiliary head: scores from the middle of the network, for training."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.pool = AdaptiveAvgPool2d(4)
+        self.conv = BasicConv2d(in_channels, 128, 1)
+        self.fc1 = Linear(128 * 4 * 4, 1024)
+        self.relu = ReLU()
+        self.dropout = Dropout(0.7)
+        self.fc2 = Linear(1024, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.pool(x)).flatten(1)
+        return self.fc2(self.dropout(self.relu(self.fc1(x))))

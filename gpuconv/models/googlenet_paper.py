@@ -5,29 +5,31 @@ Source: Szegedy et al. 2014, "Going deeper with convolutions", table 1 and secti
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpuconv.models.inception import BRANCHES, HEADS
 from gpuconv.models.zoo import model
 from gpuconv.nn import (
-    AuxiliaryHeads,
     AvgPool2d,
-    Concat,
     Conv2d,
     Dropout,
-    Flatten,
-    Layer,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
+    Module,
     ReLU,
     Sequential,
+    Tensor,
     init,
+    output_shape,
 )
+from gpuconv.nn.functional import cat
 
 
 @model(size=224, weights=init.xavier_uniform)
 def googlenet_paper(
     num_classes: int = 1000, in_channels: int = 3, aux: bool = False, input_size: int = 224
-) -> Sequential:
+) -> GoogLeNetPaper:
     """GoogLeNet with response normalisation and 5x5 branches; 6,998,552 parameters.
 
     aux: with the two auxiliary heads of training, 13,378,280 parameters, for `AuxiliaryLoss`; then
@@ -35,56 +37,95 @@ def googlenet_paper(
     The first weights, of which the paper says nothing, are Glorot's.
     forward: x (N, in_channels, input_size, input_size) -> scores (N, num_classes).
     """
-    layers: dict[str, Layer] = {
-        "conv1": _conv(in_channels, 64, 7, stride=2, padding=3),
-        "p1": MaxPool2d(3, 2, ceil_mode=True),
-        "n1": LocalResponseNorm(5),
-        "conv2r": _conv(64, 64, 1),
-        "conv2": _conv(64, 192, 3, padding=1),
-        "n2": LocalResponseNorm(5),
-        "p2": MaxPool2d(3, 2, ceil_mode=True),
-    }
-    shape = Sequential(**layers).output_shape((in_channels, input_size, input_size))
-    heads: dict[str, str] = {}
-    for name, channels in BRANCHES.items():
-        layers[f"i{name}"] = block = _inception(*channels)
-        shape = block.output_shape(shape)
-        if aux and name in HEADS:
-            heads[f"aux{len(heads) + 1}"] = f"i{name}"
-            layers[f"aux{len(heads)}"] = _head(shape, num_classes)
-        if name in ("3b", "4e"):
-            layers["p3" if name == "3b" else "p4"] = pool = MaxPool2d(3, 2, ceil_mode=True)
-            shape = pool.output_shape(shape)
-    layers |= {"gap": AvgPool2d(shape[1], 1), "flat": Flatten(), "drop": Dropout(0.4)}
-    layers["fc"] = Linear(1024, num_classes)
-    return AuxiliaryHeads(heads, **layers) if aux else Sequential(**layers)
+    return GoogLeNetPaper(num_classes, in_channels, aux, input_size)
 
 
-def _conv(before: int, after: int, kernel: int, stride: int = 1, padding: int = 0) -> Sequential:
-    return Sequential(Conv2d(before, after, kernel, stride, padding), ReLU())
+class GoogLeNetPaper(Module):
+    """The layers of table 1, and the two auxiliary heads of section 5 if asked."""
+
+    def __init__(self, num_classes: int, in_channels: int, aux: bool, input_size: int) -> None:
+        super().__init__()
+        self.conv1 = ConvReLU(in_channels, 64, 7, stride=2, padding=3)
+        self.p1 = MaxPool2d(3, 2, ceil_mode=True)
+        self.n1 = LocalResponseNorm(5)
+        self.conv2r = ConvReLU(64, 64, 1)
+        self.conv2 = ConvReLU(64, 192, 3, padding=1)
+        self.n2 = LocalResponseNorm(5)
+        self.p2 = MaxPool2d(3, 2, ceil_mode=True)
+        self.i3a = Inception(*BRANCHES["3a"])
+        self.i3b = Inception(*BRANCHES["3b"])
+        self.p3 = MaxPool2d(3, 2, ceil_mode=True)
+        side = output_shape(Sequential(*self.children()), (in_channels, input_size, input_size))[1]
+        self.i4a = Inception(*BRANCHES["4a"])
+        self.aux1 = AuxiliaryHead(HEADS["4a"], side, num_classes) if aux else None
+        self.i4b = Inception(*BRANCHES["4b"])
+        self.i4c = Inception(*BRANCHES["4c"])
+        self.i4d = Inception(*BRANCHES["4d"])
+        self.aux2 = AuxiliaryHead(HEADS["4d"], side, num_classes) if aux else None
+        self.i4e = Inception(*BRANCHES["4e"])
+        self.p4 = MaxPool2d(3, 2, ceil_mode=True)
+        self.i5a = Inception(*BRANCHES["5a"])
+        self.i5b = Inception(*BRANCHES["5b"])
+        last = output_shape(self.p4, (BRANCHES["5a"][0], side, side))[1]
+        self.gap = AvgPool2d(last, 1)
+        self.drop = Dropout(0.4)
+        self.fc = Linear(1024, num_classes)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.n1(self.p1(self.conv1(x)))
+        x = self.p2(self.n2(self.conv2(self.conv2r(x))))
+        x = self.p3(self.i3b(self.i3a(x)))
+        x = self.i4a(x)
+        beside = [self.aux1(x)] if self.aux1 is not None and self.training else []
+        x = self.i4d(self.i4c(self.i4b(x)))
+        if self.aux2 is not None and self.training:
+            beside.append(self.aux2(x))
+        x = self.p4(self.i4e(x))
+        x = self.gap(self.i5b(self.i5a(x)))
+        scores = self.fc(self.drop(x.flatten(1)))
+        return (scores, *beside) if beside else scores
 
 
-def _inception(
-    before: int, ones: int, to_three: int, three: int, to_five: int, five: int, pooled: int
-) -> Concat:
+class ConvReLU(Sequential):
+    """A convolution and ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(Conv2d(in_channels, out_channels, kernel, stride, padding), ReLU())
+
+
+class Inception(Module):
     """Four branches: 1x1; 1x1 and 3x3; 1x1 and 5x5; pool and 1x1."""
-    return Concat(
-        b1=_conv(before, ones, 1),
-        b2=Sequential(_conv(before, to_three, 1), _conv(to_three, three, 3, padding=1)),
-        b3=Sequential(_conv(before, to_five, 1), _conv(to_five, five, 5, padding=2)),
-        b4=Sequential(MaxPool2d(3, 1, 1), _conv(before, pooled, 1)),
-    )
+
+    is_block = True
+
+    def __init__(
+        self, before: int, ones: int, to_three: int, three: int, to_five: int, five: int, pool: int
+    ) -> None:
+        super().__init__()
+        self.b1 = ConvReLU(before, ones, 1)
+        self.b2 = Sequential(ConvReLU(before, to_three, 1), ConvReLU(to_three, three, 3, padding=1))
+        self.b3 = Sequential(ConvReLU(before, to_five, 1), ConvReLU(to_five, five, 5, padding=2))
+        self.b4 = Sequential(MaxPool2d(3, 1, 1), ConvReLU(before, pool, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cat([self.b1(x), self.b2(x), self.b3(x), self.b4(x)])
 
 
-def _head(shape: tuple[int, ...], num_classes: int) -> Sequential:
-    pool, conv, flat = AvgPool2d(5, 3), _conv(shape[0], 128, 1), Flatten()
-    (features,) = Sequential(pool, conv, flat).output_shape(shape)
-    return Sequential(
-        pool=pool,
-        conv=conv,
-        flat=flat,
-        fc1=Linear(features, 1024),
-        relu=ReLU(),
-        drop=Dropout(0.7),
-        fc2=Linear(1024, num_classes),
-    )
+class AuxiliaryHead(Module):
+    """Scores from the middle of the network, for training."""
+
+    def __init__(self, in_channels: int, side: int, num_classes: int) -> None:
+        super().__init__()
+        self.pool = AvgPool2d(5, 3)
+        self.conv = ConvReLU(in_channels, 128, 1)
+        _, height, width = output_shape(self.pool, (in_channels, side, side))
+        self.fc1 = Linear(128 * height * width, 1024)
+        self.relu = ReLU()
+        self.drop = Dropout(0.7)
+        self.fc2 = Linear(1024, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.pool(x)).flatten(1)
+        return self.fc2(self.drop(self.relu(self.fc1(x))))

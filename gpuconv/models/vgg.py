@@ -12,9 +12,9 @@ from gpuconv.nn import (
     Conv2d,
     Dropout,
     Flatten,
-    Layer,
     Linear,
     MaxPool2d,
+    Module,
     ReLU,
     Sequential,
     init,
@@ -46,7 +46,7 @@ def vgg19(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) 
 
 
 def _vgg(blocks: tuple[int, ...], norm: bool, num_classes: int, in_channels: int) -> Sequential:
-    layers: list[Layer] = []
+    layers: list[Module] = []
     before = in_channels
     for channels, convolutions in zip(CHANNELS, blocks, strict=True):
         for _ in range(convolutions):

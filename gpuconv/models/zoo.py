@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpuconv.errors import unknown
-from gpuconv.nn import Sequential, init, recompute_blocks
+from gpuconv.nn import Module, init, recompute_blocks
 
-Builder = Callable[..., Sequential]
+Builder = Callable[..., Module]
 MODELS: dict[str, Builder] = {}
 
 
@@ -24,7 +24,7 @@ def model(
 
     weights, biases: how to draw them, as `init.initialize` takes it; None for each layer's default.
     seed: an int; None leaves the weights undefined, for a model whose weights are loaded next.
-    recompute: keep only each block's input for backward, see `nn.Recompute`; the numbers stay.
+    recompute: keep only each block's input for backward, see `nn.checkpoint`; the numbers stay.
     What it builds has `input_shape`, one example's (C, H, W), and `spec`, from which `build` makes
     it again.
     """
@@ -35,7 +35,7 @@ def model(
         @functools.wraps(builder)
         def built(
             *args: Any, seed: int | None = 0, recompute: bool = False, **kwargs: Any
-        ) -> Sequential:
+        ) -> Module:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             with init.deferred():
@@ -44,8 +44,8 @@ def model(
                 init.initialize(network, seed, weights, biases)
             if recompute and not recompute_blocks(network):
                 raise ValueError(
-                    f"{builder.__name__}: has no blocks to recompute; put layers of your own"
-                    f" network into nn.Recompute"
+                    f"{builder.__name__}: has no blocks to recompute; set `recompute`"
+                    f" of modules of your own"
                 )
             side = bound.arguments.get("input_size", size)
             network.input_shape = (bound.arguments["in_channels"], side, side)
@@ -58,7 +58,7 @@ def model(
     return register
 
 
-def build(spec: Mapping[str, Any]) -> Sequential:
+def build(spec: Mapping[str, Any]) -> Module:
     """The model that a `spec` {"name": ..., "arguments": {...}} describes. ValueError for what is
     unknown.
     """

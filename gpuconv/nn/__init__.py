@@ -1,24 +1,21 @@
 """Layers, containers, losses and initialisers."""
 
-from gpuconv.nn import init
+from gpuconv.autograd import Parameter, Tensor, checkpoint, enable_grad, no_grad
+from gpuconv.nn import functional, init
 from gpuconv.nn.activation import Dropout, Identity, ReLU, ScaledTanh, Sigmoid, Softmax, Tanh
-from gpuconv.nn.containers import Concat, Residual, Sequential
+from gpuconv.nn.containers import Concat, DenseBlock, Residual, Sequential, recompute_blocks
 from gpuconv.nn.conv import Conv2d
-from gpuconv.nn.dense_block import DenseBlock
-from gpuconv.nn.heads import AuxiliaryHeads
-from gpuconv.nn.layer import Buffer, Fusible, Layer, Parameter
 from gpuconv.nn.linear import Flatten, Linear
 from gpuconv.nn.losses import LOSSES, ArticleLoss, AuxiliaryLoss, CrossEntropyLoss, HingeLoss
+from gpuconv.nn.module import Buffer, Module
 from gpuconv.nn.norm import BatchNorm2d, LocalResponseNorm
-from gpuconv.nn.partial import PartialConv2d
 from gpuconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d, SumPool2d
-from gpuconv.nn.recompute import Recompute, recompute_blocks
+from gpuconv.nn.trace import Trace, output_shape, trace
 
 __all__ = [
     "LOSSES",
     "AdaptiveAvgPool2d",
     "ArticleLoss",
-    "AuxiliaryHeads",
     "AuxiliaryLoss",
     "AvgPool2d",
     "BatchNorm2d",
@@ -29,17 +26,14 @@ __all__ = [
     "DenseBlock",
     "Dropout",
     "Flatten",
-    "Fusible",
     "HingeLoss",
     "Identity",
-    "Layer",
     "Linear",
     "LocalResponseNorm",
     "MaxPool2d",
+    "Module",
     "Parameter",
-    "PartialConv2d",
     "ReLU",
-    "Recompute",
     "Residual",
     "ScaledTanh",
     "Sequential",
@@ -47,6 +41,14 @@ __all__ = [
     "Softmax",
     "SumPool2d",
     "Tanh",
+    "Tensor",
+    "Trace",
+    "checkpoint",
+    "enable_grad",
+    "functional",
     "init",
+    "no_grad",
+    "output_shape",
     "recompute_blocks",
+    "trace",
 ]

@@ -4,87 +4,56 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv import ops
-from gpuconv.nn.layer import Layer
-from gpuconv.ops.activation import ACTIVATIONS
-from gpuconv.ops.in_place import can_overwrite, dropout_into, relu_backward_into, relu_into
+from gpuconv.autograd import Tensor, once
+from gpuconv.nn import functional
+from gpuconv.nn.module import Module
 
 
-class _Activation(Layer):
-    """Keeps its output: every one of these derivatives is a function of it."""
-
-    name: str
-
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        y = self.run(ACTIVATIONS[self.name][0], x)
-        self.save(y)
-        return y
-
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        return self.run(ACTIVATIONS[self.name][1], dy, *self.saved())
-
-
-class ReLU(_Activation):
+class ReLU(Module):
     """max(x, 0)."""
 
-    name = "relu"
-
-    def forward_over(self, x: np.ndarray) -> np.ndarray:
-        if not (self.device == "cpu" and can_overwrite(x)):
-            return self.forward(x)
-        y = relu_into(x)
-        self.save(y)
-        return y
-
-    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        if not (self.device == "cpu" and can_overwrite(dy)):
-            return self.backward(dy, need_dx)
-        return relu_backward_into(dy, *self.saved())
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x)
 
 
-class Tanh(_Activation):
+class Tanh(Module):
     """tanh(x)."""
 
-    name = "tanh"
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.tanh(x)
 
 
-class ScaledTanh(_Activation):
+class ScaledTanh(Module):
     """1.7159 tanh(2x/3), LeNet-5's."""
 
-    name = "scaled_tanh"
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.scaled_tanh(x)
 
 
-class Sigmoid(_Activation):
+class Sigmoid(Module):
     """1 / (1 + exp(-x))."""
 
-    name = "sigmoid"
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.sigmoid(x)
 
 
-class Softmax(Layer):
+class Softmax(Module):
     """Scores (N, classes, ...) to probabilities. The losses take scores: leave it out of a network
     to train.
     """
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        y = self.run(ops.softmax, x)
-        self.save(y)
-        return y
-
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        return self.run(ops.softmax_backward, dy, *self.saved())
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.softmax(x)
 
 
-class Identity(Layer):
+class Identity(Module):
     """y = x."""
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
+    def forward(self, x: Tensor) -> Tensor:
         return x
 
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        return dy
 
-
-class Dropout(Layer):
+class Dropout(Module):
     """In training each element is 0 with probability p and the others grow by 1/(1-p); in
     evaluation y = x.
 
@@ -101,46 +70,24 @@ class Dropout(Layer):
     def reset_parameters(self, rng: np.random.Generator) -> None:
         self.seed, self.masks = int(rng.integers(2**32)), 0
 
-    def generator_state(self) -> list[int]:
+    @property
+    def rng_state(self) -> list[int]:
+        """The seed and how many masks were drawn: what a run must restore to repeat itself."""
         return [self.seed, self.masks]
 
-    def load_generator_state(self, state: list[int]) -> None:
+    @rng_state.setter
+    def rng_state(self, state: list[int]) -> None:
         self.seed, self.masks = state
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        return self._masked(x, self._draw(), False)
+    def forward(self, x: Tensor) -> Tensor:
+        if self.p == 0 or not self.in_training:
+            return x
+        return functional.dropout(x, self.p, once(self._next_mask))
 
-    def forward_over(self, x: np.ndarray) -> np.ndarray:
-        return self._masked(x, self._draw(), True)
+    def _next_mask(self) -> int:
+        number = self.seed << 32 | self.masks
+        self.masks += 1
+        return number
 
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        (seed,) = self.saved()
-        return self._masked(dy, seed, False)
-
-    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        (seed,) = self.saved()
-        return self._masked(dy, seed, True)
-
-    @property
-    def frees_output(self) -> bool:
-        return True
-
-    def _draw(self) -> int | None:
-        """The next mask's seed, saved for backward; None where nothing is dropped."""
-        seed = None
-        if self.training and self.p > 0:
-            seed = self.seed << 32 | self.masks
-            self.masks += 1
-        self.save(seed)
-        return seed
-
-    def _masked(self, a: np.ndarray, seed: int | None, over: bool) -> np.ndarray:
-        """The mask on a; over: in a's memory where that can be."""
-        if seed is None:
-            return a
-        if over and self.device == "cpu" and can_overwrite(a):
-            return dropout_into(a, self.p, seed)
-        return self.run(ops.dropout, a, self.p, seed)
-
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         return str(self.p)

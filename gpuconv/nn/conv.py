@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from gpuconv import ops
-from gpuconv.nn.layer import Shape
+from gpuconv.arrays import device_of, to_device
+from gpuconv.autograd import Array, Tensor, record
+from gpuconv.nn import init
+from gpuconv.nn.functional import conv2d
 from gpuconv.nn.weighted import Weighted
 from gpuconv.shapes import pair, window
 
@@ -16,12 +21,13 @@ class Conv2d(Weighted):
 
     kernel_size, stride, dilation: an int or (vertical, horizontal). padding: those, ((top,
     bottom), (left, right)), "same", "valid" (the article's narrow convolution) or "full" (its wide
-    one). rng: a generator or seed for the initial weights, uniform in +-1/sqrt(fan in) as
-    PyTorch's are. forward: x (N, in_channels, H, W) -> y (N, out_channels, P, Q). Source: the
-    article; torch.nn.Conv2d.
+    one). connections: a table (in_channels, out_channels), nonzero where a filter sees a channel;
+    what is not linked has a weight of 0 that never learns and is not counted, as in LeNet-5's C3
+    (LeCun et al. 1998, table I). rng: a generator or seed for the initial weights, uniform in
+    +-1/sqrt(fan in) as PyTorch's are.
+    forward: x (N, in_channels, H, W) -> y (N, out_channels, P, Q). Source: the article;
+    torch.nn.Conv2d.
     """
-
-    forward_op, backward_op = ops.conv2d, ops.conv2d_backward
 
     def __init__(
         self,
@@ -33,6 +39,7 @@ class Conv2d(Weighted):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
+        connections: Any = None,
         rng: Any = None,
     ) -> None:
         if (
@@ -47,27 +54,68 @@ class Conv2d(Weighted):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.window = window(pair("kernel_size", kernel_size, 1), stride, padding, dilation)
         self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.connections = None if connections is None else self._table(connections)
         shape = (out_channels, in_channels // groups, *self.window.kernel_size)
         super().__init__(shape, bias, rng)
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """stride, padding, dilation, groups: as the operation takes them after its arrays."""
-        return self.stride, self.padding, self.dilation, self.groups
-
-    def output_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 3 or shape[0] != self.in_channels:
+    def _table(self, connections: Any) -> np.ndarray:
+        """The table as booleans (out_channels, in_channels), as the weight has its axes."""
+        table = np.asarray(connections) != 0
+        if table.shape != (self.in_channels, self.out_channels) or not table.any(0).all():
             raise ValueError(
-                f"Conv2d: the input must be (channels, height, width) with {self.in_channels} "
-                f"channels, got {shape}"
+                f"Conv2d: connections must be ({self.in_channels}, {self.out_channels}), "
+                f"(in_channels, out_channels), with a link for every filter, got {table.shape}"
             )
-        self.window.require("Conv2d", *shape[1:])
-        return (self.out_channels, *self.window.output_size(*shape[1:]))
+        if self.groups != 1:
+            raise ValueError("Conv2d: connections and groups exclude each other")
+        return table.T
 
-    def multiply_adds(self, shape: Shape) -> int:
-        return math.prod(self.output_shape(shape)) * math.prod(self.weight.shape[1:])
+    @property
+    def weights_used(self) -> int:
+        """How many values of the weight are linked: all, without `connections`."""
+        if self.connections is None:
+            return self.weight.size
+        return int(self.connections.sum()) * math.prod(self.window.kernel_size)
 
-    def describe(self) -> str:
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        """PyTorch's default; with `connections` the fan in is that of a filter's mean of links."""
+        if self.connections is None:
+            super().reset_parameters(rng)
+            return
+        bound = 1 / math.sqrt(self.weights_used / self.out_channels)
+        links = init.uniform((int(self.connections.sum()), *self.window.kernel_size), rng, bound)
+        self.weight.data[...] = self._spread(links)
+        if self.bias is not None:
+            self.bias.data[...] = init.uniform(self.bias.shape, rng, bound)
+
+    def _spread(self, links: np.ndarray) -> np.ndarray:
+        """Weights (links, R, S), filter by filter, as (K, C, R, S) with zeros between."""
+        weight = np.zeros((*self.connections.shape, *links.shape[1:]), links.dtype)
+        weight[self.connections] = links
+        return weight
+
+    def convert_state(self, state: dict[str, Any], prefix: str) -> None:
+        """Version 0.1 kept the linked weights alone. What is not linked is 0, whatever came."""
+        name = f"{prefix}weight"
+        if self.connections is None or name not in state:
+            return
+        weight = np.asarray(state[name])
+        links = int(self.connections.sum())
+        if weight.shape == (links, *self.window.kernel_size):
+            state[name] = self._spread(weight)
+        elif weight.shape == self.weight.shape:
+            state[name] = np.where(self.connections[:, :, None, None], weight, 0)
+
+    def _linked(self) -> Tensor:
+        """The weight, whose gradient is 0 where nothing is linked."""
+        w = self.weight
+        return record("linked", w.data, (w,), _linked_backward, self.connections)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.connections is None else self._linked()
+        return conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, {_short(self.window.kernel_size)}"]
         defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         parts += [
@@ -77,7 +125,14 @@ class Conv2d(Weighted):
         ]
         if self.bias is None:
             parts.append("bias=False")
+        if self.connections is not None:
+            parts.append(f"{int(self.connections.sum())} links")
         return ", ".join(parts)
+
+
+def _linked_backward(dw: Array, over: bool, table: np.ndarray) -> tuple[Array]:
+    mask = np.ascontiguousarray(np.broadcast_to(table[:, :, None, None], dw.shape), dw.dtype)
+    return (ops.multiply(dw, to_device(mask, device_of(dw) or "cpu", weights=True)),)
 
 
 def _short(size: tuple[int, int]) -> str:

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from gpuconv.nn.layer import Layer, Parameter, Shape
+from gpuconv.autograd import Parameter
+from gpuconv.nn.module import Module, Shape
 
 Initialiser = Callable[[Shape, np.random.Generator], np.ndarray]
-ByKind = Mapping[type[Layer], Initialiser]
+ByKind = Mapping[type[Module], Initialiser]
 
 
 def fans(shape: Shape) -> tuple[int, int]:
@@ -115,7 +116,7 @@ def deferred() -> Iterator[None]:
 
 
 def initialize(
-    model: Layer,
+    model: Module,
     seed: int,
     weights: Initialiser | ByKind | None = None,
     biases: Mapping[str, float] | None = None,
@@ -128,7 +129,7 @@ def initialize(
     biases: constants instead, by the layer's name.
     """
     by_kind = weights if isinstance(weights, Mapping) else {}
-    for number, (name, layer) in enumerate(model.layers()):
+    for number, (name, layer) in enumerate(model.named_modules()):
         rng = np.random.default_rng([seed, number])
         draw = by_kind.get(type(layer)) if isinstance(weights, Mapping) else weights
         if type(layer) not in by_kind:
@@ -137,7 +138,7 @@ def initialize(
             _draw(layer, draw, rng, (biases or {}).get(name, 0.0))
 
 
-def _draw(layer: Layer, draw: Initialiser, rng: np.random.Generator, bias: float) -> None:
+def _draw(layer: Module, draw: Initialiser, rng: np.random.Generator, bias: float) -> None:
     for name, parameter in vars(layer).items():
         if isinstance(parameter, Parameter) and parameter.data.ndim >= 2:
             parameter.data[...] = draw(parameter.shape, rng)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv import ops
-from gpuconv.nn.layer import Buffer, Fusible, Layer, Parameter, Shape
-from gpuconv.ops.in_place import batch_norm2d_backward_into, can_overwrite
+from gpuconv.autograd import Parameter, Tensor, once
+from gpuconv.nn.functional import batch_norm, local_response_norm
+from gpuconv.nn.module import Buffer, Module
 
 
-class BatchNorm2d(Fusible):
+class BatchNorm2d(Module):
     """Each channel less its mean, over its deviation, times weight plus bias.
 
     In training mean and biased variance are the batch's, and the running ones move towards them:
@@ -19,8 +19,6 @@ class BatchNorm2d(Fusible):
     forward: x (N, num_features, H, W) -> y, the same shape; ValueError in training for one value a
     channel. Source: Ioffe and Szegedy 2015; torch.nn.BatchNorm2d.
     """
-
-    fuses = ("relu",)
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
@@ -48,73 +46,24 @@ class BatchNorm2d(Fusible):
             if holder is not None:
                 holder.data[...] = value
 
-    def forward_activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        mean, var = (None, None) if self.training else self._running()
-        y, mean, var = self.run(
-            ops.batch_norm2d, x, *self._affine(), mean, var, self.eps, activation
-        )
-        if self.training:
-            self._track(mean, var, x.size // x.shape[1], x.shape)
-        self.save(x, mean, var, activation, self.training)
-        return y
+    def forward(self, x: Tensor) -> Tensor:
+        training = self.in_training
+        if training:
+            once(self._count)
+        running = self.running_mean.data, self.running_var.data
+        return batch_norm(x, *running, self.weight, self.bias, training, self.momentum, self.eps)
 
-    def backward_over(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        if not (need_dx and dy.size and can_overwrite(dy) and self.device == "cpu"):
-            return self.backward(dy, need_dx)
-        x, mean, var, activation, of_batch = self.saved()
-        arguments = (dy, x, *self._affine(), mean, var, self.eps, activation, of_batch)
-        dx, dw, db = batch_norm2d_backward_into(*arguments)
-        if self.weight is not None and self.bias is not None:
-            self.weight.add_grad(dw)  # type: ignore[arg-type]
-            self.bias.add_grad(db)  # type: ignore[arg-type]
-        return dx
-
-    @property
-    def frees_output(self) -> bool:
-        return True  # backward finds the sign before the ReLU again from x
-
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray | None:
-        x, mean, var, activation, of_batch = self.saved()
-        arguments = (dy, x, *self._affine(), mean, var, self.eps, activation, of_batch, need_dx)
-        dx, dw, db = self.run(ops.batch_norm2d_backward, *arguments)
-        if self.weight is not None and self.bias is not None:
-            self.weight.add_grad(dw)
-            self.bias.add_grad(db)
-        return dx
-
-    def _affine(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        return (
-            None if self.weight is None else self.weight.data,
-            None if self.bias is None else self.bias.data,
-        )
-
-    def _running(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.running_mean.data, self.running_var.data
-
-    def _track(self, mean: np.ndarray, var: np.ndarray, count: int, shape: Shape) -> None:
-        if count < 2:
-            raise ValueError(
-                f"BatchNorm2d: training needs more than one value a channel, got x of shape {shape}"
-            )
-        self.run(ops.batch_norm2d_track, *self._running(), mean, var, count, self.momentum)
+    def _count(self) -> None:
         self.num_batches_tracked.data += 1
 
-    def output_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 3 or shape[0] != self.num_features:
-            raise ValueError(
-                f"BatchNorm2d: the input must be (channels, height, width) with "
-                f"{self.num_features} channels, got {shape}"
-            )
-        return shape
-
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         parts = [str(self.num_features)]
         parts += [f"eps={self.eps:g}"] if self.eps != 1e-5 else []
         parts += [f"momentum={self.momentum:g}"] if self.momentum != 0.1 else []
         return ", ".join(parts + ([] if self.weight is not None else ["affine=False"]))
 
 
-class LocalResponseNorm(Layer):
+class LocalResponseNorm(Module):
     """Each value over a power of its neighbouring channels' sum of squares.
 
     y[c] = x[c] / (k + a * sum of x[j]**2)**beta, over the `size` channels j around c. convention:
@@ -134,19 +83,10 @@ class LocalResponseNorm(Layer):
         super().__init__()
         self.arguments = (size, alpha, beta, k, convention)
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        y = self.run(ops.local_response_norm, x, *self.arguments)
-        self.save(x)
-        return y
+    def forward(self, x: Tensor) -> Tensor:
+        return local_response_norm(x, *self.arguments)
 
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        return self.run(ops.local_response_norm_backward, dy, *self.saved(), *self.arguments)
-
-    @property
-    def frees_output(self) -> bool:
-        return True
-
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         size, alpha, beta, k, convention = self.arguments
         text = f"{size}, alpha={alpha:g}, beta={beta:g}, k={k:g}"
         return text if convention == "torch" else f"{text}, convention={convention}"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from gpuconv import ops
-from gpuconv.nn.layer import Layer, Shape
-from gpuconv.ops.op import Op
+from gpuconv.autograd import Tensor
+from gpuconv.nn import functional
+from gpuconv.nn.module import Module
 from gpuconv.shapes import pair, window
 
 
-class _Pool2d(Layer):
+class _Pool2d(Module):
     """A window of kernel_size slides by stride (None: kernel_size) over each channel by itself."""
 
     def __init__(
@@ -26,25 +24,10 @@ class _Pool2d(Layer):
         super().__init__()
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.dilation, self.ceil_mode = dilation, ceil_mode
-        self.window = window(kernel_size, stride, padding, dilation, ceil_mode)
+        self.arguments = (kernel_size, stride, padding, dilation, ceil_mode)
+        self.window = window(*self.arguments)
 
-    @property
-    def frees_output(self) -> bool:
-        return True
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """As the operation takes them after its arrays."""
-        return self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
-
-    def output_shape(self, shape: Shape) -> Shape:
-        name = type(self).__name__
-        if len(shape) != 3:
-            raise ValueError(f"{name}: the input must be (channels, height, width), got {shape}")
-        self.window.require(name, *shape[1:])
-        return (shape[0], *self.window.output_size(*shape[1:]))
-
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         defaults = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
         changed = [
             f"{name}={getattr(self, name)}"
@@ -59,36 +42,21 @@ class MaxPool2d(_Pool2d):
     article.
     """
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        y, argmax = self.run(ops.max_pool2d, x, *self.arguments)
-        self.save(argmax, x.shape)
-        return y
-
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        return self.run(ops.max_pool2d_backward, dy, *self.saved(), *self.arguments)
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.max_pool2d(x, *self.arguments)
 
 
 class SumPool2d(_Pool2d):
     """The sum of each window. Arguments as MaxPool2d; source: the article."""
 
-    forward_op: Op = ops.sum_pool2d
-    backward_op: Op = ops.sum_pool2d_backward
-
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.save(x.shape)
-        return self.run(self.forward_op, x, *self.arguments)
-
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        return self.run(self.backward_op, dy, *self.saved(), *self.arguments)
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.sum_pool2d(x, *self.arguments)
 
 
-class AvgPool2d(SumPool2d):
+class AvgPool2d(_Pool2d):
     """The mean of each window; count_include_pad says whether padding counts as zeros. As
     torch.nn.AvgPool2d.
     """
-
-    forward_op = ops.avg_pool2d
-    backward_op = ops.avg_pool2d_backward
 
     def __init__(
         self,
@@ -102,15 +70,19 @@ class AvgPool2d(SumPool2d):
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.count_include_pad = count_include_pad
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return (*super().arguments, self.count_include_pad)
+    def forward(self, x: Tensor) -> Tensor:
+        kernel_size, stride, padding, dilation, ceil_mode = self.arguments
+        return functional.avg_pool2d(
+            x, kernel_size, stride, padding, ceil_mode, self.count_include_pad, dilation
+        )
 
-    def describe(self) -> str:
-        return super().describe() + ("" if self.count_include_pad else ", count_include_pad=False")
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (
+            "" if self.count_include_pad else ", count_include_pad=False"
+        )
 
 
-class AdaptiveAvgPool2d(Layer):
+class AdaptiveAvgPool2d(Module):
     """Means over as many parts of the image as `output_size` says, whatever the image's size.
 
     AdaptiveAvgPool2d(1) is global average pooling. As torch.nn.AdaptiveAvgPool2d.
@@ -120,23 +92,8 @@ class AdaptiveAvgPool2d(Layer):
         super().__init__()
         self.size = pair("output_size", output_size, 1)
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        self.save(x.shape)
-        return self.run(ops.adaptive_avg_pool2d, x, self.size)
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(x, self.size)
 
-    def backward(self, dy: np.ndarray, need_dx: bool = True) -> np.ndarray:
-        return self.run(ops.adaptive_avg_pool2d_backward, dy, *self.saved())
-
-    @property
-    def frees_output(self) -> bool:
-        return True
-
-    def output_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 3 or min(shape[1:]) < 1:
-            raise ValueError(
-                f"AdaptiveAvgPool2d: the input must be (channels, height, width), got {shape}"
-            )
-        return (shape[0], *self.size)
-
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         return str(self.size)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from gpuconv.nn.layer import Layer, Row, Shape
-from gpuconv.nn.training_memory import TrainingMemory, training_memory
+import numpy as np
+
+from gpuconv.arrays import ShapeOnly
+from gpuconv.autograd import Node, Tensor, enable_grad, state
+from gpuconv.nn.module import Module, Shape
+from gpuconv.nn.trace import Call, Trace, _mode, trace
 
 HEADER = ("name", "type", "arguments", "input", "output", "parameters", "multiply-adds")
 
@@ -15,29 +18,27 @@ HEADER = ("name", "type", "arguments", "input", "output", "parameters", "multipl
 class Summary:
     """What `summary` found. `error` is None, or why the layer after the last row does not fit.
 
-    parameters, buffers: numbers of values. multiply_adds: of one example's forward pass.
-    activations: values of one example, all outputs and the input; training keeps some of them for
-    the backward pass. network: what was traced.
+    rows: a `Call` for each simple layer. parameters, buffers: numbers of values. multiply_adds: of
+    one example's forward pass. kept: bytes of one example that training keeps for the backward
+    pass, in float32. network: what was traced.
     """
 
-    network: Layer
-    rows: list[Row]
+    network: Module
+    rows: list[Call]
     input: Shape
     parameters: int
     buffers: int
     multiply_adds: int
-    activations: int
+    kept: int
     error: str | None
 
     def training_bytes(self, batch: int = 1, states: int = 1) -> int:
-        """Bytes at the peak of a training step on the cpu in float32, of an optimiser that keeps
-        `states` values of each parameter's; see `training_memory`.
+        """A lower bound of the bytes that a training step takes in float32: parameters, gradients,
+        `states` values of each parameter's for the optimiser (1 is SGD with momentum, 2 Adam),
+        buffers, and what is kept for the backward pass. Workspaces and gradients on their way come
+        on top.
         """
-        return self.training(batch, states).total
-
-    def training(self, batch: int = 64, states: int = 1) -> TrainingMemory:
-        """What `training_bytes` counts, in its parts."""
-        return training_memory(self.network, self.input, batch, states)
+        return 4 * (self.parameters * (2 + states) + self.buffers) + batch * self.kept
 
     def __str__(self) -> str:
         cells = [HEADER, *map(_cells, self.rows)]
@@ -49,26 +50,21 @@ class Summary:
     def _totals(self) -> list[str]:
         if self.error is not None:
             return [f"stopped here: {self.error}"]
+        size, batch = 4 * self.parameters, 64
+        state = f"parameters, gradients and momentum {_size(3 * size)}"
+        kept = f"kept for backward {_size(batch * self.kept)}"
         totals = [
-            f"parameters      {self.parameters:,} ({_size(4 * self.parameters)} in float32)",
+            f"parameters      {self.parameters:,} ({_size(size)} in float32)",
             f"multiply-adds   {self.multiply_adds:,} for one {_shape(self.input)} input",
-            f"activations     {self.activations:,} an example ({_size(4 * self.activations)})",
-            f"to train        {self._training()}",
+            f"to train        at least {_size(self.training_bytes(batch))} at batch {batch} "
+            f"(SGD with momentum): {state}, {kept}",
         ]
         if self.buffers:
             totals.insert(1, f"buffers         {self.buffers:,}")
         return totals
 
-    def _training(self, batch: int = 64) -> str:
-        try:
-            found = self.training(batch)
-        except NotImplementedError as problem:
-            return f"unknown: {problem}"
-        parts = f"parameters and state {_size(found.state)}, activations {_size(found.activations)}"
-        return f"{_size(found.total)} at batch {batch} (SGD with momentum): {parts}"
 
-
-def summary(network: Layer, input_shape: Shape | None = None) -> Summary:
+def summary(network: Module, input_shape: Shape | None = None) -> Summary:
     """Trace one example's shape, (C, H, W), through a network; str() of the result is the table.
 
     input_shape: may be left out for a model that knows its own. Where a layer does not fit, the
@@ -84,42 +80,93 @@ def summary(network: Layer, input_shape: Shape | None = None) -> Summary:
             "summary: this network does not know its input; "
             "give input_shape=(channels, height, width)"
         )
-    rows: list[Row] = []
-    error = None
+    error, kept = None, 0
     try:
-        network.trace(tuple(shape), "", rows)
+        found = trace(network, tuple(shape), training=True)
+        kept = _kept_bytes(network, tuple(shape))
     except ValueError as problem:
-        error = str(problem)
+        found, error = getattr(problem, "trace", Trace(network)), str(problem)
     return Summary(
         network=network,
-        rows=rows,
+        rows=found.calls,
         input=tuple(shape),
-        parameters=sum(parameter.data.size for parameter in network.parameters()),
-        buffers=sum(buffer.data.size for _, buffer in network.named_buffers()),
-        multiply_adds=sum(row.layer.multiply_adds(row.input) for row in rows),
-        activations=math.prod(shape) + sum(math.prod(row.output) for row in rows),
+        parameters=parameter_count(network),
+        buffers=sum(buffer.data.size for buffer in network.buffers()),
+        multiply_adds=sum(call.multiply_adds for call in found.calls) + _outside(found),
+        kept=kept,
         error=error,
     )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def parameter_count(network: Module) -> int:
+    """How many values training changes: without those that `connections` leaves out."""
+    count = sum(parameter.data.size for parameter in network.parameters())
+    for module in network.modules():
+        if getattr(module, "connections", None) is not None:
+            count -= module.weight.size - module.weights_used  # type: ignore[attr-defined]
+    return count
+
+
+def _outside(found: Trace) -> int:
+    """Multiply-adds of operations that modules with modules inside run themselves."""
+    simple = {call.name for call in found.calls}
+    return sum(step.multiply_adds for step in found.steps if step.module not in simple)
+
+
+def _kept_bytes(network: Module, shape: Shape) -> int:
+    """Bytes of what one example's forward pass in training saves for backward, weights apart."""
+    x = Tensor(ShapeOnly((1, *shape), np.dtype(np.float32)))
+    quiet = _Quiet()
+    before, state.trace = state.trace, quiet
+    try:
+        with _mode(network, True), enable_grad():
+            y = network(x)
+    finally:
+        state.trace = before
+    saved: dict[int, int] = {}
+    seen: set[int] = set()
+    roots = y if isinstance(y, tuple) else (y,)
+    nodes = [root._node for root in roots if root._node is not None]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        for array in node.saved or ():
+            if isinstance(array, ShapeOnly):
+                block = array if array.base is None else array.base
+                saved[id(block)] = block.nbytes
+        nodes += [each for each in node.inputs if isinstance(each, Node)]
+    return sum(saved.values())
+
+
+class _Quiet:
+    """A trace that notes nothing; while there is one, generators and statistics stay as they
+    are.
+    """
+
+    def record(self, *_: object) -> None: ...
+
+    def same(self, *_: object) -> None: ...
+
+    def call(self, module: Module, inputs: tuple, options: dict) -> object:
+        return module.forward(*inputs, **options)
+
+
+def _cells(row: Call) -> tuple[str, ...]:
     return (
         row.name,
-        type(row.layer).__name__,
-        row.layer.describe(),
-        _shape(row.input),
-        _shape(row.output),
-        f"{_count(row.layer):,}",
-        f"{row.layer.multiply_adds(row.input):,}",
+        type(row.module).__name__,
+        row.module.extra_repr(),
+        _shape(row.input_shape),
+        _shape(row.output_shape),
+        f"{parameter_count(row.module):,}",
+        f"{row.multiply_adds:,}",
     )
 
 
 def _shape(shape: Shape) -> str:
     return "x".join(map(str, shape))
-
-
-def _count(layer: Layer) -> int:
-    return sum(parameter.data.size for parameter in layer.parameters())
 
 
 def _align(text: str, width: int, column: int) -> str:

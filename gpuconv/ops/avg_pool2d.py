@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
 from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
@@ -115,21 +116,21 @@ def _require(name, x_shape, dy, geometry):
 
 
 @sum_pool2d.check
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats("sum_pool2d", x=x)
     require_rank("sum_pool2d", 4, "(N, C, H, W)", x=x)
     _require("sum_pool2d", x.shape, None, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @avg_pool2d.check
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     require_floats("avg_pool2d", x=x)
     require_rank("avg_pool2d", 4, "(N, C, H, W)", x=x)
     _require("avg_pool2d", x.shape, None, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @sum_pool2d_backward.check
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_backward_check(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats("sum_pool2d_backward", dy=dy)
     _require(
         "sum_pool2d_backward",
@@ -140,7 +141,9 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
 
 
 @avg_pool2d_backward.check
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_backward_check(
+    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     require_floats("avg_pool2d_backward", dy=dy)
     _require(
         "avg_pool2d_backward",
@@ -150,39 +153,52 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_incl
     )
 
 
+@sum_pool2d.output
+def sum_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    return ShapeOnly((*x.shape[:2], *geometry.output_size(*x.shape[2:])), x.dtype)
+
+
+@avg_pool2d.output
+def avg_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+    return sum_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode)
+
+
 @sum_pool2d.cost
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return Cost(0, image(x, geometry) + output(x, x.shape[1], geometry))
 
 
 @avg_pool2d.cost
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     return sum_pool2d.work(x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @sum_pool2d_backward.cost
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_backward_cost(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     return Cost(0, nbytes(dy) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
 @avg_pool2d_backward.cost
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_backward_cost(
+    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     return sum_pool2d_backward.work(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @sum_pool2d.cpu
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.sum_forward(x, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @sum_pool2d_backward.cpu
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_backward_cpu(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.sum_backward(dy, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @avg_pool2d.cpu
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = fast.sum_forward(x, geometry)
     y /= _taps_counted(geometry, x.shape[2:], count_include_pad).astype(y.dtype)
@@ -190,34 +206,15 @@ def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
 
 
 @avg_pool2d_backward.cpu
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_backward_cpu(
+    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return fast.sum_backward(
         dy / _taps_counted(geometry, tuple(x_shape[2:]), count_include_pad).astype(dy.dtype),
         x_shape,
         geometry,
     )
-
-
-@sum_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return x.plain().empty((*x.shape[:2], *geometry.output_size(*x.shape[2:])))
-
-
-@avg_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    return sum_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-@sum_pool2d_backward.memory
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    return dy.plain().empty(x_shape)
-
-
-@avg_pool2d_backward.memory
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    return (dy / 1).empty(x_shape)
 
 
 def _forward(runtime, x, geometry, *options):
@@ -236,23 +233,29 @@ def _backward(runtime, dy, x_shape, geometry, *options):
 
 
 @sum_pool2d.launch
-def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_launch(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
     return _forward(runtime, x, window(kernel_size, stride, padding, dilation, ceil_mode), False)
 
 
 @sum_pool2d_backward.launch
-def _(runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_backward_launch(
+    runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return _backward(runtime, dy, x_shape, geometry, False)
 
 
 @avg_pool2d.launch
-def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_launch(
+    runtime, x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return _forward(runtime, x, geometry, True, count_include_pad)
 
 
 @avg_pool2d_backward.launch
-def _(runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_backward_launch(
+    runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return _backward(runtime, dy, x_shape, geometry, True, count_include_pad)

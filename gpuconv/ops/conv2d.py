@@ -6,12 +6,12 @@ Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
-from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.cuda import plan_conv
 from gpuconv.cuda.plan_conv import Conv
 from gpuconv.ops.activation import activate, activation_backward, require_activation
@@ -96,12 +96,12 @@ def _groups(K, C, groups):
 
 
 @conv2d.check
-def _(x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_check(x, w, b, stride, padding, dilation, groups, activation):
     require_conv2d("conv2d", x, w, b, stride, padding, dilation, groups, activation)
 
 
 @conv2d_backward.check
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     name = "conv2d_backward"
     require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation)
     require_floats(name, x=x, dy=dy, y=y)
@@ -133,15 +133,27 @@ def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=
     window((R, S), stride, padding, dilation).require(name, H, W)
 
 
+@conv2d.output
+def conv2d_output(x, w, b, stride, padding, dilation, groups, activation):
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    return ShapeOnly((x.shape[0], w.shape[0], *size), x.dtype)
+
+
+@conv2d.count
+def conv2d_multiply_adds(x, w, b, stride, padding, dilation, groups, activation):
+    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    return x.shape[0] * math.prod(size) * math.prod(w.shape)
+
+
 @conv2d.cost
-def _(x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_cost(x, w, b, stride, padding, dilation, groups, activation):
     geometry = window(w.shape[2:], stride, padding, dilation)
     traffic = image(x, geometry) + nbytes(w, b) + output(x, len(w), geometry)
     return Cost(2 * multiply_adds(x, w, geometry), traffic)
 
 
 @conv2d_backward.cost
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_cost(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     geometry = window(w.shape[2:], stride, padding, dilation)
     traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
@@ -149,7 +161,7 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
 
 
 @conv2d.cpu
-def _(x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation):
     geometry = window(w.shape[2:], stride, padding, dilation)
     fused = activation == "relu"
     y = fast.forward(x, w, b, geometry, groups, "relu" if fused else None)
@@ -157,7 +169,7 @@ def _(x, w, b, stride, padding, dilation, groups, activation):
 
 
 @conv2d_backward.cpu
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
     dx, dw, db = fast.backward(
         dy, x, w, window(w.shape[2:], stride, padding, dilation), groups, need_dx
@@ -165,22 +177,8 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     return dx, dw, db if b is not None else None
 
 
-@conv2d.memory
-def _(x, w, b, stride, padding, dilation, groups, activation):
-    y: Any = outlines.forward(x, w, window(w.shape[2:], stride, padding, dilation), groups)
-    return y if activation == "relu" else activate(y, activation)
-
-
-@conv2d_backward.memory
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
-    dy = activation_backward(dy, y, activation)
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    dx, dw, db = outlines.backward(dy, x, w, geometry, groups, need_dx)
-    return dx, dw, db if b is not None else None
-
-
 @conv2d.launch
-def _(runtime, x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activation):
     conv = Conv.of(x.shape, w.shape, window(w.shape[2:], stride, padding, dilation), groups)
     fused = activation == "relu"
     y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.channels_last(w)
@@ -192,7 +190,9 @@ def _(runtime, x, w, b, stride, padding, dilation, groups, activation):
 
 
 @conv2d_backward.launch
-def _(runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_launch(
+    runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx
+):
     conv = Conv.of(x.shape, w.shape, window(w.shape[2:], stride, padding, dilation), groups)
     dy = runtime.channels_last(activation_backward(dy, y, activation))
     dx, db = None, None

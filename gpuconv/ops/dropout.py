@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
@@ -35,7 +36,7 @@ def _threshold(p: float) -> int:
 
 
 @dropout.check
-def _(x, p, seed):
+def dropout_check(x, p, seed):
     require_floats("dropout", x=x)
     require_number("dropout", p=p)
     require_number("dropout", whole=True, seed=seed)
@@ -45,13 +46,18 @@ def _(x, p, seed):
         raise ValueError(f"dropout: seed must be in [0, 2**64), got {seed!r}")
 
 
+@dropout.output
+def dropout_output(x, p, seed):
+    return ShapeOnly(x.shape, x.dtype)
+
+
 @dropout.cost
-def _(x, p, seed):
+def dropout_cost(x, p, seed):
     return moved(x, x)
 
 
 @dropout.cpu
-def _(x, p, seed):
+def dropout_cpu(x, p, seed):
     flat, y = fast.plain(x).reshape(-1), np.empty(x.shape, x.dtype)
     out, scale = y.reshape(-1), x.dtype.type(1 / (1 - p))
     parallel(
@@ -64,7 +70,7 @@ def _(x, p, seed):
 
 
 @dropout.launch
-def _(runtime, x, p, seed):
+def dropout_launch(runtime, x, p, seed):
     y = runtime.empty(x.shape)  # the mask counts in C order
     runtime.run(plan_dense.dropout(x.size, p, seed), y=y, x=runtime.contiguous(x))
     return y

@@ -4,17 +4,13 @@ reuse instead of fresh memory. Each gives the bits of the operation it is named 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpuconv.arrays import device_of
 from gpuconv.cpu import batch_norm, elementwise
-from gpuconv.cuda.outline import Outline
 from gpuconv.ops.add import add
-from gpuconv.ops.batch_norm2d import batch_norm2d_backward_memory
 from gpuconv.ops.dropout import _threshold
 from gpuconv.threads import parallel, shards
 
@@ -24,21 +20,6 @@ def can_overwrite(a: Any) -> bool:
     return device_of(a) == "cpu" and a.flags.c_contiguous and a.flags.writeable
 
 
-def _overwriting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which on outlines takes no memory but for copies of others not in C order."""
-
-    @functools.wraps(function)
-    def run(a: Any, *others: Any) -> Any:
-        if not isinstance(a, Outline):
-            return function(a, *others)
-        copies = [other.plain() for other in others if isinstance(other, Outline)]
-        del copies
-        return a
-
-    return run
-
-
-@_overwriting
 def relu_into(x: np.ndarray) -> np.ndarray:
     """`relu(x)`, in x's memory."""
     flat = x.reshape(-1)
@@ -46,7 +27,6 @@ def relu_into(x: np.ndarray) -> np.ndarray:
     return x
 
 
-@_overwriting
 def relu_backward_into(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """`relu_backward(dy, y)`, in dy's memory."""
     flat, other = dy.reshape(-1), elementwise.plain(y).reshape(-1)
@@ -54,7 +34,6 @@ def relu_backward_into(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     return dy
 
 
-@_overwriting
 def add_into(a: np.ndarray, b: np.ndarray, activation: str | None) -> np.ndarray:
     """`add(a, b, activation)`, in a's memory."""
     add._check(a, b, activation)  # type: ignore[misc]
@@ -70,7 +49,6 @@ def add_into(a: np.ndarray, b: np.ndarray, activation: str | None) -> np.ndarray
     return a
 
 
-@_overwriting
 def dropout_into(x: np.ndarray, p: float, seed: int) -> np.ndarray:
     """`dropout(x, p, seed)`, in x's memory."""
     flat, scale = x.reshape(-1), x.dtype.type(1 / (1 - p))
@@ -95,8 +73,6 @@ def batch_norm2d_backward_into(
     of_batch: bool,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """`batch_norm2d_backward` with dx in dy's memory."""
-    if isinstance(dy, Outline):
-        return batch_norm2d_backward_memory(dy, x, w, b, over=True)
     relu = activation == "relu"
     arguments = (dy, x, w, b, mean, var, eps, relu, of_batch, True)
     dx, dw, db = batch_norm.backward(*arguments, over=True)

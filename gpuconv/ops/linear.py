@@ -4,8 +4,11 @@ torch.nn.functional.linear.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu.matmul import matmul
 from gpuconv.cuda import plan_conv
 from gpuconv.cuda.plan_conv import Conv
@@ -41,12 +44,12 @@ def linear_backward(dy, x, w, b=None, activation=None, y=None, need_dx=True):
 
 
 @linear.check
-def _(x, w, b, activation):
+def linear_check(x, w, b, activation):
     _require("linear", x, w, b, activation)
 
 
 @linear_backward.check
-def _(dy, x, w, b, activation, y, need_dx):
+def linear_backward_check(dy, x, w, b, activation, y, need_dx):
     name = "linear_backward"
     _require(name, x, w, b, activation)
     require_floats(name, x=x, dy=dy, y=y)
@@ -69,20 +72,30 @@ def _require(name, x, w, b, activation):
     require_activation(activation)
 
 
+@linear.output
+def linear_output(x, w, b, activation):
+    return ShapeOnly((x.shape[0], w.shape[0]), x.dtype)
+
+
+@linear.count
+def linear_multiply_adds(x, w, b, activation):
+    return x.shape[0] * math.prod(w.shape)
+
+
 @linear.cost
-def _(x, w, b, activation):
+def linear_cost(x, w, b, activation):
     return Cost(2 * len(x) * w.size, nbytes(x, w, b) + len(x) * len(w) * x.dtype.itemsize)
 
 
 @linear_backward.cost
-def _(dy, x, w, b, activation, y, need_dx):
+def linear_backward_cost(dy, x, w, b, activation, y, need_dx):
     traffic = nbytes(dy, x, w, b) + (nbytes(x, w) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
     return Cost((4 if need_dx else 2) * len(x) * w.size, traffic)
 
 
 @linear.cpu
-def _(x, w, b, activation):
+def linear_cpu(x, w, b, activation):
     y = matmul(x, w.T)
     if b is not None:
         y += b
@@ -92,27 +105,14 @@ def _(x, w, b, activation):
 
 
 @linear_backward.cpu
-def _(dy, x, w, b, activation, y, need_dx):
+def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
     db = dy.sum(0) if b is not None else None
     return matmul(dy, w) if need_dx else None, matmul(dy.T, x), db
 
 
-@linear.memory
-def _(x, w, b, activation):
-    y = x.empty((len(x), len(w)))
-    return y if activation == "relu" else activate(y, activation)
-
-
-@linear_backward.memory
-def _(dy, x, w, b, activation, y, need_dx):
-    dy = activation_backward(dy, y, activation)
-    db = None if b is None else b.empty(b.shape)
-    return x.empty(x.shape) if need_dx else None, w.empty(w.shape), db
-
-
 @linear.launch
-def _(runtime, x, w, b, activation):
+def linear_launch(runtime, x, w, b, activation):
     """A convolution of one pixel by one tap."""
     conv = Conv.linear(len(x), *reversed(w.shape))
     fused = activation == "relu"
@@ -123,7 +123,7 @@ def _(runtime, x, w, b, activation):
 
 
 @linear_backward.launch
-def _(runtime, dy, x, w, b, activation, y, need_dx):
+def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx):
     conv = Conv.linear(len(x), *reversed(w.shape))
     dy, dx, db = runtime.contiguous(activation_backward(dy, y, activation)), None, None
     if need_dx:

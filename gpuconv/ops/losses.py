@@ -8,9 +8,11 @@ multi_margin_loss.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from gpuconv.arrays import device_of
+from gpuconv.arrays import ShapeOnly, device_of
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cuda import plan_dense
@@ -120,13 +122,13 @@ def _require_range(name, labels, classes):
 
 
 @cross_entropy.check
-def _(scores, labels, label_smoothing):
+def cross_entropy_check(scores, labels, label_smoothing):
     _require("cross_entropy", scores, labels)
     _require_smoothing("cross_entropy", label_smoothing)
 
 
 @cross_entropy_backward.check
-def _(probabilities, labels, label_smoothing):
+def cross_entropy_backward_check(probabilities, labels, label_smoothing):
     _require("cross_entropy_backward", probabilities, labels)
     _require_smoothing("cross_entropy_backward", label_smoothing)
 
@@ -138,17 +140,17 @@ def _require_smoothing(name, label_smoothing):
 
 
 @half_squared_error.check
-def _(scores, labels):
+def half_squared_error_check(scores, labels):
     _require("half_squared_error", scores, labels)
 
 
 @half_squared_error_backward.check
-def _(probabilities, labels):
+def half_squared_error_backward_check(probabilities, labels):
     _require("half_squared_error_backward", probabilities, labels)
 
 
 @hinge.check
-def _(scores, labels, margin):
+def hinge_check(scores, labels, margin):
     _require("hinge", scores, labels)
     require_number("hinge", margin=margin)
     if not (margin > 0 and np.isfinite(margin)):
@@ -156,7 +158,7 @@ def _(scores, labels, margin):
 
 
 @hinge_backward.check
-def _(excess, labels):
+def hinge_backward_check(excess, labels):
     _require("hinge_backward", excess, labels)
 
 
@@ -165,44 +167,59 @@ def _cost(scores, labels):
     return Cost(0, nbytes(scores, labels, scores) + scores.dtype.itemsize)
 
 
+@cross_entropy.output
+def cross_entropy_output(scores, labels, label_smoothing):
+    return math.nan, ShapeOnly(scores.shape, scores.dtype)
+
+
+@half_squared_error.output
+def half_squared_error_output(scores, labels):
+    return math.nan, ShapeOnly(scores.shape, scores.dtype)
+
+
+@hinge.output
+def hinge_output(scores, labels, margin):
+    return math.nan, ShapeOnly(scores.shape, scores.dtype)
+
+
 @cross_entropy.cost
-def _(scores, labels, label_smoothing):
+def cross_entropy_cost(scores, labels, label_smoothing):
     return _cost(scores, labels)
 
 
 @half_squared_error.cost
-def _(scores, labels):
+def half_squared_error_cost(scores, labels):
     return _cost(scores, labels)
 
 
 @hinge.cost
-def _(scores, labels, margin):
+def hinge_cost(scores, labels, margin):
     return _cost(scores, labels)
 
 
 @cross_entropy_backward.cost
-def _(probabilities, labels, label_smoothing):
+def cross_entropy_backward_cost(probabilities, labels, label_smoothing):
     return moved(probabilities, labels, probabilities)
 
 
 @half_squared_error_backward.cost
-def _(probabilities, labels):
+def half_squared_error_backward_cost(probabilities, labels):
     return moved(probabilities, labels, probabilities)
 
 
 @hinge_backward.cost
-def _(excess, labels):
+def hinge_backward_cost(excess, labels):
     return moved(excess, labels, excess)
 
 
 @cross_entropy.cpu
-def _(scores, labels, label_smoothing):
+def cross_entropy_cpu(scores, labels, label_smoothing):
     p = np.empty(scores.shape, scores.dtype)
     return fast.cross_entropy(plain(scores), _numbers(labels), float(label_smoothing), p), p
 
 
 @cross_entropy_backward.cpu
-def _(probabilities, labels, label_smoothing):
+def cross_entropy_backward_cpu(probabilities, labels, label_smoothing):
     dscores = np.empty(probabilities.shape, probabilities.dtype)
     given = plain(probabilities), _numbers(labels), float(label_smoothing)
     fast.cross_entropy_backward(*given, dscores)
@@ -210,13 +227,13 @@ def _(probabilities, labels, label_smoothing):
 
 
 @half_squared_error.cpu
-def _(scores, labels):
+def half_squared_error_cpu(scores, labels):
     p = np.empty(scores.shape, scores.dtype)
     return fast.half_squared_error(plain(scores), _numbers(labels), p), p
 
 
 @half_squared_error_backward.cpu
-def _(probabilities, labels):
+def half_squared_error_backward_cpu(probabilities, labels):
     dscores = np.empty(probabilities.shape, probabilities.dtype)
     fast.half_squared_error_backward(plain(probabilities), _numbers(labels), dscores)
     return dscores
@@ -224,26 +241,6 @@ def _(probabilities, labels):
 
 def _numbers(labels):
     return plain(labels.astype(np.int64, copy=False))
-
-
-@cross_entropy.memory
-def _(scores, labels, label_smoothing):
-    return 0.0, scores.plain().empty(scores.shape)
-
-
-@half_squared_error.memory
-def _(scores, labels):
-    return 0.0, scores.plain().empty(scores.shape)
-
-
-@hinge.memory
-def _(scores, labels, margin):
-    return 0.0, (scores + scores).empty(scores.shape)
-
-
-@hinge_backward.memory
-def _(excess, labels):
-    return excess * 1 / 1
 
 
 def _forward(runtime, name, saved, scores, labels, **numbers):
@@ -268,32 +265,32 @@ def _backward(runtime, name, saved, kept, labels, **numbers):
 
 
 @cross_entropy.launch
-def _(runtime, scores, labels, label_smoothing):
+def cross_entropy_launch(runtime, scores, labels, label_smoothing):
     numbers = plan_dense.smoothing(label_smoothing, scores.shape[1])
     return _forward(runtime, "cross_entropy", "probabilities", scores, labels, **numbers)
 
 
 @cross_entropy_backward.launch
-def _(runtime, probabilities, labels, label_smoothing):
+def cross_entropy_backward_launch(runtime, probabilities, labels, label_smoothing):
     numbers = plan_dense.smoothing(label_smoothing, probabilities.shape[1])
     return _backward(runtime, "cross_entropy", "probabilities", probabilities, labels, **numbers)
 
 
 @half_squared_error.launch
-def _(runtime, scores, labels):
+def half_squared_error_launch(runtime, scores, labels):
     return _forward(runtime, "half_squared_error", "probabilities", scores, labels)
 
 
 @half_squared_error_backward.launch
-def _(runtime, probabilities, labels):
+def half_squared_error_backward_launch(runtime, probabilities, labels):
     return _backward(runtime, "half_squared_error", "probabilities", probabilities, labels)
 
 
 @hinge.launch
-def _(runtime, scores, labels, margin):
+def hinge_launch(runtime, scores, labels, margin):
     return _forward(runtime, "hinge", "excess", scores, labels, margin=margin)
 
 
 @hinge_backward.launch
-def _(runtime, excess, labels):
+def hinge_backward_launch(runtime, excess, labels):
     return _backward(runtime, "hinge", "excess", excess, labels)

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
 from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
@@ -68,14 +69,16 @@ def max_pool2d_backward(
 
 
 @max_pool2d.check
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats("max_pool2d", x=x)
     require_rank("max_pool2d", 4, "(N, C, H, W)", x=x)
     require_pool("max_pool2d", x.shape, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @max_pool2d_backward.check
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_backward_check(
+    dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+):
     name = "max_pool2d_backward"
     require_floats(name, dy=dy)
     require_rank(name, 4, "(N, C, P, Q)", dy=dy, argmax=argmax)
@@ -109,46 +112,41 @@ def require_pool(name, x_shape, geometry):
         )
 
 
+@max_pool2d.output
+def max_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode):
+    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
+    shape = (*x.shape[:2], *geometry.output_size(*x.shape[2:]))
+    return ShapeOnly(shape, x.dtype), ShapeOnly(shape, np.uint8)
+
+
 @max_pool2d.cost
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = output(x, x.shape[1], geometry)
     return Cost(0, image(x, geometry) + y + y // x.dtype.itemsize)  # argmax: a byte an element
 
 
 @max_pool2d_backward.cost
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_backward_cost(
+    dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+):
     return Cost(0, nbytes(dy, argmax) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
 @max_pool2d.cpu
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.max_forward(x, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @max_pool2d_backward.cpu
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_backward_cpu(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.max_backward(
         dy, argmax, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode)
     )
 
 
-@max_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
-    x = x.plain()
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    y = x.empty((*x.shape[:2], *geometry.output_size(*x.shape[2:])))
-    return y, x.empty(y.shape, np.uint8)
-
-
-@max_pool2d_backward.memory
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    given = dy.plain(), argmax.plain()
-    return given[0].empty(x_shape)
-
-
 @max_pool2d.launch
-def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_launch(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     shape = (x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1])
     y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
@@ -158,7 +156,9 @@ def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
 
 
 @max_pool2d_backward.launch
-def _(runtime, dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_backward_launch(
+    runtime, dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)

@@ -17,8 +17,8 @@
     @relu.cost
     def _(x): ...               # the least arithmetic and traffic (gpuconv/ops/cost.py)
 
-    @relu.memory
-    def _(x): ...               # optional: the arrays and workspaces that NumPy arrays would take
+    @relu.output
+    def relu_output(x): ...     # what it returns for shape-only arrays
 
 Calling `relu(x)` looks at the arrays, checks the arguments, and runs that device's implementation;
 `relu.reference(x)` checks them and runs the definition.
@@ -33,8 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.arrays import device_of, to_numpy
-from gpuconv.cuda.outline import Outline
+from gpuconv.arrays import ShapeOnly, device_of, is_device, to_numpy
 from gpuconv.ops.cost import Cost
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -57,7 +56,8 @@ class Op:
         self._cpu = definition
         self._launch: Callable[..., Any] | None = None
         self._cost: Callable[..., Cost] | None = None
-        self._memory: Callable[..., Any] = like_the_first
+        self._output: Callable[..., Any] | None = None
+        self._multiply_adds: Callable[..., int] | None = None
 
     def __repr__(self) -> str:
         return f"<op {self.__name__}{self._signature}>"
@@ -82,13 +82,17 @@ class Op:
         self._cost = self._same_parameters(function, self._names)
         return function
 
-    def memory(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Attach what makes the outlines (gpuconv/cuda/outline.py) of all arrays that the cpu
-        path makes, in its order, and returns those that it returns.
+    def output(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Attach the shape rule: what the operation returns where an argument is a `ShapeOnly`.
 
-        Without it: one array like the first argument, and copies of arguments not in C order.
+        It reads shapes and dtypes alone, of arguments that passed the check.
         """
-        self._memory = self._same_parameters(function, self._names)
+        self._output = self._same_parameters(function, self._names)
+        return function
+
+    def count(self, function: Callable[..., int]) -> Callable[..., int]:
+        """Attach the number of multiply-adds, a function of the arguments' shapes."""
+        self._multiply_adds = self._same_parameters(function, self._names)
         return function
 
     @property
@@ -113,13 +117,23 @@ class Op:
             self._check(*args)
         return self._cost(*args)
 
+    def multiply_adds(self, *args: Any, **kwargs: Any) -> int:
+        """The multiply-adds of a call, as tables of networks count them: for each output the size
+        of a filter, taps on padding too; without the bias. 0 for an operation that has no filters.
+
+        Of arrays only shapes are read; `work` counts what arithmetic cannot be avoided.
+        """
+        args = self._bound(args, kwargs)
+        self._checked(args)
+        return 0 if self._multiply_adds is None else self._multiply_adds(*args)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = self._bound(args, kwargs)
         empty = device = None
         for a in args:
             if type(a) not in _PLAIN:
-                if any(type(b) is Outline for b in args):
-                    return self._memory(*args)
+                if any(type(b) is ShapeOnly for b in args):
+                    return self._shape_of_result(args)
                 device = self._device(args)
                 break
         self._checked(args)
@@ -138,6 +152,12 @@ class Op:
             raise TypeError(f"{self.__name__}: the reference takes NumPy arrays, not {device}'s")
         self._checked(args)
         return self.definition(*args)
+
+    def _shape_of_result(self, args: tuple[Any, ...]) -> Any:
+        self._checked(args)
+        if self._output is None:
+            raise NotImplementedError(f"{self.__name__}: has no rule for the shape of its result")
+        return self._output(*args)
 
     def _checked(self, args: tuple[Any, ...]) -> None:
         """Run the check; what it raises begins with the operation's name."""
@@ -194,12 +214,6 @@ class Op:
         return function
 
 
-def like_the_first(first: Any, *others: Any) -> Any:
-    """What an operation takes that makes one array like its first argument in one pass."""
-    copies = [a.plain() for a in (first, *others) if isinstance(a, Outline)]
-    return copies[0].empty(first.shape)
-
-
 def _each(function: Callable[[Any], Any], found: Any) -> Any:
     return tuple(map(function, found)) if isinstance(found, tuple) else function(found)
 
@@ -219,7 +233,7 @@ def require_floats(name: str, **arrays: Any) -> None:
             device = device_of(a)
             if device is None:
                 raise TypeError(f"{name}: {key} must be a NumPy array, got {type(a).__name__}")
-            if a.dtype == np.float64:
+            if a.dtype == np.float64 and is_device(device):
                 raise TypeError(
                     f"{name}: {key} is float64, {device} computes in float32: convert it first"
                 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import op, require_floats, require_rank
@@ -38,7 +39,7 @@ def partial_filters_backward(dw, places):
 
 
 @partial_filters.check
-def _(links, table):
+def partial_filters_check(links, table):
     require_floats("partial_filters", links=links)
     require_rank("partial_filters", 3, "(links, R, S)", links=links)
     require_rank("partial_filters", 2, "(K, C)", table=table)
@@ -46,7 +47,7 @@ def _(links, table):
 
 
 @partial_filters_backward.check
-def _(dw, places):
+def partial_filters_backward_check(dw, places):
     require_floats("partial_filters_backward", dw=dw)
     require_rank("partial_filters_backward", 4, "(K, C, R, S)", dw=dw)
     require_rank("partial_filters_backward", 1, "(links)", places=places)
@@ -59,32 +60,25 @@ def _require_int32(name, **arrays):
             raise TypeError(f"{name}: {key} must be int32, got {a.dtype}")
 
 
+@partial_filters.output
+def partial_filters_output(links, table):
+    return ShapeOnly((*table.shape, *links.shape[1:]), links.dtype)
+
+
 @partial_filters.cost
-def _(links, table):
+def partial_filters_cost(links, table):
     taps = links.shape[1] * links.shape[2]
     return Cost(0, nbytes(links, table) + table.size * taps * links.dtype.itemsize)
 
 
 @partial_filters_backward.cost
-def _(dw, places):
+def partial_filters_backward_cost(dw, places):
     taps = dw.shape[2] * dw.shape[3]
     return Cost(0, nbytes(places) + 2 * places.size * taps * dw.dtype.itemsize)
 
 
-@partial_filters.memory
-def _(links, table):
-    w, gathered = links.empty((*table.shape, *links.shape[1:])), links.empty(links.shape)
-    del gathered
-    return w
-
-
-@partial_filters_backward.memory
-def _(dw, places):
-    return dw.empty((len(places), *dw.shape[2:]))
-
-
 @partial_filters.launch
-def _(runtime, links, table):
+def partial_filters_launch(runtime, links, table):
     (K, C), (count, R, S) = table.shape, links.shape
     w = runtime.empty((K, R, S, C))
     given = {"links": runtime.contiguous(links), "table": runtime.contiguous(table)}
@@ -93,7 +87,7 @@ def _(runtime, links, table):
 
 
 @partial_filters_backward.launch
-def _(runtime, dw, places):
+def partial_filters_backward_launch(runtime, dw, places):
     (K, C, R, S), (count,) = dw.shape, places.shape
     dlinks = runtime.empty((count, R, S))
     given = {"dw": runtime.channels_last(dw), "places": runtime.contiguous(places)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
@@ -32,41 +33,46 @@ def relu_backward(dy, y):
 
 
 @relu.check
-def _(x):
+def relu_check(x):
     require_floats("relu", x=x)
 
 
 @relu_backward.check
-def _(dy, y):
+def relu_backward_check(dy, y):
     require_floats("relu_backward", dy=dy, y=y)
     require_shape("relu_backward", {"dy": y.shape}, dy=dy)
 
 
+@relu.output
+def relu_output(x):
+    return ShapeOnly(x.shape, x.dtype)
+
+
 @relu.cost
-def _(x):
+def relu_cost(x):
     return moved(x, x)
 
 
 @relu_backward.cost
-def _(dy, y):
+def relu_backward_cost(dy, y):
     return moved(dy, y, y)
 
 
 @relu.cpu
-def _(x):
+def relu_cpu(x):
     return fast.elementwise(lambda x, y: np.maximum(x, 0, out=y), x)
 
 
 @relu_backward.cpu
-def _(dy, y):
+def relu_backward_cpu(dy, y):
     return fast.elementwise(fast.relu_backward, dy, y)
 
 
 @relu.launch
-def _(runtime, x):
+def relu_launch(runtime, x):
     return runtime.each("relu.cu", "relu_forward", "y", x=x)
 
 
 @relu_backward.launch
-def _(runtime, dy, y):
+def relu_backward_launch(runtime, dy, y):
     return runtime.each("relu.cu", "relu_backward", "dx", dy=dy, y=y)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
@@ -34,40 +35,35 @@ def softmax_backward(dy, y):
 
 
 @softmax.check
-def _(x):
+def softmax_check(x):
     require_floats("softmax", x=x)
     if x.ndim < 2:
         raise ValueError(f"softmax: x must have axes (N, classes, ...), got shape {x.shape}")
 
 
 @softmax_backward.check
-def _(dy, y):
+def softmax_backward_check(dy, y):
     require_floats("softmax_backward", dy=dy, y=y)
     require_shape("softmax_backward", {"dy": y.shape}, dy=dy)
 
 
+@softmax.output
+def softmax_output(x):
+    return ShapeOnly(x.shape, x.dtype)
+
+
 @softmax.cost
-def _(x):
+def softmax_cost(x):
     return moved(x, x)
 
 
 @softmax_backward.cost
-def _(dy, y):
+def softmax_backward_cost(dy, y):
     return moved(dy, y, y)
 
 
-@softmax.memory
-def _(x):
-    return x * 1 / 1  # a temporary array and the result
-
-
-@softmax_backward.memory
-def _(dy, y):
-    return dy.empty(dy.shape)
-
-
 @softmax.launch
-def _(runtime, x):
+def softmax_launch(runtime, x):
     rows = _rows(runtime, x)
     y = runtime.empty(rows.shape)
     runtime.run(plan_dense.rowwise("softmax_forward", *_table(rows)), y=y, x=rows)
@@ -75,7 +71,7 @@ def _(runtime, x):
 
 
 @softmax_backward.launch
-def _(runtime, dy, y):
+def softmax_backward_launch(runtime, dy, y):
     given = {"dy": _rows(runtime, dy), "y": _rows(runtime, y)}
     dx = runtime.empty(given["dy"].shape)
     runtime.run(plan_dense.rowwise("softmax_backward", *_table(dx)), dx=dx, **given)

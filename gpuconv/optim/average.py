@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from gpuconv.arrays import device_of, to_device, to_numpy
-from gpuconv.nn.layer import Buffer, Layer, Parameter
+from gpuconv.nn import Buffer, Module, Parameter
 from gpuconv.optim.checks import number
 
 
@@ -35,7 +35,7 @@ class EMA:
     [[4.]]
     """
 
-    def __init__(self, model: Layer, decay: float = 0.999) -> None:
+    def __init__(self, model: Module, decay: float = 0.999) -> None:
         self.model, self.decay = model, number("EMA", "decay", decay, below=1.0)
         self._averages: dict[str, np.ndarray] = {}
         self._set_aside: dict[str, np.ndarray] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.arrays import device_of, to_numpy
-from gpuconv.nn.layer import Parameter
+from gpuconv.autograd import Parameter
 from gpuconv.optim.checks import number
 from gpuconv.optim.kernels import sum_of_squares
 
@@ -29,7 +29,7 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     On a device a gradient becomes a new array, scaled by a kernel; its norm is summed on the host,
     which costs a copy of all gradients.
 
-    >>> from gpuconv.nn.layer import Parameter
+    >>> from gpuconv.nn import Parameter
     >>> weight = Parameter(np.zeros(2)); weight.grad = np.array([3.0, 4.0])
     >>> clip_grad_norm([weight], max_norm=1.0)
     5.0

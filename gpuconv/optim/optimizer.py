@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.arrays import to_numpy
-from gpuconv.nn.layer import Parameter
+from gpuconv.autograd import Parameter, settle
 from gpuconv.optim import device, kernels
 from gpuconv.optim.checks import number
 
@@ -63,6 +63,7 @@ class Optimizer:
         Raises: ValueError where a gradient's shape, or the parameter's type since the last step,
         does not fit.
         """
+        settle()  # what still waits shall see the weights of before
         for i, p in enumerate(self.params):
             if p.grad is None:
                 continue

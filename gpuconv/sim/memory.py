@@ -119,6 +119,11 @@ class Array:
         self.strides = _c_strides(shape, dtype) if strides is None else strides
 
     @property
+    def base(self) -> object:
+        """What arrays that share memory have in common."""
+        return self._memory
+
+    @property
     def ndim(self) -> int:
         return len(self.shape)
 

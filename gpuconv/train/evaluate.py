@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.arrays import to_device, to_numpy
-from gpuconv.nn import Layer, Softmax
+from gpuconv.arrays import to_device
+from gpuconv.nn import Module, Softmax, no_grad
 from gpuconv.train.finite import explain
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def evaluate(
-    model: Layer, loss: Any, loader: Any, after_batch: Callable[[], None]
+    model: Module, loss: Any, loader: Any, after_batch: Callable[[], None]
 ) -> dict[str, Any]:
     """`Trainer.evaluate`; after_batch is called after each batch, and may raise."""
     training = model.training
@@ -27,11 +27,12 @@ def evaluate(
     confusion = np.zeros((0, 0), np.int64)
     try:
         for x, labels in batches_of(loader):
-            scores = model.infer(to_device(x, model.device))
-            value = float(loss.forward(scores, to_device(labels, model.device)))
+            with no_grad():
+                scores = model(to_device(x, model.device))
+                value = float(loss(scores, to_device(labels, model.device)))
             if not math.isfinite(value):
                 raise explain(model, x, f"evaluation, after {images} images")
-            counts = _count_pairs(labels, to_numpy(scores))
+            counts = _count_pairs(labels, scores.numpy())
             confusion = counts if not images else confusion + counts
             total += value * len(labels)
             images += len(labels)
@@ -44,7 +45,7 @@ def evaluate(
     return {"loss": total / images, "accuracy": accuracy, "images": images, "confusion": confusion}
 
 
-def probabilities(model: Layer, data: Any, batch_size: int) -> np.ndarray:
+def probabilities(model: Module, data: Any, batch_size: int) -> np.ndarray:
     """`Trainer.predict`."""
     if isinstance(data, np.ndarray):
         data = data[None] if data.ndim == 3 else data
@@ -56,10 +57,11 @@ def probabilities(model: Layer, data: Any, batch_size: int) -> np.ndarray:
     training = model.training
     model.eval()
     try:
-        outputs = np.concatenate([to_numpy(model.infer(to_device(x, model.device))) for x in parts])
+        with no_grad():
+            outputs = np.concatenate([model(to_device(x, model.device)).numpy() for x in parts])
     finally:
         model.train(training)
-    *_, (_, final) = model.layers()
+    *_, (_, final) = model.named_modules()
     return outputs if isinstance(final, Softmax) else ops.softmax(outputs)
 
 

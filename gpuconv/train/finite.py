@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.arrays import to_device, to_numpy
-from gpuconv.nn.containers import Sequential
-from gpuconv.nn.layer import Layer
+from gpuconv.arrays import to_device
+from gpuconv.nn import Module, no_grad
 
 CURE = "lower the learning rate or set clip_norm"
 
 
-def explain(model: Layer, x: np.ndarray, where: str) -> Exception:
+def explain(model: Module, x: np.ndarray, where: str) -> Exception:
     """The error for a batch whose loss is not finite: ValueError if its input is to blame, else
     FloatingPointError that names the first layer whose output is not finite.
 
@@ -39,43 +38,32 @@ def explain(model: Layer, x: np.ndarray, where: str) -> Exception:
     return FloatingPointError(f"{text}; {CURE}")
 
 
-def first_broken_layer(model: Layer, x: np.ndarray) -> tuple[str, Layer, np.ndarray] | None:
+def first_broken_layer(model: Module, x: np.ndarray) -> tuple[str, Module, np.ndarray] | None:
     """Name, layer and output of the first layer whose output is not finite, in the order in which
     the layers finish; None if all are finite.
     """
-    found: list[tuple[str, Layer, np.ndarray]] = []
-    wrapped: list[Layer] = []
+    found: list[tuple[str, Module, np.ndarray]] = []
+
+    def watch(name: str) -> Callable[[Module, Any, Any], None]:
+        def look(module: Module, inputs: Any, y: Any) -> None:
+            if not found and not isinstance(y, tuple) and _bad(host := y.numpy()):
+                found.append((name, module, host))
+
+        return look
+
+    # Inner layers finish before what contains them, so they are named rather than it; a watched
+    # layer is not fused with the next.
+    hooks = [m.register_forward_hook(watch(name)) for name, m in model.named_modules()]
     try:
-        for name, layer in model.layers():
-            # Inner layers finish before what contains them, so they are named rather than it.
-            setattr(layer, "forward", _watched(name, layer, found))  # noqa: B010  mypy
-            wrapped.append(layer)
-            if isinstance(layer, Sequential):
-                layer.fusing = False  # one by one: two joined layers have one output
-        with np.errstate(all="ignore"):
-            model.forward(to_device(x, model.device))
+        with np.errstate(all="ignore"), no_grad():
+            model(to_device(x, model.device))
     finally:
-        for layer in wrapped:
-            vars(layer).pop("forward", None)
-            vars(layer).pop("fusing", None)
+        for hook in hooks:
+            hook.remove()
     return found[0] if found else None
 
 
-def _watched(
-    name: str, layer: Layer, found: list[tuple[str, Layer, np.ndarray]]
-) -> Callable[[np.ndarray], np.ndarray]:
-    forward = layer.forward
-
-    def watched(x: np.ndarray) -> np.ndarray:
-        y = forward(x)
-        if not found and not isinstance(y, tuple) and _bad(host := to_numpy(y)):
-            found.append((name, layer, host))
-        return y
-
-    return watched
-
-
-def broken_parameter(layer: Layer) -> str | None:
+def broken_parameter(layer: Module) -> str | None:
     """The first parameter or buffer in the layer that holds NaN or infinity, if any."""
     for name, array in layer.state_dict().items():
         if _bad(array):

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpuconv.checkpoint import Checkpoint
-from gpuconv.nn.layer import Layer
+from gpuconv.nn import Dropout, Module
 from gpuconv.threads import thread_count
-from gpuconv.train.recipe import differences
+from gpuconv.train.description import differences
 
 if TYPE_CHECKING:
     from gpuconv.train.trainer import Trainer
@@ -63,7 +63,7 @@ def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
         weights = trainer.average.own_state()  # a validation may be interrupted
         averages = trainer.average.state_dict()
         arrays |= {AVERAGE + name: array for name, array in averages.items()}
-    generators = {name: layer.generator_state() for name, layer in drawing_layers(trainer.model)}
+    generators = {name: layer.rng_state for name, layer in stochastic_layers(trainer.model)}
     state = {
         "kind": "training",
         "position": asdict(trainer.position),
@@ -89,7 +89,7 @@ def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Posi
             f"{found.path}: is of another run: {'; '.join(different[:4])}{more};"
             " repeat its settings, or train in another folder"
         )
-    drawing = dict(drawing_layers(model))
+    drawing = dict(stochastic_layers(model))
     if drawing.keys() != meta["generators"].keys():
         raise ValueError(f"{found.path}: other layers draw random numbers in that run")
     found.load_into(model)
@@ -99,10 +99,10 @@ def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Posi
     if trainer.average is not None:
         trainer.average.load_state_dict({k.removeprefix(AVERAGE): a for k, a in averages.items()})
     for name, layer in drawing.items():
-        layer.load_generator_state(meta["generators"][name])
+        layer.rng_state = meta["generators"][name]
     return Position(**meta["position"])
 
 
-def drawing_layers(model: Layer) -> list[tuple[str, Layer]]:
+def stochastic_layers(model: Module) -> list[tuple[str, Dropout]]:
     """The layers that draw random numbers, by name."""
-    return [(name, each) for name, each in model.layers() if each.generator_state() is not None]
+    return [(name, each) for name, each in model.named_modules() if isinstance(each, Dropout)]

@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 
 from gpuconv import checkpoint
-from gpuconv.arrays import to_device, to_numpy
+from gpuconv.arrays import to_device
 from gpuconv.errors import unknown
-from gpuconv.nn import LOSSES, Layer
+from gpuconv.files import remove_leftovers
+from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.optim.checks import count, number
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
 from gpuconv.train.callback import Callback
+from gpuconv.train.description import describe_run
 from gpuconv.train.evaluate import batches_of, evaluate, probabilities
 from gpuconv.train.history import History
 from gpuconv.train.interrupt import Interrupted, Signals
-from gpuconv.train.recipe import describe_run
+from gpuconv.train.progress import Progress
 
 
 class Trainer:
@@ -53,7 +55,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Layer,
+        model: Module,
         loss: Any,
         optimizer: Optimizer,
         schedule: Schedule | None = None,
@@ -68,8 +70,6 @@ class Trainer:
         metadata: dict[str, Any] | None = None,
         progress: bool = True,
     ) -> None:
-        from gpuconv.progress import Progress  # a Callback itself: it imports this package
-
         if isinstance(loss, str):
             if loss not in LOSSES:
                 raise unknown("loss", loss, LOSSES)
@@ -136,7 +136,7 @@ class Trainer:
     def _begin(self, train: Any, validation: Any, resume: bool | str) -> None:
         self.stopping, self._told = False, None
         self._saved_at = self._tick = time.monotonic()
-        self._drawing = state.drawing_layers(self.model)
+        self._drawing = state.stochastic_layers(self.model)
         self._run = describe_run(self, self._initial, train, validation)
         last = None if self.out is None else self.out / "last.safetensors"
         if resume and last is None:
@@ -158,7 +158,7 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise type(error)(f"{folder}: cannot make this folder: {error.strerror}") from None
-        checkpoint.remove_leftovers(folder)
+        remove_leftovers(folder)
 
     def _resume(self, last: Path) -> None:
         found = checkpoint.read(last)
@@ -198,16 +198,17 @@ class Trainer:
     def _batch(self, x: np.ndarray, labels: np.ndarray) -> None:
         """Forward, loss, backward, update: the article's steps 2 to 4 for one batch."""
         p = self.position
-        drawn = [layer.generator_state() for _, layer in self._drawing]
+        drawn = [layer.rng_state for _, layer in self._drawing]
         self.optimizer.zero_grad()
         on = self.model.device
-        scores = self.model.forward(to_device(x, on))
-        value = float(self.loss.forward(scores, to_device(labels, on)))
+        scores = self.model(to_device(x, on))
+        loss = self.loss(scores, to_device(labels, on))
+        value = float(loss)
         if not math.isfinite(value):
             for (_, layer), before in zip(self._drawing, drawn, strict=True):
-                layer.load_generator_state(before or [])
+                layer.rng_state = before
             raise finite.explain(self.model, x, self._where())
-        self.model.backward(self.loss.backward(), need_dx=False)
+        loss.backward()
         if self.clip_norm is not None:
             norm = clip_grad_norm(self.optimizer.params, self.clip_norm)
             if not math.isfinite(norm):
@@ -226,7 +227,7 @@ class Trainer:
         p.images += len(labels)
         p.loss_sum += value * len(labels)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
-        p.correct += int(np.count_nonzero(to_numpy(main).argmax(axis=1) == labels))
+        p.correct += int(np.count_nonzero(main.numpy().argmax(axis=1) == labels))
 
     def _where(self) -> str:
         return f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}"

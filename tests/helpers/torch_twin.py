@@ -1,128 +1,135 @@
-"""The same network in PyTorch: an independent witness for whole models, and a rival to time."""
+"""The same network in PyTorch: an independent witness for whole models, and a rival to time.
+
+Simple layers are replaced by PyTorch's functions on copies of the weights; what connects them is
+the network's own `forward`, run on PyTorch's tensors.
+"""
+
+import contextlib
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
 
 from gpuconv import nn
+from gpuconv.models import googlenet, googlenet_paper
+from gpuconv.nn import containers, functional
 
 
 class Twin:
-    """PyTorch's functions in the order of a gpuconv network's layers, on copies of its weights.
-
-    tensors: by name, as the network's state_dict. Dropout must be off.
-    """
+    """tensors: by name, as the network's state_dict. Dropout must be off."""
 
     def __init__(self, network):
-        self.tensors = {}
-        self._by_array = {}
-        trained = {id(p.data) for p in network.parameters()}
+        self.network = network
+        self.tensors, by_array = {}, {}
+        trained = {id(p.data): p.requires_grad for p in network.parameters()}
         for name, array in network.state_dict().items():
-            tensor = torch.tensor(array)
-            tensor.requires_grad_(id(array) in trained)
-            self.tensors[name] = self._by_array[id(array)] = tensor
-        self.forward = self._function(network)
+            if id(array) not in by_array:
+                tensor = torch.tensor(array)
+                tensor.requires_grad_(trained.get(id(array), False))
+                by_array[id(array)] = tensor
+            self.tensors[name] = by_array[id(array)]
+        self.by_array = by_array
 
     def __call__(self, x):
-        return self.forward(x)
+        def call(module, x):
+            kind = type(module).__name__
+            if module is self.network or next(module.children(), None) is not None:
+                return module.forward(x)
+            return SIMPLE[kind](module, x, self.of)
 
-    def _of(self, holder):
-        return None if holder is None else self._by_array[id(holder.data)]
+        with mock.patch.object(nn.Module, "__call__", call), functions():
+            return self.network(x)
 
-    def _function(self, layer):
-        kind = type(layer).__name__
-        if kind in CONTAINERS:
-            return getattr(self, f"_{kind.lower()}")(layer)
-        if kind in ("Conv2d", "Linear"):
-            w, b = self._of(layer.weight), self._of(layer.bias)
-            if kind == "Linear":
-                return lambda x: F.linear(x, w, b)
-            (top, _), (left, _) = layer.window.padding
-            geometry = layer.window.stride, (top, left), layer.window.dilation, layer.groups
-            return lambda x: F.conv2d(x, w, b, *geometry)
-        if kind == "PartialConv2d":
-            return self._partial(layer)
-        if kind == "BatchNorm2d":
-            state = [self._of(h) for h in (layer.running_mean, layer.running_var)]
-            state += [self._of(h) for h in (layer.weight, layer.bias)]
-            return lambda x: F.batch_norm(x, *state, layer.training, layer.momentum, layer.eps)
-        return lambda x: SIMPLE[kind](layer, x)
-
-    def _partial(self, layer):
-        """A whole convolution, with zeros where the table links nothing."""
-        w, b = self._of(layer.weight), self._of(layer.bias)
-        filters, channels = layer.out_channels, layer.in_channels
-        places = torch.tensor(layer._places, dtype=torch.int64)
-
-        def forward(x):
-            whole = torch.zeros(filters * channels, *w.shape[1:], dtype=w.dtype)
-            whole = whole.index_put((places,), w).reshape(filters, channels, *w.shape[1:])
-            return F.conv2d(x, whole, b)
-
-        return forward
-
-    def _sequential(self, layer):
-        steps = [self._function(child) for child in layer]
-
-        def forward(x):
-            for step in steps:
-                x = step(x)
-            return x
-
-        return forward
-
-    def _auxiliaryheads(self, layer):
-        rows = [
-            ([self._function(child) for _, child in part], name and self._function(layer[name]))
-            for part, name in layer._rows()
-        ]
-
-        def forward(x):
-            scores = []
-            for steps, head in rows:
-                for step in steps:
-                    x = step(x)
-                if head is not None and layer.training:
-                    scores.append(head(x))
-            return (x, *scores) if scores else x
-
-        return forward
-
-    def _residual(self, layer):
-        body = self._function(layer.body)
-        around = (lambda x: x) if layer.shortcut is None else self._function(layer.shortcut)
-        return lambda x: body(x) + around(x)
-
-    def _concat(self, layer):
-        branches = [self._function(child) for child in layer]
-        return lambda x: torch.cat([branch(x) for branch in branches], 1)
-
-    def _denseblock(self, layer):
-        steps = [self._function(child) for child in layer]
-
-        def forward(x):
-            parts = [x]
-            for step in steps:
-                parts.append(step(torch.cat(parts, 1)))
-            return torch.cat(parts, 1)
-
-        return forward
+    def of(self, holder):
+        return None if holder is None else self.by_array[id(holder.data)]
 
 
-def _response_norm(x, size, alpha, beta, k, convention):
+class ChannelBuffer:
+    """As functional.ChannelBuffer, by joining."""
+
+    def __init__(self, channels):
+        self.parts = []
+
+    def append(self, x):
+        self.parts.append(x)
+        return torch.cat(self.parts, 1)
+
+
+def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@contextlib.contextmanager
+def functions():
+    """Within, what forward methods call of nn.functional works on PyTorch's tensors."""
+    import random_networks
+
+    with contextlib.ExitStack() as stack:
+        for module in (googlenet, googlenet_paper, containers, functional):
+            if hasattr(module, "cat"):
+                stack.enter_context(mock.patch.object(module, "cat", lambda ts: torch.cat(ts, 1)))
+        for module in (containers, functional):
+            stack.enter_context(mock.patch.object(module, "ChannelBuffer", ChannelBuffer))
+        replaced = {
+            "relu": F.relu,
+            "tanh": torch.tanh,
+            "scaled_tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x),
+            "sigmoid": torch.sigmoid,
+            "max_pool2d": _max_pool2d,
+        }
+        for name, function in replaced.items():
+            stack.enter_context(mock.patch.object(functional, name, function))
+        plain = mock.patch.object(random_networks, "checkpoint", lambda f, x: f(x))
+        stack.enter_context(plain)
+        yield
+
+
+def _conv2d(layer, x, of):
+    (top, bottom), (left, right) = layer.window.pads(*x.shape[2:])
+    assert (top, left) == (bottom, right)
+    w = of(layer.weight)
+    if layer.connections is not None:
+        w = w * torch.tensor(layer.connections)[:, :, None, None]
+    geometry = layer.window.stride, (top, left), layer.window.dilation, layer.groups
+    return F.conv2d(x, w, of(layer.bias), *geometry)
+
+
+def _batch_norm(layer, x, of):
+    state = [of(h) for h in (layer.running_mean, layer.running_var, layer.weight, layer.bias)]
+    return F.batch_norm(x, *state, layer.training, layer.momentum, layer.eps)
+
+
+def _response_norm(layer, x, of):
+    size, alpha, beta, k, convention = layer.arguments
     return F.local_response_norm(x, size, alpha if convention == "torch" else alpha * size, beta, k)
 
 
-CONTAINERS = ("Sequential", "AuxiliaryHeads", "Residual", "Concat", "DenseBlock")
+def _avg_pool(layer, x, of):
+    size, stride, padding, _, ceil_mode = layer.arguments
+    return F.avg_pool2d(x, size, stride, padding, ceil_mode, layer.count_include_pad)
+
+
+def _sum_pool(layer, x, of):
+    size, stride, padding, _, ceil_mode = layer.arguments
+    return F.avg_pool2d(x, size, stride, padding, ceil_mode, divisor_override=1)
+
+
 SIMPLE = {
-    "ReLU": lambda layer, x: F.relu(x, inplace=True),
-    "Tanh": lambda layer, x: torch.tanh(x),
-    "ScaledTanh": lambda layer, x: 1.7159 * torch.tanh(2 / 3 * x),
-    "MaxPool2d": lambda layer, x: F.max_pool2d(x, *layer.arguments),
-    "AvgPool2d": lambda layer, x: F.avg_pool2d(x, layer.kernel_size, layer.stride),
-    "AdaptiveAvgPool2d": lambda layer, x: F.adaptive_avg_pool2d(x, layer.size),
-    "LocalResponseNorm": lambda layer, x: _response_norm(x, *layer.arguments),
-    "Flatten": lambda layer, x: torch.flatten(x, 1),
-    "Dropout": lambda layer, x: x,
+    "Conv2d": _conv2d,
+    "Linear": lambda layer, x, of: F.linear(x, of(layer.weight), of(layer.bias)),
+    "BatchNorm2d": _batch_norm,
+    "ReLU": lambda layer, x, of: F.relu(x),
+    "Tanh": lambda layer, x, of: torch.tanh(x),
+    "ScaledTanh": lambda layer, x, of: 1.7159 * torch.tanh(2 / 3 * x),
+    "Sigmoid": lambda layer, x, of: torch.sigmoid(x),
+    "MaxPool2d": lambda layer, x, of: F.max_pool2d(x, *layer.arguments),
+    "AvgPool2d": _avg_pool,
+    "SumPool2d": _sum_pool,
+    "AdaptiveAvgPool2d": lambda layer, x, of: F.adaptive_avg_pool2d(x, layer.size),
+    "LocalResponseNorm": _response_norm,
+    "Flatten": lambda layer, x, of: torch.flatten(x, 1),
+    "Dropout": lambda layer, x, of: x,
+    "Identity": lambda layer, x, of: x,
 }
 
 
@@ -133,7 +140,7 @@ def loss(scores, labels):
 
 
 def without_dropout(network):
-    for _, layer in network.layers():
+    for layer in network.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     return network

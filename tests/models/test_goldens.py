@@ -105,7 +105,6 @@ def train_pass(network, x, device):
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     loss = nn.AuxiliaryLoss()
-    loss.device = device
     scores = network.train().forward(x)
     value = loss.forward(scores, np.array([3, 7]))
     dx = network.backward(loss.backward())

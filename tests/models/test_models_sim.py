@@ -104,7 +104,6 @@ def step(model):
     dtype = model.parameters()[0].data.dtype
     x = rng.standard_normal((2, *model.input_shape)).astype(dtype)
     loss = nn.AuxiliaryLoss()
-    loss.device = model.device
     scores = model.train().forward(to_device(x, model.device))
     value = loss.forward(scores, to_device(np.array([1, 3]), model.device))
     model.backward(loss.backward(), need_dx=False)

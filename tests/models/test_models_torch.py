@@ -65,7 +65,6 @@ def test_models_equal_pytorch(name, arguments, size, device):
     value = torch_twin.loss(theirs, torch.tensor(labels))
     value.backward()
     loss = nn.AuxiliaryLoss()
-    loss.device = device
     ours = network.forward(x)
     for number, scores in enumerate(ours if isinstance(ours, tuple) else (ours,)):
         expected = theirs[number] if isinstance(theirs, tuple) else theirs

@@ -95,7 +95,6 @@ def test_values_equal_torchvisions(name, arguments, size, device):
     main, *others = [criterion(each, torch.tensor(labels)) for each in scores]
     (main + 0.3 * sum(others)).backward()
     loss = nn.AuxiliaryLoss()
-    loss.device = device
     ours = network.train().forward(x)
     value = loss.forward(ours, labels)
     for found, expected in zip(ours if len(scores) > 1 else (ours,), scores, strict=True):

@@ -53,7 +53,6 @@ def network():
 def train(device, dtype, steps=2):
     """The network after some steps of Adam, with each step's loss, scores, dx and gradients."""
     model, loss = network().to(device, dtype), nn.AuxiliaryLoss()
-    loss.device = device
     optimizer = optim.Adam(model.parameters(), lr=1e-3)
     rng, seen = np.random.default_rng(1), []
     for _ in range(steps):

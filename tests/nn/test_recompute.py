@@ -53,7 +53,6 @@ def same_weights(made, other):
 def steps(made, images, labels, count=3):
     """All that training leaves, after some steps: dx, gradients, state, generators, as bytes."""
     loss, left = nn.AuxiliaryLoss(), []
-    loss.device = made.device
     optimizer = optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
     for _ in range(count):
         optimizer.zero_grad()

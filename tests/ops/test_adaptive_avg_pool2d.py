@@ -89,6 +89,17 @@ def test_the_sum_of_branches(activation, dtype):
         ops.add(a, b[:1])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products_element_by_element(dtype):
+    a, b = np.random.default_rng(4).standard_normal((2, 3, 5, 40, 120)).astype(dtype)
+    a[0, 0, 0, 0] = np.nan
+    for run in (ops.multiply, ops.multiply.reference):
+        np.testing.assert_array_equal(run(a, b), a * b)
+    view = b[::-1, :, ::2]
+    np.testing.assert_array_equal(ops.multiply(a[:, :, ::2], view), a[:, :, ::2] * view)
+    assert ops.multiply(a[:0], b[:0]).shape == (0, 5, 40, 120)
+
+
 def test_accumulate_adds_in_place():
     total, b = np.random.default_rng(2).standard_normal((2, 4, 9, 50, 60))
     expected = total.copy()

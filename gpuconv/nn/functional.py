@@ -1,0 +1,437 @@
+"""The operations on tensors: each runs one of `gpuconv.ops` and records its gradient.
+
+Arguments are those of the operation of the same name, with tensors (or arrays) for its arrays; the
+result is a tensor. A model's `forward` is written with these and with layers.
+
+    from gpuconv.nn import functional as F
+    y = F.relu(F.conv2d(x, w, b, padding=1))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+
+from gpuconv import ops
+from gpuconv.arrays import empty_images
+from gpuconv.autograd import (
+    Array,
+    Tensor,
+    activated,
+    defer,
+    once,
+    pooled,
+    record,
+)
+from gpuconv.operators import add, flatten, relu_backward
+from gpuconv.ops.activation import ACTIVATIONS
+from gpuconv.ops.op import Op
+
+__all__ = [
+    "ChannelBuffer",
+    "adaptive_avg_pool2d",
+    "add",
+    "avg_pool2d",
+    "batch_norm",
+    "cat",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "flatten",
+    "half_squared_error",
+    "hinge",
+    "linear",
+    "local_response_norm",
+    "max_pool2d",
+    "relu",
+    "scaled_tanh",
+    "sigmoid",
+    "softmax",
+    "sum_pool2d",
+    "tanh",
+]
+
+
+# ---- with weights ------------------------------------------------------------------------------
+
+
+def conv2d(
+    x: Any,
+    w: Any,
+    b: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`ops.conv2d`: x (N, C, H, W), w (K, C/groups, R, S), b (K,) or None -> (N, K, P, Q).
+
+    An activation that follows it within a module, and a max-pool after a ReLU, are done in the
+    same pass over memory.
+    """
+    x, w, b = _tensor(x), _tensor(w), _optional(b)
+    options = (stride, padding, dilation, groups)
+
+    def with_pool(*window: Any) -> Tensor:
+        arrays = (x.data, w.data, None if b is None else b.data)
+        y, argmax = ops.conv2d_relu_max_pool2d(*arrays, *options, window)
+        saved = (y, argmax, *arrays, *options, window, x.requires_grad)
+        return record("conv2d_relu_max_pool2d", y, (x, w, b), _conv_pool_backward, *saved)
+
+    return _weighted(ops.conv2d, ops.conv2d_backward, x, w, b, options, with_pool)
+
+
+def _conv_pool_backward(dy: Array, over: bool, *saved: Any) -> Any:
+    return ops.conv2d_relu_max_pool2d_backward(dy, *saved)
+
+
+def linear(x: Any, w: Any, b: Any = None) -> Tensor:
+    """`ops.linear`: x (N, features), w (outputs, features), b (outputs,) or None."""
+    x, w, b = _tensor(x), _tensor(w), _optional(b)
+    return _weighted(ops.linear, ops.linear_backward, x, w, b, (), None)
+
+
+def _weighted(
+    op: Op,
+    backward_op: Op,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    options: tuple[Any, ...],
+    with_pool: Any,
+) -> Tensor:
+    arrays = (x.data, w.data, None if b is None else b.data)
+    reference = x.reference or w.reference
+    run = op.reference if reference else op
+    run_backward = backward_op.reference if reference else backward_op
+
+    def compute(activation: str | None) -> Tensor:
+        y = run(*arrays, *options, activation)
+        kept = None if activation is None else y
+        saved = (run_backward, *arrays, *options, activation, kept, x.requires_grad)
+        name = op.__name__ if activation is None else f"{op.__name__}_{activation}"
+        return record(name, y, (x, w, b), _weighted_backward, *saved)
+
+    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool)
+
+
+def _weighted_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> Any:
+    *rest, activation, y, need_dx = saved
+    if over and activation == "relu":
+        dy, activation, y = relu_backward(dy, y, over), None, None
+    return run_backward(dy, *rest, activation, y, need_dx)
+
+
+ACTIVATION_NAMES = tuple(ACTIVATIONS)
+
+
+def batch_norm(
+    x: Any,
+    running_mean: Array,
+    running_var: Array,
+    w: Any = None,
+    b: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`ops.batch_norm2d`: x (N, C, H, W) normalised a channel at a time, times w plus b, (C,) each.
+
+    training: with the statistics of x, towards which the running ones, (C,) arrays, are moved in
+    place; else with the running ones. A ReLU that follows it within a module joins it.
+    Raises ValueError in training for one value a channel.
+    """
+    x, w, b = _tensor(x), _optional(w), _optional(b)
+    arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
+    reference = x.reference
+    count = x.data.size // max(x.data.shape[1], 1)
+    if training and count < 2:
+        raise ValueError(
+            f"batch_norm: training needs more than one value a channel, got x of shape {x.shape}"
+        )
+    tracked = not training
+
+    def compute(activation: str | None) -> Tensor:
+        nonlocal tracked
+        statistics = (None, None) if training else (running_mean, running_var)
+        run = _on(ops.batch_norm2d, reference)
+        y, mean, var = run(*arrays, *statistics, eps, activation)
+        if not tracked:
+            tracked = True
+            track = _on(ops.batch_norm2d_track, reference)
+            once(track, running_mean, running_var, mean, var, count, momentum)
+        run_backward = _on(ops.batch_norm2d_backward, reference)
+        saved = (run_backward, *arrays, mean, var, eps, activation, training, x.requires_grad)
+        name = "batch_norm" if activation is None else "batch_norm_relu"
+        return record(name, y, (x, w, b), _batch_norm_backward, *saved)
+
+    return defer(compute, (x, w, b), ("relu",))
+
+
+def _batch_norm_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> Any:
+    if over and saved[-1] and dy.size and ops.can_overwrite(dy):
+        return ops.batch_norm2d_backward_into(dy, *saved[:-1])
+    return run_backward(dy, *saved)
+
+
+# ---- activations and the like ------------------------------------------------------------------
+
+
+def relu(x: Any) -> Tensor:
+    """max(x, 0)."""
+    return _activation(x, "relu")
+
+
+def tanh(x: Any) -> Tensor:
+    """tanh(x)."""
+    return _activation(x, "tanh")
+
+
+def scaled_tanh(x: Any) -> Tensor:
+    """1.7159 tanh(2x/3), LeNet-5's."""
+    return _activation(x, "scaled_tanh")
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return _activation(x, "sigmoid")
+
+
+def _activation(x: Any, name: str) -> Tensor:
+    x = _tensor(x)
+    fused = activated(x, name)
+    if fused is not None:
+        return fused
+    forward, backward = ACTIVATIONS[name]
+    y = _on(forward, x.reference)(x.data)
+    return record(name, y, (x,), _from_output, _on(backward, x.reference), y)
+
+
+def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Array]:
+    """The gradient of a function whose derivative is known from its output."""
+    if over and run_backward is ops.relu_backward:
+        return (relu_backward(dy, y, over),)
+    return (run_backward(dy, y),)
+
+
+def softmax(x: Any) -> Tensor:
+    """Scores (N, classes, ...) to probabilities."""
+    x = _tensor(x)
+    y = _on(ops.softmax, x.reference)(x.data)
+    return record("softmax", y, (x,), _from_output, _on(ops.softmax_backward, x.reference), y)
+
+
+def dropout(x: Any, p: float, seed: int) -> Tensor:
+    """`ops.dropout`: each element 0 with probability p, by the mask number `seed`, else grown by
+    1 / (1 - p).
+    """
+    x = _tensor(x)
+    run = _on(ops.dropout, x.reference)
+    y = run(x.data, p, seed)
+    return record("dropout", y, (x,), lambda dy, over: (run(dy, p, seed),))
+
+
+def local_response_norm(
+    x: Any,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    convention: str = "torch",
+) -> Tensor:
+    """`ops.local_response_norm`."""
+    x = _tensor(x)
+    options = (size, alpha, beta, k, convention)
+    y = _on(ops.local_response_norm, x.reference)(x.data, *options)
+    run_backward = _on(ops.local_response_norm_backward, x.reference)
+    return record("local_response_norm", y, (x,), _plain_backward, run_backward, x.data, *options)
+
+
+def _plain_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
+    return (run_backward(dy, *saved),)
+
+
+# ---- pooling -----------------------------------------------------------------------------------
+
+
+def max_pool2d(
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """`ops.max_pool2d`: the largest value of each window."""
+    x, window = _tensor(x), (kernel_size, stride, padding, dilation, ceil_mode)
+    fused = pooled(x, window)
+    if fused is not None:
+        return fused
+    y, argmax = _on(ops.max_pool2d, x.reference)(x.data, *window)
+    run_backward = _on(ops.max_pool2d_backward, x.reference)
+    saved = (run_backward, argmax, x.data.shape, *window)
+    return record("max_pool2d", y, (x,), _plain_backward, *saved)
+
+
+def sum_pool2d(
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """`ops.sum_pool2d`: the sum of each window."""
+    window = (kernel_size, stride, padding, dilation, ceil_mode)
+    return _shrunk(ops.sum_pool2d, ops.sum_pool2d_backward, x, window)
+
+
+def avg_pool2d(
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    dilation: Any = 1,
+) -> Tensor:
+    """`ops.avg_pool2d`: the mean of each window; arguments in torch's order."""
+    window = (kernel_size, stride, padding, dilation, ceil_mode, count_include_pad)
+    return _shrunk(ops.avg_pool2d, ops.avg_pool2d_backward, x, window)
+
+
+def adaptive_avg_pool2d(x: Any, output_size: Any) -> Tensor:
+    """`ops.adaptive_avg_pool2d`: means over as many parts of the image as output_size says."""
+    x = _tensor(x)
+    y = _on(ops.adaptive_avg_pool2d, x.reference)(x.data, output_size)
+    run_backward = _on(ops.adaptive_avg_pool2d_backward, x.reference)
+    saved = (run_backward, x.data.shape)
+    return record("adaptive_avg_pool2d", y, (x,), _plain_backward, *saved)
+
+
+def _shrunk(op: Op, backward_op: Op, x: Any, window: tuple[Any, ...]) -> Tensor:
+    x = _tensor(x)
+    y = _on(op, x.reference)(x.data, *window)
+    saved = (_on(backward_op, x.reference), x.data.shape, *window)
+    return record(op.__name__, y, (x,), _plain_backward, *saved)
+
+
+# ---- channels side by side ---------------------------------------------------------------------
+
+
+def cat(tensors: Sequence[Any]) -> Tensor:
+    """Images (N, C_i, H, W) joined along the channels. ValueError unless the other sizes agree."""
+    xs = [_tensor(x) for x in tensors]
+    if len(xs) == 1:
+        return xs[0]
+    parts = [x.data for x in xs]
+    for part in parts[1:]:
+        if part.ndim != 4 or (part.shape[0], *part.shape[2:]) != (
+            len(parts[0]),
+            *parts[0].shape[2:],
+        ):
+            raise ValueError(
+                f"cat: shapes {parts[0].shape} and {part.shape} differ beside channels"
+            )
+    edges = [0, *accumulate(part.shape[1] for part in parts)]
+    if all(isinstance(part, np.ndarray) for part in parts):
+        y = np.concatenate(parts, axis=1)
+    else:
+        y = empty_images((len(parts[0]), edges[-1], *parts[0].shape[2:]), parts[0])
+        for part, (begin, end) in zip(parts, pairwise(edges), strict=True):
+            ops.assign(y[:, begin:end], part)
+    return record("cat", y, xs, _cut, edges)
+
+
+def _beside_channels(x: Array) -> tuple[int, ...]:
+    return (x.shape[0], *x.shape[2:])
+
+
+def _cut(dy: Array, over: bool, edges: list[int]) -> list[Array]:
+    return [dy[:, begin:end] for begin, end in pairwise(edges)]
+
+
+class ChannelBuffer:
+    """One array for images whose channels arrive in pieces: what a dense block's layers read.
+
+    channels: of the whole. `append(x)` writes x (N, C, H, W) behind what is there and returns all
+    so far, a view: nothing is copied twice, and the gradient of all is one array too.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self._array: Array = None
+        self._tensor: Tensor | None = None
+
+    def append(self, x: Any) -> Tensor:
+        """All channels so far, with x's behind them. ValueError where x does not fit."""
+        x, before = _tensor(x), self._tensor
+        data = x.data
+        begin = 0 if before is None else before.data.shape[1]
+        end = begin + data.shape[1]
+        if before is None:
+            self._array = empty_images((len(data), self.channels, *data.shape[2:]), data)
+        shape = (self._array.shape[0], end - begin, *self._array.shape[2:])
+        if data.shape != shape or end > self.channels:
+            raise ValueError(
+                f"ChannelBuffer: {data.shape} does not fit behind {begin} of {self.channels} "
+                f"channels of {self._array.shape}"
+            )
+        ops.assign(self._array[:, begin:end], data)
+        edges = [0, end] if before is None else [0, begin, end]
+        inputs = (x,) if before is None else (before, x)
+        self._tensor = record("append_channels", self._array[:, :end], inputs, _cut, edges)
+        return self._tensor
+
+
+# ---- losses ------------------------------------------------------------------------------------
+
+
+def cross_entropy(scores: Any, labels: Any, label_smoothing: float = 0.0) -> Tensor:
+    """`ops.cross_entropy`: the mean over the batch, for scores (N, classes) and labels (N,)."""
+    options = (label_smoothing,)
+    return _loss(ops.cross_entropy, ops.cross_entropy_backward, scores, labels, options, options)
+
+
+def half_squared_error(scores: Any, labels: Any) -> Tensor:
+    """`ops.half_squared_error`: the article's total error over a softmax, the mean of the batch."""
+    return _loss(ops.half_squared_error, ops.half_squared_error_backward, scores, labels, (), ())
+
+
+def hinge(scores: Any, labels: Any, margin: float = 1.0) -> Tensor:
+    """`ops.hinge`: the multi-class hinge loss, the mean of the batch."""
+    return _loss(ops.hinge, ops.hinge_backward, scores, labels, (margin,), ())
+
+
+def _loss(
+    op: Op, backward_op: Op, scores: Any, labels: Any, options: tuple[Any, ...], rest: Any
+) -> Tensor:
+    scores = _tensor(scores)
+    labels = labels.data if isinstance(labels, Tensor) else labels
+    loss, kept = _on(op, scores.reference)(scores.data, labels, *options)
+    saved = (_on(backward_op, scores.reference), kept, labels, *rest)
+    return record(op.__name__, np.asarray(loss), (scores,), _loss_backward, *saved)
+
+
+def _loss_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
+    dx = run_backward(*saved)
+    return (dx if dy == 1 else ops.scale(dx, float(dy)),)
+
+
+# ---- helpers -----------------------------------------------------------------------------------
+
+
+def _tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def _optional(x: Any) -> Tensor | None:
+    return x if x is None or isinstance(x, Tensor) else Tensor(x)
+
+
+def _on(op: Op, reference: bool) -> Any:
+    """The operation, or its definition."""
+    return op.reference if reference else op

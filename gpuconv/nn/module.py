@@ -1,0 +1,419 @@
+"""`Module`: what every layer, container and network is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from gpuconv import autograd
+from gpuconv.arrays import device_of, require, to_device, to_numpy
+from gpuconv.autograd import Array, Handle, Parameter, Tensor, as_tensor, record, settle, state
+from gpuconv.devices import resolve
+
+Shape = tuple[int, ...]
+_HOOKS = ("_pre_hooks", "_forward_hooks", "_backward_hooks")
+
+
+class Buffer:
+    """An array that belongs to the state but not to the optimiser, such as a running mean."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"Buffer(shape={self.data.shape}, dtype={self.data.dtype})"
+
+
+class Module:
+    """A network or a part of one. A subclass sets parameters, buffers and inner modules as
+    attributes in `__init__`, and computes its output in `forward`, from tensors.
+
+    Calling a module, `model(x)`, takes arrays or tensors and returns what `forward` returns: a
+    tensor, or a tuple of them. Gradients follow from what `forward` did; see gpuconv/autograd.py.
+
+    training: whether dropout and batch norm act as in training; set by `train` and `eval`.
+    device: where `to` put it. fusing: False runs every function of its forward by itself.
+    recompute: True keeps only the module's input for backward and runs forward once more then.
+    is_block: whether `recompute_blocks` may set that for it. input_shape: one example's (C, H, W),
+    and spec: how to build it again; known of the models of the zoo.
+
+    >>> from gpuconv import nn
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.conv = nn.Conv2d(3, 3, 3, padding=1)
+    ...     def forward(self, x):
+    ...         return nn.functional.relu(self.conv(x) + x)
+    >>> Block()(np.zeros((1, 3, 8, 8), np.float32)).shape
+    (1, 3, 8, 8)
+    """
+
+    fusing = True
+    recompute = False
+    is_block = False
+    input_shape: Shape | None = None
+    spec: dict[str, Any] | None = None
+    _watched = False  # whether hooks are registered
+
+    def __init__(self) -> None:
+        self.training = True
+        self.device = "cpu"
+
+    # ---- what a subclass defines ---------------------------------------------------------------
+
+    def forward(self, *inputs: Any) -> Any:
+        """The output for tensors."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def extra_repr(self) -> str:
+        """The arguments, as repr and the summary print them."""
+        return ""
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        """Draw this module's own parameters anew; nothing to do without any."""
+
+    # ---- call ----------------------------------------------------------------------------------
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if (
+            state.depth
+            and self.fusing
+            and not self._watched
+            and not self.recompute
+            and state.trace is None
+        ):
+            return self.forward(*inputs, **options)
+        return self._call(inputs, options)
+
+    def _call(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """A call with something to be done around it."""
+        if not state.depth:
+            inputs = tuple(self._as_tensor(x) for x in inputs)
+        before = state.fusing
+        state.depth += 1
+        try:
+            if not self.fusing:
+                settle()
+                state.fusing = False
+            if state.trace is not None:
+                return state.trace.call(self, inputs, options)
+            if self._watched and any(vars(self).get(kind) for kind in _HOOKS):
+                return self._call_with_hooks(inputs, options)
+            return self._run(inputs, options)
+        except BaseException:
+            autograd.forget()
+            raise
+        finally:
+            if state.depth == 1 or not self.fusing:
+                settle()
+            state.depth -= 1
+            state.fusing = before
+
+    def _run(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self.recompute:
+            return autograd.checkpoint(self.forward, *inputs, **options)
+        return self.forward(*inputs, **options)
+
+    def _as_tensor(self, x: Any) -> Any:
+        known = isinstance(x, Tensor) or (device_of(x) is None and not isinstance(x, list))
+        return x if known else as_tensor(x, self.device == "reference")
+
+    @property
+    def in_training(self) -> bool:
+        """`training`, but where `checkpoint` runs forward again the mode of the first time."""
+        if state.repeat is None:
+            return self.training
+        return autograd.once(getattr, self, "training")
+
+    # ---- hooks ---------------------------------------------------------------------------------
+
+    def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], Any]) -> Handle:
+        """Before each forward call `hook(module, inputs)`; what it returns, unless None, takes the
+        place of the inputs.
+        """
+        return self._register("_pre_hooks", hook)
+
+    def register_forward_hook(self, hook: Callable[[Module, tuple[Any, ...], Any], Any]) -> Handle:
+        """After each forward call `hook(module, inputs, output)`; what it returns, unless None,
+        takes the place of the output. A hooked module is not fused with its neighbours.
+        """
+        return self._register("_forward_hooks", hook)
+
+    def register_full_backward_hook(
+        self, hook: Callable[[Module, tuple[Array | None], tuple[Array]], Any]
+    ) -> Handle:
+        """In backward call `hook(module, (dx,), (dy,))` with the gradients, as arrays, of the
+        module's input and output; dx is None where the input needs none. An array or a tuple of one
+        that it returns takes the place of dx.
+
+        For modules of one input and one output: TypeError in forward for others.
+        """
+        return self._register("_backward_hooks", hook)
+
+    def _register(self, kind: str, hook: Callable[..., Any]) -> Handle:
+        self._watched = True
+        return Handle(vars(self).setdefault(kind, []), hook)
+
+    def _call_with_hooks(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        settle()
+        hooks = vars(self)
+        for hook in list(hooks.get("_pre_hooks", ())):
+            if (replaced := hook(self, inputs)) is not None:
+                inputs = replaced if isinstance(replaced, tuple) else (replaced,)
+        backward_hooks = hooks.get("_backward_hooks")
+        watch = _BackwardWatch(self, backward_hooks) if backward_hooks else None
+        entering = inputs if watch is None else watch.enter(inputs)
+        y = self._run(entering, options)
+        settle()
+        if watch is not None:
+            y = watch.leave(y)
+        for hook in list(hooks.get("_forward_hooks", ())):
+            if (replaced := hook(self, inputs, y)) is not None:
+                y = replaced
+        return y
+
+    # ---- parts ---------------------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly inside this one, by attribute."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def children(self) -> Iterator[Module]:
+        """The modules directly inside this one."""
+        for _, child in self.named_children():
+            yield child
+
+    def named_modules(
+        self, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """This module, named "", and all inside it, depth first, with dotted names; one that stands
+        in several places the first time only, unless remove_duplicate is False.
+        """
+        seen: set[int] = set()
+        for name, module in self._walk(prefix):
+            if not remove_duplicate or id(module) not in seen:
+                seen.add(id(module))
+                yield name, module
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Module]]:
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child._walk(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all inside it, each once."""
+        for _, module in self.named_modules():
+            yield module
+
+    def get_submodule(self, name: str) -> Module:
+        """The module of a dotted name. ValueError, with the nearest known name, without one."""
+        from gpuconv.errors import unknown
+
+        found = dict(self.named_modules(remove_duplicate=False))
+        if name not in found:
+            raise unknown("layer", name, filter(None, found))
+        return found[name]
+
+    def add_module(self, name: str, module: Module) -> None:
+        """Set a child by name. ValueError for a name that modules use themselves."""
+        if not name or "." in name or hasattr(type(self), name) or name in ("training", "device"):
+            raise ValueError(f"{type(self).__name__}: {name!r} cannot be the name of a module")
+        setattr(self, name, module)
+
+    def _holders(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+        for path, module in self.named_modules(remove_duplicate=False):
+            for name, value in vars(module).items():
+                if isinstance(value, kinds):
+                    yield f"{path}.{name}" if path else name, value
+
+    def named_parameters(self) -> list[tuple[str, Parameter]]:
+        """The parameters by dotted name; one that stands in several places once."""
+        found: dict[int, tuple[str, Parameter]] = {}
+        for name, parameter in self._holders(Parameter):
+            found.setdefault(id(parameter), (name, parameter))
+        return list(found.values())
+
+    def parameters(self) -> list[Parameter]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_buffers(self) -> list[tuple[str, Buffer]]:
+        """The buffers by dotted name; one that stands in several places once."""
+        found: dict[int, tuple[str, Buffer]] = {}
+        for name, buffer in self._holders(Buffer):
+            found.setdefault(id(buffer), (name, buffer))
+        return list(found.values())
+
+    def buffers(self) -> list[Buffer]:
+        return [buffer for _, buffer in self.named_buffers()]
+
+    def apply(self, function: Callable[[Module], Any]) -> Self:
+        """Call a function with each module inside, then with this one."""
+        for module in reversed(list(self.modules())):
+            function(module)
+        return self
+
+    # ---- modes, places and state ---------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or with False evaluation mode: dropout and batch norm differ between
+        them.
+        """
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Whether the parameters get gradients: False freezes them."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def to(self, device: str | None = None, dtype: Any = None) -> Self:
+        """Move parameters and computation to a device ("auto", "cpu", "reference", "cuda", "sim")
+        or float type, in place. An optimiser with state is made after this.
+
+        Raises: ValueError for an unknown device; DeviceError, one line with the way out, where
+        the device cannot work here. Then nothing has moved.
+        """
+        settle()
+        if device is not None:
+            device = resolve(device)
+            require(device)
+            for module in self.modules():
+                module.device = device
+        for _, holder in self._holders(Parameter, Buffer):
+            if isinstance(holder, Parameter):
+                holder.grad = None
+                holder.reference = self.device == "reference"
+            if not np.issubdtype(holder.data.dtype, np.floating):
+                continue  # a counter: the host's own
+            there = device or device_of(holder.data) or "cpu"
+            if dtype is not None:
+                holder.data = to_numpy(holder.data).astype(dtype)
+            holder.data = to_device(holder.data, there, weights=True)
+        return self
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Parameters and buffers by dotted name, as NumPy arrays: the arrays themselves, not
+        copies, but for those of a device.
+        """
+        return {name: to_numpy(holder.data) for name, holder in self._holders(Parameter, Buffer)}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy arrays in by name; nothing changes unless all fit.
+
+        strict: refuse missing and unexpected names too. A wrong shape is always refused.
+        Raises ValueError that names what is missing, unexpected, or of another shape.
+        """
+        settle()
+        own = dict(self._holders(Parameter, Buffer))
+        state = self._converted(state)
+        problems = [
+            f"{name} has shape {tuple(np.shape(state[name]))}, this model's is {holder.data.shape}"
+            for name, holder in own.items()
+            if name in state and tuple(np.shape(state[name])) != tuple(holder.data.shape)
+        ]
+        if strict:
+            problems += [f"{name} is missing" for name in own if name not in state]
+            problems += [f"{name} is not in this model" for name in state if name not in own]
+        if problems:
+            more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+            raise ValueError(
+                "the weights are of another architecture: " + "; ".join(problems[:8]) + more
+            )
+        # All are converted before the first is copied, so that a bad one changes nothing.
+        arrays = {n: np.asarray(state[n], own[n].data.dtype) for n in own if n in state}
+        for name, array in arrays.items():
+            holder = own[name]
+            if isinstance(holder.data, np.ndarray):
+                holder.data[...] = array
+            else:
+                holder.data = to_device(array, device_of(holder.data) or "cpu", weights=True)
+
+    def _converted(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state with each module's own entries as it keeps them now."""
+        found = dict(state)
+        for name, module in self.named_modules(remove_duplicate=False):
+            module.convert_state(found, f"{name}." if name else "")
+        return found
+
+    def convert_state(self, state: dict[str, Any], prefix: str) -> None:
+        """Replace entries of `state` that an earlier version wrote in another form."""
+
+    # ---- look ----------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        children = list(self.named_children())
+        inside = self.extra_repr()
+        if not children:
+            return f"{type(self).__name__}({inside})"
+        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in children]
+        return "\n".join([f"{type(self).__name__}({inside}", *lines, ")"])
+
+    def plan(self, x: Any = None) -> str:
+        """The functions that a forward pass runs, in order, a line each: what is fused is one.
+
+        x: an input, of which only the shape counts, or the shape of one example, (C, H, W); may be
+        left out for a model that knows its own. Nothing is computed.
+
+        >>> from gpuconv import models
+        >>> print(models.lenet().plan())
+        conv2d_relu_max_pool2d (1, 6, 14, 14)
+        conv2d_relu_max_pool2d (1, 16, 5, 5)
+        reshape                (1, 400)
+        linear_relu            (1, 120)
+        linear_relu            (1, 100)
+        linear                 (1, 10)
+        """
+        from gpuconv.nn.trace import plan
+
+        return plan(self, x)
+
+
+class _BackwardWatch:
+    """One call of a module whose backward hooks wait for the gradients of its input and output."""
+
+    def __init__(self, module: Module, hooks: list[Any]) -> None:
+        self.module, self.hooks = module, hooks
+        self.dy: Array = None
+        self.entered = False
+
+    def enter(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            raise TypeError("a module with backward hooks takes one tensor")
+        x = inputs[0]
+        self.entered = x.requires_grad and state.recording
+        return (record("watch", x.data, (x,), self._hook_input, fresh=False),)
+
+    def leave(self, y: Any) -> Tensor:
+        if not isinstance(y, Tensor):
+            raise TypeError("a module with backward hooks returns one tensor")
+        return record("watch", y.data, (y,), self._see_output, fresh=False)
+
+    def _see_output(self, dy: Array, over: bool) -> tuple[Array]:
+        self.dy = dy
+        if not self.entered:
+            for hook in list(self.hooks):
+                hook(self.module, (None,), (dy,))
+        return (dy,)
+
+    def _hook_input(self, dx: Array, over: bool) -> tuple[Array]:
+        for hook in list(self.hooks):
+            replaced = hook(self.module, (dx,), (self.dy,))
+            if replaced is not None:
+                dx = replaced[0] if isinstance(replaced, tuple | list) else replaced
+        return (dx,)
