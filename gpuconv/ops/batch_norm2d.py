@@ -59,8 +59,8 @@ def batch_norm2d_backward(
     With z = (x - mean) / sqrt(var + eps) and dy through the activation:
     db = sum dy, dw = sum dy*z, dx = w / sqrt(var + eps) * (dy - [mean dy + z * mean dy*z]),
     the sums and means over N, H, W, the part in brackets only with of_batch.
-    Returns (dx, dw, db), shaped as x, w, b; dx is None without need_dx, dw and db where w and b
-    are.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, dw where w is None and
+    db where b is None.
     """
     z = _normalised(x, mean, var, eps)
     if activation == "relu":

@@ -1,7 +1,6 @@
-"""What a network's scores cost: cross-entropy, the article's squared error, hinge; the mean over a
-batch.
+"""Losses, the mean over a batch: cross-entropy, the article's squared error, hinge.
 
-Each forward operation returns the loss, a float, and what its backward operation needs.
+Each forward operation returns the loss, a float, and the array that its backward operation needs.
 Source: the article's "training using backpropagation"; torch.nn.functional.cross_entropy and
 multi_margin_loss.
 """
@@ -40,8 +39,9 @@ def cross_entropy(scores, labels, label_smoothing=0.0):
 
 @op
 def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
-    """dscores = (probabilities - target) / N; the arguments as `cross_entropy` had and returned
-    them.
+    """dscores = (probabilities - target) / N.
+
+    probabilities: as `cross_entropy` returned them; the rest as it had it.
     """
     n, classes = probabilities.shape
     target = np.full_like(probabilities, label_smoothing / classes)
@@ -51,8 +51,7 @@ def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
 
 @op
 def half_squared_error(scores, labels):
-    """The article's total error over a softmax: the mean over the batch of sum(1/2 (target -
-    probability)^2).
+    """The article's total error over a softmax: the mean of sum(1/2 (target - probability)^2).
 
     scores: floats (N, classes). labels: integers (N,) in [0, classes).
     Returns (loss, probabilities): a float, 0 for an empty batch, and (N, classes).
@@ -72,12 +71,12 @@ def half_squared_error_backward(probabilities, labels):
 
 @op
 def hinge(scores, labels, margin=1.0):
-    """The multi-class hinge loss of a support vector machine: the mean of sum over j != label of
-    max(0, margin - scores[label] + scores[j]) / classes.
+    """The multi-class hinge loss of a support vector machine.
 
+    The mean over the batch of the sum over j != label of
+    max(0, margin - scores[label] + scores[j]) / classes.
     scores: floats (N, classes). labels: integers (N,) in [0, classes).
-    Returns (loss, excess): a float, 0 for an empty batch, and the (N, classes) terms before the
-    sum.
+    Returns (loss, excess): a float, 0 for an empty batch, and the (N, classes) terms of the sum.
     """
     n, classes = scores.shape
     rows = np.arange(n)
