@@ -146,15 +146,17 @@ def window(
     kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Window:
     """A `Window`, made once for each set of arguments: operations ask for theirs at every call."""
+    sizes = kernel_size, stride, padding, dilation
     try:
-        return _window(kernel_size, stride, padding, dilation, ceil_mode)
+        return _window(*sizes, ceil_mode, repr(sizes))
     except TypeError:  # lists are pairs too, but no keys; what is no pair is refused again
         return Window(kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@lru_cache(maxsize=1024, typed=True)  # 1.0 is no length, though it equals 1
+@lru_cache(maxsize=1024, typed=True)
 def _window(*arguments: Any) -> Window:
-    return Window(*arguments)
+    """The last argument tells (1, 1.0) from (1, 1): they are equal, and 1.0 is no length."""
+    return Window(*arguments[:-1])
 
 
 def _padding(value: Any) -> Any:

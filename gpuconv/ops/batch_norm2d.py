@@ -113,7 +113,7 @@ def batch_norm2d_check(x, w, b, mean, var, eps, activation):
 def batch_norm2d_backward_check(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     name = "batch_norm2d_backward"
     _require(name, x, w, b, mean, var, eps, activation)
-    require_floats(name, x=x, dy=dy)
+    require_floats(name, x=x, dy=dy, mean=mean, var=var)
     require_shape(name, {"dy": x.shape}, dy=dy)
 
 
@@ -131,7 +131,7 @@ def batch_norm2d_track_check(running_mean, running_var, mean, var, count, moment
 
 
 def _require(name, x, w, b, mean, var, eps, activation):
-    require_floats(name, x=x, w=w, b=b, mean=mean, var=var)
+    require_floats(name, ("w", "b", "mean", "var"), x=x, w=w, b=b, mean=mean, var=var)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     C = x.shape[1]
     shapes: dict[str, tuple[int, ...]] = {"w": (C,), "b": (C,), "mean": (C,), "var": (C,)}

@@ -103,7 +103,7 @@ def conv2d_check(x, w, b, stride, padding, dilation, groups, activation):
 def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     name = "conv2d_backward"
     require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation)
-    require_floats(name, x=x, dy=dy, y=y)
+    require_floats(name, ("y",), x=x, dy=dy, y=y)
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     shape = (x.shape[0], w.shape[0], *size)
     require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
@@ -113,7 +113,7 @@ def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activa
 
 def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=None):
     """TypeError or ValueError unless these are arguments of a convolution, called `name`."""
-    require_floats(name, x=x, w=w, b=b)
+    require_floats(name, ("b",), x=x, w=w, b=b)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     require_rank(name, 4, "(K, C/groups, R, S)", w=w)
     (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape

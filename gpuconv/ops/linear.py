@@ -53,7 +53,7 @@ def linear_check(x, w, b, activation):
 def linear_backward_check(dy, x, w, b, activation, y, need_dx):
     name = "linear_backward"
     _require(name, x, w, b, activation)
-    require_floats(name, x=x, dy=dy, y=y)
+    require_floats(name, ("y",), x=x, dy=dy, y=y)
     shape = (x.shape[0], w.shape[0])
     require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
@@ -61,7 +61,7 @@ def linear_backward_check(dy, x, w, b, activation, y, need_dx):
 
 
 def _require(name, x, w, b, activation):
-    require_floats(name, x=x, w=w, b=b)
+    require_floats(name, ("b",), x=x, w=w, b=b)
     require_rank(name, 2, "(N, features in)", x=x)
     require_rank(name, 2, "(features out, features in)", w=w)
     if x.shape[1] != w.shape[1]:
