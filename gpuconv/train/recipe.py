@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def describe_run(
-    trainer: Trainer, hyperparameters: dict[str, Any], train: Any, validation: Any
+    trainer: Trainer, hyperparameters: list[dict[str, Any]], train: Any, validation: Any
 ) -> dict[str, Any]:
     """A checkpoint's metadata that stay the same through a run.
 
@@ -26,7 +26,7 @@ def describe_run(
     recipe = {
         "model": describe_model(trainer.model),
         "loss": describe(trainer.loss),
-        "optimizer": {"name": type(trainer.optimizer).__name__, **hyperparameters},
+        "optimizer": describe_optimizer(trainer.optimizer, hyperparameters),
         "schedule": None if trainer.schedule is None else describe(trainer.schedule),
         "clip_norm": trainer.clip_norm,
         "average": None if trainer.average is None else trainer.average.decay,
@@ -54,6 +54,16 @@ def describe_model(model: Module) -> dict[str, Any]:
     parameter = next(iter(model.parameters()), None)
     dtype = None if parameter is None else str(parameter.data.dtype)
     return {**spec, "device": model.device, "dtype": dtype}
+
+
+def describe_optimizer(optimizer: Any, hyperparameters: list[dict[str, Any]]) -> dict[str, Any]:
+    """Its name and settings, those of each group where there are several."""
+    name = {"name": type(optimizer).__name__}
+    if len(hyperparameters) == 1:
+        return name | hyperparameters[0]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    groups = [{"parameters": n, **h} for n, h in zip(sizes, hyperparameters, strict=True)]
+    return {**name, "groups": groups}
 
 
 def describe_loader(loader: Any) -> dict[str, Any] | None:
