@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from gpuconv.cpu.compiled import compiled
 from gpuconv.threads import parallel, shards
 
 # Below this many elements a second thread costs more than it saves (about 0.1 ms of work each).
@@ -18,14 +18,14 @@ GRAIN = 1 << 17
 MIN_SHARDED = 2 * GRAIN
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def sgd(p: Any, g: Any, lr: Any, decay: Any) -> None:
     """p -= lr * (g + decay * p)."""
     for i in range(p.size):
         p[i] -= lr * (g[i] + decay * p[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def sgd_momentum(
     p: Any, g: Any, buffer: Any, lr: Any, decay: Any, momentum: Any, nesterov: Any, share: Any
 ) -> None:
@@ -41,7 +41,7 @@ def sgd_momentum(
         p[i] -= lr * v
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def adam(
     p: Any,
     g: Any,
@@ -77,7 +77,7 @@ KERNELS = {"sgd": sgd, "sgd_momentum": sgd_momentum, "adam": adam}
 
 
 # "reassoc" lets the sum run in vector lanes; the compiled order is fixed, so results repeat.
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+@compiled(error_model="numpy", fastmath={"reassoc"})
 def sum_of_squares(g: Any) -> float:
     """Sum of g * g in float64, whatever g's type: float32 squares overflow at 1.8e19."""
     total = 0.0
@@ -94,4 +94,5 @@ def run_sharded(kernel: Any, arguments: tuple[Any, ...]) -> None:
     parallel(
         lambda begin, end: kernel(*[a[begin:end] for a in arrays], *numbers),
         shards(arrays[0].size, GRAIN),
+        blas=False,
     )
