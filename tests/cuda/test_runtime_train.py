@@ -42,9 +42,9 @@ def train(device, dtype=np.float32):
     for x, labels in batches():
         started = time.perf_counter()
         optimizer.zero_grad()
-        scores = model.forward(to_device(x.astype(dtype), device))
-        losses.append(loss.forward(scores, to_device(labels, device)))
-        model.backward(loss.backward(), need_dx=False)
+        value = loss(model(to_device(x.astype(dtype), device)), to_device(labels, device))
+        value.backward()
+        losses.append(value.item())
         optimizer.step()
         seconds += time.perf_counter() - started
     return losses, model.state_dict(), seconds
@@ -161,8 +161,8 @@ def test_gradients_of_two_passes_add_up():
     x = to_device(np.random.default_rng(0).standard_normal((2, 2, 6, 6)).astype(np.float32), "sim")
     found = []
     for _ in range(2):
-        y = model.forward(x)
-        model.backward(y)
+        y = model(x)
+        y.backward(y.data)
         found.append(to_numpy(model[0].weight.grad).copy())
     np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-6)
 
@@ -270,7 +270,6 @@ def test_a_training_step_passes_every_check(monkeypatch):
     for order in ("forward", "shuffled"):
         monkeypatch.setattr(on, "order", order)
         optimizer.zero_grad()
-        loss.forward(model.forward(to_device(x, "sim")), to_device(labels, "sim"))
-        model.backward(loss.backward())
+        loss(model(to_device(x, "sim")), to_device(labels, "sim")).backward()
         optimizer.step()
     assert {"conv2d_backward_weight_simt", "adam", "max_pool2d_backward"} <= set(on.ran)
