@@ -1,5 +1,6 @@
-"""Average pooling to a given output size, whatever the input's. Source: PyTorch's
-adaptive_avg_pool2d; with output size 1 it is the global average pooling of Lin et al. 2013.
+"""Average pooling to an output size, whatever the input's; size 1 is global average pooling.
+
+Source: torch.nn.functional.adaptive_avg_pool2d; Lin et al. 2013 (global).
 """
 
 from __future__ import annotations
@@ -11,13 +12,7 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import (
-    op,
-    require_floats,
-    require_image_shape,
-    require_rank,
-    require_shape,
-)
+from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
 from gpuconv.shapes import pair
 
 

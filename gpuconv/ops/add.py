@@ -11,13 +11,7 @@ from gpuconv.arrays import ShapeOnly, pitch_of
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import (
-    op,
-    require_finite,
-    require_floats,
-    require_rank,
-    require_shape,
-)
+from gpuconv.ops.op import op, require_finite, require_floats, require_rank, require_shape
 from gpuconv.threads import parallel, shards
 
 
@@ -25,8 +19,8 @@ from gpuconv.threads import parallel, shards
 def add(a, b, activation=None):
     """activation(a + b), element by element.
 
-    a, b: floats of one shape. activation: None or "relu". Returns that shape. The gradient of both
-    is dy, or relu_backward(dy, y).
+    a, b: floats of one shape. activation: None or "relu". Returns that shape.
+    The gradient of both is dy, or with "relu" relu_backward(dy, y).
 
     >>> add(np.float32([1, -2]), np.float32([1, 1]), "relu")
     array([2., 0.], dtype=float32)
@@ -45,8 +39,8 @@ def accumulate(total, b):
 def assign(part, x):
     """part[...] = x, in place; returns part.
 
-    part, x: floats (N, C, H, W), part being channels of a wider image, with any strides; on a
-    device that image is channels-last.
+    part, x: floats (N, C, H, W) of any strides; on a device part is channels of a channels-last
+    image.
     """
     part[...] = x
     return part

@@ -59,8 +59,8 @@ def batch_norm2d_backward(
     With z = (x - mean) / sqrt(var + eps) and dy through the activation:
     db = sum dy, dw = sum dy*z, dx = w / sqrt(var + eps) * (dy - [mean dy + z * mean dy*z]),
     the sums and means over N, H, W, the part in brackets only with of_batch.
-    Returns (dx, dw, db), shaped as x, w, b; dx is None without need_dx, dw and db where w and b
-    are.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, dw where w is None and
+    db where b is None.
     """
     z = _normalised(x, mean, var, eps)
     if activation == "relu":
@@ -113,7 +113,7 @@ def batch_norm2d_check(x, w, b, mean, var, eps, activation):
 def batch_norm2d_backward_check(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     name = "batch_norm2d_backward"
     _require(name, x, w, b, mean, var, eps, activation)
-    require_floats(name, x=x, dy=dy)
+    require_floats(name, x=x, dy=dy, mean=mean, var=var)
     require_shape(name, {"dy": x.shape}, dy=dy)
 
 
@@ -131,7 +131,7 @@ def batch_norm2d_track_check(running_mean, running_var, mean, var, count, moment
 
 
 def _require(name, x, w, b, mean, var, eps, activation):
-    require_floats(name, x=x, w=w, b=b, mean=mean, var=var)
+    require_floats(name, ("w", "b", "mean", "var"), x=x, w=w, b=b, mean=mean, var=var)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     C = x.shape[1]
     shapes: dict[str, tuple[int, ...]] = {"w": (C,), "b": (C,), "mean": (C,), "var": (C,)}

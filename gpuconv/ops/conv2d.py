@@ -1,5 +1,4 @@
-"""Two-dimensional convolution, in the sense of ConvNets: cross-correlation, the filter is not
-flipped.
+"""Two-dimensional convolution as ConvNets have it: cross-correlation, the filter is not flipped.
 
 Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
 """
@@ -22,16 +21,17 @@ from gpuconv.shapes import window
 
 @op
 def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, activation=None):
-    """y[n,k,p,q] = activation(b[k] + sum over c,r,s of w[k,c,r,s] * x[n, c, p*stride - pad +
-    r*dilation, ...]).
+    """The activation of each filter's sum of products with the image, and its bias.
 
+    y[n, k, p, q] = activation(b[k] + sum over c, r, s of w[k, c, r, s] * x[n, c, h, v]), where
+    h = p*stride - padding + r*dilation, v likewise of q and s, and x is 0 outside the image.
     x: floats (N, C, H, W). w: (K, C/groups, R, S). b: (K,) or None. All of one dtype.
     stride, dilation: an int or a pair. padding: an int, a pair, ((top, bottom), (left, right)),
     "valid" (the article's narrow convolution), "full" (its wide one) or "same".
     groups: the channels are cut into this many groups, each with K/groups filters of its own.
     activation: None, "relu", "tanh", "scaled_tanh" or "sigmoid".
-    Returns y (N, K, P, Q). Raises TypeError for other dtypes, ValueError for shapes that do not
-    fit.
+    Returns y (N, K, P, Q).
+    Raises TypeError for other dtypes, ValueError for shapes that do not fit.
 
     >>> x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
     >>> conv2d(x, w)[0, 0]
@@ -68,9 +68,8 @@ def conv2d_backward(
     """The gradients of `conv2d` for x, w and b.
 
     dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation: as conv2d had them.
-    y: what conv2d returned; needed with an activation. need_dx: False saves the work for a first
-    layer. Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is
-    None.
+    y: what conv2d returned; needed with an activation. need_dx: False saves a first layer's work.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
     (_, C, H, W), (K, _, R, S) = x.shape, w.shape
     dy = activation_backward(dy, y, activation, reference=True)
@@ -104,7 +103,7 @@ def conv2d_check(x, w, b, stride, padding, dilation, groups, activation):
 def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     name = "conv2d_backward"
     require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation)
-    require_floats(name, x=x, dy=dy, y=y)
+    require_floats(name, ("y",), x=x, dy=dy, y=y)
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     shape = (x.shape[0], w.shape[0], *size)
     require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
@@ -114,7 +113,7 @@ def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activa
 
 def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=None):
     """TypeError or ValueError unless these are arguments of a convolution, called `name`."""
-    require_floats(name, x=x, w=w, b=b)
+    require_floats(name, ("b",), x=x, w=w, b=b)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     require_rank(name, 4, "(K, C/groups, R, S)", w=w)
     (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape

@@ -1,6 +1,6 @@
-"""Convolution, ReLU and max-pool as one operation: the block that the article repeats.
+"""Convolution, ReLU and max pooling as one operation: the block that the article repeats.
 
-One pass need not write the convolution's output to memory, nor keep it for the backward pass.
+The convolution's output is neither written to memory nor kept for the backward pass.
 """
 
 from __future__ import annotations

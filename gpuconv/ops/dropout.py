@@ -1,5 +1,6 @@
-"""Dropout, with a mask that every device can compute alike. Source: Srivastava et al. 2014;
-SplitMix64 (Steele et al. 2014).
+"""Dropout, with a mask that every device computes alike.
+
+Source: Srivastava et al. 2014; SplitMix64 (Steele et al. 2014).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from gpuconv.threads import parallel, shards
 def dropout(x, p, seed):
     """y = x / (1 - p) where an element is kept, 0 where it is dropped, each with probability p.
 
-    x: floats of any shape. p: in [0, 1). seed: an int; element i, in C order, is kept if the upper
+    x: floats of any shape. p: in [0, 1). seed: an int. Element i, in C order, is kept if the upper
     32 bits of SplitMix64's number i for that seed are at least p * 2**32: the same mask on every
-    device, and in the backward pass, which is dropout(dy, p, seed) itself.
+    device and in the backward pass, which is dropout(dy, p, seed) itself.
     """
     i = np.arange(1, x.size + 1, dtype=np.uint64)
     z = np.uint64(seed) + i * np.uint64(0x9E3779B97F4A7C15)

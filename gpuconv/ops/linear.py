@@ -1,5 +1,6 @@
-"""The fully connected layer. Source: the article's "fully connected layer";
-torch.nn.functional.linear.
+"""The fully connected layer.
+
+Source: the article's "fully connected layer"; torch.nn.functional.linear.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def linear(x, w, b=None, activation=None):
     """y = activation(x w^T + b).
 
     x: floats (N, features in). w: (features out, features in). b: (features out,) or None.
-    activation: as in conv2d. Returns y (N, features out). Raises ValueError for shapes that do not
-    fit.
+    activation: as in conv2d. Returns y (N, features out).
+    Raises TypeError for other dtypes, ValueError for shapes that do not fit.
     """
     y = x @ w.T
     if b is not None:
@@ -35,9 +36,9 @@ def linear(x, w, b=None, activation=None):
 def linear_backward(dy, x, w, b=None, activation=None, y=None, need_dx=True):
     """The gradients of `linear` for x, w and b.
 
-    dy: (N, features out). x, w, b, activation: as linear had them. y: what linear returned; needed
-    with an activation. Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db
-    where b is None.
+    dy: (N, features out). x, w, b, activation: as linear had them.
+    y: what linear returned; needed with an activation. need_dx: False saves a first layer's work.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
     dy = activation_backward(dy, y, activation, reference=True)
     return dy @ w if need_dx else None, dy.T @ x, dy.sum(0) if b is not None else None
@@ -52,7 +53,7 @@ def linear_check(x, w, b, activation):
 def linear_backward_check(dy, x, w, b, activation, y, need_dx):
     name = "linear_backward"
     _require(name, x, w, b, activation)
-    require_floats(name, x=x, dy=dy, y=y)
+    require_floats(name, ("y",), x=x, dy=dy, y=y)
     shape = (x.shape[0], w.shape[0])
     require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
@@ -60,7 +61,7 @@ def linear_backward_check(dy, x, w, b, activation, y, need_dx):
 
 
 def _require(name, x, w, b, activation):
-    require_floats(name, x=x, w=w, b=b)
+    require_floats(name, ("b",), x=x, w=w, b=b)
     require_rank(name, 2, "(N, features in)", x=x)
     require_rank(name, 2, "(features out, features in)", w=w)
     if x.shape[1] != w.shape[1]:

@@ -78,7 +78,7 @@ def _window_sum(a, below, above):
 
 @local_response_norm.check
 def local_response_norm_check(x, size, alpha, beta, k, convention):
-    _require("local_response_norm", x, None, size, alpha, beta, k, convention)
+    _require("local_response_norm", x, x, size, alpha, beta, k, convention)
 
 
 @local_response_norm_backward.check

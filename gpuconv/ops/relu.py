@@ -24,10 +24,10 @@ def relu(x):
 
 @op
 def relu_backward(dy, y):
-    """dx = dy where y > 0, else 0: the derivative at 0 is 0. Where y is NaN, dy passes, as in
-    PyTorch.
+    """dx = dy where y > 0, else 0: the derivative at 0 is 0.
 
-    dy, y: floats of one shape, y being what `relu` returned.
+    dy, y: floats of one shape, y being what `relu` returned. Where y is NaN, dy passes, as in
+    PyTorch.
     """
     return np.where(y <= 0, np.zeros((), dy.dtype), dy)
 

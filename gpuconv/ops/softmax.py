@@ -1,5 +1,6 @@
-"""Softmax: scores to probabilities. Source: the article's "output layer";
-torch.nn.functional.softmax.
+"""Softmax: scores to probabilities.
+
+Source: the article's "output layer"; torch.nn.functional.softmax.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from gpuconv.ops.op import op, require_floats, require_shape
 def softmax(x):
     """exp(x) / sum(exp(x)) over axis 1, the classes; no score overflows, whatever its size.
 
-    x: floats (N, classes, ...). Returns y, the same shape and dtype; each example's values sum to
-    1.
+    x: floats (N, classes, ...). Returns y, the same shape and dtype, whose classes sum to 1.
 
     >>> softmax(np.float64([[1000, 1000, -1000]]))
     array([[0.5, 0.5, 0. ]])
@@ -28,8 +28,9 @@ def softmax(x):
 
 @op
 def softmax_backward(dy, y):
-    """dx = y * (dy - sum of dy*y over axis 1). dy, y: (N, classes, ...), y being what `softmax`
-    returned.
+    """dx = y * (dy - sum of dy*y over axis 1).
+
+    dy, y: floats (N, classes, ...), y being what `softmax` returned.
     """
     return y * (dy - (dy * y).sum(axis=1, keepdims=True))
 

@@ -1,5 +1,6 @@
-"""The hyperbolic tangent, and LeCun's scaled form of it. Source: the article; LeCun et al. 1998,
-"Efficient BackProp".
+"""The hyperbolic tangent, and LeCun's scaled form of it.
+
+Source: the article; LeCun et al. 1998, "Efficient BackProp".
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def scaled_tanh(x):
 
 @op
 def scaled_tanh_backward(dy, y):
-    """dx = dy * 2/3 * (1.7159 - y*y/1.7159). dy, y: floats of one shape, y being what
-    `scaled_tanh` returned.
+    """dx = dy * 2/3 * (1.7159 - y*y/1.7159).
+
+    dy, y: floats of one shape, y being what `scaled_tanh` returned.
     """
     return (dy * SLOPE * (AMPLITUDE - y * y / AMPLITUDE)).astype(dy.dtype)
 
