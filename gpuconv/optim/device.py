@@ -94,7 +94,7 @@ def _update(
     on: Runtime,
     kernel: str,
     rows: list[list[Any]],
-    numbers: list[tuple[float, float]],
+    numbers: list[tuple[float, ...]],
     scalars: dict[str, float],
 ) -> None:
     """Launch over a table of the arrays' addresses; no two arrays may share memory."""

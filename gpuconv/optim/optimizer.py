@@ -168,7 +168,8 @@ class Optimizer:
                 self._checked[i] = values(group)
         numbers: dict[Any, tuple[Any, ...]] = {}
         tasks: list[Task] = []
-        chosen, elsewhere = [], []
+        chosen: list[int] = []
+        elsewhere: list[int] = []
         for i, p in enumerate(self.params):
             if p.grad is None or not p.requires_grad:
                 continue

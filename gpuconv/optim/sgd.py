@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from gpuconv.optim.checks import number
 from gpuconv.optim.optimizer import Group, Optimizer
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gpuconv
-
 from gpuconv.nn import Module
 
 if TYPE_CHECKING:
