@@ -57,7 +57,7 @@ def shards(items: int, grain: int = 1) -> Pieces:
 
     Their sizes differ by at most one item. A range of fewer than `grain` items is one piece.
     """
-    return _shards(items, grain, thread_count())
+    return _shards(items, grain, _count or thread_count())
 
 
 @lru_cache(maxsize=4096)
@@ -191,7 +191,9 @@ class blas_threads:
                 found = threadpoolctl.ThreadpoolController().select(user_api="blas")
                 cls.libraries = [Blas(library) for library in found.lib_controllers]
             if not cls.counts:
-                cls.before = [library.get() for library in cls.libraries]
+                cls.before = []
+                for library in cls.libraries:
+                    cls.before.append(library.get())
             cls._change(cls.counts, [*cls.counts, self._count])
 
     def __exit__(self, *_: object) -> None:
