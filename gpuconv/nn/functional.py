@@ -73,7 +73,9 @@ def conv2d(
     An activation that follows it within a module, and a max-pool after a ReLU, are done in the
     same pass over memory.
     """
-    x, w, b = _tensor(x), _tensor(w), _optional(b)
+    if not isinstance(x, Tensor) or not isinstance(w, Tensor):
+        x, w = _tensor(x), _tensor(w)
+    b = b if isinstance(b, Tensor) else _optional(b)
     options = (stride, padding, dilation, groups)
 
     def with_pool(*window: Any) -> Tensor:
@@ -91,7 +93,9 @@ def _conv_pool_backward(dy: Array, over: bool, *saved: Any) -> Any:
 
 def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     """`ops.linear`: x (N, features), w (outputs, features), b (outputs,) or None."""
-    x, w, b = _tensor(x), _tensor(w), _optional(b)
+    if not isinstance(x, Tensor) or not isinstance(w, Tensor):
+        x, w = _tensor(x), _tensor(w)
+    b = b if isinstance(b, Tensor) else _optional(b)
     return _weighted(ops.linear, ops.linear_backward, x, w, b, (), None)
 
 
@@ -202,7 +206,8 @@ def sigmoid(x: Any) -> Tensor:
 
 
 def _activation(x: Any, name: str) -> Tensor:
-    x = _tensor(x)
+    if not isinstance(x, Tensor):
+        x = Tensor(x)
     fused = activated(x, name)
     if fused is not None:
         return fused
