@@ -13,7 +13,7 @@ import pytest
 import test_kernels_bias_relu_pool as joined
 import test_kernels_conv as convolution
 import test_kernels_dense as dense
-import test_kernels_first as few
+import test_kernels_few_channels as few
 import test_kernels_norm as norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
