@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly, pitch_of
+from gpuconv.arrays import ShapeOnly, pixel_stride
 from gpuconv.cpu import elementwise as fast
-from gpuconv.cuda import plan_dense
+from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import Array, op, require_finite, require_floats, require_rank, require_shape
 from gpuconv.threads import parallel, shards
@@ -178,11 +178,11 @@ def add_launch(runtime, a, b, activation):
 
 @accumulate.launch
 def accumulate_launch(runtime, total, b):
-    if pitch_of(total) is not None:
+    if pixel_stride(total) is not None:
         runtime.channels("add_channels", total, b)
         return total
-    plan = plan_dense.elementwise("elementwise.cu", "add", total.size)
-    runtime.run(plan, to=total, a=total, b=runtime.contiguous(b))
+    config = config_elementwise("elementwise.cu", "add", int(total.size))
+    runtime.run(config, to=total, a=total, b=runtime.contiguous(b))
     return total
 
 

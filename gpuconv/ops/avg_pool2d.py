@@ -12,7 +12,6 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
-from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
 from gpuconv.ops.op import (
     Array,
@@ -25,6 +24,7 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
+from gpuconv.ops.pool2d_launch import config_avg_pool2d, config_avg_pool2d_backward
 from gpuconv.shapes import window
 
 
@@ -243,17 +243,16 @@ def avg_pool2d_backward_cpu(
 
 def _forward(runtime, x, geometry, *options):
     y = runtime.empty((x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1]))
-    plan = plan_pool.avg_pool2d(x.shape, geometry, *options)
-    runtime.run(plan, y=y, x=runtime.channels_last(x))
-    return runtime.first_view(y)
+    runtime.run(config_avg_pool2d(x.shape, geometry, *options), y=y, x=runtime.as_nhwc(x))
+    return runtime.as_nchw(y)
 
 
 def _backward(runtime, dy, x_shape, geometry, *options):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
-    plan = plan_pool.avg_pool2d_backward(x_shape, geometry, *options)
-    runtime.run(plan, dx=dx, dy=runtime.channels_last(dy))
-    return runtime.first_view(dx)
+    config = config_avg_pool2d_backward((N, C, H, W), geometry, *options)
+    runtime.run(config, dx=dx, dy=runtime.as_nhwc(dy))
+    return runtime.as_nchw(dx)
 
 
 @sum_pool2d.launch

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
-from gpuconv.cuda import plan_dense
+from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import Array, op, require_floats, require_number
 from gpuconv.threads import parallel, shards
@@ -74,5 +74,7 @@ def dropout_cpu(x, p, seed):
 @dropout.launch
 def dropout_launch(runtime, x, p, seed):
     y = runtime.empty(x.shape)  # the mask counts in C order
-    runtime.run(plan_dense.dropout(x.size, p, seed), y=y, x=runtime.contiguous(x))
+    numbers = {"seed": seed, "threshold": _threshold(p), "factor": 1 / (1 - p)}
+    config = config_elementwise("elementwise.cu", "dropout", int(x.size))
+    runtime.run(config, numbers, y=y, x=runtime.contiguous(x))
     return y

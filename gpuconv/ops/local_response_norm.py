@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import response_norm as fast
-from gpuconv.cuda import plan_channels
+from gpuconv.ops import local_response_norm_launch as config
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     Array,
@@ -143,18 +143,19 @@ def local_response_norm_backward_cpu(dy, x, size, alpha, beta, k, convention):
 
 @local_response_norm.launch
 def local_response_norm_launch(runtime, x, size, alpha, beta, k, convention):
-    numbers = scaled(alpha, size, convention), beta, k
-    plan, x = plan_channels.local_response_norm(x.shape, size, *numbers), runtime.channels_last(x)
+    numbers = {"a": scaled(alpha, size, convention), "beta": beta, "k": k}
+    launches, x = config.config_forward(x.shape, size), runtime.as_nhwc(x)
     y = runtime.empty(x.shape)
-    runtime.run(plan, y=y, x=x)
-    return runtime.first_view(y)
+    runtime.run(launches, numbers, y=y, x=x)
+    return runtime.as_nchw(y)
 
 
 @local_response_norm_backward.launch
 def local_response_norm_backward_launch(runtime, dy, x, size, alpha, beta, k, convention):
-    numbers = scaled(alpha, size, convention), beta, k
-    plan = plan_channels.local_response_norm_backward(x.shape, size, *numbers)
-    dy, x = runtime.channels_last(dy), runtime.channels_last(x)
+    a = scaled(alpha, size, convention)
+    numbers = {"a": a, "beta": beta, "k": k, "slope": 2 * a * beta}
+    launches = config.config_backward(x.shape, size)
+    dy, x = runtime.as_nhwc(dy), runtime.as_nhwc(x)
     dx = runtime.empty(x.shape)
-    runtime.run(plan, dx=dx, dy=dy, x=x)
-    return runtime.first_view(dx)
+    runtime.run(launches, numbers, dx=dx, dy=dy, x=x)
+    return runtime.as_nchw(dx)

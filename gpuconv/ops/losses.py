@@ -14,10 +14,10 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly, device_of
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import plain
-from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import Array, op, require_floats, require_number, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
+from gpuconv.ops.softmax_launch import config_loss, config_rowwise
 
 
 @op
@@ -281,10 +281,10 @@ def _numbers(labels):
 def _forward(runtime, name, saved, scores, labels, **numbers):
     """(loss, what backward needs), by the forward kernel `name`_forward and its mean."""
     rows, classes = scores.shape
-    plan = plan_dense.loss(f"{name}_forward", rows, classes, str(labels.dtype), **numbers)
+    config = config_loss(f"{name}_forward", rows, classes, str(labels.dtype))
     kept, loss = runtime.empty(scores.shape), runtime.empty(1)
-    given = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
-    runtime.run(plan, loss=loss, **{saved: kept}, **given)
+    arrays = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
+    runtime.run(config, numbers, loss=loss, **{saved: kept}, **arrays)
     value = float(runtime.asnumpy(loss)[0])
     if np.isnan(value):  # a label out of range, or scores that were NaN
         _require_range(name, runtime.asnumpy(labels), scores.shape[1])
@@ -293,21 +293,27 @@ def _forward(runtime, name, saved, scores, labels, **numbers):
 
 def _backward(runtime, name, saved, kept, labels, **numbers):
     rows, classes = kept.shape
-    plan = plan_dense.rowwise(f"{name}_backward", rows, classes, str(labels.dtype), **numbers)
+    config = config_rowwise(f"{name}_backward", rows, classes, str(labels.dtype))
     dscores, labels = runtime.empty(kept.shape), runtime.contiguous(labels)
-    runtime.run(plan, dscores=dscores, labels=labels, **{saved: runtime.contiguous(kept)})
+    arrays = {"labels": labels, saved: runtime.contiguous(kept)}
+    runtime.run(config, numbers, dscores=dscores, **arrays)
     return dscores
+
+
+def _smoothing(label_smoothing, classes):
+    """The target of cross-entropy: `even` for every class, and `right` besides for the label."""
+    return {"right": 1 - label_smoothing, "even": label_smoothing / classes}
 
 
 @cross_entropy.launch
 def cross_entropy_launch(runtime, scores, labels, label_smoothing):
-    numbers = plan_dense.smoothing(label_smoothing, scores.shape[1])
+    numbers = _smoothing(label_smoothing, scores.shape[1])
     return _forward(runtime, "cross_entropy", "probabilities", scores, labels, **numbers)
 
 
 @cross_entropy_backward.launch
 def cross_entropy_backward_launch(runtime, probabilities, labels, label_smoothing):
-    numbers = plan_dense.smoothing(label_smoothing, probabilities.shape[1])
+    numbers = _smoothing(label_smoothing, probabilities.shape[1])
     return _backward(runtime, "cross_entropy", "probabilities", probabilities, labels, **numbers)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import Array, op, require_floats, require_shape
+from gpuconv.ops.softmax_launch import config_rowwise
 
 
 @op
@@ -67,7 +67,7 @@ def softmax_backward_cost(dy, y):
 def softmax_launch(runtime, x):
     rows = _rows(runtime, x)
     y = runtime.empty(rows.shape)
-    runtime.run(plan_dense.rowwise("softmax_forward", *_table(rows)), y=y, x=rows)
+    runtime.run(config_rowwise("softmax_forward", *_table(rows)), y=y, x=rows)
     return _unrows(runtime, y, x.shape)
 
 
@@ -75,7 +75,7 @@ def softmax_launch(runtime, x):
 def softmax_backward_launch(runtime, dy, y):
     given = {"dy": _rows(runtime, dy), "y": _rows(runtime, y)}
     dx = runtime.empty(given["dy"].shape)
-    runtime.run(plan_dense.rowwise("softmax_backward", *_table(dx)), dx=dx, **given)
+    runtime.run(config_rowwise("softmax_backward", *_table(dx)), dx=dx, **given)
     return _unrows(runtime, dx, dy.shape)
 
 
@@ -83,7 +83,7 @@ def _rows(runtime, x):
     """(N, classes, ...) as contiguous (N, ..., 1, classes), one row a pixel."""
     if x.ndim != 4:
         x = runtime.contiguous(x).reshape(*x.shape[:2], -1, 1)
-    return runtime.channels_last(x)
+    return runtime.as_nhwc(x)
 
 
 def _table(rows):
@@ -91,5 +91,5 @@ def _table(rows):
 
 
 def _unrows(runtime, rows, shape):
-    y = runtime.first_view(rows)
+    y = runtime.as_nchw(rows)
     return y if len(shape) == 4 else runtime.contiguous(y).reshape(shape)
