@@ -12,12 +12,21 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.ops import adaptive_avg_pool2d_launch as config
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
+from gpuconv.ops.op import (
+    Array,
+    Shape,
+    Size,
+    op,
+    require_floats,
+    require_image_shape,
+    require_rank,
+    require_shape,
+)
 from gpuconv.shapes import pair
 
 
 @op
-def adaptive_avg_pool2d(x, output_size):
+def adaptive_avg_pool2d(x: Array, output_size: Size) -> Array:
     """y[p, q]: the mean of rows floor(p H/P) to ceil((p+1) H/P), and columns alike.
 
     x: floats (N, C, H, W). output_size: P = Q, or (P, Q); it may be larger than the input, whose
@@ -34,7 +43,7 @@ def adaptive_avg_pool2d(x, output_size):
 
 
 @op
-def adaptive_avg_pool2d_backward(dy, x_shape):
+def adaptive_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     """Each pixel's gradient: the sum over the outputs it is part of, of dy / (pixels of that one).
 
     dy: floats (N, C, P, Q). x_shape: (N, C, H, W). Returns dx, dy's dtype, of x_shape.

@@ -12,6 +12,7 @@ from gpuconv.cpu import batch_norm as fast
 from gpuconv.ops import batch_norm2d_launch as config
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import (
+    Array,
     op,
     require_finite,
     require_floats,
@@ -24,7 +25,15 @@ EPS = 1e-5
 
 
 @op
-def batch_norm2d(x, w=None, b=None, mean=None, var=None, eps=EPS, activation=None):
+def batch_norm2d(
+    x: Array,
+    w: Array = None,
+    b: Array = None,
+    mean: Array = None,
+    var: Array = None,
+    eps: float = EPS,
+    activation: str | None = None,
+) -> tuple[Array, ...]:
     """y = activation(w[c] * (x - mean[c]) / sqrt(var[c] + eps) + b[c]); returns (y, mean, var).
 
     x: floats (N, C, H, W). w, b: (C,) or None, which is 1 and 0. mean, var: (C,), the running
@@ -50,8 +59,17 @@ def batch_norm2d(x, w=None, b=None, mean=None, var=None, eps=EPS, activation=Non
 
 @op
 def batch_norm2d_backward(
-    dy, x, w, b, mean, var, eps=EPS, activation=None, of_batch=True, need_dx=True
-):
+    dy: Array,
+    x: Array,
+    w: Array,
+    b: Array,
+    mean: Array,
+    var: Array,
+    eps: float = EPS,
+    activation: str | None = None,
+    of_batch: bool = True,
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `batch_norm2d` for x, w and b.
 
     dy: (N, C, H, W). x, w, b, eps, activation: as batch_norm2d had them. mean, var: as it returned
@@ -78,7 +96,9 @@ def batch_norm2d_backward(
 
 
 @op
-def batch_norm2d_track(running_mean, running_var, mean, var, count, momentum):
+def batch_norm2d_track(
+    running_mean: Array, running_var: Array, mean: Array, var: Array, count: int, momentum: float
+) -> Array:
     """running = (1 - momentum) * running + momentum * new, in place; returns both.
 
     All (C,) floats. new: mean, and the unbiased variance var * count / (count - 1), count being

@@ -14,12 +14,30 @@ from gpuconv.cpu import conv as fast
 from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes, output
-from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
+from gpuconv.ops.op import (
+    Array,
+    Padding,
+    Size,
+    op,
+    require_floats,
+    require_number,
+    require_rank,
+    require_shape,
+)
 from gpuconv.shapes import window
 
 
 @op
-def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, activation=None):
+def conv2d(
+    x: Array,
+    w: Array,
+    b: Array = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Array:
     """The activation of each filter's sum of products with the image, and its bias.
 
     y[n, k, p, q] = activation(b[k] + sum over c, r, s of w[k, c, r, s] * x[n, c, h, v]), where
@@ -52,18 +70,18 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, activation=N
 
 @op
 def conv2d_backward(
-    dy,
-    x,
-    w,
-    b=None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    activation=None,
-    y=None,
-    need_dx=True,
-):
+    dy: Array,
+    x: Array,
+    w: Array,
+    b: Array = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    y: Array = None,
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `conv2d` for x, w and b.
 
     dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation: as conv2d had them.

@@ -5,6 +5,8 @@ The convolution's output is neither written to memory nor kept for the backward 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
@@ -12,7 +14,7 @@ from gpuconv.cpu import conv_pool as fast
 from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
 from gpuconv.ops.cost import Cost, like, nbytes, output
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, require_pool
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, Padding, Size, op, require_floats, require_rank, require_shape
 from gpuconv.ops.pool2d_launch import (
     config_bias_relu_max_pool2d,
     config_bias_relu_max_pool2d_backward,
@@ -23,7 +25,16 @@ from gpuconv.shapes import window
 
 
 @op
-def conv2d_relu_max_pool2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, pool=(2,)):
+def conv2d_relu_max_pool2d(
+    x: Array,
+    w: Array,
+    b: Array = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    pool: tuple[Any, ...] = (2,),
+) -> tuple[Array, ...]:
     """max_pool2d(conv2d(x, w, b, ..., activation="relu"), *pool).
 
     x, w, b, stride, padding, dilation, groups: as in conv2d. pool: max_pool2d's arguments after
@@ -37,19 +48,19 @@ def conv2d_relu_max_pool2d(x, w, b=None, stride=1, padding=0, dilation=1, groups
 
 @op
 def conv2d_relu_max_pool2d_backward(
-    dy,
-    y,
-    argmax,
-    x,
-    w,
-    b=None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    pool=(2,),
-    need_dx=True,
-):
+    dy: Array,
+    y: Array,
+    argmax: Array,
+    x: Array,
+    w: Array,
+    b: Array = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    pool: tuple[Any, ...] = (2,),
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `conv2d_relu_max_pool2d` for x, w and b.
 
     dy: (N, K, P, Q) of the pooled output. y, argmax: as the forward operation returned them; the

@@ -11,12 +11,12 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_floats, require_number
+from gpuconv.ops.op import Array, op, require_floats, require_number
 from gpuconv.threads import parallel, shards
 
 
 @op
-def dropout(x, p, seed):
+def dropout(x: Array, p: float, seed: int) -> Array:
     """y = x / (1 - p) where an element is kept, 0 where it is dropped, each with probability p.
 
     x: floats of any shape. p: in [0, 1). seed: an int. Element i, in C order, is kept if the upper

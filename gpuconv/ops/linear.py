@@ -14,11 +14,11 @@ from gpuconv.cpu.matmul import products
 from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
 
 
 @op
-def linear(x, w, b=None, activation=None):
+def linear(x: Array, w: Array, b: Array = None, activation: str | None = None) -> Array:
     """y = activation(x w^T + b).
 
     x: floats (N, features in). w: (features out, features in). b: (features out,) or None.
@@ -32,7 +32,15 @@ def linear(x, w, b=None, activation=None):
 
 
 @op
-def linear_backward(dy, x, w, b=None, activation=None, y=None, need_dx=True):
+def linear_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    b: Array = None,
+    activation: str | None = None,
+    y: Array = None,
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `linear` for x, w and b.
 
     dy: (N, features out). x, w, b, activation: as linear had them.

@@ -12,6 +12,7 @@ from gpuconv.cpu import response_norm as fast
 from gpuconv.ops import local_response_norm_launch as config
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
+    Array,
     op,
     require_finite,
     require_floats,
@@ -24,7 +25,14 @@ CONVENTIONS = ("torch", "paper")
 
 
 @op
-def local_response_norm(x, size, alpha=1e-4, beta=0.75, k=1.0, convention="torch"):
+def local_response_norm(
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    convention: str = "torch",
+) -> Array:
     """y[c] = x[c] / (k + a * sum of x[j]**2)**beta, j over the `size` channels around c.
 
     x: floats (N, C, H, W). The neighbours are c - size//2 ... c + (size - 1)//2, where they exist.
@@ -42,7 +50,15 @@ def local_response_norm(x, size, alpha=1e-4, beta=0.75, k=1.0, convention="torch
 
 
 @op
-def local_response_norm_backward(dy, x, size, alpha=1e-4, beta=0.75, k=1.0, convention="torch"):
+def local_response_norm_backward(
+    dy: Array,
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    convention: str = "torch",
+) -> Array:
     """dx[c] = dy[c] / d[c]**beta - 2 a beta x[c] * sum of dy[i] y[i] / d[i].
 
     d is the forward pass's k + a * sum, and i goes over the channels that have c for a neighbour.

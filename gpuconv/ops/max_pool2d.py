@@ -12,7 +12,17 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
 from gpuconv.ops.cost import Cost, image, nbytes, output
-from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
+from gpuconv.ops.op import (
+    Array,
+    Padding,
+    Shape,
+    Size,
+    op,
+    require_floats,
+    require_image_shape,
+    require_rank,
+    require_shape,
+)
 from gpuconv.ops.pool2d_launch import config_max_pool2d, config_max_pool2d_backward
 from gpuconv.shapes import window
 
@@ -20,7 +30,14 @@ NONE = 255  # argmax before any tap of the window was inside the image
 
 
 @op
-def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+def max_pool2d(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> tuple[Array, ...]:
     """The largest value in each window, and where it was.
 
     x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), dilation: an int or a pair;
@@ -48,8 +65,15 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 
 @op
 def max_pool2d_backward(
-    dy, argmax, x_shape, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
-):
+    dy: Array,
+    argmax: Array,
+    x_shape: Shape,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
     """Each dy goes to the pixel that was its window's largest.
 
     dy, argmax: (N, C, P, Q), as max_pool2d returned them. x_shape: (N, C, H, W). The rest as

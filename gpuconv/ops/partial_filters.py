@@ -10,11 +10,11 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.ops import partial_filters_launch as config
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import op, require_floats, require_rank
+from gpuconv.ops.op import Array, op, require_floats, require_rank
 
 
 @op
-def partial_filters(links, table):
+def partial_filters(links: Array, table: Array) -> Array:
     """w[k, c] = links[table[k, c]], 0 where that is -1: filters that `conv2d` takes.
 
     links: floats (links, R, S). table: int32 (K, C), the number of each pair's link or -1, each
@@ -30,7 +30,7 @@ def partial_filters(links, table):
 
 
 @op
-def partial_filters_backward(dw, places):
+def partial_filters_backward(dw: Array, places: Array) -> Array:
     """dlinks[t] = dw[k, c] with k*C + c = places[t].
 
     dw: floats (K, C, R, S). places: int32 (links,). Returns dlinks (links, R, S), dw's dtype.

@@ -9,12 +9,12 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_shape
 from gpuconv.ops.softmax_launch import config_rowwise
 
 
 @op
-def softmax(x):
+def softmax(x: Array) -> Array:
     """exp(x) / sum(exp(x)) over axis 1, the classes; no score overflows, whatever its size.
 
     x: floats (N, classes, ...). Returns y, the same shape and dtype, whose classes sum to 1.
@@ -27,7 +27,7 @@ def softmax(x):
 
 
 @op
-def softmax_backward(dy, y):
+def softmax_backward(dy: Array, y: Array) -> Array:
     """dx = y * (dy - sum of dy*y over axis 1).
 
     dy, y: floats (N, classes, ...), y being what `softmax` returned.
