@@ -1,4 +1,7 @@
-"""Which device an array is on, and the ways between devices. Imports no device's library."""
+"""Which device an array is on, moves between devices, and arrays that are a shape alone.
+
+Imports no device's library.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 import operator
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,7 +35,7 @@ class ShapeOnly:
         self, shape: Shape, dtype: Any = np.float32, base: ShapeOnly | None = None
     ) -> None:
         """base: the array of which this one is a view."""
-        self.base = base if base is None or base.base is None else base.base
+        self.base: ShapeOnly | None = base if base is None or base.base is None else base.base
         self.shape: Shape = tuple(map(operator.index, shape))
         if any(length < 0 for length in self.shape):
             raise ValueError(f"ShapeOnly: a length cannot be negative, got shape {self.shape}")
@@ -120,9 +124,9 @@ def _is_index(value: Any) -> bool:
 
 
 def device_of(array: Any) -> str | None:
-    """Where an array is: "cpu" for NumPy's, "sim", "cuda" for CuPy's, "meta" for a `ShapeOnly`;
-    None for what is no array.
+    """The device of an array; None for what is no array.
 
+    "cpu" for NumPy's, "sim" for the simulator's, "cuda" for CuPy's, "meta" for a `ShapeOnly`.
     An array of a library can only exist once that library is imported, so nothing is imported here.
     """
     if isinstance(array, np.ndarray):
@@ -166,7 +170,7 @@ def empty_images(shape: Shape, like: Any) -> Any:
     N, C, H, W = shape
     target = runtime(device)
     with target.inside(like):
-        return target.first_view(target.empty((N, H, W, C), like.dtype))
+        return target.as_nchw(target.empty((N, H, W, C), like.dtype))
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -184,12 +188,34 @@ def to_numpy(array: Any) -> np.ndarray:
     return runtime(device).asnumpy(array)
 
 
+def checked_cast(name: str, array: Any, dtype: Any) -> np.ndarray:
+    """A NumPy array of a stored state in another dtype, itself if it has that already.
+
+    Raises: ValueError naming it where the dtype cannot hold its values: complex numbers as real
+    ones, finite numbers that become infinite, fractions as whole numbers.
+    """
+    found, wanted = np.asarray(array), np.dtype(dtype)
+    if found.dtype == wanted:
+        return found
+    if found.dtype.kind not in "fiub":
+        raise ValueError(f"{name} is {found.dtype}, expected {wanted}")
+    with np.errstate(all="ignore"):
+        cast = found.astype(wanted)
+    if wanted.kind == "f":
+        lost = bool(np.any(np.isinf(cast) & np.isfinite(found)))
+    else:
+        lost = not np.array_equal(cast, found)
+    if lost:
+        raise ValueError(f"{name} is {found.dtype} with values that {wanted} cannot hold")
+    return cast
+
+
 def to_device(array: Any, device: str, weights: bool = False) -> Any:
     """The array on a device, itself if it is there; from one device to another by way of NumPy.
     A `ShapeOnly` is on every device.
 
-    weights: keep (K, C, R, S) filters channels-last in memory, as every kernel reads them, so that
-    no step need convert them.
+    weights: keep (K, C, R, S) filters channels-last in memory, as every kernel reads them; then no
+    training step has to convert them.
     """
     wanted = device if is_device(device) else "cpu"
     if device_of(array) in (wanted, "meta"):
@@ -201,7 +227,7 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
 
     target = runtime(wanted)
     if weights and host.ndim == 4:
-        return target.first_view(target.asarray(host.transpose(0, 2, 3, 1)))
+        return target.as_nchw(target.asarray(host.transpose(0, 2, 3, 1)))
     return target.asarray(host)
 
 
@@ -226,6 +252,7 @@ def copy(array: Any) -> Any:
         return target.copy(array)
 
 
+@lru_cache(maxsize=4096)
 def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:
     """Whether elements follow each other as C stores them; lengths of 1 have any stride."""
     if math.prod(shape) == 0:
@@ -238,18 +265,25 @@ def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:
     return True
 
 
-def pitch_of(array: Any) -> int | None:
+def pixel_stride(array: Any) -> int | None:
     """Elements from a pixel of (N, C, H, W) to the next, where its channels follow each other and
     its pixels lie evenly in memory, as in (N, H, W, C) and in the first channels of it. Else None.
     """
-    if array.ndim != 4 or array.size == 0:
+    if array.ndim != 4:
         return None
-    N, C, H, W = array.shape
-    image, channel, line, pixel = (stride // array.dtype.itemsize for stride in array.strides)
+    return _pixel_stride(array.shape, array.strides, array.dtype.itemsize)
+
+
+@lru_cache(maxsize=4096)
+def _pixel_stride(shape: Shape, strides: Shape, itemsize: int) -> int | None:
+    N, C, H, W = shape
+    if math.prod(shape) == 0:
+        return None
+    image, channel, line, pixel = (stride // itemsize for stride in strides)
     apart = ((W, pixel, 1), (H, line, W), (N, image, H * W))
-    pitch = next((stride // count for length, stride, count in apart if length > 1), C)
-    even = all(length == 1 or stride == count * pitch for length, stride, count in apart)
-    return pitch if even and pitch >= C and (C == 1 or channel == 1) else None
+    step = next((stride // count for length, stride, count in apart if length > 1), C)
+    even = all(length == 1 or stride == count * step for length, stride, count in apart)
+    return step if even and step >= C and (C == 1 or channel == 1) else None
 
 
 def channels_last(array: Any) -> bool:

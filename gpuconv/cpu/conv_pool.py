@@ -8,15 +8,18 @@ layers for which this does not pay, run the two operations one after the other.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 
 from gpuconv.cpu import conv, pool, pool_2x2, winograd
-from gpuconv.cpu.blocking import forward_blocking
+from gpuconv.cpu.blocking import Blocking, forward_blocking
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.conv_pool_backward import backward_of_maxima
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.inner_loops import ALL_LANES, address, load_padded_tile
-from gpuconv.cpu.precision import sums_in_float64
+from gpuconv.cpu.precision import modes, sums_in_float64
 from gpuconv.cpu.simd import LANES, VECTOR_BYTES
 from gpuconv.cpu.simd_moves import transpose
 from gpuconv.cpu.simd_pool_tiles import (
@@ -35,22 +38,41 @@ from gpuconv.threads import parallel, shards
 MAX_IMAGE_FLOATS = 96 * 1024
 
 
-def _fuses(
+class _Fused(NamedTuple):
+    """How the fused loops run for one set of shapes."""
+
+    blocking: Blocking
+    tile: int  # LANES or FILTERS
+    P: int  # of the pooled output
+    Q: int
+    pixels: int  # of one filter's pooled output, with the last tile's unused ones
+
+
+@lru_cache(maxsize=1024)
+def _fused(
     x_shape: tuple[int, ...],
     dtype: np.dtype,
     w_shape: tuple[int, ...],
     window: Window,
     groups: int,
     pool_window: Window,
-) -> bool:
+    modes: tuple[bool, bool],
+) -> _Fused | None:
+    """None where the two operations run one after the other. modes: precision.modes()."""
     P, Q = window.output_size(*x_shape[2:])
-    return (
-        not sums_in_float64(dtype)
-        and pool_2x2.suits(dtype, pool_window, P, Q)
-        and w_shape[0] * P * Q <= MAX_IMAGE_FLOATS
-        and not winograd.suits(x_shape, w_shape, window, groups)
-        and forward_blocking((1, *x_shape[1:]), window, groups, 1).tile_shape.blocks == 1
-    )
+    if (
+        sums_in_float64(dtype)
+        or not pool_2x2.suits(dtype, pool_window, P, Q)
+        or w_shape[0] * P * Q > MAX_IMAGE_FLOATS
+        or winograd.suits(x_shape, w_shape, window, groups)
+    ):
+        return None
+    blocking = forward_blocking((1, *x_shape[1:]), window, groups, 1)
+    if blocking.tile_shape.blocks > 1:
+        return None
+    P, Q = P // 2, Q // 2
+    tile = _tile(w_shape[0] // groups, P, Q)
+    return _Fused(blocking, tile, P, Q, -(-P * Q // LANES) * LANES + POOLED_PIXELS)
 
 
 def forward(
@@ -62,17 +84,14 @@ def forward(
     pool_window: Window,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(y, argmax): the same bits as pool.max_forward of conv.forward with its ReLU."""
-    if not _fuses(x.shape, x.dtype, w.shape, window, groups, pool_window):
+    fused = _fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes())
+    if fused is None:
         return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
     x, w = contiguous(x), contiguous(w)
-    (N, _, H, W), K = x.shape, w.shape[0]
-    P, Q = window.output_size(H, W)
-    blocking = forward_blocking((1, *x.shape[1:]), window, groups, 1)
-    tile = _tile(K // groups, P // 2, Q // 2)
+    blocking, tile, P, Q, pixels = fused
+    N, K = len(x), len(w)
     weights, bias = _pack(w.reshape(groups, K // groups, -1), tile), _pack_bias(b, K, groups, tile)
-    shape = N, K, P // 2, Q // 2
-    y, argmax = np.empty(shape, np.float32), np.empty(shape, np.uint8)
-    pixels = -(-shape[2] * shape[3] // LANES) * LANES + POOLED_PIXELS
+    y, argmax = np.empty((N, K, P, Q), np.float32), np.empty((N, K, P, Q), np.uint8)
 
     def run(begin: int, end: int) -> None:
         padded = scratch("padded", blocking.scratch + 2 * CONV_PIXELS)
@@ -204,8 +223,8 @@ def backward(
     need_dx: bool = True,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax are `forward`'s."""
-    if _fuses(x.shape, x.dtype, w.shape, window, groups, pool_window):
-        dy, y, argmax, x, w = (contiguous(a) for a in (dy, y, argmax, x, w))
+    if _fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes()) is not None:
+        dy, y, argmax, x, w = map(contiguous, (dy, y, argmax, x, w))
         return backward_of_maxima(dy, y, argmax, x, w, window, groups, need_dx)
     size = window.output_size(*x.shape[2:])
     masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)

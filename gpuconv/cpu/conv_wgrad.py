@@ -22,7 +22,7 @@ from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.simd_moves import transpose
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import Pieces, parallel, shards
 
 GRAIN = 1 << 16  # with fewer floats to add and unpack, a second thread costs more than it saves
 
@@ -74,7 +74,7 @@ class WeightSums:
         window: Window,
         groups: int,
         threads: int,
-        pieces: list[tuple[int, int]],
+        pieces: Pieces,
     ) -> None:
         self.blocking = forward_blocking(x_shape, window, groups, threads)
         self.w_shape, self.groups, self.K = w_shape, groups, w_shape[0] // groups

@@ -25,7 +25,7 @@ def elementwise(function: Callable[..., Any], *inputs: np.ndarray) -> np.ndarray
 
 def contiguous(a: np.ndarray) -> np.ndarray:
     """`a` in C order, aligned and writable, as compiled loops need it; copied only if it is not."""
-    return np.require(a, requirements=["C", "A", "W"])
+    return a if a.flags.carray else np.require(a, requirements=["C", "A", "W"])
 
 
 @compiled

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import contiguous
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import Pieces, parallel, shards
 
 STRIP = 128  # pixels: 128 KB of float32 with 256 channels, in the L2 cache
 GRAIN = 1 << 14  # with fewer elements, a second thread costs more than it saves
@@ -42,7 +42,7 @@ def backward(
     return dx
 
 
-def _shards(planes: np.ndarray) -> list[tuple[int, int]]:
+def _shards(planes: np.ndarray) -> Pieces:
     N, C, pixels = planes.shape
     return shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP)))
 

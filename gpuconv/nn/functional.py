@@ -27,6 +27,7 @@ from gpuconv.autograd import (
     record,
 )
 from gpuconv.operators import add, flatten, relu_backward
+from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.ops.op import Op
 
@@ -43,6 +44,7 @@ __all__ = [
     "flatten",
     "half_squared_error",
     "hinge",
+    "leaky_relu",
     "linear",
     "local_response_norm",
     "max_pool2d",
@@ -72,7 +74,9 @@ def conv2d(
     An activation that follows it within a module, and a max-pool after a ReLU, are done in the
     same pass over memory.
     """
-    x, w, b = _tensor(x), _tensor(w), _optional(b)
+    if not isinstance(x, Tensor) or not isinstance(w, Tensor):
+        x, w = _tensor(x), _tensor(w)
+    b = b if isinstance(b, Tensor) else _optional(b)
     options = (stride, padding, dilation, groups)
 
     def with_pool(*window: Any) -> Tensor:
@@ -90,7 +94,9 @@ def _conv_pool_backward(dy: Array, over: bool, *saved: Any) -> Any:
 
 def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     """`ops.linear`: x (N, features), w (outputs, features), b (outputs,) or None."""
-    x, w, b = _tensor(x), _tensor(w), _optional(b)
+    if not isinstance(x, Tensor) or not isinstance(w, Tensor):
+        x, w = _tensor(x), _tensor(w)
+    b = b if isinstance(b, Tensor) else _optional(b)
     return _weighted(ops.linear, ops.linear_backward, x, w, b, (), None)
 
 
@@ -172,8 +178,8 @@ def batch_norm(
 
 
 def _batch_norm_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> Any:
-    if over and saved[-1] and dy.size and ops.can_overwrite(dy):
-        return ops.batch_norm2d_backward_into(dy, *saved[:-1])
+    if over and saved[-1] and dy.size and in_place.can_overwrite(dy):
+        return in_place.batch_norm2d_backward_into(dy, *saved[:-1])
     return run_backward(dy, *saved)
 
 
@@ -201,7 +207,8 @@ def sigmoid(x: Any) -> Tensor:
 
 
 def _activation(x: Any, name: str) -> Tensor:
-    x = _tensor(x)
+    if not isinstance(x, Tensor):
+        x = Tensor(x)
     fused = activated(x, name)
     if fused is not None:
         return fused
@@ -215,6 +222,14 @@ def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Ar
     if over and run_backward is ops.relu_backward:
         return (relu_backward(dy, y, over),)
     return (run_backward(dy, y),)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
+    """x where x >= 0, else negative_slope * x."""
+    x = _tensor(x)
+    y = _on(ops.leaky_relu, x.reference)(x.data, negative_slope)
+    run_backward = _on(ops.leaky_relu_backward, x.reference)
+    return record("leaky_relu", y, (x,), _plain_backward, run_backward, x.data, negative_slope)
 
 
 def softmax(x: Any) -> Tensor:

@@ -10,11 +10,7 @@ from gpuconv.ops.conv2d_relu_max_pool2d import (
     conv2d_relu_max_pool2d_backward,
 )
 from gpuconv.ops.dropout import dropout
-from gpuconv.ops.in_place import (
-    batch_norm2d_backward_into,
-    can_overwrite,
-    relu_backward_into,
-)
+from gpuconv.ops.leaky_relu import leaky_relu, leaky_relu_backward
 from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.local_response_norm import local_response_norm, local_response_norm_backward
 from gpuconv.ops.losses import (
@@ -42,9 +38,7 @@ __all__ = [
     "avg_pool2d_backward",
     "batch_norm2d",
     "batch_norm2d_backward",
-    "batch_norm2d_backward_into",
     "batch_norm2d_track",
-    "can_overwrite",
     "conv2d",
     "conv2d_backward",
     "conv2d_relu_max_pool2d",
@@ -56,6 +50,8 @@ __all__ = [
     "half_squared_error_backward",
     "hinge",
     "hinge_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
     "linear",
     "linear_backward",
     "local_response_norm",
@@ -67,7 +63,6 @@ __all__ = [
     "partial_filters_backward",
     "relu",
     "relu_backward",
-    "relu_backward_into",
     "scale",
     "scaled_tanh",
     "scaled_tanh_backward",

@@ -1,5 +1,6 @@
-"""The fully connected layer. Source: the article's "fully connected layer";
-torch.nn.functional.linear.
+"""The fully connected layer.
+
+Source: the article's "fully connected layer"; torch.nn.functional.linear.
 """
 
 from __future__ import annotations
@@ -9,21 +10,20 @@ import math
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.cpu.matmul import matmul
-from gpuconv.cuda import plan_conv
-from gpuconv.cuda.plan_conv import Conv
+from gpuconv.cpu.matmul import products
+from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
 
 
 @op
-def linear(x, w, b=None, activation=None):
+def linear(x: Array, w: Array, b: Array = None, activation: str | None = None) -> Array:
     """y = activation(x w^T + b).
 
     x: floats (N, features in). w: (features out, features in). b: (features out,) or None.
-    activation: as in conv2d. Returns y (N, features out). Raises ValueError for shapes that do not
-    fit.
+    activation: as in conv2d. Returns y (N, features out).
+    Raises TypeError for other dtypes, ValueError for shapes that do not fit.
     """
     y = x @ w.T
     if b is not None:
@@ -32,12 +32,20 @@ def linear(x, w, b=None, activation=None):
 
 
 @op
-def linear_backward(dy, x, w, b=None, activation=None, y=None, need_dx=True):
+def linear_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    b: Array = None,
+    activation: str | None = None,
+    y: Array = None,
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `linear` for x, w and b.
 
-    dy: (N, features out). x, w, b, activation: as linear had them. y: what linear returned; needed
-    with an activation. Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db
-    where b is None.
+    dy: (N, features out). x, w, b, activation: as linear had them.
+    y: what linear returned; needed with an activation. need_dx: False saves a first layer's work.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
     dy = activation_backward(dy, y, activation, reference=True)
     return dy @ w if need_dx else None, dy.T @ x, dy.sum(0) if b is not None else None
@@ -52,7 +60,7 @@ def linear_check(x, w, b, activation):
 def linear_backward_check(dy, x, w, b, activation, y, need_dx):
     name = "linear_backward"
     _require(name, x, w, b, activation)
-    require_floats(name, x=x, dy=dy, y=y)
+    require_floats(name, ("y",), x=x, dy=dy, y=y)
     shape = (x.shape[0], w.shape[0])
     require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
@@ -60,7 +68,7 @@ def linear_backward_check(dy, x, w, b, activation, y, need_dx):
 
 
 def _require(name, x, w, b, activation):
-    require_floats(name, x=x, w=w, b=b)
+    require_floats(name, ("b",), x=x, w=w, b=b)
     require_rank(name, 2, "(N, features in)", x=x)
     require_rank(name, 2, "(features out, features in)", w=w)
     if x.shape[1] != w.shape[1]:
@@ -96,7 +104,7 @@ def linear_backward_cost(dy, x, w, b, activation, y, need_dx):
 
 @linear.cpu
 def linear_cpu(x, w, b, activation):
-    y = matmul(x, w.T)
+    (y,) = products((x, w.T))
     if b is not None:
         y += b
     if activation == "relu":
@@ -108,30 +116,32 @@ def linear_cpu(x, w, b, activation):
 def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
     db = dy.sum(0) if b is not None else None
-    return matmul(dy, w) if need_dx else None, matmul(dy.T, x), db
+    if not need_dx:
+        return None, *products((dy.T, x)), db
+    return *products((dy, w), (dy.T, x)), db
 
 
 @linear.launch
 def linear_launch(runtime, x, w, b, activation):
     """A convolution of one pixel by one tap."""
-    conv = Conv.linear(len(x), *reversed(w.shape))
+    conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     fused = activation == "relu"
     y, x, w = runtime.empty((conv.N, conv.K)), runtime.contiguous(x), runtime.contiguous(w)
     bias = w if b is None else runtime.contiguous(b)
-    runtime.run(plan_conv.forward(conv, b is not None, fused), y=y, x=x, w=w, b=bias)
+    runtime.run(config.config_forward(conv, b is not None, fused), y=y, x=x, w=w, b=bias)
     return y if fused else activate(y, activation)
 
 
 @linear_backward.launch
 def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx):
-    conv = Conv.linear(len(x), *reversed(w.shape))
+    conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     dy, dx, db = runtime.contiguous(activation_backward(dy, y, activation)), None, None
     if need_dx:
-        dx, plan = runtime.empty(x.shape), plan_conv.backward_data(conv, False)
-        runtime.run(plan, dx=dx, dy=dy, w=runtime.contiguous(w), x=dy)
+        dx, launches = runtime.empty(x.shape), config.config_backward_data(conv, mask=False)
+        runtime.run(launches, dx=dx, dy=dy, w=runtime.contiguous(w), x=dy)  # x is not read
     dw = runtime.empty(w.shape)
-    runtime.run(plan_conv.backward_weight(conv), dw=dw, dy=dy, x=runtime.contiguous(x))
+    runtime.run(config.config_backward_weight(conv), dw=dw, dy=dy, x=runtime.contiguous(x))
     if b is not None:
         db = runtime.empty(conv.K)
-        runtime.run(plan_conv.backward_bias(conv.N, conv.K), db=db, dy=dy)
+        runtime.run(config.config_backward_bias(conv.N, conv.K), db=db, dy=dy)
     return dx, dw, db

@@ -1,7 +1,6 @@
-"""What a network's scores cost: cross-entropy, the article's squared error, hinge; the mean over a
-batch.
+"""Losses, the mean over a batch: cross-entropy, the article's squared error, hinge.
 
-Each forward operation returns the loss, a float, and what its backward operation needs.
+Each forward operation returns the loss, a float, and the array that its backward operation needs.
 Source: the article's "training using backpropagation"; torch.nn.functional.cross_entropy and
 multi_margin_loss.
 """
@@ -15,14 +14,14 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly, device_of
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import contiguous
-from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import Cost, moved, nbytes
-from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_number, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
+from gpuconv.ops.softmax_launch import config_loss, config_rowwise
 
 
 @op
-def cross_entropy(scores, labels, label_smoothing=0.0):
+def cross_entropy(scores: Array, labels: Array, label_smoothing: float = 0.0) -> tuple[Array, ...]:
     """The mean of -sum(target * log(softmax(scores))), from the scores, so that nothing overflows.
 
     scores: floats (N, classes). labels: integers (N,) in [0, classes). The target is 1 for the
@@ -39,9 +38,12 @@ def cross_entropy(scores, labels, label_smoothing=0.0):
 
 
 @op
-def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
-    """dscores = (probabilities - target) / N; the arguments as `cross_entropy` had and returned
-    them.
+def cross_entropy_backward(
+    probabilities: Array, labels: Array, label_smoothing: float = 0.0
+) -> Array:
+    """dscores = (probabilities - target) / N.
+
+    probabilities: as `cross_entropy` returned them; the rest as it had it.
     """
     n, classes = probabilities.shape
     target = np.full_like(probabilities, label_smoothing / classes)
@@ -50,9 +52,8 @@ def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
 
 
 @op
-def half_squared_error(scores, labels):
-    """The article's total error over a softmax: the mean over the batch of sum(1/2 (target -
-    probability)^2).
+def half_squared_error(scores: Array, labels: Array) -> tuple[Array, ...]:
+    """The article's total error over a softmax: the mean of sum(1/2 (target - probability)^2).
 
     scores: floats (N, classes). labels: integers (N,) in [0, classes).
     Returns (loss, probabilities): a float, 0 for an empty batch, and (N, classes).
@@ -63,7 +64,7 @@ def half_squared_error(scores, labels):
 
 
 @op
-def half_squared_error_backward(probabilities, labels):
+def half_squared_error_backward(probabilities: Array, labels: Array) -> Array:
     """dscores = p * (d - sum(p * d)) / N with d = p - target, through the softmax."""
     p = probabilities
     d = p - _one_hot(p, labels)
@@ -71,13 +72,13 @@ def half_squared_error_backward(probabilities, labels):
 
 
 @op
-def hinge(scores, labels, margin=1.0):
-    """The multi-class hinge loss of a support vector machine: the mean of sum over j != label of
-    max(0, margin - scores[label] + scores[j]) / classes.
+def hinge(scores: Array, labels: Array, margin: float = 1.0) -> tuple[Array, ...]:
+    """The multi-class hinge loss of a support vector machine.
 
+    The mean over the batch of the sum over j != label of
+    max(0, margin - scores[label] + scores[j]) / classes.
     scores: floats (N, classes). labels: integers (N,) in [0, classes).
-    Returns (loss, excess): a float, 0 for an empty batch, and the (N, classes) terms before the
-    sum.
+    Returns (loss, excess): a float, 0 for an empty batch, and the (N, classes) terms of the sum.
     """
     n, classes = scores.shape
     rows = np.arange(n)
@@ -87,7 +88,7 @@ def hinge(scores, labels, margin=1.0):
 
 
 @op
-def hinge_backward(excess, labels):
+def hinge_backward(excess: Array, labels: Array) -> Array:
     """dscores: 1/(N*classes) for every positive term's class, minus their sum for the label."""
     n, classes = excess.shape
     dscores = (excess > 0).astype(excess.dtype)
@@ -108,11 +109,15 @@ def _require(name, scores, labels):
         kind = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"{name}: labels must be an array of integers, got {kind}")
     require_shape(name, {"labels": scores.shape[:1]}, labels=labels)
-    if isinstance(labels, np.ndarray):  # a device's are only looked at where the loss is NaN
-        _require_range(name, labels, scores.shape[1])
 
 
 def _require_range(name, labels, classes):
+    """ValueError for a label that is no class; a device's labels are not read for it.
+
+    The kernels give NaN for such a label, and only then are a device's labels looked at.
+    """
+    if not isinstance(labels, np.ndarray):
+        return
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise ValueError(
@@ -127,10 +132,20 @@ def cross_entropy_check(scores, labels, label_smoothing):
     _require_smoothing("cross_entropy", label_smoothing)
 
 
+@cross_entropy.check_values
+def cross_entropy_check_values(scores, labels, label_smoothing):
+    _require_range("cross_entropy", labels, scores.shape[1])
+
+
 @cross_entropy_backward.check
 def cross_entropy_backward_check(probabilities, labels, label_smoothing):
     _require("cross_entropy_backward", probabilities, labels)
     _require_smoothing("cross_entropy_backward", label_smoothing)
+
+
+@cross_entropy_backward.check_values
+def cross_entropy_backward_check_values(probabilities, labels, label_smoothing):
+    _require_range("cross_entropy_backward", labels, probabilities.shape[1])
 
 
 def _require_smoothing(name, label_smoothing):
@@ -144,9 +159,19 @@ def half_squared_error_check(scores, labels):
     _require("half_squared_error", scores, labels)
 
 
+@half_squared_error.check_values
+def half_squared_error_check_values(scores, labels):
+    _require_range("half_squared_error", labels, scores.shape[1])
+
+
 @half_squared_error_backward.check
 def half_squared_error_backward_check(probabilities, labels):
     _require("half_squared_error_backward", probabilities, labels)
+
+
+@half_squared_error_backward.check_values
+def half_squared_error_backward_check_values(probabilities, labels):
+    _require_range("half_squared_error_backward", labels, probabilities.shape[1])
 
 
 @hinge.check
@@ -157,9 +182,19 @@ def hinge_check(scores, labels, margin):
         raise ValueError(f"hinge: margin must be positive and finite, got {margin!r}")
 
 
+@hinge.check_values
+def hinge_check_values(scores, labels, margin):
+    _require_range("hinge", labels, scores.shape[1])
+
+
 @hinge_backward.check
 def hinge_backward_check(excess, labels):
     _require("hinge_backward", excess, labels)
+
+
+@hinge_backward.check_values
+def hinge_backward_check_values(excess, labels):
+    _require_range("hinge_backward", labels, excess.shape[1])
 
 
 def _cost(scores, labels):
@@ -246,10 +281,10 @@ def _numbers(labels):
 def _forward(runtime, name, saved, scores, labels, **numbers):
     """(loss, what backward needs), by the forward kernel `name`_forward and its mean."""
     rows, classes = scores.shape
-    plan = plan_dense.loss(f"{name}_forward", rows, classes, str(labels.dtype), **numbers)
+    config = config_loss(f"{name}_forward", rows, classes, str(labels.dtype))
     kept, loss = runtime.empty(scores.shape), runtime.empty(1)
-    given = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
-    runtime.run(plan, loss=loss, **{saved: kept}, **given)
+    arrays = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
+    runtime.run(config, numbers, loss=loss, **{saved: kept}, **arrays)
     value = float(runtime.asnumpy(loss)[0])
     if np.isnan(value):  # a label out of range, or scores that were NaN
         _require_range(name, runtime.asnumpy(labels), scores.shape[1])
@@ -258,21 +293,27 @@ def _forward(runtime, name, saved, scores, labels, **numbers):
 
 def _backward(runtime, name, saved, kept, labels, **numbers):
     rows, classes = kept.shape
-    plan = plan_dense.rowwise(f"{name}_backward", rows, classes, str(labels.dtype), **numbers)
+    config = config_rowwise(f"{name}_backward", rows, classes, str(labels.dtype))
     dscores, labels = runtime.empty(kept.shape), runtime.contiguous(labels)
-    runtime.run(plan, dscores=dscores, labels=labels, **{saved: runtime.contiguous(kept)})
+    arrays = {"labels": labels, saved: runtime.contiguous(kept)}
+    runtime.run(config, numbers, dscores=dscores, **arrays)
     return dscores
+
+
+def _smoothing(label_smoothing, classes):
+    """The target of cross-entropy: `even` for every class, and `right` besides for the label."""
+    return {"right": 1 - label_smoothing, "even": label_smoothing / classes}
 
 
 @cross_entropy.launch
 def cross_entropy_launch(runtime, scores, labels, label_smoothing):
-    numbers = plan_dense.smoothing(label_smoothing, scores.shape[1])
+    numbers = _smoothing(label_smoothing, scores.shape[1])
     return _forward(runtime, "cross_entropy", "probabilities", scores, labels, **numbers)
 
 
 @cross_entropy_backward.launch
 def cross_entropy_backward_launch(runtime, probabilities, labels, label_smoothing):
-    numbers = plan_dense.smoothing(label_smoothing, probabilities.shape[1])
+    numbers = _smoothing(label_smoothing, probabilities.shape[1])
     return _backward(runtime, "cross_entropy", "probabilities", probabilities, labels, **numbers)
 
 

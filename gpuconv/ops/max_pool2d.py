@@ -1,5 +1,6 @@
-"""Two-dimensional max pooling. Source: the article's "pooling step"; ONNX MaxPool; torch's
-max_pool2d.
+"""Two-dimensional max pooling.
+
+Source: the article's "pooling step"; ONNX MaxPool; torch.nn.functional.max_pool2d.
 """
 
 from __future__ import annotations
@@ -10,29 +11,40 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
-from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
 from gpuconv.ops.op import (
+    Array,
+    Padding,
+    Shape,
+    Size,
     op,
     require_floats,
     require_image_shape,
     require_rank,
     require_shape,
 )
+from gpuconv.ops.pool2d_launch import config_max_pool2d, config_max_pool2d_backward
 from gpuconv.shapes import window
 
 NONE = 255  # argmax before any tap of the window was inside the image
 
 
 @op
-def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+def max_pool2d(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> tuple[Array, ...]:
     """The largest value in each window, and where it was.
 
     x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), dilation: an int or a pair;
     padding as in conv2d, at most half the window.
-    Returns y (N, C, P, Q), x's dtype, and argmax, uint8, same shape: r*S + s of the winner.
-    A NaN wins over every number, the first in row order among equals, padding never; a window
-    with no tap inside the image gives -infinity and argmax 255.
+    Returns y (N, C, P, Q), x's dtype, and argmax, uint8 of the same shape: r*S + s of the largest.
+    A NaN counts as larger than every number; among equals it is the first in row order; padding
+    is never chosen. A window with no tap inside the image gives -infinity and argmax 255.
     Raises ValueError where no window fits x, or a window has more than 255 taps.
 
     >>> x = np.float32([[1, 1, 2, 4], [5, 6, 7, 8], [3, 2, 1, 0], [1, 2, 3, 4]])
@@ -45,17 +57,24 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     argmax = np.full(y.shape, NONE, np.uint8)
     for r, s, out, pixels in geometry.taps(*x.shape[2:]):
         value = x[pixels]
-        wins = (argmax[out] == NONE) | (value > y[out]) | np.isnan(value)
-        y[out] = np.where(wins, value, y[out])
-        argmax[out] = np.where(wins, r * geometry.kernel_size[1] + s, argmax[out])
+        larger = (argmax[out] == NONE) | (value > y[out]) | np.isnan(value)
+        y[out] = np.where(larger, value, y[out])
+        argmax[out] = np.where(larger, r * geometry.kernel_size[1] + s, argmax[out])
     return y, argmax
 
 
 @op
 def max_pool2d_backward(
-    dy, argmax, x_shape, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
-):
-    """Each dy goes to its window's winner.
+    dy: Array,
+    argmax: Array,
+    x_shape: Shape,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
+    """Each dy goes to the pixel that was its window's largest.
 
     dy, argmax: (N, C, P, Q), as max_pool2d returned them. x_shape: (N, C, H, W). The rest as
     max_pool2d had it. Returns dx, dy's dtype, of x_shape.
@@ -63,8 +82,8 @@ def max_pool2d_backward(
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     dx = np.zeros(x_shape, dy.dtype)
     for r, s, out, pixels in geometry.taps(*x_shape[2:]):
-        won = argmax[out] == r * geometry.kernel_size[1] + s
-        dx[pixels] += np.where(won, dy[out], np.zeros((), dy.dtype))
+        largest = argmax[out] == r * geometry.kernel_size[1] + s
+        dx[pixels] += np.where(largest, dy[out], np.zeros((), dy.dtype))
     return dx
 
 
@@ -150,9 +169,9 @@ def max_pool2d_launch(runtime, x, kernel_size, stride, padding, dilation, ceil_m
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     shape = (x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1])
     y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
-    plan = plan_pool.max_pool2d(x.shape, geometry)
-    runtime.run(plan, y=y, argmax=argmax, x=runtime.channels_last(x))
-    return runtime.first_view(y), runtime.first_view(argmax)
+    config = config_max_pool2d(x.shape, geometry)
+    runtime.run(config, y=y, argmax=argmax, x=runtime.as_nhwc(x))
+    return runtime.as_nchw(y), runtime.as_nchw(argmax)
 
 
 @max_pool2d_backward.launch
@@ -162,6 +181,6 @@ def max_pool2d_backward_launch(
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    given = {"dy": runtime.channels_last(dy), "argmax": runtime.channels_last(argmax)}
-    runtime.run(plan_pool.max_pool2d_backward(x_shape, geometry), dx=dx, **given)
-    return runtime.first_view(dx)
+    config = config_max_pool2d_backward((N, C, H, W), geometry)
+    runtime.run(config, dx=dx, dy=runtime.as_nhwc(dy), argmax=runtime.as_nhwc(argmax))
+    return runtime.as_nchw(dx)

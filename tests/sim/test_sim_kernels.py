@@ -18,9 +18,7 @@ def rng() -> np.random.Generator:
 
 
 def run(source: str, name: str, grid, block, args, options=(), **keywords):
-    """Launch plainly and checked; both must leave the same bytes. Returns nothing: look at the
-    arrays.
-    """
+    """Launch without and with checks, which must write the same bytes to the arrays."""
     plain = sim.Module(source, options)
     before = [sim.asnumpy(a) if isinstance(a, sim.Array) else None for a in args]
     plain.launch(name, grid, block, args, **keywords)
@@ -487,10 +485,30 @@ def test_named_barriers(order, seed):
     assert np.array_equal(sim.asnumpy(out), np.concatenate([-(t + 32), t * t]))
 
 
+def test_any_number_of_cores_gives_the_same_bits():
+    """Blocks write apart from each other; the second launch knows how long the first took."""
+    source = """extern "C" __global__ void sums(float* y, const float* x, int n) {
+        float sum = 0;
+        for (int i = 0; i < n; ++i) sum += x[i] * (blockIdx.x + threadIdx.x);
+        y[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+    }"""
+    module = sim.Module(source)
+    x = sim.asarray(np.random.default_rng(0).standard_normal(3000).astype(np.float32))
+    found, teams = set(), set()
+    function = module.function("sums")
+    team = function._team
+    function._team = lambda *args: teams.add(team(*args)) or team(*args)
+    for cores in (1, 2, 5, 5, None):
+        y = sim.zeros(64 * 32)
+        function.launch(64, 32, (y, x, 3000), cores=cores)
+        found.add(sim.asnumpy(y).tobytes())
+    assert len(found) == 1
+    assert {1, 5} <= teams
+
+
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
 def test_float_atomics_repeat_bit_for_bit(rng, order, seed):
-    """Blocks that add floats atomically run in the launch's order, so even their rounding
-    repeats."""
+    """Blocks that add floats atomically run one by one, so that even the rounding repeats."""
     source = """extern "C" __global__ void add(float* total, const float* x, int n) {
         for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
             atomicAdd(total, x[i]);
@@ -509,7 +527,7 @@ def test_float_atomics_repeat_bit_for_bit(rng, order, seed):
 
 @pytest.mark.parametrize("arch", ["compute_75", "compute_90", "compute_100", "compute_120"])
 def test_other_architectures_give_the_same_bits(rng, arch):
-    """NVRTC writes different PTX for each; a sum in a fixed order does not change."""
+    """NVRTC writes different PTX for each architecture; a sum in a fixed order is the same."""
     x, a = sim.asarray(rng.standard_normal(4096, np.float32)), rng.standard_normal((128, 16))
     a, results = sim.asarray(a, np.float32), []
     for given in (arch, "compute_80"):
@@ -561,7 +579,7 @@ def test_several_python_threads_launch_at_once(rng):
 
 
 def test_subnormals_in_atomics():
-    """Global float atomics flush, those in shared memory do not: as the PTX manual says."""
+    """Float atomics flush in global memory and not in shared memory, as in the PTX ISA."""
     source = """extern "C" __global__ void f(float* y, const float* x) {
         __shared__ float s;
         s = 0;
