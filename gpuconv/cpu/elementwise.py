@@ -44,14 +44,6 @@ def relu_backward_into(dy, y):
 
 
 @compiled
-def add_relu_into(a, b):
-    zero = a.dtype.type(0)
-    for i in range(a.size):
-        total = a[i] + b[i]
-        a[i] = zero if total < zero else total
-
-
-@compiled
 def add_relu(a, b, y):
     zero = y.dtype.type(0)
     for i in range(y.size):

@@ -17,7 +17,7 @@ _one_thread = blas_threads(1)
 
 
 def products(*factors: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """a @ b for each pair of matrices (rows, depth) and (depth, columns), of one dtype, any layout."""
+    """a @ b for each pair (rows, depth), (depth, columns) of one dtype, in any layout."""
     wide = sums_in_float64(factors[0][0].dtype)
     results = []
     with _one_thread:
