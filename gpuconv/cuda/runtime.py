@@ -106,7 +106,7 @@ class Runtime:
     # ---- what all share ------------------------------------------------------------------------
 
     def run(
-        self, config: LaunchConfig, numbers: Mapping[str, Scalar] = NO_NUMBERS, **arrays: Any
+        self, config: LaunchConfig, numbers: Mapping[str, Scalar] = NO_NUMBERS, /, **arrays: Any
     ) -> None:
         """A configuration's launches in order, over arrays by name; its workspace is made here.
 

@@ -12,6 +12,7 @@ from gpuconv.cuda.runtime import MAX_BOUND
 from gpuconv.cuda.sim import SimRuntime
 from gpuconv.ops import conv2d_launch, pool2d_launch
 from gpuconv.ops.conv2d_launch import Conv2dShape
+from gpuconv.optim.device import config_optimizer
 from gpuconv.shapes import window
 
 RELU = config_elementwise("relu.cu", "relu_forward", 64)
@@ -127,6 +128,20 @@ def test_numbers_of_a_call_are_checked_at_each_call():
         with pytest.raises(TypeError, match="scale: count given twice"):
             runtime.run(scale, {"factor": 1, "count": 8}, to=y, a=x)
     assert len(runtime._bound) == 1
+
+
+def test_arrays_may_have_any_name():
+    """The optimisers' table is called numbers, as `run` calls what it is given besides."""
+    runtime = SimRuntime()
+    p, grad = sim.asarray(np.ones(8, "f4")), sim.asarray(np.full(8, 2, "f4"))
+    arrays = {
+        "tensors": sim.asarray(np.uint64([[p.ptr, grad.ptr, 0, 0, 8]])),
+        "numbers": sim.asarray(np.zeros((1, 2), "f4")),
+        "owner": sim.asarray(np.int32([0])),
+        "part": sim.asarray(np.int32([0])),
+    }
+    runtime.run(config_optimizer("sgd", 1, 1), {"lr": 0.25, "decay": 0.0}, **arrays)
+    np.testing.assert_array_equal(sim.asnumpy(p), np.full(8, 0.5))
 
 
 def test_nothing_starts_unless_every_launch_fits():
