@@ -14,9 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpuconv import data, explain, models, nn, ops, optim
+    from gpuconv import checkpoint, data, explain, models, nn, ops, optim
     from gpuconv.arrays import to_device, to_numpy
-    from gpuconv.autograd import Tensor, checkpoint, enable_grad, no_grad
+    from gpuconv.autograd import Tensor, enable_grad, no_grad
     from gpuconv.checkpoint import load, save
     from gpuconv.cpu.precision import float64_sums, no_winograd
     from gpuconv.interop.torch import load_torch
@@ -53,7 +53,6 @@ __all__ = [
 _HOME = {
     "Tensor": "gpuconv.autograd",
     "Trainer": "gpuconv.train",
-    "checkpoint": "gpuconv.autograd",
     "enable_grad": "gpuconv.autograd",
     "float64_sums": "gpuconv.cpu.precision",
     "load": "gpuconv.checkpoint",

@@ -1,4 +1,7 @@
-"""Which device an array is on, and the ways between devices. Imports no device's library."""
+"""Which device an array is on, moves between devices, and arrays that are a shape alone.
+
+Imports no device's library.
+"""
 
 from __future__ import annotations
 
@@ -120,9 +123,9 @@ def _is_index(value: Any) -> bool:
 
 
 def device_of(array: Any) -> str | None:
-    """Where an array is: "cpu" for NumPy's, "sim", "cuda" for CuPy's, "meta" for a `ShapeOnly`;
-    None for what is no array.
+    """The device of an array; None for what is no array.
 
+    "cpu" for NumPy's, "sim" for the simulator's, "cuda" for CuPy's, "meta" for a `ShapeOnly`.
     An array of a library can only exist once that library is imported, so nothing is imported here.
     """
     if isinstance(array, np.ndarray):
@@ -188,8 +191,8 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
     """The array on a device, itself if it is there; from one device to another by way of NumPy.
     A `ShapeOnly` is on every device.
 
-    weights: keep (K, C, R, S) filters channels-last in memory, as every kernel reads them, so that
-    no step need convert them.
+    weights: keep (K, C, R, S) filters channels-last in memory, as every kernel reads them; then no
+    training step has to convert them.
     """
     wanted = device if is_device(device) else "cpu"
     if device_of(array) in (wanted, "meta"):

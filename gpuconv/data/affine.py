@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from gpuconv.cpu.compiled import compiled
 
-@numba.njit(nogil=True, cache=True)
+
+@compiled
 def warp(
     images: np.ndarray,
     cosine: np.ndarray,

@@ -117,6 +117,19 @@ def load(
     )
 
 
+def installed() -> dict[str, Path | None]:
+    """The folder of each data set that is known by name; None where it is not on this machine.
+
+    >>> installed()["mnist"].name
+    'mnist'
+    """
+    folders = {}
+    for name in SHA256:
+        holding = (folder for folder in _places(name, None) if any(folder.glob("train-images*")))
+        folders[name] = next(holding, None)
+    return folders
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"

@@ -27,6 +27,7 @@ from gpuconv.autograd import (
     record,
 )
 from gpuconv.operators import add, flatten, relu_backward
+from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.ops.op import Op
 
@@ -176,8 +177,8 @@ def batch_norm(
 
 
 def _batch_norm_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> Any:
-    if over and saved[-1] and dy.size and ops.can_overwrite(dy):
-        return ops.batch_norm2d_backward_into(dy, *saved[:-1])
+    if over and saved[-1] and dy.size and in_place.can_overwrite(dy):
+        return in_place.batch_norm2d_backward_into(dy, *saved[:-1])
     return run_backward(dy, *saved)
 
 

@@ -100,8 +100,8 @@ def _start(session: Session) -> dict[str, dict[str, str]]:
 
 def _pictures(session: Session, count: int) -> list[dict[str, Any]]:
     """Some test pictures, spread over the set, of a megabyte at most."""
-    wanted = session.wanted
-    size = wanted.channels * wanted.height * wanted.width
+    preprocessing = session.preprocessing
+    size = math.prod(preprocessing.image_shape)
     most = min(count, PICTURES, max(1, 1_000_000 // size))
     return [session.sample(int(index)) for index in np.linspace(0, count - 1, most)]
 

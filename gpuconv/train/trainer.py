@@ -22,11 +22,11 @@ from gpuconv.optim.checks import count, number
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
 from gpuconv.train.callback import Callback
+from gpuconv.train.description import describe_run
 from gpuconv.train.evaluate import batches_of, evaluate, probabilities
 from gpuconv.train.history import History
 from gpuconv.train.interrupt import Interrupted, Signals
 from gpuconv.train.progress import Progress
-from gpuconv.train.recipe import describe_run
 
 
 class Trainer:
