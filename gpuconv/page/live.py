@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuconv.page.judged import judge
 from gpuconv.page.session import Session
-from gpuconv.train.callback import Callback
-from gpuconv.train.interrupt import Interrupted
+from gpuconv.train import Callback, Interrupted
 
 if TYPE_CHECKING:
     from gpuconv.data import Loader

@@ -186,7 +186,16 @@ def test_short_names_and_options():
     assert parse("conv 1x2x30x40 5 6 padding=1x2").padding == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["lenet", "alexnet_2012", "resnet18", "googlenet", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lenet",
+        pytest.param("alexnet_2012", marks=pytest.mark.slow),
+        "resnet18",
+        "googlenet",
+        "densenet121",
+    ],
+)
 def test_a_networks_cases_are_its_layers(name):
     """Their multiply-adds are the network's own, where each layer counts as often as it occurs."""
     from gpuconv.nn.summary import summary

@@ -122,12 +122,12 @@ def test_launches_are_recorded_with_their_arrays_and_only_meanwhile(clock):
 
 
 def test_ceilings(clock, monkeypatch):
-    found = cuda_ceilings(clock, 0.001)
+    found = cuda_ceilings(clock, 0.001, rounds=16)
     assert found.flops > 0
     assert found.bytes > 0
     monkeypatch.setattr(cuda, "FLOPS_A_ROUND", 0)  # as if the kernel had done nothing
     with pytest.raises(ArithmeticError, match="computed a wrong result"):
-        clock.multiply_add_rate(0.001)
+        clock.multiply_add_rate(0.001, rounds=16)
 
 
 def test_the_arithmetic_ceiling_is_little_but_multiply_adds(tmp_path):

@@ -155,8 +155,8 @@ if (threadIdx.x == 40) s[3] = x[0];
 if (threadIdx.x == 50) y[0] = s[3];"""
     words = (
         r"k: race on 4 bytes at shared address 0x\w+: thread \(40, 0, 0\) of block \(0, 0, 0\) "
-        r"wrote them at race.cu:4 \(st.shared.*\), and with nothing between to put them in order "
-        r"\(a barrier, an atomic\) they are read, thread \(50, 0, 0\) of block .* at race.cu:5"
+        r"wrote them at race.cu:4 \(st.shared.*\), and no barrier or atomic orders that before "
+        r"this read, thread \(50, 0, 0\) of block .* at race.cu:5"
     )
     with pytest.raises(sim.KernelError, match=words):
         run(body, 1, 64)

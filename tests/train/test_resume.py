@@ -199,13 +199,14 @@ def kill_at(context, folder, target, jitter):
     return process.exitcode
 
 
-def test_killed_at_ten_random_moments(tmp_path, whole):
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(kills, tmp_path, whole):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpuconv.train", "gpuconv.data"])
     draw = random.Random(20)
-    targets = sorted(draw.sample(range(EPOCHS * BATCHES - 2), 10))
+    targets = sorted(draw.sample(range(EPOCHS * BATCHES - 2), kills))
     codes = [kill_at(context, tmp_path, each, draw.random() * 0.02) for each in targets]
-    assert codes.count(-signal.SIGKILL) >= 8  # the last ones may have finished first
+    assert codes.count(-signal.SIGKILL) >= 0.8 * kills  # the last ones may have finished first
     train(tmp_path)
     assert final_state(tmp_path) == whole
     assert not list(tmp_path.glob(".*.tmp"))
