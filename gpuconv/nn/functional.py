@@ -45,6 +45,7 @@ __all__ = [
     "flatten",
     "half_squared_error",
     "hinge",
+    "leaky_relu",
     "linear",
     "local_response_norm",
     "max_pool2d",
@@ -222,6 +223,14 @@ def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Ar
     if over and run_backward is ops.relu_backward:
         return (relu_backward(dy, y, over),)
     return (run_backward(dy, y),)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
+    """x where x >= 0, else negative_slope * x."""
+    x = _tensor(x)
+    y = _on(ops.leaky_relu, x.reference)(x.data, negative_slope)
+    run_backward = _on(ops.leaky_relu_backward, x.reference)
+    return record("leaky_relu", y, (x,), _plain_backward, run_backward, x.data, negative_slope)
 
 
 def softmax(x: Any) -> Tensor:

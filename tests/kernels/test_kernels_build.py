@@ -22,9 +22,13 @@ if compiler.available():
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 
+# The files of the loop in elementwise.cuh.
+ELEMENTWISE = sorted(
+    path.name for path in source.folder().glob("*.cu") if '"elementwise.cuh"' in path.read_text()
+)
 # At most this many registers: what leaves the blocks a processor that each file asks for.
-CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "relu.cu": 80, "activations.cu": 80}
-CEILINGS |= {"conv_first.cu": 128, "elementwise.cu": 80, "depthwise.cu": 80, "batchnorm.cu": 80}
+CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "conv_first.cu": 128}
+CEILINGS |= dict.fromkeys((*ELEMENTWISE, "depthwise.cu", "batchnorm.cu"), 80)
 DEFAULT_CEILING = 64
 BLACKWELL_CEILING = 168  # of the large convolution tiles that ask for one block a processor
 
@@ -65,8 +69,7 @@ def specialisations():
         yield "conv_first.cu", first(*shape), False
     for a, b in itertools.product((4, 1), (4, 1)):
         yield "conv_simt_weight.cu", {"TILE": 64, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}, a == b
-    files = ("maxpool.cu", "bias_relu_pool.cu", "relu.cu", "activations.cu", "elementwise.cu")
-    for file in (*files, "layout.cu"):
+    for file in ("maxpool.cu", "bias_relu_pool.cu", *ELEMENTWISE, "layout.cu"):
         for vec in (4, 1):
             yield file, {"VEC": vec}, vec == 4
     for vec, average in itertools.product((4, 1), (1, 0)):
