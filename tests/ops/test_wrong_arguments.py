@@ -233,17 +233,17 @@ def test_lists_are_pairs_too():
 
 def test_a_batch_past_the_kernels_counters_is_refused_before_anything_is_allocated():
     """Where the array is only claimed to be so large: the plan looks at shapes."""
-    from gpuconv.cuda import plan_conv, plan_pool
+    from gpuconv.ops import conv2d_launch, pool2d_launch
     from gpuconv.shapes import window
 
     huge = (2**20, 64, 64, 64)
     with pytest.raises(ValueError, match=r"max_pool2d: .* 2\*\*31 - 1: use a smaller batch"):
-        plan_pool.max_pool2d(huge, window(2))
-    conv = plan_conv.Conv.of(huge, (64, 64, 3, 3), window(3), 1)
+        pool2d_launch.config_max_pool2d(huge, window(2))
+    conv = conv2d_launch.Conv2dShape.of(huge, (64, 64, 3, 3), window(3), 1)
     for plan in (
-        lambda: plan_conv.forward(conv, True, False),
-        lambda: plan_conv.backward_data(conv, False),
-        lambda: plan_conv.backward_weight(conv),
+        lambda: conv2d_launch.config_forward(conv, True, False),
+        lambda: conv2d_launch.config_backward_data(conv, False),
+        lambda: conv2d_launch.config_backward_weight(conv),
     ):
         with pytest.raises(ValueError, match="use a smaller batch or image"):
             plan()
