@@ -103,6 +103,17 @@ def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Trai
     return TrainState(**meta["position"])
 
 
+def is_best(best: Checkpoint, state: TrainState) -> bool:
+    """Whether a best.safetensors is of this run: of the epoch, with the results, that it counts as
+    its best.
+    """
+    result = best.metadata.get("result")
+    if not isinstance(result, dict) or state.best_epoch is None:
+        return False
+    found = [result.get(name) for name in ("epoch", "validation_accuracy", "validation_loss")]
+    return found == [state.best_epoch, state.best, state.best_loss]
+
+
 def stochastic_layers(model: Module) -> list[tuple[str, Dropout]]:
     """The layers that draw random numbers, by name."""
     return [(name, each) for name, each in model.named_modules() if isinstance(each, Dropout)]
