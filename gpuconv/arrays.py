@@ -34,7 +34,7 @@ class ShapeOnly:
         self, shape: Shape, dtype: Any = np.float32, base: ShapeOnly | None = None
     ) -> None:
         """base: the array of which this one is a view."""
-        self.base = base if base is None or base.base is None else base.base
+        self.base: ShapeOnly | None = base if base is None or base.base is None else base.base
         self.shape: Shape = tuple(map(operator.index, shape))
         if any(length < 0 for length in self.shape):
             raise ValueError(f"ShapeOnly: a length cannot be negative, got shape {self.shape}")

@@ -1,5 +1,6 @@
-"""The set of shapes that has every operation: of `gpuconv bench all`, the benchmarks, and the GPU
-check, which finds the kernels by what these launch.
+"""A set of cases with every operation, for `gpuconv bench all`, the benchmarks and the GPU check.
+
+The GPU check finds the kernels by what these launch.
 """
 
 from __future__ import annotations
