@@ -92,7 +92,7 @@ def crc32(*arrays: np.ndarray) -> int:
     found = 0
     for array in map(np.atleast_1d, arrays):
         for start in range(0, len(array), 1024):  # a part at a time: a view may need a copy
-            found = zlib.crc32(np.ascontiguousarray(array[start : start + 1024]), found)
+            found = zlib.crc32(np.ascontiguousarray(array[start : start + 1024]).data, found)
     return found
 
 

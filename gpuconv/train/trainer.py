@@ -115,8 +115,8 @@ class Trainer:
 
         Raises: ValueError for epochs < 1, a checkpoint of another model or recipe, or NaN in the
         input; FloatingPointError naming the first layer whose output is not finite; OSError where
-        `out` cannot be written or another run is in it; Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the
-        batch is finished and saved. A second Ctrl-C stops at once.
+        `out` cannot be written or another run is in it; Interrupted (a KeyboardInterrupt) after
+        Ctrl-C or SIGTERM, when the batch is finished and saved. A second Ctrl-C stops at once.
         """
         self.epochs, self.batches = count("fit", "epochs", epochs), len(train)
         if not self.batches:
