@@ -166,7 +166,8 @@ def items(options: Any) -> list[tuple[Case, str, str]]:
     """(case, pass, layout) of all that is timed: the standard set, and one case in NCHW, whose
     conversion is the layout kernel's.
     """
-    chosen = [case for case in standard(options.batch) if options.only in str(case)]
+    # at the beginning of a word, so that "relu" is not leaky_relu too
+    chosen = [case for case in standard(options.batch) if f" {options.only}" in f" {case}"]
     found = [
         (case, direction, "nhwc") for case in chosen for direction, _ in workloads.counted(case)
     ]

@@ -9,6 +9,7 @@ import math
 import operator
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,7 @@ def empty_images(shape: Shape, like: Any) -> Any:
     N, C, H, W = shape
     target = runtime(device)
     with target.inside(like):
-        return target.first_view(target.empty((N, H, W, C), like.dtype))
+        return target.as_nchw(target.empty((N, H, W, C), like.dtype))
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -226,7 +227,7 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
 
     target = runtime(wanted)
     if weights and host.ndim == 4:
-        return target.first_view(target.asarray(host.transpose(0, 2, 3, 1)))
+        return target.as_nchw(target.asarray(host.transpose(0, 2, 3, 1)))
     return target.asarray(host)
 
 
@@ -251,6 +252,7 @@ def copy(array: Any) -> Any:
         return target.copy(array)
 
 
+@lru_cache(maxsize=4096)
 def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:
     """Whether elements follow each other as C stores them; lengths of 1 have any stride."""
     if math.prod(shape) == 0:
@@ -263,18 +265,25 @@ def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:
     return True
 
 
-def pitch_of(array: Any) -> int | None:
+def pixel_stride(array: Any) -> int | None:
     """Elements from a pixel of (N, C, H, W) to the next, where its channels follow each other and
     its pixels lie evenly in memory, as in (N, H, W, C) and in the first channels of it. Else None.
     """
-    if array.ndim != 4 or array.size == 0:
+    if array.ndim != 4:
         return None
-    N, C, H, W = array.shape
-    image, channel, line, pixel = (stride // array.dtype.itemsize for stride in array.strides)
+    return _pixel_stride(array.shape, array.strides, array.dtype.itemsize)
+
+
+@lru_cache(maxsize=4096)
+def _pixel_stride(shape: Shape, strides: Shape, itemsize: int) -> int | None:
+    N, C, H, W = shape
+    if math.prod(shape) == 0:
+        return None
+    image, channel, line, pixel = (stride // itemsize for stride in strides)
     apart = ((W, pixel, 1), (H, line, W), (N, image, H * W))
-    pitch = next((stride // count for length, stride, count in apart if length > 1), C)
-    even = all(length == 1 or stride == count * pitch for length, stride, count in apart)
-    return pitch if even and pitch >= C and (C == 1 or channel == 1) else None
+    step = next((stride // count for length, stride, count in apart if length > 1), C)
+    even = all(length == 1 or stride == count * step for length, stride, count in apart)
+    return step if even and step >= C and (C == 1 or channel == 1) else None
 
 
 def channels_last(array: Any) -> bool:

@@ -1,5 +1,6 @@
 /*
-partial.cu: the filters of a convolution that links some pairs of channels only, and their gradient.
+partial.cu: the filters of a convolution that connects some pairs of channels only, and their
+gradient.
 
 Math      forward:  w[k,r,s,c] = links[t,r,s] with t = table[k,c], 0 where no link has that number
           backward: dlinks[t,r,s] = dw[k,r,s,c] with k*C + c = places[t], 0 where that is no pair
@@ -10,7 +11,7 @@ Geometry  Grid-stride loop, one thread an element: the filters of such layers ar
 Traffic   Every array once
 Floor     Bytes / DRAM bandwidth
 Order     Nothing is added: each link is one pair's
-Limits    K*taps*C below 2^31 (checked by the plan)
+Limits    K*taps*C below 2^31 (checked on the host)
 Not here  Convolutions that skip what is not linked
 */
 #include "common.cuh"

@@ -13,12 +13,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gpuconv import ops
 from gpuconv.errors import unknown
+from gpuconv.ops.op import Op
 
 Shape = tuple[int, ...]
 
 # What each operation takes after the shape of its input. A name can be abbreviated.
 OPERANDS: dict[str, tuple[str, ...]] = {
+    **{
+        name: ()
+        for name in ops.__all__
+        if isinstance(getattr(ops, name), Op) and not name.endswith("_backward")
+    },
     "conv2d": ("filters", "kernel"),
     "conv2d_relu_max_pool2d": ("filters", "kernel"),
     "linear": ("filters",),
@@ -28,13 +35,8 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "adaptive_avg_pool2d": ("kernel",),
     "local_response_norm": ("filters",),
     "partial_filters": ("kernel",),
-    **dict.fromkeys(
-        ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "dropout", "batch_norm2d", "add",
-         "assign", "multiply", "scale", "batch_norm2d_track",
-         "accumulate", "cross_entropy", "half_squared_error", "hinge", "sgd", "sgd_momentum",
-         "adam", "clip_grad_norm"), (),
-    ),
-}  # fmt: skip
+    **dict.fromkeys(("sgd", "sgd_momentum", "adam", "clip_grad_norm"), ()),
+}
 RANKS = {
     **dict.fromkeys(("assign",), 4),
     **dict.fromkeys(
@@ -181,9 +183,8 @@ def _of_layer(layer: Any, x: Shape) -> Case | None:
         return Case("adaptive_avg_pool2d", x, 0, layer.size)
     if isinstance(layer, nn.LocalResponseNorm):
         return Case("local_response_norm", x, layer.arguments[0])
-    names = {"ReLU": "relu", "Tanh": "tanh", "ScaledTanh": "scaled_tanh", "Sigmoid": "sigmoid"}
-    names |= {"BatchNorm2d": "batch_norm2d", "Dropout": "dropout", "Softmax": "softmax"}
-    plain = names.get(type(layer).__name__)
+    names = {name.replace("_", ""): name for name in OPERANDS}  # LeakyReLU: leaky_relu
+    plain = names.get(type(layer).__name__.lower())
     return None if plain is None else Case(plain, x)
 
 

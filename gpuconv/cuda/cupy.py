@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cuda import source
-from gpuconv.cuda.kernel import signature_of
-from gpuconv.cuda.plan import LIMITS, Launch, Limits
+from gpuconv.cuda.binding import signature_of
+from gpuconv.cuda.launch_config import LIMITS, Launch, Limits
 from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
 
@@ -54,6 +54,7 @@ class CupyRuntime(Runtime):
     def __init__(self) -> None:
         if found := problem():
             raise DeviceError(f"device cuda: {found}")
+        super().__init__()
         self.cupy: Any = importlib.import_module("cupy")
         self.limits = self._limits()
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")

@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.cuda import plan_channels
+from gpuconv.ops import partial_filters_launch as config
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import op, require_floats, require_rank
+from gpuconv.ops.op import Array, op, require_floats, require_rank
 
 
 @op
-def partial_filters(links, table):
+def partial_filters(links: Array, table: Array) -> Array:
     """w[k, c] = links[table[k, c]], 0 where that is -1: filters that `conv2d` takes.
 
     links: floats (links, R, S). table: int32 (K, C), the number of each pair's link or -1, each
@@ -30,7 +30,7 @@ def partial_filters(links, table):
 
 
 @op
-def partial_filters_backward(dw, places):
+def partial_filters_backward(dw: Array, places: Array) -> Array:
     """dlinks[t] = dw[k, c] with k*C + c = places[t].
 
     dw: floats (K, C, R, S). places: int32 (links,). Returns dlinks (links, R, S), dw's dtype.
@@ -81,16 +81,15 @@ def partial_filters_backward_cost(dw, places):
 def partial_filters_launch(runtime, links, table):
     (K, C), (count, R, S) = table.shape, links.shape
     w = runtime.empty((K, R, S, C))
-    given = {"links": runtime.contiguous(links), "table": runtime.contiguous(table)}
-    runtime.run(plan_channels.partial_filters(K, C, R * S, count), w=w, **given)
-    return runtime.first_view(w)
+    arrays = {"links": runtime.contiguous(links), "table": runtime.contiguous(table)}
+    runtime.run(config.config_forward(K, C, R * S, count), w=w, **arrays)
+    return runtime.as_nchw(w)
 
 
 @partial_filters_backward.launch
 def partial_filters_backward_launch(runtime, dw, places):
     (K, C, R, S), (count,) = dw.shape, places.shape
     dlinks = runtime.empty((count, R, S))
-    given = {"dw": runtime.channels_last(dw), "places": runtime.contiguous(places)}
-    plan = plan_channels.partial_filters_backward(K, C, R * S, count)
-    runtime.run(plan, dlinks=dlinks, **given)
+    arrays = {"dw": runtime.as_nhwc(dw), "places": runtime.contiguous(places)}
+    runtime.run(config.config_backward(K, C, R * S, count), dlinks=dlinks, **arrays)
     return dlinks

@@ -8,6 +8,7 @@ from simulated import on, sim
 
 from gpuconv import ops
 from gpuconv.cuda.runtime import runtime
+from gpuconv.ops.op import Op
 
 F4 = np.float32
 X, W, B = np.ones((2, 4, 6, 7), F4), np.ones((8, 2, 3, 3), F4), np.ones(8, F4)
@@ -188,6 +189,17 @@ WRONG = [
 ]
 
 
+OPERATIONS = [name for name in ops.__all__ if isinstance(getattr(ops, name), Op)]
+# Those of one array that have no lines above: element-by-element functions, mostly.
+WRONG += [
+    (call(getattr(ops, name), X.astype(np.int64)), TypeError, f"{name}: x must be float32 .* int64")
+    for name in OPERATIONS
+    if name not in {given[0].__name__ for given, *_ in WRONG}
+    and [p for p, value in getattr(ops, name).parameters.items() if value.default is value.empty]
+    == ["x"]
+]
+
+
 @pytest.mark.parametrize(("given", "error", "text"), WRONG)
 def test_the_same_line_on_every_device(given, error, text):
     function, args = given
@@ -204,7 +216,7 @@ def test_the_same_line_on_every_device(given, error, text):
 
 def test_every_operation_with_a_kernel_is_among_them():
     tested = {given[0].__name__ for given, *_ in WRONG}
-    kernels = {name for name in ops.__all__ if getattr(ops, name)._launch is not None}
+    kernels = {name for name in OPERATIONS if getattr(ops, name).has_kernels}
     families = {_family(name) for name in tested}
     assert {name for name in kernels if _family(name) not in families} == set()
 
@@ -221,17 +233,17 @@ def test_lists_are_pairs_too():
 
 def test_a_batch_past_the_kernels_counters_is_refused_before_anything_is_allocated():
     """Where the array is only claimed to be so large: the plan looks at shapes."""
-    from gpuconv.cuda import plan_conv, plan_pool
+    from gpuconv.ops import conv2d_launch, pool2d_launch
     from gpuconv.shapes import window
 
     huge = (2**20, 64, 64, 64)
     with pytest.raises(ValueError, match=r"max_pool2d: .* 2\*\*31 - 1: use a smaller batch"):
-        plan_pool.max_pool2d(huge, window(2))
-    conv = plan_conv.Conv.of(huge, (64, 64, 3, 3), window(3), 1)
+        pool2d_launch.config_max_pool2d(huge, window(2))
+    conv = conv2d_launch.Conv2dShape.of(huge, (64, 64, 3, 3), window(3), 1)
     for plan in (
-        lambda: plan_conv.forward(conv, True, False),
-        lambda: plan_conv.backward_data(conv, False),
-        lambda: plan_conv.backward_weight(conv),
+        lambda: conv2d_launch.config_forward(conv, True, False),
+        lambda: conv2d_launch.config_backward_data(conv, False),
+        lambda: conv2d_launch.config_backward_weight(conv),
     ):
         with pytest.raises(ValueError, match="use a smaller batch or image"):
             plan()

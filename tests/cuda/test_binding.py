@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from simulated import sim
 
-from gpuconv.cuda import plan_conv, plan_dense, plan_pool, source
-from gpuconv.cuda.extents import EXTENTS
-from gpuconv.cuda.kernel import View, bind, cast, signature_of
-from gpuconv.cuda.plan import LIMITS
+from gpuconv.cuda.binding import View, bind, cast, signature_of
+from gpuconv.cuda.launch_config import LIMITS, LaunchConfig, config_elementwise
+from gpuconv.cuda.runtime import MAX_BOUND
 from gpuconv.cuda.sim import SimRuntime
+from gpuconv.ops import conv2d_launch, pool2d_launch
+from gpuconv.ops.conv2d_launch import Conv2dShape
+from gpuconv.optim.device import config_optimizer
 from gpuconv.shapes import window
 
-RELU = plan_dense.elementwise("relu.cu", "relu_forward", 64)
-BACK = plan_dense.elementwise("relu.cu", "relu_backward", 64)
+RELU = config_elementwise("relu.cu", "relu_forward", 64)
+BACK = config_elementwise("relu.cu", "relu_backward", 64)
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +28,10 @@ def floats(count=64, dtype=np.float32):
     return sim.zeros(count, dtype)
 
 
-def test_every_kernel_has_its_extents():
-    declared = {name for file in source.files() for name in _kernels(file)}
-    assert declared == set(EXTENTS)
-    for file in source.files():
-        for name, signature in _kernels(file).items():
-            pointers = {p.name for p in signature.parameters if p.pointer}
-            if name not in ("sgd", "sgd_momentum", "adam"):
-                assert pointers <= set(EXTENTS[name]), name
-
-
-def _kernels(file):
-    return source.signatures(source.text(file), {"LABEL": "int"})
+def checked(launch, views, device, limits):
+    """As Runtime.run: bound, then its addresses looked at."""
+    addresses = {name: view.address for name, view in views.items()}
+    return bind(launch, views, device, limits).arguments(views, addresses)
 
 
 REFUSED = [
@@ -59,6 +53,111 @@ def test_wrong_arrays(runtime, arrays, error, text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("arrays", "error", "text"), REFUSED)
+def test_wrong_arrays_after_right_ones(arrays, error, text):
+    """What is bound for right arrays serves no wrong ones, nor do wrong ones spoil it."""
+    runtime = SimRuntime()
+    right = {"y": floats(), "x": floats()}
+    for _ in range(2):
+        runtime.run(RELU, **right)
+        with pytest.raises(error, match=text):
+            runtime.run(RELU, **{**right, **arrays})
+    assert runtime.ran == {"relu_forward": 2}
+
+
+def test_equal_layouts_are_bound_once():
+    runtime, x = SimRuntime(), sim.asarray(np.float32([-1, 2] * 32))
+    found = []
+    for _ in range(3):
+        y = floats()
+        runtime.run(RELU, y=y, x=x)
+        found.append(sim.asnumpy(y))
+    assert len(runtime._bound) == 1
+    for y in found:
+        np.testing.assert_array_equal(y, [0, 2] * 32)
+    with pytest.raises(TypeError, match="relu_forward: z not its parameter"):
+        runtime.run(RELU, {"z": 1}, y=floats(), x=x)
+    with pytest.raises(TypeError, match="relu_forward: x missing"):
+        runtime.run(RELU, y=floats())
+    runtime.run(RELU, y=floats((8, 8)), x=x)  # another layout, though as good
+    assert len(runtime._bound) == 2
+
+
+def test_bindings_are_bounded_and_never_taken_for_those_of_another_configuration():
+    runtime, x = SimRuntime(), floats()
+    for _ in range(3):  # configurations that nobody keeps, so that ids come again
+        for launch in RELU.launches:
+            runtime.run(LaunchConfig((replace(launch),)), y=floats(), x=x)
+            wrong = LaunchConfig((replace(launch, sizes={"x": 64, "y": 60}),))
+            with pytest.raises(ValueError, match="y must have 60 elements"):
+                runtime.run(wrong, y=floats(), x=x)
+    for number in range(MAX_BOUND):
+        runtime._bound[number,] = RELU, []
+    runtime.run(RELU, y=floats(), x=x)
+    assert len(runtime._bound) == MAX_BOUND
+
+
+def test_recorded_launches_start_again():
+    runtime, x = SimRuntime(), sim.asarray(np.float32([-1, 2] * 32))
+    for _ in range(2):
+        runtime.recorded, y = [], floats()
+        runtime.run(RELU, y=y, x=x)
+        ((launch, arguments),) = runtime.recorded
+        runtime.recorded = None
+        y.fill(7)
+        runtime.start(launch, arguments)
+        np.testing.assert_array_equal(sim.asnumpy(y), [0, 2] * 32)
+
+
+def test_numbers_of_a_call_are_checked_at_each_call():
+    runtime = SimRuntime()
+    scale, x = config_elementwise("elementwise.cu", "scale", 64), sim.asarray(np.ones(64, "f4"))
+    for factor in (2.0, 3, 0.5):
+        y = floats()
+        runtime.run(scale, {"factor": factor}, to=y, a=x)
+        assert (sim.asnumpy(y) == factor).all()
+        for wrong, error, text in (
+            (float("nan"), ValueError, "scale: factor must be finite, got nan"),
+            ("2", TypeError, "scale: factor is float32: give a number, got '2'"),
+            (1e39, ValueError, "does not fit"),
+        ):
+            with pytest.raises(error, match=text):
+                runtime.run(scale, {"factor": wrong}, to=y, a=x)
+        with pytest.raises(TypeError, match="scale: factor missing"):
+            runtime.run(scale, to=y, a=x)
+        with pytest.raises(TypeError, match="scale: count given twice"):
+            runtime.run(scale, {"factor": 1, "count": 8}, to=y, a=x)
+    assert len(runtime._bound) == 1
+
+
+def test_arrays_may_have_any_name():
+    """The optimisers' table is called numbers, as `run` calls what it is given besides."""
+    runtime = SimRuntime()
+    p, grad = sim.asarray(np.ones(8, "f4")), sim.asarray(np.full(8, 2, "f4"))
+    arrays = {
+        "tensors": sim.asarray(np.uint64([[p.ptr, grad.ptr, 0, 0, 8]])),
+        "numbers": sim.asarray(np.zeros((1, 2), "f4")),
+        "owner": sim.asarray(np.int32([0])),
+        "part": sim.asarray(np.int32([0])),
+    }
+    runtime.run(config_optimizer("sgd", 1, 1), {"lr": 0.25, "decay": 0.0}, **arrays)
+    np.testing.assert_array_equal(sim.asnumpy(p), np.full(8, 0.5))
+
+
+def test_nothing_starts_unless_every_launch_fits():
+    runtime = SimRuntime()
+    conv = Conv2dShape.of((1, 8, 40, 40), (8, 8, 3, 3), window(3), 1)
+    config = conv2d_launch.config_backward_weight(conv)
+    assert len(config.launches) == 2
+    arrays = {"dy": floats(38 * 38 * 8), "x": floats(40 * 40 * 8)}
+    whole = floats(576 + 4)
+    runtime.run(config, dw=whole[:576], **arrays)
+    before = dict(runtime.ran)
+    with pytest.raises(ValueError, match="sum_partials: out must have 576 elements, got 580"):
+        runtime.run(config, dw=whole, **arrays)
+    assert runtime.ran == before
+
+
 def test_a_missing_array_and_unknown_numbers(runtime):
     with pytest.raises(TypeError, match="relu_forward: x missing: no array 'x' was given"):
         runtime.run(RELU, y=floats())
@@ -77,9 +176,17 @@ def test_overlapping_memory(runtime):
         runtime.run(RELU, y=both[:64], x=both[32:96])
     runtime.run(RELU, y=both[:64], x=both[:64])  # in place, as its header allows
     runtime.run(BACK, dx=both[:64], dy=both[64:], y=both[64:])  # both only read
-    pool = plan_pool.avg_pool2d((1, 4, 4, 4), window(1))
+    pool = pool2d_launch.config_avg_pool2d((1, 4, 4, 4), window(1))
     with pytest.raises(ValueError, match="avg_pool2d_forward: y and x overlap"):
         runtime.run(pool, y=both[:64], x=both[:64])  # declared __restrict__
+    for _ in range(2):  # also where the same layouts were bound before
+        runtime.run(pool, y=both[:64], x=both[64:])
+        runtime.run(RELU, y=both[:64], x=both[64:])
+        for first in (4, 32, 60):
+            with pytest.raises(ValueError, match="avg_pool2d_forward: y and x overlap"):
+                runtime.run(pool, y=both[:64], x=both[first : first + 64])
+            with pytest.raises(ValueError, match="relu_forward: y and x overlap"):
+                runtime.run(RELU, y=both[:64], x=both[first : first + 64])
 
 
 @pytest.mark.parametrize(
@@ -110,9 +217,9 @@ def test_numbers_become_exactly_the_declared_type():
 
 
 def test_non_finite_hyperparameters_never_reach_a_kernel(runtime):
-    plan = plan_dense.elementwise("elementwise.cu", "scale", 64, factor=float("nan"))
+    config = config_elementwise("elementwise.cu", "scale", 64)
     with pytest.raises(ValueError, match="scale: factor must be finite, got nan"):
-        runtime.run(plan, to=floats(), a=floats())
+        runtime.run(config, {"factor": float("nan")}, to=floats(), a=floats())
 
 
 def test_grids_past_the_limits(runtime):
@@ -143,38 +250,39 @@ def test_neighbours_do_not_overlap_and_one_byte_does():
                            (3840 + 16, False)):  # fmt: skip
         views = {"y": y, "x": replace(y, address=address)}
         if apart:
-            bind(launch, views, "sim", LIMITS["sm_80"])
+            checked(launch, views, "sim", LIMITS["sm_80"])
         else:
             with pytest.raises(ValueError, match="relu_forward: y and x overlap in memory: copy"):
-                bind(launch, views, "sim", LIMITS["sm_80"])
+                checked(launch, views, "sim", LIMITS["sm_80"])
 
 
 def test_convolution_pointers_have_their_shapes_sizes(runtime):
-    conv = plan_conv.Conv.of((2, 4, 6, 6), (8, 4, 3, 3), window(3), 1)
+    conv = Conv2dShape.of((2, 4, 6, 6), (8, 4, 3, 3), window(3), 1)
     right = {"y": (2, 4, 4, 8), "x": (2, 6, 6, 4), "w": (8, 3, 3, 4), "b": (8,)}
     arrays = {name: sim.zeros(shape) for name, shape in right.items()}
-    runtime.run(plan_conv.forward(conv, True, False), **arrays)
+    runtime.run(conv2d_launch.config_forward(conv, True, False), **arrays)
     for name in right:
         wrong = {**arrays, name: sim.zeros(int(np.prod(right[name])) + 4)}
         with pytest.raises(ValueError, match=f"conv2d_forward_simt: {name} must have"):
-            runtime.run(plan_conv.forward(conv, True, False), **wrong)
+            runtime.run(conv2d_launch.config_forward(conv, True, False), **wrong)
     # without a bias, b is not read: anything may stand in
-    runtime.run(plan_conv.forward(conv, False, False), **{**arrays, "b": arrays["w"]})
+    runtime.run(conv2d_launch.config_forward(conv, False, False), **{**arrays, "b": arrays["w"]})
 
 
 def test_pointers_of_images_of_few_channels_have_their_shapes_sizes(runtime):
-    conv = plan_conv.Conv.of((2, 3, 20, 37), (5, 3, 3, 2), window((3, 2)), 1)
-    forward, weight = plan_conv.forward(conv, True, False), plan_conv.backward_weight(conv)
-    for plan, kernel, right in (
-        (forward, "conv2d_forward_first", {"y": 2 * 18 * 36 * 5, "x": 4440, "w": 90, "b": 5}),
-        (weight, "conv2d_backward_weight_first", {"dy": 2 * 18 * 36 * 5, "x": 4440, "dw": 90}),
+    conv = Conv2dShape.of((2, 3, 20, 37), (5, 3, 3, 2), window((3, 2)), 1)
+    forward = conv2d_launch.config_forward(conv, True, False)
+    weight = conv2d_launch.config_backward_weight(conv)
+    for config, kernel, right in (
+        (forward, "conv2d_forward_few_channels", {"y": 6480, "x": 4440, "w": 90, "b": 5}),
+        (weight, "conv2d_backward_weight_few_channels", {"dy": 6480, "x": 4440, "dw": 90}),
     ):
         arrays = {name: sim.zeros(size) for name, size in right.items()}
-        runtime.run(plan, **arrays)
+        runtime.run(config, **arrays)
         for name in set(right) - {"dw"}:
             wrong = {**arrays, name: sim.zeros(right[name] + 4)}
             with pytest.raises(ValueError, match=f"{kernel}: {name} must have {right[name]} el"):
-                runtime.run(plan, **wrong)
+                runtime.run(config, **wrong)
 
 
 def test_specialisations_do_not_share_code():
@@ -183,8 +291,8 @@ def test_specialisations_do_not_share_code():
     found = []
     for average in (True, False):
         y = sim.empty(4)
-        plan = plan_pool.avg_pool2d((1, 1, 2, 4), window((2, 1)), average)
-        runtime.run(plan, y=y, x=x)
+        config = pool2d_launch.config_avg_pool2d((1, 1, 2, 4), window((2, 1)), average)
+        runtime.run(config, y=y, x=x)
         found.append(sim.asnumpy(y).tolist())
     assert found == [[3, 4, 5, 6], [6, 8, 10, 12]]
     assert len(runtime._modules) == 2
@@ -195,9 +303,9 @@ def test_layout_conversion_goes_through_the_kernel():
     rng = np.random.default_rng(0)
     for shape in ((2, 3, 5, 7), (1, 8, 4, 8), (3, 1, 2, 2), (2, 5, 1, 1), (4, 68, 9, 4)):
         x = rng.standard_normal(shape).astype(np.float32)
-        last = runtime.channels_last(runtime.asarray(x))
+        last = runtime.as_nhwc(runtime.asarray(x))
         np.testing.assert_array_equal(sim.asnumpy(last), x.transpose(0, 2, 3, 1))
-        first = runtime.contiguous(runtime.first_view(last))
+        first = runtime.contiguous(runtime.as_nchw(last))
         np.testing.assert_array_equal(sim.asnumpy(first), x)
     assert runtime.ran == {"transpose": 6}  # none where one axis is 1
 

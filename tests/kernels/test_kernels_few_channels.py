@@ -1,17 +1,19 @@
-"""The kernels for images of few channels (conv_first.cu) against the float64 definition.
+"""The kernels for images of few channels (conv_few_channels.cu) against the float64 definition.
 
 The gate is test_kernels_conv's: element by element, the proved bound.
 """
 
 import numpy as np
 import pytest
-from kernel_runs import F4, how_of
+from kernel_runs import F4, how_of, set_constant
 from test_kernels_conv import backward_weight, compare, draw, forward
 
-from gpuconv.cuda import plan_conv, plan_first, plan_slices
+from gpuconv.cuda import split_k
+from gpuconv.ops import conv2d_launch, conv2d_launch_few_channels
+from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.shapes import window
 
-KERNELS = {"conv2d_forward_first", "conv2d_backward_weight_first"}
+KERNELS = {"conv2d_forward_few_channels", "conv2d_backward_weight_few_channels"}
 # R, S, C, K of the specialisations; the sweep draws everything else.
 WINDOWS = [
     (3, 3, 3, 9),
@@ -26,7 +28,10 @@ WINDOWS = [
 
 
 def launched(conv):
-    plans = plan_conv.forward(conv, True, False), plan_conv.backward_weight(conv)
+    plans = (
+        conv2d_launch.config_forward(conv, True, False),
+        conv2d_launch.config_backward_weight(conv),
+    )
     return {plan.launches[0].kernel for plan in plans}
 
 
@@ -49,7 +54,7 @@ def first_case(seed):
 
 def compare_first(number, **how):
     x, w, b, *geometry = first_case(number)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], *geometry), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(w.shape[2:], *geometry), 1)
     assert launched(conv) == KERNELS
     compare(x, w, b, *geometry, passes="yw", **how)
 
@@ -88,11 +93,11 @@ def test_one_below_at_and_above_the_filters_and_rows_of_a_block(K):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_slices_are_summed_in_order_in_every_order_of_blocks(stride, monkeypatch):
-    monkeypatch.setattr(plan_slices, "SLICE_LEAST", 64)
+    set_constant(monkeypatch, split_k, "MIN_SPLIT", 64)
     x, w, b = draw(41, 2, 3, 11, 37, 40, 3, 3)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(3, stride, 1), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(3, stride, 1), 1)
     assert launched(conv) == KERNELS
-    assert plan_conv.backward_weight(conv).workspace > 4 * w.size
+    assert conv2d_launch.config_backward_weight(conv).workspace > 4 * w.size
     compare(x, w, b, stride, 1, passes="yw", check=True)
     dy = np.random.default_rng(41).standard_normal((2, 40, conv.P, conv.Q)).astype(F4)
     orders = [("forward", 0), ("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
@@ -105,7 +110,7 @@ def test_what_no_window_reads_stays_unread():
     """Infinity beside the last window, where a segment ends: it must not meet a zero gradient."""
     x, w, b = draw(42, 1, 3, 9, 42, 5, 3, 3)
     x[..., 41] = np.inf  # 20 windows at stride 2 read columns 0 to 40
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(3, 2), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(3, 2), 1)
     assert launched(conv) == KERNELS
     dy = np.ones((1, 5, conv.P, conv.Q), F4)
     assert np.isfinite(backward_weight(conv, dy, x)).all()
@@ -115,21 +120,21 @@ def test_what_no_window_reads_stays_unread():
 @pytest.mark.parametrize(
     ("conv", "applies"),
     [
-        (plan_conv.Conv(8, 3, 224, 224, 64, 7, 7, 112, 112, 2, 2, 3, 3), True),
-        (plan_conv.Conv(8, 3, 227, 227, 96, 11, 11, 55, 55, 4, 4), True),
-        (plan_conv.Conv(8, 3, 224, 224, 64, 3, 3, 224, 224, 1, 1, 1, 1), True),
-        (plan_conv.Conv(8, 1, 32, 32, 6, 5, 5, 28, 28), True),
-        (plan_conv.Conv(8, 5, 32, 32, 6, 5, 5, 28, 28), False),  # channels
-        (plan_conv.Conv(8, 4, 32, 32, 8, 1, 1, 32, 32, groups=2), False),
-        (plan_conv.Conv(8, 3, 15, 15, 8, 1, 1, 15, 15), False),  # narrow
-        (plan_conv.Conv(8, 4, 64, 64, 32, 10, 10, 55, 55), False),  # 400 (r,s,c)
-        (plan_conv.Conv(1, 4, 90, 9000, 32, 1, 9, 90, 16, 1, 550), False),  # shared memory
+        (Conv2dShape(8, 3, 224, 224, 64, 7, 7, 112, 112, 2, 2, 3, 3), True),
+        (Conv2dShape(8, 3, 227, 227, 96, 11, 11, 55, 55, 4, 4), True),
+        (Conv2dShape(8, 3, 224, 224, 64, 3, 3, 224, 224, 1, 1, 1, 1), True),
+        (Conv2dShape(8, 1, 32, 32, 6, 5, 5, 28, 28), True),
+        (Conv2dShape(8, 5, 32, 32, 6, 5, 5, 28, 28), False),  # channels
+        (Conv2dShape(8, 4, 32, 32, 8, 1, 1, 32, 32, groups=2), False),
+        (Conv2dShape(8, 3, 15, 15, 8, 1, 1, 15, 15), False),  # narrow
+        (Conv2dShape(8, 4, 64, 64, 32, 10, 10, 55, 55), False),  # 400 (r,s,c)
+        (Conv2dShape(1, 4, 90, 9000, 32, 1, 9, 90, 16, 1, 550), False),  # shared memory
     ],
 )
 def test_where_the_plan_takes_them(conv, applies):
     assert (launched(conv) == KERNELS) == applies
     if applies:
-        found = dict(plan_first.macros(conv))
+        found = dict(conv2d_launch_few_channels.macros(conv))
         groups, parts, lanes = (int(found[n]) for n in ("GROUPS", "PARTS", "LANES"))
         assert groups * int(found["COLUMNS"]) >= conv.R * conv.S * conv.C
         assert 128 <= groups * parts * lanes <= 256
