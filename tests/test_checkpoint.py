@@ -474,3 +474,20 @@ def test_kill_9_leaves_a_whole_file(tmp_path):
         assert np.all(back.weights["a"] == back.metadata["k"])
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (np.full(4, 1 + 1j), "bias is complex128, expected float32"),
+        (np.array([0, 1e300, 0, 0]), "bias is float64 with values that float32 cannot hold"),
+        (np.array(["a"] * 4), "bias is <U1, expected float32"),
+    ],
+)
+def test_values_that_do_not_fit_change_nothing(bad, text):
+    model = Affine()
+    with pytest.raises(ValueError, match=text):
+        model.load_state_dict({"weight": np.ones((3, 4)), "bias": bad})
+    assert equal(model.state_dict(), Affine().state_dict())
+    model.load_state_dict({"weight": np.ones((3, 4), int), "bias": np.array([1, np.inf, 0.1, 2])})
+    np.testing.assert_array_equal(model.bias.data, np.array([1, np.inf, 0.1, 2], np.float32))
