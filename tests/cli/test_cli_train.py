@@ -417,7 +417,7 @@ def test_evaluate_counts_every_image_once(said, trained, digits):
     assert f"accuracy  {right / 700:.2%} ({right} of 700)" in text
     matrix = np.zeros((10, 10), int)
     np.add.at(matrix, (test.labels, answers), 1)
-    part = text.partition("answers across\n")[2].partition("\n\n")[0].splitlines()[1:]
+    part = text.partition("a column for each answer\n")[2].partition("\n\n")[0].splitlines()[1:]
     printed = [[0 if cell == "." else int(cell) for cell in line.split()[1:]] for line in part]
     assert np.array_equal(printed, matrix)
     for k in range(10):
