@@ -82,7 +82,7 @@ CHECKS = {
     "response": seeds(norm.compare_response, 0, 1, 2),
     "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
     "partial": norm.test_partial_filters_equal_the_definition,
-    "adam": lambda: optimisers.test_adam(optimisers.Adam, True),
+    "adam": lambda: optimisers.test_adam(optimisers.Adam, False, True),
 }
 
 # name: (file, the text as it is, what takes its place, check)
