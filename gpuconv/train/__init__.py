@@ -4,6 +4,7 @@ from gpuconv.train.callback import Callback
 from gpuconv.train.config import PRESETS, RunConfig, run_config, stored_config
 from gpuconv.train.folder import make_run_folder
 from gpuconv.train.interrupt import Interrupted
+from gpuconv.train.memory import peak_memory
 from gpuconv.train.run import Run, prepare, test
 from gpuconv.train.state import TrainState
 from gpuconv.train.trainer import Trainer
@@ -18,6 +19,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "make_run_folder",
+    "peak_memory",
     "prepare",
     "run_config",
     "stored_config",
