@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     layer = args.layer or _last_convolution(model)
     images = _Images(wanted.known_data(found, args.data, args.split, args.limit), wanted)
     loader = wanted.loader(images.dataset, 250)
-    ranked = explain.strongest_patches(model, loader, layer, args.count, args.filters)
+    ranked = explain.top_activating_patches(model, loader, layer, args.count, args.filters)
     left_out = 0 if args.filters else max(0, len(ranked) - MOST_FILTERS)
     ranked = ranked[: len(ranked) - left_out]
     panels = []

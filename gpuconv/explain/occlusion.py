@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.explain.gradients import _where
-from gpuconv.explain.passes import Pass
+from gpuconv.explain.gradients import where
+from gpuconv.explain.observe import Observer
 from gpuconv.explain.targets import Target, scores, units
-from gpuconv.nn import Layer
+from gpuconv.nn import Module
 from gpuconv.shapes import pair
 
 
 def occlusion(
-    model: Layer,
+    model: Module,
     x: np.ndarray,
     target: Target = None,
     of: str = "",
@@ -40,8 +40,9 @@ def occlusion(
     >>> occlusion(models.lenet(), x, target=7, window=8, stride=8).shape
     (2, 32, 32)
     """
-    y = Pass(model, x, of, keep=False).output()
-    chosen = units(target, y, _where(of))
+    observer = Observer(model, (of,))
+    y = observer.run(x, gradients=False).output(of)
+    chosen = units(target, y, where(of))
     before = scores(y, chosen)
     places, cover = windows(x.shape[2:], window, stride), _cover(value, x)
     total = np.zeros((len(x), *x.shape[2:]))
@@ -54,7 +55,7 @@ def occlusion(
         covered = np.stack([x[n] for n, _ in part])
         for image, (_, place) in zip(covered, part, strict=True):
             image[:, *place] = cover
-        y = Pass(model, covered, of, keep=False).output()
+        y = observer.run(covered, gradients=False).output(of)
         after = scores(y, [chosen[n] for n, _ in part])
         for (n, place), score in zip(part, after, strict=True):
             total[n][place] += before[n] - score
