@@ -9,7 +9,7 @@ ARGS ?=
 CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA [A-Z ]*Version: *\([0-9]*\).*/\1/p')
 CUDA_EXTRA := $(if $(CUDA_MAJOR),$(shell [ $(CUDA_MAJOR) -ge 13 ] && echo ,cuda13 || echo ,cuda12))
 
-.PHONY: help train test test-all lint format bench gpu-check clean
+.PHONY: help train test test-all lint format bench docs gpu-check clean
 
 help:
 	@echo "make train      train LeNet on MNIST (ARGS='--epochs 1' passes options on)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint       check style and types"
 	@echo "make format     format the code"
 	@echo "make bench      run the benchmarks"
+	@echo "make docs       build the documentation into site/"
 	@echo "make gpu-check  on a machine with a GPU: test, train and time on it, write a report"
 	@echo "make clean      remove the environment and caches"
 
@@ -56,6 +57,13 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
+$(VENV)/installed-docs: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+
 # Another stamp than the tests': the driver may have come after the environment was made.
 $(VENV)/installed-gpu: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev$(CUDA_EXTRA)]'
@@ -65,5 +73,5 @@ gpu-check: $(if $(CUDA_EXTRA),$(VENV)/installed-gpu,$(VENV)/installed-dev)
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
 	find gpuconv benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
     python benchmarks/compare_models.py                     every model; about 20 minutes
     python benchmarks/compare_models.py --only resnet18     models whose name holds this text
-    python benchmarks/compare_models.py --readme            also put the table into README.md
+    python benchmarks/compare_models.py --docs              also write docs/benchmarks.md
 
 The step is forward, cross-entropy, backward and SGD with momentum, on batches of 8 of the model's
 own images (224x224, LeNet's 32x32). Before anything is timed, both libraries must give the same
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from compare_torch import Result, Row, conditions, measure, torch, write_readme
+from compare_torch import Result, Row, conditions, measure, torch, write_docs
 from model_steps import BATCH, Step, network, ours, theirs
 
 import gpuconv
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds for each model")
     parser.add_argument("--only", default="", help="models whose name holds this text")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--docs", action="store_true", help="put the table into the docs")
     options = parser.parse_args()
     torch.set_num_threads(gpuconv.thread_count())
     lines = [HEADER]
@@ -103,8 +103,8 @@ def main() -> None:
             print(lines[-1], flush=True)
     text = "\n".join([*lines, "", f"{conditions(options.rounds)}."])
     print(f"\n{conditions(options.rounds)}.")
-    if options.readme:
-        write_readme(text, MARKERS)
+    if options.docs:
+        write_docs(text, MARKERS)
 
 
 if __name__ == "__main__":

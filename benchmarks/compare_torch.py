@@ -2,7 +2,8 @@
 
     python benchmarks/compare_torch.py              every row; a few minutes
     python benchmarks/compare_torch.py --quick      few rows: a check, not a measurement
-    python benchmarks/compare_torch.py --readme     also put the table into README.md
+    python benchmarks/compare_torch.py --docs       also put the table into docs/benchmarks.md
+    python benchmarks/compare_torch.py --errors     the errors of 3x3 convolutions, without times
 
 Both use the same number of threads. Rounds alternate: some calls of ours, some of PyTorch's, the
 first of each not counted; a row gives each side's median and the median of the rounds' ratios.
@@ -31,17 +32,23 @@ try:
 except ImportError:
     sys.exit("compare_torch: PyTorch is not installed (pip install torch); nothing to compare with")
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 MARKERS = "<!-- compare_torch begin -->", "<!-- compare_torch end -->"
+ERROR_MARKERS = "<!-- errors begin -->", "<!-- errors end -->"
 RNG = np.random.default_rng(0)
 
 
 class Row(NamedTuple):
-    """One case: a call of ours and the same one of PyTorch's."""
+    """One case: a call of ours and the same one of PyTorch's.
+
+    errors: of the output, ours and PyTorch's, as shares of its largest value; None where a single
+    error says little.
+    """
 
     name: str
     ours: Callable[[], object]
     theirs: Callable[[], object]
+    errors: tuple[float, float] | None = None
 
 
 class Result(NamedTuple):
@@ -50,6 +57,7 @@ class Result(NamedTuple):
     theirs: float
     ratio: float
     spread: tuple[float, float]
+    errors: tuple[float, float] | None
 
 
 def floats(*shape: int) -> np.ndarray:
@@ -64,27 +72,82 @@ def same(name: str, ours: np.ndarray, theirs: torch.Tensor, tolerance: float = 2
         sys.exit(f"compare_torch: {name}: results differ by {error:.2e}, nothing timed")
 
 
-def convolution(name: str) -> Row:
+class Passes(NamedTuple):
+    """A convolution's passes on one set of arrays: each call returns y, dx, dw and db."""
+
+    ours: Callable[[], tuple[np.ndarray, ...]]
+    theirs: Callable[[], tuple[torch.Tensor, ...]]
+    exact: Callable[[], tuple[np.ndarray, ...]]
+
+
+def passes(name: str) -> Passes:
     shape, (K, R, S), stride, padding = CONVOLUTIONS[name]
-    x, w, b = floats(*shape), floats(K, shape[1], R, S), floats(K)
-    tx, tw, tb = (torch.tensor(a, requires_grad=True) for a in (x, w, b))
-    dy = floats(*ops.conv2d(x, w, b, stride, padding).shape)
-    tdy = torch.tensor(dy)
+    arrays = floats(*shape), floats(K, shape[1], R, S), floats(K)
+    dy = floats(*ops.conv2d(*arrays, stride, padding).shape)
 
     def ours() -> tuple[np.ndarray, ...]:
-        y = ops.conv2d(x, w, b, stride, padding)
-        return y, *ops.conv2d_backward(dy, x, w, b, stride, padding)
+        y = ops.conv2d(*arrays, stride, padding)
+        return y, *ops.conv2d_backward(dy, *arrays, stride, padding)
 
-    def theirs() -> torch.Tensor:
-        tx.grad = tw.grad = tb.grad = None
-        y = torch.nn.functional.conv2d(tx, tw, tb, stride, padding)
-        y.backward(tdy)
-        return y
+    def in_torch(dtype: torch.dtype) -> Callable[[], tuple[torch.Tensor, ...]]:
+        inputs = [torch.tensor(a, dtype=dtype, requires_grad=True) for a in arrays]
+        tdy = torch.tensor(dy, dtype=dtype)
 
-    y = theirs()
-    for found, expected in zip(ours(), (y, tx.grad, tw.grad, tb.grad), strict=True):
+        def call() -> tuple[torch.Tensor, ...]:
+            for tensor in inputs:
+                tensor.grad = None
+            y = torch.nn.functional.conv2d(*inputs, stride, padding)
+            y.backward(tdy)
+            return y.detach(), *(tensor.grad for tensor in inputs)  # type: ignore[misc]
+
+        return call
+
+    def exact() -> tuple[np.ndarray, ...]:
+        return tuple(tensor.numpy() for tensor in in_torch(torch.float64)())
+
+    return Passes(ours, in_torch(torch.float32), exact)
+
+
+def convolution(name: str) -> Row:
+    ours, theirs, exact = passes(name)
+    mine, other, right = ours(), theirs(), exact()
+    for found, expected in zip(mine, other, strict=True):
         same(name, found, expected)
-    return Row(f"{name}, {'x'.join(map(str, shape))}", ours, theirs)
+    with gpuconv.no_winograd():
+        winograd = ours()[0].tobytes() != mine[0].tobytes()
+    title = f"{name}, {'x'.join(map(str, CONVOLUTIONS[name][0]))}"
+    errors = largest_error(mine[0], right[0]), largest_error(other[0].numpy(), right[0])
+    return Row(title + " (Winograd)" * winograd, ours, theirs, errors)
+
+
+def largest_error(value: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.abs(value - exact).max() / np.abs(exact).max())
+
+
+def rms_error(value: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.sqrt(np.square(value - exact).mean() / np.square(exact).mean()))
+
+
+def error_table() -> str:
+    """Errors of every 3x3 convolution's results, with Winograd's algorithm and without."""
+    lines = [
+        "| convolution | result | Winograd | direct | PyTorch | Winograd, largest | "
+        "direct, largest | PyTorch, largest |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in (name for name in CONVOLUTIONS if name.startswith("3x3")):
+        case = passes(name)
+        winograd, other, right = case.ours(), [t.numpy() for t in case.theirs()], case.exact()
+        with gpuconv.no_winograd():
+            direct = case.ours()
+        for number, result in enumerate(("y", "dx", "dw")):
+            cells = [
+                f"{error(values[number], right[number]):.1e}"
+                for error in (rms_error, largest_error)
+                for values in (winograd, direct, other)
+            ]
+            lines.append(f"| {name} | {result} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def pool(name: str) -> Row:
@@ -108,7 +171,8 @@ def pool(name: str) -> Row:
     ty = theirs()
     for found, expected in zip(ours(), (ty, tx.grad), strict=True):
         same(name, found, expected)
-    return Row(f"{name}, {'x'.join(map(str, shape))}", ours, theirs)
+    error = largest_error(ours()[0], ty.detach().numpy())
+    return Row(f"{name}, {'x'.join(map(str, shape))}", ours, theirs, (error, error))
 
 
 def lenet(batch: int) -> Row:
@@ -165,7 +229,8 @@ def measure(row: Row, rounds: int, seconds: float) -> Result:
             kept.append(statistics.median(timed(call, seconds)))
     ratios = sorted(b / a for a, b in zip(*times, strict=True))
     medians = [statistics.median(kept) for kept in times]
-    return Result(row.name, *medians, statistics.median(ratios), (ratios[0], ratios[-1]))
+    spread = ratios[0], ratios[-1]
+    return Result(row.name, *medians, statistics.median(ratios), spread, row.errors)
 
 
 def timed(call: Callable[[], object], seconds: float) -> list[float]:
@@ -179,20 +244,28 @@ def timed(call: Callable[[], object], seconds: float) -> list[float]:
 
 def table(results: list[Result]) -> str:
     lines = [
-        "| forward + backward | gpuconv, ms | PyTorch, ms | ratio | smallest to largest |",
-        "|---|---:|---:|---:|---:|",
+        "| forward + backward | gpuconv, ms | PyTorch, ms | ratio | smallest to largest | "
+        "error of y: gpuconv | PyTorch |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for r in results:
         low, high = r.spread
         cells = f"{r.name} | {r.ours * 1e3:.2f} | {r.theirs * 1e3:.2f} | {r.ratio:.2f}x"
-        lines.append(f"| {cells} | {low:.2f} to {high:.2f} |")
+        errors = [f"{error:.1e}" if error else "0" for error in r.errors or ()] or ["", ""]
+        lines.append(f"| {cells} | {low:.2f} to {high:.2f} | {' | '.join(errors)} |")
     return "\n".join(lines)
 
 
 def conditions(rounds: int) -> str:
     return (
         f"{date.today()}; {rounds} alternating rounds, medians; "
-        f"{gpuconv.thread_count()} threads each; {platform.machine()}, {processor()}; "
+        f"{gpuconv.thread_count()} threads each; {versions()}"
+    )
+
+
+def versions() -> str:
+    return (
+        f"{platform.machine()}, {processor()}; "
         f"gpuconv {gpuconv.__version__}, NumPy {np.__version__}, PyTorch {torch.__version__}"
     )
 
@@ -205,10 +278,11 @@ def processor() -> str:
         return platform.processor() or "unknown processor"
 
 
-def write_readme(text: str, markers: tuple[str, str] = MARKERS) -> None:
+def write_docs(text: str, markers: tuple[str, str] = MARKERS) -> None:
+    """Put `text` between two markers of docs/benchmarks.md."""
     begin, end = markers
-    before, rest = README.read_text().split(begin)
-    README.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
@@ -216,9 +290,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rows and repeats")
     parser.add_argument("--rounds", type=int, default=15, help="alternating rounds for each row")
     parser.add_argument("--only", default="", help="rows whose name holds this text")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--docs", action="store_true", help="put the table into the docs")
+    parser.add_argument("--errors", action="store_true", help="errors of 3x3 convolutions only")
     options = parser.parse_args()
     torch.set_num_threads(gpuconv.thread_count())
+    if options.errors:
+        text = f"{error_table()}\n\n{date.today()}; {versions()}."
+        print(text)
+        if options.docs:
+            write_docs(text, ERROR_MARKERS)
+        return
     cases = [(lenet, batch) for batch in LENET_BATCHES]
     cases += [(convolution, name) for name in CONVOLUTIONS] + [(pool, name) for name in POOLS]  # type: ignore[misc]
     if options.quick:
@@ -231,8 +312,8 @@ def main() -> None:
             print(table(results[-1:]).splitlines()[-1], flush=True)
     text = f"{table(results)}\n\n{conditions(rounds)}."
     print(f"\n{text}")
-    if options.readme:
-        write_readme(text)
+    if options.docs:
+        write_docs(text)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from gpuconv.bench.clock import Times
 from gpuconv.bench.machine import driver_cards
 from gpuconv.bench.measure import Row
 from gpuconv.bench.table import HEADER, cells, duration, markdown
-from gpuconv.data.files import write_whole
+from gpuconv.files import write_atomically
 from gpuconv.ops.cost import Cost
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -39,8 +39,8 @@ def write(report: Record, folder: Path) -> tuple[Path, Path]:
     card = re.sub("[^a-z0-9]+", "-", report["card"].lower()).strip("-")
     stem = f"{report['date'][:16].replace('T', '-').replace(':', '')}-{card}"
     paths = folder / f"{stem}.json", folder / f"{stem}.md"
-    write_whole(paths[0], (json.dumps(report, indent=1) + "\n").encode())
-    write_whole(paths[1], text(report).encode())
+    write_atomically(paths[0], (json.dumps(report, indent=1) + "\n").encode())
+    write_atomically(paths[1], text(report).encode())
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Make the pictures of the page that the README shows: docs/*.png.
+"""Make the pictures of the page that the documentation shows: docs/*.png.
 
     gpuconv train && python docs/screenshots.py
 
@@ -33,16 +33,16 @@ def main():
             browser.find("#pad-clear").click()
             browser.draw(smooth(THREE))
             browser.js("gpuconv.select({layer: 4, index: [5, 3, 6]}, false)")
-            keep(browser, "show-desktop.png")
+            keep(browser, "page-desktop.png")
             look(browser, "dark", 1440, 940)
             browser.js("gpuconv.select({layer: 3, index: [0, 4, 5]}, false)")
             browser.js(
                 "document.querySelector('#layer-1 details, [data-layer=\"1\"] details').open = true"
             )
-            keep(browser, "show-dark.png")
+            keep(browser, "page-dark.png")
             look(browser, "light", 390, 844, phone=True)
             browser.js("gpuconv.select({layer: 4, index: [5, 3, 6]}, true)")
-            keep(browser, "show-phone.png")
+            keep(browser, "page-phone.png")
         with tempfile.TemporaryDirectory() as folder:
             run = ["train", "--show", "--port", "0", "--epochs", "3", "--out", f"{folder}/run"]
             with started(run) as (url, _):
@@ -50,7 +50,7 @@ def main():
                 browser.open(url)
                 browser.find("#run-start").click()
                 browser.until("return gpuconv.training.step() > 1300", seconds=120)
-                keep(browser, "show-training.png")
+                keep(browser, "page-training.png")
     return 0
 
 

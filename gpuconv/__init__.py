@@ -14,9 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpuconv import data, explain, models, nn, ops, optim
+    from gpuconv import checkpoint, data, explain, models, nn, ops, optim
     from gpuconv.arrays import to_device, to_numpy
-    from gpuconv.autograd import Tensor, checkpoint, enable_grad, no_grad
+    from gpuconv.autograd import Tensor, enable_grad, no_grad
     from gpuconv.checkpoint import load, save
     from gpuconv.cpu.precision import float64_sums, no_winograd
     from gpuconv.interop.torch import load_torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpuconv.threads import set_thread_count, thread_count
     from gpuconv.train import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Tensor",
@@ -38,8 +38,8 @@ __all__ = [
     "load_torch",
     "models",
     "nn",
-    "no_winograd",
     "no_grad",
+    "no_winograd",
     "ops",
     "optim",
     "save",
@@ -53,7 +53,6 @@ __all__ = [
 _HOME = {
     "Tensor": "gpuconv.autograd",
     "Trainer": "gpuconv.train",
-    "checkpoint": "gpuconv.autograd",
     "enable_grad": "gpuconv.autograd",
     "float64_sums": "gpuconv.cpu.precision",
     "load": "gpuconv.checkpoint",

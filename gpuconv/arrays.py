@@ -1,4 +1,7 @@
-"""Which device an array is on, and the ways between devices. Imports no device's library."""
+"""Which device an array is on, moves between devices, and arrays that are a shape alone.
+
+Imports no device's library.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-
-from gpuconv.cuda.outline import Outline
 
 Shape = tuple[int, ...]
 
@@ -26,10 +27,14 @@ class ShapeOnly:
     ShapeOnly(shape=(2, 128), dtype=float32)
     """
 
-    __slots__ = ("dtype", "shape")
+    __slots__ = ("base", "dtype", "shape")
     __array_ufunc__ = None  # NumPy's operators leave it alone: it has no values to work on
 
-    def __init__(self, shape: Shape, dtype: Any = np.float32) -> None:
+    def __init__(
+        self, shape: Shape, dtype: Any = np.float32, base: ShapeOnly | None = None
+    ) -> None:
+        """base: the array of which this one is a view."""
+        self.base = base if base is None or base.base is None else base.base
         self.shape: Shape = tuple(map(operator.index, shape))
         if any(length < 0 for length in self.shape):
             raise ValueError(f"ShapeOnly: a length cannot be negative, got shape {self.shape}")
@@ -78,7 +83,7 @@ class ShapeOnly:
             if part is not None and part is not ... and not isinstance(part, slice):
                 operator.index(part)  # TypeError for an array of indices: it would have values
         return ShapeOnly(
-            np.broadcast_to(np.empty((), self.dtype), self.shape)[key].shape, self.dtype
+            np.broadcast_to(np.empty((), self.dtype), self.shape)[key].shape, self.dtype, self
         )
 
     def reshape(self, *shape: Any) -> ShapeOnly:
@@ -89,7 +94,7 @@ class ShapeOnly:
             lengths = tuple(self.size // known if n == -1 else n for n in lengths)
         if any(n < 0 for n in lengths) or math.prod(lengths) != self.size:
             raise ValueError(f"cannot reshape an array of shape {self.shape} into {lengths}")
-        return ShapeOnly(lengths, self.dtype)
+        return ShapeOnly(lengths, self.dtype, self)
 
     def transpose(self, *axes: Any) -> ShapeOnly:
         """The axes in another order, in reverse order if none is given."""
@@ -98,7 +103,7 @@ class ShapeOnly:
         positive = tuple(axis % self.ndim if self.ndim else axis for axis in order)
         if sorted(positive) != list(range(self.ndim)):
             raise ValueError(f"axes {order} are no order of the axes of shape {self.shape}")
-        return ShapeOnly(tuple(self.shape[axis] for axis in positive), self.dtype)
+        return ShapeOnly(tuple(self.shape[axis] for axis in positive), self.dtype, self)
 
     def astype(self, dtype: Any, copy: bool = True) -> ShapeOnly:
         """The same shape, of another dtype."""
@@ -118,12 +123,12 @@ def _is_index(value: Any) -> bool:
 
 
 def device_of(array: Any) -> str | None:
-    """Where an array is: "cpu" for NumPy's, "sim", "cuda" for CuPy's, "meta" for a `ShapeOnly`;
-    None for what is no array.
+    """The device of an array; None for what is no array.
 
+    "cpu" for NumPy's, "sim" for the simulator's, "cuda" for CuPy's, "meta" for a `ShapeOnly`.
     An array of a library can only exist once that library is imported, so nothing is imported here.
     """
-    if isinstance(array, (np.ndarray, Outline)):
+    if isinstance(array, np.ndarray):
         return "cpu"
     if isinstance(array, ShapeOnly):
         return "meta"
@@ -186,8 +191,8 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
     """The array on a device, itself if it is there; from one device to another by way of NumPy.
     A `ShapeOnly` is on every device.
 
-    weights: keep (K, C, R, S) filters channels-last in memory, as every kernel reads them, so that
-    no step need convert them.
+    weights: keep (K, C, R, S) filters channels-last in memory, as every kernel reads them; then no
+    training step has to convert them.
     """
     wanted = device if is_device(device) else "cpu"
     if device_of(array) in (wanted, "meta"):

@@ -410,15 +410,19 @@ def defer(
     pool(*window): the result under ReLU and max-pool. Outside a module's call, and where fusing
     is off, it is computed at once. At most one tensor waits; its data is there whenever it is read.
     """
-    if not state.depth or not state.fusing or any(x is not None and x.reference for x in inputs):
+    if not state.depth or not state.fusing:
         return compute(None)
+    requires_grad = False
+    for x in inputs:
+        if x is not None:
+            if x.reference:
+                return compute(None)  # definitions are run one by one
+            requires_grad = requires_grad or x.requires_grad
     if state.pending is not None:
         _settle(state.pending)
     y = Tensor.__new__(Tensor)
     y.grad = y._hooks = None
-    y.requires_grad = y.reference = False
-    if state.recording:
-        y.requires_grad = any(x is not None and x.requires_grad for x in inputs)
+    y.requires_grad, y.reference = requires_grad and state.recording, False
     y._deferred = (compute, activations, pool)
     state.pending = y
     return y
@@ -479,6 +483,8 @@ def _settle(x: Tensor) -> None:
         state.pending = None
     y = x._deferred[0](None)
     x.data, x._node, x._deferred = y.data, y._node, None
+    if state.trace is not None:
+        state.trace.same(x, y)
 
 
 # ---- the walk back -----------------------------------------------------------------------------
@@ -505,7 +511,7 @@ class _Walk:
         while heap:
             node = heapq.heappop(heap)[2]
             dy = flying.pop(node)
-            memory = _memory(dy)
+            memory = dy if dy.base is None else dy.base
             count = made.pop(id(memory), 0)
             if count > 1:
                 made[id(memory)] = count - 1
@@ -531,19 +537,18 @@ class _Walk:
         gradients = node.backward(dy, over, *node.saved)
         if not self.retain:
             node.saved = None
-        made = self.made
-        if node.fresh:
-            for d, target in zip(gradients, node.inputs, strict=True):
-                if d is not None and target is not None:
-                    block = _memory(d)
-                    if count or block is not memory:
-                        made[id(block)] = made.get(id(block), 0) + 1
-        del dy
+        made, arrived = self.made, []
         for d, target in zip(gradients, node.inputs, strict=True):
-            if d is None or target is None:
-                continue
+            if d is not None and target is not None:
+                block = id(d if d.base is None else d.base)
+                arrived.append((d, target, block))
+                if node.fresh and (count or block != id(memory)):
+                    made[block] = made.get(block, 0) + 1
+        del dy, gradients
+        for d, target, block in arrived:
             if isinstance(target, Tensor) and target._hooks is None:
-                _add_to_grad(target, d, self._release(d) == 1)
+                _add_to_grad(target, d, made.get(block) == 1)
+                self._release(block)
             else:
                 self._arrive(target, d)
 
@@ -559,22 +564,20 @@ class _Walk:
             raise ValueError(f"backward: gradients of shapes {old.shape} and {d.shape} meet")
         for total, part in ((old, d), (d, old)):
             if total.ndim and self.made.get(id(_memory(total))) == 1 and _writeable(total):
-                self._release(part)
+                self._release(id(_memory(part)))
                 self.flying[target] = ops.accumulate(total, part)
                 return
-        self._release(old)
-        self._release(d)
+        self._release(id(_memory(old)))
+        self._release(id(_memory(d)))
         total = _sum(old, d)
         self.flying[target] = total
         self.made[id(_memory(total))] = 1
 
-    def _release(self, d: Array) -> int:
-        """Count one gradient less in d's memory; returns how many there were, 0 if not ours."""
-        key = id(_memory(d))
-        count = self.made.pop(key, 0)
+    def _release(self, block: int) -> None:
+        """Count one gradient less in a block of memory."""
+        count = self.made.pop(block, 0)
         if count > 1:
-            self.made[key] = count - 1
-        return count
+            self.made[block] = count - 1
 
 
 def _memory(a: Array) -> Any:

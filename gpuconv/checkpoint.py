@@ -9,10 +9,8 @@ belongs to the optimiser begins with "optimizer/".
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from gpuconv.files import write_atomically
 from gpuconv.nn import Module
 
 FORMAT_VERSION = 1
@@ -30,7 +29,6 @@ _TYPES = {
     "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16",
     "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
-_counter = itertools.count()
 
 
 @dataclass
@@ -125,7 +123,7 @@ def write(path: Any, checkpoint: Checkpoint) -> None:
         for name in order:
             file.write(_bytes(arrays[name]))
 
-    write_whole(Path(path), content)
+    write_atomically(path, content)
 
 
 def read(path: Any) -> Checkpoint:
@@ -150,64 +148,6 @@ def read(path: Any) -> Checkpoint:
     metadata = _checked_metadata(path, head, arrays)
     optimizer = {n.removeprefix(_OPTIMIZER): a for n, a in arrays.items() if n not in weights}
     return Checkpoint(weights, metadata, optimizer, str(path))
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """`content(file)` into a new file that then takes the place of `path`, or into none.
-
-    Raises: OSError in one line that names the path, with errno kept.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                content(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left half written in a folder; living ones' files stay."""
-    for leftover in folder.glob(".*.tmp"):
-        found = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", leftover.name)
-        if found and not _alive(int(found[1])):
-            leftover.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # asked before this process writes: a dead one had our number
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems cannot sync a folder; the rename itself is done
-    finally:
-        os.close(descriptor)
-
-
-def _cannot_write(path: Path, error: OSError) -> OSError:
-    told = type(error)(f"{path}: cannot write: {error.strerror or error}")
-    told.errno = error.errno
-    return told
 
 
 def _header(head: dict[str, str], arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:

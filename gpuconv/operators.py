@@ -15,6 +15,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.arrays import ShapeOnly, contiguous, device_of
 from gpuconv.autograd import Array, Tensor, as_tensor, defer, record
+from gpuconv.ops import in_place
 
 Shape = tuple[int, ...]
 Number = int | float | np.integer | np.floating
@@ -44,8 +45,8 @@ def _add_backward(dy: Array, over: bool, y: Array | None) -> tuple[Array, Array]
 
 def relu_backward(dy: Array, y: Array, over: bool) -> Array:
     """The gradient before a ReLU, in dy's own memory where `over` allows it."""
-    if over and ops.can_overwrite(dy):
-        return ops.relu_backward_into(dy, y)
+    if over and in_place.can_overwrite(dy):
+        return in_place.relu_backward_into(dy, y)
     return ops.relu_backward(dy, y)
 
 

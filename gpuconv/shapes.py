@@ -126,10 +126,10 @@ class Window:
         return min(outputs, starts_inside)
 
     def taps(self, H: int, W: int) -> Iterator[Tap]:
-        """For each tap (r, s): the outputs it reaches, as slices of (..., P, Q), and the pixels it
-        reads, of (..., H, W).
+        """(r, s, outputs, pixels) of each tap that reads the image at all.
 
-        Taps that only ever fall on padding are left out.
+        outputs: the windows in which it falls on the image, as slices of (..., P, Q).
+        pixels: what it reads in them, as slices of (..., H, W).
         """
         P, Q = self.output_size(H, W)
         (top, _), (left, _) = self.pads(H, W)
@@ -146,15 +146,17 @@ def window(
     kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Window:
     """A `Window`, made once for each set of arguments: operations ask for theirs at every call."""
+    sizes = kernel_size, stride, padding, dilation
     try:
-        return _window(kernel_size, stride, padding, dilation, ceil_mode)
+        return _window(*sizes, ceil_mode, repr(sizes))
     except TypeError:  # lists are pairs too, but no keys; what is no pair is refused again
         return Window(kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@lru_cache(maxsize=1024, typed=True)  # 1.0 is no length, though it equals 1
+@lru_cache(maxsize=1024, typed=True)
 def _window(*arguments: Any) -> Window:
-    return Window(*arguments)
+    """The last argument tells (1, 1.0) from (1, 1): they are equal, and 1.0 is no length."""
+    return Window(*arguments[:-1])
 
 
 def _padding(value: Any) -> Any:
@@ -182,8 +184,9 @@ def _named_pad(name: str, size: int, extent: int, stride: int) -> tuple[int, int
 
 
 def _reach(offset: int, stride: int, outputs: int, size: int) -> tuple[slice, slice] | None:
-    """Of the outputs o with 0 <= o*stride + offset < size: their slice, and the slice of what they
-    read.
+    """The outputs o with 0 <= o*stride + offset < size and the pixels they read, as slices.
+
+    None where there is no such output.
     """
     first = max(0, -(offset // stride))
     last = min(outputs - 1, (size - 1 - offset) // stride)

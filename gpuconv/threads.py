@@ -1,9 +1,8 @@
 """Worker threads for every operation of the CPU path: fixed shards, so results repeat bit for bit.
 
-Work is cut into shards; each shard runs code that lets go of the interpreter lock (BLAS, `nogil`
-Numba).
-Inside a shard BLAS runs on one thread: two pools that fight for the same cores lose to either
-alone.
+Work is cut into shards; each shard runs code that releases the interpreter lock (BLAS, compiled
+functions). Inside a shard BLAS runs on one thread: two pools that compete for the same cores are
+slower than either alone. This module imports nothing else of gpuconv.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from itertools import pairwise
+from typing import ClassVar
 
 import threadpoolctl
 
@@ -23,13 +23,15 @@ _inside = threading.local()
 
 
 def thread_count() -> int:
-    """How many threads an operation uses: `set_thread_count`, else GPUCONV_THREADS, else all
-    allowed cores.
+    """The number of threads that an operation uses.
+
+    It is the one given to `set_thread_count`, else GPUCONV_THREADS, else all cores that this
+    process may use.
     """
     global _count
     if not _count:
-        asked = os.environ.get("GPUCONV_THREADS", "")
-        _count = int(asked) if asked.isdigit() and int(asked) > 0 else _cores()
+        setting = os.environ.get("GPUCONV_THREADS", "")
+        _count = int(setting) if setting.isdigit() and int(setting) > 0 else _cores()
     return _count
 
 
@@ -38,8 +40,9 @@ def _cores() -> int:
 
 
 def set_thread_count(count: int) -> None:
-    """Use `count` threads from now on. Results of a sum over shards can differ in the last bit with
-    the count.
+    """Use `count` threads from now on, at least 1 (else ValueError), for BLAS's products too.
+
+    The result of a sum over shards can differ in the last bit with the count.
     """
     global _count
     if count < 1:
@@ -48,8 +51,9 @@ def set_thread_count(count: int) -> None:
 
 
 def shards(items: int, grain: int = 1) -> list[tuple[int, int]]:
-    """[0, items) cut into at most one [begin, end) a thread, none smaller than `grain`, as even as
-    can be.
+    """[0, items) cut into pieces [begin, end): at most one a thread, each of `grain` items or more.
+
+    Their sizes differ by at most one item. A range of fewer than `grain` items is one piece.
     """
     parts = max(1, min(thread_count(), items // max(grain, 1)))
     edges = [items * part // parts for part in range(parts + 1)]
@@ -60,14 +64,20 @@ def parallel(function: Shard, pieces: list[tuple[int, int]], blas: bool = True) 
     """`function(begin, end)` for every piece, side by side; the results in the order of the pieces.
 
     The first piece runs on the calling thread. A call from inside a shard runs its pieces one after
-    another.
-    blas: whether `function` calls BLAS, which is then held to one thread.
+    another. What a piece raises is raised here, after all pieces have ended.
+    blas: whether `function` calls BLAS, which is then held to one thread for each of several
+    pieces, and to `thread_count` threads for a single one.
     """
-    if len(pieces) == 1 or getattr(_inside, "shard", False):
+    inside = getattr(_inside, "shard", False)
+    if not blas:
+        return _run(function, pieces, inside)
+    with blas_threads(1 if inside or len(pieces) > 1 else thread_count()):
+        return _run(function, pieces, inside)
+
+
+def _run(function: Shard, pieces: list[tuple[int, int]], inside: bool) -> list[object]:
+    if inside or len(pieces) == 1:
         return [function(begin, end) for begin, end in pieces]
-    if blas:
-        with single_threaded_blas():
-            return _side_by_side(function, pieces)
     return _side_by_side(function, pieces)
 
 
@@ -91,7 +101,7 @@ class _Worker(threading.Thread):
     """A thread that waits for one shard at a time; two locks pass it back and forth.
 
     A lock costs a third less than a Future of concurrent.futures, and a training step makes
-    hundreds.
+    hundreds. The threads are daemons: the interpreter ends without waiting for them.
     """
 
     def __init__(self) -> None:
@@ -109,8 +119,9 @@ class _Worker(threading.Thread):
         self._start_signal.release()
 
     def finish(self) -> tuple[object, BaseException | None]:
-        """The shard's result, or what it raised. Interrupted here, the worker ends alone with its
-        shard.
+        """The shard's result and what it raised.
+
+        If this wait is interrupted, the worker finishes its shard alone and then ends.
         """
         try:
             self._end_signal.acquire()
@@ -150,35 +161,57 @@ def _forget_after_fork() -> None:
     _idle.clear()
     _lock = threading.Lock()
     _inside.shard = False
-    single_threaded_blas.users = 0
+    blas_threads.counts = []
 
 
-class single_threaded_blas:
-    """NumPy's BLAS on one thread while shards run; nested and concurrent uses share one setting."""
+class blas_threads:
+    """Within it NumPy's BLAS uses at most `count` threads, or fewer where it was set to fewer.
+
+    BLAS has one setting for the whole process. Nested and concurrent uses share it: the smallest
+    count holds, and the setting from before the first comes back after the last.
+    """
 
     libraries: list[threadpoolctl.LibController] | None = None
-    users = 0
-    before: list[int]
+    before: ClassVar[list[int]] = []  # each library's setting, before the first use
+    counts: ClassVar[list[int]] = []  # of all uses at this moment
+
+    def __init__(self, count: int) -> None:
+        self._count = count
 
     def __enter__(self) -> None:
-        cls = single_threaded_blas
+        cls = blas_threads
         with _lock:
             if cls.libraries is None:
-                found = threadpoolctl.ThreadpoolController().select(user_api="blas")
-                cls.libraries = found.lib_controllers
-            if cls.users == 0:
+                blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
+                cls.libraries = blas.lib_controllers
+            if not cls.counts:
                 cls.before = [library.get_num_threads() for library in cls.libraries]
-                for library in cls.libraries:
-                    library.set_num_threads(1)
-            cls.users += 1
+            cls._change(cls.counts, [*cls.counts, self._count])
 
     def __exit__(self, *_: object) -> None:
-        cls = single_threaded_blas
+        cls = blas_threads
         with _lock:
-            cls.users -= 1
-            if cls.users == 0:
-                for library, threads in zip(cls.libraries or [], cls.before, strict=True):
-                    library.set_num_threads(threads)
+            if self._count in cls.counts:  # not in a child that was forked within
+                rest = cls.counts.copy()
+                rest.remove(self._count)
+                cls._change(cls.counts, rest)
+
+    @classmethod
+    def _change(cls, old: list[int], new: list[int]) -> None:
+        """Set each library for `new`, where that differs from what `old` demanded: a call costs."""
+        cls.counts = new
+        for library, before in zip(cls.libraries or [], cls.before, strict=True):
+            threads = min([before, *new])
+            if threads != min([before, *old]):
+                _set_threads(library, threads)
+
+
+def _set_threads(library: threadpoolctl.LibController, threads: int) -> None:
+    """From any thread: threadpoolctl 3.8 silently ignores all but the first that set OpenBLAS."""
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
+    release(force=True)
+    library.set_num_threads(threads)
+    release(force=True)
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,17 +1,17 @@
 /*
-elementwise.cu: sums of two arrays, also with a ReLU, scaling, dropout.
+elementwise.cu: sums of two arrays, also with a ReLU, products, scaling, dropout.
 
 Math      add:     to[i] = a[i] + b[i];  add_relu: its ReLU, a NaN stays NaN
+          multiply: to[i] = a[i] * b[i]
           scale:   to[i] = a[i] * factor
           dropout: y[i] = x[i] * factor where the upper 32 bits of SplitMix64's number i for the
-                          seed are at least
-                   `threshold`, else 0; backward is the same kernel on dy
+                   seed are at least `threshold`, else 0; backward is the same kernel on dy
 Source    Srivastava et al. 2014 (dropout); Steele et al. 2014 (SplitMix64); gpuconv/ops/dropout.py
 Layout    float32, `count` elements; dropout's i counts in the user's C order: give it NCHW, not
           NHWC
 Geometry  As relu.cu
-Traffic   add, add_relu: a, b and to once; scale, dropout: their two arrays once
-Floor     add, add_relu 12*count, scale and dropout 8*count bytes / DRAM bandwidth
+Traffic   add, add_relu, multiply: a, b and to once; scale, dropout: their two arrays once
+Floor     add, add_relu, multiply 12*count, scale and dropout 8*count bytes / DRAM bandwidth
 Order     Element by element; the mask depends on seed and i alone
 Limits    Offsets are 64-bit; `to` may be a or b, y may be x
 Not here  Broadcasting
@@ -39,6 +39,12 @@ extern "C" __global__ void __launch_bounds__(256, 3)
     add_relu(float* to, const float* a, const float* b, long long count)
 {
     each2(to, a, b, count, [](float a, float b) { return relu(a + b); });
+}
+
+extern "C" __global__ void __launch_bounds__(256, 3)
+    multiply(float* to, const float* a, const float* b, long long count)
+{
+    each2(to, a, b, count, [](float a, float b) { return a * b; });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)

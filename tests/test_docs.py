@@ -1,4 +1,4 @@
-"""What the documentation says is run: docstring examples, the README's Python and commands."""
+"""The documentation is run: docstring examples, and the Python and the commands of its pages."""
 
 import doctest
 import importlib
@@ -19,9 +19,19 @@ MODULES = sorted(
 )
 
 
-def blocks(language):
-    text = (ROOT / "README.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SLOW = "<!-- slow -->\n"  # before a block: it and the page's later blocks run in `make test-all`
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def prose(page):
+    """The text of a page without its code blocks, tables, pictures and addresses."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"^\|.*$|^!\[.*$|<!--.*?-->", "", text, flags=re.MULTILINE)
+    return re.sub(r"\]\([^)]*\)", "]", text)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -41,27 +51,79 @@ def test_docstring_examples(name):
     assert runner.failures == 0
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_of_the_readme_runs(number, tmp_path, monkeypatch):
+def programs():
+    """Each page's Python as one program; where a page has slow blocks, the quick part too."""
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        quick, *slow = page.read_text().split(SLOW, 1)
+        parts = [re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in (quick, *slow)]
+        if parts[0]:
+            yield pytest.param(parts[0], id=name)
+        if slow:
+            yield pytest.param([*parts[0], *parts[1]], id=f"{name}-slow", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("program", list(programs()))
+def test_python_of_a_page_runs(program, tmp_path, monkeypatch, request):
+    """The blocks of a page in order, as one reads them: later ones use names of earlier ones."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks("python")[number], f"README.md, block {number}", "exec"), {})
+    names = {"__name__": "page"}
+    for number, block in enumerate(program):
+        exec(compile(block, f"{request.node.name}, block {number}", "exec"), names)
 
 
-def test_commands_of_the_readme_exist():
+def commands():
+    """(page, words) for each command line in the pages' blocks."""
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in re.sub(r"\\\n", " ", block).splitlines():
+                for command in re.sub(r"\s#.*", "", line).split("&&"):
+                    if words := command.split():
+                        yield page.relative_to(ROOT), words
+
+
+@pytest.mark.parametrize(
+    "name", sorted({words[1] for _, words in commands() if words[0] == "gpuconv"})
+)
+def test_commands_of_the_pages_and_their_options_exist(name, capsys):
     from gpuconv.cli.main import main
 
-    commands = {
-        line.split()[1]
-        for block in blocks("sh")
-        for line in block.splitlines()
-        if line.startswith("gpuconv ")
-    }
-    assert len(commands) > 6
-    for command in commands:
-        assert main([command, "--help"]) == 0, command
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    for page, words in commands():
+        if words[:2] == ["gpuconv", name]:
+            for word in words[2:]:
+                assert not word.startswith("-") or word.split("=")[0] in text, (page, word)
 
 
-def test_files_the_readme_names_exist():
-    text = (ROOT / "README.md").read_text()
+def test_make_targets_and_scripts_of_the_pages_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for page, words in commands():
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in makefile, (page, words)
+        elif words[0] == "python":
+            script = next(word for word in words if word.endswith(".py"))
+            assert (ROOT / script).exists(), (page, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    text = page.read_text()
     for path in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
-        assert (ROOT / path).exists(), path
+        assert (page.parent / path).exists(), path
+    folders = "gpuconv|kernels|tests|benchmarks|docs|examples"
+    for path in re.findall(rf"`((?:{folders})/[\w./*]*)`", text):
+        # `make gpu-check` makes that folder; x stands for an operation's name
+        if path != "benchmarks/results/" and Path(path).stem not in ("x", "test_x"):
+            assert list(ROOT.glob(path.rstrip("/"))), path
+
+
+def test_the_readme_is_short():
+    assert len(prose(ROOT / "README.md").split()) <= 700
+
+
+def test_tables_that_scripts_fill_have_their_markers():
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    for name in ("compare_torch", "compare_models", "errors"):
+        begin, end = (text.index(f"<!-- {name} {word} -->") for word in ("begin", "end"))
+        assert text[begin:end].count("\n|") > 5

@@ -1,15 +1,20 @@
-"""The worker threads: order, errors, nesting, several callers, forks."""
+"""The worker threads: order, errors, nesting, several callers, forks, BLAS, the process's end."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+import threadpoolctl
 
+from gpuconv.cpu import conv, conv_matmul, conv_pointwise
 from gpuconv.cpu.workspace import KEPT_FLOATS, scratch
-from gpuconv.threads import parallel, set_thread_count, shards, thread_count
+from gpuconv.shapes import Window
+from gpuconv.threads import blas_threads, parallel, set_thread_count, shards, thread_count
 
 PIECES = [(0, 1), (1, 3), (3, 7)]
 
@@ -88,3 +93,88 @@ def test_scratch_is_kept_for_each_thread_and_bounded():
     assert not np.shares_memory(first, others[0])
     large = scratch("test", KEPT_FLOATS + 1)
     assert not np.shares_memory(large, scratch("test", 10))
+
+
+def blas_count() -> int:
+    """The threads that NumPy's BLAS would use for a product now."""
+    with blas_threads(99):  # finds the library, where nothing has used it yet
+        return max(library.get_num_threads() for library in blas_threads.libraries)
+
+
+@pytest.fixture
+def threads():
+    """BLAS set to 3 threads, whatever the machine has; returns `set_thread_count`."""
+    before = thread_count()
+    with threadpoolctl.threadpool_limits(3, "blas"):
+        yield set_thread_count
+        assert blas_count() == 3
+    set_thread_count(before)
+
+
+@pytest.mark.parametrize(
+    ("count", "pieces", "expected"),
+    [(1, PIECES[:1], 1), (2, PIECES[:1], 2), (8, PIECES[:1], 3), (2, PIECES[:2], 1)],
+)
+def test_blas_is_held_to_the_set_number_of_threads(threads, count, pieces, expected):
+    threads(count)
+    assert parallel(lambda begin, end: blas_count(), pieces) == [expected] * len(pieces)
+
+
+def test_blas_is_held_in_a_shard_of_work_that_calls_none_itself(threads):
+    threads(2)
+
+    def outer(begin, end):
+        return parallel(lambda b, e: blas_count(), PIECES[:1])
+
+    assert parallel(outer, PIECES[:2], blas=False) == [[1], [1]]
+
+
+def test_the_smallest_of_several_uses_holds_until_it_ends(threads):
+    with blas_threads(2):
+        with blas_threads(1), blas_threads(2):
+            assert blas_count() == 1
+        assert blas_count() == 2
+        with blas_threads(9):
+            assert blas_count() == 2
+
+
+def test_convolutions_by_blas_keep_to_one_thread(threads, monkeypatch):
+    threads(1)
+    seen = []
+
+    def watched(function):
+        def call(*arguments, **options):
+            seen.append(blas_count())
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(conv_pointwise.np, "matmul", watched(np.matmul))
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(conv_matmul, name, watched(getattr(conv_matmul, name)))
+    for dtype in (np.float32, np.float64):
+        x, w = np.ones((2, 16, 12, 12), dtype), np.ones((16, 16, 1, 1), dtype)
+        y = conv.forward(x, w, None, Window(1), 1)
+        conv.backward(y, x, w, Window(1), 1)
+    assert seen == [1] * 6  # two images forward, two for dx; float64 forward and backward
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not tell a child's time")
+def test_the_interpreter_ends_at_once_after_work_on_several_threads():
+    """At most 0.3 s of processor time, which a busy machine does not change, and no wait."""
+    program = (
+        "import threading, time, numpy as np; from gpuconv import ops, set_thread_count;"
+        "set_thread_count(4); x = np.ones((8, 3, 32, 32), np.float32); w = x[:, :, :3, :3];"
+        "ops.conv2d_backward(ops.conv2d(x, w), x, w); others = threading.enumerate()[1:];"
+        "assert others and all(thread.daemon for thread in others);"
+        "print(time.process_time(), flush=True)"
+    )
+    ends = []
+    for _ in range(2):  # the first may compile, and then has more to release
+        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        worked = float(child.stdout.read())
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = status
+        assert status == 0
+        ends.append(usage.ru_utime + usage.ru_stime - worked)
+    assert min(ends) < 0.3

@@ -30,7 +30,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "partial_filters": ("kernel",),
     **dict.fromkeys(
         ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "dropout", "batch_norm2d", "add",
-         "assign", "scale", "batch_norm2d_track",
+         "assign", "multiply", "scale", "batch_norm2d_track",
          "accumulate", "cross_entropy", "half_squared_error", "hinge", "sgd", "sgd_momentum",
          "adam", "clip_grad_norm"), (),
     ),

@@ -7,7 +7,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from gpuconv.cpu.vector import FLOAT, LANES, compiled, intrinsic, ir, loop, splat
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.vector import FLOAT, LANES, intrinsic, ir, loop, splat
 from gpuconv.threads import parallel, thread_count
 
 CHAINS = 10  # of vectors: more than the latency of two units needs, and fewer than 16 registers

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv import optim
-from gpuconv.bench.cases import Case
 from gpuconv.autograd import Parameter
+from gpuconv.bench.cases import Case
 from gpuconv.ops.cost import Cost
 
 LR, EPS = 1e-3, 1e-8

@@ -37,6 +37,7 @@ add                     n x 64 x 56 x 56
 add                     n x 64 x 56 x 56     activation=relu
 accumulate              n x 64 x 56 x 56
 assign                  n x 64 x 56 x 56
+multiply                n x 64 x 56 x 56
 scale                   n x 64 x 56 x 56
 batch_norm2d_track      64n
 partial_filters         16n x 64             5x5

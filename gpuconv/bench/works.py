@@ -200,7 +200,7 @@ def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
         values |= {"links": links, "table": table, "places": places}
     elif case.op == "assign":
         values["part"] = floats(case.x)
-    elif case.op in ("add", "accumulate"):
+    elif case.op in ("add", "accumulate", "multiply"):
         values["b"] = floats(case.x)
     elif "scores" in getattr(ops, case.op).parameters:
         values["labels"] = integers(0, case.x[1], case.x[0])

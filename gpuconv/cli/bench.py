@@ -189,7 +189,7 @@ def _write(path: str, machine: str, ceilings: Ceilings, rows: list[Row]) -> None
     from datetime import UTC, datetime
 
     from gpuconv import __version__
-    from gpuconv.data.files import write_whole
+    from gpuconv.files import write_atomically
 
     found = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -198,4 +198,4 @@ def _write(path: str, machine: str, ceilings: Ceilings, rows: list[Row]) -> None
         "ceilings": asdict(ceilings),
         "rows": [row.record(ceilings) for row in rows],
     }
-    write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())

@@ -15,7 +15,7 @@ EXAMPLES = """\
   gpuconv evaluate runs/lenet-mnist/best.safetensors
   gpuconv evaluate runs/lenet-mnist/best.safetensors --data digits/ --split test
 """
-MOST_CLASSES = 25  # up to which the whole matrix is printed
+MAX_CLASSES = 25  # up to which the whole matrix is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,32 +40,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gpuconv import nn
-    from gpuconv.cli.inputs import Input, open_checkpoint
+    from gpuconv.cli.inputs import data_name, open_checkpoint
     from gpuconv.threads import set_thread_count
-    from gpuconv.nn import output_shape
     from gpuconv.train.evaluate import evaluate
 
     if args.threads is not None:
         set_thread_count(args.threads)
-    found, model = open_checkpoint(args.checkpoint, args.device)
+    found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     settings = found.metadata.get("settings") or {}
-    wanted = Input(found.metadata, model)
-    dataset = wanted.data(args.data or settings.get("data", "mnist"), args.split, args.limit)
-    known = output_shape(model, (wanted.channels, *wanted.size))[0]
+    dataset = preprocessing.load(data_name(args.data, found), args.split, args.limit)
+    known = nn.output_shape(model, (preprocessing.image_shape[0], *preprocessing.size))[0]
     if len(dataset.classes) > known:
         raise ValueError(
             f"evaluate: {dataset.name} has {len(dataset.classes)} classes, the network {known}"
         )
     loss = nn.LOSSES[settings.get("loss", "cross_entropy")]()
-    result = evaluate(model, loss, wanted.loader(dataset, args.batch), lambda: None)
+    result = evaluate(model, loss, preprocessing.loader(dataset, args.batch), lambda: None)
     classes = found.metadata.get("classes") or dataset.classes
     classes = [*classes, *map(str, range(len(classes), len(result["confusion"])))]
-    right = int(result["confusion"].trace())
+    correct = int(result["confusion"].trace())
     print(f"{args.checkpoint} on {dataset.name}, {result['images']:,} images")
     print(f"loss      {result['loss']:.4f} ({type(loss).__name__})")
-    print(f"accuracy  {result['accuracy']:.2%} ({right:,} right)")
+    print(f"accuracy  {result['accuracy']:.2%} ({correct:,} of {result['images']:,})")
     print(_by_class(result["confusion"], classes))
-    if len(classes) <= MOST_CLASSES:
+    if len(classes) <= MAX_CLASSES:
         print(_matrix(result["confusion"], classes))
     print(_mistakes(result["confusion"], classes))
     return 0
@@ -73,11 +71,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _by_class(counts, classes):
     width = max(map(len, classes))
-    lines = ["\nby class: how many there are, how many of them were recognised"]
+    lines = ["\nby class: images, how many of them were recognised, recall"]
     for k, name in enumerate(classes):
-        total, right = int(counts[k].sum()), int(counts[k, k])
-        share = f"{right / total:.2%}" if total else "none"
-        lines.append(f"  {name:<{width}}  {total:>6,}  {right:>6,}  {share:>7}")
+        total, correct = int(counts[k].sum()), int(counts[k, k])
+        share = f"{correct / total:.2%}" if total else "none"
+        lines.append(f"  {name:<{width}}  {total:>6,}  {correct:>6,}  {share:>7}")
     return "\n".join(lines)
 
 
@@ -87,7 +85,7 @@ def _matrix(counts, classes):
     head = [f"{k} {name}" if names[k] != name else name for k, name in enumerate(classes)]
     width = max(len(str(int(counts.max()))), *map(len, names)) + 1
     left = max(map(len, head))
-    lines = ["\nconfusion: true classes down, answers across"]
+    lines = ["\nconfusion matrix: a row for each true class, a column for each answer"]
     lines.append(" " * (left + 2) + "".join(name.rjust(width) for name in names))
     for name, row in zip(head, counts, strict=True):
         cells = "".join((str(count) if count else ".").rjust(width) for count in row)
@@ -95,7 +93,7 @@ def _matrix(counts, classes):
     return "\n".join(lines)
 
 
-def _mistakes(counts, classes, most=5):
+def _mistakes(counts, classes, shown=5):
     pairs = [
         (int(counts[i, j]), i, j)
         for i in range(len(counts))
@@ -104,6 +102,6 @@ def _mistakes(counts, classes, most=5):
     ]
     if not pairs:
         return "\nno mistakes"
-    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:most]
-    told = "; ".join(f"{classes[i]} taken for {classes[j]} {count}x" for count, i, j in worst)
-    return f"\nmost frequent mistakes: {told}"
+    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:shown]
+    listed = "; ".join(f"{classes[i]} taken for {classes[j]} {count}x" for count, i, j in worst)
+    return f"\nmost frequent mistakes: {listed}"

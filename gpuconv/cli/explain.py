@@ -1,9 +1,9 @@
-"""Show what in a picture speaks for a class: a map of it beside the picture.
+"""Show which pixels are evidence for a class: a map beside the picture.
 
 Methods: gradient, saliency, input-x-gradient, smooth-grad, guided-backprop, deconvnet, grad-cam,
-guided-grad-cam, occlusion, or all. Maps with a sign are gray at 0, white for and black against
-the class; the others go from dark to light; a bar shows the scale. Where a map marks parts of the
-picture, they are outlined on it too. The picture is read as `gpuconv predict` reads it.
+guided-grad-cam, occlusion, or all. Signed maps are gray at 0, white for and black against the
+class; the others go from dark to light; a bar shows the scale. A map that marks parts of the
+picture is also outlined on it. The picture is read as `gpuconv predict` reads it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 
 from gpuconv.cli.options import add_device, add_seed, number, numbers, one_of, whole
 
-HELP = "show what in a picture speaks for a class: Grad-CAM, saliency, occlusion and so on"
+HELP = "show which pixels are evidence for a class: Grad-CAM, saliency, occlusion and so on"
 EXAMPLES = """\
   gpuconv explain runs/lenet-mnist/best.safetensors digit.png -o why.png
   gpuconv explain runs/lenet-mnist/best.safetensors digit.png --method occlusion --class 7
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cli.inputs import Input, open_checkpoint
+    from gpuconv.cli.inputs import open_checkpoint
     from gpuconv.data import save_image
     from gpuconv.train.evaluate import probabilities
     from gpuconv.viz import Panel, sheet
@@ -94,13 +94,12 @@ def run(args: argparse.Namespace) -> int:
     if args.of and args.target is not None:
         raise ValueError("explain: --class is of the network's output; it takes no --of")
     methods = _methods(args)
-    found, model = open_checkpoint(args.checkpoint, args.device)
-    wanted = Input(found.metadata, model)
-    x, name = _image(args, found, wanted)
+    found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
+    x, name = _image(args, found, preprocessing)
     share = probabilities(model, x, batch_size=1)[0]
     classes = found.metadata.get("classes") or [str(k) for k in range(len(share))]
     target, what = _target(args, share, classes)
-    picture = wanted.pixels(x)[0]
+    picture = preprocessing.to_pixels(x)[0]
     likeliest = int(share.argmax())
     panels = [Panel(name, picture, (f"read as {classes[likeliest]}, {share[likeliest]:.2%}",))]
     for chosen in methods:
@@ -124,17 +123,19 @@ def _methods(args):
     return chosen
 
 
-def _image(args, found, wanted):
+def _image(args, found, preprocessing):
     """One example (1, C, H, W), and what to call it."""
     if args.image is not None:
         if args.data is not None:
             raise ValueError("explain: --data is for --index N, not for a picture")
-        x, inverted = wanted.picture(args.image, args.invert)
+        x, inverted = preprocessing.picture(args.image, args.invert)
         return x, args.image.rpartition("/")[2] + (" (inverted)" if inverted else "")
     if args.invert is not None:
         raise ValueError("explain: --invert is for a picture, not for --index")
-    dataset = wanted.known_data(found, args.data, "test")
-    x = dataset.batch([args.index], wanted.size, wanted.mean, wanted.std)
+    from gpuconv.cli.inputs import data_name
+
+    dataset = preprocessing.load(data_name(args.data, found), "test")
+    x = dataset.batch([args.index], preprocessing.size, preprocessing.mean, preprocessing.std)
     return x, f"{dataset.name} {args.index}"
 
 
@@ -163,7 +164,7 @@ def _explained(args, name, model, x, picture, target):
 
     chosen = method(name)
     window = tuple(min(args.window or max(side // 6, 1), side) for side in x.shape[2:])
-    given = {
+    values_of = {
         "layer": args.layer or ("layer" in chosen.options and grad_cam_layer(model, x, args.of)),
         "window": window,
         "stride": args.stride or tuple(max(side // 4, 1) for side in window),
@@ -172,10 +173,10 @@ def _explained(args, name, model, x, picture, target):
         "noise": 0.15 if args.noise is None else args.noise,
         "rng": args.seed,
     }
-    options = {key: given[key] for key in chosen.options}
+    options = {key: values_of[key] for key in chosen.options}
     values = as_map(chosen.function(model, x, target, args.of, **options))[0]
-    told = {"layer": "of layer {}", "window": "window {0[0]}x{0[1]}", "samples": "{} samples"}
-    notes = tuple(told[key].format(given[key]) for key in chosen.options if key in told)
+    formats = {"layer": "of layer {}", "window": "window {0[0]}x{0[1]}", "samples": "{} samples"}
+    notes = tuple(formats[key].format(values_of[key]) for key in chosen.options if key in formats)
     panels = [attribution_panel(values, chosen.title, chosen.signed, notes=notes)]
     if chosen.areas:
         panels.append(outlined_panel(picture, values, f"{chosen.title}, where"))

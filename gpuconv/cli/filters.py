@@ -1,11 +1,11 @@
-"""Draw what filters do: the article's seven on a picture, or those that a network has learned.
+"""Draw the results of filters: the article's seven on a picture, or a network's learned filters.
 
 A picture is first shrunk to --size pixels on its longer side, then each filter is applied to each
 of its channels. Beyond the border the edge pixels repeat. Results are clipped to 0..255, so the
 negative side of an edge is black.
 
-A network's filters are shown weight by weight: gray is 0. Deeper ones, of many channels, say more
-as the image parts that excite them and what those become: see `gpuconv patches`.
+A network's filters are drawn weight by weight: gray is 0. Deeper ones have many channels; see them
+by the image patches that activate them: `gpuconv patches`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXAMPLES = """\
   gpuconv filters runs/lenet-mnist/best.safetensors -o learned.png
   gpuconv filters lenet --seed 0 -o before-training.png
 """
-MOST_PANELS = 256  # of a network's filters
+MAX_PANELS = 256  # of a network's filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     left_out = 0
     if args.source.endswith(".safetensors") or _is_model(args.source):
         panels, size = _learned(args), 80
-        left_out = max(0, len(panels) - MOST_PANELS)
-        panels = panels[:MOST_PANELS]
+        left_out = max(0, len(panels) - MAX_PANELS)
+        panels = panels[:MAX_PANELS]
     else:
         panels, size = _through(args), args.size or 1
     columns = 4 if len(panels) <= 16 else 8
@@ -129,10 +129,12 @@ def _learned(args):
         model = models.build({"name": args.source, "arguments": {"seed": args.seed}})
     else:
         model = checkpoint.load(args.source)
-    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, Conv2d)}
+    convolutions = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, Conv2d)
+    }
     if not convolutions:
         raise ValueError(f"{args.source}: the network has no convolution")
     name = args.layer or next(iter(convolutions))
     if name not in convolutions:
         raise unknown("convolution", name, convolutions)
-    return weight_panels(convolutions[name].filters())
+    return weight_panels(convolutions[name].weight.numpy())

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+import gpuconv
 from gpuconv.cli import (
     bench,
     demo,
@@ -20,7 +21,6 @@ from gpuconv.cli import (
     filters,
     patches,
     predict,
-    shift,
     show,
     steps,
     summary,
@@ -33,7 +33,7 @@ from gpuconv.errors import DeviceError, unknown
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(train, evaluate, predict, show, explain, patches, filters, shift),
+        *(train, evaluate, predict, show, explain, patches, filters),
         *(summary, steps, demo, bench, doctor, warmup),
     )
 }
@@ -88,8 +88,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def parser() -> Parser:
-    """The parser of all commands."""
+def parser(command: str | None = None) -> Parser:
+    """The parser of all commands; with `command`, only that one has its arguments.
+
+    A command's arguments may import what they describe, which the general help need not wait for.
+    """
     top = Parser(
         prog="gpuconv",
         description=DESCRIPTION,
@@ -106,7 +109,8 @@ def parser() -> Parser:
             epilog="examples:\n" + module.EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(one)
+        if command in (None, name):
+            module.add_arguments(one)
         one.set_defaults(run=module.run, parser=one)
     return top
 
@@ -114,7 +118,7 @@ def parser() -> Parser:
 def _run(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
-    top = parser()
+    top = parser(argv[0] if argv else "")
     try:
         args, extra = top.parse_known_args(argv)
     except SystemExit as finished:  # --help
@@ -122,9 +126,7 @@ def _run(argv: list[str]) -> int:
     if extra:
         raise UsageError(_unknown_option(extra[0], getattr(args, "parser", top)))
     if args.version:
-        from importlib.metadata import version
-
-        print(f"gpuconv {version('gpuconv')}")
+        print(f"gpuconv {gpuconv.__version__}")
         return 0
     if args.command is None:
         top.print_help()

@@ -1,9 +1,9 @@
-"""Show what each filter of a layer looks for: the parts of images that excite it most.
+"""Show what each filter of a layer responds to: the image patches that activate it most.
 
-For every filter the strongest place of each image is found, and the images with the strongest of
-them are shown, cut to what the filter sees there: its receptive field. Beside them is what of each
-part reaches the filter, projected back through the network by a deconvnet (Zeiler and Fergus
-2014), gray at 0; so deeper filters can be seen as images too. Coordinates are pixels of the
+For every filter, the position of its largest activation in each image is found, and the images
+with the largest of them are shown, cropped to the filter's receptive field there. Beside them is
+the activation projected back through the network by a deconvnet (Zeiler and Fergus 2014), gray at
+0, so that deeper filters can be seen as images too. Coordinates are pixels of the
 network's input: top-bottom, left-right, the last one not included.
 """
 
@@ -13,12 +13,12 @@ import argparse
 
 from gpuconv.cli.options import add_device, numbers, one_of, whole
 
-HELP = "show the image parts that excite each filter of a layer most"
+HELP = "show the image patches that activate each filter of a layer most"
 EXAMPLES = """\
   gpuconv patches runs/lenet-mnist/best.safetensors --layer conv2 -o patches.png
   gpuconv patches runs/lenet-mnist/best.safetensors --layer fc3 --filters 7,9 --count 16
 """
-MOST_FILTERS = 32  # that are shown without --filters
+MAX_FILTERS = 32  # that are shown without --filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--filters", type=numbers, metavar="K,K",
-        help=f"which (default: all, at most the first {MOST_FILTERS})",
+        help=f"which (default: all, at most the first {MAX_FILTERS})",
     )  # fmt: skip
     parser.add_argument(
         "--count", type=whole(1), default=9, metavar="N", help="parts for each (default: 9)"
@@ -51,38 +51,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gpuconv import explain
-    from gpuconv.cli.inputs import Input, open_checkpoint
+    from gpuconv.cli.inputs import data_name, open_checkpoint
     from gpuconv.data import save_image
     from gpuconv.viz import sheet
 
-    found, model = open_checkpoint(args.checkpoint, args.device)
-    wanted = Input(found.metadata, model)
+    found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     layer = args.layer or _last_convolution(model)
-    images = _Images(wanted.known_data(found, args.data, args.split, args.limit), wanted)
-    loader = wanted.loader(images.dataset, 250)
+    dataset = preprocessing.load(data_name(args.data, found), args.split, args.limit)
+    images = _Images(dataset, preprocessing)
+    loader = preprocessing.loader(dataset, 250)
     ranked = explain.top_activating_patches(model, loader, layer, args.count, args.filters)
-    left_out = 0 if args.filters else max(0, len(ranked) - MOST_FILTERS)
+    left_out = 0 if args.filters else max(0, len(ranked) - MAX_FILTERS)
     ranked = ranked[: len(ranked) - left_out]
     panels = []
     for patches in ranked:
         panels += _panels(patches, images, explain.projections(model, images, patches, layer))
-        _print(patches, images.dataset)
+        _print(patches, dataset)
     columns = 2 * max(1, min(4, round(len(ranked) ** 0.5)))
     save_image(args.output, sheet(panels, columns=columns, size=160))
     note = f"; left out: {left_out} filters, see --filters" if left_out else ""
-    print(f"{args.output}: {len(ranked)} filters of {layer}, {len(images.dataset):,} images{note}")
+    print(f"{args.output}: {len(ranked)} filters of {layer}, {len(dataset):,} images{note}")
     return 0
 
 
 class _Images:
     """A data set's images as the network reads them, by number."""
 
-    def __init__(self, dataset, wanted):
-        self.dataset, self.wanted = dataset, wanted
+    def __init__(self, dataset, preprocessing):
+        self.dataset, self.preprocessing = dataset, preprocessing
 
     def __getitem__(self, number):
-        wanted = self.wanted
-        return self.dataset.batch([number], wanted.size, wanted.mean, wanted.std)[0]
+        how = self.preprocessing
+        return self.dataset.batch([number], how.size, how.mean, how.std)[0]
 
 
 def _last_convolution(model):
@@ -100,7 +100,7 @@ def _panels(patches, images, projections):
     from gpuconv.viz.attribution import mosaic, signed_pixels
 
     columns = round(len(patches) ** 0.5)
-    parts = [cut(images.wanted.pixels(images[p.image][None])[0], p.box) for p in patches]
+    parts = [cut(images.preprocessing.to_pixels(images[p.image][None])[0], p.box) for p in patches]
     back = [signed_pixels(each.sum(axis=0)) for each in projections]
     strongest = f"strongest {patches[0].value:.3g}"
     return [

@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cli.inputs import Input, open_checkpoint
+    from gpuconv.cli.inputs import open_checkpoint
     from gpuconv.train.evaluate import probabilities
 
-    found, model = open_checkpoint(args.checkpoint, args.device)
-    wanted = Input(found.metadata, model)
-    pictures = [wanted.picture(path, args.invert) for path in args.images]  # all, before any answer
+    found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
+    # All pictures are read before any answer is printed: a damaged one is named at once.
+    pictures = [preprocessing.picture(path, args.invert) for path in args.images]
     for path, (x, inverted) in zip(args.images, pictures, strict=True):
         share = probabilities(model, x, batch_size=1)[0]
         classes = found.metadata.get("classes") or [str(k) for k in range(len(share))]

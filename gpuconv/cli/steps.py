@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gpuconv import data, models, nn
-    from gpuconv.cli.inputs import field
+    from gpuconv.data.preprocessing import image_size
 
     dataset = data.load(args.data)
     if args.index >= len(dataset):
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     model = models.build({"name": args.model, "arguments": {**spec, "seed": args.seed}})
     model.to(args.device)
     loss = nn.ArticleLoss()
-    x = dataset.batch([args.index], size=field(model))
+    x = dataset.batch([args.index], size=image_size(model.input_shape))
     labels = dataset.labels[args.index : args.index + 1]
     _show_image(dataset, args.index)
     _initialise(model, args.seed)

@@ -9,9 +9,13 @@ folder given by --out that holds a run is only replaced with --overwrite.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli import recipes
 from gpuconv.cli.options import add_device, add_port, add_seed, number, one_of, whole
+
+if TYPE_CHECKING:
+    from gpuconv.train import Run
 
 HELP = "train a network, by default the article's LeNet on MNIST, and test it"
 EXAMPLES = """\
@@ -25,11 +29,21 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from gpuconv.train.config import (
+        AUGMENT,
+        DEFAULTS,
+        LEARNING_RATES,
+        LOSSES,
+        NORMALIZE,
+        PRESETS,
+        SCHEDULES,
+    )
+
     add = parser.add_argument
     add(
         "--recipe",
         default="default",
-        type=one_of("recipe", recipes.RECIPES),
+        type=one_of("recipe", PRESETS),
         metavar="NAME",
         help="default, or article: its own loss, plain gradient descent; other options go first",
     )
@@ -43,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=whole(1), metavar="N", help="images for each update")
     add(
         "--optimizer",
-        type=one_of("optimizer", recipes.LEARNING_RATES),
+        type=one_of("optimizer", LEARNING_RATES),
         metavar="NAME",
         help="sgd, adam, adamw",
     )
@@ -52,15 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=number(), metavar="RATE")
     add(
         "--loss",
-        type=one_of("loss", recipes.LOSSES),
+        type=one_of("loss", LOSSES),
         metavar="NAME",
-        help=", ".join(recipes.LOSSES),
+        help=", ".join(LOSSES),
     )
     add(
         "--schedule",
-        type=one_of("schedule", recipes.SCHEDULES),
+        type=one_of("schedule", SCHEDULES),
         metavar="NAME",
-        help=", ".join(recipes.SCHEDULES),
+        help=", ".join(SCHEDULES),
     )
     add(
         "--label-smoothing",
@@ -79,11 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--augment",
         type=_augment,
         metavar="NAMES",
-        help=f"{', '.join(recipes.AUGMENT)}, or several as shift+flip",
+        help=f"{', '.join(AUGMENT)}, or several as shift+flip",
     )
     add(
         "--normalize",
-        type=one_of("normalisation", recipes.NORMALIZE),
+        type=one_of("normalisation", NORMALIZE),
         metavar="NAME",
         help="data: subtract the training set's mean, divide by its deviation; none: pixels 0 to 1",
     )
@@ -98,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=whole(1), metavar="N", help="(default: all cores)")
     add_seed(parser, "decides the weights, the order and the augmentation")
     add_device(parser)
-    parser.set_defaults(**dict.fromkeys(recipes.DEFAULT))
+    parser.set_defaults(**dict.fromkeys(DEFAULTS))
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", metavar="DIR", help="the run's folder (default: see above)")
     where.add_argument(
@@ -110,13 +124,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cli.training import train
+    from gpuconv import train
+    from gpuconv.threads import set_thread_count
+    from gpuconv.train.config import DEFAULTS
 
-    given = {name: getattr(args, name) for name in recipes.DEFAULT}
-    train(args, {name: value for name, value in given.items() if value is not None})
+    if args.threads is not None:
+        set_thread_count(args.threads)
+    stored = train.stored_config(args.resume) if args.resume else None
+    changes = {name: getattr(args, name) for name in DEFAULTS}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    prepared = train.prepare(train.run_config(args.recipe, stored, **changes))
+    if args.resume:
+        folder = Path(args.resume)
+    else:
+        folder = train.make_run_folder(prepared.config, args.out, args.overwrite)
+    prepared.trainer.out = folder
+    _announce(prepared)
+
+    def fit(again: bool) -> None:
+        history = prepared.fit(resume=again or bool(args.resume))
+        _report(prepared, folder, history)
+
+    try:
+        if args.show:
+            from gpuconv.page.opening import watch
+
+            watch(prepared, args.port, fit)
+        else:
+            fit(again=False)
+    except train.Interrupted as stop:
+        hint = f"{stop}; to go on: gpuconv train --resume {folder}"
+        raise train.Interrupted(stop.signal, hint) from None
     return 0
 
 
+def _announce(prepared: Run) -> None:
+    from gpuconv.devices import choose
+    from gpuconv.threads import thread_count
+
+    config, trainer = prepared.config, prepared.trainer
+    count = sum(parameter.data.size for parameter in trainer.model.parameters())
+    images = f"{len(prepared.training.dataset):,} training images"
+    if prepared.validation is not None:
+        images += f", {len(prepared.validation.dataset):,} held out"
+    print(f"{config['model']}, {count:,} parameters; {config['data']}, {images}")
+    device = trainer.model.device
+    if config["device"] == "auto":
+        device += f" (auto: {choose()[1]})"
+    print(f"device {device}, {thread_count()} threads; folder {trainer.out}", flush=True)
+
+
+def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
+    """Test the trained network; print the result and where everything is."""
+    from gpuconv import train
+
+    result = train.test(prepared)
+    correct = int(result["confusion"].trace())
+    note = "" if prepared.config["limit"] is None else ", limited"
+    print(
+        f"\ntest accuracy  {result['accuracy']:.2%} ({correct:,} of {result['images']:,}{note}), "
+        f"loss {result['loss']:.4f}, weights of epoch {result['epoch']}"
+    )
+    print(f"checkpoint     {result['checkpoint']}")
+    print(f"history        {prepared.trainer.history.path}", flush=True)
+    _draw(folder, history, result)
+
+
+def _draw(out: Path, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    from gpuconv.viz import confusion, curves
+
+    pictures = out / "curves.png", out / "confusion.png"
+    try:
+        curves(history, pictures[0])
+        confusion(result["confusion"], result["dataset"].classes, pictures[1])
+    except ImportError as error:
+        print(f"pictures       none: {error}")
+    else:
+        print(f"pictures       {pictures[0]}, {pictures[1]}")
+
+
 def _augment(text):
-    known = one_of("augmentation", recipes.AUGMENT)
+    from gpuconv.train.config import AUGMENT
+
+    known = one_of("augmentation", AUGMENT)
     return "+".join(known(name) for name in text.split("+"))

@@ -32,28 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import time
 
-    from gpuconv import models
+    from gpuconv import models, train
 
     started = time.perf_counter()
     model = models.build({"name": args.model}).to(args.device)
-    _train(model, args.batch)
+    train.warm_up(model, args.batch)
     seconds = time.perf_counter() - started
     print(f"device {model.device}: {args.model} at batch {args.batch} is ready, {seconds:.1f} s")
     return 0
-
-
-def _train(model, batch):
-    import numpy as np
-
-    from gpuconv import nn, optim
-    from gpuconv.arrays import to_device
-
-    rng, loss = np.random.default_rng(0), nn.CrossEntropyLoss()
-    x = to_device(rng.random((batch, *model.input_shape), np.float32), model.device)
-    labels = to_device(np.zeros(batch, np.int64), model.device)
-    for make in (lambda p: optim.SGD(p, momentum=0.9), optim.Adam):
-        optimizer = make(model.parameters())
-        optimizer.zero_grad()
-        value = loss(model(x), labels)
-        value.backward()
-        optimizer.step()

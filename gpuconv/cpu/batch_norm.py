@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.threads import parallel, shards
 
@@ -118,7 +118,7 @@ def _shift(b: np.ndarray | None, C: int, dtype: np.dtype) -> np.ndarray:
 PIECE = 2048  # elements: stays in the inner cache
 
 
-@numba.njit(nogil=True, cache=True, fastmath=REORDER)
+@compiled(fastmath=REORDER)
 def _plane_sum(x, begin, size):
     total = 0.0
     for i in range(begin, begin + size):
@@ -126,7 +126,7 @@ def _plane_sum(x, begin, size):
     return total
 
 
-@numba.njit(nogil=True, cache=True, fastmath=REORDER)
+@compiled(fastmath=REORDER)
 def _plane_squares(x, begin, size, mean):
     total = 0.0
     for i in range(begin, begin + size):
@@ -135,7 +135,7 @@ def _plane_squares(x, begin, size, mean):
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _forward(x, y, w, b, means, variances, eps, relu, of_batch, first, end, sizes):
     N, C, size, step = sizes
     kind = x.dtype.type
@@ -165,7 +165,7 @@ def _forward(x, y, w, b, means, variances, eps, relu, of_batch, first, end, size
                     y[target + i] = (x[source + i] - mean) * factor + shift
 
 
-@numba.njit(nogil=True, cache=True, fastmath=REORDER)
+@compiled(fastmath=REORDER)
 def _plane_products(dy, at, x, begin, size, mean):
     total, products = 0.0, 0.0
     for i in range(size):
@@ -175,7 +175,7 @@ def _plane_products(dy, at, x, begin, size, mean):
     return total, products
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _rectified_products(dy, at, x, begin, size, mean, factor, shift):
     """As _plane_products, with dy through the ReLU: no contraction, or signs could differ."""
     total, products = 0.0, 0.0
@@ -188,7 +188,7 @@ def _rectified_products(dy, at, x, begin, size, mean, factor, shift):
     return total, products
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _input_gradient(dy, at, x, begin, dx, target, size, numbers, relu):
     mean, factor, shift, base, slope = numbers
     zero = x.dtype.type(0)
@@ -199,7 +199,7 @@ def _input_gradient(dy, at, x, begin, dx, target, size, numbers, relu):
         dx[target + i] = factor * (d - base - away * slope)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _input_gradient_over(dx, target, x, begin, size, numbers, relu):
     """As _input_gradient of what dx holds, by way of a piece that is no part of dx: only then does
     the loop use vectors (with ReLU 8.5 ms, else 19.1, of 8x128x56x56).
@@ -211,7 +211,7 @@ def _input_gradient_over(dx, target, x, begin, size, numbers, relu):
         _input_gradient(piece, 0, x, begin + first, dx, at, count, numbers, relu)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, first, end, sizes):
     N, C, size, dy_step, step = sizes
     relu, of_batch, need_dx, over = flags

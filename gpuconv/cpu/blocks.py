@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu.vector import HEIGHTS, LANES, TILE_WIDTH, compiled
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.vector import HEIGHTS, LANES, TILE_WIDTH
 from gpuconv.cpu.vector_lanes import copy_lanes, store_rows, transpose
 from gpuconv.cpu.vector_tiles import (
     conv_tile_high,

@@ -15,7 +15,7 @@ from gpuconv.cpu import (
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.precision import sums_in_float64
 from gpuconv.shapes import Window
-from gpuconv.threads import thread_count
+from gpuconv.threads import blas_threads, thread_count
 
 
 def forward(
@@ -37,7 +37,8 @@ def forward(
         return y.astype(x.dtype)
     if x.dtype == np.float32:
         return _forward(x, w, b, window, groups, activation == "relu")
-    y = conv_matmul.forward(x, w, window, groups)
+    with blas_threads(thread_count()):
+        y = conv_matmul.forward(x, w, window, groups)
     if b is not None:
         y += b[:, None, None]
     if activation == "relu":
@@ -72,7 +73,8 @@ def backward(
         return None if dx is None else dx.astype(x.dtype), dw.astype(w.dtype), db.astype(x.dtype)
     if x.dtype == np.float32:
         return _backward(dy, x, w, window, groups, need_dx)
-    dx, dw = conv_matmul.backward(dy, x, w, window, groups, need_dx)
+    with blas_threads(thread_count()):
+        dx, dw = conv_matmul.backward(dy, x, w, window, groups, need_dx)
     return dx, dw, dy.sum((0, 2, 3))
 
 

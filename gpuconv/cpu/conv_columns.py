@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.blocks import HIGH, MIDDLE, address
+from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.plan import Plan, reaching, tiles
-from gpuconv.cpu.vector import LANES, TILE_WIDTH, compiled
+from gpuconv.cpu.vector import LANES, TILE_WIDTH
 from gpuconv.cpu.vector_lanes import bring_every_second, bring_lanes, store_rows
 from gpuconv.cpu.vector_tiles import conv_tile_high, conv_tile_low, conv_tile_middle
 from gpuconv.cpu.workspace import scratch

@@ -19,8 +19,8 @@ from gpuconv.cpu.blocks import (
     find_segments,
     stage_input,
 )
+from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.plan import Phase, Plan, forward_plan, input_plan, tiles
-from gpuconv.cpu.vector import compiled
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count

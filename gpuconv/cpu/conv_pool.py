@@ -12,11 +12,12 @@ import numpy as np
 
 from gpuconv.cpu import conv, pool, pool_pairs, winograd
 from gpuconv.cpu.blocks import ALL, address, stage_input
+from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.conv_pool_gradient import gradient
 from gpuconv.cpu.elementwise import plain
 from gpuconv.cpu.plan import forward_plan
 from gpuconv.cpu.precision import sums_in_float64
-from gpuconv.cpu.vector import LANES, VECTOR_BYTES, compiled
+from gpuconv.cpu.vector import LANES, VECTOR_BYTES
 from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.vector_pooled import FEW, PAIRS, PIXELS, pooled_filters, pooled_pixels
 from gpuconv.cpu.workspace import scratch

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.blocks import ALL, address
-from gpuconv.cpu.vector import LANES, VECTOR_BYTES, compiled
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.vector import LANES, VECTOR_BYTES
 from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.vector_pooled import (
     gather_1,

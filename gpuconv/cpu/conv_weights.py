@@ -18,8 +18,9 @@ from gpuconv.cpu.blocks import (
     stage_input,
     transpose_gradient,
 )
+from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.plan import forward_plan, tiles
-from gpuconv.cpu.vector import LANES, compiled
+from gpuconv.cpu.vector import LANES
 from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
+from gpuconv.cpu.compiled import compiled
 from gpuconv.threads import parallel, shards
 
 GRAIN = 1 << 16  # below this many elements, a second thread costs more than it saves
@@ -18,7 +18,8 @@ def elementwise(function: Callable[..., Any], *inputs: np.ndarray) -> np.ndarray
     flat = [plain(a).reshape(-1) for a in inputs]
     y = np.empty(inputs[0].shape, inputs[0].dtype)
     out = y.reshape(-1)
-    parallel(lambda b, e: function(*(a[b:e] for a in flat), out[b:e]), shards(y.size, GRAIN))
+    pieces = shards(y.size, GRAIN)
+    parallel(lambda b, e: function(*(a[b:e] for a in flat), out[b:e]), pieces, blas=False)
     return y
 
 
@@ -29,20 +30,20 @@ def plain(a: np.ndarray) -> np.ndarray:
     return np.require(a, requirements=["C", "A", "W"])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def relu_backward(dy, y, dx):
     for i in range(dx.size):
         dx[i] = 0 if y[i] <= 0 else dy[i]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def cut(dy, y):
     """relu_backward in dy's memory: one array fewer, or vector loops would fear an overlap."""
     for i in range(dy.size):
         dy[i] = 0 if y[i] <= 0 else dy[i]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def add_relu_into(a, b):
     zero = a.dtype.type(0)
     for i in range(a.size):
@@ -50,7 +51,7 @@ def add_relu_into(a, b):
         a[i] = zero if total < zero else total
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def add_relu(a, b, y):
     zero = y.dtype.type(0)
     for i in range(y.size):
@@ -58,19 +59,19 @@ def add_relu(a, b, y):
         y[i] = zero if total < zero else total
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def tanh_backward(dy, y, dx, amplitude, slope):
     for i in range(dx.size):
         dx[i] = dy[i] * slope * (amplitude - y[i] * y[i] / amplitude)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def sigmoid_backward(dy, y, dx):
     for i in range(dx.size):
         dx[i] = dy[i] * y[i] * (1 - y[i])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def dropout(x, y, first, seed, threshold, scale):
     for i in range(x.size):
         z = np.uint64(seed + np.uint64(first + i + 1) * np.uint64(0x9E3779B97F4A7C15))

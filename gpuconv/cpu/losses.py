@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from gpuconv.cpu.compiled import compiled
 
-@numba.njit(nogil=True, cache=True)
+
+@compiled
 def softmax_row(scores, p):
     """p = softmax(scores) of one example; returns log(sum(exp(scores))) in float64."""
     peak = -np.inf
@@ -22,7 +23,7 @@ def softmax_row(scores, p):
     return peak + np.log(total)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def cross_entropy(scores, labels, smoothing, p):
     loss = 0.0
     for i in range(len(scores)):
@@ -33,7 +34,7 @@ def cross_entropy(scores, labels, smoothing, p):
     return loss / len(scores)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def cross_entropy_backward(p, labels, smoothing, dscores):
     n, classes = p.shape
     for i in range(n):
@@ -42,7 +43,7 @@ def cross_entropy_backward(p, labels, smoothing, dscores):
         dscores[i, labels[i]] -= (1 - smoothing) / n
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def half_squared_error(scores, labels, p):
     loss = 0.0
     for i in range(len(scores)):
@@ -53,7 +54,7 @@ def half_squared_error(scores, labels, p):
     return loss / (2 * len(scores))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def half_squared_error_backward(p, labels, dscores):
     n, classes = p.shape
     for i in range(n):

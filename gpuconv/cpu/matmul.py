@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.precision import sums_in_float64
-from gpuconv.threads import parallel, shards, single_threaded_blas
+from gpuconv.threads import blas_threads, parallel, shards
 
 GRAIN = 4_000_000  # multiply-adds below which a second thread costs more than it saves
 
@@ -21,6 +21,6 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     rows, depth = a.shape
     product = np.empty((rows, b.shape[1]), a.dtype)
     pieces = shards(rows, -(-GRAIN // max(depth * b.shape[1], 1)))
-    with single_threaded_blas():
+    with blas_threads(1):
         parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces, blas=False)
     return product

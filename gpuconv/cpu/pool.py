@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu import pool_pairs
+from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import plain
-from gpuconv.cpu.vector import compiled
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.blocks import address
-from gpuconv.cpu.vector import LANES, compiled
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.vector import LANES
 from gpuconv.cpu.vector_squares import max_pairs, spread_pairs
 from gpuconv.shapes import Window
 

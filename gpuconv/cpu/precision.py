@@ -41,8 +41,9 @@ def sums_in_float64(dtype: np.dtype) -> bool:
 def no_winograd() -> Iterator[None]:
     """Within it 3x3 convolutions on `cpu` are computed directly, never by Winograd's algorithm.
 
-    Winograd's algorithm multiplies less often but rounds more: its largest error is about 10 to 20
-    times the direct algorithm's. Only 3x3 convolutions of float32 arrays at stride 1 use it.
+    Winograd's algorithm multiplies less often but rounds more: its outputs' root-mean-square error
+    is 11 to 18 times the direct algorithm's at 64 to 256 channels (docs/benchmarks.md). Only 3x3
+    convolutions of float32 arrays at stride 1 use it.
     The switch holds for the calling thread while the convolution or its gradient is computed: a
     backward pass outside the block uses Winograd's algorithm again.
 

@@ -5,9 +5,9 @@ The strip stays in the cache, and the inner loops run along its pixels, a vector
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import plain
 from gpuconv.threads import parallel, shards
 
@@ -47,7 +47,7 @@ def _shards(planes: np.ndarray) -> list[tuple[int, int]]:
     return shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP)))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _denominators(x, numbers, d):
     """d[c] = k + alpha * sum of x**2 over the channels around c; x and d are (C, strip)."""
     size, alpha, _, k = numbers
@@ -62,7 +62,7 @@ def _denominators(x, numbers, d):
             row[i] = k + alpha * row[i]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _powers(d, beta, share):
     """share = d**-beta, by square roots for the usual 3/4."""
     one = d.dtype.type(1)
@@ -75,7 +75,7 @@ def _powers(d, beta, share):
             share[i] = d[i] ** -beta
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _forward(x, y, numbers, first, end):
     C, pixels = x.shape[1:]
     strips = -(-pixels // STRIP)
@@ -90,7 +90,7 @@ def _forward(x, y, numbers, first, end):
                 y[n, c, begin + i] = x[n, c, begin + i] * share[i]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _backward(dy, x, dx, numbers, first, end):
     size, alpha, beta, _ = numbers
     C, pixels = x.shape[1:]

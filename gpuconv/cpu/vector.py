@@ -35,7 +35,6 @@ def _registers() -> tuple[int, tuple[int, int, int]]:
 intrinsic: Any = (
     numba.extending.intrinsic
 )  # untyped: mypy would count an intrinsic's first parameter
-compiled: Any = numba.njit(nogil=True, cache=True)  # for every loop: no lock held, kept on disk
 
 LANES, HEIGHTS = _registers()
 FLOAT_BYTES = 4

@@ -19,9 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.blocks import WIDE
+from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.plan import tiles
 from gpuconv.cpu.precision import winograd_allowed
-from gpuconv.cpu.vector import LANES, compiled
+from gpuconv.cpu.vector import LANES
 from gpuconv.cpu.winograd_loops import (
     filter_tiles,
     multiply,

@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.blocks import ALL, HIGH, MIDDLE, WIDE, address, outer_products
-from gpuconv.cpu.vector import HEIGHTS, LANES, compiled
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.vector import HEIGHTS, LANES
 from gpuconv.cpu.vector_lanes import all_below, transpose
 from gpuconv.cpu.vector_squares import sandwich
 

@@ -113,7 +113,7 @@ EXTENTS: Mapping[str, Mapping[str, Formula]] = {
         for name in ("relu", "tanh", "scaled_tanh", "sigmoid")
         for way in ("forward", "backward")
     },
-    **dict.fromkeys(("add", "add_relu", "scale", "dropout"), _EACH),
+    **dict.fromkeys(("add", "add_relu", "multiply", "scale", "dropout"), _EACH),
     **{
         f"{name}_{way}": _ROWS
         for name in ("softmax", "cross_entropy", "half_squared_error", "hinge")

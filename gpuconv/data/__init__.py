@@ -1,28 +1,33 @@
 """Data: MNIST and other sets, IDX files, folders of pictures, batches, augmentation."""
 
 from gpuconv.data.augment import Affine, Augment, Compose, HorizontalFlip, RandomCrop, Shift
-from gpuconv.data.dataset import Dataset, to_float
-from gpuconv.data.draws import Draws
-from gpuconv.data.files import DataError
+from gpuconv.data.dataset import Dataset, Scale, to_float
+from gpuconv.data.errors import DataError
 from gpuconv.data.folder import from_folder, load_image, save_image
 from gpuconv.data.idx import read_idx, write_idx
 from gpuconv.data.loader import Loader
-from gpuconv.data.named import load
+from gpuconv.data.named import installed, load
+from gpuconv.data.preprocessing import Preprocessing, mean_and_std
+from gpuconv.data.rng import CounterRNG
 
 __all__ = [
     "Affine",
     "Augment",
     "Compose",
+    "CounterRNG",
     "DataError",
     "Dataset",
-    "Draws",
     "HorizontalFlip",
     "Loader",
+    "Preprocessing",
     "RandomCrop",
+    "Scale",
     "Shift",
     "from_folder",
+    "installed",
     "load",
     "load_image",
+    "mean_and_std",
     "read_idx",
     "save_image",
     "to_float",

@@ -1,12 +1,13 @@
-"""The compiled loop of `augment.Affine`."""
+"""The compiled loop of `augment.Affine`, apart from it so that loading data needs no Numba."""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from gpuconv.cpu.compiled import compiled
 
-@numba.njit(nogil=True, cache=True)
+
+@compiled
 def warp(
     images: np.ndarray,
     cosine: np.ndarray,
@@ -14,10 +15,11 @@ def warp(
     rounding: float,
     out: np.ndarray,
 ) -> None:
-    """out[n] = images[n] turned and scaled about its centre; black outside, bilinear between.
+    """out[n] = images[n] rotated and scaled about its centre, bilinear, black outside.
 
-    Every output pixel asks where it came from: the inverse rotation, `cosine` and `sine` already
-    divided by the scale. `rounding` is added last: 0.5 makes the cast to an integer round.
+    Each output pixel is mapped to its position in the input by the inverse rotation; `cosine` and
+    `sine` are already divided by the scale. `rounding` is added last: 0.5 makes the cast to an
+    integer round.
     """
     count, channels, height, width = images.shape
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2

@@ -1,8 +1,8 @@
-"""Small changes that leave a picture's class as it is: more training images from those at hand.
+"""Label-preserving data augmentation.
 
-Each is a callable `(images, draws) -> images`: images (n, C, H, W) of uint8 or float32, never
-changed in place; draws holds every image's own random numbers, so the result for an image does
-not depend on the batch it comes in. What moves in from outside is black (0).
+An augmentation is a callable `(images, rng) -> images`. images: (n, C, H, W) of uint8 or float32,
+never changed in place. rng: a `CounterRNG`, which has random numbers for each image, so that the
+result for an image does not depend on its batch. Pixels from outside the image are black (0).
 """
 
 from __future__ import annotations
@@ -12,65 +12,68 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.data.draws import Draws
+from gpuconv.data.rng import CounterRNG
 
-Augment = Callable[[np.ndarray, Draws], np.ndarray]
+Augment = Callable[[np.ndarray, CounterRNG], np.ndarray]
 
 
 class Compose:
-    """Several changes, one after the other.
+    """Several augmentations, one after the other.
 
-    >>> Compose([Shift(2), HorizontalFlip()])(images, Draws(0, 0, indices))  # doctest: +SKIP
+    >>> rng = CounterRNG(0, 0, np.arange(5))
+    >>> Compose([Shift(2), HorizontalFlip()])(np.ones((5, 1, 9, 9), np.uint8), rng).shape
+    (5, 1, 9, 9)
     """
 
     def __init__(self, steps: Sequence[Augment]) -> None:
         self.steps = list(steps)
 
-    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
+    def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         for step in self.steps:
-            images = step(images, draws)
+            images = step(images, rng)
         return images
 
 
 class Shift:
-    """Move every image by up to `pixels` rows and columns, each way; black moves in.
+    """Translate every image by up to `pixels` rows and columns in either direction.
 
     Raises ValueError for a negative number.
 
-    >>> Shift(1)(np.ones((5, 1, 3, 3), np.uint8), Draws(0, 0, np.arange(5))).shape
+    >>> Shift(1)(np.ones((5, 1, 3, 3), np.uint8), CounterRNG(0, 0, np.arange(5))).shape
     (5, 1, 3, 3)
     """
 
     def __init__(self, pixels: int) -> None:
-        self.pixels = _whole("pixels", pixels, 0)
+        self.pixels = _integer("pixels", pixels, 0)
 
-    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
-        return _random_windows(images, images.shape[2], images.shape[3], self.pixels, draws)
+    def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
+        return _random_windows(images, images.shape[2], images.shape[3], self.pixels, rng)
 
 
 class RandomCrop:
-    """Cut a window of `size` from a random place, after `padding` black pixels on every side.
+    """Cut a window of `size` at a random position, after padding with `padding` black pixels.
 
     size: an int, or (height, width). Raises ValueError where it does not fit the padded images.
     Source: K. He et al., "Deep residual learning for image recognition" 2015, section 4.2.
 
-    >>> RandomCrop(2)(np.ones((5, 1, 3, 3), np.uint8), Draws(0, 0, np.arange(5))).shape
+    >>> RandomCrop(2)(np.ones((5, 1, 3, 3), np.uint8), CounterRNG(0, 0, np.arange(5))).shape
     (5, 1, 2, 2)
     """
 
     def __init__(self, size: int | tuple[int, int], padding: int = 0) -> None:
         height, width = (size, size) if isinstance(size, int) else size
-        self.size = _whole("size", height, 1), _whole("size", width, 1)
-        self.padding = _whole("padding", padding, 0)
+        self.size = _integer("size", height, 1), _integer("size", width, 1)
+        self.padding = _integer("padding", padding, 0)
 
-    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
-        return _random_windows(images, *self.size, self.padding, draws)
+    def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
+        return _random_windows(images, *self.size, self.padding, rng)
 
 
 class HorizontalFlip:
-    """Mirror left and right with the given probability. Not for digits: a mirrored 2 is no 2.
+    """Mirror left and right with the given probability. Not for digits: a mirrored 2 is not a 2.
 
-    >>> HorizontalFlip(1.0)(np.array([[[[1, 2]]]], np.uint8), Draws(0, 0, np.arange(1))).tolist()
+    >>> rng = CounterRNG(0, 0, np.arange(1))
+    >>> HorizontalFlip(1.0)(np.array([[[[1, 2]]]], np.uint8), rng).tolist()
     [[[[2, 1]]]]
     """
 
@@ -79,20 +82,20 @@ class HorizontalFlip:
             raise ValueError(f"probability must be from 0 to 1, got {probability}")
         self.probability = probability
 
-    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
-        flipped = draws.uniform() < self.probability
+    def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
+        flipped = rng.uniform() < self.probability
         images = images.copy()
         images[flipped] = images[flipped, ..., ::-1]
         return images
 
 
 class Affine:
-    """Turn by up to `degrees`, each way, and scale by 1 - `scale` to 1 + `scale`, about the centre.
+    """Rotate by up to `degrees` in either direction and scale by 1 - `scale` to 1 + `scale`.
 
-    Pixels between pixels are bilinear; uint8 rounds to the nearest. Runs on Numba.
+    Both are about the image's centre. Interpolation is bilinear; uint8 is rounded to nearest.
     Raises ValueError for negative degrees, or a scale outside [0, 1).
 
-    >>> Affine(degrees=10, scale=0.1)(images, Draws(0, 0, indices))  # doctest: +SKIP
+    >>> Affine(degrees=10, scale=0.1)(images, CounterRNG(0, 0, indices))  # doctest: +SKIP
     """
 
     def __init__(self, degrees: float = 10.0, scale: float = 0.1) -> None:
@@ -102,11 +105,11 @@ class Affine:
             )
         self.degrees, self.scale = degrees, scale
 
-    def __call__(self, images: np.ndarray, draws: Draws) -> np.ndarray:
+    def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         from gpuconv.data.affine import warp  # Numba, which loading data alone does not need
 
-        angle = np.deg2rad(draws.uniform(-self.degrees, self.degrees))
-        scale = draws.uniform(1 - self.scale, 1 + self.scale)
+        angle = np.deg2rad(rng.uniform(-self.degrees, self.degrees))
+        scale = rng.uniform(1 - self.scale, 1 + self.scale)
         out = np.empty(images.shape, images.dtype)
         rounding = 0.5 if images.dtype == np.uint8 else 0.0
         warp(
@@ -124,12 +127,12 @@ def _random_windows(
     rows: int,
     columns: int,
     padding: int,
-    draws: Draws,
+    rng: CounterRNG,
 ) -> np.ndarray:
-    """From each image, with `padding` zeros around it, a window at a place drawn for it."""
+    """A window at a random position of each image, which is padded with `padding` zeros."""
     count, channels, height, width = images.shape
-    most_top, most_left = height + 2 * padding - rows, width + 2 * padding - columns
-    if most_top < 0 or most_left < 0:
+    max_top, max_left = height + 2 * padding - rows, width + 2 * padding - columns
+    if max_top < 0 or max_left < 0:
         raise ValueError(
             f"cannot crop {rows}x{columns} from {height}x{width} images with "
             f"padding {padding}; a crop is at most as large as the padded image"
@@ -138,11 +141,11 @@ def _random_windows(
     padded = np.zeros(shape, images.dtype)
     padded[:, :, padding : padding + height, padding : padding + width] = images
     windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(2, 3))
-    top, left = draws.integers(0, most_top), draws.integers(0, most_left)
+    top, left = rng.integers(0, max_top), rng.integers(0, max_left)
     return np.ascontiguousarray(windows[np.arange(count), :, top, left])
 
 
-def _whole(what: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+def _integer(what: str, value: Any, minimum: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
+        raise ValueError(f"{what} must be a whole number of at least {minimum}, got {value!r}")
     return int(value)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.data.draws import Draws
-from gpuconv.data.files import DataError
+from gpuconv.data.errors import DataError
+from gpuconv.data.rng import CounterRNG
 
 Scale = float | Sequence[float] | None
 _CHUNK = 1024
@@ -18,10 +18,10 @@ class Dataset:
     """Images with a label each.
 
     images: (N, C, H, W), or (N, H, W) for one channel; uint8 0..255, kept as uint8 and not
-    copied, or float (kept as float32, by custom in [0, 1]). labels: N integers, from 0 to one
+    copied, or float (kept as float32, usually in [0, 1]). labels: N integers, from 0 to one
     less than the number of classes; kept as int64. classes: the classes' names, in the order of
-    their labels; without them as many as the labels reach, named "0", "1", ...
-    name: what error messages call it.
+    their labels; None names them "0", "1", ... up to the largest label.
+    name: the set's name in error messages.
     Raises DataError for no images, counts that differ, a label out of range, or a NaN or
     infinite pixel (naming the first image), and for dtypes and shapes other than these.
 
@@ -65,9 +65,9 @@ class Dataset:
         return channels, height, width
 
     def subset(self, indices: Sequence[int] | np.ndarray | slice, name: str = "") -> Dataset:
-        """The images at `indices`, in that order; a slice shares memory, other indices copy.
+        """The images at `indices`, in that order. A slice shares memory, other indices copy.
 
-        Raises ValueError for an index out of range, DataError where nothing is left.
+        Raises ValueError for an index out of range, DataError for an empty result.
 
         >>> data.subset(slice(0, 1000))  # doctest: +SKIP
         """
@@ -76,7 +76,7 @@ class Dataset:
         return Dataset(self.images[indices], self.labels[indices], self.classes, name or self.name)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Two sets that share no image: `fraction` of the images, drawn by `seed`, and the rest.
+        """Two sets that share no image: a random `fraction` of the images, and the rest.
 
         Each keeps this set's order. The same seed gives the same split on every machine.
         Raises ValueError where either part would be empty.
@@ -89,7 +89,7 @@ class Dataset:
                 f"{self.name}: cannot split {len(self)} images at {fraction}: expected a fraction "
                 "between 0 and 1 that leaves an image on both sides"
             )
-        order = Draws(seed, 0, np.arange(len(self)), stream=1).permutation()
+        order = CounterRNG(seed, 0, np.arange(len(self)), stream=1).permutation()
         return self.subset(np.sort(order[:count])), self.subset(np.sort(order[count:]))
 
     def batch(
@@ -117,10 +117,10 @@ def to_float(
     """A batch of images as a network reads it: float32 (n, C, *size), C-contiguous, new.
 
     pixels: (n, C, H, W); uint8 is divided by 255, floats are taken as they are.
-    size: one int, or (height, width): the images are padded with black (0) to it, alike on all
-    sides; where the padding is odd the extra row or column goes to the bottom or right.
-    mean, std: one number, or one for each channel: then (x - mean) / std. Padding comes first, so
-    the border has the value of a black pixel there too, and the network sees no frame.
+    size: one int, or (height, width). The images are padded with black (0) to it, equally on all
+    sides; an odd row or column goes to the bottom or right.
+    mean, std: one number, or one for each channel; the result is (x - mean) / std. Padding comes
+    first, so that the padding has the value of a black pixel and the network sees no frame.
     Raises ValueError for a size smaller than the images and for scales that do not fit.
     Source: Y. LeCun et al. 1998, section II.B: LeNet-5 reads 28x28 digits in a 32x32 field.
 
@@ -154,8 +154,8 @@ def _per_channel(what: str, value: Any, channels: int) -> np.ndarray:
     if values.shape not in ((), (1,), (channels,)):
         raise ValueError(f"{what} has {values.size} numbers, expected 1 or {channels} (channels)")
     if not np.isfinite(values).all() or (what == "std" and not (values > 0).all()):
-        sort = "positive and finite" if what == "std" else "finite"
-        raise ValueError(f"{what} must be {sort}, got {value!r}")
+        kind = "positive and finite" if what == "std" else "finite"
+        raise ValueError(f"{what} must be {kind}, got {value!r}")
     return values.reshape(-1, 1, 1)
 
 

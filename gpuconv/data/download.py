@@ -1,4 +1,4 @@
-"""One file from the first mirror that has it, checked by sha256."""
+"""Download one file from the first mirror that has it, and check it by sha256."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import urllib.error
 import urllib.request
 import zlib
 
-from gpuconv.data.files import DataError
+from gpuconv.data.errors import DataError
 
 TIMEOUT = 30.0  # seconds without an answer
-MOST_BYTES = 64 << 20  # twice the largest file: a wrong server cannot fill the memory
+MAX_BYTES = 64 << 20  # twice the largest file: a wrong server cannot fill the memory
 
 
 def fetch(mirrors: tuple[str, ...], name: str, sha256: str) -> tuple[bytes, bytearray]:
-    """The gzip file `name` as it came, and decompressed; the latter has the given sha256.
+    """The gzip file `name` as received, and its decompressed bytes, which have the given sha256.
 
-    mirrors: addresses that end in "/", asked in turn. Raises DataError where an answer was not
-    the expected file, OSError where there was none; one line with each mirror's reason.
+    mirrors: addresses that end in "/", tried in turn. Raises DataError where an answer was not
+    the expected file, OSError where no mirror answered; one line with each mirror's reason.
 
     >>> fetch(("https://example.org/mnist/",), "labels.gz", "ba78...")  # doctest: +SKIP
     """
@@ -42,10 +42,10 @@ def fetch(mirrors: tuple[str, ...], name: str, sha256: str) -> tuple[bytes, byte
 
 def _get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-        content: bytes = answer.read(MOST_BYTES + 1)
+        content: bytes = answer.read(MAX_BYTES + 1)
         length = answer.headers.get("Content-Length")
-    if len(content) > MOST_BYTES:
-        raise DataError(f"more than {MOST_BYTES} bytes came; this is not the file")
+    if len(content) > MAX_BYTES:
+        raise DataError(f"more than {MAX_BYTES} bytes came; this is not the file")
     if length is not None and len(content) < int(length):
         raise DataError(f"the connection ended after {len(content)} of {length} bytes")
     return content
@@ -54,14 +54,14 @@ def _get(url: str) -> bytes:
 def _unpacked(packed: bytes, sha256: str) -> bytearray:
     member = zlib.decompressobj(wbits=31)
     try:
-        content = bytearray(member.decompress(packed, MOST_BYTES))
+        content = bytearray(member.decompress(packed, MAX_BYTES))
     except zlib.error:
         content = bytearray()
     if not member.eof:
         raise DataError(f"the {len(packed)} bytes that came are not intact gzip")
-    came = hashlib.sha256(content).hexdigest()
-    if came != sha256:
-        raise DataError(f"sha256 {came[:16]}... came, expected {sha256[:16]}...")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise DataError(f"sha256 {digest[:16]}..., expected {sha256[:16]}...")
     return content
 
 

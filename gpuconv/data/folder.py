@@ -1,4 +1,4 @@
-"""Pictures: one file as an array and back, and a folder with one subfolder of them per class."""
+"""Pictures: files to arrays and back, and a folder with one subfolder of pictures per class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gpuconv.data.dataset import Dataset
-from gpuconv.data.files import DataError, write_whole
+from gpuconv.data.errors import DataError
+from gpuconv.files import write_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 Size = int | tuple[int, int] | None
@@ -102,7 +103,7 @@ def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
     pixels = planes[0] if planes.shape[0] == 1 else planes.transpose(1, 2, 0)
     options: dict[str, Any] = {"quality": 95} if form == "JPEG" else {}
     Image.fromarray(np.ascontiguousarray(pixels)).save(content, form, **options)
-    write_whole(path, content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def from_folder(
@@ -132,14 +133,14 @@ def from_folder(
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _pictures(folder / name)
-        if not found:
+        pictures = _pictures(folder / name)
+        if not pictures:
             raise DataError(
                 f"{folder / name}: no pictures ({', '.join(SUFFIXES)}); add some or "
                 "remove the folder"
             )
-        files += found
-        labels += [label] * len(found)
+        files += pictures
+        labels += [label] * len(pictures)
     return Dataset(_read_all(files, size, grayscale), np.array(labels), classes, folder.name)
 
 

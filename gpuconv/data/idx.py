@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpuconv.data.files import DataError, write_whole
+from gpuconv.data.errors import DataError
+from gpuconv.files import write_atomically
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GZIP_MAGIC = b"\x1f\x8b"
-MOST_DIMENSIONS = 32
+MAX_DIMENSIONS = 32
 _CHUNK = 1 << 20
 
 
@@ -52,13 +53,13 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
             f"IDX cannot hold {array.dtype}: convert first to one of uint8, int8, int16, int32, "
             "float32, float64"
         )
-    if not 1 <= array.ndim <= MOST_DIMENSIONS or max(array.shape) >= 1 << 32:
-        raise ValueError(f"IDX holds 1 to {MOST_DIMENSIONS} dimensions, got shape {array.shape}")
+    if not 1 <= array.ndim <= MAX_DIMENSIONS or max(array.shape) >= 1 << 32:
+        raise ValueError(f"IDX holds 1 to {MAX_DIMENSIONS} dimensions, got shape {array.shape}")
     header = struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
     content = header + array.astype(big_endian, copy=False).tobytes()
     if os.fspath(path).endswith(".gz"):
         content = gzip.compress(content, mtime=0)
-    write_whole(path, content)
+    write_atomically(path, content)
 
 
 def read_content(path: str | os.PathLike[str]) -> bytearray:
@@ -116,18 +117,19 @@ def parse_idx(content: bytes | bytearray, path: object) -> np.ndarray:
             f"{path}: not an IDX file: it starts with {bytes(content[:4]).hex(' ')}, expected "
             f"00 00, a type (08, 09, 0b to 0e) and the number of dimensions"
         )
-    if not 1 <= dimensions <= MOST_DIMENSIONS:
-        raise DataError(f"{path}: {dimensions} dimensions, expected 1 to {MOST_DIMENSIONS}")
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise DataError(f"{path}: {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}")
     start = 4 + 4 * dimensions
     if len(content) < start:
         raise DataError(f"{path}: truncated in its header: {len(content)} of {start} bytes")
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
     dtype = np.dtype(DTYPES[code])
-    wanted, came = math.prod(shape) * dtype.itemsize, len(content) - start
-    if came != wanted:
-        fault = "truncated" if came < wanted else "has bytes after its data"
+    expected, actual = math.prod(shape) * dtype.itemsize, len(content) - start
+    if actual != expected:
+        fault = "truncated" if actual < expected else "has bytes after its data"
         raise DataError(
-            f"{path}: {fault}: {came} bytes for shape {shape} of {dtype.name}, expected {wanted}"
+            f"{path}: {fault}: {actual} bytes for shape {shape} of {dtype.name}, "
+            f"expected {expected}"
         )
     try:
         array = np.frombuffer(content, dtype, offset=start).reshape(shape)

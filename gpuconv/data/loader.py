@@ -1,4 +1,4 @@
-"""Batches in a fixed random order, epoch after epoch, from any point on."""
+"""Batches in a reproducible random order, from any point of any epoch on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv.data.augment import Augment
 from gpuconv.data.dataset import Dataset, Scale, to_float
-from gpuconv.data.draws import Draws
+from gpuconv.data.rng import CounterRNG
 
 _ORDER, _AUGMENT = 2, 3  # streams of draws; Dataset.split has 1
 
@@ -19,10 +19,10 @@ class Loader:
 
     x: float32 (n, C, H, W), see `to_float` for `size`, `mean` and `std`; labels: int64 (n,).
     shuffle: a new order every epoch, else the dataset's own. drop_last: leave out a last, smaller
-    batch. augment: a callable of augment.py, or any `(images, draws) -> images`.
+    batch. augment: a callable of augment.py, or any `(images, rng) -> images`.
     The order of epoch e is a pure function of (seed, e), the augmentation of image i of
     (seed, e, i): a run resumed with `batches(epoch, start)` reads the same bits.
-    Nothing runs ahead on a second thread: a batch of 128 digits takes 0.1 to 0.4 ms.
+    No second thread prefetches: a batch of 128 digits takes 0.1 to 0.4 ms.
     Raises ValueError for a batch size below 1 or above the number of images, and for an
     augmentation, size or scale that does not fit the images.
 
@@ -47,7 +47,7 @@ class Loader:
         self.augment, self.drop_last = augment, drop_last
         self.size, self.mean, self.std = size, mean, std
         self.epoch = 0
-        x, _ = self._batch(0, np.zeros(1, np.int64))  # what does not fit fails here, not in fit
+        x, _ = self._batch(0, np.zeros(1, np.int64))  # arguments that do not fit fail here
         self.input_shape: tuple[int, ...] = x.shape[1:]
 
     def __len__(self) -> int:
@@ -63,7 +63,9 @@ class Loader:
     def order(self, epoch: int) -> np.ndarray:
         """The indices of the images in the order in which `epoch` reads them, (N,) int64."""
         indices = np.arange(len(self.dataset))
-        return Draws(self.seed, epoch, indices, _ORDER).permutation() if self.shuffle else indices
+        return (
+            CounterRNG(self.seed, epoch, indices, _ORDER).permutation() if self.shuffle else indices
+        )
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of `epoch`, from batch `start` on: exactly those a full pass ends with.
@@ -87,7 +89,7 @@ class Loader:
     def _batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = self.dataset.images[indices]
         if self.augment is not None:
-            images = self.augment(images, Draws(self.seed, epoch, indices, _AUGMENT))
+            images = self.augment(images, CounterRNG(self.seed, epoch, indices, _AUGMENT))
         x = to_float(images, self.size, self.mean, self.std)
         return x, self.dataset.labels[indices]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.download import fetch
-from gpuconv.data.files import DataError, write_whole
+from gpuconv.data.errors import DataError
 from gpuconv.data.folder import Size, class_folders, from_folder
 from gpuconv.data.idx import parse_idx, read_content, read_idx
 from gpuconv.errors import unknown
+from gpuconv.files import write_atomically
 
 EMBEDDED = Path(__file__).parent
 SYSTEM = Path("/usr/share/datasets")
@@ -81,10 +82,10 @@ def load(
 ) -> Dataset:
     """A data set by its name, "mnist" or "fashion-mnist", or from a path.
 
-    split: "train" or "test". A name is looked for in `root` alone where that is given, else in
-    $GPUCONV_DATA, the cache ($XDG_CACHE_HOME or ~/.cache, gpuconv), /usr/share/datasets, this
-    package (which holds MNIST), each as a folder of that name, and is downloaded to the cache
-    otherwise. Its files are checked by sha256 each time. Write ./mnist for a folder of yours.
+    split: "train" or "test". A named set is a folder of that name: in `root` where that is given,
+    else in $GPUCONV_DATA, the cache ($XDG_CACHE_HOME or ~/.cache, gpuconv), /usr/share/datasets
+    or this package (which holds MNIST); otherwise it is downloaded to the cache. Its files are
+    checked by sha256 each time. Write ./mnist for a folder of your own.
     A path is a folder with IDX files of the usual names (train-images-idx3-ubyte, ...; gzipped
     or not), an IDX file of images beside its labels (whatever `split` is), or a folder of
     pictures for `from_folder`, which gets `size` and `grayscale`: with subfolders train and
@@ -116,6 +117,19 @@ def load(
     )
 
 
+def installed() -> dict[str, Path | None]:
+    """The folder of each data set that is known by name; None where it is not on this machine.
+
+    >>> installed()["mnist"].name
+    'mnist'
+    """
+    folders = {}
+    for name in SHA256:
+        holding = (folder for folder in _places(name, None) if any(folder.glob("train-images*")))
+        folders[name] = next(holding, None)
+    return folders
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
@@ -145,8 +159,8 @@ def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Datase
 
 def _places(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
     if root is not None:
-        given = Path(root).expanduser()
-        return [given / name, given]
+        folder = Path(root).expanduser()
+        return [folder / name, folder]
     asked = os.environ.get("GPUCONV_DATA")
     first = [Path(asked).expanduser()] if asked else []
     return [folder / name for folder in (*first, cache_folder(), SYSTEM, EMBEDDED)]
@@ -163,10 +177,10 @@ def _find(folder: Path, stem: str) -> Path | None:
 def _checked(name: str, stem: str, file: Path | None) -> bytearray:
     assert file is not None
     content = read_content(file)
-    came = hashlib.sha256(content).hexdigest()
-    if came != SHA256[name][stem]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256[name][stem]:
         raise DataError(
-            f"{file}: not the published {name} file: sha256 {came[:16]}..., expected "
+            f"{file}: not the published {name} file: sha256 {digest[:16]}..., expected "
             f"{SHA256[name][stem][:16]}...; delete or replace it (for data of your own "
             "give the folder's path, not the name)"
         )
@@ -186,7 +200,7 @@ def _download(name: str, stem: str, tried: list[Path]) -> bytearray:
         ) from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, packed)
+        write_atomically(target, packed)
     except OSError as error:
         warnings.warn(
             f"{target} could not be kept ({error.strerror}); the next run downloads it again",
@@ -202,7 +216,7 @@ def _idx_folder(folder: Path, split: str) -> Dataset:
         raise FileNotFoundError(f"{folder}: there is no {missing}[.gz] for the split {split!r}")
     others = [_find(folder, stems[1]) for stems in _STEMS.values()]
     numbers = [read_idx(file) for file in others if file]  # both splits need the same classes
-    highest = max((int(found.max()) for found in numbers if found.size), default=0)
+    highest = max((int(labels.max()) for labels in numbers if labels.size), default=0)
     classes = [str(label) for label in range(highest + 1)]
     return Dataset(read_idx(images), read_idx(labels), classes, f"{folder.name} {split}")
 
@@ -232,5 +246,5 @@ def _picture_folder(folder: Path, split: str, size: Size, grayscale: bool) -> Da
             f"{folder}: train and test have different classes ({', '.join(odd)}); "
             "give both the same subfolders"
         )
-    found = from_folder(folder / split, size, grayscale)
-    return Dataset(found.images, found.labels, found.classes, f"{folder.name} {split}")
+    whole = from_folder(folder / split, size, grayscale)
+    return Dataset(whole.images, whole.labels, whole.classes, f"{folder.name} {split}")

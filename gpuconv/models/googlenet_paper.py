@@ -105,9 +105,7 @@ class Inception(Module):
     ) -> None:
         super().__init__()
         self.b1 = ConvReLU(before, ones, 1)
-        self.b2 = Sequential(
-            ConvReLU(before, to_three, 1), ConvReLU(to_three, three, 3, padding=1)
-        )
+        self.b2 = Sequential(ConvReLU(before, to_three, 1), ConvReLU(to_three, three, 3, padding=1))
         self.b3 = Sequential(ConvReLU(before, to_five, 1), ConvReLU(to_five, five, 5, padding=2))
         self.b4 = Sequential(MaxPool2d(3, 1, 1), ConvReLU(before, pool, 1))
 

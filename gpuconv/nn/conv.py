@@ -23,9 +23,10 @@ class Conv2d(Weighted):
     bottom), (left, right)), "same", "valid" (the article's narrow convolution) or "full" (its wide
     one). connections: a table (in_channels, out_channels), nonzero where a filter sees a channel;
     what is not linked has a weight of 0 that never learns and is not counted, as in LeNet-5's C3
-    (LeCun et al. 1998, table I). rng: a generator or seed for the initial weights, uniform in +-1/sqrt(fan in) as
-    PyTorch's are. forward: x (N, in_channels, H, W) -> y (N, out_channels, P, Q). Source: the
-    article; torch.nn.Conv2d.
+    (LeCun et al. 1998, table I). rng: a generator or seed for the initial weights, uniform in
+    +-1/sqrt(fan in) as PyTorch's are.
+    forward: x (N, in_channels, H, W) -> y (N, out_channels, P, Q). Source: the article;
+    torch.nn.Conv2d.
     """
 
     def __init__(
@@ -112,9 +113,7 @@ class Conv2d(Weighted):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.connections is None else self._linked()
-        return conv2d(
-            x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, {_short(self.window.kernel_size)}"]

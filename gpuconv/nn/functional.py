@@ -27,6 +27,7 @@ from gpuconv.autograd import (
     record,
 )
 from gpuconv.operators import add, flatten, relu_backward
+from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.ops.op import Op
 
@@ -72,7 +73,9 @@ def conv2d(
     An activation that follows it within a module, and a max-pool after a ReLU, are done in the
     same pass over memory.
     """
-    x, w, b = _tensor(x), _tensor(w), _optional(b)
+    if not isinstance(x, Tensor) or not isinstance(w, Tensor):
+        x, w = _tensor(x), _tensor(w)
+    b = b if isinstance(b, Tensor) else _optional(b)
     options = (stride, padding, dilation, groups)
 
     def with_pool(*window: Any) -> Tensor:
@@ -90,7 +93,9 @@ def _conv_pool_backward(dy: Array, over: bool, *saved: Any) -> Any:
 
 def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     """`ops.linear`: x (N, features), w (outputs, features), b (outputs,) or None."""
-    x, w, b = _tensor(x), _tensor(w), _optional(b)
+    if not isinstance(x, Tensor) or not isinstance(w, Tensor):
+        x, w = _tensor(x), _tensor(w)
+    b = b if isinstance(b, Tensor) else _optional(b)
     return _weighted(ops.linear, ops.linear_backward, x, w, b, (), None)
 
 
@@ -172,8 +177,8 @@ def batch_norm(
 
 
 def _batch_norm_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> Any:
-    if over and saved[-1] and dy.size and ops.can_overwrite(dy):
-        return ops.batch_norm2d_backward_into(dy, *saved[:-1])
+    if over and saved[-1] and dy.size and in_place.can_overwrite(dy):
+        return in_place.batch_norm2d_backward_into(dy, *saved[:-1])
     return run_backward(dy, *saved)
 
 
@@ -201,7 +206,8 @@ def sigmoid(x: Any) -> Tensor:
 
 
 def _activation(x: Any, name: str) -> Tensor:
-    x = _tensor(x)
+    if not isinstance(x, Tensor):
+        x = Tensor(x)
     fused = activated(x, name)
     if fused is not None:
         return fused
@@ -329,8 +335,13 @@ def cat(tensors: Sequence[Any]) -> Tensor:
         return xs[0]
     parts = [x.data for x in xs]
     for part in parts[1:]:
-        if part.ndim != 4 or (part.shape[0], *part.shape[2:]) != (len(parts[0]), *parts[0].shape[2:]):
-            raise ValueError(f"cat: shapes {parts[0].shape} and {part.shape} differ beside channels")
+        if part.ndim != 4 or (part.shape[0], *part.shape[2:]) != (
+            len(parts[0]),
+            *parts[0].shape[2:],
+        ):
+            raise ValueError(
+                f"cat: shapes {parts[0].shape} and {part.shape} differ beside channels"
+            )
     edges = [0, *accumulate(part.shape[1] for part in parts)]
     if all(isinstance(part, np.ndarray) for part in parts):
         y = np.concatenate(parts, axis=1)
@@ -339,6 +350,10 @@ def cat(tensors: Sequence[Any]) -> Tensor:
         for part, (begin, end) in zip(parts, pairwise(edges), strict=True):
             ops.assign(y[:, begin:end], part)
     return record("cat", y, xs, _cut, edges)
+
+
+def _beside_channels(x: Array) -> tuple[int, ...]:
+    return (x.shape[0], *x.shape[2:])
 
 
 def _cut(dy: Array, over: bool, edges: list[int]) -> list[Array]:

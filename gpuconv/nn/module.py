@@ -92,7 +92,7 @@ class Module:
     def _call(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """A call with something to be done around it."""
         if not state.depth:
-            inputs = tuple(self._as_tensor(x) for x in inputs)
+            inputs = tuple(map(self._as_tensor, inputs))
         before = state.fusing
         state.depth += 1
         try:
@@ -417,4 +417,3 @@ class _BackwardWatch:
             if replaced is not None:
                 dx = replaced[0] if isinstance(replaced, tuple | list) else replaced
         return (dx,)
-

@@ -51,9 +51,7 @@ class BatchNorm2d(Module):
         if training:
             once(self._count)
         running = self.running_mean.data, self.running_var.data
-        return batch_norm(
-            x, *running, self.weight, self.bias, training, self.momentum, self.eps
-        )
+        return batch_norm(x, *running, self.weight, self.bias, training, self.momentum, self.eps)
 
     def _count(self) -> None:
         self.num_batches_tracked.data += 1

@@ -27,7 +27,6 @@ class _Pool2d(Module):
         self.arguments = (kernel_size, stride, padding, dilation, ceil_mode)
         self.window = window(*self.arguments)
 
-
     def extra_repr(self) -> str:
         defaults = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
         changed = [
@@ -78,7 +77,9 @@ class AvgPool2d(_Pool2d):
         )
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.count_include_pad else ", count_include_pad=False")
+        return super().extra_repr() + (
+            "" if self.count_include_pad else ", count_include_pad=False"
+        )
 
 
 class AdaptiveAvgPool2d(Module):

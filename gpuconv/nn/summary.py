@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.autograd import Node, Parameter, Tensor, enable_grad, state
+from gpuconv.autograd import Node, Tensor, enable_grad, state
 from gpuconv.nn.module import Module, Shape
 from gpuconv.nn.trace import Call, Trace, _mode, trace
 
@@ -93,8 +92,7 @@ def summary(network: Module, input_shape: Shape | None = None) -> Summary:
         input=tuple(shape),
         parameters=parameter_count(network),
         buffers=sum(buffer.data.size for buffer in network.buffers()),
-        multiply_adds=sum(call.multiply_adds for call in found.calls)
-        + _outside(found),
+        multiply_adds=sum(call.multiply_adds for call in found.calls) + _outside(found),
         kept=kept,
         error=error,
     )
@@ -148,6 +146,8 @@ class _Quiet:
     """
 
     def record(self, *_: object) -> None: ...
+
+    def same(self, *_: object) -> None: ...
 
     def call(self, module: Module, inputs: tuple, options: dict) -> object:
         return module.forward(*inputs, **options)

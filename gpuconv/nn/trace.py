@@ -61,17 +61,19 @@ class Trace:
 
     outputs: the step that gives each module's output, by dotted name, "" for the network's; of one
     that is called more than once the last. tensors: each step's output; without values, unless the
-    pass ran on images.
+    pass ran on images. fusing: whether neighbouring functions are fused; then only steps are noted.
     """
 
-    def __init__(self, network: Module) -> None:
+    def __init__(self, network: Module, fusing: bool = False) -> None:
+        self.fusing = fusing
         self.steps: list[Step] = []
         self.calls: list[Call] = []
         self.outputs: dict[str, int] = {}
         self._names = {id(module): name for name, module in network.named_modules()}
         self._inside: list[str] = []
         self._numbers: dict[int, int] = {}
-        self.tensors: list[Tensor] = []  # held, so that no id is used twice
+        self.tensors: list[Tensor] = []
+        self._held: list[Tensor] = []  # so that no id is used twice
 
     def begin(self, x: Tensor) -> None:
         self._add("input", (), x, 0)
@@ -83,6 +85,11 @@ class Trace:
         sources = tuple(None if x is None else self._numbers.get(id(x)) for x in inputs)
         options = _OPTIONS[name](saved) if name in _OPTIONS else ()
         self._add(name, sources, y, _multiply_adds(name, inputs, y), *options)
+
+    def same(self, x: Tensor, y: Tensor) -> None:
+        """Called when y's data becomes that of x, which waited for it."""
+        self._numbers[id(x)] = self._numbers[id(y)]
+        self._held.append(x)
 
     def _add(self, name: str, sources: Any, y: Tensor, multiply_adds: int, *options: Any) -> None:
         module = self._inside[-1] if self._inside else ""
@@ -102,17 +109,20 @@ class Trace:
         """Called in place of `module.forward`."""
         name = self._names.get(id(module), "")
         self._inside.append(name)
-        source = self._number(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else None
+        source = None
+        if not self.fusing and inputs and isinstance(inputs[0], Tensor):
+            source = self._number(inputs[0])
         begin = len(self.steps)
         try:
             y = module.forward(*inputs, **options)
             main = y[0] if isinstance(y, tuple) else y
-            if isinstance(main, Tensor):
+            if isinstance(main, Tensor) and not self.fusing:
                 self.outputs[name] = self._number(main)
         finally:
             self._inside.pop()
-        simple = not any(True for _ in module.children())
-        if isinstance(main, Tensor) and source is not None and simple:
+        if self.fusing or not isinstance(main, Tensor):
+            return y
+        if source is not None and not any(True for _ in module.children()):
             done = sum(step.multiply_adds for step in self.steps[begin:])
             links = getattr(module, "connections", None)
             if links is not None:
@@ -147,9 +157,9 @@ def trace(
     >>> [step.name for step in trace(models.lenet(), (1, 32, 32)).steps][:4]
     ['input', 'conv2d', 'relu', 'max_pool2d']
     """
-    found = Trace(network)
+    found = Trace(network, fusing)
     try:
-        _run(network, given, training, fusing, found)
+        _run(network, given, training, found)
     except (ValueError, TypeError) as error:
         error.trace = found  # type: ignore[attr-defined]
         raise
@@ -158,24 +168,24 @@ def trace(
 
 def output_shape(network: Module, input_shape: Shape) -> Shape:
     """The shape of one example's output, in evaluation mode, for one example's input."""
-    y = _run(network, input_shape, False, False, Trace(network))
+    y = _run(network, input_shape, False, Trace(network))
     return tuple(y.data.shape[1:])
 
 
-def _run(network: Module, given: Any, training: bool, fusing: bool, found: Trace) -> Any:
+def _run(network: Module, given: Any, training: bool, found: Trace) -> Any:
     if isinstance(given, tuple | list):
         dtype = next((p.data.dtype for p in network.parameters()), np.dtype(np.float32))
         given = ShapeOnly((1, *given), dtype)
     x = Tensor(given, device=network.device)
     found.begin(x)
-    with _mode(network, training), no_grad(), _tracing(found, fusing):
+    with _mode(network, training), no_grad(), _tracing(found):
         return network(x)
 
 
 @contextmanager
-def _tracing(found: Trace, fusing: bool) -> Any:
+def _tracing(found: Trace) -> Any:
     before = state.trace, state.fusing
-    state.trace, state.fusing = found, fusing
+    state.trace, state.fusing = found, found.fusing
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """The operations: each one's definition, its gradient, and its implementations side by side."""
 
 from gpuconv.ops.adaptive_avg_pool2d import adaptive_avg_pool2d, adaptive_avg_pool2d_backward
-from gpuconv.ops.add import accumulate, add, assign, scale
+from gpuconv.ops.add import accumulate, add, assign, multiply, scale
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
 from gpuconv.ops.batch_norm2d import batch_norm2d, batch_norm2d_backward, batch_norm2d_track
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
@@ -10,11 +10,6 @@ from gpuconv.ops.conv2d_relu_max_pool2d import (
     conv2d_relu_max_pool2d_backward,
 )
 from gpuconv.ops.dropout import dropout
-from gpuconv.ops.in_place import (
-    batch_norm2d_backward_into,
-    can_overwrite,
-    relu_backward_into,
-)
 from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.local_response_norm import local_response_norm, local_response_norm_backward
 from gpuconv.ops.losses import (
@@ -42,9 +37,7 @@ __all__ = [
     "avg_pool2d_backward",
     "batch_norm2d",
     "batch_norm2d_backward",
-    "batch_norm2d_backward_into",
     "batch_norm2d_track",
-    "can_overwrite",
     "conv2d",
     "conv2d_backward",
     "conv2d_relu_max_pool2d",
@@ -62,11 +55,11 @@ __all__ = [
     "local_response_norm_backward",
     "max_pool2d",
     "max_pool2d_backward",
+    "multiply",
     "partial_filters",
     "partial_filters_backward",
     "relu",
     "relu_backward",
-    "relu_backward_into",
     "scale",
     "scaled_tanh",
     "scaled_tanh_backward",

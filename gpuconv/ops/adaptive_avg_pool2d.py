@@ -1,5 +1,6 @@
-"""Average pooling to a given output size, whatever the input's. Source: PyTorch's
-adaptive_avg_pool2d; with output size 1 it is the global average pooling of Lin et al. 2013.
+"""Average pooling to an output size, whatever the input's; size 1 is global average pooling.
+
+Source: torch.nn.functional.adaptive_avg_pool2d; Lin et al. 2013 (global).
 """
 
 from __future__ import annotations
@@ -11,13 +12,7 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cuda import plan_channels
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import (
-    op,
-    require_floats,
-    require_image_shape,
-    require_rank,
-    require_shape,
-)
+from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
 from gpuconv.shapes import pair
 
 
@@ -66,18 +61,18 @@ def adaptive_avg_pool2d_output(x, output_size):
 
 
 @adaptive_avg_pool2d.cost
-def _(x, output_size):
+def adaptive_avg_pool2d_cost(x, output_size):
     P, Q = pair("output_size", output_size, 1)
     return Cost(0, nbytes(x) + x.shape[0] * x.shape[1] * P * Q * x.dtype.itemsize)
 
 
 @adaptive_avg_pool2d_backward.cost
-def _(dy, x_shape):
+def adaptive_avg_pool2d_backward_cost(dy, x_shape):
     return Cost(0, nbytes(dy) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
 @adaptive_avg_pool2d.check
-def _(x, output_size):
+def adaptive_avg_pool2d_check(x, output_size):
     require_floats("adaptive_avg_pool2d", x=x)
     require_rank("adaptive_avg_pool2d", 4, "(N, C, H, W)", x=x)
     pair("output_size", output_size, 1)
@@ -85,7 +80,7 @@ def _(x, output_size):
 
 
 @adaptive_avg_pool2d_backward.check
-def _(dy, x_shape):
+def adaptive_avg_pool2d_backward_check(dy, x_shape):
     name = "adaptive_avg_pool2d_backward"
     require_floats(name, dy=dy)
     require_rank(name, 4, "(N, C, P, Q)", dy=dy)
@@ -99,18 +94,8 @@ def _require_pixels(name, x_shape):
         raise ValueError(f"{name}: an image without pixels has no mean; its shape is {x_shape}")
 
 
-@adaptive_avg_pool2d.memory
-def _(x, output_size):
-    return x.empty((*x.shape[:2], *pair("output_size", output_size, 1)))
-
-
-@adaptive_avg_pool2d_backward.memory
-def _(dy, x_shape):
-    return dy.empty(x_shape)
-
-
 @adaptive_avg_pool2d.launch
-def _(runtime, x, output_size):
+def adaptive_avg_pool2d_launch(runtime, x, output_size):
     size = pair("output_size", output_size, 1)
     y = runtime.empty((x.shape[0], *size, x.shape[1]))
     plan = plan_channels.adaptive_avg_pool2d(x.shape, size)
@@ -119,7 +104,7 @@ def _(runtime, x, output_size):
 
 
 @adaptive_avg_pool2d_backward.launch
-def _(runtime, dy, x_shape):
+def adaptive_avg_pool2d_backward_launch(runtime, dy, x_shape):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
     plan = plan_channels.adaptive_avg_pool2d_backward(tuple(x_shape), dy.shape[2:])

@@ -1,4 +1,4 @@
-"""The sum of two branches, and its rectifier in the same pass; what joins and weighs branches.
+"""Sums, products and copies of arrays: residual branches, gates, joined channels, gradients.
 
 Source: He et al. 2015.
 """
@@ -11,13 +11,7 @@ from gpuconv.arrays import ShapeOnly, pitch_of
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import (
-    op,
-    require_finite,
-    require_floats,
-    require_rank,
-    require_shape,
-)
+from gpuconv.ops.op import op, require_finite, require_floats, require_rank, require_shape
 from gpuconv.threads import parallel, shards
 
 
@@ -25,8 +19,8 @@ from gpuconv.threads import parallel, shards
 def add(a, b, activation=None):
     """activation(a + b), element by element.
 
-    a, b: floats of one shape. activation: None or "relu". Returns that shape. The gradient of both
-    is dy, or relu_backward(dy, y).
+    a, b: floats of one shape. activation: None or "relu". Returns that shape.
+    The gradient of both is dy, or with "relu" relu_backward(dy, y).
 
     >>> add(np.float32([1, -2]), np.float32([1, 1]), "relu")
     array([2., 0.], dtype=float32)
@@ -45,11 +39,23 @@ def accumulate(total, b):
 def assign(part, x):
     """part[...] = x, in place; returns part.
 
-    part, x: floats (N, C, H, W), part being channels of a wider image, with any strides; on a
-    device that image is channels-last.
+    part, x: floats (N, C, H, W) of any strides; on a device part is channels of a channels-last
+    image.
     """
     part[...] = x
     return part
+
+
+@op
+def multiply(a, b):
+    """a * b, element by element. a, b: floats of one shape. Returns that shape.
+
+    The gradient of a is multiply(dy, b), that of b multiply(dy, a).
+
+    >>> multiply(np.float32([1, -2]), np.float32([3, 4]))
+    array([ 3., -8.], dtype=float32)
+    """
+    return a * b
 
 
 @op
@@ -59,7 +65,7 @@ def scale(x, factor):
 
 
 @add.check
-def _(a, b, activation):
+def add_check(a, b, activation):
     require_floats("add", a=a, b=b)
     require_shape("add", {"b": a.shape}, b=b)
     if activation not in (None, "relu"):
@@ -67,7 +73,7 @@ def _(a, b, activation):
 
 
 @accumulate.check
-def _(total, b):
+def accumulate_check(total, b):
     require_floats("accumulate", total=total, b=b)
     require_shape("accumulate", {"b": total.shape}, b=b)
     if total.ndim == 0:
@@ -75,14 +81,20 @@ def _(total, b):
 
 
 @assign.check
-def _(part, x):
+def assign_check(part, x):
     require_floats("assign", part=part, x=x)
     require_rank("assign", 4, "(N, C, H, W)", part=part)
     require_shape("assign", {"x": part.shape}, x=x)
 
 
+@multiply.check
+def multiply_check(a, b):
+    require_floats("multiply", a=a, b=b)
+    require_shape("multiply", {"b": a.shape}, b=b)
+
+
 @scale.check
-def _(x, factor):
+def scale_check(x, factor):
     require_floats("scale", x=x)
     require_finite("scale", factor=factor)
 
@@ -102,40 +114,55 @@ def assign_output(part, x):
     return part
 
 
+@multiply.output
+def multiply_output(a, b):
+    return ShapeOnly(a.shape, a.dtype)
+
+
 @scale.output
 def scale_output(x, factor):
     return ShapeOnly(x.shape, x.dtype)
 
 
 @add.cost
-def _(a, b, activation):
+def add_cost(a, b, activation):
     return moved(a, b, a)
 
 
 @accumulate.cost
-def _(total, b):
+def accumulate_cost(total, b):
     return moved(total, b, total)
 
 
 @assign.cost
-def _(part, x):
+def assign_cost(part, x):
     return moved(x, x)
 
 
+@multiply.cost
+def multiply_cost(a, b):
+    return moved(a, b, a)
+
+
 @scale.cost
-def _(x, factor):
+def scale_cost(x, factor):
     return moved(x, x)
 
 
 @add.cpu
-def _(a, b, activation):
+def add_cpu(a, b, activation):
     if activation == "relu":
         return fast.elementwise(fast.add_relu, a, b)
     return fast.elementwise(lambda a, b, y: np.add(a, b, out=y), a, b)
 
 
+@multiply.cpu
+def multiply_cpu(a, b):
+    return fast.elementwise(lambda a, b, y: np.multiply(a, b, out=y), a, b)
+
+
 @accumulate.cpu
-def _(total, b):
+def accumulate_cpu(total, b):
     def part(first, end):
         np.add(total[first:end], b[first:end], out=total[first:end])
 
@@ -143,24 +170,14 @@ def _(total, b):
     return total
 
 
-@accumulate.memory
-def _(total, b):
-    return total
-
-
-@assign.memory
-def _(part, x):
-    return part
-
-
 @add.launch
-def _(runtime, a, b, activation):
+def add_launch(runtime, a, b, activation):
     kernel = "add_relu" if activation == "relu" else "add"
     return runtime.each("elementwise.cu", kernel, "to", a=a, b=b)
 
 
 @accumulate.launch
-def _(runtime, total, b):
+def accumulate_launch(runtime, total, b):
     if pitch_of(total) is not None:
         runtime.channels("add_channels", total, b)
         return total
@@ -170,11 +187,16 @@ def _(runtime, total, b):
 
 
 @assign.launch
-def _(runtime, part, x):
+def assign_launch(runtime, part, x):
     runtime.channels("copy_channels", part, x)
     return part
 
 
+@multiply.launch
+def multiply_launch(runtime, a, b):
+    return runtime.each("elementwise.cu", "multiply", "to", a=a, b=b)
+
+
 @scale.launch
-def _(runtime, x, factor):
+def scale_launch(runtime, x, factor):
     return runtime.each("elementwise.cu", "scale", "to", {"factor": factor}, a=x)

@@ -1,5 +1,6 @@
-"""Two-dimensional average and sum pooling. Source: the article's "pooling step"; ONNX AveragePool;
-torch's avg_pool2d.
+"""Two-dimensional average and sum pooling.
+
+Source: the article's "pooling step"; ONNX AveragePool; torch.nn.functional.avg_pool2d.
 """
 
 from __future__ import annotations
@@ -13,13 +14,7 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
 from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
-from gpuconv.ops.op import (
-    op,
-    require_floats,
-    require_image_shape,
-    require_rank,
-    require_shape,
-)
+from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
 from gpuconv.shapes import window
 
 
@@ -28,8 +23,8 @@ def sum_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     """The sum of each window.
 
     x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), padding, dilation, ceil_mode:
-    as in conv2d and `Window`. Returns y (N, C, P, Q), x's dtype. Raises ValueError where no window
-    fits x.
+    as in conv2d and `Window`. Returns y (N, C, P, Q), x's dtype.
+    Raises ValueError where no window fits x.
     """
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = np.zeros((*x.shape[:2], *geometry.output_size(*x.shape[2:])), x.dtype)
@@ -44,8 +39,8 @@ def sum_pool2d_backward(
 ):
     """Each pixel's gradient: the sum of dy over the windows that cover it.
 
-    dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as sum_pool2d had it. Returns dx, dy's dtype,
-    of x_shape.
+    dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as sum_pool2d had it.
+    Returns dx, of x_shape and dy's dtype.
     """
     dx = np.zeros(x_shape, dy.dtype)
     for _, _, out, pixels in window(kernel_size, stride, padding, dilation, ceil_mode).taps(
@@ -61,9 +56,9 @@ def avg_pool2d(
 ):
     """The mean of each window.
 
-    As `sum_pool2d`, divided by the number of taps on the image and its padding; with
-    count_include_pad False, on the image alone. What a last, partial window (ceil_mode) reaches
-    past the padding never counts.
+    As `sum_pool2d`, divided by the number of taps on the image and its padding, or with
+    count_include_pad=False on the image alone. Taps of a last, partial window (ceil_mode) that
+    lie past the padding never count.
     """
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     total = sum_pool2d.definition(x, kernel_size, stride, padding, dilation, ceil_mode)
@@ -83,8 +78,8 @@ def avg_pool2d_backward(
 ):
     """Each pixel's gradient: the sum over the windows that cover it of dy / (taps counted).
 
-    dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as avg_pool2d had it. Returns dx, dy's dtype,
-    of x_shape.
+    dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as avg_pool2d had it.
+    Returns dx, of x_shape and dy's dtype.
     """
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     share = dy / _taps_counted(geometry, tuple(x_shape[2:]), count_include_pad).astype(dy.dtype)
@@ -116,21 +111,21 @@ def _require(name, x_shape, dy, geometry):
 
 
 @sum_pool2d.check
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats("sum_pool2d", x=x)
     require_rank("sum_pool2d", 4, "(N, C, H, W)", x=x)
     _require("sum_pool2d", x.shape, None, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @avg_pool2d.check
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     require_floats("avg_pool2d", x=x)
     require_rank("avg_pool2d", 4, "(N, C, H, W)", x=x)
     _require("avg_pool2d", x.shape, None, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @sum_pool2d_backward.check
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_backward_check(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats("sum_pool2d_backward", dy=dy)
     _require(
         "sum_pool2d_backward",
@@ -141,7 +136,9 @@ def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
 
 
 @avg_pool2d_backward.check
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_backward_check(
+    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     require_floats("avg_pool2d_backward", dy=dy)
     _require(
         "avg_pool2d_backward",
@@ -163,38 +160,40 @@ def avg_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode, coun
 
 
 @sum_pool2d.cost
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return Cost(0, image(x, geometry) + output(x, x.shape[1], geometry))
 
 
 @avg_pool2d.cost
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     return sum_pool2d.work(x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @sum_pool2d_backward.cost
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_backward_cost(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     return Cost(0, nbytes(dy) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
 @avg_pool2d_backward.cost
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_backward_cost(
+    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     return sum_pool2d_backward.work(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @sum_pool2d.cpu
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.sum_forward(x, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @sum_pool2d_backward.cpu
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_backward_cpu(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.sum_backward(dy, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @avg_pool2d.cpu
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = fast.sum_forward(x, geometry)
     y /= _taps_counted(geometry, x.shape[2:], count_include_pad).astype(y.dtype)
@@ -202,34 +201,15 @@ def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
 
 
 @avg_pool2d_backward.cpu
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_backward_cpu(
+    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return fast.sum_backward(
         dy / _taps_counted(geometry, tuple(x_shape[2:]), count_include_pad).astype(dy.dtype),
         x_shape,
         geometry,
     )
-
-
-@sum_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return x.plain().empty((*x.shape[:2], *geometry.output_size(*x.shape[2:])))
-
-
-@avg_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    return sum_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-@sum_pool2d_backward.memory
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    return dy.plain().empty(x_shape)
-
-
-@avg_pool2d_backward.memory
-def _(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    return (dy / 1).empty(x_shape)
 
 
 def _forward(runtime, x, geometry, *options):
@@ -248,23 +228,29 @@ def _backward(runtime, dy, x_shape, geometry, *options):
 
 
 @sum_pool2d.launch
-def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_launch(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
     return _forward(runtime, x, window(kernel_size, stride, padding, dilation, ceil_mode), False)
 
 
 @sum_pool2d_backward.launch
-def _(runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def sum_pool2d_backward_launch(
+    runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return _backward(runtime, dy, x_shape, geometry, False)
 
 
 @avg_pool2d.launch
-def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_launch(
+    runtime, x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return _forward(runtime, x, geometry, True, count_include_pad)
 
 
 @avg_pool2d_backward.launch
-def _(runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
+def avg_pool2d_backward_launch(
+    runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
+):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     return _backward(runtime, dy, x_shape, geometry, True, count_include_pad)

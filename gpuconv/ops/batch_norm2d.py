@@ -59,8 +59,8 @@ def batch_norm2d_backward(
     With z = (x - mean) / sqrt(var + eps) and dy through the activation:
     db = sum dy, dw = sum dy*z, dx = w / sqrt(var + eps) * (dy - [mean dy + z * mean dy*z]),
     the sums and means over N, H, W, the part in brackets only with of_batch.
-    Returns (dx, dw, db), shaped as x, w, b; dx is None without need_dx, dw and db where w and b
-    are.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, dw where w is None and
+    db where b is None.
     """
     z = _normalised(x, mean, var, eps)
     if activation == "relu":
@@ -100,7 +100,7 @@ def _normalised(x, mean, var, eps):
 
 
 @batch_norm2d.check
-def _(x, w, b, mean, var, eps, activation):
+def batch_norm2d_check(x, w, b, mean, var, eps, activation):
     name = "batch_norm2d"
     _require(name, x, w, b, mean, var, eps, activation)
     if (mean is None) != (var is None):
@@ -110,15 +110,15 @@ def _(x, w, b, mean, var, eps, activation):
 
 
 @batch_norm2d_backward.check
-def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
+def batch_norm2d_backward_check(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     name = "batch_norm2d_backward"
     _require(name, x, w, b, mean, var, eps, activation)
-    require_floats(name, x=x, dy=dy)
+    require_floats(name, x=x, dy=dy, mean=mean, var=var)
     require_shape(name, {"dy": x.shape}, dy=dy)
 
 
 @batch_norm2d_track.check
-def _(running_mean, running_var, mean, var, count, momentum):
+def batch_norm2d_track_check(running_mean, running_var, mean, var, count, momentum):
     name = "batch_norm2d_track"
     given = {"running_var": running_var, "mean": mean, "var": var}
     require_floats(name, running_mean=running_mean, **given)
@@ -131,7 +131,7 @@ def _(running_mean, running_var, mean, var, count, momentum):
 
 
 def _require(name, x, w, b, mean, var, eps, activation):
-    require_floats(name, x=x, w=w, b=b, mean=mean, var=var)
+    require_floats(name, ("w", "b", "mean", "var"), x=x, w=w, b=b, mean=mean, var=var)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     C = x.shape[1]
     shapes: dict[str, tuple[int, ...]] = {"w": (C,), "b": (C,), "mean": (C,), "var": (C,)}
@@ -155,68 +155,36 @@ def batch_norm2d_track_output(running_mean, running_var, mean, var, count, momen
 
 
 @batch_norm2d.cost
-def _(x, w, b, mean, var, eps, activation):
+def batch_norm2d_cost(x, w, b, mean, var, eps, activation):
     statistics = 2 * x.shape[1] * x.dtype.itemsize  # in where they are given, else out
     return Cost(0, nbytes(x, w, b, x) + statistics)
 
 
 @batch_norm2d_backward.cost
-def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
+def batch_norm2d_backward_cost(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     read = nbytes(dy, x, w, mean, var) + (nbytes(b) if activation else 0)
     return Cost(0, read + nbytes(w, b) + (nbytes(x) if need_dx else 0))
 
 
 @batch_norm2d_track.cost
-def _(running_mean, running_var, mean, var, count, momentum):
+def batch_norm2d_track_cost(running_mean, running_var, mean, var, count, momentum):
     return moved(running_mean, running_var, mean, var, running_mean, running_var)
 
 
 @batch_norm2d.cpu
-def _(x, w, b, mean, var, eps, activation):
+def batch_norm2d_cpu(x, w, b, mean, var, eps, activation):
     return fast.forward(x, w, b, mean, var, eps, activation == "relu")
 
 
 @batch_norm2d_backward.cpu
-def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
+def batch_norm2d_backward_cpu(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
     relu = activation == "relu"
     dx, dw, db = fast.backward(dy, x, w, b, mean, var, eps, relu, of_batch, need_dx)
     return dx, None if w is None else dw, None if b is None else db
 
 
-@batch_norm2d.memory
-def _(x, w, b, mean, var, eps, activation):
-    read = _images(x)
-    y, (mean, var) = x.empty(x.shape), (x.empty(x.shape[1:2]) for _ in range(2))
-    del read
-    return y, mean, var
-
-
-@batch_norm2d_backward.memory
-def _(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
-    return batch_norm2d_backward_memory(dy, x, w, b, need_dx=need_dx)
-
-
-def batch_norm2d_backward_memory(dy, x, w, b, over=False, need_dx=True):
-    """(dx, dw, db) as outlines; over: dx takes dy's memory."""
-    read = [_images(x), dy if over else _images(dy)]
-    dx = dy if over else x.empty(x.shape) if need_dx else None
-    gradients = [None if a is None else a.empty(a.shape) for a in (w, b)]
-    del read
-    return dx, *gradients
-
-
-@batch_norm2d_track.memory
-def _(running_mean, running_var, mean, var, count, momentum):
-    return running_mean, running_var
-
-
-def _images(x):
-    """As the fast path reads x: where each image's channels follow each other, without a copy."""
-    return x if x[0].flags.c_contiguous else x.plain()
-
-
 @batch_norm2d.launch
-def _(runtime, x, w, b, mean, var, eps, activation):
+def batch_norm2d_launch(runtime, x, w, b, mean, var, eps, activation):
     N, C, H, W = x.shape
     rows = runtime.rows(x)
     if mean is None:
@@ -232,7 +200,9 @@ def _(runtime, x, w, b, mean, var, eps, activation):
 
 
 @batch_norm2d_backward.launch
-def _(runtime, dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
+def batch_norm2d_backward_launch(
+    runtime, dy, x, w, b, mean, var, eps, activation, of_batch, need_dx
+):
     N, C, H, W = x.shape
     there, rows = runtime.rows(dy), runtime.rows(x)
     given, numbers = _given(runtime, w, b, mean, var, eps)
@@ -252,7 +222,7 @@ def _(runtime, dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
 
 
 @batch_norm2d_track.launch
-def _(runtime, running_mean, running_var, mean, var, count, momentum):
+def batch_norm2d_track_launch(runtime, running_mean, running_var, mean, var, count, momentum):
     given = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "var": var}
     runtime.run(plan_channels.batch_norm2d_track(len(mean), count, momentum), **given)
     return running_mean, running_var

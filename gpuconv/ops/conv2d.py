@@ -1,5 +1,4 @@
-"""Two-dimensional convolution, in the sense of ConvNets: cross-correlation, the filter is not
-flipped.
+"""Two-dimensional convolution as ConvNets have it: cross-correlation, the filter is not flipped.
 
 Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
 """
@@ -7,13 +6,11 @@ Source: the article's "convolution step"; ONNX Conv; torch.nn.functional.conv2d.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
-from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.cuda import plan_conv
 from gpuconv.cuda.plan_conv import Conv
 from gpuconv.ops.activation import activate, activation_backward, require_activation
@@ -24,16 +21,17 @@ from gpuconv.shapes import window
 
 @op
 def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, activation=None):
-    """y[n,k,p,q] = activation(b[k] + sum over c,r,s of w[k,c,r,s] * x[n, c, p*stride - pad +
-    r*dilation, ...]).
+    """The activation of each filter's sum of products with the image, and its bias.
 
+    y[n, k, p, q] = activation(b[k] + sum over c, r, s of w[k, c, r, s] * x[n, c, h, v]), where
+    h = p*stride - padding + r*dilation, v likewise of q and s, and x is 0 outside the image.
     x: floats (N, C, H, W). w: (K, C/groups, R, S). b: (K,) or None. All of one dtype.
     stride, dilation: an int or a pair. padding: an int, a pair, ((top, bottom), (left, right)),
     "valid" (the article's narrow convolution), "full" (its wide one) or "same".
     groups: the channels are cut into this many groups, each with K/groups filters of its own.
     activation: None, "relu", "tanh", "scaled_tanh" or "sigmoid".
-    Returns y (N, K, P, Q). Raises TypeError for other dtypes, ValueError for shapes that do not
-    fit.
+    Returns y (N, K, P, Q).
+    Raises TypeError for other dtypes, ValueError for shapes that do not fit.
 
     >>> x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
     >>> conv2d(x, w)[0, 0]
@@ -70,9 +68,8 @@ def conv2d_backward(
     """The gradients of `conv2d` for x, w and b.
 
     dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation: as conv2d had them.
-    y: what conv2d returned; needed with an activation. need_dx: False saves the work for a first
-    layer. Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is
-    None.
+    y: what conv2d returned; needed with an activation. need_dx: False saves a first layer's work.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
     (_, C, H, W), (K, _, R, S) = x.shape, w.shape
     dy = activation_backward(dy, y, activation, reference=True)
@@ -98,15 +95,15 @@ def _groups(K, C, groups):
 
 
 @conv2d.check
-def _(x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_check(x, w, b, stride, padding, dilation, groups, activation):
     require_conv2d("conv2d", x, w, b, stride, padding, dilation, groups, activation)
 
 
 @conv2d_backward.check
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     name = "conv2d_backward"
     require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation)
-    require_floats(name, x=x, dy=dy, y=y)
+    require_floats(name, ("y",), x=x, dy=dy, y=y)
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     shape = (x.shape[0], w.shape[0], *size)
     require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
@@ -116,7 +113,7 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
 
 def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=None):
     """TypeError or ValueError unless these are arguments of a convolution, called `name`."""
-    require_floats(name, x=x, w=w, b=b)
+    require_floats(name, ("b",), x=x, w=w, b=b)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     require_rank(name, 4, "(K, C/groups, R, S)", w=w)
     (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape
@@ -148,14 +145,14 @@ def conv2d_multiply_adds(x, w, b, stride, padding, dilation, groups, activation)
 
 
 @conv2d.cost
-def _(x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_cost(x, w, b, stride, padding, dilation, groups, activation):
     geometry = window(w.shape[2:], stride, padding, dilation)
     traffic = image(x, geometry) + nbytes(w, b) + output(x, len(w), geometry)
     return Cost(2 * multiply_adds(x, w, geometry), traffic)
 
 
 @conv2d_backward.cost
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_cost(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     geometry = window(w.shape[2:], stride, padding, dilation)
     traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
@@ -163,7 +160,7 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
 
 
 @conv2d.cpu
-def _(x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation):
     geometry = window(w.shape[2:], stride, padding, dilation)
     fused = activation == "relu"
     y = fast.forward(x, w, b, geometry, groups, "relu" if fused else None)
@@ -171,7 +168,7 @@ def _(x, w, b, stride, padding, dilation, groups, activation):
 
 
 @conv2d_backward.cpu
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
     dx, dw, db = fast.backward(
         dy, x, w, window(w.shape[2:], stride, padding, dilation), groups, need_dx
@@ -179,22 +176,8 @@ def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     return dx, dw, db if b is not None else None
 
 
-@conv2d.memory
-def _(x, w, b, stride, padding, dilation, groups, activation):
-    y: Any = outlines.forward(x, w, window(w.shape[2:], stride, padding, dilation), groups)
-    return y if activation == "relu" else activate(y, activation)
-
-
-@conv2d_backward.memory
-def _(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
-    dy = activation_backward(dy, y, activation)
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    dx, dw, db = outlines.backward(dy, x, w, geometry, groups, need_dx)
-    return dx, dw, db if b is not None else None
-
-
 @conv2d.launch
-def _(runtime, x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activation):
     conv = Conv.of(x.shape, w.shape, window(w.shape[2:], stride, padding, dilation), groups)
     fused = activation == "relu"
     y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.channels_last(w)
@@ -206,7 +189,9 @@ def _(runtime, x, w, b, stride, padding, dilation, groups, activation):
 
 
 @conv2d_backward.launch
-def _(runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_launch(
+    runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx
+):
     conv = Conv.of(x.shape, w.shape, window(w.shape[2:], stride, padding, dilation), groups)
     dy = runtime.channels_last(activation_backward(dy, y, activation))
     dx, db = None, None

@@ -1,6 +1,6 @@
-"""Convolution, ReLU and max-pool as one operation: the block that the article repeats.
+"""Convolution, ReLU and max pooling as one operation: the block that the article repeats.
 
-One pass need not write the convolution's output to memory, nor keep it for the backward pass.
+The convolution's output is neither written to memory nor kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.cpu import conv_outlines as outlines
 from gpuconv.cpu import conv_pool as fast
 from gpuconv.cuda import plan_pool
 from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
@@ -61,14 +60,16 @@ def conv2d_relu_max_pool2d_backward(
 
 
 @conv2d_relu_max_pool2d.check
-def _(x, w, b, stride, padding, dilation, groups, pool):
+def conv2d_relu_max_pool2d_check(x, w, b, stride, padding, dilation, groups, pool):
     name = "conv2d_relu_max_pool2d"
     require_conv2d(name, x, w, b, stride, padding, dilation, groups)
     _pooled_shape(name, x, w, stride, padding, dilation, pool)
 
 
 @conv2d_relu_max_pool2d_backward.check
-def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
+def conv2d_relu_max_pool2d_backward_check(
+    dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx
+):
     name = "conv2d_relu_max_pool2d_backward"
     require_conv2d(name, x, w, b, stride, padding, dilation, groups)
     require_floats(name, x=x, dy=dy, y=y)
@@ -102,7 +103,7 @@ def conv2d_relu_max_pool2d_multiply_adds(x, w, b, stride, padding, dilation, gro
 
 
 @conv2d_relu_max_pool2d.cost
-def _(x, w, b, stride, padding, dilation, groups, pool):
+def conv2d_relu_max_pool2d_cost(x, w, b, stride, padding, dilation, groups, pool):
     """Without the convolution's own output, which need not exist."""
     conv = conv2d.work(x, w, b, stride, padding, dilation, groups)
     between = _between(x, w, stride, padding, dilation)
@@ -111,7 +112,9 @@ def _(x, w, b, stride, padding, dilation, groups, pool):
 
 
 @conv2d_relu_max_pool2d_backward.cost
-def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
+def conv2d_relu_max_pool2d_backward_cost(
+    dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx
+):
     between = _between(x, w, stride, padding, dilation)
     arguments = (x, w, b, stride, padding, dilation, groups, None, None, need_dx)
     conv = conv2d_backward.work(between, *arguments)
@@ -125,35 +128,23 @@ def _between(x, w, stride, padding, dilation):
 
 
 @conv2d_relu_max_pool2d.cpu
-def _(x, w, b, stride, padding, dilation, groups, pool):
+def conv2d_relu_max_pool2d_cpu(x, w, b, stride, padding, dilation, groups, pool):
     geometry = window(w.shape[2:], stride, padding, dilation)
     return fast.forward(x, w, b, geometry, groups, window(*_complete(pool)))
 
 
 @conv2d_relu_max_pool2d_backward.cpu
-def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
+def conv2d_relu_max_pool2d_backward_cpu(
+    dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx
+):
     geometry = window(w.shape[2:], stride, padding, dilation)
     given = (dy, y, argmax, x, w, geometry, groups, window(*_complete(pool)), need_dx)
     dx, dw, db = fast.backward(*given)
     return dx, dw, db if b is not None else None
 
 
-@conv2d_relu_max_pool2d.memory
-def _(x, w, b, stride, padding, dilation, groups, pool):
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    return outlines.pooled(x, w, geometry, groups, window(*_complete(pool)))
-
-
-@conv2d_relu_max_pool2d_backward.memory
-def _(dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    given = (dy, y, argmax, x, w, geometry, groups, window(*_complete(pool)), need_dx)
-    dx, dw, db = outlines.pooled_backward(*given)
-    return dx, dw, db if b is not None else None
-
-
 @conv2d_relu_max_pool2d.launch
-def _(runtime, x, w, b, stride, padding, dilation, groups, pool):
+def conv2d_relu_max_pool2d_launch(runtime, x, w, b, stride, padding, dilation, groups, pool):
     geometry = window(*_complete(pool))
     if not plan_pool.in_halves(geometry):
         return max_pool2d(conv2d(x, w, b, stride, padding, dilation, groups, "relu"), *pool)
@@ -169,7 +160,9 @@ def _(runtime, x, w, b, stride, padding, dilation, groups, pool):
 
 
 @conv2d_relu_max_pool2d_backward.launch
-def _(runtime, dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx):
+def conv2d_relu_max_pool2d_backward_launch(
+    runtime, dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx
+):
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     shape, geometry = (len(x), len(w), *size), window(*_complete(pool))
     if plan_pool.in_halves(geometry):

@@ -16,12 +16,12 @@ from gpuconv.shapes import Window
 
 @dataclass(frozen=True)
 class Cost:
-    """What an operation takes at least.
+    """The least arithmetic and memory traffic of an operation.
 
-    flops: two for each multiply-add of its sums of products. Taps that fall on padding count
-    nothing, as in oneDNN's benchdnn, so figures are a little lower than where they are counted.
-    0 for every other operation: so little arithmetic for their bytes that memory bounds them.
-    bytes: every array that is read once, every one that is written once; of an image only the
+    flops: two for each multiply-add of its sums of products. Taps that fall on padding do not
+    count, as in oneDNN's benchdnn, so figures are a little lower than where they are counted.
+    0 for an operation without such sums: memory bounds it.
+    bytes: each array that is read, once, and each that is written, once; of an image only the
     pixels that some window reaches.
 
     >>> Cost(2_000, 500).seconds(flops=1e3, bytes=1e3)

@@ -1,5 +1,6 @@
-"""Dropout, with a mask that every device can compute alike. Source: Srivastava et al. 2014;
-SplitMix64 (Steele et al. 2014).
+"""Dropout, with a mask that every device computes alike.
+
+Source: Srivastava et al. 2014; SplitMix64 (Steele et al. 2014).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from gpuconv.threads import parallel, shards
 def dropout(x, p, seed):
     """y = x / (1 - p) where an element is kept, 0 where it is dropped, each with probability p.
 
-    x: floats of any shape. p: in [0, 1). seed: an int; element i, in C order, is kept if the upper
+    x: floats of any shape. p: in [0, 1). seed: an int. Element i, in C order, is kept if the upper
     32 bits of SplitMix64's number i for that seed are at least p * 2**32: the same mask on every
-    device, and in the backward pass, which is dropout(dy, p, seed) itself.
+    device and in the backward pass, which is dropout(dy, p, seed) itself.
     """
     i = np.arange(1, x.size + 1, dtype=np.uint64)
     z = np.uint64(seed) + i * np.uint64(0x9E3779B97F4A7C15)
@@ -36,7 +37,7 @@ def _threshold(p: float) -> int:
 
 
 @dropout.check
-def _(x, p, seed):
+def dropout_check(x, p, seed):
     require_floats("dropout", x=x)
     require_number("dropout", p=p)
     require_number("dropout", whole=True, seed=seed)
@@ -52,12 +53,12 @@ def dropout_output(x, p, seed):
 
 
 @dropout.cost
-def _(x, p, seed):
+def dropout_cost(x, p, seed):
     return moved(x, x)
 
 
 @dropout.cpu
-def _(x, p, seed):
+def dropout_cpu(x, p, seed):
     flat, y = fast.plain(x).reshape(-1), np.empty(x.shape, x.dtype)
     out, scale = y.reshape(-1), x.dtype.type(1 / (1 - p))
     parallel(
@@ -65,12 +66,13 @@ def _(x, p, seed):
             flat[b:e], out[b:e], b, np.uint64(seed), np.uint64(_threshold(p)), scale
         ),
         shards(x.size, fast.GRAIN),
+        blas=False,
     )
     return y
 
 
 @dropout.launch
-def _(runtime, x, p, seed):
+def dropout_launch(runtime, x, p, seed):
     y = runtime.empty(x.shape)  # the mask counts in C order
     runtime.run(plan_dense.dropout(x.size, p, seed), y=y, x=runtime.contiguous(x))
     return y

@@ -1,5 +1,6 @@
-"""The fully connected layer. Source: the article's "fully connected layer";
-torch.nn.functional.linear.
+"""The fully connected layer.
+
+Source: the article's "fully connected layer"; torch.nn.functional.linear.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def linear(x, w, b=None, activation=None):
     """y = activation(x w^T + b).
 
     x: floats (N, features in). w: (features out, features in). b: (features out,) or None.
-    activation: as in conv2d. Returns y (N, features out). Raises ValueError for shapes that do not
-    fit.
+    activation: as in conv2d. Returns y (N, features out).
+    Raises TypeError for other dtypes, ValueError for shapes that do not fit.
     """
     y = x @ w.T
     if b is not None:
@@ -35,24 +36,24 @@ def linear(x, w, b=None, activation=None):
 def linear_backward(dy, x, w, b=None, activation=None, y=None, need_dx=True):
     """The gradients of `linear` for x, w and b.
 
-    dy: (N, features out). x, w, b, activation: as linear had them. y: what linear returned; needed
-    with an activation. Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db
-    where b is None.
+    dy: (N, features out). x, w, b, activation: as linear had them.
+    y: what linear returned; needed with an activation. need_dx: False saves a first layer's work.
+    Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
     dy = activation_backward(dy, y, activation, reference=True)
     return dy @ w if need_dx else None, dy.T @ x, dy.sum(0) if b is not None else None
 
 
 @linear.check
-def _(x, w, b, activation):
+def linear_check(x, w, b, activation):
     _require("linear", x, w, b, activation)
 
 
 @linear_backward.check
-def _(dy, x, w, b, activation, y, need_dx):
+def linear_backward_check(dy, x, w, b, activation, y, need_dx):
     name = "linear_backward"
     _require(name, x, w, b, activation)
-    require_floats(name, x=x, dy=dy, y=y)
+    require_floats(name, ("y",), x=x, dy=dy, y=y)
     shape = (x.shape[0], w.shape[0])
     require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
@@ -60,7 +61,7 @@ def _(dy, x, w, b, activation, y, need_dx):
 
 
 def _require(name, x, w, b, activation):
-    require_floats(name, x=x, w=w, b=b)
+    require_floats(name, ("b",), x=x, w=w, b=b)
     require_rank(name, 2, "(N, features in)", x=x)
     require_rank(name, 2, "(features out, features in)", w=w)
     if x.shape[1] != w.shape[1]:
@@ -83,19 +84,19 @@ def linear_multiply_adds(x, w, b, activation):
 
 
 @linear.cost
-def _(x, w, b, activation):
+def linear_cost(x, w, b, activation):
     return Cost(2 * len(x) * w.size, nbytes(x, w, b) + len(x) * len(w) * x.dtype.itemsize)
 
 
 @linear_backward.cost
-def _(dy, x, w, b, activation, y, need_dx):
+def linear_backward_cost(dy, x, w, b, activation, y, need_dx):
     traffic = nbytes(dy, x, w, b) + (nbytes(x, w) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
     return Cost((4 if need_dx else 2) * len(x) * w.size, traffic)
 
 
 @linear.cpu
-def _(x, w, b, activation):
+def linear_cpu(x, w, b, activation):
     y = matmul(x, w.T)
     if b is not None:
         y += b
@@ -105,27 +106,14 @@ def _(x, w, b, activation):
 
 
 @linear_backward.cpu
-def _(dy, x, w, b, activation, y, need_dx):
+def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
     db = dy.sum(0) if b is not None else None
     return matmul(dy, w) if need_dx else None, matmul(dy.T, x), db
 
 
-@linear.memory
-def _(x, w, b, activation):
-    y = x.empty((len(x), len(w)))
-    return y if activation == "relu" else activate(y, activation)
-
-
-@linear_backward.memory
-def _(dy, x, w, b, activation, y, need_dx):
-    dy = activation_backward(dy, y, activation)
-    db = None if b is None else b.empty(b.shape)
-    return x.empty(x.shape) if need_dx else None, w.empty(w.shape), db
-
-
 @linear.launch
-def _(runtime, x, w, b, activation):
+def linear_launch(runtime, x, w, b, activation):
     """A convolution of one pixel by one tap."""
     conv = Conv.linear(len(x), *reversed(w.shape))
     fused = activation == "relu"
@@ -136,7 +124,7 @@ def _(runtime, x, w, b, activation):
 
 
 @linear_backward.launch
-def _(runtime, dy, x, w, b, activation, y, need_dx):
+def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx):
     conv = Conv.linear(len(x), *reversed(w.shape))
     dy, dx, db = runtime.contiguous(activation_backward(dy, y, activation)), None, None
     if need_dx:

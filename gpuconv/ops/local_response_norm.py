@@ -77,12 +77,12 @@ def _window_sum(a, below, above):
 
 
 @local_response_norm.check
-def _(x, size, alpha, beta, k, convention):
-    _require("local_response_norm", x, None, size, alpha, beta, k, convention)
+def local_response_norm_check(x, size, alpha, beta, k, convention):
+    _require("local_response_norm", x, x, size, alpha, beta, k, convention)
 
 
 @local_response_norm_backward.check
-def _(dy, x, size, alpha, beta, k, convention):
+def local_response_norm_backward_check(dy, x, size, alpha, beta, k, convention):
     _require("local_response_norm_backward", x, dy, size, alpha, beta, k, convention)
 
 
@@ -106,27 +106,27 @@ def local_response_norm_output(x, size, alpha, beta, k, convention):
 
 
 @local_response_norm.cost
-def _(x, size, alpha, beta, k, convention):
+def local_response_norm_cost(x, size, alpha, beta, k, convention):
     return moved(x, x)
 
 
 @local_response_norm_backward.cost
-def _(dy, x, size, alpha, beta, k, convention):
+def local_response_norm_backward_cost(dy, x, size, alpha, beta, k, convention):
     return moved(dy, x, x)
 
 
 @local_response_norm.cpu
-def _(x, size, alpha, beta, k, convention):
+def local_response_norm_cpu(x, size, alpha, beta, k, convention):
     return fast.forward(x, size, scaled(alpha, size, convention), beta, k)
 
 
 @local_response_norm_backward.cpu
-def _(dy, x, size, alpha, beta, k, convention):
+def local_response_norm_backward_cpu(dy, x, size, alpha, beta, k, convention):
     return fast.backward(dy, x, size, scaled(alpha, size, convention), beta, k)
 
 
 @local_response_norm.launch
-def _(runtime, x, size, alpha, beta, k, convention):
+def local_response_norm_launch(runtime, x, size, alpha, beta, k, convention):
     numbers = scaled(alpha, size, convention), beta, k
     plan, x = plan_channels.local_response_norm(x.shape, size, *numbers), runtime.channels_last(x)
     y = runtime.empty(x.shape)
@@ -135,7 +135,7 @@ def _(runtime, x, size, alpha, beta, k, convention):
 
 
 @local_response_norm_backward.launch
-def _(runtime, dy, x, size, alpha, beta, k, convention):
+def local_response_norm_backward_launch(runtime, dy, x, size, alpha, beta, k, convention):
     numbers = scaled(alpha, size, convention), beta, k
     plan = plan_channels.local_response_norm_backward(x.shape, size, *numbers)
     dy, x = runtime.channels_last(dy), runtime.channels_last(x)

@@ -1,7 +1,6 @@
-"""What a network's scores cost: cross-entropy, the article's squared error, hinge; the mean over a
-batch.
+"""Losses, the mean over a batch: cross-entropy, the article's squared error, hinge.
 
-Each forward operation returns the loss, a float, and what its backward operation needs.
+Each forward operation returns the loss, a float, and the array that its backward operation needs.
 Source: the article's "training using backpropagation"; torch.nn.functional.cross_entropy and
 multi_margin_loss.
 """
@@ -40,8 +39,9 @@ def cross_entropy(scores, labels, label_smoothing=0.0):
 
 @op
 def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
-    """dscores = (probabilities - target) / N; the arguments as `cross_entropy` had and returned
-    them.
+    """dscores = (probabilities - target) / N.
+
+    probabilities: as `cross_entropy` returned them; the rest as it had it.
     """
     n, classes = probabilities.shape
     target = np.full_like(probabilities, label_smoothing / classes)
@@ -51,8 +51,7 @@ def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
 
 @op
 def half_squared_error(scores, labels):
-    """The article's total error over a softmax: the mean over the batch of sum(1/2 (target -
-    probability)^2).
+    """The article's total error over a softmax: the mean of sum(1/2 (target - probability)^2).
 
     scores: floats (N, classes). labels: integers (N,) in [0, classes).
     Returns (loss, probabilities): a float, 0 for an empty batch, and (N, classes).
@@ -72,12 +71,12 @@ def half_squared_error_backward(probabilities, labels):
 
 @op
 def hinge(scores, labels, margin=1.0):
-    """The multi-class hinge loss of a support vector machine: the mean of sum over j != label of
-    max(0, margin - scores[label] + scores[j]) / classes.
+    """The multi-class hinge loss of a support vector machine.
 
+    The mean over the batch of the sum over j != label of
+    max(0, margin - scores[label] + scores[j]) / classes.
     scores: floats (N, classes). labels: integers (N,) in [0, classes).
-    Returns (loss, excess): a float, 0 for an empty batch, and the (N, classes) terms before the
-    sum.
+    Returns (loss, excess): a float, 0 for an empty batch, and the (N, classes) terms of the sum.
     """
     n, classes = scores.shape
     rows = np.arange(n)
@@ -108,11 +107,15 @@ def _require(name, scores, labels):
         kind = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"{name}: labels must be an array of integers, got {kind}")
     require_shape(name, {"labels": scores.shape[:1]}, labels=labels)
-    if isinstance(labels, np.ndarray):  # a device's are only looked at where the loss is NaN
-        _require_range(name, labels, scores.shape[1])
 
 
 def _require_range(name, labels, classes):
+    """ValueError for a label that is no class; a device's labels are not read for it.
+
+    The kernels give NaN for such a label, and only then are a device's labels looked at.
+    """
+    if not isinstance(labels, np.ndarray):
+        return
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise ValueError(
@@ -122,15 +125,25 @@ def _require_range(name, labels, classes):
 
 
 @cross_entropy.check
-def _(scores, labels, label_smoothing):
+def cross_entropy_check(scores, labels, label_smoothing):
     _require("cross_entropy", scores, labels)
     _require_smoothing("cross_entropy", label_smoothing)
 
 
+@cross_entropy.check_values
+def cross_entropy_check_values(scores, labels, label_smoothing):
+    _require_range("cross_entropy", labels, scores.shape[1])
+
+
 @cross_entropy_backward.check
-def _(probabilities, labels, label_smoothing):
+def cross_entropy_backward_check(probabilities, labels, label_smoothing):
     _require("cross_entropy_backward", probabilities, labels)
     _require_smoothing("cross_entropy_backward", label_smoothing)
+
+
+@cross_entropy_backward.check_values
+def cross_entropy_backward_check_values(probabilities, labels, label_smoothing):
+    _require_range("cross_entropy_backward", labels, probabilities.shape[1])
 
 
 def _require_smoothing(name, label_smoothing):
@@ -140,26 +153,46 @@ def _require_smoothing(name, label_smoothing):
 
 
 @half_squared_error.check
-def _(scores, labels):
+def half_squared_error_check(scores, labels):
     _require("half_squared_error", scores, labels)
 
 
+@half_squared_error.check_values
+def half_squared_error_check_values(scores, labels):
+    _require_range("half_squared_error", labels, scores.shape[1])
+
+
 @half_squared_error_backward.check
-def _(probabilities, labels):
+def half_squared_error_backward_check(probabilities, labels):
     _require("half_squared_error_backward", probabilities, labels)
 
 
+@half_squared_error_backward.check_values
+def half_squared_error_backward_check_values(probabilities, labels):
+    _require_range("half_squared_error_backward", labels, probabilities.shape[1])
+
+
 @hinge.check
-def _(scores, labels, margin):
+def hinge_check(scores, labels, margin):
     _require("hinge", scores, labels)
     require_number("hinge", margin=margin)
     if not (margin > 0 and np.isfinite(margin)):
         raise ValueError(f"hinge: margin must be positive and finite, got {margin!r}")
 
 
+@hinge.check_values
+def hinge_check_values(scores, labels, margin):
+    _require_range("hinge", labels, scores.shape[1])
+
+
 @hinge_backward.check
-def _(excess, labels):
+def hinge_backward_check(excess, labels):
     _require("hinge_backward", excess, labels)
+
+
+@hinge_backward.check_values
+def hinge_backward_check_values(excess, labels):
+    _require_range("hinge_backward", labels, excess.shape[1])
 
 
 def _cost(scores, labels):
@@ -183,43 +216,43 @@ def hinge_output(scores, labels, margin):
 
 
 @cross_entropy.cost
-def _(scores, labels, label_smoothing):
+def cross_entropy_cost(scores, labels, label_smoothing):
     return _cost(scores, labels)
 
 
 @half_squared_error.cost
-def _(scores, labels):
+def half_squared_error_cost(scores, labels):
     return _cost(scores, labels)
 
 
 @hinge.cost
-def _(scores, labels, margin):
+def hinge_cost(scores, labels, margin):
     return _cost(scores, labels)
 
 
 @cross_entropy_backward.cost
-def _(probabilities, labels, label_smoothing):
+def cross_entropy_backward_cost(probabilities, labels, label_smoothing):
     return moved(probabilities, labels, probabilities)
 
 
 @half_squared_error_backward.cost
-def _(probabilities, labels):
+def half_squared_error_backward_cost(probabilities, labels):
     return moved(probabilities, labels, probabilities)
 
 
 @hinge_backward.cost
-def _(excess, labels):
+def hinge_backward_cost(excess, labels):
     return moved(excess, labels, excess)
 
 
 @cross_entropy.cpu
-def _(scores, labels, label_smoothing):
+def cross_entropy_cpu(scores, labels, label_smoothing):
     p = np.empty(scores.shape, scores.dtype)
     return fast.cross_entropy(plain(scores), _numbers(labels), float(label_smoothing), p), p
 
 
 @cross_entropy_backward.cpu
-def _(probabilities, labels, label_smoothing):
+def cross_entropy_backward_cpu(probabilities, labels, label_smoothing):
     dscores = np.empty(probabilities.shape, probabilities.dtype)
     given = plain(probabilities), _numbers(labels), float(label_smoothing)
     fast.cross_entropy_backward(*given, dscores)
@@ -227,13 +260,13 @@ def _(probabilities, labels, label_smoothing):
 
 
 @half_squared_error.cpu
-def _(scores, labels):
+def half_squared_error_cpu(scores, labels):
     p = np.empty(scores.shape, scores.dtype)
     return fast.half_squared_error(plain(scores), _numbers(labels), p), p
 
 
 @half_squared_error_backward.cpu
-def _(probabilities, labels):
+def half_squared_error_backward_cpu(probabilities, labels):
     dscores = np.empty(probabilities.shape, probabilities.dtype)
     fast.half_squared_error_backward(plain(probabilities), _numbers(labels), dscores)
     return dscores
@@ -241,26 +274,6 @@ def _(probabilities, labels):
 
 def _numbers(labels):
     return plain(labels.astype(np.int64, copy=False))
-
-
-@cross_entropy.memory
-def _(scores, labels, label_smoothing):
-    return 0.0, scores.plain().empty(scores.shape)
-
-
-@half_squared_error.memory
-def _(scores, labels):
-    return 0.0, scores.plain().empty(scores.shape)
-
-
-@hinge.memory
-def _(scores, labels, margin):
-    return 0.0, (scores + scores).empty(scores.shape)
-
-
-@hinge_backward.memory
-def _(excess, labels):
-    return excess * 1 / 1
 
 
 def _forward(runtime, name, saved, scores, labels, **numbers):
@@ -285,32 +298,32 @@ def _backward(runtime, name, saved, kept, labels, **numbers):
 
 
 @cross_entropy.launch
-def _(runtime, scores, labels, label_smoothing):
+def cross_entropy_launch(runtime, scores, labels, label_smoothing):
     numbers = plan_dense.smoothing(label_smoothing, scores.shape[1])
     return _forward(runtime, "cross_entropy", "probabilities", scores, labels, **numbers)
 
 
 @cross_entropy_backward.launch
-def _(runtime, probabilities, labels, label_smoothing):
+def cross_entropy_backward_launch(runtime, probabilities, labels, label_smoothing):
     numbers = plan_dense.smoothing(label_smoothing, probabilities.shape[1])
     return _backward(runtime, "cross_entropy", "probabilities", probabilities, labels, **numbers)
 
 
 @half_squared_error.launch
-def _(runtime, scores, labels):
+def half_squared_error_launch(runtime, scores, labels):
     return _forward(runtime, "half_squared_error", "probabilities", scores, labels)
 
 
 @half_squared_error_backward.launch
-def _(runtime, probabilities, labels):
+def half_squared_error_backward_launch(runtime, probabilities, labels):
     return _backward(runtime, "half_squared_error", "probabilities", probabilities, labels)
 
 
 @hinge.launch
-def _(runtime, scores, labels, margin):
+def hinge_launch(runtime, scores, labels, margin):
     return _forward(runtime, "hinge", "excess", scores, labels, margin=margin)
 
 
 @hinge_backward.launch
-def _(runtime, excess, labels):
+def hinge_backward_launch(runtime, excess, labels):
     return _backward(runtime, "hinge", "excess", excess, labels)

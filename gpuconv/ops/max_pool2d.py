@@ -1,5 +1,6 @@
-"""Two-dimensional max pooling. Source: the article's "pooling step"; ONNX MaxPool; torch's
-max_pool2d.
+"""Two-dimensional max pooling.
+
+Source: the article's "pooling step"; ONNX MaxPool; torch.nn.functional.max_pool2d.
 """
 
 from __future__ import annotations
@@ -12,13 +13,7 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
 from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
-from gpuconv.ops.op import (
-    op,
-    require_floats,
-    require_image_shape,
-    require_rank,
-    require_shape,
-)
+from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
 from gpuconv.shapes import window
 
 NONE = 255  # argmax before any tap of the window was inside the image
@@ -30,9 +25,9 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 
     x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), dilation: an int or a pair;
     padding as in conv2d, at most half the window.
-    Returns y (N, C, P, Q), x's dtype, and argmax, uint8, same shape: r*S + s of the winner.
-    A NaN wins over every number, the first in row order among equals, padding never; a window
-    with no tap inside the image gives -infinity and argmax 255.
+    Returns y (N, C, P, Q), x's dtype, and argmax, uint8 of the same shape: r*S + s of the largest.
+    A NaN counts as larger than every number; among equals it is the first in row order; padding
+    is never chosen. A window with no tap inside the image gives -infinity and argmax 255.
     Raises ValueError where no window fits x, or a window has more than 255 taps.
 
     >>> x = np.float32([[1, 1, 2, 4], [5, 6, 7, 8], [3, 2, 1, 0], [1, 2, 3, 4]])
@@ -45,9 +40,9 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     argmax = np.full(y.shape, NONE, np.uint8)
     for r, s, out, pixels in geometry.taps(*x.shape[2:]):
         value = x[pixels]
-        wins = (argmax[out] == NONE) | (value > y[out]) | np.isnan(value)
-        y[out] = np.where(wins, value, y[out])
-        argmax[out] = np.where(wins, r * geometry.kernel_size[1] + s, argmax[out])
+        larger = (argmax[out] == NONE) | (value > y[out]) | np.isnan(value)
+        y[out] = np.where(larger, value, y[out])
+        argmax[out] = np.where(larger, r * geometry.kernel_size[1] + s, argmax[out])
     return y, argmax
 
 
@@ -55,7 +50,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 def max_pool2d_backward(
     dy, argmax, x_shape, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
 ):
-    """Each dy goes to its window's winner.
+    """Each dy goes to the pixel that was its window's largest.
 
     dy, argmax: (N, C, P, Q), as max_pool2d returned them. x_shape: (N, C, H, W). The rest as
     max_pool2d had it. Returns dx, dy's dtype, of x_shape.
@@ -63,20 +58,22 @@ def max_pool2d_backward(
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     dx = np.zeros(x_shape, dy.dtype)
     for r, s, out, pixels in geometry.taps(*x_shape[2:]):
-        won = argmax[out] == r * geometry.kernel_size[1] + s
-        dx[pixels] += np.where(won, dy[out], np.zeros((), dy.dtype))
+        largest = argmax[out] == r * geometry.kernel_size[1] + s
+        dx[pixels] += np.where(largest, dy[out], np.zeros((), dy.dtype))
     return dx
 
 
 @max_pool2d.check
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode):
     require_floats("max_pool2d", x=x)
     require_rank("max_pool2d", 4, "(N, C, H, W)", x=x)
     require_pool("max_pool2d", x.shape, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @max_pool2d_backward.check
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_backward_check(
+    dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+):
     name = "max_pool2d_backward"
     require_floats(name, dy=dy)
     require_rank(name, 4, "(N, C, P, Q)", dy=dy, argmax=argmax)
@@ -118,45 +115,33 @@ def max_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode):
 
 
 @max_pool2d.cost
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = output(x, x.shape[1], geometry)
     return Cost(0, image(x, geometry) + y + y // x.dtype.itemsize)  # argmax: a byte an element
 
 
 @max_pool2d_backward.cost
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_backward_cost(
+    dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+):
     return Cost(0, nbytes(dy, argmax) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
 @max_pool2d.cpu
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.max_forward(x, window(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @max_pool2d_backward.cpu
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_backward_cpu(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
     return fast.max_backward(
         dy, argmax, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode)
     )
 
 
-@max_pool2d.memory
-def _(x, kernel_size, stride, padding, dilation, ceil_mode):
-    x = x.plain()
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    y = x.empty((*x.shape[:2], *geometry.output_size(*x.shape[2:])))
-    return y, x.empty(y.shape, np.uint8)
-
-
-@max_pool2d_backward.memory
-def _(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    given = dy.plain(), argmax.plain()
-    return given[0].empty(x_shape)
-
-
 @max_pool2d.launch
-def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_launch(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     shape = (x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1])
     y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
@@ -166,7 +151,9 @@ def _(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
 
 
 @max_pool2d_backward.launch
-def _(runtime, dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+def max_pool2d_backward_launch(
+    runtime, dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
+):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)

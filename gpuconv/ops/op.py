@@ -1,29 +1,24 @@
-"""`op`: an operation is its definition, with implementations attached.
+"""`op`: an operation is its reference implementation, with the others attached.
 
     @op
-    def relu(x): ...            # the definition: plain NumPy, float32 or float64, the arbiter in
-    tests
+    def relu(x): ...                    # the definition: plain NumPy, float32 or float64
 
     @relu.check
-    def _(x): ...               # raises on arguments that no device accepts, before anything is
-    allocated
-
-    @relu.cpu
-    def _(x): ...               # optional: only where it is measured faster than the definition
-
-    @relu.launch
-    def _(runtime, x): ...      # the kernels, for arrays on sim and cuda alike
-
-    @relu.cost
-    def _(x): ...               # the least arithmetic and traffic (gpuconv/ops/cost.py)
+    def relu_check(x): ...              # refuses wrong arguments, before anything is allocated
 
     @relu.output
-    def relu_output(x): ...     # what it returns for shape-only arrays
+    def relu_output(x): ...             # what it returns for shape-only arrays
 
-    @relu.memory
-    def _(x): ...               # optional: the arrays and workspaces that NumPy arrays would take
+    @relu.cost
+    def relu_cost(x): ...               # the least arithmetic and traffic (gpuconv/ops/cost.py)
 
-Calling `relu(x)` looks at the arrays, checks the arguments, and runs that device's implementation;
+    @relu.cpu
+    def relu_cpu(x): ...                # optional: only where it is measured faster
+
+    @relu.launch
+    def relu_launch(runtime, x): ...    # the kernels, for arrays on sim and cuda alike
+
+Calling `relu(x)` looks at the arrays, checks the arguments and runs that device's implementation;
 `relu.reference(x)` checks them and runs the definition.
 """
 
@@ -32,21 +27,33 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly, device_of, is_device, to_numpy
-from gpuconv.cuda.outline import Outline
+from gpuconv.cuda import runtime as runtimes
 from gpuconv.ops.cost import Cost
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-# Arguments of these types are no arrays of a device: what every call on NumPy arrays is made of.
-_PLAIN = frozenset((np.ndarray, int, float, str, bool, tuple, list, type(None)))
+SIGNATURES_KEPT = 512  # of each operation; a network has a few dozen
+
+# Of these types a value's type and hash say all that a check or an implementation can see of it.
+_SCALARS = frozenset(
+    (int, float, bool, str, type(None), np.int32, np.int64, np.float32, np.float64, np.bool_)
+)
+_ARRAYS = {np.ndarray, ShapeOnly}  # and those of devices, once they have been seen
 
 
 class Op:
-    """One operation: the function itself, its argument check, and an implementation per device."""
+    """One operation: the function itself, its argument check, and an implementation per device.
+
+    A check and the choice of an implementation depend on shapes, dtypes and scalars alone, so what
+    was accepted once is accepted again without a look (`_signature_of`). What depends on values is
+    checked at every call (`check_values`).
+    """
 
     def __init__(self, definition: Callable[..., Any]) -> None:
         self.definition = definition
@@ -56,11 +63,15 @@ class Op:
         self.__wrapped__ = definition
         self._signature = inspect.signature(definition)
         self._names = tuple(self._signature.parameters)
+        defaults = [p.default for p in self._signature.parameters.values()]
+        self._required = defaults.count(inspect.Parameter.empty)
+        self._defaults = tuple(defaults[self._required :])
+        self._accepted: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._check: Callable[..., Any] | None = None
+        self._check_values: Callable[..., Any] | None = None
         self._cpu = definition
         self._launch: Callable[..., Any] | None = None
         self._cost: Callable[..., Cost] | None = None
-        self._memory: Callable[..., Any] = like_the_first
         self._output: Callable[..., Any] | None = None
         self._multiply_adds: Callable[..., int] | None = None
 
@@ -68,8 +79,16 @@ class Op:
         return f"<op {self.__name__}{self._signature}>"
 
     def check(self, function: Callable[..., None]) -> Callable[..., None]:
-        """Attach what refuses wrong arguments, with one text for every device."""
+        """Attach what refuses wrong arguments, with one text for every device.
+
+        It reads shapes, dtypes and devices of arrays, never their values.
+        """
         self._check = self._same_parameters(function, self._names)
+        return function
+
+    def check_values(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Attach what refuses wrong values in arrays; it runs at every call, after the check."""
+        self._check_values = self._same_parameters(function, self._names)
         return function
 
     def cpu(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,15 +119,6 @@ class Op:
         self._multiply_adds = self._same_parameters(function, self._names)
         return function
 
-    def memory(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Attach what makes the outlines (gpuconv/cuda/outline.py) of all arrays that the cpu
-        path makes, in its order, and returns those that it returns.
-
-        Without it: one array like the first argument, and copies of arguments not in C order.
-        """
-        self._memory = self._same_parameters(function, self._names)
-        return function
-
     @property
     def has_kernels(self) -> bool:
         """Whether it runs on sim and cuda."""
@@ -120,62 +130,91 @@ class Op:
         return self._signature.parameters
 
     def work(self, *args: Any, **kwargs: Any) -> Cost:
-        """The least arithmetic and traffic of a call, of whose arrays only shapes are read.
+        """The least arithmetic and traffic of a call; of arrays only shapes and dtypes are read.
 
         Raises as the call would for arguments that do not fit.
         """
         args = self._bound(args, kwargs)
         if self._cost is None:
             raise NotImplementedError(f"{self.__name__}: its cost is not known")
-        if self._check is not None:
-            self._check(*args)
+        self._checked(args)
         return self._cost(*args)
 
     def multiply_adds(self, *args: Any, **kwargs: Any) -> int:
         """The multiply-adds of a call, as tables of networks count them: for each output the size
         of a filter, taps on padding too; without the bias. 0 for an operation that has no filters.
 
-        Of arrays only shapes are read; `work` counts what arithmetic cannot be avoided.
+        Of arrays only shapes are read. `work` counts only arithmetic that cannot be avoided.
         """
         args = self._bound(args, kwargs)
         self._checked(args)
         return 0 if self._multiply_adds is None else self._multiply_adds(*args)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args = self._bound(args, kwargs)
-        empty = device = None
+        if kwargs or not self._required <= len(args) <= len(self._names):
+            args = self._bound(args, kwargs)
+        elif len(args) < len(self._names):
+            args += self._defaults[len(args) - self._required :]
+        # the signature: types, shapes, dtypes and scalars (1, 1.0 and True are three keys)
+        signature: list[Any] = []
         for a in args:
-            if type(a) not in _PLAIN:
-                if any(type(b) is Outline for b in args):
-                    return self._memory(*args)
-                if any(type(b) is ShapeOnly for b in args):
-                    return self._shape_of_result(args)
-                device = self._device(args)
+            kind = type(a)
+            if kind in _ARRAYS:
+                signature += kind, a.shape, a.dtype
+            elif kind in _SCALARS:
+                signature += kind, a
+            elif kind is tuple and _SCALARS.issuperset(map(type, a)):
+                signature += kind, a, *map(type, a)
+            elif kind is tuple and (types := _types_of_pairs(a)) is not None:
+                signature += kind, a, types
+            else:
+                run = self._accept(args)
                 break
-        self._checked(args)
-        if device is not None:
-            return self._on_device(device, args)
-        for a in args:
-            if type(a) is np.ndarray and a.size == 0:
-                empty = True
-        # nothing to be fast about in an empty array, and no fast loop need handle it
-        return self.definition(*args) if empty else self._cpu(*args)
+        else:
+            key = tuple(signature)
+            run = self._accepted.get(key)  # type: ignore[assignment]
+            if run is None:
+                run = self._accept(args)
+                if len(self._accepted) >= SIGNATURES_KEPT:
+                    self._accepted.clear()
+                self._accepted[key] = run
+        if self._check_values is not None:
+            self._check_values(*args)
+        return run(*args)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """Run the definition, whatever faster implementations there are."""
         args = self._bound(args, kwargs)
         if any(type(a) is ShapeOnly for a in args):
-            return self._shape_of_result(args)
-        if (device := self._device(args)) is not None:
+            return self(*args)
+        if (device := self._device(args)) != "cpu":
             raise TypeError(f"{self.__name__}: the reference takes NumPy arrays, not {device}'s")
         self._checked(args)
+        if self._check_values is not None:
+            self._check_values(*args)
         return self.definition(*args)
 
-    def _shape_of_result(self, args: tuple[Any, ...]) -> Any:
+    def _accept(self, args: tuple[Any, ...]) -> Callable[..., Any]:
+        """The implementation for arguments like these; raises if they are wrong."""
+        device = self._device(args)
         self._checked(args)
-        if self._output is None:
-            raise NotImplementedError(f"{self.__name__}: has no rule for the shape of its result")
-        return self._output(*args)
+        arrays = [a for a in args if device_of(a) is not None]
+        _ARRAYS.update(map(type, arrays))
+        empty = any(a.size == 0 for a in arrays)
+        if device == "meta":
+            if self._output is None:
+                raise NotImplementedError(
+                    f"{self.__name__}: has no rule for the shape of its result"
+                )
+            return self._output
+        if is_device(device):
+            if self._launch is None:
+                raise NotImplementedError(
+                    f"{self.__name__}: has no kernel for {device} yet; use cpu"
+                )
+            return partial(self._on_device_empty if empty else self._on_device, device)
+        # nothing to be fast about in an empty array, and no fast loop need handle it
+        return self.definition if empty else self._cpu
 
     def _checked(self, args: tuple[Any, ...]) -> None:
         """Run the check; what it raises begins with the operation's name."""
@@ -189,57 +228,61 @@ class Op:
             raise type(error)(f"{self.__name__}: {error}") from error
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        if kwargs or len(args) != len(self._names):
-            bound = self._signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            args = bound.args
-        return args
+        """All arguments in order, defaults included; TypeError as Python raises it for a call."""
+        names = self._names[len(args) :]
+        if len(args) <= len(self._names) and kwargs.keys() <= set(names):
+            defaults = dict(zip(self._names[self._required :], self._defaults, strict=True))
+            values = defaults | kwargs
+            if values.keys() >= set(names):
+                return (*args, *map(values.__getitem__, names))
+        bound = self._signature.bind(*args, **kwargs)  # raises
+        return bound.args
 
-    def _device(self, args: tuple[Any, ...]) -> str | None:
-        """Where kernels shall run, None for NumPy. TypeError naming two arguments that are on
-        different devices.
+    def _device(self, args: tuple[Any, ...]) -> str:
+        """The device whose implementation runs: "meta" where any array is shape-only.
+
+        TypeError naming two arguments that are on different devices.
         """
-        found = [(n, d) for n, a in zip(self._names, args, strict=True) if (d := device_of(a))]
-        for name, device in found[1:]:
-            if device != found[0][1]:
-                first, there = found[0]
+        devices = [(n, d) for n, a in zip(self._names, args, strict=True) if (d := device_of(a))]
+        if any(device == "meta" for _, device in devices):
+            return "meta"
+        for name, device in devices[1:]:
+            first, expected = devices[0]
+            if device != expected:
                 raise TypeError(
-                    f"{self.__name__}: {first} is on {there}, {name} on {device}; "
-                    f"move one of them: gpuconv.to_device(x, {there!r})"
+                    f"{self.__name__}: {first} is on {expected}, {name} on {device}; "
+                    f"move one of them: gpuconv.to_device(x, {expected!r})"
                 )
-        return found[0][1] if found and found[0][1] != "cpu" else None
+        return devices[0][1] if devices else "cpu"
 
-    def _on_device(self, device: str, args: tuple[Any, ...]) -> Any:
-        from gpuconv.cuda.runtime import runtime
+    def _on_device(self, device: str, *args: Any) -> Any:
+        on = runtimes.runtime(device)
+        with on.inside(next(a for a in args if type(a) in _ARRAYS)):
+            return self._launch(on, *args)  # type: ignore[misc]
 
-        if self._launch is None:
-            raise NotImplementedError(f"{self.__name__}: has no kernel for {device} yet; use cpu")
-        on = runtime(device)
-        arrays = [a for a in args if device_of(a)]
-        if all(a.size for a in arrays):
-            with on.inside(arrays[0]):
-                return self._launch(on, *args)
-        # A grid of no blocks is no launch; and CuPy would make one block of it.
-        found = self.definition(*(to_numpy(a) for a in args))
-        return _each(lambda a: on.asarray(a) if isinstance(a, np.ndarray) else a, found)
+    def _on_device_empty(self, device: str, *args: Any) -> Any:
+        """A grid of no blocks is no launch; and CuPy would make one block of it."""
+        on = runtimes.runtime(device)
+        result = self.definition(*(to_numpy(a) for a in args))
+        parts = result if isinstance(result, tuple) else (result,)
+        parts = tuple(on.asarray(a) if isinstance(a, np.ndarray) else a for a in parts)
+        return parts if isinstance(result, tuple) else parts[0]
 
-    def _same_parameters(self, function: Callable[..., Any], wanted: Any) -> Callable[..., Any]:
+    def _same_parameters(self, function: Callable[..., Any], expected: Any) -> Callable[..., Any]:
         names = tuple(inspect.signature(function).parameters)
-        if names != wanted:
+        if names != expected:
             raise TypeError(
                 f"{self.__name__}: an implementation takes {names}, the definition {self._names}"
             )
         return function
 
 
-def like_the_first(first: Any, *others: Any) -> Any:
-    """What an operation takes that makes one array like its first argument in one pass."""
-    copies = [a.plain() for a in (first, *others) if isinstance(a, Outline)]
-    return copies[0].empty(first.shape)
-
-
-def _each(function: Callable[[Any], Any], found: Any) -> Any:
-    return tuple(map(function, found)) if isinstance(found, tuple) else function(found)
+def _types_of_pairs(pairs: tuple[Any, ...]) -> tuple[type, ...] | None:
+    """The types inside a tuple of tuples of scalars, as a padding may be; None of anything else."""
+    if any(type(pair) is not tuple for pair in pairs):
+        return None
+    types = tuple(map(type, chain.from_iterable(pairs)))
+    return types if _SCALARS.issuperset(types) else None
 
 
 def op(definition: Callable[..., Any]) -> Op:
@@ -247,12 +290,16 @@ def op(definition: Callable[..., Any]) -> Op:
     return Op(definition)
 
 
-def require_floats(name: str, **arrays: Any) -> None:
-    """TypeError unless every array is one, of NumPy or a device, of one float type that its device
-    computes in; None passes, for what is optional.
+def require_floats(name: str, optional: tuple[str, ...] = (), **arrays: Any) -> None:
+    """TypeError unless all are arrays of one float type, in which their device computes.
+
+    optional: the names of those that may be None.
     """
-    given = {key: a for key, a in arrays.items() if a is not None}
-    for key, a in given.items():
+    for key, a in arrays.items():
+        if a is None and key not in optional:
+            raise TypeError(f"{name}: {key} must be an array, got None")
+    present = {key: a for key, a in arrays.items() if a is not None}
+    for key, a in present.items():
         if not isinstance(a, np.ndarray):
             device = device_of(a)
             if device is None:
@@ -266,14 +313,15 @@ def require_floats(name: str, **arrays: Any) -> None:
                 f"{name}: {key} must be float32 or float64, got {a.dtype}; "
                 f"convert it with .astype(np.float32)"
             )
-    if len({a.dtype for a in given.values()}) > 1:
-        kinds = ", ".join(f"{key} is {a.dtype}" for key, a in given.items())
+    if len({a.dtype for a in present.values()}) > 1:
+        kinds = ", ".join(f"{key} is {a.dtype}" for key, a in present.items())
         raise TypeError(f"{name}: arrays of different types: {kinds}; convert them to one")
 
 
 def require_rank(name: str, rank: int, layout: str, **arrays: Any) -> None:
-    """TypeError for None, ValueError unless every array has `rank` axes; `layout` names them, as in
-    "(N, C, H, W)".
+    """TypeError for None, ValueError unless every array has `rank` axes.
+
+    layout: their names, as in "(N, C, H, W)".
     """
     for key, a in arrays.items():
         if a is None:
@@ -291,7 +339,7 @@ def require_shape(name: str, expected: dict[str, tuple[int, ...]], **arrays: Any
 
 
 def require_image_shape(name: str, x_shape: Any) -> None:
-    """ValueError unless x_shape is four whole lengths, as images have them."""
+    """ValueError unless x_shape is four lengths, integers of 0 or more."""
     whole = isinstance(x_shape, tuple | list) and all(
         isinstance(n, int | np.integer) for n in x_shape
     )

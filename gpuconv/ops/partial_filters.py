@@ -39,7 +39,7 @@ def partial_filters_backward(dw, places):
 
 
 @partial_filters.check
-def _(links, table):
+def partial_filters_check(links, table):
     require_floats("partial_filters", links=links)
     require_rank("partial_filters", 3, "(links, R, S)", links=links)
     require_rank("partial_filters", 2, "(K, C)", table=table)
@@ -47,7 +47,7 @@ def _(links, table):
 
 
 @partial_filters_backward.check
-def _(dw, places):
+def partial_filters_backward_check(dw, places):
     require_floats("partial_filters_backward", dw=dw)
     require_rank("partial_filters_backward", 4, "(K, C, R, S)", dw=dw)
     require_rank("partial_filters_backward", 1, "(links)", places=places)
@@ -66,31 +66,19 @@ def partial_filters_output(links, table):
 
 
 @partial_filters.cost
-def _(links, table):
+def partial_filters_cost(links, table):
     taps = links.shape[1] * links.shape[2]
     return Cost(0, nbytes(links, table) + table.size * taps * links.dtype.itemsize)
 
 
 @partial_filters_backward.cost
-def _(dw, places):
+def partial_filters_backward_cost(dw, places):
     taps = dw.shape[2] * dw.shape[3]
     return Cost(0, nbytes(places) + 2 * places.size * taps * dw.dtype.itemsize)
 
 
-@partial_filters.memory
-def _(links, table):
-    w, gathered = links.empty((*table.shape, *links.shape[1:])), links.empty(links.shape)
-    del gathered
-    return w
-
-
-@partial_filters_backward.memory
-def _(dw, places):
-    return dw.empty((len(places), *dw.shape[2:]))
-
-
 @partial_filters.launch
-def _(runtime, links, table):
+def partial_filters_launch(runtime, links, table):
     (K, C), (count, R, S) = table.shape, links.shape
     w = runtime.empty((K, R, S, C))
     given = {"links": runtime.contiguous(links), "table": runtime.contiguous(table)}
@@ -99,7 +87,7 @@ def _(runtime, links, table):
 
 
 @partial_filters_backward.launch
-def _(runtime, dw, places):
+def partial_filters_backward_launch(runtime, dw, places):
     (K, C, R, S), (count,) = dw.shape, places.shape
     dlinks = runtime.empty((count, R, S))
     given = {"dw": runtime.channels_last(dw), "places": runtime.contiguous(places)}

@@ -24,21 +24,21 @@ def relu(x):
 
 @op
 def relu_backward(dy, y):
-    """dx = dy where y > 0, else 0: the derivative at 0 is 0. Where y is NaN, dy passes, as in
-    PyTorch.
+    """dx = dy where y > 0, else 0: the derivative at 0 is 0.
 
-    dy, y: floats of one shape, y being what `relu` returned.
+    dy, y: floats of one shape, y being what `relu` returned. Where y is NaN, dy passes, as in
+    PyTorch.
     """
     return np.where(y <= 0, np.zeros((), dy.dtype), dy)
 
 
 @relu.check
-def _(x):
+def relu_check(x):
     require_floats("relu", x=x)
 
 
 @relu_backward.check
-def _(dy, y):
+def relu_backward_check(dy, y):
     require_floats("relu_backward", dy=dy, y=y)
     require_shape("relu_backward", {"dy": y.shape}, dy=dy)
 
@@ -49,30 +49,30 @@ def relu_output(x):
 
 
 @relu.cost
-def _(x):
+def relu_cost(x):
     return moved(x, x)
 
 
 @relu_backward.cost
-def _(dy, y):
+def relu_backward_cost(dy, y):
     return moved(dy, y, y)
 
 
 @relu.cpu
-def _(x):
+def relu_cpu(x):
     return fast.elementwise(lambda x, y: np.maximum(x, 0, out=y), x)
 
 
 @relu_backward.cpu
-def _(dy, y):
+def relu_backward_cpu(dy, y):
     return fast.elementwise(fast.relu_backward, dy, y)
 
 
 @relu.launch
-def _(runtime, x):
+def relu_launch(runtime, x):
     return runtime.each("relu.cu", "relu_forward", "y", x=x)
 
 
 @relu_backward.launch
-def _(runtime, dy, y):
+def relu_backward_launch(runtime, dy, y):
     return runtime.each("relu.cu", "relu_backward", "dx", dy=dy, y=y)

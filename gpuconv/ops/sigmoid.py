@@ -8,7 +8,6 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import op, require_floats, require_shape
-from gpuconv.threads import thread_count
 
 PIECE = 1 << 13  # elements at a time: the definition's temporaries stay in the cache
 
@@ -30,12 +29,12 @@ def sigmoid_backward(dy, y):
 
 
 @sigmoid.check
-def _(x):
+def sigmoid_check(x):
     require_floats("sigmoid", x=x)
 
 
 @sigmoid_backward.check
-def _(dy, y):
+def sigmoid_backward_check(dy, y):
     require_floats("sigmoid_backward", dy=dy, y=y)
     require_shape("sigmoid_backward", {"dy": y.shape}, dy=dy)
 
@@ -46,17 +45,17 @@ def sigmoid_output(x):
 
 
 @sigmoid.cost
-def _(x):
+def sigmoid_cost(x):
     return moved(x, x)
 
 
 @sigmoid_backward.cost
-def _(dy, y):
+def sigmoid_backward_cost(dy, y):
     return moved(dy, y, y)
 
 
 @sigmoid.cpu
-def _(x):
+def sigmoid_cpu(x):
     def logistic(x, y):
         for i in range(0, x.size, PIECE):
             y[i : i + PIECE] = sigmoid.definition(x[i : i + PIECE])
@@ -65,23 +64,15 @@ def _(x):
 
 
 @sigmoid_backward.cpu
-def _(dy, y):
+def sigmoid_backward_cpu(dy, y):
     return fast.elementwise(fast.sigmoid_backward, dy, y)
 
 
-@sigmoid.memory
-def _(x):
-    x = x.plain()
-    y, temporary = x.empty(x.shape), x.empty((4 * PIECE * thread_count(),))
-    del temporary
-    return y
-
-
 @sigmoid.launch
-def _(runtime, x):
+def sigmoid_launch(runtime, x):
     return runtime.each("activations.cu", "sigmoid_forward", "y", x=x)
 
 
 @sigmoid_backward.launch
-def _(runtime, dy, y):
+def sigmoid_backward_launch(runtime, dy, y):
     return runtime.each("activations.cu", "sigmoid_backward", "dx", dy=dy, y=y)

@@ -1,5 +1,6 @@
-"""Softmax: scores to probabilities. Source: the article's "output layer";
-torch.nn.functional.softmax.
+"""Softmax: scores to probabilities.
+
+Source: the article's "output layer"; torch.nn.functional.softmax.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from gpuconv.ops.op import op, require_floats, require_shape
 def softmax(x):
     """exp(x) / sum(exp(x)) over axis 1, the classes; no score overflows, whatever its size.
 
-    x: floats (N, classes, ...). Returns y, the same shape and dtype; each example's values sum to
-    1.
+    x: floats (N, classes, ...). Returns y, the same shape and dtype, whose classes sum to 1.
 
     >>> softmax(np.float64([[1000, 1000, -1000]]))
     array([[0.5, 0.5, 0. ]])
@@ -28,21 +28,22 @@ def softmax(x):
 
 @op
 def softmax_backward(dy, y):
-    """dx = y * (dy - sum of dy*y over axis 1). dy, y: (N, classes, ...), y being what `softmax`
-    returned.
+    """dx = y * (dy - sum of dy*y over axis 1).
+
+    dy, y: floats (N, classes, ...), y being what `softmax` returned.
     """
     return y * (dy - (dy * y).sum(axis=1, keepdims=True))
 
 
 @softmax.check
-def _(x):
+def softmax_check(x):
     require_floats("softmax", x=x)
     if x.ndim < 2:
         raise ValueError(f"softmax: x must have axes (N, classes, ...), got shape {x.shape}")
 
 
 @softmax_backward.check
-def _(dy, y):
+def softmax_backward_check(dy, y):
     require_floats("softmax_backward", dy=dy, y=y)
     require_shape("softmax_backward", {"dy": y.shape}, dy=dy)
 
@@ -53,27 +54,17 @@ def softmax_output(x):
 
 
 @softmax.cost
-def _(x):
+def softmax_cost(x):
     return moved(x, x)
 
 
 @softmax_backward.cost
-def _(dy, y):
+def softmax_backward_cost(dy, y):
     return moved(dy, y, y)
 
 
-@softmax.memory
-def _(x):
-    return x * 1 / 1  # a temporary array and the result
-
-
-@softmax_backward.memory
-def _(dy, y):
-    return dy.empty(dy.shape)
-
-
 @softmax.launch
-def _(runtime, x):
+def softmax_launch(runtime, x):
     rows = _rows(runtime, x)
     y = runtime.empty(rows.shape)
     runtime.run(plan_dense.rowwise("softmax_forward", *_table(rows)), y=y, x=rows)
@@ -81,7 +72,7 @@ def _(runtime, x):
 
 
 @softmax_backward.launch
-def _(runtime, dy, y):
+def softmax_backward_launch(runtime, dy, y):
     given = {"dy": _rows(runtime, dy), "y": _rows(runtime, y)}
     dx = runtime.empty(given["dy"].shape)
     runtime.run(plan_dense.rowwise("softmax_backward", *_table(dx)), dx=dx, **given)

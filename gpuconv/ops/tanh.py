@@ -1,5 +1,6 @@
-"""The hyperbolic tangent, and LeCun's scaled form of it. Source: the article; LeCun et al. 1998,
-"Efficient BackProp".
+"""The hyperbolic tangent, and LeCun's scaled form of it.
+
+Source: the article; LeCun et al. 1998, "Efficient BackProp".
 """
 
 from __future__ import annotations
@@ -37,30 +38,31 @@ def scaled_tanh(x):
 
 @op
 def scaled_tanh_backward(dy, y):
-    """dx = dy * 2/3 * (1.7159 - y*y/1.7159). dy, y: floats of one shape, y being what
-    `scaled_tanh` returned.
+    """dx = dy * 2/3 * (1.7159 - y*y/1.7159).
+
+    dy, y: floats of one shape, y being what `scaled_tanh` returned.
     """
     return (dy * SLOPE * (AMPLITUDE - y * y / AMPLITUDE)).astype(dy.dtype)
 
 
 @tanh.check
-def _(x):
+def tanh_check(x):
     require_floats("tanh", x=x)
 
 
 @scaled_tanh.check
-def _(x):
+def scaled_tanh_check(x):
     require_floats("scaled_tanh", x=x)
 
 
 @tanh_backward.check
-def _(dy, y):
+def tanh_backward_check(dy, y):
     require_floats("tanh_backward", dy=dy, y=y)
     require_shape("tanh_backward", {"dy": y.shape}, dy=dy)
 
 
 @scaled_tanh_backward.check
-def _(dy, y):
+def scaled_tanh_backward_check(dy, y):
     require_floats("scaled_tanh_backward", dy=dy, y=y)
     require_shape("scaled_tanh_backward", {"dy": y.shape}, dy=dy)
 
@@ -77,23 +79,23 @@ def scaled_tanh_output(x):
 
 @tanh.cost
 @scaled_tanh.cost
-def _(x):
+def tanh_cost(x):
     return moved(x, x)
 
 
 @tanh_backward.cost
 @scaled_tanh_backward.cost
-def _(dy, y):
+def tanh_backward_cost(dy, y):
     return moved(dy, y, y)
 
 
 @tanh.cpu
-def _(x):
+def tanh_cpu(x):
     return fast.elementwise(lambda x, y: np.tanh(x, out=y), x)
 
 
 @scaled_tanh.cpu
-def _(x):
+def scaled_tanh_cpu(x):
     def scaled(x, y):
         np.multiply(x, SLOPE, out=y)
         np.tanh(y, out=y)
@@ -103,32 +105,32 @@ def _(x):
 
 
 @tanh_backward.cpu
-def _(dy, y):
+def tanh_backward_cpu(dy, y):
     return fast.elementwise(lambda dy, y, dx: fast.tanh_backward(dy, y, dx, 1.0, 1.0), dy, y)
 
 
 @scaled_tanh_backward.cpu
-def _(dy, y):
+def scaled_tanh_backward_cpu(dy, y):
     return fast.elementwise(
         lambda dy, y, dx: fast.tanh_backward(dy, y, dx, AMPLITUDE, SLOPE), dy, y
     )
 
 
 @tanh.launch
-def _(runtime, x):
+def tanh_launch(runtime, x):
     return runtime.each("activations.cu", "tanh_forward", "y", x=x)
 
 
 @tanh_backward.launch
-def _(runtime, dy, y):
+def tanh_backward_launch(runtime, dy, y):
     return runtime.each("activations.cu", "tanh_backward", "dx", dy=dy, y=y)
 
 
 @scaled_tanh.launch
-def _(runtime, x):
+def scaled_tanh_launch(runtime, x):
     return runtime.each("activations.cu", "scaled_tanh_forward", "y", x=x)
 
 
 @scaled_tanh_backward.launch
-def _(runtime, dy, y):
+def scaled_tanh_backward_launch(runtime, dy, y):
     return runtime.each("activations.cu", "scaled_tanh_backward", "dx", dy=dy, y=y)

@@ -9,22 +9,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from gpuconv.cpu.compiled import compiled
 from gpuconv.threads import parallel, shards
 
 # Below this many elements a second thread costs more than it saves (about 0.1 ms of work each).
 GRAIN = 1 << 17
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def sgd(p: Any, g: Any, lr: Any, weight_decay: Any) -> None:
     """p -= lr * (g + weight_decay * p)."""
     for i in range(p.size):
         p[i] -= lr * (g[i] + weight_decay * p[i])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def sgd_momentum(
     p: Any, g: Any, buffer: Any, lr: Any, weight_decay: Any, momentum: Any, share: Any
 ) -> None:
@@ -36,7 +36,7 @@ def sgd_momentum(
         p[i] -= lr * v
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def sgd_nesterov(
     p: Any, g: Any, buffer: Any, lr: Any, weight_decay: Any, momentum: Any, share: Any
 ) -> None:
@@ -48,7 +48,7 @@ def sgd_nesterov(
         p[i] -= lr * (d + momentum * v)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def adam(
     p: Any,
     g: Any,
@@ -74,7 +74,7 @@ def adam(
 
 
 # "reassoc" lets the sum run in vector lanes; the compiled order is fixed, so results repeat.
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+@compiled(error_model="numpy", fastmath={"reassoc"})
 def sum_of_squares(g: Any) -> float:
     """Sum of g * g in float64, whatever g's type: float32 squares overflow at 1.8e19."""
     total = 0.0
@@ -91,5 +91,7 @@ def update(kernel: Any, arrays: tuple[np.ndarray, ...], scalars: tuple[Any, ...]
         kernel(*arrays, *scalars)
         return
     parallel(
-        lambda begin, end: kernel(*[a[begin:end] for a in arrays], *scalars), shards(size, GRAIN)
+        lambda begin, end: kernel(*[a[begin:end] for a in arrays], *scalars),
+        shards(size, GRAIN),
+        blas=False,
     )

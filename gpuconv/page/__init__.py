@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from gpuconv.data import Preprocessing
 from gpuconv.nn import Sequential
 from gpuconv.page.export import export
 from gpuconv.page.graph import Graph, Node
 from gpuconv.page.session import Session
 
 if TYPE_CHECKING:
-    from gpuconv.data import Dataset
-    from gpuconv.data.dataset import Scale
+    from gpuconv.data import Dataset, Scale
 
 __all__ = ["Graph", "Node", "Session", "export", "of_model", "serve"]
 
@@ -51,14 +51,13 @@ def of_model(
     >>> of_model(own, (3, 8, 8), classes=["cat", "dog"]).describe()["layers"][1]["shape"]
     [4, 6, 6]
     """
-    from gpuconv.cli.inputs import Input
-
     shape = image_shape or model.input_shape
     if model.input_shape is None:
         model.input_shape = shape
     metadata = {"image_shape": shape, "input": {"mean": mean, "std": std}}
+    preprocessing = Preprocessing.from_metadata(metadata, model.input_shape)
     names = None if classes is None else list(classes)
-    return Session(model, Input(metadata, model), title, names, test)
+    return Session(model, preprocessing, title, names, test)
 
 
 def serve(session: Session, host: str = "127.0.0.1", port: int = 8123) -> None:

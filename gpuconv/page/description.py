@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.data import Preprocessing
 from gpuconv.nn.layer import Layer
 from gpuconv.page.graph import Graph, Node
 from gpuconv.page.nodes import geometry
@@ -20,8 +21,10 @@ PAGE_VALUES = 1 << 18  # of one layer that are sent at once: a page of channels
 FEWEST_CHANNELS, MOST_CHANNELS = 4, 64
 
 
-def describe(graph: Graph, title: str, classes: Sequence[str], wanted: Any) -> dict[str, Any]:
-    """The network for the page. wanted: an `Input`, how images become what the network reads.
+def describe(
+    graph: Graph, title: str, classes: Sequence[str], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """The network for the page. preprocessing: how pictures become the network's input.
 
     Keys: "title", "classes", "parameters", "values" (of all maps together), "scores" (the node that
     softmax reads), "input" (image shape, field size, mean, std, dark_border) and "layers", in
@@ -37,11 +40,11 @@ def describe(graph: Graph, title: str, classes: Sequence[str], wanted: Any) -> d
         "scores": graph.scores,
         "device": graph.model.device,
         "input": {
-            "image": [wanted.channels, wanted.height, wanted.width],
-            "size": list(wanted.size),
-            "mean": _scale(wanted.mean, wanted.channels, 0.0),
-            "std": _scale(wanted.std, wanted.channels, 1.0),
-            "dark_border": wanted.dark_border,
+            "image": list(preprocessing.image_shape),
+            "size": list(preprocessing.size),
+            "mean": _scale(preprocessing.mean, preprocessing.image_shape[0], 0.0),
+            "std": _scale(preprocessing.std, preprocessing.image_shape[0], 1.0),
+            "dark_border": preprocessing.dark_border,
         },
         "layers": [_layer(graph, node) for node in graph],
     }

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.data.files import write_whole
 from gpuconv.explain import receptive_field
+from gpuconv.files import write_atomically
 from gpuconv.page.assets import OFFLINE_SCRIPTS, STYLE, page, text
 from gpuconv.page.description import floats, weights_of
 from gpuconv.page.graph import Graph
@@ -63,7 +63,7 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     head += f"<style>{style}</style>"
     body = f'<script type="application/json" id="network">{data}</script>\n'
     content = page(head, f"{body}<script>{script}</script>").encode()
-    write_whole(path, content)
+    write_atomically(path, content)
     return len(content)
 
 
@@ -100,8 +100,8 @@ def _start(session: Session) -> dict[str, dict[str, str]]:
 
 def _pictures(session: Session, count: int) -> list[dict[str, Any]]:
     """Some test pictures, spread over the set, of a megabyte at most."""
-    wanted = session.wanted
-    size = wanted.channels * wanted.height * wanted.width
+    preprocessing = session.preprocessing
+    size = math.prod(preprocessing.image_shape)
     most = min(count, PICTURES, max(1, 1_000_000 // size))
     return [session.sample(int(index)) for index in np.linspace(0, count - 1, most)]
 

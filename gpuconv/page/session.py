@@ -20,7 +20,7 @@ from gpuconv.page.nodes import explain
 from gpuconv.page.strongest import Searches, searchable
 
 if TYPE_CHECKING:
-    from gpuconv.data import Dataset
+    from gpuconv.data import Dataset, Preprocessing
 
 KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
 MOST_RUNS = 16
@@ -49,8 +49,9 @@ class _Run:
 class Session:
     """A network, the last runs of it, and the pictures to show it.
 
-    wanted: an `Input`. test: labelled pictures to choose from, loaded when first asked for; None
-    without. start: the weights before training, by name; None where they are not known.
+    preprocessing: how pictures become the network's input. test: returns labelled pictures to
+    choose from, called when first needed; None without. start: the weights before training, by
+    name; None where they are not known.
     Every method gives a dict that JSON can hold, and may be called from any thread.
     Raises ValueError for what is wrong in the question, `Missing` for what is not there,
     `Gone` for a run that was forgotten.
@@ -59,14 +60,14 @@ class Session:
     def __init__(
         self,
         model: Layer,
-        wanted: Any,
+        preprocessing: Preprocessing,
         title: str,
         classes: list[str] | None = None,
         test: Callable[[], Dataset] | None = None,
         start: Mapping[str, np.ndarray] | None = None,
         note: str = "",
     ) -> None:
-        self.wanted, self.title, self.note = wanted, title, note
+        self.preprocessing, self.title, self.note = preprocessing, title, note
         self.graph = Graph(model.eval())
         count = self.graph[len(self.graph) - 1].shape[0]
         self.classes = list(classes or map(str, range(count)))
@@ -86,7 +87,7 @@ class Session:
 
     def describe(self) -> Found:
         """`description.describe`, with what else this session offers."""
-        described = describe(self.graph, self.title, self.classes, self.wanted)
+        described = describe(self.graph, self.title, self.classes, self.preprocessing)
         test = self._samples()
         return described | {
             "note": self.note,
@@ -146,7 +147,7 @@ class Session:
 
     def warm_up(self) -> None:
         """Run a black picture, so that the first one a user draws finds the loops compiled."""
-        self.run(np.zeros((self.wanted.channels, self.wanted.height, self.wanted.width), np.uint8))
+        self.run(np.zeros(self.preprocessing.image_shape, np.uint8))
 
     # ---- one picture through it ----------------------------------------------------------------
 
@@ -156,13 +157,13 @@ class Session:
         "run" is its name for later questions, "probabilities" the answer, "maps" the first channels
         of the layers as `maps` gives them; those beyond FIRST_VALUES have to be asked for.
         """
-        if pixels.shape != (self.wanted.channels, self.wanted.height, self.wanted.width):
+        if pixels.shape != self.preprocessing.image_shape:
             raise ValueError(
-                f"a picture must be {self.wanted.channels}x{self.wanted.height}x"
-                f"{self.wanted.width} pixels, got {'x'.join(map(str, pixels.shape))}"
+                f"a picture must be {'x'.join(map(str, self.preprocessing.image_shape))} pixels, "
+                f"got {'x'.join(map(str, pixels.shape))}"
             )
         with self._lock:
-            x = self.wanted.to_float(pixels)
+            x = self.preprocessing.to_float(pixels)
             with np.errstate(all="ignore"):
                 outputs = self.graph.outputs(x)
             self._counter += 1
@@ -232,7 +233,7 @@ class Session:
             raise Missing(f"{node.name} has no maps whose strongest parts could be looked for")
         with self._lock, np.errstate(all="ignore"):
             if self._searches is None:
-                self._searches = Searches(self.graph, self.wanted, dataset)
+                self._searches = Searches(self.graph, self.preprocessing, dataset)
             return self._searches.ask(self.version, number, filter)
 
     # ---- pictures ------------------------------------------------------------------------------
@@ -266,15 +267,15 @@ class Session:
             raise ValueError(
                 f"a picture of {width}x{height} is too large; at most {PICTURE_PIXELS:,} pixels"
             )
-        pixels = decode_image(io.BytesIO(content), "upload", self.wanted.channels == 1)
-        fitted, inverted = self.wanted.fit(pixels, None)
+        pixels = decode_image(io.BytesIO(content), "upload", self.preprocessing.grayscale)
+        fitted, inverted = self.preprocessing.fit(pixels)
         return picture(fitted) | {"inverted": inverted}
 
     def _samples(self) -> Dataset | None:
         with self._lock:
             if self._dataset is None and self._test is not None:
                 self._dataset, self._test = self._test(), None
-                shape = (self.wanted.channels, self.wanted.height, self.wanted.width)
+                shape = self.preprocessing.image_shape
                 if self._dataset.image_shape != shape:
                     self._dataset = None
             return self._dataset

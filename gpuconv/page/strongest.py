@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import explain
-from gpuconv.data import Dataset, to_float
+from gpuconv.data import Dataset, Preprocessing, to_float
 from gpuconv.page.description import bytes_of, floats
 from gpuconv.page.graph import Graph
 
@@ -44,8 +44,8 @@ class Searches:
     threads at a time.
     """
 
-    def __init__(self, graph: Graph, wanted: Any, dataset: Dataset) -> None:
-        self._graph, self._wanted, self._dataset = graph, wanted, dataset
+    def __init__(self, graph: Graph, preprocessing: Preprocessing, dataset: Dataset) -> None:
+        self._graph, self._preprocessing, self._dataset = graph, preprocessing, dataset
         work = max(1, graph.multiply_adds)
         self.pictures = min(len(dataset), MOST_PICTURES, max(COUNT, MOST_WORK // work))
         step = min(STEP_PICTURES, STEP_WORK // work, STEP_VALUES // max(1, graph.values))
@@ -91,11 +91,13 @@ class Searches:
 
     def _read(self, numbers: range | list[int]) -> np.ndarray:
         images = self._dataset.images[np.asarray(numbers)]
-        return to_float(images, self._wanted.size, self._wanted.mean, self._wanted.std)
+        return to_float(
+            images, self._preprocessing.size, self._preprocessing.mean, self._preprocessing.std
+        )
 
     def _described(self, number: int, patches: list[explain.Patch]) -> Iterator[Found]:
         x = self._read([patch.image for patch in patches])
-        pixels = self._wanted.pixels(x)
+        pixels = self._preprocessing.to_pixels(x)
         name = self._graph.layer_name(number) or ""
         by_image = {patch.image: each for patch, each in zip(patches, x, strict=True)}
         back = explain.projections(self._graph.model, by_image, patches, name, batch=1)

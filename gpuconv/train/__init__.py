@@ -1,8 +1,26 @@
 """Training: the loop, its history, its checkpoints, and what happens when it is interrupted."""
 
 from gpuconv.train.callback import Callback
+from gpuconv.train.config import PRESETS, RunConfig, run_config, stored_config
+from gpuconv.train.folder import make_run_folder
 from gpuconv.train.interrupt import Interrupted
+from gpuconv.train.run import Run, prepare, test
 from gpuconv.train.state import Position
 from gpuconv.train.trainer import Trainer
+from gpuconv.train.warmup import warm_up
 
-__all__ = ["Callback", "Interrupted", "Position", "Trainer"]
+__all__ = [
+    "PRESETS",
+    "Callback",
+    "Interrupted",
+    "Position",
+    "Run",
+    "RunConfig",
+    "Trainer",
+    "make_run_folder",
+    "prepare",
+    "run_config",
+    "stored_config",
+    "test",
+    "warm_up",
+]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from gpuconv.checkpoint import write_whole
+from gpuconv.files import write_atomically
 
 
 class History:
@@ -67,12 +67,9 @@ class History:
     def _rewrite(self) -> None:
         text = b"".join(_line(record) for record in self.records)
 
-        def content(file: BinaryIO) -> None:
-            file.write(text)
-
         assert self.path is not None
         if not self.path.exists() or self.path.read_bytes() != text:
-            write_whole(self.path, content)
+            write_atomically(self.path, text)
 
 
 def _line(record: dict[str, Any]) -> bytes:

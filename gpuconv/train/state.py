@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpuconv.checkpoint import Checkpoint
 from gpuconv.nn import Dropout, Module
 from gpuconv.threads import thread_count
-from gpuconv.train.recipe import differences
+from gpuconv.train.description import differences
 
 if TYPE_CHECKING:
     from gpuconv.train.trainer import Trainer

@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 
 from gpuconv import checkpoint
-from gpuconv.arrays import to_device, to_numpy
+from gpuconv.arrays import to_device
 from gpuconv.errors import unknown
+from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.optim.checks import count, number
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
 from gpuconv.train.callback import Callback
+from gpuconv.train.description import describe_run
 from gpuconv.train.evaluate import batches_of, evaluate, probabilities
 from gpuconv.train.history import History
 from gpuconv.train.interrupt import Interrupted, Signals
-from gpuconv.train.recipe import describe_run
+from gpuconv.train.progress import Progress
 
 
 class Trainer:
@@ -68,8 +70,6 @@ class Trainer:
         metadata: dict[str, Any] | None = None,
         progress: bool = True,
     ) -> None:
-        from gpuconv.progress import Progress  # a Callback itself: it imports this package
-
         if isinstance(loss, str):
             if loss not in LOSSES:
                 raise unknown("loss", loss, LOSSES)
@@ -158,7 +158,7 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise type(error)(f"{folder}: cannot make this folder: {error.strerror}") from None
-        checkpoint.remove_leftovers(folder)
+        remove_leftovers(folder)
 
     def _resume(self, last: Path) -> None:
         found = checkpoint.read(last)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.data.files import write_whole
+from gpuconv.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,4 +37,4 @@ def save(drawn: Any, path: str | Path) -> None:
     """Write a figure as PNG, whole or not at all. OSError on failure."""
     content = io.BytesIO()
     drawn.savefig(content, format="png", dpi=120, metadata={"Software": None})
-    write_whole(path, content.getvalue())
+    write_atomically(path, content.getvalue())

@@ -13,11 +13,6 @@ QUICK = range(0, 240, 8)
 EXACT = 1e-9
 
 
-def drawn(seed):
-    network = RandomNetwork(seed)
-    return network
-
-
 def compare(found, expected, bound, seed):
     assert found.keys() == expected.keys()
     for name, wanted in expected.items():
@@ -36,22 +31,21 @@ def through_torch(network):
 
     twin = torch_twin.Twin(network)
     x = torch.tensor(network.x, requires_grad=True)
-    with torch_twin.functions():
-        ys = twin(x)
+    ys = twin(x)
     for y, dy in zip(ys, network.dys, strict=True):
         if y.requires_grad:
             y.backward(torch.tensor(dy), retain_graph=True)
     tensors = twin.tensors
     found = {f"y{i}": y.detach().numpy() for i, y in zip(network.outputs, ys, strict=True)}
     found["dx"] = None if x.grad is None else x.grad.numpy()
-    for name, p in network.named_parameters():
+    for name, _ in network.named_parameters():
         grad = tensors[name].grad
         found[f"d {name}"] = None if grad is None else grad.numpy()
     return found | {n: tensors[n].numpy() for n, b in network.named_buffers() if b.data.ndim}
 
 
 def against_torch(seed):
-    network = drawn(seed)
+    network = RandomNetwork(seed)
     network.to("reference", np.float64).train(not network.eval_mode)
     expected = through_torch(copy.deepcopy(network))
     compare(results(network, "reference", np.float64), expected, EXACT, seed)
@@ -64,9 +58,9 @@ def test_pytorch_agrees(seed):
 
 
 def against_reference(seed):
-    expected = results(drawn(seed), "reference", np.float64)
+    expected = results(RandomNetwork(seed), "reference", np.float64)
     for fusing in (True, False):
-        found = results(drawn(seed), "cpu", np.float64, fusing)
+        found = results(RandomNetwork(seed), "cpu", np.float64, fusing)
         compare(found, expected, EXACT, (seed, fusing))
 
 
@@ -85,7 +79,7 @@ def test_the_networks_hold_what_they_should():
     """Every kind of operation and every layer, in training and evaluation, with shared layers."""
     kinds, layers, shared, read_twice, frozen, modes = set(), set(), 0, 0, 0, set()
     for seed in SEEDS:
-        network = drawn(seed)
+        network = RandomNetwork(seed)
         kinds |= {op[0] for op in network.program}
         layers |= {type(m).__name__ for m in network.modules()}
         names = [op[1] for op in network.program if op[0] == "layer"]

@@ -1,4 +1,4 @@
-"""The tape: gradients of shared, branching and frozen parts, hooks, modes, and arrays left alone."""
+"""The tape: gradients of shared, branching and frozen parts, hooks, modes, what stays untouched."""
 
 import threading
 
@@ -107,9 +107,7 @@ def test_a_function_that_returns_what_it_saved_keeps_it():
     x = leaf(4, 6, dtype=np.float32)
 
     def weigh(t):
-        return record(
-            "weigh", t.data * constant, (t,), lambda dy, over: (constant,), fresh=False
-        )
+        return record("weigh", t.data * constant, (t,), lambda dy, over: (constant,), fresh=False)
 
     for use in (lambda t: F.relu(t), lambda t: t + t * 2, lambda t: F.dropout(t, 0.5, 3)):
         x.grad = None
@@ -388,7 +386,9 @@ def test_recompute_of_batch_norm_counts_once_even_if_the_mode_changes():
         y = model(x)
         model.eval()  # between forward and backward
         y.backward(np.ones_like(y.data))
-        results.append([y.data, *[p.grad for p in model.parameters()], *model.state_dict().values()])
+        results.append(
+            [y.data, *[p.grad for p in model.parameters()], *model.state_dict().values()]
+        )
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -447,13 +447,12 @@ def test_an_optimiser_step_within_a_forward_sees_no_waiting_head():
             return F.relu(y)
 
     x = np.float32([[1, 2]])
-    np.testing.assert_allclose(
-        Steps()(x).data, np.maximum(x @ before.T + layer.bias.data, 0), 1e-6
-    )
+    np.testing.assert_allclose(Steps()(x).data, np.maximum(x @ before.T + layer.bias.data, 0), 1e-6)
 
 
 def test_the_case_that_was_wrong():
     """A shortcut's gradient was once added into an array that backward still needed."""
+
     def made(device, dtype):
         body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, rng=0), nn.ReLU(), nn.Dropout(0.0))
         return nn.Residual(body).to(device, dtype)

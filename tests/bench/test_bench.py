@@ -31,6 +31,7 @@ SMALL = [
     "batch_norm2d_track 7",
     "partial_filters 5x4 3x2",
     "assign 2x3x4x5",
+    "multiply 3x4x5",
     "scale 3x4x5",
     "cross_entropy 4x10",
     "half_squared_error 4x10",

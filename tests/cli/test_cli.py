@@ -253,7 +253,8 @@ def test_summary_of_an_impossible_input_prints_the_rows_before(capsys):
     assert main(["summary", "lenet", "--input", "1,28,28"]) == 2
     told = capsys.readouterr()
     assert told.err == (
-        "gpuconv: summary: Linear: the input must be (400,), got (256,); a Flatten may be missing\n"
+        "gpuconv: summary: linear: x has 256 features, w expects 400 "
+        "(x.shape=(1, 256), w.shape=(120, 400))\n"
     )
     assert "flat " in told.out
     assert "fc1" not in told.out
@@ -326,7 +327,7 @@ def test_doctor_says_what_is_broken_and_exits_with_0(said, monkeypatch):
 
     monkeypatch.setattr(conv2d, "_cpu", lambda *args: conv2d.definition(*args) + 1)
     text = said("doctor")
-    assert "self-check     FAILS: RuntimeError: conv2d on cpu is off" in text
+    assert "self-check     FAILS: RuntimeError: conv2d on cpu differs" in text
     assert text.splitlines()[-1].startswith("not ready: self-check")
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from gpuconv import checkpoint, data, models, nn
-from gpuconv.cli import main, training
+from gpuconv.cli import main
+from gpuconv.cli import train as train_command
 
 QUICK = ["--limit", "1500", "--epochs", "3", "--batch", "32"]
 QUICK += ["--validation", "0.1"]
@@ -78,7 +79,7 @@ def drawn():
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(training, "_draw", lambda *args: None)
+        monkeypatch.setattr(train_command, "_draw", lambda *args: None)
 
 
 # ---- train -------------------------------------------------------------------------------------
@@ -200,12 +201,12 @@ def loss_on(model, found, folder):
     how = {name: found.metadata["input"][name] for name in ("size", "mean", "std")}
     images = data.load(str(folder), "test")
     ((x, labels),) = data.Loader(images, len(images), shuffle=False, **how)
-    return f"{nn.CrossEntropyLoss().forward(model.eval().infer(x), labels):.4f}"
+    return f"{nn.CrossEntropyLoss()(model.eval()(x), labels).item():.4f}"
 
 
 def test_smoothing_is_for_cross_entropy(refused, tiny):
     told = refused("train", "--data", tiny, "--loss", "hinge", "--label-smoothing", "0.1")
-    assert told == "train: --label-smoothing is for --loss cross_entropy, the loss is hinge"
+    assert told == "train: label smoothing is for the loss cross_entropy, the loss is hinge"
     assert "expected a number" in refused("train", "--data", tiny, "--ema", "1")
 
 
@@ -288,7 +289,7 @@ def test_a_folder_of_pictures(said, tmp_path):
     text = said("predict", out / "last.safetensors", test / "light" / "3.png", test / "dark/0.png")
     assert ": light\n" in text
     assert ": dark\n" in text
-    assert "accuracy  100.00% (12 right)" in said("evaluate", out / "last.safetensors")
+    assert "accuracy  100.00% (12 of 12)" in said("evaluate", out / "last.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +312,7 @@ def test_a_folder_of_pictures(said, tmp_path):
         (["--data", "no/such/folder"], "no/such/folder: no such file or folder"),
         (["--lr", "-1"], "expected a number of at least 0, got '-1'"),
         (["--momentum", "1"], "expected a number of at least 0 and below 1, got '1'"),
-        (["--optimizer", "adam", "--momentum", "0.5"], "--momentum is for --optimizer sgd"),
+        (["--optimizer", "adam", "--momentum", "0.5"], "momentum is for the optimizer sgd"),
         (["--validation", "0.001"], "cannot split 40 images"),
         (["--seed", "-1"], "expected a whole number of at least 0, got '-1'"),
         (["--resume", "x", "--out", "y"], "not allowed with argument"),
@@ -407,10 +408,10 @@ def test_evaluate_counts_every_image_once(said, trained, digits):
     recipe = found.metadata["input"]
     test = digits[1].subset(slice(0, 700))
     x = test.batch(np.arange(700), size=32, mean=recipe["mean"], std=recipe["std"])
-    answers = found.build().infer(x).argmax(axis=1)
+    answers = found.build()(x).numpy().argmax(axis=1)
     right = int((answers == test.labels).sum())
     assert right > 500  # it learned something
-    assert f"accuracy  {right / 700:.2%} ({right} right)" in text
+    assert f"accuracy  {right / 700:.2%} ({right} of 700)" in text
     matrix = np.zeros((10, 10), int)
     np.add.at(matrix, (test.labels, answers), 1)
     part = text.partition("answers across\n")[2].partition("\n\n")[0].splitlines()[1:]
@@ -468,7 +469,7 @@ def digit(tmp_path, trained, digits):
     found = checkpoint.read(trained / "best.safetensors")
     recipe, test = found.metadata["input"], digits[1]
     x = test.batch(np.arange(200), size=32, mean=recipe["mean"], std=recipe["std"])
-    scores = found.build().infer(x)
+    scores = found.build()(x).numpy()
     margin = np.sort(scores, axis=1)[:, -1] - np.sort(scores, axis=1)[:, -2]
     right = scores.argmax(axis=1) == test.labels[:200]
     k = int(np.argmax(np.where(right, margin, -np.inf)))
@@ -548,7 +549,7 @@ def test_predict_refuses_before_any_answer(trained, digit, tmp_path, capsys):
 def test_summary_of_a_checkpoint(said, refused, trained):
     assert "63,802" in said("summary", trained / "best.safetensors")
     text = refused("summary", trained / "best.safetensors", "--input", "3,32,32")
-    assert "with 1 channels, got (3, 32, 32)" in text
+    assert "x has 3 channels, w expects 1" in text
     assert "--classes" in refused("summary", trained / "best.safetensors", "--classes", "3")
 
 

@@ -301,6 +301,7 @@ def test_sums_joins_and_weights_of_branches_are_exact():
         np.testing.assert_array_equal(to_numpy(ops.add(there, other)), a + b)
         both = ops.add(there, other, "relu")
         np.testing.assert_array_equal(to_numpy(both), np.maximum(a + b, 0))
+        np.testing.assert_array_equal(to_numpy(ops.multiply(there, other)), a * b)
         np.testing.assert_array_equal(to_numpy(ops.scale(there, 0.3)), a * np.float32(0.3))
         whole = to_device(np.concatenate([b, b, b], 1), "sim", weights=True)
         assert ops.assign(whole[:, 4:8], there).shape == a.shape

@@ -87,7 +87,7 @@ def test_optimisers_give_the_cpus_bits(make):
     updated = {}
     for device in ("cpu", "sim"):
         rng = np.random.default_rng(2)
-        params = [nn.layer.Parameter(to_device(a.copy(), device, weights=True)) for a in arrays]
+        params = [nn.Parameter(to_device(a.copy(), device, weights=True)) for a in arrays]
         optimizer = make(params)
         for step in range(3):
             optimizer.zero_grad()
@@ -109,11 +109,11 @@ def test_optimisers_give_the_cpus_bits(make):
 
 
 def test_an_optimisers_state_moves_between_devices():
-    p = nn.layer.Parameter(to_device(np.ones((2, 3, 2, 2), np.float32), "sim", weights=True))
+    p = nn.Parameter(to_device(np.ones((2, 3, 2, 2), np.float32), "sim", weights=True))
     first = optim.Adam([p])
     p.grad = to_device(np.full((2, 3, 2, 2), 0.5, np.float32), "sim")
     first.step()
-    q = nn.layer.Parameter(to_numpy(p.data))
+    q = nn.Parameter(to_numpy(p.data))
     second = optim.Adam([q])
     second.load_state_dict(first.state_dict())
     third = optim.Adam([p])
@@ -126,7 +126,7 @@ def test_an_optimisers_state_moves_between_devices():
 
 
 def test_wrong_gradients_are_refused_by_name():
-    p = nn.layer.Parameter(to_device(np.ones(8, np.float32), "sim"))
+    p = nn.Parameter(to_device(np.ones(8, np.float32), "sim"))
     optimizer = optim.SGD([p], lr=0.1, momentum=0.9)
     for grad, error, text in (
         (np.ones(8, np.float32), TypeError, "SGD: parameter 0 is on sim, its grad on cpu"),

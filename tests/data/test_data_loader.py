@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from gpuconv.data import Affine, Compose, Dataset, Draws, HorizontalFlip, Loader, RandomCrop, Shift
+from gpuconv.data import (
+    Affine,
+    Compose,
+    CounterRNG,
+    Dataset,
+    HorizontalFlip,
+    Loader,
+    RandomCrop,
+    Shift,
+)
 
 RNG = np.random.default_rng(5)
 COUNT = 103
@@ -82,14 +91,14 @@ def splitmix(z: int) -> int:
 
 
 @pytest.mark.parametrize("seed", [7, 0, -1, 2**64 + 7, 2**63])
-def test_draws_by_definition(seed):
+def test_random_numbers_by_definition(seed):
     assert splitmix(0) == 0xE220A8397B1DCDAF  # published first output for seed 0
     key = splitmix(splitmix(splitmix(0 ^ 3) ^ (seed % 2**64)) ^ 2)
     for image in (0, 5, 59_999):
-        draws = Draws(seed, 2, np.array([image]), stream=3)
+        rng = CounterRNG(seed, 2, np.array([image]), stream=3)
         for count in (1, 2, 3):
             state = (splitmix(image ^ key) + count * 0x9E3779B97F4A7C15) % 2**64
-            assert draws.bits().tolist() == [splitmix(state)]
+            assert rng.bits().tolist() == [splitmix(state)]
 
 
 def test_the_order_is_the_same_on_every_machine():
@@ -126,10 +135,10 @@ def test_what_does_not_fit_fails_at_once():
             Loader(DATA, 8).batches(epoch, start)
 
 
-def test_draws_are_uniform_and_independent():
-    draws = Draws(0, 0, np.arange(100_000))
-    first, second = draws.uniform(), draws.uniform()
-    other_epoch = Draws(0, 1, np.arange(100_000)).uniform()
+def test_random_numbers_are_uniform_and_independent():
+    rng = CounterRNG(0, 0, np.arange(100_000))
+    first, second = rng.uniform(), rng.uniform()
+    other_epoch = CounterRNG(0, 1, np.arange(100_000)).uniform()
     for one in (first, second, other_epoch):
         assert 0 <= one.min() <= one.max() < 1
         counts = np.histogram(one, 20, (0, 1))[0]
@@ -137,7 +146,7 @@ def test_draws_are_uniform_and_independent():
     for left, right in itertools.combinations((first, second, other_epoch), 2):
         assert abs(np.corrcoef(left, right)[0, 1]) < 0.015
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.015
-    whole = draws.integers(-2, 2)
+    whole = rng.integers(-2, 2)
     assert np.bincount(whole + 2).min() > 19_000
     assert len(np.bincount(whole + 2)) == 5
 
@@ -146,7 +155,7 @@ def check_each(images, augment, candidates) -> None:
     """Every result is one of the candidates for its image, and the batch does not matter."""
     before = images.copy()
     indices = np.arange(len(images))
-    out = augment(images, Draws(1, 2, indices))
+    out = augment(images, CounterRNG(1, 2, indices))
     np.testing.assert_array_equal(images, before)
     assert out.dtype == images.dtype
     seen = set()
@@ -156,7 +165,7 @@ def check_each(images, augment, candidates) -> None:
         ]
         assert matches
         seen.add(matches[0])
-        alone = augment(images[index : index + 1], Draws(1, 2, indices[index : index + 1]))
+        alone = augment(images[index : index + 1], CounterRNG(1, 2, indices[index : index + 1]))
         np.testing.assert_array_equal(alone[0], result)
     assert len(seen) == len(candidates(images[0]))  # each one occurs
 
@@ -176,16 +185,16 @@ def test_shift_flip_and_crop_by_definition(images):
     check_each(images, Shift(1), lambda image: windows(image, 1, height, width))
     check_each(images, RandomCrop((5, 5)), lambda image: windows(image, 0, 5, 5))
     check_each(images, HorizontalFlip(), lambda image: [image, image[..., ::-1]])
-    np.testing.assert_array_equal(Shift(0)(images, Draws(0, 0, np.arange(COUNT))), images)
+    np.testing.assert_array_equal(Shift(0)(images, CounterRNG(0, 0, np.arange(COUNT))), images)
 
 
 @pytest.mark.parametrize("images", [DATA.images, FLOATS.images])
 def test_affine_keeps_still_turns_and_scales(images):
-    draws = Draws(0, 0, np.arange(COUNT))
-    np.testing.assert_array_equal(Affine(0, 0)(images, draws), images)
+    rng = CounterRNG(0, 0, np.arange(COUNT))
+    np.testing.assert_array_equal(Affine(0, 0)(images, rng), images)
     smooth = np.zeros((200, 1, 21, 21), np.float32)
     smooth[:, 0, 5:16, 5:16] = 1
-    turned = Affine(30, 0.3)(smooth, Draws(0, 0, np.arange(200)))
+    turned = Affine(30, 0.3)(smooth, CounterRNG(0, 0, np.arange(200)))
     assert (turned[:, 0, 10, 10] == 1).all()
     assert 0 <= turned.min() <= turned.max() <= 1 + 1e-6
     areas = turned.sum(axis=(1, 2, 3)) / 121
@@ -194,7 +203,7 @@ def test_affine_keeps_still_turns_and_scales(images):
 
 
 def test_affine_turns_by_the_angle():
-    class Fixed(Draws):
+    class Fixed(CounterRNG):
         def uniform(self, low=0.0, high=1.0):
             return np.full(len(self), high)
 

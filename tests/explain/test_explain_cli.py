@@ -234,14 +234,14 @@ def test_mosaics_hold_patches_of_several_sizes():
 
 
 def test_pixels_are_what_the_network_reads():
-    from gpuconv.cli.inputs import Input
+    from gpuconv.data import Preprocessing
 
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8)).astype(np.uint8)
     scale = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    wanted = Input({"input": scale}, models.resnet18(seed=None, input_size=8))
-    np.testing.assert_array_equal(wanted.pixels(data.to_float(pixels, 8, **scale)), pixels)
-    plain = Input({}, models.lenet())
-    assert np.array_equal(plain.pixels(images((1, 3, 3)) * 0 + 1), np.full((2, 1, 3, 3), 255))
+    wanted = Preprocessing.from_metadata({"input": scale}, (3, 8, 8))
+    np.testing.assert_array_equal(wanted.to_pixels(data.to_float(pixels, 8, **scale)), pixels)
+    plain = Preprocessing.from_metadata({}, (1, 32, 32))
+    assert np.array_equal(plain.to_pixels(images((1, 3, 3)) * 0 + 1), np.full((2, 1, 3, 3), 255))
 
 
 def test_the_commands_methods_are_the_packages():

@@ -91,20 +91,20 @@ class RandomNetwork(nn.Module):
         choice = self.rng.random()
         if choice < 0.3:
             self.conv_and_after(source)
-        elif choice < 0.4:
+        elif choice < 0.38:
             self.emit("layer", self.add_layer(self.small_layer(shape[1])), source)
-        elif choice < 0.5:
+        elif choice < 0.46:
             self.emit("layer", self.add_layer(self.container(shape[1], 2)), source)
-        elif choice < 0.58:
+        elif choice < 0.53:
             self.emit("checkpoint", self.add_layer(self.container(shape[1], 1)), source)
-        elif choice < 0.66:
+        elif choice < 0.61:
             self.join(source)
-        elif choice < 0.74:
+        elif choice < 0.67:
             self.emit(ACTIVATIONS[self.pick(0, 5)], source)
-        elif choice < 0.82 and min(shape[2:]) >= 2:
+        elif choice < 0.74 and min(shape[2:]) >= 2:
             window = (2, self.pick(1, 2), 0, 1, bool(self.pick(0, 1)))
             self.emit("max_pool2d", source, window)
-        elif choice < 0.9:
+        elif choice < 0.92:
             again = [n for k, n, i in self.layer_calls() if self.shapes[i] == shape]
             if again:
                 self.emit("layer", again[self.pick(0, len(again) - 1)], source)
@@ -195,7 +195,12 @@ class RandomNetwork(nn.Module):
         if depth > 1 and self.rng.random() < 0.4:
             inner = nn.Residual(self.row(out, out, depth - 1))
             layers.append(nn.Sequential(inner, nn.ReLU()))
-        for layer in (nn.Dropout(0.0), nn.Identity(), nn.MaxPool2d(1), nn.Sequential(nn.Identity())):
+        for layer in (
+            nn.Dropout(0.0),
+            nn.Identity(),
+            nn.MaxPool2d(1),
+            nn.Sequential(nn.Identity()),
+        ):
             if self.rng.random() < 0.2:
                 layers.append(layer)
         return nn.Sequential(*layers)

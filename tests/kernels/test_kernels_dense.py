@@ -46,6 +46,7 @@ def test_subnormal_numbers_become_zero():
         ("activations.cu", "scaled_tanh_backward", "dx", {"dy": dy, "y": one / 2}),
         ("activations.cu", "sigmoid_backward", "dx", {"dy": dy, "y": one / 2}),
         ("elementwise.cu", "add", "to", {"a": x, "b": 0 * one}),
+        ("elementwise.cu", "multiply", "to", {"a": x, "b": 1e30 * one}),
     ):
         assert (elementwise(file, kernel, result, inputs) == 0).all(), kernel
     assert (elementwise("elementwise.cu", "scale", "to", {"a": x}, factor=1e30) == 0).all()
@@ -99,13 +100,18 @@ def test_activations_are_within_their_rounding(name, count):
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_add_scale_and_dropout_equal_the_definitions(count):
+def test_sums_products_and_dropout_equal_the_definitions(count):
     a, b = numbers(3, count), numbers(4, count)[::-1].copy()
     with np.errstate(invalid="ignore"):
         total = a + b
     np.testing.assert_array_equal(
         elementwise("elementwise.cu", "add", "to", {"a": a, "b": b}), total
     )
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        product = a * b
+    normal = ~((abs(product) < 2.0**-126) & (product != 0))
+    computed = elementwise("elementwise.cu", "multiply", "to", {"a": a, "b": b})
+    np.testing.assert_array_equal(computed[normal], product[normal])
     half = elementwise("elementwise.cu", "scale", "to", {"a": a}, factor=0.5)
     np.testing.assert_array_equal(half[:8], (a * F4(0.5))[:8])
     b = np.clip(b, F4(-9), F4(9))

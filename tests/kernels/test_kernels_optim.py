@@ -5,7 +5,7 @@ import pytest
 from kernel_runs import F4, address, asarray, asnumpy, start
 
 from gpuconv.cuda import plan_dense
-from gpuconv.nn.layer import Parameter
+from gpuconv.nn import Parameter
 from gpuconv.optim import SGD, Adam, AdamW
 
 COUNTS = [1, 3, 4, 400, 4095, 4096, 4097, 9001]

@@ -76,7 +76,7 @@ CHECKS = {
     "relu": relu,
     "losses": losses,
     "softmax": lambda: dense.test_softmax(9, 31),
-    "elementwise": lambda: dense.test_add_scale_and_dropout_equal_the_definitions(1023),
+    "elementwise": lambda: dense.test_sums_products_and_dropout_equal_the_definitions(1023),
     "transpose": lambda: dense.test_transposes_equal_numpy(3, 31, 33),
     "norm": seeds(norm.compare_norm, 0, 1, 2),
     "response": seeds(norm.compare_response, 0, 1, 2),

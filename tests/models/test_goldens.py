@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from passes import scores_of, training_pass
 from stored import stored
 
 import gpuconv
@@ -66,7 +67,7 @@ def check(name, device, bound):
     dtype = np.float64 if device == "reference" else np.float32
     network = filled(name, golden["seed"], dtype).to(device)
     x = inputs(golden, NAMES[name]).astype(dtype)
-    found = {"eval_scores": network.eval().infer(x)}
+    found = {"eval_scores": scores_of(network.eval(), x)}
     found |= train_pass(network, x, device)
     print(json.dumps({"model": name, "device": device, "worst": compare(golden, found, bound)}))
 
@@ -101,13 +102,11 @@ def inputs(golden, channels):
 
 def train_pass(network, x, device):
     """One forward and backward pass in training, without dropout."""
-    for _, layer in network.layers():
+    for layer in network.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     loss = nn.AuxiliaryLoss()
-    scores = network.train().forward(x)
-    value = loss.forward(scores, np.array([3, 7]))
-    dx = network.backward(loss.backward())
+    value, scores, dx = training_pass(network.train(), loss, x, np.array([3, 7]))
     running = [b.data for key, b in network.named_buffers() if "running" in key]
     return {
         "train_scores": scores[0] if isinstance(scores, tuple) else scores,

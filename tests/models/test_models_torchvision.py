@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from passes import scores_of, training_pass
 
 import gpuconv
 from gpuconv import models, nn
@@ -81,12 +82,12 @@ def test_values_equal_torchvisions(name, arguments, size, device):
             tensor += torch.tensor(0.1 * rng.random(tensor.shape))
     network = models.MODELS[name](num_classes=6, seed=None, **arguments).to(device, np.float64)
     network.load_state_dict(gpuconv.load_torch(rival.state_dict()))
-    for layer in [*rival.modules(), *(layer for _, layer in network.layers())]:
+    for layer in [*rival.modules(), *network.modules()]:
         if "Dropout" in type(layer).__name__:
             layer.p = 0.0
     x, labels = rng.standard_normal((3, 3, size, size)), np.array([0, 2, 5])
     with torch.no_grad():
-        close(network.eval().infer(x), rival.eval()(torch.tensor(x)).numpy(), "evaluation")
+        close(scores_of(network.eval(), x), rival.eval()(torch.tensor(x)).numpy(), "evaluation")
     t = torch.tensor(x, requires_grad=True)
     scores = rival.train()(t)
     # its named tuple has the main scores first, then the heads from the last one on
@@ -95,12 +96,11 @@ def test_values_equal_torchvisions(name, arguments, size, device):
     main, *others = [criterion(each, torch.tensor(labels)) for each in scores]
     (main + 0.3 * sum(others)).backward()
     loss = nn.AuxiliaryLoss()
-    ours = network.train().forward(x)
-    value = loss.forward(ours, labels)
+    value, ours, dx = training_pass(network.train(), loss, x, labels)
     for found, expected in zip(ours if len(scores) > 1 else (ours,), scores, strict=True):
         close(found, expected.detach().numpy(), "scores")
     assert value == pytest.approx((main + 0.3 * sum(others)).item(), rel=1e-9)
-    close(network.backward(loss.backward()), t.grad.numpy(), "input")
+    close(dx, t.grad.numpy(), "input")
     gradients = {key: parameter.grad for key, parameter in network.named_parameters()}
     for key, parameter in rival.named_parameters():
         close(gradients.pop(key), parameter.grad.numpy(), key)

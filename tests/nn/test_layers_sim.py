@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from passes import scores_of, training_pass
 from simulated import sim  # noqa: F401  skips where the simulator cannot run
 
 import gpuconv
 from gpuconv import models, nn, optim
 from gpuconv.arrays import channels_last, device_of, to_device, to_numpy
+from gpuconv.autograd import Node, Tensor
 from gpuconv.cuda.runtime import runtime
 
 SHAPE = (3, 3, 9, 11)
@@ -29,38 +31,43 @@ def dense(channels):
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), last)
 
 
-def network():
+class Network(nn.Module):
     """A little of everything that the zoo is made of; channels in fours and not."""
-    table = np.random.default_rng(3).random((28, 12)) < 0.5
-    return nn.AuxiliaryHeads(
-        {"aux": "joined"},
-        stem=conv(3, 8, stride=(2, 1)),
-        norm=nn.LocalResponseNorm(5, 0.1, 0.75, 2.0, "paper"),
-        drop=nn.Dropout(0.3, seed=5),
-        joined=nn.Concat(conv(8, 7, 1), nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(8, 3))),
-        aux=nn.Sequential(
+
+    def __init__(self):
+        super().__init__()
+        table = np.random.default_rng(3).random((28, 12)) < 0.5
+        self.stem = conv(3, 8, stride=(2, 1))
+        self.norm = nn.LocalResponseNorm(5, 0.1, 0.75, 2.0, "paper")
+        self.drop = nn.Dropout(0.3, seed=5)
+        self.joined = nn.Concat(conv(8, 7, 1), nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(8, 3)))
+        self.aux = nn.Sequential(
             nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(60, 5, rng=7), nn.Tanh()
-        ),
-        dense=nn.DenseBlock(dense(10), dense(16), dense(22)),
-        around=nn.Sequential(nn.Residual(conv(28, 28)), nn.ReLU()),
-        partial=nn.PartialConv2d(table, 3, rng=9),
-        last=nn.Sequential(nn.BatchNorm2d(12, affine=False), nn.AdaptiveAvgPool2d(1)),
-        flat=nn.Flatten(),
-        fc=nn.Linear(12, 5, rng=8),
-    )
+        )
+        self.dense = nn.DenseBlock(6, dense(10), dense(16), dense(22))
+        self.around = nn.Sequential(nn.Residual(conv(28, 28)), nn.ReLU())
+        self.linked = nn.Conv2d(28, 12, 3, connections=table, rng=9)
+        self.last = nn.Sequential(nn.BatchNorm2d(12, affine=False), nn.AdaptiveAvgPool2d(1))
+        self.fc = nn.Linear(12, 5, rng=8)
+
+    def forward(self, x):
+        x = self.joined(self.drop(self.norm(self.stem(x))))
+        beside = [self.aux(x)] if self.training else []
+        x = self.last(self.linked(self.around(self.dense(x))))
+        scores = self.fc(x.flatten(1))
+        return (scores, *beside) if beside else scores
 
 
 def train(device, dtype, steps=2):
     """The network after some steps of Adam, with each step's loss, scores, dx and gradients."""
-    model, loss = network().to(device, dtype), nn.AuxiliaryLoss()
+    model, loss = Network().to(device, dtype), nn.AuxiliaryLoss()
     optimizer = optim.Adam(model.parameters(), lr=1e-3)
     rng, seen = np.random.default_rng(1), []
     for _ in range(steps):
         optimizer.zero_grad()
         x = to_device(rng.standard_normal(SHAPE).astype(dtype), device)
-        scores = model.forward(x)
-        value = loss.forward(scores, to_device(np.array([0, 4, 2]), device))
-        dx = model.backward(loss.backward())
+        labels = to_device(np.array([0, 4, 2]), device)
+        value, scores, dx = training_pass(model, loss, x, labels)
         seen.append([np.array(value), *map(to_numpy, scores), to_numpy(dx)])
         seen[-1] += [to_numpy(p.grad) for p in model.parameters()]
         optimizer.step()
@@ -89,14 +96,14 @@ def test_everything_trains_as_on_the_reference_and_repeats_its_bits():
 def test_running_statistics_follow_the_reference():
     found = []
     for device, dtype in (("sim", np.float32), ("reference", np.float64)):
-        model = network().to(device, dtype)
+        model = Network().to(device, dtype)
         for seed in range(3):
             x = np.random.default_rng(seed).standard_normal(SHAPE).astype(dtype)
-            model.forward(to_device(x, device))
+            model(to_device(x, device))
         found.append(model.state_dict())
         x = to_device(np.ones(SHAPE, dtype), device)
-        found[-1] |= {"scores": to_numpy(model.eval().infer(x))}
-        found[-1] |= {"forward": to_numpy(model.forward(x))}
+        found[-1] |= {"scores": to_numpy(scores_of(model.eval(), x))}
+        found[-1] |= {"forward": model(x).numpy()}
     for key, right in found[1].items():
         assert np.abs(found[0][key] - right).max() <= CLOSE * max(1, np.abs(right).max()), key
 
@@ -108,22 +115,22 @@ def test_state_moves_between_devices():
     for _, holder in model.named_parameters() + model.named_buffers():
         counter = holder.data.dtype == np.int64
         assert device_of(holder.data) == ("cpu" if counter else "sim")
-    other = network()
+    other = Network()
     other.load_state_dict(state)
-    there = network().to("sim")
+    there = Network().to("sim")
     there.load_state_dict(state)
     for again in (other, there, other.to("sim"), there.to("cpu"), there.to("sim")):
         for key, array in again.state_dict().items():
             np.testing.assert_array_equal(array, state[key])
     x = np.random.default_rng(2).standard_normal(SHAPE).astype(np.float32)
-    scores = [to_numpy(m.eval().infer(to_device(x, "sim"))) for m in (model, other, there)]
+    scores = [to_numpy(scores_of(m.eval(), to_device(x, "sim"))) for m in (model, other, there)]
     assert scores[0].tobytes() == scores[1].tobytes() == scores[2].tobytes()
 
 
 def test_a_saved_model_is_loaded_onto_a_device(tmp_path):
     model = models.resnet18(num_classes=3, stem="small").to("sim")
-    model["bn1"].running_mean.data = to_device(np.arange(64, dtype=np.float32), "sim")
-    model["bn1"].num_batches_tracked.data += 7
+    model.bn1.running_mean.data = to_device(np.arange(64, dtype=np.float32), "sim")
+    model.bn1.num_batches_tracked.data += 7
     gpuconv.save(model, tmp_path / "model.safetensors")
     loaded = gpuconv.load(tmp_path / "model.safetensors").to("sim").state_dict()
     for key, array in model.state_dict().items():
@@ -131,25 +138,39 @@ def test_a_saved_model_is_loaded_onto_a_device(tmp_path):
 
 
 def test_a_dense_block_keeps_its_image_once_and_reads_it_in_place():
-    block = nn.DenseBlock(dense(8), dense(14)).to("sim")
+    block = nn.DenseBlock(6, dense(8), dense(14)).to("sim")
     x = to_device(np.random.default_rng(0).standard_normal((2, 8, 5, 5)).astype(np.float32), "sim")
     on = runtime("sim")
     before = dict(on.ran)
-    y = block.forward(x)
-    assert channels_last(y)
-    kept = [layer.layer._saved[0] for step in block for layer in step._steps[:1]]
+    y = block(Tensor(x, requires_grad=True))
+    assert channels_last(y.data)
+    kept = read_by_batch_norms(y)
     assert [a.shape[1] for a in kept] == [8, 14]
-    assert {on.address(a) for a in kept} == {on.address(y)}
+    assert {on.address(a) for a in kept} == {on.address(y.data)}
     ran = {k: n - before.get(k, 0) for k, n in on.ran.items() if n != before.get(k, 0)}
     assert ran.get("copy_channels") == 3  # x and the two layers' outputs; no input of a layer
-    block.backward(y)
+    y.backward(y.data)
+
+
+def read_by_batch_norms(y):
+    """What the batch norms behind y have saved of their inputs, the first first."""
+    found, nodes, seen = {}, [y._node], set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, Node) and node.number not in seen:
+            seen.add(node.number)
+            nodes += node.inputs
+            if node.name.startswith("batch_norm"):
+                found[node.number] = node.saved[1]
+    joined = [found[number] for number in sorted(found)]
+    return [a for a in joined if a.shape[1] in (8, 14)]
 
 
 def test_one_value_a_channel_is_refused_before_anything_changes():
     layer = nn.BatchNorm2d(2).to("sim")
     x = to_device(np.ones((1, 2, 1, 1), np.float32), "sim")
     with pytest.raises(ValueError, match="training needs more than one value a channel"):
-        layer.forward(x)
+        layer(x)
     assert not to_numpy(layer.running_mean.data).any()
 
 

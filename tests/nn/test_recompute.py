@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from passes import training_pass
 
 from gpuconv import models, nn, optim
 
@@ -24,25 +25,25 @@ def block(channels, drop):
     )
 
 
-def network(recompute):
+class Network(nn.Module):
     """Blocks with batch norm and dropout, one of them used by a loss of its own."""
-    wrap = nn.Recompute if recompute else lambda layer: layer
-    made = nn.AuxiliaryHeads(
-        {"head": "middle"},
-        first=nn.Conv2d(2, 6, 3, padding=1),
-        middle=wrap(nn.Sequential(**{"": block(6, 0.3), "relu": nn.ReLU()})),
-        head=wrap(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))),
-        dense=nn.DenseBlock(one=wrap(nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)))),
-        last=wrap(nn.Concat(block(10, 0.5), nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.ReLU()))),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flat=nn.Flatten(),
-        fc=nn.Linear(20, 3),
-    )
-    nn.init.initialize(made, 5)
-    for _, layer in made.layers():  # seeds must not depend on how many layers stand before
-        if isinstance(layer, nn.Dropout):
-            layer.seed = 11
-    return made
+
+    def __init__(self, recompute):
+        super().__init__()
+        self.first = nn.Conv2d(2, 6, 3, padding=1)
+        self.middle = nn.Sequential(block(6, 0.3), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+        self.dense = nn.DenseBlock(4, nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)))
+        self.last = nn.Concat(block(10, 0.5), nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.ReLU()))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(20, 3)
+        for part in (self.middle, self.head, self.dense[0], self.last):
+            part.recompute = recompute
+        nn.init.initialize(self, 5)
+
+    def forward(self, x):
+        x = self.middle(self.first(x))
+        return self.fc(self.pool(self.last(self.dense(x))).flatten(1)), self.head(x)
 
 
 def same_weights(made, other):
@@ -56,20 +57,20 @@ def steps(made, images, labels, count=3):
     optimizer = optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
     for _ in range(count):
         optimizer.zero_grad()
-        left.append(loss.forward(made.forward(images), labels))
-        left.append(made.backward(loss.backward()).tobytes())
+        value, _, dx = training_pass(made, loss, images, labels)
+        left += [value, dx.tobytes()]
         left += [parameter.grad.tobytes() for parameter in made.parameters()]
         optimizer.step()
     left += [array.tobytes() for array in made.state_dict().values()]
-    return left + [layer.masks for _, layer in made.layers() if isinstance(layer, nn.Dropout)]
+    return left + [layer.masks for layer in made.modules() if isinstance(layer, nn.Dropout)]
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_bit_is_plain_trainings(device, dtype):
     images, labels = RNG.standard_normal((4, 2, 9, 7)).astype(dtype), np.array([0, 2, 1, 1])
-    plain = network(False).to(device, dtype)
-    saving = same_weights(network(True).to(device, dtype), plain)
+    plain = Network(False).to(device, dtype)
+    saving = same_weights(Network(True).to(device, dtype), plain)
     assert list(plain.state_dict()) == list(saving.state_dict())
     assert steps(plain, images, labels) == steps(saving, images, labels)
 
@@ -93,9 +94,9 @@ def peak(made, images, labels):
     try:
         for _ in range(2):
             made.zero_grad()
-            loss.forward(made.forward(images), labels)
+            value = loss(made(images), labels)
             tracemalloc.reset_peak()
-            made.backward(loss.backward(), need_dx=False)
+            value.backward()
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -105,38 +106,11 @@ def test_it_takes_less_memory():
     images, labels = RNG.standard_normal((4, 8, 32, 32)).astype(np.float32), np.arange(4)
     tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
     plain = nn.Sequential(*(block(8, 0.0) for _ in range(8)), *tail)
-    saving = nn.Sequential(*(nn.Recompute(block(8, 0.0)) for _ in range(8)), *tail)
+    saving = nn.Sequential(*(block(8, 0.0) for _ in range(8)), *tail)
+    assert nn.recompute_blocks(saving) == 8
     assert peak(saving, images, labels) < 0.6 * peak(plain, images, labels)
 
 
-def test_modes_are_those_of_the_forward_pass():
-    """Batch norm in evaluation mode at the forward pass stays so, whatever is set in between."""
-    images = RNG.standard_normal((3, 4, 5, 5))
-    results = []
-    for wrap in (lambda layer: layer, nn.Recompute):
-        norm = nn.BatchNorm2d(4).to(dtype=np.float64).eval()
-        layer = wrap(norm)
-        layer.forward(images)
-        norm.train()
-        results.append(layer.backward(images).tobytes())
-        assert norm.training
-        assert norm.num_batches_tracked.data == 0
-    assert results[0] == results[1]
-
-
-def test_each_forward_serves_one_backward():
-    layer = nn.Recompute(nn.ReLU())
-    layer.forward(np.ones((2, 2), np.float32))
-    layer.backward(np.ones((2, 2), np.float32))
-    with pytest.raises(RuntimeError, match=r"Recompute\.backward: call forward first"):
-        layer.backward(np.ones((2, 2), np.float32))
-    layer.infer(np.ones((2, 2), np.float32))
-    with pytest.raises(RuntimeError, match=r"Recompute\.backward: call forward first"):
-        layer.backward(np.ones((2, 2), np.float32))
-
-
 def test_errors():
-    with pytest.raises(TypeError, match="Recompute: expected a Layer, got int"):
-        nn.Recompute(3)
     with pytest.raises(ValueError, match="vgg16: has no blocks to recompute"):
         models.vgg16(recompute=True, seed=None)

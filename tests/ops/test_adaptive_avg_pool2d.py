@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gpuconv import nn, ops
+from gpuconv.autograd import Tensor
 
 
 def case(seed):
@@ -54,10 +55,11 @@ def test_the_same_size_is_the_identity_and_one_is_the_global_mean():
     x = np.random.default_rng(0).standard_normal((2, 3, 6, 7)).astype(np.float32)
     np.testing.assert_array_equal(ops.adaptive_avg_pool2d(x, (6, 7)), x)
     np.testing.assert_array_equal(ops.adaptive_avg_pool2d(x, 1)[..., 0, 0], x.mean((2, 3)))
-    layer = nn.AdaptiveAvgPool2d(1)
-    assert layer.forward(x).shape == (2, 3, 1, 1)
-    assert layer.backward(np.ones((2, 3, 1, 1), np.float32)).shape == x.shape
-    assert layer.output_shape((3, 6, 7)) == (3, 1, 1)
+    inputs = Tensor(x, requires_grad=True)
+    y = nn.AdaptiveAvgPool2d(1)(inputs)
+    np.testing.assert_array_equal(y.data[..., 0, 0], x.mean((2, 3)))
+    y.backward(np.ones((2, 3, 1, 1), np.float32))
+    np.testing.assert_allclose(inputs.grad, np.full(x.shape, 1 / 42), 1e-6)
 
 
 def test_wrong_arguments_are_refused():
@@ -87,6 +89,17 @@ def test_the_sum_of_branches(activation, dtype):
     np.testing.assert_array_equal(ops.add(a[:, :, ::2], view), a[:, :, ::2] + view)
     with pytest.raises(ValueError, match="b must have shape"):
         ops.add(a, b[:1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products_element_by_element(dtype):
+    a, b = np.random.default_rng(4).standard_normal((2, 3, 5, 40, 120)).astype(dtype)
+    a[0, 0, 0, 0] = np.nan
+    for run in (ops.multiply, ops.multiply.reference):
+        np.testing.assert_array_equal(run(a, b), a * b)
+    view = b[::-1, :, ::2]
+    np.testing.assert_array_equal(ops.multiply(a[:, :, ::2], view), a[:, :, ::2] * view)
+    assert ops.multiply(a[:0], b[:0]).shape == (0, 5, 40, 120)
 
 
 def test_accumulate_adds_in_place():

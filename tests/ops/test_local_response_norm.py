@@ -102,8 +102,8 @@ def test_the_papers_alpha_is_torchs_over_the_size():
     paper = ops.local_response_norm(x, 5, 1e-4, 0.75, 2.0, "paper")
     np.testing.assert_allclose(paper, ops.local_response_norm(x, 5, 5e-4, 0.75, 2.0), 1e-14)
     layer = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0, "paper").to("reference")
-    np.testing.assert_allclose(layer.forward(x), paper, 1e-14)
-    assert "convention=paper" in layer.describe()
+    np.testing.assert_allclose(layer(x).data, paper, 1e-14)
+    assert "convention=paper" in layer.extra_repr()
 
 
 @pytest.mark.parametrize("layout", ["reversed", "strided", "fortran", "read-only"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpuconv import nn, optim
-from gpuconv.nn.layer import Parameter
+from gpuconv.nn import Parameter
 from gpuconv.optim import kernels
 
 SHAPES = [(4, 3, 3, 2), (7,), (1,), (33, 5)]

@@ -16,9 +16,9 @@ import gpuconv
 from gpuconv import checkpoint as checkpoints
 from gpuconv import data, explain, nn, optim
 from gpuconv.cli.main import main
-from gpuconv.cli.show import open_session
 from gpuconv.models import lenet
 from gpuconv.page import of_model
+from gpuconv.page.opening import open_session
 from gpuconv.page.server import PageServer
 
 EPS = np.finfo(np.float32).eps
@@ -320,7 +320,7 @@ def test_a_wide_network_in_colour_by_pages(browser):
             browser.find("[data-layer='1'] [aria-label='conv: channels after']").click()
             browser.until("return gpuconv.page.maps.get(1)?.first === 64")
             assert browser.text(words) == "channels 64 to 99 of 100; 64 left out"
-            outputs = session.graph.outputs(session.wanted.to_float(colours[0]))
+            outputs = session.graph.outputs(session.preprocessing.to_float(colours[0]))
             browser.open_node(1, (99, 5, 2))
             shown = float(browser.find("#node-value").get_attribute("value"))
             assert shown == outputs[1][99, 5, 2]

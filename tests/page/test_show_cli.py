@@ -11,8 +11,8 @@ import pytest
 
 import gpuconv
 from gpuconv.cli.main import main
-from gpuconv.cli.show import open_session
 from gpuconv.models import lenet
+from gpuconv.page.opening import open_session
 
 
 def said(capsys):

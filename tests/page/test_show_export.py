@@ -76,7 +76,7 @@ def run(page, session):
         ".then(r => done([r.run, r.maps.map(m => [...m.values])]))",
         pixels.ravel().tolist(),
     )
-    x = session.wanted.to_float(pixels)
+    x = session.preprocessing.to_float(pixels)
     return found[0], found[1], session.graph.outputs(x), x
 
 

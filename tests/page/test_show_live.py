@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpuconv import data, ops, optim
-from gpuconv.cli.inputs import Input
+from gpuconv.data import Preprocessing
 from gpuconv.models import lenet
 from gpuconv.page import Session, live
 from gpuconv.page.judged import judge
@@ -33,7 +33,7 @@ def session_of(model):
         "dark_border": True,
         "input": {"mean": [0.1307], "std": [0.3081]},
     }
-    return Session(model, Input(metadata, model), "lenet")
+    return Session(model, Preprocessing.from_metadata(metadata, model.input_shape), "lenet")
 
 
 def trainer_of(callbacks=(), out=None, schedule=None):

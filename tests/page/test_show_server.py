@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from gpuconv import models
-from gpuconv.cli.inputs import Input
-from gpuconv.data import Dataset
+from gpuconv.data import Dataset, Preprocessing
 from gpuconv.page import Session
 from gpuconv.page import server as server_module
 from gpuconv.page.server import PageServer
@@ -30,7 +29,9 @@ def digits():
 def session():
     model = models.lenet()
     metadata = {"image_shape": [1, 28, 28], "dark_border": True}
-    return Session(model, Input(metadata, model), "lenet", test=digits)
+    return Session(
+        model, Preprocessing.from_metadata(metadata, model.input_shape), "lenet", test=digits
+    )
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_the_page_and_its_files_load_nothing_from_elsewhere(server):
 
 def test_a_runs_maps_are_the_cpu_devices(server, session):
     pixels, found = run(server)
-    x = session.wanted.to_float(pixels)
+    x = session.preprocessing.to_float(pixels)
     model = session.graph.model
     assert len(found["maps"]) == 14
     for node, sent in zip(session.graph, found["maps"], strict=True):
@@ -149,7 +150,7 @@ def test_gradient_saliency_is_the_gradient_by_central_differences(session):
     values = np.frombuffer(base64.b64decode(found["data"]), "<f4").reshape(1, 32, 32)
     assert all(a is b.grad for a, b in zip(kept, model.parameters(), strict=True))
     exact = models.lenet().to("reference", np.float64).eval()
-    x = session.wanted.to_float(pixels).astype(np.float64)
+    x = session.preprocessing.to_float(pixels).astype(np.float64)
     rng = np.random.default_rng(0)
     for row, column in rng.integers(2, 30, (40, 2)):
         step = np.zeros_like(x)
@@ -177,8 +178,8 @@ def test_an_upload_is_read_as_predict_reads_it(server, session, tmp_path):
     assert status == 200
     assert found["inverted"] is True
     fitted = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(1, 28, 28)
-    expected, _ = session.wanted.picture(str(tmp_path / "one.png"), None)
-    assert (session.wanted.to_float(fitted) == expected).all()
+    expected, _ = session.preprocessing.picture(str(tmp_path / "one.png"), None)
+    assert (session.preprocessing.to_float(fitted) == expected).all()
 
 
 # ---- what it refuses -----------------------------------------------------------------------------

@@ -12,8 +12,7 @@ import pytest
 from test_show_export import every_kind
 
 from gpuconv import explain, models, nn
-from gpuconv.cli.inputs import Input
-from gpuconv.data import Dataset, to_float
+from gpuconv.data import Dataset, Preprocessing, to_float
 from gpuconv.page import Session, of_model, strongest
 from gpuconv.page.explanations import options
 from gpuconv.page.export import export
@@ -26,7 +25,12 @@ def session_of(model, image, count=23, mean=0.2, std=0.4):
     pixels = rng.integers(0, 256, (count, *image), np.uint8)
     labels = np.arange(count) % 3
     metadata = {"image_shape": image, "input": {"mean": [mean], "std": [std]}}
-    return Session(model, Input(metadata, model), "net", test=lambda: Dataset(pixels, labels))
+    return Session(
+        model,
+        Preprocessing.from_metadata(metadata, model.input_shape),
+        "net",
+        test=lambda: Dataset(pixels, labels),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def ask_all(session, number, filter):
 def test_every_methods_answer_is_the_functions(session, served, method):
     pixels = session._samples().images[7]
     run = session.run(pixels)["run"]
-    x = session.wanted.to_float(pixels)
+    x = session.preprocessing.to_float(pixels)
     answers = []
     for target in range(10):
         found = get(f"{served}api/explanation?run={run}&method={method}&target={target}")
@@ -94,7 +98,7 @@ def test_of_a_network_with_a_softmax_the_scores_are_explained():
     pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8), np.uint8)
     run = session.run(pixels)["run"]
     scores = nn.Sequential(*list(own)[:-1]).eval()
-    x = session.wanted.to_float(pixels)
+    x = session.preprocessing.to_float(pixels)
     for method in ("gradient", "guided-backprop", "grad-cam"):
         expected = explain.as_map(explain.method(method).function(scores, x, 2))
         found = array(session.explanation(run, method, 2))

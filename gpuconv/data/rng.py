@@ -1,7 +1,8 @@
-"""Random numbers by counter: each one a pure function of (seed, epoch, image, which draw).
+"""Counter-based random numbers: each one is a pure function of (seed, epoch, image, draw).
 
-A generator with a state would tie an image's augmentation to every batch before it; here a run
-resumed in mid-epoch draws what the uninterrupted one drew, on any NumPy version.
+A generator with a state would tie an image's augmentation to every batch before it. Here a run
+that is resumed in the middle of an epoch gets the numbers that the uninterrupted run got, on any
+version of NumPy.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-class Draws:
-    """The random numbers of the images `indices` in `epoch`: one for each image in every draw.
+class CounterRNG:
+    """Random numbers for the images `indices` in `epoch`: every call gives one for each image.
 
-    seed, epoch, stream: integers, taken modulo 2^64; indices: (n,) integers that name the images.
-    Streams are independent of each other: the loader's order, splits and augmentation have one
-    each. The next draw gives new numbers; a Draws made anew repeats them from the first.
+    seed, epoch, stream: integers, taken modulo 2^64; indices: (n,) integers that identify the
+    images. Streams are independent of each other: the loader's order, splits and augmentation have
+    one each. Successive calls give new numbers; a new object with the same arguments repeats them
+    from the first.
     Source: G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators",
     OOPSLA 2014 (SplitMix64's finaliser, here keyed by seed, epoch and image).
 
-    >>> a, b = Draws(1, 0, np.array([4, 9])), Draws(1, 0, np.array([9]))
+    >>> a, b = CounterRNG(1, 0, np.array([4, 9])), CounterRNG(1, 0, np.array([9]))
     >>> bool(a.uniform()[1] == b.uniform()[0])
     True
     """

@@ -1,4 +1,4 @@
-"""What a run is made of, as a checkpoint keeps it and a continuation must repeat it."""
+"""The description of a run in its checkpoints, which a resumed run must repeat."""
 
 from __future__ import annotations
 

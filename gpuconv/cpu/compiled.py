@@ -1,0 +1,181 @@
+"""The decorator of every compiled function: Numba, without the interpreter lock, kept on disk.
+
+Numba's own cache raises where it cannot read or write (a read-only installation, no home folder, a
+full disk, a damaged file), and does not see an edit of a function that was inlined into one of
+another file. This cache treats every failure as a miss, checks a digest before it unpickles
+anything, and is keyed by the contents of all files of this folder. The private parts of Numba that
+it uses are the dispatcher's `_cache` and the result's `_reduce` and `_rebuild`; should they change,
+code is compiled in each run.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+
+DIGEST_BYTES = 32
+
+
+def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile a function of arrays and numbers at its first call, and keep the code on disk.
+
+    options: Numba's own, such as `fastmath` and `error_model`. Usable with and without parentheses.
+    """
+    if function is None:
+        return functools.partial(compiled, **options)
+    dispatcher = numba.njit(nogil=True, **options)(function)
+    dispatcher._cache = _CodeCache(function)
+    return dispatcher
+
+
+class _CodeCache:
+    """What Numba's dispatcher asks for code: one file for each function, signature and processor.
+
+    A file is a digest and a pickle. The digest covers the pickle and what the code was made from:
+    sources, versions, signature and processor. A file of anything else is a miss, and overwritten.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._file = function.__code__.co_filename
+        self._line = function.__code__.co_firstlineno
+        self._name = f"{Path(self._file).stem}.{function.__qualname__}"
+        # read now: when the code is compiled, the file may have been edited
+        self._sources = _sources(self._file)
+
+    @property
+    def cache_path(self) -> str:
+        """The preferred folder, for the dispatcher's `stats`."""
+        return str(next(_folders(self._file)))
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """The code for this signature, or None where there is none that can be used."""
+        try:
+            from numba.core.compiler import CompileResult
+
+            target.refresh()
+            for path, identity in self._places(signature, target.codegen()):
+                payload = _read(path, identity)
+                if payload is not None:
+                    return CompileResult._rebuild(target, *payload)
+        except Exception:
+            pass  # a miss, whatever went wrong: compiling the function overwrites the file
+        return None
+
+    def save_overload(self, signature: Any, code: Any) -> None:
+        """Write the code to the first folder that takes it; say so, once, where none does."""
+        try:
+            from numba.core.serialize import dumps
+
+            if code.lifted or code.library.has_dynamic_globals:
+                return  # it holds addresses of this process
+            content = dumps(code._reduce())
+            _write_first(self._places(signature, code.codegen), content)
+        except Exception as error:
+            _complain(error)
+
+    def flush(self) -> None:
+        """For the dispatcher's `recompile`: what is saved then overwrites what is there."""
+
+    def _places(self, signature: Any, codegen: Any) -> Iterator[tuple[Path, bytes]]:
+        """Where the code may be kept, best first, and what identifies it there."""
+        if not self._sources:
+            raise OSError(f"no source file {self._file}")
+        of_call = repr((str(signature), codegen.magic_tuple())).encode()
+        versions = numba.__version__, llvmlite.__version__, sys.version, self._line
+        identity = self._sources + repr(versions).encode() + of_call
+        name = f"{self._name}.{sys.implementation.cache_tag}.{_digest(of_call).hex()[:20]}.code"
+        for folder in _folders(self._file):
+            yield folder / name, identity
+
+
+def _folders(file: str) -> Iterator[Path]:
+    """NUMBA_CACHE_DIR if it is set, `__pycache__` beside the source, the user's cache folder."""
+    parent = Path(file).resolve().parent
+    own = f"{parent.name}_{_digest(str(parent).encode()).hex()[:20]}"
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(os.environ["NUMBA_CACHE_DIR"]) / own
+    yield parent / "__pycache__"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if cache.is_absolute():  # for a user without a home folder "~" stays as it is
+        yield cache / "gpuconv" / "compiled" / own
+
+
+@functools.cache
+def _sources(file: str) -> bytes:
+    """A digest of `file` and of all files that its functions may call; empty where it is not there.
+
+    Those are the files of this folder: about a millisecond, once in a process.
+    """
+    try:
+        return _digest(Path(file).read_bytes() + _sources_of_this_folder())
+    except OSError:
+        return b""
+
+
+@functools.cache
+def _sources_of_this_folder() -> bytes:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return b"".join(_digest(file.read_bytes()) for file in files)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+def _read(path: Path, identity: bytes) -> Any:
+    """What was kept there under this identity, or None."""
+    try:
+        kept = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
+    return pickle.loads(content) if digest == _digest(identity + content) else None
+
+
+def _write_first(places: Iterator[tuple[Path, bytes]], content: bytes) -> None:
+    """Write to the first place that can be written; OSError where none can."""
+    errors = []
+    for path, identity in places:
+        try:
+            _write(path, _digest(identity + content) + content)
+            return
+        except OSError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: other processes may read and write the same file."""
+    shared = path.parent.name == "__pycache__"  # its readers may be others than who installed it
+    path.parent.mkdir(0o777 if shared else 0o700, parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+_complained = False
+
+
+def _complain(error: Exception) -> None:
+    global _complained
+    if not _complained and sys.stderr is not None:
+        _complained = True
+        print(
+            f"gpuconv: compiled code cannot be kept, so every run compiles it: {error}. "
+            "Set NUMBA_CACHE_DIR to a folder that can be written.",
+            file=sys.stderr,
+        )

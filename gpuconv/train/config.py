@@ -1,0 +1,194 @@
+"""Run configs: the settings of a training run, and the objects that they describe.
+
+A run config is a flat dict that JSON can hold. A checkpoint keeps it as "settings", so that a run
+can be resumed without repeating its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuconv import checkpoint
+from gpuconv.errors import unknown
+
+if TYPE_CHECKING:
+    from gpuconv.data.augment import Augment
+    from gpuconv.nn import CrossEntropyLoss, Module
+    from gpuconv.optim import EMA, Optimizer, Schedule
+
+RunConfig = dict[str, Any]
+
+DEFAULTS: RunConfig = {
+    "model": "lenet",
+    "data": "mnist",
+    "epochs": 5,
+    "batch": 64,
+    "optimizer": "sgd",
+    "lr": None,  # LEARNING_RATES' for the optimiser
+    "momentum": None,  # 0.9 for sgd
+    "weight_decay": None,  # WEIGHT_DECAYS' for the optimiser
+    "loss": "cross_entropy",
+    "label_smoothing": 0.0,
+    "ema": None,
+    "schedule": "onecycle",
+    "clip": None,
+    "augment": "shift",
+    "normalize": "data",
+    "validation": None,  # VALIDATION, where that is enough images to choose the best epoch
+    "limit": None,
+    "gray": False,
+    "seed": 0,
+    "device": "auto",
+}
+PRESETS: dict[str, RunConfig] = {
+    "default": {},
+    "article": {
+        "epochs": 3,
+        "batch": 16,
+        "lr": 0.1,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "loss": "article",
+        "schedule": "none",
+        "augment": "none",
+        "validation": 0.0,
+    },
+}
+LEARNING_RATES = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}
+WEIGHT_DECAYS = {"sgd": 5e-4, "adam": 0.0, "adamw": 1e-2}
+VALIDATION, MIN_VALIDATION_IMAGES = 0.05, 100
+SCHEDULES = ("none", "step", "cosine", "onecycle")
+LOSSES = ("cross_entropy", "article", "hinge")
+NORMALIZE = ("none", "data")
+AUGMENT = ("none", "shift", "affine", "flip", "crop")
+
+
+def run_config(
+    preset: str = "default", stored: Mapping[str, Any] | None = None, **changes: Any
+) -> RunConfig:
+    """A run config: the preset's settings, over them a resumed run's, over them `changes`.
+
+    preset: a name of `PRESETS`. stored: the run config of a run to resume, see `stored_config`.
+    changes: settings by their names in `DEFAULTS`.
+    Raises ValueError for an unknown preset or setting, a momentum where the optimiser has none, and
+    label smoothing with a loss that has none.
+
+    >>> config = run_config("article", epochs=1)
+    >>> config["batch"], config["epochs"], config["loss"]
+    (16, 1, 'article')
+    """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    for name in changes:
+        if name not in DEFAULTS:
+            raise unknown("setting", name, DEFAULTS)
+    config = {**DEFAULTS, **PRESETS[preset], **(stored or {}), **changes}
+    sgd = config["optimizer"] == "sgd"
+    if not sgd and "momentum" in changes:
+        raise ValueError("train: momentum is for the optimizer sgd; Adam has its own averages")
+    if config["label_smoothing"] and config["loss"] != "cross_entropy":
+        loss = config["loss"]
+        raise ValueError(
+            f"train: label smoothing is for the loss cross_entropy, the loss is {loss}"
+        )
+    if config["lr"] is None:
+        config["lr"] = LEARNING_RATES[config["optimizer"]]
+    if config["weight_decay"] is None:
+        config["weight_decay"] = WEIGHT_DECAYS[config["optimizer"]]
+    if config["momentum"] is None or not sgd:
+        config["momentum"] = 0.9 if sgd else None
+    return config
+
+
+def stored_config(folder: str | Path) -> RunConfig:
+    """The run config of the run in a folder, to resume it.
+
+    Raises FileNotFoundError where there is no run, ValueError where a Trainer was used without a
+    run config.
+    """
+    last = Path(folder) / "last.safetensors"
+    if not last.exists():
+        raise FileNotFoundError(f"{folder}: holds no run to resume: there is no {last.name}")
+    config = checkpoint.read(last).metadata.get("settings")
+    if not isinstance(config, dict) or config.keys() - DEFAULTS.keys():
+        raise ValueError(f"{last}: is no run of `gpuconv train`; resume it with Trainer.fit")
+    return config
+
+
+def validation_fraction(fraction: float | None, images: int) -> float:
+    """The fraction of the training images to hold out for validation.
+
+    None is VALIDATION where that is enough images: the accuracy on a handful of them would choose
+    the best epoch by chance.
+    """
+    if fraction is not None:
+        return fraction
+    return VALIDATION if images * VALIDATION >= MIN_VALIDATION_IMAGES else 0.0
+
+
+def make_loss(config: RunConfig) -> CrossEntropyLoss | str:
+    """The loss, or its name where it has no arguments."""
+    from gpuconv.nn import CrossEntropyLoss
+
+    smoothing = config["label_smoothing"]
+    return CrossEntropyLoss(label_smoothing=smoothing) if smoothing else config["loss"]
+
+
+def make_average(config: RunConfig, model: Module) -> EMA | None:
+    """The moving average of the model's weights, if one is asked for."""
+    from gpuconv import optim
+
+    return None if config["ema"] is None else optim.EMA(model, decay=config["ema"])
+
+
+def make_optimizer(config: RunConfig, model: Module) -> Optimizer:
+    """The optimiser over the model's parameters."""
+    from gpuconv import optim
+
+    arguments = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
+    if config["optimizer"] == "sgd":
+        return optim.SGD(model.parameters(), momentum=config["momentum"], **arguments)
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW}[config["optimizer"]]
+    return kind(model.parameters(), **arguments)
+
+
+def make_schedule(config: RunConfig, batches: int) -> Schedule | None:
+    """The learning rate as a function of the step; batches: the number of batches in an epoch.
+
+    step: divided by 10 after each third of the run. cosine: down to 0 at the end. onecycle: up to
+    the rate within 30% of the run, then down to almost 0; the momentum goes the other way.
+    """
+    from gpuconv import optim
+
+    lr, steps = config["lr"], config["epochs"] * batches
+    if config["schedule"] == "step":
+        return optim.StepLR(lr, step_size=max(1, -(-steps // 3)))
+    if config["schedule"] == "cosine":
+        return optim.CosineLR(lr, t_max=steps)
+    if config["schedule"] == "onecycle":
+        cycle = config["optimizer"] != "sgd" or config["momentum"] > 0
+        return optim.OneCycleLR(lr, total_steps=steps, cycle_momentum=cycle)
+    return None
+
+
+def make_augment(text: str, image_shape: tuple[int, ...]) -> Augment | None:
+    """The augmentation of that name, or of several joined by "+"; None for "none".
+
+    shift: up to 2 pixels in either direction. affine: up to 10 degrees and 10% of the size. flip:
+    left to right. crop: a window of the images' own size after padding by 4 pixels.
+    """
+    from gpuconv import data
+
+    steps: list[Augment] = []
+    for name in text.split("+"):
+        if name == "shift":
+            steps.append(data.Shift(2))
+        elif name == "affine":
+            steps.append(data.Affine(degrees=10, scale=0.1))
+        elif name == "flip":
+            steps.append(data.HorizontalFlip())
+        elif name == "crop":
+            steps.append(data.RandomCrop(image_shape[1:], padding=4))  # type: ignore[arg-type]
+    return data.Compose(steps) if len(steps) > 1 else steps[0] if steps else None

@@ -1,0 +1,48 @@
+"""The folder of a new run: the next free one, a given one, or one to replace."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from gpuconv.train.config import RunConfig
+
+RUN_FILES = ("last.safetensors", "best.safetensors", "history.jsonl")
+PICTURES = ("curves.png", "confusion.png")
+
+
+def make_run_folder(config: RunConfig, out: str | None, overwrite: bool) -> Path:
+    """Make the folder of a new run.
+
+    out: its path; None for runs/MODEL-DATA, or the first of runs/MODEL-DATA-2, -3, ... that does
+    not exist. overwrite: take a folder that holds a run; its pictures are removed at once, the rest
+    is replaced by the Trainer.
+    Raises ValueError for a folder that holds a run, unless overwrite; OSError where no folder can
+    be made.
+    """
+    if out is None:
+        data = Path(config["data"]).expanduser().resolve().name or "data"  # a data set's name stays
+        return _next_free(Path("runs") / f"{config['model']}-{data}")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    existing = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    if existing and not overwrite:
+        raise ValueError(
+            f"{folder}: holds a run already ({existing[0].name}); continue it with "
+            f"--resume {folder}, replace it with --overwrite, or choose another folder"
+        )
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def _next_free(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            place.mkdir()
+        except FileExistsError:
+            continue
+        return place
+    raise AssertionError("there is always a next number")

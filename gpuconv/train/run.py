@@ -1,0 +1,114 @@
+"""A training run from its config: `prepare` makes the trainer and the loaders, `test` the result.
+
+from gpuconv import train
+run = train.prepare(train.run_config(model="lenet", data="mnist", epochs=5))
+run.trainer.out = "runs/mine"
+history = run.fit()
+print(train.test(run)["accuracy"])
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpuconv import checkpoint, models
+from gpuconv.data import Loader, Preprocessing
+from gpuconv.data.preprocessing import (
+    has_dark_border,
+    image_size,
+    is_picture_folder,
+    load_limited,
+    mean_and_std,
+)
+from gpuconv.train import config as configs
+from gpuconv.train.trainer import Trainer
+
+TEST_BATCH = 500
+
+
+@dataclass
+class Run:
+    """A run that is ready to train. validation: None where no images are held out."""
+
+    config: configs.RunConfig
+    trainer: Trainer
+    training: Loader
+    validation: Loader | None
+
+    def fit(self, resume: bool = False) -> list[dict[str, Any]]:
+        """`Trainer.fit` with the run's loaders and epochs."""
+        epochs = self.config["epochs"]
+        return self.trainer.fit(self.training, self.validation, epochs=epochs, resume=resume)
+
+
+def prepare(config: configs.RunConfig) -> Run:
+    """The data, model, optimiser and trainer of a run config. The trainer has no folder yet.
+
+    Raises ValueError or OSError for a model or data that cannot be had.
+    """
+    config = dict(config)
+    seed = config["seed"]
+    size = None
+    if is_picture_folder(config["data"]):
+        size = image_size(_build(config["model"], {}, seed).input_shape)
+    whole = load_limited(config["data"], "train", config["limit"], size, config["gray"])
+    shape, classes = whole.image_shape, whole.classes
+    arguments = {"in_channels": shape[0], "num_classes": len(classes)}
+    model = _build(config["model"], arguments, seed).to(config["device"])
+    mean, std = mean_and_std(whole) if config["normalize"] == "data" else (None, None)
+    training, held_out = whole, None
+    config["validation"] = configs.validation_fraction(config["validation"], len(whole))
+    if config["validation"] > 0:
+        training, held_out = whole.split(1 - config["validation"], seed=seed)
+    scaling: dict[str, Any] = {"size": image_size(model.input_shape), "mean": mean, "std": std}
+    augment = configs.make_augment(config["augment"], shape)
+    loader = Loader(training, config["batch"], seed=seed, augment=augment, **scaling)
+    validation = None
+    if held_out is not None:
+        batch = min(TEST_BATCH, len(held_out))
+        validation = Loader(held_out, batch, shuffle=False, **scaling)
+    trainer = Trainer(
+        model,
+        configs.make_loss(config),
+        configs.make_optimizer(config, model),
+        schedule=configs.make_schedule(config, len(loader)),
+        clip_norm=config["clip"],
+        average=configs.make_average(config, model),
+        seed=seed,
+        metadata={
+            "settings": config,
+            "image_shape": shape,
+            "dark_border": has_dark_border(whole),
+        },
+    )
+    return Run(config, trainer, loader, validation)
+
+
+def test(run: Run) -> dict[str, Any]:
+    """Test the weights of the best epoch, or of the last where nothing was held out.
+
+    They are loaded from the run's folder into its model. Returns `Trainer.evaluate`'s result and
+    "checkpoint" (the file's path), "epoch" (of the weights) and "dataset" (the test set).
+    """
+    trainer = run.trainer
+    if trainer.out is None:
+        raise ValueError("test: the run has no folder: set run.trainer.out before it is trained")
+    best, last = Path(trainer.out) / "best.safetensors", Path(trainer.out) / "last.safetensors"
+    path = best if best.exists() else last
+    found = checkpoint.read(path)
+    found.load_into(trainer.model)
+    preprocessing = Preprocessing.from_metadata(found.metadata, trainer.model.input_shape)
+    dataset = preprocessing.load(run.config["data"], "test", run.config["limit"])
+    # best.safetensors holds the averaged weights already, if there are any; last.safetensors not.
+    average = trainer.average if path == last else None
+    with average.applied() if average else nullcontext():
+        result = trainer.evaluate(preprocessing.loader(dataset, TEST_BATCH))
+    epoch = found.metadata.get("epoch", trainer.position.epoch)
+    return {**result, "checkpoint": path, "epoch": epoch, "dataset": dataset}
+
+
+def _build(name: str, arguments: dict[str, Any], seed: int) -> Any:
+    return models.build({"name": name, "arguments": {**arguments, "seed": seed}})
