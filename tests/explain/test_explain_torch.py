@@ -85,7 +85,7 @@ def network(name, arguments):
 
 
 def layer_named(made, name):
-    return next(layer for key, layer in made.layers() if key == name)
+    return next(layer for key, layer in made.named_modules() if key == name)
 
 
 def close(found, expected):

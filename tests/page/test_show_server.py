@@ -378,7 +378,7 @@ def test_a_client_that_dribbles_is_dropped(server, monkeypatch):
 
 def test_the_number_of_clients_is_bounded(server):
     idle = [
-        socket.create_connection(server.server_address) for _ in range(server_module.MOST_CLIENTS)
+        socket.create_connection(server.server_address) for _ in range(server_module.MAX_CLIENTS)
     ]
     try:
         deadline = time.monotonic() + 20

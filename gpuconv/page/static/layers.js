@@ -17,7 +17,8 @@
       views.push(view);
       place.append(view.section);
     }
-    new ResizeObserver(() => paintAll()).observe(place);
+    new ResizeObserver(() => { reserveAll(); paintAll(); }).observe(place);
+    reserveAll();
     watchSight();
   }
 
@@ -136,11 +137,21 @@
 
   const paintAll = () => views.forEach(paint);
 
+  /** Give each layer the room that its maps will take, drawn or not, so that nothing moves later. */
+  function reserveAll() {
+    const sizes = views.map(gpuconv.maps.layout); // all reads before the first write
+    views.forEach(({ canvas }, i) => {
+      canvas.style.width = `${sizes[i].width}px`;
+      canvas.style.height = `${sizes[i].height}px`;
+    });
+  }
+
   // ---- pointing and walking ------------------------------------------------------------------
 
+  /** An element's value; undefined while its channel has not been loaded. */
   function valueAt(layer, index) {
     const held = page.maps.get(layer.number);
-    if (!held) return null;
+    if (!held) return undefined;
     const [channel, ...rest] = index;
     const flat = gpuconv.ravel([channel - held.first, ...rest], layer.shape);
     return held.values[flat];

@@ -13,7 +13,7 @@ from test_show_export import every_kind
 
 from gpuconv import explain, models, nn
 from gpuconv.data import Dataset, Preprocessing, to_float
-from gpuconv.page import Session, of_model, strongest
+from gpuconv.page import Session, of_model, top_patches
 from gpuconv.page.explanations import options
 from gpuconv.page.export import export
 from gpuconv.page.server import PageServer
@@ -155,7 +155,7 @@ def test_occlusions_window_fits_any_picture():
 
 
 def test_the_strongest_parts_are_found_a_little_at_a_time(session, served, monkeypatch):
-    monkeypatch.setattr(strongest, "STEP_PICTURES", 10)
+    monkeypatch.setattr(top_patches, "STEP_PICTURES", 10)
     session._searches = None
     node, filter = next(n for n in session.graph if n.name == "conv2"), 5
     answers = [get(f"{served}api/patches?layer={node.number}&filter={filter}") for _ in range(3)]
@@ -194,15 +194,15 @@ def test_new_weights_begin_the_search_anew(session):
 
 
 def test_the_search_is_bounded(session, monkeypatch):
-    monkeypatch.setattr(strongest, "MOST_WORK", 15 * session.graph.multiply_adds)
-    monkeypatch.setattr(strongest, "STEP_WORK", 4 * session.graph.multiply_adds)
+    monkeypatch.setattr(top_patches, "MAX_WORK", 15 * session.graph.multiply_adds)
+    monkeypatch.setattr(top_patches, "STEP_WORK", 4 * session.graph.multiply_adds)
     session._searches = None
     answers = ask_all(session, 4, 1)
     assert [each["seen"] for each in answers] == [4, 8, 12, 15]
     assert (answers[-1]["pictures"], answers[-1]["of"]) == (15, 23)
     for number in range(1, 7):
         ask_all(session, number, 0)
-    assert len(session._searches._kept) == strongest.MOST_SEARCHES
+    assert len(session._searches._kept) == top_patches.MAX_SEARCHES
     session._searches = None
 
 
@@ -245,7 +245,7 @@ def test_an_exported_file_has_the_parts_of_small_convolutions(session, tmp_path,
     for number in (1, 4):
         for k, each in enumerate(found["patches"][str(number)]):
             assert each == ask_all(session, number, k)[-1]
-    monkeypatch.setitem(export.__globals__, "MOST_PATCH_BYTES", 1000)
+    monkeypatch.setitem(export.__globals__, "MAX_PATCH_BYTES", 1000)
     found = read()
     assert found["model"]["patches"] == []
     assert found["model"]["note"] == "strongest parts not in this file"
