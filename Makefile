@@ -15,7 +15,7 @@ help:
 	@echo "make train      train LeNet on MNIST (ARGS='--epochs 1' passes options on)"
 	@echo "make test       run the tests"
 	@echo "make test-all   run the tests, the long sweeps too"
-	@echo "make lint       check style and types"
+	@echo "make lint       check style, types and what imports what"
 	@echo "make format     format the code"
 	@echo "make bench      run the benchmarks"
 	@echo "make docs       build the documentation into site/"
@@ -49,6 +49,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

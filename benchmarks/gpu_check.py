@@ -238,8 +238,8 @@ def records_in(path: Path) -> list[Record]:
 
 def test_files() -> list[Path]:
     """The tests that run kernels on the device that GPUCONV_TEST_DEVICE names."""
-    kernels = sorted((ROOT / "tests").glob("test_kernels_*.py"))
-    named = [*kernels, ROOT / "tests" / "test_runtime_ops.py"]
+    kernels = sorted((ROOT / "tests" / "kernels").glob("test_kernels_*.py"))
+    named = [*kernels, ROOT / "tests" / "cuda" / "test_runtime_ops.py"]
     return [path for path in named if TESTS.search(path.read_text("utf-8"))]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuconv import data, models, nn, optim
 from gpuconv.arrays import to_device, to_numpy
-from gpuconv.bench import ceilings, machine, works
+from gpuconv.bench import ceilings, machine, workloads
 from gpuconv.bench.cases import Case
 from gpuconv.bench.clock import Times
 from gpuconv.bench.cuda import Clock
@@ -166,15 +166,18 @@ def items(options: Any) -> list[tuple[Case, str, str]]:
     """(case, pass, layout) of all that is timed: the standard set, and one case in NCHW, whose
     conversion is the layout kernel's.
     """
-    chosen = [case for case in standard(options.batch) if options.only in str(case)]
-    found = [(case, direction, "nhwc") for case in chosen for direction, _ in works.counted(case)]
+    # at the beginning of a word, so that "relu" is not leaky_relu too
+    chosen = [case for case in standard(options.batch) if f" {options.only}" in f" {case}"]
+    found = [
+        (case, direction, "nhwc") for case in chosen for direction, _ in workloads.counted(case)
+    ]
     found += [(case, "forward", "nchw") for case in chosen if case.op == "conv2d"][:1]
     return found
 
 
-def work_of(case: Case, direction: str) -> works.AnyWork:
+def workload_of(case: Case, direction: str) -> workloads.AnyWorkload:
     passes = () if direction == "step" else (direction,)
-    (found,) = works.works(case, passes)
+    (found,) = workloads.of_case(case, passes)
     return found
 
 
@@ -185,8 +188,8 @@ def times(options: Any, skip: int) -> Iterator[Record]:
         name = f"{case} {direction}{' from NCHW' if layout == 'nchw' else ''}"
 
         def act(case: Case = case, direction: str = direction, layout: str = layout) -> Record:
-            work = work_of(case, direction)
-            row = measure(work, "cuda", options.seconds, clock, layout, each=True)
+            workload = workload_of(case, direction)
+            row = measure(workload, "cuda", options.seconds, clock, layout, each=True)
             return {"row": _plain(row), **_outcome(row)}
 
         yield guarded(name, act)
@@ -230,23 +233,23 @@ def torch(options: Any, skip: int) -> Iterator[Record]:
     for case, direction in pairs[max(skip - 1, 0) :]:
 
         def act(case: Case = case, direction: str = direction) -> Record:
-            work = work_of(case, direction)
-            theirs = gpu_torch.rival(work, "cuda")
-            return beside(clock, work, theirs, options.seconds)
+            workload = workload_of(case, direction)
+            theirs = gpu_torch.rival(workload, "cuda")
+            return beside(clock, workload, theirs, options.seconds)
 
         yield guarded(f"{case} {direction}", act)
 
 
-def beside(clock: Clock, work: Any, theirs: Any, seconds: float) -> Record:
+def beside(clock: Clock, workload: Any, theirs: Any, seconds: float) -> Record:
     """Rounds of ours and theirs in turn, once both have given the same; ratio above 1: we are
     faster.
     """
     on = clock.on
     moved = [to_device(a, "cuda", weights=True) if isinstance(a, np.ndarray) else a
-             for a in work.arguments]  # fmt: skip
-    outputs, launches, _call = recorded(on, work, tuple(moved))
+             for a in workload.arguments]  # fmt: skip
+    outputs, launches, _call = recorded(on, workload, tuple(moved))
     ours = [np.asarray(to_numpy(one)) for one in outputs]
-    require_right(work, ours)
+    require_right(workload, ours)
     for mine, other in zip(ours, theirs(), strict=False):
         host = other.detach().cpu().numpy()
         if host.shape == mine.shape and mine.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""The same passes as `gpuconv.bench.works`, by PyTorch and cuDNN, one call each."""
+"""The same passes as `gpuconv.bench.workloads`, by PyTorch and cuDNN, one call each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gpuconv.bench.works import Work
+from gpuconv.bench.workloads import Workload
 
 aten = torch.ops.aten
 Tensors = tuple[torch.Tensor, ...]
@@ -21,15 +21,15 @@ def strict() -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def rival(work: Work, device: str) -> Callable[[], Tensors] | None:
-    """PyTorch's call over the work's own numbers, which returns what ours does; None without one.
+def rival(workload: Workload, device: str) -> Callable[[], Tensors] | None:
+    """PyTorch's call on the workload's arrays, which returns what ours does; None without one.
 
     Images are channels-last in memory. device: "cuda", or "cpu" in tests.
     """
-    make = RIVALS.get((work.case.op, work.direction))
-    if make is None or work.case.activation:
+    make = RIVALS.get((workload.case.op, workload.direction))
+    if make is None or workload.case.activation:
         return None
-    return make(*(_tensor(a, device) for a in work.arguments))
+    return make(*(_tensor(a, device) for a in workload.arguments))
 
 
 def _tensor(a: Any, device: str) -> Any:

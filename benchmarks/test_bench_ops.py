@@ -8,7 +8,7 @@ import pytest
 
 from gpuconv.bench.measure import require_right
 from gpuconv.bench.standard import standard
-from gpuconv.bench.works import counted, works
+from gpuconv.bench.workloads import counted, of_case
 
 BATCH, SMOKE_BATCH = 16, 1  # small where --benchmark-disable only asks whether it runs
 PASSES = [
@@ -21,8 +21,8 @@ PASSES = [
 @pytest.mark.parametrize(("number", "direction"), PASSES)
 def test_pass(benchmark, number, direction):
     case = standard(SMOKE_BATCH if benchmark.disabled else BATCH)[number]
-    (work,) = works(case, () if direction == "step" else (direction,))
-    arguments = [a.copy() if isinstance(a, np.ndarray) else a for a in work.arguments]
-    call = work.prepare(tuple(arguments))
-    require_right(work, call())
+    (workload,) = of_case(case, () if direction == "step" else (direction,))
+    arguments = [a.copy() if isinstance(a, np.ndarray) else a for a in workload.arguments]
+    call = workload.prepare(tuple(arguments))
+    require_right(workload, call())
     benchmark(call)

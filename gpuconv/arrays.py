@@ -34,7 +34,7 @@ class ShapeOnly:
         self, shape: Shape, dtype: Any = np.float32, base: ShapeOnly | None = None
     ) -> None:
         """base: the array of which this one is a view."""
-        self.base = base if base is None or base.base is None else base.base
+        self.base: ShapeOnly | None = base if base is None or base.base is None else base.base
         self.shape: Shape = tuple(map(operator.index, shape))
         if any(length < 0 for length in self.shape):
             raise ValueError(f"ShapeOnly: a length cannot be negative, got shape {self.shape}")
@@ -185,6 +185,28 @@ def to_numpy(array: Any) -> np.ndarray:
     from gpuconv.cuda.runtime import runtime
 
     return runtime(device).asnumpy(array)
+
+
+def checked_cast(name: str, array: Any, dtype: Any) -> np.ndarray:
+    """A NumPy array of a stored state in another dtype, itself if it has that already.
+
+    Raises: ValueError naming it where the dtype cannot hold its values: complex numbers as real
+    ones, finite numbers that become infinite, fractions as whole numbers.
+    """
+    found, wanted = np.asarray(array), np.dtype(dtype)
+    if found.dtype == wanted:
+        return found
+    if found.dtype.kind not in "fiub":
+        raise ValueError(f"{name} is {found.dtype}, expected {wanted}")
+    with np.errstate(all="ignore"):
+        cast = found.astype(wanted)
+    if wanted.kind == "f":
+        lost = bool(np.any(np.isinf(cast) & np.isfinite(found)))
+    else:
+        lost = not np.array_equal(cast, found)
+    if lost:
+        raise ValueError(f"{name} is {found.dtype} with values that {wanted} cannot hold")
+    return cast
 
 
 def to_device(array: Any, device: str, weights: bool = False) -> Any:

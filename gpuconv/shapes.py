@@ -96,6 +96,9 @@ class Window:
 
     def output_size(self, H: int, W: int) -> tuple[int, int]:
         """(P, Q), how many windows fit an H x W image; ValueError where none does."""
+        return _output_size(self, H, W)
+
+    def _output_size(self, H: int, W: int) -> tuple[int, int]:
         P, Q = (
             self._outputs(size, pad, axis)
             for axis, (size, pad) in enumerate(zip((H, W), self.pads(H, W), strict=True))
@@ -140,6 +143,11 @@ class Window:
             for s, column in enumerate(columns):
                 if row and column:
                     yield r, s, (..., row[0], column[0]), (..., row[1], column[1])  # type: ignore[misc]
+
+
+@lru_cache(maxsize=4096)
+def _output_size(window: Window, H: int, W: int) -> tuple[int, int]:
+    return window._output_size(H, W)
 
 
 def window(

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar
 
 import threadpoolctl
 
 Shard = Callable[[int, int], object]
+Pieces = Sequence[tuple[int, int]]
 
 _count = 0
 _lock = threading.Lock()
@@ -50,17 +52,22 @@ def set_thread_count(count: int) -> None:
     _count = count
 
 
-def shards(items: int, grain: int = 1) -> list[tuple[int, int]]:
+def shards(items: int, grain: int = 1) -> Pieces:
     """[0, items) cut into pieces [begin, end): at most one a thread, each of `grain` items or more.
 
     Their sizes differ by at most one item. A range of fewer than `grain` items is one piece.
     """
-    parts = max(1, min(thread_count(), items // max(grain, 1)))
+    return _shards(items, grain, _count or thread_count())
+
+
+@lru_cache(maxsize=4096)
+def _shards(items: int, grain: int, threads: int) -> Pieces:
+    parts = max(1, min(threads, items // max(grain, 1)))
     edges = [items * part // parts for part in range(parts + 1)]
-    return list(pairwise(edges))
+    return tuple(pairwise(edges))
 
 
-def parallel(function: Shard, pieces: list[tuple[int, int]], blas: bool = True) -> list[object]:
+def parallel(function: Shard, pieces: Pieces, blas: bool = True) -> list[object]:
     """`function(begin, end)` for every piece, side by side; the results in the order of the pieces.
 
     The first piece runs on the calling thread. A call from inside a shard runs its pieces one after
@@ -69,32 +76,31 @@ def parallel(function: Shard, pieces: list[tuple[int, int]], blas: bool = True) 
     pieces, and to `thread_count` threads for a single one.
     """
     inside = getattr(_inside, "shard", False)
-    if not blas:
-        return _run(function, pieces, inside)
-    with blas_threads(1 if inside or len(pieces) > 1 else thread_count()):
-        return _run(function, pieces, inside)
-
-
-def _run(function: Shard, pieces: list[tuple[int, int]], inside: bool) -> list[object]:
-    if inside or len(pieces) == 1:
+    if blas:
+        with blas_threads(1 if inside or len(pieces) > 1 else thread_count()):
+            return parallel(function, pieces, blas=False)
+    if len(pieces) == 1:
+        return [function(*pieces[0])]
+    if inside:
         return [function(begin, end) for begin, end in pieces]
     return _side_by_side(function, pieces)
 
 
-def _side_by_side(function: Shard, pieces: list[tuple[int, int]]) -> list[object]:
+def _side_by_side(function: Shard, pieces: Pieces) -> list[object]:
     workers = [_hire() for _ in pieces[1:]]
     for worker, piece in zip(workers, pieces[1:], strict=True):
         worker.begin(function, piece)
     _inside.shard = True
     try:
-        first = function(*pieces[0])
+        results = [function(*pieces[0])]
     finally:
         _inside.shard = False
         outcomes = [worker.finish() for worker in workers]
-    for _, error in outcomes:
+    for result, error in outcomes:
         if error is not None:
             raise error
-    return [first, *(result for result, _ in outcomes)]
+        results.append(result)
+    return results
 
 
 class _Worker(threading.Thread):
@@ -171,7 +177,7 @@ class blas_threads:
     count holds, and the setting from before the first comes back after the last.
     """
 
-    libraries: list[threadpoolctl.LibController] | None = None
+    libraries: ClassVar[list[Blas] | None] = None  # found at the first use
     before: ClassVar[list[int]] = []  # each library's setting, before the first use
     counts: ClassVar[list[int]] = []  # of all uses at this moment
 
@@ -182,10 +188,12 @@ class blas_threads:
         cls = blas_threads
         with _lock:
             if cls.libraries is None:
-                blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
-                cls.libraries = blas.lib_controllers
+                found = threadpoolctl.ThreadpoolController().select(user_api="blas")
+                cls.libraries = [Blas(library) for library in found.lib_controllers]
             if not cls.counts:
-                cls.before = [library.get_num_threads() for library in cls.libraries]
+                cls.before = []
+                for library in cls.libraries:
+                    cls.before.append(library.get())
             cls._change(cls.counts, [*cls.counts, self._count])
 
     def __exit__(self, *_: object) -> None:
@@ -203,15 +211,39 @@ class blas_threads:
         for library, before in zip(cls.libraries or [], cls.before, strict=True):
             threads = min([before, *new])
             if threads != min([before, *old]):
-                _set_threads(library, threads)
+                library.set(threads)
 
 
-def _set_threads(library: threadpoolctl.LibController, threads: int) -> None:
-    """From any thread: threadpoolctl 3.8 silently ignores all but the first that set OpenBLAS."""
-    release = getattr(library, "clear_controlling_thread", lambda force: None)
-    release(force=True)
-    library.set_num_threads(threads)
-    release(force=True)
+class Blas:
+    """`get()` and `set(threads)`: the number of threads of one loaded BLAS.
+
+    They are OpenBLAS's own functions where it has its own threads: a network's step changes the
+    setting a dozen times. Others are asked by way of threadpoolctl, which since 3.8 silently
+    ignores all threads but the first that set OpenBLAS.
+    """
+
+    get: Callable[[], int]
+    set: Callable[[int], object]
+
+    def __init__(self, library: threadpoolctl.LibController) -> None:
+        self._library = library
+        self.get, self.set = library.get_num_threads, self._set
+        if getattr(library, "threading_layer", None) == "pthreads":
+            names = [f"{a}openblas_{{}}_num_threads{b}" for a in _PREFIXES for b in _SUFFIXES]
+            for name in names:
+                if hasattr(library.dynlib, name.format("set")):
+                    self.get = getattr(library.dynlib, name.format("get"))
+                    self.set = getattr(library.dynlib, name.format("set"))
+                    return
+
+    def _set(self, threads: int) -> None:
+        release = getattr(self._library, "clear_controlling_thread", lambda force: None)
+        release(force=True)
+        self._library.set_num_threads(threads)
+        release(force=True)
+
+
+_PREFIXES, _SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of OpenBLAS's names, as it was built
 
 
 if hasattr(os, "register_at_fork"):

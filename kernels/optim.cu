@@ -6,7 +6,8 @@ Math      d = grad + decay*p
           sgd_momentum: b = momentum*b + share*d;  p -= lr * b, with nesterov p -= lr * (d +
                             momentum*b)
           adam:         m += (d - m)*share1;  v = beta2*v + share2*d*d
-                        p = keep*p - step_size * (m / (sqrt(v) / root + eps))
+                        p = keep*p - step_size * (m / (sqrt(v) / root + eps)); a finite d beyond
+                            LIMIT counts as LIMIT, or its square would be infinite for ever
           share, step_size and root are each tensor's own, for tensors may have aged differently;
           the host computes them
           in double precision. AdamW is adam with decay = 0 and keep = 1 - lr*weight_decay
@@ -27,6 +28,7 @@ Not here  Clipping of gradients by their norm
 #include "common.cuh"
 
 constexpr int CHUNK = 4096;
+constexpr float LIMIT = 1.8e19f;  // its square is just below the largest float
 constexpr int WORDS = 5;  // of a tensor in the table: p, grad, slot 0, slot 1, count
 
 // update(values, numbers) for each element: values are p, grad and the slots; all but grad are
@@ -106,7 +108,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 {
     update_all<4>(
         tensors, numbers, owner, part, chunks, [=](float (&v)[4], float step_size, float root) {
-            const float d = plus_product(v[1], decay, v[0]);
+            float d = plus_product(v[1], decay, v[0]);
+            if (fabsf(d) > LIMIT && isfinite(d)) d = copysignf(LIMIT, d);
             v[2] = plus_product(v[2], __fsub_rn(d, v[2]), share1);
             v[3] = __fadd_rn(__fmul_rn(beta2, v[3]), __fmul_rn(share2, __fmul_rn(d, d)));
             const float spread = __fadd_rn(__fdiv_rn(__fsqrt_rn(v[3]), root), eps);

@@ -1,4 +1,4 @@
-"""Which operation at which shape: the words of the command line, and the layers of a network.
+"""Benchmark cases, an operation at a shape: from the command line's words or a network's layers.
 
     conv2d 16x64x56x56 64 3x3 stride=2 padding=1
 
@@ -13,12 +13,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gpuconv import ops
 from gpuconv.errors import unknown
+from gpuconv.ops.op import Op
 
 Shape = tuple[int, ...]
 
-# What each operation takes after the shape of its input; the first letters of a name will do.
+# What each operation takes after the shape of its input. A name can be abbreviated.
 OPERANDS: dict[str, tuple[str, ...]] = {
+    **{
+        name: ()
+        for name in ops.__all__
+        if isinstance(getattr(ops, name), Op) and not name.endswith("_backward")
+    },
     "conv2d": ("filters", "kernel"),
     "conv2d_relu_max_pool2d": ("filters", "kernel"),
     "linear": ("filters",),
@@ -28,13 +35,8 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "adaptive_avg_pool2d": ("kernel",),
     "local_response_norm": ("filters",),
     "partial_filters": ("kernel",),
-    **dict.fromkeys(
-        ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "dropout", "batch_norm2d", "add",
-         "assign", "multiply", "scale", "batch_norm2d_track",
-         "accumulate", "cross_entropy", "half_squared_error", "hinge", "sgd", "sgd_momentum",
-         "adam", "clip_grad_norm"), (),
-    ),
-}  # fmt: skip
+    **dict.fromkeys(("sgd", "sgd_momentum", "adam", "clip_grad_norm"), ()),
+}
 RANKS = {
     **dict.fromkeys(("assign",), 4),
     **dict.fromkeys(
@@ -83,29 +85,29 @@ OPTIONS = ("stride", "padding", "dilation", "groups", "activation")
 
 
 def parse(words: str | Sequence[str], **options: Any) -> Case:
-    """The case that the words say; options as Case has them, over those of the words.
+    """The case that is described by words; options as Case has them override those of the words.
 
-    ValueError, one line, for what is no case.
+    Raises ValueError, in one line, for words that describe no case.
 
     >>> parse("conv 16x64x56x56 64 3x3", padding=1).op
     'conv2d'
     """
-    given = words.split() if isinstance(words, str) else list(words)
-    plain = [word for word in given if "=" not in word]
+    parts = words.split() if isinstance(words, str) else list(words)
+    plain = [word for word in parts if "=" not in word]
     if not plain:
         raise ValueError("bench: no operation given, such as: conv2d 16x64x56x56 64 3x3 padding=1")
     name = operation(plain[0])
     operands = OPERANDS[name]
     if len(plain) != 2 + len(operands):
-        wanted = " ".join(["SHAPE", *map(str.upper, operands)])
-        raise ValueError(f"bench: {name} takes {wanted}, got {' '.join(plain[1:]) or 'nothing'}")
+        expected = " ".join(["SHAPE", *map(str.upper, operands)])
+        raise ValueError(f"bench: {name} takes {expected}, got {' '.join(plain[1:]) or 'nothing'}")
     values: dict[str, Any] = {"x": _sizes("SHAPE", plain[1])}
     rank = RANKS.get(name)
     if rank is not None and len(values["x"]) != rank:
         raise ValueError(f"bench: {name} takes a shape of {AXES[rank]}, got {plain[1]!r}")
     for operand, word in zip(operands, plain[2:], strict=True):
         values[operand] = _operand(operand, word)
-    for word in given:
+    for word in parts:
         key, equals, value = word.partition("=")
         if equals:
             if key not in OPTIONS:
@@ -136,15 +138,14 @@ def option(name: str, text: str) -> Any:
         return text
     if name == "padding" and text in ("same", "valid", "full"):
         return text
-    least = 0 if name == "padding" else 1
-    sizes = _sizes(name, text, least)
+    sizes = _sizes(name, text, minimum=0 if name == "padding" else 1)
     if len(sizes) > 2 or (name == "groups" and len(sizes) > 1):
         raise ValueError(f"bench: {name} must be a number or two, as 1x2, got {text!r}")
     return sizes[0] if len(sizes) == 1 else sizes
 
 
 def network(name: str, batch: int) -> list[Case]:
-    """The operations of a model of `gpuconv.models` at this batch, each different one once.
+    """The distinct operations of a model of `gpuconv.models` at this batch.
 
     ValueError for an unknown model.
     """
@@ -182,9 +183,8 @@ def _of_layer(layer: Any, x: Shape) -> Case | None:
         return Case("adaptive_avg_pool2d", x, 0, layer.size)
     if isinstance(layer, nn.LocalResponseNorm):
         return Case("local_response_norm", x, layer.arguments[0])
-    names = {"ReLU": "relu", "Tanh": "tanh", "ScaledTanh": "scaled_tanh", "Sigmoid": "sigmoid"}
-    names |= {"BatchNorm2d": "batch_norm2d", "Dropout": "dropout", "Softmax": "softmax"}
-    plain = names.get(type(layer).__name__)
+    names = {name.replace("_", ""): name for name in OPERANDS}  # LeakyReLU: leaky_relu
+    plain = names.get(type(layer).__name__.lower())
     return None if plain is None else Case(plain, x)
 
 
@@ -206,12 +206,12 @@ def _operand(name: str, word: str) -> Any:
     return sizes[0]
 
 
-def _sizes(what: str, text: str, least: int = 1) -> Shape:
+def _sizes(what: str, text: str, minimum: int = 1) -> Shape:
     if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text):
         raise ValueError(f"bench: {what} must be numbers joined by x, as 16x64x56x56, got {text!r}")
     sizes = tuple(map(int, text.split("x")))
-    if min(sizes) < least:
-        raise ValueError(f"bench: {what} must be at least {least}, got {text!r}")
+    if min(sizes) < minimum:
+        raise ValueError(f"bench: {what} must be at least {minimum}, got {text!r}")
     return sizes
 
 

@@ -1,4 +1,4 @@
-"""What a device can do at most, measured in the same run as what is held against it."""
+"""Measured peak FLOP/s and bandwidth of a device (its roofline)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COPIED = 128 << 20  # bytes
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Measured rates: flops and bytes (read plus written) a second, and how each was measured."""
+    """Measured FLOP/s and bytes per second (read plus written), and how each was measured."""
 
     flops: float
     bytes: float
@@ -31,7 +31,7 @@ class Ceilings:
 
 
 def cpu_ceilings(seconds: float = 0.5, copied: int = COPIED) -> Ceilings:
-    """Of this machine with gpuconv's own number of threads."""
+    """The ceilings of this machine's CPU, with gpuconv's own number of threads."""
     a = np.random.default_rng(0).integers(0, 255, copied, np.uint8)
     b = np.empty_like(a)
 
@@ -50,7 +50,7 @@ def cpu_ceilings(seconds: float = 0.5, copied: int = COPIED) -> Ceilings:
 
 
 def cuda_ceilings(clock: Any, seconds: float = 0.5, rounds: int = 1024) -> Ceilings:
-    """Of the current card; rounds: the length of a multiply-add kernel, some milliseconds."""
+    """The ceilings of the current card; rounds: of the multiply-add kernel, some milliseconds."""
     moved, memory = clock.copy_rate(seconds)
     flops, arithmetic = clock.multiply_add_rate(seconds, rounds)
     return Ceilings(flops, moved, arithmetic, memory)

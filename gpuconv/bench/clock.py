@@ -1,4 +1,4 @@
-"""`Times`, and the clock of the CPU path."""
+"""`Times`, the statistics of repeated runs, and the CPU's timing loop."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-LEAST, MOST = 7, 1000  # repetitions
+MIN_REPETITIONS, MAX_REPETITIONS = 7, 1000
 
 
 @dataclass(frozen=True)
 class Times:
     """Seconds of repeated runs: median, 10th and 90th percentile, and how many there were.
 
-    late: on a GPU, whether the host was too slow to keep it busy, so that the times hold gaps.
+    late: whether the host was too slow to keep a GPU busy, so that the times include gaps.
     """
 
     median: float
@@ -27,12 +27,12 @@ class Times:
 
     @classmethod
     def of(cls, seconds: Sequence[float], late: bool = False) -> Times:
-        """ValueError for no runs, or a time that is not a number above 0."""
-        found = np.asarray(seconds, np.float64)
-        if not (found.size and (found > 0).all()):
+        """The statistics of runs. ValueError for no runs, or a time that is not above 0."""
+        runs = np.asarray(seconds, np.float64)
+        if not (runs.size and (runs > 0).all()):
             raise ValueError(f"times must be above 0 seconds, got {list(seconds)[:3]}")
-        low, median, high = np.percentile(found, (10, 50, 90))
-        return cls(float(median), float(low), float(high), found.size, late)
+        low, median, high = np.percentile(runs, (10, 50, 90))
+        return cls(float(median), float(low), float(high), runs.size, late)
 
     @property
     def spread(self) -> float:
@@ -41,24 +41,24 @@ class Times:
 
 
 def repetitions(one: float, seconds: float) -> int:
-    """How many runs of `one` second each fill `seconds`, within LEAST and MOST."""
-    return int(min(max(seconds / max(one, 1e-9), LEAST), MOST))
+    """How many runs of `one` second each fill `seconds`, within MIN_ and MAX_REPETITIONS."""
+    return int(min(max(seconds / max(one, 1e-9), MIN_REPETITIONS), MAX_REPETITIONS))
 
 
 def cpu_times(calls: Sequence[Callable[[], Any]], seconds: float) -> Times:
-    """The calls in turn, over and over for about `seconds`, each over arrays of its own.
+    """Time the calls in turn, repeatedly for about `seconds`; each has arrays of its own.
 
-    The first round is not counted.
+    The first round is a warm-up.
     """
     for call in calls:
         call()
     started = time.perf_counter()
     calls[0]()
     count = repetitions(time.perf_counter() - started, seconds)
-    found = []
+    runs = []
     for number in range(count):
         call = calls[number % len(calls)]
         started = time.perf_counter()
         call()
-        found.append(time.perf_counter() - started)
-    return Times.of(found)
+        runs.append(time.perf_counter() - started)
+    return Times.of(runs)

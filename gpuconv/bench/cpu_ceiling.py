@@ -1,4 +1,4 @@
-"""As many multiply-adds as this processor can do: ceiling.cu's counterpart."""
+"""A loop of independent multiply-adds for the CPU's peak FLOP/s: ceiling.cu's counterpart."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.vector import FLOAT, LANES, intrinsic, ir, loop, splat
 from gpuconv.threads import parallel, thread_count
 
-CHAINS = 10  # of vectors: more than the latency of two units needs, and fewer than 16 registers
-FLOPS_A_ROUND = 2 * CHAINS * LANES  # of a thread
+CHAINS = 10  # of vectors: enough to hide the latency of two FMA units, fewer than 16 registers
+FLOPS_PER_ROUND = 2 * CHAINS * LANES  # of a thread
 ROUNDS = 1 << 20  # some milliseconds; every number stays below 2**24, so that the sum is exact
 
 
@@ -46,7 +46,7 @@ def chains(rounds: int, a: float, b: float) -> float:
 
 
 def on_all_threads(rounds: int = ROUNDS) -> int:
-    """Run the chains on every thread of gpuconv's; how many flops that was.
+    """Run the chains on every thread of gpuconv's; returns the number of FLOPs.
 
     Raises ArithmeticError where the sum is not what it must be.
     """
@@ -55,4 +55,4 @@ def on_all_threads(rounds: int = ROUNDS) -> int:
     exact = CHAINS * (CHAINS - 1) // 2 + CHAINS * rounds
     if any(one != exact for one in found):
         raise ArithmeticError(f"the multiply-adds gave {found}, not {exact}: no ceiling")
-    return len(pieces) * rounds * FLOPS_A_ROUND
+    return len(pieces) * rounds * FLOPS_PER_ROUND

@@ -20,10 +20,10 @@ from gpuconv.cuda.plan import Launch
 
 Started = tuple[Launch, list[Any]]
 CEILING = Path(__file__).with_name("ceiling.cu")
-FLOPS_A_ROUND = 2 * 8 * 16  # of a thread: CHAINS and UNROLL of ceiling.cu
+FLOPS_PER_ROUND = 2 * 8 * 16  # of a thread: CHAINS and UNROLL of ceiling.cu
 FLUSHED = 256 << 20  # bytes written before each run at least
 AT_ONCE = 200  # runs enqueued before the host waits
-MOST_WRITES = 16  # of the flushed bytes before a run
+MAX_WRITES = 16  # of the flushed bytes before a run
 
 
 def record(on: Any, call: Callable[[], Any]) -> tuple[Any, list[Started]]:
@@ -70,7 +70,7 @@ class Clock:
         self._timed(calls, 2 * len(calls))  # warm up
         self._writes = 1
         first, late = self._timed(calls, len(calls) + 2)
-        while late and self._writes < MOST_WRITES:  # longer writes give the host more time
+        while late and self._writes < MAX_WRITES:  # longer writes give the host more time
             self._writes *= 2
             first, late = self._timed(calls, len(calls) + 2)
         count = repetitions(float(np.median(first)), seconds)
@@ -124,8 +124,8 @@ class Clock:
         out = self.on.empty(256 * blocks)
         given = (out, np.float32(1), np.float32(2), np.int32(rounds))
         took = self.calls([lambda: function((blocks, 1, 1), (256, 1, 1), given)], seconds)
-        steps = rounds * FLOPS_A_ROUND // 16  # each adds 2, in all the chains
+        steps = rounds * FLOPS_PER_ROUND // 16  # each adds 2, in all the chains
         exact = np.arange(256) * 8 + 28 + 2 * 8 * steps
         if not (self.on.asnumpy(out).reshape(blocks, 256) == exact).all():
             raise ArithmeticError("ceiling.cu computed a wrong result; its rate means nothing")
-        return 256 * blocks * rounds * FLOPS_A_ROUND / took.low, "FP32 multiply-adds"
+        return 256 * blocks * rounds * FLOPS_PER_ROUND / took.low, "FP32 multiply-adds"

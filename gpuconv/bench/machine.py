@@ -1,4 +1,4 @@
-"""What a report says of the machine: processor, card, driver, versions, clocks, commit."""
+"""A report's description of the machine: processor, card, driver, versions, clocks, commit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def driver_cards() -> list[str]:
 def card_state() -> dict[str, str]:
     """Clocks, power and temperature, as nvidia-smi tells them now; empty without its answer."""
     fields = f"--query-gpu={','.join(CARD)}"
-    values = _said("nvidia-smi", fields, "--format=csv,noheader", "--id=0").split(", ")
+    values = _output("nvidia-smi", fields, "--format=csv,noheader", "--id=0").split(", ")
     return dict(zip(CARD, values, strict=True)) if len(values) == len(CARD) else {}
 
 
@@ -65,10 +65,10 @@ def versions() -> dict[str, str]:
 
 def commit(folder: Path) -> str:
     """The commit of a checkout, "-dirty" behind it where files differ; "unknown" without git."""
-    name = _said("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
+    name = _output("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
     if not name:
         return "unknown"
-    changed = _said("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return f"{name}-dirty" if changed else name
 
 
@@ -84,8 +84,8 @@ def cuda_versions(cupy: Any) -> dict[str, Any]:
     return found
 
 
-def _said(*command: str) -> str:
-    """What a command printed; empty where it is missing, fails or hangs."""
+def _output(*command: str) -> str:
+    """A command's output; empty where it is missing, fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""`measure`: check a pass, time it, check it again. What is wrong has no time."""
+"""`measure`: check a pass, time it, check it again. A wrong result gets no time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.bench.ceilings import Ceilings
 from gpuconv.bench.clock import Times, cpu_times
-from gpuconv.bench.works import DATA, AnyWork
+from gpuconv.bench.workloads import DATA, AnyWorkload
 from gpuconv.errors import DeviceError
 from gpuconv.ops.cost import Cost
 
-MOST_SETS, MOST_BYTES = 256, 1 << 30
+MAX_SETS, MAX_BYTES = 256, 1 << 30
 CUDA_SETS = 8  # the cache is flushed besides
-NO_TIMES = "what runs there is made to check results and has no times worth telling"
+NO_TIMES = "it exists to check results, and its times mean nothing"
 
 
 class WrongResult(ArithmeticError):
@@ -43,16 +43,16 @@ class Row:
 
     @property
     def flops(self) -> float | None:
-        """A second; None without times, or where memory is all that is counted."""
+        """FLOP/s; None without times, or where only memory traffic is counted."""
         return self.cost.flops / self.times.median if self.times and self.cost.flops else None
 
     @property
     def bytes(self) -> float | None:
-        """A second, of the least traffic."""
+        """Bytes per second, of the least traffic."""
         return self.cost.bytes / self.times.median if self.times else None
 
     def share(self, ceilings: Ceilings) -> float | None:
-        """The least time that the ceilings allow, as a share of the time taken."""
+        """The least time that the roofline allows, as a share of the time taken."""
         if self.times is None:
             return None
         return self.cost.seconds(ceilings.flops, ceilings.bytes) / self.times.median
@@ -70,7 +70,7 @@ class Row:
 
 
 def measure(
-    work: AnyWork,
+    workload: AnyWorkload,
     device: str,
     seconds: float,
     clock: Any = None,
@@ -84,43 +84,43 @@ def measure(
     operation without kernels, give a row without times. Raises DeviceError for a device that has
     no times, or fails.
     """
-    given = str(work.case), work.case.label, work.direction, device, work.cost
+    fields = str(workload.case), workload.case.label, workload.direction, device, workload.cost
     if device not in ("cpu", "cuda"):
         raise DeviceError(f"bench: device {device}: {NO_TIMES}; use cpu or cuda")
     try:
         if device == "cpu":
-            return Row(*given, times=_on_cpu(work, seconds))
-        if not work.kernels:
-            return Row(*given, status="no kernel yet")
-        times, kernels = _on_cuda(work, seconds, clock, layout, each)
-        return Row(*given, times=times, kernels=kernels)
+            return Row(*fields, times=_on_cpu(workload, seconds))
+        if not workload.kernels:
+            return Row(*fields, status="no kernel yet")
+        times, kernels = _on_cuda(workload, seconds, clock, layout, each)
+        return Row(*fields, times=times, kernels=kernels)
     except WrongResult as error:
-        return Row(*given, status=f"wrong: {error}")
+        return Row(*fields, status=f"wrong: {error}")
 
 
-def _on_cpu(work: AnyWork, seconds: float) -> Times:
-    count = _sets(work, 2 * cache_bytes())
-    calls = [work.prepare(_copies(work)) for _ in range(count)]
+def _on_cpu(workload: AnyWorkload, seconds: float) -> Times:
+    count = _sets(workload, 2 * cache_bytes())
+    calls = [workload.prepare(_copies(workload)) for _ in range(count)]
     first = _host(calls[0]())
-    require_right(work, first)
+    require_right(workload, first)
     times = cpu_times(calls, seconds)
-    call = work.prepare(_copies(work)) if work.in_place else calls[-1]
+    call = workload.prepare(_copies(workload)) if workload.in_place else calls[-1]
     _require_same(first, _host(call()), "after the timing")
     return times
 
 
 def _on_cuda(
-    work: AnyWork, seconds: float, clock: Any, layout: str, each: bool
+    workload: AnyWorkload, seconds: float, clock: Any, layout: str, each: bool
 ) -> tuple[Times, list[tuple[str, Times | None]]]:
     def prepared() -> tuple[Any, list[Any], Any]:
-        return recorded(clock.on, work, _there(work, "cuda", layout))
+        return recorded(clock.on, workload, _moved(workload, "cuda", layout))
 
-    made = [prepared() for _ in range(min(max(2, _sets(work, 2 * clock.cache)), CUDA_SETS))]
+    made = [prepared() for _ in range(min(max(2, _sets(workload, 2 * clock.cache)), CUDA_SETS))]
     first = _host(made[0][0])
-    require_right(work, first)
+    require_right(workload, first)
     for outputs, *_ in made[1:]:
         _require_same(first, _host(outputs), "in another set of buffers")
-    if not work.in_place:
+    if not workload.in_place:
         for outputs, *_ in made:
             for array in outputs:
                 if device_of(array):
@@ -134,12 +134,14 @@ def _on_cuda(
         if each and not alone:
             own = clock.times([[one[number]] for one in sets], seconds / len(sets[0]))
         kernels.append((launch.kernel, own))
-    for outputs, *_ in [prepared()] if work.in_place else made:
+    for outputs, *_ in [prepared()] if workload.in_place else made:
         _require_same(first, _host(outputs), "after the timing")
     return times, kernels
 
 
-def recorded(on: Any, work: AnyWork, arguments: tuple[Any, ...]) -> tuple[Any, list[Any], Any]:
+def recorded(
+    on: Any, workload: AnyWorkload, arguments: tuple[Any, ...]
+) -> tuple[Any, list[Any], Any]:
     """(what the pass returns, the launches it consists of, the call), on runtime `on`.
 
     The call must be kept as long as the launches: an optimiser's hold addresses of arrays that only
@@ -150,10 +152,10 @@ def recorded(on: Any, work: AnyWork, arguments: tuple[Any, ...]) -> tuple[Any, l
     """
     from gpuconv.bench.cuda import record
 
-    call = work.prepare(arguments)
+    call = workload.prepare(arguments)
     outputs, launches = record(on, call)
-    if work.direction == DATA:
-        _, others = record(on, lambda: work.op(*arguments[:-1], False))  # type: ignore[union-attr]
+    if workload.direction == DATA:
+        _, others = record(on, lambda: workload.op(*arguments[:-1], False))  # type: ignore[union-attr]
         for other, _ in others:
             plain = [launch for launch, _ in launches]
             if other in plain:
@@ -163,9 +165,9 @@ def recorded(on: Any, work: AnyWork, arguments: tuple[Any, ...]) -> tuple[Any, l
     return outputs, launches, call
 
 
-def require_right(work: AnyWork, found: Sequence[Any]) -> None:
-    """WrongResult unless every element is within its bound of the reference; NaN nowhere."""
-    expected = work.expected()
+def require_right(workload: AnyWorkload, found: Sequence[Any]) -> None:
+    """Raise WrongResult unless every element is within its bound of the reference, without NaN."""
+    expected = workload.expected()
     if len(found) != len(expected):
         raise WrongResult(f"{len(found)} results, {len(expected)} expected")
     for number, (one, (exact, bound)) in enumerate(zip(found, expected, strict=True)):
@@ -182,7 +184,7 @@ def require_right(work: AnyWork, found: Sequence[Any]) -> None:
 
 
 def cache_bytes() -> int:
-    """Of the CPU's largest cache, as Linux tells it; else 32 MiB."""
+    """The size of the CPU's largest cache, from Linux; else 32 MiB."""
     sizes = [32 << 20]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -191,21 +193,21 @@ def cache_bytes() -> int:
     return max(sizes)
 
 
-def _sets(work: AnyWork, wanted: int) -> int:
-    """How many sets of buffers together are larger than the cache, within reason."""
-    one = max(work.cost.bytes, 1)
-    return int(max(1, min(-(-wanted // one), MOST_SETS, MOST_BYTES // one)))
+def _sets(workload: AnyWorkload, minimum: int) -> int:
+    """How many sets of buffers are together larger than the cache, at most MAX_SETS."""
+    one = max(workload.cost.bytes, 1)
+    return int(max(1, min(-(-minimum // one), MAX_SETS, MAX_BYTES // one)))
 
 
-def _copies(work: AnyWork) -> tuple[Any, ...]:
-    return tuple(a.copy() if isinstance(a, np.ndarray) else a for a in work.arguments)
+def _copies(workload: AnyWorkload) -> tuple[Any, ...]:
+    return tuple(a.copy() if isinstance(a, np.ndarray) else a for a in workload.arguments)
 
 
-def _there(work: AnyWork, device: str, layout: str) -> tuple[Any, ...]:
+def _moved(workload: AnyWorkload, device: str, layout: str) -> tuple[Any, ...]:
     last = layout == "nhwc"
     return tuple(
         to_device(a, device, weights=last) if isinstance(a, np.ndarray) else a
-        for a in work.arguments
+        for a in workload.arguments
     )
 
 

@@ -1,6 +1,6 @@
-"""Steps of the optimisers, and clipping, as work to be timed.
+"""Steps of the optimisers and gradient clipping as workloads.
 
-Of clipping, a GPU's time is that of the scaling: the norm is summed on the host.
+The time of clipping on a GPU is that of the scaling: the norm is summed on the host.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class _Clip:
         optim.clip_grad_norm(self.params, NORM)
 
 
-class OptimizerWork:
+class OptimizerWorkload:
     """One step over one parameter of the case's shape, from a state of zeros.
 
-    The attributes and methods of `works.Work`.
+    The attributes and methods of `workloads.Workload`.
     """
 
     kernels, in_place, direction = True, True, "step"

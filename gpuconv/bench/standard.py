@@ -1,12 +1,14 @@
-"""The set of shapes that has every operation: of `gpuconv bench all`, the benchmarks, and the GPU
-check, which finds the kernels by what these launch.
+"""A set of cases with every operation, for `gpuconv bench all`, the benchmarks and the GPU check.
+
+The GPU check finds the kernels by what these launch.
 """
 
 from __future__ import annotations
 
-from gpuconv.bench.cases import Case, parse
+from gpuconv.bench.cases import OPERANDS, Case, parse
 
-# n is the batch; 8n and so on are its multiples.
+# n is the batch; 8n and so on are its multiples. Operations without a line here, such as those that
+# work element by element, have one at the shape of USUAL.
 IMAGES = """
 conv2d                  n x 64 x 56 x 56     64 3x3 padding=1
 conv2d                  n x 128 x 28 x 28    128 3x3 padding=1
@@ -27,18 +29,7 @@ sum_pool2d              n x 64 x 56 x 56     2x2
 adaptive_avg_pool2d     n x 512 x 14 x 14    1x1
 adaptive_avg_pool2d     n x 256 x 13 x 13    6x6
 local_response_norm     n x 96 x 55 x 55     5
-batch_norm2d            n x 64 x 56 x 56
-relu                    n x 64 x 56 x 56
-tanh                    n x 64 x 56 x 56
-scaled_tanh             n x 64 x 56 x 56
-sigmoid                 n x 64 x 56 x 56
-dropout                 n x 64 x 56 x 56
-add                     n x 64 x 56 x 56
 add                     n x 64 x 56 x 56     activation=relu
-accumulate              n x 64 x 56 x 56
-assign                  n x 64 x 56 x 56
-multiply                n x 64 x 56 x 56
-scale                   n x 64 x 56 x 56
 batch_norm2d_track      64n
 partial_filters         16n x 64             5x5
 linear                  8n x 1024            1000
@@ -51,6 +42,7 @@ sgd_momentum            64n x 4096
 adam                    64n x 4096
 clip_grad_norm          64n x 4096
 """
+USUAL = "nx64x56x56"
 
 
 def standard(batch: int) -> list[Case]:
@@ -60,6 +52,8 @@ def standard(batch: int) -> list[Case]:
     'conv2d 2x64x56x56 64 3x3 padding=1'
     """
     lines = [line.replace(" x ", "x").split() for line in IMAGES.strip().splitlines()]
+    plain = {line[0] for line in lines if "activation=relu" not in line}
+    lines += [[name, USUAL] for name in OPERANDS if name not in plain]
     return [parse([line[0], _sized(line[1], batch), *line[2:]]) for line in lines]
 
 

@@ -3,12 +3,13 @@
 OP is an operation, followed by the shape of its input and what else it takes; a model's name
 stands for all its layers at --batch, and "all" for a set that has every operation.
 
-Each pass is compared with its definition in float64 before it is timed, and by its bytes after;
-what is wrong gets no time and the exit code 1. Times are medians; the spread is from the 10th to
-the 90th percentile. TFLOP/s counts two for each multiply-add whose tap is inside the image, GB/s
-every array once; the ceiling is the least time that this run's measured rates allow, as a share of
-the time taken: those of a copy and of multiply-adds in registers. Winograd's convolutions, on the
-CPU, need fewer of them and can pass 100%. Device sim has no times: it prints the counted work.
+Each pass is compared with its reference in float64 before it is timed, and its bytes are compared
+after; a wrong result gets no time and the exit code 1. Times are medians; the spread is from the
+10th to the 90th percentile. TFLOP/s counts 2 for each multiply-add whose tap is inside the image,
+GB/s counts every array once. The ceiling is the roofline: the least time that the measured rates of
+a copy and of multiply-adds in registers allow, as a share of the time taken. Winograd convolutions
+on the CPU need fewer multiply-adds and can pass 100%. Device sim has no times: it prints the
+counted work.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from gpuconv.cli.options import add_device, number, one_of, whole
 
 if TYPE_CHECKING:
     from gpuconv.bench.cases import Case
-    from gpuconv.bench.ceilings import Ceilings
     from gpuconv.bench.measure import Row
 
 HELP = "time operations against the machine's measured ceilings"
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if device == "sim":
         return _count(args, cases, passes)
     if device == "reference":
-        raise ValueError("bench: device reference is the definition, not made to be fast; use cpu")
+        raise ValueError("bench: device reference is not made to be fast; use cpu")
     require(device)
     if args.threads is not None:
         set_thread_count(args.threads)
@@ -105,8 +105,8 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         if not chosen:
             raise ValueError(f"bench: {args.op} has no operation with {args.only!r} in it")
         return chosen
-    given = {name: option(name, text) for name, text in options.items() if text is not None}
-    return [parse([args.op, *args.words], **given)]
+    settings = {name: option(name, text) for name, text in options.items() if text is not None}
+    return [parse([args.op, *args.words], **settings)]
 
 
 def _passes(direction: str) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def _passes(direction: str) -> tuple[str, ...]:
 
 def _count(args: argparse.Namespace, cases: list[Case], passes: tuple[str, ...]) -> int:
     from gpuconv.bench import table
-    from gpuconv.bench.works import counted
+    from gpuconv.bench.workloads import counted
 
     if args.json:
         raise ValueError("bench: device sim has no times, so there is nothing for --json")
@@ -132,41 +132,26 @@ def _count(args: argparse.Namespace, cases: list[Case], passes: tuple[str, ...])
 def _time(args: argparse.Namespace, device: str, cases: list[Case], passes: tuple[str, ...]) -> int:
     from gpuconv.bench import table
     from gpuconv.bench.measure import measure
-    from gpuconv.bench.works import counted, works
+    from gpuconv.bench.report import measured_device, write_json
+    from gpuconv.bench.workloads import counted, of_case
 
     # What does not fit is said before anything is timed.
     _require_some([one for case in cases for one in counted(case, passes)], args)
     if args.json:
         _require_folder(args.json)
-    machine, clock, ceilings = _machine(device)
+    machine, clock, ceilings = measured_device(device)
     lines = table.Lines(table.HEADER, [table.title(str(case), case.label) for case in cases])
     print(f"{machine}\n{ceilings}\n\n{lines.head()}", flush=True)
     rows: list[Row] = []
     for case in cases:
-        for work in works(case, passes):
-            rows.append(measure(work, device, args.seconds, clock, args.layout, args.each))
+        for workload in of_case(case, passes):
+            rows.append(measure(workload, device, args.seconds, clock, args.layout, args.each))
             print(lines.line(table.cells(rows[-1], ceilings)), flush=True)
             for name, times in rows[-1].kernels if args.each else ():
                 print(f"    {name}  {table.duration(times.median) if times else ''}")
     if args.json:
-        _write(args.json, machine, ceilings, rows)
+        write_json(args.json, machine, ceilings, rows)
     return WRONG if any(row.status.startswith("wrong") for row in rows) else 0
-
-
-def _machine(device: str) -> tuple[str, Any, Ceilings]:
-    """What is measured in words, its clock (None for the CPU), and its ceilings."""
-    from gpuconv.bench import ceilings
-
-    if device == "cpu":
-        from gpuconv.bench.machine import processor
-        from gpuconv.threads import thread_count
-
-        return f"cpu: {processor()}, {thread_count()} threads", None, ceilings.cpu_ceilings()
-    from gpuconv.bench.cuda import Clock
-    from gpuconv.cuda.runtime import runtime
-
-    clock = Clock(runtime(device))
-    return f"cuda: {clock.card}", clock, ceilings.cuda_ceilings(clock)
 
 
 def _require_some(found: list[Any], args: argparse.Namespace) -> None:
@@ -181,21 +166,3 @@ def _require_folder(path: str) -> None:
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"bench: --json {path}: there is no folder {folder}")
-
-
-def _write(path: str, machine: str, ceilings: Ceilings, rows: list[Row]) -> None:
-    import json
-    from dataclasses import asdict
-    from datetime import UTC, datetime
-
-    from gpuconv import __version__
-    from gpuconv.files import write_atomically
-
-    found = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "gpuconv": __version__,
-        "machine": machine,
-        "ceilings": asdict(ceilings),
-        "rows": [row.record(ceilings) for row in rows],
-    }
-    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())

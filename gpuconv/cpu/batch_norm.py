@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import GRAIN
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import Pieces, parallel, shards
 
 REORDER = {"reassoc", "contract"}  # lets a sum use the lanes of a vector; NaN and inf keep theirs
 
@@ -103,7 +103,7 @@ def images(a: np.ndarray) -> tuple[np.ndarray, int]:
     return row, apart
 
 
-def _shards(x: np.ndarray) -> list[tuple[int, int]]:
+def _shards(x: np.ndarray) -> Pieces:
     return shards(x.shape[1], -(-GRAIN * x.shape[1] // x.size))
 
 

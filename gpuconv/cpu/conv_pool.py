@@ -8,6 +8,9 @@ pay, are the two operations one after the other.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 
 from gpuconv.cpu import conv, pool, pool_pairs, winograd
@@ -15,8 +18,8 @@ from gpuconv.cpu.blocks import ALL, address, stage_input
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.conv_pool_gradient import gradient
 from gpuconv.cpu.elementwise import plain
-from gpuconv.cpu.plan import forward_plan
-from gpuconv.cpu.precision import sums_in_float64
+from gpuconv.cpu.plan import Plan, forward_plan
+from gpuconv.cpu.precision import modes, sums_in_float64
 from gpuconv.cpu.vector import LANES, VECTOR_BYTES
 from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.vector_pooled import FEW, PAIRS, PIXELS, pooled_filters, pooled_pixels
@@ -27,22 +30,41 @@ from gpuconv.threads import parallel, shards
 MOST_FLOATS = 96 * 1024  # of one image's convolution: for more, the separate passes are as good
 
 
-def _fuses(
+class _Fused(NamedTuple):
+    """How the fused loops run for one set of shapes."""
+
+    plan: Plan
+    tile: int  # LANES or FEW
+    P: int  # of the pooled output
+    Q: int
+    pixels: int  # of one filter's pooled output, with the last tile's unused ones
+
+
+@lru_cache(maxsize=1024)
+def _fused(
     x_shape: tuple[int, ...],
     dtype: np.dtype,
     w_shape: tuple[int, ...],
     window: Window,
     groups: int,
     pool_window: Window,
-) -> bool:
+    modes: tuple[bool, bool],
+) -> _Fused | None:
+    """None where the two operations run one after the other. modes: precision.modes()."""
     P, Q = window.output_size(*x_shape[2:])
-    return (
-        not sums_in_float64(dtype)
-        and pool_pairs.suits(dtype, pool_window, P, Q)
-        and w_shape[0] * P * Q <= MOST_FLOATS
-        and not winograd.suits(x_shape, w_shape, window, groups)
-        and forward_plan((1, *x_shape[1:]), window, groups, 1).stage.blocks == 1
-    )
+    if (
+        sums_in_float64(dtype)
+        or not pool_pairs.suits(dtype, pool_window, P, Q)
+        or w_shape[0] * P * Q > MOST_FLOATS
+        or winograd.suits(x_shape, w_shape, window, groups)
+    ):
+        return None
+    plan = forward_plan((1, *x_shape[1:]), window, groups, 1)
+    if plan.stage.blocks > 1:
+        return None
+    P, Q = P // 2, Q // 2
+    tile = _tile(w_shape[0] // groups, P, Q)
+    return _Fused(plan, tile, P, Q, -(-P * Q // LANES) * LANES + PAIRS)
 
 
 def forward(
@@ -56,17 +78,14 @@ def forward(
     """(y, argmax) as pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
     gives them.
     """
-    if not _fuses(x.shape, x.dtype, w.shape, window, groups, pool_window):
+    fused = _fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes())
+    if fused is None:
         return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
     x, w = plain(x), plain(w)
-    (N, _, H, W), K = x.shape, w.shape[0]
-    P, Q = window.output_size(H, W)
-    plan = forward_plan((1, *x.shape[1:]), window, groups, 1)
-    tile = _tile(K // groups, P // 2, Q // 2)
+    plan, tile, P, Q, pixels = fused
+    N, K = len(x), len(w)
     weights, bias = _pack(w.reshape(groups, K // groups, -1), tile), _pack_bias(b, K, groups, tile)
-    shape = N, K, P // 2, Q // 2
-    y, argmax = np.empty(shape, np.float32), np.empty(shape, np.uint8)
-    pixels = -(-shape[2] * shape[3] // LANES) * LANES + PAIRS
+    y, argmax = np.empty((N, K, P, Q), np.float32), np.empty((N, K, P, Q), np.uint8)
 
     def run(begin: int, end: int) -> None:
         staged = scratch("staged", plan.scratch + 2 * PIXELS)
@@ -198,8 +217,8 @@ def backward(
     """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax as `forward` returned
     them.
     """
-    if _fuses(x.shape, x.dtype, w.shape, window, groups, pool_window):
-        dy, y, argmax, x, w = (plain(a) for a in (dy, y, argmax, x, w))
+    if _fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes()) is not None:
+        dy, y, argmax, x, w = map(plain, (dy, y, argmax, x, w))
         return gradient(dy, y, argmax, x, w, window, groups, need_dx)
     size = window.output_size(*x.shape[2:])
     masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)

@@ -24,7 +24,7 @@ from gpuconv.cpu.vector import LANES
 from gpuconv.cpu.vector_lanes import transpose
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import Pieces, parallel, shards
 
 GRAIN = 1 << 16  # floats a thread should have to add and rearrange, to be worth its start
 
@@ -78,7 +78,7 @@ class WeightSums:
         window: Window,
         groups: int,
         threads: int,
-        pieces: list[tuple[int, int]],
+        pieces: Pieces,
     ) -> None:
         self.plan = forward_plan(x_shape, window, groups, threads)
         self.w_shape, self.groups, self.K, self.columns = (

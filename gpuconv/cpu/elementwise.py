@@ -27,7 +27,7 @@ def plain(a: np.ndarray) -> np.ndarray:
     """`a` contiguous, aligned and writable, copied only if it is not: compiled loops know one
     layout.
     """
-    return np.require(a, requirements=["C", "A", "W"])
+    return a if a.flags.carray else np.require(a, requirements=["C", "A", "W"])
 
 
 @compiled

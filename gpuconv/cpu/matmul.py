@@ -14,13 +14,34 @@ from gpuconv.threads import blas_threads, parallel, shards
 GRAIN = 4_000_000  # multiply-adds below which a second thread costs more than it saves
 
 
+_one_thread = blas_threads(1)
+
+
+def products(*factors: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """Each pair's a @ b, for matrices (rows, depth) and (depth, columns), all of one dtype, in any
+    layout.
+    """
+    wide = sums_in_float64(factors[0][0].dtype)
+    results = []
+    with _one_thread:
+        for a, b in factors:
+            if wide:
+                results.append(_product(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype))
+            else:
+                results.append(_product(a, b))
+    return results
+
+
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b for matrices (rows, depth) and (depth, columns) of one dtype, in any layout."""
-    if sums_in_float64(a.dtype):
-        return matmul(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)
+    """a @ b, as `products` computes it."""
+    return products((a, b))[0]
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     rows, depth = a.shape
     product = np.empty((rows, b.shape[1]), a.dtype)
     pieces = shards(rows, -(-GRAIN // max(depth * b.shape[1], 1)))
-    with blas_threads(1):
-        parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces, blas=False)
+    if len(pieces) == 1:
+        return np.matmul(a, b, out=product)
+    parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces, blas=False)
     return product

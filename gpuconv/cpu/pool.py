@@ -8,7 +8,7 @@ from gpuconv.cpu import pool_pairs
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import plain
 from gpuconv.shapes import Window
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import Pieces, parallel, shards
 
 NONE = 255  # argmax where no tap was inside the image
 GRAIN = 1 << 15  # pixels a thread should have, to be worth its start
@@ -81,7 +81,7 @@ def numbers(window: Window, H: int, W: int) -> tuple[int, ...]:
     return (*window.kernel_size, *window.stride, top, left, *window.dilation)
 
 
-def _shards(image: np.ndarray) -> list[tuple[int, int]]:
+def _shards(image: np.ndarray) -> Pieces:
     N, C, H, W = image.shape
     return shards(N * C, -(-GRAIN // (H * W)))
 

@@ -58,6 +58,11 @@ def no_winograd() -> Iterator[None]:
         _no_winograd.reset(token)
 
 
+def modes() -> tuple[bool, bool]:
+    """Both switches; a choice of algorithm that is kept must be kept for these."""
+    return _float64_sums.get(), _no_winograd.get()
+
+
 def winograd_allowed() -> bool:
     """Whether a convolution may now use Winograd's algorithm."""
     return not _no_winograd.get()

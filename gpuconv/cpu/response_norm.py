@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import plain
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import Pieces, parallel, shards
 
 STRIP = 128  # pixels: 128 KB of float32 with 256 channels
 GRAIN = 1 << 14  # elements a thread should have, to be worth its start
@@ -42,7 +42,7 @@ def backward(
     return dx
 
 
-def _shards(planes: np.ndarray) -> list[tuple[int, int]]:
+def _shards(planes: np.ndarray) -> Pieces:
     N, C, pixels = planes.shape
     return shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP)))
 

@@ -110,7 +110,7 @@ _NORM_BACK = {"dy": _rows("dy_pitch"), "x": _rows("pitch"), **_NORM}
 EXTENTS: Mapping[str, Mapping[str, Formula]] = {
     **{
         f"{name}_{way}": _EACH
-        for name in ("relu", "tanh", "scaled_tanh", "sigmoid")
+        for name in ("relu", "leaky_relu", "tanh", "scaled_tanh", "sigmoid")
         for way in ("forward", "backward")
     },
     **dict.fromkeys(("add", "add_relu", "multiply", "scale", "dropout"), _EACH),

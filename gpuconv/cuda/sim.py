@@ -11,6 +11,7 @@ from gpuconv.cuda import source
 from gpuconv.cuda.plan import Launch
 from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
+from gpuconv.threads import thread_count
 
 
 class SimRuntime(Runtime):
@@ -53,7 +54,7 @@ class SimRuntime(Runtime):
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         module = self._module(launch)
         given = launch.kernel, launch.grid, launch.block, arguments, launch.shared
-        module.launch(*given, self.order, self.seed)
+        module.launch(*given, self.order, self.seed, thread_count())
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
 
     def synchronize(self) -> None:

@@ -3,7 +3,7 @@
 from gpuconv.data.augment import Affine, Augment, Compose, HorizontalFlip, RandomCrop, Shift
 from gpuconv.data.dataset import Dataset, Scale, to_float
 from gpuconv.data.errors import DataError
-from gpuconv.data.folder import from_folder, load_image, save_image
+from gpuconv.data.folder import decode_image, from_folder, load_image, save_image
 from gpuconv.data.idx import read_idx, write_idx
 from gpuconv.data.loader import Loader
 from gpuconv.data.named import installed, load
@@ -23,6 +23,7 @@ __all__ = [
     "RandomCrop",
     "Scale",
     "Shift",
+    "decode_image",
     "from_folder",
     "installed",
     "load",

@@ -35,6 +35,9 @@ def _trace(model: Module, input_shape: Sequence[int], layer: str) -> Trace:
         found: Trace = error.trace  # type: ignore[union-attr]
         if layer in found.outputs:
             return found
+        where = found.failed or "the network"
         if isinstance(error, TypeError):
-            raise ValueError(f"explain: the forward pass needs more than shapes: {error}") from error
-        raise
+            raise ValueError(
+                f"explain: the forward pass of {where} needs more than shapes: {error}"
+            ) from error
+        raise ValueError(f"{where}: {error}") from error

@@ -26,7 +26,14 @@ ONES = dict.fromkeys(("conv2", "conv4", "conv5", "fc6", "fc7"), 1.0)  # the pape
 
 
 @model(size=224)
-def alexnet(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) -> Sequential:
+def alexnet(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
+) -> Sequential:
     """Torchvision's AlexNet: 64 first filters, no normalisation; 61,100,840 parameters.
 
     forward: x (N, in_channels, H, W), H and W at least 63 -> scores (N, num_classes).
@@ -68,6 +75,9 @@ def alexnet_2012(
     groups: int = 2,
     lrn: str = "torch",
     input_size: int = 227,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
 ) -> Sequential:
     """AlexNet as published: overlapping pools, response normalisation, two groups; 60,965,224
     parameters.

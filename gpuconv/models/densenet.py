@@ -28,7 +28,13 @@ BOTTLENECK = 4 * GROWTH
 
 @model(size=224, weights={Conv2d: init.kaiming_normal, Linear: init.pytorch_uniform})
 def densenet121(
-    num_classes: int = 1000, in_channels: int = 3, stem: str = "imagenet", input_size: int = 224
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: str = "imagenet",
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
 ) -> DenseNet:
     """DenseNet-121: blocks of 6, 12, 24 and 16 layers; 7,978,856 parameters.
 

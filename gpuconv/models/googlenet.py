@@ -30,7 +30,13 @@ WEIGHTS: init.ByKind = {Conv2d: init.small_normal, Linear: init.small_normal}
 
 @model(size=224, weights=WEIGHTS)
 def googlenet(
-    num_classes: int = 1000, in_channels: int = 3, aux: bool = False, input_size: int = 224
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    aux: bool = False,
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
 ) -> GoogLeNet:
     """GoogLeNet, torchvision's: nine inception blocks; 6,624,904 parameters.
 

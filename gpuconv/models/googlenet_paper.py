@@ -28,7 +28,13 @@ from gpuconv.nn.functional import cat
 
 @model(size=224, weights=init.xavier_uniform)
 def googlenet_paper(
-    num_classes: int = 1000, in_channels: int = 3, aux: bool = False, input_size: int = 224
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    aux: bool = False,
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
 ) -> GoogLeNetPaper:
     """GoogLeNet with response normalisation and 5x5 branches; 6,998,552 parameters.
 

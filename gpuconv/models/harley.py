@@ -39,7 +39,9 @@ SIDE = 5  # of a map before it is flattened
 
 
 @model(size=32, weights=init.lecun_normal)
-def harley_lenet(num_classes: int = 10, in_channels: int = 1) -> Sequential:
+def harley_lenet(
+    num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
+) -> Sequential:
     """6@5x5, pool, 16@5x5 with 60 of 96 links, pool, 120, 100, num_classes; 62,902 parameters.
 
     Max-pools; the activation is 1.7159 tanh(2x/3) everywhere, after the last layer too.

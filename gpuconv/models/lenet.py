@@ -7,7 +7,9 @@ from gpuconv.nn import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
 
 
 @model(size=32)
-def lenet(num_classes: int = 10, in_channels: int = 1) -> Sequential:
+def lenet(
+    num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
+) -> Sequential:
     """The article's LeNet: 6@5x5, pool, 16@5x5, pool, 120, 100, num_classes; 63,802 parameters.
 
     forward: x (N, in_channels, 32, 32), floats -> scores (N, num_classes).

@@ -9,7 +9,9 @@ from gpuconv.nn import AvgPool2d, Conv2d, Flatten, Linear, Sequential, Tanh, ini
 
 
 @model(size=32, weights=init.xavier_uniform)
-def lenet5(num_classes: int = 10, in_channels: int = 1) -> Sequential:
+def lenet5(
+    num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
+) -> Sequential:
     """6@5x5, 16@5x5, 120@5x5 with tanh and average pooling, 84, num_classes; 61,706 parameters.
 
     forward: x (N, in_channels, 32, 32), floats -> scores (N, num_classes).

@@ -27,7 +27,13 @@ WEIGHTS: init.ByKind = {Conv2d: init.kaiming_normal_fan_out}
 
 @model(size=224, weights=WEIGHTS)
 def resnet18(
-    num_classes: int = 1000, in_channels: int = 3, stem: str = "imagenet", input_size: int = 224
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: str = "imagenet",
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
 ) -> ResNet:
     """ResNet-18: two basic blocks at each of four sizes; 11,689,512 parameters.
 
@@ -40,7 +46,13 @@ def resnet18(
 
 @model(size=224, weights=WEIGHTS)
 def resnet34(
-    num_classes: int = 1000, in_channels: int = 3, stem: str = "imagenet", input_size: int = 224
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: str = "imagenet",
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
 ) -> ResNet:
     """ResNet-34: 3, 4, 6 and 3 basic blocks; 21,797,672 parameters; otherwise as resnet18."""
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels, stem)
@@ -48,7 +60,13 @@ def resnet34(
 
 @model(size=224, weights=WEIGHTS)
 def resnet50(
-    num_classes: int = 1000, in_channels: int = 3, stem: str = "imagenet", input_size: int = 224
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: str = "imagenet",
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
 ) -> ResNet:
     """ResNet-50: 3, 4, 6 and 3 bottlenecks; 25,557,032 parameters; otherwise as resnet18."""
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem)

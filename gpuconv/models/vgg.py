@@ -25,7 +25,14 @@ WEIGHTS: init.ByKind = {Conv2d: init.kaiming_normal_fan_out, Linear: init.small_
 
 
 @model(size=224, weights=WEIGHTS)
-def vgg16(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) -> Sequential:
+def vgg16(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
+) -> Sequential:
     """VGG-16: 13 convolutions and 3 fully connected layers; 138,357,544 parameters.
 
     forward: x (N, in_channels, H, W), H and W at least 32 -> scores (N, num_classes).
@@ -34,13 +41,27 @@ def vgg16(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) 
 
 
 @model(size=224, weights=WEIGHTS)
-def vgg16_bn(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) -> Sequential:
+def vgg16_bn(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
+) -> Sequential:
     """VGG-16 with batch norm after every convolution; 138,365,992 parameters; as vgg16."""
     return _vgg((2, 2, 3, 3, 3), True, num_classes, in_channels)
 
 
 @model(size=224, weights=WEIGHTS)
-def vgg19(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) -> Sequential:
+def vgg19(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
+) -> Sequential:
     """VGG-19: 16 convolutions and 3 fully connected layers; 143,667,240 parameters; as vgg16."""
     return _vgg((2, 2, 4, 4, 4), False, num_classes, in_channels)
 

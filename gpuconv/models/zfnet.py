@@ -11,7 +11,14 @@ from gpuconv.nn import Conv2d, LocalResponseNorm, MaxPool2d, ReLU, Sequential, i
 
 
 @model(size=224, weights=init.small_normal)
-def zfnet(num_classes: int = 1000, in_channels: int = 3, input_size: int = 224) -> Sequential:
+def zfnet(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    *,
+    seed: int | None = 0,
+    recompute: bool = False,
+) -> Sequential:
     """ZF Net: conv1 7x7 with stride 2 and padding 1, pools with ceil_mode; 62,357,608 parameters.
 
     The contrast normalisation of the paper is AlexNet's response normalisation, after the pools.

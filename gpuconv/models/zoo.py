@@ -5,51 +5,54 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from gpuconv.errors import unknown
 from gpuconv.nn import Module, init, recompute_blocks
 
-Builder = Callable[..., Module]
-MODELS: dict[str, Builder] = {}
+P = ParamSpec("P")
+Network = TypeVar("Network", bound=Module)
+MODELS: dict[str, Callable[..., Module]] = {}
+ADDED = ("seed", "recompute")  # arguments that every model has, used by the decorator alone
 
 
 def model(
     size: int,
     weights: init.Initialiser | init.ByKind | None = None,
     biases: Mapping[str, float] | None = None,
-) -> Callable[[Builder], Builder]:
-    """Register a model's builder: its images are `size` x `size`, or as its argument `input_size`
-    says, and its weights come from an added `seed`.
+) -> Callable[[Callable[P, Network]], Callable[P, Network]]:
+    """Register a model's builder.
 
-    weights, biases: how to draw them, as `init.initialize` takes it; None for each layer's default.
-    seed: an int; None leaves the weights undefined, for a model whose weights are loaded next.
-    recompute: keep only each block's input for backward, see `nn.checkpoint`; the numbers stay.
-    What it builds has `input_shape`, one example's (C, H, W), and `spec`, from which `build` makes
-    it again.
+    size: of its images, unless it has an argument `input_size`. weights, biases: how to initialise
+    them, as `init.initialize` takes it; None for each layer's default.
+    The builder has two arguments that are used here: seed, of the weights, None to leave them
+    undefined because they are loaded next; and recompute, to keep only each block's input for the
+    backward pass, see `nn.checkpoint`, with the same results. They stand in its signature so that
+    type checkers and help() show them.
+    The network gets `input_shape`, one example's (C, H, W), and `spec`, from which `build` makes it
+    again.
     """
 
-    def register(builder: Builder) -> Builder:
+    def register(builder: Callable[P, Network]) -> Callable[P, Network]:
         signature = inspect.signature(builder)
 
         @functools.wraps(builder)
-        def built(
-            *args: Any, seed: int | None = 0, recompute: bool = False, **kwargs: Any
-        ) -> Module:
+        def built(*args: P.args, **kwargs: P.kwargs) -> Network:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
+            arguments = {n: value for n, value in bound.arguments.items() if n not in ADDED}
             with init.deferred():
-                network = builder(**bound.arguments)
-            if seed is not None:
-                init.initialize(network, seed, weights, biases)
-            if recompute and not recompute_blocks(network):
+                network = builder(*args, **kwargs)
+            if bound.arguments["seed"] is not None:
+                init.initialize(network, bound.arguments["seed"], weights, biases)
+            if bound.arguments["recompute"] and not recompute_blocks(network):
                 raise ValueError(
                     f"{builder.__name__}: has no blocks to recompute; set `recompute`"
                     f" of modules of your own"
                 )
-            side = bound.arguments.get("input_size", size)
-            network.input_shape = (bound.arguments["in_channels"], side, side)
-            network.spec = {"name": builder.__name__, "arguments": dict(bound.arguments)}
+            side = arguments.get("input_size", size)
+            network.input_shape = (arguments["in_channels"], side, side)
+            network.spec = {"name": builder.__name__, "arguments": arguments}
             return network
 
         MODELS[builder.__name__] = built

@@ -2,7 +2,16 @@
 
 from gpuconv.autograd import Parameter, Tensor, checkpoint, enable_grad, no_grad
 from gpuconv.nn import functional, init
-from gpuconv.nn.activation import Dropout, Identity, ReLU, ScaledTanh, Sigmoid, Softmax, Tanh
+from gpuconv.nn.activation import (
+    Dropout,
+    Identity,
+    LeakyReLU,
+    ReLU,
+    ScaledTanh,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
 from gpuconv.nn.containers import Concat, DenseBlock, Residual, Sequential, recompute_blocks
 from gpuconv.nn.conv import Conv2d
 from gpuconv.nn.linear import Flatten, Linear
@@ -28,6 +37,7 @@ __all__ = [
     "Flatten",
     "HingeLoss",
     "Identity",
+    "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
     "MaxPool2d",

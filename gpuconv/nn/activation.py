@@ -16,6 +16,20 @@ class ReLU(Module):
         return functional.relu(x)
 
 
+class LeakyReLU(Module):
+    """x where x >= 0, else negative_slope * x."""
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        super().__init__()
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.leaky_relu(x, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        return str(self.negative_slope)
+
+
 class Tanh(Module):
     """tanh(x)."""
 

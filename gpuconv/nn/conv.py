@@ -107,9 +107,16 @@ class Conv2d(Weighted):
             state[name] = np.where(self.connections[:, :, None, None], weight, 0)
 
     def _linked(self) -> Tensor:
-        """The weight, whose gradient is 0 where nothing is linked."""
+        """The weight where something is linked, 0 elsewhere."""
         w = self.weight
-        return record("linked", w.data, (w,), _linked_backward, self.connections)
+        mask = to_device(self.mask(w.dtype), device_of(w.data) or "cpu", weights=True)
+        return record("linked", ops.multiply(w.data, mask), (w,), _linked_backward, mask)
+
+    def mask(self, dtype: Any) -> np.ndarray:
+        """1 where the weight is linked, 0 elsewhere, in the weight's shape."""
+        assert self.connections is not None
+        links = self.connections[:, :, None, None]
+        return np.ascontiguousarray(np.broadcast_to(links, self.weight.shape), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.connections is None else self._linked()
@@ -130,9 +137,8 @@ class Conv2d(Weighted):
         return ", ".join(parts)
 
 
-def _linked_backward(dw: Array, over: bool, table: np.ndarray) -> tuple[Array]:
-    mask = np.ascontiguousarray(np.broadcast_to(table[:, :, None, None], dw.shape), dw.dtype)
-    return (ops.multiply(dw, to_device(mask, device_of(dw) or "cpu", weights=True)),)
+def _linked_backward(dw: Array, over: bool, mask: Array) -> tuple[Array]:
+    return (ops.multiply(dw, mask),)
 
 
 def _short(size: tuple[int, int]) -> str:

@@ -25,6 +25,7 @@ from gpuconv.autograd import (
     once,
     pooled,
     record,
+    state,
 )
 from gpuconv.operators import add, flatten, relu_backward
 from gpuconv.ops import in_place
@@ -44,6 +45,7 @@ __all__ = [
     "flatten",
     "half_squared_error",
     "hinge",
+    "leaky_relu",
     "linear",
     "local_response_norm",
     "max_pool2d",
@@ -153,7 +155,7 @@ def batch_norm(
     arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
     reference = x.reference
     count = x.data.size // max(x.data.shape[1], 1)
-    if training and count < 2:
+    if training and count < 2 and state.trace is None:
         raise ValueError(
             f"batch_norm: training needs more than one value a channel, got x of shape {x.shape}"
         )
@@ -221,6 +223,14 @@ def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Ar
     if over and run_backward is ops.relu_backward:
         return (relu_backward(dy, y, over),)
     return (run_backward(dy, y),)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
+    """x where x >= 0, else negative_slope * x."""
+    x = _tensor(x)
+    y = _on(ops.leaky_relu, x.reference)(x.data, negative_slope)
+    run_backward = _on(ops.leaky_relu_backward, x.reference)
+    return record("leaky_relu", y, (x,), _plain_backward, run_backward, x.data, negative_slope)
 
 
 def softmax(x: Any) -> Tensor:
@@ -335,12 +345,9 @@ def cat(tensors: Sequence[Any]) -> Tensor:
         return xs[0]
     parts = [x.data for x in xs]
     for part in parts[1:]:
-        if part.ndim != 4 or (part.shape[0], *part.shape[2:]) != (
-            len(parts[0]),
-            *parts[0].shape[2:],
-        ):
+        if part.ndim != 4 or _beside_channels(part) != _beside_channels(parts[0]):
             raise ValueError(
-                f"cat: shapes {parts[0].shape} and {part.shape} differ beside channels"
+                f"cat: shapes {parts[0].shape} and {part.shape} differ in more than their channels"
             )
     edges = [0, *accumulate(part.shape[1] for part in parts)]
     if all(isinstance(part, np.ndarray) for part in parts):

@@ -62,6 +62,7 @@ class Trace:
     outputs: the step that gives each module's output, by dotted name, "" for the network's; of one
     that is called more than once the last. tensors: each step's output; without values, unless the
     pass ran on images. fusing: whether neighbouring functions are fused; then only steps are noted.
+    failed: the innermost module whose forward raised, None without.
     """
 
     def __init__(self, network: Module, fusing: bool = False) -> None:
@@ -69,6 +70,7 @@ class Trace:
         self.steps: list[Step] = []
         self.calls: list[Call] = []
         self.outputs: dict[str, int] = {}
+        self.failed: str | None = None
         self._names = {id(module): name for name, module in network.named_modules()}
         self._inside: list[str] = []
         self._numbers: dict[int, int] = {}
@@ -118,6 +120,9 @@ class Trace:
             main = y[0] if isinstance(y, tuple) else y
             if isinstance(main, Tensor) and not self.fusing:
                 self.outputs[name] = self._number(main)
+        except Exception:
+            self.failed = name if self.failed is None else self.failed
+            raise
         finally:
             self._inside.pop()
         if self.fusing or not isinstance(main, Tensor):

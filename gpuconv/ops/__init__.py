@@ -10,6 +10,7 @@ from gpuconv.ops.conv2d_relu_max_pool2d import (
     conv2d_relu_max_pool2d_backward,
 )
 from gpuconv.ops.dropout import dropout
+from gpuconv.ops.leaky_relu import leaky_relu, leaky_relu_backward
 from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.local_response_norm import local_response_norm, local_response_norm_backward
 from gpuconv.ops.losses import (
@@ -49,6 +50,8 @@ __all__ = [
     "half_squared_error_backward",
     "hinge",
     "hinge_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
     "linear",
     "linear_backward",
     "local_response_norm",

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.arrays import device_of
 from gpuconv.cpu import batch_norm, elementwise
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import Pieces, parallel, shards
 
 
 def can_overwrite(a: Any) -> bool:
@@ -45,5 +45,5 @@ def batch_norm2d_backward_into(
     return dx, None if w is None else dw, None if b is None else db
 
 
-def _shards(a: np.ndarray) -> list[tuple[int, int]]:
+def _shards(a: np.ndarray) -> Pieces:
     return shards(a.size, elementwise.GRAIN)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.cpu.matmul import matmul
+from gpuconv.cpu.matmul import products
 from gpuconv.cuda import plan_conv
 from gpuconv.cuda.plan_conv import Conv
 from gpuconv.ops.activation import activate, activation_backward, require_activation
@@ -97,7 +97,7 @@ def linear_backward_cost(dy, x, w, b, activation, y, need_dx):
 
 @linear.cpu
 def linear_cpu(x, w, b, activation):
-    y = matmul(x, w.T)
+    (y,) = products((x, w.T))
     if b is not None:
         y += b
     if activation == "relu":
@@ -109,7 +109,9 @@ def linear_cpu(x, w, b, activation):
 def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
     db = dy.sum(0) if b is not None else None
-    return matmul(dy, w) if need_dx else None, matmul(dy.T, x), db
+    if not need_dx:
+        return None, *products((dy.T, x)), db
+    return *products((dy, w), (dy.T, x)), db
 
 
 @linear.launch

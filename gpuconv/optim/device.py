@@ -6,6 +6,7 @@ the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -19,30 +20,33 @@ if TYPE_CHECKING:
     from gpuconv.optim.optimizer import Optimizer
 
 
-def step(optimizer: Optimizer) -> None:
-    """Update the parameters that are on a device and have a gradient; others are not touched.
+def step(optimizer: Optimizer, chosen: Sequence[int]) -> None:
+    """Update the chosen parameters, which are on a device and have a gradient: one launch for each
+    group and kernel.
 
     Raises TypeError or ValueError naming the parameter where a gradient or a state does not fit.
     """
-    chosen = [
-        i
-        for i, p in enumerate(optimizer.params)
-        if p.grad is not None and not isinstance(p.data, np.ndarray)
-    ]
-    if not chosen:
-        return
     from gpuconv.cuda.runtime import runtime
 
     names = {device_of(optimizer.params[i].data) or "nowhere" for i in chosen}
     if len(names) > 1:
         raise TypeError(f"{optimizer._name}: parameters on several devices: {sorted(names)}")
     on = runtime(names.pop())
-    kernel, scalars = optimizer._launch()
-    slots = {"sgd": 0, "sgd_momentum": 1, "adam": 2}[kernel]
-    numbers = [optimizer._numbers(i) for i in chosen]
     with on.inside(optimizer.params[chosen[0]].data):
-        rows = [_row(on, optimizer, i, slots) for i in chosen]
-        _update(on, kernel, rows, numbers, scalars)
+        rows = {i: _row(on, optimizer, i) for i in chosen}
+        for k, group in enumerate(optimizer.param_groups):
+            of_group = [i for i in chosen if optimizer._owner[i] == k]
+            if not of_group:
+                continue
+            kernel, scalars = optimizer._kernel(group)
+            numbers = []
+            for i in of_group:
+                first = not optimizer._state[i]
+                optimizer.steps[i] += 1
+                own = optimizer._numbers(group, optimizer.steps[i], first)
+                numbers.append((*own, 0.0, 0.0)[:2])
+                optimizer._state[i] = rows[i][1]
+            _update(on, kernel, [rows[i][0] for i in of_group], numbers, scalars)
 
 
 def like(own: Any, array: np.ndarray) -> Any:
@@ -51,9 +55,11 @@ def like(own: Any, array: np.ndarray) -> Any:
     return to_device(host, device_of(own) or "cpu", weights=not _c_order(own))
 
 
-def _row(on: Runtime, optimizer: Optimizer, i: int, slots: int) -> list[Any]:
-    """p, grad and the slots of one parameter: float32, of one shape, dense, in one order."""
-    p, name = optimizer.params[i], f"{optimizer._name}: parameter {i}"
+def _row(on: Runtime, optimizer: Optimizer, i: int) -> tuple[list[Any], dict[str, Any]]:
+    """p, grad and the state arrays of one parameter, float32, of one shape, dense, in one order;
+    and the state arrays by name.
+    """
+    p, name = optimizer.params[i], optimizer._named(i)
     grad: Any = p.grad
     if device_of(grad) != device_of(p.data):
         raise TypeError(f"{name} is on {device_of(p.data)}, its grad on {device_of(grad)}")
@@ -66,17 +72,18 @@ def _row(on: Runtime, optimizer: Optimizer, i: int, slots: int) -> list[Any]:
         p.data = on.contiguous(p.data)
     last = not _c_order(p.data)
     grad = on.first_view(on.channels_last(grad)) if last else on.contiguous(grad)
-    state: Any = optimizer._state[i]
-    if slots and state is None:
-        state = tuple(like(p.data, np.zeros(p.data.shape, np.float32)) for _ in optimizer.slots)
-        optimizer._state[i] = state
-    for array in state or ():
+    state = dict(optimizer._state[i])
+    used = optimizer._slots(optimizer.param_groups[optimizer._owner[i]])
+    for slot in used:
+        if slot not in state:
+            state[slot] = like(p.data, np.zeros(p.data.shape, np.float32))
+    for array in state.values():
         if device_of(array) != device_of(p.data) or array.shape != p.data.shape:
             raise ValueError(
                 f"{name} became {device_of(p.data)} x {p.data.shape}, its state is "
                 f"{device_of(array)} x {array.shape}; make the optimiser after model.to()"
             )
-    return [p.data, grad, *(state or ())[:slots]]
+    return [p.data, grad, *(state[slot] for slot in used)], state
 
 
 def _c_order(array: Any) -> bool:
@@ -87,7 +94,7 @@ def _update(
     on: Runtime,
     kernel: str,
     rows: list[list[Any]],
-    numbers: list[tuple[float, float]],
+    numbers: list[tuple[float, ...]],
     scalars: dict[str, float],
 ) -> None:
     """Launch over a table of the arrays' addresses; no two arrays may share memory."""

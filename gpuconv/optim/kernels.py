@@ -15,37 +15,30 @@ from gpuconv.threads import parallel, shards
 
 # Below this many elements a second thread costs more than it saves (about 0.1 ms of work each).
 GRAIN = 1 << 17
+MIN_SHARDED = 2 * GRAIN
 
 
 @compiled(error_model="numpy")
-def sgd(p: Any, g: Any, lr: Any, weight_decay: Any) -> None:
-    """p -= lr * (g + weight_decay * p)."""
+def sgd(p: Any, g: Any, lr: Any, decay: Any) -> None:
+    """p -= lr * (g + decay * p)."""
     for i in range(p.size):
-        p[i] -= lr * (g[i] + weight_decay * p[i])
+        p[i] -= lr * (g[i] + decay * p[i])
 
 
 @compiled(error_model="numpy")
 def sgd_momentum(
-    p: Any, g: Any, buffer: Any, lr: Any, weight_decay: Any, momentum: Any, share: Any
+    p: Any, g: Any, buffer: Any, lr: Any, decay: Any, momentum: Any, nesterov: Any, share: Any
 ) -> None:
-    """buffer = momentum * buffer + share * d; p -= lr * buffer, with d = g + weight_decay * p."""
+    """buffer = momentum * buffer + share * d; p -= lr * buffer, with d = g + decay * p; with
+    nesterov p -= lr * (d + momentum * buffer): the gradient one step ahead.
+    """
     for i in range(p.size):
-        d = g[i] + weight_decay * p[i]
+        d = g[i] + decay * p[i]
         v = momentum * buffer[i] + share * d
         buffer[i] = v
+        if nesterov:
+            v = d + momentum * v
         p[i] -= lr * v
-
-
-@compiled(error_model="numpy")
-def sgd_nesterov(
-    p: Any, g: Any, buffer: Any, lr: Any, weight_decay: Any, momentum: Any, share: Any
-) -> None:
-    """As `sgd_momentum`, but p -= lr * (d + momentum * buffer): the gradient one step ahead."""
-    for i in range(p.size):
-        d = g[i] + weight_decay * p[i]
-        v = momentum * buffer[i] + share * d
-        buffer[i] = v
-        p[i] -= lr * (d + momentum * v)
 
 
 @compiled(error_model="numpy")
@@ -55,22 +48,32 @@ def adam(
     m: Any,
     v: Any,
     keep: Any,
-    weight_decay: Any,
+    decay: Any,
     share1: Any,
     beta2: Any,
     share2: Any,
+    eps: Any,
     step_size: Any,
     root: Any,
-    eps: Any,
 ) -> None:
-    """p = keep * p - step_size * m / (sqrt(v) / root + eps), after m and v took the gradient in."""
+    """p = keep * p - step_size * m / (sqrt(v) / root + eps), after m and v took the gradient in.
+
+    A finite gradient whose square would overflow enters as the limit: v would be infinite, and the
+    parameter would never move again. As Adam divides by the gradients' size, the step is the same.
+    """
+    limit = p.dtype.type(1.8e19 if p.itemsize == 4 else 1.3e154)
     for i in range(p.size):
-        d = g[i] + weight_decay * p[i]
+        d = g[i] + decay * p[i]
+        if abs(d) > limit and np.isfinite(d):
+            d = np.copysign(limit, d)
         first = m[i] + (d - m[i]) * share1
         second = beta2 * v[i] + share2 * (d * d)
         m[i] = first
         v[i] = second
         p[i] = keep * p[i] - step_size * (first / (np.sqrt(second) / root + eps))
+
+
+KERNELS = {"sgd": sgd, "sgd_momentum": sgd_momentum, "adam": adam}
 
 
 # "reassoc" lets the sum run in vector lanes; the compiled order is fixed, so results repeat.
@@ -84,14 +87,12 @@ def sum_of_squares(g: Any) -> float:
     return total
 
 
-def update(kernel: Any, arrays: tuple[np.ndarray, ...], scalars: tuple[Any, ...]) -> None:
-    """Run a kernel over flat arrays of one length, large ones in shards side by side."""
-    size = arrays[0].size
-    if size < 2 * GRAIN:
-        kernel(*arrays, *scalars)
-        return
+def run_sharded(kernel: Any, arguments: tuple[Any, ...]) -> None:
+    """Run a kernel over flat arrays of one length, followed by numbers: in shards side by side."""
+    arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+    numbers = arguments[len(arrays) :]
     parallel(
-        lambda begin, end: kernel(*[a[begin:end] for a in arrays], *scalars),
-        shards(size, GRAIN),
+        lambda begin, end: kernel(*[a[begin:end] for a in arrays], *numbers),
+        shards(arrays[0].size, GRAIN),
         blas=False,
     )

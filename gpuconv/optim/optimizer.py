@@ -1,56 +1,153 @@
-"""SGD, Adam and AdamW with PyTorch's formulas. A step changes each parameter's array in place."""
+"""What the optimisers share: groups of parameters, a step over them, and their saved state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gpuconv.arrays import to_numpy
-from gpuconv.autograd import Parameter, settle
-from gpuconv.optim import device, kernels
+from gpuconv.arrays import device_of, to_numpy
+from gpuconv.autograd import Array, Parameter, settle
+from gpuconv.errors import unknown
+from gpuconv.optim import device, kernels, saved
 from gpuconv.optim.checks import number
+
+Group = dict[str, Any]
+Task = tuple[Any, tuple[Any, ...]]  # a kernel and its arguments
 
 
 class Optimizer:
-    """What optimisers share: the parameters, their state, saving and loading it.
+    """The base of SGD, Adam and AdamW. A step changes each parameter's array in place.
 
-    State arrays are made when a parameter's first gradient arrives, one set per parameter.
-    Parameters whose grad is None are skipped and age by no step.
+    params: Parameters, or groups of them: dicts with "params" and any of the optimiser's arguments,
+    which hold for that group in place of the optimiser's own, as in PyTorch.
+    param_groups: those dicts, complete; a value set there holds from the next step on.
+    State arrays are made when a parameter's first gradient arrives. A parameter without a gradient,
+    or with requires_grad=False, is skipped: it does not decay and its count of steps stays.
+
+    >>> from gpuconv import nn, optim
+    >>> body, head = nn.Linear(8, 8), nn.Linear(8, 2)
+    >>> groups = [{"params": body.parameters(), "lr": 0.01}, {"params": head.parameters()}]
+    >>> optimizer = optim.SGD(groups, lr=0.1)
+    >>> [group["lr"] for group in optimizer.param_groups]
+    [0.01, 0.1]
+    >>> optimizer.lr = 0.05; [group["lr"] for group in optimizer.param_groups]
+    [0.005, 0.05]
     """
 
-    # state arrays of one parameter, by PyTorch's names
+    # the names of the state arrays that a parameter may have, PyTorch's
     slots: ClassVar[tuple[str, ...]] = ()
+    # settings that saved states of before version 0.2 lack; they were False then
+    added: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, params: Iterable[Parameter], lr: float) -> None:
-        kept = list({id(p): p for p in params}.values())  # one used twice is updated once
-        if not kept:
+    def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
+        self.defaults = dict(defaults)
+        self._check(self.defaults)
+        self.params: list[Parameter] = []
+        self.param_groups: list[Group] = []
+        self.steps: list[int] = []
+        self._state: list[dict[str, Array]] = []
+        self._owner: list[int] = []  # each parameter's group
+        self._ready: list[tuple[Any, ...]] = []  # what `_task` prepared for each parameter
+        self._checked: list[tuple[Any, ...]] = []  # each group's values when they were checked
+        self._values = itemgetter(*self.defaults)
+        groups = list(params)
+        if not groups:
             raise ValueError(f"{self._name}: params is empty; give model.parameters()")
-        for p in kept:
-            if not isinstance(p, Parameter):
-                raise TypeError(f"{self._name}: params must be Parameters, got {type(p).__name__}")
-        self.params = kept
-        self.lr = lr
-        self.steps = [0] * len(kept)
-        self._state: list[tuple[np.ndarray, ...] | None] = [None] * len(kept)
+        if not isinstance(groups[0], Mapping):
+            groups = [{"params": groups}]
+        for group in groups:
+            self.add_param_group(group)
+        without = [i for i, group in enumerate(groups) if "lr" not in group]
+        rates = [group["lr"] for group in self.param_groups]
+        self._lead = without[0] if without else rates.index(max(rates))
 
     @property
     def _name(self) -> str:
         return type(self).__name__
 
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add parameters with settings of their own; what is not given is the optimiser's.
+
+        Raises: TypeError or ValueError for a setting that is unknown or bad, for what is no
+        Parameter, and for a parameter that another group has.
+        """
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"{self._name}: a group is a dict with 'params', got {group!r}")
+        for key in group:
+            if key != "params" and key not in self.defaults:
+                raise unknown(f"{self._name} setting", key, self.defaults)
+        given = group["params"]
+        given = [given] if isinstance(given, Parameter) else list(given)
+        for p in given:
+            if not isinstance(p, Parameter):
+                raise TypeError(f"{self._name}: params must be Parameters, got {type(p).__name__}")
+        params = tuple({id(p): p for p in given}.values())  # one used twice is updated once
+        if not params:
+            raise ValueError(f"{self._name}: params is empty; give model.parameters()")
+        if {id(p) for p in params} & {id(p) for p in self.params}:
+            raise ValueError(f"{self._name}: a parameter is in two groups")
+        complete = {**self.defaults, **group, "params": params}
+        self._check(complete)
+        complete["initial_lr"] = complete["lr"]
+        self._owner += [len(self.param_groups)] * len(params)
+        self.param_groups.append(complete)
+        self.params += params
+        self.steps += [0] * len(params)
+        self._state += [{} for _ in params]
+        self._checked.append(self._values(complete))
+        self._ready = [()] * len(self.params)
+
     @property
     def lr(self) -> float:
-        """The learning rate; assign to it to change it. ValueError if negative or not finite."""
-        return self._lr
+        """The learning rate: of the first group without one of its own, else the highest.
+
+        Assign to it to change it: the rates of the other groups change by the same factor.
+        ValueError if negative or not finite.
+        """
+        return self.param_groups[self._lead]["lr"]
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = number(self._name, "lr", value)
+        value = number(self._name, "lr", value)
+        usual = self.param_groups[self._lead]["initial_lr"]
+        if usual == 0 and any(group["initial_lr"] != 0 for group in self.param_groups):
+            raise ValueError(
+                f"{self._name}: the groups' rates have no ratio to lr=0; set param_groups[i]['lr']"
+            )
+        for group in self.param_groups:
+            own = group["initial_lr"]
+            group["lr"] = value if own == usual else value * (own / usual)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The arguments by name, as they are now."""
-        raise NotImplementedError(f"{self._name} has no hyperparameters")
+    def hyperparameters(self) -> list[dict[str, Any]]:
+        """The settings of each group, as they are now."""
+        return [{name: group[name] for name in self.defaults} for group in self.param_groups]
+
+    # ---- what a subclass defines ---------------------------------------------------------------
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError naming a setting of a group that is bad."""
+        raise NotImplementedError(f"{self._name} has no _check")
+
+    def _slots(self, group: Group) -> tuple[str, ...]:
+        """The state arrays that this group's parameters need."""
+        return self.slots
+
+    def _kernel(self, group: Group) -> tuple[str, dict[str, float]]:
+        """The kernel for a group, by its name in gpuconv/optim/kernels.py and kernels/optim.cu, and
+        the numbers that it takes, by name.
+        """
+        raise NotImplementedError(f"{self._name} has no kernel")
+
+    def _numbers(self, group: Group, step: int, first: bool) -> tuple[float, ...]:
+        """The kernel's further numbers, of one parameter. step: this one, counted from 1. first:
+        whether the parameter had no state arrays.
+        """
+        return ()
+
+    # ---- the step ------------------------------------------------------------------------------
 
     def zero_grad(self) -> None:
         """Forget the gradients, before the next backward adds its own."""
@@ -60,261 +157,128 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient.
 
-        Raises: ValueError where a gradient's shape, or the parameter's type since the last step,
-        does not fit.
+        Raises: TypeError or ValueError where a gradient's shape or device, a setting of a group, or
+        the parameter's type since the last step does not fit; then nothing has changed.
         """
         settle()  # what still waits shall see the weights of before
+        values = self._values
+        for i, group in enumerate(self.param_groups):
+            if values(group) != self._checked[i]:
+                self._check(group)
+                self._checked[i] = values(group)
+        numbers: dict[Any, tuple[Any, ...]] = {}
+        tasks: list[Task] = []
+        chosen: list[int] = []
+        elsewhere: list[int] = []
         for i, p in enumerate(self.params):
-            if p.grad is None:
+            if p.grad is None or not p.requires_grad:
                 continue
+            if isinstance(p.data, np.ndarray):
+                chosen.append(i)
+                tasks.append(self._task(i, p, numbers))
+            else:
+                elsewhere.append(i)
+        if elsewhere:
+            device.step(self, elsewhere)
+        for i, (kernel, arguments) in zip(chosen, tasks, strict=True):
+            p = self.params[i].data
             self.steps[i] += 1
-            if not isinstance(p.data, np.ndarray):
-                continue
-            data = p.data if p.data.flags.c_contiguous else np.ascontiguousarray(p.data)
-            self._update(i, data.reshape(-1), self._flat_gradient(i, p))
-            if data is not p.data:
-                p.data[...] = data
-        device.step(self)
+            self._state[i] = self._ready[i][4]
+            if arguments[0].size < kernels.MIN_SHARDED:
+                kernel(*arguments)
+            else:
+                kernels.run_sharded(kernel, arguments)
+            if not p.flags.c_contiguous:
+                p[...] = arguments[0].reshape(p.shape)
 
-    def _update(self, index: int, p: np.ndarray, g: np.ndarray) -> None:
-        raise NotImplementedError(f"{self._name} has no _update")
+    def _task(self, i: int, p: Parameter, numbers: dict[Any, tuple[Any, ...]]) -> Task:
+        """What a parameter's update runs.
 
-    def _launch(self) -> tuple[str, dict[str, float]]:
-        """The kernel that updates parameters on a device, and its numbers by name."""
-        raise NotImplementedError(f"{self._name} has no kernel; use a model on the cpu")
+        The flat arrays are made once for each array that `p.data` is; what a caller may change
+        between two steps is compared here. numbers: the scalars of this step, by what decides them.
+        """
+        data, grad = p.data, p.grad
+        if not isinstance(grad, np.ndarray):
+            raise TypeError(f"{self._named(i)} is on cpu, its grad on {device_of(grad)}")
+        if grad.shape != data.shape:
+            raise ValueError(f"{self._named(i)} has shape {data.shape}, its grad {grad.shape}")
+        owner, dtype, first = self._owner[i], data.dtype, not self._state[i]
+        group = self.param_groups[owner]
+        key = owner, dtype, self.steps[i], first
+        if key not in numbers:
+            name, shared = self._kernel(group)
+            more = self._numbers(group, self.steps[i] + 1, first)
+            numbers[key] = (name, *map(dtype.type, (*shared.values(), *more)))
+        name, *scalars = numbers[key]
+        ready = self._ready[i]
+        if not ready or ready[0] is not data or ready[1] != dtype or ready[2] != name:
+            ready = self._ready[i] = self._prepare(i, name)
+        if grad.dtype != dtype or not grad.flags.c_contiguous:
+            grad = np.ascontiguousarray(grad, dtype=dtype)
+        flat, arrays = ready[3], ready[5]
+        if flat is None:  # no view of it is contiguous: the step copies it back
+            flat = np.ascontiguousarray(data).reshape(-1)
+        return kernels.KERNELS[name], (flat, grad.reshape(-1), *arrays, *scalars)
 
-    def _numbers(self, index: int) -> tuple[float, float]:
-        """That kernel's two numbers of one tensor; asked before the tensor's first slots exist."""
-        return 0.0, 0.0
+    def _prepare(self, i: int, name: str) -> tuple[Any, ...]:
+        """(array, its dtype, kernel, flat view or None, state by name, state as the kernel takes
+        it); state arrays are zeros the first time.
+        """
+        data, state = self.params[i].data, self._state[i]
+        if data.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{self._named(i)} must be float32 or float64, got {data.dtype}")
+        if not data.flags.writeable:
+            raise ValueError(f"{self._named(i)} is a read-only array")
+        for array in state.values():
+            if not isinstance(array, np.ndarray) or (array.dtype, array.size) != (
+                data.dtype,
+                data.size,
+            ):
+                raise ValueError(
+                    f"{self._named(i)} became {data.dtype} x {data.size}, its state is"
+                    f" {array.dtype} x {array.size}; make the optimiser after model.to()"
+                )
+        used = self._slots(self.param_groups[self._owner[i]])
+        state = state | {s: np.zeros(data.size, data.dtype) for s in used if s not in state}
+        flat = data.reshape(-1) if data.flags.c_contiguous else None
+        return data, data.dtype, name, flat, state, [state[slot] for slot in used]
 
-    def _flat_gradient(self, index: int, p: Parameter) -> np.ndarray:
-        grad = p.grad
-        assert grad is not None
-        if grad.shape != p.data.shape:
-            raise ValueError(
-                f"{self._name}: parameter {index} has shape {p.data.shape}, its grad {grad.shape}"
-            )
-        return np.ascontiguousarray(grad, dtype=p.data.dtype).reshape(-1)
+    def _named(self, i: int) -> str:
+        return f"{self._name}: parameter {i}"
 
-    def _slots_of(self, index: int, p: np.ndarray) -> tuple[np.ndarray, ...]:
-        """This parameter's flat state arrays, zeros the first time."""
-        state = self._state[index]
-        if state is None:
-            state = tuple(np.zeros_like(p) for _ in self.slots)
-            self._state[index] = state
-        elif state[0].dtype != p.dtype or state[0].shape != p.shape:
-            raise ValueError(
-                f"{self._name}: parameter {index} became {p.dtype} x {p.size}, its state is"
-                f" {state[0].dtype} x {state[0].size}; make the optimiser after model.to()"
-            )
-        return state
+    # ---- saved state ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs.
 
-        {"name", "hyperparameters": {}, "steps": [per parameter], "arrays": {"slot.index": array}};
-        the arrays have the parameters' shapes and are the optimiser's own, not copies. All but the
-        arrays is JSON.
+        {"name", "param_groups": [{"params": indices, ...settings}], "steps": [per parameter],
+        "arrays": {"slot.index": array}}; the arrays have the parameters' shapes and are the
+        optimiser's own, not copies. All but the arrays is JSON.
         """
+        places = [[i for i, o in enumerate(self._owner) if o == k] for k in set(self._owner)]
         arrays = {
             f"{slot}.{i}": to_numpy(array).reshape(self.params[i].shape)
             for i, state in enumerate(self._state)
-            if state is not None
-            for slot, array in zip(self.slots, state, strict=True)
+            for slot, array in state.items()
         }
         return {
             "name": self._name,
-            "hyperparameters": self.hyperparameters(),
+            "param_groups": [
+                {**group, "params": indices}
+                for group, indices in zip(self.param_groups, places, strict=True)
+            ],
             "steps": list(self.steps),
             "arrays": arrays,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over hyperparameters and copies of the arrays; nothing changes unless all fit.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over settings and copies of the arrays; nothing changes unless all fit.
 
-        Raises: ValueError for another optimiser's state, or one of other parameters.
+        Raises: ValueError for another optimiser's state, one of other parameters or groups, and
+        for arrays whose values this one's type cannot hold.
         """
-        if state["name"] != self._name:
-            raise ValueError(f"the state is {state['name']}'s, this optimiser is {self._name}")
-        if len(state["steps"]) != len(self.params):
-            found = f"{len(state['steps'])} parameters, here are {len(self.params)}"
-            raise ValueError(f"{self._name}: the state is of {found}")
-        loaded = [self._loaded(i, state["arrays"]) for i in range(len(self.params))]
-        known = {f"{slot}.{i}" for i in range(len(self.params)) for slot in self.slots}
-        if extra := sorted(set(state["arrays"]) - known):
-            raise ValueError(f"{self._name}: unknown arrays in the state: {', '.join(extra[:4])}")
-        fresh = type(self)(self.params, **state["hyperparameters"])  # its checks are the checks
-        self.__dict__.update(fresh.__dict__)
-        self.steps = [int(step) for step in state["steps"]]
-        self._state = loaded
-
-    def _loaded(self, i: int, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...] | None:
-        found = [arrays[key] for slot in self.slots if (key := f"{slot}.{i}") in arrays]
-        if not found:
-            return None
-        own = self.params[i].data
-        if len(found) != len(self.slots) or any(a.shape != own.shape for a in found):
-            shapes = ", ".join(str(a.shape) for a in found)
-            raise ValueError(
-                f"{self._name}: parameter {i} needs a state of {len(self.slots)} arrays of shape"
-                f" {own.shape}, got {shapes}"
-            )
-        if not isinstance(own, np.ndarray):
-            return tuple(device.like(own, a) for a in found)
-        return tuple(np.array(a, dtype=own.dtype, order="C").reshape(-1) for a in found)
-
-
-class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum and Nesterov's variant: PyTorch's SGD.
-
-    With d = grad + weight_decay * p: b = d the first time, then
-    b = momentum * b + (1 - dampening) * d; p -= lr * b, with nesterov p -= lr * (d + momentum * b),
-    without momentum p -= lr * d.
-
-    Raises: TypeError or ValueError naming the argument.
-    Source: Sutskever et al. 2013, "On the importance of initialization and momentum".
-
-    >>> weight = Parameter(np.ones(1)); weight.grad = np.array([0.5])
-    >>> SGD([weight], lr=0.1).step(); print(weight.data)
-    [0.95]
-    """
-
-    slots = ("momentum_buffer",)
-
-    def __init__(
-        self,
-        params: Iterable[Parameter],
-        lr: float = 1e-3,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        dampening: float = 0.0,
-    ) -> None:
-        super().__init__(params, lr)
-        self.momentum = momentum
-        self.weight_decay = number("SGD", "weight_decay", weight_decay)
-        self.dampening = number("SGD", "dampening", dampening)
-        self.nesterov = bool(nesterov)
-        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise ValueError("SGD: nesterov needs a momentum greater than 0 and no dampening")
-
-    @property
-    def momentum(self) -> float:
-        """The share of the last update that the next one keeps; assign to it to change it."""
-        return self._momentum
-
-    @momentum.setter
-    def momentum(self, value: float) -> None:
-        self._momentum = number("SGD", "momentum", value)
-
-    def hyperparameters(self) -> dict[str, Any]:
-        names = ("lr", "momentum", "nesterov", "weight_decay", "dampening")
-        return {name: getattr(self, name) for name in names}
-
-    def _update(self, index: int, p: np.ndarray, g: np.ndarray) -> None:
-        cast = p.dtype.type
-        lr, decay = cast(self.lr), cast(self.weight_decay)
-        if self.momentum == 0:
-            kernels.update(kernels.sgd, (p, g), (lr, decay))
-            return
-        share, _ = self._numbers(index)
-        (buffer,) = self._slots_of(index, p)
-        kernel = kernels.sgd_nesterov if self.nesterov else kernels.sgd_momentum
-        kernels.update(kernel, (p, g, buffer), (lr, decay, cast(self.momentum), cast(share)))
-
-    def _numbers(self, index: int) -> tuple[float, float]:
-        # The first buffer is the gradient itself: momentum * 0 + 1 * d, dampening not applied.
-        return 1.0 if self._state[index] is None else 1.0 - self.dampening, 0.0
-
-    def _launch(self) -> tuple[str, dict[str, float]]:
-        numbers = {"lr": self.lr, "decay": self.weight_decay}
-        if self.momentum == 0:
-            return "sgd", numbers
-        return "sgd_momentum", {**numbers, "momentum": self.momentum, "nesterov": self.nesterov}
-
-
-class Adam(Optimizer):
-    """Adam: PyTorch's, weight decay added to the gradient.
-
-    m = b1 * m + (1 - b1) * g, v = b2 * v + (1 - b2) * g^2 with g = grad + weight_decay * p, and
-    after t steps p -= lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
-
-    Raises: TypeError or ValueError naming the argument.
-    Source: Kingma and Ba 2014, "Adam: a method for stochastic optimization".
-    """
-
-    slots = ("exp_avg", "exp_avg_sq")
-    decoupled: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        params: Iterable[Parameter],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, lr)
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise TypeError(f"{self._name}: betas must be two numbers, got {betas!r}")
-        self.momentum = betas[0]
-        self.beta2 = number(self._name, "betas[1]", betas[1], below=1.0)
-        self.eps = number(self._name, "eps", eps)
-        self.weight_decay = number(self._name, "weight_decay", weight_decay)
-
-    @property
-    def momentum(self) -> float:
-        """beta1 under the name that schedules use; assign to it to change it."""
-        return self._beta1
-
-    @momentum.setter
-    def momentum(self, value: float) -> None:
-        self._beta1 = number(self._name, "betas[0]", value, below=1.0)
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """The decay rates of the two running means."""
-        return (self._beta1, self.beta2)
-
-    def hyperparameters(self) -> dict[str, Any]:
-        names = ("lr", "eps", "weight_decay")
-        return {"betas": list(self.betas), **{name: getattr(self, name) for name in names}}
-
-    def _update(self, index: int, p: np.ndarray, g: np.ndarray) -> None:
-        m, v = self._slots_of(index, p)
-        *shared, eps = self._launch()[1].values()
-        scalars = (*shared, *self._numbers(index), eps)
-        kernels.update(kernels.adam, (p, g, m, v), tuple(p.dtype.type(s) for s in scalars))
-
-    def _numbers(self, index: int) -> tuple[float, float]:
-        """The step's size and the root that sqrt(v) is divided by, after t steps."""
-        (beta1, beta2), t = self.betas, self.steps[index]
-        return self.lr / (1 - beta1**t), (1 - beta2**t) ** 0.5
-
-    def _launch(self) -> tuple[str, dict[str, float]]:
-        beta1, beta2 = self.betas
-        keep, decay = 1.0, self.weight_decay
-        if self.decoupled:
-            keep, decay = 1.0 - self.lr * self.weight_decay, 0.0
-        shares = {"share1": 1 - beta1, "beta2": beta2, "share2": 1 - beta2, "eps": self.eps}
-        return "adam", {"keep": keep, "decay": decay, **shares}
-
-
-class AdamW(Adam):
-    """Adam with decoupled weight decay: p *= 1 - lr * weight_decay before Adam's own update.
-
-    Raises: TypeError or ValueError naming the argument.
-    Source: Loshchilov and Hutter 2017, "Decoupled weight decay regularization".
-    """
-
-    decoupled = True
-
-    def __init__(
-        self,
-        params: Iterable[Parameter],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
+        found = saved.read(self, state)
+        for group, settings in zip(self.param_groups, found.groups, strict=True):
+            group.update(settings)
+        self.steps, self._state = found.steps, found.arrays
+        self._ready = [()] * len(self.params)

@@ -156,8 +156,9 @@ def _traced(model: nn.Module, shape: tuple[int, ...]) -> nn.Trace:
     try:
         return nn.trace(model, shape)
     except TypeError as error:
+        where = error.trace.failed or "the network"  # type: ignore[attr-defined]
         raise ValueError(
-            f"show: the page cannot follow this network's forward, whose steps depend on more than "
+            f"show: the page cannot follow the forward of {where}, whose steps depend on more than "
             f"shapes: {error}"
         ) from error
 

@@ -108,7 +108,7 @@ class TrainingMonitor(Callback):
                 self._copy(trainer)
                 self._evaluate()
         self._obey(trainer)
-        if trainer.position.batch == trainer.batches:  # an epoch may be shorter than a point
+        if trainer.state.batch == trainer.batches:  # an epoch may be shorter than a point
             self._since.end_epoch(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: Answer) -> None:
@@ -128,11 +128,11 @@ class TrainingMonitor(Callback):
 
     def _note(self, trainer: Trainer, now: float) -> None:
         """The means since the last point."""
-        images = trainer.position.images - self._since.images
+        images = trainer.state.images - self._since.images
         if images <= 0:
             self._since = _Since(trainer)
             return
-        p = trainer.position
+        p = trainer.state
         point = {
             "step": p.step,
             "epoch": p.epoch + p.batch / max(trainer.batches, 1),
@@ -169,21 +169,21 @@ class TrainingMonitor(Callback):
         """Do what the page has asked for; stay here while it wants a pause."""
         rate, self._rate = self._rate, None
         if rate is not None:
-            self._change_rate(trainer, rate)
+            self._set_lr(trainer, rate)
         if self.state == "paused":
             began = time.monotonic()
             self._copy(trainer)
             with self._changed:
                 while self.state == "paused" and not trainer.interrupted:
                     self._changed.wait(0.1)
-            trainer.leave_out(time.monotonic() - began)
+            trainer.exclude_time(time.monotonic() - began)
             self._since = _Since(trainer)
         if self.state == "stopping":
             trainer.interrupt()
 
-    def _change_rate(self, trainer: Trainer, rate: float) -> None:
-        step = trainer.position.step
-        trainer.change_rate(rate)
+    def _set_lr(self, trainer: Trainer, rate: float) -> None:
+        step = trainer.state.step
+        trainer.set_lr(rate)
         for callback in trainer.callbacks:
             callback.on_message(f"learning rate {rate:g} from step {step} on, set in the page")
         self._progress = self._progress | {"lr": rate}
@@ -266,7 +266,7 @@ class _Since:
     """Where the run was at the last point."""
 
     def __init__(self, trainer: Trainer | None = None) -> None:
-        p = None if trainer is None else trainer.position
+        p = None if trainer is None else trainer.state
         self.time = time.monotonic()
         self.images = 0 if p is None else p.images
         self.loss_sum = 0.0 if p is None else p.loss_sum
@@ -275,7 +275,7 @@ class _Since:
 
     def end_epoch(self, trainer: Trainer) -> None:
         """The position's sums will start from 0 again; what they held still counts."""
-        p = trainer.position
+        p = trainer.state
         self.images -= p.images
         self.loss_sum -= p.loss_sum
         self.correct -= p.correct

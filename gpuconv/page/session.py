@@ -254,7 +254,7 @@ class Session:
         """A PNG, JPEG or other file as a picture for the network, as `gpuconv predict` reads it."""
         from PIL import Image, UnidentifiedImageError
 
-        from gpuconv.data.folder import decode_image
+        from gpuconv.data import decode_image
 
         try:
             with Image.open(io.BytesIO(content)) as opened:

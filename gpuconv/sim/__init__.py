@@ -1,5 +1,6 @@
-"""CUDA kernels on the CPU: `Module(source).launch(name, grid, block, args)`. See README.md in this
-folder.
+"""A simulator that runs CUDA kernels on the CPU: `Module(source).launch(name, grid, block, args)`.
+
+README.md in this folder says how it works and what it checks. It needs nothing else of gpuconv.
 """
 
 from gpuconv.sim.compile import OPTIONS, available, to_cubin, to_ptx

@@ -1,4 +1,4 @@
-"""Questions about a PTX function that are answered before it is lowered."""
+"""Analyses of PTX functions that run before they are lowered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLLECTIVE = {
 
 
 def has_collective(functions: list[Function]) -> bool:
-    """Whether a thread of these functions ever has to wait for another."""
+    """Whether a thread of these functions may have to wait for another."""
     return any(isinstance(i, Instruction) and i.op in COLLECTIVE for f in functions for i in f.body)
 
 
@@ -42,8 +42,9 @@ def reachable(program: Program, function: Function, seen: tuple[str, ...] = ()) 
 
 
 def polling(function: Function) -> list[Instruction]:
-    """Loads and exchanges inside a loop by which a thread may wait for another: after each it lets
-    others run.
+    """Loads and exchanges inside a loop, by which a thread may wait for another thread.
+
+    After each of them the thread yields, so that the others can run.
     """
     places = {item.name: n for n, item in enumerate(function.body) if isinstance(item, Label)}
     found = []
@@ -77,6 +78,7 @@ def narrowest(functions: list[Function]) -> int:
 
 
 def names(i: Instruction) -> list[str]:
+    """Names of the variables, functions and labels among the operands of an instruction."""
     names = []
     for operand in i.operands:
         base = getattr(operand, "base", operand)
@@ -86,9 +88,7 @@ def names(i: Instruction) -> list[str]:
 
 
 def is_pointer(function: Function, param: Variable) -> bool | None:
-    """Whether a 64-bit parameter is used as an address: True, or None where the code does not show
-    it.
-    """
+    """Whether a 64-bit parameter is used as an address: True, or None where that is unknown."""
     holders: set[str] = set()
     for i in function.body:
         if not isinstance(i, Instruction):
@@ -111,8 +111,9 @@ def is_pointer(function: Function, param: Variable) -> bool | None:
 
 
 def register_types(function: Function) -> dict[str, str]:
-    """LLVM type of each register: its declared width, as float where only float instructions touch
-    it.
+    """LLVM type of each register.
+
+    It has the declared width, and is a float type where only float instructions use the register.
     """
     votes: dict[str, set[str]] = {}
     for i in function.body:
@@ -135,7 +136,7 @@ _EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "test
 
 
 def all_flush(functions: list[Function]) -> bool:
-    """Whether the processor's own flush-to-zero gives every float instruction its meaning."""
+    """Whether all float instructions are correct under the processor's own flush-to-zero mode."""
     for function in functions:
         for i in function.body:
             if not isinstance(i, Instruction):
@@ -154,7 +155,7 @@ def all_flush(functions: list[Function]) -> bool:
 
 
 def _indifferent(i: Instruction) -> bool:
-    """A float instruction that neither reads nor makes a subnormal float."""
+    """Whether a float instruction neither reads nor produces a subnormal float."""
     if i.op != "cvt":
         return False
     types = [m for m in i.mods if m in TYPES]

@@ -1,4 +1,4 @@
-"""Kernel arguments to the bytes of its parameter space. Nothing is converted silently."""
+"""Packs kernel arguments into the bytes of the parameter space. Nothing is converted silently."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float
 
 
 def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
-    """The parameter bytes for `args`. Raises TypeError or ValueError naming the argument that does
-    not fit.
+    """The parameter bytes for `args`.
+
+    Raises TypeError or ValueError, naming the argument that does not fit its parameter.
     """
     if len(args) != len(kernel.parameters):
         raise TypeError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(args)}")
@@ -29,14 +30,16 @@ def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
 def _bytes(where: str, parameter: Parameter, value: Any) -> bytes:
     if parameter.array:
         if not isinstance(value, bytes) or len(value) != parameter.size:
-            given = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
-            raise TypeError(f"{where} is a structure: give its {parameter.size} bytes, got {given}")
+            got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
+            raise TypeError(f"{where} is a structure: give its {parameter.size} bytes, got {got}")
         return value
     if isinstance(value, Array):
         if parameter.size != 8 or parameter.pointer is False or parameter.type in ("f64", "s64"):
             raise TypeError(f"{where} is a number ({parameter.type}), got a sim array")
         if not value.contiguous:
-            raise ValueError(f"{where} has its axes exchanged, kernels read C order: give x.copy()")
+            raise ValueError(
+                f"{where} is a transposed or sliced view, kernels read C order: use .copy()"
+            )
         return value.ptr.to_bytes(8, "little")
     if isinstance(value, np.ndarray) and value.ndim:
         raise TypeError(
@@ -71,7 +74,7 @@ def _integer(where: str, parameter: Parameter, value: Any) -> bytes:
             f"{where} is an integer ({parameter.type}): got {value!r} ({type(value).__name__})"
         )
     bits, number = parameter.size * 8, int(value)
-    # PTX says u32 for a C int too, so either sign's range is accepted
+    # PTX declares a C int as u32 too, so the ranges of both signs are accepted
     if not -(1 << bits - 1) <= number < 1 << bits:
         raise ValueError(f"{where} has {bits} bits: {number} does not fit")
     return (number & ((1 << bits) - 1)).to_bytes(parameter.size, "little")

@@ -1,5 +1,6 @@
-"""Statements of a function to LLVM IR: labels, predication, branches, calls (in place) and
-suspension.
+"""Lowers the statements of a function to LLVM IR: labels, predication, branches, calls, suspension.
+
+Calls are inlined.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TABLE = {
 
 
 class Body(Emitter):
-    """Lowers the statements of a function, and of those it calls, in place."""
+    """Lowers the statements of a function, with the functions that it calls inlined."""
 
     def __init__(self, module: Module, function: Function, options: Options) -> None:
         super().__init__(options, module)
@@ -43,6 +44,7 @@ class Body(Emitter):
     # ---- frames ----
 
     def enter(self, function: Function, variables: dict[str, str], leave: str) -> None:
+        """Begin the frame of a function, whose `ret` branches to the label `leave`."""
         prefix = f"{len(self.frames)}.{next(self.names)}." if self.frames else "r."
         frame = Frame(function, prefix, dict(variables), leave=leave)
         frame.types = register_types(function)
@@ -52,10 +54,10 @@ class Body(Emitter):
         for variable in function.variables:
             if variable.space in ("local", "param"):
                 frame.variables[variable.name] = self.local(variable)
-        for name, carry in (("cc", "i1"),):
-            self.allocas.append(f'%"{prefix}{name}" = alloca {carry}')
+        self.allocas.append(f'%"{prefix}cc" = alloca i1')  # the carry flag, CC.CF
 
     def statements(self, function: Function) -> None:
+        """Lower the whole body of a function."""
         for item in function.body:
             if isinstance(item, Label):
                 self.seen.add(self.place(item.name))
@@ -70,6 +72,7 @@ class Body(Emitter):
         return f'"{self.frame.prefix}{label}"'
 
     def statement(self, instruction: Instruction) -> None:
+        """Lower one instruction, under its guard predicate if it has one."""
         self.instruction = instruction
         after = ""
         if instruction.guard is not None and instruction.op != "bra":
@@ -100,7 +103,7 @@ class Body(Emitter):
         self.need(isinstance(target, Sym) and len(i.operands) == 1)
         assert isinstance(target, Sym)
         if self.options.check and self.place(target.name) in self.seen:
-            self._stop_if_told()
+            self._leave_if_stopped()
         if i.guard is None:
             self.end(f"br label %{self.place(target.name)}")
             return
@@ -110,9 +113,10 @@ class Body(Emitter):
         )
         self.label(after)
 
-    def _stop_if_told(self) -> None:
-        """On the way back to the head of a loop: leave where the launch was stopped (Ctrl-C,
-        another block's error).
+    def _leave_if_stopped(self) -> None:
+        """On a backward branch: leave the kernel if the launch was stopped.
+
+        Ctrl-C stops it, and so does an error in another block.
         """
         launch = self.op(
             f"load ptr, ptr {self.field('Block', '%blk', 'launch')}, !invariant.load !0"
@@ -191,10 +195,9 @@ class Body(Emitter):
 
     def _inline(self, callee: Function, results: tuple, arguments: tuple) -> None:
         variables = {}
-        for declared, given in zip(
-            [*callee.results, *callee.params], [*results, *arguments], strict=True
-        ):
-            variables[declared.name] = self.frame.variables[given.name]
+        declared = [*callee.results, *callee.params]
+        for variable, argument in zip(declared, [*results, *arguments], strict=True):
+            variables[variable.name] = self.frame.variables[argument.name]
         after = self.fresh("back")
         caller = self.instruction
         self.enter(callee, variables, after)
@@ -206,7 +209,7 @@ class Body(Emitter):
     # ---- suspension ----
 
     def suspend(self) -> None:
-        """Hand the processor back until the scheduler has answered."""
+        """Suspend the coroutine until the scheduler resumes it."""
         on = self.fresh("on")
         result = self.op("call i8 @llvm.coro.suspend(token none, i1 false)")
         self.end(f"switch i8 {result}, label %suspended [i8 0, label %{on} i8 1, label %cleanup]")

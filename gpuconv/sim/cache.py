@@ -1,8 +1,13 @@
-"""Compiled kernels on disk, so that a second run starts at once. A file that cannot be read or
-written is no error.
+"""Compiled kernels on disk, so that the next process need not compile them again.
 
-One file an entry: SHA-256 of the rest, length of the JSON, JSON, machine code. Written aside and
-renamed, so a reader sees a whole entry or none.
+The cache is never needed: whatever goes wrong with it (no home folder, a folder that cannot be
+written or belongs to somebody else, a full disk, a damaged entry) is a miss, and the kernel is
+compiled. An entry is executed as machine code, so it is read only from a folder that nobody else
+can write (mode 0700) and only if its checksum is right.
+
+An entry is one file: a SHA-256 of its name and contents, the length of the JSON text, the JSON text
+and the machine code. It is written under a temporary name and renamed, so that a reader sees a
+whole entry or none.
 """
 
 from __future__ import annotations
@@ -11,30 +16,41 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 
-_TRIED: set[str] = set()
+_DIGEST = hashlib.sha256().digest_size
+_LENGTH = 8  # bytes that hold the length of the JSON text
 
 
-def folder() -> Path:
-    """GPUCONV_CACHE_DIR, else the user's cache folder of this system."""
-    if given := os.environ.get("GPUCONV_CACHE_DIR"):
-        return Path(given) / "sim"
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
-    elif sys.platform == "darwin":
-        base = os.path.expanduser("~/Library/Caches")
+def folder() -> Path | None:
+    """GPUCONV_CACHE_DIR, or the system's folder for a user's caches; None where there is none.
+
+    A relative path would name another folder in every working directory, so it counts as none:
+    it is also what `~` leaves behind for a user without HOME and without an entry in passwd.
+    """
+    if chosen := os.environ.get("GPUCONV_CACHE_DIR"):
+        path = Path(os.path.expanduser(chosen), "sim")
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "gpuconv" / "sim"
+        path = Path(_user_caches(), "gpuconv", "sim")
+    return path if path.is_absolute() else None
+
+
+def _user_caches() -> str:
+    if sys.platform == "win32":
+        return os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+    if sys.platform == "darwin":
+        return os.path.expanduser("~/Library/Caches")
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    return xdg if os.path.isabs(xdg) else os.path.expanduser("~/.cache")
 
 
 @cache
 def own_version() -> str:
-    """Hash of the simulator's own sources: any change of it makes old entries unreachable."""
+    """Hash of the simulator's own sources: any change of them makes old entries unreachable."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.iterdir()):
         if path.suffix in (".py", ".cu"):
@@ -51,28 +67,62 @@ def key(*parts: str) -> str:
 
 
 def load(name: str) -> tuple[dict, bytes] | None:
-    """The entry, or None where there is none or it is damaged."""
+    """(facts, machine code) of an entry, or None where there is none that can be trusted."""
+    place = folder()
+    if place is None or not _private(place):
+        return None
     try:
-        data = (folder() / name).read_bytes()
+        data = (place / name).read_bytes()
     except OSError:
         return None
-    if len(data) < 40 or hashlib.sha256(data[32:]).digest() != data[:32]:
+    payload = data[_DIGEST:]
+    if data[:_DIGEST] != _checksum(name, payload):
         return None
-    length = int.from_bytes(data[32:40], "little")
-    return json.loads(data[40 : 40 + length]), data[40 + length :]
+    end = _LENGTH + int.from_bytes(payload[:_LENGTH], "little")
+    return json.loads(payload[_LENGTH:end]), payload[end:]
 
 
 def store(name: str, facts: dict, code: bytes) -> None:
-    """Write an entry; a folder that cannot be written is left alone."""
+    """Write an entry, if that can be done."""
+    place = folder()
+    if place is None:
+        return
     text = json.dumps(facts).encode()
-    payload = len(text).to_bytes(8, "little") + text + code
+    payload = len(text).to_bytes(_LENGTH, "little") + text + code
     with contextlib.suppress(OSError):
-        folder().mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder(), prefix=".new-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(temporary, folder() / name)
-        except OSError:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _private(place):
+            _write(place / name, _checksum(name, payload) + payload)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file as a whole or not at all. Raises OSError where that fails."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
-            raise
+        raise
+
+
+def _checksum(name: str, payload: bytes) -> bytes:
+    """It covers the name too: an entry under another entry's name is another kernel."""
+    return hashlib.sha256(name.encode() + b"\0" + payload).digest()
+
+
+def _private(place: Path) -> bool:
+    """Whether nobody else can write to the folder; a folder of this user's is made so."""
+    if not hasattr(os, "getuid"):
+        return True  # Windows: the folder inherits the access rights of the user's profile
+    try:
+        status = os.stat(place)
+        if status.st_uid != os.getuid():
+            return False
+        if stat.S_IMODE(status.st_mode) != 0o700:
+            os.chmod(place, 0o700)
+    except OSError:
+        return False
+    return True

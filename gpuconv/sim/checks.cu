@@ -1,12 +1,16 @@
 /*
-checks.cu: what the checked mode calls before every access. Follows runtime.cu in one source text.
+checks.cu: the function that checked mode calls before every access. Its text follows that of
+runtime.cu.
 
-The shadow holds a byte for every byte: 0 nothing written yet, 1 written, 0x80 belongs to nobody.
+The shadow memory holds one byte for every byte: 0 not written yet, 1 written, 0x80 in a gap between
+variables.
 */
 
-// ---- checks: is this access of `size` bytes allowed? code: 1 reads, 2 writes, 4 shared, 8 generic, 16 strong --------
+// ---- is this access of `size` bytes allowed? ---------------------------------------------------
+// code: 1 reads, 2 writes, 4 shared, 8 generic, 16 strong
 
-template <class Word> static __device__ __forceinline__ u32 touch_word(unsigned char* shadow, u32 code, Word all) {
+template <class Word>
+static __device__ __forceinline__ u32 touch_word(unsigned char* shadow, u32 code, Word all) {
     Word* word = (Word*)shadow;
     if (*word & (Word)(all << 7)) return E_BOUNDS_SHARED;    // a byte of a gap is 0x80
     if (code & 1 && *word != all) return E_UNINITIALISED;
@@ -24,7 +28,8 @@ static __device__ __forceinline__ u32 touch(unsigned char* shadow, u32 size, u32
     return found;
 }
 
-extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code, u32 thread, u32 site) {
+extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code, u32 thread,
+                                    u32 site) {
     Block* b = (Block*)block;
     const u32 align = size < 16 ? size : 16;
     if (code & 8 && address - b->shared < b->shared_bytes) {
@@ -38,8 +43,10 @@ extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code, 
         return found ? found : race(b, b->shared_trace, address, size, code, thread, site);
     }
     const Allocation* table = (const Allocation*)b->table;
-    u64 low = 0, high = b->table_length;                     // the last allocation that begins at or before address
-    if (high && b->cache < high && table[b->cache].begin <= address && address < table[b->cache].end) low = b->cache;
+    // low: the last allocation that begins at or before the address
+    u64 low = 0, high = b->table_length;
+    const u64 hit = b->cache;
+    if (high && hit < high && table[hit].begin <= address && address < table[hit].end) low = hit;
     else {
         while (high - low > 1) {
             const u64 middle = (low + high) / 2;
@@ -47,11 +54,13 @@ extern "C" __device__ u32 sim_check(u64 block, u64 address, u32 size, u32 code, 
         }
         b->cache = low;
     }
-    if (!b->table_length || address < table[low].begin || address + size > table[low].end || address + size < address)
+    if (!b->table_length || address < table[low].begin || address + size > table[low].end
+        || address + size < address)
         return E_BOUNDS_GLOBAL;
     if (address % align) return E_MISALIGNED;
     const u64 offset = address - table[low].begin;
-    const u32 found = table[low].shadow ? touch((unsigned char*)table[low].shadow + offset, size, code) : E_NONE;
+    unsigned char* shadow = (unsigned char*)table[low].shadow;
+    const u32 found = shadow ? touch(shadow + offset, size, code) : E_NONE;
     if (found || !table[low].trace) return found;
     return race(b, table[low].trace, offset, size, code, thread, site);
 }

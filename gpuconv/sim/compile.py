@@ -1,7 +1,7 @@
 """CUDA C++ to PTX or cubin, through NVRTC: no GPU, no driver, no C++ compiler needed.
 
-One OPTIONS tuple serves the simulator and the cubins, and holds what CuPy adds by itself
-(-ftz=true), so subnormals are treated alike wherever a kernel runs.
+One OPTIONS tuple serves the simulator and the cubins. It contains -ftz=true, which CuPy adds to
+every build, so that subnormals are treated alike wherever a kernel runs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ def available() -> str:
         _nvrtc().nvrtcVersion()
     except ImportError as error:
         return f"the simulator needs NVRTC: pip install 'gpuconv[sim]' ({error})"
-    except (
-        Exception
-    ) as error:  # the binding raises its own types where the library is missing or too old
+    except Exception as error:  # the binding has its own types for a missing or too old library
         return f"NVRTC is installed but does not answer: {' '.join(str(error).split())}"
     return ""
 
@@ -38,17 +36,17 @@ def to_ptx(
 ) -> str:
     """The PTX of CUDA C++ `source`. Raises CompileError with NVRTC's log."""
     text = _build(source, options, arch, name, "PTX").decode().rstrip("\0 \n") + "\n"
-    here = os.path.join(
-        os.getcwd(), ""
-    )  # -lineinfo writes the working directory: no part of the program
+    # -lineinfo writes the working directory, which is no part of the program
+    here = os.path.join(os.getcwd(), "")
     return re.sub(r'^(\s*\.file\s+\d+\s+")' + re.escape(here), r"\1", text, flags=re.M)
 
 
 def to_cubin(
     source: str, options: Sequence[str] = (), arch: str = "sm_80", name: str = "kernel.cu"
 ) -> bytes:
-    """Machine code of `source` for one architecture (sm_80, sm_90a, ...). Raises CompileError with
-    NVRTC's log.
+    """Machine code of `source` for one architecture (sm_80, sm_90a, ...).
+
+    Raises CompileError with NVRTC's log.
     """
     if not re.fullmatch(r"sm_\d+[af]?", arch):
         raise ValueError(f"to_cubin: arch must look like 'sm_80', got {arch!r}")
@@ -69,8 +67,9 @@ def compiler_version() -> str:
 
 @cache
 def include_path() -> str:
-    """The folder of cuda_fp16.h and its kin from the nvidia-cuda-runtime wheel, or "" where it is
-    not installed.
+    """The folder of the CUDA headers (cuda_fp16.h, ...) in the nvidia-cuda-runtime wheel.
+
+    "" where that is not installed.
     """
     spec = importlib.util.find_spec("nvidia")
     for root in spec.submodule_search_locations or () if spec else ():

@@ -1,8 +1,7 @@
-"""What an instruction's lowering needs: read an operand, write a register, form an address, emit a
-line of LLVM IR.
+"""What the lowering of an instruction uses: reads operands, writes registers, computes addresses.
 
-A virtual register is an `alloca` of its declared width (float where only floats use it); LLVM's
-mem2reg does the rest.
+A virtual register is an `alloca` of its declared width (a float where only float instructions use
+it), which LLVM's mem2reg pass turns into an SSA value.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from gpuconv.sim.text import TYPES, WIDTH, Frame, Module, Options, Text, bits_of
 
 
 class Emitter(Text):
-    """Reads and writes operands, and forms addresses, in the text of one LLVM function."""
+    """Reads and writes operands and computes addresses in the text of one LLVM function."""
 
     # ---- operands ----
 
@@ -68,8 +67,9 @@ class Emitter(Text):
         return f"bitcast (i{width} {bits & ((1 << width) - 1)} to {want})"
 
     def write(self, operand: Operand, type_: str, value: str) -> None:
-        """Put `value`, of PTX type `type_`, into a register; a wider register is sign- or
-        zero-extended.
+        """Write `value`, of PTX type `type_`, to a register.
+
+        Into a wider register it is sign- or zero-extended.
         """
         self.need(isinstance(operand, Reg))
         assert isinstance(operand, Reg)
@@ -83,7 +83,7 @@ class Emitter(Text):
         return "i64" if name in ("%dynamic_smem_size64",) else "i32"
 
     def special(self, name: str) -> str:
-        """Value of a machine register as i32."""
+        """Value of a special register (%tid.x, %laneid, ...) as i32."""
         if name == "WARP_SZ":
             return "32"
         for prefix in ("%tid.", "%ntid.", "%ctaid.", "%nctaid."):
@@ -135,7 +135,7 @@ class Emitter(Text):
         return self.op(f"getelementptr i8, ptr {base}, i64 {offset}")
 
     def block_field(self, name: str, index: int = 0) -> str:
-        """A field of the block's record that does not change while the block runs."""
+        """A field of the Block record that does not change while the block runs."""
         kind = next(k for n, k, _ in layout.RECORDS["Block"] if n == name)
         type_ = "i64" if kind == "u8" else "i32"
         pointer = self.field("Block", "%blk", name, index)
@@ -150,7 +150,7 @@ class Emitter(Text):
     # ---- addresses ----
 
     def symbol(self, symbol: Sym) -> str:
-        """Address of a variable as i64: an offset for shared memory, else a host address."""
+        """Address of a variable as i64: for shared memory an offset, otherwise a host address."""
         name, offset = symbol.name, symbol.offset
         if name in self.shared:
             return str(self.shared[name] + offset)
@@ -164,7 +164,7 @@ class Emitter(Text):
         return self.op(f"add i64 {base}, {offset}") if offset else base
 
     def base(self, address: Address) -> str:
-        """base + offset as i64, before a shared address is turned into a host address."""
+        """base + offset as i64; an address in shared memory is not yet a host address."""
         if address.base is None:
             return str(address.offset)
         if isinstance(address.base, Sym):
@@ -184,7 +184,7 @@ class Emitter(Text):
         return self.op(f"inttoptr i64 {value} to ptr")
 
     def local(self, variable: Variable) -> str:
-        """Stack memory for a variable of local or parameter space."""
+        """Stack memory for a variable in the local or parameter space."""
         name = f'%"{self.frame.prefix}{variable.name}.mem"'
         size, align = max(variable.size, 1), max(variable.align, SIZES[variable.type])
         self.allocas.append(f"{name} = alloca [{size} x i8], align {align}")

@@ -1,4 +1,4 @@
-"""Whole functions: a kernel as a loop or a coroutine, a function of the scheduler as itself."""
+"""Lowers whole functions: a kernel to a loop or a coroutine, the scheduler's to plain functions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gpuconv.sim.emit import Module, Options
 from gpuconv.sim.info import Kernel, Parameter
 from gpuconv.sim.program import Function, Instruction, Program
 
-_GAP = 32  # bytes between shared variables that belong to nobody, with checks
+_GAP = 32  # guard bytes between shared variables in checked mode
 
 
 class HostFunction(Body):
-    """A function of the scheduler: compiled by the same path, called from Python."""
+    """A function of the scheduler, which is compiled in the same way and called from Python."""
 
     def __init__(self, module: Module, function: Function) -> None:
         super().__init__(module, function, Options(host=True))
@@ -53,7 +53,7 @@ class HostFunction(Body):
 
 
 class KernelFunction(Body):
-    """An entry: a loop over threads, or a coroutine."""
+    """A kernel (.entry): a loop over the threads of a block, or a coroutine for each thread."""
 
     def __init__(self, module: Module, function: Function) -> None:
         functions = reachable(module.program, function)
@@ -114,10 +114,12 @@ class KernelFunction(Body):
         )
 
     def _place_shared(self, program: Program) -> tuple[list, int, int, bool]:
-        """Shared variables one after another: (name, address, size), their end, real size, and if
-        more follow.
+        """Lay out the shared variables.
+
+        Returns their (name, address, size), where they end, their size without the guard bytes of
+        checked mode, and whether dynamic shared memory follows.
         """
-        wanted = [v for g in self.functions for v in g.variables if v.space == "shared"]
+        variables = [v for g in self.functions for v in g.variables if v.space == "shared"]
         mentioned = {
             name
             for g in self.functions
@@ -125,11 +127,11 @@ class KernelFunction(Body):
             if isinstance(i, Instruction)
             for name in names(i)
         }
-        wanted += [
+        variables += [
             v for v in program.variables.values() if v.space == "shared" and v.name in mentioned
         ]
         real, at, placed, dynamic = 0, 0, [], []
-        for v in wanted:
+        for v in variables:
             if v.count is None or v.extern:
                 dynamic.append(v)
                 continue
@@ -145,8 +147,10 @@ class KernelFunction(Body):
         return placed, at, real, bool(dynamic)
 
     def _next_place(self, at: int, align: int) -> int:
-        """The next address for a shared variable. With checks: after a gap, and no better aligned
-        than asked.
+        """The address of the next shared variable.
+
+        In checked mode it lies behind a gap and is aligned no better than declared, so that
+        misaligned accesses are found.
         """
         if self.options.check:
             at = -(-(at + _GAP) // align)

@@ -1,10 +1,10 @@
-"""What the simulator raises: one line each, what came, what was expected, the way out."""
+"""Exceptions of the simulator. A message is one line: what came, what was expected, what to do."""
 
 from __future__ import annotations
 
 
 class SimError(RuntimeError):
-    """Base of every error of the simulator that is no plain TypeError or ValueError."""
+    """Base of all errors of the simulator except TypeError and ValueError for wrong arguments."""
 
 
 class CompileError(SimError):
@@ -20,7 +20,7 @@ class UnsupportedError(SimError):
 
 
 class LaunchError(SimError):
-    """A launch that no device of the chosen limits would accept."""
+    """A launch beyond CUDA's limits (block size, grid size, shared memory)."""
 
 
 class KernelError(SimError):

@@ -1,4 +1,4 @@
-"""What a launch must know about a lowered module, kept beside the machine code in the cache."""
+"""What a launch needs to know about a lowered module; kept with the machine code in the cache."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class Parameter:
-    """One kernel parameter as PTX declares it; `pointer`: True, False, or None where the code does
-    not tell.
-    """
+    """One kernel parameter as PTX declares it; `pointer` is None where that is unknown."""
 
     name: str
     type: str
@@ -21,30 +19,30 @@ class Parameter:
 
 @dataclass
 class Kernel:
-    """What a launch must know about a lowered kernel."""
+    """A lowered kernel: its parameters and how it must be launched."""
 
     name: str
     parameters: list[Parameter]
     parameter_bytes: int
     static_shared: int  # as declared
-    placed_shared: int  # as laid out: with checks there are gaps
+    placed_shared: int  # as laid out, with the gaps of checked mode
     dynamic_shared: bool
-    coroutine: bool
-    serial: bool
-    flush: bool
+    coroutine: bool  # it has collectives, so each of its threads is a coroutine
+    serial: bool  # its result depends on the order of blocks, which then run one by one
+    flush: bool  # it runs in the processor's flush-to-zero mode
     max_threads: int
     local_bytes: int
     shared_names: list[tuple[str, int, int]]
-    granule: int  # bytes of its narrowest access, at most 4
+    granule: int  # bytes of its narrowest access, at most 4: the unit of race detection
 
 
 @dataclass
 class Info:
-    """Everything but the machine code: kept beside it in the cache."""
+    """All of a lowered module but its machine code."""
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
-    sites: list[tuple[str, int, str]] = field(default_factory=list)
-    variables: dict[str, int] = field(default_factory=dict)
+    sites: list[tuple[str, int, str]] = field(default_factory=list)  # file, line, PTX instruction
+    variables: dict[str, int] = field(default_factory=dict)  # name to size in bytes
 
     def to_json(self) -> dict:
         return asdict(self)

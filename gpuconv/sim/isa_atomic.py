@@ -1,4 +1,7 @@
-"""atom and red: read, modify, write. On shared memory plainly, since a block runs on one core."""
+"""atom and red: atomic read-modify-write.
+
+In shared memory plain loads and stores are enough, because a block runs on one core.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ _ATOMIC = {"add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"}
 
 
 def order_matters(i: Instruction) -> bool:
-    """An atomic on global memory whose outcome depends on the order of blocks: such a kernel runs
-    them one by one.
+    """Whether this is a global atomic whose result depends on the order of the blocks.
+
+    The blocks of a kernel with such an instruction run one by one.
     """
     if i.op not in ("atom", "red") or any(m.startswith("shared") for m in i.mods):
         return False
@@ -63,8 +67,9 @@ def _atom(b: Emitter, i: Instruction) -> None:
 def _exchange(
     b: Emitter, i: Instruction, op: str, type_: str, space: str, pointer: str, values: list[str]
 ) -> str:
-    """Read, modify, write. Plainly where no other block can interfere, else by compare-and-swap
-    until it holds.
+    """Read, modify and write; returns the old value.
+
+    Shared memory takes a plain load and store, global memory a loop of compare-and-swap.
     """
     llvm = TYPES[type_]
     whole = f"i{bits_of(type_)}"
@@ -105,9 +110,8 @@ def _modified(
         )
     if not llvm.startswith("i"):
         b.need(op == "add" and type_ in ("f32", "f64"))
-        if (
-            type_ == "f32" and space != "shared"
-        ):  # the manual: global float atomics flush, shared ones do not
+        # PTX ISA: f32 atomics flush subnormals in global memory and keep them in shared memory
+        if type_ == "f32" and space != "shared":
             old, value = flush(b, old), flush(b, value)
         total = b.op(f"fadd {llvm} {old}, {value}")
         return flush(b, total) if type_ == "f32" and space != "shared" else total

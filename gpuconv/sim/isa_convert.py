@@ -1,4 +1,4 @@
-"""cvt: between integers, between floats, and from one to the other, in every rounding."""
+"""cvt: conversions among and between integer and float types, in every rounding mode."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _mode(i: Instruction, among: tuple[str, ...], default: str) -> str:
 
 
 def _integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
-    """Widen by the source's sign or cut; .sat clamps to the range of the result."""
+    """Extend by the source's sign, or truncate; .sat clamps to the range of the result."""
     value, have, want = b.read(i.operands[1], source), TYPES[source], TYPES[to]
     if "sat" in i.mods:
         wide = 128
@@ -102,8 +102,9 @@ def _from_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
 
 
 def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) -> str:
-    """An integer as float in a directed rounding: the high and low 32 bits are each exact in
-    double.
+    """An integer as a float in a directed rounding mode.
+
+    The high and the low 32 bits are each exact as a double; their sum is rounded once.
     """
     wide = b.reshape(value, have, "i128", signed=verb == "sitofp")
     low = b.op(f"and i64 {b.op(f'trunc i128 {wide} to i64')}, 4294967295")
@@ -117,7 +118,7 @@ def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) ->
 
 
 def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
-    """Float to float; to the same type, rni and kin round to a whole number."""
+    """Float to float; .rni, .rzi, .rmi and .rpi round to an integer within the type."""
     if to == "tf32":
         _tf32(b, i)
         return

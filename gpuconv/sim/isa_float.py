@@ -1,7 +1,7 @@
 """Floating-point arithmetic: f32 with and without .ftz, f64, and the 16-bit formats.
 
-Approximate instructions (ex2.approx, rcp.approx, ...) give the correctly rounded or libm value:
-within the error that PTX allows, not the hardware's bits.
+Approximate instructions (ex2.approx, rcp.approx, ...) give the correctly rounded value or libm's.
+That is within the error that PTX allows, but not the hardware's bits.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def read(b: Emitter, operand: Operand, type_: str, ftz: bool) -> str:
 
 
 def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = False) -> None:
-    """Saturate and flush a result as the instruction says, then write it. force: the processor did
-    not flush it.
+    """Saturate and flush a result as the instruction says, then write it.
+
+    force: flush in software, because the processor's mode has no effect on this result.
     """
     if "ftz" in i.mods and type_ == "f32" and (force or not b.options.flush_in_hardware):
         value = flush(b, value)
@@ -42,7 +43,7 @@ def float_arithmetic(b: Emitter, i: Instruction) -> None:
 
 
 def _mode(b: Emitter, i: Instruction, allowed: set[str]) -> str:
-    """The rounding of an instruction that has no flags but those `allowed`."""
+    """The rounding mode of an instruction whose other modifiers must be among `allowed`."""
     b.need(set(i.mods[:-1]) <= allowed | _ROUNDINGS | {"ftz", "sat"})
     return next((m for m in i.mods if m in _ROUNDINGS), "rn")
 
@@ -74,7 +75,7 @@ def _binary(b: Emitter, i: Instruction, type_: str) -> None:
 
 
 def _fma(b: Emitter, i: Instruction, type_: str) -> None:
-    """fma; mad of floats is the same since sm_20"""
+    """fma, and mad, which has been the same for floats since sm_20"""
     mode, ftz = _mode(b, i, set()), "ftz" in i.mods
     values = [read(b, o, type_, ftz) for o in i.operands[1:4]]
     if mode != "rn":
@@ -107,7 +108,7 @@ def _sqrt(b: Emitter, i: Instruction, type_: str) -> None:
 
 
 def _rsqrt(b: Emitter, i: Instruction, type_: str) -> None:
-    """rsqrt.approx: formed in double, rounded once"""
+    """rsqrt.approx: computed in double and rounded once"""
     b.need(set(i.mods[:-1]) <= {"approx", "ftz"})
     x = read(b, i.operands[1], type_, "ftz" in i.mods)
     if type_ == "f32":
@@ -122,15 +123,15 @@ def _function(b: Emitter, i: Instruction, type_: str) -> None:
     """ex2, lg2, sin, cos, tanh .approx"""
     b.need(type_ == "f32" and set(i.mods[:-1]) <= {"approx", "ftz"})
     x = b.read(i.operands[1], type_)
-    x = (
-        flush(b, x) if "ftz" in i.mods else x
-    )  # libm looks at bits: the processor's flushing is not enough
+    if "ftz" in i.mods:  # libm looks at the bits, so the processor's flush mode is not enough
+        x = flush(b, x)
     finish(b, i, type_, b.call("float", FUNCTIONS[i.op], f"float {x}"), force=True)
 
 
 def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
-    """min, max: the number where one is NaN, or NaN with .NaN; -0 < +0; .xorsign.abs compares
-    magnitudes
+    """min, max: of a number and a NaN the number, or NaN with .NaN; -0 is less than +0.
+
+    .xorsign.abs compares magnitudes.
     """
     b.need(set(i.mods[:-1]) <= {"ftz", "NaN", "xorsign", "abs"})
     llvm = TYPES[type_]
@@ -154,7 +155,7 @@ def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
 
 
 def _sign(b: Emitter, i: Instruction, type_: str) -> None:
-    """abs, neg: the sign bit alone, NaN too"""
+    """abs, neg: change the sign bit alone, of NaN too"""
     b.need(set(i.mods[:-1]) <= {"ftz"})
     llvm, value = TYPES[type_], b.read(i.operands[1], type_)
     value = flush(b, value) if "ftz" in i.mods else value
@@ -165,7 +166,7 @@ def _sign(b: Emitter, i: Instruction, type_: str) -> None:
 
 
 def _copysign(b: Emitter, i: Instruction) -> None:
-    """copysign d, a, b: b with the sign of a"""
+    """copysign d, a, b: b with a's sign"""
     type_ = i.mods[-1]
     b.need(type_ in ("f32", "f64") and len(i.mods) == 1)
     llvm, sign, size = TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
@@ -187,8 +188,9 @@ _CLASSES = {
 
 
 def _testp(b: Emitter, i: Instruction) -> None:
-    """testp.{finite,infinite,number,notanumber,normal,subnormal}; zero counts as neither normal nor
-    subnormal
+    """testp.{finite,infinite,number,notanumber,normal,subnormal}
+
+    Zero is neither normal nor subnormal.
     """
     kind, type_ = i.mods
     b.need(kind in _CLASSES and type_ in ("f32", "f64"))

@@ -1,4 +1,4 @@
-"""The 16-bit formats: each lane goes to float, is computed there (or exactly), is rounded once."""
+"""f16 and bf16: each lane is widened to float, computed there or exactly, and rounded once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FUNCTIONS = {
 
 
 def flush(b: Emitter, value: str) -> str:
-    """Subnormals to zero, always in software."""
+    """Flush a subnormal float to zero, in software."""
     return b.call("float", "sim.flush", f"float {value}")
 
 
 def widen(b: Emitter, bits: str, format_: str) -> str:
-    """An i16 holding f16 or bf16, as float: exact."""
+    """The f16 or bf16 in an i16, as a float; this is exact."""
     if format_ == "f16":
         return b.op(f"fpext half {b.op(f'bitcast i16 {bits} to half')} to float")
     wide = b.op(f"shl i32 {b.op(f'zext i16 {bits} to i32')}, 16")
@@ -30,7 +30,7 @@ def widen(b: Emitter, bits: str, format_: str) -> str:
 
 
 def narrow(b: Emitter, value: str, format_: str, mode: str = "rn") -> str:
-    """A float as f16 or bf16 bits (i16), to nearest even or towards zero."""
+    """A float rounded to f16 or bf16 (bits in an i16), to nearest even or towards zero."""
     if format_ == "f16" and mode == "rn":
         return b.op(f"bitcast half {b.op(f'fptrunc float {value} to half')} to i16")
     b.need(mode in ("rn", "rz") and format_ == "bf16")
@@ -105,7 +105,7 @@ def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> s
 
 
 def _exact(b: Emitter, op: str, values: list[str]) -> str:
-    """a*b+c (or a part of it) rounded to odd in float, so that narrowing rounds once."""
+    """a * b + c, or a part of it, rounded to odd as a float, so that narrowing rounds correctly."""
     for needed in rounding.NEEDS:
         b.module.declare(*needed)
     if op == "mul":
@@ -120,7 +120,7 @@ def _exact(b: Emitter, op: str, values: list[str]) -> str:
 
 
 def _flush_half(b: Emitter, value: str, format_: str) -> str:
-    """A widened 16-bit float with that format's subnormals flushed."""
+    """A widened f16 or bf16 with the subnormals of its format flushed to zero."""
     if format_ == "bf16":
         return flush(b, value)
     small = b.op(

@@ -19,7 +19,7 @@ def _type(b: Emitter, i: Instruction, allowed: set[str], flags: set[str] = froze
 
 
 def _three(b: Emitter, i: Instruction, type_: str) -> tuple[str, str, str]:
-    """LLVM type and the two sources."""
+    """LLVM type and the two sources of a three-operand instruction."""
     b.need(len(i.operands) == 3)
     return TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
 
@@ -57,7 +57,7 @@ def _set_carry(b: Emitter, bit: str) -> None:
 
 
 def _with_carry(b: Emitter, llvm: str, verb: str, x: str, y: str) -> tuple[str, str]:
-    """x verb y verb carry, and the carry out; the sum is formed in one bit more."""
+    """x verb y verb carry, and the carry out; computed with one bit more."""
     wide = f"i{int(llvm[1:]) + 1}"
     x, y = b.op(f"zext {llvm} {x} to {wide}"), b.op(f"zext {llvm} {y} to {wide}")
     carry = b.op(f"zext i1 {b.op(f'load i1, ptr {_carry_slot(b)}')} to {wide}")
@@ -77,7 +77,7 @@ def _addc(b: Emitter, i: Instruction) -> None:
 
 
 def _product(b: Emitter, i: Instruction, half: str, type_: str) -> tuple[str, str]:
-    """(value, PTX type) of a.b: its low or high half, or all of it for .wide."""
+    """(value, PTX type) of the product a * b: its low or high half, or all of it for .wide."""
     llvm, bits = TYPES[type_], bits_of(type_)
     x, y = b.read(i.operands[1], type_), b.read(i.operands[2], type_)
     if half == "lo":
@@ -125,7 +125,7 @@ def _madc(b: Emitter, i: Instruction) -> None:
 
 
 def _mul24(b: Emitter, i: Instruction) -> None:
-    """mul24, mad24 .{lo,hi}: product of the low 24 bits; lo is bits 0-31 of it, hi bits 16-47."""
+    """mul24, mad24 .{lo,hi}: product of the low 24 bits; lo is its bits 0-31, hi its bits 16-47."""
     half, type_ = i.mods[0], _type(b, i, {"u32", "s32"}, {"lo", "hi"})
     values = []
     for operand in i.operands[1:3]:
@@ -142,7 +142,10 @@ def _mul24(b: Emitter, i: Instruction) -> None:
 
 
 def _div(b: Emitter, i: Instruction) -> None:
-    """div, rem: by zero: all ones, the dividend (with checks an error); INT_MIN / -1 wraps."""
+    """div, rem: division by zero gives all ones, the remainder the dividend; INT_MIN / -1 wraps.
+
+    In checked mode division by zero is an error.
+    """
     if i.mods[-1] in FLOATS:
         float_arithmetic(b, i)
         return
@@ -220,7 +223,7 @@ def _logic(b: Emitter, i: Instruction) -> None:
 
 
 def _shift(b: Emitter, i: Instruction) -> None:
-    """shl, shr: a count past the width gives 0, or the sign for shr.s"""
+    """shl, shr: a count beyond the width gives 0, or copies of the sign for shr.s"""
     type_ = _type(b, i, {"b16", "b32", "b64"} | INTEGERS)
     llvm, bits = TYPES[type_], bits_of(type_)
     x, count = b.read(i.operands[1], type_), b.read(i.operands[2], "u32")
@@ -253,7 +256,7 @@ def _shf(b: Emitter, i: Instruction) -> None:
 
 
 def _lop3(b: Emitter, i: Instruction) -> None:
-    """lop3.b32 d, a, b, c, table: bit n of the table is the result where (a, b, c) spell n"""
+    """lop3.b32 d, a, b, c, table: bit 4a + 2b + c of the table, for each bit of a, b and c"""
     b.need(i.mods == ("b32",) and isinstance(i.operands[4], Imm))
     x, y, z = (b.read(o, "b32") for o in i.operands[1:4])
     table, terms = i.operands[4].bits, "0"  # type: ignore[union-attr]
@@ -282,8 +285,9 @@ def _count(b: Emitter, i: Instruction) -> None:
 
 
 def _bfind(b: Emitter, i: Instruction) -> None:
-    """bfind{.shiftamt}: place of the highest set bit (of the highest bit unlike the sign), else all
-    ones
+    """bfind{.shiftamt}: position of the highest 1, for signed types of the highest non-sign bit.
+
+    All ones where there is none.
     """
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"}, {"shiftamt"})
     llvm, bits, x = TYPES[type_], bits_of(type_), b.read(i.operands[1], type_)
@@ -296,7 +300,7 @@ def _bfind(b: Emitter, i: Instruction) -> None:
 
 
 def _low_bits(b: Emitter, llvm: str, count: str) -> str:
-    """(1 << count) - 1 for 0 <= count <= 255, all ones past the width."""
+    """(1 << count) - 1 for 0 <= count <= 255; all ones where count reaches the width."""
     bits = int(llvm[1:])
     inside = b.op(f"icmp ult {llvm} {count}, {bits}")
     safe = b.op(f"select i1 {inside}, {llvm} {count}, {llvm} 0")
@@ -317,7 +321,7 @@ def _byte(b: Emitter, operand: object, llvm: str) -> str:
 
 
 def _bfe(b: Emitter, i: Instruction) -> None:
-    """bfe d, a, place, length: the field, filled with its sign (s) or zeros (u)"""
+    """bfe d, a, place, length: a bit field, sign-extended (s) or zero-extended (u)"""
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"})
     llvm, bits = TYPES[type_], bits_of(type_)
     x, place, length = (
@@ -332,8 +336,7 @@ def _bfe(b: Emitter, i: Instruction) -> None:
         last = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {last}", f"{llvm} {bits - 1}")
         sign = b.op(f"trunc {llvm} {b.op(f'lshr {llvm} {x}, {last}')} to i1")
         sign = b.op(f"and i1 {sign}, {b.op(f'icmp ne {llvm} {length}, 0')}")
-        # past the end of the word every bit is the sign; inside the field only those
-        # above its length
+        # sign-extend above the field, or above the end of the word where the field goes beyond it
         left = b.call(llvm, f"llvm.usub.sat.{llvm}", f"{llvm} {bits}", f"{llvm} {place}")
         kept = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {left}", f"{llvm} {length}")
         fill = b.op(f"xor {llvm} {_low_bits(b, llvm, kept)}, -1")
@@ -343,7 +346,7 @@ def _bfe(b: Emitter, i: Instruction) -> None:
 
 
 def _bfi(b: Emitter, i: Instruction) -> None:
-    """bfi f, a, b, place, length: the low bits of a laid into b"""
+    """bfi f, a, b, place, length: insert the low bits of a into b"""
     type_ = _type(b, i, {"b32", "b64"})
     llvm = TYPES[type_]
     x, y = b.read(i.operands[1], type_), b.read(i.operands[2], type_)
@@ -355,7 +358,7 @@ def _bfi(b: Emitter, i: Instruction) -> None:
 
 
 def _bmsk(b: Emitter, i: Instruction) -> None:
-    """bmsk.{clamp,wrap}.b32 d, place, length: length ones from place on"""
+    """bmsk.{clamp,wrap}.b32 d, place, length: a mask of `length` ones that begins at bit `place`"""
     mode, type_ = i.mods
     b.need(type_ == "b32" and mode in ("clamp", "wrap"))
     place, length = b.read(i.operands[1], "u32"), b.read(i.operands[2], "u32")
@@ -366,7 +369,7 @@ def _bmsk(b: Emitter, i: Instruction) -> None:
 
 
 def _szext(b: Emitter, i: Instruction) -> None:
-    """szext.{clamp,wrap}.{u32,s32} d, a, count: a's low `count` bits, extended"""
+    """szext.{clamp,wrap}.{u32,s32} d, a, count: a's low `count` bits, sign- or zero-extended"""
     mode, type_ = i.mods
     b.need(type_ in ("u32", "s32") and mode in ("clamp", "wrap"))
     x, count = b.read(i.operands[1], type_), b.read(i.operands[2], "u32")
@@ -383,8 +386,9 @@ def _szext(b: Emitter, i: Instruction) -> None:
 
 
 def _prmt(b: Emitter, i: Instruction) -> None:
-    """prmt.b32 d, a, b, selector: four bytes chosen from b:a; bit 3 of a choice copies the byte's
-    sign
+    """prmt.b32 d, a, b, selector: four bytes selected from b:a.
+
+    Bit 3 of a 4-bit selector replicates the byte's sign.
     """
     b.need(i.mods == ("b32",), f"'{i.name}' (prmt with a mode)")
     x, y, selector = (b.read(o, "b32") for o in i.operands[1:4])

@@ -1,8 +1,8 @@
 """Loads, stores, address conversions, atomics and fences.
 
-Memory is sequentially consistent: orderings and scopes are read and need nothing. Global, constant,
-local and parameter addresses are host addresses; a shared address is an offset into the block's
-shared memory.
+Memory is sequentially consistent, so memory orders and scopes are parsed and have no effect.
+Global, constant, local and parameter addresses are host addresses; a shared address is an offset
+into the block's shared memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ORDERS = {
 
 
 class _Access:
-    """What the name of a memory instruction says."""
+    """Space, type, vector length and semantics of a memory instruction, read from its modifiers."""
 
     def __init__(self, b: Emitter, i: Instruction) -> None:
         *words, self.type = i.mods
@@ -73,8 +73,10 @@ def host_pointer(
     kind: str,
     strong: bool = False,
 ) -> str:
-    """LLVM pointer for an access of `size` bytes; with checks, after verifying it. kind: "read",
-    "write", "both". strong: atomic or volatile, by which threads may speak to each other.
+    """LLVM pointer for an access of `size` bytes, which checked mode verifies first.
+
+    kind: "read", "write" or "both". strong: a strong operation of the memory model (atomic,
+    volatile, acquire, release), by which threads may synchronise.
     """
     assert isinstance(address, Address)
     if space == "param" and isinstance(address.base, Sym):
@@ -95,8 +97,10 @@ def host_pointer(
 def _check(
     b: Emitter, i: Instruction, value: str, space: str, size: int, kind: str, strong: bool
 ) -> None:
-    """Leave the kernel with an error where the access is out of bounds, misaligned, reads what
-    nobody wrote, or races with another thread's.
+    """Leave the kernel with an error where the access is wrong.
+
+    It is if it is out of bounds or misaligned, reads memory that was never written, or races with
+    another thread's access.
     """
     good, bad = b.fresh("good"), b.fresh("bad")
     if space in ("local", "generic"):
@@ -109,8 +113,8 @@ def _check(
     code += 4 if space == "shared" else 8 if space == "generic" else 0
     assert b.instruction
     site = b.module.site(b.instruction)
-    given = f"i64 {value}", f"i32 {size}", f"i32 {code}", f"i32 {b.linear_thread()}", f"i32 {site}"
-    found = b.call("i32", "sim_check", "ptr %blk", *given)
+    access = f"i64 {value}", f"i32 {size}", f"i32 {code}", f"i32 {b.linear_thread()}", f"i32 {site}"
+    found = b.call("i32", "sim_check", "ptr %blk", *access)
     b.end(f"br i1 {b.op(f'icmp eq i32 {found}, 0')}, label %{good}, label %{bad}")
     b.label(bad)
     tids = [f"i32 {b.specials[f'%tid.{axis}']}" for axis in "xyz"]
@@ -129,9 +133,7 @@ def _check(
 
 
 def _check_local(b: Emitter, value: str, size: int, good: str) -> None:
-    """Go to `good` where the address lies inside one of the thread's local variables and is
-    aligned.
-    """
+    """Branch to `good` if the address is aligned and inside one of the thread's local variables."""
     aligned = b.op(f"icmp eq i64 {b.op(f'and i64 {value}, {_alignment(size) - 1}')}, 0")
     for frame in b.frames:
         for variable in frame.function.variables:
@@ -198,7 +200,7 @@ def _st(b: Emitter, i: Instruction) -> None:
 
 
 def _cvta(b: Emitter, i: Instruction) -> None:
-    """cvta{.to}.space: only shared addresses differ from generic ones"""
+    """cvta{.to}.space: only shared addresses differ from generic addresses"""
     *words, type_ = i.mods
     to, source = i.operands
     space = SPACES.get(words[-1])
@@ -223,11 +225,11 @@ def _isspacep(b: Emitter, i: Instruction) -> None:
 
 
 def _nothing(b: Emitter, i: Instruction) -> None:
-    """prefetch and kin: a hint."""
+    """prefetch, prefetchu: a hint, with no effect here"""
 
 
 def _fence(b: Emitter, i: Instruction) -> None:
-    """membar, fence: keeps the compiler from moving memory accesses across it"""
+    """membar, fence: a compiler barrier"""
     b.need(
         set(i.mods) <= {"cta", "gl", "sys", "gpu", "sc", "acq_rel", "cluster", "acquire", "release"}
     )

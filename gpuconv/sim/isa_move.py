@@ -1,4 +1,4 @@
-"""mov, selp, slct, setp, set: moving and comparing."""
+"""mov, selp, slct, setp, set: moves, selections and comparisons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from gpuconv.sim.program import Instruction, Not, Pair, Reg, Vector
 
 
 def _mov(b: Emitter, i: Instruction) -> None:
-    """mov.type d, a: also packs {a, b} into a wider register and unpacks it."""
+    """mov.type d, a; mov also packs {a, b} into a wider register and unpacks such a register"""
     b.need(len(i.mods) == 1 and len(i.operands) == 2)
     type_, (to, source) = i.mods[0], i.operands
     if isinstance(to, Vector):
@@ -130,7 +130,7 @@ def _setp(b: Emitter, i: Instruction) -> None:
 
 
 def _set(b: Emitter, i: Instruction) -> None:
-    """set.cmp{.bool}{.ftz}.dtype.stype d, a, b{, {!}c}: all ones or 1.0 where true, else 0"""
+    """set.cmp{.bool}{.ftz}.dtype.stype d, a, b{, {!}c}: all ones (or 1.0) for true, 0 for false"""
     relation, *rest, result, type_ = i.mods
     to, *operands = i.operands
     if type_.endswith("x2"):
@@ -149,7 +149,7 @@ _ONES = {"f32": 0x3F800000, "f16": 0x3C00, "bf16": 0x3F80}
 
 
 def _set_pair(b: Emitter, i: Instruction, relation: str, result: str, type_: str) -> None:
-    """set.cmp.{f16x2,bf16x2,u32,s32}.{f16x2,bf16x2}: two comparisons, each fills 16 bits"""
+    """set.cmp.{f16x2,bf16x2,u32,s32}.{f16x2,bf16x2}: two comparisons, each gives 16 bits"""
     b.need(len(i.operands) == 3 and set(i.mods[1:-2]) <= {"ftz"} and relation in _FLOAT)
     true = _ONES[result[:-2]] if result.endswith("x2") else 0xFFFF
     pairs = [b.read(o, type_) for o in i.operands[1:]]
@@ -166,7 +166,7 @@ def _set_pair(b: Emitter, i: Instruction, relation: str, result: str, type_: str
 
 
 def _flush_small(b: Emitter, value: str, llvm: str) -> str:
-    """A 16-bit float with its subnormals as zero of their sign."""
+    """A 16-bit float with subnormals flushed to zero of their sign."""
     bits = b.op(f"bitcast {llvm} {value} to i16")
     exponent = b.op(f"and i16 {bits}, {0x7C00 if llvm == 'half' else 0x7F80}")
     sign = b.op(f"and i16 {bits}, -32768")

@@ -1,5 +1,7 @@
-"""Collectives: each stores what the thread brings, suspends it, and reads what the scheduler
-answered.
+"""Barriers and warp-level collectives.
+
+Each one stores the thread's operands in its Thread record, suspends the thread, and reads the
+result that the scheduler has left there.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ _BAR_RED = {"popc": 1, "and": 2, "or": 3}
 _SHUFFLE = {"up": 0, "down": 1, "bfly": 2, "idx": 3}
 _VOTE = {"all": 0, "any": 1, "uni": 2, "ballot": 3}
 _REDUX = {"add": 0, "min": 1, "max": 2, "and": 3, "or": 4, "xor": 5}
-ALL_THREADS, UNALIGNED = 0, 1
+ALIGNED, UNALIGNED = 0, 1
 
 
 def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str) -> None:
-    """Suspend in `state` with 32-bit fields of the thread's record set."""
+    """Set fields of the thread's record and suspend it in `state`."""
     b.suspends = True
     for name, value in fields.items():
         b.set_thread(name, "i64" if name == "value" else "i32", value)
@@ -35,7 +37,10 @@ def _pred(b: Emitter, operand: Operand) -> str:
 
 
 def _bar(b: Emitter, i: Instruction) -> None:
-    """bar.{sync,arrive,red}, bar.warp.sync; barrier is the same without the promise of alignment"""
+    """bar.{sync,arrive,red}, bar.warp.sync
+
+    `barrier` is the same, but need not be executed by all threads of a warp unless it is .aligned.
+    """
     words = [m for m in i.mods if m not in ("cta", "aligned")]
     aligned = i.op == "bar" or "aligned" in i.mods
     kind = words[0] if words else ""
@@ -45,7 +50,7 @@ def _bar(b: Emitter, i: Instruction) -> None:
         return
     operands = list(i.operands)
     to = operands.pop(0) if kind == "red" else None
-    given = _pred(b, operands.pop()) if kind == "red" else "0"
+    predicate = _pred(b, operands.pop()) if kind == "red" else "0"
     b.need(kind in ("sync", "arrive", "red") and 1 <= len(operands) <= 2)
     count = b.read(operands[1], "u32") if len(operands) == 2 else "0"
     reduction = _BAR_RED[words[1]] if kind == "red" else 0
@@ -56,8 +61,8 @@ def _bar(b: Emitter, i: Instruction) -> None:
         a=b.read(operands[0], "u32"),
         b=count,
         c=str(reduction),
-        pred=given,
-        mask=str(ALL_THREADS if aligned else UNALIGNED),
+        pred=predicate,
+        mask=str(ALIGNED if aligned else UNALIGNED),
     )
     if to is not None and words[1] == "popc":
         b.write(to, "u32", _result(b))
@@ -91,8 +96,8 @@ def _shfl(b: Emitter, i: Instruction) -> None:
 
 def _vote(b: Emitter, i: Instruction) -> None:
     b.need(len(i.mods) == 3 and i.mods[0] == "sync", f"'{i.name}' (use the .sync form)")
-    to, given, mask = i.operands
-    _wait(b, i, "VOTE", a=str(_VOTE[i.mods[1]]), pred=_pred(b, given), mask=b.read(mask, "u32"))
+    to, source, mask = i.operands
+    _wait(b, i, "VOTE", a=str(_VOTE[i.mods[1]]), pred=_pred(b, source), mask=b.read(mask, "u32"))
     ballot = i.mods[1] == "ballot"
     b.write(to, "b32" if ballot else "pred", _result(b, "i32" if ballot else "i1"))
 
@@ -132,13 +137,13 @@ def _redux(b: Emitter, i: Instruction) -> None:
 
 
 def _activemask(b: Emitter, i: Instruction) -> None:
-    """The lanes that wait at this instruction once no lane of the warp can go on."""
+    """activemask: the lanes that wait at this instruction once no lane of the warp can continue"""
     _wait(b, i, "ACTIVE")
     b.write(i.operands[0], "b32", _result(b))
 
 
 def _elect(b: Emitter, i: Instruction) -> None:
-    """elect.sync d|p, mask: the lowest lane of the mask"""
+    """elect.sync d|p, mask: elects the lowest lane of the mask"""
     to, mask = i.operands
     b.need(isinstance(to, Pair))
     assert isinstance(to, Pair)
@@ -149,20 +154,19 @@ def _elect(b: Emitter, i: Instruction) -> None:
 
 
 def _nanosleep(b: Emitter, i: Instruction) -> None:
-    """Lets the other threads run."""
+    """nanosleep: yields to the other threads"""
     _wait(b, i, "YIELD")
 
 
-# ---- what the scheduler itself may call ----------------------------------------------------------
+# ---- calls that only the scheduler makes ---------------------------------------------------------
 
 
 def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
-    """A call that only runtime.cu makes: into a kernel, or to set the processor's float mode."""
+    """A call in runtime.cu: it enters a kernel, or reads or sets the processor's float mode."""
     pointers = [b.pointer(a) for a in arguments]
     if name == "sim_resume":
-        step = b.op(
-            f"load ptr, ptr {pointers[0]}"
-        )  # a coroutine frame begins with its resume function
+        # a coroutine frame begins with the pointer to its resume function
+        step = b.op(f"load ptr, ptr {pointers[0]}")
         b.emit(f"call void {step}(ptr {pointers[0]})")
     elif name == "sim_create":
         b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, ptr {pointers[2]}, ptr {pointers[3]})")

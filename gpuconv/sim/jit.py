@@ -1,4 +1,4 @@
-"""LLVM IR text to machine code and into this process, through llvmlite."""
+"""Compiles LLVM IR text to machine code and loads it into this process, through llvmlite."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import llvmlite.binding as llvm
 
 from gpuconv.sim.errors import SimError
 
-_lock = threading.RLock()  # llvmlite's objects are not made for several threads at once
-_symbols: dict[str, int] = {}
+_lock = threading.RLock()  # llvmlite's objects are not thread-safe
 
 
 def identity() -> str:
-    """What machine code depends on besides the IR: versions and this processor."""
+    """All that the machine code depends on besides the IR: versions of LLVM and the processor."""
     return "|".join(
         (
             llvmlite.__version__,
@@ -47,8 +46,9 @@ def _machine() -> llvm.TargetMachine:
 
 
 def build(ir: str, level: int = 3) -> bytes:
-    """Optimise LLVM IR and return the object file. Raises SimError where LLVM refuses the text: a
-    bug here.
+    """Optimise LLVM IR and return the object file.
+
+    Raises SimError where LLVM refuses the text, which would be a bug of the simulator.
     """
     with _lock:
         machine = _machine()
@@ -70,21 +70,19 @@ def build(ir: str, level: int = 3) -> bytes:
 
 
 def add_symbol(name: str, address: int) -> None:
-    """Let later code call `name`."""
+    """Make the function `name` known to code that is loaded later."""
     llvm.add_symbol(name, address)
 
 
 class Code:
-    """Machine code in this process; `address(name)` gives a function or variable. Lives as long as
-    this object.
-    """
+    """Machine code loaded into this process, for as long as this object lives."""
 
     def __init__(self, object_file: bytes) -> None:
         with _lock:
             machine = _machine()
             empty = llvm.parse_assembly("")
             empty.triple = machine.triple
-            # MCJIT owns the machine it is given: each engine gets its own
+            # MCJIT takes ownership of its target machine, so each engine needs its own
             own = llvm.Target.from_default_triple().create_target_machine(
                 cpu=llvm.get_host_cpu_name(),
                 features=_features(),
@@ -98,6 +96,7 @@ class Code:
             self._engine.finalize_object()
 
     def address(self, name: str) -> int:
+        """Address of a function or variable."""
         with _lock:
             found = int(
                 self._engine.get_function_address(name)

@@ -1,7 +1,8 @@
-"""Launches: limits, workers and their memory, blocks to cores."""
+"""Launches: checks the limits, gives each worker its memory and shares the blocks among cores."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from gpuconv.sim.arguments import pack
 from gpuconv.sim.errors import LaunchError
 from gpuconv.sim.info import Kernel
 from gpuconv.sim.prelude import symbol
-from gpuconv.threads import thread_count
 
 if TYPE_CHECKING:
     from gpuconv.sim.machine import Module
@@ -27,11 +27,16 @@ MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
 STATIC_SHARED = 48 * 1024
 MAX_SHARED = 227 * 1024  # the most any architecture offers with opt-in
-_WORTHWHILE = 3e-4  # seconds of work below which a second core does not pay
-_FIRST_GUESS = 1e-7  # seconds a CUDA thread takes, before a launch has been timed
-_checked = threading.Lock()  # checked launches share one clock, so they go one by one
-_clock = 0  # of meetings between threads, over all checked launches (races.cu)
-_KEPT = 8  # shapes of block whose memory a kernel keeps for the next launch
+_MIN_SECONDS = 3e-4  # of work for which a second core pays
+_FIRST_GUESS = 1e-7  # seconds that a CUDA thread takes, before a launch has been timed
+_checked = threading.Lock()  # checked launches share one clock, so they run one by one
+_clock = 0  # logical time of all checked launches (races.cu)
+_KEPT = 8  # block shapes whose memory a kernel keeps for the next launch
+
+
+@cache
+def _all_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
@@ -40,7 +45,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 class Worker:
-    """Memory for one block at a time."""
+    """The memory of one block at a time: its records, shared memory and the threads' frames."""
 
     def __init__(self, function: Function, threads: int, shared: int) -> None:
         kernel = function.kernel
@@ -52,15 +57,15 @@ class Worker:
         )
         self.shadow = self.template.copy()
         self.frames = _aligned(threads * function.frame_bytes if kernel.coroutine else 16)
-        self.times = self.seen = self.meetings = self.trace = np.zeros(0, np.uint64)
+        self.times = self.seen = self.sync_clocks = self.trace = np.zeros(0, np.uint64)
         if function.module.check:
             self.times, self.seen = np.zeros(threads, np.uint64), np.zeros(threads**2, np.uint64)
-            self.meetings = np.zeros(layout.MEETINGS * threads, np.uint64)
+            self.sync_clocks = np.zeros(layout.SYNC_CLOCKS * threads, np.uint64)
             self.trace = _trace(shared, kernel.granule)
         record = self.block[0]
-        for name, array in (("times", self.times), ("seen", self.seen),
-                            ("meetings", self.meetings), ("shared_trace", self.trace)):  # fmt: skip
-            record[name] = array.ctypes.data
+        record["times"], record["seen"] = self.times.ctypes.data, self.seen.ctypes.data
+        record["sync_clocks"] = self.sync_clocks.ctypes.data
+        record["shared_trace"] = self.trace.ctypes.data
         record["granule"] = kernel.granule
         record["threads"] = self.threads.ctypes.data
         record["shared"] = self.shared.ctypes.data
@@ -73,7 +78,7 @@ class Worker:
 
 
 def _template(kernel: Kernel, shared: int) -> np.ndarray:
-    """Shadow of shared memory as a block begins: 0 where unwritten, 0x80 in the gaps."""
+    """Shadow of shared memory when a block begins: 0 for unwritten bytes, 0x80 in the gaps."""
     template = np.full(shared + 32, 0x80, np.uint8)
     for _, begin, size in kernel.shared_names:
         template[begin : begin + size] = 0
@@ -83,7 +88,7 @@ def _template(kernel: Kernel, shared: int) -> np.ndarray:
 
 
 def _trace(nbytes: int, granule: int) -> np.ndarray:
-    """A record of accesses for each granule of so many bytes."""
+    """Access records, one for each granule of `nbytes` bytes of memory."""
     return np.zeros((nbytes // granule + 2) * layout.BYTES["Trace"] // 8, np.uint64)
 
 
@@ -107,7 +112,7 @@ class Function:
         self.frame_bytes = self._frame_bytes() if kernel.coroutine else 0
 
     def _frame_bytes(self) -> int:
-        """Size of a thread's frame: create one thread in ample memory and read what it says."""
+        """Size of a thread's coroutine frame: create one in ample memory and read it there."""
         ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
         block, thread = np.zeros(1, layout.dtype("Block")), np.zeros(1, layout.dtype("Thread"))
         self.module._probe(self.address, block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
@@ -122,17 +127,19 @@ class Function:
         shared: int = 0,
         order: str = "forward",
         seed: int = 0,
+        cores: int | None = None,
     ) -> None:
         """Run the kernel over a grid of blocks of threads and wait until it is done.
 
         args: one per parameter; a pointer takes a sim array, a number is cast to exactly the
         declared type. shared: bytes of dynamic shared memory. order: "forward", "reverse" or
-        "shuffled" (by `seed`), of blocks and of the threads between two barriers. Raises TypeError
-        or ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError
-        for what goes wrong inside.
+        "shuffled" (by `seed`), of blocks and of the threads between two barriers. cores: the most
+        to share the blocks among, by default all that this process may use. Raises TypeError or
+        ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError for
+        an error in the running kernel.
         """
         with _checked if self.module.check else nullcontext():
-            self._launch(grid, block, args, shared, order, seed)
+            self._launch(grid, block, args, shared, order, seed, cores or _all_cores())
 
     def _launch(
         self,
@@ -142,6 +149,7 @@ class Function:
         shared: int,
         order: str,
         seed: int,
+        cores: int,
     ) -> None:
         dims, threads = _dimensions("grid", grid, MAX_GRID), _dimensions("block", block, MAX_BLOCK)
         self._check_limits(threads, shared)
@@ -149,7 +157,7 @@ class Function:
         count = threads[0] * threads[1] * threads[2]
         blocks = dims[0] * dims[1] * dims[2]
         launch, keep = self._launch_record(blocks, count, order, seed)
-        team = min(self._team(blocks * count), blocks)
+        team = min(self._team(blocks * count, cores), blocks)
         total = self.kernel.placed_shared + shared
         workers = [self._worker(count, total) for _ in range(team)]
         table = self._allocations(parameters)
@@ -167,7 +175,7 @@ class Function:
             memory.forget(args)
 
     def _finish(self, launch: np.ndarray, workers: list[Worker], threads: int) -> None:
-        """Run a prepared launch and raise the error of its first failed block."""
+        """Run a prepared launch and raise the error of the failed block with the lowest index."""
         global _clock
         started = time.perf_counter()
         launch["began"] = workers[0].block["clock"] = _clock
@@ -181,19 +189,19 @@ class Function:
             first = min(failed, key=lambda worker: int(worker.block["error_block"][0]))
             raise report.kernel_error(self.module._info, self.kernel, first)
 
-    def _team(self, threads: int) -> int:
-        """How many cores: one where the order of blocks counts, as it does for checks, or where the
-        work is less than starting a second.
+    def _team(self, threads: int, cores: int) -> int:
+        """How many cores to use: one where the order of blocks matters (it does for the checks),
+        or where the work is too little to pay for starting a second.
         """
-        if self.kernel.serial or self.module.check or threads * self._pace < _WORTHWHILE:
+        if self.kernel.serial or self.module.check or threads * self._pace < _MIN_SECONDS:
             return 1
-        return thread_count()
+        return cores
 
     def _execute(self, launch: np.ndarray, workers: list[Worker]) -> None:
         if len(workers) == 1 and not self.module.check:
             self._run_worker(launch, workers[0])
             return
-        pool = _pool(max(thread_count(), len(workers)))  # this thread only waits: Ctrl-C reaches it
+        pool = _pool(max(_all_cores(), len(workers)))  # this thread only waits: Ctrl-C reaches it
         futures: list[Future[None]] = []
         try:
             for worker in workers:
@@ -207,19 +215,19 @@ class Function:
             raise
 
     def _run_worker(self, launch: np.ndarray, worker: Worker) -> None:
-        """Run blocks until none is left. The arguments keep alive what machine code points to."""
+        """Run blocks until none is left. The arguments keep alive what the records point to."""
         self.module._run(launch.ctypes.data, worker.block.ctypes.data)
 
     def _worker(self, threads: int, shared: int) -> Worker:
         try:
             return self._free[threads, shared].pop()
-        except (KeyError, IndexError):  # none yet, or another Python thread was quicker
+        except (KeyError, IndexError):  # there is none, or another Python thread took it
             return Worker(self, threads, shared)
 
     def _launch_record(
         self, blocks: int, threads: int, order: str, seed: int
     ) -> tuple[np.ndarray, tuple]:
-        """The launch's record, and what it points to."""
+        """The Launch record, and the arrays that it points to."""
         record = np.zeros(1, layout.dtype("Launch"))
         record["blocks"], record["entry"] = blocks, self.address
         record["coroutine"], record["check"] = self.kernel.coroutine, self.module.check
@@ -241,8 +249,9 @@ class Function:
         return record, (sequence, inner, reverse)
 
     def _allocations(self, parameters: np.ndarray) -> np.ndarray:
-        """What a kernel may touch, for the checked mode: every live allocation, the module's
-        variables, the parameters.
+        """The memory that a kernel may access, for checked mode.
+
+        That is every live allocation, the module's variables and the kernel's parameters.
         """
         if not self.module.check:
             return np.zeros(0, layout.dtype("Allocation"))
@@ -287,7 +296,7 @@ class Function:
 def _dimensions(
     what: str, value: int | tuple[int, ...], limits: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Three lengths, each at least 1 and within its limit."""
+    """Three extents, each at least 1 and within its limit."""
     lengths = tuple(value) if isinstance(value, tuple | list) else (value,)
     if not 1 <= len(lengths) <= 3 or not all(isinstance(n, int | np.integer) for n in lengths):
         raise ValueError(f"{what} takes one to three integers, got {value!r}")

@@ -1,8 +1,7 @@
-"""The records that compiled kernels, the scheduler (runtime.cu) and Python share: written once,
-here.
+"""The records that compiled kernels, the scheduler (runtime.cu) and Python share.
 
-A kernel reads its block's record and writes its thread's; the scheduler reads both; Python fills
-the launch's.
+They are declared here alone. A kernel reads the record of its block and writes that of its thread,
+the scheduler reads and writes both, and Python fills in the records of the launch and the blocks.
 """
 
 from __future__ import annotations
@@ -12,22 +11,22 @@ import numpy as np
 _C = {"u4": "unsigned int", "u8": "unsigned long long", "i4": "int"}
 
 RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
-    # one per CUDA thread of the block that runs
+    # one for each CUDA thread of the running block
     "Thread": (
         ("handle", "u8", 1),  # coroutine frame
-        ("value", "u8", 1),  # what it brings to a collective
-        ("result", "u8", 1),  # what the collective gives back
+        ("value", "u8", 1),  # operand of a collective
+        ("result", "u8", 1),  # result of the collective
         ("frame_size", "u8", 1),
         ("tid", "u4", 3),
         ("state", "u4", 1),  # STATES
-        ("site", "u4", 1),  # which instruction it waits at
+        ("site", "u4", 1),  # the instruction at which it waits
         ("mask", "u4", 1),
         ("a", "u4", 1),
         ("b", "u4", 1),
         ("c", "u4", 1),
         ("pred", "u4", 1),
     ),
-    # one per worker: the block it runs now
+    # one for each worker: the block that it is running
     "Block": (
         ("params", "u8", 1),
         ("shared", "u8", 1),
@@ -36,11 +35,11 @@ RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("frame_stride", "u8", 1),
         ("launch", "u8", 1),
         ("index", "u8", 1),  # linear block index
-        ("shared_template", "u8", 1),  # what the shadow is when a block begins
-        ("shared_shadow", "u8", 1),  # one byte per shared byte, check mode
-        ("table", "u8", 1),  # live allocations, check mode
+        ("shared_template", "u8", 1),  # the shadow when a block begins
+        ("shared_shadow", "u8", 1),  # one byte per shared byte, checked mode
+        ("table", "u8", 1),  # live allocations, checked mode
         ("table_length", "u8", 1),
-        ("cache", "u8", 1),  # last allocation hit, by access site
+        ("cache", "u8", 1),  # index of the allocation last accessed
         ("error_address", "u8", 1),
         ("error_value", "u8", 1),
         ("error_block", "u8", 1),
@@ -51,25 +50,25 @@ RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("shared_bytes", "u4", 1),
         ("dynamic_bytes", "u4", 1),
         ("reverse", "u4", 1),
-        ("error", "u4", 1),  # ERRORS; 0 while all is well
+        ("error", "u4", 1),  # ERRORS; 0 while there is none
         ("error_site", "u4", 1),
         ("error_tid", "u4", 3),
-        ("other_tid", "u4", 1),  # of a race: who else, where, and whether it wrote
+        ("other_tid", "u4", 1),  # in a race: the other access, and which of the two wrote
         ("other_site", "u4", 1),
         ("other_block", "u4", 1),
         ("other_wrote", "u4", 1),
-        ("granule", "u4", 1),  # bytes that a mark of an access stands for
-        # who has seen what of whom, check mode (races.cu)
-        ("clock", "u8", 1),
+        ("granule", "u4", 1),  # bytes that one Trace stands for
+        # vector clocks of race detection, checked mode (races.cu)
+        ("clock", "u8", 1),  # logical time of this worker
         ("began", "u8", 1),  # the clock when this block began
-        ("epoch", "u8", 1),  # and at its last barrier of all threads
-        ("acquired", "u8", 1),  # what other blocks did until then, this one has seen
-        ("times", "u8", 1),  # u8 a thread: the clock when it last met another
-        ("seen", "u8", 1),  # u8 a pair: the other's time that a thread has seen
-        ("meetings", "u8", 1),  # u8 a thread for each barrier, for flags, and to work with
+        ("epoch", "u8", 1),  # the clock at its last barrier of all threads
+        ("acquired", "u8", 1),  # accesses of other blocks up to this time are ordered before it
+        ("times", "u8", 1),  # u8 per thread: its own time
+        ("seen", "u8", 1),  # u8 per pair of threads: the vector clock of each thread
+        ("sync_clocks", "u8", 1),  # a vector clock for each barrier, one for flags, one scratch
         ("shared_trace", "u8", 1),  # a Trace for every granule of shared memory
     ),
-    # one per launch, shared by its workers
+    # one for each launch, shared by its workers
     "Launch": (
         ("next", "u8", 1),
         ("blocks", "u8", 1),
@@ -79,20 +78,20 @@ RECORDS: dict[str, tuple[tuple[str, str, int], ...]] = {
         ("coroutine", "u4", 1),
         ("stop", "u4", 1),
         ("check", "u4", 1),
-        ("flush", "u4", 1),  # run with the processor's flush-to-zero
+        ("flush", "u4", 1),  # run in the processor's flush-to-zero mode
         ("began", "u8", 1),  # the clock when this launch began
-        ("released", "u8", 1),  # and when one of its blocks last wrote a flag
+        ("released", "u8", 1),  # the clock when one of its blocks last wrote a flag
     ),
-    # one live allocation, check mode
+    # one live allocation, checked mode
     "Allocation": (
         ("begin", "u8", 1),
         ("end", "u8", 1),
         ("shadow", "u8", 1),  # one byte per byte, nonzero once written; 0 where not tracked
         ("trace", "u8", 1),  # a Trace for every granule, or 0
     ),
-    # one access: its time << 11 | thread << 1 | (1 if atomic or volatile); 0 is none
+    # one access; stamp: time << 11 | thread << 1 | (1 if atomic or volatile), 0 for none
     "Mark": (("stamp", "u8", 1), ("site", "u4", 1), ("block", "u4", 1)),
-    # the last write, and two of the last reads
+    # three Marks: the last write and two of the last reads
     "Trace": (("marks", "u8", 6),),
 }
 
@@ -142,7 +141,7 @@ def _place(fields: tuple[tuple[str, str, int], ...]) -> tuple[dict[str, int], in
     return offsets, -(-at // 8) * 8
 
 
-MEETINGS = 16 + 2  # rows of Block.meetings: barriers, flags, and one to work with
+SYNC_CLOCKS = 16 + 2  # vector clocks in Block.sync_clocks: barriers, flags, one scratch
 
 OFFSETS = {name: _place(fields)[0] for name, fields in RECORDS.items()}
 BYTES = {name: _place(fields)[1] for name, fields in RECORDS.items()}
@@ -162,7 +161,7 @@ def dtype(record: str) -> np.dtype:
 
 
 def c_header() -> str:
-    """The records and codes as C++, put before runtime.cu."""
+    """The records and codes as C++, to be put before runtime.cu."""
     lines = []
     for record, fields in RECORDS.items():
         members = " ".join(

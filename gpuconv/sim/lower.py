@@ -1,8 +1,8 @@
-"""PTX to LLVM IR text: a module, its variables and its kernels.
+"""Lowers PTX to LLVM IR text: a module, its variables and its kernels.
 
-A kernel without a collective instruction becomes a plain loop over its threads. One with a
-collective becomes a coroutine, one instance a thread, that suspends at every collective; the
-scheduler (runtime.cu) resumes it.
+A kernel without collectives becomes a plain loop over the threads of a block. A kernel with
+collectives becomes a coroutine with one instance for each thread, which suspends at every
+collective and is resumed by the scheduler (runtime.cu).
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from gpuconv.sim.program import SIZES, Instruction, Program, Sym
 def lower(
     program: Program, check: bool = False, host: bool = False, flush: bool = False
 ) -> tuple[str, Info]:
-    """LLVM IR of every entry of `program` (of every function, for `host`), and what a launch must
-    know.
+    """LLVM IR of every kernel of `program`, and what a launch needs to know about them.
 
-    flush: the processor can flush subnormals by itself. Raises UnsupportedError, naming the line,
-    on what is not modelled.
+    host: lower the functions that are not kernels instead (the scheduler's). flush: the processor
+    has a flush-to-zero mode. Raises UnsupportedError, naming the line, for what is not modelled.
     """
     module = Module(program, check, host, flush)
     return module.run(), module.info
 
 
 class Module:
-    """One PTX program being lowered."""
+    """A PTX program that is being lowered."""
 
     def __init__(self, program: Program, check: bool, host: bool, flush: bool) -> None:
         self.program = program
@@ -59,7 +58,7 @@ class Module:
         return "\n".join((variables, declares, helpers, body, prelude.METADATA))
 
     def _closure(self) -> list[str]:
-        """The variables used, and those whose address an initialiser of one holds."""
+        """The variables used, with those whose addresses stand in the initialisers of others."""
         todo, done = sorted(self.used), []
         while todo:
             name = todo.pop(0)
@@ -69,6 +68,7 @@ class Module:
         return done
 
     def declare(self, type_: str, name: str, arguments: list[str]) -> None:
+        """Declare an LLVM intrinsic or external function, once."""
         clean = ", ".join(
             re.sub(r"^(i\d+|ptr|metadata|float|double|half|bfloat|token|<[^>]*>).*", r"\1", a)
             for a in arguments
@@ -76,19 +76,21 @@ class Module:
         self.declared.setdefault(name, f"declare {type_} @{name}({clean})")
 
     def where(self, instruction: Instruction | None) -> str:
+        """Source file and line of an instruction, or its line in the PTX."""
         if instruction is None:
             return "PTX"
         name = self.program.files.get(instruction.loc[0])
         return f"{name}:{instruction.loc[1]}" if name else f"PTX line {instruction.line}"
 
     def site(self, instruction: Instruction) -> int:
-        """Number of an instruction, for messages from running kernels."""
+        """Number of an instruction, by which errors of running kernels refer to it."""
         name = self.program.files.get(instruction.loc[0], "PTX")
         line = instruction.loc[1] if name != "PTX" else instruction.line
         self.info.sites.append((name, line, instruction.text))
         return len(self.info.sites) - 1
 
     def global_name(self, name: str) -> str:
+        """LLVM name of a module variable, which is thereby used."""
         self.used.add(name)
         return f'@"v.{name}"'
 

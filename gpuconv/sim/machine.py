@@ -1,4 +1,4 @@
-"""Modules: source or PTX to kernels in this process."""
+"""Modules: from source or PTX to kernels that can be launched in this process."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def _x86() -> bool:
 def _from_source(
     source: str, options: Sequence[str], arch: str, name: str, check: bool
 ) -> tuple[Info, bytes]:
-    """Compile, or find compiled. Headers of the user's are outside the key, so with them NVRTC
-    always runs.
+    """The compiled module, from the cache if it is there.
+
+    A user's header files are not part of the cache's key, so a source that includes some goes
+    through NVRTC every time, and its PTX is looked up.
     """
     private = any(re.match(r"-I|--include-path|--pre-include|-include", o) for o in options)
     private |= bool(re.search(r'^\s*#\s*include\s*"', source, re.M))
@@ -70,7 +72,7 @@ def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Inf
 
 @cache
 def _runtime() -> tuple[Any, Any, jit.Code]:
-    """The scheduler: sim_run and sim_probe."""
+    """The scheduler: sim_run, sim_probe and the code that holds them."""
     here = Path(__file__)
     texts = [here.with_name(name).read_text() for name in ("races.cu", "runtime.cu", "checks.cu")]
     source = layout.c_header() + "".join(texts)
@@ -89,8 +91,8 @@ class Module:
 
     source: CUDA C++ with `extern "C" __global__` kernels. options: further NVRTC options (-D...,
     -I...). arch: the virtual architecture. name: what messages call the file. check: verify every
-    memory access (bounds, alignment, initialised) and more; slower. Raises CompileError where NVRTC
-    refuses the source, UnsupportedError where its PTX uses what is not modelled.
+    memory access (bounds, alignment, initialised, races); slower. Raises CompileError where NVRTC
+    refuses the source, UnsupportedError where its PTX uses a feature that is not modelled.
 
     >>> module = Module('extern "C" __global__ void f(float* y, float a) { y[threadIdx.x] = a; }')
     >>> y = gpuconv.sim.empty(4)
@@ -130,7 +132,7 @@ class Module:
         return tuple(self._info.kernels)
 
     def function(self, name: str) -> Function:
-        """The kernel `name`. Raises ValueError, naming those there are."""
+        """The kernel `name`. Raises ValueError, naming the module's kernels, if there is none."""
         if name not in self._functions:
             if name not in self._info.kernels:
                 there = ", ".join(self._info.kernels) or "none"
@@ -143,7 +145,7 @@ class Module:
     def variable(self, name: str, dtype: npt.DTypeLike = np.float32) -> memory.Array:
         """The module's __device__ or __constant__ variable `name`, as a flat array of dtype.
 
-        Only variables that a kernel uses are there. Raises ValueError, naming those.
+        Only variables that a kernel uses exist. Raises ValueError, naming those, for any other.
         """
         if name not in self._info.variables:
             there = ", ".join(self._info.variables) or "none"
@@ -160,6 +162,7 @@ class Module:
         shared: int = 0,
         order: str = "forward",
         seed: int = 0,
+        cores: int | None = None,
     ) -> None:
         """Run kernel `name` and wait; see Function.launch."""
-        self.function(name).launch(grid, block, args, shared, order, seed)
+        self.function(name).launch(grid, block, args, shared, order, seed, cores)

@@ -1,10 +1,10 @@
-"""Device-like arrays: dense memory that kernels may touch and NumPy may not.
+"""Arrays of the simulated device: memory that kernels may access and NumPy may not.
 
-Their axes may be exchanged (`transpose`), as channels-last images have them, and cut (`a[:, i:j]`);
-kernels take C order.
+`transpose` permutes the axes, as for channels-last images, and `a[:, i:j]` slices them; both are
+views. Kernels take arrays in C order.
 
-`asarray` and `asnumpy` are the only bridges. Every allocation stands alone between guard bytes and
-is known by address, which the checked mode reads.
+`asarray` and `asnumpy` are the only conversions. Every allocation lies between guard bytes and is
+registered by its address, so that checked mode can verify accesses.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-GUARD = 512  # bytes before and after an allocation that belong to nobody
-ALIGN = 256  # as cudaMalloc
-POISON = 0xFF  # what fresh memory holds: NaN as a float, -1 as an integer
+GUARD = 512  # guard bytes before and after an allocation
+ALIGN = 256  # the alignment of cudaMalloc
+POISON = 0xFF  # fills new memory: NaN as a float, -1 as an integer
 
 _ADDRESSES = (np.dtype(np.uint64), np.dtype(np.int64))
-quarantine = False  # set by the checked mode: freed memory is not handed out again at once
-_HELD = 64 << 20  # bytes in quarantine at most
+quarantine = False  # set by checked mode: freed memory is not reused at once
+_MAX_QUARANTINE = 64 << 20  # bytes
 _freed: deque[np.ndarray] = deque()
 _live: weakref.WeakValueDictionary[int, _Memory] = weakref.WeakValueDictionary()
 
@@ -40,17 +40,16 @@ class _Memory:
         self.begin = -(-start // ALIGN) * ALIGN
         offset = self.begin - self._raw.ctypes.data
         self.bytes = self._raw[offset : offset + nbytes]
-        self.shadow: np.ndarray | None = (
-            None  # one byte a byte: written or not; None: taken as written
-        )
-        self.trace: np.ndarray | None = None  # who touched it last, of checked launches
-        self.granule = 8  # bytes that a record of it stands for
+        # one byte for each byte, 1 once written; None where all counts as written
+        self.shadow: np.ndarray | None = None
+        self.trace: np.ndarray | None = None  # the last accesses of checked launches
+        self.granule = 8  # bytes for which one record of `trace` stands
         _live[self.begin] = self
 
     def __del__(self) -> None:
-        if quarantine and self._raw.nbytes <= _HELD:
+        if quarantine and self._raw.nbytes <= _MAX_QUARANTINE:
             _freed.append(self._raw)
-            while sum(raw.nbytes for raw in _freed) > _HELD or len(_freed) > 256:
+            while sum(raw.nbytes for raw in _freed) > _MAX_QUARANTINE or len(_freed) > 256:
                 _freed.popleft()
 
 
@@ -63,31 +62,33 @@ class _Borrowed(_Memory):
         self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(begin))
 
     def __del__(self) -> None:
-        """The module frees it."""
+        """Does nothing: the module frees this memory."""
 
 
 def borrow(begin: int, nbytes: int, dtype: npt.DTypeLike, owner: object) -> Array:
-    """An array over memory of a module, which it keeps alive."""
+    """An array over memory of a module, which the array keeps alive."""
     kind = np.dtype(dtype)
     return Array(_Borrowed(begin, nbytes, owner), 0, (nbytes // kind.itemsize,), kind)
 
 
 def live() -> list[_Memory]:
-    """Every allocation there is, by address."""
+    """All live allocations, sorted by address."""
     return sorted(_all(), key=lambda memory: memory.begin)
 
 
 def _all() -> list[_Memory]:
-    """Every allocation. The list of references is made at once: another Python thread may allocate
-    meanwhile.
+    """All live allocations.
+
+    The list of references is a copy, because another Python thread may allocate meanwhile.
     """
     return [memory for ref in _live.valuerefs() if (memory := ref()) is not None]
 
 
 def forget(args: Sequence[object]) -> None:
-    """After an unchecked launch, whose stores leave no trace: take as written all it could reach.
+    """After an unchecked launch, take all memory that the kernel could write as written.
 
-    Those are its arguments, and everything where an argument may hold addresses.
+    Its stores are not recorded. It could write its arguments, and any memory at all if an argument
+    may contain addresses.
     """
     for argument in args:
         if isinstance(argument, Array):
@@ -98,9 +99,7 @@ def forget(args: Sequence[object]) -> None:
 
 
 class Array:
-    """An array of the simulated device. It has a shape and a dtype and no arithmetic: kernels do
-    that.
-    """
+    """An array of the simulated device: a shape, a dtype and strides, but no arithmetic."""
 
     __array_priority__ = 100.0
     __hash__ = object.__hash__
@@ -142,7 +141,7 @@ class Array:
 
     @property
     def contiguous(self) -> bool:
-        """Whether the elements lie in C order, as kernels that know no strides read them."""
+        """Whether the elements lie in C order, in which kernels read them."""
         return all(
             length == 1 or own == plain
             for length, own, plain in zip(
@@ -151,9 +150,9 @@ class Array:
         )
 
     def transpose(self, *axes: int) -> Array:
-        """The same memory with its axes in another order, all of them given."""
+        """A view with the axes in another order; `axes` names all of them."""
         if sorted(axes) != list(range(self.ndim)):
-            raise ValueError(f"transpose: {axes} is no order of {self.ndim} axes")
+            raise ValueError(f"transpose: {axes} is not a permutation of {self.ndim} axes")
         shape = tuple(self.shape[axis] for axis in axes)
         strides = tuple(self.strides[axis] for axis in axes)
         return Array(self._memory, self._offset, shape, self.dtype, strides)
@@ -164,24 +163,25 @@ class Array:
         return self._memory.begin + self._offset
 
     def reshape(self, *shape: int | tuple[int, ...]) -> Array:
-        """The same memory under another shape; one length may be -1. Raises ValueError where the
-        sizes differ.
+        """A view with another shape; one length may be -1.
+
+        Raises ValueError where the sizes differ.
         """
         self._require_contiguous("reshape")
-        wanted: list[Any] = list(
+        lengths: list[Any] = list(
             shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         )
-        if wanted.count(-1) == 1:
-            known = math.prod(n for n in wanted if n != -1)
-            wanted[wanted.index(-1)] = self.size // known if known else 0
-        if math.prod(wanted) != self.size or any(n < 0 for n in wanted):
+        if lengths.count(-1) == 1:
+            known = math.prod(n for n in lengths if n != -1)
+            lengths[lengths.index(-1)] = self.size // known if known else 0
+        if math.prod(lengths) != self.size or any(n < 0 for n in lengths):
             raise ValueError(
-                f"reshape: {self.size} elements of shape {self.shape} do not fill {tuple(wanted)}"
+                f"reshape: {self.size} elements of shape {self.shape} do not fill {tuple(lengths)}"
             )
-        return Array(self._memory, self._offset, tuple(int(n) for n in wanted), self.dtype)
+        return Array(self._memory, self._offset, tuple(int(n) for n in lengths), self.dtype)
 
     def view(self, dtype: npt.DTypeLike) -> Array:
-        """The same bytes as another dtype of the same width."""
+        """A view of the same bytes as another dtype of the same width."""
         other = np.dtype(dtype)
         if other.itemsize != self.itemsize:
             raise ValueError(
@@ -205,18 +205,18 @@ class Array:
         return self.shape[0]
 
     def span(self) -> Array:
-        """All memory from the first element to the last, as one row in C order.
+        """A flat view of all memory from the first element to the last.
 
-        What lies between the elements of a part of another array is in it.
+        For a slice of another array it includes the elements between those of the slice.
         """
         return Array(self._memory, self._offset, (_span(self),), self.dtype)
 
     def __getitem__(self, index: int | slice | tuple[slice, ...]) -> Array:
-        """Contiguous parts along the first axis: a[i], a[i:j]; parts of any axes: a[:, i:j]."""
+        """Views: a[i] and a[i:j] along the first axis, and slices of several axes, a[:, i:j]."""
         if isinstance(index, tuple):
-            return self._cut(index)
+            return self._slice(index)
         if not self.shape or not isinstance(index, int | np.integer | slice):
-            raise TypeError(f"a sim array takes a[i] or a[i:j] got {index!r}: use asnumpy first")
+            raise TypeError(f"a sim array takes a[i] or a[i:j], got {index!r}: use asnumpy first")
         self._require_contiguous("an index")
         row = self.nbytes // self.shape[0] if self.shape[0] else 0
         if isinstance(index, slice):
@@ -235,7 +235,7 @@ class Array:
             self._memory, self._offset + index % self.shape[0] * row, self.shape[1:], self.dtype
         )
 
-    def _cut(self, index: tuple[slice, ...]) -> Array:
+    def _slice(self, index: tuple[slice, ...]) -> Array:
         if len(index) > self.ndim or not all(isinstance(part, slice) for part in index):
             raise TypeError(
                 f"a sim array of shape {self.shape} takes slices in a[i:j, ...], got {index!r}"
@@ -255,17 +255,16 @@ class Array:
     def _require_contiguous(self, what: str) -> None:
         if not self.contiguous:
             raise ValueError(
-                f"{what} needs a sim array in C order, this one of shape {self.shape} has its "
-                f"axes exchanged or is a part of another: use .copy()"
+                f"{what} needs a sim array in C order, this one of shape {self.shape} is a "
+                f"transposed or sliced view: use .copy()"
             )
 
-    # ---- what would mix it with NumPy, refused as CuPy does ----
+    # ---- implicit conversions to NumPy are refused, as CuPy refuses them ----
 
     def _refuse(self, what: str) -> NoReturn:
         raise TypeError(
-            f"{what} of a sim array is not implicit: write gpuconv.sim.asnumpy(x) to bring it to "
-            f"NumPy, "
-            f"or gpuconv.sim.asarray(x) to bring a NumPy array here"
+            f"{what} of a sim array is not implicit: write gpuconv.sim.asnumpy(x) to copy it to "
+            f"NumPy, or gpuconv.sim.asarray(x) to copy a NumPy array to the device"
         )
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
@@ -329,7 +328,7 @@ def _c_strides(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
 
 
 def _span(array: Array) -> int:
-    """Elements from the first to the last in memory."""
+    """Number of elements in memory from the first to the last."""
     if not array.size:
         return 0
     pairs = zip(array.shape, array.strides, strict=True)
@@ -354,9 +353,7 @@ def _shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
-    """A new array; its contents are undefined (0xFF bytes), and the checked mode reports reading
-    them.
-    """
+    """A new array with undefined contents (0xFF bytes); checked mode reports if they are read."""
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"a sim array holds numbers, got dtype {kind}")
@@ -375,8 +372,9 @@ def zeros(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Ar
 
 
 def asarray(x: Any, dtype: npt.DTypeLike | None = None) -> Array:
-    """`x` (anything NumPy reads) copied to the device, C-contiguous; a sim array passes unless
-    dtype differs.
+    """`x` (anything that NumPy reads) copied to the device, in C order.
+
+    A sim array of this dtype is returned as it is.
     """
     if isinstance(x, Array):
         if dtype is None or np.dtype(dtype) == x.dtype:
@@ -394,5 +392,5 @@ def asnumpy(array: Array) -> np.ndarray:
     """A NumPy copy. Raises TypeError for anything but a sim array."""
     if not isinstance(array, Array):
         raise TypeError(f"asnumpy takes a sim array, got {type(array).__name__}")
-    given = array.shape, array.dtype, _bytes(array), 0, array.strides
-    return np.array(np.ndarray(*given), order="C")
+    view = np.ndarray(array.shape, array.dtype, _bytes(array), 0, array.strides)
+    return np.array(view, order="C")

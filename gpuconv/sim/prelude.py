@@ -1,6 +1,4 @@
-"""The LLVM IR around a kernel's code: its frame as a loop or a coroutine, helper functions, alias
-metadata.
-"""
+"""The LLVM IR around a kernel's code: the loop or coroutine, helper functions, alias metadata."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ def _thread(name: str, index: int = 0) -> int:
 
 
 def symbol(name: str) -> str:
-    """What a kernel is called in machine code: never the name of a function of the C library."""
+    """Name of a kernel in the machine code, which cannot clash with a C library function."""
     return f"kernel.{name}"
 
 
@@ -60,7 +58,7 @@ def _attributes(kernel: KernelFunction) -> str:
 
 
 def loop(kernel: KernelFunction, head: list[str]) -> str:
-    """A kernel without collectives: one call a thread, inlined into three nested loops."""
+    """A kernel without collectives: one call for each thread, inlined into three nested loops."""
     name = symbol(kernel.function.name)
     lines = [
         f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) '
@@ -131,8 +129,9 @@ def _stop_on_error(kernel: KernelFunction) -> str:
 
 
 def coroutine(kernel: KernelFunction, head: list[str]) -> str:
-    """A kernel with collectives: creating it runs nothing; every resume runs one thread to its next
-    collective.
+    """A kernel with collectives.
+
+    Creating the coroutine runs nothing; each resume runs one thread up to its next collective.
     """
     lines = [
         f'define void @"{symbol(kernel.function.name)}"(ptr %blk, ptr %thr, ptr %mem) '
@@ -216,7 +215,7 @@ out:
 }}
 """
 
-# Subnormals to zero of the same sign.
+# sim.flush flushes a subnormal to zero of the same sign.
 _FLUSH = """
 define internal float @sim.flush(float %x) alwaysinline nounwind {
   %b = bitcast float %x to i32

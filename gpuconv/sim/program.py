@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Reg:
-    """A virtual register, or `_`, which swallows what is written to it."""
+    """A virtual register, or `_`, the sink for results that are not used."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Imm:
-    """A constant: `bits` of an integer (Python int, maybe negative) or of a 0f/0d literal (`kind`
-    "f32", "f64").
-    """
+    """A constant: an integer, which may be negative, or the bits of a float (`kind` f32, f64)."""
 
     bits: int
     kind: str = "int"
@@ -34,7 +32,7 @@ class Sym:
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """A read-only register of the machine: %tid.x, %laneid, ..."""
+    """A special register: %tid.x, %laneid, ..."""
 
     name: str
 
@@ -105,8 +103,9 @@ class Label:
 
 @dataclass(slots=True)
 class Variable:
-    """A .global, .const, .shared, .local or .param declaration; `count` None is an open array
-    (extern shared).
+    """A .global, .const, .shared, .local or .param declaration.
+
+    `count` is None for an array of unknown length (extern shared).
     """
 
     space: str

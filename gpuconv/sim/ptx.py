@@ -1,8 +1,7 @@
-"""Parser for PTX as NVRTC writes it: text in, functions of instructions out, every instruction with
-its source line.
+"""Parser for PTX as NVRTC writes it: from text to functions of instructions with source lines.
 
-Nested scopes (call sequences, inline assembly) are resolved here: a name declared in a scope is
-made unique, so what follows sees one flat list of labels and instructions.
+Nested scopes (call sequences, inline assembly) are resolved here. A name declared in a scope is
+made unique, so the result is one flat list of labels and instructions for each function.
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ def _blank_comments(text: str) -> str:
 
 
 def parse(text: str) -> Program:
-    """The program in `text`. Raises UnsupportedError with a PTX line number on anything it cannot
-    read.
-    """
+    """The program in `text`. Raises UnsupportedError, with the PTX line, for unknown syntax."""
     text = _blank_comments(text.replace("\0", " "))
     lines = Lines(text)
     program = Program("", {}, {}, set(), {})
@@ -47,7 +44,7 @@ def parse(text: str) -> Program:
 
 
 def _top_level(text: str, position: int, lines: Lines, program: Program) -> int:
-    """Read one declaration at module level; returns where the next begins."""
+    """Read one declaration at module level; returns the position of the next."""
     newline = text.find("\n", position)
     newline = len(text) if newline < 0 else newline
     line = text[position:newline]

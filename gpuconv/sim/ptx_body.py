@@ -28,8 +28,10 @@ _SCAN = re.compile(
 
 
 def read_body(text: str, position: int, lines: Lines, function: Function) -> int:
-    """Two passes: find what each scope declares, then read the statements with those names made
-    unique.
+    """Read the body that begins at `position` into `function`; returns the position after it.
+
+    The first pass collects what each scope declares, the second reads the statements with those
+    names made unique.
     """
     items: list[tuple[str, str, int, int]] = []  # kind, text, scope, line
     parents: list[int] = []
@@ -141,9 +143,8 @@ class _Reader:
 
     def _directive(self, text: str, scope: int, line: int) -> None:
         if match := re.match(r"\.branchtargets\s+(.*)", text, re.S):
-            last = (
-                self.function.body.pop()
-            )  # the label before the table names the table, not a place in the code
+            # the label before the directive names the table, it is no branch target
+            last = self.function.body.pop()
             assert isinstance(last, Label)
             self.function.tables[last.name] = [
                 self._resolve(t.strip(), scope) for t in match.group(1).split(",")

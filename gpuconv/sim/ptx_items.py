@@ -1,4 +1,4 @@
-"""Pieces that PTX declarations and statements share: variables, constants, lists."""
+"""The parts that PTX declarations and statements have in common: variables, constants, lists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _VARIABLE = re.compile(
 
 
 class Lines:
-    """Text position to line number."""
+    """Line numbers of positions in a text."""
 
     def __init__(self, text: str) -> None:
         self.starts = [0] + [m.end() for m in re.finditer("\n", text)]
@@ -29,7 +29,7 @@ class Lines:
 
 
 def read_variable(text: str, line: int) -> Variable:
-    """A declaration without its semicolon."""
+    """Read a variable's declaration, without its semicolon."""
     match = _VARIABLE.match(text.strip())
     if match is None or match["type"] not in SIZES:
         raise UnsupportedError(
@@ -78,7 +78,7 @@ def _initial(text: str, line: int) -> list:
 
 
 def read_constant(text: str, line: int) -> Imm:
-    """An integer, a 0f or 0d literal, or a decimal fraction."""
+    """Read an integer, a hexadecimal float (0f..., 0d...) or a decimal fraction."""
     if match := re.fullmatch(r"0([fFdD])([0-9a-fA-F]+)", text):
         return Imm(int(match.group(2), 16), "f32" if match.group(1) in "fF" else "f64")
     try:
@@ -95,7 +95,7 @@ def read_constant(text: str, line: int) -> Imm:
 
 
 def split(text: str) -> list[str]:
-    """Split at the commas outside brackets."""
+    """Split a list at its commas outside brackets."""
     if not text.strip():
         return []
     parts, depth, start = [], 0, 0

@@ -1,33 +1,43 @@
 /*
-races.cu: two accesses to one word, one of them a write, by threads that nothing has put in order. Before runtime.cu in
-one source text; used by the checked mode.
+races.cu: race detection for checked mode. A race is two accesses to one word, one of them a write,
+by two threads that no synchronisation orders. The text of this file precedes that of runtime.cu.
 
-Vector clocks (Mattern 1989; FastTrack, Flanagan and Freund 2009). The worker's clock counts meetings: a barrier, a
-barrier of a warp, a flag. A thread's time is the clock at its last one, and no two threads ever have the same time.
-seen[t][u] is the last time of u that t has seen. Each granule of memory carries marks of its last write and of two
-reads. An access is in order with a mark if the mark is its own thread's, if the thread has seen it, or if it is older
-than a barrier of the whole block. Checked launches run on one core, so the clock goes on from block to block.
-Atomic and volatile accesses are flags: they never race among themselves, a write of one releases what its thread has
-seen, a read acquires what was released. All flags count as one, so some races are missed and none is invented.
+Vector clocks (Mattern 1989; FastTrack, Flanagan and Freund 2009). The worker's clock counts
+synchronisations: barriers, warp barriers and flags. A thread's time is the clock at its last
+synchronisation; no two threads have the same time. seen[t] is the vector clock of thread t:
+seen[t][u] is the last time of u that happened before t's present. Each granule of memory carries
+marks of its last write and of two reads. An access is ordered after a mark if the mark is its own
+thread's, if the mark's time is in the thread's vector clock, or if it is older than the block's
+last barrier. Checked launches run on one core, so the clock continues from block to block.
+
+Atomic and volatile accesses are called flags. They never race with each other; writing a flag
+releases the thread's vector clock, reading one acquires what was released. All flags count as one,
+so some races are missed, but no race is reported that is none.
 */
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 constexpr u32 BARRIERS = 16;
-constexpr u32 FLAGS = BARRIERS, WORK = BARRIERS + 1;        // rows of `meetings` after those of the barriers
+constexpr u32 FLAGS = BARRIERS, SCRATCH = BARRIERS + 1;    // rows of sync_clocks after the barriers
 
-static __device__ __forceinline__ u64* row_of(Block* b, u32 row) { return (u64*)b->meetings + (u64)row * b->nthreads; }
-static __device__ __forceinline__ u64* seen_by(Block* b, u32 n) { return (u64*)b->seen + (u64)n * b->nthreads; }
+static __device__ __forceinline__ u64* row_of(Block* b, u32 row) {
+    return (u64*)b->sync_clocks + (u64)row * b->nthreads;
+}
+
+static __device__ __forceinline__ u64* seen_by(Block* b, u32 n) {
+    return (u64*)b->seen + (u64)n * b->nthreads;
+}
+
 static __device__ __forceinline__ bool checked(Block* b) { return ((Launch*)b->launch)->check; }
 
 static __device__ void join(Block* b, u64* to, const u64* from) {
     for (u32 n = 0; n < b->nthreads; ++n) to[n] = to[n] > from[n] ? to[n] : from[n];
 }
 
-// ---- meetings -----------------------------------------------------------------------------------
+// ---- synchronisation ----------------------------------------------------------------------------
 
-// Thread n's time moves on: what it does from now is not what others have seen of it.
+// Advance thread n's time: its accesses from now on are later than those that others have acquired.
 static __device__ void step(Block* b, u32 n) { ((u64*)b->times)[n] = ++b->clock; }
 
 static __device__ void begin(Block* b) {
@@ -36,36 +46,36 @@ static __device__ void begin(Block* b) {
     for (u32 n = 0; n < b->nthreads; ++n) step(b, n);
 }
 
-// Thread n tells a row of `meetings` all that it has seen, and its own time.
-static __device__ void tell(Block* b, u32 row, u32 n) {
+// Thread n joins its vector clock, with its own time, into a row of sync_clocks.
+static __device__ void release(Block* b, u32 row, u32 n) {
     u64* to = row_of(b, row);
     join(b, to, seen_by(b, n));
     to[n] = ((u64*)b->times)[n];
 }
 
-static __device__ void forget(Block* b, u32 row) {
+static __device__ void clear(Block* b, u32 row) {
     for (u32 n = 0; n < b->nthreads; ++n) row_of(b, row)[n] = 0;
 }
 
-// At a barrier with a count: what thread n brings, and what it takes away.
-static __device__ void announce(Block* b, u32 barrier, u32 n) {
-    tell(b, barrier, n);
+// Thread n arrives at a barrier with a count, and later leaves it.
+static __device__ void arrive_at_counted(Block* b, u32 barrier, u32 n) {
+    release(b, barrier, n);
     step(b, n);
 }
 
-static __device__ void hear(Block* b, u32 barrier, u32 n) {
+static __device__ void acquire(Block* b, u32 barrier, u32 n) {
     join(b, seen_by(b, n), row_of(b, barrier));
     step(b, n);
 }
 
-// All of the block wait at one barrier: everything so far is in order with everything to come.
-static __device__ void meet_all(Block* b) { b->epoch = b->clock; }
+// All threads of the block wait at one barrier: accesses so far are ordered before all later ones.
+static __device__ void synchronise_block(Block* b) { b->epoch = b->clock; }
 
-// Lanes `here` of the warp that begins at `first` meet.
-static __device__ void meet_warp(Block* b, u32 first, u32 here) {
-    forget(b, WORK);
-    for (u32 m = here; m; m &= m - 1) tell(b, WORK, first + __ffs(m) - 1);
-    for (u32 m = here; m; m &= m - 1) hear(b, WORK, first + __ffs(m) - 1);
+// A warp barrier of the lanes `here` of the warp that begins at thread `first`.
+static __device__ void synchronise_warp(Block* b, u32 first, u32 here) {
+    clear(b, SCRATCH);
+    for (u32 m = here; m; m &= m - 1) release(b, SCRATCH, first + __ffs(m) - 1);
+    for (u32 m = here; m; m &= m - 1) acquire(b, SCRATCH, first + __ffs(m) - 1);
 }
 
 // ---- accesses -----------------------------------------------------------------------------------
@@ -89,22 +99,24 @@ static __device__ u32 report(Block* b, const Mark& mark, bool wrote, const Acces
     return now.code & 4 ? E_RACE_SHARED : E_RACE_GLOBAL;
 }
 
-// Where to keep a read, so that whoever writes next meets one of another thread: two are kept, of different blocks, or
-// else of different warps, where there are such.
+// Which of the two marks a read replaces. They are kept of different blocks, or else of different
+// warps, where there are such reads, so that a later write finds a read of another thread.
 static __device__ Mark* place_of(Block* b, Mark* reads, const Access& now) {
+    const u64 launched = ((Launch*)b->launch)->began;
     u64 time[2];
     u32 thread[2];
     for (u32 k = 0; k < 2; ++k) {
         time[k] = reads[k].stamp >> 11;
         thread[k] = reads[k].stamp >> 1 & 1023;
-        if (time[k] <= ((Launch*)b->launch)->began || (now.code & 4 && time[k] <= b->epoch)) return reads + k;
+        if (time[k] <= launched || (now.code & 4 && time[k] <= b->epoch)) return reads + k;
         if (time[k] > b->began && thread[k] == now.thread) return reads + k;
     }
     const bool here = time[0] > b->began;
     if (here != time[1] > b->began) return here ? reads : reads + 1;
     if (!here) return reads + 1;
     for (u32 k = 0; k < 2; ++k) if (time[k] <= b->epoch) return reads + k;
-    return thread[0] / 32 != thread[1] / 32 && thread[0] / 32 == now.thread / 32 ? reads : reads + 1;
+    const u32 warp = thread[0] / 32;
+    return warp != thread[1] / 32 && warp == now.thread / 32 ? reads : reads + 1;
 }
 
 static __device__ u32 race(Block* b, u64 traces, u64 at, u32 size, u32 code, u32 thread, u32 site) {
@@ -128,7 +140,7 @@ static __device__ u32 race(Block* b, u64 traces, u64 at, u32 size, u32 code, u32
         marks[0] = mark;
     }
     if (flag && code & 2) {
-        tell(b, FLAGS, thread);
+        release(b, FLAGS, thread);
         step(b, thread);
         if (!(code & 4)) launch->released = b->clock;
     }

@@ -1,4 +1,4 @@
-"""A failed block's record as a sentence: what happened, who, where."""
+"""Turns the record of a failed block into an error message: what happened, to whom and where."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def kernel_error(info: Info, kernel: Kernel, worker: Worker) -> KernelError:
-    """The error that a worker's block recorded."""
+    """The error that is recorded in a worker's block."""
     record = worker.block[0]
     kind = layout.ERRORS[int(record["error"])]
     block = _coordinates(int(record["error_block"]), record["nctaid"])
@@ -47,7 +47,7 @@ def _access(space: str):
 
 
 def _near_shared(at: int, size: int, kernel: Kernel, dynamic: int) -> str:
-    """A shared access that hits no variable, told from the closest one."""
+    """Describe a shared access outside every variable, relative to the closest variable."""
     places = [*kernel.shared_names, ("dynamic shared memory", kernel.placed_shared, dynamic)]
     if not kernel.dynamic_shared:
         places.pop()
@@ -57,7 +57,7 @@ def _near_shared(at: int, size: int, kernel: Kernel, dynamic: int) -> str:
 
 
 def _near(address: int) -> str:
-    """The allocation closest to an address, in words."""
+    """Describe where an address lies relative to the closest allocation."""
     from gpuconv.sim.memory import live
 
     best = min(
@@ -79,7 +79,7 @@ def _assertion(record, info: Info, kernel: Kernel, worker: Worker) -> str:
 
 
 def _deadlock(record, info: Info, kernel: Kernel, worker: Worker) -> str:
-    """Who waits where, thread ranges by place."""
+    """Which threads wait at which instruction."""
     places: dict[str, list[int]] = {}
     for number, thread in enumerate(worker.threads[: int(record["nthreads"])]):
         state = layout.STATES[int(thread["state"])]
@@ -103,7 +103,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _race(record, info: Info, kernel: Kernel, worker: Worker) -> str:
-    """Who else touched these bytes, and where."""
+    """The other access to the same bytes: which thread, where, and whether it wrote."""
     size, at = int(record["error_value"]), int(record["error_address"])
     space = "shared" if layout.ERRORS[int(record["error"])] == "RACE_SHARED" else "global"
     wrote, writes = int(record["other_wrote"]) & 1, int(record["other_wrote"]) & 2
@@ -113,8 +113,8 @@ def _race(record, info: Info, kernel: Kernel, worker: Worker) -> str:
     block = _coordinates(int(record["other_block"]), record["nctaid"])
     return (
         f"race on {size} bytes at {space} address {at:#x}: thread {other} of block {block} "
-        f"{'wrote' if wrote else 'read'} them at {file}:{line} ({text}), and with nothing between "
-        f"to put them in order (a barrier, an atomic) they are {'written' if writes else 'read'}"
+        f"{'wrote' if wrote else 'read'} them at {file}:{line} ({text}), and no barrier or atomic "
+        f"orders that before this {'write' if writes else 'read'}"
     )
 
 
@@ -130,18 +130,18 @@ _TEXT = {
     "DEADLOCK": _deadlock,
     "DIVERGENT": _plain("lanes of one warp wait at different instructions for barrier {a}"),
     "EARLY_EXIT": _plain(
-        "a barrier of all threads completed without {v} threads that had left the kernel"
+        "a barrier of all threads completed without {v} threads that had already exited"
     ),
     "MASK": _plain("lane {v} called a warp collective with mask {a:#010x}, which does not name it"),
     "BARRIER_COUNT": _plain(
         "barrier {a} with count {v}: a barrier is 0 to 15, a count a multiple of 32"
     ),
-    "DISAGREE": _plain("threads name different counts for barrier {a}, here {v}"),
+    "DISAGREE": _plain("threads pass different counts to barrier {a}, here {v}"),
     "BOUNDS_GLOBAL": _access("global"),
     "BOUNDS_SHARED": _access("shared"),
     "BOUNDS_LOCAL": _access("local"),
     "MISALIGNED": _plain("access of {v} bytes at address {a:#x}, which is not a multiple of {v}"),
-    "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that nothing has written"),
+    "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that were never written"),
     "RACE_SHARED": _race,
     "RACE_GLOBAL": _race,
     "DIVISION": _plain("integer division by zero"),

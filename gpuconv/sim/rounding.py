@@ -1,10 +1,10 @@
 """Directed rounding to float, as LLVM IR.
 
-The exact result is formed in double as an unevaluated sum s + e (Knuth's two-sum; a product of two
-floats is exact in double, and the remainder of a quotient or root has the sign of its error). `s`
-is rounded to the nearest float, then stepped to its neighbour where that lies on the wrong side of
-s + e. "odd" rounds to the neighbour with an odd last bit, so that a second rounding, to a 16-bit
-float, is the only one that counts.
+The exact result is computed in double as an unevaluated sum s + e: a sum by Knuth's two-sum; a
+product of two floats is exact in double; for a quotient or a root, e is the remainder, which has
+the sign of the error. `s` is rounded to the nearest float, and where that lies on the wrong side of
+s + e, its neighbour is taken. "odd" takes the neighbour with an odd last bit (round to odd), so
+that a second rounding, to a 16-bit float, gives the correctly rounded result.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ define internal float @sim.round.sqrt.{mode}(float %a) alwaysinline nounwind {{
 
 
 def _zero_sum(mode: str) -> str:
-    """Rounding down, a sum that cancels exactly is -0."""
+    """When rounding down (rm), a sum that cancels exactly is -0."""
     if mode != "rm":
         return "ret float %r"
     return """%zero = fcmp oeq double %s, 0.0
@@ -108,7 +108,7 @@ def _zero_sum(mode: str) -> str:
 
 
 def text() -> str:
-    """Every helper; unused ones are dropped by the optimiser."""
+    """All helper functions; the optimiser removes those that are not used."""
     return "\n".join(_round(mode) for mode in MODES)
 
 

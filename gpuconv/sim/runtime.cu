@@ -1,11 +1,12 @@
 /*
-runtime.cu: the simulator's scheduler. Compiled by the simulator's own path (NVRTC, PTX, LLVM) and run on the CPU.
+runtime.cu: the simulator's scheduler. It is compiled like the kernels (NVRTC, PTX, LLVM) and runs
+on the CPU.
 
-A worker takes blocks until none is left. A block's threads are coroutines: each runs alone until a collective, and a
-collective completes once every thread it names waits there. Warps advance as far as they can, one after another; then
-barriers are looked at; when nothing can move and not all are done, that is a deadlock.
-layout.py puts the records (Thread, Block, Launch, Allocation) and the codes before this text, races.cu what is counted
-of who has seen whom.
+A worker takes blocks until none is left. The threads of a block are coroutines: each runs alone up
+to a collective, and a collective completes once all threads that take part in it wait there. Warps
+advance as far as they can, one after another, then the barriers are examined. If no thread can
+advance and not all are done, that is a deadlock. The text of this file follows the records and
+codes of layout.py and the vector clocks of races.cu.
 */
 
 extern "C" __device__ void sim_resume(u64 frame);
@@ -14,11 +15,13 @@ extern "C" __device__ void sim_block(u64 entry, u64 block);
 extern "C" __device__ void sim_get_mode(u64 word);
 extern "C" __device__ void sim_set_mode(u64 word);
 
-constexpr u32 UNDEFINED = 0x7fffdead;                       // what a shuffle reads from a lane that takes no part
-constexpr u32 PATIENCE = 1 << 20;                           // rounds of nothing but polling before it is a deadlock
-constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;     // the x86 control word, without and with flush-to-zero
+constexpr u32 UNDEFINED = 0x7fffdead;       // what a shuffle reads from a lane that takes no part
+constexpr u32 MAX_IDLE_ROUNDS = 1 << 20;    // rounds in which threads only poll, before a deadlock
+constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;    // x86 MXCSR, the latter flushes to zero
 
-static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) { return (Thread*)b->threads + n; }
+static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) {
+    return (Thread*)b->threads + n;
+}
 
 static __device__ void fail(Block* b, u32 n, u32 kind, u64 address, u64 value) {
     if (b->error) return;
@@ -31,7 +34,7 @@ static __device__ void fail(Block* b, u32 n, u32 kind, u64 address, u64 value) {
     for (int k = 0; k < 3; ++k) b->error_tid[k] = t->tid[k];
 }
 
-// ---- collectives of a warp: `members` are its lanes that wait for the same thing --------------------------------
+// ---- warp-level collectives: `members` are the lanes that take part ----------------------------
 
 static __device__ void shuffle(Thread* warp, u32 members, u32 lane) {
     Thread* t = warp + lane;
@@ -87,7 +90,8 @@ static __device__ void redux(Thread* warp, u32 members) {
     for (u32 m = members; m; m &= m - 1) warp[__ffs(m) - 1].result = total;
 }
 
-// Complete every collective of this warp whose members have all arrived; true where one was.
+// Complete every collective of this warp whose members have all arrived. Returns whether there was
+// one.
 static __device__ bool resolve_warp(Block* b, u32 first, u32 lanes) {
     Thread* warp = thread_of(b, first);
     u32 seen = 0, done = 0;
@@ -98,26 +102,28 @@ static __device__ bool resolve_warp(Block* b, u32 first, u32 lanes) {
         if (t->state < S_WARP || t->state > S_REDUX || seen >> lane & 1) continue;
         if (!(t->mask >> lane & 1)) { fail(b, first + lane, E_MASK, t->mask, lane); return false; }
         const u32 existing = lanes == 32 ? ~0u : (1u << lanes) - 1;
-        const u32 wanted = t->mask & existing & ~done;
+        const u32 needed = t->mask & existing & ~done;
         u32 here = 0;
-        for (u32 m = wanted; m; m &= m - 1) {
+        for (u32 m = needed; m; m &= m - 1) {
             const Thread* o = warp + __ffs(m) - 1;
             if (o->state == t->state && o->mask == t->mask && o->a == t->a) here |= m & -m;
         }
         seen |= here;
-        if (here != wanted) continue;
-        if (t->state == S_SHUFFLE) for (u32 m = here; m; m &= m - 1) shuffle(warp, here, __ffs(m) - 1);
+        if (here != needed) continue;
+        if (t->state == S_SHUFFLE)
+            for (u32 m = here; m; m &= m - 1) shuffle(warp, here, __ffs(m) - 1);
         if (t->state == S_VOTE) vote(warp, here);
         if (t->state == S_MATCH) match(warp, here);
         if (t->state == S_REDUX) redux(warp, here);
-        if (t->state == S_WARP && checked(b)) meet_warp(b, first, here);
+        if (t->state == S_WARP && checked(b)) synchronise_warp(b, first, here);
         for (u32 m = here; m; m &= m - 1) warp[__ffs(m) - 1].state = S_RUN;
         moved = true;
     }
     return moved;
 }
 
-// activemask answers when no lane of the warp can go on: the lanes at the same instruction.
+// activemask completes when no lane of the warp can continue. It gives the lanes at the same
+// instruction.
 static __device__ bool resolve_active(Block* b, u32 first, u32 lanes) {
     Thread* warp = thread_of(b, first);
     for (u32 lane = 0; lane < lanes; ++lane) {
@@ -134,26 +140,32 @@ static __device__ bool resolve_active(Block* b, u32 first, u32 lanes) {
     return false;
 }
 
-// ---- barriers of the block --------------------------------------------------------------------------------------
+// ---- barriers of the block ----------------------------------------------------------------------
 
 struct Barriers { u32 arrived[BARRIERS], waiting[BARRIERS], count[BARRIERS], votes[BARRIERS]; };
 
-// A thread came to a barrier: check what it says against the others, and count it.
+// A thread arrives at a barrier: check its arguments against those of the others, and count it.
 static __device__ bool arrive(Block* b, Barriers* all, u32 n, bool waits) {
     Thread* t = thread_of(b, n);
     const u32 id = t->a;
     if (id >= BARRIERS) { fail(b, n, E_BARRIER_COUNT, id, t->b); return false; }
-    if (t->b && (t->b % 32 || (!waits && t->b == 0))) { fail(b, n, E_BARRIER_COUNT, id, t->b); return false; }
-    if (all->arrived[id] && all->count[id] != t->b) { fail(b, n, E_DISAGREE, id, t->b); return false; }
+    if (t->b % 32) {
+        fail(b, n, E_BARRIER_COUNT, id, t->b);
+        return false;
+    }
+    if (all->arrived[id] && all->count[id] != t->b) {
+        fail(b, n, E_DISAGREE, id, t->b);
+        return false;
+    }
     all->count[id] = t->b;
     all->arrived[id] += 1;
     all->votes[id] += waits && t->pred;
     all->waiting[id] += waits;
-    if (t->b && checked(b)) announce(b, id, n);
+    if (t->b && checked(b)) arrive_at_counted(b, id, n);
     return true;
 }
 
-// Release every barrier that is complete; true where one was.
+// Release every barrier that is complete. Returns whether there was one.
 static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
     bool moved = false;
     const bool check = ((Launch*)b->launch)->check;
@@ -161,15 +173,15 @@ static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
         if (!all->waiting[id]) continue;
         const u32 needed = all->count[id] ? all->count[id] : b->nthreads - done;
         if (all->arrived[id] < needed) continue;
-        const bool whole = all->waiting[id] == b->nthreads;    // who has left met nobody
-        if (whole) meet_all(b);                              // (harmless without checks)
+        const bool whole = all->waiting[id] == b->nthreads;    // no thread has exited
+        if (whole) synchronise_block(b);    // (harmless without checks)
         const bool early = !all->count[id] && done && check;
         u32 aligned_site = 0, aligned_warp = ~0u;
         for (u32 n = 0; n < b->nthreads; ++n) {
             Thread* t = thread_of(b, n);
             if (t->state != S_BARRIER || t->a != id) continue;
             if (early) { fail(b, n, E_EARLY_EXIT, id, done); return false; }
-            if (!t->mask) {                                  // aligned: one instruction for the whole warp
+            if (!t->mask) {    // aligned: the whole warp must be at one instruction
                 if (aligned_warp == n / 32 && aligned_site != t->site) {
                     fail(b, n, E_DIVERGENT, id, aligned_site);
                     return false;
@@ -177,19 +189,20 @@ static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
                 aligned_warp = n / 32;
                 aligned_site = t->site;
             }
-            t->result = t->c == 1 ? all->votes[id] : t->c == 2 ? all->votes[id] == needed : all->votes[id] != 0;
+            const u32 votes = all->votes[id];
+            t->result = t->c == 1 ? votes : t->c == 2 ? votes == needed : votes != 0;
             t->state = S_RUN;
             if (check && whole) step(b, n);
-            if (check && !whole) hear(b, id, n);
+            if (check && !whole) acquire(b, id, n);
         }
-        if (check) forget(b, id);
+        if (check) clear(b, id);
         all->arrived[id] = all->waiting[id] = all->votes[id] = 0;
         moved = true;
     }
     return moved;
 }
 
-// ---- a block ----------------------------------------------------------------------------------------------------
+// ---- a block ------------------------------------------------------------------------------------
 
 static __device__ void create_threads(Block* b, u64 entry) {
     for (u32 n = 0; n < b->nthreads; ++n) {
@@ -217,8 +230,10 @@ static __device__ bool run_thread(Block* b, Barriers* all, u32 n, u32* done) {
     return true;
 }
 
-// Run a warp until each of its lanes waits for another warp or is done; true where a lane moved.
-static __device__ bool run_warp(Block* b, Barriers* all, u32 first, u32 lanes, const u32* order, u32* done) {
+// Run a warp until each of its lanes waits for another warp or is done. Returns whether a lane
+// advanced.
+static __device__ bool run_warp(Block* b, Barriers* all, u32 first, u32 lanes, const u32* order,
+                                u32* done) {
     bool moved = false;
     for (;;) {
         bool ran = false, collective = false;
@@ -254,12 +269,12 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
     create_threads(b, launch->entry);
     const u32 warps = (b->nthreads + 31) / 32;
     const u32* order = (const u32*)launch->thread_order;
-    u32 idle = 0;                                            // rounds in which threads only polled
+    u32 idle = 0;    // rounds in which threads only polled
     while (!*(volatile u32*)&launch->stop) {
         bool moved = false;
         for (u32 k = 0; k < warps; ++k) {
             const u32 warp = order ? order[32 + k] : b->reverse ? warps - 1 - k : k;
-            const u32 first = warp * 32, lanes = b->nthreads - first < 32 ? b->nthreads - first : 32;
+            const u32 first = warp * 32, rest = b->nthreads - first, lanes = rest < 32 ? rest : 32;
             moved |= run_warp(b, &all, first, lanes, lanes == 32 ? order : nullptr, &done);
             if (b->error) return;
         }
@@ -267,7 +282,7 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
         moved |= resolve_barriers(b, &all, done);
         if (b->error) return;
         idle = moved ? 0 : idle + 1;
-        if (!moved && (idle > PATIENCE || !any_sleeper(b))) {
+        if (!moved && (idle > MAX_IDLE_ROUNDS || !any_sleeper(b))) {
             for (u32 n = 0; n < b->nthreads; ++n)
                 if (thread_of(b, n)->state != S_DONE) { fail(b, n, E_DEADLOCK, done, 0); return; }
         }
@@ -305,7 +320,7 @@ extern "C" __device__ void sim_run(u64 launch_, u64 block_) {
     sim_set_mode((u64)&before);
 }
 
-// Create one thread and run nothing of it: leaves the size of a thread's frame in its record.
+// Create one thread without running it, which leaves the size of its frame in its record.
 extern "C" __device__ void sim_probe(u64 entry, u64 block, u64 thread, u64 frame) {
     sim_create(entry, block, thread, frame);
 }

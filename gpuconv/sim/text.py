@@ -55,30 +55,27 @@ def bits_of(type_: str) -> int:
 
 @dataclass(slots=True)
 class Frame:
-    """One function being lowered; a called function gets its own, inside the caller's code."""
+    """A function that is being lowered; a called (inlined) function has a frame of its own."""
 
     function: Function
     prefix: str
-    variables: dict[str, str] = field(
-        default_factory=dict
-    )  # local and parameter space: name to LLVM pointer
+    # local and parameter space: name to LLVM pointer
+    variables: dict[str, str] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)  # register to LLVM type
     leave: str = "exit"
 
 
 @dataclass(slots=True)
 class Options:
-    """How to lower: with checks, with the processor's own flush-to-zero, as a function of the
-    scheduler.
-    """
+    """How to lower a function."""
 
-    check: bool = False
-    flush_in_hardware: bool = False
-    host: bool = False
+    check: bool = False  # verify every memory access
+    flush_in_hardware: bool = False  # rely on the processor's flush-to-zero mode
+    host: bool = False  # it is a function of the scheduler
 
 
 class Module(Protocol):
-    """What an emitter asks of the module it belongs to (lower.py)."""
+    """The part of the module (lower.py) that emitters use."""
 
     program: Program
     x86: bool
@@ -115,9 +112,11 @@ class Text:
         return self.frames[-1]
 
     def fresh(self, stem: str = "t") -> str:
+        """A new name for a value or a label."""
         return f"{stem}{next(self.names)}"
 
     def emit(self, line: str) -> None:
+        """Append a line, unless the current block has ended."""
         if self.open:
             self.code.append("  " + line)
 
@@ -128,6 +127,7 @@ class Text:
         return name
 
     def label(self, name: str) -> None:
+        """Begin a basic block."""
         if self.open:
             self.code.append(f"  br label %{name}")
         self.code.append(f"{name}:")
@@ -144,11 +144,12 @@ class Text:
         return UnsupportedError(f"{self.module.where(i)}: {text} is not modelled by the simulator")
 
     def need(self, condition: bool, what: str = "") -> None:
+        """Raise UnsupportedError, for `what` or the instruction, unless the condition holds."""
         if not condition:
             raise self.unsupported(what)
 
     def call(self, type_: str, name: str, *arguments: str) -> str:
-        """Call an LLVM intrinsic or helper; the module declares it. Arguments are "type value"."""
+        """Declare and call an LLVM intrinsic or a helper. An argument is "type value"."""
         self.module.declare(type_, name, [a.rsplit(" ", 1)[0] for a in arguments])
         if type_ == "void":
             self.emit(f"call void @{name}({', '.join(arguments)})")
@@ -158,7 +159,7 @@ class Text:
     # ---- conversions between LLVM types of registers and instructions ----
 
     def reshape(self, value: str, have: str, want: str, signed: bool = False) -> str:
-        """`value` with another type: same bits, widened (sign or zero) or cut."""
+        """`value` as another type: the same bits, extended (sign or zero) or truncated."""
         if have == want:
             return value
         if WIDTH[have] == WIDTH[want]:

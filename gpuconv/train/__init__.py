@@ -5,7 +5,7 @@ from gpuconv.train.config import PRESETS, RunConfig, run_config, stored_config
 from gpuconv.train.folder import make_run_folder
 from gpuconv.train.interrupt import Interrupted
 from gpuconv.train.run import Run, prepare, test
-from gpuconv.train.state import Position
+from gpuconv.train.state import TrainState
 from gpuconv.train.trainer import Trainer
 from gpuconv.train.warmup import warm_up
 
@@ -13,9 +13,9 @@ __all__ = [
     "PRESETS",
     "Callback",
     "Interrupted",
-    "Position",
     "Run",
     "RunConfig",
+    "TrainState",
     "Trainer",
     "make_run_folder",
     "prepare",

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Override what you need. `trainer.position` says where the run is, `trainer.stopping = True`
+    """Override what you need. `trainer.state` says where the run is, `trainer.stopping = True`
     ends it after this epoch; what changes the optimiser at an epoch's end is in its checkpoint.
     """
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """The run is about to begin, or to go on from `trainer.position`."""
+        """The run is about to begin, or to go on from `trainer.state`."""
 
     def on_batch_end(self, trainer: Trainer) -> None:
         """One batch is done. Called thousands of times: be quick."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import gpuconv
 from gpuconv.nn import Module
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe_run(
-    trainer: Trainer, hyperparameters: dict[str, Any], train: Any, validation: Any
+    trainer: Trainer, hyperparameters: list[dict[str, Any]], train: Any, validation: Any
 ) -> dict[str, Any]:
     """A checkpoint's metadata that stay the same through a run.
 
@@ -26,7 +27,7 @@ def describe_run(
     recipe = {
         "model": describe_model(trainer.model),
         "loss": describe(trainer.loss),
-        "optimizer": {"name": type(trainer.optimizer).__name__, **hyperparameters},
+        "optimizer": describe_optimizer(trainer.optimizer, hyperparameters),
         "schedule": None if trainer.schedule is None else describe(trainer.schedule),
         "clip_norm": trainer.clip_norm,
         "average": None if trainer.average is None else trainer.average.decay,
@@ -42,6 +43,7 @@ def describe_run(
             "input": {name: getattr(train, name, None) for name in names},
             "classes": getattr(getattr(train, "dataset", None), "classes", None),
             "seed": trainer.seed,
+            "version": gpuconv.__version__,
             **trainer.metadata,
         }
     )
@@ -54,6 +56,16 @@ def describe_model(model: Module) -> dict[str, Any]:
     parameter = next(iter(model.parameters()), None)
     dtype = None if parameter is None else str(parameter.data.dtype)
     return {**spec, "device": model.device, "dtype": dtype}
+
+
+def describe_optimizer(optimizer: Any, hyperparameters: list[dict[str, Any]]) -> dict[str, Any]:
+    """Its name and settings, those of each group where there are several."""
+    name = {"name": type(optimizer).__name__}
+    if len(hyperparameters) == 1:
+        return name | hyperparameters[0]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    groups = [{"parameters": n, **h} for n, h in zip(sizes, hyperparameters, strict=True)]
+    return {**name, "groups": groups}
 
 
 def describe_loader(loader: Any) -> dict[str, Any] | None:
@@ -71,12 +83,18 @@ def describe_loader(loader: Any) -> dict[str, Any] | None:
     return described
 
 
+# What every module has and no loss is told by.
+_OF_MODULES = frozenset(vars(Module()))
+
+
 def describe(thing: Any) -> dict[str, Any]:
     """An object's class and public attributes: a loss, a schedule, an augmentation."""
     if hasattr(thing, "describe") and isinstance(told := thing.describe(), dict):
         return told
     name = getattr(thing, "__qualname__", type(thing).__name__)
-    return {"name": name, **{k: v for k, v in _public(thing).items() if not k.startswith("_")}}
+    hidden = _OF_MODULES if isinstance(thing, Module) else frozenset()
+    public = {k: v for k, v in _public(thing).items() if k not in hidden and k[0] != "_"}
+    return {"name": name, **public}
 
 
 def _public(thing: Any) -> dict[str, Any]:
@@ -97,14 +115,31 @@ def plain(value: Any) -> Any:
     return plain(describe(value))
 
 
-def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
-    """What differs between two recipes, one text for each setting."""
+def differences(stored: Mapping[str, Any], ours: dict[str, Any]) -> list[str]:
+    """What differs between the run of a checkpoint's metadata and ours, a text for each setting."""
+    theirs = stored["recipe"]
+    if "version" not in stored:  # 0.1: losses had a device; what it does not tell is not compared
+        theirs = {**theirs, "loss": _without_device(theirs["loss"])}
+        return _differences(theirs, ours, known_only=True)
+    return _differences(theirs, ours)
+
+
+def _without_device(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {k: _without_device(v) for k, v in value.items() if k != "device"}
+
+
+def _differences(theirs: Any, ours: Any, name: str = "", known_only: bool = False) -> list[str]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        keys = [*theirs, *(key for key in ours if key not in theirs)]
-        parts = [
-            differences(theirs.get(key), ours.get(key), f"{name}.{key}".lstrip(".")) for key in keys
+        keys = [*theirs, *(key for key in ours if key not in theirs and not known_only)]
+        return [
+            text
+            for key in keys
+            for text in _differences(
+                theirs.get(key), ours.get(key), f"{name}.{key}".lstrip("."), known_only
+            )
         ]
-        return [line for part in parts for line in part]
     if theirs == ours:
         return []
     return [f"{name} was {_short(theirs)}, is now {_short(ours)}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.arrays import to_device
 from gpuconv.nn import Module, Softmax, no_grad
-from gpuconv.train.finite import explain
+from gpuconv.train.finite import diagnose_non_finite
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
@@ -21,24 +22,20 @@ def evaluate(
     model: Module, loss: Any, loader: Any, after_batch: Callable[[], None]
 ) -> dict[str, Any]:
     """`Trainer.evaluate`; after_batch is called after each batch, and may raise."""
-    training = model.training
-    model.eval()
     total, images = 0.0, 0
     confusion = np.zeros((0, 0), np.int64)
-    try:
+    with evaluation_mode(model):
         for x, labels in batches_of(loader):
             with no_grad():
                 scores = model(to_device(x, model.device))
                 value = float(loss(scores, to_device(labels, model.device)))
             if not math.isfinite(value):
-                raise explain(model, x, f"evaluation, after {images} images")
+                raise diagnose_non_finite(model, x, f"evaluation, after {images} images")
             counts = _count_pairs(labels, scores.numpy())
             confusion = counts if not images else confusion + counts
             total += value * len(labels)
             images += len(labels)
             after_batch()
-    finally:
-        model.train(training)
     if not images:
         raise ValueError("evaluate: the loader has no images")
     accuracy = int(np.trace(confusion)) / images
@@ -54,15 +51,22 @@ def probabilities(model: Module, data: Any, batch_size: int) -> np.ndarray:
         raise ValueError("predict: the loader shuffles; make it with shuffle=False")
     else:
         parts = (x for x, _ in batches_of(data))
-    training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            outputs = np.concatenate([model(to_device(x, model.device)).numpy() for x in parts])
-    finally:
-        model.train(training)
+    with evaluation_mode(model), no_grad():
+        outputs = np.concatenate([model(to_device(x, model.device)).numpy() for x in parts])
     *_, (_, final) = model.named_modules()
     return outputs if isinstance(final, Softmax) else ops.softmax(outputs)
+
+
+@contextmanager
+def evaluation_mode(model: Module) -> Iterator[None]:
+    """Within, all modules are in evaluation mode; afterwards each is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def batches_of(loader: Any, epoch: int = 0, start: int = 0) -> Batches:

@@ -13,7 +13,7 @@ from gpuconv.nn import Module, no_grad
 CURE = "lower the learning rate or set clip_norm"
 
 
-def explain(model: Module, x: np.ndarray, where: str) -> Exception:
+def diagnose_non_finite(model: Module, x: np.ndarray, where: str) -> Exception:
     """The error for a batch whose loss is not finite: ValueError if its input is to blame, else
     FloatingPointError that names the first layer whose output is not finite.
 

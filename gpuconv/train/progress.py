@@ -49,7 +49,7 @@ class Progress(Callback):
         if now < self._next:
             return
         self._next = now + self._interval
-        p = trainer.position
+        p = trainer.state
         if now - self._mark >= RATE_SECONDS or not self._rate:
             self._rate = (p.images - self._mark_images) / max(now - self._mark, 1e-9)
             self._mark, self._mark_images = now, p.images
@@ -71,7 +71,7 @@ class Progress(Callback):
             self._line(f"compiled for this processor in {duration(now - self._began)}, once")
         self._began = self._mark = now
         self._next = now + self._interval
-        self._step, self._mark_images = trainer.position.step, trainer.position.images
+        self._step, self._mark_images = trainer.state.step, trainer.state.images
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         text = f"epoch {record['epoch']}/{trainer.epochs}"

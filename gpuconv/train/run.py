@@ -106,7 +106,7 @@ def test(run: Run) -> dict[str, Any]:
     average = trainer.average if path == last else None
     with average.applied() if average else nullcontext():
         result = trainer.evaluate(preprocessing.loader(dataset, TEST_BATCH))
-    epoch = found.metadata.get("epoch", trainer.position.epoch)
+    epoch = found.metadata.get("epoch", trainer.state.epoch)
     return {**result, "checkpoint": path, "epoch": epoch, "dataset": dataset}
 
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Position:
+class TrainState:
     """Where a run is; together with weights, optimiser and generators, all that it remembers.
 
     epoch: finished epochs. batch: finished batches of the current one. step: optimiser steps.
     images, loss_sum, correct, seconds: sums over the current epoch. best: the best validation
     accuracy so far, with the loss and the epoch, counted from 1, that it came with. rate: the share
-    of the schedule's learning rate that is used, see `Trainer.change_rate`.
+    of the schedule's learning rate that is used, see `Trainer.set_lr`.
     """
 
     epoch: int = 0
@@ -66,7 +66,7 @@ def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
     generators = {name: layer.rng_state for name, layer in stochastic_layers(trainer.model)}
     state = {
         "kind": "training",
-        "position": asdict(trainer.position),
+        "position": asdict(trainer.state),
         "optimizer": optimizer_state,
         "generators": generators,
         "threads": thread_count(),
@@ -74,7 +74,7 @@ def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
     return Checkpoint(weights, {**metadata, **state}, arrays)
 
 
-def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Position:
+def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> TrainState:
     """Put a checkpoint's state into the trainer's model, optimiser and average, if it is of the
     same recipe.
 
@@ -83,7 +83,7 @@ def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Posi
     meta, model = found.metadata, trainer.model
     if meta.get("kind") != "training":
         raise ValueError(f"{found.path}: holds weights only, not a training run to resume")
-    if different := differences(meta["recipe"], recipe):
+    if different := differences(meta, recipe):
         more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
         raise ValueError(
             f"{found.path}: is of another run: {'; '.join(different[:4])}{more};"
@@ -100,7 +100,7 @@ def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Posi
         trainer.average.load_state_dict({k.removeprefix(AVERAGE): a for k, a in averages.items()})
     for name, layer in drawing.items():
         layer.rng_state = meta["generators"][name]
-    return Position(**meta["position"])
+    return TrainState(**meta["position"])
 
 
 def stochastic_layers(model: Module) -> list[tuple[str, Dropout]]:

@@ -90,7 +90,7 @@ class Trainer:
         self.checkpoint_seconds, self.checkpoint_batches = checkpoint_seconds, checkpoint_batches
         self.log_batches = log_batches
         self.metadata = dict(metadata or {})
-        self.position = state.Position()
+        self.state = state.TrainState()
         self.history = History(None)
         self.epochs = self.batches = 0
         self.stopping = False
@@ -126,7 +126,7 @@ class Trainer:
             self._begin(train, validation, resume)
             try:
                 self._tell("on_fit_begin")
-                while self.position.epoch < self.epochs and not self.stopping:
+                while self.state.epoch < self.epochs and not self.stopping:
                     self._epoch(train, validation)
             finally:
                 self._signals = None
@@ -146,7 +146,7 @@ class Trainer:
         if last is not None and (resume is True or (resume and last.exists())):
             self._resume(last)
         else:
-            self.position = state.Position()
+            self.state = state.TrainState()
             self.history = History(None if last is None else last.with_name("history.jsonl"))
             self._save_last()  # resumable from here on
             self.history.restore(0)
@@ -162,11 +162,11 @@ class Trainer:
 
     def _resume(self, last: Path) -> None:
         found = checkpoint.read(last)
-        self.position = state.restore(found, self, self._run["recipe"])
+        self.state = state.restore(found, self, self._run["recipe"])
         self.history = History(last.with_name("history.jsonl"))
         if not self.history.restore(found.metadata["history_lines"]):
             self._message(f"{self.history.path}: lacks records that the run had written")
-        p, threads = self.position, found.metadata["threads"]
+        p, threads = self.state, found.metadata["threads"]
         self._message(f"resumed {last}: epoch {p.epoch + 1} after {p.batch} batches")
         if threads != thread_count():
             self._message(
@@ -175,7 +175,7 @@ class Trainer:
             )
 
     def _epoch(self, train: Any, validation: Any) -> None:
-        p = self.position
+        p = self.state
         self.model.train()
         for x, labels in batches_of(train, p.epoch, p.batch):
             self._batch(x, labels)
@@ -197,7 +197,7 @@ class Trainer:
 
     def _batch(self, x: np.ndarray, labels: np.ndarray) -> None:
         """Forward, loss, backward, update: the article's steps 2 to 4 for one batch."""
-        p = self.position
+        p = self.state
         drawn = [layer.rng_state for _, layer in self._drawing]
         self.optimizer.zero_grad()
         on = self.model.device
@@ -207,7 +207,7 @@ class Trainer:
         if not math.isfinite(value):
             for (_, layer), before in zip(self._drawing, drawn, strict=True):
                 layer.rng_state = before
-            raise finite.explain(self.model, x, self._where())
+            raise finite.diagnose_non_finite(self.model, x, self._where())
         loss.backward()
         if self.clip_norm is not None:
             norm = clip_grad_norm(self.optimizer.params, self.clip_norm)
@@ -230,10 +230,10 @@ class Trainer:
         p.correct += int(np.count_nonzero(main.numpy().argmax(axis=1) == labels))
 
     def _where(self) -> str:
-        return f"epoch {self.position.epoch + 1}, batch {self.position.batch + 1}"
+        return f"epoch {self.state.epoch + 1}, batch {self.state.batch + 1}"
 
     def _batch_record(self) -> dict[str, Any]:
-        p = self.position
+        p = self.state
         return {
             "epoch": p.epoch + 1,
             "batch": p.batch,
@@ -244,7 +244,7 @@ class Trainer:
         }
 
     def _epoch_record(self, validation: Any) -> dict[str, Any]:
-        p = self.position
+        p = self.state
         self._count_time()
         record = {**self._batch_record(), "seconds": round(p.seconds, 3)}
         del record["batch"]
@@ -258,14 +258,14 @@ class Trainer:
 
     def _count_time(self) -> None:
         now = time.monotonic()
-        self.position.seconds += now - self._tick
+        self.state.seconds += now - self._tick
         self._tick = now
 
     # ---- keep ----------------------------------------------------------------------------------
 
     def _note_best(self, record: dict[str, Any]) -> bool:
         """Whether this epoch's accuracy is the best so far; among equals the lower loss is."""
-        p = self.position
+        p = self.state
         if "validation_accuracy" not in record:
             return False
         accuracy, loss = record["validation_accuracy"], record["validation_loss"]
@@ -282,7 +282,7 @@ class Trainer:
                 checkpoint.write(self.out / "best.safetensors", kept)
 
     def _save_if_due(self) -> None:
-        p, seconds, batches = self.position, self.checkpoint_seconds, self.checkpoint_batches
+        p, seconds, batches = self.state, self.checkpoint_seconds, self.checkpoint_batches
         late = seconds is not None and time.monotonic() - self._saved_at >= seconds
         if late or (batches and p.batch % batches == 0):
             self._save_last()
@@ -306,7 +306,7 @@ class Trainer:
         if number is None:
             return
         self._save_last()
-        p = self.position
+        p = self.state
         where = f"interrupted in epoch {p.epoch + 1} after {p.batch} of {self.batches} batches"
         saved = "" if self.out is None else f"; saved in {self.out / 'last.safetensors'}"
         raise Interrupted(number, where + saved)
@@ -324,16 +324,16 @@ class Trainer:
         """End the run after this batch, saved, as Ctrl-C does: `fit` raises Interrupted."""
         self._told = signal.SIGINT
 
-    def change_rate(self, lr: float) -> None:
+    def set_lr(self, lr: float) -> None:
         """Use another learning rate from the next step on; a schedule's rates all change by the
         same factor. The run's checkpoints keep the change. TypeError or ValueError for an lr that
         is no number from 0 on.
         """
         self.optimizer.lr = lr
-        if self.schedule is not None and (usual := self.schedule(max(self.position.step - 1, 0))):
-            self.position.rate = lr / usual
+        if self.schedule is not None and (usual := self.schedule(max(self.state.step - 1, 0))):
+            self.state.rate = lr / usual
 
-    def leave_out(self, seconds: float) -> None:
+    def exclude_time(self, seconds: float) -> None:
         """Do not count time that a callback spent waiting."""
         self._tick += seconds
 

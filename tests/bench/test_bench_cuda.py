@@ -10,7 +10,7 @@ import standin_cupy
 
 from gpuconv import ops
 from gpuconv.arrays import to_device, to_numpy
-from gpuconv.bench import cuda, measure, works
+from gpuconv.bench import cuda, measure, workloads
 from gpuconv.bench.cases import parse
 from gpuconv.bench.ceilings import Ceilings, cuda_ceilings
 from gpuconv.cuda.runtime import runtime
@@ -25,8 +25,8 @@ def clock(monkeypatch):
 
 
 def rows(clock, words, *passes, **how):
-    given = works.works(parse(words), passes)
-    return [measure.measure(work, "cuda", 0.001, clock, **how) for work in given]
+    given = workloads.of_case(parse(words), passes)
+    return [measure.measure(workload, "cuda", 0.001, clock, **how) for workload in given]
 
 
 def names(row):
@@ -122,36 +122,36 @@ def test_launches_are_recorded_with_their_arrays_and_only_meanwhile(clock):
 
 
 def test_ceilings(clock, monkeypatch):
-    found = cuda_ceilings(clock, 0.001)
+    found = cuda_ceilings(clock, 0.001, rounds=16)
     assert found.flops > 0
     assert found.bytes > 0
-    monkeypatch.setattr(cuda, "FLOPS_A_ROUND", 0)  # as if the kernel had done nothing
+    monkeypatch.setattr(cuda, "FLOPS_PER_ROUND", 0)  # as if the kernel had done nothing
     with pytest.raises(ArithmeticError, match="computed a wrong result"):
-        clock.multiply_add_rate(0.001)
+        clock.multiply_add_rate(0.001, rounds=16)
 
 
 def test_the_arithmetic_ceiling_is_little_but_multiply_adds(tmp_path):
-    """In machine code: 128 FFMA a round, as FLOPS_A_ROUND counts."""
+    """In machine code: 128 FFMA a round, as FLOPS_PER_ROUND counts."""
     from test_kernels_build import main_loop
 
     from gpuconv.sim import to_cubin
 
     for arch in ("sm_75", "sm_80", "sm_90a", "sm_120"):
         loop = main_loop(to_cubin(cuda.CEILING.read_text(), (), arch), "fma_ceiling", tmp_path)
-        assert 2 * loop["FFMA"] == cuda.FLOPS_A_ROUND
+        assert 2 * loop["FFMA"] == cuda.FLOPS_PER_ROUND
         assert loop["FFMA"] >= 0.95 * loop.total(), loop
 
 
 def test_rates_are_work_over_time():
-    work = next(works.works(parse("conv 2x3x9x8 4 3x3"), ("forward",)))
+    workload = next(workloads.of_case(parse("conv 2x3x9x8 4 3x3"), ("forward",)))
     times = measure.Times.of([1e-3, 2e-3, 4e-3])
-    row = measure.Row("c", "", "forward", "cuda", work.cost, times=times)
+    row = measure.Row("c", "", "forward", "cuda", workload.cost, times=times)
     assert times.median == 2e-3
     assert row.flops == pytest.approx(2 * 2 * 4 * 7 * 6 * 27 / 2e-3)
     assert row.bytes == pytest.approx(4 * (2 * 3 * 72 + 108 + 4 + 2 * 4 * 42) / 2e-3)
     memory = Ceilings(1e12, row.bytes, "", "")  # so fast that the copy is what counts
     assert row.share(memory) == pytest.approx(1)
-    assert work.cost.bound(1e12, row.bytes) == "memory"
+    assert workload.cost.bound(1e12, row.bytes) == "memory"
     assert row.share(Ceilings(2 * row.flops, 1e12, "", "")) == pytest.approx(0.5)
 
 

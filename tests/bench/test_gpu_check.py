@@ -23,7 +23,7 @@ import gpu_report  # noqa: E402
 import gpu_stages  # noqa: E402
 
 from gpuconv.arrays import to_device  # noqa: E402
-from gpuconv.bench import machine, works  # noqa: E402
+from gpuconv.bench import machine, workloads  # noqa: E402
 from gpuconv.bench.cases import parse  # noqa: E402
 from gpuconv.bench.standard import standard  # noqa: E402
 from gpuconv.cuda import cupy as cupy_runtime  # noqa: E402
@@ -225,12 +225,12 @@ def test_the_standard_set_launches_every_kernel(monkeypatch):
     on, launched = runtime("sim"), set()
     monkeypatch.setattr(on, "start", lambda launch, arguments: launched.add(launch.kernel))
     for case, direction, layout in gpu_stages.items(options(only="")):
-        work = gpu_stages.work_of(case, direction)
+        workload = gpu_stages.workload_of(case, direction)
         last = layout == "nhwc"
         arguments = [to_device(a, "sim", weights=last) if isinstance(a, np.ndarray) else a
-                     for a in work.arguments]  # fmt: skip
-        if work.kernels:
-            work.prepare(tuple(arguments))()
+                     for a in workload.arguments]  # fmt: skip
+        if workload.kernels:
+            workload.prepare(tuple(arguments))()
     every = {name for file in source.files() for name in source.names(file)}
     assert launched == every
 
@@ -367,10 +367,10 @@ def test_rivals_compute_what_we_do(words):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     import gpu_torch
 
-    for work in works.works(parse(words)):
-        found = gpu_torch.rival(work, "cpu")()
-        expected = [exact for exact, _ in work.expected()]
-        for one, exact in zip(found, expected, strict=work.case.op == "conv2d"):
+    for workload in workloads.of_case(parse(words)):
+        found = gpu_torch.rival(workload, "cpu")()
+        expected = [exact for exact, _ in workload.expected()]
+        for one, exact in zip(found, expected, strict=workload.case.op == "conv2d"):
             if exact.dtype == np.float64 and one.shape == exact.shape:
                 np.testing.assert_allclose(one.numpy(), exact, atol=1e-5 * abs(exact).max())
         assert tuple(found[0].shape) == expected[0].shape
@@ -387,14 +387,14 @@ def test_the_comparison_itself_over_the_stand_in(standin, monkeypatch):
     assert "sees no GPU" in said["said"]
     real = gpu_torch.rival
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_torch, "rival", lambda work, device: real(work, "cpu"))
+    monkeypatch.setattr(gpu_torch, "rival", lambda workload, device: real(workload, "cpu"))
     version, *records = gpu_stages.torch(options(), 0)
     assert "TF32 off" in version["said"]
     assert [r["name"].split()[-1] for r in records] == ["forward", "backward"]
     assert all(r["ok"] and r["ratio"] > 0 and r["ours"] > 0 for r in records)
     assert len(list(gpu_stages.torch(options(), 2))) == 1
     wrong = {"forward": lambda: (torch.zeros(1, 64, 56, 56),)}
-    monkeypatch.setattr(gpu_torch, "rival", lambda work, device: wrong["forward"])
+    monkeypatch.setattr(gpu_torch, "rival", lambda workload, device: wrong["forward"])
     for record in list(gpu_stages.torch(options(), 1)):
         assert not record["ok"]
         assert "PyTorch's result differs from ours and the reference's" in record["error"]
@@ -405,9 +405,11 @@ def test_what_has_a_rival_is_in_the_standard_set():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     import gpu_torch
 
-    passes = {(case.op, d) for case in standard(1) for d, _ in works.counted(case)}
+    passes = {(case.op, d) for case in standard(1) for d, _ in workloads.counted(case)}
     assert set(gpu_torch.RIVALS) <= passes
     covered = {
-        (parse(words).op, w.direction) for words in RIVALLED for w in works.works(parse(words))
+        (parse(words).op, w.direction)
+        for words in RIVALLED
+        for w in workloads.of_case(parse(words))
     }
     assert set(gpu_torch.RIVALS) <= covered

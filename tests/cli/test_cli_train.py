@@ -234,7 +234,7 @@ def test_stopped_and_resumed_equals_uninterrupted(said, tmp_path, tiny, monkeypa
 
     def then_terminated(self, x, labels):
         own(self, x, labels)
-        if self.position.step == 7:
+        if self.state.step == 7:
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "_batch", then_terminated)

@@ -479,7 +479,7 @@ def test_a_forward_that_shapes_do_not_tell():
     assert explain.gradient(network, x, 0).shape == (1, 1, 4, 4)
     assert explain.grad_cam(network, x, 0, layer="conv").shape == (1, 4, 4)
     assert explain.receptive_field(network, "conv", (1, 4, 4)).size == (3, 3)
-    with pytest.raises(ValueError, match="the forward pass needs more than shapes"):
+    with pytest.raises(ValueError, match="the forward pass of the network needs more than shapes"):
         explain.grad_cam(network, x, 0)
 
 

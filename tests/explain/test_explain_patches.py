@@ -114,7 +114,7 @@ def test_fields_that_cannot_be_told():
         explain.receptive_field(models.lenet(), "conv9")
     with pytest.raises(ValueError, match=r"must be \(channels, height, width\), got None"):
         explain.receptive_field(nn.Sequential(nn.ReLU()), "0")
-    with pytest.raises(ValueError, match="conv2: a window of 5x5 pixels"):
+    with pytest.raises(ValueError, match="conv2: conv2d: a window of 5x5 pixels"):
         explain.receptive_field(models.lenet(), "fc1", (1, 10, 10))
 
     class Roll(nn.Module):
@@ -148,7 +148,8 @@ def search(network, x, layer, count):
 )
 def test_top_activating_patches_equal_a_search(build, shape, layer):
     network, x = made(build), images(shape, 11)
-    x[7] = x[2]  # a tie between images, and by ReLU many within them
+    if layer != "fc1":  # whose matrix products round by the place in the batch
+        x[7] = x[2]  # a tie between images, and by ReLU many within them
     expected = search(network, x, layer, 4)
     field = explain.receptive_field(network, layer, shape)
     loader = [(x[:3], None), (x[3:4], None), (x[4:], None)]

@@ -1,5 +1,6 @@
-"""The forms of PTX instructions that compute in registers: `FORMS[op]` are the texts after the
-opcode, as the syntax tables of the PTX ISA manual (8.x) spell them.
+"""The forms of PTX instructions that compute in registers.
+
+`FORMS[op]` are the modifiers after the opcode, as in the syntax tables of the PTX ISA (8.x).
 """
 
 from itertools import product
@@ -16,7 +17,7 @@ JOIN = ("", "and", "or", "xor")
 
 
 def forms(*parts: str | tuple[str, ...]) -> list[str]:
-    """Every choice of one word from each part, joined by dots; an empty word is left out."""
+    """All combinations of one word from each part, joined by dots, without empty words."""
     choices = [(part,) if isinstance(part, str) else part for part in parts]
     return [".".join(filter(None, words)) for words in product(*choices)]
 
@@ -44,7 +45,7 @@ SIGN = [
 
 
 def compared(result: tuple[str, ...]) -> list[str]:
-    """The forms of setp, and with types of a result those of set."""
+    """The forms of setp, or with result types those of set."""
     found = []
     for words, types in (
         (("eq", "ne"), BITS),

@@ -102,6 +102,7 @@ class ndarray:
     ndim = property(lambda self: self._array.ndim)
     nbytes = property(lambda self: self._array.nbytes)
     data = property(lambda self: MemoryPointer(self._array.ptr))
+    base = property(lambda self: self._array.base)
 
     def __len__(self):
         return len(self._array)

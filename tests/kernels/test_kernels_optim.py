@@ -80,7 +80,7 @@ def compare(optimizer, kernel, numbers, scalars, slots, misaligned):
         np.testing.assert_array_equal(value, p.data)
     for slot in range(slots):
         for value, state in zip(device.values(2 + slot), cpu._state, strict=True):
-            np.testing.assert_array_equal(value, state[slot])
+            np.testing.assert_array_equal(value, state[cpu.slots[slot]])
 
 
 @pytest.mark.parametrize("misaligned", [False, True])

@@ -8,6 +8,7 @@ from simulated import on, sim
 
 from gpuconv import ops
 from gpuconv.cuda.runtime import runtime
+from gpuconv.ops.op import Op
 
 F4 = np.float32
 X, W, B = np.ones((2, 4, 6, 7), F4), np.ones((8, 2, 3, 3), F4), np.ones(8, F4)
@@ -188,6 +189,17 @@ WRONG = [
 ]
 
 
+OPERATIONS = [name for name in ops.__all__ if isinstance(getattr(ops, name), Op)]
+# Those of one array that have no lines above: element-by-element functions, mostly.
+WRONG += [
+    (call(getattr(ops, name), X.astype(np.int64)), TypeError, f"{name}: x must be float32 .* int64")
+    for name in OPERATIONS
+    if name not in {given[0].__name__ for given, *_ in WRONG}
+    and [p for p, value in getattr(ops, name).parameters.items() if value.default is value.empty]
+    == ["x"]
+]
+
+
 @pytest.mark.parametrize(("given", "error", "text"), WRONG)
 def test_the_same_line_on_every_device(given, error, text):
     function, args = given
@@ -204,7 +216,7 @@ def test_the_same_line_on_every_device(given, error, text):
 
 def test_every_operation_with_a_kernel_is_among_them():
     tested = {given[0].__name__ for given, *_ in WRONG}
-    kernels = {name for name in ops.__all__ if getattr(ops, name)._launch is not None}
+    kernels = {name for name in OPERATIONS if getattr(ops, name).has_kernels}
     families = {_family(name) for name in tested}
     assert {name for name in kernels if _family(name) not in families} == set()
 

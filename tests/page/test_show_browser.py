@@ -411,7 +411,7 @@ def test_a_live_run_is_started_paused_and_stopped(browser, tmp_path):
     assert run.returncode == 130, errors
     assert f"to go on: gpuconv train --resume {out}" in errors
     kept = checkpoints.read(out / "last.safetensors").metadata["optimizer"]
-    assert kept["hyperparameters"]["lr"] == 0.00125  # as it was set in the page
+    assert kept["param_groups"][0]["lr"] == 0.00125  # as it was set in the page
 
 
 def steer(browser, url):

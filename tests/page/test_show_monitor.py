@@ -108,20 +108,20 @@ def test_pause_resume_stop_and_go_on(eager, tmp_path):
     run.monitor.command("pause")
     deadline = time.monotonic() + 60
     steps = -1
-    while steps != run.trainer.position.step and time.monotonic() < deadline:
-        steps = run.trainer.position.step
+    while steps != run.trainer.state.step and time.monotonic() < deadline:
+        steps = run.trainer.state.step
         time.sleep(0.3)
-    assert steps == run.trainer.position.step < EPOCHS * 20  # it waits
+    assert steps == run.trainer.state.step < EPOCHS * 20  # it waits
     run.monitor.command("resume")
     run.until("running")
     run.monitor.command("stop")
     run.until("stopped", "done")
     if run.monitor.state == "stopped":
-        assert run.trainer.position.step < EPOCHS * 20
+        assert run.trainer.state.step < EPOCHS * 20
         assert "interrupted in epoch" in run.monitor.problem
         run.monitor.command("start")
         run.until("done")
-    assert run.trainer.position.step == EPOCHS * 20
+    assert run.trainer.state.step == EPOCHS * 20
     alone = trainer_of()
     alone.fit(loader(seed=3), epochs=EPOCHS)
     assert state_bytes(run.trainer.model) == state_bytes(alone.model)
@@ -134,7 +134,7 @@ def test_the_learning_rate_is_changed_from_the_next_step_on(eager, tmp_path, sch
 
     class Watch(monitor.Callback):
         def on_batch_end(self, trainer):
-            step = trainer.position.step
+            step = trainer.state.step
             rates[step] = trainer.optimizer.lr
             if step == 10:
                 run.monitor.command("rate", 0.005)
@@ -157,10 +157,10 @@ def test_a_changed_rate_survives_a_stop(tmp_path, schedule):
             self.stop, self.rates = stop, {}
 
         def on_batch_end(self, trainer):
-            step = trainer.position.step
+            step = trainer.state.step
             self.rates[step] = trainer.optimizer.lr
             if step == 7:
-                trainer.change_rate(0.004)
+                trainer.set_lr(0.004)
             if step == self.stop:
                 trainer.interrupt()
 
@@ -300,7 +300,7 @@ class Losses(Callback):
         self.found, self._sum = [], 0.0
 
     def on_batch_end(self, trainer):
-        p = trainer.position
+        p = trainer.state
         before = self._sum if p.batch > 1 else 0.0
         self.found.append((p.loss_sum - before) / 32)
         self._sum = p.loss_sum
@@ -310,9 +310,9 @@ def test_points_come_though_an_epoch_is_shorter_than_the_time_between_them(monke
     """A clock that ticks once a batch: epochs of 20, points every 30."""
     watching, losses = TrainingMonitor(session_of(lenet(seed=0)), loader(96, shuffle=False), ""), Losses()
     trainer = trainer_of([losses, watching])
-    clock = types.SimpleNamespace(monotonic=lambda: float(trainer.position.step))
-    monkeypatch.setattr(monitor, "time", clock)
-    monkeypatch.setattr(monitor, "POINT_SECONDS", 30.0)
+    clock = types.SimpleNamespace(monotonic=lambda: float(trainer.state.step))
+    monkeypatch.setattr(live, "time", clock)
+    monkeypatch.setattr(live, "POINT_SECONDS", 30.0)
     trainer.fit(loader(seed=3), epochs=4)
     points = watching.snapshot()["points"]
     assert [p["step"] for p in points] == [30, 60]

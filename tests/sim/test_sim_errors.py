@@ -1,6 +1,4 @@
-"""What the simulator refuses and finds: each with the words a user needs, and correct twins that
-pass.
-"""
+"""The errors that the simulator reports, with their messages, and correct kernels that pass."""
 
 from __future__ import annotations
 
@@ -282,7 +280,7 @@ def test_out_of_bounds_global():
 
 @pytest.mark.parametrize("past", [0, 1, 31, 127])
 def test_the_neighbouring_buffer_is_out_of_reach(past):
-    """Arrays made one after another have guard bytes between them, on both sides."""
+    """There are guard bytes between arrays that are allocated one after another."""
     arrays = [sim.zeros(64) for _ in range(4)]
     for array in arrays:
         for index in (64 + past, -1 - past):

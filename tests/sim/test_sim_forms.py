@@ -1,8 +1,8 @@
-"""Every form of an instruction that the simulator models is tested: the forms that the PTX manual
-allows (ptx_forms.py) are offered to it one by one, and those it takes must be the tested ones.
+"""Every form of an instruction that the simulator models is tested.
 
-What test_sim_instructions.py does not spell out is tested here, by meanings made from the form's
-words. A sample by default, the rest under `slow`.
+The simulator gets all forms that the PTX ISA allows (ptx_forms.py), and those that it accepts must
+be those that are tested. The forms that test_sim_instructions.py does not test are tested here,
+against semantics derived from their modifiers: a sample by default, the rest under `slow`.
 """
 
 import math
@@ -60,19 +60,19 @@ def floats(op, form, words):
 
 
 def small(a, t):
-    """A subnormal of a 16-bit format as zero."""
+    """A value of a 16-bit format with subnormals flushed to zero."""
     return math.copysign(0.0, a) if abs(a) < (2.0**-14 if t == "f16" else 2.0**-126) else a
 
 
 def lanes(function, type_):
-    """A function of 16-bit lanes, applied to a word of two where the type is a pair."""
+    """A function of 16-bit values, applied to both lanes of a word where the type is packed."""
     if not type_.endswith("x2"):
         return function
     return lambda *v: sum(function(*(a >> s & 0xFFFF for a in v)) << s for s in (0, 16))
 
 
 def halves(op, form, words):
-    """Arithmetic of the 16-bit formats: exact, rounded once."""
+    """Arithmetic of the 16-bit formats: computed exactly and rounded once."""
     type_ = words[-1]
     t, ftz = type_.removesuffix("x2"), "ftz" in words
     n = COUNT.get(op, 1 if op in ("abs", "neg", "ex2", "tanh") else 2)
@@ -106,7 +106,7 @@ def halves(op, form, words):
 
 
 def _below_zero(v):
-    """Whether a*b + c is, which may be too small for the format."""
+    """Whether a * b + c is negative, even where it is too small for the format."""
     return all(map(math.isfinite, v)) and Fraction(v[0]) * Fraction(v[1]) + Fraction(v[2]) < 0
 
 
@@ -118,7 +118,7 @@ def rounded_power(a):
 
 
 def extremes(op, form, words):
-    """min.xorsign.abs of f32: the smaller magnitude, with the product's sign."""
+    """min.xorsign.abs of f32: the smaller magnitude, with the sign of the product."""
     sign = 1 if op == "min" else -1
 
     def meaning(a, b):
@@ -131,7 +131,7 @@ def extremes(op, form, words):
 
 
 def carries(op, form, words):
-    """The instruction's result, exclusive-or a word made with the carry that it leaves."""
+    """The instruction's result, xor a word that depends on the carry flag that it sets."""
     t = words[-1]
     n, reads, sub = width(t), op in ("addc", "subc", "madc"), op.startswith("sub")
     u, last = f"u{n}", "subc" if sub else "addc"
@@ -195,7 +195,7 @@ def dots(op, form, words):
 
 
 def approximate(op, form, words):
-    """rcp and rsqrt of f64: their high 32 bits."""
+    """rcp and rsqrt of f64: the high 32 bits of the result."""
 
     def meaning(a):
         if op == "rcp":
@@ -234,7 +234,7 @@ def related(word, t, ftz):
 
 
 def comparisons(op, form, words):
-    """setp, and set with what it makes of true."""
+    """setp, and set with each value that stands for true."""
     t, (join,) = words[-1], [w for w in words if w in JOINS] or [""]
     test = related(words[0], t.removesuffix("x2"), "ftz" in words)
     joined = (lambda a, b, c: JOINS[join](test(a, b), c)) if join else test
@@ -320,7 +320,7 @@ def conversions(op, form, words):
 
 
 def meaning_of(op, form):
-    """The case of a form, by its words."""
+    """The test case of a form, derived from its modifiers."""
     words = form.split(".")
     if op == "cvt":
         maker = conversions
@@ -370,7 +370,7 @@ def declared(type_):
 
 
 def kernel(op, form):
-    """A kernel of this instruction alone."""
+    """A kernel that contains this instruction alone."""
     words = form.split(".")
     types = types_of(words)
     source = types[0] if op in ("slct", *BIT_FIELDS) else types[-1]
@@ -404,7 +404,7 @@ def taken(op, form):
 
 
 def spelled_out():
-    """The forms that test_sim_instructions.py names."""
+    """The forms that test_sim_instructions.py tests."""
     words = (part.split() for code, *_ in base.CASES for part in re.split(r"[;{}]", code))
     return {w[0] for w in words if w and "." in w[0] and w[0][0] != "."}
 
@@ -434,7 +434,7 @@ def test_every_modelled_form_is_tested_and_every_tested_form_is_modelled():
 
 
 def test_every_opcode_is_tested():
-    """In registers by its forms, the others in hand-written PTX."""
+    """Opcodes that compute in registers by their forms, all others in hand-written PTX."""
     control = {name.strip("_") for name in vars(body.Body) if re.fullmatch(r"_[a-z]+_", name)}
     files = ("test_sim_memory_instructions.py", "test_sim_sync_instructions.py")
     text = "".join((Path(__file__).parent / name).read_text() for name in files)

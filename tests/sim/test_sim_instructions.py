@@ -1,8 +1,7 @@
-"""Each modelled PTX instruction against an independent statement of its meaning, edge values
-included.
+"""Each modelled PTX instruction against an independent definition, on random and edge values.
 
-Integers are stated in Python ints, floats in exact rationals rounded once: neither shares a line
-with the simulator.
+Integer instructions are defined on Python's ints, float instructions on exact rationals that are
+rounded once. The definitions share no code with the simulator.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ FORMATS = {
 
 
 def round_integer(q: Fraction, mode: str) -> int:
-    """A rational to a whole number."""
+    """A rational rounded to an integer."""
     low = q.numerator // q.denominator
     if q == low:
         return low
@@ -72,7 +71,7 @@ def round_integer(q: Fraction, mode: str) -> int:
 
 
 def rounded(q: Fraction, type_: str, mode: str = "rn") -> float:
-    """A nonzero rational as the float of a format, as a Python float."""
+    """A nonzero rational rounded to a float format, as a Python float."""
     precision, smallest, largest = FORMATS[type_]
     exponent = abs(q.numerator).bit_length() - q.denominator.bit_length()
     while Fraction(2) ** exponent <= abs(q):
@@ -97,7 +96,7 @@ def saturated(x: float) -> float:
 
 
 def special_sum(values: list[float]) -> float | None:
-    """A sum with an infinity or NaN in it."""
+    """A sum that contains an infinity or a NaN."""
     if any(math.isnan(v) for v in values):
         return math.nan
     infinite = {v for v in values if math.isinf(v)}
@@ -831,7 +830,7 @@ def half(bits: int, t: str) -> float:
 
 
 def half_bits(a: float, t: str, mode: str = "rn") -> int:
-    """A float as 16 bits; every NaN is 0x7FFF."""
+    """The 16 bits of a float; every NaN becomes 0x7FFF."""
     if math.isnan(a):
         return 0x7FFF
     value = narrowed(a, t, mode)
@@ -971,7 +970,7 @@ PLAIN = {"pred": "u32", "f16": "b16", "bf16": "b16"}  # how memory holds what it
 
 
 class Suite:
-    """Cases compiled a few to a kernel, run once, and looked at one by one."""
+    """Test cases that are compiled several to a kernel, run once, and compared one by one."""
 
     def __init__(self, cases: list[tuple]) -> None:
         self.cases = cases
@@ -988,7 +987,7 @@ class Suite:
         self.found: dict[int, list[np.ndarray]] = {}
 
     def check(self, number: int) -> None:
-        """Compare what the simulator gives for one case with its meaning, over all its rows."""
+        """Compare the simulator's results for one case with its definition, over all its rows."""
         code, result, sources, meaning, tolerance = self.cases[number]
         name, place = self.places[number]
         rows, _ = inputs(sources)
@@ -997,35 +996,35 @@ class Suite:
             compare(code, rows, got[place], expected, result, tolerance)
 
     def outputs(self, name: int) -> list[np.ndarray]:
-        """What a group's kernels left: a row a case; one array, or two where flushing counts."""
+        """Results of a group, a row for each case: one array, or two where cases flush."""
         if name not in self.found:
             numbers = self.groups[name]
             code, result, sources, _, _ = self.cases[numbers[0]]
             rows, columns = inputs(sources)
             self.found[name] = []
-            for spoil in (False, True) if ".ftz" in code else (False,):
+            for in_software in (False, True) if ".ftz" in code else (False,):
                 got = sim.empty((len(numbers), len(rows)), NUMPY[result])
-                module = self.module(name // 16, spoil)
+                module = self.module(name // 16, in_software)
                 module.launch(f"k{name}", -(-len(rows) // 128), 128, (got, *columns, len(rows)))
                 self.found[name].append(sim.asnumpy(got))
         return self.found[name]
 
-    def module(self, part: int, spoil: bool):
-        """16 groups in one module; spoil: those that flush, with the flushing in software."""
-        if (part, spoil) not in self.modules:
+    def module(self, part: int, in_software: bool):
+        """16 groups in one module; in_software: only those that flush, flushed in software."""
+        if (part, in_software) not in self.modules:
             text = [".version 8.0", ".target sm_90", ".address_size 64"]
             for name, numbers in list(enumerate(self.groups))[16 * part : 16 * part + 16]:
                 cases = [self.cases[n] for n in numbers]
-                if not spoil or ".ftz" in cases[0][0]:
-                    text.append(entry(name, cases, spoil))
-            self.modules[part, spoil] = sim.Module.from_ptx("\n".join(text))
-        return self.modules[part, spoil]
+                if not in_software or ".ftz" in cases[0][0]:
+                    text.append(entry(name, cases, in_software))
+            self.modules[part, in_software] = sim.Module.from_ptx("\n".join(text))
+        return self.modules[part, in_software]
 
 
-def entry(name: int, cases: list[tuple], spoil: bool) -> str:
-    """A kernel that applies every case of a group to element `thread`, one row of results each.
+def entry(name: int, cases: list[tuple], in_software: bool) -> str:
+    """A kernel that applies every case of a group to element `thread`; a row of results for each.
 
-    spoil: with double arithmetic in it, so that flushing happens in software.
+    in_software: with an f64 instruction, which keeps the processor's flush mode from being used.
     """
     _, result, sources, _, _ = cases[0]
     lines = [
@@ -1038,7 +1037,7 @@ def entry(name: int, cases: list[tuple], spoil: bool) -> str:
         "ld.param.u32 n0, [n]; setp.ge.u32 skip, t0, n0; @skip bra DONE;",
         f"mul.wide.u32 i, t0, {BITS[result] // 8}; mul.wide.u32 row, n0, {BITS[result] // 8};",
         "ld.param.u64 po, [o]; add.u64 po, po, i;",
-        "mov.f64 x0, 0d3FF0000000000000; add.f64 x0, x0, x0;" if spoil else "",
+        "mov.f64 x0, 0d3FF0000000000000; add.f64 x0, x0, x0;" if in_software else "",
     ]
     for letter, source in zip("abc", sources, strict=False):
         register = letter if source != "pred" else letter + "0"
@@ -1082,7 +1081,7 @@ def inputs(sources: tuple[str, ...]) -> tuple[list, list]:
 
 
 def stored(value, type_: str):
-    """A meaning's answer as the bits that the kernel stores."""
+    """The result of a definition as the bits that the kernel stores."""
     if type_ in ("f32", "f64"):
         with np.errstate(over="ignore"):
             return NUMPY[type_](value)

@@ -18,9 +18,7 @@ def rng() -> np.random.Generator:
 
 
 def run(source: str, name: str, grid, block, args, options=(), **keywords):
-    """Launch plainly and checked; both must leave the same bytes. Returns nothing: look at the
-    arrays.
-    """
+    """Launch without and with checks, which must write the same bytes to the arrays."""
     plain = sim.Module(source, options)
     before = [sim.asnumpy(a) if isinstance(a, sim.Array) else None for a in args]
     plain.launch(name, grid, block, args, **keywords)
@@ -489,8 +487,7 @@ def test_named_barriers(order, seed):
 
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
 def test_float_atomics_repeat_bit_for_bit(rng, order, seed):
-    """Blocks that add floats atomically run in the launch's order, so even their rounding
-    repeats."""
+    """Blocks that add floats atomically run one by one, so that even the rounding repeats."""
     source = """extern "C" __global__ void add(float* total, const float* x, int n) {
         for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
             atomicAdd(total, x[i]);
@@ -509,7 +506,7 @@ def test_float_atomics_repeat_bit_for_bit(rng, order, seed):
 
 @pytest.mark.parametrize("arch", ["compute_75", "compute_90", "compute_100", "compute_120"])
 def test_other_architectures_give_the_same_bits(rng, arch):
-    """NVRTC writes different PTX for each; a sum in a fixed order does not change."""
+    """NVRTC writes different PTX for each architecture; a sum in a fixed order is the same."""
     x, a = sim.asarray(rng.standard_normal(4096, np.float32)), rng.standard_normal((128, 16))
     a, results = sim.asarray(a, np.float32), []
     for given in (arch, "compute_80"):
@@ -561,7 +558,7 @@ def test_several_python_threads_launch_at_once(rng):
 
 
 def test_subnormals_in_atomics():
-    """Global float atomics flush, those in shared memory do not: as the PTX manual says."""
+    """Float atomics flush in global memory and not in shared memory, as in the PTX ISA."""
     source = """extern "C" __global__ void f(float* y, const float* x) {
         __shared__ float s;
         s = 0;

@@ -1,6 +1,4 @@
-"""Device-like arrays: the two bridges, views, and every way of mixing with NumPy that must be
-refused.
-"""
+"""Arrays of the simulated device: conversions, views, and implicit uses by NumPy, all refused."""
 
 from __future__ import annotations
 

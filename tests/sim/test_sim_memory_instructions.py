@@ -20,7 +20,7 @@ def ptx_type(dtype: np.dtype, letter: str = "") -> str:
 
 
 def launch(body: str, *args, before="", threads=1, check=True, shared=0):
-    """Run `body` with 64-bit parameters a0, a1, ... in registers r0, r1, ..., plain and checked."""
+    """Run `body`, with the 64-bit arguments in registers r0, r1, ..., without and with checks."""
     names = ", ".join(f".param .u64 a{k}" for k in range(len(args)))
     loads = "".join(f".reg .b64 r{k}; ld.param.u64 r{k}, [a{k}];\n" for k in range(len(args)))
     text = f"{HEAD}{before}\n.visible .entry k({names}) {{\n{loads}{body}\nret;\n}}"
@@ -36,7 +36,7 @@ def launch(body: str, *args, before="", threads=1, check=True, shared=0):
 @pytest.mark.parametrize("name", INTEGERS)
 @pytest.mark.parametrize("space", ["global", "shared", "local", "generic"])
 def test_loads_extend_and_stores_cut(name, space):
-    """Into a wider register a load extends by its sign; a store takes the low bits of one."""
+    """A load into a wider register extends by the type's sign; a store takes the low bits."""
     dtype = INTEGERS[name]
     t, width = ptx_type(dtype), dtype.itemsize
     values = np.array([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31, 2**63, 2**64 - 1])
@@ -136,7 +136,7 @@ def test_every_atomic_that_is_modelled_is_tested():
     ("op", "name"), [(op, t) for op in ATOMS for t in WHICH.get(op, ("b4", "b8"))]
 )
 def test_atomics(op, name, space):
-    """What is returned and what is left, over pairs of values."""
+    """The returned and the stored value, over pairs of operands."""
     dtype = np.dtype(name.replace("b", "u"))
     t, width = atom_type(name), dtype.itemsize
     if dtype.kind == "f":

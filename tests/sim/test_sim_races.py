@@ -1,4 +1,4 @@
-"""Races that the checked mode finds, each in a broken kernel, and the correct twin that passes."""
+"""Races that checked mode finds, each in a broken kernel whose correct twin passes."""
 
 from __future__ import annotations
 
@@ -155,15 +155,15 @@ if (threadIdx.x == 40) s[3] = x[0];
 if (threadIdx.x == 50) y[0] = s[3];"""
     words = (
         r"k: race on 4 bytes at shared address 0x\w+: thread \(40, 0, 0\) of block \(0, 0, 0\) "
-        r"wrote them at race.cu:4 \(st.shared.*\), and with nothing between to put them in order "
-        r"\(a barrier, an atomic\) they are read, thread \(50, 0, 0\) of block .* at race.cu:5"
+        r"wrote them at race.cu:4 \(st.shared.*\), and no barrier or atomic orders that before "
+        r"this read, thread \(50, 0, 0\) of block .* at race.cu:5"
     )
     with pytest.raises(sim.KernelError, match=words):
         run(body, 1, 64)
 
 
 def test_launches_are_in_order():
-    """What one launch wrote the next may read, whichever block; also where a kernel failed."""
+    """A launch may read what an earlier one wrote, in any block, even if a kernel failed."""
     source = (
         'extern "C" __global__ void k(float* y, int n) { y[blockIdx.x] += 1; if (n) __trap(); }'
     )
@@ -176,7 +176,7 @@ def test_launches_are_in_order():
 
 
 def test_narrower_accesses_come_later():
-    """Records of words give way to records of bytes when a kernel needs those."""
+    """Records of words are replaced by records of bytes when a kernel accesses bytes."""
     y = sim.zeros(64, np.uint8)
     words = 'extern "C" __global__ void k(int* y) { y[threadIdx.x] = 1; }'
     bytes_ = 'extern "C" __global__ void k(unsigned char* y) { y[threadIdx.x] += 1; }'
@@ -194,8 +194,9 @@ def test_variables_of_a_module_can_race():
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
 def test_a_barrier_that_only_a_small_grid_needs(order):
-    """layout.cu's last barrier: a block that takes a second tile must not overwrite the first. Its
-    plans give each block one, but any grid is to be right.
+    """The last barrier of layout.cu: a block's second tile must not overwrite its first.
+
+    The launch configuration gives each block one tile, but a kernel must be right for any grid.
     """
     text = source.text("layout.cu")
     last = "__syncthreads();\n    }\n}"
@@ -218,7 +219,7 @@ def test_a_barrier_that_only_a_small_grid_needs(order):
 
 
 def test_checked_launches_of_several_python_threads():
-    """They go one by one, for they share the clock that races are told by."""
+    """They run one by one, because race detection has one clock."""
     code = (
         'extern "C" __global__ void k(float* y) { __shared__ float s[64]; s[threadIdx.x] = 1;'
         " __syncthreads(); y[threadIdx.x] += s[63 - threadIdx.x]; }"

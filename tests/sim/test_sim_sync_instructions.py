@@ -1,6 +1,4 @@
-"""Barriers, warp collectives, fences and hints, in hand-written PTX, each against its meaning in
-Python.
-"""
+"""Barriers, warp-level collectives, fences and hints, in hand-written PTX, defined in Python."""
 
 from __future__ import annotations
 
@@ -15,8 +13,10 @@ WORDS = [(k * LANE + 5) % 2**32 for k in range(32)]
 
 
 def run(codes, threads=32, declared=""):
-    """What each thread leaves in d after each piece of code, with x its word, t its number, p: t
-    odd; in one kernel. For one piece, its row alone.
+    """The value of d in each thread after each piece of code, all in one kernel.
+
+    In the code, x is the thread's word, t its number, and p is true where t is odd. For a single
+    piece of code, the result is its row alone.
     """
     pieces = [codes] if isinstance(codes, str) else list(codes)
     y, x = sim.zeros((len(pieces), threads), np.uint32), np.resize(np.uint32(WORDS), threads)
@@ -36,7 +36,7 @@ def run(codes, threads=32, declared=""):
 
 
 def shuffled(mode, b, c):
-    """The manual's rule: (value, whether the source lane is in range) for each lane."""
+    """The PTX ISA's rule: (value, whether the source lane is in range) for each lane."""
     found = []
     for lane in range(32):
         mask, clamp = c >> 8 & 31, c & 31
@@ -63,7 +63,7 @@ def test_shuffles(mode):
 
 
 def rows(cases, threads):
-    """Each code leaves the same word in every thread."""
+    """Each piece of code must give the same word in every thread."""
     assert run([code for code, _ in cases], threads) == [[want] * threads for _, want in cases]
 
 
@@ -99,7 +99,7 @@ def test_half_a_warp_votes_alone():
 
 @pytest.mark.parametrize("width", [32, 64])
 def test_matches(width):
-    """Lanes of the same value; all: only where every lane has it."""
+    """The lanes with the same value; for match.all only where all lanes have it."""
     move = "mov.b32 e, d;" if width == 32 else "mov.b64 w, {d, d};"
     source = "e" if width == 32 else "w"
     for divisor in (1, 3, 32):

@@ -91,7 +91,7 @@ class Stop(Callback):
         self.at, self.number = at, number
 
     def on_batch_end(self, run):
-        if run.position.step in self.at:
+        if run.state.step in self.at:
             os.kill(os.getpid(), self.number)
 
 
@@ -115,14 +115,15 @@ def test_interrupted_and_resumed(tmp_path, whole, number, at):
 
 
 def test_interrupted_while_validating(tmp_path, whole, monkeypatch):
-    infer = Sequential.infer
+    forward = Sequential.forward
 
     def interrupted(model, x):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return infer(model, x)
+        if not model.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(model, x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sequential, "infer", interrupted)
+        patch.setattr(Sequential, "forward", interrupted)
         with pytest.raises(Interrupted, match="after 16 of 16 batches"):
             train(tmp_path)
     train(tmp_path)
@@ -176,7 +177,7 @@ class Count(Callback):
         self.shared = shared
 
     def on_batch_end(self, run):
-        self.shared.value = run.position.step
+        self.shared.value = run.state.step
 
 
 def child(folder, step):
@@ -199,13 +200,14 @@ def kill_at(context, folder, target, jitter):
     return process.exitcode
 
 
-def test_killed_at_ten_random_moments(tmp_path, whole):
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(kills, tmp_path, whole):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpuconv.train", "gpuconv.data"])
     draw = random.Random(20)
-    targets = sorted(draw.sample(range(EPOCHS * BATCHES - 2), 10))
+    targets = sorted(draw.sample(range(EPOCHS * BATCHES - 2), kills))
     codes = [kill_at(context, tmp_path, each, draw.random() * 0.02) for each in targets]
-    assert codes.count(-signal.SIGKILL) >= 8  # the last ones may have finished first
+    assert codes.count(-signal.SIGKILL) >= 0.8 * kills  # the last ones may have finished first
     train(tmp_path)
     assert final_state(tmp_path) == whole
     assert not list(tmp_path.glob(".*.tmp"))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gpuconv import checkpoint, models, nn, ops, optim
+from gpuconv.autograd import record
 from gpuconv.data import Dataset, Loader
 from gpuconv.nn import (
     Concat,
@@ -77,11 +78,12 @@ def test_fit_equals_a_loop_by_hand_bit_for_bit():
         total, right = 0.0, 0
         for x, labels in Loader(dataset(), 16, seed=3).batches(epoch):
             optimizer.zero_grad()
-            scores = by_hand.forward(x)
-            total += loss.forward(scores, labels) * len(labels)
-            by_hand.backward(loss.backward())
+            scores = by_hand(x)
+            value = loss(scores, labels)
+            value.backward()
             optimizer.step()
-            right += int((scores.argmax(axis=1) == labels).sum())
+            total += value.item() * len(labels)
+            right += int((scores.data.argmax(axis=1) == labels).sum())
         assert history[epoch]["loss"] == total / 96
         assert history[epoch]["accuracy"] == right / 96
     assert bits(by_trainer) == bits(by_hand)
@@ -106,7 +108,7 @@ def test_evaluate_by_hand():
     run = trainer(model)
     found = run.evaluate(loaders()[1])
     data = dataset(40, seed=1)
-    scores = model.infer(data.batch(np.arange(40)))
+    scores = model(data.batch(np.arange(40))).data
     losses = -np.log(ops.softmax(scores.astype(np.float64))[np.arange(40), data.labels])
     assert abs(found["loss"] - losses.mean()) < 1e-6
     confusion = np.zeros((4, 4), int)
@@ -128,7 +130,7 @@ def test_predict_gives_probabilities():
     p = run.predict(x, batch_size=7)
     assert p.shape == (40, 4)
     assert np.all(np.abs(p.sum(axis=1) - 1) < 1e-6)
-    assert np.allclose(p, ops.softmax(model.eval().infer(x)), atol=1e-6)
+    assert np.allclose(p, ops.softmax(model.eval()(x).data), atol=1e-6)
     assert np.allclose(run.predict(loaders()[1]), p, atol=1e-6)
     assert np.allclose(run.predict(x[3]), p[3:4], atol=1e-6)
     assert run.predict(x[:0]).shape == (0, 4)
@@ -201,7 +203,7 @@ def test_callbacks_are_told_and_may_stop():
             events.append("begin")
 
         def on_batch_end(self, run):
-            events.append(run.position.batch)
+            events.append(run.state.batch)
 
         def on_epoch_end(self, run, record):
             events.append(record["epoch"])
@@ -224,13 +226,11 @@ class Broken(Module):
 
     def forward(self, x):
         self.count += self.training
-        y = x.copy()
-        if self.count >= self.at:
-            y.flat[5] = self.value
-        return y
-
-    def backward(self, dy, need_dx=True):
-        return dy
+        if self.count < self.at:
+            return x
+        y = x.data.copy()
+        y.flat[5] = self.value
+        return record("broken", y, (x,), lambda dy, over: (dy,))
 
 
 def test_the_first_layer_that_is_not_finite_is_named(tmp_path):
@@ -246,7 +246,7 @@ def test_the_first_layer_that_is_not_finite_is_named(tmp_path):
     text = told(model, out=tmp_path)
     assert "epoch 1, batch 3: the loss is not finite" in text
     assert "output of layer odd (Broken), which holds NaN in 1 of 1152 values" in text
-    assert not any("forward" in vars(layer) for _, layer in model.layers())
+    assert not any(module.__dict__.get("_forward_hooks") for module in model.modules())
     kept = checkpoint.read(tmp_path / "last.safetensors")  # from before: finite
     assert all(np.isfinite(array).all() for array in kept.weights.values())
 
@@ -278,10 +278,7 @@ class BrokenBackward(Broken):
     """Breaks the gradient alone: the loss is still finite when the weights no longer are."""
 
     def forward(self, x):
-        return x
-
-    def backward(self, dy, need_dx=True):
-        return dy * np.float32(self.value)
+        return record("broken", x.data, (x,), lambda dy, over: (dy * np.float32(self.value),))
 
 
 def test_weights_that_broke_after_a_finite_loss_are_not_saved(tmp_path):
@@ -303,7 +300,7 @@ def test_the_search_repeats_the_batch_with_the_same_dropout():
 
         def forward(self, x):
             y = super().forward(x)
-            self.outputs.append(y)
+            self.outputs.append(y.data)
             return y
 
     model = Sequential(Flatten(), Recorded(0.5), Broken(3), Linear(64, 4))
@@ -433,7 +430,7 @@ class Send(Callback):
         self.step, self.numbers = step, numbers
 
     def on_batch_end(self, run):
-        if run.position.step == self.step:
+        if run.state.step == self.step:
             for number in self.numbers:
                 os.kill(os.getpid(), number)
 

@@ -1,7 +1,7 @@
-"""What is timed: one pass of one operation at one shape, with its inputs and what it must give.
+"""Workloads: one pass of one operation at one shape, with its inputs and its expected results.
 
-`PASSES` and `works` are the one table of what is benchmarked: the benchmarks, `gpuconv bench` and
-the GPU check all go through it, and find the kernels by recording what an operation launches.
+`PASSES` and `of_case` are the one table of what is benchmarked: the benchmarks, `gpuconv bench`
+and the GPU check go through it, and find the kernels by recording what an operation launches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.bench.cases import Case
-from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWork
+from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWorkload
 from gpuconv.bench.optimizers import cost as optimizer_cost
 from gpuconv.cpu import conv as cpu_conv
 from gpuconv.cpu.elementwise import plain
@@ -38,19 +38,20 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "hinge": ("loss", "excess"),
     "partial_filters": ("w",),
 }
-# These choose among their inputs: equal, or wrong.
+# These select among their inputs, so the results must be equal.
 EXACT = ("relu", "relu_backward", "max_pool2d", "assign", "partial_filters",
          "partial_filters_backward")  # fmt: skip
 SPLIT = ("conv2d", "linear")  # whose backward pass is timed in two halves
-# How far off a float32 result may be, of the largest: LEAST_ERROR, or by the length of its sums.
-# Tests hold kernels to proved bounds; for long sums this is tighter, and needs no second reference.
-LEAST_ERROR, ERROR_OF_TERMS = 1e-5, 4e-7
+# The bound of a float32 result's error relative to the largest result: by the length of its sums,
+# at least MIN_ERROR. Tests check kernels against proved bounds; for long sums this one is tighter,
+# and it needs no second reference.
+MIN_ERROR, ERROR_OF_TERMS = 1e-5, 4e-7
 IN_PLACE = ("accumulate", "assign", "batch_norm2d_track")
 BATCHED = ("x", "dy", "y", "argmax")  # arrays of an image each
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class Workload:
     """A pass of an operation: `op` called with `arguments`, NumPy arrays and numbers.
 
     direction: of PASSES. in_place: whether a call changes its arguments.
@@ -75,38 +76,39 @@ class Work:
         return lambda: self.chosen(self.op(*arguments))
 
     def expected(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What each result must be, in float64 by the definition, and how far off it may be."""
+        """Each expected result, in float64 by the reference implementation, and its error bound."""
         exact = self.chosen(_reference(self.op, self.arguments))
         return [(one, self._bound(one)) for one in map(np.asarray, exact)]
 
     def chosen(self, found: Any) -> tuple[Any, ...]:
-        """Of what the operation returned, what this pass is about."""
+        """The results of the operation that belong to this pass."""
         several = found if isinstance(found, tuple) else (found,)
         several = several[:1] if self.direction == DATA else several
         if self.case.op == "conv2d_relu_max_pool2d" and self.direction == FORWARD:
-            several = several[:1]  # the winner of a near tie is rounding's choice
+            several = several[:1]  # rounding decides the argmax of a near tie
         return tuple(one for one in several if one is not None)
 
     def _bound(self, exact: np.ndarray) -> np.ndarray:
         if exact.dtype != np.float64 or self.op.__name__ in EXACT:
             return np.zeros(exact.shape)
         terms = self.cost.flops / max(exact.size, 1)
-        error = max(LEAST_ERROR, ERROR_OF_TERMS * terms**0.5)
+        error = max(MIN_ERROR, ERROR_OF_TERMS * terms**0.5)
         return np.full(exact.shape, error * np.abs(exact).max(initial=0))
 
 
-AnyWork = Work | OptimizerWork
+AnyWorkload = Workload | OptimizerWorkload
 
 
-def works(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator[AnyWork]:
-    """The passes of a case, drawn at random; without `passes` all of them, where a convolution's
-    and a linear layer's backward pass comes in two halves.
+def of_case(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator[AnyWorkload]:
+    """The workloads of a case, with random inputs; without `passes` one for each of its passes.
+
+    The backward pass of a convolution or linear layer is split into two halves.
 
     Raises as the operation does for shapes that do not fit.
     """
     if case.op in OPTIMIZERS:
         if not passes or FORWARD in passes:
-            yield OptimizerWork(case, seed)
+            yield OptimizerWorkload(case, seed)
         return
     rng = np.random.default_rng(seed)
 
@@ -125,16 +127,14 @@ def works(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator[A
     values = _values(case, floats, rng.integers)
     for direction, function, given in _calls(case, passes, values, returned):
         cost = _cost(direction, function, given)
-        yield Work(case, direction, function, given, cost, case.op in IN_PLACE)
+        yield Workload(case, direction, function, given, cost, case.op in IN_PLACE)
 
 
 def counted(case: Case, passes: tuple[str, ...] = ()) -> Iterator[tuple[str, Cost]]:
-    """The passes that `works` has, and what each takes at least, from shapes alone: nothing of
-    that size is allocated.
-    """
+    """The passes of `of_case` and the least cost of each, from shapes alone."""
     if case.op in OPTIMIZERS:
         if not passes or FORWARD in passes:
-            yield OptimizerWork.direction, optimizer_cost(case)
+            yield OptimizerWorkload.direction, optimizer_cost(case)
         return
     values = _values(case, like, lambda low, high, shape: like((shape,), np.int64))
     for direction, function, given in _calls(case, passes, values, _shapes_returned):
@@ -214,7 +214,7 @@ def _of_a_group(case: Case) -> int:
 
 
 def _shapes_returned(case: Case, forward: Op, given: tuple[Any, ...]) -> dict[str, Any]:
-    """In place of what the forward pass returns, and of its gradient."""
+    """Shape-only stand-ins for the results of the forward pass and their gradients."""
     shape = case.x
     if "kernel_size" in forward.parameters or case.op.startswith("conv2d"):
         (N, C, H, W), conv = case.x, case.op.startswith("conv2d")
@@ -234,7 +234,7 @@ def _shapes_returned(case: Case, forward: Op, given: tuple[Any, ...]) -> dict[st
 
 
 def _arguments(function: Op, values: dict[str, Any]) -> tuple[Any, ...]:
-    """In the function's order, its defaults where nothing is given."""
+    """Arguments in the function's order, its defaults where there is no value."""
     given: list[Any] = []
     for name, parameter in function.parameters.items():
         if name == "y" and "activation" in function.parameters and not values["activation"]:
@@ -249,8 +249,9 @@ def _arguments(function: Op, values: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _reference(op: Op, arguments: tuple[Any, ...]) -> Any:
-    """The definition in float64; of a convolution image by image, on all cores, for its arrays are
-    the largest, and one image's stay in the cache.
+    """The reference implementation in float64.
+
+    A convolution runs image by image on all cores: one image's arrays stay in the cache.
     """
     if not op.__name__.startswith("conv2d") or len(arguments[0]) < 2:
         return op.reference(*_floats(arguments))
@@ -267,7 +268,7 @@ def _reference(op: Op, arguments: tuple[Any, ...]) -> Any:
 
 
 def _together(images: list[Any]) -> Any:
-    """What images gave, one after another; gradients of what they share, summed."""
+    """The images' results joined; gradients of shared parameters are summed."""
     if not isinstance(images[0], tuple):
         return np.concatenate(images)
     found: list[Any] = []
@@ -280,7 +281,7 @@ def _together(images: list[Any]) -> Any:
 
 
 def _floats(arguments: tuple[Any, ...]) -> list[Any]:
-    """Float arrays in float64; copies, for an operation may work in place."""
+    """Float arrays as float64 copies, because an operation may work in place."""
     return [a.astype(np.float64) if _is_float(a) else a for a in arguments]
 
 

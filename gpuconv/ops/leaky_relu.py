@@ -1,0 +1,89 @@
+"""The leaky rectifier, a ReLU with a small slope below 0. Source: Maas, Hannun and Ng 2013."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.arrays import ShapeOnly
+from gpuconv.cpu import elementwise as fast
+from gpuconv.ops.cost import moved
+from gpuconv.ops.op import op, require_finite, require_floats, require_shape
+
+
+@op
+def leaky_relu(x, negative_slope=0.01):
+    """x where x >= 0, else negative_slope * x, element by element.
+
+    x: floats of any shape. Returns y, the same shape and dtype. A NaN stays NaN.
+
+    >>> leaky_relu(np.float32([-2, 0, 2]), 0.5)
+    array([-1.,  0.,  2.], dtype=float32)
+    """
+    return np.where(x < 0, x.dtype.type(negative_slope) * x, x)
+
+
+@op
+def leaky_relu_backward(dy, x, negative_slope=0.01):
+    """dx = dy where x > 0, else negative_slope * dy; so also where x is 0 or NaN, as in PyTorch.
+
+    dy, x: floats of one shape, x being what `leaky_relu` was given.
+    """
+    return np.where(x > 0, dy, dy.dtype.type(negative_slope) * dy)
+
+
+@leaky_relu.check
+def leaky_relu_check(x, negative_slope):
+    require_floats("leaky_relu", x=x)
+    require_finite("leaky_relu", negative_slope=negative_slope)
+
+
+@leaky_relu_backward.check
+def leaky_relu_backward_check(dy, x, negative_slope):
+    require_floats("leaky_relu_backward", dy=dy, x=x)
+    require_shape("leaky_relu_backward", {"dy": x.shape}, dy=dy)
+    require_finite("leaky_relu_backward", negative_slope=negative_slope)
+
+
+@leaky_relu.output
+def leaky_relu_output(x, negative_slope):
+    return ShapeOnly(x.shape, x.dtype)
+
+
+@leaky_relu.cost
+def leaky_relu_cost(x, negative_slope):
+    return moved(x, x)
+
+
+@leaky_relu_backward.cost
+def leaky_relu_backward_cost(dy, x, negative_slope):
+    return moved(dy, x, x)
+
+
+@leaky_relu.cpu
+def leaky_relu_cpu(x, negative_slope):
+    def scale_negative(x, y):
+        np.multiply(x, x.dtype.type(negative_slope), out=y)
+        np.copyto(y, x, where=~(x < 0))
+
+    return fast.elementwise(scale_negative, x)
+
+
+@leaky_relu_backward.cpu
+def leaky_relu_backward_cpu(dy, x, negative_slope):
+    def scale_negative(dy, x, dx):
+        np.multiply(dy, dy.dtype.type(negative_slope), out=dx)
+        np.copyto(dx, dy, where=x > 0)
+
+    return fast.elementwise(scale_negative, dy, x)
+
+
+@leaky_relu.launch
+def leaky_relu_launch(runtime, x, negative_slope):
+    numbers = {"negative_slope": negative_slope}
+    return runtime.each("leaky_relu.cu", "leaky_relu_forward", "y", numbers, x=x)
+
+
+@leaky_relu_backward.launch
+def leaky_relu_backward_launch(runtime, dy, x, negative_slope):
+    numbers = {"negative_slope": negative_slope}
+    return runtime.each("leaky_relu.cu", "leaky_relu_backward", "dx", numbers, dy=dy, x=x)

@@ -1,0 +1,88 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from gpuconv.optim.checks import number
+from gpuconv.optim.optimizer import Group, Optimizer
+
+
+class Adam(Optimizer):
+    """Adam: PyTorch's, weight decay added to the gradient.
+
+    m = b1 * m + (1 - b1) * g, v = b2 * v + (1 - b2) * g^2 with g = grad + weight_decay * p, and
+    after t steps p -= lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps). Finite gradients beyond
+    1.8e19 in float32 (1.3e154 in float64) count as that, so that v stays finite.
+
+    Raises: TypeError or ValueError naming the argument.
+    Source: Kingma and Ba 2014, "Adam: a method for stochastic optimization".
+    """
+
+    slots = ("exp_avg", "exp_avg_sq")
+    decoupled: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"betas": betas, "lr": lr, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    @property
+    def momentum(self) -> float:
+        """betas[0] under the name that schedules use; assigned to, it changes in every group."""
+        return self.param_groups[0]["betas"][0]
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        value = number(self._name, "betas[0]", value, below=1.0)
+        for group in self.param_groups:
+            group["betas"] = (value, group["betas"][1])
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"{self._name}: betas must be two numbers, got {betas!r}")
+        for i, beta in enumerate(betas):
+            number(self._name, f"betas[{i}]", beta, below=1.0)
+        for name in ("lr", "eps", "weight_decay"):
+            number(self._name, name, group[name])
+
+    def _kernel(self, group: Group) -> tuple[str, dict[str, float]]:
+        beta1, beta2 = group["betas"]
+        keep, decay = 1.0, group["weight_decay"]
+        if self.decoupled:
+            keep, decay = 1.0 - group["lr"] * decay, 0.0
+        shares = {"share1": 1 - beta1, "beta2": beta2, "share2": 1 - beta2, "eps": group["eps"]}
+        return "adam", {"keep": keep, "decay": decay, **shares}
+
+    def _numbers(self, group: Group, step: int, first: bool) -> tuple[float, ...]:
+        """The step's size, and the root that sqrt(v) is divided by."""
+        beta1, beta2 = group["betas"]
+        return group["lr"] / (1 - beta1**step), (1 - beta2**step) ** 0.5
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: p *= 1 - lr * weight_decay before Adam's own update.
+
+    Raises: TypeError or ValueError naming the argument.
+    Source: Loshchilov and Hutter 2017, "Decoupled weight decay regularization".
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
