@@ -20,8 +20,8 @@ from gpuconv.explain.gradients import (
     smooth_grad,
 )
 from gpuconv.explain.methods import METHODS, Method, as_map, method
-from gpuconv.explain.occlusion import occlusion
 from gpuconv.explain.observe import activations
+from gpuconv.explain.occlusion import occlusion
 from gpuconv.explain.patches import Patch, PatchSearch, projections, top_activating_patches
 from gpuconv.explain.receptive_field import ReceptiveField, receptive_field
 

@@ -78,10 +78,13 @@ def smooth_grad(
     return (total / samples).astype(x.dtype)
 
 
-def guided_backprop(model: Module, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+def guided_backprop(
+    model: Module, x: np.ndarray, target: Target = None, of: str = ""
+) -> np.ndarray:
     """The gradient, where every ReLU also stops what is negative: what excites the unit.
 
-    In a network without ReLU it is the gradient. Source: Springenberg et al. 2014; Captum's
+    ReLUs are changed whether they are layers or calls of functional.relu; without any it is the
+    gradient. Source: Springenberg et al. 2014; Captum's
     GuidedBackprop.
     """
     return _backward(model, x, target, of, guided)

@@ -98,7 +98,9 @@ class PatchSearch:
         """The layer's output as maps (N, K, P, Q); of one pixel for a layer without."""
         y = self._observer.run(x, gradients=False).output(self._layer)
         if np.isnan(y).any():
-            raise ValueError(f"top_activating_patches: layer {self._layer} gives NaN; clean the images")
+            raise ValueError(
+                f"top_activating_patches: layer {self._layer} gives NaN; clean the images"
+            )
         return y[:, :, None, None] if y.ndim == 2 else y
 
     def patches(self, filters: Sequence[int] | None = None) -> list[list[Patch]]:

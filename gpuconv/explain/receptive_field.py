@@ -130,8 +130,8 @@ def _through(step: Step, inputs: list[_Field]) -> _Field | None:
     """What a step's rows and columns see, from what its inputs' do; None for a constant."""
     if step.name == "unknown":
         raise NotImplementedError(
-            f"receptive_field: {step.module or 'the network'} returns what no function of "
-            "nn.functional gave; which pixels it reads is not known"
+            f"receptive_field: {step.module or 'the network'} has values that no function of "
+            "nn.functional gave; which pixels they depend on is not known"
         )
     if not inputs:
         return None

@@ -110,10 +110,10 @@ class Trace:
     def call(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Called in place of `module.forward`."""
         name = self._names.get(id(module), "")
-        self._inside.append(name)
         source = None
         if not self.fusing and inputs and isinstance(inputs[0], Tensor):
             source = self._number(inputs[0])
+        self._inside.append(name)
         begin = len(self.steps)
         try:
             y = module.forward(*inputs, **options)

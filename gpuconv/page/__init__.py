@@ -7,7 +7,7 @@
 
 `graph` lays a network out as the page shows it, `nodes` says how one number came about, `session`
 answers what the page asks, `server` serves it on this machine, `export` writes the offline file,
-`monitor` follows a run. The page itself is static/, plain JavaScript; README.md says how it is made.
+`monitor` follows a training run. The page itself is static/, plain JavaScript; see README.md.
 """
 
 from __future__ import annotations

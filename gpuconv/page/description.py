@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.data import Preprocessing
 from gpuconv import nn
+from gpuconv.data import Preprocessing
 from gpuconv.page.graph import Graph, Node
 from gpuconv.page.nodes import geometry
 

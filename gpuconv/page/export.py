@@ -44,7 +44,12 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
         names = ", ".join(session.graph[n].name for n in patches)
         where = f"in this file for {names} alone" if patches else "not in this file"
         model["note"] = "; ".join(filter(None, (model["note"], f"top-activating patches {where}")))
-    model |= {"training": False, "test": len(pictures), "methods": gradient, "patches": list(patches)}
+    model |= {
+        "training": False,
+        "test": len(pictures),
+        "methods": gradient,
+        "patches": list(patches),
+    }
     network = {
         "model": model,
         "weights": _weights(session),

@@ -212,7 +212,7 @@ class _Builder:
             step = self.traced.steps[number]
             if step.name == "unknown":
                 raise ValueError(
-                    f"show: {step.module or 'the network'} returns values that no function of "
+                    f"show: {step.module or 'the network'} has values that no function of "
                     "nn.functional gave; the page cannot show where they come from"
                 )
             sources = self._sources(step.inputs)

@@ -1,9 +1,9 @@
 """A run in progress, for the page: its curves, its weights as they change, and the page's commands.
 
-The training thread calls `TrainingMonitor` after every batch; the server's threads read what it has noted and
-leave commands for it. The weights are copied into the session's own network, so that the page never
-computes with the one that is being trained, and a run that is only watched has the bits of one that
-is not.
+The training thread calls `TrainingMonitor` after every batch; the server's threads read what it has
+noted and leave commands for it. The weights are copied into the session's own network, so that the
+page never computes with the one that is being trained, and a run that is only watched has the bits
+of one that is not.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.page.request_checks import Refused
 from gpuconv.page.monitor import Busy, TrainingMonitor
+from gpuconv.page.request_checks import Refused
 from gpuconv.page.session import Missing
 
 if TYPE_CHECKING:

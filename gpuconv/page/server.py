@@ -24,8 +24,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from gpuconv.page import request_checks
 from gpuconv.page.assets import CONTENT_SECURITY_POLICY, assets
-from gpuconv.page.request_checks import Refused
 from gpuconv.page.monitor import TrainingMonitor
+from gpuconv.page.request_checks import Refused
 from gpuconv.page.routes import GET, POST, Stream
 from gpuconv.page.session import Gone, Missing, Session
 
@@ -39,7 +39,8 @@ BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves a `Session` at http://HOST:PORT/. `monitor` follows the run to follow, None without one.
+    """Serves a `Session` at http://HOST:PORT/. monitor: follows a training run, None
+    without one.
 
     Raises OSError in one line where no port from `port` on is free. `moved` tells whether the port
     asked for was busy. port 0 takes any free one.
@@ -52,7 +53,11 @@ class PageServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(
-        self, session: Session, host: str = "127.0.0.1", port: int = 0, monitor: TrainingMonitor | None = None
+        self,
+        session: Session,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        monitor: TrainingMonitor | None = None,
     ) -> None:
         self.session, self.host, self.monitor = session, host, monitor
         self.moved = False

@@ -14,7 +14,7 @@ import numpy as np
 from gpuconv import nn, no_grad
 from gpuconv.errors import unknown
 from gpuconv.page.description import bytes_of, describe, filters_of, floats, page_of
-from gpuconv.page.explanations import offered, attribution_map
+from gpuconv.page.explanations import attribution_map, offered
 from gpuconv.page.graph import Graph
 from gpuconv.page.nodes import explain
 from gpuconv.page.top_patches import Searches, searchable
@@ -140,9 +140,8 @@ class Session:
 
     def scores(self, x: np.ndarray) -> np.ndarray:
         """The scores of many pictures as the network reads them, float32 (N, C, *size)."""
-        with self._lock:
-            with no_grad():
-                y = self.graph.model(x).numpy()
+        with self._lock, no_grad():
+            y = self.graph.model(x).numpy()
         return np.log(y) if self.graph.ends_with_softmax else y
 
     def warm_up(self) -> None:
@@ -213,7 +212,7 @@ class Session:
             return explain(self.graph, self._run(run).outputs, number, index)
 
     def explanation(self, run: str, method: str, target: int) -> Answer:
-        """The evidence for class `target` in the picture: a map (1, H, W) of the network's input size."""
+        """The evidence for class `target` in the picture: a map (1, H, W)."""
         if not 0 <= target < len(self.classes):
             raise ValueError(f"classes go from 0 to {len(self.classes) - 1}, got {target}")
         if method not in self._methods:

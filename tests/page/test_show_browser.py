@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from browser import chromium, number
+from explained import scores
 
 import gpuconv
 from gpuconv import checkpoint as checkpoints
@@ -78,7 +79,7 @@ def cpu_outputs(model, pixels):
     x = data.to_float(pixels[None], 32, 0.1307, 0.3081)
     outputs = [x]
     for layer in model:
-        outputs.append(layer.infer(outputs[-1]))
+        outputs.append(scores(layer, outputs[-1]))
     outputs.append(gpuconv.ops.softmax(outputs[-1]))
     return [y[0] for y in outputs]
 

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from explained import scores
 
 from gpuconv import data, ops, optim
 from gpuconv.data import Preprocessing
@@ -59,7 +60,8 @@ class Run:
     """A run in a thread of its own, followed by a `TrainingMonitor`."""
 
     def __init__(self, tmp_path, schedule=None):
-        self.monitor = TrainingMonitor(session_of(lenet(seed=0)), loader(96, shuffle=False), "pictures")
+        held = loader(96, shuffle=False)
+        self.monitor = TrainingMonitor(session_of(lenet(seed=0)), held, "pictures")
         self.trainer = trainer_of([self.monitor], tmp_path / "run", schedule)
         self.error = None
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -219,7 +221,7 @@ def test_judged_pictures():
     wrong = []
     for number in range(100):
         x = held.dataset.batch([number], 32, 0.1307, 0.3081)
-        p = ops.softmax.reference(session.graph.model.infer(x).astype(np.float64))[0]
+        p = ops.softmax.reference(scores(session.graph.model, x).astype(np.float64))[0]
         truth, answer = int(held.dataset.labels[number]), int(p.argmax())
         counts[truth, answer] += 1
         if truth != answer:
@@ -308,11 +310,12 @@ class Losses(Callback):
 
 def test_points_come_though_an_epoch_is_shorter_than_the_time_between_them(monkeypatch):
     """A clock that ticks once a batch: epochs of 20, points every 30."""
-    watching, losses = TrainingMonitor(session_of(lenet(seed=0)), loader(96, shuffle=False), ""), Losses()
+    watching = TrainingMonitor(session_of(lenet(seed=0)), loader(96, shuffle=False), "")
+    losses = Losses()
     trainer = trainer_of([losses, watching])
     clock = types.SimpleNamespace(monotonic=lambda: float(trainer.state.step))
-    monkeypatch.setattr(live, "time", clock)
-    monkeypatch.setattr(live, "POINT_SECONDS", 30.0)
+    monkeypatch.setattr(monitor, "time", clock)
+    monkeypatch.setattr(monitor, "POINT_SECONDS", 30.0)
     trainer.fit(loader(seed=3), epochs=4)
     points = watching.snapshot()["points"]
     assert [p["step"] for p in points] == [30, 60]
