@@ -97,7 +97,7 @@ def test_ctrl_c_at_any_time_ends_without_a_traceback(delay):
     command = [sys.executable, "-c", STARTED, "show", "lenet", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         try:
-            assert run.stdout.read(1) == b"!"  # Python itself has started
+            assert run.stdout.read(1) == b"!"  # Python and the package are there
             if delay is None:
                 assert run.stdout.read(1) == b"l"
             else:
@@ -113,8 +113,9 @@ def test_ctrl_c_at_any_time_ends_without_a_traceback(delay):
 # As `python -m gpuconv`, which says when it begins.
 STARTED = """
 import sys
+import gpuconv
 sys.stdout.write("!")
 sys.stdout.flush()
-from gpuconv.cli import main
+from gpuconv.__main__ import main
 sys.exit(main())
 """

@@ -27,8 +27,9 @@
       tabindex: "0", role: "application", "aria-roledescription": "feature maps",
       "aria-label": `${layer.name}, ${shapeWords(layer)}`, "aria-describedby": "walk-help",
     });
-    const legend = element("span", { class: "legend" }, element("canvas", { "aria-hidden": "true" }),
-      element("span", { class: "range" }));
+    const scale = element("canvas", { "aria-hidden": "true" });
+    gpuconv.sized(scale, 72, 8); // and a space: the room that the legend will take
+    const legend = element("span", { class: "legend" }, scale, element("span", { class: "range" }, "\u00a0"));
     const pager = makePager(layer);
     const section = element("section", { class: "layer", "aria-labelledby": `name-${layer.number}` },
       element("header", {},

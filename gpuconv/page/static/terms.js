@@ -87,7 +87,7 @@
   /** One group's values as a small picture; a click opens what was read. */
   function picture(values, group, most, what, open, there) {
     const [rows, columns] = shapeFor(group);
-    const room = window.innerWidth <= 720 ? 82 : 92; // three beside a sum, also on a phone
+    const room = window.innerWidth <= 720 ? 72 : 76; // three beside a sum of all digits
     const cell = Math.max(2, Math.min(18, Math.floor(room / columns)));
     const size = group.rows * group.columns;
     const canvas = element("canvas", {
