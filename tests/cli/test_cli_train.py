@@ -353,6 +353,9 @@ def test_resume_refuses(refused, trained, tmp_path):
     assert "holds no run to resume" in refused("train", "--resume", tmp_path)
     text = refused("train", "--resume", trained, "--lr", "0.9")
     assert "is of another run" in text
+    for option in (["--overwrite"], ["--recipe", "article"]):
+        text = refused("train", "--resume", trained, *option)
+        assert f"{option[0]} is for a new run" in text
     (tmp_path / "other").mkdir()
     checkpoint.save(models.lenet(), tmp_path / "other" / "last.safetensors")
     assert "is no run of `gpuconv train`" in refused("train", "--resume", tmp_path / "other")
