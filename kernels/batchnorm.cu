@@ -71,20 +71,20 @@ __device__ __forceinline__ void merge_rows(Moments<WIDTH>& mine, int row, int ro
 __device__ __forceinline__ Moments<VEC> moments_of(
     const Floats<VEC> (&in)[FLIGHT], int count, const Floats<VEC>& shift)
 {
-    Moments<VEC> found = {(float)count, {}, {}};
+    Moments<VEC> moments = {(float)count, {}, {}};
     const float part = 1.0f / (float)count;
 #pragma unroll
     for (int j = 0; j < FLIGHT; ++j)
         for (int k = 0; k < VEC; ++k)
-            if (j < count) found.mean.v[k] += in[j].v[k] - shift.v[k];
-    for (int k = 0; k < VEC; ++k) found.mean.v[k] *= part;
+            if (j < count) moments.mean.v[k] += in[j].v[k] - shift.v[k];
+    for (int k = 0; k < VEC; ++k) moments.mean.v[k] *= part;
 #pragma unroll
     for (int j = 0; j < FLIGHT; ++j)
         for (int k = 0; k < VEC; ++k) {
-            const float d = in[j].v[k] - shift.v[k] - found.mean.v[k];
-            if (j < count) found.squares.v[k] = fmaf(d, d, found.squares.v[k]);
+            const float d = in[j].v[k] - shift.v[k] - moments.mean.v[k];
+            if (j < count) moments.squares.v[k] = fmaf(d, d, moments.squares.v[k]);
         }
-    return found;
+    return moments;
 }
 
 // The moments of each part of split_length pixels. The first pixel is subtracted from every other

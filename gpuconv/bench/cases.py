@@ -180,7 +180,7 @@ def _of_layer(layer: Any, x: Shape) -> Case | None:
         return Case("adaptive_avg_pool2d", x, 0, layer.size)
     if isinstance(layer, nn.LocalResponseNorm):
         return Case("local_response_norm", x, layer.arguments[0])
-    names = {name.replace("_", ""): name for name in OPERANDS}  # LeakyReLU: leaky_relu
+    names = {name.replace("_", ""): name for name in OPERANDS}  # as layers are called
     plain = names.get(type(layer).__name__.lower())
     return None if plain is None else Case(plain, x)
 

@@ -17,7 +17,7 @@ from gpuconv.bench.cases import Case
 from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWorkload
 from gpuconv.bench.optimizers import cost as optimizer_cost
 from gpuconv.cpu import conv as cpu_conv
-from gpuconv.cpu.elementwise import plain
+from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.matmul import matmul
 from gpuconv.ops.activation import activation_backward
 from gpuconv.ops.cost import Cost, like, nbytes
@@ -289,7 +289,7 @@ def _cpu_data(case: Case, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any,
     geometry = window(w.shape[2:], stride, case.padding, case.dilation)
 
     def call() -> tuple[Any, ...]:
-        before = plain(activation_backward(dy, y, case.activation))
+        before = contiguous(activation_backward(dy, y, case.activation))
         return (cpu_conv.input_gradient(before, w, x.shape, geometry, case.groups),)
 
     return call

@@ -52,8 +52,8 @@ class CupyRuntime(Runtime):
     name = "cuda"
 
     def __init__(self) -> None:
-        if found := problem():
-            raise DeviceError(f"device cuda: {found}")
+        if message := problem():
+            raise DeviceError(f"device cuda: {message}")
         super().__init__()
         self.cupy: Any = importlib.import_module("cupy")
         self.limits = self._limits()
@@ -142,11 +142,11 @@ class CupyRuntime(Runtime):
     def _limits(self) -> Limits:
         """Of the current card."""
         runtime = self.cupy.cuda.runtime
-        found = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        properties = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
         return Limits(
-            int(found.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)),
-            int(found["regsPerBlock"]),
-            int(found["maxThreadsPerBlock"]),
+            int(properties.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)),
+            int(properties["regsPerBlock"]),
+            int(properties["maxThreadsPerBlock"]),
         )
 
     @contextmanager

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.arrays import channels_last, in_c_order, pixel_stride
 from gpuconv.cuda.binding import NO_NUMBERS, Binding, View, bind
 from gpuconv.cuda.launch_config import (
     LIMITS,
@@ -26,6 +25,7 @@ from gpuconv.cuda.launch_config import (
     vector_width,
 )
 from gpuconv.cuda.layout import config_channels, config_to_nchw, config_to_nhwc
+from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
 MAX_BOUND = 4096  # bindings that a runtime remembers

@@ -54,8 +54,8 @@ class SimRuntime(Runtime):
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         module = self._module(launch)
-        given = launch.kernel, launch.grid, launch.block, arguments, launch.shared
-        module.launch(*given, self.order, self.seed, thread_count())
+        args = launch.kernel, launch.grid, launch.block, arguments, launch.shared
+        module.launch(*args, self.order, self.seed, thread_count())
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
 
     def synchronize(self) -> None:

@@ -93,9 +93,9 @@ def _inlined(name: str, place: Path, done: set[str]) -> str:
     done.add(name)
     lines = [f'#line 1 "{name}"']
     for number, line in enumerate((place / name).read_text("utf-8").splitlines(), 1):
-        found = _INCLUDE.match(line)
-        if found:
-            header = found[1]
+        include = _INCLUDE.match(line)
+        if include:
+            header = include[1]
             if not (place / header).is_file():
                 raise ValueError(f'{name}:{number}: includes "{header}", which is not in {place}')
             if header not in done:
@@ -114,8 +114,8 @@ def signatures(source: str, defines: Mapping[str, str] | None = None) -> dict[st
     """
     plain = _COMMENT.sub(" ", source)
     return {
-        name: Signature(name, tuple(_parameter(name, p, defines or {}) for p in _split(given)))
-        for name, given in _KERNEL.findall(plain)
+        name: Signature(name, tuple(_parameter(name, p, defines or {}) for p in _split(declared)))
+        for name, declared in _KERNEL.findall(plain)
     }
 
 
@@ -130,8 +130,8 @@ def kernels(name: str, defines: tuple[tuple[str, str], ...] = ()) -> dict[str, S
     return signatures(text(name), dict(defines))
 
 
-def _split(given: str) -> list[str]:
-    return [part for part in (piece.strip() for piece in given.split(",")) if part]
+def _split(declared: str) -> list[str]:
+    return [part for part in (piece.strip() for piece in declared.split(",")) if part]
 
 
 def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> KernelParameter:

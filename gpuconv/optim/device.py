@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.arrays import channels_last, device_of, in_c_order, to_device
+from gpuconv.arrays import device_of, to_device
 from gpuconv.cuda.launch_config import (
     CACHED,
     LOOP_BLOCKS,
@@ -23,6 +23,7 @@ from gpuconv.cuda.launch_config import (
     ceil_div,
     require_int32,
 )
+from gpuconv.strides import channels_last, in_c_order
 
 if TYPE_CHECKING:
     from gpuconv.cuda.runtime import Runtime

@@ -16,7 +16,7 @@ import simulated  # noqa: F401  skips where the simulator cannot run
 import standin_cupy
 
 from gpuconv import devices, models, nn, ops, optim
-from gpuconv.arrays import channels_last, device_of, to_device, to_numpy
+from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.autograd import Tensor
 from gpuconv.cli.main import main
 from gpuconv.cuda import cupy as cupy_runtime
@@ -35,6 +35,7 @@ from gpuconv.ops import (
 from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.optim.device import config_optimizer
 from gpuconv.shapes import window
+from gpuconv.strides import channels_last
 
 
 @pytest.fixture(autouse=True)

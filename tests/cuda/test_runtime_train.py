@@ -9,11 +9,12 @@ from simulated import sim
 
 import gpuconv
 from gpuconv import data, models, nn, ops, optim
-from gpuconv.arrays import channels_last, device_of, to_device, to_numpy
+from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.cli.main import main
 from gpuconv.cuda.runtime import runtime
 from gpuconv.cuda.sim import SimRuntime
 from gpuconv.ops.op import Op, op
+from gpuconv.strides import channels_last
 
 STEPS, BATCH = 20, 32
 # What one step of LeNet with ReLU, max-pool, cross-entropy and momentum consists of.

@@ -1,8 +1,8 @@
-"""Strided backward data: classes of pixels that the same taps reach, and no wasted multiplication.
+"""Strided backward data: phases of pixels that the same taps reach, and no wasted multiplication.
 
 The gate is test_kernels_conv's: element by element, the proved bound. What is new to strides is
-here: classes of unequal size, classes that no tap reaches, strides that share a factor with the
-dilation, more classes than rows, tiles that a class does not fill.
+here: phases of unequal size, phases that no tap reaches, strides that share a factor with the
+dilation, more phases than rows, tiles that a phase does not fill.
 """
 
 from itertools import product
@@ -46,9 +46,9 @@ def test_random_strides_at_length(seed):
     compare(*strided_case(seed), passes="d", order=order, seed=seed)
 
 
-# One below, at and above a tile of 64 pixels of a class, whose classes differ by a row.
+# One below, at and above a tile of 64 pixels of a phase, whose phases differ by a row.
 @pytest.mark.parametrize("H", [125, 126, 127, 128, 129, 130])
-def test_one_below_at_and_above_a_class_of_a_tile(H):
+def test_one_below_at_and_above_a_phase_of_a_tile(H):
     x, w, b = draw(H, 1, 5, H, 1, 6, 3, 1)
     compare(x, w, b, (2, 1), ((1, 1), (0, 0)), passes="d")
 
@@ -56,14 +56,14 @@ def test_one_below_at_and_above_a_class_of_a_tile(H):
 @pytest.mark.parametrize(
     ("shape", "stride", "dilation"),
     [
-        ((2, 3, 7, 8, 5, 1, 1), 3, 1),  # eight classes of nine are zero
-        ((2, 4, 9, 8, 8, 3, 2), (2, 4), (2, 4)),  # taps of one class only
-        ((1, 3, 12, 13, 4, 3, 3), (6, 4), (4, 6)),  # every second and third class
-        ((2, 2, 3, 4, 3, 2, 2), (9, 11), 1),  # fewer pixels than classes
+        ((2, 3, 7, 8, 5, 1, 1), 3, 1),  # eight phases of nine are zero
+        ((2, 4, 9, 8, 8, 3, 2), (2, 4), (2, 4)),  # taps of one phase only
+        ((1, 3, 12, 13, 4, 3, 3), (6, 4), (4, 6)),  # every second and third phase
+        ((2, 2, 3, 4, 3, 2, 2), (9, 11), 1),  # fewer pixels than phases
         ((3, 2, 5, 1, 3, 5, 1), (2, 7), 1),
     ],
 )
-def test_classes_that_no_tap_reaches_are_zero(shape, stride, dilation):
+def test_phases_that_no_tap_reaches_are_zero(shape, stride, dilation):
     x, w, b = draw(31, *shape)
     compare(x, w, b, stride, 1, dilation, passes="d", check=True)
     conv = Conv2dShape.of(x.shape, w.shape, window(w.shape[2:], stride, 1, dilation), 1)
@@ -109,7 +109,7 @@ def test_every_block_order_gives_the_same_bits():
 def test_no_multiplication_is_wasted(kernel, stride, monkeypatch):
     """Executed multiply-adds, counted: exactly those of the forward pass, where tiles fit.
 
-    Each class has 64 pixels, a tile; 64 channels, a tile; 16 filters, a panel. A kernel that walks
+    Each phase has 64 pixels, a tile; 64 channels, a tile; 16 filters, a panel. A kernel that walks
     all taps at every pixel would execute stride_h * stride_w times as many.
     """
     pads = tuple((k // 2, k - 1 - k // 2) for k in kernel)
@@ -125,8 +125,8 @@ def test_no_multiplication_is_wasted(kernel, stride, monkeypatch):
     assert count == 8 * 8 * 16 * 64 * kernel[0] * kernel[1]
 
 
-def test_the_taps_of_all_classes_are_the_filter(monkeypatch):
-    """Where tiles do not fit: executed multiply-adds per class, from its taps found by trying."""
+def test_the_taps_of_all_phases_are_the_filter(monkeypatch):
+    """Where tiles do not fit: executed multiply-adds per phase, from its taps found by trying."""
     x, w, _ = draw(36, 2, 5, 11, 14, 7, 4, 3)
     stride, pads, dilation = (3, 2), ((2, 1), (0, 1)), (2, 3)
     conv = Conv2dShape.of(x.shape, w.shape, window((4, 3), stride, pads, dilation), 1)
