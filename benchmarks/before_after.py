@@ -6,9 +6,9 @@
 
 The commit is checked out into a temporary worktree. A process for each side waits for orders; one
 runs while the other sleeps, and which goes first changes with every pair. A row gives both medians,
-the median of the pairs' ratios before / after (above 1: faster now), and the interval that holds the
-true median of such ratios with 95% confidence, from their order. Rows: the operations of the speed
-table (bench_cases.py), and a training step of every model at batch 8, LeNet at 8, 64 and 128.
+the median of the pairs' ratios before / after (above 1: faster now), and the interval that holds
+the true median of such ratios with 95% confidence, from their order. Rows: the operations of the
+speed table (bench_cases.py), and a training step of every model at batch 8, LeNet at 8, 64 and 128.
 
 --memory: the peak of what NumPy has allocated during the third training step at batch 8 and 32, as
 tracemalloc counts it, after / before (below 1: less now).

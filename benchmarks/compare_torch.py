@@ -189,7 +189,7 @@ def lenet(batch: int) -> Row:
         value = loss(model(x), labels)
         value.backward()
         update.step()
-        return value
+        return value.item()
 
     def theirs() -> float:
         tupdate.zero_grad()

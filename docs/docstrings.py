@@ -9,7 +9,8 @@ import textwrap
 
 import griffe
 
-PARAMETER = re.compile(r"^(\w+(?:, \w+)*): ")
+PARAMETER = re.compile(r"^((?:\w|\\_)+(?:, (?:\w|\\_)+)*): ")
+MARKUP = re.compile(r"(?<!\*)\*(?!\*)|[_<\[\]]")  # ** stays: bold
 
 
 class PlainText(griffe.Extension):
@@ -32,7 +33,16 @@ def paragraph(text: str) -> str:
         code = textwrap.dedent("\n".join(lines[example:]))
         fenced = f"```pycon\n{code}\n```"
         return "\n\n".join(filter(None, [paragraph("\n".join(lines[:example])), fenced]))
-    return "\n".join(items(lines))
+    if all(line.startswith("    ") for line in lines):
+        return text  # code
+    return "\n".join(items([escaped(line) for line in lines]))
+
+
+def escaped(line: str) -> str:
+    """The line with characters that Markdown would take for markup, outside of `code`."""
+    parts = line.split("`")
+    parts[::2] = [MARKUP.sub(r"\\\g<0>", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def items(lines: list[str]) -> list[str]:

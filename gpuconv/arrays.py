@@ -169,7 +169,7 @@ def empty_images(shape: Shape, like: Any) -> Any:
     N, C, H, W = shape
     target = runtime(device)
     with target.inside(like):
-        return target.first_view(target.empty((N, H, W, C), like.dtype))
+        return target.as_nchw(target.empty((N, H, W, C), like.dtype))
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -226,7 +226,7 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
 
     target = runtime(wanted)
     if weights and host.ndim == 4:
-        return target.first_view(target.asarray(host.transpose(0, 2, 3, 1)))
+        return target.as_nchw(target.asarray(host.transpose(0, 2, 3, 1)))
     return target.asarray(host)
 
 
@@ -249,38 +249,3 @@ def copy(array: Any) -> Any:
     target = runtime(device_of(array) or "cpu")
     with target.inside(array):
         return target.copy(array)
-
-
-def in_c_order(shape: Shape, strides: Shape, itemsize: int) -> bool:
-    """Whether elements follow each other as C stores them; lengths of 1 have any stride."""
-    if math.prod(shape) == 0:
-        return True
-    step = itemsize
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length != 1 and stride != step:
-            return False
-        step *= length
-    return True
-
-
-def pitch_of(array: Any) -> int | None:
-    """Elements from a pixel of (N, C, H, W) to the next, where its channels follow each other and
-    its pixels lie evenly in memory, as in (N, H, W, C) and in the first channels of it. Else None.
-    """
-    if array.ndim != 4 or array.size == 0:
-        return None
-    N, C, H, W = array.shape
-    image, channel, line, pixel = (stride // array.dtype.itemsize for stride in array.strides)
-    apart = ((W, pixel, 1), (H, line, W), (N, image, H * W))
-    pitch = next((stride // count for length, stride, count in apart if length > 1), C)
-    even = all(length == 1 or stride == count * pitch for length, stride, count in apart)
-    return pitch if even and pitch >= C and (C == 1 or channel == 1) else None
-
-
-def channels_last(array: Any) -> bool:
-    """Whether a (N, C, H, W) array lies in memory as (N, H, W, C)."""
-    if array.ndim != 4:
-        return False
-    order = (0, 2, 3, 1)
-    shape = tuple(array.shape[axis] for axis in order)
-    return in_c_order(shape, tuple(array.strides[axis] for axis in order), array.dtype.itemsize)

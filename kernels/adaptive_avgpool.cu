@@ -13,7 +13,7 @@ Floor     4 * (N*H*W + N*P*Q) * C bytes / DRAM bandwidth
 Order     One owner per output, no atomics. Forward: ascending (h,w), then one division; global: a
           thread its pixels ascending, then a tree over the rows. Backward: each share is divided,
           then added by ascending (p,q)
-Limits    N*H*W, N*P*Q, (H+1)*(P+1), (W+1)*(Q+1) below 2^31 (checked by the plan); offsets are
+Limits    N*H*W, N*P*Q, (H+1)*(P+1), (W+1)*(Q+1) below 2^31 (checked on the host); offsets are
           64-bit
 Not here  Several blocks an image, which few images of many pixels would want
 Macros    VEC (4 or 1)
@@ -21,8 +21,8 @@ Macros    VEC (4 or 1)
 #include "channels.cuh"
 #include "pool.cuh"
 
-// Outputs o are means over [first(o), end(o)) of an axis; what is said of x's pixels and outputs
-// holds the other way round too.
+// Along an axis, output o is the mean of x's pixels [first_of(o), end_of(o)); with `from` and `to`
+// exchanged, pixel o is part of the outputs [first_of(o), end_of(o)).
 __device__ __forceinline__ int first_of(int o, int from, int to) { return o * from / to; }
 __device__ __forceinline__ int end_of(int o, int from, int to)
 {
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     adaptive_avg_pool2d_forward(float* __restrict__ y, const float* __restrict__ x, int pixels,
         int lanes, int H, int W, int C, int P, int Q)
 {
-    for (Walk at(lanes); at.pixel < pixels; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
         const int pixel = (int)at.pixel, line = pixel / Q, q = pixel - line * Q, n = line / P,
                   p = line - n * P;
         const int top = first_of(p, H, P), bottom = end_of(p, H, P), left = first_of(q, W, Q),
@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     adaptive_avg_pool2d_backward(float* __restrict__ dx, const float* __restrict__ dy, int pixels,
         int lanes, int H, int W, int C, int P, int Q)
 {
-    for (Walk at(lanes); at.pixel < pixels; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
         const int pixel = (int)at.pixel, line = pixel / W, w = pixel - line * W, n = line / H,
                   h = line - n * H;
         const int top = first_of(h, P, H), bottom = end_of(h, P, H), left = first_of(w, Q, W),

@@ -1,13 +1,12 @@
 /*
 avgpool.cu: two-dimensional average and sum pooling, forward and backward.
 
-Math      y[n,p,q,c]  = (sum over (r,s) inside the image of x[n, p*stride_h - pad_h + r*dil_h, ...,
-                        c]) / taps(p,q)
+Math      y[n,p,q,c]  = sum of x[n,h,w,c] / taps(p,q) over the (r,s) that are inside the image,
+                        h = p*stride_h - pad_h + r*dil_h, w = q*stride_w - pad_w + s*dil_w
           dx[n,h,w,c] = sum of dy[n,p,q,c] / taps(p,q) over the windows that cover (h,w)
           taps(p,q)   = the window's rows in [low_h, high_h) times its columns in [low_w, high_w),
-                        at least 1: the image
-                        and its padding, or with count_include_pad off the image alone; without
-                        AVERAGE it is 1
+                        at least 1. These limits are the image's and its padding's, without
+                        count_include_pad the image's alone. Without AVERAGE, taps(p,q) is 1
 Source    ONNX AveragePool; torch.nn.functional.avg_pool2d; the article's "pooling step" for the sum
 Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC
 Geometry  As maxpool.cu
@@ -15,7 +14,7 @@ Traffic   Forward: x once (overlapping taps hit the cache), y once. Backward: dy
 Floor     bytes / DRAM bandwidth
 Order     One owner per output. Forward: ascending (r,s), then one division. Backward: each share is
           divided, then added by ascending (p,q)
-Limits    N*P*Q and N*H*W below 2^31 (checked by the plan); offsets are 64-bit
+Limits    N*P*Q and N*H*W below 2^31 (checked on the host); offsets are 64-bit
 Not here  Global pooling with several threads an output
 Macros    VEC (4 or 1), AVERAGE (1, or 0 for the sum)
 */
@@ -36,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         int H, int W, int C, int P, int Q, int R, int S, int stride_h, int stride_w, int pad_h,
         int pad_w, int dil_h, int dil_w, int low_h, int high_h, int low_w, int high_w)
 {
-    for (Walk at(lanes); at.pixel < pixels; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
         const unsigned pixel = at.pixel, q = pixel % Q, line = pixel / Q, p = line % P,
                        n = line / P;
         const int taps = AVERAGE ? taps_counted(p, stride_h, pad_h, dil_h, R, low_h, high_h)
@@ -66,10 +65,10 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         int H, int W, int C, int P, int Q, int R, int S, int stride_h, int stride_w, int pad_h,
         int pad_w, int dil_h, int dil_w, int low_h, int high_h, int low_w, int high_w)
 {
-    for (Walk at(lanes); at.pixel < pixels; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
         const unsigned pixel = at.pixel, w = pixel % W, line = pixel / W, h = line % H,
                        n = line / H;
-        const Cover rows(h + pad_h, stride_h, dil_h, R, P),
+        const CoveringWindows rows(h + pad_h, stride_h, dil_h, R, P),
             columns(w + pad_w, stride_w, dil_w, S, Q);
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             Floats<VEC> sum = {};

@@ -1,44 +1,44 @@
 /*
 batchnorm.cu: batch normalisation in training and evaluation, with its ReLU; forward and backward.
 
-Math      y[i,c]  = act((x[i,c] - mean[c]) * scale + b[c]), scale = w[c] / sqrt(var[c] + eps), i
-                    over the pixels of all images; in training mean and var are x's own, var the
-                    mean of (x - mean)^2
+Math      y[i,c] = act((x[i,c] - mean[c]) * scale + b[c]), scale = w[c] / sqrt(var[c] + eps), for
+          the pixels i of all images; in training mean and var are x's own, var being the mean of
+          (x - mean)^2
           db = sum of d, dw = sum of d*z, z = (x - mean) / sqrt(var + eps), d = dy where y > 0 or
           there is no ReLU, else 0
           dx = scale * (d - (db + z*dw) / pixels), in evaluation scale * d
           running = (1 - momentum) * running + momentum * new, new = mean or var * n / (n - 1)
 Source    Ioffe and Szegedy 2015; torch.nn.functional.batch_norm. Statistics: Chan, Golub and
           LeVeque 1983, "Algorithms for computing the sample variance"
-Layout    x, dy: float32 (pixels, C), a pixel `pitch` elements after the one before, so that x may
-          be the first channels of a wider image; y, dx: (pixels, C); all others (C); slices:
-          (number, 2, C), for the statistics a row (C) more
+Layout    x, dy: float32 (pixels, C), a pixel x_stride or dy_stride elements after the one before,
+          so that x may be the first channels of a wider image; y, dx: (pixels, C); partials:
+          (splits, 2, C), for the statistics a row (C) more; all others: (C)
 Geometry  Blocks of 256 threads, 256/lanes pixels by `lanes` threads of VEC channels; grid.x = block
-          of channels, grid.y = slice of the pixels (sums) or a stride over them. Merging: 32 rows
-          of slices by 8 channels
+          of channels, grid.y = part of the pixels (sums) or a stride over them. Merging: 32 rows of
+          partial results by 8 channels
 Traffic   Training forward: x twice, y once; evaluation: x and y once. Backward: dy and x twice, dx
           once; without of_batch and weight, once each
 Floor     Training 12 forward, 20 backward; evaluation 8, and 20 or 12 * pixels * C bytes / DRAM
           bandwidth
 Order     No atomics. A thread takes its pixels by fours, ascending; then a tree over the rows of a
-          block, every 32nd slice ascending, and a tree again
-Limits    pixels, C and pitch below 2^31; offsets are 64-bit. An infinity in a channel makes all of
-          it NaN, as a NaN does; so does a difference from its first value past 1.8e19
+          block, every 32nd partial result ascending, and a tree again
+Limits    pixels, C and the strides below 2^31; offsets are 64-bit. An infinity in a channel makes
+          all of it NaN, as a NaN does; so does a difference from its first value past 1.8e19
 Not here  Statistics from the epilogue of the convolution before, or of several cards; all in one
           launch for images so small that a block holds a channel
 Macros    VEC (4 or 1). The scalars use_weight, use_bias, rectify and of_batch choose the parts
 */
 #include "channels.cuh"
 
-constexpr int LANES = 8, ROWS = THREADS / LANES;  // of the blocks that merge slices
+constexpr int LANES = 8, ROWS = THREADS / LANES;  // of the blocks that merge partial results
 
-// Of `n` values less the channel's shift: their mean, and their squared distances from it summed.
+// n values less the channel's shift: their mean, and the sum of their squared distances from it.
 template <int WIDTH> struct Moments {
     float n;
     Floats<WIDTH> mean, squares;
 };
 
-// Take in the moments of others (Chan et al., formula 2.1).
+// Merges the moments of other values into a (Chan et al., formula 2.1).
 template <int WIDTH>
 __device__ __forceinline__ void merge(Moments<WIDTH>& a, const Moments<WIDTH>& b)
 {
@@ -52,7 +52,7 @@ __device__ __forceinline__ void merge(Moments<WIDTH>& a, const Moments<WIDTH>& b
     a.n = total;
 }
 
-// Those of a block's rows, in row 0: a tree.
+// Merges those of a block's rows into row 0: a tree.
 template <int WIDTH>
 __device__ __forceinline__ void merge_rows(Moments<WIDTH>& mine, int row, int rows, int lanes)
 {
@@ -71,31 +71,31 @@ __device__ __forceinline__ void merge_rows(Moments<WIDTH>& mine, int row, int ro
 __device__ __forceinline__ Moments<VEC> moments_of(
     const Floats<VEC> (&in)[FLIGHT], int count, const Floats<VEC>& shift)
 {
-    Moments<VEC> found = {(float)count, {}, {}};
+    Moments<VEC> moments = {(float)count, {}, {}};
     const float part = 1.0f / (float)count;
 #pragma unroll
     for (int j = 0; j < FLIGHT; ++j)
         for (int k = 0; k < VEC; ++k)
-            if (j < count) found.mean.v[k] += in[j].v[k] - shift.v[k];
-    for (int k = 0; k < VEC; ++k) found.mean.v[k] *= part;
+            if (j < count) moments.mean.v[k] += in[j].v[k] - shift.v[k];
+    for (int k = 0; k < VEC; ++k) moments.mean.v[k] *= part;
 #pragma unroll
     for (int j = 0; j < FLIGHT; ++j)
         for (int k = 0; k < VEC; ++k) {
-            const float d = in[j].v[k] - shift.v[k] - found.mean.v[k];
-            if (j < count) found.squares.v[k] = fmaf(d, d, found.squares.v[k]);
+            const float d = in[j].v[k] - shift.v[k] - moments.mean.v[k];
+            if (j < count) moments.squares.v[k] = fmaf(d, d, moments.squares.v[k]);
         }
-    return found;
+    return moments;
 }
 
-// The moments of each slice of `slice` pixels. The first pixel is taken off every other first, so
-// that a channel far from zero keeps its digits; it is the last row of slices.
+// The moments of each part of split_length pixels. The first pixel is subtracted from every other
+// first, so that a channel far from zero keeps its digits; it is the last row of partials.
 extern "C" __global__ void __launch_bounds__(256, 4)
-    batch_norm2d_statistics(float* __restrict__ slices, const float* __restrict__ x, int pixels,
-        int pitch, int C, int lanes, int slice)
+    batch_norm2d_statistics(float* __restrict__ partials, const float* __restrict__ x, int pixels,
+        int x_stride, int C, int lanes, int split_length)
 {
     const Tile tile(lanes);
-    const long long first = (long long)blockIdx.y * slice,
-                    end = first + slice < pixels ? first + slice : pixels;
+    const long long first = (long long)blockIdx.y * split_length,
+                    end = first + split_length < pixels ? first + split_length : pixels;
     Moments<VEC> mine = {};
     Floats<VEC> shift = {};
     if (tile.c < C) {
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 #pragma unroll
             for (int j = 0; j < FLIGHT; ++j)
                 if (at + j * tile.rows < end) {
-                    in[j] = load<VEC>(x + (at + j * tile.rows) * pitch + tile.c);
+                    in[j] = load<VEC>(x + (at + j * tile.rows) * x_stride + tile.c);
                     ++count;
                 }
             merge(mine, moments_of(in, count, shift));
@@ -114,30 +114,30 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     }
     merge_rows(mine, tile.row, tile.rows, lanes);
     if (tile.row > 0 || tile.c >= C) return;
-    float* to = slices + (long long)blockIdx.y * 2 * C + tile.c;
+    float* to = partials + (long long)blockIdx.y * 2 * C + tile.c;
     store_global<VEC>(to, mine.mean);
     store_global<VEC>(to + C, mine.squares);
-    if (blockIdx.y == 0) store_global<VEC>(slices + (long long)gridDim.y * 2 * C + tile.c, shift);
+    if (blockIdx.y == 0) store_global<VEC>(partials + (long long)gridDim.y * 2 * C + tile.c, shift);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
     batch_norm2d_merge(float* __restrict__ mean, float* __restrict__ var,
-        const float* __restrict__ slices, int pixels, int C, int slice, int number)
+        const float* __restrict__ partials, int pixels, int C, int split_length, int splits)
 {
     const int row = threadIdx.x / LANES, c = blockIdx.x * LANES + threadIdx.x % LANES;
     Moments<1> mine = {};
-    for (int s = row; s < number && c < C; s += ROWS) {
-        const float* from = slices + (long long)s * 2 * C + c;
-        const int left = pixels - s * slice;
-        merge(mine, {(float)(left < slice ? left : slice), {from[0]}, {from[C]}});
+    for (int s = row; s < splits && c < C; s += ROWS) {
+        const float* from = partials + (long long)s * 2 * C + c;
+        const int left = pixels - s * split_length;
+        merge(mine, {(float)(left < split_length ? left : split_length), {from[0]}, {from[C]}});
     }
     merge_rows(mine, row, ROWS, LANES);
     if (row > 0 || c >= C) return;
-    mean[c] = slices[(long long)number * 2 * C + c] + mine.mean.v[0];
+    mean[c] = partials[(long long)splits * 2 * C + c] + mine.mean.v[0];
     var[c] = mine.squares.v[0] / (float)pixels;
 }
 
-// What a thread must know of its channels. Forward and backward compute the same y from it, bit for
+// What a thread needs of its channels. Forward and backward compute the same y from it, bit for
 // bit, so that both find the same pixels cut by the ReLU.
 struct Normal {
     Floats<VEC> mean, deviation, scale, shift;
@@ -166,7 +166,7 @@ struct Normal {
 
 extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_forward(float* __restrict__ y,
     const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
-    const float* __restrict__ mean, const float* __restrict__ var, int pixels, int pitch, int C,
+    const float* __restrict__ mean, const float* __restrict__ var, int pixels, int x_stride, int C,
     int lanes, float eps, int use_weight, int use_bias, int rectify)
 {
     const Tile tile(lanes);
@@ -174,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_forward(float*
     const Normal of(w, b, mean, var, tile.c, eps, use_weight, use_bias);
     Floats<VEC> in[FLIGHT];
     each_pixel(
-        tile, pixels, [&](long long i, int j) { in[j] = load<VEC>(x + i * pitch + tile.c); },
+        tile, pixels, [&](long long i, int j) { in[j] = load<VEC>(x + i * x_stride + tile.c); },
         [&](long long i, int j) {
             for (int k = 0; k < VEC; ++k) {
                 const float value = of.y(in[j].v[k], k);
@@ -184,23 +184,23 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_forward(float*
         });
 }
 
-// Of each slice of `slice` pixels the sums of d and of d * (x - mean).
+// The sums of d and of d * (x - mean) over each part of split_length pixels.
 extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_backward_sums(
-    float* __restrict__ slices, const float* __restrict__ dy, const float* __restrict__ x,
+    float* __restrict__ partials, const float* __restrict__ dy, const float* __restrict__ x,
     const float* __restrict__ w, const float* __restrict__ b, const float* __restrict__ mean,
-    const float* __restrict__ var, int pixels, int dy_pitch, int pitch, int C, int lanes, int slice,
-    float eps, int use_weight, int use_bias, int rectify)
+    const float* __restrict__ var, int pixels, int dy_stride, int x_stride, int C, int lanes,
+    int split_length, float eps, int use_weight, int use_bias, int rectify)
 {
     const Tile tile(lanes);
-    const long long first = (long long)blockIdx.y * slice,
-                    end = first + slice < pixels ? first + slice : pixels;
+    const long long first = (long long)blockIdx.y * split_length,
+                    end = first + split_length < pixels ? first + split_length : pixels;
     Floats<2 * VEC> sums = {};
     if (tile.c < C) {
         const Normal of(w, b, mean, var, tile.c, eps, use_weight, use_bias);
 #pragma unroll 2
         for (long long i = first + tile.row; i < end; i += tile.rows) {
-            const Floats<VEC> in = load<VEC>(x + i * pitch + tile.c),
-                              gradient = load<VEC>(dy + i * dy_pitch + tile.c);
+            const Floats<VEC> in = load<VEC>(x + i * x_stride + tile.c),
+                              gradient = load<VEC>(dy + i * dy_stride + tile.c);
             for (int k = 0; k < VEC; ++k) {
                 const float d = of.d(gradient.v[k], in.v[k], k, rectify);
                 sums.v[k] += d;
@@ -210,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_backward_sums(
     }
     sum_rows(sums, tile.row, tile.rows, lanes);
     if (tile.row > 0 || tile.c >= C) return;
-    float* to = slices + (long long)blockIdx.y * 2 * C + tile.c;
+    float* to = partials + (long long)blockIdx.y * 2 * C + tile.c;
     for (int k = 0; k < VEC; ++k) {
         to[k] = sums.v[k];
         to[C + k] = sums.v[VEC + k];
@@ -218,13 +218,13 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_backward_sums(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_backward_merge(
-    float* __restrict__ dw, float* __restrict__ db, const float* __restrict__ slices,
-    const float* __restrict__ var, int C, int number, float eps)
+    float* __restrict__ dw, float* __restrict__ db, const float* __restrict__ partials,
+    const float* __restrict__ var, int C, int splits, float eps)
 {
     const int row = threadIdx.x / LANES, c = blockIdx.x * LANES + threadIdx.x % LANES;
     Floats<2> sums = {};
-    for (int s = row; s < number && c < C; s += ROWS) {
-        const float* from = slices + (long long)s * 2 * C + c;
+    for (int s = row; s < splits && c < C; s += ROWS) {
+        const float* from = partials + (long long)s * 2 * C + c;
         sums.v[0] += from[0];
         sums.v[1] += from[C];
     }
@@ -234,11 +234,12 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_backward_merge
     dw[c] = sums.v[1] / sqrtf(var[c] + eps);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_backward(float* __restrict__ dx,
-    const float* __restrict__ dy, const float* __restrict__ x, const float* __restrict__ w,
-    const float* __restrict__ b, const float* __restrict__ mean, const float* __restrict__ var,
-    const float* __restrict__ dw, const float* __restrict__ db, int pixels, int dy_pitch, int pitch,
-    int C, int lanes, float eps, int of_batch, int use_weight, int use_bias, int rectify)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    batch_norm2d_backward(float* __restrict__ dx, const float* __restrict__ dy,
+        const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+        const float* __restrict__ mean, const float* __restrict__ var, const float* __restrict__ dw,
+        const float* __restrict__ db, int pixels, int dy_stride, int x_stride, int C, int lanes,
+        float eps, int of_batch, int use_weight, int use_bias, int rectify)
 {
     const Tile tile(lanes);
     if (tile.c >= C) return;
@@ -256,8 +257,8 @@ extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_backward(float
     each_pixel(
         tile, pixels,
         [&](long long i, int j) {
-            in[j] = load<VEC>(x + i * pitch + tile.c);
-            gradient[j] = load<VEC>(dy + i * dy_pitch + tile.c);
+            in[j] = load<VEC>(x + i * x_stride + tile.c);
+            gradient[j] = load<VEC>(dy + i * dy_stride + tile.c);
         },
         [&](long long i, int j) {
             for (int k = 0; k < VEC; ++k) {

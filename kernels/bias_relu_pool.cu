@@ -4,9 +4,9 @@ in one pass each way.
 
 Math      v[n,h,w,c]      = relu(x[n,h,w,c] + b[c])
           y[n,p,q,c]      = max of v[n, 2p + r, 2q + s, c] over r, s in {0, 1} inside the image
-          argmax[n,p,q,c] = 2r + s of the winner: the first maximum, or the last NaN
-          dx[n,h,w,c]     = dy[n, h/2, w/2, c] where (h,w) is that window's winner and its y is
-                            above 0 or NaN, else 0; 0 too in an odd row or column left over
+          argmax[n,p,q,c] = 2r + s of the first maximum, or of the last NaN if there is one
+          dx[n,h,w,c]     = dy[n, h/2, w/2, c] where that window's maximum is at (h,w) and its y is
+                            above 0 or NaN, else 0; also 0 in an odd row or column left over
 Source    The article's convolution, ReLU and pooling steps; torch.nn.functional.max_pool2d
 Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC (VEC = 1 serves any C); b: float32 (C,);
           argmax: uint8, same shape as y. x is the convolution's sum, before its bias
@@ -16,14 +16,14 @@ Traffic   Forward: x once, y and argmax once. Backward: dy, y and argmax once, d
 Floor     bytes / DRAM bandwidth
 Order     One owner per output, no atomics. Bits are those of conv_simt.cu's epilogue with
           maxpool.cu forward, and of relu.cu with maxpool.cu backward
-Limits    N*H*W below 2^31 (checked by the plan); offsets are 64-bit. Stride 2, no padding, no
+Limits    N*H*W below 2^31 (checked on the host); offsets are 64-bit. Stride 2, no padding, no
           dilation; P = (H + 1) / 2 (ceil_mode) or H / 2, and Q alike
 Not here  Pooling in the convolution's epilogue, which need not write x at all
 Macros    VEC (4 or 1). The scalar use_bias says whether b is read
 */
 #include "pool.cuh"
 
-// The 2x2 pixels of one cell, by tap 2r + s, and which of them the image has.
+// The 2x2 pixels of one cell, by tap 2r + s, and which of them are inside the image.
 struct Cell {
     int n, p, q, W;
     long long first;  // the pixel at tap 0, counted from the batch's first
@@ -51,33 +51,32 @@ struct Cell {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256, 4)
-    bias_relu_max_pool2d_forward(float* __restrict__ y, unsigned char* __restrict__ argmax,
-        const float* __restrict__ x, const float* __restrict__ b, int pixels, int lanes, int H,
-        int W, int C, int P, int Q, unsigned p_mul, int p_shift, unsigned q_mul, int q_shift,
-        int use_bias)
+extern "C" __global__ void __launch_bounds__(256, 4) bias_relu_max_pool2d_forward(
+    float* __restrict__ y, unsigned char* __restrict__ argmax, const float* __restrict__ x,
+    const float* __restrict__ b, int pixels, int lanes, int H, int W, int C, int P, int Q,
+    unsigned p_mul, int p_shift, unsigned q_mul, int q_shift, int use_bias)
 {
-    for (Walk at(lanes); at.pixel < pixels; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
         const Cell cell(at.pixel, H, W, P, Q, p_mul, p_shift, q_mul, q_shift);
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             Floats<VEC> in[4], bias = {}, best;
             for (int tap = 0; tap < 4; ++tap)
                 if (cell.has(tap)) in[tap] = load<VEC>(x + cell.pixel(tap) * C + c);
             if (use_bias) bias = load<VEC>(b + c);
-            Winners<VEC> winner;
+            Argmax<VEC> best_tap;
             for (int tap = 0; tap < 4; ++tap) {
                 if (!cell.has(tap)) continue;
                 for (int k = 0; k < VEC; ++k) {
                     const float v = relu(in[tap].v[k] + bias.v[k]);
                     if (tap == 0 || v > best.v[k] || v != v) {
                         best.v[k] = v;
-                        winner.v[k] = tap;
+                        best_tap.v[k] = tap;
                     }
                 }
             }
             const long long to = at.pixel * C + c;
             store_global<VEC>(y + to, best);
-            *(Winners<VEC>*)(argmax + to) = winner;
+            *(Argmax<VEC>*)(argmax + to) = best_tap;
         }
     }
 }
@@ -88,27 +87,25 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         int H, int W, int C, int P, int Q, int rows, int columns, unsigned rows_mul, int rows_shift,
         unsigned columns_mul, int columns_shift)
 {
-    for (Walk at(lanes); at.pixel < cells; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < cells; at.next()) {
         const Cell cell(
             at.pixel, H, W, rows, columns, rows_mul, rows_shift, columns_mul, columns_shift);
         const bool pooled = cell.p < P && cell.q < Q;
         const long long window = ((long long)cell.n * P + cell.p) * Q + cell.q;
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             Floats<VEC> passed = {};
-            Winners<VEC> winner = {};
+            Argmax<VEC> best_tap = {};
             if (pooled) {
                 const long long from = window * C + c;
                 const Floats<VEC> d = load<VEC>(dy + from), sign = load<VEC>(y + from);
-                winner = *(const Winners<VEC>*)(argmax + from);
+                best_tap = *(const Argmax<VEC>*)(argmax + from);
                 // 0 is added as in the sum over windows: of -0 it makes +0
-                for (int k = 0; k < VEC; ++k)
-                    passed.v[k] = 0.0f + relu_mask(d.v[k], sign.v[k]);
+                for (int k = 0; k < VEC; ++k) passed.v[k] = 0.0f + relu_mask(d.v[k], sign.v[k]);
             }
             for (int tap = 0; tap < 4; ++tap) {
                 if (!cell.has(tap)) continue;
                 Floats<VEC> out;
-                for (int k = 0; k < VEC; ++k)
-                    out.v[k] = winner.v[k] == tap ? passed.v[k] : 0.0f;
+                for (int k = 0; k < VEC; ++k) out.v[k] = best_tap.v[k] == tap ? passed.v[k] : 0.0f;
                 store_global<VEC>(dx + cell.pixel(tap) * C + c, out);
             }
         }

@@ -1,9 +1,9 @@
 // conv_gather.cuh: the operands of a convolution that gathers: pixels read by a window's taps, and
 // filters in the order of (tap, channel).
 //
-// Macros besides conv_simt.cuh's: UNIFORM (1: a group's gathered channels are a multiple of TILE_K,
-// so a panel has one tap); WINDOW_BITS (1: the window has at most 16 rows and 15 columns, and a bit
-// mask says which taps are inside the image).
+// Macros besides those of conv_simt.cuh: UNIFORM (1: a group's gathered channels are a multiple of
+// TILE_K, so a panel has one tap); WINDOW_BITS (1: the window has at most 16 rows and 15 columns,
+// and a bit mask says which taps are inside the image).
 #pragma once
 #include "conv_simt.cuh"
 
@@ -18,7 +18,7 @@ struct Axis {
 };
 
 // One row of the gathered operand: what one pixel of the result reads.
-struct Row {
+struct GatherRow {
     int base;  // offset of tap (0,0), perhaps outside the image, in vectors of VEC_A floats
 #if WINDOW_BITS
     unsigned inside;  // bit r: the window's row r is in the image; bit 16+s: its column s is
@@ -27,15 +27,15 @@ struct Row {
 #endif
 };
 
-// What the loop needs to know of a tap, the same for every row: its distance from tap (0,0) in
-// vectors, and its bits.
+// What the loop needs of a tap, the same for every row: its distance from tap (0,0) in vectors, and
+// its bits.
 struct Tap {
     int distance;
     unsigned bits;
 };
 
-constexpr int TAPS =
-    WINDOW_BITS ? 16 * 15 + TILE_K : 1;  // with those past the last that the loop asks for
+// With those past the last that the loop asks for.
+constexpr int TAPS = WINDOW_BITS ? 16 * 15 + TILE_K : 1;
 __device__ constexpr Tap NOWHERE = {0, 1u << 31};  // no row has this bit: S <= 15
 
 // Panels of the gathered operand: TILE pixels of the result by TILE_K (tap, channel) pairs.
@@ -47,10 +47,10 @@ struct GatherLoader {
     unsigned channels_mul;
     int channels_shift;
     Tap* taps;  // in shared memory
-    Row rows[Shape::ROWS];
+    GatherRow rows[Shape::ROWS];
     float v[4];
 
-    // Row i reads image n, with its tap (0,0) at (h, w).
+    // GatherRow i reads image n, with its tap (0,0) at (h, w).
     __device__ __forceinline__ void open(int i, int n, int h, int w, bool exists)
     {
         rows[i].base = ((n * vertical.size + h) * horizontal.size + w) * (all_channels / VEC_A)
@@ -80,7 +80,7 @@ struct GatherLoader {
             taps[tap] = tap < R * S ? tap_of(tap) : NOWHERE;
     }
 
-    __device__ __forceinline__ bool inside(const Row& row, int tap, unsigned bits) const
+    __device__ __forceinline__ bool inside(const GatherRow& row, int tap, unsigned bits) const
     {
 #if WINDOW_BITS
         return (row.inside & bits) == bits;

@@ -1,54 +1,51 @@
 /*
 conv_simt.cu: two-dimensional convolution, forward and backward data, in IEEE float32.
 
-Math      y[n,p,q,k]  = act(b[k] + sum over r,s,c of w[k,r,s,c] * x[n, p*stride_h - pad_h + r*dil_h,
-                                                                       q*stride_w - pad_w + s*dil_w,
-                                        c])
-          dx[n,h,w,c] = mask * sum over r,s,k of w[k,r,s,c] * dy[n,p,q,k] where p*stride_h - pad_h +
-                        r*dil_h = h and
-          likewise q; act is nothing or ReLU, mask nothing or (x[n,h,w,c] > 0), the gradient of a
-          ReLU that made x
-          As one product per group: pixels x (R*S*channels) times (R*S*channels) x filters, never
-          stored ("implicit
-          GEMM"). A linear layer is the case H = W = P = Q = R = S = 1 of all three passes.
-          Backward data falls into stride_h x stride_w classes: pixels with equal h mod stride_h and
-          w mod stride_w are reached by the same taps, r0, r0 + every_h, ... with every_h =
-          stride_h / gcd(stride_h, dil_h), and tap i of these reads row start + pixel -
-          i * dil_h / gcd of dy: a gather of stride 1 with a filter of its own. No multiplication
-          is by a zero that a stride put there; a class that no tap reaches is 0
-Source    Chellapilla et al. 2006; cuDNN (Chetlur et al. 2014); CUTLASS, implicit GEMM; the classes:
+Math      y[n,p,q,k]  = act(b[k] + sum over r,s,c of w[k,r,s,c] * x[n,h,w,c])
+          dx[n,h,w,c] = mask * sum over r,s,k of w[k,r,s,c] * dy[n,p,q,k]
+          both where h = p*stride_h - pad_h + r*dil_h and w = q*stride_w - pad_w + s*dil_w; act is
+          nothing or ReLU, mask is nothing or (x[n,h,w,c] > 0), the gradient of a ReLU that made x.
+          As one product per group: pixels x (R*S*channels) times (R*S*channels) x filters, whose
+          operands are never stored ("implicit GEMM"). A linear layer is the case
+          H = W = P = Q = R = S = 1 of all three passes.
+          Backward data falls into stride_h x stride_w stride phases: pixels with equal h mod
+          stride_h and w mod stride_w are reached by the same taps, r0, r0 + every_h, ... with
+          every_h = stride_h / gcd(stride_h, dil_h), and tap i of these reads row
+          start + pixel - i * dil_h / gcd of dy: a gather of stride 1 with a filter of its own. No
+          multiplication is by a zero that a stride put there; a phase that no tap reaches is 0
+Source    Chellapilla et al. 2006; cuDNN (Chetlur et al. 2014); CUTLASS, implicit GEMM; the phases:
           Dumoulin and Visin 2016, "A guide to convolution arithmetic", section 4.6
 Layout    x, dx, y, dy: float32 NHWC; w: float32 KRSC with C = channels of one group; b: K
 Geometry  One block of 256 threads per TILE pixels x TILE filters (forward) or channels (backward
-          data, of one class) of a group: grid.x = tiles of pixels * classes * tiles across, across
-          fastest so that neighbours share x in the L2, then the classes, which share dy; grid.y =
+          data, of one phase) of a group: grid.x = tiles of pixels * phases * tiles across, across
+          fastest so that neighbours share x in the L2, then the phases, which share dy; grid.y =
           group. TILE = 128: 8x8 sums a thread, panels of 8; TILE = 64: 4x4, panels of 16. Two
           buffers in shared memory
-Traffic   Per block: TILE*taps*channels of each operand, taps being R*S or the class's, and its tile
+Traffic   Per block: TILE*taps*channels of each operand, taps being R*S or the phase's, and its tile
           of the result once
 Floor     2*N*P*Q*K*R*S*C/groups flops / FP32 peak (backward data the same)
 Order     One owner per output, the sum in ascending (r,s,channel), one rounding a term: |error| <=
           gamma_(RSC+1) of the sum of absolute products. Bit-identical from run to run
 Limits    N*P*Q, N*H*W, a group's filters, and x and dy in vectors of VEC_A floats below 2^31, with
-          what a window reaches past the edge; checked by the plan. WINDOW_BITS = 1 needs R <= 16, S
-          <= 15, backward data of the largest class
-Not here  Depthwise filters (depthwise.cu); images of few channels (conv_first.cu); a split of the
-          reduction, which a linear layer of few rows would want
+          what a window reaches past the edge; checked by gpuconv/ops/conv2d_launch.py. WINDOW_BITS
+          = 1 needs R <= 16 and S <= 15, in backward data of the largest phase
+Not here  Depthwise filters (depthwise.cu); images of few channels (conv_few_channels.cu); split-K
+          of the forward pass, which a linear layer of few rows would want
 Macros    TILE; VEC_A, VEC_B, VEC_OUT (4 or 1: gathered operand, filter, result); UNIFORM;
           WINDOW_BITS (conv_gather.cuh). The scalars use_bias, rectify and use_mask choose the
           epilogue
 */
 #include "conv_gather.cuh"
 
-// One axis of a class of backward data: the pixels first, first + stride, ... of dx, and the taps
-// that reach them.
-struct ClassAxis {
+// One axis of a stride phase of backward data: the pixels first, first + stride, ... of dx, and the
+// taps that reach them.
+struct PhaseAxis {
     int first, count;  // pixels
     int tap, taps;     // the first of the taps, and how many
     int start;         // the row or column of dy that the first tap brings to the first pixel
 
-    // every: from one of the class's taps to the next.
-    __device__ __forceinline__ ClassAxis(
+    // every: from one of the phase's taps to the next.
+    __device__ __forceinline__ PhaseAxis(
         int first, int size, int pad, int stride, int dil, int all_taps, int every)
         : first(first), count((size - first + stride - 1) / stride), tap(0), taps(0)
     {
@@ -68,7 +65,7 @@ struct CrossFilterLoader {
     int stride;                               // floats of one filter
     unsigned filters_mul;
     int filters_shift;
-    int S, tap_h, tap_w, every_h, every_w, taps_w;  // the whole filter's columns; the class's taps
+    int S, tap_h, tap_w, every_h, every_w, taps_w;  // the whole filter's columns; the phase's taps
     int* taps;                                      // where each is in a filter; in shared memory
     float v[4];
 
@@ -107,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_simt(fl
 {
     __shared__ Panels panels;
     __shared__ Tap taps[TAPS];
-    const Corner from = corner(tiles_across);
+    const TileOrigin from = tile_origin(tiles_across);
     if (from.row >= pixels || from.group * channels >= C) return;
 
     GatherLoader a = {x + from.group * channels, {H, dil_h}, {W, dil_w}, R, S, channels, C,
@@ -126,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_simt(fl
     Sums sums = {};
     accumulate(sums, panels, a, f, (reduction + TILE_K - 1) / TILE_K);
 
-    const Corner to = corner(tiles_across);
+    const TileOrigin to = tile_origin(tiles_across);
     y += (long long)to.row * K + to.group * filters + to.column;
     b += to.group * filters + to.column;
     each_vector<VEC_OUT>(
@@ -142,48 +139,48 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_simt(fl
 extern "C" __global__ void __launch_bounds__(256, TILE == 64 ? 3 : BLOCKS)
     conv2d_backward_data_simt(float* dx, const float* __restrict__ dy, const float* __restrict__ w,
         const float* x, int pixels, int N, int H, int W, int P, int Q, int R, int S, int C, int K,
-        int channels, int filters, int tiles_across, int classes, int classes_w, int stride_h,
+        int channels, int filters, int tiles_across, int phases, int phases_w, int stride_h,
         int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, int every_h, int every_w,
-        int step_h, int step_w, unsigned rows_mul, int rows_shift, unsigned rows_less_mul,
-        int rows_less_shift, unsigned columns_mul, int columns_shift, unsigned columns_less_mul,
-        int columns_less_shift, unsigned filters_mul, int filters_shift, int use_mask)
+        int step_h, int step_w, unsigned rows_mul, int rows_shift, unsigned short_rows_mul,
+        int short_rows_shift, unsigned columns_mul, int columns_shift, unsigned short_columns_mul,
+        int short_columns_shift, unsigned filters_mul, int filters_shift, int use_mask)
 {
     __shared__ Panels panels;
     __shared__ Tap taps[TAPS];
     __shared__ int filter_taps[TAPS];
     __shared__ int place[TILE];  // of the tile's rows: their pixels of dx, -1 past the last
-    const Corner from = corner(tiles_across);
-    const int down = from.row / TILE / classes, number = from.row / TILE - down * classes;
-    const int class_h = number / classes_w;
-    const ClassAxis rows(class_h, H, pad_h, stride_h, dil_h, R, every_h);
-    const ClassAxis columns(number - class_h * classes_w, W, pad_w, stride_w, dil_w, S, every_w);
-    const int class_pixels = N * rows.count * columns.count;
-    if (down * TILE >= class_pixels || from.group * channels >= C) return;
+    const TileOrigin from = tile_origin(tiles_across);
+    const int down = from.row / TILE / phases, phase = from.row / TILE - down * phases;
+    const int phase_h = phase / phases_w;
+    const PhaseAxis rows(phase_h, H, pad_h, stride_h, dil_h, R, every_h);
+    const PhaseAxis columns(phase - phase_h * phases_w, W, pad_w, stride_w, dil_w, S, every_w);
+    const int phase_pixels = N * rows.count * columns.count;
+    if (down * TILE >= phase_pixels || from.group * channels >= C) return;
 
-    // The first H mod stride_h classes have a row more than the others, likewise columns.
+    // The first H mod stride_h phases have a row more than the others, likewise columns.
     const bool tall = rows.count * stride_h >= H, wide = columns.count * stride_w >= W;
-    const unsigned line_mul = wide ? columns_mul : columns_less_mul;
-    const int line_shift = wide ? columns_shift : columns_less_shift;
-    const unsigned image_mul = tall ? rows_mul : rows_less_mul;
-    const int image_shift = tall ? rows_shift : rows_less_shift;
+    const unsigned line_mul = wide ? columns_mul : short_columns_mul;
+    const int line_shift = wide ? columns_shift : short_columns_shift;
+    const unsigned image_mul = tall ? rows_mul : short_rows_mul;
+    const int image_shift = tall ? rows_shift : short_rows_shift;
 
-    const int taps_of_class = rows.taps * columns.taps, reduction = taps_of_class * filters;
+    const int taps_of_phase = rows.taps * columns.taps, reduction = taps_of_phase * filters;
     GatherLoader a = {dy + from.group * filters, {P, -step_h}, {Q, -step_w},
-        taps_of_class ? rows.taps : 0, max(columns.taps, 1), filters, K, filters_mul, filters_shift,
+        taps_of_phase ? rows.taps : 0, max(columns.taps, 1), filters, K, filters_mul, filters_shift,
         taps};
     a.tabulate();
     for (int i = 0; i < Along<VEC_A>::ROWS; ++i) {
         const int pixel = down * TILE + Along<VEC_A>::row(i);
         const int line = divide(pixel, line_mul, line_shift), column = pixel - line * columns.count;
         const int n = divide(line, image_mul, image_shift), row = line - n * rows.count;
-        a.open(i, n, rows.start + row, columns.start + column, pixel < class_pixels);
+        a.open(i, n, rows.start + row, columns.start + column, pixel < phase_pixels);
     }
     if (threadIdx.x < TILE) {
         const int pixel = down * TILE + threadIdx.x;
         const int line = divide(pixel, line_mul, line_shift), column = pixel - line * columns.count;
         const int n = divide(line, image_mul, image_shift), row = line - n * rows.count;
         const int at = (n * H + rows.first + row * stride_h) * W;
-        place[threadIdx.x] = pixel < class_pixels ? at + columns.first + column * stride_w : -1;
+        place[threadIdx.x] = pixel < phase_pixels ? at + columns.first + column * stride_w : -1;
     }
     const int channel = from.column + Across<VEC_B>::row(0), stride = R * S * channels;
     CrossFilterLoader f = {w + (long long)from.group * filters * stride, channel, channels, filters,
@@ -195,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(256, TILE == 64 ? 3 : BLOCKS)
     Sums sums = {};
     accumulate(sums, panels, a, f, (reduction + TILE_K - 1) / TILE_K);
 
-    const Corner to = corner(tiles_across);
+    const TileOrigin to = tile_origin(tiles_across);
     const int first = to.group * channels + to.column;
     each_vector<VEC_OUT>(
         sums, TILE, channels - to.column, [&](int row, int c, Floats<VEC_OUT> value) {

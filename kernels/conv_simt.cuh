@@ -1,23 +1,23 @@
 // conv_simt.cuh: the block of conv_simt.cu and conv_simt_weight.cu: a TILE x TILE product of two
 // streams of panels.
 //
-// A block of 256 threads multiplies panels a (TILE_K x TILE, one column a row of the result) and b
-// (TILE_K x TILE) that its loaders bring through registers into two alternating buffers of shared
-// memory. A warp owns 32*QUADS rows by 16*QUADS columns, a thread QUADS x QUADS squares of 4x4 at a
-// distance of 32 rows and 16 columns, so each fragment is a 16-byte read and 8 lanes of it share
-// one address. Macros: TILE (64 or 128); VEC_A, VEC_B (4 where the operand's contiguous axis is a
-// multiple of 4, else 1).
+// A block of 256 threads multiplies panels a (TILE_K x TILE, each column a row of the result) and
+// b (TILE_K x TILE). Their loaders bring them through registers into two alternating buffers of
+// shared memory. A warp owns 32*QUADS rows by 16*QUADS columns. A thread owns QUADS x QUADS squares
+// of 4x4, 32 rows and 16 columns apart, so each fragment is a 16-byte read and 8 lanes of it share
+// one address.
+// Macros: TILE (64 or 128); VEC_A, VEC_B (4 where the operand's contiguous axis is a multiple of 4,
+// else 1).
 #pragma once
 #include "common.cuh"
 
 constexpr int THREADS = 256;
 constexpr int QUADS = TILE / 64;
 constexpr int TILE_K = 1024 / TILE;  // a panel is 4 floats a thread
-constexpr int LD =
-    TILE + 4;  // pads rows so that the transposing stores below meet no bank conflict
-constexpr int EDGE = 4 * QUADS;  // a thread's rows and columns
-// Blocks a processor must hold: 128 registers a thread. ptxas for sm_100 spills two of them in the
-// large tile; there one block with 140 registers is asked for instead.
+constexpr int LD = TILE + 4;         // of a row: transposing stores meet no bank conflict
+constexpr int EDGE = 4 * QUADS;      // a thread's rows and columns
+// Blocks a multiprocessor must hold, which leaves 128 registers a thread. ptxas for sm_100 spills
+// two of them in the large tile; there one block with 140 registers is asked for instead.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
 constexpr int BLOCKS = TILE == 128 ? 1 : 2;
 #else
@@ -25,13 +25,13 @@ constexpr int BLOCKS = 2;
 #endif
 static_assert(TILE == 64 || TILE == 128, "TILE is 64 or 128");
 
-// A block's tile: its first row and column, and its group. Read afresh at each call, so that none
-// of the three holds a register through the loop.
-struct Corner {
+// A block's tile: its first row and column, and its group. Computed at each call from registers
+// that the card holds anyway, so that none of the three occupies one through the loop.
+struct TileOrigin {
     int row, column, group;
 };
 
-__device__ __forceinline__ Corner corner(int tiles_across)
+__device__ __forceinline__ TileOrigin tile_origin(int tiles_across)
 {
     unsigned x, y;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
@@ -58,8 +58,10 @@ __device__ __forceinline__ int quad_column(int q)
     return warp / 2 * 16 * QUADS + q * 16 + lane % 4 * 4;
 }
 
-// Where a thread's four elements of a panel lie. Two shapes of panel: Along: memory is contiguous
-// along the reduction. WIDTH 4: one row, four steps of it. WIDTH 1: four rows, one step.
+// Where a thread's four elements of a panel lie, for two shapes of panel.
+//
+// Along: memory is contiguous along the reduction. WIDTH 4: four steps of one row. WIDTH 1: one
+// step of four rows.
 template <int WIDTH> struct Along {
     static constexpr int ROWS = WIDTH == 4 ? 1 : 4;
     __device__ static int row(int i)
@@ -78,8 +80,8 @@ template <int WIDTH> struct Along {
     }
 };
 
-// Across: memory is contiguous along the panel's rows. One step of the reduction; WIDTH 1: four
-// rows TILE/4 apart.
+// Across: memory is contiguous along the panel's rows. One step of four rows: WIDTH 4: neighbours;
+// WIDTH 1: TILE/4 apart.
 template <int WIDTH> struct Across {
     static constexpr int ROWS = WIDTH == 4 ? 1 : 4;
     __device__ static int row(int i)
@@ -105,7 +107,7 @@ __device__ __forceinline__ void fetch(float (&v)[4], int i, const float* from, b
     for (int j = 0; j < WIDTH; ++j) v[WIDTH == 4 ? j : i] = value.v[j];
 }
 
-// sums += a^T b over HALF of a panel's steps.
+// sums += a^T b over half of a panel's steps.
 __device__ __forceinline__ void multiply_half(
     Sums& sums, const float (*a)[LD], const float (*b)[LD])
 {
@@ -121,9 +123,9 @@ __device__ __forceinline__ void multiply_half(
 }
 
 // sums += a^T b over `steps` panels. Each sum grows in ascending order of the reduction: the order
-// is part of the result. A loader's fetch_panel(step) fills its registers, put(panel) writes them
-// to shared memory; its loads are in flight during half of the products of the panel before. Past
-// the end loaders give zeros: the loop has no branch.
+// is part of the result. A loader's fetch_panel(step) loads into its registers, put(panel) writes
+// them to shared memory; the loads are in flight during half of the products of the panel before.
+// Past the end loaders give zeros, so the loop has no branch.
 template <class A, class B>
 __device__ __forceinline__ void accumulate(Sums& sums, Panels& panels, A& a, B& b, int steps)
 {
@@ -145,8 +147,8 @@ __device__ __forceinline__ void accumulate(Sums& sums, Panels& panels, A& a, B& 
     }
 }
 
-// result(row, column, vector of sums) for each part of a thread's squares that lies inside rows x
-// columns.
+// Calls result(row, column, vector of sums) for each part of a thread's squares that lies inside
+// rows x columns.
 template <int WIDTH, class Result>
 __device__ __forceinline__ void each_vector(const Sums& sums, int rows, int columns, Result result)
 {

@@ -1,28 +1,28 @@
 /*
 conv_simt_weight.cu: convolution's backward weight and bias gradient, in IEEE float32.
 
-Math      dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * x[n, p*stride_h - pad_h + r*dil_h,
-                                                            q*stride_w - pad_w + s*dil_w, c]
+Math      dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * x[n,h,w,c],
+                        h = p*stride_h - pad_h + r*dil_h, w = q*stride_w - pad_w + s*dil_w
           db[k]       = sum over n,p,q of dy[n,p,q,k]
-          As one product per group: filters x pixels times pixels x (R*S*channels), the pixels cut
-          into slices
+          As one product per group: filters x pixels times pixels x (R*S*channels), the pixels
+          split into parts (split-K)
 Source    Chellapilla et al. 2006; CUTLASS, implicit GEMM with split-K
 Layout    x, dy: float32 NHWC; dw: float32 KRSC with C = channels of one group; db: K; the
-          workspace: slices of dw or db
+          workspace: partial sums of dw or db
 Geometry  conv2d_backward_weight_simt: one block of 256 threads per TILE filters x TILE (tap,
-          channel) pairs of a group and slice; grid.x = tiles of filters * tiles across, across
-          fastest; grid.y = group; grid.z = slice. conv2d_backward_bias_slices: a block per
-          `columns` filters (x) and slice (y), 256/columns pixels side by side
-Traffic   Per block: TILE * slice of each operand; slices * K*R*S*C/groups floats written and read
-          where slices > 1
+          channel) pairs of a group and part of the pixels; grid.x = tiles of filters * tiles
+          across, across fastest; grid.y = group; grid.z = part. conv2d_backward_bias_partials: a
+          block per `columns` filters (x) and part (y), 256/columns pixels side by side
+Traffic   Per block: TILE * split_length of each operand; splits * K*R*S*C/groups floats written and
+          read where splits > 1
 Floor     2*N*P*Q*K*R*S*C/groups flops / FP32 peak
-Order     Ascending pixels in a slice, slices in ascending order: |error| <= gamma_(slice + slices)
-          of the sum of absolute products. The plan cuts slices from the shape alone, so results are
-          bit-identical on every card
-Limits    N*P*Q, R*S*C, and x and dy in vectors of VEC floats below 2^31; slices, groups <= 65535;
-          checked by the plan
-Not here  The sum of the slices (sum_slices.cu); images of few channels (conv_first.cu); the bias
-          gradient in the same pass
+Order     Ascending pixels in a part, then the parts ascending: |error| <= gamma_(split_length +
+          splits) of the sum of absolute products. Where the pixels are split follows from the shape
+          alone, so results are bit-identical on every card
+Limits    N*P*Q, R*S*C, and x and dy in vectors of VEC floats below 2^31; splits, groups <= 65535;
+          checked by gpuconv/ops/conv2d_launch.py
+Not here  The sum of the parts (sum_partials.cu); images of few channels (conv_few_channels.cu); the
+          bias gradient in the same pass
 Macros    TILE; VEC_A, VEC_B, VEC_OUT (4 or 1: dy, x, the result)
 */
 #include "conv_simt.cuh"
@@ -39,7 +39,7 @@ struct GradientLoader {
     using Shape = Across<VEC_A>;
     const float* dy;
     int K, column, begin;  // column: the first filter here, in vectors of dy
-    int end[Shape::ROWS];  // the slice is [begin, end); empty for a filter past the last
+    int end[Shape::ROWS];  // the part is [begin, end), empty for a filter past the last
     float v[4];
 
     __device__ __forceinline__ void fetch_panel(int panel)
@@ -59,7 +59,7 @@ struct WindowLoader {
     using Shape = Across<VEC_B>;
     const float* x;
     int H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w;
-    int begin, end;  // the slice: result pixels [begin, end)
+    int begin, end;  // the part: result pixels [begin, end)
     unsigned p_mul, q_mul;
     int p_shift, q_shift;
     int h[Shape::ROWS], w[Shape::ROWS];  // each column's tap
@@ -83,16 +83,16 @@ struct WindowLoader {
 };
 
 extern "C" __global__ void __launch_bounds__(256, WEIGHT_BLOCKS) conv2d_backward_weight_simt(
-    float* __restrict__ slices, const float* __restrict__ dy, const float* __restrict__ x,
-    int pixels, int slice, int H, int W, int P, int Q, int S, int C, int K, int channels,
+    float* __restrict__ partials, const float* __restrict__ dy, const float* __restrict__ x,
+    int pixels, int split_length, int H, int W, int P, int Q, int S, int C, int K, int channels,
     int filters, int columns, int tiles_across, int stride_h, int stride_w, int pad_h, int pad_w,
     int dil_h, int dil_w, unsigned p_mul, int p_shift, unsigned q_mul, int q_shift)
 {
     __shared__ Panels panels;
-    const Corner from = corner(tiles_across);
+    const TileOrigin from = tile_origin(tiles_across);
     if (from.row >= filters || from.group * filters >= K) return;
-    const int begin = (int)min((long long)blockIdx.z * slice, (long long)pixels);
-    const int end = (int)min((long long)begin + slice, (long long)pixels);
+    const int begin = (int)min((long long)blockIdx.z * split_length, (long long)pixels);
+    const int end = (int)min((long long)begin + split_length, (long long)pixels);
 
     const int filter = from.row + Across<VEC_A>::row(0);
     GradientLoader a = {dy, K, (from.group * filters + filter) / VEC_A, begin};
@@ -111,25 +111,25 @@ extern "C" __global__ void __launch_bounds__(256, WEIGHT_BLOCKS) conv2d_backward
     Sums sums = {};
     accumulate(sums, panels, a, b, (end - begin + TILE_K - 1) / TILE_K);
 
-    const Corner to = corner(tiles_across);
-    slices += ((long long)blockIdx.z * K + to.group * filters + to.row) * columns + to.column;
+    const TileOrigin to = tile_origin(tiles_across);
+    partials += ((long long)blockIdx.z * K + to.group * filters + to.row) * columns + to.column;
     each_vector<VEC_OUT>(sums, filters - to.row, columns - to.column,
         [&](int row, int column, const Floats<VEC_OUT>& value) {
-            store<VEC_OUT>(slices + (long long)row * columns + column, value);
+            store<VEC_OUT>(partials + (long long)row * columns + column, value);
         });
 }
 
-// slices[s][k] = the sum of dy over slice s of the pixels; thread (lane, row) takes every rows-th
-// pixel.
+// partials[s][k] = the sum of dy over part s of the pixels; a thread takes every rows-th pixel of
+// one filter.
 extern "C" __global__ void __launch_bounds__(256, 4)
-    conv2d_backward_bias_slices(float* __restrict__ slices, const float* __restrict__ dy,
-        int pixels, int slice, int K, int columns)
+    conv2d_backward_bias_partials(float* __restrict__ partials, const float* __restrict__ dy,
+        int pixels, int split_length, int K, int columns)
 {
     __shared__ float partial[256];
     const int rows = 256 / columns, lane = threadIdx.x % columns, row = threadIdx.x / columns;
     const int k = blockIdx.x * columns + lane;
-    const long long begin = (long long)blockIdx.y * slice,
-                    end = min(begin + slice, (long long)pixels);
+    const long long begin = (long long)blockIdx.y * split_length,
+                    end = min(begin + split_length, (long long)pixels);
     float sum = 0.0f;
     if (k < K && row < rows)
         for (long long pixel = begin + row; pixel < end; pixel += rows) sum += dy[pixel * K + k];
@@ -137,5 +137,5 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     __syncthreads();
     if (row > 0 || k >= K) return;
     for (int other = 1; other < rows; ++other) sum += partial[other * columns + lane];
-    slices[(long long)blockIdx.y * K + k] = sum;
+    partials[(long long)blockIdx.y * K + k] = sum;
 }

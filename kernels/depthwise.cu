@@ -1,25 +1,24 @@
 /*
 depthwise.cu: convolution whose groups have one channel each, which would waste a GEMM's tiles.
 
-Math      y[n,p,q,k]  = act(b[k] + sum over r,s of w[k,r,s] * x[n, p*stride_h - pad_h + r*dil_h,
-                        ..., k / multiplier])
+Math      y[n,p,q,k]  = act(b[k] + sum over r,s of w[k,r,s] * x[n,h,w,c])
           dx[n,h,w,c] = mask * sum over the filters k of channel c and r,s of w[k,r,s] * dy[n,p,q,k]
-          dw[k,r,s]   = sum over n,p,q of dy[n,p,q,k] * x[n, p*stride_h - pad_h + r*dil_h, ..., k /
-                        multiplier]
-          act is nothing or ReLU, mask nothing or (x > 0), multiplier = K/C
+          dw[k,r,s]   = sum over n,p,q of dy[n,p,q,k] * x[n,h,w,c]
+          where c = k / multiplier, multiplier = K/C, h = p*stride_h - pad_h + r*dil_h and
+          w = q*stride_w - pad_w + s*dil_w; act is nothing or ReLU, mask nothing or (x > 0)
 Source    Sifre 2014; Chollet 2017; torch.nn.functional.conv2d with groups = C
-Layout    x, dx, y, dy: float32 NHWC; w: float32 (K, R, S); dw: slices of (K, R, S)
+Layout    x, dx, y, dy: float32 NHWC; w: float32 (K, R, S); dw: partial sums of (K, R, S)
 Geometry  Blocks of 256 threads: `lanes` threads of VEC channels each by 256/lanes pixels. grid.y =
           block of channels, its filters held in shared memory as [tap][filter]; grid.x strides over
-          pixels. Backward weight: grid.x = block of filters * tap, grid.y = slice of the pixels
+          pixels. Backward weight: grid.x = block of filters * tap, grid.y = part of the pixels
 Traffic   Forward: x once (overlapping taps hit the cache), y once. Backward data: dy once, dx once.
           Backward weight: dy and x once per tap; the taps' blocks run side by side, so the L2
           serves most
 Floor     Bytes / DRAM bandwidth
 Order     One owner per output; forward ascending (r,s), backward data ascending (p,q) for each
           filter in turn; backward weight: a thread every 256/lanes-th pixel, then threads, then
-          slices (sum_slices.cu), all ascending
-Limits    N*P*Q, N*H*W, K*R*S below 2^31 (checked by the plan); offsets are 64-bit. VEC = 4 needs
+          partial sums (sum_partials.cu), all ascending
+Limits    N*P*Q, N*H*W, K*R*S below 2^31 (checked on the host); offsets are 64-bit. VEC = 4 needs
           multiplier 1
 Not here  Rows of x kept in registers from one output to the next
 Macros    VEC (4 or 1). The scalars use_bias, rectify and use_mask choose what follows the sums
@@ -46,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_forward_depthwise(fl
 {
     const int count = lanes * VEC, first = blockIdx.y * count;
     stage(w, first, count, K, R * S);
-    Walk at(lanes);
+    PixelLoop at(lanes);
     const int k = first + at.lane * VEC, c = k / multiplier;
     if (k >= K) return;
     Floats<VEC> bias = {};
@@ -82,13 +81,13 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthw
 {
     const int count = lanes * VEC * multiplier, first = blockIdx.y * count;
     stage(w, first, count, K, R * S);
-    Walk at(lanes);
+    PixelLoop at(lanes);
     const int c = blockIdx.y * lanes * VEC + at.lane * VEC;
     if (c >= C) return;
     for (; at.pixel < pixels; at.next()) {
         const int line = divide((int)at.pixel, w_mul, w_shift), column = (int)at.pixel - line * W;
         const int n = divide(line, h_mul, h_shift), h = line - n * H;
-        const Cover rows(h + pad_h, stride_h, dil_h, R, P),
+        const CoveringWindows rows(h + pad_h, stride_h, dil_h, R, P),
             columns(column + pad_w, stride_w, dil_w, S, Q);
         Floats<VEC> sum = {};
         for (int k = c * multiplier; k < (c + 1) * multiplier; ++k)
@@ -112,17 +111,17 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthw
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
-    conv2d_backward_weight_depthwise(float* __restrict__ slices, const float* __restrict__ dy,
-        const float* __restrict__ x, int pixels, int slice, int lanes, int H, int W, int C, int K,
-        int P, int Q, int R, int S, int multiplier, int stride_h, int stride_w, int pad_h,
+    conv2d_backward_weight_depthwise(float* __restrict__ partials, const float* __restrict__ dy,
+        const float* __restrict__ x, int pixels, int split_length, int lanes, int H, int W, int C,
+        int K, int P, int Q, int R, int S, int multiplier, int stride_h, int stride_w, int pad_h,
         int pad_w, int dil_h, int dil_w, unsigned p_mul, int p_shift, unsigned q_mul, int q_shift)
 {
     __shared__ Floats<VEC> partial[256];
     const int rows = 256 / lanes, row = threadIdx.x / lanes, lane = threadIdx.x - row * lanes;
     const int taps = R * S, tap = blockIdx.x % taps, r = tap / S, s = tap - r * S;
     const int k = (blockIdx.x / taps * lanes + lane) * VEC, c = k / multiplier;
-    const long long begin = (long long)blockIdx.y * slice,
-                    end = min(begin + slice, (long long)pixels);
+    const long long begin = (long long)blockIdx.y * split_length,
+                    end = min(begin + split_length, (long long)pixels);
     Floats<VEC> sum = {};
     for (long long pixel = begin + row; pixel < end && row < rows && k < K; pixel += rows) {
         const int line = divide((int)pixel, q_mul, q_shift), q = (int)pixel - line * Q;
@@ -139,5 +138,5 @@ extern "C" __global__ void __launch_bounds__(256, 3)
     for (int other = 1; other < rows; ++other)
         for (int v = 0; v < VEC; ++v) sum.v[v] += partial[other * lanes + lane].v[v];
     for (int v = 0; v < VEC; ++v)
-        slices[((long long)blockIdx.y * K + k + v) * taps + tap] = sum.v[v];
+        partials[((long long)blockIdx.y * K + k + v) * taps + tap] = sum.v[v];
 }

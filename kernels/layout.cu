@@ -2,8 +2,7 @@
 layout.cu: between the layouts users see (NCHW images, OIHW filters) and the kernels' (NHWC, KRSC).
 
 Math      y[b][c][r] = x[b][r][c]. NCHW to NHWC: b = N, r = C, c = H*W; OIHW to KRSC: b = K, r = C,
-                       c = R*S; back: the
-          same with r and c exchanged
+          c = R*S; back: the same with r and c exchanged
 Source    Ruetsch and Micikevicius 2009, "Optimizing matrix transpose in CUDA"
 Layout    x: float32 (batch, rows, columns); y: float32 (batch, columns, rows)
 Geometry  A block of 256 threads per tile of SIDE x SIDE (VEC = 4: 64, else 32), grid-stride over

@@ -1,11 +1,12 @@
 /*
 lrn.cu: local response normalisation across neighbouring channels, forward and backward.
 
-Math      y[i,c]  = x[i,c] / d[i,c]^beta, d[i,c] = k + a * sum of x[i,j]^2, j = c - below ... c +
-                    above inside the image
-          dx[i,c] = dy[i,c] / d[i,c]^beta - slope * x[i,c] * sum of t[i,j], j = c - above ... c +
-                    below, t = dy * x / d^(beta + 1), slope = 2 a beta
-          a is alpha or alpha / size: the operation's two conventions (gpuconv/ops)
+Math      y[i,c]  = x[i,c] / d[i,c]^beta,
+          d[i,c]  = k + a * sum of x[i,j]^2 over the channels j = c - below ... c + above
+          dx[i,c] = dy[i,c] / d[i,c]^beta - slope * x[i,c] * sum of t[i,j] over the channels
+                    j = c - above ... c + below, t = dy * x / d^(beta + 1), slope = 2 a beta
+          a is alpha or alpha / size: the operation's two conventions
+          (gpuconv/ops/local_response_norm.py)
 Source    Krizhevsky et al. 2012, section 3.3; torch.nn.functional.local_response_norm
 Layout    x, y, dx, dy: float32 (pixels, C)
 Geometry  Blocks of 256 threads, 256/lanes pixels by `lanes` threads of VEC channels, both
@@ -14,14 +15,14 @@ Geometry  Blocks of 256 threads, 256/lanes pixels by `lanes` threads of VEC chan
 Traffic   Forward: x and y once; backward: dy, x and dx once; neighbours come from the cache
 Floor     Forward 8, backward 12 * pixels * C bytes / DRAM bandwidth
 Order     One owner per output; sums by ascending channel
-Limits    pixels and C below 2^31; backward 2*C floats of shared memory at most 48 KB (checked by
-          the plan); offsets are 64-bit
+Limits    pixels and C below 2^31; backward 2*C floats of shared memory at most 48 KB (checked on
+          the host); offsets are 64-bit
 Not here  Running sums along the channels, which would lose digits; other windows than along them
 Macros    VEC (4 or 1)
 */
 #include "pool.cuh"
 
-extern __shared__ __align__(16) float staged[];  // [pixel of the block][t, direct part][channel]
+extern __shared__ __align__(16) float shared[];  // [pixel of the block][t, direct part][channel]
 
 // For each of VEC channels from c the sum of f(a[j]) over j = c - below ... c + above, ascending.
 template <class F>
@@ -67,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     local_response_norm_forward(float* __restrict__ y, const float* __restrict__ x, int pixels,
         int lanes, int C, int below, int above, float a, float beta, float k)
 {
-    for (Walk at(lanes); at.pixel < pixels; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
         const long long from = at.pixel * C;
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             const Floats<VEC> d = denominators(x + from, c, C, below, above, a, k);
@@ -84,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) local_response_norm_backwar
 {
     const int rows = blockDim.x / lanes, row = threadIdx.x / lanes,
               first = (threadIdx.x - row * lanes) * VEC;
-    float *t = staged + (long long)row * 2 * C, *direct = t + C;
+    float *t = shared + (long long)row * 2 * C, *direct = t + C;
     // Every thread of a block makes every turn, for they meet at barriers.
     for (long long base = (long long)blockIdx.x * rows; base < pixels;
         base += (long long)gridDim.x * rows) {

@@ -1,12 +1,11 @@
 /*
 maxpool.cu: two-dimensional max pooling, forward and backward.
 
-Math      y[n,p,q,c]      = max over (r,s) of x[n, p*stride_h - pad_h + r*dil_h, q*stride_w - pad_w
-                            + s*dil_w, c]
-          argmax[n,p,q,c] = r*S + s of the winner: the first maximum in (r,s) order, or the last NaN
-                            where there is one;
-                            255, with y = -infinity, where no tap is inside the image
-          dx[n,h,w,c]     = sum of dy[n,p,q,c] over the windows whose winner is (h,w)
+Math      y[n,p,q,c]      = max over (r,s) of x[n,h,w,c],
+                            h = p*stride_h - pad_h + r*dil_h, w = q*stride_w - pad_w + s*dil_w
+          argmax[n,p,q,c] = r*S + s of the first maximum in (r,s) order, or of the last NaN if there
+                            is one; 255, with y = -infinity, where no tap is inside the image
+          dx[n,h,w,c]     = sum of dy[n,p,q,c] over the windows whose maximum is at (h,w)
 Source    ONNX MaxPool; torch.nn.functional.max_pool2d, including ceil_mode
 Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC (VEC = 1 serves any C); argmax: uint8, same
           shape as y
@@ -19,7 +18,7 @@ Traffic   Forward: x once (overlapping taps hit the cache), y and argmax once. B
 Floor     bytes / DRAM bandwidth
 Order     One owner per output, no atomics: the backward gathers from the windows that cover a
           pixel, by ascending (p,q), so results are bit-identical from run to run
-Limits    R*S <= 255; N*P*Q and N*H*W below 2^31 (checked by the plan); offsets are 64-bit
+Limits    R*S <= 255; N*P*Q and N*H*W below 2^31 (checked on the host); offsets are 64-bit
 Not here  A convolution's bias and ReLU in the same pass: bias_relu_pool.cu
 Macros    VEC (4 or 1)
 */
@@ -32,15 +31,15 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         const float* __restrict__ x, int pixels, int lanes, int H, int W, int C, int P, int Q,
         int R, int S, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w)
 {
-    for (Walk at(lanes); at.pixel < pixels; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
         const unsigned pixel = at.pixel, q = pixel % Q, line = pixel / Q, p = line % P,
                        n = line / P;
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             Floats<VEC> best;
-            Winners<VEC> winner;
+            Argmax<VEC> best_tap;
             for (int k = 0; k < VEC; ++k) {
                 best.v[k] = -1.0f / 0.0f;  // NVRTC has no INFINITY
-                winner.v[k] = NONE;        // not best == -infinity: an image may hold that value
+                best_tap.v[k] = NONE;      // not best == -infinity: an image may hold that value
             }
             for (int r = 0; r < R; ++r) {
                 const int h = (int)p * stride_h - pad_h + r * dil_h;
@@ -50,15 +49,15 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                     if (w < 0 || w >= W) continue;
                     const Floats<VEC> in = load<VEC>(x + (((long long)n * H + h) * W + w) * C + c);
                     for (int k = 0; k < VEC; ++k)
-                        if (winner.v[k] == NONE || in.v[k] > best.v[k] || in.v[k] != in.v[k]) {
+                        if (best_tap.v[k] == NONE || in.v[k] > best.v[k] || in.v[k] != in.v[k]) {
                             best.v[k] = in.v[k];
-                            winner.v[k] = r * S + s;
+                            best_tap.v[k] = r * S + s;
                         }
                 }
             }
             const long long to = at.pixel * C + c;
             store_global<VEC>(y + to, best);
-            *(Winners<VEC>*)(argmax + to) = winner;
+            *(Argmax<VEC>*)(argmax + to) = best_tap;
         }
     }
 }
@@ -68,10 +67,10 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         const unsigned char* __restrict__ argmax, int pixels, int lanes, int H, int W, int C, int P,
         int Q, int R, int S, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w)
 {
-    for (Walk at(lanes); at.pixel < pixels; at.next()) {
+    for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
         const unsigned pixel = at.pixel, w = pixel % W, line = pixel / W, h = line % H,
                        n = line / H;
-        const Cover rows(h + pad_h, stride_h, dil_h, R, P),
+        const CoveringWindows rows(h + pad_h, stride_h, dil_h, R, P),
             columns(w + pad_w, stride_w, dil_w, S, Q);
         for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
             Floats<VEC> sum = {};
@@ -82,9 +81,9 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                     if (s < 0) continue;
                     const long long from = (((long long)n * P + p) * Q + q) * C + c;
                     const Floats<VEC> d = load<VEC>(dy + from);
-                    const Winners<VEC> winner = *(const Winners<VEC>*)(argmax + from);
+                    const Argmax<VEC> best_tap = *(const Argmax<VEC>*)(argmax + from);
                     for (int k = 0; k < VEC; ++k)
-                        if (winner.v[k] == r * S + s) sum.v[k] += d.v[k];
+                        if (best_tap.v[k] == r * S + s) sum.v[k] += d.v[k];
                 }
             }
             store_global<VEC>(dx + at.pixel * C + c, sum);

@@ -3,14 +3,14 @@ optim.cu: SGD, Adam and AdamW over all tensors of a model in one launch.
 
 Math      d = grad + decay*p
           sgd:          p -= lr * d
-          sgd_momentum: b = momentum*b + share*d;  p -= lr * b, with nesterov p -= lr * (d +
-                            momentum*b)
+          sgd_momentum: b = momentum*b + share*d;  p -= lr * b,
+                        with nesterov p -= lr * (d + momentum*b)
           adam:         m += (d - m)*share1;  v = beta2*v + share2*d*d
                         p = keep*p - step_size * (m / (sqrt(v) / root + eps)); a finite d beyond
-                            LIMIT counts as LIMIT, or its square would be infinite for ever
-          share, step_size and root are each tensor's own, for tensors may have aged differently;
-          the host computes them
-          in double precision. AdamW is adam with decay = 0 and keep = 1 - lr*weight_decay
+                        LIMIT counts as LIMIT, or its square would stay infinite forever
+          share, step_size and root are each tensor's own, since tensors may have had different
+          numbers of steps; the host computes them in double precision. AdamW is adam with
+          decay = 0 and keep = 1 - lr*weight_decay
 Source    gpuconv/optim/kernels.py, whose operations these are, each rounded once and none fused:
           equal bits, subnormal numbers apart, which here become 0; torch.optim
 Layout    tensors: per tensor the addresses of p, grad and two slots (b, or m and v; 0 where unused)

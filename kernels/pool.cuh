@@ -1,14 +1,16 @@
-// pool.cuh: how pooling and depthwise kernels walk over pixels, and which windows cover a pixel.
+// pool.cuh: the grid-stride loop over pixels of pooling and depthwise kernels, and which windows
+// cover a pixel.
 #pragma once
 #include "common.cuh"
 
-// A thread's pixels: a block is blockDim.x / lanes pixels by `lanes` threads along the channels.
-// Threads left over (256 is rarely a multiple of `lanes`) start past every pixel.
-struct Walk {
+// A thread's pixels, by a grid-stride loop: a block is blockDim.x / lanes pixels by `lanes` threads
+// along the channels. Threads left over (256 is rarely a multiple of `lanes`) start past every
+// pixel.
+struct PixelLoop {
     int lane;
     long long pixel, step;
 
-    __device__ __forceinline__ explicit Walk(int lanes)
+    __device__ __forceinline__ explicit PixelLoop(int lanes)
     {
         const int rows = blockDim.x / lanes, row = threadIdx.x / lanes;
         lane = threadIdx.x - row * lanes;
@@ -18,19 +20,20 @@ struct Walk {
     __device__ __forceinline__ void next() { pixel += step; }
 };
 
-// The winning tap of WIDTH neighbouring channels' windows: argmax, moved by one load or store.
-template <int WIDTH> struct alignas(WIDTH) Winners {
+// argmax of WIDTH neighbouring channels: the tap of each window's maximum, moved by one load or
+// store.
+template <int WIDTH> struct alignas(WIDTH) Argmax {
     unsigned char v[WIDTH];
 };
 
 // The windows that cover one row (or column) of an image: outputs first..last, each by one tap or
 // by none.
-struct Cover {
+struct CoveringWindows {
     int at, stride, dil, first, last;
 
     // at: the row's distance from the first window's start; taps: of a window; outputs: how many
     // windows there are.
-    __device__ __forceinline__ Cover(int at, int stride, int dil, int taps, int outputs)
+    __device__ __forceinline__ CoveringWindows(int at, int stride, int dil, int taps, int outputs)
         : at(at), stride(stride), dil(dil)
     {
         const int reach = (taps - 1) * dil;

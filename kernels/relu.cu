@@ -2,8 +2,8 @@
 relu.cu: the rectifier, forward and backward.
 
 Math      y[i]  = x[i] where x[i] > 0 or x[i] is NaN, else 0
-          dx[i] = 0 where y[i] <= 0, else dy[i]: the derivative at 0 is 0, and where y is NaN dy
-                  passes
+          dx[i] = 0 where y[i] <= 0, else dy[i]: the derivative at 0 is 0, and dy passes where y is
+                  NaN
 Source    Nair and Hinton 2010; torch.nn.functional.relu
 Layout    x, y, dx, dy: float32, `count` elements in any order, the same for all
 Geometry  Grid-stride loop; a thread has FLIGHT loads of 16 bytes on their way before it waits. A

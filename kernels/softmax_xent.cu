@@ -2,17 +2,16 @@
 softmax_xent.cu: softmax, cross-entropy, the article's half squared error, and the hinge loss.
 
 Math      softmax:      y = exp(x - max x) / sum exp(x - max x);  dx = y * (dy - sum dy*y)
-          cross entropy, target t = even for every class, plus `right` for the label:
-                        loss = log sum exp(x - m) + right*(m - x[label]) + even * sum (m - x), m =
-                               max x: no term is
-                        negative, so nothing cancels and scores of 1e38 do not overflow; dx = (p -
-                                        t) / rows
+          cross-entropy, whose target t is `even` for every class, plus `right` for the label:
+                        loss = log sum exp(x - m) + right*(m - x[label]) + even * sum (m - x) with
+                        m = max x: no term is negative, so nothing cancels and scores of 1e38 do
+                        not overflow;  dx = (p - t) / rows
           half squared: loss = sum (p - t)^2 / 2;  dx = p * (d - sum p*d) / rows with d = p - t
-          hinge:        excess[j] = max(0, margin - x[label] + x[j]) for j != label; loss = sum
-                        excess / classes;
-                        dx = (excess > 0) / (rows*classes), the label's minus their sum
-          mean_rows:    loss = sum of row_loss[i] / rows: each term divided first, so that the sum
-                        cannot overflow
+          hinge:        excess[j] = max(0, margin - x[label] + x[j]) for j != label;
+                        loss = sum excess / classes;  dx = (excess > 0) / (rows*classes), the
+                        label's is minus the sum of the others'
+          mean_rows:    loss = sum of row_loss[i] / rows: each term is divided first, so that the
+                        sum cannot overflow
 Source    The article's "training using backpropagation"; torch.nn.functional.cross_entropy,
           multi_margin_loss
 Layout    Matrices: float32 (rows, classes), classes contiguous (NHWC pixels are rows); labels:

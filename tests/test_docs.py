@@ -132,6 +132,24 @@ def test_tables_that_scripts_fill_have_their_markers():
         assert text[begin:end].count("\n|") > 5
 
 
+def test_an_elementwise_operation_takes_the_files_that_contributing_names():
+    """Leaky ReLU is written by that list alone: no other file of the product or tests names it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = {
+        path.replace("x.", "leaky_relu.")
+        for path in re.findall(r"^\| `([\w/.]+)` \|", text, re.MULTILINE)
+    }
+    naming = {
+        str(path.relative_to(ROOT))
+        for folder in ("gpuconv", "kernels", "tests")
+        for path in (ROOT / folder).rglob("*.[pc]*")
+        if path.suffix in (".py", ".cu", ".cuh") and path != Path(__file__)
+        if re.search(r"leaky_?relu", path.read_text(), re.IGNORECASE)
+    }
+    assert naming == listed
+    assert len(listed) <= 7
+
+
 def lengths(path):
     """The lines of each function, class and method of a file by name, and of "all" of it."""
     text = path.read_text()

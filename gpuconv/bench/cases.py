@@ -34,14 +34,11 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "sum_pool2d": ("kernel",),
     "adaptive_avg_pool2d": ("kernel",),
     "local_response_norm": ("filters",),
-    "partial_filters": ("kernel",),
     **dict.fromkeys(("sgd", "sgd_momentum", "adam", "clip_grad_norm"), ()),
 }
 RANKS = {
     **dict.fromkeys(("assign",), 4),
-    **dict.fromkeys(
-        ("linear", "partial_filters", "cross_entropy", "half_squared_error", "hinge"), 2
-    ),
+    **dict.fromkeys(("linear", "cross_entropy", "half_squared_error", "hinge"), 2),
     **{name: 4 for name in OPERANDS if name.endswith("2d") or name == "local_response_norm"},
 }
 AXES = {2: "rows x features, as 128x1024", 4: "N x C x H x W, as 16x64x56x56"}
@@ -183,7 +180,7 @@ def _of_layer(layer: Any, x: Shape) -> Case | None:
         return Case("adaptive_avg_pool2d", x, 0, layer.size)
     if isinstance(layer, nn.LocalResponseNorm):
         return Case("local_response_norm", x, layer.arguments[0])
-    names = {name.replace("_", ""): name for name in OPERANDS}  # LeakyReLU: leaky_relu
+    names = {name.replace("_", ""): name for name in OPERANDS}  # as layers are called
     plain = names.get(type(layer).__name__.lower())
     return None if plain is None else Case(plain, x)
 

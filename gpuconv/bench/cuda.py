@@ -16,7 +16,7 @@ import numpy as np
 
 from gpuconv.bench.clock import Times, repetitions
 from gpuconv.cuda import cupy as cupy_runtime
-from gpuconv.cuda.plan import Launch
+from gpuconv.cuda.launch_config import Launch
 
 Started = tuple[Launch, list[Any]]
 CEILING = Path(__file__).with_name("ceiling.cu")

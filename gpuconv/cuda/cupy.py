@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cuda import source
-from gpuconv.cuda.kernel import signature_of
-from gpuconv.cuda.plan import LIMITS, Launch, Limits
+from gpuconv.cuda.binding import signature_of
+from gpuconv.cuda.launch_config import LIMITS, Launch, Limits
 from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
 
@@ -52,8 +52,9 @@ class CupyRuntime(Runtime):
     name = "cuda"
 
     def __init__(self) -> None:
-        if found := problem():
-            raise DeviceError(f"device cuda: {found}")
+        if message := problem():
+            raise DeviceError(f"device cuda: {message}")
+        super().__init__()
         self.cupy: Any = importlib.import_module("cupy")
         self.limits = self._limits()
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
@@ -141,11 +142,11 @@ class CupyRuntime(Runtime):
     def _limits(self) -> Limits:
         """Of the current card."""
         runtime = self.cupy.cuda.runtime
-        found = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
+        properties = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
         return Limits(
-            int(found.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)),
-            int(found["regsPerBlock"]),
-            int(found["maxThreadsPerBlock"]),
+            int(properties.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)),
+            int(properties["regsPerBlock"]),
+            int(properties["maxThreadsPerBlock"]),
         )
 
     @contextmanager

@@ -2,8 +2,8 @@
 
 Images are (N, C, H, W) to users and (N, H, W, C) in memory: an array's strides say which, as in
 PyTorch's channels_last, so no wrapper is needed and a result goes to the next operation uncopied.
-`channels_last` and `contiguous` give the plain memory that kernels read, through kernels/layout.cu
-where it must be rearranged; `first_view` shows channels-last memory as (N, C, H, W).
+`as_nhwc` and `contiguous` give the dense memory that kernels read, through kernels/layout.cu where
+it must be rearranged; `as_nchw` shows channels-last memory as (N, C, H, W).
 """
 
 from __future__ import annotations
@@ -15,22 +15,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.arrays import channels_last, in_c_order, pitch_of
-from gpuconv.cuda import plan_channels, plan_dense
-from gpuconv.cuda.kernel import View, bind
-from gpuconv.cuda.plan import LIMITS, Launch, Plan, Scalar, vector
+from gpuconv.cuda.binding import NO_NUMBERS, Binding, View, bind
+from gpuconv.cuda.launch_config import (
+    LIMITS,
+    Launch,
+    LaunchConfig,
+    Scalar,
+    config_elementwise,
+    vector_width,
+)
+from gpuconv.cuda.layout import config_channels, config_to_nchw, config_to_nhwc
+from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
+MAX_BOUND = 4096  # bindings that a runtime remembers
 
 
-class Rows(NamedTuple):
-    """The pixels of an image, `pitch` elements from each to the next, in one row of memory.
+class PixelView(NamedTuple):
+    """The pixels of an image, `stride` elements from each to the next, in one row of memory.
 
     vector: 4 where each can be moved by 16 bytes at a time, else 1.
     """
 
     memory: Any
-    pitch: int
+    stride: int
     vector: int
 
 
@@ -40,6 +48,10 @@ class Runtime:
     name: str
     limits = LIMITS["sm_75"]  # the smallest: what fits it fits every card
     recorded: list[tuple[Launch, list[Any]]] | None = None  # set to []: what `run` starts, kept
+
+    def __init__(self) -> None:
+        # By a configuration's id, which stands for it as long as its binding holds it.
+        self._bound: dict[tuple[Any, ...], tuple[LaunchConfig, list[Binding]]] = {}
 
     # ---- what a device defines -----------------------------------------------------------------
 
@@ -93,17 +105,55 @@ class Runtime:
 
     # ---- what all share ------------------------------------------------------------------------
 
-    def run(self, plan: Plan, **arrays: Any) -> None:
-        """A plan's launches in order, over arrays by name; its workspace is made here."""
-        if plan.workspace:
-            arrays["workspace"] = self.empty(plan.workspace)
-        views = {name: self.view(array) for name, array in arrays.items()}
-        for launch in plan.launches:
-            bound = bind(launch, views, self.here(), self.limits)
-            given = [arrays[a] if isinstance(a, str) else a for a in bound]
-            self.start(launch, given)
-            if self.recorded is not None:
-                self.recorded.append((launch, given))
+    def run(
+        self, config: LaunchConfig, numbers: Mapping[str, Scalar] = NO_NUMBERS, /, **arrays: Any
+    ) -> None:
+        """A configuration's launches in order, over arrays by name; its workspace is made here.
+
+        numbers: the kernels' numbers that no shape decides, by parameter name.
+        Raises TypeError or ValueError, one line, for what a kernel's signature does not allow. All
+        that depends on layouts alone is checked once for each configuration and set of layouts.
+        """
+        if config.workspace:
+            arrays["workspace"] = self.empty(config.workspace)
+        addresses: dict[str, int] = {}
+        layouts: list[Any] = [id(config), self.here(), *numbers]
+        for name, array in arrays.items():
+            addresses[name], layout = self._located(array)
+            layouts += name, layout
+        key = tuple(layouts)
+        _, bindings = self._bound.get(key) or self._bind(key, config, numbers, arrays)
+        checked = [(b.launch, b.arguments(arrays, addresses, numbers)) for b in bindings]
+        for launch, arguments in checked:
+            self.start(launch, arguments)
+        if self.recorded is not None:
+            self.recorded += checked
+
+    def _bind(
+        self,
+        key: tuple[Any, ...],
+        config: LaunchConfig,
+        numbers: Mapping[str, Scalar],
+        arrays: Mapping[str, Any],
+    ) -> tuple[LaunchConfig, list[Binding]]:
+        """Check all that depends on layouts and remember it under `key`."""
+        views, here = {name: self.view(array) for name, array in arrays.items()}, self.here()
+        bound = [bind(launch, views, here, self.limits, numbers) for launch in config.launches]
+        taken = {name for binding in bound for _, name, _ in binding.given}
+        if unknown := sorted(set(numbers) - taken):
+            names = ", ".join(launch.kernel for launch in config.launches)
+            raise TypeError(f"{names}: {', '.join(unknown)} not its parameter")
+        while len(self._bound) >= MAX_BOUND:
+            self._bound.pop(next(iter(self._bound)))  # the oldest
+        self._bound[key] = config, bound
+        return self._bound[key]
+
+    def _located(self, array: Any) -> tuple[int, Any]:
+        """(address, layout); equal layouts are equal in all that `bind` checks."""
+        if isinstance(array, np.ndarray) or not hasattr(array, "strides"):
+            return 0, type(array)  # no array of a device: `bind` refuses it
+        layout = type(array), array.shape, array.strides, array.dtype, self.place(array)
+        return self.address(array), layout
 
     def view(self, array: Any) -> View:
         """What the launcher checks of an array."""
@@ -119,57 +169,58 @@ class Runtime:
         """The elements in C order and aligned; the array itself where they are."""
         if in_c_order(array.shape, array.strides, array.dtype.itemsize):
             return self._aligned(array)
-        if pitch_of(array) is not None and array.dtype == np.float32:
-            plan = plan_dense.to_channels_first(*array.shape)
-            return self._rearranged(plan, self.channels_last(array), array.shape)
+        if pixel_stride(array) is not None and array.dtype == np.float32:
+            config = config_to_nchw(*array.shape)
+            return self._rearranged(config, self.as_nhwc(array), array.shape)
         return self.copy(array)
 
-    def channels_last(self, array: Any) -> Any:
+    def as_nhwc(self, array: Any) -> Any:
         """(N, C, H, W) as contiguous (N, H, W, C); without a copy where it lies so in memory."""
         view = array.transpose(0, 2, 3, 1)
         if channels_last(array):
             return self._aligned(view)
         if array.dtype != np.float32:
             return self.copy(view)
-        if pitch_of(array) is not None:
+        if pixel_stride(array) is not None:
             y = self.empty(view.shape)
-            self.channels("copy_channels", self.first_view(y), array)
+            self.channels("copy_channels", self.as_nchw(y), array)
             return y
-        plan = plan_dense.to_channels_last(*array.shape)
-        return self._rearranged(plan, self.contiguous(array), view.shape)
+        config = config_to_nhwc(*array.shape)
+        return self._rearranged(config, self.contiguous(array), view.shape)
 
-    def _rearranged(self, plan: Plan, x: Any, shape: tuple[int, ...]) -> Any:
-        """y from x by a plan of layout.cu; where it has no launch, the same memory is both."""
-        if not plan.launches:
+    def _rearranged(self, config: LaunchConfig, x: Any, shape: tuple[int, ...]) -> Any:
+        """y from x by layout.cu; where nothing is to be launched, the same memory is both."""
+        if not config.launches:
             return x.reshape(shape)
         y = self.empty(shape)
-        self.run(plan, y=y, x=x)
+        self.run(config, y=y, x=x)
         return y
 
-    def rows(self, array: Any) -> Rows:
+    def pixels(self, array: Any) -> PixelView:
         """The pixels of (N, C, H, W) float32; without a copy where they are channels of a
         channels-last image, so that a dense block's layers read what is before them in place.
         """
-        pitch = pitch_of(array)
-        if pitch is None:
-            array = self.first_view(self.channels_last(array))
-            pitch = array.shape[1]
+        stride = pixel_stride(array)
+        if stride is None:
+            array = self.as_nchw(self.as_nhwc(array))
+            stride = array.shape[1]
         aligned = self.address(array) % ALIGN == 0
-        return Rows(self.span(array), pitch, vector(array.shape[1], pitch) if aligned else 1)
+        width = vector_width(array.shape[1], stride) if aligned else 1
+        return PixelView(self.span(array), stride, width)
 
     def channels(self, kernel: str, to: Any, source: Any) -> None:
         """copy_channels or add_channels: `to`, in place, from `source`, both (N, C, H, W).
 
         ValueError where `to` is neither channels-last nor channels of such an image.
         """
-        if pitch_of(to) is None:
+        if pixel_stride(to) is None:
             raise ValueError(f"{kernel}: what is written must be channels of a channels-last image")
-        a, b = self.rows(to), self.rows(source)
+        a, b = self.pixels(to), self.pixels(source)
         vec = min(a.vector, b.vector)
-        plan = plan_channels.channels(kernel, to.shape, a.pitch, b.pitch, vec)
-        self.run(plan, **{"to": a.memory, "from": b.memory})
+        config = config_channels(kernel, to.shape, a.stride, b.stride, vec)
+        self.run(config, **{"to": a.memory, "from": b.memory})
 
-    def first_view(self, array: Any) -> Any:
+    def as_nchw(self, array: Any) -> Any:
         """(N, H, W, C) memory as (N, C, H, W), as users see it."""
         return array.transpose(0, 3, 1, 2)
 
@@ -178,26 +229,25 @@ class Runtime:
         file: str,
         kernel: str,
         out: str,
-        numbers: Mapping[str, Scalar] | None = None,
+        numbers: Mapping[str, Scalar] = NO_NUMBERS,
         **inputs: Any,
     ) -> Any:
         """An element-by-element kernel over inputs of one shape; the result is laid out in memory
         as the first of them. numbers: the kernel's, besides the count.
         """
         first = next(iter(inputs.values()))
-        last = pitch_of(first) is not None
-        bring = self.channels_last if last else self.contiguous
-        given = {name: bring(array) for name, array in inputs.items()}
-        y = self.empty(_last_shape(first.shape) if last else first.shape)
-        plan = plan_dense.elementwise(file, kernel, first.size, True, **(numbers or {}))
-        self.run(plan, **{out: y}, **given)
-        return self.first_view(y) if last else y
+        images = pixel_stride(first) is not None
+        dense = self.as_nhwc if images else self.contiguous
+        read = {name: dense(array) for name, array in inputs.items()}
+        y = self.empty(_nhwc(first.shape) if images else first.shape)
+        self.run(config_elementwise(file, kernel, int(first.size)), numbers, **{out: y}, **read)
+        return self.as_nchw(y) if images else y
 
     def _aligned(self, array: Any) -> Any:
         return self.copy(array) if self.address(array) % ALIGN else array
 
 
-def _last_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _nhwc(shape: tuple[int, ...]) -> tuple[int, ...]:
     """(N, C, H, W) as (N, H, W, C)."""
     N, C, H, W = shape
     return N, H, W, C

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuconv import sim
 from gpuconv.cuda import source
-from gpuconv.cuda.plan import Launch
+from gpuconv.cuda.launch_config import Launch
 from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
 from gpuconv.threads import thread_count
@@ -26,6 +26,7 @@ class SimRuntime(Runtime):
     def __init__(self, check: bool = False, order: str = "forward", seed: int = 0) -> None:
         if problem := sim.available():
             raise DeviceError(f"device sim: {problem}")
+        super().__init__()
         self.check, self.order, self.seed = check, order, seed
         self.ran: dict[str, int] = {}
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], sim.Module] = {}
@@ -53,8 +54,8 @@ class SimRuntime(Runtime):
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         module = self._module(launch)
-        given = launch.kernel, launch.grid, launch.block, arguments, launch.shared
-        module.launch(*given, self.order, self.seed, thread_count())
+        args = launch.kernel, launch.grid, launch.block, arguments, launch.shared
+        module.launch(*args, self.order, self.seed, thread_count())
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
 
     def synchronize(self) -> None:

@@ -36,14 +36,14 @@ _KERNEL = re.compile(
 
 
 @dataclass(frozen=True)
-class Parameter:
+class KernelParameter:
     """One parameter of a kernel: an array in device memory, or a number."""
 
     name: str
     dtype: np.dtype
     pointer: bool
     written: bool  # a pointer that is not const
-    alone: bool = False  # __restrict__: no other argument may share its memory if one is written
+    restrict: bool = False  # __restrict__: no other argument may share its memory if one is written
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Signature:
     """A kernel's name and its parameters in order."""
 
     name: str
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[KernelParameter, ...]
 
 
 def folder() -> Path:
@@ -93,9 +93,9 @@ def _inlined(name: str, place: Path, done: set[str]) -> str:
     done.add(name)
     lines = [f'#line 1 "{name}"']
     for number, line in enumerate((place / name).read_text("utf-8").splitlines(), 1):
-        found = _INCLUDE.match(line)
-        if found:
-            header = found[1]
+        include = _INCLUDE.match(line)
+        if include:
+            header = include[1]
             if not (place / header).is_file():
                 raise ValueError(f'{name}:{number}: includes "{header}", which is not in {place}')
             if header not in done:
@@ -114,8 +114,8 @@ def signatures(source: str, defines: Mapping[str, str] | None = None) -> dict[st
     """
     plain = _COMMENT.sub(" ", source)
     return {
-        name: Signature(name, tuple(_parameter(name, p, defines or {}) for p in _split(given)))
-        for name, given in _KERNEL.findall(plain)
+        name: Signature(name, tuple(_parameter(name, p, defines or {}) for p in _split(declared)))
+        for name, declared in _KERNEL.findall(plain)
     }
 
 
@@ -130,11 +130,11 @@ def kernels(name: str, defines: tuple[tuple[str, str], ...] = ()) -> dict[str, S
     return signatures(text(name), dict(defines))
 
 
-def _split(given: str) -> list[str]:
-    return [part for part in (piece.strip() for piece in given.split(",")) if part]
+def _split(declared: str) -> list[str]:
+    return [part for part in (piece.strip() for piece in declared.split(",")) if part]
 
 
-def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> Parameter:
+def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> KernelParameter:
     words = declared.replace("*", " * ").replace("__restrict__", " ").split()
     words = [piece for word in words for piece in defines.get(word, word).split()]
     name, pointer, const = words[-1], "*" in words, "const" in words
@@ -145,5 +145,5 @@ def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> Parame
             f"{kernel}: parameter {declared!r} has a type that launches do not know "
             f"(known: {known}, and pointers to them)"
         )
-    alone = "__restrict__" in declared
-    return Parameter(name, np.dtype(_SCALARS[kind]), pointer, pointer and not const, alone)
+    restrict = "__restrict__" in declared
+    return KernelParameter(name, np.dtype(_SCALARS[kind]), pointer, pointer and not const, restrict)

@@ -10,14 +10,23 @@ import math
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.cuda import plan_channels
+from gpuconv.ops import adaptive_avg_pool2d_launch as config
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
+from gpuconv.ops.op import (
+    Array,
+    Shape,
+    Size,
+    op,
+    require_floats,
+    require_image_shape,
+    require_rank,
+    require_shape,
+)
 from gpuconv.shapes import pair
 
 
 @op
-def adaptive_avg_pool2d(x, output_size):
+def adaptive_avg_pool2d(x: Array, output_size: Size) -> Array:
     """y[p, q]: the mean of rows floor(p H/P) to ceil((p+1) H/P), and columns alike.
 
     x: floats (N, C, H, W). output_size: P = Q, or (P, Q); it may be larger than the input, whose
@@ -34,7 +43,7 @@ def adaptive_avg_pool2d(x, output_size):
 
 
 @op
-def adaptive_avg_pool2d_backward(dy, x_shape):
+def adaptive_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     """Each pixel's gradient: the sum over the outputs it is part of, of dy / (pixels of that one).
 
     dy: floats (N, C, P, Q). x_shape: (N, C, H, W). Returns dx, dy's dtype, of x_shape.
@@ -98,15 +107,14 @@ def _require_pixels(name, x_shape):
 def adaptive_avg_pool2d_launch(runtime, x, output_size):
     size = pair("output_size", output_size, 1)
     y = runtime.empty((x.shape[0], *size, x.shape[1]))
-    plan = plan_channels.adaptive_avg_pool2d(x.shape, size)
-    runtime.run(plan, y=y, x=runtime.channels_last(x))
-    return runtime.first_view(y)
+    runtime.run(config.config_forward(x.shape, size), y=y, x=runtime.as_nhwc(x))
+    return runtime.as_nchw(y)
 
 
 @adaptive_avg_pool2d_backward.launch
 def adaptive_avg_pool2d_backward_launch(runtime, dy, x_shape):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
-    plan = plan_channels.adaptive_avg_pool2d_backward(tuple(x_shape), dy.shape[2:])
-    runtime.run(plan, dx=dx, dy=runtime.channels_last(dy))
-    return runtime.first_view(dx)
+    launches = config.config_backward((N, C, H, W), dy.shape[2:])
+    runtime.run(launches, dx=dx, dy=runtime.as_nhwc(dy))
+    return runtime.as_nchw(dx)

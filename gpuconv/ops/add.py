@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly, pitch_of
+from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
-from gpuconv.cuda import plan_dense
+from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_finite, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, op, require_finite, require_floats, require_rank, require_shape
+from gpuconv.strides import pixel_stride
 from gpuconv.threads import parallel, shards
 
 
 @op
-def add(a, b, activation=None):
+def add(a: Array, b: Array, activation: str | None = None) -> Array:
     """activation(a + b), element by element.
 
     a, b: floats of one shape. activation: None or "relu". Returns that shape.
@@ -29,14 +30,14 @@ def add(a, b, activation=None):
 
 
 @op
-def accumulate(total, b):
+def accumulate(total: Array, b: Array) -> Array:
     """total += b, in place; returns total. total, b: floats of one shape, with any strides."""
     total += b
     return total
 
 
 @op
-def assign(part, x):
+def assign(part: Array, x: Array) -> Array:
     """part[...] = x, in place; returns part.
 
     part, x: floats (N, C, H, W) of any strides; on a device part is channels of a channels-last
@@ -47,7 +48,7 @@ def assign(part, x):
 
 
 @op
-def multiply(a, b):
+def multiply(a: Array, b: Array) -> Array:
     """a * b, element by element. a, b: floats of one shape. Returns that shape.
 
     The gradient of a is multiply(dy, b), that of b multiply(dy, a).
@@ -59,7 +60,7 @@ def multiply(a, b):
 
 
 @op
-def scale(x, factor):
+def scale(x: Array, factor: float) -> Array:
     """x * factor, element by element. x: floats of any shape; factor: a finite number."""
     return x * x.dtype.type(factor)
 
@@ -178,11 +179,11 @@ def add_launch(runtime, a, b, activation):
 
 @accumulate.launch
 def accumulate_launch(runtime, total, b):
-    if pitch_of(total) is not None:
+    if pixel_stride(total) is not None:
         runtime.channels("add_channels", total, b)
         return total
-    plan = plan_dense.elementwise("elementwise.cu", "add", total.size)
-    runtime.run(plan, to=total, a=total, b=runtime.contiguous(b))
+    config = config_elementwise("elementwise.cu", "add", int(total.size))
+    runtime.run(config, to=total, a=total, b=runtime.contiguous(b))
     return total
 
 

@@ -12,14 +12,31 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
-from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
-from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
+from gpuconv.ops.op import (
+    Array,
+    Padding,
+    Shape,
+    Size,
+    op,
+    require_floats,
+    require_image_shape,
+    require_rank,
+    require_shape,
+)
+from gpuconv.ops.pool2d_launch import config_avg_pool2d, config_avg_pool2d_backward
 from gpuconv.shapes import window
 
 
 @op
-def sum_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+def sum_pool2d(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
     """The sum of each window.
 
     x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), padding, dilation, ceil_mode:
@@ -35,8 +52,14 @@ def sum_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 
 @op
 def sum_pool2d_backward(
-    dy, x_shape, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
-):
+    dy: Array,
+    x_shape: Shape,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
     """Each pixel's gradient: the sum of dy over the windows that cover it.
 
     dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as sum_pool2d had it.
@@ -52,8 +75,14 @@ def sum_pool2d_backward(
 
 @op
 def avg_pool2d(
-    x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, count_include_pad=True
-):
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Array:
     """The mean of each window.
 
     As `sum_pool2d`, divided by the number of taps on the image and its padding, or with
@@ -67,15 +96,15 @@ def avg_pool2d(
 
 @op
 def avg_pool2d_backward(
-    dy,
-    x_shape,
-    kernel_size,
-    stride=None,
-    padding=0,
-    dilation=1,
-    ceil_mode=False,
-    count_include_pad=True,
-):
+    dy: Array,
+    x_shape: Shape,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Array:
     """Each pixel's gradient: the sum over the windows that cover it of dy / (taps counted).
 
     dy: (N, C, P, Q). x_shape: (N, C, H, W). The rest as avg_pool2d had it.
@@ -214,17 +243,16 @@ def avg_pool2d_backward_cpu(
 
 def _forward(runtime, x, geometry, *options):
     y = runtime.empty((x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1]))
-    plan = plan_pool.avg_pool2d(x.shape, geometry, *options)
-    runtime.run(plan, y=y, x=runtime.channels_last(x))
-    return runtime.first_view(y)
+    runtime.run(config_avg_pool2d(x.shape, geometry, *options), y=y, x=runtime.as_nhwc(x))
+    return runtime.as_nchw(y)
 
 
 def _backward(runtime, dy, x_shape, geometry, *options):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
-    plan = plan_pool.avg_pool2d_backward(x_shape, geometry, *options)
-    runtime.run(plan, dx=dx, dy=runtime.channels_last(dy))
-    return runtime.first_view(dx)
+    config = config_avg_pool2d_backward((N, C, H, W), geometry, *options)
+    runtime.run(config, dx=dx, dy=runtime.as_nhwc(dy))
+    return runtime.as_nchw(dx)
 
 
 @sum_pool2d.launch

@@ -9,9 +9,10 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import batch_norm as fast
-from gpuconv.cuda import plan_channels
+from gpuconv.ops import batch_norm2d_launch as config
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import (
+    Array,
     op,
     require_finite,
     require_floats,
@@ -24,7 +25,15 @@ EPS = 1e-5
 
 
 @op
-def batch_norm2d(x, w=None, b=None, mean=None, var=None, eps=EPS, activation=None):
+def batch_norm2d(
+    x: Array,
+    w: Array = None,
+    b: Array = None,
+    mean: Array = None,
+    var: Array = None,
+    eps: float = EPS,
+    activation: str | None = None,
+) -> tuple[Array, ...]:
     """y = activation(w[c] * (x - mean[c]) / sqrt(var[c] + eps) + b[c]); returns (y, mean, var).
 
     x: floats (N, C, H, W). w, b: (C,) or None, which is 1 and 0. mean, var: (C,), the running
@@ -50,8 +59,17 @@ def batch_norm2d(x, w=None, b=None, mean=None, var=None, eps=EPS, activation=Non
 
 @op
 def batch_norm2d_backward(
-    dy, x, w, b, mean, var, eps=EPS, activation=None, of_batch=True, need_dx=True
-):
+    dy: Array,
+    x: Array,
+    w: Array,
+    b: Array,
+    mean: Array,
+    var: Array,
+    eps: float = EPS,
+    activation: str | None = None,
+    of_batch: bool = True,
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `batch_norm2d` for x, w and b.
 
     dy: (N, C, H, W). x, w, b, eps, activation: as batch_norm2d had them. mean, var: as it returned
@@ -78,7 +96,9 @@ def batch_norm2d_backward(
 
 
 @op
-def batch_norm2d_track(running_mean, running_var, mean, var, count, momentum):
+def batch_norm2d_track(
+    running_mean: Array, running_var: Array, mean: Array, var: Array, count: int, momentum: float
+) -> Array:
     """running = (1 - momentum) * running + momentum * new, in place; returns both.
 
     All (C,) floats. new: mean, and the unbiased variance var * count / (count - 1), count being
@@ -186,17 +206,17 @@ def batch_norm2d_backward_cpu(dy, x, w, b, mean, var, eps, activation, of_batch,
 @batch_norm2d.launch
 def batch_norm2d_launch(runtime, x, w, b, mean, var, eps, activation):
     N, C, H, W = x.shape
-    rows = runtime.rows(x)
+    pixels = runtime.pixels(x)
     if mean is None:
         mean, var = runtime.empty(C), runtime.empty(C)
-        plan = plan_channels.batch_norm2d_statistics(x.shape, rows.pitch, rows.vector)
-        runtime.run(plan, mean=mean, var=var, x=rows.memory)
-    given, numbers = _given(runtime, w, b, mean, var, eps)
+        launches = config.config_statistics(x.shape, pixels.stride, pixels.vector)
+        runtime.run(launches, mean=mean, var=var, x=pixels.memory)
     y = runtime.empty((N, H, W, C))
-    relu = activation == "relu"
-    plan = plan_channels.batch_norm2d(x.shape, rows.pitch, rows.vector, numbers, relu)
-    runtime.run(plan, y=y, x=rows.memory, **given)
-    return runtime.first_view(y), mean, var
+    flags = w is not None, b is not None, activation == "relu"
+    launches = config.config_forward(x.shape, pixels.stride, pixels.vector, *flags)
+    parameters = _parameters(runtime, w, b, mean, var)
+    runtime.run(launches, {"eps": eps}, y=y, x=pixels.memory, **parameters)
+    return runtime.as_nchw(y), mean, var
 
 
 @batch_norm2d_backward.launch
@@ -204,33 +224,36 @@ def batch_norm2d_backward_launch(
     runtime, dy, x, w, b, mean, var, eps, activation, of_batch, need_dx
 ):
     N, C, H, W = x.shape
-    there, rows = runtime.rows(dy), runtime.rows(x)
-    given, numbers = _given(runtime, w, b, mean, var, eps)
-    given |= {"dy": there.memory, "x": rows.memory}
-    pitches = {"dy_pitch": there.pitch, "pitch": rows.pitch}
-    how = (x.shape, pitches, min(there.vector, rows.vector), numbers, activation == "relu")
-    given |= {"dw": given["mean"], "db": given["mean"]}  # read by nobody unless they are made
+    from_dy, from_x = runtime.pixels(dy), runtime.pixels(x)
+    vec = min(from_dy.vector, from_x.vector)
+    flags = w is not None, b is not None, activation == "relu"
+    key = x.shape, from_dy.stride, from_x.stride, vec, *flags
+    arrays = _parameters(runtime, w, b, mean, var)
+    arrays |= {"dy": from_dy.memory, "x": from_x.memory}
+    dw = db = arrays["mean"]  # read by nobody unless they are made
     if w is not None or b is not None or (of_batch and need_dx):
-        given |= {"dw": runtime.empty(C), "db": runtime.empty(C)}
-        runtime.run(plan_channels.batch_norm2d_sums(*how), **given)
+        dw, db = runtime.empty(C), runtime.empty(C)
+        runtime.run(config.config_backward_sums(*key), {"eps": eps}, dw=dw, db=db, **arrays)
     dx = None
     if need_dx:
         dx = runtime.empty((N, H, W, C))
-        runtime.run(plan_channels.batch_norm2d_backward(*how, of_batch), dx=dx, **given)
-        dx = runtime.first_view(dx)
-    return dx, None if w is None else given["dw"], None if b is None else given["db"]
+        launches = config.config_backward(*key, of_batch)
+        runtime.run(launches, {"eps": eps}, dx=dx, dw=dw, db=db, **arrays)
+        dx = runtime.as_nchw(dx)
+    return dx, None if w is None else dw, None if b is None else db
 
 
 @batch_norm2d_track.launch
 def batch_norm2d_track_launch(runtime, running_mean, running_var, mean, var, count, momentum):
-    given = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "var": var}
-    runtime.run(plan_channels.batch_norm2d_track(len(mean), count, momentum), **given)
+    arrays = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "var": var}
+    numbers = {"keep": 1 - momentum, "momentum": momentum, "unbiased": count / (count - 1)}
+    runtime.run(config.config_track(len(mean)), numbers, **arrays)
     return running_mean, running_var
 
 
-def _given(runtime, w, b, mean, var, eps):
-    """The arrays and numbers that every kernel of batchnorm.cu takes."""
+def _parameters(runtime, w, b, mean, var):
+    """The arrays that every kernel of batchnorm.cu takes; mean stands in for a missing w or b."""
     arrays = {"mean": runtime.contiguous(mean), "var": runtime.contiguous(var)}
     for name, array in (("w", w), ("b", b)):
         arrays[name] = arrays["mean"] if array is None else runtime.contiguous(array)
-    return arrays, {"eps": eps, "use_weight": int(w is not None), "use_bias": int(b is not None)}
+    return arrays

@@ -11,16 +11,33 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
-from gpuconv.cuda import plan_conv
-from gpuconv.cuda.plan_conv import Conv
+from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes, output
-from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
+from gpuconv.ops.op import (
+    Array,
+    Padding,
+    Size,
+    op,
+    require_floats,
+    require_number,
+    require_rank,
+    require_shape,
+)
 from gpuconv.shapes import window
 
 
 @op
-def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, activation=None):
+def conv2d(
+    x: Array,
+    w: Array,
+    b: Array = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Array:
     """The activation of each filter's sum of products with the image, and its bias.
 
     y[n, k, p, q] = activation(b[k] + sum over c, r, s of w[k, c, r, s] * x[n, c, h, v]), where
@@ -53,18 +70,18 @@ def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, activation=N
 
 @op
 def conv2d_backward(
-    dy,
-    x,
-    w,
-    b=None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    activation=None,
-    y=None,
-    need_dx=True,
-):
+    dy: Array,
+    x: Array,
+    w: Array,
+    b: Array = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    y: Array = None,
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `conv2d` for x, w and b.
 
     dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation: as conv2d had them.
@@ -178,13 +195,14 @@ def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activati
 
 @conv2d.launch
 def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activation):
-    conv = Conv.of(x.shape, w.shape, window(w.shape[2:], stride, padding, dilation), groups)
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    conv = config.conv2d_shape(x.shape, w.shape, geometry, groups)
     fused = activation == "relu"
-    y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.channels_last(w)
+    y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.as_nhwc(w)
     bias = filters if b is None else runtime.contiguous(b)
-    given = {"x": runtime.channels_last(x), "w": filters, "b": bias}
-    runtime.run(plan_conv.forward(conv, b is not None, fused), y=y, **given)
-    y = runtime.first_view(y)
+    launches = config.config_forward(conv, b is not None, fused)
+    runtime.run(launches, y=y, x=runtime.as_nhwc(x), w=filters, b=bias)
+    y = runtime.as_nchw(y)
     return y if fused else activate(y, activation)
 
 
@@ -192,17 +210,19 @@ def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activatio
 def conv2d_backward_launch(
     runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx
 ):
-    conv = Conv.of(x.shape, w.shape, window(w.shape[2:], stride, padding, dilation), groups)
-    dy = runtime.channels_last(activation_backward(dy, y, activation))
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    conv = config.conv2d_shape(x.shape, w.shape, geometry, groups)
+    dy = runtime.as_nhwc(activation_backward(dy, y, activation))
     dx, db = None, None
     if need_dx:
         dx = runtime.empty((conv.N, conv.H, conv.W, conv.C))
-        given = {"dy": dy, "w": runtime.channels_last(w), "x": dy}  # no mask: x is not read
-        runtime.run(plan_conv.backward_data(conv, False), dx=dx, **given)
-        dx = runtime.first_view(dx)
+        launches = config.config_backward_data(conv, mask=False)  # so x is not read
+        runtime.run(launches, dx=dx, dy=dy, w=runtime.as_nhwc(w), x=dy)
+        dx = runtime.as_nchw(dx)
     dw = runtime.empty((conv.K, conv.R, conv.S, conv.channels))
-    runtime.run(plan_conv.backward_weight(conv), dw=dw, dy=dy, x=runtime.channels_last(x))
+    runtime.run(config.config_backward_weight(conv), dw=dw, dy=dy, x=runtime.as_nhwc(x))
     if b is not None:
         db = runtime.empty(conv.K)
-        runtime.run(plan_conv.backward_bias(conv.N * conv.P * conv.Q, conv.K), db=db, dy=dy)
-    return dx, runtime.first_view(dw), db
+        launches = config.config_backward_bias(conv.N * conv.P * conv.Q, conv.K)
+        runtime.run(launches, db=db, dy=dy)
+    return dx, runtime.as_nchw(dw), db

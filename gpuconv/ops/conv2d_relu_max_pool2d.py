@@ -5,21 +5,36 @@ The convolution's output is neither written to memory nor kept for the backward 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv_pool as fast
-from gpuconv.cuda import plan_pool
 from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
 from gpuconv.ops.cost import Cost, like, nbytes, output
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, require_pool
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, Padding, Size, op, require_floats, require_rank, require_shape
+from gpuconv.ops.pool2d_launch import (
+    config_bias_relu_max_pool2d,
+    config_bias_relu_max_pool2d_backward,
+    is_2x2,
+)
 from gpuconv.ops.relu import relu_backward
 from gpuconv.shapes import window
 
 
 @op
-def conv2d_relu_max_pool2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1, pool=(2,)):
+def conv2d_relu_max_pool2d(
+    x: Array,
+    w: Array,
+    b: Array = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    pool: tuple[Any, ...] = (2,),
+) -> tuple[Array, ...]:
     """max_pool2d(conv2d(x, w, b, ..., activation="relu"), *pool).
 
     x, w, b, stride, padding, dilation, groups: as in conv2d. pool: max_pool2d's arguments after
@@ -33,19 +48,19 @@ def conv2d_relu_max_pool2d(x, w, b=None, stride=1, padding=0, dilation=1, groups
 
 @op
 def conv2d_relu_max_pool2d_backward(
-    dy,
-    y,
-    argmax,
-    x,
-    w,
-    b=None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    pool=(2,),
-    need_dx=True,
-):
+    dy: Array,
+    y: Array,
+    argmax: Array,
+    x: Array,
+    w: Array,
+    b: Array = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    pool: tuple[Any, ...] = (2,),
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `conv2d_relu_max_pool2d` for x, w and b.
 
     dy: (N, K, P, Q) of the pooled output. y, argmax: as the forward operation returned them; the
@@ -146,17 +161,17 @@ def conv2d_relu_max_pool2d_backward_cpu(
 @conv2d_relu_max_pool2d.launch
 def conv2d_relu_max_pool2d_launch(runtime, x, w, b, stride, padding, dilation, groups, pool):
     geometry = window(*_complete(pool))
-    if not plan_pool.in_halves(geometry):
+    if not is_2x2(geometry):
         return max_pool2d(conv2d(x, w, b, stride, padding, dilation, groups, "relu"), *pool)
     sums = conv2d(x, w, None, stride, padding, dilation, groups)
     N, K, H, W = sums.shape
     shape = (N, *geometry.output_size(H, W), K)
     y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
-    given = {"x": runtime.channels_last(sums)}
-    given["b"] = given["x"] if b is None else runtime.contiguous(b)
-    plan = plan_pool.bias_relu_max_pool2d(sums.shape, geometry, b is not None)
-    runtime.run(plan, y=y, argmax=argmax, **given)
-    return runtime.first_view(y), runtime.first_view(argmax)
+    sums = runtime.as_nhwc(sums)
+    bias = sums if b is None else runtime.contiguous(b)
+    config = config_bias_relu_max_pool2d((N, K, H, W), geometry, b is not None)
+    runtime.run(config, y=y, argmax=argmax, x=sums, b=bias)
+    return runtime.as_nchw(y), runtime.as_nchw(argmax)
 
 
 @conv2d_relu_max_pool2d_backward.launch
@@ -165,7 +180,7 @@ def conv2d_relu_max_pool2d_backward_launch(
 ):
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     shape, geometry = (len(x), len(w), *size), window(*_complete(pool))
-    if plan_pool.in_halves(geometry):
+    if is_2x2(geometry):
         spread = _spread(runtime, dy, y, argmax, shape, geometry)
     else:
         spread = max_pool2d_backward(relu_backward(dy, y), argmax, shape, *pool)
@@ -177,7 +192,6 @@ def _spread(runtime, dy, y, argmax, shape, geometry):
     N, K, H, W = shape
     dx = runtime.empty((N, H, W, K))
     pooled = {"dy": dy, "y": y, "argmax": argmax}
-    given = {name: runtime.channels_last(array) for name, array in pooled.items()}
-    plan = plan_pool.bias_relu_max_pool2d_backward(shape, geometry)
-    runtime.run(plan, dx=dx, **given)
-    return runtime.first_view(dx)
+    read = {name: runtime.as_nhwc(array) for name, array in pooled.items()}
+    runtime.run(config_bias_relu_max_pool2d_backward(shape, geometry), dx=dx, **read)
+    return runtime.as_nchw(dx)

@@ -9,14 +9,14 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
-from gpuconv.cuda import plan_dense
+from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_floats, require_number
+from gpuconv.ops.op import Array, op, require_floats, require_number
 from gpuconv.threads import parallel, shards
 
 
 @op
-def dropout(x, p, seed):
+def dropout(x: Array, p: float, seed: int) -> Array:
     """y = x / (1 - p) where an element is kept, 0 where it is dropped, each with probability p.
 
     x: floats of any shape. p: in [0, 1). seed: an int. Element i, in C order, is kept if the upper
@@ -59,7 +59,7 @@ def dropout_cost(x, p, seed):
 
 @dropout.cpu
 def dropout_cpu(x, p, seed):
-    flat, y = fast.plain(x).reshape(-1), np.empty(x.shape, x.dtype)
+    flat, y = fast.contiguous(x).reshape(-1), np.empty(x.shape, x.dtype)
     out, scale = y.reshape(-1), x.dtype.type(1 / (1 - p))
     parallel(
         lambda b, e: fast.dropout(
@@ -74,5 +74,7 @@ def dropout_cpu(x, p, seed):
 @dropout.launch
 def dropout_launch(runtime, x, p, seed):
     y = runtime.empty(x.shape)  # the mask counts in C order
-    runtime.run(plan_dense.dropout(x.size, p, seed), y=y, x=runtime.contiguous(x))
+    numbers = {"seed": seed, "threshold": _threshold(p), "factor": 1 / (1 - p)}
+    config = config_elementwise("elementwise.cu", "dropout", int(x.size))
+    runtime.run(config, numbers, y=y, x=runtime.contiguous(x))
     return y

@@ -7,11 +7,11 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_finite, require_floats, require_shape
+from gpuconv.ops.op import Array, op, require_finite, require_floats, require_shape
 
 
 @op
-def leaky_relu(x, negative_slope=0.01):
+def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x where x >= 0, else negative_slope * x, element by element.
 
     x: floats of any shape. Returns y, the same shape and dtype. A NaN stays NaN.
@@ -23,7 +23,7 @@ def leaky_relu(x, negative_slope=0.01):
 
 
 @op
-def leaky_relu_backward(dy, x, negative_slope=0.01):
+def leaky_relu_backward(dy: Array, x: Array, negative_slope: float = 0.01) -> Array:
     """dx = dy where x > 0, else negative_slope * dy; so also where x is 0 or NaN, as in PyTorch.
 
     dy, x: floats of one shape, x being what `leaky_relu` was given.

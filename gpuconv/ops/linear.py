@@ -11,15 +11,14 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu.matmul import products
-from gpuconv.cuda import plan_conv
-from gpuconv.cuda.plan_conv import Conv
+from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, nbytes
-from gpuconv.ops.op import op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
 
 
 @op
-def linear(x, w, b=None, activation=None):
+def linear(x: Array, w: Array, b: Array = None, activation: str | None = None) -> Array:
     """y = activation(x w^T + b).
 
     x: floats (N, features in). w: (features out, features in). b: (features out,) or None.
@@ -33,7 +32,15 @@ def linear(x, w, b=None, activation=None):
 
 
 @op
-def linear_backward(dy, x, w, b=None, activation=None, y=None, need_dx=True):
+def linear_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    b: Array = None,
+    activation: str | None = None,
+    y: Array = None,
+    need_dx: bool = True,
+) -> tuple[Array, ...]:
     """The gradients of `linear` for x, w and b.
 
     dy: (N, features out). x, w, b, activation: as linear had them.
@@ -117,24 +124,24 @@ def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
 @linear.launch
 def linear_launch(runtime, x, w, b, activation):
     """A convolution of one pixel by one tap."""
-    conv = Conv.linear(len(x), *reversed(w.shape))
+    conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     fused = activation == "relu"
     y, x, w = runtime.empty((conv.N, conv.K)), runtime.contiguous(x), runtime.contiguous(w)
     bias = w if b is None else runtime.contiguous(b)
-    runtime.run(plan_conv.forward(conv, b is not None, fused), y=y, x=x, w=w, b=bias)
+    runtime.run(config.config_forward(conv, b is not None, fused), y=y, x=x, w=w, b=bias)
     return y if fused else activate(y, activation)
 
 
 @linear_backward.launch
 def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx):
-    conv = Conv.linear(len(x), *reversed(w.shape))
+    conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     dy, dx, db = runtime.contiguous(activation_backward(dy, y, activation)), None, None
     if need_dx:
-        dx, plan = runtime.empty(x.shape), plan_conv.backward_data(conv, False)
-        runtime.run(plan, dx=dx, dy=dy, w=runtime.contiguous(w), x=dy)
+        dx, launches = runtime.empty(x.shape), config.config_backward_data(conv, mask=False)
+        runtime.run(launches, dx=dx, dy=dy, w=runtime.contiguous(w), x=dy)  # x is not read
     dw = runtime.empty(w.shape)
-    runtime.run(plan_conv.backward_weight(conv), dw=dw, dy=dy, x=runtime.contiguous(x))
+    runtime.run(config.config_backward_weight(conv), dw=dw, dy=dy, x=runtime.contiguous(x))
     if b is not None:
         db = runtime.empty(conv.K)
-        runtime.run(plan_conv.backward_bias(conv.N, conv.K), db=db, dy=dy)
+        runtime.run(config.config_backward_bias(conv.N, conv.K), db=db, dy=dy)
     return dx, dw, db

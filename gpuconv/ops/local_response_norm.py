@@ -9,9 +9,10 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import response_norm as fast
-from gpuconv.cuda import plan_channels
+from gpuconv.ops import local_response_norm_launch as config
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
+    Array,
     op,
     require_finite,
     require_floats,
@@ -24,7 +25,14 @@ CONVENTIONS = ("torch", "paper")
 
 
 @op
-def local_response_norm(x, size, alpha=1e-4, beta=0.75, k=1.0, convention="torch"):
+def local_response_norm(
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    convention: str = "torch",
+) -> Array:
     """y[c] = x[c] / (k + a * sum of x[j]**2)**beta, j over the `size` channels around c.
 
     x: floats (N, C, H, W). The neighbours are c - size//2 ... c + (size - 1)//2, where they exist.
@@ -42,7 +50,15 @@ def local_response_norm(x, size, alpha=1e-4, beta=0.75, k=1.0, convention="torch
 
 
 @op
-def local_response_norm_backward(dy, x, size, alpha=1e-4, beta=0.75, k=1.0, convention="torch"):
+def local_response_norm_backward(
+    dy: Array,
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    convention: str = "torch",
+) -> Array:
     """dx[c] = dy[c] / d[c]**beta - 2 a beta x[c] * sum of dy[i] y[i] / d[i].
 
     d is the forward pass's k + a * sum, and i goes over the channels that have c for a neighbour.
@@ -127,18 +143,19 @@ def local_response_norm_backward_cpu(dy, x, size, alpha, beta, k, convention):
 
 @local_response_norm.launch
 def local_response_norm_launch(runtime, x, size, alpha, beta, k, convention):
-    numbers = scaled(alpha, size, convention), beta, k
-    plan, x = plan_channels.local_response_norm(x.shape, size, *numbers), runtime.channels_last(x)
+    numbers = {"a": scaled(alpha, size, convention), "beta": beta, "k": k}
+    launches, x = config.config_forward(x.shape, size), runtime.as_nhwc(x)
     y = runtime.empty(x.shape)
-    runtime.run(plan, y=y, x=x)
-    return runtime.first_view(y)
+    runtime.run(launches, numbers, y=y, x=x)
+    return runtime.as_nchw(y)
 
 
 @local_response_norm_backward.launch
 def local_response_norm_backward_launch(runtime, dy, x, size, alpha, beta, k, convention):
-    numbers = scaled(alpha, size, convention), beta, k
-    plan = plan_channels.local_response_norm_backward(x.shape, size, *numbers)
-    dy, x = runtime.channels_last(dy), runtime.channels_last(x)
+    a = scaled(alpha, size, convention)
+    numbers = {"a": a, "beta": beta, "k": k, "slope": 2 * a * beta}
+    launches = config.config_backward(x.shape, size)
+    dy, x = runtime.as_nhwc(dy), runtime.as_nhwc(x)
     dx = runtime.empty(x.shape)
-    runtime.run(plan, dx=dx, dy=dy, x=x)
-    return runtime.first_view(dx)
+    runtime.run(launches, numbers, dx=dx, dy=dy, x=x)
+    return runtime.as_nchw(dx)

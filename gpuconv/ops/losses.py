@@ -13,15 +13,15 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly, device_of
 from gpuconv.cpu import losses as fast
-from gpuconv.cpu.elementwise import plain
-from gpuconv.cuda import plan_dense
+from gpuconv.cpu.elementwise import contiguous
 from gpuconv.ops.cost import Cost, moved, nbytes
-from gpuconv.ops.op import op, require_floats, require_number, require_rank, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_number, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
+from gpuconv.ops.softmax_launch import config_loss, config_rowwise
 
 
 @op
-def cross_entropy(scores, labels, label_smoothing=0.0):
+def cross_entropy(scores: Array, labels: Array, label_smoothing: float = 0.0) -> tuple[Array, ...]:
     """The mean of -sum(target * log(softmax(scores))), from the scores, so that nothing overflows.
 
     scores: floats (N, classes). labels: integers (N,) in [0, classes). The target is 1 for the
@@ -38,7 +38,9 @@ def cross_entropy(scores, labels, label_smoothing=0.0):
 
 
 @op
-def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
+def cross_entropy_backward(
+    probabilities: Array, labels: Array, label_smoothing: float = 0.0
+) -> Array:
     """dscores = (probabilities - target) / N.
 
     probabilities: as `cross_entropy` returned them; the rest as it had it.
@@ -50,7 +52,7 @@ def cross_entropy_backward(probabilities, labels, label_smoothing=0.0):
 
 
 @op
-def half_squared_error(scores, labels):
+def half_squared_error(scores: Array, labels: Array) -> tuple[Array, ...]:
     """The article's total error over a softmax: the mean of sum(1/2 (target - probability)^2).
 
     scores: floats (N, classes). labels: integers (N,) in [0, classes).
@@ -62,7 +64,7 @@ def half_squared_error(scores, labels):
 
 
 @op
-def half_squared_error_backward(probabilities, labels):
+def half_squared_error_backward(probabilities: Array, labels: Array) -> Array:
     """dscores = p * (d - sum(p * d)) / N with d = p - target, through the softmax."""
     p = probabilities
     d = p - _one_hot(p, labels)
@@ -70,7 +72,7 @@ def half_squared_error_backward(probabilities, labels):
 
 
 @op
-def hinge(scores, labels, margin=1.0):
+def hinge(scores: Array, labels: Array, margin: float = 1.0) -> tuple[Array, ...]:
     """The multi-class hinge loss of a support vector machine.
 
     The mean over the batch of the sum over j != label of
@@ -86,7 +88,7 @@ def hinge(scores, labels, margin=1.0):
 
 
 @op
-def hinge_backward(excess, labels):
+def hinge_backward(excess: Array, labels: Array) -> Array:
     """dscores: 1/(N*classes) for every positive term's class, minus their sum for the label."""
     n, classes = excess.shape
     dscores = (excess > 0).astype(excess.dtype)
@@ -248,13 +250,13 @@ def hinge_backward_cost(excess, labels):
 @cross_entropy.cpu
 def cross_entropy_cpu(scores, labels, label_smoothing):
     p = np.empty(scores.shape, scores.dtype)
-    return fast.cross_entropy(plain(scores), _numbers(labels), float(label_smoothing), p), p
+    return fast.cross_entropy(contiguous(scores), _numbers(labels), float(label_smoothing), p), p
 
 
 @cross_entropy_backward.cpu
 def cross_entropy_backward_cpu(probabilities, labels, label_smoothing):
     dscores = np.empty(probabilities.shape, probabilities.dtype)
-    given = plain(probabilities), _numbers(labels), float(label_smoothing)
+    given = contiguous(probabilities), _numbers(labels), float(label_smoothing)
     fast.cross_entropy_backward(*given, dscores)
     return dscores
 
@@ -262,27 +264,27 @@ def cross_entropy_backward_cpu(probabilities, labels, label_smoothing):
 @half_squared_error.cpu
 def half_squared_error_cpu(scores, labels):
     p = np.empty(scores.shape, scores.dtype)
-    return fast.half_squared_error(plain(scores), _numbers(labels), p), p
+    return fast.half_squared_error(contiguous(scores), _numbers(labels), p), p
 
 
 @half_squared_error_backward.cpu
 def half_squared_error_backward_cpu(probabilities, labels):
     dscores = np.empty(probabilities.shape, probabilities.dtype)
-    fast.half_squared_error_backward(plain(probabilities), _numbers(labels), dscores)
+    fast.half_squared_error_backward(contiguous(probabilities), _numbers(labels), dscores)
     return dscores
 
 
 def _numbers(labels):
-    return plain(labels.astype(np.int64, copy=False))
+    return contiguous(labels.astype(np.int64, copy=False))
 
 
 def _forward(runtime, name, saved, scores, labels, **numbers):
     """(loss, what backward needs), by the forward kernel `name`_forward and its mean."""
     rows, classes = scores.shape
-    plan = plan_dense.loss(f"{name}_forward", rows, classes, str(labels.dtype), **numbers)
+    config = config_loss(f"{name}_forward", rows, classes, str(labels.dtype))
     kept, loss = runtime.empty(scores.shape), runtime.empty(1)
-    given = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
-    runtime.run(plan, loss=loss, **{saved: kept}, **given)
+    arrays = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
+    runtime.run(config, numbers, loss=loss, **{saved: kept}, **arrays)
     value = float(runtime.asnumpy(loss)[0])
     if np.isnan(value):  # a label out of range, or scores that were NaN
         _require_range(name, runtime.asnumpy(labels), scores.shape[1])
@@ -291,21 +293,27 @@ def _forward(runtime, name, saved, scores, labels, **numbers):
 
 def _backward(runtime, name, saved, kept, labels, **numbers):
     rows, classes = kept.shape
-    plan = plan_dense.rowwise(f"{name}_backward", rows, classes, str(labels.dtype), **numbers)
+    config = config_rowwise(f"{name}_backward", rows, classes, str(labels.dtype))
     dscores, labels = runtime.empty(kept.shape), runtime.contiguous(labels)
-    runtime.run(plan, dscores=dscores, labels=labels, **{saved: runtime.contiguous(kept)})
+    arrays = {"labels": labels, saved: runtime.contiguous(kept)}
+    runtime.run(config, numbers, dscores=dscores, **arrays)
     return dscores
+
+
+def _smoothing(label_smoothing, classes):
+    """The target of cross-entropy: `even` for every class, and `right` besides for the label."""
+    return {"right": 1 - label_smoothing, "even": label_smoothing / classes}
 
 
 @cross_entropy.launch
 def cross_entropy_launch(runtime, scores, labels, label_smoothing):
-    numbers = plan_dense.smoothing(label_smoothing, scores.shape[1])
+    numbers = _smoothing(label_smoothing, scores.shape[1])
     return _forward(runtime, "cross_entropy", "probabilities", scores, labels, **numbers)
 
 
 @cross_entropy_backward.launch
 def cross_entropy_backward_launch(runtime, probabilities, labels, label_smoothing):
-    numbers = plan_dense.smoothing(label_smoothing, probabilities.shape[1])
+    numbers = _smoothing(label_smoothing, probabilities.shape[1])
     return _backward(runtime, "cross_entropy", "probabilities", probabilities, labels, **numbers)
 
 

@@ -11,16 +11,33 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
-from gpuconv.cuda import plan_pool
 from gpuconv.ops.cost import Cost, image, nbytes, output
-from gpuconv.ops.op import op, require_floats, require_image_shape, require_rank, require_shape
+from gpuconv.ops.op import (
+    Array,
+    Padding,
+    Shape,
+    Size,
+    op,
+    require_floats,
+    require_image_shape,
+    require_rank,
+    require_shape,
+)
+from gpuconv.ops.pool2d_launch import config_max_pool2d, config_max_pool2d_backward
 from gpuconv.shapes import window
 
 NONE = 255  # argmax before any tap of the window was inside the image
 
 
 @op
-def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+def max_pool2d(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> tuple[Array, ...]:
     """The largest value in each window, and where it was.
 
     x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), dilation: an int or a pair;
@@ -48,8 +65,15 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
 
 @op
 def max_pool2d_backward(
-    dy, argmax, x_shape, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
-):
+    dy: Array,
+    argmax: Array,
+    x_shape: Shape,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Array:
     """Each dy goes to the pixel that was its window's largest.
 
     dy, argmax: (N, C, P, Q), as max_pool2d returned them. x_shape: (N, C, H, W). The rest as
@@ -145,9 +169,9 @@ def max_pool2d_launch(runtime, x, kernel_size, stride, padding, dilation, ceil_m
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     shape = (x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1])
     y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
-    plan = plan_pool.max_pool2d(x.shape, geometry)
-    runtime.run(plan, y=y, argmax=argmax, x=runtime.channels_last(x))
-    return runtime.first_view(y), runtime.first_view(argmax)
+    config = config_max_pool2d(x.shape, geometry)
+    runtime.run(config, y=y, argmax=argmax, x=runtime.as_nhwc(x))
+    return runtime.as_nchw(y), runtime.as_nchw(argmax)
 
 
 @max_pool2d_backward.launch
@@ -157,6 +181,6 @@ def max_pool2d_backward_launch(
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    given = {"dy": runtime.channels_last(dy), "argmax": runtime.channels_last(argmax)}
-    runtime.run(plan_pool.max_pool2d_backward(x_shape, geometry), dx=dx, **given)
-    return runtime.first_view(dx)
+    config = config_max_pool2d_backward((N, C, H, W), geometry)
+    runtime.run(config, dx=dx, dy=runtime.as_nhwc(dy), argmax=runtime.as_nhwc(argmax))
+    return runtime.as_nchw(dx)

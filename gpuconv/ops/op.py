@@ -29,13 +29,20 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly, device_of, is_device, to_numpy
 from gpuconv.cuda import runtime as runtimes
 from gpuconv.ops.cost import Cost
+
+P = ParamSpec("P")  # an operation's parameters, those of its definition
+R = TypeVar("R")  # and its result
+Array = Any  # of NumPy, CuPy or the simulator, or a `ShapeOnly`
+Shape = tuple[int, ...]
+Size = int | tuple[int, int]  # of both axes of an image, or of its rows and columns
+Padding = int | str | tuple[Any, ...]  # see `shapes.window`
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 SIGNATURES_KEPT = 512  # of each operation; a network has a few dozen
@@ -47,7 +54,7 @@ _SCALARS = frozenset(
 _ARRAYS = {np.ndarray, ShapeOnly}  # and those of devices, once they have been seen
 
 
-class Op:
+class Op(Generic[P, R]):
     """One operation: the function itself, its argument check, and an implementation per device.
 
     A check and the choice of an implementation depend on shapes, dtypes and scalars alone, so what
@@ -55,8 +62,8 @@ class Op:
     checked at every call (`check_values`).
     """
 
-    def __init__(self, definition: Callable[..., Any]) -> None:
-        self.definition = definition
+    def __init__(self, definition: Callable[P, R]) -> None:
+        self.definition: Callable[..., Any] = definition
         self.__name__ = definition.__name__
         self.__doc__ = definition.__doc__
         self.__module__ = definition.__module__
@@ -69,7 +76,7 @@ class Op:
         self._accepted: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._check: Callable[..., Any] | None = None
         self._check_values: Callable[..., Any] | None = None
-        self._cpu = definition
+        self._cpu: Callable[..., Any] = definition
         self._launch: Callable[..., Any] | None = None
         self._cost: Callable[..., Cost] | None = None
         self._output: Callable[..., Any] | None = None
@@ -129,35 +136,36 @@ class Op:
         """The definition's parameters, in order."""
         return self._signature.parameters
 
-    def work(self, *args: Any, **kwargs: Any) -> Cost:
+    def work(self, *args: P.args, **kwargs: P.kwargs) -> Cost:
         """The least arithmetic and traffic of a call; of arrays only shapes and dtypes are read.
 
         Raises as the call would for arguments that do not fit.
         """
-        args = self._bound(args, kwargs)
+        values = self._bound(args, kwargs)
         if self._cost is None:
             raise NotImplementedError(f"{self.__name__}: its cost is not known")
-        self._checked(args)
-        return self._cost(*args)
+        self._checked(values)
+        return self._cost(*values)
 
-    def multiply_adds(self, *args: Any, **kwargs: Any) -> int:
+    def multiply_adds(self, *args: P.args, **kwargs: P.kwargs) -> int:
         """The multiply-adds of a call, as tables of networks count them: for each output the size
         of a filter, taps on padding too; without the bias. 0 for an operation that has no filters.
 
         Of arrays only shapes are read. `work` counts only arithmetic that cannot be avoided.
         """
-        args = self._bound(args, kwargs)
-        self._checked(args)
-        return 0 if self._multiply_adds is None else self._multiply_adds(*args)
+        values = self._bound(args, kwargs)
+        self._checked(values)
+        return 0 if self._multiply_adds is None else self._multiply_adds(*values)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or not self._required <= len(args) <= len(self._names):
-            args = self._bound(args, kwargs)
-        elif len(args) < len(self._names):
-            args += self._defaults[len(args) - self._required :]
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        values: tuple[Any, ...] = args
+        if kwargs or not self._required <= len(values) <= len(self._names):
+            values = self._bound(values, kwargs)
+        elif len(values) < len(self._names):
+            values += self._defaults[len(values) - self._required :]
         # the signature: types, shapes, dtypes and scalars (1, 1.0 and True are three keys)
         signature: list[Any] = []
-        for a in args:
+        for a in values:
             kind = type(a)
             if kind in _ARRAYS:
                 signature += kind, a.shape, a.dtype
@@ -168,31 +176,33 @@ class Op:
             elif kind is tuple and (types := _types_of_pairs(a)) is not None:
                 signature += kind, a, types
             else:
-                run = self._accept(args)
+                run = self._accept(values)
                 break
         else:
             key = tuple(signature)
             run = self._accepted.get(key)  # type: ignore[assignment]
             if run is None:
-                run = self._accept(args)
+                run = self._accept(values)
                 if len(self._accepted) >= SIGNATURES_KEPT:
                     self._accepted.clear()
                 self._accepted[key] = run
         if self._check_values is not None:
-            self._check_values(*args)
-        return run(*args)
+            self._check_values(*values)
+        result: R = run(*values)
+        return result
 
-    def reference(self, *args: Any, **kwargs: Any) -> Any:
+    def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the definition, whatever faster implementations there are."""
-        args = self._bound(args, kwargs)
-        if any(type(a) is ShapeOnly for a in args):
-            return self(*args)
-        if (device := self._device(args)) != "cpu":
+        values = self._bound(args, kwargs)
+        if (device := self._device(values)) == "meta":
+            return self(*args, **kwargs)
+        if device != "cpu":
             raise TypeError(f"{self.__name__}: the reference takes NumPy arrays, not {device}'s")
-        self._checked(args)
+        self._checked(values)
         if self._check_values is not None:
-            self._check_values(*args)
-        return self.definition(*args)
+            self._check_values(*values)
+        result: R = self.definition(*values)
+        return result
 
     def _accept(self, args: tuple[Any, ...]) -> Callable[..., Any]:
         """The implementation for arguments like these; raises if they are wrong."""
@@ -285,7 +295,7 @@ def _types_of_pairs(pairs: tuple[Any, ...]) -> tuple[type, ...] | None:
     return types if _SCALARS.issuperset(types) else None
 
 
-def op(definition: Callable[..., Any]) -> Op:
+def op(definition: Callable[P, R]) -> Op[P, R]:
     """Make an operation of its definition (the module's docstring shows how)."""
     return Op(definition)
 

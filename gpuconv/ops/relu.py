@@ -7,11 +7,11 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_shape
 
 
 @op
-def relu(x):
+def relu(x: Array) -> Array:
     """max(x, 0), element by element.
 
     x: floats of any shape. Returns y, the same shape and dtype. A NaN stays NaN.
@@ -23,7 +23,7 @@ def relu(x):
 
 
 @op
-def relu_backward(dy, y):
+def relu_backward(dy: Array, y: Array) -> Array:
     """dx = dy where y > 0, else 0: the derivative at 0 is 0.
 
     dy, y: floats of one shape, y being what `relu` returned. Where y is NaN, dy passes, as in

@@ -7,13 +7,13 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_shape
 
 PIECE = 1 << 13  # elements at a time: the definition's temporaries stay in the cache
 
 
 @op
-def sigmoid(x):
+def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), element by element, without overflow for any x.
 
     x: floats of any shape; returns the same shape and dtype.
@@ -23,7 +23,7 @@ def sigmoid(x):
 
 
 @op
-def sigmoid_backward(dy, y):
+def sigmoid_backward(dy: Array, y: Array) -> Array:
     """dx = dy * y * (1 - y). dy, y: floats of one shape, y being what `sigmoid` returned."""
     return dy * y * (1 - y)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.cuda import plan_dense
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_shape
+from gpuconv.ops.softmax_launch import config_rowwise
 
 
 @op
-def softmax(x):
+def softmax(x: Array) -> Array:
     """exp(x) / sum(exp(x)) over axis 1, the classes; no score overflows, whatever its size.
 
     x: floats (N, classes, ...). Returns y, the same shape and dtype, whose classes sum to 1.
@@ -27,7 +27,7 @@ def softmax(x):
 
 
 @op
-def softmax_backward(dy, y):
+def softmax_backward(dy: Array, y: Array) -> Array:
     """dx = y * (dy - sum of dy*y over axis 1).
 
     dy, y: floats (N, classes, ...), y being what `softmax` returned.
@@ -67,7 +67,7 @@ def softmax_backward_cost(dy, y):
 def softmax_launch(runtime, x):
     rows = _rows(runtime, x)
     y = runtime.empty(rows.shape)
-    runtime.run(plan_dense.rowwise("softmax_forward", *_table(rows)), y=y, x=rows)
+    runtime.run(config_rowwise("softmax_forward", *_table(rows)), y=y, x=rows)
     return _unrows(runtime, y, x.shape)
 
 
@@ -75,7 +75,7 @@ def softmax_launch(runtime, x):
 def softmax_backward_launch(runtime, dy, y):
     given = {"dy": _rows(runtime, dy), "y": _rows(runtime, y)}
     dx = runtime.empty(given["dy"].shape)
-    runtime.run(plan_dense.rowwise("softmax_backward", *_table(dx)), dx=dx, **given)
+    runtime.run(config_rowwise("softmax_backward", *_table(dx)), dx=dx, **given)
     return _unrows(runtime, dx, dy.shape)
 
 
@@ -83,7 +83,7 @@ def _rows(runtime, x):
     """(N, classes, ...) as contiguous (N, ..., 1, classes), one row a pixel."""
     if x.ndim != 4:
         x = runtime.contiguous(x).reshape(*x.shape[:2], -1, 1)
-    return runtime.channels_last(x)
+    return runtime.as_nhwc(x)
 
 
 def _table(rows):
@@ -91,5 +91,5 @@ def _table(rows):
 
 
 def _unrows(runtime, rows, shape):
-    y = runtime.first_view(rows)
+    y = runtime.as_nchw(rows)
     return y if len(shape) == 4 else runtime.contiguous(y).reshape(shape)

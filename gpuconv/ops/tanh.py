@@ -10,25 +10,25 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import op, require_floats, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_shape
 
 AMPLITUDE, SLOPE = 1.7159, 2 / 3  # chosen by LeCun so that the unit maps +-1 to +-1
 
 
 @op
-def tanh(x):
+def tanh(x: Array) -> Array:
     """tanh(x), element by element. x: floats of any shape; returns the same shape and dtype."""
     return np.tanh(x)
 
 
 @op
-def tanh_backward(dy, y):
+def tanh_backward(dy: Array, y: Array) -> Array:
     """dx = dy * (1 - y*y). dy, y: floats of one shape, y being what `tanh` returned."""
     return dy * (1 - y * y)
 
 
 @op
-def scaled_tanh(x):
+def scaled_tanh(x: Array) -> Array:
     """1.7159 * tanh(2x/3), element by element: LeNet-5's squashing function.
 
     x: floats of any shape; returns the same shape and dtype.
@@ -37,7 +37,7 @@ def scaled_tanh(x):
 
 
 @op
-def scaled_tanh_backward(dy, y):
+def scaled_tanh_backward(dy: Array, y: Array) -> Array:
     """dx = dy * 2/3 * (1.7159 - y*y/1.7159).
 
     dy, y: floats of one shape, y being what `scaled_tanh` returned.

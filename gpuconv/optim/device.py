@@ -7,17 +7,56 @@ the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.arrays import channels_last, device_of, in_c_order, to_device
-from gpuconv.cuda import plan_dense
+from gpuconv.arrays import device_of, to_device
+from gpuconv.cuda.launch_config import (
+    CACHED,
+    LOOP_BLOCKS,
+    THREADS,
+    Launch,
+    LaunchConfig,
+    ceil_div,
+    require_int32,
+)
+from gpuconv.strides import channels_last, in_c_order
 
 if TYPE_CHECKING:
     from gpuconv.cuda.runtime import Runtime
     from gpuconv.optim.optimizer import Optimizer
+
+CHUNK = 4096  # elements of a block: kernels/optim.cu
+WORDS = 5  # of a tensor's row in the table: p, grad, two slots, count
+
+
+@lru_cache(maxsize=CACHED)
+def config_optimizer(kernel: str, chunks: int, tensors: int) -> LaunchConfig:
+    """A kernel of optim.cu ("sgd", "sgd_momentum" or "adam") over `chunks` chunks of so many
+    tensors; the optimiser's own numbers (lr, decay, ...) no shape decides.
+    """
+    require_int32(kernel, chunks=chunks)
+    grid = (min(max(chunks, 1), LOOP_BLOCKS), 1, 1)
+    sizes = {
+        **{"tensors": tensors * WORDS, "numbers": 2 * tensors},
+        **{"owner": chunks, "part": chunks},
+    }
+    launch = Launch("optim.cu", kernel, grid, THREADS, (), {"chunks": chunks}, sizes)
+    return LaunchConfig((launch,))
+
+
+def chunks(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(owner, part) of every chunk of tensors of these sizes, as optim.cu's kernels take them."""
+    owner: list[int] = []
+    part: list[int] = []
+    for tensor, count in enumerate(counts):
+        parts = ceil_div(count, CHUNK)
+        owner += [tensor] * parts
+        part += range(parts)
+    return owner, part
 
 
 def step(optimizer: Optimizer, chosen: Sequence[int]) -> None:
@@ -71,7 +110,7 @@ def _row(on: Runtime, optimizer: Optimizer, i: int) -> tuple[list[Any], dict[str
     if not (_c_order(p.data) or channels_last(p.data)):
         p.data = on.contiguous(p.data)
     last = not _c_order(p.data)
-    grad = on.first_view(on.channels_last(grad)) if last else on.contiguous(grad)
+    grad = on.as_nchw(on.as_nhwc(grad)) if last else on.contiguous(grad)
     state = dict(optimizer._state[i])
     used = optimizer._slots(optimizer.param_groups[optimizer._owner[i]])
     for slot in used:
@@ -100,8 +139,8 @@ def _update(
     """Launch over a table of the arrays' addresses; no two arrays may share memory."""
     counts = [row[0].size for row in rows]
     _require_apart(kernel, [on.view(array) for row in rows for array in row])
-    owner, part = plan_dense.chunks(counts)
-    table = np.zeros((len(rows), plan_dense.WORDS), np.uint64)
+    owner, part = chunks(counts)
+    table = np.zeros((len(rows), WORDS), np.uint64)
     for number, row in enumerate(rows):
         table[number, : len(row)] = [on.address(array) for array in row]
         table[number, -1] = counts[number]
@@ -112,8 +151,8 @@ def _update(
         "part": np.asarray(part, np.int32),
     }
     scalars = {name: int(v) if isinstance(v, bool) else v for name, v in scalars.items()}
-    plan = plan_dense.optimizer(kernel, len(owner), **scalars)
-    on.run(plan, **{name: on.asarray(array) for name, array in tables.items()})
+    config = config_optimizer(kernel, len(owner), len(rows))
+    on.run(config, scalars, **{name: on.asarray(array) for name, array in tables.items()})
 
 
 def _require_apart(kernel: str, views: list[Any]) -> None:

@@ -138,8 +138,12 @@ class Function:
         ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError for
         an error in the running kernel.
         """
+        if cores is None:
+            cores = _all_cores()
+        elif cores < 1:
+            raise ValueError(f"{self.name}: cores must be at least 1, got {cores}")
         with _checked if self.module.check else nullcontext():
-            self._launch(grid, block, args, shared, order, seed, cores or _all_cores())
+            self._launch(grid, block, args, shared, order, seed, cores)
 
     def _launch(
         self,

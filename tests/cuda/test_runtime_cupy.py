@@ -16,13 +16,26 @@ import simulated  # noqa: F401  skips where the simulator cannot run
 import standin_cupy
 
 from gpuconv import devices, models, nn, ops, optim
-from gpuconv.arrays import channels_last, device_of, to_device, to_numpy
+from gpuconv.arrays import device_of, to_device, to_numpy
+from gpuconv.autograd import Tensor
 from gpuconv.cli.main import main
 from gpuconv.cuda import cupy as cupy_runtime
-from gpuconv.cuda import plan_channels, plan_conv, plan_dense, plan_pool, source
+from gpuconv.cuda import layout, source
+from gpuconv.cuda.launch_config import LaunchConfig, config_elementwise
 from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import DeviceError
+from gpuconv.ops import (
+    adaptive_avg_pool2d_launch,
+    batch_norm2d_launch,
+    conv2d_launch,
+    local_response_norm_launch,
+    pool2d_launch,
+    softmax_launch,
+)
+from gpuconv.ops.conv2d_launch import Conv2dShape
+from gpuconv.optim.device import config_optimizer
 from gpuconv.shapes import window
+from gpuconv.strides import channels_last
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +100,7 @@ def test_a_training_step_has_the_bits_of_sim(standin):
         optimizer = optim.Adam(model.parameters())
         for _ in range(2):
             optimizer.zero_grad()
-            loss.forward(model.forward(to_device(x, device)), to_device(labels, device))
-            model.backward(loss.backward(), need_dx=False)
+            loss(model(to_device(x, device)), to_device(labels, device)).backward()
             optimizer.step()
         states.append(model.state_dict())
     assert "adam" in standin.launched
@@ -102,14 +114,18 @@ def test_branches_and_batch_norm_have_the_bits_of_sim(standin):
         layer = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, rng=1), nn.BatchNorm2d(4), nn.ReLU())
         model = nn.Sequential(
             nn.Conv2d(3, 4, 1, rng=0),
-            nn.DenseBlock(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1, rng=2))),
+            nn.DenseBlock(
+                4, nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1, rng=2))
+            ),
             nn.Concat(nn.Conv2d(8, 4, 1, rng=3), nn.Sequential(nn.Conv2d(8, 4, 3, 1, 1, rng=4))),
             nn.Conv2d(8, 4, 1, rng=5),
             nn.Residual(layer),
         ).to(device)
-        y = model.forward(to_device(x, device))
-        dx = to_numpy(model.backward(y))
-        found.append([to_numpy(y), dx, *model.state_dict().values()])
+        given = Tensor(to_device(x, device), requires_grad=True)
+        y = model(given)
+        y.backward(y.data)
+        gradients = [to_numpy(p.grad) for p in model.parameters()]
+        found.append([y.numpy(), to_numpy(given.grad), *gradients])
     assert {"batch_norm2d_backward", "copy_channels", "add_channels"} <= set(standin.launched)
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -170,12 +186,12 @@ def test_a_layout_that_no_kernel_converts_is_copied(standin):
 
 
 def test_warmup_compiles_without_running(standin, capsys):
-    on, plan = runtime("cuda"), plan_dense.elementwise("relu.cu", "relu_forward", 8)
-    on.compile(plan.launches[0])
+    on, config = runtime("cuda"), config_elementwise("relu.cu", "relu_forward", 8)
+    on.compile(config.launches[0])
     assert not standin.launched
     standin.failing.add("compile")
     with pytest.raises(DeviceError, match=r"kernel relu_forward .* does not compile"):
-        on.compile(plan.launches[0])
+        on.compile(config.launches[0])
     standin.failing.clear()
     assert main(["warmup", "--device", "cuda", "--batch", "2"]) == 0
     assert "device cuda: lenet at batch 2 is ready" in capsys.readouterr().out
@@ -245,45 +261,43 @@ def test_modules_are_compiled_once_and_with_cupys_options(standin, monkeypatch):
 
 def test_more_shared_memory_than_usual_is_asked_for(standin):
     on = runtime("cuda")
-    (launch,) = plan_conv.forward(
-        plan_conv.Conv(1, 64, 8, 8, 64, 3, 3, 6, 6, groups=64), False, False
+    (launch,) = conv2d_launch.config_forward(
+        Conv2dShape(1, 64, 8, 8, 64, 3, 3, 6, 6, groups=64), False, False
     ).launches
     from dataclasses import replace
 
     big = replace(launch, shared=60 << 10)
     arrays = {"x": on.zeros((1, 8, 8, 64)), "y": on.zeros((1, 6, 6, 64)), "w": on.zeros(576)}
     arrays["b"] = arrays["w"]
-    from gpuconv.cuda.plan import Plan
-
-    on.run(Plan((big,)), **arrays)
+    on.run(LaunchConfig((big,)), **arrays)
     with pytest.raises(ValueError, match="65537 bytes of shared memory a block, this card has"):
-        on.run(Plan((replace(launch, shared=65537),)), **arrays)
+        on.run(LaunchConfig((replace(launch, shared=65537),)), **arrays)
 
 
-def plans():
+def configs():
     """One of each family."""
-    conv = plan_conv.Conv.of((2, 4, 9, 9), (8, 4, 3, 3), window(3), 1)
+    conv = Conv2dShape.of((2, 4, 9, 9), (8, 4, 3, 3), window(3), 1)
+    depthwise = Conv2dShape(1, 8, 8, 8, 8, 3, 3, 6, 6, groups=8)
     pooled = (2, 4, 9, 9), window(2)
-    each = plan_dense.elementwise
+    each = config_elementwise
     return [
-        plan_conv.forward(conv, True, True),
-        plan_conv.backward_data(conv, False),
-        plan_conv.backward_weight(conv),
-        plan_conv.backward_bias(98, 8),
-        plan_conv.forward(plan_conv.Conv(1, 8, 8, 8, 8, 3, 3, 6, 6, groups=8), False, False),
-        plan_pool.max_pool2d(*pooled),
-        plan_pool.avg_pool2d(*pooled),
-        plan_dense.transpose(2, 8, 9),
-        plan_dense.loss("hinge_forward", 4, 10, "int64", margin=1.0),
-        plan_dense.optimizer("adam", 3),
+        conv2d_launch.config_forward(conv, True, True),
+        conv2d_launch.config_backward_data(conv, False),
+        conv2d_launch.config_backward_weight(conv),
+        conv2d_launch.config_backward_bias(98, 8),
+        conv2d_launch.config_forward(depthwise, False, False),
+        pool2d_launch.config_max_pool2d(*pooled),
+        pool2d_launch.config_avg_pool2d(*pooled),
+        layout.config_transpose(2, 8, 9),
+        softmax_launch.config_loss("hinge_forward", 4, 10, "int64"),
+        config_optimizer("adam", 3, 2),
         each("relu.cu", "relu_forward", 8),
         each("activations.cu", "tanh_forward", 8),
-        plan_dense.dropout(8, 0.5, 1),
-        plan_channels.channels("add_channels", (1, 4, 2, 2), 8, 4, 4),
-        plan_channels.batch_norm2d_statistics((2, 4, 3, 3), 4, 4),
-        plan_channels.adaptive_avg_pool2d((2, 4, 3, 3), (2, 2)),
-        plan_channels.local_response_norm((2, 4, 3, 3), 5, 1e-4, 0.75, 1.0),
-        plan_channels.partial_filters(16, 6, 25, 60),
+        each("elementwise.cu", "dropout", 8),
+        layout.config_channels("add_channels", (1, 4, 2, 2), 8, 4, 4),
+        batch_norm2d_launch.config_statistics((2, 4, 3, 3), 4, 4),
+        adaptive_avg_pool2d_launch.config_forward((2, 4, 3, 3), (2, 2)),
+        local_response_norm_launch.config_forward((2, 4, 3, 3), 5),
     ]
 
 
@@ -309,8 +323,8 @@ def test_cupys_own_compiler_takes_the_sources_and_options():
     """Cubins by CuPy's compiler and NVRTC, which need no driver."""
     given = [
         (source.text(launch.file), [*cupy_runtime.OPTIONS, *launch.options], launch.kernel)
-        for plan in plans()
-        for launch in plan.launches
+        for config in configs()
+        for launch in config.launches
     ]
     command = [sys.executable, "-c", COMPILE]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)

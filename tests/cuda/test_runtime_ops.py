@@ -8,8 +8,9 @@ from cases import conv_case, pool_case
 from simulated import DEVICE, assert_within, gamma, on, sim, single
 
 from gpuconv import ops
-from gpuconv.arrays import channels_last, to_device, to_numpy
+from gpuconv.arrays import to_device, to_numpy
 from gpuconv.shapes import window
+from gpuconv.strides import channels_last
 
 RELU_AND_KIN = ("relu", "tanh", "scaled_tanh", "sigmoid")
 

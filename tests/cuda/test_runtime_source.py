@@ -100,7 +100,8 @@ def test_style_of_the_sources(path):
     assert max(map(len, text.splitlines())) <= 100
     assert "\t" not in text
     code = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
-    assert not re.search(r"(?<![\w.])\d+\.\d*(?![\dfF.])|\bdouble\b|atomicAdd", code), "no doubles"
+    number = r"(?<![\w.])(?:\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)(?![\dfFeE.])"
+    assert not re.search(rf"{number}|\bdouble\b|atomicAdd", code), "no doubles"
 
 
 def test_one_set_of_options_for_all_compilers():

@@ -9,19 +9,20 @@ from simulated import sim
 
 import gpuconv
 from gpuconv import data, models, nn, ops, optim
-from gpuconv.arrays import channels_last, device_of, to_device, to_numpy
+from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.cli.main import main
 from gpuconv.cuda.runtime import runtime
 from gpuconv.cuda.sim import SimRuntime
 from gpuconv.ops.op import Op, op
+from gpuconv.strides import channels_last
 
 STEPS, BATCH = 20, 32
 # What one step of LeNet with ReLU, max-pool, cross-entropy and momentum consists of.
 KERNELS = {
     "conv2d_forward_simt", "conv2d_backward_data_simt", "conv2d_backward_weight_simt",
-    "conv2d_backward_bias_slices", "sum_slices",
+    "conv2d_backward_bias_partials", "sum_partials",
     "bias_relu_max_pool2d_forward", "bias_relu_max_pool2d_backward",
-    "conv2d_forward_first", "conv2d_backward_weight_first",
+    "conv2d_forward_few_channels", "conv2d_backward_weight_few_channels",
     "relu_backward", "cross_entropy_forward", "mean_rows", "cross_entropy_backward",
     "sgd_momentum", "transpose",
 }  # fmt: skip

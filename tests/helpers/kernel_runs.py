@@ -1,4 +1,4 @@
-"""Runs launch plans on DEVICE (tests/helpers/simulated.py: the simulator, or a GPU).
+"""Runs launch configurations on DEVICE (tests/helpers/simulated.py: the simulator, or a GPU).
 
 Outputs are poisoned before and stand between guard words; inputs must not change.
 The arrays are NumPy's, in the kernels' own layout (channels last). Modules are compiled once a
@@ -11,8 +11,9 @@ import numpy as np
 from simulated import DEVICE, sim
 
 from gpuconv.cuda import source
-from gpuconv.cuda.plan import LIMITS, require_fits
+from gpuconv.cuda.launch_config import LIMITS, require_fits
 from gpuconv.cuda.runtime import runtime
+from gpuconv.ops import batch_norm2d_launch, conv2d_launch
 
 F4 = np.float32
 GUARD = 64  # floats before and after every output, which nobody may touch
@@ -38,25 +39,26 @@ def address(array):
     return runtime(DEVICE).address(array)
 
 
-def run(plan, inputs, outputs, order="forward", seed=0, check=False):
-    """{name: array} of outputs = {name: (shape, dtype)}, after the plan's launches.
+def run(config, inputs, outputs, numbers=None, order="forward", seed=0, check=False):
+    """{name: array} of outputs = {name: (shape, dtype)}, after the configuration's launches.
 
+    numbers: the kernels' numbers that no shape decides.
     Outputs and the workspace hold 0xAB before the first launch and stand between guard words.
     order, seed, check: of the simulator; a GPU has an order of its own.
     """
     held = {name: asarray(a) for name, a in inputs.items()}
     raw = {}
-    wanted = {**outputs, "workspace": ((plan.workspace,), np.float32)}
+    wanted = {**outputs, "workspace": ((config.workspace,), np.float32)}
     for name, (shape, dtype) in wanted.items():
         count = int(np.prod(shape))
         nbytes = count * np.dtype(dtype).itemsize
         whole = np.full(nbytes + 8 * GUARD, POISON, np.uint8)
         raw[name] = asarray(whole)
         held[name] = raw[name][4 * GUARD : 4 * GUARD + nbytes]
-    for launch in plan.launches:
+    for launch in config.launches:
         for limits in LIMITS.values():
             require_fits(launch, limits)
-        start(launch, held, order, seed, check)
+        start(launch, held, numbers, order, seed, check)
     found = {}
     for name, (shape, dtype) in wanted.items():
         whole = asnumpy(raw[name])
@@ -70,17 +72,24 @@ def run(plan, inputs, outputs, order="forward", seed=0, check=False):
     return found
 
 
-def start(launch, held, order="forward", seed=0, check=False):
-    """One launch over arrays of the device by name, its numbers as the signature has them."""
+def start(launch, held, numbers=None, order="forward", seed=0, check=False):
+    """One launch over arrays of the device by name, its numbers as the signature has them.
+
+    The arrays must have as many elements as the configuration says that the kernel reaches.
+    """
     signature = source.kernels(launch.file, launch.defines)[launch.kernel]
     names = {p.name for p in signature.parameters if not p.pointer}
-    assert names == set(launch.scalars), names ^ set(launch.scalars)
+    scalars = {**launch.scalars, **{n: v for n, v in (numbers or {}).items() if n in names}}
+    assert names == set(scalars), names ^ set(scalars)
     arguments = []
     for p in signature.parameters:
         if p.pointer:
-            arguments.append(held[launch.arrays.get(p.name, p.name)])
+            array = held[launch.arrays.get(p.name, p.name)]
+            size = launch.sizes[p.name]
+            assert size is None or size * p.dtype.itemsize == array.nbytes, p.name
+            arguments.append(array)
         else:
-            arguments.append(p.dtype.type(launch.scalars[p.name]))
+            arguments.append(p.dtype.type(scalars[p.name]))
     ran[launch.kernel] = ran.get(launch.kernel, 0) + 1
     if DEVICE == "cuda":
         runtime(DEVICE).start(launch, arguments)
@@ -88,6 +97,15 @@ def start(launch, held, order="forward", seed=0, check=False):
     module(launch.file, launch.options, check).launch(
         launch.kernel, launch.grid, launch.block, arguments, launch.shared, order, seed
     )
+
+
+def set_constant(patch, module, name, value):
+    """A constant of launch configurations changed while `patch` lasts, none being cached."""
+    patch.setattr(module, name, value)
+    for owner in (conv2d_launch, batch_norm2d_launch):
+        for key, function in list(vars(owner).items()):
+            if key.startswith("config_") and hasattr(function, "__wrapped__"):
+                patch.setattr(owner, key, function.__wrapped__)
 
 
 def how_of(seed):

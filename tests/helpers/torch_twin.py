@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from gpuconv import nn
 from gpuconv.nn import containers, functional
 
-
 googlenet = importlib.import_module("gpuconv.models.googlenet")
 googlenet_paper = importlib.import_module("gpuconv.models.googlenet_paper")
 

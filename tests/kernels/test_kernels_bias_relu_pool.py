@@ -2,6 +2,8 @@
 kernels that it joins.
 """
 
+import sys
+
 import numpy as np
 import pytest
 from cases import conv_case
@@ -10,7 +12,8 @@ from simulated import DEVICE, on
 
 from gpuconv import models, nn, ops
 from gpuconv.arrays import to_device, to_numpy
-from gpuconv.cuda import plan_dense, plan_pool
+from gpuconv.cuda.launch_config import config_elementwise
+from gpuconv.ops import pool2d_launch
 from gpuconv.shapes import window
 
 SPECIAL = F4([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, -1e-40])
@@ -37,9 +40,9 @@ def pooled(shape, win):
 def joined(x, b, win, **how):
     """y and argmax of the one kernel, channels last."""
     shape = pooled(x.shape, win)
-    plan = plan_pool.bias_relu_max_pool2d(x.shape, win, b is not None)
+    config = pool2d_launch.config_bias_relu_max_pool2d(x.shape, win, b is not None)
     inputs = {"x": last(x), "b": F4([0]) if b is None else b}
-    found = run(plan, inputs, {"y": (shape, F4), "argmax": (shape, np.uint8)}, **how)
+    found = run(config, inputs, {"y": (shape, F4), "argmax": (shape, np.uint8)}, **how)
     return found["y"], found["argmax"]
 
 
@@ -53,7 +56,7 @@ def compare(x, b, ceil_mode, **how):
     np.testing.assert_array_equal(first(y), right)
     np.testing.assert_array_equal(first(argmax), where)
     separate = run(
-        plan_pool.max_pool2d(x.shape, win),
+        pool2d_launch.config_max_pool2d(x.shape, win),
         {"x": last(v)},
         {"y": (y.shape, F4), "argmax": (y.shape, np.uint8)},
     )
@@ -68,16 +71,16 @@ def compare_backward(x_shape, y, argmax, win, **how):
     dy = rng.standard_normal(y.shape).astype(F4)
     dy = np.where(rng.random(y.shape) < 0.2, rng.choice(SPECIAL, y.shape), dy)
     outputs = {"dx": ((x_shape[0], *x_shape[2:], x_shape[1]), F4)}
-    plan = plan_pool.bias_relu_max_pool2d_backward(x_shape, win)
-    dx = run(plan, {"dy": dy, "y": y, "argmax": argmax}, outputs, **how)["dx"]
+    config = pool2d_launch.config_bias_relu_max_pool2d_backward(x_shape, win)
+    dx = run(config, {"dy": dy, "y": y, "argmax": argmax}, outputs, **how)["dx"]
     plain = np.where(abs(dy) < np.finfo(F4).tiny, F4(0), dy)
     passed = ops.relu_backward.definition(plain, y)
     geometry = (win.kernel_size, win.stride, 0, 1, win.ceil_mode)
     right = ops.max_pool2d_backward.definition(first(passed), first(argmax), x_shape, *geometry)
     np.testing.assert_array_equal(first(dx), right)
-    elementwise = plan_dense.elementwise("relu.cu", "relu_backward", dy.size)
+    elementwise = config_elementwise("relu.cu", "relu_backward", dy.size)
     masked = run(elementwise, {"dy": dy, "y": y}, {"dx": (dy.shape, F4)})["dx"]
-    separate = plan_pool.max_pool2d_backward(x_shape, win)
+    separate = pool2d_launch.config_max_pool2d_backward(x_shape, win)
     other = run(separate, {"dy": masked, "argmax": argmax}, outputs)["dx"]
     number = ~np.isnan(dx)
     assert dx[number].tobytes() == other[number].tobytes()
@@ -139,20 +142,20 @@ def test_nan_infinities_zeros_and_ties():
 def test_which_windows_it_knows():
     known = [window(2, 2), window((2, 2), 2, 0, 1, True), window(2, 2, "valid")]
     others = [window(3, 2), window(2, 1), window(2, 2, 1), window(2, 2, 0, 2), window(2, 2, "same")]
-    assert all(map(plan_pool.in_halves, known))
-    assert not any(map(plan_pool.in_halves, others))
+    assert all(map(pool2d_launch.is_2x2, known))
+    assert not any(map(pool2d_launch.is_2x2, others))
 
 
 def test_the_plan_refuses_what_32_bits_do_not_count():
-    for plan in (
-        lambda shape: plan_pool.bias_relu_max_pool2d(shape, window(2, 2), True),
-        lambda shape: plan_pool.bias_relu_max_pool2d_backward(shape, window(2, 2)),
+    for config in (
+        lambda shape: pool2d_launch.config_bias_relu_max_pool2d(shape, window(2, 2), True),
+        lambda shape: pool2d_launch.config_bias_relu_max_pool2d_backward(shape, window(2, 2)),
     ):
-        plan((1, 1, 2**15, 2**16 - 1))
+        config((1, 1, 2**15, 2**16 - 1))
         with pytest.raises(ValueError, match="input pixels are 2147483648; the kernels count to"):
-            plan((1, 1, 2**15, 2**16))
+            config((1, 1, 2**15, 2**16))
     with pytest.raises(ValueError, match="the window must be 2x2, stride 2, no padding, got"):
-        plan_pool.bias_relu_max_pool2d((1, 1, 9, 9), window(3, 2), True)
+        pool2d_launch.config_bias_relu_max_pool2d((1, 1, 9, 9), window(3, 2), True)
 
 
 def test_an_empty_batch():
@@ -192,12 +195,11 @@ def test_a_training_step_of_lenet_has_the_bits_of_the_separate_kernels(monkeypat
     rng = np.random.default_rng(0)
     x, labels = on(DEVICE, rng.random((3, 1, 32, 32), F4), rng.integers(0, 10, 3))
     found = []
-    for know in (plan_pool.in_halves, lambda _: False):
-        monkeypatch.setattr(plan_pool, "in_halves", know)
+    for know in (pool2d_launch.is_2x2, lambda _: False):
+        monkeypatch.setattr(sys.modules["gpuconv.ops.conv2d_relu_max_pool2d"], "is_2x2", know)
         model, loss = models.lenet().to(DEVICE), nn.CrossEntropyLoss()
-        scores = model.forward(x)
-        loss.forward(scores, labels)
-        model.backward(loss.backward())
-        arrays = [scores, *(p.grad for p in model.parameters())]
+        scores = model(x)
+        loss(scores, labels).backward()
+        arrays = [scores.data, *(p.grad for p in model.parameters())]
         found.append([to_numpy(a).tobytes() for a in arrays])
     assert found[0] == found[1]

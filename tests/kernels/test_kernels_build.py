@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gpuconv.cuda import plan_first, source
-from gpuconv.cuda.plan_conv import Conv
+from gpuconv.cuda import source
+from gpuconv.ops import conv2d_launch_few_channels as few_channels
+from gpuconv.ops.conv2d_launch import Conv2dShape
 
 compiler = pytest.importorskip("gpuconv.sim.compile", reason="the simulator is not installed")
 if compiler.available():
@@ -26,8 +27,8 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 ELEMENTWISE = sorted(
     path.name for path in source.folder().glob("*.cu") if '"elementwise.cuh"' in path.read_text()
 )
-# At most this many registers: what leaves the blocks a processor that each file asks for.
-CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "conv_first.cu": 128}
+# At most this many registers: what leaves the blocks a multiprocessor that each file asks for.
+CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "conv_few_channels.cu": 128}
 CEILINGS |= dict.fromkeys((*ELEMENTWISE, "depthwise.cu", "batchnorm.cu"), 80)
 DEFAULT_CEILING = 64
 BLACKWELL_CEILING = 168  # of the large convolution tiles that ask for one block a processor
@@ -64,9 +65,9 @@ def specialisations():
             yield "conv_simt.cu", gather(64, a, b, out, uniform, bits), typical
     yield "conv_simt_weight.cu", {"TILE": 128, "VEC_A": 4, "VEC_B": 4, "VEC_OUT": 4}, True
     for shape in ((3, 7, 7, 64), (3, 11, 11, 96), (3, 3, 3, 64), (1, 5, 5, 6)):
-        yield "conv_first.cu", first(*shape), shape[0] == 1 or shape[1] == 7
+        yield "conv_few_channels.cu", first(*shape), shape[0] == 1 or shape[1] == 7
     for shape in ((4, 9, 10, 12), (4, 1, 1, 3), (2, 11, 17, 24), (1, 1, 384, 17)):
-        yield "conv_first.cu", first(*shape), False
+        yield "conv_few_channels.cu", first(*shape), False
     for a, b in itertools.product((4, 1), (4, 1)):
         yield "conv_simt_weight.cu", {"TILE": 64, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}, a == b
     for file in ("maxpool.cu", "bias_relu_pool.cu", *ELEMENTWISE, "layout.cu"):
@@ -80,13 +81,12 @@ def specialisations():
     for label in ("int", "long long"):
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
     yield "optim.cu", {}, True
-    yield "sum_slices.cu", {}, True
-    yield "partial.cu", {}, True
+    yield "sum_partials.cu", {}, True
 
 
 def first(C, R, S, K):
     """What the plan asks for images of C channels under K filters of R x S."""
-    return dict(plan_first.macros(Conv(1, C, 64, 64, K, R, S, 64, 64)))
+    return dict(few_channels.macros(Conv2dShape(1, C, 64, 64, K, R, S, 64, 64)))
 
 
 def cases(architectures):

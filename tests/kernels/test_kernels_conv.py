@@ -8,10 +8,12 @@ from dataclasses import replace
 import cases
 import numpy as np
 import pytest
-from kernel_runs import F4, assert_within, first, gamma, how_of, last, run
+from kernel_runs import F4, assert_within, first, gamma, how_of, last, run, set_constant
 
 from gpuconv import ops
-from gpuconv.cuda import plan_conv, plan_slices
+from gpuconv.cuda import split_k
+from gpuconv.ops import conv2d_launch
+from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.shapes import window
 
 TINY = 1e-35  # what terms flushed to zero may add up to
@@ -33,35 +35,35 @@ def magnitudes(*arrays):
 
 
 def forward(conv, x, w, b, relu=False, **how):
-    plan = plan_conv.forward(conv, b is not None, relu)
+    config = conv2d_launch.config_forward(conv, b is not None, relu)
     shape = (conv.N, conv.P, conv.Q, conv.K)
     inputs = {"x": last(x), "w": last(w), "b": w.ravel() if b is None else b}
-    return first(run(plan, inputs, {"y": (shape, F4)}, **how)["y"])
+    return first(run(config, inputs, {"y": (shape, F4)}, **how)["y"])
 
 
 def backward_data(conv, dy, w, x, mask=False, **how):
-    plan = plan_conv.backward_data(conv, mask)
+    config = conv2d_launch.config_backward_data(conv, mask)
     shape = (conv.N, conv.H, conv.W, conv.C)
     inputs = {"dy": last(dy), "w": last(w), "x": last(x)}
-    return first(run(plan, inputs, {"dx": (shape, F4)}, **how)["dx"])
+    return first(run(config, inputs, {"dx": (shape, F4)}, **how)["dx"])
 
 
 def backward_weight(conv, dy, x, **how):
-    plan = plan_conv.backward_weight(conv)
+    config = conv2d_launch.config_backward_weight(conv)
     shape = (conv.K, conv.R, conv.S, conv.channels)
     inputs = {"dy": last(dy), "x": last(x)}
-    return first(run(plan, inputs, {"dw": (shape, F4)}, **how)["dw"])
+    return first(run(config, inputs, {"dw": (shape, F4)}, **how)["dw"])
 
 
 def backward_bias(conv, dy, **how):
-    plan = plan_conv.backward_bias(conv.N * conv.P * conv.Q, conv.K)
-    return run(plan, {"dy": last(dy)}, {"db": ((conv.K,), F4)}, **how)["db"]
+    config = conv2d_launch.config_backward_bias(conv.N * conv.P * conv.Q, conv.K)
+    return run(config, {"dy": last(dy)}, {"db": ((conv.K,), F4)}, **how)["db"]
 
 
 def compare(x, w, b, stride=1, pads=0, dilation=1, groups=1, passes="ydwb", **how):
     """All passes of one convolution against the definition."""
     geometry = (stride, pads, dilation, groups)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], *geometry[:3]), groups)
+    conv = Conv2dShape.of(x.shape, w.shape, window(w.shape[2:], *geometry[:3]), groups)
     bias = np.zeros(len(w), F4) if b is None else b
     exact = ops.conv2d.reference(*doubles(x, w, bias), *geometry)
     dy = np.random.default_rng(x.size).standard_normal(exact.shape).astype(F4)
@@ -173,7 +175,7 @@ def test_one_below_at_and_above_a_panel_and_a_slice_of_pixels(pixels):
 @pytest.fixture
 def big_tiles(monkeypatch):
     """Take the 128 x 128 tiles for small work too."""
-    monkeypatch.setattr(plan_conv, "BLOCKS_WANTED", 4)
+    set_constant(monkeypatch, conv2d_launch, "TARGET_BLOCKS", 4)
 
 
 BIG = [
@@ -190,8 +192,10 @@ BIG = [
 def test_tiles_of_128(big_tiles, shape, geometry):
     groups = geometry.get("groups", 1)
     x, w, b = draw(3, *shape, groups=groups)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], 1, 16), groups)
-    assert dict(plan_conv.forward(conv, True, False).launches[0].defines)["TILE"] == "128"
+    conv = Conv2dShape.of(x.shape, w.shape, window(w.shape[2:], 1, 16), groups)
+    assert (
+        dict(conv2d_launch.config_forward(conv, True, False).launches[0].defines)["TILE"] == "128"
+    )
     compare(x, w, b, **geometry)
 
 
@@ -200,10 +204,13 @@ def test_tiles_of_128(big_tiles, shape, geometry):
 def test_one_below_at_and_above_a_tile_of_128(big_tiles, pixels, wide):
     for C, K, passes in ((8, wide, "y"), (wide, 8, "d"), (wide, wide, "w")):
         x, w, b = draw(16, 1, C, 1, pixels, K, 1, 1)
-        conv = plan_conv.Conv.of(x.shape, w.shape, window(1), 1)
-        plans = {"y": plan_conv.forward(conv, True, False), "w": plan_conv.backward_weight(conv)}
-        plan = plans.get(passes) or plan_conv.backward_data(conv, False)
-        assert dict(plan.launches[0].defines)["TILE"] == "128"
+        conv = Conv2dShape.of(x.shape, w.shape, window(1), 1)
+        plans = {
+            "y": conv2d_launch.config_forward(conv, True, False),
+            "w": conv2d_launch.config_backward_weight(conv),
+        }
+        config = plans.get(passes) or conv2d_launch.config_backward_data(conv, False)
+        assert dict(config.launches[0].defines)["TILE"] == "128"
         compare(x, w, b, passes=passes)
 
 
@@ -224,17 +231,15 @@ def test_stride_past_the_window():
 @pytest.mark.parametrize(("rows", "into", "out"), [(1, 1, 1), (32, 400, 120), (5, 84, 10)])
 def test_linear_is_the_1x1_case(rows, into, out):
     x, w, b = draw(7, rows, into, 1, 1, out, 1, 1)
-    assert plan_conv.Conv.of(x.shape, w.shape, window(1), 1) == plan_conv.Conv.linear(
-        rows, into, out
-    )
+    assert Conv2dShape.of(x.shape, w.shape, window(1), 1) == Conv2dShape.linear(rows, into, out)
     compare(x, w, b)
 
 
 def test_slices_are_summed_in_order(monkeypatch):
-    monkeypatch.setattr(plan_slices, "SLICE_LEAST", 16)
+    set_constant(monkeypatch, split_k, "MIN_SPLIT", 16)
     x, w, b = draw(8, 3, 5, 14, 13, 6, 3, 3)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(3), 1)
-    assert plan_conv.backward_weight(conv).workspace > 10 * w.size
+    conv = Conv2dShape.of(x.shape, w.shape, window(3), 1)
+    assert conv2d_launch.config_backward_weight(conv).workspace > 10 * w.size
     compare(x, w, b, passes="wb")
 
 
@@ -267,11 +272,11 @@ def depthwise_case(seed):
 
 
 def test_every_block_order_gives_the_same_bits(monkeypatch):
-    monkeypatch.setattr(plan_slices, "SLICE_LEAST", 16)
+    set_constant(monkeypatch, split_k, "MIN_SPLIT", 16)
     x, w, _ = draw(9, 2, 12, 15, 13, 72, 3, 3)
     for groups in (1, 12):
         f = w[:, : 12 // groups]
-        conv = plan_conv.Conv.of(x.shape, f.shape, window(3, 1, 1), groups)
+        conv = Conv2dShape.of(x.shape, f.shape, window(3, 1, 1), groups)
         dy = np.random.default_rng(9).standard_normal((2, 72, 15, 13)).astype(F4)
         orders = [("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
         for pass_, arguments in (
@@ -289,7 +294,7 @@ def test_every_block_order_gives_the_same_bits(monkeypatch):
 def test_nan_stays_where_it_belongs():
     x, w, _ = draw(10, 1, 4, 9, 8, 5, 3, 3)
     x[0, 2, 4, 4] = np.nan
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(3, 1, 1), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(3, 1, 1), 1)
     y = forward(conv, x, w, None, relu=True)
     assert np.isnan(y[0, :, 3:6, 3:6]).all()
     assert np.isnan(y).sum() == 5 * 9
@@ -307,7 +312,7 @@ def test_what_is_not_finite_reaches_what_it_should(value, groups):
     x, w, b = draw(18, 2, 4, 9, 8, 8, 3, 2, groups=groups)
     x[1, 2, 4, 5] = value
     geometry = ((2, 1), 1, (1, 2), groups)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], *geometry[:3]), groups)
+    conv = Conv2dShape.of(x.shape, w.shape, window(w.shape[2:], *geometry[:3]), groups)
     exact = ops.conv2d.reference(*doubles(x, w, b), *geometry)
     assert not np.isfinite(exact).all()
     assert_alike(forward(conv, x, w, b), exact)
@@ -333,7 +338,7 @@ def assert_alike(value, exact):
 def test_subnormal_numbers_become_zero():
     """-ftz=true, which CuPy sets: read as 0, and written as 0."""
     x, w, b = np.full((1, 4, 3, 3), 1e-39, F4), np.full((4, 4, 3, 3), 1e30, F4), np.zeros(4, F4)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(3), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(3), 1)
     dy = np.full((1, 4, 1, 1), 1e-39, F4)
     assert (forward(conv, x, w, None) == 0).all()
     assert (backward_data(conv, dy, w, x) == 0).all()
@@ -353,7 +358,7 @@ def test_without_races_or_accesses_out_of_bounds():
 def test_a_wrong_argument_is_noticed():
     """The gate has teeth: one step of the window off, and it fails."""
     x, w, b = draw(12, 2, 4, 9, 8, 8, 3, 3)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(3, 1, 1), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(3, 1, 1), 1)
     exact = ops.conv2d.reference(*doubles(x, w, b), 1, 1)
     size = ops.conv2d.reference(*magnitudes(x, w, b), 1, 1)
     bound = gamma(w[0].size + 1) * size

@@ -5,7 +5,9 @@ import pytest
 from kernel_runs import F4, assert_within, gamma, run
 
 from gpuconv import ops
-from gpuconv.cuda import plan_dense
+from gpuconv.cuda import layout
+from gpuconv.cuda.launch_config import config_elementwise
+from gpuconv.ops import softmax_launch
 
 SIZES = [1, 3, 4, 5, 1023, 1024, 1025, 16387]
 SPECIAL = F4([0.0, -0.0, np.inf, -np.inf, np.nan, 1e38, -1e38, 1e-30, 2.0**-126])
@@ -19,8 +21,13 @@ def numbers(seed, count):
 
 def elementwise(file, kernel, result, inputs, aligned=True, **scalars):
     count = next(iter(inputs.values())).size
-    plan = plan_dense.elementwise(file, kernel, count, aligned, **scalars)
-    return run(plan, inputs, {result: ((count,), F4)})[result]
+    config = config_elementwise(file, kernel, count, aligned)
+    return run(config, inputs, {result: ((count,), F4)}, scalars)[result]
+
+
+def dropout(x, p, seed):
+    scalars = {"seed": seed, "threshold": round(p * 2**32), "factor": 1 / (1 - p)}
+    return elementwise("elementwise.cu", "dropout", "y", {"x": x}, **scalars)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -51,13 +58,13 @@ def test_subnormal_numbers_become_zero():
         assert (elementwise(file, kernel, result, inputs) == 0).all(), kernel
     assert (elementwise("elementwise.cu", "scale", "to", {"a": x}, factor=1e30) == 0).all()
     assert (elementwise("activations.cu", "sigmoid_forward", "y", {"x": x}) == 0.5).all()
-    assert (run(plan_dense.dropout(2, 0.0, 0), {"x": x}, {"y": ((2,), F4)})["y"] == 0).all()
+    assert (dropout(x, 0.0, 0) == 0).all()
     # a gradient passes as it is where ReLU was open: it is selected, not computed
     passed = elementwise("relu.cu", "relu_backward", "dx", {"dy": dy, "y": one})
     np.testing.assert_array_equal(passed, dy)
     scores = F4([[0.0, -95.0, 1e-40]])  # exp(-95) is subnormal
-    plan = plan_dense.rowwise("softmax_forward", 1, 3)
-    shares = run(plan, {"x": scores}, {"y": ((1, 3), F4)})["y"]
+    config = softmax_launch.config_rowwise("softmax_forward", 1, 3)
+    shares = run(config, {"x": scores}, {"y": ((1, 3), F4)})["y"]
     np.testing.assert_array_equal(shares, [[0.5, 0.0, 0.5]])
 
 
@@ -65,21 +72,22 @@ def test_softmax_and_losses_with_nan_and_infinity():
     """NaN, or infinity among the scores, gives NaN, never a plausible number; -inf is a share 0."""
     for bad in (np.nan, np.inf):
         x = F4([[1, 2, 3], [1, bad, 3]])
-        plan = plan_dense.rowwise("softmax_forward", 2, 3)
-        y = run(plan, {"x": x}, {"y": (x.shape, F4)})["y"]
+        config = softmax_launch.config_rowwise("softmax_forward", 2, 3)
+        y = run(config, {"x": x}, {"y": (x.shape, F4)})["y"]
         assert np.isfinite(y[0]).all()
         assert np.isnan(y[1]).any()
         for name, options, saved in LOSSES:
             if name == "hinge" and bad == np.inf:
                 continue  # max(0, margin - right + inf) is inf
             scalars = {} if name == "half_squared_error" else loss_scalars(options, 3)
-            plan = plan_dense.loss(name + "_forward", 2, 3, **scalars)
+            config = softmax_launch.config_loss(name + "_forward", 2, 3)
             inputs = {"scores": x, "labels": np.int32([0, 0])}
-            loss = run(plan, inputs, {saved: (x.shape, F4), "loss": ((1,), F4)})["loss"]
+            outputs = {saved: (x.shape, F4), "loss": ((1,), F4)}
+            loss = run(config, inputs, outputs, scalars)["loss"]
             assert np.isnan(loss), name
     x = F4([[0, -np.inf, 0]])
-    plan = plan_dense.rowwise("softmax_forward", 1, 3)
-    np.testing.assert_array_equal(run(plan, {"x": x}, {"y": (x.shape, F4)})["y"], [[0.5, 0, 0.5]])
+    config = softmax_launch.config_rowwise("softmax_forward", 1, 3)
+    np.testing.assert_array_equal(run(config, {"x": x}, {"y": (x.shape, F4)})["y"], [[0.5, 0, 0.5]])
 
 
 @pytest.mark.parametrize("count", [5, 4100])
@@ -116,7 +124,7 @@ def test_sums_products_and_dropout_equal_the_definitions(count):
     np.testing.assert_array_equal(half[:8], (a * F4(0.5))[:8])
     b = np.clip(b, F4(-9), F4(9))
     for p, seed in ((0.0, 0), (0.3, 12345), (0.75, 2**64 - 1)):
-        y = run(plan_dense.dropout(count, p, seed), {"x": b}, {"y": ((count,), F4)})["y"]
+        y = dropout(b, p, seed)
         expected = ops.dropout.definition(b, p, seed)
         normal = (abs(expected) >= 2.0**-126) | (expected == 0) | np.isnan(expected)
         np.testing.assert_array_equal(y[normal], expected[normal])
@@ -134,14 +142,14 @@ def scored(rows, classes, dtype=np.int32):
 @pytest.mark.parametrize(("rows", "classes"), ROWS)
 def test_softmax(rows, classes):
     x, _ = scored(rows, classes)
-    plan = plan_dense.rowwise("softmax_forward", rows, classes)
-    y = run(plan, {"x": x}, {"y": (x.shape, F4)})["y"]
+    config = softmax_launch.config_rowwise("softmax_forward", rows, classes)
+    y = run(config, {"x": x}, {"y": (x.shape, F4)})["y"]
     exact = ops.softmax.definition(x.astype(np.float64))
     spread = np.ptp(x.astype(np.float64), axis=1, keepdims=True)
     assert_within(y, exact, (gamma(classes + 8) + spread * 2.0**-23) * exact + 1e-37)
     dy = np.random.default_rng(rows).standard_normal(x.shape).astype(F4)
-    plan = plan_dense.rowwise("softmax_backward", rows, classes)
-    dx = run(plan, {"dy": dy, "y": y}, {"dx": (x.shape, F4)})["dx"]
+    config = softmax_launch.config_rowwise("softmax_backward", rows, classes)
+    dx = run(config, {"dy": dy, "y": y}, {"dx": (x.shape, F4)})["dx"]
     d, p = dy.astype(np.float64), y.astype(np.float64)
     bound = gamma(classes + 4) * p * (abs(d) + (abs(d) * p).sum(1, keepdims=True))
     assert_within(dx, ops.softmax_backward.definition(d, p), bound + 1e-37)
@@ -158,7 +166,8 @@ LOSSES = [
 def loss_scalars(options, classes):
     if "margin" in options:
         return options
-    return plan_dense.smoothing(options.get("label_smoothing", 0.0), classes)
+    smoothing = options.get("label_smoothing", 0.0)
+    return {"right": 1 - smoothing, "even": smoothing / classes}
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
@@ -167,17 +176,17 @@ def loss_scalars(options, classes):
 def test_losses(name, options, saved, rows, classes, dtype):
     scores, labels = scored(rows, classes, dtype)
     scalars = {} if name == "half_squared_error" else loss_scalars(options, classes)
-    plan = plan_dense.loss(name + "_forward", rows, classes, np.dtype(dtype).name, **scalars)
+    config = softmax_launch.config_loss(name + "_forward", rows, classes, np.dtype(dtype).name)
     inputs = {"scores": scores, "labels": labels}
-    found = run(plan, inputs, {saved: (scores.shape, F4), "loss": ((1,), F4)})
+    found = run(config, inputs, {saved: (scores.shape, F4), "loss": ((1,), F4)}, scalars)
     exact, kept = getattr(ops, name).definition(scores.astype(np.float64), labels, **options)
     size = abs(scores).max() + 5 if name != "half_squared_error" else 1
     assert_within(found["loss"], np.array([exact]), gamma(rows + classes + 20) * size * 4)
     assert_within(found[saved], kept, gamma(classes + 100) * (abs(kept) + size * (name == "hinge")))
     scalars = scalars if name == "cross_entropy" else {}
-    plan = plan_dense.rowwise(name + "_backward", rows, classes, np.dtype(dtype).name, **scalars)
+    config = softmax_launch.config_rowwise(name + "_backward", rows, classes, np.dtype(dtype).name)
     inputs = {saved: found[saved], "labels": labels}
-    dscores = run(plan, inputs, {"dscores": (scores.shape, F4)})["dscores"]
+    dscores = run(config, inputs, {"dscores": (scores.shape, F4)}, scalars)["dscores"]
     options = options if name == "cross_entropy" else {}
     backward = getattr(ops, name + "_backward").definition
     exact = backward(found[saved].astype(np.float64), labels, **options)
@@ -187,26 +196,24 @@ def test_losses(name, options, saved, rows, classes, dtype):
 def test_scores_of_1e38_do_not_overflow():
     scores = F4([[1e38, -1e38, 0], [-1e38, 1e38, 1e38]])
     labels = np.int32([0, 1])
-    plan = plan_dense.loss("cross_entropy_forward", 2, 3, **plan_dense.smoothing(0.0, 3))
+    config, scalars = softmax_launch.config_loss("cross_entropy_forward", 2, 3), loss_scalars({}, 3)
     inputs = {"scores": scores, "labels": labels}
-    found = run(plan, inputs, {"probabilities": ((2, 3), F4), "loss": ((1,), F4)})
+    outputs = {"probabilities": ((2, 3), F4), "loss": ((1,), F4)}
+    found = run(config, inputs, outputs, scalars)
     np.testing.assert_array_equal(found["probabilities"], [[1, 0, 0], [0, 0.5, 0.5]])
     np.testing.assert_allclose(found["loss"], np.log(2) / 2, 1e-6)
-    found = run(
-        plan,
-        {**inputs, "labels": np.int32([1, 0])},
-        {"probabilities": ((2, 3), F4), "loss": ((1,), F4)},
-    )
+    found = run(config, {**inputs, "labels": np.int32([1, 0])}, outputs, scalars)
     np.testing.assert_allclose(found["loss"], 2e38, 1e-6)
 
 
 def test_a_label_out_of_range_gives_nan_and_reads_nothing():
     scores = np.zeros((2, 3), F4)
     for wrong in (-1, 3, 2**31 - 1):
-        plan = plan_dense.loss("cross_entropy_forward", 2, 3, **plan_dense.smoothing(0.0, 3))
+        config = softmax_launch.config_loss("cross_entropy_forward", 2, 3)
         inputs = {"scores": scores, "labels": np.int32([wrong, 0])}
         outputs = {"probabilities": ((2, 3), F4), "loss": ((1,), F4)}
-        assert np.isnan(run(plan, inputs, outputs, check=True)["loss"])
+        scalars = loss_scalars({}, 3)
+        assert np.isnan(run(config, inputs, outputs, scalars, check=True)["loss"])
 
 
 SHAPES = [(1, 2, 2), (2, 3, 1024), (3, 31, 33), (2, 32, 32), (1, 64, 68), (2, 60, 128), (40, 6, 25)]
@@ -216,12 +223,12 @@ SHAPES = [(1, 2, 2), (2, 3, 1024), (3, 31, 33), (2, 32, 32), (1, 64, 68), (2, 60
 def test_transposes_equal_numpy(batch, rows, columns):
     x = np.arange(batch * rows * columns, dtype=np.uint32).view(F4)  # any bits: it is a copy
     x = x.reshape(batch, rows, columns)
-    plan = plan_dense.transpose(batch, rows, columns)
+    config = layout.config_transpose(batch, rows, columns)
     for order in ("forward", "shuffled"):
-        y = run(plan, {"x": x}, {"y": ((batch, columns, rows), F4)}, order=order)["y"]
+        y = run(config, {"x": x}, {"y": ((batch, columns, rows), F4)}, order=order)["y"]
         assert y.tobytes() == np.ascontiguousarray(x.transpose(0, 2, 1)).tobytes()
 
 
 def test_one_row_needs_no_copy():
-    assert not plan_dense.to_channels_last(8, 1, 32, 32).launches
-    assert not plan_dense.to_channels_first(8, 16, 1, 1).launches
+    assert not layout.config_to_nhwc(8, 1, 32, 32).launches
+    assert not layout.config_to_nchw(8, 16, 1, 1).launches

@@ -9,24 +9,29 @@ import pytest
 from kernel_runs import F4, assert_within, first, gamma, last, run
 
 from gpuconv import ops
-from gpuconv.cuda import plan_channels
-from gpuconv.cuda.plan import vector
+from gpuconv.cuda import layout
+from gpuconv.cuda.launch_config import vector_width
+from gpuconv.ops import (
+    adaptive_avg_pool2d_launch,
+    batch_norm2d_launch,
+    local_response_norm_launch,
+)
 
 U = 2.0**-24
 ORDERS = ("forward", "reverse", "shuffled")
 NORM_INPUTS = ("x", "w", "b", "mean", "var")
 
 
-def wide(x, pitch, rng):
-    """x (N, C, H, W) as the kernels read it: pixels `pitch` floats apart, others between them."""
+def wide(x, stride, rng):
+    """x (N, C, H, W) as the kernels read it: pixels `stride` floats apart, others between them."""
     N, C, H, W = x.shape
-    memory = rng.standard_normal((N * H * W, pitch)).astype(F4)
+    memory = rng.standard_normal((N * H * W, stride)).astype(F4)
     memory[:, :C] = last(x).reshape(-1, C)
-    return memory.reshape(-1)[: (N * H * W - 1) * pitch + C]
+    return memory.reshape(-1)[: (N * H * W - 1) * stride + C]
 
 
 def norm_case(seed):
-    """x, w, b, eps, relu, pitch: around the tiles, large means, one value a channel, wider images.
+    """x, w, b, eps, relu, stride: around the tiles, large means, one value a channel, wider images.
 
     About every third has pixels enough for several slices.
     """
@@ -45,22 +50,22 @@ def norm_case(seed):
     return x, w, b, float(rng.choice([1e-5, 1e-3])), seed % 2, C + extra, rng
 
 
-def depth(plan):
+def depth(config):
     """Additions one after another in the longest path of a plan's sums."""
-    first_, merge = plan.launches
+    first_, merge = config.launches
     rows = 256 // first_.scalars["lanes"]
-    own = ceil(first_.scalars["slice"] / rows)
-    return own + log2(rows) + ceil(merge.scalars["number"] / 32) + 5
+    own = ceil(first_.scalars["split_length"] / rows)
+    return own + log2(rows) + ceil(merge.scalars["splits"] / 32) + 5
 
 
-def statistics(x, pitch, rng, **how):
+def statistics(x, stride, rng, **how):
     C = x.shape[1]
-    plan = plan_channels.batch_norm2d_statistics(x.shape, pitch, vector(C, pitch))
-    found = run(plan, {"x": wide(x, pitch, rng)}, {"mean": ((C,), F4), "var": ((C,), F4)}, **how)
-    return plan, found["mean"], found["var"]
+    config = batch_norm2d_launch.config_statistics(x.shape, stride, vector_width(C, stride))
+    found = run(config, {"x": wide(x, stride, rng)}, {"mean": ((C,), F4), "var": ((C,), F4)}, **how)
+    return config, found["mean"], found["var"]
 
 
-def statistics_bounds(plan, x):
+def statistics_bounds(config, x):
     """(mean's, var's): proved below, for each channel.
 
     Let t = x less the first value, |t| <= a. A merge forms m + (m' - m) n' / n: its roundings are
@@ -74,10 +79,10 @@ def statistics_bounds(plan, x):
     E = 9 u a + sqrt(T) (2 e + 2 u a), and its square by the sums' own gamma besides.
     """
     pixels = last(x).reshape(-1, x.shape[1]).astype(float)
-    first_, merge = plan.launches
+    first_, merge = config.launches
     rows = 256 // first_.scalars["lanes"]
-    D = ceil(first_.scalars["slice"] / rows / 4) + log2(rows)
-    D += ceil(merge.scalars["number"] / 32) + 5
+    D = ceil(first_.scalars["split_length"] / rows / 4) + log2(rows)
+    D += ceil(merge.scalars["splits"] / 32) + 5
     T = 2 + (log2(rows) + 5) / 2
     a = abs(pixels - pixels[0]).max(0)
     e = (6 + 10 * D) * U * a
@@ -89,22 +94,22 @@ def statistics_bounds(plan, x):
 
 
 def compare_norm(number, **how):
-    x, w, b, eps, relu, pitch, rng = norm_case(number)
+    x, w, b, eps, relu, stride, rng = norm_case(number)
     activation = "relu" if relu else None
-    plan, mean, var = statistics(x, pitch, rng, **how)
+    config, mean, var = statistics(x, stride, rng, **how)
     _, exact_mean, exact_var = ops.batch_norm2d.definition(x.astype(float))
-    bounds = statistics_bounds(plan, x)
+    bounds = statistics_bounds(config, x)
     assert_within(mean, exact_mean, bounds[0])
     assert_within(var, exact_var, bounds[1])
     assert (var >= 0).all()
     if not number % 4:  # as in evaluation: numbers that are not x's own
         mean, var = mean + F4(0.5), var + F4(0.25)
     given = {"mean": mean, "var": var, "w": mean if w is None else w, "b": mean if b is None else b}
-    numbers = {"eps": eps, "use_weight": int(w is not None), "use_bias": int(b is not None)}
+    flags = w is not None, b is not None, bool(relu)
     double = [a if a is None else a.astype(float) for a in (x, w, b, mean, var)]
-    compare_output(x, double, eps, activation, given, numbers, pitch, rng, **how)
+    compare_output(x, double, eps, activation, given, flags, stride, rng, **how)
     compare_gradients(
-        x, double, eps, activation, given, numbers, pitch, rng, bool(number % 4), **how
+        x, double, eps, activation, given, flags, stride, rng, bool(number % 4), **how
     )
 
 
@@ -123,42 +128,39 @@ def output_bound(double, eps):
     return gamma(6) * (abs(z * deviation * scale) + abs(b)) + 1e-37
 
 
-def compare_output(x, double, eps, activation, given, numbers, pitch, rng, **how):
-    vec = vector(x.shape[1], pitch)
-    plan = plan_channels.batch_norm2d(x.shape, pitch, vec, numbers, activation == "relu")
-    shape = last(x).shape
-    y = run(plan, {"x": wide(x, pitch, rng), **given}, {"y": (shape, F4)}, **how)["y"]
+def compare_output(x, double, eps, activation, given, flags, stride, rng, **how):
+    vec = vector_width(x.shape[1], stride)
+    config = batch_norm2d_launch.config_forward(x.shape, stride, vec, *flags)
+    inputs = {"x": wide(x, stride, rng), **given}
+    y = run(config, inputs, {"y": (last(x).shape, F4)}, {"eps": eps}, **how)["y"]
     exact = ops.batch_norm2d.definition(*double, eps, activation)[0]
     assert_within(first(y), exact, output_bound(double, eps))
 
 
-def compare_gradients(x, double, eps, activation, given, numbers, pitch, rng, of_batch, **how):
+def compare_gradients(x, double, eps, activation, given, flags, stride, rng, of_batch, **how):
     """Sums of `depth` terms, then at most 20 roundings of each part of dx."""
     C, dy = x.shape[1], rng.standard_normal(x.shape).astype(F4)
     # On the very edge of the ReLU either side is right: such values get no gradient.
     edge = ops.batch_norm2d.definition(*double, eps)[0]
     dy[abs(edge) <= output_bound(double, eps)] = 0
-    inputs = {"x": wide(x, pitch, rng), "dy": wide(dy, C, rng), **given}
-    pitches = {"dy_pitch": C, "pitch": pitch}
-    vec = vector(C, pitch)
-    plan = plan_channels.batch_norm2d_sums(x.shape, pitches, vec, numbers, activation == "relu")
-    sums = run(plan, inputs, {"dw": ((C,), F4), "db": ((C,), F4)}, **how)
+    inputs = {"x": wide(x, stride, rng), "dy": wide(dy, C, rng), **given}
+    key = x.shape, C, stride, vector_width(C, stride), *flags
+    config = batch_norm2d_launch.config_backward_sums(*key)
+    sums = run(config, inputs, {"dw": ((C,), F4), "db": ((C,), F4)}, {"eps": eps}, **how)
     exact = ops.batch_norm2d_backward.definition(
         dy.astype(float), *double, eps, activation, of_batch
     )
     passed = abs(dy.astype(float)) * ((edge > 0) | (activation is None))
     z, scale, _, _ = parts(double, eps)
     size_w, size_b = (passed * abs(z)).sum((0, 2, 3)), passed.sum((0, 2, 3))
-    D = depth(plan)
+    D = depth(config)
     if exact[1] is not None:
         assert_within(sums["dw"], exact[1], gamma(D + 6) * size_w + 1e-37)
     if exact[2] is not None:
         assert_within(sums["db"], exact[2], gamma(D) * size_b + 1e-37)
     inputs |= {"dw": sums["dw"], "db": sums["db"]}
-    plan = plan_channels.batch_norm2d_backward(
-        x.shape, pitches, vec, numbers, activation == "relu", of_batch
-    )
-    dx = run(plan, inputs, {"dx": (last(x).shape, F4)}, **how)["dx"]
+    config = batch_norm2d_launch.config_backward(*key, of_batch)
+    dx = run(config, inputs, {"dx": (last(x).shape, F4)}, {"eps": eps}, **how)["dx"]
     n = x.size // C
     size = passed
     if of_batch:
@@ -173,12 +175,12 @@ def test_batch_norm(seed):
 
 def test_the_cases_reach_every_part_of_the_kernels():
     shapes = [norm_case(seed)[0].shape for seed in range(24)]
-    plans = [plan_channels.batch_norm2d_statistics(s, s[1], vector(s[1])) for s in shapes]
-    assert {dict(p.launches[0].defines)["VEC"] for p in plans} == {"1", "4"}
-    assert {p.launches[0].grid[0] for p in plans} >= {1, 2}  # blocks of channels
-    slices = [p.launches[0].grid[1] for p in plans]
-    assert min(slices) == 1
-    assert max(slices) > 32
+    configs = [batch_norm2d_launch.config_statistics(s, s[1], vector_width(s[1])) for s in shapes]
+    assert {dict(p.launches[0].defines)["VEC"] for p in configs} == {"1", "4"}
+    assert {p.launches[0].grid[0] for p in configs} >= {1, 2}  # blocks of channels
+    splits = [p.launches[0].grid[1] for p in configs]
+    assert min(splits) == 1
+    assert max(splits) > 32
 
 
 @pytest.mark.slow
@@ -196,9 +198,9 @@ def test_statistics_have_the_same_bits_in_any_order_of_blocks():
     x = np.random.default_rng(0).standard_normal((3, 5, 30, 31)).astype(F4)
     found = []
     for order in ORDERS:
-        plan, mean, var = statistics(x, 5, np.random.default_rng(1), order=order, seed=7)
+        config, mean, var = statistics(x, 5, np.random.default_rng(1), order=order, seed=7)
         found.append(mean.tobytes() + var.tobytes())
-    assert plan.launches[0].grid[1] > 1
+    assert config.launches[0].grid[1] > 1
     assert len(set(found)) == 1
 
 
@@ -230,13 +232,12 @@ def test_forward_and_backward_cut_the_same_values():
     x[1, :, 0] = np.nextafter(mean, F4(np.inf))[:, None]
     given = {"mean": mean, "var": rng.random(8).astype(F4), "b": b}
     given["w"] = rng.standard_normal(8).astype(F4)
-    numbers = {"eps": 1e-5, "use_weight": 1, "use_bias": 1}
-    plan = plan_channels.batch_norm2d(x.shape, 8, 4, numbers, True)
-    y = run(plan, {"x": last(x), **given}, {"y": (last(x).shape, F4)})["y"]
-    pitches = {"dy_pitch": 8, "pitch": 8}
-    plan = plan_channels.batch_norm2d_backward(x.shape, pitches, 4, numbers, True, False)
+    flags, eps = (True, True, True), {"eps": 1e-5}
+    config = batch_norm2d_launch.config_forward(x.shape, 8, 4, *flags)
+    y = run(config, {"x": last(x), **given}, {"y": (last(x).shape, F4)}, eps)["y"]
+    config = batch_norm2d_launch.config_backward(x.shape, 8, 8, 4, *flags, False)
     inputs = {"x": last(x), "dy": np.ones_like(y), "dw": mean, "db": mean, **given}
-    dx = run(plan, inputs, {"dx": (y.shape, F4)})["dx"]
+    dx = run(config, inputs, {"dx": (y.shape, F4)}, eps)["dx"]
     np.testing.assert_array_equal(dx != 0, y > 0)
     assert 0.2 < (y > 0).mean() < 0.8
 
@@ -246,8 +247,8 @@ def test_tracking_is_within_its_roundings():
     for C, count, momentum in ((1, 2, 0.1), (300, 49, 0.3), (7, 10**6, 1.0), (5, 9, 0.0)):
         arrays = rng.random((4, C)).astype(F4)
         names = ("running_mean", "running_var", "mean", "var")
-        plan = plan_channels.batch_norm2d_track(C, count, momentum)
-        found = track(plan, dict(zip(names, arrays, strict=True)))
+        scalars = {"keep": 1 - momentum, "momentum": momentum, "unbiased": count / (count - 1)}
+        found = track(C, scalars, dict(zip(names, arrays, strict=True)))
         exact = arrays.astype(float)
         ops.batch_norm2d_track.definition(*exact, count, momentum)
         for name, expected in zip(names, exact, strict=False):
@@ -255,15 +256,14 @@ def test_tracking_is_within_its_roundings():
                 assert_within(found[name], expected, gamma(5) * abs(expected) + 1e-37)
 
 
-def track(plan, arrays):
+def track(C, scalars, arrays):
     """The two running arrays after an update in place."""
     from kernel_runs import module, sim
 
-    (launch,) = plan.launches
+    (launch,) = batch_norm2d_launch.config_track(C).launches
     there = {name: sim.asarray(a) for name, a in arrays.items()}
-    numbers = {name: launch.scalars[name] for name in ("C", "keep", "momentum", "unbiased")}
     given = [there[name] for name in arrays]
-    given += [np.int32(numbers["C"]), *(F4(v) for v in list(numbers.values())[1:])]
+    given += [np.int32(launch.scalars["C"]), *map(F4, scalars.values())]
     kernel = module(launch.file, launch.options, True)
     kernel.launch(launch.kernel, launch.grid, launch.block, given)
     return {name: sim.asnumpy(there[name]) for name in ("running_mean", "running_var")}
@@ -290,15 +290,17 @@ def compare_response(number, **how):
     a = alpha / size if convention == "torch" else alpha
     double, tail = x.astype(float), (size, alpha, beta, k, convention)
     shape, C = last(x).shape, x.shape[1]
-    plan = plan_channels.local_response_norm(x.shape, size, a, beta, k)
-    y = first(run(plan, {"x": last(x)}, {"y": (shape, F4)}, **how)["y"])
+    config = local_response_norm_launch.config_forward(x.shape, size)
+    scalars = {"a": a, "beta": beta, "k": k}
+    y = first(run(config, {"x": last(x)}, {"y": (shape, F4)}, scalars, **how)["y"])
     exact = ops.local_response_norm.definition(double, *tail)
     # beta times the relative error of a sum of positive terms, and the power's own (4 units)
     terms = min(size, C)
     assert_within(y, exact, ((terms + 4) * beta + 16) * U * abs(exact) + 1e-37)
     dy = np.random.default_rng(number).standard_normal(x.shape).astype(F4)
-    plan = plan_channels.local_response_norm_backward(x.shape, size, a, beta, k)
-    dx = run(plan, {"dy": last(dy), "x": last(x)}, {"dx": (shape, F4)}, **how)["dx"]
+    config = local_response_norm_launch.config_backward(x.shape, size)
+    scalars["slope"] = 2 * a * beta
+    dx = run(config, {"dy": last(dy), "x": last(x)}, {"dx": (shape, F4)}, scalars, **how)["dx"]
     exact = ops.local_response_norm_backward.definition(dy.astype(float), double, *tail)
     size_of = response_terms(abs(dy.astype(float)), abs(double), size, a, beta, k)
     bound = (2 * (terms + 4) * (beta + 1) + 32) * U * size_of
@@ -335,13 +337,15 @@ def test_response_norm_without_accesses_out_of_bounds():
 def test_response_norm_of_more_channels_than_a_block_has_threads():
     for C in (1024, 1028, 257):
         x = np.random.default_rng(C).standard_normal((1, C, 1, 2)).astype(F4)
-        plan = plan_channels.local_response_norm_backward(x.shape, 5, 1e-4, 0.75, 2.0)
-        dx = run(plan, {"dy": last(x), "x": last(x)}, {"dx": (last(x).shape, F4)}, check=True)["dx"]
+        config = local_response_norm_launch.config_backward(x.shape, 5)
+        scalars = {"a": 1e-4, "beta": 0.75, "k": 2.0, "slope": 1.5e-4}
+        outputs = {"dx": (last(x).shape, F4)}
+        dx = run(config, {"dy": last(x), "x": last(x)}, outputs, scalars, check=True)["dx"]
         tail = (5, 1e-4, 0.75, 2.0, "paper")
         exact = ops.local_response_norm_backward.definition(*[x.astype(float)] * 2, *tail)
         assert_within(first(dx), exact, 50 * U * abs(exact))
     with pytest.raises(NotImplementedError, match="at most 6144 channels do: use cpu"):
-        plan_channels.local_response_norm_backward((1, 6145, 1, 1), 5, 1e-4, 0.75, 2.0)
+        local_response_norm_launch.config_backward((1, 6145, 1, 1), 5)
 
 
 def compare_adaptive(number, **how):
@@ -352,13 +356,13 @@ def compare_adaptive(number, **how):
     if number % 6 == 0:
         H, W = 19, 27
     x = rng.standard_normal((N, C, H, W)).astype(F4)
-    plan = plan_channels.adaptive_avg_pool2d(x.shape, size)
-    y = run(plan, {"x": last(x)}, {"y": ((N, *size, C), F4)}, **how)["y"]
+    config = adaptive_avg_pool2d_launch.config_forward(x.shape, size)
+    y = run(config, {"x": last(x)}, {"y": ((N, *size, C), F4)}, **how)["y"]
     exact, sizes = (ops.adaptive_avg_pool2d.definition(a.astype(float), size) for a in (x, abs(x)))
     assert_within(first(y), exact, gamma(H * W + 1) * sizes)
     dy = rng.standard_normal(exact.shape).astype(F4)
-    plan = plan_channels.adaptive_avg_pool2d_backward(x.shape, size)
-    dx = run(plan, {"dy": last(dy)}, {"dx": (last(x).shape, F4)}, **how)["dx"]
+    config = adaptive_avg_pool2d_launch.config_backward(x.shape, size)
+    dx = run(config, {"dy": last(dy)}, {"dx": (last(x).shape, F4)}, **how)["dx"]
     exact, sizes = (
         ops.adaptive_avg_pool2d_backward.definition(a.astype(float), x.shape) for a in (dy, abs(dy))
     )
@@ -384,47 +388,25 @@ def test_adaptive_average_pooling_without_accesses_out_of_bounds():
 CHANNELS = [(1, 1, 1, 1), (4, 4, 8, 40), (3, 5, 7, 90), (128, 160, 128, 9), (132, 140, 132, 33)]
 
 
-@pytest.mark.parametrize(("C", "to_pitch", "from_pitch", "pixels"), CHANNELS)
-def test_channels_are_copied_and_added(C, to_pitch, from_pitch, pixels):
+@pytest.mark.parametrize(("C", "to_stride", "from_stride", "pixels"), CHANNELS)
+def test_channels_are_copied_and_added(C, to_stride, from_stride, pixels):
     """What lies between a pixel's channels and the next pixel's is left alone."""
     from kernel_runs import module, sim
 
     rng = np.random.default_rng(C)
-    before = rng.integers(-9, 9, pixels * to_pitch).astype(F4)
-    source = rng.integers(-9, 9, (pixels - 1) * from_pitch + C).astype(F4)
-    spread = np.lib.stride_tricks.as_strided(source, (pixels, C), (4 * from_pitch, 4))
+    before = rng.integers(-9, 9, pixels * to_stride).astype(F4)
+    source = rng.integers(-9, 9, (pixels - 1) * from_stride + C).astype(F4)
+    spread = np.lib.stride_tricks.as_strided(source, (pixels, C), (4 * from_stride, 4))
     for kernel, order in (("copy_channels", "forward"), ("add_channels", "shuffled")):
         shape = (1, C, 1, pixels)
-        vec = vector(C, to_pitch, from_pitch)
-        (launch,) = plan_channels.channels(kernel, shape, to_pitch, from_pitch, vec).launches
+        vec = vector_width(C, to_stride, from_stride)
+        (launch,) = layout.config_channels(kernel, shape, to_stride, from_stride, vec).launches
         there = [sim.asarray(before), sim.asarray(source)]
-        names = ("pixels", "C", "lanes", "to_pitch", "from_pitch")
+        names = ("pixels", "C", "lanes", "to_stride", "from_stride")
         numbers = [np.int32(launch.scalars[name]) for name in names]
         module(launch.file, launch.options, True).launch(
             kernel, launch.grid, launch.block, [*there, *numbers], 0, order, 3
         )
-        right = before.reshape(pixels, to_pitch).copy()
+        right = before.reshape(pixels, to_stride).copy()
         right[:, :C] = spread + (right[:, :C] if kernel == "add_channels" else 0)
-        np.testing.assert_array_equal(sim.asnumpy(there[0]).reshape(pixels, to_pitch), right)
-
-
-def test_partial_filters_equal_the_definition():
-    rng = np.random.default_rng(6)
-    for K, C, R, S in ((1, 1, 1, 1), (16, 6, 5, 5), (7, 11, 2, 3)):
-        linked = rng.random((K, C)) < 0.5
-        linked[:, 0] = True
-        places = np.flatnonzero(linked).astype(np.int32)
-        table = np.full(K * C, -1, np.int32)
-        table[places] = np.arange(len(places))
-        links = rng.standard_normal((len(places), R, S)).astype(F4)
-        given = {"links": links, "table": table.reshape(K, C)}
-        plan = plan_channels.partial_filters(K, C, R * S, len(places))
-        w = first(run(plan, given, {"w": ((K, R, S, C), F4)}, check=True)["w"])
-        for k, c in np.ndindex(K, C):
-            number = table[k * C + c]
-            np.testing.assert_array_equal(w[k, c], links[number] if number >= 0 else 0)
-        dw = rng.standard_normal((K, C, R, S)).astype(F4)
-        given = {"dw": last(dw), "places": places}
-        plan = plan_channels.partial_filters_backward(K, C, R * S, len(places))
-        found = run(plan, given, {"dlinks": (links.shape, F4)}, check=True)["dlinks"]
-        np.testing.assert_array_equal(found, dw[linked])
+        np.testing.assert_array_equal(sim.asnumpy(there[0]).reshape(pixels, to_stride), right)

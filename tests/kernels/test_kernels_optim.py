@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from kernel_runs import F4, address, asarray, asnumpy, start
 
-from gpuconv.cuda import plan_dense
 from gpuconv.nn import Parameter
 from gpuconv.optim import SGD, Adam, AdamW
+from gpuconv.optim.device import chunks, config_optimizer
 
 COUNTS = [1, 3, 4, 400, 4095, 4096, 4097, 9001]
 
@@ -17,7 +17,7 @@ class Tensors:
     def __init__(self, arrays, misaligned):
         self.shift = 1 if misaligned else 0  # one float past a multiple of 16 bytes
         self.raw = [[self._between(a) for a in row] for row in arrays]
-        owner, part = plan_dense.chunks([row[0].size for row in arrays])
+        owner, part = chunks([row[0].size for row in arrays])
         self.counts = [row[0].size for row in arrays]
         self.owner, self.part = (asarray(np.array(a, np.int32)) for a in (owner, part))
         self.number = len(owner)
@@ -35,7 +35,7 @@ class Tensors:
             row[slot] = self._between(a)
 
     def step(self, kernel, numbers, **scalars):
-        (launch,) = plan_dense.optimizer(kernel, self.number, **scalars).launches
+        (launch,) = config_optimizer(kernel, self.number, len(self.counts)).launches
         table = [
             [address(self._held(i, slot)) for slot in range(4)] + [count]
             for i, count in enumerate(self.counts)
@@ -46,7 +46,7 @@ class Tensors:
             "owner": self.owner,
             "part": self.part,
         }
-        start(launch, held)
+        start(launch, held, scalars)
 
     def values(self, slot):
         for row in self.raw:

@@ -11,8 +11,10 @@ import pytest
 from kernel_runs import F4, run
 from test_kernels_optim import Tensors
 
-from gpuconv.cuda import plan_conv, plan_dense, plan_pool
-from gpuconv.cuda.plan import Plan
+from gpuconv.cuda import layout
+from gpuconv.cuda.launch_config import LaunchConfig, config_elementwise
+from gpuconv.ops import conv2d_launch, pool2d_launch, softmax_launch
+from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.shapes import window
 
 ORDERS = [("forward", 0), ("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
@@ -23,33 +25,34 @@ def floats(*shape):
     return rng.standard_normal(shape).astype(F4)
 
 
-def plans():
-    """name: (plan, inputs, outputs) of one of each kernel."""
+def cases():
+    """name: (configuration, inputs, outputs, numbers) of one of each kernel."""
     shape, win = (3, 6, 13, 11), window(3, 2, 1)
     image, pooled = floats(3, 13, 11, 6), floats(3, 7, 6, 6)
     halved = floats(3, 6, 5, 6)
     inside, labels = (3, 13, 11, 6), rng.integers(0, 7, 40).astype(np.int32)
-    winners = {"y": (pooled.shape, F4), "argmax": (pooled.shape, np.uint8)}
+    pool = {"y": (pooled.shape, F4), "argmax": (pooled.shape, np.uint8)}
     scores, flat = floats(40, 7), floats(5001)
     kept = {"probabilities": (scores.shape, F4), "loss": ((1,), F4)}
-    deep = plan_conv.Conv.of((3, 6, 13, 11), (6, 1, 3, 3), window(3, 1, 1), 6)
+    deep = Conv2dShape.of((3, 6, 13, 11), (6, 1, 3, 3), window(3, 1, 1), 6)
     wide = {"dy": image, "x": image}
-    rows, each = plan_dense.rowwise, plan_dense.elementwise
-    smooth = plan_dense.smoothing(0.1, 7)
+    rows, each = softmax_launch.config_rowwise, config_elementwise
+    smooth = {"right": 0.9, "even": 0.1 / 7}
+    dropped = {"seed": 7, "threshold": round(0.4 * 2**32), "factor": 1 / 0.6}
     return {
-        "max_pool2d": (plan_pool.max_pool2d(shape, win), {"x": image}, winners),
+        "max_pool2d": (pool2d_launch.config_max_pool2d(shape, win), {"x": image}, pool),
         "max_pool2d_backward": (
-            plan_pool.max_pool2d_backward(shape, win),
+            pool2d_launch.config_max_pool2d_backward(shape, win),
             {"dy": pooled, "argmax": rng.integers(0, 9, pooled.shape).astype(np.uint8)},
             {"dx": (inside, F4)},
         ),
         "bias_relu_max_pool2d": (
-            plan_pool.bias_relu_max_pool2d(shape, window(2, 2), True),
+            pool2d_launch.config_bias_relu_max_pool2d(shape, window(2, 2), True),
             {"x": image, "b": floats(6)},
             {"y": (halved.shape, F4), "argmax": (halved.shape, np.uint8)},
         ),
         "bias_relu_max_pool2d_backward": (
-            plan_pool.bias_relu_max_pool2d_backward(shape, window(2, 2)),
+            pool2d_launch.config_bias_relu_max_pool2d_backward(shape, window(2, 2)),
             {
                 "dy": halved,
                 "y": halved[::-1],
@@ -57,9 +60,13 @@ def plans():
             },
             {"dx": (inside, F4)},
         ),
-        "avg_pool2d": (plan_pool.avg_pool2d(shape, win), {"x": image}, {"y": (pooled.shape, F4)}),
+        "avg_pool2d": (
+            pool2d_launch.config_avg_pool2d(shape, win),
+            {"x": image},
+            {"y": (pooled.shape, F4)},
+        ),
         "avg_pool2d_backward": (
-            plan_pool.avg_pool2d_backward(shape, win),
+            pool2d_launch.config_avg_pool2d_backward(shape, win),
             {"dy": pooled},
             {"dx": (inside, F4)},
         ),
@@ -70,64 +77,70 @@ def plans():
             {"dx": (scores.shape, F4)},
         ),
         "cross_entropy": (
-            plan_dense.loss("cross_entropy_forward", 40, 7, "int32", **smooth),
+            softmax_launch.config_loss("cross_entropy_forward", 40, 7, "int32"),
             {"scores": scores, "labels": labels},
             kept,
+            smooth,
         ),
-        "transpose": (plan_dense.transpose(3, 143, 6), {"x": image}, {"y": ((3, 6, 143), F4)}),
+        "transpose": (layout.config_transpose(3, 143, 6), {"x": image}, {"y": ((3, 6, 143), F4)}),
         "relu": (each("relu.cu", "relu_forward", 5001), {"x": flat}, {"y": ((5001,), F4)}),
         "tanh": (each("activations.cu", "tanh_forward", 5001), {"x": flat}, {"y": ((5001,), F4)}),
-        "dropout": (plan_dense.dropout(5001, 0.4, 7), {"x": flat}, {"y": ((5001,), F4)}),
+        "dropout": (
+            each("elementwise.cu", "dropout", 5001),
+            {"x": flat},
+            {"y": ((5001,), F4)},
+            dropped,
+        ),
         "depthwise": (
-            plan_conv.forward(deep, False, True),
+            conv2d_launch.config_forward(deep, False, True),
             {"x": image, "w": floats(6, 3, 3), "b": floats(6)},
             {"y": (inside, F4)},
         ),
         "depthwise_backward_data": (
-            plan_conv.backward_data(deep, False),
+            conv2d_launch.config_backward_data(deep, False),
             {"dy": image, "w": floats(6, 3, 3), "x": image},
             {"dx": (inside, F4)},
         ),
         "depthwise_backward_weight": (
-            plan_conv.backward_weight(deep),
+            conv2d_launch.config_backward_weight(deep),
             wide,
             {"dw": ((6, 3, 3, 1), F4)},
         ),
         "backward_bias": (
-            plan_conv.backward_bias(429, 6),
+            conv2d_launch.config_backward_bias(429, 6),
             {"dy": image.reshape(429, 6)},
             {"db": ((6,), F4)},
         ),
     }
 
 
-PLANS = plans()
+CASES = cases()
 
 
 def contents(found):
     return {name: a.tobytes() for name, a in found.items()}
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", CASES)
 def test_every_order_gives_the_same_bytes(name):
-    first, *others = (contents(run(*PLANS[name], order=o, seed=s)) for o, s in ORDERS)
+    first, *others = (contents(run(*CASES[name], order=o, seed=s)) for o, s in ORDERS)
     for other in others:
         assert other == first
 
 
-# The others' blocks have a slice or filters of their own: their plans fix the grid.
-LOOPING = [name for name in PLANS if name not in ("backward_bias", "depthwise_backward_weight")]
+# The others' blocks have pixels or filters of their own: their configurations fix the grid.
+LOOPING = [name for name in CASES if name not in ("backward_bias", "depthwise_backward_weight")]
 
 
 @pytest.mark.parametrize("name", LOOPING)
 def test_any_grid_is_correct(name):
-    """One block, or three, do what the plan gives to many: kernels that loop over a grid."""
-    plan, *rest = PLANS[name]
-    right = contents(run(plan, *rest))
+    """One block, or three, do what is meant for many: kernels that loop over a grid."""
+    config, *rest = CASES[name]
+    right = contents(run(config, *rest))
     for blocks in (1, 3):
         small = [replace(one, grid=(min(blocks, one.grid[0]), *one.grid[1:]))
-                 for one in plan.launches]  # fmt: skip
-        assert contents(run(Plan(tuple(small), plan.workspace), *rest)) == right
+                 for one in config.launches]  # fmt: skip
+        assert contents(run(LaunchConfig(tuple(small), config.workspace), *rest)) == right
 
 
 @pytest.mark.parametrize("kernel", ["sgd", "sgd_momentum", "adam"])

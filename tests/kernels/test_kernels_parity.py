@@ -1,8 +1,8 @@
-"""Strided backward data: classes of pixels that the same taps reach, and no wasted multiplication.
+"""Strided backward data: phases of pixels that the same taps reach, and no wasted multiplication.
 
 The gate is test_kernels_conv's: element by element, the proved bound. What is new to strides is
-here: classes of unequal size, classes that no tap reaches, strides that share a factor with the
-dilation, more classes than rows, tiles that a class does not fill.
+here: phases of unequal size, phases that no tap reaches, strides that share a factor with the
+dilation, more phases than rows, tiles that a phase does not fill.
 """
 
 from itertools import product
@@ -14,7 +14,8 @@ from kernel_runs import F4, run
 from test_kernels_conv import backward_data, big_tiles, compare, doubles, draw  # noqa: F401
 
 from gpuconv import ops
-from gpuconv.cuda import plan_conv
+from gpuconv.ops import conv2d_launch
+from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.shapes import window
 
 
@@ -45,9 +46,9 @@ def test_random_strides_at_length(seed):
     compare(*strided_case(seed), passes="d", order=order, seed=seed)
 
 
-# One below, at and above a tile of 64 pixels of a class, whose classes differ by a row.
+# One below, at and above a tile of 64 pixels of a phase, whose phases differ by a row.
 @pytest.mark.parametrize("H", [125, 126, 127, 128, 129, 130])
-def test_one_below_at_and_above_a_class_of_a_tile(H):
+def test_one_below_at_and_above_a_phase_of_a_tile(H):
     x, w, b = draw(H, 1, 5, H, 1, 6, 3, 1)
     compare(x, w, b, (2, 1), ((1, 1), (0, 0)), passes="d")
 
@@ -55,17 +56,17 @@ def test_one_below_at_and_above_a_class_of_a_tile(H):
 @pytest.mark.parametrize(
     ("shape", "stride", "dilation"),
     [
-        ((2, 3, 7, 8, 5, 1, 1), 3, 1),  # eight classes of nine are zero
-        ((2, 4, 9, 8, 8, 3, 2), (2, 4), (2, 4)),  # taps of one class only
-        ((1, 3, 12, 13, 4, 3, 3), (6, 4), (4, 6)),  # every second and third class
-        ((2, 2, 3, 4, 3, 2, 2), (9, 11), 1),  # fewer pixels than classes
+        ((2, 3, 7, 8, 5, 1, 1), 3, 1),  # eight phases of nine are zero
+        ((2, 4, 9, 8, 8, 3, 2), (2, 4), (2, 4)),  # taps of one phase only
+        ((1, 3, 12, 13, 4, 3, 3), (6, 4), (4, 6)),  # every second and third phase
+        ((2, 2, 3, 4, 3, 2, 2), (9, 11), 1),  # fewer pixels than phases
         ((3, 2, 5, 1, 3, 5, 1), (2, 7), 1),
     ],
 )
-def test_classes_that_no_tap_reaches_are_zero(shape, stride, dilation):
+def test_phases_that_no_tap_reaches_are_zero(shape, stride, dilation):
     x, w, b = draw(31, *shape)
     compare(x, w, b, stride, 1, dilation, passes="d", check=True)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], stride, 1, dilation), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(w.shape[2:], stride, 1, dilation), 1)
     ones = np.ones((conv.N, conv.K, conv.P, conv.Q), F4)
     reached = ops.conv2d_backward.reference(*doubles(ones, x, abs(w)), None, stride, 1, dilation)
     dx = backward_data(conv, ones, w, x)
@@ -76,8 +77,8 @@ def test_classes_that_no_tap_reaches_are_zero(shape, stride, dilation):
 @pytest.mark.parametrize(("C", "K"), [(3, 7), (4, 8)])
 def test_sub_filters_too_large_for_the_mask(C, K):
     x, w, b = draw(32, 1, C, 40, 36, K, 34, 3)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(w.shape[2:], (2, 1), 1), 1)
-    macros = dict(plan_conv.backward_data(conv, False).launches[0].defines)
+    conv = Conv2dShape.of(x.shape, w.shape, window(w.shape[2:], (2, 1), 1), 1)
+    macros = dict(conv2d_launch.config_backward_data(conv, False).launches[0].defines)
     assert macros["WINDOW_BITS"] == "0"
     compare(x, w, b, (2, 1), 1, passes="d")
 
@@ -86,14 +87,16 @@ def test_sub_filters_too_large_for_the_mask(C, K):
 def test_large_tiles(big_tiles, geometry):  # noqa: F811
     x, w, b = draw(33, 2, 72, 17, 19, 136, 3, 3)
     stride, pads = geometry["stride"], geometry.get("pads", 0)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(3, stride, pads), 1)
-    assert dict(plan_conv.backward_data(conv, False).launches[0].defines)["TILE"] == "128"
+    conv = Conv2dShape.of(x.shape, w.shape, window(3, stride, pads), 1)
+    assert (
+        dict(conv2d_launch.config_backward_data(conv, False).launches[0].defines)["TILE"] == "128"
+    )
     compare(x, w, b, stride, pads, passes="d")
 
 
 def test_every_block_order_gives_the_same_bits():
     x, w, _ = draw(34, 2, 12, 15, 13, 8, 3, 3)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(3, 2, 1), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(3, 2, 1), 1)
     dy = np.random.default_rng(34).standard_normal((2, 8, conv.P, conv.Q)).astype(F4)
     orders = [("forward", 0), ("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
     results = {backward_data(conv, dy, w, x, order=o, seed=s).tobytes() for o, s in orders}
@@ -106,27 +109,27 @@ def test_every_block_order_gives_the_same_bits():
 def test_no_multiplication_is_wasted(kernel, stride, monkeypatch):
     """Executed multiply-adds, counted: exactly those of the forward pass, where tiles fit.
 
-    Each class has 64 pixels, a tile; 64 channels, a tile; 16 filters, a panel. A kernel that walks
+    Each phase has 64 pixels, a tile; 64 channels, a tile; 16 filters, a panel. A kernel that walks
     all taps at every pixel would execute stride_h * stride_w times as many.
     """
     pads = tuple((k // 2, k - 1 - k // 2) for k in kernel)
     H, W = 8 * stride[0], 8 * stride[1]
     x, w, _ = draw(35, 1, 64, H, W, 16, *kernel)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window(kernel, stride, pads), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window(kernel, stride, pads), 1)
     assert (conv.P, conv.Q) == (8, 8)
     dy = np.ones((1, 16, 8, 8), F4)
-    plan = plan_conv.backward_data(conv, False)
+    config = conv2d_launch.config_backward_data(conv, False)
     inputs = {"dy": dy.transpose(0, 2, 3, 1), "w": w.transpose(0, 2, 3, 1), "x": dy}
     outputs = {"dx": ((1, H, W, 64), F4)}
-    count = multiply_adds(monkeypatch, lambda: run(plan, inputs, outputs))
+    count = multiply_adds(monkeypatch, lambda: run(config, inputs, outputs))
     assert count == 8 * 8 * 16 * 64 * kernel[0] * kernel[1]
 
 
-def test_the_taps_of_all_classes_are_the_filter(monkeypatch):
-    """Where tiles do not fit: executed multiply-adds per class, from its taps found by trying."""
+def test_the_taps_of_all_phases_are_the_filter(monkeypatch):
+    """Where tiles do not fit: executed multiply-adds per phase, from its taps found by trying."""
     x, w, _ = draw(36, 2, 5, 11, 14, 7, 4, 3)
     stride, pads, dilation = (3, 2), ((2, 1), (0, 1)), (2, 3)
-    conv = plan_conv.Conv.of(x.shape, w.shape, window((4, 3), stride, pads, dilation), 1)
+    conv = Conv2dShape.of(x.shape, w.shape, window((4, 3), stride, pads, dilation), 1)
     dy = np.ones((2, 7, conv.P, conv.Q), F4)
     wanted = 0
     for h, v in product(range(3), range(2)):

@@ -6,7 +6,7 @@ import pytest
 from kernel_runs import F4, assert_within, first, gamma, how_of, last, run
 
 from gpuconv import ops
-from gpuconv.cuda import plan_pool
+from gpuconv.ops import pool2d_launch
 from gpuconv.shapes import window
 
 
@@ -29,13 +29,13 @@ def compare(x, geometry, **how):
     shape = (N, *win.output_size(H, W), C)
     y, argmax = ops.max_pool2d.definition(x, *geometry)
     outputs = {"y": (shape, F4), "argmax": (shape, np.uint8)}
-    found = run(plan_pool.max_pool2d(x.shape, win), {"x": last(x)}, outputs, **how)
+    found = run(pool2d_launch.config_max_pool2d(x.shape, win), {"x": last(x)}, outputs, **how)
     np.testing.assert_array_equal(first(found["y"]), y)
     np.testing.assert_array_equal(first(found["argmax"]), argmax)
     dy = np.random.default_rng(x.size).integers(-9, 9, y.shape).astype(F4)  # sums are exact
     inputs = {"dy": last(dy), "argmax": last(argmax)}
-    plan = plan_pool.max_pool2d_backward(x.shape, win)
-    dx = first(run(plan, inputs, {"dx": (last(x).shape, F4)}, **how)["dx"])
+    config = pool2d_launch.config_max_pool2d_backward(x.shape, win)
+    dx = first(run(config, inputs, {"dx": (last(x).shape, F4)}, **how)["dx"])
     np.testing.assert_array_equal(
         dx, ops.max_pool2d_backward.definition(dy, argmax, x.shape, *geometry)
     )
@@ -52,15 +52,15 @@ def compare_average(x, geometry, win, average, pad, **how):
         more = (pad,)
     exact = forward(x.astype(np.float64), *geometry, *more)
     size = forward(abs(x).astype(np.float64), *geometry, *more)
-    plan = plan_pool.avg_pool2d(x.shape, win, average, pad)
-    y = first(run(plan, {"x": last(x)}, {"y": (last(exact).shape, F4)}, **how)["y"])
+    config = pool2d_launch.config_avg_pool2d(x.shape, win, average, pad)
+    y = first(run(config, {"x": last(x)}, {"y": (last(exact).shape, F4)}, **how)["y"])
     taps = win.taps_count
     assert_within(y, exact, gamma(taps + 1) * size)
     dy = np.random.default_rng(x.size).standard_normal(y.shape).astype(F4)
     exact = backward(dy.astype(np.float64), x.shape, *geometry, *more)
     size = backward(abs(dy).astype(np.float64), x.shape, *geometry, *more)
-    plan = plan_pool.avg_pool2d_backward(x.shape, win, average, pad)
-    dx = first(run(plan, {"dy": last(dy)}, {"dx": (last(x).shape, F4)}, **how)["dx"])
+    config = pool2d_launch.config_avg_pool2d_backward(x.shape, win, average, pad)
+    dx = first(run(config, {"dy": last(dy)}, {"dx": (last(x).shape, F4)}, **how)["dx"])
     assert_within(dx, exact, gamma(taps + 1) * size)
 
 
@@ -131,7 +131,7 @@ def test_infinity_is_a_value_and_not_a_start():
     win = window(2, 2)
     shape = (1, 2, 2, 1)
     outputs = {"y": (shape, F4), "argmax": (shape, np.uint8)}
-    found = run(plan_pool.max_pool2d(x.shape, win), {"x": last(x)}, outputs)
+    found = run(pool2d_launch.config_max_pool2d(x.shape, win), {"x": last(x)}, outputs)
     assert (found["argmax"] == 0).all()
 
 
@@ -142,15 +142,15 @@ def test_subnormal_numbers_are_equal_to_zero():
     x = F4([[[[1e-40, 2e-40], [-1e-40, 0.0]]]])
     win = window(2)
     outputs = {"y": ((1, 1, 1, 1), F4), "argmax": ((1, 1, 1, 1), np.uint8)}
-    found = run(plan_pool.max_pool2d(x.shape, win), {"x": last(x)}, outputs)
+    found = run(pool2d_launch.config_max_pool2d(x.shape, win), {"x": last(x)}, outputs)
     assert found["argmax"] == 0
     assert found["y"] == x[0, 0, 0, 0]
     for average in (False, True):
-        plan = plan_pool.avg_pool2d(x.shape, win, average)
-        assert run(plan, {"x": last(x)}, {"y": ((1, 1, 1, 1), F4)})["y"] == 0
-        plan = plan_pool.avg_pool2d_backward(x.shape, win, average)
+        config = pool2d_launch.config_avg_pool2d(x.shape, win, average)
+        assert run(config, {"x": last(x)}, {"y": ((1, 1, 1, 1), F4)})["y"] == 0
+        config = pool2d_launch.config_avg_pool2d_backward(x.shape, win, average)
         dy = np.full((1, 1, 1, 1), 1e-39, F4)
-        assert (run(plan, {"dy": dy}, {"dx": ((1, 2, 2, 1), F4)})["dx"] == 0).all()
+        assert (run(config, {"dy": dy}, {"dx": ((1, 2, 2, 1), F4)})["dx"] == 0).all()
 
 
 def test_ties_and_nan_in_every_window():
@@ -159,7 +159,7 @@ def test_ties_and_nan_in_every_window():
     nan = np.array([0x7FC00001, 0x3F800000, 0xFFC00002, 0x7F800000], np.uint32).view(F4)
     x = np.stack([zeros, nan, np.full(4, -np.inf, F4), F4([3, 7, 7, 7])]).reshape(1, 4, 2, 2)
     outputs = {"y": ((1, 1, 1, 4), F4), "argmax": ((1, 1, 1, 4), np.uint8)}
-    found = run(plan_pool.max_pool2d(x.shape, window(2)), {"x": last(x)}, outputs)
+    found = run(pool2d_launch.config_max_pool2d(x.shape, window(2)), {"x": last(x)}, outputs)
     assert found["argmax"].ravel().tolist() == [0, 2, 0, 1]
     assert found["y"].ravel()[[0, 2, 3]].tolist() == [0.0, -np.inf, 7.0]
     assert np.isnan(found["y"].ravel()[1])

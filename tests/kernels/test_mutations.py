@@ -13,13 +13,13 @@ import pytest
 import test_kernels_bias_relu_pool as joined
 import test_kernels_conv as convolution
 import test_kernels_dense as dense
-import test_kernels_first as few
+import test_kernels_few_channels as few
 import test_kernels_norm as norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
 from kernel_runs import sim
 
-from gpuconv.cuda import plan_slices, source
+from gpuconv.cuda import source, split_k
 
 # ---- checks: what the sweeps call, over a few of their cases -------------------------------------
 
@@ -43,9 +43,9 @@ def depthwise(*seeds):
     return lambda: [convolution.compare(*convolution.depthwise_case(s)) for s in seeds]
 
 
-def sliced():
+def split():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_slices, "SLICE_LEAST", 16)
+        kernel_runs.set_constant(patch, split_k, "MIN_SPLIT", 16)
         convolution.compare(*convolution.draw(8, 3, 5, 14, 13, 6, 3, 3), passes="wb")
 
 
@@ -68,7 +68,7 @@ CHECKS = {
     "scalars": conv(0, 2, 10),
     "bounds": conv(3, check=True),
     "groups": conv(6, 12, 13),
-    "slices": sliced,
+    "split": split,
     "first": lambda: [few.compare_first(seed) for seed in (0, 3)],
     "depthwise": depthwise(0, 1, 5),
     "pool": pool,
@@ -81,7 +81,6 @@ CHECKS = {
     "norm": seeds(norm.compare_norm, 0, 1, 2),
     "response": seeds(norm.compare_response, 0, 1, 2),
     "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
-    "partial": norm.test_partial_filters_equal_the_definition,
     "adam": lambda: optimisers.test_adam(optimisers.Adam, True),
 }
 
@@ -183,20 +182,20 @@ MUTATIONS = {
         "GatherLoader a = {x,",
         "groups",
     ),
-    "slices overlap by a pixel": (
+    "parts overlap by a pixel": (
         "conv_simt_weight.cu",
-        "end = (int)min((long long)begin + slice, (long long)pixels)",
-        "end = (int)min((long long)begin + slice + 1, (long long)pixels)",
-        "slices",
+        "end = (int)min((long long)begin + split_length, (long long)pixels)",
+        "end = (int)min((long long)begin + split_length + 1, (long long)pixels)",
+        "split",
     ),
-    "the second slice left out": (
-        "sum_slices.cu",
-        "for (int s = 1; s < number; ++s)",
-        "for (int s = 2; s < number; ++s)",
-        "slices",
+    "the second partial sum left out": (
+        "sum_partials.cu",
+        "for (int s = 1; s < splits; ++s)",
+        "for (int s = 2; s < splits; ++s)",
+        "split",
     ),
     "no barrier before the next row of filters": (
-        "conv_first.cu",
+        "conv_few_channels.cu",
         """sums[i][k] = fmaf(value, f[k], sums[i][k]);
                 }
             }
@@ -207,19 +206,19 @@ MUTATIONS = {
         "first",
     ),
     "a segment's pixels past the last one": (
-        "conv_first.cu",
-        "count = min(WIDE, Q - q0);",
-        "count = WIDE;",
+        "conv_few_channels.cu",
+        "count = min(TILE_COLUMNS, Q - q0);",
+        "count = TILE_COLUMNS;",
         "first",
     ),
     "a part's sums left out": (
-        "conv_first.cu",
+        "conv_few_channels.cu",
         "other < PARTS; ++other)",
         "other < PARTS - 1; ++other)",
         "first",
     ),
     "dilation of the rows ignored": (
-        "conv_first.cu",
+        "conv_few_channels.cu",
         "p0 * stride_h - pad_h + r * dil_h",
         "p0 * stride_h - pad_h + r",
         "first",
@@ -233,14 +232,14 @@ MUTATIONS = {
     "max-pool loses NaN": ("maxpool.cu", " || in.v[k] != in.v[k])", ")", "pool"),
     "minus infinity taken for nothing seen": (
         "maxpool.cu",
-        "winner.v[k] == NONE ||",
+        "best_tap.v[k] == NONE ||",
         "best.v[k] == -1.0f / 0.0f ||",
         "pool",
     ),
-    "the winner's place by columns": (
+    "the place of the maximum by columns": (
         "maxpool.cu",
-        "winner.v[k] = r * S + s;",
-        "winner.v[k] = s * R + r;",
+        "best_tap.v[k] = r * S + s;",
+        "best_tap.v[k] = s * R + r;",
         "pool",
     ),
     "a window too many covers a pixel": (
@@ -340,12 +339,6 @@ MUTATIONS = {
         "for (int q = left; q <= right; ++q)",
         "adaptive",
     ),
-    "a link that is not there is read": (
-        "partial.cu",
-        "link < 0 || link >= number ? 0.0f",
-        "link >= number ? 0.0f",
-        "partial",
-    ),
     "Adam's shares exchanged": (
         "optim.cu",
         "__fsub_rn(d, v[2]), share1)",
@@ -367,7 +360,7 @@ USUAL = {  # in the default run: one of each sort
     "no guard behind the last filter",
     "a bias missing",
     "dilation ignored",
-    "slices overlap by a pixel",
+    "parts overlap by a pixel",
     "no barrier before the next row of filters",
     "a part's sums left out",
     "the last of equal maxima wins",

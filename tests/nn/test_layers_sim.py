@@ -7,9 +7,10 @@ from simulated import sim  # noqa: F401  skips where the simulator cannot run
 
 import gpuconv
 from gpuconv import models, nn, optim
-from gpuconv.arrays import channels_last, device_of, to_device, to_numpy
+from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.autograd import Node, Tensor
 from gpuconv.cuda.runtime import runtime
+from gpuconv.strides import channels_last
 
 SHAPE = (3, 3, 9, 11)
 # Sums of a few hundred terms, ten layers deep, batch norm over 150 values: some hundred roundings

@@ -75,7 +75,6 @@ WRONG = [
     (call(ops.accumulate, X, X.astype(int)), TypeError, "accumulate: b must be float32"),
     (call(ops.assign, X, X.astype(int)), TypeError, "assign: x must be float32"),
     (call(ops.scale, X.astype(int), 2.0), TypeError, "scale: x must be float32"),
-    (call(ops.partial_filters_backward, X, B), TypeError, "places must be int32, got float32"),
     (call(ops.add, X, X.astype(np.int64)), TypeError, "add: b must be float32 .* got int64"),
     (call(ops.softmax, ROWS.astype(int)), TypeError, "softmax: x must be float32 .* got int64"),
     (call(ops.dropout, X.astype(int), 0.5, 1), TypeError, "dropout: x must be float32"),
@@ -129,7 +128,6 @@ WRONG = [
     (norm_back(mean=B), ValueError, "batch_norm2d_backward: mean must have shape"),
     (track(mean=B), ValueError, "batch_norm2d_track: mean must have shape"),
     (call(ops.local_response_norm_backward, X[:1], X, 5), ValueError, "dy must have shape"),
-    (call(ops.partial_filters, B, X), ValueError, "partial_filters: links must have 3 axes"),
     (call(ops.softmax, B), ValueError, "softmax: x must have axes"),
     (
         call(ops.softmax_backward, ROWS, ROWS[:2]),
@@ -233,17 +231,17 @@ def test_lists_are_pairs_too():
 
 def test_a_batch_past_the_kernels_counters_is_refused_before_anything_is_allocated():
     """Where the array is only claimed to be so large: the plan looks at shapes."""
-    from gpuconv.cuda import plan_conv, plan_pool
+    from gpuconv.ops import conv2d_launch, pool2d_launch
     from gpuconv.shapes import window
 
     huge = (2**20, 64, 64, 64)
     with pytest.raises(ValueError, match=r"max_pool2d: .* 2\*\*31 - 1: use a smaller batch"):
-        plan_pool.max_pool2d(huge, window(2))
-    conv = plan_conv.Conv.of(huge, (64, 64, 3, 3), window(3), 1)
+        pool2d_launch.config_max_pool2d(huge, window(2))
+    conv = conv2d_launch.Conv2dShape.of(huge, (64, 64, 3, 3), window(3), 1)
     for plan in (
-        lambda: plan_conv.forward(conv, True, False),
-        lambda: plan_conv.backward_data(conv, False),
-        lambda: plan_conv.backward_weight(conv),
+        lambda: conv2d_launch.config_forward(conv, True, False),
+        lambda: conv2d_launch.config_backward_data(conv, False),
+        lambda: conv2d_launch.config_backward_weight(conv),
     ):
         with pytest.raises(ValueError, match="use a smaller batch or image"):
             plan()

@@ -147,6 +147,8 @@ def test_names_and_orders():
         module.launch("missing", 1, 1, ())
     with pytest.raises(ValueError, match="order must be"):
         module.launch("k", 1, 1, (sim.zeros(1), sim.zeros(1), 1), order="random")
+    with pytest.raises(ValueError, match="k: cores must be at least 1, got 0"):
+        module.launch("k", 1, 1, (sim.zeros(1), sim.zeros(1), 1), cores=0)
     with pytest.raises(ValueError, match="grid takes one to three integers"):
         module.launch("k", 1.5, 1, (sim.zeros(1), sim.zeros(1), 1))
 

@@ -485,6 +485,27 @@ def test_named_barriers(order, seed):
     assert np.array_equal(sim.asnumpy(out), np.concatenate([-(t + 32), t * t]))
 
 
+def test_any_number_of_cores_gives_the_same_bits():
+    """Blocks write apart from each other; the second launch knows how long the first took."""
+    source = """extern "C" __global__ void sums(float* y, const float* x, int n) {
+        float sum = 0;
+        for (int i = 0; i < n; ++i) sum += x[i] * (blockIdx.x + threadIdx.x);
+        y[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+    }"""
+    module = sim.Module(source)
+    x = sim.asarray(np.random.default_rng(0).standard_normal(3000).astype(np.float32))
+    found, teams = set(), set()
+    function = module.function("sums")
+    team = function._team
+    function._team = lambda *args: teams.add(team(*args)) or team(*args)
+    for cores in (1, 2, 5, 5, None):
+        y = sim.zeros(64 * 32)
+        function.launch(64, 32, (y, x, 3000), cores=cores)
+        found.add(sim.asnumpy(y).tobytes())
+    assert len(found) == 1
+    assert {1, 5} <= teams
+
+
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
 def test_float_atomics_repeat_bit_for_bit(rng, order, seed):
     """Blocks that add floats atomically run one by one, so that even the rounding repeats."""

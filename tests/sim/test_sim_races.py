@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from gpuconv.cuda import plan_dense, source
+from gpuconv.cuda import layout, source
 
 sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies are not installed")
 if sim.available():
@@ -201,7 +201,7 @@ def test_a_barrier_that_only_a_small_grid_needs(order):
     text = source.text("layout.cu")
     last = "__syncthreads();\n    }\n}"
     assert text.count(last) == 1
-    (launch,) = plan_dense.transpose(2, 64, 68).launches
+    (launch,) = layout.config_transpose(2, 64, 68).launches
     x = np.random.default_rng(0).standard_normal((2, 64, 68)).astype(np.float32)
     for code, racing in ((text, False), (text.replace(last, "}\n}"), True)):
         module = sim.Module(code, launch.options, name="layout.cu", check=True)

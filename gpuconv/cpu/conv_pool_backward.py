@@ -1,0 +1,342 @@
+"""Gradient of a convolution under a ReLU and a 2x2 max-pool: it touches only each window's maximum.
+
+For a maximum (n, k, p, q) the window of x that it saw is R rows of S*C contiguous floats, once the
+image lies channels-last. dw[k] sums these windows times their gradient; dx adds w[k] times the
+gradient to them. That is a quarter of the products of the plain convolution's gradient, three
+quarters of whose output gradient are zeros. With a horizontal dilation a row is S strips of C
+floats.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.inner_loops import ALL_LANES, address
+from gpuconv.cpu.simd import LANES, VECTOR_BYTES
+from gpuconv.cpu.simd_moves import transpose
+from gpuconv.cpu.simd_pool_tiles import (
+    gather_1,
+    gather_1x2,
+    gather_3,
+    gather_3x2,
+    gather_5,
+    gather_5x2,
+    scatter_1,
+    scatter_1x2,
+    scatter_3,
+    scatter_3x2,
+    scatter_5,
+    scatter_5x2,
+)
+from gpuconv.cpu.workspace import scratch
+from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards
+
+# Images worked on together: small ones, so that a weight vector in registers serves several of
+# them, but at most 32 KB, which stay in the L1 cache.
+GROUP_FLOATS = 8 * 1024
+MAX_IMAGES = 8
+
+
+class Layout(NamedTuple):
+    """Padded channels-last images of one group, and how a window lies in them; all integers."""
+
+    C: int  # of one group, as are K's
+    K: int
+    R: int
+    S: int
+    top: int
+    left: int
+    width: int  # pixels in a row
+    image: int  # floats
+    images: int  # worked on together
+    strips: int  # of a window's row
+    strip: int  # floats
+    vectors: int  # of a strip
+    strip_bytes: int  # from one to the next
+    row_bytes: int  # from one row of a window to the next
+
+
+@lru_cache(maxsize=1024)
+def _layout(
+    x_shape: tuple[int, ...], filters: int, window: Window, groups: int
+) -> tuple[Layout, np.ndarray, np.ndarray]:
+    """(layout, starts, tap_offsets), the latter two in bytes.
+
+    starts: for each pooled pixel, where the window of its first convolution output begins.
+    tap_offsets: how much further the windows of its four outputs begin.
+    """
+    (_, C, H, W), (R, S) = x_shape, window.kernel_size
+    C //= groups
+    P, Q = window.output_size(H, W)
+    (top, _), (left, _) = window.pads(H, W)
+    (stride_h, stride_w), (dil_h, dil_w) = window.stride, window.dilation
+    height = max(H + top, (P - 1) * stride_h + (R - 1) * dil_h + 1)
+    width = max(W + left, (Q - 1) * stride_w + (S - 1) * dil_w + 1)
+    image = height * width * C
+    strips, strip = (1, S * C) if dil_w == 1 else (S, C)
+    images = max(1, min(MAX_IMAGES, GROUP_FLOATS // image))
+    layout = Layout(
+        C, filters // groups, R, S, top, left, width, image, images, strips, strip,
+        -(-strip // LANES), 4 * dil_w * C, 4 * dil_h * width * C,
+    )  # fmt: skip
+    down, right = 4 * stride_h * width * C, 4 * stride_w * C
+    rows, columns = np.arange(P // 2) * 2 * down, np.arange(Q // 2) * 2 * right
+    starts = (rows[:, None] + columns).ravel().astype(np.int64)
+    return layout, starts, np.array([0, right, down, down + right], np.int64)
+
+
+def backward_of_maxima(
+    dy: np.ndarray,
+    y: np.ndarray,
+    argmax: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray,
+    window: Window,
+    groups: int,
+    need_dx: bool,
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """(dx or None, dw, db), as conv_pool.backward, of arrays in C order; float32, argmax uint8."""
+    N, K = len(x), w.shape[0]
+    layout, starts, tap_offsets = _layout(x.shape, K, window, groups)
+    line = layout.strips * layout.vectors * layout.R * LANES  # of one filter
+    pieces = shards(N)
+    # the calling thread's scratch: a worker's could be overwritten once it has done its piece
+    sums = scratch("filter sums", len(pieces) * K * line).reshape(len(pieces), K, line)
+    biases = np.zeros((len(pieces), K), np.float32)
+    weights = scratch("filter lines", K * line if need_dx else 0).reshape(-1, line)
+    if need_dx:
+        _pack(w, layout, weights)
+    dx = np.empty(x.shape, np.float32) if need_dx else x
+    number = {begin: i for i, (begin, _) in enumerate(pieces)}
+
+    def run(begin: int, end: int) -> None:
+        part = number[begin]
+        sums[part] = 0
+        floats = layout.images * layout.image + (layout.vectors + 1) * LANES
+        maxima = layout.images * layout.K * len(starts)
+        padded, dx_padded = scratch("channels last", floats), scratch("channels-last dx", floats)
+        padded[:] = 0
+        arrays = dy[begin:end], y[begin:end], argmax[begin:end], x[begin:end], dx[begin:end]
+        values, places = (
+            scratch("gradients of maxima", maxima),
+            scratch("offsets of maxima", maxima, np.int64),
+        )
+        rest = layout, starts, tap_offsets, padded, dx_padded, values, places, weights
+        _gradient_images(*arrays, need_dx, *rest, sums[part], biases[part])
+
+    parallel(run, pieces, blas=False)
+    dw = np.empty(w.shape, np.float32)
+    _unpack(sums, layout, dw)
+    db = biases[0]
+    for part in biases[1:]:
+        db += part
+    return dx if need_dx else None, dw, db
+
+
+@compiled
+def _gradient_images(
+    dy, y, argmax, x, dx, need_dx, layout, starts, tap_offsets, padded, dx_padded, values, places,
+    weights, sums, biases,
+):  # fmt: skip
+    N, groups, maxima = len(x), x.shape[1] // layout.C, len(starts)
+    for begin in range(0, N, layout.images):
+        images = min(layout.images, N - begin)
+        for group in range(groups):
+            first = group * layout.K
+            for i in range(images):
+                _to_channels_last(x[begin + i], group * layout.C, layout, padded, i * layout.image)
+            for k in range(layout.K):
+                at = k * maxima * images
+                total = np.float32(0)
+                for i in range(images):
+                    n, image = begin + i, 4 * i * layout.image
+                    to, result = dy[n, first + k].reshape(-1), y[n, first + k].reshape(-1)
+                    indices = argmax[n, first + k].reshape(-1)
+                    for j in range(maxima):
+                        value = np.float32(0) if result[j] <= 0 else to[j]
+                        total += value
+                        values[at + j * images + i] = value
+                        places[at + j * images + i] = image + starts[j] + tap_offsets[indices[j]]
+                biases[first + k] += total
+                _gather_windows(
+                    address(values) + 4 * at,
+                    address(places) + 8 * at,
+                    maxima * images,
+                    address(padded),
+                    layout,
+                    address(sums[first + k]),
+                )
+            if need_dx:
+                dx_padded[:] = 0
+                for j in range(maxima):
+                    # the loop over places is outside: successive additions then go to windows of
+                    # other images, and no load waits for the store just before it
+                    for k in range(layout.K):
+                        at = (k * maxima + j) * images
+                        _scatter_windows(
+                            address(values) + 4 * at,
+                            address(places) + 8 * at,
+                            images,
+                            address(dx_padded),
+                            layout,
+                            address(weights[first + k]),
+                        )
+                for i in range(images):
+                    _from_channels_last(
+                        dx_padded, i * layout.image, layout, dx[begin + i], group * layout.C
+                    )
+
+
+@compiled
+def _to_channels_last(x, first, layout, padded, place):
+    """Copy channels [first, first + C) of x (C, H, W) to padded[place:], whose padding is zero."""
+    _, H, W = x.shape
+    for h in range(H):
+        row = place + ((h + layout.top) * layout.width + layout.left) * layout.C
+        if layout.C == 1:
+            padded[row : row + W] = x[first, h]
+            continue
+        for c in range(0, layout.C, LANES):
+            channels = min(LANES, layout.C - c)
+            source = address(x[first + c, h])
+            for q in range(0, W, LANES):
+                inside = min(LANES, W - q)
+                transpose(
+                    source + 4 * q,
+                    4 * H * W,
+                    channels,
+                    (1 << inside) - 1,
+                    address(padded) + 4 * (row + q * layout.C + c),
+                    4 * layout.C,
+                    (1 << channels) - 1,
+                )
+
+
+@compiled
+def _from_channels_last(padded, place, layout, x, first):
+    """The reverse of _to_channels_last; the padding is dropped."""
+    _, H, W = x.shape
+    for h in range(H):
+        row = place + ((h + layout.top) * layout.width + layout.left) * layout.C
+        for c in range(0, layout.C, LANES):
+            channels = min(LANES, layout.C - c)
+            for q in range(0, W, LANES):
+                inside = min(LANES, W - q)
+                transpose(
+                    address(padded) + 4 * (row + q * layout.C + c),
+                    4 * layout.C,
+                    inside,
+                    (1 << channels) - 1,
+                    address(x[first + c, h]) + 4 * q,
+                    4 * H * W,
+                    (1 << inside) - 1,
+                )
+
+
+@compiled
+def _gather_windows(values, places, count, x, layout, out):
+    """out[strip][vector][row] += the sum of `count` windows, each times its gradient.
+
+    Rows go in tiles of 5, 3 and 1, and vectors in pairs, so that the sums stay in registers: 5 x 2
+    is what 16 registers hold with room for the loads.
+    """
+    column_bytes, row_bytes = layout.R * VECTOR_BYTES, layout.row_bytes
+    for strip in range(layout.strips):
+        for v in range(0, layout.vectors, 2):
+            pair = v + 1 < layout.vectors
+            row = 0
+            while row < layout.R:
+                at = x + strip * layout.strip_bytes + v * VECTOR_BYTES + row * row_bytes
+                to = out + ((strip * layout.vectors + v) * layout.R + row) * VECTOR_BYTES
+                if layout.R - row >= 5:
+                    row += 5
+                    if pair:
+                        gather_5x2(values, places, count, at, row_bytes, to, column_bytes)
+                    else:
+                        gather_5(values, places, count, at, row_bytes, to, column_bytes)
+                elif layout.R - row >= 3:
+                    row += 3
+                    if pair:
+                        gather_3x2(values, places, count, at, row_bytes, to, column_bytes)
+                    else:
+                        gather_3(values, places, count, at, row_bytes, to, column_bytes)
+                else:
+                    row += 1
+                    if pair:
+                        gather_1x2(values, places, count, at, row_bytes, to, column_bytes)
+                    else:
+                        gather_1(values, places, count, at, row_bytes, to, column_bytes)
+
+
+@compiled
+def _scatter_windows(values, places, count, x, layout, weights):
+    """Add weights[strip][vector][row], times each maximum's gradient, to `count` windows of x.
+
+    It cuts rows and vectors as _gather_windows does; here the weights stay in registers.
+    """
+    column_bytes, row_bytes = layout.R * VECTOR_BYTES, layout.row_bytes
+    tail = layout.strip - (layout.vectors - 1) * LANES
+    for strip in range(layout.strips):
+        for v in range(0, layout.vectors, 2):
+            pair = v + 1 < layout.vectors
+            bits = (1 << tail) - 1 if v + 2 >= layout.vectors else ALL_LANES
+            row = 0
+            while row < layout.R:
+                at = x + strip * layout.strip_bytes + v * VECTOR_BYTES + row * row_bytes
+                w = weights + ((strip * layout.vectors + v) * layout.R + row) * VECTOR_BYTES
+                if layout.R - row >= 5:
+                    row += 5
+                    if pair:
+                        scatter_5x2(values, places, count, at, row_bytes, w, column_bytes, bits)
+                    else:
+                        scatter_5(values, places, count, at, row_bytes, w, column_bytes, bits)
+                elif layout.R - row >= 3:
+                    row += 3
+                    if pair:
+                        scatter_3x2(values, places, count, at, row_bytes, w, column_bytes, bits)
+                    else:
+                        scatter_3(values, places, count, at, row_bytes, w, column_bytes, bits)
+                else:
+                    row += 1
+                    if pair:
+                        scatter_1x2(values, places, count, at, row_bytes, w, column_bytes, bits)
+                    else:
+                        scatter_1(values, places, count, at, row_bytes, w, column_bytes, bits)
+
+
+@compiled
+def _place(layout, c, r, s):
+    """The place of weight (c, r, s) in a filter's line."""
+    strip, along = (0, s * layout.C + c) if layout.strips == 1 else (s, c)
+    vector, lane = along // LANES, along % LANES
+    return ((strip * layout.vectors + vector) * layout.R + r) * LANES + lane
+
+
+@compiled
+def _pack(w, layout, lines):
+    """Write w (K, C, R, S) as lines (K, ...), zero where there is no weight."""
+    lines[:] = 0
+    for k in range(len(w)):
+        for c in range(layout.C):
+            for r in range(layout.R):
+                for s in range(layout.S):
+                    lines[k, _place(layout, c, r, s)] = w[k, c, r, s]
+
+
+@compiled
+def _unpack(parts, layout, dw):
+    """dw (K, C, R, S): the sum of the parts' lines, in their order."""
+    for k in range(len(dw)):
+        for c in range(layout.C):
+            for r in range(layout.R):
+                for s in range(layout.S):
+                    place = _place(layout, c, r, s)
+                    total = parts[0, k, place]
+                    for part in range(1, len(parts)):
+                        total += parts[part, k, place]
+                    dw[k, c, r, s] = total

@@ -1,0 +1,109 @@
+"""SIMD building blocks: what LLVM does not find by itself in a compiled loop.
+
+Numba vectorises a simple loop, but does not keep a 12 x 32 tile of sums in registers, which is what
+lets a matrix product run near the processor's peak. The intrinsics of simd_*.py emit such code as
+LLVM vectors of LANES floats, which LLVM lowers to the instructions of the processor at hand.
+Addresses and strides are integers, in bytes: the callers walk scratch memory in ways that array
+views do not express.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numba.extending
+from llvmlite import ir
+
+
+def _registers() -> tuple[int, tuple[int, int, int]]:
+    """(floats in a vector register, register tile heights) for the processor that we run on.
+
+    A tile holds height x 2 vectors of sums, and its inner loop needs three more: 12 x 2 fit into 32
+    registers, 6 x 2 into 16. Heights are 3, 2 and 1 units of 4 or 2 rows, so that the last tile of
+    a matrix wastes little.
+    """
+    features = llvmlite.binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16, (12, 8, 4)
+    if features.get("avx"):
+        return 8, (6, 4, 2)
+    return 4, (12, 8, 4) if features.get("neon") else (6, 4, 2)
+
+
+# untyped: mypy would count the first parameter of an intrinsic, which is Numba's own
+intrinsic: Any = numba.extending.intrinsic
+
+LANES, TILE_HEIGHTS = _registers()
+FLOAT_BYTES = 4
+VECTOR_BYTES = LANES * FLOAT_BYTES
+TILE_WIDTH = 2 * LANES
+
+i64 = ir.IntType(64)
+FLOAT = ir.FloatType()
+VECTOR = ir.VectorType(FLOAT, LANES)
+MASK = ir.VectorType(ir.IntType(1), LANES)
+
+
+def load(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=FLOAT_BYTES)
+
+
+def store(builder: Any, value: Any, address: Any) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=FLOAT_BYTES)
+
+
+def plus(builder: Any, address: Any, offset: int) -> Any:
+    return builder.add(address, i64(offset)) if offset else address
+
+
+def splat(builder: Any, scalar: Any) -> Any:
+    one = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(VECTOR, ir.Undefined), zeros)
+
+
+def loop(
+    builder: Any, count: Any, state: list[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """`state = body(i, state)` for i in range(count), count >= 1; the state lives in registers."""
+    before = builder.block
+    block = builder.append_basic_block("tile")
+    after = builder.append_basic_block("done")
+    builder.branch(block)
+    builder.position_at_end(block)
+    index = builder.phi(i64)
+    phis = [builder.phi(value.type) for value in state]
+    result = body(index, list(phis))
+    following = builder.add(index, i64(1))
+    for phi, first, again in zip(
+        [index, *phis], [i64(0), *state], [following, *result], strict=True
+    ):
+        phi.add_incoming(first, before)
+        phi.add_incoming(again, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), block, after)
+    builder.position_at_end(after)
+    return result
+
+
+def mask_of(builder: Any, bits: Any) -> Any:
+    return builder.bitcast(builder.trunc(bits, ir.IntType(LANES)), MASK)
+
+
+def masked_load(builder: Any, address: Any, mask: Any) -> Any:
+    pointer = builder.inttoptr(address, VECTOR.as_pointer())
+    kind = ir.FunctionType(VECTOR, [pointer.type, ir.IntType(32), MASK, VECTOR])
+    function = builder.module.globals.get(f"llvm.masked.load.v{LANES}f32.p0")
+    function = function or ir.Function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    return builder.call(function, [pointer, ir.IntType(32)(FLOAT_BYTES), mask, zero])
+
+
+def masked_store(builder: Any, value: Any, address: Any, mask: Any) -> None:
+    pointer = builder.inttoptr(address, VECTOR.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [VECTOR, pointer.type, ir.IntType(32), MASK])
+    function = builder.module.globals.get(f"llvm.masked.store.v{LANES}f32.p0")
+    function = function or ir.Function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
+    builder.call(function, [value, pointer, ir.IntType(32)(FLOAT_BYTES), mask])

@@ -1,0 +1,160 @@
+"""Moves of whole vectors: masked copies, stores of register tiles, transposes (see simd.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from gpuconv.cpu.simd import (
+    FLOAT,
+    FLOAT_BYTES,
+    LANES,
+    MASK,
+    VECTOR,
+    VECTOR_BYTES,
+    i64,
+    intrinsic,
+    load,
+    loop,
+    mask_of,
+    masked_load,
+    masked_store,
+    plus,
+    splat,
+    store,
+)
+
+
+@intrinsic
+def store_rows(typingctx, sums, rows, bias, relu, out, stride, bits):
+    """out[m*stride][lane] = sums[m][lane] + bias[m], or its ReLU, for the lanes whose bit is set.
+
+    sums is a register tile, TILE_WIDTH floats to each of its `rows`; stride is in bytes. NaN stays
+    NaN.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums, rows, bias, relu, out, stride, bits = args
+        zero = ir.Constant(VECTOR, [0.0] * LANES)
+        mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
+
+        def row(m: Any, state: list[Any]) -> list[Any]:
+            at, to = state
+            shift = load(builder, builder.add(bias, builder.mul(m, i64(FLOAT_BYTES))), FLOAT)
+            value = builder.fadd(load(builder, at, VECTOR), splat(builder, shift))
+            rectified = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+            masked_store(builder, builder.select(rectify, rectified, value), to, mask)
+            return [plus(builder, at, 2 * VECTOR_BYTES), builder.add(to, stride)]
+
+        loop(builder, rows, [sums, out], row)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 7), emit
+
+
+@intrinsic
+def copy_lanes(typingctx, source, target, bits):
+    """target[lane] = source[lane] for the lanes whose bit is set."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, bits = args
+        mask = mask_of(builder, bits)
+        masked_store(builder, masked_load(builder, source, mask), target, mask)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), emit
+
+
+@intrinsic
+def copy_lanes_or_zero(typingctx, source, target, bits):
+    """target[lane] = source[lane], or 0 where the lane's bit is not set; writes LANES floats."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, bits = args
+        store(builder, masked_load(builder, source, mask_of(builder, bits)), target)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), emit
+
+
+@intrinsic
+def deinterleave(typingctx, source, target, bits):
+    """target[lane] = source[2*lane]: a load at stride 2; writes all LANES floats.
+
+    bits: of the 2*LANES floats, those to read; 0 stands for the others.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, bits = args
+        high = builder.lshr(bits, i64(LANES))
+        parts = [
+            masked_load(builder, plus(builder, source, i * VECTOR_BYTES), mask_of(builder, each))
+            for i, each in enumerate((bits, high))
+        ]
+        index = ir.VectorType(ir.IntType(32), LANES)
+        even = ir.Constant(index, [2 * i for i in range(LANES)])
+        store(builder, builder.shuffle_vector(*parts, even), target)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), emit
+
+
+@intrinsic
+def transpose(typingctx, source, stride, rows, bits, target, step, row_bits):
+    """target[lane * step + row] = source[row * stride + lane], LANES x LANES, strides in bytes.
+
+    Rows from `rows` on, and lanes whose bit is not set, are not read and count as zero. Written are
+    the lanes whose bit is set in `bits`, and of each the rows whose bit is set in `row_bits`.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, stride, rows, bits, target, step, row_bits = args
+        written = mask_of(builder, row_bits)
+        vectors = []
+        for m in range(LANES):
+            inside = builder.select(builder.icmp_signed("<", i64(m), rows), bits, i64(0))
+            address = builder.add(source, builder.mul(stride, i64(m)))
+            vectors.append(masked_load(builder, address, mask_of(builder, inside)))
+        for lane, vector in enumerate(_transposed(builder, vectors)):
+            used = builder.icmp_signed("!=", builder.and_(bits, i64(1 << lane)), i64(0))
+            with builder.if_then(used, likely=True):
+                to = builder.add(target, builder.mul(step, i64(lane)))
+                masked_store(builder, vector, to, written)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 7), emit
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """The transpose of LANES vectors: interleave row i with row i + LANES/2, log2(LANES) times."""
+    half = LANES // 2
+    index = ir.VectorType(ir.IntType(32), LANES)
+    low = ir.Constant(index, [i // 2 + (i % 2) * LANES for i in range(LANES)])
+    high = ir.Constant(index, [half + i // 2 + (i % 2) * LANES for i in range(LANES)])
+    for _ in range(LANES.bit_length() - 1):
+        pairs = [(rows[i], rows[i + half]) for i in range(half)]
+        rows = [builder.shuffle_vector(a, b, order) for a, b in pairs for order in (low, high)]
+    return rows
+
+
+@intrinsic
+def all_below(typingctx, source, vectors, limit):
+    """1 if all magnitudes in `vectors` (>= 1) vectors are below `limit`, else 0; a NaN is not."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, vectors, limit = args
+        bits = ir.VectorType(ir.IntType(32), LANES)
+        most, sign = splat(builder, limit), ir.Constant(bits, [0x7FFFFFFF] * LANES)
+
+        def step(i: Any, state: list[Any]) -> list[Any]:
+            value = load(builder, builder.add(source, builder.mul(i, i64(VECTOR_BYTES))), VECTOR)
+            magnitude = builder.bitcast(builder.and_(builder.bitcast(value, bits), sign), VECTOR)
+            return [builder.or_(state[0], builder.fcmp_unordered(">=", magnitude, most))]
+
+        none = ir.Constant(MASK, [0] * LANES)
+        at_least = builder.bitcast(loop(builder, vectors, [none], step)[0], ir.IntType(LANES))
+        return builder.zext(builder.icmp_signed("==", at_least, ir.IntType(LANES)(0)), i64)
+
+    return types.intp(types.intp, types.intp, types.float32), emit

@@ -1,0 +1,130 @@
+"""Launch configurations of convolution of images of few channels
+(kernels/conv_few_channels.cu).
+
+`conv2d_launch` chooses them and caches what they return.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuconv.cuda.launch_config import (
+    INT_MAX,
+    MAX_SHARED,
+    THREADS,
+    Launch,
+    LaunchConfig,
+    ceil_div,
+    defines,
+    fast_divisions,
+    vector_width,
+)
+from gpuconv.cuda.split_k import split_k, split_length
+
+if TYPE_CHECKING:
+    from gpuconv.ops.conv2d_launch import Conv2dShape
+
+FILE = "conv_few_channels.cu"
+MAX_CHANNELS = 4
+TILE_ROWS, TILE_COLUMNS = 32, 32  # of a tile of y, the rows for one lane of filters
+MIN_COLUMNS = 16  # of y that are worth a tile
+FILTERS = 8  # of a thread
+MAX_COLUMNS = 6  # (r,s,c) of a thread in backward weight: 48 sums
+
+
+def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig | None:
+    """As conv2d_launch.config_forward, or None where the kernel does not apply."""
+    lanes, line = _lanes(conv), _line(conv)
+    rows, block = TILE_ROWS // lanes, FILTERS * lanes
+    shared = 4 * (conv.S * conv.C * (block + 4) + rows * line)
+    tiles_h, tiles_w = ceil_div(conv.P, rows), ceil_div(conv.Q, TILE_COLUMNS)
+    blocks = ceil_div(conv.K, block)
+    grid = conv.N * tiles_h * tiles_w * blocks
+    if not _applies(conv, shared) or grid > INT_MAX:
+        return None
+    scalars = {
+        **_common(conv, line),
+        **{"blocks": blocks, "tiles_h": tiles_h, "tiles_w": tiles_w},
+        **{"use_bias": int(bias), "rectify": int(relu)},
+    }
+    kernel, chosen, sizes = "conv2d_forward_few_channels", macros(conv), conv.sizes_forward(bias)
+    launch = Launch(FILE, kernel, (grid, 1, 1), THREADS, chosen, scalars, sizes, shared=shared)
+    return LaunchConfig((launch,))
+
+
+def config_backward_weight(conv: Conv2dShape) -> LaunchConfig | None:
+    """As conv2d_launch.config_backward_weight, or None where the kernel does not apply."""
+    block, line = FILTERS * _lanes(conv), _line(conv)
+    shared = 4 * max(conv.R * line + TILE_COLUMNS * block, FILTERS * THREADS)
+    blocks = ceil_div(conv.K, block)
+    if not _applies(conv, shared):
+        return None
+    tiles_w = ceil_div(conv.Q, TILE_COLUMNS)
+    segments = conv.N * conv.P * tiles_w
+    length = ceil_div(split_length(segments * TILE_COLUMNS, blocks), TILE_COLUMNS)
+    splits = ceil_div(segments, length)
+    scalars = {
+        **_common(conv, line),
+        **{"segments": segments, "split_length": length, "tiles_w": tiles_w},
+    }
+    kernel, grid = "conv2d_backward_weight_few_channels", (blocks, 1, splits)
+    sizes = conv.sizes_weight()
+    launch = Launch(FILE, kernel, grid, THREADS, macros(conv), scalars, sizes, shared=shared)
+    return split_k(launch, "dw", conv.size("w"), splits)
+
+
+def _applies(conv: Conv2dShape, shared: int) -> bool:
+    """Few channels, rows wide enough for a tile, and what a block needs is there."""
+    return (
+        conv.groups == 1
+        and conv.C <= MAX_CHANNELS
+        and conv.Q >= MIN_COLUMNS
+        and conv.N > 0
+        and shared <= MAX_SHARED
+        and _terms(conv) <= MAX_COLUMNS * (THREADS // _lanes(conv))
+    )
+
+
+def _lanes(conv: Conv2dShape) -> int:
+    """Threads across a block's filters."""
+    return next(n for n in (1, 2, 4) if FILTERS * n >= conv.K or n == 4)
+
+
+def _line(conv: Conv2dShape) -> int:
+    """Floats of a row of x that a tile's row reads."""
+    return ((TILE_COLUMNS - 1) * conv.stride_w + (conv.S - 1) * conv.dil_w + 1) * conv.C
+
+
+def _terms(conv: Conv2dShape) -> int:
+    return conv.R * conv.S * conv.C
+
+
+def _columns(terms: int, threads: int) -> tuple[int, int, int]:
+    """(columns, groups, parts): (r,s,c) of a thread, threads for all of them, and how many such
+    groups share a segment's pixels.
+
+    The least time by a model: of a warp, 8 multiply-adds take two clocks, a load from shared
+    memory takes one, and a pixel has columns + 2 of these.
+    """
+
+    def split(columns: int) -> tuple[int, int, int]:
+        groups = ceil_div(terms, columns)
+        return columns, groups, min(threads // groups, TILE_COLUMNS)
+
+    def clocks(columns: int) -> int:
+        return ceil_div(TILE_COLUMNS, split(columns)[2]) * (2 * columns + columns + 2)
+
+    return split(min(range(ceil_div(terms, threads), MAX_COLUMNS + 1), key=clocks))
+
+
+def macros(conv: Conv2dShape) -> tuple[tuple[str, str], ...]:
+    """The specialisation, the same of both kernels."""
+    lanes = _lanes(conv)
+    columns, groups, parts = _columns(_terms(conv), THREADS // lanes)
+    across = {"LANES": lanes, "COLUMNS": columns, "GROUPS": groups, "PARTS": parts}
+    return defines(C=conv.C, R=conv.R, S=conv.S, VEC=vector_width(conv.K), **across)
+
+
+def _common(conv: Conv2dShape, line: int) -> dict[str, int]:
+    sizes = {name: getattr(conv, name) for name in ("H", "W", "P", "Q", "K")}
+    return {**sizes, **conv.window_scalars, **fast_divisions(line=line), "line": line}

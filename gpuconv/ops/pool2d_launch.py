@@ -1,0 +1,187 @@
+"""Launch configurations of pooling. Kernels: kernels/maxpool.cu, kernels/avgpool.cu,
+kernels/bias_relu_pool.cu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from gpuconv.cuda.launch_config import (
+    CACHED,
+    THREADS,
+    Launch,
+    LaunchConfig,
+    ceil_div,
+    defines,
+    fast_divisions,
+    pixel_loop,
+    require_int32,
+    vector_width,
+)
+from gpuconv.shapes import Window
+
+Shape = tuple[int, int, int, int]
+
+
+@lru_cache(maxsize=CACHED)
+def config_max_pool2d(x_shape: Shape, window: Window) -> LaunchConfig:
+    """y (N,P,Q,C) and argmax, uint8, from x (N,H,W,C); x_shape is (N, C, H, W)."""
+    return _forward("max_pool2d", "maxpool.cu", x_shape, window)
+
+
+@lru_cache(maxsize=CACHED)
+def config_max_pool2d_backward(x_shape: Shape, window: Window) -> LaunchConfig:
+    """dx (N,H,W,C) from dy and argmax (N,P,Q,C)."""
+    return _backward("max_pool2d", "maxpool.cu", x_shape, window)
+
+
+@lru_cache(maxsize=CACHED)
+def config_avg_pool2d(
+    x_shape: Shape, window: Window, average: bool = True, count_include_pad: bool = True
+) -> LaunchConfig:
+    """y (N,P,Q,C) from x (N,H,W,C): means, or with average False sums."""
+    limits = _counted(x_shape, window, count_include_pad)
+    return _forward("avg_pool2d", "avgpool.cu", x_shape, window, limits, AVERAGE=average)
+
+
+@lru_cache(maxsize=CACHED)
+def config_avg_pool2d_backward(
+    x_shape: Shape, window: Window, average: bool = True, count_include_pad: bool = True
+) -> LaunchConfig:
+    """dx (N,H,W,C) from dy (N,P,Q,C)."""
+    limits = _counted(x_shape, window, count_include_pad)
+    return _backward("avg_pool2d", "avgpool.cu", x_shape, window, limits, AVERAGE=average)
+
+
+def is_2x2(window: Window) -> bool:
+    """Whether bias_relu_pool.cu serves the window: 2x2, stride 2, without padding."""
+    unpadded = window.padding == "valid" or window.padding == ((0, 0), (0, 0))
+    geometry = (window.kernel_size, window.stride, window.dilation)
+    return unpadded and geometry == ((2, 2), (2, 2), (1, 1))
+
+
+@lru_cache(maxsize=CACHED)
+def config_bias_relu_max_pool2d(x_shape: Shape, window: Window, bias: bool) -> LaunchConfig:
+    """y (N,P,Q,C) and argmax from a convolution's sums x (N,H,W,C) and b (C); without bias, give
+    x for b. The window must be `is_2x2`.
+    """
+    N, C, H, W = x_shape
+    P, Q = window.output_size(H, W)
+    scalars = {"pixels": N * P * Q, **fast_divisions(p=P, q=Q), "use_bias": int(bias)}
+    pooled = N * P * Q * C
+    sizes = {"y": pooled, "argmax": pooled, "x": N * H * W * C, "b": C if bias else None}
+    return _pool_2x2("bias_relu_max_pool2d_forward", x_shape, window, N * P * Q, scalars, sizes)
+
+
+@lru_cache(maxsize=CACHED)
+def config_bias_relu_max_pool2d_backward(x_shape: Shape, window: Window) -> LaunchConfig:
+    """dx (N,H,W,C), the gradient of the convolution's sums, from dy, y and argmax (N,P,Q,C)."""
+    N, C, H, W = x_shape
+    P, Q = window.output_size(H, W)
+    rows, columns = ceil_div(H, 2), ceil_div(W, 2)  # of cells of 2x2 pixels
+    cells = N * rows * columns
+    divisions = fast_divisions(rows=rows, columns=columns)
+    scalars = {"cells": cells, "rows": rows, "columns": columns, **divisions}
+    sizes = {"dx": N * H * W * C, **dict.fromkeys(("dy", "y", "argmax"), N * P * Q * C)}
+    return _pool_2x2("bias_relu_max_pool2d_backward", x_shape, window, cells, scalars, sizes)
+
+
+def _pool_2x2(
+    kernel: str,
+    x_shape: Shape,
+    window: Window,
+    count: int,
+    scalars: dict[str, int],
+    sizes: Mapping[str, int | None],
+) -> LaunchConfig:
+    if not is_2x2(window):
+        raise ValueError(f"{kernel}: the window must be 2x2, stride 2, no padding, got {window}")
+    N, C, H, W = x_shape
+    P, Q = window.output_size(H, W)
+    require_int32(kernel, input_pixels=N * H * W)
+    vec = vector_width(C)
+    grid, lanes = pixel_loop(count, C, vec)
+    scalars |= {"lanes": lanes, "H": H, "W": W, "C": C, "P": P, "Q": Q}
+    chosen = defines(VEC=vec)
+    return LaunchConfig(
+        (Launch("bias_relu_pool.cu", kernel, grid, THREADS, chosen, scalars, sizes),)
+    )
+
+
+def _counted(x_shape: Shape, window: Window, include_pad: bool) -> dict[str, int]:
+    """Between which rows and columns a tap counts."""
+    H, W = x_shape[2:]
+    (top, bottom), (left, right) = window.pads(H, W) if include_pad else ((0, 0), (0, 0))
+    return {"low_h": -top, "high_h": H + bottom, "low_w": -left, "high_w": W + right}
+
+
+def _forward(
+    name: str,
+    file: str,
+    x_shape: Shape,
+    window: Window,
+    more: dict[str, int] | None = None,
+    **macros: bool,
+) -> LaunchConfig:
+    """One owner of each output pixel."""
+    N, C, H, W = x_shape
+    P, Q = window.output_size(H, W)
+    pooled = N * P * Q * C
+    sizes = {"y": pooled, "argmax": pooled, "x": N * H * W * C}
+    geometry = {**_window(name, x_shape, window), **(more or {})}
+    return _pool(file, f"{name}_forward", N * P * Q, geometry, sizes, macros)
+
+
+def _backward(
+    name: str,
+    file: str,
+    x_shape: Shape,
+    window: Window,
+    more: dict[str, int] | None = None,
+    **macros: bool,
+) -> LaunchConfig:
+    """One owner of each input pixel."""
+    N, C, H, W = x_shape
+    P, Q = window.output_size(H, W)
+    pooled = N * P * Q * C
+    sizes = {"dx": N * H * W * C, "dy": pooled, "argmax": pooled}
+    geometry = {**_window(f"{name}_backward", x_shape, window), **(more or {})}
+    return _pool(file, f"{name}_backward", N * H * W, geometry, sizes, macros)
+
+
+def _pool(
+    file: str,
+    kernel: str,
+    pixels: int,
+    geometry: dict[str, int],
+    sizes: dict[str, int],
+    macros: dict[str, bool],
+) -> LaunchConfig:
+    vec = vector_width(geometry["C"])
+    grid, lanes = pixel_loop(pixels, geometry["C"], vec)
+    scalars = {"pixels": pixels, "lanes": lanes, **geometry}
+    return LaunchConfig(
+        (Launch(file, kernel, grid, THREADS, defines(VEC=vec, **macros), scalars, sizes),)
+    )
+
+
+def _window(name: str, x_shape: Shape, window: Window) -> dict[str, int]:
+    """The image and the window as the kernels take them; ValueError past 32 bits."""
+    N, C, H, W = x_shape
+    P, Q = window.output_size(H, W)
+    (top, _), (left, _) = window.pads(H, W)
+    (R, S), (stride_h, stride_w) = window.kernel_size, window.stride
+    dil_h, dil_w = window.dilation
+    require_int32(
+        name,
+        input_pixels=N * H * W,
+        output_pixels=N * P * Q,
+        rows_with_padding=H + top + (R - 1) * dil_h + P * stride_h,
+        columns_with_padding=W + left + (S - 1) * dil_w + Q * stride_w,
+    )
+    return {
+        **{"H": H, "W": W, "C": C, "P": P, "Q": Q, "R": R, "S": S},
+        **{"stride_h": stride_h, "stride_w": stride_w, "pad_h": top, "pad_w": left},
+        **{"dil_h": dil_h, "dil_w": dil_w},
+    }
