@@ -683,7 +683,7 @@ def _again(
 
 @contextlib.contextmanager
 def keep_all() -> Any:
-    """Within, `checkpoint` calls its function plainly, so that all results within can be reached."""
+    """Within, `checkpoint` just calls its function, so that all results inside can be reached."""
     before, state.keeping = state.keeping, True
     try:
         yield

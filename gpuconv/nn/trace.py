@@ -147,9 +147,7 @@ class Trace:
         return y
 
 
-def trace(
-    network: Module, given: Any, training: bool = False, fusing: bool = False
-) -> Trace:
+def trace(network: Module, given: Any, training: bool = False, fusing: bool = False) -> Trace:
     """The steps of a network's forward pass, without gradients and without the network's hooks.
 
     given: the shape of one example, (C, H, W), and nothing is computed; or images, (N, C, H, W),
@@ -166,7 +164,7 @@ def trace(
     try:
         _run(network, given, training, found)
     except (ValueError, TypeError) as error:
-        error.trace = found  # type: ignore[attr-defined]
+        error.trace = found  # type: ignore[union-attr]
         raise
     return found
 
