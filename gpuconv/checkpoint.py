@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from gpuconv import tensor_file
 from gpuconv.files import write_atomically
+from gpuconv.metadata import parse
 from gpuconv.nn import Module
 
 FORMAT_VERSION = 1
 _OPTIMIZER = "optimizer/"
-_TYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16",
-    "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
 
 
 @dataclass
@@ -101,8 +96,12 @@ def load(path: Any) -> Module:
 def write(path: Any, checkpoint: Checkpoint) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old file or the new one, whole.
 
-    Raises: TypeError for what the format cannot hold, OSError in one line naming the path.
+    Raises: TypeError for what the format cannot hold, ValueError for names of weights that it
+    keeps for itself ("__metadata__", "optimizer/..."), OSError in one line naming the path.
     """
+    for name in checkpoint.weights:
+        if name.startswith(_OPTIMIZER):
+            raise ValueError(f"{path}: a weight cannot be called {name}: optimisers' arrays are")
     arrays = dict(checkpoint.weights)
     arrays.update({_OPTIMIZER + name: a for name, a in checkpoint.optimizer.items()})
     # safetensors ignores strides: another layout would be saved as other numbers.
@@ -117,9 +116,11 @@ def write(path: Any, checkpoint: Checkpoint) -> None:
         "sha256": _digest(text, arrays),
     }
 
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # keeps alignment
+    header = tensor_file.header(head, [(name, arrays[name]) for name in order])
+
     def content(file: BinaryIO) -> None:
-        order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # keeps alignment
-        file.write(_header(head, [(name, arrays[name]) for name in order]))
+        file.write(header)
         for name in order:
             file.write(_bytes(arrays[name]))
 
@@ -129,57 +130,18 @@ def write(path: Any, checkpoint: Checkpoint) -> None:
 def read(path: Any) -> Checkpoint:
     """Read any safetensors file; one that gpuconv wrote is checked against its sha256.
 
-    Raises: FileNotFoundError; ValueError, in one line, for a file that is damaged, truncated, not
-    safetensors, or of a newer format.
+    BF16 tensors become float32. Raises: FileNotFoundError; ValueError, in one line, for a file that
+    is damaged, truncated, not safetensors, of a newer format, or whose metadata are not as they
+    should be, see gpuconv/metadata.py.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    _check_shape_of_file(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            head = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: damaged safetensors file: {_line(error)}") from None
-    weights = {name: a for name, a in arrays.items() if not name.startswith(_OPTIMIZER)}
+    arrays, head = tensor_file.read(path)
     if "gpuconv" not in head and "sha256" not in head:
-        return Checkpoint(weights, path=str(path))  # somebody else's safetensors
+        return Checkpoint(arrays, path=str(path))  # somebody else's safetensors
     metadata = _checked_metadata(path, head, arrays)
+    weights = {name: a for name, a in arrays.items() if not name.startswith(_OPTIMIZER)}
     optimizer = {n.removeprefix(_OPTIMIZER): a for n, a in arrays.items() if n not in weights}
     return Checkpoint(weights, metadata, optimizer, str(path))
-
-
-def _header(head: dict[str, str], arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:
-    """The safetensors header: 8 bytes of length, then JSON, padded with spaces to 8 bytes."""
-    entries: dict[str, Any] = {"__metadata__": head}
-    offset = 0
-    for name, a in arrays:
-        if a.dtype.name not in _TYPES or not a.dtype.isnative:
-            raise TypeError(f"safetensors cannot hold {name}, which is {a.dtype.str}")
-        span = [offset, offset + a.nbytes]
-        entries[name] = {"dtype": _TYPES[a.dtype.name], "shape": a.shape, "data_offsets": span}
-        offset += a.nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _check_shape_of_file(path: Path) -> None:
-    """Tell a truncated file and one that never was safetensors apart, in plain words."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read: {error.strerror}") from None
-    length = int.from_bytes(start[:8], "little")
-    if len(start) < 9 and (len(start) < 8 or 0 < length < 1 << 27):
-        raise ValueError(f"{path}: truncated: {size} bytes are too few for a safetensors file")
-    if start[8:9] != b"{" or length > 1 << 27:
-        raise ValueError(f"{path}: not a safetensors file")
-    if 8 + length > size:
-        raise ValueError(f"{path}: truncated: its header alone has {length} bytes, it has {size}")
 
 
 def _checked_metadata(
@@ -194,10 +156,10 @@ def _checked_metadata(
     text = head.get("gpuconv", "")
     if version != str(FORMAT_VERSION) or head.get("sha256") != _digest(text, arrays):
         raise ValueError(f"{path}: damaged or altered: its contents do not match its checksum")
-    metadata = json.loads(text)
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{path}: its metadata is no JSON object")
-    return metadata
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
@@ -211,7 +173,3 @@ def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 def _bytes(contiguous: np.ndarray) -> memoryview:
     return contiguous.reshape(-1).view(np.uint8).data
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import itertools
+import fcntl
 import os
 import re
+import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
-
-_counter = itertools.count()
 
 
 def write_atomically(
@@ -29,10 +30,8 @@ def write_atomically(
     if not target.parent.exists():
         reason = f"there is no folder {target.parent}; create it first"
         raise _cannot_write(target, FileNotFoundError(errno.ENOENT, reason))
-    # The process's number lets `remove_leftovers` tell a dead writer's file from a living one's.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{next(_counter)}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        temporary, descriptor = _temporary(target)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 if callable(content):
@@ -41,7 +40,7 @@ def write_atomically(
                     file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+                os.replace(temporary, target)  # while it is open, and so locked
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -51,23 +50,54 @@ def write_atomically(
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the files that killed processes left half written; those of living ones stay."""
+    """Delete the files that killed processes left half written; those of living ones stay.
+
+    A writer holds a lock on its file, which ends with the process, whatever its number or its
+    container. Where that does not tell, on file systems without locks and for files of version 0.1,
+    files of the last day stay.
+    """
     for leftover in folder.glob(".*.tmp"):
-        match = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", leftover.name)
-        if match and not _alive(int(match[1])):
+        match = _NAME.fullmatch(leftover.name)
+        if match and _is_dead(leftover, locked=match["by_lock"] is not None):
             leftover.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # this process has not written yet: a dead one had the same number
+_NAME = re.compile(r"\..+\.((?P<by_lock>[0-9a-f]{16})|\d+-\d+)\.tmp")
+_DAY = 86400.0
+
+
+def _temporary(target: Path) -> tuple[Path, int]:
+    """A new file beside the target, open and locked by this process."""
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # somebody tidied it away before it was locked
+
+
+def _is_dead(leftover: Path, locked: bool) -> bool:
+    """Whether nobody writes the file. locked: whether its writer locks it."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False  # gone, or not ours to read
+    try:
+        if locked:
+            with contextlib.suppress(OSError):  # no locks here
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+                return True
+        return time.time() - os.fstat(descriptor).st_mtime > _DAY
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,10 +18,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gpuconv import checkpoint
+from gpuconv import checkpoint, metadata
 from gpuconv.checkpoint import Checkpoint
-from gpuconv.files import remove_leftovers
+from gpuconv.files import remove_leftovers, write_atomically
 from gpuconv.nn import Module, Parameter
+from gpuconv.train import state
 
 
 class Affine(Module):
@@ -241,6 +245,107 @@ def test_what_the_format_cannot_hold(tmp_path):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
+def test_reserved_names_are_refused_and_foreign_files_keep_all(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for name in ("optimizer/x", "__metadata__"):
+        with pytest.raises(ValueError, match="cannot be called"):
+            checkpoint.save({name: np.ones(3)}, path)
+    assert os.listdir(tmp_path) == []
+    theirs = {"optimizer/x": np.ones(3), "y": np.zeros(2)}
+    save_file(theirs, path)
+    assert equal(checkpoint.read(path).weights, theirs)
+
+
+# ---- metadata that are not as they should be -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run with everything that a checkpoint can keep."""
+    from gpuconv import train
+
+    config = train.run_config(
+        limit=200, epochs=1, optimizer="adam", ema=0.9, validation=0.2, augment="shift+flip"
+    )
+    run = train.prepare(config)
+    run.trainer.callbacks.clear()
+    run.trainer.out = tmp_path_factory.mktemp("run")
+    run.fit()
+    return run.trainer.out
+
+
+def use(path):
+    """All that reads a checkpoint's metadata, but for training."""
+    from gpuconv import data, train
+
+    found = checkpoint.read(path)
+    model = found.build()
+    data.Preprocessing.from_metadata(found.metadata, model.input_shape)
+    train.run_config(stored=train.stored_config(path.parent))
+    return found
+
+
+def places(value, path=()):
+    """Every place within nested metadata."""
+    for key in value if isinstance(value, dict) else range(len(value)):
+        yield (*path, key)
+        if isinstance(value[key], (dict, list)) and value[key]:
+            yield from places(value[key], (*path, key))
+
+
+def changed(metadata, path, value):
+    """A copy with one place changed, or without it where value is `del`."""
+    metadata = json.loads(json.dumps(metadata))
+    inner = metadata
+    for key in path[:-1]:
+        inner = inner[key]
+    if value == "del":
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return metadata
+
+
+def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path):
+    from gpuconv import train
+
+    path = tmp_path / "last.safetensors"
+    found = checkpoint.read(trained / "last.safetensors")
+    run = train.prepare(train.stored_config(trained))
+    rng = random.Random(1)
+    values = ["del", None, -1, 2**70, 0.5, math.inf, "x", "", [], [[1]], {}, {"a": 1}, True]
+    messages = []
+    for place in places(found.metadata):
+        for value in rng.sample(values, 2):
+            meta = changed(found.metadata, place, value)
+            checkpoint.write(path, Checkpoint(found.weights, meta, found.optimizer))
+            try:
+                use(path)
+                state.restore(checkpoint.read(path), run.trainer, found.metadata["recipe"])
+            except ValueError as error:
+                messages.append(str(error))
+    assert len(messages) > 200
+    assert all("\n" not in text and len(text) < 500 for text in messages)
+    use(trained / "last.safetensors")
+
+
+def test_deep_metadata_and_newer_fields(trained, tmp_path):
+    path = tmp_path / "last.safetensors"
+    found = checkpoint.read(trained / "last.safetensors")
+    meta = changed(found.metadata, ("position", "tempo"), 1)
+    checkpoint.write(path, Checkpoint(found.weights, meta, found.optimizer))
+    with pytest.raises(ValueError, match=r"position.tempo.*newer gpuconv; upgrade"):
+        checkpoint.read(path)
+    checkpoint.save({"a": np.ones(1)}, path, classes={"a": 1})
+    with pytest.raises(ValueError, match="say classes is dict, expected null or a list of a str"):
+        checkpoint.read(path)
+    deep = "[" * 100_000 + "]" * 100_000, '{"a": ' * 50_000 + "1" + "}" * 50_000
+    for text in (*deep, "5", "{"):
+        with pytest.raises(ValueError, match="its metadata") as info:
+            metadata.parse(text)
+        one_line(info)
+
+
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, failing):
     path = tmp_path / "a.safetensors"
@@ -302,14 +407,44 @@ def test_a_file_where_the_folder_should_be(tmp_path):
 
 
 def test_leftovers_of_dead_processes_are_removed(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / f".last.safetensors.{dead.pid}-3.tmp").write_bytes(b"half")
-    living = tmp_path / f".last.safetensors.{os.getppid()}-0.tmp"
-    living.write_bytes(b"half")
-    (tmp_path / ".notes.tmp").write_bytes(b"somebody else's")
-    remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted([".notes.tmp", living.name])
+    """Whose number a process has says nothing: containers share folders, not numbers."""
+    number = os.getpid()
+    dead = tmp_path / ".last.safetensors.0123456789abcdef.tmp"
+    old, new = (tmp_path / f".last.safetensors.{number}-{i}.tmp" for i in range(2))
+    other = tmp_path / ".notes.tmp"
+    for path in (dead, old, new, other):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    names = []
+
+    def content(file):
+        remove_leftovers(tmp_path)  # another run begins while we write
+        names.extend(sorted(os.listdir(tmp_path)))
+        file.write(b"whole")
+
+    write_atomically(tmp_path / "a", content)
+    assert len(names) == 3
+    assert {new.name, other.name} < set(names)
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    assert sorted(os.listdir(tmp_path)) == sorted([new.name, other.name, "a"])
+
+
+def test_a_file_of_the_same_name_does_not_block(tmp_path, monkeypatch):
+    drawn = iter(["0" * 16, "0" * 16, "1" * 16])
+    monkeypatch.setattr(secrets, "token_hex", lambda n: next(drawn))
+    (tmp_path / f".a.{'0' * 16}.tmp").write_bytes(b"theirs")
+    write_atomically(tmp_path / "a", b"ours")
+    assert (tmp_path / "a").read_bytes() == b"ours"
+    assert (tmp_path / f".a.{'0' * 16}.tmp").read_bytes() == b"theirs"
+
+
+def test_the_umask_holds(tmp_path):
+    before = os.umask(0o077)
+    try:
+        checkpoint.save({"a": np.ones(3)}, tmp_path / "a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
 
 
 WRITER = """
@@ -339,3 +474,20 @@ def test_kill_9_leaves_a_whole_file(tmp_path):
         assert np.all(back.weights["a"] == back.metadata["k"])
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (np.full(4, 1 + 1j), "bias is complex128, expected float32"),
+        (np.array([0, 1e300, 0, 0]), "bias is float64 with values that float32 cannot hold"),
+        (np.array(["a"] * 4), "bias is <U1, expected float32"),
+    ],
+)
+def test_values_that_do_not_fit_change_nothing(bad, text):
+    model = Affine()
+    with pytest.raises(ValueError, match=text):
+        model.load_state_dict({"weight": np.ones((3, 4)), "bias": bad})
+    assert equal(model.state_dict(), Affine().state_dict())
+    model.load_state_dict({"weight": np.ones((3, 4), int), "bias": np.array([1, np.inf, 0.1, 2])})
+    np.testing.assert_array_equal(model.bias.data, np.array([1, np.inf, 0.1, 2], np.float32))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from gpuconv.cpu import conv, conv_matmul, conv_pointwise
+from gpuconv.cpu import conv, conv_per_tap, conv_pointwise
 from gpuconv.cpu.workspace import KEPT_FLOATS, scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import blas_threads, parallel, set_thread_count, shards, thread_count
@@ -151,7 +151,7 @@ def test_convolutions_by_blas_keep_to_one_thread(threads, monkeypatch):
 
     monkeypatch.setattr(conv_pointwise.np, "matmul", watched(np.matmul))
     for name in ("forward", "backward"):
-        monkeypatch.setattr(conv_matmul, name, watched(getattr(conv_matmul, name)))
+        monkeypatch.setattr(conv_per_tap, name, watched(getattr(conv_per_tap, name)))
     for dtype in (np.float32, np.float64):
         x, w = np.ones((2, 16, 12, 12), dtype), np.ones((16, 16, 1, 1), dtype)
         y = conv.forward(x, w, None, Window(1), 1)

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.vector import FLOAT, LANES, intrinsic, ir, loop, splat
+from gpuconv.cpu.simd import FLOAT, LANES, intrinsic, ir, loop, splat
 from gpuconv.threads import parallel, thread_count
 
 CHAINS = 10  # of vectors: enough to hide the latency of two FMA units, fewer than 16 registers

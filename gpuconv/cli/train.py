@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--recipe",
-        default="default",
         type=one_of("recipe", PRESETS),
         metavar="NAME",
         help="default, or article: its own loss, plain gradient descent; other options go first",
@@ -128,12 +127,15 @@ def run(args: argparse.Namespace) -> int:
     from gpuconv.threads import set_thread_count
     from gpuconv.train.config import DEFAULTS
 
+    for option, given in (("--recipe", args.recipe), ("--overwrite", args.overwrite)):
+        if args.resume and given:
+            raise ValueError(f"train: {option} is for a new run; --resume goes on with the old one")
     if args.threads is not None:
         set_thread_count(args.threads)
     stored = train.stored_config(args.resume) if args.resume else None
     changes = {name: getattr(args, name) for name in DEFAULTS}
     changes = {name: value for name, value in changes.items() if value is not None}
-    prepared = train.prepare(train.run_config(args.recipe, stored, **changes))
+    prepared = train.prepare(train.run_config(args.recipe or "default", stored, **changes))
     if args.resume:
         folder = Path(args.resume)
     else:

@@ -1,1 +1,1 @@
-"""The fast CPU path: BLAS for what is a matrix product, Numba for the loops around it."""
+"""The fast CPU path: BLAS for matrix products, compiled loops for the rest (see README.md)."""

@@ -1,4 +1,4 @@
-"""The fast convolution for NumPy arrays: which algorithm computes which pass."""
+"""The convolution for NumPy arrays: which algorithm computes which pass (README.md has a table)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 
 from gpuconv.cpu import (
     conv_direct,
-    conv_matmul,
+    conv_gemm,
+    conv_per_tap,
     conv_pointwise,
-    conv_weights,
-    conv_whole,
+    conv_wgrad,
     winograd,
 )
-from gpuconv.cpu.elementwise import plain
+from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.precision import sums_in_float64
 from gpuconv.shapes import Window
 from gpuconv.threads import blas_threads, thread_count
@@ -30,7 +30,7 @@ def forward(
 
     activation: None or "relu"; a NaN passes through it. Arrays may have any strides.
     """
-    x, w, b = plain(x), plain(w), None if b is None else plain(b)
+    x, w, b = contiguous(x), contiguous(w), None if b is None else contiguous(b)
     if sums_in_float64(x.dtype):
         wide = None if b is None else b.astype(np.float64)
         y = forward(x.astype(np.float64), w.astype(np.float64), wide, window, groups, activation)
@@ -38,7 +38,7 @@ def forward(
     if x.dtype == np.float32:
         return _forward(x, w, b, window, groups, activation == "relu")
     with blas_threads(thread_count()):
-        y = conv_matmul.forward(x, w, window, groups)
+        y = conv_per_tap.forward(x, w, window, groups)
     if b is not None:
         y += b[:, None, None]
     if activation == "relu":
@@ -50,8 +50,8 @@ def _forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int, relu: bool
 ) -> np.ndarray:
     y = None
-    if conv_whole.suits(x.shape, window, groups):
-        y = conv_whole.forward(x, w, b, relu)
+    if conv_gemm.suits(x.shape, window, groups):
+        y = conv_gemm.forward(x, w, b, relu)
     elif conv_pointwise.suits(x.shape, w.shape, window, groups):
         y = conv_pointwise.forward(x, w, b, relu)
     elif winograd.suits(x.shape, w.shape, window, groups):
@@ -62,11 +62,11 @@ def _forward(
 def backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool = True
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """(dx, dw, db), shaped as x, w and (K,); dx is None without `need_dx`.
+    """(dx, dw, db) of the shapes of x, w and (K,); dx is None without `need_dx`.
 
     dy: (N, K, P, Q), the gradient before the activation. Arrays may have any strides.
     """
-    dy, x, w = plain(dy), plain(x), plain(w)
+    dy, x, w = contiguous(dy), contiguous(x), contiguous(w)
     if sums_in_float64(x.dtype):
         wide = dy.astype(np.float64), x.astype(np.float64), w.astype(np.float64)
         dx, dw, db = backward(*wide, window, groups, need_dx)
@@ -74,7 +74,7 @@ def backward(
     if x.dtype == np.float32:
         return _backward(dy, x, w, window, groups, need_dx)
     with blas_threads(thread_count()):
-        dx, dw = conv_matmul.backward(dy, x, w, window, groups, need_dx)
+        dx, dw = conv_per_tap.backward(dy, x, w, window, groups, need_dx)
     return dx, dw, dy.sum((0, 2, 3))
 
 
@@ -82,22 +82,22 @@ def _backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     weights = None
-    if conv_whole.suits(x.shape, window, groups):
-        weights = conv_whole.weight_gradient(dy, x)
+    if conv_gemm.suits(x.shape, window, groups):
+        weights = conv_gemm.weight_gradient(dy, x)
     elif winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
         weights = winograd.weight_gradient(dy, x, w.shape, window)
     if weights is None:
-        weights = conv_weights.weight_gradient(dy, x, w.shape, window, groups, thread_count())
+        weights = conv_wgrad.weight_gradient(dy, x, w.shape, window, groups, thread_count())
     return input_gradient(dy, w, x.shape, window, groups) if need_dx else None, *weights
 
 
 def input_gradient(
     dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
 ) -> np.ndarray:
-    """dx of x_shape alone, for float32 arrays in C order; the rest as `backward` has it."""
+    """dx (of x_shape) alone, for float32 arrays in C order."""
     dx = None
-    if conv_whole.suits(x_shape, window, groups):
-        dx = conv_whole.input_gradient(dy, w)
+    if conv_gemm.suits(x_shape, window, groups):
+        dx = conv_gemm.input_gradient(dy, w)
     elif conv_pointwise.suits(x_shape, w.shape, window, groups):
         dx = conv_pointwise.input_gradient(dy, w)
     elif winograd.suits(x_shape, w.shape, window, groups):

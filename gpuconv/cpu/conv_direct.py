@@ -1,31 +1,36 @@
-"""Convolution straight from padded planes, without the im2col matrix: any window, any groups,
-float32.
+"""Direct convolution: register tiles over padded input tiles, without an im2col matrix; float32.
 
-Forward and dx are the same loop over different planes and weights (dw: conv_weights.py). Every
-block
-of output belongs to one thread, and sums run in a fixed order.
+It takes any window and any number of groups. Forward and dx are the same loop over other tiles and
+weights; dw is in conv_wgrad.py. Every block of output belongs to one thread and sums run in a fixed
+order, so that the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import conv_columns
-from gpuconv.cpu.blocks import (
-    LANES,
-    address,
-    convolve_block,
-    extent,
-    find_segments,
-    stage_input,
+from gpuconv.cpu import conv_im2col
+from gpuconv.cpu.blocking import (
+    Blocking,
+    StridePhase,
+    forward_blocking,
+    input_gradient_blocking,
+    register_tiles,
 )
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.plan import Phase, Plan, forward_plan, input_plan, tiles
+from gpuconv.cpu.inner_loops import (
+    LANES,
+    address,
+    block_range,
+    convolve_block,
+    find_segments,
+    load_padded_tile,
+)
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
 
-PACK_GRAIN = 1 << 17  # floats a thread should have to rearrange, to be worth its start
+PACK_GRAIN = 1 << 17  # with fewer floats to pack, a second thread costs more than it saves
 
 
 def forward(
@@ -34,26 +39,26 @@ def forward(
     """y (N, K, P, Q) of x (N, C, H, W) and w (K, C/groups, R, S); C-contiguous float32."""
     (N, _, H, W), K = x.shape, w.shape[0]
     P, Q = window.output_size(H, W)
-    plan = forward_plan(x.shape, window, groups, thread_count())
+    blocking = forward_blocking(x.shape, window, groups, thread_count())
     y = np.empty((N, K, P, Q), np.float32)
     bias = np.zeros(K, np.float32) if b is None else b
     weights = forward_weights(w, groups)
-    if conv_columns.cheaper(plan, K // groups):
-        grid = conv_columns.Grid(w.shape[1], H, W, P, Q, *window.stride)
-        taps, filters = conv_columns.forward_taps(window, H, W), weights.reshape(groups, -1)
+    if conv_im2col.cheaper(blocking, K // groups):
+        grid = conv_im2col.Grid(w.shape[1], H, W, P, Q, *window.stride)
+        taps, filters = conv_im2col.forward_taps(window, H, W), weights.reshape(groups, -1)
         to = (K * P * Q, Q, 1, P * Q)
-        conv_columns.convolve(x, grid, taps, filters, bias, relu, y, 0, to)
+        conv_im2col.convolve(x, grid, taps, filters, bias, relu, y, 0, to)
         return y
-    passes = np.array([[0, 0, len(plan.offsets), 0, P, Q]])
+    passes = np.array([[0, 0, len(blocking.offsets), 0, P, Q]])
     steps = np.array([K * P * Q, Q, 1, P * Q])
-    _run(x, plan, plan.offsets, weights, bias, relu, passes, K // groups, groups, y, steps)
+    _run(x, blocking, blocking.offsets, weights, bias, relu, passes, K // groups, groups, y, steps)
     return y
 
 
 def forward_weights(w: np.ndarray, groups: int) -> np.ndarray:
-    """w (K, C/groups, R, S) as the register tiles read it."""
+    """w (K, C/groups, R, S) in the order in which the register tiles read it."""
     depth = w[0].size
-    weights = np.empty(groups * tiles(w.shape[0] // groups).rows * depth, np.float32)
+    weights = np.empty(groups * register_tiles(w.shape[0] // groups).rows * depth, np.float32)
     _pack_weights(w, groups, False, np.arange(w.shape[2] * w.shape[3]), 0, weights)
     return weights
 
@@ -61,18 +66,16 @@ def forward_weights(w: np.ndarray, groups: int) -> np.ndarray:
 def input_gradient(
     dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
 ) -> np.ndarray:
-    """dx (N, C, H, W) of dy (N, K, P, Q): for each remainder of row and column by the stride, a
-    convolution of dy.
-    """
-    plan, phases = input_plan(x_shape, dy.shape[1], window, groups, thread_count())
-    if phases and conv_columns.cheaper(plan, x_shape[1] // groups):
-        return _input_gradient_columns(dy, w, x_shape, window, groups)
+    """dx (N, C, H, W) of dy (N, K, P, Q): one stride-1 convolution of dy for each stride phase."""
+    blocking, phases = input_gradient_blocking(x_shape, dy.shape[1], window, groups, thread_count())
+    if phases and conv_im2col.cheaper(blocking, x_shape[1] // groups):
+        return _input_gradient_im2col(dy, w, x_shape, window, groups)
     dx, weights, passes, offsets, steps = input_passes(w, x_shape, window, groups, phases)
     if phases:
         C = x_shape[1]
         _run(
             dy,
-            plan,
+            blocking,
             offsets,
             weights,
             np.zeros(C, np.float32),
@@ -86,38 +89,43 @@ def input_gradient(
     return dx
 
 
-def _input_gradient_columns(
+def _input_gradient_im2col(
     dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
 ) -> np.ndarray:
     _, C, H, W = x_shape
     _, K, P, Q = dy.shape
-    phases = conv_columns.input_phases(window, H, W)
-    reached = sum(phase.P * phase.Q for phase in phases) == H * W
-    dx = np.empty(x_shape, np.float32) if reached else np.zeros(x_shape, np.float32)
-    rows, zeros = tiles(C // groups).rows, np.zeros(C, np.float32)
+    phases = conv_im2col.input_phases(window, H, W)
+    all_reached = sum(phase.P * phase.Q for phase in phases) == H * W
+    dx = np.empty(x_shape, np.float32) if all_reached else np.zeros(x_shape, np.float32)
+    rows, zeros = register_tiles(C // groups).rows, np.zeros(C, np.float32)
     stride_h, stride_w = window.stride
     for phase in phases:
         weights = np.empty(groups * rows * K // groups * len(phase.taps), np.float32)
         _pack_weights(w, groups, True, phase.numbers, 0, weights)
-        grid = conv_columns.Grid(K // groups, P, Q, phase.P, phase.Q, 1, 1)
+        grid = conv_im2col.Grid(K // groups, P, Q, phase.P, phase.Q, 1, 1)
         base = phase.first[0] * W + phase.first[1]
         steps = (C * H * W, stride_h * W, stride_w, H * W)
-        conv_columns.convolve(
+        conv_im2col.convolve(
             dy, grid, phase.taps, weights.reshape(groups, -1), zeros, False, dx, base, steps
         )
     return dx
 
 
 def input_passes(
-    w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int, phases: tuple[Phase, ...]
+    w: np.ndarray,
+    x_shape: tuple[int, ...],
+    window: Window,
+    groups: int,
+    phases: tuple[StridePhase, ...],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """dx (N, C, H, W), unwritten but zero where no pass writes; weights, passes, offsets and steps,
-    for convolve_blocks.
+    """(dx, weights, passes, offsets, steps) for convolve_blocks: one pass for each stride phase.
+
+    dx (N, C, H, W) is not written yet, but zero where some pixels are reached by no tap.
     """
     (_, C, H, W), (stride_h, stride_w) = x_shape, window.stride
-    reached = sum(phase.P * phase.Q for phase in phases) == H * W
-    dx = np.empty(x_shape, np.float32) if reached else np.zeros(x_shape, np.float32)
-    rows = tiles(C // groups).rows
+    all_reached = sum(phase.P * phase.Q for phase in phases) == H * W
+    dx = np.empty(x_shape, np.float32) if all_reached else np.zeros(x_shape, np.float32)
+    rows = register_tiles(C // groups).rows
     weights = np.empty(groups * rows * sum(len(phase.offsets) for phase in phases), np.float32)
     passes, start, depths = np.zeros((len(phases), 6), np.int64), 0, 0
     for number, phase in enumerate(phases):
@@ -129,16 +137,16 @@ def input_passes(
     return dx, weights, passes, offsets, np.array([C * H * W, stride_h * W, stride_w, H * W])
 
 
-def _run(x, plan: Plan, offsets, weights, bias, relu, passes, K, groups, y, steps):
-    first, height, _ = tiles(K)
+def _run(x, blocking: Blocking, offsets, weights, bias, relu, passes, K, groups, y, steps):
+    first, height, _ = register_tiles(K)
 
     def convolve(begin: int, end: int) -> None:
-        staged = scratch("staged", plan.scratch)
-        staged[:] = 0
+        padded = scratch("padded", blocking.scratch)
+        padded[:] = 0
         convolve_blocks(
             x,
-            plan.stage,
-            plan.phases,
+            blocking.tile_shape,
+            blocking.phases,
             offsets,
             weights,
             bias,
@@ -150,18 +158,18 @@ def _run(x, plan: Plan, offsets, weights, bias, relu, passes, K, groups, y, step
             groups,
             begin,
             end,
-            staged,
+            padded,
             y.reshape(-1),
             steps,
         )
 
-    parallel(convolve, shards(plan.stage.blocks), blas=False)
+    parallel(convolve, shards(blocking.tile_shape.blocks), blas=False)
 
 
 def _pack_weights(
     w: np.ndarray, groups: int, transposed: bool, taps: np.ndarray, start: int, out: np.ndarray
 ) -> None:
-    first, height, _ = tiles(w.shape[1] if transposed else w.shape[0] // groups)
+    first, height, _ = register_tiles(w.shape[1] if transposed else w.shape[0] // groups)
     flat, group_size = w.reshape(*w.shape[:2], -1), len(out) // groups
     parallel(
         lambda begin, end: _pack(
@@ -174,11 +182,10 @@ def _pack_weights(
 
 @compiled
 def _pack(flat, groups, transposed, taps, start, group_size, first, height, begin, end, out):
-    """Tiles [begin, end) of w as (depth, height), from out[group * group_size + start]; rows beyond
-    the last are zero.
+    """Register tiles [begin, end) of w, each (depth, height), from out[group*group_size + start].
 
-    Rows are output channels and depth is (input channel, tap), or with `transposed` the other way
-    round.
+    The rows of a tile are output channels and its depth runs over (input channel, tap); with
+    `transposed` input and output channels are exchanged. Rows beyond the last are zero.
     """
     K, C = flat.shape[0] // groups, flat.shape[1]
     rows, outer = (C, K) if transposed else (K, C)
@@ -198,7 +205,7 @@ def _pack(flat, groups, transposed, taps, start, group_size, first, height, begi
 @compiled
 def convolve_blocks(
     x,
-    stage,
+    tile_shape,
     phases,
     offsets,
     weights,
@@ -211,33 +218,35 @@ def convolve_blocks(
     groups,
     begin,
     end,
-    staged,
+    padded,
     y,
     steps,
 ):
-    """Blocks [begin, end); staged is zero before the first.
+    """The output of blocks [begin, end); `padded` must be zero before the first.
 
-    A pass is (start in weights, start in offsets, depth, first output, P, Q).
+    A pass is (start in weights, start in offsets, depth, first output element, P, Q).
     """
-    positions = stage.images * (stage.rows + stage.extra) * stage.width
+    positions = tile_shape.images * (tile_shape.rows + tile_shape.extra) * tile_shape.width
     starts = np.empty(positions // LANES + 4, np.int64)
-    segments = np.empty((positions // LANES + stage.images * stage.rows * 2 + 4, 3), np.int64)
+    segments = np.empty(
+        (positions // LANES + tile_shape.images * tile_shape.rows * 2 + 4, 3), np.int64
+    )
     group_size = len(weights) // groups
     for block in range(begin, end):
-        n, images, p, all_rows = extent(stage, block)
+        n, images, p, all_rows = block_range(tile_shape, block)
         for group in range(groups):
-            stage_input(x, stage, phases, group, n, images, p, all_rows, staged)
+            load_padded_tile(x, tile_shape, phases, group, n, images, p, all_rows, padded)
             for i in range(len(passes)):
                 weight, depth_start, depth, base, P, Q = passes[i]
                 rows = min(all_rows, P - p)
                 if rows > 0:
-                    height_staged = all_rows + stage.extra
+                    tile_rows = all_rows + tile_shape.extra
                     vectors = find_segments(
-                        stage, images, height_staged, rows, Q, steps, starts, segments
+                        tile_shape, images, tile_rows, rows, Q, steps, starts, segments
                     )
                     place = n * steps[0] + group * K * steps[3] + p * steps[1] + base
                     convolve_block(
-                        address(staged),
+                        address(padded),
                         vectors,
                         weights[group * group_size + weight :],
                         bias[group * K : group * K + K],

@@ -1,8 +1,8 @@
-"""The 1x1 convolution without stride: each image is one matrix product, which BLAS does in place.
+"""1x1 convolution at stride 1: one matrix product for each image, by BLAS, without any copy.
 
-Measured against the register tiles of conv_direct.py, which copy their input first: forward and dx
-took 0.6 to 0.9 of the time for 64 to 1024 channels on 14x14 to 56x56 images, and 0.93 of
-conv_columns.py's at 14x14; dw was no faster.
+Measured against the direct convolution, which copies its input first: forward and dx took 0.6 to
+0.9 of its time for 64 to 1024 channels on 14x14 to 56x56 images, and 0.93 of im2col's at 14x14; dw
+was no faster and stays with conv_wgrad.py.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import numpy as np
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
 
-LEAST_CHANNELS, LEAST_PIXELS = 16, 144  # below, a product of one image is too small for BLAS
+# Below these sizes the product of one image is too small for BLAS: its start-up cost shows.
+MIN_CHANNELS, MIN_PIXELS = 16, 144
 
 
 def suits(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> bool:
-    """Whether this module can do such a convolution, and does it faster."""
+    """Whether it is a 1x1 convolution that is expected to be faster here than elsewhere."""
     (_, C, H, W), K = x_shape, w_shape[0]
     return (
         groups == 1
         and window.kernel_size == window.stride == (1, 1)
         and window.output_size(H, W) == (H, W)
-        and min(C, K) >= LEAST_CHANNELS
-        and H * W >= LEAST_PIXELS
+        and min(C, K) >= MIN_CHANNELS
+        and H * W >= MIN_PIXELS
     )
 
 
@@ -38,7 +39,11 @@ def input_gradient(dy: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _products(matrix: np.ndarray, x: np.ndarray, b: np.ndarray | None, relu: bool) -> np.ndarray:
-    """matrix @ each image of x, bias and ReLU added while the image is in the cache."""
+    """matrix @ each image of x; bias and ReLU are applied while the image is in the cache.
+
+    The threads share the images, or the rows of the matrix where the images do not share out
+    evenly.
+    """
     N, C, H, W = x.shape
     rows = len(matrix)
     images, y = x.reshape(N, C, H * W), np.empty((N, rows, H * W), x.dtype)

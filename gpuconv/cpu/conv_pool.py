@@ -1,9 +1,9 @@
-"""Convolution, bias, ReLU and 2 x 2 max-pool in one pass: the convolution's output is never stored.
+"""Convolution, bias, ReLU and 2x2 max-pool in one pass: the convolution's output is never stored.
 
-A register tile holds the sums of whole squares and pools them before it writes. Only the pooled
-values and their places are kept, a quarter of the convolution's output and a byte each. Backward
-visits only those places (conv_pool_gradient.py). Other pools, and layers for which this does not
-pay, are the two operations one after the other.
+A register tile holds the sums of whole pool windows and reduces them before it writes. Only the
+pooled values and the index of each maximum are kept: a quarter of the convolution's output, and one
+byte each. The backward pass visits only those maxima (conv_pool_backward.py). Other pools, and
+layers for which this does not pay, run the two operations one after the other.
 """
 
 from __future__ import annotations
@@ -13,28 +13,36 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu import conv, pool, pool_pairs, winograd
-from gpuconv.cpu.blocks import ALL, address, stage_input
+from gpuconv.cpu import conv, pool, pool_2x2, winograd
+from gpuconv.cpu.blocking import Blocking, forward_blocking
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.conv_pool_gradient import gradient
-from gpuconv.cpu.elementwise import plain
-from gpuconv.cpu.plan import Plan, forward_plan
+from gpuconv.cpu.conv_pool_backward import backward_of_maxima
+from gpuconv.cpu.elementwise import contiguous
+from gpuconv.cpu.inner_loops import ALL_LANES, address, load_padded_tile
 from gpuconv.cpu.precision import modes, sums_in_float64
-from gpuconv.cpu.vector import LANES, VECTOR_BYTES
-from gpuconv.cpu.vector_lanes import transpose
-from gpuconv.cpu.vector_pooled import FEW, PAIRS, PIXELS, pooled_filters, pooled_pixels
+from gpuconv.cpu.simd import LANES, VECTOR_BYTES
+from gpuconv.cpu.simd_moves import transpose
+from gpuconv.cpu.simd_pool_tiles import (
+    CONV_PIXELS,
+    FILTERS,
+    POOLED_PIXELS,
+    pooled_filters,
+    pooled_pixels,
+)
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards
 
-MOST_FLOATS = 96 * 1024  # of one image's convolution: for more, the separate passes are as good
+# Floats of one image's convolution output. What fusing saves is reading this output again from the
+# L2 cache; above 384 KB the separate passes were no slower.
+MAX_IMAGE_FLOATS = 96 * 1024
 
 
 class _Fused(NamedTuple):
     """How the fused loops run for one set of shapes."""
 
-    plan: Plan
-    tile: int  # LANES or FEW
+    blocking: Blocking
+    tile: int  # LANES or FILTERS
     P: int  # of the pooled output
     Q: int
     pixels: int  # of one filter's pooled output, with the last tile's unused ones
@@ -54,17 +62,17 @@ def _fused(
     P, Q = window.output_size(*x_shape[2:])
     if (
         sums_in_float64(dtype)
-        or not pool_pairs.suits(dtype, pool_window, P, Q)
-        or w_shape[0] * P * Q > MOST_FLOATS
+        or not pool_2x2.suits(dtype, pool_window, P, Q)
+        or w_shape[0] * P * Q > MAX_IMAGE_FLOATS
         or winograd.suits(x_shape, w_shape, window, groups)
     ):
         return None
-    plan = forward_plan((1, *x_shape[1:]), window, groups, 1)
-    if plan.stage.blocks > 1:
+    blocking = forward_blocking((1, *x_shape[1:]), window, groups, 1)
+    if blocking.tile_shape.blocks > 1:
         return None
     P, Q = P // 2, Q // 2
     tile = _tile(w_shape[0] // groups, P, Q)
-    return _Fused(plan, tile, P, Q, -(-P * Q // LANES) * LANES + PAIRS)
+    return _Fused(blocking, tile, P, Q, -(-P * Q // LANES) * LANES + POOLED_PIXELS)
 
 
 def forward(
@@ -75,45 +83,43 @@ def forward(
     groups: int,
     pool_window: Window,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(y, argmax) as pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
-    gives them.
-    """
+    """(y, argmax): the same bits as pool.max_forward of conv.forward with its ReLU."""
     fused = _fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes())
     if fused is None:
         return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
-    x, w = plain(x), plain(w)
-    plan, tile, P, Q, pixels = fused
+    x, w = contiguous(x), contiguous(w)
+    blocking, tile, P, Q, pixels = fused
     N, K = len(x), len(w)
     weights, bias = _pack(w.reshape(groups, K // groups, -1), tile), _pack_bias(b, K, groups, tile)
     y, argmax = np.empty((N, K, P, Q), np.float32), np.empty((N, K, P, Q), np.uint8)
 
     def run(begin: int, end: int) -> None:
-        staged = scratch("staged", plan.scratch + 2 * PIXELS)
-        staged[:] = 0
-        values, winners = (
+        padded = scratch("padded", blocking.scratch + 2 * CONV_PIXELS)
+        padded[:] = 0
+        values, indices = (
             scratch("pooled", pixels * LANES),
-            scratch("won", pixels * LANES, np.uint8),
+            scratch("argmax", pixels * LANES, np.uint8),
         )
         images = x[begin:end], y[begin:end], argmax[begin:end]
-        geometry = plan.stage, plan.phases, plan.offsets
+        geometry = blocking.tile_shape, blocking.phases, blocking.offsets
         if tile == LANES:
-            _forward_filters(*images, *geometry, weights, bias, staged, values, winners)
+            _forward_filters(*images, *geometry, weights, bias, padded, values, indices)
         else:
-            _forward_pixels(*images, *geometry, weights, bias, staged, winners)
+            _forward_pixels(*images, *geometry, weights, bias, padded, indices)
 
     parallel(run, shards(N), blas=False)
     return y, argmax
 
 
 def _tile(filters: int, P: int, Q: int) -> int:
-    """LANES where a vector of filters wastes fewer products, FEW where one of pixels does."""
-    by_filters = -(-filters // LANES) * -(-Q // PAIRS) * PAIRS
-    by_pixels = -(-filters // FEW) * -(-Q // LANES) * FEW
-    return LANES if by_filters <= by_pixels else FEW
+    """LANES (vectors of filters) or FILTERS (vectors of pixels): what computes less in vain."""
+    by_filters = -(-filters // LANES) * -(-Q // POOLED_PIXELS) * POOLED_PIXELS
+    by_pixels = -(-filters // FILTERS) * -(-Q // LANES) * FILTERS
+    return LANES if by_filters <= by_pixels else FILTERS
 
 
 def _pack(w: np.ndarray, tile: int) -> np.ndarray:
-    """(groups, K, depth) as (groups, tiles, depth, tile), zeros beyond K."""
+    """w (groups, K, depth) as (groups, tiles, depth, tile), zero beyond K."""
     groups, K, depth = w.shape
     packed = np.zeros((groups, -(-K // tile) * tile, depth), np.float32)
     packed[:, :K] = w
@@ -121,43 +127,45 @@ def _pack(w: np.ndarray, tile: int) -> np.ndarray:
 
 
 def _pack_bias(b: np.ndarray | None, K: int, groups: int, tile: int) -> np.ndarray:
-    b = np.zeros(K, np.float32) if b is None else plain(b)
+    b = np.zeros(K, np.float32) if b is None else contiguous(b)
     return _pack(b.reshape(groups, K // groups, 1), tile).reshape(groups, -1)
 
 
 @compiled
-def _forward_filters(x, y, argmax, stage, phases, offsets, weights, bias, staged, values, winners):
-    """A vector holds LANES filters of one pixel."""
+def _forward_filters(
+    x, y, argmax, tile_shape, phases, offsets, weights, bias, padded, values, indices
+):
+    """The pass whose vectors hold LANES filters of one pixel."""
     groups, tiles, depth, _ = weights.shape
     N, K, P, Q = y.shape
     K //= groups
-    row_bytes = 4 * stage.width
-    last = max(Q - PAIRS, 0)  # the last tile begins here, whatever the one before it has done
+    row_bytes = 4 * tile_shape.width
+    last = max(Q - POOLED_PIXELS, 0)  # the last tile overlaps the one before it, to stay in the row
     for n in range(N):
         for group in range(groups):
-            stage_input(x, stage, phases, group, n, 1, 0, stage.P, staged)
+            load_padded_tile(x, tile_shape, phases, group, n, 1, 0, tile_shape.P, padded)
             for tile in range(tiles):
                 for p in range(P):
-                    for column in range(0, Q, PAIRS):
+                    for column in range(0, Q, POOLED_PIXELS):
                         q = min(column, last)
                         pooled_filters(
                             address(weights[group, tile]),
-                            address(staged) + 2 * p * row_bytes + 8 * q,
+                            address(padded) + 2 * p * row_bytes + 8 * q,
                             row_bytes,
                             address(offsets),
                             depth,
                             address(bias[group]) + tile * VECTOR_BYTES,
                             address(values) + (p * Q + q) * VECTOR_BYTES,
-                            address(winners) + (p * Q + q) * LANES,
+                            address(indices) + (p * Q + q) * LANES,
                         )
                 first = group * K + tile * LANES
                 count = min(LANES, K - tile * LANES)
-                _unpack(values, winners, y[n], argmax[n], first, count, P * Q)
+                _unpack(values, indices, y[n], argmax[n], first, count, P * Q)
 
 
 @compiled
-def _unpack(values, winners, y, argmax, first, count, pixels):
-    """y[first + lane] and argmax of values (pixels, LANES) and winners, for `count` lanes."""
+def _unpack(values, indices, y, argmax, first, count, pixels):
+    """Transpose values and indices (pixels, LANES) to y[first + lane] and argmax, `count` lanes."""
     to = argmax.reshape(-1)
     for pixel in range(0, pixels, LANES):
         inside = min(LANES, pixels - pixel)
@@ -167,40 +175,40 @@ def _unpack(values, winners, y, argmax, first, count, pixels):
         transpose(source, VECTOR_BYTES, inside, bits, target, 4 * pixels, (1 << inside) - 1)
     for lane in range(count):
         for pixel in range(pixels):
-            to[(first + lane) * pixels + pixel] = winners[pixel * LANES + lane]
+            to[(first + lane) * pixels + pixel] = indices[pixel * LANES + lane]
 
 
 @compiled
-def _forward_pixels(x, y, argmax, stage, phases, offsets, weights, bias, staged, winners):
-    """A vector holds LANES pixels of one filter."""
+def _forward_pixels(x, y, argmax, tile_shape, phases, offsets, weights, bias, padded, indices):
+    """The pass whose vectors hold LANES pixels of one filter."""
     groups, tiles, depth, _ = weights.shape
     N, K, P, Q = y.shape
     K //= groups
-    row_bytes = 4 * stage.width
+    row_bytes = 4 * tile_shape.width
     for n in range(N):
         for group in range(groups):
-            stage_input(x, stage, phases, group, n, 1, 0, stage.P, staged)
+            load_padded_tile(x, tile_shape, phases, group, n, 1, 0, tile_shape.P, padded)
             for tile in range(tiles):
-                first, count = group * K + tile * FEW, min(FEW, K - tile * FEW)
+                first, count = group * K + tile * FILTERS, min(FILTERS, K - tile * FILTERS)
                 for p in range(P):
                     for q in range(0, Q, LANES):
                         inside = min(LANES, Q - q)
                         pooled_pixels(
                             address(weights[group, tile]),
-                            address(staged) + 2 * p * row_bytes + 8 * q,
+                            address(padded) + 2 * p * row_bytes + 8 * q,
                             row_bytes,
                             address(offsets),
                             depth,
-                            address(bias[group]) + 4 * tile * FEW,
+                            address(bias[group]) + 4 * tile * FILTERS,
                             count,
                             address(y[n, first, p]) + 4 * q,
                             4 * P * Q,
-                            ALL if inside == LANES else (1 << inside) - 1,
-                            address(winners),
+                            ALL_LANES if inside == LANES else (1 << inside) - 1,
+                            address(indices),
                         )
                         for m in range(count):
                             for lane in range(inside):
-                                argmax[n, first + m, p, q + lane] = winners[m * LANES + lane]
+                                argmax[n, first + m, p, q + lane] = indices[m * LANES + lane]
 
 
 def backward(
@@ -214,14 +222,12 @@ def backward(
     pool_window: Window,
     need_dx: bool = True,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax as `forward` returned
-    them.
-    """
+    """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax are `forward`'s."""
     if _fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes()) is not None:
-        dy, y, argmax, x, w = map(plain, (dy, y, argmax, x, w))
-        return gradient(dy, y, argmax, x, w, window, groups, need_dx)
+        dy, y, argmax, x, w = map(contiguous, (dy, y, argmax, x, w))
+        return backward_of_maxima(dy, y, argmax, x, w, window, groups, need_dx)
     size = window.output_size(*x.shape[2:])
     masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)
-    spread = pool.max_backward(masked, argmax, (len(x), w.shape[0], *size), pool_window)
+    unpooled = pool.max_backward(masked, argmax, (len(x), w.shape[0], *size), pool_window)
     del masked
-    return conv.backward(spread, x, w, window, groups, need_dx)
+    return conv.backward(unpooled, x, w, window, groups, need_dx)

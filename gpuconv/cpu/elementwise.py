@@ -1,4 +1,4 @@
-"""Element-by-element work, cut into one contiguous shard a thread."""
+"""Element-by-element loops, cut into one contiguous shard for each thread."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from gpuconv.cpu.compiled import compiled
 from gpuconv.threads import parallel, shards
 
-GRAIN = 1 << 16  # below this many elements, a second thread costs more than it saves
+GRAIN = 1 << 16  # with fewer elements, a second thread costs more than it saves
 
 
 def elementwise(function: Callable[..., Any], *inputs: np.ndarray) -> np.ndarray:
-    """y, like the first input, after function(*shards of inputs, shard of y) for each shard."""
-    flat = [plain(a).reshape(-1) for a in inputs]
+    """y, shaped like the first input: function(*shards of inputs, shard of y), on all threads."""
+    flat = [contiguous(a).reshape(-1) for a in inputs]
     y = np.empty(inputs[0].shape, inputs[0].dtype)
     out = y.reshape(-1)
     pieces = shards(y.size, GRAIN)
@@ -23,10 +23,8 @@ def elementwise(function: Callable[..., Any], *inputs: np.ndarray) -> np.ndarray
     return y
 
 
-def plain(a: np.ndarray) -> np.ndarray:
-    """`a` contiguous, aligned and writable, copied only if it is not: compiled loops know one
-    layout.
-    """
+def contiguous(a: np.ndarray) -> np.ndarray:
+    """`a` in C order, aligned and writable, as compiled loops need it; copied only if it is not."""
     return a if a.flags.carray else np.require(a, requirements=["C", "A", "W"])
 
 
@@ -37,18 +35,12 @@ def relu_backward(dy, y, dx):
 
 
 @compiled
-def cut(dy, y):
-    """relu_backward in dy's memory: one array fewer, or vector loops would fear an overlap."""
+def relu_backward_into(dy, y):
+    """relu_backward, in dy's memory. With one array fewer the compiler sees that none overlap, and
+    uses vectors.
+    """
     for i in range(dy.size):
         dy[i] = 0 if y[i] <= 0 else dy[i]
-
-
-@compiled
-def add_relu_into(a, b):
-    zero = a.dtype.type(0)
-    for i in range(a.size):
-        total = a[i] + b[i]
-        a[i] = zero if total < zero else total
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Softmax and the losses over it, one pass over each example's scores."""
+"""Softmax and the losses over it: one pass over each example's scores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Matrix products on the path's own threads.
+"""Matrix products on the worker threads.
 
-BLAS's threads go on polling for work for milliseconds after a product, on the cores that the next
-operation's threads need; so its products run on one thread each, side by side over the rows.
+BLAS's threads poll for more work for milliseconds after a product, on the cores that the next
+operation's threads need. So each product runs on one BLAS thread, side by side over the rows.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ import numpy as np
 from gpuconv.cpu.precision import sums_in_float64
 from gpuconv.threads import blas_threads, parallel, shards
 
-GRAIN = 4_000_000  # multiply-adds below which a second thread costs more than it saves
-
+GRAIN = 4_000_000  # with fewer multiply-adds, a second thread costs more than it saves
 
 _one_thread = blas_threads(1)
 
 
 def products(*factors: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """Each pair's a @ b, for matrices (rows, depth) and (depth, columns), all of one dtype, in any
-    layout.
-    """
+    """a @ b for each pair (rows, depth), (depth, columns) of one dtype, in any layout."""
     wide = sums_in_float64(factors[0][0].dtype)
     results = []
     with _one_thread:

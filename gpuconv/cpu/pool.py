@@ -1,82 +1,82 @@
-"""Pooling for NumPy arrays: a row and a tap at a time, so that the inner loops are vector loops."""
+"""Pooling: one row and one tap at a time, so that the inner loops vectorise."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import pool_pairs
+from gpuconv.cpu import pool_2x2
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.elementwise import plain
+from gpuconv.cpu.elementwise import contiguous
 from gpuconv.shapes import Window
 from gpuconv.threads import Pieces, parallel, shards
 
 NONE = 255  # argmax where no tap was inside the image
-GRAIN = 1 << 15  # pixels a thread should have, to be worth its start
+GRAIN = 1 << 15  # with fewer pixels, a second thread costs more than it saves
 
 
 def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """(y, argmax), both (N, C, P, Q), of x (N, C, H, W): argmax, uint8, is the winning tap r*S + s.
+    """(y, argmax), (N, C, P, Q), of x (N, C, H, W); argmax (uint8): the tap r*S + s of the maximum.
 
-    A NaN wins over every number, the last NaN over the others, the first in row order among equals,
-    padding never; without a tap inside the image y is -inf and argmax is 255.
+    A NaN counts as larger than every number; of several NaN the last is taken, of equal numbers the
+    first in row order. Padding is never taken: for a window of padding alone y is -inf, argmax 255.
     """
-    x = plain(x)
+    x = contiguous(x)
     N, C, H, W = x.shape
     P, Q = window.output_size(H, W)
     y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), np.uint8)
-    planes, out, winners = x.reshape(-1, H, W), y.reshape(-1, P, Q), argmax.reshape(-1, P, Q)
-    run, geometry = _max_forward, numbers(window, H, W)
-    if pool_pairs.suits(x.dtype, window, H, W):
-        run, geometry = pool_pairs.max_planes, ()
-    parallel(lambda b, e: run(planes[b:e], out[b:e], winners[b:e], *geometry), _shards(x), False)
+    planes, out, indices = x.reshape(-1, H, W), y.reshape(-1, P, Q), argmax.reshape(-1, P, Q)
+    run, geometry = _max_forward, _geometry(window, H, W)
+    if pool_2x2.suits(x.dtype, window, H, W):
+        run, geometry = pool_2x2.max_planes, ()
+    parallel(lambda b, e: run(planes[b:e], out[b:e], indices[b:e], *geometry), _shards(x), False)
     return y, argmax
 
 
 def max_backward(
     dy: np.ndarray, argmax: np.ndarray, x_shape: tuple[int, ...], window: Window
 ) -> np.ndarray:
-    """dx, of x_shape: each dy (N, C, P, Q) goes to its window's winner."""
+    """dx (of x_shape): each dy (N, C, P, Q) is added to the pixel that was its window's maximum."""
     (_, _, H, W), (_, _, P, Q) = x_shape, dy.shape
     dx = np.empty(x_shape, dy.dtype)
-    gradient, winners = plain(dy).reshape(-1, P, Q), plain(argmax).reshape(-1, P, Q)
-    out, geometry = dx.reshape(-1, H, W), numbers(window, H, W)
+    gradient, indices = contiguous(dy).reshape(-1, P, Q), contiguous(argmax).reshape(-1, P, Q)
+    out, geometry = dx.reshape(-1, H, W), _geometry(window, H, W)
 
-    def spread(b: int, e: int) -> None:
-        if pool_pairs.suits(dx.dtype, window, H, W):
-            pool_pairs.spread_planes(gradient[b:e], winners[b:e], out[b:e])
+    def unpool(b: int, e: int) -> None:
+        if pool_2x2.suits(dx.dtype, window, H, W):
+            pool_2x2.scatter_planes(gradient[b:e], indices[b:e], out[b:e])
         else:
-            _max_backward(gradient[b:e], winners[b:e], out[b:e], *geometry)
+            _max_backward(gradient[b:e], indices[b:e], out[b:e], *geometry)
 
-    parallel(spread, _shards(dx), False)
+    parallel(unpool, _shards(dx), False)
     return dx
 
 
 def sum_forward(x: np.ndarray, window: Window) -> np.ndarray:
-    """y (N, C, P, Q): the sum over each window's taps inside the image."""
-    x = plain(x)
+    """y (N, C, P, Q): the sum over the taps of each window that lie inside the image."""
+    x = contiguous(x)
     N, C, H, W = x.shape
     P, Q = window.output_size(H, W)
     y = np.empty((N, C, P, Q), x.dtype)
-    planes, out, geometry = x.reshape(-1, H, W), y.reshape(-1, P, Q), numbers(window, H, W)
+    planes, out, geometry = x.reshape(-1, H, W), y.reshape(-1, P, Q), _geometry(window, H, W)
     parallel(lambda b, e: _sum_forward(planes[b:e], out[b:e], *geometry), _shards(x), False)
     return y
 
 
 def sum_backward(dy: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
-    """dx, of x_shape: to each pixel the sum of dy (N, C, P, Q) over the windows that cover it."""
+    """dx (of x_shape): for each pixel the sum of dy (N, C, P, Q) over the windows that cover it."""
     (_, _, H, W), (_, _, P, Q) = x_shape, dy.shape
     dx = np.empty(x_shape, dy.dtype)
     gradient, out, geometry = (
-        plain(dy).reshape(-1, P, Q),
+        contiguous(dy).reshape(-1, P, Q),
         dx.reshape(-1, H, W),
-        numbers(window, H, W),
+        _geometry(window, H, W),
     )
     parallel(lambda b, e: _sum_backward(gradient[b:e], out[b:e], *geometry), _shards(dx), False)
     return dx
 
 
-def numbers(window: Window, H: int, W: int) -> tuple[int, ...]:
-    """R, S, stride_h, stride_w, top, left, dil_h, dil_w: as the compiled loops take them."""
+def _geometry(window: Window, H: int, W: int) -> tuple[int, ...]:
+    """(R, S, stride_h, stride_w, top, left, dil_h, dil_w), as the compiled loops take them."""
     (top, _), (left, _) = window.pads(H, W)
     return (*window.kernel_size, *window.stride, top, left, *window.dilation)
 
@@ -109,9 +109,9 @@ def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w
     taps = _first_taps(S, stride_w, left, dil_w, Q, W)
     for plane in range(len(x)):
         for p in range(P):
-            best, winner = y[plane, p], argmax[plane, p]
+            best, index = y[plane, p], argmax[plane, p]
             best[:] = -np.inf
-            winner[:] = NONE
+            index[:] = NONE
             started = False
             for r in range(R):
                 h = p * stride_h - top + r * dil_h
@@ -120,27 +120,28 @@ def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w
                 if not started:
                     started = True
                     for q in range(Q):
-                        winner[q] = NONE if taps[q] == NONE else r * S + taps[q]
+                        index[q] = NONE if taps[q] == NONE else r * S + taps[q]
                 for s in range(S):
                     offset = s * dil_w - left
                     first, end = _inside(offset, stride_w, Q, W)
                     row = x[plane, h, max(first * stride_w + offset, 0) :]
                     tap = np.uint8(r * S + s)
                     if stride_w == 1:
-                        _larger(row, best[first:end], winner[first:end], tap, 1)
+                        _update_max(row, best[first:end], index[first:end], tap, 1)
                     elif stride_w == 2:
-                        _larger(row, best[first:end], winner[first:end], tap, 2)
+                        _update_max(row, best[first:end], index[first:end], tap, 2)
                     else:
-                        _larger(row, best[first:end], winner[first:end], tap, stride_w)
+                        _update_max(row, best[first:end], index[first:end], tap, stride_w)
 
 
 @compiled
-def _larger(row, best, winner, tap, step):
+def _update_max(row, best, index, tap, step):
+    """The maximum so far and its tap; selections without a branch, so that the loop vectorises."""
     for q in range(len(best)):
         value = row[q * step]
         wins = (value > best[q]) | (value != value)
         best[q] = value if wins else best[q]
-        winner[q] = tap if wins else winner[q]
+        index[q] = tap if wins else index[q]
 
 
 @compiled
@@ -204,6 +205,8 @@ def _sum_backward(dy, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
 
 @compiled
 def _add(total, total_step, values, step, count):
-    """With both steps known to be 1 the loop uses vectors: a third of the time."""
+    """total[q * total_step] += values[q * step]. The callers pass a constant 1 where they can: the
+    loop is then compiled with vectors, and takes a third of the time.
+    """
     for q in range(count):
         total[q * total_step] += values[q * step]

@@ -1,6 +1,6 @@
-"""Local response normalisation for NumPy arrays: a strip of pixels through all channels at a time.
+"""Local response normalisation: a strip of pixels through all channels at a time.
 
-The strip stays in the cache, and the inner loops run along its pixels, a vector at a time.
+The strip stays in the cache, and the inner loops run along its pixels, so that they vectorise.
 """
 
 from __future__ import annotations
@@ -8,21 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.elementwise import plain
+from gpuconv.cpu.elementwise import contiguous
 from gpuconv.threads import Pieces, parallel, shards
 
-STRIP = 128  # pixels: 128 KB of float32 with 256 channels
-GRAIN = 1 << 14  # elements a thread should have, to be worth its start
+STRIP = 128  # pixels: 128 KB of float32 with 256 channels, in the L2 cache
+GRAIN = 1 << 14  # with fewer elements, a second thread costs more than it saves
 
 
 def forward(x: np.ndarray, size: int, alpha: float, beta: float, k: float) -> np.ndarray:
     """y = x / (k + alpha * sum over `size` channels of x**2)**beta, x and y (N, C, H, W)."""
-    x = plain(x)
+    x = contiguous(x)
     y = np.empty_like(x)
     planes, out = x.reshape(*x.shape[:2], -1), y.reshape(*x.shape[:2], -1)
     kind = x.dtype.type
-    numbers = size, kind(alpha), kind(beta), kind(k)
-    parallel(lambda b, e: _forward(planes, out, numbers, b, e), _shards(planes), blas=False)
+    constants = size, kind(alpha), kind(beta), kind(k)
+    parallel(lambda b, e: _forward(planes, out, constants, b, e), _shards(planes), blas=False)
     return y
 
 
@@ -30,14 +30,14 @@ def backward(
     dy: np.ndarray, x: np.ndarray, size: int, alpha: float, beta: float, k: float
 ) -> np.ndarray:
     """dx of dy and x, all (N, C, H, W)."""
-    dy, x = plain(dy), plain(x)
+    dy, x = contiguous(dy), contiguous(x)
     dx = np.empty_like(x)
     shape = (*x.shape[:2], -1)
     planes, gradient, out = x.reshape(shape), dy.reshape(shape), dx.reshape(shape)
     kind = x.dtype.type
-    numbers = size, kind(alpha), kind(beta), kind(k)
+    constants = size, kind(alpha), kind(beta), kind(k)
     parallel(
-        lambda b, e: _backward(gradient, planes, out, numbers, b, e), _shards(planes), blas=False
+        lambda b, e: _backward(gradient, planes, out, constants, b, e), _shards(planes), blas=False
     )
     return dx
 
@@ -48,9 +48,9 @@ def _shards(planes: np.ndarray) -> Pieces:
 
 
 @compiled
-def _denominators(x, numbers, d):
+def _denominators(x, constants, d):
     """d[c] = k + alpha * sum of x**2 over the channels around c; x and d are (C, strip)."""
-    size, alpha, _, k = numbers
+    size, alpha, _, k = constants
     C, length = x.shape
     for c in range(C):
         row = d[c]
@@ -64,7 +64,7 @@ def _denominators(x, numbers, d):
 
 @compiled
 def _powers(d, beta, share):
-    """share = d**-beta, by square roots for the usual 3/4."""
+    """share = d**-beta; for the usual beta of 3/4 by square roots, which vectorise."""
     one = d.dtype.type(1)
     if beta == d.dtype.type(0.75):
         for i in range(len(d)):
@@ -76,23 +76,23 @@ def _powers(d, beta, share):
 
 
 @compiled
-def _forward(x, y, numbers, first, end):
+def _forward(x, y, constants, first, end):
     C, pixels = x.shape[1:]
     strips = -(-pixels // STRIP)
     d, share = np.empty((C, STRIP), x.dtype), np.empty(STRIP, x.dtype)
     for strip in range(first, end):
         n, begin = strip // strips, strip % strips * STRIP
         length = min(STRIP, pixels - begin)
-        _denominators(x[n, :, begin : begin + length], numbers, d[:, :length])
+        _denominators(x[n, :, begin : begin + length], constants, d[:, :length])
         for c in range(C):
-            _powers(d[c, :length], numbers[2], share)
+            _powers(d[c, :length], constants[2], share)
             for i in range(length):
                 y[n, c, begin + i] = x[n, c, begin + i] * share[i]
 
 
 @compiled
-def _backward(dy, x, dx, numbers, first, end):
-    size, alpha, beta, _ = numbers
+def _backward(dy, x, dx, constants, first, end):
+    size, alpha, beta, _ = constants
     C, pixels = x.shape[1:]
     strips = -(-pixels // STRIP)
     d, share = np.empty((C, STRIP), x.dtype), np.empty(STRIP, x.dtype)
@@ -101,7 +101,7 @@ def _backward(dy, x, dx, numbers, first, end):
     for strip in range(first, end):
         n, begin = strip // strips, strip % strips * STRIP
         length = min(STRIP, pixels - begin)
-        _denominators(x[n, :, begin : begin + length], numbers, d[:, :length])
+        _denominators(x[n, :, begin : begin + length], constants, d[:, :length])
         for c in range(C):  # d becomes dy * y / d, dx the direct part
             _powers(d[c, :length], beta, share)
             for i in range(length):

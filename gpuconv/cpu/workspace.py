@@ -1,6 +1,4 @@
-"""Scratch memory that is kept: on fresh memory the first touch of a page costs more than the work
-done in it.
-"""
+"""Scratch memory that is kept: touching a fresh page costs more than the work done in it."""
 
 from __future__ import annotations
 
@@ -8,13 +6,13 @@ import threading
 
 import numpy as np
 
-KEPT_FLOATS = 16 * 1024 * 1024  # a larger request is not kept
+KEPT_FLOATS = 16 * 1024 * 1024  # 64 MB; what is larger is not kept, or memory would never be freed
 
 _kept = threading.local()
 
 
 def scratch(name: str, count: int, dtype: type = np.float32) -> np.ndarray:
-    """`count` elements of no particular value, this thread's own until it asks for `name` again."""
+    """`count` uninitialised elements, this thread's own until it asks for `name` again."""
     arrays = _kept.__dict__.setdefault("arrays", {})
     kept = arrays.get((name, dtype))
     if kept is None or len(kept) < count:

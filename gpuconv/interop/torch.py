@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import tensor_file
+
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 # torchvision's first DenseNet files call denselayer1.norm1 denselayer1.norm.1
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -34,27 +36,13 @@ def load_torch(source: Any) -> dict[str, np.ndarray]:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    found = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    found: Any = tensor_file.read(path)[0] if path.suffix == ".safetensors" else _pickled(path)
     for name in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping):
         raise ValueError(f"{path}: expected a state dict, found {type(found).__name__}")
     return _state(found, str(path))
-
-
-def _safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged safetensors file: {error}") from None
-    except (TypeError, AttributeError) as error:  # what NumPy has no type for, such as bfloat16
-        raise ValueError(
-            f"{path}: holds a type that NumPy lacks ({error}); convert it to float32"
-        ) from None
 
 
 def _pickled(path: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from gpuconv import autograd
-from gpuconv.arrays import device_of, require, to_device, to_numpy
+from gpuconv.arrays import checked_cast, device_of, require, to_device, to_numpy
 from gpuconv.autograd import Array, Handle, Parameter, Tensor, as_tensor, record, settle, state
 from gpuconv.devices import resolve
 
@@ -317,7 +317,8 @@ class Module:
         """Copy arrays in by name; nothing changes unless all fit.
 
         strict: refuse missing and unexpected names too. A wrong shape is always refused.
-        Raises ValueError that names what is missing, unexpected, or of another shape.
+        Raises ValueError that names what is missing, unexpected, of another shape, or of values
+        that this model's type cannot hold.
         """
         settle()
         own = dict(self._holders(Parameter, Buffer))
@@ -336,13 +337,16 @@ class Module:
                 "the weights are of another architecture: " + "; ".join(problems[:8]) + more
             )
         # All are converted before the first is copied, so that a bad one changes nothing.
-        arrays = {n: np.asarray(state[n], own[n].data.dtype) for n in own if n in state}
-        for name, array in arrays.items():
+        ready = {}
+        for name in own.keys() & state.keys():
+            array = checked_cast(name, state[name], own[name].data.dtype)
+            ready[name] = to_device(array, device_of(own[name].data) or "cpu", weights=True)
+        for name, array in ready.items():
             holder = own[name]
             if isinstance(holder.data, np.ndarray):
                 holder.data[...] = array
             else:
-                holder.data = to_device(array, device_of(holder.data) or "cpu", weights=True)
+                holder.data = array
 
     def _converted(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The state with each module's own entries as it keeps them now."""

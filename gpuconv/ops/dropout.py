@@ -59,7 +59,7 @@ def dropout_cost(x, p, seed):
 
 @dropout.cpu
 def dropout_cpu(x, p, seed):
-    flat, y = fast.plain(x).reshape(-1), np.empty(x.shape, x.dtype)
+    flat, y = fast.contiguous(x).reshape(-1), np.empty(x.shape, x.dtype)
     out, scale = y.reshape(-1), x.dtype.type(1 / (1 - p))
     parallel(
         lambda b, e: fast.dropout(

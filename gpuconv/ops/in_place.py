@@ -21,8 +21,10 @@ def can_overwrite(a: Any) -> bool:
 
 def relu_backward_into(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """`relu_backward(dy, y)`, in dy's memory."""
-    flat, other = dy.reshape(-1), elementwise.plain(y).reshape(-1)
-    parallel(lambda b, e: elementwise.cut(flat[b:e], other[b:e]), _shards(dy), blas=False)
+    flat, other = dy.reshape(-1), elementwise.contiguous(y).reshape(-1)
+    parallel(
+        lambda b, e: elementwise.relu_backward_into(flat[b:e], other[b:e]), _shards(dy), blas=False
+    )
     return dy
 
 
@@ -40,7 +42,7 @@ def batch_norm2d_backward_into(
     """`batch_norm2d_backward` with dx in dy's memory."""
     relu = activation == "relu"
     arguments = (dy, x, w, b, mean, var, eps, relu, of_batch, True)
-    dx, dw, db = batch_norm.backward(*arguments, over=True)
+    dx, dw, db = batch_norm.backward(*arguments, in_place=True)
     assert dx is not None
     return dx, None if w is None else dw, None if b is None else db
 

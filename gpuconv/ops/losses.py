@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuconv.arrays import ShapeOnly, device_of
 from gpuconv.cpu import losses as fast
-from gpuconv.cpu.elementwise import plain
+from gpuconv.cpu.elementwise import contiguous
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import Array, op, require_floats, require_number, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
@@ -250,13 +250,13 @@ def hinge_backward_cost(excess, labels):
 @cross_entropy.cpu
 def cross_entropy_cpu(scores, labels, label_smoothing):
     p = np.empty(scores.shape, scores.dtype)
-    return fast.cross_entropy(plain(scores), _numbers(labels), float(label_smoothing), p), p
+    return fast.cross_entropy(contiguous(scores), _numbers(labels), float(label_smoothing), p), p
 
 
 @cross_entropy_backward.cpu
 def cross_entropy_backward_cpu(probabilities, labels, label_smoothing):
     dscores = np.empty(probabilities.shape, probabilities.dtype)
-    given = plain(probabilities), _numbers(labels), float(label_smoothing)
+    given = contiguous(probabilities), _numbers(labels), float(label_smoothing)
     fast.cross_entropy_backward(*given, dscores)
     return dscores
 
@@ -264,18 +264,18 @@ def cross_entropy_backward_cpu(probabilities, labels, label_smoothing):
 @half_squared_error.cpu
 def half_squared_error_cpu(scores, labels):
     p = np.empty(scores.shape, scores.dtype)
-    return fast.half_squared_error(plain(scores), _numbers(labels), p), p
+    return fast.half_squared_error(contiguous(scores), _numbers(labels), p), p
 
 
 @half_squared_error_backward.cpu
 def half_squared_error_backward_cpu(probabilities, labels):
     dscores = np.empty(probabilities.shape, probabilities.dtype)
-    fast.half_squared_error_backward(plain(probabilities), _numbers(labels), dscores)
+    fast.half_squared_error_backward(contiguous(probabilities), _numbers(labels), dscores)
     return dscores
 
 
 def _numbers(labels):
-    return plain(labels.astype(np.int64, copy=False))
+    return contiguous(labels.astype(np.int64, copy=False))
 
 
 def _forward(runtime, name, saved, scores, labels, **numbers):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from gpuconv.arrays import device_of, to_device, to_numpy
+from gpuconv.arrays import checked_cast, device_of, to_device, to_numpy
 from gpuconv.nn import Buffer, Module, Parameter
 from gpuconv.optim.checks import number
 
@@ -79,11 +79,17 @@ class EMA:
         return dict(self._averages)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over copies of the averages; ValueError for another model's."""
-        shapes = {name: holder.data.shape for name, holder in self._holders().items()}
+        """Take over copies of the averages; ValueError for another model's, and for values that
+        its type cannot hold.
+        """
+        holders = self._holders()
+        shapes = {name: holder.data.shape for name, holder in holders.items()}
         if state and {name: a.shape for name, a in state.items()} != shapes:
             raise ValueError(
                 f"EMA: the state holds {len(state)} averages that are not this model's"
                 f" {len(shapes)} arrays, in name and shape"
             )
-        self._averages = {name: np.array(a) for name, a in state.items()}
+        self._averages = {
+            name: np.array(checked_cast(f"EMA: {name}", a, holders[name].data.dtype))
+            for name, a in state.items()
+        }

@@ -64,6 +64,14 @@ LOSSES = ("cross_entropy", "article", "hinge")
 NORMALIZE = ("none", "data")
 AUGMENT = ("none", "shift", "affine", "flip", "crop")
 
+CHOICES = {
+    "optimizer": tuple(LEARNING_RATES),
+    "loss": LOSSES,
+    "schedule": SCHEDULES,
+    "normalize": NORMALIZE,
+    "augment": AUGMENT,
+}
+
 
 def run_config(
     preset: str = "default", stored: Mapping[str, Any] | None = None, **changes: Any
@@ -72,8 +80,8 @@ def run_config(
 
     preset: a name of `PRESETS`. stored: the run config of a run to resume, see `stored_config`.
     changes: settings by their names in `DEFAULTS`.
-    Raises ValueError for an unknown preset or setting, a momentum where the optimiser has none, and
-    label smoothing with a loss that has none.
+    Raises ValueError for an unknown preset, setting or choice, a momentum where the optimiser has
+    none, and label smoothing with a loss that has none.
 
     >>> config = run_config("article", epochs=1)
     >>> config["batch"], config["epochs"], config["loss"]
@@ -85,6 +93,10 @@ def run_config(
         if name not in DEFAULTS:
             raise unknown("setting", name, DEFAULTS)
     config = {**DEFAULTS, **PRESETS[preset], **(stored or {}), **changes}
+    for name, known in CHOICES.items():
+        for choice in str(config[name]).split("+") if name == "augment" else [config[name]]:
+            if choice not in known:
+                raise unknown(name, choice, known)
     sgd = config["optimizer"] == "sgd"
     if not sgd and "momentum" in changes:
         raise ValueError("train: momentum is for the optimizer sgd; Adam has its own averages")

@@ -1,8 +1,12 @@
-"""The folder of a new run: the next free one, a given one, or one to replace."""
+"""The folder of a run: which one it is, and that one run at a time trains in it."""
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gpuconv.train.config import RunConfig
@@ -34,6 +38,36 @@ def make_run_folder(config: RunConfig, out: str | None, overwrite: bool) -> Path
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
     return folder
+
+
+@contextmanager
+def locked(folder: Path | None) -> Iterator[None]:
+    """Make the folder; within, no other run can enter it.
+
+    The lock is on the folder itself and leaves no file; it ends with the process, however that
+    ends. On file systems without locks there is none. None stands for a run without a folder.
+    Raises OSError in one line where the folder cannot be made or another run is in it.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise type(error)(f"{folder}: cannot make this folder: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"{folder}: another run is training in this folder; wait for it, or choose another"
+            ) from None
+        except OSError:
+            pass  # some network file systems lock no folders
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _next_free(folder: Path) -> Path:

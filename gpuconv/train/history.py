@@ -58,9 +58,12 @@ class History:
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         for line in lines[:count]:
             try:
-                self.records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(record, dict):
+                break
+            self.records.append(record)
         self._rewrite()
         return len(self.records) == count
 

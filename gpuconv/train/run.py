@@ -24,6 +24,7 @@ from gpuconv.data.preprocessing import (
     mean_and_std,
 )
 from gpuconv.train import config as configs
+from gpuconv.train.state import is_best
 from gpuconv.train.trainer import Trainer
 
 TEST_BATCH = 500
@@ -97,8 +98,9 @@ def test(run: Run) -> dict[str, Any]:
     if trainer.out is None:
         raise ValueError("test: the run has no folder: set run.trainer.out before it is trained")
     best, last = Path(trainer.out) / "best.safetensors", Path(trainer.out) / "last.safetensors"
-    path = best if best.exists() else last
-    found = checkpoint.read(path)
+    path, found = best, checkpoint.read(best) if best.exists() else None
+    if found is None or not is_best(found, trainer.state):
+        path, found = last, checkpoint.read(last)
     found.load_into(trainer.model)
     preprocessing = Preprocessing.from_metadata(found.metadata, trainer.model.input_shape)
     dataset = preprocessing.load(run.config["data"], "test", run.config["limit"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpuconv.checkpoint import Checkpoint
 from gpuconv.nn import Dropout, Module
 from gpuconv.threads import thread_count
@@ -89,18 +91,53 @@ def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Trai
             f"{found.path}: is of another run: {'; '.join(different[:4])}{more};"
             " repeat its settings, or train in another folder"
         )
+    generators = meta["generators"]
     drawing = dict(stochastic_layers(model))
-    if drawing.keys() != meta["generators"].keys():
+    if drawing.keys() != generators.keys():
         raise ValueError(f"{found.path}: other layers draw random numbers in that run")
-    found.load_into(model)
     averages = {name: a for name, a in found.optimizer.items() if name.startswith(AVERAGE)}
     own = {name: a for name, a in found.optimizer.items() if name not in averages}
-    trainer.optimizer.load_state_dict({**meta["optimizer"], "arrays": own})
-    if trainer.average is not None:
-        trainer.average.load_state_dict({k.removeprefix(AVERAGE): a for k, a in averages.items()})
+    _load(
+        found,
+        trainer,
+        {**meta["optimizer"], "arrays": own},
+        {name.removeprefix(AVERAGE): a for name, a in averages.items()},
+    )
     for name, layer in drawing.items():
-        layer.rng_state = meta["generators"][name]
+        layer.rng_state = generators[name]
     return TrainState(**meta["position"])
+
+
+def _load(
+    found: Checkpoint,
+    trainer: Trainer,
+    optimizer_state: dict[str, Any],
+    averages: dict[str, np.ndarray],
+) -> None:
+    """Weights, optimiser and average, all of them or none."""
+    optimizer, average = trainer.optimizer, trainer.average
+    weights = {name: array.copy() for name, array in trainer.model.state_dict().items()}
+    before = optimizer.state_dict()
+    found.load_into(trainer.model)
+    try:
+        optimizer.load_state_dict(optimizer_state)
+        if average is not None:
+            average.load_state_dict(averages)
+    except ValueError as error:
+        trainer.model.load_state_dict(weights)
+        optimizer.load_state_dict(before)
+        raise ValueError(f"{found.path}: {error}") from None
+
+
+def is_best(best: Checkpoint, state: TrainState) -> bool:
+    """Whether a best.safetensors is of this run: of the epoch, with the results, that it counts as
+    its best.
+    """
+    result = best.metadata.get("result")
+    if not isinstance(result, dict) or state.best_epoch is None:
+        return False
+    found = [result.get(name) for name in ("epoch", "validation_accuracy", "validation_loss")]
+    return found == [state.best_epoch, state.best, state.best_loss]
 
 
 def stochastic_layers(model: Module) -> list[tuple[str, Dropout]]:

@@ -24,6 +24,7 @@ from gpuconv.train import finite, state
 from gpuconv.train.callback import Callback
 from gpuconv.train.description import describe_run
 from gpuconv.train.evaluate import batches_of, evaluate, probabilities
+from gpuconv.train.folder import locked
 from gpuconv.train.history import History
 from gpuconv.train.interrupt import Interrupted, Signals
 from gpuconv.train.progress import Progress
@@ -114,15 +115,15 @@ class Trainer:
 
         Raises: ValueError for epochs < 1, a checkpoint of another model or recipe, or NaN in the
         input; FloatingPointError naming the first layer whose output is not finite; OSError where
-        `out` cannot be written; Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when the
-        batch is finished and saved. A second Ctrl-C stops at once.
+        `out` cannot be written or another run is in it; Interrupted (a KeyboardInterrupt) after
+        Ctrl-C or SIGTERM, when the batch is finished and saved. A second Ctrl-C stops at once.
         """
         self.epochs, self.batches = count("fit", "epochs", epochs), len(train)
         if not self.batches:
             raise ValueError("fit: the training set has no batches")
         if self.schedule is not None:
             self.schedule(self.epochs * self.batches - 1)  # refuse a short one now, not at its end
-        with Signals() as self._signals, np.errstate(all="ignore"):
+        with locked(self.out), Signals() as self._signals, np.errstate(all="ignore"):
             self._begin(train, validation, resume)
             try:
                 self._tell("on_fit_begin")
@@ -142,7 +143,7 @@ class Trainer:
         if resume and last is None:
             raise ValueError("fit: resume needs the Trainer's out, the folder of the run")
         if last is not None:
-            self._prepare_folder(last.parent)
+            remove_leftovers(last.parent)
         if last is not None and (resume is True or (resume and last.exists())):
             self._resume(last)
         else:
@@ -153,13 +154,6 @@ class Trainer:
             if last is not None:  # nobody shall take an earlier run's best for this one's
                 last.with_name("best.safetensors").unlink(missing_ok=True)
 
-    def _prepare_folder(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(f"{folder}: cannot make this folder: {error.strerror}") from None
-        remove_leftovers(folder)
-
     def _resume(self, last: Path) -> None:
         found = checkpoint.read(last)
         self.state = state.restore(found, self, self._run["recipe"])
@@ -168,6 +162,9 @@ class Trainer:
             self._message(f"{self.history.path}: lacks records that the run had written")
         p, threads = self.state, found.metadata["threads"]
         self._message(f"resumed {last}: epoch {p.epoch + 1} after {p.batch} batches")
+        best = last.with_name("best.safetensors")
+        if best.exists() and not state.is_best(checkpoint.read(best), p):
+            self._message(f"{best}: is of another run, or of an epoch that is trained again")
         if threads != thread_count():
             self._message(
                 f"the run had {threads} threads, now there are {thread_count()}: the last"

@@ -326,6 +326,7 @@ def test_doctor_says_what_is_broken_and_exits_with_0(said, monkeypatch):
     from gpuconv.ops import conv2d
 
     monkeypatch.setattr(conv2d, "_cpu", lambda *args: conv2d.definition(*args) + 1)
+    monkeypatch.setattr(conv2d, "_accepted", {})  # no implementation chosen before
     text = said("doctor")
     assert "self-check     FAILS: RuntimeError: conv2d on cpu differs" in text
     assert text.splitlines()[-1].startswith("not ready: self-check")

@@ -353,6 +353,9 @@ def test_resume_refuses(refused, trained, tmp_path):
     assert "holds no run to resume" in refused("train", "--resume", tmp_path)
     text = refused("train", "--resume", trained, "--lr", "0.9")
     assert "is of another run" in text
+    for option in (["--overwrite"], ["--recipe", "article"]):
+        text = refused("train", "--resume", trained, *option)
+        assert f"{option[0]} is for a new run" in text
     (tmp_path / "other").mkdir()
     checkpoint.save(models.lenet(), tmp_path / "other" / "last.safetensors")
     assert "is no run of `gpuconv train`" in refused("train", "--resume", tmp_path / "other")
@@ -414,7 +417,7 @@ def test_evaluate_counts_every_image_once(said, trained, digits):
     assert f"accuracy  {right / 700:.2%} ({right} of 700)" in text
     matrix = np.zeros((10, 10), int)
     np.add.at(matrix, (test.labels, answers), 1)
-    part = text.partition("answers across\n")[2].partition("\n\n")[0].splitlines()[1:]
+    part = text.partition("a column for each answer\n")[2].partition("\n\n")[0].splitlines()[1:]
     printed = [[0 if cell == "." else int(cell) for cell in line.split()[1:]] for line in part]
     assert np.array_equal(printed, matrix)
     for k in range(10):

@@ -56,7 +56,7 @@ def run(package, settings=(), before=None):
 def test_a_second_process_finds_the_code_and_an_edit_of_any_file_makes_it_new(package):
     assert run(package) == (MISS, "")
     assert run(package) == (HIT, "")
-    with open(package / "cpu" / "vector.py", "a") as file:
+    with open(package / "cpu" / "simd.py", "a") as file:
         file.write("# edited\n")
     assert run(package) == (MISS, "")
     assert run(package) == (HIT, "")

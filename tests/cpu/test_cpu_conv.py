@@ -241,9 +241,9 @@ def test_conv_pool_is_conv_relu_and_pool(x_shape, K, window, groups, pooling):
     x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
     convolved = conv.forward(x, w, b, window, groups, "relu")
     y, argmax = conv_pool.forward(x[:, :, ::-1][:, :, ::-1], w, b, window, groups, pooling)
-    expected, winners = pool.max_forward(convolved, pooling)
+    expected, indices = pool.max_forward(convolved, pooling)
     assert np.array_equal(y, expected)
-    assert np.array_equal(argmax, winners)
+    assert np.array_equal(argmax, indices)
     dy = rng.standard_normal(y.shape).astype(np.float32)
     dx, dw, db = conv_pool.backward(dy, y, argmax, x, w, window, groups, pooling)
     spread = np.where(convolved > 0, pool.max_backward(dy, argmax, convolved.shape, pooling), 0)
@@ -262,12 +262,12 @@ def test_conv_pool_keeps_nan():
     x, w, b = arrays(rng, (2, 1, 12, 12), 6, (5, 5))
     x[1, 0, 5, 5] = np.nan
     y, argmax = conv_pool.forward(x, w, b, Window(5), 1, Window(2, stride=2))
-    expected, winners = pool.max_forward(
+    expected, indices = pool.max_forward(
         conv.forward(x, w, b, Window(5), 1, "relu"), Window(2, stride=2)
     )
     assert np.isnan(y).any()
     assert np.array_equal(y, expected, equal_nan=True)
-    assert np.array_equal(argmax, winners)
+    assert np.array_equal(argmax, indices)
 
 
 LAYERS = [

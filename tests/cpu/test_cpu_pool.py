@@ -90,9 +90,9 @@ def test_max(shape, window, dtype):
     x[rng.random(shape) < 0.1] = -np.inf
     x[rng.random(shape) < 0.1] = np.nan
     y, argmax = pool.max_forward(x, window)
-    expected, winners = define_max(x, window)
+    expected, indices = define_max(x, window)
     assert np.array_equal(y, expected, equal_nan=True)
-    assert np.array_equal(argmax, winners)
+    assert np.array_equal(argmax, indices)
     assert y.dtype == dtype
     dy = rng.integers(-9, 10, y.shape).astype(dtype)
     dx = pool.max_backward(dy, argmax, shape, window)
@@ -131,9 +131,9 @@ def test_any_strides():
         np.asfortranarray(base),
     ):
         y, argmax = pool.max_forward(x, window)
-        expected, winners = define_max(x, window)
+        expected, indices = define_max(x, window)
         assert np.array_equal(y, expected)
-        assert np.array_equal(argmax, winners)
+        assert np.array_equal(argmax, indices)
         dy = np.asfortranarray(y)
         dx = pool.max_backward(dy, np.asfortranarray(argmax), x.shape, window)
         assert np.array_equal(dx, pool.max_backward(y, argmax, x.shape, window))

@@ -8,7 +8,7 @@ from test_cpu_conv import arrays, define, random_geometry
 
 import gpuconv
 from gpuconv import ops
-from gpuconv.cpu import conv, conv_direct, conv_weights
+from gpuconv.cpu import conv, conv_direct, conv_wgrad
 from gpuconv.cpu.precision import sums_in_float64, winograd_allowed
 from gpuconv.shapes import Window
 
@@ -31,9 +31,9 @@ def test_a_convolution_of_any_geometry_is_rounded_once(seed):
     x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
     dy = rng.standard_normal((len(x), K, *window.output_size(*x.shape[2:]))).astype(np.float32)
     with gpuconv.float64_sums():
-        found = (conv.forward(x, w, b, window, groups), *conv.backward(dy, x, w, window, groups))
+        results = (conv.forward(x, w, b, window, groups), *conv.backward(dy, x, w, window, groups))
         no_dx = conv.backward(dy, x, w, window, groups, need_dx=False)[0]
-    for result, exact in zip(found, define(x, w, b, dy, window, groups), strict=True):
+    for result, exact in zip(results, define(x, w, b, dy, window, groups), strict=True):
         assert rounded(result, exact)
     assert no_dx is None
 
@@ -106,7 +106,7 @@ def test_without_winograd_a_3x3_convolution_is_the_direct_one():
     direct = (
         conv_direct.forward(x, w, b, window, 1, False),
         conv_direct.input_gradient(dy, w, x.shape, window, 1),
-        conv_weights.weight_gradient(dy, x, w.shape, window, 1, gpuconv.thread_count())[0],
+        conv_wgrad.weight_gradient(dy, x, w.shape, window, 1, gpuconv.thread_count())[0],
     )
 
     def passes():

@@ -312,9 +312,7 @@ def test_the_search_repeats_the_batch_with_the_same_dropout():
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / f".last.safetensors.{dead.pid}-0.tmp").write_bytes(b"half")
+    (tmp_path / ".last.safetensors.0123456789abcdef.tmp").write_bytes(b"half")
     trainer(out=tmp_path).fit(loaders()[0])
     assert not list(tmp_path.glob(".*"))
 
@@ -381,6 +379,80 @@ def test_a_disk_that_fills_up(tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+def brighter(loader):
+    """The loader with one pixel of one image changed."""
+    images = loader.dataset.images.copy()
+    images[70, 0, 3, 3] ^= 1
+    dataset = Dataset(images, loader.dataset.labels, classes=loader.dataset.classes)
+    return Loader(dataset, loader.batch_size, seed=loader.seed)
+
+
+def test_lists_of_batches_have_a_checksum(tmp_path):
+    batches = list(loaders()[0].batches(0))
+    trainer(out=tmp_path).fit(batches)
+    trainer(out=tmp_path).fit(batches, epochs=2, resume=True)
+    changed = [(x.copy(), labels) for x, labels in batches]
+    changed[3][0][1, 0, 2, 2] += 1
+    with pytest.raises(ValueError, match=r"data\.crc32 was"):
+        trainer(out=tmp_path).fit(changed, epochs=3, resume=True)
+
+
+def test_one_run_at_a_time_is_in_a_folder(tmp_path):
+    told = []
+
+    class Second(Callback):
+        def on_batch_end(self, run):
+            if run.state.step == 2:
+                for folder in (tmp_path, tmp_path / "."):
+                    with pytest.raises(OSError, match="another run is training in this fold") as e:
+                        trainer(out=folder).fit(loaders()[0], resume="auto")
+                    told.append(str(e.value))
+
+    first = network()
+    trainer(first, out=tmp_path, callbacks=[Second()]).fit(*loaders())
+    assert len(told) == 2
+    assert "\n" not in told[0]
+    alone = network()
+    trainer(alone, out=tmp_path / "other").fit(*loaders())
+    assert bits(first) == bits(alone)
+    kept = checkpoint.read(tmp_path / "last.safetensors")
+    assert {k: a.tobytes() for k, a in kept.weights.items()} == bits(first)
+    trainer(out=tmp_path).fit(*loaders())  # the lock is gone with the run
+
+
+def test_the_lock_ends_with_a_killed_process(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from gpuconv.train.folder import locked\n"
+        "with locked(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(BlockingIOError, match="another run is training"):
+            trainer(out=tmp_path).fit(loaders()[0])
+    finally:
+        other.kill()
+        other.wait()
+    trainer(out=tmp_path).fit(loaders()[0])
+
+
+def test_the_best_weights_of_another_run_are_told(tmp_path):
+    messages = []
+
+    class Listen(Callback):
+        def on_message(self, text):
+            messages.append(text)
+
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    trainer(out=ours).fit(*loaders(), epochs=1)
+    trainer(network(seed=5), out=theirs, lr=0.05).fit(*loaders(), epochs=2)
+    trainer(out=ours, callbacks=[Listen()]).fit(*loaders(), epochs=1, resume=True)
+    assert not any("another run" in text for text in messages)
+    (ours / "best.safetensors").write_bytes((theirs / "best.safetensors").read_bytes())
+    trainer(out=ours, callbacks=[Listen()]).fit(*loaders(), epochs=1, resume=True)
+    assert any("best.safetensors: is of another run" in text for text in messages)
+
+
 def test_another_recipe_or_model_is_refused_and_named(tmp_path):
     train, validation = loaders()
     trainer(out=tmp_path).fit(train, validation, epochs=1)
@@ -393,6 +465,8 @@ def test_another_recipe_or_model_is_refused_and_named(tmp_path):
         assert bits(run.model) == before
         return str(info.value)
 
+    assert "data.images_crc32 was" in told(trainer(out=tmp_path), brighter(train))
+    assert "data.batch_size was 16, is now None" in told(trainer(out=tmp_path), list(train))
     text = told(trainer(out=tmp_path, lr=0.2))
     assert "is of another run: optimizer.lr was 0.1, is now 0.2; repeat its settings" in text
     assert "clip_norm was None, is now 1" in told(trainer(out=tmp_path, clip_norm=1.0))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_cpu_conv import arrays, check, random_geometry
 
-from gpuconv.cpu import conv, conv_columns, conv_direct, conv_pointwise, conv_whole, winograd
-from gpuconv.cpu.plan import forward_plan
+from gpuconv.cpu import conv, conv_direct, conv_gemm, conv_im2col, conv_pointwise, winograd
+from gpuconv.cpu.blocking import forward_blocking
 from gpuconv.shapes import Window
 from gpuconv.threads import set_thread_count, thread_count
 
@@ -16,15 +16,17 @@ from gpuconv.threads import set_thread_count, thread_count
 def always(request, monkeypatch):
     """Columns whenever the stride allows it, on 1, 2 and 3 threads; counts the calls."""
     calls = []
-    convolve = conv_columns.convolve
+    convolve = conv_im2col.convolve
 
     def counted(*arguments):
         calls.append(arguments[1])
         return convolve(*arguments)
 
-    monkeypatch.setattr(conv_columns, "cheaper", lambda plan, filters: plan.stage.stride_w <= 2)
-    monkeypatch.setattr(conv_columns, "convolve", counted)
-    for other in (winograd, conv_pointwise, conv_whole):
+    monkeypatch.setattr(
+        conv_im2col, "cheaper", lambda blocking, filters: blocking.tile_shape.stride_w <= 2
+    )
+    monkeypatch.setattr(conv_im2col, "convolve", counted)
+    for other in (winograd, conv_pointwise, conv_gemm):
         monkeypatch.setattr(other, "suits", lambda *arguments: False)
     before = thread_count()
     set_thread_count(request.param)
@@ -80,13 +82,13 @@ def test_relu_and_a_nan_that_stays_in_its_windows(always):
 def test_threads_change_no_bit():
     rng = np.random.default_rng(2)
     x, w, b = arrays(rng, (4, 130, 7, 7), 300, (3, 3))
-    window, before, found = Window(3, padding=1), thread_count(), []
+    window, before, results = Window(3, padding=1), thread_count(), []
     for threads in (1, 2, 3):
         set_thread_count(threads)
-        assert conv_columns.cheaper(forward_plan(x.shape, window, 1, threads), 300)
+        assert conv_im2col.cheaper(forward_blocking(x.shape, window, 1, threads), 300)
         y = conv_direct.forward(x, w, b, window, 1, False)
-        found.append((y, conv_direct.input_gradient(y, w, x.shape, window, 1)))
+        results.append((y, conv_direct.input_gradient(y, w, x.shape, window, 1)))
     set_thread_count(before)
-    for y, dx in found[1:]:
-        np.testing.assert_array_equal(y, found[0][0])
-        np.testing.assert_array_equal(dx, found[0][1])
+    for y, dx in results[1:]:
+        np.testing.assert_array_equal(y, results[0][0])
+        np.testing.assert_array_equal(dx, results[0][1])

@@ -1,10 +1,10 @@
-"""Register-tile kernels for Numba loops: the few instructions LLVM does not find by itself.
+"""SIMD building blocks: what LLVM does not find by itself in a compiled loop.
 
-Numba vectorises a plain loop, but does not keep a 12 x 32 tile of sums in registers, which is what
-makes a matrix product run near the machine's peak. Each intrinsic here emits such a tile as LLVM
-vectors of LANES floats; LLVM lowers them to whatever the processor has. Addresses and strides are
-plain integers, in bytes: the callers walk padded scratch memory, for which an array view says
-little.
+Numba vectorises a simple loop, but does not keep a 12 x 32 tile of sums in registers, which is what
+lets a matrix product run near the processor's peak. The intrinsics of simd_*.py emit such code as
+LLVM vectors of LANES floats, which LLVM lowers to the instructions of the processor at hand.
+Addresses and strides are integers, in bytes: the callers walk scratch memory in ways that array
+views do not express.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from llvmlite import ir
 
 
 def _registers() -> tuple[int, tuple[int, int, int]]:
-    """Floats in a vector register, and the tile heights to use, for the processor we run on.
+    """(floats in a vector register, register tile heights) for the processor that we run on.
 
-    A tile holds height x 2 vectors of sums, and needs three more: 12 x 2 fit 32 registers, 6 x 2
-    fit 16.
+    A tile holds height x 2 vectors of sums, and its inner loop needs three more: 12 x 2 fit into 32
+    registers, 6 x 2 into 16. Heights are 3, 2 and 1 units of 4 or 2 rows, so that the last tile of
+    a matrix wastes little.
     """
     features = llvmlite.binding.get_host_cpu_features()
     if features.get("avx512f"):
@@ -32,11 +33,10 @@ def _registers() -> tuple[int, tuple[int, int, int]]:
     return 4, (12, 8, 4) if features.get("neon") else (6, 4, 2)
 
 
-intrinsic: Any = (
-    numba.extending.intrinsic
-)  # untyped: mypy would count an intrinsic's first parameter
+# untyped: mypy would count the first parameter of an intrinsic, which is Numba's own
+intrinsic: Any = numba.extending.intrinsic
 
-LANES, HEIGHTS = _registers()
+LANES, TILE_HEIGHTS = _registers()
 FLOAT_BYTES = 4
 VECTOR_BYTES = LANES * FLOAT_BYTES
 TILE_WIDTH = 2 * LANES

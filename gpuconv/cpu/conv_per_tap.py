@@ -1,5 +1,6 @@
-"""Convolution as the matrix products it is, one per tap: for float64, where being short matters
-more than speed.
+"""Convolution as a sum of matrix products, one for each filter tap: for float64.
+
+float64 is for checks and for `float64_sums`; simple code matters more there than speed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Register tiles of a convolution under a 2 x 2 max-pool (see vector.py and conv_pool.py)."""
+"""Register tiles of a convolution under a 2x2 max-pool (see simd_tiles.py and conv_pool.py)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from gpuconv.cpu.vector import (
+from gpuconv.cpu.simd import (
     FLOAT,
     FLOAT_BYTES,
-    HEIGHTS,
     LANES,
+    TILE_HEIGHTS,
     TILE_WIDTH,
     VECTOR,
     VECTOR_BYTES,
@@ -26,12 +26,12 @@ from gpuconv.cpu.vector import (
     splat,
     store,
 )
-from gpuconv.cpu.vector_squares import BYTES, even_and_odd, largest
-from gpuconv.cpu.vector_tiles import fma_rows, sum_over_taps
+from gpuconv.cpu.simd_pool import BYTES, even_and_odd, maximum_of_4
+from gpuconv.cpu.simd_tiles import fma_rows, sum_over_taps
 
-# What fits the registers: 20 and 24 vectors of sums where there are 32 of them, else 12 and 8.
-PAIRS, FEW = (5, 6) if HEIGHTS[0] == 12 else (3, 2)
-ROWS, COLUMNS = (5, 3, 1), (2, 1)  # of the tiles that visit only the winners
+# What fits into the registers: 20 and 24 vectors of sums where there are 32, else 12 and 8.
+POOLED_PIXELS, FILTERS = (5, 6) if TILE_HEIGHTS[0] == 12 else (3, 2)
+ROWS, COLUMNS = (5, 3, 1), (2, 1)  # sizes of the tiles that visit only the maxima
 
 
 def _rectified(builder: Any, value: Any, shift: Any) -> Any:
@@ -57,10 +57,10 @@ def _depth_loop(builder: Any, args: list[Any], count: int, step: Any) -> list[An
 
 @intrinsic
 def pooled_filters(typingctx, a, b, row_bytes, offsets, depth, bias, y, argmax):
-    """PAIRS pooled pixels of LANES filters, one filter a lane: y[pair][lane], argmax[pair][lane].
+    """POOLED_PIXELS pooled pixels of LANES filters: y[pixel][filter], argmax[pixel][filter].
 
     a: weights (depth, LANES). b: where the pixels' inputs start; offsets (depth), in bytes from
-    there; row_bytes: from a pixel to the one below. Bias is added and ReLU taken before the pool.
+    there; row_bytes: from a pixel to the one below. Bias and ReLU are applied before the pool.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -74,18 +74,20 @@ def pooled_filters(typingctx, a, b, row_bytes, offsets, depth, bias, y, argmax):
             pixels = [
                 load(builder, plus(builder, row, q * FLOAT_BYTES), FLOAT)
                 for row in rows
-                for q in range(2 * PAIRS)
+                for q in range(2 * POOLED_PIXELS)
             ]
             return fma_rows(builder, sums, pixels, [weights])
 
-        sums = _depth_loop(builder, [b, offsets, depth], 4 * PAIRS, step)
+        sums = _depth_loop(builder, [b, offsets, depth], 4 * POOLED_PIXELS, step)
         shift = load(builder, bias, VECTOR)
         values = [_rectified(builder, total, shift) for total in sums]
-        for pair in range(PAIRS):
-            square = [values[row * 2 * PAIRS + 2 * pair + q] for row in (0, 1) for q in (0, 1)]
-            best, winner = largest(builder, square)
+        for pair in range(POOLED_PIXELS):
+            pool_taps = [
+                values[row * 2 * POOLED_PIXELS + 2 * pair + q] for row in (0, 1) for q in (0, 1)
+            ]
+            best, index = maximum_of_4(builder, pool_taps)
             store(builder, best, plus(builder, y, pair * VECTOR_BYTES))
-            _store_bytes(builder, winner, plus(builder, argmax, pair * LANES))
+            _store_bytes(builder, index, plus(builder, argmax, pair * LANES))
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 8), emit
@@ -93,10 +95,11 @@ def pooled_filters(typingctx, a, b, row_bytes, offsets, depth, bias, y, argmax):
 
 @intrinsic
 def pooled_pixels(typingctx, a, b, row_bytes, offsets, depth, bias, rows, y, y_bytes, bits, argmax):
-    """LANES pooled pixels of FEW filters, one pixel a lane: y[filter][lane], argmax[filter][lane].
+    """LANES pooled pixels of FILTERS filters: y[filter][pixel], argmax[filter][pixel].
 
-    As pooled_filters, but: a: weights (depth, FEW). y is written for the first `rows` filters,
-    y_bytes apart, and the lanes whose bit is set; argmax, LANES bytes a filter, for all.
+    The arguments are those of pooled_filters, with weights a (depth, FILTERS). y is written for the
+    first `rows` filters, y_bytes apart, and for the lanes whose bit is set; argmax, LANES bytes a
+    filter, for all lanes.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -109,15 +112,16 @@ def pooled_pixels(typingctx, a, b, row_bytes, offsets, depth, bias, rows, y, y_b
                 for row in (at, below)
                 for v in range(2)
             ]
-            weights = builder.add(a, builder.mul(i, i64(FEW * FLOAT_BYTES)))
+            weights = builder.add(a, builder.mul(i, i64(FILTERS * FLOAT_BYTES)))
             scalars = [
-                load(builder, plus(builder, weights, m * FLOAT_BYTES), FLOAT) for m in range(FEW)
+                load(builder, plus(builder, weights, m * FLOAT_BYTES), FLOAT)
+                for m in range(FILTERS)
             ]
             return fma_rows(builder, sums, scalars, pixels)
 
-        sums = _depth_loop(builder, [b, offsets, depth], 4 * FEW, step)
+        sums = _depth_loop(builder, [b, offsets, depth], 4 * FILTERS, step)
         mask = mask_of(builder, bits)
-        for m in range(FEW):
+        for m in range(FILTERS):
             with builder.if_then(builder.icmp_signed("<", i64(m), rows), likely=True):
                 shift = splat(builder, load(builder, plus(builder, bias, m * FLOAT_BYTES), FLOAT))
                 upper, lower = (
@@ -127,10 +131,10 @@ def pooled_pixels(typingctx, a, b, row_bytes, offsets, depth, bias, rows, y, y_b
                     )
                     for row in (0, 1)
                 )
-                best, winner = largest(builder, upper + lower)
+                best, index = maximum_of_4(builder, upper + lower)
                 to = builder.add(y, builder.mul(y_bytes, i64(m)))
                 masked_store(builder, best, to, mask)
-                _store_bytes(builder, winner, plus(builder, argmax, m * LANES))
+                _store_bytes(builder, index, plus(builder, argmax, m * LANES))
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 11), emit
@@ -141,15 +145,15 @@ def _gather_tile(rows: int, columns: int) -> Any:
     def tile(typingctx, gradients, places, count, x, row_bytes, out, column_bytes):
         """out[column][row] += sum over i of gradients[i] * x[places[i] + row*row_bytes + column].
 
-        places are in bytes, a column is a vector; out has its rows one after the other, and
-        column_bytes from a column to the next.
+        A column is a vector, places are in bytes. In out the rows of a column follow one another,
+        and columns are column_bytes apart.
         """
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             gradients, places, count, x, row_bytes, out, column_bytes = args
 
             def step(i: Any, sums: list[Any]) -> list[Any]:
-                gradient, at = _winner(builder, gradients, places, x, i)
+                gradient, at = _gradient_and_place(builder, gradients, places, x, i)
                 vectors = []
                 for row in range(rows):
                     at = builder.add(at, row_bytes) if row else at
@@ -178,7 +182,7 @@ def _scatter_tile(rows: int, columns: int) -> Any:
     def tile(typingctx, gradients, places, count, x, row_bytes, weights, column_bytes, bits):
         """x[places[i] + row*row_bytes + column] += gradients[i] * weights[column][row], i by i.
 
-        The reverse of the gather tile; of the last column only the lanes whose bit is set.
+        The reverse of the gather tile; in the last column for the lanes whose bit is set.
         """
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -196,7 +200,7 @@ def _scatter_tile(rows: int, columns: int) -> Any:
             ]
 
             def step(i: Any, state: list[Any]) -> list[Any]:
-                gradient, at = _winner(builder, gradients, places, x, i)
+                gradient, at = _gradient_and_place(builder, gradients, places, x, i)
                 for row in range(rows):
                     at = builder.add(at, row_bytes) if row else at
                     for v in range(columns):
@@ -218,7 +222,9 @@ def _scatter_tile(rows: int, columns: int) -> Any:
     return tile
 
 
-def _winner(builder: Any, gradients: Any, places: Any, x: Any, i: Any) -> tuple[Any, Any]:
+def _gradient_and_place(
+    builder: Any, gradients: Any, places: Any, x: Any, i: Any
+) -> tuple[Any, Any]:
     gradient = load(builder, builder.add(gradients, builder.mul(i, i64(FLOAT_BYTES))), FLOAT)
     place = load(builder, builder.add(places, builder.mul(i, i64(8))), i64)
     return gradient, builder.add(x, place)
@@ -230,4 +236,4 @@ gather_5x2, gather_5, gather_3x2, gather_3, gather_1x2, gather_1 = (
 scatter_5x2, scatter_5, scatter_3x2, scatter_3, scatter_1x2, scatter_1 = (
     _scatter_tile(rows, columns) for rows in ROWS for columns in COLUMNS
 )
-PIXELS = TILE_WIDTH  # of the convolution that pooled_pixels reads in a row
+CONV_PIXELS = TILE_WIDTH  # pixels in a row of the convolution that pooled_pixels reads

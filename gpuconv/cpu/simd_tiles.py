@@ -1,4 +1,4 @@
-"""Register tiles: a small matrix product whose sums stay in registers (see vector.py)."""
+"""Register tiles: small matrix products whose sums stay in registers (see simd.py)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from gpuconv.cpu.vector import (
+from gpuconv.cpu.simd import (
     FLOAT,
     FLOAT_BYTES,
-    HEIGHTS,
     LANES,
+    TILE_HEIGHTS,
     VECTOR,
     VECTOR_BYTES,
     i64,
@@ -24,7 +24,9 @@ from gpuconv.cpu.vector import (
     store,
 )
 
-CHAIN = 64  # products added one after the other, before their sum joins the total
+# Products added to one sum before it joins the total. The error is least near the square root of
+# the depth, 48 for 3x3 filters of 256 channels; longer chains spend less time on the totals.
+CHAIN = 64
 
 
 def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
@@ -45,10 +47,11 @@ def sum_over_taps(
     count: int,
     tap: Callable[[Any, list[Any]], list[Any]],
 ) -> list[Any]:
-    """`count` vectors of sums, sums = tap(i, sums) for i in range(depth), CHAIN taps at a time.
+    """`count` vectors of sums: sums = tap(i, sums) for i in range(depth), in chains of CHAIN taps.
 
-    Of n roundings in one chain a sum of random terms keeps an error like sqrt(n); with chains of c
-    it is like sqrt(c + n/c). The totals wait in memory meanwhile, which costs little.
+    A sum of n random terms in one chain has a rounding error that grows like sqrt(n); in chains of
+    c terms it grows like sqrt(c + n/c). The totals are in memory meanwhile: two more instructions
+    for each vector and chain.
     """
     zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * count
 
@@ -64,7 +67,7 @@ def sum_over_taps(
 
 
 def _put(builder: Any, keep: Any, sums: list[Any], places: list[Any]) -> None:
-    """Store the sums, with `keep` added to what is there."""
+    """Store the sums; with `keep`, add them to what is there."""
     with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
         with add:
             for place, total in zip(places, sums, strict=True):
@@ -74,7 +77,7 @@ def _put(builder: Any, keep: Any, sums: list[Any], places: list[Any]) -> None:
                 store(builder, total, place)
 
 
-def _convolution_tile(height: int) -> Any:
+def _conv_tile(height: int) -> Any:
     @intrinsic
     def tile(typingctx, a, b, offsets, depth, keep, out):
         """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH].
@@ -111,14 +114,13 @@ def _convolution_tile(height: int) -> Any:
     return tile
 
 
-def _gradient_tile(columns: int, width: int) -> Any:
+def _outer_tile(columns: int, width: int) -> Any:
     @intrinsic
     def tile(typingctx, d, x, offsets, rows, row_bytes, pixels, step, keep, out):
-        """out[j][0:width*LANES] = sum over p, q of d[p][q][...] * x[offsets[j] + p*row_bytes +
-        q*step].
+        """out[j] = sum over p, q of d[p][q] * x[offsets[j] + p*row_bytes + q*step], j < columns.
 
-        d is [rows][pixels][width*LANES], without gaps; offsets and steps are in bytes. With `keep`
-        the sum is added to what out holds.
+        d is [rows][pixels][width*LANES] without gaps, out [columns][width*LANES]; offsets and steps
+        are in bytes. With `keep` the sum is added to what out holds.
         """
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -156,10 +158,6 @@ def _gradient_tile(columns: int, width: int) -> Any:
     return tile
 
 
-conv_tile_high, conv_tile_middle, conv_tile_low = map(_convolution_tile, HEIGHTS)
-gradient_tile_high, gradient_tile_middle, gradient_tile_low = (
-    _gradient_tile(n, 2) for n in HEIGHTS
-)
-gradient_slim_high, gradient_slim_middle, gradient_slim_low = (
-    _gradient_tile(n, 1) for n in HEIGHTS
-)
+conv_tile_3, conv_tile_2, conv_tile_1 = map(_conv_tile, TILE_HEIGHTS)
+outer_tile_3x2, outer_tile_2x2, outer_tile_1x2 = (_outer_tile(n, 2) for n in TILE_HEIGHTS)
+outer_tile_3x1, outer_tile_2x1, outer_tile_1x1 = (_outer_tile(n, 1) for n in TILE_HEIGHTS)

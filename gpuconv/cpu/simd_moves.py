@@ -1,4 +1,4 @@
-"""Moves of whole vectors: masked copies, stores of a tile's rows, transposes (see vector.py)."""
+"""Moves of whole vectors: masked copies, stores of register tiles, transposes (see simd.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from gpuconv.cpu.vector import (
+from gpuconv.cpu.simd import (
     FLOAT,
     FLOAT_BYTES,
     LANES,
@@ -29,10 +29,10 @@ from gpuconv.cpu.vector import (
 
 @intrinsic
 def store_rows(typingctx, sums, rows, bias, relu, out, stride, bits):
-    """out[m*stride][lane] = sums[m][lane] + bias[m], or its ReLU, for rows m and the lanes whose
-    bit is set.
+    """out[m*stride][lane] = sums[m][lane] + bias[m], or its ReLU, for the lanes whose bit is set.
 
-    sums is a tile, TILE_WIDTH floats to a row; stride is in bytes. NaN stays NaN.
+    sums is a register tile, TILE_WIDTH floats to each of its `rows`; stride is in bytes. NaN stays
+    NaN.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -44,8 +44,8 @@ def store_rows(typingctx, sums, rows, bias, relu, out, stride, bits):
             at, to = state
             shift = load(builder, builder.add(bias, builder.mul(m, i64(FLOAT_BYTES))), FLOAT)
             value = builder.fadd(load(builder, at, VECTOR), splat(builder, shift))
-            cut = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
-            masked_store(builder, builder.select(rectify, cut, value), to, mask)
+            rectified = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+            masked_store(builder, builder.select(rectify, rectified, value), to, mask)
             return [plus(builder, at, 2 * VECTOR_BYTES), builder.add(to, stride)]
 
         loop(builder, rows, [sums, out], row)
@@ -68,8 +68,8 @@ def copy_lanes(typingctx, source, target, bits):
 
 
 @intrinsic
-def bring_lanes(typingctx, source, target, bits):
-    """target[lane] = source[lane], 0 where the lane's bit is not set; LANES floats are written."""
+def copy_lanes_or_zero(typingctx, source, target, bits):
+    """target[lane] = source[lane], or 0 where the lane's bit is not set; writes LANES floats."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, target, bits = args
@@ -80,8 +80,11 @@ def bring_lanes(typingctx, source, target, bits):
 
 
 @intrinsic
-def bring_every_second(typingctx, source, target, bits):
-    """target[lane] = source[2*lane], 0 where its bit of 2*LANES is not set; LANES are written."""
+def deinterleave(typingctx, source, target, bits):
+    """target[lane] = source[2*lane]: a load at stride 2; writes all LANES floats.
+
+    bits: of the 2*LANES floats, those to read; 0 stands for the others.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, target, bits = args
@@ -102,8 +105,8 @@ def bring_every_second(typingctx, source, target, bits):
 def transpose(typingctx, source, stride, rows, bits, target, step, row_bits):
     """target[lane * step + row] = source[row * stride + lane], LANES x LANES, strides in bytes.
 
-    Rows from `rows` on, and lanes whose bit is not set, are taken as zero and not read. Written are
-    the set lanes, of each the rows whose bit is set in row_bits.
+    Rows from `rows` on, and lanes whose bit is not set, are not read and count as zero. Written are
+    the lanes whose bit is set in `bits`, and of each the rows whose bit is set in `row_bits`.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -138,9 +141,7 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 @intrinsic
 def all_below(typingctx, source, vectors, limit):
-    """1 if the magnitudes of all floats of `vectors` (>= 1) vectors are below `limit`, else 0; NaN
-    is not.
-    """
+    """1 if all magnitudes in `vectors` (>= 1) vectors are below `limit`, else 0; a NaN is not."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, vectors, limit = args
@@ -153,7 +154,7 @@ def all_below(typingctx, source, vectors, limit):
             return [builder.or_(state[0], builder.fcmp_unordered(">=", magnitude, most))]
 
         none = ir.Constant(MASK, [0] * LANES)
-        found = builder.bitcast(loop(builder, vectors, [none], step)[0], ir.IntType(LANES))
-        return builder.zext(builder.icmp_signed("==", found, ir.IntType(LANES)(0)), i64)
+        at_least = builder.bitcast(loop(builder, vectors, [none], step)[0], ir.IntType(LANES))
+        return builder.zext(builder.icmp_signed("==", at_least, ir.IntType(LANES)(0)), i64)
 
     return types.intp(types.intp, types.intp, types.float32), emit

@@ -1,9 +1,10 @@
-"""The gradient of a convolution under a 2 x 2 max-pool: of four outputs only the winner has one.
+"""Gradient of a convolution under a ReLU and a 2x2 max-pool: it touches only each window's maximum.
 
-Of each winner (n, k, p, q) the window of x that it saw is R rows of S*C contiguous floats, once the
-image lies channels-last. dw[k] sums these windows, dx adds w[k] to them: a quarter of the products
-of the plain convolution's gradient, whose output gradient is three quarters zeros. With a
-horizontal dilation a row is S strips of C floats.
+For a maximum (n, k, p, q) the window of x that it saw is R rows of S*C contiguous floats, once the
+image lies channels-last. dw[k] sums these windows times their gradient; dx adds w[k] times the
+gradient to them. That is a quarter of the products of the plain convolution's gradient, three
+quarters of whose output gradient are zeros. With a horizontal dilation a row is S strips of C
+floats.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.blocks import ALL, address
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.vector import LANES, VECTOR_BYTES
-from gpuconv.cpu.vector_lanes import transpose
-from gpuconv.cpu.vector_pooled import (
+from gpuconv.cpu.inner_loops import ALL_LANES, address
+from gpuconv.cpu.simd import LANES, VECTOR_BYTES
+from gpuconv.cpu.simd_moves import transpose
+from gpuconv.cpu.simd_pool_tiles import (
     gather_1,
     gather_1x2,
     gather_3,
@@ -35,12 +36,14 @@ from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards
 
-GROUP_FLOATS = 8 * 1024  # of the images that are worked on together: they stay in the inner cache
-MOST_IMAGES = 8
+# Images worked on together: small ones, so that a weight vector in registers serves several of
+# them, but at most 32 KB, which stay in the L1 cache.
+GROUP_FLOATS = 8 * 1024
+MAX_IMAGES = 8
 
 
 class Layout(NamedTuple):
-    """Padded channels-last images of one group, and where a window lies in them; all integers."""
+    """Padded channels-last images of one group, and how a window lies in them; all integers."""
 
     C: int  # of one group, as are K's
     K: int
@@ -62,8 +65,10 @@ class Layout(NamedTuple):
 def _layout(
     x_shape: tuple[int, ...], filters: int, window: Window, groups: int
 ) -> tuple[Layout, np.ndarray, np.ndarray]:
-    """The layout; where the window of each pooled pixel's first output starts, in bytes; how much
-    further that of each of its four outputs does.
+    """(layout, starts, tap_offsets), the latter two in bytes.
+
+    starts: for each pooled pixel, where the window of its first convolution output begins.
+    tap_offsets: how much further the windows of its four outputs begin.
     """
     (_, C, H, W), (R, S) = x_shape, window.kernel_size
     C //= groups
@@ -74,7 +79,7 @@ def _layout(
     width = max(W + left, (Q - 1) * stride_w + (S - 1) * dil_w + 1)
     image = height * width * C
     strips, strip = (1, S * C) if dil_w == 1 else (S, C)
-    images = max(1, min(MOST_IMAGES, GROUP_FLOATS // image))
+    images = max(1, min(MAX_IMAGES, GROUP_FLOATS // image))
     layout = Layout(
         C, filters // groups, R, S, top, left, width, image, images, strips, strip,
         -(-strip // LANES), 4 * dil_w * C, 4 * dil_h * width * C,
@@ -85,7 +90,7 @@ def _layout(
     return layout, starts, np.array([0, right, down, down + right], np.int64)
 
 
-def gradient(
+def backward_of_maxima(
     dy: np.ndarray,
     y: np.ndarray,
     argmax: np.ndarray,
@@ -95,14 +100,12 @@ def gradient(
     groups: int,
     need_dx: bool,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """(dx or None, dw, db), as conv_pool.backward; all arrays C-contiguous, all but argmax
-    float32.
-    """
+    """(dx or None, dw, db), as conv_pool.backward, of arrays in C order; float32, argmax uint8."""
     N, K = len(x), w.shape[0]
-    layout, starts, further = _layout(x.shape, K, window, groups)
+    layout, starts, tap_offsets = _layout(x.shape, K, window, groups)
     line = layout.strips * layout.vectors * layout.R * LANES  # of one filter
     pieces = shards(N)
-    # of the calling thread: a worker's own may be overwritten once it has done its piece
+    # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     sums = scratch("filter sums", len(pieces) * K * line).reshape(len(pieces), K, line)
     biases = np.zeros((len(pieces), K), np.float32)
     weights = scratch("filter lines", K * line if need_dx else 0).reshape(-1, line)
@@ -115,12 +118,15 @@ def gradient(
         part = number[begin]
         sums[part] = 0
         floats = layout.images * layout.image + (layout.vectors + 1) * LANES
-        winners = layout.images * layout.K * len(starts)
-        staged, grown = scratch("channels last", floats), scratch("channels-last dx", floats)
-        staged[:] = 0
+        maxima = layout.images * layout.K * len(starts)
+        padded, dx_padded = scratch("channels last", floats), scratch("channels-last dx", floats)
+        padded[:] = 0
         arrays = dy[begin:end], y[begin:end], argmax[begin:end], x[begin:end], dx[begin:end]
-        values, places = scratch("won gradients", winners), scratch("won", winners, np.int64)
-        rest = layout, starts, further, staged, grown, values, places, weights
+        values, places = (
+            scratch("gradients of maxima", maxima),
+            scratch("offsets of maxima", maxima, np.int64),
+        )
+        rest = layout, starts, tap_offsets, padded, dx_padded, values, places, weights
         _gradient_images(*arrays, need_dx, *rest, sums[part], biases[part])
 
     parallel(run, pieces, blas=False)
@@ -134,66 +140,66 @@ def gradient(
 
 @compiled
 def _gradient_images(
-    dy, y, argmax, x, dx, need_dx, layout, starts, further, staged, grown, values, places, weights,
-    sums, biases,
+    dy, y, argmax, x, dx, need_dx, layout, starts, tap_offsets, padded, dx_padded, values, places,
+    weights, sums, biases,
 ):  # fmt: skip
-    N, groups, winners = len(x), x.shape[1] // layout.C, len(starts)
+    N, groups, maxima = len(x), x.shape[1] // layout.C, len(starts)
     for begin in range(0, N, layout.images):
         images = min(layout.images, N - begin)
         for group in range(groups):
             first = group * layout.K
             for i in range(images):
-                _to_channels_last(x[begin + i], group * layout.C, layout, staged, i * layout.image)
+                _to_channels_last(x[begin + i], group * layout.C, layout, padded, i * layout.image)
             for k in range(layout.K):
-                at = k * winners * images
+                at = k * maxima * images
                 total = np.float32(0)
                 for i in range(images):
                     n, image = begin + i, 4 * i * layout.image
                     to, result = dy[n, first + k].reshape(-1), y[n, first + k].reshape(-1)
-                    won = argmax[n, first + k].reshape(-1)
-                    for j in range(winners):
+                    indices = argmax[n, first + k].reshape(-1)
+                    for j in range(maxima):
                         value = np.float32(0) if result[j] <= 0 else to[j]
                         total += value
                         values[at + j * images + i] = value
-                        places[at + j * images + i] = image + starts[j] + further[won[j]]
+                        places[at + j * images + i] = image + starts[j] + tap_offsets[indices[j]]
                 biases[first + k] += total
                 _gather_windows(
                     address(values) + 4 * at,
                     address(places) + 8 * at,
-                    winners * images,
-                    address(staged),
+                    maxima * images,
+                    address(padded),
                     layout,
                     address(sums[first + k]),
                 )
             if need_dx:
-                grown[:] = 0
-                for j in range(winners):
-                    # filter after filter, image after image: what one adds to a window the next
-                    # must not wait for
+                dx_padded[:] = 0
+                for j in range(maxima):
+                    # the loop over places is outside: successive additions then go to windows of
+                    # other images, and no load waits for the store just before it
                     for k in range(layout.K):
-                        at = (k * winners + j) * images
+                        at = (k * maxima + j) * images
                         _scatter_windows(
                             address(values) + 4 * at,
                             address(places) + 8 * at,
                             images,
-                            address(grown),
+                            address(dx_padded),
                             layout,
                             address(weights[first + k]),
                         )
                 for i in range(images):
                     _from_channels_last(
-                        grown, i * layout.image, layout, dx[begin + i], group * layout.C
+                        dx_padded, i * layout.image, layout, dx[begin + i], group * layout.C
                     )
 
 
 @compiled
-def _to_channels_last(x, first, layout, staged, place):
-    """Channels [first, first + C) of x (C, H, W) into staged[place:], whose padding is zero."""
+def _to_channels_last(x, first, layout, padded, place):
+    """Copy channels [first, first + C) of x (C, H, W) to padded[place:], whose padding is zero."""
     _, H, W = x.shape
     for h in range(H):
         row = place + ((h + layout.top) * layout.width + layout.left) * layout.C
         if layout.C == 1:
-            staged[row : row + W] = x[first, h]
+            padded[row : row + W] = x[first, h]
             continue
         for c in range(0, layout.C, LANES):
             channels = min(LANES, layout.C - c)
@@ -205,14 +211,14 @@ def _to_channels_last(x, first, layout, staged, place):
                     4 * H * W,
                     channels,
                     (1 << inside) - 1,
-                    address(staged) + 4 * (row + q * layout.C + c),
+                    address(padded) + 4 * (row + q * layout.C + c),
                     4 * layout.C,
                     (1 << channels) - 1,
                 )
 
 
 @compiled
-def _from_channels_last(staged, place, layout, x, first):
+def _from_channels_last(padded, place, layout, x, first):
     """The reverse of _to_channels_last; the padding is dropped."""
     _, H, W = x.shape
     for h in range(H):
@@ -222,7 +228,7 @@ def _from_channels_last(staged, place, layout, x, first):
             for q in range(0, W, LANES):
                 inside = min(LANES, W - q)
                 transpose(
-                    address(staged) + 4 * (row + q * layout.C + c),
+                    address(padded) + 4 * (row + q * layout.C + c),
                     4 * layout.C,
                     inside,
                     (1 << channels) - 1,
@@ -234,7 +240,11 @@ def _from_channels_last(staged, place, layout, x, first):
 
 @compiled
 def _gather_windows(values, places, count, x, layout, out):
-    """out[strip][vector][row] += what `count` winners saw, each times its gradient."""
+    """out[strip][vector][row] += the sum of `count` windows, each times its gradient.
+
+    Rows go in tiles of 5, 3 and 1, and vectors in pairs, so that the sums stay in registers: 5 x 2
+    is what 16 registers hold with room for the loads.
+    """
     column_bytes, row_bytes = layout.R * VECTOR_BYTES, layout.row_bytes
     for strip in range(layout.strips):
         for v in range(0, layout.vectors, 2):
@@ -265,13 +275,16 @@ def _gather_windows(values, places, count, x, layout, out):
 
 @compiled
 def _scatter_windows(values, places, count, x, layout, weights):
-    """To the windows of `count` winners: weights[strip][vector][row], times each one's gradient."""
+    """Add weights[strip][vector][row], times each maximum's gradient, to `count` windows of x.
+
+    It cuts rows and vectors as _gather_windows does; here the weights stay in registers.
+    """
     column_bytes, row_bytes = layout.R * VECTOR_BYTES, layout.row_bytes
     tail = layout.strip - (layout.vectors - 1) * LANES
     for strip in range(layout.strips):
         for v in range(0, layout.vectors, 2):
             pair = v + 1 < layout.vectors
-            bits = (1 << tail) - 1 if v + 2 >= layout.vectors else ALL
+            bits = (1 << tail) - 1 if v + 2 >= layout.vectors else ALL_LANES
             row = 0
             while row < layout.R:
                 at = x + strip * layout.strip_bytes + v * VECTOR_BYTES + row * row_bytes
@@ -298,7 +311,7 @@ def _scatter_windows(values, places, count, x, layout, weights):
 
 @compiled
 def _place(layout, c, r, s):
-    """Where a filter's line holds the weight (c, r, s)."""
+    """The place of weight (c, r, s) in a filter's line."""
     strip, along = (0, s * layout.C + c) if layout.strips == 1 else (s, c)
     vector, lane = along // LANES, along % LANES
     return ((strip * layout.vectors + vector) * layout.R + r) * LANES + lane
@@ -306,7 +319,7 @@ def _place(layout, c, r, s):
 
 @compiled
 def _pack(w, layout, lines):
-    """lines (K, ...) of w (K, C, R, S); zero where there is no weight."""
+    """Write w (K, C, R, S) as lines (K, ...), zero where there is no weight."""
     lines[:] = 0
     for k in range(len(w)):
         for c in range(layout.C):
@@ -317,7 +330,7 @@ def _pack(w, layout, lines):
 
 @compiled
 def _unpack(parts, layout, dw):
-    """dw (K, C, R, S) from the parts' lines, added in their order."""
+    """dw (K, C, R, S): the sum of the parts' lines, in their order."""
     for k in range(len(dw)):
         for c in range(layout.C):
             for r in range(layout.R):

@@ -1,0 +1,235 @@
+"""The inner loops over one block of a convolution: fill its input tile, multiply, store.
+
+Blocks, padded input tiles and register tiles are described in blocking.py and simd_tiles.py. The
+loops pass addresses, not array views: a view costs instructions that the innermost loops feel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH
+from gpuconv.cpu.simd_moves import copy_lanes, store_rows, transpose
+from gpuconv.cpu.simd_tiles import (
+    conv_tile_1,
+    conv_tile_2,
+    conv_tile_3,
+    outer_tile_1x1,
+    outer_tile_1x2,
+    outer_tile_2x1,
+    outer_tile_2x2,
+    outer_tile_3x1,
+    outer_tile_3x2,
+)
+
+HEIGHT_3, HEIGHT_2, _ = TILE_HEIGHTS
+ALL_LANES = (1 << LANES) - 1
+
+
+@compiled
+def address(a):
+    """An array's address; signed, because Numba adds signed and unsigned numbers as floats."""
+    return np.intp(a.ctypes.data)
+
+
+@compiled
+def copy_floats(source, target, count):
+    """Copy `count` floats from one address to another, a vector at a time."""
+    for i in range(0, count - LANES + 1, LANES):
+        copy_lanes(source + 4 * i, target + 4 * i, ALL_LANES)
+    if count % LANES:
+        done = count - count % LANES
+        copy_lanes(source + 4 * done, target + 4 * done, (1 << (count % LANES)) - 1)
+
+
+@compiled
+def block_range(tile_shape, block):
+    """(first image, images, first output row, output rows) of a block."""
+    row_blocks = -(-tile_shape.P // tile_shape.rows)
+    n, p = block // row_blocks * tile_shape.images, block % row_blocks * tile_shape.rows
+    return n, min(tile_shape.images, tile_shape.N - n), p, min(tile_shape.rows, tile_shape.P - p)
+
+
+@compiled
+def load_padded_tile(x, tile_shape, phases, group, n, images, p, rows, scratch):
+    """Copy what one block reads of x (N, groups*C, H, W) into its padded input tile.
+
+    padded: zero in the padding columns, which this does not write; rows outside the image are
+    written as zeros.
+    """
+    for c in range(tile_shape.C):
+        for f in range(len(phases)):
+            down, right = phases[f, 0] - tile_shape.top, phases[f, 1] - tile_shape.left
+            first = max(0, -(right // tile_shape.stride_w))
+            last = min(tile_shape.width - 1, (tile_shape.W - 1 - right) // tile_shape.stride_w)
+            plane = (c * len(phases) + f) * tile_shape.plane
+            for i in range(images):
+                source = x[n + i, group * tile_shape.C + c]
+                for t in range(rows + tile_shape.extra):
+                    place = plane + (i * (rows + tile_shape.extra) + t) * tile_shape.width
+                    h = (p + t) * tile_shape.stride_h + down
+                    if h < 0 or h >= tile_shape.H:
+                        scratch[place : place + tile_shape.width] = 0
+                    elif tile_shape.stride_w == 1:
+                        begin = address(source) + 4 * (h * tile_shape.W + first + right)
+                        copy_floats(begin, address(scratch) + 4 * (place + first), last - first + 1)
+                    else:
+                        for j in range(first, last + 1):
+                            scratch[place + j] = source[h, j * tile_shape.stride_w + right]
+
+
+@compiled
+def find_segments(tile_shape, images, tile_rows, rows, Q, steps, starts, segments):
+    """Find which lanes of each vector of tile positions are output pixels, and where they go in y.
+
+    steps: elements from one output image, row and pixel to the next. Vector v has the segments
+    starts[v] to starts[v + 1], each with its first lane, its end lane and the output element of
+    lane 0. Returns the number of vectors.
+    """
+    count, vector = 0, -1
+    for i in range(images):
+        for p in range(rows):
+            begin = (i * tile_rows + p) * tile_shape.width
+            for v in range(begin // LANES, (begin + Q - 1) // LANES + 1):
+                while vector < v:
+                    vector += 1
+                    starts[vector] = count
+                segments[count, 0] = max(begin - v * LANES, 0)
+                segments[count, 1] = min(begin + Q - v * LANES, LANES)
+                segments[count, 2] = i * steps[0] + p * steps[1] + (v * LANES - begin) * steps[2]
+                count += 1
+    starts[vector + 1] = count
+    starts[vector + 2] = count
+    return vector + 1
+
+
+@compiled
+def convolve_block(
+    padded,
+    vectors,
+    weights,
+    bias,
+    relu,
+    offsets,
+    first,
+    height,
+    K,
+    segments,
+    starts,
+    y,
+    place,
+    steps,
+):
+    """All output channels of a block: y.flat[place + channel*steps[3] + segment] = the sum + bias.
+
+    weights: register tiles of (depth, height) one after another. offsets: (depth), in bytes from
+    `padded`. relu: whether the result is rectified. A register tile's sums go through a buffer in
+    the L1 cache, because a vector of them can cover pixels of several rows.
+    """
+    sums = np.empty((HEIGHT_3, TILE_WIDTH), np.float32)
+    out, depth = address(sums), len(offsets)
+    for tile in range(len(first)):
+        k = first[tile]
+        a = address(weights) + 4 * k * depth
+        for v in range(0, vectors, 2):
+            b = padded + 4 * LANES * v
+            if height[tile] == HEIGHT_3:
+                conv_tile_3(a, b, address(offsets), depth, 0, out)
+            elif height[tile] == HEIGHT_2:
+                conv_tile_2(a, b, address(offsets), depth, 0, out)
+            else:
+                conv_tile_1(a, b, address(offsets), depth, 0, out)
+            channel, rows = place + k * steps[3], min(height[tile], K - k)
+            for half in range(2):
+                at = out + 4 * half * LANES
+                for e in range(starts[v + half], starts[v + half + 1]):
+                    begin, end, target = segments[e, 0], segments[e, 1], channel + segments[e, 2]
+                    if steps[2] == 1:
+                        to, bits = address(y) + 4 * target, (1 << end) - (1 << begin)
+                        store_rows(at, rows, address(bias) + 4 * k, relu, to, 4 * steps[3], bits)
+                    else:
+                        scatter_rows(sums, half, rows, begin, end, y, target, steps)
+
+
+@compiled
+def scatter_rows(sums, half, rows, begin, end, y, target, steps):
+    """Like store_rows, to pixels steps[2] apart; without bias and ReLU: only dx needs it."""
+    for m in range(rows):
+        for lane in range(begin, end):
+            y[target + m * steps[3] + lane * steps[2]] = sums[m, half * LANES + lane]
+
+
+@compiled
+def transpose_gradient(dy, group, K, n, images, p, rows, Q, out):
+    """A block of dy as out[tile of channels][pixel][channel]: the channels of a pixel adjacent.
+
+    A tile has TILE_WIDTH channels, or LANES where no more are left. It starts at
+    out[first channel * pixels]; channels from K on are zero.
+    """
+    pixels = rows * Q
+    total = images * pixels
+    plane = 4 * dy.shape[2] * dy.shape[3]
+    k = 0
+    while k < K:
+        width = TILE_WIDTH if K - k > LANES else LANES
+        for i in range(images):
+            for half in range(0, width, LANES):
+                source = address(dy[n + i, min(group * K + k + half, dy.shape[1] - 1), p])
+                for q in range(0, pixels, LANES):
+                    bits = ALL_LANES if pixels - q >= LANES else (1 << (pixels - q)) - 1
+                    target = address(out) + 4 * (k * total + (i * pixels + q) * width + half)
+                    transpose(
+                        source + 4 * q, plane, K - k - half, bits, target, 4 * width, ALL_LANES
+                    )
+        k += width
+
+
+@compiled
+def accumulate_weights(
+    padded, tile_shape, images, rows, gradient, offsets, first, height, K, columns, sums
+):
+    """sums[tile of channels][column][channel] += the block's part of dw.
+
+    A column is a pair of input channel and tap. gradient: as transpose_gradient leaves it. offsets:
+    (columns), in bytes. A tile of channels starts at sums[first channel * columns].
+    """
+    pixels = rows * tile_shape.Q
+    row_bytes = 4 * tile_shape.width
+    image = 4 * (rows + tile_shape.extra) * tile_shape.width
+    lines, length = rows, tile_shape.Q
+    if tile_shape.width == tile_shape.Q:  # no gaps between rows: one long row
+        lines, length = 1, pixels
+    k = 0
+    while k < K:
+        width = TILE_WIDTH if K - k > LANES else LANES
+        for tile in range(len(first)):
+            at = address(offsets) + 8 * first[tile]
+            out = address(sums) + 4 * (k * columns + first[tile] * width)
+            for i in range(images):
+                d = address(gradient) + 4 * (k * images + i * width) * pixels
+                x = padded + i * image
+                outer_product_tile(
+                    width == TILE_WIDTH, height[tile], d, x, at, lines, row_bytes, length, 4, 1, out
+                )
+        k += width
+
+
+@compiled
+def outer_product_tile(wide, height, d, x, offsets, lines, row_bytes, length, step, keep, out):
+    """The outer-product tile of this width and height (simd_tiles.py): a switch, as Numba cannot
+    call an intrinsic through a variable.
+    """
+    if wide:
+        if height == HEIGHT_3:
+            outer_tile_3x2(d, x, offsets, lines, row_bytes, length, step, keep, out)
+        elif height == HEIGHT_2:
+            outer_tile_2x2(d, x, offsets, lines, row_bytes, length, step, keep, out)
+        else:
+            outer_tile_1x2(d, x, offsets, lines, row_bytes, length, step, keep, out)
+    elif height == HEIGHT_3:
+        outer_tile_3x1(d, x, offsets, lines, row_bytes, length, step, keep, out)
+    elif height == HEIGHT_2:
+        outer_tile_2x1(d, x, offsets, lines, row_bytes, length, step, keep, out)
+    else:
+        outer_tile_1x1(d, x, offsets, lines, row_bytes, length, step, keep, out)

@@ -1,0 +1,207 @@
+"""What a checkpoint's metadata may say: one schema, checked where a checkpoint is read.
+
+A file with a right checksum may still be somebody's own making, or of a newer version. After
+`checked`, the keys that gpuconv uses have the types that it relies on; other keys are the user's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """A value that is not nested: what to call it, and how to know it."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+
+class Record(NamedTuple):
+    """A dict with these keys; the optional ones may be left out. others: whether it may have keys
+    that are not named here; else they are a newer version's.
+    """
+
+    required: Mapping[str, Any]
+    optional: Mapping[str, Any] = {}
+    others: bool = True
+
+
+class ListOf(NamedTuple):
+    """A list of such values; length: how many, or None for any number."""
+
+    of: Any
+    length: int | None = None
+
+
+class MapOf(NamedTuple):
+    """A dict of any keys with such values."""
+
+    of: Any
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+TEXT = Kind("a string", lambda v: isinstance(v, str))
+WHOLE = Kind("a whole number >= 0", lambda v: type(v) is int and v >= 0)
+INTEGER = Kind("a whole number", lambda v: type(v) is int)
+NUMBER = Kind("a finite number", _is_number)
+FLAG = Kind("true or false", lambda v: isinstance(v, bool))
+NOTHING = Kind("null", lambda v: v is None)
+ANYTHING = Kind("anything", lambda v: True)
+DICT = Record({})
+
+# A tuple lists alternatives.
+SHAPE = ListOf(WHOLE, 3)
+SCALE = (NOTHING, NUMBER, ListOf(NUMBER))
+PREPROCESSING = Record(
+    {},
+    {
+        "size": (NOTHING, WHOLE, ListOf(WHOLE, 2)),
+        "mean": SCALE,
+        "std": SCALE,
+        "input_shape": (NOTHING, ListOf(WHOLE)),
+    },
+)
+SETTINGS = Record(
+    {},
+    {
+        **dict.fromkeys(("model", "data", "optimizer", "loss", "schedule"), TEXT),
+        **dict.fromkeys(("augment", "normalize", "device"), TEXT),
+        **dict.fromkeys(("epochs", "batch", "first_epoch"), WHOLE),
+        **dict.fromkeys(("lr", "momentum", "weight_decay", "ema", "clip"), (NOTHING, NUMBER)),
+        "validation": (NOTHING, NUMBER),
+        "label_smoothing": NUMBER,
+        "limit": (NOTHING, WHOLE),
+        "gray": FLAG,
+        "seed": INTEGER,
+    },
+)
+STATE = Record(
+    {
+        "epoch": WHOLE, "batch": WHOLE, "step": WHOLE, "images": WHOLE, "loss_sum": NUMBER,
+        "correct": WHOLE, "seconds": NUMBER,
+    },
+    {
+        "best": (NOTHING, NUMBER), "best_loss": (NOTHING, NUMBER), "best_epoch": (NOTHING, WHOLE),
+        "rate": NUMBER, "schedule_start": WHOLE,
+    },
+    others=False,
+)  # fmt: skip
+OPTIMIZER = Record(
+    {"name": TEXT, "steps": ListOf(WHOLE)},
+    {"hyperparameters": DICT, "param_groups": ListOf(Record({"params": ListOf(WHOLE)}))},
+)
+RECIPE = Record(
+    dict.fromkeys(
+        ("model", "loss", "optimizer", "schedule", "clip_norm", "average", "data", "validation"),
+        ANYTHING,
+    )
+)
+TRAINING = Record(
+    {
+        "recipe": RECIPE,
+        "position": STATE,
+        "optimizer": OPTIMIZER,
+        "generators": MapOf(ListOf(WHOLE, 2)),
+        "threads": WHOLE,
+        "history_lines": WHOLE,
+    }
+)
+METADATA = Record(
+    {},
+    {
+        "kind": TEXT,
+        "model": (NOTHING, Record({"name": TEXT}, {"arguments": DICT})),
+        "input": (NOTHING, PREPROCESSING),
+        "classes": (NOTHING, ListOf(TEXT)),
+        "image_shape": (NOTHING, SHAPE),
+        "dark_border": (NOTHING, FLAG),
+        "settings": (NOTHING, SETTINGS),
+        "epoch": (NOTHING, WHOLE),
+        "result": (NOTHING, DICT),
+        "seed": (NOTHING, INTEGER),
+        "version": TEXT,
+    },
+)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The metadata of a file. ValueError, in one line, for what is no JSON object or does not
+    follow the schema.
+    """
+    try:
+        metadata = json.loads(text)
+    except RecursionError:
+        raise ValueError("its metadata are nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"its metadata are no JSON: {error}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is no JSON object")
+    problem = _problem(metadata, METADATA, "")
+    if problem is None and metadata.get("kind") == "training":
+        problem = _problem(metadata, TRAINING, "")
+    if problem is not None:
+        raise ValueError(problem)
+    return metadata
+
+
+def _problem(value: Any, schema: Any, name: str) -> str | None:
+    """What is wrong with a value, or None."""
+    if isinstance(schema, Record):
+        return _problem_of_record(value, schema, name)
+    if isinstance(schema, MapOf):
+        if not isinstance(value, dict):
+            return _text(name, value, schema)
+        found = (_problem(v, schema.of, _joined(name, k)) for k, v in value.items())
+        return next(filter(None, found), None)
+    if isinstance(schema, ListOf):
+        if not isinstance(value, list) or schema.length not in (None, len(value)):
+            return _text(name, value, schema)
+        return next(filter(None, (_problem(v, schema.of, f"{name} item") for v in value)), None)
+    if isinstance(schema, Kind):
+        return None if schema.holds(value) else _text(name, value, schema)
+    problems = [_problem(value, each, name) for each in schema]
+    return None if None in problems else _text(name, value, schema)
+
+
+def _problem_of_record(value: Any, schema: Record, name: str) -> str | None:
+    if not isinstance(value, dict):
+        return _text(name, value, schema)
+    for key in schema.required:
+        if key not in value:
+            return f"its metadata lack {_joined(name, key)!r}"
+    known = {**schema.required, **schema.optional}
+    for key, inner in value.items():
+        if key not in known:
+            if not schema.others:
+                return f"its metadata have {_joined(name, key)!r}, of a newer gpuconv; upgrade"
+        elif problem := _problem(inner, known[key], _joined(name, key)):
+            return problem
+    return None
+
+
+def _text(name: str, value: Any, schema: Any) -> str:
+    shown = repr(value) if not isinstance(value, (dict, list)) else type(value).__name__
+    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
+    return f"its metadata say {name} is {shown}, expected {_describe(schema)}"
+
+
+def _describe(schema: Any) -> str:
+    if isinstance(schema, (Record, MapOf)):
+        return "a dict"
+    if isinstance(schema, ListOf):
+        return f"a list of {_describe(schema.of)}" + (
+            f" x {schema.length}" if schema.length else ""
+        )
+    if isinstance(schema, Kind):
+        return schema.name
+    return " or ".join(map(_describe, schema))
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
