@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import arrays, ops
+from gpuconv.strides import in_c_order, pixel_stride
 
 Array = Any  # np.ndarray, gpuconv.sim.Array, cupy.ndarray or arrays.ShapeOnly
 Hook = Callable[[Array], Array | None]
@@ -576,8 +577,8 @@ def _accumulates(a: Array) -> bool:
     """Whether `ops.accumulate` can write into it: kernels take two layouts only."""
     if isinstance(a, np.ndarray):
         return a.flags.writeable
-    dense = arrays.in_c_order(a.shape, a.strides, a.dtype.itemsize)
-    return dense or arrays.pixel_stride(a) is not None
+    dense = in_c_order(a.shape, a.strides, a.dtype.itemsize)
+    return dense or pixel_stride(a) is not None
 
 
 def _add_to_grad(leaf: Tensor, d: Array, ours: bool) -> None:
