@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import arrays, ops
+from gpuconv.strides import in_c_order, pixel_stride
 
 Array = Any  # np.ndarray, gpuconv.sim.Array, cupy.ndarray or arrays.ShapeOnly
 Hook = Callable[[Array], Array | None]
@@ -549,7 +550,7 @@ class _Walk:
         if old.shape != d.shape:
             raise ValueError(f"backward: gradients of shapes {old.shape} and {d.shape} meet")
         for total, part in ((old, d), (d, old)):
-            if total.ndim and self.made.get(id(_memory(total))) == 1 and _writeable(total):
+            if total.ndim and self.made.get(id(_memory(total))) == 1 and _accumulates(total):
                 self._release(id(_memory(part)))
                 self.flying[target] = ops.accumulate(total, part)
                 return
@@ -572,8 +573,12 @@ def _memory(a: Array) -> Any:
     return a if base is None else base
 
 
-def _writeable(a: Array) -> bool:
-    return not isinstance(a, np.ndarray) or a.flags.writeable
+def _accumulates(a: Array) -> bool:
+    """Whether `ops.accumulate` can write into it: kernels take two layouts only."""
+    if isinstance(a, np.ndarray):
+        return a.flags.writeable
+    dense = in_c_order(a.shape, a.strides, a.dtype.itemsize)
+    return dense or pixel_stride(a) is not None
 
 
 def _add_to_grad(leaf: Tensor, d: Array, ours: bool) -> None:

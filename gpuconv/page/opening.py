@@ -104,6 +104,7 @@ def _session(
 def _run_session(run: Run) -> tuple[Session, Loader, str]:
     """A session with a network of its own, the images to evaluate it on, and what these are."""
     trainer, training = run.trainer, run.training
+    assert trainer.model.spec is not None  # `train.prepare` builds models of the zoo
     network = _initial(trainer.model.spec, run.config["seed"])
     metadata = {
         **trainer.metadata,
