@@ -1,4 +1,4 @@
-"""Explanations: what in an image a network's units answer to.
+"""Explanations: which pixels of an image a network's units respond to.
 
 Every function takes a network, whatever its `forward` does, images as floats (N, C, H, W), and a
 target; runs the network as in evaluation, on the network's device; returns NumPy arrays; and leaves

@@ -1,4 +1,4 @@
-"""The occlusion map: cover a part of the image and see what becomes of the score."""
+"""The occlusion map: how much the score falls while a part of the image is covered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def occlusion(
     A window moves over the image from the top left corner by `stride`, until every pixel has been
     covered; the last ones are cut off by the border. Whatever lies under it becomes `value`, in
     all channels. A pixel's result is the mean of (value without window - value with it), over
-    the windows that cover it: positive where the image speaks for the unit.
+    the windows that cover it: positive where the image is evidence for
+    the unit.
     x, target, of: as for `gradient`. window, stride: an int or (rows, columns), the stride no
     larger than the window. value: a number, or one for each channel. batch: images run at a time.
     Raises ValueError for those that do not fit the image. The network is left as it was.

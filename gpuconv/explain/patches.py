@@ -1,4 +1,4 @@
-"""The parts of images that excite a layer's units most, and what of them reaches those units."""
+"""The image patches that activate a layer's units most, and their projections back to pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpuconv.train.evaluate import batches_of
 
 @dataclass(frozen=True)
 class Patch:
-    """Where one filter of a layer answers most strongly in one image.
+    """Where the activation of one filter of a layer is largest in one image.
 
     filter: the channel or, in a layer without maps, the unit. image: the image's number, counted
     over all batches. value: the unit's output. unit: its (row, column) in the map; (0, 0) without
@@ -65,7 +65,7 @@ def top_activating_patches(
 
 
 class PatchSearch:
-    """`top_activating_patches`, for who brings the images bit by bit and looks in between.
+    """`top_activating_patches` for images that arrive in batches, with results in between.
 
     seen: images so far. filters: how many the layer has, 0 before the first image.
 
@@ -126,7 +126,7 @@ class PatchSearch:
 def projections(
     model: Module, images: Any, patches: Sequence[Patch], layer: str, batch: int = 64
 ) -> list[np.ndarray]:
-    """What of each patch its unit sees: the unit projected back by `deconvnet`, cut to the box.
+    """Each patch's unit projected back to the pixels by `deconvnet`, cut to the patch.
 
     images: the array or data that the patches were found in, indexable by image: floats
     (N, C, H, W). Returns for each patch an array (C, bottom - top, right - left), not scaled.

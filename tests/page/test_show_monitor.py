@@ -50,7 +50,7 @@ def state_bytes(model):
 
 @pytest.fixture
 def eager(monkeypatch):
-    """Notes, copies and judges after every batch."""
+    """Notes, copies and evaluates after every batch."""
     for name in ("POINT_SECONDS", "WEIGHT_SECONDS", "EVALUATE_SECONDS"):
         monkeypatch.setattr(monitor, name, 0.0)
     monkeypatch.setattr(monitor, "SHARE", 1e9)
@@ -213,7 +213,7 @@ def test_an_interrupt_of_the_terminal_passes(tmp_path):
     assert isinstance(run.error, Interrupted)
 
 
-def test_judged_pictures():
+def test_evaluation_on_held_out_pictures():
     session = session_of(lenet(seed=4))
     held = loader(100, shuffle=False)
     found = evaluate(session, held)
