@@ -22,12 +22,13 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpuconv import arrays, ops
+from gpuconv.strides import in_c_order, pixel_stride
 
 Array = Any  # np.ndarray, gpuconv.sim.Array, cupy.ndarray or arrays.ShapeOnly
 Hook = Callable[[Array], Array | None]
@@ -48,6 +49,7 @@ class _State(threading.local):
     consumed: list[weakref.ref[Tensor]]  # tensors whose activation took their place
     trace: Any = None  # told of everything recorded, see nn/trace.py
     repeat: _Repeat | None = None  # within `checkpoint`
+    keeping = False  # within `keep_all`
 
     def __init__(self) -> None:
         self.consumed = []
@@ -344,8 +346,21 @@ def record(
         y._node = node = Node(name, tuple(edges), backward, fresh)
         node.saved, node.reference = saved, y.reference
     if state.trace is not None:
-        state.trace.record(name, inputs, y)
+        state.trace.record(name, inputs, y, saved)
     return y
+
+
+def nodes_of(y: Tensor) -> Iterator[Node]:
+    """The recorded operations that y depends on, each once, in no particular order."""
+    found = [] if y._node is None else [y._node]
+    seen = set(found)
+    while found:
+        node = found.pop()
+        yield node
+        for source in node.inputs:
+            if isinstance(source, Node) and source not in seen:
+                seen.add(source)
+                found.append(source)
 
 
 class _Mode(contextlib.ContextDecorator):
@@ -549,7 +564,7 @@ class _Walk:
         if old.shape != d.shape:
             raise ValueError(f"backward: gradients of shapes {old.shape} and {d.shape} meet")
         for total, part in ((old, d), (d, old)):
-            if total.ndim and self.made.get(id(_memory(total))) == 1 and _writeable(total):
+            if total.ndim and self.made.get(id(_memory(total))) == 1 and _accumulates(total):
                 self._release(id(_memory(part)))
                 self.flying[target] = ops.accumulate(total, part)
                 return
@@ -572,8 +587,12 @@ def _memory(a: Array) -> Any:
     return a if base is None else base
 
 
-def _writeable(a: Array) -> bool:
-    return not isinstance(a, np.ndarray) or a.flags.writeable
+def _accumulates(a: Array) -> bool:
+    """Whether `ops.accumulate` can write into it: kernels take two layouts only."""
+    if isinstance(a, np.ndarray):
+        return a.flags.writeable
+    dense = in_c_order(a.shape, a.strides, a.dtype.itemsize)
+    return dense or pixel_stride(a) is not None
 
 
 def _add_to_grad(leaf: Tensor, d: Array, ours: bool) -> None:
@@ -630,7 +649,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost";
     torch.utils.checkpoint.
     """
-    if not state.recording or state.trace is not None:
+    if not state.recording or state.keeping or state.trace is not None:
         return function(*inputs)
     settle()
     tensors = tuple(map(as_tensor, inputs))
@@ -661,6 +680,16 @@ def _again(
     if y.requires_grad:
         _Walk(False).run(y if node is None else node, dy)
     return [leaf.grad for leaf in leaves]
+
+
+@contextlib.contextmanager
+def keep_all() -> Any:
+    """Within, `checkpoint` just calls its function, so that all results inside can be reached."""
+    before, state.keeping = state.keeping, True
+    try:
+        yield
+    finally:
+        state.keeping = before
 
 
 @contextlib.contextmanager

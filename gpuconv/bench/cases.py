@@ -34,14 +34,11 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "sum_pool2d": ("kernel",),
     "adaptive_avg_pool2d": ("kernel",),
     "local_response_norm": ("filters",),
-    "partial_filters": ("kernel",),
     **dict.fromkeys(("sgd", "sgd_momentum", "adam", "clip_grad_norm"), ()),
 }
 RANKS = {
     **dict.fromkeys(("assign",), 4),
-    **dict.fromkeys(
-        ("linear", "partial_filters", "cross_entropy", "half_squared_error", "hinge"), 2
-    ),
+    **dict.fromkeys(("linear", "cross_entropy", "half_squared_error", "hinge"), 2),
     **{name: 4 for name in OPERANDS if name.endswith("2d") or name == "local_response_norm"},
 }
 AXES = {2: "rows x features, as 128x1024", 4: "N x C x H x W, as 16x64x56x56"}

@@ -31,7 +31,6 @@ adaptive_avg_pool2d     n x 256 x 13 x 13    6x6
 local_response_norm     n x 96 x 55 x 55     5
 add                     n x 64 x 56 x 56     activation=relu
 batch_norm2d_track      64n
-partial_filters         16n x 64             5x5
 linear                  8n x 1024            1000
 softmax                 64n x 1000
 cross_entropy           64n x 1000

@@ -36,11 +36,9 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("loss", "probabilities"),
     "half_squared_error": ("loss", "probabilities"),
     "hinge": ("loss", "excess"),
-    "partial_filters": ("w",),
 }
 # These select among their inputs, so the results must be equal.
-EXACT = ("relu", "relu_backward", "max_pool2d", "assign", "partial_filters",
-         "partial_filters_backward")  # fmt: skip
+EXACT = ("relu", "relu_backward", "max_pool2d", "assign")
 SPLIT = ("conv2d", "linear")  # whose backward pass is timed in two halves
 # The bound of a float32 result's error relative to the largest result: by the length of its sums,
 # at least MIN_ERROR. Tests check kernels against proved bounds; for long sums this one is tighter,
@@ -191,13 +189,6 @@ def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
         values |= {"w": floats(case.x[1:2]), "b": floats(case.x[1:2])}
     elif case.op == "batch_norm2d_track":
         values |= {name: floats(case.x) for name in ("running_mean", "running_var", "mean", "var")}
-    elif case.op == "partial_filters":  # every other pair of channels is linked
-        linked = np.indices(case.x).sum(0) % 2 == 0
-        places = np.flatnonzero(linked).astype(np.int32)
-        table = np.full(case.x, -1, np.int32)
-        table[linked] = np.arange(places.size)
-        links = floats((places.size, *case.kernel))
-        values |= {"links": links, "table": table, "places": places}
     elif case.op == "assign":
         values["part"] = floats(case.x)
     elif case.op in ("add", "accumulate", "multiply"):
@@ -226,7 +217,7 @@ def _shapes_returned(case: Case, forward: Op, given: tuple[Any, ...]) -> dict[st
         shape = (N, case.filters if conv else C, *size)
     elif case.op == "linear":
         shape = (case.x[0], case.filters)
-    elif case.op in ("adaptive_avg_pool2d", "partial_filters"):
+    elif case.op == "adaptive_avg_pool2d":
         shape = (*case.x[:2], *case.kernel)
     names = {**dict.fromkeys(("y", "dy", "dw", "probabilities", "excess"), like(shape))}
     statistics = like(case.x[1:2])

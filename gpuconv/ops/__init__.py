@@ -22,7 +22,6 @@ from gpuconv.ops.losses import (
     hinge_backward,
 )
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward
-from gpuconv.ops.partial_filters import partial_filters, partial_filters_backward
 from gpuconv.ops.relu import relu, relu_backward
 from gpuconv.ops.sigmoid import sigmoid, sigmoid_backward
 from gpuconv.ops.softmax import softmax, softmax_backward
@@ -59,8 +58,6 @@ __all__ = [
     "max_pool2d",
     "max_pool2d_backward",
     "multiply",
-    "partial_filters",
-    "partial_filters_backward",
     "relu",
     "relu_backward",
     "scale",

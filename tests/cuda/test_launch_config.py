@@ -14,7 +14,6 @@ from gpuconv.ops import (
     batch_norm2d_launch,
     conv2d_launch,
     local_response_norm_launch,
-    partial_filters_launch,
     pool2d_launch,
     softmax_launch,
 )
@@ -64,8 +63,6 @@ def channel_configs(shape):
     yield adaptive_avg_pool2d_launch.config_backward(shape, (7, 6))
     yield local_response_norm_launch.config_forward(shape, 5)
     yield local_response_norm_launch.config_backward(shape, 5)
-    yield partial_filters_launch.config_forward(C, C, 9, 2 * C)
-    yield partial_filters_launch.config_backward(C, C, 9, 2 * C)
 
 
 def all_configs():
@@ -254,10 +251,6 @@ def test_what_32_bits_do_not_hold_is_refused(c, text):
             "adaptive_avg_pool2d: rows are 4",
         ),
         (lambda s: local_response_norm_launch.config_forward(s, 5), "local_response_norm: pixels"),
-        (
-            lambda s: partial_filters_launch.config_forward(2**16, 2**15, 1, 4),
-            "filter elements are 2",
-        ),
     ],
 )
 def test_more_pixels_than_32_bits_hold_are_refused(make, text):

@@ -29,7 +29,6 @@ from gpuconv.ops import (
     batch_norm2d_launch,
     conv2d_launch,
     local_response_norm_launch,
-    partial_filters_launch,
     pool2d_launch,
     softmax_launch,
 )
@@ -299,7 +298,6 @@ def configs():
         batch_norm2d_launch.config_statistics((2, 4, 3, 3), 4, 4),
         adaptive_avg_pool2d_launch.config_forward((2, 4, 3, 3), (2, 2)),
         local_response_norm_launch.config_forward((2, 4, 3, 3), 5),
-        partial_filters_launch.config_forward(16, 6, 25, 60),
     ]
 
 

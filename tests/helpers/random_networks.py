@@ -8,7 +8,7 @@ recomputed parts, frozen parameters, several outputs.
 import numpy as np
 
 from gpuconv import nn
-from gpuconv.autograd import Tensor, checkpoint, no_grad
+from gpuconv.autograd import Tensor, checkpoint, no_grad, state
 from gpuconv.nn import functional as F
 
 ACTIVATIONS = ("relu", "relu", "relu", "tanh", "scaled_tanh", "sigmoid")
@@ -236,3 +236,40 @@ def results(network, device, dtype, fusing=True):
     found |= {f"d {name}": p.grad for name, p in network.named_parameters()}
     found |= {name: b.data for name, b in network.named_buffers() if b.data.ndim}
     return {name: None if a is None else np.array(to_numpy(a)) for name, a in found.items()}
+
+
+class _Edges:
+    """A trace of real values: how near ReLUs and pools are to deciding otherwise."""
+
+    def __init__(self):
+        self.nearest = np.inf
+
+    def record(self, name, inputs, y, saved):
+        x = inputs[0].data
+        if name == "relu":
+            self.nearest = min(self.nearest, np.abs(x).min(initial=np.inf))
+        elif name == "max_pool2d":
+            planes = np.sort(x.reshape(*x.shape[:2], -1), axis=-1)
+            apart = np.diff(planes)
+            self.nearest = min(self.nearest, apart[apart > 0].min(initial=np.inf))
+
+    def same(self, x, y):
+        pass
+
+    def call(self, module, inputs, options):
+        return module.forward(*inputs, **options)
+
+
+def distance_to_an_edge(network):
+    """The smallest distance of a ReLU's input from 0, or of two values of a pooled plane that
+    differ: roundings smaller than that decide nothing.
+    """
+    edges, before = _Edges(), state.trace
+    network.to("reference", np.float64).train(not network.eval_mode)
+    state.trace = edges
+    try:
+        with no_grad():
+            network(network.x)
+    finally:
+        state.trace = before
+    return edges.nearest

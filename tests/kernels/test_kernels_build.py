@@ -82,7 +82,6 @@ def specialisations():
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
     yield "optim.cu", {}, True
     yield "sum_partials.cu", {}, True
-    yield "partial.cu", {}, True
 
 
 def first(C, R, S, K):

@@ -15,7 +15,6 @@ from gpuconv.ops import (
     adaptive_avg_pool2d_launch,
     batch_norm2d_launch,
     local_response_norm_launch,
-    partial_filters_launch,
 )
 
 U = 2.0**-24
@@ -411,25 +410,3 @@ def test_channels_are_copied_and_added(C, to_stride, from_stride, pixels):
         right = before.reshape(pixels, to_stride).copy()
         right[:, :C] = spread + (right[:, :C] if kernel == "add_channels" else 0)
         np.testing.assert_array_equal(sim.asnumpy(there[0]).reshape(pixels, to_stride), right)
-
-
-def test_partial_filters_equal_the_definition():
-    rng = np.random.default_rng(6)
-    for K, C, R, S in ((1, 1, 1, 1), (16, 6, 5, 5), (7, 11, 2, 3)):
-        linked = rng.random((K, C)) < 0.5
-        linked[:, 0] = True
-        places = np.flatnonzero(linked).astype(np.int32)
-        table = np.full(K * C, -1, np.int32)
-        table[places] = np.arange(len(places))
-        links = rng.standard_normal((len(places), R, S)).astype(F4)
-        given = {"links": links, "table": table.reshape(K, C)}
-        config = partial_filters_launch.config_forward(K, C, R * S, len(places))
-        w = first(run(config, given, {"w": ((K, R, S, C), F4)}, check=True)["w"])
-        for k, c in np.ndindex(K, C):
-            number = table[k * C + c]
-            np.testing.assert_array_equal(w[k, c], links[number] if number >= 0 else 0)
-        dw = rng.standard_normal((K, C, R, S)).astype(F4)
-        given = {"dw": last(dw), "places": places}
-        config = partial_filters_launch.config_backward(K, C, R * S, len(places))
-        found = run(config, given, {"dlinks": (links.shape, F4)}, check=True)["dlinks"]
-        np.testing.assert_array_equal(found, dw[linked])

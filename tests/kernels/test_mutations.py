@@ -81,7 +81,6 @@ CHECKS = {
     "norm": seeds(norm.compare_norm, 0, 1, 2),
     "response": seeds(norm.compare_response, 0, 1, 2),
     "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
-    "partial": norm.test_partial_filters_equal_the_definition,
     "adam": lambda: optimisers.test_adam(optimisers.Adam, False, True),
 }
 
@@ -339,12 +338,6 @@ MUTATIONS = {
         "for (int q = left; q < right; ++q)",
         "for (int q = left; q <= right; ++q)",
         "adaptive",
-    ),
-    "a link that is not there is read": (
-        "partial.cu",
-        "link < 0 || link >= number ? 0.0f",
-        "link >= number ? 0.0f",
-        "partial",
     ),
     "Adam's shares exchanged": (
         "optim.cu",

@@ -52,7 +52,13 @@ def test_goldens(name, device, bound):
     check(name, device, bound)
 
 
-@pytest.mark.parametrize("name", list(AMPLIFIED))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("googlenet", "googlenet_aux")),
+    ],
+)
 def test_goldens_of_float32_with_sums_in_float64(name):
     with gpuconv.float64_sums():
         check(name, "cpu", 1e-3)

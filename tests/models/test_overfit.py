@@ -13,7 +13,7 @@ SIZES = {"alexnet": 67, "alexnet_2012": 67, "zfnet": 64, "googlenet_paper": 80}
 # ZF Net), which suit the 6x6 maps of a whole photograph, make the signal of a single pixel fade.
 PLAIN = {"alexnet": 100, "alexnet_2012": 250, "zfnet": 250, "googlenet_paper": 150}
 VGG = {"vgg16": 120, "vgg19": 150}
-QUICK = (*GRAY, "resnet18", "densenet121", "googlenet")
+QUICK = (*GRAY, "resnet18")
 
 
 def plan(name):

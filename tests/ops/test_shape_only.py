@@ -77,7 +77,6 @@ IMAGES, ROWS, LABELS = floats(2, 3, 5, 4), floats(6, 4), np.array([0, 1, 2, 3, 0
         (ops.add, (IMAGES, IMAGES, "relu")),
         (ops.multiply, (IMAGES, IMAGES)),
         (ops.scale, (IMAGES, 2.0)),
-        (ops.partial_filters, (floats(2, 3, 3), np.int32([[-1, 0], [1, -1], [-1, -1]]))),
         (ops.cross_entropy, (ROWS, LABELS, 0.1)),
         (ops.half_squared_error, (ROWS, LABELS)),
         (ops.hinge, (ROWS, LABELS)),

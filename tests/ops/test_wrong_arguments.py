@@ -75,7 +75,6 @@ WRONG = [
     (call(ops.accumulate, X, X.astype(int)), TypeError, "accumulate: b must be float32"),
     (call(ops.assign, X, X.astype(int)), TypeError, "assign: x must be float32"),
     (call(ops.scale, X.astype(int), 2.0), TypeError, "scale: x must be float32"),
-    (call(ops.partial_filters_backward, X, B), TypeError, "places must be int32, got float32"),
     (call(ops.add, X, X.astype(np.int64)), TypeError, "add: b must be float32 .* got int64"),
     (call(ops.softmax, ROWS.astype(int)), TypeError, "softmax: x must be float32 .* got int64"),
     (call(ops.dropout, X.astype(int), 0.5, 1), TypeError, "dropout: x must be float32"),
@@ -129,7 +128,6 @@ WRONG = [
     (norm_back(mean=B), ValueError, "batch_norm2d_backward: mean must have shape"),
     (track(mean=B), ValueError, "batch_norm2d_track: mean must have shape"),
     (call(ops.local_response_norm_backward, X[:1], X, 5), ValueError, "dy must have shape"),
-    (call(ops.partial_filters, B, X), ValueError, "partial_filters: links must have 3 axes"),
     (call(ops.softmax, B), ValueError, "softmax: x must have axes"),
     (
         call(ops.softmax_backward, ROWS, ROWS[:2]),
