@@ -11,9 +11,11 @@ Everything is imported when it is first used, so `import gpuconv` itself is quic
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself takes a while to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from gpuconv import checkpoint, data, explain, models, nn, ops, optim
     from gpuconv.arrays import to_device, to_numpy
     from gpuconv.autograd import Tensor, enable_grad, no_grad

@@ -22,7 +22,7 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class _State(threading.local):
     consumed: list[weakref.ref[Tensor]]  # tensors whose activation took their place
     trace: Any = None  # told of everything recorded, see nn/trace.py
     repeat: _Repeat | None = None  # within `checkpoint`
+    keeping = False  # within `keep_all`
 
     def __init__(self) -> None:
         self.consumed = []
@@ -352,8 +353,21 @@ def record(
         y._node = node = Node(name, tuple(edges), backward, fresh)
         node.saved, node.reference = saved, y.reference
     if state.trace is not None:
-        state.trace.record(name, inputs, y)
+        state.trace.record(name, inputs, y, saved)
     return y
+
+
+def nodes_of(y: Tensor) -> Iterator[Node]:
+    """The recorded operations that y depends on, each once, in no particular order."""
+    found = [] if y._node is None else [y._node]
+    seen = set(found)
+    while found:
+        node = found.pop()
+        yield node
+        for source in node.inputs:
+            if isinstance(source, Node) and source not in seen:
+                seen.add(source)
+                found.append(source)
 
 
 class _Mode(contextlib.ContextDecorator):
@@ -642,7 +656,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost";
     torch.utils.checkpoint.
     """
-    if not state.recording or state.trace is not None:
+    if not state.recording or state.keeping or state.trace is not None:
         return function(*inputs)
     settle()
     tensors = tuple(map(as_tensor, inputs))
@@ -673,6 +687,16 @@ def _again(
     if y.requires_grad:
         _Walk(False).run(y if node is None else node, dy)
     return [leaf.grad for leaf in leaves]
+
+
+@contextlib.contextmanager
+def keep_all() -> Any:
+    """Within, `checkpoint` just calls its function, so that all results inside can be reached."""
+    before, state.keeping = state.keeping, True
+    try:
+        yield
+    finally:
+        state.keeping = before
 
 
 @contextlib.contextmanager

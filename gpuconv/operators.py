@@ -93,6 +93,8 @@ def divide(a: Any, b: Any) -> Tensor:
 
 def power(x: Tensor, exponent: float) -> Tensor:
     """x ** exponent, a number."""
+    if isinstance(x.data, ShapeOnly):
+        return _shape_only("power", x.shape, x)
     data = _host("**", x)
     n = data.dtype.type(exponent)
     y = np.asarray(data**n)
@@ -102,6 +104,8 @@ def power(x: Tensor, exponent: float) -> Tensor:
 def matmul(a: Any, b: Any) -> Tensor:
     """The matrix product of (n, k) and (k, m)."""
     a, b = _operands(a, b)
+    if isinstance(a.data, ShapeOnly) or isinstance(b.data, ShapeOnly):
+        return _shape_only("matmul", (*a.shape[:1], *b.shape[1:]), a, b)
     x, y = _host("@", a), _host("@", b)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[0]:
         raise ValueError(f"matmul: shapes {x.shape} and {y.shape} are no matrices that fit")
@@ -110,6 +114,8 @@ def matmul(a: Any, b: Any) -> Tensor:
 
 def total(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The sum over all elements, or along the axes given."""
+    if isinstance(x.data, ShapeOnly):
+        return _shape_only("sum", _without(x.shape, axis, keepdims), x)
     data = _host("sum", x)
     y = np.asarray(data.sum(axis=axis, keepdims=keepdims))
     kept = data.sum(axis=axis, keepdims=True).shape
@@ -158,7 +164,20 @@ def take(x: Tensor, index: Any) -> Tensor:
 
 
 def _unknown(dy: Array, over: bool) -> tuple[Array]:
-    raise NotImplementedError("backward: shape-only arrays have no gradients of indexing")
+    raise NotImplementedError("backward: the gradient of this operation needs values, not shapes")
+
+
+def _shape_only(name: str, shape: Shape, *inputs: Tensor) -> Tensor:
+    """The result of an operation on shape-only arrays."""
+    return record(name, ShapeOnly(shape, inputs[0].dtype), inputs, _unknown)
+
+
+def _without(shape: Shape, axis: Any, keepdims: bool) -> Shape:
+    """A shape after a sum along some axes."""
+    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    summed = {i % len(shape) for i in axes}
+    lengths = [1 if i in summed else n for i, n in enumerate(shape)]
+    return tuple(n for i, n in enumerate(lengths) if keepdims or i not in summed)
 
 
 def _broadcast(
@@ -168,6 +187,8 @@ def _broadcast(
     b: Tensor,
     gradients: Callable[[Array, Array, Array], tuple[Array, Array]],
 ) -> Tensor:
+    if isinstance(a.data, ShapeOnly) or isinstance(b.data, ShapeOnly):
+        return _shape_only(name, np.broadcast_shapes(a.shape, b.shape), a, b)
     x, y = _host(name, a), _host(name, b)
 
     def backward(dy: Array, over: bool) -> tuple[Array, Array]:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["demo", "relu", "--image", "-1 2"])  # doctest: +SKIP
     """
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt as stop:
         return _say(str(stop) or "interrupted", getattr(stop, "exit_code", INTERRUPTED))
@@ -155,17 +155,33 @@ def _mute_stdout() -> None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises Terminated meanwhile, so that files are closed and leftovers removed."""
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM raises Terminated meanwhile, so that files are closed and leftovers removed, and
+    Ctrl-C KeyboardInterrupt, also where some library turns that into an error of its own, as NumPy
+    does while it is imported.
+    """
+    interrupted = False
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated("terminated")
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)
         yield
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = preprocessing.load(data_name(args.data, found), args.split, args.limit)
     images = _Images(dataset, preprocessing)
     loader = preprocessing.loader(dataset, 250)
-    ranked = explain.strongest_patches(model, loader, layer, args.count, args.filters)
+    ranked = explain.top_activating_patches(model, loader, layer, args.count, args.filters)
     left_out = 0 if args.filters else max(0, len(ranked) - MAX_FILTERS)
     ranked = ranked[: len(ranked) - left_out]
     panels = []

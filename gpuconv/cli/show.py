@@ -8,7 +8,6 @@ left in runs/lenet-mnist.
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from pathlib import Path
 
 from gpuconv.cli.options import add_port, one_of
@@ -49,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.page.opening import announce, open_session
-    from gpuconv.page.server import PageServer
+    from gpuconv.page import serve
+    from gpuconv.page.opening import open_session
 
     if args.model is None and not DEFAULT.exists():
         raise ValueError(
@@ -64,8 +63,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.export}: {export(session, args.export):,} bytes; open it in any browser")
         return 0
     session.warm_up()
-    with PageServer(session, args.host, args.port) as server:
-        announce(server, args.port, "Ctrl-C ends")
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
+    serve(session, args.host, args.port)
     return 0

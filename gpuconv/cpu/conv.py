@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import (
-    conv_direct,
-    conv_gemm,
-    conv_per_tap,
-    conv_pointwise,
-    conv_wgrad,
-    winograd,
-)
+from gpuconv.cpu import conv_direct, conv_gemm, conv_per_tap, conv_pointwise, conv_wgrad, winograd
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.precision import sums_in_float64
 from gpuconv.shapes import Window

@@ -74,18 +74,9 @@ def input_gradient(
     if phases:
         C = x_shape[1]
         _run(
-            dy,
-            blocking,
-            offsets,
-            weights,
-            np.zeros(C, np.float32),
-            False,
-            passes,
-            C // groups,
-            groups,
-            dx,
-            steps,
-        )
+            dy, blocking, offsets, weights, np.zeros(C, np.float32), False, passes, C // groups,
+            groups, dx, steps,
+        )  # fmt: skip
     return dx
 
 
@@ -144,24 +135,9 @@ def _run(x, blocking: Blocking, offsets, weights, bias, relu, passes, K, groups,
         padded = scratch("padded", blocking.scratch)
         padded[:] = 0
         convolve_blocks(
-            x,
-            blocking.tile_shape,
-            blocking.phases,
-            offsets,
-            weights,
-            bias,
-            int(relu),
-            passes,
-            first,
-            height,
-            K,
-            groups,
-            begin,
-            end,
-            padded,
-            y.reshape(-1),
-            steps,
-        )
+            x, blocking.tile_shape, blocking.phases, offsets, weights, bias, int(relu), passes,
+            first, height, K, groups, begin, end, padded, y.reshape(-1), steps,
+        )  # fmt: skip
 
     parallel(convolve, shards(blocking.tile_shape.blocks), blas=False)
 
@@ -204,24 +180,9 @@ def _pack(flat, groups, transposed, taps, start, group_size, first, height, begi
 
 @compiled
 def convolve_blocks(
-    x,
-    tile_shape,
-    phases,
-    offsets,
-    weights,
-    bias,
-    relu,
-    passes,
-    first,
-    height,
-    K,
-    groups,
-    begin,
-    end,
-    padded,
-    y,
-    steps,
-):
+    x, tile_shape, phases, offsets, weights, bias, relu, passes, first, height, K, groups, begin,
+    end, padded, y, steps,
+):  # fmt: skip
     """The output of blocks [begin, end); `padded` must be zero before the first.
 
     A pass is (start in weights, start in offsets, depth, first output element, P, Q).
@@ -246,18 +207,8 @@ def convolve_blocks(
                     )
                     place = n * steps[0] + group * K * steps[3] + p * steps[1] + base
                     convolve_block(
-                        address(padded),
-                        vectors,
-                        weights[group * group_size + weight :],
-                        bias[group * K : group * K + K],
-                        relu,
-                        offsets[depth_start : depth_start + depth],
-                        first,
-                        height,
-                        K,
-                        segments,
-                        starts,
-                        y,
-                        place,
-                        steps,
-                    )
+                        address(padded), vectors, weights[group * group_size + weight :],
+                        bias[group * K : group * K + K], relu,
+                        offsets[depth_start : depth_start + depth], first, height, K,
+                        segments, starts, y, place, steps,
+                    )  # fmt: skip

@@ -30,9 +30,7 @@ CHUNK = 512
 LINE = 8 * TILE_WIDTH
 # Two estimates decide between this and the direct convolution, in units of a vector's product:
 GATHER_COST = 16  # gathering a vector of a line costs about as much as this many products with it
-STRIDED_LOAD_COST = (
-    1.2  # a direct convolution that loads its tile at stride 2 takes this much longer
-)
+STRIDED_LOAD_COST = 1.2  # a direct convolution at horizontal stride 2 takes this much longer
 
 
 class Grid(NamedTuple):
@@ -60,7 +58,7 @@ def cheaper(blocking: Blocking, filters: int) -> bool:
         return True
     lanes = -(-tile_shape.images * tile_shape.rows * tile_shape.width // TILE_WIDTH) * TILE_WIDTH
     planes = lanes * filters * (STRIDED_LOAD_COST if tile_shape.stride_w == 2 else 1)
-    # 1.05: where they are about equal, the direct convolution needs less memory
+    # by 5 % at least: the estimate is rough
     return planes > 1.05 * tile_shape.images * tile_shape.rows * tile_shape.Q * (
         filters + GATHER_COST
     )
@@ -232,6 +230,7 @@ def convolve_pixels(
         pairs = -(-(stop - i) // TILE_WIDTH)
         _find_segments(grid, i, stop, steps, starts, segments)
         for group in range(len(weights)):
+            # a chunk of the depth is gathered once, while it is in the cache all filters read it
             for d in range(0, depth, CHUNK):
                 last = min(depth, d + CHUNK)
                 gather(x, group, grid, taps, d, last, i, stop, gathered, line)

@@ -43,19 +43,9 @@ def weight_gradient(
     def accumulate(begin: int, end: int) -> None:
         total, padded, transposed = sums.workspace(begin)
         accumulate_blocks(
-            x,
-            dy,
-            tile_shape,
-            sums.blocking.phases,
-            *sums.tiling,
-            sums.K,
-            groups,
-            begin,
-            end,
-            padded,
-            transposed,
-            total,
-        )
+            x, dy, tile_shape, sums.blocking.phases, *sums.tiling, sums.K, groups, begin, end,
+            padded, transposed, total,
+        )  # fmt: skip
 
     parallel(accumulate, pieces, blas=False)
     return sums.finish()
@@ -126,16 +116,9 @@ class WeightSums:
                     part[first * self.padded_columns : last * self.padded_columns],
                 )
             _unpack(
-                total,
-                self.K,
-                self.groups,
-                self.columns,
-                self.padded_columns,
-                first,
-                last,
-                dw.reshape(-1),
-                db,
-            )
+                total, self.K, self.groups, self.columns, self.padded_columns, first, last,
+                dw.reshape(-1), db,
+            )  # fmt: skip
 
         units = -(-lines // unit)
         parallel(add, shards(units, -(-GRAIN * units // len(total))), blas=False)
@@ -155,18 +138,9 @@ def accumulate_blocks(
             load_padded_tile(x, tile_shape, phases, group, n, images, p, rows, padded)
             transpose_gradient(dy, group, K, n, images, p, rows, tile_shape.Q, gradient)
             accumulate_weights(
-                address(padded),
-                tile_shape,
-                images,
-                rows,
-                gradient,
-                offsets,
-                first,
-                height,
-                K,
-                columns,
-                sums[group * size : group * size + size],
-            )
+                address(padded), tile_shape, images, rows, gradient, offsets, first, height, K,
+                columns, sums[group * size : group * size + size],
+            )  # fmt: skip
 
 
 @compiled

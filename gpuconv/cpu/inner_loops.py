@@ -52,11 +52,11 @@ def block_range(tile_shape, block):
 
 
 @compiled
-def load_padded_tile(x, tile_shape, phases, group, n, images, p, rows, scratch):
+def load_padded_tile(x, tile_shape, phases, group, n, images, p, rows, padded):
     """Copy what one block reads of x (N, groups*C, H, W) into its padded input tile.
 
-    padded: zero in the padding columns, which this does not write; rows outside the image are
-    written as zeros.
+    padded: scratch memory, zero in the padding columns, which this does not write; rows outside the
+    image are written as zeros.
     """
     for c in range(tile_shape.C):
         for f in range(len(phases)):
@@ -70,13 +70,13 @@ def load_padded_tile(x, tile_shape, phases, group, n, images, p, rows, scratch):
                     place = plane + (i * (rows + tile_shape.extra) + t) * tile_shape.width
                     h = (p + t) * tile_shape.stride_h + down
                     if h < 0 or h >= tile_shape.H:
-                        scratch[place : place + tile_shape.width] = 0
+                        padded[place : place + tile_shape.width] = 0
                     elif tile_shape.stride_w == 1:
                         begin = address(source) + 4 * (h * tile_shape.W + first + right)
-                        copy_floats(begin, address(scratch) + 4 * (place + first), last - first + 1)
+                        copy_floats(begin, address(padded) + 4 * (place + first), last - first + 1)
                     else:
                         for j in range(first, last + 1):
-                            scratch[place + j] = source[h, j * tile_shape.stride_w + right]
+                            padded[place + j] = source[h, j * tile_shape.stride_w + right]
 
 
 @compiled
@@ -106,21 +106,9 @@ def find_segments(tile_shape, images, tile_rows, rows, Q, steps, starts, segment
 
 @compiled
 def convolve_block(
-    padded,
-    vectors,
-    weights,
-    bias,
-    relu,
-    offsets,
-    first,
-    height,
-    K,
-    segments,
-    starts,
-    y,
-    place,
+    padded, vectors, weights, bias, relu, offsets, first, height, K, segments, starts, y, place,
     steps,
-):
+):  # fmt: skip
     """All output channels of a block: y.flat[place + channel*steps[3] + segment] = the sum + bias.
 
     weights: register tiles of (depth, height) one after another. offsets: (depth), in bytes from
@@ -129,6 +117,8 @@ def convolve_block(
     """
     sums = np.empty((HEIGHT_3, TILE_WIDTH), np.float32)
     out, depth = address(sums), len(offsets)
+    # all pixels for one tile of filters before the next: its weights stay in the L1 cache, and the
+    # padded input tile, read once for each tile of filters, in the L2 cache
     for tile in range(len(first)):
         k = first[tile]
         a = address(weights) + 4 * k * depth
@@ -200,6 +190,7 @@ def accumulate_weights(
     lines, length = rows, tile_shape.Q
     if tile_shape.width == tile_shape.Q:  # no gaps between rows: one long row
         lines, length = 1, pixels
+    # an outer-product tile adds up all pixels of an image in registers, and meets memory once
     k = 0
     while k < K:
         width = TILE_WIDTH if K - k > LANES else LANES

@@ -106,6 +106,7 @@ def _first_taps(S, stride, left, dilation, Q, W):
 @compiled
 def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
     (H, W), (P, Q) = x.shape[1:], y.shape[1:]
+    # for a row of outputs, all taps in turn: the inner loop runs along the row, without branches
     taps = _first_taps(S, stride_w, left, dil_w, Q, W)
     for plane in range(len(x)):
         for p in range(P):

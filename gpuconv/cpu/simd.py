@@ -48,18 +48,22 @@ MASK = ir.VectorType(ir.IntType(1), LANES)
 
 
 def load(builder: Any, address: Any, kind: Any) -> Any:
+    """The value of type `kind` at an address, aligned to a float only."""
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=FLOAT_BYTES)
 
 
 def store(builder: Any, value: Any, address: Any) -> None:
+    """Write a value to an address, aligned to a float only."""
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=FLOAT_BYTES)
 
 
 def plus(builder: Any, address: Any, offset: int) -> Any:
+    """address + offset; no instruction for 0."""
     return builder.add(address, i64(offset)) if offset else address
 
 
 def splat(builder: Any, scalar: Any) -> Any:
+    """A vector with `scalar` in every lane."""
     one = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     return builder.shuffle_vector(one, ir.Constant(VECTOR, ir.Undefined), zeros)
@@ -89,10 +93,12 @@ def loop(
 
 
 def mask_of(builder: Any, bits: Any) -> Any:
+    """The low LANES bits of an integer as a mask."""
     return builder.bitcast(builder.trunc(bits, ir.IntType(LANES)), MASK)
 
 
 def masked_load(builder: Any, address: Any, mask: Any) -> Any:
+    """A vector of the lanes whose mask is set, zero in the others; memory there is not touched."""
     pointer = builder.inttoptr(address, VECTOR.as_pointer())
     kind = ir.FunctionType(VECTOR, [pointer.type, ir.IntType(32), MASK, VECTOR])
     function = builder.module.globals.get(f"llvm.masked.load.v{LANES}f32.p0")
@@ -102,6 +108,7 @@ def masked_load(builder: Any, address: Any, mask: Any) -> Any:
 
 
 def masked_store(builder: Any, value: Any, address: Any, mask: Any) -> None:
+    """Write the lanes whose mask is set; memory of the others is not touched."""
     pointer = builder.inttoptr(address, VECTOR.as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [VECTOR, pointer.type, ir.IntType(32), MASK])
     function = builder.module.globals.get(f"llvm.masked.store.v{LANES}f32.p0")

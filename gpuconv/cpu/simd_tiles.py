@@ -42,10 +42,7 @@ def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[An
 
 
 def sum_over_taps(
-    builder: Any,
-    depth: Any,
-    count: int,
-    tap: Callable[[Any, list[Any]], list[Any]],
+    builder: Any, depth: Any, count: int, tap: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
     """`count` vectors of sums: sums = tap(i, sums) for i in range(depth), in chains of CHAIN taps.
 

@@ -149,23 +149,9 @@ def _convolve(x, w, rotated, b, pads, relu, y):
             blocks.images * (4 * blocks.rows + 2) * (4 * blocks.tile_columns + 2) * LANES + 256,
         )
         return _convolve_blocks(
-            x,
-            begin,
-            end,
-            blocks,
-            *pads,
-            line,
-            plane,
-            filters,
-            filter_plane,
-            product_plane,
-            bias,
-            int(relu),
-            pixels,
-            inputs,
-            products,
-            y,
-        )
+            x, begin, end, blocks, *pads, line, plane, filters, filter_plane, product_plane, bias,
+            int(relu), pixels, inputs, products, y,
+        )  # fmt: skip
 
     return all(in_range) and all(parallel(convolve, shards(blocks.total), blas=False))
 
@@ -196,23 +182,9 @@ def weight_gradient(
             blocks.images * (4 * blocks.rows + 2) * (4 * blocks.tile_columns + 2) * LANES + 256,
         )
         return _accumulate_blocks(
-            x,
-            dy,
-            begin,
-            end,
-            blocks,
-            top,
-            left,
-            line,
-            plane,
-            lines,
-            gradient_plane,
-            sum_plane,
-            pixels,
-            inputs,
-            gradient,
-            *parts[begin],
-        )
+            x, dy, begin, end, blocks, top, left, line, plane, lines, gradient_plane, sum_plane,
+            pixels, inputs, gradient, *parts[begin],
+        )  # fmt: skip
 
     if not all(parallel(accumulate, pieces, blas=False)):
         return None
@@ -254,24 +226,9 @@ def _span(blocks, block):
 
 @compiled
 def _convolve_blocks(
-    x,
-    begin,
-    end,
-    blocks,
-    top,
-    left,
-    line,
-    plane,
-    filters,
-    filter_plane,
-    product_plane,
-    bias,
-    relu,
-    pixels,
-    inputs,
-    products,
-    y,
-):
+    x, begin, end, blocks, top, left, line, plane, filters, filter_plane, product_plane, bias, relu,
+    pixels, inputs, products, y,
+):  # fmt: skip
     offsets = np.arange(blocks.max_tiles) * line * 4
     for block in range(begin, end):
         span = _span(blocks, block)
@@ -279,41 +236,18 @@ def _convolve_blocks(
         if transform_input_tiles(x, span, top, left, line, plane, pixels, inputs) == 0:
             return False
         multiply(
-            inputs,
-            plane,
-            filters,
-            filter_plane,
-            x.shape[1],
-            offsets,
-            tiles,
-            products,
-            product_plane,
-            y.shape[1],
-        )
+            inputs, plane, filters, filter_plane, x.shape[1], offsets, tiles, products,
+            product_plane, y.shape[1],
+        )  # fmt: skip
         store_output_tiles(products, product_plane, blocks.max_tiles, span, bias, relu, pixels, y)
     return True
 
 
 @compiled
 def _accumulate_blocks(
-    x,
-    dy,
-    begin,
-    end,
-    blocks,
-    top,
-    left,
-    line,
-    plane,
-    lines,
-    gradient_plane,
-    sum_plane,
-    pixels,
-    inputs,
-    gradient,
-    sums,
-    db,
-):
+    x, dy, begin, end, blocks, top, left, line, plane, lines, gradient_plane, sum_plane, pixels,
+    inputs, gradient, sums, db,
+):  # fmt: skip
     offsets = np.arange(lines) * 4
     sums[:] = 0
     for block in range(begin, end):
@@ -325,17 +259,9 @@ def _accumulate_blocks(
         ) == 0:
             return False
         multiply_gradient(
-            inputs,
-            line,
-            plane,
-            gradient,
-            gradient_plane,
-            tiles,
-            offsets,
-            sums,
-            sum_plane,
+            inputs, line, plane, gradient, gradient_plane, tiles, offsets, sums, sum_plane,
             dy.shape[1],
-        )
+        )  # fmt: skip
     return True
 
 

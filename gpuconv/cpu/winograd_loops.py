@@ -170,6 +170,7 @@ def multiply(inputs, plane, filters, filter_plane, C, offsets, tiles, products, 
 
     [..] is [TILE_WIDTH], the channels of a pair.
     """
+    # for one entry and pair of K, all tiles: the pair's filters stay in the L1 cache
     for entry in range(36):
         for k in range(0, K, TILE_WIDTH):
             d = address(filters) + 4 * (entry * filter_plane + k * C)

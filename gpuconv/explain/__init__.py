@@ -1,8 +1,8 @@
-"""Explanations: what in an image a network's units answer to.
+"""Explanations: which pixels of an image a network's units respond to.
 
-Every function takes a network of `Sequential`, `Residual`, `Concat` and so on, images as floats
-(N, C, H, W), and a target; runs the network as in evaluation, on the network's device; returns
-NumPy arrays; and leaves the network as it was. README.md in this folder says how.
+Every function takes a network, whatever its `forward` does, images as floats (N, C, H, W), and a
+target; runs the network as in evaluation, on the network's device; returns NumPy arrays; and leaves
+the network as it was. README.md in this folder says how.
 
     from gpuconv import explain
     cam = explain.grad_cam(model, x, target=7)      # (N, H, W), on a layer of your choice
@@ -15,21 +15,19 @@ from gpuconv.explain.gradients import (
     gradient,
     guided_backprop,
     input_x_gradient,
+    layer_gradient,
     saliency,
     smooth_grad,
 )
-from gpuconv.explain.graph import Graph
 from gpuconv.explain.methods import METHODS, Method, as_map, method
+from gpuconv.explain.observe import activations
 from gpuconv.explain.occlusion import occlusion
-from gpuconv.explain.passes import Pass, activations
-from gpuconv.explain.patches import Patch, PatchSearch, projections, strongest_patches
+from gpuconv.explain.patches import Patch, PatchSearch, projections, top_activating_patches
 from gpuconv.explain.receptive_field import ReceptiveField, receptive_field
 
 __all__ = [
     "METHODS",
-    "Graph",
     "Method",
-    "Pass",
     "Patch",
     "PatchSearch",
     "ReceptiveField",
@@ -42,11 +40,12 @@ __all__ = [
     "guided_backprop",
     "guided_grad_cam",
     "input_x_gradient",
+    "layer_gradient",
     "method",
     "occlusion",
     "projections",
     "receptive_field",
     "saliency",
     "smooth_grad",
-    "strongest_patches",
+    "top_activating_patches",
 ]

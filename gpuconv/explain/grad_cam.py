@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.explain.gradients import _where, guided_backprop
-from gpuconv.explain.passes import Pass
-from gpuconv.explain.targets import Target, seed, units
-from gpuconv.nn import AdaptiveAvgPool2d, Layer
-from gpuconv.nn.pool import _Pool2d
+from gpuconv.explain.forward import steps_of
+from gpuconv.explain.gradients import guided_backprop, output_and_gradient
+from gpuconv.explain.targets import Target
+from gpuconv.nn import Module
+
+POOLS = ("max_pool2d", "avg_pool2d", "sum_pool2d", "adaptive_avg_pool2d")
 
 
 def grad_cam(
-    model: Layer,
+    model: Module,
     x: np.ndarray,
     target: Target = None,
     of: str = "",
@@ -33,39 +34,45 @@ def grad_cam(
     >>> grad_cam(models.lenet(), x, target=7).shape
     (2, 32, 32)
     """
-    run = Pass(model, x, of)
-    layer = _last_maps(run) if layer is None else layer
-    if run.graph.find(layer) > run.last:
-        raise ValueError(f"grad_cam: layer {layer} comes after {_where(of)}, which is explained")
-    maps = run.output(layer)
+    layer = grad_cam_layer(model, x, of) if layer is None else layer
+    maps, gradient = output_and_gradient(model, x, layer, target, of)
     if maps.ndim != 4:
         raise ValueError(f"grad_cam: layer {layer} has no maps, its output is {maps.shape[1:]}")
-    y = run.output()
-    gradient = run.backward(seed(y, units(target, y, _where(of))), to=layer)
     weights = gradient.mean(axis=(2, 3), keepdims=True)
     cam = np.maximum((weights * maps).sum(axis=1), 0)
     return resize_bilinear(cam, x.shape[2:]) if resize else cam
 
 
 def guided_grad_cam(
-    model: Layer, x: np.ndarray, target: Target = None, of: str = "", layer: str | None = None
+    model: Module, x: np.ndarray, target: Target = None, of: str = "", layer: str | None = None
 ) -> np.ndarray:
     """Guided backpropagation where Grad-CAM is: their product, (N, C, H, W). As `grad_cam`."""
     cam = grad_cam(model, x, target, of, layer)
     return guided_backprop(model, x, target, of) * cam[:, None]
 
 
-def grad_cam_layer(model: Layer, x: np.ndarray, of: str = "") -> str:
+def grad_cam_layer(model: Module, x: np.ndarray, of: str = "") -> str:
     """The layer that `grad_cam` takes by default: the last one before the unit's own with maps
     larger than one pixel; not a pooling layer, but what it reads.
 
-    ValueError where there is none.
+    Raises ValueError where there is none, and where the forward pass cannot be followed by shapes
+    alone.
 
     >>> from gpuconv import models
     >>> grad_cam_layer(models.lenet(), np.zeros((1, 1, 32, 32), np.float32))
     'relu2'
     """
-    return _last_maps(Pass(model, x[:1], of))
+    steps, names, last = steps_of(model, x.shape[1:], of)
+    needed = {last}
+    for number in range(last, 0, -1):
+        if number not in needed:
+            continue
+        step = steps[number]
+        needed.update(source for source in step.inputs if source is not None)
+        maps = len(step.shape) == 4 and min(step.shape[2:]) > 1
+        if number != last and maps and step.name not in POOLS and number in names:
+            return names[number]
+    raise ValueError("grad_cam: no layer before it has maps larger than one pixel")
 
 
 def resize_bilinear(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -88,13 +95,3 @@ def _weights(old: int, new: int) -> np.ndarray:
     np.add.at(weights, (np.arange(new), before), 1 - share)
     np.add.at(weights, (np.arange(new), after), share)
     return weights
-
-
-def _last_maps(run: Pass) -> str:
-    for number in sorted(run.numbers - {0, run.last}, reverse=True):
-        node = run.graph.nodes[number]
-        pools = isinstance(node.layer, _Pool2d | AdaptiveAvgPool2d)
-        shape, name = run.shape(number), run.graph.name_of(number)
-        if name is not None and len(shape) == 4 and min(shape[2:]) > 1 and not pools:
-            return name
-    raise ValueError("grad_cam: no layer before it has maps larger than one pixel")

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.explain.passes import Pass, Rule, deconvolved, guided
+from gpuconv.explain.observe import Observer, Rule, deconvolved, guided
 from gpuconv.explain.targets import Target, seed, units
-from gpuconv.nn import Layer
+from gpuconv.nn import Module
 
 
-def gradient(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+def gradient(model: Module, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
     """d unit / d pixel: how much the unit's value grows as a pixel does, (N, C, H, W).
 
     Source: Simonyan, Vedaldi and Zisserman 2013, section 3; Captum's Saliency without `abs`.
@@ -29,7 +29,7 @@ def gradient(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -
     return _backward(model, x, target, of, None)
 
 
-def saliency(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+def saliency(model: Module, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
     """The largest absolute gradient among each pixel's channels, (N, H, W).
 
     Source: Simonyan, Vedaldi and Zisserman 2013, section 3.1.
@@ -38,7 +38,7 @@ def saliency(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -
 
 
 def input_x_gradient(
-    model: Layer, x: np.ndarray, target: Target = None, of: str = ""
+    model: Module, x: np.ndarray, target: Target = None, of: str = ""
 ) -> np.ndarray:
     """x times the gradient: for a linear network what each pixel adds to the unit's value.
 
@@ -48,7 +48,7 @@ def input_x_gradient(
 
 
 def smooth_grad(
-    model: Layer,
+    model: Module,
     x: np.ndarray,
     target: Target = None,
     of: str = "",
@@ -67,28 +67,30 @@ def smooth_grad(
         raise ValueError(
             f"smooth_grad: samples must be at least 1 and noise at least 0, got {samples}, {noise}"
         )
-    run = Pass(model, x, of, keep=False)
-    chosen = units(target, run.output(), _where(of))
+    observer = Observer(model, (of,))
+    chosen = units(target, observer.run(x, gradients=False).output(of), where(of))
     spread = noise * (x.max(axis=(1, 2, 3)) - x.min(axis=(1, 2, 3))) if x.size else np.zeros(len(x))
     draws = np.random.default_rng(rng)
     total = np.zeros(x.shape, np.float64)
     for _ in range(samples):
         offset = draws.standard_normal(x.shape[1:]) * spread[:, None, None, None]
-        run = Pass(model, (x + offset).astype(x.dtype), of)
-        total += run.backward(seed(run.output(), chosen))
+        total += _at_input(observer, (x + offset).astype(x.dtype), chosen, of, None)
     return (total / samples).astype(x.dtype)
 
 
-def guided_backprop(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+def guided_backprop(
+    model: Module, x: np.ndarray, target: Target = None, of: str = ""
+) -> np.ndarray:
     """The gradient, where every ReLU also stops what is negative: what excites the unit.
 
-    In a network without ReLU it is the gradient. Source: Springenberg et al. 2014; Captum's
+    ReLUs are changed whether they are layers or calls of functional.relu; without any it is the
+    gradient. Source: Springenberg et al. 2014; Captum's
     GuidedBackprop.
     """
     return _backward(model, x, target, of, guided)
 
 
-def deconvnet(model: Layer, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
+def deconvnet(model: Module, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
     """The unit projected back to the pixels: transposed filters, max-pools' switches, and ReLU on
     the signal that comes back, whatever the ReLU passed on the way up.
 
@@ -99,13 +101,48 @@ def deconvnet(model: Layer, x: np.ndarray, target: Target = None, of: str = "") 
     return _backward(model, x, target, of, deconvolved)
 
 
-def _backward(
-    model: Layer, x: np.ndarray, target: Target, of: str, rule: Rule | None
+def layer_gradient(
+    model: Module, x: np.ndarray, layer: str, target: Target = None, of: str = ""
 ) -> np.ndarray:
-    run = Pass(model, x, of)
-    y = run.output()
-    return run.backward(seed(y, units(target, y, _where(of))), rule=rule)
+    """d unit / d output of a layer: an array of that output's shape.
+
+    Raises ValueError where the unit does not depend on the layer.
+
+    >>> from gpuconv import models
+    >>> x = np.random.default_rng(0).random((2, 1, 32, 32), np.float32)
+    >>> layer_gradient(models.lenet(), x, "pool1", target=7).shape
+    (2, 6, 14, 14)
+    """
+    return output_and_gradient(model, x, layer, target, of)[1]
 
 
-def _where(of: str) -> str:
+def output_and_gradient(
+    model: Module, x: np.ndarray, layer: str, target: Target, of: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's output, and `layer_gradient`'s result."""
+    observed = Observer(model, (of, layer)).run(x)
+    y = observed.output(of)
+    found = observed.gradient(seed(y, units(target, y, where(of))), of, layer)
+    if found is None:
+        raise ValueError(f"explain: {where(of)} does not depend on the output of layer {layer}")
+    return observed.output(layer), found
+
+
+def where(of: str) -> str:
+    """How messages call the layer that is explained."""
     return f"layer {of}" if of else "the network"
+
+
+def _backward(
+    model: Module, x: np.ndarray, target: Target, of: str, rule: Rule | None
+) -> np.ndarray:
+    return _at_input(Observer(model, (of,)), x, target, of, rule)
+
+
+def _at_input(
+    observer: Observer, x: np.ndarray, target: Target, of: str, rule: Rule | None
+) -> np.ndarray:
+    observed = observer.run(x)
+    y = observed.output(of)
+    found = observed.gradient(seed(y, units(target, y, where(of))), of, rule=rule)
+    return np.zeros_like(x) if found is None else found

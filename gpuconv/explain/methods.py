@@ -1,4 +1,4 @@
-"""The methods by name, for who chooses one: a command, a page."""
+"""The methods by name, as commands and the page choose them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from gpuconv.explain.occlusion import occlusion
 
 @dataclass(frozen=True)
 class Method:
-    """function(model, x, target, of, ...) and what its result is like.
+    """One method. function(model, x, target, of, ...) computes it.
 
-    signed: it has negative values, which speak against the unit. areas: it marks parts of the
-    image rather than single pixels. options: the names of its further arguments.
+    signed: it has negative values, evidence against the unit. areas: it marks parts of the image
+    rather than single pixels. options: the names of its further arguments.
     """
 
     title: str

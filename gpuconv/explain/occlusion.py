@@ -1,4 +1,4 @@
-"""The occlusion map: cover a part of the image and see what becomes of the score."""
+"""The occlusion map: how much the score falls while a part of the image is covered."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.explain.gradients import _where
-from gpuconv.explain.passes import Pass
+from gpuconv.explain.gradients import where
+from gpuconv.explain.observe import Observer
 from gpuconv.explain.targets import Target, scores, units
-from gpuconv.nn import Layer
+from gpuconv.nn import Module
 from gpuconv.shapes import pair
 
 
 def occlusion(
-    model: Layer,
+    model: Module,
     x: np.ndarray,
     target: Target = None,
     of: str = "",
@@ -29,7 +29,8 @@ def occlusion(
     A window moves over the image from the top left corner by `stride`, until every pixel has been
     covered; the last ones are cut off by the border. Whatever lies under it becomes `value`, in
     all channels. A pixel's result is the mean of (value without window - value with it), over
-    the windows that cover it: positive where the image speaks for the unit.
+    the windows that cover it: positive where the image is evidence for
+    the unit.
     x, target, of: as for `gradient`. window, stride: an int or (rows, columns), the stride no
     larger than the window. value: a number, or one for each channel. batch: images run at a time.
     Raises ValueError for those that do not fit the image. The network is left as it was.
@@ -40,8 +41,9 @@ def occlusion(
     >>> occlusion(models.lenet(), x, target=7, window=8, stride=8).shape
     (2, 32, 32)
     """
-    y = Pass(model, x, of, keep=False).output()
-    chosen = units(target, y, _where(of))
+    observer = Observer(model, (of,))
+    y = observer.run(x, gradients=False).output(of)
+    chosen = units(target, y, where(of))
     before = scores(y, chosen)
     places, cover = windows(x.shape[2:], window, stride), _cover(value, x)
     total = np.zeros((len(x), *x.shape[2:]))
@@ -54,7 +56,7 @@ def occlusion(
         covered = np.stack([x[n] for n, _ in part])
         for image, (_, place) in zip(covered, part, strict=True):
             image[:, *place] = cover
-        y = Pass(model, covered, of, keep=False).output()
+        y = observer.run(covered, gradients=False).output(of)
         after = scores(y, [chosen[n] for n, _ in part])
         for (n, place), score in zip(part, after, strict=True):
             total[n][place] += before[n] - score

@@ -1,4 +1,4 @@
-"""The parts of images that excite a layer's units most, and what of them reaches those units."""
+"""The image patches that activate a layer's units most, and their projections back to pixels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from gpuconv.explain.gradients import deconvnet
-from gpuconv.explain.passes import Pass
+from gpuconv.explain.observe import Observer
 from gpuconv.explain.receptive_field import Box, receptive_field
-from gpuconv.nn import Layer
+from gpuconv.nn import Module
 from gpuconv.train.evaluate import batches_of
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Where one filter of a layer answers most strongly in one image.
+    """Where the activation of one filter of a layer is largest in one image.
 
     filter: the channel or, in a layer without maps, the unit. image: the image's number, counted
     over all batches. value: the unit's output. unit: its (row, column) in the map; (0, 0) without
@@ -32,27 +32,27 @@ class Patch:
     box: Box
 
 
-def strongest_patches(
-    model: Layer,
+def top_activating_patches(
+    model: Module,
     images: Any,
     layer: str,
     count: int = 9,
     filters: Sequence[int] | None = None,
     batch: int = 256,
 ) -> list[list[Patch]]:
-    """For each filter its `count` strongest patches, the strongest first, one from each image.
+    """For each filter its `count` top-activating patches, the strongest first, one from each image.
 
     images: floats (N, C, H, W), or batches of them, or of (x, labels) as a `Loader` gives them
     (made with shuffle=False: numbers are those of the data set). filters: which; None for
     all. batch: images run at a time, of an array. Equal values: the earlier image first, within an
     image the upper, then left one. Fewer images than `count` give as many patches.
     Raises ValueError for an unknown layer or filter, a count below 1, and for images of NaN, which
-    have no strongest part. The network is left as it was.
+    have no largest value. The network is left as it was.
     Source: Zeiler and Fergus 2014, figure 2.
 
     >>> from gpuconv import models
     >>> x = np.random.default_rng(0).random((20, 1, 32, 32), np.float32)
-    >>> found = strongest_patches(models.lenet(), x, "conv2", count=3)
+    >>> found = top_activating_patches(models.lenet(), x, "conv2", count=3)
     >>> len(found), len(found[0]), found[0][0].value >= found[0][1].value
     (16, 3, True)
     """
@@ -65,7 +65,7 @@ def strongest_patches(
 
 
 class PatchSearch:
-    """`strongest_patches`, for who brings the images bit by bit and looks in between.
+    """`top_activating_patches` for images that arrive in batches, with results in between.
 
     seen: images so far. filters: how many the layer has, 0 before the first image.
 
@@ -76,10 +76,11 @@ class PatchSearch:
     [3, 3]
     """
 
-    def __init__(self, model: Layer, layer: str, count: int = 9) -> None:
+    def __init__(self, model: Module, layer: str, count: int = 9) -> None:
         if count < 1:
-            raise ValueError(f"strongest_patches: count must be at least 1, got {count}")
+            raise ValueError(f"top_activating_patches: count must be at least 1, got {count}")
         self._model, self._layer, self._count = model, layer, count
+        self._observer = Observer(model, (layer,))
         self.seen, self._shape = 0, ()
         self._best: Any = None
 
@@ -89,17 +90,26 @@ class PatchSearch:
 
     def add(self, x: np.ndarray) -> None:
         """Look at some more images, floats (N, C, H, W). Raises ValueError where they give NaN."""
-        maps = _maps(self._model, x, self._layer)
+        maps = self._maps(x)
         self._best = _merged(self._best, maps.reshape(*maps.shape[:2], -1), self.seen, self._count)
         self.seen, self._shape = self.seen + len(x), x.shape[1:]
 
+    def _maps(self, x: np.ndarray) -> np.ndarray:
+        """The layer's output as maps (N, K, P, Q); of one pixel for a layer without."""
+        y = self._observer.run(x, gradients=False).output(self._layer)
+        if np.isnan(y).any():
+            raise ValueError(
+                f"top_activating_patches: layer {self._layer} gives NaN; clean the images"
+            )
+        return y[:, :, None, None] if y.ndim == 2 else y
+
     def patches(self, filters: Sequence[int] | None = None) -> list[list[Patch]]:
-        """Of the images so far, for each filter its strongest patches, the strongest first.
+        """Of the images so far, for each filter its top-activating patches, the strongest first.
 
         Raises ValueError for a filter that the layer lacks, and where there were no images.
         """
         if self._best is None:
-            raise ValueError("strongest_patches: there are no images")
+            raise ValueError("top_activating_patches: there are no images")
         field = receptive_field(self._model, self._layer, self._shape)
 
         def patch(k: int, value: Any, number: Any, place: Any) -> Patch:
@@ -114,9 +124,9 @@ class PatchSearch:
 
 
 def projections(
-    model: Layer, images: Any, patches: Sequence[Patch], layer: str, batch: int = 64
+    model: Module, images: Any, patches: Sequence[Patch], layer: str, batch: int = 64
 ) -> list[np.ndarray]:
-    """What of each patch its unit sees: the unit projected back by `deconvnet`, cut to the box.
+    """Each patch's unit projected back to the pixels by `deconvnet`, cut to the patch.
 
     images: the array or data that the patches were found in, indexable by image: floats
     (N, C, H, W). Returns for each patch an array (C, bottom - top, right - left), not scaled.
@@ -126,7 +136,7 @@ def projections(
     for begin in range(0, len(patches), batch):
         part = patches[begin : begin + batch]
         x = np.stack([images[patch.image] for patch in part])
-        mapped = Pass(model, x[:1], layer, keep=False).output().ndim == 4
+        mapped = Observer(model, (layer,)).run(x[:1], gradients=False).output(layer).ndim == 4
         target = [(p.filter, *p.unit) if mapped else (p.filter,) for p in part]
         back = deconvnet(model, x, target, layer)
         found += [cut(each, patch.box) for each, patch in zip(back, part, strict=True)]
@@ -143,16 +153,8 @@ def _batches(images: Any, batch: int) -> Iterable[np.ndarray]:
     if isinstance(images, np.ndarray):
         return (images[i : i + batch] for i in range(0, len(images), batch))
     if getattr(images, "shuffle", False):
-        raise ValueError("strongest_patches: the loader shuffles; make it with shuffle=False")
+        raise ValueError("top_activating_patches: the loader shuffles; make it with shuffle=False")
     return (each[0] if isinstance(each, tuple) else each for each in batches_of(images))
-
-
-def _maps(model: Layer, x: np.ndarray, layer: str) -> np.ndarray:
-    """The layer's output as maps (N, K, P, Q); of one pixel for a layer without."""
-    y = Pass(model, x, layer, keep=False).output()
-    if np.isnan(y).any():
-        raise ValueError(f"strongest_patches: layer {layer} gives NaN; clean the images")
-    return y[:, :, None, None] if y.ndim == 2 else y
 
 
 def _merged(best: Any, maps: np.ndarray, seen: int, count: int) -> Any:
@@ -172,6 +174,6 @@ def _chosen(filters: Sequence[int] | None, count: int, layer: str) -> Sequence[i
     for k in chosen:
         if not 0 <= k < count:
             raise ValueError(
-                f"strongest_patches: layer {layer} has filters 0 to {count - 1}, not {k}"
+                f"top_activating_patches: layer {layer} has filters 0 to {count - 1}, not {k}"
             )
     return chosen

@@ -12,26 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpuconv.explain.graph import Graph, Join, Sum
-from gpuconv.nn import (
-    AdaptiveAvgPool2d,
-    BatchNorm2d,
-    Conv2d,
-    Dropout,
-    Flatten,
-    Identity,
-    Layer,
-    Linear,
-    LocalResponseNorm,
-    Softmax,
-)
-from gpuconv.nn.activation import _Activation
-from gpuconv.nn.pool import _Pool2d
+from gpuconv.explain.forward import steps_of
+from gpuconv.nn import Module
+from gpuconv.nn.trace import Step
 from gpuconv.shapes import Window
 
 Box = tuple[int, int, int, int]
 _NONE = np.iinfo(np.int64).max  # the first pixel of a span that has none
-_POINTWISE = (_Activation, BatchNorm2d, Dropout, Identity, LocalResponseNorm, Softmax)
+# Operations whose outputs each read the same place of every input.
+_PLACE_BY_PLACE = (
+    "add", "append_channels", "batch_norm", "cat", "divide", "linked", "local_response_norm",
+    "multiply", "power", "relu", "scale", "scaled_tanh", "sigmoid", "softmax", "subtract", "tanh",
+)  # fmt: skip
+_WHOLE = ("linear", "matmul", "reshape", "sum")  # each output may read everything
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,12 @@ class Spans:
     def union(self, other: Spans) -> Spans:
         """What either sees, place by place."""
         return Spans(np.minimum(self.first, other.first), np.maximum(self.end, other.end))
+
+    def spread(self, length: int) -> Spans:
+        """A single place as `length` of them, as arithmetic broadcasts it."""
+        if len(self) == length:
+            return self
+        return self.of([np.arange(len(self))] * length)
 
     def of(self, groups: Sequence[np.ndarray]) -> Spans:
         """Spans of places that each read a group of these ones."""
@@ -86,14 +85,16 @@ class ReceptiveField:
 
 
 def receptive_field(
-    model: Layer, layer: str, input_shape: Sequence[int] | None = None
+    model: Module, layer: str, input_shape: Sequence[int] | None = None
 ) -> ReceptiveField:
     """The pixels of the image that each unit of a layer can depend on.
 
     layer: a layer or container, by its dotted name. input_shape: one image's (C, H, W); may be
     left out for a model that knows its own.
-    Raises ValueError for an unknown layer, windows that do not fit the image, and no input shape;
-    NotImplementedError for a layer that is none of gpuconv's.
+    It follows the operations of one forward pass, whatever the layers are called that run them.
+    Raises ValueError for an unknown layer, windows that do not fit the image, no input shape, and
+    a forward pass that needs values; NotImplementedError where an operation, such as indexing, does
+    not say which pixels it reads.
     Source: Araujo, Norris and Sim 2019, "Computing receptive fields of convolutional neural
     networks", for the rule of one window.
 
@@ -107,40 +108,61 @@ def receptive_field(
         raise ValueError(
             f"receptive_field: input_shape must be (channels, height, width), got {shape}"
         )
-    graph = Graph(model)
-    last = graph.find(layer)
-    found = [(_pixels(shape[1]), _pixels(shape[2]))]
-    for node in graph.nodes[1 : last + 1]:
-        inputs = [found[source] for source in node.inputs]
-        found.append(_through(node.layer, inputs, node.name))  # type: ignore[arg-type]
-    return ReceptiveField(layer, *found[last])
+    steps, _, last = steps_of(model, shape, layer)
+    found: list[_Field | None] = [(_pixels(shape[1]), _pixels(shape[2]))]
+    for step in steps[1 : last + 1]:
+        inputs = [found[source] for source in step.inputs if source is not None]
+        found.append(_through(step, [field for field in inputs if field is not None]))
+    field = found[last]
+    if field is None:
+        raise ValueError(f"receptive_field: layer {layer} does not depend on the image")
+    return ReceptiveField(layer, *field)
+
+
+_Field = tuple[Spans, Spans]
 
 
 def _pixels(size: int) -> Spans:
     return Spans(np.arange(size), np.arange(size) + 1)
 
 
-def _through(layer: Layer, inputs: list[tuple[Spans, Spans]], name: str) -> tuple[Spans, Spans]:
-    """What a layer's rows and columns see, from what its inputs' do."""
+def _through(step: Step, inputs: list[_Field]) -> _Field | None:
+    """What a step's rows and columns see, from what its inputs' do; None for a constant."""
+    if step.name == "unknown":
+        raise NotImplementedError(
+            f"receptive_field: {step.module or 'the network'} has values that no function of "
+            "nn.functional gave; which pixels they depend on is not known"
+        )
+    if not inputs:
+        return None
+    size = step.shape[2:] if len(step.shape) == 4 else (1, 1)
+    if step.name in _PLACE_BY_PLACE:
+        return _union(inputs, size)
+    if step.name in _WHOLE:
+        return tuple(  # type: ignore[return-value]
+            spans.of([np.arange(len(spans))] * length)
+            for spans, length in zip(_union(inputs, None), size, strict=True)
+        )
     rows, columns = inputs[0]
-    if isinstance(layer, Sum | Join):
-        for other_rows, other_columns in inputs[1:]:
-            rows, columns = rows.union(other_rows), columns.union(other_columns)
-        return rows, columns
-    if isinstance(layer, _POINTWISE):
-        return rows, columns
-    if isinstance(layer, Flatten | Linear):
-        return rows.of([np.arange(len(rows))]), columns.of([np.arange(len(columns))])
-    if isinstance(layer, AdaptiveAvgPool2d):
-        P, Q = layer.size
-        return rows.of(_bins(len(rows), P)), columns.of(_bins(len(columns), Q))
-    if isinstance(layer, Conv2d | _Pool2d):
-        layer.window.require(name, len(rows), len(columns))
-        taps = [_taps(layer.window, (len(rows), len(columns)), axis) for axis in (0, 1)]
+    if step.name == "adaptive_avg_pool2d":
+        return rows.of(_bins(len(rows), size[0])), columns.of(_bins(len(columns), size[1]))
+    if step.window is not None:
+        taps = [_taps(step.window, (len(rows), len(columns)), axis) for axis in (0, 1)]
         return rows.of(taps[0]), columns.of(taps[1])
     raise NotImplementedError(
-        f"receptive_field: {name} is a {type(layer).__name__}, whose window is not known"
+        f"receptive_field: {step.module or 'the network'} runs {step.name}; which pixels that "
+        "reads is not known"
     )
+
+
+def _union(inputs: list[_Field], size: tuple[int, ...] | None) -> _Field:
+    """What any of the inputs sees, place by place; those of one place are spread over all."""
+    height, width = size or (max(len(field[axis]) for field in inputs) for axis in (0, 1))
+    rows, columns = inputs[0][0].spread(height), inputs[0][1].spread(width)
+    for other_rows, other_columns in inputs[1:]:
+        rows = rows.union(other_rows.spread(height))
+        columns = columns.union(other_columns.spread(width))
+    return rows, columns
 
 
 def _taps(window: Window, size: tuple[int, int], axis: int) -> list[np.ndarray]:

@@ -1,9 +1,11 @@
-"""What a forward pass does, found by running it on shape-only arrays: no value is computed."""
+"""What a forward pass does: its operations in order, found by running it on a shape-only array, or
+on images.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 from gpuconv.arrays import ShapeOnly
 from gpuconv.autograd import Tensor, no_grad, state
 from gpuconv.nn.module import Module, Shape
+from gpuconv.shapes import Window, pair, window
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Step:
     name: the operation's. module: the dotted name of the innermost module that ran it. inputs: the
     numbers of the steps whose outputs it reads, None for weights and constants; step 0 is the
     network's input. shape: the output's, its first axis the batch. multiply_adds: of the batch.
+    window: of a convolution or pooling, else None; count_include_pad: what an average counts.
+
+    An output that no function of nn.functional gave is a step named "unknown", without inputs.
     """
 
     name: str
@@ -29,18 +35,22 @@ class Step:
     inputs: tuple[int | None, ...]
     shape: Shape
     multiply_adds: int
+    window: Window | None = None
+    count_include_pad: bool = True
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a module that has no modules inside: name, the module, the steps that give its
-    input and its output, and the shapes of one example of them.
+    input and its output, and the shapes of one example of them. Its own steps are those from
+    `begin` to `output`, none where it returns what it was given.
     """
 
     name: str
     module: Module
     source: int
     output: int
+    begin: int
     input_shape: Shape
     output_shape: Shape
     multiply_adds: int
@@ -49,9 +59,10 @@ class Call:
 class Trace:
     """The steps of one forward pass, and the calls of its simple layers, in order.
 
-    fusing: whether neighbouring functions are fused; then only steps are noted.
-    outputs: the step that gives each module's output, by dotted name, "" for the network's; of a
-    module that is called more than once, the last.
+    outputs: the step that gives each module's output, by dotted name, "" for the network's; of one
+    that is called more than once the last. tensors: each step's output; without values, unless the
+    pass ran on images. fusing: whether neighbouring functions are fused; then only steps are noted.
+    failed: the innermost module whose forward raised, None without.
     """
 
     def __init__(self, network: Module, fusing: bool = False) -> None:
@@ -59,45 +70,64 @@ class Trace:
         self.steps: list[Step] = []
         self.calls: list[Call] = []
         self.outputs: dict[str, int] = {}
+        self.failed: str | None = None
         self._names = {id(module): name for name, module in network.named_modules()}
         self._inside: list[str] = []
         self._numbers: dict[int, int] = {}
-        self._kept: list[Tensor] = []  # so that no id is used twice
+        self.tensors: list[Tensor] = []
+        self._held: list[Tensor] = []  # so that no id is used twice
 
     def begin(self, x: Tensor) -> None:
         self._add("input", (), x, 0)
 
-    def record(self, name: str, inputs: Sequence[Tensor | None], y: Tensor) -> None:
+    def record(
+        self, name: str, inputs: Sequence[Tensor | None], y: Tensor, saved: Sequence[Any]
+    ) -> None:
         """Called for every operation that the forward pass records."""
         sources = tuple(None if x is None else self._numbers.get(id(x)) for x in inputs)
-        self._add(name, sources, y, _multiply_adds(name, inputs, y))
+        options = _OPTIONS[name](saved) if name in _OPTIONS else ()
+        self._add(name, sources, y, _multiply_adds(name, inputs, y), *options)
 
     def same(self, x: Tensor, y: Tensor) -> None:
         """Called when y's data becomes that of x, which waited for it."""
         self._numbers[id(x)] = self._numbers[id(y)]
-        self._kept.append(x)
+        self._held.append(x)
 
-    def _add(self, name: str, sources: Any, y: Tensor, multiply_adds: int) -> None:
+    def _add(self, name: str, sources: Any, y: Tensor, multiply_adds: int, *options: Any) -> None:
         module = self._inside[-1] if self._inside else ""
         self._numbers[id(y)] = len(self.steps)
-        self._kept.append(y)
-        self.steps.append(Step(name, module, sources, tuple(y.data.shape), multiply_adds))
+        self.tensors.append(y)
+        shape = tuple(y.data.shape)
+        self.steps.append(Step(name, module, sources, shape, multiply_adds, *options))
+
+    def _number(self, x: Tensor) -> int:
+        """The step that gave a tensor."""
+        _ = x.data
+        if id(x) not in self._numbers:
+            self._add("unknown", (), x, 0)
+        return self._numbers[id(x)]
 
     def call(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Called in place of `module.forward`."""
         name = self._names.get(id(module), "")
+        source = None
+        if not self.fusing and inputs and isinstance(inputs[0], Tensor):
+            source = self._number(inputs[0])
         self._inside.append(name)
         begin = len(self.steps)
         try:
             y = module.forward(*inputs, **options)
+            main = y[0] if isinstance(y, tuple) else y
+            if isinstance(main, Tensor) and not self.fusing:
+                self.outputs[name] = self._number(main)
+        except Exception:
+            self.failed = name if self.failed is None else self.failed
+            raise
         finally:
             self._inside.pop()
-        main = y[0] if isinstance(y, tuple) else y
         if self.fusing or not isinstance(main, Tensor):
             return y
-        self.outputs[name] = self._numbers[id(main)]
-        if not any(True for _ in module.children()):
-            x = inputs[0]
+        if source is not None and not any(True for _ in module.children()):
             done = sum(step.multiply_adds for step in self.steps[begin:])
             links = getattr(module, "connections", None)
             if links is not None:
@@ -106,30 +136,35 @@ class Trace:
                 Call(
                     name,
                     module,
-                    self._numbers[id(x)],
-                    self._numbers[id(main)],
-                    tuple(x.data.shape[1:]),
+                    source,
+                    self.outputs[name],
+                    begin,
+                    self.steps[source].shape[1:],
                     tuple(main.data.shape[1:]),
-                    done // max(len(x.data), 1),
+                    done // max(len(main.data), 1),
                 )
             )
         return y
 
 
-def trace(
-    network: Module, input_shape: Shape, training: bool = False, fusing: bool = False
-) -> Trace:
-    """Run a network's forward on a shape-only image.
+def trace(network: Module, given: Any, training: bool = False, fusing: bool = False) -> Trace:
+    """The steps of a network's forward pass, without gradients and without the network's hooks.
 
-    input_shape: of one example, (C, H, W). training: in which mode; the network is left as it was.
-    fusing: whether neighbouring functions are fused, as in a real pass. Raises ValueError where a
-    layer does not fit; the exception's `trace` is what came before it.
+    given: the shape of one example, (C, H, W), and nothing is computed; or images, (N, C, H, W),
+    and the trace's `tensors` have their values. training: in which mode; the network is left as it
+    was. fusing: whether neighbouring functions are fused, as in a real pass. Raises ValueError
+    where a layer does not fit, and TypeError where the shapes alone do not tell what it does; the
+    exception's `trace` is what came before it.
+
+    >>> from gpuconv import models
+    >>> [step.name for step in trace(models.lenet(), (1, 32, 32)).steps][:4]
+    ['input', 'conv2d', 'relu', 'max_pool2d']
     """
     found = Trace(network, fusing)
     try:
-        _run(network, input_shape, training, found)
-    except ValueError as error:
-        error.trace = found  # type: ignore[attr-defined]
+        _run(network, given, training, found)
+    except (ValueError, TypeError) as error:
+        error.trace = found  # type: ignore[union-attr]
         raise
     return found
 
@@ -140,9 +175,11 @@ def output_shape(network: Module, input_shape: Shape) -> Shape:
     return tuple(y.data.shape[1:])
 
 
-def _run(network: Module, shape: Shape, training: bool, found: Trace) -> Any:
-    dtype = next((p.data.dtype for p in network.parameters()), np.dtype(np.float32))
-    x = Tensor(ShapeOnly((1, *shape), dtype), device=network.device)
+def _run(network: Module, given: Any, training: bool, found: Trace) -> Any:
+    if isinstance(given, tuple | list):
+        dtype = next((p.data.dtype for p in network.parameters()), np.dtype(np.float32))
+        given = ShapeOnly((1, *given), dtype)
+    x = Tensor(given, device=network.device)
     found.begin(x)
     with _mode(network, training), no_grad(), _tracing(found):
         return network(x)
@@ -168,6 +205,27 @@ def _mode(network: Module, training: bool) -> Any:
     finally:
         for module, mode in before:
             module.training = mode
+
+
+def _window_of_conv(saved: Sequence[Any]) -> tuple[Window]:
+    return (window(pair("kernel_size", saved[2].shape[2:], 1), *saved[4:7]),)
+
+
+def _window_of_pool(saved: Sequence[Any]) -> tuple[Window]:
+    return (window(*saved[-5:]),)
+
+
+def _window_of_average(saved: Sequence[Any]) -> tuple[Window, bool]:
+    return window(*saved[-6:-1]), saved[-1]
+
+
+# A step's further values, from what the operation saved for its gradient (see nn/functional.py).
+_OPTIONS: dict[str, Callable[[Sequence[Any]], tuple[Any, ...]]] = {
+    "conv2d": _window_of_conv,
+    "max_pool2d": _window_of_pool,
+    "sum_pool2d": _window_of_pool,
+    "avg_pool2d": _window_of_average,
+}
 
 
 def _multiply_adds(name: str, inputs: Sequence[Tensor | None], y: Tensor) -> int:

@@ -7,13 +7,12 @@
 
 `graph` lays a network out as the page shows it, `nodes` says how one number came about, `session`
 answers what the page asks, `server` serves it on this machine, `export` writes the offline file,
-`live` follows a run. The page itself is static/, plain JavaScript; README.md says how it is made.
+`monitor` follows a training run. The page itself is static/, plain JavaScript; see README.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gpuconv.data import Preprocessing
@@ -44,7 +43,7 @@ def of_model(
     an `input_shape` gets its pictures padded to it. mean, std: as for `data.to_float`. classes:
     names for the scores. test: gives labelled pictures of that shape to choose from.
     Raises ValueError where the network does not end with scores for such a picture, is too large
-    (`graph.MOST_VALUES`), or does not know its input.
+    (`graph.MAX_VALUES`), or does not know its input.
 
     >>> from gpuconv import nn
     >>> own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
@@ -65,9 +64,7 @@ def serve(session: Session, host: str = "127.0.0.1", port: int = 8123) -> None:
 
     Raises OSError where no port is free.
     """
-    from gpuconv.page.server import PageServer
+    from gpuconv.page.server import PageServer, announce, serve_until_interrupted
 
     with PageServer(session, host, port) as server:
-        print(f"{session.title}: {server.url} (Ctrl-C ends)", flush=True)
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
+        serve_until_interrupted(server, lambda: announce(server, port, "Ctrl-C ends"))

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import nn
 from gpuconv.data import Preprocessing
-from gpuconv.nn.layer import Layer
 from gpuconv.page.graph import Graph, Node
 from gpuconv.page.nodes import geometry
 
 PAGE_VALUES = 1 << 18  # of one layer that are sent at once: a page of channels
-FEWEST_CHANNELS, MOST_CHANNELS = 4, 64
+MIN_CHANNELS, MAX_CHANNELS = 4, 64
 
 
 def describe(
@@ -55,7 +55,7 @@ def page_of(node: Node) -> int:
     if len(node.shape) != 3:
         return max(1, math.prod(node.shape))
     fit = PAGE_VALUES // max(1, math.prod(node.shape[1:]))
-    return min(node.shape[0], max(FEWEST_CHANNELS, min(MOST_CHANNELS, fit)))
+    return min(node.shape[0], max(MIN_CHANNELS, min(MAX_CHANNELS, fit)))
 
 
 def floats(array: np.ndarray) -> str:
@@ -68,17 +68,19 @@ def bytes_of(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
-def filters_of(layer: Layer) -> np.ndarray | None:
+def filters_of(layer: nn.Module | None) -> np.ndarray | None:
     """A layer's weights as the page draws them, (K, C, R, S) or (K, features); None without."""
-    filters = getattr(layer, "filters", None)
-    return None if filters is None else np.asarray(filters())
+    weight = getattr(layer, "weight", None)
+    if type(layer) not in (nn.Conv2d, nn.Linear) or weight is None:
+        return None
+    return np.asarray(weight.data)
 
 
 def weights_of(node: Node) -> dict[str, np.ndarray]:
     """All arrays that a node's output depends on, as net.js reads them."""
     layer: Any = node.layer
     if node.kind in ("conv", "linear"):
-        found = {"weight": layer.filters(), "bias": layer.bias and layer.bias.data}
+        found = {"weight": layer.weight.data, "bias": layer.bias and layer.bias.data}
     elif node.kind == "batch_norm":
         found = {
             "weight": layer.weight and layer.weight.data,
@@ -94,17 +96,17 @@ def weights_of(node: Node) -> dict[str, np.ndarray]:
 def _layer(graph: Graph, node: Node) -> dict[str, Any]:
     sources = [graph[source].shape for source in node.sources]
     layer = node.layer
-    filters = None if layer is None else filters_of(layer)
+    filters = filters_of(layer)
     return {
         "number": node.number,
         "name": node.name,
         "kind": node.kind,
-        "type": type(layer).__name__ if layer is not None else "",
-        "text": layer.describe() if layer is not None else "",
+        "type": node.type,
+        "text": layer.extra_repr() if layer is not None else "",
         "from": list(node.sources),
         "shape": list(node.shape),
         "parameters": sum(p.data.size for p in layer.parameters()) if layer is not None else 0,
-        "multiply_adds": layer.multiply_adds(sources[0]) if layer is not None else 0,
+        "multiply_adds": node.multiply_adds,
         "filters": None if filters is None else list(filters.shape),
         "page": page_of(node),
         **geometry(node, sources),

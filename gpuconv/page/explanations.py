@@ -1,4 +1,4 @@
-"""What of a picture speaks for a class: the methods of `gpuconv.explain` that the page offers."""
+"""Evidence for a class in a picture: the methods of `gpuconv.explain` that the page offers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from gpuconv.page.graph import Graph
 WINDOWS = 32  # places along a side that occlusion covers
 # How many times a method's work is a forward pass; the others' is three at most.
 PASSES = {"smooth-grad": 3 * 25, "occlusion": WINDOWS**2}
-MOST_WORK = 150_000_000_000  # multiply-adds: some seconds
+MAX_WORK = 150_000_000_000  # multiply-adds: some seconds
 OCCLUDED_VALUES = 64_000_000  # of the maps of the covered pictures that run at a time
 
 
 def offered(graph: Graph) -> dict[str, explain.Method]:
-    """The methods by name: those that know all of the network's layers and do not take long."""
-    if not graph.explainable:
-        return {}
+    """The methods by name: those that do not take long, Grad-CAM where there are maps."""
     maps = any(len(node.shape) == 3 for node in graph.nodes[1:])
     return {
         name: method
         for name, method in explain.METHODS.items()
-        if graph.multiply_adds * PASSES.get(name, 1) <= MOST_WORK
+        if graph.multiply_adds * PASSES.get(name, 1) <= MAX_WORK
         and (maps or "layer" not in method.options)  # Grad-CAM's
     }
 
@@ -46,12 +44,11 @@ def options(name: str, graph: Graph, x: np.ndarray) -> dict[str, Any]:
     return {"window": window, "stride": stride, "value": dark, "batch": batch}
 
 
-def speaks_for(name: str, graph: Graph, x: np.ndarray, target: int) -> np.ndarray:
+def attribution_map(name: str, graph: Graph, x: np.ndarray, target: int) -> np.ndarray:
     """The method's map for one picture, float32 (1, H, W). Of the class's score, also where the
     network itself ends with softmax.
     """
-    own_softmax = graph.nodes[-1].layer is not None
-    of = (graph.layer_name(graph.scores) or "") if own_softmax else ""
+    of = (graph.layer_name(graph.scores) or "") if graph.ends_with_softmax else ""
     function = explain.method(name).function
     found = function(graph.model, x, target, of, **options(name, graph, x))
     return explain.as_map(found).astype(np.float32)

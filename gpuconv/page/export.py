@@ -17,19 +17,19 @@ from gpuconv.page.assets import OFFLINE_SCRIPTS, STYLE, page, text
 from gpuconv.page.description import floats, weights_of
 from gpuconv.page.graph import Graph
 from gpuconv.page.session import Session
-from gpuconv.page.strongest import COUNT
+from gpuconv.page.top_patches import COUNT
 
-MOST_PARAMETERS = 2_000_000  # 8 MB of weights, 11 MB in the file
-MOST_MULTIPLY_ADDS = 200_000_000  # a second or so in a browser
+MAX_PARAMETERS = 2_000_000  # 8 MB of weights, 11 MB in the file
+MAX_MULTIPLY_ADDS = 200_000_000  # a second or so in a browser
 PICTURES = 40
-MOST_PATCH_BYTES = 1_000_000
+MAX_PATCH_BYTES = 1_000_000
 
 
 def export(session: Session, path: str | os.PathLike[str]) -> int:
     """Write the page of a session's network as one file that needs no server and no network.
 
     Returns its size in bytes. The file appears whole or not at all.
-    Raises ValueError for a network of more than MOST_PARAMETERS parameters or MOST_MULTIPLY_ADDS
+    Raises ValueError for a network of more than MAX_PARAMETERS parameters or MAX_MULTIPLY_ADDS
     multiply-adds for a picture, or with a layer that the page cannot compute; OSError where the
     file cannot be written.
 
@@ -43,8 +43,13 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     if len(patches) < len(model["patches"]):
         names = ", ".join(session.graph[n].name for n in patches)
         where = f"in this file for {names} alone" if patches else "not in this file"
-        model["note"] = "; ".join(filter(None, (model["note"], f"strongest parts {where}")))
-    model |= {"live": False, "test": len(pictures), "methods": gradient, "patches": list(patches)}
+        model["note"] = "; ".join(filter(None, (model["note"], f"top-activating patches {where}")))
+    model |= {
+        "training": False,
+        "test": len(pictures),
+        "methods": gradient,
+        "patches": list(patches),
+    }
     network = {
         "model": model,
         "weights": _weights(session),
@@ -69,8 +74,8 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
 
 def _require_small(model: dict[str, Any], graph: Graph) -> None:
     for what, has, most in (
-        ("parameters", model["parameters"], MOST_PARAMETERS),
-        ("multiply-adds for a picture", graph.multiply_adds, MOST_MULTIPLY_ADDS),
+        ("parameters", model["parameters"], MAX_PARAMETERS),
+        ("multiply-adds for a picture", graph.multiply_adds, MAX_MULTIPLY_ADDS),
     ):
         if has > most:
             raise ValueError(
@@ -107,8 +112,8 @@ def _pictures(session: Session, count: int) -> list[dict[str, Any]]:
 
 
 def _patches(session: Session, model: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    """For each convolution its filters' strongest parts, as far as they are small."""
-    found, room = {}, MOST_PATCH_BYTES
+    """For each convolution its filters' top-activating patches, as far as they are small."""
+    found, room = {}, MAX_PATCH_BYTES
     shape = session.graph[0].shape
     for number in model["patches"]:
         node = session.graph[number]

@@ -1,22 +1,21 @@
-"""A network as the page shows it: every simple layer a node that knows which nodes it reads."""
+"""A network as the page shows it: a node for each simple layer and each function between layers."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gpuconv import nn, ops
-from gpuconv.explain.graph import Graph as Layout
-from gpuconv.explain.graph import Join, Sum
-from gpuconv.nn.layer import Layer, Shape
 
-MOST_VALUES = 100_000_000  # of all maps together, 400 MB; DenseNet-121 has the most of the zoo
+MAX_VALUES = 100_000_000  # of all maps together, 400 MB; DenseNet-121 has the most of the zoo
 
-KINDS: dict[type[Layer], str] = {
+KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: "conv",
-    nn.PartialConv2d: "conv",
     nn.Linear: "linear",
     nn.ReLU: "relu",
     nn.Tanh: "tanh",
@@ -33,65 +32,98 @@ KINDS: dict[type[Layer], str] = {
     nn.Identity: "identity",
     nn.Softmax: "softmax",
 }
+# Functions that need nothing of a layer, by the name of their step.
+FUNCTIONS = {
+    "relu": "relu",
+    "tanh": "tanh",
+    "scaled_tanh": "scaled_tanh",
+    "sigmoid": "sigmoid",
+    "max_pool2d": "max_pool",
+    "avg_pool2d": "avg_pool",
+    "sum_pool2d": "sum_pool",
+    "adaptive_avg_pool2d": "adaptive_avg_pool",
+    "reshape": "flatten",
+    "softmax": "softmax",
+    "add": "add",
+    "cat": "concat",
+    "append_channels": "concat",
+}
+NAMES = {"add": "sum", "concat": "joined", "flatten": "flat"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """One layer in the page. sources: the numbers of the nodes it reads. shape: of its output for
-    one image. kind: a value of KINDS, "input", "add", "concat", or "other".
+    """A layer, or a function that a `forward` calls itself.
+
+    sources: the numbers of the nodes it reads. shape: of its output for one image. kind: a value of
+    KINDS or FUNCTIONS, "input", or "other". layer: None for a function. function: the name of the
+    step that it is, "" for a layer. step: the number of the trace's step that gives its output,
+    None for the softmax that the page adds. window, count_include_pad: of a convolution or pooling.
     """
 
     number: int
     name: str
     kind: str
-    layer: Layer | None
+    layer: nn.Module | None
     sources: tuple[int, ...]
-    shape: Shape
+    shape: tuple[int, ...]
+    step: int | None
+    function: str = ""
+    window: Any = None
+    count_include_pad: bool = True
+    multiply_adds: int = 0
+
+    @property
+    def type(self) -> str:
+        """What the layer or the function is called in code."""
+        return self.function if self.layer is None else type(self.layer).__name__
 
 
 class Graph:
-    """The nodes of a network, the input first, each after those it reads, as `explain.graph` lays
-    them out, with their shapes.
+    """The nodes of a network, the input first, each after those it reads, as `nn.trace` finds them.
 
-    A network that does not end with softmax gets a node for it, called "probabilities". Auxiliary
-    heads are left out, as they are in evaluation.
-    Raises ValueError where the layers do not fit the shape, or there are too many values to show.
+    A network that does not end with softmax gets a node for it, called "probabilities". What
+    evaluation leaves out, such as auxiliary heads, is left out here.
+    Raises ValueError where the layers do not fit the shape, where a layer cannot be shown, and
+    where there are too many values to show.
 
     >>> from gpuconv import models
     >>> [node.name for node in Graph(models.lenet())][:4]
     ['input', 'conv1', 'relu1', 'pool1']
     """
 
-    def __init__(self, model: Layer, input_shape: Shape | None = None) -> None:
-        shape = input_shape or getattr(model, "input_shape", None)
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...] | None = None) -> None:
+        shape = input_shape or model.input_shape
         if shape is None:
             raise ValueError("show: this network does not know its input; give its shape")
         self.model = model
-        self.nodes: list[Node] = [Node(0, "input", "input", None, (), tuple(shape))]
-        self._layout = Layout(model, strict=False)
-        for node in self._layout.nodes[1:]:
-            assert node.layer is not None
-            self._add(node.name, node.layer, node.inputs)
-        last = self._layout.output
-        if self.nodes[last].kind != "softmax":
-            if len(self.nodes[last].shape) != 1:
-                raise ValueError(
-                    f"show: the network must end with a score for each class, got "
-                    f"{self.nodes[last].shape}"
-                )
-            self.scores = last
-            self._append("probabilities", "softmax", None, (last,), self.nodes[last].shape)
-        else:
-            self.scores = self.nodes[last].sources[0]
-        values = sum(math.prod(node.shape) for node in self.nodes)
-        if values > MOST_VALUES:
+        traced = _traced(model, tuple(shape))
+        self.nodes, self._names = _Builder(traced).build()
+        scores = self.nodes[-1]
+        if len(scores.shape) != 1:
             raise ValueError(
-                f"show: the network has {values:,} values for one image, the page keeps at most "
-                f"{MOST_VALUES:,}; show it on a smaller input"
+                f"show: the network must end with a score for each class, got {scores.shape}"
             )
-        self.values = values
+        self.ends_with_softmax = scores.kind == "softmax"
+        if self.ends_with_softmax:
+            self.scores = scores.sources[0]
+        else:
+            self.scores = scores.number
+            self.nodes.append(
+                Node(
+                    len(self.nodes), "probabilities", "softmax", None, (self.scores,),
+                    scores.shape, None, "softmax",
+                )
+            )  # fmt: skip
+        self.values = sum(math.prod(node.shape) for node in self.nodes)
+        if self.values > MAX_VALUES:
+            raise ValueError(
+                f"show: the network has {self.values:,} values for one image, the page keeps at "
+                f"most {MAX_VALUES:,}; show it on a smaller input"
+            )
+        self.multiply_adds = sum(node.multiply_adds for node in self.nodes)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
     def __len__(self) -> int:
@@ -100,62 +132,142 @@ class Graph:
     def __getitem__(self, number: int) -> Node:
         return self.nodes[number]
 
-    @property
-    def multiply_adds(self) -> int:
-        """Of one picture's pass."""
-        return sum(
-            node.layer.multiply_adds(self.nodes[node.sources[0]].shape)
-            for node in self.nodes
-            if node.layer is not None
-        )
-
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """Every node's output for one image, (1, C, H, W), each without the batch's axis.
 
-        The layers run one by one, unfused, in evaluation mode, as the model's device does them.
+        The functions run one by one, unfused, in evaluation mode, on the model's device.
         """
-        on = self.model.device
-        found: list[np.ndarray] = []
-        for node in self.nodes:
-            given = [found[source] for source in node.sources]
-            if node.kind == "input":
-                y = x
-            elif node.layer is not None:
-                y = node.layer.infer(given[0])
-            elif node.kind == "add":
-                y = ops.add.reference(*given) if on == "reference" else ops.add(*given)
-            elif node.kind == "concat":
-                y = np.concatenate(given, axis=1)
-            else:
-                y = ops.softmax.reference(given[0]) if on == "reference" else ops.softmax(given[0])
-            found.append(y)
-        return [y[0] for y in found]
+        tensors = nn.trace(self.model, x).tensors
+        found = [tensors[node.step].data[0] for node in self.nodes if node.step is not None]
+        if not self.ends_with_softmax:
+            softmax = ops.softmax.reference if self.model.device == "reference" else ops.softmax
+            found.append(softmax(found[self.scores][None])[0])
+        return found
 
     def layer_name(self, number: int) -> str | None:
-        """By which name `gpuconv.explain` knows a node's output; None where it cannot reach it."""
-        known = self.explainable and number < len(self.nodes)
-        return self._layout.name_of(number) if known else None
+        """The shortest name of a layer or container that gives a node's output, as
+        `gpuconv.explain` knows it; None where none does.
+        """
+        step = self.nodes[number].step
+        return None if step is None else self._names.get(step)
 
-    @property
-    def explainable(self) -> bool:
-        """Whether `gpuconv.explain` can go back through the network: it knows every container."""
-        return not any(node.layer is not None and node.layer.children() for node in self)
 
-    def _append(
-        self, name: str, kind: str, layer: Layer | None, sources: tuple[int, ...], shape: Shape
+def _traced(model: nn.Module, shape: tuple[int, ...]) -> nn.Trace:
+    try:
+        return nn.trace(model, shape)
+    except TypeError as error:
+        where = error.trace.failed or "the network"  # type: ignore[attr-defined]
+        raise ValueError(
+            f"show: the page cannot follow the forward of {where}, whose steps depend on more than "
+            f"shapes: {error}"
+        ) from error
+
+
+class _Builder:
+    """Makes nodes of the steps of a trace: one of each call of a simple layer, with whatever steps
+    it has, and one of each step between.
+    """
+
+    def __init__(self, traced: nn.Trace) -> None:
+        self.traced = traced
+        self.nodes: list[Node] = []
+        self.node_of: dict[int, int] = {}  # by step; without those that no image reaches
+        self.used: Counter[str] = Counter()
+        self.names: dict[int, str] = {}
+        for name, step in traced.outputs.items():
+            if name and (step not in self.names or len(name) < len(self.names[step])):
+                self.names[step] = name
+
+    def build(self) -> tuple[list[Node], dict[int, str]]:
+        """The nodes up to the network's output, and the names of layers by the steps they give."""
+        steps, number = self.traced.steps, 1
+        self._add("input", "input", None, (), 0)
+        for call in self.traced.calls:
+            self._functions(number, call.begin)
+            self._call(call)
+            number = max(call.begin, call.output + 1)
+        self._functions(number, len(steps))
+        last = self.traced.outputs[""]
+        if last not in self.node_of:
+            raise ValueError("show: the network's output does not depend on its input")
+        return self.nodes[: self.node_of[last] + 1], self.names
+
+    def _call(self, call: Any) -> None:
+        steps = self.traced.steps[call.begin : call.output + 1]
+        kind = KINDS.get(type(call.module), "other")
+        if kind == "other" and len(steps) == 1:
+            kind = self._kind(call.output)
+        elif not steps and kind == "other":
+            kind = "identity"
+        if kind == "softmax" and len(call.output_shape) != 1:
+            kind = "other"
+        read = [call.source] if not steps else [n for step in steps for n in step.inputs]
+        outside = [n for n in read if n is not None and n < call.begin]
+        sources = tuple(dict.fromkeys(self._sources(outside)))
+        if sources:
+            self._add(call.name, kind, call.module, sources, call.output, "", call.multiply_adds)
+
+    def _functions(self, begin: int, end: int) -> None:
+        for number in range(begin, end):
+            step = self.traced.steps[number]
+            if step.name == "unknown":
+                raise ValueError(
+                    f"show: {step.module or 'the network'} has values that no function of "
+                    "nn.functional gave; the page cannot show where they come from"
+                )
+            sources = self._sources(step.inputs)
+            if step.name == "append_channels" and len(step.inputs) == 1:
+                self.node_of[number] = sources[0]
+            elif sources:
+                kind = self._kind(number)
+                name = self._function_name(number, kind)
+                self._add(name, kind, None, sources, number, step.name, step.multiply_adds)
+
+    def _kind(self, number: int) -> str:
+        """The kind of a step that is shown by itself; "other" for what the page cannot compute."""
+        step = self.traced.steps[number]
+        kind = FUNCTIONS.get(step.name, "other")
+        given = [self.traced.steps[n].shape if n in self.node_of else None for n in step.inputs]
+        if None in given:  # a constant has part in it
+            return "other"
+        if kind == "add" and given != [step.shape, step.shape]:
+            return "other"
+        if kind in ("flatten", "softmax") and len(step.shape) != 2:
+            return "other"
+        return kind
+
+    def _function_name(self, number: int, kind: str) -> str:
+        step = self.traced.steps[number]
+        if kind == "concat" and self.names.get(number) == step.module:
+            return step.module
+        word = NAMES.get(kind, step.name)
+        name = f"{step.module}.{word}" if step.module else word
+        self.used[name] += 1
+        return name if self.used[name] == 1 else f"{name}{self.used[name]}"
+
+    def _sources(self, steps: Any) -> tuple[int, ...]:
+        return tuple(self.node_of[n] for n in steps if n in self.node_of)
+
+    def _add(
+        self,
+        name: str,
+        kind: str,
+        layer: nn.Module | None,
+        sources: tuple[int, ...],
+        number: int,
+        function: str = "",
+        multiply_adds: int = 0,
     ) -> None:
-        self.nodes.append(Node(len(self.nodes), name, kind, layer, sources, tuple(shape)))
-
-    def _add(self, name: str, layer: Layer, sources: tuple[int, ...]) -> None:
-        """A node of the layout: sums and joins are the page's own, without a layer."""
-        shapes = [self.nodes[source].shape for source in sources]
-        if isinstance(layer, Sum):
-            if shapes[0] != shapes[1]:
-                raise ValueError(f"the branches' shapes differ: {shapes[0]} and {shapes[1]}")
-            self._append(name, "add", None, sources, shapes[0])
-        elif isinstance(layer, Join):
-            channels = sum(shape[0] for shape in shapes)
-            self._append(name, "concat", None, sources, (channels, *shapes[0][1:]))
-        else:
-            kind = KINDS.get(type(layer), "other")
-            self._append(name, kind, layer, sources, layer.output_shape(shapes[0]))
+        step = self.traced.steps[number]
+        if step.shape[:1] != (1,) or len(step.shape) not in (2, 4):
+            raise ValueError(
+                f"show: {name} gives values of shape {step.shape}; the page shows maps, (1, C, H, "
+                "W), and vectors, (1, features)"
+            )
+        self.node_of[number] = len(self.nodes)
+        self.nodes.append(
+            Node(
+                len(self.nodes), name, kind, layer, sources, step.shape[1:], number, function,
+                step.window, step.count_include_pad, multiply_adds,
+            )
+        )  # fmt: skip

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.nn.layer import Shape
-from gpuconv.ops.local_response_norm import scaled
 from gpuconv.page.graph import Graph, Node
 
-Found = dict[str, Any]
+Shape = tuple[int, ...]
+Answer = dict[str, Any]
 Arrays = Sequence[np.ndarray]
 Index = tuple[int, ...]
 
 
-def explain(graph: Graph, outputs: Arrays, number: int, index: Index) -> Found:
+def explain(graph: Graph, outputs: Arrays, number: int, index: Index) -> Answer:
     """What made element `index` of node `number`'s output.
 
     outputs: as `Graph.outputs` gave them. Always there: "layer", "index", "kind", "value". Beside
@@ -46,7 +45,7 @@ def explain(graph: Graph, outputs: Arrays, number: int, index: Index) -> Found:
     if not inside:
         raise ValueError(f"{node.name} has shape {node.shape}, there is no element {index}")
     given = [outputs[source] for source in node.sources]
-    found: Found = {
+    found: Answer = {
         "layer": number,
         "index": list(index),
         "kind": node.kind,
@@ -57,24 +56,23 @@ def explain(graph: Graph, outputs: Arrays, number: int, index: Index) -> Found:
     return found
 
 
-def geometry(node: Node, sources: Sequence[Shape]) -> Found:
+def geometry(node: Node, sources: Sequence[Shape]) -> Answer:
     """What the page needs to know of a layer to draw its windows, and the export to compute it."""
     layer: Any = node.layer
     if node.kind == "conv":
-        return {**_window(layer.window, sources[0]), "groups": layer.groups, "links": _links(layer)}
+        return {**_window(node.window, sources[0]), "groups": layer.groups, "links": _links(layer)}
     if node.kind in ("max_pool", "avg_pool", "sum_pool"):
-        return _window(layer.window, sources[0]) | {
-            "count_include_pad": getattr(layer, "count_include_pad", True)
-        }
+        return _window(node.window, sources[0]) | {"count_include_pad": node.count_include_pad}
     if node.kind == "batch_norm":
         return {"eps": layer.eps}
     if node.kind == "response_norm":
         size, alpha, beta, k, convention = layer.arguments
-        return {"size": size, "a": scaled(alpha, size, convention), "beta": beta, "k": k}
+        a = alpha / size if convention == "torch" else alpha
+        return {"size": size, "a": a, "beta": beta, "k": k}
     return {}
 
 
-def _window(window: Any, image: Shape) -> Found:
+def _window(window: Any, image: Shape) -> Answer:
     return {
         "kernel": list(window.kernel_size),
         "stride": list(window.stride),
@@ -85,10 +83,9 @@ def _window(window: Any, image: Shape) -> Found:
 
 def _links(layer: Any) -> list[list[int]] | None:
     """For each filter the input channels it sees; None where the groups say it."""
-    if not hasattr(layer, "links"):
+    if layer.connections is None:
         return None
-    filters, channels = layer.links
-    return [[int(c) for c in channels[filters == k]] for k in range(layer.out_channels)]
+    return [np.flatnonzero(row).tolist() for row in layer.connections]
 
 
 def _seen(layer: Any, k: int) -> list[int]:
@@ -100,7 +97,7 @@ def _seen(layer: Any, k: int) -> list[int]:
     return list(range(begin, begin + each))
 
 
-def _cut(x: np.ndarray, channels: list[int], window: Any, p: int, q: int) -> tuple[Any, Found]:
+def _cut(x: np.ndarray, channels: list[int], window: Any, p: int, q: int) -> tuple[Any, Answer]:
     """x under the window at (p, q), (channels, R, S), zero in the padding, and where that is."""
     (top, _), (left, _) = window.pads(*x.shape[1:])
     place = {
@@ -124,7 +121,7 @@ def _cut(x: np.ndarray, channels: list[int], window: Any, p: int, q: int) -> tup
     return values, place
 
 
-def _dot(x: np.ndarray, w: np.ndarray, bias: Any) -> Found:
+def _dot(x: np.ndarray, w: np.ndarray, bias: Any) -> Answer:
     products = x * w
     return {
         "x": _numbers(x),
@@ -135,19 +132,19 @@ def _dot(x: np.ndarray, w: np.ndarray, bias: Any) -> Found:
     }
 
 
-def _conv(node: Node, given: Arrays, index: Index) -> Found:
+def _conv(node: Node, given: Arrays, index: Index) -> Answer:
     layer: Any = node.layer
     k, p, q = index
     channels = _seen(layer, k)
-    x, place = _cut(given[0], channels, layer.window, p, q)
-    w = layer.filters()[k]
-    if hasattr(layer, "links"):
+    x, place = _cut(given[0], channels, node.window, p, q)
+    w = layer.weight.data[k]
+    if layer.connections is not None:
         w = w[channels]
     bias = None if layer.bias is None else layer.bias.data[k]
     return {"window": {"from": node.sources[0], **place}, **_dot(x, w, bias)}
 
 
-def _linear(node: Node, given: Arrays, index: Index) -> Found:
+def _linear(node: Node, given: Arrays, index: Index) -> Answer:
     layer: Any = node.layer
     bias = None if layer.bias is None else layer.bias.data[index[0]]
     return {
@@ -156,11 +153,10 @@ def _linear(node: Node, given: Arrays, index: Index) -> Found:
     }
 
 
-def _pool(node: Node, given: Arrays, index: Index) -> Found:
-    layer: Any = node.layer
+def _pool(node: Node, given: Arrays, index: Index) -> Answer:
     c, p, q = index
-    x, place = _cut(given[0], [c], layer.window, p, q)
-    found: Found = {"window": {"from": node.sources[0], **place}, "x": _numbers(x)}
+    x, place = _cut(given[0], [c], node.window, p, q)
+    found: Answer = {"window": {"from": node.sources[0], **place}, "x": _numbers(x)}
     inside = np.array(place["inside"])
     if node.kind == "max_pool":
         values = np.where(inside, x.ravel(), -np.inf)
@@ -169,12 +165,12 @@ def _pool(node: Node, given: Arrays, index: Index) -> Found:
         return found | {"winner": winner if inside.any() else None}
     if node.kind == "sum_pool":
         return found | {"divisor": 1}
-    if layer.count_include_pad:
-        inside = _on_the_padded_image(place, layer.window.pads(*given[0].shape[1:]), given[0].shape)
+    if node.count_include_pad:
+        inside = _on_the_padded_image(place, node.window.pads(*given[0].shape[1:]), given[0].shape)
     return found | {"divisor": max(1, int(inside.sum()))}
 
 
-def _on_the_padded_image(place: Found, pads: Any, shape: Shape) -> np.ndarray:
+def _on_the_padded_image(place: Answer, pads: Any, shape: Shape) -> np.ndarray:
     axes = []
     for first, count, step, (before, after), size in zip(
         (place["top"], place["left"]),
@@ -189,7 +185,7 @@ def _on_the_padded_image(place: Found, pads: Any, shape: Shape) -> np.ndarray:
     return np.outer(*axes)
 
 
-def _adaptive(node: Node, given: Arrays, index: Index) -> Found:
+def _adaptive(node: Node, given: Arrays, index: Index) -> Answer:
     c, p, q = index
     (H, W), (P, Q) = given[0].shape[1:], node.shape[1:]
     top, bottom = p * H // P, -(-(p + 1) * H // P)
@@ -201,16 +197,16 @@ def _adaptive(node: Node, given: Arrays, index: Index) -> Found:
     return {"window": window, "x": _numbers(x), "divisor": x.size}
 
 
-def _element(node: Node, given: Arrays, index: Index) -> Found:
+def _element(node: Node, given: Arrays, index: Index) -> Answer:
     return {"from": node.sources[0], "at": list(index), "x": _number(given[0][index])}
 
 
-def _flatten(node: Node, given: Arrays, index: Index) -> Found:
+def _flatten(node: Node, given: Arrays, index: Index) -> Answer:
     at = tuple(int(i) for i in np.unravel_index(index[0], given[0].shape))
     return {"from": node.sources[0], "at": list(at), "x": _number(given[0][at])}
 
 
-def _concat(node: Node, given: Arrays, index: Index) -> Found:
+def _concat(node: Node, given: Arrays, index: Index) -> Answer:
     channel = index[0]
     for source, x in zip(node.sources, given, strict=True):
         if channel < len(x):
@@ -220,7 +216,7 @@ def _concat(node: Node, given: Arrays, index: Index) -> Found:
     raise AssertionError("the index was inside the joined shape")
 
 
-def _add(node: Node, given: Arrays, index: Index) -> Found:
+def _add(node: Node, given: Arrays, index: Index) -> Answer:
     return {
         "from": list(node.sources),
         "at": list(index),
@@ -228,7 +224,7 @@ def _add(node: Node, given: Arrays, index: Index) -> Found:
     }
 
 
-def _batch_norm(node: Node, given: Arrays, index: Index) -> Found:
+def _batch_norm(node: Node, given: Arrays, index: Index) -> Answer:
     layer: Any = node.layer
     c = index[0]
     return {
@@ -241,7 +237,7 @@ def _batch_norm(node: Node, given: Arrays, index: Index) -> Found:
     }
 
 
-def _response_norm(node: Node, given: Arrays, index: Index) -> Found:
+def _response_norm(node: Node, given: Arrays, index: Index) -> Answer:
     c, p, q = index
     known = geometry(node, [])
     first = max(0, c - known["size"] // 2)
@@ -253,7 +249,7 @@ def _response_norm(node: Node, given: Arrays, index: Index) -> Found:
     return found | {name: known[name] for name in ("a", "beta", "k")}
 
 
-def _softmax(node: Node, given: Arrays, index: Index) -> Found:
+def _softmax(node: Node, given: Arrays, index: Index) -> Answer:
     x = given[0]
     if x.ndim != 1:
         return _element(node, given, index)
@@ -267,7 +263,7 @@ def _softmax(node: Node, given: Arrays, index: Index) -> Found:
     }
 
 
-_EXPLAIN: dict[str, Callable[[Node, Arrays, Index], Found]] = {
+_EXPLAIN: dict[str, Callable[[Node, Arrays, Index], Answer]] = {
     "conv": _conv,
     "linear": _linear,
     "max_pool": _pool,

@@ -10,9 +10,8 @@ from typing import Any
 
 from gpuconv import checkpoint, models
 from gpuconv.data import Dataset, Loader, Preprocessing
-from gpuconv.page.guard import is_loopback
-from gpuconv.page.live import Live
-from gpuconv.page.server import PageServer
+from gpuconv.page.monitor import TrainingMonitor
+from gpuconv.page.server import PageServer, announce
 from gpuconv.page.session import Session
 from gpuconv.train import Interrupted, Run
 
@@ -52,38 +51,29 @@ def watch(run: Run, port: int, fit: Callable[[bool], None]) -> None:
     """
     session, held, title = _run_session(run)
     session.warm_up()
-    live = Live(session, held, title)
-    run.trainer.callbacks.append(live)
+    monitor = TrainingMonitor(session, held, title)
+    run.trainer.callbacks.append(monitor)
 
     def train(again: bool) -> None:
         try:
             fit(again)
         except Interrupted as stop:
-            if live.state == "stopping":
+            if monitor.state == "stopping":
                 print(f"stopped in the page: {stop}", flush=True)
             raise
 
-    with PageServer(session, port=port, live=live) as server:
+    with PageServer(session, port=port, monitor=monitor) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        announce(server, port, "press Start there")
         try:
-            live.follow(train)
+            announce(server, port, "press Start there")
+            monitor.follow(train)
         except KeyboardInterrupt as stop:
-            if live.state == "stopped":  # and then interrupted while it waited to go on
-                raise Interrupted(signal.SIGINT, live.problem) from None
-            if live.state != "done" or isinstance(stop, Interrupted):
+            if monitor.state == "stopped":  # and then interrupted while it waited to go on
+                raise Interrupted(signal.SIGINT, monitor.problem) from None
+            if monitor.state != "done" or isinstance(stop, Interrupted):
                 raise
         finally:
             server.shutdown()
-
-
-def announce(server: PageServer, port: int, hint: str) -> None:
-    """Print the page's address. port: the one that was asked for."""
-    if server.moved:
-        print(f"port {port} is busy; taking the next free one")
-    if not is_loopback(server.host):
-        print(f"listening on {server.host}: anybody who reaches this address can use the page")
-    print(f"{server.session.title}: {server.url} ({hint})", flush=True)
 
 
 def _session(

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.page.guard import Refused
-from gpuconv.page.live import Busy, Live
+from gpuconv.page.monitor import Busy, TrainingMonitor
+from gpuconv.page.request_checks import Refused
 from gpuconv.page.session import Missing
 
 if TYPE_CHECKING:
     from gpuconv.page.server import PageServer
 
 JSON, BYTES = "application/json", "application/octet-stream"
-MOST_JSON, MOST_PICTURE = 4 << 20, 16 << 20  # bytes
+MAX_JSON, MAX_PICTURE = 4 << 20, 16 << 20  # bytes
 Query = Mapping[str, str]
 
 
@@ -42,11 +42,11 @@ class Post:
 
     answer: Callable[[PageServer, bytes], Any]
     type: str = JSON
-    most: int = MOST_JSON
+    most: int = MAX_JSON
 
 
 def _model(server: PageServer, given: Query) -> Any:
-    return server.session.describe() | {"live": server.live is not None}
+    return server.session.describe() | {"training": server.monitor is not None}
 
 
 def _maps(server: PageServer, given: Query) -> Any:
@@ -94,25 +94,25 @@ def _picture(server: PageServer, body: bytes) -> Any:
 
 
 def _training(server: PageServer, given: Query) -> Any:
-    return _live(server).snapshot()
+    return _monitor(server).snapshot()
 
 
 def _events(server: PageServer, given: Query) -> Any:
     try:
-        return Stream(_live(server).events())
+        return Stream(_monitor(server).events())
     except Busy as busy:
         raise Refused(503, str(busy)) from None
 
 
 def _command(server: PageServer, body: bytes) -> Any:
     found = _object(body)
-    return _live(server).command(_field(found, "action", str), found.get("rate"))
+    return _monitor(server).command(_field(found, "action", str), found.get("rate"))
 
 
-def _live(server: PageServer) -> Live:
-    if server.live is None:
+def _monitor(server: PageServer) -> TrainingMonitor:
+    if server.monitor is None:
         raise Missing("there is no run here; `gpuconv train --show` has one")
-    return server.live
+    return server.monitor
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -163,5 +163,5 @@ GET: dict[str, Callable[[PageServer, Query], Any]] = {
 POST: dict[str, Post] = {
     "/api/run": Post(_run),
     "/api/training": Post(_command),
-    "/api/picture": Post(_picture, BYTES, MOST_PICTURE),
+    "/api/picture": Post(_picture, BYTES, MAX_PICTURE),
 }

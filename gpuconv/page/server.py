@@ -1,6 +1,6 @@
 """The page's server: standard library, this machine only unless asked otherwise.
 
-Each connection has a thread, and there are at most MOST_CLIENTS. What is wrong in a request gets a
+Each connection has a thread, and there are at most MAX_CLIENTS. What is wrong in a request gets a
 4xx and one line; nothing a client sends ends the server. Files are served from a fixed table, so
 there is no path to escape from.
 """
@@ -10,30 +10,37 @@ from __future__ import annotations
 import errno
 import io
 import json
+import queue
+import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from gpuconv.page import guard
+from gpuconv.page import request_checks
 from gpuconv.page.assets import CONTENT_SECURITY_POLICY, assets
-from gpuconv.page.guard import Refused
-from gpuconv.page.live import Live
+from gpuconv.page.monitor import TrainingMonitor
+from gpuconv.page.request_checks import Refused
 from gpuconv.page.routes import GET, POST, Stream
 from gpuconv.page.session import Gone, Missing, Session
 
-MOST_CLIENTS = 32
+MAX_CLIENTS = 32
 IDLE_SECONDS = 30  # an open connection without a request
 REQUEST_SECONDS = 20  # from a request's first byte to its last
+ROOM_SECONDS = 2  # for a connection that was closed to make room
+POLL_SECONDS = 0.1  # until the server notices that it shall end
 PORTS_TRIED = 50
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves a `Session` at http://HOST:PORT/. `live` is the run to follow, None without one.
+    """Serves a `Session` at http://HOST:PORT/. monitor: follows a training run, None
+    without one.
 
     Raises OSError in one line where no port from `port` on is free. `moved` tells whether the port
     asked for was busy. port 0 takes any free one.
@@ -46,12 +53,18 @@ class PageServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(
-        self, session: Session, host: str = "127.0.0.1", port: int = 0, live: Live | None = None
+        self,
+        session: Session,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        monitor: TrainingMonitor | None = None,
     ) -> None:
-        self.session, self.host, self.live = session, host, live
+        self.session, self.host, self.monitor = session, host, monitor
         self.moved = False
-        self._clients = threading.BoundedSemaphore(MOST_CLIENTS)
-        self._open: set[socket.socket] = set()
+        self._clients = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._lock = threading.Lock()
+        # Connections whose request has not come whole, by the time since when they have waited.
+        self._waiting: dict[socket.socket, float] = {}
         if ":" in host:
             self.address_family = socket.AF_INET6
         last = min(port + PORTS_TRIED, 65536) - 1
@@ -72,8 +85,36 @@ class PageServer(ThreadingHTTPServer):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.server_address[1]}/"
 
+    def waits(self, connection: socket.socket) -> None:
+        """A connection begins to wait for its next request."""
+        with self._lock:
+            self._waiting[connection] = time.monotonic()
+
+    def answers(self, connection: socket.socket) -> None:
+        """A connection's request has come whole. ConnectionError if it was to make room."""
+        with self._lock:
+            if self._waiting.pop(connection, None) is None:
+                raise ConnectionAbortedError("closed to make room for another client")
+
+    def _make_room(self) -> bool:
+        """Close the connection that has waited longest for its request; False if none waits.
+
+        A browser whose connection is gone opens another.
+        """
+        with self._lock:
+            if not self._waiting:
+                return False
+            connection = min(self._waiting, key=self._waiting.__getitem__)
+            del self._waiting[connection]
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        return True
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._clients.acquire(blocking=False):
+        free = self._clients.acquire(blocking=False)
+        if not free and self._make_room():
+            free = self._clients.acquire(timeout=ROOM_SECONDS)
+        if not free:
             try:
                 request.settimeout(1)
                 request.sendall(BUSY)
@@ -81,18 +122,57 @@ class PageServer(ThreadingHTTPServer):
                 pass
             self.shutdown_request(request)
             return
-        self._open.add(request)
+        self.waits(request)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._open.discard(request)
+            with self._lock:
+                self._waiting.pop(request, None)
             self._clients.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away or stalled is no error of ours; its thread just ends."""
+
+
+def announce(server: PageServer, port: int, hint: str) -> None:
+    """Print the page's address. port: the one that was asked for."""
+    if server.moved:
+        print(f"port {port} is busy; taking the next free one")
+    if not request_checks.is_loopback(server.host):
+        print(f"listening on {server.host}: anybody who reaches this address can use the page")
+    print(f"{server.session.title}: {server.url} ({hint})", flush=True)
+
+
+def serve_until_interrupted(server: PageServer, announce: Callable[[], None]) -> None:
+    """Serve until Ctrl-C, then return. announce: is called once requests are answered and Ctrl-C
+    is caught, so that whoever reads the address may use either at once.
+    """
+    interrupts: queue.SimpleQueue[None] = queue.SimpleQueue()  # whose put a handler may call
+    threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
+    with _on_interrupt(lambda: interrupts.put(None)):
+        try:
+            announce()
+            interrupts.get()
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """Within, Ctrl-C runs `action` and raises nothing. Elsewhere than in the main thread, where
+    Ctrl-C never arrives, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: action())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -105,13 +185,14 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         self.connection = self.request
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self._timed = guard.TimedReader(self.connection)
+        self._timed = request_checks.TimedReader(self.connection)
         self.rfile = io.BufferedReader(self._timed, 1 << 16)
         self.wfile = io.BufferedWriter(_Sender(self.connection), 1 << 16)
 
     def handle_one_request(self) -> None:
         self._timed.deadline = time.monotonic() + IDLE_SECONDS
         try:
+            self.server.waits(self.connection)
             if not self.rfile.peek(1):  # type: ignore[attr-defined]
                 self.close_connection = True
                 return
@@ -137,8 +218,8 @@ class Handler(BaseHTTPRequestHandler):
     def _guarded(self, answer: Any) -> None:
         """Answer, or say in one line why not."""
         try:
-            guard.check_host(self.headers.get("Host"), self.server.host)
-            guard.check_origin(self.headers)
+            request_checks.check_host(self.headers.get("Host"), self.server.host)
+            request_checks.check_origin(self.headers)
             answer()
         except Refused as refused:
             self.close_connection = True  # its body, if any, has not been read
@@ -155,6 +236,7 @@ class Handler(BaseHTTPRequestHandler):
             self._say(HTTPStatus.INSUFFICIENT_STORAGE, "there is not enough memory for this")
 
     def _get(self) -> None:
+        self.server.answers(self.connection)
         asked = urlsplit(self.path)
         if asked.path in assets():
             kind, content = assets()[asked.path]
@@ -170,11 +252,12 @@ class Handler(BaseHTTPRequestHandler):
         if path not in POST:
             raise Refused(404, f"there is nothing at {path[:80]!r}")
         route = POST[path]
-        guard.check_type(self.headers.get("Content-Type"), route.type)
-        length = guard.body_length(self.headers, route.most)
+        request_checks.check_type(self.headers.get("Content-Type"), route.type)
+        length = request_checks.body_length(self.headers, route.most)
         body = self.rfile.read(length)
         if len(body) < length:
             raise Refused(400, f"the body ended after {len(body)} of {length} bytes")
+        self.server.answers(self.connection)
         self._answer(route.answer(self.server, body))
 
     def _answer(self, found: Any) -> None:

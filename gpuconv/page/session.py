@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuconv import nn, no_grad
 from gpuconv.errors import unknown
-from gpuconv.nn.layer import Layer
 from gpuconv.page.description import bytes_of, describe, filters_of, floats, page_of
-from gpuconv.page.explanations import offered, speaks_for
+from gpuconv.page.explanations import attribution_map, offered
 from gpuconv.page.graph import Graph
 from gpuconv.page.nodes import explain
-from gpuconv.page.strongest import Searches, searchable
+from gpuconv.page.top_patches import Searches, searchable
 
 if TYPE_CHECKING:
     from gpuconv.data import Dataset, Preprocessing
 
 KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
-MOST_RUNS = 16
+MAX_RUNS = 16
 FIRST_VALUES = 1 << 20  # sent with a run; the page asks for the rest when it comes into sight
 PICTURE_PIXELS = 40_000_000
 RUN_GONE = "this run is gone: the network or the picture has changed; send the picture again"
 
-Found = dict[str, Any]
+Answer = dict[str, Any]
 
 
 class Missing(LookupError):
@@ -59,7 +59,7 @@ class Session:
 
     def __init__(
         self,
-        model: Layer,
+        model: nn.Module,
         preprocessing: Preprocessing,
         title: str,
         classes: list[str] | None = None,
@@ -85,7 +85,7 @@ class Session:
 
     # ---- the network ---------------------------------------------------------------------------
 
-    def describe(self) -> Found:
+    def describe(self) -> Answer:
         """`description.describe`, with what else this session offers."""
         described = describe(self.graph, self.title, self.classes, self.preprocessing)
         test = self._samples()
@@ -101,11 +101,11 @@ class Session:
             "patches": [] if test is None else self._searchable,
         }
 
-    def filters(self, number: int, when: str) -> Found:
+    def filters(self, number: int, when: str) -> Answer:
         """A layer's weights, (K, C, R, S) or (K, features), "now" or as they were at the
         "start"."""
         node = self._node(number)
-        if node.layer is None or filters_of(node.layer) is None:
+        if filters_of(node.layer) is None:
             raise Missing(f"{node.name} has no filters")
         if when not in ("now", "start"):
             raise ValueError(f'when must be "now" or "start", got {when!r}')
@@ -140,10 +140,9 @@ class Session:
 
     def scores(self, x: np.ndarray) -> np.ndarray:
         """The scores of many pictures as the network reads them, float32 (N, C, *size)."""
-        with self._lock:
-            y = self.graph.model.infer(x)
-        last = self.graph[len(self.graph) - 1]
-        return y if last.layer is None else np.log(y)  # the network's own softmax, taken back
+        with self._lock, no_grad():
+            y = self.graph.model(x).numpy()
+        return np.log(y) if self.graph.ends_with_softmax else y
 
     def warm_up(self) -> None:
         """Run a black picture, so that the first one a user draws finds the loops compiled."""
@@ -151,7 +150,7 @@ class Session:
 
     # ---- one picture through it ----------------------------------------------------------------
 
-    def run(self, pixels: np.ndarray) -> Found:
+    def run(self, pixels: np.ndarray) -> Answer:
         """Every layer's output for one picture, uint8 (C, H, W) of the size the network reads.
 
         "run" is its name for later questions, "probabilities" the answer, "maps" the first channels
@@ -169,10 +168,10 @@ class Session:
             self._counter += 1
             name = str(self._counter)
             self._runs[name] = _Run(pixels, x, outputs)
-            most = max(1, min(MOST_RUNS, KEPT_VALUES // self.graph.values))
+            most = max(1, min(MAX_RUNS, KEPT_VALUES // self.graph.values))
             while len(self._runs) > most:
                 self._runs.popitem(last=False)
-        sent: list[Found] = []
+        sent: list[Answer] = []
         room = FIRST_VALUES
         for node in self.graph:
             room -= page_of(node) * int(np.prod(node.shape[1:]))
@@ -187,7 +186,7 @@ class Session:
             "maps": sent,
         }
 
-    def maps(self, run: str, number: int, first: int) -> Found:
+    def maps(self, run: str, number: int, first: int) -> Answer:
         """A page of a layer's channels, from `first` on: their values, and the least and largest of
         the whole layer.
         """
@@ -196,7 +195,7 @@ class Session:
             raise ValueError(f"{node.name} has channels 0 to {node.shape[0] - 1}, got {first}")
         return self._maps(self._run(run).outputs, number, first)
 
-    def _maps(self, outputs: list[np.ndarray], number: int, first: int) -> Found:
+    def _maps(self, outputs: list[np.ndarray], number: int, first: int) -> Answer:
         y = outputs[number]
         finite = y[np.isfinite(y)]
         return {
@@ -207,30 +206,30 @@ class Session:
             "data": floats(y[first : first + page_of(self.graph[number])]),
         }
 
-    def node(self, run: str, number: int, index: tuple[int, ...]) -> Found:
+    def node(self, run: str, number: int, index: tuple[int, ...]) -> Answer:
         """`nodes.explain` for a run."""
         with self._lock, np.errstate(all="ignore"):
             return explain(self.graph, self._run(run).outputs, number, index)
 
-    def explanation(self, run: str, method: str, target: int) -> Found:
-        """What of the picture speaks for class `target`: a map (1, H, W) of the network's field."""
+    def explanation(self, run: str, method: str, target: int) -> Answer:
+        """The evidence for class `target` in the picture: a map (1, H, W)."""
         if not 0 <= target < len(self.classes):
             raise ValueError(f"classes go from 0 to {len(self.classes) - 1}, got {target}")
         if method not in self._methods:
             raise unknown("method", method[:40], self._methods)
         with self._lock, np.errstate(all="ignore"):
-            array = speaks_for(method, self.graph, self._run(run).x, target)
+            array = attribution_map(method, self.graph, self._run(run).x, target)
         return {"shape": list(array.shape), "data": floats(array), "method": method}
 
-    def patches(self, number: int, filter: int) -> Found:
+    def patches(self, number: int, filter: int) -> Answer:
         """What `Searches.ask` finds for a layer with maps and one of its filters: to be asked again
         until all pictures are seen.
         """
         node, dataset = self._node(number), self._samples()
         if dataset is None:
-            raise Missing("there are no test pictures here whose parts could be looked for")
+            raise Missing("there are no test pictures here to find patches in")
         if number not in self._searchable:
-            raise Missing(f"{node.name} has no maps whose strongest parts could be looked for")
+            raise Missing(f"{node.name} has no maps whose top-activating patches could be found")
         with self._lock, np.errstate(all="ignore"):
             if self._searches is None:
                 self._searches = Searches(self.graph, self.preprocessing, dataset)
@@ -238,7 +237,7 @@ class Session:
 
     # ---- pictures ------------------------------------------------------------------------------
 
-    def sample(self, index: int) -> Found:
+    def sample(self, index: int) -> Answer:
         """A test picture, "pixels" uint8 as base64, and its "label"."""
         dataset = self._samples()
         if dataset is None:
@@ -250,7 +249,7 @@ class Session:
             "label": int(dataset.labels[index]),
         }
 
-    def read_picture(self, content: bytes) -> Found:
+    def read_picture(self, content: bytes) -> Answer:
         """A PNG, JPEG or other file as a picture for the network, as `gpuconv predict` reads it."""
         from PIL import Image, UnidentifiedImageError
 
@@ -292,7 +291,7 @@ class Session:
         return self.graph[number]
 
 
-def picture(pixels: np.ndarray) -> Found:
+def picture(pixels: np.ndarray) -> Answer:
     """Pixels (C, H, W), uint8 or floats from 0 to 1, for the page."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)

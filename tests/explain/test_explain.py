@@ -7,11 +7,11 @@ import loops
 import loops_network
 import numpy as np
 import pytest
-from explained import BLOCKS_SHAPE, CHAIN_SHAPE, blocks, chain, images, made
+from explained import BLOCKS_SHAPE, CHAIN_SHAPE, Block, blocks, chain, images, made, scores
 
-from gpuconv import explain, models, nn
+from gpuconv import Tensor, explain, models, nn
 from gpuconv.explain.grad_cam import resize_bilinear
-from gpuconv.explain.graph import EXPANSIONS
+from gpuconv.nn import functional as F
 
 NETWORKS = [(chain, CHAIN_SHAPE), (blocks, BLOCKS_SHAPE)]
 RULES = {
@@ -41,7 +41,7 @@ def close(found, expected):
 def by_definition(network, image, layer, unit, rule):
     seen = {}
     loops_network.run(network, image, rule, seen)
-    until = next(inner for name, inner in network.layers() if name == layer)
+    until = next(inner for name, inner in network.named_modules() if name == layer)
     y, back = upto(network, until, image, rule)
     np.testing.assert_allclose(y, seen[id(until)])
     g = np.zeros(y.shape)
@@ -54,11 +54,13 @@ def upto(network, layer, x, rule):
     if network is layer:
         return loops_network.run(layer, x, rule)
     if isinstance(network, nn.Concat):  # the branch that holds it, alone
-        child = next(each for each in network if any(inner is layer for _, inner in each.layers()))
+        child = next(
+            each for each in network if any(inner is layer for _, inner in each.named_modules())
+        )
         return upto(child, layer, x, rule)
     backs = []
     for child in network:
-        inside = any(inner is layer for _, inner in child.layers())
+        inside = layer in list(child.modules())
         x, back = (upto if inside else lambda a, _, *b: loops_network.run(a, *b))(
             child, layer, x, rule
         )
@@ -100,7 +102,7 @@ def test_gradient_equals_central_differences(build, shape):
     found = explain.gradient(network, x, [0, 2])
     for n, k in ((0, 0), (1, 2)):
         image = x[n : n + 1].copy()
-        expected = loops.central_difference(lambda: network.infer(image)[0, k], image)  # noqa: B023
+        expected = loops.central_difference(lambda: scores(network, image)[0, k], image)  # noqa: B023
         np.testing.assert_allclose(found[n : n + 1], expected, 1e-6, 1e-8)
     np.testing.assert_array_equal(explain.saliency(network, x, [0, 2]), np.abs(found).max(axis=1))
     np.testing.assert_array_equal(explain.input_x_gradient(network, x, [0, 2]), x * found)
@@ -130,7 +132,7 @@ def test_smooth_grad_is_the_mean_over_noisy_images():
 )
 def test_grad_cam_equals_its_definition(build, shape, layer):
     network, x = made(build).eval(), images(shape)
-    names = list(network.children())
+    names = [name for name, _ in network.named_children()]
     place = names.index(layer) + 1
     before = nn.Sequential(*list(network)[:place])
     after = nn.Sequential(*list(network)[place:])
@@ -154,14 +156,14 @@ def test_grad_cam_of_an_inner_unit_and_guided():
     guided = explain.guided_backprop(network, x, 1)
     close(both, guided * explain.grad_cam(network, x, 1, layer="wide")[:, None])
     assert explain.grad_cam_layer(network, x, "wide.two.relu") == "wide.two.conv"
-    assert explain.grad_cam_layer(network, x, "block") == "block.bn1"
+    assert explain.grad_cam_layer(network, x, "block") == "block.down"
     inner = explain.grad_cam(network, x, 1, of="wide.two.relu")
     close(inner, explain.grad_cam(network, x, 1, of="wide.two.relu", layer="wide.two.conv"))
-    with pytest.raises(ValueError, match=r"'wide.one' is not in this pass: .* does not depend"):
+    with pytest.raises(ValueError, match=r"does not depend on the output of layer wide\.one"):
         explain.grad_cam(network, x, 1, of="wide.two", layer="wide.one")
     with pytest.raises(ValueError, match="no layer before it has maps"):
         explain.grad_cam(network, x, 1, of="stem.conv")
-    with pytest.raises(ValueError, match="layer dense comes after layer wide"):
+    with pytest.raises(ValueError, match="layer wide does not depend on the output of layer dense"):
         explain.grad_cam(network, x, 1, of="wide", layer="dense")
     with pytest.raises(ValueError, match="layer fc has no maps"):
         explain.grad_cam(network, x, 1, layer="fc")
@@ -174,7 +176,7 @@ def test_grad_cam_of_an_inner_unit_and_guided():
         ("lenet5", 32, "a3"),
         ("resnet18", 64, "layer4"),
         ("googlenet", 64, "inception5b"),
-        ("densenet121", 64, "features"),
+        ("densenet121", 64, "relu"),
     ],
 )
 def test_grad_cam_takes_the_last_maps(name, size, expected):
@@ -219,7 +221,7 @@ def test_occlusion_equals_brute_force(window, stride):
                     for j in range(left, min(left + columns, 5)):
                         covered[0, :, i, j] = value
                         inside[i, j] = True
-                fall[inside] += network.infer(x[n : n + 1])[0, k] - network.infer(covered)[0, k]
+                fall[inside] += scores(network, x[n : n + 1])[0, k] - scores(network, covered)[0, k]
                 times[inside] += 1
         expected[n] = fall / times
     given = {"window": window, "stride": stride, "value": value, "batch": 7}
@@ -247,27 +249,66 @@ METHODS = {
 }
 
 
+def state_of(network):
+    """Everything that an explanation must leave as it is."""
+    modules = [
+        (module.training, module.fusing, [list(vars(module).get(kind, ())) for kind in HOOKS])
+        for module in network.modules()
+    ]
+    parameters = [
+        (p.requires_grad, p.data.tobytes(), None if p.grad is None else p.grad.tobytes())
+        for p in network.parameters()
+    ]
+    return modules, parameters, [np.asarray(b.data).tobytes() for b in network.buffers()]
+
+
+def doubled(module, inputs, y):
+    return 2 * y
+
+
+HOOKS = ("_pre_hooks", "_forward_hooks", "_backward_hooks")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_of_a_training_step_is_disturbed(method):
     """Explained between forward and backward, with gradients waiting, a step ends as it would."""
 
     def step(between):
         network = made(blocks, "cpu", np.float32)
+        network["wide"].eval()  # modes, flags and hooks of one's own
+        network["stem"].requires_grad_(False)
+        network["dense"].register_forward_hook(doubled)
         x, dy = images(BLOCKS_SHAPE, 3, np.float32), images((3,), 3, np.float32, 2)
-        network.forward(x)
-        network.backward(dy)
-        network.forward(x)
+        network(x).backward(dy)
+        y = network(x)
+        before = state_of(network)
         between(network)
-        assert network.training
-        assert all(layer.training for _, layer in network.layers())
-        dx = network.backward(dy)
-        gradients = [parameter.grad.tobytes() for parameter in network.parameters()]
-        return [dx.tobytes(), *gradients, *(a.tobytes() for a in network.state_dict().values())]
+        assert state_of(network) == before
+        y.backward(dy)
+        return state_of(network)
 
     def between(network):
         METHODS[method](network, images(BLOCKS_SHAPE, 2, np.float32, 9), 1)
 
     assert step(between) == step(lambda network: None)
+
+
+def test_nothing_is_disturbed_where_something_raises():
+    network, x = made(blocks), images(BLOCKS_SHAPE)
+    before = state_of(network)
+    with pytest.raises(ValueError, match=r"must divide|channels"):
+        explain.gradient(network, images((3, 6, 5)), 1)
+    with pytest.raises(ValueError, match="has no unit"):
+        explain.gradient(network, x, 99)
+    handle = network["wide"].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        explain.guided_backprop(network, x, 1)
+    handle.remove()
+    network["wide"].register_full_backward_hook(lambda *_: 1 / 0).remove()
+    assert state_of(network) == before
+    y = network(x)  # in training mode still
+    y.backward(np.ones(y.shape))
+    assert all(p.grad is not None for p in network.parameters())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -282,7 +323,7 @@ def test_each_image_of_a_batch_by_itself_and_the_same_bytes_twice(method):
     flipped = x[:, :, ::-1].copy()[:, :, ::-1]
     close(METHODS[method](network, flipped, [0, 1, 2]), together)
     likeliest = METHODS[method](network, x, None)
-    close(likeliest, METHODS[method](network, x, list(network.eval().infer(x).argmax(1))))
+    close(likeliest, METHODS[method](network, x, list(scores(network, x).argmax(1))))
     empty = METHODS[method](network, x[:0], 1)
     assert empty.shape == (0, *together.shape[1:])
 
@@ -291,23 +332,20 @@ def test_dropout_is_off_and_its_masks_stay():
     network, x = made(chain), images(CHAIN_SHAPE)
     explain.gradient(network, x, 1)
     assert network["drop"].masks == 0
-    network["drop"].training = True
-    run = explain.Pass(network, x)
-    np.testing.assert_array_equal(run.output("drop"), run.output("flat"))
+    found = explain.activations(network, x, ["drop", "flat"])
+    np.testing.assert_array_equal(found["drop"], found["flat"])
 
 
 @pytest.mark.parametrize(("build", "shape"), NETWORKS)
-def test_every_layer_of_a_pass_has_the_output_that_loops_give(build, shape):
+def test_every_layer_has_the_output_that_loops_give(build, shape):
     network, x = made(build), images(shape, 1)
     seen = {}
     loops_network.run(network, x[0], seen=seen)
     found = explain.activations(network, x)
-    layers = {name: layer for name, layer in network.layers() if name}
+    layers = {name: layer for name, layer in network.named_modules() if name}
     assert set(found) == set(layers)
     for name, layer in layers.items():
-        # A residual without a name of its own shares its block's, and so does its body.
-        if layer not in (network["relu"] if "relu" in found else None,) and name != "block":
-            close(found[name][0], seen[id(layer)])
+        close(found[name][0], seen[id(layer)])
     assert set(explain.activations(network, x, ["flat"])) == {"flat"}
 
 
@@ -321,52 +359,130 @@ def test_every_layer_of_a_pass_has_the_output_that_loops_give(build, shape):
         pytest.param("vgg16_bn", marks=pytest.mark.slow),
     ],
 )
-def test_joined_passes_and_layer_by_layer_give_the_same_scores(name):
+def test_fused_and_observed_passes_give_the_same_scores(name):
     arguments = {"stem": "small"} if name in ("resnet18", "densenet121") else {}
     network = models.MODELS[name](num_classes=5, **arguments).eval()
     x = images((network.input_shape[0], 32, 32), 2, np.float32)
-    np.testing.assert_array_equal(explain.Pass(network, x).output(), network.infer(x))
-    whole = explain.Pass(network, x, keep=False)
-    np.testing.assert_array_equal(whole.output(), network.infer(x))
-    with pytest.raises(ValueError, match="is not in this pass"):
-        whole.output(next(iter(network.children())))
-    with pytest.raises(RuntimeError, match="with keep=True"):
-        whole.backward(np.ones_like(whole.output()), to="")
+    expected = scores(network, x)
+    found = explain.activations(network, x)
+    traced = nn.trace(network, x)
+    for layer, step in traced.outputs.items():
+        if layer:
+            np.testing.assert_array_equal(found[layer], traced.tensors[step].numpy())
+    np.testing.assert_array_equal(traced.tensors[-1].numpy(), expected)
+    assert set(found) == set(traced.outputs) - {""}
 
 
 def test_heads_are_left_out():
     network = models.googlenet(num_classes=5, aux=True, input_size=32)
     x = images((3, 32, 32), 1, np.float32)
-    run = explain.Pass(network, x)
-    np.testing.assert_array_equal(run.output(), network.eval().infer(x))
-    assert not any(name.startswith("aux") for name in run.graph.names)
+    assert not any(name.startswith("aux") for name in explain.activations(network, x))
+    message = "in evaluation, the network does not run layer aux1"
+    with pytest.raises(ValueError, match=message):
+        explain.activations(network, x, ["aux1"])
+    with pytest.raises(ValueError, match=message):
+        explain.receptive_field(network, "aux1", (3, 32, 32))
 
 
-def test_a_container_of_ones_own_is_refused_until_it_is_known(monkeypatch):
-    class Twice(nn.Layer):
+class Free(nn.Module):
+    """A forward of one's own: functions, a layer that is used twice, arithmetic."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.block = Free.Gate()
+        self.fc = nn.Linear(2 * 3 * 2, 3)
+
+    class Gate(nn.Module):
+        """x * sigmoid(mean of x), as squeeze-and-excitation has it."""
+
+        def forward(self, x):
+            pooled = F.adaptive_avg_pool2d(x, 1)
+            return x + F.sigmoid(pooled * 1.5) * x
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        x = F.relu(self.conv(x) + x)
+        x = F.max_pool2d(self.block(x), 2)
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_forward_of_ones_own(rule):
+    """The gradient by central differences; the rules where ReLUs are layers and where functions."""
+    network, x = made(Free), images(BLOCKS_SHAPE, 2)
+    found = RULES[rule](network, x, [0, 2])
+    if rule == "gradient":
+        for n, k in ((0, 0), (1, 2)):
+            image = x[n : n + 1].copy()
+            value = lambda: scores(network, image)[0, k]  # noqa: B023, E731
+            np.testing.assert_allclose(
+                found[n : n + 1], loops.central_difference(value, image), 1e-6, 1e-8
+            )
+    network.first, network.second = nn.ReLU(), nn.ReLU()
+
+    def forward(x):
+        x = network.first(network.conv(x))
+        x = network.second(network.conv(x) + x)
+        x = F.max_pool2d(network.block(x), 2)
+        return network.fc(x.flatten(1))
+
+    network.forward = forward
+    np.testing.assert_array_equal(RULES[rule](network, x, [0, 2]), found)
+    # by torch's kind of hook, on layers
+    hooks = {
+        "gradient": lambda module, dx, dy: None,
+        "guided": lambda module, dx, dy: np.maximum(dx[0], 0),
+        "deconvnet": lambda module, dx, dy: np.maximum(dy[0], 0),
+    }
+    for relu in (network.first, network.second):
+        relu.register_full_backward_hook(hooks[rule])
+    leaf = Tensor(x, requires_grad=True, device="reference")
+    y = network.eval()(leaf)
+    y.backward(np.eye(3)[[0, 2]])
+    np.testing.assert_array_equal(leaf.grad, found)
+
+
+def test_a_forward_of_ones_own_has_fields_maps_and_a_default_layer():
+    network, x = made(Free), images(BLOCKS_SHAPE, 1)
+    assert explain.grad_cam_layer(network, x) == "block"
+    assert explain.grad_cam(network, x, 1).shape == (1, 6, 5)
+    assert explain.receptive_field(network, "conv", BLOCKS_SHAPE).box(2, 2) == (0, 5, 0, 5)
+    assert explain.receptive_field(network, "block", BLOCKS_SHAPE).box(0, 0) == (0, 6, 0, 5)
+    assert explain.occlusion(network, x, 1, window=3).shape == (1, 6, 5)
+    once = explain.activations(network, x, ["conv"])["conv"]
+    np.testing.assert_array_equal(once, explain.activations(network, x)["conv"])
+
+
+def test_layers_within_a_checkpoint_are_seen_too():
+    network, x = made(blocks), images(BLOCKS_SHAPE)
+    expected = explain.grad_cam(network, x, 1, layer="block.bn1"), explain.deconvnet(network, x, 1)
+    network["block"].recompute = True
+    assert isinstance(network["block"], Block)
+    found = explain.grad_cam(network, x, 1, layer="block.bn1"), explain.deconvnet(network, x, 1)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_forward_that_shapes_do_not_tell():
+    class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.ReLU()
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.fc = nn.Linear(8, 2)
 
         def forward(self, x):
-            return self.inner.forward(self.inner.forward(x))
+            y = self.conv(x)
+            if float(y.numpy().max()) > -1e9:
+                y = F.relu(y)
+            return self.fc(y.flatten(1))
 
-    class Odd(nn.Sequential):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    x = images((1, 4, 4), 1, np.float32)
-    for layer in (Twice(), Odd(nn.ReLU())):
-        with pytest.raises(NotImplementedError, match="a container that explain does not know"):
-            explain.gradient(nn.Sequential(a=layer), x, 0)
-
-    def twice(graph, layer, name, source):
-        return graph.expand(layer.inner, f"{name}.inner", graph.expand(layer.inner, name, source))
-
-    monkeypatch.setitem(EXPANSIONS, Twice, twice)
-    network = nn.Sequential(a=Twice(), flat=nn.Flatten())
-    np.testing.assert_array_equal(explain.gradient(network, x, 0).ravel()[1:], np.zeros(15))
-    assert explain.gradient(network, np.abs(x), 0).ravel()[0] == 1
+    network, x = Odd(), images((1, 4, 4), 1, np.float32)
+    assert explain.gradient(network, x, 0).shape == (1, 1, 4, 4)
+    assert explain.grad_cam(network, x, 0, layer="conv").shape == (1, 4, 4)
+    assert explain.receptive_field(network, "conv", (1, 4, 4)).size == (3, 3)
+    with pytest.raises(ValueError, match="the forward pass of the network needs more than shapes"):
+        explain.grad_cam(network, x, 0)
 
 
 @pytest.mark.parametrize(
@@ -395,9 +511,6 @@ def test_wrong_images_are_refused():
         explain.occlusion(network, images(CHAIN_SHAPE)[0], 1)
     with pytest.raises(ValueError, match="must divide the 3 channels of x"):
         explain.gradient(network, images((3, 9, 8)), 1)
-    run = explain.Pass(network, images(CHAIN_SHAPE))
-    with pytest.raises(ValueError, match=r"dy must have shape \(2, 4\)"):
-        run.backward(np.ones((2, 3)))
 
 
 def test_a_channel_is_the_sum_of_its_units_and_arrays_are_targets_too():
@@ -409,16 +522,22 @@ def test_a_channel_is_the_sum_of_its_units_and_arrays_are_targets_too():
     close(some[1:], explain.gradient(network, x[1:], (2, 2, 4), "conv2"))
 
 
-def test_what_a_layer_does_not_depend_on_is_zero():
+@pytest.mark.parametrize(("layer", "of"), [("dense", "wide.one"), ("wide.one", "wide.two")])
+def test_a_layer_that_the_unit_does_not_depend_on(layer, of):
     network, x = made(blocks), images(BLOCKS_SHAPE)
-    run = explain.Pass(network, x)
-    dy = np.ones_like(run.output("wide.one"))
-    assert not run.backward(dy, at="wide.one", to="wide.two.pool").any()
-    assert not run.backward(dy, at="wide.one", to="dense").any()
-    np.testing.assert_array_equal(run.backward(dy, at="wide.one", to="wide.one"), dy)
-    for _ in range(2):  # as often as one likes
-        again = run.backward(dy, at="wide.one")
-    close(again, explain.Pass(network, x, "wide.one").backward(dy))
+    message = f"layer {of} does not depend on the output of layer {layer}"
+    with pytest.raises(ValueError, match=message):
+        explain.layer_gradient(network, x, layer, (1, 2, 3), of)
+
+
+def test_the_gradient_at_a_layer():
+    network, x = made(blocks).eval(), images(BLOCKS_SHAPE)
+    maps = explain.activations(network, x, ["block"])["block"]
+    after = nn.Sequential(*list(network)[2:]).to("reference")
+    close(explain.layer_gradient(network, x, "block", 1), explain.gradient(after, maps, 1))
+    ones = np.zeros((2, 4, 6, 5))
+    ones[:, 1] = 1
+    np.testing.assert_array_equal(explain.layer_gradient(network, x, "block", 1, "block"), ones)
 
 
 def test_explained_on_the_simulated_kernels():

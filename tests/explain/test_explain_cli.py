@@ -137,7 +137,7 @@ def test_patches_prints_and_draws_the_strongest(run, checkpoint):
     code, out, err = run("patches", checkpoint, *given, "-o", "p.png")
     assert (code, err) == (0, "")
     x = data.load("mnist", "test").batch(np.arange(40), 32, [0.1307], [0.3081])
-    found = explain.strongest_patches(gpuconv.load(checkpoint), x, "conv2", 2, [3, 0])
+    found = explain.top_activating_patches(gpuconv.load(checkpoint), x, "conv2", 2, [3, 0])
     lines = out.splitlines()
     for patches, line in zip(found, lines, strict=False):
         first = patches[0]

@@ -2,11 +2,13 @@
 go backward by another rule.
 """
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from explained import images
 
-from gpuconv import explain, models
+from gpuconv import explain, models, nn
 from gpuconv.explain.grad_cam import resize_bilinear
 from gpuconv.nn import init
 
@@ -55,21 +57,25 @@ class Ruled(torch.autograd.Function):
 
 
 class Watched(torch_twin.Twin):
-    """A twin that keeps every layer's output, and whose ReLUs go backward by `rule`."""
+    """A twin that keeps every module's output, and whose ReLUs go backward by `rule`."""
 
     rule = "gradient"
 
-    def _function(self, layer):
-        plain = super()._function(layer)
-        outputs = self.__dict__.setdefault("outputs", {})
-        relu = type(layer).__name__ == "ReLU"
+    def __call__(self, x):
+        self.outputs = {}
 
-        def forward(x):
-            y = Ruled.apply(x, self.rule) if relu else plain(x)
-            outputs[id(layer)] = y
+        def call(module, x):
+            if module is self.network or next(module.children(), None) is not None:
+                y = module.forward(x)
+            elif isinstance(module, nn.ReLU):
+                y = Ruled.apply(x, self.rule)
+            else:
+                y = torch_twin.SIMPLE[type(module).__name__](module, x, self.of)
+            self.outputs[id(module)] = y
             return y
 
-        return forward
+        with mock.patch.object(nn.Module, "__call__", call), torch_twin.functions():
+            return self.network(x)
 
 
 def network(name, arguments):
@@ -85,7 +91,7 @@ def network(name, arguments):
 
 
 def layer_named(made, name):
-    return next(layer for key, layer in made.layers() if key == name)
+    return next(layer for key, layer in made.named_modules() if key == name)
 
 
 def close(found, expected):

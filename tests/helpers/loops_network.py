@@ -117,10 +117,20 @@ def sequential(layer, x, rule, seen):
 
 def residual(layer, x, rule, seen):
     body, back = run(layer.body, x, rule, seen)
-    around, back_around = x, np.asarray
-    if layer.shortcut is not None:
-        around, back_around = run(layer.shortcut, x, rule, seen)
-    return body + around, lambda g: back(g) + back_around(g)
+    return body + x, lambda g: back(g) + g
+
+
+def block(layer, x, rule, seen):
+    """`explained.Block`."""
+    body, back = sequential((layer.conv1, layer.bn1), x, rule, seen)
+    around, back_around = run(layer.down, x, rule, seen)
+    y, back_relu = run(layer.relu, body + around, rule, seen)
+
+    def backward(g):
+        g = back_relu(g)
+        return back(g) + back_around(g)
+
+    return y, backward
 
 
 def concat(layer, x, rule, seen):
@@ -155,6 +165,7 @@ def identity(layer, x):
 CONTAINERS = {
     "Sequential": sequential,
     "Residual": residual,
+    "Block": block,
     "Concat": concat,
     "DenseBlock": dense_block,
 }

@@ -244,7 +244,7 @@ class _Edges:
     def __init__(self):
         self.nearest = np.inf
 
-    def record(self, name, inputs, y):
+    def record(self, name, inputs, y, saved):
         x = inputs[0].data
         if name == "relu":
             self.nearest = min(self.nearest, np.abs(x).min(initial=np.inf))

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from browser import chromium, number
+from explained import scores
 
 import gpuconv
 from gpuconv import checkpoint as checkpoints
@@ -36,8 +37,7 @@ def checkpoint(tmp_path_factory):
     optimizer = optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
     for x, labels in data.Loader(train, batch_size=64, seed=0, **how):
         optimizer.zero_grad()
-        loss.forward(model.forward(x), labels)
-        model.backward(loss.backward(), need_dx=False)
+        loss(model(x), labels).backward()
         optimizer.step()
     metadata = {
         "input": {"size": 32, "mean": [0.1307], "std": [0.3081]},
@@ -78,7 +78,7 @@ def cpu_outputs(model, pixels):
     x = data.to_float(pixels[None], 32, 0.1307, 0.3081)
     outputs = [x]
     for layer in model:
-        outputs.append(layer.infer(outputs[-1]))
+        outputs.append(scores(layer, outputs[-1]))
     outputs.append(gpuconv.ops.softmax(outputs[-1]))
     return [y[0] for y in outputs]
 
@@ -348,6 +348,87 @@ def test_a_wide_network_in_colour_by_pages(browser):
         finally:
             server.shutdown()
             thread.join()
+
+
+def many_layers():
+    """LeNet's kind, of so many layers that the lower ones are far out of sight."""
+    model = nn.Sequential(conv=nn.Conv2d(1, 6, 5, rng=0), relu=nn.ReLU())
+    for k in range(12):
+        model.add_module(f"conv{k}", nn.Conv2d(6, 6, 3, padding=1, rng=k))
+        model.add_module(f"relu{k}", nn.ReLU())
+    for name, layer in (("flat", nn.Flatten()), ("fc", nn.Linear(6 * 28 * 28, 10, rng=1))):
+        model.add_module(name, layer)
+    return model
+
+
+def test_layers_out_of_sight_have_their_room_and_their_values(browser, monkeypatch):
+    monkeypatch.setattr("gpuconv.page.session.FIRST_VALUES", 8000)  # few are sent with a run
+    session = of_model(many_layers(), (1, 32, 32))
+    with PageServer(session) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            browser.open(server.url)
+            heights = "return [...document.querySelectorAll('.layer')].map(l => l.offsetHeight)"
+            before = browser.js(heights)
+            last = len(session.graph) - 4
+            relu, index = session.graph[last], (3, 14, 9)
+            assert relu.kind == "relu"
+            browser.js("gpuconv.select({layer: arguments[0], index: arguments[1]}, false)",
+                       last - 1, list(index))  # fmt: skip
+            browser.until("return document.querySelector('[data-part=then]')?.getAttribute('value')"
+                          " > -Infinity")  # fmt: skip
+            shown = browser.js("return document.querySelector('[data-part=then]').textContent")
+            assert "not a number" not in shown
+            found = session.node(browser.js("return gpuconv.page.run"), last, index)
+            value = browser.js("return document.querySelector('[data-part=then]').value")
+            assert float(value) == found["value"]
+            for k in range(len(session.graph)):
+                browser.js("document.querySelectorAll('.layer')[arguments[0]].scrollIntoView()", k)
+                browser.until("return gpuconv.page.maps.has(arguments[0])", k)
+            time.sleep(0.3)  # drawn, in the frame after
+            assert browser.js(heights) == before
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("width", [1400, 375])
+def test_all_digits_have_room(browser, served, width):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 700}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.open(served)
+        browser.js("document.getElementById('digits').click()")
+        for layer, index in ((4, (9, 5, 5)), (8, (3,)), (3, (2, 4, 4)), (13, (2,))):
+            browser.open_node(layer, index)
+            browser.js(
+                "document.querySelectorAll('#node details').forEach(d => { d.open = true; })"
+            )
+            broken = browser.js(
+                "return [...document.querySelectorAll('#node .number')].filter(n => "
+                "n.offsetParent && n.tagName !== 'TD' && n.getClientRects().length > 1)"
+                ".map(n => n.textContent)"
+            )
+            assert broken == []
+            cut = browser.js(
+                "const node = document.getElementById('node'); "
+                "const right = node.getBoundingClientRect().right;"
+                "return [...node.querySelectorAll('.number, table')].filter(n => n.offsetParent && "
+                "!n.closest('.scrolls') && n.getBoundingClientRect().right > right)"
+                ".map(n => n.textContent)"
+            )
+            assert cut == []
+            scrolls = browser.js(
+                "return [...document.querySelectorAll('#node .scrolls')].every(s => "
+                "s.getBoundingClientRect().right <= "
+                "document.getElementById('node').getBoundingClientRect().right)"
+            )
+            assert scrolls
+            assert browser.js("const n = document.getElementById('node'); "
+                              "return n.scrollWidth <= n.clientWidth")  # fmt: skip
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_phones_width_needs_no_scrolling_sideways(browser, served):

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -88,3 +89,33 @@ def test_a_busy_port_is_told_and_ctrl_c_ends_well():
             finally:
                 run.kill()
     assert (run.returncode, out, errors) == (0, "", "")
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, None])
+def test_ctrl_c_at_any_time_ends_without_a_traceback(delay):
+    """Some moments after the start; None: as soon as anything of the address can be read."""
+    command = [sys.executable, "-c", STARTED, "show", "lenet", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        try:
+            assert run.stdout.read(1) == b"!"  # Python and the package are there
+            if delay is None:
+                assert run.stdout.read(1) == b"l"
+            else:
+                time.sleep(delay)
+            run.send_signal(signal.SIGINT)
+            _, errors = run.communicate(timeout=60)
+        finally:
+            run.kill()
+    assert run.returncode == 0 if delay is None else run.returncode in (0, 130)
+    assert errors in (b"", b"gpuconv: interrupted\n")
+
+
+# As `python -m gpuconv`, which says when it begins.
+STARTED = """
+import sys
+import gpuconv
+sys.stdout.write("!")
+sys.stdout.flush()
+from gpuconv.__main__ import main
+sys.exit(main())
+"""

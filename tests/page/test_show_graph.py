@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from explained import scores
 
-from gpuconv import models, nn, ops
+from gpuconv import Tensor, models, nn, ops
+from gpuconv.nn import functional as F
 from gpuconv.page.graph import Graph
 from gpuconv.page.nodes import explain
 
@@ -17,7 +19,7 @@ CONVOLUTIONS = {
     "padded, strided": nn.Conv2d(3, 4, 3, stride=(2, 3), padding=((2, 0), (1, 2))),
     "dilated, same": nn.Conv2d(3, 4, 3, padding="same", dilation=(2, 1)),
     "groups, no bias": nn.Conv2d(6, 4, 3, padding=1, groups=2, bias=False),
-    "partial": nn.PartialConv2d([[1, 0, 1], [1, 1, 0], [0, 1, 1]], (3, 2), padding=1),
+    "partial": nn.Conv2d(3, 3, (3, 2), padding=1, connections=[[1, 0, 1], [1, 1, 0], [0, 1, 1]]),
 }
 POOLS = {
     "max": nn.MaxPool2d(2),
@@ -33,7 +35,7 @@ POOLS = {
 
 def graph_of(layer, shape):
     """A network whose node 1 is the layer, with something behind it that gives scores."""
-    features = math.prod(layer.output_shape(shape))
+    features = math.prod(nn.output_shape(layer, shape))
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(features, 3, rng=0)).eval()
     return Graph(model, shape)
 
@@ -63,7 +65,7 @@ def test_a_convolutions_terms(name):
     layer = CONVOLUTIONS[name]
     graph = graph_of(layer, (layer.in_channels, 9, 11))
     outputs = outputs_of(graph)
-    x, w = outputs[0].astype(np.float64), layer.filters().astype(np.float64)
+    x, w = outputs[0].astype(np.float64), layer.weight.data.astype(np.float64)
     (top, _), (left, _) = layer.window.pads(9, 11)
     for k, p, q in indices(graph[1].shape):
         found = explain(graph, outputs, 1, (k, p, q))
@@ -180,7 +182,7 @@ def test_the_layers_one_by_one_give_the_models_scores(name):
     graph = Graph(model.eval(), shape)
     x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
     outputs = graph.outputs(x)
-    expected = model.infer(x)[0]
+    expected = scores(model, x)[0]
     assert outputs[graph.scores].shape == expected.shape
     assert np.abs(outputs[graph.scores] - expected).max() <= 1e-4 * np.abs(expected).max()
     assert np.abs(outputs[-1] - ops.softmax(expected[None])[0]).max() <= 1e-4
@@ -192,9 +194,89 @@ def test_auxiliary_heads_are_left_out():
     graph = Graph(model)
     assert not any(node.name.startswith("aux") for node in graph)
     x = np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)
-    expected = model.infer(x)[0]
+    expected = scores(model, x)[0]
     error = np.abs(graph.outputs(x)[graph.scores] - expected).max()
     assert error <= 1e-4 * np.abs(expected).max()
+
+
+class Free(nn.Module):
+    """Functions between layers, one layer twice, and a layer without layers inside of one's own."""
+
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return F.relu(x) * 0.5
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1, rng=0)
+        self.same = nn.Identity()
+        self.scaled = Free.Scaled()
+        self.fc = nn.Linear(24, 3, rng=1)
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        y = F.tanh(self.conv(y) + self.same(x))
+        y = self.scaled(F.avg_pool2d(y, (1, 2), count_include_pad=False))
+        return self.fc(F.cat([y, F.max_pool2d(x, 2, (1, 2), (1, 0))[:, :, :3]]).flatten(1))
+
+
+def test_a_forward_of_ones_own():
+    model = Free().eval()
+    graph = Graph(model, (2, 3, 4))
+    assert [(node.name, node.kind, node.sources) for node in graph] == [
+        ("input", "input", ()),
+        ("conv", "conv", (0,)),
+        ("relu", "relu", (1,)),
+        ("conv", "conv", (2,)),
+        ("same", "identity", (0,)),
+        ("sum", "add", (3, 4)),
+        ("tanh", "tanh", (5,)),
+        ("avg_pool2d", "avg_pool", (6,)),
+        ("scaled", "other", (7,)),
+        ("max_pool2d", "max_pool", (4,)),
+        ("index", "other", (9,)),
+        ("joined", "concat", (8, 10)),
+        ("flat", "flatten", (11,)),
+        ("fc", "linear", (12,)),
+        ("probabilities", "softmax", (13,)),
+    ]
+    x = np.random.default_rng(0).standard_normal((1, 2, 3, 4)).astype(np.float32)
+    outputs = graph.outputs(x)
+    assert (outputs[graph.scores] == scores(model, x)[0]).all()
+    for node in graph:
+        for index in indices(node.shape, 5):
+            found = explain(graph, outputs, node.number, index)
+            if node.kind in ("max_pool", "avg_pool"):
+                inside = np.array(found["x"])[found["window"]["inside"]]
+                made = inside.max() if node.kind == "max_pool" else inside.sum() / found["divisor"]
+                assert abs(found["value"] - made) <= 8 * EPS
+    assert graph.layer_name(3) == "conv"
+    assert graph.layer_name(1) is None  # explain knows the layer's last call by that name
+
+
+def network_with(forward):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(forward(x))
+
+    return nn.Sequential(own=Own())
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda x: Tensor(x.data.reshape(1, 4)), "own has values that no function"),
+        (lambda x: x.reshape(1, 2, 2).reshape(1, 4), r"shape \(1, 2, 2\); the page shows"),
+        (lambda x: x.flatten(1) * float(x.numpy().max()), "cannot follow the forward of own"),
+    ],
+)
+def test_layers_that_cannot_be_shown_are_named(forward, words):
+    with pytest.raises(ValueError, match=f"show: .*{words}"):
+        Graph(network_with(forward), (1, 2, 2))
 
 
 def test_what_cannot_be_shown():

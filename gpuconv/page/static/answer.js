@@ -1,4 +1,4 @@
-// The network's answer as bars, and what of the picture speaks for a class.
+// The network's answer as bars, and the evidence for a class in the picture.
 "use strict";
 
 (() => {
@@ -15,9 +15,9 @@
     saliency: "how much the score changes with the pixel, either way",
     "input-x-gradient": "pixel times gradient: orange adds to the score; blue takes from it",
     "smooth-grad": "the gradient, averaged over noisy copies of the picture",
-    "guided-backprop": "the gradient, with only what speaks for the class passed back through each ReLU",
+    "guided-backprop": "the gradient, with only positive values passed back through each ReLU",
     deconvnet: "what the class would draw, sent back through the filters",
-    "grad-cam": "where the last maps speak for the class",
+    "grad-cam": "where the last maps have evidence for the class",
     "guided-grad-cam": "guided backprop where Grad-CAM is strong",
     occlusion: "orange: covering the place lowers the score; blue: it raises it",
   };
@@ -66,7 +66,7 @@
     return row;
   }
 
-  /** Ask anew what speaks for the class; while the picture is still being drawn, if that is quick. */
+  /** Ask again for the evidence; while the picture is still being drawn, only if that is quick. */
   async function explain(drawing = false) {
     const method = find("method").value;
     const { page, source } = gpuconv;
@@ -82,7 +82,7 @@
       paint();
       find("explain-words").textContent = held.values.some((value) => value !== 0)
         ? `Class ${model.classes[target]}; ${WORDS[method]}.`
-        : `Class ${model.classes[target]}: the method finds nothing that speaks for it.`;
+        : `Class ${model.classes[target]}: the method finds no evidence for it.`;
     } catch (error) {
       if (!error.gone) find("explain-words").textContent = error.message;
     } finally {

@@ -4,7 +4,7 @@
 (() => {
   const { element, source } = gpuconv;
   const MOST_FILTERS = 64;
-  const MOST_CHANNELS = 16;
+  const MAX_CHANNELS = 16;
   const open = new Set();
 
   /** Add a fold-out with the filters to a layer's section. */
@@ -52,7 +52,7 @@
   /** One sheet: a row of kernels for each filter, or an image for each row of a linear layer. */
   function sheet({ layer, section }, title, found, most) {
     const [filters, channels, rows, columns] = asKernels(layer, found.shape);
-    const [k, c] = [Math.min(filters, MOST_FILTERS), Math.min(channels, MOST_CHANNELS)];
+    const [k, c] = [Math.min(filters, MOST_FILTERS), Math.min(channels, MAX_CHANNELS)];
     const side = k * c <= 32 ? 50 : 34;
     const cell = Math.max(1, Math.min(10, Math.floor(side / Math.max(rows, columns))));
     const [w, h] = [columns * cell + 2, rows * cell + 2];
@@ -90,7 +90,7 @@
   function leftOut([filters, channels]) {
     const words = [];
     if (filters > MOST_FILTERS) words.push(`${filters - MOST_FILTERS} filters`);
-    if (channels > MOST_CHANNELS) words.push(`channels beyond the first ${MOST_CHANNELS} of each`);
+    if (channels > MAX_CHANNELS) words.push(`channels beyond the first ${MAX_CHANNELS} of each`);
     return words.length ? element("p", { class: "note" }, `Left out: ${words.join(", ")}.`) : "";
   }
 

@@ -17,7 +17,8 @@
       views.push(view);
       place.append(view.section);
     }
-    new ResizeObserver(() => paintAll()).observe(place);
+    new ResizeObserver(() => { reserveAll(); paintAll(); }).observe(place);
+    reserveAll();
     watchSight();
   }
 
@@ -26,8 +27,9 @@
       tabindex: "0", role: "application", "aria-roledescription": "feature maps",
       "aria-label": `${layer.name}, ${shapeWords(layer)}`, "aria-describedby": "walk-help",
     });
-    const legend = element("span", { class: "legend" }, element("canvas", { "aria-hidden": "true" }),
-      element("span", { class: "range" }));
+    const scale = element("canvas", { "aria-hidden": "true" });
+    gpuconv.sized(scale, 72, 8); // and a space: the room that the legend will take
+    const legend = element("span", { class: "legend" }, scale, element("span", { class: "range" }, "\u00a0"));
     const pager = makePager(layer);
     const section = element("section", { class: "layer", "aria-labelledby": `name-${layer.number}` },
       element("header", {},
@@ -136,11 +138,21 @@
 
   const paintAll = () => views.forEach(paint);
 
+  /** Give each layer the room that its maps will take, drawn or not, so that nothing moves later. */
+  function reserveAll() {
+    const sizes = views.map(gpuconv.maps.layout); // all reads before the first write
+    views.forEach(({ canvas }, i) => {
+      canvas.style.width = `${sizes[i].width}px`;
+      canvas.style.height = `${sizes[i].height}px`;
+    });
+  }
+
   // ---- pointing and walking ------------------------------------------------------------------
 
+  /** An element's value; undefined while its channel has not been loaded. */
   function valueAt(layer, index) {
     const held = page.maps.get(layer.number);
-    if (!held) return null;
+    if (!held) return undefined;
     const [channel, ...rest] = index;
     const flat = gpuconv.ravel([channel - held.first, ...rest], layer.shape);
     return held.values[flat];

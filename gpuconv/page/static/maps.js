@@ -199,5 +199,5 @@
     return boxOf(view, channel, row, column, 1, 1);
   };
 
-  Object.assign(window.gpuconv, { maps: { paint, elementAt, boxOfNode } });
+  Object.assign(window.gpuconv, { maps: { layout, paint, elementAt, boxOfNode } });
 })();

@@ -193,20 +193,33 @@
     conv: dot, linear: dot, max_pool: winner, avg_pool: mean, sum_pool: mean, adaptive_avg_pool: mean,
     relu: formula("→ max(0, x) ="), tanh: formula("→ tanh x ="),
     scaled_tanh: formula("→ 1.7159 tanh(2x/3) ="), sigmoid: formula("→ 1 / (1 + e\u207b\u02e3) ="),
-    dropout: formula("passes as"), identity: formula("stays"), flatten: formula("is moved to"),
-    concat: formula("is taken over as"), add, batch_norm: batchNorm, response_norm: responseNorm, softmax,
+    dropout: formula("passes as"), identity: formula("stays"), flatten: formula("moves to"),
+    concat: formula("is copied as"), add, batch_norm: batchNorm, response_norm: responseNorm, softmax,
   };
 
   /** What reads this value next. */
   function onward(found) {
-    const { model, maps } = gpuconv.page;
+    const { model } = gpuconv.page;
     const elementwise = ["relu", "tanh", "scaled_tanh", "sigmoid", "batch_norm", "dropout", "identity"];
     const next = model.layers.filter((layer) => layer.from.includes(found.layer));
     return next.filter((layer) => elementwise.includes(layer.kind)).map((layer) => {
-      const held = maps.get(layer.number);
-      const value = held ? gpuconv.layers.valueAt(layer, found.index) : null;
-      return equation(sign(`then ${layer.type}:`), link(layer.number, found.index, value, "then"));
+      const value = gpuconv.layers.valueAt(layer, found.index);
+      const next = link(layer.number, found.index, value, "then");
+      if (value === undefined) fill(next, layer.number, found.index);
+      return equation(sign(`then ${layer.type}:`), next);
     });
+  }
+
+  /** Ask for the value of a link whose layer has not been loaded. */
+  async function fill(link, layer, index) {
+    try {
+      const { value } = await gpuconv.source.node(gpuconv.page.run, layer, index);
+      const shown = number(value);
+      shown.dataset.part = "then";
+      link.lastChild.replaceWith(shown);
+    } catch (error) {
+      if (!error.gone) throw error; // else a newer run is on its way, and opens the node again
+    }
   }
 
   function close() {

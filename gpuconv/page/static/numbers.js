@@ -6,9 +6,11 @@ window.gpuconv = window.gpuconv || {};
   const MINUS = "\u2212";
   let allDigits = false;
 
-  /** A float32 as text: four digits, or as many as tell it from its neighbours. */
+  /** A float32 as text: four digits, or as many as tell it from its neighbours. null is a value
+      that is not finite, undefined one that has not been loaded. */
   function text(value) {
-    if (value === null || value === undefined || Number.isNaN(value)) return "not a number";
+    if (value === undefined) return "\u2026";
+    if (value === null || Number.isNaN(value)) return "not a number";
     if (!Number.isFinite(value)) return value > 0 ? "\u221e" : MINUS + "\u221e";
     return (allDigits ? shortest(value) : rounded(value)).replace("-", MINUS);
   }
@@ -64,7 +66,7 @@ window.gpuconv = window.gpuconv || {};
     allDigits = all;
     for (const each of document.querySelectorAll(".number")) {
       const given = each.getAttribute("value") ?? each.getAttribute("data-value");
-      each.textContent = text(given === "null" ? null : Number(given));
+      if (given !== "undefined") each.textContent = text(given === "null" ? null : Number(given));
     }
   }
 
@@ -90,13 +92,13 @@ window.gpuconv = window.gpuconv || {};
     return btoa(binary);
   }
 
-  /** A strongest part as it was sent, with its arrays read. */
+  /** A top-activating patch as it was sent, with its arrays read. */
   const readPatch = (patch) =>
     ({ ...patch, pixels: fromBase64(patch.pixels), projection: floats(patch.projection) });
 
   const floats = (encoded) => new Float32Array(fromBase64(encoded).buffer);
   const count = (values) => values.reduce((a, b) => a * b, 1);
-  const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+  const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 
   Object.assign(window.gpuconv, {
     text, percent, number, element, find, setDigits, say, fromBase64, toBase64, floats, readPatch, count,

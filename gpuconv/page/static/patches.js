@@ -1,25 +1,25 @@
-// The parts of the test pictures that excite a filter most, and what of them reaches it.
+// The patches of the test pictures that activate a filter most, and their projections.
 "use strict";
 
 (() => {
   const { element, number, text, source, say, plural } = gpuconv;
-  const MOST_RESTARTS = 3; // because of new weights, before a search gives up
+  const MAX_RESTARTS = 3; // because of new weights, before a search gives up
   const SIDE = 64; // of a part, in CSS pixels
   const shown = new Set();
 
-  /** Add a fold-out with a filter's strongest parts to a layer's section. */
+  /** Add a fold-out with a filter's top-activating patches to a layer's section. */
   function attach(view) {
     const { layer } = view;
     const choice = element("input", {
       type: "number", min: "0", max: String(layer.shape[0] - 1), step: "1", value: "0",
-      "aria-label": `${layer.name}: which filter's strongest parts`,
+      "aria-label": `${layer.name}: which filter's top-activating patches`,
     });
     const words = element("p", { class: "note", role: "status" });
     const bar = element("progress", { max: "1", value: "0", hidden: true, "aria-label": "pictures looked at" });
-    const list = element("ol", { class: "patches-list", "aria-label": `${layer.name}: strongest parts` });
+    const list = element("ol", { class: "patches-list", "aria-label": `${layer.name}: top-activating patches` });
     const again = element("button", { type: "button", hidden: true }, "Look again");
     const fold = element("details", { class: "patches" },
-      element("summary", {}, "Strongest parts of test pictures"),
+      element("summary", {}, "Top-activating patches"),
       element("div", { class: "tools" }, element("label", {}, "Filter ", choice), again),
       words, bar, list);
     const part = { layer, fold, choice, words, bar, list, again, turn: 0, found: null };
@@ -48,7 +48,7 @@
         const found = await source.patches(layer.number, filter);
         if (turn !== part.turn) return;
         if (found.patches) { bar.hidden = true; show(part, found); return; }
-        if (version !== null && found.version !== version && ++restarts === MOST_RESTARTS) {
+        if (version !== null && found.version !== version && ++restarts === MAX_RESTARTS) {
           throw new Error("The weights change faster than this can look; pause the run first.");
         }
         version = found.version;
@@ -68,13 +68,13 @@
     const { layer, words } = part;
     part.found = found;
     const all = found.pictures === found.of ? "all" : "the first";
-    words.textContent = `Filter ${found.filter}: one part from each picture, of ${all} ` +
+    words.textContent = `Filter ${found.filter}: one patch from each picture, of ${all} ` +
       `${found.pictures.toLocaleString("en")}${all === "all" ? "" : ` of ${found.of.toLocaleString("en")}`} ` +
-      "test pictures. Left the part, right what of it reaches the filter (deconvnet): " +
+      "test pictures. Left the patch, right its projection through the filter (deconvnet): " +
       "orange excites it, blue stands against it.";
     paint(part);
     const best = found.patches[0];
-    if (best) say(`${layer.name}, filter ${found.filter}: ${plural(found.patches.length, "part")}; the strongest, ${text(best.value)}, ${whose(best)}.`);
+    if (best) say(`${layer.name}, filter ${found.filter}: ${plural(found.patches.length, "patch")}; the strongest, ${text(best.value)}, ${whose(best)}.`);
   }
 
   const whose = ({ label, image }) => `test picture ${image}, labelled ${gpuconv.page.model.classes[label]}`;

@@ -3,7 +3,7 @@
 
 (() => {
   const { net } = gpuconv;
-  const MOST_RUNS = 4;
+  const MAX_RUNS = 4;
   const runs = new Map();
   let counter = 0;
   let model, weights, start, samples, patches;
@@ -99,7 +99,7 @@
       const outputs = net.forward(model.layers, weights, prepared(picture));
       const run = String(++counter);
       runs.set(run, outputs);
-      if (runs.size > MOST_RUNS) runs.delete(runs.keys().next().value);
+      if (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
       return {
         run, version: 1, probabilities: [...outputs[outputs.length - 1]],
         maps: model.layers.map((layer) => maps(outputs, layer.number, 0)),

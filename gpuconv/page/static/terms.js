@@ -4,7 +4,7 @@
 (() => {
   const { element, number, text } = gpuconv;
   const MOST_GROUPS = 32;
-  const MOST_ROWS = 600;
+  const MAX_ROWS = 600;
 
   /** The terms cut into groups: a window's channels, the maps that were flattened, or one row.
       [{name, channel, begin, rows, columns, sum}], the index of a term in `at(i)`. */
@@ -87,7 +87,7 @@
   /** One group's values as a small picture; a click opens what was read. */
   function picture(values, group, most, what, open, there) {
     const [rows, columns] = shapeFor(group);
-    const room = window.innerWidth <= 720 ? 82 : 92; // three beside a sum, also on a phone
+    const room = window.innerWidth <= 720 ? 72 : 76; // three beside a sum of all digits
     const cell = Math.max(2, Math.min(18, Math.floor(room / columns)));
     const size = group.rows * group.columns;
     const canvas = element("canvas", {
@@ -139,7 +139,7 @@
       if (!fold.open || fold.querySelector("table")) return;
       const { at } = grouped(found, model);
       const head = ["element", "input", "weight", "product"];
-      const rows = Math.min(count, MOST_ROWS);
+      const rows = Math.min(count, MAX_ROWS);
       const body = element("tbody");
       for (let i = 0; i < rows; i++) {
         body.append(element("tr", {},

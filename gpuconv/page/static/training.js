@@ -9,12 +9,12 @@
     failed: "Failed", lost: "The connection to the run is lost",
   };
   let page, tell;
-  let run = { state: "ready", points: [], epochs: [], progress: {}, judged: {} };
+  let run = { state: "ready", points: [], epochs: [], progress: {}, evaluation: {} };
 
   /** Begin where the source has a run. tell: {reload, problem} of the page. */
   function begin(state, calls) {
     [page, tell] = [state, calls];
-    if (!page.model.live) return;
+    if (!page.model.training) return;
     find("training").hidden = false;
     build();
     listen();
@@ -85,9 +85,9 @@
       } else if (event.event === "epoch") {
         run.epochs.push(event.record);
         soon();
-      } else if (event.event === "judged") {
-        run.judged = event.judged;
-        showJudged();
+      } else if (event.event === "evaluation") {
+        run.evaluation = event.evaluation;
+        showEvaluation();
       } else if (event.event === "weights") tell.reload();
     };
   }
@@ -103,7 +103,7 @@
   function show() {
     showState();
     showProgress();
-    showJudged();
+    showEvaluation();
   }
 
   function showState() {
@@ -196,15 +196,15 @@
 
   // ---- what is taken for what ------------------------------------------------------------------
 
-  function showJudged() {
-    const { judged } = run;
-    if (!judged.confusion) return;
-    const right = judged.confusion.reduce((sum, row, k) => sum + row[k], 0);
+  function showEvaluation() {
+    const { evaluation } = run;
+    if (!evaluation.confusion) return;
+    const right = evaluation.confusion.reduce((sum, row, k) => sum + row[k], 0);
     find("confusion-words").textContent =
-      `${right.toLocaleString("en")} of ${judged.images.toLocaleString("en")} ${run.judged_on ?? "pictures"} right; rows are the truth, columns the answer`;
-    drawConfusion(judged.confusion);
-    tableConfusion(judged.confusion);
-    find("mistakes").replaceChildren(...judged.mistakes.map(mistake));
+      `${right.toLocaleString("en")} of ${evaluation.images.toLocaleString("en")} ${run.evaluated_on ?? "pictures"} right; rows are the truth, columns the answer`;
+    drawConfusion(evaluation.confusion);
+    tableConfusion(evaluation.confusion);
+    find("mistakes").replaceChildren(...evaluation.mistakes.map(mistake));
   }
 
   function drawConfusion(counts) {
@@ -237,7 +237,7 @@
   }
 
   function confusionTip(event) {
-    const counts = run.judged.confusion;
+    const counts = run.evaluation.confusion;
     if (!counts) return;
     const box = event.currentTarget.getBoundingClientRect();
     const side = box.width / (counts.length + 1);
@@ -273,5 +273,5 @@
     }, canvas, element("span", {}, words), element("small", {}, percent(found.sure))));
   }
 
-  Object.assign(window.gpuconv, { training: { begin, show: () => page?.model.live && show(), step: () => run.progress.step ?? 0 } });
+  Object.assign(window.gpuconv, { training: { begin, show: () => page?.model.training && show(), step: () => run.progress.step ?? 0 } });
 })();

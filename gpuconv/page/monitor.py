@@ -1,9 +1,9 @@
 """A run in progress, for the page: its curves, its weights as they change, and the page's commands.
 
-The training thread calls `Live` after every batch; the server's threads read what it has noted and
-leave commands for it. The weights are copied into the session's own network, so that the page never
-computes with the one that is being trained, and a run that is only watched has the bits of one that
-is not.
+The training thread calls `TrainingMonitor` after every batch; the server's threads read what it has
+noted and leave commands for it. The weights are copied into the session's own network, so that the
+page never computes with the one that is being trained, and a run that is only watched has the bits
+of one that is not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.page.judged import judge
+from gpuconv.page.evaluation import evaluate
 from gpuconv.page.session import Session
 from gpuconv.train import Callback, Interrupted
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 POINT_SECONDS = 0.25  # between points of the curves
 WEIGHT_SECONDS = 1.0  # between copies of the weights, while somebody looks
-JUDGE_SECONDS = 5.0  # between judgements of held-out pictures, while somebody looks
-SHARE = 0.05  # of the training's time that copies and judgements may take, each
-MOST_POINTS = 1000
-MOST_STREAMS = 8
+EVALUATE_SECONDS = 5.0  # between evaluations on held-out pictures, while somebody looks
+SHARE = 0.05  # of the training's time that copies and evaluations may take, each
+MAX_POINTS = 1000
+MAX_STREAMS = 8
 HEARTBEAT_SECONDS = 10.0
 
-Found = dict[str, Any]
+Answer = dict[str, Any]
 
 
 class Busy(RuntimeError):
     """More pages follow the run than may."""
 
 
-class Live(Callback):
+class TrainingMonitor(Callback):
     """Follows a trainer's runs and steers them by the page's commands.
 
-    held: pictures to judge the network by, a loader that does not shuffle; title: what they are.
+    held: pictures to evaluate the network on, a loader that does not shuffle; title: what they are.
     State: "ready", then "running", "paused", "stopping", and "stopped", "done" or "failed".
     """
 
@@ -51,15 +51,15 @@ class Live(Callback):
         self.state, self.problem = "ready", ""
         self._held = held
         self._changed = threading.Condition()
-        self._streams: set[queue.Queue[Found]] = set()
-        self._points: list[Found] = []
-        self._epochs: list[Found] = []
-        self._progress: Found = {}
-        self._judged: Found = {}
+        self._streams: set[queue.Queue[Answer]] = set()
+        self._points: list[Answer] = []
+        self._epochs: list[Answer] = []
+        self._progress: Answer = {}
+        self._evaluation: Answer = {}
         self._rate: float | None = None  # asked for in the page, and not yet set
         self._stride = 1  # intervals in a point, doubled when the points become too many
         self._since = _Since()
-        self._pending: list[Found] = []
+        self._pending: list[Answer] = []
         self._due = _Due(), _Due()
 
     # ---- the main thread -----------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Live(Callback):
     def on_fit_begin(self, trainer: Trainer) -> None:
         self._since = _Since(trainer)
         self._copy(trainer)
-        self._judge()
+        self._evaluate()
         self._set("running")
 
     def on_batch_end(self, trainer: Trainer) -> None:
@@ -103,21 +103,21 @@ class Live(Callback):
         if self._streams and self._due[0].at(now, WEIGHT_SECONDS):
             with self._due[0]:
                 self._copy(trainer)
-        if self._streams and self._due[1].at(now, JUDGE_SECONDS):
+        if self._streams and self._due[1].at(now, EVALUATE_SECONDS):
             with self._due[1]:
                 self._copy(trainer)
-                self._judge()
+                self._evaluate()
         self._obey(trainer)
         if trainer.state.batch == trainer.batches:  # an epoch may be shorter than a point
             self._since.end_epoch(trainer)
 
-    def on_epoch_end(self, trainer: Trainer, record: Found) -> None:
+    def on_epoch_end(self, trainer: Trainer, record: Answer) -> None:
         kept = {name: value for name, value in record.items() if isinstance(value, (int, float))}
         self._epochs.append(kept)
         self._publish({"event": "epoch", "record": kept})
         with self._due[1]:
             self._copy(trainer)
-            self._judge()
+            self._evaluate()
         if self._since.ended:
             self._since.begin_epoch()
         else:  # of unknown length: the sums start again
@@ -151,7 +151,7 @@ class Live(Callback):
         if len(self._pending) >= self._stride:
             self._points.append(_mean(self._pending))
             self._pending = []
-        if len(self._points) > MOST_POINTS:
+        if len(self._points) > MAX_POINTS:
             pairs = zip(self._points[::2], self._points[1::2], strict=False)
             self._points = [_mean(list(pair)) for pair in pairs]
             self._stride *= 2
@@ -161,9 +161,9 @@ class Live(Callback):
         self.session.load(trainer.model.state_dict())
         self._publish({"event": "weights", "version": self.session.version})
 
-    def _judge(self) -> None:
-        self._judged = judge(self.session, self._held)
-        self._publish({"event": "judged", "judged": self._judged})
+    def _evaluate(self) -> None:
+        self._evaluation = evaluate(self.session, self._held)
+        self._publish({"event": "evaluation", "evaluation": self._evaluation})
 
     def _obey(self, trainer: Trainer) -> None:
         """Do what the page has asked for; stay here while it wants a pause."""
@@ -191,7 +191,7 @@ class Live(Callback):
 
     # ---- the server's threads ------------------------------------------------------------------
 
-    def command(self, action: str, rate: Any = None) -> Found:
+    def command(self, action: str, rate: Any = None) -> Answer:
         """ "start" (also goes on after a stop), "pause", "resume", "stop", or "rate" with a new
         learning rate. ValueError for another, or one that does not fit the state.
         """
@@ -214,28 +214,28 @@ class Live(Callback):
                 self._set(after.get(action, "stopping"))
         return {"state": self.state}
 
-    def snapshot(self) -> Found:
+    def snapshot(self) -> Answer:
         """All that the page needs to draw the run so far."""
         return {
             "state": self.state,
             "problem": self.problem,
-            "judged_on": self.title,
+            "evaluated_on": self.title,
             "points": list(self._points),
             "epochs": list(self._epochs),
             "progress": self._progress,
-            "judged": self._judged,
+            "evaluation": self._evaluation,
             "version": self.session.version,
         }
 
     def events(self) -> Generator[bytes, None, None]:
         """What happens from now on, as server-sent events. Busy where too many listen already."""
-        if len(self._streams) >= MOST_STREAMS:
-            raise Busy(f"{MOST_STREAMS} pages follow this run already; close one")
-        mine: queue.Queue[Found] = queue.Queue(256)
+        if len(self._streams) >= MAX_STREAMS:
+            raise Busy(f"{MAX_STREAMS} pages follow this run already; close one")
+        mine: queue.Queue[Answer] = queue.Queue(256)
         self._streams.add(mine)
         return self._listen(mine)
 
-    def _listen(self, mine: queue.Queue[Found]) -> Generator[bytes, None, None]:
+    def _listen(self, mine: queue.Queue[Answer]) -> Generator[bytes, None, None]:
         try:
             yield b"retry: 1000\n\n"
             while mine in self._streams:
@@ -254,7 +254,7 @@ class Live(Callback):
             self._changed.notify_all()
         self._publish({"event": "state", "state": state, "problem": problem})
 
-    def _publish(self, event: Found) -> None:
+    def _publish(self, event: Answer) -> None:
         for stream in list(self._streams):
             try:
                 stream.put_nowait(event)
@@ -305,7 +305,7 @@ class _Due:
         self._cost = self._next - self._began
 
 
-def _mean(points: list[Found]) -> Found:
+def _mean(points: list[Answer]) -> Answer:
     last = points[-1]
     means = {
         name: sum(point[name] for point in points) / len(points) for name in ("loss", "accuracy")

@@ -1,4 +1,4 @@
-"""The parts of the test pictures that excite a layer's filters most, found a little at a time.
+"""The patches of the test pictures that activate a layer's filters most, found step by step.
 
 Every question of the page looks at some more pictures and says how far it is; when all are seen it
 gets the parts. So no question takes long, the page can draw in between, and nothing is looked for
@@ -19,17 +19,19 @@ from gpuconv.page.description import bytes_of, floats
 from gpuconv.page.graph import Graph
 
 COUNT = 9
-MOST_PICTURES = 2000
-MOST_WORK = 150_000_000_000  # multiply-adds for all pictures: some seconds
+MAX_PICTURES = 2000
+MAX_WORK = 150_000_000_000  # multiply-adds for all pictures: some seconds
 STEP_WORK, STEP_VALUES, STEP_PICTURES = 2_000_000_000, 4_000_000, 200  # of one question
-MOST_SEARCHES = 4  # layers whose results are kept
+MAX_SEARCHES = 4  # layers whose results are kept
 
-Found = dict[str, Any]
+Answer = dict[str, Any]
 
 
 def searchable(graph: Graph) -> list[int]:
-    """The numbers of the nodes with maps that `explain` can reach by name."""
-    known = all(node.kind != "other" for node in graph)  # or their windows are not
+    """The numbers of the nodes with maps that have a layer's name, where every node's receptive
+    field is known.
+    """
+    known = all(node.kind != "other" for node in graph)
     return [
         node.number
         for node in graph.nodes[1:]
@@ -47,12 +49,12 @@ class Searches:
     def __init__(self, graph: Graph, preprocessing: Preprocessing, dataset: Dataset) -> None:
         self._graph, self._preprocessing, self._dataset = graph, preprocessing, dataset
         work = max(1, graph.multiply_adds)
-        self.pictures = min(len(dataset), MOST_PICTURES, max(COUNT, MOST_WORK // work))
+        self.pictures = min(len(dataset), MAX_PICTURES, max(COUNT, MAX_WORK // work))
         step = min(STEP_PICTURES, STEP_WORK // work, STEP_VALUES // max(1, graph.values))
         self._step = max(1, step)
         self._kept: OrderedDict[tuple[int, int], explain.PatchSearch] = OrderedDict()
 
-    def ask(self, version: int, number: int, filter: int) -> Found:
+    def ask(self, version: int, number: int, filter: int) -> Answer:
         """Look at some more pictures for that layer. "seen", "pictures" (to be seen), "of" (all the
         test pictures), and once all are seen "patches": for each "image", "label", "value",
         "index" (the unit), "box", and the part as "pixels", uint8, and as "projection", float32,
@@ -85,7 +87,7 @@ class Searches:
             name = self._graph.layer_name(number) or ""
             self._kept[key] = explain.PatchSearch(self._graph.model, name, COUNT)
         self._kept.move_to_end(key)
-        while len(self._kept) > MOST_SEARCHES:
+        while len(self._kept) > MAX_SEARCHES:
             self._kept.popitem(last=False)
         return self._kept[key]
 
@@ -95,7 +97,7 @@ class Searches:
             images, self._preprocessing.size, self._preprocessing.mean, self._preprocessing.std
         )
 
-    def _described(self, number: int, patches: list[explain.Patch]) -> Iterator[Found]:
+    def _described(self, number: int, patches: list[explain.Patch]) -> Iterator[Answer]:
         x = self._read([patch.image for patch in patches])
         pixels = self._preprocessing.to_pixels(x)
         name = self._graph.layer_name(number) or ""

@@ -1,4 +1,4 @@
-"""What the page offers of `gpuconv.explain`, over HTTP: every method, and the strongest parts."""
+"""What the page offers of `gpuconv.explain`, over HTTP: every method, and patches."""
 
 import base64
 import json
@@ -12,8 +12,9 @@ import pytest
 from test_show_export import every_kind
 
 from gpuconv import explain, models, nn
+from gpuconv.autograd import record
 from gpuconv.data import Dataset, Preprocessing, to_float
-from gpuconv.page import Session, of_model, strongest
+from gpuconv.page import Session, of_model, top_patches
 from gpuconv.page.explanations import options
 from gpuconv.page.export import export
 from gpuconv.page.server import PageServer
@@ -106,9 +107,12 @@ def test_of_a_network_with_a_softmax_the_scores_are_explained():
 
 
 def test_a_layer_without_a_way_back_is_told():
-    class OneWay(nn.Identity):
-        def backward(self, dy, need_dx=True):
-            raise NotImplementedError("OneWay has no backward")
+    def refuse(dy, over):
+        raise NotImplementedError("OneWay has no backward")
+
+    class OneWay(nn.Module):
+        def forward(self, x):
+            return record("one_way", x.data, (x,), refuse)
 
     model = nn.Sequential(own=OneWay(), flat=nn.Flatten(), fc=nn.Linear(64, 2))
     session = of_model(model, (1, 8, 8))
@@ -127,13 +131,14 @@ def test_a_layer_without_a_way_back_is_told():
 
 def test_slow_and_impossible_methods_are_not_offered():
     class Strange(nn.Sequential):
-        def forward(self, x, need_dx=True):
-            return super().forward(x) * 2
+        def forward(self, x):
+            return super().forward(x)[:, ::-1]
 
     odd = nn.Sequential(own=Strange(nn.Conv2d(1, 2, 3)), flat=nn.Flatten(), fc=nn.Linear(72, 2))
     odd.input_shape = (1, 8, 8)
     described = session_of(odd, (1, 8, 8)).describe()
-    assert (described["methods"], described["patches"]) == ([], [])
+    assert [each["name"] for each in described["methods"]] == list(explain.METHODS)
+    assert described["patches"] == []  # what indexing reads is not known
     slow = of_model(models.resnet18(), (3, 224, 224)).describe()["methods"]
     assert {"grad-cam", "smooth-grad"} <= {each["name"] for each in slow}
     assert "occlusion" not in {each["name"] for each in slow}
@@ -154,8 +159,8 @@ def test_occlusions_window_fits_any_picture():
         assert explain.occlusion(graph.model, x, 0, **how).shape == (1, *sides)
 
 
-def test_the_strongest_parts_are_found_a_little_at_a_time(session, served, monkeypatch):
-    monkeypatch.setattr(strongest, "STEP_PICTURES", 10)
+def test_the_patches_are_found_a_little_at_a_time(session, served, monkeypatch):
+    monkeypatch.setattr(top_patches, "STEP_PICTURES", 10)
     session._searches = None
     node, filter = next(n for n in session.graph if n.name == "conv2"), 5
     answers = [get(f"{served}api/patches?layer={node.number}&filter={filter}") for _ in range(3)]
@@ -194,15 +199,15 @@ def test_new_weights_begin_the_search_anew(session):
 
 
 def test_the_search_is_bounded(session, monkeypatch):
-    monkeypatch.setattr(strongest, "MOST_WORK", 15 * session.graph.multiply_adds)
-    monkeypatch.setattr(strongest, "STEP_WORK", 4 * session.graph.multiply_adds)
+    monkeypatch.setattr(top_patches, "MAX_WORK", 15 * session.graph.multiply_adds)
+    monkeypatch.setattr(top_patches, "STEP_WORK", 4 * session.graph.multiply_adds)
     session._searches = None
     answers = ask_all(session, 4, 1)
     assert [each["seen"] for each in answers] == [4, 8, 12, 15]
     assert (answers[-1]["pictures"], answers[-1]["of"]) == (15, 23)
     for number in range(1, 7):
         ask_all(session, number, 0)
-    assert len(session._searches._kept) == strongest.MOST_SEARCHES
+    assert len(session._searches._kept) == top_patches.MAX_SEARCHES
     session._searches = None
 
 
@@ -241,11 +246,11 @@ def test_an_exported_file_has_the_parts_of_small_convolutions(session, tmp_path,
 
     found = read()
     assert found["model"]["patches"] == [1, 4]
-    assert found["model"]["note"] == "strongest parts in this file for conv1, conv2 alone"
+    assert found["model"]["note"] == "top-activating patches in this file for conv1, conv2 alone"
     for number in (1, 4):
         for k, each in enumerate(found["patches"][str(number)]):
             assert each == ask_all(session, number, k)[-1]
-    monkeypatch.setitem(export.__globals__, "MOST_PATCH_BYTES", 1000)
+    monkeypatch.setitem(export.__globals__, "MAX_PATCH_BYTES", 1000)
     found = read()
     assert found["model"]["patches"] == []
-    assert found["model"]["note"] == "strongest parts not in this file"
+    assert found["model"]["note"] == "top-activating patches not in this file"

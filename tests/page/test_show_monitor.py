@@ -9,13 +9,14 @@ import types
 
 import numpy as np
 import pytest
+from explained import scores
 
 from gpuconv import data, ops, optim
 from gpuconv.data import Preprocessing
 from gpuconv.models import lenet
-from gpuconv.page import Session, live
-from gpuconv.page.judged import judge
-from gpuconv.page.live import Live
+from gpuconv.page import Session, monitor
+from gpuconv.page.evaluation import evaluate
+from gpuconv.page.monitor import TrainingMonitor
 from gpuconv.page.server import PageServer
 from gpuconv.train import Callback, Interrupted, Trainer
 
@@ -49,25 +50,26 @@ def state_bytes(model):
 
 @pytest.fixture
 def eager(monkeypatch):
-    """Notes, copies and judges after every batch."""
-    for name in ("POINT_SECONDS", "WEIGHT_SECONDS", "JUDGE_SECONDS"):
-        monkeypatch.setattr(live, name, 0.0)
-    monkeypatch.setattr(live, "SHARE", 1e9)
+    """Notes, copies and evaluates after every batch."""
+    for name in ("POINT_SECONDS", "WEIGHT_SECONDS", "EVALUATE_SECONDS"):
+        monkeypatch.setattr(monitor, name, 0.0)
+    monkeypatch.setattr(monitor, "SHARE", 1e9)
 
 
 class Run:
-    """A run in a thread of its own, followed by a `Live`."""
+    """A run in a thread of its own, followed by a `TrainingMonitor`."""
 
     def __init__(self, tmp_path, schedule=None):
-        self.live = Live(session_of(lenet(seed=0)), loader(96, shuffle=False), "pictures")
-        self.trainer = trainer_of([self.live], tmp_path / "run", schedule)
+        held = loader(96, shuffle=False)
+        self.monitor = TrainingMonitor(session_of(lenet(seed=0)), held, "pictures")
+        self.trainer = trainer_of([self.monitor], tmp_path / "run", schedule)
         self.error = None
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
 
     def _follow(self):
         try:
-            self.live.follow(self._train)
+            self.monitor.follow(self._train)
         except BaseException as error:
             self.error = error
 
@@ -76,16 +78,16 @@ class Run:
 
     def until(self, *states):
         deadline = time.monotonic() + 60
-        while self.live.state not in states:
+        while self.monitor.state not in states:
             assert self.error is None, self.error
-            assert time.monotonic() < deadline, self.live.state
+            assert time.monotonic() < deadline, self.monitor.state
             time.sleep(0.002)
 
 
 def test_a_watched_run_has_the_bits_of_one_that_is_not(eager):
     alone = trainer_of()
     alone.fit(loader(seed=3), epochs=EPOCHS)
-    watching = Live(session_of(lenet(seed=0)), loader(96, shuffle=False), "pictures")
+    watching = TrainingMonitor(session_of(lenet(seed=0)), loader(96, shuffle=False), "pictures")
     stream = watching.events()  # somebody looks
     next(stream)
     watched = trainer_of([watching])
@@ -102,24 +104,24 @@ def test_a_watched_run_has_the_bits_of_one_that_is_not(eager):
 
 def test_pause_resume_stop_and_go_on(eager, tmp_path):
     run = Run(tmp_path)
-    assert run.live.state == "ready"
-    run.live.command("start")
+    assert run.monitor.state == "ready"
+    run.monitor.command("start")
     run.until("running")
-    run.live.command("pause")
+    run.monitor.command("pause")
     deadline = time.monotonic() + 60
     steps = -1
     while steps != run.trainer.state.step and time.monotonic() < deadline:
         steps = run.trainer.state.step
         time.sleep(0.3)
     assert steps == run.trainer.state.step < EPOCHS * 20  # it waits
-    run.live.command("resume")
+    run.monitor.command("resume")
     run.until("running")
-    run.live.command("stop")
+    run.monitor.command("stop")
     run.until("stopped", "done")
-    if run.live.state == "stopped":
+    if run.monitor.state == "stopped":
         assert run.trainer.state.step < EPOCHS * 20
-        assert "interrupted in epoch" in run.live.problem
-        run.live.command("start")
+        assert "interrupted in epoch" in run.monitor.problem
+        run.monitor.command("start")
         run.until("done")
     assert run.trainer.state.step == EPOCHS * 20
     alone = trainer_of()
@@ -132,15 +134,15 @@ def test_the_learning_rate_is_changed_from_the_next_step_on(eager, tmp_path, sch
     run = Run(tmp_path, schedule)
     rates = {}
 
-    class Watch(live.Callback):
+    class Watch(monitor.Callback):
         def on_batch_end(self, trainer):
             step = trainer.state.step
             rates[step] = trainer.optimizer.lr
             if step == 10:
-                run.live.command("rate", 0.005)
+                run.monitor.command("rate", 0.005)
 
     run.trainer.callbacks.insert(0, Watch())
-    run.live.command("start")
+    run.monitor.command("start")
     run.until("done")
     usual = schedule or (lambda step: 0.02)
     factor = 0.005 / usual(9)
@@ -152,7 +154,7 @@ def test_the_learning_rate_is_changed_from_the_next_step_on(eager, tmp_path, sch
 
 @pytest.mark.parametrize("schedule", [None, optim.CosineLR(0.02, t_max=EPOCHS * 20)])
 def test_a_changed_rate_survives_a_stop(tmp_path, schedule):
-    class At(live.Callback):
+    class At(monitor.Callback):
         def __init__(self, stop):
             self.stop, self.rates = stop, {}
 
@@ -180,7 +182,7 @@ def test_a_changed_rate_survives_a_stop(tmp_path, schedule):
 
 
 def test_commands_that_do_not_fit(tmp_path):
-    watching = Live(session_of(lenet()), loader(96, shuffle=False), "pictures")
+    watching = TrainingMonitor(session_of(lenet()), loader(96, shuffle=False), "pictures")
     for action in ("pause", "resume", "stop", "rate"):
         with pytest.raises(ValueError, match=f"cannot {action}: the run is ready"):
             watching.command(action, 0.1)
@@ -195,31 +197,31 @@ def test_commands_that_do_not_fit(tmp_path):
 def test_a_run_that_breaks_is_told(eager, tmp_path):
     run = Run(tmp_path)
     run.trainer.optimizer.lr = 1e9
-    run.live.command("start")
+    run.monitor.command("start")
     run.thread.join(60)
     assert isinstance(run.error, FloatingPointError)
-    assert run.live.state == "failed"
-    assert "not finite" in run.live.problem
+    assert run.monitor.state == "failed"
+    assert "not finite" in run.monitor.problem
 
 
 def test_an_interrupt_of_the_terminal_passes(tmp_path):
     run = Run(tmp_path)
-    run.live.command("start")
+    run.monitor.command("start")
     run.until("running")
     run.trainer.interrupt()  # as Ctrl-C does, without the page's stop
     run.thread.join(60)
     assert isinstance(run.error, Interrupted)
 
 
-def test_judged_pictures():
+def test_evaluation_on_held_out_pictures():
     session = session_of(lenet(seed=4))
     held = loader(100, shuffle=False)
-    found = judge(session, held)
+    found = evaluate(session, held)
     counts = np.zeros((10, 10), int)
     wrong = []
     for number in range(100):
         x = held.dataset.batch([number], 32, 0.1307, 0.3081)
-        p = ops.softmax.reference(session.graph.model.infer(x).astype(np.float64))[0]
+        p = ops.softmax.reference(scores(session.graph.model, x).astype(np.float64))[0]
         truth, answer = int(held.dataset.labels[number]), int(p.argmax())
         counts[truth, answer] += 1
         if truth != answer:
@@ -234,13 +236,13 @@ def test_judged_pictures():
 
 def test_events_over_http(eager, tmp_path):
     run = Run(tmp_path)
-    with PageServer(run.live.session, live=run.live) as server:
+    with PageServer(run.monitor.session, monitor=run.monitor) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
             address = server.server_address[:2]
             streams = []
-            for _ in range(live.MOST_STREAMS):
+            for _ in range(monitor.MAX_STREAMS):
                 connection = http.client.HTTPConnection(*address, timeout=60)
                 connection.request("GET", "/api/events")
                 streams.append((connection, connection.getresponse()))
@@ -260,9 +262,9 @@ def test_events_over_http(eager, tmp_path):
                 if line.startswith(b"data: "):
                     seen.append(json.loads(line[6:]))
             assert {event["event"] for event in seen} == {
-                "state", "progress", "epoch", "weights", "judged",
+                "state", "progress", "epoch", "weights", "evaluation",
             }  # fmt: skip
-            snapshot = run.live.snapshot()
+            snapshot = run.monitor.snapshot()
             assert [e["record"] for e in seen if e["event"] == "epoch"] == snapshot["epochs"]
             streams[0][0].close()
         finally:
@@ -285,8 +287,8 @@ def test_without_a_run_there_is_nothing_to_follow():
 
 
 def test_the_many_points_of_a_long_run_are_thinned(eager, monkeypatch):
-    monkeypatch.setattr(live, "MOST_POINTS", 10)
-    watching = Live(session_of(lenet(seed=0)), loader(96, shuffle=False), "pictures")
+    monkeypatch.setattr(monitor, "MAX_POINTS", 10)
+    watching = TrainingMonitor(session_of(lenet(seed=0)), loader(96, shuffle=False), "pictures")
     trainer_of([watching]).fit(loader(seed=3), epochs=EPOCHS)
     points = watching.snapshot()["points"]
     assert len(points) <= 10
@@ -308,11 +310,12 @@ class Losses(Callback):
 
 def test_points_come_though_an_epoch_is_shorter_than_the_time_between_them(monkeypatch):
     """A clock that ticks once a batch: epochs of 20, points every 30."""
-    watching, losses = Live(session_of(lenet(seed=0)), loader(96, shuffle=False), ""), Losses()
+    watching = TrainingMonitor(session_of(lenet(seed=0)), loader(96, shuffle=False), "")
+    losses = Losses()
     trainer = trainer_of([losses, watching])
     clock = types.SimpleNamespace(monotonic=lambda: float(trainer.state.step))
-    monkeypatch.setattr(live, "time", clock)
-    monkeypatch.setattr(live, "POINT_SECONDS", 30.0)
+    monkeypatch.setattr(monitor, "time", clock)
+    monkeypatch.setattr(monitor, "POINT_SECONDS", 30.0)
     trainer.fit(loader(seed=3), epochs=4)
     points = watching.snapshot()["points"]
     assert [p["step"] for p in points] == [30, 60]

@@ -1,4 +1,4 @@
-"""How well the network does on pictures it has not learned from: what it takes for what."""
+"""Held-out accuracy, the confusion matrix, and the worst mistakes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MISTAKES = 12
 
 
-def judge(session: Session, held: Loader) -> dict[str, Any]:
+def evaluate(session: Session, held: Loader) -> dict[str, Any]:
     """The session's network on all pictures of a loader that does not shuffle.
 
     "confusion": counts, a row for each true class and a column for each answer; "mistakes": the
