@@ -1,6 +1,6 @@
 """`python -m gpuconv` is `gpuconv`."""
 
-import _signal  # of C, and so there at once: `signal` itself takes a while to import
+import _signal  # type: ignore[import-not-found]  # `signal` itself takes a while to import
 import os
 import sys
 

@@ -97,7 +97,12 @@ class Tensor:
     __array_ufunc__ = None  # array + tensor is the tensor's to compute
 
     data: Array
-    _node: Node | None
+    grad: Array
+    requires_grad: bool
+    reference: bool
+    _node: Node | None  # what made it
+    _deferred: Any  # what computes it, while it is pending: (compute, activations, pool)
+    _hooks: list[Hook] | None  # of a leaf; those of a result are its node's
 
     def __init__(self, data: Any, requires_grad: bool = False, device: str | None = None) -> None:
         if arrays.device_of(data) is None:
@@ -235,9 +240,11 @@ class Tensor:
         node = self._node
         if not self.requires_grad:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
-        if node is None and self._hooks is None:
+        if node is not None:
+            return Handle(node.hooks, hook)
+        if self._hooks is None:
             self._hooks = []
-        return Handle(self._hooks if node is None else node.hooks, hook)
+        return Handle(self._hooks, hook)
 
     def retain_grad(self) -> None:
         """Keep this result's gradient in `grad`, as leaves do."""
@@ -331,7 +338,7 @@ def record(
     y = Tensor.__new__(Tensor)
     y.data, y.grad, y.requires_grad, y.reference = data, None, False, False
     y._node = y._deferred = y._hooks = None
-    edges = []
+    edges: list[Node | Tensor | None] = []
     for x in inputs:
         if x is None or not x.requires_grad:
             edges.append(None)

@@ -90,6 +90,7 @@ class Conv2d(Weighted):
 
     def _spread(self, links: np.ndarray) -> np.ndarray:
         """Weights (links, R, S), filter by filter, as (K, C, R, S) with zeros between."""
+        assert self.connections is not None
         weight = np.zeros((*self.connections.shape, *links.shape[1:]), links.dtype)
         weight[self.connections] = links
         return weight
@@ -111,6 +112,10 @@ class Conv2d(Weighted):
         w = self.weight
         mask = to_device(self.mask(w.dtype), device_of(w.data) or "cpu", weights=True)
         return record("linked", ops.multiply(w.data, mask), (w,), _linked_backward, mask)
+
+    def constrain(self) -> None:
+        if self.connections is not None:
+            self.weight.data *= self.mask(self.weight.dtype)
 
     def mask(self, dtype: Any) -> np.ndarray:
         """1 where the weight is linked, 0 elsewhere, in the weight's shape."""

@@ -142,7 +142,6 @@ def _draw(layer: Module, draw: Initialiser, rng: np.random.Generator, bias: floa
     for name, parameter in vars(layer).items():
         if isinstance(parameter, Parameter) and parameter.data.ndim >= 2:
             parameter.data[...] = draw(parameter.shape, rng)
-            if getattr(layer, "connections", None) is not None:
-                parameter.data *= layer.mask(parameter.data.dtype)
+            layer.constrain()
         elif isinstance(parameter, Parameter) and name == "bias":
             parameter.data[...] = bias

@@ -76,6 +76,9 @@ class Module:
     def reset_parameters(self, rng: np.random.Generator) -> None:
         """Draw this module's own parameters anew; nothing to do without any."""
 
+    def constrain(self) -> None:
+        """Put the module's parameters back to where it allows them, after they were drawn."""
+
     # ---- call ----------------------------------------------------------------------------------
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
