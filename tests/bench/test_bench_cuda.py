@@ -37,7 +37,7 @@ def test_the_passes_of_a_convolution_are_parted_by_what_they_launch(clock):
     forward, data, weight = rows(clock, "conv 2x3x9x8 4 3x3 padding=1", each=True)
     assert names(forward) == ["conv2d_forward_simt"]
     assert names(data) == ["conv2d_backward_data_simt"]
-    assert names(weight) == ["conv2d_backward_weight_simt", "conv2d_backward_bias_slices"]
+    assert names(weight) == ["conv2d_backward_weight_simt", "conv2d_backward_bias_partials"]
     for row in (forward, data, weight):
         assert row.status == "ok"
         assert 0 < row.times.low <= row.times.median <= row.times.high
