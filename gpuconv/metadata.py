@@ -110,7 +110,8 @@ TRAINING = Record(
         "generators": MapOf(ListOf(WHOLE, 2)),
         "threads": WHOLE,
         "history_lines": WHOLE,
-    }
+    },
+    {"epochs": WHOLE},
 )
 METADATA = Record(
     {},

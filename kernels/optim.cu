@@ -1,5 +1,5 @@
 /*
-optim.cu: SGD, Adam and AdamW over all tensors of a model in one launch.
+optim.cu: SGD, Adam, AMSGrad and AdamW over all tensors of a model in one launch.
 
 Math      d = grad + decay*p
           sgd:          p -= lr * d
@@ -8,19 +8,20 @@ Math      d = grad + decay*p
           adam:         m += (d - m)*share1;  v = beta2*v + share2*d*d
                         p = keep*p - step_size * (m / (sqrt(v) / root + eps)); a finite d beyond
                         LIMIT counts as LIMIT, or its square would stay infinite forever
+          adam_amsgrad: as adam, with the largest v so far in place of v under the root
           share, step_size and root are each tensor's own, since tensors may have had different
           numbers of steps; the host computes them in double precision. AdamW is adam with
           decay = 0 and keep = 1 - lr*weight_decay
 Source    gpuconv/optim/kernels.py, whose operations these are, each rounded once and none fused:
           equal bits, subnormal numbers apart, which here become 0; torch.optim
-Layout    tensors: per tensor the addresses of p, grad and two slots (b, or m and v; 0 where unused)
-          and its count; numbers: per tensor two floats; owner, part: per chunk of CHUNK elements
-          its tensor and its number in it
+Layout    tensors: per tensor the addresses of p, grad and three slots (b; or m, v and the largest
+          v; 0 where unused) and its count; numbers: per tensor two floats; owner, part: per chunk
+          of CHUNK elements its tensor and its number in it
 Geometry  One block a chunk, grid-stride over chunks; 16-byte vectors where a tensor's arrays are
           aligned to them
 Traffic   sgd: p twice, grad once; sgd_momentum: p and b twice, grad once; adam: p, m and v twice,
-          grad once
-Floor     12, 20 or 28 bytes an element / DRAM bandwidth
+          grad once; adam_amsgrad: p and three slots twice, grad once
+Floor     12, 20, 28 or 36 bytes an element / DRAM bandwidth
 Order     Element by element
 Limits    2^31 - 1 chunks; offsets are 64-bit
 Not here  Clipping of gradients by their norm
@@ -29,7 +30,7 @@ Not here  Clipping of gradients by their norm
 
 constexpr int CHUNK = 4096;
 constexpr float LIMIT = 1.8e19f;  // its square is just below the largest float
-constexpr int WORDS = 5;  // of a tensor in the table: p, grad, slot 0, slot 1, count
+constexpr int WORDS = 6;  // of a tensor in the table: p, grad, three slots, count
 
 // update(values, numbers) for each element: values are p, grad and the slots; all but grad are
 // written back.
@@ -101,6 +102,23 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     });
 }
 
+// The running means v[2] of the gradient v[1] and v[3] of its square.
+__device__ __forceinline__ void update_moments(
+    float* v, float decay, float share1, float beta2, float share2)
+{
+    float d = plus_product(v[1], decay, v[0]);
+    if (fabsf(d) > LIMIT && isfinite(d)) d = copysignf(LIMIT, d);
+    v[2] = plus_product(v[2], __fsub_rn(d, v[2]), share1);
+    v[3] = __fadd_rn(__fmul_rn(beta2, v[3]), __fmul_rn(share2, __fmul_rn(d, d)));
+}
+
+__device__ __forceinline__ float adam_value(
+    float p, float keep, float first, float second, float step_size, float root, float eps)
+{
+    const float spread = __fadd_rn(__fdiv_rn(__fsqrt_rn(second), root), eps);
+    return minus_product(__fmul_rn(keep, p), step_size, __fdiv_rn(first, spread));
+}
+
 extern "C" __global__ void __launch_bounds__(256, 4)
     adam(const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers,
         const int* __restrict__ owner, const int* __restrict__ part, int chunks, float keep,
@@ -108,11 +126,20 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 {
     update_all<4>(
         tensors, numbers, owner, part, chunks, [=](float (&v)[4], float step_size, float root) {
-            float d = plus_product(v[1], decay, v[0]);
-            if (fabsf(d) > LIMIT && isfinite(d)) d = copysignf(LIMIT, d);
-            v[2] = plus_product(v[2], __fsub_rn(d, v[2]), share1);
-            v[3] = __fadd_rn(__fmul_rn(beta2, v[3]), __fmul_rn(share2, __fmul_rn(d, d)));
-            const float spread = __fadd_rn(__fdiv_rn(__fsqrt_rn(v[3]), root), eps);
-            v[0] = minus_product(__fmul_rn(keep, v[0]), step_size, __fdiv_rn(v[2], spread));
+            update_moments(v, decay, share1, beta2, share2);
+            v[0] = adam_value(v[0], keep, v[2], v[3], step_size, root, eps);
+        });
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4)
+    adam_amsgrad(const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers,
+        const int* __restrict__ owner, const int* __restrict__ part, int chunks, float keep,
+        float decay, float share1, float beta2, float share2, float eps)
+{
+    update_all<5>(
+        tensors, numbers, owner, part, chunks, [=](float (&v)[5], float step_size, float root) {
+            update_moments(v, decay, share1, beta2, share2);
+            if (!(v[3] <= v[4])) v[4] = v[3];  // NaN passes
+            v[0] = adam_value(v[0], keep, v[2], v[4], step_size, root, eps);
         });
 }

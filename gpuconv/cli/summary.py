@@ -15,6 +15,7 @@ EXAMPLES = """\
   gpuconv summary lenet
   gpuconv summary lenet --input 3,32,32 --classes 2
   gpuconv summary runs/lenet-mnist/best.safetensors
+  gpuconv summary resnet18 --measure --batch 8
 """
 
 
@@ -29,15 +30,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", type=whole(1), metavar="N", help="how many classes (default: the model's own)"
     )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="train three steps on random images on the cpu and print the peak of memory",
+    )
+    parser.add_argument(
+        "--batch", type=whole(1), metavar="N", help="images of a measured step (default: 64)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.nn.summary import summary
+    from gpuconv.nn.summary import size_text, summary
 
-    found = summary(_network(args), args.input)
+    if args.batch is not None and not args.measure:
+        raise ValueError("summary: --batch is for --measure")
+    network = _network(args)
+    found = summary(network, args.input)
     print(found)
     if found.error is not None:
         raise ValueError(f"summary: {found.error}")
+    if args.measure:
+        from gpuconv.train import peak_memory
+
+        batch = args.batch or 64
+        peak = peak_memory(network, batch, found.input)
+        print(f"measured        {size_text(peak)} at the peak of a training step at batch {batch}")
     return 0
 
 

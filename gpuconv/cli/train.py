@@ -24,6 +24,7 @@ EXAMPLES = """\
   gpuconv train --data fashion-mnist --epochs 5 --optimizer adam --lr 0.001 --schedule none
   gpuconv train --data pictures/ --augment shift+flip --out runs/pictures
   gpuconv train --resume runs/lenet-mnist
+  gpuconv train --resume runs/lenet-mnist --epochs 10 --lr 0.01   five more epochs
   gpuconv train --show                    watch it learn in the browser
 """
 
@@ -115,7 +116,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", metavar="DIR", help="the run's folder (default: see above)")
     where.add_argument(
-        "--resume", metavar="DIR", help="go on with the run in DIR, with the settings it began with"
+        "--resume",
+        metavar="DIR",
+        help="go on with the run in DIR, with the settings it began with; with more --epochs than "
+        "it had, from an epoch's end with a new schedule and the settings given",
     )
     add("--overwrite", action="store_true", help="replace the run that --out holds")
     add("--show", action="store_true", help="follow and steer the run in the browser, see `show`")
@@ -133,6 +137,9 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         set_thread_count(args.threads)
     stored = train.stored_config(args.resume) if args.resume else None
+    extends = stored is not None and (args.epochs or 0) > stored["epochs"]
+    if stored is not None and extends:
+        stored = train.extended(args.resume, stored, args.epochs)
     changes = {name: getattr(args, name) for name in DEFAULTS}
     changes = {name: value for name, value in changes.items() if value is not None}
     prepared = train.prepare(train.run_config(args.recipe or "default", stored, **changes))
@@ -144,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     _announce(prepared)
 
     def fit(again: bool) -> None:
-        history = prepared.fit(resume=again or bool(args.resume))
+        history = prepared.fit(resume="extend" if extends else again or bool(args.resume))
         _report(prepared, folder, history)
 
     try:

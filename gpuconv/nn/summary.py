@@ -51,12 +51,12 @@ class Summary:
         if self.error is not None:
             return [f"stopped here: {self.error}"]
         size, batch = 4 * self.parameters, 64
-        state = f"parameters, gradients and momentum {_size(3 * size)}"
-        kept = f"kept for backward {_size(batch * self.kept)}"
+        state = f"parameters, gradients and momentum {size_text(3 * size)}"
+        kept = f"kept for backward {size_text(batch * self.kept)}"
         totals = [
-            f"parameters      {self.parameters:,} ({_size(size)} in float32)",
+            f"parameters      {self.parameters:,} ({size_text(size)} in float32)",
             f"multiply-adds   {self.multiply_adds:,} for one {_shape(self.input)} input",
-            f"to train        at least {_size(self.training_bytes(batch))} at batch {batch} "
+            f"to train        at least {size_text(self.training_bytes(batch))} at batch {batch} "
             f"(SGD with momentum): {state}, {kept}",
         ]
         if self.buffers:
@@ -173,7 +173,8 @@ def _align(text: str, width: int, column: int) -> str:
     return text.rjust(width) if column >= 5 else text.ljust(width)
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """A number of bytes as people read it: "510.4 kB"."""
     for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= power:
             return f"{count / power:.1f} {unit}"

@@ -14,13 +14,16 @@ class Adam(Optimizer):
 
     m = b1 * m + (1 - b1) * g, v = b2 * v + (1 - b2) * g^2 with g = grad + weight_decay * p, and
     after t steps p -= lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps). Finite gradients beyond
-    1.8e19 in float32 (1.3e154 in float64) count as that, so that v stays finite.
+    1.8e19 in float32 (1.3e154 in float64) count as that, so that v stays finite. With amsgrad the
+    largest v so far takes v's place in the update.
 
     Raises: TypeError or ValueError naming the argument.
-    Source: Kingma and Ba 2014, "Adam: a method for stochastic optimization".
+    Source: Kingma and Ba 2014, "Adam: a method for stochastic optimization"; Reddi et al. 2018, "On
+    the convergence of Adam and beyond".
     """
 
-    slots = ("exp_avg", "exp_avg_sq")
+    slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    added = frozenset({"amsgrad"})
     decoupled: ClassVar[bool] = False
 
     def __init__(
@@ -30,8 +33,15 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
     ) -> None:
-        defaults = {"betas": betas, "lr": lr, "eps": eps, "weight_decay": weight_decay}
+        defaults = {
+            "betas": betas,
+            "lr": lr,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": bool(amsgrad),
+        }
         super().__init__(params, defaults)
 
     @property
@@ -54,13 +64,17 @@ class Adam(Optimizer):
         for name in ("lr", "eps", "weight_decay"):
             number(self._name, name, group[name])
 
+    def _slots(self, group: Group) -> tuple[str, ...]:
+        return self.slots if group["amsgrad"] else self.slots[:2]
+
     def _kernel(self, group: Group) -> tuple[str, dict[str, float]]:
         beta1, beta2 = group["betas"]
         keep, decay = 1.0, group["weight_decay"]
         if self.decoupled:
             keep, decay = 1.0 - group["lr"] * decay, 0.0
         shares = {"share1": 1 - beta1, "beta2": beta2, "share2": 1 - beta2, "eps": group["eps"]}
-        return "adam", {"keep": keep, "decay": decay, **shares}
+        kernel = "adam_amsgrad" if group["amsgrad"] else "adam"
+        return kernel, {"keep": keep, "decay": decay, **shares}
 
     def _numbers(self, group: Group, step: int, first: bool) -> tuple[float, ...]:
         """The step's size, and the root that sqrt(v) is divided by."""
@@ -84,5 +98,6 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)

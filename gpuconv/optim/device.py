@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from gpuconv.optim.optimizer import Optimizer
 
 CHUNK = 4096  # elements of a block: kernels/optim.cu
-WORDS = 5  # of a tensor's row in the table: p, grad, two slots, count
+WORDS = 6  # of a tensor's row in the table: p, grad, three slots, count
 
 
 @lru_cache(maxsize=CACHED)
 def config_optimizer(kernel: str, chunks: int, tensors: int) -> LaunchConfig:
-    """A kernel of optim.cu ("sgd", "sgd_momentum" or "adam") over `chunks` chunks of so many
-    tensors; the optimiser's own numbers (lr, decay, ...) no shape decides.
+    """A kernel of optim.cu ("sgd", "sgd_momentum", "adam", "adam_amsgrad") over `chunks` chunks of
+    so many tensors; the optimiser's own numbers (lr, decay, ...) no shape decides.
     """
     require_int32(kernel, chunks=chunks)
     grid = (min(max(chunks, 1), LOOP_BLOCKS), 1, 1)

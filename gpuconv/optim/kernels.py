@@ -73,7 +73,38 @@ def adam(
         p[i] = keep * p[i] - step_size * (first / (np.sqrt(second) / root + eps))
 
 
-KERNELS = {"sgd": sgd, "sgd_momentum": sgd_momentum, "adam": adam}
+@compiled(error_model="numpy")
+def adam_amsgrad(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    largest: Any,
+    keep: Any,
+    decay: Any,
+    share1: Any,
+    beta2: Any,
+    share2: Any,
+    eps: Any,
+    step_size: Any,
+    root: Any,
+) -> None:
+    """As `adam`, with the largest v so far in place of v in p's update."""
+    limit = p.dtype.type(1.8e19 if p.itemsize == 4 else 1.3e154)
+    for i in range(p.size):
+        d = g[i] + decay * p[i]
+        if abs(d) > limit and np.isfinite(d):
+            d = np.copysign(limit, d)
+        first = m[i] + (d - m[i]) * share1
+        second = beta2 * v[i] + share2 * (d * d)
+        m[i] = first
+        v[i] = second
+        if not second <= largest[i]:  # NaN passes
+            largest[i] = second
+        p[i] = keep * p[i] - step_size * (first / (np.sqrt(largest[i]) / root + eps))
+
+
+KERNELS = {"sgd": sgd, "sgd_momentum": sgd_momentum, "adam": adam, "adam_amsgrad": adam_amsgrad}
 
 
 # "reassoc" lets the sum run in vector lanes; the compiled order is fixed, so results repeat.

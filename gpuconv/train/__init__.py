@@ -1,9 +1,10 @@
 """Training: the loop, its history, its checkpoints, and what happens when it is interrupted."""
 
 from gpuconv.train.callback import Callback
-from gpuconv.train.config import PRESETS, RunConfig, run_config, stored_config
+from gpuconv.train.config import PRESETS, RunConfig, extended, run_config, stored_config
 from gpuconv.train.folder import make_run_folder
 from gpuconv.train.interrupt import Interrupted
+from gpuconv.train.memory import peak_memory
 from gpuconv.train.run import Run, prepare, test
 from gpuconv.train.state import TrainState
 from gpuconv.train.trainer import Trainer
@@ -17,7 +18,9 @@ __all__ = [
     "RunConfig",
     "TrainState",
     "Trainer",
+    "extended",
     "make_run_folder",
+    "peak_memory",
     "prepare",
     "run_config",
     "stored_config",

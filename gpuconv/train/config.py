@@ -24,6 +24,7 @@ DEFAULTS: RunConfig = {
     "model": "lenet",
     "data": "mnist",
     "epochs": 5,
+    "first_epoch": 0,  # epochs that the run had when its schedule began
     "batch": 64,
     "optimizer": "sgd",
     "lr": None,  # LEARNING_RATES' for the optimiser
@@ -129,6 +130,15 @@ def stored_config(folder: str | Path) -> RunConfig:
     return config
 
 
+def extended(folder: str | Path, stored: RunConfig, epochs: int) -> RunConfig:
+    """The stored run config of a run in a folder, for more epochs with a schedule of their own.
+
+    epochs: of the whole run. The schedule spans those that are left.
+    """
+    position = checkpoint.read(Path(folder) / "last.safetensors").metadata.get("position") or {}
+    return {**stored, "first_epoch": position.get("epoch", 0), "epochs": epochs}
+
+
 def validation_fraction(fraction: float | None, images: int) -> float:
     """The fraction of the training images to hold out for validation.
 
@@ -174,7 +184,7 @@ def make_schedule(config: RunConfig, batches: int) -> Schedule | None:
     """
     from gpuconv import optim
 
-    lr, steps = config["lr"], config["epochs"] * batches
+    lr, steps = config["lr"], (config["epochs"] - config["first_epoch"]) * batches
     if config["schedule"] == "step":
         return optim.StepLR(lr, step_size=max(1, -(-steps // 3)))
     if config["schedule"] == "cosine":

@@ -39,7 +39,7 @@ class Run:
     training: Loader
     validation: Loader | None
 
-    def fit(self, resume: bool = False) -> list[dict[str, Any]]:
+    def fit(self, resume: bool | str = False) -> list[dict[str, Any]]:
         """`Trainer.fit` with the run's loaders and epochs."""
         epochs = self.config["epochs"]
         return self.trainer.fit(self.training, self.validation, epochs=epochs, resume=resume)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from gpuconv.checkpoint import Checkpoint
 from gpuconv.nn import Dropout, Module
@@ -23,7 +21,8 @@ class TrainState:
     epoch: finished epochs. batch: finished batches of the current one. step: optimiser steps.
     images, loss_sum, correct, seconds: sums over the current epoch. best: the best validation
     accuracy so far, with the loss and the epoch, counted from 1, that it came with. rate: the share
-    of the schedule's learning rate that is used, see `Trainer.set_lr`.
+    of the schedule's learning rate that is used, see `Trainer.set_lr`. schedule_start: the step
+    that is the schedule's first, 0 but in a run that was extended.
     """
 
     epoch: int = 0
@@ -37,6 +36,7 @@ class TrainState:
     best_loss: float | None = None
     best_epoch: int | None = None
     rate: float = 1.0
+    schedule_start: int = 0
 
     @property
     def loss(self) -> float:
@@ -68,6 +68,7 @@ def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
     generators = {name: layer.rng_state for name, layer in stochastic_layers(trainer.model)}
     state = {
         "kind": "training",
+        "epochs": trainer.epochs,
         "position": asdict(trainer.state),
         "optimizer": optimizer_state,
         "generators": generators,
@@ -82,51 +83,82 @@ def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Trai
 
     Raises: ValueError, in one line, saying what differs; then nothing has changed.
     """
-    meta, model = found.metadata, trainer.model
-    if meta.get("kind") != "training":
+    _require_run(found)
+    _require_same(found, differences(found.metadata, recipe))
+    _load(found, trainer, found.metadata["optimizer"])
+    return TrainState(**found.metadata["position"])
+
+
+def extend(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> TrainState:
+    """As `restore`, for a run that goes on with the trainer's own settings: another schedule, other
+    data, other settings of the optimiser. What must agree is the model.
+
+    A checkpoint of this very recipe, written on the way to as many epochs, is restored: it is of an
+    extended run that was interrupted.
+    Raises: ValueError, in one line, also for a run that stopped within an epoch.
+    """
+    _require_run(found)
+    meta, optimizer = found.metadata, trainer.optimizer
+    different = differences(meta, recipe)
+    if not different and meta.get("epochs") == trainer.epochs:
+        return restore(found, trainer, recipe)
+    _require_same(found, [text for text in different if text.startswith("model.")])
+    position = TrainState(**meta["position"])
+    if position.batch:
+        where = f"stopped in epoch {position.epoch + 1} after {position.batch} batches"
+        raise ValueError(f"{found.path}: {where}; resume it to the epoch's end, then extend it")
+    own = optimizer.state_dict()
+    if own["name"] == meta["optimizer"]["name"]:
+        own["steps"] = meta["optimizer"]["steps"]
+    else:  # another optimiser: it begins anew
+        averages = {n: a for n, a in found.optimizer.items() if n.startswith(AVERAGE)}
+        found = replace(found, optimizer=averages)
+    _load(found, trainer, own)
+    position.schedule_start, position.rate = position.step, 1.0
+    if any(text.startswith(("validation", "loss")) for text in different):
+        position.best = position.best_loss = position.best_epoch = None  # of another measure
+    return position
+
+
+def _require_run(found: Checkpoint) -> None:
+    if found.metadata.get("kind") != "training":
         raise ValueError(f"{found.path}: holds weights only, not a training run to resume")
-    if different := differences(meta, recipe):
+
+
+def _require_same(found: Checkpoint, different: list[str]) -> None:
+    if different:
         more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
         raise ValueError(
             f"{found.path}: is of another run: {'; '.join(different[:4])}{more};"
             " repeat its settings, or train in another folder"
         )
-    generators = meta["generators"]
+
+
+def _load(found: Checkpoint, trainer: Trainer, optimizer_state: dict[str, Any]) -> None:
+    """Weights, optimiser, average and random numbers, all of them or none.
+
+    optimizer_state: without its arrays, which are the checkpoint's.
+    """
+    model, optimizer, average = trainer.model, trainer.optimizer, trainer.average
+    generators = found.metadata["generators"]
     drawing = dict(stochastic_layers(model))
     if drawing.keys() != generators.keys():
         raise ValueError(f"{found.path}: other layers draw random numbers in that run")
     averages = {name: a for name, a in found.optimizer.items() if name.startswith(AVERAGE)}
     own = {name: a for name, a in found.optimizer.items() if name not in averages}
-    _load(
-        found,
-        trainer,
-        {**meta["optimizer"], "arrays": own},
-        {name.removeprefix(AVERAGE): a for name, a in averages.items()},
-    )
-    for name, layer in drawing.items():
-        layer.rng_state = generators[name]
-    return TrainState(**meta["position"])
-
-
-def _load(
-    found: Checkpoint,
-    trainer: Trainer,
-    optimizer_state: dict[str, Any],
-    averages: dict[str, np.ndarray],
-) -> None:
-    """Weights, optimiser and average, all of them or none."""
-    optimizer, average = trainer.optimizer, trainer.average
-    weights = {name: array.copy() for name, array in trainer.model.state_dict().items()}
+    weights = {name: array.copy() for name, array in model.state_dict().items()}
     before = optimizer.state_dict()
-    found.load_into(trainer.model)
+    found.load_into(model)
     try:
-        optimizer.load_state_dict(optimizer_state)
+        optimizer.load_state_dict({**optimizer_state, "arrays": own})
         if average is not None:
-            average.load_state_dict(averages)
+            average.load_state_dict({k.removeprefix(AVERAGE): a for k, a in averages.items()})
     except ValueError as error:
-        trainer.model.load_state_dict(weights)
+        model.load_state_dict(weights)
         optimizer.load_state_dict(before)
         raise ValueError(f"{found.path}: {error}") from None
+    for name, layer in drawing.items():
+        layer.rng_state = generators[name]
 
 
 def is_best(best: Checkpoint, state: TrainState) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,9 @@ class Trainer:
         train, validation: Loaders, or lists of (x, labels).
         resume: True goes on from out/last.safetensors, "auto" does if there is one, False starts
         anew and replaces what is in `out`. A resumed run gives the bits of an uninterrupted one, on
-        the same machine with as many threads.
+        the same machine with as many threads. "extend" goes on from the end of an epoch with this
+        Trainer's own schedule, data and settings, for more epochs or for fine-tuning; the schedule
+        begins there. The same call also resumes the extended run.
 
         Raises: ValueError for epochs < 1, a checkpoint of another model or recipe, or NaN in the
         input; FloatingPointError naming the first layer whose output is not finite; OSError where
@@ -121,8 +123,8 @@ class Trainer:
         self.epochs, self.batches = count("fit", "epochs", epochs), len(train)
         if not self.batches:
             raise ValueError("fit: the training set has no batches")
-        if self.schedule is not None:
-            self.schedule(self.epochs * self.batches - 1)  # refuse a short one now, not at its end
+        if resume not in (True, False, "auto", "extend"):
+            raise ValueError(f'fit: resume must be True, False, "auto" or "extend", got {resume!r}')
         with locked(self.out), Signals() as self._signals, np.errstate(all="ignore"):
             self._begin(train, validation, resume)
             try:
@@ -144,19 +146,21 @@ class Trainer:
             raise ValueError("fit: resume needs the Trainer's out, the folder of the run")
         if last is not None:
             remove_leftovers(last.parent)
-        if last is not None and (resume is True or (resume and last.exists())):
-            self._resume(last)
+        if last is not None and (last.exists() if resume == "auto" else resume):
+            self._resume(last, state.extend if resume == "extend" else state.restore)
         else:
             self.state = state.TrainState()
+            self._try_schedule()
             self.history = History(None if last is None else last.with_name("history.jsonl"))
             self._save_last()  # resumable from here on
             self.history.restore(0)
             if last is not None:  # nobody shall take an earlier run's best for this one's
                 last.with_name("best.safetensors").unlink(missing_ok=True)
 
-    def _resume(self, last: Path) -> None:
+    def _resume(self, last: Path, restore: Callable[..., state.TrainState]) -> None:
         found = checkpoint.read(last)
-        self.state = state.restore(found, self, self._run["recipe"])
+        self.state = restore(found, self, self._run["recipe"])
+        self._try_schedule()
         self.history = History(last.with_name("history.jsonl"))
         if not self.history.restore(found.metadata["history_lines"]):
             self._message(f"{self.history.path}: lacks records that the run had written")
@@ -170,6 +174,13 @@ class Trainer:
                 f"the run had {threads} threads, now there are {thread_count()}: the last"
                 " bits may differ"
             )
+
+    def _try_schedule(self) -> None:
+        """Refuse a schedule that is too short now, not at its end."""
+        if self.schedule is not None:
+            p = self.state
+            steps = (self.epochs - p.epoch) * self.batches - p.batch
+            self.schedule(max(self._scheduled_step + steps - 1, 0))
 
     def _epoch(self, train: Any, validation: Any) -> None:
         p = self.state
@@ -213,8 +224,8 @@ class Trainer:
                     f"{self._where()}: the gradients' norm is {norm}; {finite.CURE}"
                 )
         if self.schedule is not None:
-            self.optimizer.lr = self.schedule(p.step) * p.rate
-            if (momentum := self.schedule.momentum(p.step)) is not None:
+            self.optimizer.lr = self.schedule(self._scheduled_step) * p.rate
+            if (momentum := self.schedule.momentum(self._scheduled_step)) is not None:
                 self.optimizer.momentum = momentum  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
@@ -225,6 +236,11 @@ class Trainer:
         p.loss_sum += value * len(labels)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
         p.correct += int(np.count_nonzero(main.numpy().argmax(axis=1) == labels))
+
+    @property
+    def _scheduled_step(self) -> int:
+        """The next step as the schedule counts it."""
+        return self.state.step - self.state.schedule_start
 
     def _where(self) -> str:
         return f"epoch {self.state.epoch + 1}, batch {self.state.batch + 1}"
@@ -327,7 +343,7 @@ class Trainer:
         is no number from 0 on.
         """
         self.optimizer.lr = lr
-        if self.schedule is not None and (usual := self.schedule(max(self.state.step - 1, 0))):
+        if self.schedule is not None and (usual := self.schedule(max(self._scheduled_step - 1, 0))):
             self.state.rate = lr / usual
 
     def exclude_time(self, seconds: float) -> None:

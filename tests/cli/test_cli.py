@@ -244,6 +244,13 @@ def test_summary_of_the_articles_network(said):
     assert "418,600" in text
 
 
+def test_summary_measures_a_step(said, capsys):
+    text = said("summary", "lenet", "--measure", "--batch", "4")
+    assert re.search(r"measured +\d+\.\d [kM]B at the peak of a training step at batch 4", text)
+    assert main(["summary", "lenet", "--batch", "4"]) == 2
+    assert "--batch is for --measure" in capsys.readouterr().err
+
+
 def test_summary_with_other_channels_and_classes(said):
     text = said("summary", "lenet", "--input", "3,32,32", "--classes", "2")
     assert f"parameters      {63_802 + 2 * 6 * 25 - 8 * 101:,}" in text

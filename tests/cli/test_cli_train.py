@@ -349,6 +349,18 @@ def test_training_that_diverges_names_the_layer(refused, tmp_path, tiny):
     assert "lower the learning rate" in text
 
 
+def test_a_finished_run_gets_more_epochs(said, tmp_path, tiny):
+    out = tmp_path / "run"
+    said("train", "--data", tiny, "--batch", "8", "--epochs", "2", "--out", out)
+    said("train", "--resume", out, "--epochs", "5", "--lr", "0.01")
+    metadata = checkpoint.read(out / "last.safetensors").metadata
+    assert metadata["position"]["epoch"] == 5
+    assert metadata["recipe"]["schedule"]["total_steps"] == 3 * 5
+    assert metadata["recipe"]["optimizer"]["lr"] == 0.01
+    assert len((out / "history.jsonl").read_text().splitlines()) == 5
+    assert "resumed" in said("train", "--resume", out)  # and nothing is left to do
+
+
 def test_resume_refuses(refused, trained, tmp_path):
     assert "holds no run to resume" in refused("train", "--resume", tmp_path)
     text = refused("train", "--resume", trained, "--lr", "0.9")

@@ -81,8 +81,9 @@ def test_lenet_trains_on_mnist_as_the_reference_and_repeats_its_bits(record_prop
             [{"params": p[:2], "lr": 0.01}, {"params": p[2:], "momentum": 0.5}], lr=0.1
         ),
         lambda p: optim.Adam([{"params": p[:2], "betas": (0.5, 0.9)}, {"params": p[2:]}], lr=0.1),
+        lambda p: optim.Adam(p, lr=0.01, betas=(0.5, 0.5), amsgrad=True),
     ],
-    ids=["sgd", "momentum", "nesterov", "adam", "adamw", "sgd groups", "adam groups"],
+    ids=["sgd", "momentum", "nesterov", "adam", "adamw", "sgd groups", "adam groups", "amsgrad"],
 )
 def test_optimisers_give_the_cpus_bits(make):
     """Over parameters of both layouts, with one that has no gradient and one younger; with

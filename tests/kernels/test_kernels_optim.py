@@ -12,7 +12,7 @@ COUNTS = [1, 3, 4, 400, 4095, 4096, 4097, 9001]
 
 
 class Tensors:
-    """Parameters, gradients and two slots on the device, and the tables of optim.cu."""
+    """Parameters, gradients and three slots on the device, and the tables of optim.cu."""
 
     def __init__(self, arrays, misaligned):
         self.shift = 1 if misaligned else 0  # one float past a multiple of 16 bytes
@@ -37,7 +37,7 @@ class Tensors:
     def step(self, kernel, numbers, **scalars):
         (launch,) = config_optimizer(kernel, self.number, len(self.counts)).launches
         table = [
-            [address(self._held(i, slot)) for slot in range(4)] + [count]
+            [address(self._held(i, slot)) for slot in range(5)] + [count]
             for i, count in enumerate(self.counts)
         ]
         held = {
@@ -66,7 +66,7 @@ def draw():
 def compare(optimizer, kernel, numbers, scalars, slots, misaligned):
     """Three steps of the CPU's optimiser and of the kernel."""
     start, gradients = draw()
-    zeros = [[np.zeros(a.size, F4) for _ in range(2)] for a in start]
+    zeros = [[np.zeros(a.size, F4) for _ in range(3)] for a in start]
     device = Tensors([[a, a, *z] for a, z in zip(start, zeros, strict=True)], misaligned)
     params = [Parameter(a.copy()) for a in start]
     cpu = optimizer(params)
@@ -106,8 +106,9 @@ def test_momentum(nesterov, dampening, misaligned):
 
 
 @pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("kind", [Adam, AdamW])
-def test_adam(kind, misaligned):
+def test_adam(kind, amsgrad, misaligned):
     lr, (b1, b2), eps, decay = 1e-2, (0.9, 0.99), 1e-8, 0.02
     decoupled = kind is AdamW
     scalars = {
@@ -119,10 +120,10 @@ def test_adam(kind, misaligned):
         "eps": eps,
     }
     compare(
-        lambda p: kind(p, lr, (b1, b2), eps, decay),
-        "adam",
+        lambda p: kind(p, lr, (b1, b2), eps, decay, amsgrad),
+        "adam_amsgrad" if amsgrad else "adam",
         lambda step: (lr / (1 - b1 ** (step + 1)), (1 - b2 ** (step + 1)) ** 0.5),
         scalars,
-        2,
+        3 if amsgrad else 2,
         misaligned,
     )

@@ -81,7 +81,7 @@ CHECKS = {
     "norm": seeds(norm.compare_norm, 0, 1, 2),
     "response": seeds(norm.compare_response, 0, 1, 2),
     "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
-    "adam": lambda: optimisers.test_adam(optimisers.Adam, True),
+    "adam": lambda: optimisers.test_adam(optimisers.Adam, False, True),
 }
 
 # name: (file, the text as it is, what takes its place, check)

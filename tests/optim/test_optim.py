@@ -48,8 +48,8 @@ def sgd_by_hand(p, grads, lr, momentum=0, nesterov=False, weight_decay=0, dampen
     return p
 
 
-def adam_by_hand(p, grads, lr, betas, eps, weight_decay, decoupled):
-    m = v = 0.0
+def adam_by_hand(p, grads, lr, betas, eps, weight_decay, decoupled, amsgrad=False):
+    m = v = largest = 0.0
     for t, g in enumerate(grads, 1):
         if decoupled:
             p = p - lr * weight_decay * p
@@ -57,7 +57,8 @@ def adam_by_hand(p, grads, lr, betas, eps, weight_decay, decoupled):
             g = g + weight_decay * p
         m = betas[0] * m + (1 - betas[0]) * g
         v = betas[1] * v + (1 - betas[1]) * g * g
-        p = p - lr * (m / (1 - betas[0] ** t)) / (math.sqrt(v / (1 - betas[1] ** t)) + eps)
+        largest = max(largest, v) if amsgrad else v
+        p = p - lr * (m / (1 - betas[0] ** t)) / (math.sqrt(largest / (1 - betas[1] ** t)) + eps)
     return p
 
 
@@ -71,6 +72,7 @@ SGD_CASES = [
 ADAM_CASES = [
     {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
     {"lr": 3e-2, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1},
+    {"lr": 3e-2, "betas": (0.5, 0.6), "eps": 1e-3, "weight_decay": 0.1, "amsgrad": True},
 ]
 
 
@@ -248,6 +250,7 @@ MAKERS = {
     "nesterov": lambda p, **k: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, **k),
     "adam": lambda p, **k: optim.Adam(p, lr=0.1, weight_decay=0.1, **k),
     "adamw": lambda p, **k: optim.AdamW(p, lr=0.1, **k),
+    "amsgrad": lambda p, **k: optim.Adam(p, lr=0.1, betas=(0.5, 0.5), amsgrad=True, **k),
 }
 every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 

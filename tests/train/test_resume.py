@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -167,6 +168,91 @@ def test_a_shortened_history_is_told(tmp_path, capsys):
     assert "history.jsonl: lacks records that the run had written" in messages[0]
     assert "resumed" in messages[1]
     assert "epoch 2 after 4 batches" in messages[1]
+
+
+# ---- more epochs ---------------------------------------------------------------------------------
+
+
+def extend(out, callbacks=(), epochs=5, model=None, optimizer=optim.Adam, schedule=True, count=500):
+    """Two more epochs of a finished run, with another schedule, augmentation and weight decay."""
+    digits = data.load("mnist", "test")
+    loader = data.Loader(digits.subset(slice(0, count)), 32, seed=6)
+    held_out = data.Loader(digits.subset(slice(500, 700)), 100, shuffle=False)
+    model = build() if model is None else model
+    run = Trainer(
+        model,
+        "cross_entropy",
+        optimizer(model.parameters(), lr=1e-3),
+        schedule=optim.CosineLR(1e-3, 2 * BATCHES) if schedule else None,
+        average=optim.EMA(model, 0.9),
+        callbacks=callbacks,
+        out=out,
+        checkpoint_batches=3,
+        log_batches=4,
+        progress=False,
+    )
+    return run, run.fit(loader, held_out, epochs=epochs, resume="extend")
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.rates = []
+
+    def on_batch_end(self, run):
+        self.rates.append(run.optimizer.lr)
+
+
+def test_a_finished_run_is_extended_with_a_schedule_of_its_own(tmp_path):
+    train(tmp_path)
+    before = checkpoint.read(tmp_path / "last.safetensors")
+    watch = Rates()
+    _, history = extend(tmp_path, [watch])
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4, 5]
+    schedule = optim.CosineLR(1e-3, 2 * BATCHES)
+    assert watch.rates == [schedule(step) for step in range(2 * BATCHES)]
+    after = checkpoint.read(tmp_path / "last.safetensors")
+    assert after.metadata["position"]["step"] == (EPOCHS + 2) * BATCHES
+    assert set(after.metadata["optimizer"]["steps"]) == {(EPOCHS + 2) * BATCHES}
+    assert after.metadata["optimizer"]["param_groups"][0]["weight_decay"] == 0
+    assert after.metadata["generators"]["3"][1] == (EPOCHS + 2) * BATCHES
+    assert any(not np.array_equal(after.weights[k], a) for k, a in before.weights.items())
+
+
+@pytest.mark.parametrize("at", [(49,), (55, 64, 65), (79,)])
+def test_an_extended_run_is_interrupted_and_resumed(tmp_path, at):
+    train(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    extend(tmp_path / "whole")
+    for _ in at:
+        with pytest.raises(Interrupted):
+            extend(tmp_path / "cut", [Stop(at)])
+    extend(tmp_path / "cut")
+    assert final_state(tmp_path / "cut") == final_state(tmp_path / "whole")
+
+
+def test_what_cannot_be_extended_is_told(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, [Stop((20,))])
+    with pytest.raises(ValueError, match="stopped in epoch 2 after 4 batches; resume it to the"):
+        extend(tmp_path)
+    train(tmp_path)
+    wider = Sequential(Conv2d(1, 5, 5), ReLU(), MaxPool2d(2), Dropout(0.2), Flatten())
+    with pytest.raises(ValueError, match="another architecture"):
+        extend(tmp_path, model=Sequential(*wider, Linear(720, 10)))
+    with pytest.raises(ValueError, match='resume must be True, False, "auto" or "extend"'):
+        Trainer(build(), "hinge", optim.SGD(build().parameters()), out=tmp_path).fit(
+            [1], resume="on"
+        )
+    with pytest.raises(ValueError, match="total_steps must be epochs"):
+        train(tmp_path, epochs=EPOCHS + 1)
+
+
+def test_an_extended_run_may_have_another_optimiser(tmp_path):
+    train(tmp_path)
+    run, history = extend(tmp_path, optimizer=lambda p, lr: optim.SGD(p, lr, 0.9), schedule=False)
+    assert set(run.optimizer.steps) == {2 * BATCHES}
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["lr"] == 1e-3
 
 
 # ---- kill -9 -----------------------------------------------------------------------------------
