@@ -525,7 +525,7 @@ class _Walk:
                 made[id(memory)] = count - 1
             hooks = node._hooks if isinstance(node, Tensor) else node.hooks
             for hook in list(hooks or ()):
-                count = 0  # seen from outside
+                count = self._disown(memory)
                 if (replaced := hook(dy)) is not None:
                     dy = replaced
                     memory = _memory(dy)
@@ -541,6 +541,8 @@ class _Walk:
                 f"backward: what {node.name} had saved is gone; each forward pass serves one "
                 f"backward, or more with retain_graph=True"
             )
+        if not node.fresh:
+            count = self._disown(memory)
         over = count == 1 and not node.reference
         gradients = node.backward(dy, over, *node.saved)
         if not self.retain:
@@ -580,6 +582,11 @@ class _Walk:
         total = _sum(old, d)
         self.flying[target] = total
         self.made[id(_memory(total))] = 1
+
+    def _disown(self, memory: Any) -> int:
+        """Overwrite a block of memory no more: somebody outside has seen a gradient in it."""
+        self.made.pop(id(memory), None)
+        return 0
 
     def _release(self, block: int) -> None:
         """Count one gradient less in a block of memory."""

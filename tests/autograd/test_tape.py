@@ -130,6 +130,30 @@ def test_what_a_hook_has_seen_stays_as_it_was():
         np.testing.assert_array_equal(kept, copy)
 
 
+@pytest.mark.parametrize("watch", ["hook", "module hook", "record"])
+def test_a_gradient_that_two_share_and_one_shows_stays_as_it_was(watch):
+    x, seen = leaf(4, 6, dtype=np.float32), []
+
+    def shown(t):
+        if watch == "module hook":
+            module = nn.Identity()
+            module.register_full_backward_hook(lambda m, dx, dy: seen.append(dy[0]))
+            return module(t)
+        if watch == "record":
+            return record(
+                "show", t.data, (t,), lambda dy, over: (seen.append(dy), (dy,))[1], fresh=False
+            )
+        t.register_hook(seen.append)
+        return t
+
+    y = F.relu(x * 0.5) + shown(F.relu(x * 1.5))  # both branches get one and the same array
+    z = shown(F.relu(x * 1.5)) + F.relu(x * 0.5)
+    (y + z * 2).sum().backward()
+    assert len(seen) == 2
+    for gradient, value in zip(sorted(seen, key=np.sum), (1, 2), strict=True):
+        np.testing.assert_array_equal(gradient, np.full((4, 6), value))
+
+
 def test_the_users_gradient_stays_as_it_was():
     x, dy = leaf(4, 6, dtype=np.float32), RNG(1).standard_normal((4, 6)).astype(np.float32)
     before = dy.copy()
