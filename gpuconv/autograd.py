@@ -9,9 +9,12 @@ with a `*_backward` beside it. A function of `nn.functional` runs the one and re
 
 Two rules keep it both safe and fast. **Memory**: a forward pass never overwrites an array; the
 backward pass overwrites gradients alone, only those that it made itself and that nothing else in
-flight shares (`_Walk` counts them), never one that a hook or a `.grad` has seen. **Fusion**: inside
+flight shares (`_Walk` counts them), never one that a hook or a `.grad` has seen. Arrays that an
+operation has read must stay as they are until backward has run: unlike PyTorch, nothing checks it.
+**Fusion**: inside
 the call of a module, a function whose kernel can apply an activation at its end returns a tensor
-without data, and the activation that follows completes it in one pass; see `defer`.
+without data, and the activation that follows completes it in one pass; see `defer`. So a `forward`
+that overwrites arrays with NumPy gives an operation a copy, or reads its result's `data` before.
 """
 
 from __future__ import annotations
@@ -79,7 +82,8 @@ class Node:
 class Tensor:
     """An array that remembers how it was computed.
 
-    data: the array, of NumPy or of a device; lists of numbers become float32. grad: None, or an
+    data: the array, of NumPy or of a device; lists of fractions become float32, and so do
+    those of integers that want a gradient. grad: None, or an
     array of data's shape, to which every `backward` adds. requires_grad: whether `backward`
     shall find the gradient for it; results of recorded operations have it from their inputs.
     device: "reference" makes operations on it run their definitions.
@@ -107,8 +111,10 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False, device: str | None = None) -> None:
         if arrays.device_of(data) is None:
             data = np.asarray(data)
-            if data.dtype == np.float64:
+            if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
                 data = data.astype(np.float32)
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"a tensor of {data.dtype} cannot require a gradient: it has no floats")
         self.data, self.grad, self.requires_grad = data, None, requires_grad
         self.reference = device == "reference"
         self._node = self._deferred = self._hooks = None
@@ -119,6 +125,11 @@ class Tensor:
             _settle(self)
             return getattr(self, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __reduce__(self) -> Any:
+        """A copy, or what is read from a pickle, has no past and no hooks."""
+        values = (self.data, self.grad, self.requires_grad, self.reference)
+        return _restored, (type(self), *values)
 
     def __repr__(self) -> str:
         flag = ", requires_grad=True" if self.requires_grad else ""
@@ -167,6 +178,32 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.item())
 
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.numpy())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if spec else str(self), spec)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    # Comparisons give arrays of booleans, or one; == is identity, as of any object.
+
+    def __lt__(self, other: Any) -> Any:
+        return self.numpy() < other
+
+    def __le__(self, other: Any) -> Any:
+        return self.numpy() <= other
+
+    def __gt__(self, other: Any) -> Any:
+        return self.numpy() > other
+
+    def __ge__(self, other: Any) -> Any:
+        return self.numpy() >= other
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy or None)
 
@@ -203,6 +240,9 @@ class Tensor:
     def __matmul__(self, other: Any) -> Tensor:
         return operators.matmul(self, other)
 
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return operators.matmul(other, self)
+
     def __getitem__(self, index: Any) -> Tensor:
         return operators.take(self, index)
 
@@ -213,6 +253,19 @@ class Tensor:
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         """The mean over all elements, or along the axes given."""
         return operators.mean(self, axis, keepdims)
+
+    def max(self, axis: int | None = None) -> Tensor:
+        """The largest element, or those along an axis; the first of equal ones has the gradient."""
+        return operators.largest(self, axis)
+
+    def argmax(self, axis: int | None = None) -> Any:
+        """Where the largest element is, or those along an axis: integers, an array of NumPy."""
+        return self.numpy().argmax(axis)
+
+    @property
+    def T(self) -> Tensor:
+        """The axes in reverse order."""
+        return operators.transpose(self)
 
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in C order under another shape; one length may be -1."""
@@ -259,8 +312,10 @@ class Tensor:
     def backward(self, gradient: Array | None = None, retain_graph: bool = False) -> None:
         """Add to `grad` of every leaf this tensor depends on the gradient of sum(self * gradient).
 
-        gradient: an array of this shape; may be left out for a tensor of one element, where it is
-        1. retain_graph: keep what was saved, so that backward can run over it again.
+        gradient: an array of this shape, taken to this tensor's dtype and device; may be left out
+        for a tensor of one element, where it is 1. retain_graph: keep what was saved, so that
+        backward can run over it again.
+
         Raises RuntimeError for a tensor that depends on no leaf with requires_grad, and where the
         saved arrays are gone; ValueError for a gradient of another shape, or none where one is
         needed.
@@ -275,13 +330,19 @@ class Tensor:
                 )
             ones = np.ones(data.shape, data.dtype)
             gradient = arrays.to_device(ones, arrays.device_of(data) or "cpu")
-        elif isinstance(gradient, Tensor):
-            gradient = gradient.data
+        else:
+            gradient = _like(gradient.data if isinstance(gradient, Tensor) else gradient, data)
         if tuple(gradient.shape) != tuple(data.shape):
             raise ValueError(
                 f"backward: the gradient has shape {gradient.shape}, the tensor {data.shape}"
             )
         _Walk(retain_graph).run(self if self._node is None else self._node, gradient)
+
+
+def _restored(kind: Any, data: Array, grad: Any, requires_grad: bool, reference: bool) -> Tensor:
+    tensor: Tensor = kind(data, False)
+    tensor.grad, tensor.requires_grad, tensor.reference = grad, requires_grad, reference
+    return tensor
 
 
 class Parameter(Tensor):
@@ -375,8 +436,18 @@ class _Mode(contextlib.ContextDecorator):
 
     recording: bool
 
+    def __new__(cls, function: Any = None) -> Any:
+        mode = super().__new__(cls)
+        if function is None:
+            return mode
+        mode.__init__()  # type: ignore[misc]
+        return mode(function)  # a decorator without brackets
+
     def __init__(self) -> None:
         self._before: list[bool] = []
+
+    def _recreate_cm(self) -> _Mode:
+        return type(self)()  # a decorated function may run in several threads at once
 
     def __enter__(self) -> None:
         settle()
@@ -384,8 +455,10 @@ class _Mode(contextlib.ContextDecorator):
         state.recording = self.recording
 
     def __exit__(self, *_: object) -> None:
-        settle()
-        state.recording = self._before.pop()
+        try:
+            settle()
+        finally:
+            state.recording = self._before.pop()
 
 
 class no_grad(_Mode):
@@ -527,7 +600,7 @@ class _Walk:
             for hook in list(hooks or ()):
                 count = self._disown(memory)
                 if (replaced := hook(dy)) is not None:
-                    dy = replaced
+                    dy = replacing(dy, replaced)
                     memory = _memory(dy)
             if isinstance(node, Tensor):
                 _add_to_grad(node, dy, count == 1)
@@ -595,6 +668,22 @@ class _Walk:
             self.made[block] = count - 1
 
 
+def _like(a: Any, like: Array) -> Array:
+    """a as an array of the dtype and on the device of another."""
+    device = arrays.device_of(a)
+    if device in (None, "cpu") and arrays.device_of(like) != "meta":
+        a = np.asarray(a, like.dtype)
+    return arrays.to_device(a, arrays.device_of(like) or "cpu")
+
+
+def replacing(dy: Array, new: Any) -> Array:
+    """What a hook gave in place of the gradient dy. ValueError for another shape."""
+    new = _like(new.data if isinstance(new, Tensor) else new, dy)
+    if tuple(new.shape) != tuple(dy.shape):
+        raise ValueError(f"a hook gave shape {new.shape} for a gradient of {dy.shape}")
+    return new
+
+
 def _memory(a: Array) -> Any:
     """What arrays that share memory have in common."""
     base = a.base
@@ -631,6 +720,7 @@ class _Repeat:
 
     def __init__(self, outer: _Repeat | None) -> None:
         self.outer = outer
+        self.fusing = state.depth > 0 and state.fusing
         self.results: deque[Any] = deque()
         self.again = False
 
@@ -658,7 +748,8 @@ def once(function: Callable[..., Any], *args: Any) -> Any:
 def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """function(*inputs), of which only the inputs are kept; backward runs it forward once more.
 
-    Scores, gradients and running statistics are those of the plain call, to the bit: the second run
+    inputs: tensors, arrays, and whatever else the function takes; it returns one tensor. Scores,
+    gradients and running statistics are those of the plain call, to the bit: the second run
     repeats the random numbers of the first and leaves running statistics as they are.
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost";
     torch.utils.checkpoint.
@@ -666,14 +757,20 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     if not state.recording or state.keeping or state.trace is not None:
         return function(*inputs)
     settle()
-    tensors = tuple(map(as_tensor, inputs))
+    given = tuple(x if arrays.device_of(x) is None else Tensor(x) for x in inputs)
+    tensors = tuple(x if isinstance(x, Tensor) else None for x in given)
     repeat = _Repeat(state.repeat)
     with no_grad(), _repeating(repeat):
-        data = function(*tensors).data
-    y = record("checkpoint", data, tensors, _again, function, tensors, repeat)
+        result = function(*given)
+        if not isinstance(result, Tensor):
+            raise TypeError(
+                f"checkpoint: the function must return one tensor, got {type(result).__name__}"
+            )
+        data = result.data
+    y = record("checkpoint", data, tensors, _again, function, given, repeat)
     if y._node is None:  # no input wants a gradient, but parameters within may
         y._node = node = Node("checkpoint", (None,) * len(tensors), _again, True)
-        node.saved, y.requires_grad = (function, tensors, repeat), True
+        node.saved, y.requires_grad = (function, given, repeat), True
     return y
 
 
@@ -683,17 +780,21 @@ def _again(
     repeat.again = True
     leaves = []
     for x in inputs:
-        leaf = x.detach()
-        leaf.requires_grad = x.requires_grad
+        leaf = x
+        if isinstance(x, Tensor):
+            leaf = x.detach()
+            leaf.requires_grad = x.requires_grad
         leaves.append(leaf)
     results = deque(repeat.results)
-    with enable_grad(), _repeating(repeat):
-        y = function(*leaves)
-        node = y._node
-    repeat.results = results  # for another backward over the same graph
+    try:
+        with enable_grad(), _repeating(repeat):
+            y = function(*leaves)
+            node = y._node
+    finally:
+        repeat.results = results  # for another backward over the same graph
     if y.requires_grad:
         _Walk(False).run(y if node is None else node, dy)
-    return [leaf.grad for leaf in leaves]
+    return [leaf.grad if isinstance(leaf, Tensor) else None for leaf in leaves]
 
 
 @contextlib.contextmanager
@@ -708,11 +809,19 @@ def keep_all() -> Any:
 
 @contextlib.contextmanager
 def _repeating(repeat: _Repeat) -> Any:
-    before, state.repeat = state.repeat, repeat
+    """Within, things happen once, and functions are fused as at the first time."""
+    before = state.repeat, state.fusing
+    state.repeat, state.fusing = repeat, repeat.fusing
+    state.depth += repeat.fusing
     try:
         yield
+        settle()
+    except BaseException:
+        forget()
+        raise
     finally:
-        state.repeat = before
+        state.depth -= repeat.fusing
+        state.repeat, state.fusing = before
 
 
 from gpuconv import operators  # noqa: E402  which is written with this module's functions

@@ -25,7 +25,7 @@ def add(a: Any, b: Any) -> Tensor:
     """a + b; a ReLU that follows joins it. Shapes are broadcast on NumPy arrays alone."""
     a, b = _operands(a, b)
     if a.shape != b.shape or not a.ndim:
-        return _broadcast("add", np.add, a, b, lambda dy, x, y: (dy, dy))
+        return _broadcast("add", np.add, a, b, _sum_gradients)
     x, y = a.data, b.data
 
     def compute(activation: str | None) -> Tensor:
@@ -35,6 +35,10 @@ def add(a: Any, b: Any) -> Tensor:
         return record("add_relu" if activation else "add", total, (a, b), _add_backward, kept)
 
     return defer(compute, (a, b), ("relu",))
+
+
+def _sum_gradients(dy: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    return dy, dy
 
 
 def _add_backward(dy: Array, over: bool, y: Array | None) -> tuple[Array, Array]:
@@ -64,7 +68,11 @@ def multiply(a: Any, b: Any) -> Tensor:
     if a.shape == b.shape and a.ndim and a.device not in ("cpu", "reference"):
         y = ops.multiply(a.data, b.data)
         return record("multiply", y, (a, b), _multiply_backward, a.data, b.data)
-    return _broadcast("multiply", np.multiply, a, b, lambda dy, x, y: (dy * y, dy * x))
+    return _broadcast("multiply", np.multiply, a, b, _product_gradients)
+
+
+def _product_gradients(dy: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    return dy * y, dy * x
 
 
 def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, Array]:
@@ -73,12 +81,17 @@ def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array
 
 def scale(x: Tensor, factor: float) -> Tensor:
     """x * factor, a number."""
-    y = _scaled(x.data, factor)
-    return record("scale", y, (x,), lambda dy, over: (_scaled(dy, factor),))
+    return record("scale", _scaled(x.data, factor), (x,), _scale_backward, factor)
+
+
+def _scale_backward(dy: Array, over: bool, factor: float) -> tuple[Array]:
+    return (_scaled(dy, factor),)
 
 
 def _scaled(x: Array, factor: float) -> Array:
-    return ops.scale(x, factor) if x.ndim else np.asarray(x * x.dtype.type(factor))
+    if x.ndim or not isinstance(x, np.ndarray):
+        return ops.scale(x, factor)
+    return np.asarray(x * x.dtype.type(factor))
 
 
 def divide(a: Any, b: Any) -> Tensor:
@@ -93,47 +106,54 @@ def divide(a: Any, b: Any) -> Tensor:
 
 def power(x: Tensor, exponent: float) -> Tensor:
     """x ** exponent, a number."""
-    if isinstance(x.data, ShapeOnly):
-        return _shape_only("power", x.shape, x)
-    data = _host("**", x)
-    n = data.dtype.type(exponent)
-    y = np.asarray(data**n)
-    return record("power", y, (x,), lambda dy, over: (np.asarray(dy * n * data ** (n - 1)),))
+    if not _is_number(exponent):
+        raise TypeError(f"**: the exponent must be a number, got {type(exponent).__name__}")
+    n = x.data.dtype.type(exponent)
+    y = _on_host("**", lambda a: a**n, x)
+    return record("power", y, (x,), _power_backward, x.data, n)
+
+
+def _power_backward(dy: Array, over: bool, x: Array, n: Any) -> tuple[Array]:
+    return (np.asarray(dy * n * x ** (n - 1) if n else np.zeros_like(x)),)
 
 
 def matmul(a: Any, b: Any) -> Tensor:
     """The matrix product of (n, k) and (k, m)."""
     a, b = _operands(a, b)
-    if isinstance(a.data, ShapeOnly) or isinstance(b.data, ShapeOnly):
-        return _shape_only("matmul", (*a.shape[:1], *b.shape[1:]), a, b)
-    x, y = _host("@", a), _host("@", b)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[0]:
-        raise ValueError(f"matmul: shapes {x.shape} and {y.shape} are no matrices that fit")
-    return record("matmul", x @ y, (a, b), lambda dy, over: (dy @ y.T, x.T @ dy))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"matmul: shapes {a.shape} and {b.shape} are no matrices that fit")
+    y = _on_host("@", np.matmul, a, b)
+    return record("matmul", y, (a, b), _matmul_backward, a.data, b.data)
+
+
+def _matmul_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, Array]:
+    return (dy @ b.T).astype(a.dtype, copy=False), (a.T @ dy).astype(b.dtype, copy=False)
 
 
 def total(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The sum over all elements, or along the axes given."""
-    if isinstance(x.data, ShapeOnly):
-        return _shape_only("sum", _without(x.shape, axis, keepdims), x)
-    data = _host("sum", x)
-    y = np.asarray(data.sum(axis=axis, keepdims=keepdims))
-    kept = data.sum(axis=axis, keepdims=True).shape
+    y = _on_host("sum", lambda a: a.sum(axis=axis, keepdims=keepdims), x)
+    return record("sum", y, (x,), _total_backward, x.data.shape, axis)
 
-    def backward(dy: Array, over: bool) -> tuple[Array]:
-        return (np.broadcast_to(np.asarray(dy).reshape(kept), data.shape).copy(),)
 
-    return record("sum", y, (x,), backward)
+def _total_backward(dy: Array, over: bool, shape: Shape, axis: Any) -> tuple[Array]:
+    if axis is None:
+        axis = tuple(range(len(shape)))
+    axes = [i % len(shape) for i in (axis if isinstance(axis, tuple) else (axis,))]
+    kept = [1 if i in axes else length for i, length in enumerate(shape)]
+    return (np.broadcast_to(dy.reshape(kept), shape).copy(),)
 
 
 def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The mean over all elements, or along the axes given."""
     summed = total(x, axis, keepdims)
-    return scale(summed, summed.size / x.size)
+    return scale(summed, summed.size / x.size if x.size else math.nan)
 
 
 def reshape(x: Tensor, shape: Shape) -> Tensor:
     """The same elements in C order under another shape; one length may be -1."""
+    if not isinstance(x, Tensor):
+        x = Tensor(x)
     data = contiguous(x.data)
     before = data.shape
     return record("reshape", data.reshape(shape), (x,), _reshape_backward, before)
@@ -145,39 +165,43 @@ def _reshape_backward(dy: Array, over: bool, shape: Shape) -> tuple[Array]:
 
 def flatten(x: Tensor, start_dim: int = 0) -> Tensor:
     """The axes from start_dim on as one."""
+    if not isinstance(x, Tensor):
+        x = Tensor(x)
     shape = x.data.shape
     return reshape(x, (*shape[:start_dim], math.prod(shape[start_dim:])))
 
 
 def take(x: Tensor, index: Any) -> Tensor:
     """x[index], with NumPy's meaning."""
-    if isinstance(x.data, ShapeOnly):
-        return record("index", x.data[index], (x,), _unknown)
-    data = _host("indexing", x)
-
-    def backward(dy: Array, over: bool) -> tuple[Array]:
-        dx = np.zeros(data.shape, data.dtype)
-        np.add.at(dx, index, dy)  # an index may name an element twice
-        return (dx,)
-
-    return record("index", np.asarray(data[index]), (x,), backward)
+    y = _on_host("indexing", lambda a: a[index], x)
+    return record("index", y, (x,), _take_backward, x.data.shape, index)
 
 
-def _unknown(dy: Array, over: bool) -> tuple[Array]:
-    raise NotImplementedError("backward: the gradient of this operation needs values, not shapes")
+def _take_backward(dy: Array, over: bool, shape: Shape, index: Any) -> tuple[Array]:
+    dx = np.zeros(shape, dy.dtype)
+    np.add.at(dx, index, dy)  # an index may name an element twice
+    return (dx,)
 
 
-def _shape_only(name: str, shape: Shape, *inputs: Tensor) -> Tensor:
-    """The result of an operation on shape-only arrays."""
-    return record(name, ShapeOnly(shape, inputs[0].dtype), inputs, _unknown)
+def largest(x: Tensor, axis: int | None = None) -> Tensor:
+    """The largest element, or those along an axis; the first of equal ones has the gradient."""
+    if axis is None:
+        x, axis = reshape(x, (-1,)), 0
+    axis %= x.ndim
+    where = _host("max", x).argmax(axis)
+    index: list[Any] = list(np.indices(where.shape, sparse=True))
+    index.insert(axis, where)
+    return take(x, tuple(index))
 
 
-def _without(shape: Shape, axis: Any, keepdims: bool) -> Shape:
-    """A shape after a sum along some axes."""
-    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    summed = {i % len(shape) for i in axes}
-    lengths = [1 if i in summed else n for i, n in enumerate(shape)]
-    return tuple(n for i, n in enumerate(lengths) if keepdims or i not in summed)
+def transpose(x: Tensor) -> Tensor:
+    """The axes in reverse order."""
+    y = _on_host("transpose", lambda a: np.ascontiguousarray(a.T), x)
+    return record("transpose", y, (x,), _transpose_backward)
+
+
+def _transpose_backward(dy: Array, over: bool) -> tuple[Array]:
+    return (np.ascontiguousarray(dy.T),)
 
 
 def _broadcast(
@@ -187,23 +211,32 @@ def _broadcast(
     b: Tensor,
     gradients: Callable[[Array, Array, Array], tuple[Array, Array]],
 ) -> Tensor:
-    if isinstance(a.data, ShapeOnly) or isinstance(b.data, ShapeOnly):
-        return _shape_only(name, np.broadcast_shapes(a.shape, b.shape), a, b)
-    x, y = _host(name, a), _host(name, b)
-
-    def backward(dy: Array, over: bool) -> tuple[Array, Array]:
-        dx, dz = gradients(dy, x, y)
-        return _unbroadcast(dx, x.shape), _unbroadcast(dz, y.shape)
-
-    return record(name, np.asarray(function(x, y)), (a, b), backward)
+    y = _on_host(name, function, a, b)
+    return record(name, y, (a, b), _broadcast_backward, gradients, a.data, b.data)
 
 
-def _unbroadcast(d: Array, shape: Shape) -> Array:
-    """The gradient of an operand of `shape` from that of the broadcast result."""
+def _broadcast_backward(
+    dy: Array, over: bool, gradients: Any, a: Array, b: Array
+) -> tuple[Array, Array]:
+    da, db = gradients(dy, a, b)
+    return _unbroadcast(da, a), _unbroadcast(db, b)
+
+
+def _unbroadcast(d: Array, like: Array) -> Array:
+    """The gradient of an operand, in its shape and dtype, from that of the broadcast result."""
+    shape, d = like.shape, np.asarray(d, like.dtype)
     extra = d.ndim - len(shape)
     axes = [*range(extra)]
     axes += [extra + i for i, n in enumerate(shape) if n == 1 and d.shape[extra + i] != 1]
     return np.asarray(d.sum(axis=tuple(axes))).reshape(shape) if axes else d
+
+
+def _on_host(name: str, function: Callable[..., Any], *operands: Tensor) -> Array:
+    """A function of NumPy arrays; of shape-only ones, the shape of its result."""
+    if not any(isinstance(x.data, ShapeOnly) for x in operands):
+        return np.asarray(function(*(_host(name, x) for x in operands)))
+    y = function(*(np.ones(x.data.shape, x.data.dtype) for x in operands))
+    return ShapeOnly(np.shape(y), y.dtype)
 
 
 def _host(name: str, x: Tensor) -> np.ndarray:

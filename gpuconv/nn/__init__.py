@@ -12,7 +12,14 @@ from gpuconv.nn.activation import (
     Softmax,
     Tanh,
 )
-from gpuconv.nn.containers import Concat, DenseBlock, Residual, Sequential, recompute_blocks
+from gpuconv.nn.containers import (
+    Concat,
+    DenseBlock,
+    ModuleList,
+    Residual,
+    Sequential,
+    recompute_blocks,
+)
 from gpuconv.nn.conv import Conv2d
 from gpuconv.nn.linear import Flatten, Linear
 from gpuconv.nn.losses import LOSSES, ArticleLoss, AuxiliaryLoss, CrossEntropyLoss, HingeLoss
@@ -42,6 +49,7 @@ __all__ = [
     "LocalResponseNorm",
     "MaxPool2d",
     "Module",
+    "ModuleList",
     "Parameter",
     "ReLU",
     "Residual",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 from gpuconv.autograd import Tensor
 from gpuconv.nn.functional import ChannelBuffer, cat
@@ -30,12 +30,38 @@ class _Container(Module):
     def __len__(self) -> int:
         return sum(1 for _ in self.children())
 
-    def __getitem__(self, key: int | str) -> Module:
+    def __getitem__(self, key: int | str | slice) -> Any:
+        """A module by place or by name. A slice of a Sequential is one, of the same modules."""
+        if isinstance(key, slice) and isinstance(self, Sequential):
+            part = Sequential(**dict(list(self.named_children())[key]))
+            part.training, part.device = self.training, self.device
+            return part
         return dict(self.named_children())[key] if isinstance(key, str) else list(self)[key]
 
-    def append(self, module: Module) -> None:
+    def __setitem__(self, key: int | str, module: Module) -> None:
+        setattr(
+            self, key if isinstance(key, str) else list(dict(self.named_children()))[key], module
+        )
+
+    def __delitem__(self, key: int) -> None:
+        """Take a module out; numbered ones are numbered anew."""
+        names, kept = list(dict(self.named_children())), list(self)
+        del kept[key]
+        left = [name for name in names if name != names[key]]
+        if all(name.isdigit() for name in names):
+            left = [str(number) for number in range(len(kept))]
+        for name in names:
+            delattr(self, name)
+        for name, module in zip(left, kept, strict=True):
+            setattr(self, name, module)
+
+    def append(self, module: Module) -> Self:
         """Add one more, numbered."""
-        self.add_module(str(len(self)), module)
+        number = len(self)
+        while hasattr(self, str(number)):  # where another one was deleted
+            number += 1
+        self.add_module(str(number), module)
+        return self
 
 
 class Sequential(_Container):
@@ -48,6 +74,15 @@ class Sequential(_Container):
             if isinstance(module, Module):
                 x = module(x)
         return x
+
+
+class ModuleList(_Container):
+    """Modules in a list, ModuleList([Linear(8, 8), Linear(8, 2)]), for a `forward` that goes over
+    them itself. A plain list of Python would hide them from `parameters`, `to` and `train`.
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__(*modules)
 
 
 class Residual(Module):
@@ -98,10 +133,16 @@ class DenseBlock(_Container):
         self.growth = growth
 
     def forward(self, x: Tensor) -> Tensor:
-        buffer = ChannelBuffer(x.shape[1] + len(self) * self.growth)
+        channels = x.shape[1] + len(self) * self.growth
+        buffer = ChannelBuffer(channels)
         x = buffer.append(x)
         for layer in self:
             x = buffer.append(layer(x))
+        if x.shape[1] != channels:
+            raise ValueError(
+                f"DenseBlock: the layers gave {x.shape[1]} channels in all, "
+                f"growth={self.growth} makes {channels}"
+            )
         return x
 
 

@@ -153,7 +153,7 @@ def batch_norm(
     """
     x, w, b = _tensor(x), _optional(w), _optional(b)
     arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
-    reference = x.reference
+    reference = x.reference or (w is not None and w.reference)
     count = x.data.size // max(x.data.shape[1], 1)
     if training and count < 2 and state.trace is None:
         raise ValueError(
@@ -339,16 +339,24 @@ def _shrunk(op: Op, backward_op: Op, x: Any, window: tuple[Any, ...]) -> Tensor:
 
 
 def cat(tensors: Sequence[Any]) -> Tensor:
-    """Images (N, C_i, H, W) joined along the channels. ValueError unless the other sizes agree."""
+    """Images (N, C_i, H, W) joined along the channels, or on the host (N, features) along those.
+
+    ValueError unless the other sizes agree, TypeError unless the dtypes do.
+    """
     xs = [_tensor(x) for x in tensors]
+    if not xs:
+        raise ValueError("cat: at least one tensor is needed")
     if len(xs) == 1:
         return xs[0]
     parts = [x.data for x in xs]
+    first, ndims = parts[0], (2, 4) if isinstance(parts[0], np.ndarray) else (4,)
     for part in parts[1:]:
-        if part.ndim != 4 or _beside_channels(part) != _beside_channels(parts[0]):
+        if part.ndim not in ndims or _beside_channels(part) != _beside_channels(first):
             raise ValueError(
-                f"cat: shapes {parts[0].shape} and {part.shape} differ in more than their channels"
+                f"cat: shapes {first.shape} and {part.shape} differ in more than their channels"
             )
+        if part.dtype != first.dtype:
+            raise TypeError(f"cat: arrays of different types: {first.dtype} and {part.dtype}")
     edges = [0, *accumulate(part.shape[1] for part in parts)]
     if all(isinstance(part, np.ndarray) for part in parts):
         y = np.concatenate(parts, axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpuconv.autograd import Tensor
-from gpuconv.nn.functional import linear
+from gpuconv.nn.functional import flatten, linear
 from gpuconv.nn.module import Module
 from gpuconv.nn.weighted import Weighted
 
@@ -40,4 +40,4 @@ class Flatten(Module):
     """(N, C, H, W) -> (N, C*H*W), in C order."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
+        return flatten(x, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -26,6 +26,13 @@ class Buffer:
 
     def __repr__(self) -> str:
         return f"Buffer(shape={self.data.shape}, dtype={self.data.dtype})"
+
+
+class Unmatched(NamedTuple):
+    """The names that `load_state_dict(strict=False)` found on one side alone."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Module:
@@ -52,6 +59,8 @@ class Module:
     (1, 3, 8, 8)
     """
 
+    training = True  # a subclass whose __init__ calls no super().__init__() works too
+    device = "cpu"
     fusing = True
     recompute = False
     is_block = False
@@ -96,6 +105,8 @@ class Module:
         """A call with something to be done around it."""
         if not state.depth:
             inputs = tuple(map(self._as_tensor, inputs))
+            if options:
+                options = {name: self._as_tensor(x) for name, x in options.items()}
         before = state.fusing
         state.depth += 1
         try:
@@ -103,26 +114,36 @@ class Module:
                 settle()
                 state.fusing = False
             if state.trace is not None:
-                return state.trace.call(self, inputs, options)
-            if self._watched and any(vars(self).get(kind) for kind in _HOOKS):
-                return self._call_with_hooks(inputs, options)
-            return self._run(inputs, options)
+                y = state.trace.call(self, inputs, options)
+            elif self._watched and any(vars(self).get(kind) for kind in _HOOKS):
+                y = self._call_with_hooks(inputs, options)
+            else:
+                y = self._run(inputs, options)
+            if state.depth == 1 or not self.fusing:
+                settle()  # which computes, and may fail as forward may
+            return y
         except BaseException:
             autograd.forget()
             raise
         finally:
-            if state.depth == 1 or not self.fusing:
-                settle()
             state.depth -= 1
             state.fusing = before
 
     def _run(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if self.recompute:
-            return autograd.checkpoint(self.forward, *inputs, **options)
-        return self.forward(*inputs, **options)
+        if not self.recompute:
+            return self.forward(*inputs, **options)
+        names, count = tuple(options), len(inputs)
+
+        def forward(*given: Any) -> Any:
+            return self.forward(*given[:count], **dict(zip(names, given[count:], strict=True)))
+
+        return autograd.checkpoint(forward, *inputs, *options.values())
 
     def _as_tensor(self, x: Any) -> Any:
-        known = isinstance(x, Tensor) or (device_of(x) is None and not isinstance(x, list))
+        if isinstance(x, list):  # of numbers; several inputs in a list stay one by one
+            known = any(isinstance(part, Tensor) for part in x)
+        else:
+            known = isinstance(x, Tensor) or device_of(x) is None
         return x if known else as_tensor(x, self.device == "reference")
 
     @property
@@ -225,7 +246,7 @@ class Module:
 
     def add_module(self, name: str, module: Module) -> None:
         """Set a child by name. ValueError for a name that modules use themselves."""
-        if not name or "." in name or hasattr(type(self), name) or name in ("training", "device"):
+        if not name or "." in name or hasattr(type(self), name):
             raise ValueError(f"{type(self).__name__}: {name!r} cannot be the name of a module")
         setattr(self, name, module)
 
@@ -289,10 +310,13 @@ class Module:
         """Move parameters and computation to a device ("auto", "cpu", "reference", "cuda", "sim")
         or float type, in place. An optimiser with state is made after this.
 
-        Raises: ValueError for an unknown device; DeviceError, one line with the way out, where
-        the device cannot work here. Then nothing has moved.
+        Raises: ValueError for an unknown device, and for a dtype but float32 and float64;
+        DeviceError, one line with the way out, where the device cannot work here. Then nothing has
+        moved.
         """
         settle()
+        if dtype is not None and np.dtype(dtype) not in (np.float32, np.float64):
+            raise ValueError(f"to: dtype must be float32 or float64, got {np.dtype(dtype)}")
         if device is not None:
             device = resolve(device)
             require(device)
@@ -316,10 +340,11 @@ class Module:
         """
         return {name: to_numpy(holder.data) for name, holder in self._holders(Parameter, Buffer)}
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Unmatched:
         """Copy arrays in by name; nothing changes unless all fit.
 
-        strict: refuse missing and unexpected names too. A wrong shape is always refused.
+        strict: refuse missing and unexpected names too; else they are returned, as by PyTorch.
+        A wrong shape is always refused.
         Raises ValueError that names what is missing, unexpected, of another shape, or of values
         that this model's type cannot hold.
         """
@@ -350,6 +375,7 @@ class Module:
                 holder.data[...] = array
             else:
                 holder.data = array
+        return Unmatched([n for n in own if n not in state], [n for n in state if n not in own])
 
     def _converted(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The state with each module's own entries as it keeps them now."""
@@ -422,5 +448,6 @@ class _BackwardWatch:
         for hook in list(self.hooks):
             replaced = hook(self.module, (dx,), (self.dy,))
             if replaced is not None:
-                dx = replaced[0] if isinstance(replaced, tuple | list) else replaced
+                new = replaced[0] if isinstance(replaced, tuple | list) else replaced
+                dx = dx if new is None else autograd.replacing(dx, new)
         return (dx,)

@@ -125,8 +125,8 @@ def _kept_bytes(network: Module, shape: Shape) -> int:
         state.trace = before
     saved: dict[int, int] = {}
     seen: set[int] = set()
-    roots = y if isinstance(y, tuple) else (y,)
-    nodes = [root._node for root in roots if root._node is not None]
+    roots = y.values() if isinstance(y, dict) else y if isinstance(y, tuple | list) else (y,)
+    nodes = [root._node for root in roots if isinstance(root, Tensor) and root._node is not None]
     while nodes:
         node = nodes.pop()
         if id(node) in seen:

@@ -110,14 +110,13 @@ class Trace:
     def call(self, module: Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Called in place of `module.forward`."""
         name = self._names.get(id(module), "")
-        source = None
-        if not self.fusing and inputs and isinstance(inputs[0], Tensor):
-            source = self._number(inputs[0])
+        given = [x for x in (*inputs, *options.values()) if isinstance(x, Tensor)]
+        source = self._number(given[0]) if given and not self.fusing else None
         self._inside.append(name)
         begin = len(self.steps)
         try:
             y = module.forward(*inputs, **options)
-            main = y[0] if isinstance(y, tuple) else y
+            main = y[0] if isinstance(y, tuple | list) and y else y
             if isinstance(main, Tensor) and not self.fusing:
                 self.outputs[name] = self._number(main)
         except Exception:

@@ -259,9 +259,10 @@ class Op(Generic[P, R]):
         for name, device in devices[1:]:
             first, expected = devices[0]
             if device != expected:
+                host, away = (first, device) if expected == "cpu" else (name, expected)
                 raise TypeError(
                     f"{self.__name__}: {first} is on {expected}, {name} on {device}; "
-                    f"move one of them: gpuconv.to_device(x, {expected!r})"
+                    f"move one of them: gpuconv.to_device({host}, {away!r})"
                 )
         return devices[0][1] if devices else "cpu"
 

@@ -35,8 +35,8 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     5.0
     """
     number("clip_grad_norm", "max_norm", max_norm)
-    given = [p for p in parameters if p.grad is not None and p.requires_grad]
-    gradients = [np.ravel(to_numpy(p.grad)) for p in given]
+    chosen = [p for p in parameters if p.grad is not None and p.requires_grad]
+    gradients = [np.ravel(to_numpy(p.grad)) for p in chosen]
     norm = math.sqrt(sum(map(sum_of_squares, gradients)))
     if math.isinf(norm):  # squares of float64 overflow at 1.3e154
         largest = max(float(np.max(np.abs(g), initial=0.0)) for g in gradients)
@@ -44,7 +44,7 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
             norm = largest * math.sqrt(sum(sum_of_squares(g / largest) for g in gradients))
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1.0:  # so that NaN is not taken for "small enough"
-        for p in given:
+        for p in chosen:
             _scale(p, factor)
     return norm
 

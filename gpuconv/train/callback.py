@@ -1,4 +1,4 @@
-"""What a training run tells its listeners."""
+"""Callbacks: what a training run reports while it runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Override what you need. `trainer.state` says where the run is, `trainer.stopping = True`
-    ends it after this epoch; what changes the optimiser at an epoch's end is in its checkpoint.
+    """Override the methods you need. `trainer.state` says where the run is; setting
+    `trainer.stopping = True` ends it after this epoch. A change of the optimiser made in
+    `on_epoch_end` is part of that epoch's checkpoint.
     """
 
     def on_fit_begin(self, trainer: Trainer) -> None:

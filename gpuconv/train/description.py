@@ -20,9 +20,9 @@ def describe_run(
 ) -> dict[str, Any]:
     """A checkpoint's metadata that stay the same through a run.
 
-    "recipe" is what a resumed run must agree with; "input" and "classes" are what it takes to feed
-    the model a picture and to read its answer. hyperparameters: the optimiser's, from before a
-    schedule changed them.
+    "recipe" holds the settings that a resumed run must repeat; "input" and "classes" are what it
+    takes to feed the model a picture and to read its answer. hyperparameters: the optimiser's, from
+    before a schedule changed them.
     """
     recipe = {
         "model": describe_model(trainer.model),
@@ -89,21 +89,22 @@ def describe_loader(loader: Any) -> dict[str, Any] | None:
 
 def crc32(*arrays: np.ndarray) -> int:
     """A checksum over the values of arrays, in C order; about a second for a gigabyte."""
-    found = 0
+    checksum = 0
     for array in map(np.atleast_1d, arrays):
-        for start in range(0, len(array), 1024):  # a part at a time: a view may need a copy
-            found = zlib.crc32(np.ascontiguousarray(array[start : start + 1024]).data, found)
-    return found
+        for start in range(0, len(array), 1024):  # a view may need a copy
+            part = np.ascontiguousarray(array[start : start + 1024])
+            checksum = zlib.crc32(part.data, checksum)
+    return checksum
 
 
-# What every module has and no loss is told by.
+# Attributes of every module, which say nothing of a loss.
 _OF_MODULES = frozenset(vars(Module()))
 
 
 def describe(thing: Any) -> dict[str, Any]:
     """An object's class and public attributes: a loss, a schedule, an augmentation."""
-    if hasattr(thing, "describe") and isinstance(told := thing.describe(), dict):
-        return told
+    if hasattr(thing, "describe") and isinstance(own := thing.describe(), dict):
+        return own
     name = getattr(thing, "__qualname__", type(thing).__name__)
     hidden = _OF_MODULES if isinstance(thing, Module) else frozenset()
     public = {k: v for k, v in _public(thing).items() if k not in hidden and k[0] != "_"}
@@ -131,7 +132,7 @@ def plain(value: Any) -> Any:
 def differences(stored: Mapping[str, Any], ours: dict[str, Any]) -> list[str]:
     """What differs between the run of a checkpoint's metadata and ours, a text for each setting."""
     theirs = stored["recipe"]
-    if "version" not in stored:  # 0.1: losses had a device; what it does not tell is not compared
+    if "version" not in stored:  # 0.1: losses had a device; what it did not store is not compared
         theirs = {**theirs, "loss": _without_device(theirs["loss"])}
         return _differences(theirs, ours, known_only=True)
     return _differences(theirs, ours)

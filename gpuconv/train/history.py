@@ -33,9 +33,9 @@ class History:
                 with self.path.open("ab") as file:
                     file.write(_line(record))
             except OSError as error:
-                told = type(error)(f"{self.path}: cannot write: {error.strerror or error}")
-                told.errno = error.errno
-                raise told from None
+                named = type(error)(f"{self.path}: cannot write: {error.strerror or error}")
+                named.errno = error.errno
+                raise named from None
 
     def sync(self) -> None:
         """Make sure that what a checkpoint counts outlives a power failure."""

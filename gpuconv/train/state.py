@@ -48,7 +48,31 @@ class TrainState:
         """Share of right answers in the current epoch so far, each before its update."""
         return self.correct / max(self.images, 1)
 
+    def record(self, lr: float) -> dict[str, Any]:
+        """The current epoch so far as a record of the history."""
+        return {
+            "epoch": self.epoch + 1,
+            "batch": self.batch,
+            "step": self.step,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "lr": lr,
+        }
+
+    def update_best(self, record: dict[str, Any]) -> bool:
+        """Whether a finished epoch has the best validation accuracy so far, and at the same
+        accuracy the lower loss; if so it is noted.
+        """
+        if "validation_accuracy" not in record:
+            return False
+        accuracy, loss = record["validation_accuracy"], record["validation_loss"]
+        if self.best is not None and (accuracy, -loss) <= (self.best, -(self.best_loss or 0.0)):
+            return False
+        self.best, self.best_loss, self.best_epoch = accuracy, loss, record["epoch"]
+        return True
+
     def next_epoch(self) -> None:
+        """Begin to count the next epoch."""
         self.epoch += 1
         self.batch = self.images = self.correct = 0
         self.loss_sum = self.seconds = 0.0
@@ -78,9 +102,10 @@ def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
 
 
 def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> TrainState:
-    """Put a checkpoint's state into the trainer's model, optimiser and average, if it is of the
-    same recipe.
+    """Put a checkpoint's state into the trainer's model, optimiser and average, if the settings of
+    its run are those of this one.
 
+    recipe: this run's settings, as `describe_run` puts them into metadata.
     Raises: ValueError, in one line, saying what differs; then nothing has changed.
     """
     _require_run(found)
@@ -93,8 +118,8 @@ def extend(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Train
     """As `restore`, for a run that goes on with the trainer's own settings: another schedule, other
     data, other settings of the optimiser. What must agree is the model.
 
-    A checkpoint of this very recipe, written on the way to as many epochs, is restored: it is of an
-    extended run that was interrupted.
+    A checkpoint of these very settings, written on the way to as many epochs, is restored: it is of
+    an extended run that was interrupted.
     Raises: ValueError, in one line, also for a run that stopped within an epoch.
     """
     _require_run(found)
@@ -141,8 +166,8 @@ def _load(found: Checkpoint, trainer: Trainer, optimizer_state: dict[str, Any]) 
     """
     model, optimizer, average = trainer.model, trainer.optimizer, trainer.average
     generators = found.metadata["generators"]
-    drawing = dict(stochastic_layers(model))
-    if drawing.keys() != generators.keys():
+    stochastic = dict(stochastic_layers(model))
+    if stochastic.keys() != generators.keys():
         raise ValueError(f"{found.path}: other layers draw random numbers in that run")
     averages = {name: a for name, a in found.optimizer.items() if name.startswith(AVERAGE)}
     own = {name: a for name, a in found.optimizer.items() if name not in averages}
@@ -157,7 +182,7 @@ def _load(found: Checkpoint, trainer: Trainer, optimizer_state: dict[str, Any]) 
         model.load_state_dict(weights)
         optimizer.load_state_dict(before)
         raise ValueError(f"{found.path}: {error}") from None
-    for name, layer in drawing.items():
+    for name, layer in stochastic.items():
         layer.rng_state = generators[name]
 
 

@@ -97,8 +97,8 @@ class Trainer:
         self.stopping = False
         self._initial = optimizer.hyperparameters()  # before a schedule changes them
         self._signals: Signals | None = None
-        self._told: int | None = None  # by `interrupt`, as if that signal had come
-        self._run: dict[str, Any] = {}
+        self._requested: int | None = None  # a signal's number, by `interrupt`
+        self._run: dict[str, Any] = {}  # the metadata that stay the same
         self._saved_at = self._tick = 0.0
 
     # ---- train ---------------------------------------------------------------------------------
@@ -115,10 +115,10 @@ class Trainer:
         Trainer's own schedule, data and settings, for more epochs or for fine-tuning; the schedule
         begins there. The same call also resumes the extended run.
 
-        Raises: ValueError for epochs < 1, a checkpoint of another model or recipe, or NaN in the
-        input; FloatingPointError naming the first layer whose output is not finite; OSError where
-        `out` cannot be written or another run is in it; Interrupted (a KeyboardInterrupt) after
-        Ctrl-C or SIGTERM, when the batch is finished and saved. A second Ctrl-C stops at once.
+        Raises: ValueError for epochs < 1, a checkpoint of another run, or NaN in the input;
+        FloatingPointError naming the first layer whose output is not finite; OSError where `out`
+        cannot be written or another run is in it; Interrupted (a KeyboardInterrupt) after Ctrl-C or
+        SIGTERM, when the batch is finished and saved. A second Ctrl-C stops at once.
         """
         self.epochs, self.batches = count("fit", "epochs", epochs), len(train)
         if not self.batches:
@@ -128,18 +128,18 @@ class Trainer:
         with locked(self.out), Signals() as self._signals, np.errstate(all="ignore"):
             self._begin(train, validation, resume)
             try:
-                self._tell("on_fit_begin")
+                self._notify("on_fit_begin")
                 while self.state.epoch < self.epochs and not self.stopping:
                     self._epoch(train, validation)
             finally:
                 self._signals = None
-                self._tell("on_fit_end")
+                self._notify("on_fit_end")
         return self.history.epochs()
 
     def _begin(self, train: Any, validation: Any, resume: bool | str) -> None:
-        self.stopping, self._told = False, None
+        self.stopping, self._requested = False, None
         self._saved_at = self._tick = time.monotonic()
-        self._drawing = state.stochastic_layers(self.model)
+        self._stochastic = state.stochastic_layers(self.model)
         self._run = describe_run(self, self._initial, train, validation)
         last = None if self.out is None else self.out / "last.safetensors"
         if resume and last is None:
@@ -187,33 +187,33 @@ class Trainer:
         self.model.train()
         for x, labels in batches_of(train, p.epoch, p.batch):
             self._batch(x, labels)
-            self._tell("on_batch_end")
+            self._notify("on_batch_end")
             if self.log_batches and p.batch % self.log_batches == 0:
-                self.history.append(self._batch_record())
+                self.history.append(self.state.record(self.optimizer.lr))
             self._save_if_due()
-            self._stop_if_told()
+            self._stop_if_requested()
         record = self._epoch_record(validation)
         self.history.append(record)
-        better = self._note_best(record)
+        better = p.update_best(record)
         p.next_epoch()
         self._tick = time.monotonic()
-        self._tell("on_epoch_end", record)
+        self._notify("on_epoch_end", record)
         if better:
             self._save_best(record)
         self._save_last()
-        self._stop_if_told()
+        self._stop_if_requested()
 
     def _batch(self, x: np.ndarray, labels: np.ndarray) -> None:
         """Forward, loss, backward, update: the article's steps 2 to 4 for one batch."""
         p = self.state
-        drawn = [layer.rng_state for _, layer in self._drawing]
+        rng_states = [layer.rng_state for _, layer in self._stochastic]
         self.optimizer.zero_grad()
         on = self.model.device
         scores = self.model(to_device(x, on))
         loss = self.loss(scores, to_device(labels, on))
         value = float(loss)
         if not math.isfinite(value):
-            for (_, layer), before in zip(self._drawing, drawn, strict=True):
+            for (_, layer), before in zip(self._stochastic, rng_states, strict=True):
                 layer.rng_state = before
             raise finite.diagnose_non_finite(self.model, x, self._where())
         loss.backward()
@@ -245,21 +245,10 @@ class Trainer:
     def _where(self) -> str:
         return f"epoch {self.state.epoch + 1}, batch {self.state.batch + 1}"
 
-    def _batch_record(self) -> dict[str, Any]:
-        p = self.state
-        return {
-            "epoch": p.epoch + 1,
-            "batch": p.batch,
-            "step": p.step,
-            "loss": p.loss,
-            "accuracy": p.accuracy,
-            "lr": self.optimizer.lr,
-        }
-
     def _epoch_record(self, validation: Any) -> dict[str, Any]:
         p = self.state
         self._count_time()
-        record = {**self._batch_record(), "seconds": round(p.seconds, 3)}
+        record = {**self.state.record(self.optimizer.lr), "seconds": round(p.seconds, 3)}
         del record["batch"]
         record["images_per_second"] = round(p.images / max(p.seconds, 1e-9), 1)
         if validation is not None:
@@ -274,25 +263,14 @@ class Trainer:
         self.state.seconds += now - self._tick
         self._tick = now
 
-    # ---- keep ----------------------------------------------------------------------------------
-
-    def _note_best(self, record: dict[str, Any]) -> bool:
-        """Whether this epoch's accuracy is the best so far; among equals the lower loss is."""
-        p = self.state
-        if "validation_accuracy" not in record:
-            return False
-        accuracy, loss = record["validation_accuracy"], record["validation_loss"]
-        if p.best is not None and (accuracy, -loss) <= (p.best, -(p.best_loss or 0.0)):
-            return False
-        p.best, p.best_loss, p.best_epoch = accuracy, loss, record["epoch"]
-        return True
+    # ---- save ----------------------------------------------------------------------------------
 
     def _save_best(self, record: dict[str, Any]) -> None:
         if self.out is not None:
             metadata = {**self._run, "kind": "best", "epoch": record["epoch"], "result": record}
             with self._averaged():
-                kept = checkpoint.Checkpoint(self.model.state_dict(), metadata)
-                checkpoint.write(self.out / "best.safetensors", kept)
+                best = checkpoint.Checkpoint(self.model.state_dict(), metadata)
+                checkpoint.write(self.out / "best.safetensors", best)
 
     def _save_if_due(self) -> None:
         p, seconds, batches = self.state, self.checkpoint_seconds, self.checkpoint_batches
@@ -310,12 +288,11 @@ class Trainer:
         self._count_time()
         self.history.sync()
         metadata = {**self._run, "history_lines": len(self.history.records)}
-        kept = state.capture(self, metadata)
-        checkpoint.write(self.out / "last.safetensors", kept)
+        checkpoint.write(self.out / "last.safetensors", state.capture(self, metadata))
         self._saved_at = time.monotonic()
 
-    def _stop_if_told(self) -> None:
-        number = self._number()
+    def _stop_if_requested(self) -> None:
+        number = self._stop_signal()
         if number is None:
             return
         self._save_last()
@@ -324,18 +301,18 @@ class Trainer:
         saved = "" if self.out is None else f"; saved in {self.out / 'last.safetensors'}"
         raise Interrupted(number, where + saved)
 
-    def _number(self) -> int | None:
+    def _stop_signal(self) -> int | None:
         received = self._signals.received if self._signals else None
-        return self._told if received is None else received
+        return self._requested if received is None else received
 
     @property
     def interrupted(self) -> bool:
         """Whether the run ends after this batch: a callback that waits should wait no longer."""
-        return self._number() is not None
+        return self._stop_signal() is not None
 
     def interrupt(self) -> None:
         """End the run after this batch, saved, as Ctrl-C does: `fit` raises Interrupted."""
-        self._told = signal.SIGINT
+        self._requested = signal.SIGINT
 
     def set_lr(self, lr: float) -> None:
         """Use another learning rate from the next step on; a schedule's rates all change by the
@@ -363,7 +340,7 @@ class Trainer:
         classes)}, with a row for each true class and a column for each predicted one.
         Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
         """
-        return evaluate(self.model, self.loss, loader, self._stop_if_told)
+        return evaluate(self.model, self.loss, loader, self._stop_if_requested)
 
     def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:
         """Probabilities (N, classes) for images: an array (N, C, H, W), one image (C, H, W), or a
@@ -373,9 +350,9 @@ class Trainer:
         """
         return probabilities(self.model, data, batch_size)
 
-    # ---- tell ----------------------------------------------------------------------------------
+    # ---- notify --------------------------------------------------------------------------------
 
-    def _tell(self, event: str, *args: Any) -> None:
+    def _notify(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *args)
 

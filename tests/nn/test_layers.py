@@ -210,3 +210,97 @@ def test_branches_of_other_shapes_are_refused():
         nn.Residual(nn.Conv2d(2, 3, 3))(x)
     found = summary(nn.Sequential(nn.Concat(nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 1))), (2, 5, 5))
     assert "differ in more than their channels" in found.error
+
+
+# ---- containers as lists -----------------------------------------------------------------------
+
+
+def test_a_sequential_is_sliced_set_cut_and_grown_like_a_list():
+    model = nn.Sequential(nn.Linear(4, 3, rng=0), nn.Tanh(), nn.Linear(3, 2, rng=1)).eval()
+    x = np.ones((2, 4), np.float32)
+    head = model[:2]
+    assert isinstance(head, nn.Sequential)
+    assert head[0] is model[0]
+    assert not head.training
+    np.testing.assert_array_equal(model[2](head(x)).data, model(x).data)
+    assert list(dict(model[1:].named_children())) == ["1", "2"]
+    model[-1] = nn.Linear(3, 5)
+    model["1"] = nn.ReLU()
+    assert model(x).shape == (2, 5)
+    del model[1]
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    del model[-1]
+    assert model.append(nn.Tanh()).append(nn.Linear(3, 7))(x).shape == (2, 7)
+    named = nn.Sequential(a=nn.ReLU(), b=nn.Tanh())
+    del named[0]
+    assert list(dict(named.named_children())) == ["b"]
+
+
+def test_append_takes_no_modules_place():
+    model = nn.Sequential(nn.ReLU(), nn.Tanh(), nn.Sigmoid())
+    delattr(model, "0")
+    model.append(nn.Softmax())
+    assert [type(module) for module in model] == [nn.Tanh, nn.Sigmoid, nn.Softmax]
+
+
+def test_a_module_list_is_found_and_a_plain_list_is_not():
+    class Net(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.layers = kind([nn.Linear(3, 3, rng=i) for i in range(2)])
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = nn.functional.relu(layer(x))
+            return x
+
+    hidden, found = Net(list), Net(nn.ModuleList)
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(hidden(x).data, found(x).data)
+    assert hidden.parameters() == []
+    assert list(found.state_dict())[::2] == ["layers.0.weight", "layers.1.weight"]
+
+
+def test_a_dense_block_of_another_growth_is_refused():
+    x = np.zeros((1, 2, 3, 3), np.float32)
+    layers = nn.Conv2d(2, 3, 1), nn.Conv2d(5, 3, 1)
+    with pytest.raises(ValueError, match="gave 8 channels in all, growth=5 makes 12"):
+        nn.DenseBlock(5, *layers)(x)
+    with pytest.raises(ValueError, match="does not fit behind 5 of 6 channels"):
+        nn.DenseBlock(2, *layers)(x)
+    assert nn.DenseBlock(3, *layers)(x).shape == (1, 8, 3, 3)
+
+
+def test_cat_of_features_and_what_it_refuses():
+    a, b = np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32)
+    assert nn.functional.cat([a, b]).shape == (2, 7)
+    with pytest.raises(TypeError, match="different types: float32 and float64"):
+        nn.functional.cat([a, b.astype(np.float64)])
+    with pytest.raises(ValueError, match="at least one tensor"):
+        nn.functional.cat([])
+
+
+def test_batch_norm_on_the_reference_runs_its_definition_for_any_tensor(monkeypatch):
+    layer = nn.BatchNorm2d(2).to("reference")
+    x = nn.Tensor(np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype(np.float32))
+    ran = []
+    reference = nn.functional.ops.batch_norm2d.reference
+    monkeypatch.setattr(
+        nn.functional.ops.batch_norm2d,
+        "reference",
+        lambda *given: ran.append(1) or reference(*given),
+    )
+    layer(x)
+    assert ran
+
+
+def test_loading_names_what_is_on_one_side_and_types_are_floats():
+    layer = nn.Linear(2, 2)
+    missing, unexpected = layer.load_state_dict(
+        {"weight": np.ones((2, 2)), "other": np.ones(1)}, strict=False
+    )
+    assert (missing, unexpected) == (["bias"], ["other"])
+    for dtype in (np.int32, np.float16):
+        with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+            layer.to(dtype=dtype)
+    assert layer.weight.dtype == np.float32
