@@ -40,6 +40,7 @@ Hook = Callable[[Array], Array | None]
 Backward = Callable[..., Sequence[Array | None]]
 
 _numbers = itertools.count()
+_FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
 
 
 class _State(threading.local):
@@ -288,11 +289,17 @@ class Tensor:
         """Call `hook(gradient)` when backward has found this tensor's whole gradient, an array.
 
         What the hook returns, unless None, takes the gradient's place. Raises RuntimeError for a
-        tensor without a gradient.
+        tensor without a gradient, and for one that an activation or a pool was fused with: its
+        gradient is never there by itself.
         """
         node = self._node
         if not self.requires_grad:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
+        if self._hooks is _FUSED:
+            raise RuntimeError(
+                "register_hook: what came next was computed in one pass with this tensor; register "
+                "the hook before, or set fusing = False on the module that holds both"
+            )
         if node is not None:
             return Handle(node.hooks, hook)
         if self._hooks is None:
@@ -562,6 +569,8 @@ def _settle(x: Tensor) -> None:
     """Compute a deferred tensor by itself."""
     if state.pending is x:
         state.pending = None
+    else:
+        x._hooks = _FUSED  # something took its place: its own gradient is but a part
     y = x._deferred[0](None)
     x.data, x._node, x._deferred = y.data, y._node, None
     if state.trace is not None:
@@ -702,6 +711,8 @@ def _add_to_grad(leaf: Tensor, d: Array, ours: bool) -> None:
     """leaf.grad += d; ours: whether d may be kept without a copy."""
     if d.shape != leaf.data.shape:
         raise ValueError(f"backward: a gradient of {d.shape} for a tensor of {leaf.data.shape}")
+    if not leaf.requires_grad:
+        return  # frozen since the forward pass
     if leaf.grad is None:
         leaf.grad = d if ours else arrays.copy(d)
     else:  # a new array: whoever kept the old one still has it

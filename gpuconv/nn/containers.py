@@ -70,7 +70,7 @@ class Sequential(_Container):
     """
 
     def forward(self, x: Tensor) -> Any:
-        for module in vars(self).values():
+        for module in tuple(vars(self).values()):  # a hook may set attributes
             if isinstance(module, Module):
                 x = module(x)
         return x

@@ -58,9 +58,11 @@ class AuxiliaryLoss(Module):
         self.weight = weight
 
     def forward(self, scores: Tensor | tuple[Tensor, ...], labels: Any) -> Tensor:
-        if not isinstance(scores, tuple):
+        if not isinstance(scores, tuple | list):
             return self.loss(scores, labels)
         main, *others = [self.loss(each, labels) for each in scores]
+        if not others:
+            return main
         beside = others[0]
         for other in others[1:]:
             beside = beside + other

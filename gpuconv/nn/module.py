@@ -204,7 +204,7 @@ class Module:
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly inside this one, by attribute."""
-        for name, value in vars(self).items():
+        for name, value in tuple(vars(self).items()):
             if isinstance(value, Module):
                 yield name, value
 

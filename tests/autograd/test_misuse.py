@@ -135,6 +135,70 @@ def test_recompute_takes_whatever_forward_takes():
         checkpoint(lambda x: (x, x), x)
 
 
+# ---- hooks and freezing ------------------------------------------------------------------------
+
+
+def test_a_hook_on_what_was_fused_away_is_refused_and_one_set_before_is_called():
+    class Watched(nn.Module):
+        def __init__(self, before):
+            super().__init__()
+            self.conv, self.before, self.seen = nn.Conv2d(2, 2, 3, rng=0), before, []
+
+        def forward(self, x):
+            self.kept = self.conv(x)
+            if self.before:
+                self.kept.register_hook(self.seen.append)
+            return F.relu(self.kept)
+
+    x = images(1, 2, 5, 5)
+    model = Watched(before=False)
+    y = model(x)
+    with pytest.raises(RuntimeError, match="register the hook before, or set fusing = False"):
+        model.kept.register_hook(print)
+    with pytest.raises(RuntimeError, match="fusing = False"):
+        model.kept.retain_grad()
+    model.fusing = False
+    y = model(x)
+    model.kept.retain_grad()
+    y.sum().backward()
+    np.testing.assert_array_equal(model.kept.grad, y.data > 0)
+    model = Watched(before=True)
+    model(x).sum().backward()
+    np.testing.assert_array_equal(model.seen[0], y.data > 0)
+
+
+def test_a_hook_may_set_attributes_of_the_container_that_calls():
+    model = nn.Sequential(nn.Linear(3, 3, rng=0), nn.Linear(3, 2, rng=1))
+
+    def keep(module, inputs, y):
+        model.kept = y
+        model.register_forward_hook(lambda *_: None)
+
+    model[0].register_forward_hook(keep)
+    assert model(images(4, 3)).shape == (4, 2)
+    assert model.kept.shape == (4, 3)
+
+
+def test_what_is_frozen_between_forward_and_backward_gets_no_gradient():
+    layer = nn.Linear(3, 2, rng=0)
+    y = layer(images(4, 3))
+    layer.weight.requires_grad_(False)
+    y.sum().backward()
+    assert layer.weight.grad is None
+    np.testing.assert_array_equal(layer.bias.grad, [4, 4])
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_heads_in_a_tuple_or_a_list_and_one_alone(kind):
+    heads = [Tensor(images(2, 3, seed=i), requires_grad=True) for i in range(3)]
+    loss, labels = nn.AuxiliaryLoss(), [0, 2]
+    plain = [nn.CrossEntropyLoss()(head, labels).item() for head in heads]
+    assert loss(kind(heads), labels).item() == pytest.approx(plain[0] + 0.3 * sum(plain[1:]))
+    assert loss(kind(heads[:1]), labels).item() == plain[0]
+    loss(kind(heads), labels).backward()
+    assert all(head.grad is not None for head in heads)
+
+
 # ---- gradients given by hand -------------------------------------------------------------------
 
 
