@@ -422,3 +422,18 @@ def test_no_grad_without_brackets_and_in_two_threads():
     for thread in threads:
         thread.join()
     assert seen == [False, True]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 2, 1, rng=0), nn.Linear(2, 2, rng=0)])
+def test_an_array_may_be_overwritten_once_a_layer_has_taken_it(layer):
+    class Steps(nn.Module):
+        def forward(self, x):
+            array, ys = x.numpy().copy(), []
+            for _ in range(2):
+                ys.append(layer(array))
+                array += 1
+            return F.relu(ys[0]) + ys[1]
+
+    x = images(3, 2) if isinstance(layer, nn.Linear) else images(1, 2, 3, 3)
+    first, second = layer(x).data, layer(x + 1).data
+    np.testing.assert_allclose(Steps()(x).data, np.maximum(first, 0) + second, 1e-5, 1e-6)
