@@ -34,7 +34,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "sum_pool2d": ("kernel",),
     "adaptive_avg_pool2d": ("kernel",),
     "local_response_norm": ("filters",),
-    **dict.fromkeys(("sgd", "sgd_momentum", "adam", "clip_grad_norm"), ()),
+    **dict.fromkeys(("sgd", "sgd_momentum", "adam", "adam_amsgrad", "clip_grad_norm"), ()),
 }
 RANKS = {
     **dict.fromkeys(("assign",), 4),

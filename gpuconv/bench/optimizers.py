@@ -22,6 +22,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], int]] = {
     "sgd": (lambda p: optim.SGD(p, LR), 3),
     "sgd_momentum": (lambda p: optim.SGD(p, LR, momentum=0.9), 5),
     "adam": (lambda p: optim.Adam(p, LR, eps=EPS), 7),
+    "adam_amsgrad": (lambda p: optim.Adam(p, LR, eps=EPS, amsgrad=True), 9),
     "clip_grad_norm": (lambda p: _Clip(p), 2),
 }
 
@@ -71,7 +72,7 @@ class OptimizerWorkload:
             exact = grad * (NORM / (np.sqrt((grad**2).sum()) + 1e-6))
             return [(exact, 2.0**-22 * np.abs(exact))]
         # Adam's first averages, corrected for their start at 0, are grad and grad**2.
-        change = grad / (np.abs(grad) + EPS) if self.case.op == "adam" else grad
+        change = grad / (np.abs(grad) + EPS) if self.case.op.startswith("adam") else grad
         exact = p - LR * change
         return [(exact, 2.0**-22 * (np.abs(p) + LR * np.abs(change)))]
 

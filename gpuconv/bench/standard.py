@@ -39,6 +39,7 @@ hinge                   64n x 1000
 sgd                     64n x 4096
 sgd_momentum            64n x 4096
 adam                    64n x 4096
+adam_amsgrad            64n x 4096
 clip_grad_norm          64n x 4096
 """
 USUAL = "nx64x56x56"

@@ -132,7 +132,8 @@ def _worked_number(name, layer, x, y):
     p, q = y.shape[2] // 2, y.shape[3] // 2
     (top, _), (left, _) = layer.window.pads(*x.shape[2:])
     padded = np.pad(x[0, : layer.weight.shape[1]], ((0, 0), (top, top), (left, left)))
-    kernels, biases = to_numpy(layer.weight.data), layer.bias and to_numpy(layer.bias.data)
+    kernels = to_numpy(layer.weight.data)
+    biases = None if layer.bias is None else to_numpy(layer.bias.data)
     (R, S), (dil_h, dil_w) = layer.window.kernel_size, layer.window.dilation
     r, s = p * layer.window.stride[0], q * layer.window.stride[1]
     pixels = padded[:, r : r + dil_h * R : dil_h, s : s + dil_w * S : dil_w].astype(np.float64)

@@ -27,7 +27,7 @@ from gpuconv.autograd import (
     record,
     state,
 )
-from gpuconv.operators import add, flatten, relu_backward
+from gpuconv.autograd.operators import add, flatten, relu_backward
 from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.ops.op import Op

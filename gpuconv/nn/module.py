@@ -40,7 +40,7 @@ class Module:
     attributes in `__init__`, and computes its output in `forward`, from tensors.
 
     Calling a module, `model(x)`, takes arrays or tensors and returns what `forward` returns: a
-    tensor, or a tuple of them. Gradients follow from what `forward` did; see gpuconv/autograd.py.
+    tensor, or a tuple of them. Gradients follow from what `forward` did; see gpuconv/autograd.
 
     training: whether dropout and batch norm act as in training; set by `train` and `eval`.
     device: where `to` put it. fusing: False runs every function of its forward by itself.

@@ -80,11 +80,14 @@ def weights_of(node: Node) -> dict[str, np.ndarray]:
     """All arrays that a node's output depends on, as net.js reads them."""
     layer: Any = node.layer
     if node.kind in ("conv", "linear"):
-        found = {"weight": layer.weight.data, "bias": layer.bias and layer.bias.data}
+        found = {
+            "weight": layer.weight.data,
+            "bias": None if layer.bias is None else layer.bias.data,
+        }
     elif node.kind == "batch_norm":
         found = {
-            "weight": layer.weight and layer.weight.data,
-            "bias": layer.bias and layer.bias.data,
+            "weight": None if layer.weight is None else layer.weight.data,
+            "bias": None if layer.bias is None else layer.bias.data,
             "mean": layer.running_mean.data,
             "var": layer.running_var.data,
         }

@@ -34,7 +34,7 @@ SMALL = [
     "cross_entropy 4x10",
     "half_squared_error 4x10",
     "hinge 4x10",
-    *(f"{name} 30x4" for name in ("sgd", "sgd_momentum", "adam", "clip_grad_norm")),
+    *(f"{name} 30x4" for name in ("sgd", "sgd_momentum", "adam", "adam_amsgrad", "clip_grad_norm")),
 ]
 SMALL += [f"{name} 3x4x5" for name in OPERANDS if name not in {words.split()[0] for words in SMALL}]
 OPERATIONS = {name for name in ops.__all__ if isinstance(getattr(ops, name), Op)}
@@ -136,7 +136,7 @@ def test_the_fused_costs_have_no_output_of_the_convolution():
 WHOLE = [words for words in SMALL if not words.startswith(("conv2d", "linear"))]
 WHOLE = [words.replace("avg_pool2d 2x3x9x8", "avg_pool2d 2x3x8x9") for words in WHOLE]
 WHOLE = [words.replace("sum_pool2d 2x3x9x8", "sum_pool2d 2x3x8x6") for words in WHOLE]
-SLOTS = {"sgd_momentum": 1, "adam": 2}  # read and written
+SLOTS = {"sgd_momentum": 1, "adam": 2, "adam_amsgrad": 3}  # read and written
 
 
 @pytest.mark.parametrize("words", WHOLE)

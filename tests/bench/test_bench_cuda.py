@@ -166,7 +166,7 @@ def test_the_sweeps_of_kernels_run_where_they_are_told(clock, monkeypatch):
     for seed in (0, 1):
         test_kernels_conv.compare(*test_kernels_conv.sweep_case(seed))
         test_kernels_pool.compare(*test_kernels_pool.sweep_case(seed))
-    test_kernels_optim.test_adam(test_kernels_optim.Adam, True)
+    test_kernels_optim.test_adam(test_kernels_optim.Adam, False, True)
     assert {"conv2d_backward_weight_simt", "max_pool2d_backward", "adam"} <= set(
         standin_cupy.launched
     )

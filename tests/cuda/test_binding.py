@@ -135,7 +135,7 @@ def test_arrays_may_have_any_name():
     runtime = SimRuntime()
     p, grad = sim.asarray(np.ones(8, "f4")), sim.asarray(np.full(8, 2, "f4"))
     arrays = {
-        "tensors": sim.asarray(np.uint64([[p.ptr, grad.ptr, 0, 0, 8]])),
+        "tensors": sim.asarray(np.uint64([[p.ptr, grad.ptr, 0, 0, 0, 8]])),
         "numbers": sim.asarray(np.zeros((1, 2), "f4")),
         "owner": sim.asarray(np.int32([0])),
         "part": sim.asarray(np.int32([0])),

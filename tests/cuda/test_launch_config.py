@@ -88,7 +88,7 @@ def all_configs():
             yield softmax_launch.config_rowwise(f"{name}_{way}", 2**31 - 1, 10, "int64")
     yield softmax_launch.config_loss("cross_entropy_forward", 2**31 - 1, 10, "int64")
     yield layout.config_transpose(2**20, 2**16 - 1, 1000)
-    for kernel in ("sgd", "sgd_momentum", "adam"):
+    for kernel in ("sgd", "sgd_momentum", "adam", "adam_amsgrad"):
         yield config_optimizer(kernel, 2**31 - 1, 100)
 
 

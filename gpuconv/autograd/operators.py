@@ -14,7 +14,9 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.arrays import ShapeOnly, contiguous, device_of
-from gpuconv.autograd import Array, Tensor, as_tensor, defer, record
+from gpuconv.autograd import fusion
+from gpuconv.autograd.state import Array
+from gpuconv.autograd.tensor import Tensor, as_tensor, record
 from gpuconv.ops import in_place
 
 Shape = tuple[int, ...]
@@ -34,7 +36,7 @@ def add(a: Any, b: Any) -> Tensor:
         kept = total if activation else None
         return record("add_relu" if activation else "add", total, (a, b), _add_backward, kept)
 
-    return defer(compute, (a, b), ("relu",))
+    return fusion.defer(compute, (a, b), ("relu",))
 
 
 def _sum_gradients(dy: Array, x: Array, y: Array) -> tuple[Array, Array]:

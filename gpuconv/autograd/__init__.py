@@ -1,0 +1,34 @@
+"""A tape: tensors remember the operation that made them, and `backward` walks back over it.
+
+    x = Tensor(images)                       # data: the array itself, of NumPy or of a device
+    loss = criterion(model(x), labels)       # each function of nn.functional records what it ran
+    loss.backward()                          # fills the grad of every parameter
+
+The level below, `gpuconv.ops`, knows nothing of this package: an operation is a function on arrays,
+with a `*_backward` beside it. A function of `nn.functional` runs the one and records the other.
+
+Two rules keep it both safe and fast.
+
+**Memory** (walk.py). A forward pass never overwrites an array. The backward pass overwrites
+gradients alone: only those that it made itself, that nothing else in flight shares, and that no
+hook and no `.grad` has seen. Arrays that an operation has read must stay as they are until backward
+has run: unlike PyTorch, nothing checks it.
+
+**Fusion** (fusion.py). Inside the call of a module, a function whose kernel can apply an activation
+at its end returns a tensor without data, and the activation that follows completes it in one pass.
+So a `forward` that overwrites arrays with NumPy gives an operation a copy, or reads its result's
+`data` before.
+"""
+
+from gpuconv.autograd.fusion import activated, defer, forget, pooled, settle
+from gpuconv.autograd.modes import enable_grad, no_grad
+from gpuconv.autograd.recompute import checkpoint, keep_all, once
+from gpuconv.autograd.state import Array, Backward, Hook, Node, state
+from gpuconv.autograd.tensor import Handle, Parameter, Tensor, as_tensor, nodes_of, record
+from gpuconv.autograd.walk import replacing
+
+__all__ = [
+    "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "as_tensor",
+    "checkpoint", "defer", "enable_grad", "forget", "keep_all", "no_grad", "nodes_of", "once",
+    "pooled", "record", "replacing", "settle", "state",
+]  # fmt: skip

@@ -1,0 +1,373 @@
+"""`Tensor`: an array that remembers how it was computed, and `record`, which notes an operation."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv import arrays
+from gpuconv.autograd.state import Array, Backward, Hook, Node, state
+
+FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    data: the array, of NumPy or of a device; lists of fractions become float32, and so do
+    those of integers that want a gradient. grad: None, or an
+    array of data's shape, to which every `backward` adds. requires_grad: whether `backward`
+    shall find the gradient for it; results of recorded operations have it from their inputs.
+    device: "reference" makes operations on it run their definitions.
+
+    >>> x = Tensor([1.0, -2.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([ 2., -4.], dtype=float32)
+    """
+
+    __slots__ = (
+        "__weakref__", "_deferred", "_hooks", "_node", "data", "grad", "reference", "requires_grad",
+    )  # fmt: skip
+
+    __array_ufunc__ = None  # array + tensor is the tensor's to compute
+
+    data: Array
+    grad: Array
+    requires_grad: bool
+    reference: bool
+    _node: Node | None  # what made it
+    _deferred: Any  # what computes it, while it is pending: (compute, activations, pool)
+    _hooks: list[Hook] | None  # of a leaf; those of a result are its node's
+
+    def __init__(self, data: Any, requires_grad: bool = False, device: str | None = None) -> None:
+        if arrays.device_of(data) is None:
+            data = np.asarray(data)
+            if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
+                data = data.astype(np.float32)
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"a tensor of {data.dtype} cannot require a gradient: it has no floats")
+        self.data, self.grad, self.requires_grad = data, None, requires_grad
+        self.reference = device == "reference"
+        self._node = self._deferred = self._hooks = None
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached for an empty slot alone: a pending tensor has neither data nor node yet.
+        if name in ("data", "_node") and self._deferred is not None:
+            fusion.settle_one(self)
+            return getattr(self, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __reduce__(self) -> Any:
+        """A copy, or what is read from a pickle, has no past and no hooks."""
+        values = (self.data, self.grad, self.requires_grad, self.reference)
+        return _restored, (type(self), *values)
+
+    def __repr__(self) -> str:
+        flag = ", requires_grad=True" if self.requires_grad else ""
+        if self.data.size > 1000 or self.device not in ("cpu", "reference"):
+            shape = f"shape={self.shape}, dtype={self.dtype}, device={self.device!r}"
+            return f"{type(self).__name__}({shape}{flag})"
+        return f"{type(self).__name__}({self.data!r}{flag})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def device(self) -> str:
+        """ "reference", "cpu", "sim" or "cuda"."""
+        return "reference" if self.reference else arrays.device_of(self.data) or "cpu"
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made it."""
+        return self._node is None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def numpy(self) -> np.ndarray:
+        """The data as a NumPy array: the array itself, or a copy of a device's."""
+        return arrays.to_numpy(self.data)
+
+    def item(self) -> float:
+        """The value of a tensor of one element."""
+        return self.numpy().item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.numpy())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if spec else str(self), spec)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    # Comparisons give arrays of booleans, or one; == is identity, as of any object.
+
+    def __lt__(self, other: Any) -> Any:
+        return self.numpy() < other
+
+    def __le__(self, other: Any) -> Any:
+        return self.numpy() <= other
+
+    def __gt__(self, other: Any) -> Any:
+        return self.numpy() > other
+
+    def __ge__(self, other: Any) -> Any:
+        return self.numpy() >= other
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy or None)
+
+    # Arithmetic: see operators.py.
+
+    def __add__(self, other: Any) -> Tensor:
+        return operators.add(self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Tensor:
+        return operators.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return operators.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return operators.multiply(self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return operators.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return operators.multiply(operators.power(self, -1.0), other)
+
+    def __neg__(self) -> Tensor:
+        return operators.scale(self, -1.0)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        return operators.power(self, exponent)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return operators.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return operators.matmul(other, self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return operators.take(self, index)
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The sum over all elements, or along the axes given."""
+        return operators.total(self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The mean over all elements, or along the axes given."""
+        return operators.mean(self, axis, keepdims)
+
+    def max(self, axis: int | None = None) -> Tensor:
+        """The largest element, or those along an axis; the first of equal ones has the gradient."""
+        return operators.largest(self, axis)
+
+    def argmax(self, axis: int | None = None) -> Any:
+        """Where the largest element is, or those along an axis: integers, an array of NumPy."""
+        return self.numpy().argmax(axis)
+
+    @property
+    def T(self) -> Tensor:
+        """The axes in reverse order."""
+        return operators.transpose(self)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in C order under another shape; one length may be -1."""
+        return operators.reshape(self, shape[0] if isinstance(shape[0], tuple) else shape)
+
+    def flatten(self, start_dim: int = 0) -> Tensor:
+        """The axes from start_dim on as one."""
+        return operators.flatten(self, start_dim)
+
+    def detach(self) -> Tensor:
+        """The same data without a past: gradients end here."""
+        return Tensor(self.data, device="reference" if self.reference else None)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set requires_grad; returns the tensor."""
+        self.requires_grad = requires_grad
+        return self
+
+    def register_hook(self, hook: Hook) -> Handle:
+        """Call `hook(gradient)` when backward has found this tensor's whole gradient, an array.
+
+        What the hook returns, unless None, takes the gradient's place. Raises RuntimeError for a
+        tensor without a gradient, and for one that an activation or a pool was fused with: its
+        gradient is never there by itself.
+        """
+        node = self._node
+        if not self.requires_grad:
+            raise RuntimeError("register_hook: this tensor does not require a gradient")
+        if self._hooks is FUSED:
+            raise RuntimeError(
+                "register_hook: what came next was computed in one pass with this tensor; register "
+                "the hook before, or set fusing = False on the module that holds both"
+            )
+        if node is not None:
+            return Handle(node.hooks, hook)
+        if self._hooks is None:
+            self._hooks = []
+        return Handle(self._hooks, hook)
+
+    def retain_grad(self) -> None:
+        """Keep this result's gradient in `grad`, as leaves do."""
+        kept = weakref.ref(self)
+
+        def keep(gradient: Array) -> None:
+            if (tensor := kept()) is not None:
+                tensor.grad = gradient
+
+        self.register_hook(keep)
+
+    def backward(self, gradient: Array | None = None, retain_graph: bool = False) -> None:
+        """Add to `grad` of every leaf this tensor depends on the gradient of sum(self * gradient).
+
+        gradient: an array of this shape, taken to this tensor's dtype and device; may be left out
+        for a tensor of one element, where it is 1. retain_graph: keep what was saved, so that
+        backward can run over it again.
+
+        Raises RuntimeError for a tensor that depends on no leaf with requires_grad, and where the
+        saved arrays are gone; ValueError for a gradient of another shape, or none where one is
+        needed.
+        """
+        data = self.data
+        if not self.requires_grad:
+            raise RuntimeError("backward: nothing that this tensor depends on requires a gradient")
+        if gradient is None:
+            if data.size != 1:
+                raise ValueError(
+                    f"backward: a tensor of shape {data.shape} needs the gradient of its elements"
+                )
+            ones = np.ones(data.shape, data.dtype)
+            gradient = arrays.to_device(ones, arrays.device_of(data) or "cpu")
+        else:
+            gradient = walk.like(gradient.data if isinstance(gradient, Tensor) else gradient, data)
+        if tuple(gradient.shape) != tuple(data.shape):
+            raise ValueError(
+                f"backward: the gradient has shape {gradient.shape}, the tensor {data.shape}"
+            )
+        walk.Walk(retain_graph).run(self if self._node is None else self._node, gradient)
+
+
+def _restored(kind: Any, data: Array, grad: Any, requires_grad: bool, reference: bool) -> Tensor:
+    tensor: Tensor = kind(data, False)
+    tensor.grad, tensor.requires_grad, tensor.reference = grad, requires_grad, reference
+    return tensor
+
+
+class Parameter(Tensor):
+    """A tensor that training changes: `Module.parameters` finds it."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+
+
+class Handle:
+    """A registered hook, to be taken away again with `remove`."""
+
+    def __init__(self, hooks: list[Any], hook: Any) -> None:
+        self._hooks, self._hook = hooks, hook
+        hooks.append(hook)
+
+    def remove(self) -> None:
+        """Take the hook away; nothing happens where it is gone already."""
+        if self._hook in self._hooks:
+            self._hooks.remove(self._hook)
+
+
+def as_tensor(x: Any, reference: bool = False) -> Tensor:
+    """x itself if it is a tensor, else a tensor of the array x."""
+    return x if isinstance(x, Tensor) else Tensor(x, device="reference" if reference else None)
+
+
+def record(
+    name: str,
+    data: Array,
+    inputs: Sequence[Tensor | None],
+    backward: Backward,
+    *saved: Any,
+    fresh: bool = True,
+) -> Tensor:
+    """The result of an operation on tensors, with what its gradient needs.
+
+    data: the result's array. backward(dy, over, *saved): the gradient of each input, or None;
+    `over` says whether it may write into dy. fresh: whether it only returns new arrays and views of
+    dy; False is always right.
+
+    >>> def double(x):
+    ...     return record("double", 2 * x.data, (x,), lambda dy, over: (2 * dy,))
+    >>> x = Tensor([3.0], requires_grad=True)
+    >>> double(double(x)).backward()
+    >>> x.grad
+    array([4.], dtype=float32)
+    """
+    y = Tensor.__new__(Tensor)
+    y.data, y.grad, y.requires_grad, y.reference = data, None, False, False
+    y._node = y._deferred = y._hooks = None
+    edges: list[Node | Tensor | None] = []
+    for x in inputs:
+        if x is None or not x.requires_grad:
+            edges.append(None)
+        else:
+            edges.append(x._node or x)
+            y.requires_grad = True
+        if x is not None and x.reference:
+            y.reference = True
+    if not state.recording:
+        y.requires_grad = False
+    elif y.requires_grad:
+        y._node = node = Node(name, tuple(edges), backward, fresh)
+        node.saved, node.reference = saved, y.reference
+    if state.trace is not None:
+        state.trace.record(name, inputs, y, saved)
+    return y
+
+
+def nodes_of(y: Tensor) -> Iterator[Node]:
+    """The recorded operations that y depends on, each once, in no particular order."""
+    found = [] if y._node is None else [y._node]
+    seen = set(found)
+    while found:
+        node = found.pop()
+        yield node
+        for source in node.inputs:
+            if isinstance(source, Node) and source not in seen:
+                seen.add(source)
+                found.append(source)
+
+
+# Written with this module's names, and used by the methods above.
+from gpuconv.autograd import fusion, operators, walk  # noqa: E402

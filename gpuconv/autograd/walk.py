@@ -1,0 +1,156 @@
+"""The backward pass: a walk over the recorded operations, the last one first."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+import numpy as np
+
+from gpuconv import arrays, ops
+from gpuconv.autograd.state import Array, Node
+from gpuconv.autograd.tensor import Tensor
+from gpuconv.strides import in_c_order, pixel_stride
+
+
+class Walk:
+    """One backward pass.
+
+    flying: each node's gradient so far, until all that reads the node's output has been visited;
+    nodes are visited in the opposite order of their making. made: how many gradients in flight lie
+    in each block of memory that this walk made, by the block's id. Where that is one, its holder
+    may overwrite it.
+    """
+
+    def __init__(self, retain: bool) -> None:
+        self.retain = retain
+        self.flying: dict[Any, Array] = {}
+        self.made: dict[int, int] = {}
+        self.heap: list[tuple[int, int, Any]] = []
+
+    def run(self, root: Any, gradient: Array) -> None:
+        self._arrive(root, gradient)
+        flying, made, heap = self.flying, self.made, self.heap
+        while heap:
+            node = heapq.heappop(heap)[2]
+            dy = flying.pop(node)
+            memory = dy if dy.base is None else dy.base
+            count = made.pop(id(memory), 0)
+            if count > 1:
+                made[id(memory)] = count - 1
+            hooks = node._hooks if isinstance(node, Tensor) else node.hooks
+            for hook in list(hooks or ()):
+                count = self._disown(memory)
+                if (replaced := hook(dy)) is not None:
+                    dy = replacing(dy, replaced)
+                    memory = _memory(dy)
+            if isinstance(node, Tensor):
+                _add_to_grad(node, dy, count == 1)
+            else:
+                self._visit(node, dy, memory, count)
+
+    def _visit(self, node: Node, dy: Array, memory: Any, count: int) -> None:
+        """Run one node's backward and send its gradients to the inputs."""
+        if node.saved is None:
+            raise RuntimeError(
+                f"backward: what {node.name} had saved is gone; each forward pass serves one "
+                f"backward, or more with retain_graph=True"
+            )
+        if not node.fresh:
+            count = self._disown(memory)
+        over = count == 1 and not node.reference
+        gradients = node.backward(dy, over, *node.saved)
+        if not self.retain:
+            node.saved = None
+        made, arrived = self.made, []
+        for d, target in zip(gradients, node.inputs, strict=True):
+            if d is not None and target is not None:
+                block = id(d if d.base is None else d.base)
+                arrived.append((d, target, block))
+                if node.fresh and (count or block != id(memory)):
+                    made[block] = made.get(block, 0) + 1
+        del dy, gradients
+        for d, target, block in arrived:
+            if isinstance(target, Tensor) and target._hooks is None:
+                _add_to_grad(target, d, made.get(block) == 1)
+                self._release(block)
+            else:
+                self._arrive(target, d)
+
+    def _arrive(self, target: Any, d: Array) -> None:
+        """Add a gradient to what the target has already."""
+        old = self.flying.get(target)
+        if old is None:
+            self.flying[target] = d
+            number = -1 if isinstance(target, Tensor) else target.number
+            heapq.heappush(self.heap, (-number, id(target), target))
+            return
+        if old.shape != d.shape:
+            raise ValueError(f"backward: gradients of shapes {old.shape} and {d.shape} meet")
+        for total, part in ((old, d), (d, old)):
+            if total.ndim and self.made.get(id(_memory(total))) == 1 and _accumulates(total):
+                self._release(id(_memory(part)))
+                self.flying[target] = ops.accumulate(total, part)
+                return
+        self._release(id(_memory(old)))
+        self._release(id(_memory(d)))
+        total = _sum(old, d)
+        self.flying[target] = total
+        self.made[id(_memory(total))] = 1
+
+    def _disown(self, memory: Any) -> int:
+        """Overwrite a block of memory no more: somebody outside has seen a gradient in it."""
+        self.made.pop(id(memory), None)
+        return 0
+
+    def _release(self, block: int) -> None:
+        """Count one gradient less in a block of memory."""
+        count = self.made.pop(block, 0)
+        if count > 1:
+            self.made[block] = count - 1
+
+
+def like(a: Any, model: Array) -> Array:
+    """a as an array of the dtype and on the device of another."""
+    device = arrays.device_of(a)
+    if device in (None, "cpu") and arrays.device_of(model) != "meta":
+        a = np.asarray(a, model.dtype)
+    return arrays.to_device(a, arrays.device_of(model) or "cpu")
+
+
+def replacing(dy: Array, new: Any) -> Array:
+    """What a hook gave in place of the gradient dy. ValueError for another shape."""
+    new = like(new.data if isinstance(new, Tensor) else new, dy)
+    if tuple(new.shape) != tuple(dy.shape):
+        raise ValueError(f"a hook gave shape {new.shape} for a gradient of {dy.shape}")
+    return new
+
+
+def _memory(a: Array) -> Any:
+    """What arrays that share memory have in common."""
+    base = a.base
+    return a if base is None else base
+
+
+def _accumulates(a: Array) -> bool:
+    """Whether `ops.accumulate` can write into it: kernels take two layouts only."""
+    if isinstance(a, np.ndarray):
+        return a.flags.writeable
+    dense = in_c_order(a.shape, a.strides, a.dtype.itemsize)
+    return dense or pixel_stride(a) is not None
+
+
+def _add_to_grad(leaf: Tensor, d: Array, ours: bool) -> None:
+    """leaf.grad += d; ours: whether d may be kept without a copy."""
+    if d.shape != leaf.data.shape:
+        raise ValueError(f"backward: a gradient of {d.shape} for a tensor of {leaf.data.shape}")
+    if not leaf.requires_grad:
+        return  # frozen since the forward pass
+    if leaf.grad is None:
+        leaf.grad = d if ours else arrays.copy(d)
+    else:  # a new array: whoever kept the old one still has it
+        leaf.grad = _sum(leaf.grad, d)
+
+
+def _sum(a: Array, b: Array) -> Array:
+    return ops.add(arrays.contiguous(a), arrays.contiguous(b)) if a.ndim else np.asarray(a + b)
