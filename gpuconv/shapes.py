@@ -73,6 +73,11 @@ class Window:
         for name in ("kernel_size", "stride", "dilation"):
             object.__setattr__(self, name, pair(name, getattr(self, name), least=1))
         object.__setattr__(self, "padding", _padding(self.padding))
+        fields = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        object.__setattr__(self, "_hash", hash(fields))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined]  # a key of every plan
 
     @property
     def extent(self) -> tuple[int, int]:

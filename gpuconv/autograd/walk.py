@@ -39,7 +39,7 @@ class Walk:
             if count > 1:
                 made[id(memory)] = count - 1
             hooks = node._hooks if isinstance(node, Tensor) else node.hooks
-            for hook in list(hooks or ()):
+            for hook in list(hooks) if hooks else ():
                 count = self._disown(memory)
                 if (replaced := hook(dy)) is not None:
                     dy = replacing(dy, replaced)
