@@ -293,7 +293,8 @@ def test_killed_at_random_moments(kills, tmp_path, whole):
     draw = random.Random(20)
     targets = sorted(draw.sample(range(EPOCHS * BATCHES - 2), kills))
     codes = [kill_at(context, tmp_path, each, draw.random() * 0.02) for each in targets]
-    assert codes.count(-signal.SIGKILL) >= 0.8 * kills  # the last ones may have finished first
+    late = max(1, kills // 5)  # the last ones may have finished first
+    assert codes.count(-signal.SIGKILL) >= kills - late
     train(tmp_path)
     assert final_state(tmp_path) == whole
     assert not list(tmp_path.glob(".*.tmp"))
