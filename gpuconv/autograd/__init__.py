@@ -1,23 +1,24 @@
-"""A tape: tensors remember the operation that made them, and `backward` walks back over it.
+"""Gradients: tensors record the operation that made them; `backward` visits these in reverse order.
 
     x = Tensor(images)                       # data: the array itself, of NumPy or of a device
     loss = criterion(model(x), labels)       # each function of nn.functional records what it ran
     loss.backward()                          # fills the grad of every parameter
 
-The level below, `gpuconv.ops`, knows nothing of this package: an operation is a function on arrays,
-with a `*_backward` beside it. A function of `nn.functional` runs the one and records the other.
+The level below, `gpuconv.ops`, does not use this package: an operation is a function on arrays,
+with a `*_backward` beside it. A function of `nn.functional` runs the operation and records its
+`*_backward`.
 
 Two rules keep it both safe and fast.
 
 **Memory** (walk.py). A forward pass never overwrites an array. The backward pass overwrites
-gradients alone: only those that it made itself, that nothing else in flight shares, and that no
+gradients alone: only those that it made itself, that no other pending gradient shares, and that no
 hook and no `.grad` has seen. Arrays that an operation has read must stay as they are until backward
-has run: unlike PyTorch, nothing checks it.
+has run: unlike in PyTorch, this is not checked.
 
 **Fusion** (fusion.py). Inside the call of a module, a function whose kernel can apply an activation
 at its end returns a tensor without data, and the activation that follows completes it in one pass.
-So a `forward` that overwrites arrays with NumPy gives an operation a copy, or reads its result's
-`data` before.
+So a `forward` that overwrites arrays with NumPy must give an operation a copy, or first read its
+result's `data`.
 """
 
 from gpuconv.autograd.fusion import activated, defer, forget, pooled, settle

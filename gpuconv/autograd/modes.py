@@ -40,15 +40,15 @@ class _Mode(contextlib.ContextDecorator):
 
 
 class no_grad(_Mode):
-    """Within, nothing is recorded: results have no past, and nothing is kept for `backward`.
+    """Inside, no operation is recorded, and nothing is kept for `backward`.
 
-    A context or a decorator, as torch.no_grad.
+    A context manager or a decorator, like torch.no_grad.
     """
 
     recording = False
 
 
 class enable_grad(_Mode):
-    """Within, operations are recorded even inside `no_grad`."""
+    """Inside, operations are recorded, even within `no_grad`."""
 
     recording = True

@@ -24,7 +24,7 @@ Number = int | float | np.integer | np.floating
 
 
 def add(a: Any, b: Any) -> Tensor:
-    """a + b; a ReLU that follows joins it. Shapes are broadcast on NumPy arrays alone."""
+    """a + b; a ReLU that follows is fused with it. Shapes are broadcast on NumPy arrays alone."""
     a, b = _operands(a, b)
     if a.shape != b.shape or not a.ndim:
         return _broadcast("add", np.add, a, b, _sum_gradients)
@@ -166,7 +166,7 @@ def _reshape_backward(dy: Array, over: bool, shape: Shape) -> tuple[Array]:
 
 
 def flatten(x: Tensor, start_dim: int = 0) -> Tensor:
-    """The axes from start_dim on as one."""
+    """The axes from start_dim on, merged into one."""
     if not isinstance(x, Tensor):
         x = Tensor(x)
     shape = x.data.shape
@@ -186,7 +186,7 @@ def _take_backward(dy: Array, over: bool, shape: Shape, index: Any) -> tuple[Arr
 
 
 def largest(x: Tensor, axis: int | None = None) -> Tensor:
-    """The largest element, or those along an axis; the first of equal ones has the gradient."""
+    """The largest element, or those along an axis; of equal ones the first gets a gradient."""
     if axis is None:
         x, axis = reshape(x, (-1,)), 0
     axis %= x.ndim

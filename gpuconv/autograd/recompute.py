@@ -1,4 +1,4 @@
-"""`checkpoint`: memory for time, by running a part of a network forward twice."""
+"""`checkpoint` saves memory by running a part of a network forward twice."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _again(
 
 @contextlib.contextmanager
 def keep_all() -> Any:
-    """Within, `checkpoint` just calls its function, so that all results inside can be reached."""
+    """Inside, `checkpoint` just calls its function, so that all results inside can be reached."""
     before, state.keeping = state.keeping, True
     try:
         yield

@@ -17,11 +17,11 @@ FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
 class Tensor:
     """An array that remembers how it was computed.
 
-    data: the array, of NumPy or of a device; lists of fractions become float32, and so do
-    those of integers that want a gradient. grad: None, or an
-    array of data's shape, to which every `backward` adds. requires_grad: whether `backward`
-    shall find the gradient for it; results of recorded operations have it from their inputs.
-    device: "reference" makes operations on it run their definitions.
+    data: the array, of NumPy or of a device; lists of floats become float32, and so do lists of
+    integers with requires_grad. grad: None, or an array of data's shape, to which every `backward`
+    adds. requires_grad: whether `backward` computes its gradient; the result of a recorded
+    operation takes it from the inputs. device: "reference" makes operations on it run their
+    definitions.
 
     >>> x = Tensor([1.0, -2.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -190,11 +190,11 @@ class Tensor:
         return operators.mean(self, axis, keepdims)
 
     def max(self, axis: int | None = None) -> Tensor:
-        """The largest element, or those along an axis; the first of equal ones has the gradient."""
+        """The largest element, or those along an axis; of equal ones the first gets a gradient."""
         return operators.largest(self, axis)
 
     def argmax(self, axis: int | None = None) -> Any:
-        """Where the largest element is, or those along an axis: integers, an array of NumPy."""
+        """The index of the largest element, or those along an axis: integers, a NumPy array."""
         return self.numpy().argmax(axis)
 
     @property
@@ -207,11 +207,11 @@ class Tensor:
         return operators.reshape(self, shape[0] if isinstance(shape[0], tuple) else shape)
 
     def flatten(self, start_dim: int = 0) -> Tensor:
-        """The axes from start_dim on as one."""
+        """The axes from start_dim on, merged into one."""
         return operators.flatten(self, start_dim)
 
     def detach(self) -> Tensor:
-        """The same data without a past: gradients end here."""
+        """The same data without a recorded operation: gradients stop here."""
         return Tensor(self.data, device="reference" if self.reference else None)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -222,9 +222,9 @@ class Tensor:
     def register_hook(self, hook: Hook) -> Handle:
         """Call `hook(gradient)` when backward has found this tensor's whole gradient, an array.
 
-        What the hook returns, unless None, takes the gradient's place. Raises RuntimeError for a
-        tensor without a gradient, and for one that an activation or a pool was fused with: its
-        gradient is never there by itself.
+        What the hook returns, unless None, replaces the gradient. Raises RuntimeError for a tensor
+        without a gradient, and for one that an activation or a pool was fused with: its gradient is
+        never computed by itself.
         """
         node = self._node
         if not self.requires_grad:
@@ -251,14 +251,14 @@ class Tensor:
         self.register_hook(keep)
 
     def backward(self, gradient: Array | None = None, retain_graph: bool = False) -> None:
-        """Add to `grad` of every leaf this tensor depends on the gradient of sum(self * gradient).
+        """Add the gradient of sum(self * gradient) to `grad` of every leaf that self depends on.
 
-        gradient: an array of this shape, taken to this tensor's dtype and device; may be left out
-        for a tensor of one element, where it is 1. retain_graph: keep what was saved, so that
+        gradient: an array of this shape, converted to this tensor's dtype and device; may be left
+        out for a tensor of one element, where it is 1. retain_graph: keep what was saved, so that
         backward can run over it again.
 
         Raises RuntimeError for a tensor that depends on no leaf with requires_grad, and where the
-        saved arrays are gone; ValueError for a gradient of another shape, or none where one is
+        saved arrays were freed; ValueError for a gradient of another shape, or none where one is
         needed.
         """
         data = self.data
@@ -296,14 +296,14 @@ class Parameter(Tensor):
 
 
 class Handle:
-    """A registered hook, to be taken away again with `remove`."""
+    """A registered hook, which `remove` removes."""
 
     def __init__(self, hooks: list[Any], hook: Any) -> None:
         self._hooks, self._hook = hooks, hook
         hooks.append(hook)
 
     def remove(self) -> None:
-        """Take the hook away; nothing happens where it is gone already."""
+        """Remove the hook; nothing happens if it is removed already."""
         if self._hook in self._hooks:
             self._hooks.remove(self._hook)
 

@@ -1,4 +1,4 @@
-"""DenseNet: every layer of a block sees the outputs of all before it.
+"""DenseNet: every layer of a block takes the outputs of all layers before it.
 
 Source: Huang et al. 2017, DenseNet-BC; torchvision.models.densenet.
 """
@@ -39,7 +39,7 @@ def densenet121(
     """DenseNet-121: blocks of 6, 12, 24 and 16 layers; 7,978,856 parameters.
 
     stem: "imagenet", a 7x7 convolution with stride 2 and a max-pool; "small", for images of 32x32
-    or so, a 3x3 convolution with stride 1 alone. input_size: what the summary assumes.
+    or so, a 3x3 convolution with stride 1 alone. input_size: the size that the summary assumes.
     forward: x (N, in_channels, H, W) -> scores (N, num_classes).
     """
     return DenseNet((6, 12, 24, 16), num_classes, in_channels, stem)

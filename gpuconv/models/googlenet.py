@@ -41,8 +41,8 @@ def googlenet(
     """GoogLeNet, torchvision's: nine inception blocks; 6,624,904 parameters.
 
     aux: with the two auxiliary heads of training, 13,004,888 parameters; then forward gives a tuple
-    in training, for `AuxiliaryLoss`. input_size: what the summary assumes. The biases of the linear
-    layers begin at 0, torchvision's are drawn.
+    in training, for `AuxiliaryLoss`. input_size: the size that the summary assumes. The biases of
+    the linear layers begin at 0; torchvision's are random.
     forward: x (N, in_channels, H, W) -> scores (N, num_classes).
     """
     return GoogLeNet(num_classes, in_channels, aux)
@@ -106,7 +106,7 @@ class BasicConv2d(Module):
 
 
 class Inception(Module):
-    """Four branches: 1x1; 1x1 and 3x3; 1x1 and what the paper has 5x5; pool and 1x1."""
+    """Four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3 (5x5 in the paper); pool and 1x1."""
 
     is_block = True
 

@@ -42,7 +42,7 @@ SIDE = 5  # of a map before it is flattened
 def harley_lenet(
     num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
 ) -> Sequential:
-    """6@5x5, pool, 16@5x5 with 60 of 96 links, pool, 120, 100, num_classes; 62,902 parameters.
+    """6@5x5, pool, 16@5x5 (60 of 96 connections), pool, 120, 100, num_classes; 62,902 parameters.
 
     Max-pools; the activation is 1.7159 tanh(2x/3) everywhere, after the last layer too.
     forward: x (N, in_channels, 32, 32), as `harley_pixels` makes it -> scores (N, num_classes).
@@ -65,7 +65,7 @@ def harley_lenet(
 
 
 def harley_pixels(images: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
-    """Images (N, 28, 28), uint8, as his network sees them: -0.1 to 1.175, framed to 32x32 by -0.1.
+    """Images (N, 28, 28), uint8, as his network sees them: -0.1 to 1.175, with -0.1 as padding.
 
     Returns (N, 1, 32, 32).
     """

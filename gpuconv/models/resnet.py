@@ -1,4 +1,4 @@
-"""ResNet: blocks with a way around them.
+"""ResNet: blocks with shortcut connections.
 
 Source: He et al. 2015, "Deep residual learning", in the form of version 1.5 (the stride of a
 bottleneck is on its 3x3 convolution); torchvision.models.resnet.
@@ -38,7 +38,7 @@ def resnet18(
     """ResNet-18: two basic blocks at each of four sizes; 11,689,512 parameters.
 
     stem: "imagenet", a 7x7 convolution with stride 2 and a max-pool; "small", for images of 32x32
-    or so, a 3x3 convolution with stride 1 alone. input_size: what the summary assumes.
+    or so, a 3x3 convolution with stride 1 alone. input_size: the size that the summary assumes.
     forward: x (N, in_channels, H, W) -> scores (N, num_classes).
     """
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, stem)

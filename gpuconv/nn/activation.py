@@ -52,8 +52,8 @@ class Sigmoid(Module):
 
 
 class Softmax(Module):
-    """Scores (N, classes, ...) to probabilities. The losses take scores: leave it out of a network
-    to train.
+    """Scores (N, classes, ...) to probabilities. The losses take scores, so a network for training
+    ends without it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Identity(Module):
 
 
 class Dropout(Module):
-    """In training each element is 0 with probability p and the others grow by 1/(1-p); in
+    """In training each element is 0 with probability p and the others are multiplied by 1/(1-p); in
     evaluation y = x.
 
     seed: each forward pass in training uses the next mask of a sequence that depends on it alone.

@@ -147,10 +147,10 @@ class DenseBlock(_Container):
 
 
 def recompute_blocks(network: Module) -> int:
-    """Set `recompute` for every block of a network that is in no other; how many there were.
+    """Set `recompute` for every outermost block of a network; returns their number.
 
-    Blocks are modules with `is_block`: a residual, inception or dense layer of the zoo, a Residual,
-    a Concat.
+    Blocks are modules with `is_block`: a residual, inception or dense layer of gpuconv.models, a
+    Residual, a Concat.
     """
     if network.is_block:
         network.recompute = True

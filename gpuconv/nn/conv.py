@@ -19,12 +19,11 @@ from gpuconv.shapes import pair, window
 class Conv2d(Weighted):
     """out_channels filters of in_channels/groups x kernel_size weights slide over the image.
 
-    kernel_size, stride, dilation: an int or (vertical, horizontal). padding: those, ((top,
-    bottom), (left, right)), "same", "valid" (the article's narrow convolution) or "full" (its wide
-    one). connections: a table (in_channels, out_channels), nonzero where a filter sees a channel;
-    what is not linked has a weight of 0 that never learns and is not counted, as in LeNet-5's C3
-    (LeCun et al. 1998, table I). rng: a generator or seed for the initial weights, uniform in
-    +-1/sqrt(fan in) as PyTorch's are.
+    kernel_size, stride, dilation: an int or (vertical, horizontal). padding: those, ((top, bottom),
+    (left, right)), "same", "valid" (the article's narrow convolution) or "full" (its wide one).
+    connections: a table (in_channels, out_channels), nonzero where a filter uses a channel; the
+    other weights stay 0 and are not counted, as in LeNet-5's C3 (LeCun et al. 1998, table I). rng:
+    a generator or seed for the initial weights, uniform in +-1/sqrt(fan in) as PyTorch's are.
     forward: x (N, in_channels, H, W) -> y (N, out_channels, P, Q). Source: the article;
     torch.nn.Conv2d.
     """

@@ -151,11 +151,11 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`ops.batch_norm2d`: x (N, C, H, W) normalised a channel at a time, times w plus b, (C,) each.
+    """`ops.batch_norm2d`: x (N, C, H, W) normalised for each channel, times w plus b, (C,) each.
 
     training: with the statistics of x, towards which the running ones, (C,) arrays, are moved in
-    place; else with the running ones. A ReLU that follows it within a module joins it.
-    Raises ValueError in training for one value a channel.
+    place; else with the running ones. A ReLU that follows it within a module is fused with it.
+    Raises ValueError in training for one value per channel.
     """
     x, w, b = _tensor(x), _optional(w), _optional(b)
     arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
@@ -247,8 +247,8 @@ def softmax(x: Any) -> Tensor:
 
 
 def dropout(x: Any, p: float, seed: int) -> Tensor:
-    """`ops.dropout`: each element 0 with probability p, by the mask number `seed`, else grown by
-    1 / (1 - p).
+    """`ops.dropout`: each element is 0 with probability p, by the mask number `seed`, else
+    multiplied by 1 / (1 - p).
     """
     x = _tensor(x)
     run = _on(ops.dropout, x.reference)

@@ -11,7 +11,7 @@ from gpuconv.nn.weighted import Weighted
 
 
 class Linear(Weighted):
-    """Every output sees every input: y = x w^T + b.
+    """Every output depends on every input: y = x w^T + b.
 
     rng: a generator or seed for the initial weights, uniform in +-1/sqrt(in_features) as PyTorch's
     are. forward: x (N, in_features) -> y (N, out_features). Source: the article; torch.nn.Linear.

@@ -32,8 +32,9 @@ class ArticleLoss(Module):
 
 
 class HingeLoss(Module):
-    """The support vector machine's: max(0, margin - right score + other score), the mean over the
-    classes, for scores (N, classes) and integer labels (N,). As torch.nn.MultiMarginLoss.
+    """The loss of support vector machines: max(0, margin - right class's score + other score), the
+    mean over the classes, for scores (N, classes) and integer labels (N,). As
+    torch.nn.MultiMarginLoss.
     """
 
     def __init__(self, margin: float = 1.0) -> None:

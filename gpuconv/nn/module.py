@@ -1,4 +1,4 @@
-"""`Module`: what every layer, container and network is."""
+"""`Module`: the base class of every layer, container and network."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Module:
     Calling a module, `model(x)`, takes arrays or tensors and returns what `forward` returns: a
     tensor, or a tuple of them. Gradients follow from what `forward` did; see gpuconv/autograd.
 
-    training: whether dropout and batch norm act as in training; set by `train` and `eval`.
-    device: where `to` put it. fusing: False runs every function of its forward by itself.
-    recompute: True keeps only the module's input for backward and runs forward once more then.
-    is_block: whether `recompute_blocks` may set that for it. input_shape: one example's (C, H, W),
-    and spec: how to build it again; known of the models of the zoo.
+    training: whether dropout and batch norm act as in training; set by `train` and `eval`. device:
+    where `to` put it. fusing: False runs every function of its forward by itself. recompute: True
+    keeps only the module's input for backward and runs forward once more then. is_block: whether
+    `recompute_blocks` may set that for it. input_shape: one example's (C, H, W), and spec: how to
+    build it again; known for the models of gpuconv.models.
 
     >>> from gpuconv import nn
     >>> class Block(nn.Module):
@@ -236,7 +236,7 @@ class Module:
             yield module
 
     def get_submodule(self, name: str) -> Module:
-        """The module of a dotted name. ValueError, with the nearest known name, without one."""
+        """The module of a dotted name. ValueError, with the nearest name, if there is none."""
         from gpuconv.errors import unknown
 
         found = dict(self.named_modules(remove_duplicate=False))
@@ -296,7 +296,7 @@ class Module:
         return self.train(False)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for parameter in self.parameters():
             parameter.grad = None
 
@@ -311,7 +311,7 @@ class Module:
         or float type, in place. An optimiser with state is made after this.
 
         Raises: ValueError for an unknown device, and for a dtype but float32 and float64;
-        DeviceError, one line with the way out, where the device cannot work here. Then nothing has
+        DeviceError, which says what to do, where the device does not work here. Then nothing is
         moved.
         """
         settle()

@@ -10,14 +10,14 @@ from gpuconv.nn.module import Buffer, Module
 
 
 class BatchNorm2d(Module):
-    """Each channel less its mean, over its deviation, times weight plus bias.
+    """Each channel minus its mean, divided by its standard deviation, times weight plus bias.
 
     In training mean and biased variance are the batch's, and the running ones move towards them:
     running = (1 - momentum) * running + momentum * batch's, the variance made unbiased by
     n / (n - 1), n = N*H*W; in evaluation the running ones are used. State, as torchvision's:
     weight, bias (affine only), running_mean, running_var, num_batches_tracked (int64).
-    forward: x (N, num_features, H, W) -> y, the same shape; ValueError in training for one value a
-    channel. Source: Ioffe and Szegedy 2015; torch.nn.BatchNorm2d.
+    forward: x (N, num_features, H, W) -> y, the same shape; ValueError in training for one value
+    per channel. Source: Ioffe and Szegedy 2015; torch.nn.BatchNorm2d.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class BatchNorm2d(Module):
 
 
 class LocalResponseNorm(Module):
-    """Each value over a power of its neighbouring channels' sum of squares.
+    """Each value divided by a power of the sum of squares over neighbouring channels.
 
     y[c] = x[c] / (k + a * sum of x[j]**2)**beta, over the `size` channels j around c. convention:
     "torch" (also ONNX's and Caffe's) has a = alpha / size, "paper" has a = alpha: the paper's

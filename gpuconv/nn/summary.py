@@ -35,8 +35,8 @@ class Summary:
     def training_bytes(self, batch: int = 1, states: int = 1) -> int:
         """A lower bound of the bytes that a training step takes in float32: parameters, gradients,
         `states` values of each parameter's for the optimiser (1 is SGD with momentum, 2 Adam),
-        buffers, and what is kept for the backward pass. Workspaces and gradients on their way come
-        on top.
+        buffers, and what is kept for the backward pass. Workspaces and temporary gradients come on
+        top.
         """
         return 4 * (self.parameters * (2 + states) + self.buffers) + batch * self.kept
 
