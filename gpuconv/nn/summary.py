@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.autograd import Node, Tensor, enable_grad, state
+from gpuconv.autograd import Tensor, enable_grad, nodes_of, state
 from gpuconv.nn.module import Module, Shape
 from gpuconv.nn.trace import Call, Trace, _mode, trace
 
@@ -123,20 +123,13 @@ def _kept_bytes(network: Module, shape: Shape) -> int:
             y = network(x)
     finally:
         state.trace = before
-    saved: dict[int, int] = {}
-    seen: set[int] = set()
-    roots = y.values() if isinstance(y, dict) else y if isinstance(y, tuple | list) else (y,)
-    nodes = [root._node for root in roots if isinstance(root, Tensor) and root._node is not None]
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        for array in node.saved or ():
-            if isinstance(array, ShapeOnly):
-                block = array if array.base is None else array.base
-                saved[id(block)] = block.nbytes
-        nodes += [each for each in node.inputs if isinstance(each, Node)]
+    saved: dict[int, int] = {}  # by block of memory: several nodes and outputs may share one
+    for root in y.values() if isinstance(y, dict) else y if isinstance(y, tuple | list) else (y,):
+        for node in nodes_of(root) if isinstance(root, Tensor) else ():
+            for array in node.saved or ():
+                if isinstance(array, ShapeOnly):
+                    block = array if array.base is None else array.base
+                    saved[id(block)] = block.nbytes
     return sum(saved.values())
 
 
