@@ -53,6 +53,7 @@ NUMBER = Kind("a finite number", _is_number)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 NOTHING = Kind("null", lambda v: v is None)
 ANYTHING = Kind("anything", lambda v: True)
+RESIZE = Kind("a way to resize", lambda v: v in ("stretch", "fit", "centre-crop"))
 DICT = Record({})
 
 # A tuple lists alternatives.
@@ -77,7 +78,8 @@ SETTINGS = Record(
         "validation": (NOTHING, NUMBER),
         "label_smoothing": NUMBER,
         "limit": (NOTHING, WHOLE),
-        "gray": FLAG,
+        **dict.fromkeys(("gray", "skip_bad", "stratified"), FLAG),
+        "resize": RESIZE,
         "seed": INTEGER,
     },
 )
@@ -121,7 +123,8 @@ METADATA = Record(
         "input": (NOTHING, PREPROCESSING),
         "classes": (NOTHING, ListOf(TEXT)),
         "image_shape": (NOTHING, SHAPE),
-        "dark_border": (NOTHING, FLAG),
+        **dict.fromkeys(("dark_border", "stratified"), (NOTHING, FLAG)),
+        "resize": (NOTHING, RESIZE),
         "settings": (NOTHING, SETTINGS),
         "epoch": (NOTHING, WHOLE),
         "result": (NOTHING, DICT),

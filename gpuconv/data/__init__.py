@@ -2,12 +2,13 @@
 
 from gpuconv.data.augment import Affine, Augment, Compose, HorizontalFlip, RandomCrop, Shift
 from gpuconv.data.dataset import Dataset, Scale, to_float
-from gpuconv.data.errors import DataError
-from gpuconv.data.folder import decode_image, from_folder, load_image, save_image
+from gpuconv.data.errors import DataError, DataWarning
+from gpuconv.data.folder import from_folder
 from gpuconv.data.idx import read_idx, write_idx
 from gpuconv.data.loader import Loader
 from gpuconv.data.named import installed, load
-from gpuconv.data.preprocessing import Preprocessing, mean_and_std
+from gpuconv.data.picture import decode_image, load_image, save_image
+from gpuconv.data.preprocessing import Picture, Preprocessing, mean_and_std
 from gpuconv.data.rng import CounterRNG
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "Compose",
     "CounterRNG",
     "DataError",
+    "DataWarning",
     "Dataset",
     "HorizontalFlip",
     "Loader",
+    "Picture",
     "Preprocessing",
     "RandomCrop",
     "Scale",

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuconv import checkpoint
+from gpuconv.data import Preprocessing
+from gpuconv.data.picture import RESIZE
 from gpuconv.errors import unknown
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ DEFAULTS: RunConfig = {
     "validation": None,  # VALIDATION, where that is enough images to choose the best epoch
     "limit": None,
     "gray": False,
+    "resize": "fit",
+    "skip_bad": False,
+    "stratified": True,
     "seed": 0,
     "device": "auto",
 }
@@ -71,6 +76,7 @@ CHOICES = {
     "schedule": SCHEDULES,
     "normalize": NORMALIZE,
     "augment": AUGMENT,
+    "resize": RESIZE,
 }
 
 
@@ -124,10 +130,13 @@ def stored_config(folder: str | Path) -> RunConfig:
     last = Path(folder) / "last.safetensors"
     if not last.exists():
         raise FileNotFoundError(f"{folder}: holds no run to resume: there is no {last.name}")
-    config = checkpoint.read(last).metadata.get("settings")
+    metadata = checkpoint.read(last).metadata
+    config = metadata.get("settings")
     if not isinstance(config, dict) or config.keys() - DEFAULTS.keys():
         raise ValueError(f"{last}: is no run of `gpuconv train`; resume it with Trainer.fit")
-    return config
+    shape = (metadata.get("input") or {}).get("input_shape") or metadata.get("image_shape")
+    how = Preprocessing.from_metadata(metadata, shape)  # of version 0.1 too
+    return {"resize": how.resize, "stratified": how.stratified, **config}
 
 
 def extended(folder: str | Path, stored: RunConfig, epochs: int) -> RunConfig:

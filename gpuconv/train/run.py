@@ -15,14 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuconv import checkpoint, models
-from gpuconv.data import Loader, Preprocessing
-from gpuconv.data.preprocessing import (
-    has_dark_border,
-    image_size,
-    is_picture_folder,
-    load_limited,
-    mean_and_std,
-)
+from gpuconv.data import Loader, Preprocessing, load, mean_and_std
+from gpuconv.data.preprocessing import has_dark_border, image_size
 from gpuconv.train import config as configs
 from gpuconv.train.state import is_best
 from gpuconv.train.trainer import Trainer
@@ -52,18 +46,19 @@ def prepare(config: configs.RunConfig) -> Run:
     """
     config = dict(config)
     seed = config["seed"]
-    size = None
-    if is_picture_folder(config["data"]):
-        size = image_size(_build(config["model"], {}, seed).input_shape)
-    whole = load_limited(config["data"], "train", config["limit"], size, config["gray"])
+    size = image_size(_build(config["model"], {}, None).input_shape)
+    reading = {name: config[name] for name in ("resize", "limit", "skip_bad", "stratified")}
+    whole = load(config["data"], "train", None, size, config["gray"], **reading)
     shape, classes = whole.image_shape, whole.classes
+    dark_border = has_dark_border(whole)
+    whole = Preprocessing(shape, size, dark_border=dark_border).prepared(whole)
     arguments = {"in_channels": shape[0], "num_classes": len(classes)}
     model = _build(config["model"], arguments, seed).to(config["device"])
     mean, std = mean_and_std(whole) if config["normalize"] == "data" else (None, None)
     training, held_out = whole, None
     config["validation"] = configs.validation_fraction(config["validation"], len(whole))
     if config["validation"] > 0:
-        training, held_out = whole.split(1 - config["validation"], seed=seed)
+        training, held_out = whole.split(1 - config["validation"], seed, config["stratified"])
     scaling: dict[str, Any] = {"size": image_size(model.input_shape), "mean": mean, "std": std}
     augment = configs.make_augment(config["augment"], shape)
     loader = Loader(training, config["batch"], seed=seed, augment=augment, **scaling)
@@ -82,7 +77,9 @@ def prepare(config: configs.RunConfig) -> Run:
         metadata={
             "settings": config,
             "image_shape": shape,
-            "dark_border": has_dark_border(whole),
+            "dark_border": dark_border,
+            "resize": config["resize"],
+            "stratified": config["stratified"],
         },
     )
     return Run(config, trainer, loader, validation)
@@ -112,5 +109,5 @@ def test(run: Run) -> dict[str, Any]:
     return {**result, "checkpoint": path, "epoch": epoch, "dataset": dataset}
 
 
-def _build(name: str, arguments: dict[str, Any], seed: int) -> Any:
+def _build(name: str, arguments: dict[str, Any], seed: int | None) -> Any:
     return models.build({"name": name, "arguments": {**arguments, "seed": seed}})
