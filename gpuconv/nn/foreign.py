@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def unwrapped(state: Any, what: str) -> dict[str, Any]:
             break
         state = found
     if not isinstance(state, Mapping):
-        way = "; gpuconv.load_torch(path) reads a file" if isinstance(state, str) else ""
+        way = "; gpuconv.load_torch(path) reads a file" if isinstance(state, str | Path) else ""
         raise TypeError(
             f"{what}: a dict of names and arrays is expected, got {type(state).__name__}{way}"
         )
