@@ -86,15 +86,12 @@ class Dataset:
         """Two sets that share no image: a random `fraction` of the images, and the rest.
 
         Each keeps this set's order. The same seed gives the same split on every machine.
-        stratified: take that fraction of every class, so that each class of two images or more is
-        in both sets; a DataWarning names those of one image, which are in the first alone.
+        stratified: take that fraction of every class, as far as whole images allow.
         Raises ValueError where either part would be empty.
 
         >>> train, validation = data.split(0.9, seed=1)  # doctest: +SKIP
         """
-        first, rest = split_indices(
-            self.labels, self.classes, fraction, seed, self.name, stratified
-        )
+        first, rest = split_indices(self.labels, fraction, seed, self.name, stratified)
         return self.subset(first), self.subset(rest)
 
     def batch(
@@ -138,12 +135,7 @@ def first_indices(labels: np.ndarray, count: int, stratified: bool = True) -> np
 
 
 def split_indices(
-    labels: np.ndarray,
-    classes: Sequence[str],
-    fraction: float,
-    seed: int,
-    name: str,
-    stratified: bool,
+    labels: np.ndarray, fraction: float, seed: int, name: str, stratified: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """`Dataset.split` of the images with these labels: the indices of both parts, ascending."""
     count = round(len(labels) * fraction) if 0 < fraction < 1 else 0
@@ -153,10 +145,23 @@ def split_indices(
             "between 0 and 1 that leaves an image on both sides"
         )
     order = CounterRNG(seed, 0, np.arange(len(labels)), stream=1).permutation()
+    if stratified:
+        # The class with the largest share still to come goes first, each image in its turn.
+        place = np.empty(len(labels))
+        for own in _by_class(labels, order):
+            place[own] = (np.arange(len(own)) + 0.5) / len(own)
+        order = order[np.argsort(place[order], kind="stable")]
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def split_every_class(
+    labels: np.ndarray, classes: Sequence[str], fraction: float, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `split_indices`, with each class of two images or more in both parts; a DataWarning names
+    those of one image, which are in the first alone.
+    """
+    order = CounterRNG(0, 0, np.arange(len(labels)), stream=1).permutation()
     in_first = np.zeros(len(labels), bool)
-    if not stratified:
-        in_first[order[:count]] = True
-        return np.flatnonzero(in_first), np.flatnonzero(~in_first)
     alone = []
     for own in _by_class(labels, order):
         in_first[own[: max(1, min(round(len(own) * fraction), len(own) - 1))]] = True
@@ -166,7 +171,7 @@ def split_indices(
     if alone:
         listed = ", ".join(alone[:8]) + (f" and {len(alone) - 8} more" if len(alone) > 8 else "")
         text = f"{name}: there is one image of {listed}, which only training sees"
-        warnings.warn(text, DataWarning, stacklevel=4)
+        warnings.warn(text, DataWarning, stacklevel=5)
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpuconv.data.dataset import Dataset, first_indices, split_indices
+from gpuconv.data.dataset import Dataset, first_indices, split_every_class, split_indices
 from gpuconv.data.errors import DataError, DataWarning
 from gpuconv.data.picture import Size, load_image
 
@@ -17,6 +17,7 @@ SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation"),
 }
+TRAINING = 0.8  # of the pictures, where a folder has no parts of its own
 _FOREIGN = ("__macosx", "@eadir", "$recycle.bin")  # of other programs, copies of the pictures in some
 _NAMED_SKIPS = 8
 
@@ -77,7 +78,10 @@ def load_folder(
         kept, name = np.arange(len(files)), f"{name} {split}"
     else:
         files, labels, classes = _scan(folder)
-        both = split_indices(labels, classes, 0.8, 0, name, stratified)
+        if stratified:
+            both = split_every_class(labels, classes, TRAINING, name)
+        else:
+            both = split_indices(labels, TRAINING, 0, name, stratified)
         kept = both[list(SPLITS).index(split)]
     if limit is not None:
         kept = kept[first_indices(labels[kept], limit, stratified)]

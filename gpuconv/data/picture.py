@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from gpuconv.files import write_atomically
 Size = int | tuple[int, int] | None
 RESIZE = ("stretch", "fit", "centre-crop")
 MAX_DECODED = 512 << 20  # bytes that Pillow may need for one picture
+MAX_COEFFICIENTS = 640 << 20  # bytes; of a progressive JPEG all are kept while it is decoded
 LARGE_JPEG = 1 << 25  # pixels; larger ones are shrunk while they are decoded
 _STRIP = 1 << 22  # pixels that are converted at a time
 # What a decoder keeps besides the picture, in bytes a pixel: two canvases, a copy; planes of int32.
@@ -98,7 +100,7 @@ def decode_image(
                 image = image.resize((small[0], small[1]), Image.Resampling.BOX)
             if wanted is not None:
                 image = _resized(image, *wanted, resize)
-            pixels = np.array(image)
+            return _planes(image)
     except DataError:
         raise
     except Image.UnidentifiedImageError:
@@ -111,7 +113,6 @@ def decode_image(
         raise DataError(
             f"{name}: damaged or unreadable picture ({reason}); replace or remove it"
         ) from None
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -159,20 +160,22 @@ def _decoded(file: BinaryIO, name: object, least: int) -> Image.Image:
     least: a large JPEG may be shrunk to that many pixels on its shorter side; 0: it may not.
     """
     with _open(file, name) as opened:
-        turn = _TURNS.get(_orientation(opened))
-        pixels = opened.width * opened.height
-        coefficients = 0
+        size, plain = opened.size, _is_plain(opened)
         if isinstance(opened, JpegImageFile):
-            if opened.info.get("progressive"):  # its decoder keeps all of them until the end
+            pixels = opened.width * opened.height
+            if opened.info.get("progressive"):
                 parts = [h * v for _, h, v, _ in opened.layer]
-                coefficients = 2 * pixels * sum(parts) // max(parts)
+                if 2 * pixels * sum(parts) // max(parts) > MAX_COEFFICIENTS:
+                    raise _too_large(name, size)
             if least and pixels > LARGE_JPEG:
                 opened.draft(None, (least, least))
-        copied = 4 if turn is not None or not _is_plain(opened) else 0
-        each = 4 + copied + _DECODER.get(opened.format or "", 0)
-        if opened.width * opened.height * each + coefficients > MAX_DECODED:
-            raise _too_large(name, opened.size)
-        image = opened if _is_plain(opened) else _flattened(opened, file, name)
+        each = (4 if plain else 8) + _DECODER.get(opened.format or "", 0)
+        if opened.width * opened.height * each > MAX_DECODED:
+            raise _too_large(name, size)
+        turn = _TURNS.get(_orientation(opened))  # which may decode a PNG, where EXIF comes last
+        if turn is not None and opened.width * opened.height * 8 > MAX_DECODED:
+            raise _too_large(name, size)
+        image = opened if plain else _flattened(opened, file, name)
         image.load()
     return image if turn is None else image.transpose(turn)
 
@@ -216,7 +219,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _flattened(opened: Image.Image, file: BinaryIO, name: object) -> Image.Image:
-    """The picture as L or RGB of 8 bits, on white; in strips, as a copy of all would be large."""
+    """The picture as L or RGB of 8 bits, on white."""
     raw, mode = _raw_mode(opened), opened.mode
     if mode == "F":
         raise DataError(f"{name}: 32-bit float pixels are not supported; save it with 8 or 16 bits")
@@ -238,9 +241,7 @@ def _flattened(opened: Image.Image, file: BinaryIO, name: object) -> Image.Image
             )
     gray = mode in _GRAY or mode.startswith("I") or raw == "LA;16B"
     paper = Image.new("L" if gray else "RGB", opened.size)
-    rows = max(1, _STRIP // opened.width)
-    for top in range(0, opened.height, rows):
-        box = (0, top, opened.width, min(top + rows, opened.height))
+    for box in _strips(opened):
         strips = [source.crop(box) for source in sources]
         deep = raw in _SECOND_BYTES or mode.startswith("I")
         strip = _of_16_bits(strips, raw) if deep else _of_8_bits(strips[0], raw)
@@ -286,6 +287,21 @@ def _equal(pixels: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Where pixels (H, W) or (H, W, C) have the value of `key`."""
     same = pixels == key
     return same if pixels.ndim == 2 else same.all(axis=2)
+
+
+def _planes(image: Image.Image) -> np.ndarray:
+    """The pixels (C, H, W) of an L or RGB image; in strips, as a copy of all would be large."""
+    planes = np.empty((len(image.getbands()), image.height, image.width), np.uint8)
+    for box in _strips(image):
+        strip = np.asarray(image.crop(box))
+        planes[:, box[1] : box[3]] = strip if strip.ndim == 2 else strip.transpose(2, 0, 1)
+    return planes
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
 
 
 def _resized(image: Image.Image, height: int, width: int, how: str) -> Image.Image:

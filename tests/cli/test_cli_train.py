@@ -297,10 +297,7 @@ def test_a_folder_of_pictures(said, tmp_path):
     [
         (["--epochs", "0"], "argument --epochs: expected a whole number of at least 1, got '0'"),
         (["--epochs", "1.5"], "expected a whole number of at least 1, got '1.5'"),
-        (
-            ["--batch", "41", "--validation", "0"],
-            "batch_size 41 is larger than tiny train, which h",
-        ),
+        (["--resize", "strech"], "unknown way to resize 'strech'; did you mean 'stretch'?"),
         (["--model", "lenett"], "unknown model 'lenett'; did you mean 'lenet'?"),
         (["--optimizer", "admw"], "unknown optimizer 'admw'; did you mean 'adamw'?"),
         (["--loss", "crossentropy"], "unknown loss 'crossentropy'; did you mean 'cross_entropy'?"),
