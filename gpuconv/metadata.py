@@ -56,16 +56,19 @@ ANYTHING = Kind("anything", lambda v: True)
 RESIZE = Kind("a way to resize", lambda v: v in ("stretch", "fit", "centre-crop"))
 DICT = Record({})
 
+# No network reads larger images; without a limit a few bytes could ask for gigabytes.
+SIDE = Kind("a whole number from 1 to 4096", lambda v: type(v) is int and 1 <= v <= 4096)
+
 # A tuple lists alternatives.
-SHAPE = ListOf(WHOLE, 3)
+SHAPE = ListOf(SIDE, 3)
 SCALE = (NOTHING, NUMBER, ListOf(NUMBER))
 PREPROCESSING = Record(
     {},
     {
-        "size": (NOTHING, WHOLE, ListOf(WHOLE, 2)),
+        "size": (NOTHING, SIDE, ListOf(SIDE, 2)),
         "mean": SCALE,
         "std": SCALE,
-        "input_shape": (NOTHING, ListOf(WHOLE)),
+        "input_shape": (NOTHING, ListOf(SIDE)),
     },
 )
 SETTINGS = Record(
@@ -80,6 +83,7 @@ SETTINGS = Record(
         "limit": (NOTHING, WHOLE),
         **dict.fromkeys(("gray", "skip_bad", "stratified"), FLAG),
         "resize": RESIZE,
+        "size": (NOTHING, ListOf(SIDE, 2)),
         "seed": INTEGER,
     },
 )

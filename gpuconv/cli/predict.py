@@ -1,8 +1,9 @@
 """Read pictures with a trained network: a probability for each class.
 
 A picture is prepared as the network's training pictures were, see `gpuconv train --resize`: made
-gray or coloured, and scaled to their size. Networks trained on light figures on a dark ground, such as MNIST, get a picture with a
-light border inverted, which is said; --invert and --no-invert decide by hand.
+gray or coloured, and brought to their size. Networks trained on light figures on a dark ground,
+such as MNIST, get a picture with a light border inverted, which is said; --invert and --no-invert
+decide by hand.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ EXAMPLES = """\
   gpuconv predict runs/lenet-mnist/best.safetensors digit.png
   gpuconv predict runs/lenet-mnist/best.safetensors scans/*.jpg --top 1 --invert
 """
+INVERTED = " (inverted: its border is light)"
+BLANK = " (warning: a picture of one colour, the answer means nothing)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,18 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cli.inputs import open_checkpoint
+    from gpuconv.cli.inputs import class_names, open_checkpoint
     from gpuconv.train.evaluate import probabilities
 
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     for path, picture in _pictures(args, preprocessing):
         x = preprocessing.to_float(picture.pixels)
         share = probabilities(model, x, batch_size=1)[0]
-        classes = found.metadata.get("classes") or [str(k) for k in range(len(share))]
+        classes = class_names(found.metadata.get("classes"), len(share))
         order = sorted(range(len(share)), key=lambda k: (-share[k], k))
-        note = " (inverted: its border is light)" if picture.inverted and args.invert is None else ""
-        note += " (the picture is blank: the answer means nothing)" if picture.blank else ""
-        print(f"{path}: {classes[order[0]]}{note}")
+        note = (
+            " (inverted: its border is light)" if picture.inverted and args.invert is None else ""
+        )
+        print(f"{path}: {classes[order[0]]}{note}{BLANK if picture.blank else ''}")
         width = max(map(len, classes))
         for k in order[: args.top]:
             bar = "#" * round(30 * float(share[k]))
@@ -58,8 +62,8 @@ def _pictures(args, preprocessing):
     """The paths and pictures. All are read before any answer is printed: a bad one is named at
     once.
     """
-    from gpuconv.cli.main import one_line
     from gpuconv.data import DataError
+    from gpuconv.errors import one_line
 
     found, bad = [], []
     for path in args.images:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gpuconv.errors import Notice
+
 
 class DataError(ValueError):
     """A data file or array that cannot be used: corrupted, truncated, or not what it should be.
@@ -10,7 +12,7 @@ class DataError(ValueError):
     """
 
 
-class DataWarning(UserWarning):
+class DataWarning(Notice):
     """Data that are used, though not as they stand: pictures passed over, classes not split.
 
     The message is one line.

@@ -18,7 +18,7 @@ SPLITS = {
     "test": ("test", "testing", "val", "valid", "validation"),
 }
 TRAINING = 0.8  # of the pictures, where a folder has no parts of its own
-_FOREIGN = ("__macosx", "@eadir", "$recycle.bin")  # of other programs, copies of the pictures in some
+_FOREIGN = ("__macosx", "@eadir", "$recycle.bin")  # of other programs, some with small copies
 _NAMED_SKIPS = 8
 
 

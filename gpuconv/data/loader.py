@@ -18,7 +18,8 @@ class Loader:
 
     x: float32 (n, C, H, W), see `to_float` for `size`, `mean` and `std`; labels: int64 (n,).
     batch_size: more than there are images is one batch of all. shuffle: a new order every epoch,
-    else the dataset's own. drop_last: leave out a last, smaller batch, even if it is the only one. augment: a callable of augment.py, or any `(images, rng) -> images`.
+    else the dataset's own. drop_last: leave out a last, smaller batch, even if it is the only one.
+    augment: a callable of augment.py, or any `(images, rng) -> images`.
     The order of epoch e is a pure function of (seed, e), the augmentation of image i of
     (seed, e, i): a run resumed with `batches(epoch, start)` reads the same bits.
     No second thread prefetches: a batch of 128 digits takes 0.1 to 0.4 ms.

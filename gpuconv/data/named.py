@@ -124,7 +124,8 @@ def load(
 
 def _missing(name: str | os.PathLike[str], path: Path) -> Exception:
     if isinstance(name, str) and path.name == name and not path.suffix:
-        return ValueError(f"{unknown('data set', name, SHA256)}, nor is there a folder of that name")
+        error = unknown("data set", name, SHA256)
+        return ValueError(f"{error}, nor is there a folder of that name")
     return FileNotFoundError(
         f"{path}: no such file or folder; expected IDX files, a folder of "
         f"pictures per class, or a name ({', '.join(SHA256)})"

@@ -27,7 +27,7 @@ _STRIP = 1 << 22  # pixels that are converted at a time
 # What a decoder keeps besides the picture, in bytes a pixel: two canvases, a copy; planes of int32.
 _DECODER = {"WEBP": 8, "JPEG2000": 16}
 _GRAY = ("1", "L", "LA", "La")
-# How the second byte of each sample is read: Pillow itself drops it.
+# As what to read the second bytes of a PNG's samples: Pillow drops them.
 _SECOND_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -223,15 +223,14 @@ def _flattened(opened: Image.Image, file: BinaryIO, name: object) -> Image.Image
     raw, mode = _raw_mode(opened), opened.mode
     if mode == "F":
         raise DataError(f"{name}: 32-bit float pixels are not supported; save it with 8 or 16 bits")
-    if raw == "LA;16B":  # its four bytes a pixel as four channels
-        opened.tile = [(*opened.tile[0][:3], "RGBA")]  # type: ignore[attr-defined]
     sources = [opened]
-    if raw in ("RGB;16B", "RGBA;16B"):
+    if raw == "LA;16B":
+        _read_as(opened, "RGBA")  # its four bytes a pixel as four channels
+    elif raw in _SECOND_BYTES:
         file.seek(0)
-        second = Image.open(file)
-        second.tile = [(*second.tile[0][:3], _SECOND_BYTES[raw])]  # type: ignore[attr-defined]
-        second.load()
-        sources.append(second)
+        sources.append(Image.open(file))
+        _read_as(sources[1], _SECOND_BYTES[raw])
+        sources[1].load()
     opened.load()
     if mode.startswith("I"):
         low, high = (int(end) for end in opened.getextrema())  # type: ignore[arg-type]
@@ -247,6 +246,11 @@ def _flattened(opened: Image.Image, file: BinaryIO, name: object) -> Image.Image
         strip = _of_16_bits(strips, raw) if deep else _of_8_bits(strips[0], raw)
         paper.paste(strip.convert(paper.mode), box)
     return paper
+
+
+def _read_as(image: Any, raw: str) -> None:
+    """Let Pillow take a PNG's samples for those of another kind."""
+    image.tile = [(*image.tile[0][:3], raw)]
 
 
 def _of_8_bits(strip: Image.Image, raw: str) -> Image.Image:
@@ -265,20 +269,18 @@ def _of_8_bits(strip: Image.Image, raw: str) -> Image.Image:
 
 def _of_16_bits(strips: list[Image.Image], raw: str) -> Image.Image:
     """Samples of 16 bits on white, rounded to 8."""
-    bytes_ = [np.asarray(strip).astype(np.uint32) for strip in strips]
+    values: Any = np.asarray(strips[0]).astype(np.int64)
     if raw == "LA;16B":
-        values = bytes_[0][..., 0::2] << 8 | bytes_[0][..., 1::2]
-    elif len(bytes_) == 2:
-        values = bytes_[0] << 8 | bytes_[1]
-    else:
-        values = bytes_[0]
+        values = values[..., 0::2] << 8 | values[..., 1::2]
+    elif len(strips) == 2:
+        values = values << 8 | np.asarray(strips[1])
     channels = 1 if values.ndim == 2 else values.shape[2]
+    key = strips[0].info.get("transparency")
     if channels in (2, 4):
-        alpha = values[..., -1:].astype(np.float64) / 65535
+        alpha = values[..., -1:] / 65535
         values = values[..., :-1] * alpha + 65535 * (1 - alpha)
         values = values[..., 0] if channels == 2 else values
-    elif (key := strips[0].info.get("transparency")) is not None:
-        values = values.copy()
+    elif key is not None:
         values[_equal(values, np.asarray(key))] = 65535
     return Image.fromarray(np.floor(values / 257 + 0.5).astype(np.uint8))
 
@@ -306,7 +308,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 def _resized(image: Image.Image, height: int, width: int, how: str) -> Image.Image:
     W, H = image.size
-    if (W, H) == (width, height):
+    if (width, height) == (W, H):
         return image
     if how == "stretch":
         return image.resize((width, height), Image.Resampling.BILINEAR)

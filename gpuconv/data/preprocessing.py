@@ -91,12 +91,17 @@ class Preprocessing:
         """A data set whose images have this format: `data.load`, with a folder's pictures prepared
         as `picture` does it.
         """
-        how = {"resize": self.resize, "limit": limit, "stratified": self.stratified}
-        skip_bad = skip_bad or self.skip_bad
-        size = self.image_shape[1:]
-        return self.prepared(
-            load(name_or_path, split, None, size, self.grayscale, skip_bad=skip_bad, **how)
+        dataset = load(
+            name_or_path,
+            split,
+            size=self.image_shape[1:],
+            grayscale=self.grayscale,
+            resize=self.resize,
+            limit=limit,
+            skip_bad=skip_bad or self.skip_bad,
+            stratified=self.stratified,
         )
+        return self.prepared(dataset)
 
     def prepared(self, dataset: Dataset) -> Dataset:
         """A folder's pictures in the network's colours, and inverted where their border is light; a

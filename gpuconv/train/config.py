@@ -41,6 +41,7 @@ DEFAULTS: RunConfig = {
     "normalize": "data",
     "validation": None,  # VALIDATION, where that is enough images to choose the best epoch
     "limit": None,
+    "size": None,  # input_size's
     "gray": False,
     "resize": "fit",
     "skip_bad": False,
@@ -136,7 +137,8 @@ def stored_config(folder: str | Path) -> RunConfig:
         raise ValueError(f"{last}: is no run of `gpuconv train`; resume it with Trainer.fit")
     shape = (metadata.get("input") or {}).get("input_shape") or metadata.get("image_shape")
     how = Preprocessing.from_metadata(metadata, shape)  # of version 0.1 too
-    return {"resize": how.resize, "stratified": how.stratified, **config}
+    size = (metadata.get("input") or {}).get("size")
+    return {"size": size, "resize": how.resize, "stratified": how.stratified, **config}
 
 
 def extended(folder: str | Path, stored: RunConfig, epochs: int) -> RunConfig:

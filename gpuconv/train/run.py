@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from gpuconv import checkpoint, models
 from gpuconv.data import Loader, Preprocessing, load, mean_and_std
 from gpuconv.data.preprocessing import has_dark_border, image_size
+from gpuconv.nn import Module, output_shape
 from gpuconv.train import config as configs
 from gpuconv.train.state import is_best
 from gpuconv.train.trainer import Trainer
@@ -46,20 +48,24 @@ def prepare(config: configs.RunConfig) -> Run:
     """
     config = dict(config)
     seed = config["seed"]
-    size = image_size(_build(config["model"], {}, None).input_shape)
+    scaled = tuple(config["size"] or image_size(_build(config, {}, None).input_shape))
     reading = {name: config[name] for name in ("resize", "limit", "skip_bad", "stratified")}
-    whole = load(config["data"], "train", None, size, config["gray"], **reading)
+    whole = load(config["data"], "train", None, scaled, config["gray"], **reading)
     shape, classes = whole.image_shape, whole.classes
     dark_border = has_dark_border(whole)
-    whole = Preprocessing(shape, size, dark_border=dark_border).prepared(whole)
-    arguments = {"in_channels": shape[0], "num_classes": len(classes)}
-    model = _build(config["model"], arguments, seed).to(config["device"])
+    whole = Preprocessing(shape, scaled, dark_border=dark_border).prepared(whole)
+    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)}, seed)
+    of_files = whole.resize is not None
+    size = scaled if of_files or config["size"] else input_size(model, shape)
+    _require_reads(config["model"], model, size)
+    model.input_shape, config["size"] = (shape[0], *size), list(size)
+    model.to(config["device"])
     mean, std = mean_and_std(whole) if config["normalize"] == "data" else (None, None)
     training, held_out = whole, None
     config["validation"] = configs.validation_fraction(config["validation"], len(whole))
     if config["validation"] > 0:
         training, held_out = whole.split(1 - config["validation"], seed, config["stratified"])
-    scaling: dict[str, Any] = {"size": image_size(model.input_shape), "mean": mean, "std": std}
+    scaling: dict[str, Any] = {"size": size, "mean": mean, "std": std}
     augment = configs.make_augment(config["augment"], shape)
     loader = Loader(training, config["batch"], seed=seed, augment=augment, **scaling)
     validation = None
@@ -109,5 +115,36 @@ def test(run: Run) -> dict[str, Any]:
     return {**result, "checkpoint": path, "epoch": epoch, "dataset": dataset}
 
 
-def _build(name: str, arguments: dict[str, Any], seed: int | None) -> Any:
+def input_size(model: Module, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """The (height, width) to which a network's input is padded, for images (C, H, W).
+
+    The images' own where the network reads them, else the next multiples of 32 or 64 that it reads:
+    a network for photographs of 224x224 does not train on digits with 60 times as much black around
+    them. Where it reads none of these, the size that it was made for.
+    """
+    for unit in (1, 32, 64):
+        height, width = (-(-side // unit) * unit for side in image_shape[1:])
+        try:
+            output_shape(model, (image_shape[0], height, width))
+        except ValueError:
+            continue
+        return height, width
+    return image_size(model.input_shape)
+
+
+def _require_reads(name: str, model: Module, size: tuple[int, int]) -> None:
+    channels, height, width = model.input_shape or (0, 0, 0)
+    try:
+        output_shape(model, (channels, *size))
+    except ValueError as error:
+        raise ValueError(
+            f"{name} does not read images of {size[0]}x{size[1]} (--size), it was made for"
+            f" {height}x{width}: {error}"
+        ) from None
+
+
+def _build(config: configs.RunConfig, arguments: dict[str, Any], seed: int | None) -> Any:
+    name, size = config["model"], config["size"]
+    if size and name in models.MODELS and "input_size" in signature(models.MODELS[name]).parameters:
+        arguments = {**arguments, "input_size": size[0]}
     return models.build({"name": name, "arguments": {**arguments, "seed": seed}})
