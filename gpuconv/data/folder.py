@@ -91,8 +91,8 @@ def load_folder(
 def _parts(folder: Path) -> dict[str, Path]:
     """The subfolders for training and for testing, by split; {} where all are classes.
 
-    A folder of such a name is a class too where it stands beside other classes and holds no
-    folders itself.
+    Beside other folders, only both parts with folders in them are parts: else, one is a class that
+    happens to have such a name.
     """
     found: dict[str, list[Path]] = {}
     others = 0
@@ -104,6 +104,7 @@ def _parts(folder: Path) -> dict[str, Path]:
             found.setdefault(split, []).append(folder / name)
     if others:
         found = {s: [p for p in paths if _class_folders(p)] for s, paths in found.items()}
+        found = found if len(found) == len(SPLITS) and all(found.values()) else {}
     parts = {}
     for split, paths in found.items():
         # Of test/ and val/ the first is for testing; the other one belongs to neither part.
@@ -111,8 +112,7 @@ def _parts(folder: Path) -> dict[str, Path]:
         if len(ranked) > 1 and ranked[0].name.lower() == ranked[1].name.lower():
             both = f"{ranked[0].name} and {ranked[1].name}"
             raise DataError(f"{folder}: has both {both}; leave one of them")
-        if ranked:
-            parts[split] = ranked[0]
+        parts[split] = ranked[0]
     return parts
 
 

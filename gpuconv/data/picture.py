@@ -172,11 +172,11 @@ def _decoded(file: BinaryIO, name: object, least: int) -> Image.Image:
         each = (4 if plain else 8) + _DECODER.get(opened.format or "", 0)
         if opened.width * opened.height * each > MAX_DECODED:
             raise _too_large(name, size)
-        turn = _TURNS.get(_orientation(opened))  # which may decode a PNG, where EXIF comes last
+        image = opened if plain else _flattened(opened, file, name)
+        image.load()  # in a PNG, EXIF may come last
+        turn = _TURNS.get(_orientation(opened))
         if turn is not None and opened.width * opened.height * 8 > MAX_DECODED:
             raise _too_large(name, size)
-        image = opened if plain else _flattened(opened, file, name)
-        image.load()
     return image if turn is None else image.transpose(turn)
 
 

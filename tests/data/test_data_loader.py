@@ -122,6 +122,18 @@ def test_batch_sizes_that_cannot_be(batch_size, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_batch_larger_than_the_set_is_one_batch():
+    """PyTorch's meaning: with drop_last there is none."""
+    loader = Loader(DATA, COUNT + 1, shuffle=False)
+    ((x, labels),) = loader
+    assert len(loader) == 1
+    np.testing.assert_array_equal(x, DATA.batch(np.arange(COUNT)))
+    np.testing.assert_array_equal(labels, DATA.labels)
+    for batch_size, batches in ((COUNT + 1, 0), (COUNT, 1), (COUNT - 1, 1)):
+        loader = Loader(DATA, batch_size, drop_last=True)
+        assert len(loader) == len(list(loader)) == batches
+
+
 def test_what_does_not_fit_fails_at_once():
     with pytest.raises(ValueError, match="smaller than the images"):
         Loader(DATA, 8, size=4)
