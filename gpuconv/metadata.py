@@ -56,16 +56,19 @@ NOTHING = Kind("null", lambda v: v is None)
 ANYTHING = Kind("anything", lambda v: True)
 DICT = Record({})
 
+# No network reads larger images; without a limit a few bytes could ask for gigabytes.
+SIDE = Kind("a whole number from 1 to 4096", lambda v: type(v) is int and 1 <= v <= 4096)
+
 # A tuple lists alternatives.
-SHAPE = ListOf(WHOLE, 3)
+SHAPE = ListOf(SIDE, 3)
 SCALE = (NOTHING, NUMBER, ListOf(NUMBER))
 PREPROCESSING = Record(
     {},
     {
-        "size": (NOTHING, WHOLE, ListOf(WHOLE, 2)),
+        "size": (NOTHING, SIDE, ListOf(SIDE, 2)),
         "mean": SCALE,
         "std": SCALE,
-        "input_shape": (NOTHING, ListOf(WHOLE)),
+        "input_shape": (NOTHING, ListOf(SIDE)),
     },
 )
 SETTINGS = Record(
@@ -78,6 +81,7 @@ SETTINGS = Record(
         "validation": (NOTHING, NUMBER),
         "label_smoothing": NUMBER,
         "limit": (NOTHING, WHOLE),
+        "size": (NOTHING, ListOf(SIDE, 2)),
         "gray": FLAG,
         "seed": INTEGER,
     },
