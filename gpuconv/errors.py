@@ -6,15 +6,16 @@ import difflib
 from collections.abc import Iterable
 
 
-class Notice(UserWarning):
-    """A warning in one line that is meant for the user: commands print it."""
-
-
 class DeviceError(RuntimeError):
     """A device that does not work here, or failed: one line with the way out."""
 
 
+# What people call a device or its like.
 SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "simulator": "sim", "numpy": "reference"}
+
+
+class Notice(UserWarning):
+    """What the user should know though all went well."""
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:

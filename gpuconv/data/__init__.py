@@ -2,7 +2,7 @@
 
 from gpuconv.data.augment import Affine, Augment, Compose, HorizontalFlip, RandomCrop, Shift
 from gpuconv.data.dataset import Dataset, Scale, to_float
-from gpuconv.data.errors import DataError, DataWarning
+from gpuconv.data.errors import DataError
 from gpuconv.data.folder import from_folder
 from gpuconv.data.idx import read_idx, write_idx
 from gpuconv.data.loader import Loader
@@ -17,7 +17,6 @@ __all__ = [
     "Compose",
     "CounterRNG",
     "DataError",
-    "DataWarning",
     "Dataset",
     "HorizontalFlip",
     "Loader",

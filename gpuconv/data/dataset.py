@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.data.errors import DataError, DataWarning
+from gpuconv.data.errors import DataError
 from gpuconv.data.rng import CounterRNG
+from gpuconv.errors import Notice
 
 Scale = float | Sequence[float] | None
 MAX_CLASSES = 100_000  # that are numbered; a larger label is a mistake, not a class
@@ -157,7 +158,7 @@ def split_indices(
 def split_every_class(
     labels: np.ndarray, classes: Sequence[str], fraction: float, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `split_indices`, with each class of two images or more in both parts; a DataWarning names
+    """As `split_indices`, with each class of two images or more in both parts; a Notice names
     those of one image, which are in the first alone.
     """
     order = CounterRNG(0, 0, np.arange(len(labels)), stream=1).permutation()
@@ -171,7 +172,7 @@ def split_every_class(
     if alone:
         listed = ", ".join(alone[:8]) + (f" and {len(alone) - 8} more" if len(alone) > 8 else "")
         text = f"{name}: there is one image of {listed}, which only training sees"
-        warnings.warn(text, DataWarning, stacklevel=5)
+        warnings.warn(text, Notice, stacklevel=5)
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)
 
 

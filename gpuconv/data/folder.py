@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from gpuconv.data.dataset import Dataset, first_indices, split_every_class, split_indices
-from gpuconv.data.errors import DataError, DataWarning
+from gpuconv.data.errors import DataError
 from gpuconv.data.picture import Size, load_image
+from gpuconv.errors import Notice
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {
@@ -35,7 +36,7 @@ def from_folder(
     Where gray and colour pictures meet, all become colour. Pictures are found by suffix, at any
     depth of a class's folder; hidden files and folders are passed over, and so is what other
     programs leave behind (__MACOSX).
-    skip_bad: pass over pictures that cannot be read; a DataWarning counts and names them.
+    skip_bad: pass over pictures that cannot be read; a Notice counts and names them.
     Raises FileNotFoundError for no such folder; DataError for no class folders, a class without
     pictures, sizes that differ (naming two files) and a picture that cannot be read (naming it).
 
@@ -195,7 +196,7 @@ def _dataset(
         text = f"{name}: passed over {len(bad):,} of {len(kept):,} pictures: {listed}{more}"
         if not pictures:
             raise DataError(text)
-        warnings.warn(text, DataWarning, stacklevel=4)
+        warnings.warn(text, Notice, stacklevel=4)
     channels = max(len(picture) for picture in pictures)
     images = np.empty((len(pictures), channels, *pictures[0].shape[1:]), np.uint8)
     for index in reversed(range(len(pictures))):

@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from gpuconv.data import DataError, DataWarning, from_folder, load, save_image
+from gpuconv.data import DataError, from_folder, load, save_image
+from gpuconv.errors import Notice
 
 RNG = np.random.default_rng(3)
 COLOUR = RNG.integers(0, 256, (3, 9, 13), np.uint8)
@@ -136,9 +137,9 @@ def test_every_class_is_in_both_parts(tmp_path):
 
 def test_a_class_of_one_picture_is_named(tmp_path):
     numbered(tmp_path, a=1, b=4)
-    with pytest.warns(DataWarning, match="there is one image of a, which only training sees"):
+    with pytest.warns(Notice, match="there is one image of a, which only training sees"):
         assert set(load(tmp_path, "train").labels) == {0, 1}
-    with pytest.warns(DataWarning):
+    with pytest.warns(Notice):
         assert set(load(tmp_path, "test").labels) == {1}
     for file in (tmp_path / "b").glob("[1-9].png"):
         file.unlink()
@@ -166,7 +167,7 @@ def test_a_bad_picture_is_named_or_passed_over(tmp_path):
     (tmp_path / "b" / "5.png").write_bytes((tmp_path / "b" / "0.png").read_bytes()[:60])
     with pytest.raises(DataError, match=r"a/1.png: not a picture.*; skip_bad \(--skip-bad\)"):
         from_folder(tmp_path)
-    with pytest.warns(DataWarning) as warned:
+    with pytest.warns(Notice) as warned:
         data = from_folder(tmp_path, skip_bad=True)
     (text,) = [str(one.message) for one in warned]
     assert f"{tmp_path.name}: passed over 2 of 12 pictures: {tmp_path}/a/1.png: not a" in text
