@@ -24,7 +24,7 @@ def evaluate(
     """`Trainer.evaluate`; after_batch is called after each batch, and may raise."""
     total, images = 0.0, 0
     confusion = np.zeros((0, 0), np.int64)
-    with evaluation_mode(model):
+    with evaluation_mode(model), np.errstate(all="ignore"):
         for x, labels in batches_of(loader):
             with no_grad():
                 scores = model(to_device(x, model.device))
