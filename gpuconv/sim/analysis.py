@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from gpuconv.sim.emit import TYPES, bits_of
 from gpuconv.sim.errors import UnsupportedError
-from gpuconv.sim.program import Address, Function, Instruction, Label, Program, Reg, Sym, Variable
+from gpuconv.sim.program import (
+    TYPES,
+    Address,
+    Function,
+    Instruction,
+    Label,
+    Program,
+    Reg,
+    Sym,
+    Variable,
+    bits_of,
+)
 
 COLLECTIVE = {
     "bar",

@@ -5,30 +5,21 @@ Calls are inlined.
 
 from __future__ import annotations
 
-from gpuconv.sim import (
-    isa_atomic,
-    isa_convert,
-    isa_float,
-    isa_int,
-    isa_memory,
-    isa_move,
-    isa_sync,
-    layout,
-)
-from gpuconv.sim.analysis import register_types
-from gpuconv.sim.emit import Emitter, Frame, Module, Options
-from gpuconv.sim.errors import UnsupportedError
-from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
+from typing import TYPE_CHECKING
 
-TABLE = {
-    **isa_int.TABLE,
-    **isa_float.TABLE,
-    **isa_convert.TABLE,
-    **isa_memory.TABLE,
-    **isa_atomic.TABLE,
-    **isa_move.TABLE,
-    **isa_sync.TABLE,
-}
+# the modules isa_* put their functions into TABLE and FLOAT_TABLE
+from gpuconv.sim import isa_atomic, isa_convert, isa_int, isa_memory, isa_move, isa_sync, layout
+from gpuconv.sim.analysis import register_types
+from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter
+from gpuconv.sim.errors import UnsupportedError
+from gpuconv.sim.isa_float import FLOATS, float_arithmetic
+from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
+from gpuconv.sim.text import Frame, Options
+
+if TYPE_CHECKING:
+    from gpuconv.sim.lower import Module
+
+__all__ = ["Body", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_move"]
 
 
 class Body(Emitter):
@@ -85,12 +76,14 @@ class Body(Emitter):
             self.label(then)
         if (control := getattr(self, f"_{instruction.op}_", None)) is not None:
             control(instruction)
+        elif instruction.op in FLOAT_TABLE and instruction.mods[-1] in FLOATS:
+            float_arithmetic(self, instruction)
         elif (handler := TABLE.get(instruction.op)) is not None:
             handler(self, instruction)
         else:
             raise self.unsupported()
         if id(instruction) in self.polls and self.open:
-            isa_sync.TABLE["nanosleep"](self, instruction)
+            TABLE["nanosleep"](self, instruction)
         if after:
             self.label(after)
         elif not self.open and instruction.op not in ("bra", "brx", "ret", "exit", "trap"):
@@ -157,7 +150,7 @@ class Body(Emitter):
             "sim.fail",
             "ptr %blk",
             *(f"i32 {self.specials[f'%tid.{axis}']}" for axis in "xyz"),
-            f"i32 {layout.error(kind)}",
+            f"i32 {layout.ERRORS.index(kind)}",
             f"i32 {self.module.site(self.instruction)}",
             f"i64 {address}",
             f"i64 {value}",

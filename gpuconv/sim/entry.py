@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gpuconv.sim import isa_atomic, prelude
 from gpuconv.sim.analysis import (
     all_flush,
@@ -13,9 +15,12 @@ from gpuconv.sim.analysis import (
     reachable,
 )
 from gpuconv.sim.body import Body
-from gpuconv.sim.emit import Module, Options
 from gpuconv.sim.info import Kernel, Parameter
 from gpuconv.sim.program import Function, Instruction, Program
+from gpuconv.sim.text import Options
+
+if TYPE_CHECKING:
+    from gpuconv.sim.lower import Module
 
 _GAP = 32  # guard bytes between shared variables in checked mode
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from gpuconv.sim import rounding
-from gpuconv.sim.emit import TYPES, Emitter, bits_of
+from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.isa_half import flush, narrow, widen
-from gpuconv.sim.program import Instruction
+from gpuconv.sim.program import TYPES, Instruction, bits_of
 
 _INTEGERS = {"u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"}
 _HALF = {"f16", "bf16"}
@@ -13,6 +12,7 @@ _WHOLE = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 _FLAGS = {"rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "rna", "ftz", "sat", "relu"}
 
 
+@lowers("cvt")
 def _cvt(b: Emitter, i: Instruction) -> None:
     *flags, to, source = i.mods
     b.need(set(flags) <= _FLAGS)
@@ -112,8 +112,6 @@ def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) ->
     shifted = b.op(f"ashr i128 {wide}, 32")
     shifted = b.op(f"trunc i128 {shifted} to i64")
     high = b.op(f"fmul double {b.op(f'sitofp i64 {shifted} to double')}, 4294967296.0")
-    for needed in rounding.NEEDS:
-        b.module.declare(*needed)
     return b.call("float", f"sim.round.add.{mode}", f"double {high}", f"double {low}")
 
 
@@ -138,8 +136,6 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
         if mode == "rn":
             value = b.op(f"fptrunc double {value} to float")
         else:
-            for needed in rounding.NEEDS:
-                b.module.declare(*needed)
             value = b.call("float", f"sim.round.{mode}", f"double {value}", "double 0.0")
     if to == "f32" and "ftz" in i.mods:
         value = flush(b, value)
@@ -150,8 +146,6 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
 
 def _to_half(b: Emitter, i: Instruction, to: str, source: str, value: str, mode: str) -> None:
     if source == "f64":
-        for needed in rounding.NEEDS:
-            b.module.declare(*needed)
         value = b.call("float", "sim.round.odd", f"double {value}", "double 0.0")
     if "relu" in i.mods:
         value = _relu(b, value)
@@ -185,6 +179,3 @@ def _tf32(b: Emitter, i: Instruction) -> None:
     rounded = b.op(f"and i32 {b.op(f'add i32 {bits}, 4096')}, -8192")
     special = b.op(f"icmp eq i32 {b.op(f'and i32 {bits}, 2139095040')}, 2139095040")
     b.write(i.operands[0], "b32", b.op(f"select i1 {special}, i32 {bits}, i32 {rounded}"))
-
-
-TABLE = {"cvt": _cvt}

@@ -6,10 +6,9 @@ That is within the error that PTX allows, but not the hardware's bits.
 
 from __future__ import annotations
 
-from gpuconv.sim import rounding
-from gpuconv.sim.emit import TYPES, Emitter
+from gpuconv.sim.emit import FLOAT_TABLE, Emitter, lowers
 from gpuconv.sim.isa_half import FUNCTIONS, HALVES, flush, half_arithmetic
-from gpuconv.sim.program import Instruction, Operand
+from gpuconv.sim.program import TYPES, Instruction, Operand
 
 FLOATS = {"f32", "f64", *HALVES}
 _ROUNDINGS = {"rn", "rz", "rm", "rp"}
@@ -37,9 +36,8 @@ def float_arithmetic(b: Emitter, i: Instruction) -> None:
     type_ = i.mods[-1]
     if type_ in HALVES:
         half_arithmetic(b, i, type_)
-        return
-    b.need(type_ in ("f32", "f64"))
-    _FLOAT[i.op](b, i, type_)
+    else:
+        FLOAT_TABLE[i.op](b, i, type_)
 
 
 def _mode(b: Emitter, i: Instruction, allowed: set[str]) -> str:
@@ -52,8 +50,6 @@ def _directed(
     b: Emitter, i: Instruction, type_: str, what: str, mode: str, values: list[str]
 ) -> None:
     b.need(type_ == "f32", f"'{i.name}' (directed rounding of double)")
-    for needed in rounding.NEEDS:
-        b.module.declare(*needed)
     if what == "add":
         values = [b.op(f"fpext float {v} to double") for v in values]
     kind = "double" if what == "add" else "float"
@@ -61,6 +57,7 @@ def _directed(
     finish(b, i, type_, value, force=True)
 
 
+@lowers("add", "sub", "mul", table=FLOAT_TABLE)
 def _binary(b: Emitter, i: Instruction, type_: str) -> None:
     """add, sub, mul"""
     mode, ftz = _mode(b, i, set()), "ftz" in i.mods
@@ -74,6 +71,7 @@ def _binary(b: Emitter, i: Instruction, type_: str) -> None:
     _directed(b, i, type_, "mul" if i.op == "mul" else "add", mode, [x, y])
 
 
+@lowers("fma", "mad", table=FLOAT_TABLE)
 def _fma(b: Emitter, i: Instruction, type_: str) -> None:
     """fma, and mad, which has been the same for floats since sm_20"""
     mode, ftz = _mode(b, i, set()), "ftz" in i.mods
@@ -85,6 +83,7 @@ def _fma(b: Emitter, i: Instruction, type_: str) -> None:
     finish(b, i, type_, b.call(llvm, f"llvm.fma.{name}", *(f"{llvm} {v}" for v in values)))
 
 
+@lowers("div", "rcp", table=FLOAT_TABLE)
 def _divide(b: Emitter, i: Instruction, type_: str) -> None:
     """div.{approx,full,rn,...}, rcp"""
     mode, ftz = _mode(b, i, {"approx", "full"}), "ftz" in i.mods
@@ -98,6 +97,7 @@ def _divide(b: Emitter, i: Instruction, type_: str) -> None:
     finish(b, i, type_, b.op(f"fdiv {llvm} {values[0]}, {values[1]}"))
 
 
+@lowers("sqrt", table=FLOAT_TABLE)
 def _sqrt(b: Emitter, i: Instruction, type_: str) -> None:
     mode, ftz = _mode(b, i, {"approx"}), "ftz" in i.mods
     x = read(b, i.operands[1], type_, ftz)
@@ -107,6 +107,7 @@ def _sqrt(b: Emitter, i: Instruction, type_: str) -> None:
     finish(b, i, type_, b.call(TYPES[type_], f"llvm.sqrt.{type_}", f"{TYPES[type_]} {x}"))
 
 
+@lowers("rsqrt", table=FLOAT_TABLE)
 def _rsqrt(b: Emitter, i: Instruction, type_: str) -> None:
     """rsqrt.approx: computed in double and rounded once"""
     b.need(set(i.mods[:-1]) <= {"approx", "ftz"})
@@ -119,6 +120,7 @@ def _rsqrt(b: Emitter, i: Instruction, type_: str) -> None:
     finish(b, i, type_, value)
 
 
+@lowers("ex2", "lg2", "sin", "cos", "tanh", table=FLOAT_TABLE)
 def _function(b: Emitter, i: Instruction, type_: str) -> None:
     """ex2, lg2, sin, cos, tanh .approx"""
     b.need(type_ == "f32" and set(i.mods[:-1]) <= {"approx", "ftz"})
@@ -128,6 +130,7 @@ def _function(b: Emitter, i: Instruction, type_: str) -> None:
     finish(b, i, type_, b.call("float", FUNCTIONS[i.op], f"float {x}"), force=True)
 
 
+@lowers("min", "max", table=FLOAT_TABLE)
 def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
     """min, max: of a number and a NaN the number, or NaN with .NaN; -0 is less than +0.
 
@@ -154,6 +157,7 @@ def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("abs", "neg", table=FLOAT_TABLE)
 def _sign(b: Emitter, i: Instruction, type_: str) -> None:
     """abs, neg: change the sign bit alone, of NaN too"""
     b.need(set(i.mods[:-1]) <= {"ftz"})
@@ -165,6 +169,7 @@ def _sign(b: Emitter, i: Instruction, type_: str) -> None:
         b.write(i.operands[0], type_, b.call(llvm, f"llvm.fabs.{type_}", f"{llvm} {value}"))
 
 
+@lowers("copysign")
 def _copysign(b: Emitter, i: Instruction) -> None:
     """copysign d, a, b: b with a's sign"""
     type_ = i.mods[-1]
@@ -187,6 +192,7 @@ _CLASSES = {
 }
 
 
+@lowers("testp")
 def _testp(b: Emitter, i: Instruction) -> None:
     """testp.{finite,infinite,number,notanumber,normal,subnormal}
 
@@ -202,30 +208,3 @@ def _testp(b: Emitter, i: Instruction) -> None:
         f"i32 {_CLASSES[kind]}",
     )
     b.write(i.operands[0], "pred", value)
-
-
-_FLOAT = {
-    "add": _binary,
-    "sub": _binary,
-    "mul": _binary,
-    "fma": _fma,
-    "mad": _fma,
-    "div": _divide,
-    "rcp": _divide,
-    "sqrt": _sqrt,
-    "rsqrt": _rsqrt,
-    "ex2": _function,
-    "lg2": _function,
-    "sin": _function,
-    "cos": _function,
-    "tanh": _function,
-    "min": _extreme,
-    "max": _extreme,
-    "abs": _sign,
-    "neg": _sign,
-}
-
-TABLE = dict.fromkeys(
-    ("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh"), float_arithmetic
-)
-TABLE |= {"copysign": _copysign, "testp": _testp}

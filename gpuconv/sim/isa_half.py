@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gpuconv.sim import rounding
 from gpuconv.sim.emit import Emitter
 from gpuconv.sim.program import Instruction
 
@@ -106,8 +105,6 @@ def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> s
 
 def _exact(b: Emitter, op: str, values: list[str]) -> str:
     """a * b + c, or a part of it, rounded to odd as a float, so that narrowing rounds correctly."""
-    for needed in rounding.NEEDS:
-        b.module.declare(*needed)
     if op == "mul":
         return b.call("float", "sim.round.mul.odd", *(f"float {v}" for v in values))
     if op == "fma":

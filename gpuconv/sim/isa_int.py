@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gpuconv.sim.emit import TYPES, Emitter, bits_of
-from gpuconv.sim.isa_float import FLOATS, float_arithmetic
-from gpuconv.sim.program import Imm, Instruction, Operand
+from gpuconv.sim.emit import Emitter, lowers
+from gpuconv.sim.program import TYPES, Imm, Instruction, Operand, bits_of
 
 PACKED = {"u16x2", "s16x2"}
 INTEGERS = {"u16", "s16", "u32", "s32", "u64", "s64"}
@@ -24,13 +23,11 @@ def _three(b: Emitter, i: Instruction, type_: str) -> tuple[str, str, str]:
     return TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
 
 
+@lowers("add", "sub")
 def _add(b: Emitter, i: Instruction) -> None:
     """add, sub: wrap around, saturate with .sat (s32), or write the carry with .cc."""
     if i.mods[-1] in PACKED:
         _packed(b, i)
-        return
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
         return
     type_ = _type(b, i, INTEGERS, {"sat", "cc"})
     llvm, x, y = _three(b, i, type_)
@@ -66,6 +63,7 @@ def _with_carry(b: Emitter, llvm: str, verb: str, x: str, y: str) -> tuple[str, 
     return b.op(f"trunc {wide} {total} to {llvm}"), out
 
 
+@lowers("addc", "subc")
 def _addc(b: Emitter, i: Instruction) -> None:
     """addc, subc: with the carry (borrow) of the last .cc instruction."""
     type_ = _type(b, i, INTEGERS, {"cc"})
@@ -92,11 +90,9 @@ def _product(b: Emitter, i: Instruction, half: str, type_: str) -> tuple[str, st
     return b.op(f"trunc {wide} {b.op(f'lshr {wide} {product}, {bits}')} to {llvm}"), type_
 
 
+@lowers("mul", "mad")
 def _mul(b: Emitter, i: Instruction) -> None:
     """mul.{lo,hi,wide}, mad.{lo,hi,wide}"""
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
-        return
     half, type_ = i.mods[0], _type(b, i, INTEGERS, {"lo", "hi", "wide", "sat", "cc"})
     value, result = _product(b, i, half, type_)
     if i.op == "mad":
@@ -114,6 +110,7 @@ def _mul(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], result, value)
 
 
+@lowers("madc")
 def _madc(b: Emitter, i: Instruction) -> None:
     """madc.{lo,hi}: mad with the carry in."""
     half, type_ = i.mods[0], _type(b, i, INTEGERS, {"lo", "hi", "cc"})
@@ -124,6 +121,7 @@ def _madc(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("mul24", "mad24")
 def _mul24(b: Emitter, i: Instruction) -> None:
     """mul24, mad24 .{lo,hi}: product of the low 24 bits; lo is its bits 0-31, hi its bits 16-47."""
     half, type_ = i.mods[0], _type(b, i, {"u32", "s32"}, {"lo", "hi"})
@@ -141,14 +139,12 @@ def _mul24(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("div", "rem")
 def _div(b: Emitter, i: Instruction) -> None:
     """div, rem: division by zero gives all ones, the remainder the dividend; INT_MIN / -1 wraps.
 
     In checked mode division by zero is an error.
     """
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
-        return
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
     zero = b.op(f"icmp eq {llvm} {y}, 0")
@@ -168,11 +164,9 @@ def _div(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("abs", "neg")
 def _abs(b: Emitter, i: Instruction) -> None:
     """abs, neg of integers: INT_MIN stays INT_MIN."""
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
-        return
     type_ = _type(b, i, {"s16", "s32", "s64"})
     llvm, x = TYPES[type_], b.read(i.operands[1], type_)
     if i.op == "neg":
@@ -181,13 +175,11 @@ def _abs(b: Emitter, i: Instruction) -> None:
         b.write(i.operands[0], type_, b.call(llvm, f"llvm.abs.{llvm}", f"{llvm} {x}", "i1 false"))
 
 
+@lowers("min", "max")
 def _min(b: Emitter, i: Instruction) -> None:
     """min, max"""
     if i.mods[-1] in PACKED:
         _packed(b, i)
-        return
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
         return
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
@@ -199,6 +191,7 @@ def _min(b: Emitter, i: Instruction) -> None:
     )
 
 
+@lowers("sad")
 def _sad(b: Emitter, i: Instruction) -> None:
     """sad d, a, b, c: c + |a - b|"""
     type_ = _type(b, i, INTEGERS)
@@ -209,6 +202,7 @@ def _sad(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, b.op(f"add {llvm} {z}, {b.op(f'sub {llvm} {high}, {low}')}"))
 
 
+@lowers("and", "or", "xor", "not", "cnot")
 def _logic(b: Emitter, i: Instruction) -> None:
     """and, or, xor, not, cnot"""
     type_ = _type(b, i, {"pred", "b16", "b32", "b64"})
@@ -222,6 +216,7 @@ def _logic(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("shl", "shr")
 def _shift(b: Emitter, i: Instruction) -> None:
     """shl, shr: a count beyond the width gives 0, or copies of the sign for shr.s"""
     type_ = _type(b, i, {"b16", "b32", "b64"} | INTEGERS)
@@ -237,6 +232,7 @@ def _shift(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("shf")
 def _shf(b: Emitter, i: Instruction) -> None:
     """shf.{l,r}.{clamp,wrap}.b32 d, a, b, c: a funnel shift of b:a"""
     direction, mode, type_ = i.mods
@@ -255,6 +251,7 @@ def _shf(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", b.op(f"trunc i64 {value} to i32"))
 
 
+@lowers("lop3")
 def _lop3(b: Emitter, i: Instruction) -> None:
     """lop3.b32 d, a, b, c, table: bit 4a + 2b + c of the table, for each bit of a, b and c"""
     b.need(i.mods == ("b32",) and isinstance(i.operands[4], Imm))
@@ -270,6 +267,7 @@ def _lop3(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", terms)
 
 
+@lowers("popc", "clz", "brev")
 def _count(b: Emitter, i: Instruction) -> None:
     """popc, clz: always a 32-bit result; brev: bits in reverse order"""
     type_ = _type(b, i, {"b32", "b64"})
@@ -284,6 +282,7 @@ def _count(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "u32", b.reshape(value, llvm, "i32"))
 
 
+@lowers("bfind")
 def _bfind(b: Emitter, i: Instruction) -> None:
     """bfind{.shiftamt}: position of the highest 1, for signed types of the highest non-sign bit.
 
@@ -320,6 +319,7 @@ def _byte(b: Emitter, operand: object, llvm: str) -> str:
     return b.reshape(value, "i32", llvm)
 
 
+@lowers("bfe")
 def _bfe(b: Emitter, i: Instruction) -> None:
     """bfe d, a, place, length: a bit field, sign-extended (s) or zero-extended (u)"""
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"})
@@ -345,6 +345,7 @@ def _bfe(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("bfi")
 def _bfi(b: Emitter, i: Instruction) -> None:
     """bfi f, a, b, place, length: insert the low bits of a into b"""
     type_ = _type(b, i, {"b32", "b64"})
@@ -357,6 +358,7 @@ def _bfi(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, b.op(f"or {llvm} {inserted}, {kept}"))
 
 
+@lowers("bmsk")
 def _bmsk(b: Emitter, i: Instruction) -> None:
     """bmsk.{clamp,wrap}.b32 d, place, length: a mask of `length` ones that begins at bit `place`"""
     mode, type_ = i.mods
@@ -368,6 +370,7 @@ def _bmsk(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", _shift_or_zero(b, "shl", "i32", mask, place))
 
 
+@lowers("szext")
 def _szext(b: Emitter, i: Instruction) -> None:
     """szext.{clamp,wrap}.{u32,s32} d, a, count: a's low `count` bits, sign- or zero-extended"""
     mode, type_ = i.mods
@@ -385,6 +388,7 @@ def _szext(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("prmt")
 def _prmt(b: Emitter, i: Instruction) -> None:
     """prmt.b32 d, a, b, selector: four bytes selected from b:a.
 
@@ -407,6 +411,7 @@ def _prmt(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", result)
 
 
+@lowers("dp4a", "dp2a")
 def _dp(b: Emitter, i: Instruction) -> None:
     """dp4a, dp2a{.lo,.hi}: c + the dot product of four bytes, or of two halves with two bytes"""
     *flags, first, second = i.mods
@@ -452,6 +457,7 @@ def _packed(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", _lanes(b, i, 16, one))
 
 
+@lowers("vabsdiff4")
 def _vabsdiff4(b: Emitter, i: Instruction) -> None:
     """vabsdiff4.type.type.type d, a, b, c: |a - b| of each byte; .add sums them into c"""
     types = [m for m in i.mods if m != "add"]
@@ -471,44 +477,3 @@ def _vabsdiff4(b: Emitter, i: Instruction) -> None:
         for part in parts:
             total = b.op(f"add i32 {total}, {part}")
     b.write(i.operands[0], "b32", total)
-
-
-TABLE = {
-    "vabsdiff4": _vabsdiff4,
-    "add": _add,
-    "sub": _add,
-    "addc": _addc,
-    "subc": _addc,
-    "mul": _mul,
-    "mad": _mul,
-    "madc": _madc,
-    "mul24": _mul24,
-    "mad24": _mul24,
-    "div": _div,
-    "rem": _div,
-    "abs": _abs,
-    "neg": _abs,
-    "min": _min,
-    "max": _min,
-    "sad": _sad,
-    "and": _logic,
-    "or": _logic,
-    "xor": _logic,
-    "not": _logic,
-    "cnot": _logic,
-    "shl": _shift,
-    "shr": _shift,
-    "shf": _shf,
-    "lop3": _lop3,
-    "popc": _count,
-    "clz": _count,
-    "brev": _count,
-    "bfind": _bfind,
-    "bfe": _bfe,
-    "bfi": _bfi,
-    "bmsk": _bmsk,
-    "szext": _szext,
-    "prmt": _prmt,
-    "dp4a": _dp,
-    "dp2a": _dp,
-}

@@ -7,8 +7,8 @@ result that the scheduler has left there.
 from __future__ import annotations
 
 from gpuconv.sim import layout
-from gpuconv.sim.emit import TYPES, Emitter
-from gpuconv.sim.program import Imm, Instruction, Operand, Pair
+from gpuconv.sim.emit import Emitter, lowers
+from gpuconv.sim.program import TYPES, Instruction, Operand, Pair
 
 _BAR_RED = {"popc": 1, "and": 2, "or": 3}
 _SHUFFLE = {"up": 0, "down": 1, "bfly": 2, "idx": 3}
@@ -23,7 +23,7 @@ def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str) -> None:
     for name, value in fields.items():
         b.set_thread(name, "i64" if name == "value" else "i32", value)
     b.set_thread("site", "i32", str(b.module.site(i)))
-    b.set_thread("state", "i32", str(layout.state(state)))
+    b.set_thread("state", "i32", str(layout.STATES.index(state)))
     b.suspend()  # type: ignore[attr-defined]
 
 
@@ -36,6 +36,7 @@ def _pred(b: Emitter, operand: Operand) -> str:
     return b.op(f"zext i1 {b.read(operand, 'pred')} to i32")
 
 
+@lowers("bar", "barrier")
 def _bar(b: Emitter, i: Instruction) -> None:
     """bar.{sync,arrive,red}, bar.warp.sync
 
@@ -70,6 +71,7 @@ def _bar(b: Emitter, i: Instruction) -> None:
         b.write(to, "pred", _result(b, "i1"))
 
 
+@lowers("shfl")
 def _shfl(b: Emitter, i: Instruction) -> None:
     """shfl.sync.{up,down,bfly,idx}.b32 d|p, a, lane, clamp, mask"""
     b.need(
@@ -94,6 +96,7 @@ def _shfl(b: Emitter, i: Instruction) -> None:
         b.write(inside, "pred", b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1"))  # type: ignore[arg-type]
 
 
+@lowers("vote")
 def _vote(b: Emitter, i: Instruction) -> None:
     b.need(len(i.mods) == 3 and i.mods[0] == "sync", f"'{i.name}' (use the .sync form)")
     to, source, mask = i.operands
@@ -102,6 +105,7 @@ def _vote(b: Emitter, i: Instruction) -> None:
     b.write(to, "b32" if ballot else "pred", _result(b, "i32" if ballot else "i1"))
 
 
+@lowers("match")
 def _match(b: Emitter, i: Instruction) -> None:
     """match.{any,all}.sync.{b32,b64} d{|p}, a, mask"""
     b.need(len(i.mods) == 3 and i.mods[1] == "sync" and i.mods[2] in ("b32", "b64"))
@@ -114,6 +118,7 @@ def _match(b: Emitter, i: Instruction) -> None:
         b.write(agree, "pred", b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1"))  # type: ignore[arg-type]
 
 
+@lowers("redux")
 def _redux(b: Emitter, i: Instruction) -> None:
     """redux.sync.{add,min,max,and,or,xor}.type d, a, mask"""
     b.need(
@@ -136,12 +141,14 @@ def _redux(b: Emitter, i: Instruction) -> None:
     b.write(to, "b32", _result(b))
 
 
+@lowers("activemask")
 def _activemask(b: Emitter, i: Instruction) -> None:
     """activemask: the lanes that wait at this instruction once no lane of the warp can continue"""
     _wait(b, i, "ACTIVE")
     b.write(i.operands[0], "b32", _result(b))
 
 
+@lowers("elect")
 def _elect(b: Emitter, i: Instruction) -> None:
     """elect.sync d|p, mask: elects the lowest lane of the mask"""
     to, mask = i.operands
@@ -153,6 +160,7 @@ def _elect(b: Emitter, i: Instruction) -> None:
     b.write(to.second, "pred", b.op(f"icmp eq i32 {lowest}, {b.special('%laneid')}"))  # type: ignore[arg-type]
 
 
+@lowers("nanosleep")
 def _nanosleep(b: Emitter, i: Instruction) -> None:
     """nanosleep: yields to the other threads"""
     _wait(b, i, "YIELD")
@@ -181,18 +189,3 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
             )
     else:
         raise b.unsupported(f"the call of {name}")
-
-
-TABLE = {
-    "bar": _bar,
-    "barrier": _bar,
-    "shfl": _shfl,
-    "vote": _vote,
-    "match": _match,
-    "redux": _redux,
-    "activemask": _activemask,
-    "elect": _elect,
-    "nanosleep": _nanosleep,
-}
-
-__all__ = ["TABLE", "Imm", "host_call"]

@@ -49,8 +49,8 @@ class Worker:
 
     def __init__(self, function: Function, threads: int, shared: int) -> None:
         kernel = function.kernel
-        self.block = np.zeros(1, layout.dtype("Block"))
-        self.threads = np.zeros(threads if kernel.coroutine else 1, layout.dtype("Thread"))
+        self.block = np.zeros(1, layout.DTYPES["Block"])
+        self.threads = np.zeros(threads if kernel.coroutine else 1, layout.DTYPES["Thread"])
         self.shared = _aligned(shared + 1024)
         self.template = (
             _template(kernel, shared) if function.module.check else np.zeros(0, np.uint8)
@@ -89,7 +89,7 @@ def _template(kernel: Kernel, shared: int) -> np.ndarray:
 
 def _trace(nbytes: int, granule: int) -> np.ndarray:
     """Access records, one for each granule of `nbytes` bytes of memory."""
-    return np.zeros((nbytes // granule + 2) * layout.BYTES["Trace"] // 8, np.uint64)
+    return np.zeros((nbytes // granule + 2) * layout.DTYPES["Trace"].itemsize // 8, np.uint64)
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -114,7 +114,7 @@ class Function:
     def _frame_bytes(self) -> int:
         """Size of a thread's coroutine frame: create one in ample memory and read it there."""
         ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
-        block, thread = np.zeros(1, layout.dtype("Block")), np.zeros(1, layout.dtype("Thread"))
+        block, thread = np.zeros(1, layout.DTYPES["Block"]), np.zeros(1, layout.DTYPES["Thread"])
         self.module._probe(self.address, block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
         lines = -(-int(thread["frame_size"][0]) // 64)
         return (lines | 1) * 64  # an odd number of cache lines: frames spread over the cache's sets
@@ -232,7 +232,7 @@ class Function:
         self, blocks: int, threads: int, order: str, seed: int
     ) -> tuple[np.ndarray, tuple]:
         """The Launch record, and the arrays that it points to."""
-        record = np.zeros(1, layout.dtype("Launch"))
+        record = np.zeros(1, layout.DTYPES["Launch"])
         record["blocks"], record["entry"] = blocks, self.address
         record["coroutine"], record["check"] = self.kernel.coroutine, self.module.check
         record["flush"] = self.kernel.flush
@@ -258,7 +258,7 @@ class Function:
         That is every live allocation, the module's variables and the kernel's parameters.
         """
         if not self.module.check:
-            return np.zeros(0, layout.dtype("Allocation"))
+            return np.zeros(0, layout.DTYPES["Allocation"])
         first, granule = parameters.ctypes.data, self.kernel.granule
         rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0, 0)]
         for m in memory.live():
@@ -270,7 +270,7 @@ class Function:
             begin = self.module._code.address(f"v.{name}")
             trace = self.module._traces.setdefault(name, _trace(size, 1))
             rows.append((begin, begin + size, 0, trace.ctypes.data))
-        return np.array(sorted(rows), layout.dtype("Allocation"))
+        return np.array(sorted(rows), layout.DTYPES["Allocation"])
 
     def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:
         count = threads[0] * threads[1] * threads[2]

@@ -8,9 +8,8 @@ collective and is resumed by the scheduler (runtime.cu).
 from __future__ import annotations
 
 import platform
-import re
 
-from gpuconv.sim import prelude
+from gpuconv.sim import prelude, rounding
 from gpuconv.sim.entry import HostFunction, KernelFunction
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.info import Info
@@ -52,6 +51,9 @@ class Module:
         variables = "\n".join(self._variable(name) for name in self._closure())
         body = "\n".join(self.text)
         helpers = prelude.text(body)
+        if "@sim.round" in body:
+            for needed in rounding.NEEDS:
+                self.declare(*needed)
         declares = "\n".join(
             text for name, text in self.declared.items() if not name.startswith("sim.")
         )
@@ -69,11 +71,7 @@ class Module:
 
     def declare(self, type_: str, name: str, arguments: list[str]) -> None:
         """Declare an LLVM intrinsic or external function, once."""
-        clean = ", ".join(
-            re.sub(r"^(i\d+|ptr|metadata|float|double|half|bfloat|token|<[^>]*>).*", r"\1", a)
-            for a in arguments
-        )
-        self.declared.setdefault(name, f"declare {type_} @{name}({clean})")
+        self.declared.setdefault(name, f"declare {type_} @{name}({', '.join(arguments)})")
 
     def where(self, instruction: Instruction | None) -> str:
         """Source file and line of an instruction, or its line in the PTX."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gpuconv.sim import layout
+from gpuconv.sim import layout, rounding
 
 if TYPE_CHECKING:
     from gpuconv.sim.entry import KernelFunction
@@ -35,12 +36,8 @@ ALIAS = {
 }
 
 
-def _block(name: str, index: int = 0) -> int:
-    return layout.OFFSETS["Block"][name] + 4 * index
-
-
-def _thread(name: str, index: int = 0) -> int:
-    return layout.OFFSETS["Thread"][name] + 4 * index
+_block = partial(layout.offset, "Block")
+_thread = partial(layout.offset, "Thread")
 
 
 def symbol(name: str) -> str:
@@ -161,7 +158,7 @@ def coroutine(kernel: KernelFunction, head: list[str]) -> str:
         *kernel.code,
         "exit:",
         f"  %stp = getelementptr i8, ptr %thr, i64 {_thread('state')}",
-        f"  store i32 {layout.state('DONE')}, ptr %stp, !tbaa !1",
+        f"  store i32 {layout.STATES.index('DONE')}, ptr %stp, !tbaa !1",
         "  %last = call i8 @llvm.coro.suspend(token none, i1 true)",
         "  switch i8 %last, label %suspended [i8 0, label %never i8 1, label %cleanup]",
         "never:",
@@ -251,7 +248,5 @@ def text(body: str) -> str:
     parts.append(_FAIL)
     parts.append(_FLUSH)
     if "@sim.round" in body:
-        from gpuconv.sim import rounding
-
         parts.append(rounding.text())
     return "\n".join(parts)
