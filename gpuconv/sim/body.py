@@ -143,18 +143,12 @@ class Body(Emitter):
     _brkpt_ = _trap_
 
     def fail(self, kind: str, address: str = "0", value: str = "0") -> None:
-        """Record an error of this thread and leave the kernel."""
+        """Record an error of this thread and leave the kernel. kind: of ERRORS, or a value."""
         assert self.instruction
-        self.call(
-            "void",
-            "sim.fail",
-            "ptr %blk",
-            *(f"i32 {self.specials[f'%tid.{axis}']}" for axis in "xyz"),
-            f"i32 {layout.ERRORS.index(kind)}",
-            f"i32 {self.module.site(self.instruction)}",
-            f"i64 {address}",
-            f"i64 {value}",
-        )
+        code = layout.ERRORS.index(kind) if kind in layout.ERRORS else kind
+        where = f"i32 {code}", f"i32 {self.module.site(self.instruction)}"
+        what = f"i64 {address}", f"i64 {value}"
+        self.call("void", "sim_fail", "ptr %blk", f"i32 {self.linear_thread()}", *where, *what)
         self.end("br label %exit")
 
     def _call_(self, i: Instruction) -> None:

@@ -16,7 +16,7 @@ from gpuconv.sim.analysis import (
 )
 from gpuconv.sim.body import Body
 from gpuconv.sim.info import Kernel, Parameter
-from gpuconv.sim.program import Function, Instruction, Program
+from gpuconv.sim.program import Function, Program
 from gpuconv.sim.text import Options
 
 if TYPE_CHECKING:
@@ -97,11 +97,7 @@ class KernelFunction(Body):
         for n in f.directives.get("maxntid", f.directives.get("reqntid", (1024,))):
             threads *= n
         local = sum(v.size for g in self.functions for v in g.variables if v.space == "local")
-        serial = any(
-            isinstance(i, Instruction) and isa_atomic.order_matters(i)
-            for g in self.functions
-            for i in g.body
-        )
+        serial = any(isa_atomic.order_matters(i) for g in self.functions for i in g.instructions)
         return Kernel(
             f.name,
             parameters,
@@ -125,13 +121,7 @@ class KernelFunction(Body):
         checked mode, and whether dynamic shared memory follows.
         """
         variables = [v for g in self.functions for v in g.variables if v.space == "shared"]
-        mentioned = {
-            name
-            for g in self.functions
-            for i in g.body
-            if isinstance(i, Instruction)
-            for name in names(i)
-        }
+        mentioned = {n for g in self.functions for i in g.instructions for n in names(i)}
         variables += [
             v for v in program.variables.values() if v.space == "shared" and v.name in mentioned
         ]

@@ -21,7 +21,7 @@ def order_matters(i: Instruction) -> bool:
     """
     if i.op not in ("atom", "red") or any(m.startswith("shared") for m in i.mods):
         return False
-    plain = i.mods[-1] in ("u32", "s32", "u64", "s64", "b32", "b64") and set(i.mods) & {
+    plain = TYPES.get(i.mods[-1]) in ("i32", "i64") and set(i.mods) & {
         "add",
         "min",
         "max",
@@ -119,12 +119,7 @@ def _modified(
     if op in ("add", "and", "or", "xor"):
         return b.op(f"{op} {llvm} {old}, {value}")
     if op in ("min", "max"):
-        return b.call(
-            llvm,
-            f"llvm.{'s' if type_[0] == 's' else 'u'}{op}.{llvm}",
-            f"{llvm} {old}",
-            f"{llvm} {value}",
-        )
+        return b.intrinsic(f"{'s' if type_[0] == 's' else 'u'}{op}", llvm, old, value)
     if op == "inc":
         step = b.op(f"add {llvm} {old}, 1")
         return b.op(f"select i1 {b.op(f'icmp uge {llvm} {old}, {value}')}, {llvm} 0, {llvm} {step}")

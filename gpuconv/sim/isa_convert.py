@@ -36,14 +36,13 @@ def _integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
     """Extend by the source's sign, or truncate; .sat clamps to the range of the result."""
     value, have, want = b.read(i.operands[1], source), TYPES[source], TYPES[to]
     if "sat" in i.mods:
-        wide = 128
-        value = b.op(f"{'sext' if source[0] == 's' else 'zext'} {have} {value} to i{wide}")
+        value = b.op(f"{'sext' if source[0] == 's' else 'zext'} {have} {value} to i128")
         bits = bits_of(to)
         low, high = (
             (-(1 << bits - 1), (1 << bits - 1) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
         )
-        value = b.call("i128", "llvm.smax.i128", f"i128 {value}", f"i128 {low}")
-        value = b.call("i128", "llvm.smin.i128", f"i128 {value}", f"i128 {high}")
+        value = b.intrinsic("smax", "i128", value, str(low))
+        value = b.intrinsic("smin", "i128", value, str(high))
         have = "i128"
     value = b.reshape(value, have, want, signed=source[0] == "s")
     b.write(i.operands[0], to, value)
@@ -65,10 +64,9 @@ def _to_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
     mode = _mode(i, tuple(_WHOLE), "")
     b.need(mode != "", f"'{i.name}' (float to integer without a rounding)")
     value, llvm = _source_float(b, i, source)
-    short = "f32" if llvm == "float" else "f64"
     if mode != "rzi":
-        value = b.call(llvm, f"llvm.{_WHOLE[mode]}.{short}", f"{llvm} {value}")
-    want = TYPES[to]
+        value = b.intrinsic(_WHOLE[mode], llvm, value)
+    want, short = TYPES[to], "f32" if llvm == "float" else "f64"
     name = f"llvm.fpto{'s' if to[0] == 's' else 'u'}i.sat.{want}.{short}"
     result = b.call(want, name, f"{llvm} {value}")
     if source == "f64" or bits_of(to) == 64:
@@ -122,9 +120,8 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
         return
     value, llvm = _source_float(b, i, source)
     whole = _mode(i, tuple(_WHOLE), "")
-    short = "f32" if llvm == "float" else "f64"
     if whole:
-        value = b.call(llvm, f"llvm.{_WHOLE[whole]}.{short}", f"{llvm} {value}")
+        value = b.intrinsic(_WHOLE[whole], llvm, value)
     mode = _mode(i, ("rn", "rz", "rm", "rp"), "rn")
     if to in _HALF:
         _to_half(b, i, to, source, value, mode)

@@ -79,8 +79,7 @@ def _fma(b: Emitter, i: Instruction, type_: str) -> None:
     if mode != "rn":
         _directed(b, i, type_, "fma", mode, values)
         return
-    llvm, name = TYPES[type_], "f32" if type_ == "f32" else "f64"
-    finish(b, i, type_, b.call(llvm, f"llvm.fma.{name}", *(f"{llvm} {v}" for v in values)))
+    finish(b, i, type_, b.intrinsic("fma", TYPES[type_], *values))
 
 
 @lowers("div", "rcp", table=FLOAT_TABLE)
@@ -104,7 +103,7 @@ def _sqrt(b: Emitter, i: Instruction, type_: str) -> None:
     if mode != "rn":
         _directed(b, i, type_, "sqrt", mode, [x])
         return
-    finish(b, i, type_, b.call(TYPES[type_], f"llvm.sqrt.{type_}", f"{TYPES[type_]} {x}"))
+    finish(b, i, type_, b.intrinsic("sqrt", TYPES[type_], x))
 
 
 @lowers("rsqrt", table=FLOAT_TABLE)
@@ -114,7 +113,7 @@ def _rsqrt(b: Emitter, i: Instruction, type_: str) -> None:
     x = read(b, i.operands[1], type_, "ftz" in i.mods)
     if type_ == "f32":
         x = b.op(f"fpext float {x} to double")
-    value = b.op(f"fdiv double 1.0, {b.call('double', 'llvm.sqrt.f64', f'double {x}')}")
+    value = b.op(f"fdiv double 1.0, {b.intrinsic('sqrt', 'double', x)}")
     if type_ == "f32":
         value = b.op(f"fptrunc double {value} to float")
     finish(b, i, type_, value)
@@ -146,11 +145,11 @@ def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
         b.need(type_ == "f32" and len(values) == 2)
         bits = [b.op(f"bitcast float {v} to i32") for v in values]
         sign = b.op(f"and i32 {b.op(f'xor i32 {bits[0]}, {bits[1]}')}, -2147483648")
-        values = [b.call(llvm, f"llvm.fabs.{type_}", f"{llvm} {v}") for v in values]
-    name = f"llvm.{i.op}imum{'' if 'NaN' in i.mods else 'num'}.{type_}"
+        values = [b.intrinsic("fabs", llvm, v) for v in values]
+    name = f"{i.op}imum{'' if 'NaN' in i.mods else 'num'}"
     value = values[0]
     for other in values[1:]:
-        value = b.call(llvm, name, f"{llvm} {value}", f"{llvm} {other}")
+        value = b.intrinsic(name, llvm, value, other)
     if sign:
         bits_ = b.op(f"or i32 {b.op(f'bitcast float {value} to i32')}, {sign}")
         value = b.op(f"bitcast i32 {bits_} to float")
@@ -166,7 +165,7 @@ def _sign(b: Emitter, i: Instruction, type_: str) -> None:
     if i.op == "neg":
         b.write(i.operands[0], type_, b.op(f"fneg {llvm} {value}"))
     else:
-        b.write(i.operands[0], type_, b.call(llvm, f"llvm.fabs.{type_}", f"{llvm} {value}"))
+        b.write(i.operands[0], type_, b.intrinsic("fabs", llvm, value))
 
 
 @lowers("copysign")
@@ -175,11 +174,7 @@ def _copysign(b: Emitter, i: Instruction) -> None:
     type_ = i.mods[-1]
     b.need(type_ in ("f32", "f64") and len(i.mods) == 1)
     llvm, sign, size = TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
-    b.write(
-        i.operands[0],
-        type_,
-        b.call(llvm, f"llvm.copysign.{type_}", f"{llvm} {size}", f"{llvm} {sign}"),
-    )
+    b.write(i.operands[0], type_, b.intrinsic("copysign", llvm, size, sign))
 
 
 _CLASSES = {
@@ -201,10 +196,6 @@ def _testp(b: Emitter, i: Instruction) -> None:
     kind, type_ = i.mods
     b.need(kind in _CLASSES and type_ in ("f32", "f64"))
     llvm = TYPES[type_]
-    value = b.call(
-        "i1",
-        f"llvm.is.fpclass.{type_}",
-        f"{llvm} {b.read(i.operands[1], type_)}",
-        f"i32 {_CLASSES[kind]}",
-    )
+    tested = f"{llvm} {b.read(i.operands[1], type_)}", f"i32 {_CLASSES[kind]}"
+    value = b.call("i1", f"llvm.is.fpclass.{type_}", *tested)
     b.write(i.operands[0], "pred", value)

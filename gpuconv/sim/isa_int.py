@@ -34,9 +34,7 @@ def _add(b: Emitter, i: Instruction) -> None:
     verb = i.op
     if "sat" in i.mods:
         b.need(type_ == "s32")
-        b.write(
-            i.operands[0], type_, b.call("i32", f"llvm.s{verb}.sat.i32", f"i32 {x}", f"i32 {y}")
-        )
+        b.write(i.operands[0], type_, b.intrinsic(f"s{verb}.sat", llvm, x, y))
         return
     value = b.op(f"{verb} {llvm} {x}, {y}")
     if "cc" in i.mods:
@@ -99,7 +97,7 @@ def _mul(b: Emitter, i: Instruction) -> None:
         llvm, third = TYPES[result], b.read(i.operands[3], result)
         if "sat" in i.mods:
             b.need(half == "hi" and type_ == "s32")
-            value = b.call("i32", "llvm.sadd.sat.i32", f"i32 {value}", f"i32 {third}")
+            value = b.intrinsic("sadd.sat", "i32", value, third)
         else:
             total = b.op(f"add {llvm} {value}, {third}")
             if "cc" in i.mods:
@@ -184,11 +182,7 @@ def _min(b: Emitter, i: Instruction) -> None:
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
     sign = "s" if type_[0] == "s" else "u"
-    b.write(
-        i.operands[0],
-        type_,
-        b.call(llvm, f"llvm.{sign}{i.op}.{llvm}", f"{llvm} {x}", f"{llvm} {y}"),
-    )
+    b.write(i.operands[0], type_, b.intrinsic(f"{sign}{i.op}", llvm, x, y))
 
 
 @lowers("sad")
@@ -197,8 +191,7 @@ def _sad(b: Emitter, i: Instruction) -> None:
     type_ = _type(b, i, INTEGERS)
     llvm, sign = TYPES[type_], "s" if type_[0] == "s" else "u"
     x, y, z = (b.read(o, type_) for o in i.operands[1:4])
-    high = b.call(llvm, f"llvm.{sign}max.{llvm}", f"{llvm} {x}", f"{llvm} {y}")
-    low = b.call(llvm, f"llvm.{sign}min.{llvm}", f"{llvm} {x}", f"{llvm} {y}")
+    high, low = (b.intrinsic(f"{sign}{which}", llvm, x, y) for which in ("max", "min"))
     b.write(i.operands[0], type_, b.op(f"add {llvm} {z}, {b.op(f'sub {llvm} {high}, {low}')}"))
 
 
@@ -273,10 +266,10 @@ def _count(b: Emitter, i: Instruction) -> None:
     type_ = _type(b, i, {"b32", "b64"})
     llvm, x = TYPES[type_], b.read(i.operands[1], type_)
     if i.op == "brev":
-        b.write(i.operands[0], type_, b.call(llvm, f"llvm.bitreverse.{llvm}", f"{llvm} {x}"))
+        b.write(i.operands[0], type_, b.intrinsic("bitreverse", llvm, x))
         return
     if i.op == "popc":
-        value = b.call(llvm, f"llvm.ctpop.{llvm}", f"{llvm} {x}")
+        value = b.intrinsic("ctpop", llvm, x)
     else:
         value = b.call(llvm, f"llvm.ctlz.{llvm}", f"{llvm} {x}", "i1 false")
     b.write(i.operands[0], "u32", b.reshape(value, llvm, "i32"))
@@ -333,12 +326,12 @@ def _bfe(b: Emitter, i: Instruction) -> None:
     value = b.op(f"and {llvm} {_shift_or_zero(b, 'lshr', llvm, x, place)}, {mask}")
     if type_[0] == "s":
         last = b.op(f"sub {llvm} {b.op(f'add {llvm} {place}, {length}')}, 1")
-        last = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {last}", f"{llvm} {bits - 1}")
+        last = b.intrinsic("umin", llvm, last, str(bits - 1))
         sign = b.op(f"trunc {llvm} {b.op(f'lshr {llvm} {x}, {last}')} to i1")
         sign = b.op(f"and i1 {sign}, {b.op(f'icmp ne {llvm} {length}, 0')}")
         # sign-extend above the field, or above the end of the word where the field goes beyond it
-        left = b.call(llvm, f"llvm.usub.sat.{llvm}", f"{llvm} {bits}", f"{llvm} {place}")
-        kept = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {left}", f"{llvm} {length}")
+        left = b.intrinsic("usub.sat", llvm, str(bits), place)
+        kept = b.intrinsic("umin", llvm, left, length)
         fill = b.op(f"xor {llvm} {_low_bits(b, llvm, kept)}, -1")
         fill = b.op(f"select i1 {sign}, {llvm} {fill}, {llvm} 0")
         value = b.op(f"or {llvm} {value}, {fill}")
@@ -452,7 +445,7 @@ def _packed(b: Emitter, i: Instruction) -> None:
     def one(x: str, y: str) -> str:
         if i.op == "add":
             return b.op(f"add i16 {x}, {y}")
-        return b.call("i16", f"llvm.{sign}{i.op}.i16", f"i16 {x}", f"i16 {y}")
+        return b.intrinsic(f"{sign}{i.op}", "i16", x, y)
 
     b.write(i.operands[0], "b32", _lanes(b, i, 16, one))
 
@@ -466,8 +459,7 @@ def _vabsdiff4(b: Emitter, i: Instruction) -> None:
     sign = types[0][0]
 
     def one(x: str, y: str) -> str:
-        high = b.call("i8", f"llvm.{sign}max.i8", f"i8 {x}", f"i8 {y}")
-        low = b.call("i8", f"llvm.{sign}min.i8", f"i8 {x}", f"i8 {y}")
+        high, low = (b.intrinsic(f"{sign}{which}", "i8", x, y) for which in ("max", "min"))
         return b.op(f"sub i8 {high}, {low}")
 
     total = _lanes(b, i, 8, one)

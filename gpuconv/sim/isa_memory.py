@@ -92,18 +92,7 @@ def _check(
     found = b.call("i32", "sim_check", "ptr %blk", *access)
     b.end(f"br i1 {b.op(f'icmp eq i32 {found}, 0')}, label %{good}, label %{bad}")
     b.label(bad)
-    tids = [f"i32 {b.specials[f'%tid.{axis}']}" for axis in "xyz"]
-    b.call(
-        "void",
-        "sim.fail",
-        "ptr %blk",
-        *tids,
-        f"i32 {found}",
-        f"i32 {site}",
-        f"i64 {value}",
-        f"i64 {size}",
-    )
-    b.end("br label %exit")
+    b.fail(found, value, str(size))  # type: ignore[attr-defined]
     b.label(good)
 
 

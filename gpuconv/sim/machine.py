@@ -82,7 +82,8 @@ def _runtime() -> tuple[Any, Any, jit.Code]:
         entry, lambda: nvrtc.to_ptx(source, options, name="runtime.cu"), False, host=True
     )
     loaded = jit.Code(code)
-    jit.add_symbol("sim_check", loaded.address("sim_check"))
+    for name in ("sim_check", "sim_fail"):
+        jit.add_symbol(name, loaded.address(name))
     return _RUN(loaded.address("sim_run")), _PROBE(loaded.address("sim_probe")), loaded
 
 

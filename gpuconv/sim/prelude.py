@@ -118,7 +118,7 @@ done:
 
 
 def _stop_on_error(kernel: KernelFunction) -> str:
-    if not any("@sim." in line for line in kernel.code):
+    if not any("@sim_fail" in line for line in kernel.code):
         return "  br label %cell.next"
     return """  %e = load i32, ptr %pe
   %failed = icmp ne i32 %e, 0
@@ -181,37 +181,6 @@ declare i8 @llvm.coro.suspend(token, i1)
 declare void @llvm.coro.end(ptr, i1, token)
 """
 
-_FAIL = f"""
-define internal void @sim.fail(ptr %blk, i32 %x, i32 %y, i32 %z, i32 %kind, i32 %site,
-    i64 %address, i64 %value) noinline cold nounwind {{
-  %e = getelementptr i8, ptr %blk, i64 {_block("error")}
-  %old = load i32, ptr %e
-  %taken = icmp ne i32 %old, 0
-  br i1 %taken, label %out, label %record
-record:
-  store i32 %kind, ptr %e
-  %s = getelementptr i8, ptr %blk, i64 {_block("error_site")}
-  store i32 %site, ptr %s
-  %a = getelementptr i8, ptr %blk, i64 {_block("error_address")}
-  store i64 %address, ptr %a
-  %v = getelementptr i8, ptr %blk, i64 {_block("error_value")}
-  store i64 %value, ptr %v
-  %i = getelementptr i8, ptr %blk, i64 {_block("index")}
-  %index = load i64, ptr %i
-  %b = getelementptr i8, ptr %blk, i64 {_block("error_block")}
-  store i64 %index, ptr %b
-  %tx = getelementptr i8, ptr %blk, i64 {_block("error_tid", 0)}
-  store i32 %x, ptr %tx
-  %ty = getelementptr i8, ptr %blk, i64 {_block("error_tid", 1)}
-  store i32 %y, ptr %ty
-  %tz = getelementptr i8, ptr %blk, i64 {_block("error_tid", 2)}
-  store i32 %z, ptr %tz
-  br label %out
-out:
-  ret void
-}}
-"""
-
 # sim.flush flushes a subnormal to zero of the same sign.
 _FLUSH = """
 define internal float @sim.flush(float %x) alwaysinline nounwind {
@@ -242,11 +211,5 @@ define internal double @sim.saturate.f64(double %x) alwaysinline nounwind {
 
 def text(body: str) -> str:
     """The helpers that `body` uses."""
-    parts = []
-    if "@llvm.coro" in body:
-        parts.append(_COROUTINE)
-    parts.append(_FAIL)
-    parts.append(_FLUSH)
-    if "@sim.round" in body:
-        parts.append(rounding.text())
-    return "\n".join(parts)
+    coroutines = _COROUTINE if "@llvm.coro" in body else ""
+    return coroutines + _FLUSH + (rounding.text() if "@sim.round" in body else "")

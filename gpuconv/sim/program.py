@@ -132,6 +132,10 @@ class Function:
     tables: dict[str, list[str]] = field(default_factory=dict)
     body: list[Instruction | Label] = field(default_factory=list)
 
+    @property
+    def instructions(self) -> list[Instruction]:
+        return [item for item in self.body if isinstance(item, Instruction)]
+
 
 @dataclass(slots=True)
 class Program:

@@ -103,6 +103,11 @@ class Text:
             return ""
         return self.op(f"call {type_} @{name}({', '.join(arguments)})")
 
+    def intrinsic(self, name: str, type_: str, *values: str) -> str:
+        """Call LLVM's intrinsic of this name, whose result and arguments have one type."""
+        suffix = {"float": "f32", "double": "f64"}.get(type_, type_)
+        return self.call(type_, f"llvm.{name}.{suffix}", *(f"{type_} {v}" for v in values))
+
     # ---- conversions between LLVM types of registers and instructions ----
 
     def reshape(self, value: str, have: str, want: str, signed: bool = False) -> str:
