@@ -19,11 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import gpu_check  # noqa: E402
+import gpu_machine  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_stages  # noqa: E402
 
 from gpuconv.arrays import to_device  # noqa: E402
-from gpuconv.bench import machine, workloads  # noqa: E402
+from gpuconv.bench import workloads  # noqa: E402
 from gpuconv.bench.cases import parse  # noqa: E402
 from gpuconv.bench.standard import standard  # noqa: E402
 from gpuconv.cuda import cupy as cupy_runtime  # noqa: E402
@@ -49,7 +50,7 @@ def options(**given):
 
 def test_without_a_gpu_it_says_so_in_one_line_and_claims_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cupy_runtime, "problem", lambda: "no GPU answers: no driver; use cpu")
-    monkeypatch.setattr(machine, "driver_cards", list)
+    monkeypatch.setattr(gpu_machine, "driver_cards", list)
     assert gpu_check.main(["--out", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert said.out.count("\n") == 1
@@ -60,7 +61,7 @@ def test_without_a_gpu_it_says_so_in_one_line_and_claims_nothing(monkeypatch, ca
 
 def test_a_gpu_that_cupy_cannot_use_is_a_failure(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cupy_runtime, "problem", lambda: "CuPy is not installed: pip install ...")
-    monkeypatch.setattr(machine, "driver_cards", lambda: ["Card 9000"])
+    monkeypatch.setattr(gpu_machine, "driver_cards", lambda: ["Card 9000"])
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
     assert "lists Card 9000, but CuPy is not installed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
