@@ -14,7 +14,7 @@ from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
 from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
-from gpuconv.sim.text import Frame, Options
+from gpuconv.sim.text import Frame
 
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
@@ -25,8 +25,8 @@ __all__ = ["Body", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_mo
 class Body(Emitter):
     """Lowers the statements of a function, with the functions that it calls inlined."""
 
-    def __init__(self, module: Module, function: Function, options: Options) -> None:
-        super().__init__(options, module)
+    def __init__(self, module: Module, function: Function) -> None:
+        super().__init__(module)
         self.function = function
         self.program = module.program
         self.polls: set[int] = set()
@@ -95,7 +95,7 @@ class Body(Emitter):
         target = i.operands[0]
         self.need(isinstance(target, Sym) and len(i.operands) == 1)
         assert isinstance(target, Sym)
-        if self.options.check and self.place(target.name) in self.seen:
+        if self.module.check and self.place(target.name) in self.seen:
             self._leave_if_stopped()
         if i.guard is None:
             self.end(f"br label %{self.place(target.name)}")
@@ -166,7 +166,7 @@ class Body(Emitter):
             self._inline(self.program.functions[name], results, arguments)
         elif name == "__assertfail":
             self.fail("ASSERT", self._argument(arguments[0]), self._argument(arguments[1]))
-        elif self.options.host:
+        elif self.module.host:
             isa_sync.host_call(self, name, [self._argument(a) for a in arguments])
         else:
             hint = (

@@ -17,7 +17,6 @@ from gpuconv.sim.analysis import (
 from gpuconv.sim.body import Body
 from gpuconv.sim.info import Kernel, Parameter
 from gpuconv.sim.program import Function, Program
-from gpuconv.sim.text import Options
 
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
@@ -27,9 +26,6 @@ _GAP = 32  # guard bytes between shared variables in checked mode
 
 class HostFunction(Body):
     """A function of the scheduler, which is compiled in the same way and called from Python."""
-
-    def __init__(self, module: Module, function: Function) -> None:
-        super().__init__(module, function, Options(host=True))
 
     def run(self) -> str:
         variables, stores, arguments = {}, [], []
@@ -45,28 +41,22 @@ class HostFunction(Body):
         if self.function.results:
             returns = "%result = load i32, ptr %p0\n  ret i32 %result"
         kind = "i32" if self.function.results else "void"
-        lines = [
-            f"define {kind} @{self.function.name}({', '.join(arguments)}) nounwind {{",
-            "entry:",
-        ]
-        lines += ["  " + line for line in (*self.allocas, *stores)] + [
-            "  br label %start",
-            "start:",
-            *self.code,
-        ]
-        return "\n".join([*lines, "exit:", f"  {returns}", "}"])
+        head = f"define {kind} @{self.function.name}({', '.join(arguments)}) nounwind {{"
+        first = ["  " + line for line in (*self.allocas, *stores, "br label %start")]
+        return "\n".join(
+            [head, "entry:", *first, "start:", *self.code, "exit:", f"  {returns}", "}"]
+        )
 
 
 class KernelFunction(Body):
     """A kernel (.entry): a loop over the threads of a block, or a coroutine for each thread."""
 
     def __init__(self, module: Module, function: Function) -> None:
-        functions = reachable(module.program, function)
-        flush = module.flush and all_flush(functions)
-        super().__init__(module, function, Options(module.check, flush))
-        self.functions = functions
-        self.polls = {id(i) for f in functions for i in polling(f)}
-        self.coroutine = bool(self.polls) or has_collective(functions)
+        super().__init__(module, function)
+        self.functions = reachable(module.program, function)
+        self.flush_in_hardware = module.x86 and all_flush(self.functions)
+        self.polls = {id(i) for f in self.functions for i in polling(f)}
+        self.coroutine = bool(self.polls) or has_collective(self.functions)
 
     def run(self) -> str:
         kernel = self._describe()
@@ -107,7 +97,7 @@ class KernelFunction(Body):
             dynamic,
             self.coroutine,
             serial,
-            self.options.flush_in_hardware,
+            self.flush_in_hardware,
             threads,
             local,
             shared,
@@ -147,7 +137,7 @@ class KernelFunction(Body):
         In checked mode it lies behind a gap and is aligned no better than declared, so that
         misaligned accesses are found.
         """
-        if self.options.check:
+        if self.module.check:
             at = -(-(at + _GAP) // align)
             return (at | 1) * align
         return -(-at // align) * align

@@ -16,7 +16,7 @@ _ROUNDINGS = {"rn", "rz", "rm", "rp"}
 
 def read(b: Emitter, operand: Operand, type_: str, ftz: bool) -> str:
     value = b.read(operand, type_)
-    return flush(b, value) if ftz and type_ == "f32" and not b.options.flush_in_hardware else value
+    return flush(b, value) if ftz and type_ == "f32" and not b.flush_in_hardware else value
 
 
 def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = False) -> None:
@@ -24,7 +24,7 @@ def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = Fal
 
     force: flush in software, because the processor's mode has no effect on this result.
     """
-    if "ftz" in i.mods and type_ == "f32" and (force or not b.options.flush_in_hardware):
+    if "ftz" in i.mods and type_ == "f32" and (force or not b.flush_in_hardware):
         value = flush(b, value)
     if "sat" in i.mods:
         value = b.call(TYPES[type_], f"sim.saturate.{type_}", f"{TYPES[type_]} {value}")

@@ -146,7 +146,7 @@ def _div(b: Emitter, i: Instruction) -> None:
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
     zero = b.op(f"icmp eq {llvm} {y}, 0")
-    if b.options.check and not isinstance(i.operands[2], Imm):
+    if b.module.check and not isinstance(i.operands[2], Imm):
         good, bad = b.fresh("good"), b.fresh("bad")
         b.end(f"br i1 {zero}, label %{bad}, label %{good}")
         b.label(bad)

@@ -62,7 +62,7 @@ def host_pointer(
             f"i64 {address.base.offset + address.offset}"
         )
     value = b.base(address)
-    if b.options.check:
+    if b.module.check:
         _check(b, i, value, space, size, kind, strong)
     if space == "shared":
         value = b.shared_to_host(value)
@@ -122,7 +122,7 @@ def _ld(b: Emitter, i: Instruction) -> None:
     pointer = host_pointer(b, i, address, a.space, a.bytes, "read", a.volatile)
     llvm = TYPES[a.type]
     shape = f"<{a.lanes} x {llvm}>" if a.lanes > 1 else llvm
-    kernel_parameter = a.space == "param" and len(b.frames) == 1 and not b.options.host
+    kernel_parameter = a.space == "param" and len(b.frames) == 1 and not b.module.host
     tail = (
         ", !invariant.load !0"
         if kernel_parameter and _is_entry_parameter(b, address)

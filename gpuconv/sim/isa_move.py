@@ -74,7 +74,7 @@ def _compare(
     x, y = b.read(first, type_), b.read(second, type_)  # type: ignore[arg-type]
     if WIDTH[TYPES[type_]] and not TYPES[type_].startswith("i"):
         b.need(relation in _FLOAT and TYPES[type_] in ("float", "double", "half", "bfloat"))
-        if flush and type_ == "f32" and not b.options.flush_in_hardware:
+        if flush and type_ == "f32" and not b.flush_in_hardware:
             x, y = (b.call("float", "sim.flush", f"float {v}") for v in (x, y))
         if flush and TYPES[type_] in ("half", "bfloat"):
             x, y = (_flush_small(b, v, TYPES[type_]) for v in (x, y))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -62,19 +63,15 @@ class Worker:
             self.times, self.seen = np.zeros(threads, np.uint64), np.zeros(threads**2, np.uint64)
             self.sync_clocks = np.zeros(layout.SYNC_CLOCKS * threads, np.uint64)
             self.trace = _trace(shared, kernel.granule)
-        record = self.block[0]
-        record["times"], record["seen"] = self.times.ctypes.data, self.seen.ctypes.data
-        record["sync_clocks"] = self.sync_clocks.ctypes.data
-        record["shared_trace"] = self.trace.ctypes.data
-        record["granule"] = kernel.granule
-        record["threads"] = self.threads.ctypes.data
-        record["shared"] = self.shared.ctypes.data
-        record["shared_template"] = self.template.ctypes.data
-        record["shared_shadow"] = self.shadow.ctypes.data
-        record["frames"] = self.frames.ctypes.data
-        record["frame_stride"] = function.frame_bytes
-        record["nthreads"] = threads
-        record["shared_bytes"] = shared
+        record, held = self.block[0], {
+            "times": self.times, "seen": self.seen, "sync_clocks": self.sync_clocks,
+            "shared_trace": self.trace, "threads": self.threads, "shared": self.shared,
+            "shared_template": self.template, "shared_shadow": self.shadow, "frames": self.frames,
+        }  # fmt: skip
+        for name, array in held.items():
+            record[name] = array.ctypes.data
+        record["granule"], record["frame_stride"] = kernel.granule, function.frame_bytes
+        record["nthreads"], record["shared_bytes"] = threads, shared
 
 
 def _template(kernel: Kernel, shared: int) -> np.ndarray:
@@ -158,8 +155,7 @@ class Function:
         dims, threads = _dimensions("grid", grid, MAX_GRID), _dimensions("block", block, MAX_BLOCK)
         self._check_limits(threads, shared)
         parameters = pack(self.kernel, args)
-        count = threads[0] * threads[1] * threads[2]
-        blocks = dims[0] * dims[1] * dims[2]
+        count, blocks = math.prod(threads), math.prod(dims)
         launch, keep = self._launch_record(blocks, count, order, seed)
         team = min(self._team(blocks * count, cores), blocks)
         total = self.kernel.placed_shared + shared
@@ -273,7 +269,7 @@ class Function:
         return np.array(sorted(rows), layout.DTYPES["Allocation"])
 
     def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:
-        count = threads[0] * threads[1] * threads[2]
+        count = math.prod(threads)
         if count > MAX_THREADS:
             raise LaunchError(
                 f"{self.name}: a block has at most {MAX_THREADS} threads, got {threads} = {count}"

@@ -16,30 +16,28 @@ from gpuconv.sim.info import Info
 from gpuconv.sim.program import SIZES, Instruction, Program, Sym
 
 
-def lower(
-    program: Program, check: bool = False, host: bool = False, flush: bool = False
-) -> tuple[str, Info]:
+def lower(program: Program, check: bool = False, host: bool = False) -> tuple[str, Info]:
     """LLVM IR of every kernel of `program`, and what a launch needs to know about them.
 
-    host: lower the functions that are not kernels instead (the scheduler's). flush: the processor
-    has a flush-to-zero mode. Raises UnsupportedError, naming the line, for what is not modelled.
+    host: lower the functions that are not kernels instead (the scheduler's). Raises
+    UnsupportedError, naming the line, for what is not modelled.
     """
-    module = Module(program, check, host, flush)
+    module = Module(program, check, host)
     return module.run(), module.info
 
 
 class Module:
     """A PTX program that is being lowered."""
 
-    def __init__(self, program: Program, check: bool, host: bool, flush: bool) -> None:
+    def __init__(self, program: Program, check: bool, host: bool) -> None:
         self.program = program
         self.check = check
         self.host = host
-        self.flush = flush
         self.info = Info()
         self.declared: dict[str, str] = {}
         self.used: set[str] = set()
         self.text: list[str] = []
+        # it has a flush-to-zero mode
         self.x86 = platform.machine().lower() in ("x86_64", "amd64")
 
     def run(self) -> str:

@@ -47,9 +47,7 @@ def symbol(name: str) -> str:
 
 def _attributes(kernel: KernelFunction) -> str:
     flush = (
-        ' "denormal-fp-math-f32"="preserve-sign,preserve-sign"'
-        if kernel.options.flush_in_hardware
-        else ""
+        ' "denormal-fp-math-f32"="preserve-sign,preserve-sign"' if kernel.flush_in_hardware else ""
     )
     return f"nounwind{flush}"
 

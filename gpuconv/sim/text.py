@@ -26,21 +26,12 @@ class Frame:
     leave: str = "exit"
 
 
-@dataclass(slots=True)
-class Options:
-    """How to lower a function."""
-
-    check: bool = False  # verify every memory access
-    flush_in_hardware: bool = False  # rely on the processor's flush-to-zero mode
-    host: bool = False  # it is a function of the scheduler
-
-
 class Text:
     """Text of one LLVM function under construction."""
 
-    def __init__(self, options: Options, module: Module) -> None:
-        self.options = options
+    def __init__(self, module: Module) -> None:
         self.module = module
+        self.flush_in_hardware = False  # rely on the processor's flush-to-zero mode
         self.allocas: list[str] = []
         self.code: list[str] = []
         self.open = True  # whether the current basic block still lacks its terminator
