@@ -279,10 +279,10 @@ def test_a_stage_that_cannot_begin_is_given_up(monkeypatch):
 def test_what_hangs_is_ended_and_what_it_had_is_kept(monkeypatch):
     monkeypatch.setattr(gpu_check, "GRACE", 0.1)
     ignore = "signal.signal(signal.SIGINT, signal.SIG_IGN); record(True); time.sleep(600)"
-    stage = staged(monkeypatch, ignore, 2.0)
+    stage = staged(monkeypatch, ignore, 1.0)
     assert [r["ok"] for r in stage["records"]] == [True]
     assert not stage["finished"]
-    assert stage["why"] == "not finished in its 2 s"
+    assert stage["why"] == "not finished in its 1 s"
 
 
 def test_a_half_written_record_is_none(tmp_path):
@@ -304,8 +304,6 @@ def test_files_of_tests_run_on_cuda_and_are_counted(tmp_path):
     assert not record["ok"]
     assert record["error"] == "pytest ended with code 1"
     assert record["failures"][0].startswith("test_bad: ")
-    path.write_text("def test_good(): pass\n")
-    assert gpu_check.run_file(path, options(), gpu_check.time.monotonic() + 90)["ok"]
 
 
 def test_the_sweeps_of_every_kernel_are_among_the_tests():
