@@ -1,6 +1,5 @@
 // Where a node looks: the window it reads in the layer before, and in the picture.
 "use strict";
-window.gpuconv = window.gpuconv || {};
 
 (() => {
   const all = (n) => Array.from({ length: n }, (_, i) => i);
@@ -150,7 +149,7 @@ window.gpuconv = window.gpuconv || {};
     return [...ends(box[0], box[1], 0), ...ends(box[2], box[3], 1)];
   }
 
-  Object.assign(window.gpuconv, {
+  Object.assign(gpuconv, {
     windows, single, readAt, inside, divisor, field, ravel, seen, reach,
   });
 })();

@@ -2,13 +2,13 @@
 "use strict";
 
 (() => {
-  const { text, windows, field } = gpuconv;
+  const { page, windows, field } = gpuconv;
   const GAP = 8;
 
   /** Where each map lies: {cell, columns, width, height, tiles: [[x, y]]}, in CSS pixels. */
   function layout(view) {
     const { shape, number } = view.layer;
-    const { classes } = gpuconv.page.model;
+    const { classes } = page.model;
     const room = Math.max(200, view.canvas.parentElement.clientWidth - 6);
     if (shape.length !== 3) {
       const cell = shape[0] <= 16 ? Math.min(34, Math.floor(room / shape[0])) : 15;
@@ -41,7 +41,6 @@
   /** The size of value that has the full colour. */
   function scaleOf(layer, held) {
     const own = Math.max(Math.abs(held.min), Math.abs(held.max));
-    const { page } = gpuconv;
     if (page.scale !== "network" || layer.kind === "softmax") return own;
     let most = 0;
     for (const [number, other] of page.maps) {
@@ -54,7 +53,7 @@
 
   /** Draw a layer's maps, marks and legend; false where its values are not here yet. */
   function paint(view) {
-    const held = gpuconv.page.maps.get(view.layer.number);
+    const held = page.maps.get(view.layer.number);
     if (!held || held.first !== view.first) return false;
     const at = (view.at = layout(view));
     const context = gpuconv.sized(view.canvas, at.width, at.height);
@@ -83,7 +82,7 @@
     const kept = view.bitmap;
     const look = `${gpuconv.dark()} ${scaleOf(view.layer, held)}`;
     if (kept?.held === held && kept.look === look) return kept.canvas;
-    const canvas = gpuconv.bitmap(held.values, 0, rows, columns, colour, kept?.canvas);
+    const canvas = gpuconv.bitmap(held.values, rows, columns, colour, kept?.canvas);
     view.bitmap = { canvas, held, look };
     return canvas;
   }
@@ -98,7 +97,7 @@
     context.fillStyle = gpuconv.style("--faint");
     context.font = "12px system-ui, sans-serif";
     context.textAlign = "center";
-    gpuconv.page.model.classes.forEach((name, i) =>
+    page.model.classes.forEach((name, i) =>
       context.fillText(name.slice(0, 4), (i + 0.5) * at.cell, at.cell + 14));
   }
 
@@ -108,13 +107,7 @@
     const picture = layer.kind === "input";
     const most = scaleOf(layer, held);
     const [low, high] = picture ? [held.min, held.max] : [held.min < 0 ? -most : 0, most];
-    const context = gpuconv.sized(canvas, 72, 8);
-    const colour = picture ? gpuconv.gray(low, high) : gpuconv.palette(most);
-    for (let x = 0; x < 72; x++) {
-      context.fillStyle = gpuconv.css(colour(low + ((high - low) * x) / 71));
-      context.fillRect(x, 0, 1.5, 8);
-    }
-    range.textContent = `${text(low)} to ${text(high)}`;
+    gpuconv.legend(canvas, range, low, high, colours(view, held));
   }
 
   /** A box around elements of a map, in the canvas's pixels; null where it is not shown. */
@@ -132,7 +125,6 @@
   }
 
   function paintMarks(view, context) {
-    const { page } = gpuconv;
     const { model } = page;
     for (const [node, strong] of [[page.hovered, false], [page.selected, true]]) {
       if (!node) continue;
@@ -199,5 +191,5 @@
     return boxOf(view, channel, row, column, 1, 1);
   };
 
-  Object.assign(window.gpuconv, { maps: { layout, paint, elementAt, boxOfNode } });
+  Object.assign(gpuconv, { maps: { layout, paint, elementAt, boxOfNode } });
 })();

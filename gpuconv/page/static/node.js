@@ -2,12 +2,11 @@
 "use strict";
 
 (() => {
-  const { element, number, find, say, text } = gpuconv;
+  const { element, number, find, page, say, text } = gpuconv;
   let asked = 0;
 
   /** Open a node: {layer, index}. Asks the source, and shows its answer. */
   async function open(node, loud = true) {
-    const { page } = gpuconv;
     const turn = ++asked;
     if (!page.run) return;
     const { run } = page;
@@ -23,12 +22,12 @@
     if (loud) say(summary(found));
   }
 
-  const layerOf = (found) => gpuconv.page.model.layers[found.layer];
+  const layerOf = (found) => page.model.layers[found.layer];
 
   function title(found) {
     const layer = layerOf(found);
-    const softmax = layer.kind === "softmax" || layer.number === gpuconv.page.model.scores;
-    const name = softmax ? `class ${gpuconv.page.model.classes[found.index[0]]}`
+    const softmax = layer.kind === "softmax" || layer.number === page.model.scores;
+    const name = softmax ? `class ${page.model.classes[found.index[0]]}`
       : gpuconv.layers.words(found.index);
     return `${layer.name} · ${name}`;
   }
@@ -45,7 +44,7 @@
     const body = find("node-body");
     find("node").dataset.shown = JSON.stringify([found.layer, found.index]);
     find("node-title").textContent = title(found);
-    const held = gpuconv.page.maps.get(found.layer);
+    const held = page.maps.get(found.layer);
     const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
     if (held) {
       const most = Math.max(Math.abs(held.min), Math.abs(held.max));
@@ -72,23 +71,21 @@
 
   /** A link to another node. */
   function link({ layer, index, value }, name = "x") {
-    const { model } = gpuconv.page;
     const shown = number(value);
     shown.dataset.part = name;
     return element("button", {
       type: "button", class: "part opens",
       click: () => gpuconv.select({ layer, index }),
-    }, element("small", {}, `${model.layers[layer].name} ${gpuconv.layers.words(index)}`), shown);
+    }, element("small", {}, `${page.model.layers[layer].name} ${gpuconv.layers.words(index)}`), shown);
   }
 
   function dot(found) {
-    const { model } = gpuconv.page;
     return [
       equation(part(`Σ of ${found.products.length} products`, found.sum, "sum"),
         ...(found.bias === null ? [] : [sign("+"), part("bias", found.bias, "bias")]),
         sign("="), part("result", found.value, "value")),
-      gpuconv.terms.pictures(found, model, gpuconv.select),
-      gpuconv.terms.table(found, model),
+      gpuconv.terms.pictures(found, gpuconv.select),
+      gpuconv.terms.table(found),
     ];
   }
 
@@ -116,7 +113,7 @@
       }
       body.append(row);
     }
-    const { name } = gpuconv.page.model.layers[from];
+    const { name } = page.model.layers[from];
     const words = `The window in ${name}, map ${channels[0]}, from row ${top}, column ${left}`;
     return element("div", { class: "scrolls" }, note(words),
       element("table", { class: "window", "aria-label": words }, body));
@@ -144,11 +141,10 @@
   ];
 
   function softmax(found) {
-    const { model } = gpuconv.page;
     const own = found.exps[found.index[0]];
     const order = [...found.x.keys()].sort((a, b) => found.x[b] - found.x[a]).slice(0, 20);
     const rows = order.map((k) => element("tr", k === found.index[0] ? { class: "winner" } : {},
-      element("th", { scope: "row" }, model.classes[k] ?? String(k)),
+      element("th", { scope: "row" }, page.model.classes[k] ?? String(k)),
       number(found.x[k], "td"), number(found.exps[k], "td"),
       number(Math.fround(found.exps[k] / found.sum), "td")));
     const head = ["class", "score", "e^(score − largest)", "probability"];
@@ -195,9 +191,8 @@
 
   /** What reads this value next. */
   function onward(found) {
-    const { model } = gpuconv.page;
     const elementwise = ["relu", "tanh", "scaled_tanh", "sigmoid", "batch_norm", "dropout", "identity"];
-    const next = model.layers.filter((layer) => layer.from.includes(found.layer));
+    const next = page.model.layers.filter((layer) => layer.from.includes(found.layer));
     return next.filter((layer) => elementwise.includes(layer.kind)).map((layer) => {
       const read = { layer: layer.number, index: found.index, value: gpuconv.layers.valueAt(layer, found.index) };
       const next = link(read, "then");
@@ -209,7 +204,7 @@
   /** Ask for the value of a link whose layer has not been loaded. */
   async function fill(link, { layer, index }) {
     try {
-      const [[value]] = await gpuconv.source.values(gpuconv.page.run, [gpuconv.single(layer, index)]);
+      const [[value]] = await gpuconv.source.values(page.run, [gpuconv.single(layer, index)]);
       const shown = number(value);
       shown.dataset.part = "then";
       link.lastChild.replaceWith(shown);
@@ -226,5 +221,5 @@
     delete find("node").dataset.shown;
   }
 
-  Object.assign(window.gpuconv, { node: { open, close } });
+  Object.assign(gpuconv, { node: { open, close } });
 })();

@@ -6,19 +6,12 @@
   const MAX_RUNS = 4;
   const runs = new Map();
   let counter = 0;
-  let model, weights, start, samples, patches;
-
-  /** Read what the export put into the page. */
-  function open() {
-    if (model) return;
-    const found = JSON.parse(document.getElementById("network").textContent);
-    ({ model, samples, patches } = found);
-    const arrays = (all) => Object.fromEntries(Object.entries(all).map(([number, named]) =>
-      [number, Object.fromEntries(Object.entries(named).map(([name, data]) =>
-        [name, gpuconv.floats(data)]))]));
-    weights = arrays(found.weights);
-    start = arrays(found.start);
-  }
+  // what the export put into the page
+  const found = JSON.parse(document.getElementById("network").textContent);
+  const { model, samples, patches } = found;
+  const each = (given, f) => Object.fromEntries(Object.entries(given).map(([key, value]) => [key, f(value)]));
+  const weights = each(found.weights, (named) => each(named, gpuconv.floats));
+  const start = each(found.start, (named) => each(named, gpuconv.floats));
 
   /** The picture as the network reads it: scaled to 0..1, framed with black, normalised. */
   function prepared({ shape: [C, H, W], pixels }) {
@@ -96,11 +89,8 @@
     return { shape: [C, H, W], pixels, inverted };
   }
 
-  window.gpuconv.source = {
-    async describe() {
-      open();
-      return model;
-    },
+  gpuconv.source = {
+    describe: async () => model,
 
     async run(picture) {
       const outputs = net.forward(model.layers, weights, prepared(picture));
@@ -116,11 +106,10 @@
     maps: async (run, layer, first) => maps(outputsOf(run), layer, first),
     values: async (run, windows) => windows.map((window) =>
       cut(outputsOf(run)[window.from], model.layers[window.from].shape, window)),
-    weights: async (layer, channel) => Object.fromEntries(
-      Object.entries(weights[layer]).map(([name, array]) => {
-        const size = array.length / model.layers[layer].shape[0];
-        return [name, array.subarray(channel * size, (channel + 1) * size)];
-      })),
+    weights: async (layer, channel) => each(weights[layer], (array) => {
+      const size = array.length / model.layers[layer].shape[0];
+      return array.subarray(channel * size, (channel + 1) * size);
+    }),
 
     async filters(layer, when) {
       const values = when === "start" ? start[layer].weight : weights[layer].weight;

@@ -2,13 +2,14 @@
 "use strict";
 
 (() => {
-  const { element, number, text } = gpuconv;
+  const { element, number, page, text } = gpuconv;
   const MOST_GROUPS = 32;
   const MAX_ROWS = 600;
 
   /** The terms cut into groups: a window's channels, the maps that were flattened, or one row.
       [{name, begin, rows, columns}], and the index of a term in `at(i)`. */
-  function grouped({ window }, { layers }) {
+  function grouped({ window }) {
+    const { layers } = page.model;
     let source = layers[window.from];
     let { channels, rows, columns } = window;
     const flat = source.kind === "flatten" ? layers[source.from[0]] : null;
@@ -29,16 +30,15 @@
   const inside = ({ inside: marks }, i) => marks[i % marks.length];
 
   /** The groups as rows of three pictures: inputs, weights, products, and the products' sum. */
-  function pictures(found, model, open) {
-    const { groups, at, source } = grouped(found, model);
+  function pictures(found, open) {
+    const { groups, at, source } = grouped(found);
     for (const group of groups) {
       group.sum = 0;
       for (let i = group.begin; i < group.begin + group.rows * group.columns; i++) {
         group.sum += found.products[i];
       }
     }
-    const largest = (values) => values.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
-    const scales = [largest(found.x), largest(found.w), largest(found.products)];
+    const scales = [found.x, found.w, found.products].map(gpuconv.largest);
     const shown = groups.length > MOST_GROUPS
       ? [...groups].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum)).slice(0, MOST_GROUPS) : groups;
     const body = element("div", { class: "terms" },
@@ -113,13 +113,13 @@
   }
 
   /** All terms as a table that folds out: filled when it is opened. */
-  function table(found, model) {
+  function table(found) {
     const count = found.x.length;
     const fold = element("details", { class: "all-terms" },
       element("summary", {}, `All ${count.toLocaleString("en")} products as numbers`));
     fold.addEventListener("toggle", () => {
       if (!fold.open || fold.querySelector("table")) return;
-      const { at } = grouped(found, model);
+      const { at } = grouped(found);
       const head = ["element", "input", "weight", "product"];
       const rows = Math.min(count, MAX_ROWS);
       const body = element("tbody");
@@ -137,5 +137,5 @@
     return fold;
   }
 
-  Object.assign(window.gpuconv, { terms: { pictures, table, inside } });
+  Object.assign(gpuconv, { terms: { pictures, table, inside } });
 })();

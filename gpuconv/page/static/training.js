@@ -2,18 +2,16 @@
 "use strict";
 
 (() => {
-  const { element, find, text, percent, say, plural } = gpuconv;
+  const { element, find, page, text, percent, say, plural } = gpuconv;
   const WORDS = {
     ready: "Not started", starting: "Starting", running: "Running", paused: "Paused",
     stopping: "Stopping after this batch", stopped: "Stopped and saved", done: "Finished",
     failed: "Failed", lost: "The connection to the run is lost",
   };
-  let page, tell;
   let run = { state: "ready", points: [], epochs: [], progress: {}, evaluation: {} };
 
-  /** Begin where the source has a run. tell: {reload, problem} of the page. */
-  function begin(state, calls) {
-    [page, tell] = [state, calls];
+  /** Begin where the source has a run. */
+  function begin() {
     if (!page.model.training) return;
     find("training").hidden = false;
     build();
@@ -54,21 +52,14 @@
   const chart = (id, name) => element("figure", {}, element("figcaption", { id: `${id}-words` }, name),
     element("canvas", { id, role: "img", "aria-labelledby": `${id}-words` }));
 
-  async function command(action, given) {
-    try {
-      await gpuconv.source.command(action, given);
-      tell.problem("");
-    } catch (error) {
-      tell.problem(error.message);
-    }
-  }
+  const command = (action, given) => gpuconv.attempt(() => gpuconv.source.command(action, given));
 
   function listen() {
     const events = gpuconv.source.events();
     events.onopen = async () => {
       run = await gpuconv.source.training();
       show();
-      tell.reload();
+      gpuconv.reload();
     };
     events.onerror = () => { run.state = "lost"; showState(); };
     events.onmessage = ({ data }) => {
@@ -88,7 +79,7 @@
       } else if (event.event === "evaluation") {
         run.evaluation = event.evaluation;
         showEvaluation();
-      } else if (event.event === "weights") tell.reload();
+      } else if (event.event === "weights") gpuconv.reload();
     };
   }
 
@@ -256,16 +247,10 @@
   }
 
   function mistake(found) {
-    const [channels, rows, columns] = found.shape;
     const pixels = gpuconv.fromBase64(found.pixels);
     const { classes } = page.model;
-    const canvas = element("canvas", { width: columns, height: rows, "aria-hidden": "true" });
-    const image = new ImageData(columns, rows);
-    for (let i = 0; i < rows * columns; i++) {
-      for (let c = 0; c < 3; c++) image.data[4 * i + c] = pixels[(c % channels) * rows * columns + i];
-      image.data[4 * i + 3] = 255;
-    }
-    canvas.getContext("2d").putImageData(image, 0, 0);
+    const canvas = gpuconv.photo(found.shape, pixels);
+    canvas.setAttribute("aria-hidden", "true");
     const words = `${classes[found.label]} taken for ${classes[found.answer]}`;
     return element("li", {}, element("button", {
       type: "button", "aria-label": `${words}, ${percent(found.sure)} sure; look at it`,
@@ -273,5 +258,5 @@
     }, canvas, element("span", {}, words), element("small", {}, percent(found.sure))));
   }
 
-  Object.assign(window.gpuconv, { training: { begin, show: () => page?.model.training && show(), step: () => run.progress.step ?? 0 } });
+  Object.assign(gpuconv, { training: { begin, show: () => page.model.training && show(), step: () => run.progress.step ?? 0 } });
 })();
