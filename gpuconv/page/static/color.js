@@ -107,6 +107,23 @@
     sized(canvas, width, height).drawImage(bitmap, 0, 0, width, height);
   }
 
+  /** Draw values as squares of `cell` CSS pixels, row by row. */
+  function squares(context, values, columns, cell, colour) {
+    const side = cell > 4 ? cell - 1 : cell;
+    values.forEach((value, i) => {
+      context.fillStyle = css(colour(value));
+      context.fillRect((i % columns) * cell, Math.floor(i / columns) * cell, side, side);
+    });
+  }
+
+  /** Which of `count` squares is at the pointer; -1 for none. */
+  function squareAt(canvas, event, count, columns, cell) {
+    const box = canvas.getBoundingClientRect();
+    const column = Math.floor((event.clientX - box.left) / cell);
+    const i = Math.floor((event.clientY - box.top) / cell) * columns + column;
+    return column >= 0 && column < columns && i >= 0 && i < count ? i : -1;
+  }
+
   /** Which colour is which value, on a canvas and in words. */
   function legend(canvas, words, low, high, colour) {
     const context = sized(canvas, 72, 8);
@@ -137,6 +154,6 @@
   const css = ([r, g, b]) => `rgb(${r},${g},${b})`;
 
   Object.assign(gpuconv, {
-    palette, gray, bitmap, photo, enlarge, legend, sized, style, css, dark,
+    palette, gray, bitmap, photo, enlarge, squares, squareAt, legend, sized, style, css, dark,
   });
 })();

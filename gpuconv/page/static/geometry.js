@@ -107,8 +107,8 @@
 
   const ravel = (index, shape) => index.reduce((flat, i, axis) => flat * shape[axis] + i, 0);
 
-  /** The rows and columns of the picture that can change element `index`: {top, left, rows,
-      columns}; all of it once a layer reads everything. */
+  /** The window of the picture that can change element `index`; all of it once a layer reads
+      everything. */
   function field(layers, layer, index) {
     let at = layer;
     let place = index;
@@ -131,7 +131,8 @@
     const within = (v, size) => Math.min(size - 1, Math.max(0, v));
     const [y, x] = [within(top, height), within(left, width)];
     return {
-      top: y, left: x, rows: within(bottom, height) - y + 1, columns: within(right, width) - x + 1,
+      channels: all(layers[0].shape[0]), top: y, left: x, dilation: [1, 1],
+      rows: within(bottom, height) - y + 1, columns: within(right, width) - x + 1,
     };
   }
 

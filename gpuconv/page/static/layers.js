@@ -110,16 +110,11 @@
     const held = page.maps.get(number);
     if (!run || !view.seen || view.asking || (held && held.first === view.first)) return;
     view.asking = true;
-    try {
-      const found = await gpuconv.source.maps(run, number, view.first);
-      if (page.run === run) page.maps.set(number, found);
-    } catch (error) {
-      if (!error.gone) throw error;
-    } finally {
-      view.asking = false;
-    }
-    if (page.run === run) paint(view);
-    else demand(view);
+    const asked = gpuconv.unlessGone(gpuconv.source.maps(run, number, view.first));
+    const found = await asked.finally(() => { view.asking = false; });
+    if (page.run !== run) { demand(view); return; }
+    if (found) page.maps.set(number, found);
+    paint(view);
   }
 
   function watchSight() {

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { page, windows, field } = gpuconv;
+  const { page, windows, single, field } = gpuconv;
   const GAP = 8;
 
   /** Where each map lies: {cell, columns, width, height, tiles: [[x, y]]}, in CSS pixels. */
@@ -88,11 +88,7 @@
   }
 
   function paintVector(view, at, held, colour, context) {
-    held.values.forEach((value, i) => {
-      const [x, y] = [(i % at.columns) * at.cell, Math.floor(i / at.columns) * at.cell];
-      context.fillStyle = gpuconv.css(colour(value));
-      context.fillRect(x, y, at.cell - 1, at.cell - 1);
-    });
+    gpuconv.squares(context, held.values, at.columns, at.cell, colour);
     if (!at.words) return;
     context.fillStyle = gpuconv.style("--faint");
     context.font = "12px system-ui, sans-serif";
@@ -110,73 +106,57 @@
     gpuconv.legend(canvas, range, low, high, colours(view, held));
   }
 
-  /** A box around elements of a map, in the canvas's pixels; null where it is not shown. */
-  function boxOf(view, channel, top, left, rows, columns) {
-    const { at } = view;
+  /** The box around a window of a channel, in the canvas's pixels; null where it is not shown. */
+  function boxOf({ at, first }, channel, { top, left, rows, columns, dilation }) {
     if (!at) return null;
     if (!at.tiles) {
-      const [x, y] = [(left % at.columns) * at.cell, Math.floor(left / at.columns) * at.cell];
-      const whole = columns > 1;
-      return whole ? [0, 0, at.width, at.height - (at.words ? 18 : 0)] : [x, y, at.cell, at.cell];
+      if (columns > 1) return [0, 0, at.width, at.height - (at.words ? 18 : 0)];
+      return [(left % at.columns) * at.cell, Math.floor(left / at.columns) * at.cell, at.cell, at.cell];
     }
-    const tile = at.tiles[channel - view.first];
+    const tile = at.tiles[channel - first];
     if (!tile) return null;
-    return [tile[0] + left * at.cell, tile[1] + top * at.cell, columns * at.cell, rows * at.cell];
+    const [height, width] = [(rows - 1) * dilation[0] + 1, (columns - 1) * dilation[1] + 1];
+    return [tile[0] + left * at.cell, tile[1] + top * at.cell, width * at.cell, height * at.cell];
   }
 
+  /** Outline the pointed-at and the chosen element, what they read, and their part of the picture. */
   function paintMarks(view, context) {
-    const { model } = page;
+    const { number } = view.layer;
+    const { layers } = page.model;
     for (const [node, strong] of [[page.hovered, false], [page.selected, true]]) {
       if (!node) continue;
-      const layer = model.layers[node.layer];
-      const colour = gpuconv.style(strong ? "--select" : "--hover");
-      if (node.layer === view.layer.number) {
-        const [channel, row, column] = place(node.index);
-        outline(context, boxOf(view, channel, row, column, 1, 1), colour, strong);
-      }
-      for (const read of windows(model.layers, layer, node.index)) {
-        if (read.from !== view.layer.number) continue;
-        const rows = (read.rows - 1) * read.dilation[0] + 1;
-        const columns = (read.columns - 1) * read.dilation[1] + 1;
-        for (const channel of read.channels) {
-          outline(context, boxOf(view, channel, read.top, read.left, rows, columns), colour, strong);
-        }
-      }
-      if (view.layer.number === 0 && node.layer > 0) {
-        const seen = field(model.layers, layer, node.index);
-        context.setLineDash([4, 3]);
-        for (let c = 0; c < view.layer.shape[0]; c++) {
-          outline(context, boxOf(view, c, seen.top, seen.left, seen.rows, seen.columns), colour, strong);
-        }
-        context.setLineDash([]);
-      }
+      const mark = (window) => window.channels.forEach((channel) =>
+        outline(context, boxOf(view, channel, window), strong));
+      const layer = layers[node.layer];
+      [single(layer.number, node.index), ...windows(layers, layer, node.index)]
+        .filter(({ from }) => from === number).forEach(mark);
+      if (number > 0 || layer.number === 0) continue;
+      context.setLineDash([4, 3]);
+      mark(field(layers, layer, node.index));
+      context.setLineDash([]);
     }
   }
 
-  const place = (index) => (index.length === 3 ? index : [0, 0, index[0]]);
-
-  function outline(context, box, colour, strong) {
+  function outline(context, box, strong) {
     if (!box) return;
-    const [x, y, width, height] = box;
     context.lineWidth = strong ? 4 : 3;
     context.strokeStyle = gpuconv.style("--paper");
-    context.strokeRect(x, y, width, height);
+    context.strokeRect(...box);
     context.lineWidth = strong ? 2 : 1.25;
-    context.strokeStyle = colour;
-    context.strokeRect(x, y, width, height);
+    context.strokeStyle = gpuconv.style(strong ? "--select" : "--hover");
+    context.strokeRect(...box);
   }
 
   /** The index of the element at a pointer's place, or null. */
   function elementAt(view, event) {
     const { at, layer } = view;
     if (!at) return null;
+    if (!at.tiles) {
+      const i = gpuconv.squareAt(view.canvas, event, layer.shape[0], at.columns, at.cell);
+      return i < 0 ? null : [i];
+    }
     const box = view.canvas.getBoundingClientRect();
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-    if (!at.tiles) {
-      const column = Math.floor(x / at.cell);
-      const i = Math.floor(y / at.cell) * at.columns + column;
-      return column >= 0 && column < at.columns && i >= 0 && i < layer.shape[0] ? [i] : null;
-    }
     const number = at.tiles.findIndex(([left, top]) =>
       x >= left && x < left + at.w && y >= top && y < top + at.h);
     if (number < 0) return null;
@@ -187,8 +167,8 @@
   }
 
   const boxOfNode = (view, index) => {
-    const [channel, row, column] = place(index);
-    return boxOf(view, channel, row, column, 1, 1);
+    const window = single(view.layer.number, index);
+    return boxOf(view, window.channels[0], window);
   };
 
   Object.assign(gpuconv, { maps: { layout, paint, elementAt, boxOfNode } });

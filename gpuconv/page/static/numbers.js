@@ -58,6 +58,13 @@
     return made;
   }
 
+  /** A table that scrolls. head: its columns' names; rows: elements. */
+  const table = (label, head, rows) =>
+    element("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": label },
+      element("table", {},
+        element("thead", {}, element("tr", {}, ...head.map((word) => element("th", { scope: "col" }, word)))),
+        element("tbody", {}, ...rows)));
+
   const find = (id) => document.getElementById(id);
 
   /** Write all numbers of the page anew, with all digits or few. */
@@ -75,6 +82,9 @@
     clearTimeout(saying);
     saying = setTimeout(() => { find("say").textContent = words; }, wait);
   }
+
+  /** What is asked of a run, undefined where that is gone: a newer one is on its way then. */
+  const unlessGone = (asked) => asked.catch((error) => { if (!error.gone) throw error; });
 
   function fromBase64(encoded) {
     const binary = atob(encoded);
@@ -113,7 +123,7 @@
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 
   Object.assign(gpuconv, {
-    text, percent, number, element, find, setDigits, say, fromBase64, toBase64, floats, largest, readPatch, summed,
+    text, percent, number, element, table, find, setDigits, say, unlessGone, fromBase64, toBase64, floats, largest, readPatch, summed,
     plural,
   });
 })();

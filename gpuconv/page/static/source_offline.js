@@ -11,7 +11,7 @@
   const { model, samples, patches } = found;
   const each = (given, f) => Object.fromEntries(Object.entries(given).map(([key, value]) => [key, f(value)]));
   const weights = each(found.weights, (named) => each(named, gpuconv.floats));
-  const start = each(found.start, (named) => each(named, gpuconv.floats));
+  const start = each(found.start, gpuconv.floats);
 
   /** The picture as the network reads it: scaled to 0..1, framed with black, normalised. */
   function prepared({ shape: [C, H, W], pixels }) {
@@ -69,22 +69,19 @@
     const { data } = context.getImageData(0, 0, w, h);
     const at = (i, c) => (C === 1
       ? Math.round(0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]) : data[4 * i + c]);
+    const edge = (i) => i < w || i >= (h - 1) * w || i % w === 0 || i % w === w - 1;
     const [top, left] = [Math.floor((H - h) / 2), Math.floor((W - w) / 2)];
     const pixels = new Uint8Array(C * H * W);
-    const borders = [];
+    let around = 0; // the mean of the channels' medians
     for (let c = 0; c < C; c++) {
-      const border = [];
-      for (let i = 0; i < h; i++) {
-        for (let j = 0; j < w; j++) if (!i || !j || i === h - 1 || j === w - 1) border.push(at(i * w + j, c));
-      }
-      const around = border.sort((a, b) => a - b)[Math.floor(border.length / 2)];
-      borders.push(around);
-      pixels.fill(around, c * H * W, (c + 1) * H * W);
-      for (let i = 0; i < h; i++) {
-        for (let j = 0; j < w; j++) pixels[(c * H + top + i) * W + left + j] = at(i * w + j, c);
-      }
+      const plane = Uint8Array.from({ length: h * w }, (_, i) => at(i, c));
+      const border = plane.filter((_, i) => edge(i)).sort();
+      const median = border[Math.floor(border.length / 2)];
+      around += median / C;
+      pixels.fill(median, c * H * W, (c + 1) * H * W);
+      for (let i = 0; i < h; i++) pixels.set(plane.subarray(i * w, (i + 1) * w), (c * H + top + i) * W + left);
     }
-    const inverted = model.input.dark_border && borders.reduce((a, b) => a + b) / C > 127;
+    const inverted = model.input.dark_border && around > 127;
     if (inverted) pixels.forEach((value, i) => { pixels[i] = 255 - value; });
     return { shape: [C, H, W], pixels, inverted };
   }
@@ -98,7 +95,7 @@
       runs.set(run, outputs);
       if (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
       return {
-        run, version: 1, probabilities: [...outputs[outputs.length - 1]],
+        run, probabilities: [...outputs[outputs.length - 1]],
         maps: model.layers.map((layer) => maps(outputs, layer.number, 0)),
       };
     },
@@ -112,8 +109,8 @@
     }),
 
     async filters(layer, when) {
-      const values = when === "start" ? start[layer].weight : weights[layer].weight;
-      return { shape: model.layers[layer].filters, values, version: 1 };
+      const values = when === "start" ? start[layer] : weights[layer].weight;
+      return { shape: model.layers[layer].filters, values };
     },
 
     async explanation(run, method, target) {

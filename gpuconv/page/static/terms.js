@@ -76,28 +76,21 @@
       role: "img", "aria-label": `${group.name}, ${what}; the numbers are in the table below`,
     });
     const context = gpuconv.sized(canvas, columns * cell, rows * cell);
-    const colour = gpuconv.palette(most);
+    const own = values.slice(group.begin, group.begin + size);
+    gpuconv.squares(context, own, columns, cell, gpuconv.palette(most));
     for (let i = 0; i < size; i++) {
-      const [x, y] = [(i % columns) * cell, Math.floor(i / columns) * cell];
-      context.fillStyle = gpuconv.css(colour(values[group.begin + i]));
-      context.fillRect(x, y, cell - (cell > 4 ? 1 : 0), cell - (cell > 4 ? 1 : 0));
-      if (!there(group.begin + i)) hatch(context, x, y, cell);
+      if (!there(i)) hatch(context, (i % columns) * cell, Math.floor(i / columns) * cell, cell);
     }
-    const index = (event) => {
-      const box = canvas.getBoundingClientRect();
-      const column = Math.floor((event.clientX - box.left) / cell);
-      const i = Math.floor((event.clientY - box.top) / cell) * columns + column;
-      return i >= 0 && i < size && column < columns ? group.begin + i : -1;
-    };
+    const index = (event) => gpuconv.squareAt(canvas, event, size, columns, cell);
     canvas.addEventListener("pointermove", (event) => {
       const i = index(event);
-      canvas.title = i < 0 ? "" : there(i) ? text(values[i]) : "padding";
+      canvas.title = i < 0 ? "" : there(i) ? text(own[i]) : "padding";
     });
     if (what === "inputs") {
       canvas.classList.add("opens");
       canvas.addEventListener("click", (event) => {
         const i = index(event);
-        if (i >= 0 && there(i)) open(i);
+        if (i >= 0 && there(i)) open(group.begin + i);
       });
     }
     return canvas;
@@ -120,19 +113,12 @@
     fold.addEventListener("toggle", () => {
       if (!fold.open || fold.querySelector("table")) return;
       const { at } = grouped(found);
-      const head = ["element", "input", "weight", "product"];
-      const rows = Math.min(count, MAX_ROWS);
-      const body = element("tbody");
-      for (let i = 0; i < rows; i++) {
-        body.append(element("tr", {},
-          element("th", { scope: "row" }, inside(found, i) ? at(i).join(", ") : "padding"),
-          ...[found.x[i], found.w[i], found.products[i]].map((value) => number(value, "td"))));
-      }
-      fold.append(element("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": "products" },
-        element("table", {},
-          element("thead", {}, element("tr", {}, ...head.map((word) => element("th", { scope: "col" }, word)))),
-          body)));
-      if (rows < count) fold.append(element("p", { class: "note" }, `${count - rows} more are left out.`));
+      const rows = Array.from({ length: Math.min(count, MAX_ROWS) }, (_, i) => element("tr", {},
+        element("th", { scope: "row" }, inside(found, i) ? at(i).join(", ") : "padding"),
+        ...[found.x[i], found.w[i], found.products[i]].map((value) => number(value, "td"))));
+      fold.append(gpuconv.table("products", ["element", "input", "weight", "product"], rows));
+      const left = count - rows.length;
+      if (left) fold.append(element("p", { class: "note" }, `${left} more are left out.`));
     });
     return fold;
   }

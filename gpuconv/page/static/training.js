@@ -42,7 +42,7 @@
         element("figure", { class: "confusion" },
           element("figcaption", { id: "confusion-words" }, "What is taken for what"),
           element("canvas", { id: "confusion", role: "img", "aria-labelledby": "confusion-words" }),
-          element("details", {}, element("summary", {}, "As numbers"), element("div", { class: "scrolls", id: "confusion-table" }))),
+          element("details", {}, element("summary", {}, "As numbers"), element("div", { id: "confusion-table" }))),
         element("figure", {}, element("figcaption", {}, "Worst mistakes: click one to look at it"),
           element("ul", { id: "mistakes" }))));
     find("confusion").addEventListener("pointermove", confusionTip);
@@ -70,8 +70,7 @@
         say(`Training: ${WORDS[run.state]}.`);
       } else if (event.event === "progress") {
         run.progress = event.progress;
-        const last = run.points[run.points.length - 1];
-        if (!last || event.progress.step > last.step) run.points.push(event.progress);
+        if (!(event.progress.step <= run.points.at(-1)?.step)) run.points.push(event.progress);
         soon();
       } else if (event.event === "epoch") {
         run.epochs.push(event.record);
@@ -136,19 +135,18 @@
   }
 
   /** A curve over the epochs: the training's as a line, held-out pictures' as marked points. */
-  function curve(id, name, line, marks, words) {
+  function curve(id, name, points, checks, words) {
     const canvas = find(id);
     const [width, height] = [Math.max(180, canvas.parentElement.clientWidth), 150];
     const context = gpuconv.sized(canvas, width, height);
-    const last = line[line.length - 1];
-    const checked = marks.length ? `, on held-out pictures ${words(marks[marks.length - 1][1])}` : "";
-    find(`${id}-words`).textContent = last ? `${name}: ${words(last[1])}${checked}` : name;
-    const all = [...line, ...marks].filter(([, y]) => Number.isFinite(y));
+    const checked = checks.length ? `, on held-out pictures ${words(checks.at(-1)[1])}` : "";
+    find(`${id}-words`).textContent = points.length ? `${name}: ${words(points.at(-1)[1])}${checked}` : name;
+    const [line, marks] = [points, checks].map((all) => all.filter(([, y]) => Number.isFinite(y)));
     const [left, right, top, bottom] = [40, width - 8, 8, height - 20];
     const far = Math.max(run.progress.epochs ?? 1, 1);
     let [low, high] = [0, 1];
-    if (all.length) {
-      const values = all.map(([, y]) => y).sort((a, b) => a - b);
+    const values = [...line, ...marks].map(([, y]) => y).sort((a, b) => a - b);
+    if (values.length) {
       const most = values[Math.floor(values.length * 0.98)]; // a few wild ones may lie outside
       const least = values[Math.floor(values.length * 0.02)];
       if (name === "Loss") high = Math.max(most * 1.1, 1e-6);
@@ -240,10 +238,9 @@
 
   function tableConfusion(counts) {
     const { classes } = page.model;
-    find("confusion-table").replaceChildren(element("table", {},
-      element("thead", {}, element("tr", {}, element("td"), ...classes.map((name) => element("th", { scope: "col" }, name)))),
-      element("tbody", {}, ...counts.map((row, i) => element("tr", {},
-        element("th", { scope: "row" }, classes[i]), ...row.map((count) => element("td", {}, String(count))))))));
+    find("confusion-table").replaceChildren(gpuconv.table("what is taken for what", ["", ...classes],
+      counts.map((row, i) => element("tr", {}, element("th", { scope: "row" }, classes[i]),
+        ...row.map((count) => element("td", {}, String(count)))))));
   }
 
   function mistake(found) {
