@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from gpuconv.errors import printable
 from gpuconv.page import request_checks
 from gpuconv.page.assets import CONTENT_SECURITY_POLICY, assets
 from gpuconv.page.description import to_json
@@ -295,7 +296,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _say(self, status: int, text: str) -> None:
-        line = " ".join(text.split()) + "\n"  # a client's words may hold line breaks
+        line = printable(" ".join(text.split())) + "\n"  # a client's words may hold anything
         self._send(status, "text/plain; charset=utf-8", line.encode(errors="replace"))
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
