@@ -363,6 +363,17 @@ def test_malformed_lines(server, line):
     assert_alive(server)
 
 
+def test_a_refusal_arrives_while_the_client_still_sends(server):
+    head = b"POST /api/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+    sent = head + b"Content-Length: 30000000\r\n\r\n" + b"x" * 30_000_000
+    for _ in range(5):
+        with socket.create_connection(server.server_address, timeout=10) as raw:
+            raw.sendall(sent)
+            answer = b"".join(iter(lambda: raw.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 415 ")
+        assert answer.endswith(b"must be application/json, got text/plain\n")
+
+
 def test_a_client_that_dribbles_is_dropped(server, monkeypatch):
     monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.3)
     with socket.create_connection(server.server_address, timeout=20) as raw:
