@@ -127,7 +127,8 @@ def test_a_picture_is_prepared_as_predict_does(browser, tmp_path, resize):
     export(session, tmp_path / "page.html")
     browser.open((tmp_path / "page.html").as_uri())
     ramp = np.linspace(90, 250, 60)[None, :, None] + np.linspace(-60, 0, 31)[:, None, None]
-    for pixels in (ramp + [0, -20, 5], 255 - ramp + [0, 0, 9], ramp * 0 + [200, 3, 50]):
+    ramp = ramp + np.array([0, -20, 5])
+    for pixels in (ramp, 255 - ramp, np.full_like(ramp, 200)):
         content = io.BytesIO()
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(content, "PNG")
         shown, *words = browser.driver.execute_async_script(
