@@ -11,7 +11,6 @@ import argparse
 from gpuconv.cli.options import add_device, one_of, whole
 from gpuconv.errors import unknown
 
-HELP = "test a checkpoint on a data set"
 EXAMPLES = """\
   gpuconv evaluate runs/lenet-mnist/best.safetensors
   gpuconv evaluate runs/lenet-mnist/best.safetensors --data digits/ --split test

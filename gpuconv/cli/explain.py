@@ -13,7 +13,6 @@ import argparse
 from gpuconv.cli.options import add_device, add_seed, number, numbers, one_of, whole
 from gpuconv.errors import printable, unknown
 
-HELP = "show which pixels are evidence for a class: Grad-CAM, saliency, occlusion and so on"
 EXAMPLES = """\
   gpuconv explain runs/lenet-mnist/best.safetensors digit.png -o why.png
   gpuconv explain runs/lenet-mnist/best.safetensors digit.png --method occlusion --class 7

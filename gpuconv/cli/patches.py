@@ -14,7 +14,6 @@ import argparse
 from gpuconv.cli.options import add_device, numbers, one_of, whole
 from gpuconv.errors import printable
 
-HELP = "show the image patches that activate each filter of a layer most"
 EXAMPLES = """\
   gpuconv patches runs/lenet-mnist/best.safetensors --layer conv2 -o patches.png
   gpuconv patches runs/lenet-mnist/best.safetensors --layer fc3 --filters 7,9 --count 16

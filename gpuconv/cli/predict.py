@@ -12,7 +12,6 @@ import argparse
 
 from gpuconv.cli.options import add_device, whole
 
-HELP = "read pictures with a trained network: a probability for each class"
 EXAMPLES = """\
   gpuconv predict runs/lenet-mnist/best.safetensors digit.png
   gpuconv predict runs/lenet-mnist/best.safetensors scans/*.jpg --top 1 --invert

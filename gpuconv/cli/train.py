@@ -17,7 +17,6 @@ from gpuconv.cli.options import add_device, add_port, add_seed, image_size, numb
 if TYPE_CHECKING:
     from gpuconv.train import Run
 
-HELP = "train a network, by default the article's LeNet on MNIST, and test it"
 EXAMPLES = """\
   gpuconv train
   gpuconv train --recipe article --seed 1
