@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 
-import numpy as np
-from PIL import Image
-
 from gpuconv import checkpoint, models
-from gpuconv.cli.options import add_seed, matrix, whole
+from gpuconv.cli.options import add_output, add_seed, matrix, whole
 from gpuconv.data import load_image, save_image
 from gpuconv.errors import unknown
 from gpuconv.filters import FILTERS, apply, to_pixels
@@ -39,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE|CHECKPOINT|MODEL",
         help="a picture, a .safetensors, or a model's name for its first weights",
     )
-    parser.add_argument(
-        "-o", "--output", default="filters.png", metavar="PNG", help="(default: filters.png)"
-    )
+    add_output(parser, "filters.png")
     parser.add_argument(
         "--matrix",
         action="append",
@@ -85,7 +80,7 @@ def _is_model(source):
 
 def _through(args):
     """Panels of the picture, its seven results, and those of the matrices given by hand."""
-    image = _shrunk(load_image(args.source, grayscale=args.gray), args.size)
+    image = load_image(args.source, grayscale=args.gray, longest=args.size or None)
     height, width = image.shape[1:]
     panels = [Panel("the picture", image, (f"{width} x {height}",))]
     for one in FILTERS.values():
@@ -101,17 +96,6 @@ def _rows(rows, divisor=1):
     if divisor != 1:
         lines[-1] += f"     / {divisor}"
     return tuple(lines)
-
-
-def _shrunk(image, size):
-    longer = max(image.shape[1:])
-    if not size or longer <= size:
-        return image
-    height, width = (max(1, round(side * size / longer)) for side in image.shape[1:])
-    planes = [
-        Image.fromarray(plane).resize((width, height), Image.Resampling.BOX) for plane in image
-    ]
-    return np.stack([np.asarray(plane) for plane in planes])
 
 
 def _learned(args):
