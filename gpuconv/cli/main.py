@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import signal
@@ -90,8 +89,7 @@ def parser(command: str) -> Parser:
     """The parser of all commands. Only the module of `command` is imported and adds its arguments:
     the general help answers at once.
     """
-    how = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    top = Parser(prog="gpuconv", description=DESCRIPTION, epilog=EPILOG, **how)
+    top = Parser(prog="gpuconv", description=DESCRIPTION, epilog=EPILOG)
     top.add_argument("--version", action="store_true", help="print the version and stop")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, text in COMMANDS.items():
@@ -100,7 +98,7 @@ def parser(command: str) -> Parser:
             continue
         module = importlib.import_module(f"gpuconv.cli.{name}")
         epilog = "examples:\n" + module.EXAMPLES
-        one = commands.add_parser(name, help=text, description=module.__doc__, epilog=epilog, **how)
+        one = commands.add_parser(name, help=text, description=module.__doc__, epilog=epilog)
         module.add_arguments(one)
         one.set_defaults(run=module.run, parser=one)
     return top

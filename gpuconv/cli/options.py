@@ -26,7 +26,8 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that raises UsageError instead of printing its usage and leaving."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
+        ours = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **{**ours, **kwargs})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         command = self.prog.removeprefix("gpuconv").strip()

@@ -78,7 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--validation", "FRACTION", number(below=1), "held out, to choose the best epoch by"),
         ("--limit", "N", whole(1), "only the first N training and test images"),
         ("--size", "N|HxW", image_size, "of the network's input, see above"),
-        ("--resize", *choice("resize"), f"{listed('resize')}, see above (default: fit)"),
+        (
+            "--resize",
+            "NAME",
+            one_of("way to resize", CHOICES["resize"]),
+            f"{listed('resize')}, see above (default: fit)",
+        ),
     )
     add = parser.add_argument
     add("--gray", action="store_const", const=True, help="make pictures of a folder gray")
