@@ -32,7 +32,7 @@ def session():
     model = models.lenet()
     metadata = {"image_shape": [1, 28, 28], "dark_border": True}
     return Session(
-        model, Preprocessing.from_metadata(metadata, model.input_shape), "lenet", test=digits
+        model, Preprocessing.from_metadata(metadata, model.input_shape), "lenet", test=digits()
     )
 
 
@@ -434,7 +434,6 @@ def test_the_number_of_clients_is_bounded(server, monkeypatch):
 def test_a_busy_port_gives_the_next_free_one(server, session):
     busy = server.server_address[1]
     with PageServer(session, port=busy) as other:
-        assert other.moved
         assert other.server_address[1] > busy
         assert other.url == f"http://127.0.0.1:{other.server_address[1]}/"
 
