@@ -9,8 +9,7 @@ import time
 import numpy as np
 import pytest
 
-# A layer's canvas, in sight, and where one of its values lies: from the canvas's middle, as selenium
-# measures.
+# A layer's canvas, in sight, and where one of its values lies, from the canvas's middle.
 MIDDLE_OF = """
 const [layer, index] = arguments;
 gpuconv.node.close();
@@ -19,7 +18,8 @@ canvas.scrollIntoView({ block: "center", behavior: "instant" });
 const box = gpuconv.layers.boxOf({ layer, index });
 if (!box) return null;
 const [x, y, width, height] = box;
-return [canvas, x + (width - canvas.offsetWidth - 1) / 2, y + (height - canvas.offsetHeight - 1) / 2];
+const [right, down] = [width - canvas.offsetWidth - 1, height - canvas.offsetHeight - 1];
+return [canvas, x + right / 2, y + down / 2];
 """
 CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
