@@ -18,7 +18,7 @@ from gpuconv import checkpoint as checkpoints
 from gpuconv import data, explain, nn, optim
 from gpuconv.cli.main import main
 from gpuconv.models import lenet
-from gpuconv.page import Session, export, of_model
+from gpuconv.page import of_model
 from gpuconv.page.opening import open_session
 
 EPS = np.finfo(np.float32).eps
@@ -448,31 +448,6 @@ def test_an_upload_and_a_wrong_one(browser, served, tmp_path):
     browser.logs()
     assert all("400" in entry for entry in browser.complaints)  # the refused upload, and no more
     browser.complaints.clear()
-
-
-@pytest.mark.parametrize("resize", ["fit", "stretch", "centre-crop"])
-def test_an_upload_is_prepared_in_a_file_as_predict_does_it(browser, tmp_path, resize):
-    from PIL import Image
-
-    waves = np.sin(np.arange(48) / 7)[:, None] * np.cos(np.arange(90) / 9)
-    pixels = np.stack([waves, np.broadcast_to(np.arange(90) / 90, (48, 90)), -waves], axis=2)
-    Image.fromarray(np.uint8(100 + 90 * pixels)).save(tmp_path / "waves.png")
-    Image.new("RGB", (50, 70), (200, 30, 30)).save(tmp_path / "red.png")
-    model = nn.Sequential(nn.Conv2d(3, 2, 3, rng=0), nn.Flatten(), nn.Linear(2 * 14 * 18, 2, rng=1))
-    model.input_shape = (3, 16, 20)
-    metadata = {"image_shape": [3, 16, 20], "input": {}, "resize": resize}
-    preprocessing = data.Preprocessing.from_metadata(metadata, (3, 16, 20))
-    export(Session(model, preprocessing, "net"), tmp_path / "page.html")
-    browser.open((tmp_path / "page.html").as_uri())
-    for name, words in (("waves.png", "waves.png"), ("red.png", "of one colour")):
-        browser.find("#upload").send_keys(str(tmp_path / name))
-        told = "return document.getElementById('picture-words').textContent.includes(arguments[0])"
-        browser.until(told, words)
-        browser.settle()
-        expected = preprocessing.picture(tmp_path / name)
-        # browsers scale by filters of their own
-        assert np.abs(browser.picture().astype(int) - expected.pixels).mean() < 4
-        assert expected.blank == (name == "red.png")
 
 
 def test_a_live_run_is_started_paused_and_stopped(browser, tmp_path):

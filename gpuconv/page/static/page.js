@@ -91,9 +91,9 @@
   const upload = (file) => attempt(async () => {
     const found = await source.picture(file);
     pad.load(found);
-    const inverted = found.inverted ? ", inverted: its border is light" : "";
-    const blank = found.blank ? ", of one colour: the answer means nothing" : "";
-    find("picture-words").textContent = `${file.name}${inverted}${blank}`;
+    find("picture-words").textContent = file.name
+      + (found.inverted ? ", inverted: its border is light" : "")
+      + (found.blank ? ", a picture of one colour: the answer means nothing" : "");
   });
 
   function listenToPictures() {
