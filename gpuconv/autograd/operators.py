@@ -29,7 +29,7 @@ def add(a: Any, b: Any) -> Tensor:
     """a + b; a ReLU that follows is fused with it. Shapes are broadcast on NumPy arrays alone."""
     a, b = _operands(a, b)
     if a.shape != b.shape or not a.ndim:
-        return _broadcast("add", np.add, a, b, _sum_gradients)
+        return _broadcast("add", np.add, a, b, lambda dy, x, y: (dy, dy))
     x, y = a.data, b.data
 
     def compute(activation: str | None) -> Tensor:
@@ -41,10 +41,6 @@ def add(a: Any, b: Any) -> Tensor:
         )
 
     return fusion.defer(compute, (a, b), ("relu",))
-
-
-def _sum_gradients(dy: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    return dy, dy
 
 
 def _add_backward(dy: Array, over: bool, y: Array | None) -> tuple[Array, Array]:
@@ -79,11 +75,7 @@ def multiply(a: Any, b: Any) -> Tensor:
     if a.shape == b.shape and a.ndim and a.device not in ("cpu", "reference"):
         y = ops.multiply(a.data, b.data)
         return tensor.record("multiply", y, (a, b), _multiply_backward, a.data, b.data)
-    return _broadcast("multiply", np.multiply, a, b, _product_gradients)
-
-
-def _product_gradients(dy: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    return dy * y, dy * x
+    return _broadcast("multiply", np.multiply, a, b, lambda dy, x, y: (dy * y, dy * x))
 
 
 def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, Array]:
@@ -92,11 +84,8 @@ def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array
 
 def scale(x: Tensor, factor: float) -> Tensor:
     """x * factor, a number."""
-    return tensor.record("scale", _scaled(x.data, factor), (x,), _scale_backward, factor)
-
-
-def _scale_backward(dy: Array, over: bool, factor: float) -> tuple[Array]:
-    return (_scaled(dy, factor),)
+    y = _scaled(x.data, factor)
+    return tensor.record("scale", y, (x,), lambda dy, over: (_scaled(dy, factor),))
 
 
 def _scaled(x: Array, factor: float) -> Array:
@@ -166,11 +155,8 @@ def reshape(x: Tensor, shape: Shape) -> Tensor:
     x = tensor.as_tensor(x)
     data = contiguous(x.data)
     before = data.shape
-    return tensor.record("reshape", data.reshape(shape), (x,), _reshape_backward, before)
-
-
-def _reshape_backward(dy: Array, over: bool, shape: Shape) -> tuple[Array]:
-    return (contiguous(dy).reshape(shape),)
+    y = data.reshape(shape)
+    return tensor.record("reshape", y, (x,), lambda dy, over: (contiguous(dy).reshape(before),))
 
 
 def flatten(x: Tensor, start_dim: int = 0) -> Tensor:
@@ -206,11 +192,7 @@ def largest(x: Tensor, axis: int | None = None) -> Tensor:
 def transpose(x: Tensor) -> Tensor:
     """The axes in reverse order."""
     y = _on_host("transpose", lambda a: np.ascontiguousarray(a.T), x)
-    return tensor.record("transpose", y, (x,), _transpose_backward)
-
-
-def _transpose_backward(dy: Array, over: bool) -> tuple[Array]:
-    return (np.ascontiguousarray(dy.T),)
+    return tensor.record("transpose", y, (x,), lambda dy, over: (np.ascontiguousarray(dy.T),))
 
 
 def reflected(function: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
