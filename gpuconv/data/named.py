@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gpuconv.data.download import fetch
 from gpuconv.data.errors import DataError
 from gpuconv.data.folder import Size, class_folders, from_folder
 from gpuconv.data.idx import parse_idx, read_content, read_idx
-from gpuconv.errors import unknown
+from gpuconv.errors import Notice, unknown
 from gpuconv.files import write_atomically
 
 EMBEDDED = Path(__file__).parent
@@ -100,7 +101,7 @@ def load(
         raise unknown("split", split, SPLITS)
     if isinstance(name_or_path, str) and name_or_path in SHA256:
         return _named(name_or_path, split, root)
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.is_file():
         return _idx_pair(path)
     if path.is_dir():
@@ -131,8 +132,11 @@ def installed() -> dict[str, Path | None]:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
+    """Where downloads are kept: $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv; for a user without
+    a home folder the system's folder for temporary files. Their checksums are checked when read.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return (caches if caches.is_absolute() else Path(tempfile.gettempdir())) / "gpuconv"
 
 
 def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Dataset:
@@ -159,10 +163,10 @@ def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Datase
 
 def _places(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
     if root is not None:
-        folder = Path(root).expanduser()
+        folder = Path(os.path.expanduser(root))
         return [folder / name, folder]
     asked = os.environ.get("GPUCONV_DATA")
-    first = [Path(asked).expanduser()] if asked else []
+    first = [Path(os.path.expanduser(asked))] if asked else []
     return [folder / name for folder in (*first, cache_folder(), SYSTEM, EMBEDDED)]
 
 
@@ -204,6 +208,7 @@ def _download(name: str, stem: str, tried: list[Path]) -> bytearray:
     except OSError as error:
         warnings.warn(
             f"{target} could not be kept ({error.strerror}); the next run downloads it again",
+            Notice,
             stacklevel=4,
         )
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def load_limited(
 
 def is_picture_folder(name_or_path: str) -> bool:
     """Whether `load` would read a folder of pictures there, which need a size to be scaled to."""
-    folder = Path(name_or_path).expanduser()
+    folder = Path(os.path.expanduser(name_or_path))
     return folder.is_dir() and not any(folder.glob("*-ubyte*"))
 
 
