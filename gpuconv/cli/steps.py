@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    dataset = data.load(args.data)
+    undrawn = models.build({"name": args.model, "arguments": {"seed": None}})
+    dataset = data.load(args.data, size=image_size(undrawn.input_shape), resize="fit")
     if args.index >= len(dataset):
         raise ValueError(
             f"steps: there is no image {args.index} in {dataset.name}, "
