@@ -13,7 +13,7 @@ from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
 
 # Below these sizes the product of one image is too small for BLAS: its start-up cost shows.
-MIN_CHANNELS, MIN_PIXELS = 16, 144
+MIN_CHANNELS, MIN_PIXELS = 16, 49
 
 
 def suits(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> bool:
