@@ -6,19 +6,12 @@
   const MAX_RUNS = 4;
   const runs = new Map();
   let counter = 0;
-  let model, weights, start, samples, patches;
-
-  /** Read what the export put into the page. */
-  function open() {
-    if (model) return;
-    const found = JSON.parse(document.getElementById("network").textContent);
-    ({ model, samples, patches } = found);
-    const arrays = (all) => Object.fromEntries(Object.entries(all).map(([number, named]) =>
-      [number, Object.fromEntries(Object.entries(named).map(([name, data]) =>
-        [name, gpuconv.floats(data)]))]));
-    weights = arrays(found.weights);
-    start = arrays(found.start);
-  }
+  // what the export put into the page
+  const found = JSON.parse(document.getElementById("network").textContent);
+  const { model, samples, patches } = found;
+  const each = (given, f) => Object.fromEntries(Object.entries(given).map(([key, value]) => [key, f(value)]));
+  const weights = each(found.weights, (named) => each(named, gpuconv.floats));
+  const start = each(found.start, gpuconv.floats);
 
   /** The picture as the network reads it: scaled to 0..1, framed with black, normalised. */
   function prepared({ shape: [C, H, W], pixels }) {
@@ -76,31 +69,25 @@
     const { data } = context.getImageData(0, 0, w, h);
     const at = (i, c) => (C === 1
       ? Math.round(0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]) : data[4 * i + c]);
+    const edge = (i) => i < w || i >= (h - 1) * w || i % w === 0 || i % w === w - 1;
     const [top, left] = [Math.floor((H - h) / 2), Math.floor((W - w) / 2)];
     const pixels = new Uint8Array(C * H * W);
-    const borders = [];
+    let around = 0; // the mean of the channels' medians
     for (let c = 0; c < C; c++) {
-      const border = [];
-      for (let i = 0; i < h; i++) {
-        for (let j = 0; j < w; j++) if (!i || !j || i === h - 1 || j === w - 1) border.push(at(i * w + j, c));
-      }
-      const around = border.sort((a, b) => a - b)[Math.floor(border.length / 2)];
-      borders.push(around);
-      pixels.fill(around, c * H * W, (c + 1) * H * W);
-      for (let i = 0; i < h; i++) {
-        for (let j = 0; j < w; j++) pixels[(c * H + top + i) * W + left + j] = at(i * w + j, c);
-      }
+      const plane = Uint8Array.from({ length: h * w }, (_, i) => at(i, c));
+      const border = plane.filter((_, i) => edge(i)).sort();
+      const median = border[Math.floor(border.length / 2)];
+      around += median / C;
+      pixels.fill(median, c * H * W, (c + 1) * H * W);
+      for (let i = 0; i < h; i++) pixels.set(plane.subarray(i * w, (i + 1) * w), (c * H + top + i) * W + left);
     }
-    const inverted = model.input.dark_border && borders.reduce((a, b) => a + b) / C > 127;
+    const inverted = model.input.dark_border && around > 127;
     if (inverted) pixels.forEach((value, i) => { pixels[i] = 255 - value; });
     return { shape: [C, H, W], pixels, inverted };
   }
 
-  window.gpuconv.source = {
-    async describe() {
-      open();
-      return model;
-    },
+  gpuconv.source = {
+    describe: async () => model,
 
     async run(picture) {
       const outputs = net.forward(model.layers, weights, prepared(picture));
@@ -108,7 +95,7 @@
       runs.set(run, outputs);
       if (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
       return {
-        run, version: 1, probabilities: [...outputs[outputs.length - 1]],
+        run, probabilities: [...outputs[outputs.length - 1]],
         maps: model.layers.map((layer) => maps(outputs, layer.number, 0)),
       };
     },
@@ -116,15 +103,14 @@
     maps: async (run, layer, first) => maps(outputsOf(run), layer, first),
     values: async (run, windows) => windows.map((window) =>
       cut(outputsOf(run)[window.from], model.layers[window.from].shape, window)),
-    weights: async (layer, channel) => Object.fromEntries(
-      Object.entries(weights[layer]).map(([name, array]) => {
-        const size = array.length / model.layers[layer].shape[0];
-        return [name, array.subarray(channel * size, (channel + 1) * size)];
-      })),
+    weights: async (layer, channel) => each(weights[layer], (array) => {
+      const size = array.length / model.layers[layer].shape[0];
+      return array.subarray(channel * size, (channel + 1) * size);
+    }),
 
     async filters(layer, when) {
-      const values = when === "start" ? start[layer].weight : weights[layer].weight;
-      return { shape: model.layers[layer].filters, values, version: 1 };
+      const values = when === "start" ? start[layer] : weights[layer].weight;
+      return { shape: model.layers[layer].filters, values };
     },
 
     async explanation(run, method, target) {
