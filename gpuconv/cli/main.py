@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import gpuconv
 from gpuconv.cli import (
@@ -160,7 +161,7 @@ def _say(text: str, code: int) -> int:
 def _signals_raise() -> Iterator[None]:
     """SIGTERM raises Terminated meanwhile, so that files are closed and leftovers removed, and
     Ctrl-C KeyboardInterrupt, also where some library turns that into an error of its own, as NumPy
-    does while it is imported.
+    does while it is imported, or calls back from C, as LLVM does, where nothing can be raised.
     """
     interrupted = False
 
@@ -172,9 +173,18 @@ def _signals_raise() -> Iterator[None]:
         interrupted = True
         raise KeyboardInterrupt
 
+    def lost(given: Any) -> None:
+        if not issubclass(given.exc_type, (KeyboardInterrupt, Terminated)):
+            unraisable(given)
+            return
+        again = signal.SIGTERM if given.exc_type is Terminated else signal.SIGINT
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, (main_thread, again)).start()  # after the call
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    unraisable, sys.unraisablehook = sys.unraisablehook, lost
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGINT, interrupt)
@@ -185,5 +195,6 @@ def _signals_raise() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
+        sys.unraisablehook = unraisable
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
