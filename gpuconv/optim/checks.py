@@ -6,14 +6,19 @@ import math
 import numbers
 
 
-def number(owner: str, name: str, value: object, below: float = math.inf) -> float:
-    """The value as a float in [0, below). TypeError or ValueError that names the argument."""
+def number(
+    owner: str, name: str, value: object, below: float = math.inf, positive: bool = False
+) -> float:
+    """The value as a float in [0, below), above 0 if it must be `positive`. TypeError or ValueError
+    that names the argument.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
     found = float(value)
-    if not (math.isfinite(found) and 0 <= found < below):
-        upper = "" if math.isinf(below) else f" and < {below:g}"
-        raise ValueError(f"{owner}: {name} must be a finite number >= 0{upper}, got {found}")
+    if not (math.isfinite(found) and 0 <= found < below) or (positive and not found):
+        bounds = f"{'>' if positive else '>='} 0"
+        bounds += "" if math.isinf(below) else f" and < {below:g}"
+        raise ValueError(f"{owner}: {name} must be a finite number {bounds}, got {found}")
     return found
 
 

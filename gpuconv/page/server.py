@@ -282,7 +282,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _say(self, status: int, text: str) -> None:
-        self._send(status, "text/plain; charset=utf-8", (text + "\n").encode(errors="replace"))
+        line = " ".join(text.split()) + "\n"  # a client's words may hold line breaks
+        self._send(status, "text/plain; charset=utf-8", line.encode(errors="replace"))
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """The base class's own refusals (bad lines, unknown methods), as one line too."""

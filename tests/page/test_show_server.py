@@ -347,6 +347,7 @@ LINES = (
     b"DELETE / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"OPTIONS /api/run HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET http://evil.example/ HTTP/1.1\r\n\r\n",
+    b"POST /api/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n folded: x\r\n\r\n",
 )
 
 
