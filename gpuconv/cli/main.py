@@ -29,7 +29,7 @@ from gpuconv.cli import (
 )
 from gpuconv.cli.options import Parser, UsageError
 from gpuconv.cli.output import tidy_output
-from gpuconv.errors import DeviceError, one_line, unknown
+from gpuconv.errors import DeviceError, one_line, printable, unknown
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
@@ -41,6 +41,7 @@ COMMANDS = {
 NOT_HERE = (DeviceError, NotImplementedError)  # what this device, or any, cannot do
 BAD_INPUT, INTERRUPTED, TERMINATED, BROKEN_PIPE = 2, 130, 143, 141
 TRACEBACK = "GPUCONV_TRACEBACK"
+LONGEST = 600  # characters of an error message
 DESCRIPTION = "Train, run and look inside convolutional networks."
 EPILOG = """\
 examples:
@@ -147,6 +148,9 @@ def _unknown_option(given: str, used: Parser) -> str:
 
 
 def _say(text: str, code: int) -> int:
+    text = printable(text)
+    if len(text) > LONGEST:  # names from a file may have any length
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     with suppress(OSError):  # stderr is full; the code says it still
         print(f"gpuconv: {text}", file=sys.stderr)
     return code

@@ -34,17 +34,9 @@ KINDS: dict[type[nn.Module], str] = {
 }
 # Functions that need nothing of a layer, by the name of their step.
 FUNCTIONS = {
-    "relu": "relu",
-    "tanh": "tanh",
-    "scaled_tanh": "scaled_tanh",
-    "sigmoid": "sigmoid",
-    "max_pool2d": "max_pool",
-    "avg_pool2d": "avg_pool",
-    "sum_pool2d": "sum_pool",
-    "adaptive_avg_pool2d": "adaptive_avg_pool",
+    **{name: name for name in ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "add")},
+    **{f"{name}_pool2d": f"{name}_pool" for name in ("max", "avg", "sum", "adaptive_avg")},
     "reshape": "flatten",
-    "softmax": "softmax",
-    "add": "add",
     "cat": "concat",
     "append_channels": "concat",
 }

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from gpuconv.errors import printable
 from gpuconv.page import request_checks
 from gpuconv.page.assets import CONTENT_SECURITY_POLICY, assets
 from gpuconv.page.description import to_json
@@ -31,6 +32,7 @@ from gpuconv.page.session import Gone, Missing, Session
 MAX_CLIENTS = 32
 REQUEST_SECONDS = 20  # for a request, from its first byte to its last; until the first; to answer
 ROOM_SECONDS = 2  # for a connection that was closed to make room
+LINGER_SECONDS = 1  # that a refused client may go on talking
 POLL_SECONDS = 0.1  # until the server notices that it shall end
 PORTS_TRIED = 50
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -197,6 +199,18 @@ class Handler(BaseHTTPRequestHandler):
         except (OSError, ValueError):  # went away, stalled, or closed in the middle of an answer
             self.close_connection = True
 
+    def finish(self) -> None:
+        """End the connection once the client has said all, or after a moment: what is left unread
+        would reset it, and the client might not get to read why it was refused.
+        """
+        super().finish()
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(LINGER_SECONDS)
+            until = time.monotonic() + LINGER_SECONDS
+            while self.connection.recv(1 << 16) and time.monotonic() < until:
+                pass
+
     def do_GET(self) -> None:
         self._guarded(self._get)
 
@@ -282,7 +296,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _say(self, status: int, text: str) -> None:
-        line = " ".join(text.split()) + "\n"  # a client's words may hold line breaks
+        line = printable(" ".join(text.split())) + "\n"  # a client's words may hold anything
         self._send(status, "text/plain; charset=utf-8", line.encode(errors="replace"))
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:

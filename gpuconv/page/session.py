@@ -14,11 +14,11 @@ import numpy as np
 from gpuconv import nn, no_grad
 from gpuconv.errors import unknown
 from gpuconv.page.description import (
+    WITH_FILTERS,
     Part,
     bytes_of,
     check_number,
     describe,
-    filters_of,
     floats,
     page_of,
     part_of,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
 MAX_RUNS = 16
 FIRST_VALUES = 1 << 20  # sent with a run; the page asks for the rest when it comes into sight
-PICTURE_PIXELS = 40_000_000
 RUN_GONE = "this run is gone: the network or the picture has changed; send the picture again"
 
 Answer = dict[str, Any]
@@ -100,12 +99,10 @@ class Session:
         test = self._samples()
         return described | {
             "note": self.note,
-            "version": self.version,
             "test": 0 if test is None else len(test),
             "start": self._start is not None,
             "methods": [
-                {"name": name, "title": method.title, "signed": method.signed}
-                for name, method in self._methods.items()
+                {"name": name, "title": method.title} for name, method in self._methods.items()
             ],
             "patches": [] if test is None else self._searchable,
         }
@@ -114,7 +111,7 @@ class Session:
         """A layer's weights, (K, C, R, S) or (K, features), "now" or as they were at the
         "start"."""
         node = self._node(number)
-        if filters_of(node.layer) is None:
+        if node.kind not in WITH_FILTERS:
             raise Missing(f"{node.name} has no filters")
         if when not in ("now", "start"):
             raise ValueError(f'when must be "now" or "start", got {when!r}')
@@ -124,7 +121,7 @@ class Session:
                 if self._start is None:
                     raise Missing("the weights before training are not known")
                 array = self._start[f"{node.name}.weight"]
-            return {"shape": list(array.shape), "data": floats(array), "version": self.version}
+            return {"shape": list(array.shape), "data": floats(array)}
 
     def weights(self, number: int, channel: int) -> Answer:
         """What belongs to one channel of a layer's output: "weight", "bias" and so on, by name."""
@@ -186,13 +183,7 @@ class Session:
             if room < 0:
                 break
             sent.append(self._maps(outputs, node.number, 0))
-        probabilities = [float(p) if np.isfinite(p) else None for p in outputs[-1]]
-        return {
-            "run": name,
-            "version": self.version,
-            "probabilities": probabilities,
-            "maps": sent,
-        }
+        return {"run": name, "probabilities": outputs[-1].tolist(), "maps": sent}
 
     def maps(self, run: str, number: int, first: int) -> Answer:
         """A page of a layer's channels, from `first` on: their values, and the least and largest of
@@ -258,24 +249,8 @@ class Session:
 
     def read_picture(self, content: bytes) -> Answer:
         """A PNG, JPEG or other file as a picture for the network, as `gpuconv predict` reads it."""
-        from PIL import Image, UnidentifiedImageError
-
-        from gpuconv.data import decode_image
-
-        try:
-            with Image.open(io.BytesIO(content)) as opened:
-                width, height = opened.size
-        except UnidentifiedImageError:
-            width = height = 0  # decode_image says what is wrong
-        except Exception as error:  # a decoder's own kinds, and a decompression bomb
-            raise ValueError(f"unreadable picture: {' '.join(str(error).split())}") from None
-        if width * height > PICTURE_PIXELS:
-            raise ValueError(
-                f"a picture of {width}x{height} is too large; at most {PICTURE_PIXELS:,} pixels"
-            )
-        pixels = decode_image(io.BytesIO(content), "upload", self.preprocessing.grayscale)
-        fitted, inverted = self.preprocessing.fit(pixels)
-        return picture(fitted) | {"inverted": inverted}
+        found = self.preprocessing.picture(io.BytesIO(content), name="upload")
+        return picture(found.pixels) | {"inverted": found.inverted, "blank": found.blank}
 
     def _samples(self) -> Dataset | None:
         with self._lock:

@@ -168,12 +168,12 @@ def test_gradient_saliency_is_the_gradient_by_central_differences(session):
 
 def test_runs_that_were_forgotten_say_so(server, session):
     _, first = run(server)
+    version = session.version
     session.load(session.graph.model.state_dict())
     assert "gone" in get(server, f"/api/maps?layer=1&first=0&run={first['run']}")
     parts = json.dumps({"run": first["run"], "windows": []})
     assert b"gone" in ask(server, "/api/values", parts, Content_Type="application/json")[2]
-    _, second = run(server)
-    assert second["version"] == first["version"] + 1
+    assert session.version == version + 1
 
 
 def test_an_upload_is_read_as_predict_reads_it(server, session, tmp_path):
@@ -186,8 +186,8 @@ def test_an_upload_is_read_as_predict_reads_it(server, session, tmp_path):
     assert status == 200
     assert found["inverted"] is True
     fitted = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(1, 28, 28)
-    expected, _ = session.preprocessing.picture(str(tmp_path / "one.png"), None)
-    assert (session.preprocessing.to_float(fitted) == expected).all()
+    expected = session.preprocessing.picture(tmp_path / "one.png").pixels
+    assert (fitted == expected).all()
 
 
 # ---- what it refuses -----------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_malformed_pictures(server, name):
         content = whole.getvalue()[:300]
     elif content == b"bomb":
         whole = io.BytesIO()
-        Image.new("1", (8000, 8000)).save(whole, "PNG")
+        Image.new("1", (12_000, 12_000)).save(whole, "PNG")
         content = whole.getvalue()
         assert len(content) < 20_000
     answer = ask(server, "/api/picture", content, Content_Type="application/octet-stream")
@@ -361,6 +361,17 @@ def test_malformed_lines(server, line):
         assert answer.split()[1][:1] == b"4", answer
         assert answer.split(b"\r\n\r\n", 1)[1].count(b"\n") == 1
     assert_alive(server)
+
+
+def test_a_refusal_arrives_while_the_client_still_sends(server):
+    head = b"POST /api/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+    sent = head + b"Content-Length: 30000000\r\n\r\n" + b"x" * 30_000_000
+    for _ in range(5):
+        with socket.create_connection(server.server_address, timeout=10) as raw:
+            raw.sendall(sent)
+            answer = b"".join(iter(lambda: raw.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 415 ")
+        assert answer.endswith(b"must be application/json, got text/plain\n")
 
 
 def test_a_client_that_dribbles_is_dropped(server, monkeypatch):
