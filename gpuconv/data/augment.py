@@ -44,7 +44,7 @@ class Shift:
     """
 
     def __init__(self, pixels: int) -> None:
-        self.pixels = _integer("pixels", pixels, 0)
+        self.pixels = whole("pixels", pixels, 0)
 
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         return _random_windows(images, images.shape[2], images.shape[3], self.pixels, rng)
@@ -62,8 +62,8 @@ class RandomCrop:
 
     def __init__(self, size: int | tuple[int, int], padding: int = 0) -> None:
         height, width = (size, size) if isinstance(size, int) else size
-        self.size = _integer("size", height, 1), _integer("size", width, 1)
-        self.padding = _integer("padding", padding, 0)
+        self.size = whole("size", height, 1), whole("size", width, 1)
+        self.padding = whole("padding", padding, 0)
 
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         return _random_windows(images, *self.size, self.padding, rng)
@@ -145,7 +145,8 @@ def _random_windows(
     return np.ascontiguousarray(windows[np.arange(count), :, top, left])
 
 
-def _integer(what: str, value: Any, minimum: int) -> int:
+def whole(what: str, value: Any, minimum: int) -> int:
+    """The value as an int. ValueError unless it is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
         raise ValueError(f"{what} must be a whole number of at least {minimum}, got {value!r}")
     return int(value)

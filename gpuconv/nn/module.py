@@ -423,8 +423,8 @@ class Module:
             holder = own[name]
             if isinstance(holder.data, np.ndarray):
                 holder.data[...] = array
-            else:
-                holder.data = array
+            else:  # of a device, or a shape so far
+                holder.data = array.copy() if array is state[name] else array
         return Unmatched([n for n in own if n not in state], [n for n in state if n not in own])
 
     def _converted(self, state: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
 MAX_RUNS = 16
 FIRST_VALUES = 1 << 20  # sent with a run; the page asks for the rest when it comes into sight
-PICTURE_PIXELS = 40_000_000
 RUN_GONE = "this run is gone: the network or the picture has changed; send the picture again"
 
 Answer = dict[str, Any]
@@ -250,24 +249,8 @@ class Session:
 
     def read_picture(self, content: bytes) -> Answer:
         """A PNG, JPEG or other file as a picture for the network, as `gpuconv predict` reads it."""
-        from PIL import Image, UnidentifiedImageError
-
-        from gpuconv.data import decode_image
-
-        try:
-            with Image.open(io.BytesIO(content)) as opened:
-                width, height = opened.size
-        except UnidentifiedImageError:
-            width = height = 0  # decode_image says what is wrong
-        except Exception as error:  # a decoder's own kinds, and a decompression bomb
-            raise ValueError(f"unreadable picture: {' '.join(str(error).split())}") from None
-        if width * height > PICTURE_PIXELS:
-            raise ValueError(
-                f"a picture of {width}x{height} is too large; at most {PICTURE_PIXELS:,} pixels"
-            )
-        pixels = decode_image(io.BytesIO(content), "upload", self.preprocessing.grayscale)
-        fitted, inverted = self.preprocessing.fit(pixels)
-        return picture(fitted) | {"inverted": inverted}
+        found = self.preprocessing.picture(io.BytesIO(content), name="upload")
+        return picture(found.pixels) | {"inverted": found.inverted, "blank": found.blank}
 
     def _samples(self) -> Dataset | None:
         with self._lock:

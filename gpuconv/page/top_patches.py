@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import explain
-from gpuconv.data import Dataset, Preprocessing, to_float
+from gpuconv.data import Dataset, Preprocessing
 from gpuconv.page.description import bytes_of, check_number, floats
 from gpuconv.page.graph import Graph
 
@@ -91,10 +91,7 @@ class Searches:
         return self._kept[key]
 
     def _read(self, numbers: range | list[int]) -> np.ndarray:
-        images = self._dataset.images[np.asarray(numbers)]
-        return to_float(
-            images, self._preprocessing.size, self._preprocessing.mean, self._preprocessing.std
-        )
+        return self._preprocessing.to_float(self._dataset.images[np.asarray(numbers)])
 
     def _described(self, number: int, patches: list[explain.Patch]) -> Iterator[Answer]:
         x = self._read([patch.image for patch in patches])
