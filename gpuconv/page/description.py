@@ -28,9 +28,9 @@ def describe(
     """The network for the page. preprocessing: how pictures become the network's input.
 
     Keys: "title", "classes", "parameters", "scores" (the node that softmax reads), "input" (image
-    shape, field size, mean, std, dark_border) and "layers", in order: "number", "name", "kind",
-    "type", "from", "shape", "parameters", "filters" (their shape), "page" (channels sent at once)
-    and the geometry of its windows.
+    shape, field size, mean, std, dark_border, resize) and "layers", in order: "number", "name",
+    "kind", "type", "from", "shape", "parameters", "filters" (their shape), "page" (channels sent at
+    once) and the geometry of its windows.
     """
     parameters = sum(parameter.data.size for parameter in graph.model.parameters())
     return {
@@ -44,6 +44,7 @@ def describe(
             "mean": _scale(preprocessing.mean, preprocessing.image_shape[0], 0.0),
             "std": _scale(preprocessing.std, preprocessing.image_shape[0], 1.0),
             "dark_border": preprocessing.dark_border,
+            "resize": preprocessing.resize,
         },
         "layers": [_layer(graph, node) for node in graph],
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.arrays import to_device
 from gpuconv.nn import Module, Softmax, no_grad
+from gpuconv.nn.module import in_mode
 from gpuconv.train.finite import diagnose_non_finite
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
@@ -24,7 +24,7 @@ def evaluate(
     """`Trainer.evaluate`; after_batch is called after each batch, and may raise."""
     total, images = 0.0, 0
     confusion = np.zeros((0, 0), np.int64)
-    with evaluation_mode(model), np.errstate(all="ignore"):
+    with in_mode(model, False), np.errstate(all="ignore"):
         for x, labels in batches_of(loader):
             with no_grad():
                 scores = model(to_device(x, model.device))
@@ -56,7 +56,7 @@ def probabilities(model: Module, data: Any, batch_size: int) -> np.ndarray:
     else:
         parts = (x for x, _ in batches_of(data))
     outputs = []
-    with evaluation_mode(model), no_grad(), np.errstate(all="ignore"):
+    with in_mode(model, False), no_grad(), np.errstate(all="ignore"):
         for x in parts:
             outputs.append(model(to_device(x, model.device)).numpy())
             if not np.isfinite(outputs[-1]).all():
@@ -64,18 +64,6 @@ def probabilities(model: Module, data: Any, batch_size: int) -> np.ndarray:
     scores = np.concatenate(outputs)
     *_, (_, final) = model.named_modules()
     return scores if isinstance(final, Softmax) else ops.softmax(scores)
-
-
-@contextmanager
-def evaluation_mode(model: Module) -> Iterator[None]:
-    """Within, all modules are in evaluation mode; afterwards each is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def batches_of(loader: Any, epoch: int = 0, start: int = 0) -> Batches:

@@ -91,7 +91,9 @@
   const upload = (file) => attempt(async () => {
     const found = await source.picture(file);
     pad.load(found);
-    find("picture-words").textContent = `${file.name}${found.inverted ? ", inverted: its border is light" : ""}`;
+    find("picture-words").textContent = file.name
+      + (found.inverted ? ", inverted: its border is light" : "")
+      + (found.blank ? ", a picture of one colour: the answer means nothing" : "");
   });
 
   function listenToPictures() {

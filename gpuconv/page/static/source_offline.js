@@ -51,39 +51,47 @@
     });
   }
 
-  /** A picture of any size, fitted as `gpuconv predict` does. */
+  /** The median of a plane's outermost pixels. */
+  function borderOf(plane, w) {
+    const border = plane.filter((_, i) => i < w || i >= plane.length - w || i % w === 0 || i % w === w - 1).sort();
+    return border[Math.floor(border.length / 2)];
+  }
+
+  /** A picture of any size, prepared as `gpuconv predict` does. */
   async function fitted(file) {
     const [C, H, W] = model.input.image;
+    const { resize, dark_border } = model.input;
     const image = await createImageBitmap(file).catch(() => {
       throw new Error(`${file.name}: not a picture that this browser can read`);
     });
-    const scale = Math.min(W / image.width, H / image.height);
-    const [w, h] = [Math.max(1, Math.round(image.width * scale)), Math.max(1, Math.round(image.height * scale))];
+    const scales = [W / image.width, H / image.height];
+    const scale = resize === "centre-crop" ? Math.max(...scales) : Math.min(...scales);
+    const scaled = (side) => Math.max(1, Math.round(side * scale));
+    const [w, h] = resize === "fit" ? [scaled(image.width), scaled(image.height)] : [W, H];
+    const [sw, sh] = resize === "centre-crop" ? [W / scale, H / scale] : [image.width, image.height];
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [w, h];
     const context = canvas.getContext("2d");
     context.fillStyle = "white";
     context.fillRect(0, 0, w, h);
     context.imageSmoothingQuality = "high";
-    context.drawImage(image, 0, 0, w, h);
+    context.drawImage(image, (image.width - sw) / 2, (image.height - sh) / 2, sw, sh, 0, 0, w, h);
     const { data } = context.getImageData(0, 0, w, h);
     const at = (i, c) => (C === 1
       ? Math.round(0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]) : data[4 * i + c]);
-    const edge = (i) => i < w || i >= (h - 1) * w || i % w === 0 || i % w === w - 1;
     const [top, left] = [Math.floor((H - h) / 2), Math.floor((W - w) / 2)];
     const pixels = new Uint8Array(C * H * W);
-    let around = 0; // the mean of the channels' medians
+    let [around, contrast] = [0, 0]; // around: the mean of the channels' borders
     for (let c = 0; c < C; c++) {
       const plane = Uint8Array.from({ length: h * w }, (_, i) => at(i, c));
-      const border = plane.filter((_, i) => edge(i)).sort();
-      const median = border[Math.floor(border.length / 2)];
-      around += median / C;
-      pixels.fill(median, c * H * W, (c + 1) * H * W);
-      for (let i = 0; i < h; i++) pixels.set(plane.subarray(i * w, (i + 1) * w), (c * H + top + i) * W + left);
+      const whole = pixels.subarray(c * H * W, (c + 1) * H * W).fill(borderOf(plane, w));
+      for (let i = 0; i < h; i++) whole.set(plane.subarray(i * w, (i + 1) * w), (top + i) * W + left);
+      around += borderOf(whole, W) / C;
+      contrast = Math.max(contrast, whole.reduce((a, b) => Math.max(a, b)) - whole.reduce((a, b) => Math.min(a, b)));
     }
-    const inverted = model.input.dark_border && around > 127;
+    const inverted = dark_border && around > 127;
     if (inverted) pixels.forEach((value, i) => { pixels[i] = 255 - value; });
-    return { shape: [C, H, W], pixels, inverted };
+    return { shape: [C, H, W], pixels, inverted, blank: contrast < 8 };
   }
 
   gpuconv.source = {
