@@ -36,7 +36,7 @@ def batches(steps):
 
 
 def train(steps, device, dtype=np.float32):
-    """Losses, final state and processor seconds of the steps, without the preparation of the images."""
+    """Losses, final state and processor seconds of the steps, the images' preparation apart."""
     model, loss = models.lenet(seed=0).to(device, dtype), nn.CrossEntropyLoss()
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses, seconds = [], 0.0
