@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from gpuconv.errors import printable
+from gpuconv.errors import Notice, printable
 
 
 class Output:
@@ -43,6 +43,7 @@ def tidy_output() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
+                warnings.simplefilter("default", Notice)  # each once
                 warnings.showwarning = _show_own
             yield
     finally:
