@@ -83,7 +83,7 @@ def load_folder(
         alone = [classes[k] for k in np.flatnonzero(np.bincount(labels) == 1)]
         if alone and stratified:
             text = f"{name}: there is one picture of {_listed(alone)}, which only training sees"
-            warnings.warn(text, Notice, stacklevel=2)  # one place, so that it is said once
+            warnings.warn(text, Notice, stacklevel=4)
     if limit is not None:
         kept = kept[first_indices(labels[kept], limit, stratified)]
     return _dataset(files, labels, classes, kept, name, (size, grayscale, resize), skip_bad)
