@@ -136,12 +136,12 @@ class Graph:
             found.append(softmax(found[self.scores][None])[0])
         return found
 
-    def layer_name(self, number: int) -> str | None:
+    def layer_name(self, number: int) -> str:
         """The shortest name of a layer or container that gives a node's output, as
-        `gpuconv.explain` knows it; None where none does.
+        `gpuconv.explain` knows it; "" where none does.
         """
         step = self.nodes[number].step
-        return None if step is None else self._names.get(step)
+        return "" if step is None else self._names.get(step, "")
 
 
 def _traced(model: nn.Module, shape: tuple[int, ...]) -> nn.Trace:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuconv.page.description import to_json
 from gpuconv.page.evaluation import evaluate
+from gpuconv.page.request_checks import Refused
 from gpuconv.page.session import Session
 from gpuconv.train import Callback, Interrupted
 
@@ -33,10 +34,6 @@ MAX_STREAMS = 8
 HEARTBEAT_SECONDS = 10.0
 
 Answer = dict[str, Any]
-
-
-class Busy(RuntimeError):
-    """More pages follow the run than may."""
 
 
 class TrainingMonitor(Callback):
@@ -88,8 +85,7 @@ class TrainingMonitor(Callback):
     # ---- the training thread -------------------------------------------------------------------
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        self._copy(trainer)
-        self._evaluate()
+        self._evaluate(trainer)
         self._meter = _Meter(trainer)
         self._set("running")
 
@@ -97,23 +93,16 @@ class TrainingMonitor(Callback):
         self._meter.add(trainer)
         if self._meter.seconds >= POINT_SECONDS:
             self._note(trainer)
-        now = time.monotonic()
-        if self._streams and self._due[0].at(now, WEIGHT_SECONDS):
-            with self._due[0]:
-                self._copy(trainer)
-        if self._streams and self._due[1].at(now, EVALUATE_SECONDS):
-            with self._due[1]:
-                self._copy(trainer)
-                self._evaluate()
+        if self._streams:  # somebody looks
+            self._due[0].do(WEIGHT_SECONDS, self._copy, trainer)
+            self._due[1].do(EVALUATE_SECONDS, self._evaluate, trainer)
         self._obey(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: Answer) -> None:
         kept = {name: value for name, value in record.items() if isinstance(value, (int, float))}
         self._epochs.append(kept)
         self._publish({"event": "epoch", "record": kept})
-        with self._due[1]:
-            self._copy(trainer)
-            self._evaluate()
+        self._evaluate(trainer)
         self._meter.rest()
 
     def on_fit_end(self, trainer: Trainer) -> None:
@@ -146,7 +135,8 @@ class TrainingMonitor(Callback):
         self.session.load(trainer.model.state_dict())
         self._publish({"event": "weights", "version": self.session.version})
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, trainer: Trainer) -> None:
+        self._copy(trainer)
         self._evaluation = evaluate(self.session, self._held)
         self._publish({"event": "evaluation", "evaluation": self._evaluation})
 
@@ -213,9 +203,9 @@ class TrainingMonitor(Callback):
         }
 
     def events(self) -> Generator[bytes, None, None]:
-        """What happens from now on, as server-sent events. Busy where too many listen already."""
+        """What happens from now on, as server-sent events. Refused if too many listen already."""
         if len(self._streams) >= MAX_STREAMS:
-            raise Busy(f"{MAX_STREAMS} pages follow this run already; close one")
+            raise Refused(503, f"{MAX_STREAMS} pages follow this run already; close one")
         mine: queue.Queue[Answer] = queue.Queue(256)
         self._streams.add(mine)
         return self._listen(mine)
@@ -279,18 +269,14 @@ class _Due:
     """Something to do now and then, that takes no more than SHARE of the time."""
 
     def __init__(self) -> None:
-        self._next = self._began = 0.0
-        self._cost = 0.0
+        self._next = 0.0
 
-    def at(self, now: float, interval: float) -> bool:
-        return now >= self._next + max(interval, self._cost / SHARE)
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._next = time.monotonic()
-        self._cost = self._next - self._began
+    def do(self, interval: float, action: Callable[[Trainer], None], trainer: Trainer) -> None:
+        began = time.monotonic()
+        if began >= self._next:
+            action(trainer)
+            ended = time.monotonic()
+            self._next = ended + max(interval, (ended - began) / SHARE)
 
 
 def _mean(first: Answer, last: Answer) -> Answer:

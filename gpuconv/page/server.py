@@ -42,8 +42,7 @@ class PageServer(ThreadingHTTPServer):
     """Serves a `Session` at http://HOST:PORT/. monitor: follows a training run, None
     without one.
 
-    Raises OSError in one line where no port from `port` on is free. `moved` tells whether the port
-    asked for was busy. port 0 takes any free one.
+    Raises OSError in one line where no port from `port` on is free. port 0 takes any free one.
 
     >>> server = PageServer(session, port=0)  # doctest: +SKIP
     >>> threading.Thread(target=server.serve_forever, daemon=True).start()  # doctest: +SKIP
@@ -60,7 +59,6 @@ class PageServer(ThreadingHTTPServer):
         monitor: TrainingMonitor | None = None,
     ) -> None:
         self.session, self.host, self.monitor = session, host, monitor
-        self.moved = False
         self._clients = threading.BoundedSemaphore(MAX_CLIENTS)
         self._lock = threading.Lock()
         # Connections whose request has not come whole, by the time since when they have waited.
@@ -71,13 +69,11 @@ class PageServer(ThreadingHTTPServer):
         for tried in range(port, last + 1):
             try:
                 super().__init__((host, tried), Handler)
+                return
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or tried == last:
                     reason = (error.strerror or str(error)).lower()
                     raise type(error)(f"show: cannot listen on {host}:{tried}: {reason}") from None
-                self.moved = True
-            else:
-                return
 
     @property
     def url(self) -> str:
@@ -154,7 +150,7 @@ class PageServer(ThreadingHTTPServer):
 
 def announce(server: PageServer, port: int, hint: str) -> None:
     """Print the page's address. port: the one that was asked for."""
-    if server.moved:
+    if port not in (0, server.server_address[1]):
         print(f"port {port} is busy; taking the next free one")
     if not request_checks.is_loopback(server.host):
         print(f"listening on {server.host}: anybody who reaches this address can use the page")

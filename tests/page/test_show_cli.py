@@ -1,6 +1,7 @@
 """`gpuconv show`: which network, where, and what it says when that cannot be."""
 
 import base64
+import ctypes
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 import pytest
 
 import gpuconv
+from gpuconv.cli import show
 from gpuconv.cli.main import main
 from gpuconv.models import lenet
 from gpuconv.page.opening import open_session
@@ -108,6 +110,21 @@ def test_ctrl_c_at_any_time_ends_without_a_traceback(delay):
             run.kill()
     assert run.returncode == 0 if delay is None else run.returncode in (0, 130)
     assert errors in (b"", b"gpuconv: interrupted\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_callback_from_c_is_not_lost(monkeypatch, capfd, number, code):
+    """As LLVM calls back while a network's functions are compiled: nothing can be raised there."""
+
+    def run(args):
+        ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(number))()
+        time.sleep(30)
+
+    monkeypatch.setattr(show, "run", run)
+    began = time.monotonic()
+    assert main(["show"]) == code
+    assert time.monotonic() - began < 20
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 # As `python -m gpuconv`, which says when it has begun to listen to Ctrl-C.

@@ -18,9 +18,11 @@
     listen();
   }
 
-  const button = (id, words, action, primary) => element("button", {
-    type: "button", id, class: primary ? "primary" : null, click: () => command(action),
-  }, words);
+  // What a button does, what stands on it, when it is there, whether it stands out.
+  const BUTTONS = [
+    ["start", "Start", ["ready", "stopped"], true], ["pause", "Pause", ["running"], false],
+    ["resume", "Resume", ["paused"], true], ["stop", "Stop", ["running", "paused"], false],
+  ];
 
   function build() {
     const rate = element("input", { type: "number", id: "rate", min: "0", step: "any", class: "rate" });
@@ -31,8 +33,9 @@
         element("h2", { id: "training-title" }, "Training"),
         element("span", { id: "run-state", role: "status" }),
         element("div", { class: "tools" },
-          button("run-start", "Start", "start", true), button("run-pause", "Pause", "pause"),
-          button("run-resume", "Resume", "resume", true), button("run-stop", "Stop", "stop"),
+          ...BUTTONS.map(([action, words, , primary]) => element("button", {
+            type: "button", id: `run-${action}`, class: primary && "primary", click: () => command(action),
+          }, words)),
           element("label", { class: "rate-label" }, "Learning rate ", rate),
           element("button", { type: "button", id: "rate-set", click: set }, "Set"))),
       element("progress", { id: "run-progress", max: "1", value: "0", "aria-label": "share of the run done" }),
@@ -100,11 +103,8 @@
     const { state } = run;
     find("run-state").textContent = WORDS[state] + (state === "failed" ? `: ${run.problem}` : "");
     find("run-state").dataset.state = state;
-    find("run-start").hidden = !["ready", "stopped"].includes(state);
+    for (const [action, , states] of BUTTONS) find(`run-${action}`).hidden = !states.includes(state);
     find("run-start").textContent = state === "stopped" ? "Go on" : "Start";
-    find("run-pause").hidden = state !== "running";
-    find("run-resume").hidden = state !== "paused";
-    find("run-stop").hidden = !["running", "paused"].includes(state);
     find("rate-set").disabled = !["running", "paused"].includes(state);
   }
 
@@ -228,11 +228,12 @@
   function confusionTip(event) {
     const counts = run.evaluation.confusion;
     if (!counts) return;
-    const box = event.currentTarget.getBoundingClientRect();
-    const side = box.width / (counts.length + 1);
-    const [i, j] = [Math.floor((event.clientY - box.top) / side) - 1, Math.floor((event.clientX - box.left) / side) - 1];
+    const across = counts.length + 1;
+    const canvas = event.currentTarget;
+    const at = gpuconv.squareAt(canvas, event, across ** 2, across, canvas.clientWidth / across);
+    const [i, j] = [Math.floor(at / across) - 1, (at % across) - 1];
     const { classes } = page.model;
-    event.currentTarget.title = counts[i]?.[j] === undefined ? ""
+    canvas.title = counts[i]?.[j] === undefined ? ""
       : `${plural(counts[i][j], "picture")} of ${classes[i]} taken for ${classes[j]}`;
   }
 
