@@ -64,6 +64,7 @@ def _fused(
         sums_in_float64(dtype)
         or not pool_2x2.suits(dtype, pool_window, P, Q)
         or w_shape[0] * P * Q > MAX_IMAGE_FLOATS
+        or conv.is_sparse(x_shape, window)
         or winograd.suits(x_shape, w_shape, window, groups)
     ):
         return None

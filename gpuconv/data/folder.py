@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from gpuconv.arguments import pair
 from gpuconv.data.dataset import Dataset
 from gpuconv.data.errors import DataError
 from gpuconv.files import write_atomically
@@ -60,7 +61,7 @@ def decode_image(
     if grayscale and image.mode != "L":
         image = image.convert("L")
     if size is not None:
-        height, width = _checked_size(size)
+        height, width = pair("size", size, 1)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.array(image)
@@ -202,10 +203,3 @@ def _eight_bit(image: Image.Image, path: object) -> Image.Image:
         return image.convert("RGB")
     image.load()
     return image
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"size must be at least 1, got {size!r}")
-    return height, width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpuconv.arguments import number
 from gpuconv.autograd import Tensor
 from gpuconv.nn import functional
 from gpuconv.nn.module import Module
@@ -16,7 +17,7 @@ class CrossEntropyLoss(Module):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = number("CrossEntropyLoss: label_smoothing", label_smoothing, 0, 1)
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
         return functional.cross_entropy(scores, labels, self.label_smoothing)
@@ -39,7 +40,7 @@ class HingeLoss(Module):
 
     def __init__(self, margin: float = 1.0) -> None:
         super().__init__()
-        self.margin = margin
+        self.margin = number("HingeLoss: margin", margin, above=0)
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
         return functional.hinge(scores, labels, self.margin)
@@ -56,7 +57,7 @@ class AuxiliaryLoss(Module):
     def __init__(self, loss: Module | None = None, weight: float = 0.3) -> None:
         super().__init__()
         self.loss = CrossEntropyLoss() if loss is None else loss
-        self.weight = weight
+        self.weight = number("AuxiliaryLoss: weight", weight)
 
     def forward(self, scores: Tensor | tuple[Tensor, ...], labels: Any) -> Tensor:
         if not isinstance(scores, tuple | list):

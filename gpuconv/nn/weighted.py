@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arguments import flag
 from gpuconv.autograd import Parameter
 from gpuconv.nn import init
 from gpuconv.nn.module import Module, Shape
@@ -17,6 +18,7 @@ class Weighted(Module):
     def __init__(self, shape: Shape, bias: bool, rng: Any) -> None:
         super().__init__()
         self.weight = Parameter(np.zeros(shape, np.float32))
+        bias = flag(f"{type(self).__name__}: bias", bias)
         self.bias = Parameter(np.zeros(shape[0], np.float32)) if bias else None
         self.reset_parameters(np.random.default_rng(rng))
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import number
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_finite, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
 from gpuconv.strides import pixel_stride
 from gpuconv.threads import parallel, shards
 
@@ -97,7 +98,7 @@ def multiply_check(a, b):
 @scale.check
 def scale_check(x, factor):
     require_floats("scale", x=x)
-    require_finite("scale", factor=factor)
+    number("scale: factor", factor)
 
 
 @add.output

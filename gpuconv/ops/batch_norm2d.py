@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import number, whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import batch_norm as fast
 from gpuconv.ops import batch_norm2d_launch as config
@@ -14,9 +15,7 @@ from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import (
     Array,
     op,
-    require_finite,
     require_floats,
-    require_number,
     require_rank,
     require_shape,
 )
@@ -144,8 +143,8 @@ def batch_norm2d_track_check(running_mean, running_var, mean, var, count, moment
     require_floats(name, running_mean=running_mean, **given)
     require_rank(name, 1, "(C)", running_mean=running_mean)
     require_shape(name, dict.fromkeys(given, running_mean.shape), **given)
-    require_finite(name, momentum=momentum)
-    require_number(name, whole=True, count=count)
+    number(f"{name}: momentum", momentum)
+    whole(f"{name}: count", count, most=2**63)
     if count < 2:
         raise ValueError(f"{name}: one value a channel has no unbiased variance; count={count}")
 
@@ -156,9 +155,7 @@ def _require(name, x, w, b, mean, var, eps, activation):
     C = x.shape[1]
     shapes: dict[str, tuple[int, ...]] = {"w": (C,), "b": (C,), "mean": (C,), "var": (C,)}
     require_shape(name, shapes, w=w, b=b, mean=mean, var=var)
-    require_finite(name, eps=eps)
-    if eps < 0:
-        raise ValueError(f"{name}: eps must not be negative, got {eps!r}")
+    number(f"{name}: eps", eps, least=0)
     if activation not in (None, "relu"):
         raise ValueError(f'{name}: activation must be None or "relu", got {activation!r}')
 

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from gpuconv.arguments import whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
 from gpuconv.ops import conv2d_launch as config
@@ -20,7 +21,6 @@ from gpuconv.ops.op import (
     Size,
     op,
     require_floats,
-    require_number,
     require_rank,
     require_shape,
 )
@@ -134,8 +134,8 @@ def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=
     require_rank(name, 4, "(N, C, H, W)", x=x)
     require_rank(name, 4, "(K, C/groups, R, S)", w=w)
     (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape
-    require_number(name, whole=True, groups=groups)
-    if groups < 1 or C % groups or K % groups:
+    whole(f"{name}: groups", groups)
+    if C % groups or K % groups:
         raise ValueError(
             f"{name}: groups={groups} must divide the {C} channels of x and the {K} filters of w"
         )

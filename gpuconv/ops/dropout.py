@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import number, whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_floats, require_number
+from gpuconv.ops.op import Array, op, require_floats
 from gpuconv.threads import parallel, shards
 
 
@@ -39,12 +40,8 @@ def _threshold(p: float) -> int:
 @dropout.check
 def dropout_check(x, p, seed):
     require_floats("dropout", x=x)
-    require_number("dropout", p=p)
-    require_number("dropout", whole=True, seed=seed)
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: p must be in [0, 1), got {p!r}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"dropout: seed must be in [0, 2**64), got {seed!r}")
+    number("dropout: p", p, 0, 1)
+    whole("dropout: seed", seed, 0, 2**64 - 1)
 
 
 @dropout.output

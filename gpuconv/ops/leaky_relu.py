@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import number
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_finite, require_floats, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_shape
 
 
 @op
@@ -34,14 +35,14 @@ def leaky_relu_backward(dy: Array, x: Array, negative_slope: float = 0.01) -> Ar
 @leaky_relu.check
 def leaky_relu_check(x, negative_slope):
     require_floats("leaky_relu", x=x)
-    require_finite("leaky_relu", negative_slope=negative_slope)
+    number("leaky_relu: negative_slope", negative_slope)
 
 
 @leaky_relu_backward.check
 def leaky_relu_backward_check(dy, x, negative_slope):
     require_floats("leaky_relu_backward", dy=dy, x=x)
     require_shape("leaky_relu_backward", {"dy": x.shape}, dy=dy)
-    require_finite("leaky_relu_backward", negative_slope=negative_slope)
+    number("leaky_relu_backward: negative_slope", negative_slope)
 
 
 @leaky_relu.output

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import number, whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import response_norm as fast
 from gpuconv.ops import local_response_norm_launch as config
@@ -14,9 +15,7 @@ from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     Array,
     op,
-    require_finite,
     require_floats,
-    require_number,
     require_rank,
     require_shape,
 )
@@ -106,12 +105,10 @@ def _require(name, x, dy, size, alpha, beta, k, convention):
     require_floats(name, x=x, dy=dy)
     require_rank(name, 4, "(N, C, H, W)", x=x)
     require_shape(name, {"dy": x.shape}, dy=dy)
-    require_number(name, whole=True, size=size)
-    require_finite(name, alpha=alpha, beta=beta, k=k)
-    if size < 1:
-        raise ValueError(f"{name}: size must be at least 1, got {size!r}")
-    if k <= 0:
-        raise ValueError(f"{name}: k must be positive, got {k!r}; the sum of squares can be 0")
+    whole(f"{name}: size", size)
+    number(f"{name}: alpha", alpha)
+    number(f"{name}: beta", beta)
+    number(f"{name}: k", k, above=0)  # the sum of squares can be 0
     if convention not in CONVENTIONS:
         raise ValueError(f'{name}: convention must be "torch" or "paper", got {convention!r}')
 

@@ -11,11 +11,12 @@ import math
 
 import numpy as np
 
+from gpuconv.arguments import number
 from gpuconv.arrays import ShapeOnly, device_of
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.ops.cost import Cost, moved, nbytes
-from gpuconv.ops.op import Array, op, require_floats, require_number, require_rank, require_shape
+from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
 from gpuconv.ops.softmax_launch import config_loss, config_rowwise
 
@@ -149,9 +150,7 @@ def cross_entropy_backward_check_values(probabilities, labels, label_smoothing):
 
 
 def _require_smoothing(name, label_smoothing):
-    require_number(name, label_smoothing=label_smoothing)
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{name}: label_smoothing must be in [0, 1), got {label_smoothing!r}")
+    number(f"{name}: label_smoothing", label_smoothing, 0, 1)
 
 
 @half_squared_error.check
@@ -177,9 +176,7 @@ def half_squared_error_backward_check_values(probabilities, labels):
 @hinge.check
 def hinge_check(scores, labels, margin):
     _require("hinge", scores, labels)
-    require_number("hinge", margin=margin)
-    if not (margin > 0 and np.isfinite(margin)):
-        raise ValueError(f"hinge: margin must be positive and finite, got {margin!r}")
+    number("hinge: margin", margin, above=0)
 
 
 @hinge.check_values

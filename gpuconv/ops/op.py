@@ -25,10 +25,10 @@ Calling `relu(x)` looks at the arrays, checks the arguments and runs that device
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
+from numbers import Integral
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
@@ -351,25 +351,6 @@ def require_shape(name: str, expected: dict[str, tuple[int, ...]], **arrays: Any
 
 def require_image_shape(name: str, x_shape: Any) -> None:
     """ValueError unless x_shape is four lengths, integers of 0 or more."""
-    whole = isinstance(x_shape, tuple | list) and all(
-        isinstance(n, int | np.integer) for n in x_shape
-    )
-    if not whole or len(x_shape) != 4 or min(x_shape) < 0:
+    lengths = x_shape if isinstance(x_shape, tuple | list) else ()
+    if len(lengths) != 4 or not all(isinstance(n, Integral) and n >= 0 for n in lengths):
         raise ValueError(f"{name}: x_shape must be (N, C, H, W), got {x_shape!r}")
-
-
-def require_number(name: str, whole: bool = False, **values: Any) -> None:
-    """TypeError unless each value is a number, with `whole` an integer."""
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            kind = "an int" if whole else "a number"
-            raise TypeError(f"{name}: {key} must be {kind}, got {value!r}")
-
-
-def require_finite(name: str, **values: Any) -> None:
-    """TypeError unless each value is a number, ValueError unless it is finite."""
-    require_number(name, **values)
-    for key, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: {key} must be finite, got {value!r}")

@@ -68,7 +68,7 @@ def test_kernels_equal_the_definition(count):
     ("args", "error", "text"),
     [
         ((np.ones(3, int),), TypeError, "x must be float32 or float64, got int64"),
-        ((np.ones(3), np.inf), ValueError, "negative_slope must be finite, got inf"),
+        ((np.ones(3), np.inf), ValueError, "negative_slope must be a finite number, got inf"),
         ((np.ones(3), "0.1"), TypeError, "negative_slope must be a number"),
     ],
 )
