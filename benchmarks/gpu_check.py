@@ -1,13 +1,17 @@
 """Everything that only a GPU can show, in one command: `make gpu-check`.
 
-Stages: the card and its ceilings; the kernels' sweeps on cuda against the reference; LeNet to its
-floor; every kernel's times; PyTorch beside them, where it is installed. Each runs in a process of
-its own with a share of --limit, so that what hangs, crashes or is wrong is recorded and the rest
-goes on. The report goes to benchmarks/results. Exit code 0: all passed, or there is no GPU and
-nothing is claimed; 1: something failed or did not come to its end.
+Stages: the card and its ceilings; the kernels' sweeps on cuda against the reference; whole training
+steps and epochs, PyTorch's beside them where it is installed; LeNet to its floor; every kernel's
+times; PyTorch's beside these; one step under compute-sanitizer and ncu, where they are found. Each
+stage runs in a process of its own with a share of --budget, so that what hangs, crashes or is wrong
+is recorded and the rest goes on. The report is written after each stage, to benchmarks/results or
+--out. Exit code 0: all passed, or there is no GPU and nothing is claimed; 1: something failed or
+did not come to its end.
 
-    python benchmarks/gpu_check.py --quick
-    python benchmarks/gpu_check.py --limit 540 --only times --only torch
+Nothing need be installed but CuPy, NumPy, Numba, SciPy and pytest:
+
+    python3 benchmarks/gpu_check.py --quick --out results
+    python3 benchmarks/gpu_check.py --budget 540 --only steps --only times
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,15 +38,15 @@ import gpu_report  # noqa: E402
 from gpu_report import STAGES, Record  # noqa: E402
 
 # Of the time that is left when a stage begins: its part against those of the stages to come.
-SHARES = {"card": 1, "tests": 45, "lenet": 12, "times": 24, "torch": 18}
-LIMIT, QUICK_LIMIT = 540.0, 170.0  # seconds for all stages
+SHARES = {"card": 1, "tests": 40, "steps": 25, "lenet": 10, "times": 24, "torch": 18, "tools": 12}
+BUDGET, QUICK_BUDGET = 540.0, 170.0  # seconds for all stages
 CARD_LIMIT = 60.0  # seconds that the first stage may take; what a stage leaves, the next ones have
 BROKEN = 3  # exit code of a stage that wants a new process
 MOST_DEATHS = 3  # of a stage's processes in a row, without a record between them
 GRACE = 15.0  # seconds between asking a process to end and ending it
 TOLD = (
     "quick",
-    "limit",
+    "budget",
     "only",
     "batch",
     "seconds",
@@ -65,13 +70,13 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         print("gpu-check: no GPU here: NVIDIA's driver lists no card; nothing was run or claimed")
         return 0
-    report = check(options)
-    print(f"\n{gpu_report.text(report)}")
     try:
-        print("\n".join(map(str, gpu_report.write(report, Path(options.out)))))
+        for report in check(options):  # once for each stage: what ends early leaves a report too
+            paths = gpu_report.write(report, Path(options.out))
     except (RuntimeError, OSError) as error:
         print(f"gpu-check: the report was not written: {error}", file=sys.stderr)
         return 1
+    print("\n".join(["", gpu_report.text(report), *map(str, paths)]))
     return 0 if gpu_report.passed(report) else 1
 
 
@@ -79,7 +84,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="gpu_check", description=(__doc__ or "").splitlines()[0])
     add = made.add_argument
     add("--quick", action="store_true", help="small shapes, the default sweeps, one epoch")
-    add("--limit", type=float, help=f"seconds for all (default: {LIMIT:.0f}; {QUICK_LIMIT:.0f})")
+    seconds = f"seconds for all (default: {BUDGET:.0f}; {QUICK_BUDGET:.0f})"
+    add("--budget", "--limit", type=float, dest="budget", help=seconds)
     add("--only", action="append", choices=STAGES, help="a stage; may be repeated")
     add("--out", default=str(gpu_report.RESULTS), help="folder of the report")
     add("--batch", type=int, default=0, help="of the timed shapes (default: 32; 8 with --quick)")
@@ -89,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     add("--record", help=hidden)
     add("--skip", type=int, default=0, help=hidden)
     add("--cases", default="", help=hidden)
+    add("--case-batch", type=int, default=0, help=hidden)
     add("--flushed", type=int, help=hidden)
     add("--side", type=int, default=0, help=hidden)
     add("--rounds", type=int, default=1024, help=hidden)
@@ -99,13 +106,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def check(options: argparse.Namespace) -> Record:
-    """All stages, one after another; the report."""
+def check(options: argparse.Namespace) -> Iterator[Record]:
+    """All stages, one after another; after each the report as it then stands."""
     from gpuconv.bench import machine
     from gpuconv.cuda import source
 
     began = time.monotonic()
-    end = began + (options.limit or (QUICK_LIMIT if options.quick else LIMIT))
+    end = began + (options.budget or (QUICK_BUDGET if options.quick else BUDGET))
     chosen = [name for name in STAGES if name == "card" or name in (options.only or STAGES)]
     kernels = [name for file in source.files() for name in source.names(file)]
     report: Record = {
@@ -135,9 +142,9 @@ def check(options: argparse.Namespace) -> Record:
         state = "ok" if stage["finished"] and not bad else f"{bad} failed; {stage.get('why', '')}"
         count, seconds = len(stage["records"]), stage["seconds"]
         print(f"{name}: {count} records, {seconds:.0f} s, {state}", flush=True)
-    report["state_after"] = machine.card_state()
-    report["seconds"] = time.monotonic() - began
-    return report
+        report["state_after"] = machine.card_state()
+        report["seconds"] = time.monotonic() - began
+        yield report
 
 
 # ---- a stage in a process of its own ------------------------------------------------------------
@@ -189,8 +196,8 @@ def stage_command(name: str, options: argparse.Namespace, path: Path, skip: int)
     command += ["--record", str(path)]
     command += ["--skip", str(skip), "--batch", str(options.batch)]
     command += ["--seconds", str(options.seconds)] + ["--quick"] * options.quick
-    for option in ("cases", "flushed", "side", "rounds", "steps", "images", "floor"):
-        value = getattr(options, option)
+    for option in ("cases", "case-batch", "flushed", "side", "rounds", "steps", "images", "floor"):
+        value = getattr(options, option.replace("-", "_"))
         if value is not None and value != "":
             command += [f"--{option}", str(value)]
     return command

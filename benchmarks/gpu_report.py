@@ -20,7 +20,7 @@ from gpuconv.files import write_atomically
 from gpuconv.ops.cost import Cost
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STAGES = ("card", "tests", "lenet", "times", "torch")
+STAGES = ("card", "tests", "steps", "lenet", "times", "torch", "tools")  # by what they are worth
 Record = dict[str, Any]
 
 
@@ -53,8 +53,8 @@ def passed(report: Record) -> bool:
 def text(report: Record) -> str:
     """The Markdown of a report."""
     parts = [_title(report), _summary(report)]
-    for name, section in (("card", _card), ("tests", _tests), ("lenet", _plain),
-                          ("times", _times), ("torch", _torch)):  # fmt: skip
+    for name, section in (("card", _card), ("tests", _tests), ("steps", _steps), ("lenet", _plain),
+                          ("times", _times), ("torch", _torch), ("tools", _plain)):  # fmt: skip
         stage = report["stages"].get(name)
         if stage is not None:
             body = section([r for r in stage["records"] if r["ok"] or name == "times"], report)
@@ -65,9 +65,11 @@ def text(report: Record) -> str:
 TITLES = {
     "card": "The card and its ceilings",
     "tests": "Kernels against the reference",
+    "steps": "Training steps and epochs",
     "lenet": "LeNet",
     "times": "Times",
     "torch": "Beside PyTorch",
+    "tools": "One step under NVIDIA's tools",
 }
 
 
@@ -113,7 +115,31 @@ def _tests(records: list[Record], report: Record) -> str:
 
 
 def _plain(records: list[Record], report: Record) -> str:
-    return "\n".join(f"- {record['name']}: {record['said']}" for record in records)
+    lines = []
+    for record in records:
+        lines.append(f"- {record['name']}: {record['said']}")
+        lines += [f"  - {line}" for line in record.get("lines", [])]
+    return "\n".join(lines)
+
+
+def _steps(records: list[Record], report: Record) -> str:
+    """Whole steps: a line for gpuconv alone, and one for each of PyTorch's modes beside it."""
+    lines, notes = [], [f"{r['name']}: {r['said']}" for r in records if "said" in r]
+    for record in records:
+        for side in record.get("sides", []):
+            mode = f"PyTorch, {side['mode']}" if "mode" in side else "gpuconv alone"
+            if "error" in side:
+                lines.append(f"| {record['name']} | {mode} | | | {side['error']} | |")
+                continue
+            theirs = duration(side["theirs"]) if "theirs" in side else ""
+            ratio = f"{side['ratio']:.2f}x" if "ratio" in side else ""
+            low, high = side.get("spread", (None, None))
+            spread = "" if low is None else f"{low:.2f} to {high:.2f}"
+            cells = record["name"], mode, duration(side["ours"]), theirs, ratio, spread
+            lines.append("| " + " | ".join(cells) + " |")
+    head = ["| | beside | gpuconv | PyTorch | ratio | smallest to largest |",
+            "|---|---|---:|---:|---:|---:|"]  # fmt: skip
+    return "\n".join([*notes, "", *head, *lines])
 
 
 def _times(records: list[Record], report: Record) -> str:

@@ -7,8 +7,14 @@ after it (`skip` says how many records there are).
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +36,7 @@ LENET_EPOCHS, LENET_FLOOR = 5, 0.988  # tests/train/test_floors.py: Adam and cro
 QUICK_EPOCHS, QUICK_FLOOR = 1, 0.970
 ROUNDS = 5  # of ours and PyTorch's in turn
 SGEMM_SIDE = 8192
+RIVAL = "cuda"  # where PyTorch runs; the tests have it run on the CPU
 ALIKE = 2e-4  # of the largest value: two float32 results of sums of products
 
 
@@ -106,8 +113,8 @@ def lenet(options: Any, skip: int) -> Iterator[Record]:
 
 
 def _first_steps(steps: int) -> Record:
-    (ours, state), (again, same) = (_steps("cuda", np.float32, steps) for _ in range(2))
-    exact, _ = _steps("reference", np.float64, steps)
+    (ours, state), (again, same) = (lenet_steps("cuda", np.float32, steps) for _ in range(2))
+    exact, _ = lenet_steps("reference", np.float64, steps)
     if ours != again or any(state[n].tobytes() != same[n].tobytes() for n in state):
         raise ArithmeticError("two runs gave different bits")
     worst = max(abs(a - b) / abs(b) for a, b in zip(ours, exact, strict=True))
@@ -116,7 +123,7 @@ def _first_steps(steps: int) -> Record:
     return {"said": f"repeated bit for bit; losses within {worst:.1e} of the float64 reference's"}
 
 
-def _steps(device: str, dtype: Any, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
+def lenet_steps(device: str, dtype: Any, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
     images, losses = data.load("mnist"), []
     model, loss = models.lenet(seed=0).to(device, dtype), nn.CrossEntropyLoss()
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -157,6 +164,49 @@ def _to_the_floor(options: Any) -> Record:
     said = f"{accuracy:.2%} of {len(test):,} test images after {epochs} epochs, "
     said += f"the floor is {floor:.1%}; {seconds:.1f} s"
     return {"said": said, "accuracy": accuracy, "train_seconds": seconds, "epochs": epochs}
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+
+def steps(options: Any, skip: int) -> Iterator[Record]:
+    """Whole training steps, and epochs of LeNet, beside PyTorch's where it sees the card."""
+    import gpu_steps
+
+    clock = Clock(runtime("cuda"), options.flushed)
+    library, why = _pytorch()
+    modes = gpu_steps.MODES if library else ()
+    images = data.load("mnist").subset(slice(0, options.images or None))
+
+    def step(name: str, batch: int) -> Record:
+        mine = gpu_steps.ours(name, batch, "cuda", clock.on.synchronize)
+        rivals = {m: partial(gpu_steps.theirs, name, batch, m, RIVAL) for m in modes}
+        return {"sides": gpu_steps.compare(mine, rivals, 10 * options.seconds)}
+
+    def epoch() -> Record:
+        rivals = {m: partial(gpu_steps.their_epochs, m, RIVAL, images) for m in modes}
+        return {"sides": gpu_steps.compare_epochs("cuda", images, rivals)}
+
+    cases = [case for case in gpu_steps.CASES if options.only in case[0]]
+    acts: list[tuple[str, Callable[[], Record]]] = [
+        (f"{name}, batch {options.case_batch or batch}, a step",
+         partial(step, name, options.case_batch or batch)) for name, batch in cases
+    ]  # fmt: skip
+    acts.insert(1, (f"lenet, batch {gpu_steps.EPOCH_BATCH}, an epoch of MNIST", epoch))
+    acts.append(("PyTorch", lambda: {"said": why}))
+    for name, act in (acts[:2] + acts[-1:] if options.quick else acts)[skip:]:
+        yield guarded(name, act)
+
+
+def _pytorch() -> tuple[Any, str]:
+    """(PyTorch where it sees a card, else None, what to say of it)."""
+    try:
+        import torch as library
+    except Exception as error:  # an import can fail in many ways, and PyTorch is not required
+        return None, f"not compared: {one_line(error)}"
+    if not library.cuda.is_available():
+        return None, f"{library.__version__} sees no GPU"
+    return library, f"PyTorch {library.__version__}, cuDNN {library.backends.cudnn.version()}"
 
 
 # ---- times ---------------------------------------------------------------------------------------
@@ -213,21 +263,16 @@ def _plain(row: Row) -> Record:
 
 def torch(options: Any, skip: int) -> Iterator[Record]:
     """Ours and PyTorch's in turn, over the same numbers, where PyTorch sees the card."""
-    try:
-        import torch as library
-    except Exception as error:  # an import can fail in many ways, and PyTorch is not required
-        yield {"name": "PyTorch", "ok": True, "said": f"not compared: {one_line(error)}"}
-        return
-    if not library.cuda.is_available():
-        yield {"name": "PyTorch", "ok": True, "said": f"{library.__version__} sees no GPU"}
+    library, said = _pytorch()
+    if library is None:
+        yield {"name": "PyTorch", "ok": True, "said": said}
         return
     import gpu_torch
 
     gpu_torch.strict()
     clock = Clock(runtime("cuda"), options.flushed)
     if skip < 1:
-        version = f"PyTorch {library.__version__}, cuDNN {library.backends.cudnn.version()}"
-        yield {"name": "PyTorch", "ok": True, "said": f"{version}, TF32 off, channels-last"}
+        yield {"name": "PyTorch", "ok": True, "said": f"{said}, TF32 off, channels-last"}
     pairs = [(c, d) for c, d, layout in items(options) if layout == "nhwc"]
     pairs = [(c, d) for c, d in pairs if (c.op, d) in gpu_torch.RIVALS and not c.activation]
     for case, direction in pairs[max(skip - 1, 0) :]:
@@ -277,9 +322,49 @@ def beside(clock: Clock, workload: Any, theirs: Any, seconds: float) -> Record:
     }
 
 
+# ---- tools ---------------------------------------------------------------------------------------
+
+PLACES = "/usr/local/cuda/bin:/opt/nvidia/nsight-compute"  # beside PATH
+ONE_STEP = "import gpu_stages, numpy; gpu_stages.lenet_steps('cuda', numpy.float32, 1)"
+CHECKS = ("memcheck", "racecheck", "synccheck", "initcheck")
+NCU = ["--launch-count", "3", "--section", "SpeedOfLight", "--section", "Occupancy"]
+
+
+def tools(options: Any, skip: int) -> Iterator[Record]:
+    """One step of LeNet under NVIDIA's checkers and profiler, where they are found."""
+    runs = [("compute-sanitizer", check, ["--tool", check, "--error-exitcode", "9"])
+            for check in CHECKS]  # fmt: skip
+    runs.append(("ncu", "profile", NCU))
+    for tool, word, arguments in runs[skip:]:
+        yield guarded(f"{tool}, {word}", partial(_under, tool, arguments))
+
+
+def _under(tool: str, arguments: list[str]) -> Record:
+    """Raises ChildProcessError for what a checker reports; a profiler may be forbidden."""
+    found = shutil.which(tool, path=os.pathsep.join([os.environ.get("PATH", ""), PLACES]))
+    if found is None:
+        return {"said": f"{tool} was not found"}
+    here = Path(__file__).resolve().parent
+    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [found, *arguments, sys.executable, "-c", ONE_STEP],
+        capture_output=True, text=True, errors="replace", env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    lines = [" ".join(line.strip("= ").split()) for line in done.stdout.splitlines()]
+    lines = [line for line in lines if line]
+    if tool == "ncu":
+        return {"said": f"ended with code {done.returncode}", "lines": lines[-60:]}
+    summary = next((line for line in reversed(lines) if "SUMMARY" in line), "no summary")
+    if done.returncode:
+        raise ChildProcessError(f"{summary}: {' '.join(lines[:4])} {done.stderr[-200:]}")
+    return {"said": summary}
+
+
 STAGES: dict[str, Callable[[Any, int], Iterator[Record]]] = {
     "card": card,
+    "steps": steps,
     "lenet": lenet,
     "times": times,
     "torch": torch,
+    "tools": tools,
 }

@@ -37,11 +37,12 @@ def number(
     """`value` as a finite float; TypeError for another type, ValueError outside the bounds."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and least <= value <= most and above < value < below):
+    found = float(value)
+    if not (math.isfinite(found) and least <= found <= most and above < found < below):
         bounds = ((">=", least), (">", above), ("<=", most), ("<", below))
         wanted = " and".join(f" {sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
         raise ValueError(f"{name} must be a finite number{wanted}, got {value!r}")
-    return float(value)
+    return found
 
 
 def flag(name: str, value: Any) -> bool:

@@ -55,6 +55,9 @@ class Checkpoint:
 
         model: Module = models.build(spec)
         self.load_into(model)
+        trained_on = (self.metadata.get("input") or {}).get("input_shape") or ()
+        if len(trained_on) == 3 and model.input_shape is not None:
+            model.input_shape = (model.input_shape[0], *trained_on[1:])
         return model.eval()
 
     def load_into(self, model: Module) -> None:

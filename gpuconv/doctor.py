@@ -8,15 +8,20 @@ print(report.devices, report.problems)
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from gpuconv.errors import one_line
 
 INSTALL_CUPY = 'pip install "gpuconv[cuda12]", or "gpuconv[cuda13]" for a driver of CUDA 13'
 INSTALL_SIM = "pip install 'gpuconv[sim]'"
+INSTALL_VIZ = 'pip install "gpuconv[viz]"'
 CPU_FEATURES = ("sse4.2", "avx", "fma", "avx2", "avx512f", "avx512bw", "neon", "sve")
 
 
@@ -24,11 +29,12 @@ CPU_FEATURES = ("sse4.2", "avx", "fma", "avx2", "avx512f", "avx512bw", "neon", "
 class Report:
     """The findings as (name, text) in order, and what follows from them.
 
-    problems: the names of required parts that do not work. devices: those that work here.
+    problems: the required parts that do not work, each with the package to install again. devices:
+    those that work here.
     """
 
     findings: list[tuple[str, str]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
 
 
@@ -47,22 +53,23 @@ def examine(on_finding: Callable[[str, str], None] | None = None) -> Report:
         if on_finding is not None:
             on_finding(name, text)
 
-    add("gpuconv", gpuconv.__version__)
+    add("gpuconv", f"{gpuconv.__version__} ({Path(gpuconv.__file__).parent})")
     add("Python", f"{platform.python_version()} ({sys.executable})")
     add("system", f"{platform.system()} {platform.machine()}")
-    for name, check in REQUIRED.items():
+    for name, (check, package) in REQUIRED.items():
         try:
             add(name, check())
         except Exception as error:  # whatever is broken is reported
-            add(name, f"FAILS: {type(error).__name__}: {_line(error)}")
-            report.problems.append(name)
+            add(name, f"FAILS: {type(error).__name__}: {one_line(error)}")
+            report.problems[name] = package
     report.devices = [] if report.problems else ["cpu"]
     add("NVIDIA driver", driver())
     has_gpu, cupy_text = cupy()
     add("CuPy", cupy_text)
     simulates, sim_text = simulator()
     add("simulator", sim_text)
-    add("matplotlib", matplotlib())
+    module, text = _optional("matplotlib", f"for curves and confusion matrices: {INSTALL_VIZ}")
+    add("matplotlib", text or module.__version__)
     for name, text in data_sets().items():
         add(name, text)
     if not report.problems:
@@ -75,7 +82,7 @@ def driver() -> str:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        return f"none: {_line(error)}; a GPU needs NVIDIA's driver, the CPU path does not"
+        return f"none: {one_line(error)}; a GPU needs NVIDIA's driver, the CPU path does not"
     number = ctypes.c_int()
     code = cuda.cuInit(0)
     if code:
@@ -88,60 +95,48 @@ def driver() -> str:
 
 def cupy() -> tuple[bool, str]:
     """Whether CuPy finds a GPU; its version and the GPUs' names, or what is wrong."""
-    try:
-        import cupy as cp
-    except ModuleNotFoundError as error:
-        if error.name == "cupy":
-            return False, f"not installed; with an NVIDIA GPU: {INSTALL_CUPY}"
-        return False, f"there, but its import fails: {_line(error)}; reinstall: {INSTALL_CUPY}"
-    except Exception as error:  # CuPy's import fails in many ways; its message is the clue
-        return False, f"there, but its import fails: {_line(error)}; reinstall: {INSTALL_CUPY}"
+    cp, text = _optional("cupy", f"with an NVIDIA GPU: {INSTALL_CUPY}")
+    if text:
+        return False, text
     try:
         runtime = cp.cuda.runtime
         count = runtime.getDeviceCount()
         names = [runtime.getDeviceProperties(number)["name"].decode() for number in range(count)]
     except Exception as error:  # CUDARuntimeError and others, by CuPy's version
-        return False, f"{cp.__version__}, but no GPU: {_line(error)}"
+        return False, f"{cp.__version__}, but no GPU: {one_line(error)}"
     return bool(names), f"{cp.__version__}, {', '.join(names) or 'no GPU'}"
 
 
 def simulator() -> tuple[bool, str]:
     """Whether device sim works, and in words."""
-    try:
-        from gpuconv import sim
-    except ImportError as error:
-        return False, f"not installed: {_line(error)}; mend: {INSTALL_SIM}"
-    problem = sim.available()
+    sim, text = _optional("gpuconv.sim", f"mend: {INSTALL_SIM}")
+    problem = text or sim.available()
     return not problem, problem or "works: device sim runs the CUDA kernels on the CPU"
-
-
-def matplotlib() -> str:
-    """matplotlib's version, or why it does not work."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        if error.name == "matplotlib":
-            return 'not installed; for curves and confusion matrices: pip install "gpuconv[viz]"'
-        return f"there, but does not work: {_line(error)}"
-    except ImportError as error:
-        return f"there, but does not work: {_line(error)}"
-    return matplotlib.__version__
 
 
 def data_sets() -> dict[str, str]:
     """The folder of each data set that is known by name, or that it is not here."""
-    from gpuconv import data
-
+    data, text = _optional("gpuconv.data", "see above")
+    if text:
+        return {"data sets": text}
     return {
         name: str(folder) if folder else "not here; downloaded to the cache when first used"
         for name, folder in data.installed().items()
     }
 
 
-def _numpy() -> str:
-    import numpy as np
+def _optional(name: str, install: str) -> tuple[Any, str]:
+    """A module and "", or None and why it cannot be imported."""
+    try:
+        return importlib.import_module(name), ""
+    except Exception as error:  # an import fails in many ways; its message is the clue
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return None, f"not installed; {install}"
+        return None, f"there, but its import fails: {one_line(error)}; {install}"
 
-    return np.__version__
+
+def _version(package: str) -> Callable[[], str]:
+    return lambda: str(importlib.import_module(package).__version__)
 
 
 def _blas() -> str:
@@ -202,6 +197,11 @@ def _threads() -> str:
     return f"{thread_count()} of {os.cpu_count()} logical cores (GPUCONV_THREADS or --threads)"
 
 
+def _rich() -> str:
+    importlib.import_module("rich.progress")
+    return importlib.metadata.version("rich")
+
+
 def _self_check() -> str:
     import numpy as np
 
@@ -215,16 +215,15 @@ def _self_check() -> str:
     return f"conv2d on cpu equals its reference (largest difference {difference:.1e})"
 
 
-REQUIRED: dict[str, Callable[[], str]] = {
-    "NumPy": _numpy,
-    "BLAS": _blas,
-    "Numba": _numba,
-    "CPU": _cpu,
-    "memory": _memory,
-    "threads": _threads,
-    "self-check": _self_check,
+REQUIRED: dict[str, tuple[Callable[[], str], str]] = {
+    "NumPy": (_version("numpy"), "numpy"),
+    "BLAS": (_blas, "threadpoolctl"),
+    "Numba": (_numba, "numba"),
+    "CPU": (_cpu, "llvmlite"),
+    "Pillow": (_version("PIL"), "pillow"),
+    "safetensors": (_version("safetensors"), "safetensors"),
+    "rich": (_rich, "rich"),
+    "memory": (_memory, "gpuconv"),
+    "threads": (_threads, "gpuconv"),
+    "self-check": (_self_check, "gpuconv"),
 }
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

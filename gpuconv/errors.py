@@ -10,9 +10,33 @@ class DeviceError(RuntimeError):
     """A device that does not work here, or failed: one line with the way out."""
 
 
+SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "simulator": "sim", "numpy": "reference"}
+
+
 def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     """ValueError for a name that is not among the known ones, with the nearest of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    meant = str(name).lower()
+    near = difflib.get_close_matches(SYNONYMS.get(meant, meant), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ValueError(f"unknown {what} {name!r}{hint} (known: {', '.join(names)})")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with control characters, and others that no terminal shows, as escapes (\\x1b).
+
+    keep: such characters that stay. A name from a file may hold any.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line; an OSError without "[Errno 2]" and quotes."""
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        return name + error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__

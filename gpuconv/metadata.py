@@ -7,7 +7,7 @@ A file with a right checksum may still be somebody's own making, or of a newer v
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -43,28 +43,32 @@ class MapOf(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 TEXT = Kind("a string", lambda v: isinstance(v, str))
-WHOLE = Kind("a whole number >= 0", lambda v: type(v) is int and v >= 0)
-INTEGER = Kind("a whole number", lambda v: type(v) is int)
+# Whole numbers fit in 64 bits: beyond that NumPy's and other libraries' conversions fail.
+WHOLE = Kind("a whole number from 0 to 2^63 - 1", lambda v: type(v) is int and 0 <= v < 2**63)
+INTEGER = Kind("a whole number of at most 64 bits", lambda v: type(v) is int and abs(v) < 2**63)
 NUMBER = Kind("a finite number", _is_number)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 NOTHING = Kind("null", lambda v: v is None)
 ANYTHING = Kind("anything", lambda v: True)
 DICT = Record({})
 
+# No network reads larger images; without a limit a few bytes could ask for gigabytes.
+SIDE = Kind("a whole number from 1 to 4096", lambda v: type(v) is int and 1 <= v <= 4096)
+
 # A tuple lists alternatives.
-SHAPE = ListOf(WHOLE, 3)
+SHAPE = ListOf(SIDE, 3)
 SCALE = (NOTHING, NUMBER, ListOf(NUMBER))
 PREPROCESSING = Record(
     {},
     {
-        "size": (NOTHING, WHOLE, ListOf(WHOLE, 2)),
+        "size": (NOTHING, SIDE, ListOf(SIDE, 2)),
         "mean": SCALE,
         "std": SCALE,
-        "input_shape": (NOTHING, ListOf(WHOLE)),
+        "input_shape": (NOTHING, ListOf(SIDE)),
     },
 )
 SETTINGS = Record(
@@ -77,6 +81,7 @@ SETTINGS = Record(
         "validation": (NOTHING, NUMBER),
         "label_smoothing": NUMBER,
         "limit": (NOTHING, WHOLE),
+        "size": (NOTHING, ListOf(SIDE, 2)),
         "gray": FLAG,
         "seed": INTEGER,
     },
@@ -113,6 +118,10 @@ TRAINING = Record(
     },
     {"epochs": WHOLE},
 )
+EPOCH = Record(  # a line of a run's history.jsonl
+    {"epoch": WHOLE, "loss": NUMBER, "accuracy": NUMBER},
+    dict.fromkeys(("validation_loss", "validation_accuracy", "lr", "seconds"), NUMBER),
+)
 METADATA = Record(
     {},
     {
@@ -135,20 +144,29 @@ def parse(text: str) -> dict[str, Any]:
     """The metadata of a file. ValueError, in one line, for what is no JSON object or does not
     follow the schema.
     """
+    metadata = _parse(text, METADATA)
+    if metadata.get("kind") == "training" and (problem := _problem(metadata, TRAINING, "")):
+        raise ValueError(problem)
+    return metadata
+
+
+def parse_history_line(line: str | bytes) -> dict[str, Any]:
+    """A record of a run's history. ValueError as `parse`."""
+    return _parse(line, EPOCH)
+
+
+def _parse(text: str | bytes, schema: Record) -> dict[str, Any]:
     try:
-        metadata = json.loads(text)
+        found = json.loads(text)
     except RecursionError:
         raise ValueError("its metadata are nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"its metadata are no JSON: {error}") from None
-    if not isinstance(metadata, dict):
+    if not isinstance(found, dict):
         raise ValueError("its metadata is no JSON object")
-    problem = _problem(metadata, METADATA, "")
-    if problem is None and metadata.get("kind") == "training":
-        problem = _problem(metadata, TRAINING, "")
-    if problem is not None:
+    if problem := _problem(found, schema, ""):
         raise ValueError(problem)
-    return metadata
+    return found
 
 
 def _problem(value: Any, schema: Any, name: str) -> str | None:

@@ -73,6 +73,18 @@ class Window:
     def taps_count(self) -> int:
         return self.kernel_size[0] * self.kernel_size[1]
 
+    @property
+    def tap_type(self) -> str:
+        """The dtype of a max-pool's argmax: a byte, where every tap and -1 fit it."""
+        return "uint8" if self.taps_count <= 255 else "int32"
+
+    def mostly_outside(self, H: int, W: int) -> bool:
+        """Whether windows reach so far over the edge of an H x W image that nearly all of their
+        taps fall outside: only `taps` passes over those.
+        """
+        (top, bottom), (left, right) = self.pads(H, W)
+        return (H + top + bottom) * (W + left + right) > 64 * H * W + (1 << 16)
+
     def pads(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """((top, bottom), (left, right)) for an H x W image: "same" depends on the image's size."""
         if not isinstance(self.padding, str):

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from gpuconv.errors import one_line
+
 Arrays = dict[str, np.ndarray]
 TYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32",
@@ -41,7 +43,7 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
             names = [name for name in file.keys() if name not in brain]  # noqa: SIM118
             arrays = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: damaged safetensors file: {_line(error)}") from None
+        raise ValueError(f"{path}: damaged safetensors file: {one_line(error)}") from None
     for name in brain:  # the package has checked their places
         begin, _ = entries[name]["data_offsets"]
         shape = entries[name]["shape"]
@@ -112,7 +114,3 @@ def _brain_floats(path: Path, entries: dict[str, Any]) -> list[str]:
                 f"{path}: {name!r} is of type {kind}, which is not supported; convert it to float32"
             )
     return found
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

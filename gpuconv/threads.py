@@ -53,9 +53,11 @@ def set_thread_count(count: int) -> None:
 
 
 def shards(items: int, grain: int = 1) -> Pieces:
-    """[0, items) cut into pieces [begin, end): at most one a thread, each of `grain` items or more.
+    """[0, items) cut into pieces [begin, end), at most one for each thread.
 
-    Their sizes differ by at most one item. A range of fewer than `grain` items is one piece.
+    grain: so many items take as long as handing a piece to another thread and hearing of its end.
+    With fewer than two grains there is one piece. The first piece, the calling thread's, is a grain
+    longer than the others: its work begins first, and if it ends last the caller need not be woken.
     """
     return _shards(items, grain, _count or thread_count())
 
@@ -63,8 +65,9 @@ def shards(items: int, grain: int = 1) -> Pieces:
 @lru_cache(maxsize=4096)
 def _shards(items: int, grain: int, threads: int) -> Pieces:
     parts = max(1, min(threads, items // max(grain, 1)))
-    edges = [items * part // parts for part in range(parts + 1)]
-    return tuple(pairwise(edges))
+    lead = grain if parts > 1 else 0
+    edges = [lead + (items - lead) * part // parts for part in range(1, parts + 1)]
+    return tuple(pairwise([0, *edges]))
 
 
 def parallel(function: Shard, pieces: Pieces, blas: bool = True) -> list[object]:

@@ -35,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(256, 3)
 extern "C" __global__ void __launch_bounds__(256, 3)
     tanh_backward(float* dx, const float* dy, const float* y, long long count)
 {
-    each2(dx, dy, y, count, [](float dy, float y) { return dy * (1.0f - y * y); });
+    each2(dx, dy, y, count, [](float dy, float y) { return dy * fmaf(-y, y, 1.0f); });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)

@@ -155,7 +155,7 @@ struct Normal {
     }
     __device__ __forceinline__ float y(float x, int k) const
     {
-        return __fmaf_rn(x - mean.v[k], scale.v[k], shift.v[k]);
+        return fmaf(x - mean.v[k], scale.v[k], shift.v[k]);
     }
     // dy as it was before the ReLU.
     __device__ __forceinline__ float d(float dy, float x, int k, int rectify) const

@@ -34,6 +34,12 @@ struct Tap {
     unsigned bits;
 };
 
+// The bits of tap (r,s): none in a larger window, where a shift would leave the word.
+__device__ constexpr unsigned tap_bits(int r, int s)
+{
+    return WINDOW_BITS ? 1u << r | 0x10000u << s : 0;
+}
+
 // With those past the last that the loop asks for.
 constexpr int TAPS = WINDOW_BITS ? 16 * 15 + TILE_K : 1;
 __device__ constexpr Tap NOWHERE = {0, 1u << 31};  // no row has this bit: S <= 15
@@ -70,7 +76,7 @@ struct GatherLoader {
         const int r = tap / S, s = tap - r * S;
         return {
             (r * vertical.step * horizontal.size + s * horizontal.step) * (all_channels / VEC_A),
-            1u << r | 0x10000u << s};
+            tap_bits(r, s)};
     }
 
     // Fills the table of taps, by all threads; a barrier must follow.

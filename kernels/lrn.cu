@@ -107,7 +107,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) local_response_norm_backwar
             const Floats<VEC> around = window_sum(t, c, C, above, below, [](float t) { return t; }),
                               in = load<VEC>(x + from + c);
             Floats<VEC> out = load<VEC>(direct + c);
-            for (int i = 0; i < VEC; ++i) out.v[i] -= slope * in.v[i] * around.v[i];
+            for (int i = 0; i < VEC; ++i)
+                out.v[i] = fmaf(-slope * in.v[i], around.v[i], out.v[i]);
             store_global<VEC>(dx + from + c, out);
         }
         __syncthreads();

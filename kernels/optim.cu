@@ -12,8 +12,9 @@ Math      d = grad + decay*p
           share, step_size and root are each tensor's own, since tensors may have had different
           numbers of steps; the host computes them in double precision. AdamW is adam with
           decay = 0 and keep = 1 - lr*weight_decay
-Source    gpuconv/optim/kernels.py, whose operations these are, each rounded once and none fused:
-          equal bits, subnormal numbers apart, which here become 0; torch.optim
+Source    gpuconv/optim/kernels.py, whose operations these are, each rounded once and none fused
+          (gpuconv/cuda/source.py, OPTIONS): equal bits, subnormal numbers apart, which here become
+          0; torch.optim
 Layout    tensors: per tensor the addresses of p, grad and three slots (b; or m, v and the largest
           v; 0 where unused) and its count; numbers: per tensor two floats; owner, part: per chunk
           of CHUNK elements its tensor and its number in it
@@ -71,22 +72,12 @@ __device__ __forceinline__ void update_all(const unsigned long long* tensors, co
     }
 }
 
-// a + b*c with both operations rounded, as the CPU does it: the compiler may not fuse these.
-__device__ __forceinline__ float plus_product(float a, float b, float c)
-{
-    return __fadd_rn(a, __fmul_rn(b, c));
-}
-__device__ __forceinline__ float minus_product(float a, float b, float c)
-{
-    return __fsub_rn(a, __fmul_rn(b, c));
-}
-
 extern "C" __global__ void __launch_bounds__(256, 4) sgd(
     const unsigned long long* __restrict__ tensors, const float* __restrict__ numbers,
     const int* __restrict__ owner, const int* __restrict__ part, int chunks, float lr, float decay)
 {
     update_all<2>(tensors, numbers, owner, part, chunks, [=](float (&v)[2], float, float) {
-        v[0] = minus_product(v[0], lr, plus_product(v[1], decay, v[0]));
+        v[0] -= lr * (v[1] + decay * v[0]);
     });
 }
 
@@ -96,9 +87,9 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         float decay, float momentum, int nesterov)
 {
     update_all<3>(tensors, numbers, owner, part, chunks, [=](float (&v)[3], float share, float) {
-        const float d = plus_product(v[1], decay, v[0]);
-        v[2] = __fadd_rn(__fmul_rn(momentum, v[2]), __fmul_rn(share, d));
-        v[0] = minus_product(v[0], lr, nesterov ? plus_product(d, momentum, v[2]) : v[2]);
+        const float d = v[1] + decay * v[0];
+        v[2] = momentum * v[2] + share * d;
+        v[0] -= lr * (nesterov ? d + momentum * v[2] : v[2]);
     });
 }
 
@@ -106,17 +97,16 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 __device__ __forceinline__ void update_moments(
     float* v, float decay, float share1, float beta2, float share2)
 {
-    float d = plus_product(v[1], decay, v[0]);
+    float d = v[1] + decay * v[0];
     if (fabsf(d) > LIMIT && isfinite(d)) d = copysignf(LIMIT, d);
-    v[2] = plus_product(v[2], __fsub_rn(d, v[2]), share1);
-    v[3] = __fadd_rn(__fmul_rn(beta2, v[3]), __fmul_rn(share2, __fmul_rn(d, d)));
+    v[2] += (d - v[2]) * share1;
+    v[3] = beta2 * v[3] + share2 * (d * d);
 }
 
 __device__ __forceinline__ float adam_value(
     float p, float keep, float first, float second, float step_size, float root, float eps)
 {
-    const float spread = __fadd_rn(__fdiv_rn(__fsqrt_rn(second), root), eps);
-    return minus_product(__fmul_rn(keep, p), step_size, __fdiv_rn(first, spread));
+    return keep * p - step_size * (first / (sqrtf(second) / root + eps));
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)

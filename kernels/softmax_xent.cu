@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         for (int j = lane(); j < classes; j += 32) {
             const float value = expf(x[j] - s.peak) / s.sum, d = j == label ? value - 1.0f : value;
             p[j] = value;
-            sum += d * d;
+            sum = fmaf(d, d, sum);
         }
         sum = warp_sum(sum);
         if (lane() == 0)

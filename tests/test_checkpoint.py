@@ -340,7 +340,8 @@ def test_deep_metadata_and_newer_fields(trained, tmp_path):
     with pytest.raises(ValueError, match="say classes is dict, expected null or a list of a str"):
         checkpoint.read(path)
     deep = "[" * 100_000 + "]" * 100_000, '{"a": ' * 50_000 + "1" + "}" * 50_000
-    for text in (*deep, "5", "{"):
+    huge = '{"input": {"mean": 1%s}}' % ("0" * 400), '{"seed": 9223372036854775808}'
+    for text in (*deep, *huge, "5", "{"):
         with pytest.raises(ValueError, match="its metadata") as info:
             metadata.parse(text)
         one_line(info)

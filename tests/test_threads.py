@@ -77,6 +77,8 @@ def test_shards_cover_everything_once():
                 pieces = shards(items, 3)
                 assert [i for begin, end in pieces for i in range(begin, end)] == list(range(items))
                 assert len(pieces) == max(1, min(count, items // 3))
+                first, *others = [end - begin for begin, end in pieces]
+                assert all(first - other in (2, 3) for other in others)  # a grain longer
         with pytest.raises(ValueError, match="at least 1"):
             set_thread_count(0)
     finally:

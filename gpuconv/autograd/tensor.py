@@ -304,8 +304,9 @@ class Handle:
 
     def remove(self) -> None:
         """Remove the hook; nothing happens if it is removed already."""
-        if self._hook in self._hooks:
-            self._hooks.remove(self._hook)
+        hooks, self._hooks = self._hooks, []  # another handle's equal hook stays
+        if self._hook in hooks:
+            hooks.remove(self._hook)
 
 
 def as_tensor(x: Any, reference: bool = False) -> Tensor:

@@ -11,7 +11,6 @@ HELP = "say what this machine offers: NumPy, BLAS, Numba, GPU, data; and how to 
 EXAMPLES = """\
   gpuconv doctor
 """
-MEND = "pip install --force-reinstall gpuconv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,10 @@ def run(args: argparse.Namespace) -> int:
 
     report = doctor.examine(lambda name, text: print(f"{name:<15}{text}", flush=True))
     if report.problems:
-        print(f"\nnot ready: {', '.join(report.problems)}; mend: {MEND}")
+        # A broken package breaks gpuconv's own parts too.
+        packages = set(report.problems.values()) - {"gpuconv"} or {"gpuconv"}
+        mend = f"pip install --force-reinstall {' '.join(sorted(packages))}"
+        print(f"\nnot ready: {', '.join(report.problems)}; mend: {mend}")
     else:
         print(f"\nready: {', '.join(report.devices)}")
     return 0

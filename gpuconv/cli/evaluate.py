@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv.cli.options import add_device, one_of, whole
+from gpuconv.errors import unknown
 
 HELP = "test a checkpoint on a data set"
 EXAMPLES = """\
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gpuconv import nn
-    from gpuconv.cli.inputs import data_name, open_checkpoint
+    from gpuconv.cli.inputs import class_names, data_name, open_checkpoint
     from gpuconv.threads import set_thread_count
     from gpuconv.train.evaluate import evaluate
 
@@ -54,10 +55,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"evaluate: {dataset.name} has {len(dataset.classes)} classes, the network {known}"
         )
-    loss = nn.LOSSES[settings.get("loss", "cross_entropy")]()
+    name = settings.get("loss", "cross_entropy")
+    if name not in nn.LOSSES:
+        raise unknown("loss", name, nn.LOSSES)
+    loss = nn.LOSSES[name]()
     result = evaluate(model, loss, preprocessing.loader(dataset, args.batch), lambda: None)
-    classes = found.metadata.get("classes") or dataset.classes
-    classes = [*classes, *map(str, range(len(classes), len(result["confusion"])))]
+    known_names = found.metadata.get("classes") or dataset.classes
+    classes = class_names(known_names, len(result["confusion"]))
     correct = int(result["confusion"].trace())
     print(f"{args.checkpoint} on {dataset.name}, {result['images']:,} images")
     print(f"loss      {result['loss']:.4f} ({type(loss).__name__})")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv.cli.options import add_device, add_seed, number, numbers, one_of, whole
+from gpuconv.errors import printable, unknown
 
 HELP = "show which pixels are evidence for a class: Grad-CAM, saliency, occlusion and so on"
 EXAMPLES = """\
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cli.inputs import open_checkpoint
+    from gpuconv.cli.inputs import class_names, open_checkpoint
     from gpuconv.data import save_image
     from gpuconv.train.evaluate import probabilities
     from gpuconv.viz import Panel, sheet
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     x, name = _image(args, found, preprocessing)
     share = probabilities(model, x, batch_size=1)[0]
-    classes = found.metadata.get("classes") or [str(k) for k in range(len(share))]
+    classes = class_names(found.metadata.get("classes"), len(share))
     target, what = _target(args, share, classes)
     picture = preprocessing.to_pixels(x)[0]
     likeliest = int(share.argmax())
@@ -146,13 +147,11 @@ def _target(args, share, classes):
         return args.unit, f"unit {args.unit[0]} of layer {args.of}{place}"
     if args.target is None:
         return int(share.argmax()), f"class {classes[int(share.argmax())]}"
-    if args.target in classes:
-        k = list(classes).index(args.target)
+    if printable(args.target) in classes:
+        k = classes.index(printable(args.target))
     elif args.target.isdigit() and int(args.target) < len(classes):
         k = int(args.target)
     else:
-        from gpuconv.errors import unknown
-
         raise unknown("class", args.target, classes)
     return k, f"class {classes[k]} ({share[k]:.2%})"
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuconv.errors import printable
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gpuconv.checkpoint import Checkpoint
     from gpuconv.data import Preprocessing
     from gpuconv.nn import Module
@@ -25,3 +29,9 @@ def data_name(name_or_path: str | None, found: Checkpoint) -> str:
     settings = found.metadata.get("settings") or {}
     name: str = name_or_path or settings.get("data", "mnist")
     return name
+
+
+def class_names(classes: Sequence[str] | None, count: int) -> list[str]:
+    """So many names, each on one line; its number for a class without a name."""
+    names = list(map(printable, (classes or ())[:count]))
+    return names + [str(k) for k in range(len(names), count)]

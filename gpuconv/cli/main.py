@@ -28,7 +28,8 @@ from gpuconv.cli import (
     warmup,
 )
 from gpuconv.cli.options import Parser, UsageError
-from gpuconv.errors import DeviceError, unknown
+from gpuconv.cli.output import tidy_output
+from gpuconv.errors import DeviceError, one_line, unknown
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
@@ -39,6 +40,7 @@ COMMANDS = {
 }
 NOT_HERE = (DeviceError, NotImplementedError)  # what this device, or any, cannot do
 BAD_INPUT, INTERRUPTED, TERMINATED, BROKEN_PIPE = 2, 130, 143, 141
+TRACEBACK = "GPUCONV_TRACEBACK"
 DESCRIPTION = "Train, run and look inside convolutional networks."
 EPILOG = """\
 examples:
@@ -65,27 +67,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     >>> main(["demo", "relu", "--image", "-1 2"])  # doctest: +SKIP
     """
+    with tidy_output():
+        return _run_and_explain(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run_and_explain(argv: list[str]) -> int:
     try:
         with _signals_raise():
-            return _run(list(sys.argv[1:] if argv is None else argv))
+            return _run(argv)
     except KeyboardInterrupt as stop:
         return _say(str(stop) or "interrupted", getattr(stop, "exit_code", INTERRUPTED))
     except Terminated as stop:
         return _say(str(stop) or "terminated", TERMINATED)
     except BrokenPipeError:  # the reader, such as `head`, has had enough
-        _mute_stdout()
         return BROKEN_PIPE
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "gpuconv" or os.environ.get(TRACEBACK) == "1":
+            raise
+        return _say(f"{one_line(error)}; see: gpuconv doctor", BAD_INPUT)
     except (ValueError, OSError, MemoryError, FloatingPointError, *NOT_HERE) as error:
-        if os.environ.get("GPUCONV_TRACEBACK") == "1":
+        if os.environ.get(TRACEBACK) == "1":
             raise
         return _say(one_line(error), BAD_INPUT)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, in one line; an OSError without "[Errno 2]" and quotes."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def parser(command: str | None = None) -> Parser:
@@ -144,14 +147,9 @@ def _unknown_option(given: str, used: Parser) -> str:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"gpuconv: {text}", file=sys.stderr)
+    with suppress(OSError):  # stderr is full; the code says it still
+        print(f"gpuconv: {text}", file=sys.stderr)
     return code
-
-
-def _mute_stdout() -> None:
-    """Let the interpreter's last flush go nowhere instead of failing on the closed pipe."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -103,22 +103,33 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
-def number(least: float = 0.0, below: float = math.inf) -> Callable[[str], float]:
-    """A type for argparse: a finite number from `least` to less than `below`."""
+def number(
+    least: float = 0.0, below: float = math.inf, positive: bool = False
+) -> Callable[[str], float]:
+    """A type for argparse: a finite number from `least`, or above 0, to less than `below`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value < below:
+        if not least <= value < below or (positive and not value):
+            lower = "more than 0" if positive else f"at least {least:g}"
             upper = "" if below == math.inf else f" and below {below:g}"
-            raise argparse.ArgumentTypeError(
-                f"expected a number of at least {least:g}{upper}, got {text!r}"
-            )
+            raise argparse.ArgumentTypeError(f"expected a number of {lower}{upper}, got {text!r}")
         return value
 
     return parse
+
+
+def image_size(text: str) -> list[int]:
+    """A type for argparse: "64" or "48x64" as [height, width]."""
+    parts = text.replace("x", ",").split(",")
+    if len(parts) > 2 or not all(part.isdigit() and 1 <= int(part) <= 4096 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected a side from 1 to 4096, or height and width such as 48x64, got {text!r}"
+        )
+    return [int(parts[0]), int(parts[-1])]
 
 
 def image_shape(text: str) -> tuple[int, int, int]:

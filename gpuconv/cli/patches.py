@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv.cli.options import add_device, numbers, one_of, whole
+from gpuconv.errors import printable
 
 HELP = "show the image patches that activate each filter of a layer most"
 EXAMPLES = """\
@@ -114,6 +115,6 @@ def _print(patches, dataset):
     places = []
     for patch in patches[:3]:
         top, bottom, left, right = patch.box
-        label = dataset.classes[dataset.labels[patch.image]]
+        label = printable(dataset.classes[dataset.labels[patch.image]])
         places.append(f"image {patch.image} ({label}) {top}-{bottom},{left}-{right}")
     print(f"filter {first.filter:>3}  {first.value:8.3f}  {'; '.join(places)}")

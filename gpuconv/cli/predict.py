@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cli.inputs import open_checkpoint
+    from gpuconv.cli.inputs import class_names, open_checkpoint
     from gpuconv.train.evaluate import probabilities
 
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     pictures = [preprocessing.picture(path, args.invert) for path in args.images]
     for path, (x, inverted) in zip(args.images, pictures, strict=True):
         share = probabilities(model, x, batch_size=1)[0]
-        classes = found.metadata.get("classes") or [str(k) for k in range(len(share))]
+        classes = class_names(found.metadata.get("classes"), len(share))
         order = sorted(range(len(share)), key=lambda k: (-share[k], k))
         note = " (inverted: its border is light)" if inverted and args.invert is None else ""
         print(f"{path}: {classes[order[0]]}{note}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv.cli.options import add_device, add_seed, number, whole
+from gpuconv.errors import printable
 
 HELP = "run one image through the article's five training steps, printing the numbers"
 EXAMPLES = """\
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     _show_image(dataset, args.index)
     _initialise(model, args.seed)
     scores = _forward(model, x)
-    before = _error(loss, scores, labels, dataset.classes)
+    before = _error(loss, scores, labels, [printable(name) for name in dataset.classes])
     after = _backward(model, loss, x, labels, args.lr, before)
     _repeat(model, loss, x, labels, args, after)
     return 0
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def _show_image(dataset, index):
     import numpy as np
 
-    image = dataset.images[index]
+    image, name = dataset.images[index], printable(dataset.classes[dataset.labels[index]])
     if image.dtype != np.uint8:
         image = np.rint(image * 255).astype(np.int64)
     ink = image.max(axis=0) > 0
@@ -75,9 +76,7 @@ def _show_image(dataset, index):
     top, bottom = (rows[0], rows[-1]) if len(rows) else (0, 0)
     left, right = (columns[0], columns[-1]) if len(columns) else (0, 0)
     channels, height, width = image.shape
-    print(
-        f"image {index} of {dataset.name}, class {dataset.classes[dataset.labels[index]]}: ", end=""
-    )
+    print(f"image {index} of {dataset.name}, class {name}: ", end="")
     print(f"{height}x{width} pixels from 0, black (shown as a dot), to 255")
     note = ", first of its channels" if channels > 1 else ""
     print(f"rows {top} to {bottom}, columns {left} to {right}, the rest is black{note}:\n")

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli.options import add_device, add_port, add_seed, number, one_of, whole
+from gpuconv.cli.options import add_device, add_port, add_seed, image_size, number, one_of, whole
 
 if TYPE_CHECKING:
     from gpuconv.train import Run
@@ -61,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="sgd, adam, adamw",
     )
-    add("--lr", type=number(), metavar="RATE", help="learning rate, the highest of a schedule")
+    add(
+        "--lr",
+        type=number(positive=True),
+        metavar="RATE",
+        help="learning rate, the highest of a schedule",
+    )
     add("--momentum", type=number(below=1), metavar="SHARE", help="for sgd")
     add("--weight-decay", type=number(), metavar="RATE")
     add(
@@ -88,7 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DECAY",
         help="test and keep the weights' moving average over about 1 / (1 - DECAY) steps",
     )
-    add("--clip", type=number(), metavar="NORM", help="the largest norm of all gradients together")
+    add(
+        "--clip",
+        type=number(positive=True),
+        metavar="NORM",
+        help="the largest norm of all gradients together",
+    )
     add(
         "--augment",
         type=_augment,
@@ -108,6 +118,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training images held out, to choose the best epoch by (default: 0.05; small sets 0)",
     )
     add("--limit", type=whole(1), metavar="N", help="only the first N training and test images")
+    add(
+        "--size",
+        type=image_size,
+        metavar="N|HxW",
+        help="of the network's input: pictures of a folder are scaled to it, other images padded "
+        "(default: of a folder the model's own, else the images' own or the next that fits)",
+    )
     add("--gray", action="store_const", const=True, help="make pictures of a folder gray")
     add("--threads", type=whole(1), metavar="N", help="(default: all cores)")
     add_seed(parser, "decides the weights, the order and the augmentation")
@@ -140,8 +157,10 @@ def run(args: argparse.Namespace) -> int:
     extends = stored is not None and (args.epochs or 0) > stored["epochs"]
     if stored is not None and extends:
         stored = train.extended(args.resume, stored, args.epochs)
-    changes = {name: getattr(args, name) for name in DEFAULTS}
+    changes = {name: getattr(args, name, None) for name in DEFAULTS}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if stored is not None and not extends:
+        _require_unchanged(args.resume, stored, changes)
     prepared = train.prepare(train.run_config(args.recipe or "default", stored, **changes))
     if args.resume:
         folder = Path(args.resume)
@@ -165,6 +184,17 @@ def run(args: argparse.Namespace) -> int:
         hint = f"{stop}; to go on: gpuconv train --resume {folder}"
         raise train.Interrupted(stop.signal, hint) from None
     return 0
+
+
+def _require_unchanged(folder: str, stored: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Refuse options that differ from the run's; of a device its name may: auto and cpu agree."""
+    for name, value in changes.items():
+        if name != "device" and stored.get(name) != value:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"train: {option} is {value}, the run in {folder} has {stored.get(name)}; leave it "
+                "out to resume, or give more --epochs to go on with other settings"
+            )
 
 
 def _announce(prepared: Run) -> None:
@@ -200,14 +230,15 @@ def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 def _draw(out: Path, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    from gpuconv.errors import one_line
     from gpuconv.viz import confusion, curves
 
     pictures = out / "curves.png", out / "confusion.png"
     try:
         curves(history, pictures[0])
         confusion(result["confusion"], result["dataset"].classes, pictures[1])
-    except ImportError as error:
-        print(f"pictures       none: {error}")
+    except Exception as error:  # the run is finished, and all else is kept
+        print(f"pictures       none: {one_line(error)}")
     else:
         print(f"pictures       {pictures[0]}, {pictures[1]}")
 

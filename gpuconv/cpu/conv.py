@@ -57,14 +57,11 @@ def _forward(
 
 
 def is_sparse(x_shape: tuple[int, ...], window: Window) -> bool:
-    """Whether windows lie so far apart, or reach so far over the image's edge, that most of what the
-    fast loops copy or visit would be padding or pixels of no window. `conv_per_tap` passes over it.
+    """Whether most of what the fast loops copy or visit would be padding, or pixels of no window.
+
+    `conv_per_tap` passes over it.
     """
-    if max(window.stride) > 64:
-        return True
-    H, W = x_shape[2:]
-    (top, bottom), (left, right) = window.pads(H, W)
-    return (H + top + bottom) * (W + left + right) > 64 * H * W + (1 << 16)
+    return max(window.stride) > 64 or window.mostly_outside(*x_shape[2:])
 
 
 def backward(

@@ -36,6 +36,7 @@ from gpuconv.threads import parallel, shards
 # Floats of one image's convolution output. What fusing saves is reading this output again from the
 # L2 cache; above 384 KB the separate passes were no slower.
 MAX_IMAGE_FLOATS = 96 * 1024
+GRAIN = 1 << 20  # with fewer multiply-adds, a second thread costs more than it saves
 
 
 class _Fused(NamedTuple):
@@ -108,7 +109,8 @@ def forward(
         else:
             _forward_pixels(*images, *geometry, weights, bias, padded, indices)
 
-    parallel(run, shards(N), blas=False)
+    multiply_adds = 4 * P * Q * w.size  # of one image
+    parallel(run, shards(N, -(-GRAIN // multiply_adds)), blas=False)
     return y, argmax
 
 

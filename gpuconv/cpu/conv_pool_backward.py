@@ -40,6 +40,7 @@ from gpuconv.threads import parallel, shards
 # them, but at most 32 KB, which stay in the L1 cache.
 GROUP_FLOATS = 8 * 1024
 MAX_IMAGES = 8
+GRAIN = 1 << 19  # with fewer multiply-adds, a second thread costs more than it saves
 
 
 class Layout(NamedTuple):
@@ -104,7 +105,8 @@ def backward_of_maxima(
     N, K = len(x), w.shape[0]
     layout, starts, tap_offsets = _layout(x.shape, K, window, groups)
     line = layout.strips * layout.vectors * layout.R * LANES  # of one filter
-    pieces = shards(N)
+    multiply_adds = dy[0].size * line * (2 if need_dx else 1)  # of one image
+    pieces = shards(N, -(-GRAIN // multiply_adds))
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     sums = scratch("filter sums", len(pieces) * K * line).reshape(len(pieces), K, line)
     biases = np.zeros((len(pieces), K), np.float32)

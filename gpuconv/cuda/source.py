@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 # Every compiler of a kernel uses these and no others. CuPy appends -ftz=true by itself, so the
-# simulator and the cubins have it too, or subnormal numbers would differ between them.
-OPTIONS = ("-std=c++17", "-ftz=true")
+# simulator and the cubins have it too, or subnormal numbers would differ between them. With
+# -fmad=false a product and a sum are fused where the source says fmaf, nowhere else: ptxas, which
+# makes a card's code of PTX, would otherwise fuse some that the simulator keeps apart.
+OPTIONS = ("-std=c++17", "-ftz=true", "-fmad=false")
 
 _SCALARS = {
     "float": np.float32,
@@ -26,6 +28,9 @@ _SCALARS = {
     "long long": np.int64,
     "unsigned long long": np.uint64,
     "unsigned char": np.uint8,
+    "signed char": np.int8,
+    "unsigned short": np.uint16,
+    "short": np.int16,
 }
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv import tensor_file
+from gpuconv.nn import foreign
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
 # torchvision's first DenseNet files call denselayer1.norm1 denselayer1.norm.1
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 INTEGERS = (np.integer, np.bool_)
@@ -25,11 +25,12 @@ def load_torch(source: Any) -> dict[str, np.ndarray]:
     """The arrays of a PyTorch state dict by name, for `model.load_state_dict`.
 
     source: a .safetensors file; a .pt or .pth file, where PyTorch is installed; or a mapping of
-    names to tensors or arrays. Half precision becomes float32. Names stay, but for "module." before
-    all of them, the old names of torchvision's DenseNet files, and num_batches_tracked, which files
-    of before PyTorch 0.4.1 lack and which is then 0.
-    Raises FileNotFoundError; ValueError for a file that is damaged or holds no state dict;
-    ImportError for a .pt file without PyTorch.
+    names to tensors or arrays. A state dict within a training checkpoint, {"state_dict": ...}, is
+    found. Half precision becomes float32. Names stay, but for a wrapper's prefix before all of
+    them, such as "module.", which a warning names, the old names of torchvision's DenseNet files,
+    and num_batches_tracked, which files of before PyTorch 0.4.1 lack and which is then 0.
+    Raises FileNotFoundError; TypeError for what is no state dict; ValueError for a file that is
+    damaged or holds something else than tensors; ImportError for a .pt file without PyTorch.
     """
     if isinstance(source, Mapping):
         return _state(source, "load_torch")
@@ -37,11 +38,6 @@ def load_torch(source: Any) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     found: Any = tensor_file.read(path)[0] if path.suffix == ".safetensors" else _pickled(path)
-    for name in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path}: expected a state dict, found {type(found).__name__}")
     return _state(found, str(path))
 
 
@@ -62,13 +58,9 @@ def _pickled(path: Path) -> Any:
         raise ValueError(f"{path}: PyTorch cannot read it as weights alone: {first[0]}") from None
 
 
-def _state(found: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+def _state(found: Any, where: str) -> dict[str, np.ndarray]:
     state = {}
-    stripped = all(str(name).startswith("module.") for name in found)
-    for name, value in found.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{where}: a state dict's names are strings, found {name!r}")
-        name = name.removeprefix("module.") if stripped else name
+    for name, value in foreign.without_prefix(foreign.unwrapped(found, where)).items():
         state[OLD_DENSENET.sub(r"\1\2", name)] = _array(value, f"{where}: {name}")
     with_counts: dict[str, np.ndarray] = {}
     for name, value in state.items():
@@ -81,15 +73,7 @@ def _state(found: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
 
 def _array(value: Any, what: str) -> np.ndarray:
     """A tensor or array as an array of its own, floats as float32 or float64."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        floating = value.is_floating_point()
-        value = (value.float() if floating and value.element_size() < 4 else value).numpy()
-    if not isinstance(value, np.ndarray | np.generic):
-        raise ValueError(f"{what} is no tensor but {type(value).__name__}")
-    array = np.array(value, order="C")
-    if array.dtype == np.float16:
-        return array.astype(np.float32)
+    array = np.array(foreign.as_array(value, what), order="C")
     if array.dtype in (np.float32, np.float64) or issubclass(array.dtype.type, INTEGERS):
         return array
     raise ValueError(f"{what} has type {array.dtype}, expected floats or integers")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from gpuconv.errors import unknown
-from gpuconv.nn import Module, init, recompute_blocks
+from gpuconv.nn import Linear, Module, init, recompute_blocks
 
 P = ParamSpec("P")
 Network = TypeVar("Network", bound=Module)
@@ -52,13 +53,29 @@ def model(
                 )
             side = arguments.get("input_size", size)
             network.input_shape = (arguments["in_channels"], side, side)
-            network.spec = {"name": builder.__name__, "arguments": arguments}
+            network._described = functools.partial(_spec, builder.__name__, arguments)
             return network
 
         MODELS[builder.__name__] = built
         return built
 
     return register
+
+
+def _spec(name: str, arguments: dict[str, Any], network: Module) -> dict[str, Any] | None:
+    """How to build a network again that was built so. Its last linear layer may have been replaced
+    by one for other classes; where more was replaced, None.
+    """
+    heads = [layer for layer in network.modules() if isinstance(layer, Linear)]
+    now = {**arguments, "num_classes": heads[-1].out_features} if heads else arguments
+    if _described_layers(MODELS[name](**now, seed=None)) != _described_layers(network):
+        return None
+    return {"name": name, "arguments": now}
+
+
+def _described_layers(network: Module) -> str:
+    """All layers and arguments as text, without those that matter in training alone."""
+    return re.sub(r"Dropout\(.*?\)|, momentum=[^,)]*", "", repr(network))
 
 
 def build(spec: Mapping[str, Any]) -> Module:

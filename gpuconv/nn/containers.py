@@ -18,11 +18,15 @@ class _Container(Module):
         if modules and named:
             raise TypeError(f"{type(self).__name__}: give modules by position or by name, not both")
         for name, module in [*((str(i), m) for i, m in enumerate(modules)), *named.items()]:
-            if not isinstance(module, Module):
-                raise TypeError(
-                    f"{type(self).__name__}: {name} must be a Module, got {type(module).__name__}"
-                )
             self.add_module(name, module)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is None and isinstance(vars(self).get(name), Module):
+            raise TypeError(
+                f"{type(self).__name__}: {name} cannot be None; `del` takes a module out, "
+                "Identity passes x on"
+            )
+        super().__setattr__(name, value)
 
     def __iter__(self) -> Iterator[Module]:
         return self.children()
@@ -92,13 +96,11 @@ class Residual(Module):
 
     def __init__(self, body: Module, shortcut: Module | None = None) -> None:
         super().__init__()
-        self.body = body
-        if shortcut is not None:
-            self.shortcut = shortcut
+        self.body, self.shortcut = body, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x)
-        around = self.shortcut(x) if hasattr(self, "shortcut") else x
+        around = x if self.shortcut is None else self.shortcut(x)
         if y.shape != around.shape:
             raise ValueError(f"the branches' shapes differ: {y.shape} and {around.shape}")
         return y + around

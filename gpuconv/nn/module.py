@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -11,9 +12,9 @@ from gpuconv import autograd
 from gpuconv.arrays import checked_cast, device_of, require, to_device, to_numpy
 from gpuconv.autograd import Array, Handle, Parameter, Tensor, as_tensor, record, settle, state
 from gpuconv.devices import resolve
+from gpuconv.nn import foreign
 
 Shape = tuple[int, ...]
-_HOOKS = ("_pre_hooks", "_forward_hooks", "_backward_hooks")
 
 
 class Buffer:
@@ -45,8 +46,8 @@ class Module:
     training: whether dropout and batch norm act as in training; set by `train` and `eval`. device:
     where `to` put it. fusing: False runs every function of its forward by itself. recompute: True
     keeps only the module's input for backward and runs forward once more then. is_block: whether
-    `recompute_blocks` may set that for it. input_shape: one example's (C, H, W), and spec: how to
-    build it again; known for the models of gpuconv.models.
+    `recompute_blocks` may set that for it. input_shape: one example's (C, H, W); known for the
+    models of gpuconv.models.
 
     >>> from gpuconv import nn
     >>> class Block(nn.Module):
@@ -65,12 +66,36 @@ class Module:
     recompute = False
     is_block = False
     input_shape: Shape | None = None
-    spec: dict[str, Any] | None = None
-    _watched = False  # whether hooks are registered
+    holds: tuple[str, ...] = ()  # attributes that are a parameter or None
+    _hooks: Sequence[tuple[str, Callable[..., Any]]] = ()  # (when to call, what)
+    _described: Callable[[Module], dict[str, Any] | None] | None = None  # gives `spec`
 
     def __init__(self) -> None:
         self.training = True
         self.device = "cpu"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute. TypeError for a value that would silently replace a parameter, a buffer
+        or a module: an array, say, that training would not change.
+        """
+        held = vars(self).get(name)
+        if not (value is None or isinstance(value, _PARTS)):
+            kind = next((kind for kind in _PARTS if isinstance(held, kind)), None)
+            if kind is not None or name in self.holds:
+                part = (kind or Parameter).__name__
+                way = "its `data` can be set" if kind is not Module else "Identity passes x on"
+                raise TypeError(
+                    f"{type(self).__name__}: {name} must be a {part} or None, got "
+                    f"{type(value).__name__}; {way}"
+                )
+        super().__setattr__(name, value)
+
+    @property
+    def spec(self) -> dict[str, Any] | None:
+        """The name and arguments from which `models.build` makes it again; None for a model that is
+        not from there, or whose parts were replaced by other ones.
+        """
+        return None if self._described is None else self._described(self)
 
     # ---- what a subclass defines ---------------------------------------------------------------
 
@@ -94,7 +119,7 @@ class Module:
         if (
             state.depth
             and self.fusing
-            and not self._watched
+            and not self._hooks
             and not self.recompute
             and state.trace is None
         ):
@@ -115,7 +140,7 @@ class Module:
                 state.fusing = False
             if state.trace is not None:
                 y = state.trace.call(self, inputs, options)
-            elif self._watched and any(vars(self).get(kind) for kind in _HOOKS):
+            elif self._hooks:
                 y = self._call_with_hooks(inputs, options)
             else:
                 y = self._run(inputs, options)
@@ -159,13 +184,13 @@ class Module:
         """Before each forward call `hook(module, inputs)`; what it returns, unless None, takes the
         place of the inputs.
         """
-        return self._register("_pre_hooks", hook)
+        return self._register("before", hook)
 
     def register_forward_hook(self, hook: Callable[[Module, tuple[Any, ...], Any], Any]) -> Handle:
         """After each forward call `hook(module, inputs, output)`; what it returns, unless None,
         takes the place of the output. A hooked module is not fused with its neighbours.
         """
-        return self._register("_forward_hooks", hook)
+        return self._register("after", hook)
 
     def register_full_backward_hook(
         self, hook: Callable[[Module, tuple[Array | None], tuple[Array]], Any]
@@ -176,26 +201,28 @@ class Module:
 
         For modules of one input and one output: TypeError in forward for others.
         """
-        return self._register("_backward_hooks", hook)
+        return self._register("backward", hook)
 
     def _register(self, kind: str, hook: Callable[..., Any]) -> Handle:
-        self._watched = True
-        return Handle(vars(self).setdefault(kind, []), hook)
+        if not isinstance(self._hooks, list):
+            self._hooks = []
+        return Handle(self._hooks, (kind, hook))
+
+    def _hooks_of(self, kind: str) -> list[Callable[..., Any]]:
+        return [hook for its_kind, hook in self._hooks if its_kind == kind]
 
     def _call_with_hooks(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         settle()
-        hooks = vars(self)
-        for hook in list(hooks.get("_pre_hooks", ())):
+        for hook in self._hooks_of("before"):
             if (replaced := hook(self, inputs)) is not None:
                 inputs = replaced if isinstance(replaced, tuple) else (replaced,)
-        backward_hooks = hooks.get("_backward_hooks")
-        watch = _BackwardWatch(self, backward_hooks) if backward_hooks else None
+        watch = _BackwardWatch(self) if self._hooks_of("backward") else None
         entering = inputs if watch is None else watch.enter(inputs)
         y = self._run(entering, options)
         settle()
         if watch is not None:
             y = watch.leave(y)
-        for hook in list(hooks.get("_forward_hooks", ())):
+        for hook in self._hooks_of("after"):
             if (replaced := hook(self, inputs, y)) is not None:
                 y = replaced
         return y
@@ -219,11 +246,21 @@ class Module:
         """This module, named "", and all inside it, depth first, with dotted names; one that stands
         in several places the first time only, unless remove_duplicate is False.
         """
-        seen: set[int] = set()
+        seen: dict[int, Module] = {}
         for name, module in self._walk(prefix):
             if not remove_duplicate or id(module) not in seen:
-                seen.add(id(module))
+                seen[id(module)] = module
                 yield name, module
+        for module in seen.values():
+            for name, value in vars(module).items():
+                if isinstance(value, list) and any(
+                    isinstance(part, Module) and id(part) not in seen for part in value
+                ):
+                    warnings.warn(
+                        f"{type(module).__name__}: the modules of the list {name} are not found by "
+                        "parameters(), to() and train(); make it an nn.ModuleList",
+                        stacklevel=2,
+                    )
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Module]]:
         yield prefix, self
@@ -245,7 +282,13 @@ class Module:
         return found[name]
 
     def add_module(self, name: str, module: Module) -> None:
-        """Set a child by name. ValueError for a name that modules use themselves."""
+        """Set a child by name. TypeError unless it is a module; ValueError for a name that modules
+        use themselves.
+        """
+        if not isinstance(module, Module):
+            raise TypeError(
+                f"{type(self).__name__}: {name} must be a Module, got {type(module).__name__}"
+            )
         if not name or "." in name or hasattr(type(self), name):
             raise ValueError(f"{type(self).__name__}: {name!r} cannot be the name of a module")
         setattr(self, name, module)
@@ -286,8 +329,10 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, or with False evaluation mode: dropout and batch norm differ between
-        them.
+        them. TypeError unless mode is a bool.
         """
+        if not isinstance(mode, bool | np.bool_):
+            raise TypeError(f"train: mode must be True or False, got {type(mode).__name__}")
         for module in self.modules():
             module.training = mode
         return self
@@ -343,18 +388,23 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Unmatched:
         """Copy arrays in by name; nothing changes unless all fit.
 
+        state: NumPy's or PyTorch's; also one within a training checkpoint {"state_dict": ...}, or
+        with a wrapper's prefix before its names, such as "module."; a warning names the prefix.
         strict: refuse missing and unexpected names too; else they are returned, as by PyTorch.
         A wrong shape is always refused.
-        Raises ValueError that names what is missing, unexpected, of another shape, or of values
-        that this model's type cannot hold.
+        Raises TypeError for what is no state dict; ValueError that names what is missing,
+        unexpected, of another shape, or of values that this model's type cannot hold.
         """
         settle()
         own = dict(self._holders(Parameter, Buffer))
-        state = self._converted(state)
+        state = foreign.renamed(foreign.unwrapped(state, "load_state_dict"), own)
+        state = self._converted(
+            {n: foreign.as_array(a, n) if n in own else a for n, a in state.items()}
+        )
         problems = [
-            f"{name} has shape {tuple(np.shape(state[name]))}, this model's is {holder.data.shape}"
+            f"{name} has shape {state[name].shape}, this model's is {holder.data.shape}"
             for name, holder in own.items()
-            if name in state and tuple(np.shape(state[name])) != tuple(holder.data.shape)
+            if name in state and state[name].shape != tuple(holder.data.shape)
         ]
         if strict:
             problems += [f"{name} is missing" for name in own if name not in state]
@@ -377,12 +427,11 @@ class Module:
                 holder.data = array
         return Unmatched([n for n in own if n not in state], [n for n in state if n not in own])
 
-    def _converted(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def _converted(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state with each module's own entries as it keeps them now."""
-        found = dict(state)
         for name, module in self.named_modules(remove_duplicate=False):
-            module.convert_state(found, f"{name}." if name else "")
-        return found
+            module.convert_state(state, f"{name}." if name else "")
+        return state
 
     def convert_state(self, state: dict[str, Any], prefix: str) -> None:
         """Replace entries of `state` that an earlier version wrote in another form."""
@@ -420,8 +469,8 @@ class Module:
 class _BackwardWatch:
     """One call of a module whose backward hooks wait for the gradients of its input and output."""
 
-    def __init__(self, module: Module, hooks: list[Any]) -> None:
-        self.module, self.hooks = module, hooks
+    def __init__(self, module: Module) -> None:
+        self.module = module
         self.dy: Array = None
         self.entered = False
 
@@ -440,14 +489,17 @@ class _BackwardWatch:
     def _see_output(self, dy: Array, over: bool) -> tuple[Array]:
         self.dy = dy
         if not self.entered:
-            for hook in list(self.hooks):
+            for hook in self.module._hooks_of("backward"):
                 hook(self.module, (None,), (dy,))
         return (dy,)
 
     def _hook_input(self, dx: Array, over: bool) -> tuple[Array]:
-        for hook in list(self.hooks):
+        for hook in self.module._hooks_of("backward"):
             replaced = hook(self.module, (dx,), (self.dy,))
             if replaced is not None:
                 new = replaced[0] if isinstance(replaced, tuple | list) else replaced
                 dx = dx if new is None else autograd.replacing(dx, new)
         return (dx,)
+
+
+_PARTS = (Parameter, Buffer, Module)  # what the attributes of a module may hold of its state

@@ -25,6 +25,8 @@ class BatchNorm2d(Module):
     per channel. Source: Ioffe and Szegedy 2015; torch.nn.BatchNorm2d.
     """
 
+    holds = ("weight", "bias")
+
     def __init__(
         self,
         num_features: int,

@@ -15,6 +15,8 @@ from gpuconv.nn.module import Module, Shape
 class Weighted(Module):
     """A layer with a weight and perhaps a bias."""
 
+    holds = ("weight", "bias")
+
     def __init__(self, shape: Shape, bias: bool, rng: Any) -> None:
         super().__init__()
         self.weight = Parameter(np.zeros(shape, np.float32))

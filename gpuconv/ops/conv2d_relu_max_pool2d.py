@@ -109,7 +109,7 @@ def _complete(pool):
 @conv2d_relu_max_pool2d.output
 def conv2d_relu_max_pool2d_output(x, w, b, stride, padding, dilation, groups, pool):
     shape = _pooled_shape("conv2d_relu_max_pool2d", x, w, stride, padding, dilation, pool)
-    return ShapeOnly(shape, x.dtype), ShapeOnly(shape, np.uint8)
+    return ShapeOnly(shape, x.dtype), ShapeOnly(shape, window(*_complete(pool)).tap_type)
 
 
 @conv2d_relu_max_pool2d.count

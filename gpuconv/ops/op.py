@@ -28,7 +28,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
-from numbers import Integral
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
@@ -280,8 +279,12 @@ class Op(Generic[P, R]):
         return parts if isinstance(result, tuple) else parts[0]
 
     def _same_parameters(self, function: Callable[..., Any], expected: Any) -> Callable[..., Any]:
-        names = tuple(inspect.signature(function).parameters)
-        if names != expected:
+        """The function, if its parameters have the names of the definition's; a last `*rest` stands
+        for all those from its place on.
+        """
+        parameters = inspect.signature(function).parameters
+        names = tuple(n for n, p in parameters.items() if p.kind is not p.VAR_POSITIONAL)
+        if names != (expected[: len(names)] if len(names) < len(parameters) else expected):
             raise TypeError(
                 f"{self.__name__}: an implementation takes {names}, the definition {self._names}"
             )
@@ -352,5 +355,5 @@ def require_shape(name: str, expected: dict[str, tuple[int, ...]], **arrays: Any
 def require_image_shape(name: str, x_shape: Any) -> None:
     """ValueError unless x_shape is four lengths, integers of 0 or more."""
     lengths = x_shape if isinstance(x_shape, tuple | list) else ()
-    if len(lengths) != 4 or not all(isinstance(n, Integral) and n >= 0 for n in lengths):
+    if len(lengths) != 4 or not all(isinstance(n, int | np.integer) and n >= 0 for n in lengths):
         raise ValueError(f"{name}: x_shape must be (N, C, H, W), got {x_shape!r}")

@@ -23,17 +23,20 @@ from gpuconv.shapes import Window
 
 Shape = tuple[int, int, int, int]
 
+TAP = {"uint8": "unsigned char", "int32": "int"}  # argmax's type
+MOST_TAPS = 1 << 24  # which a thread visits one after the other
+
 
 @lru_cache(maxsize=CACHED)
 def config_max_pool2d(x_shape: Shape, window: Window) -> LaunchConfig:
-    """y (N,P,Q,C) and argmax, uint8, from x (N,H,W,C); x_shape is (N, C, H, W)."""
-    return _forward("max_pool2d", "maxpool.cu", x_shape, window)
+    """y (N,P,Q,C) and argmax from x (N,H,W,C); x_shape is (N, C, H, W)."""
+    return _forward("max_pool2d", "maxpool.cu", x_shape, window, TAP=TAP[window.tap_type])
 
 
 @lru_cache(maxsize=CACHED)
 def config_max_pool2d_backward(x_shape: Shape, window: Window) -> LaunchConfig:
     """dx (N,H,W,C) from dy and argmax (N,P,Q,C)."""
-    return _backward("max_pool2d", "maxpool.cu", x_shape, window)
+    return _backward("max_pool2d", "maxpool.cu", x_shape, window, TAP=TAP[window.tap_type])
 
 
 @lru_cache(maxsize=CACHED)
@@ -122,7 +125,7 @@ def _forward(
     x_shape: Shape,
     window: Window,
     more: dict[str, int] | None = None,
-    **macros: bool,
+    **macros: bool | str,
 ) -> LaunchConfig:
     """One owner of each output pixel."""
     N, C, H, W = x_shape
@@ -139,7 +142,7 @@ def _backward(
     x_shape: Shape,
     window: Window,
     more: dict[str, int] | None = None,
-    **macros: bool,
+    **macros: bool | str,
 ) -> LaunchConfig:
     """One owner of each input pixel."""
     N, C, H, W = x_shape
@@ -156,7 +159,7 @@ def _pool(
     pixels: int,
     geometry: dict[str, int],
     sizes: dict[str, int],
-    macros: dict[str, bool],
+    macros: dict[str, bool | str],
 ) -> LaunchConfig:
     vec = vector_width(geometry["C"])
     grid, lanes = pixel_loop(pixels, geometry["C"], vec)
@@ -173,6 +176,11 @@ def _window(name: str, x_shape: Shape, window: Window) -> dict[str, int]:
     (top, _), (left, _) = window.pads(H, W)
     (R, S), (stride_h, stride_w) = window.kernel_size, window.stride
     dil_h, dil_w = window.dilation
+    if window.taps_count > MOST_TAPS:
+        raise ValueError(
+            f"{name}: a window of {window.taps_count} taps; the kernels visit at most {MOST_TAPS}: "
+            f"use cpu"
+        )
     require_int32(
         name,
         input_pixels=N * H * W,

@@ -7,15 +7,13 @@ from importlib.resources import files
 
 STYLE = "style.css"
 # In the order in which the page loads them: each adds to the object `gpuconv` of the ones before.
-SHARED_SCRIPTS = (
-    "numbers.js", "color.js", "geometry.js", "pad.js", "filters.js", "patches.js", "maps.js",
-    "layers.js", "terms.js", "node.js", "answer.js", "training.js", "page.js",
+FIRST = ("numbers.js", "color.js", "geometry.js")
+LAST = (
+    "explain.js", "pad.js", "filters.js", "patches.js", "maps.js", "layers.js", "terms.js",
+    "node.js", "answer.js", "training.js", "page.js",
 )  # fmt: skip
-SERVED_SCRIPTS = ("source_http.js", *SHARED_SCRIPTS)
-OFFLINE_SCRIPTS = (
-    "numbers.js", "geometry.js", "net.js", "net_nodes.js", "net_gradient.js", "source_offline.js",
-    *(name for name in SHARED_SCRIPTS if name not in ("numbers.js", "geometry.js")),
-)  # fmt: skip
+SERVED_SCRIPTS = (*FIRST, "source_http.js", *LAST)
+OFFLINE_SCRIPTS = (*FIRST, "net.js", "source_offline.js", *LAST)
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

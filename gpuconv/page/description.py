@@ -6,18 +6,19 @@ The server sends it as /api/model; the offline page has it inside, with "weights
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv import nn
 from gpuconv.data import Preprocessing
 from gpuconv.page.graph import Graph, Node
-from gpuconv.page.nodes import geometry
 
 PAGE_VALUES = 1 << 18  # of one layer that are sent at once: a page of channels
+PART_VALUES = 1 << 22  # of one window
 MIN_CHANNELS, MAX_CHANNELS = 4, 64
 
 
@@ -58,6 +59,22 @@ def page_of(node: Node) -> int:
     return min(node.shape[0], max(MIN_CHANNELS, min(MAX_CHANNELS, fit)))
 
 
+def check_number(what: str, number: int, count: int) -> None:
+    """ValueError where there is no such number among `count`."""
+    if not 0 <= number < count:
+        raise ValueError(f"{what} go from 0 to {count - 1}, got {number}")
+
+
+def to_json(found: Any) -> bytes:
+    """JSON, where a number that is not finite is null."""
+    try:
+        text = json.dumps(found, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        read = json.loads(json.dumps(found), parse_constant=lambda _: None)
+        text = json.dumps(read, separators=(",", ":"))
+    return text.encode()
+
+
 def floats(array: np.ndarray) -> str:
     """float32 values in C order, little-endian, as base64."""
     return bytes_of(np.ascontiguousarray(array, "<f4"))
@@ -77,23 +94,41 @@ def filters_of(layer: nn.Module | None) -> np.ndarray | None:
 
 
 def weights_of(node: Node) -> dict[str, np.ndarray]:
-    """All arrays that a node's output depends on, as net.js reads them."""
-    layer: Any = node.layer
-    if node.kind in ("conv", "linear"):
-        found = {
-            "weight": layer.weight.data,
-            "bias": None if layer.bias is None else layer.bias.data,
-        }
-    elif node.kind == "batch_norm":
-        found = {
-            "weight": None if layer.weight is None else layer.weight.data,
-            "bias": None if layer.bias is None else layer.bias.data,
-            "mean": layer.running_mean.data,
-            "var": layer.running_var.data,
-        }
-    else:
+    """All arrays that a node's output depends on, each with a part for each channel."""
+    if node.layer is None or node.kind not in ("conv", "linear", "batch_norm"):
         return {}
-    return {name: array for name, array in found.items() if array is not None}
+    names = ("weight", "bias", "running_mean", "running_var")
+    found = {name: getattr(node.layer, name, None) for name in names}
+    return {name: each.data for name, each in found.items() if each is not None}
+
+
+class Part(NamedTuple):
+    """A window into the output of node `number`, as geometry.js has it."""
+
+    number: int
+    channels: list[int]
+    top: int  # may lie in the padding, as `left` may
+    left: int
+    rows: int
+    columns: int
+    dilation: list[int]
+
+
+def part_of(y: np.ndarray, part: Part) -> np.ndarray:
+    """The window's values in maps (C, H, W), or in a vector as one row: (channels, rows, columns),
+    zero in the padding. ValueError for channels that are not there and for too many values.
+    """
+    _, channels, top, left, rows, columns, (down, right) = part
+    maps = y.reshape((1, 1, -1)) if y.ndim == 1 else y
+    for channel in channels:
+        check_number("channels", channel, len(maps))
+    if not 0 <= max(rows, columns, rows * columns * len(channels)) <= PART_VALUES:
+        raise ValueError(f"a window may have {PART_VALUES:,} values")
+    i, j = top + np.arange(rows) * down, left + np.arange(columns) * right
+    height, width = maps.shape[1:]
+    inside = np.outer((i >= 0) & (i < height), (j >= 0) & (j < width))
+    near = np.ix_(np.array(channels, int), i.clip(0, height - 1), j.clip(0, width - 1))
+    return np.where(inside, maps[near], np.float32(0))
 
 
 def _layer(graph: Graph, node: Node) -> dict[str, Any]:
@@ -112,8 +147,33 @@ def _layer(graph: Graph, node: Node) -> dict[str, Any]:
         "multiply_adds": node.multiply_adds,
         "filters": None if filters is None else list(filters.shape),
         "page": page_of(node),
-        **geometry(node, sources),
+        **_geometry(node, sources),
     }
+
+
+def _geometry(node: Node, sources: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """What the page needs to know of a layer to draw its windows, and to compute it."""
+    layer: Any = node.layer
+    found: dict[str, Any] = {}
+    if node.window is not None and node.kind != "other":
+        found = {
+            "kernel": list(node.window.kernel_size),
+            "stride": list(node.window.stride),
+            "pads": [list(side) for side in node.window.pads(*sources[0][1:])],
+            "dilation": list(node.window.dilation),
+            "count_include_pad": node.count_include_pad,
+        }
+    if node.kind == "conv":
+        table = layer.connections  # for each filter the channels that it sees; else groups say it
+        links = None if table is None else [np.flatnonzero(row).tolist() for row in table]
+        return found | {"groups": layer.groups, "links": links}
+    if node.kind == "batch_norm":
+        return {"eps": layer.eps}
+    if node.kind == "response_norm":
+        size, alpha, beta, k, convention = layer.arguments
+        a = alpha / size if convention == "torch" else alpha
+        return {"size": size, "a": a, "beta": beta, "k": k}
+    return found
 
 
 def _scale(value: Any, channels: int, usual: float) -> list[float]:

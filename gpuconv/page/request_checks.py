@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import ipaddress
-import socket
-import time
 from email.message import Message
 from urllib.parse import urlsplit
 
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 EXPECTED = "open the page by the address that the command printed"
 
 
@@ -27,11 +24,9 @@ def check_host(given: str | None, bound: str) -> None:
     bound: the address that the server listens on. On one that is not this machine's own, any
     address in numbers will do, since a name of another site is never that.
     """
-    name = _name_of(given or "")
-    allowed = name in LOCAL_NAMES or name == bound or name == f"[{bound}]"
-    if not allowed and not is_loopback(bound):
-        allowed = _is_address(name.strip("[]"))
-    if not allowed:
+    name = urlsplit(f"//{given or ''}").hostname or ""
+    by_number = not is_loopback(bound) and _address(name) is not None
+    if name not in LOCAL_NAMES and name != bound and not by_number:
         raise Refused(403, f"this server is not {name or 'nameless'!r}; {EXPECTED}")
 
 
@@ -65,47 +60,12 @@ def body_length(headers: Message, most: int) -> int:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(text)
     except ValueError:
-        return False
-
-
-class TimedReader(io.RawIOBase):
-    """A socket to read from until `deadline`, a time of `time.monotonic`: then TimeoutError.
-
-    A timeout of the socket alone counts anew with every byte, so a client that sends one now and
-    then would hold its thread for ever.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self.deadline = time.monotonic()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the request took too long")
-        self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
-
-
-def _name_of(host: str) -> str:
-    """A Host header without its port."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+        return None

@@ -5,35 +5,25 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import numpy as np
 
+from gpuconv.page.description import Part
 from gpuconv.page.monitor import Busy, TrainingMonitor
 from gpuconv.page.request_checks import Refused
-from gpuconv.page.session import Missing
+from gpuconv.page.session import Missing, Session
 
 if TYPE_CHECKING:
     from gpuconv.page.server import PageServer
 
 JSON, BYTES = "application/json", "application/octet-stream"
 MAX_JSON, MAX_PICTURE = 4 << 20, 16 << 20  # bytes
-Query = Mapping[str, str]
-
-
-class Stream:
-    """Server-sent events; `close` when nobody listens any more."""
-
-    def __init__(self, events: Generator[bytes, None, None]) -> None:
-        self._events = events
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._events
-
-    def close(self) -> None:
-        self._events.close()
+MAX_PARTS = 16  # that one question asks for
+WINDOW = ("from", "channels", "top", "left", "rows", "columns", "dilation")
 
 
 @dataclass(frozen=True)
@@ -45,34 +35,50 @@ class Post:
     most: int = MAX_JSON
 
 
-def _model(server: PageServer, given: Query) -> Any:
-    return server.session.describe() | {"training": server.monitor is not None}
+def _whole(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ValueError(f"{name} must be a whole number, got {text[:40]!r}")
+    return int(text)
 
 
-def _maps(server: PageServer, given: Query) -> Any:
-    return server.session.maps(_text(given, "run"), _int(given, "layer"), _int(given, "first"))
+def _word(name: str, text: str) -> str:
+    return text
 
 
-def _node(server: PageServer, given: Query) -> Any:
-    index = tuple(_whole("index", part) for part in _text(given, "index").split(","))
-    return server.session.node(_text(given, "run"), _int(given, "layer"), index)
+# By path: a method of the session, and how its arguments are read, by their names.
+QUESTIONS: dict[str, tuple[Callable[..., Any], dict[str, Callable[[str, str], Any]]]] = {
+    "/api/maps": (Session.maps, {"run": _word, "layer": _whole, "first": _whole}),
+    "/api/weights": (Session.weights, {"layer": _whole, "channel": _whole}),
+    "/api/filters": (Session.filters, {"layer": _whole, "when": _word}),
+    "/api/explanation": (Session.explanation, {"run": _word, "method": _word, "target": _whole}),
+    "/api/patches": (Session.patches, {"layer": _whole, "filter": _whole}),
+    "/api/sample": (Session.sample, {"index": _whole}),
+}
 
 
-def _filters(server: PageServer, given: Query) -> Any:
-    return server.session.filters(_int(given, "layer"), _text(given, "when"))
+def ask(server: PageServer, path: str, query: str) -> Any:
+    """The answer to a GET: a dict for JSON, or a generator of server-sent events."""
+    if path == "/api/model":
+        return server.session.describe() | {"training": server.monitor is not None}
+    if path == "/api/training":
+        return _monitor(server).snapshot()
+    if path == "/api/events":
+        return _events(server)
+    if path not in QUESTIONS:
+        raise Missing(f"there is nothing at {path[:80]!r}")
+    method, readers = QUESTIONS[path]
+    given = {name: values[-1] for name, values in parse_qs(query).items()}
+    for name in readers:
+        if name not in given:
+            raise ValueError(f"the question lacks {name}")
+    return method(server.session, *(read(name, given[name]) for name, read in readers.items()))
 
 
-def _explanation(server: PageServer, given: Query) -> Any:
-    arguments = _text(given, "run"), _text(given, "method"), _int(given, "target")
-    return server.session.explanation(*arguments)
-
-
-def _patches(server: PageServer, given: Query) -> Any:
-    return server.session.patches(_int(given, "layer"), _int(given, "filter"))
-
-
-def _sample(server: PageServer, given: Query) -> Any:
-    return server.session.sample(_int(given, "index"))
+def _events(server: PageServer) -> Any:
+    try:
+        return _monitor(server).events()
+    except Busy as busy:
+        raise Refused(503, str(busy)) from None
 
 
 def _run(server: PageServer, body: bytes) -> Any:
@@ -89,19 +95,24 @@ def _run(server: PageServer, body: bytes) -> Any:
     return server.session.run(np.frombuffer(content, np.uint8).reshape(shape))
 
 
-def _picture(server: PageServer, body: bytes) -> Any:
-    return server.session.read_picture(body)
+def _values(server: PageServer, body: bytes) -> Any:
+    found = _object(body)
+    windows = _field(found, "windows", list)
+    if len(windows) > MAX_PARTS:
+        raise ValueError(f"at most {MAX_PARTS} windows at a time, got {len(windows)}")
+    return server.session.values(_field(found, "run", str), [_part(each) for each in windows])
 
 
-def _training(server: PageServer, given: Query) -> Any:
-    return _monitor(server).snapshot()
-
-
-def _events(server: PageServer, given: Query) -> Any:
-    try:
-        return Stream(_monitor(server).events())
-    except Busy as busy:
-        raise Refused(503, str(busy)) from None
+def _part(window: Any) -> Part:
+    if not isinstance(window, dict) or set(window) != set(WINDOW):
+        raise ValueError(f"a window needs {', '.join(WINDOW)}")
+    part = Part(*(window[name] for name in WINDOW))
+    numbers = (part.number, part.top, part.left, part.rows, part.columns)
+    if len(part.dilation) != 2 or not all(
+        type(n) is int and abs(n) < 1 << 30 for n in (*numbers, *part.channels, *part.dilation)
+    ):
+        raise ValueError("a window has whole numbers")
+    return part
 
 
 def _command(server: PageServer, body: bytes) -> Any:
@@ -118,10 +129,8 @@ def _monitor(server: PageServer) -> TrainingMonitor:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the body is not JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("the body's JSON is too deep") from None
     if not isinstance(found, dict):
         raise ValueError(f"the body must be a JSON object, got a {type(found).__name__}")
     return found
@@ -133,35 +142,13 @@ def _field(found: Mapping[str, Any], name: str, kind: type) -> Any:
     return found[name]
 
 
-def _text(given: Query, name: str) -> str:
-    if name not in given:
-        raise Refused(400, f"the question lacks {name}")
-    return given[name]
+def _picture(server: PageServer, body: bytes) -> Any:
+    return server.session.read_picture(body)
 
 
-def _int(given: Query, name: str) -> int:
-    return _whole(name, _text(given, name))
-
-
-def _whole(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError(f"{name} must be a whole number, got {text[:40]!r}")
-    return int(text)
-
-
-GET: dict[str, Callable[[PageServer, Query], Any]] = {
-    "/api/model": _model,
-    "/api/maps": _maps,
-    "/api/node": _node,
-    "/api/filters": _filters,
-    "/api/explanation": _explanation,
-    "/api/patches": _patches,
-    "/api/sample": _sample,
-    "/api/training": _training,
-    "/api/events": _events,
-}
-POST: dict[str, Post] = {
+POST = {
     "/api/run": Post(_run),
+    "/api/values": Post(_values),
     "/api/training": Post(_command),
     "/api/picture": Post(_picture, BYTES, MAX_PICTURE),
 }

@@ -8,30 +8,28 @@ there is no path to escape from.
 from __future__ import annotations
 
 import errno
-import io
-import json
 import queue
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from gpuconv.page import request_checks
 from gpuconv.page.assets import CONTENT_SECURITY_POLICY, assets
+from gpuconv.page.description import to_json
 from gpuconv.page.monitor import TrainingMonitor
 from gpuconv.page.request_checks import Refused
-from gpuconv.page.routes import GET, POST, Stream
+from gpuconv.page.routes import POST, ask
 from gpuconv.page.session import Gone, Missing, Session
 
 MAX_CLIENTS = 32
-IDLE_SECONDS = 30  # an open connection without a request
-REQUEST_SECONDS = 20  # from a request's first byte to its last
+REQUEST_SECONDS = 20  # for a request, from its first byte to its last; until the first; to answer
 ROOM_SECONDS = 2  # for a connection that was closed to make room
 POLL_SECONDS = 0.1  # until the server notices that it shall end
 PORTS_TRIED = 50
@@ -90,6 +88,12 @@ class PageServer(ThreadingHTTPServer):
         with self._lock:
             self._waiting[connection] = time.monotonic()
 
+    def begins(self, connection: socket.socket) -> None:
+        """Its request begins to come, and has its time from now on."""
+        with self._lock:
+            if connection in self._waiting:
+                self._waiting[connection] = time.monotonic()
+
     def answers(self, connection: socket.socket) -> None:
         """A connection's request has come whole. ConnectionError if it was to make room."""
         with self._lock:
@@ -104,22 +108,31 @@ class PageServer(ThreadingHTTPServer):
         with self._lock:
             if not self._waiting:
                 return False
-            connection = min(self._waiting, key=self._waiting.__getitem__)
-            del self._waiting[connection]
+            self._close(min(self._waiting, key=self._waiting.__getitem__))
+        return True
+
+    def service_actions(self) -> None:
+        """Close, now and then, connections whose request takes too long: a timeout of the socket
+        alone counts anew with every byte.
+        """
+        with self._lock:
+            late = time.monotonic() - REQUEST_SECONDS
+            for connection in [each for each, since in self._waiting.items() if since < late]:
+                self._close(connection)
+
+    def _close(self, connection: socket.socket) -> None:
+        del self._waiting[connection]
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
-        return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         free = self._clients.acquire(blocking=False)
         if not free and self._make_room():
             free = self._clients.acquire(timeout=ROOM_SECONDS)
         if not free:
-            try:
+            with suppress(OSError):
                 request.settimeout(1)
                 request.sendall(BUSY)
-            except OSError:
-                pass
             self.shutdown_request(request)
             return
         self.waits(request)
@@ -152,27 +165,16 @@ def serve_until_interrupted(server: PageServer, announce: Callable[[], None]) ->
     """
     interrupts: queue.SimpleQueue[None] = queue.SimpleQueue()  # whose put a handler may call
     threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
-    with _on_interrupt(lambda: interrupts.put(None)):
-        try:
-            announce()
-            interrupts.get()
-        finally:
-            server.shutdown()
-
-
-@contextmanager
-def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Within, Ctrl-C runs `action` and raises nothing. Elsewhere than in the main thread, where
-    Ctrl-C never arrives, nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: action())
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Ctrl-C never comes
+    if in_main:
+        before = signal.signal(signal.SIGINT, lambda *_: interrupts.put(None))
     try:
-        yield
+        announce()
+        interrupts.get()
     finally:
-        signal.signal(signal.SIGINT, before)
+        server.shutdown()
+        if in_main:
+            signal.signal(signal.SIGINT, before)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -181,33 +183,19 @@ class Handler(BaseHTTPRequestHandler):
     server: PageServer
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "gpuconv", ""
-
-    def setup(self) -> None:
-        self.connection = self.request
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self._timed = request_checks.TimedReader(self.connection)
-        self.rfile = io.BufferedReader(self._timed, 1 << 16)
-        self.wfile = io.BufferedWriter(_Sender(self.connection), 1 << 16)
+    timeout = REQUEST_SECONDS
+    disable_nagle_algorithm = True
 
     def handle_one_request(self) -> None:
-        self._timed.deadline = time.monotonic() + IDLE_SECONDS
         try:
             self.server.waits(self.connection)
             if not self.rfile.peek(1):  # type: ignore[attr-defined]
                 self.close_connection = True
                 return
-            self._timed.deadline = time.monotonic() + REQUEST_SECONDS
+            self.server.begins(self.connection)
             super().handle_one_request()
         except (OSError, ValueError):  # went away, stalled, or closed in the middle of an answer
             self.close_connection = True
-
-    def parse_request(self) -> bool:
-        if not super().parse_request():
-            return False
-        if self.request_version == "HTTP/0.9":
-            self.send_error(HTTPStatus.BAD_REQUEST, "HTTP/1.1 is expected")
-            return False
-        return True
 
     def do_GET(self) -> None:
         self._guarded(self._get)
@@ -239,13 +227,13 @@ class Handler(BaseHTTPRequestHandler):
         self.server.answers(self.connection)
         asked = urlsplit(self.path)
         if asked.path in assets():
-            kind, content = assets()[asked.path]
-            self._send(HTTPStatus.OK, kind, content)
+            self._send(HTTPStatus.OK, *assets()[asked.path])
             return
-        if asked.path not in GET:
-            raise Missing(f"there is nothing at {asked.path[:80]!r}")
-        given = {name: values[-1] for name, values in parse_qs(asked.query).items()}
-        self._answer(GET[asked.path](self.server, given))
+        found = ask(self.server, asked.path, asked.query)
+        if isinstance(found, Generator):
+            self._stream(found)
+        else:
+            self._answer(found)
 
     def _post(self) -> None:
         path = urlsplit(self.path).path
@@ -261,13 +249,9 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(route.answer(self.server, body))
 
     def _answer(self, found: Any) -> None:
-        if isinstance(found, Stream):
-            self._stream(found)
-        else:
-            content = json.dumps(found, separators=(",", ":")).encode()
-            self._send(HTTPStatus.OK, "application/json", content)
+        self._send(HTTPStatus.OK, "application/json", to_json(found))
 
-    def _stream(self, events: Stream) -> None:
+    def _stream(self, events: Generator[bytes, None, None]) -> None:
         """Server-sent events until the client goes or the events end."""
         self.close_connection = True
         self.send_response(HTTPStatus.OK)
@@ -275,15 +259,14 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for event in events:
                 self.wfile.write(event)
-                self.wfile.flush()
         finally:
             events.close()
 
     def _send(self, status: int, kind: str, content: bytes) -> None:
+        self.request_version = self.protocol_version  # 0.9, of a client's, would have no headers
         self.send_response(status)
         self._headers(kind, len(content))
         self.wfile.write(content)
-        self.wfile.flush()
 
     def _headers(self, kind: str, length: int | None) -> None:
         self.send_header("Content-Type", kind)
@@ -299,31 +282,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _say(self, status: int, text: str) -> None:
-        self._send(status, "text/plain; charset=utf-8", (text + "\n").encode(errors="replace"))
+        line = " ".join(text.split()) + "\n"  # a client's words may hold line breaks
+        self._send(status, "text/plain; charset=utf-8", line.encode(errors="replace"))
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """The base class's own refusals (bad lines, unknown methods), as one line too."""
         self.close_connection = True
-        self.request_version = self.protocol_version  # with its own 0.9 there would be no headers
         text = (message or HTTPStatus(code).phrase).encode("ascii", "replace").decode()
         status = {501: HTTPStatus.METHOD_NOT_ALLOWED, 505: HTTPStatus.BAD_REQUEST}.get(code, code)
         self._say(status, " ".join(text.split())[:200])
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal belongs to the command."""
-
-
-class _Sender(io.RawIOBase):
-    """A socket to write to, each part within REQUEST_SECONDS."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._connection.settimeout(REQUEST_SECONDS)
-        with memoryview(data) as view:
-            self._connection.sendall(view)
-            return view.nbytes

@@ -13,10 +13,19 @@ import numpy as np
 
 from gpuconv import nn, no_grad
 from gpuconv.errors import unknown
-from gpuconv.page.description import bytes_of, describe, filters_of, floats, page_of
+from gpuconv.page.description import (
+    Part,
+    bytes_of,
+    check_number,
+    describe,
+    filters_of,
+    floats,
+    page_of,
+    part_of,
+    weights_of,
+)
 from gpuconv.page.explanations import attribution_map, offered
 from gpuconv.page.graph import Graph
-from gpuconv.page.nodes import explain
 from gpuconv.page.top_patches import Searches, searchable
 
 if TYPE_CHECKING:
@@ -110,21 +119,20 @@ class Session:
         if when not in ("now", "start"):
             raise ValueError(f'when must be "now" or "start", got {when!r}')
         with self._lock:
-            array = filters_of(node.layer)
+            array = node.layer.weight.data
             if when == "start":
-                array = self._filters_at_start(node.name, node.layer)
-            assert array is not None
+                if self._start is None:
+                    raise Missing("the weights before training are not known")
+                array = self._start[f"{node.name}.weight"]
             return {"shape": list(array.shape), "data": floats(array), "version": self.version}
 
-    def _filters_at_start(self, name: str, layer: Any) -> np.ndarray | None:
-        if self._start is None:
-            raise Missing("the weights before training are not known")
-        kept = layer.weight.data
-        layer.weight.data = self._start[f"{name}.weight".lstrip(".")]
-        try:
-            return filters_of(layer)
-        finally:
-            layer.weight.data = kept
+    def weights(self, number: int, channel: int) -> Answer:
+        """What belongs to one channel of a layer's output: "weight", "bias" and so on, by name."""
+        node = self._node(number)
+        check_number(f"channels of {node.name}", channel, node.shape[0])
+        with self._lock:
+            arrays = weights_of(node)
+            return {name: floats(array[channel]) for name, array in arrays.items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """New weights for the network; runs of the old ones are forgotten."""
@@ -191,8 +199,7 @@ class Session:
         the whole layer.
         """
         node = self._node(number)
-        if not 0 <= first < node.shape[0]:
-            raise ValueError(f"{node.name} has channels 0 to {node.shape[0] - 1}, got {first}")
+        check_number(f"channels of {node.name}", first, node.shape[0])
         return self._maps(self._run(run).outputs, number, first)
 
     def _maps(self, outputs: list[np.ndarray], number: int, first: int) -> Answer:
@@ -206,15 +213,16 @@ class Session:
             "data": floats(y[first : first + page_of(self.graph[number])]),
         }
 
-    def node(self, run: str, number: int, index: tuple[int, ...]) -> Answer:
-        """`nodes.explain` for a run."""
-        with self._lock, np.errstate(all="ignore"):
-            return explain(self.graph, self._run(run).outputs, number, index)
+    def values(self, run: str, parts: list[Part]) -> Answer:
+        """ "values", an array for each part of a layer's output, as `part_of` gives them."""
+        outputs = self._run(run).outputs
+        for part in parts:
+            self._node(part.number)
+        return {"values": [floats(part_of(outputs[part.number], part)) for part in parts]}
 
     def explanation(self, run: str, method: str, target: int) -> Answer:
         """The evidence for class `target` in the picture: a map (1, H, W)."""
-        if not 0 <= target < len(self.classes):
-            raise ValueError(f"classes go from 0 to {len(self.classes) - 1}, got {target}")
+        check_number("classes", target, len(self.classes))
         if method not in self._methods:
             raise unknown("method", method[:40], self._methods)
         with self._lock, np.errstate(all="ignore"):
@@ -242,8 +250,7 @@ class Session:
         dataset = self._samples()
         if dataset is None:
             raise Missing("there are no test pictures here; draw one, or upload one")
-        if not 0 <= index < len(dataset):
-            raise ValueError(f"test pictures go from 0 to {len(dataset) - 1}, got {index}")
+        check_number("test pictures", index, len(dataset))
         return picture(dataset.images[index]) | {
             "index": index,
             "label": int(dataset.labels[index]),
@@ -286,8 +293,7 @@ class Session:
             return self._runs[name]
 
     def _node(self, number: int) -> Any:
-        if not 0 <= number < len(self.graph):
-            raise ValueError(f"layers go from 0 to {len(self.graph) - 1}, got {number}")
+        check_number("layers", number, len(self.graph))
         return self.graph[number]
 
 

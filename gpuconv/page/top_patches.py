@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuconv import explain
 from gpuconv.data import Dataset, Preprocessing, to_float
-from gpuconv.page.description import bytes_of, floats
+from gpuconv.page.description import bytes_of, check_number, floats
 from gpuconv.page.graph import Graph
 
 COUNT = 9
@@ -61,8 +61,7 @@ class Searches:
         both of "shape" (C, rows, columns).
         """
         node = self._graph[number]
-        if not 0 <= filter < node.shape[0]:
-            raise ValueError(f"{node.name} has filters 0 to {node.shape[0] - 1}, got {filter}")
+        check_number(f"filters of {node.name}", filter, node.shape[0])
         search = self._search(version, number)
         if search.seen < self.pictures:
             search.add(self._read(range(search.seen, min(self.pictures, search.seen + self._step))))

@@ -1,7 +1,8 @@
 """CUDA C++ to PTX or cubin, through NVRTC: no GPU, no driver, no C++ compiler needed.
 
 One OPTIONS tuple serves the simulator and the cubins. It contains -ftz=true, which CuPy adds to
-every build, so that subnormals are treated alike wherever a kernel runs.
+every build, so that subnormals are treated alike wherever a kernel runs, and -fmad=false, so that
+ptxas may fuse no multiplication with an addition that the PTX keeps apart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cache
 
 from gpuconv.sim.errors import CompileError
 
-OPTIONS = ("--std=c++17", "-ftz=true", "-lineinfo")
+OPTIONS = ("--std=c++17", "-ftz=true", "-fmad=false", "-lineinfo")
 DEFAULT_ARCH = "compute_80"
 _RELEASE = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12")
 

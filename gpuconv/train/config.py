@@ -39,6 +39,7 @@ DEFAULTS: RunConfig = {
     "normalize": "data",
     "validation": None,  # VALIDATION, where that is enough images to choose the best epoch
     "limit": None,
+    "size": None,  # input_size's
     "gray": False,
     "seed": 0,
     "device": "auto",
@@ -124,10 +125,11 @@ def stored_config(folder: str | Path) -> RunConfig:
     last = Path(folder) / "last.safetensors"
     if not last.exists():
         raise FileNotFoundError(f"{folder}: holds no run to resume: there is no {last.name}")
-    config = checkpoint.read(last).metadata.get("settings")
+    metadata = checkpoint.read(last).metadata
+    config = metadata.get("settings")
     if not isinstance(config, dict) or config.keys() - DEFAULTS.keys():
         raise ValueError(f"{last}: is no run of `gpuconv train`; resume it with Trainer.fit")
-    return config
+    return {"size": (metadata.get("input") or {}).get("size"), **config}  # 0.1 had no such setting
 
 
 def extended(folder: str | Path, stored: RunConfig, epochs: int) -> RunConfig:

@@ -10,7 +10,7 @@ import numpy as np
 from gpuconv.arrays import to_device
 from gpuconv.nn import Module, no_grad
 
-CURE = "lower the learning rate or set clip_norm"
+CURE = "lower the learning rate (--lr) or clip the gradients (--clip, clip_norm)"
 
 
 def diagnose_non_finite(model: Module, x: np.ndarray, where: str) -> Exception:

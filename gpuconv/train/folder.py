@@ -35,8 +35,9 @@ def make_run_folder(config: RunConfig, out: str | None, overwrite: bool) -> Path
             f"{folder}: holds a run already ({existing[0].name}); continue it with "
             f"--resume {folder}, replace it with --overwrite, or choose another folder"
         )
-    for name in PICTURES:
-        (folder / name).unlink(missing_ok=True)
+    with locked(folder):  # not while another run is in it
+        for name in PICTURES:
+            (folder / name).unlink(missing_ok=True)
     return folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuconv.files import write_atomically
+from gpuconv.metadata import parse_history_line
 
 
 class History:
@@ -50,7 +51,7 @@ class History:
         """Keep the first `count` records of the file, as a checkpoint counted them.
 
         Whatever came after them, a torn last line too, will be written again. Returns False where
-        the file has fewer: somebody shortened it.
+        the file has fewer, or a line that is no record: somebody changed it.
         """
         self.records = []
         if self.path is None:
@@ -58,12 +59,9 @@ class History:
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         for line in lines[:count]:
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
+                self.records.append(parse_history_line(line))
+            except ValueError:
                 break
-            if not isinstance(record, dict):
-                break
-            self.records.append(record)
         self._rewrite()
         return len(self.records) == count
 

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from gpuconv.errors import printable
 from gpuconv.train.callback import Callback
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ class Progress(Callback):
         if "validation_loss" in record:
             text += f"  validation loss {record['validation_loss']:.4f}"
             text += f"  accuracy {record['validation_accuracy']:.2%}"
-        text += f"  {record['images_per_second']:,.0f} images/s  {duration(record['seconds'])}"
-        self._line(text)
+        if "images_per_second" in record:
+            text += f"  {record['images_per_second']:,.0f} images/s"
+        self._line(f"{text}  {duration(record['seconds'])}")
         self._mark, self._mark_images = time.monotonic(), 0
 
     def on_message(self, text: str) -> None:
@@ -93,6 +95,7 @@ class Progress(Callback):
 
     def _line(self, text: str) -> None:
         if self._display is not None:
+            text = printable(text)
             self._display.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)
@@ -117,7 +120,7 @@ def _bar(stream: TextIO, batches: int) -> tuple[Any, Any]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[numbers]}"),
-        console=Console(file=stream),
+        console=Console(file=getattr(stream, "drawable", stream)),  # its own escapes shall act
         auto_refresh=False,  # a drawing thread would take the interpreter from the training
         transient=True,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gpuconv.data.preprocessing import (
     load_limited,
     mean_and_std,
 )
+from gpuconv.nn import Module, output_shape
 from gpuconv.train import config as configs
 from gpuconv.train.state import is_best
 from gpuconv.train.trainer import Trainer
@@ -51,20 +53,23 @@ def prepare(config: configs.RunConfig) -> Run:
     Raises ValueError or OSError for a model or data that cannot be had.
     """
     config = dict(config)
-    seed = config["seed"]
-    size = None
-    if is_picture_folder(config["data"]):
-        size = image_size(_build(config["model"], {}, seed).input_shape)
-    whole = load_limited(config["data"], "train", config["limit"], size, config["gray"])
+    seed, size = config["seed"], config["size"]
+    if size is None and is_picture_folder(config["data"]):
+        size = image_size(_build(config, {}).input_shape)
+    scaled = None if size is None else tuple(size)
+    whole = load_limited(config["data"], "train", config["limit"], scaled, config["gray"])
     shape, classes = whole.image_shape, whole.classes
-    arguments = {"in_channels": shape[0], "num_classes": len(classes)}
-    model = _build(config["model"], arguments, seed).to(config["device"])
+    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)})
+    size = input_size(model, shape) if scaled is None else scaled
+    _require_reads(config["model"], model, size)
+    model.input_shape, config["size"] = (shape[0], *size), list(size)
+    model.to(config["device"])
     mean, std = mean_and_std(whole) if config["normalize"] == "data" else (None, None)
     training, held_out = whole, None
     config["validation"] = configs.validation_fraction(config["validation"], len(whole))
     if config["validation"] > 0:
         training, held_out = whole.split(1 - config["validation"], seed=seed)
-    scaling: dict[str, Any] = {"size": image_size(model.input_shape), "mean": mean, "std": std}
+    scaling: dict[str, Any] = {"size": size, "mean": mean, "std": std}
     augment = configs.make_augment(config["augment"], shape)
     loader = Loader(training, config["batch"], seed=seed, augment=augment, **scaling)
     validation = None
@@ -112,5 +117,36 @@ def test(run: Run) -> dict[str, Any]:
     return {**result, "checkpoint": path, "epoch": epoch, "dataset": dataset}
 
 
-def _build(name: str, arguments: dict[str, Any], seed: int) -> Any:
-    return models.build({"name": name, "arguments": {**arguments, "seed": seed}})
+def input_size(model: Module, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """The (height, width) to which a network's input is padded, for images (C, H, W).
+
+    The images' own where the network reads them, else the next multiples of 32 or 64 that it reads:
+    a network for photographs of 224x224 does not train on digits with 60 times as much black around
+    them. Where it reads none of these, the size that it was made for.
+    """
+    for unit in (1, 32, 64):
+        height, width = (-(-side // unit) * unit for side in image_shape[1:])
+        try:
+            output_shape(model, (image_shape[0], height, width))
+        except ValueError:
+            continue
+        return height, width
+    return image_size(model.input_shape)
+
+
+def _require_reads(name: str, model: Module, size: tuple[int, int]) -> None:
+    channels, height, width = model.input_shape or (0, 0, 0)
+    try:
+        output_shape(model, (channels, *size))
+    except ValueError as error:
+        raise ValueError(
+            f"{name} does not read images of {size[0]}x{size[1]} (--size), it was made for"
+            f" {height}x{width}: {error}"
+        ) from None
+
+
+def _build(config: configs.RunConfig, arguments: dict[str, Any]) -> Any:
+    name, size = config["model"], config["size"]
+    if size and name in models.MODELS and "input_size" in signature(models.MODELS[name]).parameters:
+        arguments = {**arguments, "input_size": size[0]}
+    return models.build({"name": name, "arguments": {**arguments, "seed": config["seed"]}})

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,14 @@ class Trainer:
             if loss not in LOSSES:
                 raise unknown("loss", loss, LOSSES)
             loss = LOSSES[loss]()
-        for name, value, check, least in (
-            ("clip_norm", clip_norm, number, 0),
-            ("checkpoint_seconds", checkpoint_seconds, number, 0),
-            ("checkpoint_batches", checkpoint_batches, whole, 1),
-            ("log_batches", log_batches, whole, 1),
+        for name, value, check in (
+            ("clip_norm", clip_norm, partial(number, above=0)),
+            ("checkpoint_seconds", checkpoint_seconds, partial(number, least=0)),
+            ("checkpoint_batches", checkpoint_batches, whole),
+            ("log_batches", log_batches, whole),
         ):
             if value is not None:
-                check(f"Trainer: {name}", value, least)
+                check(f"Trainer: {name}", value)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.schedule, self.clip_norm, self.seed = schedule, clip_norm, seed
         self.average = average
@@ -139,6 +140,7 @@ class Trainer:
     def _begin(self, train: Any, validation: Any, resume: bool | str) -> None:
         self.stopping, self._requested = False, None
         self._saved_at = self._tick = time.monotonic()
+        self._first_batch: tuple[int, float] | None = None  # images, and seconds for each
         self._stochastic = state.stochastic_layers(self.model)
         self._run = describe_run(self, self._initial, train, validation)
         last = None if self.out is None else self.out / "last.safetensors"
@@ -186,7 +188,7 @@ class Trainer:
         p = self.state
         self.model.train()
         for x, labels in batches_of(train, p.epoch, p.batch):
-            self._batch(x, labels)
+            self._timed_batch(x, labels)
             self._notify("on_batch_end")
             if self.log_batches and p.batch % self.log_batches == 0:
                 self.history.append(self.state.record(self.optimizer.lr))
@@ -202,6 +204,20 @@ class Trainer:
             self._save_best(record)
         self._save_last()
         self._stop_if_requested()
+
+    def _timed_batch(self, x: np.ndarray, labels: np.ndarray) -> None:
+        """A batch. The first of `fit` compiles what it runs, or reads it from disk: it counts as if
+        it had been as quick as the second, if that is of the same epoch.
+        """
+        began, images = time.monotonic(), len(labels)
+        self._batch(x, labels)
+        each = (time.monotonic() - began) / images
+        if self._first_batch is None:
+            self._first_batch = images, each
+        else:
+            first_images, first = self._first_batch
+            self.exclude_time(max(first - each, 0.0) * first_images)
+            self._first_batch = 0, 0.0
 
     def _batch(self, x: np.ndarray, labels: np.ndarray) -> None:
         """Forward, loss, backward, update: the article's steps 2 to 4 for one batch."""
@@ -250,7 +266,9 @@ class Trainer:
         self._count_time()
         record = {**self.state.record(self.optimizer.lr), "seconds": round(p.seconds, 3)}
         del record["batch"]
-        record["images_per_second"] = round(p.images / max(p.seconds, 1e-9), 1)
+        if not (self._first_batch and self._first_batch[0]):  # nothing but the first batch
+            record["images_per_second"] = round(p.images / max(p.seconds, 1e-9), 1)
+        self._first_batch = 0, 0.0
         if validation is not None:
             with self._averaged():
                 measured = self.evaluate(validation)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpuconv.metadata import parse_history_line
 from gpuconv.viz.figure import GRID, figure, save
 
 TRAIN, VALIDATION = "#1f77b4", "#d62728"
@@ -44,7 +44,12 @@ def curves(history: Sequence[Mapping[str, Any]] | str | Path, path: str | Path) 
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path}: not a history of JSON lines: {error}") from None
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            records.append(parse_history_line(line))
+        except ValueError:
+            raise ValueError(
+                f"{path}: not a history of JSON lines: line {number} is no epoch's record"
+            ) from None
+    return records

@@ -220,6 +220,31 @@ def test_lenets_stage_compares_repeats_and_has_a_floor(standin):
     assert "the floor is 101.0%" in missed["error"]
 
 
+def test_nvidias_tools_are_used_where_they_are_found(monkeypatch, tmp_path):
+    """The tools' places in the command, their exit codes and summaries; the tools are scripts."""
+    monkeypatch.setattr(gpu_stages, "PLACES", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert {r["said"].split(" was ")[-1] for r in gpu_stages.tools(options(), 0)} == {"not found"}
+    scripts = {
+        "compute-sanitizer": "echo == ERROR SUMMARY: 0 errors\n[ $2 != racecheck ] || exit 9",
+        "ncu": "echo '  Duration   us  3.2'\necho Grid Size 4; exit 1",
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    memory, race, *_, profile = gpu_stages.tools(options(), 0)
+    assert memory == {"name": "compute-sanitizer, memcheck", "ok": True,
+                      "said": "ERROR SUMMARY: 0 errors"}  # fmt: skip
+    assert not race["ok"]
+    assert profile["lines"] == ["Duration us 3.2", "Grid Size 4"]
+
+
+def test_one_step_under_a_tool_is_a_step(standin):
+    losses, _ = gpu_stages.lenet_steps("cuda", np.float32, 1)
+    assert "lenet_steps('cuda', numpy.float32, 1)" in gpu_stages.ONE_STEP
+    assert 2 < losses[0] < 3
+
+
 def test_the_standard_set_launches_every_kernel(monkeypatch):
     """Recorded, not run: what a new kernel lacks is a shape in gpuconv/bench/standard.py."""
     on, launched = runtime("sim"), set()
@@ -413,3 +438,34 @@ def test_what_has_a_rival_is_in_the_standard_set():
         for w in workloads.of_case(parse(words))
     }
     assert set(gpu_torch.RIVALS) <= covered
+
+
+@pytest.mark.torch
+def test_steps_beside_pytorch_over_the_stand_in(standin, monkeypatch):
+    """Its comparison and not its figures: PyTorch on the CPU beside the simulator."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import gpu_steps
+
+    small = options(only="lenet", case_batch=2, images=8, seconds=1e-4)
+    shorter = {"SETS": 2, "FIRST": 2, "WARM": 1, "ROUNDS": 1, "EPOCHS": 1, "EPOCH_BATCH": 4}
+    shorter["MODES"] = ("strict", "graph")
+    for name, value in shorter.items():
+        monkeypatch.setattr(gpu_steps, name, value)
+    alone = list(gpu_stages.steps(small, 0))
+    assert [r["ok"] for r in alone] == [True] * 3
+    assert all(len(r["sides"]) == 1 and r["sides"][0]["ours"] > 0 for r in alone[:2])
+    assert "sees no GPU" in alone[2]["said"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_stages, "RIVAL", "cpu")
+    step, epoch, version = gpu_stages.steps(small, 0)
+    for record in (step, epoch):
+        assert record["ok"], record
+        assert [side.get("mode") for side in record["sides"]] == [None, *gpu_steps.MODES]
+        assert all(side["ratio"] > 0 for side in record["sides"][1:]), record
+    assert version["said"].startswith("PyTorch 2")
+    report = synthetic()
+    report["stages"]["steps"] = {"records": [step, epoch], "finished": True, "seconds": 1.0}
+    assert "| lenet, batch 2, a step | PyTorch, graph | " in gpu_report.text(report)
+    for wrong in ([1.0, 2.1], [1.0, float("nan")]):
+        with pytest.raises(ArithmeticError, match="the loss of step 2 is"):
+            gpu_steps.alike(wrong, [1.0, 2.0], 0.01)

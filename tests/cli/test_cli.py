@@ -1,6 +1,5 @@
 """The command line: the commands that need no trained network, and bad arguments."""
 
-import os
 import re
 import signal
 import subprocess
@@ -167,15 +166,6 @@ def test_signals_of_a_real_process(number, code):
     assert told.count("\n") == 1
 
 
-def test_a_reader_that_leaves_is_no_error():
-    command = [sys.executable, "-m", "gpuconv", "demo", "conv"]
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
-
-
 def test_sigterm_handler_is_put_back(said):
     before = signal.getsignal(signal.SIGTERM)
     said("demo", "relu")
@@ -337,6 +327,25 @@ def test_doctor_says_what_is_broken_and_exits_with_0(said, monkeypatch):
     text = said("doctor")
     assert "self-check     FAILS: RuntimeError: conv2d on cpu differs" in text
     assert text.splitlines()[-1].startswith("not ready: self-check")
+
+
+def test_doctor_and_version_work_where_packages_are_missing():
+    """Where the package is on the path but not installed, none of them may be there."""
+    program = (
+        "import sys; from gpuconv.cli import main\n"
+        "names = 'numpy', 'numba', 'llvmlite', 'PIL', 'safetensors', 'rich', 'threadpoolctl'\n"
+        "sys.modules.update(dict.fromkeys([*names, 'matplotlib', 'cuda', 'cupy']))\n"
+        "print([main([c]) for c in ('doctor', '--version')], main(['summary', 'lenet']))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True)
+    assert done.stdout.endswith("gpuconv 0.2.0\n[0, 0] 2\n")
+    for name in ("NumPy", "BLAS", "Numba", "CPU", "Pillow", "safetensors", "rich", "self-check"):
+        assert f"\n{name:<15}FAILS: ModuleNotFoundError: " in done.stdout
+    packages = "llvmlite numba numpy pillow rich safetensors threadpoolctl"
+    assert f"mend: pip install --force-reinstall {packages}\n" in done.stdout
+    assert done.stderr.startswith("gpuconv: import of numpy halted")
+    assert done.stderr.endswith("; see: gpuconv doctor\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_help_is_quick():

@@ -176,6 +176,39 @@ def test_every_setting_trains(said, tmp_path, tiny, options):
             assert str(settings[name[2:].replace("-", "_")]).removesuffix(".0") == value
 
 
+@pytest.mark.parametrize(
+    ("model", "option", "size"),
+    [
+        ("resnet18", [], (28, 28)),  # not 64 times as many pixels, nearly all of them black
+        ("resnet18", ["--size", "30x40"], (30, 40)),
+        ("lenet", [], (32, 32)),
+        pytest.param("zfnet", ["--size", "64"], (64, 64), marks=pytest.mark.slow),
+    ],
+)
+def test_the_size_of_the_networks_input(said, tmp_path, tiny, monkeypatch, model, option, size):
+    """As `train` chooses it and every reader of the checkpoint finds it; nothing is trained."""
+    from gpuconv.data import Preprocessing
+    from gpuconv.train import prepare, run_config
+
+    seen = []
+    monkeypatch.setattr("gpuconv.train.run.Trainer.fit", lambda *args, **kwargs: seen.append(args))
+    monkeypatch.setattr(train_command, "_report", lambda *args: None)
+    argv = ["--model", model, "--data", tiny, "--batch", "8", "--out", tmp_path / "run", *option]
+    said("train", *argv)
+    trainer, loader, _ = seen[0]
+    assert loader.input_shape == (1, *size)
+    assert trainer.metadata["settings"]["size"] == list(size)
+    run = prepare(run_config(**trainer.metadata["settings"]))  # as when it is resumed
+    assert run.training.input_shape == (1, *size)
+    metadata = {"model": trainer.model.spec, "input": {"input_shape": list(loader.input_shape)}}
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(trainer.model, path, **metadata, image_shape=[1, 28, 28])
+    found = checkpoint.read(path)
+    built = found.build()
+    assert built.input_shape == (1, *size)
+    assert Preprocessing.from_metadata(found.metadata, built.input_shape).size == size
+
+
 def test_averaged_weights_are_tested_where_none_were_kept_as_best(said, tmp_path, tiny):
     out = tmp_path / "run"
     options = ["--data", tiny, "--epochs", "2", "--batch", "8", "--validation", "0", "--ema", "0.9"]
@@ -310,7 +343,12 @@ def test_a_folder_of_pictures(said, tmp_path):
         (["--device", "cudda"], "unknown device 'cudda'; did you mean 'cuda'?"),
         (["--data", "mnit"], "unknown data set 'mnit'; did you mean 'mnist'?"),
         (["--data", "no/such/folder"], "no/such/folder: no such file or folder"),
-        (["--lr", "-1"], "expected a number of at least 0, got '-1'"),
+        (["--lr", "-1"], "expected a number of more than 0, got '-1'"),
+        (["--lr", "0"], "argument --lr: expected a number of more than 0, got '0'"),
+        (["--clip", "0"], "argument --clip: expected a number of more than 0, got '0'"),
+        (["--device", "gpu"], "unknown device 'gpu'; did you mean 'cuda'?"),
+        (["--size", "0"], "argument --size: expected a side from 1 to 4096, or height and width"),
+        (["--size", "28"], "lenet does not read images of 28x28 (--size), it was made for 32x32"),
         (["--momentum", "1"], "expected a number of at least 0 and below 1, got '1'"),
         (["--optimizer", "adam", "--momentum", "0.5"], "momentum is for the optimizer sgd"),
         (["--validation", "0.001"], "cannot split 40 images"),
@@ -322,6 +360,41 @@ def test_bad_settings(refused, tmp_path, tiny, options, expected):
     base = [] if "--resume" in options else ["--out", tmp_path / "run"]
     assert expected in refused("train", "--data", tiny, "--batch", "8", *base, *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_one_also_where_its_pictures_cannot_be_drawn(
+    said, tmp_path, tiny, drawn, monkeypatch
+):
+    options = ["--data", tiny, "--epochs", "1", "--batch", "8"]
+    (tmp_path / "run" / "curves.png").mkdir(parents=True)
+    monkeypatch.setattr("gpuconv.train.folder.PICTURES", ())
+    text = said("train", *options, "--out", tmp_path / "run")
+    assert re.search(r"pictures +none: .*curves.png: cannot write: is a directory", text, re.I)
+    broken = ModuleNotFoundError("No module named 'kiwisolver'", name="kiwisolver")
+    for error in (ValueError("no glyph"), MemoryError(), broken, RuntimeError("freetype")):
+        monkeypatch.setattr("gpuconv.viz.curves", lambda *args, error=error: raise_(error))
+        text = said("train", *options, "--out", tmp_path / "run", "--overwrite")
+        assert re.search(rf"pictures +none: {str(error) or 'MemoryError'}\n", text)
+
+
+def raise_(error):
+    raise error
+
+
+def test_overwrite_waits_for_no_other_run(refused, tmp_path, tiny):
+    """While another run is in the folder, nothing of it is touched."""
+    from gpuconv.train.folder import locked
+
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("last.safetensors", "curves.png"):
+        (out / name).write_text("kept")
+    with locked(out):
+        text = refused("train", "--data", tiny, "--batch", 8, "--out", out, "--overwrite")
+        assert text.startswith(f"{out}: another run is training in this folder")
+        assert {file.name: file.read_text() for file in out.iterdir()} == {
+            "last.safetensors": "kept", "curves.png": "kept",
+        }  # fmt: skip
 
 
 def test_an_output_folder_that_cannot_be(refused, tmp_path, tiny):
@@ -363,8 +436,10 @@ def test_a_finished_run_gets_more_epochs(said, tmp_path, tiny):
 
 def test_resume_refuses(refused, trained, tmp_path):
     assert "holds no run to resume" in refused("train", "--resume", tmp_path)
-    text = refused("train", "--resume", trained, "--lr", "0.9")
-    assert "is of another run" in text
+    for option, told in (("--lr", "0.05"), ("--batch", "32"), ("--weight-decay", "0.0005")):
+        text = refused("train", "--resume", trained, option, "3")
+        assert text.startswith(f"train: {option} is 3")
+        assert f"the run in {trained} has {told}; leave it out to resume" in text
     for option in (["--overwrite"], ["--recipe", "article"]):
         text = refused("train", "--resume", trained, *option)
         assert f"{option[0]} is for a new run" in text

@@ -252,7 +252,7 @@ def test_modules_are_compiled_once_and_with_cupys_options(standin, monkeypatch):
     for _ in range(3):
         x = ops.relu(x)
     (given,) = made
-    assert given["options"] == ("-std=c++17", "-DVEC=4")
+    assert given["options"] == ("-std=c++17", "-fmad=false", "-DVEC=4")
     assert given["backend"] == "nvrtc"
     assert '#include "' not in given["code"]
     # CuPy appends this one by itself, so ours and the simulator's are the same in the end

@@ -55,6 +55,7 @@ class Browser:
     def open(self, url):
         self.logs()
         self.requested.clear()  # those of the page before
+        self.complaints.clear()
         self.driver.get(url)
         self.until("return window.gpuconv && gpuconv.page && gpuconv.page.ran > 0")
 

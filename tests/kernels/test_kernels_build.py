@@ -70,7 +70,9 @@ def specialisations():
         yield "conv_few_channels.cu", first(*shape), False
     for a, b in itertools.product((4, 1), (4, 1)):
         yield "conv_simt_weight.cu", {"TILE": 64, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}, a == b
-    for file in ("maxpool.cu", "bias_relu_pool.cu", *ELEMENTWISE, "layout.cu"):
+    for vec, tap in itertools.product((4, 1), ("unsigned char", "int")):
+        yield "maxpool.cu", {"VEC": vec, "TAP": tap}, vec == 4 and tap == "unsigned char"
+    for file in ("bias_relu_pool.cu", *ELEMENTWISE, "layout.cu"):
         for vec in (4, 1):
             yield file, {"VEC": vec}, vec == 4
     for vec, average in itertools.product((4, 1), (1, 0)):
@@ -122,6 +124,22 @@ def cubin(file, defines, arch):
     return compiler.to_cubin(source.text(file), options(defines), arch, file)
 
 
+@cache
+def ptx(file, defines):
+    """The file's PTX without comments."""
+    text = compiler.to_ptx(source.text(file), options(defines), "compute_80", file)
+    return re.sub(r"//[^\n]*", "", text)
+
+
+def disassembly(image, folder):
+    """{kernel: its machine code as text} of a cubin."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(image)
+    command = [tool("nvdisasm"), "-c", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"\.text\.(\w+):(.*?)(?:\.section|\Z)", text, re.DOTALL))
+
+
 def usage(image, folder):
     """{kernel: (registers, stack, local)} of a cubin."""
     path = folder / "kernel.cubin"
@@ -151,8 +169,7 @@ PTX_TYPES = {"u64": 8, "u32": 4, "f32": 4, "s32": 4, "s64": 8, "b64": 8, "b32": 
 
 @pytest.mark.parametrize(("file", "defines", "arch"), cases(("sm_80",)))
 def test_ptx_has_no_doubles_and_the_declared_parameters(file, defines, arch):
-    text = compiler.to_ptx(source.text(file), options(defines), "compute_80", file)
-    plain = re.sub(r"//[^\n]*", "", text)
+    plain = ptx(file, defines)
     doubles = re.findall(r"^\s*(?:@!?%p\d+ )?(\w[\w.]*\.f64)\b", plain, re.MULTILINE)
     assert not doubles, doubles[:3]
     entries = dict(re.findall(r"\.entry (\w+)\s*\(([^)]*)\)", plain))
@@ -166,13 +183,40 @@ def test_ptx_has_no_doubles_and_the_declared_parameters(file, defines, arch):
         assert floats == [not p.pointer and p.dtype.kind == "f" for p in signature.parameters]
 
 
+@pytest.mark.parametrize(("file", "defines", "arch"), cases(("sm_80",)))
+def test_ptxas_can_fuse_nothing(file, defines, arch):
+    """Arithmetic without a rounding mode may be fused by ptxas, so a card's bits could be others
+    than the simulator's.
+    """
+    free = re.compile(r"\b(?:add|sub|mul|mad)(?:\.ftz)?(?:\.sat)?\.f(?:32|16|64)\S*[^;]*")
+    found = free.findall(ptx(file, defines))
+    assert not found, f"{len(found)} instructions without a rounding mode: {found[:3]}"
+
+
+@pytest.mark.parametrize("arch", each_architecture("sm_80", "sm_120"))
+def test_the_machine_code_keeps_apart_what_the_source_does(arch, tmp_path):
+    """Two kernels that products and sums alone make up: machine code fuses where `fmaf` stands."""
+    for file, kernel, fused in (
+        ("activations.cu", "sigmoid_backward", False),
+        ("activations.cu", "tanh_backward", True),
+        ("batchnorm.cu", "batch_norm2d_track", False),
+    ):
+        code = disassembly(cubin(file, (("VEC", "4"),), arch), tmp_path)[kernel]
+        assert ("FFMA" in code, "FMUL" in code) == (fused, True), kernel
+
+
+@pytest.mark.parametrize(("bits", "taps"), [(1, "16, 15"), (0, "400, 500")])
+def test_no_tap_is_shifted_out_of_its_word(bits, taps):
+    """A constant expression with an undefined shift does not compile."""
+    R, S = taps.split(", ")
+    text = source.text("conv_simt.cu") + f"static_assert((tap_bits({R} - 1, {S} - 1), true));"
+    defines = tuple((n, str(v)) for n, v in gather(64, 4, 4, 4, 1, bits).items())
+    compiler.to_ptx(text, options(defines), "compute_80", "conv_simt.cu")
+
+
 def main_loop(image, kernel, folder):
     """Opcodes of the loop with the most FFMA, counted."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(image)
-    command = [tool("nvdisasm"), "-c", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    body = text.split(f".text.{kernel}:")[1].split(".section")[0]
+    body = disassembly(image, folder)[kernel]
     code, labels, best = [], {}, Counter()
     for line in body.splitlines():
         label = re.match(r"^(\.L\w+):", line)
@@ -220,14 +264,10 @@ NARROW = {
 @pytest.mark.parametrize("file", WIDE)
 def test_device_memory_is_moved_by_16_bytes(file, arch, tmp_path):
     """The compiler may take a vector's store apart: kernels/common.cuh, store_global."""
-    path = tmp_path / "kernel.cubin"
     defines = (("VEC", "4"), ("AVERAGE", "1")) if file == "avgpool.cu" else (("VEC", "4"),)
-    path.write_bytes(cubin(file, defines, arch))  # compiled once for the test above and this one
-    command = [tool("nvdisasm"), "-c", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = disassembly(cubin(file, defines, arch), tmp_path)
     for kernel in WIDE[file]:
-        body = text.split(f".text.{kernel}:")[1].split(".section")[0]
-        moved = Counter(re.findall(r"\b((?:LDG|STG)\.[\w.]*)", body))
+        moved = Counter(re.findall(r"\b((?:LDG|STG)\.[\w.]*)", code[kernel]))
         assert {name[:3] for name in moved} == {"LDG", "STG"}, kernel
         narrow = {name for name in moved if ".128" not in name}
         assert {name[:3] for name in narrow} == NARROW.get(kernel, set()), (kernel, moved)

@@ -7,8 +7,10 @@ dilation, more phases than rows, tiles that a phase does not fill.
 
 from itertools import product
 
+import counted
 import numpy as np
 import pytest
+import simulated
 from counted import multiply_adds
 from kernel_runs import F4, run
 from test_kernels_conv import backward_data, big_tiles, compare, doubles, draw  # noqa: F401
@@ -101,6 +103,13 @@ def test_every_block_order_gives_the_same_bits():
     orders = [("forward", 0), ("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
     results = {backward_data(conv, dy, w, x, order=o, seed=s).tobytes() for o, s in orders}
     assert len(results) == 1
+
+
+def test_nothing_is_counted_on_a_gpu(monkeypatch):
+    """It would be 0, whatever ran: the sources that count are the simulator's."""
+    monkeypatch.setattr(counted, "sim", simulated._Elsewhere())
+    with pytest.raises(pytest.skip.Exception, match="the simulator's own Module"):
+        counted.multiply_adds(monkeypatch, lambda: None)
 
 
 @pytest.mark.parametrize(

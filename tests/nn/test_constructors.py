@@ -95,5 +95,5 @@ def test_sizes_of_numpy_are_taken_for_images():
     assert data.to_float(images, size=I64(6)).shape == (2, 1, 6, 6)
     assert data.to_float(images, size=(I8(6), np.int32(8))).shape == (2, 1, 6, 8)
     assert data.RandomCrop(I64(2), I8(1)).size == (2, 2)
-    with pytest.raises(TypeError, match="size must be an int or a pair of ints, got 6.0"):
+    with pytest.raises(TypeError, match="size must be an int or a pair of ints, got 6"):
         data.to_float(images, size=6.0)

@@ -243,6 +243,7 @@ def test_append_takes_no_modules_place():
     assert [type(module) for module in model] == [nn.Tanh, nn.Sigmoid, nn.Softmax]
 
 
+@pytest.mark.filterwarnings("ignore:Net. the modules of the list")
 def test_a_module_list_is_found_and_a_plain_list_is_not():
     class Net(nn.Module):
         def __init__(self, kind):

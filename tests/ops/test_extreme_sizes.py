@@ -77,8 +77,13 @@ def test_taps_are_only_those_that_read_the_image():
     assert len(list(window.taps(2, 3))) == (2 * 2 - 1) * (2 * 3 - 1)
 
 
-WINDOWS = [name for name in ops.__all__ if isinstance(getattr(ops, name), Op)
-           and not name.endswith("_backward") and "stride" in getattr(ops, name).parameters]  # fmt: skip
+WINDOWS = [
+    name
+    for name in ops.__all__
+    if isinstance(getattr(ops, name), Op)
+    and "stride" in getattr(ops, name).parameters
+    and not name.endswith("_backward")
+]
 
 
 @pytest.mark.parametrize("name", WINDOWS)
@@ -87,6 +92,5 @@ def test_a_size_that_no_image_has_is_refused_in_one_line(name, size):
     function = getattr(ops, name)
     first = (X, W) if name.startswith("conv") else (X, 2)
     for option in ("stride", "padding", "dilation"):
-        with pytest.raises(ValueError, match=f"^{name}: {option} must be at most {LARGEST}") as e:
+        with pytest.raises(ValueError, match=f"^{name}: {option} must be at most {LARGEST}.*$"):
             function(*first, **{option: size})
-        assert "\n" not in str(e.value)

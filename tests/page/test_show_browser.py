@@ -5,13 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
-from browser import chromium, number
+from browser import number
 from explained import scores
+from served import serving
 
 import gpuconv
 from gpuconv import checkpoint as checkpoints
@@ -20,7 +20,6 @@ from gpuconv.cli.main import main
 from gpuconv.models import lenet
 from gpuconv.page import of_model
 from gpuconv.page.opening import open_session
-from gpuconv.page.server import PageServer
 
 EPS = np.finfo(np.float32).eps
 SEVEN = [(0.25, 0.22), (0.5, 0.21), (0.76, 0.22), (0.64, 0.45), (0.52, 0.65), (0.44, 0.86)]
@@ -51,19 +50,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def served(checkpoint):
-    with PageServer(open_session(str(checkpoint), None, "cpu")) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with serving(open_session(str(checkpoint), None, "cpu")) as server:
         yield server.url
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -310,44 +299,38 @@ def test_a_wide_network_in_colour_by_pages(browser):
     )  # fmt: skip
     dataset = data.Dataset(colours, np.arange(12) % 3, ["red", "green", "blue"])
     session = of_model(wide, (3, 8, 8), classes=dataset.classes, test=lambda: dataset)
-    with PageServer(session) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            browser.open(server.url)
-            words = ".layer[data-layer='1'] .pager-words"
-            assert browser.text(words) == "channels 0 to 63 of 100; 36 left out"
-            browser.find("[data-layer='1'] [aria-label='conv: channels after']").click()
-            browser.until("return gpuconv.page.maps.get(1)?.first === 64")
-            assert browser.text(words) == "channels 64 to 99 of 100; 64 left out"
-            outputs = session.graph.outputs(session.preprocessing.to_float(colours[0]))
-            browser.open_node(1, (99, 5, 2))
-            shown = float(browser.find("#node-value").get_attribute("value"))
-            assert shown == outputs[1][99, 5, 2]
-            browser.js("document.querySelector('[data-layer=\"1\"] details.patches').open = true")
-            browser.until("return document.querySelectorAll('.patch').length === 9")
-            parts = browser.js(
-                "return [...document.querySelectorAll('.patch')].map(p => [p.title, "
-                "[...p.querySelector('canvas').getContext('2d').getImageData(9, 9, 1, 1).data]])"
-            )
-            for title, (*rgb, _) in parts:
-                label = re.search("labelled (red|green|blue)", title)[1]
-                assert dataset.classes[int(np.argmax(rgb))] == label
-                assert sorted(rgb)[:2] == [0, 0]
-            browser.js(
-                "const m = document.getElementById('method'); m.value = 'gradient'; m.onchange()"
-            )
-            browser.until("return document.getElementById('explain-words').textContent")
-            pixel = browser.js(
-                "return [...document.getElementById('explain-input').getContext('2d')"
-                ".getImageData(9, 9, 1, 1).data]"
-            )
-            assert pixel[0] > 0
-            assert pixel[1:3] == [0, 0]  # the first picture is red
-            assert_clean(browser, server.url)
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(session) as server:
+        browser.open(server.url)
+        words = ".layer[data-layer='1'] .pager-words"
+        assert browser.text(words) == "channels 0 to 63 of 100; 36 left out"
+        browser.find("[data-layer='1'] [aria-label='conv: channels after']").click()
+        browser.until("return gpuconv.page.maps.get(1)?.first === 64")
+        assert browser.text(words) == "channels 64 to 99 of 100; 64 left out"
+        outputs = session.graph.outputs(session.preprocessing.to_float(colours[0]))
+        browser.open_node(1, (99, 5, 2))
+        shown = float(browser.find("#node-value").get_attribute("value"))
+        assert shown == outputs[1][99, 5, 2]
+        browser.js("document.querySelector('[data-layer=\"1\"] details.patches').open = true")
+        browser.until("return document.querySelectorAll('.patch').length === 9")
+        parts = browser.js(
+            "return [...document.querySelectorAll('.patch')].map(p => [p.title, "
+            "[...p.querySelector('canvas').getContext('2d').getImageData(9, 9, 1, 1).data]])"
+        )
+        for title, (*rgb, _) in parts:
+            label = re.search("labelled (red|green|blue)", title)[1]
+            assert dataset.classes[int(np.argmax(rgb))] == label
+            assert sorted(rgb)[:2] == [0, 0]
+        browser.js(
+            "const m = document.getElementById('method'); m.value = 'gradient'; m.onchange()"
+        )
+        browser.until("return document.getElementById('explain-words').textContent")
+        pixel = browser.js(
+            "return [...document.getElementById('explain-input').getContext('2d')"
+            ".getImageData(9, 9, 1, 1).data]"
+        )
+        assert pixel[0] > 0
+        assert pixel[1:3] == [0, 0]  # the first picture is red
+        assert_clean(browser, server.url)
 
 
 def many_layers():
@@ -364,33 +347,27 @@ def many_layers():
 def test_layers_out_of_sight_have_their_room_and_their_values(browser, monkeypatch):
     monkeypatch.setattr("gpuconv.page.session.FIRST_VALUES", 8000)  # few are sent with a run
     session = of_model(many_layers(), (1, 32, 32))
-    with PageServer(session) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            browser.open(server.url)
-            heights = "return [...document.querySelectorAll('.layer')].map(l => l.offsetHeight)"
-            before = browser.js(heights)
-            last = len(session.graph) - 4
-            relu, index = session.graph[last], (3, 14, 9)
-            assert relu.kind == "relu"
-            browser.js("gpuconv.select({layer: arguments[0], index: arguments[1]}, false)",
-                       last - 1, list(index))  # fmt: skip
-            browser.until("return document.querySelector('[data-part=then]')?.getAttribute('value')"
-                          " > -Infinity")  # fmt: skip
-            shown = browser.js("return document.querySelector('[data-part=then]').textContent")
-            assert "not a number" not in shown
-            found = session.node(browser.js("return gpuconv.page.run"), last, index)
-            value = browser.js("return document.querySelector('[data-part=then]').value")
-            assert float(value) == found["value"]
-            for k in range(len(session.graph)):
-                browser.js("document.querySelectorAll('.layer')[arguments[0]].scrollIntoView()", k)
-                browser.until("return gpuconv.page.maps.has(arguments[0])", k)
-            time.sleep(0.3)  # drawn, in the frame after
-            assert browser.js(heights) == before
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(session) as server:
+        browser.open(server.url)
+        heights = "return [...document.querySelectorAll('.layer')].map(l => l.offsetHeight)"
+        before = browser.js(heights)
+        last = len(session.graph) - 4
+        relu, index = session.graph[last], (3, 14, 9)
+        assert relu.kind == "relu"
+        browser.js("gpuconv.select({layer: arguments[0], index: arguments[1]}, false)",
+                   last - 1, list(index))  # fmt: skip
+        browser.until("return document.querySelector('[data-part=then]')?.getAttribute('value')"
+                      " > -Infinity")  # fmt: skip
+        shown = browser.js("return document.querySelector('[data-part=then]').textContent")
+        assert "not a number" not in shown
+        outputs = session._run(browser.js("return gpuconv.page.run")).outputs
+        value = browser.js("return document.querySelector('[data-part=then]').value")
+        assert float(value) == outputs[last][index]
+        for k in range(len(session.graph)):
+            browser.js("document.querySelectorAll('.layer')[arguments[0]].scrollIntoView()", k)
+            browser.until("return gpuconv.page.maps.has(arguments[0])", k)
+        time.sleep(0.3)  # drawn, in the frame after
+        assert browser.js(heights) == before
 
 
 @pytest.mark.parametrize("width", [1400, 375])

@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 from explained import scores
+from served import serving
 
 from gpuconv import data, ops, optim
 from gpuconv.data import Preprocessing
@@ -17,7 +18,6 @@ from gpuconv.models import lenet
 from gpuconv.page import Session, monitor
 from gpuconv.page.evaluation import evaluate
 from gpuconv.page.monitor import TrainingMonitor
-from gpuconv.page.server import PageServer
 from gpuconv.train import Callback, Interrupted, Trainer
 
 EPOCHS = 2
@@ -236,54 +236,42 @@ def test_evaluation_on_held_out_pictures():
 
 def test_events_over_http(eager, tmp_path):
     run = Run(tmp_path)
-    with PageServer(run.monitor.session, monitor=run.monitor) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            address = server.server_address[:2]
-            streams = []
-            for _ in range(monitor.MAX_STREAMS):
-                connection = http.client.HTTPConnection(*address, timeout=60)
-                connection.request("GET", "/api/events")
-                streams.append((connection, connection.getresponse()))
-            assert streams[0][1].getheader("Content-Type") == "text/event-stream"
-            one_more = http.client.HTTPConnection(*address, timeout=60)
-            one_more.request("GET", "/api/events")
-            assert one_more.getresponse().status == 503
-            for connection, _ in streams[1:]:
-                connection.close()
-            post = http.client.HTTPConnection(*address, timeout=60)
-            body = json.dumps({"action": "start"})
-            post.request("POST", "/api/training", body, {"Content-Type": "application/json"})
-            assert json.loads(post.getresponse().read()) == {"state": "starting"}
-            seen = []
-            while not seen or (seen[-1].get("state") != "done"):
-                line = streams[0][1].readline()
-                if line.startswith(b"data: "):
-                    seen.append(json.loads(line[6:]))
-            assert {event["event"] for event in seen} == {
-                "state", "progress", "epoch", "weights", "evaluation",
-            }  # fmt: skip
-            snapshot = run.monitor.snapshot()
-            assert [e["record"] for e in seen if e["event"] == "epoch"] == snapshot["epochs"]
-            streams[0][0].close()
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(run.monitor.session, monitor=run.monitor) as server:
+        address = server.server_address[:2]
+        streams = []
+        for _ in range(monitor.MAX_STREAMS):
+            connection = http.client.HTTPConnection(*address, timeout=60)
+            connection.request("GET", "/api/events")
+            streams.append((connection, connection.getresponse()))
+        assert streams[0][1].getheader("Content-Type") == "text/event-stream"
+        one_more = http.client.HTTPConnection(*address, timeout=60)
+        one_more.request("GET", "/api/events")
+        assert one_more.getresponse().status == 503
+        for connection, _ in streams[1:]:
+            connection.close()
+        post = http.client.HTTPConnection(*address, timeout=60)
+        body = json.dumps({"action": "start"})
+        post.request("POST", "/api/training", body, {"Content-Type": "application/json"})
+        assert json.loads(post.getresponse().read()) == {"state": "starting"}
+        seen = []
+        while not seen or (seen[-1].get("state") != "done"):
+            line = streams[0][1].readline()
+            if line.startswith(b"data: "):
+                seen.append(json.loads(line[6:]))
+        assert {event["event"] for event in seen} == {
+            "state", "progress", "epoch", "weights", "evaluation",
+        }  # fmt: skip
+        snapshot = run.monitor.snapshot()
+        assert [e["record"] for e in seen if e["event"] == "epoch"] == snapshot["epochs"]
+        streams[0][0].close()
 
 
 def test_without_a_run_there_is_nothing_to_follow():
-    with PageServer(session_of(lenet())) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            for path in ("/api/training", "/api/events"):
-                connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
-                connection.request("GET", path)
-                assert connection.getresponse().status == 404
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(session_of(lenet())) as server:
+        for path in ("/api/training", "/api/events"):
+            connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
+            connection.request("GET", path)
+            assert connection.getresponse().status == 404
 
 
 def test_the_many_points_of_a_long_run_are_thinned(eager, monkeypatch):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from explained import scores
 from PIL import Image
+from served import serving
 
 from gpuconv import models
 from gpuconv.data import Dataset, Preprocessing
-from gpuconv.page import Session
+from gpuconv.page import Session, routes
 from gpuconv.page import server as server_module
 from gpuconv.page.server import PageServer
 
@@ -37,12 +38,8 @@ def session():
 
 @pytest.fixture
 def server(session):
-    with PageServer(session) as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving(session) as made:
         yield made
-        made.shutdown()
-        thread.join()
 
 
 def ask(server, path, body=None, method=None, **headers):
@@ -130,8 +127,17 @@ def test_maps_nodes_filters_samples_and_explanations(server, session):
     name = found["run"]
     again = get(server, f"/api/maps?run={name}&layer=4&first=0")
     assert again == found["maps"][4]
-    node = get(server, f"/api/node?run={name}&layer=4&index=7,3,2")
-    assert node == session.node(name, 4, (7, 3, 2))
+    x = np.frombuffer(base64.b64decode(found["maps"][3]["data"]), "<f4").reshape(6, 14, 14)
+    window = {"from": 3, "channels": [5, 2], "top": 12, "left": 1, "rows": 5, "columns": 4}
+    parts = json.dumps({"run": name, "windows": [window | {"dilation": [1, 1]}]})
+    _, _, body = ask(server, "/api/values", parts, Content_Type="application/json")
+    (data,) = json.loads(body)["values"]
+    expected = np.pad(x, ((0, 0), (0, 3), (0, 0)))[[5, 2], 12:17, 1:5]
+    assert (np.frombuffer(base64.b64decode(data), "<f4") == expected.ravel()).all()
+    weights = get(server, "/api/weights?layer=4&channel=7")
+    layer = session.graph.model["conv2"]
+    assert base64.b64decode(weights["weight"]) == layer.weight.data[7].tobytes()
+    assert base64.b64decode(weights["bias"]) == layer.bias.data[7].tobytes()
     filters = get(server, "/api/filters?layer=1&when=now")
     w = np.frombuffer(base64.b64decode(filters["data"]), "<f4").reshape(filters["shape"])
     assert (w == session.graph.model["conv1"].weight.data).all()
@@ -163,8 +169,9 @@ def test_gradient_saliency_is_the_gradient_by_central_differences(session):
 def test_runs_that_were_forgotten_say_so(server, session):
     _, first = run(server)
     session.load(session.graph.model.state_dict())
-    for path in ("maps?layer=1&first=0&run=", "node?layer=1&index=0,0,0&run="):
-        assert "gone" in get(server, f"/api/{path}{first['run']}")
+    assert "gone" in get(server, f"/api/maps?layer=1&first=0&run={first['run']}")
+    parts = json.dumps({"run": first["run"], "windows": []})
+    assert b"gone" in ask(server, "/api/values", parts, Content_Type="application/json")[2]
     _, second = run(server)
     assert second["version"] == first["version"] + 1
 
@@ -283,7 +290,7 @@ def malformed_questions(count):
     text = json.dumps(good)
     names = (
         "/api/maps",
-        "/api/node",
+        "/api/weights",
         "/api/filters",
         "/api/explanation",
         "/api/sample",
@@ -340,6 +347,7 @@ LINES = (
     b"DELETE / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"OPTIONS /api/run HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET http://evil.example/ HTTP/1.1\r\n\r\n",
+    b"POST /api/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n folded: x\r\n\r\n",
 )
 
 
@@ -356,7 +364,7 @@ def test_malformed_lines(server, line):
 
 
 def test_a_client_that_dribbles_is_dropped(server, monkeypatch):
-    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.3)
     with socket.create_connection(server.server_address, timeout=20) as raw:
         raw.sendall(b"POST /api/picture HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n")
         raw.sendall(b"Content-Type: application/octet-stream\r\n\r\n")
@@ -397,12 +405,12 @@ def test_the_number_of_clients_is_bounded(server, monkeypatch):
     """Those whose answers are on their way keep their places; one more is told so at once."""
     release, busy = threading.Event(), threading.Semaphore(0)
 
-    def slow(server, query):
+    def slow(session):
         busy.release()
         release.wait(60)
         return {}
 
-    monkeypatch.setitem(server_module.GET, "/api/slow", slow)
+    monkeypatch.setitem(routes.QUESTIONS, "/api/slow", (slow, {}))
     threads = [
         threading.Thread(target=get, args=(server, "/api/slow"))
         for _ in range(server_module.MAX_CLIENTS)

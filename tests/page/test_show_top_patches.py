@@ -3,12 +3,12 @@
 import base64
 import json
 import re
-import threading
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from served import serving
 from test_show_export import every_kind
 
 from gpuconv import explain, models, nn
@@ -17,7 +17,6 @@ from gpuconv.data import Dataset, Preprocessing, to_float
 from gpuconv.page import Session, of_model, top_patches
 from gpuconv.page.explanations import options
 from gpuconv.page.export import export
-from gpuconv.page.server import PageServer
 from gpuconv.page.session import Missing
 
 
@@ -41,12 +40,8 @@ def session():
 
 @pytest.fixture(scope="module")
 def served(session):
-    with PageServer(session) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving(session) as server:
         yield server.url
-        server.shutdown()
-        thread.join()
 
 
 def get(url):
@@ -117,16 +112,10 @@ def test_a_layer_without_a_way_back_is_told():
     model = nn.Sequential(own=OneWay(), flat=nn.Flatten(), fc=nn.Linear(64, 2))
     session = of_model(model, (1, 8, 8))
     run = session.run(np.ones((1, 8, 8), np.uint8))["run"]
-    with PageServer(session) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            with pytest.raises(HTTPError) as refused:
-                get(f"{server.url}api/explanation?run={run}&method=gradient&target=0")
-            assert (refused.value.code, refused.value.read()) == (501, b"OneWay has no backward\n")
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(session) as server:
+        with pytest.raises(HTTPError) as refused:
+            get(f"{server.url}api/explanation?run={run}&method=gradient&target=0")
+        assert (refused.value.code, refused.value.read()) == (501, b"OneWay has no backward\n")
 
 
 def test_slow_and_impossible_methods_are_not_offered():
@@ -228,7 +217,7 @@ def test_parts_of_every_kind_of_layer_with_maps():
 
 
 def test_what_cannot_be_looked_for(session):
-    with pytest.raises(ValueError, match="conv1 has filters 0 to 5, got 6"):
+    with pytest.raises(ValueError, match="filters of conv1 go from 0 to 5, got 6"):
         session.patches(1, 6)
     with pytest.raises(Missing, match="fc1 has no maps"):
         session.patches(next(n.number for n in session.graph if n.name == "fc1"), 0)

@@ -44,7 +44,17 @@ def test_saxpy(rng, n):
     x, y = rng.standard_normal(n, np.float32), rng.standard_normal(n, np.float32)
     device = sim.asarray(y)
     run(SAXPY, "saxpy", 7, 128, (device, sim.asarray(x), 2.5, n))
-    assert np.array_equal(sim.asnumpy(device), (2.5 * x.astype(np.float64) + y).astype(np.float32))
+    assert np.array_equal(sim.asnumpy(device), np.float32(2.5) * x + y)
+
+
+def test_products_and_sums_are_fused_on_request(rng):
+    x, y = rng.standard_normal((2, 1000), np.float32)
+    device = sim.asarray(y)
+    module = sim.Module(SAXPY, ["-fmad=true"])
+    module.launch("saxpy", 7, 128, (device, sim.asarray(x), 2.3, 1000))
+    once = np.float64(np.float32(2.3)) * x + y  # exact in float64 but for the sum's last bits
+    assert np.array_equal(sim.asnumpy(device), once.astype(np.float32))
+    assert not np.array_equal(sim.asnumpy(device), np.float32(2.3) * x + y)
 
 
 SGEMM = """

@@ -154,10 +154,12 @@ def test_records_beyond_the_checkpoint_are_written_again(tmp_path, whole):
     assert final_state(tmp_path) == whole
 
 
-def test_a_shortened_history_is_told(tmp_path, capsys):
+def test_a_history_that_lacks_records_is_told(tmp_path, capsys):
     with pytest.raises(Interrupted):
         train(tmp_path, [Stop((20,))])
-    (tmp_path / "history.jsonl").unlink()
+    file = tmp_path / "history.jsonl"
+    record = json.loads(file.read_text().splitlines()[0])
+    file.write_text(json.dumps({**record, "loss": ["odd"]}) + "\n")  # no record, and one is enough
     messages = []
 
     class Listen(Callback):
@@ -168,6 +170,7 @@ def test_a_shortened_history_is_told(tmp_path, capsys):
     assert "history.jsonl: lacks records that the run had written" in messages[0]
     assert "resumed" in messages[1]
     assert "epoch 2 after 4 batches" in messages[1]
+    assert "odd" not in file.read_text()
 
 
 # ---- more epochs ---------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def test_the_first_layer_that_is_not_finite_is_named(tmp_path):
     text = told(model, out=tmp_path)
     assert "epoch 1, batch 3: the loss is not finite" in text
     assert "output of layer odd (Broken), which holds NaN in 1 of 1152 values" in text
-    assert not any(module.__dict__.get("_forward_hooks") for module in model.modules())
+    assert not any(module._hooks for module in model.modules())
     kept = checkpoint.read(tmp_path / "last.safetensors")  # from before: finite
     assert all(np.isfinite(array).all() for array in kept.weights.values())
 
@@ -338,8 +338,9 @@ def test_bad_arguments():
         trainer().fit([], epochs=1)
     with pytest.raises(ValueError, match="unknown loss 'hing'; did you mean 'hinge'"):
         Trainer(network(), "hing", optim.SGD(network().parameters()))
-    with pytest.raises(ValueError, match="Trainer: clip_norm must be a finite number"):
-        trainer(clip_norm=-1)
+    for norm in (-1, 0):
+        with pytest.raises(ValueError, match="Trainer: clip_norm must be a finite number > 0"):
+            trainer(clip_norm=norm)
     with pytest.raises(ValueError, match="Trainer: log_batches must be at least 1"):
         trainer(log_batches=0)
     with pytest.raises(ValueError, match="resume needs the Trainer's out"):
@@ -526,6 +527,26 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
         run.fit(*loaders(), epochs=3)
     assert info.value.exit_code == 130
     assert checkpoint.read(tmp_path / "last.safetensors").metadata["position"]["step"] == 6
+
+
+@pytest.mark.parametrize("batch", [16, 96])
+def test_compilation_does_not_count_as_speed(monkeypatch, batch):
+    """The clock advances by 100 s in the first batch of a run, by 1 s in the others."""
+    clock = [0.0]
+    own = Trainer._batch
+
+    def slow(self, x, labels):
+        clock[0] += 1.0 if self.state.step else 100.0
+        own(self, x, labels)
+
+    monkeypatch.setattr(Trainer, "_batch", slow)
+    monkeypatch.setattr("gpuconv.train.trainer.time.monotonic", lambda: clock[0])
+    records = trainer().fit(Loader(dataset(96), batch), epochs=2)
+    if batch == 16:
+        assert [record["images_per_second"] for record in records] == [16, 16]
+        assert [record["seconds"] for record in records] == [6, 6]
+    else:  # nothing to compare the first batch with
+        assert [record.get("images_per_second") for record in records] == [None, 96]
 
 
 class Terminal(io.StringIO):

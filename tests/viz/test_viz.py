@@ -29,9 +29,12 @@ def test_curves_from_records_and_from_a_file(tmp_path):
 def test_curves_refuse_what_they_cannot_draw(tmp_path):
     with pytest.raises(ValueError, match="no finished epoch"):
         curves(HISTORY[:1], tmp_path / "a.png")
-    (tmp_path / "history.jsonl").write_text("{torn")
-    with pytest.raises(ValueError, match="not a history of JSON lines"):
-        curves(tmp_path / "history.jsonl", tmp_path / "a.png")
+    right = json.dumps(HISTORY[1]) + "\n"
+    for wrong in ("{torn", "[1]", '{"epoch": 2}', json.dumps({**HISTORY[2], "loss": [0.5]}),
+                  json.dumps({**HISTORY[2], "accuracy": 10**400}), "[" * 100_000):  # fmt: skip
+        (tmp_path / "history.jsonl").write_text(right + wrong)
+        with pytest.raises(ValueError, match="not a history of JSON lines: line 2"):
+            curves(tmp_path / "history.jsonl", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 

@@ -54,7 +54,7 @@
 
   function bar(k, share, best) {
     const fill = element("span", { class: "fill" });
-    fill.style.width = `${100 * (share ?? 0)}%`;
+    fill.style.width = `${100 * (share || 0)}%`;
     const row = element("li", best ? { class: "best" } : {},
       element("button", {
         type: "button", class: "label", title: "how softmax made this",

@@ -58,11 +58,10 @@
   /** A function from a value to [r, g, b], for values up to `most` in size. */
   function palette(most) {
     const rgb = table(dark() ? "dark" : "light");
-    const scale = most > 0 ? STEPS / most : 0;
     return (value) => {
-      if (Number.isNaN(value)) return [255, 0, 255];
-      const step = Math.round(Math.min(STEPS, Math.max(-STEPS, value * scale)));
-      return rgb[step + STEPS];
+      const share = most > 0 ? value / most : Math.sign(value);
+      if (Number.isNaN(share)) return [255, 0, 255];
+      return rgb[Math.round(STEPS * Math.min(1, Math.max(-1, share))) + STEPS];
     };
   }
 

@@ -4,60 +4,97 @@ window.gpuconv = window.gpuconv || {};
 
 (() => {
   const all = (n) => Array.from({ length: n }, (_, i) => i);
-  const POOLS = ["max_pool", "avg_pool", "sum_pool"];
 
   /** The channels of the layer before that filter k sees. */
   function seen(layer, before, k) {
     if (layer.links) return layer.links[k];
-    const each = before.shape[0] / layer.groups;
+    const each = before[0] / layer.groups;
     const begin = Math.floor(k / (layer.shape[0] / layer.groups)) * each;
     return all(each).map((c) => begin + c);
   }
+
+  /** What place `at` of a layer's rows (axis 0) or columns (axis 1) reads of `length` before it:
+      [the first, how many, how far apart]. */
+  function reach(layer, axis, at, length) {
+    if (layer.kernel) {
+      const first = at * layer.stride[axis] - layer.pads[axis][0];
+      return [first, layer.kernel[axis], layer.dilation[axis]];
+    }
+    if (layer.kind !== "adaptive_avg_pool") return [at, 1, 1];
+    const parts = layer.shape[axis + 1];
+    const first = Math.floor((at * length) / parts);
+    return [first, Math.ceil(((at + 1) * length) / parts) - first, 1];
+  }
+
+  /** An element, or `count` of a vector, as a window. */
+  const single = (from, index, count = 1) => {
+    const [channel, top, left] = index.length === 3 ? index : [0, 0, index[0]];
+    return { from, channels: [channel], top, left, rows: 1, columns: count, dilation: [1, 1] };
+  };
 
   /** [{from, channels, top, left, rows, columns, dilation}]: what element `index` reads. A window
       may reach into the padding. A vector is one row. */
   function windows(layers, layer, index) {
     const before = layers[layer.from[0]];
-    const one = (from, channels, top, left, rows, columns, dilation = [1, 1]) =>
-      ({ from, channels, top, left, rows, columns, dilation });
     if (!before) return [];
-    if (layer.kind === "conv" || POOLS.includes(layer.kind)) {
-      const [c, p, q] = index;
-      const channels = layer.kind === "conv" ? seen(layer, before, c) : [c];
-      const top = p * layer.stride[0] - layer.pads[0][0];
-      const left = q * layer.stride[1] - layer.pads[1][0];
-      return [one(before.number, channels, top, left, ...layer.kernel, layer.dilation)];
-    }
-    if (layer.kind === "adaptive_avg_pool") {
-      const [c, p, q] = index;
-      const [, H, W] = before.shape;
-      const [, P, Q] = layer.shape;
-      const [top, left] = [Math.floor((p * H) / P), Math.floor((q * W) / Q)];
-      const rows = Math.ceil(((p + 1) * H) / P) - top;
-      return [one(before.number, [c], top, left, rows, Math.ceil(((q + 1) * W) / Q) - left)];
-    }
-    if (layer.kind === "linear" || layer.kind === "softmax") {
-      return [one(before.number, [0], 0, 0, 1, before.shape[0])];
-    }
-    if (layer.kind === "flatten" && before.shape.length === 3) {
-      const at = unravel(index[0], before.shape);
-      return [one(before.number, [at[0]], at[1], at[2], 1, 1)];
-    }
-    if (layer.kind === "concat") {
-      let channel = index[0];
-      for (const from of layer.from) {
-        if (channel < layers[from].shape[0]) return [one(from, [channel], index[1], index[2], 1, 1)];
-        channel -= layers[from].shape[0];
+    const [channel, ...place] = index;
+    switch (layer.kind) {
+      case "linear": return [single(before.number, [0], before.shape[0])];
+      case "softmax": return [single(before.number, [0], before.shape[0])];
+      case "flatten": return [single(before.number, unravel(channel, before.shape))];
+      case "concat": {
+        let [number, first] = [0, channel];
+        while (first >= layers[layer.from[number]].shape[0]) {
+          first -= layers[layer.from[number++]].shape[0];
+        }
+        return [single(layer.from[number], [first, ...place])];
+      }
+      case "response_norm": {
+        const first = Math.max(0, channel - Math.floor(layer.size / 2));
+        const last = Math.min(before.shape[0] - 1, channel + Math.floor((layer.size - 1) / 2));
+        const channels = all(last - first + 1).map((c) => first + c);
+        return [{ ...single(before.number, index), channels }];
       }
     }
-    if (layer.kind === "response_norm") {
-      const first = Math.max(0, index[0] - Math.floor(layer.size / 2));
-      const last = Math.min(before.shape[0] - 1, index[0] + Math.floor((layer.size - 1) / 2));
-      const channels = all(last - first + 1).map((c) => first + c);
-      return [one(before.number, channels, index[1], index[2], 1, 1)];
+    if (!layer.kernel && layer.kind !== "adaptive_avg_pool") {
+      return layer.from.map((from) => single(from, index));
     }
-    const [channel, row, column] = index.length === 3 ? index : [0, 0, index[0]];
-    return layer.from.map((from) => one(from, [channel], row, column, 1, 1));
+    const channels = layer.kind === "conv" ? seen(layer, before.shape, channel) : [channel];
+    const [[top, rows, down], [left, columns, right]] =
+      place.map((at, axis) => reach(layer, axis, at, before.shape[axis + 1]));
+    return [{ from: before.number, channels, top, left, rows, columns, dilation: [down, right] }];
+  }
+
+  /** The index of a window's element i. */
+  function readAt({ channels, top, left, rows, columns, dilation }, i) {
+    const inner = i % (rows * columns);
+    return [
+      channels[Math.floor(i / (rows * columns))],
+      top + Math.floor(inner / columns) * dilation[0], left + (inner % columns) * dilation[1],
+    ];
+  }
+
+  /** For each element of one channel whether it lies in maps of that shape, or in their padding. */
+  function inside(window, shape) {
+    const [height, width] = shape.length === 3 ? shape.slice(1) : [1, shape[0]];
+    return all(window.rows * window.columns).map((i) => {
+      const [, y, x] = readAt(window, i);
+      return y >= 0 && y < height && x >= 0 && x < width;
+    });
+  }
+
+  /** What a pool's sum at a place (row, column) is divided by: 1 for sum-pooling, else the elements
+      that count. */
+  function divisor(layer, shape, place) {
+    if (layer.kind === "sum_pool") return 1;
+    const [rows, columns] = place.map((at, axis) => {
+      const length = shape[axis + 1];
+      const [before, after] = layer.count_include_pad ? layer.pads[axis] : [0, 0];
+      const [first, count, step] = reach(layer, axis, at, length);
+      return all(count).map((tap) => first + tap * step)
+        .filter((x) => x >= -before && x < length + after).length;
+    });
+    return Math.max(1, rows * columns);
   }
 
   function unravel(flat, shape) {
@@ -74,51 +111,46 @@ window.gpuconv = window.gpuconv || {};
   /** The rows and columns of the picture that can change element `index`: {top, left, rows,
       columns}; all of it once a layer reads everything. */
   function field(layers, layer, index) {
-    const [row, column] = index.length === 3 ? index.slice(1) : [0, 0];
-    let box = index.length === 3 ? [row, row, column, column] : null;
     let at = layer;
-    if (box === null && layer.kind === "flatten") {
-      [at] = layer.from.map((from) => layers[from]);
-      const [, y, x] = unravel(index[0], at.shape);
-      box = [y, y, x, x];
+    let place = index;
+    if (layer.kind === "flatten") {
+      at = layers[layer.from[0]];
+      place = unravel(index[0], at.shape);
     }
-    const boxes = new Map([[at.number, box]]);
+    const [, row, column] = place;
+    const boxes = new Map([[at.number, place.length === 3 ? [row, row, column, column] : null]]);
     for (let number = at.number; number > 0; number--) {
       if (!boxes.has(number)) continue;
       const reached = boxes.get(number);
       for (const from of layers[number].from) {
-        const wider = before(layers, layers[number], reached);
-        boxes.set(from, join(boxes.get(from), wider, boxes.has(from)));
+        const wider = before(layers[number], layers[from].shape, reached);
+        boxes.set(from, boxes.has(from) ? join(boxes.get(from), wider) : wider);
       }
     }
     const [, height, width] = layers[0].shape;
     const [top, bottom, left, right] = boxes.get(0) || [0, height - 1, 0, width - 1];
-    const inside = (v, size) => Math.min(size - 1, Math.max(0, v));
-    const [y, x] = [inside(top, height), inside(left, width)];
+    const within = (v, size) => Math.min(size - 1, Math.max(0, v));
+    const [y, x] = [within(top, height), within(left, width)];
     return {
-      top: y, left: x, rows: inside(bottom, height) - y + 1, columns: inside(right, width) - x + 1,
+      top: y, left: x, rows: within(bottom, height) - y + 1, columns: within(right, width) - x + 1,
     };
   }
 
-  const join = (a, b, known) => {
-    if (!known) return b;
-    if (a === null || b === null) return null;
-    return [Math.min(a[0], b[0]), Math.max(a[1], b[1]), Math.min(a[2], b[2]), Math.max(a[3], b[3])];
-  };
+  const join = (a, b) => a && b &&
+    [Math.min(a[0], b[0]), Math.max(a[1], b[1]), Math.min(a[2], b[2]), Math.max(a[3], b[3])];
 
-  /** [top, bottom, left, right] of what the layer reads for such a part of its output. */
-  function before(layers, layer, box) {
+  /** [top, bottom, left, right] of what the layer reads, for such a part of its output. */
+  function before(layer, shape, box) {
     if (box === null || layer.shape.length !== 3) return null;
-    if (layer.kernel) {
-      const reach = (from, to, axis) => {
-        const first = from * layer.stride[axis] - layer.pads[axis][0];
-        const extent = (layer.kernel[axis] - 1) * layer.dilation[axis];
-        return [first, to * layer.stride[axis] - layer.pads[axis][0] + extent];
-      };
-      return [...reach(box[0], box[1], 0), ...reach(box[2], box[3], 1)];
-    }
-    return layer.kind === "adaptive_avg_pool" ? null : box;
+    const ends = (first, last, axis) => {
+      const [begin] = reach(layer, axis, first, shape[axis + 1]);
+      const [end, count, step] = reach(layer, axis, last, shape[axis + 1]);
+      return [begin, end + (count - 1) * step];
+    };
+    return [...ends(box[0], box[1], 0), ...ends(box[2], box[3], 1)];
   }
 
-  Object.assign(window.gpuconv, { windows, field, unravel, ravel });
+  Object.assign(window.gpuconv, {
+    windows, single, readAt, inside, divisor, field, ravel, seen, reach,
+  });
 })();

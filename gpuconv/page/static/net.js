@@ -1,9 +1,9 @@
-// The forward pass, for the page that has the weights inside: float32 values, each sum of products
-// taken in double precision and rounded once.
+// The forward pass and the gradient of a score, for the page that has the weights inside: float32
+// values, each sum of products taken in double precision and rounded once.
 "use strict";
-window.gpuconv = window.gpuconv || {};
 
 (() => {
+  const { reach, seen, divisor } = gpuconv;
   const size = (shape) => shape.reduce((a, b) => a * b, 1);
 
   /** Every layer's output for x, the network's input: an array of Float32Array, by number. */
@@ -14,153 +14,195 @@ window.gpuconv = window.gpuconv || {};
       const shapes = layer.from.map((from) => layers[from].shape);
       const y = new Float32Array(size(layer.shape));
       if (layer.kind === "input") y.set(x);
-      else KINDS[layer.kind](layer, given, shapes, y, weights[layer.number]);
+      else KINDS[layer.kind][0](layer, given, shapes, y, weights[layer.number]);
       outputs.push(y);
     }
     return outputs;
   }
 
-  function conv(layer, [x], [[C, H, W]], y, { weight, bias }) {
-    const [K, P, Q] = layer.shape;
-    const [R, S] = layer.kernel;
-    const each = C / layer.groups;
-    const sums = new Float64Array(P * Q);
-    for (let k = 0; k < K; k++) {
-      sums.fill(bias ? bias[k] : 0);
-      const begin = Math.floor(k / (K / layer.groups)) * each;
-      for (let c = 0; c < each; c++) {
-        if (layer.links && !layer.links[k].includes(c)) continue;
-        for (let r = 0; r < R; r++) {
-          for (let s = 0; s < S; s++) {
-            const w = weight[((k * each + c) * R + r) * S + s];
-            add(layer, sums, x, (begin + c) * H * W, H, W, P, Q, r, s, w);
-          }
-        }
+  /** d(score of class `target`) / d(input), summed over its channels: Float32Array (H, W). */
+  function gradient(model, weights, outputs, target) {
+    const { layers } = model;
+    const gradients = layers.map((layer) => new Float64Array(outputs[layer.number].length));
+    gradients[model.scores][target] = 1;
+    for (let number = model.scores; number > 0; number--) {
+      const layer = layers[number];
+      const sources = layer.from.map((from) => ({
+        dx: gradients[from], x: outputs[from], shape: layers[from].shape,
+      }));
+      KINDS[layer.kind][1](layer, gradients[number], sources, outputs[number], weights[number]);
+    }
+    const [, rows, columns] = layers[0].shape;
+    return gpuconv.summed(gradients[0], rows * columns);
+  }
+
+  // ---- layers with windows -----------------------------------------------------------------------
+
+  const known = new WeakMap(); // the taps of each layer
+
+  /** For each tap of the window, the places of a plane of y and the places of x that it reads for
+      them, without those in the padding. */
+  function taps(layer, [, H, W]) {
+    if (known.has(layer)) return known.get(layer);
+    const [, P, Q] = layer.shape;
+    const [down, right] = [along(layer, 0, P, H), along(layer, 1, Q, W)];
+    const found = down.flatMap((rows) => right.map((columns) => {
+      const places = rows.flatMap(([p, i]) => columns.map(([q, j]) => [p * Q + q, i * W + j]));
+      return { ys: Int32Array.from(places, ([y]) => y), xs: Int32Array.from(places, ([, x]) => x) };
+    }));
+    known.set(layer, found);
+    return found;
+  }
+
+  /** For each tap along an axis, the pairs [place in y, place in x] that it joins. */
+  function along(layer, axis, count, length) {
+    const found = [];
+    for (let at = 0; at < count; at++) {
+      const [first, number, step] = reach(layer, axis, at, length);
+      for (let tap = 0; tap < number; tap++) {
+        const x = first + tap * step;
+        found[tap] ??= [];
+        if (x >= 0 && x < length) found[tap].push([at, x]);
       }
-      y.set(sums, k * P * Q);
+    }
+    return found;
+  }
+
+  /** Call each(tap, y, x, w): the tap's places, where the planes begin, and the weight's place. */
+  function eachWeight(layer, shape, each) {
+    const [K, P, Q] = layer.shape;
+    const [, H, W] = shape;
+    const all = taps(layer, shape);
+    const channels = shape[0] / layer.groups;
+    for (let k = 0; k < K; k++) {
+      for (const c of seen(layer, shape, k)) {
+        const w = (k * channels + (c % channels)) * all.length;
+        all.forEach((tap, i) => each(tap, k * P * Q, c * H * W, w + i));
+      }
     }
   }
 
-  /** Add w times the pixels that tap (r, s) reads to all sums of one plane. */
-  function add(layer, sums, x, offset, H, W, P, Q, r, s, w) {
-    const [strideY, strideX] = layer.stride;
-    const top = r * layer.dilation[0] - layer.pads[0][0];
-    const left = s * layer.dilation[1] - layer.pads[1][0];
-    for (let p = 0; p < P; p++) {
-      const i = p * strideY + top;
-      if (i < 0 || i >= H) continue;
-      for (let q = 0; q < Q; q++) {
-        const j = q * strideX + left;
-        if (j >= 0 && j < W) sums[p * Q + q] += w * x[offset + i * W + j];
+  function conv(layer, [x], [shape], y, { weight, bias }) {
+    const sums = new Float64Array(y.length);
+    const plane = y.length / layer.shape[0];
+    if (bias) bias.forEach((b, k) => sums.fill(b, k * plane, (k + 1) * plane));
+    eachWeight(layer, shape, ({ ys, xs }, toY, toX, at) => {
+      const w = weight[at];
+      for (let i = 0; i < ys.length; i++) sums[toY + ys[i]] += w * x[toX + xs[i]];
+    });
+    y.set(sums);
+  }
+
+  function convBack(layer, dy, [{ dx, shape }], y, { weight }) {
+    eachWeight(layer, shape, ({ ys, xs }, toY, toX, at) => {
+      const w = weight[at];
+      for (let i = 0; i < ys.length; i++) dx[toX + xs[i]] += w * dy[toY + ys[i]];
+    });
+  }
+
+  /** Call each(place in y, place in x) for every element that a pool's windows read, in order. */
+  function eachRead(layer, shape, each) {
+    const [C, P, Q] = layer.shape;
+    const [, H, W] = shape;
+    for (const { ys, xs } of taps(layer, shape)) {
+      for (let c = 0; c < C; c++) {
+        for (let i = 0; i < ys.length; i++) each(c * P * Q + ys[i], c * H * W + xs[i]);
       }
     }
   }
+
+  /** For each window of a pool its largest element's place, -1 without one; a NaN wins. */
+  function winners(layer, x, shape) {
+    const found = new Int32Array(size(layer.shape)).fill(-1);
+    eachRead(layer, shape, (y, i) => {
+      if (found[y] < 0 || x[i] > x[found[y]] || Number.isNaN(x[i])) found[y] = i;
+    });
+    return found;
+  }
+
+  const maxPool = (layer, [x], [shape], y) =>
+    winners(layer, x, shape).forEach((i, k) => { y[k] = i < 0 ? -Infinity : x[i]; });
+
+  const maxPoolBack = (layer, dy, [{ dx, x, shape }]) =>
+    winners(layer, x, shape).forEach((i, k) => { if (i >= 0) dx[i] += dy[k]; });
+
+  function meanPool(layer, [x], [shape], y) {
+    const sums = new Float64Array(y.length);
+    eachRead(layer, shape, (k, i) => { sums[k] += x[i]; });
+    const divisors = divisorsOf(layer, shape);
+    sums.forEach((sum, k) => { y[k] = sum / divisors[k % divisors.length]; });
+  }
+
+  function meanPoolBack(layer, dy, [{ dx, shape }]) {
+    const divisors = divisorsOf(layer, shape);
+    eachRead(layer, shape, (k, i) => { dx[i] += dy[k] / divisors[k % divisors.length]; });
+  }
+
+  /** What each window's sum is divided by, for a plane of y. */
+  function divisorsOf(layer, shape) {
+    const [, P, Q] = layer.shape;
+    return Array.from({ length: P * Q }, (_, i) => divisor(layer, shape, [Math.floor(i / Q), i % Q]));
+  }
+
+  // ---- the other layers --------------------------------------------------------------------------
 
   function linear(layer, [x], shapes, y, { weight, bias }) {
-    const n = x.length;
     for (let k = 0; k < y.length; k++) {
       let sum = bias ? bias[k] : 0;
-      for (let i = 0; i < n; i++) sum += weight[k * n + i] * x[i];
+      for (let i = 0; i < x.length; i++) sum += weight[k * x.length + i] * x[i];
       y[k] = sum;
     }
   }
 
-  /** Call each(channel, p, q, taps): taps lists [place in x, place in the window], in order. */
-  function windows(layer, [C, H, W], each) {
-    const [, P, Q] = layer.shape;
-    const [R, S] = layer.kernel;
-    for (let c = 0; c < C; c++) {
-      for (let p = 0; p < P; p++) {
-        for (let q = 0; q < Q; q++) {
-          const taps = [];
-          for (let r = 0; r < R; r++) {
-            const i = p * layer.stride[0] - layer.pads[0][0] + r * layer.dilation[0];
-            if (i < 0 || i >= H) continue;
-            for (let s = 0; s < S; s++) {
-              const j = q * layer.stride[1] - layer.pads[1][0] + s * layer.dilation[1];
-              if (j >= 0 && j < W) taps.push([(c * H + i) * W + j, r * S + s]);
-            }
-          }
-          each(c, p, q, taps);
-        }
-      }
-    }
-  }
-
-  function maxPool(layer, [x], [shape], y) {
-    const [, P, Q] = layer.shape;
-    windows(layer, shape, (c, p, q, taps) => {
-      let most = -Infinity;
-      for (const [i] of taps) if (x[i] > most || Number.isNaN(x[i])) most = x[i];
-      y[(c * P + p) * Q + q] = most;
+  function linearBack(layer, dy, [{ dx }], y, { weight }) {
+    dy.forEach((d, k) => {
+      for (let i = 0; i < dx.length; i++) dx[i] += weight[k * dx.length + i] * d;
     });
   }
 
-  function sumPool(layer, [x], [shape], y) {
-    const [, P, Q] = layer.shape;
-    windows(layer, shape, (c, p, q, taps) => {
-      const sum = taps.reduce((total, [i]) => total + x[i], 0);
-      y[(c * P + p) * Q + q] = sum / divisor(layer, shape, p, q);
-    });
-  }
+  /** Each channel's scale: its weight over the deviation. */
+  const scales = (layer, { weight, running_var: variance }) =>
+    Float64Array.from(variance, (v, c) => (weight ? weight[c] : 1) / Math.sqrt(v + layer.eps));
 
-  /** What a window's sum is divided by: 1 for sum-pooling, else the taps that count. */
-  function divisor(layer, [, H, W], p, q) {
-    if (layer.kind === "sum_pool") return 1;
-    const counted = [[p, H], [q, W]].map(([at, length], axis) => {
-      const [before, after] = layer.count_include_pad ? layer.pads[axis] : [0, 0];
-      let count = 0;
-      for (let tap = 0; tap < layer.kernel[axis]; tap++) {
-        const i = at * layer.stride[axis] - layer.pads[axis][0] + tap * layer.dilation[axis];
-        if (i >= -before && i < length + after) count++;
-      }
-      return count;
-    });
-    return Math.max(1, counted[0] * counted[1]);
-  }
-
-  /** [begin, end) of part p of P of H rows. */
-  const part = (p, P, H) => [Math.floor((p * H) / P), Math.ceil(((p + 1) * H) / P)];
-
-  function adaptive(layer, [x], [[C, H, W]], y) {
-    const [, P, Q] = layer.shape;
-    for (let c = 0; c < C; c++) {
-      for (let p = 0; p < P; p++) {
-        const [top, bottom] = part(p, P, H);
-        for (let q = 0; q < Q; q++) {
-          const [left, right] = part(q, Q, W);
-          let sum = 0;
-          for (let i = top; i < bottom; i++) {
-            for (let j = left; j < right; j++) sum += x[(c * H + i) * W + j];
-          }
-          y[(c * P + p) * Q + q] = sum / ((bottom - top) * (right - left));
-        }
-      }
-    }
-  }
-
-  function batchNorm(layer, [x], [[C]], y, { weight, bias, mean, var: variance }) {
-    const plane = x.length / C;
-    for (let c = 0; c < C; c++) {
-      const scale = (weight ? weight[c] : 1) / Math.sqrt(variance[c] + layer.eps);
-      for (let i = c * plane; i < (c + 1) * plane; i++) {
+  function batchNorm(layer, [x], [[C]], y, arrays) {
+    const { bias, running_mean: mean } = arrays;
+    scales(layer, arrays).forEach((scale, c) => {
+      for (let i = (c * x.length) / C; i < ((c + 1) * x.length) / C; i++) {
         y[i] = (x[i] - mean[c]) * scale + (bias ? bias[c] : 0);
       }
+    });
+  }
+
+  function batchNormBack(layer, dy, [{ dx, shape: [C] }], y, arrays) {
+    scales(layer, arrays).forEach((scale, c) => {
+      for (let i = (c * dx.length) / C; i < ((c + 1) * dx.length) / C; i++) dx[i] += scale * dy[i];
+    });
+  }
+
+  /** Call each(place, places of the neighbours, k + a * their squares' sum) for every element. */
+  function eachNeighbourhood(layer, x, C, each) {
+    const plane = x.length / C;
+    for (let i = 0; i < x.length; i++) {
+      const c = Math.floor(i / plane);
+      const around = [];
+      const last = Math.min(C - 1, c + Math.floor((layer.size - 1) / 2));
+      for (let j = Math.max(0, c - Math.floor(layer.size / 2)); j <= last; j++) {
+        around.push(i + (j - c) * plane);
+      }
+      const squares = around.reduce((sum, j) => sum + x[j] ** 2, 0);
+      each(i, around, layer.k + layer.a * squares);
     }
   }
 
-  function responseNorm(layer, [x], [[C]], y) {
-    const plane = x.length / C;
-    for (let c = 0; c < C; c++) {
-      const first = Math.max(0, c - Math.floor(layer.size / 2));
-      const last = Math.min(C - 1, c + Math.floor((layer.size - 1) / 2));
-      for (let i = 0; i < plane; i++) {
-        let squares = 0;
-        for (let j = first; j <= last; j++) squares += x[j * plane + i] ** 2;
-        y[c * plane + i] = x[c * plane + i] / (layer.k + layer.a * squares) ** layer.beta;
-      }
-    }
-  }
+  const responseNorm = (layer, [x], [[C]], y) =>
+    eachNeighbourhood(layer, x, C, (i, around, d) => { y[i] = x[i] / d ** layer.beta; });
+
+  const responseNormBack = (layer, dy, [{ dx, x, shape: [C] }]) =>
+    eachNeighbourhood(layer, x, C, (i, around, d) => {
+      dx[i] += dy[i] * d ** -layer.beta;
+      const shared = -2 * layer.a * layer.beta * dy[i] * x[i] * d ** (-layer.beta - 1);
+      for (const j of around) dx[j] += shared * x[j];
+    });
 
   function softmax(layer, [x], shapes, y) {
     const most = x.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -169,13 +211,17 @@ window.gpuconv = window.gpuconv || {};
     for (let i = 0; i < x.length; i++) y[i] /= sum;
   }
 
-  const elementwise = (f) => (layer, [x], shapes, y) => {
-    for (let i = 0; i < x.length; i++) y[i] = f(x[i]);
-  };
-  const copy = elementwise((x) => x);
+  function softmaxBack(layer, dy, [{ dx }], y) {
+    const mean = dy.reduce((sum, d, i) => sum + d * y[i], 0);
+    for (let i = 0; i < dx.length; i++) dx[i] += y[i] * (dy[i] - mean);
+  }
 
-  function sum(layer, [a, b], shapes, y) {
+  function add(layer, [a, b], shapes, y) {
     for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
+  }
+
+  function addBack(layer, dy, sources) {
+    for (const { dx } of sources) for (let i = 0; i < dx.length; i++) dx[i] += dy[i];
   }
 
   function concat(layer, given, shapes, y) {
@@ -183,14 +229,33 @@ window.gpuconv = window.gpuconv || {};
     for (const x of given) { y.set(x, at); at += x.length; }
   }
 
-  const KINDS = {
-    conv, linear, max_pool: maxPool, avg_pool: sumPool, sum_pool: sumPool,
-    adaptive_avg_pool: adaptive, batch_norm: batchNorm, response_norm: responseNorm, softmax,
-    relu: elementwise((x) => (x > 0 || Number.isNaN(x) ? x : 0)), tanh: elementwise(Math.tanh),
-    scaled_tanh: elementwise((x) => 1.7159 * Math.tanh((2 / 3) * x)),
-    sigmoid: elementwise((x) => 1 / (1 + Math.exp(-x))),
-    dropout: copy, identity: copy, flatten: copy, add: sum, concat,
+  function concatBack(layer, dy, sources) {
+    let at = 0;
+    for (const { dx } of sources) {
+      for (let i = 0; i < dx.length; i++) dx[i] += dy[at + i];
+      at += dx.length;
+    }
+  }
+
+  /** y = f(x), and the slope by y. */
+  const elementwise = (f, slope) => [
+    (layer, [x], shapes, y) => { for (let i = 0; i < x.length; i++) y[i] = f(x[i]); },
+    (layer, dy, [{ dx }], y) => { for (let i = 0; i < dx.length; i++) dx[i] += slope(y[i]) * dy[i]; },
+  ];
+  const copy = elementwise((x) => x, () => 1);
+
+  const KINDS = { // by kind: forward, backward
+    conv: [conv, convBack], linear: [linear, linearBack], max_pool: [maxPool, maxPoolBack],
+    avg_pool: [meanPool, meanPoolBack], sum_pool: [meanPool, meanPoolBack],
+    adaptive_avg_pool: [meanPool, meanPoolBack], batch_norm: [batchNorm, batchNormBack],
+    response_norm: [responseNorm, responseNormBack], softmax: [softmax, softmaxBack],
+    relu: elementwise((x) => (x > 0 || Number.isNaN(x) ? x : 0), (y) => (y > 0 ? 1 : 0)),
+    tanh: elementwise(Math.tanh, (y) => 1 - y * y),
+    scaled_tanh: elementwise((x) => 1.7159 * Math.tanh((2 / 3) * x),
+      (y) => (2 / 3) * (1.7159 - (y * y) / 1.7159)),
+    sigmoid: elementwise((x) => 1 / (1 + Math.exp(-x)), (y) => y * (1 - y)),
+    dropout: copy, identity: copy, flatten: copy, add: [add, addBack], concat: [concat, concatBack],
   };
 
-  Object.assign(window.gpuconv, { net: { forward, windows, divisor, part, add } });
+  Object.assign(window.gpuconv, { net: { forward, gradient } });
 })();

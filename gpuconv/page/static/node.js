@@ -7,13 +7,13 @@
 
   /** Open a node: {layer, index}. Asks the source, and shows its answer. */
   async function open(node, loud = true) {
-    const { page, source } = gpuconv;
+    const { page } = gpuconv;
     const turn = ++asked;
     if (!page.run) return;
     const { run } = page;
     let found;
     try {
-      found = await source.node(run, node.layer, node.index);
+      found = await gpuconv.explain(run, node.layer, node.index);
     } catch (error) {
       if (error.gone) return; // a newer run is on its way, and opens the node again
       throw error;
@@ -49,7 +49,7 @@
     const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
     if (held) {
       const most = Math.max(Math.abs(held.min), Math.abs(held.max));
-      swatch.style.background = gpuconv.css(gpuconv.palette(most)(found.value ?? NaN));
+      swatch.style.background = gpuconv.css(gpuconv.palette(most)(found.value));
     }
     const value = number(found.value);
     value.id = "node-value";
@@ -71,7 +71,7 @@
   const note = (words) => element("p", { class: "note" }, words);
 
   /** A link to another node. */
-  function link(layer, index, value, name = "x") {
+  function link({ layer, index, value }, name = "x") {
     const { model } = gpuconv.page;
     const shown = number(value);
     shown.dataset.part = name;
@@ -94,7 +94,7 @@
 
   /** A window's values in their places, the winner marked. */
   function windowTable(found) {
-    const { rows, columns, top, left, dilation, from, channels } = found.window;
+    const { rows, columns, top, left, from, channels } = found.window;
     if (rows * columns > 400) return note(`A window of ${rows} by ${columns} values.`);
     const body = element("tbody");
     for (let r = 0; r < rows; r++) {
@@ -108,7 +108,7 @@
           cell.setAttribute("aria-label", `${text(found.x[i])}, the winner`);
         }
         if (there) {
-          const index = [channels[0], top + r * dilation[0], left + c * dilation[1]];
+          const index = gpuconv.readAt(found.window, i);
           cell.classList.add("opens");
           cell.addEventListener("click", () => gpuconv.select({ layer: from, index }));
         }
@@ -124,14 +124,11 @@
 
   function winner(found) {
     if (found.winner === null) return [note("The window lies in the padding alone.")];
-    const { rows, columns, top, left, dilation, from, channels } = found.window;
-    const index = [
-      channels[0], top + Math.floor(found.winner / columns) * dilation[0],
-      left + (found.winner % columns) * dilation[1],
-    ];
+    const index = gpuconv.readAt(found.window, found.winner);
+    const read = { layer: found.window.from, index, value: found.x[found.winner] };
     return [
-      equation(sign("largest of"), part("values", rows * columns, "count"), sign("is"),
-        link(from, index, found.x[found.winner], "winner")),
+      equation(sign("largest of"), part("values", found.x.length, "count"), sign("is"),
+        link(read, "winner")),
       windowTable(found),
     ];
   }
@@ -143,14 +140,13 @@
   ];
 
   const formula = (words) => (found) => [
-    equation(link(found.from, found.at, found.x), sign(words), part("result", found.value, "value")),
+    equation(link(found.read[0]), sign(words), part("result", found.value, "value")),
   ];
 
   function softmax(found) {
     const { model } = gpuconv.page;
-    if (!found.exps) return other(found);
     const own = found.exps[found.index[0]];
-    const order = found.x.map((_, k) => k).sort((a, b) => found.x[b] - found.x[a]).slice(0, 20);
+    const order = [...found.x.keys()].sort((a, b) => found.x[b] - found.x[a]).slice(0, 20);
     const rows = order.map((k) => element("tr", k === found.index[0] ? { class: "winner" } : {},
       element("th", { scope: "row" }, model.classes[k] ?? String(k)),
       number(found.x[k], "td"), number(found.exps[k], "td"),
@@ -168,7 +164,7 @@
   }
 
   const batchNorm = (found) => [
-    equation(sign("("), link(found.from, found.at, found.x), sign("−"), part("mean", found.mean, "mean"),
+    equation(sign("("), link(found.read[0]), sign("−"), part("mean", found.mean, "mean"),
       sign(") ÷ √("), part("variance", found.var, "var"), sign("+"), part("eps", found.eps, "eps"), sign(") ×"),
       part("weight", found.weight, "weight"), sign("+"), part("bias", found.bias, "bias"), sign("="),
       part("result", found.value, "value")),
@@ -181,8 +177,8 @@
   ];
 
   const add = (found) => [
-    equation(link(found.from[0], found.at, found.x[0], "x0"), sign("+"),
-      link(found.from[1], found.at, found.x[1], "x1"), sign("="), part("result", found.value, "value")),
+    equation(link(found.read[0], "x0"), sign("+"), link(found.read[1], "x1"), sign("="),
+      part("result", found.value, "value")),
   ];
 
   const other = (found) => [note(found.kind === "input"
@@ -203,17 +199,17 @@
     const elementwise = ["relu", "tanh", "scaled_tanh", "sigmoid", "batch_norm", "dropout", "identity"];
     const next = model.layers.filter((layer) => layer.from.includes(found.layer));
     return next.filter((layer) => elementwise.includes(layer.kind)).map((layer) => {
-      const value = gpuconv.layers.valueAt(layer, found.index);
-      const next = link(layer.number, found.index, value, "then");
-      if (value === undefined) fill(next, layer.number, found.index);
+      const read = { layer: layer.number, index: found.index, value: gpuconv.layers.valueAt(layer, found.index) };
+      const next = link(read, "then");
+      if (read.value === undefined) fill(next, read);
       return equation(sign(`then ${layer.type}:`), next);
     });
   }
 
   /** Ask for the value of a link whose layer has not been loaded. */
-  async function fill(link, layer, index) {
+  async function fill(link, { layer, index }) {
     try {
-      const { value } = await gpuconv.source.node(gpuconv.page.run, layer, index);
+      const [[value]] = await gpuconv.source.values(gpuconv.page.run, [gpuconv.single(layer, index)]);
       const shown = number(value);
       shown.dataset.part = "then";
       link.lastChild.replaceWith(shown);

@@ -34,7 +34,7 @@ window.gpuconv = window.gpuconv || {};
   }
 
   function percent(share) {
-    if (share === null) return "not a number";
+    if (share === null || Number.isNaN(share)) return "not a number";
     if (share > 0 && share < 0.0001) return "<0.01 %";
     if (share < 1 && share > 0.9999) return ">99.99 %";
     return (100 * share).toFixed(share < 0.0995 || (share > 0.995 && share < 1) ? 2 : 1) + " %";
@@ -92,16 +92,22 @@ window.gpuconv = window.gpuconv || {};
     return btoa(binary);
   }
 
+  /** The sums over the channels of values (C, size). */
+  function summed(values, size) {
+    const sums = new Float64Array(size);
+    values.forEach((value, i) => { sums[i % size] += value; });
+    return Float32Array.from(sums);
+  }
+
   /** A top-activating patch as it was sent, with its arrays read. */
   const readPatch = (patch) =>
     ({ ...patch, pixels: fromBase64(patch.pixels), projection: floats(patch.projection) });
 
   const floats = (encoded) => new Float32Array(fromBase64(encoded).buffer);
-  const count = (values) => values.reduce((a, b) => a * b, 1);
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 
   Object.assign(window.gpuconv, {
-    text, percent, number, element, find, setDigits, say, fromBase64, toBase64, floats, readPatch, count,
+    text, percent, number, element, find, setDigits, say, fromBase64, toBase64, floats, readPatch, summed,
     plural,
   });
 })();

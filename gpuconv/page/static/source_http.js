@@ -17,6 +17,8 @@ window.gpuconv = window.gpuconv || {};
     answer(await fetch(path, { method: "POST", headers: { "Content-Type": type }, body }));
 
   const values = (found) => ({ ...found, values: gpuconv.floats(found.data) });
+  const arrays = (found) => Object.fromEntries(
+    Object.entries(found).map(([name, data]) => [name, gpuconv.floats(data)]));
   const pixels = (found) => ({ ...found, pixels: gpuconv.fromBase64(found.pixels) });
 
   window.gpuconv.source = {
@@ -31,7 +33,11 @@ window.gpuconv = window.gpuconv || {};
     },
 
     maps: async (run, layer, first) => values(await ask("/api/maps", { run, layer, first })),
-    node: (run, layer, index) => ask("/api/node", { run, layer, index: index.join(",") }),
+    async values(run, windows) {
+      const { values } = await send("/api/values", JSON.stringify({ run, windows }));
+      return values.map(gpuconv.floats);
+    },
+    weights: async (layer, channel) => arrays(await ask("/api/weights", { layer, channel })),
     filters: async (layer, when) => values(await ask("/api/filters", { layer, when })),
     explanation: async (run, method, target) =>
       values(await ask("/api/explanation", { run, method, target })),

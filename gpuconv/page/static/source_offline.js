@@ -42,13 +42,20 @@
     const { shape, page } = model.layers[layer];
     const values = outputs[layer];
     const plane = values.length / shape[0];
-    let [min, max] = [Infinity, -Infinity];
-    for (const value of values) {
-      if (value < min) min = value;
-      if (value > max) max = value;
-    }
-    if (!Number.isFinite(min) || !Number.isFinite(max)) [min, max] = [0, 0];
+    const finite = values.filter(Number.isFinite);
+    const min = finite.length ? finite.reduce((a, b) => Math.min(a, b)) : 0;
+    const max = finite.length ? finite.reduce((a, b) => Math.max(a, b)) : 0;
     return { layer, first, min, max, values: values.subarray(first * plane, (first + page) * plane) };
+  }
+
+  /** The values of a window, 0 in the padding. */
+  function cut(y, shape, window) {
+    const there = gpuconv.inside(window, shape);
+    return Float32Array.from({ length: window.channels.length * there.length }, (_, i) => {
+      const [channel, row, column] = gpuconv.readAt(window, i);
+      if (!there[i % there.length]) return 0;
+      return y[shape.length === 3 ? gpuconv.ravel([channel, row, column], shape) : column];
+    });
   }
 
   /** A picture of any size, fitted as `gpuconv predict` does. */
@@ -107,7 +114,13 @@
     },
 
     maps: async (run, layer, first) => maps(outputsOf(run), layer, first),
-    node: async (run, layer, index) => net.explain(model.layers, weights, outputsOf(run), layer, index),
+    values: async (run, windows) => windows.map((window) =>
+      cut(outputsOf(run)[window.from], model.layers[window.from].shape, window)),
+    weights: async (layer, channel) => Object.fromEntries(
+      Object.entries(weights[layer]).map(([name, array]) => {
+        const size = array.length / model.layers[layer].shape[0];
+        return [name, array.subarray(channel * size, (channel + 1) * size)];
+      })),
 
     async filters(layer, when) {
       const values = when === "start" ? start[layer].weight : weights[layer].weight;
@@ -115,8 +128,8 @@
     },
 
     async explanation(run, method, target) {
-      const values = net.saliency(model, weights, outputsOf(run), target);
-      return { shape: model.layers[0].shape, values, method };
+      const values = net.gradient(model, weights, outputsOf(run), target);
+      return { shape: [1, ...model.layers[0].shape.slice(1)], values, method };
     },
 
     async patches(layer, filter) {

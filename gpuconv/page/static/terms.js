@@ -7,44 +7,26 @@
   const MAX_ROWS = 600;
 
   /** The terms cut into groups: a window's channels, the maps that were flattened, or one row.
-      [{name, channel, begin, rows, columns, sum}], the index of a term in `at(i)`. */
-  function grouped(found, model) {
-    const layer = model.layers[found.layer];
-    const before = model.layers[found.window.from];
-    const place = found.window;
-    let [channels, rows, columns] = [[0], 1, found.x.length];
-    let titled = before;
-    let at = (i) => [i];
-    if (place.channels) {
-      [channels, rows, columns] = [place.channels, place.rows, place.columns];
-      at = (i) => {
-        const inner = i % (rows * columns);
-        return [
-          channels[Math.floor(i / (rows * columns))],
-          place.top + Math.floor(inner / columns) * place.dilation[0],
-          place.left + (inner % columns) * place.dilation[1],
-        ];
-      };
-    } else if (before.kind === "flatten" && layer.kind === "linear") {
-      titled = model.layers[before.from[0]];
-      if (titled.shape.length === 3) {
-        [, rows, columns] = titled.shape;
-        channels = Array.from({ length: titled.shape[0] }, (_, c) => c);
-        at = (i) => gpuconv.unravel(i, titled.shape);
-      } else titled = before;
+      [{name, begin, rows, columns}], and the index of a term in `at(i)`. */
+  function grouped({ window }, { layers }) {
+    let source = layers[window.from];
+    let { channels, rows, columns } = window;
+    const flat = source.kind === "flatten" ? layers[source.from[0]] : null;
+    if (flat?.shape.length === 3) {
+      source = flat;
+      channels = Array.from({ length: flat.shape[0] }, (_, c) => c);
+      [, rows, columns] = flat.shape;
     }
-    const size = rows * columns;
+    const maps = source.shape.length === 3;
     const groups = channels.map((channel, g) => ({
-      name: channels.length > 1 || place.channels ? `${titled.name} map ${channel}` : titled.name,
-      channel, begin: g * size, rows, columns,
+      name: maps ? `${source.name} map ${channel}` : source.name,
+      begin: g * rows * columns, rows, columns,
     }));
-    return { groups, at, source: titled.number };
+    const at = (i) => (maps ? gpuconv.readAt({ ...window, channels, rows, columns }, i) : [i]);
+    return { groups, at, source: source.number };
   }
 
-  const inside = (found, i) => {
-    const marks = found.window.inside;
-    return marks ? marks[i % marks.length] : true;
-  };
+  const inside = ({ inside: marks }, i) => marks[i % marks.length];
 
   /** The groups as rows of three pictures: inputs, weights, products, and the products' sum. */
   function pictures(found, model, open) {
@@ -52,10 +34,10 @@
     for (const group of groups) {
       group.sum = 0;
       for (let i = group.begin; i < group.begin + group.rows * group.columns; i++) {
-        group.sum += found.products[i] ?? NaN;
+        group.sum += found.products[i];
       }
     }
-    const largest = (values) => values.reduce((most, v) => Math.max(most, Math.abs(v ?? 0)), 0);
+    const largest = (values) => values.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
     const scales = [largest(found.x), largest(found.w), largest(found.products)];
     const shown = groups.length > MOST_GROUPS
       ? [...groups].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum)).slice(0, MOST_GROUPS) : groups;
@@ -97,7 +79,7 @@
     const colour = gpuconv.palette(most);
     for (let i = 0; i < size; i++) {
       const [x, y] = [(i % columns) * cell, Math.floor(i / columns) * cell];
-      context.fillStyle = gpuconv.css(colour(values[group.begin + i] ?? NaN));
+      context.fillStyle = gpuconv.css(colour(values[group.begin + i]));
       context.fillRect(x, y, cell - (cell > 4 ? 1 : 0), cell - (cell > 4 ? 1 : 0));
       if (!there(group.begin + i)) hatch(context, x, y, cell);
     }
