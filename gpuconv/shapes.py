@@ -113,13 +113,6 @@ class Window:
             )
         return P, Q
 
-    def require(self, name: str, H: int, W: int) -> None:
-        """ValueError that begins with `name` unless a window fits an H x W image."""
-        try:
-            self.output_size(H, W)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-
     def _outputs(self, size: int, pad: tuple[int, int], axis: int) -> int:
         stride = self.stride[axis]
         room = size + sum(pad) - self.extent[axis]

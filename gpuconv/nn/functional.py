@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.arrays import empty_images
+from gpuconv.arrays import device_of, empty_images, to_device, to_numpy
 from gpuconv.autograd import (
     Array,
     Tensor,
@@ -418,9 +418,23 @@ class ChannelBuffer:
 # ---- losses ------------------------------------------------------------------------------------
 
 
-def cross_entropy(scores: Any, labels: Any, label_smoothing: float = 0.0) -> Tensor:
-    """`ops.cross_entropy`: the mean over the batch, for scores (N, classes) and labels (N,)."""
-    options = (label_smoothing,)
+def cross_entropy(
+    scores: Any,
+    labels: Any,
+    label_smoothing: float = 0.0,
+    weight: Any = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """`ops.cross_entropy`: the mean over the batch, for scores (N, classes) and labels (N,).
+
+    weight: an array of any float type, on any device.
+    """
+    scores = _tensor(scores)
+    if weight is not None:
+        like = scores.data
+        weight = to_numpy(weight.data if isinstance(weight, Tensor) else weight)
+        weight = to_device(np.asarray(weight, like.dtype), device_of(like) or "cpu")
+    options = (label_smoothing, weight, ignore_index)
     return _loss(ops.cross_entropy, ops.cross_entropy_backward, scores, labels, options, options)
 
 

@@ -99,25 +99,24 @@ def adaptive_avg_pool2d_backward_cost(dy, x_shape):
 
 @adaptive_avg_pool2d.check
 def adaptive_avg_pool2d_check(x, output_size):
-    require_floats("adaptive_avg_pool2d", x=x)
-    require_rank("adaptive_avg_pool2d", 4, "(N, C, H, W)", x=x)
+    require_floats(x=x)
+    require_rank(4, "(N, C, H, W)", x=x)
     pair("output_size", output_size, 1)
-    _require_pixels("adaptive_avg_pool2d", x.shape)
+    _require_pixels(x.shape)
 
 
 @adaptive_avg_pool2d_backward.check
 def adaptive_avg_pool2d_backward_check(dy, x_shape):
-    name = "adaptive_avg_pool2d_backward"
-    require_floats(name, dy=dy)
-    require_rank(name, 4, "(N, C, P, Q)", dy=dy)
-    require_image_shape(name, x_shape)
-    require_shape(name, {"dy": (*x_shape[:2], *dy.shape[2:])}, dy=dy)
-    _require_pixels(name, x_shape)
+    require_floats(dy=dy)
+    require_rank(4, "(N, C, P, Q)", dy=dy)
+    require_image_shape(x_shape)
+    require_shape({"dy": (*x_shape[:2], *dy.shape[2:])}, dy=dy)
+    _require_pixels(x_shape)
 
 
-def _require_pixels(name, x_shape):
+def _require_pixels(x_shape):
     if min(x_shape[2:]) < 1:
-        raise ValueError(f"{name}: an image without pixels has no mean; its shape is {x_shape}")
+        raise ValueError(f"an image without pixels has no mean; its shape is {x_shape}")
 
 
 @adaptive_avg_pool2d.launch

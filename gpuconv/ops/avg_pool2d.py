@@ -140,45 +140,45 @@ def pooled(x, *options):
     return ShapeOnly((*x.shape[:2], *window(*options).output_size(*x.shape[2:])), x.dtype)
 
 
-def require_pooled_shape(name, x_shape, geometry, **arrays):
+def require_pooled_shape(x_shape, geometry, **arrays):
     """ValueError unless the arrays have the shape of a pool's result for (N, C, H, W)."""
     shape = (*x_shape[:2], *geometry.output_size(*x_shape[2:]))
-    require_shape(name, dict.fromkeys(arrays, shape), **arrays)
+    require_shape(dict.fromkeys(arrays, shape), **arrays)
 
 
-def _require(name, x, options):
-    require_floats(name, x=x)
-    require_rank(name, 4, "(N, C, H, W)", x=x)
-    window(*options).require(name, *x.shape[2:])
+def _require(x, options):
+    require_floats(x=x)
+    require_rank(4, "(N, C, H, W)", x=x)
+    window(*options).output_size(*x.shape[2:])
 
 
-def _require_backward(name, dy, x_shape, options):
-    require_floats(name, dy=dy)
-    require_image_shape(name, x_shape)
-    window(*options).require(name, *x_shape[2:])
-    require_pooled_shape(name, x_shape, window(*options), dy=dy)
+def _require_backward(dy, x_shape, options):
+    require_floats(dy=dy)
+    require_image_shape(x_shape)
+    window(*options).output_size(*x_shape[2:])
+    require_pooled_shape(x_shape, window(*options), dy=dy)
 
 
 @sum_pool2d.check
 def sum_pool2d_check(x, *options):
-    _require("sum_pool2d", x, options)
+    _require(x, options)
 
 
 @avg_pool2d.check
 def avg_pool2d_check(x, *options):
-    flag("avg_pool2d: count_include_pad", options[-1])
-    _require("avg_pool2d", x, options[:-1])
+    flag("count_include_pad", options[-1])
+    _require(x, options[:-1])
 
 
 @sum_pool2d_backward.check
 def sum_pool2d_backward_check(dy, x_shape, *options):
-    _require_backward("sum_pool2d_backward", dy, x_shape, options)
+    _require_backward(dy, x_shape, options)
 
 
 @avg_pool2d_backward.check
 def avg_pool2d_backward_check(dy, x_shape, *options):
-    flag("avg_pool2d_backward: count_include_pad", options[-1])
-    _require_backward("avg_pool2d_backward", dy, x_shape, options[:-1])
+    flag("count_include_pad", options[-1])
+    _require_backward(dy, x_shape, options[:-1])
 
 
 @sum_pool2d.output

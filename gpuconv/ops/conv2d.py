@@ -113,40 +113,39 @@ def _groups(K, C, groups):
 
 @conv2d.check
 def conv2d_check(x, w, b, stride, padding, dilation, groups, activation):
-    require_conv2d("conv2d", x, w, b, stride, padding, dilation, groups, activation)
+    require_conv2d(x, w, b, stride, padding, dilation, groups, activation)
 
 
 @conv2d_backward.check
 def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
-    name = "conv2d_backward"
-    require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation)
-    require_floats(name, ("y",), x=x, dy=dy, y=y)
+    require_conv2d(x, w, b, stride, padding, dilation, groups, activation)
+    require_floats(("y",), x=x, dy=dy, y=y)
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     shape = (x.shape[0], w.shape[0], *size)
-    require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
+    require_shape({"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
-        raise ValueError(f"{name}: activation={activation!r} needs y, what conv2d returned")
+        raise ValueError(f"activation={activation!r} needs y, what conv2d returned")
 
 
-def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=None):
-    """TypeError or ValueError unless these are arguments of a convolution, called `name`."""
-    require_floats(name, ("b",), x=x, w=w, b=b)
-    require_rank(name, 4, "(N, C, H, W)", x=x)
-    require_rank(name, 4, "(K, C/groups, R, S)", w=w)
+def require_conv2d(x, w, b, stride, padding, dilation, groups, activation=None):
+    """TypeError or ValueError unless these are arguments of a convolution."""
+    require_floats(("b",), x=x, w=w, b=b)
+    require_rank(4, "(N, C, H, W)", x=x)
+    require_rank(4, "(K, C/groups, R, S)", w=w)
     (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape
-    whole(f"{name}: groups", groups)
+    whole("groups", groups)
     if C % groups or K % groups:
         raise ValueError(
-            f"{name}: groups={groups} must divide the {C} channels of x and the {K} filters of w"
+            f"groups={groups} must divide the {C} channels of x and the {K} filters of w"
         )
     if filter_channels * groups != C:
         raise ValueError(
-            f"{name}: x has {C} channels, w expects {filter_channels} per group "
+            f"x has {C} channels, w expects {filter_channels} per group "
             f"(x.shape={x.shape}, w.shape={w.shape}, groups={groups})"
         )
-    require_shape(name, {"b": (K,)}, b=b)
+    require_shape({"b": (K,)}, b=b)
     require_activation(activation)
-    window((R, S), stride, padding, dilation).require(name, H, W)
+    window((R, S), stride, padding, dilation).output_size(H, W)
 
 
 @conv2d.output

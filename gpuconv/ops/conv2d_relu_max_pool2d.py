@@ -76,28 +76,26 @@ def conv2d_relu_max_pool2d_backward(
 
 @conv2d_relu_max_pool2d.check
 def conv2d_relu_max_pool2d_check(x, w, b, stride, padding, dilation, groups, pool):
-    name = "conv2d_relu_max_pool2d"
-    require_conv2d(name, x, w, b, stride, padding, dilation, groups)
-    _pooled_shape(name, x, w, stride, padding, dilation, pool)
+    require_conv2d(x, w, b, stride, padding, dilation, groups)
+    _pooled_shape(x, w, stride, padding, dilation, pool)
 
 
 @conv2d_relu_max_pool2d_backward.check
 def conv2d_relu_max_pool2d_backward_check(
     dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx
 ):
-    name = "conv2d_relu_max_pool2d_backward"
-    require_conv2d(name, x, w, b, stride, padding, dilation, groups)
-    require_floats(name, x=x, dy=dy, y=y)
-    require_rank(name, 4, "(N, K, P, Q)", argmax=argmax)
-    shape = _pooled_shape(name, x, w, stride, padding, dilation, pool)
-    require_shape(name, {"dy": shape, "y": shape, "argmax": shape}, dy=dy, y=y, argmax=argmax)
+    require_conv2d(x, w, b, stride, padding, dilation, groups)
+    require_floats(x=x, dy=dy, y=y)
+    require_rank(4, "(N, K, P, Q)", argmax=argmax)
+    shape = _pooled_shape(x, w, stride, padding, dilation, pool)
+    require_shape({"dy": shape, "y": shape, "argmax": shape}, dy=dy, y=y, argmax=argmax)
 
 
-def _pooled_shape(name, x, w, stride, padding, dilation, pool):
+def _pooled_shape(x, w, stride, padding, dilation, pool):
     """(N, K, P, Q) after both windows, if the second fits the first's output."""
     size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
     geometry = window(*_complete(pool))
-    require_pool(name, (len(x), len(w), *size), geometry)
+    require_pool((len(x), len(w), *size), geometry)
     return len(x), len(w), *geometry.output_size(*size)
 
 
@@ -108,7 +106,7 @@ def _complete(pool):
 
 @conv2d_relu_max_pool2d.output
 def conv2d_relu_max_pool2d_output(x, w, b, stride, padding, dilation, groups, pool):
-    shape = _pooled_shape("conv2d_relu_max_pool2d", x, w, stride, padding, dilation, pool)
+    shape = _pooled_shape(x, w, stride, padding, dilation, pool)
     return ShapeOnly(shape, x.dtype), ShapeOnly(shape, window(*_complete(pool)).tap_type)
 
 

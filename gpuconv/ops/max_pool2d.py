@@ -90,35 +90,34 @@ def max_pool2d_backward(
 
 @max_pool2d.check
 def max_pool2d_check(x, *options):
-    require_floats("max_pool2d", x=x)
-    require_rank("max_pool2d", 4, "(N, C, H, W)", x=x)
-    require_pool("max_pool2d", x.shape, window(*options))
+    require_floats(x=x)
+    require_rank(4, "(N, C, H, W)", x=x)
+    require_pool(x.shape, window(*options))
 
 
 @max_pool2d_backward.check
 def max_pool2d_backward_check(dy, argmax, x_shape, *options):
-    name, geometry = "max_pool2d_backward", window(*options)
-    require_floats(name, dy=dy)
-    require_rank(name, 4, "(N, C, P, Q)", dy=dy, argmax=argmax)
-    require_image_shape(name, x_shape)
-    require_pool(name, x_shape, geometry)
-    require_pooled_shape(name, x_shape, geometry, dy=dy, argmax=argmax)
+    geometry = window(*options)
+    require_floats(dy=dy)
+    require_rank(4, "(N, C, P, Q)", dy=dy, argmax=argmax)
+    require_image_shape(x_shape)
+    require_pool(x_shape, geometry)
+    require_pooled_shape(x_shape, geometry, dy=dy, argmax=argmax)
     if argmax.dtype != geometry.tap_type:
         raise TypeError(
-            f"{name}: argmax must be {geometry.tap_type}, as max_pool2d returned it, "
-            f"got {argmax.dtype}"
+            f"argmax must be {geometry.tap_type}, as max_pool2d returned it, got {argmax.dtype}"
         )
 
 
-def require_pool(name, x_shape, geometry):
+def require_pool(x_shape, geometry):
     """ValueError unless the window fits (N, C, H, W) and has a tap for every largest value."""
-    geometry.require(name, *x_shape[2:])
+    geometry.output_size(*x_shape[2:])
     if geometry.taps_count > LARGEST:
-        raise ValueError(f"{name}: a window of {geometry.taps_count} taps; at most {LARGEST} count")
+        raise ValueError(f"a window of {geometry.taps_count} taps; at most {LARGEST} count")
     pads = geometry.pads(*x_shape[2:])
     if any(max(side) > extent // 2 for side, extent in zip(pads, geometry.extent, strict=True)):
         raise ValueError(
-            f"{name}: padding {max(map(max, pads))} is more than half of the window's "
+            f"padding {max(map(max, pads))} is more than half of the window's "
             f"{geometry.extent} pixels: windows of nothing but padding have no largest value; "
             f"use less padding"
         )

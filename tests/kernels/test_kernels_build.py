@@ -80,7 +80,7 @@ def specialisations():
     for file in ("depthwise.cu", "batchnorm.cu", "channels.cu", "lrn.cu", "adaptive_avgpool.cu"):
         for vec in (4, 1):
             yield file, {"VEC": vec}, vec == 4
-    for label in ("int", "long long"):
+    for label in ("int", "long long", "unsigned char"):
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
     yield "optim.cu", {}, True
     yield "sum_partials.cu", {}, True
