@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     options.seconds = options.seconds or (0.05 if options.quick else 0.2)
     if options.stage:
         return run_stage(options)
-    from gpuconv.bench.machine import driver_cards
+    from gpu_machine import driver_cards
+
     from gpuconv.cuda.cupy import problem
 
     if found := problem():
@@ -108,7 +109,9 @@ def parser() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> Iterator[Record]:
     """All stages, one after another; after each the report as it then stands."""
-    from gpuconv.bench import machine
+    import gpu_machine
+
+    from gpuconv.bench.report import processor
     from gpuconv.cuda import source
 
     began = time.monotonic()
@@ -117,13 +120,13 @@ def check(options: argparse.Namespace) -> Iterator[Record]:
     kernels = [name for file in source.files() for name in source.names(file)]
     report: Record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": machine.commit(ROOT),
+        "commit": gpu_machine.commit(ROOT),
         "quick": options.quick,
         "options": {name: getattr(options, name) for name in TOLD},
-        "driver_cards": machine.driver_cards(),
-        "versions": machine.versions(),
-        "processor": machine.processor(),
-        "state_before": machine.card_state(),
+        "driver_cards": gpu_machine.driver_cards(),
+        "versions": gpu_machine.versions(),
+        "processor": processor(),
+        "state_before": gpu_machine.card_state(),
         "card": "unknown",
         "kernels": sorted(kernels),
         "stages": {},
@@ -142,7 +145,7 @@ def check(options: argparse.Namespace) -> Iterator[Record]:
         state = "ok" if stage["finished"] and not bad else f"{bad} failed; {stage.get('why', '')}"
         count, seconds = len(stage["records"]), stage["seconds"]
         print(f"{name}: {count} records, {seconds:.0f} s, {state}", flush=True)
-        report["state_after"] = machine.card_state()
+        report["state_after"] = gpu_machine.card_state()
         report["seconds"] = time.monotonic() - began
         yield report
 

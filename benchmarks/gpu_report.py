@@ -11,11 +11,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from gpu_machine import driver_cards
+
 from gpuconv.bench.ceilings import Ceilings
 from gpuconv.bench.clock import Times
-from gpuconv.bench.machine import driver_cards
 from gpuconv.bench.measure import Row
-from gpuconv.bench.table import HEADER, cells, duration, markdown
+from gpuconv.bench.table import HEADER, TEXT_COLUMNS, cells, duration
 from gpuconv.files import write_atomically
 from gpuconv.ops.cost import Cost
 
@@ -152,7 +153,9 @@ def _times(records: list[Record], report: Record) -> str:
         note += f" Not among these: {', '.join(missing)}."
     if ceilings is None:
         note += " The ceilings were not measured, so there are no shares of them."
-    return f"{markdown(HEADER, rows)}\n\n{note}\n\n{_slowest(records)}".rstrip()
+    rule = ["---" if name in TEXT_COLUMNS else "---:" for name in HEADER]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (HEADER, rule, *rows))
+    return f"{table}\n\n{note}\n\n{_slowest(records)}".rstrip()
 
 
 def _slowest(records: list[Record]) -> str:

@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gpu_machine
 import numpy as np
 
 from gpuconv import data, models, nn, optim
 from gpuconv.arrays import to_device, to_numpy
-from gpuconv.bench import ceilings, machine, workloads
+from gpuconv.bench import ceilings, workloads
 from gpuconv.bench.cases import Case
 from gpuconv.bench.clock import Times
 from gpuconv.bench.cuda import Clock
@@ -65,7 +66,7 @@ def card(options: Any, skip: int) -> Iterator[Record]:
     steps: list[tuple[str, Callable[[], Record]]] = [
         ("card", lambda: _description(clock)),
         ("ceilings", lambda: _ceilings(clock, options)),
-        ("state after the ceilings", lambda: {"values": machine.card_state()}),
+        ("state after the ceilings", lambda: {"values": gpu_machine.card_state()}),
         ("cuBLAS SGEMM", lambda: _sgemm(clock, options)),
     ]
     for name, act in steps[skip:]:
@@ -79,7 +80,7 @@ PROPERTIES = ("multiProcessorCount", "l2CacheSize", "totalGlobalMem", "sharedMem
 def _description(clock: Clock) -> Record:
     values = {"name": clock.card}
     values |= {n: clock.properties[n] for n in PROPERTIES if n in clock.properties}
-    return {"card": clock.card, "values": values | machine.cuda_versions(clock.on.cupy)}
+    return {"card": clock.card, "values": values | gpu_machine.cuda_versions(clock.on.cupy)}
 
 
 def _ceilings(clock: Clock, options: Any) -> Record:

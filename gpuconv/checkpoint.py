@@ -21,6 +21,7 @@ from gpuconv import tensor_file
 from gpuconv.files import write_atomically
 from gpuconv.metadata import parse
 from gpuconv.nn import Module
+from gpuconv.nn.init import deferred
 
 FORMAT_VERSION = 1
 _OPTIMIZER = "optimizer/"
@@ -53,7 +54,10 @@ class Checkpoint:
             )
         from gpuconv import models  # models save and load through this module
 
-        model: Module = models.build(spec)
+        with deferred(shapes_only=True):  # nothing is allocated that the weights do not fit
+            model: Module = models.build(
+                {**spec, "arguments": {**spec.get("arguments", {}), "seed": None}}
+            )
         self.load_into(model)
         trained_on = (self.metadata.get("input") or {}).get("input_shape") or ()
         if len(trained_on) == 3 and model.input_shape is not None:

@@ -10,7 +10,12 @@ class DeviceError(RuntimeError):
     """A device that does not work here, or failed: one line with the way out."""
 
 
+# What people call a device or its like.
 SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "simulator": "sim", "numpy": "reference"}
+
+
+class Notice(UserWarning):
+    """What the user should know though all went well."""
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:

@@ -54,6 +54,7 @@ NUMBER = Kind("a finite number", _is_number)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 NOTHING = Kind("null", lambda v: v is None)
 ANYTHING = Kind("anything", lambda v: True)
+RESIZE = Kind("a way to resize", lambda v: v in ("stretch", "fit", "centre-crop"))
 DICT = Record({})
 
 # No network reads larger images; without a limit a few bytes could ask for gigabytes.
@@ -81,8 +82,9 @@ SETTINGS = Record(
         "validation": (NOTHING, NUMBER),
         "label_smoothing": NUMBER,
         "limit": (NOTHING, WHOLE),
+        **dict.fromkeys(("gray", "skip_bad", "stratified"), FLAG),
+        "resize": RESIZE,
         "size": (NOTHING, ListOf(SIDE, 2)),
-        "gray": FLAG,
         "seed": INTEGER,
     },
 )
@@ -130,7 +132,8 @@ METADATA = Record(
         "input": (NOTHING, PREPROCESSING),
         "classes": (NOTHING, ListOf(TEXT)),
         "image_shape": (NOTHING, SHAPE),
-        "dark_border": (NOTHING, FLAG),
+        **dict.fromkeys(("dark_border", "stratified"), (NOTHING, FLAG)),
+        "resize": (NOTHING, RESIZE),
         "settings": (NOTHING, SETTINGS),
         "epoch": (NOTHING, WHOLE),
         "result": (NOTHING, DICT),

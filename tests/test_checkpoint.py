@@ -118,6 +118,21 @@ def test_a_model_of_the_zoo_is_rebuilt(tmp_path):
     assert checkpoint.read(tmp_path / "m.safetensors").metadata["classes"] == list("abcdefg")
 
 
+def test_a_model_is_compared_before_memory_is_taken(monkeypatch):
+    from gpuconv import models
+    from gpuconv.nn import init
+
+    weights = models.lenet().state_dict()
+    monkeypatch.setattr(init, "initialize", None)  # no weights are drawn that others replace
+    built = Checkpoint(weights, {"model": {"name": "lenet", "arguments": {"seed": 3}}}).build()
+    for name, array in built.state_dict().items():
+        np.testing.assert_array_equal(array, weights[name])
+        assert not np.shares_memory(array, weights[name])
+    spec = {"name": "lenet", "arguments": {"num_classes": 10**12}}
+    with pytest.raises(ValueError, match=r"this model's is \(1000000000000, 100\)"):
+        Checkpoint(weights, {"model": spec}).build()
+
+
 def test_a_model_of_your_own(tmp_path):
     checkpoint.save(Affine(), tmp_path / "m.safetensors")
     model = Affine()

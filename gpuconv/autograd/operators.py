@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuconv import ops
 from gpuconv.arrays import ShapeOnly, contiguous, device_of
-from gpuconv.autograd import fusion
+from gpuconv.autograd import fusion, tensor
 from gpuconv.autograd.state import Array
-from gpuconv.autograd.tensor import Tensor, as_tensor, record
 from gpuconv.ops import in_place
+
+if TYPE_CHECKING:
+    from gpuconv.autograd.tensor import Tensor
 
 Shape = tuple[int, ...]
 Number = int | float | np.integer | np.floating
@@ -27,20 +29,18 @@ def add(a: Any, b: Any) -> Tensor:
     """a + b; a ReLU that follows is fused with it. Shapes are broadcast on NumPy arrays alone."""
     a, b = _operands(a, b)
     if a.shape != b.shape or not a.ndim:
-        return _broadcast("add", np.add, a, b, _sum_gradients)
+        return _broadcast("add", np.add, a, b, lambda dy, x, y: (dy, dy))
     x, y = a.data, b.data
 
     def compute(activation: str | None) -> Tensor:
         add_op = ops.add.reference if a.reference or b.reference else ops.add
         total = add_op(contiguous(x), contiguous(y), activation)
         kept = total if activation else None
-        return record("add_relu" if activation else "add", total, (a, b), _add_backward, kept)
+        return tensor.record(
+            "add_relu" if activation else "add", total, (a, b), _add_backward, kept
+        )
 
     return fusion.defer(compute, (a, b), ("relu",))
-
-
-def _sum_gradients(dy: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    return dy, dy
 
 
 def _add_backward(dy: Array, over: bool, y: Array | None) -> tuple[Array, Array]:
@@ -59,7 +59,12 @@ def relu_backward(dy: Array, y: Array, over: bool) -> Array:
 def subtract(a: Any, b: Any) -> Tensor:
     """a - b."""
     a, b = _operands(a, b)
-    return add(a, scale(b, -1.0))
+    return add(a, negate(b))
+
+
+def negate(x: Tensor) -> Tensor:
+    """-x."""
+    return scale(x, -1.0)
 
 
 def multiply(a: Any, b: Any) -> Tensor:
@@ -69,12 +74,8 @@ def multiply(a: Any, b: Any) -> Tensor:
     a, b = _operands(a, b)
     if a.shape == b.shape and a.ndim and a.device not in ("cpu", "reference"):
         y = ops.multiply(a.data, b.data)
-        return record("multiply", y, (a, b), _multiply_backward, a.data, b.data)
-    return _broadcast("multiply", np.multiply, a, b, _product_gradients)
-
-
-def _product_gradients(dy: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    return dy * y, dy * x
+        return tensor.record("multiply", y, (a, b), _multiply_backward, a.data, b.data)
+    return _broadcast("multiply", np.multiply, a, b, lambda dy, x, y: (dy * y, dy * x))
 
 
 def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, Array]:
@@ -83,11 +84,8 @@ def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array
 
 def scale(x: Tensor, factor: float) -> Tensor:
     """x * factor, a number."""
-    return record("scale", _scaled(x.data, factor), (x,), _scale_backward, factor)
-
-
-def _scale_backward(dy: Array, over: bool, factor: float) -> tuple[Array]:
-    return (_scaled(dy, factor),)
+    y = _scaled(x.data, factor)
+    return tensor.record("scale", y, (x,), lambda dy, over: (_scaled(dy, factor),))
 
 
 def _scaled(x: Array, factor: float) -> Array:
@@ -99,11 +97,11 @@ def _scaled(x: Array, factor: float) -> Array:
 def divide(a: Any, b: Any) -> Tensor:
     """a / b; on a device b is a number, and a is scaled by 1 / b."""
     if not _is_number(b):
-        return multiply(a, power(as_tensor(b), -1.0))
+        return multiply(a, power(tensor.as_tensor(b), -1.0))
     if not isinstance(a.data, np.ndarray):
         return scale(a, 1 / b)
     y = np.asarray(a.data / a.dtype.type(b))
-    return record("divide", y, (a,), lambda dy, over: (np.asarray(dy / dy.dtype.type(b)),))
+    return tensor.record("divide", y, (a,), lambda dy, over: (np.asarray(dy / dy.dtype.type(b)),))
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
@@ -112,7 +110,7 @@ def power(x: Tensor, exponent: float) -> Tensor:
         raise TypeError(f"**: the exponent must be a number, got {type(exponent).__name__}")
     n = x.data.dtype.type(exponent)
     y = _on_host("**", lambda a: a**n, x)
-    return record("power", y, (x,), _power_backward, x.data, n)
+    return tensor.record("power", y, (x,), _power_backward, x.data, n)
 
 
 def _power_backward(dy: Array, over: bool, x: Array, n: Any) -> tuple[Array]:
@@ -125,7 +123,7 @@ def matmul(a: Any, b: Any) -> Tensor:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} are no matrices that fit")
     y = _on_host("@", np.matmul, a, b)
-    return record("matmul", y, (a, b), _matmul_backward, a.data, b.data)
+    return tensor.record("matmul", y, (a, b), _matmul_backward, a.data, b.data)
 
 
 def _matmul_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, Array]:
@@ -135,7 +133,7 @@ def _matmul_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, 
 def total(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The sum over all elements, or along the axes given."""
     y = _on_host("sum", lambda a: a.sum(axis=axis, keepdims=keepdims), x)
-    return record("sum", y, (x,), _total_backward, x.data.shape, axis)
+    return tensor.record("sum", y, (x,), _total_backward, x.data.shape, axis)
 
 
 def _total_backward(dy: Array, over: bool, shape: Shape, axis: Any) -> tuple[Array]:
@@ -154,21 +152,16 @@ def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 def reshape(x: Tensor, shape: Shape) -> Tensor:
     """The same elements in C order under another shape; one length may be -1."""
-    if not isinstance(x, Tensor):
-        x = Tensor(x)
+    x = tensor.as_tensor(x)
     data = contiguous(x.data)
     before = data.shape
-    return record("reshape", data.reshape(shape), (x,), _reshape_backward, before)
-
-
-def _reshape_backward(dy: Array, over: bool, shape: Shape) -> tuple[Array]:
-    return (contiguous(dy).reshape(shape),)
+    y = data.reshape(shape)
+    return tensor.record("reshape", y, (x,), lambda dy, over: (contiguous(dy).reshape(before),))
 
 
 def flatten(x: Tensor, start_dim: int = 0) -> Tensor:
     """The axes from start_dim on, merged into one."""
-    if not isinstance(x, Tensor):
-        x = Tensor(x)
+    x = tensor.as_tensor(x)
     shape = x.data.shape
     return reshape(x, (*shape[:start_dim], math.prod(shape[start_dim:])))
 
@@ -176,7 +169,7 @@ def flatten(x: Tensor, start_dim: int = 0) -> Tensor:
 def take(x: Tensor, index: Any) -> Tensor:
     """x[index], with NumPy's meaning."""
     y = _on_host("indexing", lambda a: a[index], x)
-    return record("index", y, (x,), _take_backward, x.data.shape, index)
+    return tensor.record("index", y, (x,), _take_backward, x.data.shape, index)
 
 
 def _take_backward(dy: Array, over: bool, shape: Shape, index: Any) -> tuple[Array]:
@@ -199,11 +192,17 @@ def largest(x: Tensor, axis: int | None = None) -> Tensor:
 def transpose(x: Tensor) -> Tensor:
     """The axes in reverse order."""
     y = _on_host("transpose", lambda a: np.ascontiguousarray(a.T), x)
-    return record("transpose", y, (x,), _transpose_backward)
+    return tensor.record("transpose", y, (x,), lambda dy, over: (np.ascontiguousarray(dy.T),))
 
 
-def _transpose_backward(dy: Array, over: bool) -> tuple[Array]:
-    return (np.ascontiguousarray(dy.T),)
+def reflected(function: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """The operator for a tensor on the right of what is none."""
+    return lambda b, a: function(a, b)
+
+
+def compared(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A comparison of a tensor's numbers."""
+    return lambda a, b: function(a.numpy(), b)
 
 
 def _broadcast(
@@ -214,7 +213,7 @@ def _broadcast(
     gradients: Callable[[Array, Array, Array], tuple[Array, Array]],
 ) -> Tensor:
     y = _on_host(name, function, a, b)
-    return record(name, y, (a, b), _broadcast_backward, gradients, a.data, b.data)
+    return tensor.record(name, y, (a, b), _broadcast_backward, gradients, a.data, b.data)
 
 
 def _broadcast_backward(
@@ -254,7 +253,7 @@ def _operands(a: Any, b: Any) -> tuple[Tensor, Tensor]:
         b = np.full((), b, a.dtype)
     if _is_number(a):
         a = np.full((), a, b.dtype)
-    return as_tensor(a), as_tensor(b)
+    return tensor.as_tensor(a), tensor.as_tensor(b)
 
 
 def _is_number(value: Any) -> bool:

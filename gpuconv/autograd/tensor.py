@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import arrays
+from gpuconv.autograd import operators
 from gpuconv.autograd.state import Array, Backward, Hook, Node, state
 
 FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
@@ -128,60 +130,17 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     # Comparisons give arrays of booleans, or one; == is identity, as of any object.
-
-    def __lt__(self, other: Any) -> Any:
-        return self.numpy() < other
-
-    def __le__(self, other: Any) -> Any:
-        return self.numpy() <= other
-
-    def __gt__(self, other: Any) -> Any:
-        return self.numpy() > other
-
-    def __ge__(self, other: Any) -> Any:
-        return self.numpy() >= other
+    __lt__, __le__ = operators.compared(operator.lt), operators.compared(operator.le)
+    __gt__, __ge__ = operators.compared(operator.gt), operators.compared(operator.ge)
+    __add__ = __radd__ = operators.add
+    __sub__, __rsub__ = operators.subtract, operators.reflected(operators.subtract)
+    __mul__ = __rmul__ = operators.multiply
+    __truediv__, __rtruediv__ = operators.divide, operators.reflected(operators.divide)
+    __neg__, __pow__, __getitem__ = operators.negate, operators.power, operators.take
+    __matmul__, __rmatmul__ = operators.matmul, operators.reflected(operators.matmul)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy or None)
-
-    # Arithmetic: see operators.py.
-
-    def __add__(self, other: Any) -> Tensor:
-        return operators.add(self, other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Tensor:
-        return operators.subtract(self, other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return operators.subtract(other, self)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return operators.multiply(self, other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return operators.divide(self, other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return operators.multiply(operators.power(self, -1.0), other)
-
-    def __neg__(self) -> Tensor:
-        return operators.scale(self, -1.0)
-
-    def __pow__(self, exponent: float) -> Tensor:
-        return operators.power(self, exponent)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return operators.matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return operators.matmul(other, self)
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return operators.take(self, index)
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         """The sum over all elements, or along the axes given."""
@@ -373,4 +332,4 @@ def nodes_of(y: Tensor) -> Iterator[Node]:
 
 
 # Written with this module's names, and used by the methods above.
-from gpuconv.autograd import fusion, operators, walk  # noqa: E402
+from gpuconv.autograd import fusion, walk  # noqa: E402

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,10 +13,18 @@ from typing import Any
 
 import gpuconv
 from gpuconv.bench import ceilings
-from gpuconv.bench.machine import processor
 from gpuconv.bench.measure import Row
 from gpuconv.files import write_atomically
 from gpuconv.threads import thread_count
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        return platform.processor() or platform.machine() or "unknown processor"
 
 
 def measured_device(device: str) -> tuple[str, Any, ceilings.Ceilings]:

@@ -77,12 +77,6 @@ class Lines:
         ).rstrip()
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same as a Markdown table."""
-    rule = ["---" if name in TEXT_COLUMNS else "---:" for name in header]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
-
-
 def duration(seconds: float) -> str:
     """In the unit that gives one to four digits before the point."""
     for unit, name in ((1.0, "s"), (1e-3, "ms")):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arrays import ShapeOnly
 from gpuconv.bench.cases import Case
 from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWorkload
 from gpuconv.bench.optimizers import cost as optimizer_cost
@@ -20,7 +21,7 @@ from gpuconv.cpu import conv as cpu_conv
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.matmul import matmul
 from gpuconv.ops.activation import activation_backward
-from gpuconv.ops.cost import Cost, like, nbytes
+from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Op
 from gpuconv.shapes import window
 from gpuconv.threads import parallel, shards
@@ -113,17 +114,7 @@ def of_case(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator
     def floats(shape: tuple[int, ...]) -> np.ndarray:
         return rng.standard_normal(shape, np.float32)
 
-    def returned(case: Case, forward: Op, given: tuple[Any, ...]) -> dict[str, Any]:
-        found = forward(*given)
-        several = found if isinstance(found, tuple) else (found,)
-        values = dict(zip(RETURNS.get(case.op, ("y",)), several, strict=True))
-        gradients = {
-            f"d{name}": floats(values[name].shape) for name in ("y", "w") if name in values
-        }
-        return values | gradients
-
-    values = _values(case, floats, rng.integers)
-    for direction, function, given in _calls(case, passes, values, returned):
+    for direction, function, given in _calls(case, passes, floats, rng.integers):
         cost = _cost(direction, function, given)
         yield Workload(case, direction, function, given, cost, case.op in IN_PLACE)
 
@@ -134,24 +125,34 @@ def counted(case: Case, passes: tuple[str, ...] = ()) -> Iterator[tuple[str, Cos
         if not passes or FORWARD in passes:
             yield OptimizerWorkload.direction, optimizer_cost(case)
         return
-    values = _values(case, like, lambda low, high, shape: like((shape,), np.int64))
-    for direction, function, given in _calls(case, passes, values, _shapes_returned):
+    for direction, function, given in _calls(case, passes, ShapeOnly, _labels):
         yield direction, _cost(direction, function, given)
 
 
+def _labels(low: int, high: int, count: int) -> ShapeOnly:
+    return ShapeOnly((count,), np.int64)
+
+
 def _calls(
-    case: Case, passes: tuple[str, ...], values: dict[str, Any], returned: Any
+    case: Case, passes: tuple[str, ...], floats: Any, integers: Any
 ) -> Iterator[tuple[str, Op, tuple[Any, ...]]]:
-    """(direction, operation, its arguments) of each pass that was asked for and that there is."""
+    """(direction, operation, its arguments) of each pass that was asked for and that there is.
+
+    floats(shape), integers(low, high, count): what draws arrays, or stands in for them.
+    """
     chosen = passes or ((FORWARD, DATA, WEIGHT) if case.op in SPLIT else (FORWARD, BACKWARD))
     forward, backward = getattr(ops, case.op), getattr(ops, f"{case.op}_backward", None)
+    values = _values(case, floats, integers)
     given = _arguments(forward, values)
     forward.work(*given)  # which refuses what does not fit
     if FORWARD in chosen:
         yield FORWARD, forward, given
     if backward is None or not set(chosen) - {FORWARD}:
         return
-    values = values | returned(case, forward, given)
+    found = forward(*given)
+    several = found if isinstance(found, tuple) else (found,)
+    values |= zip(RETURNS.get(case.op, ("y",)), several, strict=True)
+    values |= {f"d{name}": floats(values[name].shape) for name in ("y", "w") if name in values}
     for direction in chosen:
         if direction == BACKWARD or (direction in (DATA, WEIGHT) and case.op in SPLIT):
             values["need_dx"] = direction != WEIGHT
@@ -167,10 +168,7 @@ def _cost(direction: str, function: Op, given: tuple[Any, ...]) -> Cost:
 
 
 def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
-    """An operation's arguments by the names that its definition has for them.
-
-    floats(shape), integers(low, high, count): what draws arrays.
-    """
+    """An operation's arguments by the names that its definition has for them."""
     x, K, stride = floats(case.x), case.filters, case.stride
     if case.op.startswith("conv2d") and stride is None:
         stride = 1
@@ -202,26 +200,6 @@ def _of_a_group(case: Case) -> int:
     if case.x[1] % case.groups:
         raise ValueError(f"bench: {case.groups} groups do not divide the {case.x[1]} channels of x")
     return case.x[1] // case.groups
-
-
-def _shapes_returned(case: Case, forward: Op, given: tuple[Any, ...]) -> dict[str, Any]:
-    """Shape-only stand-ins for the results of the forward pass and their gradients."""
-    shape = case.x
-    if "kernel_size" in forward.parameters or case.op.startswith("conv2d"):
-        (N, C, H, W), conv = case.x, case.op.startswith("conv2d")
-        stride = 1 if conv and case.stride is None else case.stride
-        size = window(case.kernel, stride, case.padding, case.dilation).output_size(H, W)
-        size = (
-            window(2, None).output_size(*size) if case.op.endswith("max_pool2d") and conv else size
-        )
-        shape = (N, case.filters if conv else C, *size)
-    elif case.op == "linear":
-        shape = (case.x[0], case.filters)
-    elif case.op == "adaptive_avg_pool2d":
-        shape = (*case.x[:2], *case.kernel)
-    names = {**dict.fromkeys(("y", "dy", "dw", "probabilities", "excess"), like(shape))}
-    statistics = like(case.x[1:2])
-    return names | {"argmax": like(shape, np.uint8), "mean": statistics, "var": statistics}
 
 
 def _arguments(function: Op, values: dict[str, Any]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, one_of, whole
+from gpuconv.cli.options import add_device, add_skip_bad, one_of, whole
 from gpuconv.errors import unknown
 
 HELP = "test a checkpoint on a data set"
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="(default: all cores)")
+    add_skip_bad(parser)
     add_device(parser)
 
 
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         set_thread_count(args.threads)
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     settings = found.metadata.get("settings") or {}
-    dataset = preprocessing.load(data_name(args.data, found), args.split, args.limit)
+    name = data_name(args.data, found)
+    dataset = preprocessing.load(name, args.split, args.limit, args.skip_bad)
     known = nn.output_shape(model, (preprocessing.image_shape[0], *preprocessing.size))[0]
     if len(dataset.classes) > known:
         raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, add_seed, number, numbers, one_of, whole
+from gpuconv.cli.options import add_device, add_seed, add_skip_bad, number, numbers, one_of, whole
 from gpuconv.errors import printable, unknown
 
 HELP = "show which pixels are evidence for a class: Grad-CAM, saliency, occlusion and so on"
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", default="explain.png", metavar="PNG", help="(default: explain.png)"
     )
+    add_skip_bad(parser)
     add_seed(parser, "of SmoothGrad's noise")
     add_device(parser)
 
@@ -129,15 +130,17 @@ def _image(args, found, preprocessing):
     if args.image is not None:
         if args.data is not None:
             raise ValueError("explain: --data is for --index N, not for a picture")
-        x, inverted = preprocessing.picture(args.image, args.invert)
-        return x, args.image.rpartition("/")[2] + (" (inverted)" if inverted else "")
+        picture = preprocessing.picture(args.image, args.invert)
+        name = args.image.rpartition("/")[2]
+        name += (" (inverted)" if picture.inverted else "") + (" (blank)" if picture.blank else "")
+        return preprocessing.to_float(picture.pixels), name
     if args.invert is not None:
         raise ValueError("explain: --invert is for a picture, not for --index")
     from gpuconv.cli.inputs import data_name
 
-    dataset = preprocessing.load(data_name(args.data, found), "test")
-    x = dataset.batch([args.index], preprocessing.size, preprocessing.mean, preprocessing.std)
-    return x, f"{dataset.name} {args.index}"
+    dataset = preprocessing.load(data_name(args.data, found), "test", None, args.skip_bad)
+    image = dataset.subset([args.index]).images
+    return preprocessing.to_float(image), f"{dataset.name} {args.index}"
 
 
 def _target(args, share, classes):

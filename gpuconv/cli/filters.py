@@ -85,7 +85,7 @@ def _through(args):
     from gpuconv.filters import FILTERS, apply, to_pixels
     from gpuconv.viz import Panel
 
-    image = _shrunk(load_image(args.source, grayscale=args.gray), args.size)
+    image = load_image(args.source, grayscale=args.gray, longest=args.size or None)
     height, width = image.shape[1:]
     panels = [Panel("the picture", image, (f"{width} x {height}",))]
     for one in FILTERS.values():
@@ -101,20 +101,6 @@ def _rows(rows, divisor=1):
     if divisor != 1:
         lines[-1] += f"     / {divisor}"
     return tuple(lines)
-
-
-def _shrunk(image, size):
-    import numpy as np
-    from PIL import Image
-
-    longer = max(image.shape[1:])
-    if not size or longer <= size:
-        return image
-    height, width = (max(1, round(side * size / longer)) for side in image.shape[1:])
-    planes = [
-        Image.fromarray(plane).resize((width, height), Image.Resampling.BOX) for plane in image
-    ]
-    return np.stack([np.asarray(plane) for plane in planes])
 
 
 def _learned(args):

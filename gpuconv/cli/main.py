@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import gpuconv
 from gpuconv.cli import (
@@ -29,7 +30,7 @@ from gpuconv.cli import (
 )
 from gpuconv.cli.options import Parser, UsageError
 from gpuconv.cli.output import tidy_output
-from gpuconv.errors import DeviceError, one_line, unknown
+from gpuconv.errors import DeviceError, one_line, printable, unknown
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
@@ -41,6 +42,7 @@ COMMANDS = {
 NOT_HERE = (DeviceError, NotImplementedError)  # what this device, or any, cannot do
 BAD_INPUT, INTERRUPTED, TERMINATED, BROKEN_PIPE = 2, 130, 143, 141
 TRACEBACK = "GPUCONV_TRACEBACK"
+LONGEST = 600  # characters of an error message
 DESCRIPTION = "Train, run and look inside convolutional networks."
 EPILOG = """\
 examples:
@@ -147,6 +149,9 @@ def _unknown_option(given: str, used: Parser) -> str:
 
 
 def _say(text: str, code: int) -> int:
+    text = printable(text)
+    if len(text) > LONGEST:  # names from a file may have any length
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     with suppress(OSError):  # stderr is full; the code says it still
         print(f"gpuconv: {text}", file=sys.stderr)
     return code
@@ -156,7 +161,7 @@ def _say(text: str, code: int) -> int:
 def _signals_raise() -> Iterator[None]:
     """SIGTERM raises Terminated meanwhile, so that files are closed and leftovers removed, and
     Ctrl-C KeyboardInterrupt, also where some library turns that into an error of its own, as NumPy
-    does while it is imported.
+    does while it is imported, or calls back from C, as LLVM does, where nothing can be raised.
     """
     interrupted = False
 
@@ -168,9 +173,18 @@ def _signals_raise() -> Iterator[None]:
         interrupted = True
         raise KeyboardInterrupt
 
+    def lost(given: Any) -> None:
+        if not issubclass(given.exc_type, (KeyboardInterrupt, Terminated)):
+            unraisable(given)
+            return
+        again = signal.SIGTERM if given.exc_type is Terminated else signal.SIGINT
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, (main_thread, again)).start()  # after the call
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    unraisable, sys.unraisablehook = sys.unraisablehook, lost
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGINT, interrupt)
@@ -181,5 +195,6 @@ def _signals_raise() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
+        sys.unraisablehook = unraisable
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])

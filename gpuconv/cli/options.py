@@ -49,6 +49,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_skip_bad(parser: argparse.ArgumentParser) -> None:
+    """--skip-bad, for pictures."""
+    parser.add_argument(
+        "--skip-bad",
+        action="store_const",
+        const=True,
+        help="pass over pictures that cannot be read; they are counted and named",
+    )
+
+
 def add_port(parser: argparse.ArgumentParser) -> None:
     """--port, of the page in the browser."""
     parser.add_argument(

@@ -33,18 +33,23 @@ class Output:
 
 @contextmanager
 def tidy_output() -> Iterator[None]:
-    """Within, standard output and error are `Output`s, and no library's warnings stand between a
-    command's lines; `python -W` brings them back.
+    """Within, standard output and error are `Output`s. A warning of gpuconv is one line, and those
+    of libraries do not stand between a command's lines; `python -W` brings them back.
     """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Output, streams)
-    silent = logging.NullHandler()  # Python prints a library's warnings where no handler is
+    silent = logging.NullHandler()  # Python prints what libraries log where no handler is
     logging.getLogger().addHandler(silent)
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
-                warnings.simplefilter("ignore")
+                warnings.showwarning = _show_own
             yield
     finally:
         logging.getLogger().removeHandler(silent)
         sys.stdout, sys.stderr = streams
+
+
+def _show_own(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if category.__module__.startswith("gpuconv"):
+        print(f"gpuconv: {' '.join(str(message).split())}", file=sys.stderr)

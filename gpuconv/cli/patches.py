@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, numbers, one_of, whole
+from gpuconv.cli.options import add_device, add_skip_bad, numbers, one_of, whole
 from gpuconv.errors import printable
 
 HELP = "show the image patches that activate each filter of a layer most"
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", default="patches.png", metavar="PNG", help="(default: patches.png)"
     )
+    add_skip_bad(parser)
     add_device(parser)
 
 
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     layer = args.layer or _last_convolution(model)
-    dataset = preprocessing.load(data_name(args.data, found), args.split, args.limit)
+    name = data_name(args.data, found)
+    dataset = preprocessing.load(name, args.split, args.limit, args.skip_bad)
     images = _Images(dataset, preprocessing)
     loader = preprocessing.loader(dataset, 250)
     ranked = explain.top_activating_patches(model, loader, layer, args.count, args.filters)
@@ -82,8 +84,7 @@ class _Images:
         self.dataset, self.preprocessing = dataset, preprocessing
 
     def __getitem__(self, number):
-        how = self.preprocessing
-        return self.dataset.batch([number], how.size, how.mean, how.std)[0]
+        return self.preprocessing.to_float(self.dataset.images[number])[0]
 
 
 def _last_convolution(model):

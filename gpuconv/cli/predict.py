@@ -1,22 +1,24 @@
 """Read pictures with a trained network: a probability for each class.
 
-A picture is made gray or coloured as the network needs, scaled to the size of its training images
-keeping the aspect ratio, and set in the middle; what remains takes the colour of the picture's
-border. Networks trained on light figures on a dark ground, such as MNIST, get a picture with a
-light border inverted, which is said; --invert and --no-invert decide by hand.
+A picture is prepared as the network's training pictures were, see `gpuconv train --resize`: made
+gray or coloured, and brought to their size. Networks trained on light figures on a dark ground,
+such as MNIST, get a picture with a light border inverted, which is said; --invert and --no-invert
+decide by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, whole
+from gpuconv.cli.options import add_device, add_skip_bad, whole
 
 HELP = "read pictures with a trained network: a probability for each class"
 EXAMPLES = """\
   gpuconv predict runs/lenet-mnist/best.safetensors digit.png
   gpuconv predict runs/lenet-mnist/best.safetensors scans/*.jpg --top 1 --invert
 """
+INVERTED = " (inverted: its border is light)"
+BLANK = " (warning: a picture of one colour, the answer means nothing)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="for dark figures on a light ground (default: decided by the picture's border)",
     )
+    add_skip_bad(parser)
     add_device(parser)
 
 
@@ -39,16 +42,40 @@ def run(args: argparse.Namespace) -> int:
     from gpuconv.train.evaluate import probabilities
 
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
-    # All pictures are read before any answer is printed: a damaged one is named at once.
-    pictures = [preprocessing.picture(path, args.invert) for path in args.images]
-    for path, (x, inverted) in zip(args.images, pictures, strict=True):
+    for path, picture in _pictures(args, preprocessing):
+        x = preprocessing.to_float(picture.pixels)
         share = probabilities(model, x, batch_size=1)[0]
         classes = class_names(found.metadata.get("classes"), len(share))
         order = sorted(range(len(share)), key=lambda k: (-share[k], k))
-        note = " (inverted: its border is light)" if inverted and args.invert is None else ""
-        print(f"{path}: {classes[order[0]]}{note}")
+        note = (
+            " (inverted: its border is light)" if picture.inverted and args.invert is None else ""
+        )
+        print(f"{path}: {classes[order[0]]}{note}{BLANK if picture.blank else ''}")
         width = max(map(len, classes))
         for k in order[: args.top]:
             bar = "#" * round(30 * float(share[k]))
             print(f"  {classes[k]:<{width}}  {share[k]:8.4%}  {bar}".rstrip())
     return 0
+
+
+def _pictures(args, preprocessing):
+    """The paths and pictures. All are read before any answer is printed: a bad one is named at
+    once.
+    """
+    from gpuconv.data import DataError
+    from gpuconv.errors import one_line
+
+    found, bad = [], []
+    for path in args.images:
+        try:
+            found.append((path, preprocessing.picture(path, args.invert)))
+        except (DataError, OSError) as error:
+            if not args.skip_bad:
+                raise
+            bad.append(one_line(error))
+    if bad:
+        text = f"passed over {len(bad):,} of {len(args.images):,} pictures: {'; '.join(bad)}"
+        if not found:
+            raise ValueError(text)
+        print(text)
+    return found

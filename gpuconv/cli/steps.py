@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from gpuconv import data, models, nn
     from gpuconv.data.preprocessing import image_size
 
-    dataset = data.load(args.data)
+    undrawn = models.build({"name": args.model, "arguments": {"seed": None}})
+    dataset = data.load(args.data, size=image_size(undrawn.input_shape), resize="fit")
     if args.index >= len(dataset):
         raise ValueError(
             f"steps: there is no image {args.index} in {dataset.name}, "

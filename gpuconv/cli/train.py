@@ -12,7 +12,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.cli.options import add_device, add_port, add_seed, image_size, number, one_of, whole
+from gpuconv.cli.options import (
+    add_device,
+    add_port,
+    add_seed,
+    add_skip_bad,
+    image_size,
+    number,
+    one_of,
+    whole,
+)
 
 if TYPE_CHECKING:
     from gpuconv.train import Run
@@ -37,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         LOSSES,
         NORMALIZE,
         PRESETS,
+        RESIZE,
         SCHEDULES,
     )
 
@@ -126,6 +136,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: of a folder the model's own, else the images' own or the next that fits)",
     )
     add("--gray", action="store_const", const=True, help="make pictures of a folder gray")
+    add(
+        "--resize",
+        type=one_of("way to resize", RESIZE),
+        metavar="NAME",
+        help="how pictures get the network's size, also later, see predict: fit keeps their shape "
+        "and pads them, centre-crop keeps it and cuts, stretch does not keep it (default: fit)",
+    )
+    add_skip_bad(parser)
     add("--threads", type=whole(1), metavar="N", help="(default: all cores)")
     add_seed(parser, "decides the weights, the order and the augmentation")
     add_device(parser)

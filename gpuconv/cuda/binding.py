@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -144,17 +143,13 @@ def bind(
     return Binding(launch, template, tuple(a for _, a in pointers), apart, tuple(given))
 
 
-@lru_cache(maxsize=1024)
-def _signature(file: str, defines: tuple[tuple[str, str], ...], kernel: str) -> Signature:
-    declared = source.kernels(file, defines)
-    if kernel not in declared:
-        raise ValueError(f"no kernel {kernel!r} in {file}, which has: {', '.join(declared)}")
-    return declared[kernel]
-
-
 def signature_of(launch: Launch) -> Signature:
     """The kernel's parameters as its .cu file declares them. ValueError if it is not there."""
-    return _signature(launch.file, launch.defines, launch.kernel)
+    declared = source.kernels(launch.file, launch.defines)
+    if launch.kernel not in declared:
+        there = ", ".join(declared)
+        raise ValueError(f"no kernel {launch.kernel!r} in {launch.file}, which has: {there}")
+    return declared[launch.kernel]
 
 
 def cast(where: str, dtype: np.dtype, value: Any) -> np.generic:

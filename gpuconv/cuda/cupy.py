@@ -58,16 +58,11 @@ class CupyRuntime(Runtime):
         self.cupy: Any = importlib.import_module("cupy")
         self.limits = self._limits()
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
-        self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
         self._functions: dict[tuple[Any, ...], Any] = {}
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
         with self._errors(f"an array of shape {shape}"):
             return self.cupy.empty(shape, dtype)
-
-    def zeros(self, shape: Any, dtype: Any = np.float32) -> Any:
-        with self._errors(f"an array of shape {shape}"):
-            return self.cupy.zeros(shape, dtype)
 
     def asarray(self, host: np.ndarray) -> Any:
         with self._errors(f"an array of shape {host.shape}"):
@@ -116,7 +111,7 @@ class CupyRuntime(Runtime):
         """Compile and load a kernel without starting it, as `gpuconv warmup` does."""
         signature_of(launch)
         with self._errors(f"kernel {launch.kernel} ({launch.file})"):
-            self._module(launch).get_function(launch.kernel)
+            self.module(launch).get_function(launch.kernel)
 
     def _function(self, launch: Launch) -> Any:
         """The compiled kernel of the current card, found once: looking it up costs as much as the
@@ -125,19 +120,15 @@ class CupyRuntime(Runtime):
         device = self.cupy.cuda.Device().id
         key = device, launch.file, launch.defines, launch.kernel, launch.shared
         if key not in self._functions:
-            function = self._module(launch).get_function(launch.kernel)
+            function = self.module(launch).get_function(launch.kernel)
             if launch.shared > OPT_IN:
                 function.max_dynamic_shared_size_bytes = launch.shared
             self._functions[key] = function
         return self._functions[key]
 
-    def _module(self, launch: Launch) -> Any:
-        key = launch.file, launch.defines  # as they are: no two specialisations are equal
-        if key not in self._modules:
-            text = source.text(launch.file)
-            options = (*OPTIONS, *launch.options)
-            self._modules[key] = self.cupy.RawModule(code=text, options=options, backend="nvrtc")
-        return self._modules[key]
+    def build(self, text: str, launch: Launch) -> Any:
+        options = (*OPTIONS, *launch.options)
+        return self.cupy.RawModule(code=text, options=options, backend="nvrtc")
 
     def _limits(self) -> Limits:
         """Of the current card."""
@@ -145,7 +136,6 @@ class CupyRuntime(Runtime):
         properties = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
         return Limits(
             int(properties.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)),
-            int(properties["regsPerBlock"]),
             int(properties["maxThreadsPerBlock"]),
         )
 

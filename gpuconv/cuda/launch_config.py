@@ -64,10 +64,9 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an architecture allows a block: bytes of shared memory, registers in all, threads."""
+    """What an architecture allows a block: bytes of shared memory, threads."""
 
     shared: int
-    registers: int = 65536
     threads: int = 1024
 
 

@@ -33,6 +33,7 @@ MAX_LANES = 32  # threads along the channels: a warp, 512 bytes of a pixel
 def config_transpose(batch: int, rows: int, columns: int) -> LaunchConfig:
     """y (batch, columns, rows) from x (batch, rows, columns).
 
+    With (N, C, H*W) it gives NHWC from NCHW and KRSC from OIHW, with (N, H*W, C) it goes back.
     No launch where one of them is 1: the same memory is both.
     """
     if rows == 1 or columns == 1:
@@ -51,16 +52,6 @@ def config_transpose(batch: int, rows: int, columns: int) -> LaunchConfig:
     grid = loop_grid(tiles, 1)
     launch = Launch("layout.cu", "transpose", grid, THREADS, defines(VEC=vec), scalars, sizes)
     return LaunchConfig((launch,))
-
-
-def config_to_nhwc(N: int, C: int, H: int, W: int) -> LaunchConfig:
-    """NHWC from NCHW (and KRSC from OIHW)."""
-    return config_transpose(N, C, H * W)
-
-
-def config_to_nchw(N: int, C: int, H: int, W: int) -> LaunchConfig:
-    """NCHW from NHWC (and OIHW from KRSC)."""
-    return config_transpose(N, H * W, C)
 
 
 @lru_cache(maxsize=CACHED)

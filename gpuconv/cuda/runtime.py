@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpuconv.cuda import source
 from gpuconv.cuda.binding import NO_NUMBERS, Binding, View, bind
 from gpuconv.cuda.launch_config import (
     LIMITS,
@@ -24,7 +25,7 @@ from gpuconv.cuda.launch_config import (
     config_elementwise,
     vector_width,
 )
-from gpuconv.cuda.layout import config_channels, config_to_nchw, config_to_nhwc
+from gpuconv.cuda.layout import config_channels, config_transpose
 from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
@@ -52,15 +53,12 @@ class Runtime:
     def __init__(self) -> None:
         # By a configuration's id, which stands for it as long as its binding holds it.
         self._bound: dict[tuple[Any, ...], tuple[LaunchConfig, list[Binding]]] = {}
+        self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
 
     # ---- what a device defines -----------------------------------------------------------------
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
         """A new array, its contents undefined. MemoryError where there is no room."""
-        raise NotImplementedError
-
-    def zeros(self, shape: Any, dtype: Any = np.float32) -> Any:
-        """A new array of zeros."""
         raise NotImplementedError
 
     def asarray(self, host: np.ndarray) -> Any:
@@ -95,6 +93,10 @@ class Runtime:
         """Meanwhile this array's card is the one that allocates and runs."""
         return nullcontext()
 
+    def build(self, text: str, launch: Launch) -> Any:
+        """The module of a kernel file's text, specialised as the launch says."""
+        raise NotImplementedError
+
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         """Compile the kernel, if it is not yet, and start it; arguments fit its signature."""
         raise NotImplementedError
@@ -104,6 +106,19 @@ class Runtime:
         raise NotImplementedError
 
     # ---- what all share ------------------------------------------------------------------------
+
+    def zeros(self, shape: Any, dtype: Any = np.float32) -> Any:
+        """A new array of zeros."""
+        array = self.empty(shape, dtype)
+        array.fill(0)
+        return array
+
+    def module(self, launch: Launch) -> Any:
+        """The compiled file of a launch's kernel, made when first asked for."""
+        key = launch.file, launch.defines  # as they are: no two specialisations are equal
+        if key not in self._modules:
+            self._modules[key] = self.build(source.text(launch.file), launch)
+        return self._modules[key]
 
     def run(
         self, config: LaunchConfig, numbers: Mapping[str, Scalar] = NO_NUMBERS, /, **arrays: Any
@@ -170,7 +185,8 @@ class Runtime:
         if in_c_order(array.shape, array.strides, array.dtype.itemsize):
             return self._aligned(array)
         if pixel_stride(array) is not None and array.dtype == np.float32:
-            config = config_to_nchw(*array.shape)
+            N, C, H, W = array.shape
+            config = config_transpose(N, H * W, C)
             return self._rearranged(config, self.as_nhwc(array), array.shape)
         return self.copy(array)
 
@@ -185,7 +201,8 @@ class Runtime:
             y = self.empty(view.shape)
             self.channels("copy_channels", self.as_nchw(y), array)
             return y
-        config = config_to_nhwc(*array.shape)
+        N, C, H, W = array.shape
+        config = config_transpose(N, C, H * W)
         return self._rearranged(config, self.contiguous(array), view.shape)
 
     def _rearranged(self, config: LaunchConfig, x: Any, shape: tuple[int, ...]) -> Any:
@@ -239,18 +256,12 @@ class Runtime:
         images = pixel_stride(first) is not None
         dense = self.as_nhwc if images else self.contiguous
         read = {name: dense(array) for name, array in inputs.items()}
-        y = self.empty(_nhwc(first.shape) if images else first.shape)
+        y = self.empty(next(iter(read.values())).shape)
         self.run(config_elementwise(file, kernel, int(first.size)), numbers, **{out: y}, **read)
         return self.as_nchw(y) if images else y
 
     def _aligned(self, array: Any) -> Any:
         return self.copy(array) if self.address(array) % ALIGN else array
-
-
-def _nhwc(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(N, C, H, W) as (N, H, W, C)."""
-    N, C, H, W = shape
-    return N, H, W, C
 
 
 @lru_cache(maxsize=4)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from gpuconv import sim
-from gpuconv.cuda import source
 from gpuconv.cuda.launch_config import Launch
 from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
@@ -29,13 +28,9 @@ class SimRuntime(Runtime):
         super().__init__()
         self.check, self.order, self.seed = check, order, seed
         self.ran: dict[str, int] = {}
-        self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], sim.Module] = {}
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> sim.Array:
         return sim.empty(shape, dtype)
-
-    def zeros(self, shape: Any, dtype: Any = np.float32) -> sim.Array:
-        return sim.zeros(shape, dtype)
 
     def asarray(self, host: np.ndarray) -> sim.Array:
         return sim.asarray(host)
@@ -53,19 +48,12 @@ class SimRuntime(Runtime):
         return array.ptr
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
-        module = self._module(launch)
         args = launch.kernel, launch.grid, launch.block, arguments, launch.shared
-        module.launch(*args, self.order, self.seed, thread_count())
+        self.module(launch).launch(*args, self.order, self.seed, thread_count())
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
 
     def synchronize(self) -> None:
         """Nothing is ever left running."""
 
-    def _module(self, launch: Launch) -> sim.Module:
-        key = launch.file, launch.defines  # as they are: no two specialisations are equal
-        if key not in self._modules:
-            text = source.text(launch.file)
-            self._modules[key] = sim.Module(
-                text, launch.options, name=launch.file, check=self.check
-            )
-        return self._modules[key]
+    def build(self, text: str, launch: Launch) -> sim.Module:
+        return sim.Module(text, launch.options, name=launch.file, check=self.check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 from gpuconv.arguments import pair
 from gpuconv.data.errors import DataError
 from gpuconv.data.rng import CounterRNG
+from gpuconv.errors import Notice
 
 Scale = float | Sequence[float] | None
+MAX_CLASSES = 100_000  # that are numbered; a larger label is a mistake, not a class
 _CHUNK = 1024
 
 
@@ -22,7 +25,8 @@ class Dataset:
     copied, or float (kept as float32, usually in [0, 1]). labels: N integers, from 0 to one
     less than the number of classes; kept as int64. classes: the classes' names, in the order of
     their labels; None names them "0", "1", ... up to the largest label.
-    name: the set's name in error messages.
+    name: the set's name in error messages. resize: how pictures were brought to one size, see
+    `load_image`; None for images that are no pictures' files.
     Raises DataError for no images, counts that differ, a label out of range, or a NaN or
     infinite pixel (naming the first image), and for dtypes and shapes other than these.
 
@@ -36,12 +40,13 @@ class Dataset:
         labels: np.ndarray | Sequence[int],
         classes: Sequence[str] | None = None,
         name: str = "dataset",
+        resize: str | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.resize = name, resize
         self.images = _checked_images(np.asarray(images), name)
         self.labels = _checked_labels(np.asarray(labels), len(self.images), name)
         if classes is None:
-            classes = [str(label) for label in range(int(self.labels.max()) + 1)]
+            classes = numbered_classes(int(self.labels.max()), name)
         self.classes = tuple(classes)
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if len(wrong):
@@ -74,24 +79,22 @@ class Dataset:
         """
         if not isinstance(indices, slice):
             indices = _checked_indices(indices, len(self), self.name)
-        return Dataset(self.images[indices], self.labels[indices], self.classes, name or self.name)
+        images, labels = self.images[indices], self.labels[indices]
+        return Dataset(images, labels, self.classes, name or self.name, self.resize)
 
-    def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    def split(
+        self, fraction: float, seed: int = 0, stratified: bool = True
+    ) -> tuple[Dataset, Dataset]:
         """Two sets that share no image: a random `fraction` of the images, and the rest.
 
         Each keeps this set's order. The same seed gives the same split on every machine.
+        stratified: take that fraction of every class, as far as whole images allow.
         Raises ValueError where either part would be empty.
 
         >>> train, validation = data.split(0.9, seed=1)  # doctest: +SKIP
         """
-        count = round(len(self) * fraction) if 0 < fraction < 1 else 0
-        if not 0 < count < len(self):
-            raise ValueError(
-                f"{self.name}: cannot split {len(self)} images at {fraction}: expected a fraction "
-                "between 0 and 1 that leaves an image on both sides"
-            )
-        order = CounterRNG(seed, 0, np.arange(len(self)), stream=1).permutation()
-        return self.subset(np.sort(order[:count])), self.subset(np.sort(order[count:]))
+        first, rest = split_indices(self.labels, fraction, seed, self.name, stratified)
+        return self.subset(first), self.subset(rest)
 
     def batch(
         self,
@@ -107,6 +110,77 @@ class Dataset:
         """
         chosen = _checked_indices(indices, len(self), self.name)
         return to_float(self.images[chosen], size, mean, std)
+
+
+def numbered_classes(highest: int, name: str) -> list[str]:
+    """ "0", "1", ... up to the largest label. DataError for one that can be no class."""
+    if highest >= MAX_CLASSES:
+        raise DataError(
+            f"{name}: there is a label {highest:,}, expected labels below {MAX_CLASSES:,}; number "
+            "the classes from 0"
+        )
+    return list(map(str, range(highest + 1)))
+
+
+def first_indices(labels: np.ndarray, count: int, stratified: bool = True) -> np.ndarray:
+    """The first `count` images; where these would lack a class, the first of each class in turn.
+
+    stratified: False for the first images in any case. Returns indices in ascending order.
+    """
+    first = np.arange(min(count, len(labels)))
+    if not stratified or len(np.unique(labels[first])) == min(len(np.unique(labels)), count):
+        return first
+    turns = np.empty(len(labels), np.int64)  # how many of its class come before each image
+    for own in _by_class(labels, np.arange(len(labels))):
+        turns[own] = np.arange(len(own))
+    return np.sort(np.argsort(turns, kind="stable")[:count])
+
+
+def split_indices(
+    labels: np.ndarray, fraction: float, seed: int, name: str, stratified: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Dataset.split` of the images with these labels: the indices of both parts, ascending."""
+    count = round(len(labels) * fraction) if 0 < fraction < 1 else 0
+    if not 0 < count < len(labels):
+        raise ValueError(
+            f"{name}: cannot split {len(labels)} images at {fraction}: expected a fraction "
+            "between 0 and 1 that leaves an image on both sides"
+        )
+    order = CounterRNG(seed, 0, np.arange(len(labels)), stream=1).permutation()
+    if stratified:
+        # The class with the largest share still to come goes first, each image in its turn.
+        place = np.empty(len(labels))
+        for own in _by_class(labels, order):
+            place[own] = (np.arange(len(own)) + 0.5) / len(own)
+        order = order[np.argsort(place[order], kind="stable")]
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def split_every_class(
+    labels: np.ndarray, classes: Sequence[str], fraction: float, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `split_indices`, with each class of two images or more in both parts; a Notice names
+    those of one image, which are in the first alone.
+    """
+    order = CounterRNG(0, 0, np.arange(len(labels)), stream=1).permutation()
+    in_first = np.zeros(len(labels), bool)
+    alone = []
+    for own in _by_class(labels, order):
+        in_first[own[: max(1, min(round(len(own) * fraction), len(own) - 1))]] = True
+        alone += [str(classes[labels[own[0]]])] if len(own) == 1 else []
+    if in_first.all():
+        raise ValueError(f"{name}: cannot split classes of one image each; add images")
+    if alone:
+        listed = ", ".join(alone[:8]) + (f" and {len(alone) - 8} more" if len(alone) > 8 else "")
+        text = f"{name}: there is one image of {listed}, which only training sees"
+        warnings.warn(text, Notice, stacklevel=5)
+    return np.flatnonzero(in_first), np.flatnonzero(~in_first)
+
+
+def _by_class(labels: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+    """The indices of each class's images, in the given order."""
+    order = order[np.argsort(labels[order], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 def to_float(

@@ -1,205 +1,208 @@
-"""Pictures: files to arrays and back, and a folder with one subfolder of pictures per class."""
+"""Folders with one subfolder of pictures per class."""
 
 from __future__ import annotations
 
-import io
 import os
+import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from gpuconv.arguments import pair
-from gpuconv.data.dataset import Dataset
+from gpuconv.data.dataset import Dataset, first_indices, split_every_class, split_indices
 from gpuconv.data.errors import DataError
-from gpuconv.files import write_atomically
+from gpuconv.data.picture import Size, load_image
+from gpuconv.errors import Notice
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-Size = int | tuple[int, int] | None
-
-
-def load_image(
-    path: str | os.PathLike[str], grayscale: bool = False, size: Size = None
-) -> np.ndarray:
-    """A picture as its matrices of pixels: uint8 (C, H, W), 0 black to 255.
-
-    C is 1 for a gray picture and with `grayscale`, else 3: red, green, blue, byte-equal to
-    Pillow's planes. size: an int or (height, width); the picture is scaled to exactly that,
-    bilinear, without keeping its aspect ratio; one that has the size already is left as it is.
-    Gray is ITU-R 601 luma. A palette becomes colour, transparency lies on white, 16 bits round
-    to 8, and the camera's orientation (EXIF) is applied; of an animation the first frame counts.
-    Raises DataError where the file is no picture, damaged or of an unsupported kind, and OSError
-    where it is missing or unreadable.
-
-    >>> load_image("digit.png", grayscale=True, size=28).shape  # doctest: +SKIP
-    (1, 28, 28)
-    """
-    with open(path, "rb") as file:
-        return decode_image(file, path, grayscale, size)
-
-
-def decode_image(
-    file: BinaryIO, name: str | os.PathLike[str], grayscale: bool = False, size: Size = None
-) -> np.ndarray:
-    """`load_image` of an open file; name: what error messages call it."""
-    try:
-        with Image.open(file) as opened:
-            image = _eight_bit(ImageOps.exif_transpose(opened), name)
-    except DataError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise DataError(
-            f"{name}: not a picture that Pillow can read; expected PNG, JPEG or "
-            "another common format"
-        ) from None
-    except Exception as error:  # decoders raise a dozen kinds: OSError, SyntaxError, struct's
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"{name}: damaged or unreadable picture ({reason}); replace or remove it"
-        ) from None
-    if grayscale and image.mode != "L":
-        image = image.convert("L")
-    if size is not None:
-        height, width = pair("size", size, 1)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.array(image)
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
-
-
-def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
-    """Write a picture, whole or not at all; the suffix says the format, and PNG loses nothing.
-
-    array: (H, W), (1, H, W) gray or (3, H, W) colour; uint8, or float from 0 to 1, which is
-    scaled to 0..255 and rounded. Raises ValueError for anything else, OSError on failure.
-
-    >>> save_image("gray.png", np.zeros((28, 28), np.uint8))  # doctest: +SKIP
-    """
-    array = np.asarray(array)
-    planes = array[None] if array.ndim == 2 else array
-    if planes.ndim != 3 or planes.shape[0] not in (1, 3) or 0 in planes.shape:
-        raise ValueError(
-            f"{path}: an array of shape {array.shape} is no picture, expected "
-            "(H, W), (1, H, W) or (3, H, W)"
-        )
-    if planes.dtype.kind == "f":
-        if not ((planes >= 0) & (planes <= 1)).all():
-            raise ValueError(
-                f"{path}: float pixels must be from 0 to 1, got {planes.min():g} to "
-                f"{planes.max():g}"
-            )
-        planes = np.rint(planes * 255).astype(np.uint8)
-    if planes.dtype != np.uint8:
-        raise ValueError(f"{path}: pixels of {planes.dtype}, expected uint8 or float")
-    Image.init()
-    suffix = Path(path).suffix.lower()
-    form = Image.EXTENSION.get(suffix)
-    if form not in Image.SAVE:
-        raise ValueError(
-            f"{path}: cannot write pictures as {suffix or 'a file without suffix'}; "
-            "use .png or .jpg"
-        )
-    content = io.BytesIO()
-    pixels = planes[0] if planes.shape[0] == 1 else planes.transpose(1, 2, 0)
-    options: dict[str, Any] = {"quality": 95} if form == "JPEG" else {}
-    Image.fromarray(np.ascontiguousarray(pixels)).save(content, form, **options)
-    write_atomically(path, content.getvalue())
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
+}
+TRAINING = 0.8  # of the pictures, where a folder has no parts of its own
+_FOREIGN = ("__macosx", "@eadir", "$recycle.bin")  # of other programs, some with small copies
+_NAMED_SKIPS = 8
 
 
 def from_folder(
-    path: str | os.PathLike[str], size: Size = None, grayscale: bool = False
+    path: str | os.PathLike[str],
+    size: Size = None,
+    grayscale: bool = False,
+    resize: str = "stretch",
+    skip_bad: bool = False,
 ) -> Dataset:
     """The pictures of a folder with one subfolder per class: classes and files in sorted order.
 
-    size, grayscale: as in `load_image`. Without `size` all pictures must have the same one. Where
-    gray and colour pictures meet, all become colour. Pictures are found by suffix, at any
-    depth of a class's folder; other files and hidden ones are passed over.
+    size, grayscale, resize: as in `load_image`. Without `size` all pictures must have the same one.
+    Where gray and colour pictures meet, all become colour. Pictures are found by suffix, at any
+    depth of a class's folder; hidden files and folders are passed over, and so is what other
+    programs leave behind (__MACOSX).
+    skip_bad: pass over pictures that cannot be read; a Notice counts and names them.
     Raises FileNotFoundError for no such folder; DataError for no class folders, a class without
-    pictures, sizes that differ (naming two files) and a damaged picture (naming it).
+    pictures, sizes that differ (naming two files) and a picture that cannot be read (naming it).
 
     >>> from_folder("shapes", size=32, grayscale=True).classes  # doctest: +SKIP
     ('circle', 'square')
     """
     folder = Path(path)
+    files, labels, classes = _scan(folder)
+    kept = np.arange(len(files))
+    return _dataset(files, labels, classes, kept, folder.name, (size, grayscale, resize), skip_bad)
+
+
+def load_folder(
+    folder: Path,
+    split: str,
+    size: Size,
+    grayscale: bool,
+    resize: str,
+    limit: int | None,
+    skip_bad: bool,
+    stratified: bool,
+) -> Dataset:
+    """`data.load` of a folder of pictures."""
+    parts = _parts(folder)
+    name = folder.name
+    if parts:
+        if split not in parts:
+            (present,) = parts.values()
+            raise FileNotFoundError(
+                f"{folder}: has a subfolder {present.name} but none named {split}"
+            )
+        files, labels, classes = _scan(parts[split])
+        others = {tuple(_class_folders(part)) for part in parts.values()} - {classes}
+        if others:
+            odd = sorted(set(classes) ^ set(others.pop()))
+            raise DataError(
+                f"{folder}: train and test have different classes ({', '.join(odd)}); "
+                "give both the same subfolders"
+            )
+        kept, name = np.arange(len(files)), f"{name} {split}"
+    else:
+        files, labels, classes = _scan(folder)
+        if stratified:
+            both = split_every_class(labels, classes, TRAINING, name)
+        else:
+            both = split_indices(labels, TRAINING, 0, name, stratified)
+        kept = both[list(SPLITS).index(split)]
+    if limit is not None:
+        kept = kept[first_indices(labels[kept], limit, stratified)]
+    return _dataset(files, labels, classes, kept, name, (size, grayscale, resize), skip_bad)
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """The subfolders for training and for testing, by split; {} where all are classes.
+
+    Beside other folders, only both parts with folders in them are parts: else, one is a class that
+    happens to have such a name.
+    """
+    found: dict[str, list[Path]] = {}
+    others = 0
+    for name in _class_folders(folder):
+        split = next((s for s, names in SPLITS.items() if name.lower() in names), None)
+        if split is None:
+            others += 1
+        else:
+            found.setdefault(split, []).append(folder / name)
+    if others:
+        found = {s: [p for p in paths if _class_folders(p)] for s, paths in found.items()}
+        found = found if len(found) == len(SPLITS) and all(found.values()) else {}
+    parts = {}
+    for split, paths in found.items():
+        # Of test/ and val/ the first is for testing; the other one belongs to neither part.
+        ranked = sorted(paths, key=lambda path: SPLITS[split].index(path.name.lower()))
+        if len(ranked) > 1 and ranked[0].name.lower() == ranked[1].name.lower():
+            both = f"{ranked[0].name} and {ranked[1].name}"
+            raise DataError(f"{folder}: has both {both}; leave one of them")
+        parts[split] = ranked[0]
+    return parts
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """The names of the subfolders, sorted, without hidden and foreign ones."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_ours(entry))
+
+
+def _is_ours(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name.lower() not in _FOREIGN
+
+
+def _scan(folder: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
+    """The pictures' files, their labels, and the classes' names."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such folder; expected one with a subfolder of pictures for each class"
         )
-    classes = class_folders(folder)
+    classes = tuple(_class_folders(folder))
     if not classes:
         raise DataError(
             f"{folder}: no class folders; expected a subfolder of pictures for each class"
         )
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        pictures = _pictures(folder / name)
-        if not pictures:
+    pictures = [sorted(_pictures(folder / name)) for name in classes]
+    for name, found in zip(classes, pictures, strict=True):
+        if not found:
             raise DataError(
                 f"{folder / name}: no pictures ({', '.join(SUFFIXES)}); add some or "
                 "remove the folder"
             )
-        files += pictures
-        labels += [label] * len(pictures)
-    return Dataset(_read_all(files, size, grayscale), np.array(labels), classes, folder.name)
-
-
-def class_folders(folder: Path) -> list[str]:
-    """The names of the subfolders, sorted, hidden ones left out."""
-    return sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    labels = np.repeat(np.arange(len(classes)), [len(found) for found in pictures])
+    return [file for found in pictures for file in found], labels, classes
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    found, folders = [], [folder]
+    while folders:
+        for entry in filter(_is_ours, folders.pop().iterdir()):
+            if entry.is_dir():
+                folders += [] if entry.is_symlink() else [entry]  # a link may lead in a circle
+            elif entry.suffix.lower() in SUFFIXES and entry.is_file():
+                found.append(entry)
+    return found
 
 
-def _read_all(files: list[Path], size: Size, grayscale: bool) -> np.ndarray:
-    pictures = []
-    for file in files:
-        pictures.append(load_image(file, grayscale, size))
-        (height, width), (rows, columns) = pictures[0].shape[1:], pictures[-1].shape[1:]
-        if (height, width) != (rows, columns):
+def _dataset(
+    files: list[Path],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    kept: np.ndarray,
+    name: str,
+    how: tuple[Size, bool, str],
+    skip_bad: bool,
+) -> Dataset:
+    """The pictures of the files that are kept."""
+    size, grayscale, resize = how
+    pictures: list[np.ndarray] = []
+    read: list[int] = []
+    bad: list[str] = []
+    for k in kept:
+        try:
+            picture = load_image(files[k], grayscale, size, resize)
+        except (DataError, OSError) as error:
+            if not skip_bad:
+                way = "; skip_bad (--skip-bad) passes over such pictures"
+                raise type(error)(f"{_text(error, files[k])}{way}") from None
+            bad.append(_text(error, files[k]))
+            continue
+        pictures.append(picture)
+        read.append(k)
+        first, (rows, columns) = pictures[0].shape[1:], picture.shape[1:]
+        if first != (rows, columns):
             raise DataError(
-                f"{files[0]} is {height}x{width} pixels but {file} is "
+                f"{files[read[0]]} is {first[0]}x{first[1]} pixels but {files[k]} is "
                 f"{rows}x{columns}; give a size to scale all pictures to"
             )
+    if bad:
+        more = f"; and {len(bad) - _NAMED_SKIPS} more" if len(bad) > _NAMED_SKIPS else ""
+        listed = "; ".join(bad[:_NAMED_SKIPS])
+        text = f"{name}: passed over {len(bad):,} of {len(kept):,} pictures: {listed}{more}"
+        if not pictures:
+            raise DataError(text)
+        warnings.warn(text, Notice, stacklevel=4)
     channels = max(len(picture) for picture in pictures)
     images = np.empty((len(pictures), channels, *pictures[0].shape[1:]), np.uint8)
     for index in reversed(range(len(pictures))):
         images[index] = pictures.pop()  # one gray plane fills three
-    return images
+    return Dataset(images, labels[read], classes, name, resize)
 
 
-def _eight_bit(image: Image.Image, path: object) -> Image.Image:
-    """`image` decoded, as L or RGB."""
-    mode = image.mode
-    if mode == "F":
-        raise DataError(f"{path}: 32-bit float pixels are not supported; save it with 8 or 16 bits")
-    if mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise DataError(
-                f"{path}: pixels from {wide.min()} to {wide.max()} are not supported; "
-                "save it with 8 or 16 bits"
-            )
-        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
-    if image.has_transparency_data:
-        gray = mode in ("L", "LA", "La")
-        solid = image.convert("RGBA")
-        white = Image.new("RGBA", solid.size, "white")
-        return Image.alpha_composite(white, solid).convert("L" if gray else "RGB")
-    if mode == "1":
-        return image.convert("L")
-    if mode not in ("L", "RGB"):
-        return image.convert("RGB")
-    image.load()
-    return image
+def _text(error: Exception, file: Path) -> str:
+    return f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -21,6 +21,8 @@ DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E:
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_DIMENSIONS = 32
 _CHUNK = 1 << 20
+# What a gzip file may hold: a small one that claims gigabytes is no data set. MNIST's ratio is 5.
+MAX_UNPACKED, MAX_RATIO = 512 << 20, 16
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
@@ -63,15 +65,23 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
 
 
 def read_content(path: str | os.PathLike[str]) -> bytearray:
-    """The bytes of a file, decompressed if they are gzip; DataError where that fails."""
+    """The bytes of a file, decompressed if they are gzip.
+
+    DataError where that fails, and where they are more than 512 MB and 16 times the file.
+    """
     content = bytearray()
     with open(path, "rb") as file:
         first = file.read(_CHUNK)
         pieces = _chunks(first, file.read)
-        if first.startswith(GZIP_MAGIC):
-            pieces = _inflate(pieces, path)
-        for piece in pieces:
+        packed = first.startswith(GZIP_MAGIC)
+        most = max(MAX_UNPACKED, MAX_RATIO * os.fstat(file.fileno()).st_size)
+        for piece in _inflate(pieces, path) if packed else pieces:
             content += piece
+            if packed and len(content) > most:
+                raise DataError(
+                    f"{path}: more than {most >> 20} MB once decompressed, which is too much for "
+                    "its size; decompress it yourself if you trust it"
+                )
     return content
 
 
@@ -94,10 +104,10 @@ def _inflate(pieces: Iterator[bytes], path: object) -> Iterator[bytes]:
                     )
                 member = zlib.decompressobj(wbits=31)
             try:
-                yield member.decompress(piece)
+                yield member.decompress(piece, _CHUNK)
             except zlib.error as error:
                 raise DataError(f"{path}: damaged gzip data ({error}); fetch it again") from None
-            piece = member.unused_data
+            piece = member.unused_data if member.eof else member.unconsumed_tail
     if not member.eof:
         raise DataError(
             f"{path}: the gzip data ends too early; the file is truncated, fetch it again"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
+from gpuconv.arguments import whole
 from gpuconv.data.augment import Augment
 from gpuconv.data.dataset import Dataset, Scale, to_float
 from gpuconv.data.rng import CounterRNG
@@ -18,13 +18,14 @@ class Loader:
     """Iterate a dataset in batches of (x, labels); each iteration is the next epoch.
 
     x: float32 (n, C, H, W), see `to_float` for `size`, `mean` and `std`; labels: int64 (n,).
-    shuffle: a new order every epoch, else the dataset's own. drop_last: leave out a last, smaller
-    batch. augment: a callable of augment.py, or any `(images, rng) -> images`.
+    batch_size: more than there are images is one batch of all. shuffle: a new order every epoch,
+    else the dataset's own. drop_last: leave out a last, smaller batch, even if it is the only one.
+    augment: a callable of augment.py, or any `(images, rng) -> images`.
     The order of epoch e is a pure function of (seed, e), the augmentation of image i of
     (seed, e, i): a run resumed with `batches(epoch, start)` reads the same bits.
     No second thread prefetches: a batch of 128 digits takes 0.1 to 0.4 ms.
-    Raises ValueError for a batch size below 1 or above the number of images, and for an
-    augmentation, size or scale that does not fit the images.
+    Raises ValueError for a batch size below 1, and for an augmentation, size or scale that does
+    not fit the images.
 
     >>> for x, labels in Loader(data, batch_size=64, size=32):  # doctest: +SKIP
     ...     ...
@@ -42,7 +43,7 @@ class Loader:
         mean: Scale = None,
         std: Scale = None,
     ) -> None:
-        self.batch_size = _checked_batch_size(batch_size, dataset)
+        self.batch_size = whole("batch_size", batch_size, 1)
         self.dataset, self.shuffle, self.seed = dataset, shuffle, int(seed)
         self.augment, self.drop_last = augment, drop_last
         self.size, self.mean, self.std = size, mean, std
@@ -52,8 +53,8 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         epoch = self.epoch
@@ -92,14 +93,3 @@ class Loader:
             images = self.augment(images, CounterRNG(self.seed, epoch, indices, _AUGMENT))
         x = to_float(images, self.size, self.mean, self.std)
         return x, self.dataset.labels[indices]
-
-
-def _checked_batch_size(value: Any, dataset: Dataset) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {value!r}")
-    if value > len(dataset):
-        raise ValueError(
-            f"batch_size {value} is larger than {dataset.name}, which has "
-            f"{len(dataset)} images; use at most {len(dataset)}"
-        )
-    return int(value)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
-from gpuconv.data.dataset import Dataset
+from gpuconv.data.dataset import Dataset, first_indices, numbered_classes
 from gpuconv.data.download import fetch
 from gpuconv.data.errors import DataError
-from gpuconv.data.folder import Size, class_folders, from_folder
+from gpuconv.data.folder import SPLITS, load_folder
 from gpuconv.data.idx import parse_idx, read_content, read_idx
-from gpuconv.errors import unknown
+from gpuconv.data.picture import Size
+from gpuconv.errors import Notice, unknown
 from gpuconv.files import write_atomically
 
 EMBEDDED = Path(__file__).parent
 SYSTEM = Path("/usr/share/datasets")
-SPLITS = ("train", "test")
 _STEMS = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -79,6 +80,10 @@ def load(
     root: str | os.PathLike[str] | None = None,
     size: Size = None,
     grayscale: bool = False,
+    resize: str = "stretch",
+    limit: int | None = None,
+    skip_bad: bool = False,
+    stratified: bool = True,
 ) -> Dataset:
     """A data set by its name, "mnist" or "fashion-mnist", or from a path.
 
@@ -88,8 +93,11 @@ def load(
     checked by sha256 each time. Write ./mnist for a folder of your own.
     A path is a folder with IDX files of the usual names (train-images-idx3-ubyte, ...; gzipped
     or not), an IDX file of images beside its labels (whatever `split` is), or a folder of
-    pictures for `from_folder`, which gets `size` and `grayscale`: with subfolders train and
-    test, or else split here, four images for training to one for testing.
+    pictures as `from_folder` reads it, for which `size`, `grayscale`, `resize` and `skip_bad` are.
+    It has subfolders for both splits, train or training and test, testing or val, in any case; or
+    else it is split here, four images of each class for training to one for testing.
+    limit: only the first images; where these would lack a class, the first of each class in turn.
+    stratified: False splits and limits as version 0.1 did, whatever the classes are.
     Raises ValueError for an unknown name or split, FileNotFoundError for a missing path, DataError
     for corrupt data, OSError where a download fails; each says what was tried and what to do.
 
@@ -98,20 +106,28 @@ def load(
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    path = Path(os.path.expanduser(name_or_path))
     if isinstance(name_or_path, str) and name_or_path in SHA256:
-        return _named(name_or_path, split, root)
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return _idx_pair(path)
-    if path.is_dir():
-        if any(_find(path, stem) for stems in _STEMS.values() for stem in stems):
-            return _idx_folder(path, split)
-        return _picture_folder(path, split, size, grayscale)
-    if isinstance(name_or_path, str) and path.name == name_or_path and not path.suffix:
-        raise ValueError(
-            f"{unknown('data set', name_or_path, SHA256)}, nor is there a folder of that name"
-        )
-    raise FileNotFoundError(
+        dataset = _named(name_or_path, split, root)
+    elif path.is_file():
+        dataset = _idx_pair(path)
+    elif not path.is_dir():
+        raise _missing(name_or_path, path)
+    elif any(_find(path, stem) for stems in _STEMS.values() for stem in stems):
+        dataset = _idx_folder(path, split)
+    else:
+        return load_folder(path, split, size, grayscale, resize, limit, skip_bad, stratified)
+    if limit is None:
+        return dataset
+    kept = first_indices(dataset.labels, limit, stratified)
+    return dataset.subset(slice(limit) if kept[-1] == len(kept) - 1 else kept)
+
+
+def _missing(name: str | os.PathLike[str], path: Path) -> Exception:
+    if isinstance(name, str) and path.name == name and not path.suffix:
+        error = unknown("data set", name, SHA256)
+        return ValueError(f"{error}, nor is there a folder of that name")
+    return FileNotFoundError(
         f"{path}: no such file or folder; expected IDX files, a folder of "
         f"pictures per class, or a name ({', '.join(SHA256)})"
     )
@@ -131,8 +147,11 @@ def installed() -> dict[str, Path | None]:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
+    """Where downloads are kept: $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv; for a user without
+    a home folder the system's folder for temporary files. Their checksums are checked when read.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return (caches if caches.is_absolute() else Path(tempfile.gettempdir())) / "gpuconv"
 
 
 def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Dataset:
@@ -159,10 +178,10 @@ def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Datase
 
 def _places(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
     if root is not None:
-        folder = Path(root).expanduser()
+        folder = Path(os.path.expanduser(root))
         return [folder / name, folder]
     asked = os.environ.get("GPUCONV_DATA")
-    first = [Path(asked).expanduser()] if asked else []
+    first = [Path(os.path.expanduser(asked))] if asked else []
     return [folder / name for folder in (*first, cache_folder(), SYSTEM, EMBEDDED)]
 
 
@@ -204,6 +223,7 @@ def _download(name: str, stem: str, tried: list[Path]) -> bytearray:
     except OSError as error:
         warnings.warn(
             f"{target} could not be kept ({error.strerror}); the next run downloads it again",
+            Notice,
             stacklevel=4,
         )
     return content
@@ -217,7 +237,7 @@ def _idx_folder(folder: Path, split: str) -> Dataset:
     others = [_find(folder, stems[1]) for stems in _STEMS.values()]
     numbers = [read_idx(file) for file in others if file]  # both splits need the same classes
     highest = max((int(labels.max()) for labels in numbers if labels.size), default=0)
-    classes = [str(label) for label in range(highest + 1)]
+    classes = numbered_classes(highest, str(folder))
     return Dataset(read_idx(images), read_idx(labels), classes, f"{folder.name} {split}")
 
 
@@ -230,21 +250,3 @@ def _idx_pair(images: Path) -> Dataset:
             "named ...images... and one named ...labels... in one folder"
         )
     return Dataset(read_idx(images), read_idx(labels), None, images.name)
-
-
-def _picture_folder(folder: Path, split: str, size: Size, grayscale: bool) -> Dataset:
-    present = [name for name in SPLITS if (folder / name).is_dir()]
-    if not present:
-        whole = from_folder(folder, size, grayscale)
-        return whole.split(0.8, seed=0)[SPLITS.index(split)]
-    if split not in present:
-        raise FileNotFoundError(f"{folder}: has a subfolder {present[0]} but none named {split}")
-    classes = [class_folders(folder / name) for name in present]
-    if classes[0] != classes[-1]:
-        odd = sorted(set(classes[0]) ^ set(classes[-1]))
-        raise DataError(
-            f"{folder}: train and test have different classes ({', '.join(odd)}); "
-            "give both the same subfolders"
-        )
-    whole = from_folder(folder / split, size, grayscale)
-    return Dataset(whole.images, whole.labels, whole.classes, f"{folder.name} {split}")

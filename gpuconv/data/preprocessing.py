@@ -5,25 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from gpuconv.data.dataset import Dataset, Scale, to_float
-from gpuconv.data.folder import Size, load_image
 from gpuconv.data.loader import Loader
-from gpuconv.data.named import load
+from gpuconv.data.named import SHA256, load
+from gpuconv.data.picture import decode_image
+
+LOW_CONTRAST = 8  # of 255: the pixels of a sheet of paper differ by as much
+MAX_LIGHT_SHARE = 0.05  # of training images with a light border where dark ones are the rule
+
+
+class Picture(NamedTuple):
+    """A picture as one image of a network. pixels: uint8 (C, H, W). inverted: whether light and
+    dark changed places. blank: whether it has one colour, or hardly any contrast: what a network
+    says of it means nothing.
+    """
+
+    pixels: np.ndarray
+    inverted: bool
+    blank: bool
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The image format of a network: how pictures become its input.
+    """The image format of a network: how pictures become its input, in training and after it.
 
     image_shape: (C, H, W) of a picture before padding. size: (height, width) of the network's
     input, to which pictures are padded. mean, std: as in `to_float`. dark_border: whether the
     training images have a dark border, as MNIST's have; then a picture with a light one is
-    inverted.
+    inverted. resize: how a picture is brought to image_shape, see `load_image`. stratified,
+    skip_bad: how a folder of pictures is read, see `load`.
     """
 
     image_shape: tuple[int, int, int]
@@ -31,6 +45,9 @@ class Preprocessing:
     mean: Scale = None
     std: Scale = None
     dark_border: bool = False
+    resize: str = "fit"
+    stratified: bool = True
+    skip_bad: bool = False
 
     @classmethod
     def from_metadata(
@@ -46,31 +63,66 @@ class Preprocessing:
         """
         size = image_size(input_shape)
         scale = metadata.get("input") or {}
+        settings = metadata.get("settings") or {}
         channels, height, width = metadata.get("image_shape") or input_shape or ()
-        dark_border = bool(metadata.get("dark_border"))
-        shape = (channels, height, width)
-        return cls(shape, size, scale.get("mean"), scale.get("std"), dark_border)
+        resize = metadata.get("resize") or "fit"
+        if "resize" not in metadata and (height, width) == size:
+            # Version 0.1 stretched the pictures of a folder to the network's size.
+            resize = "fit" if settings.get("data", "mnist") in SHA256 else "stretch"
+        return cls(
+            (channels, height, width),
+            size,
+            scale.get("mean"),
+            scale.get("std"),
+            bool(metadata.get("dark_border")),
+            resize,
+            bool(metadata.get("stratified")),
+            bool(settings.get("skip_bad")),
+        )
 
     @property
     def grayscale(self) -> bool:
         """Whether pictures have one channel."""
         return self.image_shape[0] == 1
 
-    def load(self, name_or_path: str, split: str, limit: int | None = None) -> Dataset:
-        """A data set whose images have this format: `data.load`, a folder's pictures scaled.
-
-        limit: only the first images.
+    def load(
+        self, name_or_path: str, split: str, limit: int | None = None, skip_bad: bool = False
+    ) -> Dataset:
+        """A data set whose images have this format: `data.load`, with a folder's pictures prepared
+        as `picture` does it.
         """
-        return load_limited(name_or_path, split, limit, self.image_shape[1:], self.grayscale)
+        dataset = load(
+            name_or_path,
+            split,
+            size=self.image_shape[1:],
+            grayscale=self.grayscale,
+            resize=self.resize,
+            limit=limit,
+            skip_bad=skip_bad or self.skip_bad,
+            stratified=self.stratified,
+        )
+        return self.prepared(dataset)
+
+    def prepared(self, dataset: Dataset) -> Dataset:
+        """A folder's pictures in the network's colours, and inverted where their border is light; a
+        set that comes from no pictures' files as it is.
+        """
+        if dataset.resize is None:
+            return dataset
+        images = self._in_colour(dataset.images)
+        if self.dark_border and (light := _light_borders(images)).any():
+            images = images.copy()
+            images[light] = 255 - images[light]
+        return Dataset(images, dataset.labels, dataset.classes, dataset.name, dataset.resize)
 
     def loader(self, dataset: Dataset, batch: int) -> Loader:
         """The data set in its own order."""
-        batch = min(batch, len(dataset))
         return Loader(dataset, batch, shuffle=False, size=self.size, mean=self.mean, std=self.std)
 
     def to_float(self, pixels: np.ndarray) -> np.ndarray:
-        """One image, uint8 (C, H, W), as the network reads it: float32 (1, C, *size)."""
-        return to_float(pixels[None], self.size, self.mean, self.std)
+        """Images as the network reads them: (C, H, W) or (N, C, H, W) to float32 (N, C, *size)."""
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
+        return to_float(pixels, self.size, self.mean, self.std)
 
     def to_pixels(self, x: np.ndarray) -> np.ndarray:
         """The inverse of `to_float`, but for the padding: (N, C, H, W) uint8."""
@@ -78,36 +130,32 @@ class Preprocessing:
         offset = np.reshape(0.0 if self.mean is None else self.mean, (-1, 1, 1))
         return np.rint(np.clip(x * scale + offset, 0, 1) * 255).astype(np.uint8)
 
-    def picture(self, path: str, invert: bool | None = None) -> tuple[np.ndarray, bool]:
-        """A picture file as one example, float32 (1, C, *size), and whether it was inverted.
+    def picture(
+        self, file: str | Path | BinaryIO, invert: bool | None = None, name: str = ""
+    ) -> Picture:
+        """A picture's file, by its path or opened, as one image of the network.
 
-        See `fit`. Raises as `load_image` does.
+        invert: None where the training images have a dark border and this picture has a light one.
+        name: what error messages call an opened file. Raises as `load_image` does.
         """
-        fitted, inverted = self.fit(load_image(path, grayscale=self.grayscale), invert)
-        return self.to_float(fitted), inverted
-
-    def fit(self, pixels: np.ndarray, invert: bool | None = None) -> tuple[np.ndarray, bool]:
-        """A picture of any size, uint8 (C, H, W), as one of `image_shape`; whether it was inverted.
-
-        It is scaled to fit, keeping its aspect ratio, and centred; the rest takes the median colour
-        of its border. invert None: where the training images have a dark border and this picture
-        has a light one.
-        """
-        channels, height, width = self.image_shape
-        if len(pixels) != channels:
-            pixels = np.broadcast_to(pixels, (channels, *pixels.shape[1:]))
-        edges = [pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]]
-        background = np.median(np.concatenate(edges, axis=1), axis=1).astype(np.uint8)
+        if isinstance(file, (str, Path)):
+            with open(file, "rb") as opened:
+                return self.picture(opened, invert, str(file))
+        pixels = decode_image(file, name, self.grayscale, self.image_shape[1:], self.resize)
+        pixels = np.ascontiguousarray(self._in_colour(pixels))
+        blank = bool((np.ptp(pixels, axis=(1, 2)) < LOW_CONTRAST).all())
         if invert is None:
-            invert = bool(self.dark_border and background.mean() > 127)
-        scale = min(height / pixels.shape[1], width / pixels.shape[2])
-        rows, columns = (max(1, round(side * scale)) for side in pixels.shape[1:])
-        fitted = np.empty(self.image_shape, np.uint8)
-        fitted[:] = background[:, None, None]
-        top, left = (height - rows) // 2, (width - columns) // 2
-        for plane, source in zip(fitted, pixels, strict=True):
-            plane[top : top + rows, left : left + columns] = _resized(source, rows, columns)
-        return (255 - fitted if invert else fitted), invert
+            invert = self.dark_border and bool(_light_borders(pixels[None])[0])
+        return Picture(255 - pixels if invert else pixels, invert, blank)
+
+    def _in_colour(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (..., C, H, W) with the network's number of channels: gray ones fill them all."""
+        *rest, channels, height, width = pixels.shape
+        if channels not in (1, self.image_shape[0]):
+            raise ValueError(
+                f"the network reads images of {self.image_shape[0]} channels, pictures have 1 or 3"
+            )
+        return np.broadcast_to(pixels, (*rest, self.image_shape[0], height, width))
 
 
 def image_size(input_shape: Sequence[int] | None) -> tuple[int, int]:
@@ -116,20 +164,6 @@ def image_size(input_shape: Sequence[int] | None) -> tuple[int, int]:
         raise ValueError("the network does not know how large its images are")
     _, height, width = input_shape
     return height, width
-
-
-def load_limited(
-    name_or_path: str, split: str, limit: int | None, size: Size = None, grayscale: bool = False
-) -> Dataset:
-    """`load`, and of that the first `limit` images; None for all."""
-    dataset = load(name_or_path, split, size=size, grayscale=grayscale)
-    return dataset if limit is None else dataset.subset(slice(0, limit))
-
-
-def is_picture_folder(name_or_path: str) -> bool:
-    """Whether `load` would read a folder of pictures there, which need a size to be scaled to."""
-    folder = Path(name_or_path).expanduser()
-    return folder.is_dir() and not any(folder.glob("*-ubyte*"))
 
 
 def mean_and_std(dataset: Dataset) -> tuple[list[float], list[float]]:
@@ -157,16 +191,21 @@ def mean_and_std(dataset: Dataset) -> tuple[list[float], list[float]]:
 
 
 def has_dark_border(dataset: Dataset) -> bool:
-    """Whether the images' outermost pixels are dark on average, as those of MNIST are."""
-    some = dataset.images[:1000]
-    edges = [some[..., 0, :], some[..., -1, :], some[..., 0], some[..., -1]]
-    border = np.concatenate(edges, axis=-1)
-    return bool(border.mean() < (64 if some.dtype == np.uint8 else 0.25))
+    """Whether a dark border is the rule among the images, as it is in MNIST."""
+    border = _borders(dataset.images)
+    darkest = 64 if border.dtype == np.uint8 else 0.25
+    light = _light_borders(dataset.images)
+    return bool(border.mean() < darkest and light.mean() <= MAX_LIGHT_SHARE)
 
 
-def _resized(plane: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """A plane of uint8 at another size, bilinear."""
-    image = Image.fromarray(np.ascontiguousarray(plane))
-    if image.size != (columns, rows):
-        image = image.resize((columns, rows), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+def _light_borders(images: np.ndarray) -> np.ndarray:
+    """Which images (N, C, H, W) have a light border: in most of its pixels, booleans (N,)."""
+    border = _borders(images)
+    half = 127 if images.dtype == np.uint8 else 0.5
+    return np.median(border, axis=2).mean(axis=1) > half
+
+
+def _borders(images: np.ndarray) -> np.ndarray:
+    """The outermost pixels, (N, C, all of them)."""
+    edges = [images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]]
+    return np.concatenate(edges, axis=-1)

@@ -19,6 +19,7 @@ from gpuconv import ops
 from gpuconv.arrays import contiguous, to_device, to_numpy
 from gpuconv.autograd import Node, Tensor, enable_grad, keep_all, no_grad, nodes_of
 from gpuconv.nn import Module
+from gpuconv.nn.module import in_mode
 
 # Changes how a ReLU, a node of the tape, passes the gradient back.
 Rule = Callable[[Node], None]
@@ -137,18 +138,15 @@ def _left_as_it_was(model: Module, fusing: bool) -> Iterator[None]:
     """Within, the network is in evaluation mode, its parameters want no gradients, and functions
     are fused or not.
     """
-    modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     fused = vars(model).get("fusing")
     try:
-        model.eval()
         model.requires_grad_(False)
         if not fusing:
             model.fusing = False
-        yield
+        with in_mode(model, False):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad = flag
         if fused is not None:

@@ -6,21 +6,8 @@ convolutional neural networks"; torchvision.models.alexnet.
 
 from __future__ import annotations
 
+from gpuconv import nn
 from gpuconv.models.zoo import model
-from gpuconv.nn import (
-    AdaptiveAvgPool2d,
-    Conv2d,
-    Dropout,
-    Flatten,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    Module,
-    ReLU,
-    Sequential,
-    init,
-    output_shape,
-)
 
 ONES = dict.fromkeys(("conv2", "conv4", "conv5", "fc6", "fc7"), 1.0)  # the paper's first biases
 
@@ -33,42 +20,42 @@ def alexnet(
     *,
     seed: int | None = 0,
     recompute: bool = False,
-) -> Sequential:
+) -> nn.Sequential:
     """Torchvision's AlexNet: 64 first filters, no normalisation; 61,100,840 parameters.
 
     forward: x (N, in_channels, H, W), H and W at least 63 -> scores (N, num_classes).
     """
-    return Sequential(
-        features=Sequential(
-            Conv2d(in_channels, 64, 11, stride=4, padding=2),
-            ReLU(),
-            MaxPool2d(3, 2),
-            Conv2d(64, 192, 5, padding=2),
-            ReLU(),
-            MaxPool2d(3, 2),
-            Conv2d(192, 384, 3, padding=1),
-            ReLU(),
-            Conv2d(384, 256, 3, padding=1),
-            ReLU(),
-            Conv2d(256, 256, 3, padding=1),
-            ReLU(),
-            MaxPool2d(3, 2),
+    return nn.Sequential(
+        features=nn.Sequential(
+            nn.Conv2d(in_channels, 64, 11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
         ),
-        avgpool=AdaptiveAvgPool2d(6),
-        flat=Flatten(),
-        classifier=Sequential(
-            Dropout(),
-            Linear(256 * 6 * 6, 4096),
-            ReLU(),
-            Dropout(),
-            Linear(4096, 4096),
-            ReLU(),
-            Linear(4096, num_classes),
+        avgpool=nn.AdaptiveAvgPool2d(6),
+        flat=nn.Flatten(),
+        classifier=nn.Sequential(
+            nn.Dropout(),
+            nn.Linear(256 * 6 * 6, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Linear(4096, num_classes),
         ),
     )
 
 
-@model(size=227, weights=init.small_normal, biases=ONES)
+@model(size=227, weights=nn.init.small_normal, biases=ONES)
 def alexnet_2012(
     num_classes: int = 1000,
     in_channels: int = 3,
@@ -78,7 +65,7 @@ def alexnet_2012(
     *,
     seed: int | None = 0,
     recompute: bool = False,
-) -> Sequential:
+) -> nn.Sequential:
     """AlexNet as published: overlapping pools, response normalisation, two groups; 60,965,224
     parameters.
 
@@ -88,46 +75,46 @@ def alexnet_2012(
     forward: x (N, in_channels, input_size, input_size) -> scores (N, num_classes).
     """
     layers = {
-        "conv1": Conv2d(in_channels, 96, 11, stride=4),
-        "relu1": ReLU(),
-        "norm1": LocalResponseNorm(5, 1e-4, 0.75, 2.0, lrn),
-        "pool1": MaxPool2d(3, 2),
-        "conv2": Conv2d(96, 256, 5, padding=2, groups=groups),
-        "relu2": ReLU(),
-        "norm2": LocalResponseNorm(5, 1e-4, 0.75, 2.0, lrn),
-        "pool2": MaxPool2d(3, 2),
+        "conv1": nn.Conv2d(in_channels, 96, 11, stride=4),
+        "relu1": nn.ReLU(),
+        "norm1": nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0, lrn),
+        "pool1": nn.MaxPool2d(3, 2),
+        "conv2": nn.Conv2d(96, 256, 5, padding=2, groups=groups),
+        "relu2": nn.ReLU(),
+        "norm2": nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0, lrn),
+        "pool2": nn.MaxPool2d(3, 2),
         **last_convolutions(groups),
     }
-    return Sequential(**layers, **fully_connected(layers, in_channels, input_size, num_classes))
+    return nn.Sequential(**layers, **fully_connected(layers, in_channels, input_size, num_classes))
 
 
-def last_convolutions(groups: int) -> dict[str, Module]:
+def last_convolutions(groups: int) -> dict[str, nn.Module]:
     """Layers 3 to 5 of AlexNet, which ZF Net shares."""
     return {
-        "conv3": Conv2d(256, 384, 3, padding=1),
-        "relu3": ReLU(),
-        "conv4": Conv2d(384, 384, 3, padding=1, groups=groups),
-        "relu4": ReLU(),
-        "conv5": Conv2d(384, 256, 3, padding=1, groups=groups),
-        "relu5": ReLU(),
+        "conv3": nn.Conv2d(256, 384, 3, padding=1),
+        "relu3": nn.ReLU(),
+        "conv4": nn.Conv2d(384, 384, 3, padding=1, groups=groups),
+        "relu4": nn.ReLU(),
+        "conv5": nn.Conv2d(384, 256, 3, padding=1, groups=groups),
+        "relu5": nn.ReLU(),
     }
 
 
 def fully_connected(
-    before: dict[str, Module], in_channels: int, input_size: int, num_classes: int
-) -> dict[str, Module]:
+    before: dict[str, nn.Module], in_channels: int, input_size: int, num_classes: int
+) -> dict[str, nn.Module]:
     """AlexNet's last pooling and layers 6 to 8, which ZF Net shares, for what `before` gives."""
-    pool5, flat = MaxPool2d(3, 2), Flatten()
+    pool5, flat = nn.MaxPool2d(3, 2), nn.Flatten()
     shape = (in_channels, input_size, input_size)
-    (features,) = output_shape(Sequential(**before, pool5=pool5, flat=flat), shape)
+    (features,) = nn.output_shape(nn.Sequential(**before, pool5=pool5, flat=flat), shape)
     return {
         "pool5": pool5,
         "flat": flat,
-        "fc6": Linear(features, 4096),
-        "relu6": ReLU(),
-        "drop6": Dropout(),
-        "fc7": Linear(4096, 4096),
-        "relu7": ReLU(),
-        "drop7": Dropout(),
-        "fc8": Linear(4096, num_classes),
+        "fc6": nn.Linear(features, 4096),
+        "relu6": nn.ReLU(),
+        "drop6": nn.Dropout(),
+        "fc7": nn.Linear(4096, 4096),
+        "relu7": nn.ReLU(),
+        "drop7": nn.Dropout(),
+        "fc8": nn.Linear(4096, num_classes),
     }

@@ -5,28 +5,14 @@ Source: Huang et al. 2017, DenseNet-BC; torchvision.models.densenet.
 
 from __future__ import annotations
 
-from gpuconv.models.stems import require_stem
-from gpuconv.models.zoo import model
-from gpuconv.nn import (
-    AdaptiveAvgPool2d,
-    AvgPool2d,
-    BatchNorm2d,
-    Conv2d,
-    DenseBlock,
-    Linear,
-    MaxPool2d,
-    Module,
-    ReLU,
-    Sequential,
-    Tensor,
-    init,
-)
+from gpuconv import nn
+from gpuconv.models.zoo import model, require_stem
 
 GROWTH = 32  # channels that each layer adds
 BOTTLENECK = 4 * GROWTH
 
 
-@model(size=224, weights={Conv2d: init.kaiming_normal, Linear: init.pytorch_uniform})
+@model(size=224, weights={nn.Conv2d: nn.init.kaiming_normal, nn.Linear: nn.init.pytorch_uniform})
 def densenet121(
     num_classes: int = 1000,
     in_channels: int = 3,
@@ -45,7 +31,7 @@ def densenet121(
     return DenseNet((6, 12, 24, 16), num_classes, in_channels, stem)
 
 
-class DenseNet(Module):
+class DenseNet(nn.Module):
     """A stem, dense blocks with transitions between them, the mean over the image, and a linear
     layer.
     """
@@ -57,59 +43,59 @@ class DenseNet(Module):
         features, channels = _stem(stem, in_channels), 2 * GROWTH
         for number, count in enumerate(counts, 1):
             layers = {f"denselayer{i + 1}": DenseLayer(channels + i * GROWTH) for i in range(count)}
-            features[f"denseblock{number}"] = DenseBlock(GROWTH, **layers)
+            features[f"denseblock{number}"] = nn.DenseBlock(GROWTH, **layers)
             channels += count * GROWTH
             if number < len(counts):
                 features[f"transition{number}"] = Transition(channels)
                 channels //= 2
-        self.features = Sequential(**features, norm5=BatchNorm2d(channels))
-        self.relu = ReLU()
-        self.avgpool = AdaptiveAvgPool2d(1)
-        self.classifier = Linear(channels, num_classes)
+        self.features = nn.Sequential(**features, norm5=nn.BatchNorm2d(channels))
+        self.relu = nn.ReLU()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         x = self.relu(self.features(x))
         return self.classifier(self.avgpool(x).flatten(1))
 
 
-def _stem(stem: str, in_channels: int) -> dict[str, Module]:
+def _stem(stem: str, in_channels: int) -> dict[str, nn.Module]:
     require_stem(stem)
     channels = 2 * GROWTH
-    after: dict[str, Module] = {"norm0": BatchNorm2d(channels), "relu0": ReLU()}
+    after: dict[str, nn.Module] = {"norm0": nn.BatchNorm2d(channels), "relu0": nn.ReLU()}
     if stem == "small":
-        return {"conv0": Conv2d(in_channels, channels, 3, padding=1, bias=False), **after}
-    conv0 = Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
-    return {"conv0": conv0, **after, "pool0": MaxPool2d(3, 2, padding=1)}
+        return {"conv0": nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), **after}
+    conv0 = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
+    return {"conv0": conv0, **after, "pool0": nn.MaxPool2d(3, 2, padding=1)}
 
 
-class DenseLayer(Module):
+class DenseLayer(nn.Module):
     """A 1x1 convolution to few channels and a 3x3, each after batch norm and ReLU."""
 
     is_block = True
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.norm1 = BatchNorm2d(in_channels)
-        self.relu1 = ReLU()
-        self.conv1 = Conv2d(in_channels, BOTTLENECK, 1, bias=False)
-        self.norm2 = BatchNorm2d(BOTTLENECK)
-        self.relu2 = ReLU()
-        self.conv2 = Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, BOTTLENECK, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(BOTTLENECK)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         x = self.conv1(self.relu1(self.norm1(x)))
         return self.conv2(self.relu2(self.norm2(x)))
 
 
-class Transition(Module):
+class Transition(nn.Module):
     """Half the channels, half the height and width."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.norm = BatchNorm2d(in_channels)
-        self.relu = ReLU()
-        self.conv = Conv2d(in_channels, in_channels // 2, 1, bias=False)
-        self.pool = AvgPool2d(2)
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.relu = nn.ReLU()
+        self.conv = nn.Conv2d(in_channels, in_channels // 2, 1, bias=False)
+        self.pool = nn.AvgPool2d(2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         return self.pool(self.conv(self.relu(self.norm(x))))

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuconv.models.inception import BRANCHES, HEADS
+from gpuconv import nn
 from gpuconv.models.zoo import model
-from gpuconv.nn import (
-    AdaptiveAvgPool2d,
-    BatchNorm2d,
-    Conv2d,
-    Dropout,
-    Linear,
-    MaxPool2d,
-    Module,
-    ReLU,
-    Sequential,
-    Tensor,
-    init,
-)
 from gpuconv.nn.functional import cat
 
-WEIGHTS: init.ByKind = {Conv2d: init.small_normal, Linear: init.small_normal}
+# The numbers of table 1. Channels in, 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection
+BRANCHES = {
+    "3a": (192, 64, 96, 128, 16, 32, 32),
+    "3b": (256, 128, 128, 192, 32, 96, 64),
+    "4a": (480, 192, 96, 208, 16, 48, 64),
+    "4b": (512, 160, 112, 224, 24, 64, 64),
+    "4c": (512, 128, 128, 256, 24, 64, 64),
+    "4d": (512, 112, 144, 288, 32, 64, 64),
+    "4e": (528, 256, 160, 320, 32, 128, 128),
+    "5a": (832, 256, 160, 320, 32, 128, 128),
+    "5b": (832, 384, 192, 384, 48, 128, 128),
+}
+
+HEADS = {"4a": 512, "4d": 528}  # the blocks that the auxiliary heads read, and their channels
+
+WEIGHTS: nn.init.ByKind = {nn.Conv2d: nn.init.small_normal, nn.Linear: nn.init.small_normal}
 
 
 @model(size=224, weights=WEIGHTS)
@@ -48,34 +50,34 @@ def googlenet(
     return GoogLeNet(num_classes, in_channels, aux)
 
 
-class GoogLeNet(Module):
+class GoogLeNet(nn.Module):
     """The stem, nine inception blocks and the head, with two more heads on the way if asked."""
 
     def __init__(self, num_classes: int, in_channels: int, aux: bool) -> None:
         super().__init__()
         self.conv1 = BasicConv2d(in_channels, 64, 7, stride=2, padding=3)
-        self.maxpool1 = MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.conv2 = BasicConv2d(64, 64, 1)
         self.conv3 = BasicConv2d(64, 192, 3, padding=1)
-        self.maxpool2 = MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.inception3a = Inception(*BRANCHES["3a"])
         self.inception3b = Inception(*BRANCHES["3b"])
-        self.maxpool3 = MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.inception4a = Inception(*BRANCHES["4a"])
         self.inception4b = Inception(*BRANCHES["4b"])
         self.inception4c = Inception(*BRANCHES["4c"])
         self.inception4d = Inception(*BRANCHES["4d"])
         self.inception4e = Inception(*BRANCHES["4e"])
-        self.maxpool4 = MaxPool2d(2, 2, ceil_mode=True)
+        self.maxpool4 = nn.MaxPool2d(2, 2, ceil_mode=True)
         self.inception5a = Inception(*BRANCHES["5a"])
         self.inception5b = Inception(*BRANCHES["5b"])
         self.aux1 = InceptionAux(HEADS["4a"], num_classes) if aux else None
         self.aux2 = InceptionAux(HEADS["4d"], num_classes) if aux else None
-        self.avgpool = AdaptiveAvgPool2d(1)
-        self.dropout = Dropout(0.2)
-        self.fc = Linear(1024, num_classes)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.2)
+        self.fc = nn.Linear(1024, num_classes)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: nn.Tensor) -> Any:
         x = self.maxpool1(self.conv1(x))
         x = self.maxpool2(self.conv3(self.conv2(x)))
         x = self.maxpool3(self.inception3b(self.inception3a(x)))
@@ -90,22 +92,22 @@ class GoogLeNet(Module):
         return (scores, *beside) if beside else scores
 
 
-class BasicConv2d(Module):
+class BasicConv2d(nn.Module):
     """A convolution, batch norm and ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
-        self.bn = BatchNorm2d(out_channels, eps=1e-3)
-        self.relu = ReLU()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+        self.relu = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         return self.relu(self.bn(self.conv(x)))
 
 
-class Inception(Module):
+class Inception(nn.Module):
     """Four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3 (5x5 in the paper); pool and 1x1."""
 
     is_block = True
@@ -115,30 +117,32 @@ class Inception(Module):
     ) -> None:
         super().__init__()
         self.branch1 = BasicConv2d(before, ones, 1)
-        self.branch2 = Sequential(
+        self.branch2 = nn.Sequential(
             BasicConv2d(before, to_three, 1), BasicConv2d(to_three, three, 3, padding=1)
         )
-        self.branch3 = Sequential(
+        self.branch3 = nn.Sequential(
             BasicConv2d(before, to_five, 1), BasicConv2d(to_five, five, 3, padding=1)
         )
-        self.branch4 = Sequential(MaxPool2d(3, 1, 1, ceil_mode=True), BasicConv2d(before, pool, 1))
+        self.branch4 = nn.Sequential(
+            nn.MaxPool2d(3, 1, 1, ceil_mode=True), BasicConv2d(before, pool, 1)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         return cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)])
 
 
-class InceptionAux(Module):
+class InceptionAux(nn.Module):
     """An auxiliary head: scores from the middle of the network, for training."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.pool = AdaptiveAvgPool2d(4)
+        self.pool = nn.AdaptiveAvgPool2d(4)
         self.conv = BasicConv2d(in_channels, 128, 1)
-        self.fc1 = Linear(128 * 4 * 4, 1024)
-        self.relu = ReLU()
-        self.dropout = Dropout(0.7)
-        self.fc2 = Linear(1024, num_classes)
+        self.fc1 = nn.Linear(128 * 4 * 4, 1024)
+        self.relu = nn.ReLU()
+        self.dropout = nn.Dropout(0.7)
+        self.fc2 = nn.Linear(1024, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         x = self.conv(self.pool(x)).flatten(1)
         return self.fc2(self.dropout(self.relu(self.fc1(x))))

@@ -7,26 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuconv.models.inception import BRANCHES, HEADS
+from gpuconv import nn
+from gpuconv.models.googlenet import BRANCHES, HEADS
 from gpuconv.models.zoo import model
-from gpuconv.nn import (
-    AvgPool2d,
-    Conv2d,
-    Dropout,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    Module,
-    ReLU,
-    Sequential,
-    Tensor,
-    init,
-    output_shape,
-)
 from gpuconv.nn.functional import cat
 
 
-@model(size=224, weights=init.xavier_uniform)
+@model(size=224, weights=nn.init.xavier_uniform)
 def googlenet_paper(
     num_classes: int = 1000,
     in_channels: int = 3,
@@ -46,22 +33,24 @@ def googlenet_paper(
     return GoogLeNetPaper(num_classes, in_channels, aux, input_size)
 
 
-class GoogLeNetPaper(Module):
+class GoogLeNetPaper(nn.Module):
     """The layers of table 1, and the two auxiliary heads of section 5 if asked."""
 
     def __init__(self, num_classes: int, in_channels: int, aux: bool, input_size: int) -> None:
         super().__init__()
         self.conv1 = ConvReLU(in_channels, 64, 7, stride=2, padding=3)
-        self.p1 = MaxPool2d(3, 2, ceil_mode=True)
-        self.n1 = LocalResponseNorm(5)
+        self.p1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.n1 = nn.LocalResponseNorm(5)
         self.conv2r = ConvReLU(64, 64, 1)
         self.conv2 = ConvReLU(64, 192, 3, padding=1)
-        self.n2 = LocalResponseNorm(5)
-        self.p2 = MaxPool2d(3, 2, ceil_mode=True)
+        self.n2 = nn.LocalResponseNorm(5)
+        self.p2 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.i3a = Inception(*BRANCHES["3a"])
         self.i3b = Inception(*BRANCHES["3b"])
-        self.p3 = MaxPool2d(3, 2, ceil_mode=True)
-        side = output_shape(Sequential(*self.children()), (in_channels, input_size, input_size))[1]
+        self.p3 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        side = nn.output_shape(
+            nn.Sequential(*self.children()), (in_channels, input_size, input_size)
+        )[1]
         self.i4a = Inception(*BRANCHES["4a"])
         self.aux1 = AuxiliaryHead(HEADS["4a"], side, num_classes) if aux else None
         self.i4b = Inception(*BRANCHES["4b"])
@@ -69,15 +58,15 @@ class GoogLeNetPaper(Module):
         self.i4d = Inception(*BRANCHES["4d"])
         self.aux2 = AuxiliaryHead(HEADS["4d"], side, num_classes) if aux else None
         self.i4e = Inception(*BRANCHES["4e"])
-        self.p4 = MaxPool2d(3, 2, ceil_mode=True)
+        self.p4 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.i5a = Inception(*BRANCHES["5a"])
         self.i5b = Inception(*BRANCHES["5b"])
-        last = output_shape(self.p4, (BRANCHES["5a"][0], side, side))[1]
-        self.gap = AvgPool2d(last, 1)
-        self.drop = Dropout(0.4)
-        self.fc = Linear(1024, num_classes)
+        last = nn.output_shape(self.p4, (BRANCHES["5a"][0], side, side))[1]
+        self.gap = nn.AvgPool2d(last, 1)
+        self.drop = nn.Dropout(0.4)
+        self.fc = nn.Linear(1024, num_classes)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: nn.Tensor) -> Any:
         x = self.n1(self.p1(self.conv1(x)))
         x = self.p2(self.n2(self.conv2(self.conv2r(x))))
         x = self.p3(self.i3b(self.i3a(x)))
@@ -92,16 +81,16 @@ class GoogLeNetPaper(Module):
         return (scores, *beside) if beside else scores
 
 
-class ConvReLU(Sequential):
+class ConvReLU(nn.Sequential):
     """A convolution and ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0
     ) -> None:
-        super().__init__(Conv2d(in_channels, out_channels, kernel, stride, padding), ReLU())
+        super().__init__(nn.Conv2d(in_channels, out_channels, kernel, stride, padding), nn.ReLU())
 
 
-class Inception(Module):
+class Inception(nn.Module):
     """Four branches: 1x1; 1x1 and 3x3; 1x1 and 5x5; pool and 1x1."""
 
     is_block = True
@@ -111,27 +100,29 @@ class Inception(Module):
     ) -> None:
         super().__init__()
         self.b1 = ConvReLU(before, ones, 1)
-        self.b2 = Sequential(ConvReLU(before, to_three, 1), ConvReLU(to_three, three, 3, padding=1))
-        self.b3 = Sequential(ConvReLU(before, to_five, 1), ConvReLU(to_five, five, 5, padding=2))
-        self.b4 = Sequential(MaxPool2d(3, 1, 1), ConvReLU(before, pool, 1))
+        self.b2 = nn.Sequential(
+            ConvReLU(before, to_three, 1), ConvReLU(to_three, three, 3, padding=1)
+        )
+        self.b3 = nn.Sequential(ConvReLU(before, to_five, 1), ConvReLU(to_five, five, 5, padding=2))
+        self.b4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), ConvReLU(before, pool, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         return cat([self.b1(x), self.b2(x), self.b3(x), self.b4(x)])
 
 
-class AuxiliaryHead(Module):
+class AuxiliaryHead(nn.Module):
     """Scores from the middle of the network, for training."""
 
     def __init__(self, in_channels: int, side: int, num_classes: int) -> None:
         super().__init__()
-        self.pool = AvgPool2d(5, 3)
+        self.pool = nn.AvgPool2d(5, 3)
         self.conv = ConvReLU(in_channels, 128, 1)
-        _, height, width = output_shape(self.pool, (in_channels, side, side))
-        self.fc1 = Linear(128 * height * width, 1024)
-        self.relu = ReLU()
-        self.drop = Dropout(0.7)
-        self.fc2 = Linear(1024, num_classes)
+        _, height, width = nn.output_shape(self.pool, (in_channels, side, side))
+        self.fc1 = nn.Linear(128 * height * width, 1024)
+        self.relu = nn.ReLU()
+        self.drop = nn.Dropout(0.7)
+        self.fc2 = nn.Linear(1024, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         x = self.conv(self.pool(x)).flatten(1)
         return self.fc2(self.drop(self.relu(self.fc1(x))))

@@ -12,16 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import nn
 from gpuconv.models.zoo import model
-from gpuconv.nn import (
-    Conv2d,
-    Flatten,
-    Linear,
-    MaxPool2d,
-    ScaledTanh,
-    Sequential,
-    init,
-)
 
 # LeNet-5's table I: the six maps of the first pool, and which of the 16 filters see each
 CONNECTIONS = [
@@ -38,29 +30,29 @@ CONNECTIONS = [
 SIDE = 5  # of a map before it is flattened
 
 
-@model(size=32, weights=init.lecun_normal)
+@model(size=32, weights=nn.init.lecun_normal)
 def harley_lenet(
     num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
-) -> Sequential:
+) -> nn.Sequential:
     """6@5x5, pool, 16@5x5 (60 of 96 connections), pool, 120, 100, num_classes; 62,902 parameters.
 
     Max-pools; the activation is 1.7159 tanh(2x/3) everywhere, after the last layer too.
     forward: x (N, in_channels, 32, 32), as `harley_pixels` makes it -> scores (N, num_classes).
     """
-    return Sequential(
-        conv1=Conv2d(in_channels, 6, 5),
-        act1=ScaledTanh(),
-        pool1=MaxPool2d(2),
-        conv2=Conv2d(6, 16, 5, connections=CONNECTIONS),
-        act2=ScaledTanh(),
-        pool2=MaxPool2d(2),
-        flat=Flatten(),
-        fc1=Linear(16 * SIDE * SIDE, 120),
-        act3=ScaledTanh(),
-        fc2=Linear(120, 100),
-        act4=ScaledTanh(),
-        fc3=Linear(100, num_classes),
-        act5=ScaledTanh(),
+    return nn.Sequential(
+        conv1=nn.Conv2d(in_channels, 6, 5),
+        act1=nn.ScaledTanh(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(6, 16, 5, connections=CONNECTIONS),
+        act2=nn.ScaledTanh(),
+        pool2=nn.MaxPool2d(2),
+        flat=nn.Flatten(),
+        fc1=nn.Linear(16 * SIDE * SIDE, 120),
+        act3=nn.ScaledTanh(),
+        fc2=nn.Linear(120, 100),
+        act4=nn.ScaledTanh(),
+        fc3=nn.Linear(100, num_classes),
+        act5=nn.ScaledTanh(),
     )
 
 

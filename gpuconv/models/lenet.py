@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from gpuconv import nn
 from gpuconv.models.zoo import model
-from gpuconv.nn import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
 
 
 @model(size=32)
 def lenet(
     num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
-) -> Sequential:
+) -> nn.Sequential:
     """The article's LeNet: 6@5x5, pool, 16@5x5, pool, 120, 100, num_classes; 63,802 parameters.
 
     forward: x (N, in_channels, 32, 32), floats -> scores (N, num_classes).
     """
-    return Sequential(
-        conv1=Conv2d(in_channels, 6, 5),
-        relu1=ReLU(),
-        pool1=MaxPool2d(2),
-        conv2=Conv2d(6, 16, 5),
-        relu2=ReLU(),
-        pool2=MaxPool2d(2),
-        flat=Flatten(),
-        fc1=Linear(16 * 5 * 5, 120),
-        relu3=ReLU(),
-        fc2=Linear(120, 100),
-        relu4=ReLU(),
-        fc3=Linear(100, num_classes),
+    return nn.Sequential(
+        conv1=nn.Conv2d(in_channels, 6, 5),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(6, 16, 5),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        flat=nn.Flatten(),
+        fc1=nn.Linear(16 * 5 * 5, 120),
+        relu3=nn.ReLU(),
+        fc2=nn.Linear(120, 100),
+        relu4=nn.ReLU(),
+        fc3=nn.Linear(100, num_classes),
     )

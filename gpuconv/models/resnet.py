@@ -6,23 +6,10 @@ bottleneck is on its 3x3 convolution); torchvision.models.resnet.
 
 from __future__ import annotations
 
-from gpuconv.models.stems import require_stem
-from gpuconv.models.zoo import model
-from gpuconv.nn import (
-    AdaptiveAvgPool2d,
-    BatchNorm2d,
-    Conv2d,
-    Identity,
-    Linear,
-    MaxPool2d,
-    Module,
-    ReLU,
-    Sequential,
-    Tensor,
-    init,
-)
+from gpuconv import nn
+from gpuconv.models.zoo import model, require_stem
 
-WEIGHTS: init.ByKind = {Conv2d: init.kaiming_normal_fan_out}
+WEIGHTS: nn.init.ByKind = {nn.Conv2d: nn.init.kaiming_normal_fan_out}
 
 
 @model(size=224, weights=WEIGHTS)
@@ -72,7 +59,7 @@ def resnet50(
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem)
 
 
-class ResNet(Module):
+class ResNet(nn.Module):
     """A stem, four stages of residual blocks, the mean over the image, and a linear layer."""
 
     def __init__(
@@ -86,26 +73,26 @@ class ResNet(Module):
         super().__init__()
         require_stem(stem)
         if stem == "imagenet":
-            self.conv1 = Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         else:
-            self.conv1 = Conv2d(in_channels, 64, 3, padding=1, bias=False)
-        self.bn1 = BatchNorm2d(64)
-        self.relu = ReLU()
-        self.maxpool = MaxPool2d(3, 2, padding=1) if stem == "imagenet" else Identity()
+            self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
         self.layer1 = _stage(block, 64, 64, counts[0], stride=1)
         self.layer2 = _stage(block, 64 * block.expansion, 128, counts[1], stride=2)
         self.layer3 = _stage(block, 128 * block.expansion, 256, counts[2], stride=2)
         self.layer4 = _stage(block, 256 * block.expansion, 512, counts[3], stride=2)
-        self.avgpool = AdaptiveAvgPool2d(1)
-        self.fc = Linear(512 * block.expansion, num_classes)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512 * block.expansion, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))
 
 
-class BasicBlock(Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions, and x added to their output."""
 
     is_block = True
@@ -113,20 +100,20 @@ class BasicBlock(Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = BatchNorm2d(channels)
-        self.relu = ReLU()
-        self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = _downsample(in_channels, channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return self.relu(y + self.downsample(x))
 
 
-class Bottleneck(Module):
+class Bottleneck(nn.Module):
     """A 1x1 convolution to fewer channels, a 3x3, a 1x1 to four times as many, and x added."""
 
     is_block = True
@@ -134,16 +121,16 @@ class Bottleneck(Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = BatchNorm2d(channels)
-        self.conv2 = Conv2d(channels, channels, 3, stride, padding=1, bias=False)
-        self.bn2 = BatchNorm2d(channels)
-        self.conv3 = Conv2d(channels, 4 * channels, 1, bias=False)
-        self.bn3 = BatchNorm2d(4 * channels)
-        self.relu = ReLU()
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.relu = nn.ReLU()
         self.downsample = _downsample(in_channels, 4 * channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -156,16 +143,16 @@ def _stage(
     channels: int,
     count: int,
     stride: int,
-) -> Sequential:
+) -> nn.Sequential:
     """`count` blocks, of which the first may halve the image."""
     first = block(in_channels, channels, stride)
     others = [block(channels * block.expansion, channels, 1) for _ in range(count - 1)]
-    return Sequential(first, *others)
+    return nn.Sequential(first, *others)
 
 
-def _downsample(in_channels: int, out_channels: int, stride: int) -> Module:
+def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """What brings x to the shape of a block's output."""
     if stride == 1 and in_channels == out_channels:
-        return Identity()
-    conv = Conv2d(in_channels, out_channels, 1, stride, bias=False)
-    return Sequential(conv, BatchNorm2d(out_channels))
+        return nn.Identity()
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))

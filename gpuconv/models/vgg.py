@@ -5,23 +5,14 @@ Source: Simonyan and Zisserman 2015, configurations D and E; torchvision.models.
 
 from __future__ import annotations
 
+from gpuconv import nn
 from gpuconv.models.zoo import model
-from gpuconv.nn import (
-    AdaptiveAvgPool2d,
-    BatchNorm2d,
-    Conv2d,
-    Dropout,
-    Flatten,
-    Linear,
-    MaxPool2d,
-    Module,
-    ReLU,
-    Sequential,
-    init,
-)
 
 CHANNELS = (64, 128, 256, 512, 512)
-WEIGHTS: init.ByKind = {Conv2d: init.kaiming_normal_fan_out, Linear: init.small_normal}
+WEIGHTS: nn.init.ByKind = {
+    nn.Conv2d: nn.init.kaiming_normal_fan_out,
+    nn.Linear: nn.init.small_normal,
+}
 
 
 @model(size=224, weights=WEIGHTS)
@@ -32,7 +23,7 @@ def vgg16(
     *,
     seed: int | None = 0,
     recompute: bool = False,
-) -> Sequential:
+) -> nn.Sequential:
     """VGG-16: 13 convolutions and 3 fully connected layers; 138,357,544 parameters.
 
     forward: x (N, in_channels, H, W), H and W at least 32 -> scores (N, num_classes).
@@ -48,7 +39,7 @@ def vgg16_bn(
     *,
     seed: int | None = 0,
     recompute: bool = False,
-) -> Sequential:
+) -> nn.Sequential:
     """VGG-16 with batch norm after every convolution; 138,365,992 parameters; as vgg16."""
     return _vgg((2, 2, 3, 3, 3), True, num_classes, in_channels)
 
@@ -61,31 +52,31 @@ def vgg19(
     *,
     seed: int | None = 0,
     recompute: bool = False,
-) -> Sequential:
+) -> nn.Sequential:
     """VGG-19: 16 convolutions and 3 fully connected layers; 143,667,240 parameters; as vgg16."""
     return _vgg((2, 2, 4, 4, 4), False, num_classes, in_channels)
 
 
-def _vgg(blocks: tuple[int, ...], norm: bool, num_classes: int, in_channels: int) -> Sequential:
-    layers: list[Module] = []
+def _vgg(blocks: tuple[int, ...], norm: bool, num_classes: int, in_channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
     before = in_channels
     for channels, convolutions in zip(CHANNELS, blocks, strict=True):
         for _ in range(convolutions):
-            layers.append(Conv2d(before, channels, 3, padding=1))
-            layers += [BatchNorm2d(channels), ReLU()] if norm else [ReLU()]
+            layers.append(nn.Conv2d(before, channels, 3, padding=1))
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()] if norm else [nn.ReLU()]
             before = channels
-        layers.append(MaxPool2d(2))
-    return Sequential(
-        features=Sequential(*layers),
-        avgpool=AdaptiveAvgPool2d(7),
-        flat=Flatten(),
-        classifier=Sequential(
-            Linear(512 * 7 * 7, 4096),
-            ReLU(),
-            Dropout(),
-            Linear(4096, 4096),
-            ReLU(),
-            Dropout(),
-            Linear(4096, num_classes),
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(
+        features=nn.Sequential(*layers),
+        avgpool=nn.AdaptiveAvgPool2d(7),
+        flat=nn.Flatten(),
+        classifier=nn.Sequential(
+            nn.Linear(512 * 7 * 7, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, num_classes),
         ),
     )

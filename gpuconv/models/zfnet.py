@@ -5,12 +5,12 @@ Source: Zeiler and Fergus 2014, figure 3.
 
 from __future__ import annotations
 
+from gpuconv import nn
 from gpuconv.models.alexnet import fully_connected, last_convolutions
 from gpuconv.models.zoo import model
-from gpuconv.nn import Conv2d, LocalResponseNorm, MaxPool2d, ReLU, Sequential, init
 
 
-@model(size=224, weights=init.small_normal)
+@model(size=224, weights=nn.init.small_normal)
 def zfnet(
     num_classes: int = 1000,
     in_channels: int = 3,
@@ -18,7 +18,7 @@ def zfnet(
     *,
     seed: int | None = 0,
     recompute: bool = False,
-) -> Sequential:
+) -> nn.Sequential:
     """ZF Net: conv1 7x7 with stride 2 and padding 1, pools with ceil_mode; 62,357,608 parameters.
 
     The contrast normalisation of the paper is AlexNet's response normalisation, after the pools.
@@ -26,14 +26,14 @@ def zfnet(
     forward: x (N, in_channels, input_size, input_size) -> scores (N, num_classes).
     """
     layers = {
-        "conv1": Conv2d(in_channels, 96, 7, stride=2, padding=1),
-        "relu1": ReLU(),
-        "pool1": MaxPool2d(3, 2, ceil_mode=True),
-        "norm1": LocalResponseNorm(5, 1e-4, 0.75, 2.0),
-        "conv2": Conv2d(96, 256, 5, stride=2),
-        "relu2": ReLU(),
-        "pool2": MaxPool2d(3, 2, ceil_mode=True),
-        "norm2": LocalResponseNorm(5, 1e-4, 0.75, 2.0),
+        "conv1": nn.Conv2d(in_channels, 96, 7, stride=2, padding=1),
+        "relu1": nn.ReLU(),
+        "pool1": nn.MaxPool2d(3, 2, ceil_mode=True),
+        "norm1": nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0),
+        "conv2": nn.Conv2d(96, 256, 5, stride=2),
+        "relu2": nn.ReLU(),
+        "pool2": nn.MaxPool2d(3, 2, ceil_mode=True),
+        "norm2": nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0),
         **last_convolutions(groups=1),
     }
-    return Sequential(**layers, **fully_connected(layers, in_channels, input_size, num_classes))
+    return nn.Sequential(**layers, **fully_connected(layers, in_channels, input_size, num_classes))

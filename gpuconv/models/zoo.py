@@ -14,6 +14,7 @@ from gpuconv.nn import Linear, Module, init, recompute_blocks
 P = ParamSpec("P")
 Network = TypeVar("Network", bound=Module)
 MODELS: dict[str, Callable[..., Module]] = {}
+STEMS = ("imagenet", "small")
 ADDED = ("seed", "recompute")  # arguments that every model has, used by the decorator alone
 
 
@@ -76,6 +77,12 @@ def _spec(name: str, arguments: dict[str, Any], network: Module) -> dict[str, An
 def _described_layers(network: Module) -> str:
     """All layers and arguments as text, without those that matter in training alone."""
     return re.sub(r"Dropout\(.*?\)|, momentum=[^,)]*", "", repr(network))
+
+
+def require_stem(stem: str) -> None:
+    """ValueError unless it is the name of a network's first layers, which fit its images' size."""
+    if stem not in STEMS:
+        raise unknown("stem", stem, STEMS)
 
 
 def build(spec: Mapping[str, Any]) -> Module:

@@ -12,6 +12,7 @@ import numpy as np
 
 from gpuconv.arrays import device_of, to_numpy
 from gpuconv.autograd import Tensor
+from gpuconv.errors import Notice
 
 INSIDE = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 # What DataParallel, torch.compile, FSDP, Lightning and training scripts put before a model's names,
@@ -78,6 +79,7 @@ def _say(name: str, target: str) -> None:
     prefix = "".join(_WRAPPED.findall(name)) or "".join(_WRAPPED.findall(target))
     warnings.warn(
         f"the prefix {prefix!r} is left out of a state dict's names: {name} is taken for {target}",
+        Notice,
         stacklevel=4,
     )
 

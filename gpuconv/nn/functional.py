@@ -9,14 +9,15 @@ result is a tensor. A model's `forward` is written with these and with layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.arrays import device_of, empty_images, to_device, to_numpy
+from gpuconv.arrays import empty_images
 from gpuconv.autograd import (
     Array,
     Tensor,
@@ -31,6 +32,8 @@ from gpuconv.autograd.operators import add, flatten, relu_backward
 from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.ops.op import Op
+
+P = ParamSpec("P")
 
 __all__ = [
     "ChannelBuffer",
@@ -56,6 +59,65 @@ __all__ = [
     "sum_pool2d",
     "tanh",
 ]
+
+
+# ---- from operations -----------------------------------------------------------------------------
+
+
+def _lifted(op: Op[P, Any], backward_op: Op[..., Any]) -> Callable[P, Tensor]:
+    """An operation on an array as a function on a tensor.
+
+    The names of the gradient's parameters after dy say what is kept for it: x, the shape of x, y
+    or whatever else the operation returned, and arguments of the operation.
+    """
+    names = tuple(op.parameters)
+    defaults = {
+        n: each.default for n, each in op.parameters.items() if each.default is not each.empty
+    }
+    kept, *rest = [name for name in backward_op.parameters if name != "dy"]
+    is_loss = "dy" not in backward_op.parameters
+    backward = _loss_backward if is_loss else _plain_backward
+
+    def function(*args: P.args, **options: P.kwargs) -> Tensor:
+        given = {**defaults, **dict(zip(names, args, strict=False)), **options}
+        if names[0] not in given or len(args) > len(names):
+            return op(*args, **options)  # refuses it
+        x = _tensor(given.pop(names[0]))
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                given[name] = value.data
+        y = _on(op, x.reference)(x.data, **given)
+        result, kept_of_result = y if is_loss else (y, y)
+        known = {"x": x.data, "x_shape": x.data.shape}.get(kept, kept_of_result)
+        saved = known, *map(given.__getitem__, rest)
+        run_backward = _on(backward_op, x.reference)
+        return record(
+            op.__name__, np.asarray(result) if is_loss else y, (x,), backward, run_backward, *saved
+        )
+
+    return update_wrapper(function, op.definition)
+
+
+def _plain_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
+    return (run_backward(dy, *saved),)
+
+
+def _loss_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
+    dx = run_backward(*saved)
+    return (dx if dy == 1 else ops.scale(dx, float(dy)),)
+
+
+def _tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def _optional(x: Any) -> Tensor | None:
+    return x if x is None or isinstance(x, Tensor) else Tensor(x)
+
+
+def _on(op: Op, reference: bool) -> Any:
+    """The operation, or its definition."""
+    return op.reference if reference else op
 
 
 # ---- with weights ------------------------------------------------------------------------------
@@ -194,35 +256,20 @@ def _batch_norm_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) 
 # ---- activations and the like ------------------------------------------------------------------
 
 
-def relu(x: Any) -> Tensor:
-    """max(x, 0)."""
-    return _activation(x, "relu")
-
-
-def tanh(x: Any) -> Tensor:
-    """tanh(x)."""
-    return _activation(x, "tanh")
-
-
-def scaled_tanh(x: Any) -> Tensor:
-    """1.7159 tanh(2x/3), LeNet-5's."""
-    return _activation(x, "scaled_tanh")
-
-
-def sigmoid(x: Any) -> Tensor:
-    """1 / (1 + exp(-x))."""
-    return _activation(x, "sigmoid")
-
-
-def _activation(x: Any, name: str) -> Tensor:
-    if not isinstance(x, Tensor):
-        x = Tensor(x)
-    fused = activated(x, name)
-    if fused is not None:
-        return fused
+def _activation(name: str) -> Callable[[Any], Tensor]:
+    """An activation, done in one pass with the function before it where that waits for one."""
     forward, backward = ACTIVATIONS[name]
-    y = _on(forward, x.reference)(x.data)
-    return record(name, y, (x,), _from_output, _on(backward, x.reference), y)
+
+    def function(x: Any) -> Tensor:
+        if not isinstance(x, Tensor):
+            x = Tensor(x)
+        fused = activated(x, name)
+        if fused is not None:
+            return fused
+        y = _on(forward, x.reference)(x.data)
+        return record(name, y, (x,), _from_output, _on(backward, x.reference), y)
+
+    return update_wrapper(function, forward.definition)
 
 
 def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Array]:
@@ -232,19 +279,20 @@ def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Ar
     return (run_backward(dy, y),)
 
 
-def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
-    """x where x >= 0, else negative_slope * x."""
-    x = _tensor(x)
-    y = _on(ops.leaky_relu, x.reference)(x.data, negative_slope)
-    run_backward = _on(ops.leaky_relu_backward, x.reference)
-    return record("leaky_relu", y, (x,), _plain_backward, run_backward, x.data, negative_slope)
-
-
-def softmax(x: Any) -> Tensor:
-    """Scores (N, classes, ...) to probabilities."""
-    x = _tensor(x)
-    y = _on(ops.softmax, x.reference)(x.data)
-    return record("softmax", y, (x,), _from_output, _on(ops.softmax_backward, x.reference), y)
+relu = _activation("relu")
+"""max(x, 0)."""
+tanh = _activation("tanh")
+"""tanh(x)."""
+scaled_tanh = _activation("scaled_tanh")
+"""1.7159 tanh(2x/3), LeNet-5's."""
+sigmoid = _activation("sigmoid")
+"""1 / (1 + exp(-x))."""
+leaky_relu = _lifted(ops.leaky_relu, ops.leaky_relu_backward)
+"""x where x >= 0, else negative_slope * x."""
+softmax = _lifted(ops.softmax, ops.softmax_backward)
+"""Scores (N, classes, ...) to probabilities."""
+local_response_norm = _lifted(ops.local_response_norm, ops.local_response_norm_backward)
+"""Each value divided by a power of the sum of squares over neighbouring channels."""
 
 
 def dropout(x: Any, p: float, seed: int) -> Tensor:
@@ -255,26 +303,6 @@ def dropout(x: Any, p: float, seed: int) -> Tensor:
     run = _on(ops.dropout, x.reference)
     y = run(x.data, p, seed)
     return record("dropout", y, (x,), lambda dy, over: (run(dy, p, seed),))
-
-
-def local_response_norm(
-    x: Any,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    convention: str = "torch",
-) -> Tensor:
-    """`ops.local_response_norm`."""
-    x = _tensor(x)
-    options = (size, alpha, beta, k, convention)
-    y = _on(ops.local_response_norm, x.reference)(x.data, *options)
-    run_backward = _on(ops.local_response_norm_backward, x.reference)
-    return record("local_response_norm", y, (x,), _plain_backward, run_backward, x.data, *options)
-
-
-def _plain_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
-    return (run_backward(dy, *saved),)
 
 
 # ---- pooling -----------------------------------------------------------------------------------
@@ -299,17 +327,11 @@ def max_pool2d(
     return record("max_pool2d", y, (x,), _plain_backward, *saved)
 
 
-def sum_pool2d(
-    x: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Tensor:
-    """`ops.sum_pool2d`: the sum of each window."""
-    window = (kernel_size, stride, padding, dilation, ceil_mode)
-    return _shrunk(ops.sum_pool2d, ops.sum_pool2d_backward, x, window)
+sum_pool2d = _lifted(ops.sum_pool2d, ops.sum_pool2d_backward)
+"""The sum of each window."""
+adaptive_avg_pool2d = _lifted(ops.adaptive_avg_pool2d, ops.adaptive_avg_pool2d_backward)
+"""Means over as many parts of the image as output_size says."""
+_avg_pool2d = _lifted(ops.avg_pool2d, ops.avg_pool2d_backward)
 
 
 def avg_pool2d(
@@ -323,23 +345,7 @@ def avg_pool2d(
 ) -> Tensor:
     """`ops.avg_pool2d`: the mean of each window; arguments in torch's order."""
     window = (kernel_size, stride, padding, dilation, ceil_mode, count_include_pad)
-    return _shrunk(ops.avg_pool2d, ops.avg_pool2d_backward, x, window)
-
-
-def adaptive_avg_pool2d(x: Any, output_size: Any) -> Tensor:
-    """`ops.adaptive_avg_pool2d`: means over as many parts of the image as output_size says."""
-    x = _tensor(x)
-    y = _on(ops.adaptive_avg_pool2d, x.reference)(x.data, output_size)
-    run_backward = _on(ops.adaptive_avg_pool2d_backward, x.reference)
-    saved = (run_backward, x.data.shape)
-    return record("adaptive_avg_pool2d", y, (x,), _plain_backward, *saved)
-
-
-def _shrunk(op: Op, backward_op: Op, x: Any, window: tuple[Any, ...]) -> Tensor:
-    x = _tensor(x)
-    y = _on(op, x.reference)(x.data, *window)
-    saved = (_on(backward_op, x.reference), x.data.shape, *window)
-    return record(op.__name__, y, (x,), _plain_backward, *saved)
+    return _avg_pool2d(x, *window)
 
 
 # ---- channels side by side ---------------------------------------------------------------------
@@ -417,63 +423,9 @@ class ChannelBuffer:
 
 # ---- losses ------------------------------------------------------------------------------------
 
-
-def cross_entropy(
-    scores: Any,
-    labels: Any,
-    label_smoothing: float = 0.0,
-    weight: Any = None,
-    ignore_index: int = -100,
-) -> Tensor:
-    """`ops.cross_entropy`: the mean over the batch, for scores (N, classes) and labels (N,).
-
-    weight: an array of any float type, on any device.
-    """
-    scores = _tensor(scores)
-    if weight is not None:
-        like = scores.data
-        weight = to_numpy(weight.data if isinstance(weight, Tensor) else weight)
-        weight = to_device(np.asarray(weight, like.dtype), device_of(like) or "cpu")
-    options = (label_smoothing, weight, ignore_index)
-    return _loss(ops.cross_entropy, ops.cross_entropy_backward, scores, labels, options, options)
-
-
-def half_squared_error(scores: Any, labels: Any) -> Tensor:
-    """`ops.half_squared_error`: the article's total error over a softmax, the mean of the batch."""
-    return _loss(ops.half_squared_error, ops.half_squared_error_backward, scores, labels, (), ())
-
-
-def hinge(scores: Any, labels: Any, margin: float = 1.0) -> Tensor:
-    """`ops.hinge`: the multi-class hinge loss, the mean of the batch."""
-    return _loss(ops.hinge, ops.hinge_backward, scores, labels, (margin,), ())
-
-
-def _loss(
-    op: Op, backward_op: Op, scores: Any, labels: Any, options: tuple[Any, ...], rest: Any
-) -> Tensor:
-    scores = _tensor(scores)
-    labels = labels.data if isinstance(labels, Tensor) else labels
-    loss, kept = _on(op, scores.reference)(scores.data, labels, *options)
-    saved = (_on(backward_op, scores.reference), kept, labels, *rest)
-    return record(op.__name__, np.asarray(loss), (scores,), _loss_backward, *saved)
-
-
-def _loss_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
-    dx = run_backward(*saved)
-    return (dx if dy == 1 else ops.scale(dx, float(dy)),)
-
-
-# ---- helpers -----------------------------------------------------------------------------------
-
-
-def _tensor(x: Any) -> Tensor:
-    return x if isinstance(x, Tensor) else Tensor(x)
-
-
-def _optional(x: Any) -> Tensor | None:
-    return x if x is None or isinstance(x, Tensor) else Tensor(x)
-
-
-def _on(op: Op, reference: bool) -> Any:
-    """The operation, or its definition."""
-    return op.reference if reference else op
+cross_entropy = _lifted(ops.cross_entropy, ops.cross_entropy_backward)
+"""The mean over the batch, for scores (N, classes) and labels (N,)."""
+half_squared_error = _lifted(ops.half_squared_error, ops.half_squared_error_backward)
+"""The article's total error over a softmax, the mean of the batch."""
+hinge = _lifted(ops.hinge, ops.hinge_backward)
+"""The multi-class hinge loss, the mean of the batch."""

@@ -9,9 +9,11 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.autograd import Parameter
 from gpuconv.nn.module import Module, Shape
 
@@ -94,8 +96,6 @@ def pytorch_uniform(shape: Shape, rng: np.random.Generator) -> np.ndarray:
 
 def reset_as_pytorch(weight: Parameter, bias: Parameter | None, rng: np.random.Generator) -> None:
     """PyTorch's default for Conv2d and Linear: weights and bias uniform in +-1/sqrt(fan in)."""
-    if getattr(_later, "drawn", False):
-        return
     weight.data = pytorch_uniform(weight.shape, rng).astype(weight.data.dtype, copy=False)
     if bias is not None:
         bound = 1 / math.sqrt(fans(weight.shape)[0])
@@ -106,13 +106,23 @@ _later = threading.local()
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Layers made in here get no weights yet, only memory: they are drawn or loaded afterwards."""
-    before, _later.drawn = getattr(_later, "drawn", False), True
+def deferred(shapes_only: bool = False) -> Iterator[None]:
+    """Layers made in here get no weights yet, only memory: they are drawn or loaded afterwards.
+
+    shapes_only: not even memory; `load_state_dict` brings it, once the shapes are known to fit.
+    """
+    before = getattr(_later, "array", None)
     try:
+        _later.array = ShapeOnly if shapes_only or before is ShapeOnly else np.zeros
         yield
     finally:
-        _later.drawn = before
+        _later.array = before
+
+
+def empty_weight(shape: Shape) -> tuple[Any, bool]:
+    """The array of a weight, float32, and whether it is drawn at once."""
+    make = getattr(_later, "array", None)
+    return (make or np.zeros)(shape, np.float32), make is None
 
 
 def initialize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -299,22 +300,22 @@ class Module:
                 if isinstance(value, kinds):
                     yield f"{path}.{name}" if path else name, value
 
+    def _once(self, kind: type) -> list[tuple[str, Any]]:
+        found: dict[int, tuple[str, Any]] = {}
+        for name, holder in self._holders(kind):
+            found.setdefault(id(holder), (name, holder))
+        return list(found.values())
+
     def named_parameters(self) -> list[tuple[str, Parameter]]:
         """The parameters by dotted name; one that stands in several places once."""
-        found: dict[int, tuple[str, Parameter]] = {}
-        for name, parameter in self._holders(Parameter):
-            found.setdefault(id(parameter), (name, parameter))
-        return list(found.values())
+        return self._once(Parameter)
 
     def parameters(self) -> list[Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_buffers(self) -> list[tuple[str, Buffer]]:
         """The buffers by dotted name; one that stands in several places once."""
-        found: dict[int, tuple[str, Buffer]] = {}
-        for name, buffer in self._holders(Buffer):
-            found.setdefault(id(buffer), (name, buffer))
-        return list(found.values())
+        return self._once(Buffer)
 
     def buffers(self) -> list[Buffer]:
         return [buffer for _, buffer in self.named_buffers()]
@@ -423,8 +424,8 @@ class Module:
             holder = own[name]
             if isinstance(holder.data, np.ndarray):
                 holder.data[...] = array
-            else:
-                holder.data = array
+            else:  # of a device, or a shape so far
+                holder.data = array.copy() if array is state[name] else array
         return Unmatched([n for n in own if n not in state], [n for n in state if n not in own])
 
     def _converted(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -464,6 +465,18 @@ class Module:
         from gpuconv.nn.trace import plan
 
         return plan(self, x)
+
+
+@contextmanager
+def in_mode(model: Module, training: bool) -> Iterator[None]:
+    """Within, all modules are in training or in evaluation mode; afterwards each in its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class _BackwardWatch:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from gpuconv.arrays import ShapeOnly
-from gpuconv.autograd import Tensor, enable_grad, nodes_of, state
+from gpuconv.autograd import Tensor, enable_grad, nodes_of
 from gpuconv.nn.module import Module, Shape
-from gpuconv.nn.trace import Call, Trace, _mode, trace
+from gpuconv.nn.trace import Call, Trace, run, trace
 
 HEADER = ("name", "type", "arguments", "input", "output", "parameters", "multiply-adds")
 
@@ -115,14 +113,8 @@ def _outside(found: Trace) -> int:
 
 def _kept_bytes(network: Module, shape: Shape) -> int:
     """Bytes of what one example's forward pass in training saves for backward, weights apart."""
-    x = Tensor(ShapeOnly((1, *shape), np.dtype(np.float32)))
-    quiet = _Quiet()
-    before, state.trace = state.trace, quiet
-    try:
-        with _mode(network, True), enable_grad():
-            y = network(x)
-    finally:
-        state.trace = before
+    with enable_grad():
+        y = run(network, shape, True, Trace(network, fusing=True))
     saved: dict[int, int] = {}  # by block of memory: several nodes and outputs may share one
     for root in y.values() if isinstance(y, dict) else y if isinstance(y, tuple | list) else (y,):
         for node in nodes_of(root) if isinstance(root, Tensor) else ():
@@ -131,19 +123,6 @@ def _kept_bytes(network: Module, shape: Shape) -> int:
                     block = array if array.base is None else array.base
                     saved[id(block)] = block.nbytes
     return sum(saved.values())
-
-
-class _Quiet:
-    """A trace that notes nothing; while there is one, generators and statistics stay as they
-    are.
-    """
-
-    def record(self, *_: object) -> None: ...
-
-    def same(self, *_: object) -> None: ...
-
-    def call(self, module: Module, inputs: tuple, options: dict) -> object:
-        return module.forward(*inputs, **options)
 
 
 def _cells(row: Call) -> tuple[str, ...]:

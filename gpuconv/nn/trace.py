@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from gpuconv.arguments import pair
 from gpuconv.arrays import ShapeOnly
 from gpuconv.autograd import Tensor, no_grad, state
-from gpuconv.nn.module import Module, Shape
+from gpuconv.nn.module import Module, Shape, in_mode
 from gpuconv.shapes import Window, window
 
 
@@ -162,7 +161,8 @@ def trace(network: Module, given: Any, training: bool = False, fusing: bool = Fa
     """
     found = Trace(network, fusing)
     try:
-        _run(network, given, training, found)
+        with no_grad():
+            run(network, given, training, found)
     except (ValueError, TypeError) as error:
         error.trace = found  # type: ignore[union-attr]
         raise
@@ -171,40 +171,25 @@ def trace(network: Module, given: Any, training: bool = False, fusing: bool = Fa
 
 def output_shape(network: Module, input_shape: Shape) -> Shape:
     """The shape of one example's output, in evaluation mode, for one example's input."""
-    y = _run(network, input_shape, False, Trace(network))
+    with no_grad():
+        y = run(network, input_shape, False, Trace(network))
     return tuple(y.data.shape[1:])
 
 
-def _run(network: Module, given: Any, training: bool, found: Trace) -> Any:
+def run(network: Module, given: Any, training: bool, found: Trace) -> Any:
+    """The network's output for images, or for the shape of one; `found` notes the steps."""
     if isinstance(given, tuple | list):
         dtype = next((p.data.dtype for p in network.parameters()), np.dtype(np.float32))
         given = ShapeOnly((1, *given), dtype)
     x = Tensor(given, device=network.device)
     found.begin(x)
-    with _mode(network, training), no_grad(), _tracing(found):
-        return network(x)
-
-
-@contextmanager
-def _tracing(found: Trace) -> Any:
     before = state.trace, state.fusing
     state.trace, state.fusing = found, found.fusing
     try:
-        yield
+        with in_mode(network, training):
+            return network(x)
     finally:
         state.trace, state.fusing = before
-
-
-@contextmanager
-def _mode(network: Module, training: bool) -> Any:
-    """Within, the network is in training or evaluation mode."""
-    before = [(module, module.training) for module in network.modules()]
-    network.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def _window_of_conv(saved: Sequence[Any]) -> tuple[Window]:

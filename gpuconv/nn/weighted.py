@@ -19,10 +19,12 @@ class Weighted(Module):
 
     def __init__(self, shape: Shape, bias: bool, rng: Any) -> None:
         super().__init__()
-        self.weight = Parameter(np.zeros(shape, np.float32))
+        weight, drawn = init.empty_weight(shape)
+        self.weight = Parameter(weight)
         bias = flag(f"{type(self).__name__}: bias", bias)
-        self.bias = Parameter(np.zeros(shape[0], np.float32)) if bias else None
-        self.reset_parameters(np.random.default_rng(rng))
+        self.bias = Parameter(init.empty_weight(shape[:1])[0]) if bias else None
+        if drawn:
+            self.reset_parameters(np.random.default_rng(rng))
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         init.reset_as_pytorch(self.weight, self.bias, rng)

@@ -217,7 +217,7 @@ class Op(Generic[P, R]):
         """The implementation for arguments like these; raises if they are wrong."""
         device = self._device(args)
         if self._widened(args) is not args:
-            return lambda *args: self(*self._widened(args))
+            return lambda *given: self(*self._widened(given))  # type: ignore[call-arg]
         self._checked(args)
         arrays = [a for a in args if device_of(a) is not None]
         _ARRAYS.update(map(type, arrays))
@@ -333,7 +333,7 @@ def in_float64(definition: Callable[P, R]) -> Callable[P, R]:
             return definition(*args, **kwargs)
         wide = (a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args)
         with np.errstate(over="ignore"):
-            found = definition(*wide, **kwargs)  # type: ignore[arg-type]
+            found: Any = definition(*wide, **kwargs)  # type: ignore[arg-type]
             parts = found if isinstance(found, tuple) else (found,)
             parts = tuple(a if a is None else a.astype(dtype) for a in parts)
         return parts if isinstance(found, tuple) else parts[0]

@@ -56,7 +56,7 @@ def of_model(
     metadata = {"image_shape": shape, "input": {"mean": mean, "std": std}}
     preprocessing = Preprocessing.from_metadata(metadata, model.input_shape)
     names = None if classes is None else list(classes)
-    return Session(model, preprocessing, title, names, test)
+    return Session(model, preprocessing, title, names, test() if test else None)
 
 
 def serve(session: Session, host: str = "127.0.0.1", port: int = 8123) -> None:

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 STYLE = "style.css"
 # In the order in which the page loads them: each adds to the object `gpuconv` of the ones before.
-FIRST = ("numbers.js", "color.js", "geometry.js")
+FIRST = ("state.js", "numbers.js", "color.js", "geometry.js")
 LAST = (
     "explain.js", "pad.js", "filters.js", "patches.js", "maps.js", "layers.js", "terms.js",
     "node.js", "answer.js", "training.js", "page.js",

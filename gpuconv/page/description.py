@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv import nn
 from gpuconv.data import Preprocessing
 from gpuconv.page.graph import Graph, Node
 
+WITH_FILTERS = ("conv", "linear")  # kinds whose weights the page draws
 PAGE_VALUES = 1 << 18  # of one layer that are sent at once: a page of channels
 PART_VALUES = 1 << 22  # of one window
 MIN_CHANNELS, MAX_CHANNELS = 4, 64
@@ -27,25 +27,24 @@ def describe(
 ) -> dict[str, Any]:
     """The network for the page. preprocessing: how pictures become the network's input.
 
-    Keys: "title", "classes", "parameters", "values" (of all maps together), "scores" (the node that
-    softmax reads), "input" (image shape, field size, mean, std, dark_border) and "layers", in
-    order: "number", "name", "kind", "type", "text" (its arguments), "from", "shape", "parameters",
-    "multiply_adds", "page" (channels sent at once) and the geometry of its windows.
+    Keys: "title", "classes", "parameters", "scores" (the node that softmax reads), "input" (image
+    shape, field size, mean, std, dark_border, resize) and "layers", in order: "number", "name",
+    "kind", "type", "from", "shape", "parameters", "filters" (their shape), "page" (channels sent at
+    once) and the geometry of its windows.
     """
     parameters = sum(parameter.data.size for parameter in graph.model.parameters())
     return {
         "title": title,
         "classes": list(classes),
         "parameters": parameters,
-        "values": graph.values,
         "scores": graph.scores,
-        "device": graph.model.device,
         "input": {
             "image": list(preprocessing.image_shape),
             "size": list(preprocessing.size),
             "mean": _scale(preprocessing.mean, preprocessing.image_shape[0], 0.0),
             "std": _scale(preprocessing.std, preprocessing.image_shape[0], 1.0),
             "dark_border": preprocessing.dark_border,
+            "resize": preprocessing.resize,
         },
         "layers": [_layer(graph, node) for node in graph],
     }
@@ -85,17 +84,9 @@ def bytes_of(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
-def filters_of(layer: nn.Module | None) -> np.ndarray | None:
-    """A layer's weights as the page draws them, (K, C, R, S) or (K, features); None without."""
-    weight = getattr(layer, "weight", None)
-    if type(layer) not in (nn.Conv2d, nn.Linear) or weight is None:
-        return None
-    return np.asarray(weight.data)
-
-
 def weights_of(node: Node) -> dict[str, np.ndarray]:
     """All arrays that a node's output depends on, each with a part for each channel."""
-    if node.layer is None or node.kind not in ("conv", "linear", "batch_norm"):
+    if node.kind not in (*WITH_FILTERS, "batch_norm"):
         return {}
     names = ("weight", "bias", "running_mean", "running_var")
     found = {name: getattr(node.layer, name, None) for name in names}
@@ -134,18 +125,16 @@ def part_of(y: np.ndarray, part: Part) -> np.ndarray:
 def _layer(graph: Graph, node: Node) -> dict[str, Any]:
     sources = [graph[source].shape for source in node.sources]
     layer = node.layer
-    filters = filters_of(layer)
+    weights = weights_of(node)
     return {
         "number": node.number,
         "name": node.name,
         "kind": node.kind,
         "type": node.type,
-        "text": layer.extra_repr() if layer is not None else "",
         "from": list(node.sources),
         "shape": list(node.shape),
         "parameters": sum(p.data.size for p in layer.parameters()) if layer is not None else 0,
-        "multiply_adds": node.multiply_adds,
-        "filters": None if filters is None else list(filters.shape),
+        "filters": list(weights["weight"].shape) if node.kind in WITH_FILTERS else None,
         "page": page_of(node),
         **_geometry(node, sources),
     }

@@ -44,7 +44,7 @@ def evaluate(session: Session, held: Loader) -> dict[str, Any]:
                 **picture(dataset.images[i]),
                 "label": int(truth[i]),
                 "answer": int(answers[i]),
-                "sure": float(np.nan_to_num(p[i, answers[i]])),
+                "sure": float(p[i, answers[i]]),
             }
             for i in worst
         ],

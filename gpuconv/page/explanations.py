@@ -48,7 +48,7 @@ def attribution_map(name: str, graph: Graph, x: np.ndarray, target: int) -> np.n
     """The method's map for one picture, float32 (1, H, W). Of the class's score, also where the
     network itself ends with softmax.
     """
-    of = (graph.layer_name(graph.scores) or "") if graph.ends_with_softmax else ""
+    of = graph.layer_name(graph.scores) if graph.ends_with_softmax else ""
     function = explain.method(name).function
     found = function(graph.model, x, target, of, **options(name, graph, x))
     return explain.as_map(found).astype(np.float32)

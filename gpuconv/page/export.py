@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import os
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from gpuconv.explain import receptive_field
 from gpuconv.files import write_atomically
 from gpuconv.page.assets import OFFLINE_SCRIPTS, STYLE, page, text
-from gpuconv.page.description import floats, weights_of
+from gpuconv.page.description import floats, to_json, weights_of
 from gpuconv.page.graph import Graph
 from gpuconv.page.session import Session
 from gpuconv.page.top_patches import COUNT
@@ -52,12 +51,19 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     }
     network = {
         "model": model,
-        "weights": _weights(session),
-        "start": _start(session) if model["start"] else {},
+        "weights": {
+            node.number: {name: floats(array) for name, array in weights_of(node).items()}
+            for node in session.graph
+        },
+        "start": {
+            layer["number"]: session.filters(layer["number"], "start")["data"]
+            for layer in model["layers"]
+            if layer["filters"] and model["start"]
+        },
         "samples": pictures,
         "patches": patches,
     }
-    data = json.dumps(network, separators=(",", ":")).replace("<", "\\u003c")
+    data = to_json(network).decode().replace("<", "\\u003c")
     style = text(STYLE)
     script = "\n".join(text(name) for name in OFFLINE_SCRIPTS).replace("</script", "<\\/script")
     policy = (
@@ -90,19 +96,6 @@ def _require_small(model: dict[str, Any], graph: Graph) -> None:
             )
 
 
-def _weights(session: Session) -> dict[str, dict[str, str]]:
-    found = {str(node.number): weights_of(node) for node in session.graph}
-    return {
-        number: {name: floats(array) for name, array in arrays.items()}
-        for number, arrays in found.items()
-    }
-
-
-def _start(session: Session) -> dict[str, dict[str, str]]:
-    numbers = [node.number for node in session.graph if node.kind in ("conv", "linear")]
-    return {str(n): {"weight": session.filters(n, "start")["data"]} for n in numbers}
-
-
 def _pictures(session: Session, count: int) -> list[dict[str, Any]]:
     """Some test pictures, spread over the set, of a megabyte at most."""
     preprocessing = session.preprocessing
@@ -117,7 +110,7 @@ def _patches(session: Session, model: dict[str, Any]) -> dict[int, list[dict[str
     shape = session.graph[0].shape
     for number in model["patches"]:
         node = session.graph[number]
-        field = receptive_field(session.graph.model, session.graph.layer_name(number) or "", shape)
+        field = receptive_field(session.graph.model, session.graph.layer_name(number), shape)
         part = shape[0] * math.prod(field.size) * 20 // 3 + 200  # in base64
         if node.kind != "conv" or (size := node.shape[0] * COUNT * part) > room:
             continue

@@ -34,17 +34,9 @@ KINDS: dict[type[nn.Module], str] = {
 }
 # Functions that need nothing of a layer, by the name of their step.
 FUNCTIONS = {
-    "relu": "relu",
-    "tanh": "tanh",
-    "scaled_tanh": "scaled_tanh",
-    "sigmoid": "sigmoid",
-    "max_pool2d": "max_pool",
-    "avg_pool2d": "avg_pool",
-    "sum_pool2d": "sum_pool",
-    "adaptive_avg_pool2d": "adaptive_avg_pool",
+    **{name: name for name in ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "add")},
+    **{f"{name}_pool2d": f"{name}_pool" for name in ("max", "avg", "sum", "adaptive_avg")},
     "reshape": "flatten",
-    "softmax": "softmax",
-    "add": "add",
     "cat": "concat",
     "append_channels": "concat",
 }
@@ -144,12 +136,12 @@ class Graph:
             found.append(softmax(found[self.scores][None])[0])
         return found
 
-    def layer_name(self, number: int) -> str | None:
+    def layer_name(self, number: int) -> str:
         """The shortest name of a layer or container that gives a node's output, as
-        `gpuconv.explain` knows it; None where none does.
+        `gpuconv.explain` knows it; "" where none does.
         """
         step = self.nodes[number].step
-        return None if step is None else self._names.get(step)
+        return "" if step is None else self._names.get(step, "")
 
 
 def _traced(model: nn.Module, shape: tuple[int, ...]) -> nn.Trace:

@@ -8,7 +8,6 @@ of one that is not.
 
 from __future__ import annotations
 
-import json
 import math
 import queue
 import threading
@@ -16,7 +15,9 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
+from gpuconv.page.description import to_json
 from gpuconv.page.evaluation import evaluate
+from gpuconv.page.request_checks import Refused
 from gpuconv.page.session import Session
 from gpuconv.train import Callback, Interrupted
 
@@ -33,10 +34,6 @@ MAX_STREAMS = 8
 HEARTBEAT_SECONDS = 10.0
 
 Answer = dict[str, Any]
-
-
-class Busy(RuntimeError):
-    """More pages follow the run than may."""
 
 
 class TrainingMonitor(Callback):
@@ -57,9 +54,6 @@ class TrainingMonitor(Callback):
         self._progress: Answer = {}
         self._evaluation: Answer = {}
         self._rate: float | None = None  # asked for in the page, and not yet set
-        self._stride = 1  # intervals in a point, doubled when the points become too many
-        self._since = _Since()
-        self._pending: list[Answer] = []
         self._due = _Due(), _Due()
 
     # ---- the main thread -----------------------------------------------------------------------
@@ -91,77 +85,58 @@ class TrainingMonitor(Callback):
     # ---- the training thread -------------------------------------------------------------------
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        self._since = _Since(trainer)
-        self._copy(trainer)
-        self._evaluate()
+        self._evaluate(trainer)
+        self._meter = _Meter(trainer)
         self._set("running")
 
     def on_batch_end(self, trainer: Trainer) -> None:
-        now = time.monotonic()
-        if now - self._since.time >= POINT_SECONDS:
-            self._note(trainer, now)
-        if self._streams and self._due[0].at(now, WEIGHT_SECONDS):
-            with self._due[0]:
-                self._copy(trainer)
-        if self._streams and self._due[1].at(now, EVALUATE_SECONDS):
-            with self._due[1]:
-                self._copy(trainer)
-                self._evaluate()
+        self._meter.add(trainer)
+        if self._meter.seconds >= POINT_SECONDS:
+            self._note(trainer)
+        if self._streams:  # somebody looks
+            self._due[0].do(WEIGHT_SECONDS, self._copy, trainer)
+            self._due[1].do(EVALUATE_SECONDS, self._evaluate, trainer)
         self._obey(trainer)
-        if trainer.state.batch == trainer.batches:  # an epoch may be shorter than a point
-            self._since.end_epoch(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: Answer) -> None:
         kept = {name: value for name, value in record.items() if isinstance(value, (int, float))}
         self._epochs.append(kept)
         self._publish({"event": "epoch", "record": kept})
-        with self._due[1]:
-            self._copy(trainer)
-            self._evaluate()
-        if self._since.ended:
-            self._since.begin_epoch()
-        else:  # of unknown length: the sums start again
-            self._since = _Since(trainer)
+        self._evaluate(trainer)
+        self._meter.rest()
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self._copy(trainer)
 
-    def _note(self, trainer: Trainer, now: float) -> None:
+    def _note(self, trainer: Trainer) -> None:
         """The means since the last point."""
-        images = trainer.state.images - self._since.images
-        if images <= 0:
-            self._since = _Since(trainer)
-            return
-        p = trainer.state
+        p, meter = trainer.state, self._meter
         point = {
             "step": p.step,
             "epoch": p.epoch + p.batch / max(trainer.batches, 1),
-            "loss": (p.loss_sum - self._since.loss_sum) / images,
-            "accuracy": (p.correct - self._since.correct) / images,
+            "loss": meter.loss_sum / meter.images,
+            "accuracy": meter.correct / meter.images,
         }
         self._progress = point | {
             "lr": trainer.optimizer.lr,
-            "images_per_second": images / (now - self._since.time),
+            "images_per_second": meter.images / max(meter.seconds, 1e-9),
             "epochs": trainer.epochs,
             "batch": p.batch,
             "batches": trainer.batches,
         }
-        self._since = _Since(trainer)
-        self._pending.append(point)
-        if len(self._pending) >= self._stride:
-            self._points.append(_mean(self._pending))
-            self._pending = []
-        if len(self._points) > MAX_POINTS:
-            pairs = zip(self._points[::2], self._points[1::2], strict=False)
-            self._points = [_mean(list(pair)) for pair in pairs]
-            self._stride *= 2
+        meter.clear()
+        self._points.append(point)
+        if len(self._points) > MAX_POINTS:  # of an even number: those of long ago get sparser
+            pairs = zip(self._points[:-1:2], self._points[1::2], strict=True)
+            self._points = [*(_mean(*pair) for pair in pairs), point]
         self._publish({"event": "progress", "progress": self._progress})
 
     def _copy(self, trainer: Trainer) -> None:
         self.session.load(trainer.model.state_dict())
         self._publish({"event": "weights", "version": self.session.version})
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, trainer: Trainer) -> None:
+        self._copy(trainer)
         self._evaluation = evaluate(self.session, self._held)
         self._publish({"event": "evaluation", "evaluation": self._evaluation})
 
@@ -177,7 +152,7 @@ class TrainingMonitor(Callback):
                 while self.state == "paused" and not trainer.interrupted:
                     self._changed.wait(0.1)
             trainer.exclude_time(time.monotonic() - began)
-            self._since = _Since(trainer)
+            self._meter.rest()
         if self.state == "stopping":
             trainer.interrupt()
 
@@ -228,9 +203,9 @@ class TrainingMonitor(Callback):
         }
 
     def events(self) -> Generator[bytes, None, None]:
-        """What happens from now on, as server-sent events. Busy where too many listen already."""
+        """What happens from now on, as server-sent events. Refused if too many listen already."""
         if len(self._streams) >= MAX_STREAMS:
-            raise Busy(f"{MAX_STREAMS} pages follow this run already; close one")
+            raise Refused(503, f"{MAX_STREAMS} pages follow this run already; close one")
         mine: queue.Queue[Answer] = queue.Queue(256)
         self._streams.add(mine)
         return self._listen(mine)
@@ -244,7 +219,7 @@ class TrainingMonitor(Callback):
                 except queue.Empty:
                     yield b": still here\n\n"
                 else:
-                    yield b"data: " + json.dumps(event).encode() + b"\n\n"
+                    yield b"data: " + to_json(event) + b"\n\n"
         finally:
             self._streams.discard(mine)
 
@@ -262,55 +237,50 @@ class TrainingMonitor(Callback):
                 self._streams.discard(stream)
 
 
-class _Since:
-    """Where the run was at the last point."""
+class _Meter:
+    """Sums over the batches since the last point, also where an epoch is shorter than that."""
 
-    def __init__(self, trainer: Trainer | None = None) -> None:
-        p = None if trainer is None else trainer.state
-        self.time = time.monotonic()
-        self.images = 0 if p is None else p.images
-        self.loss_sum = 0.0 if p is None else p.loss_sum
-        self.correct = 0 if p is None else p.correct
-        self.ended = 0.0  # when the epoch did that is over
-
-    def end_epoch(self, trainer: Trainer) -> None:
-        """The position's sums will start from 0 again; what they held still counts."""
+    def __init__(self, trainer: Trainer) -> None:
         p = trainer.state
-        self.images -= p.images
-        self.loss_sum -= p.loss_sum
-        self.correct -= p.correct
-        self.ended = time.monotonic()
+        self._last = p.images, p.loss_sum, p.correct
+        self.clear()
+        self.rest()
 
-    def begin_epoch(self) -> None:
-        """Validation and what else came between the epochs is no time of training."""
-        self.time += time.monotonic() - self.ended
-        self.ended = 0.0
+    def clear(self) -> None:
+        self.images = self.loss_sum = self.correct = self.seconds = 0.0
+
+    def rest(self) -> None:
+        """What took the time until now was no training."""
+        self._at = time.monotonic()
+
+    def add(self, trainer: Trainer) -> None:
+        """A batch. The trainer's own sums start anew with each epoch."""
+        p, now = trainer.state, time.monotonic()
+        images, loss_sum, correct = self._last if p.batch > 1 else (0, 0.0, 0)
+        self._last = p.images, p.loss_sum, p.correct
+        self.images += p.images - images
+        self.loss_sum += p.loss_sum - loss_sum
+        self.correct += p.correct - correct
+        self.seconds += now - self._at
+        self._at = now
 
 
 class _Due:
     """Something to do now and then, that takes no more than SHARE of the time."""
 
     def __init__(self) -> None:
-        self._next = self._began = 0.0
-        self._cost = 0.0
+        self._next = 0.0
 
-    def at(self, now: float, interval: float) -> bool:
-        return now >= self._next + max(interval, self._cost / SHARE)
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._next = time.monotonic()
-        self._cost = self._next - self._began
+    def do(self, interval: float, action: Callable[[Trainer], None], trainer: Trainer) -> None:
+        began = time.monotonic()
+        if began >= self._next:
+            action(trainer)
+            ended = time.monotonic()
+            self._next = ended + max(interval, (ended - began) / SHARE)
 
 
-def _mean(points: list[Answer]) -> Answer:
-    last = points[-1]
-    means = {
-        name: sum(point[name] for point in points) / len(points) for name in ("loss", "accuracy")
-    }
-    return last | means
+def _mean(first: Answer, last: Answer) -> Answer:
+    return last | {name: (first[name] + last[name]) / 2 for name in ("loss", "accuracy")}
 
 
 def _positive(rate: Any) -> float:

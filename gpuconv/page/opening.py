@@ -109,17 +109,14 @@ def _run_session(run: Run) -> tuple[Session, Loader, str]:
     return session, held, f"{'training' if run.validation is None else 'held-out'} pictures"
 
 
-def _test_images(
-    preprocessing: Preprocessing, name: str, required: bool
-) -> Callable[[], Dataset] | None:
-    """A function that returns the test images; None where a run's own data are no longer there."""
+def _test_images(preprocessing: Preprocessing, name: str, required: bool) -> Dataset | None:
+    """The test images; None where a run's own data are no longer there."""
     try:
-        dataset = preprocessing.load(name, "test")
+        return preprocessing.load(name, "test")
     except (OSError, ValueError):
         if required:
             raise
         return None
-    return lambda: dataset
 
 
 def _initial(spec: Mapping[str, Any], seed: int) -> Any:

@@ -13,8 +13,7 @@ from urllib.parse import parse_qs
 import numpy as np
 
 from gpuconv.page.description import Part
-from gpuconv.page.monitor import Busy, TrainingMonitor
-from gpuconv.page.request_checks import Refused
+from gpuconv.page.monitor import TrainingMonitor
 from gpuconv.page.session import Missing, Session
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def ask(server: PageServer, path: str, query: str) -> Any:
     if path == "/api/training":
         return _monitor(server).snapshot()
     if path == "/api/events":
-        return _events(server)
+        return _monitor(server).events()
     if path not in QUESTIONS:
         raise Missing(f"there is nothing at {path[:80]!r}")
     method, readers = QUESTIONS[path]
@@ -72,13 +71,6 @@ def ask(server: PageServer, path: str, query: str) -> Any:
         if name not in given:
             raise ValueError(f"the question lacks {name}")
     return method(server.session, *(read(name, given[name]) for name, read in readers.items()))
-
-
-def _events(server: PageServer) -> Any:
-    try:
-        return _monitor(server).events()
-    except Busy as busy:
-        raise Refused(503, str(busy)) from None
 
 
 def _run(server: PageServer, body: bytes) -> Any:

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from gpuconv.errors import printable
 from gpuconv.page import request_checks
 from gpuconv.page.assets import CONTENT_SECURITY_POLICY, assets
 from gpuconv.page.description import to_json
@@ -31,6 +32,7 @@ from gpuconv.page.session import Gone, Missing, Session
 MAX_CLIENTS = 32
 REQUEST_SECONDS = 20  # for a request, from its first byte to its last; until the first; to answer
 ROOM_SECONDS = 2  # for a connection that was closed to make room
+LINGER_SECONDS = 1  # that a refused client may go on talking
 POLL_SECONDS = 0.1  # until the server notices that it shall end
 PORTS_TRIED = 50
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -40,8 +42,7 @@ class PageServer(ThreadingHTTPServer):
     """Serves a `Session` at http://HOST:PORT/. monitor: follows a training run, None
     without one.
 
-    Raises OSError in one line where no port from `port` on is free. `moved` tells whether the port
-    asked for was busy. port 0 takes any free one.
+    Raises OSError in one line where no port from `port` on is free. port 0 takes any free one.
 
     >>> server = PageServer(session, port=0)  # doctest: +SKIP
     >>> threading.Thread(target=server.serve_forever, daemon=True).start()  # doctest: +SKIP
@@ -58,7 +59,6 @@ class PageServer(ThreadingHTTPServer):
         monitor: TrainingMonitor | None = None,
     ) -> None:
         self.session, self.host, self.monitor = session, host, monitor
-        self.moved = False
         self._clients = threading.BoundedSemaphore(MAX_CLIENTS)
         self._lock = threading.Lock()
         # Connections whose request has not come whole, by the time since when they have waited.
@@ -69,13 +69,11 @@ class PageServer(ThreadingHTTPServer):
         for tried in range(port, last + 1):
             try:
                 super().__init__((host, tried), Handler)
+                return
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or tried == last:
                     reason = (error.strerror or str(error)).lower()
                     raise type(error)(f"show: cannot listen on {host}:{tried}: {reason}") from None
-                self.moved = True
-            else:
-                return
 
     @property
     def url(self) -> str:
@@ -152,7 +150,7 @@ class PageServer(ThreadingHTTPServer):
 
 def announce(server: PageServer, port: int, hint: str) -> None:
     """Print the page's address. port: the one that was asked for."""
-    if server.moved:
+    if port not in (0, server.server_address[1]):
         print(f"port {port} is busy; taking the next free one")
     if not request_checks.is_loopback(server.host):
         print(f"listening on {server.host}: anybody who reaches this address can use the page")
@@ -196,6 +194,18 @@ class Handler(BaseHTTPRequestHandler):
             super().handle_one_request()
         except (OSError, ValueError):  # went away, stalled, or closed in the middle of an answer
             self.close_connection = True
+
+    def finish(self) -> None:
+        """End the connection once the client has said all, or after a moment: what is left unread
+        would reset it, and the client might not get to read why it was refused.
+        """
+        super().finish()
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(LINGER_SECONDS)
+            until = time.monotonic() + LINGER_SECONDS
+            while self.connection.recv(1 << 16) and time.monotonic() < until:
+                pass
 
     def do_GET(self) -> None:
         self._guarded(self._get)
@@ -282,7 +292,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _say(self, status: int, text: str) -> None:
-        line = " ".join(text.split()) + "\n"  # a client's words may hold line breaks
+        line = printable(" ".join(text.split())) + "\n"  # a client's words may hold anything
         self._send(status, "text/plain; charset=utf-8", line.encode(errors="replace"))
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:

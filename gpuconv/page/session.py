@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ import numpy as np
 from gpuconv import nn, no_grad
 from gpuconv.errors import unknown
 from gpuconv.page.description import (
+    WITH_FILTERS,
     Part,
     bytes_of,
     check_number,
     describe,
-    filters_of,
     floats,
     page_of,
     part_of,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
 MAX_RUNS = 16
 FIRST_VALUES = 1 << 20  # sent with a run; the page asks for the rest when it comes into sight
-PICTURE_PIXELS = 40_000_000
 RUN_GONE = "this run is gone: the network or the picture has changed; send the picture again"
 
 Answer = dict[str, Any]
@@ -50,7 +49,6 @@ class Gone(LookupError):
 
 @dataclass(frozen=True)
 class _Run:
-    pixels: np.ndarray  # uint8 (C, H, W)
     x: np.ndarray  # float32 (1, C, *size)
     outputs: list[np.ndarray]
 
@@ -58,8 +56,8 @@ class _Run:
 class Session:
     """A network, the last runs of it, and the pictures to show it.
 
-    preprocessing: how pictures become the network's input. test: returns labelled pictures to
-    choose from, called when first needed; None without. start: the weights before training, by
+    preprocessing: how pictures become the network's input. test: labelled pictures to
+    choose from, left out where they have another shape. start: the weights before training, by
     name; None where they are not known.
     Every method gives a dict that JSON can hold, and may be called from any thread.
     Raises ValueError for what is wrong in the question, `Missing` for what is not there,
@@ -72,7 +70,7 @@ class Session:
         preprocessing: Preprocessing,
         title: str,
         classes: list[str] | None = None,
-        test: Callable[[], Dataset] | None = None,
+        test: Dataset | None = None,
         start: Mapping[str, np.ndarray] | None = None,
         note: str = "",
     ) -> None:
@@ -87,8 +85,9 @@ class Session:
         self._searchable = searchable(self.graph)
         self._searches: Searches | None = None
         self._start = None if start is None else dict(start)
-        self._test, self._lock = test, threading.RLock()
-        self._dataset: Dataset | None = None
+        fits = test is not None and test.image_shape == preprocessing.image_shape
+        self.test = test if fits else None
+        self._lock = threading.RLock()
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._counter = 0
 
@@ -97,24 +96,21 @@ class Session:
     def describe(self) -> Answer:
         """`description.describe`, with what else this session offers."""
         described = describe(self.graph, self.title, self.classes, self.preprocessing)
-        test = self._samples()
         return described | {
             "note": self.note,
-            "version": self.version,
-            "test": 0 if test is None else len(test),
+            "test": 0 if self.test is None else len(self.test),
             "start": self._start is not None,
             "methods": [
-                {"name": name, "title": method.title, "signed": method.signed}
-                for name, method in self._methods.items()
+                {"name": name, "title": method.title} for name, method in self._methods.items()
             ],
-            "patches": [] if test is None else self._searchable,
+            "patches": [] if self.test is None else self._searchable,
         }
 
     def filters(self, number: int, when: str) -> Answer:
         """A layer's weights, (K, C, R, S) or (K, features), "now" or as they were at the
         "start"."""
         node = self._node(number)
-        if filters_of(node.layer) is None:
+        if node.kind not in WITH_FILTERS:
             raise Missing(f"{node.name} has no filters")
         if when not in ("now", "start"):
             raise ValueError(f'when must be "now" or "start", got {when!r}')
@@ -124,7 +120,7 @@ class Session:
                 if self._start is None:
                     raise Missing("the weights before training are not known")
                 array = self._start[f"{node.name}.weight"]
-            return {"shape": list(array.shape), "data": floats(array), "version": self.version}
+            return {"shape": list(array.shape), "data": floats(array)}
 
     def weights(self, number: int, channel: int) -> Answer:
         """What belongs to one channel of a layer's output: "weight", "bias" and so on, by name."""
@@ -140,11 +136,6 @@ class Session:
             self.graph.model.load_state_dict(state)
             self.version += 1
             self._runs.clear()
-
-    def keep_start(self, state: Mapping[str, np.ndarray]) -> None:
-        """These are the weights before training."""
-        with self._lock:
-            self._start = {name: np.array(array) for name, array in state.items()}
 
     def scores(self, x: np.ndarray) -> np.ndarray:
         """The scores of many pictures as the network reads them, float32 (N, C, *size)."""
@@ -175,7 +166,7 @@ class Session:
                 outputs = self.graph.outputs(x)
             self._counter += 1
             name = str(self._counter)
-            self._runs[name] = _Run(pixels, x, outputs)
+            self._runs[name] = _Run(x, outputs)
             most = max(1, min(MAX_RUNS, KEPT_VALUES // self.graph.values))
             while len(self._runs) > most:
                 self._runs.popitem(last=False)
@@ -186,13 +177,7 @@ class Session:
             if room < 0:
                 break
             sent.append(self._maps(outputs, node.number, 0))
-        probabilities = [float(p) if np.isfinite(p) else None for p in outputs[-1]]
-        return {
-            "run": name,
-            "version": self.version,
-            "probabilities": probabilities,
-            "maps": sent,
-        }
+        return {"run": name, "probabilities": outputs[-1].tolist(), "maps": sent}
 
     def maps(self, run: str, number: int, first: int) -> Answer:
         """A page of a layer's channels, from `first` on: their values, and the least and largest of
@@ -233,58 +218,30 @@ class Session:
         """What `Searches.ask` finds for a layer with maps and one of its filters: to be asked again
         until all pictures are seen.
         """
-        node, dataset = self._node(number), self._samples()
-        if dataset is None:
+        node = self._node(number)
+        if self.test is None:
             raise Missing("there are no test pictures here to find patches in")
         if number not in self._searchable:
             raise Missing(f"{node.name} has no maps whose top-activating patches could be found")
         with self._lock, np.errstate(all="ignore"):
             if self._searches is None:
-                self._searches = Searches(self.graph, self.preprocessing, dataset)
+                self._searches = Searches(self.graph, self.preprocessing, self.test)
             return self._searches.ask(self.version, number, filter)
 
     # ---- pictures ------------------------------------------------------------------------------
 
     def sample(self, index: int) -> Answer:
         """A test picture, "pixels" uint8 as base64, and its "label"."""
-        dataset = self._samples()
-        if dataset is None:
+        if self.test is None:
             raise Missing("there are no test pictures here; draw one, or upload one")
-        check_number("test pictures", index, len(dataset))
-        return picture(dataset.images[index]) | {
-            "index": index,
-            "label": int(dataset.labels[index]),
-        }
+        check_number("test pictures", index, len(self.test))
+        label = int(self.test.labels[index])
+        return picture(self.test.images[index]) | {"index": index, "label": label}
 
     def read_picture(self, content: bytes) -> Answer:
         """A PNG, JPEG or other file as a picture for the network, as `gpuconv predict` reads it."""
-        from PIL import Image, UnidentifiedImageError
-
-        from gpuconv.data import decode_image
-
-        try:
-            with Image.open(io.BytesIO(content)) as opened:
-                width, height = opened.size
-        except UnidentifiedImageError:
-            width = height = 0  # decode_image says what is wrong
-        except Exception as error:  # a decoder's own kinds, and a decompression bomb
-            raise ValueError(f"unreadable picture: {' '.join(str(error).split())}") from None
-        if width * height > PICTURE_PIXELS:
-            raise ValueError(
-                f"a picture of {width}x{height} is too large; at most {PICTURE_PIXELS:,} pixels"
-            )
-        pixels = decode_image(io.BytesIO(content), "upload", self.preprocessing.grayscale)
-        fitted, inverted = self.preprocessing.fit(pixels)
-        return picture(fitted) | {"inverted": inverted}
-
-    def _samples(self) -> Dataset | None:
-        with self._lock:
-            if self._dataset is None and self._test is not None:
-                self._dataset, self._test = self._test(), None
-                shape = self.preprocessing.image_shape
-                if self._dataset.image_shape != shape:
-                    self._dataset = None
-            return self._dataset
+        found = self.preprocessing.picture(io.BytesIO(content), name="upload")
+        return picture(found.pixels) | {"inverted": found.inverted, "blank": found.blank}
 
     def _run(self, name: str) -> _Run:
         with self._lock:

@@ -7,14 +7,14 @@ that nobody waits for.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from gpuconv import explain
-from gpuconv.data import Dataset, Preprocessing, to_float
+from gpuconv.data import Dataset, Preprocessing
 from gpuconv.page.description import bytes_of, check_number, floats
 from gpuconv.page.graph import Graph
 
@@ -52,7 +52,7 @@ class Searches:
         self.pictures = min(len(dataset), MAX_PICTURES, max(COUNT, MAX_WORK // work))
         step = min(STEP_PICTURES, STEP_WORK // work, STEP_VALUES // max(1, graph.values))
         self._step = max(1, step)
-        self._kept: OrderedDict[tuple[int, int], explain.PatchSearch] = OrderedDict()
+        self._search = lru_cache(MAX_SEARCHES)(self._begin)
 
     def ask(self, version: int, number: int, filter: int) -> Answer:
         """Look at some more pictures for that layer. "seen", "pictures" (to be seen), "of" (all the
@@ -78,28 +78,17 @@ class Searches:
         (patches,) = search.patches([filter])
         return found | {"patches": list(self._described(number, patches))}
 
-    def _search(self, version: int, number: int) -> explain.PatchSearch:
-        key = version, number
-        if key not in self._kept:
-            for old in [each for each in self._kept if each[0] != version]:
-                del self._kept[old]
-            name = self._graph.layer_name(number) or ""
-            self._kept[key] = explain.PatchSearch(self._graph.model, name, COUNT)
-        self._kept.move_to_end(key)
-        while len(self._kept) > MAX_SEARCHES:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+    def _begin(self, version: int, number: int) -> explain.PatchSearch:
+        name = self._graph.layer_name(number)
+        return explain.PatchSearch(self._graph.model, name, COUNT)
 
     def _read(self, numbers: range | list[int]) -> np.ndarray:
-        images = self._dataset.images[np.asarray(numbers)]
-        return to_float(
-            images, self._preprocessing.size, self._preprocessing.mean, self._preprocessing.std
-        )
+        return self._preprocessing.to_float(self._dataset.images[np.asarray(numbers)])
 
     def _described(self, number: int, patches: list[explain.Patch]) -> Iterator[Answer]:
         x = self._read([patch.image for patch in patches])
         pixels = self._preprocessing.to_pixels(x)
-        name = self._graph.layer_name(number) or ""
+        name = self._graph.layer_name(number)
         by_image = {patch.image: each for patch, each in zip(patches, x, strict=True)}
         back = explain.projections(self._graph.model, by_image, patches, name, batch=1)
         for patch, picture, projection in zip(patches, pixels, back, strict=True):

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from gpuconv.sim.emit import TYPES, bits_of
 from gpuconv.sim.errors import UnsupportedError
-from gpuconv.sim.program import Address, Function, Instruction, Label, Program, Reg, Sym, Variable
+from gpuconv.sim.program import (
+    TYPES,
+    Address,
+    Function,
+    Instruction,
+    Label,
+    Program,
+    Reg,
+    Sym,
+    Variable,
+    bits_of,
+)
 
-COLLECTIVE = {
-    "bar",
-    "barrier",
-    "shfl",
-    "vote",
-    "match",
-    "redux",
-    "activemask",
-    "nanosleep",
-    "elect",
-}
+_COLLECTIVE = "bar barrier shfl vote match redux activemask nanosleep elect"
+COLLECTIVE = set(_COLLECTIVE.split())
 
 
 def has_collective(functions: list[Function]) -> bool:
     """Whether a thread of these functions may have to wait for another."""
-    return any(isinstance(i, Instruction) and i.op in COLLECTIVE for f in functions for i in f.body)
+    return any(i.op in COLLECTIVE for f in functions for i in f.instructions)
 
 
 def reachable(program: Program, function: Function, seen: tuple[str, ...] = ()) -> list[Function]:
     """`function` and all it calls. Raises UnsupportedError on recursion."""
     found = {function.name: function}
-    for item in function.body:
-        if isinstance(item, Instruction) and item.op == "call":
-            for operand in item.operands:
-                callee = program.functions.get(operand.name) if isinstance(operand, Sym) else None
-                if callee is not None:
-                    if callee.name in (*seen, function.name):
-                        raise UnsupportedError(
-                            f"recursion through {callee.name} is not modelled by the simulator"
-                        )
-                    for inner in reachable(program, callee, (*seen, function.name)):
-                        found[inner.name] = inner
+    seen += (function.name,)
+    called = {name for i in function.instructions if i.op == "call" for name in names(i)}
+    for name in sorted(called & program.functions.keys()):
+        if name in seen:
+            raise UnsupportedError(f"recursion through {name} is not modelled by the simulator")
+        found |= {inner.name: inner for inner in reachable(program, program.functions[name], seen)}
     return list(found.values())
 
 
@@ -68,9 +64,8 @@ def narrowest(functions: list[Function]) -> int:
     widths = {
         bits_of(i.mods[-1]) // 8
         for f in functions
-        for i in f.body
-        if isinstance(i, Instruction)
-        and i.op in ("ld", "ldu", "st", "atom", "red")
+        for i in f.instructions
+        if i.op in ("ld", "ldu", "st", "atom", "red")
         and not set(i.mods) & {"param", "local", "const"}
         and i.mods[-1] in TYPES
     }
@@ -79,20 +74,14 @@ def narrowest(functions: list[Function]) -> int:
 
 def names(i: Instruction) -> list[str]:
     """Names of the variables, functions and labels among the operands of an instruction."""
-    names = []
-    for operand in i.operands:
-        base = getattr(operand, "base", operand)
-        if isinstance(base, Sym):
-            names.append(base.name)
-    return names
+    bases = [getattr(operand, "base", operand) for operand in i.operands]
+    return [base.name for base in bases if isinstance(base, Sym)]
 
 
 def is_pointer(function: Function, param: Variable) -> bool | None:
     """Whether a 64-bit parameter is used as an address: True, or None where that is unknown."""
     holders: set[str] = set()
-    for i in function.body:
-        if not isinstance(i, Instruction):
-            continue
+    for i in function.instructions:
         first = i.operands[0] if i.operands else None
         sources = [getattr(o, "base", o) for o in i.operands[1:]]
         if i.op == "ld" and "param" in i.mods and isinstance(first, Reg):
@@ -116,8 +105,8 @@ def register_types(function: Function) -> dict[str, str]:
     It has the declared width, and is a float type where only float instructions use the register.
     """
     votes: dict[str, set[str]] = {}
-    for i in function.body:
-        if not isinstance(i, Instruction) or i.op in ("mov", "ld", "st", "selp", "shfl"):
+    for i in function.instructions:
+        if i.op in ("mov", "ld", "st", "selp", "shfl"):
             continue
         kind = "f" if i.mods and i.mods[-1] in ("f32", "f64") and i.op != "cvt" else "i"
         for operand in i.operands:
@@ -138,9 +127,7 @@ _EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "test
 def all_flush(functions: list[Function]) -> bool:
     """Whether all float instructions are correct under the processor's own flush-to-zero mode."""
     for function in functions:
-        for i in function.body:
-            if not isinstance(i, Instruction):
-                continue
+        for i in function.instructions:
             if i.op in ("atom", "red") and i.mods[-1] == "f32" and "global" not in i.mods:
                 return False  # in shared memory such an atomic keeps subnormals
             if i.op in _EXEMPT:

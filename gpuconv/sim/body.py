@@ -5,37 +5,28 @@ Calls are inlined.
 
 from __future__ import annotations
 
-from gpuconv.sim import (
-    isa_atomic,
-    isa_convert,
-    isa_float,
-    isa_int,
-    isa_memory,
-    isa_move,
-    isa_sync,
-    layout,
-)
-from gpuconv.sim.analysis import register_types
-from gpuconv.sim.emit import Emitter, Frame, Module, Options
-from gpuconv.sim.errors import UnsupportedError
-from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
+from typing import TYPE_CHECKING
 
-TABLE = {
-    **isa_int.TABLE,
-    **isa_float.TABLE,
-    **isa_convert.TABLE,
-    **isa_memory.TABLE,
-    **isa_atomic.TABLE,
-    **isa_move.TABLE,
-    **isa_sync.TABLE,
-}
+# the modules isa_* put their functions into TABLE and FLOAT_TABLE
+from gpuconv.sim import isa_atomic, isa_convert, isa_int, isa_memory, isa_move, isa_sync, layout
+from gpuconv.sim.analysis import register_types
+from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter
+from gpuconv.sim.errors import UnsupportedError
+from gpuconv.sim.isa_float import FLOATS, float_arithmetic
+from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
+from gpuconv.sim.text import Frame
+
+if TYPE_CHECKING:
+    from gpuconv.sim.lower import Module
+
+__all__ = ["Body", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_move"]
 
 
 class Body(Emitter):
     """Lowers the statements of a function, with the functions that it calls inlined."""
 
-    def __init__(self, module: Module, function: Function, options: Options) -> None:
-        super().__init__(options, module)
+    def __init__(self, module: Module, function: Function) -> None:
+        super().__init__(module)
         self.function = function
         self.program = module.program
         self.polls: set[int] = set()
@@ -85,12 +76,14 @@ class Body(Emitter):
             self.label(then)
         if (control := getattr(self, f"_{instruction.op}_", None)) is not None:
             control(instruction)
+        elif instruction.op in FLOAT_TABLE and instruction.mods[-1] in FLOATS:
+            float_arithmetic(self, instruction)
         elif (handler := TABLE.get(instruction.op)) is not None:
             handler(self, instruction)
         else:
             raise self.unsupported()
         if id(instruction) in self.polls and self.open:
-            isa_sync.TABLE["nanosleep"](self, instruction)
+            TABLE["nanosleep"](self, instruction)
         if after:
             self.label(after)
         elif not self.open and instruction.op not in ("bra", "brx", "ret", "exit", "trap"):
@@ -102,7 +95,7 @@ class Body(Emitter):
         target = i.operands[0]
         self.need(isinstance(target, Sym) and len(i.operands) == 1)
         assert isinstance(target, Sym)
-        if self.options.check and self.place(target.name) in self.seen:
+        if self.module.check and self.place(target.name) in self.seen:
             self._leave_if_stopped()
         if i.guard is None:
             self.end(f"br label %{self.place(target.name)}")
@@ -150,18 +143,12 @@ class Body(Emitter):
     _brkpt_ = _trap_
 
     def fail(self, kind: str, address: str = "0", value: str = "0") -> None:
-        """Record an error of this thread and leave the kernel."""
+        """Record an error of this thread and leave the kernel. kind: of ERRORS, or a value."""
         assert self.instruction
-        self.call(
-            "void",
-            "sim.fail",
-            "ptr %blk",
-            *(f"i32 {self.specials[f'%tid.{axis}']}" for axis in "xyz"),
-            f"i32 {layout.error(kind)}",
-            f"i32 {self.module.site(self.instruction)}",
-            f"i64 {address}",
-            f"i64 {value}",
-        )
+        code = layout.ERRORS.index(kind) if kind in layout.ERRORS else kind
+        where = f"i32 {code}", f"i32 {self.module.site(self.instruction)}"
+        what = f"i64 {address}", f"i64 {value}"
+        self.call("void", "sim_fail", "ptr %blk", f"i32 {self.linear_thread()}", *where, *what)
         self.end("br label %exit")
 
     def _call_(self, i: Instruction) -> None:
@@ -179,7 +166,7 @@ class Body(Emitter):
             self._inline(self.program.functions[name], results, arguments)
         elif name == "__assertfail":
             self.fail("ASSERT", self._argument(arguments[0]), self._argument(arguments[1]))
-        elif self.options.host:
+        elif self.module.host:
             isa_sync.host_call(self, name, [self._argument(a) for a in arguments])
         else:
             hint = (

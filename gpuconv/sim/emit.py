@@ -6,11 +6,17 @@ it), which LLVM's mem2reg pass turns into an SSA value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from gpuconv.sim import layout
 from gpuconv.sim.program import (
     SIZES,
+    TYPES,
+    WIDTH,
     Address,
     Imm,
+    Instruction,
     Not,
     Operand,
     Reg,
@@ -18,7 +24,21 @@ from gpuconv.sim.program import (
     Sym,
     Variable,
 )
-from gpuconv.sim.text import TYPES, WIDTH, Frame, Module, Options, Text, bits_of
+from gpuconv.sim.text import Text
+
+TABLE: dict[str, Callable[[Emitter, Instruction], None]] = {}  # how instructions are lowered
+# arithmetic on floats, which has integer arithmetic's names; also takes the type
+FLOAT_TABLE: dict[str, Callable[[Emitter, Instruction, str], None]] = {}
+
+
+def lowers(*ops: str, table: dict[str, Any] = TABLE) -> Callable[[Any], Any]:
+    """The decorated function lowers the instructions of these names."""
+
+    def register(function: Any) -> Any:
+        table.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
 
 
 class Emitter(Text):
@@ -131,13 +151,12 @@ class Emitter(Text):
     # ---- records ----
 
     def field(self, record: str, base: str, name: str, index: int = 0) -> str:
-        offset = layout.OFFSETS[record][name] + index * 4
+        offset = layout.offset(record, name, index)
         return self.op(f"getelementptr i8, ptr {base}, i64 {offset}")
 
     def block_field(self, name: str, index: int = 0) -> str:
         """A field of the Block record that does not change while the block runs."""
-        kind = next(k for n, k, _ in layout.RECORDS["Block"] if n == name)
-        type_ = "i64" if kind == "u8" else "i32"
+        type_ = f"i{8 * layout.DTYPES['Block'][name].base.itemsize}"
         pointer = self.field("Block", "%blk", name, index)
         return self.op(f"load {type_}, ptr {pointer}, !invariant.load !0")
 
@@ -189,6 +208,3 @@ class Emitter(Text):
         size, align = max(variable.size, 1), max(variable.align, SIZES[variable.type])
         self.allocas.append(f"{name} = alloca [{size} x i8], align {align}")
         return name
-
-
-__all__ = ["TYPES", "WIDTH", "Emitter", "Frame", "Module", "Options", "Text", "bits_of"]

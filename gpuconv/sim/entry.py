@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gpuconv.sim import isa_atomic, prelude
 from gpuconv.sim.analysis import (
     all_flush,
@@ -13,18 +15,17 @@ from gpuconv.sim.analysis import (
     reachable,
 )
 from gpuconv.sim.body import Body
-from gpuconv.sim.emit import Module, Options
 from gpuconv.sim.info import Kernel, Parameter
-from gpuconv.sim.program import Function, Instruction, Program
+from gpuconv.sim.program import Function, Program
+
+if TYPE_CHECKING:
+    from gpuconv.sim.lower import Module
 
 _GAP = 32  # guard bytes between shared variables in checked mode
 
 
 class HostFunction(Body):
     """A function of the scheduler, which is compiled in the same way and called from Python."""
-
-    def __init__(self, module: Module, function: Function) -> None:
-        super().__init__(module, function, Options(host=True))
 
     def run(self) -> str:
         variables, stores, arguments = {}, [], []
@@ -40,28 +41,22 @@ class HostFunction(Body):
         if self.function.results:
             returns = "%result = load i32, ptr %p0\n  ret i32 %result"
         kind = "i32" if self.function.results else "void"
-        lines = [
-            f"define {kind} @{self.function.name}({', '.join(arguments)}) nounwind {{",
-            "entry:",
-        ]
-        lines += ["  " + line for line in (*self.allocas, *stores)] + [
-            "  br label %start",
-            "start:",
-            *self.code,
-        ]
-        return "\n".join([*lines, "exit:", f"  {returns}", "}"])
+        head = f"define {kind} @{self.function.name}({', '.join(arguments)}) nounwind {{"
+        first = ["  " + line for line in (*self.allocas, *stores, "br label %start")]
+        return "\n".join(
+            [head, "entry:", *first, "start:", *self.code, "exit:", f"  {returns}", "}"]
+        )
 
 
 class KernelFunction(Body):
     """A kernel (.entry): a loop over the threads of a block, or a coroutine for each thread."""
 
     def __init__(self, module: Module, function: Function) -> None:
-        functions = reachable(module.program, function)
-        flush = module.flush and all_flush(functions)
-        super().__init__(module, function, Options(module.check, flush))
-        self.functions = functions
-        self.polls = {id(i) for f in functions for i in polling(f)}
-        self.coroutine = bool(self.polls) or has_collective(functions)
+        super().__init__(module, function)
+        self.functions = reachable(module.program, function)
+        self.flush_in_hardware = module.x86 and all_flush(self.functions)
+        self.polls = {id(i) for f in self.functions for i in polling(f)}
+        self.coroutine = bool(self.polls) or has_collective(self.functions)
 
     def run(self) -> str:
         kernel = self._describe()
@@ -92,11 +87,7 @@ class KernelFunction(Body):
         for n in f.directives.get("maxntid", f.directives.get("reqntid", (1024,))):
             threads *= n
         local = sum(v.size for g in self.functions for v in g.variables if v.space == "local")
-        serial = any(
-            isinstance(i, Instruction) and isa_atomic.order_matters(i)
-            for g in self.functions
-            for i in g.body
-        )
+        serial = any(isa_atomic.order_matters(i) for g in self.functions for i in g.instructions)
         return Kernel(
             f.name,
             parameters,
@@ -106,7 +97,7 @@ class KernelFunction(Body):
             dynamic,
             self.coroutine,
             serial,
-            self.options.flush_in_hardware,
+            self.flush_in_hardware,
             threads,
             local,
             shared,
@@ -120,13 +111,7 @@ class KernelFunction(Body):
         checked mode, and whether dynamic shared memory follows.
         """
         variables = [v for g in self.functions for v in g.variables if v.space == "shared"]
-        mentioned = {
-            name
-            for g in self.functions
-            for i in g.body
-            if isinstance(i, Instruction)
-            for name in names(i)
-        }
+        mentioned = {n for g in self.functions for i in g.instructions for n in names(i)}
         variables += [
             v for v in program.variables.values() if v.space == "shared" and v.name in mentioned
         ]
@@ -152,7 +137,7 @@ class KernelFunction(Body):
         In checked mode it lies behind a gap and is aligned no better than declared, so that
         misaligned accesses are found.
         """
-        if self.options.check:
+        if self.module.check:
             at = -(-(at + _GAP) // align)
             return (at | 1) * align
         return -(-at // align) * align

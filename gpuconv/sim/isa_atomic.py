@@ -5,11 +5,11 @@ In shared memory plain loads and stores are enough, because a block runs on one 
 
 from __future__ import annotations
 
-from gpuconv.sim.emit import TYPES, Emitter, bits_of
+from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.isa_float import flush
 from gpuconv.sim.isa_memory import ORDERS, SPACES, host_pointer
 from gpuconv.sim.prelude import ALIAS
-from gpuconv.sim.program import Address, Instruction, Reg
+from gpuconv.sim.program import TYPES, Address, Instruction, Reg, bits_of
 
 _ATOMIC = {"add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"}
 
@@ -21,7 +21,7 @@ def order_matters(i: Instruction) -> bool:
     """
     if i.op not in ("atom", "red") or any(m.startswith("shared") for m in i.mods):
         return False
-    plain = i.mods[-1] in ("u32", "s32", "u64", "s64", "b32", "b64") and set(i.mods) & {
+    plain = TYPES.get(i.mods[-1]) in ("i32", "i64") and set(i.mods) & {
         "add",
         "min",
         "max",
@@ -33,6 +33,7 @@ def order_matters(i: Instruction) -> bool:
     return not (plain and unused)
 
 
+@lowers("atom", "red")
 def _atom(b: Emitter, i: Instruction) -> None:
     """atom d, [a], b{, c}; red [a], b"""
     type_, space, op = i.mods[-1], "generic", ""
@@ -118,18 +119,10 @@ def _modified(
     if op in ("add", "and", "or", "xor"):
         return b.op(f"{op} {llvm} {old}, {value}")
     if op in ("min", "max"):
-        return b.call(
-            llvm,
-            f"llvm.{'s' if type_[0] == 's' else 'u'}{op}.{llvm}",
-            f"{llvm} {old}",
-            f"{llvm} {value}",
-        )
+        return b.intrinsic(f"{'s' if type_[0] == 's' else 'u'}{op}", llvm, old, value)
     if op == "inc":
         step = b.op(f"add {llvm} {old}, 1")
         return b.op(f"select i1 {b.op(f'icmp uge {llvm} {old}, {value}')}, {llvm} 0, {llvm} {step}")
     step, over = b.op(f"sub {llvm} {old}, 1"), b.op(f"icmp ugt {llvm} {old}, {value}")
     wrap = b.op(f"or i1 {over}, {b.op(f'icmp eq {llvm} {old}, 0')}")
     return b.op(f"select i1 {wrap}, {llvm} {value}, {llvm} {step}")
-
-
-TABLE = {"atom": _atom, "red": _atom}

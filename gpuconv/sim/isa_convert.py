@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from gpuconv.sim import rounding
-from gpuconv.sim.emit import TYPES, Emitter, bits_of
+from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.isa_half import flush, narrow, widen
-from gpuconv.sim.program import Instruction
+from gpuconv.sim.program import TYPES, Instruction, bits_of
 
 _INTEGERS = {"u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"}
 _HALF = {"f16", "bf16"}
@@ -13,6 +12,7 @@ _WHOLE = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 _FLAGS = {"rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "rna", "ftz", "sat", "relu"}
 
 
+@lowers("cvt")
 def _cvt(b: Emitter, i: Instruction) -> None:
     *flags, to, source = i.mods
     b.need(set(flags) <= _FLAGS)
@@ -36,14 +36,13 @@ def _integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
     """Extend by the source's sign, or truncate; .sat clamps to the range of the result."""
     value, have, want = b.read(i.operands[1], source), TYPES[source], TYPES[to]
     if "sat" in i.mods:
-        wide = 128
-        value = b.op(f"{'sext' if source[0] == 's' else 'zext'} {have} {value} to i{wide}")
+        value = b.op(f"{'sext' if source[0] == 's' else 'zext'} {have} {value} to i128")
         bits = bits_of(to)
         low, high = (
             (-(1 << bits - 1), (1 << bits - 1) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
         )
-        value = b.call("i128", "llvm.smax.i128", f"i128 {value}", f"i128 {low}")
-        value = b.call("i128", "llvm.smin.i128", f"i128 {value}", f"i128 {high}")
+        value = b.intrinsic("smax", "i128", value, str(low))
+        value = b.intrinsic("smin", "i128", value, str(high))
         have = "i128"
     value = b.reshape(value, have, want, signed=source[0] == "s")
     b.write(i.operands[0], to, value)
@@ -65,10 +64,9 @@ def _to_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
     mode = _mode(i, tuple(_WHOLE), "")
     b.need(mode != "", f"'{i.name}' (float to integer without a rounding)")
     value, llvm = _source_float(b, i, source)
-    short = "f32" if llvm == "float" else "f64"
     if mode != "rzi":
-        value = b.call(llvm, f"llvm.{_WHOLE[mode]}.{short}", f"{llvm} {value}")
-    want = TYPES[to]
+        value = b.intrinsic(_WHOLE[mode], llvm, value)
+    want, short = TYPES[to], "f32" if llvm == "float" else "f64"
     name = f"llvm.fpto{'s' if to[0] == 's' else 'u'}i.sat.{want}.{short}"
     result = b.call(want, name, f"{llvm} {value}")
     if source == "f64" or bits_of(to) == 64:
@@ -112,8 +110,6 @@ def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) ->
     shifted = b.op(f"ashr i128 {wide}, 32")
     shifted = b.op(f"trunc i128 {shifted} to i64")
     high = b.op(f"fmul double {b.op(f'sitofp i64 {shifted} to double')}, 4294967296.0")
-    for needed in rounding.NEEDS:
-        b.module.declare(*needed)
     return b.call("float", f"sim.round.add.{mode}", f"double {high}", f"double {low}")
 
 
@@ -124,9 +120,8 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
         return
     value, llvm = _source_float(b, i, source)
     whole = _mode(i, tuple(_WHOLE), "")
-    short = "f32" if llvm == "float" else "f64"
     if whole:
-        value = b.call(llvm, f"llvm.{_WHOLE[whole]}.{short}", f"{llvm} {value}")
+        value = b.intrinsic(_WHOLE[whole], llvm, value)
     mode = _mode(i, ("rn", "rz", "rm", "rp"), "rn")
     if to in _HALF:
         _to_half(b, i, to, source, value, mode)
@@ -138,8 +133,6 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
         if mode == "rn":
             value = b.op(f"fptrunc double {value} to float")
         else:
-            for needed in rounding.NEEDS:
-                b.module.declare(*needed)
             value = b.call("float", f"sim.round.{mode}", f"double {value}", "double 0.0")
     if to == "f32" and "ftz" in i.mods:
         value = flush(b, value)
@@ -150,8 +143,6 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
 
 def _to_half(b: Emitter, i: Instruction, to: str, source: str, value: str, mode: str) -> None:
     if source == "f64":
-        for needed in rounding.NEEDS:
-            b.module.declare(*needed)
         value = b.call("float", "sim.round.odd", f"double {value}", "double 0.0")
     if "relu" in i.mods:
         value = _relu(b, value)
@@ -185,6 +176,3 @@ def _tf32(b: Emitter, i: Instruction) -> None:
     rounded = b.op(f"and i32 {b.op(f'add i32 {bits}, 4096')}, -8192")
     special = b.op(f"icmp eq i32 {b.op(f'and i32 {bits}, 2139095040')}, 2139095040")
     b.write(i.operands[0], "b32", b.op(f"select i1 {special}, i32 {bits}, i32 {rounded}"))
-
-
-TABLE = {"cvt": _cvt}

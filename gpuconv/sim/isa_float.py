@@ -6,10 +6,9 @@ That is within the error that PTX allows, but not the hardware's bits.
 
 from __future__ import annotations
 
-from gpuconv.sim import rounding
-from gpuconv.sim.emit import TYPES, Emitter
+from gpuconv.sim.emit import FLOAT_TABLE, Emitter, lowers
 from gpuconv.sim.isa_half import FUNCTIONS, HALVES, flush, half_arithmetic
-from gpuconv.sim.program import Instruction, Operand
+from gpuconv.sim.program import TYPES, Instruction, Operand
 
 FLOATS = {"f32", "f64", *HALVES}
 _ROUNDINGS = {"rn", "rz", "rm", "rp"}
@@ -17,7 +16,7 @@ _ROUNDINGS = {"rn", "rz", "rm", "rp"}
 
 def read(b: Emitter, operand: Operand, type_: str, ftz: bool) -> str:
     value = b.read(operand, type_)
-    return flush(b, value) if ftz and type_ == "f32" and not b.options.flush_in_hardware else value
+    return flush(b, value) if ftz and type_ == "f32" and not b.flush_in_hardware else value
 
 
 def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = False) -> None:
@@ -25,7 +24,7 @@ def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = Fal
 
     force: flush in software, because the processor's mode has no effect on this result.
     """
-    if "ftz" in i.mods and type_ == "f32" and (force or not b.options.flush_in_hardware):
+    if "ftz" in i.mods and type_ == "f32" and (force or not b.flush_in_hardware):
         value = flush(b, value)
     if "sat" in i.mods:
         value = b.call(TYPES[type_], f"sim.saturate.{type_}", f"{TYPES[type_]} {value}")
@@ -37,9 +36,8 @@ def float_arithmetic(b: Emitter, i: Instruction) -> None:
     type_ = i.mods[-1]
     if type_ in HALVES:
         half_arithmetic(b, i, type_)
-        return
-    b.need(type_ in ("f32", "f64"))
-    _FLOAT[i.op](b, i, type_)
+    else:
+        FLOAT_TABLE[i.op](b, i, type_)
 
 
 def _mode(b: Emitter, i: Instruction, allowed: set[str]) -> str:
@@ -52,8 +50,6 @@ def _directed(
     b: Emitter, i: Instruction, type_: str, what: str, mode: str, values: list[str]
 ) -> None:
     b.need(type_ == "f32", f"'{i.name}' (directed rounding of double)")
-    for needed in rounding.NEEDS:
-        b.module.declare(*needed)
     if what == "add":
         values = [b.op(f"fpext float {v} to double") for v in values]
     kind = "double" if what == "add" else "float"
@@ -61,6 +57,7 @@ def _directed(
     finish(b, i, type_, value, force=True)
 
 
+@lowers("add", "sub", "mul", table=FLOAT_TABLE)
 def _binary(b: Emitter, i: Instruction, type_: str) -> None:
     """add, sub, mul"""
     mode, ftz = _mode(b, i, set()), "ftz" in i.mods
@@ -74,6 +71,7 @@ def _binary(b: Emitter, i: Instruction, type_: str) -> None:
     _directed(b, i, type_, "mul" if i.op == "mul" else "add", mode, [x, y])
 
 
+@lowers("fma", "mad", table=FLOAT_TABLE)
 def _fma(b: Emitter, i: Instruction, type_: str) -> None:
     """fma, and mad, which has been the same for floats since sm_20"""
     mode, ftz = _mode(b, i, set()), "ftz" in i.mods
@@ -81,10 +79,10 @@ def _fma(b: Emitter, i: Instruction, type_: str) -> None:
     if mode != "rn":
         _directed(b, i, type_, "fma", mode, values)
         return
-    llvm, name = TYPES[type_], "f32" if type_ == "f32" else "f64"
-    finish(b, i, type_, b.call(llvm, f"llvm.fma.{name}", *(f"{llvm} {v}" for v in values)))
+    finish(b, i, type_, b.intrinsic("fma", TYPES[type_], *values))
 
 
+@lowers("div", "rcp", table=FLOAT_TABLE)
 def _divide(b: Emitter, i: Instruction, type_: str) -> None:
     """div.{approx,full,rn,...}, rcp"""
     mode, ftz = _mode(b, i, {"approx", "full"}), "ftz" in i.mods
@@ -98,27 +96,30 @@ def _divide(b: Emitter, i: Instruction, type_: str) -> None:
     finish(b, i, type_, b.op(f"fdiv {llvm} {values[0]}, {values[1]}"))
 
 
+@lowers("sqrt", table=FLOAT_TABLE)
 def _sqrt(b: Emitter, i: Instruction, type_: str) -> None:
     mode, ftz = _mode(b, i, {"approx"}), "ftz" in i.mods
     x = read(b, i.operands[1], type_, ftz)
     if mode != "rn":
         _directed(b, i, type_, "sqrt", mode, [x])
         return
-    finish(b, i, type_, b.call(TYPES[type_], f"llvm.sqrt.{type_}", f"{TYPES[type_]} {x}"))
+    finish(b, i, type_, b.intrinsic("sqrt", TYPES[type_], x))
 
 
+@lowers("rsqrt", table=FLOAT_TABLE)
 def _rsqrt(b: Emitter, i: Instruction, type_: str) -> None:
     """rsqrt.approx: computed in double and rounded once"""
     b.need(set(i.mods[:-1]) <= {"approx", "ftz"})
     x = read(b, i.operands[1], type_, "ftz" in i.mods)
     if type_ == "f32":
         x = b.op(f"fpext float {x} to double")
-    value = b.op(f"fdiv double 1.0, {b.call('double', 'llvm.sqrt.f64', f'double {x}')}")
+    value = b.op(f"fdiv double 1.0, {b.intrinsic('sqrt', 'double', x)}")
     if type_ == "f32":
         value = b.op(f"fptrunc double {value} to float")
     finish(b, i, type_, value)
 
 
+@lowers("ex2", "lg2", "sin", "cos", "tanh", table=FLOAT_TABLE)
 def _function(b: Emitter, i: Instruction, type_: str) -> None:
     """ex2, lg2, sin, cos, tanh .approx"""
     b.need(type_ == "f32" and set(i.mods[:-1]) <= {"approx", "ftz"})
@@ -128,6 +129,7 @@ def _function(b: Emitter, i: Instruction, type_: str) -> None:
     finish(b, i, type_, b.call("float", FUNCTIONS[i.op], f"float {x}"), force=True)
 
 
+@lowers("min", "max", table=FLOAT_TABLE)
 def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
     """min, max: of a number and a NaN the number, or NaN with .NaN; -0 is less than +0.
 
@@ -143,17 +145,18 @@ def _extreme(b: Emitter, i: Instruction, type_: str) -> None:
         b.need(type_ == "f32" and len(values) == 2)
         bits = [b.op(f"bitcast float {v} to i32") for v in values]
         sign = b.op(f"and i32 {b.op(f'xor i32 {bits[0]}, {bits[1]}')}, -2147483648")
-        values = [b.call(llvm, f"llvm.fabs.{type_}", f"{llvm} {v}") for v in values]
-    name = f"llvm.{i.op}imum{'' if 'NaN' in i.mods else 'num'}.{type_}"
+        values = [b.intrinsic("fabs", llvm, v) for v in values]
+    name = f"{i.op}imum{'' if 'NaN' in i.mods else 'num'}"
     value = values[0]
     for other in values[1:]:
-        value = b.call(llvm, name, f"{llvm} {value}", f"{llvm} {other}")
+        value = b.intrinsic(name, llvm, value, other)
     if sign:
         bits_ = b.op(f"or i32 {b.op(f'bitcast float {value} to i32')}, {sign}")
         value = b.op(f"bitcast i32 {bits_} to float")
     b.write(i.operands[0], type_, value)
 
 
+@lowers("abs", "neg", table=FLOAT_TABLE)
 def _sign(b: Emitter, i: Instruction, type_: str) -> None:
     """abs, neg: change the sign bit alone, of NaN too"""
     b.need(set(i.mods[:-1]) <= {"ftz"})
@@ -162,19 +165,16 @@ def _sign(b: Emitter, i: Instruction, type_: str) -> None:
     if i.op == "neg":
         b.write(i.operands[0], type_, b.op(f"fneg {llvm} {value}"))
     else:
-        b.write(i.operands[0], type_, b.call(llvm, f"llvm.fabs.{type_}", f"{llvm} {value}"))
+        b.write(i.operands[0], type_, b.intrinsic("fabs", llvm, value))
 
 
+@lowers("copysign")
 def _copysign(b: Emitter, i: Instruction) -> None:
     """copysign d, a, b: b with a's sign"""
     type_ = i.mods[-1]
     b.need(type_ in ("f32", "f64") and len(i.mods) == 1)
     llvm, sign, size = TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
-    b.write(
-        i.operands[0],
-        type_,
-        b.call(llvm, f"llvm.copysign.{type_}", f"{llvm} {size}", f"{llvm} {sign}"),
-    )
+    b.write(i.operands[0], type_, b.intrinsic("copysign", llvm, size, sign))
 
 
 _CLASSES = {
@@ -187,6 +187,7 @@ _CLASSES = {
 }
 
 
+@lowers("testp")
 def _testp(b: Emitter, i: Instruction) -> None:
     """testp.{finite,infinite,number,notanumber,normal,subnormal}
 
@@ -195,37 +196,6 @@ def _testp(b: Emitter, i: Instruction) -> None:
     kind, type_ = i.mods
     b.need(kind in _CLASSES and type_ in ("f32", "f64"))
     llvm = TYPES[type_]
-    value = b.call(
-        "i1",
-        f"llvm.is.fpclass.{type_}",
-        f"{llvm} {b.read(i.operands[1], type_)}",
-        f"i32 {_CLASSES[kind]}",
-    )
+    tested = f"{llvm} {b.read(i.operands[1], type_)}", f"i32 {_CLASSES[kind]}"
+    value = b.call("i1", f"llvm.is.fpclass.{type_}", *tested)
     b.write(i.operands[0], "pred", value)
-
-
-_FLOAT = {
-    "add": _binary,
-    "sub": _binary,
-    "mul": _binary,
-    "fma": _fma,
-    "mad": _fma,
-    "div": _divide,
-    "rcp": _divide,
-    "sqrt": _sqrt,
-    "rsqrt": _rsqrt,
-    "ex2": _function,
-    "lg2": _function,
-    "sin": _function,
-    "cos": _function,
-    "tanh": _function,
-    "min": _extreme,
-    "max": _extreme,
-    "abs": _sign,
-    "neg": _sign,
-}
-
-TABLE = dict.fromkeys(
-    ("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh"), float_arithmetic
-)
-TABLE |= {"copysign": _copysign, "testp": _testp}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gpuconv.sim import rounding
 from gpuconv.sim.emit import Emitter
 from gpuconv.sim.program import Instruction
 
@@ -78,17 +77,14 @@ def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> s
     elif i.op in ("add", "sub", "mul", "fma"):
         value = _exact(b, i.op, values)
     elif i.op in ("min", "max"):
-        name = f"llvm.{i.op}imum{'' if 'NaN' in i.mods else 'num'}.f32"
-        value = b.call("float", name, *(f"float {v}" for v in values))
+        name = f"{i.op}imum{'' if 'NaN' in i.mods else 'num'}"
+        value = b.intrinsic(name, "float", *values)
     elif i.op in ("ex2", "tanh"):
         value = b.call("float", FUNCTIONS[i.op], f"float {values[0]}")
-    elif i.op in ("abs", "neg"):
-        value = values[0]
-        value = (
-            b.op(f"fneg float {value}")
-            if i.op == "neg"
-            else b.call("float", "llvm.fabs.f32", f"float {value}")
-        )
+    elif i.op == "neg":
+        value = b.op(f"fneg float {values[0]}")
+    elif i.op == "abs":
+        value = b.intrinsic("fabs", "float", values[0])
     else:
         raise b.unsupported()
     if "sat" in i.mods:
@@ -106,25 +102,19 @@ def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> s
 
 def _exact(b: Emitter, op: str, values: list[str]) -> str:
     """a * b + c, or a part of it, rounded to odd as a float, so that narrowing rounds correctly."""
-    for needed in rounding.NEEDS:
-        b.module.declare(*needed)
-    if op == "mul":
-        return b.call("float", "sim.round.mul.odd", *(f"float {v}" for v in values))
-    if op == "fma":
-        return b.call("float", "sim.round.fma.odd", *(f"float {v}" for v in values))
     if op == "sub":
         values = [values[0], b.op(f"fneg float {values[1]}")]
-    return b.call(
-        "float", "sim.round.fma.odd", f"float {values[0]}", "float 1.0", f"float {values[1]}"
-    )
+    if op in ("add", "sub"):
+        values.insert(1, "1.0")
+    name = f"sim.round.{'mul' if op == 'mul' else 'fma'}.odd"
+    return b.call("float", name, *(f"float {v}" for v in values))
 
 
 def _flush_half(b: Emitter, value: str, format_: str) -> str:
     """A widened f16 or bf16 with the subnormals of its format flushed to zero."""
     if format_ == "bf16":
         return flush(b, value)
-    small = b.op(
-        f"fcmp olt float {b.call('float', 'llvm.fabs.f32', f'float {value}')}, 0x3F10000000000000"
-    )
-    zero = b.call("float", "llvm.copysign.f32", "float 0.0", f"float {value}")
+    size = b.intrinsic("fabs", "float", value)
+    small = b.op(f"fcmp olt float {size}, 0x3F10000000000000")
+    zero = b.intrinsic("copysign", "float", "0.0", value)
     return b.op(f"select i1 {small}, float {zero}, float {value}")

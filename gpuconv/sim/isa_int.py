@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gpuconv.sim.emit import TYPES, Emitter, bits_of
-from gpuconv.sim.isa_float import FLOATS, float_arithmetic
-from gpuconv.sim.program import Imm, Instruction, Operand
+from gpuconv.sim.emit import Emitter, lowers
+from gpuconv.sim.program import TYPES, Imm, Instruction, Operand, bits_of
 
 PACKED = {"u16x2", "s16x2"}
 INTEGERS = {"u16", "s16", "u32", "s32", "u64", "s64"}
@@ -24,22 +23,18 @@ def _three(b: Emitter, i: Instruction, type_: str) -> tuple[str, str, str]:
     return TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
 
 
+@lowers("add", "sub")
 def _add(b: Emitter, i: Instruction) -> None:
     """add, sub: wrap around, saturate with .sat (s32), or write the carry with .cc."""
     if i.mods[-1] in PACKED:
         _packed(b, i)
-        return
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
         return
     type_ = _type(b, i, INTEGERS, {"sat", "cc"})
     llvm, x, y = _three(b, i, type_)
     verb = i.op
     if "sat" in i.mods:
         b.need(type_ == "s32")
-        b.write(
-            i.operands[0], type_, b.call("i32", f"llvm.s{verb}.sat.i32", f"i32 {x}", f"i32 {y}")
-        )
+        b.write(i.operands[0], type_, b.intrinsic(f"s{verb}.sat", llvm, x, y))
         return
     value = b.op(f"{verb} {llvm} {x}, {y}")
     if "cc" in i.mods:
@@ -66,6 +61,7 @@ def _with_carry(b: Emitter, llvm: str, verb: str, x: str, y: str) -> tuple[str, 
     return b.op(f"trunc {wide} {total} to {llvm}"), out
 
 
+@lowers("addc", "subc")
 def _addc(b: Emitter, i: Instruction) -> None:
     """addc, subc: with the carry (borrow) of the last .cc instruction."""
     type_ = _type(b, i, INTEGERS, {"cc"})
@@ -92,18 +88,16 @@ def _product(b: Emitter, i: Instruction, half: str, type_: str) -> tuple[str, st
     return b.op(f"trunc {wide} {b.op(f'lshr {wide} {product}, {bits}')} to {llvm}"), type_
 
 
+@lowers("mul", "mad")
 def _mul(b: Emitter, i: Instruction) -> None:
     """mul.{lo,hi,wide}, mad.{lo,hi,wide}"""
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
-        return
     half, type_ = i.mods[0], _type(b, i, INTEGERS, {"lo", "hi", "wide", "sat", "cc"})
     value, result = _product(b, i, half, type_)
     if i.op == "mad":
         llvm, third = TYPES[result], b.read(i.operands[3], result)
         if "sat" in i.mods:
             b.need(half == "hi" and type_ == "s32")
-            value = b.call("i32", "llvm.sadd.sat.i32", f"i32 {value}", f"i32 {third}")
+            value = b.intrinsic("sadd.sat", "i32", value, third)
         else:
             total = b.op(f"add {llvm} {value}, {third}")
             if "cc" in i.mods:
@@ -114,6 +108,7 @@ def _mul(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], result, value)
 
 
+@lowers("madc")
 def _madc(b: Emitter, i: Instruction) -> None:
     """madc.{lo,hi}: mad with the carry in."""
     half, type_ = i.mods[0], _type(b, i, INTEGERS, {"lo", "hi", "cc"})
@@ -124,6 +119,7 @@ def _madc(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("mul24", "mad24")
 def _mul24(b: Emitter, i: Instruction) -> None:
     """mul24, mad24 .{lo,hi}: product of the low 24 bits; lo is its bits 0-31, hi its bits 16-47."""
     half, type_ = i.mods[0], _type(b, i, {"u32", "s32"}, {"lo", "hi"})
@@ -141,18 +137,16 @@ def _mul24(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("div", "rem")
 def _div(b: Emitter, i: Instruction) -> None:
     """div, rem: division by zero gives all ones, the remainder the dividend; INT_MIN / -1 wraps.
 
     In checked mode division by zero is an error.
     """
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
-        return
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
     zero = b.op(f"icmp eq {llvm} {y}, 0")
-    if b.options.check and not isinstance(i.operands[2], Imm):
+    if b.module.check and not isinstance(i.operands[2], Imm):
         good, bad = b.fresh("good"), b.fresh("bad")
         b.end(f"br i1 {zero}, label %{bad}, label %{good}")
         b.label(bad)
@@ -168,11 +162,9 @@ def _div(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("abs", "neg")
 def _abs(b: Emitter, i: Instruction) -> None:
     """abs, neg of integers: INT_MIN stays INT_MIN."""
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
-        return
     type_ = _type(b, i, {"s16", "s32", "s64"})
     llvm, x = TYPES[type_], b.read(i.operands[1], type_)
     if i.op == "neg":
@@ -181,34 +173,29 @@ def _abs(b: Emitter, i: Instruction) -> None:
         b.write(i.operands[0], type_, b.call(llvm, f"llvm.abs.{llvm}", f"{llvm} {x}", "i1 false"))
 
 
+@lowers("min", "max")
 def _min(b: Emitter, i: Instruction) -> None:
     """min, max"""
     if i.mods[-1] in PACKED:
         _packed(b, i)
         return
-    if i.mods[-1] in FLOATS:
-        float_arithmetic(b, i)
-        return
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
     sign = "s" if type_[0] == "s" else "u"
-    b.write(
-        i.operands[0],
-        type_,
-        b.call(llvm, f"llvm.{sign}{i.op}.{llvm}", f"{llvm} {x}", f"{llvm} {y}"),
-    )
+    b.write(i.operands[0], type_, b.intrinsic(f"{sign}{i.op}", llvm, x, y))
 
 
+@lowers("sad")
 def _sad(b: Emitter, i: Instruction) -> None:
     """sad d, a, b, c: c + |a - b|"""
     type_ = _type(b, i, INTEGERS)
     llvm, sign = TYPES[type_], "s" if type_[0] == "s" else "u"
     x, y, z = (b.read(o, type_) for o in i.operands[1:4])
-    high = b.call(llvm, f"llvm.{sign}max.{llvm}", f"{llvm} {x}", f"{llvm} {y}")
-    low = b.call(llvm, f"llvm.{sign}min.{llvm}", f"{llvm} {x}", f"{llvm} {y}")
+    high, low = (b.intrinsic(f"{sign}{which}", llvm, x, y) for which in ("max", "min"))
     b.write(i.operands[0], type_, b.op(f"add {llvm} {z}, {b.op(f'sub {llvm} {high}, {low}')}"))
 
 
+@lowers("and", "or", "xor", "not", "cnot")
 def _logic(b: Emitter, i: Instruction) -> None:
     """and, or, xor, not, cnot"""
     type_ = _type(b, i, {"pred", "b16", "b32", "b64"})
@@ -222,6 +209,7 @@ def _logic(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("shl", "shr")
 def _shift(b: Emitter, i: Instruction) -> None:
     """shl, shr: a count beyond the width gives 0, or copies of the sign for shr.s"""
     type_ = _type(b, i, {"b16", "b32", "b64"} | INTEGERS)
@@ -237,6 +225,7 @@ def _shift(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("shf")
 def _shf(b: Emitter, i: Instruction) -> None:
     """shf.{l,r}.{clamp,wrap}.b32 d, a, b, c: a funnel shift of b:a"""
     direction, mode, type_ = i.mods
@@ -255,6 +244,7 @@ def _shf(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", b.op(f"trunc i64 {value} to i32"))
 
 
+@lowers("lop3")
 def _lop3(b: Emitter, i: Instruction) -> None:
     """lop3.b32 d, a, b, c, table: bit 4a + 2b + c of the table, for each bit of a, b and c"""
     b.need(i.mods == ("b32",) and isinstance(i.operands[4], Imm))
@@ -270,20 +260,22 @@ def _lop3(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", terms)
 
 
+@lowers("popc", "clz", "brev")
 def _count(b: Emitter, i: Instruction) -> None:
     """popc, clz: always a 32-bit result; brev: bits in reverse order"""
     type_ = _type(b, i, {"b32", "b64"})
     llvm, x = TYPES[type_], b.read(i.operands[1], type_)
     if i.op == "brev":
-        b.write(i.operands[0], type_, b.call(llvm, f"llvm.bitreverse.{llvm}", f"{llvm} {x}"))
+        b.write(i.operands[0], type_, b.intrinsic("bitreverse", llvm, x))
         return
     if i.op == "popc":
-        value = b.call(llvm, f"llvm.ctpop.{llvm}", f"{llvm} {x}")
+        value = b.intrinsic("ctpop", llvm, x)
     else:
         value = b.call(llvm, f"llvm.ctlz.{llvm}", f"{llvm} {x}", "i1 false")
     b.write(i.operands[0], "u32", b.reshape(value, llvm, "i32"))
 
 
+@lowers("bfind")
 def _bfind(b: Emitter, i: Instruction) -> None:
     """bfind{.shiftamt}: position of the highest 1, for signed types of the highest non-sign bit.
 
@@ -320,6 +312,7 @@ def _byte(b: Emitter, operand: object, llvm: str) -> str:
     return b.reshape(value, "i32", llvm)
 
 
+@lowers("bfe")
 def _bfe(b: Emitter, i: Instruction) -> None:
     """bfe d, a, place, length: a bit field, sign-extended (s) or zero-extended (u)"""
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"})
@@ -333,18 +326,19 @@ def _bfe(b: Emitter, i: Instruction) -> None:
     value = b.op(f"and {llvm} {_shift_or_zero(b, 'lshr', llvm, x, place)}, {mask}")
     if type_[0] == "s":
         last = b.op(f"sub {llvm} {b.op(f'add {llvm} {place}, {length}')}, 1")
-        last = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {last}", f"{llvm} {bits - 1}")
+        last = b.intrinsic("umin", llvm, last, str(bits - 1))
         sign = b.op(f"trunc {llvm} {b.op(f'lshr {llvm} {x}, {last}')} to i1")
         sign = b.op(f"and i1 {sign}, {b.op(f'icmp ne {llvm} {length}, 0')}")
         # sign-extend above the field, or above the end of the word where the field goes beyond it
-        left = b.call(llvm, f"llvm.usub.sat.{llvm}", f"{llvm} {bits}", f"{llvm} {place}")
-        kept = b.call(llvm, f"llvm.umin.{llvm}", f"{llvm} {left}", f"{llvm} {length}")
+        left = b.intrinsic("usub.sat", llvm, str(bits), place)
+        kept = b.intrinsic("umin", llvm, left, length)
         fill = b.op(f"xor {llvm} {_low_bits(b, llvm, kept)}, -1")
         fill = b.op(f"select i1 {sign}, {llvm} {fill}, {llvm} 0")
         value = b.op(f"or {llvm} {value}, {fill}")
     b.write(i.operands[0], type_, value)
 
 
+@lowers("bfi")
 def _bfi(b: Emitter, i: Instruction) -> None:
     """bfi f, a, b, place, length: insert the low bits of a into b"""
     type_ = _type(b, i, {"b32", "b64"})
@@ -357,6 +351,7 @@ def _bfi(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, b.op(f"or {llvm} {inserted}, {kept}"))
 
 
+@lowers("bmsk")
 def _bmsk(b: Emitter, i: Instruction) -> None:
     """bmsk.{clamp,wrap}.b32 d, place, length: a mask of `length` ones that begins at bit `place`"""
     mode, type_ = i.mods
@@ -368,6 +363,7 @@ def _bmsk(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", _shift_or_zero(b, "shl", "i32", mask, place))
 
 
+@lowers("szext")
 def _szext(b: Emitter, i: Instruction) -> None:
     """szext.{clamp,wrap}.{u32,s32} d, a, count: a's low `count` bits, sign- or zero-extended"""
     mode, type_ = i.mods
@@ -385,6 +381,7 @@ def _szext(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+@lowers("prmt")
 def _prmt(b: Emitter, i: Instruction) -> None:
     """prmt.b32 d, a, b, selector: four bytes selected from b:a.
 
@@ -407,6 +404,7 @@ def _prmt(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "b32", result)
 
 
+@lowers("dp4a", "dp2a")
 def _dp(b: Emitter, i: Instruction) -> None:
     """dp4a, dp2a{.lo,.hi}: c + the dot product of four bytes, or of two halves with two bytes"""
     *flags, first, second = i.mods
@@ -447,11 +445,12 @@ def _packed(b: Emitter, i: Instruction) -> None:
     def one(x: str, y: str) -> str:
         if i.op == "add":
             return b.op(f"add i16 {x}, {y}")
-        return b.call("i16", f"llvm.{sign}{i.op}.i16", f"i16 {x}", f"i16 {y}")
+        return b.intrinsic(f"{sign}{i.op}", "i16", x, y)
 
     b.write(i.operands[0], "b32", _lanes(b, i, 16, one))
 
 
+@lowers("vabsdiff4")
 def _vabsdiff4(b: Emitter, i: Instruction) -> None:
     """vabsdiff4.type.type.type d, a, b, c: |a - b| of each byte; .add sums them into c"""
     types = [m for m in i.mods if m != "add"]
@@ -460,8 +459,7 @@ def _vabsdiff4(b: Emitter, i: Instruction) -> None:
     sign = types[0][0]
 
     def one(x: str, y: str) -> str:
-        high = b.call("i8", f"llvm.{sign}max.i8", f"i8 {x}", f"i8 {y}")
-        low = b.call("i8", f"llvm.{sign}min.i8", f"i8 {x}", f"i8 {y}")
+        high, low = (b.intrinsic(f"{sign}{which}", "i8", x, y) for which in ("max", "min"))
         return b.op(f"sub i8 {high}, {low}")
 
     total = _lanes(b, i, 8, one)
@@ -471,44 +469,3 @@ def _vabsdiff4(b: Emitter, i: Instruction) -> None:
         for part in parts:
             total = b.op(f"add i32 {total}, {part}")
     b.write(i.operands[0], "b32", total)
-
-
-TABLE = {
-    "vabsdiff4": _vabsdiff4,
-    "add": _add,
-    "sub": _add,
-    "addc": _addc,
-    "subc": _addc,
-    "mul": _mul,
-    "mad": _mul,
-    "madc": _madc,
-    "mul24": _mul24,
-    "mad24": _mul24,
-    "div": _div,
-    "rem": _div,
-    "abs": _abs,
-    "neg": _abs,
-    "min": _min,
-    "max": _min,
-    "sad": _sad,
-    "and": _logic,
-    "or": _logic,
-    "xor": _logic,
-    "not": _logic,
-    "cnot": _logic,
-    "shl": _shift,
-    "shr": _shift,
-    "shf": _shf,
-    "lop3": _lop3,
-    "popc": _count,
-    "clz": _count,
-    "brev": _count,
-    "bfind": _bfind,
-    "bfe": _bfe,
-    "bfi": _bfi,
-    "bmsk": _bmsk,
-    "szext": _szext,
-    "prmt": _prmt,
-    "dp4a": _dp,
-    "dp2a": _dp,
-}

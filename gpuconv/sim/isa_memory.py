@@ -7,41 +7,16 @@ into the block's shared memory.
 
 from __future__ import annotations
 
-from gpuconv.sim.emit import TYPES, Emitter, bits_of
+from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.prelude import ALIAS
-from gpuconv.sim.program import Address, Instruction, Sym, Vector
+from gpuconv.sim.program import TYPES, Address, Instruction, Sym, Vector, bits_of
 
-SPACES = {
-    "global": "global",
-    "shared": "shared",
-    "local": "local",
-    "param": "param",
-    "const": "const",
-    "shared__cta": "shared",
-    "param__entry": "param",
-    "param__func": "param",
-}
-ORDERS = {
-    "weak",
-    "volatile",
-    "relaxed",
-    "acquire",
-    "release",
-    "acq_rel",
-    "cta",
-    "cluster",
-    "gpu",
-    "sys",
-    "ca",
-    "cg",
-    "cs",
-    "lu",
-    "cv",
-    "wb",
-    "wt",
-    "nc",
-    "unified",
-}
+SPACES = {name: name for name in ("global", "shared", "local", "param", "const")}
+SPACES |= {"shared__cta": "shared", "param__entry": "param", "param__func": "param"}
+_ORDERS = """
+weak volatile relaxed acquire release acq_rel cta cluster gpu sys unified ca cg cs lu cv wb wt nc
+"""
+ORDERS = set(_ORDERS.split())
 
 
 class _Access:
@@ -87,7 +62,7 @@ def host_pointer(
             f"i64 {address.base.offset + address.offset}"
         )
     value = b.base(address)
-    if b.options.check:
+    if b.module.check:
         _check(b, i, value, space, size, kind, strong)
     if space == "shared":
         value = b.shared_to_host(value)
@@ -117,18 +92,7 @@ def _check(
     found = b.call("i32", "sim_check", "ptr %blk", *access)
     b.end(f"br i1 {b.op(f'icmp eq i32 {found}, 0')}, label %{good}, label %{bad}")
     b.label(bad)
-    tids = [f"i32 {b.specials[f'%tid.{axis}']}" for axis in "xyz"]
-    b.call(
-        "void",
-        "sim.fail",
-        "ptr %blk",
-        *tids,
-        f"i32 {found}",
-        f"i32 {site}",
-        f"i64 {value}",
-        f"i64 {size}",
-    )
-    b.end("br label %exit")
+    b.fail(found, value, str(size))  # type: ignore[attr-defined]
     b.label(good)
 
 
@@ -151,13 +115,14 @@ def _alignment(size: int) -> int:
     return min(size, 16)
 
 
+@lowers("ld", "ldu")
 def _ld(b: Emitter, i: Instruction) -> None:
     a = _Access(b, i)
     to, address = i.operands
     pointer = host_pointer(b, i, address, a.space, a.bytes, "read", a.volatile)
     llvm = TYPES[a.type]
     shape = f"<{a.lanes} x {llvm}>" if a.lanes > 1 else llvm
-    kernel_parameter = a.space == "param" and len(b.frames) == 1 and not b.options.host
+    kernel_parameter = a.space == "param" and len(b.frames) == 1 and not b.module.host
     tail = (
         ", !invariant.load !0"
         if kernel_parameter and _is_entry_parameter(b, address)
@@ -179,6 +144,7 @@ def _is_entry_parameter(b: Emitter, address: object) -> bool:
     return isinstance(base, Sym) and any(p.name == base.name for p in b.frame.function.params)
 
 
+@lowers("st")
 def _st(b: Emitter, i: Instruction) -> None:
     a = _Access(b, i)
     address, source = i.operands
@@ -199,6 +165,7 @@ def _st(b: Emitter, i: Instruction) -> None:
     b.emit(f"store {volatile}{shape} {value}, ptr {pointer}, align 1, !tbaa {ALIAS[a.space]}")
 
 
+@lowers("cvta")
 def _cvta(b: Emitter, i: Instruction) -> None:
     """cvta{.to}.space: only shared addresses differ from generic addresses"""
     *words, type_ = i.mods
@@ -215,6 +182,7 @@ def _cvta(b: Emitter, i: Instruction) -> None:
     b.write(to, type_, value)
 
 
+@lowers("isspacep")
 def _isspacep(b: Emitter, i: Instruction) -> None:
     space, source = SPACES.get(i.mods[0]), b.read(i.operands[1], "u64")
     b.need(space in ("shared", "global"))
@@ -224,26 +192,15 @@ def _isspacep(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "pred", inside if space == "shared" else b.op(f"xor i1 {inside}, true"))
 
 
+@lowers("prefetch", "prefetchu")
 def _nothing(b: Emitter, i: Instruction) -> None:
     """prefetch, prefetchu: a hint, with no effect here"""
 
 
+@lowers("membar", "fence")
 def _fence(b: Emitter, i: Instruction) -> None:
     """membar, fence: a compiler barrier"""
     b.need(
         set(i.mods) <= {"cta", "gl", "sys", "gpu", "sc", "acq_rel", "cluster", "acquire", "release"}
     )
     b.emit('fence syncscope("singlethread") seq_cst')
-
-
-TABLE = {
-    "ld": _ld,
-    "ldu": _ld,
-    "st": _st,
-    "cvta": _cvta,
-    "isspacep": _isspacep,
-    "prefetch": _nothing,
-    "prefetchu": _nothing,
-    "membar": _fence,
-    "fence": _fence,
-}

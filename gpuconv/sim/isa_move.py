@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from gpuconv.sim.emit import TYPES, WIDTH, Emitter, bits_of
-from gpuconv.sim.program import Instruction, Not, Pair, Reg, Vector
+from gpuconv.sim.emit import Emitter, lowers
+from gpuconv.sim.program import TYPES, WIDTH, Instruction, Not, Pair, Reg, Vector, bits_of
 
 
+@lowers("mov")
 def _mov(b: Emitter, i: Instruction) -> None:
     """mov.type d, a; mov also packs {a, b} into a wider register and unpacks such a register"""
     b.need(len(i.mods) == 1 and len(i.operands) == 2)
@@ -29,6 +30,7 @@ def _mov(b: Emitter, i: Instruction) -> None:
     b.write(to, type_, b.read(source, type_))
 
 
+@lowers("selp")
 def _selp(b: Emitter, i: Instruction) -> None:
     """selp.type d, a, b, p: p ? a : b."""
     type_, (to, first, second, condition) = i.mods[-1], i.operands
@@ -39,6 +41,7 @@ def _selp(b: Emitter, i: Instruction) -> None:
     b.write(to, type_, b.op(chosen))
 
 
+@lowers("slct")
 def _slct(b: Emitter, i: Instruction) -> None:
     """slct.dtype.{s32,f32} d, a, b, c: c >= 0 ? a : b, and b where c is NaN."""
     *flags, type_, kind = i.mods
@@ -55,35 +58,13 @@ def _slct(b: Emitter, i: Instruction) -> None:
     b.write(to, type_, b.op(chosen))
 
 
-_SIGNED = {"eq": "eq", "ne": "ne", "lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge"}
-_UNSIGNED = {
-    "eq": "eq",
-    "ne": "ne",
-    "lt": "ult",
-    "le": "ule",
-    "gt": "ugt",
-    "ge": "uge",
-    "lo": "ult",
-    "ls": "ule",
-    "hi": "ugt",
-    "hs": "uge",
-}
-_FLOAT = {
-    "eq": "oeq",
-    "ne": "one",
-    "lt": "olt",
-    "le": "ole",
-    "gt": "ogt",
-    "ge": "oge",
-    "equ": "ueq",
-    "neu": "une",
-    "ltu": "ult",
-    "leu": "ule",
-    "gtu": "ugt",
-    "geu": "uge",
-    "num": "ord",
-    "nan": "uno",
-}
+_ORDERED = ("lt", "le", "gt", "ge")
+_SIGNED = {"eq": "eq", "ne": "ne"} | {name: "s" + name for name in _ORDERED}
+_UNSIGNED = {"eq": "eq", "ne": "ne"} | {name: "u" + name for name in _ORDERED}
+_UNSIGNED |= {"lo": "ult", "ls": "ule", "hi": "ugt", "hs": "uge"}
+# a comparison with a NaN is false, or true for a name that ends in u
+_FLOAT = {"num": "ord", "nan": "uno"} | {name: "o" + name for name in ("eq", "ne", *_ORDERED)}
+_FLOAT |= {name + "u": "u" + name for name in ("eq", "ne", *_ORDERED)}
 
 
 def _compare(
@@ -93,7 +74,7 @@ def _compare(
     x, y = b.read(first, type_), b.read(second, type_)  # type: ignore[arg-type]
     if WIDTH[TYPES[type_]] and not TYPES[type_].startswith("i"):
         b.need(relation in _FLOAT and TYPES[type_] in ("float", "double", "half", "bfloat"))
-        if flush and type_ == "f32" and not b.options.flush_in_hardware:
+        if flush and type_ == "f32" and not b.flush_in_hardware:
             x, y = (b.call("float", "sim.flush", f"float {v}") for v in (x, y))
         if flush and TYPES[type_] in ("half", "bfloat"):
             x, y = (_flush_small(b, v, TYPES[type_]) for v in (x, y))
@@ -117,6 +98,7 @@ def _combined(
     return test, opposite
 
 
+@lowers("setp")
 def _setp(b: Emitter, i: Instruction) -> None:
     """setp.cmp{.bool}{.ftz}.type p|q, a, b{, {!}c}"""
     relation, *rest, type_ = i.mods
@@ -129,6 +111,7 @@ def _setp(b: Emitter, i: Instruction) -> None:
         b.write(second, "pred", opposite)  # type: ignore[arg-type]
 
 
+@lowers("set")
 def _set(b: Emitter, i: Instruction) -> None:
     """set.cmp{.bool}{.ftz}.dtype.stype d, a, b{, {!}c}: all ones (or 1.0) for true, 0 for false"""
     relation, *rest, result, type_ = i.mods
@@ -172,6 +155,3 @@ def _flush_small(b: Emitter, value: str, llvm: str) -> str:
     sign = b.op(f"and i16 {bits}, -32768")
     bits = b.op(f"select i1 {b.op(f'icmp eq i16 {exponent}, 0')}, i16 {sign}, i16 {bits}")
     return b.op(f"bitcast i16 {bits} to {llvm}")
-
-
-TABLE = {"mov": _mov, "selp": _selp, "slct": _slct, "setp": _setp, "set": _set}

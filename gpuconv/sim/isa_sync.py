@@ -7,8 +7,8 @@ result that the scheduler has left there.
 from __future__ import annotations
 
 from gpuconv.sim import layout
-from gpuconv.sim.emit import TYPES, Emitter
-from gpuconv.sim.program import Imm, Instruction, Operand, Pair
+from gpuconv.sim.emit import Emitter, lowers
+from gpuconv.sim.program import TYPES, Instruction, Operand, Pair
 
 _BAR_RED = {"popc": 1, "and": 2, "or": 3}
 _SHUFFLE = {"up": 0, "down": 1, "bfly": 2, "idx": 3}
@@ -17,13 +17,13 @@ _REDUX = {"add": 0, "min": 1, "max": 2, "and": 3, "or": 4, "xor": 5}
 ALIGNED, UNALIGNED = 0, 1
 
 
-def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str) -> None:
+def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str | int) -> None:
     """Set fields of the thread's record and suspend it in `state`."""
     b.suspends = True
     for name, value in fields.items():
-        b.set_thread(name, "i64" if name == "value" else "i32", value)
+        b.set_thread(name, "i64" if name == "value" else "i32", str(value))
     b.set_thread("site", "i32", str(b.module.site(i)))
-    b.set_thread("state", "i32", str(layout.state(state)))
+    b.set_thread("state", "i32", str(layout.STATES.index(state)))
     b.suspend()  # type: ignore[attr-defined]
 
 
@@ -36,6 +36,7 @@ def _pred(b: Emitter, operand: Operand) -> str:
     return b.op(f"zext i1 {b.read(operand, 'pred')} to i32")
 
 
+@lowers("bar", "barrier")
 def _bar(b: Emitter, i: Instruction) -> None:
     """bar.{sync,arrive,red}, bar.warp.sync
 
@@ -54,105 +55,84 @@ def _bar(b: Emitter, i: Instruction) -> None:
     b.need(kind in ("sync", "arrive", "red") and 1 <= len(operands) <= 2)
     count = b.read(operands[1], "u32") if len(operands) == 2 else "0"
     reduction = _BAR_RED[words[1]] if kind == "red" else 0
-    _wait(
-        b,
-        i,
-        "ARRIVE" if kind == "arrive" else "BARRIER",
-        a=b.read(operands[0], "u32"),
-        b=count,
-        c=str(reduction),
-        pred=predicate,
-        mask=str(ALIGNED if aligned else UNALIGNED),
-    )
+    state, mask = "ARRIVE" if kind == "arrive" else "BARRIER", ALIGNED if aligned else UNALIGNED
+    number = b.read(operands[0], "u32")
+    _wait(b, i, state, a=number, b=count, c=reduction, pred=predicate, mask=mask)
     if to is not None and words[1] == "popc":
         b.write(to, "u32", _result(b))
     elif to is not None:
         b.write(to, "pred", _result(b, "i1"))
 
 
+@lowers("shfl")
 def _shfl(b: Emitter, i: Instruction) -> None:
     """shfl.sync.{up,down,bfly,idx}.b32 d|p, a, lane, clamp, mask"""
-    b.need(
-        len(i.mods) == 3 and i.mods[0] == "sync" and i.mods[2] == "b32",
-        f"'{i.name}' (use the .sync form)",
-    )
-    to, source, lane, clamp, mask = i.operands
+    right = len(i.mods) == 3 and i.mods[0] == "sync" and i.mods[2] == "b32"
+    b.need(right, f"'{i.name}' (use the .sync form)")
+    to, source, *rest = i.operands
     value = b.op(f"zext i32 {b.read(source, 'b32')} to i64")
-    _wait(
-        b,
-        i,
-        "SHUFFLE",
-        value=value,
-        a=str(_SHUFFLE[i.mods[1]]),
-        b=b.read(lane, "u32"),
-        c=b.read(clamp, "u32"),
-        mask=b.read(mask, "u32"),
-    )
+    lane, clamp, mask = (b.read(operand, "u32") for operand in rest)
+    _wait(b, i, "SHUFFLE", value=value, a=_SHUFFLE[i.mods[1]], b=lane, c=clamp, mask=mask)
     result, inside = (to.first, to.second) if isinstance(to, Pair) else (to, None)
     b.write(result, "b32", _result(b))  # type: ignore[arg-type]
     if inside is not None:
         b.write(inside, "pred", b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1"))  # type: ignore[arg-type]
 
 
+@lowers("vote")
 def _vote(b: Emitter, i: Instruction) -> None:
     b.need(len(i.mods) == 3 and i.mods[0] == "sync", f"'{i.name}' (use the .sync form)")
     to, source, mask = i.operands
-    _wait(b, i, "VOTE", a=str(_VOTE[i.mods[1]]), pred=_pred(b, source), mask=b.read(mask, "u32"))
+    _wait(b, i, "VOTE", a=_VOTE[i.mods[1]], pred=_pred(b, source), mask=b.read(mask, "u32"))
     ballot = i.mods[1] == "ballot"
     b.write(to, "b32" if ballot else "pred", _result(b, "i32" if ballot else "i1"))
 
 
+@lowers("match")
 def _match(b: Emitter, i: Instruction) -> None:
     """match.{any,all}.sync.{b32,b64} d{|p}, a, mask"""
     b.need(len(i.mods) == 3 and i.mods[1] == "sync" and i.mods[2] in ("b32", "b64"))
     to, source, mask = i.operands
     value = b.reshape(b.read(source, i.mods[2]), TYPES[i.mods[2]], "i64")
-    _wait(b, i, "MATCH", value=value, a=str(int(i.mods[0] == "all")), mask=b.read(mask, "u32"))
+    _wait(b, i, "MATCH", value=value, a=int(i.mods[0] == "all"), mask=b.read(mask, "u32"))
     result, agree = (to.first, to.second) if isinstance(to, Pair) else (to, None)
     b.write(result, "b32", _result(b))  # type: ignore[arg-type]
     if agree is not None:
         b.write(agree, "pred", b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1"))  # type: ignore[arg-type]
 
 
+@lowers("redux")
 def _redux(b: Emitter, i: Instruction) -> None:
     """redux.sync.{add,min,max,and,or,xor}.type d, a, mask"""
-    b.need(
-        len(i.mods) == 3
-        and i.mods[0] == "sync"
-        and i.mods[1] in _REDUX
-        and i.mods[2] in ("u32", "s32", "b32")
-    )
+    b.need(len(i.mods) == 3 and i.mods[0] == "sync" and i.mods[1] in _REDUX)
+    b.need(i.mods[2] in ("u32", "s32", "b32"))
     to, source, mask = i.operands
-    value = b.op(f"zext i32 {b.read(source, 'b32')} to i64")
-    _wait(
-        b,
-        i,
-        "REDUX",
-        value=value,
-        a=str(_REDUX[i.mods[1]]),
-        b=str(int(i.mods[2] == "s32")),
-        mask=b.read(mask, "u32"),
-    )
+    value, lanes = b.op(f"zext i32 {b.read(source, 'b32')} to i64"), b.read(mask, "u32")
+    signed = int(i.mods[2] == "s32")
+    _wait(b, i, "REDUX", value=value, a=_REDUX[i.mods[1]], b=signed, mask=lanes)
     b.write(to, "b32", _result(b))
 
 
+@lowers("activemask")
 def _activemask(b: Emitter, i: Instruction) -> None:
     """activemask: the lanes that wait at this instruction once no lane of the warp can continue"""
     _wait(b, i, "ACTIVE")
     b.write(i.operands[0], "b32", _result(b))
 
 
+@lowers("elect")
 def _elect(b: Emitter, i: Instruction) -> None:
     """elect.sync d|p, mask: elects the lowest lane of the mask"""
     to, mask = i.operands
     b.need(isinstance(to, Pair))
     assert isinstance(to, Pair)
-    _wait(b, i, "VOTE", a=str(_VOTE["ballot"]), pred="1", mask=b.read(mask, "u32"))
+    _wait(b, i, "VOTE", a=_VOTE["ballot"], pred="1", mask=b.read(mask, "u32"))
     lowest = b.call("i32", "llvm.cttz.i32", f"i32 {_result(b)}", "i1 false")
     b.write(to.first, "b32", lowest)  # type: ignore[arg-type]
     b.write(to.second, "pred", b.op(f"icmp eq i32 {lowest}, {b.special('%laneid')}"))  # type: ignore[arg-type]
 
 
+@lowers("nanosleep")
 def _nanosleep(b: Emitter, i: Instruction) -> None:
     """nanosleep: yields to the other threads"""
     _wait(b, i, "YIELD")
@@ -181,18 +161,3 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
             )
     else:
         raise b.unsupported(f"the call of {name}")
-
-
-TABLE = {
-    "bar": _bar,
-    "barrier": _bar,
-    "shfl": _shfl,
-    "vote": _vote,
-    "match": _match,
-    "redux": _redux,
-    "activemask": _activemask,
-    "elect": _elect,
-    "nanosleep": _nanosleep,
-}
-
-__all__ = ["TABLE", "Imm", "host_call"]

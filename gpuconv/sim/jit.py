@@ -31,8 +31,7 @@ def _features() -> str:
     return str(llvm.get_host_cpu_features().flatten())
 
 
-@cache
-def _machine() -> llvm.TargetMachine:
+def _new_machine() -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
@@ -43,6 +42,9 @@ def _machine() -> llvm.TargetMachine:
         codemodel="jitdefault",
         jit=True,
     )
+
+
+_machine = cache(_new_machine)
 
 
 def build(ir: str, level: int = 3) -> bytes:
@@ -79,18 +81,9 @@ class Code:
 
     def __init__(self, object_file: bytes) -> None:
         with _lock:
-            machine = _machine()
+            own = _new_machine()  # MCJIT takes ownership of it, so each engine needs its own
             empty = llvm.parse_assembly("")
-            empty.triple = machine.triple
-            # MCJIT takes ownership of its target machine, so each engine needs its own
-            own = llvm.Target.from_default_triple().create_target_machine(
-                cpu=llvm.get_host_cpu_name(),
-                features=_features(),
-                opt=3,
-                reloc="default",
-                codemodel="jitdefault",
-                jit=True,
-            )
+            empty.triple = own.triple
             self._engine = llvm.create_mcjit_compiler(empty, own)
             self._engine.add_object_file(llvm.ObjectFileRef.from_data(object_file))
             self._engine.finalize_object()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -49,8 +50,8 @@ class Worker:
 
     def __init__(self, function: Function, threads: int, shared: int) -> None:
         kernel = function.kernel
-        self.block = np.zeros(1, layout.dtype("Block"))
-        self.threads = np.zeros(threads if kernel.coroutine else 1, layout.dtype("Thread"))
+        self.block = np.zeros(1, layout.DTYPES["Block"])
+        self.threads = np.zeros(threads if kernel.coroutine else 1, layout.DTYPES["Thread"])
         self.shared = _aligned(shared + 1024)
         self.template = (
             _template(kernel, shared) if function.module.check else np.zeros(0, np.uint8)
@@ -62,19 +63,15 @@ class Worker:
             self.times, self.seen = np.zeros(threads, np.uint64), np.zeros(threads**2, np.uint64)
             self.sync_clocks = np.zeros(layout.SYNC_CLOCKS * threads, np.uint64)
             self.trace = _trace(shared, kernel.granule)
-        record = self.block[0]
-        record["times"], record["seen"] = self.times.ctypes.data, self.seen.ctypes.data
-        record["sync_clocks"] = self.sync_clocks.ctypes.data
-        record["shared_trace"] = self.trace.ctypes.data
-        record["granule"] = kernel.granule
-        record["threads"] = self.threads.ctypes.data
-        record["shared"] = self.shared.ctypes.data
-        record["shared_template"] = self.template.ctypes.data
-        record["shared_shadow"] = self.shadow.ctypes.data
-        record["frames"] = self.frames.ctypes.data
-        record["frame_stride"] = function.frame_bytes
-        record["nthreads"] = threads
-        record["shared_bytes"] = shared
+        record, held = self.block[0], {
+            "times": self.times, "seen": self.seen, "sync_clocks": self.sync_clocks,
+            "shared_trace": self.trace, "threads": self.threads, "shared": self.shared,
+            "shared_template": self.template, "shared_shadow": self.shadow, "frames": self.frames,
+        }  # fmt: skip
+        for name, array in held.items():
+            record[name] = array.ctypes.data
+        record["granule"], record["frame_stride"] = kernel.granule, function.frame_bytes
+        record["nthreads"], record["shared_bytes"] = threads, shared
 
 
 def _template(kernel: Kernel, shared: int) -> np.ndarray:
@@ -89,7 +86,7 @@ def _template(kernel: Kernel, shared: int) -> np.ndarray:
 
 def _trace(nbytes: int, granule: int) -> np.ndarray:
     """Access records, one for each granule of `nbytes` bytes of memory."""
-    return np.zeros((nbytes // granule + 2) * layout.BYTES["Trace"] // 8, np.uint64)
+    return np.zeros((nbytes // granule + 2) * layout.DTYPES["Trace"].itemsize // 8, np.uint64)
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -114,7 +111,7 @@ class Function:
     def _frame_bytes(self) -> int:
         """Size of a thread's coroutine frame: create one in ample memory and read it there."""
         ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
-        block, thread = np.zeros(1, layout.dtype("Block")), np.zeros(1, layout.dtype("Thread"))
+        block, thread = np.zeros(1, layout.DTYPES["Block"]), np.zeros(1, layout.DTYPES["Thread"])
         self.module._probe(self.address, block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
         lines = -(-int(thread["frame_size"][0]) // 64)
         return (lines | 1) * 64  # an odd number of cache lines: frames spread over the cache's sets
@@ -158,8 +155,7 @@ class Function:
         dims, threads = _dimensions("grid", grid, MAX_GRID), _dimensions("block", block, MAX_BLOCK)
         self._check_limits(threads, shared)
         parameters = pack(self.kernel, args)
-        count = threads[0] * threads[1] * threads[2]
-        blocks = dims[0] * dims[1] * dims[2]
+        count, blocks = math.prod(threads), math.prod(dims)
         launch, keep = self._launch_record(blocks, count, order, seed)
         team = min(self._team(blocks * count, cores), blocks)
         total = self.kernel.placed_shared + shared
@@ -232,7 +228,7 @@ class Function:
         self, blocks: int, threads: int, order: str, seed: int
     ) -> tuple[np.ndarray, tuple]:
         """The Launch record, and the arrays that it points to."""
-        record = np.zeros(1, layout.dtype("Launch"))
+        record = np.zeros(1, layout.DTYPES["Launch"])
         record["blocks"], record["entry"] = blocks, self.address
         record["coroutine"], record["check"] = self.kernel.coroutine, self.module.check
         record["flush"] = self.kernel.flush
@@ -258,7 +254,7 @@ class Function:
         That is every live allocation, the module's variables and the kernel's parameters.
         """
         if not self.module.check:
-            return np.zeros(0, layout.dtype("Allocation"))
+            return np.zeros(0, layout.DTYPES["Allocation"])
         first, granule = parameters.ctypes.data, self.kernel.granule
         rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0, 0)]
         for m in memory.live():
@@ -270,10 +266,10 @@ class Function:
             begin = self.module._code.address(f"v.{name}")
             trace = self.module._traces.setdefault(name, _trace(size, 1))
             rows.append((begin, begin + size, 0, trace.ctypes.data))
-        return np.array(sorted(rows), layout.dtype("Allocation"))
+        return np.array(sorted(rows), layout.DTYPES["Allocation"])
 
     def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:
-        count = threads[0] * threads[1] * threads[2]
+        count = math.prod(threads)
         if count > MAX_THREADS:
             raise LaunchError(
                 f"{self.name}: a block has at most {MAX_THREADS} threads, got {threads} = {count}"

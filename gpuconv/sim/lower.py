@@ -8,39 +8,36 @@ collective and is resumed by the scheduler (runtime.cu).
 from __future__ import annotations
 
 import platform
-import re
 
-from gpuconv.sim import prelude
+from gpuconv.sim import prelude, rounding
 from gpuconv.sim.entry import HostFunction, KernelFunction
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.info import Info
 from gpuconv.sim.program import SIZES, Instruction, Program, Sym
 
 
-def lower(
-    program: Program, check: bool = False, host: bool = False, flush: bool = False
-) -> tuple[str, Info]:
+def lower(program: Program, check: bool = False, host: bool = False) -> tuple[str, Info]:
     """LLVM IR of every kernel of `program`, and what a launch needs to know about them.
 
-    host: lower the functions that are not kernels instead (the scheduler's). flush: the processor
-    has a flush-to-zero mode. Raises UnsupportedError, naming the line, for what is not modelled.
+    host: lower the functions that are not kernels instead (the scheduler's). Raises
+    UnsupportedError, naming the line, for what is not modelled.
     """
-    module = Module(program, check, host, flush)
+    module = Module(program, check, host)
     return module.run(), module.info
 
 
 class Module:
     """A PTX program that is being lowered."""
 
-    def __init__(self, program: Program, check: bool, host: bool, flush: bool) -> None:
+    def __init__(self, program: Program, check: bool, host: bool) -> None:
         self.program = program
         self.check = check
         self.host = host
-        self.flush = flush
         self.info = Info()
         self.declared: dict[str, str] = {}
         self.used: set[str] = set()
         self.text: list[str] = []
+        # it has a flush-to-zero mode
         self.x86 = platform.machine().lower() in ("x86_64", "amd64")
 
     def run(self) -> str:
@@ -52,6 +49,9 @@ class Module:
         variables = "\n".join(self._variable(name) for name in self._closure())
         body = "\n".join(self.text)
         helpers = prelude.text(body)
+        if "@sim.round" in body:
+            for needed in rounding.NEEDS:
+                self.declare(*needed)
         declares = "\n".join(
             text for name, text in self.declared.items() if not name.startswith("sim.")
         )
@@ -69,11 +69,7 @@ class Module:
 
     def declare(self, type_: str, name: str, arguments: list[str]) -> None:
         """Declare an LLVM intrinsic or external function, once."""
-        clean = ", ".join(
-            re.sub(r"^(i\d+|ptr|metadata|float|double|half|bfloat|token|<[^>]*>).*", r"\1", a)
-            for a in arguments
-        )
-        self.declared.setdefault(name, f"declare {type_} @{name}({clean})")
+        self.declared.setdefault(name, f"declare {type_} @{name}({', '.join(arguments)})")
 
     def where(self, instruction: Instruction | None) -> str:
         """Source file and line of an instruction, or its line in the PTX."""

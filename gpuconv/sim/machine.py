@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -22,10 +21,6 @@ from gpuconv.sim.lower import lower
 
 _RUN = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
 _PROBE = ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * 4)
-
-
-def _x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def _from_source(
@@ -64,7 +59,7 @@ def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Inf
     found = disk.load(entry)
     if found is not None:
         return Info.from_json(found[0]), found[1]
-    ir, info = lower(ptx.parse(text()), check=check, host=host, flush=_x86())
+    ir, info = lower(ptx.parse(text()), check=check, host=host)
     code = jit.build(ir)
     disk.store(entry, info.to_json(), code)
     return info, code
@@ -82,7 +77,8 @@ def _runtime() -> tuple[Any, Any, jit.Code]:
         entry, lambda: nvrtc.to_ptx(source, options, name="runtime.cu"), False, host=True
     )
     loaded = jit.Code(code)
-    jit.add_symbol("sim_check", loaded.address("sim_check"))
+    for name in ("sim_check", "sim_fail"):
+        jit.add_symbol(name, loaded.address(name))
     return _RUN(loaded.address("sim_run")), _PROBE(loaded.address("sim_probe")), loaded
 
 

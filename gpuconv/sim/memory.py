@@ -67,8 +67,8 @@ class _Borrowed(_Memory):
 
 def borrow(begin: int, nbytes: int, dtype: npt.DTypeLike, owner: object) -> Array:
     """An array over memory of a module, which the array keeps alive."""
-    kind = np.dtype(dtype)
-    return Array(_Borrowed(begin, nbytes, owner), 0, (nbytes // kind.itemsize,), kind)
+    memory = _Borrowed(begin, nbytes, owner)
+    return Array(memory, memory.bytes.view(dtype))
 
 
 def live() -> list[_Memory]:
@@ -92,75 +92,35 @@ def forget(args: Sequence[object]) -> None:
     """
     for argument in args:
         if isinstance(argument, Array):
-            argument._memory.shadow = None
+            argument.base.shadow = None
         if isinstance(argument, bytes) or getattr(argument, "dtype", None) in _ADDRESSES:
             for memory in _all():
                 memory.shadow = None
 
 
 class Array:
-    """An array of the simulated device: a shape, a dtype and strides, but no arithmetic."""
+    """An array of the simulated device: a shape, a dtype and strides, but no arithmetic.
+
+    base: what arrays that share memory have in common. ptr: the address of the first element, as
+    kernels see it. contiguous: whether the elements lie in C order, in which kernels read them.
+    """
 
     __array_priority__ = 100.0
     __hash__ = object.__hash__
 
-    def __init__(
-        self,
-        memory: _Memory,
-        offset: int,
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        strides: tuple[int, ...] | None = None,
-    ) -> None:
-        self._memory = memory
-        self._offset = offset
-        self.shape = shape
-        self.dtype = dtype
-        self.strides = _c_strides(shape, dtype) if strides is None else strides
-
-    @property
-    def base(self) -> object:
-        """What arrays that share memory have in common."""
-        return self._memory
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def itemsize(self) -> int:
-        return self.dtype.itemsize
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether the elements lie in C order, in which kernels read them."""
-        return all(
-            length == 1 or own == plain
-            for length, own, plain in zip(
-                self.shape, self.strides, _c_strides(self.shape, self.dtype), strict=True
-            )
-        )
+    def __init__(self, memory: _Memory, host: np.ndarray) -> None:
+        """host: a view of `memory.bytes`."""
+        self.base, self._host = memory, host
+        self.shape, self.dtype, self.strides = host.shape, host.dtype, host.strides
+        self.ndim, self.size, self.nbytes = host.ndim, host.size, host.nbytes
+        self.itemsize, self.contiguous = host.itemsize, host.flags.c_contiguous
+        self.ptr: int = host.ctypes.data
 
     def transpose(self, *axes: int) -> Array:
         """A view with the axes in another order; `axes` names all of them."""
         if sorted(axes) != list(range(self.ndim)):
             raise ValueError(f"transpose: {axes} is not a permutation of {self.ndim} axes")
-        shape = tuple(self.shape[axis] for axis in axes)
-        strides = tuple(self.strides[axis] for axis in axes)
-        return Array(self._memory, self._offset, shape, self.dtype, strides)
-
-    @property
-    def ptr(self) -> int:
-        """Address of the first element, as kernels see it."""
-        return self._memory.begin + self._offset
+        return Array(self.base, self._host.transpose(axes))
 
     def reshape(self, *shape: int | tuple[int, ...]) -> Array:
         """A view with another shape; one length may be -1.
@@ -168,17 +128,12 @@ class Array:
         Raises ValueError where the sizes differ.
         """
         self._require_contiguous("reshape")
-        lengths: list[Any] = list(
-            shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-        )
-        if lengths.count(-1) == 1:
-            known = math.prod(n for n in lengths if n != -1)
-            lengths[lengths.index(-1)] = self.size // known if known else 0
-        if math.prod(lengths) != self.size or any(n < 0 for n in lengths):
+        try:
+            return Array(self.base, self._host.reshape(*shape))  # type: ignore[arg-type]
+        except ValueError:
             raise ValueError(
-                f"reshape: {self.size} elements of shape {self.shape} do not fill {tuple(lengths)}"
-            )
-        return Array(self._memory, self._offset, tuple(int(n) for n in lengths), self.dtype)
+                f"reshape: {self.size} elements of shape {self.shape} do not fill {shape}"
+            ) from None
 
     def view(self, dtype: npt.DTypeLike) -> Array:
         """A view of the same bytes as another dtype of the same width."""
@@ -187,7 +142,7 @@ class Array:
             raise ValueError(
                 f"view: {self.dtype} has {self.itemsize} bytes, {other} has {other.itemsize}"
             )
-        return Array(self._memory, self._offset, self.shape, other, self.strides)
+        return Array(self.base, self._host.view(other))
 
     def copy(self) -> Array:
         """A new array with the same contents."""
@@ -196,8 +151,10 @@ class Array:
     def fill(self, value: float) -> None:
         """Set every element."""
         self._require_contiguous("fill")
-        _bytes(self).view(self.dtype)[...] = value
-        _written(self)
+        self._host[...] = value
+        if self.base.shadow is not None:
+            begin = self.ptr - self.base.begin
+            self.base.shadow[begin : begin + self.nbytes] = 1
 
     def __len__(self) -> int:
         if not self.shape:
@@ -209,45 +166,23 @@ class Array:
 
         For a slice of another array it includes the elements between those of the slice.
         """
-        return Array(self._memory, self._offset, (_span(self),), self.dtype)
+        begin, end = self.ptr - self.base.begin, 0
+        if self.size:
+            pairs = zip(self.shape, self.strides, strict=True)
+            end = begin + self.itemsize + sum((length - 1) * stride for length, stride in pairs)
+        return Array(self.base, self.base.bytes[begin:end].view(self.dtype))
 
-    def __getitem__(self, index: int | slice | tuple[slice, ...]) -> Array:
-        """Views: a[i] and a[i:j] along the first axis, and slices of several axes, a[:, i:j]."""
-        if isinstance(index, tuple):
-            return self._slice(index)
-        if not self.shape or not isinstance(index, int | np.integer | slice):
-            raise TypeError(f"a sim array takes a[i] or a[i:j], got {index!r}: use asnumpy first")
-        self._require_contiguous("an index")
-        row = self.nbytes // self.shape[0] if self.shape[0] else 0
-        if isinstance(index, slice):
-            start, stop, step = index.indices(self.shape[0])
-            if step != 1:
-                raise ValueError(f"a sim array is contiguous: slices take step 1, got {step}")
-            return Array(
-                self._memory,
-                self._offset + start * row,
-                (max(stop - start, 0), *self.shape[1:]),
-                self.dtype,
-            )
-        if not -self.shape[0] <= index < self.shape[0]:
-            raise IndexError(f"index {index} is out of bounds for axis 0 with size {self.shape[0]}")
-        return Array(
-            self._memory, self._offset + index % self.shape[0] * row, self.shape[1:], self.dtype
-        )
-
-    def _slice(self, index: tuple[slice, ...]) -> Array:
-        if len(index) > self.ndim or not all(isinstance(part, slice) for part in index):
-            raise TypeError(
-                f"a sim array of shape {self.shape} takes slices in a[i:j, ...], got {index!r}"
-            )
-        shape, offset = list(self.shape), self._offset
-        for axis, part in enumerate(index):
-            start, stop, step = part.indices(shape[axis])
-            if step != 1:
-                raise ValueError(f"slices of a sim array take step 1, got {step}")
-            shape[axis] = max(stop - start, 0)
-            offset += start * self.strides[axis] if shape[axis] else 0
-        return Array(self._memory, offset, tuple(shape), self.dtype, self.strides)
+    def __getitem__(self, index: int | slice | tuple[int | slice, ...]) -> Array:
+        """A view: integers and slices along the first axes, as in a[i], a[i:j] and a[:, i:j]."""
+        for part in index if isinstance(index, tuple) else (index,):
+            if isinstance(part, bool) or not isinstance(part, int | np.integer | slice):
+                raise TypeError(
+                    f"a sim array takes integers and slices in a[i, j:k], got {index!r}: "
+                    f"use asnumpy first"
+                )
+            if isinstance(part, slice) and part.step not in (None, 1):
+                raise ValueError(f"slices of a sim array take step 1, got {part.step}")
+        return Array(self.base, self._host[index if isinstance(index, tuple) else (index, ...)])
 
     def __repr__(self) -> str:
         return f"sim.Array(shape={self.shape}, dtype={self.dtype})"
@@ -267,82 +202,26 @@ class Array:
             f"NumPy, or gpuconv.sim.asarray(x) to copy a NumPy array to the device"
         )
 
-    def __array__(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("conversion to a NumPy array")
-
     def __array_ufunc__(self, ufunc: Any, *_: Any, **__: Any) -> NoReturn:
         self._refuse(f"numpy.{getattr(ufunc, '__name__', 'ufunc')}")
 
-    def __array_function__(self, function: Any, *_: Any, **__: Any) -> NoReturn:
-        self._refuse(f"numpy.{getattr(function, '__name__', 'function')}")
-
-    def __iter__(self) -> NoReturn:
-        self._refuse("iteration")
-
-    def __bool__(self) -> NoReturn:
-        self._refuse("the truth value")
-
-    def __float__(self) -> NoReturn:
-        self._refuse("conversion to float")
-
-    def __int__(self) -> NoReturn:
-        self._refuse("conversion to int")
-
-    __index__ = __complex__ = __int__
+    __array_function__ = __array_ufunc__
 
 
-def _refusing(name: str) -> Any:
-    def method(self: Array, *_: Any) -> NoReturn:
-        self._refuse(f"the operator {name}")
-
-    return method
+def _refusing(what: str) -> Any:
+    return lambda self, *_, **__: self._refuse(what)
 
 
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-):
+_CONVERSIONS = "array iter bool float int index complex"
+_OPERATORS = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+_UNARY_AND_COMPARISONS = "neg pos abs invert lt le gt ge eq ne setitem"
+for _name in _CONVERSIONS.split():
+    setattr(Array, f"__{_name}__", _refusing(f"the conversion __{_name}__"))
+for _name in _UNARY_AND_COMPARISONS.split():
+    setattr(Array, f"__{_name}__", _refusing(f"the operator __{_name}__"))
+for _name in _OPERATORS.split():
     for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
-        setattr(Array, _form, _refusing(_form))
-for _name in ("neg", "pos", "abs", "invert", "lt", "le", "gt", "ge", "eq", "ne", "setitem"):
-    setattr(Array, f"__{_name}__", _refusing(f"__{_name}__"))
-
-
-def _c_strides(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
-    strides, step = [], dtype.itemsize
-    for length in reversed(shape):
-        strides.append(step)
-        step *= length
-    return tuple(reversed(strides))
-
-
-def _span(array: Array) -> int:
-    """Number of elements in memory from the first to the last."""
-    if not array.size:
-        return 0
-    pairs = zip(array.shape, array.strides, strict=True)
-    return 1 + sum((length - 1) * stride // array.itemsize for length, stride in pairs)
-
-
-def _bytes(array: Array) -> np.ndarray:
-    end = array._offset + _span(array) * array.itemsize
-    return array._memory.bytes[array._offset : end]
-
-
-def _written(array: Array) -> None:
-    if array._memory.shadow is not None:
-        array._memory.shadow[array._offset : array._offset + array.nbytes] = 1
+        setattr(Array, _form, _refusing(f"the operator {_form}"))
 
 
 def _shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -360,14 +239,14 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Ar
     lengths = _shape(shape)
     memory = _Memory(math.prod(lengths) * kind.itemsize)
     memory.shadow = np.zeros(memory.nbytes, np.uint8)
-    return Array(memory, 0, lengths, kind)
+    return Array(memory, memory.bytes.view(kind).reshape(lengths))
 
 
 def zeros(shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
     """A new array of zeros."""
     array = empty(shape, dtype)
-    array._memory.bytes[:] = 0
-    array._memory.shadow = None
+    array.base.bytes[:] = 0
+    array.base.shadow = None
     return array
 
 
@@ -380,11 +259,10 @@ def asarray(x: Any, dtype: npt.DTypeLike | None = None) -> Array:
         if dtype is None or np.dtype(dtype) == x.dtype:
             return x
         return asarray(asnumpy(x), dtype)
-    host = np.ascontiguousarray(x, dtype=dtype)
-    if host.dtype.hasobject:
-        raise TypeError(f"a sim array holds numbers, got dtype {host.dtype}")
-    array = zeros(np.shape(x), host.dtype)
-    array._memory.bytes[:] = host.reshape(-1).view(np.uint8)
+    host = np.asarray(x, dtype=dtype)
+    array = empty(host.shape, host.dtype)
+    array._host[...] = host
+    array.base.shadow = None
     return array
 
 
@@ -392,5 +270,4 @@ def asnumpy(array: Array) -> np.ndarray:
     """A NumPy copy. Raises TypeError for anything but a sim array."""
     if not isinstance(array, Array):
         raise TypeError(f"asnumpy takes a sim array, got {type(array).__name__}")
-    view = np.ndarray(array.shape, array.dtype, _bytes(array), 0, array.strides)
-    return np.array(view, order="C")
+    return np.array(array._host, order="C")

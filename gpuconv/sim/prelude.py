@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gpuconv.sim import layout
+from gpuconv.sim import layout, rounding
 
 if TYPE_CHECKING:
     from gpuconv.sim.entry import KernelFunction
@@ -35,12 +36,8 @@ ALIAS = {
 }
 
 
-def _block(name: str, index: int = 0) -> int:
-    return layout.OFFSETS["Block"][name] + 4 * index
-
-
-def _thread(name: str, index: int = 0) -> int:
-    return layout.OFFSETS["Thread"][name] + 4 * index
+_block = partial(layout.offset, "Block")
+_thread = partial(layout.offset, "Thread")
 
 
 def symbol(name: str) -> str:
@@ -50,9 +47,7 @@ def symbol(name: str) -> str:
 
 def _attributes(kernel: KernelFunction) -> str:
     flush = (
-        ' "denormal-fp-math-f32"="preserve-sign,preserve-sign"'
-        if kernel.options.flush_in_hardware
-        else ""
+        ' "denormal-fp-math-f32"="preserve-sign,preserve-sign"' if kernel.flush_in_hardware else ""
     )
     return f"nounwind{flush}"
 
@@ -121,7 +116,7 @@ done:
 
 
 def _stop_on_error(kernel: KernelFunction) -> str:
-    if not any("@sim." in line for line in kernel.code):
+    if not any("@sim_fail" in line for line in kernel.code):
         return "  br label %cell.next"
     return """  %e = load i32, ptr %pe
   %failed = icmp ne i32 %e, 0
@@ -161,7 +156,7 @@ def coroutine(kernel: KernelFunction, head: list[str]) -> str:
         *kernel.code,
         "exit:",
         f"  %stp = getelementptr i8, ptr %thr, i64 {_thread('state')}",
-        f"  store i32 {layout.state('DONE')}, ptr %stp, !tbaa !1",
+        f"  store i32 {layout.STATES.index('DONE')}, ptr %stp, !tbaa !1",
         "  %last = call i8 @llvm.coro.suspend(token none, i1 true)",
         "  switch i8 %last, label %suspended [i8 0, label %never i8 1, label %cleanup]",
         "never:",
@@ -182,37 +177,6 @@ declare i64 @llvm.coro.size.i64()
 declare ptr @llvm.coro.begin(token, ptr)
 declare i8 @llvm.coro.suspend(token, i1)
 declare void @llvm.coro.end(ptr, i1, token)
-"""
-
-_FAIL = f"""
-define internal void @sim.fail(ptr %blk, i32 %x, i32 %y, i32 %z, i32 %kind, i32 %site,
-    i64 %address, i64 %value) noinline cold nounwind {{
-  %e = getelementptr i8, ptr %blk, i64 {_block("error")}
-  %old = load i32, ptr %e
-  %taken = icmp ne i32 %old, 0
-  br i1 %taken, label %out, label %record
-record:
-  store i32 %kind, ptr %e
-  %s = getelementptr i8, ptr %blk, i64 {_block("error_site")}
-  store i32 %site, ptr %s
-  %a = getelementptr i8, ptr %blk, i64 {_block("error_address")}
-  store i64 %address, ptr %a
-  %v = getelementptr i8, ptr %blk, i64 {_block("error_value")}
-  store i64 %value, ptr %v
-  %i = getelementptr i8, ptr %blk, i64 {_block("index")}
-  %index = load i64, ptr %i
-  %b = getelementptr i8, ptr %blk, i64 {_block("error_block")}
-  store i64 %index, ptr %b
-  %tx = getelementptr i8, ptr %blk, i64 {_block("error_tid", 0)}
-  store i32 %x, ptr %tx
-  %ty = getelementptr i8, ptr %blk, i64 {_block("error_tid", 1)}
-  store i32 %y, ptr %ty
-  %tz = getelementptr i8, ptr %blk, i64 {_block("error_tid", 2)}
-  store i32 %z, ptr %tz
-  br label %out
-out:
-  ret void
-}}
 """
 
 # sim.flush flushes a subnormal to zero of the same sign.
@@ -245,13 +209,5 @@ define internal double @sim.saturate.f64(double %x) alwaysinline nounwind {
 
 def text(body: str) -> str:
     """The helpers that `body` uses."""
-    parts = []
-    if "@llvm.coro" in body:
-        parts.append(_COROUTINE)
-    parts.append(_FAIL)
-    parts.append(_FLUSH)
-    if "@sim.round" in body:
-        from gpuconv.sim import rounding
-
-        parts.append(rounding.text())
-    return "\n".join(parts)
+    coroutines = _COROUTINE if "@llvm.coro" in body else ""
+    return coroutines + _FLUSH + (rounding.text() if "@sim.round" in body else "")

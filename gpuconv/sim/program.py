@@ -132,6 +132,10 @@ class Function:
     tables: dict[str, list[str]] = field(default_factory=dict)
     body: list[Instruction | Label] = field(default_factory=list)
 
+    @property
+    def instructions(self) -> list[Instruction]:
+        return [item for item in self.body if isinstance(item, Instruction)]
+
 
 @dataclass(slots=True)
 class Program:
@@ -142,24 +146,22 @@ class Program:
     files: dict[int, str]
 
 
-SIZES = {
-    "b8": 1,
-    "u8": 1,
-    "s8": 1,
-    "b16": 2,
-    "u16": 2,
-    "s16": 2,
-    "f16": 2,
-    "bf16": 2,
-    "b32": 4,
-    "u32": 4,
-    "s32": 4,
-    "f32": 4,
-    "f16x2": 4,
-    "bf16x2": 4,
-    "b64": 8,
-    "u64": 8,
-    "s64": 8,
-    "f64": 8,
-    "b128": 16,
-}
+# ---- types ---------------------------------------------------------------------------------------
+
+_FLOATS = {"f16": "half", "bf16": "bfloat", "f32": "float", "f64": "double"}
+# the LLVM type of each PTX type
+TYPES = {f"{kind}{bits}": f"i{bits}" for kind in "bus" for bits in (8, 16, 32, 64)}
+TYPES |= {"pred": "i1", "b128": "i128", "f16x2": "<2 x half>", "bf16x2": "<2 x bfloat>"} | _FLOATS
+# bits of an LLVM type
+WIDTH = {f"i{bits}": bits for bits in (1, 8, 16, 32, 64, 128)}
+WIDTH |= {"half": 16, "bfloat": 16, "float": 32, "double": 64}
+WIDTH |= {"<2 x half>": 32, "<2 x bfloat>": 32}
+
+
+def bits_of(type_: str) -> int:
+    """Width of a PTX type in bits."""
+    return WIDTH[TYPES[type_]]
+
+
+# bytes of a PTX type in memory
+SIZES = {name: bits_of(name) // 8 for name in TYPES if name != "pred"}

@@ -23,15 +23,26 @@ static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) {
     return (Thread*)b->threads + n;
 }
 
-static __device__ void fail(Block* b, u32 n, u32 kind, u64 address, u64 value) {
+static __device__ void identify(const Block* b, u32 n, u32* tid) {
+    tid[0] = n % b->ntid[0];
+    tid[1] = n / b->ntid[0] % b->ntid[1];
+    tid[2] = n / b->ntid[0] / b->ntid[1];
+}
+
+// Record the first error of a block: of thread n, at an instruction. Kernels call it too.
+extern "C" __device__ void sim_fail(u64 block, u32 n, u32 kind, u32 site, u64 address, u64 value) {
+    Block* b = (Block*)block;
     if (b->error) return;
-    Thread* t = thread_of(b, n);
     b->error = kind;
-    b->error_site = t->site;
+    b->error_site = site;
     b->error_block = b->index;
     b->error_address = address;
     b->error_value = value;
-    for (int k = 0; k < 3; ++k) b->error_tid[k] = t->tid[k];
+    identify(b, n, b->error_tid);
+}
+
+static __device__ void fail(Block* b, u32 n, u32 kind, u64 address, u64 value) {
+    sim_fail((u64)b, n, kind, thread_of(b, n)->site, address, value);
 }
 
 // ---- warp-level collectives: `members` are the lanes that take part ----------------------------
@@ -207,9 +218,7 @@ static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
 static __device__ void create_threads(Block* b, u64 entry) {
     for (u32 n = 0; n < b->nthreads; ++n) {
         Thread* t = thread_of(b, n);
-        t->tid[0] = n % b->ntid[0];
-        t->tid[1] = n / b->ntid[0] % b->ntid[1];
-        t->tid[2] = n / b->ntid[0] / b->ntid[1];
+        identify(b, n, t->tid);
         t->state = S_RUN;
         sim_create(entry, (u64)b, (u64)t, b->frames + n * b->frame_stride);
     }

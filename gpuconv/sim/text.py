@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from gpuconv.sim.errors import UnsupportedError
-from gpuconv.sim.info import Info
-from gpuconv.sim.program import Function, Instruction, Program
+from gpuconv.sim.program import WIDTH, Function, Instruction
 
-TYPES = {
-    "pred": "i1",
-    "b8": "i8",
-    "u8": "i8",
-    "s8": "i8",
-    "b16": "i16",
-    "u16": "i16",
-    "s16": "i16",
-    "b32": "i32",
-    "u32": "i32",
-    "s32": "i32",
-    "b64": "i64",
-    "u64": "i64",
-    "s64": "i64",
-    "b128": "i128",
-    "f16": "half",
-    "bf16": "bfloat",
-    "f32": "float",
-    "f64": "double",
-    "f16x2": "<2 x half>",
-    "bf16x2": "<2 x bfloat>",
-}
-WIDTH = {
-    "i1": 1,
-    "i8": 8,
-    "i16": 16,
-    "i32": 32,
-    "i64": 64,
-    "i128": 128,
-    "half": 16,
-    "bfloat": 16,
-    "float": 32,
-    "double": 64,
-    "<2 x half>": 32,
-    "<2 x bfloat>": 32,
-}
-
-
-def bits_of(type_: str) -> int:
-    """Width of a PTX type in bits."""
-    return WIDTH[TYPES[type_]]
+if TYPE_CHECKING:
+    from gpuconv.sim.lower import Module
 
 
 @dataclass(slots=True)
@@ -65,36 +26,12 @@ class Frame:
     leave: str = "exit"
 
 
-@dataclass(slots=True)
-class Options:
-    """How to lower a function."""
-
-    check: bool = False  # verify every memory access
-    flush_in_hardware: bool = False  # rely on the processor's flush-to-zero mode
-    host: bool = False  # it is a function of the scheduler
-
-
-class Module(Protocol):
-    """The part of the module (lower.py) that emitters use."""
-
-    program: Program
-    x86: bool
-    flush: bool
-    check: bool
-    info: Info
-
-    def declare(self, type_: str, name: str, arguments: list[str]) -> None: ...
-    def where(self, instruction: Instruction | None) -> str: ...
-    def site(self, instruction: Instruction) -> int: ...
-    def global_name(self, name: str) -> str: ...
-
-
 class Text:
     """Text of one LLVM function under construction."""
 
-    def __init__(self, options: Options, module: Module) -> None:
-        self.options = options
+    def __init__(self, module: Module) -> None:
         self.module = module
+        self.flush_in_hardware = False  # rely on the processor's flush-to-zero mode
         self.allocas: list[str] = []
         self.code: list[str] = []
         self.open = True  # whether the current basic block still lacks its terminator
@@ -150,11 +87,17 @@ class Text:
 
     def call(self, type_: str, name: str, *arguments: str) -> str:
         """Declare and call an LLVM intrinsic or a helper. An argument is "type value"."""
-        self.module.declare(type_, name, [a.rsplit(" ", 1)[0] for a in arguments])
+        types = [re.match(r"<[^>]*>|\S+", a)[0] for a in arguments]  # type: ignore[index]
+        self.module.declare(type_, name, types)
         if type_ == "void":
             self.emit(f"call void @{name}({', '.join(arguments)})")
             return ""
         return self.op(f"call {type_} @{name}({', '.join(arguments)})")
+
+    def intrinsic(self, name: str, type_: str, *values: str) -> str:
+        """Call LLVM's intrinsic of this name, whose result and arguments have one type."""
+        suffix = {"float": "f32", "double": "f64"}.get(type_, type_)
+        return self.call(type_, f"llvm.{name}.{suffix}", *(f"{type_} {v}" for v in values))
 
     # ---- conversions between LLVM types of registers and instructions ----
 

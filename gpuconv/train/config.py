@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuconv import checkpoint
+from gpuconv.data import Preprocessing
+from gpuconv.data.picture import RESIZE
 from gpuconv.errors import unknown
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ DEFAULTS: RunConfig = {
     "limit": None,
     "size": None,  # input_size's
     "gray": False,
+    "resize": "fit",
+    "skip_bad": False,
+    "stratified": True,
     "seed": 0,
     "device": "auto",
 }
@@ -72,6 +77,7 @@ CHOICES = {
     "schedule": SCHEDULES,
     "normalize": NORMALIZE,
     "augment": AUGMENT,
+    "resize": RESIZE,
 }
 
 
@@ -129,7 +135,10 @@ def stored_config(folder: str | Path) -> RunConfig:
     config = metadata.get("settings")
     if not isinstance(config, dict) or config.keys() - DEFAULTS.keys():
         raise ValueError(f"{last}: is no run of `gpuconv train`; resume it with Trainer.fit")
-    return {"size": (metadata.get("input") or {}).get("size"), **config}  # 0.1 had no such setting
+    shape = (metadata.get("input") or {}).get("input_shape") or metadata.get("image_shape")
+    how = Preprocessing.from_metadata(metadata, shape)  # of version 0.1 too
+    size = (metadata.get("input") or {}).get("size")
+    return {"size": size, "resize": how.resize, "stratified": how.stratified, **config}
 
 
 def extended(folder: str | Path, stored: RunConfig, epochs: int) -> RunConfig:

@@ -42,6 +42,8 @@ def describe_run(
             "recipe": recipe,
             "input": {name: getattr(train, name, None) for name in names},
             "classes": getattr(getattr(train, "dataset", None), "classes", None),
+            "resize": getattr(getattr(train, "dataset", None), "resize", None),
+            "stratified": True,
             "seed": trainer.seed,
             "version": gpuconv.__version__,
             **trainer.metadata,

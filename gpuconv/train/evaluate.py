@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.arrays import to_device
 from gpuconv.nn import Module, Softmax, no_grad
+from gpuconv.nn.module import in_mode
 from gpuconv.train.finite import diagnose_non_finite
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
@@ -24,14 +24,16 @@ def evaluate(
     """`Trainer.evaluate`; after_batch is called after each batch, and may raise."""
     total, images = 0.0, 0
     confusion = np.zeros((0, 0), np.int64)
-    with evaluation_mode(model):
+    with in_mode(model, False), np.errstate(all="ignore"):
         for x, labels in batches_of(loader):
             with no_grad():
                 scores = model(to_device(x, model.device))
                 value = float(loss(scores, to_device(labels, model.device)))
-            if not math.isfinite(value):
-                raise diagnose_non_finite(model, x, f"evaluation, after {images} images")
-            counts = _count_pairs(labels, scores.numpy())
+            answers = scores.numpy()
+            if not (math.isfinite(value) and np.isfinite(answers).all()):
+                what = "a score" if math.isfinite(value) else "the loss"
+                raise diagnose_non_finite(model, x, f"evaluation, after {images} images", what)
+            counts = _count_pairs(labels, answers)
             confusion = counts if not images else confusion + counts
             total += value * len(labels)
             images += len(labels)
@@ -43,7 +45,9 @@ def evaluate(
 
 
 def probabilities(model: Module, data: Any, batch_size: int) -> np.ndarray:
-    """`Trainer.predict`."""
+    """`Trainer.predict`. Raises FloatingPointError for scores that are not finite, naming the first
+    layer whose output is not, and ValueError for such an input.
+    """
     if isinstance(data, np.ndarray):
         data = data[None] if data.ndim == 3 else data
         parts = (data[i : i + batch_size] for i in range(0, max(len(data), 1), batch_size))
@@ -51,22 +55,15 @@ def probabilities(model: Module, data: Any, batch_size: int) -> np.ndarray:
         raise ValueError("predict: the loader shuffles; make it with shuffle=False")
     else:
         parts = (x for x, _ in batches_of(data))
-    with evaluation_mode(model), no_grad():
-        outputs = np.concatenate([model(to_device(x, model.device)).numpy() for x in parts])
+    outputs = []
+    with in_mode(model, False), no_grad(), np.errstate(all="ignore"):
+        for x in parts:
+            outputs.append(model(to_device(x, model.device)).numpy())
+            if not np.isfinite(outputs[-1]).all():
+                raise diagnose_non_finite(model, x, "predict", "a score", "train it again")
+    scores = np.concatenate(outputs)
     *_, (_, final) = model.named_modules()
-    return outputs if isinstance(final, Softmax) else ops.softmax(outputs)
-
-
-@contextmanager
-def evaluation_mode(model: Module) -> Iterator[None]:
-    """Within, all modules are in evaluation mode; afterwards each is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    return scores if isinstance(final, Softmax) else ops.softmax(scores)
 
 
 def batches_of(loader: Any, epoch: int = 0, start: int = 0) -> Batches:

@@ -13,9 +13,13 @@ from gpuconv.nn import Module, no_grad
 CURE = "lower the learning rate (--lr) or clip the gradients (--clip, clip_norm)"
 
 
-def diagnose_non_finite(model: Module, x: np.ndarray, where: str) -> Exception:
+def diagnose_non_finite(
+    model: Module, x: np.ndarray, where: str, what: str = "the loss", cure: str = CURE
+) -> Exception:
     """The error for a batch whose loss is not finite: ValueError if its input is to blame, else
     FloatingPointError that names the first layer whose output is not finite.
+
+    what: is not finite, if it is not the loss. cure: the way out.
 
     Runs the batch again, layer by layer; the model must stand as it stood before the batch.
     """
@@ -28,14 +32,14 @@ def diagnose_non_finite(model: Module, x: np.ndarray, where: str) -> Exception:
         )
     found = first_broken_layer(model, x)
     if found is None:
-        return FloatingPointError(f"{where}: the loss is not finite, every layer's output is")
+        return FloatingPointError(f"{where}: {what} is not finite, every layer's output is")
     name, layer, y = found
     label = f"layer {name} ({type(layer).__name__})" if name else type(layer).__name__
-    text = f"{where}: the loss is not finite; first broken is the output of {label}, which holds"
+    text = f"{where}: {what} is not finite; first broken is the output of {label}, which holds"
     text += f" {_kinds(y)} in {_bad(y)} of {y.size} values"
     if broken := broken_parameter(layer):
         text += f", because its {broken} is not finite since an earlier update"
-    return FloatingPointError(f"{text}; {CURE}")
+    return FloatingPointError(f"{text}; {cure}")
 
 
 def first_broken_layer(model: Module, x: np.ndarray) -> tuple[str, Module, np.ndarray] | None:

@@ -25,7 +25,8 @@ def make_run_folder(config: RunConfig, out: str | None, overwrite: bool) -> Path
     be made.
     """
     if out is None:
-        data = Path(config["data"]).expanduser().resolve().name or "data"  # a data set's name stays
+        path = Path(os.path.expanduser(config["data"]))  # a data set's name stays as it is
+        data = path.resolve().name or "data"
         return _next_free(Path("runs") / f"{config['model']}-{data}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

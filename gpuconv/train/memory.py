@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuconv.nn import AuxiliaryLoss, Module, Parameter
+from gpuconv.nn.module import in_mode
 from gpuconv.optim import SGD, Optimizer
 from gpuconv.train.state import stochastic_layers
 
@@ -39,17 +40,14 @@ def peak_memory(
         raise ValueError(f"peak_memory: measures the cpu, the model is on {model.device}")
     state = {name: array.copy() for name, array in model.state_dict().items()}
     generators = [(layer, layer.rng_state) for _, layer in stochastic_layers(model)]
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
     make = make_optimizer or (lambda params: SGD(params, lr=1e-6, momentum=0.9))
     try:
-        model.train()
-        _steps(model, make, 1, shape, count=1)  # compiles what is not compiled yet
-        held = sum(array.nbytes for array in model.state_dict().values())
-        return held + _steps(model, make, batch, shape, count=3)
+        with in_mode(model, True):
+            _steps(model, make, 1, shape, count=1)  # compiles what is not compiled yet
+            held = sum(array.nbytes for array in model.state_dict().values())
+            return held + _steps(model, make, batch, shape, count=3)
     finally:
-        for module, training in modes:
-            module.training = training
         for layer, before in generators:
             layer.rng_state = before
         for parameter, gradient in gradients:

@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuconv import checkpoint, models
-from gpuconv.data import Loader, Preprocessing
-from gpuconv.data.preprocessing import (
-    has_dark_border,
-    image_size,
-    is_picture_folder,
-    load_limited,
-    mean_and_std,
-)
+from gpuconv.data import Loader, Preprocessing, load, mean_and_std
+from gpuconv.data.preprocessing import has_dark_border, image_size
 from gpuconv.nn import Module, output_shape
 from gpuconv.train import config as configs
 from gpuconv.train.state import is_best
@@ -53,14 +47,16 @@ def prepare(config: configs.RunConfig) -> Run:
     Raises ValueError or OSError for a model or data that cannot be had.
     """
     config = dict(config)
-    seed, size = config["seed"], config["size"]
-    if size is None and is_picture_folder(config["data"]):
-        size = image_size(_build(config, {}).input_shape)
-    scaled = None if size is None else tuple(size)
-    whole = load_limited(config["data"], "train", config["limit"], scaled, config["gray"])
+    seed = config["seed"]
+    scaled = tuple(config["size"] or image_size(_build(config, {}, None).input_shape))
+    reading = {name: config[name] for name in ("resize", "limit", "skip_bad", "stratified")}
+    whole = load(config["data"], "train", None, scaled, config["gray"], **reading)
     shape, classes = whole.image_shape, whole.classes
-    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)})
-    size = input_size(model, shape) if scaled is None else scaled
+    dark_border = has_dark_border(whole)
+    whole = Preprocessing(shape, scaled, dark_border=dark_border).prepared(whole)
+    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)}, seed)
+    of_files = whole.resize is not None
+    size = scaled if of_files or config["size"] else input_size(model, shape)
     _require_reads(config["model"], model, size)
     model.input_shape, config["size"] = (shape[0], *size), list(size)
     model.to(config["device"])
@@ -68,7 +64,7 @@ def prepare(config: configs.RunConfig) -> Run:
     training, held_out = whole, None
     config["validation"] = configs.validation_fraction(config["validation"], len(whole))
     if config["validation"] > 0:
-        training, held_out = whole.split(1 - config["validation"], seed=seed)
+        training, held_out = whole.split(1 - config["validation"], seed, config["stratified"])
     scaling: dict[str, Any] = {"size": size, "mean": mean, "std": std}
     augment = configs.make_augment(config["augment"], shape)
     loader = Loader(training, config["batch"], seed=seed, augment=augment, **scaling)
@@ -87,7 +83,9 @@ def prepare(config: configs.RunConfig) -> Run:
         metadata={
             "settings": config,
             "image_shape": shape,
-            "dark_border": has_dark_border(whole),
+            "dark_border": dark_border,
+            "resize": config["resize"],
+            "stratified": config["stratified"],
         },
     )
     return Run(config, trainer, loader, validation)
@@ -145,8 +143,8 @@ def _require_reads(name: str, model: Module, size: tuple[int, int]) -> None:
         ) from None
 
 
-def _build(config: configs.RunConfig, arguments: dict[str, Any]) -> Any:
+def _build(config: configs.RunConfig, arguments: dict[str, Any], seed: int | None) -> Any:
     name, size = config["model"], config["size"]
     if size and name in models.MODELS and "input_size" in signature(models.MODELS[name]).parameters:
         arguments = {**arguments, "input_size": size[0]}
-    return models.build({"name": name, "arguments": {**arguments, "seed": config["seed"]}})
+    return models.build({"name": name, "arguments": {**arguments, "seed": seed}})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import simulated
 import standin_cupy
+from test_kernels_build import each_architecture, main_loop
 
 from gpuconv import ops
 from gpuconv.arrays import to_device, to_numpy
@@ -15,6 +16,7 @@ from gpuconv.bench.cases import parse
 from gpuconv.bench.ceilings import Ceilings, cuda_ceilings
 from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import DeviceError
+from gpuconv.sim import to_cubin
 
 
 @pytest.fixture
@@ -130,16 +132,12 @@ def test_ceilings(clock, monkeypatch):
         clock.multiply_add_rate(0.001, rounds=16)
 
 
-def test_the_arithmetic_ceiling_is_little_but_multiply_adds(tmp_path):
+@pytest.mark.parametrize("arch", each_architecture("sm_75", "sm_80", "sm_90a", "sm_120"))
+def test_the_arithmetic_ceiling_is_little_but_multiply_adds(arch):
     """In machine code: 128 FFMA a round, as FLOPS_PER_ROUND counts."""
-    from test_kernels_build import main_loop
-
-    from gpuconv.sim import to_cubin
-
-    for arch in ("sm_75", "sm_80", "sm_90a", "sm_120"):
-        loop = main_loop(to_cubin(cuda.CEILING.read_text(), (), arch), "fma_ceiling", tmp_path)
-        assert 2 * loop["FFMA"] == cuda.FLOPS_PER_ROUND
-        assert loop["FFMA"] >= 0.95 * loop.total(), loop
+    loop = main_loop(to_cubin(cuda.CEILING.read_text(), (), arch), "fma_ceiling")
+    assert 2 * loop["FFMA"] == cuda.FLOPS_PER_ROUND
+    assert loop["FFMA"] >= 0.95 * loop.total(), loop
 
 
 def test_rates_are_work_over_time():

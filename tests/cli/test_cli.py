@@ -111,6 +111,13 @@ def test_bad_arguments_get_one_line(refused, argv, expected):
     assert expected in refused(*argv)
 
 
+def test_a_long_message_is_shortened_in_the_middle(refused):
+    text = refused("predict", "x\x1b" * 1000 + "/last.safetensors", "digit.png")
+    assert len(text) < 700
+    assert text.startswith("x\\x1bx")
+    assert text.endswith("last.safetensors: file name too long")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(args):
         raise KeyError("a bug")

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.signal import correlate2d
 
 from gpuconv import data, models
@@ -213,3 +214,13 @@ def test_reference_device_prints_the_same_story(capsys, text):
     out = capsys.readouterr().out
     assert re.search(r"total error (\d\.\d{5})", out)[1] in text
     assert out.splitlines()[-1].startswith("Step 5.")
+
+
+def test_steps_reads_pictures_of_any_size(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            picture = Image.new("L", (20 + 9 * k, 31), 100)
+            picture.save(tmp_path / name / f"{k}.png")
+    assert main(["steps", "--data", str(tmp_path), "--repeat", "0"]) == 0
+    assert "class a: 32x32 pixels" in capsys.readouterr().out

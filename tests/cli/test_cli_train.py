@@ -330,10 +330,7 @@ def test_a_folder_of_pictures(said, tmp_path):
     [
         (["--epochs", "0"], "argument --epochs: expected a whole number of at least 1, got '0'"),
         (["--epochs", "1.5"], "expected a whole number of at least 1, got '1.5'"),
-        (
-            ["--batch", "41", "--validation", "0"],
-            "batch_size 41 is larger than tiny train, which h",
-        ),
+        (["--resize", "strech"], "unknown way to resize 'strech'; did you mean 'stretch'?"),
         (["--model", "lenett"], "unknown model 'lenett'; did you mean 'lenet'?"),
         (["--optimizer", "admw"], "unknown optimizer 'admw'; did you mean 'adamw'?"),
         (["--loss", "crossentropy"], "unknown loss 'crossentropy'; did you mean 'cross_entropy'?"),
@@ -614,6 +611,44 @@ def test_predict_inverts_dark_figures_on_a_light_ground(said, trained, digit, tm
     assert text.partition("\n")[2] == plain
     assert said("predict", model, tmp_path / "dark.png", "--invert").partition("\n")[2] == plain
     assert said("predict", model, tmp_path / "dark.png", "--no-invert").partition("\n")[2] != plain
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_predict_warns_of_a_blank_picture(said, trained, digit, tmp_path, value):
+    noise = np.random.default_rng(0).integers(0, 3, (40, 40))
+    for name, pixels in (("flat", noise * 0), ("paper", noise)):
+        Image.fromarray(np.clip(pixels + value, 0, 255).astype(np.uint8)).save(tmp_path / "x.png")
+        text = said("predict", trained / "best.safetensors", tmp_path / "x.png")
+        assert "warning: a picture of one colour" in text.splitlines()[0], name
+    assert "warning" not in said("predict", trained / "best.safetensors", digit[0])
+
+
+def test_scores_that_are_not_finite_are_refused(refused, trained, digit, tmp_path):
+    found = checkpoint.read(trained / "last.safetensors")
+    bad = tmp_path / "bad.safetensors"
+    for layer, value in (("conv2", np.nan), ("fc1", np.inf), ("fc3", -np.inf)):
+        weights = {name: array.copy() for name, array in found.weights.items()}
+        weights[f"{layer}.bias"][3] = value
+        checkpoint.write(bad, checkpoint.Checkpoint(weights, found.metadata))
+        for command in (["predict"], ["explain", "-o", tmp_path / "x.png"]):
+            text = refused(*command, bad, digit[0])
+            assert (
+                f"predict: a score is not finite; first broken is the output of layer {layer}"
+                in text
+            )
+        text = refused("evaluate", bad, "--limit", 20)
+        assert f"first broken is the output of layer {layer} (" in text
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_predict_passes_over_bad_pictures_if_asked(said, refused, trained, digit, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    model = trained / "best.safetensors"
+    text = said("predict", model, tmp_path / "text.png", digit[0], tmp_path / "no", "--skip-bad")
+    assert text.startswith("passed over 2 of 3 pictures: ")
+    assert "text.png: not a picture" in text
+    assert f"{digit[0]}: {digit[2]}\n" in text
+    assert "passed over 1 of 1" in refused("predict", model, tmp_path / "text.png", "--skip-bad")
 
 
 def test_predict_refuses_before_any_answer(trained, digit, tmp_path, capsys):

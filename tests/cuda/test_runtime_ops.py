@@ -224,9 +224,9 @@ def test_sim_arrays_with_exchanged_axes():
     there = sim.asarray(x).transpose(2, 0, 1)
     np.testing.assert_array_equal(sim.asnumpy(there), x.transpose(2, 0, 1))
     assert not there.contiguous
-    for refused in (lambda: there.reshape(24), lambda: there[0]):
-        with pytest.raises(ValueError, match="transposed or sliced view"):
-            refused()
+    np.testing.assert_array_equal(sim.asnumpy(there[0]), x.transpose(2, 0, 1)[0])
+    with pytest.raises(ValueError, match="transposed or sliced view"):
+        there.reshape(24)
     np.testing.assert_array_equal(sim.asnumpy(there.copy()[1]), x.transpose(2, 0, 1)[1])
 
 
@@ -337,7 +337,7 @@ def test_parts_of_sim_arrays():
     assert there[:, 5:9].size == there[:, 5:9].span().size == 0
     with pytest.raises(ValueError, match="take step 1"):
         there[:, ::2]
-    with pytest.raises(TypeError, match="takes slices"):
-        there[0, 1]
+    with pytest.raises(TypeError, match="takes integers and slices"):
+        there[0, [1]]
     with pytest.raises(ValueError, match="fill needs a sim array in C order"):
         there[:, 1:2].fill(0)

@@ -134,3 +134,25 @@ def test_no_images_is_an_empty_batch():
 def test_options_that_do_not_fit(options, words):
     with pytest.raises(ValueError, match=words):
         DATA.batch([0], **options)
+
+
+def test_a_label_that_can_be_no_class():
+    images = np.zeros((2, 1, 1, 1), np.uint8)
+    with pytest.raises(
+        DataError, match="toy: there is a label 2,000,000,000, expected labels below"
+    ):
+        Dataset(images, np.array([1, 2_000_000_000], np.int32), name="toy")
+    assert len(Dataset(images, [0, 99_999]).classes) == 100_000
+
+
+def test_a_split_takes_its_share_of_every_class():
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    data = Dataset(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), labels)
+    for seed in range(5):
+        first, rest = data.split(0.9, seed)
+        assert np.bincount(first.labels).tolist() == [45, 27, 18]
+        both = np.concatenate([first.images.ravel(), rest.images.ravel()])
+        np.testing.assert_array_equal(np.sort(both), np.arange(100))
+    counts = [np.bincount(data.split(0.9, s, stratified=False)[0].labels)[0] for s in range(9)]
+    assert len(set(counts)) > 1
+    assert data.split(0.9, 0)[0].images.tobytes() == data.split(0.9, 0)[0].images.tobytes()

@@ -1,10 +1,12 @@
-"""Pictures: byte-exact round trips, modes, damage; folders of class folders."""
+"""Folders of class folders: what is found in them, splits, limits, bad pictures."""
+
+import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from gpuconv.data import DataError, from_folder, load_image, save_image
+from gpuconv.data import DataError, from_folder, load, save_image
+from gpuconv.errors import Notice
 
 RNG = np.random.default_rng(3)
 COLOUR = RNG.integers(0, 256, (3, 9, 13), np.uint8)
@@ -18,150 +20,6 @@ def put(folder, **classes):
         for index, picture in enumerate(pictures):
             save_image(folder / name / f"{index}.png", picture)
     return folder
-
-
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".PNG"])
-@pytest.mark.parametrize("array", [COLOUR, GRAY])
-def test_round_trip_is_byte_exact(tmp_path, array, suffix):
-    path = tmp_path / f"x{suffix}"
-    save_image(path, array)
-    back = load_image(path)
-    assert back.dtype == np.uint8
-    assert back.flags.c_contiguous
-    assert back.flags.writeable
-    np.testing.assert_array_equal(back, array)
-    again = tmp_path / f"y{suffix}"
-    save_image(again, back)
-    assert again.read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-def test_planes_are_pillows(tmp_path, suffix):
-    path = tmp_path / f"x.{suffix}"
-    Image.fromarray(COLOUR.transpose(1, 2, 0)).save(path)
-    with Image.open(path) as image:
-        planes = [np.array(plane) for plane in image.split()]
-        luma = np.array(image.convert("L"))
-    np.testing.assert_array_equal(load_image(path), planes)
-    np.testing.assert_array_equal(load_image(path, grayscale=True), luma[None])
-
-
-def test_flat_and_float_arrays(tmp_path):
-    save_image(tmp_path / "flat.png", GRAY[0])
-    np.testing.assert_array_equal(load_image(tmp_path / "flat.png"), GRAY)
-    save_image(tmp_path / "float.png", COLOUR / 255)
-    np.testing.assert_array_equal(load_image(tmp_path / "float.png"), COLOUR)
-    save_image(tmp_path / "strided.png", COLOUR[:, ::-1, ::2])
-    np.testing.assert_array_equal(load_image(tmp_path / "strided.png"), COLOUR[:, ::-1, ::2])
-    save_image(tmp_path / "x.jpg", np.full((3, 8, 8), 77, np.uint8))
-    assert (load_image(tmp_path / "x.jpg") == 77).all()
-
-
-def test_sixteen_bits_round_to_eight(tmp_path):
-    wide = np.array([[0, 128, 129, 385, 386, 65535, 32768, 65406]], np.uint16)
-    expected = np.floor(wide / 257 + 0.5)
-    for name in ("x.png", "x.tiff"):
-        Image.fromarray(wide).save(tmp_path / name)
-        np.testing.assert_array_equal(load_image(tmp_path / name)[0], expected)
-
-
-def test_palette_bits_alpha_and_cmyk(tmp_path):
-    colours = Image.fromarray(np.ascontiguousarray(COLOUR.transpose(1, 2, 0)))
-    palette = colours.quantize(16)
-    palette.save(tmp_path / "p.png")
-    expected = np.array(palette.convert("RGB")).transpose(2, 0, 1)
-    np.testing.assert_array_equal(load_image(tmp_path / "p.png"), expected)
-
-    bits = GRAY[0] > 100
-    Image.fromarray(bits).save(tmp_path / "b.png")
-    np.testing.assert_array_equal(load_image(tmp_path / "b.png")[0], bits * 255)
-
-    colours.convert("CMYK").save(tmp_path / "c.tiff")
-    assert load_image(tmp_path / "c.tiff").shape == (3, 9, 13)
-
-    alpha = np.zeros((9, 13), np.uint8)
-    alpha[:, 6:] = 255
-    colours.putalpha(Image.fromarray(alpha))
-    colours.save(tmp_path / "a.png")
-    seen = load_image(tmp_path / "a.png")
-    assert (seen[:, :, :6] == 255).all()
-    np.testing.assert_array_equal(seen[:, :, 6:], COLOUR[:, :, 6:])
-
-    drawn = Image.merge("LA", (Image.fromarray(GRAY[0]), Image.fromarray(alpha)))
-    drawn.save(tmp_path / "la.png")
-    np.testing.assert_array_equal(load_image(tmp_path / "la.png")[:, :, 6:], GRAY[:, :, 6:])
-
-
-def test_the_cameras_orientation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side: turn clockwise
-    Image.fromarray(GRAY[0]).save(tmp_path / "x.png", exif=exif)
-    np.testing.assert_array_equal(load_image(tmp_path / "x.png")[0], np.rot90(GRAY[0], -1))
-
-
-def test_size(tmp_path):
-    save_image(tmp_path / "x.png", COLOUR)
-    assert load_image(tmp_path / "x.png", size=28).shape == (3, 28, 28)
-    assert load_image(tmp_path / "x.png", size=(4, 6), grayscale=True).shape == (1, 4, 6)
-    np.testing.assert_array_equal(load_image(tmp_path / "x.png", size=(9, 13)), COLOUR)
-    with pytest.raises(ValueError, match="size must be at least 1"):
-        load_image(tmp_path / "x.png", size=0)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif"])
-def test_a_truncated_picture_is_an_error_or_whole(tmp_path, suffix):
-    path = tmp_path / f"x.{suffix}"
-    save_image(path, GRAY)
-    content, whole = path.read_bytes(), load_image(path)
-    cut = tmp_path / f"cut.{suffix}"
-    errors = []
-    for length in range(0, len(content), 3):
-        cut.write_bytes(content[:length])
-        try:
-            np.testing.assert_array_equal(load_image(cut), whole)
-        except DataError as error:
-            errors.append(str(error))
-    assert all(f"cut.{suffix}" in text and "\n" not in text for text in errors)
-    assert len(errors) > len(content) // 3 - 10  # a cut end mark may go unnoticed, pixels may not
-
-
-def test_what_is_no_picture(tmp_path):
-    (tmp_path / "x.png").write_text("hello")
-    with pytest.raises(DataError, match="not a picture"):
-        load_image(tmp_path / "x.png")
-    with pytest.raises(FileNotFoundError):
-        load_image(tmp_path / "none.png")
-    with pytest.raises(IsADirectoryError):
-        load_image(tmp_path)
-    Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "f.tiff")
-    with pytest.raises(DataError, match="float pixels"):
-        load_image(tmp_path / "f.tiff")
-    Image.fromarray(np.full((2, 2), -5, np.int32)).save(tmp_path / "i.tiff")
-    with pytest.raises(DataError, match="from -5 to -5"):
-        load_image(tmp_path / "i.tiff")
-
-
-@pytest.mark.parametrize(
-    ("array", "name", "words"),
-    [
-        (np.zeros((2, 4, 4), np.uint8), "x.png", "is no picture"),
-        (np.zeros((0, 4), np.uint8), "x.png", "is no picture"),
-        (np.full((4, 4), 1.5), "x.png", "from 0 to 1"),
-        (np.full((4, 4), np.nan), "x.png", "from 0 to 1"),
-        (np.zeros((4, 4), int), "x.png", "int64"),
-        (GRAY, "x.docx", "cannot write pictures as .docx"),
-        (GRAY, "x", "without suffix"),
-    ],
-)
-def test_what_cannot_be_saved(tmp_path, array, name, words):
-    with pytest.raises(ValueError, match=words):
-        save_image(tmp_path / name, array)
-    assert not list(tmp_path.iterdir())
-
-
-def test_saving_into_no_folder_leaves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        save_image(tmp_path / "none" / "x.png", GRAY)
 
 
 def test_a_folder_of_classes(tmp_path):
@@ -199,3 +57,130 @@ def test_folders_that_will_not_do(tmp_path):
     (tmp_path / "b" / "big.png").write_bytes((tmp_path / "b" / "big.png").read_bytes()[:45])
     with pytest.raises(DataError, match=r"big.png: damaged"):
         from_folder(tmp_path, size=8)
+
+
+# ---- what is found -----------------------------------------------------------------------------
+
+
+def test_hidden_and_foreign_files_are_passed_over(tmp_path):
+    put(tmp_path, cat=[GRAY], dog=[GRAY])
+    for path in (
+        "cat/.ipynb_checkpoints/0.png", "cat/deep/.hidden/0.png", "dog/__MACOSX/0.png",
+        "__MACOSX/cat/0.png", "cat/._0.png", "dog/@eaDir/0.png", ".git/0.png",
+    ):  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        save_image(tmp_path / path, COLOUR)
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"no picture")
+    data = from_folder(tmp_path)
+    assert data.classes == ("cat", "dog")
+    np.testing.assert_array_equal(data.images, [GRAY, GRAY])
+
+
+def parts(folder, train, test):
+    put(folder / train, a=[GRAY], b=[GRAY, COLOUR])
+    put(folder / test, a=[255 - COLOUR], b=[COLOUR])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "Test"), ("training", "testing"), ("TRAIN", "val"), ("Training", "Validation")],
+)
+def test_parts_are_known_by_their_names(tmp_path, train, test):
+    parts(tmp_path, train, test)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "annotations").mkdir()
+    assert len(load(tmp_path, "train")) == 3
+    np.testing.assert_array_equal(load(tmp_path, "test").images, [255 - COLOUR, COLOUR])
+
+
+def test_of_test_and_val_the_first_is_for_testing(tmp_path):
+    put(parts(tmp_path, "train", "val") / "test", a=[GRAY, GRAY, GRAY], b=[GRAY])
+    assert len(load(tmp_path, "test")) == 4
+
+
+def test_parts_that_are_not_clear(tmp_path):
+    put(parts(tmp_path, "train", "test") / "Train", a=[GRAY], b=[GRAY])
+    with pytest.raises(DataError, match="has both Train and train; leave one of them"):
+        load(tmp_path, "train")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    put(tmp_path, train=[GRAY] * 5, plane=[GRAY] * 5)
+    assert load(tmp_path, "train").classes == ("plane", "train")
+
+
+# ---- splits and limits -------------------------------------------------------------------------
+
+
+def numbered(folder, **counts):
+    """Classes with so many pictures, whose pixels tell them apart: 10 times the class, plus n."""
+    for k, (name, count) in enumerate(counts.items()):
+        put(folder, **{name: [np.full((1, 2, 2), 10 * k + n, np.uint8) for n in range(count)]})
+    return folder
+
+
+def test_every_class_is_in_both_parts(tmp_path):
+    numbered(tmp_path, a=2, b=2, c=3, d=9, e=2)
+    both = [load(tmp_path, split) for split in ("train", "test")]
+    for part in both:
+        assert set(part.labels) == {0, 1, 2, 3, 4}
+        assert part.classes == ("a", "b", "c", "d", "e")
+    assert np.bincount(both[0].labels).tolist() == [1, 1, 2, 7, 1]
+    values = np.concatenate([part.images[:, 0, 0, 0] for part in both])
+    np.testing.assert_array_equal(
+        np.sort(values), [0, 1, 10, 11, 20, 21, 22, *range(30, 39), 40, 41]
+    )
+    again = load(tmp_path, "test")
+    np.testing.assert_array_equal(again.images, both[1].images)
+
+
+def test_a_class_of_one_picture_is_named(tmp_path):
+    numbered(tmp_path, a=1, b=4)
+    with pytest.warns(Notice, match="there is one image of a, which only training sees"):
+        assert set(load(tmp_path, "train").labels) == {0, 1}
+    with pytest.warns(Notice):
+        assert set(load(tmp_path, "test").labels) == {1}
+    for file in (tmp_path / "b").glob("[1-9].png"):
+        file.unlink()
+    with pytest.raises(ValueError, match="cannot split classes of one image each"):
+        load(tmp_path, "train")
+
+
+def test_a_limit_takes_the_classes_in_turn(tmp_path):
+    parts(tmp_path, "train", "test")
+    numbered(tmp_path / "more" / "train", a=5, b=1, c=5)
+    numbered(tmp_path / "more" / "test", a=1, b=1, c=1)
+    for limit, expected in ((2, [0, 10]), (3, [0, 10, 20]), (6, [0, 1, 2, 10, 20, 21])):
+        found = load(tmp_path / "more", "train", limit=limit)
+        assert found.images[:, 0, 0, 0].tolist() == expected
+    found = load(tmp_path / "more", "train", limit=6, stratified=False)  # version 0.1
+    assert found.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 10]
+
+
+# ---- bad pictures ------------------------------------------------------------------------------
+
+
+def test_a_bad_picture_is_named_or_passed_over(tmp_path):
+    put(tmp_path, a=[GRAY] * 6, b=[GRAY] * 6)
+    (tmp_path / "a" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "b" / "5.png").write_bytes((tmp_path / "b" / "0.png").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"a/1.png: not a picture.*; skip_bad \(--skip-bad\)"):
+        from_folder(tmp_path)
+    with pytest.warns(Notice) as warned:
+        data = from_folder(tmp_path, skip_bad=True)
+    (text,) = [str(one.message) for one in warned]
+    assert f"{tmp_path.name}: passed over 2 of 12 pictures: {tmp_path}/a/1.png: not a" in text
+    assert f"{tmp_path}/b/5.png: damaged" in text
+    assert "\n" not in text
+    assert np.bincount(data.labels).tolist() == [5, 5]
+    with warnings.catch_warnings(action="error"):
+        load(tmp_path, "test", limit=1, skip_bad=True)  # reads no bad one
+
+
+def test_only_bad_pictures(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"")
+    with pytest.raises(DataError, match="passed over 2 of 2 pictures"):
+        from_folder(tmp_path, skip_bad=True)

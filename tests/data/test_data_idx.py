@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from gpuconv.data import DataError, read_idx, write_idx
+from gpuconv.data import DataError, idx, read_idx, write_idx
 
 DTYPES = [np.uint8, np.int8, np.int16, np.int32, np.float32, np.float64]
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
@@ -128,3 +128,20 @@ def test_what_idx_cannot_hold(tmp_path, array):
     with pytest.raises(ValueError, match="IDX"):
         write_idx(tmp_path / "x", array)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_small_file_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "MAX_UNPACKED", 1 << 20)
+    write_idx(tmp_path / "zeros.gz", np.zeros(3 << 20, np.uint8))
+    unpacked = []
+    inflate = idx._inflate
+    monkeypatch.setattr(
+        idx, "_inflate", lambda *args: (unpacked.append(len(p)) or p for p in inflate(*args))
+    )
+    with pytest.raises(DataError) as caught:
+        read_idx(tmp_path / "zeros.gz")
+    one_line(caught, "zeros.gz", "more than 1 MB once decompressed")
+    assert sum(unpacked) < 4 << 20
+    noise = np.random.default_rng(0).integers(0, 256, 2 << 20, np.uint8)
+    write_idx(tmp_path / "noise.gz", noise)
+    np.testing.assert_array_equal(read_idx(tmp_path / "noise.gz"), noise)

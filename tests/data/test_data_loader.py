@@ -113,7 +113,6 @@ def test_the_order_is_the_same_on_every_machine():
         (-4, "got -4"),
         (2.5, "got 2.5"),
         (True, "got True"),
-        (104, "batch_size 104 is larger than toy, which has 103 images"),
     ],
 )
 def test_batch_sizes_that_cannot_be(batch_size, words):
@@ -121,6 +120,18 @@ def test_batch_sizes_that_cannot_be(batch_size, words):
     with pytest.raises(ValueError, match=words) as caught:
         Loader(data, batch_size)
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_larger_than_the_set_is_one_batch():
+    """PyTorch's meaning: with drop_last there is none."""
+    loader = Loader(DATA, COUNT + 1, shuffle=False)
+    ((x, labels),) = loader
+    assert len(loader) == 1
+    np.testing.assert_array_equal(x, DATA.batch(np.arange(COUNT)))
+    np.testing.assert_array_equal(labels, DATA.labels)
+    for batch_size, batches in ((COUNT + 1, 0), (COUNT, 1), (COUNT - 1, 1)):
+        loader = Loader(DATA, batch_size, drop_last=True)
+        assert len(loader) == len(list(loader)) == batches
 
 
 def test_what_does_not_fit_fails_at_once():

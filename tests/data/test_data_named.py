@@ -280,6 +280,9 @@ def test_idx_files_that_do_not_fit(places):
     write_idx(folder / f"{STEMS[3]}.gz", np.array([0, 1, -1, 2, 3], np.int8))
     with pytest.raises(DataError, match="image 2 has label -1"):
         load(folder, "test")
+    write_idx(folder / f"{STEMS[3]}.gz", np.array([0, 1, 2, 3, 2_000_000_000], np.int32))
+    with pytest.raises(DataError, match=r"there is a label 2,000,000,000"):
+        load(folder, "train")
     bad = np.zeros((5, 4, 4), np.float32)
     bad[3] = np.nan
     write_idx(folder / f"{STEMS[2]}.gz", bad)

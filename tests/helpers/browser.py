@@ -9,6 +9,18 @@ import time
 import numpy as np
 import pytest
 
+# A layer's canvas, in sight, and where one of its values lies, from the canvas's middle.
+MIDDLE_OF = """
+const [layer, index] = arguments;
+gpuconv.node.close();
+const canvas = document.querySelector(`[data-layer="${layer}"] canvas[tabindex]`);
+canvas.scrollIntoView({ block: "center", behavior: "instant" });
+const box = gpuconv.layers.boxOf({ layer, index });
+if (!box) return null;
+const [x, y, width, height] = box;
+const [right, down] = [width - canvas.offsetWidth - 1, height - canvas.offsetHeight - 1];
+return [canvas, x + right / 2, y + down / 2];
+"""
 CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -72,7 +84,7 @@ class Browser:
             if time.monotonic() > deadline:
                 shown = self.js("return document.getElementById('problem')?.textContent")
                 pytest.fail(f"the page never came to: {code} {given} (it says: {shown!r})")
-            time.sleep(0.02)
+            time.sleep(0.01)
 
     def find(self, selector):
         return self.driver.find_element("css selector", selector)
@@ -126,18 +138,8 @@ class Browser:
 
     def open_node(self, layer, index):
         """Click a value of a layer with the mouse, and wait for the inspector."""
-        self.js(
-            "gpuconv.node.close(); const c = document.querySelector(arguments[0]);"
-            "c.scrollIntoView({block: 'center', behavior: 'instant'})",
-            f"[data-layer='{layer}'] canvas[tabindex]",
-        )
-        place = "const b = gpuconv.layers.boxOf({layer: arguments[0], index: arguments[1]});"
-        x, y, width, height = self.until(place + "return b", layer, list(index))
-        canvas = self.find(f"[data-layer='{layer}'] canvas[tabindex]")
-        # selenium measures from the middle, as the canvas lies on the screen
-        left, top = canvas.size["width"] / 2, canvas.size["height"] / 2
-        at = round(x + width / 2 - left - 0.5), round(y + height / 2 - top - 0.5)
-        self.actions().move_to_element_with_offset(canvas, *at).click().perform()
+        canvas, x, y = self.until(MIDDLE_OF, layer, list(index))
+        self.actions().move_to_element_with_offset(canvas, round(x), round(y)).click().perform()
         self.until(
             "return document.getElementById('node').dataset.shown === arguments[0]",
             json.dumps([layer, list(index)], separators=(",", ":")),
@@ -153,10 +155,9 @@ class Browser:
 
     def shown_terms(self):
         """The rows of the table of products: inputs, weights, products."""
-        self.js("document.querySelector('#node details.all-terms').open = true")
-        self.until("return document.querySelector('#node details.all-terms table')")
-        rows = self.js(
-            "return [...document.querySelectorAll('#node details.all-terms tbody tr')]"
+        rows = self.until(
+            "const fold = document.querySelector('#node details.all-terms'); fold.open = true;"
+            "return fold.querySelector('table') && [...fold.querySelectorAll('tbody tr')]"
             ".map(row => [...row.querySelectorAll('td')].map(cell => cell.textContent))"
         )
         return np.array([[number(cell) for cell in row] for row in rows], np.float32)

@@ -5,10 +5,12 @@ branches, containers within containers, layers that pass their input on, results
 recomputed parts, frozen parameters, several outputs.
 """
 
+from collections import Counter
+
 import numpy as np
 
 from gpuconv import nn
-from gpuconv.autograd import Tensor, checkpoint, no_grad, state
+from gpuconv.autograd import Tensor, checkpoint, no_grad
 from gpuconv.nn import functional as F
 
 ACTIVATIONS = ("relu", "relu", "relu", "tanh", "scaled_tanh", "sigmoid")
@@ -22,7 +24,7 @@ class RandomNetwork(nn.Module):
         super().__init__()
         self.rng = np.random.default_rng(seed)
         self.program, self.layers_made = [], 0
-        self.eval_mode = bool(self.rng.random() < 0.3)
+        self.eval_mode = bool(self.rng.random() < 0.4)
         N, C, H, W = self.pick(2, 3), self.pick(1, 5), self.pick(5, 9), self.pick(5, 9)
         self.x = self.rng.standard_normal((N, C, H, W))
         self.shapes = [self.x.shape]
@@ -62,6 +64,35 @@ class RandomNetwork(nn.Module):
             return F.max_pool2d(values[rest[0]], *rest[1])
         return getattr(F, kind)(values[rest[0]])
 
+    def features(self):
+        """What is in it, as words."""
+        found, calls = set(), self.layer_calls()
+        found |= {op[0] for op in self.program}
+        reads = Counter(i for op in self.program for i in operands(op))
+        if len({name for _, name, _ in calls}) < len(calls):
+            found.add("shared layer")
+        for value, op in enumerate(self.program, 1):
+            layer = getattr(self, op[1]) if op[0] == "layer" else None
+            if isinstance(layer, nn.Conv2d) and reads[value] > 1:
+                found.add("head read twice")
+            if isinstance(layer, nn.Flatten) and len(self.shapes[op[2]]) == 2:
+                found.add("Flatten of 2-D")
+        for name, module in self.named_modules():
+            found.add(type(module).__name__)
+            if name.count(".") >= 3:
+                found.add("nested containers")
+            if isinstance(module, nn.Dropout) and not module.p:
+                found.add("Dropout(0)")
+            if isinstance(module, nn.MaxPool2d) and module.kernel_size == 1:
+                found.add("MaxPool2d(1)")
+            if isinstance(module, nn.Residual) and not list(module.body)[-1].parameters():
+                found.add("Residual whose body ends without weights")
+        if not all(p.requires_grad for p in self.parameters()):
+            found.add("frozen")
+        if len(self.outputs) > 1:
+            found.add("several outputs")
+        return found
+
     # ---- drawing ----
 
     def pick(self, low, high):
@@ -89,19 +120,19 @@ class RandomNetwork(nn.Module):
             self.grow_flat(source)
             return
         choice = self.rng.random()
-        if choice < 0.3:
+        if choice < 0.28:
             self.conv_and_after(source)
-        elif choice < 0.38:
+        elif choice < 0.43:
             self.emit("layer", self.add_layer(self.small_layer(shape[1])), source)
-        elif choice < 0.46:
+        elif choice < 0.51:
             self.emit("layer", self.add_layer(self.container(shape[1], 2)), source)
-        elif choice < 0.53:
+        elif choice < 0.57:
             self.emit("checkpoint", self.add_layer(self.container(shape[1], 1)), source)
-        elif choice < 0.61:
+        elif choice < 0.64:
             self.join(source)
-        elif choice < 0.67:
+        elif choice < 0.69:
             self.emit(ACTIVATIONS[self.pick(0, 5)], source)
-        elif choice < 0.74 and min(shape[2:]) >= 2:
+        elif choice < 0.75 and min(shape[2:]) >= 2:
             window = (2, self.pick(1, 2), 0, 1, bool(self.pick(0, 1)))
             self.emit("max_pool2d", source, window)
         elif choice < 0.92:
@@ -117,8 +148,8 @@ class RandomNetwork(nn.Module):
 
     def grow_flat(self, source):
         features = self.shapes[source][1]
-        if self.rng.random() < 0.3:
-            self.emit("layer", self.add_layer(nn.Flatten()), source)
+        if self.rng.random() < 0.5:
+            source = self.emit("layer", self.add_layer(nn.Flatten()), source)
         after = self.emit("layer", self.add_layer(nn.Linear(features, self.pick(2, 5))), source)
         self.emit(ACTIVATIONS[self.pick(0, 5)], after)
 
@@ -167,8 +198,9 @@ class RandomNetwork(nn.Module):
             lambda: nn.SumPool2d(3, 2, 1),
             lambda: nn.AdaptiveAvgPool2d((2, 3)),
             lambda: nn.Dropout(0.0),
+            lambda: nn.Dropout(0.4, seed=self.pick(0, 99)),
             lambda: nn.Identity(),
-        ][self.pick(0, 9)]()
+        ][self.pick(0, 10)]()
 
     def container(self, channels, depth):
         """A container that keeps the image's size."""
@@ -197,6 +229,7 @@ class RandomNetwork(nn.Module):
             layers.append(nn.Sequential(inner, nn.ReLU()))
         for layer in (
             nn.Dropout(0.0),
+            nn.Dropout(0.3, seed=self.pick(0, 99)),
             nn.Identity(),
             nn.MaxPool2d(1),
             nn.Sequential(nn.Identity()),
@@ -236,40 +269,3 @@ def results(network, device, dtype, fusing=True):
     found |= {f"d {name}": p.grad for name, p in network.named_parameters()}
     found |= {name: b.data for name, b in network.named_buffers() if b.data.ndim}
     return {name: None if a is None else np.array(to_numpy(a)) for name, a in found.items()}
-
-
-class _Edges:
-    """A trace of real values: how near ReLUs and pools are to deciding otherwise."""
-
-    def __init__(self):
-        self.nearest = np.inf
-
-    def record(self, name, inputs, y, saved):
-        x = inputs[0].data
-        if name == "relu":
-            self.nearest = min(self.nearest, np.abs(x).min(initial=np.inf))
-        elif name == "max_pool2d":
-            planes = np.sort(x.reshape(*x.shape[:2], -1), axis=-1)
-            apart = np.diff(planes)
-            self.nearest = min(self.nearest, apart[apart > 0].min(initial=np.inf))
-
-    def same(self, x, y):
-        pass
-
-    def call(self, module, inputs, options):
-        return module.forward(*inputs, **options)
-
-
-def distance_to_an_edge(network):
-    """The smallest distance of a ReLU's input from 0, or of two values of a pooled plane that
-    differ: roundings smaller than that decide nothing.
-    """
-    edges, before = _Edges(), state.trace
-    network.to("reference", np.float64).train(not network.eval_mode)
-    state.trace = edges
-    try:
-        with no_grad():
-            network(network.x)
-    finally:
-        state.trace = before
-    return edges.nearest

@@ -114,6 +114,9 @@ class ndarray:
         _allocate()
         return ndarray(self._array.copy())
 
+    def fill(self, value):
+        self._array.fill(value)
+
     def transpose(self, *axes):
         return ndarray(self._array.transpose(*axes))
 

@@ -8,10 +8,11 @@ import contextlib
 import importlib
 from unittest import mock
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-from gpuconv import nn
+from gpuconv import nn, ops
 from gpuconv.nn import containers, functional
 
 googlenet = importlib.import_module("gpuconv.models.googlenet")
@@ -19,7 +20,9 @@ googlenet_paper = importlib.import_module("gpuconv.models.googlenet_paper")
 
 
 class Twin:
-    """tensors: by name, as the network's state_dict. Dropout must be off."""
+    """tensors: by name, as the network's state_dict. Dropout takes the masks that the network's own
+    layers would draw next.
+    """
 
     def __init__(self, network):
         self.network = network
@@ -117,6 +120,13 @@ def _sum_pool(layer, x, of):
     return F.avg_pool2d(x, size, stride, padding, ceil_mode, divisor_override=1)
 
 
+def _dropout(layer, x):
+    if not layer.training or layer.p == 0:
+        return x
+    mask = ops.dropout.reference(np.ones(x.shape), layer.p, layer._next_mask())
+    return x * torch.tensor(mask, dtype=x.dtype)
+
+
 SIMPLE = {
     "Conv2d": _conv2d,
     "Linear": lambda layer, x, of: F.linear(x, of(layer.weight), of(layer.bias)),
@@ -131,7 +141,7 @@ SIMPLE = {
     "AdaptiveAvgPool2d": lambda layer, x, of: F.adaptive_avg_pool2d(x, layer.size),
     "LocalResponseNorm": _response_norm,
     "Flatten": lambda layer, x, of: torch.flatten(x, 1),
-    "Dropout": lambda layer, x, of: x,
+    "Dropout": lambda layer, x, of: _dropout(layer, x),
     "Identity": lambda layer, x, of: x,
 }
 

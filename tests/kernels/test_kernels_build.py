@@ -7,6 +7,7 @@ facts about the compiler's output; nothing here runs.
 import itertools
 import re
 import subprocess
+import tempfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ compiler = pytest.importorskip("gpuconv.sim.compile", reason="the simulator is n
 if compiler.available():
     pytest.skip(compiler.available(), allow_module_level=True)
 
+SLOW = (pytest.mark.slow,)
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 
 # The files of the loop in elementwise.cuh.
@@ -103,16 +105,14 @@ def _cases(architectures):
             # by default the newest; the tiled convolutions, which are near the limit, on two
             newest = arch == architectures[-1]
             default = typical and (newest or (arch == "sm_80" and "TILE" in macros))
-            marks = () if default else (pytest.mark.slow,)
+            marks = () if default else SLOW
             name = " ".join([file, *(f"{n}={v}" for n, v in defines), arch])
             yield pytest.param(file, defines, arch, marks=marks, id=name)
 
 
 def each_architecture(*names):
     """Parameters of a test: these architectures, by default the newest alone."""
-    return [
-        pytest.param(name, marks=() if name == names[-1] else (pytest.mark.slow,)) for name in names
-    ]
+    return [pytest.param(name, marks=() if name == names[-1] else SLOW) for name in names]
 
 
 def options(defines):
@@ -131,12 +131,14 @@ def ptx(file, defines):
     return re.sub(r"//[^\n]*", "", text)
 
 
-def disassembly(image, folder):
+@cache
+def disassembly(image):
     """{kernel: its machine code as text} of a cubin."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(image)
-    command = [tool("nvdisasm"), "-c", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(image)
+        file.flush()
+        command = [tool("nvdisasm"), "-c", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return dict(re.findall(r"\.text\.(\w+):(.*?)(?:\.section|\Z)", text, re.DOTALL))
 
 
@@ -194,14 +196,14 @@ def test_ptxas_can_fuse_nothing(file, defines, arch):
 
 
 @pytest.mark.parametrize("arch", each_architecture("sm_80", "sm_120"))
-def test_the_machine_code_keeps_apart_what_the_source_does(arch, tmp_path):
+def test_the_machine_code_keeps_apart_what_the_source_does(arch):
     """Two kernels that products and sums alone make up: machine code fuses where `fmaf` stands."""
     for file, kernel, fused in (
         ("activations.cu", "sigmoid_backward", False),
         ("activations.cu", "tanh_backward", True),
         ("batchnorm.cu", "batch_norm2d_track", False),
     ):
-        code = disassembly(cubin(file, (("VEC", "4"),), arch), tmp_path)[kernel]
+        code = disassembly(cubin(file, (("VEC", "4"),), arch))[kernel]
         assert ("FFMA" in code, "FMUL" in code) == (fused, True), kernel
 
 
@@ -214,9 +216,9 @@ def test_no_tap_is_shifted_out_of_its_word(bits, taps):
     compiler.to_ptx(text, options(defines), "compute_80", "conv_simt.cu")
 
 
-def main_loop(image, kernel, folder):
+def main_loop(image, kernel):
     """Opcodes of the loop with the most FFMA, counted."""
-    body = disassembly(image, folder)[kernel]
+    body = disassembly(image)[kernel]
     code, labels, best = [], {}, Counter()
     for line in body.splitlines():
         label = re.match(r"^(\.L\w+):", line)
@@ -260,12 +262,19 @@ NARROW = {
 }
 
 
+# Those whose stores differ most, in the default run: to disassemble a file takes half a second.
+SOME_WIDE = [
+    pytest.param(file, marks=() if file in ("batchnorm.cu", "layout.cu", "maxpool.cu") else SLOW)
+    for file in WIDE
+]
+
+
 @pytest.mark.parametrize("arch", each_architecture("sm_75", "sm_90a", "sm_120"))
-@pytest.mark.parametrize("file", WIDE)
-def test_device_memory_is_moved_by_16_bytes(file, arch, tmp_path):
+@pytest.mark.parametrize("file", SOME_WIDE)
+def test_device_memory_is_moved_by_16_bytes(file, arch):
     """The compiler may take a vector's store apart: kernels/common.cuh, store_global."""
     defines = (("VEC", "4"), ("AVERAGE", "1")) if file == "avgpool.cu" else (("VEC", "4"),)
-    code = disassembly(cubin(file, defines, arch), tmp_path)
+    code = disassembly(cubin(file, defines, arch))
     for kernel in WIDE[file]:
         moved = Counter(re.findall(r"\b((?:LDG|STG)\.[\w.]*)", code[kernel]))
         assert {name[:3] for name in moved} == {"LDG", "STG"}, kernel
@@ -290,10 +299,10 @@ BIG = [
 
 @pytest.mark.parametrize("arch", each_architecture("sm_80", "sm_90a", "sm_120"))
 @pytest.mark.parametrize(("file", "kernel", "macros"), BIG)
-def test_the_inner_loop_is_mostly_multiplications(file, kernel, macros, arch, tmp_path):
+def test_the_inner_loop_is_mostly_multiplications(file, kernel, macros, arch):
     """64 FFMA a thread and step; 16-byte reads of shared memory; little else."""
     defines = tuple((name, str(value)) for name, value in macros.items())
-    loop = main_loop(cubin(file, defines, arch), kernel, tmp_path)
+    loop = main_loop(cubin(file, defines, arch), kernel)
     assert loop["FFMA"] == 512
     assert loop["LDL"] == loop["STL"] == 0
     assert loop["LDG"] == 2

@@ -322,8 +322,8 @@ MUTATIONS = {
     ),
     "the first value added to the deviations": (
         "batchnorm.cu",
-        "in[j].v[k] - shift.v[k] - found.mean.v[k]",
-        "in[j].v[k] - found.mean.v[k]",
+        "in[j].v[k] - shift.v[k] - moments.mean.v[k]",
+        "in[j].v[k] - moments.mean.v[k]",
         "norm",
     ),
     "no barrier before the neighbours' parts are read": (
@@ -341,8 +341,8 @@ MUTATIONS = {
     ),
     "Adam's shares exchanged": (
         "optim.cu",
-        "__fsub_rn(d, v[2]), share1)",
-        "__fsub_rn(d, v[2]), share2)",
+        "v[2] += (d - v[2]) * share1;",
+        "v[2] += (d - v[2]) * share2;",
         "adam",
     ),
 }
@@ -406,6 +406,14 @@ def test_a_broken_kernel_is_noticed(mutate, name):
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_unbroken_twin_passes(name):
     CHECKS[name]()
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_is_of_the_text_as_it_is(name):
+    """Also of those that only the long tests run."""
+    file, old, new, _ = MUTATIONS[name]
+    assert source.text(file).count(old) == 1
+    assert old != new
 
 
 def test_every_check_has_caught_something():

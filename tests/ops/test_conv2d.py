@@ -6,6 +6,7 @@ import cases
 import loops
 import numpy as np
 import pytest
+from bounds import U32, assert_within, gamma
 
 from gpuconv import ops
 
@@ -13,18 +14,7 @@ signal = pytest.importorskip("scipy.signal", reason="SciPy is not installed")
 
 SWEEP = 60
 IMAGE = ["11100", "01110", "00111", "00110", "01100"]
-U32, U64 = 2.0**-24, 2.0**-53
-
-
-def gamma(terms, unit):
-    """The proved bound of a sum of products in any order: |error| <= gamma * sum of |products|."""
-    return terms * unit / (1 - terms * unit)
-
-
-def assert_within(value, exact, bound):
-    assert value.shape == exact.shape
-    assert not np.isnan(value).any()
-    assert (np.abs(value - exact) <= bound).all(), np.max(np.abs(value - exact) / bound)
+U64 = 2.0**-53
 
 
 def test_golden_of_the_article():

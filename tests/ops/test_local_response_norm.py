@@ -4,6 +4,7 @@ import cases
 import loops
 import numpy as np
 import pytest
+from bounds import response_terms
 
 from gpuconv import nn, ops
 
@@ -61,28 +62,12 @@ def test_cpu_gradients_agree_with_the_definition(seed):
     dy4, x4 = dy.astype(np.float32), x.astype(np.float32)
     found = ops.local_response_norm_backward(dy4, x4, *tail)
     assert found.dtype == np.float32
-    absolute = absolute_terms(dy4.astype(np.float64), x4.astype(np.float64), *tail)
+    absolute = response_terms(dy4.astype(np.float64), x4.astype(np.float64), *tail)
     exact = ops.local_response_norm_backward.reference(
         dy4.astype(np.float64), x4.astype(np.float64), *tail
     )
     bound = (2 * (size + 4) * (beta + 1) + 16) * U32 * absolute
     assert (np.abs(found - exact) <= bound + 1e-37).all()
-
-
-def absolute_terms(dy, x, size, alpha, beta, k, convention):
-    """The sum of the absolute values of dx's terms: the direct one and its neighbours'."""
-    a = alpha / size if convention == "torch" else alpha
-    C = x.shape[1]
-    low, high = size // 2, (size - 1) // 2
-    d = np.empty_like(x)
-    for c in range(C):
-        d[:, c] = k + a * np.square(x[:, max(0, c - low) : c + high + 1]).sum(1)
-    terms = np.abs(dy * x) * d ** (-beta - 1)
-    total = np.abs(dy) * d**-beta
-    for c in range(C):
-        around = terms[:, max(0, c - high) : c + low + 1].sum(1)
-        total[:, c] += 2 * a * beta * np.abs(x[:, c]) * around
-    return total
 
 
 @pytest.mark.parametrize("seed", range(8))

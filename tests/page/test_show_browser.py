@@ -366,7 +366,9 @@ def test_layers_out_of_sight_have_their_room_and_their_values(browser, monkeypat
         for k in range(len(session.graph)):
             browser.js("document.querySelectorAll('.layer')[arguments[0]].scrollIntoView()", k)
             browser.until("return gpuconv.page.maps.has(arguments[0])", k)
-        time.sleep(0.3)  # drawn, in the frame after
+        browser.driver.execute_async_script(
+            "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"  # drawn
+        )
         assert browser.js(heights) == before
 
 
@@ -489,9 +491,9 @@ def steer(browser, url):
     )
     browser.find("#run-pause").click()
     browser.until(state, "Paused")
-    time.sleep(0.5)
+    time.sleep(0.2)
     steps = browser.js(step)
-    time.sleep(1)
+    time.sleep(0.4)
     assert browser.js(step) == steps
     assert browser.text("#mistakes")
     assert "right; rows are the truth" in browser.text("#confusion-words")

@@ -1,9 +1,12 @@
 """The offline page's own forward pass, explanations and gradient, layer by layer, against `cpu`."""
 
+import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gpuconv import explain as explanations
 from gpuconv import models, nn
@@ -114,6 +117,30 @@ def test_the_file_holds_all_it_needs(session, tmp_path):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
     assert "https://" not in text
     assert "script-src 'sha256-" in text
+
+
+@pytest.mark.parametrize("resize", ["stretch", "fit", "centre-crop"])
+def test_a_picture_is_prepared_as_predict_does(browser, tmp_path, resize):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 16, 2))
+    session = session_of(network, (3, 12, 16), (12, 16))
+    session.preprocessing = replace(session.preprocessing, resize=resize, dark_border=True)
+    export(session, tmp_path / "page.html")
+    browser.open((tmp_path / "page.html").as_uri())
+    ramp = np.linspace(90, 250, 60)[None, :, None] + np.linspace(-60, 0, 31)[:, None, None]
+    ramp = ramp + np.array([0, -20, 5])
+    for pixels in (ramp, 255 - ramp, np.full_like(ramp, 200)):
+        content = io.BytesIO()
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(content, "PNG")
+        shown, *words = browser.driver.execute_async_script(
+            "const [bytes, done] = arguments;"
+            "gpuconv.source.picture(new File([Uint8Array.from(bytes)], 'x.png'))"
+            ".then(r => done([[...r.pixels], r.inverted, r.blank]))",
+            list(content.getvalue()),
+        )
+        expected = session.preprocessing.picture(io.BytesIO(content.getvalue()))
+        assert words == [expected.inverted, expected.blank]
+        # The browser interpolates in its own way; the ramp changes by 3 to 13 from pixel to pixel.
+        assert (np.abs(np.array(shown) - expected.pixels.ravel().astype(int)) <= 8).all()
 
 
 def test_networks_that_are_too_large_or_strange(tmp_path):

@@ -29,7 +29,7 @@ def session_of(model, image, count=23, mean=0.2, std=0.4):
         model,
         Preprocessing.from_metadata(metadata, model.input_shape),
         "net",
-        test=lambda: Dataset(pixels, labels),
+        test=Dataset(pixels, labels),
     )
 
 
@@ -54,7 +54,7 @@ def array(found, key="data", kind="<f4"):
 
 
 def pictures(session, size=32):
-    return to_float(session._samples().images, size, 0.2, 0.4)
+    return to_float(session.test.images, size, 0.2, 0.4)
 
 
 def ask_all(session, number, filter):
@@ -66,7 +66,7 @@ def ask_all(session, number, filter):
 
 @pytest.mark.parametrize("method", explain.METHODS)
 def test_every_methods_answer_is_the_functions(session, served, method):
-    pixels = session._samples().images[7]
+    pixels = session.test.images[7]
     run = session.run(pixels)["run"]
     x = session.preprocessing.to_float(pixels)
     answers = []
@@ -168,7 +168,7 @@ def test_the_patches_are_found_a_little_at_a_time(session, served, monkeypatch):
         # two 5x5 convolutions with a 2x2 pool between: 14 pixels, every second
         assert patch["box"] == [2 * p, 2 * p + 14, 2 * q, 2 * q + 14]
         top, bottom, left, right = patch["box"]
-        framed = np.pad(session._samples().images[patch["image"]], ((0, 0), (2, 2), (2, 2)))
+        framed = np.pad(session.test.images[patch["image"]], ((0, 0), (2, 2), (2, 2)))
         assert (array(patch, "pixels", "u1") == framed[:, top:bottom, left:right]).all()
         back = explain.deconvnet(session.graph.model, x[[patch["image"]]], [(k, p, q)], "conv2")[0]
         assert (array(patch, "projection") == back[:, top:bottom, left:right]).all()
@@ -196,7 +196,7 @@ def test_the_search_is_bounded(session, monkeypatch):
     assert (answers[-1]["pictures"], answers[-1]["of"]) == (15, 23)
     for number in range(1, 7):
         ask_all(session, number, 0)
-    assert len(session._searches._kept) == top_patches.MAX_SEARCHES
+    assert session._searches._search.cache_info().currsize == top_patches.MAX_SEARCHES
     session._searches = None
 
 

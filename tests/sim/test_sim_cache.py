@@ -68,10 +68,9 @@ def test_two_processes_at_once_on_a_cold_folder(tmp_path):
     assert run(tmp_path) == ["0", "0", "6.0"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_build_that_is_cut_short_leaves_a_usable_folder(tmp_path, number):
     process = start(tmp_path)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -205,6 +204,25 @@ def test_a_damaged_entry_is_compiled_again(damage, place, builds):
     assert launch() == [1, 3, 5]
     assert len(builds) == 2
     assert place.read_bytes() == whole  # and mended
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(place, builds):
+    (place.parent / ".new-abcdef").write_bytes(place.read_bytes()[:100])
+    assert launch() == [1, 3, 5]
+    assert launch(5) == [5, 7, 9]
+    assert len(builds) == 2
+
+
+def test_an_interrupted_write_leaves_no_file(place, builds, monkeypatch):
+    def interrupted(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch(5)
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    assert launch(5) == [5, 7, 9]
 
 
 def test_an_entry_under_another_kernels_name_is_not_used(place, builds):

@@ -2,9 +2,9 @@
 "use strict";
 
 (() => {
-  const { element, find, percent, say, text } = gpuconv;
+  const { element, find, largest, page, percent, say } = gpuconv;
   const MOST_BARS = 10;
-  let model;
+  const SIDE = 128; // of the map, in CSS pixels
   let held = null; // the explanation that is shown: {shape, values}
   let asking = false;
   let again = false;
@@ -22,8 +22,8 @@
     occlusion: "orange: covering the place lowers the score; blue: it raises it",
   };
 
-  function begin(description) {
-    model = description;
+  function begin() {
+    const { model } = page;
     const method = find("method");
     method.replaceChildren(element("option", { value: "" }, "nothing"),
       ...model.methods.map(({ name, title }) => element("option", { value: name }, title)));
@@ -45,10 +45,10 @@
     const shown = order.length <= MOST_BARS ? order
       : order.sort((a, b) => probabilities[b] - probabilities[a]).slice(0, MOST_BARS);
     find("bars").replaceChildren(...shown.map((k) => bar(k, probabilities[k], k === best)));
-    find("best").textContent = model.classes[best];
+    find("best").textContent = page.model.classes[best];
     find("best").dataset.class = best;
     find("sure").textContent = percent(probabilities[best]);
-    if (loud) say(`The answer is ${model.classes[best]}, ${percent(probabilities[best])}.`, 500);
+    if (loud) say(`The answer is ${page.model.classes[best]}, ${percent(probabilities[best])}.`, 500);
     return best;
   }
 
@@ -58,8 +58,8 @@
     const row = element("li", best ? { class: "best" } : {},
       element("button", {
         type: "button", class: "label", title: "how softmax made this",
-        click: () => gpuconv.select({ layer: model.layers.length - 1, index: [k] }),
-      }, model.classes[k]),
+        click: () => gpuconv.select({ layer: page.model.layers.length - 1, index: [k] }),
+      }, page.model.classes[k]),
       element("span", { class: "bar", "aria-hidden": "true" }, fill),
       element("span", { class: "share" }, percent(share)));
     row.dataset.share = share;
@@ -69,7 +69,6 @@
   /** Ask again for the evidence; while the picture is still being drawn, only if that is quick. */
   async function explain(drawing = false) {
     const method = find("method").value;
-    const { page, source } = gpuconv;
     find("explain-picture").hidden = !method || !page.run;
     if (!method || !page.run || (drawing && cost > SLOW)) return;
     if (asking) { again = true; return; }
@@ -78,11 +77,11 @@
     const { run } = page;
     const target = find("target").value === "" ? page.best : Number(find("target").value);
     try {
-      held = await source.explanation(run, method, target);
+      held = await gpuconv.source.explanation(run, method, target);
       paint();
       find("explain-words").textContent = held.values.some((value) => value !== 0)
-        ? `Class ${model.classes[target]}; ${WORDS[method]}.`
-        : `Class ${model.classes[target]}: the method finds no evidence for it.`;
+        ? `Class ${page.model.classes[target]}; ${WORDS[method]}.`
+        : `Class ${page.model.classes[target]}: the method finds no evidence for it.`;
     } catch (error) {
       if (!error.gone) find("explain-words").textContent = error.message;
     } finally {
@@ -95,38 +94,17 @@
   /** The map of the explanation beside the picture it is of. */
   function paint() {
     if (!held || find("explain-picture").hidden) return;
-    const [channels, rows, columns] = held.shape;
-    const sums = new Float32Array(rows * columns);
-    for (let c = 0; c < channels; c++) {
-      for (let i = 0; i < sums.length; i++) sums[i] += held.values[c * sums.length + i];
-    }
-    const most = sums.reduce((size, v) => Math.max(size, Math.abs(v)), 0);
-    const side = 128;
-    const scale = side / Math.max(rows, columns);
-    const canvas = find("explain-map");
-    const context = gpuconv.sized(canvas, columns * scale, rows * scale);
-    context.drawImage(gpuconv.bitmap(sums, 0, rows, columns, gpuconv.palette(most)), 0, 0, columns * scale, rows * scale);
-    legend(sums, most);
-    const input = gpuconv.page.maps.get(0);
-    if (!input) return;
-    const share = 255 / (input.max - input.min || 1);
-    const picture = gpuconv.photo(model.layers[0].shape, (c, i) =>
-      (input.values[c * sums.length + i] - input.min) * share);
-    const under = gpuconv.sized(find("explain-input"), columns * scale, rows * scale);
-    under.drawImage(picture, 0, 0, columns * scale, rows * scale);
-  }
-
-  /** Which colour is which value: from 0 where nothing speaks against. */
-  function legend(sums, most) {
-    const low = sums.some((value) => value < 0) ? -most : 0;
-    const context = gpuconv.sized(find("explain-colours"), 72, 8);
+    const { shape: [, rows, columns], values } = held;
+    const most = largest(values);
     const colour = gpuconv.palette(most);
-    for (let x = 0; x < 72; x++) {
-      context.fillStyle = gpuconv.css(colour(low + ((most - low) * x) / 71));
-      context.fillRect(x, 0, 1.5, 8);
-    }
-    find("explain-range").textContent = `${text(low)} to ${text(most)}`;
+    gpuconv.enlarge(gpuconv.bitmap(values, rows, columns, colour), SIDE, find("explain-map"));
+    const low = values.some((value) => value < 0) ? -most : 0; // 0 where nothing speaks against
+    gpuconv.legend(find("explain-colours"), find("explain-range"), low, most, colour);
+    const input = page.maps.get(0);
+    if (!input) return;
+    const picture = gpuconv.photo(page.model.layers[0].shape, input.values, input.min, input.max);
+    gpuconv.enlarge(picture, SIDE, find("explain-input"));
   }
 
-  Object.assign(window.gpuconv, { answer: { begin, show, explain, paint } });
+  Object.assign(gpuconv, { answer: { begin, show, explain, paint } });
 })();

@@ -74,36 +74,64 @@
     };
   }
 
-  /** Paint rows x columns values, from `offset` on, into a canvas of one pixel each. */
-  function bitmap(values, offset, rows, columns, colour, canvas) {
-    const target = canvas || document.createElement("canvas");
-    target.width = columns;
-    target.height = rows;
-    const context = target.getContext("2d");
-    const image = context.createImageData(columns, rows);
+  /** A canvas of one pixel each; at(i): [r, g, b]. canvas: one to paint into. */
+  function painted(rows, columns, at, canvas = document.createElement("canvas")) {
+    [canvas.width, canvas.height] = [columns, rows];
+    const image = new ImageData(columns, rows);
     for (let i = 0; i < rows * columns; i++) {
-      const [r, g, b] = colour(values[offset + i]);
+      const [r, g, b] = at(i);
       image.data[4 * i] = r;
       image.data[4 * i + 1] = g;
       image.data[4 * i + 2] = b;
       image.data[4 * i + 3] = 255;
     }
-    context.putImageData(image, 0, 0);
-    return target;
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return canvas;
   }
 
-  /** A picture (C, H, W) in gray or colour, one pixel each; at(c, i): 0 to 255. */
-  function photo([channels, rows, columns], at) {
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [columns, rows];
-    const context = canvas.getContext("2d");
-    const image = context.createImageData(columns, rows);
-    for (let i = 0; i < rows * columns; i++) {
-      for (let c = 0; c < 3; c++) image.data[4 * i + c] = at(channels === 3 ? c : 0, i);
-      image.data[4 * i + 3] = 255;
+  /** rows x columns values in their colours. */
+  const bitmap = (values, rows, columns, colour, canvas) =>
+    painted(rows, columns, (i) => colour(values[i]), canvas);
+
+  /** A picture (C, H, W) in gray or colour, black at `low` and white at `high`. */
+  function photo([channels, rows, columns], values, low = 0, high = 255) {
+    const shade = gray(low, high);
+    return painted(rows, columns, (i) =>
+      [0, 1, 2].map((c) => shade(values[(c % channels) * rows * columns + i])[0]));
+  }
+
+  /** Draw a bitmap into a canvas whose longer side has `side` CSS pixels. */
+  function enlarge(bitmap, side, canvas) {
+    const scale = side / Math.max(bitmap.width, bitmap.height);
+    const [width, height] = [bitmap.width * scale, bitmap.height * scale];
+    sized(canvas, width, height).drawImage(bitmap, 0, 0, width, height);
+  }
+
+  /** Draw values as squares of `cell` CSS pixels, row by row. */
+  function squares(context, values, columns, cell, colour) {
+    const side = cell > 4 ? cell - 1 : cell;
+    values.forEach((value, i) => {
+      context.fillStyle = css(colour(value));
+      context.fillRect((i % columns) * cell, Math.floor(i / columns) * cell, side, side);
+    });
+  }
+
+  /** Which of `count` squares is at the pointer; -1 for none. */
+  function squareAt(canvas, event, count, columns, cell) {
+    const box = canvas.getBoundingClientRect();
+    const column = Math.floor((event.clientX - box.left) / cell);
+    const i = Math.floor((event.clientY - box.top) / cell) * columns + column;
+    return column >= 0 && column < columns && i >= 0 && i < count ? i : -1;
+  }
+
+  /** Which colour is which value, on a canvas and in words. */
+  function legend(canvas, words, low, high, colour) {
+    const context = sized(canvas, 72, 8);
+    for (let x = 0; x < 72; x++) {
+      context.fillStyle = css(colour(low + ((high - low) * x) / 71));
+      context.fillRect(x, 0, 1.5, 8);
     }
-    context.putImageData(image, 0, 0);
-    return canvas;
+    words.textContent = `${gpuconv.text(low)} to ${gpuconv.text(high)}`;
   }
 
   /** Give a canvas its size in CSS pixels, sharp on this screen; its context, cleared. */
@@ -125,5 +153,7 @@
 
   const css = ([r, g, b]) => `rgb(${r},${g},${b})`;
 
-  Object.assign(window.gpuconv, { palette, gray, bitmap, photo, sized, style, css, dark });
+  Object.assign(gpuconv, {
+    palette, gray, bitmap, photo, enlarge, squares, squareAt, legend, sized, style, css, dark,
+  });
 })();

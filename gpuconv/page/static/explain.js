@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-  const { windows, single, inside } = gpuconv;
+  const { page, windows, single, inside } = gpuconv;
   const largest = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
   const total = (values) => Math.fround(values.reduce((a, b) => a + b, 0));
 
@@ -18,7 +18,8 @@
         batch_norm: also "mean", "var", "eps", "weight", "bias";
       - softmax: "x", the scores, "exps" = e**(x - largest), and their "sum". */
   async function explain(run, number, index) {
-    const { source, page: { model: { layers } } } = gpuconv;
+    const { source } = gpuconv;
+    const { layers } = page.model;
     const layer = layers[number];
     const read = windows(layers, layer, index);
     const [[[value], ...xs], weights] = await Promise.all([
@@ -60,7 +61,7 @@
     ({ divisor: gpuconv.divisor(layer, shape, index.slice(1)) });
 
   const batchNorm = ({ eps }, { window, x }, arrays) => ({
-    read: [one(gpuconv.page.model.layers, window, x)], eps,
+    read: [one(page.model.layers, window, x)], eps,
     mean: arrays.running_mean[0], var: arrays.running_var[0],
     weight: arrays.weight?.[0] ?? 1, bias: arrays.bias?.[0] ?? 0,
   });
@@ -80,5 +81,5 @@
     adaptive_avg_pool: mean, batch_norm: batchNorm, response_norm: responseNorm, softmax,
   };
 
-  Object.assign(window.gpuconv, { explain });
+  Object.assign(gpuconv, { explain });
 })();

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { element, source } = gpuconv;
+  const { element, page, source } = gpuconv;
   const MOST_FILTERS = 64;
   const MAX_CHANNELS = 16;
   const open = new Set();
@@ -30,10 +30,10 @@
       const { layer } = shown.view;
       const now = await source.filters(layer.number, "now");
       const sheets = [["now", now]];
-      if (gpuconv.page.model.start) {
+      if (page.model.start) {
         sheets.unshift(["before training", await source.filters(layer.number, "start")]);
       }
-      const most = Math.max(...sheets.map(([, found]) => largest(found.values)));
+      const most = Math.max(...sheets.map(([, found]) => gpuconv.largest(found.values)));
       shown.drawing.replaceChildren(
         ...sheets.map(([title, found]) => sheet(shown.view, title, found, most)),
         leftOut(now.shape));
@@ -41,12 +41,6 @@
       shown.filling = false;
     }
     if (shown.again) { shown.again = false; fill(shown); }
-  }
-
-  function largest(values) {
-    let most = 0;
-    for (const value of values) if (Math.abs(value) > most) most = Math.abs(value);
-    return most;
   }
 
   /** One sheet: a row of kernels for each filter, or an image for each row of a linear layer. */
@@ -68,7 +62,8 @@
     const size = rows * columns;
     for (let i = 0; i < k; i++) {
       for (let j = 0; j < c; j++) {
-        const kernel = gpuconv.bitmap(found.values, (i * channels + j) * size, rows, columns, colour);
+        const values = found.values.subarray((i * channels + j) * size);
+        const kernel = gpuconv.bitmap(values, rows, columns, colour);
         context.drawImage(kernel, (i % across) * group + j * w, Math.floor(i / across) * (h + 6), w - 2, h - 2);
       }
     }
@@ -79,7 +74,7 @@
   /** (K, features) as kernels of the maps that were flattened, or one row. */
   function asKernels(layer, shape) {
     if (shape.length === 4) return shape;
-    const { layers } = gpuconv.page.model;
+    const { layers } = page.model;
     const before = layers[layer.from[0]];
     const flat = before.kind === "flatten" ? layers[before.from[0]].shape : null;
     if (flat?.length === 3) return [shape[0], ...flat];
@@ -94,5 +89,5 @@
     return words.length ? element("p", { class: "note" }, `Left out: ${words.join(", ")}.`) : "";
   }
 
-  Object.assign(window.gpuconv, { filters: { attach, refresh } });
+  Object.assign(gpuconv, { filters: { attach, refresh } });
 })();

@@ -1,6 +1,5 @@
 // Where a node looks: the window it reads in the layer before, and in the picture.
 "use strict";
-window.gpuconv = window.gpuconv || {};
 
 (() => {
   const all = (n) => Array.from({ length: n }, (_, i) => i);
@@ -108,8 +107,8 @@ window.gpuconv = window.gpuconv || {};
 
   const ravel = (index, shape) => index.reduce((flat, i, axis) => flat * shape[axis] + i, 0);
 
-  /** The rows and columns of the picture that can change element `index`: {top, left, rows,
-      columns}; all of it once a layer reads everything. */
+  /** The window of the picture that can change element `index`; all of it once a layer reads
+      everything. */
   function field(layers, layer, index) {
     let at = layer;
     let place = index;
@@ -132,7 +131,8 @@ window.gpuconv = window.gpuconv || {};
     const within = (v, size) => Math.min(size - 1, Math.max(0, v));
     const [y, x] = [within(top, height), within(left, width)];
     return {
-      top: y, left: x, rows: within(bottom, height) - y + 1, columns: within(right, width) - x + 1,
+      channels: all(layers[0].shape[0]), top: y, left: x, dilation: [1, 1],
+      rows: within(bottom, height) - y + 1, columns: within(right, width) - x + 1,
     };
   }
 
@@ -150,7 +150,7 @@ window.gpuconv = window.gpuconv || {};
     return [...ends(box[0], box[1], 0), ...ends(box[2], box[3], 1)];
   }
 
-  Object.assign(window.gpuconv, {
+  Object.assign(gpuconv, {
     windows, single, readAt, inside, divisor, field, ravel, seen, reach,
   });
 })();

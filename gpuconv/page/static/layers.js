@@ -2,17 +2,13 @@
 "use strict";
 
 (() => {
-  const { element, find, text, say, plural } = gpuconv;
+  const { element, find, page, text, say, plural } = gpuconv;
   const views = []; // by layer number
-  let model, page, select;
 
-  /** Make the sections. page: the shared state, see page.js; selected: called with {layer, index}. */
-  function begin(description, state, selected) {
-    [model, page, select] = [description, state, selected];
-    views.length = 0;
+  /** Make the sections. */
+  function begin() {
     const place = find("layers");
-    place.replaceChildren();
-    for (const layer of model.layers) {
+    for (const layer of page.model.layers) {
       const view = makeView(layer);
       views.push(view);
       place.append(view.section);
@@ -40,7 +36,7 @@
     const view = { layer, section, canvas, legend, pager, first: 0, seen: false };
     view.section.dataset.layer = layer.number;
     if (layer.filters) gpuconv.filters.attach(view);
-    if (model.patches.includes(layer.number)) gpuconv.patches.attach(view);
+    if (page.model.patches.includes(layer.number)) gpuconv.patches.attach(view);
     listen(view);
     return view;
   }
@@ -76,19 +72,26 @@
   function makePager(layer) {
     if (layer.page >= layer.shape[0] || layer.shape.length !== 3) return null;
     const words = element("span", { class: "pager-words" });
-    const turn = (step) => () => showPage(views[layer.number], step);
+    const turn = (step) => () => turnBy(views[layer.number], step);
     return element("div", { class: "pager" },
       element("button", { type: "button", click: turn(-1), "aria-label": `${layer.name}: channels before` }, "‹"),
       words,
       element("button", { type: "button", click: turn(1), "aria-label": `${layer.name}: channels after` }, "›"));
   }
 
-  function showPage(view, step) {
+  function turnBy(view, step) {
     const { page: size, shape } = view.layer;
     const pages = Math.ceil(shape[0] / size);
-    const next = (Math.floor(view.first / size) + step + pages) % pages;
-    view.first = next * size;
-    page.maps.delete(view.layer.number);
+    turnTo(view, ((view.first / size + step + pages) % pages) * size);
+  }
+
+  /** Show the page that has the channel. */
+  function turnTo(view, channel) {
+    const { number, shape, page: size } = view.layer;
+    const first = Math.floor(channel / size) * size;
+    if (shape.length !== 3 || first === view.first) return;
+    view.first = first;
+    page.maps.delete(number);
     demand(view);
   }
 
@@ -107,16 +110,11 @@
     const held = page.maps.get(number);
     if (!run || !view.seen || view.asking || (held && held.first === view.first)) return;
     view.asking = true;
-    try {
-      const found = await gpuconv.source.maps(run, number, view.first);
-      if (page.run === run) page.maps.set(number, found);
-    } catch (error) {
-      if (!error.gone) throw error;
-    } finally {
-      view.asking = false;
-    }
-    if (page.run === run) paint(view);
-    else demand(view);
+    const asked = gpuconv.unlessGone(gpuconv.source.maps(run, number, view.first));
+    const found = await asked.finally(() => { view.asking = false; });
+    if (page.run !== run) { demand(view); return; }
+    if (found) page.maps.set(number, found);
+    paint(view);
   }
 
   function watchSight() {
@@ -167,12 +165,12 @@
     canvas.addEventListener("pointerleave", () => hover(view, null));
     canvas.addEventListener("click", (event) => {
       const index = gpuconv.maps.elementAt(view, event);
-      if (index) select({ layer: layer.number, index });
+      if (index) gpuconv.select({ layer: layer.number, index });
     });
     canvas.addEventListener("keydown", (event) => walk(view, event));
     canvas.addEventListener("focus", () => {
       if (page.selected?.layer !== layer.number && canvas.matches(":focus-visible")) {
-        select({ layer: layer.number, index: middle(view) }, false);
+        gpuconv.select({ layer: layer.number, index: middle(view) }, false);
       }
     });
   }
@@ -210,7 +208,7 @@
       const next = views[number + (event.key === "PageDown" ? 1 : -1)];
       if (next) { next.section.scrollIntoView({ block: "nearest" }); next.canvas.focus(); }
     } else if (event.key === "Enter" || event.key === " ") {
-      select({ layer: number, index: here }, true);
+      gpuconv.select({ layer: number, index: here }, true);
       find("node").focus({ preventScroll: true });
     } else if (moves[event.key]) {
       let step = moves[event.key];
@@ -218,24 +216,13 @@
       const next = here.map((at, axis) =>
         Math.min(shape[axis] - 1, Math.max(0, at + step[axis] * (event.shiftKey ? 5 : 1))));
       turnTo(view, next[0]);
-      select({ layer: number, index: next }, false);
+      gpuconv.select({ layer: number, index: next }, false);
     } else return;
     event.preventDefault();
   }
 
-  /** Show the page that has the channel. */
-  function turnTo(view, channel) {
-    const { shape, page: size } = view.layer;
-    if (shape.length !== 3) return;
-    const first = Math.floor(channel / size) * size;
-    if (first === view.first) return;
-    view.first = first;
-    page.maps.delete(view.layer.number);
-    demand(view);
-  }
-
   function announce(node) {
-    const layer = model.layers[node.layer];
+    const layer = page.model.layers[node.layer];
     say(`${layer.name} ${words(node.index)}: ${text(valueAt(layer, node.index))}`);
   }
 
@@ -254,7 +241,7 @@
     view.section.scrollIntoView({ block: "nearest", behavior: "smooth" });
   };
 
-  Object.assign(window.gpuconv, {
+  Object.assign(gpuconv, {
     layers: {
       begin, paintAll, received, reveal, announce, words, valueAt,
       turnTo: (node) => turnTo(views[node.layer], node.index[0]),

@@ -2,13 +2,13 @@
 "use strict";
 
 (() => {
-  const { text, windows, field } = gpuconv;
+  const { page, windows, single, field } = gpuconv;
   const GAP = 8;
 
   /** Where each map lies: {cell, columns, width, height, tiles: [[x, y]]}, in CSS pixels. */
   function layout(view) {
     const { shape, number } = view.layer;
-    const { classes } = gpuconv.page.model;
+    const { classes } = page.model;
     const room = Math.max(200, view.canvas.parentElement.clientWidth - 6);
     if (shape.length !== 3) {
       const cell = shape[0] <= 16 ? Math.min(34, Math.floor(room / shape[0])) : 15;
@@ -41,7 +41,6 @@
   /** The size of value that has the full colour. */
   function scaleOf(layer, held) {
     const own = Math.max(Math.abs(held.min), Math.abs(held.max));
-    const { page } = gpuconv;
     if (page.scale !== "network" || layer.kind === "softmax") return own;
     let most = 0;
     for (const [number, other] of page.maps) {
@@ -54,7 +53,7 @@
 
   /** Draw a layer's maps, marks and legend; false where its values are not here yet. */
   function paint(view) {
-    const held = gpuconv.page.maps.get(view.layer.number);
+    const held = page.maps.get(view.layer.number);
     if (!held || held.first !== view.first) return false;
     const at = (view.at = layout(view));
     const context = gpuconv.sized(view.canvas, at.width, at.height);
@@ -83,22 +82,18 @@
     const kept = view.bitmap;
     const look = `${gpuconv.dark()} ${scaleOf(view.layer, held)}`;
     if (kept?.held === held && kept.look === look) return kept.canvas;
-    const canvas = gpuconv.bitmap(held.values, 0, rows, columns, colour, kept?.canvas);
+    const canvas = gpuconv.bitmap(held.values, rows, columns, colour, kept?.canvas);
     view.bitmap = { canvas, held, look };
     return canvas;
   }
 
   function paintVector(view, at, held, colour, context) {
-    held.values.forEach((value, i) => {
-      const [x, y] = [(i % at.columns) * at.cell, Math.floor(i / at.columns) * at.cell];
-      context.fillStyle = gpuconv.css(colour(value));
-      context.fillRect(x, y, at.cell - 1, at.cell - 1);
-    });
+    gpuconv.squares(context, held.values, at.columns, at.cell, colour);
     if (!at.words) return;
     context.fillStyle = gpuconv.style("--faint");
     context.font = "12px system-ui, sans-serif";
     context.textAlign = "center";
-    gpuconv.page.model.classes.forEach((name, i) =>
+    page.model.classes.forEach((name, i) =>
       context.fillText(name.slice(0, 4), (i + 0.5) * at.cell, at.cell + 14));
   }
 
@@ -108,83 +103,60 @@
     const picture = layer.kind === "input";
     const most = scaleOf(layer, held);
     const [low, high] = picture ? [held.min, held.max] : [held.min < 0 ? -most : 0, most];
-    const context = gpuconv.sized(canvas, 72, 8);
-    const colour = picture ? gpuconv.gray(low, high) : gpuconv.palette(most);
-    for (let x = 0; x < 72; x++) {
-      context.fillStyle = gpuconv.css(colour(low + ((high - low) * x) / 71));
-      context.fillRect(x, 0, 1.5, 8);
-    }
-    range.textContent = `${text(low)} to ${text(high)}`;
+    gpuconv.legend(canvas, range, low, high, colours(view, held));
   }
 
-  /** A box around elements of a map, in the canvas's pixels; null where it is not shown. */
-  function boxOf(view, channel, top, left, rows, columns) {
-    const { at } = view;
+  /** The box around a window of a channel, in the canvas's pixels; null where it is not shown. */
+  function boxOf({ at, first }, channel, { top, left, rows, columns, dilation }) {
     if (!at) return null;
     if (!at.tiles) {
-      const [x, y] = [(left % at.columns) * at.cell, Math.floor(left / at.columns) * at.cell];
-      const whole = columns > 1;
-      return whole ? [0, 0, at.width, at.height - (at.words ? 18 : 0)] : [x, y, at.cell, at.cell];
+      if (columns > 1) return [0, 0, at.width, at.height - (at.words ? 18 : 0)];
+      return [(left % at.columns) * at.cell, Math.floor(left / at.columns) * at.cell, at.cell, at.cell];
     }
-    const tile = at.tiles[channel - view.first];
+    const tile = at.tiles[channel - first];
     if (!tile) return null;
-    return [tile[0] + left * at.cell, tile[1] + top * at.cell, columns * at.cell, rows * at.cell];
+    const [height, width] = [(rows - 1) * dilation[0] + 1, (columns - 1) * dilation[1] + 1];
+    return [tile[0] + left * at.cell, tile[1] + top * at.cell, width * at.cell, height * at.cell];
   }
 
+  /** Outline the pointed-at and the chosen element, what they read, and their part of the picture. */
   function paintMarks(view, context) {
-    const { page } = gpuconv;
-    const { model } = page;
+    const { number } = view.layer;
+    const { layers } = page.model;
     for (const [node, strong] of [[page.hovered, false], [page.selected, true]]) {
       if (!node) continue;
-      const layer = model.layers[node.layer];
-      const colour = gpuconv.style(strong ? "--select" : "--hover");
-      if (node.layer === view.layer.number) {
-        const [channel, row, column] = place(node.index);
-        outline(context, boxOf(view, channel, row, column, 1, 1), colour, strong);
-      }
-      for (const read of windows(model.layers, layer, node.index)) {
-        if (read.from !== view.layer.number) continue;
-        const rows = (read.rows - 1) * read.dilation[0] + 1;
-        const columns = (read.columns - 1) * read.dilation[1] + 1;
-        for (const channel of read.channels) {
-          outline(context, boxOf(view, channel, read.top, read.left, rows, columns), colour, strong);
-        }
-      }
-      if (view.layer.number === 0 && node.layer > 0) {
-        const seen = field(model.layers, layer, node.index);
-        context.setLineDash([4, 3]);
-        for (let c = 0; c < view.layer.shape[0]; c++) {
-          outline(context, boxOf(view, c, seen.top, seen.left, seen.rows, seen.columns), colour, strong);
-        }
-        context.setLineDash([]);
-      }
+      const mark = (window) => window.channels.forEach((channel) =>
+        outline(context, boxOf(view, channel, window), strong));
+      const layer = layers[node.layer];
+      [single(layer.number, node.index), ...windows(layers, layer, node.index)]
+        .filter(({ from }) => from === number).forEach(mark);
+      if (number > 0 || layer.number === 0) continue;
+      context.setLineDash([4, 3]);
+      mark(field(layers, layer, node.index));
+      context.setLineDash([]);
     }
   }
 
-  const place = (index) => (index.length === 3 ? index : [0, 0, index[0]]);
-
-  function outline(context, box, colour, strong) {
+  function outline(context, box, strong) {
     if (!box) return;
-    const [x, y, width, height] = box;
     context.lineWidth = strong ? 4 : 3;
     context.strokeStyle = gpuconv.style("--paper");
-    context.strokeRect(x, y, width, height);
+    context.strokeRect(...box);
     context.lineWidth = strong ? 2 : 1.25;
-    context.strokeStyle = colour;
-    context.strokeRect(x, y, width, height);
+    context.strokeStyle = gpuconv.style(strong ? "--select" : "--hover");
+    context.strokeRect(...box);
   }
 
   /** The index of the element at a pointer's place, or null. */
   function elementAt(view, event) {
     const { at, layer } = view;
     if (!at) return null;
+    if (!at.tiles) {
+      const i = gpuconv.squareAt(view.canvas, event, layer.shape[0], at.columns, at.cell);
+      return i < 0 ? null : [i];
+    }
     const box = view.canvas.getBoundingClientRect();
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-    if (!at.tiles) {
-      const column = Math.floor(x / at.cell);
-      const i = Math.floor(y / at.cell) * at.columns + column;
-      return column >= 0 && column < at.columns && i >= 0 && i < layer.shape[0] ? [i] : null;
-    }
     const number = at.tiles.findIndex(([left, top]) =>
       x >= left && x < left + at.w && y >= top && y < top + at.h);
     if (number < 0) return null;
@@ -195,9 +167,9 @@
   }
 
   const boxOfNode = (view, index) => {
-    const [channel, row, column] = place(index);
-    return boxOf(view, channel, row, column, 1, 1);
+    const window = single(view.layer.number, index);
+    return boxOf(view, window.channels[0], window);
   };
 
-  Object.assign(window.gpuconv, { maps: { layout, paint, elementAt, boxOfNode } });
+  Object.assign(gpuconv, { maps: { layout, paint, elementAt, boxOfNode } });
 })();

@@ -257,5 +257,5 @@
     dropout: copy, identity: copy, flatten: copy, add: [add, addBack], concat: [concat, concatBack],
   };
 
-  Object.assign(window.gpuconv, { net: { forward, gradient } });
+  Object.assign(gpuconv, { net: { forward, gradient } });
 })();

@@ -2,33 +2,25 @@
 "use strict";
 
 (() => {
-  const { element, number, find, say, text } = gpuconv;
+  const { element, number, find, page, say, text } = gpuconv;
   let asked = 0;
 
   /** Open a node: {layer, index}. Asks the source, and shows its answer. */
   async function open(node, loud = true) {
-    const { page } = gpuconv;
     const turn = ++asked;
     if (!page.run) return;
-    const { run } = page;
-    let found;
-    try {
-      found = await gpuconv.explain(run, node.layer, node.index);
-    } catch (error) {
-      if (error.gone) return; // a newer run is on its way, and opens the node again
-      throw error;
-    }
-    if (turn !== asked) return;
+    const found = await gpuconv.unlessGone(gpuconv.explain(page.run, node.layer, node.index));
+    if (!found || turn !== asked) return;
     show(found);
     if (loud) say(summary(found));
   }
 
-  const layerOf = (found) => gpuconv.page.model.layers[found.layer];
+  const layerOf = (found) => page.model.layers[found.layer];
 
   function title(found) {
     const layer = layerOf(found);
-    const softmax = layer.kind === "softmax" || layer.number === gpuconv.page.model.scores;
-    const name = softmax ? `class ${gpuconv.page.model.classes[found.index[0]]}`
+    const softmax = layer.kind === "softmax" || layer.number === page.model.scores;
+    const name = softmax ? `class ${page.model.classes[found.index[0]]}`
       : gpuconv.layers.words(found.index);
     return `${layer.name} · ${name}`;
   }
@@ -45,7 +37,7 @@
     const body = find("node-body");
     find("node").dataset.shown = JSON.stringify([found.layer, found.index]);
     find("node-title").textContent = title(found);
-    const held = gpuconv.page.maps.get(found.layer);
+    const held = page.maps.get(found.layer);
     const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
     if (held) {
       const most = Math.max(Math.abs(held.min), Math.abs(held.max));
@@ -61,34 +53,35 @@
     find("node").classList.add("filled");
   }
 
-  const part = (label, value, name) => {
+  /** A number of an equation, by the name of its part. */
+  function named(value, name) {
     const shown = number(value);
     shown.dataset.part = name;
-    return element("span", { class: "part" }, element("small", {}, label), shown);
-  };
+    return shown;
+  }
+  const part = (label, value, name) =>
+    element("span", { class: "part" }, element("small", {}, label), named(value, name));
   const sign = (word) => element("span", { class: "sign" }, word);
   const equation = (...children) => element("div", { class: "equation" }, ...children);
+  /** An equation that ends with the value. */
+  const gives = (found, ...children) =>
+    equation(...children, sign("="), part("result", found.value, "value"));
   const note = (words) => element("p", { class: "note" }, words);
 
   /** A link to another node. */
   function link({ layer, index, value }, name = "x") {
-    const { model } = gpuconv.page;
-    const shown = number(value);
-    shown.dataset.part = name;
+    const words = `${page.model.layers[layer].name} ${gpuconv.layers.words(index)}`;
     return element("button", {
-      type: "button", class: "part opens",
-      click: () => gpuconv.select({ layer, index }),
-    }, element("small", {}, `${model.layers[layer].name} ${gpuconv.layers.words(index)}`), shown);
+      type: "button", class: "part opens", click: () => gpuconv.select({ layer, index }),
+    }, element("small", {}, words), named(value, name));
   }
 
   function dot(found) {
-    const { model } = gpuconv.page;
     return [
-      equation(part(`Σ of ${found.products.length} products`, found.sum, "sum"),
-        ...(found.bias === null ? [] : [sign("+"), part("bias", found.bias, "bias")]),
-        sign("="), part("result", found.value, "value")),
-      gpuconv.terms.pictures(found, model, gpuconv.select),
-      gpuconv.terms.table(found, model),
+      gives(found, part(`Σ of ${found.products.length} products`, found.sum, "sum"),
+        ...(found.bias === null ? [] : [sign("+"), part("bias", found.bias, "bias")])),
+      gpuconv.terms.pictures(found, gpuconv.select),
+      gpuconv.terms.table(found),
     ];
   }
 
@@ -116,7 +109,7 @@
       }
       body.append(row);
     }
-    const { name } = gpuconv.page.model.layers[from];
+    const { name } = page.model.layers[from];
     const words = `The window in ${name}, map ${channels[0]}, from row ${top}, column ${left}`;
     return element("div", { class: "scrolls" }, note(words),
       element("table", { class: "window", "aria-label": words }, body));
@@ -134,52 +127,42 @@
   }
 
   const mean = (found) => [
-    equation(sign("sum ÷"), part("divisor", found.divisor, "divisor"), sign("="),
-      part("result", found.value, "value")),
+    gives(found, sign("sum ÷"), part("divisor", found.divisor, "divisor")),
     windowTable(found),
   ];
 
-  const formula = (words) => (found) => [
-    equation(link(found.read[0]), sign(words), part("result", found.value, "value")),
-  ];
+  const formula = (words) => (found) => [gives(found, link(found.read[0]), sign(words))];
+  const moved = (words) => (found) =>
+    [equation(link(found.read[0]), sign(words), part("result", found.value, "value"))];
 
   function softmax(found) {
-    const { model } = gpuconv.page;
     const own = found.exps[found.index[0]];
     const order = [...found.x.keys()].sort((a, b) => found.x[b] - found.x[a]).slice(0, 20);
     const rows = order.map((k) => element("tr", k === found.index[0] ? { class: "winner" } : {},
-      element("th", { scope: "row" }, model.classes[k] ?? String(k)),
+      element("th", { scope: "row" }, page.model.classes[k] ?? String(k)),
       number(found.x[k], "td"), number(found.exps[k], "td"),
       number(Math.fround(found.exps[k] / found.sum), "td")));
-    const head = ["class", "score", "e^(score − largest)", "probability"];
     const left = found.x.length - order.length;
     return [
-      equation(part("e^(score − largest)", own, "exp"), sign("÷"), part("sum of all", found.sum, "sum"),
-        sign("="), part("probability", found.value, "value")),
-      element("div", { class: "scrolls" }, element("table", {},
-        element("thead", {}, element("tr", {}, ...head.map((word) => element("th", { scope: "col" }, word)))),
-        element("tbody", {}, ...rows))),
+      gives(found, part("e^(score − largest)", own, "exp"), sign("÷"), part("sum of all", found.sum, "sum")),
+      gpuconv.table("classes", ["class", "score", "e^(score − largest)", "probability"], rows),
       ...(left > 0 ? [note(`${left} classes of lower scores are left out.`)] : []),
     ];
   }
 
   const batchNorm = (found) => [
-    equation(sign("("), link(found.read[0]), sign("−"), part("mean", found.mean, "mean"),
+    gives(found, sign("("), link(found.read[0]), sign("−"), part("mean", found.mean, "mean"),
       sign(") ÷ √("), part("variance", found.var, "var"), sign("+"), part("eps", found.eps, "eps"), sign(") ×"),
-      part("weight", found.weight, "weight"), sign("+"), part("bias", found.bias, "bias"), sign("="),
-      part("result", found.value, "value")),
+      part("weight", found.weight, "weight"), sign("+"), part("bias", found.bias, "bias")),
   ];
 
   const responseNorm = (found) => [
-    equation(part("value", found.x[found.center], "x"), sign("÷ ("), part("k", found.k, "k"), sign("+"),
-      part("a", found.a, "a"), sign(`× sum of ${found.x.length} squares ) ^`), part("beta", found.beta, "beta"),
-      sign("="), part("result", found.value, "value")),
+    gives(found, part("value", found.x[found.center], "x"), sign("÷ ("), part("k", found.k, "k"), sign("+"),
+      part("a", found.a, "a"), sign(`× sum of ${found.x.length} squares ) ^`), part("beta", found.beta, "beta")),
   ];
 
-  const add = (found) => [
-    equation(link(found.read[0], "x0"), sign("+"), link(found.read[1], "x1"), sign("="),
-      part("result", found.value, "value")),
-  ];
+  const add = (found) =>
+    [gives(found, link(found.read[0], "x0"), sign("+"), link(found.read[1], "x1"))];
 
   const other = (found) => [note(found.kind === "input"
     ? "A pixel of the picture, as the network reads it."
@@ -187,17 +170,16 @@
 
   const parts = {
     conv: dot, linear: dot, max_pool: winner, avg_pool: mean, sum_pool: mean, adaptive_avg_pool: mean,
-    relu: formula("→ max(0, x) ="), tanh: formula("→ tanh x ="),
-    scaled_tanh: formula("→ 1.7159 tanh(2x/3) ="), sigmoid: formula("→ 1 / (1 + e\u207b\u02e3) ="),
-    dropout: formula("passes as"), identity: formula("stays"), flatten: formula("moves to"),
-    concat: formula("is copied as"), add, batch_norm: batchNorm, response_norm: responseNorm, softmax,
+    relu: formula("→ max(0, x)"), tanh: formula("→ tanh x"),
+    scaled_tanh: formula("→ 1.7159 tanh(2x/3)"), sigmoid: formula("→ 1 / (1 + e\u207b\u02e3)"),
+    dropout: moved("passes as"), identity: moved("stays"), flatten: moved("moves to"),
+    concat: moved("is copied as"), add, batch_norm: batchNorm, response_norm: responseNorm, softmax,
   };
 
   /** What reads this value next. */
   function onward(found) {
-    const { model } = gpuconv.page;
     const elementwise = ["relu", "tanh", "scaled_tanh", "sigmoid", "batch_norm", "dropout", "identity"];
-    const next = model.layers.filter((layer) => layer.from.includes(found.layer));
+    const next = page.model.layers.filter((layer) => layer.from.includes(found.layer));
     return next.filter((layer) => elementwise.includes(layer.kind)).map((layer) => {
       const read = { layer: layer.number, index: found.index, value: gpuconv.layers.valueAt(layer, found.index) };
       const next = link(read, "then");
@@ -208,14 +190,8 @@
 
   /** Ask for the value of a link whose layer has not been loaded. */
   async function fill(link, { layer, index }) {
-    try {
-      const [[value]] = await gpuconv.source.values(gpuconv.page.run, [gpuconv.single(layer, index)]);
-      const shown = number(value);
-      shown.dataset.part = "then";
-      link.lastChild.replaceWith(shown);
-    } catch (error) {
-      if (!error.gone) throw error; // else a newer run is on its way, and opens the node again
-    }
+    const found = await gpuconv.unlessGone(gpuconv.source.values(page.run, [gpuconv.single(layer, index)]));
+    if (found) link.lastChild.replaceWith(named(found[0][0], "then"));
   }
 
   function close() {
@@ -226,5 +202,5 @@
     delete find("node").dataset.shown;
   }
 
-  Object.assign(window.gpuconv, { node: { open, close } });
+  Object.assign(gpuconv, { node: { open, close } });
 })();

@@ -1,6 +1,5 @@
 // Numbers and elements: how the page writes a float, and short ways to make and find elements.
 "use strict";
-window.gpuconv = window.gpuconv || {};
 
 (() => {
   const MINUS = "\u2212";
@@ -59,6 +58,13 @@ window.gpuconv = window.gpuconv || {};
     return made;
   }
 
+  /** A table that scrolls. head: its columns' names; rows: elements. */
+  const table = (label, head, rows) =>
+    element("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": label },
+      element("table", {},
+        element("thead", {}, element("tr", {}, ...head.map((word) => element("th", { scope: "col" }, word)))),
+        element("tbody", {}, ...rows)));
+
   const find = (id) => document.getElementById(id);
 
   /** Write all numbers of the page anew, with all digits or few. */
@@ -76,6 +82,9 @@ window.gpuconv = window.gpuconv || {};
     clearTimeout(saying);
     saying = setTimeout(() => { find("say").textContent = words; }, wait);
   }
+
+  /** What is asked of a run, undefined where that is gone: a newer one is on its way then. */
+  const unlessGone = (asked) => asked.catch((error) => { if (!error.gone) throw error; });
 
   function fromBase64(encoded) {
     const binary = atob(encoded);
@@ -99,15 +108,22 @@ window.gpuconv = window.gpuconv || {};
     return Float32Array.from(sums);
   }
 
+  /** The largest size of a value, without NaN. */
+  const largest = (values) =>
+    values.reduce((most, value) => (Math.abs(value) > most ? Math.abs(value) : most), 0);
+
   /** A top-activating patch as it was sent, with its arrays read. */
-  const readPatch = (patch) =>
-    ({ ...patch, pixels: fromBase64(patch.pixels), projection: floats(patch.projection) });
+  function readPatch(patch) {
+    const [, rows, columns] = patch.shape;
+    const projection = summed(floats(patch.projection), rows * columns);
+    return { ...patch, pixels: fromBase64(patch.pixels), projection };
+  }
 
   const floats = (encoded) => new Float32Array(fromBase64(encoded).buffer);
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 
-  Object.assign(window.gpuconv, {
-    text, percent, number, element, find, setDigits, say, fromBase64, toBase64, floats, readPatch, summed,
+  Object.assign(gpuconv, {
+    text, percent, number, element, table, find, setDigits, say, unlessGone, fromBase64, toBase64, floats, largest, readPatch, summed,
     plural,
   });
 })();

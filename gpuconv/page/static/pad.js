@@ -228,20 +228,12 @@
 
   /** Put a picture of the network's size on the pad, pixel by pixel. */
   function load(loaded) {
-    const [channels, height, width] = loaded.shape;
-    const image = new ImageData(width, height);
-    const plane = height * width;
-    for (let i = 0; i < plane; i++) {
-      for (let c = 0; c < 3; c++) image.data[4 * i + c] = loaded.pixels[(c % channels) * plane + i];
-      image.data[4 * i + 3] = 255;
-    }
-    base = element("canvas", { width, height });
-    base.getContext("2d").putImageData(image, 0, 0);
+    base = gpuconv.photo(loaded.shape, loaded.pixels);
     strokes = [];
     wipe();
     show();
     changed("end");
   }
 
-  Object.assign(window.gpuconv, { pad: { begin, clear, undo, picture, load, blank, show } });
+  Object.assign(gpuconv, { pad: { begin, clear, undo, picture, load, blank, show } });
 })();

@@ -2,26 +2,14 @@
 "use strict";
 
 (() => {
-  const { element, find, pad, layers, node, answer, filters, source, plural } = gpuconv;
-  const page = {
-    model: null, // what describe() said
-    run: null, // the name of the last run; questions about nodes go to it
-    maps: new Map(), // of that run, by layer: {first, min, max, values}
-    best: 0,
-    selected: null, // {layer, index}
-    hovered: null,
-    scale: "layer",
-    ran: 0, // runs done
-    latency: null, // from the last pen-up to its maps being drawn, in ms
-    settled: () => !running && waiting === null,
-  };
-  gpuconv.page = page;
+  const { page, find, pad, layers, node, answer, filters, source, plural } = gpuconv;
 
   // ---- running ---------------------------------------------------------------------------------
 
   let running = false;
   let waiting = null; // what changed while a run was on its way
   let penUp = null;
+  page.settled = () => !running && waiting === null;
 
   /** The picture changed: "stroke" while drawing, "end" when it rests, "clear". */
   function changed(what) {
@@ -67,6 +55,9 @@
     find("problem").textContent = words;
   }
 
+  /** Do something, and show what went wrong. */
+  const attempt = (action) => action().then(() => problem(""), (error) => problem(error.message));
+
   // ---- choosing --------------------------------------------------------------------------------
 
   /** Open a node, and show where it is unless it is being walked over. */
@@ -76,10 +67,9 @@
     else layers.turnTo(chosen);
     layers.paintAll();
     if (!open) layers.announce(chosen);
-    node.open(chosen, open).catch((error) => problem(error.message));
+    attempt(() => node.open(chosen, open));
     document.body.classList.toggle("inspecting", true);
   }
-  gpuconv.select = select;
 
   function deselect() {
     page.selected = null;
@@ -90,30 +80,21 @@
 
   // ---- pictures --------------------------------------------------------------------------------
 
-  async function showSample(index) {
-    try {
-      const found = await source.sample(index);
-      pad.load(found);
-      find("sample").value = String(found.index);
-      find("picture-words").textContent =
-        `test picture ${found.index}, labelled ${page.model.classes[found.label]}`;
-    } catch (error) {
-      problem(error.message);
-    }
-  }
+  const showSample = (index) => attempt(async () => {
+    const found = await source.sample(index);
+    pad.load(found);
+    find("sample").value = String(found.index);
+    find("picture-words").textContent =
+      `test picture ${found.index}, labelled ${page.model.classes[found.label]}`;
+  });
 
-  page.showSample = showSample;
-
-  async function upload(file) {
-    try {
-      const found = await source.picture(file);
-      pad.load(found);
-      find("picture-words").textContent = `${file.name}${found.inverted ? ", inverted: its border is light" : ""}`;
-      problem("");
-    } catch (error) {
-      problem(error.message);
-    }
-  }
+  const upload = (file) => attempt(async () => {
+    const found = await source.picture(file);
+    pad.load(found);
+    find("picture-words").textContent = file.name
+      + (found.inverted ? ", inverted: its border is light" : "")
+      + (found.blank ? ", a picture of one colour: the answer means nothing" : "");
+  });
 
   function listenToPictures() {
     const test = page.model.test;
@@ -179,8 +160,8 @@
     find("facts").textContent = [
       plural(model.parameters, "parameter"), model.note,
     ].filter(Boolean).join(" · ");
-    layers.begin(model, page, select);
-    answer.begin(model);
+    layers.begin();
+    answer.begin();
     pad.begin(model.input, (what) => {
       find("picture-words").textContent = "";
       changed(what);
@@ -188,11 +169,12 @@
     node.close();
     listenToPictures();
     listenToSettings();
-    gpuconv.training.begin(page, { reload, problem });
+    gpuconv.training.begin();
     if (model.test) await showSample(0);
     else changed("end");
   }
 
   window.addEventListener("unhandledrejection", (event) => problem(event.reason?.message ?? "failed"));
+  Object.assign(gpuconv, { select, reload, attempt, showSample });
   begin().catch((error) => problem(error.message));
 })();

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { element, number, text, source, say, plural } = gpuconv;
+  const { element, number, page, text, source, say, plural } = gpuconv;
   const MAX_RESTARTS = 3; // because of new weights, before a search gives up
   const SIDE = 64; // of a part, in CSS pixels
   const shown = new Set();
@@ -28,7 +28,7 @@
     again.addEventListener("click", () => look(part));
     fold.addEventListener("toggle", () => {
       if (!fold.open) { part.turn++; return; } // a search that nobody waits for ends
-      const { selected } = gpuconv.page;
+      const { selected } = page;
       if (selected?.layer === layer.number) choice.value = String(selected.index[0]);
       look(part);
     });
@@ -77,14 +77,11 @@
     if (best) say(`${layer.name}, filter ${found.filter}: ${plural(found.patches.length, "patch")}; the strongest, ${text(best.value)}, ${whose(best)}.`);
   }
 
-  const whose = ({ label, image }) => `test picture ${image}, labelled ${gpuconv.page.model.classes[label]}`;
+  const whose = ({ label, image }) => `test picture ${image}, labelled ${page.model.classes[label]}`;
 
   function paint({ layer, found, list }) {
     if (!found) return;
-    let most = 0;
-    for (const { projection } of found.patches) {
-      for (const value of summed(projection, 1)) most = Math.max(most, Math.abs(value));
-    }
+    const most = Math.max(...found.patches.map(({ projection }) => gpuconv.largest(projection)));
     list.replaceChildren(...found.patches.map((patch) => element("li", {}, item(layer, patch, most))));
   }
 
@@ -93,39 +90,26 @@
     const [, rows, columns] = patch.shape;
     const drawn = [];
     if (rows * columns) {
-      const { pixels, projection, shape } = patch;
-      const plane = rows * columns;
-      const whole = gpuconv.photo(shape, (c, i) => pixels[c * plane + i]);
-      const sums = summed(projection, shape[0]);
-      drawn.push(scaled(whole, rows, columns),
-        scaled(gpuconv.bitmap(sums, 0, rows, columns, gpuconv.palette(most)), rows, columns));
+      drawn.push(gpuconv.photo(patch.shape, patch.pixels),
+        gpuconv.bitmap(patch.projection, rows, columns, gpuconv.palette(most)));
     }
     const [filter, row, column] = patch.index;
     const words = `${whose(patch)}: value ${text(patch.value)} at row ${row}, column ${column}`;
-    const about = [element("span", { class: "pair", "aria-hidden": "true" }, ...drawn), number(patch.value),
-      element("small", {}, `${gpuconv.page.model.classes[patch.label]}, picture ${patch.image}`)];
+    const about = [element("span", { class: "pair", "aria-hidden": "true" }, ...drawn.map(scaled)), number(patch.value),
+      element("small", {}, `${page.model.classes[patch.label]}, picture ${patch.image}`)];
     if (!source.openTest) return element("span", { class: "patch", role: "img", "aria-label": words }, ...about);
     return element("button", {
       type: "button", class: "patch", "aria-label": `${words}; open it`, title: words,
       click: async () => {
-        await gpuconv.page.showSample(patch.image);
+        await gpuconv.showSample(patch.image);
         gpuconv.select({ layer: layer.number, index: [filter, row, column] });
       },
     }, ...about);
   }
 
-  /** The sums over the channels. */
-  function summed(values, channels) {
-    const sums = new Float32Array(values.length / channels);
-    values.forEach((value, i) => { sums[i % sums.length] += value; });
-    return sums;
-  }
-
-  function scaled(bitmap, rows, columns) {
-    const scale = SIDE / Math.max(rows, columns);
+  function scaled(bitmap) {
     const canvas = element("canvas", { "aria-hidden": "true" });
-    gpuconv.sized(canvas, columns * scale, rows * scale)
-      .drawImage(bitmap, 0, 0, columns * scale, rows * scale);
+    gpuconv.enlarge(bitmap, SIDE, canvas);
     return canvas;
   }
 
@@ -138,5 +122,5 @@
     }
   }
 
-  Object.assign(window.gpuconv, { patches: { attach, outdate, paintAll: () => shown.forEach(paint) } });
+  Object.assign(gpuconv, { patches: { attach, outdate, paintAll: () => shown.forEach(paint) } });
 })();

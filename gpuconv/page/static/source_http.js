@@ -1,6 +1,5 @@
 // The page's questions put to the server that it came from.
 "use strict";
-window.gpuconv = window.gpuconv || {};
 
 (() => {
   async function answer(response) {
@@ -21,7 +20,7 @@ window.gpuconv = window.gpuconv || {};
     Object.entries(found).map(([name, data]) => [name, gpuconv.floats(data)]));
   const pixels = (found) => ({ ...found, pixels: gpuconv.fromBase64(found.pixels) });
 
-  window.gpuconv.source = {
+  gpuconv.source = {
     describe: () => ask("/api/model"),
 
     async run(picture) {

@@ -6,19 +6,12 @@
   const MAX_RUNS = 4;
   const runs = new Map();
   let counter = 0;
-  let model, weights, start, samples, patches;
-
-  /** Read what the export put into the page. */
-  function open() {
-    if (model) return;
-    const found = JSON.parse(document.getElementById("network").textContent);
-    ({ model, samples, patches } = found);
-    const arrays = (all) => Object.fromEntries(Object.entries(all).map(([number, named]) =>
-      [number, Object.fromEntries(Object.entries(named).map(([name, data]) =>
-        [name, gpuconv.floats(data)]))]));
-    weights = arrays(found.weights);
-    start = arrays(found.start);
-  }
+  // what the export put into the page
+  const found = JSON.parse(document.getElementById("network").textContent);
+  const { model, samples, patches } = found;
+  const each = (given, f) => Object.fromEntries(Object.entries(given).map(([key, value]) => [key, f(value)]));
+  const weights = each(found.weights, (named) => each(named, gpuconv.floats));
+  const start = each(found.start, gpuconv.floats);
 
   /** The picture as the network reads it: scaled to 0..1, framed with black, normalised. */
   function prepared({ shape: [C, H, W], pixels }) {
@@ -58,49 +51,51 @@
     });
   }
 
-  /** A picture of any size, fitted as `gpuconv predict` does. */
+  /** The median of a plane's outermost pixels. */
+  function borderOf(plane, w) {
+    const border = plane.filter((_, i) => i < w || i >= plane.length - w || i % w === 0 || i % w === w - 1).sort();
+    return border[Math.floor(border.length / 2)];
+  }
+
+  /** A picture of any size, prepared as `gpuconv predict` does. */
   async function fitted(file) {
     const [C, H, W] = model.input.image;
+    const { resize, dark_border } = model.input;
     const image = await createImageBitmap(file).catch(() => {
       throw new Error(`${file.name}: not a picture that this browser can read`);
     });
-    const scale = Math.min(W / image.width, H / image.height);
-    const [w, h] = [Math.max(1, Math.round(image.width * scale)), Math.max(1, Math.round(image.height * scale))];
+    const scales = [W / image.width, H / image.height];
+    const scale = resize === "centre-crop" ? Math.max(...scales) : Math.min(...scales);
+    const scaled = (side) => Math.max(1, Math.round(side * scale));
+    const [w, h] = resize === "fit" ? [scaled(image.width), scaled(image.height)] : [W, H];
+    const [sw, sh] = resize === "centre-crop" ? [W / scale, H / scale] : [image.width, image.height];
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [w, h];
     const context = canvas.getContext("2d");
     context.fillStyle = "white";
     context.fillRect(0, 0, w, h);
     context.imageSmoothingQuality = "high";
-    context.drawImage(image, 0, 0, w, h);
+    context.drawImage(image, (image.width - sw) / 2, (image.height - sh) / 2, sw, sh, 0, 0, w, h);
     const { data } = context.getImageData(0, 0, w, h);
     const at = (i, c) => (C === 1
       ? Math.round(0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]) : data[4 * i + c]);
     const [top, left] = [Math.floor((H - h) / 2), Math.floor((W - w) / 2)];
     const pixels = new Uint8Array(C * H * W);
-    const borders = [];
+    let [around, contrast] = [0, 0]; // around: the mean of the channels' borders
     for (let c = 0; c < C; c++) {
-      const border = [];
-      for (let i = 0; i < h; i++) {
-        for (let j = 0; j < w; j++) if (!i || !j || i === h - 1 || j === w - 1) border.push(at(i * w + j, c));
-      }
-      const around = border.sort((a, b) => a - b)[Math.floor(border.length / 2)];
-      borders.push(around);
-      pixels.fill(around, c * H * W, (c + 1) * H * W);
-      for (let i = 0; i < h; i++) {
-        for (let j = 0; j < w; j++) pixels[(c * H + top + i) * W + left + j] = at(i * w + j, c);
-      }
+      const plane = Uint8Array.from({ length: h * w }, (_, i) => at(i, c));
+      const whole = pixels.subarray(c * H * W, (c + 1) * H * W).fill(borderOf(plane, w));
+      for (let i = 0; i < h; i++) whole.set(plane.subarray(i * w, (i + 1) * w), (top + i) * W + left);
+      around += borderOf(whole, W) / C;
+      contrast = Math.max(contrast, whole.reduce((a, b) => Math.max(a, b)) - whole.reduce((a, b) => Math.min(a, b)));
     }
-    const inverted = model.input.dark_border && borders.reduce((a, b) => a + b) / C > 127;
+    const inverted = dark_border && around > 127;
     if (inverted) pixels.forEach((value, i) => { pixels[i] = 255 - value; });
-    return { shape: [C, H, W], pixels, inverted };
+    return { shape: [C, H, W], pixels, inverted, blank: contrast < 8 };
   }
 
-  window.gpuconv.source = {
-    async describe() {
-      open();
-      return model;
-    },
+  gpuconv.source = {
+    describe: async () => model,
 
     async run(picture) {
       const outputs = net.forward(model.layers, weights, prepared(picture));
@@ -108,7 +103,7 @@
       runs.set(run, outputs);
       if (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
       return {
-        run, version: 1, probabilities: [...outputs[outputs.length - 1]],
+        run, probabilities: [...outputs[outputs.length - 1]],
         maps: model.layers.map((layer) => maps(outputs, layer.number, 0)),
       };
     },
@@ -116,15 +111,14 @@
     maps: async (run, layer, first) => maps(outputsOf(run), layer, first),
     values: async (run, windows) => windows.map((window) =>
       cut(outputsOf(run)[window.from], model.layers[window.from].shape, window)),
-    weights: async (layer, channel) => Object.fromEntries(
-      Object.entries(weights[layer]).map(([name, array]) => {
-        const size = array.length / model.layers[layer].shape[0];
-        return [name, array.subarray(channel * size, (channel + 1) * size)];
-      })),
+    weights: async (layer, channel) => each(weights[layer], (array) => {
+      const size = array.length / model.layers[layer].shape[0];
+      return array.subarray(channel * size, (channel + 1) * size);
+    }),
 
     async filters(layer, when) {
-      const values = when === "start" ? start[layer].weight : weights[layer].weight;
-      return { shape: model.layers[layer].filters, values, version: 1 };
+      const values = when === "start" ? start[layer] : weights[layer].weight;
+      return { shape: model.layers[layer].filters, values };
     },
 
     async explanation(run, method, target) {

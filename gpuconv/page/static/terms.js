@@ -2,13 +2,14 @@
 "use strict";
 
 (() => {
-  const { element, number, text } = gpuconv;
+  const { element, number, page, text } = gpuconv;
   const MOST_GROUPS = 32;
   const MAX_ROWS = 600;
 
   /** The terms cut into groups: a window's channels, the maps that were flattened, or one row.
       [{name, begin, rows, columns}], and the index of a term in `at(i)`. */
-  function grouped({ window }, { layers }) {
+  function grouped({ window }) {
+    const { layers } = page.model;
     let source = layers[window.from];
     let { channels, rows, columns } = window;
     const flat = source.kind === "flatten" ? layers[source.from[0]] : null;
@@ -29,16 +30,15 @@
   const inside = ({ inside: marks }, i) => marks[i % marks.length];
 
   /** The groups as rows of three pictures: inputs, weights, products, and the products' sum. */
-  function pictures(found, model, open) {
-    const { groups, at, source } = grouped(found, model);
+  function pictures(found, open) {
+    const { groups, at, source } = grouped(found);
     for (const group of groups) {
       group.sum = 0;
       for (let i = group.begin; i < group.begin + group.rows * group.columns; i++) {
         group.sum += found.products[i];
       }
     }
-    const largest = (values) => values.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
-    const scales = [largest(found.x), largest(found.w), largest(found.products)];
+    const scales = [found.x, found.w, found.products].map(gpuconv.largest);
     const shown = groups.length > MOST_GROUPS
       ? [...groups].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum)).slice(0, MOST_GROUPS) : groups;
     const body = element("div", { class: "terms" },
@@ -76,28 +76,21 @@
       role: "img", "aria-label": `${group.name}, ${what}; the numbers are in the table below`,
     });
     const context = gpuconv.sized(canvas, columns * cell, rows * cell);
-    const colour = gpuconv.palette(most);
+    const own = values.slice(group.begin, group.begin + size);
+    gpuconv.squares(context, own, columns, cell, gpuconv.palette(most));
     for (let i = 0; i < size; i++) {
-      const [x, y] = [(i % columns) * cell, Math.floor(i / columns) * cell];
-      context.fillStyle = gpuconv.css(colour(values[group.begin + i]));
-      context.fillRect(x, y, cell - (cell > 4 ? 1 : 0), cell - (cell > 4 ? 1 : 0));
-      if (!there(group.begin + i)) hatch(context, x, y, cell);
+      if (!there(i)) hatch(context, (i % columns) * cell, Math.floor(i / columns) * cell, cell);
     }
-    const index = (event) => {
-      const box = canvas.getBoundingClientRect();
-      const column = Math.floor((event.clientX - box.left) / cell);
-      const i = Math.floor((event.clientY - box.top) / cell) * columns + column;
-      return i >= 0 && i < size && column < columns ? group.begin + i : -1;
-    };
+    const index = (event) => gpuconv.squareAt(canvas, event, size, columns, cell);
     canvas.addEventListener("pointermove", (event) => {
       const i = index(event);
-      canvas.title = i < 0 ? "" : there(i) ? text(values[i]) : "padding";
+      canvas.title = i < 0 ? "" : there(i) ? text(own[i]) : "padding";
     });
     if (what === "inputs") {
       canvas.classList.add("opens");
       canvas.addEventListener("click", (event) => {
         const i = index(event);
-        if (i >= 0 && there(i)) open(i);
+        if (i >= 0 && there(i)) open(group.begin + i);
       });
     }
     return canvas;
@@ -113,29 +106,22 @@
   }
 
   /** All terms as a table that folds out: filled when it is opened. */
-  function table(found, model) {
+  function table(found) {
     const count = found.x.length;
     const fold = element("details", { class: "all-terms" },
       element("summary", {}, `All ${count.toLocaleString("en")} products as numbers`));
     fold.addEventListener("toggle", () => {
       if (!fold.open || fold.querySelector("table")) return;
-      const { at } = grouped(found, model);
-      const head = ["element", "input", "weight", "product"];
-      const rows = Math.min(count, MAX_ROWS);
-      const body = element("tbody");
-      for (let i = 0; i < rows; i++) {
-        body.append(element("tr", {},
-          element("th", { scope: "row" }, inside(found, i) ? at(i).join(", ") : "padding"),
-          ...[found.x[i], found.w[i], found.products[i]].map((value) => number(value, "td"))));
-      }
-      fold.append(element("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": "products" },
-        element("table", {},
-          element("thead", {}, element("tr", {}, ...head.map((word) => element("th", { scope: "col" }, word)))),
-          body)));
-      if (rows < count) fold.append(element("p", { class: "note" }, `${count - rows} more are left out.`));
+      const { at } = grouped(found);
+      const rows = Array.from({ length: Math.min(count, MAX_ROWS) }, (_, i) => element("tr", {},
+        element("th", { scope: "row" }, inside(found, i) ? at(i).join(", ") : "padding"),
+        ...[found.x[i], found.w[i], found.products[i]].map((value) => number(value, "td"))));
+      fold.append(gpuconv.table("products", ["element", "input", "weight", "product"], rows));
+      const left = count - rows.length;
+      if (left) fold.append(element("p", { class: "note" }, `${left} more are left out.`));
     });
     return fold;
   }
 
-  Object.assign(window.gpuconv, { terms: { pictures, table, inside } });
+  Object.assign(gpuconv, { terms: { pictures, table, inside } });
 })();

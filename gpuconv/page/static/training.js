@@ -2,27 +2,27 @@
 "use strict";
 
 (() => {
-  const { element, find, text, percent, say, plural } = gpuconv;
+  const { element, find, page, text, percent, say, plural } = gpuconv;
   const WORDS = {
     ready: "Not started", starting: "Starting", running: "Running", paused: "Paused",
     stopping: "Stopping after this batch", stopped: "Stopped and saved", done: "Finished",
     failed: "Failed", lost: "The connection to the run is lost",
   };
-  let page, tell;
   let run = { state: "ready", points: [], epochs: [], progress: {}, evaluation: {} };
 
-  /** Begin where the source has a run. tell: {reload, problem} of the page. */
-  function begin(state, calls) {
-    [page, tell] = [state, calls];
+  /** Begin where the source has a run. */
+  function begin() {
     if (!page.model.training) return;
     find("training").hidden = false;
     build();
     listen();
   }
 
-  const button = (id, words, action, primary) => element("button", {
-    type: "button", id, class: primary ? "primary" : null, click: () => command(action),
-  }, words);
+  // What a button does, what stands on it, when it is there, whether it stands out.
+  const BUTTONS = [
+    ["start", "Start", ["ready", "stopped"], true], ["pause", "Pause", ["running"], false],
+    ["resume", "Resume", ["paused"], true], ["stop", "Stop", ["running", "paused"], false],
+  ];
 
   function build() {
     const rate = element("input", { type: "number", id: "rate", min: "0", step: "any", class: "rate" });
@@ -33,8 +33,9 @@
         element("h2", { id: "training-title" }, "Training"),
         element("span", { id: "run-state", role: "status" }),
         element("div", { class: "tools" },
-          button("run-start", "Start", "start", true), button("run-pause", "Pause", "pause"),
-          button("run-resume", "Resume", "resume", true), button("run-stop", "Stop", "stop"),
+          ...BUTTONS.map(([action, words, , primary]) => element("button", {
+            type: "button", id: `run-${action}`, class: primary && "primary", click: () => command(action),
+          }, words)),
           element("label", { class: "rate-label" }, "Learning rate ", rate),
           element("button", { type: "button", id: "rate-set", click: set }, "Set"))),
       element("progress", { id: "run-progress", max: "1", value: "0", "aria-label": "share of the run done" }),
@@ -44,7 +45,7 @@
         element("figure", { class: "confusion" },
           element("figcaption", { id: "confusion-words" }, "What is taken for what"),
           element("canvas", { id: "confusion", role: "img", "aria-labelledby": "confusion-words" }),
-          element("details", {}, element("summary", {}, "As numbers"), element("div", { class: "scrolls", id: "confusion-table" }))),
+          element("details", {}, element("summary", {}, "As numbers"), element("div", { id: "confusion-table" }))),
         element("figure", {}, element("figcaption", {}, "Worst mistakes: click one to look at it"),
           element("ul", { id: "mistakes" }))));
     find("confusion").addEventListener("pointermove", confusionTip);
@@ -54,21 +55,14 @@
   const chart = (id, name) => element("figure", {}, element("figcaption", { id: `${id}-words` }, name),
     element("canvas", { id, role: "img", "aria-labelledby": `${id}-words` }));
 
-  async function command(action, given) {
-    try {
-      await gpuconv.source.command(action, given);
-      tell.problem("");
-    } catch (error) {
-      tell.problem(error.message);
-    }
-  }
+  const command = (action, given) => gpuconv.attempt(() => gpuconv.source.command(action, given));
 
   function listen() {
     const events = gpuconv.source.events();
     events.onopen = async () => {
       run = await gpuconv.source.training();
       show();
-      tell.reload();
+      gpuconv.reload();
     };
     events.onerror = () => { run.state = "lost"; showState(); };
     events.onmessage = ({ data }) => {
@@ -79,8 +73,7 @@
         say(`Training: ${WORDS[run.state]}.`);
       } else if (event.event === "progress") {
         run.progress = event.progress;
-        const last = run.points[run.points.length - 1];
-        if (!last || event.progress.step > last.step) run.points.push(event.progress);
+        if (!(event.progress.step <= run.points.at(-1)?.step)) run.points.push(event.progress);
         soon();
       } else if (event.event === "epoch") {
         run.epochs.push(event.record);
@@ -88,7 +81,7 @@
       } else if (event.event === "evaluation") {
         run.evaluation = event.evaluation;
         showEvaluation();
-      } else if (event.event === "weights") tell.reload();
+      } else if (event.event === "weights") gpuconv.reload();
     };
   }
 
@@ -110,11 +103,8 @@
     const { state } = run;
     find("run-state").textContent = WORDS[state] + (state === "failed" ? `: ${run.problem}` : "");
     find("run-state").dataset.state = state;
-    find("run-start").hidden = !["ready", "stopped"].includes(state);
+    for (const [action, , states] of BUTTONS) find(`run-${action}`).hidden = !states.includes(state);
     find("run-start").textContent = state === "stopped" ? "Go on" : "Start";
-    find("run-pause").hidden = state !== "running";
-    find("run-resume").hidden = state !== "paused";
-    find("run-stop").hidden = !["running", "paused"].includes(state);
     find("rate-set").disabled = !["running", "paused"].includes(state);
   }
 
@@ -145,19 +135,18 @@
   }
 
   /** A curve over the epochs: the training's as a line, held-out pictures' as marked points. */
-  function curve(id, name, line, marks, words) {
+  function curve(id, name, points, checks, words) {
     const canvas = find(id);
     const [width, height] = [Math.max(180, canvas.parentElement.clientWidth), 150];
     const context = gpuconv.sized(canvas, width, height);
-    const last = line[line.length - 1];
-    const checked = marks.length ? `, on held-out pictures ${words(marks[marks.length - 1][1])}` : "";
-    find(`${id}-words`).textContent = last ? `${name}: ${words(last[1])}${checked}` : name;
-    const all = [...line, ...marks].filter(([, y]) => Number.isFinite(y));
+    const checked = checks.length ? `, on held-out pictures ${words(checks.at(-1)[1])}` : "";
+    find(`${id}-words`).textContent = points.length ? `${name}: ${words(points.at(-1)[1])}${checked}` : name;
+    const [line, marks] = [points, checks].map((all) => all.filter(([, y]) => Number.isFinite(y)));
     const [left, right, top, bottom] = [40, width - 8, 8, height - 20];
     const far = Math.max(run.progress.epochs ?? 1, 1);
     let [low, high] = [0, 1];
-    if (all.length) {
-      const values = all.map(([, y]) => y).sort((a, b) => a - b);
+    const values = [...line, ...marks].map(([, y]) => y).sort((a, b) => a - b);
+    if (values.length) {
       const most = values[Math.floor(values.length * 0.98)]; // a few wild ones may lie outside
       const least = values[Math.floor(values.length * 0.02)];
       if (name === "Loss") high = Math.max(most * 1.1, 1e-6);
@@ -239,33 +228,27 @@
   function confusionTip(event) {
     const counts = run.evaluation.confusion;
     if (!counts) return;
-    const box = event.currentTarget.getBoundingClientRect();
-    const side = box.width / (counts.length + 1);
-    const [i, j] = [Math.floor((event.clientY - box.top) / side) - 1, Math.floor((event.clientX - box.left) / side) - 1];
+    const across = counts.length + 1;
+    const canvas = event.currentTarget;
+    const at = gpuconv.squareAt(canvas, event, across ** 2, across, canvas.clientWidth / across);
+    const [i, j] = [Math.floor(at / across) - 1, (at % across) - 1];
     const { classes } = page.model;
-    event.currentTarget.title = counts[i]?.[j] === undefined ? ""
+    canvas.title = counts[i]?.[j] === undefined ? ""
       : `${plural(counts[i][j], "picture")} of ${classes[i]} taken for ${classes[j]}`;
   }
 
   function tableConfusion(counts) {
     const { classes } = page.model;
-    find("confusion-table").replaceChildren(element("table", {},
-      element("thead", {}, element("tr", {}, element("td"), ...classes.map((name) => element("th", { scope: "col" }, name)))),
-      element("tbody", {}, ...counts.map((row, i) => element("tr", {},
-        element("th", { scope: "row" }, classes[i]), ...row.map((count) => element("td", {}, String(count))))))));
+    find("confusion-table").replaceChildren(gpuconv.table("what is taken for what", ["", ...classes],
+      counts.map((row, i) => element("tr", {}, element("th", { scope: "row" }, classes[i]),
+        ...row.map((count) => element("td", {}, String(count)))))));
   }
 
   function mistake(found) {
-    const [channels, rows, columns] = found.shape;
     const pixels = gpuconv.fromBase64(found.pixels);
     const { classes } = page.model;
-    const canvas = element("canvas", { width: columns, height: rows, "aria-hidden": "true" });
-    const image = new ImageData(columns, rows);
-    for (let i = 0; i < rows * columns; i++) {
-      for (let c = 0; c < 3; c++) image.data[4 * i + c] = pixels[(c % channels) * rows * columns + i];
-      image.data[4 * i + 3] = 255;
-    }
-    canvas.getContext("2d").putImageData(image, 0, 0);
+    const canvas = gpuconv.photo(found.shape, pixels);
+    canvas.setAttribute("aria-hidden", "true");
     const words = `${classes[found.label]} taken for ${classes[found.answer]}`;
     return element("li", {}, element("button", {
       type: "button", "aria-label": `${words}, ${percent(found.sure)} sure; look at it`,
@@ -273,5 +256,5 @@
     }, canvas, element("span", {}, words), element("small", {}, percent(found.sure))));
   }
 
-  Object.assign(window.gpuconv, { training: { begin, show: () => page?.model.training && show(), step: () => run.progress.step ?? 0 } });
+  Object.assign(gpuconv, { training: { begin, show: () => page.model.training && show(), step: () => run.progress.step ?? 0 } });
 })();

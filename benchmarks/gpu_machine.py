@@ -1,4 +1,4 @@
-"""A report's description of the machine: processor, card, driver, versions, clocks, commit."""
+"""A report's description of the machine: card, driver, versions, clocks, commit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ CARD = (
     "clocks.mem", "clocks.max.sm", "clocks.max.mem", "pstate",
 )  # fmt: skip
 PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch", "nvidia-cuda-nvrtc")
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
-        return platform.processor() or platform.machine() or "unknown processor"
 
 
 def driver_cards() -> list[str]:
