@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "benchmarks")]
 
 from browser import chromium  # noqa: E402
 from show_latency import started  # noqa: E402

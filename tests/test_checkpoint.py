@@ -321,7 +321,8 @@ def changed(metadata, path, value):
     return metadata
 
 
-def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path):
+@pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path, each):
     from gpuconv import train
 
     path = tmp_path / "last.safetensors"
@@ -331,7 +332,7 @@ def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path
     values = ["del", None, -1, 2**70, 0.5, math.inf, "x", "", [], [[1]], {}, {"a": 1}, True]
     messages = []
     for place in places(found.metadata):
-        for value in rng.sample(values, 2):
+        for value in rng.sample(values, each):
             meta = changed(found.metadata, place, value)
             checkpoint.write(path, Checkpoint(found.weights, meta, found.optimizer))
             try:
@@ -339,7 +340,7 @@ def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path
                 state.restore(checkpoint.read(path), run.trainer, found.metadata["recipe"])
             except ValueError as error:
                 messages.append(str(error))
-    assert len(messages) > 200
+    assert len(messages) > 100 * each
     assert all("\n" not in text and len(text) < 500 for text in messages)
     use(trained / "last.safetensors")
 
@@ -476,7 +477,7 @@ while True:
 def test_kill_9_leaves_a_whole_file(tmp_path):
     path = Path(tmp_path / "a.safetensors")
     rng = np.random.default_rng(2)
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
         deadline = time.monotonic() + 60
         mark = path.stat().st_mtime_ns if path.exists() else 0

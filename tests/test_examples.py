@@ -64,7 +64,7 @@ def test_lenet(tmp_path):
     assert accuracy(run("lenet.py", *options)) == accuracy(text)  # done: nothing to train
 
 
-@pytest.mark.parametrize("model", ["resnet", "vgg"])
+@pytest.mark.parametrize("model", [pytest.param("resnet", marks=pytest.mark.slow), "vgg"])
 def test_colour_images(tmp_path, pictures, model):
     out = tmp_path / "run"
     text = run("colour_images.py", pictures, "--model", model, "--epochs", 1, "--out", out)

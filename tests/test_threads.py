@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
+from gpuconv.autograd import Tensor, operators
 from gpuconv.cpu import conv, conv_per_tap, conv_pointwise
 from gpuconv.cpu.workspace import KEPT_FLOATS, scratch
 from gpuconv.shapes import Window
@@ -159,6 +160,20 @@ def test_convolutions_by_blas_keep_to_one_thread(threads, monkeypatch):
         y = conv.forward(x, w, None, Window(1), 1)
         conv.backward(y, x, w, Window(1), 1)
     assert seen == [1] * 6  # two images forward, two for dx; float64 forward and backward
+
+
+def test_a_matrix_product_of_tensors_keeps_to_one_thread(threads, monkeypatch):
+    threads(1)
+    held = []
+
+    def recording(count):
+        held.append(count)
+        return blas_threads(count)
+
+    monkeypatch.setattr(operators, "blas_threads", recording)
+    a, b = (Tensor(np.ones((2, 2)), requires_grad=True) for _ in range(2))
+    (a @ b).sum().backward()
+    assert held == [1, 1]  # forward and backward
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not tell a child's time")

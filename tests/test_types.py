@@ -27,6 +27,7 @@ gpuconv.load("x.safetensors", "cpu")  # wrong
 """
 
 
+@pytest.mark.slow  # .ci/run runs it by name
 def test_wrong_arguments_are_errors(tmp_path):
     pytest.importorskip("mypy")
     script = tmp_path / "script.py"

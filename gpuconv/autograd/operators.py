@@ -17,6 +17,7 @@ from gpuconv.arrays import ShapeOnly, contiguous, device_of
 from gpuconv.autograd import fusion, tensor
 from gpuconv.autograd.state import Array
 from gpuconv.ops import in_place
+from gpuconv.threads import blas_threads, thread_count
 
 if TYPE_CHECKING:
     from gpuconv.autograd.tensor import Tensor
@@ -122,12 +123,14 @@ def matmul(a: Any, b: Any) -> Tensor:
     a, b = _operands(a, b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} are no matrices that fit")
-    y = _on_host("@", np.matmul, a, b)
+    with blas_threads(thread_count()):
+        y = _on_host("@", np.matmul, a, b)
     return tensor.record("matmul", y, (a, b), _matmul_backward, a.data, b.data)
 
 
 def _matmul_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, Array]:
-    return (dy @ b.T).astype(a.dtype, copy=False), (a.T @ dy).astype(b.dtype, copy=False)
+    with blas_threads(thread_count()):
+        return (dy @ b.T).astype(a.dtype, copy=False), (a.T @ dy).astype(b.dtype, copy=False)
 
 
 def total(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:

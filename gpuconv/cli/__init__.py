@@ -1,8 +1,4 @@
-"""The command line: `gpuconv train`, `evaluate`, `predict` and so on, one module for each command.
-
-A command's module is cheap to import; what is heavy is imported when the command runs, so that
-`gpuconv --help` answers at once.
-"""
+"""The command line: `gpuconv train`, `evaluate`, `predict` and so on, a module for each command."""
 
 from __future__ import annotations
 

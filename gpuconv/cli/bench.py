@@ -15,15 +15,21 @@ counted work.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from gpuconv.arrays import require
+from gpuconv.bench import table
+from gpuconv.bench.cases import OPTIONS, Case, network, option, parse
+from gpuconv.bench.measure import Row, measure
+from gpuconv.bench.report import measured_device, write_json
+from gpuconv.bench.standard import standard
+from gpuconv.bench.workloads import counted, of_case
 from gpuconv.cli.options import add_device, number, one_of, whole
+from gpuconv.devices import resolve
+from gpuconv.models import MODELS
+from gpuconv.threads import set_thread_count
 
-if TYPE_CHECKING:
-    from gpuconv.bench.cases import Case
-    from gpuconv.bench.measure import Row
-
-HELP = "time operations against the machine's measured ceilings"
 EXAMPLES = """\
   gpuconv bench conv 16x64x56x56 64 3x3 --padding 1
   gpuconv bench conv 8x3x224x224 96 11x11 --stride 4 --pass backward-weight
@@ -75,10 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.arrays import require
-    from gpuconv.devices import resolve
-    from gpuconv.threads import set_thread_count
-
     device = resolve(args.device)
     cases, passes = _cases(args), _passes(args.direction)
     if device == "sim":
@@ -92,10 +94,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cases(args: argparse.Namespace) -> list[Case]:
-    from gpuconv.bench.cases import OPTIONS, network, option, parse
-    from gpuconv.bench.standard import standard
-    from gpuconv.models import MODELS
-
     options = {name: getattr(args, name) for name in OPTIONS}
     if args.op in MODELS or args.op == "all":
         if args.words or any(value is not None for value in options.values()):
@@ -114,9 +112,6 @@ def _passes(direction: str) -> tuple[str, ...]:
 
 
 def _count(args: argparse.Namespace, cases: list[Case], passes: tuple[str, ...]) -> int:
-    from gpuconv.bench import table
-    from gpuconv.bench.workloads import counted
-
     if args.json:
         raise ValueError("bench: device sim has no times, so there is nothing for --json")
     found = [(case, *one) for case in cases for one in counted(case, passes)]
@@ -130,11 +125,6 @@ def _count(args: argparse.Namespace, cases: list[Case], passes: tuple[str, ...])
 
 
 def _time(args: argparse.Namespace, device: str, cases: list[Case], passes: tuple[str, ...]) -> int:
-    from gpuconv.bench import table
-    from gpuconv.bench.measure import measure
-    from gpuconv.bench.report import measured_device, write_json
-    from gpuconv.bench.workloads import counted, of_case
-
     # What does not fit is said before anything is timed.
     _require_some([one for case in cases for one in counted(case, passes)], args)
     if args.json:
@@ -161,8 +151,6 @@ def _require_some(found: list[Any], args: argparse.Namespace) -> None:
 
 def _require_folder(path: str) -> None:
     """Before minutes of timing, not after."""
-    from pathlib import Path
-
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"bench: --json {path}: there is no folder {folder}")

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, matrix, whole
+import numpy as np
 
-HELP = "show a convolution, pooling or ReLU on a small matrix, with every number"
+from gpuconv.arrays import is_device, require, to_device, to_numpy
+from gpuconv.cli.options import add_device, matrix, whole
+from gpuconv.devices import resolve
+from gpuconv.filters import named
+from gpuconv.ops import avg_pool2d, conv2d, max_pool2d, relu, sum_pool2d
+
 EXAMPLES = """\
   gpuconv demo conv
   gpuconv demo conv --image "1 2 3; 4 5 6; 7 8 9" --filter "1 0; 0 -1"
@@ -58,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _filter(text):
     if any(character.isalpha() or character == "_" for character in text):
-        from gpuconv.filters import named
-
         try:
             return named(text).matrix
         except ValueError as error:
@@ -75,11 +78,6 @@ def _refuse_what_is_for_others(args):
 
 
 def _run_on(args, operation, *arguments):
-    import numpy as np
-
-    from gpuconv.arrays import is_device, require, to_device, to_numpy
-    from gpuconv.devices import resolve
-
     device = resolve(args.device)
     if not is_device(device):
         return (operation.reference if device == "reference" else operation)(*arguments)
@@ -93,10 +91,6 @@ def _run_on(args, operation, *arguments):
 
 
 def _conv(args, image):
-    import numpy as np
-
-    from gpuconv.ops import conv2d
-
     weights = matrix(FILTER) if args.filter is None else args.filter
     stride, padding = args.stride or 1, args.padding or 0
     print(f"filter, {weights.shape[0]}x{weights.shape[1]}:\n{_table(weights)}\n")
@@ -116,8 +110,6 @@ def _conv(args, image):
 
 
 def _pool(args, image):
-    from gpuconv.ops import avg_pool2d, max_pool2d, sum_pool2d
-
     size = args.size or 2
     stride, padding = args.stride or size, args.padding or 0
     print(f"windows of {size}x{size}, stride {stride}, padding {padding}\n")
@@ -129,8 +121,6 @@ def _pool(args, image):
 
 
 def _relu(args, image):
-    from gpuconv.ops import relu
-
     y = _run_on(args, relu, image[None, None])[0, 0]
     print(f"max(x, 0), {y.shape[0]}x{y.shape[1]}:\n{_table(y)}")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "say what this machine offers: NumPy, BLAS, Numba, GPU, data; and how to mend it"
 EXAMPLES = """\
   gpuconv doctor
 """

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, add_skip_bad, one_of, whole
+from gpuconv import nn
+from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
+from gpuconv.cli.options import add_checkpoint, add_data, add_device, add_threads, whole
 from gpuconv.errors import unknown
+from gpuconv.threads import set_thread_count
+from gpuconv.train.evaluate import evaluate
 
-HELP = "test a checkpoint on a data set"
 EXAMPLES = """\
   gpuconv evaluate runs/lenet-mnist/best.safetensors
   gpuconv evaluate runs/lenet-mnist/best.safetensors --data digits/ --split test
@@ -20,38 +23,20 @@ MAX_CLASSES = 25  # up to which the whole matrix is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
-    parser.add_argument(
-        "--data", metavar="NAME|PATH", help="(default: what the checkpoint was trained on)"
-    )
-    parser.add_argument(
-        "--split",
-        default="test",
-        type=one_of("split", ["train", "test"]),
-        metavar="NAME",
-        help="train or test (default: test)",
-    )
-    parser.add_argument(
-        "--batch", default=500, type=whole(1), metavar="N", help="images at a time (default: 500)"
-    )
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
-    parser.add_argument("--threads", type=whole(1), metavar="N", help="(default: all cores)")
-    add_skip_bad(parser)
+    add_checkpoint(parser)
+    add_data(parser)
+    text = "images at a time (default: 500)"
+    parser.add_argument("--batch", default=500, type=whole(1), metavar="N", help=text)
+    add_threads(parser)
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv import nn
-    from gpuconv.cli.inputs import class_names, data_name, open_checkpoint
-    from gpuconv.threads import set_thread_count
-    from gpuconv.train.evaluate import evaluate
-
     if args.threads is not None:
         set_thread_count(args.threads)
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     settings = found.metadata.get("settings") or {}
-    name = data_name(args.data, found)
-    dataset = preprocessing.load(name, args.split, args.limit, args.skip_bad)
+    dataset = load_images(args, found, preprocessing)
     known = nn.output_shape(model, (preprocessing.image_shape[0], *preprocessing.size))[0]
     if len(dataset.classes) > known:
         raise ValueError(

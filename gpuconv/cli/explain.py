@@ -10,10 +10,27 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, add_seed, add_skip_bad, number, numbers, one_of, whole
+from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
+from gpuconv.cli.options import (
+    add_checkpoint,
+    add_device,
+    add_invert,
+    add_options,
+    add_output,
+    add_seed,
+    add_skip_bad,
+    number,
+    numbers,
+    one_of,
+    path,
+    whole,
+)
+from gpuconv.data import save_image
 from gpuconv.errors import printable, unknown
+from gpuconv.explain import METHODS, as_map, grad_cam_layer, method
+from gpuconv.train.evaluate import probabilities
+from gpuconv.viz import Panel, attribution_panel, outlined_panel, sheet
 
-HELP = "show which pixels are evidence for a class: Grad-CAM, saliency, occlusion and so on"
 EXAMPLES = """\
   gpuconv explain runs/lenet-mnist/best.safetensors digit.png -o why.png
   gpuconv explain runs/lenet-mnist/best.safetensors digit.png --method occlusion --class 7
@@ -27,14 +44,8 @@ NAMES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
+    add_checkpoint(parser)
     parser.add_argument("image", nargs="?", metavar="IMAGE", help="PNG, JPEG and so on")
-    parser.add_argument(
-        "--index", type=whole(0), metavar="N", help="instead of IMAGE: a test image of the data set"
-    )
-    parser.add_argument(
-        "--data", metavar="NAME|PATH", help="for --index (default: what the network learned from)"
-    )
     parser.add_argument(
         "--method",
         action="append",
@@ -42,55 +53,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how to explain (default: grad-cam); may be repeated, and all is each once",
     )
-    parser.add_argument(
-        "--class", dest="target", metavar="NAME", help="by name or number (default: the likeliest)"
+    add_options(
+        parser,
+        ("--index", "N", whole(0), "instead of IMAGE: a test image of the data set"),
+        ("--data", "NAME|PATH", path, "for --index (default: what the network learned from)"),
+        ("--class", "NAME", str, "by name or number (default: the likeliest)"),
+        ("--of", "LAYER", str, "explain a --unit of this layer, not a class"),
+        ("--unit", "K[,P,Q]", numbers, "with --of: a channel, or one of its places"),
+        ("--layer", "LAYER", str, "whose maps Grad-CAM weighs (default: the last maps)"),
+        ("--window", "N", whole(1), "of the occlusion (default: a sixth)"),
+        ("--stride", "N", whole(1), "of the occlusion (default: window / 4)"),
+        ("--value", "X", number(-1e6), "what covers, as the network reads it (default: 0)"),
+        ("--samples", "N", whole(1), "of SmoothGrad (default: 25)"),
+        ("--noise", "X", number(), "of SmoothGrad, of the image's range (default: 0.15)"),
     )
-    parser.add_argument(
-        "--of", default="", metavar="LAYER", help="explain a --unit of this layer, not a class"
-    )
-    parser.add_argument(
-        "--unit", type=numbers, metavar="K[,P,Q]", help="with --of: a channel, or one of its places"
-    )
-    parser.add_argument(
-        "--layer", metavar="LAYER", help="whose maps Grad-CAM weighs (default: the last maps)"
-    )
-    parser.add_argument(
-        "--window", type=whole(1), metavar="N", help="of the occlusion (default: a sixth)"
-    )
-    parser.add_argument(
-        "--stride", type=whole(1), metavar="N", help="of the occlusion (default: window / 4)"
-    )
-    parser.add_argument(
-        "--value", type=number(-1e6), metavar="X",
-        help="what covers, as the network reads it (default: 0, the mean where it normalises)",
-    )  # fmt: skip
-    parser.add_argument("--samples", type=whole(1), metavar="N", help="of SmoothGrad (default: 25)")
-    parser.add_argument(
-        "--noise", type=number(), metavar="X",
-        help="of SmoothGrad, as a share of the image's range (default: 0.15)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--invert",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="for dark figures on a light ground (default: decided by the picture's border)",
-    )
-    parser.add_argument(
-        "-o", "--output", default="explain.png", metavar="PNG", help="(default: explain.png)"
-    )
+    parser.set_defaults(of="", split="test", limit=None)
+    add_invert(parser)
+    add_output(parser, "explain.png")
     add_skip_bad(parser)
     add_seed(parser, "of SmoothGrad's noise")
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cli.inputs import class_names, open_checkpoint
-    from gpuconv.data import save_image
-    from gpuconv.train.evaluate import probabilities
-    from gpuconv.viz import Panel, sheet
-
     if (args.image is None) == (args.index is None):
         raise ValueError("explain: give a picture, or --index N for a test image; one of the two")
+    args.target = getattr(args, "class")
     if bool(args.of) != (args.unit is not None):
         raise ValueError("explain: --of LAYER and --unit K go together: a unit of that layer")
     if args.of and args.target is not None:
@@ -114,8 +102,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _methods(args):
     """The names of the methods to use. ValueError for an option that none of them takes."""
-    from gpuconv.explain import METHODS
-
     chosen = args.method or ["grad-cam"]
     chosen = list(NAMES) if "all" in chosen else list(dict.fromkeys(chosen))
     for option in ("layer", "window", "stride", "value", "samples", "noise"):
@@ -136,9 +122,7 @@ def _image(args, found, preprocessing):
         return preprocessing.to_float(picture.pixels), name
     if args.invert is not None:
         raise ValueError("explain: --invert is for a picture, not for --index")
-    from gpuconv.cli.inputs import data_name
-
-    dataset = preprocessing.load(data_name(args.data, found), "test", None, args.skip_bad)
+    dataset = load_images(args, found, preprocessing)
     image = dataset.subset([args.index]).images
     return preprocessing.to_float(image), f"{dataset.name} {args.index}"
 
@@ -161,9 +145,6 @@ def _target(args, share, classes):
 
 def _explained(args, name, model, x, picture, target):
     """The panels of one method."""
-    from gpuconv.explain import as_map, grad_cam_layer, method
-    from gpuconv.viz import attribution_panel, outlined_panel
-
     chosen = method(name)
     window = tuple(min(args.window or max(side // 6, 1), side) for side in x.shape[2:])
     values_of = {

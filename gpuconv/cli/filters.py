@@ -12,9 +12,15 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_seed, matrix, whole
+from gpuconv import checkpoint, models
+from gpuconv.cli.options import add_output, add_seed, matrix, whole
+from gpuconv.data import load_image, save_image
+from gpuconv.errors import unknown
+from gpuconv.filters import FILTERS, apply, to_pixels
+from gpuconv.models import MODELS
+from gpuconv.nn import Conv2d, Module
+from gpuconv.viz import Panel, sheet, weight_panels
 
-HELP = "draw a picture through the article's seven filters, or a network's own filters"
 EXAMPLES = """\
   gpuconv filters photo.png -o sheet.png
   gpuconv filters photo.png --matrix "0 -1 0; -1 5 -1; 0 -1 0" -o sheet.png
@@ -30,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE|CHECKPOINT|MODEL",
         help="a picture, a .safetensors, or a model's name for its first weights",
     )
-    parser.add_argument(
-        "-o", "--output", default="filters.png", metavar="PNG", help="(default: filters.png)"
-    )
+    add_output(parser, "filters.png")
     parser.add_argument(
         "--matrix",
         action="append",
@@ -55,9 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.data import save_image
-    from gpuconv.viz import sheet
-
     left_out = 0
     if args.source.endswith(".safetensors") or _is_model(args.source):
         panels, size = _learned(args), 80
@@ -74,17 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_model(source):
-    from gpuconv.models import MODELS
-
     return source in MODELS
 
 
 def _through(args):
     """Panels of the picture, its seven results, and those of the matrices given by hand."""
-    from gpuconv.data import load_image
-    from gpuconv.filters import FILTERS, apply, to_pixels
-    from gpuconv.viz import Panel
-
     image = load_image(args.source, grayscale=args.gray, longest=args.size or None)
     height, width = image.shape[1:]
     panels = [Panel("the picture", image, (f"{width} x {height}",))]
@@ -105,11 +100,6 @@ def _rows(rows, divisor=1):
 
 def _learned(args):
     """Panels of the filters of a network's convolution."""
-    from gpuconv import checkpoint, models
-    from gpuconv.errors import unknown
-    from gpuconv.nn import Conv2d, Module
-    from gpuconv.viz import weight_panels
-
     model: Module
     if _is_model(args.source):
         model = models.build({"name": args.source, "arguments": {"seed": args.seed}})

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import Namespace
+from collections.abc import Sequence
 
+from gpuconv import checkpoint
+from gpuconv.checkpoint import Checkpoint
+from gpuconv.data import Dataset, Preprocessing
 from gpuconv.errors import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gpuconv.checkpoint import Checkpoint
-    from gpuconv.data import Preprocessing
-    from gpuconv.nn import Module
+from gpuconv.nn import Module
 
 
 def open_checkpoint(path: str, device: str) -> tuple[Checkpoint, Module, Preprocessing]:
     """A checkpoint, its network in evaluation mode on the device, and the format of its images."""
-    from gpuconv import checkpoint
-    from gpuconv.data import Preprocessing
-
     found = checkpoint.read(path)
     model = found.build().to(device)
     return found, model, Preprocessing.from_metadata(found.metadata, model.input_shape)
 
 
-def data_name(name_or_path: str | None, found: Checkpoint) -> str:
-    """The data set that was asked for, else the one that the checkpoint was trained on."""
-    settings = found.metadata.get("settings") or {}
-    name: str = name_or_path or settings.get("data", "mnist")
-    return name
+def load_images(args: Namespace, found: Checkpoint, preprocessing: Preprocessing) -> Dataset:
+    """The images that a command's options name, as the network reads them; the set that the
+    checkpoint was trained on unless --data names another.
+    """
+    name = args.data or (found.metadata.get("settings") or {}).get("data", "mnist")
+    return preprocessing.load(name, args.split, args.limit, args.skip_bad)
 
 
 def class_names(classes: Sequence[str] | None, count: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import os
 import signal
 import sys
@@ -13,31 +13,24 @@ from types import FrameType
 from typing import Any
 
 import gpuconv
-from gpuconv.cli import (
-    bench,
-    demo,
-    doctor,
-    evaluate,
-    explain,
-    filters,
-    patches,
-    predict,
-    show,
-    steps,
-    summary,
-    train,
-    warmup,
-)
 from gpuconv.cli.options import Parser, UsageError
 from gpuconv.cli.output import tidy_output
 from gpuconv.errors import DeviceError, one_line, printable, unknown
 
 COMMANDS = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        *(train, evaluate, predict, show, explain, patches, filters),
-        *(summary, steps, demo, bench, doctor, warmup),
-    )
+    "train": "train a network, by default the article's LeNet on MNIST, and test it",
+    "evaluate": "test a checkpoint on a data set",
+    "predict": "read pictures with a trained network: a probability for each class",
+    "show": "look inside a network in the browser: draw, open any value, watch it learn",
+    "explain": "show which pixels are evidence for a class: Grad-CAM, saliency, occlusion, ...",
+    "patches": "show the image patches that activate each filter of a layer most",
+    "filters": "draw a picture through the article's seven filters, or a network's own filters",
+    "summary": "print a network's layers, shapes, parameters and multiply-adds",
+    "steps": "run one image through the article's five training steps, printing the numbers",
+    "demo": "show a convolution, pooling or ReLU on a small matrix, with every number",
+    "bench": "time operations against the machine's measured ceilings",
+    "doctor": "say what this machine offers: NumPy, BLAS, Numba, GPU, data; and how to mend it",
+    "warmup": "compile the kernels that a network needs, before its first run",
 }
 NOT_HERE = (DeviceError, NotImplementedError)  # what this device, or any, cannot do
 BAD_INPUT, INTERRUPTED, TERMINATED, BROKEN_PIPE = 2, 130, 143, 141
@@ -93,29 +86,21 @@ def _run_and_explain(argv: list[str]) -> int:
         return _say(one_line(error), BAD_INPUT)
 
 
-def parser(command: str | None = None) -> Parser:
-    """The parser of all commands; with `command`, only that one has its arguments.
-
-    A command's arguments may import what they describe, which the general help need not wait for.
+def parser(command: str) -> Parser:
+    """The parser of all commands. Only the module of `command` is imported and adds its arguments:
+    the general help answers at once.
     """
-    top = Parser(
-        prog="gpuconv",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    top = Parser(prog="gpuconv", description=DESCRIPTION, epilog=EPILOG)
     top.add_argument("--version", action="store_true", help="print the version and stop")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for name, module in COMMANDS.items():
-        one = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            epilog="examples:\n" + module.EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if command in (None, name):
-            module.add_arguments(one)
+    for name, text in COMMANDS.items():
+        if name != command:
+            commands.add_parser(name, help=text)
+            continue
+        module = importlib.import_module(f"gpuconv.cli.{name}")
+        epilog = "examples:\n" + module.EXAMPLES
+        one = commands.add_parser(name, help=text, description=module.__doc__, epilog=epilog)
+        module.add_arguments(one)
         one.set_defaults(run=module.run, parser=one)
     return top
 

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpuconv.devices import DEVICES
 from gpuconv.errors import unknown
@@ -26,7 +26,8 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that raises UsageError instead of printing its usage and leaving."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
+        ours = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **{**ours, **kwargs})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         command = self.prog.removeprefix("gpuconv").strip()
@@ -36,6 +37,54 @@ class Parser(argparse.ArgumentParser):
     def options(self) -> list[str]:
         """The names of all options."""
         return [name for action in self._actions for name in action.option_strings]
+
+
+Row = tuple[str, str, Callable[[str], Any], str]
+
+
+def add_options(parser: argparse._ActionsContainer, *rows: Row) -> None:
+    """Options that are None unless they are given: (name, metavar, type, help)."""
+    for name, metavar, kind, text in rows:
+        parser.add_argument(name, metavar=metavar, type=kind, help=text)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """CHECKPOINT, a file."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """--data, --split, --limit and --skip-bad: which images a command reads."""
+    add_options(
+        parser,
+        ("--data", "NAME|PATH", path, "(default: what the network learned from)"),
+        ("--limit", "N", whole(1), "only the first N images"),
+    )
+    split = one_of("split", ["train", "test"])
+    text = "train or test (default: test)"
+    parser.add_argument("--split", default="test", type=split, metavar="NAME", help=text)
+    add_skip_bad(parser)
+
+
+def add_invert(parser: argparse.ArgumentParser) -> None:
+    """--invert and --no-invert, of a picture."""
+    parser.add_argument(
+        "--invert",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="for dark figures on a light ground (default: decided by the picture's border)",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, name: str) -> None:
+    """-o, the PNG that a command draws; `name` unless it is given."""
+    text = f"(default: {name})"
+    parser.add_argument("-o", "--output", default=name, metavar="PNG", help=text)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads, of the CPU path."""
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="(default: all cores)")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +143,13 @@ def one_of(what: str, names: Iterable[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def path(text: str) -> str:
+    """A type for argparse: a path; not the empty text that an unset variable of a shell leaves."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return text
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -11,10 +11,24 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, add_skip_bad, numbers, one_of, whole
+from gpuconv import explain
+from gpuconv.cli.inputs import load_images, open_checkpoint
+from gpuconv.cli.options import (
+    add_checkpoint,
+    add_data,
+    add_device,
+    add_options,
+    add_output,
+    numbers,
+    whole,
+)
+from gpuconv.data import save_image
 from gpuconv.errors import printable
+from gpuconv.explain.patches import cut
+from gpuconv.nn import Conv2d
+from gpuconv.viz import Panel, sheet
+from gpuconv.viz.attribution import mosaic, signed_pixels
 
-HELP = "show the image patches that activate each filter of a layer most"
 EXAMPLES = """\
   gpuconv patches runs/lenet-mnist/best.safetensors --layer conv2 -o patches.png
   gpuconv patches runs/lenet-mnist/best.safetensors --layer fc3 --filters 7,9 --count 16
@@ -23,44 +37,23 @@ MAX_FILTERS = 32  # that are shown without --filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
-    parser.add_argument(
-        "--layer", metavar="NAME", help="see gpuconv summary (default: the last convolution)"
+    add_checkpoint(parser)
+    add_options(
+        parser,
+        ("--layer", "NAME", str, "see gpuconv summary (default: the last convolution)"),
+        ("--filters", "K,K", numbers, f"which (default: the first {MAX_FILTERS})"),
+        ("--count", "N", whole(1), "parts for each (default: 9)"),
     )
-    parser.add_argument(
-        "--filters", type=numbers, metavar="K,K",
-        help=f"which (default: all, at most the first {MAX_FILTERS})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--count", type=whole(1), default=9, metavar="N", help="parts for each (default: 9)"
-    )
-    parser.add_argument(
-        "--data", metavar="NAME|PATH", help="(default: what the network learned from)"
-    )
-    parser.add_argument(
-        "--split", default="test", type=one_of("split", ["train", "test"]), metavar="NAME",
-        help="train or test (default: test)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--limit", type=whole(1), metavar="N", help="search the first N images (default: all)"
-    )
-    parser.add_argument(
-        "-o", "--output", default="patches.png", metavar="PNG", help="(default: patches.png)"
-    )
-    add_skip_bad(parser)
+    parser.set_defaults(count=9)
+    add_data(parser)
+    add_output(parser, "patches.png")
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv import explain
-    from gpuconv.cli.inputs import data_name, open_checkpoint
-    from gpuconv.data import save_image
-    from gpuconv.viz import sheet
-
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     layer = args.layer or _last_convolution(model)
-    name = data_name(args.data, found)
-    dataset = preprocessing.load(name, args.split, args.limit, args.skip_bad)
+    dataset = load_images(args, found, preprocessing)
     images = _Images(dataset, preprocessing)
     loader = preprocessing.loader(dataset, 250)
     ranked = explain.top_activating_patches(model, loader, layer, args.count, args.filters)
@@ -88,8 +81,6 @@ class _Images:
 
 
 def _last_convolution(model):
-    from gpuconv.nn import Conv2d
-
     names = [name for name, layer in model.named_modules() if isinstance(layer, Conv2d)]
     if not names:
         raise ValueError("patches: the network has no convolution; name a --layer")
@@ -97,10 +88,6 @@ def _last_convolution(model):
 
 
 def _panels(patches, images, projections):
-    from gpuconv.explain.patches import cut
-    from gpuconv.viz import Panel
-    from gpuconv.viz.attribution import mosaic, signed_pixels
-
     columns = round(len(patches) ** 0.5)
     parts = [cut(images.preprocessing.to_pixels(images[p.image][None])[0], p.box) for p in patches]
     back = [signed_pixels(each.sum(axis=0)) for each in projections]

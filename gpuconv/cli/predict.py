@@ -10,9 +10,19 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, add_skip_bad, whole
+from gpuconv.cli.inputs import class_names, open_checkpoint
+from gpuconv.cli.options import (
+    add_checkpoint,
+    add_device,
+    add_invert,
+    add_options,
+    add_skip_bad,
+    whole,
+)
+from gpuconv.data import DataError
+from gpuconv.errors import one_line
+from gpuconv.train.evaluate import probabilities
 
-HELP = "read pictures with a trained network: a probability for each class"
 EXAMPLES = """\
   gpuconv predict runs/lenet-mnist/best.safetensors digit.png
   gpuconv predict runs/lenet-mnist/best.safetensors scans/*.jpg --top 1 --invert
@@ -22,35 +32,24 @@ BLANK = " (warning: a picture of one colour, the answer means nothing)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
+    add_checkpoint(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG and so on")
-    parser.add_argument(
-        "--top", type=whole(1), metavar="N", help="only the N likeliest classes (default: all)"
-    )
-    parser.add_argument(
-        "--invert",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="for dark figures on a light ground (default: decided by the picture's border)",
-    )
+    add_options(parser, ("--top", "N", whole(1), "only the N likeliest classes (default: all)"))
+    add_invert(parser)
     add_skip_bad(parser)
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.cli.inputs import class_names, open_checkpoint
-    from gpuconv.train.evaluate import probabilities
-
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     for path, picture in _pictures(args, preprocessing):
         x = preprocessing.to_float(picture.pixels)
         share = probabilities(model, x, batch_size=1)[0]
         classes = class_names(found.metadata.get("classes"), len(share))
         order = sorted(range(len(share)), key=lambda k: (-share[k], k))
-        note = (
-            " (inverted: its border is light)" if picture.inverted and args.invert is None else ""
-        )
-        print(f"{path}: {classes[order[0]]}{note}{BLANK if picture.blank else ''}")
+        note = INVERTED if picture.inverted and args.invert is None else ""
+        note += BLANK if picture.blank else ""
+        print(f"{path}: {classes[order[0]]}{note}")
         width = max(map(len, classes))
         for k in order[: args.top]:
             bar = "#" * round(30 * float(share[k]))
@@ -62,9 +61,6 @@ def _pictures(args, preprocessing):
     """The paths and pictures. All are read before any answer is printed: a bad one is named at
     once.
     """
-    from gpuconv.data import DataError
-    from gpuconv.errors import one_line
-
     found, bad = [], []
     for path in args.images:
         try:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from gpuconv.cli.options import add_port, one_of
 
-HELP = "look inside a network in the browser: draw, open any value, watch it learn"
 EXAMPLES = """\
   gpuconv show
   gpuconv show runs/fashion/best.safetensors --port 9000

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.options import add_device, add_seed, number, whole
-from gpuconv.errors import printable
+import numpy as np
 
-HELP = "run one image through the article's five training steps, printing the numbers"
+from gpuconv import data, models, nn
+from gpuconv.arrays import to_device, to_numpy
+from gpuconv.cli.options import add_device, add_seed, number, whole
+from gpuconv.data.preprocessing import image_size
+from gpuconv.errors import printable
+from gpuconv.nn import Conv2d, no_grad
+from gpuconv.ops import softmax
+from gpuconv.optim import SGD
+
 EXAMPLES = """\
   gpuconv steps
   gpuconv steps --index 7 --lr 0.001 --repeat 10
@@ -41,9 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv import data, models, nn
-    from gpuconv.data.preprocessing import image_size
-
     undrawn = models.build({"name": args.model, "arguments": {"seed": None}})
     dataset = data.load(args.data, size=image_size(undrawn.input_shape), resize="fit")
     if args.index >= len(dataset):
@@ -55,20 +59,19 @@ def run(args: argparse.Namespace) -> int:
     model = models.build({"name": args.model, "arguments": {**spec, "seed": args.seed}})
     model.to(args.device)
     loss = nn.ArticleLoss()
-    x = dataset.batch([args.index], size=image_size(model.input_shape))
-    labels = dataset.labels[args.index : args.index + 1]
+    x = to_device(dataset.batch([args.index], size=image_size(model.input_shape)), model.device)
+    labels = to_device(dataset.labels[args.index : args.index + 1], model.device)
     _show_image(dataset, args.index)
     _initialise(model, args.seed)
     scores = _forward(model, x)
     before = _error(loss, scores, labels, [printable(name) for name in dataset.classes])
-    after = _backward(model, loss, x, labels, args.lr, before)
-    _repeat(model, loss, x, labels, args, after)
+    optimizer = SGD(model.parameters(), lr=args.lr)
+    after = _backward(model, loss, optimizer, x, labels, before)
+    _repeat(model, loss, optimizer, x, labels, args.repeat, after)
     return 0
 
 
 def _show_image(dataset, index):
-    import numpy as np
-
     image, name = dataset.images[index], printable(dataset.classes[dataset.labels[index]])
     if image.dtype != np.uint8:
         image = np.rint(image * 255).astype(np.int64)
@@ -86,8 +89,6 @@ def _show_image(dataset, index):
 
 
 def _initialise(model, seed):
-    from gpuconv.arrays import to_numpy
-
     print(f"\nStep 1. Every filter and weight gets a random number (seed {seed}).\n")
     for name, parameter in model.named_parameters():
         shape = "x".join(map(str, parameter.shape))
@@ -100,13 +101,10 @@ def _initialise(model, seed):
 
 
 def _forward(model, x):
-    from gpuconv.arrays import to_device, to_numpy
-    from gpuconv.nn import Conv2d, no_grad
-
     print("\nStep 2. Forward: the image, as numbers from 0 to 1 with a black border, passes every")
     print("layer; the last one's outputs are the scores.\n")
     print(f"  {'layer':<10}{'type':<12}{'output':<12}{'least':>10}{'mean':>10}{'largest':>10}")
-    y, worked = to_device(x, model.device), ""
+    y, worked = x, ""
     print(_line("image", "", to_numpy(y)))
     with no_grad():
         for name, layer in model.named_children():
@@ -125,10 +123,6 @@ def _line(name, kind, y):
 
 def _worked_number(name, layer, x, y):
     """One output of a convolution as the sum of its products: the middle one of the first map."""
-    import numpy as np
-
-    from gpuconv.arrays import to_numpy
-
     p, q = y.shape[2] // 2, y.shape[3] // 2
     (top, _), (left, _) = layer.window.pads(*x.shape[2:])
     padded = np.pad(x[0, : layer.weight.shape[1]], ((0, 0), (top, top), (left, left)))
@@ -154,80 +148,58 @@ def _worked_number(name, layer, x, y):
 
 
 def _error(loss, scores, labels, classes):
-    from gpuconv.arrays import to_numpy
-    from gpuconv.ops import softmax
-
-    error, scores = float(_measure(loss, scores, labels)), to_numpy(scores)
+    error, right = float(loss(scores, labels)), int(to_numpy(labels)[0])
+    scores = to_numpy(scores)
     probabilities = softmax.reference(scores)[0]
     print("\nStep 3. The softmax makes probabilities of the scores; the total error is the sum of")
     print("1/2 (target - probability)^2 over the classes.\n")
     print(f"  {'class':<14}{'score':>10}{'probability':>13}{'target':>8}{'1/2 (t-p)^2':>13}")
     for k, name in enumerate(classes):
-        p, target = float(probabilities[k]), int(k == labels[0])
+        p, target = float(probabilities[k]), int(k == right)
         print(f"  {name:<14}{float(scores[0, k]):>10.5f}{p:>13.6f}{target:>8}", end="")
         print(f"{(target - p) ** 2 / 2:>13.6f}")
     print(f"\n  sum of the probabilities {probabilities.sum():.6f}; total error {error:.6f}")
     return error
 
 
-def _backward(model, loss, x, labels, lr, before):
-    import numpy as np
-
-    from gpuconv.arrays import to_device, to_numpy
-    from gpuconv.optim import SGD
-
-    x, optimizer = to_device(x, model.device), SGD(model.parameters(), lr=lr)
+def _backward(model, loss, optimizer, x, labels, before):
+    lr = optimizer.lr
     optimizer.zero_grad()
-    _measure(loss, model(x), labels).backward()
+    loss(model(x), labels).backward()
     print("\nStep 4. Backpropagation: the gradient says how the error changes with each number;")
     print(f"every number moves against it, by {lr:g} times its gradient.\n")
     print(f"  {'parameter':<14}{'gradient norm':>14}{'largest':>12}{'largest move':>14}")
-    old = [to_numpy(parameter.data).copy() for parameter in model.parameters()]
-    total = 0.0
-    gradients = [
-        np.asarray(to_numpy(parameter.grad), np.float64) for parameter in model.parameters()
+    named = [
+        (name, p, to_numpy(p.data).copy(), np.float64(to_numpy(p.grad)))
+        for name, p in model.named_parameters()
     ]
     optimizer.step()
-    for (name, parameter), was, gradient in zip(
-        model.named_parameters(), old, gradients, strict=True
-    ):
+    total = 0.0
+    for name, parameter, was, gradient in named:
         square = float((gradient**2).sum())
         total += square
         moved = np.abs(to_numpy(parameter.data) - was).max()
         print(f"  {name:<14}{square**0.5:>14.6f}{np.abs(gradient).max():>12.6f}{moved:>14.6f}")
-    after = float(_measure(loss, model(x), labels))
+    after = float(loss(model(x), labels))
     print(f"  {'together':<14}{total**0.5:>14.6f}")
-    direction = "fell" if after < before else "did not fall"
-    print(
-        f"\n  the error {direction}: {before:.6f} -> {after:.6f}, a change of {after - before:+.6f}"
-    )
+    verb, change = "fell" if after < before else "did not fall", after - before
+    print(f"\n  the error {verb}: {before:.6f} -> {after:.6f}, a change of {change:+.6f}")
     print(f"  (to first order -rate x norm^2 = {-lr * total:+.6f})")
     return after
 
 
-def _repeat(model, loss, x, labels, args, after):
-    from gpuconv.arrays import to_device
-    from gpuconv.optim import SGD
-
+def _repeat(model, loss, optimizer, x, labels, times, after):
     print("\nStep 5. Repeat with all images of the training set: gpuconv train --recipe article")
-    if not args.repeat:
+    if not times:
         return
-    x, optimizer = to_device(x, model.device), SGD(model.parameters(), lr=args.lr)
     errors = [after]
-    for _ in range(args.repeat):
+    for _ in range(times):
         optimizer.zero_grad()
-        _measure(loss, model(x), labels).backward()
+        loss(model(x), labels).backward()
         optimizer.step()
-        errors.append(float(_measure(loss, model(x), labels)))
-    print(f"With this image alone, {args.repeat} more times, the error goes\n")
+        errors.append(float(loss(model(x), labels)))
+    print(f"With this image alone, {times} more times, the error goes\n")
     print("  " + " ".join(f"{error:.6f}" for error in errors))
-
-
-def _measure(loss, scores, labels):
-    """The loss, the labels brought to where the scores are."""
-    from gpuconv.arrays import device_of, to_device
-
-    return loss(scores, to_device(labels, device_of(getattr(scores, "data", scores)) or "cpu"))
 
 
 def _g(value):

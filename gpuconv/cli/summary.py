@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 
+from gpuconv import checkpoint
 from gpuconv.cli.options import image_shape, whole
+from gpuconv.models import MODELS, build
+from gpuconv.nn.summary import size_text, summary
+from gpuconv.train import peak_memory
 
-HELP = "print a network's layers, shapes, parameters and multiply-adds"
 EXAMPLES = """\
   gpuconv summary lenet
   gpuconv summary lenet --input 3,32,32 --classes 2
@@ -41,8 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gpuconv.nn.summary import size_text, summary
-
     if args.batch is not None and not args.measure:
         raise ValueError("summary: --batch is for --measure")
     network = _network(args)
@@ -51,8 +52,6 @@ def run(args: argparse.Namespace) -> int:
     if found.error is not None:
         raise ValueError(f"summary: {found.error}")
     if args.measure:
-        from gpuconv.train import peak_memory
-
         batch = args.batch or 64
         peak = peak_memory(network, batch, found.input)
         print(f"measured        {size_text(peak)} at the peak of a training step at batch {batch}")
@@ -60,9 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _network(args):
-    from gpuconv import checkpoint
-    from gpuconv.models import MODELS, build
-
     if args.model not in MODELS and (args.model.endswith(".safetensors") or "/" in args.model):
         if args.classes is not None:
             raise ValueError("summary: --classes is for a model by name, not for a checkpoint")

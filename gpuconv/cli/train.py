@@ -4,29 +4,45 @@ The run's folder gets last.safetensors, best.safetensors (the best accuracy on h
 images, where --validation holds some out), history.jsonl, curves.png and confusion.png. Without
 --out it is runs/MODEL-DATA, or, where that is taken, the next free runs/MODEL-DATA-2 and so on; a
 folder given by --out that holds a run is only replaced with --overwrite.
+
+--data is mnist, fashion-mnist, a folder of IDX files or one of pictures by class (default: mnist).
+--recipe article sets the article's loss and plain gradient descent; other options go first.
+--validation is 0.05, and 0 for small sets, unless it is given.
+--size scales the pictures of a folder and pads other images; without it a folder has the model's
+size, other images their own or the next that the model reads. --resize says how pictures get it,
+also later (see predict): fit keeps their shape and pads, centre-crop keeps it and cuts, stretch
+does not keep it.
+--resume goes on with the settings that the run began with. With more --epochs than it had, it goes
+on from an epoch's end with a new schedule and the settings that are given.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gpuconv import train, viz
 from gpuconv.cli.options import (
     add_device,
+    add_options,
     add_port,
     add_seed,
     add_skip_bad,
+    add_threads,
     image_size,
     number,
     one_of,
+    path,
     whole,
 )
+from gpuconv.devices import choose
+from gpuconv.errors import one_line
+from gpuconv.threads import set_thread_count, thread_count
+from gpuconv.train import PRESETS, Run
+from gpuconv.train.config import CHOICES, DEFAULTS
 
-if TYPE_CHECKING:
-    from gpuconv.train import Run
-
-HELP = "train a network, by default the article's LeNet on MNIST, and test it"
 EXAMPLES = """\
   gpuconv train
   gpuconv train --recipe article --seed 1
@@ -39,133 +55,57 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gpuconv.train.config import (
-        AUGMENT,
-        DEFAULTS,
-        LEARNING_RATES,
-        LOSSES,
-        NORMALIZE,
-        PRESETS,
-        RESIZE,
-        SCHEDULES,
-    )
+    def choice(name: str) -> tuple[str, Callable[[str], str]]:
+        return "NAME", one_of(name, CHOICES[name])
 
+    add_options(
+        parser,
+        ("--recipe", "NAME", one_of("recipe", PRESETS), "default or article: its loss, plain SGD"),
+        ("--model", "NAME", str, "(default: lenet)"),
+        ("--data", "NAME|PATH", path, "mnist, fashion-mnist, or a folder, see above"),
+        ("--epochs", "N", whole(1), "passes over the training images"),
+        ("--batch", "N", whole(1), "images for each update"),
+        ("--optimizer", *choice("optimizer"), listed("optimizer")),
+        ("--lr", "RATE", number(positive=True), "learning rate, the highest of a schedule"),
+        ("--momentum", "SHARE", number(below=1), "for sgd"),
+        ("--weight-decay", "RATE", number(), ""),
+        ("--loss", *choice("loss"), listed("loss")),
+        ("--schedule", *choice("schedule"), listed("schedule")),
+        ("--label-smoothing", "SHARE", number(below=1), "of a label, spread over all classes"),
+        ("--ema", "DECAY", number(below=1), "average weights over about 1 / (1 - DECAY) steps"),
+        ("--clip", "NORM", number(positive=True), "the largest norm of all gradients together"),
+        ("--augment", "NAMES", _augment, f"{listed('augment')}, or several as shift+flip"),
+        ("--normalize", *choice("normalize"), "by the training set's mean and deviation, or not"),
+        ("--validation", "FRACTION", number(below=1), "held out, to choose the best epoch by"),
+        ("--limit", "N", whole(1), "only the first N training and test images"),
+        ("--size", "N|HxW", image_size, "of the network's input, see above"),
+        (
+            "--resize",
+            "NAME",
+            one_of("way to resize", CHOICES["resize"]),
+            f"{listed('resize')}, see above (default: fit)",
+        ),
+    )
     add = parser.add_argument
-    add(
-        "--recipe",
-        type=one_of("recipe", PRESETS),
-        metavar="NAME",
-        help="default, or article: its own loss, plain gradient descent; other options go first",
-    )
-    add("--model", metavar="NAME", help="(default: lenet)")
-    add(
-        "--data",
-        metavar="NAME|PATH",
-        help="mnist, fashion-mnist, a folder of IDX files or of pictures by class (default: mnist)",
-    )
-    add("--epochs", type=whole(1), metavar="N", help="passes over the training images")
-    add("--batch", type=whole(1), metavar="N", help="images for each update")
-    add(
-        "--optimizer",
-        type=one_of("optimizer", LEARNING_RATES),
-        metavar="NAME",
-        help="sgd, adam, adamw",
-    )
-    add(
-        "--lr",
-        type=number(positive=True),
-        metavar="RATE",
-        help="learning rate, the highest of a schedule",
-    )
-    add("--momentum", type=number(below=1), metavar="SHARE", help="for sgd")
-    add("--weight-decay", type=number(), metavar="RATE")
-    add(
-        "--loss",
-        type=one_of("loss", LOSSES),
-        metavar="NAME",
-        help=", ".join(LOSSES),
-    )
-    add(
-        "--schedule",
-        type=one_of("schedule", SCHEDULES),
-        metavar="NAME",
-        help=", ".join(SCHEDULES),
-    )
-    add(
-        "--label-smoothing",
-        type=number(below=1.0),
-        metavar="SHARE",
-        help="of each label, spread over all classes; with --loss cross_entropy",
-    )
-    add(
-        "--ema",
-        type=number(below=1.0),
-        metavar="DECAY",
-        help="test and keep the weights' moving average over about 1 / (1 - DECAY) steps",
-    )
-    add(
-        "--clip",
-        type=number(positive=True),
-        metavar="NORM",
-        help="the largest norm of all gradients together",
-    )
-    add(
-        "--augment",
-        type=_augment,
-        metavar="NAMES",
-        help=f"{', '.join(AUGMENT)}, or several as shift+flip",
-    )
-    add(
-        "--normalize",
-        type=one_of("normalisation", NORMALIZE),
-        metavar="NAME",
-        help="data: subtract the training set's mean, divide by its deviation; none: pixels 0 to 1",
-    )
-    add(
-        "--validation",
-        type=number(below=1),
-        metavar="FRACTION",
-        help="training images held out, to choose the best epoch by (default: 0.05; small sets 0)",
-    )
-    add("--limit", type=whole(1), metavar="N", help="only the first N training and test images")
-    add(
-        "--size",
-        type=image_size,
-        metavar="N|HxW",
-        help="of the network's input: pictures of a folder are scaled to it, other images padded "
-        "(default: of a folder the model's own, else the images' own or the next that fits)",
-    )
     add("--gray", action="store_const", const=True, help="make pictures of a folder gray")
-    add(
-        "--resize",
-        type=one_of("way to resize", RESIZE),
-        metavar="NAME",
-        help="how pictures get the network's size, also later, see predict: fit keeps their shape "
-        "and pads them, centre-crop keeps it and cuts, stretch does not keep it (default: fit)",
-    )
     add_skip_bad(parser)
-    add("--threads", type=whole(1), metavar="N", help="(default: all cores)")
+    add_threads(parser)
     add_seed(parser, "decides the weights, the order and the augmentation")
     add_device(parser)
     parser.set_defaults(**dict.fromkeys(DEFAULTS))
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--out", metavar="DIR", help="the run's folder (default: see above)")
-    where.add_argument(
-        "--resume",
-        metavar="DIR",
-        help="go on with the run in DIR, with the settings it began with; with more --epochs than "
-        "it had, from an epoch's end with a new schedule and the settings given",
-    )
+    add_options(where, ("--out", "DIR", path, "the run's folder (default: see above)"))
+    add_options(where, ("--resume", "DIR", path, "go on with the run in DIR, see above"))
     add("--overwrite", action="store_true", help="replace the run that --out holds")
     add("--show", action="store_true", help="follow and steer the run in the browser, see `show`")
     add_port(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    from gpuconv import train
-    from gpuconv.threads import set_thread_count
-    from gpuconv.train.config import DEFAULTS
+def listed(name: str) -> str:
+    return ", ".join(CHOICES[name])
 
+
+def run(args: argparse.Namespace) -> int:
     for option, given in (("--recipe", args.recipe), ("--overwrite", args.overwrite)):
         if args.resume and given:
             raise ValueError(f"train: {option} is for a new run; --resume goes on with the old one")
@@ -216,9 +156,6 @@ def _require_unchanged(folder: str, stored: dict[str, Any], changes: dict[str, A
 
 
 def _announce(prepared: Run) -> None:
-    from gpuconv.devices import choose
-    from gpuconv.threads import thread_count
-
     config, trainer = prepared.config, prepared.trainer
     count = sum(parameter.data.size for parameter in trainer.model.parameters())
     images = f"{len(prepared.training.dataset):,} training images"
@@ -233,8 +170,6 @@ def _announce(prepared: Run) -> None:
 
 def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
     """Test the trained network; print the result and where everything is."""
-    from gpuconv import train
-
     result = train.test(prepared)
     correct = int(result["confusion"].trace())
     note = "" if prepared.config["limit"] is None else ", limited"
@@ -248,13 +183,10 @@ def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 def _draw(out: Path, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    from gpuconv.errors import one_line
-    from gpuconv.viz import confusion, curves
-
     pictures = out / "curves.png", out / "confusion.png"
     try:
-        curves(history, pictures[0])
-        confusion(result["confusion"], result["dataset"].classes, pictures[1])
+        viz.curves(history, pictures[0])
+        viz.confusion(result["confusion"], result["dataset"].classes, pictures[1])
     except Exception as error:  # the run is finished, and all else is kept
         print(f"pictures       none: {one_line(error)}")
     else:
@@ -262,7 +194,5 @@ def _draw(out: Path, history: list[dict[str, Any]], result: dict[str, Any]) -> N
 
 
 def _augment(text):
-    from gpuconv.train.config import AUGMENT
-
-    known = one_of("augmentation", AUGMENT)
+    known = one_of("augmentation", CHOICES["augment"])
     return "+".join(known(name) for name in text.split("+"))

@@ -7,10 +7,11 @@ compiled and kept in its cache on disk (CuPy's, the simulator's, or Numba's).
 from __future__ import annotations
 
 import argparse
+import time
 
+from gpuconv import models, train
 from gpuconv.cli.options import add_device, whole
 
-HELP = "compile the kernels that a network needs, before its first run"
 EXAMPLES = """\
   gpuconv warmup
   gpuconv warmup --model lenet --batch 64 --device cuda
@@ -30,10 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import time
-
-    from gpuconv import models, train
-
     started = time.perf_counter()
     model = models.build({"name": args.model}).to(args.device)
     train.warm_up(model, args.batch)

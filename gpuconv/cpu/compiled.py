@@ -10,6 +10,7 @@ code is compiled in each run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -102,11 +103,13 @@ def _folders(file: str) -> Iterator[Path]:
     """NUMBA_CACHE_DIR if it is set, `__pycache__` beside the source, the user's cache folder."""
     parent = Path(file).resolve().parent
     own = f"{parent.name}_{_digest(str(parent).encode()).hex()[:20]}"
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        yield Path(os.environ["NUMBA_CACHE_DIR"]) / own
+    # for a user without a home folder "~" stays as it is
+    chosen = os.path.expanduser(os.environ.get("NUMBA_CACHE_DIR", ""))
+    if chosen and not chosen.startswith("~"):
+        yield Path(chosen) / own
     yield parent / "__pycache__"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if cache.is_absolute():  # for a user without a home folder "~" stays as it is
+    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    if cache.is_absolute():
         yield cache / "gpuconv" / "compiled" / own
 
 
@@ -162,7 +165,7 @@ def _write(path: Path, content: bytes) -> None:
     try:
         beside.write_bytes(content)
         os.replace(beside, path)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
@@ -172,8 +175,10 @@ _complained = False
 
 def _complain(error: Exception) -> None:
     global _complained
-    if not _complained and sys.stderr is not None:
-        _complained = True
+    if _complained or sys.stderr is None:
+        return
+    _complained = True
+    with contextlib.suppress(OSError, ValueError):  # closed, or on a full disk
         print(
             f"gpuconv: compiled code cannot be kept, so every run compiles it: {error}. "
             "Set NUMBA_CACHE_DIR to a folder that can be written.",

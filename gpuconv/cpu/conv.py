@@ -92,10 +92,10 @@ def _backward(
         return dx, dw, dy.sum((0, 2, 3))
     if conv_gemm.suits(x.shape, window, groups):
         weights = conv_gemm.weight_gradient(dy, x)
-    elif winograd.suits_weight_gradient(x.shape, w.shape, window, groups):
+    elif winograd.suits(x.shape, w.shape, window, groups, dw=True):
         weights = winograd.weight_gradient(dy, x, w.shape, window)
     if weights is None:
-        weights = conv_wgrad.weight_gradient(dy, x, w.shape, window, groups, thread_count())
+        weights = conv_wgrad.weight_gradient(dy, x, w.shape, window, groups)
     return input_gradient(dy, w, x.shape, window, groups) if need_dx else None, *weights
 
 

@@ -1,8 +1,8 @@
 """1x1 convolution at stride 1: one matrix product for each image, by BLAS, without any copy.
 
-Measured against the direct convolution, which copies its input first: forward and dx took 0.6 to
-0.9 of its time for 64 to 1024 channels on 14x14 to 56x56 images, and 0.93 of im2col's at 14x14; dw
-was no faster and stays with conv_wgrad.py.
+Measured against the direct convolution, which copies its input first: forward and dx took 0.6 to 1
+of its time for 64 to 2048 channels on 7x7 to 56x56 images; dw was no faster and stays with
+conv_wgrad.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
 
 # Below these sizes the product of one image is too small for BLAS: its start-up cost shows.
-MIN_CHANNELS, MIN_PIXELS = 16, 144
+MIN_CHANNELS, MIN_PIXELS = 16, 49
 
 
 def suits(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> bool:

@@ -13,22 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu import conv, pool, pool_2x2, winograd
+from gpuconv.cpu import conv, pool, winograd
 from gpuconv.cpu.blocking import Blocking, forward_blocking
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.conv_pool_backward import backward_of_maxima
 from gpuconv.cpu.elementwise import contiguous
-from gpuconv.cpu.inner_loops import ALL_LANES, address, load_padded_tile
+from gpuconv.cpu.inner_loops import address, first_lanes, load_padded_tile, transpose_matrix
 from gpuconv.cpu.precision import modes, sums_in_float64
-from gpuconv.cpu.simd import LANES, VECTOR_BYTES
-from gpuconv.cpu.simd_moves import transpose
-from gpuconv.cpu.simd_pool_tiles import (
-    CONV_PIXELS,
-    FILTERS,
-    POOLED_PIXELS,
-    pooled_filters,
-    pooled_pixels,
-)
+from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
+from gpuconv.cpu.simd_pool_tiles import FILTERS, POOLED_PIXELS, pooled_filters, pooled_pixels
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards
@@ -63,7 +56,8 @@ def _fused(
     P, Q = window.output_size(*x_shape[2:])
     if (
         sums_in_float64(dtype)
-        or not pool_2x2.suits(dtype, pool_window, P, Q)
+        or dtype != np.float32
+        or not pool.is_2x2(pool_window, P, Q)
         or w_shape[0] * P * Q > MAX_IMAGE_FLOATS
         or conv.is_sparse(x_shape, window)
         or winograd.suits(x_shape, w_shape, window, groups)
@@ -96,7 +90,7 @@ def forward(
     y, argmax = np.empty((N, K, P, Q), np.float32), np.empty((N, K, P, Q), np.uint8)
 
     def run(begin: int, end: int) -> None:
-        padded = scratch("padded", blocking.scratch + 2 * CONV_PIXELS)
+        padded = scratch("padded", blocking.scratch + 2 * TILE_WIDTH)
         padded[:] = 0
         values, indices = (
             scratch("pooled", pixels * LANES),
@@ -170,12 +164,8 @@ def _forward_filters(
 def _unpack(values, indices, y, argmax, first, count, pixels):
     """Transpose values and indices (pixels, LANES) to y[first + lane] and argmax, `count` lanes."""
     to = argmax.reshape(-1)
-    for pixel in range(0, pixels, LANES):
-        inside = min(LANES, pixels - pixel)
-        source = address(values) + pixel * VECTOR_BYTES
-        target = address(y) + 4 * (first * pixels + pixel)
-        bits = (1 << count) - 1
-        transpose(source, VECTOR_BYTES, inside, bits, target, 4 * pixels, (1 << inside) - 1)
+    target = address(y) + 4 * first * pixels
+    transpose_matrix(address(values), VECTOR_BYTES, pixels, count, target, 4 * pixels, pixels)
     for lane in range(count):
         for pixel in range(pixels):
             to[(first + lane) * pixels + pixel] = indices[pixel * LANES + lane]
@@ -206,7 +196,7 @@ def _forward_pixels(x, y, argmax, tile_shape, phases, offsets, weights, bias, pa
                             count,
                             address(y[n, first, p]) + 4 * q,
                             4 * P * Q,
-                            ALL_LANES if inside == LANES else (1 << inside) - 1,
+                            first_lanes(inside),
                             address(indices),
                         )
                         for m in range(count):

@@ -15,23 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.inner_loops import ALL_LANES, address
+from gpuconv.cpu.inner_loops import address, first_lanes, transpose_matrix
 from gpuconv.cpu.simd import LANES, VECTOR_BYTES
-from gpuconv.cpu.simd_moves import transpose
-from gpuconv.cpu.simd_pool_tiles import (
-    gather_1,
-    gather_1x2,
-    gather_3,
-    gather_3x2,
-    gather_5,
-    gather_5x2,
-    scatter_1,
-    scatter_1x2,
-    scatter_3,
-    scatter_3x2,
-    scatter_5,
-    scatter_5x2,
-)
+from gpuconv.cpu.simd_pool_tiles import gather_tile, scatter_tile
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards
@@ -165,14 +151,10 @@ def _gradient_images(
                         values[at + j * images + i] = value
                         places[at + j * images + i] = image + starts[j] + tap_offsets[indices[j]]
                 biases[first + k] += total
-                _gather_windows(
-                    address(values) + 4 * at,
-                    address(places) + 8 * at,
-                    maxima * images,
-                    address(padded),
-                    layout,
-                    address(sums[first + k]),
-                )
+                _visit_windows(
+                    False, address(values) + 4 * at, address(places) + 8 * at, maxima * images,
+                    address(padded), layout, address(sums[first + k]),
+                )  # fmt: skip
             if need_dx:
                 dx_padded[:] = 0
                 for j in range(maxima):
@@ -180,14 +162,10 @@ def _gradient_images(
                     # other images, and no load waits for the store just before it
                     for k in range(layout.K):
                         at = (k * maxima + j) * images
-                        _scatter_windows(
-                            address(values) + 4 * at,
-                            address(places) + 8 * at,
-                            images,
-                            address(dx_padded),
-                            layout,
-                            address(weights[first + k]),
-                        )
+                        _visit_windows(
+                            True, address(values) + 4 * at, address(places) + 8 * at, images,
+                            address(dx_padded), layout, address(weights[first + k]),
+                        )  # fmt: skip
                 for i in range(images):
                     _from_channels_last(
                         dx_padded, i * layout.image, layout, dx[begin + i], group * layout.C
@@ -202,21 +180,9 @@ def _to_channels_last(x, first, layout, padded, place):
         row = place + ((h + layout.top) * layout.width + layout.left) * layout.C
         if layout.C == 1:
             padded[row : row + W] = x[first, h]
-            continue
-        for c in range(0, layout.C, LANES):
-            channels = min(LANES, layout.C - c)
-            source = address(x[first + c, h])
-            for q in range(0, W, LANES):
-                inside = min(LANES, W - q)
-                transpose(
-                    source + 4 * q,
-                    4 * H * W,
-                    channels,
-                    (1 << inside) - 1,
-                    address(padded) + 4 * (row + q * layout.C + c),
-                    4 * layout.C,
-                    (1 << channels) - 1,
-                )
+        else:
+            source, target = address(x[first, h]), address(padded) + 4 * row
+            transpose_matrix(source, 4 * H * W, layout.C, W, target, 4 * layout.C, layout.C)
 
 
 @compiled
@@ -225,90 +191,37 @@ def _from_channels_last(padded, place, layout, x, first):
     _, H, W = x.shape
     for h in range(H):
         row = place + ((h + layout.top) * layout.width + layout.left) * layout.C
-        for c in range(0, layout.C, LANES):
-            channels = min(LANES, layout.C - c)
-            for q in range(0, W, LANES):
-                inside = min(LANES, W - q)
-                transpose(
-                    address(padded) + 4 * (row + q * layout.C + c),
-                    4 * layout.C,
-                    inside,
-                    (1 << channels) - 1,
-                    address(x[first + c, h]) + 4 * q,
-                    4 * H * W,
-                    (1 << inside) - 1,
-                )
+        source, target = address(padded) + 4 * row, address(x[first, h])
+        transpose_matrix(source, 4 * layout.C, W, layout.C, target, 4 * H * W, W)
 
 
 @compiled
-def _gather_windows(values, places, count, x, layout, out):
-    """out[strip][vector][row] += the sum of `count` windows, each times its gradient.
+def _visit_windows(scatter, values, places, count, x, layout, filters):
+    """filters[strip][vector][row] += the sum of `count` windows of x, each times its gradient.
 
-    Rows go in tiles of 5, 3 and 1, and vectors in pairs, so that the sums stay in registers: 5 x 2
-    is what 16 registers hold with room for the loads.
+    With `scatter`, the windows += the filter times their gradient. Rows and vectors go in tiles, so
+    that the filter's part stays in registers.
     """
     column_bytes, row_bytes = layout.R * VECTOR_BYTES, layout.row_bytes
     for strip in range(layout.strips):
         for v in range(0, layout.vectors, 2):
-            pair = v + 1 < layout.vectors
+            columns = min(layout.vectors - v, 2)
+            bits = first_lanes(layout.strip - (v + columns - 1) * LANES)
             row = 0
             while row < layout.R:
+                rest = layout.R - row
+                rows = 5 if rest >= 5 else (3 if rest >= 3 else 1)
                 at = x + strip * layout.strip_bytes + v * VECTOR_BYTES + row * row_bytes
-                to = out + ((strip * layout.vectors + v) * layout.R + row) * VECTOR_BYTES
-                if layout.R - row >= 5:
-                    row += 5
-                    if pair:
-                        gather_5x2(values, places, count, at, row_bytes, to, column_bytes)
-                    else:
-                        gather_5(values, places, count, at, row_bytes, to, column_bytes)
-                elif layout.R - row >= 3:
-                    row += 3
-                    if pair:
-                        gather_3x2(values, places, count, at, row_bytes, to, column_bytes)
-                    else:
-                        gather_3(values, places, count, at, row_bytes, to, column_bytes)
+                f = filters + ((strip * layout.vectors + v) * layout.R + row) * VECTOR_BYTES
+                if scatter:
+                    scatter_tile(
+                        rows, columns, values, places, count, at, row_bytes, f, column_bytes, bits
+                    )
                 else:
-                    row += 1
-                    if pair:
-                        gather_1x2(values, places, count, at, row_bytes, to, column_bytes)
-                    else:
-                        gather_1(values, places, count, at, row_bytes, to, column_bytes)
-
-
-@compiled
-def _scatter_windows(values, places, count, x, layout, weights):
-    """Add weights[strip][vector][row], times each maximum's gradient, to `count` windows of x.
-
-    It cuts rows and vectors as _gather_windows does; here the weights stay in registers.
-    """
-    column_bytes, row_bytes = layout.R * VECTOR_BYTES, layout.row_bytes
-    tail = layout.strip - (layout.vectors - 1) * LANES
-    for strip in range(layout.strips):
-        for v in range(0, layout.vectors, 2):
-            pair = v + 1 < layout.vectors
-            bits = (1 << tail) - 1 if v + 2 >= layout.vectors else ALL_LANES
-            row = 0
-            while row < layout.R:
-                at = x + strip * layout.strip_bytes + v * VECTOR_BYTES + row * row_bytes
-                w = weights + ((strip * layout.vectors + v) * layout.R + row) * VECTOR_BYTES
-                if layout.R - row >= 5:
-                    row += 5
-                    if pair:
-                        scatter_5x2(values, places, count, at, row_bytes, w, column_bytes, bits)
-                    else:
-                        scatter_5(values, places, count, at, row_bytes, w, column_bytes, bits)
-                elif layout.R - row >= 3:
-                    row += 3
-                    if pair:
-                        scatter_3x2(values, places, count, at, row_bytes, w, column_bytes, bits)
-                    else:
-                        scatter_3(values, places, count, at, row_bytes, w, column_bytes, bits)
-                else:
-                    row += 1
-                    if pair:
-                        scatter_1x2(values, places, count, at, row_bytes, w, column_bytes, bits)
-                    else:
-                        scatter_1(values, places, count, at, row_bytes, w, column_bytes, bits)
+                    gather_tile(
+                        rows, columns, values, places, count, at, row_bytes, f, column_bytes
+                    )
+                row += rows
 
 
 @compiled

@@ -10,21 +10,8 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH
-from gpuconv.cpu.simd_moves import copy_lanes, store_rows, transpose
-from gpuconv.cpu.simd_tiles import (
-    conv_tile_1,
-    conv_tile_2,
-    conv_tile_3,
-    outer_tile_1x1,
-    outer_tile_1x2,
-    outer_tile_2x1,
-    outer_tile_2x2,
-    outer_tile_3x1,
-    outer_tile_3x2,
-)
-
-HEIGHT_3, HEIGHT_2, _ = TILE_HEIGHTS
-ALL_LANES = (1 << LANES) - 1
+from gpuconv.cpu.simd_moves import copy_lanes, deinterleave, store_rows, transpose
+from gpuconv.cpu.simd_tiles import conv_tile, outer_tile
 
 
 @compiled
@@ -34,13 +21,32 @@ def address(a):
 
 
 @compiled
-def copy_floats(source, target, count):
-    """Copy `count` floats from one address to another, a vector at a time."""
-    for i in range(0, count - LANES + 1, LANES):
-        copy_lanes(source + 4 * i, target + 4 * i, ALL_LANES)
-    if count % LANES:
-        done = count - count % LANES
-        copy_lanes(source + 4 * done, target + 4 * done, (1 << (count % LANES)) - 1)
+def first_lanes(count):
+    """Bits for the first `count` lanes of a vector, or for all where there are fewer lanes."""
+    return (1 << min(count, LANES)) - 1
+
+
+@compiled
+def copy_floats(source, target, count, step):
+    """Copy `count` floats, `step` (1 or 2) apart at one address, to another, a vector at a time."""
+    for i in range(0, count, LANES):
+        if step == 1:
+            copy_lanes(source + 4 * i, target + 4 * i, first_lanes(count - i))
+        else:
+            deinterleave(source + 8 * i, target + 4 * i, first_lanes(count - i))
+
+
+@compiled
+def transpose_matrix(source, stride, rows, columns, target, step, height):
+    """target[j * step + i] = source[i * stride + j] for all i < rows and j < columns; in bytes.
+
+    Of each column `height` floats are written: zeros from `rows` on.
+    """
+    for i in range(0, height, LANES):
+        written = first_lanes(height - i)
+        for j in range(0, columns, LANES):
+            at, to = source + i * stride + 4 * j, target + j * step + 4 * i
+            transpose(at, stride, rows - i, first_lanes(columns - j), to, step, written)
 
 
 @compiled
@@ -69,14 +75,16 @@ def load_padded_tile(x, tile_shape, phases, group, n, images, p, rows, padded):
                 for t in range(rows + tile_shape.extra):
                     place = plane + (i * (rows + tile_shape.extra) + t) * tile_shape.width
                     h = (p + t) * tile_shape.stride_h + down
+                    column = first * tile_shape.stride_w + right
                     if h < 0 or h >= tile_shape.H:
                         padded[place : place + tile_shape.width] = 0
-                    elif tile_shape.stride_w == 1:
-                        begin = address(source) + 4 * (h * tile_shape.W + first + right)
-                        copy_floats(begin, address(padded) + 4 * (place + first), last - first + 1)
+                    elif tile_shape.stride_w <= 2:
+                        begin = address(source) + 4 * (h * tile_shape.W + column)
+                        target = address(padded) + 4 * (place + first)
+                        copy_floats(begin, target, last - first + 1, tile_shape.stride_w)
                     else:
-                        for j in range(first, last + 1):
-                            padded[place + j] = source[h, j * tile_shape.stride_w + right]
+                        for j in range(last - first + 1):
+                            padded[place + first + j] = source[h, column + j * tile_shape.stride_w]
 
 
 @compiled
@@ -115,22 +123,16 @@ def convolve_block(
     `padded`. relu: whether the result is rectified. A register tile's sums go through a buffer in
     the L1 cache, because a vector of them can cover pixels of several rows.
     """
-    sums = np.empty((HEIGHT_3, TILE_WIDTH), np.float32)
+    sums = np.empty((TILE_HEIGHTS[0], TILE_WIDTH), np.float32)
     out, depth = address(sums), len(offsets)
     # all pixels for one tile of filters before the next: its weights stay in the L1 cache, and the
     # padded input tile, read once for each tile of filters, in the L2 cache
     for tile in range(len(first)):
         k = first[tile]
         a = address(weights) + 4 * k * depth
+        channel, rows = place + k * steps[3], min(height[tile], K - k)
         for v in range(0, vectors, 2):
-            b = padded + 4 * LANES * v
-            if height[tile] == HEIGHT_3:
-                conv_tile_3(a, b, address(offsets), depth, 0, out)
-            elif height[tile] == HEIGHT_2:
-                conv_tile_2(a, b, address(offsets), depth, 0, out)
-            else:
-                conv_tile_1(a, b, address(offsets), depth, 0, out)
-            channel, rows = place + k * steps[3], min(height[tile], K - k)
+            conv_tile(height[tile], a, padded + 4 * LANES * v, address(offsets), depth, out)
             for half in range(2):
                 at = out + 4 * half * LANES
                 for e in range(starts[v + half], starts[v + half + 1]):
@@ -158,27 +160,23 @@ def transpose_gradient(dy, group, K, n, images, p, rows, Q, out):
     out[first channel * pixels]; channels from K on are zero.
     """
     pixels = rows * Q
-    total = images * pixels
     plane = 4 * dy.shape[2] * dy.shape[3]
-    k = 0
-    while k < K:
-        width = TILE_WIDTH if K - k > LANES else LANES
+    for k in range(0, K, TILE_WIDTH):
+        width = tile_width(K - k)
         for i in range(images):
-            for half in range(0, width, LANES):
-                source = address(dy[n + i, min(group * K + k + half, dy.shape[1] - 1), p])
-                for q in range(0, pixels, LANES):
-                    bits = ALL_LANES if pixels - q >= LANES else (1 << (pixels - q)) - 1
-                    target = address(out) + 4 * (k * total + (i * pixels + q) * width + half)
-                    transpose(
-                        source + 4 * q, plane, K - k - half, bits, target, 4 * width, ALL_LANES
-                    )
-        k += width
+            source = address(dy[n + i, group * K + k, p])
+            target = address(out) + 4 * (k * images + i * width) * pixels
+            transpose_matrix(source, plane, K - k, pixels, target, 4 * width, width)
 
 
 @compiled
-def accumulate_weights(
-    padded, tile_shape, images, rows, gradient, offsets, first, height, K, columns, sums
-):
+def tile_width(rest):
+    """The width of the next tile of channels, with `rest` to go."""
+    return TILE_WIDTH if rest > LANES else LANES
+
+
+@compiled
+def accumulate_weights(padded, tile_shape, images, rows, gradient, offsets, first, height, K, sums):
     """sums[tile of channels][column][channel] += the block's part of dw.
 
     A column is a pair of input channel and tap. gradient: as transpose_gradient leaves it. offsets:
@@ -191,36 +189,12 @@ def accumulate_weights(
     if tile_shape.width == tile_shape.Q:  # no gaps between rows: one long row
         lines, length = 1, pixels
     # an outer-product tile adds up all pixels of an image in registers, and meets memory once
-    k = 0
-    while k < K:
-        width = TILE_WIDTH if K - k > LANES else LANES
+    for k in range(0, K, TILE_WIDTH):
+        width = tile_width(K - k)
         for tile in range(len(first)):
             at = address(offsets) + 8 * first[tile]
-            out = address(sums) + 4 * (k * columns + first[tile] * width)
+            out = address(sums) + 4 * (k * len(offsets) + first[tile] * width)
             for i in range(images):
                 d = address(gradient) + 4 * (k * images + i * width) * pixels
                 x = padded + i * image
-                outer_product_tile(
-                    width == TILE_WIDTH, height[tile], d, x, at, lines, row_bytes, length, 4, 1, out
-                )
-        k += width
-
-
-@compiled
-def outer_product_tile(wide, height, d, x, offsets, lines, row_bytes, length, step, keep, out):
-    """The outer-product tile of this width and height (simd_tiles.py): a switch, as Numba cannot
-    call an intrinsic through a variable.
-    """
-    if wide:
-        if height == HEIGHT_3:
-            outer_tile_3x2(d, x, offsets, lines, row_bytes, length, step, keep, out)
-        elif height == HEIGHT_2:
-            outer_tile_2x2(d, x, offsets, lines, row_bytes, length, step, keep, out)
-        else:
-            outer_tile_1x2(d, x, offsets, lines, row_bytes, length, step, keep, out)
-    elif height == HEIGHT_3:
-        outer_tile_3x1(d, x, offsets, lines, row_bytes, length, step, keep, out)
-    elif height == HEIGHT_2:
-        outer_tile_2x1(d, x, offsets, lines, row_bytes, length, step, keep, out)
-    else:
-        outer_tile_1x1(d, x, offsets, lines, row_bytes, length, step, keep, out)
+                outer_tile(height[tile], width, d, x, at, lines, row_bytes, length, 4, 1, out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu import pool_2x2
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.shapes import Window
@@ -26,9 +25,11 @@ def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
     y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), window.tap_type)
     planes, out, indices = x.reshape(-1, H, W), y.reshape(-1, P, Q), argmax.reshape(-1, P, Q)
     run, geometry = _max_forward, _geometry(window, H, W)
-    if pool_2x2.suits(x.dtype, window, H, W):
-        run, geometry = pool_2x2.max_planes, ()
-    parallel(lambda b, e: run(planes[b:e], out[b:e], indices[b:e], *geometry), _shards(x), False)
+    if is_2x2(window, H, W):
+        run, geometry = _max_forward_2x2, ()
+    parallel(
+        lambda b, e: run(planes[b:e], out[b:e], indices[b:e], *geometry), _shards(x), blas=False
+    )
     return y, argmax
 
 
@@ -40,14 +41,11 @@ def max_backward(
     dx = np.empty(x_shape, dy.dtype)
     gradient, indices = contiguous(dy).reshape(-1, P, Q), contiguous(argmax).reshape(-1, P, Q)
     out, geometry = dx.reshape(-1, H, W), _geometry(window, H, W)
-
-    def unpool(b: int, e: int) -> None:
-        if pool_2x2.suits(dx.dtype, window, H, W):
-            pool_2x2.scatter_planes(gradient[b:e], indices[b:e], out[b:e])
-        else:
-            _max_backward(gradient[b:e], indices[b:e], out[b:e], *geometry)
-
-    parallel(unpool, _shards(dx), False)
+    parallel(
+        lambda b, e: _max_backward(gradient[b:e], indices[b:e], out[b:e], *geometry),
+        _shards(dx),
+        blas=False,
+    )
     return dx
 
 
@@ -58,7 +56,7 @@ def sum_forward(x: np.ndarray, window: Window) -> np.ndarray:
     P, Q = window.output_size(H, W)
     y = np.empty((N, C, P, Q), x.dtype)
     planes, out, geometry = x.reshape(-1, H, W), y.reshape(-1, P, Q), _geometry(window, H, W)
-    parallel(lambda b, e: _sum_forward(planes[b:e], out[b:e], *geometry), _shards(x), False)
+    parallel(lambda b, e: _sum(planes[b:e], out[b:e], False, *geometry), _shards(x), blas=False)
     return y
 
 
@@ -66,13 +64,20 @@ def sum_backward(dy: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np
     """dx (of x_shape): for each pixel the sum of dy (N, C, P, Q) over the windows that cover it."""
     (_, _, H, W), (_, _, P, Q) = x_shape, dy.shape
     dx = np.empty(x_shape, dy.dtype)
-    gradient, out, geometry = (
-        contiguous(dy).reshape(-1, P, Q),
-        dx.reshape(-1, H, W),
-        _geometry(window, H, W),
-    )
-    parallel(lambda b, e: _sum_backward(gradient[b:e], out[b:e], *geometry), _shards(dx), False)
+    gradient, out = contiguous(dy).reshape(-1, P, Q), dx.reshape(-1, H, W)
+    geometry = _geometry(window, H, W)
+    parallel(lambda b, e: _sum(out[b:e], gradient[b:e], True, *geometry), _shards(dx), blas=False)
     return dx
+
+
+def is_2x2(window: Window, H: int, W: int) -> bool:
+    """Whether windows are 2x2 and lie side by side; a last row or column may be left over."""
+    return (
+        window.kernel_size == window.stride == (2, 2)
+        and window.dilation == (1, 1)
+        and window.pads(H, W) == ((0, 0), (0, 0))
+        and window.output_size(H, W) == (H // 2, W // 2)
+    )
 
 
 def _geometry(window: Window, H: int, W: int) -> tuple[int, ...]:
@@ -137,12 +142,32 @@ def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w
 
 @compiled
 def _update_max(row, best, index, tap, step):
-    """The maximum so far and its tap; selections without a branch, so that the loop vectorises."""
     for q in range(len(best)):
-        value = row[q * step]
-        wins = (value > best[q]) | (value != value)
-        best[q] = value if wins else best[q]
-        index[q] = tap if wins else index[q]
+        best[q], index[q] = _larger(best[q], index[q], row[q * step], tap)
+
+
+@compiled
+def _max_forward_2x2(x, y, argmax):
+    for plane in range(len(x)):
+        for p in range(y.shape[1]):
+            upper, lower = x[plane, 2 * p], x[plane, 2 * p + 1]
+            _max_row_2x2(upper, lower, y[plane, p], argmax[plane, p])
+
+
+@compiled
+def _max_row_2x2(upper, lower, y, argmax):
+    for q in range(len(y)):
+        best, index = upper[2 * q], np.uint8(0)
+        best, index = _larger(best, index, upper[2 * q + 1], np.uint8(1))
+        best, index = _larger(best, index, lower[2 * q], np.uint8(2))
+        y[q], argmax[q] = _larger(best, index, lower[2 * q + 1], np.uint8(3))
+
+
+@compiled
+def _larger(best, index, value, tap):
+    """The larger of two and its tap; selections without a branch, so that loops vectorise."""
+    wins = (value > best) | (value != value)
+    return value if wins else best, tap if wins else index
 
 
 @compiled
@@ -164,31 +189,14 @@ def _max_backward(dy, argmax, dx, R, S, stride_h, stride_w, top, left, dil_h, di
 
 
 @compiled
-def _sum_forward(x, y, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
-    (H, W), (P, Q) = x.shape[1:], y.shape[1:]
-    for plane in range(len(x)):
-        for p in range(P):
-            total = y[plane, p]
-            total[:] = 0
-            for r in range(R):
-                h = p * stride_h - top + r * dil_h
-                if h < 0 or h >= H:
-                    continue
-                for s in range(S):
-                    offset = s * dil_w - left
-                    first, end = _inside(offset, stride_w, Q, W)
-                    row = x[plane, h, max(first * stride_w + offset, 0) :]
-                    if stride_w == 1:
-                        _add(total[first:end], 1, row, 1, end - first)
-                    else:
-                        _add(total[first:end], 1, row, stride_w, end - first)
-
-
-@compiled
-def _sum_backward(dy, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
-    (P, Q), (H, W) = dy.shape[1:], dx.shape[1:]
-    for plane in range(len(dy)):
-        dx[plane] = 0
+def _sum(image, pooled, backward, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
+    """pooled = the sums of the image's windows; backward, image = the sums of what covers it."""
+    (H, W), (P, Q) = image.shape[1:], pooled.shape[1:]
+    for plane in range(len(image)):
+        if backward:
+            image[plane] = 0
+        else:
+            pooled[plane] = 0
         for p in range(P):
             for r in range(R):
                 h = p * stride_h - top + r * dil_h
@@ -197,17 +205,20 @@ def _sum_backward(dy, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
                 for s in range(S):
                     offset = s * dil_w - left
                     first, end = _inside(offset, stride_w, Q, W)
-                    row = dx[plane, h, max(first * stride_w + offset, 0) :]
-                    if stride_w == 1:
-                        _add(row, 1, dy[plane, p, first:end], 1, end - first)
+                    row = image[plane, h, max(first * stride_w + offset, 0) :]
+                    sums = pooled[plane, p, first:end]
+                    # the constant 1 is compiled with vectors, and takes a third of the time
+                    if backward and stride_w == 1:
+                        _add(row, 1, sums, 1, end - first)
+                    elif backward:
+                        _add(row, stride_w, sums, 1, end - first)
+                    elif stride_w == 1:
+                        _add(sums, 1, row, 1, end - first)
                     else:
-                        _add(row, stride_w, dy[plane, p, first:end], 1, end - first)
+                        _add(sums, 1, row, stride_w, end - first)
 
 
 @compiled
 def _add(total, total_step, values, step, count):
-    """total[q * total_step] += values[q * step]. The callers pass a constant 1 where they can: the
-    loop is then compiled with vectors, and takes a third of the time.
-    """
     for q in range(count):
         total[q * total_step] += values[q * step]

@@ -9,7 +9,7 @@ views do not express.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
@@ -45,11 +45,17 @@ i64 = ir.IntType(64)
 FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
 MASK = ir.VectorType(ir.IntType(1), LANES)
+SIZES = {FLOAT: FLOAT_BYTES, VECTOR: VECTOR_BYTES, i64: 8}
 
 
 def load(builder: Any, address: Any, kind: Any) -> Any:
     """The value of type `kind` at an address, aligned to a float only."""
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=FLOAT_BYTES)
+
+
+def load_row(builder: Any, address: Any, kind: Any, count: int) -> list[Any]:
+    """`count` values that follow one another from an address on."""
+    return [load(builder, plus(builder, address, i * SIZES[kind]), kind) for i in range(count)]
 
 
 def store(builder: Any, value: Any, address: Any) -> None:
@@ -60,6 +66,12 @@ def store(builder: Any, value: Any, address: Any) -> None:
 def plus(builder: Any, address: Any, offset: int) -> Any:
     """address + offset; no instruction for 0."""
     return builder.add(address, i64(offset)) if offset else address
+
+
+def rectified(builder: Any, value: Any) -> Any:
+    """The ReLU of a vector; NaN stays NaN."""
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
 
 
 def splat(builder: Any, scalar: Any) -> Any:
@@ -90,6 +102,19 @@ def loop(
     builder.cbranch(builder.icmp_signed("<", following, count), block, after)
     builder.position_at_end(after)
     return result
+
+
+def switch(builder: Any, value: Any, cases: Sequence[int], emit: Callable[[int], None]) -> None:
+    """The code of emit(case) for the case that `value`, an integer, equals at run time."""
+    first, *others = cases
+    if not others:
+        emit(first)
+        return
+    with builder.if_else(builder.icmp_signed("==", value, i64(first))) as (then, otherwise):
+        with then:
+            emit(first)
+        with otherwise:
+            switch(builder, value, others, emit)
 
 
 def mask_of(builder: Any, bits: Any) -> Any:

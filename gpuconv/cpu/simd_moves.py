@@ -22,8 +22,8 @@ from gpuconv.cpu.simd import (
     masked_load,
     masked_store,
     plus,
+    rectified,
     splat,
-    store,
 )
 
 
@@ -37,15 +37,14 @@ def store_rows(typingctx, sums, rows, bias, relu, out, stride, bits):
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums, rows, bias, relu, out, stride, bits = args
-        zero = ir.Constant(VECTOR, [0.0] * LANES)
         mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
 
         def row(m: Any, state: list[Any]) -> list[Any]:
             at, to = state
             shift = load(builder, builder.add(bias, builder.mul(m, i64(FLOAT_BYTES))), FLOAT)
             value = builder.fadd(load(builder, at, VECTOR), splat(builder, shift))
-            rectified = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
-            masked_store(builder, builder.select(rectify, rectified, value), to, mask)
+            value = builder.select(rectify, rectified(builder, value), value)
+            masked_store(builder, value, to, mask)
             return [plus(builder, at, 2 * VECTOR_BYTES), builder.add(to, stride)]
 
         loop(builder, rows, [sums, out], row)
@@ -68,34 +67,22 @@ def copy_lanes(typingctx, source, target, bits):
 
 
 @intrinsic
-def copy_lanes_or_zero(typingctx, source, target, bits):
-    """target[lane] = source[lane], or 0 where the lane's bit is not set; writes LANES floats."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, bits = args
-        store(builder, masked_load(builder, source, mask_of(builder, bits)), target)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 3), emit
-
-
-@intrinsic
 def deinterleave(typingctx, source, target, bits):
-    """target[lane] = source[2*lane]: a load at stride 2; writes all LANES floats.
-
-    bits: of the 2*LANES floats, those to read; 0 stands for the others.
-    """
+    """target[lane] = source[2*lane] for the lanes whose bit is set: a load at stride 2."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, target, bits = args
-        high = builder.lshr(bits, i64(LANES))
-        parts = [
-            masked_load(builder, plus(builder, source, i * VECTOR_BYTES), mask_of(builder, each))
-            for i, each in enumerate((bits, high))
-        ]
-        index = ir.VectorType(ir.IntType(32), LANES)
-        even = ir.Constant(index, [2 * i for i in range(LANES)])
-        store(builder, builder.shuffle_vector(*parts, even), target)
+        lanes = ir.VectorType(ir.IntType(32), LANES)
+        inside = mask_of(builder, bits)
+        nothing = ir.Constant(MASK, ir.Undefined)
+        parts = []
+        for half in range(2):
+            twice = ir.Constant(lanes, [(half * LANES + i) // 2 for i in range(LANES)])
+            of_pair = builder.shuffle_vector(inside, nothing, twice)
+            even = builder.and_(of_pair, ir.Constant(MASK, [1, 0] * (LANES // 2)))
+            parts.append(masked_load(builder, plus(builder, source, half * VECTOR_BYTES), even))
+        order = ir.Constant(lanes, [2 * i for i in range(LANES)])
+        masked_store(builder, builder.shuffle_vector(*parts, order), target, inside)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 3), emit

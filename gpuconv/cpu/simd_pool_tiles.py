@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -12,32 +13,47 @@ from gpuconv.cpu.simd import (
     FLOAT_BYTES,
     LANES,
     TILE_HEIGHTS,
-    TILE_WIDTH,
     VECTOR,
     VECTOR_BYTES,
     i64,
     intrinsic,
     load,
+    load_row,
     loop,
     mask_of,
     masked_load,
     masked_store,
     plus,
+    rectified,
     splat,
     store,
+    switch,
 )
-from gpuconv.cpu.simd_pool import BYTES, even_and_odd, maximum_of_4
 from gpuconv.cpu.simd_tiles import fma_rows, sum_over_taps
 
 # What fits into the registers: 20 and 24 vectors of sums where there are 32, else 12 and 8.
 POOLED_PIXELS, FILTERS = (5, 6) if TILE_HEIGHTS[0] == 12 else (3, 2)
-ROWS, COLUMNS = (5, 3, 1), (2, 1)  # sizes of the tiles that visit only the maxima
+# Sizes of the tiles that visit only the maxima: 5 x 2 is what 16 registers hold with the loads.
+ROWS, COLUMNS = (5, 3, 1), (2, 1)
+BYTES = ir.VectorType(ir.IntType(8), LANES)
 
 
-def _rectified(builder: Any, value: Any, shift: Any) -> Any:
-    zero = ir.Constant(VECTOR, [0.0] * LANES)
-    value = builder.fadd(value, shift)
-    return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+def _even_and_odd(builder: Any, first: Any, second: Any) -> list[Any]:
+    """The elements with even and those with odd numbers, of two vectors one after the other."""
+    lanes = ir.VectorType(ir.IntType(32), LANES)
+    orders = [[2 * i + odd for i in range(LANES)] for odd in (0, 1)]
+    return [builder.shuffle_vector(first, second, ir.Constant(lanes, order)) for order in orders]
+
+
+def _maximum_of_4(builder: Any, values: list[Any]) -> tuple[Any, Any]:
+    """(maximum, index) of four vectors: the first of equal numbers; a NaN beats every number."""
+    best, index = values[0], ir.Constant(BYTES, [0] * LANES)
+    for tap, value in enumerate(values[1:], 1):
+        larger = builder.fcmp_ordered(">", value, best)
+        wins = builder.or_(larger, builder.fcmp_unordered("uno", value, value))
+        best = builder.select(wins, value, best)
+        index = builder.select(wins, ir.Constant(BYTES, [tap] * LANES), index)
+    return best, index
 
 
 def _store_bytes(builder: Any, value: Any, address: Any) -> None:
@@ -71,21 +87,18 @@ def pooled_filters(typingctx, a, b, row_bytes, offsets, depth, bias, y, argmax):
         def step(i: Any, at: Any, sums: list[Any]) -> list[Any]:
             weights = load(builder, builder.add(a, builder.mul(i, i64(VECTOR_BYTES))), VECTOR)
             rows = at, builder.add(at, distance)
-            pixels = [
-                load(builder, plus(builder, row, q * FLOAT_BYTES), FLOAT)
-                for row in rows
-                for q in range(2 * POOLED_PIXELS)
-            ]
+            pixels = [load_row(builder, row, FLOAT, 2 * POOLED_PIXELS) for row in rows]
+            pixels = pixels[0] + pixels[1]
             return fma_rows(builder, sums, pixels, [weights])
 
         sums = _depth_loop(builder, [b, offsets, depth], 4 * POOLED_PIXELS, step)
         shift = load(builder, bias, VECTOR)
-        values = [_rectified(builder, total, shift) for total in sums]
+        values = [rectified(builder, builder.fadd(total, shift)) for total in sums]
         for pair in range(POOLED_PIXELS):
             pool_taps = [
                 values[row * 2 * POOLED_PIXELS + 2 * pair + q] for row in (0, 1) for q in (0, 1)
             ]
-            best, index = maximum_of_4(builder, pool_taps)
+            best, index = _maximum_of_4(builder, pool_taps)
             store(builder, best, plus(builder, y, pair * VECTOR_BYTES))
             _store_bytes(builder, index, plus(builder, argmax, pair * LANES))
         return context.get_dummy_value()
@@ -107,31 +120,21 @@ def pooled_pixels(typingctx, a, b, row_bytes, offsets, depth, bias, rows, y, y_b
 
         def step(i: Any, at: Any, sums: list[Any]) -> list[Any]:
             below = builder.add(at, row_bytes)
-            pixels = [
-                load(builder, plus(builder, row, v * VECTOR_BYTES), VECTOR)
-                for row in (at, below)
-                for v in range(2)
-            ]
+            pixels = load_row(builder, at, VECTOR, 2) + load_row(builder, below, VECTOR, 2)
             weights = builder.add(a, builder.mul(i, i64(FILTERS * FLOAT_BYTES)))
-            scalars = [
-                load(builder, plus(builder, weights, m * FLOAT_BYTES), FLOAT)
-                for m in range(FILTERS)
-            ]
-            return fma_rows(builder, sums, scalars, pixels)
+            return fma_rows(builder, sums, load_row(builder, weights, FLOAT, FILTERS), pixels)
 
         sums = _depth_loop(builder, [b, offsets, depth], 4 * FILTERS, step)
         mask = mask_of(builder, bits)
         for m in range(FILTERS):
             with builder.if_then(builder.icmp_signed("<", i64(m), rows), likely=True):
                 shift = splat(builder, load(builder, plus(builder, bias, m * FLOAT_BYTES), FLOAT))
-                upper, lower = (
-                    even_and_odd(
-                        builder,
-                        *(_rectified(builder, sums[4 * m + 2 * row + v], shift) for v in range(2)),
-                    )
-                    for row in (0, 1)
+                of_filter = sums[4 * m : 4 * m + 4]
+                values = [rectified(builder, builder.fadd(total, shift)) for total in of_filter]
+                pool_taps = _even_and_odd(builder, *values[:2]) + _even_and_odd(
+                    builder, *values[2:]
                 )
-                best, index = maximum_of_4(builder, upper + lower)
+                best, index = _maximum_of_4(builder, pool_taps)
                 to = builder.add(y, builder.mul(y_bytes, i64(m)))
                 masked_store(builder, best, to, mask)
                 _store_bytes(builder, index, plus(builder, argmax, m * LANES))
@@ -140,74 +143,68 @@ def pooled_pixels(typingctx, a, b, row_bytes, offsets, depth, bias, rows, y, y_b
     return types.void(*[types.intp] * 11), emit
 
 
-def _gather_tile(rows: int, columns: int) -> Any:
-    @intrinsic
-    def tile(typingctx, gradients, places, count, x, row_bytes, out, column_bytes):
-        """out[column][row] += sum over i of gradients[i] * x[places[i] + row*row_bytes + column].
+@intrinsic
+def gather_tile(
+    typingctx, rows, columns, gradients, places, count, x, row_bytes, out, column_bytes
+):
+    """out[column][row] += sum over i of gradients[i] * x[places[i] + row*row_bytes + column].
 
-        A column is a vector, places are in bytes. In out the rows of a column follow one another,
-        and columns are column_bytes apart.
-        """
+    rows and columns: of ROWS and COLUMNS. A column is a vector, places are in bytes. In out the
+    rows of a column follow one another, and columns are column_bytes apart.
+    """
 
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            gradients, places, count, x, row_bytes, out, column_bytes = args
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, columns, gradients, places, count, x, row_bytes, out, column_bytes = args
 
+        def tile(height: int, width: int) -> None:
             def step(i: Any, sums: list[Any]) -> list[Any]:
                 gradient, at = _gradient_and_place(builder, gradients, places, x, i)
                 vectors = []
-                for row in range(rows):
+                for row in range(height):
                     at = builder.add(at, row_bytes) if row else at
-                    vectors += [
-                        load(builder, plus(builder, at, v * VECTOR_BYTES), VECTOR)
-                        for v in range(columns)
-                    ]
+                    vectors += load_row(builder, at, VECTOR, width)
                 return fma_rows(builder, sums, [gradient], vectors)
 
-            zero = ir.Constant(VECTOR, [0.0] * LANES)
-            sums = loop(builder, count, [zero] * (rows * columns), step)
+            zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * (height * width)
+            sums = loop(builder, count, zeros, step)
             for i, total in enumerate(sums):
-                row, column = divmod(i, columns)
+                row, column = divmod(i, width)
                 place = plus(builder, out, row * VECTOR_BYTES)
                 place = builder.add(place, builder.mul(column_bytes, i64(column)))
                 store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
-            return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 7), emit
+        _of_size(builder, rows, columns, tile)
+        return context.get_dummy_value()
 
-    return tile
+    return types.void(*[types.intp] * 9), emit
 
 
-def _scatter_tile(rows: int, columns: int) -> Any:
-    @intrinsic
-    def tile(typingctx, gradients, places, count, x, row_bytes, weights, column_bytes, bits):
-        """x[places[i] + row*row_bytes + column] += gradients[i] * weights[column][row], i by i.
+@intrinsic
+def scatter_tile(
+    typingctx, rows, columns, gradients, places, count, x, row_bytes, weights, column_bytes, bits
+):
+    """x[places[i] + row*row_bytes + column] += gradients[i] * weights[column][row], i by i.
 
-        The reverse of the gather tile; in the last column for the lanes whose bit is set.
-        """
+    The reverse of gather_tile; in the last column for the lanes whose bit is set.
+    """
 
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            gradients, places, count, x, row_bytes, weights, column_bytes, bits = args
-            mask = mask_of(builder, bits)
-            starts = [
-                builder.add(weights, builder.mul(column_bytes, i64(v))) for v in range(columns)
-            ]
-            held = [
-                [
-                    load(builder, plus(builder, start, row * VECTOR_BYTES), VECTOR)
-                    for start in starts
-                ]
-                for row in range(rows)
-            ]
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, columns, gradients, places, count, x, row_bytes, weights, column_bytes, bits = args
+        mask = mask_of(builder, bits)
+
+        def tile(height: int, width: int) -> None:
+            starts = [builder.add(weights, builder.mul(column_bytes, i64(v))) for v in range(width)]
+            held = [load_row(builder, start, VECTOR, height) for start in starts]
 
             def step(i: Any, state: list[Any]) -> list[Any]:
                 gradient, at = _gradient_and_place(builder, gradients, places, x, i)
-                for row in range(rows):
+                for row in range(height):
                     at = builder.add(at, row_bytes) if row else at
-                    for v in range(columns):
+                    for v in range(width):
                         to = plus(builder, at, v * VECTOR_BYTES)
-                        last = v == columns - 1
+                        last = v == width - 1
                         old = masked_load(builder, to, mask) if last else load(builder, to, VECTOR)
-                        (new,) = fma_rows(builder, [old], [gradient], [held[row][v]])
+                        (new,) = fma_rows(builder, [old], [gradient], [held[v][row]])
                         if last:
                             masked_store(builder, new, to, mask)
                         else:
@@ -215,11 +212,18 @@ def _scatter_tile(rows: int, columns: int) -> Any:
                 return state
 
             loop(builder, count, [], step)
-            return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 8), emit
+        _of_size(builder, rows, columns, tile)
+        return context.get_dummy_value()
 
-    return tile
+    return types.void(*[types.intp] * 10), emit
+
+
+def _of_size(builder: Any, rows: Any, columns: Any, tile: Callable[[int, int], None]) -> None:
+    def of_height(height: int) -> None:
+        switch(builder, columns, COLUMNS, lambda width: tile(height, width))
+
+    switch(builder, rows, ROWS, of_height)
 
 
 def _gradient_and_place(
@@ -228,12 +232,3 @@ def _gradient_and_place(
     gradient = load(builder, builder.add(gradients, builder.mul(i, i64(FLOAT_BYTES))), FLOAT)
     place = load(builder, builder.add(places, builder.mul(i, i64(8))), i64)
     return gradient, builder.add(x, place)
-
-
-gather_5x2, gather_5, gather_3x2, gather_3, gather_1x2, gather_1 = (
-    _gather_tile(rows, columns) for rows in ROWS for columns in COLUMNS
-)
-scatter_5x2, scatter_5, scatter_3x2, scatter_3, scatter_1x2, scatter_1 = (
-    _scatter_tile(rows, columns) for rows in ROWS for columns in COLUMNS
-)
-CONV_PIXELS = TILE_WIDTH  # pixels in a row of the convolution that pooled_pixels reads

@@ -13,15 +13,18 @@ from gpuconv.cpu.simd import (
     FLOAT_BYTES,
     LANES,
     TILE_HEIGHTS,
+    TILE_WIDTH,
     VECTOR,
     VECTOR_BYTES,
     i64,
     intrinsic,
     load,
+    load_row,
     loop,
     plus,
     splat,
     store,
+    switch,
 )
 
 # Products added to one sum before it joins the total. The error is least near the square root of
@@ -63,98 +66,79 @@ def sum_over_taps(
     return loop(builder, chains, zeros, chain)
 
 
-def _put(builder: Any, keep: Any, sums: list[Any], places: list[Any]) -> None:
-    """Store the sums; with `keep`, add them to what is there."""
-    with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
-        with add:
-            for place, total in zip(places, sums, strict=True):
-                store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
-        with replace:
-            for place, total in zip(places, sums, strict=True):
-                store(builder, total, place)
+@intrinsic
+def conv_tile(typingctx, height, a, b, offsets, depth, out):
+    """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH].
 
+    height: the tile's rows, one of TILE_HEIGHTS.
+    """
 
-def _conv_tile(height: int) -> Any:
-    @intrinsic
-    def tile(typingctx, a, b, offsets, depth, keep, out):
-        """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH].
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        height, a, b, offsets, depth, out = args
 
-        With `keep` the sum is added to what out holds.
-        """
-
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            a, b, offsets, depth, keep, out = args
-
+        def tile(rows: int) -> None:
             def step(i: Any, state: list[Any]) -> list[Any]:
                 offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
-                at = builder.add(b, offset)
-                vectors = [
-                    load(builder, plus(builder, at, v * VECTOR_BYTES), VECTOR) for v in range(2)
-                ]
-                row = builder.add(a, builder.mul(i, i64(height * FLOAT_BYTES)))
-                scalars = [
-                    load(builder, plus(builder, row, m * FLOAT_BYTES), FLOAT) for m in range(height)
-                ]
-                return fma_rows(builder, state, scalars, vectors)
+                vectors = load_row(builder, builder.add(b, offset), VECTOR, 2)
+                row = builder.add(a, builder.mul(i, i64(rows * FLOAT_BYTES)))
+                return fma_rows(builder, state, load_row(builder, row, FLOAT, rows), vectors)
 
-            sums = sum_over_taps(builder, depth, 2 * height, step)
-            _put(
-                builder,
-                keep,
-                sums,
-                [plus(builder, out, i * VECTOR_BYTES) for i in range(len(sums))],
-            )
-            return context.get_dummy_value()
+            for i, total in enumerate(sum_over_taps(builder, depth, 2 * rows, step)):
+                store(builder, total, plus(builder, out, i * VECTOR_BYTES))
 
-        return types.void(*[types.intp] * 6), emit
+        switch(builder, height, TILE_HEIGHTS, tile)
+        return context.get_dummy_value()
 
-    return tile
+    return types.void(*[types.intp] * 6), emit
 
 
-def _outer_tile(columns: int, width: int) -> Any:
-    @intrinsic
-    def tile(typingctx, d, x, offsets, rows, row_bytes, pixels, step, keep, out):
-        """out[j] = sum over p, q of d[p][q] * x[offsets[j] + p*row_bytes + q*step], j < columns.
+@intrinsic
+def outer_tile(typingctx, height, width, d, x, offsets, rows, row_bytes, pixels, step, keep, out):
+    """out[j] = sum over p, q of d[p][q] * x[offsets[j] + p*row_bytes + q*step], j < height.
 
-        d is [rows][pixels][width*LANES] without gaps, out [columns][width*LANES]; offsets and steps
-        are in bytes. With `keep` the sum is added to what out holds.
-        """
+    height: one of TILE_HEIGHTS; width: LANES or TILE_WIDTH. d is [rows][pixels][width] without
+    gaps, out [height][width]; offsets and steps are in bytes. With `keep` the sum is added to what
+    out holds.
+    """
 
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            d, x, offsets, rows, row_bytes, pixels, step, keep, out = args
-            at = [
-                builder.add(x, load(builder, plus(builder, offsets, 8 * j), i64))
-                for j in range(columns)
-            ]
-            places = [plus(builder, out, i * VECTOR_BYTES) for i in range(columns * width)]
-            d_row_bytes = builder.mul(pixels, i64(width * VECTOR_BYTES))
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        height, width, d, x, offsets, rows, row_bytes, pixels, step, keep, out = args
+
+        def tile(columns: int, vectors: int) -> None:
+            pixel_bytes = vectors * VECTOR_BYTES
+            at = [builder.add(x, start) for start in load_row(builder, offsets, i64, columns)]
+            d_row_bytes = builder.mul(pixels, i64(pixel_bytes))
 
             def row(p: Any, state: list[Any]) -> list[Any]:
                 d_row = builder.add(d, builder.mul(p, d_row_bytes))
                 x_row = builder.mul(p, row_bytes)
 
                 def pixel(q: Any, state: list[Any]) -> list[Any]:
-                    here = builder.add(d_row, builder.mul(q, i64(width * VECTOR_BYTES)))
-                    vectors = [
-                        load(builder, plus(builder, here, v * VECTOR_BYTES), VECTOR)
-                        for v in range(width)
-                    ]
+                    here = builder.add(d_row, builder.mul(q, i64(pixel_bytes)))
                     column = builder.add(x_row, builder.mul(q, step))
                     scalars = [load(builder, builder.add(base, column), FLOAT) for base in at]
-                    return fma_rows(builder, state, scalars, vectors)
+                    return fma_rows(
+                        builder, state, scalars, load_row(builder, here, VECTOR, vectors)
+                    )
 
                 return loop(builder, pixels, state, pixel)
 
             # from zero, and the old sums last: a shorter chain of roundings than going on from them
-            sums = loop(builder, rows, [ir.Constant(VECTOR, [0.0] * LANES)] * len(places), row)
-            _put(builder, keep, sums, places)
-            return context.get_dummy_value()
+            zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * (columns * vectors)
+            sums = loop(builder, rows, zeros, row)
+            places = [plus(builder, out, i * VECTOR_BYTES) for i in range(len(sums))]
+            with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
+                with add:
+                    for place, total in zip(places, sums, strict=True):
+                        store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
+                with replace:
+                    for place, total in zip(places, sums, strict=True):
+                        store(builder, total, place)
 
-        return types.void(*[types.intp] * 9), emit
+        def of_width(lanes: int) -> None:
+            switch(builder, height, TILE_HEIGHTS, lambda columns: tile(columns, lanes // LANES))
 
-    return tile
+        switch(builder, width, (TILE_WIDTH, LANES), of_width)
+        return context.get_dummy_value()
 
-
-conv_tile_3, conv_tile_2, conv_tile_1 = map(_conv_tile, TILE_HEIGHTS)
-outer_tile_3x2, outer_tile_2x2, outer_tile_1x2 = (_outer_tile(n, 2) for n in TILE_HEIGHTS)
-outer_tile_3x1, outer_tile_2x1, outer_tile_1x1 = (_outer_tile(n, 1) for n in TILE_HEIGHTS)
+    return types.void(*[types.intp] * 11), emit

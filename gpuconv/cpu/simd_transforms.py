@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 
-from gpuconv.cpu.simd import LANES, VECTOR, i64, intrinsic, load, store
+from gpuconv.cpu.simd import LANES, VECTOR, i64, intrinsic, load, rectified, store
+
+Matrix = list[list[float]]
 
 
 def _combination(builder: Any, row: list[float], values: list[Any]) -> Any:
@@ -29,46 +32,57 @@ def _combination(builder: Any, row: list[float], values: list[Any]) -> Any:
     return total
 
 
-def winograd_transform(matrix: list[list[float]], finish: bool = False) -> Any:
+def _transform(builder: Any, matrix: Matrix, args: list[Any], finish: Callable[[Any], Any]) -> None:
+    """finish(matrix @ tile @ matrix.T), from and to the places that `args` describe."""
+    source, row_bytes, column_bytes, out, out_row, out_column = args
+    size, out_size = len(matrix[0]), len(matrix)
+
+    def place(base: Any, i: int, row: Any, j: int, column: Any) -> Any:
+        down = builder.add(base, builder.mul(row, i64(i)))
+        return builder.add(down, builder.mul(column, i64(j)))
+
+    half = []  # half[j][i]: column j of matrix @ tile
+    for j in range(size):
+        places = [place(source, i, row_bytes, j, column_bytes) for i in range(size)]
+        column = [load(builder, at, VECTOR) for at in places]
+        half.append([_combination(builder, row, column) for row in matrix])
+    for i in range(out_size):
+        for j in range(out_size):
+            value = _combination(builder, matrix[j], [column[i] for column in half])
+            store(builder, finish(value), place(out, i, out_row, j, out_column))
+
+
+def winograd_transform(matrix: Matrix) -> Any:
     """An intrinsic for out = matrix @ tile @ matrix.T, of LANES tiles side by side.
 
     Entry (i, j) of the tiles is the vector at source + i*row_bytes + j*column_bytes; out likewise.
-    With `finish` the vector at `bias` is added to every entry, and `relu` rectifies it; otherwise
-    both are ignored.
     """
-    size, out_size = len(matrix[0]), len(matrix)
+
+    @intrinsic
+    def apply(typingctx, source, row_bytes, column_bytes, out, out_row, out_column):
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _transform(builder, matrix, args, lambda value: value)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 6), emit
+
+    return apply
+
+
+def winograd_output_transform(matrix: Matrix) -> Any:
+    """Like winograd_transform; adds the vector at `bias` to all entries; with `relu`, rectifies."""
 
     @intrinsic
     def apply(typingctx, source, row_bytes, column_bytes, out, out_row, out_column, bias, relu):
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            source, row_bytes, column_bytes, out, out_row, out_column, bias, relu = args
+            *places, bias, relu = args
+            shift, rectify = load(builder, bias, VECTOR), builder.icmp_signed("!=", relu, i64(0))
 
-            def place(base: Any, i: int, row: Any, j: int, column: Any) -> Any:
-                down = builder.add(base, builder.mul(row, i64(i)))
-                return builder.add(down, builder.mul(column, i64(j)))
+            def finish(value: Any) -> Any:
+                value = builder.fadd(value, shift)
+                return builder.select(rectify, rectified(builder, value), value)
 
-            half = []  # half[j][i]: column j of matrix @ tile
-            for j in range(size):
-                column = [
-                    load(builder, place(source, i, row_bytes, j, column_bytes), VECTOR)
-                    for i in range(size)
-                ]
-                half.append([_combination(builder, row, column) for row in matrix])
-            shift = load(builder, bias, VECTOR) if finish else None
-            zero, rectify = (
-                ir.Constant(VECTOR, [0.0] * LANES),
-                builder.icmp_signed("!=", relu, i64(0)),
-            )
-            for i in range(out_size):
-                for j in range(out_size):
-                    value = _combination(builder, matrix[j], [column[i] for column in half])
-                    if finish:
-                        value = builder.fadd(value, shift)
-                        rectified = builder.select(
-                            builder.fcmp_ordered("<", value, zero), zero, value
-                        )
-                        value = builder.select(rectify, rectified, value)
-                    store(builder, value, place(out, i, out_row, j, out_column))
+            _transform(builder, matrix, places, finish)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 8), emit

@@ -13,6 +13,7 @@ Algorithms for Convolutional Neural Networks, 2015.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,12 +21,10 @@ import numpy as np
 
 from gpuconv.cpu.blocking import register_tiles
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.inner_loops import TILE_WIDTH
 from gpuconv.cpu.precision import winograd_allowed
-from gpuconv.cpu.simd import LANES
+from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.winograd_loops import (
     multiply,
-    multiply_gradient,
     store_filter_gradient,
     store_output_tiles,
     transform_filters,
@@ -40,36 +39,37 @@ from gpuconv.threads import parallel, shards, thread_count
 # the cache with their 36 products.
 TILES_PER_BLOCK = 56
 MIN_CHANNELS = 32  # with fewer, the transforms cost more than the products save
-# Above these, reading the transformed filters (36 numbers in place of 9) from memory costs more
-# than is saved; for dw, reading and writing the sums for every block does.
-MAX_WEIGHTS = 512 * 512
-MAX_WEIGHT_SUMS = 256 * 256
+# (tiles, C x K): with fewer tiles in the batch, transforming the filters (for dw, the sums) costs
+# more than is saved; above C x K, reading the transformed filters (36 numbers in place of 9) from
+# memory does; for dw, reading and writing the sums for every block.
+LIMITS, LIMITS_OF_DW = (16, 512 * 512), (32, 256 * 256)
+# Outputs that the last tiles of rows and columns compute and drop, for each one needed: at 1.8 the
+# time is still 0.4 to 0.8 of the direct convolution's.
+MAX_COVER = 1.8
 
 
-def suits_weight_gradient(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int
+def suits(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    window: Window,
+    groups: int,
+    dw: bool = False,
 ) -> bool:
-    """Like `suits`, for dw."""
-    return w_shape[0] * w_shape[1] <= MAX_WEIGHT_SUMS and suits(x_shape, w_shape, window, groups)
-
-
-def suits(x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int) -> bool:
-    """Whether Winograd's algorithm can compute y and dx and is expected to be the faster one."""
+    """Whether Winograd's algorithm can compute y and dx (with `dw`: dw), expectedly faster."""
     (N, C, H, W), (K, _, R, S) = x_shape, w_shape
-    if not winograd_allowed():
-        return False
     if (R, S) != (3, 3) or groups != 1 or window.stride != (1, 1) or window.dilation != (1, 1):
-        return False
-    if (
-        max(max(pads) for pads in window.pads(H, W)) > 2
-        or min(C, K) < MIN_CHANNELS
-        or C * K > MAX_WEIGHTS
-    ):
         return False
     P, Q = window.output_size(H, W)
     tiles = -(-P // 4) * -(-Q // 4)
-    # at most half as many outputs again, that the last tiles compute and drop; one block at least
-    return tiles * 16 <= 1.5 * P * Q and N * tiles >= TILES_PER_BLOCK
+    min_tiles, max_weights = LIMITS_OF_DW if dw else LIMITS
+    return (
+        winograd_allowed()
+        and max(max(pads) for pads in window.pads(H, W)) <= 2
+        and min(C, K) >= MIN_CHANNELS
+        and max_weights >= C * K
+        and N * tiles >= min_tiles
+        and tiles * 16 <= MAX_COVER * P * Q
+    )
 
 
 class _Blocks(NamedTuple):
@@ -93,15 +93,8 @@ def _blocks(N: int, P: int, Q: int, threads: int) -> _Blocks:
     if threads > N:
         rows = min(rows, -(-tile_rows // threads))
     count = -(-N // images) * -(-tile_rows // rows)
-    return _Blocks(
-        N,
-        tile_rows,
-        tile_columns,
-        images,
-        rows,
-        count,
-        register_tiles(images * rows * tile_columns).rows,
-    )
+    tiles = register_tiles(images * rows * tile_columns).rows
+    return _Blocks(N, tile_rows, tile_columns, images, rows, count, tiles)
 
 
 def forward(
@@ -126,34 +119,58 @@ def input_gradient(
     return dx if _convolve(dy, w, True, None, (2 - top, 2 - left), False, dx) else None
 
 
+class _Sizes(NamedTuple):
+    """The arrays of a block, in floats: inputs[36][tile][channel] has strides plane, line, 1."""
+
+    channels: int  # output channels, in whole pairs of vectors
+    line: int
+    plane: int
+    product_plane: int  # of products[36][pair][tile][..], and of the transformed gradients
+    pixels: int
+
+
+def _sizes(C: int, K: int, blocks: _Blocks) -> _Sizes:
+    """Strides are odd numbers of cache lines, so that entries do not compete for cache sets."""
+    tiles, channels = blocks.max_tiles, -(-K // TILE_WIDTH) * TILE_WIDTH
+    line = (-(-C // LANES) | 1) * LANES
+    plane = tiles * line + (LANES if tiles % 2 == 0 else 0)
+    height, width = 4 * blocks.rows + 2, 4 * blocks.tile_columns + 2
+    pixels = blocks.images * height * width * LANES
+    return _Sizes(channels, line, plane, channels * tiles + LANES, pixels)
+
+
 def _convolve(x, w, rotated, b, pads, relu, y):
     (N, C, _, _), (_, K, P, Q) = x.shape, y.shape
     blocks = _blocks(N, P, Q, thread_count())
-    channels, line, plane = _sizes(C, K, blocks.max_tiles)
-    filter_plane, product_plane = channels * C + LANES, channels * blocks.max_tiles + LANES
+    sizes = _sizes(C, K, blocks)
+    filter_plane = sizes.channels * C + LANES
     filters = scratch("filters", 36 * filter_plane)
     flat = w.reshape(*w.shape[:2], 9)
     in_range = parallel(
         lambda begin, end: transform_filters(flat, rotated, begin, end, filter_plane, filters),
-        shards(channels // TILE_WIDTH, -(-4096 // C)),
+        shards(sizes.channels // TILE_WIDTH, -(-4096 // C)),
         blas=False,
     )
-    bias = np.zeros(channels, np.float32)
+    bias = np.zeros(sizes.channels, np.float32)
     if b is not None:
         bias[:K] = b
 
     def convolve(begin: int, end: int) -> object:
-        inputs, products = scratch("inputs", 36 * plane), scratch("products", 36 * product_plane)
-        pixels = scratch(
-            "pixels",
-            blocks.images * (4 * blocks.rows + 2) * (4 * blocks.tile_columns + 2) * LANES + 256,
-        )
         return _convolve_blocks(
-            x, begin, end, blocks, *pads, line, plane, filters, filter_plane, product_plane, bias,
-            int(relu), pixels, inputs, products, y,
+            x, begin, end, blocks, *pads, sizes, filters, filter_plane, bias, int(relu),
+            *_memory(sizes), y,
         )  # fmt: skip
 
     return all(in_range) and all(parallel(convolve, shards(blocks.total), blas=False))
+
+
+def _memory(sizes: _Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(pixels, inputs, products), this thread's own."""
+    return (
+        scratch("pixels", sizes.pixels),
+        scratch("inputs", 36 * sizes.plane),
+        scratch("products", 36 * sizes.product_plane),
+    )
 
 
 def weight_gradient(
@@ -163,110 +180,76 @@ def weight_gradient(
     (N, C, H, W), (_, K, P, Q) = x.shape, dy.shape
     (top, _), (left, _) = window.pads(H, W)
     blocks = _blocks(N, P, Q, thread_count())
-    channels, line, plane = _sizes(C, K, blocks.max_tiles)
-    lines = register_tiles(C).rows
-    gradient_plane, sum_plane = channels * blocks.max_tiles + LANES, channels * lines + LANES
-
-    pieces = shards(blocks.total)
+    sizes, lines = _sizes(C, K, blocks), register_tiles(C).rows
+    pieces, shape = shards(blocks.total), (36, sizes.channels * lines + LANES)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
-    memory = scratch("weight gradient", len(pieces) * 36 * sum_plane).reshape(len(pieces), -1)
-    parts = {
-        begin: (part, np.zeros(K, np.float32))
-        for (begin, _), part in zip(pieces, memory, strict=True)
-    }
+    memory = scratch("weight gradient", len(pieces) * math.prod(shape))
+    parts = dict(zip([b for b, _ in pieces], memory.reshape(len(pieces), *shape), strict=True))
+    db = {begin: np.zeros(K, np.float32) for begin in parts}
 
     def accumulate(begin: int, end: int) -> object:
-        inputs, gradient = scratch("inputs", 36 * plane), scratch("products", 36 * gradient_plane)
-        pixels = scratch(
-            "pixels",
-            blocks.images * (4 * blocks.rows + 2) * (4 * blocks.tile_columns + 2) * LANES + 256,
-        )
         return _accumulate_blocks(
-            x, dy, begin, end, blocks, top, left, line, plane, lines, gradient_plane, sum_plane,
-            pixels, inputs, gradient, *parts[begin],
+            x, dy, begin, end, blocks, top, left, sizes, lines, *_memory(sizes), parts[begin],
+            db[begin],
         )  # fmt: skip
 
     if not all(parallel(accumulate, pieces, blas=False)):
         return None
-    (total, db), *rest = parts.values()
+    total, *rest = parts.values()
     dw = np.empty(w_shape, np.float32)
 
     def finish(begin: int, end: int) -> None:
-        for part, _ in rest:
-            _add_sums(total, part, sum_plane, begin * TILE_WIDTH * lines, end * TILE_WIDTH * lines)
-        store_filter_gradient(total, sum_plane, lines, begin, end, dw.reshape(K, C, 9))
+        span = slice(begin * TILE_WIDTH * lines, end * TILE_WIDTH * lines)
+        for part in rest:
+            total[:, span] += part[:, span]
+        store_filter_gradient(total, shape[1], lines, begin, end, dw.reshape(K, C, 9))
 
-    parallel(finish, shards(channels // TILE_WIDTH), blas=False)
-    for _, part in rest:
-        db += part
-    return dw, db
-
-
-def _sizes(C: int, K: int, tiles: int) -> tuple[int, int, int]:
-    """(K in whole TILE_WIDTHs, line, plane); inputs[36][tile][channel] has strides plane, line, 1.
-
-    Both strides are odd numbers of cache lines, so that entries do not compete for cache sets.
-    """
-    line = (-(-C // LANES) | 1) * LANES
-    return -(-K // TILE_WIDTH) * TILE_WIDTH, line, tiles * line + (LANES if tiles % 2 == 0 else 0)
+    parallel(finish, shards(sizes.channels // TILE_WIDTH), blas=False)
+    return dw, np.sum(list(db.values()), 0)
 
 
 @compiled
 def _span(blocks, block):
     columns = -(-blocks.tile_rows // blocks.rows)
     n, row = block // columns * blocks.images, block % columns * blocks.rows
-    return (
-        n,
-        min(blocks.images, blocks.N - n),
-        row,
-        min(blocks.rows, blocks.tile_rows - row),
-        blocks.tile_columns,
-    )
+    images, rows = min(blocks.images, blocks.N - n), min(blocks.rows, blocks.tile_rows - row)
+    return n, images, row, rows, blocks.tile_columns
 
 
 @compiled
 def _convolve_blocks(
-    x, begin, end, blocks, top, left, line, plane, filters, filter_plane, product_plane, bias, relu,
-    pixels, inputs, products, y,
+    x, begin, end, blocks, top, left, sizes, filters, filter_plane, bias, relu, pixels, inputs,
+    products, y,
 ):  # fmt: skip
-    offsets = np.arange(blocks.max_tiles) * line * 4
+    C, K, lines = x.shape[1], y.shape[1], blocks.max_tiles
     for block in range(begin, end):
         span = _span(blocks, block)
         tiles = span[1] * span[3] * span[4]
-        if transform_input_tiles(x, span, top, left, line, plane, pixels, inputs) == 0:
+        if not transform_input_tiles(x, span, top, left, sizes.line, sizes.plane, pixels, inputs):
             return False
         multiply(
-            inputs, plane, filters, filter_plane, x.shape[1], offsets, tiles, products,
-            product_plane, y.shape[1],
+            inputs, sizes.plane, sizes.line, 1, tiles, C, filters, filter_plane, K, products,
+            sizes.product_plane, lines, 0,
         )  # fmt: skip
-        store_output_tiles(products, product_plane, blocks.max_tiles, span, bias, relu, pixels, y)
+        store_output_tiles(products, sizes.product_plane, lines, span, bias, relu, pixels, y)
     return True
 
 
 @compiled
 def _accumulate_blocks(
-    x, dy, begin, end, blocks, top, left, line, plane, lines, gradient_plane, sum_plane, pixels,
-    inputs, gradient, sums, db,
-):  # fmt: skip
-    offsets = np.arange(lines) * 4
+    x, dy, begin, end, blocks, top, left, sizes, lines, pixels, inputs, gradient, sums, db
+):
     sums[:] = 0
     for block in range(begin, end):
         span = _span(blocks, block)
         tiles = span[1] * span[3] * span[4]
-        in_range = transform_input_tiles(x, span, top, left, line, plane, pixels, inputs)
-        if (
-            in_range & transform_gradient_tiles(dy, span, gradient_plane, pixels, gradient, db)
-        ) == 0:
+        if not (
+            transform_input_tiles(x, span, top, left, sizes.line, sizes.plane, pixels, inputs)
+            and transform_gradient_tiles(dy, span, sizes.product_plane, pixels, gradient, db)
+        ):
             return False
-        multiply_gradient(
-            inputs, line, plane, gradient, gradient_plane, tiles, offsets, sums, sum_plane,
-            dy.shape[1],
+        multiply(
+            inputs, sizes.plane, 1, sizes.line, lines, tiles, gradient, sizes.product_plane,
+            dy.shape[1], sums, sums.shape[1], lines, 1,
         )  # fmt: skip
     return True
-
-
-@compiled
-def _add_sums(total, part, plane, begin, end):
-    for entry in range(36):
-        for i in range(entry * plane + begin, entry * plane + end):
-            total[i] += part[i]

@@ -3,7 +3,8 @@
 Pixels are transposed to channels-last on the way in, so that a vector is LANES channels of one
 pixel, and back on the way out. `span` is a block: (first image, images, first row of tiles, rows of
 tiles, tiles in a row). Arrays of 36 hold the entries of transformed 6x6 tiles. Offsets of 24 *
-plane bytes lead from a row of entries to the next: 6 planes of floats.
+plane bytes lead from a row of entries to the next: 6 planes of floats. Output channels come in
+pairs of vectors, TILE_WIDTH channels; [..] stands for the channels of a pair.
 """
 
 from __future__ import annotations
@@ -11,24 +12,16 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.inner_loops import (
-    ALL_LANES,
-    HEIGHT_2,
-    HEIGHT_3,
-    TILE_WIDTH,
-    address,
-    outer_product_tile,
-)
-from gpuconv.cpu.simd import LANES, TILE_HEIGHTS
-from gpuconv.cpu.simd_moves import all_below, transpose
-from gpuconv.cpu.simd_transforms import winograd_transform
+from gpuconv.cpu.inner_loops import address, transpose_matrix
+from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH
+from gpuconv.cpu.simd_moves import all_below
+from gpuconv.cpu.simd_tiles import outer_tile
+from gpuconv.cpu.simd_transforms import Matrix, winograd_output_transform, winograd_transform
 
-HEIGHT_1 = TILE_HEIGHTS[2]
+VECTOR_BYTES = 4 * LANES
 # Above it, or with NaN, intermediate sums could overflow into outputs that the direct algorithm
 # computes from other inputs alone.
 MAX_MAGNITUDE = 1e15
-
-Matrix = list[list[float]]
 
 INPUT_TRANSFORM: Matrix = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
          [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
@@ -43,7 +36,7 @@ OUTPUT_TRANSFORM: Matrix = [
 
 transform_input = winograd_transform(INPUT_TRANSFORM)
 transform_filter = winograd_transform(FILTER_TRANSFORM)
-transform_output = winograd_transform(OUTPUT_TRANSFORM, finish=True)
+transform_output = winograd_output_transform(OUTPUT_TRANSFORM)
 transform_gradient = winograd_transform(
     [list(column) for column in zip(*OUTPUT_TRANSFORM, strict=True)]
 )
@@ -60,23 +53,26 @@ def load_channels(x, n, images, first_row, rows, columns, left, channel, pixels)
     already zero. Returns 0 if a value is too large, infinite or NaN, else 1.
     """
     _, C, H, W = x.shape
-    used = min(W, columns - left)
+    channels, used = min(C - channel, LANES), min(W, columns - left)
     for i in range(images):
         for row in range(max(0, -first_row), min(rows, H - first_row)):
             source = address(x[n + i, channel]) + 4 * (first_row + row) * W
-            target = address(pixels) + 4 * LANES * ((i * rows + row) * columns + left)
-            for w in range(0, used, LANES):
-                bits = ALL_LANES if used - w >= LANES else (1 << (used - w)) - 1
-                transpose(
-                    source + 4 * w,
-                    4 * H * W,
-                    C - channel,
-                    bits,
-                    target + 4 * LANES * w,
-                    4 * LANES,
-                    ALL_LANES,
-                )
+            target = address(pixels) + VECTOR_BYTES * ((i * rows + row) * columns + left)
+            transpose_matrix(source, 4 * H * W, channels, used, target, VECTOR_BYTES, LANES)
     return all_below(address(pixels), images * rows * columns, MAX_MAGNITUDE)
+
+
+@compiled
+def tile_pixel(tile, rows, tile_columns, halo):
+    """Where a tile begins in pixels[image][row][column], for tiles of 4x4 within a `halo`."""
+    i, row, column = tile // tile_columns // rows, tile // tile_columns % rows, tile % tile_columns
+    return (i * (4 * rows + halo) + 4 * row) * (4 * tile_columns + halo) + 4 * column
+
+
+@compiled
+def pair_place(k, lines):
+    """The element of vector k of channels in [pair][lines][..]."""
+    return k // TILE_WIDTH * TILE_WIDTH * lines + k % TILE_WIDTH
 
 
 @compiled
@@ -87,44 +83,31 @@ def transform_input_tiles(x, span, top, left, line, plane, pixels, out):
     """
     n, images, first, rows, tile_columns = span
     height, width = 4 * rows + 2, 4 * tile_columns + 2
-    in_range = 1
     pixels[: images * height * width * LANES] = 0
+    in_range = 1
     for channel in range(0, x.shape[1], LANES):
         in_range &= load_channels(
             x, n, images, 4 * first - top, height, width, left, channel, pixels
         )
-        for i in range(images):
-            for row in range(rows):
-                for column in range(tile_columns):
-                    tile = (i * rows + row) * tile_columns + column
-                    source = address(pixels) + 4 * LANES * (
-                        (i * height + 4 * row) * width + 4 * column
-                    )
-                    target = address(out) + 4 * (tile * line + channel)
-                    transform_input(
-                        source,
-                        4 * LANES * width,
-                        4 * LANES,
-                        target,
-                        24 * plane,
-                        4 * plane,
-                        target,
-                        0,
-                    )
+        for tile in range(images * rows * tile_columns):
+            source = address(pixels) + VECTOR_BYTES * tile_pixel(tile, rows, tile_columns, 2)
+            target = address(out) + 4 * (tile * line + channel)
+            transform_input(
+                source, VECTOR_BYTES * width, VECTOR_BYTES, target, 24 * plane, 4 * plane
+            )
     return in_range
 
 
 @compiled
 def transform_gradient_tiles(dy, span, plane, pixels, out, db):
-    """out[36][pair of K][tile][TILE_WIDTH]: the transform of each tile's 4x4 gradients.
+    """out[36][pair of K][tile][..]: the transform of each tile's 4x4 gradients.
 
-    A pair of K is TILE_WIDTH output channels, two vectors. This also adds the gradients to db (K).
-    Returns 0 if a value is out of range, else 1.
+    This also adds the gradients to db (K). Returns 0 if a value is out of range, else 1.
     """
     n, images, first, rows, tile_columns = span
     tiles, height, width = images * rows * tile_columns, 4 * rows, 4 * tile_columns
-    in_range = 1
     pixels[: images * height * width * LANES] = 0
+    in_range = 1
     sums = np.empty(LANES, np.float32)
     for channel in range(0, dy.shape[1], LANES):
         in_range &= load_channels(dy, n, images, 4 * first, height, width, 0, channel, pixels)
@@ -134,79 +117,44 @@ def transform_gradient_tiles(dy, span, plane, pixels, out, db):
                 sums[lane] += pixels[pixel * LANES + lane]
         for lane in range(min(LANES, dy.shape[1] - channel)):
             db[channel + lane] += sums[lane]
-        base = address(out) + 4 * (
-            channel // TILE_WIDTH * TILE_WIDTH * tiles + channel % TILE_WIDTH
-        )
-        for i in range(images):
-            for row in range(rows):
-                for column in range(tile_columns):
-                    tile = (i * rows + row) * tile_columns + column
-                    source = address(pixels) + 4 * LANES * (
-                        (i * height + 4 * row) * width + 4 * column
-                    )
-                    target = base + 4 * tile * TILE_WIDTH
-                    transform_gradient(
-                        source,
-                        4 * LANES * width,
-                        4 * LANES,
-                        target,
-                        24 * plane,
-                        4 * plane,
-                        target,
-                        0,
-                    )
+        for tile in range(tiles):
+            source = address(pixels) + VECTOR_BYTES * tile_pixel(tile, rows, tile_columns, 0)
+            target = address(out) + 4 * (pair_place(channel, tiles) + tile * TILE_WIDTH)
+            transform_gradient(
+                source, VECTOR_BYTES * width, VECTOR_BYTES, target, 24 * plane, 4 * plane
+            )
     return in_range
+
+
+@compiled
+def multiply(
+    inputs, plane, line, step, rows, depth, filters, filter_plane, K, out, out_plane, lines, keep
+):
+    """out[36][pair of K][row][..] = sum over i < depth of inputs[36] * filters[36][pair][i][..].
+
+    Row and i read inputs[36] at row * line + i * step. out has `lines` rows. With `keep` the sums
+    are added to what is there.
+    """
+    offsets = np.arange(lines) * (4 * line)
+    # for one entry and pair of K, all rows: the pair's filters stay in the L1 cache
+    for entry in range(36):
+        x = address(inputs) + 4 * entry * plane
+        for k in range(0, K, TILE_WIDTH):
+            d = address(filters) + 4 * (entry * filter_plane + k * depth)
+            row = 0
+            while row < rows:
+                height = tile_height(rows - row)
+                target = address(out) + 4 * (entry * out_plane + k * lines + row * TILE_WIDTH)
+                at = address(offsets) + 8 * row
+                outer_tile(height, TILE_WIDTH, d, x, at, 1, 0, depth, 4 * step, keep, target)
+                row += height
 
 
 @compiled
 def tile_height(rest):
     """The height of the next register tile, with `rest` rows to go."""
-    return HEIGHT_3 if rest > HEIGHT_2 else (HEIGHT_2 if rest > HEIGHT_1 else HEIGHT_1)
-
-
-@compiled
-def multiply(inputs, plane, filters, filter_plane, C, offsets, tiles, products, product_plane, K):
-    """products[36][pair of K][tile][..] = inputs[36][tile][C] @ filters[36][pair of K][C][..].
-
-    [..] is [TILE_WIDTH], the channels of a pair.
-    """
-    # for one entry and pair of K, all tiles: the pair's filters stay in the L1 cache
-    for entry in range(36):
-        for k in range(0, K, TILE_WIDTH):
-            d = address(filters) + 4 * (entry * filter_plane + k * C)
-            tile = 0
-            while tile < tiles:
-                height = tile_height(tiles - tile)
-                out = address(products) + 4 * (
-                    entry * product_plane + k * len(offsets) + tile * TILE_WIDTH
-                )
-                at = address(offsets) + 8 * tile
-                outer_product_tile(
-                    True, height, d, address(inputs) + 4 * entry * plane, at, 1, 0, C, 4, 0, out
-                )
-                tile += height
-
-
-@compiled
-def multiply_gradient(
-    inputs, line, plane, gradient, gradient_plane, tiles, offsets, sums, sum_plane, K
-):
-    """sums[36][pair of K][C][..] += inputs[36][tile][C].T @ gradient[36][pair of K][tile][..].
-
-    gradient: as transform_gradient_tiles leaves it.
-    """
-    for entry in range(36):
-        for k in range(0, K, TILE_WIDTH):
-            d = address(gradient) + 4 * (entry * gradient_plane + k * tiles)
-            c = 0
-            while c < len(offsets):
-                height = tile_height(len(offsets) - c)
-                x = address(inputs) + 4 * (entry * plane + c)
-                out = address(sums) + 4 * (entry * sum_plane + k * len(offsets) + c * TILE_WIDTH)
-                outer_product_tile(
-                    True, height, d, x, address(offsets), 1, 0, tiles, 4 * line, 1, out
-                )
-                c += height
+    high, middle, low = TILE_HEIGHTS
+    return high if rest > middle else (middle if rest > low else low)
 
 
 @compiled
@@ -216,81 +164,45 @@ def store_output_tiles(products, plane, lines, span, bias, relu, pixels, y):
     _, K, P, Q = y.shape
     height, width = 4 * rows, 4 * tile_columns
     for k in range(0, K, LANES):
-        base = address(products) + 4 * (k // TILE_WIDTH * TILE_WIDTH * lines + k % TILE_WIDTH)
+        base, shift = address(products) + 4 * pair_place(k, lines), address(bias) + 4 * k
+        for tile in range(images * rows * tile_columns):
+            source = base + 4 * TILE_WIDTH * tile
+            target = address(pixels) + VECTOR_BYTES * tile_pixel(tile, rows, tile_columns, 0)
+            transform_output(
+                source, 24 * plane, 4 * plane, target, VECTOR_BYTES * width, VECTOR_BYTES, shift,
+                relu,
+            )  # fmt: skip
         for i in range(images):
-            for row in range(rows):
-                for column in range(tile_columns):
-                    source = base + 4 * TILE_WIDTH * ((i * rows + row) * tile_columns + column)
-                    target = address(pixels) + 4 * LANES * (
-                        (i * height + 4 * row) * width + 4 * column
-                    )
-                    shift = address(bias) + 4 * k
-                    transform_output(
-                        source,
-                        24 * plane,
-                        4 * plane,
-                        target,
-                        4 * LANES * width,
-                        4 * LANES,
-                        shift,
-                        relu,
-                    )
-            bits = ALL_LANES if K - k >= LANES else (1 << (K - k)) - 1
             for p in range(min(height, P - 4 * first)):
-                for q in range(0, Q, LANES):
-                    count = min(LANES, Q - q)
-                    source = address(pixels) + 4 * LANES * ((i * height + p) * width + q)
-                    target = address(y[n + i, k, 4 * first + p]) + 4 * q
-                    transpose(source, 4 * LANES, count, bits, target, 4 * P * Q, (1 << count) - 1)
+                source = address(pixels) + VECTOR_BYTES * (i * height + p) * width
+                target, channels = address(y[n + i, k, 4 * first + p]), min(K - k, LANES)
+                transpose_matrix(source, VECTOR_BYTES, Q, channels, target, 4 * P * Q, Q)
 
 
 @compiled
 def transform_filters(w, rotated, begin, end, plane, out):
-    """out[36][pair of K][C][TILE_WIDTH], pairs [begin, end): the transform of w (K, C, 9).
+    """out[36][pair of K][C][..], pairs [begin, end): the transform of w (K, C, 9).
 
     rotated: of the filters for dx, which are rotated by 180 degrees and have K and C exchanged.
     Returns 0 if a weight is out of range, else 1.
     """
     K, C = (w.shape[1], w.shape[0]) if rotated else w.shape[:2]
-    transposed = np.empty((C * 9 + LANES, LANES), np.float32)
-    transposed[:] = 0
+    transposed = np.empty((C * 9, LANES), np.float32)
     in_range = 1
     for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
+        rows, to = min(K - k, LANES), address(transposed)
         if rotated:
             for c in range(C):
-                transpose(
-                    address(w[c, k]),
-                    36,
-                    K - k,
-                    (1 << 9) - 1,
-                    address(transposed[9 * c]),
-                    4 * LANES,
-                    ALL_LANES,
-                )
+                target = to + 9 * VECTOR_BYTES * c
+                transpose_matrix(address(w[c, k]), 36, rows, 9, target, VECTOR_BYTES, LANES)
         else:
-            for column in range(0, 9 * C, LANES):
-                inside = min(LANES, 9 * C - column)
-                source = address(w[k]) + 4 * column
-                transpose(
-                    source,
-                    36 * C,
-                    K - k,
-                    (1 << inside) - 1,
-                    address(transposed[column]),
-                    4 * LANES,
-                    ALL_LANES,
-                )
-        in_range &= all_below(address(transposed), 9 * C, MAX_MAGNITUDE)
+            transpose_matrix(address(w[k]), 36 * C, rows, 9 * C, to, VECTOR_BYTES, LANES)
+        in_range &= all_below(to, 9 * C, MAX_MAGNITUDE)
+        first, step = (8, -VECTOR_BYTES) if rotated else (0, VECTOR_BYTES)
         for c in range(C):
-            target = address(out) + 4 * (
-                k // TILE_WIDTH * TILE_WIDTH * C + c * TILE_WIDTH + k % TILE_WIDTH
-            )
-            source, step = (
-                (address(transposed[9 * c + 8]), -4) if rotated else (address(transposed[9 * c]), 4)
-            )
-            transform_filter(
-                source, 3 * step * LANES, step * LANES, target, 24 * plane, 4 * plane, target, 0
-            )
+            source = address(transposed[9 * c + first])
+            target = address(out) + 4 * (pair_place(k, C) + c * TILE_WIDTH)
+            transform_filter(source, 3 * step, step, target, 24 * plane, 4 * plane)
     return in_range
 
 
@@ -298,26 +210,13 @@ def transform_filters(w, rotated, begin, end, plane, out):
 def store_filter_gradient(sums, plane, lines, begin, end, dw):
     """dw (K, C, 9), pairs [begin, end) of K: the transform of sums[36][pair of K][C][..]."""
     K, C = dw.shape[:2]
-    transposed = np.empty((C * 9 + LANES, LANES), np.float32)
+    transposed = np.empty((C * 9, LANES), np.float32)
     for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
         for c in range(C):
-            source = address(sums) + 4 * (
-                k // TILE_WIDTH * TILE_WIDTH * lines + c * TILE_WIDTH + k % TILE_WIDTH
-            )
+            source = address(sums) + 4 * (pair_place(k, lines) + c * TILE_WIDTH)
             target = address(transposed[9 * c])
             transform_filter_gradient(
-                source, 24 * plane, 4 * plane, target, 12 * LANES, 4 * LANES, target, 0
+                source, 24 * plane, 4 * plane, target, 3 * VECTOR_BYTES, VECTOR_BYTES
             )
-        bits = ALL_LANES if K - k >= LANES else (1 << (K - k)) - 1
-        for column in range(0, 9 * C, LANES):
-            inside = min(LANES, 9 * C - column)
-            target = address(dw[k]) + 4 * column
-            transpose(
-                address(transposed[column]),
-                4 * LANES,
-                inside,
-                bits,
-                target,
-                36 * C,
-                (1 << inside) - 1,
-            )
+        source, channels = address(transposed), min(K - k, LANES)
+        transpose_matrix(source, VECTOR_BYTES, 9 * C, channels, address(dw[k]), 36 * C, 9 * C)

@@ -35,14 +35,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
     ) -> None:
-        defaults = {
-            "betas": betas,
-            "lr": lr,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": bool(amsgrad),
-        }
-        super().__init__(params, defaults)
+        defaults = {"betas": betas, "lr": lr, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "amsgrad": bool(amsgrad)})
 
     @property
     def momentum(self) -> float:

@@ -19,16 +19,14 @@ MIN_SHARDED = 2 * GRAIN
 
 
 @compiled(error_model="numpy")
-def sgd(p: Any, g: Any, lr: Any, decay: Any) -> None:
+def sgd(p, g, lr, decay):
     """p -= lr * (g + decay * p)."""
     for i in range(p.size):
         p[i] -= lr * (g[i] + decay * p[i])
 
 
 @compiled(error_model="numpy")
-def sgd_momentum(
-    p: Any, g: Any, buffer: Any, lr: Any, decay: Any, momentum: Any, nesterov: Any, share: Any
-) -> None:
+def sgd_momentum(p, g, buffer, lr, decay, momentum, nesterov, share):
     """buffer = momentum * buffer + share * d; p -= lr * buffer, with d = g + decay * p; with
     nesterov p -= lr * (d + momentum * buffer): the gradient one step ahead.
     """
@@ -42,20 +40,7 @@ def sgd_momentum(
 
 
 @compiled(error_model="numpy")
-def adam(
-    p: Any,
-    g: Any,
-    m: Any,
-    v: Any,
-    keep: Any,
-    decay: Any,
-    share1: Any,
-    beta2: Any,
-    share2: Any,
-    eps: Any,
-    step_size: Any,
-    root: Any,
-) -> None:
+def adam(p, g, m, v, keep, decay, share1, beta2, share2, eps, step_size, root):
     """p = keep * p - step_size * m / (sqrt(v) / root + eps), after m and v took the gradient in.
 
     A finite gradient whose square would overflow enters as the limit: v would be infinite, and the
@@ -74,21 +59,7 @@ def adam(
 
 
 @compiled(error_model="numpy")
-def adam_amsgrad(
-    p: Any,
-    g: Any,
-    m: Any,
-    v: Any,
-    largest: Any,
-    keep: Any,
-    decay: Any,
-    share1: Any,
-    beta2: Any,
-    share2: Any,
-    eps: Any,
-    step_size: Any,
-    root: Any,
-) -> None:
+def adam_amsgrad(p, g, m, v, largest, keep, decay, share1, beta2, share2, eps, step_size, root):
     """As `adam`, with the largest v so far in place of v in p's update."""
     limit = p.dtype.type(1.8e19 if p.itemsize == 4 else 1.3e154)
     for i in range(p.size):
@@ -109,7 +80,7 @@ KERNELS = {"sgd": sgd, "sgd_momentum": sgd_momentum, "adam": adam, "adam_amsgrad
 
 # "reassoc" lets the sum run in vector lanes; the compiled order is fixed, so results repeat.
 @compiled(error_model="numpy", fastmath={"reassoc"})
-def sum_of_squares(g: Any) -> float:
+def sum_of_squares(g):
     """Sum of g * g in float64, whatever g's type: float32 squares overflow at 1.8e19."""
     total = 0.0
     for i in range(g.size):

@@ -230,10 +230,8 @@ class Optimizer:
         if not data.flags.writeable:
             raise ValueError(f"{self._named(i)} is a read-only array")
         for array in state.values():
-            if not isinstance(array, np.ndarray) or (array.dtype, array.size) != (
-                data.dtype,
-                data.size,
-            ):
+            same = isinstance(array, np.ndarray) and array.dtype == data.dtype
+            if not same or array.size != data.size:
                 raise ValueError(
                     f"{self._named(i)} became {data.dtype} x {data.size}, its state is"
                     f" {array.dtype} x {array.size}; make the optimiser after model.to()"
@@ -261,15 +259,9 @@ class Optimizer:
             for i, state in enumerate(self._state)
             for slot, array in state.items()
         }
-        return {
-            "name": self._name,
-            "param_groups": [
-                {**group, "params": indices}
-                for group, indices in zip(self.param_groups, places, strict=True)
-            ],
-            "steps": list(self.steps),
-            "arrays": arrays,
-        }
+        groups = [{**g, "params": i} for g, i in zip(self.param_groups, places, strict=True)]
+        steps = list(self.steps)
+        return {"name": self._name, "param_groups": groups, "steps": steps, "arrays": arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over settings and copies of the arrays; nothing changes unless all fit.
@@ -277,8 +269,7 @@ class Optimizer:
         Raises: ValueError for another optimiser's state, one of other parameters or groups, and
         for arrays whose values this one's type cannot hold.
         """
-        found = saved.read(self, state)
-        for group, settings in zip(self.param_groups, found.groups, strict=True):
+        groups, self.steps, self._state = saved.read(self, state)
+        for group, settings in zip(self.param_groups, groups, strict=True):
             group.update(settings)
-        self.steps, self._state = found.steps, found.arrays
         self._ready = [()] * len(self.params)

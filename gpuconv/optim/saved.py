@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +16,9 @@ if TYPE_CHECKING:
     from gpuconv.optim.optimizer import Optimizer
 
 
-@dataclass
-class Saved:
-    """What an optimiser takes over: the settings of its groups, and for each parameter the count of
-    its steps and its state arrays.
-    """
-
-    groups: list[dict[str, Any]]
-    steps: list[int]
-    arrays: list[dict[str, Array]]
+# What an optimiser takes over: the settings of its groups, and for each parameter the count of its
+# steps and its state arrays.
+Saved = tuple[list[dict[str, Any]], list[int], list[dict[str, Array]]]
 
 
 def read(optimizer: Optimizer, state: Mapping[str, Any]) -> Saved:
@@ -38,7 +31,7 @@ def read(optimizer: Optimizer, state: Mapping[str, Any]) -> Saved:
             found = f"{len(state['steps'])} parameters, here are {count}"
             raise ValueError(f"{name}: the state is of {found}")
         steps = [_whole(name, step) for step in state["steps"]]
-        return Saved(_groups(optimizer, state), steps, _arrays(optimizer, state["arrays"]))
+        return _groups(optimizer, state), steps, _arrays(optimizer, state["arrays"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{name}: damaged state: {type(error).__name__}: {error}") from None
 

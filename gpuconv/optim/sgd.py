@@ -36,14 +36,9 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         dampening: float = 0.0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": bool(nesterov),
-            "weight_decay": weight_decay,
-            "dampening": dampening,
-        }
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "momentum": momentum, "nesterov": bool(nesterov)}
+        decay = {"weight_decay": weight_decay, "dampening": dampening}
+        super().__init__(params, {**defaults, **decay})
 
     @property
     def momentum(self) -> float:

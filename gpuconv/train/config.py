@@ -66,17 +66,12 @@ PRESETS: dict[str, RunConfig] = {
 LEARNING_RATES = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}
 WEIGHT_DECAYS = {"sgd": 5e-4, "adam": 0.0, "adamw": 1e-2}
 VALIDATION, MIN_VALIDATION_IMAGES = 0.05, 100
-SCHEDULES = ("none", "step", "cosine", "onecycle")
-LOSSES = ("cross_entropy", "article", "hinge")
-NORMALIZE = ("none", "data")
-AUGMENT = ("none", "shift", "affine", "flip", "crop")
-
 CHOICES = {
     "optimizer": tuple(LEARNING_RATES),
-    "loss": LOSSES,
-    "schedule": SCHEDULES,
-    "normalize": NORMALIZE,
-    "augment": AUGMENT,
+    "loss": ("cross_entropy", "article", "hinge"),
+    "schedule": ("none", "step", "cosine", "onecycle"),
+    "normalize": ("data", "none"),
+    "augment": ("none", "shift", "affine", "flip", "crop"),
     "resize": RESIZE,
 }
 
@@ -129,6 +124,8 @@ def stored_config(folder: str | Path) -> RunConfig:
     run config.
     """
     last = Path(folder) / "last.safetensors"
+    if Path(folder).is_file():
+        raise ValueError(f"{folder}: is a file; give the folder of the run, {Path(folder).parent}")
     if not last.exists():
         raise FileNotFoundError(f"{folder}: holds no run to resume: there is no {last.name}")
     metadata = checkpoint.read(last).metadata

@@ -154,14 +154,14 @@ def test_no_report_of_a_stand_in_among_the_results(monkeypatch, tmp_path):
     """The driver is asked, not CuPy: RESULTS takes no card that it does not list."""
     assert gpu_report.RESULTS == ROOT / "benchmarks" / "results"
     monkeypatch.setattr(gpu_report, "RESULTS", tmp_path / "results")
-    for cards in ([], ["Another card"]):
+    for cards in ([], ["Another card"], ["stand-in"]):
         monkeypatch.setattr(gpu_report, "driver_cards", lambda cards=cards: cards)
         for folder in (tmp_path / "results", tmp_path / "results" / "deeper"):
             with pytest.raises(RuntimeError, match="NVIDIA's driver lists no card 'stand-in'"):
                 gpu_report.write(synthetic(card="stand-in"), folder)
     assert not (tmp_path / "results").exists()
     text = gpu_report.text(synthetic(card="stand-in"))
-    assert "**Made by a stand-in for CuPy, without a GPU: no figure here is a meas" in text
+    assert "**Made by a stand-in, without a GPU: no figure here is a measurement.**" in text
     monkeypatch.setattr(gpu_report, "driver_cards", lambda: ["Card 9000"])
     assert gpu_report.write(synthetic(), tmp_path / "results")[0].exists()
 

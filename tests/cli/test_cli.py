@@ -122,7 +122,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(args):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(COMMANDS["doctor"], "run", broken)
+    monkeypatch.setattr("gpuconv.cli.doctor.run", broken)
     with pytest.raises(KeyError):
         main(["doctor"])
 
@@ -147,7 +147,7 @@ def test_what_a_command_raises(monkeypatch, capsys, error, code, text):
     def stopped(args):
         raise error
 
-    monkeypatch.setattr(COMMANDS["doctor"], "run", stopped)
+    monkeypatch.setattr("gpuconv.cli.doctor.run", stopped)
     assert main(["doctor"]) == code
     told = capsys.readouterr().err
     assert told.startswith(f"gpuconv: {text}")
@@ -158,9 +158,9 @@ def test_what_a_command_raises(monkeypatch, capsys, error, code, text):
 def test_signals_of_a_real_process(number, code):
     wait = "import time; print('up', flush=True); time.sleep(30)"
     program = (
-        "import sys; from gpuconv.cli.main import COMMANDS, main\n"
+        "import sys; from gpuconv.cli import doctor, main\n"
         f"def run(args): {wait}\n"
-        "COMMANDS['doctor'].run = run; sys.exit(main(['doctor']))"
+        "doctor.run = run; sys.exit(main(['doctor']))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -15,7 +15,6 @@ from PIL import Image
 
 from gpuconv import checkpoint, models
 from gpuconv.cli import main
-from gpuconv.cli.main import COMMANDS
 from gpuconv.errors import printable
 
 NAMES = ["犬", "e\x1b[31mvil", "two\nlines", "right\u202eleft", "bad\udcff"]
@@ -101,7 +100,7 @@ def test_warnings_of_libraries_do_not_stand_beside_our_lines(monkeypatch, capsys
         print("the answer")
         return 0
 
-    monkeypatch.setattr(COMMANDS["warmup"], "run", noisy)
+    monkeypatch.setattr("gpuconv.cli.warmup.run", noisy)
     before = sys.stdout, sys.stderr, list(warnings.filters), list(logging.getLogger().handlers)
     assert main(["warmup"]) == 0
     assert capsys.readouterr() == ("the answer\n", "")
@@ -145,12 +144,12 @@ def test_a_closed_stdout_does_not_become_the_checkpoint(tmp_path, named):
 def test_the_interpreter_ends_at_once():
     """Taking it apart took up to a second after much code was compiled."""
     program = (
-        "import sys, time, atexit; from gpuconv import __main__; from gpuconv.cli.main import *\n"
+        "import sys, time, atexit; from gpuconv import __main__; from gpuconv.cli import warmup\n"
         "atexit.register(lambda: print('atexit ran'))\n"
         "def run(args):\n"
         "    import numba; numba.njit(lambda a: a + 1)(1); print(time.time(), flush=True)\n"
         "    return 0\n"
-        "COMMANDS['warmup'].run = run; sys.argv = ['gpuconv', 'warmup']; __main__.main()"
+        "warmup.run = run; sys.argv = ['gpuconv', 'warmup']; __main__.main()"
     )
     for _ in range(5):  # the machine may be busy
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

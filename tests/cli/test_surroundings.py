@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from gpuconv import checkpoint, models, sim
+from gpuconv.cli import main
 
 ROOT = Path(__file__).parents[2]
 UID = 54321  # of no entry in passwd
@@ -52,18 +53,15 @@ print(json.dumps(results))
 """
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory):
+@pytest.fixture
+def expected(tmp_path_factory, monkeypatch, capsys):
     """The outputs of EXACT in ordinary surroundings."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(EXACT)],
-        cwd=fill(tmp_path_factory.mktemp("ordinary")),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [out for _, out, _ in json.loads(done.stdout)]
+    monkeypatch.chdir(fill(tmp_path_factory.mktemp("ordinary")))
+    found = []
+    for argv in EXACT:
+        assert main(argv) == 0
+        found.append(capsys.readouterr().out)
+    return found
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_without_winograd_a_3x3_convolution_is_the_direct_one():
     direct = (
         conv_direct.forward(x, w, b, window, 1, False),
         conv_direct.input_gradient(dy, w, x.shape, window, 1),
-        conv_wgrad.weight_gradient(dy, x, w.shape, window, 1, gpuconv.thread_count())[0],
+        conv_wgrad.weight_gradient(dy, x, w.shape, window, 1)[0],
     )
 
     def passes():

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -303,3 +304,17 @@ def test_a_progressive_jpeg_counts_its_coefficients(monkeypatch):
     assert decoded(large_jpeg(500, 500, progressive=True), size=8).shape == (1, 8, 8)
     with pytest.raises(DataError, match="too large"):
         decoded(large_jpeg(600, 500, progressive=True), size=8)
+
+
+def test_what_libtiff_says_never_reaches_the_terminal(capfd):
+    """It writes to the process's standard error, past Python."""
+    content = io.BytesIO()
+    Image.fromarray(GRAY[0]).save(content, "TIFF", compression="tiff_lzw")
+    entry = content.getvalue().index(struct.pack("<HHI", 278, 3, 1))  # RowsPerStrip: a count of 1
+    damaged = bytearray(content.getvalue())
+    damaged[entry + 4] = 3
+    with pytest.raises(DataError, match="damaged or unreadable"):
+        decoded(bytes(damaged))
+    assert capfd.readouterr().err == ""
+    print("still here", file=sys.stderr)
+    assert capfd.readouterr().err == "still here\n"

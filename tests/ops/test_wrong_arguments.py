@@ -66,7 +66,7 @@ def call(function, *args):
 WRONG = [
     # dtype
     (conv(x=X.astype(np.int32)), TypeError, "conv2d: x must be float32 or float64, got int32"),
-    (conv(w=W.astype(np.float16)), TypeError, "conv2d: w must be float32 .* got float16"),
+    (conv(w=W.astype(np.complex64)), TypeError, "conv2d: w must be float32 .* got complex64"),
     (conv_back(dy=DY.astype(np.uint8)), TypeError, "conv2d_backward: dy must be float32"),
     (linear(b=np.ones(2, bool)), TypeError, "linear: b must be float32 .* got bool"),
     (call(ops.relu, X.astype(np.int8)), TypeError, "relu: x must be float32 .* got int8"),
@@ -115,7 +115,7 @@ WRONG = [
     (call(ops.relu_backward, X, X[:1]), ValueError, "relu_backward: dy must have shape"),
     (call(ops.tanh_backward, X, X[:, :, 1:]), ValueError, "tanh_backward: dy must have shape"),
     (call(ops.add, X, X[:1]), ValueError, "add: b must have shape"),
-    (call(ops.multiply, X, X[:1]), ValueError, "multiply: b must have shape"),
+    (call(ops.multiply, X, X[:1]), ValueError, "multiply: a must have shape"),
     (call(ops.multiply, X, X.astype(np.int64)), TypeError, "multiply: b must be float32 .* int64"),
     (call(ops.accumulate, X, X[:1]), ValueError, "accumulate: b must have shape"),
     (call(ops.assign, X, X[:1]), ValueError, "assign: x must have shape"),

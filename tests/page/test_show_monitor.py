@@ -112,7 +112,7 @@ def test_pause_resume_stop_and_go_on(eager, tmp_path):
     steps = -1
     while steps != run.trainer.state.step and time.monotonic() < deadline:
         steps = run.trainer.state.step
-        time.sleep(0.3)
+        time.sleep(0.1)
     assert steps == run.trainer.state.step < EPOCHS * 20  # it waits
     run.monitor.command("resume")
     run.until("running")

@@ -289,7 +289,7 @@ def kill_at(context, folder, target, jitter):
     return process.exitcode
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(kills, tmp_path, whole):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpuconv.train", "gpuconv.data"])

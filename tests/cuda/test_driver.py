@@ -1,0 +1,304 @@
+"""Real CuPy over the stand-in driver (tests/driver): nothing here is a GPU's, but CuPy is itself.
+
+The first half states what the stand-in does, by CUDA's documentation; the second half runs gpuconv.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests" / "driver"))
+
+import driver  # noqa: E402
+
+BEGIN = """
+import json, sys
+import driver
+import numpy as np
+library = driver.install(**json.loads(sys.argv[1]))
+import cupy
+from cupy.cuda import Stream, runtime
+
+def codes(act):
+    try:
+        act()
+    except runtime.CUDARuntimeError as error:
+        return error.status
+    return 0
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    try:
+        return driver.environment(tmp_path_factory.mktemp("driver"))
+    except driver.Unavailable as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture
+def run(environment):
+    """Run a script over the driver; what it assigned to `said`."""
+
+    def act(script, ends=0, **options):
+        command = [sys.executable, "-c", f"{BEGIN}\n{script}\nprint('\\n' + json.dumps(said))"]
+        done = subprocess.run(
+            [*command, json.dumps(options)],
+            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == ends, done.stdout[-2000:] + done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1]) if not ends else done.stderr
+
+    return act
+
+
+# ---- what the stand-in does ----------------------------------------------------------------------
+
+
+def test_cupys_own_kernels_run(run):
+    said = run("""
+a = cupy.arange(12, dtype=np.float32).reshape(3, 4)
+said = [cupy.asnumpy(a.T.copy() * 2 + 1).tolist(), float(a.sum()), float(a.max()), driver.failures]
+""")
+    expected = [[2 * (i + 4 * j) + 1 for j in range(3)] for i in range(4)]
+    assert said == [expected, 66.0, 11.0, []]
+
+
+def test_fresh_memory_is_not_zero(run):
+    assert run("said = bool(cupy.isnan(cupy.empty(1000, np.float32)).all())")
+
+
+def test_the_host_cannot_read_device_memory(run):
+    run(
+        "import ctypes; a = cupy.zeros(4); said = ctypes.c_float.from_address(a.data.ptr).value",
+        ends=-11,
+    )
+
+
+def test_work_runs_as_late_as_it_may(run):
+    """A buffer that is refilled too soon, a result that is read too soon."""
+    said = run("""
+from cupyx import empty_pinned
+source, back = empty_pinned(4, np.float32), empty_pinned(4, np.float32)
+there = cupy.zeros(4, np.float32)
+source[:], back[:] = 1, -1
+stream = Stream(non_blocking=True)
+runtime.deviceSynchronize()
+with stream:
+    there.set(source, stream)
+    source[:] = 2
+    there.get(stream, out=back, blocking=False)
+early = back.tolist()
+stream.synchronize()
+said = [early, back.tolist()]
+""")
+    assert said == [[-1.0] * 4, [2.0] * 4]
+    assert run("said = library.standin_pending()") == 0
+
+
+ORDER = """
+from cupyx import empty_pinned
+a = cupy.zeros(1, np.int32)
+values = empty_pinned(2, np.int32)
+values[:] = 1, 2
+one, two = Stream(non_blocking=True), Stream(non_blocking=True)
+runtime.deviceSynchronize()
+runtime.memcpyAsync(a.data.ptr, values.ctypes.data, 4, 1, one.ptr)
+WAIT
+runtime.memcpyAsync(a.data.ptr, values.ctypes.data + 4, 4, 1, two.ptr)
+runtime.deviceSynchronize()
+said = int(a[0])
+"""
+
+
+def test_streams_overtake_each_other_unless_an_event_holds_them(run):
+    free = {run(ORDER.replace("WAIT", ""), seed=seed) for seed in range(1, 7)}
+    assert free == {1, 2}
+    waits = ORDER.replace("WAIT", "two.wait_event(one.record())")
+    assert {run(waits, seed=seed) for seed in (0, 2, 4)} == {2}
+
+
+def test_the_default_stream_waits_and_is_waited_for(run):
+    """By a stream that blocks; not by one that does not."""
+    script = ORDER.replace("non_blocking=True", "non_blocking=False").replace(
+        "WAIT", "runtime.memcpyAsync(a.data.ptr, values.ctypes.data, 4, 1, 0)"
+    )
+    assert {run(script, seed=seed) for seed in range(4)} == {2}
+
+
+def test_a_captured_graph_replays(run):
+    said = run("""
+a, b = cupy.arange(4, dtype=np.float32), cupy.zeros(4, np.float32)
+cupy.add(b, a, out=b)  # a first launch loads a module, which no capture permits
+cupy.multiply(b, 0, out=b)
+stream = Stream(non_blocking=True)
+runtime.deviceSynchronize()
+with stream:
+    stream.begin_capture(runtime.streamCaptureModeThreadLocal)
+    cupy.add(b, a, out=b)
+    cupy.multiply(b, 2, out=b)
+    graph = stream.end_capture()
+runtime.deviceSynchronize()
+before = cupy.asnumpy(b).tolist()
+library.standin_forget_counts()
+for _ in range(3):
+    graph.launch()
+runtime.deviceSynchronize()
+said = [before, driver.calls(library), cupy.asnumpy(b).tolist()]
+""")
+    before, calls, after = said
+    assert before == [0.0] * 4
+    assert calls["cudaGraphLaunch"] == 3
+    assert "cuLaunchKernel" not in calls
+    assert after == [14 * k for k in (0, 1, 2, 3)]  # ((k*2 + k)*2 + k)*2
+
+
+def test_what_may_not_happen_during_a_capture(run):
+    """900: not permitted; 901: the capture is spoiled; 904: a branch was not joined; 906: the
+    default stream would depend on it; 907: an event of the capture.
+    """
+    said = run("""
+a, out = cupy.ones(4), np.zeros(4)
+other, event = Stream(non_blocking=True), cupy.cuda.Event(disable_timing=True)
+runtime.deviceSynchronize()
+
+relaxed = runtime.streamCaptureModeRelaxed
+
+def clear(s):
+    runtime.memsetAsync(a.data.ptr, 0, 8, 0)
+
+def attempt(act, mode=runtime.streamCaptureModeThreadLocal, **kind):
+    stream = Stream(**(kind or {"non_blocking": True}))
+    with stream:
+        stream.begin_capture(mode)
+        first = codes(lambda: act(stream))
+        return [first, codes(stream.end_capture)]
+
+def branch(stream, joined):
+    event.record(stream)
+    other.wait_event(event)
+    runtime.memsetAsync(a.data.ptr, 0, 8, other.ptr)
+    if joined:
+        stream.wait_event(other.record())
+
+said = {
+    "nothing": attempt(lambda s: None),
+    "allocation": attempt(lambda s: runtime.malloc(1 << 20)),
+    "allocation, relaxed": attempt(lambda s: runtime.malloc(1 << 20), relaxed),
+    "copy to the host": attempt(
+        lambda s: runtime.memcpyAsync(out.ctypes.data, a.data.ptr, 32, 2, s.ptr)
+    ),
+    "waiting for the stream": attempt(lambda s: s.synchronize()),
+    "waiting for the device": attempt(lambda s: runtime.deviceSynchronize(), relaxed),
+    "default stream": attempt(clear, non_blocking=False),
+    "default stream, apart": attempt(clear),
+    "its own event": attempt(lambda s: (event.record(s), event.synchronize())),
+    "a branch": attempt(lambda s: branch(s, False)),
+    "a joined branch": attempt(lambda s: branch(s, True)),
+}
+""")
+    assert said == {
+        "nothing": [0, 0], "allocation": [900, 901], "allocation, relaxed": [0, 0],
+        "copy to the host": [900, 901], "waiting for the stream": [900, 901],
+        "waiting for the device": [900, 901], "default stream": [906, 901],
+        "default stream, apart": [0, 0], "its own event": [907, 901], "a branch": [0, 904],
+        "a joined branch": [0, 0],
+    }  # fmt: skip
+
+
+def test_wrong_launches_and_copies_are_refused(run):
+    said = run("""
+kernel = cupy.RawKernel('extern "C" __global__ void k(float* a) { a[0] = 1; }', "k")
+a = cupy.zeros(4, np.float32)
+
+def launch(grid, block, shared=0):
+    try:
+        kernel(grid, block, (a,), shared_mem=shared)
+    except cupy.cuda.driver.CUDADriverError as error:
+        return error.status
+    return 0
+
+said = [launch((1,), (1,)), launch((1,), (1025,)), launch((1, 65536), (1,)),
+        launch((1,), (1,), 50_000), codes(lambda: runtime.memcpy(a.data.ptr, 0x1234, 1024, 1)),
+        codes(lambda: runtime.memset(a.data.ptr, 0, 1 << 30))]
+""")
+    assert said == [0, 1, 1, 1, 1, 1]
+
+
+def test_a_kernel_that_leaves_its_memory_is_the_last(run):
+    """A failed kernel spoils the context: every later call fails too."""
+    said = run("""
+kernel = cupy.RawKernel('extern "C" __global__ void k(int* a) { asm("trap;"); a[0] = 1; }', "k")
+a = cupy.zeros(4, np.int32)
+kernel((1,), (1,), (a,))
+said = [codes(runtime.deviceSynchronize), codes(runtime.deviceSynchronize)]
+""")
+    assert said == [700, 700]
+
+
+def test_a_call_that_is_not_modelled_fails_by_name(run):
+    said = run("said = [codes(lambda: runtime.deviceGetLimit(0)), driver.failures]")
+    assert said == [801, ["cudaDeviceGetLimit is not modelled"]]
+
+
+# ---- gpuconv over it -----------------------------------------------------------------------------
+
+STEPS = """
+from gpuconv import models, nn, optim, to_device, to_numpy
+
+def steps(device, optimizer, batch=8, count=3):
+    model, criterion = models.lenet(seed=0).to(device), nn.CrossEntropyLoss()
+    update = getattr(optim, optimizer)(model.parameters(), lr=1e-3)
+    rng, losses = np.random.default_rng(0), []
+    for _ in range(count):
+        x, labels = rng.standard_normal((batch, 1, 32, 32), np.float32), rng.integers(0, 10, batch)
+        update.zero_grad()
+        loss = criterion(model(to_device(x, device)), to_device(labels, device))
+        loss.backward()
+        update.step()
+        losses.append(float(loss))
+    return losses, {name: to_numpy(a).tobytes().hex() for name, a in model.state_dict().items()}
+"""
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_lenets_steps_have_the_simulators_bits(run, seed):
+    script = STEPS + "said = [steps('cuda', 'Adam') == steps('sim', 'Adam'), driver.failures]"
+    assert run(script, seed=seed) == [True, []]
+
+
+def test_what_a_step_asks_of_the_driver(run):
+    """Counted, not executed. Tables of the optimiser and the labels go up, the loss comes down."""
+    said = run(
+        STEPS + "steps('cuda', 'SGD')\nlibrary.standin_forget_counts()\nsteps('cuda', 'SGD')\n"
+        "said = [driver.calls(library), library.standin_copied(2)]",
+        execute=False,
+        defer=False,
+    )
+    calls, _ = said
+    assert calls["cuLaunchKernel"] <= 3 * 40
+    assert "cudaMalloc" not in calls
+    assert "cudaDeviceSynchronize" not in calls
+
+
+@pytest.mark.slow
+def test_the_gpu_check_runs_whole(environment, tmp_path):
+    """On a machine with nothing but an interpreter, CuPy and a checkout, in small."""
+    (tmp_path / "sitecustomize.py").write_text("import driver\ndriver.install()\n")
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--batch", "1"]
+    command += ["--budget", "900", "--only", "steps", "--only", "lenet", "--only", "times"]
+    command += ["--out", str(out), "--seconds", "0.001", "--cases", "lenet", "--case-batch", "2"]
+    command += ["--images", "64", "--floor", "0", "--flushed", "4096", "--side", "8"]
+    command += ["--rounds", "2", "--steps", "2"]
+    paths = f"{tmp_path}:{environment['PYTHONPATH']}"
+    done = subprocess.run(
+        command, env=environment | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (text,) = (path.read_text() for path in out.glob("*.md"))
+    assert "no figure here is a measurement" in text
