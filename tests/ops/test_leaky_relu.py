@@ -92,3 +92,9 @@ def test_the_layer_in_a_network():
     difference = loops.central_difference(lambda: float((dy * network(x).numpy()).sum()), x)
     np.testing.assert_allclose(leaf.grad, difference, 1e-5, 1e-7)
     np.testing.assert_array_equal(functional.leaky_relu(x).data, ops.leaky_relu.reference(x))
+
+
+def test_a_layer_takes_a_number():
+    assert str(nn.LeakyReLU(np.float64(0.25))) == "LeakyReLU(0.25)"
+    with pytest.raises(TypeError, match="LeakyReLU: negative_slope must be a number, got '0'"):
+        nn.LeakyReLU("0")

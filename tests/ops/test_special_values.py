@@ -11,12 +11,35 @@ import pytest
 
 from gpuconv import ops
 from gpuconv.arrays import to_device, to_numpy
+from gpuconv.ops.op import Op
 
 F4 = np.float32
 SPECIAL = {
     "nan": F4(np.nan), "inf": F4(np.inf), "-inf": F4(-np.inf), "zero": F4(0), "huge": F4(3e38),
     "-huge": F4(-3e38), "subnormal": F4(1e-40),
 }  # fmt: skip
+
+
+def required(operation):
+    """The number of parameters without a default."""
+    return sum(p.default is p.empty for p in operation.parameters.values())
+
+
+def is_elementwise(operation):
+    """Whether it takes arrays of one shape, and beside them only numbers with a default."""
+    kinds = [p.annotation for p in operation.parameters.values()]
+    arrays = kinds.count("Array")
+    others = kinds[arrays:]
+    return required(operation) == arrays and set(others) <= {"float"} and not operation.in_place
+
+
+ELEMENTWISE = [
+    op
+    for op in map(vars(ops).get, ops.__all__)
+    if isinstance(op, Op)
+    and is_elementwise(op)
+    and not {"labels", "running_mean"} & {*op.parameters}
+]
 
 
 def cases():
@@ -32,12 +55,9 @@ def cases():
     dy = floats(2, 4, 4, 3)
     one, many = floats(4, 3, 1, 1), floats(2, 4, 6, 5)
     found = [
-        (ops.add, x, x[::-1]), (ops.add, x, x, "relu"), (ops.multiply, x, x), (ops.scale, x, 0.5),
-        (ops.relu, x), (ops.relu_backward, x, x), (ops.leaky_relu, x, 0.1),
-        (ops.leaky_relu_backward, x, x, 0.1), (ops.tanh, x), (ops.tanh_backward, x, x),
-        (ops.scaled_tanh, x), (ops.scaled_tanh_backward, x, x), (ops.sigmoid, x),
-        (ops.sigmoid_backward, x, x), (ops.dropout, x, 0.3, 5), (ops.softmax, rows),
-        (ops.softmax_backward, rows, rows),
+        *((op, *[x] * required(op)) for op in ELEMENTWISE),
+        (ops.add, x, x[::-1]), (ops.add, x, x, "relu"), (ops.scale, x, 0.5),
+        (ops.dropout, x, 0.3, 5), (ops.softmax, rows), (ops.softmax_backward, rows, rows),
         (ops.max_pool2d, x, 2), (ops.max_pool2d, x, 3, 2, 1),
         (ops.max_pool2d_backward, pooled, argmax, x.shape, 2), (ops.sum_pool2d, x, 2),
         (ops.sum_pool2d_backward, pooled, x.shape, 2), (ops.avg_pool2d, x, 2),
