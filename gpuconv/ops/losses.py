@@ -315,7 +315,6 @@ def _cross_entropy_numbers(classes, label_smoothing, weight, ignore_index):
     return {
         "right": 1 - label_smoothing,
         "even": label_smoothing / classes,
-        "use_weight": int(weight is not None),
         "ignore": ignore_index,
     }
 

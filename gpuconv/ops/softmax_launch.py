@@ -54,9 +54,9 @@ def config_loss_backward(
     kernel: str, rows: int, classes: int, labels: str, weighted: bool = False
 ) -> LaunchConfig:
     """A loss's backward kernel, for cross-entropy after the sum of what its mean divides by."""
-    last = _rowwise(kernel, rows, classes, labels, weighted, {"total": "workspace"})
     if kernel != "cross_entropy_backward":
-        return LaunchConfig((last,))
+        return LaunchConfig((_rowwise(kernel, rows, classes, labels, weighted),))
+    last = _rowwise(kernel, rows, classes, labels, weighted, {"total": "workspace"})
     return LaunchConfig((_one_block("cross_entropy_total", last), last), 1)
 
 
@@ -73,6 +73,8 @@ def _rowwise(
     if labels not in LABELS:
         raise TypeError(f"{name}: labels must be integers, got {labels}")
     chosen, scalars = defines(LABEL=LABELS[labels]), {"rows": rows, "classes": classes}
+    if kernel.startswith("cross_entropy"):
+        scalars["use_weight"] = int(weighted)
     sizes: dict[str, int | None] = dict.fromkeys(MATRICES, rows * classes)
     sizes |= {
         "labels": rows,

@@ -81,7 +81,7 @@ def test_softmax_and_losses_with_nan_and_infinity():
                 continue  # max(0, margin - right + inf) is inf
             scalars = {} if name == "half_squared_error" else loss_scalars(options, 3)
             config = softmax_launch.config_loss(name + "_forward", 2, 3, "int32")
-            inputs = loss_inputs(name, options, scores=x, labels=np.int32([0, 0]))
+            inputs = loss_inputs(name, scores=x, labels=np.int32([0, 0]))
             outputs = {saved: (x.shape, F4), "loss": ((1,), F4)}
             loss = run(config, inputs, outputs, scalars)["loss"]
             assert np.isnan(loss), name
@@ -167,16 +167,13 @@ def loss_scalars(options, classes):
     if "margin" in options:
         return options
     smoothing = options.get("label_smoothing", 0.0)
-    return {
-        **{"right": 1 - smoothing, "even": smoothing / classes},
-        **{"use_weight": int("weight" in options), "ignore": options.get("ignore_index", -100)},
-    }
+    return {"right": 1 - smoothing, "even": smoothing / classes, "ignore": -100}
 
 
-def loss_inputs(name, options, **arrays):
-    """The arrays, with the classes' weights for cross-entropy; without weights any array does."""
+def loss_inputs(name, **arrays):
+    """The arrays, and for cross-entropy one that stands in for the classes' weights."""
     if name == "cross_entropy":
-        arrays["weight"] = options.get("weight", next(iter(arrays.values())))
+        arrays["weight"] = next(iter(arrays.values()))
     return arrays
 
 
@@ -187,7 +184,7 @@ def test_losses(name, options, saved, rows, classes, dtype):
     scores, labels = scored(rows, classes, dtype)
     scalars = {} if name == "half_squared_error" else loss_scalars(options, classes)
     config = softmax_launch.config_loss(name + "_forward", rows, classes, np.dtype(dtype).name)
-    inputs = loss_inputs(name, options, scores=scores, labels=labels)
+    inputs = loss_inputs(name, scores=scores, labels=labels)
     found = run(config, inputs, {saved: (scores.shape, F4), "loss": ((1,), F4)}, scalars)
     exact, kept = getattr(ops, name).definition(scores.astype(np.float64), labels, **options)
     size = abs(scores).max() + 5 if name != "half_squared_error" else 1
@@ -196,7 +193,7 @@ def test_losses(name, options, saved, rows, classes, dtype):
     scalars = scalars if name == "cross_entropy" else {}
     kind = np.dtype(dtype).name
     config = softmax_launch.config_loss_backward(name + "_backward", rows, classes, kind)
-    inputs = loss_inputs(name, options, **{saved: found[saved]}, labels=labels)
+    inputs = loss_inputs(name, **{saved: found[saved]}, labels=labels)
     dscores = run(config, inputs, {"dscores": (scores.shape, F4)}, scalars)["dscores"]
     options = options if name == "cross_entropy" else {}
     backward = getattr(ops, name + "_backward").definition
@@ -209,7 +206,7 @@ def test_scores_of_1e38_do_not_overflow():
     labels = np.int32([0, 1])
     config = softmax_launch.config_loss("cross_entropy_forward", 2, 3, "int32")
     scalars = loss_scalars({}, 3)
-    inputs = loss_inputs("cross_entropy", {}, scores=scores, labels=labels)
+    inputs = loss_inputs("cross_entropy", scores=scores, labels=labels)
     outputs = {"probabilities": ((2, 3), F4), "loss": ((1,), F4)}
     found = run(config, inputs, outputs, scalars)
     np.testing.assert_array_equal(found["probabilities"], [[1, 0, 0], [0, 0.5, 0.5]])
@@ -222,7 +219,7 @@ def test_a_label_out_of_range_gives_nan_and_reads_nothing():
     scores = np.zeros((2, 3), F4)
     for wrong in (-1, 3, 2**31 - 1):
         config = softmax_launch.config_loss("cross_entropy_forward", 2, 3, "int32")
-        inputs = loss_inputs("cross_entropy", {}, scores=scores, labels=np.int32([wrong, 0]))
+        inputs = loss_inputs("cross_entropy", scores=scores, labels=np.int32([wrong, 0]))
         outputs = {"probabilities": ((2, 3), F4), "loss": ((1,), F4)}
         scalars = loss_scalars({}, 3)
         assert np.isnan(run(config, inputs, outputs, scalars, check=True)["loss"])
