@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from gpuconv.cuda import source
 from gpuconv.cuda.binding import signature_of
 from gpuconv.cuda.launch_config import LIMITS, Launch, Limits
-from gpuconv.cuda.runtime import Runtime
+from gpuconv.cuda.runtime import MAX_BOUND, Runtime
 from gpuconv.errors import DeviceError
 
 INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
@@ -26,6 +25,7 @@ ELSEWHERE = "without a GPU use device cpu, or sim to run the kernels themselves"
 # CuPy appends -ftz=true by itself; given twice, some releases of NVRTC refuse it.
 OPTIONS = tuple(option for option in source.OPTIONS if option != "-ftz=true")
 OPT_IN = 48 << 10  # bytes of dynamic shared memory above which a kernel must ask for them
+HERE = nullcontext()  # the current device is the array's
 SYNCHRONIZE = "GPUCONV_SYNCHRONIZE"  # set to 1: wait after each launch, so errors name their kernel
 
 
@@ -58,23 +58,37 @@ class CupyRuntime(Runtime):
         self.cupy: Any = importlib.import_module("cupy")
         self.limits = self._limits()
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
-        self._functions: dict[tuple[Any, ...], Any] = {}
+        self._functions: dict[tuple[int, int], tuple[Launch, Any]] = {}
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
-        with self._errors(f"an array of shape {shape}"):
+        try:
             return self.cupy.empty(shape, dtype)
+        except Exception as error:
+            self._explain(error, f"an array of shape {shape}")
+            raise
 
     def asarray(self, host: np.ndarray) -> Any:
-        with self._errors(f"an array of shape {host.shape}"):
+        try:
             return self.cupy.asarray(np.ascontiguousarray(host))
+        except Exception as error:
+            self._explain(error, f"an array of shape {host.shape}")
+            raise
 
     def asnumpy(self, array: Any) -> np.ndarray:
-        with self._errors("a copy to the host"), self.inside(array):
-            return self.cupy.asnumpy(array, order="C")
+        try:
+            with self.inside(array):
+                return self.cupy.asnumpy(array, order="C")
+        except Exception as error:
+            self._explain(error, "a copy to the host")
+            raise
 
     def copy(self, array: Any) -> Any:
-        with self._errors(f"a copy of shape {array.shape}"), self.inside(array):
-            return array.copy(order="C")
+        try:
+            with self.inside(array):
+                return array.copy(order="C")
+        except Exception as error:
+            self._explain(error, f"a copy of shape {array.shape}")
+            raise
 
     def span(self, array: Any) -> Any:
         step = array.dtype.itemsize
@@ -92,39 +106,49 @@ class CupyRuntime(Runtime):
         return f"cuda:{self.cupy.cuda.Device().id}"
 
     def inside(self, array: Any) -> Any:
-        return self.cupy.cuda.Device(array.device.id)
+        device = array.device
+        return HERE if device == self.cupy.cuda.Device() else device
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
-        name = launch.kernel
-        with self._errors(f"kernel {name} ({launch.file})"):
+        try:
             function = self._function(launch)
             block = (launch.block, 1, 1)
             function(launch.grid, block, tuple(arguments), shared_mem=launch.shared)
             if self.debug:
                 self.cupy.cuda.get_current_stream().synchronize()
+        except Exception as error:
+            self._explain(error, f"kernel {launch.kernel} ({launch.file})")
+            raise
 
     def synchronize(self) -> None:
-        with self._errors("a kernel started earlier"):
+        try:
             self.cupy.cuda.get_current_stream().synchronize()
+        except Exception as error:
+            self._explain(error, "a kernel started earlier")
+            raise
 
     def compile(self, launch: Launch) -> None:
         """Compile and load a kernel without starting it, as `gpuconv warmup` does."""
         signature_of(launch)
-        with self._errors(f"kernel {launch.kernel} ({launch.file})"):
+        try:
             self.module(launch).get_function(launch.kernel)
+        except Exception as error:
+            self._explain(error, f"kernel {launch.kernel} ({launch.file})")
+            raise
 
     def _function(self, launch: Launch) -> Any:
         """The compiled kernel of the current card, found once: looking it up costs as much as the
         launch itself.
         """
-        device = self.cupy.cuda.Device().id
-        key = device, launch.file, launch.defines, launch.kernel, launch.shared
-        if key not in self._functions:
+        key = self.cupy.cuda.Device().id, id(launch)
+        if (known := self._functions.get(key)) is None:
             function = self.module(launch).get_function(launch.kernel)
             if launch.shared > OPT_IN:
                 function.max_dynamic_shared_size_bytes = launch.shared
-            self._functions[key] = function
-        return self._functions[key]
+            if len(self._functions) >= MAX_BOUND:
+                self._functions.clear()
+            known = self._functions[key] = launch, function  # which keeps the id its own
+        return known[1]
 
     def build(self, text: str, launch: Launch) -> Any:
         options = (*OPTIONS, *launch.options)
@@ -139,21 +163,18 @@ class CupyRuntime(Runtime):
             int(properties["maxThreadsPerBlock"]),
         )
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """CuPy's errors as one line that says what was being done and the way out."""
+    def _explain(self, error: Exception, what: str) -> None:
+        """Raise CuPy's errors as one line that says what was being done and the way out."""
         cuda = self.cupy.cuda
-        try:
-            yield
-        except cuda.memory.OutOfMemoryError as error:
+        if isinstance(error, cuda.memory.OutOfMemoryError):
             pool = self.cupy.get_default_memory_pool()
             raise MemoryError(
                 f"the GPU has no memory left for {what}: {_line(error)} "
                 f"({pool.used_bytes()} bytes are in use here): use a smaller batch"
             ) from error
-        except cuda.compiler.CompileException as error:
+        if isinstance(error, cuda.compiler.CompileException):
             raise DeviceError(f"{what} does not compile: {_line(error)}") from error
-        except (cuda.driver.CUDADriverError, cuda.runtime.CUDARuntimeError) as error:
+        if isinstance(error, cuda.driver.CUDADriverError | cuda.runtime.CUDARuntimeError):
             hint = "" if self.debug else f"; {SYNCHRONIZE}=1 tells which launch failed"
             raise DeviceError(f"the GPU failed at {what}: {_line(error)}{hint}") from error
 
