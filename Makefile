@@ -9,7 +9,7 @@ ARGS ?=
 CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA [A-Z ]*Version: *\([0-9]*\).*/\1/p')
 CUDA_EXTRA := $(if $(CUDA_MAJOR),$(shell [ $(CUDA_MAJOR) -ge 13 ] && echo ,cuda13 || echo ,cuda12))
 
-.PHONY: help train test test-all lint format bench docs gpu-check clean
+.PHONY: help train test test-all lint format bench fuzz docs gpu-check clean
 
 help:
 	@echo "make train      train LeNet on MNIST (ARGS='--epochs 1' passes options on)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint       check style, types and what imports what"
 	@echo "make format     format the code"
 	@echo "make bench      run the benchmarks"
+	@echo "make fuzz       try 6,500 damaged and hostile inputs, at most 20 minutes"
 	@echo "make docs       build the documentation into site/"
 	@echo "make gpu-check  on a machine with a GPU: test, train and time on it, write a report"
 	@echo "make clean      remove the environment and caches"
@@ -57,6 +58,9 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python tests/fuzz/fuzz.py $(ARGS)
 
 $(VENV)/installed-docs: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -84,7 +84,7 @@ def _description(clock: Clock) -> Record:
 
 
 def _ceilings(clock: Clock, options: Any) -> Record:
-    found = ceilings.cuda_ceilings(clock, options.seconds, options.rounds)
+    found = clock.ceilings(options.seconds, options.rounds)
     said = {"copy": f"{found.bytes / 1e9:.1f} GB/s, {found.memory}"}
     said |= {"arithmetic": f"{found.flops / 1e12:.3f} TFLOP/s, {found.arithmetic}"}
     return {"ceilings": vars(found), "values": said}

@@ -52,21 +52,6 @@ __device__ __forceinline__ void merge(Moments<WIDTH>& a, const Moments<WIDTH>& b
     a.n = total;
 }
 
-// Merges those of a block's rows into row 0: a tree.
-template <int WIDTH>
-__device__ __forceinline__ void merge_rows(Moments<WIDTH>& mine, int row, int rows, int lanes)
-{
-    __shared__ Moments<WIDTH> all[THREADS];
-    all[threadIdx.x] = mine;
-    for (int half = rows / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (row < half) {
-            merge(mine, all[threadIdx.x + half * lanes]);
-            all[threadIdx.x] = mine;
-        }
-    }
-}
-
 // Moments of up to FLIGHT pixels, in two passes over registers.
 __device__ __forceinline__ Moments<VEC> moments_of(
     const Floats<VEC> (&in)[FLIGHT], int count, const Floats<VEC>& shift)
@@ -112,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
             merge(mine, moments_of(in, count, shift));
         }
     }
-    merge_rows(mine, tile.row, tile.rows, lanes);
+    merge_rows(mine, tile.row, tile.rows, lanes, merge<VEC>);
     if (tile.row > 0 || tile.c >= C) return;
     float* to = partials + (long long)blockIdx.y * 2 * C + tile.c;
     store_global<VEC>(to, mine.mean);
@@ -131,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         const int left = pixels - s * split_length;
         merge(mine, {(float)(left < split_length ? left : split_length), {from[0]}, {from[C]}});
     }
-    merge_rows(mine, row, ROWS, LANES);
+    merge_rows(mine, row, ROWS, LANES, merge<1>);
     if (row > 0 || c >= C) return;
     mean[c] = partials[(long long)splits * 2 * C + c] + mine.mean.v[0];
     var[c] = mine.squares.v[0] / (float)pixels;

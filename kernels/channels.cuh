@@ -37,18 +37,26 @@ __device__ __forceinline__ void each_pixel(const Tile& tile, int pixels, G g, F 
     }
 }
 
-// The sum of `mine` over a block's rows, in row 0: a tree whose order is fixed by the launch alone.
-template <int COUNT>
-__device__ __forceinline__ void sum_rows(Floats<COUNT>& mine, int row, int rows, int lanes)
+// Merges `mine` of a block's rows into row 0, by merge(into, other): a tree whose order is fixed by
+// the launch alone.
+template <class T, class F>
+__device__ __forceinline__ void merge_rows(T& mine, int row, int rows, int lanes, F merge)
 {
-    __shared__ Floats<COUNT> sums[THREADS];
-    sums[threadIdx.x] = mine;
+    __shared__ T all[THREADS];
+    all[threadIdx.x] = mine;
     for (int half = rows / 2; half > 0; half /= 2) {
         __syncthreads();
         if (row < half) {
-            const Floats<COUNT> other = sums[threadIdx.x + half * lanes];
-            for (int k = 0; k < COUNT; ++k) mine.v[k] += other.v[k];
-            sums[threadIdx.x] = mine;
+            merge(mine, all[threadIdx.x + half * lanes]);
+            all[threadIdx.x] = mine;
         }
     }
+}
+
+template <int COUNT>
+__device__ __forceinline__ void sum_rows(Floats<COUNT>& mine, int row, int rows, int lanes)
+{
+    merge_rows(mine, row, rows, lanes, [](Floats<COUNT>& into, const Floats<COUNT>& other) {
+        for (int k = 0; k < COUNT; ++k) into.v[k] += other.v[k];
+    });
 }

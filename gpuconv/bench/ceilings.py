@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -47,10 +46,3 @@ def cpu_ceilings(seconds: float = 0.5, copied: int = COPIED) -> Ceilings:
         f"FP32 multiply-adds, {threads}",
         f"copy of {copied >> 20} MiB, {threads}",
     )
-
-
-def cuda_ceilings(clock: Any, seconds: float = 0.5, rounds: int = 1024) -> Ceilings:
-    """The ceilings of the current card; rounds: of the multiply-add kernel, some milliseconds."""
-    moved, memory = clock.copy_rate(seconds)
-    flops, arithmetic = clock.multiply_add_rate(seconds, rounds)
-    return Ceilings(flops, moved, arithmetic, memory)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.bench.ceilings import Ceilings
 from gpuconv.bench.clock import Times, repetitions
 from gpuconv.cuda import cupy as cupy_runtime
 from gpuconv.cuda.launch_config import Launch
@@ -105,7 +106,12 @@ class Clock:
 
     # ---- ceilings --------------------------------------------------------------------------------
 
-    def copy_rate(self, seconds: float, most: int = 1 << 30) -> tuple[float, str]:
+    def ceilings(self, seconds: float = 0.5, rounds: int = 1024) -> Ceilings:
+        """Of the card; rounds: of the multiply-add kernel, some milliseconds."""
+        moved, memory = self._copy_rate(seconds)
+        return Ceilings(self._flops(seconds, rounds), moved, "FP32 multiply-adds", memory)
+
+    def _copy_rate(self, seconds: float, most: int = 1 << 30) -> tuple[float, str]:
         """Bytes read and written a second by copies from device memory to device memory."""
         free, _ = self.cuda.runtime.memGetInfo()
         size = max(min(most, free // 8), 1 << 12) & ~255
@@ -114,7 +120,7 @@ class Clock:
         took = self.calls([lambda: b.data.copy_from_device_async(a.data, size)], seconds)
         return 2 * size / took.low, f"device-to-device copy of {size >> 20} MiB"
 
-    def multiply_add_rate(self, seconds: float, rounds: int = 1024) -> tuple[float, str]:
+    def _flops(self, seconds: float, rounds: int) -> float:
         """FP32 flops a second of ceiling.cu, which does nothing else; its result is checked."""
         module = self.on.cupy.RawModule(
             code=CEILING.read_text(), options=cupy_runtime.OPTIONS, backend="nvrtc"
@@ -128,4 +134,4 @@ class Clock:
         exact = np.arange(256) * 8 + 28 + 2 * 8 * steps
         if not (self.on.asnumpy(out).reshape(blocks, 256) == exact).all():
             raise ArithmeticError("ceiling.cu computed a wrong result; its rate means nothing")
-        return 256 * blocks * rounds * FLOPS_PER_ROUND / took.low, "FP32 multiply-adds"
+        return 256 * blocks * rounds * FLOPS_PER_ROUND / took.low

@@ -39,7 +39,7 @@ def measured_device(device: str) -> tuple[str, Any, ceilings.Ceilings]:
     from gpuconv.cuda.runtime import runtime
 
     clock = Clock(runtime(device))
-    return f"cuda: {clock.card}", clock, ceilings.cuda_ceilings(clock)
+    return f"cuda: {clock.card}", clock, clock.ceilings()
 
 
 def write_json(

@@ -22,6 +22,7 @@ from gpuconv.cli.options import (
     number,
     numbers,
     one_of,
+    path,
     whole,
 )
 from gpuconv.data import save_image
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(
         parser,
         ("--index", "N", whole(0), "instead of IMAGE: a test image of the data set"),
-        ("--data", "NAME|PATH", str, "for --index (default: what the network learned from)"),
+        ("--data", "NAME|PATH", path, "for --index (default: what the network learned from)"),
         ("--class", "NAME", str, "by name or number (default: the likeliest)"),
         ("--of", "LAYER", str, "explain a --unit of this layer, not a class"),
         ("--unit", "K[,P,Q]", numbers, "with --of: a channel, or one of its places"),

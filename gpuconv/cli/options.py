@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 Row = tuple[str, str, Callable[[str], Any], str]
 
 
-def add_options(parser: argparse.ArgumentParser, *rows: Row) -> None:
+def add_options(parser: argparse._ActionsContainer, *rows: Row) -> None:
     """Options that are None unless they are given: (name, metavar, type, help)."""
     for name, metavar, kind, text in rows:
         parser.add_argument(name, metavar=metavar, type=kind, help=text)
@@ -57,7 +57,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """--data, --split, --limit and --skip-bad: which images a command reads."""
     add_options(
         parser,
-        ("--data", "NAME|PATH", str, "(default: what the network learned from)"),
+        ("--data", "NAME|PATH", path, "(default: what the network learned from)"),
         ("--limit", "N", whole(1), "only the first N images"),
     )
     split = one_of("split", ["train", "test"])
@@ -143,6 +143,13 @@ def one_of(what: str, names: Iterable[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def path(text: str) -> str:
+    """A type for argparse: a path; not the empty text that an unset variable of a shell leaves."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return text
 
 
 def whole(least: int) -> Callable[[str], int]:

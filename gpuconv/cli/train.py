@@ -34,6 +34,7 @@ from gpuconv.cli.options import (
     image_size,
     number,
     one_of,
+    path,
     whole,
 )
 from gpuconv.devices import choose
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         ("--recipe", "NAME", one_of("recipe", PRESETS), "default or article: its loss, plain SGD"),
         ("--model", "NAME", str, "(default: lenet)"),
-        ("--data", "NAME|PATH", str, "mnist, fashion-mnist, or a folder, see above"),
+        ("--data", "NAME|PATH", path, "mnist, fashion-mnist, or a folder, see above"),
         ("--epochs", "N", whole(1), "passes over the training images"),
         ("--batch", "N", whole(1), "images for each update"),
         ("--optimizer", *choice("optimizer"), listed("optimizer")),
@@ -93,8 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     parser.set_defaults(**dict.fromkeys(DEFAULTS))
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--out", metavar="DIR", help="the run's folder (default: see above)")
-    where.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, see above")
+    add_options(where, ("--out", "DIR", path, "the run's folder (default: see above)"))
+    add_options(where, ("--resume", "DIR", path, "go on with the run in DIR, see above"))
     add("--overwrite", action="store_true", help="replace the run that --out holds")
     add("--show", action="store_true", help="follow and steer the run in the browser, see `show`")
     add_port(parser)

@@ -73,18 +73,15 @@ def files() -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder().glob("*.cu")))
 
 
-def text(name: str) -> str:
+def text(name: str, place: Path | None = None) -> str:
     """The source of kernel file `name` with its local includes inlined, each once.
 
+    place: its folder, where that is not `folder()`.
     #line directives keep file names and line numbers right in the compiler's messages. What is
     compiled is thereby all in one string, so a cache keyed by it sees an edited header.
     Raises ValueError for a name that is not a kernel file, or an include that is missing.
     """
-    return inline(name, folder())
-
-
-def inline(name: str, place: Path) -> str:
-    """`text`, for a file in another folder."""
+    place = place or folder()
     if Path(name).name != name or not (place / name).is_file():
         there = ", ".join(sorted(path.name for path in place.glob("*.cu")))
         raise ValueError(f"no kernel file {name!r} in {place}, which has: {there}")
@@ -116,7 +113,10 @@ def signatures(source: str, defines: Mapping[str, str] | None = None) -> dict[st
     """
     plain = _COMMENT.sub(" ", source)
     return {
-        name: Signature(name, tuple(_parameter(name, p, defines or {}) for p in _split(declared)))
+        name: Signature(
+            name,
+            tuple(_parameter(name, p, defines or {}) for p in declared.split(",") if p.strip()),
+        )
         for name, declared in _KERNEL.findall(plain)
     }
 
@@ -132,10 +132,6 @@ def kernels(name: str, defines: tuple[tuple[str, str], ...] = ()) -> dict[str, S
     return signatures(text(name), dict(defines))
 
 
-def _split(declared: str) -> list[str]:
-    return [part for part in (piece.strip() for piece in declared.split(",")) if part]
-
-
 def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> KernelParameter:
     words = declared.replace("*", " * ").replace("__restrict__", " ").split()
     words = [piece for word in words for piece in defines.get(word, word).split()]
@@ -144,7 +140,7 @@ def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> Kernel
     if kind not in _SCALARS or words.count("*") > 1:
         known = ", ".join(sorted(_SCALARS))
         raise ValueError(
-            f"{kernel}: parameter {declared!r} has a type that launches do not know "
+            f"{kernel}: parameter {declared.strip()!r} has a type that launches do not know "
             f"(known: {known}, and pointers to them)"
         )
     restrict = "__restrict__" in declared

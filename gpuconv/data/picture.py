@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -159,7 +160,7 @@ def _decoded(file: BinaryIO, name: object, least: int) -> Image.Image:
 
     least: a large JPEG may be shrunk to that many pixels on its shorter side; 0: it may not.
     """
-    with _open(file, name) as opened:
+    with _open(file, name) as opened, _quiet(opened):
         size, plain = opened.size, _is_plain(opened)
         if isinstance(opened, JpegImageFile):
             pixels = opened.width * opened.height
@@ -189,6 +190,26 @@ def _open(file: BinaryIO, name: object) -> Image.Image:
             return JpegImageFile(file)
         except SyntaxError:
             raise _too_large(name, None) from None
+
+
+@contextmanager
+def _quiet(image: Image.Image) -> Iterator[None]:
+    """Within, libtiff's complaints, which it writes to the process's standard error, are lost."""
+    try:
+        kept = os.dup(2) if image.format == "TIFF" else None
+    except OSError:  # it is closed
+        kept = None
+    if kept is None:
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _too_large(name: object, size: tuple[int, int] | None) -> DataError:

@@ -67,11 +67,8 @@ class Body(Emitter):
         self.instruction = instruction
         after = ""
         if instruction.guard is not None and instruction.op != "bra":
-            condition, then, after = (
-                self.read(instruction.guard, "pred"),
-                self.fresh("do"),
-                self.fresh("then"),
-            )
+            condition = self.read(instruction.guard, "pred")
+            then, after = self.fresh("do"), self.fresh("then")
             self.end(f"br i1 {condition}, label %{then}, label %{after}")
             self.label(then)
         if (control := getattr(self, f"_{instruction.op}_", None)) is not None:
@@ -101,9 +98,8 @@ class Body(Emitter):
             self.end(f"br label %{self.place(target.name)}")
             return
         after = self.fresh("next")
-        self.end(
-            f"br i1 {self.read(i.guard, 'pred')}, label %{self.place(target.name)}, label %{after}"
-        )
+        condition = self.read(i.guard, "pred")
+        self.end(f"br i1 {condition}, label %{self.place(target.name)}, label %{after}")
         self.label(after)
 
     def _leave_if_stopped(self) -> None:
@@ -111,9 +107,8 @@ class Body(Emitter):
 
         Ctrl-C stops it, and so does an error in another block.
         """
-        launch = self.op(
-            f"load ptr, ptr {self.field('Block', '%blk', 'launch')}, !invariant.load !0"
-        )
+        pointer = self.field("Block", "%blk", "launch")
+        launch = self.op(f"load ptr, ptr {pointer}, !invariant.load !0")
         stop = self.op(f"load volatile i32, ptr {self.field('Launch', launch, 'stop')}")
         on = self.fresh("on")
         self.end(f"br i1 {self.op(f'icmp eq i32 {stop}, 0')}, label %{on}, label %exit")
@@ -152,16 +147,12 @@ class Body(Emitter):
         self.end("br label %exit")
 
     def _call_(self, i: Instruction) -> None:
-        groups = [o.items for o in i.operands if isinstance(o, Group)]
         names = [o for o in i.operands if isinstance(o, Sym)]
         self.need(len(names) == 1, f"the call through a register '{i.text}'")
         name = names[0].name
-        results = groups[0] if isinstance(i.operands[0], Group) else ()
-        arguments = (
-            groups[-1]
-            if isinstance(i.operands[-1], Group) and i.operands[-1] is not i.operands[0]
-            else ()
-        )
+        results = i.operands[0].items if isinstance(i.operands[0], Group) else ()
+        last = i.operands[-1]
+        arguments = last.items if isinstance(last, Group) and last is not i.operands[0] else ()
         if name in self.program.functions:
             self._inline(self.program.functions[name], results, arguments)
         elif name == "__assertfail":
@@ -169,11 +160,10 @@ class Body(Emitter):
         elif self.module.host:
             isa_sync.host_call(self, name, [self._argument(a) for a in arguments])
         else:
-            hint = (
-                ": printf is not modelled, write to an array instead" if name == "vprintf" else ""
-            )
+            hint = ": printf is not modelled, write to an array instead"
             raise UnsupportedError(
-                f"{self.module.where(i)}: the function {name} has no body here{hint}"
+                f"{self.module.where(i)}: the function {name} has no body here"
+                f"{hint if name == 'vprintf' else ''}"
             )
 
     def _argument(self, operand: object) -> str:

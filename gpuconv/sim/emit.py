@@ -106,11 +106,11 @@ class Emitter(Text):
         """Value of a special register (%tid.x, %laneid, ...) as i32."""
         if name == "WARP_SZ":
             return "32"
-        for prefix in ("%tid.", "%ntid.", "%ctaid.", "%nctaid."):
-            if name.startswith(prefix) and name[len(prefix) :] in ("x", "y", "z"):
-                if prefix == "%tid.":
-                    return self.specials[name]
-                return self.block_field(prefix[1:-1], "xyz".index(name[-1]))
+        if name in self.specials:
+            return self.specials[name]
+        extent, _, axis = name[1:].partition(".")
+        if extent in ("ntid", "ctaid", "nctaid") and axis in ("x", "y", "z"):
+            return self.block_field(extent, "xyz".index(axis))
         if name in ("%laneid", "%warpid"):
             linear = self.linear_thread()
             return self.op(

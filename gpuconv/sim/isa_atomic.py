@@ -45,17 +45,13 @@ def _atom(b: Emitter, i: Instruction) -> None:
         else:
             b.need(word in ORDERS or word == "noftz")
     operands = i.operands if i.op == "red" else i.operands[1:]
-    b.need(
-        op != ""
-        and type_ in TYPES
-        and bits_of(type_) in (16, 32, 64)
-        and isinstance(operands[0], Address)
-    )
-    pointer = host_pointer(b, i, operands[0], space, bits_of(type_) // 8, "both", True)
+    b.need(op != "" and type_ in TYPES and isinstance(operands[0], Address))
+    b.need(bits_of(type_) in (16, 32, 64))
+    pointer = host_pointer(b, operands[0], space, bits_of(type_) // 8, "both", True)
     values = [b.read(o, type_) for o in operands[1:]]
     b.need(len(values) == (2 if op == "cas" else 1))
     if space == "shared" or op == "cas" or not TYPES[type_].startswith("i"):
-        old = _exchange(b, i, op, type_, space, pointer, values)
+        old = _exchange(b, op, type_, space, pointer, values)
     else:
         verb = {"exch": "xchg", "inc": "uinc_wrap", "dec": "udec_wrap"}.get(op, op)
         if op in ("min", "max") and type_[0] == "u":
@@ -65,9 +61,7 @@ def _atom(b: Emitter, i: Instruction) -> None:
         b.write(i.operands[0], type_, old)
 
 
-def _exchange(
-    b: Emitter, i: Instruction, op: str, type_: str, space: str, pointer: str, values: list[str]
-) -> str:
+def _exchange(b: Emitter, op: str, type_: str, space: str, pointer: str, values: list[str]) -> str:
     """Read, modify and write; returns the old value.
 
     Shared memory takes a plain load and store, global memory a loop of compare-and-swap.
@@ -76,7 +70,7 @@ def _exchange(
     whole = f"i{bits_of(type_)}"
     if space == "shared":
         old = b.op(f"load {llvm}, ptr {pointer}, align 1, !tbaa {ALIAS['shared']}")
-        new = _modified(b, i, op, type_, old, values, space)
+        new = _modified(b, op, type_, old, values, space)
         b.emit(f"store {llvm} {new}, ptr {pointer}, align 1, !tbaa {ALIAS['shared']}")
         return old
     if op == "cas":
@@ -90,7 +84,7 @@ def _exchange(
     seen, swapped = "%" + b.fresh("seen"), "%" + b.fresh("old")
     b.emit(f"{seen} = phi {whole} [{first}, %{before}], [{swapped}, %{again}]")
     old = b.reshape(seen, whole, llvm)
-    new = b.reshape(_modified(b, i, op, type_, old, values, space), llvm, whole)
+    new = b.reshape(_modified(b, op, type_, old, values, space), llvm, whole)
     pair = b.op(f"cmpxchg ptr {pointer}, {whole} {seen}, {whole} {new} seq_cst seq_cst")
     b.emit(f"{swapped} = extractvalue {{ {whole}, i1 }} {pair}, 0")
     held = b.op(f"extractvalue {{ {whole}, i1 }} {pair}, 1")
@@ -99,9 +93,7 @@ def _exchange(
     return old
 
 
-def _modified(
-    b: Emitter, i: Instruction, op: str, type_: str, old: str, values: list[str], space: str
-) -> str:
+def _modified(b: Emitter, op: str, type_: str, old: str, values: list[str], space: str) -> str:
     llvm, value = TYPES[type_], values[0]
     if op == "exch":
         return value

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.program import TYPES, Imm, Instruction, Operand, bits_of
+from gpuconv.sim.program import TYPES, Imm, Instruction, bits_of
 
 PACKED = {"u16x2", "s16x2"}
 INTEGERS = {"u16", "s16", "u32", "s32", "u64", "s64"}
@@ -26,10 +24,8 @@ def _three(b: Emitter, i: Instruction, type_: str) -> tuple[str, str, str]:
 @lowers("add", "sub")
 def _add(b: Emitter, i: Instruction) -> None:
     """add, sub: wrap around, saturate with .sat (s32), or write the carry with .cc."""
-    if i.mods[-1] in PACKED:
-        _packed(b, i)
-        return
-    type_ = _type(b, i, INTEGERS, {"sat", "cc"})
+    type_ = _type(b, i, INTEGERS | PACKED, {"sat", "cc"})
+    b.need(type_ not in PACKED or i.name in ("add.u16x2", "add.s16x2"))
     llvm, x, y = _three(b, i, type_)
     verb = i.op
     if "sat" in i.mods:
@@ -176,10 +172,7 @@ def _abs(b: Emitter, i: Instruction) -> None:
 @lowers("min", "max")
 def _min(b: Emitter, i: Instruction) -> None:
     """min, max"""
-    if i.mods[-1] in PACKED:
-        _packed(b, i)
-        return
-    type_ = _type(b, i, INTEGERS)
+    type_ = _type(b, i, INTEGERS | PACKED)
     llvm, x, y = _three(b, i, type_)
     sign = "s" if type_[0] == "s" else "u"
     b.write(i.operands[0], type_, b.intrinsic(f"{sign}{i.op}", llvm, x, y))
@@ -409,45 +402,28 @@ def _dp(b: Emitter, i: Instruction) -> None:
     """dp4a, dp2a{.lo,.hi}: c + the dot product of four bytes, or of two halves with two bytes"""
     *flags, first, second = i.mods
     x, y, total = (b.read(o, "b32") for o in i.operands[1:4])
-    wide = 8 if i.op == "dp4a" else 16
-    start = 16 if "hi" in flags else 0
-    for n in range(32 // wide):
-        values = []
-        for value, type_, width, place in (
-            (x, first, wide, n * wide),
-            (y, second, 8, start + 8 * n),
-        ):
-            piece = b.op(f"trunc i32 {b.op(f'lshr i32 {value}, {place}')} to i{width}")
-            values.append(b.op(f"{'sext' if type_ == 's32' else 'zext'} i{width} {piece} to i32"))
-        total = b.op(f"add i32 {total}, {b.op(f'mul i32 {values[0]}, {values[1]}')}")
-    b.write(i.operands[0], "b32", total)
+    x, y = b.op(f"bitcast i32 {x} to {_LANES[i.op]}"), b.op(f"bitcast i32 {y} to <4 x i8>")
+    lanes = "<4 x i32>" if i.op == "dp4a" else "<2 x i32>"
+    x = b.op(f"{_extend(first)} {_LANES[i.op]} {x} to {lanes}")
+    y = b.op(f"{_extend(second)} <4 x i8> {y} to <4 x i32>")
+    if i.op == "dp2a":
+        half = "<2 x i32> <i32 2, i32 3>" if "hi" in flags else "<2 x i32> <i32 0, i32 1>"
+        y = b.op(f"shufflevector <4 x i32> {y}, <4 x i32> poison, {half}")
+    product = b.op(f"mul {lanes} {x}, {y}")
+    b.write(i.operands[0], "b32", _sum(b, total, product, lanes))
 
 
-def _lanes(b: Emitter, i: Instruction, bits: int, function: Callable[..., str]) -> str:
-    """A function applied to each lane of two packed words."""
-    result = "0"
-    for place in range(0, 32, bits):
-        x, y = (b.op(f"trunc i32 {_shifted(b, o, place)} to i{bits}") for o in i.operands[1:3])
-        piece = b.op(f"zext i{bits} {function(x, y)} to i32")
-        result = b.op(f"or i32 {result}, {b.op(f'shl i32 {piece}, {place}')}")
-    return result
+_LANES = {"dp4a": "<4 x i8>", "dp2a": "<2 x i16>"}
 
 
-def _shifted(b: Emitter, operand: Operand, place: int) -> str:
-    return b.op(f"lshr i32 {b.read(operand, 'b32')}, {place}")
+def _extend(type_: str) -> str:
+    return "sext" if type_ == "s32" else "zext"
 
 
-def _packed(b: Emitter, i: Instruction) -> None:
-    """add, min, max of two 16-bit integers packed in a word"""
-    b.need(i.op in ("add", "min", "max") and len(i.mods) == 1)
-    sign = i.mods[0][0]
-
-    def one(x: str, y: str) -> str:
-        if i.op == "add":
-            return b.op(f"add i16 {x}, {y}")
-        return b.intrinsic(f"{sign}{i.op}", "i16", x, y)
-
-    b.write(i.operands[0], "b32", _lanes(b, i, 16, one))
+def _sum(b: Emitter, start: str, values: str, lanes: str) -> str:
+    """start + the sum of the lanes of a vector of i32."""
+    name = f"llvm.vector.reduce.add.v{lanes[1]}i32"
+    return b.op(f"add i32 {start}, {b.call('i32', name, f'{lanes} {values}')}")
 
 
 @lowers("vabsdiff4")
@@ -456,16 +432,12 @@ def _vabsdiff4(b: Emitter, i: Instruction) -> None:
     types = [m for m in i.mods if m != "add"]
     b.need(len(types) == 3 and len(set(types)) == 1 and types[0] in ("u32", "s32"))
     b.need("add" in i.mods or types[0] == "u32")
-    sign = types[0][0]
-
-    def one(x: str, y: str) -> str:
-        high, low = (b.intrinsic(f"{sign}{which}", "i8", x, y) for which in ("max", "min"))
-        return b.op(f"sub i8 {high}, {low}")
-
-    total = _lanes(b, i, 8, one)
+    x, y = (b.op(f"bitcast i32 {b.read(o, 'b32')} to <4 x i8>") for o in i.operands[1:3])
+    high, low = (b.intrinsic(types[0][0] + which, "<4 x i8>", x, y) for which in ("max", "min"))
+    value = b.op(f"sub <4 x i8> {high}, {low}")
     if "add" in i.mods:
-        parts = [b.op(f"and i32 {b.op(f'lshr i32 {total}, {k}')}, 255") for k in (0, 8, 16, 24)]
-        total = b.read(i.operands[3], "b32")
-        for part in parts:
-            total = b.op(f"add i32 {total}, {part}")
-    b.write(i.operands[0], "b32", total)
+        value = b.op(f"zext <4 x i8> {value} to <4 x i32>")
+        value = _sum(b, b.read(i.operands[3], "b32"), value, "<4 x i32>")
+    else:
+        value = b.op(f"bitcast <4 x i8> {value} to i32")
+    b.write(i.operands[0], "b32", value)

@@ -24,7 +24,7 @@ class _Access:
 
     def __init__(self, b: Emitter, i: Instruction) -> None:
         *words, self.type = i.mods
-        self.space, self.lanes, self.volatile, self.constant = "generic", 1, False, False
+        self.space, self.lanes, self.volatile = "generic", 1, False
         for word in words:
             if word in SPACES:
                 self.space = SPACES[word]
@@ -33,20 +33,13 @@ class _Access:
             elif word in ("volatile", "relaxed", "acquire", "release"):
                 self.volatile = True
             else:
-                self.constant |= word == "nc"
                 b.need(word in ORDERS or word.startswith(("L1__", "L2__")))
         b.need(self.type in TYPES and self.type != "pred")
         self.bytes = bits_of(self.type) // 8 * self.lanes
 
 
 def host_pointer(
-    b: Emitter,
-    i: Instruction,
-    address: object,
-    space: str,
-    size: int,
-    kind: str,
-    strong: bool = False,
+    b: Emitter, address: object, space: str, size: int, kind: str, strong: bool
 ) -> str:
     """LLVM pointer for an access of `size` bytes, which checked mode verifies first.
 
@@ -63,15 +56,13 @@ def host_pointer(
         )
     value = b.base(address)
     if b.module.check:
-        _check(b, i, value, space, size, kind, strong)
+        _check(b, value, space, size, kind, strong)
     if space == "shared":
         value = b.shared_to_host(value)
     return b.pointer(value)
 
 
-def _check(
-    b: Emitter, i: Instruction, value: str, space: str, size: int, kind: str, strong: bool
-) -> None:
+def _check(b: Emitter, value: str, space: str, size: int, kind: str, strong: bool) -> None:
     """Leave the kernel with an error where the access is wrong.
 
     It is if it is out of bounds or misaligned, reads memory that was never written, or races with
@@ -98,7 +89,7 @@ def _check(
 
 def _check_local(b: Emitter, value: str, size: int, good: str) -> None:
     """Branch to `good` if the address is aligned and inside one of the thread's local variables."""
-    aligned = b.op(f"icmp eq i64 {b.op(f'and i64 {value}, {_alignment(size) - 1}')}, 0")
+    aligned = b.op(f"icmp eq i64 {b.op(f'and i64 {value}, {min(size, 16) - 1}')}, 0")
     for frame in b.frames:
         for variable in frame.function.variables:
             if variable.space == "local" and variable.size >= size:
@@ -111,15 +102,11 @@ def _check_local(b: Emitter, value: str, size: int, good: str) -> None:
                 b.label(other)
 
 
-def _alignment(size: int) -> int:
-    return min(size, 16)
-
-
 @lowers("ld", "ldu")
 def _ld(b: Emitter, i: Instruction) -> None:
     a = _Access(b, i)
     to, address = i.operands
-    pointer = host_pointer(b, i, address, a.space, a.bytes, "read", a.volatile)
+    pointer = host_pointer(b, address, a.space, a.bytes, "read", a.volatile)
     llvm = TYPES[a.type]
     shape = f"<{a.lanes} x {llvm}>" if a.lanes > 1 else llvm
     kernel_parameter = a.space == "param" and len(b.frames) == 1 and not b.module.host
@@ -160,7 +147,7 @@ def _st(b: Emitter, i: Instruction) -> None:
             value = b.op(
                 f"insertelement {shape} {value}, {llvm} {b.read(item, a.type)}, i32 {lane}"
             )
-    pointer = host_pointer(b, i, address, a.space, a.bytes, "write", a.volatile)
+    pointer = host_pointer(b, address, a.space, a.bytes, "write", a.volatile)
     volatile = "volatile " if a.volatile else ""
     b.emit(f"store {volatile}{shape} {value}, ptr {pointer}, align 1, !tbaa {ALIAS[a.space]}")
 

@@ -150,8 +150,9 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
         b.emit(f"call void {step}(ptr {pointers[0]})")
     elif name == "sim_create":
         b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, ptr {pointers[2]}, ptr {pointers[3]})")
-    elif name == "sim_block":
-        b.emit(f"call void {pointers[0]}(ptr {pointers[1]})")
+    elif name == "sim_row":
+        row = f"i64 {arguments[2]}, i64 {arguments[3]}"
+        b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, {row})")
     elif name in ("sim_get_mode", "sim_set_mode"):
         if b.module.x86:
             b.call(

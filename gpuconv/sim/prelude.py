@@ -53,7 +53,7 @@ def _attributes(kernel: KernelFunction) -> str:
 
 
 def loop(kernel: KernelFunction, head: list[str]) -> str:
-    """A kernel without collectives: one call for each thread, inlined into three nested loops."""
+    """A kernel without collectives: a loop over the threads of one row of a block, inlined."""
     name = symbol(kernel.function.name)
     lines = [
         f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) '
@@ -65,50 +65,28 @@ def loop(kernel: KernelFunction, head: list[str]) -> str:
     return (
         "\n".join(lines)
         + f"""
-define void @"{name}"(ptr %blk) {_attributes(kernel)} {{
+define void @"{name}"(ptr %blk, i64 %y, i64 %z) {_attributes(kernel)} {{
 entry:
-  %px = getelementptr i8, ptr %blk, i64 {_block("ntid", 0)}
-  %py = getelementptr i8, ptr %blk, i64 {_block("ntid", 1)}
-  %pz = getelementptr i8, ptr %blk, i64 {_block("ntid", 2)}
+  %pn = getelementptr i8, ptr %blk, i64 {_block("ntid")}
   %pr = getelementptr i8, ptr %blk, i64 {_block("reverse")}
   %pe = getelementptr i8, ptr %blk, i64 {_block("error")}
-  %nx = load i32, ptr %px, !invariant.load !0
-  %ny = load i32, ptr %py, !invariant.load !0
-  %nz = load i32, ptr %pz, !invariant.load !0
+  %n = load i32, ptr %pn, !invariant.load !0
   %r = load i32, ptr %pr, !invariant.load !0
   %reversed = icmp ne i32 %r, 0
-  %mx = sub i32 %nx, 1
-  %my = sub i32 %ny, 1
-  %mz = sub i32 %nz, 1
-  br label %plane
-plane:
-  %z = phi i32 [0, %entry], [%z1, %plane.next]
-  br label %row
-row:
-  %y = phi i32 [0, %plane], [%y1, %row.next]
+  %last = sub i32 %n, 1
+  %ty = trunc i64 %y to i32
+  %tz = trunc i64 %z to i32
   br label %cell
 cell:
-  %x = phi i32 [0, %row], [%x1, %cell.next]
-  %bx = sub i32 %mx, %x
-  %by = sub i32 %my, %y
-  %bz = sub i32 %mz, %z
-  %tx = select i1 %reversed, i32 %bx, i32 %x
-  %ty = select i1 %reversed, i32 %by, i32 %y
-  %tz = select i1 %reversed, i32 %bz, i32 %z
+  %x = phi i32 [0, %entry], [%x1, %next]
+  %back = sub i32 %last, %x
+  %tx = select i1 %reversed, i32 %back, i32 %x
   call void @"{name}.thread"(ptr %blk, i32 %tx, i32 %ty, i32 %tz)
 {_stop_on_error(kernel)}
-cell.next:
+next:
   %x1 = add nuw nsw i32 %x, 1
-  %xd = icmp eq i32 %x1, %nx
-  br i1 %xd, label %row.next, label %cell
-row.next:
-  %y1 = add nuw nsw i32 %y, 1
-  %yd = icmp eq i32 %y1, %ny
-  br i1 %yd, label %plane.next, label %row
-plane.next:
-  %z1 = add nuw nsw i32 %z, 1
-  %zd = icmp eq i32 %z1, %nz
-  br i1 %zd, label %done, label %plane
+  %whole = icmp eq i32 %x1, %n
+  br i1 %whole, label %done, label %cell
 done:
   ret void
 }}"""
@@ -117,10 +95,10 @@ done:
 
 def _stop_on_error(kernel: KernelFunction) -> str:
     if not any("@sim_fail" in line for line in kernel.code):
-        return "  br label %cell.next"
+        return "  br label %next"
     return """  %e = load i32, ptr %pe
   %failed = icmp ne i32 %e, 0
-  br i1 %failed, label %done, label %cell.next"""
+  br i1 %failed, label %done, label %next"""
 
 
 def coroutine(kernel: KernelFunction, head: list[str]) -> str:

@@ -151,11 +151,12 @@ class Program:
 _FLOATS = {"f16": "half", "bf16": "bfloat", "f32": "float", "f64": "double"}
 # the LLVM type of each PTX type
 TYPES = {f"{kind}{bits}": f"i{bits}" for kind in "bus" for bits in (8, 16, 32, 64)}
+TYPES |= {"u16x2": "<2 x i16>", "s16x2": "<2 x i16>"}
 TYPES |= {"pred": "i1", "b128": "i128", "f16x2": "<2 x half>", "bf16x2": "<2 x bfloat>"} | _FLOATS
 # bits of an LLVM type
 WIDTH = {f"i{bits}": bits for bits in (1, 8, 16, 32, 64, 128)}
 WIDTH |= {"half": 16, "bfloat": 16, "float": 32, "double": 64}
-WIDTH |= {"<2 x half>": 32, "<2 x bfloat>": 32}
+WIDTH |= dict.fromkeys(("<2 x half>", "<2 x bfloat>", "<2 x i16>", "<4 x i8>"), 32)
 
 
 def bits_of(type_: str) -> int:

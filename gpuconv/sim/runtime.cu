@@ -11,7 +11,7 @@ codes of layout.py and the vector clocks of races.cu.
 
 extern "C" __device__ void sim_resume(u64 frame);
 extern "C" __device__ void sim_create(u64 entry, u64 block, u64 thread, u64 frame);
-extern "C" __device__ void sim_block(u64 entry, u64 block);
+extern "C" __device__ void sim_row(u64 entry, u64 block, u64 y, u64 z);
 extern "C" __device__ void sim_get_mode(u64 word);
 extern "C" __device__ void sim_set_mode(u64 word);
 
@@ -298,6 +298,14 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
     }
 }
 
+static __device__ void run_rows(u64 entry, Block* b) {
+    const u32 rows = b->ntid[1], count = rows * b->ntid[2];
+    for (u32 k = 0; k < count && !b->error; ++k) {
+        const u32 row = b->reverse ? count - 1 - k : k;
+        sim_row(entry, (u64)b, row % rows, row / rows);
+    }
+}
+
 static __device__ void prepare(Launch* launch, Block* b, u64 linear) {
     b->index = linear;
     b->ctaid[0] = linear % b->nctaid[0];
@@ -323,7 +331,7 @@ extern "C" __device__ void sim_run(u64 launch_, u64 block_) {
         if (k >= launch->blocks) break;
         prepare(launch, b, order ? order[k] : k);
         if (launch->coroutine) run_coroutines(launch, b);
-        else sim_block(launch->entry, (u64)b);
+        else run_rows(launch->entry, b);
     }
     if (b->error) launch->stop = 1;
     sim_set_mode((u64)&before);

@@ -97,6 +97,8 @@ class Text:
     def intrinsic(self, name: str, type_: str, *values: str) -> str:
         """Call LLVM's intrinsic of this name, whose result and arguments have one type."""
         suffix = {"float": "f32", "double": "f64"}.get(type_, type_)
+        if vector := re.fullmatch(r"<(\d+) x (\w+)>", type_):
+            suffix = f"v{vector[1]}{vector[2]}"
         return self.call(type_, f"llvm.{name}.{suffix}", *(f"{type_} {v}" for v in values))
 
     # ---- conversions between LLVM types of registers and instructions ----

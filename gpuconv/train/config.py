@@ -124,6 +124,8 @@ def stored_config(folder: str | Path) -> RunConfig:
     run config.
     """
     last = Path(folder) / "last.safetensors"
+    if Path(folder).is_file():
+        raise ValueError(f"{folder}: is a file; give the folder of the run, {Path(folder).parent}")
     if not last.exists():
         raise FileNotFoundError(f"{folder}: holds no run to resume: there is no {last.name}")
     metadata = checkpoint.read(last).metadata

@@ -137,7 +137,18 @@ def differences(stored: Mapping[str, Any], ours: dict[str, Any]) -> list[str]:
     if "version" not in stored:  # 0.1: losses had a device; what it did not store is not compared
         theirs = {**theirs, "loss": _without_device(theirs["loss"])}
         return _differences(theirs, ours, known_only=True)
-    return _differences(theirs, ours)
+    return _without_numbers(_differences(theirs, ours))
+
+
+def _without_numbers(texts: list[str]) -> list[str]:
+    """Checksums, counts and means of images that changed, as words."""
+    for part in ("data", "validation"):
+        of_images = (f"{part}.images", f"{part}.labels")
+        if any(text.startswith(of_images) for text in texts):
+            numbers = (*of_images, f"{part}.mean", f"{part}.std")
+            texts = [text for text in texts if not text.startswith(numbers)]
+            texts.append(f"{part}: the images or labels are not those of that run")
+    return texts
 
 
 def _without_device(value: Any) -> Any:

@@ -13,7 +13,7 @@ from gpuconv import ops
 from gpuconv.arrays import to_device, to_numpy
 from gpuconv.bench import cuda, measure, workloads
 from gpuconv.bench.cases import parse
-from gpuconv.bench.ceilings import Ceilings, cuda_ceilings
+from gpuconv.bench.ceilings import Ceilings
 from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import DeviceError
 from gpuconv.sim import to_cubin
@@ -124,12 +124,12 @@ def test_launches_are_recorded_with_their_arrays_and_only_meanwhile(clock):
 
 
 def test_ceilings(clock, monkeypatch):
-    found = cuda_ceilings(clock, 0.001, rounds=16)
+    found = clock.ceilings(0.001, rounds=16)
     assert found.flops > 0
     assert found.bytes > 0
     monkeypatch.setattr(cuda, "FLOPS_PER_ROUND", 0)  # as if the kernel had done nothing
     with pytest.raises(ArithmeticError, match="computed a wrong result"):
-        clock.multiply_add_rate(0.001, rounds=16)
+        clock.ceilings(0.001, rounds=16)
 
 
 @pytest.mark.parametrize("arch", each_architecture("sm_75", "sm_80", "sm_90a", "sm_120"))

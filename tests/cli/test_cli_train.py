@@ -344,6 +344,9 @@ def test_a_folder_of_pictures(said, tmp_path):
         (["--lr", "0"], "argument --lr: expected a number of more than 0, got '0'"),
         (["--clip", "0"], "argument --clip: expected a number of more than 0, got '0'"),
         (["--device", "gpu"], "unknown device 'gpu'; did you mean 'cuda'?"),
+        (["--out", ""], "argument --out: expected a path, got ''"),
+        (["--resume", ""], "argument --resume: expected a path, got ''"),
+        (["--data", ""], "argument --data: expected a path, got ''"),
         (["--size", "0"], "argument --size: expected a side from 1 to 4096, or height and width"),
         (["--size", "28"], "lenet does not read images of 28x28 (--size), it was made for 32x32"),
         (["--momentum", "1"], "expected a number of at least 0 and below 1, got '1'"),
@@ -428,6 +431,8 @@ def test_a_finished_run_gets_more_epochs(said, tmp_path, tiny):
 
 def test_resume_refuses(refused, trained, tmp_path):
     assert "holds no run to resume" in refused("train", "--resume", tmp_path)
+    text = refused("train", "--resume", trained / "last.safetensors")
+    assert text.endswith(f"is a file; give the folder of the run, {trained}")
     for option, told in (("--lr", "0.05"), ("--batch", "32"), ("--weight-decay", "0.0005")):
         text = refused("train", "--resume", trained, option, "3")
         assert text.startswith(f"train: {option} is 3")

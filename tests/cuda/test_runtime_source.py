@@ -25,7 +25,7 @@ def test_includes_are_inlined_once_with_line_numbers(tmp_path):
     (tmp_path / "a.cu").write_text('// a\n#include "b.cuh"\n#include "c.cuh"\nint a;\n')
     (tmp_path / "b.cuh").write_text('#pragma once\n#include "c.cuh"\nint b;\n')
     (tmp_path / "c.cuh").write_text("#pragma once\nint c;\n")
-    text = source.inline("a.cu", tmp_path)
+    text = source.text("a.cu", tmp_path)
     assert text.count("int c;") == 1
     assert "#include" not in text
     assert "#pragma once" not in text
@@ -45,9 +45,9 @@ def test_includes_are_inlined_once_with_line_numbers(tmp_path):
 def test_a_missing_file_or_include_is_named(tmp_path):
     (tmp_path / "a.cu").write_text('\n#include "gone.cuh"\n')
     with pytest.raises(ValueError, match=r'a\.cu:2: includes "gone\.cuh", which is not in'):
-        source.inline("a.cu", tmp_path)
+        source.text("a.cu", tmp_path)
     with pytest.raises(ValueError, match=r"no kernel file 'b\.cu' in .*, which has: a\.cu"):
-        source.inline("b.cu", tmp_path)
+        source.text("b.cu", tmp_path)
     with pytest.raises(ValueError, match="no kernel file"):
         source.text("../pyproject.toml")
 

@@ -466,7 +466,8 @@ def test_another_recipe_or_model_is_refused_and_named(tmp_path):
         assert bits(run.model) == before
         return str(info.value)
 
-    assert "data.images_crc32 was" in told(trainer(out=tmp_path), brighter(train))
+    text = told(trainer(out=tmp_path), brighter(train))
+    assert "is of another run: data: the images or labels are not those of that run; repeat" in text
     assert "data.batch_size was 16, is now None" in told(trainer(out=tmp_path), list(train))
     text = told(trainer(out=tmp_path, lr=0.2))
     assert "is of another run: optimizer.lr was 0.1, is now 0.2; repeat its settings" in text
