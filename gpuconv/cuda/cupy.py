@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from gpuconv.cuda import source
 from gpuconv.cuda.binding import signature_of
 from gpuconv.cuda.launch_config import LIMITS, Launch, Limits
-from gpuconv.cuda.runtime import MAX_BOUND, Runtime
+from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
 
 INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
@@ -58,37 +59,24 @@ class CupyRuntime(Runtime):
         self.cupy: Any = importlib.import_module("cupy")
         self.limits = self._limits()
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
-        self._functions: dict[tuple[int, int], tuple[Launch, Any]] = {}
+        self._functions: dict[tuple[Any, ...], Any] = {}
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
-        try:
-            return self.cupy.empty(shape, dtype)
-        except Exception as error:
-            self._explain(error, f"an array of shape {shape}")
-            raise
+        return self._tried(shape, self.cupy.empty, shape, dtype)
 
     def asarray(self, host: np.ndarray) -> Any:
-        try:
-            return self.cupy.asarray(np.ascontiguousarray(host))
-        except Exception as error:
-            self._explain(error, f"an array of shape {host.shape}")
-            raise
+        return self._tried(host.shape, self.cupy.asarray, np.ascontiguousarray(host))
 
     def asnumpy(self, array: Any) -> np.ndarray:
-        try:
-            with self.inside(array):
-                return self.cupy.asnumpy(array, order="C")
-        except Exception as error:
-            self._explain(error, "a copy to the host")
-            raise
+        with self.inside(array):
+            host: np.ndarray = self._tried(
+                "a copy to the host", self.cupy.asnumpy, array, None, "C"
+            )
+        return host
 
     def copy(self, array: Any) -> Any:
-        try:
-            with self.inside(array):
-                return array.copy(order="C")
-        except Exception as error:
-            self._explain(error, f"a copy of shape {array.shape}")
-            raise
+        with self.inside(array):
+            return self._tried(array.shape, array.copy, "C")
 
     def span(self, array: Any) -> Any:
         step = array.dtype.itemsize
@@ -110,45 +98,34 @@ class CupyRuntime(Runtime):
         return HERE if device == self.cupy.cuda.Device() else device
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
-        try:
-            function = self._function(launch)
-            block = (launch.block, 1, 1)
-            function(launch.grid, block, tuple(arguments), shared_mem=launch.shared)
-            if self.debug:
-                self.cupy.cuda.get_current_stream().synchronize()
-        except Exception as error:
-            self._explain(error, f"kernel {launch.kernel} ({launch.file})")
-            raise
+        self._tried(launch, self._start, launch, arguments)
+
+    def _start(self, launch: Launch, arguments: list[Any]) -> None:
+        function = self._function(launch)
+        function(launch.grid, (launch.block, 1, 1), tuple(arguments), shared_mem=launch.shared)
+        if self.debug:
+            self.cupy.cuda.get_current_stream().synchronize()
 
     def synchronize(self) -> None:
-        try:
-            self.cupy.cuda.get_current_stream().synchronize()
-        except Exception as error:
-            self._explain(error, "a kernel started earlier")
-            raise
+        self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
 
     def compile(self, launch: Launch) -> None:
         """Compile and load a kernel without starting it, as `gpuconv warmup` does."""
         signature_of(launch)
-        try:
-            self.module(launch).get_function(launch.kernel)
-        except Exception as error:
-            self._explain(error, f"kernel {launch.kernel} ({launch.file})")
-            raise
+        self._tried(launch, lambda: self.module(launch).get_function(launch.kernel))
 
     def _function(self, launch: Launch) -> Any:
         """The compiled kernel of the current card, found once: looking it up costs as much as the
         launch itself.
         """
-        key = self.cupy.cuda.Device().id, id(launch)
-        if (known := self._functions.get(key)) is None:
+        device = self.cupy.cuda.Device().id
+        key = device, launch.file, launch.defines, launch.kernel, launch.shared
+        if key not in self._functions:
             function = self.module(launch).get_function(launch.kernel)
             if launch.shared > OPT_IN:
                 function.max_dynamic_shared_size_bytes = launch.shared
-            if len(self._functions) >= MAX_BOUND:
-                self._functions.clear()
-            known = self._functions[key] = launch, function  # which keeps the id its own
-        return known[1]
+            self._functions[key] = function
+        return self._functions[key]
 
     def build(self, text: str, launch: Launch) -> Any:
         options = (*OPTIONS, *launch.options)
@@ -163,8 +140,21 @@ class CupyRuntime(Runtime):
             int(properties["maxThreadsPerBlock"]),
         )
 
+    def _tried(self, what: Any, act: Callable[..., Any], *given: Any) -> Any:
+        """`act(*given)`; CuPy's errors become one line that says what was being done and the way
+        out. what: a text, a launch, or the shape of a new array.
+        """
+        try:
+            return act(*given)
+        except Exception as error:
+            if isinstance(what, Launch):
+                what = f"kernel {what.kernel} ({what.file})"
+            elif not isinstance(what, str):
+                what = f"an array of shape {what}"
+            self._explain(error, what)
+            raise
+
     def _explain(self, error: Exception, what: str) -> None:
-        """Raise CuPy's errors as one line that says what was being done and the way out."""
         cuda = self.cupy.cuda
         if isinstance(error, cuda.memory.OutOfMemoryError):
             pool = self.cupy.get_default_memory_pool()
