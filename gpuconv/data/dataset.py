@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 
 from gpuconv.data.errors import DataError
 from gpuconv.data.rng import CounterRNG
-from gpuconv.errors import Notice
 
 Scale = float | Sequence[float] | None
 MAX_CLASSES = 100_000  # that are numbered; a larger label is a mistake, not a class
@@ -136,10 +134,20 @@ def first_indices(labels: np.ndarray, count: int, stratified: bool = True) -> np
 
 
 def split_indices(
-    labels: np.ndarray, fraction: float, seed: int, name: str, stratified: bool = True
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    name: str,
+    stratified: bool = True,
+    every_class: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`Dataset.split` of the images with these labels: the indices of both parts, ascending."""
+    """`Dataset.split` of the images with these labels: the indices of both parts, ascending.
+
+    every_class: put each class of two images or more into both parts, whatever the fraction, and
+    one of one image into the first.
+    """
     count = round(len(labels) * fraction) if 0 < fraction < 1 else 0
+    count = min(count, len(labels) - 1) if every_class else count
     if not 0 < count < len(labels):
         raise ValueError(
             f"{name}: cannot split {len(labels)} images at {fraction}: expected a fraction "
@@ -152,27 +160,13 @@ def split_indices(
         for own in _by_class(labels, order):
             place[own] = (np.arange(len(own)) + 0.5) / len(own)
         order = order[np.argsort(place[order], kind="stable")]
-    return np.sort(order[:count]), np.sort(order[count:])
-
-
-def split_every_class(
-    labels: np.ndarray, classes: Sequence[str], fraction: float, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `split_indices`, with each class of two images or more in both parts; a Notice names
-    those of one image, which are in the first alone.
-    """
-    order = CounterRNG(0, 0, np.arange(len(labels)), stream=1).permutation()
     in_first = np.zeros(len(labels), bool)
-    alone = []
-    for own in _by_class(labels, order):
-        in_first[own[: max(1, min(round(len(own) * fraction), len(own) - 1))]] = True
-        alone += [str(classes[labels[own[0]]])] if len(own) == 1 else []
+    in_first[order[:count]] = True
+    for own in _by_class(labels, order) if every_class else ():
+        in_first[own[-1]] = False
+        in_first[own[0]] = True
     if in_first.all():
         raise ValueError(f"{name}: cannot split classes of one image each; add images")
-    if alone:
-        listed = ", ".join(alone[:8]) + (f" and {len(alone) - 8} more" if len(alone) > 8 else "")
-        text = f"{name}: there is one image of {listed}, which only training sees"
-        warnings.warn(text, Notice, stacklevel=5)
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)
 
 

@@ -28,14 +28,8 @@ def fetch(mirrors: tuple[str, ...], name: str, sha256: str) -> tuple[bytes, byte
         try:
             packed = _get(mirror + name)
             return packed, _unpacked(packed, sha256)
-        except DataError as error:
-            corrupt = True
-            reasons.append(f"{mirror}{name}: {error}")
-        except urllib.error.HTTPError as error:
-            reasons.append(f"{mirror}{name}: HTTP {error.code} {error.reason}")
-        except urllib.error.URLError as error:
-            reasons.append(f"{mirror}{name}: {_plain(error.reason)}")
-        except (OSError, http.client.HTTPException) as error:
+        except (DataError, OSError, http.client.HTTPException) as error:
+            corrupt = corrupt or isinstance(error, DataError)
             reasons.append(f"{mirror}{name}: {_plain(error)}")
     raise (DataError if corrupt else OSError)("; ".join(reasons))
 
@@ -65,7 +59,10 @@ def _unpacked(packed: bytes, sha256: str) -> bytearray:
     return content
 
 
-def _plain(error: object) -> str:
+def _plain(error: Exception) -> str:
     """An error as part of a line: without errno's number."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
     return " ".join(str(text).split())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpuconv.data.dataset import Dataset, first_indices, split_every_class, split_indices
+from gpuconv.data.dataset import Dataset, first_indices, split_indices
 from gpuconv.data.errors import DataError
 from gpuconv.data.picture import Size, load_image
 from gpuconv.errors import Notice
@@ -20,7 +20,6 @@ SPLITS = {
 }
 TRAINING = 0.8  # of the pictures, where a folder has no parts of its own
 _FOREIGN = ("__macosx", "@eadir", "$recycle.bin")  # of other programs, some with small copies
-_NAMED_SKIPS = 8
 
 
 def from_folder(
@@ -79,11 +78,12 @@ def load_folder(
         kept, name = np.arange(len(files)), f"{name} {split}"
     else:
         files, labels, classes = _scan(folder)
-        if stratified:
-            both = split_every_class(labels, classes, TRAINING, name)
-        else:
-            both = split_indices(labels, TRAINING, 0, name, stratified)
+        both = split_indices(labels, TRAINING, 0, name, stratified, every_class=stratified)
         kept = both[list(SPLITS).index(split)]
+        alone = [classes[k] for k in np.flatnonzero(np.bincount(labels) == 1)]
+        if alone and stratified:
+            text = f"{name}: there is one picture of {_listed(alone)}, which only training sees"
+            warnings.warn(text, Notice, stacklevel=4)
     if limit is not None:
         kept = kept[first_indices(labels[kept], limit, stratified)]
     return _dataset(files, labels, classes, kept, name, (size, grayscale, resize), skip_bad)
@@ -191,9 +191,7 @@ def _dataset(
                 f"{rows}x{columns}; give a size to scale all pictures to"
             )
     if bad:
-        more = f"; and {len(bad) - _NAMED_SKIPS} more" if len(bad) > _NAMED_SKIPS else ""
-        listed = "; ".join(bad[:_NAMED_SKIPS])
-        text = f"{name}: passed over {len(bad):,} of {len(kept):,} pictures: {listed}{more}"
+        text = f"{name}: passed over {len(bad):,} of {len(kept):,} pictures: {_listed(bad)}"
         if not pictures:
             raise DataError(text)
         warnings.warn(text, Notice, stacklevel=4)
@@ -202,6 +200,11 @@ def _dataset(
     for index in reversed(range(len(pictures))):
         images[index] = pictures.pop()  # one gray plane fills three
     return Dataset(images, labels[read], classes, name, resize)
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return "; ".join(names[:most] + more)
 
 
 def _text(error: Exception, file: Path) -> str:

@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -77,12 +78,21 @@ def read_content(path: str | os.PathLike[str]) -> bytearray:
         most = max(MAX_UNPACKED, MAX_RATIO * os.fstat(file.fileno()).st_size)
         for piece in _inflate(pieces, path) if packed else pieces:
             content += piece
-            if packed and len(content) > most:
+            if packed and max(len(content), _claimed(content)) > most:
                 raise DataError(
                     f"{path}: more than {most >> 20} MB once decompressed, which is too much for "
                     "its size; decompress it yourself if you trust it"
                 )
     return content
+
+
+def _claimed(content: bytearray) -> int:
+    """The bytes that an IDX file has by its header; 0 as long as that is not there."""
+    try:
+        start, shape, dtype = _header(content, "")
+    except DataError:
+        return 0
+    return start + math.prod(shape) * dtype.itemsize
 
 
 def _chunks(first: bytes, read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -119,6 +129,23 @@ def parse_idx(content: bytes | bytearray, path: object) -> np.ndarray:
 
     A bytearray's array of single bytes shares its memory. Raises DataError, see `read_idx`.
     """
+    start, shape, dtype = _header(content, path)
+    expected, actual = math.prod(shape) * dtype.itemsize, len(content) - start
+    if actual != expected:
+        fault = "truncated" if actual < expected else "has bytes after its data"
+        raise DataError(
+            f"{path}: {fault}: {actual} bytes for shape {shape} of {dtype.name}, "
+            f"expected {expected}"
+        )
+    try:
+        array = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    except ValueError:  # no elements, yet dimensions beyond what NumPy can index
+        raise DataError(f"{path}: impossible shape {shape}") from None
+    return array.astype(dtype.newbyteorder("="), copy=dtype.itemsize > 1)
+
+
+def _header(content: bytes | bytearray, path: object) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+    """Where the numbers of an IDX file begin, their shape and type."""
     if len(content) < 4:
         raise DataError(f"{path}: {len(content)} bytes, too short for an IDX file")
     zero, code, dimensions = struct.unpack_from(">HBB", content)
@@ -133,16 +160,4 @@ def parse_idx(content: bytes | bytearray, path: object) -> np.ndarray:
     if len(content) < start:
         raise DataError(f"{path}: truncated in its header: {len(content)} of {start} bytes")
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    dtype = np.dtype(DTYPES[code])
-    expected, actual = math.prod(shape) * dtype.itemsize, len(content) - start
-    if actual != expected:
-        fault = "truncated" if actual < expected else "has bytes after its data"
-        raise DataError(
-            f"{path}: {fault}: {actual} bytes for shape {shape} of {dtype.name}, "
-            f"expected {expected}"
-        )
-    try:
-        array = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    except ValueError:  # no elements, yet dimensions beyond what NumPy can index
-        raise DataError(f"{path}: impossible shape {shape}") from None
-    return array.astype(dtype.newbyteorder("="), copy=dtype.itemsize > 1)
+    return start, shape, np.dtype(DTYPES[code])

@@ -24,32 +24,27 @@ _STEMS = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
-# sha256 of the decompressed files. MNIST's are the originals'; Fashion-MNIST's are those of
-# Debian's package dataset-fashion-mnist, built from the publisher's repository.
-# fmt: off
-SHA256 = {
-    "mnist": {
-        "train-images-idx3-ubyte":
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "train-labels-idx1-ubyte":
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "t10k-images-idx3-ubyte":
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "t10k-labels-idx1-ubyte":
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    },
-    "fashion-mnist": {
-        "train-images-idx3-ubyte":
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "train-labels-idx1-ubyte":
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "t10k-images-idx3-ubyte":
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "t10k-labels-idx1-ubyte":
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    },
+# sha256 of the decompressed files, in the order of _STEMS. MNIST's are the originals';
+# Fashion-MNIST's are those of Debian's package dataset-fashion-mnist, built from the publisher's
+# repository.
+_SUMS = {
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion-mnist": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
 }
-# fmt: on
+SHA256 = {
+    name: dict(zip(_STEMS["train"] + _STEMS["test"], sums, strict=True))
+    for name, sums in _SUMS.items()
+}
 MIRRORS: dict[str, tuple[str, ...]] = {
     "mnist": ("https://storage.googleapis.com/cvdf-datasets/mnist/",),
     "fashion-mnist": (
@@ -57,21 +52,8 @@ MIRRORS: dict[str, tuple[str, ...]] = {
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
 }
-CLASSES = {
-    "mnist": tuple("0123456789"),
-    "fashion-mnist": (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
-}
+FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+CLASSES = {"mnist": tuple("0123456789"), "fashion-mnist": tuple(FASHION.split(","))}
 
 
 def load(
@@ -196,11 +178,11 @@ def _find(folder: Path, stem: str) -> Path | None:
 def _checked(name: str, stem: str, file: Path | None) -> bytearray:
     assert file is not None
     content = read_content(file)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256[name][stem]:
+    digest, expected = hashlib.sha256(content).hexdigest(), SHA256[name][stem]
+    if digest != expected:
         raise DataError(
             f"{file}: not the published {name} file: sha256 {digest[:16]}..., expected "
-            f"{SHA256[name][stem][:16]}...; delete or replace it (for data of your own "
+            f"{expected[:16]}...; delete or replace it (for data of your own "
             "give the folder's path, not the name)"
         )
     return content

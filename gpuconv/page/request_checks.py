@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from email.message import Message
 from urllib.parse import urlsplit
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^][:@/?#\s]+)(:[0-9]+)?")  # a name and perhaps a port
 EXPECTED = "open the page by the address that the command printed"
 
 
@@ -24,10 +26,18 @@ def check_host(given: str | None, bound: str) -> None:
     bound: the address that the server listens on. On one that is not this machine's own, any
     address in numbers will do, since a name of another site is never that.
     """
-    name = urlsplit(f"//{given or ''}").hostname or ""
+    found = HOST.fullmatch((given or "").strip().lower())
+    name = found[1].strip("[]") if found else ""
     by_number = not is_loopback(bound) and _address(name) is not None
     if name not in LOCAL_NAMES and name != bound and not by_number:
         raise Refused(403, f"this server is not {name or 'nameless'!r}; {EXPECTED}")
+
+
+def check_once(headers: Message) -> None:
+    """Refuse headers that contradict each other."""
+    for name in ("Host", "Origin", "Content-Length", "Content-Type"):
+        if len(headers.get_all(name, [])) > 1:
+            raise Refused(400, f"there is more than one {name}")
 
 
 def check_origin(headers: Message) -> None:

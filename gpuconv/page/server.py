@@ -216,6 +216,7 @@ class Handler(BaseHTTPRequestHandler):
     def _guarded(self, answer: Any) -> None:
         """Answer, or say in one line why not."""
         try:
+            request_checks.check_once(self.headers)
             request_checks.check_host(self.headers.get("Host"), self.server.host)
             request_checks.check_origin(self.headers)
             answer()
@@ -234,6 +235,8 @@ class Handler(BaseHTTPRequestHandler):
             self._say(HTTPStatus.INSUFFICIENT_STORAGE, "there is not enough memory for this")
 
     def _get(self) -> None:
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            raise Refused(400, "a GET has no body")
         self.server.answers(self.connection)
         asked = urlsplit(self.path)
         if asked.path in assets():

@@ -5,8 +5,7 @@ extra `viz`, which is imported when they are called.
 """
 
 from gpuconv.viz.attribution import attribution_panel, outlined_panel
-from gpuconv.viz.confusion import confusion
-from gpuconv.viz.curves import curves
+from gpuconv.viz.figures import confusion, curves
 from gpuconv.viz.sheet import Panel, sheet, weight_panels
 
 __all__ = [

@@ -137,7 +137,7 @@ def test_every_class_is_in_both_parts(tmp_path):
 
 def test_a_class_of_one_picture_is_named(tmp_path):
     numbered(tmp_path, a=1, b=4)
-    with pytest.warns(Notice, match="there is one image of a, which only training sees"):
+    with pytest.warns(Notice, match="there is one picture of a, which only training sees"):
         assert set(load(tmp_path, "train").labels) == {0, 1}
     with pytest.warns(Notice):
         assert set(load(tmp_path, "test").labels) == {1}
@@ -184,3 +184,9 @@ def test_only_bad_pictures(tmp_path):
         (tmp_path / name / "x.png").write_bytes(b"")
     with pytest.raises(DataError, match="passed over 2 of 2 pictures"):
         from_folder(tmp_path, skip_bad=True)
+
+
+def test_two_pictures_are_one_for_each_part(tmp_path):
+    numbered(tmp_path, a=2)
+    for split in ("train", "test"):
+        assert len(load(tmp_path, split)) == 1

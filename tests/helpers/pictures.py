@@ -20,25 +20,20 @@ def png(width, height, depth, kind, rows, *chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-def resampled(line, first, last, count):
-    """The part of a signal from `first` to `last` at `count` points: each is the mean of what it
-    covers, weighted by a triangle twice as wide.
+def kernel(length, first, last, count):
+    """The weights (count, length) with which the part of a signal from `first` to `last` becomes
+    `count` points: each is the mean of what it covers, weighted by a triangle twice as wide.
     """
     step = (last - first) / count
-    reach = max(step, 1.0)
-    out = []
-    for k in range(count):
-        centre = first + (k + 0.5) * step
-        places = np.arange(len(line))
-        weights = np.maximum(0, 1 - np.abs(places + 0.5 - centre) / reach)
-        out.append((weights / weights.sum()) @ line)
-    return np.array(out)
+    centres = first + (np.arange(count)[:, None] + 0.5) * step
+    weights = np.maximum(0, 1 - np.abs(np.arange(length) + 0.5 - centres) / max(step, 1.0))
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def scaled(plane, box, height, width):
     left, top, right, bottom = box
-    rows = np.array([resampled(row, left, right, width) for row in plane.astype(float)])
-    return np.array([resampled(column, top, bottom, height) for column in rows.T]).T
+    rows, columns = plane.shape
+    return kernel(rows, top, bottom, height) @ plane @ kernel(columns, left, right, width).T
 
 
 def resized(pixels, height, width, how):

@@ -229,7 +229,21 @@ def test_numbers_that_json_does_not_have_are_null():
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8123", "", "127.0.0.1.evil.example"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8123",
+        "",
+        "127.0.0.1.evil.example",
+        "localhost@evil.example",
+        "evil@localhost",
+        "[::1]evil",
+        "[",
+        "localhost:http",
+        "localhost#",
+        "localhost/",
+        "localhost.",
+    ],
 )
 def test_a_name_that_was_pointed_here_is_refused(server, host):
     for path in ("/", "/api/model"):
@@ -290,6 +304,23 @@ def test_bodies_that_are_too_large_or_of_no_length(server):
     answer = ask(server, "/api/picture", iter([b"abc"]), Transfer_Encoding="chunked", **kind)
     assert_refused(answer, 411, "Content-Length")
     assert_alive(server)
+
+
+def test_windows_that_cannot_be(server):
+    name = run(server)[1]["run"]
+    good = {"from": 0, "channels": [0], "top": 0, "left": 0, "rows": 1, "columns": 1}
+    good |= {"dilation": [1, 1]}
+    for change in (
+        {"from": 99}, {"from": -1}, {"channels": 5}, {"channels": [1]}, {"channels": [0.0]},
+        {"rows": 1 << 29, "columns": 0}, {"rows": True}, {"top": 10**400}, {"dilation": [1]},
+        {"dilation": None}, {"left": "0"}, {"more": 1},
+    ):  # fmt: skip
+        answer = post(server, "/api/values", {"run": name, "windows": [good | change]})
+        assert answer[0] == 400, change
+        assert answer[2].count(b"\n") == 1
+    for windows in ([good] * 17, [None], [{}], None):
+        assert post(server, "/api/values", {"run": name, "windows": windows})[0] == 400
+    assert post(server, "/api/values", {"run": name, "windows": [good]})[0] == 200
 
 
 MALFORMED_PICTURES = {
@@ -382,6 +413,11 @@ LINES = (
     b"DELETE / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"OPTIONS /api/run HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET http://evil.example/ HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 18\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /api/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 9\r\n\r\n",
+    b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"POST /api/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n folded: x\r\n\r\n",
 )
 
@@ -409,11 +445,13 @@ def test_a_refusal_arrives_while_the_client_still_sends(server):
         assert answer.endswith(b"must be application/json, got text/plain\n")
 
 
-def test_a_client_that_dribbles_is_dropped(server, monkeypatch):
+@pytest.mark.parametrize("end", [b"", b"Host: localhost\r\n", b"Host: localhost\r\n\r\n"])
+def test_a_client_that_dribbles_is_dropped(server, monkeypatch, end):
+    """In the middle of a line, of the headers or of the body."""
     monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.3)
     with socket.create_connection(server.server_address, timeout=20) as raw:
-        raw.sendall(b"POST /api/picture HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n")
-        raw.sendall(b"Content-Type: application/octet-stream\r\n\r\n")
+        raw.sendall(b"POST /api/picture HTTP/1.1\r\nContent-Length: 1000\r\n")
+        raw.sendall(b"Content-Type: application/octet-stream\r\n" + end)
         began, ended = time.monotonic(), False
         while time.monotonic() < began + 15:  # a byte now and then, each well within the limit
             try:
