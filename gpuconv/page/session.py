@@ -6,7 +6,6 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,12 +46,6 @@ class Gone(LookupError):
     """The run that was asked about has been forgotten."""
 
 
-@dataclass(frozen=True)
-class _Run:
-    x: np.ndarray  # float32 (1, C, *size)
-    outputs: list[np.ndarray]
-
-
 class Session:
     """A network, the last runs of it, and the pictures to show it.
 
@@ -88,7 +81,7 @@ class Session:
         fits = test is not None and test.image_shape == preprocessing.image_shape
         self.test = test if fits else None
         self._lock = threading.RLock()
-        self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._runs: OrderedDict[str, list[np.ndarray]] = OrderedDict()  # every node's output
         self._counter = 0
 
     # ---- the network ---------------------------------------------------------------------------
@@ -166,7 +159,7 @@ class Session:
                 outputs = self.graph.outputs(x)
             self._counter += 1
             name = str(self._counter)
-            self._runs[name] = _Run(x, outputs)
+            self._runs[name] = outputs
             most = max(1, min(MAX_RUNS, KEPT_VALUES // self.graph.values))
             while len(self._runs) > most:
                 self._runs.popitem(last=False)
@@ -185,7 +178,7 @@ class Session:
         """
         node = self._node(number)
         check_number(f"channels of {node.name}", first, node.shape[0])
-        return self._maps(self._run(run).outputs, number, first)
+        return self._maps(self._run(run), number, first)
 
     def _maps(self, outputs: list[np.ndarray], number: int, first: int) -> Answer:
         y = outputs[number]
@@ -200,7 +193,7 @@ class Session:
 
     def values(self, run: str, parts: list[Part]) -> Answer:
         """ "values", an array for each part of a layer's output, as `part_of` gives them."""
-        outputs = self._run(run).outputs
+        outputs = self._run(run)
         for part in parts:
             self._node(part.number)
         return {"values": [floats(part_of(outputs[part.number], part)) for part in parts]}
@@ -211,7 +204,7 @@ class Session:
         if method not in self._methods:
             raise unknown("method", method[:40], self._methods)
         with self._lock, np.errstate(all="ignore"):
-            array = attribution_map(method, self.graph, self._run(run).x, target)
+            array = attribution_map(method, self.graph, self._run(run)[0][None], target)
         return {"shape": list(array.shape), "data": floats(array), "method": method}
 
     def patches(self, number: int, filter: int) -> Answer:
@@ -243,7 +236,7 @@ class Session:
         found = self.preprocessing.picture(io.BytesIO(content), name="upload")
         return picture(found.pixels) | {"inverted": found.inverted, "blank": found.blank}
 
-    def _run(self, name: str) -> _Run:
+    def _run(self, name: str) -> list[np.ndarray]:
         with self._lock:
             if name not in self._runs:
                 raise Gone(RUN_GONE)
