@@ -18,7 +18,8 @@ from typing import Any
 from gpuconv import checkpoint, models
 from gpuconv.data import Loader, Preprocessing, load, mean_and_std
 from gpuconv.data.preprocessing import has_dark_border, image_size
-from gpuconv.nn import Module, output_shape
+from gpuconv.nn import CrossEntropyLoss, Module, output_shape
+from gpuconv.optim import EMA
 from gpuconv.train import config as configs
 from gpuconv.train.state import is_best
 from gpuconv.train.trainer import Trainer
@@ -72,13 +73,14 @@ def prepare(config: configs.RunConfig) -> Run:
     if held_out is not None:
         batch = min(TEST_BATCH, len(held_out))
         validation = Loader(held_out, batch, shuffle=False, **scaling)
+    smoothing, decay = config["label_smoothing"], config["ema"]
     trainer = Trainer(
         model,
-        configs.make_loss(config),
+        CrossEntropyLoss(label_smoothing=smoothing) if smoothing else config["loss"],
         configs.make_optimizer(config, model),
         schedule=configs.make_schedule(config, len(loader)),
         clip_norm=config["clip"],
-        average=configs.make_average(config, model),
+        average=None if decay is None else EMA(model, decay),
         seed=seed,
         metadata={
             "settings": config,
