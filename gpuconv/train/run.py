@@ -42,20 +42,22 @@ class Run:
         return self.trainer.fit(self.training, self.validation, epochs=epochs, resume=resume)
 
 
-def prepare(config: configs.RunConfig) -> Run:
+def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
     """The data, model, optimiser and trainer of a run config. The trainer has no folder yet.
 
+    resumed: leave the weights undrawn, since `fit(resume=True)` loads them.
     Raises ValueError or OSError for a model or data that cannot be had.
     """
     config = dict(config)
     seed = config["seed"]
+    weights = None if resumed else seed
     scaled = tuple(config["size"] or image_size(_build(config, {}, None).input_shape))
     reading = {name: config[name] for name in ("resize", "limit", "skip_bad", "stratified")}
     whole = load(config["data"], "train", None, scaled, config["gray"], **reading)
     shape, classes = whole.image_shape, whole.classes
     dark_border = has_dark_border(whole)
     whole = Preprocessing(shape, scaled, dark_border=dark_border).prepared(whole)
-    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)}, seed)
+    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)}, weights)
     of_files = whole.resize is not None
     size = scaled if of_files or config["size"] else input_size(model, shape)
     _require_reads(config["model"], model, size)
