@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,8 +50,8 @@ class Session:
     """A network, the last runs of it, and the pictures to show it.
 
     preprocessing: how pictures become the network's input. test: labelled pictures to
-    choose from, left out where they have another shape. start: the weights before training, by
-    name; None where they are not known.
+    choose from, left out where they have another shape. start: gives the weights before training,
+    by name; None where they are not known.
     Every method gives a dict that JSON can hold, and may be called from any thread.
     Raises ValueError for what is wrong in the question, `Missing` for what is not there,
     `Gone` for a run that was forgotten.
@@ -64,7 +64,7 @@ class Session:
         title: str,
         classes: list[str] | None = None,
         test: Dataset | None = None,
-        start: Mapping[str, np.ndarray] | None = None,
+        start: Callable[[], Mapping[str, np.ndarray]] | None = None,
         note: str = "",
     ) -> None:
         self.preprocessing, self.title, self.note = preprocessing, title, note
@@ -77,7 +77,7 @@ class Session:
         self._methods = offered(self.graph)
         self._searchable = searchable(self.graph)
         self._searches: Searches | None = None
-        self._start = None if start is None else dict(start)
+        self._start = start
         fits = test is not None and test.image_shape == preprocessing.image_shape
         self.test = test if fits else None
         self._lock = threading.RLock()
@@ -112,7 +112,7 @@ class Session:
             if when == "start":
                 if self._start is None:
                     raise Missing("the weights before training are not known")
-                array = self._start[f"{node.name}.weight"]
+                array = self._start()[f"{node.name}.weight"]
             return {"shape": list(array.shape), "data": floats(array)}
 
     def weights(self, number: int, channel: int) -> Answer:

@@ -93,14 +93,6 @@
     return bytes;
   }
 
-  function toBase64(bytes) {
-    let binary = "";
-    for (let i = 0; i < bytes.length; i += 8192) {
-      binary += String.fromCharCode(...bytes.subarray(i, i + 8192));
-    }
-    return btoa(binary);
-  }
-
   /** The sums over the channels of values (C, size). */
   function summed(values, size) {
     const sums = new Float64Array(size);
@@ -113,17 +105,14 @@
     values.reduce((most, value) => (Math.abs(value) > most ? Math.abs(value) : most), 0);
 
   /** A top-activating patch as it was sent, with its arrays read. */
-  function readPatch(patch) {
-    const [, rows, columns] = patch.shape;
-    const projection = summed(floats(patch.projection), rows * columns);
-    return { ...patch, pixels: fromBase64(patch.pixels), projection };
-  }
+  const readPatch = (patch) =>
+    ({ ...patch, pixels: fromBase64(patch.pixels), projection: floats(patch.projection) });
 
   const floats = (encoded) => new Float32Array(fromBase64(encoded).buffer);
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 
   Object.assign(gpuconv, {
-    text, percent, number, element, table, find, setDigits, say, unlessGone, fromBase64, toBase64, floats, largest, readPatch, summed,
+    text, percent, number, element, table, find, setDigits, say, unlessGone, fromBase64, floats, largest, readPatch, summed,
     plural,
   });
 })();
