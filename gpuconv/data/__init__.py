@@ -2,7 +2,6 @@
 
 from gpuconv.data.augment import Affine, Augment, Compose, HorizontalFlip, RandomCrop, Shift
 from gpuconv.data.dataset import Dataset, Scale, to_float
-from gpuconv.data.errors import DataError
 from gpuconv.data.folder import from_folder
 from gpuconv.data.idx import read_idx, write_idx
 from gpuconv.data.loader import Loader
@@ -10,6 +9,7 @@ from gpuconv.data.named import installed, load
 from gpuconv.data.picture import load_image, save_image
 from gpuconv.data.preprocessing import Picture, Preprocessing, mean_and_std
 from gpuconv.data.rng import CounterRNG
+from gpuconv.errors import DataError
 
 __all__ = [
     "Affine",

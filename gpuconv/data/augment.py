@@ -91,8 +91,6 @@ class Affine:
 
     Both are about the image's centre. Interpolation is bilinear; uint8 is rounded to nearest.
     Raises ValueError for negative degrees, or a scale outside [0, 1).
-
-    >>> Affine(degrees=10, scale=0.1)(images, CounterRNG(0, 0, indices))  # doctest: +SKIP
     """
 
     def __init__(self, degrees: float = 10.0, scale: float = 0.1) -> None:
@@ -104,15 +102,10 @@ class Affine:
 
         angle = np.deg2rad(rng.uniform(-self.degrees, self.degrees))
         scale = rng.uniform(1 - self.scale, 1 + self.scale)
-        out = np.empty(images.shape, images.dtype)
+        images = np.ascontiguousarray(images)
+        out = np.empty_like(images)
         rounding = 0.5 if images.dtype == np.uint8 else 0.0
-        warp(
-            np.ascontiguousarray(images),
-            np.cos(angle) / scale,
-            np.sin(angle) / scale,
-            rounding,
-            out,
-        )
+        warp(images, np.cos(angle) / scale, np.sin(angle) / scale, rounding, out)
         return out
 
 
@@ -124,16 +117,14 @@ def _random_windows(
     rng: CounterRNG,
 ) -> np.ndarray:
     """A window at a random position of each image, which is padded with `padding` zeros."""
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
     max_top, max_left = height + 2 * padding - rows, width + 2 * padding - columns
     if max_top < 0 or max_left < 0:
         raise ValueError(
             f"cannot crop {rows}x{columns} from {height}x{width} images with "
             f"padding {padding}; a crop is at most as large as the padded image"
         )
-    shape = (count, channels, height + 2 * padding, width + 2 * padding)
-    padded = np.zeros(shape, images.dtype)
-    padded[:, :, padding : padding + height, padding : padding + width] = images
+    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(2, 3))
     top, left = rng.integers(0, max_top), rng.integers(0, max_left)
     return np.ascontiguousarray(windows[np.arange(count), :, top, left])

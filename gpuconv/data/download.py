@@ -7,9 +7,8 @@ import http.client
 import io
 import urllib.request
 
-from gpuconv.data.errors import DataError
 from gpuconv.data.idx import unpacked
-from gpuconv.errors import one_line
+from gpuconv.errors import DataError, one_line
 
 TIMEOUT = 30.0  # seconds without an answer
 MAX_BYTES = 64 << 20  # twice the largest file: a wrong server cannot fill the memory

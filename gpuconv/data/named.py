@@ -10,11 +10,10 @@ from pathlib import Path
 
 from gpuconv.data.dataset import Dataset, first_indices, numbered_classes
 from gpuconv.data.download import fetch
-from gpuconv.data.errors import DataError
 from gpuconv.data.folder import SPLITS, load_folder
 from gpuconv.data.idx import parse_idx, read_content, read_idx
 from gpuconv.data.picture import Size
-from gpuconv.errors import Notice, unknown
+from gpuconv.errors import DataError, Notice, unknown
 from gpuconv.files import write_atomically
 
 EMBEDDED = Path(__file__).parent

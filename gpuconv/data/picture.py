@@ -16,8 +16,7 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from gpuconv.arguments import pair
-from gpuconv.data.errors import DataError
-from gpuconv.errors import one_line, unknown
+from gpuconv.errors import DataError, one_line, unknown
 from gpuconv.files import write_atomically
 
 Size = int | tuple[int, int] | None
