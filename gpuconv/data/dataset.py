@@ -196,10 +196,13 @@ def to_float(
             f"size {rows}x{columns} is smaller than the images, {height}x{width}: "
             "images are padded to it, never cut; resize or crop them first"
         )
-    x = np.zeros((count, channels, rows, columns), np.float32)
+    padded = (rows, columns) != (height, width)
+    x = (np.zeros if padded else np.empty)((count, channels, rows, columns), np.float32)
     inner = x[:, :, top : top + height, left : left + width]
-    largest = np.float32(255 if pixels.dtype == np.uint8 else 1)
-    np.divide(pixels, largest, out=inner, dtype=np.float32)
+    if pixels.dtype == np.uint8:
+        np.divide(pixels, np.float32(255), out=inner, dtype=np.float32)
+    else:
+        inner[...] = pixels
     if mean is not None:
         x -= _per_channel("mean", mean, channels)
     if std is not None:
