@@ -265,7 +265,7 @@ def _checked_indices(indices: Any, count: int, name: str) -> np.ndarray:
             f"{name}: indices must be a list of integers, got {chosen.dtype} of "
             f"shape {chosen.shape}"
         )
-    if chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
-        wrong = chosen[(chosen < 0) | (chosen >= count)][0]
-        raise ValueError(f"{name}: there is no image {wrong}, expected 0 to {count - 1}")
+    wrong = chosen[(chosen < 0) | (chosen >= count)]
+    if len(wrong):
+        raise ValueError(f"{name}: there is no image {wrong[0]}, expected 0 to {count - 1}")
     return chosen
