@@ -1,14 +1,17 @@
 """What a checkpoint's metadata may say: one schema, checked where a checkpoint is read.
 
 A file with a right checksum may still be somebody's own making, or of a newer version. After
-`checked`, the keys that gpuconv uses have the types that it relies on; other keys are the user's.
+`parse`, the keys that gpuconv uses have the types that it relies on; other keys are the user's.
+
+A schema is a `Kind`; a tuple of alternatives; a list [schema] of any number of such values, or
+[schema, n] of n; or a dict of keys, where "key?" may be left out and "*" stands for all other keys.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
@@ -17,29 +20,6 @@ class Kind(NamedTuple):
 
     name: str
     holds: Callable[[Any], bool]
-
-
-class Record(NamedTuple):
-    """A dict with these keys; the optional ones may be left out. others: whether it may have keys
-    that are not named here; else they are a newer version's.
-    """
-
-    required: Mapping[str, Any]
-    optional: Mapping[str, Any] = {}
-    others: bool = True
-
-
-class ListOf(NamedTuple):
-    """A list of such values; length: how many, or None for any number."""
-
-    of: Any
-    length: int | None = None
-
-
-class MapOf(NamedTuple):
-    """A dict of any keys with such values."""
-
-    of: Any
 
 
 def _is_number(value: Any) -> bool:
@@ -55,92 +35,72 @@ FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 NOTHING = Kind("null", lambda v: v is None)
 ANYTHING = Kind("anything", lambda v: True)
 RESIZE = Kind("a way to resize", lambda v: v in ("stretch", "fit", "centre-crop"))
-DICT = Record({})
-
+NEWER = Kind("nothing there: it is of a newer gpuconv; upgrade", lambda v: False)
 # No network reads larger images; without a limit a few bytes could ask for gigabytes.
 SIDE = Kind("a whole number from 1 to 4096", lambda v: type(v) is int and 1 <= v <= 4096)
-
-# A tuple lists alternatives.
-SHAPE = ListOf(SIDE, 3)
-SCALE = (NOTHING, NUMBER, ListOf(NUMBER))
-PREPROCESSING = Record(
-    {},
-    {
-        "size": (NOTHING, SIDE, ListOf(SIDE, 2)),
-        "mean": SCALE,
-        "std": SCALE,
-        "input_shape": (NOTHING, ListOf(SIDE)),
-    },
-)
-SETTINGS = Record(
-    {},
-    {
-        **dict.fromkeys(("model", "data", "optimizer", "loss", "schedule"), TEXT),
-        **dict.fromkeys(("augment", "normalize", "device"), TEXT),
-        **dict.fromkeys(("epochs", "batch", "first_epoch"), WHOLE),
-        **dict.fromkeys(("lr", "momentum", "weight_decay", "ema", "clip"), (NOTHING, NUMBER)),
-        "validation": (NOTHING, NUMBER),
-        "label_smoothing": NUMBER,
-        "limit": (NOTHING, WHOLE),
-        **dict.fromkeys(("gray", "skip_bad", "stratified"), FLAG),
-        "resize": RESIZE,
-        "size": (NOTHING, ListOf(SIDE, 2)),
-        "seed": INTEGER,
-    },
-)
-STATE = Record(
-    {
-        "epoch": WHOLE, "batch": WHOLE, "step": WHOLE, "images": WHOLE, "loss_sum": NUMBER,
-        "correct": WHOLE, "seconds": NUMBER,
-    },
-    {
-        "best": (NOTHING, NUMBER), "best_loss": (NOTHING, NUMBER), "best_epoch": (NOTHING, WHOLE),
-        "rate": NUMBER, "schedule_start": WHOLE,
-    },
-    others=False,
-)  # fmt: skip
-OPTIMIZER = Record(
-    {"name": TEXT, "steps": ListOf(WHOLE)},
-    {"hyperparameters": DICT, "param_groups": ListOf(Record({"params": ListOf(WHOLE)}))},
-)
-RECIPE = Record(
-    dict.fromkeys(
-        ("model", "loss", "optimizer", "schedule", "clip_norm", "average", "data", "validation"),
-        ANYTHING,
-    )
-)
-TRAINING = Record(
-    {
-        "recipe": RECIPE,
-        "position": STATE,
-        "optimizer": OPTIMIZER,
-        "generators": MapOf(ListOf(WHOLE, 2)),
-        "threads": WHOLE,
-        "history_lines": WHOLE,
-    },
-    {"epochs": WHOLE},
-)
-EPOCH = Record(  # a line of a run's history.jsonl
-    {"epoch": WHOLE, "loss": NUMBER, "accuracy": NUMBER},
-    dict.fromkeys(("validation_loss", "validation_accuracy", "lr", "seconds"), NUMBER),
-)
-METADATA = Record(
-    {},
-    {
-        "kind": TEXT,
-        "model": (NOTHING, Record({"name": TEXT}, {"arguments": DICT})),
-        "input": (NOTHING, PREPROCESSING),
-        "classes": (NOTHING, ListOf(TEXT)),
-        "image_shape": (NOTHING, SHAPE),
-        **dict.fromkeys(("dark_border", "stratified"), (NOTHING, FLAG)),
-        "resize": (NOTHING, RESIZE),
-        "settings": (NOTHING, SETTINGS),
-        "epoch": (NOTHING, WHOLE),
-        "result": (NOTHING, DICT),
-        "seed": (NOTHING, INTEGER),
-        "version": TEXT,
-    },
-)
+SCALE = (NOTHING, NUMBER, [NUMBER])
+PREPROCESSING = {
+    "size?": (NOTHING, SIDE, [SIDE, 2]),
+    "mean?": SCALE,
+    "std?": SCALE,
+    "input_shape?": (NOTHING, [SIDE]),
+}
+SETTINGS = {
+    **dict.fromkeys(("model?", "data?", "optimizer?", "loss?", "schedule?"), TEXT),
+    **dict.fromkeys(("augment?", "normalize?", "device?"), TEXT),
+    **dict.fromkeys(("epochs?", "batch?", "first_epoch?"), WHOLE),
+    **dict.fromkeys(("lr?", "momentum?", "weight_decay?", "ema?", "clip?"), (NOTHING, NUMBER)),
+    "validation?": (NOTHING, NUMBER),
+    "label_smoothing?": NUMBER,
+    "limit?": (NOTHING, WHOLE),
+    **dict.fromkeys(("gray?", "skip_bad?", "stratified?"), FLAG),
+    "resize?": RESIZE,
+    "size?": (NOTHING, [SIDE, 2]),
+    "seed?": INTEGER,
+}
+STATE = {
+    **dict.fromkeys(("epoch", "batch", "step", "images", "correct"), WHOLE),
+    **dict.fromkeys(("loss_sum", "seconds", "rate?"), NUMBER),
+    **dict.fromkeys(("best?", "best_loss?"), (NOTHING, NUMBER)),
+    "best_epoch?": (NOTHING, WHOLE),
+    "schedule_start?": WHOLE,
+    "*": NEWER,
+}
+OPTIMIZER = {
+    "name": TEXT,
+    "steps": [WHOLE],
+    "hyperparameters?": {},
+    "param_groups?": [{"params": [WHOLE]}],
+}
+RECIPE = ("model", "loss", "optimizer", "schedule", "clip_norm", "average", "data", "validation")
+TRAINING = {
+    "recipe": dict.fromkeys(RECIPE, ANYTHING),
+    "position": STATE,
+    "optimizer": OPTIMIZER,
+    "generators": {"*": [WHOLE, 2]},
+    "threads": WHOLE,
+    "history_lines": WHOLE,
+    "epochs?": WHOLE,
+}
+EPOCH = {  # a line of a run's history.jsonl
+    "epoch": WHOLE,
+    **dict.fromkeys(("loss", "accuracy"), NUMBER),
+    **dict.fromkeys(("validation_loss?", "validation_accuracy?", "lr?", "seconds?"), NUMBER),
+}
+METADATA = {
+    "kind?": TEXT,
+    "model?": (NOTHING, {"name": TEXT, "arguments?": {}}),
+    "input?": (NOTHING, PREPROCESSING),
+    "classes?": (NOTHING, [TEXT]),
+    "image_shape?": (NOTHING, [SIDE, 3]),
+    **dict.fromkeys(("dark_border?", "stratified?"), (NOTHING, FLAG)),
+    "resize?": (NOTHING, RESIZE),
+    "settings?": (NOTHING, SETTINGS),
+    "epoch?": (NOTHING, WHOLE),
+    "result?": (NOTHING, {}),
+    "seed?": (NOTHING, INTEGER),
+    "version?": TEXT,
+}
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -158,7 +118,7 @@ def parse_history_line(line: str | bytes) -> dict[str, Any]:
     return _parse(line, EPOCH)
 
 
-def _parse(text: str | bytes, schema: Record) -> dict[str, Any]:
+def _parse(text: str | bytes, schema: dict[str, Any]) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except RecursionError:
@@ -174,37 +134,28 @@ def _parse(text: str | bytes, schema: Record) -> dict[str, Any]:
 
 def _problem(value: Any, schema: Any, name: str) -> str | None:
     """What is wrong with a value, or None."""
-    if isinstance(schema, Record):
-        return _problem_of_record(value, schema, name)
-    if isinstance(schema, MapOf):
-        if not isinstance(value, dict):
-            return _text(name, value, schema)
-        found = (_problem(v, schema.of, _joined(name, k)) for k, v in value.items())
-        return next(filter(None, found), None)
-    if isinstance(schema, ListOf):
-        if not isinstance(value, list) or schema.length not in (None, len(value)):
-            return _text(name, value, schema)
-        return next(filter(None, (_problem(v, schema.of, f"{name} item") for v in value)), None)
     if isinstance(schema, Kind):
         return None if schema.holds(value) else _text(name, value, schema)
-    problems = [_problem(value, each, name) for each in schema]
-    return None if None in problems else _text(name, value, schema)
-
-
-def _problem_of_record(value: Any, schema: Record, name: str) -> str | None:
-    if not isinstance(value, dict):
+    if isinstance(schema, tuple):
+        problems = [_problem(value, each, name) for each in schema]
+        return None if None in problems else _text(name, value, schema)
+    if not isinstance(value, type(schema)):
         return _text(name, value, schema)
-    for key in schema.required:
-        if key not in value:
-            return f"its metadata lack {_joined(name, key)!r}"
-    known = {**schema.required, **schema.optional}
-    for key, inner in value.items():
-        if key not in known:
-            if not schema.others:
-                return f"its metadata have {_joined(name, key)!r}, of a newer gpuconv; upgrade"
-        elif problem := _problem(inner, known[key], _joined(name, key)):
-            return problem
-    return None
+    if isinstance(schema, list):
+        of, *length = schema
+        if length not in ([], [len(value)]):
+            return _text(name, value, schema)
+        found = (_problem(each, of, f"{name} item") for each in value)
+    else:
+        for key in schema:
+            if key[-1] not in "?*" and key not in value:
+                return f"its metadata lack {_joined(name, key)!r}"
+        others = schema.get("*", ANYTHING)
+        found = (
+            _problem(each, schema.get(key, schema.get(f"{key}?", others)), _joined(name, key))
+            for key, each in value.items()
+        )
+    return next(filter(None, found), None)
 
 
 def _text(name: str, value: Any, schema: Any) -> str:
@@ -214,15 +165,13 @@ def _text(name: str, value: Any, schema: Any) -> str:
 
 
 def _describe(schema: Any) -> str:
-    if isinstance(schema, (Record, MapOf)):
-        return "a dict"
-    if isinstance(schema, ListOf):
-        return f"a list of {_describe(schema.of)}" + (
-            f" x {schema.length}" if schema.length else ""
-        )
     if isinstance(schema, Kind):
         return schema.name
-    return " or ".join(map(_describe, schema))
+    if isinstance(schema, tuple):
+        return " or ".join(map(_describe, schema))
+    if isinstance(schema, list):
+        return f"a list of {_describe(schema[0])}" + "".join(f" x {n}" for n in schema[1:])
+    return "a dict"
 
 
 def _joined(name: str, key: str) -> str:

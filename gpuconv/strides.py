@@ -44,9 +44,5 @@ def _pixel_stride(shape: Shape, strides: Shape, itemsize: int) -> int | None:
 
 
 def channels_last(array: Any) -> bool:
-    """Whether a (N, C, H, W) array lies in memory as (N, H, W, C)."""
-    if array.ndim != 4:
-        return False
-    order = (0, 2, 3, 1)
-    shape = tuple(array.shape[axis] for axis in order)
-    return in_c_order(shape, tuple(array.strides[axis] for axis in order), array.dtype.itemsize)
+    """Whether a (N, C, H, W) array that is not empty lies in memory as (N, H, W, C)."""
+    return array.ndim == 4 and pixel_stride(array) == array.shape[1]

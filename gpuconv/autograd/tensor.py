@@ -127,7 +127,9 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # Comparisons give arrays of booleans, or one; == is identity, as of any object.
+    # Comparisons give arrays of booleans, or one.
+    __hash__ = object.__hash__
+    __eq__, __ne__ = operators.compared(operator.eq), operators.compared(operator.ne)
     __lt__, __le__ = operators.compared(operator.lt), operators.compared(operator.le)
     __gt__, __ge__ = operators.compared(operator.gt), operators.compared(operator.ge)
     __add__ = __radd__ = operators.add

@@ -25,7 +25,7 @@ from gpuconv.bench.measure import Row, measure
 from gpuconv.bench.report import measured_device, write_json
 from gpuconv.bench.standard import standard
 from gpuconv.bench.workloads import counted, of_case
-from gpuconv.cli.options import add_device, number, one_of, whole
+from gpuconv.cli.options import add_device, number, one_of, path, whole
 from gpuconv.devices import resolve
 from gpuconv.models import MODELS
 from gpuconv.threads import set_thread_count
@@ -77,14 +77,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="of timing for each pass (default: 0.5)",
     )
-    add("--json", metavar="FILE", help="write all figures there too")
+    add("--json", type=path, metavar="FILE", help="write all figures there too")
 
 
 def run(args: argparse.Namespace) -> int:
     device = resolve(args.device)
-    cases, passes = _cases(args), _passes(args.direction)
+    cases = _cases(args)
+    passes = () if args.direction == "all" else (args.direction,)
+    # What does not fit is said before anything is timed.
+    work = [(case, *one) for case in cases for one in counted(case, passes)]
+    if not work:
+        raise ValueError(f"bench: {args.op} has no pass {args.direction!r}")
     if device == "sim":
-        return _count(args, cases, passes)
+        return _count(args, work)
     if device == "reference":
         raise ValueError("bench: device reference is not made to be fast; use cpu")
     require(device)
@@ -107,28 +112,20 @@ def _cases(args: argparse.Namespace) -> list[Case]:
     return [parse([args.op, *args.words], **settings)]
 
 
-def _passes(direction: str) -> tuple[str, ...]:
-    return () if direction == "all" else (direction,)
-
-
-def _count(args: argparse.Namespace, cases: list[Case], passes: tuple[str, ...]) -> int:
+def _count(args: argparse.Namespace, work: list[Any]) -> int:
     if args.json:
         raise ValueError("bench: device sim has no times, so there is nothing for --json")
-    found = [(case, *one) for case in cases for one in counted(case, passes)]
-    _require_some(found, args)
-    lines = table.Lines(table.COUNTED, [str(case) for case, *_ in found])
+    lines = table.Lines(table.COUNTED, [str(case) for case, *_ in work])
     print("device sim has no times: this is counted work, and nothing was run\n")
     print(lines.head())
-    for case, direction, cost in found:
+    for case, direction, cost in work:
         print(lines.line(table.counted_cells(str(case), direction, cost)))
     return 0
 
 
 def _time(args: argparse.Namespace, device: str, cases: list[Case], passes: tuple[str, ...]) -> int:
-    # What does not fit is said before anything is timed.
-    _require_some([one for case in cases for one in counted(case, passes)], args)
-    if args.json:
-        _require_folder(args.json)
+    if args.json and not (folder := Path(args.json).absolute().parent).is_dir():
+        raise FileNotFoundError(f"bench: --json {args.json}: there is no folder {folder}")
     machine, clock, ceilings = measured_device(device)
     lines = table.Lines(table.HEADER, [table.title(str(case), case.label) for case in cases])
     print(f"{machine}\n{ceilings}\n\n{lines.head()}", flush=True)
@@ -142,15 +139,3 @@ def _time(args: argparse.Namespace, device: str, cases: list[Case], passes: tupl
     if args.json:
         write_json(args.json, machine, ceilings, rows)
     return WRONG if any(row.status.startswith("wrong") for row in rows) else 0
-
-
-def _require_some(found: list[Any], args: argparse.Namespace) -> None:
-    if not found:
-        raise ValueError(f"bench: {args.op} has no pass {args.direction!r}")
-
-
-def _require_folder(path: str) -> None:
-    """Before minutes of timing, not after."""
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"bench: --json {path}: there is no folder {folder}")

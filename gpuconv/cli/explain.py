@@ -37,10 +37,6 @@ EXAMPLES = """\
   gpuconv explain runs/lenet-mnist/best.safetensors --index 12 --method all
   gpuconv explain runs/lenet-mnist/best.safetensors digit.png --of conv2 --unit 3
 """
-NAMES = (
-    *("gradient", "saliency", "input-x-gradient", "smooth-grad", "guided-backprop"),
-    *("deconvnet", "grad-cam", "guided-grad-cam", "occlusion"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         action="append",
-        type=one_of("method", [*NAMES, "all"]),
+        type=one_of("method", [*METHODS, "all"]),
         metavar="NAME",
         help="how to explain (default: grad-cam); may be repeated, and all is each once",
     )
@@ -103,9 +99,9 @@ def run(args: argparse.Namespace) -> int:
 def _methods(args):
     """The names of the methods to use. ValueError for an option that none of them takes."""
     chosen = args.method or ["grad-cam"]
-    chosen = list(NAMES) if "all" in chosen else list(dict.fromkeys(chosen))
+    chosen = list(METHODS) if "all" in chosen else list(dict.fromkeys(chosen))
     for option in ("layer", "window", "stride", "value", "samples", "noise"):
-        takers = [name for name in NAMES if option in METHODS[name].options]
+        takers = [name for name in METHODS if option in METHODS[name].options]
         if getattr(args, option) is not None and not set(takers).intersection(chosen):
             raise ValueError(f"explain: --{option} is for --method {' and '.join(takers)}")
     return chosen

@@ -79,7 +79,7 @@ def add_invert(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse.ArgumentParser, name: str) -> None:
     """-o, the PNG that a command draws; `name` unless it is given."""
     text = f"(default: {name})"
-    parser.add_argument("-o", "--output", default=name, metavar="PNG", help=text)
+    parser.add_argument("-o", "--output", type=path, default=name, metavar="PNG", help=text)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

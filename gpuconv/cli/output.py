@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -43,13 +43,21 @@ def tidy_output() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
-                warnings.showwarning = _show_own
+                warnings.showwarning = _shower()
             yield
     finally:
         logging.getLogger().removeHandler(silent)
         sys.stdout, sys.stderr = streams
 
 
-def _show_own(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if category.__module__.startswith("gpuconv"):
-        print(f"gpuconv: {' '.join(str(message).split())}", file=sys.stderr)
+def _shower() -> Callable[..., None]:
+    """What shows gpuconv's own warnings, each once."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if category.__module__.startswith("gpuconv") and text not in shown:
+            shown.add(text)
+            print(f"gpuconv: {text}", file=sys.stderr)
+
+    return show

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gpuconv.cli.options import add_port, one_of
+from gpuconv.cli.options import add_options, add_port, one_of, path
 
 EXAMPLES = """\
   gpuconv show
@@ -24,11 +24,10 @@ DEFAULT = Path("runs") / "lenet-mnist" / "best.safetensors"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="CHECKPOINT|NAME", help=f"(default: {DEFAULT})")
-    add("--data", metavar="NAME|PATH", help="test pictures to choose from (default: the run's)")
-    add(
-        "--export",
-        metavar="HTML",
-        help="write the page as one offline file, for networks of up to 2 million parameters",
+    add_options(
+        parser,
+        ("--data", "NAME|PATH", path, "test pictures to choose from (default: the run's)"),
+        ("--export", "HTML", path, "write an offline page, for up to 2 million parameters"),
     )
     add(
         "--host",

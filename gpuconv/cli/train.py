@@ -119,7 +119,9 @@ def run(args: argparse.Namespace) -> int:
     changes = {name: value for name, value in changes.items() if value is not None}
     if stored is not None and not extends:
         _require_unchanged(args.resume, stored, changes)
-    prepared = train.prepare(train.run_config(args.recipe or "default", stored, **changes))
+    config = train.run_config(args.recipe or "default", stored, **changes)
+    # The page shows the weights before they are loaded.
+    prepared = train.prepare(config, resumed=bool(args.resume and not args.show))
     if args.resume:
         folder = Path(args.resume)
     else:

@@ -12,6 +12,7 @@ from gpuconv.cpu.blocking import forward_blocking, register_tiles
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.inner_loops import (
     accumulate_weights,
+    add_rows,
     address,
     block_range,
     load_padded_tile,
@@ -41,7 +42,8 @@ def weight_gradient(
     pieces = shards(tile_shape.blocks)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     memory = scratch("weight gradient", len(pieces) * groups * channels * padded_columns)
-    parts = dict(zip([b for b, _ in pieces], memory.reshape(len(pieces), -1), strict=True))
+    memory = memory.reshape(len(pieces), groups * channels, padded_columns)
+    parts = dict(zip([begin for begin, _ in pieces], memory, strict=True))
 
     def accumulate(begin: int, end: int) -> None:
         padded = scratch("padded for weights", blocking.scratch + tile_shape.plane)
@@ -49,32 +51,31 @@ def weight_gradient(
         pixels = tile_shape.images * tile_shape.rows * tile_shape.Q
         accumulate_blocks(
             x, dy, tile_shape, blocking.phases, offsets, first, height, K, groups, begin, end,
-            padded, scratch("transposed", channels * pixels), parts[begin],
+            padded, scratch("transposed", channels * pixels), parts[begin].reshape(-1),
         )  # fmt: skip
 
     parallel(accumulate, pieces, blas=False)
-    return _sum_of(list(parts.values()), w_shape, groups, padded_columns)
+    return _sum_of(list(parts.values()), w_shape, groups)
 
 
 def _sum_of(
-    parts: list[np.ndarray], w_shape: tuple[int, ...], groups: int, padded_columns: int
+    parts: list[np.ndarray], w_shape: tuple[int, ...], groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """dw and db: the sum of all parts, in their order."""
     dw, db = np.empty(w_shape, np.float32), np.empty(w_shape[0], np.float32)
     flat = dw.reshape(groups, w_shape[0] // groups, -1)
-    total, lines = parts[0], len(parts[0]) // padded_columns
+    total, lines = parts[0], len(parts[0])
     # whole register tiles: a thread unpacks only what it has added itself
     unit = TILE_WIDTH if groups == 1 else lines // groups
 
     def add(begin: int, end: int) -> None:
         first, last = begin * unit, min(end * unit, lines)
-        span = slice(first * padded_columns, last * padded_columns)
         for part in parts[1:]:
-            total[span] += part[span]
-        _unpack(total, first, last, padded_columns, flat, db)
+            add_rows(total[first:last], part[first:last])
+        _unpack(total, first, last, flat, db)
 
     units = -(-lines // unit)
-    parallel(add, shards(units, -(-GRAIN * units // len(total))), blas=False)
+    parallel(add, shards(units, -(-GRAIN * units // total.size)), blas=False)
     return dw, db
 
 
@@ -97,20 +98,20 @@ def accumulate_blocks(
 
 
 @compiled
-def _unpack(sums, begin, end, padded_columns, dw, db):
-    """Transpose lines [begin, end) of `sums` into dw (groups, K, columns) and db.
-
-    A line is a channel's `padded_columns` sums, in the order of accumulate_weights; the column
-    after the last weight holds db.
+def _unpack(sums, begin, end, dw, db):
+    """Transpose lines [begin, end) of sums (channels, padded columns) into dw (groups, K, columns)
+    and db, which the column after the last weight holds. Within a tile of channels the sums are in
+    the order of accumulate_weights.
     """
     K, columns = dw.shape[1:]
-    channels = -(-K // LANES) * LANES
+    channels, flat = -(-K // LANES) * LANES, sums.reshape(-1)
     for line in range(begin, end, LANES):
         group, channel = line // channels, line % channels
         tile = channel // TILE_WIDTH * TILE_WIDTH
         width, inside = tile_width(K - tile), min(K - channel, LANES)
-        place = (group * channels + tile) * padded_columns + channel - tile
-        source, target = address(sums) + 4 * place, address(dw[group, channel])
+        source = address(sums[group * channels + tile]) + 4 * (channel - tile)
+        target = address(dw[group, channel])
         transpose_matrix(source, 4 * width, columns, inside, target, 4 * columns, columns)
         for lane in range(inside):
-            db[group * K + channel + lane] = sums[place + columns * width + lane]
+            place = columns * width + channel - tile + lane
+            db[group * K + channel + lane] = flat[(group * channels + tile) * sums.shape[1] + place]

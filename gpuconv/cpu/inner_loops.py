@@ -50,6 +50,14 @@ def transpose_matrix(source, stride, rows, columns, target, step, height):
 
 
 @compiled
+def add_rows(total, part):
+    """total += part, of two dimensions; unlike NumPy's, without a warning for what is unused."""
+    for i in range(len(total)):
+        for j in range(total.shape[1]):
+            total[i, j] += part[i, j]
+
+
+@compiled
 def block_range(tile_shape, block):
     """(first image, images, first output row, output rows) of a block."""
     row_blocks = -(-tile_shape.P // tile_shape.rows)

@@ -21,6 +21,7 @@ import numpy as np
 
 from gpuconv.cpu.blocking import register_tiles
 from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.inner_loops import add_rows
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.winograd_loops import (
@@ -201,7 +202,7 @@ def weight_gradient(
     def finish(begin: int, end: int) -> None:
         span = slice(begin * TILE_WIDTH * lines, end * TILE_WIDTH * lines)
         for part in rest:
-            total[:, span] += part[:, span]
+            add_rows(total[:, span], part[:, span])
         store_filter_gradient(total, shape[1], lines, begin, end, dw.reshape(K, C, 9))
 
     parallel(finish, shards(sizes.channels // TILE_WIDTH), blas=False)

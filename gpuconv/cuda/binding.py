@@ -89,7 +89,7 @@ class Binding:
             arguments[p.place] = arrays[p.key]
         for p, q, may_be_same in self.apart:
             a, b = addresses[p.key], addresses[q.key]
-            if max(a, b) < min(a + p.nbytes, b + q.nbytes):
+            if a < b + q.nbytes and b < a + p.nbytes:
                 if may_be_same and a == b and p.nbytes == q.nbytes:
                     continue
                 raise ValueError(

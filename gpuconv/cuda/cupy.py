@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ ELSEWHERE = "without a GPU use device cpu, or sim to run the kernels themselves"
 # CuPy appends -ftz=true by itself; given twice, some releases of NVRTC refuse it.
 OPTIONS = tuple(option for option in source.OPTIONS if option != "-ftz=true")
 OPT_IN = 48 << 10  # bytes of dynamic shared memory above which a kernel must ask for them
+HERE = nullcontext()  # the current device is the array's
 SYNCHRONIZE = "GPUCONV_SYNCHRONIZE"  # set to 1: wait after each launch, so errors name their kernel
 
 
@@ -61,20 +62,21 @@ class CupyRuntime(Runtime):
         self._functions: dict[tuple[Any, ...], Any] = {}
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
-        with self._errors(f"an array of shape {shape}"):
-            return self.cupy.empty(shape, dtype)
+        return self._tried(shape, self.cupy.empty, shape, dtype)
 
     def asarray(self, host: np.ndarray) -> Any:
-        with self._errors(f"an array of shape {host.shape}"):
-            return self.cupy.asarray(np.ascontiguousarray(host))
+        return self._tried(host.shape, self.cupy.asarray, np.ascontiguousarray(host))
 
     def asnumpy(self, array: Any) -> np.ndarray:
-        with self._errors("a copy to the host"), self.inside(array):
-            return self.cupy.asnumpy(array, order="C")
+        with self.inside(array):
+            host: np.ndarray = self._tried(
+                "a copy to the host", self.cupy.asnumpy, array, None, "C"
+            )
+        return host
 
     def copy(self, array: Any) -> Any:
-        with self._errors(f"a copy of shape {array.shape}"), self.inside(array):
-            return array.copy(order="C")
+        with self.inside(array):
+            return self._tried(array.shape, array.copy, "C")
 
     def span(self, array: Any) -> Any:
         step = array.dtype.itemsize
@@ -92,26 +94,25 @@ class CupyRuntime(Runtime):
         return f"cuda:{self.cupy.cuda.Device().id}"
 
     def inside(self, array: Any) -> Any:
-        return self.cupy.cuda.Device(array.device.id)
+        device = array.device
+        return HERE if device == self.cupy.cuda.Device() else device
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
-        name = launch.kernel
-        with self._errors(f"kernel {name} ({launch.file})"):
-            function = self._function(launch)
-            block = (launch.block, 1, 1)
-            function(launch.grid, block, tuple(arguments), shared_mem=launch.shared)
-            if self.debug:
-                self.cupy.cuda.get_current_stream().synchronize()
+        self._tried(launch, self._start, launch, arguments)
+
+    def _start(self, launch: Launch, arguments: list[Any]) -> None:
+        function = self._function(launch)
+        function(launch.grid, (launch.block, 1, 1), tuple(arguments), shared_mem=launch.shared)
+        if self.debug:
+            self.cupy.cuda.get_current_stream().synchronize()
 
     def synchronize(self) -> None:
-        with self._errors("a kernel started earlier"):
-            self.cupy.cuda.get_current_stream().synchronize()
+        self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
 
     def compile(self, launch: Launch) -> None:
         """Compile and load a kernel without starting it, as `gpuconv warmup` does."""
         signature_of(launch)
-        with self._errors(f"kernel {launch.kernel} ({launch.file})"):
-            self.module(launch).get_function(launch.kernel)
+        self._tried(launch, lambda: self.module(launch).get_function(launch.kernel))
 
     def _function(self, launch: Launch) -> Any:
         """The compiled kernel of the current card, found once: looking it up costs as much as the
@@ -139,21 +140,31 @@ class CupyRuntime(Runtime):
             int(properties["maxThreadsPerBlock"]),
         )
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """CuPy's errors as one line that says what was being done and the way out."""
-        cuda = self.cupy.cuda
+    def _tried(self, what: Any, act: Callable[..., Any], *given: Any) -> Any:
+        """`act(*given)`; CuPy's errors become one line that says what was being done and the way
+        out. what: a text, a launch, or the shape of a new array.
+        """
         try:
-            yield
-        except cuda.memory.OutOfMemoryError as error:
+            return act(*given)
+        except Exception as error:
+            if isinstance(what, Launch):
+                what = f"kernel {what.kernel} ({what.file})"
+            elif not isinstance(what, str):
+                what = f"an array of shape {what}"
+            self._explain(error, what)
+            raise
+
+    def _explain(self, error: Exception, what: str) -> None:
+        cuda = self.cupy.cuda
+        if isinstance(error, cuda.memory.OutOfMemoryError):
             pool = self.cupy.get_default_memory_pool()
             raise MemoryError(
                 f"the GPU has no memory left for {what}: {_line(error)} "
                 f"({pool.used_bytes()} bytes are in use here): use a smaller batch"
             ) from error
-        except cuda.compiler.CompileException as error:
+        if isinstance(error, cuda.compiler.CompileException):
             raise DeviceError(f"{what} does not compile: {_line(error)}") from error
-        except (cuda.driver.CUDADriverError, cuda.runtime.CUDARuntimeError) as error:
+        if isinstance(error, cuda.driver.CUDADriverError | cuda.runtime.CUDARuntimeError):
             hint = "" if self.debug else f"; {SYNCHRONIZE}=1 tells which launch failed"
             raise DeviceError(f"the GPU failed at {what}: {_line(error)}{hint}") from error
 

@@ -26,7 +26,7 @@ def gradient(model: Module, x: np.ndarray, target: Target = None, of: str = "") 
     >>> gradient(models.lenet(), x, target=7).shape
     (2, 1, 32, 32)
     """
-    return _backward(model, x, target, of, None)
+    return _at_input(Observer(model, (of,)), x, target, of, None)
 
 
 def saliency(model: Module, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
@@ -87,7 +87,7 @@ def guided_backprop(
     gradient. Source: Springenberg et al. 2014; Captum's
     GuidedBackprop.
     """
-    return _backward(model, x, target, of, guided)
+    return _at_input(Observer(model, (of,)), x, target, of, guided)
 
 
 def deconvnet(model: Module, x: np.ndarray, target: Target = None, of: str = "") -> np.ndarray:
@@ -98,7 +98,7 @@ def deconvnet(model: Module, x: np.ndarray, target: Target = None, of: str = "")
     batch norm goes back as its gradient does. Source: Zeiler and Fergus 2014, section 2.1;
     Captum's Deconvolution.
     """
-    return _backward(model, x, target, of, deconvolved)
+    return _at_input(Observer(model, (of,)), x, target, of, deconvolved)
 
 
 def layer_gradient(
@@ -131,12 +131,6 @@ def output_and_gradient(
 def where(of: str) -> str:
     """How messages call the layer that is explained."""
     return f"layer {of}" if of else "the network"
-
-
-def _backward(
-    model: Module, x: np.ndarray, target: Target, of: str, rule: Rule | None
-) -> np.ndarray:
-    return _at_input(Observer(model, (of,)), x, target, of, rule)
 
 
 def _at_input(

@@ -98,8 +98,9 @@ def _lifted(op: Op[P, Any], backward_op: Op[..., Any]) -> Callable[P, Tensor]:
     return update_wrapper(function, op.definition)
 
 
-def _plain_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
-    return (run_backward(dy, *saved),)
+def _plain_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array, ...]:
+    found = run_backward(dy, *saved)
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _loss_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
@@ -145,14 +146,11 @@ def conv2d(
     def with_pool(*window: Any) -> Tensor:
         arrays = (x.data, w.data, None if b is None else b.data)
         y, argmax = ops.conv2d_relu_max_pool2d(*arrays, *options, window)
-        saved = (y, argmax, *arrays, *options, window, x.requires_grad)
-        return record("conv2d_relu_max_pool2d", y, (x, w, b), _conv_pool_backward, *saved)
+        run_backward = ops.conv2d_relu_max_pool2d_backward
+        saved = (run_backward, y, argmax, *arrays, *options, window, x.requires_grad)
+        return record("conv2d_relu_max_pool2d", y, (x, w, b), _plain_backward, *saved)
 
     return _weighted(ops.conv2d, ops.conv2d_backward, x, w, b, options, with_pool)
-
-
-def _conv_pool_backward(dy: Array, over: bool, *saved: Any) -> Any:
-    return ops.conv2d_relu_max_pool2d_backward(dy, *saved)
 
 
 def linear(x: Any, w: Any, b: Any = None) -> Tensor:
@@ -273,9 +271,9 @@ def _activation(name: str) -> Callable[[Any], Tensor]:
 
 def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Array]:
     """The gradient of a function whose derivative is known from its output."""
-    if over and run_backward is ops.relu_backward:
-        return (relu_backward(dy, y, over),)
-    return (run_backward(dy, y),)
+    return (
+        relu_backward(dy, y, over) if run_backward is ops.relu_backward else run_backward(dy, y),
+    )
 
 
 relu = _activation("relu")

@@ -77,9 +77,12 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute. TypeError for a value that would silently replace a parameter, a buffer
-        or a module: an array, say, that training would not change.
+        or a module: an array, say, that training would not change. ValueError for one of these by
+        a name that modules use themselves.
         """
         held = vars(self).get(name)
+        if isinstance(value, _PARTS) and hasattr(Module, name):
+            raise ValueError(f"{type(self).__name__}: {name!r} cannot be the name of a part")
         if not (value is None or isinstance(value, _PARTS)):
             kind = next((kind for kind in _PARTS if isinstance(held, kind)), None)
             if kind is not None or name in self.holds:

@@ -191,7 +191,8 @@ class _Builder:
             kind = self._kind(call.output)
         elif not steps and kind == "other":
             kind = "identity"
-        if kind == "softmax" and len(call.output_shape) != 1:
+        without = kind == "batch_norm" and call.module.running_mean is None  # the batch's are used
+        if without or (kind == "softmax" and len(call.output_shape) != 1):
             kind = "other"
         read = [call.source] if not steps else [n for step in steps for n in step.inputs]
         outside = [n for n in read if n is not None and n < call.begin]

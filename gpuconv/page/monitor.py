@@ -32,6 +32,13 @@ SHARE = 0.05  # of the training's time that copies and evaluations may take, eac
 MAX_POINTS = 1000
 MAX_STREAMS = 8
 HEARTBEAT_SECONDS = 10.0
+ACTIONS = {  # the states in which each fits, and the state after it
+    "start": (("ready", "stopped"), "starting"),
+    "pause": (("running",), "paused"),
+    "resume": (("paused",), "running"),
+    "stop": (("running", "paused"), "stopping"),
+    "rate": (("running", "paused"), ""),
+}
 
 Answer = dict[str, Any]
 
@@ -133,7 +140,7 @@ class TrainingMonitor(Callback):
 
     def _copy(self, trainer: Trainer) -> None:
         self.session.load(trainer.model.state_dict())
-        self._publish({"event": "weights", "version": self.session.version})
+        self._publish({"event": "weights"})
 
     def _evaluate(self, trainer: Trainer) -> None:
         self._copy(trainer)
@@ -170,23 +177,16 @@ class TrainingMonitor(Callback):
         """ "start" (also goes on after a stop), "pause", "resume", "stop", or "rate" with a new
         learning rate. ValueError for another, or one that does not fit the state.
         """
-        fits = {
-            "start": ("ready", "stopped"),
-            "pause": ("running",),
-            "resume": ("paused",),
-            "stop": ("running", "paused"),
-            "rate": ("running", "paused"),
-        }
-        if action not in fits:
-            raise ValueError(f"unknown action {action[:40]!r} (known: {', '.join(fits)})")
+        if action not in ACTIONS:
+            raise ValueError(f"unknown action {action[:40]!r} (known: {', '.join(ACTIONS)})")
+        before, after = ACTIONS[action]
         with self._changed:
-            if self.state not in fits[action]:
+            if self.state not in before:
                 raise ValueError(f"cannot {action}: the run is {self.state}")
             if action == "rate":
                 self._rate = _positive(rate)
             else:
-                after = {"start": "starting", "pause": "paused", "resume": "running"}
-                self._set(after.get(action, "stopping"))
+                self._set(after)
         return {"state": self.state}
 
     def snapshot(self) -> Answer:
@@ -199,7 +199,6 @@ class TrainingMonitor(Callback):
             "epochs": list(self._epochs),
             "progress": self._progress,
             "evaluation": self._evaluation,
-            "version": self.session.version,
         }
 
     def events(self) -> Generator[bytes, None, None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def _session(
         test = _test_images(preprocessing, name, required=data is not None)
     start = None
     if settings and network.spec:
-        start = _initial(network.spec, settings["seed"]).state_dict()
+        spec, seed = network.spec, settings["seed"]
+        start = cache(lambda: _initial(spec, seed).state_dict())  # drawn when it is asked for
     return Session(network, preprocessing, title, metadata.get("classes"), test, start, note)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,17 +73,12 @@ def ask(server: PageServer, path: str, query: str) -> Any:
 
 
 def _run(server: PageServer, body: bytes) -> Any:
-    found = _object(body)
-    try:
-        content = base64.b64decode(_field(found, "pixels", str), validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"pixels: not base64: {error}") from None
-    shape = _field(found, "shape", list)
-    if len(shape) != 3 or not all(type(side) is int and 0 < side < 10_000 for side in shape):
-        raise ValueError("shape must be [channels, height, width]")
-    if len(content) != shape[0] * shape[1] * shape[2]:
-        raise ValueError(f"pixels has {len(content)} bytes, shape says {shape}")
-    return server.session.run(np.frombuffer(content, np.uint8).reshape(shape))
+    shape = server.session.preprocessing.image_shape
+    if len(body) != math.prod(shape):
+        raise ValueError(
+            f"a picture of shape {shape} has {math.prod(shape)} bytes, got {len(body)}"
+        )
+    return server.session.run(np.frombuffer(body, np.uint8).reshape(shape))
 
 
 def _values(server: PageServer, body: bytes) -> Any:
@@ -139,7 +133,7 @@ def _picture(server: PageServer, body: bytes) -> Any:
 
 
 POST = {
-    "/api/run": Post(_run),
+    "/api/run": Post(_run, BYTES, MAX_PICTURE),
     "/api/values": Post(_values),
     "/api/training": Post(_command),
     "/api/picture": Post(_picture, BYTES, MAX_PICTURE),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,18 +46,12 @@ class Gone(LookupError):
     """The run that was asked about has been forgotten."""
 
 
-@dataclass(frozen=True)
-class _Run:
-    x: np.ndarray  # float32 (1, C, *size)
-    outputs: list[np.ndarray]
-
-
 class Session:
     """A network, the last runs of it, and the pictures to show it.
 
     preprocessing: how pictures become the network's input. test: labelled pictures to
-    choose from, left out where they have another shape. start: the weights before training, by
-    name; None where they are not known.
+    choose from, left out where they have another shape. start: gives the weights before training,
+    by name; None where they are not known.
     Every method gives a dict that JSON can hold, and may be called from any thread.
     Raises ValueError for what is wrong in the question, `Missing` for what is not there,
     `Gone` for a run that was forgotten.
@@ -71,7 +64,7 @@ class Session:
         title: str,
         classes: list[str] | None = None,
         test: Dataset | None = None,
-        start: Mapping[str, np.ndarray] | None = None,
+        start: Callable[[], Mapping[str, np.ndarray]] | None = None,
         note: str = "",
     ) -> None:
         self.preprocessing, self.title, self.note = preprocessing, title, note
@@ -84,11 +77,11 @@ class Session:
         self._methods = offered(self.graph)
         self._searchable = searchable(self.graph)
         self._searches: Searches | None = None
-        self._start = None if start is None else dict(start)
+        self._start = start
         fits = test is not None and test.image_shape == preprocessing.image_shape
         self.test = test if fits else None
         self._lock = threading.RLock()
-        self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._runs: OrderedDict[str, list[np.ndarray]] = OrderedDict()  # every node's output
         self._counter = 0
 
     # ---- the network ---------------------------------------------------------------------------
@@ -119,7 +112,7 @@ class Session:
             if when == "start":
                 if self._start is None:
                     raise Missing("the weights before training are not known")
-                array = self._start[f"{node.name}.weight"]
+                array = self._start()[f"{node.name}.weight"]
             return {"shape": list(array.shape), "data": floats(array)}
 
     def weights(self, number: int, channel: int) -> Answer:
@@ -166,7 +159,7 @@ class Session:
                 outputs = self.graph.outputs(x)
             self._counter += 1
             name = str(self._counter)
-            self._runs[name] = _Run(x, outputs)
+            self._runs[name] = outputs
             most = max(1, min(MAX_RUNS, KEPT_VALUES // self.graph.values))
             while len(self._runs) > most:
                 self._runs.popitem(last=False)
@@ -185,7 +178,7 @@ class Session:
         """
         node = self._node(number)
         check_number(f"channels of {node.name}", first, node.shape[0])
-        return self._maps(self._run(run).outputs, number, first)
+        return self._maps(self._run(run), number, first)
 
     def _maps(self, outputs: list[np.ndarray], number: int, first: int) -> Answer:
         y = outputs[number]
@@ -200,7 +193,7 @@ class Session:
 
     def values(self, run: str, parts: list[Part]) -> Answer:
         """ "values", an array for each part of a layer's output, as `part_of` gives them."""
-        outputs = self._run(run).outputs
+        outputs = self._run(run)
         for part in parts:
             self._node(part.number)
         return {"values": [floats(part_of(outputs[part.number], part)) for part in parts]}
@@ -211,7 +204,7 @@ class Session:
         if method not in self._methods:
             raise unknown("method", method[:40], self._methods)
         with self._lock, np.errstate(all="ignore"):
-            array = attribution_map(method, self.graph, self._run(run).x, target)
+            array = attribution_map(method, self.graph, self._run(run)[0][None], target)
         return {"shape": list(array.shape), "data": floats(array), "method": method}
 
     def patches(self, number: int, filter: int) -> Answer:
@@ -243,7 +236,7 @@ class Session:
         found = self.preprocessing.picture(io.BytesIO(content), name="upload")
         return picture(found.pixels) | {"inverted": found.inverted, "blank": found.blank}
 
-    def _run(self, name: str) -> _Run:
+    def _run(self, name: str) -> list[np.ndarray]:
         with self._lock:
             if name not in self._runs:
                 raise Gone(RUN_GONE)

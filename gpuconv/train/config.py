@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gpuconv import checkpoint
-from gpuconv.data import Preprocessing
+from gpuconv import checkpoint, data, optim
+from gpuconv.data import Augment, Preprocessing
 from gpuconv.data.picture import RESIZE
 from gpuconv.errors import unknown
-
-if TYPE_CHECKING:
-    from gpuconv.data.augment import Augment
-    from gpuconv.nn import CrossEntropyLoss, Module
-    from gpuconv.optim import EMA, Optimizer, Schedule
+from gpuconv.nn import Module
+from gpuconv.optim import Optimizer, Schedule
 
 RunConfig = dict[str, Any]
 
@@ -158,25 +155,8 @@ def validation_fraction(fraction: float | None, images: int) -> float:
     return VALIDATION if images * VALIDATION >= MIN_VALIDATION_IMAGES else 0.0
 
 
-def make_loss(config: RunConfig) -> CrossEntropyLoss | str:
-    """The loss, or its name where it has no arguments."""
-    from gpuconv.nn import CrossEntropyLoss
-
-    smoothing = config["label_smoothing"]
-    return CrossEntropyLoss(label_smoothing=smoothing) if smoothing else config["loss"]
-
-
-def make_average(config: RunConfig, model: Module) -> EMA | None:
-    """The moving average of the model's weights, if one is asked for."""
-    from gpuconv import optim
-
-    return None if config["ema"] is None else optim.EMA(model, decay=config["ema"])
-
-
 def make_optimizer(config: RunConfig, model: Module) -> Optimizer:
     """The optimiser over the model's parameters."""
-    from gpuconv import optim
-
     arguments = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
     if config["optimizer"] == "sgd":
         return optim.SGD(model.parameters(), momentum=config["momentum"], **arguments)
@@ -190,8 +170,6 @@ def make_schedule(config: RunConfig, batches: int) -> Schedule | None:
     step: divided by 10 after each third of the run. cosine: down to 0 at the end. onecycle: up to
     the rate within 30% of the run, then down to almost 0; the momentum goes the other way.
     """
-    from gpuconv import optim
-
     lr, steps = config["lr"], (config["epochs"] - config["first_epoch"]) * batches
     if config["schedule"] == "step":
         return optim.StepLR(lr, step_size=max(1, -(-steps // 3)))
@@ -209,16 +187,11 @@ def make_augment(text: str, image_shape: tuple[int, ...]) -> Augment | None:
     shift: up to 2 pixels in either direction. affine: up to 10 degrees and 10% of the size. flip:
     left to right. crop: a window of the images' own size after padding by 4 pixels.
     """
-    from gpuconv import data
-
-    steps: list[Augment] = []
-    for name in text.split("+"):
-        if name == "shift":
-            steps.append(data.Shift(2))
-        elif name == "affine":
-            steps.append(data.Affine(degrees=10, scale=0.1))
-        elif name == "flip":
-            steps.append(data.HorizontalFlip())
-        elif name == "crop":
-            steps.append(data.RandomCrop(image_shape[1:], padding=4))  # type: ignore[arg-type]
+    kinds: dict[str, Augment] = {
+        "shift": data.Shift(2),
+        "affine": data.Affine(degrees=10, scale=0.1),
+        "flip": data.HorizontalFlip(),
+        "crop": data.RandomCrop(image_shape[1:], padding=4),  # type: ignore[arg-type]
+    }
+    steps = [kinds[name] for name in text.split("+") if name != "none"]
     return data.Compose(steps) if len(steps) > 1 else steps[0] if steps else None

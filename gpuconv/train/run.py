@@ -18,7 +18,8 @@ from typing import Any
 from gpuconv import checkpoint, models
 from gpuconv.data import Loader, Preprocessing, load, mean_and_std
 from gpuconv.data.preprocessing import has_dark_border, image_size
-from gpuconv.nn import Module, output_shape
+from gpuconv.nn import CrossEntropyLoss, Module, output_shape
+from gpuconv.optim import EMA
 from gpuconv.train import config as configs
 from gpuconv.train.state import is_best
 from gpuconv.train.trainer import Trainer
@@ -41,20 +42,22 @@ class Run:
         return self.trainer.fit(self.training, self.validation, epochs=epochs, resume=resume)
 
 
-def prepare(config: configs.RunConfig) -> Run:
+def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
     """The data, model, optimiser and trainer of a run config. The trainer has no folder yet.
 
+    resumed: leave the weights undrawn, since `fit(resume=True)` loads them.
     Raises ValueError or OSError for a model or data that cannot be had.
     """
     config = dict(config)
     seed = config["seed"]
+    weights = None if resumed else seed
     scaled = tuple(config["size"] or image_size(_build(config, {}, None).input_shape))
     reading = {name: config[name] for name in ("resize", "limit", "skip_bad", "stratified")}
     whole = load(config["data"], "train", None, scaled, config["gray"], **reading)
     shape, classes = whole.image_shape, whole.classes
     dark_border = has_dark_border(whole)
     whole = Preprocessing(shape, scaled, dark_border=dark_border).prepared(whole)
-    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)}, seed)
+    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)}, weights)
     of_files = whole.resize is not None
     size = scaled if of_files or config["size"] else input_size(model, shape)
     _require_reads(config["model"], model, size)
@@ -72,13 +75,14 @@ def prepare(config: configs.RunConfig) -> Run:
     if held_out is not None:
         batch = min(TEST_BATCH, len(held_out))
         validation = Loader(held_out, batch, shuffle=False, **scaling)
+    smoothing, decay = config["label_smoothing"], config["ema"]
     trainer = Trainer(
         model,
-        configs.make_loss(config),
+        CrossEntropyLoss(label_smoothing=smoothing) if smoothing else config["loss"],
         configs.make_optimizer(config, model),
         schedule=configs.make_schedule(config, len(loader)),
         clip_norm=config["clip"],
-        average=configs.make_average(config, model),
+        average=None if decay is None else EMA(model, decay),
         seed=seed,
         metadata={
             "settings": config,

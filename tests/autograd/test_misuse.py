@@ -357,6 +357,11 @@ def test_what_a_tensor_of_one_number_does():
     x = Tensor(1.5)
     assert (f"{x:.2f}", int(x), bool(x), x < 2, x >= Tensor(1.5)) == ("1.50", 1, True, True, True)
     assert f"{x}" == str(x)
+    assert (x == 1.5, x != 1.5, x == Tensor(1.0), x in {x}) == (True, False, False, True)
+    y = Tensor([1.0, 2.0])
+    for other in (2, np.float32([0, 2]), Tensor([0.0, 2.0])):
+        np.testing.assert_array_equal(y == other, [False, True])
+        np.testing.assert_array_equal(y != other, [True, False])
     with pytest.raises(TypeError):
         list(x)
     with pytest.raises(ValueError, match="ambiguous"):

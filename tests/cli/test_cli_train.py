@@ -691,3 +691,29 @@ def test_filters_of_a_checkpoint(said, refused, trained, tmp_path):
 def test_a_moved_run_can_still_be_used(said, trained, tmp_path, digit):
     shutil.copy(trained / "best.safetensors", tmp_path / "model.safetensors")
     assert f": {digit[2]}\n" in said("predict", tmp_path / "model.safetensors", digit[0])
+
+
+def test_a_resumed_run_draws_no_weights(said, trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "run")
+    before = said("evaluate", trained / "last.safetensors", "--limit", 100)
+    monkeypatch.setattr(nn.init, "initialize", None)
+    assert "test accuracy" in said("train", "--resume", tmp_path / "run")
+    text = said("evaluate", tmp_path / "run" / "last.safetensors", "--limit", 100)
+    assert text.partition("\n")[2] == before.partition("\n")[2]
+
+
+def test_a_class_of_one_picture_is_said_once(tmp_path, capsys):
+    for name, count in (("a", 1), ("b", 12)):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        for k in range(count):
+            Image.new("L", (9, 9), 20 * k).save(tmp_path / "p" / name / f"{k}.png")
+    argv = ["train", "--data", str(tmp_path / "p"), "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    told = capsys.readouterr()
+    assert told.err == "gpuconv: p: there is one picture of a, which only training sees\n"
+    (tmp_path / "p" / "b" / "0.png").write_bytes(b"")
+    assert main([*argv, "--overwrite"]) == 2
+    assert "--skip-bad" in capsys.readouterr().err
+    assert main([*argv, "--overwrite", "--skip-bad"]) == 0
+    assert "b/0.png: not a picture" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "run" / "last.safetensors")]) == 0  # as in training

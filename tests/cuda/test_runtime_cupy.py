@@ -211,6 +211,11 @@ def test_out_of_memory(standin):
             act()
 
 
+def test_an_error_that_is_not_cupys_stays_what_it_is(standin):
+    with pytest.raises((TypeError, ValueError)):
+        runtime("cuda").empty("three")
+
+
 def test_a_failed_launch_names_its_kernel(standin):
     x = to_device(ones(4), "cuda")
     standin.failing.add("launch")

@@ -7,7 +7,6 @@ A server process is forked for every hundred requests.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -34,7 +33,7 @@ STATUSES = {200, 400, 403, 404, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503
 PATHS = {
     "/": {}, "/page.js": {}, "/api/model": {}, "/api/training": {}, "/api/events": {},
     "/api/maps": {"run": "1", "layer": "1", "first": "0"},
-    "/api/node": {"run": "1", "layer": "1", "index": "0,3,4"},
+    "/api/weights": {"layer": "1", "channel": "0"},
     "/api/filters": {"layer": "1", "when": "now"},
     "/api/explanation": {"run": "1", "method": "grad-cam", "target": "1"},
     "/api/patches": {"layer": "1", "filter": "0"},
@@ -96,8 +95,11 @@ def _asked(rng: random.Random) -> tuple[str, str, str, bytes, int]:
     kind = rng.randrange(10)
     if kind < 4:
         return "GET", _question(rng), "", b"", 0
-    if kind < 6:
-        return "POST", "/api/run", JSON, _run_body(rng), 0
+    if kind == 4:
+        size = rng.choice((784, 784, 784, 3072, 783, 0))
+        return "POST", "/api/run", "application/octet-stream", rng.randbytes(size), 0
+    if kind == 5:
+        return "POST", "/api/values", JSON, _values_body(rng), 0
     if kind < 8:
         _, picture, held = changed_picture(rng)
         return "POST", "/api/picture", "application/octet-stream", picture, held
@@ -133,11 +135,10 @@ def _quoted(value: str, rng: random.Random) -> str:
     return quote(value, safe=",-" if kind < 0.5 else "", errors="surrogatepass")
 
 
-def _run_body(rng: random.Random) -> bytes:
-    shape = rng.choice(([1, 28, 28], [1, 28, 28], [3, 32, 32], [1, 1, 1], [3, 9999, 9999]))
-    size = min(shape[0] * shape[1] * shape[2], 5000)
-    pixels = base64.b64encode(rng.randbytes(size)).decode()
-    found = {"pixels": pixels, "shape": shape}
+def _values_body(rng: random.Random) -> bytes:
+    window = {"from": rng.randrange(14), "channels": [0, 1], "top": -1, "left": 2, "rows": 5}
+    window |= {"columns": rng.choice((1, 5, 1 << 21)), "dilation": [1, 2]}
+    found = {"run": "1", "windows": [window] * rng.choice((1, 2, 16, 17))}
     kind = rng.randrange(5)
     if kind == 0:
         return json.dumps(found).encode()

@@ -7,6 +7,7 @@ networks must give equal bits on all devices, wherever and in whatever order the
 """
 
 import contextlib
+import ctypes
 from collections import Counter
 from unittest import mock
 
@@ -99,7 +100,9 @@ def wide(a):
 
 def write(array, value):
     """Overwrite an array of NumPy or of the simulator."""
-    if device_of(array) == "sim":
-        memory = array._memory.bytes
-        array = np.ndarray(array.shape, array.dtype, memory, array._offset, array.strides)
+    if device_of(array) == "sim" and array.size:
+        lengths = zip(array.shape, array.strides, strict=True)
+        nbytes = array.itemsize + sum((length - 1) * stride for length, stride in lengths)
+        memory = (ctypes.c_char * nbytes).from_address(array.ptr)
+        array = np.ndarray(array.shape, array.dtype, memory, 0, array.strides)
     array[...] = value

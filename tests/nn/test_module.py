@@ -76,6 +76,14 @@ def test_buffers_and_modules_are_not_replaced_by_something_else():
     assert [type(module) for module in model] == [nn.Conv2d, nn.ReLU]
 
 
+@pytest.mark.parametrize("name", ["train", "parameters", "device", "forward"])
+def test_a_part_does_not_hide_what_modules_need(name):
+    model = nn.Sequential()
+    for part in (nn.ReLU(), nn.Parameter(np.ones(2, np.float32))):
+        with pytest.raises(ValueError, match=f"Sequential: '{name}' cannot be the name of a part"):
+            setattr(model, name, part)
+
+
 def test_a_shortcut_may_be_taken_away():
     block = nn.Residual(nn.Identity(), nn.Conv2d(3, 3, 1))
     block.shortcut = None

@@ -86,6 +86,14 @@ def test_a_forward_of_ones_own():
     assert graph.layer_name(1) == ""  # explain knows the layer's last call by that name
 
 
+def test_batch_norm_without_running_statistics_is_not_explained():
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean = norm.running_var = None
+    norm.forward = lambda x: F.relu(F.tanh(x))  # whatever it computes of the batch
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.Flatten(), nn.Linear(8, 2))
+    assert Graph(model.eval(), (1, 4, 4))[2].kind == "other"
+
+
 def network_with(forward):
     class Own(nn.Module):
         def __init__(self):

@@ -68,12 +68,12 @@ def post(server, path, found):
 
 def picture(seed=0, shape=(1, 28, 28)):
     pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    return pixels, {"shape": list(shape), "pixels": base64.b64encode(pixels.tobytes()).decode()}
+    return pixels, pixels.tobytes()
 
 
 def run(server, seed=0):
-    pixels, question = picture(seed)
-    status, _, body = post(server, "/api/run", question)
+    pixels, sent = picture(seed)
+    status, _, body = ask(server, "/api/run", sent, Content_Type="application/octet-stream")
     assert status == 200, body
     return pixels, json.loads(body)
 
@@ -258,8 +258,7 @@ def test_local_names_are_answered(server):
 
 
 def test_posts_of_another_site_are_refused(server):
-    _, question = picture()
-    body, kind = json.dumps(question), "application/json"
+    (_, body), kind = picture(), "application/octet-stream"
     own = f"127.0.0.1:{server.server_address[1]}"
     for origin in (
         "https://evil.example",
@@ -273,7 +272,7 @@ def test_posts_of_another_site_are_refused(server):
         answer = ask(server, "/api/model", Sec_Fetch_Site=site)
         assert_refused(answer, 403, "another site")
     answer = ask(server, "/api/run", body, Content_Type="text/plain")  # as a form can send it
-    assert_refused(answer, 415, "must be application/json")
+    assert_refused(answer, 415, "must be application/octet-stream")
     assert ask(server, "/api/run", body, Content_Type=kind, Origin=f"http://{own}")[0] == 200
 
 
@@ -352,8 +351,9 @@ def test_malformed_pictures(server, name):
 def malformed_questions(count):
     """Wrong requests of every kind, drawn at random: (path, body or None, content type)."""
     rng = np.random.default_rng(7)
-    _, good = picture()
-    text = json.dumps(good)
+    good = {"from": 1, "channels": [0], "top": 0, "left": 0, "rows": 2, "columns": 2}
+    good |= {"dilation": [1, 1]}
+    text = json.dumps({"run": "1", "windows": [good] * 3})
     names = (
         "/api/maps",
         "/api/weights",
@@ -366,15 +366,15 @@ def malformed_questions(count):
     for number in range(count):
         kind = number % 6
         if kind == 0:
-            yield "/api/run", text[: int(rng.integers(len(text)))], "application/json"
+            yield "/api/values", text[: int(rng.integers(len(text)))], "application/json"
         elif kind == 1:
-            yield "/api/run", rng.bytes(int(rng.integers(200))), "application/json"
+            yield "/api/run", rng.bytes(int(rng.integers(784))), "application/octet-stream"
         elif kind == 2:
-            wrong = [[], {}, None, "x", 1e999, [[]] * 3, {"shape": 5}, {"pixels": 7, "shape": []}]
-            found = [wrong[number % 8], good | {"shape": [1, 2, 3]}, good | {"pixels": "!!"}]
-            yield "/api/run", json.dumps(found[int(rng.integers(3))]), "application/json"
+            wrong = [[], {}, None, "x", 1e999, [[]] * 3, {"run": 5}, {"run": "1", "windows": {}}]
+            found = [wrong[number % 8], {"run": "1", "windows": [good | {"rows": "2"}]}, good]
+            yield "/api/values", json.dumps(found[int(rng.integers(3))]), "application/json"
         elif kind == 3:
-            yield "/api/run", "[" * 20_000 + "]" * 20_000, "application/json"
+            yield "/api/values", "[" * 20_000 + "]" * 20_000, "application/json"
         elif kind == 4:
             yield "/api/picture", rng.bytes(int(rng.integers(2000))), "application/octet-stream"
         else:
@@ -442,7 +442,7 @@ def test_a_refusal_arrives_while_the_client_still_sends(server):
             raw.sendall(sent)
             answer = b"".join(iter(lambda: raw.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 415 ")
-        assert answer.endswith(b"must be application/json, got text/plain\n")
+        assert answer.endswith(b"must be application/octet-stream, got text/plain\n")
 
 
 @pytest.mark.parametrize("end", [b"", b"Host: localhost\r\n", b"Host: localhost\r\n\r\n"])

@@ -245,7 +245,8 @@
     layers: {
       begin, paintAll, received, reveal, announce, words, valueAt,
       turnTo: (node) => turnTo(views[node.layer], node.index[0]),
-      boxOf: (node) => gpuconv.maps.boxOfNode(views[node.layer], node.index),
+      boxOf: ({ layer, index }) =>
+        gpuconv.maps.boxOf(views[layer], index[0], gpuconv.single(layer, index)),
     },
   });
 })();

@@ -166,10 +166,5 @@
     return [view.first + number, row, column];
   }
 
-  const boxOfNode = (view, index) => {
-    const window = single(view.layer.number, index);
-    return boxOf(view, window.channels[0], window);
-  };
-
-  Object.assign(gpuconv, { maps: { layout, paint, elementAt, boxOfNode } });
+  Object.assign(gpuconv, { maps: { layout, paint, elementAt, boxOf } });
 })();

@@ -93,14 +93,6 @@
     return bytes;
   }
 
-  function toBase64(bytes) {
-    let binary = "";
-    for (let i = 0; i < bytes.length; i += 8192) {
-      binary += String.fromCharCode(...bytes.subarray(i, i + 8192));
-    }
-    return btoa(binary);
-  }
-
   /** The sums over the channels of values (C, size). */
   function summed(values, size) {
     const sums = new Float64Array(size);
@@ -123,7 +115,7 @@
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 
   Object.assign(gpuconv, {
-    text, percent, number, element, table, find, setDigits, say, unlessGone, fromBase64, toBase64, floats, largest, readPatch, summed,
+    text, percent, number, element, table, find, setDigits, say, unlessGone, fromBase64, floats, largest, readPatch, summed,
     plural,
   });
 })();

@@ -68,14 +68,12 @@
     layers.paintAll();
     if (!open) layers.announce(chosen);
     attempt(() => node.open(chosen, open));
-    document.body.classList.toggle("inspecting", true);
   }
 
   function deselect() {
     page.selected = null;
     node.close();
     layers.paintAll();
-    document.body.classList.toggle("inspecting", false);
   }
 
   // ---- pictures --------------------------------------------------------------------------------

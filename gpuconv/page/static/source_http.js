@@ -24,10 +24,7 @@
     describe: () => ask("/api/model"),
 
     async run(picture) {
-      const found = await send("/api/run", JSON.stringify({
-        shape: picture.shape,
-        pixels: gpuconv.toBase64(picture.pixels),
-      }));
+      const found = await send("/api/run", picture.pixels, "application/octet-stream");
       return { ...found, maps: found.maps.map(values) };
     },
 
