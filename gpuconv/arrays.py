@@ -230,6 +230,13 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
     return target.asarray(host)
 
 
+def as_float32(array: Any) -> Any:
+    """An array of another float type as float32, where it lies."""
+    if hasattr(array, "astype"):
+        return array.astype(np.float32)
+    return to_device(to_numpy(array).astype(np.float32), device_of(array) or "cpu")
+
+
 def contiguous(array: Any) -> Any:
     """In C order, by the layout kernel where it is on a device; NumPy's arrays as they are."""
     device = device_of(array)

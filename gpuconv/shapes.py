@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from gpuconv.arguments import flag, pair
+
 Pair = int | tuple[int, int]
 Padding = (
     int
@@ -20,25 +22,6 @@ Padding = (
 Tap = tuple[int, int, tuple[slice, ...], tuple[slice, ...]]
 
 NAMED_PADDING = ("same", "valid", "full")
-
-
-def pair(name: str, value: Any, least: int) -> tuple[int, int]:
-    """`value` as (vertical, horizontal): an int counts for both; each must be at least `least`."""
-    both = (value, value) if _is_int(value) else value
-    if (
-        not isinstance(both, Sequence)
-        or isinstance(both, str)
-        or len(both) != 2
-        or not all(map(_is_int, both))
-    ):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    if min(both) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return int(both[0]), int(both[1])
-
-
-def _is_int(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -73,6 +56,7 @@ class Window:
         for name in ("kernel_size", "stride", "dilation"):
             object.__setattr__(self, name, pair(name, getattr(self, name), least=1))
         object.__setattr__(self, "padding", _padding(self.padding))
+        object.__setattr__(self, "ceil_mode", flag("ceil_mode", self.ceil_mode))
         fields = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         object.__setattr__(self, "_hash", hash(fields))
 
@@ -88,6 +72,18 @@ class Window:
     @property
     def taps_count(self) -> int:
         return self.kernel_size[0] * self.kernel_size[1]
+
+    @property
+    def tap_type(self) -> str:
+        """The dtype of a max-pool's argmax: a byte, where every tap and -1 fit it."""
+        return "uint8" if self.taps_count <= 255 else "int32"
+
+    def mostly_outside(self, H: int, W: int) -> bool:
+        """Whether windows reach so far over the edge of an H x W image that nearly all of their
+        taps fall outside: only `taps` passes over those.
+        """
+        (top, bottom), (left, right) = self.pads(H, W)
+        return (H + top + bottom) * (W + left + right) > 64 * H * W + (1 << 16)
 
     def pads(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """((top, bottom), (left, right)) for an H x W image: "same" depends on the image's size."""
@@ -117,13 +113,6 @@ class Window:
             )
         return P, Q
 
-    def require(self, name: str, H: int, W: int) -> None:
-        """ValueError that begins with `name` unless a window fits an H x W image."""
-        try:
-            self.output_size(H, W)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-
     def _outputs(self, size: int, pad: tuple[int, int], axis: int) -> int:
         stride = self.stride[axis]
         room = size + sum(pad) - self.extent[axis]
@@ -141,13 +130,23 @@ class Window:
         """
         P, Q = self.output_size(H, W)
         (top, _), (left, _) = self.pads(H, W)
-        R, S = self.kernel_size
-        rows = [_reach(r * self.dilation[0] - top, self.stride[0], P, H) for r in range(R)]
-        columns = [_reach(s * self.dilation[1] - left, self.stride[1], Q, W) for s in range(S)]
-        for r, row in enumerate(rows):
-            for s, column in enumerate(columns):
-                if row and column:
-                    yield r, s, (..., row[0], column[0]), (..., row[1], column[1])  # type: ignore[misc]
+        rows, columns = self._axis_taps(0, top, P, H), self._axis_taps(1, left, Q, W)
+        for r, out_rows, pixel_rows in rows:
+            for s, out_columns, pixel_columns in columns:
+                yield r, s, (..., out_rows, out_columns), (..., pixel_rows, pixel_columns)  # type: ignore[misc]
+
+    def _axis_taps(
+        self, axis: int, pad: int, outputs: int, size: int
+    ) -> list[tuple[int, slice, slice]]:
+        """(tap, outputs, pixels) of the taps that read the image, along one axis."""
+        stride, dilation = self.stride[axis], self.dilation[axis]
+        first = max(0, -(((outputs - 1) * stride - pad) // dilation))
+        last = min(self.kernel_size[axis] - 1, (size - 1 + pad) // dilation)
+        reached = (
+            (tap, _reach(tap * dilation - pad, stride, outputs, size))
+            for tap in range(first, last + 1)
+        )
+        return [(tap, *reach) for tap, reach in reached if reach]
 
 
 @lru_cache(maxsize=4096)

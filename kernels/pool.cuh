@@ -20,10 +20,14 @@ struct PixelLoop {
     __device__ __forceinline__ void next() { pixel += step; }
 };
 
+#ifndef TAP
+#define TAP unsigned char
+#endif
+
 // argmax of WIDTH neighbouring channels: the tap of each window's maximum, moved by one load or
 // store.
-template <int WIDTH> struct alignas(WIDTH) Argmax {
-    unsigned char v[WIDTH];
+template <int WIDTH> struct alignas(WIDTH * sizeof(TAP)) Argmax {
+    TAP v[WIDTH];
 };
 
 // The windows that cover one row (or column) of an image: outputs first..last, each by one tap or

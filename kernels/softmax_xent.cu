@@ -2,21 +2,24 @@
 softmax_xent.cu: softmax, cross-entropy, the article's half squared error, and the hinge loss.
 
 Math      softmax:      y = exp(x - max x) / sum exp(x - max x);  dx = y * (dy - sum dy*y)
-          cross-entropy, whose target t is `even` for every class, plus `right` for the label:
-                        loss = log sum exp(x - m) + right*(m - x[label]) + even * sum (m - x) with
+          cross-entropy, whose target is t[j] = w[j] * (even, plus `right` for the label), w being
+                        the classes' weights, or 1 each:
+                        loss = share * log sum exp(x - m) + sum t * (m - x) with share = sum t and
                         m = max x: no term is negative, so nothing cancels and scores of 1e38 do
-                        not overflow;  dx = (p - t) / rows
+                        not overflow;  dx = (p * share - t) / total. total, by which the mean of
+                        the losses divides, is the sum of w[label] over the rows. A row whose
+                        label is `ignore` has no loss, no gradient and no part in total
           half squared: loss = sum (p - t)^2 / 2;  dx = p * (d - sum p*d) / rows with d = p - t
           hinge:        excess[j] = max(0, margin - x[label] + x[j]) for j != label;
                         loss = sum excess / classes;  dx = (excess > 0) / (rows*classes), the
                         label's is minus the sum of the others'
-          mean_rows:    loss = sum of row_loss[i] / rows: each term is divided first, so that the
-                        sum cannot overflow
+          mean_rows:    loss = sum of row_loss[i] / rows; cross_entropy_mean: / total
 Source    The article's "training using backpropagation"; torch.nn.functional.cross_entropy,
           multi_margin_loss
 Layout    Matrices: float32 (rows, classes), classes contiguous (NHWC pixels are rows); labels:
-          int32 or int64 (rows)
-Geometry  A warp per row, 8 rows a block, grid-stride over rows; mean_rows is one block
+          LABEL (rows)
+Geometry  A warp per row, 8 rows a block, grid-stride over rows; mean_rows, cross_entropy_mean and
+          cross_entropy_total are one block
 Traffic   Forward: scores three times (the cache serves two), the matrix written once. Backward: its
           matrices once, or twice where there is a sum
 Floor     8*rows*classes bytes / DRAM bandwidth (backward of softmax: 12)
@@ -25,7 +28,7 @@ Order     A lane sums every 32nd class, a butterfly the lanes; mean_rows: a thre
 Limits    classes and rows: 1 to 2^31 - 1; offsets are 64-bit. A label out of range gives NaN, never
           an access out of bounds; the host refuses it where it can see it
 Not here  Several warps a row, which classes by the ten thousand would want
-Macros    LABEL (the labels' type: int, or long long)
+Macros    LABEL (the labels' type, an integer)
 */
 #include "common.cuh"
 
@@ -83,34 +86,70 @@ extern "C" __global__ void __launch_bounds__(256, 4) softmax_backward(float* __r
     }
 }
 
+// What a row of cross-entropy aims at.
+struct Target {
+    const float* weight;  // of each class; not read without use_weight
+    int use_weight;
+    float right, even;
+
+    __device__ __forceinline__ float of(long long j) const { return use_weight ? weight[j] : 1.0f; }
+    __device__ __forceinline__ float at(long long j, long long label) const
+    {
+        return of(j) * (j == label ? even + right : even);
+    }
+    // The sum over the classes.
+    __device__ __forceinline__ float share(int classes, long long label) const
+    {
+        if (!use_weight) return 1.0f;
+        float sum = right * weight[label];
+        if (even != 0.0f) sum += even * sum_over(classes, [=](int j) { return weight[j]; });
+        return sum;
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(256, 4)
     cross_entropy_forward(float* __restrict__ probabilities, float* __restrict__ row_loss,
-        const float* __restrict__ scores, const LABEL* __restrict__ labels, int rows, int classes,
-        float right, float even)
+        const float* __restrict__ scores, const LABEL* __restrict__ labels,
+        const float* __restrict__ weight, int rows, int classes, float right, float even,
+        int use_weight, long long ignore)
 {
+    const Target target = {weight, use_weight, right, even};
     for (long long row = first_row(); row < rows; row += row_step()) {
         const float* x = scores + row * classes;
         const long long label = labels[row];
+        const bool known = label >= 0 && label < classes;
         const Softmax s = softmax_of(x, classes);
         write_softmax(probabilities + row * classes, x, classes, s);
-        float loss = logf(s.sum);
-        loss += label >= 0 && label < classes ? right * (s.peak - x[label]) : not_a_number();
-        if (even != 0.0f) loss += sum_over(classes, [=](int j) { return even * (s.peak - x[j]); });
+        float loss = label == ignore ? 0.0f : not_a_number();
+        if (known && label != ignore) {
+            loss = target.share(classes, label) * logf(s.sum);
+            const float one = target.of(label) * right;  // 0 * infinity is no loss
+            if (one != 0.0f) loss += one * (s.peak - x[label]);
+            if (even != 0.0f)
+                loss += sum_over(classes, [=](int j) {
+                    const float part = target.of(j) * even;
+                    return part != 0.0f ? part * (s.peak - x[j]) : 0.0f;
+                });
+        }
         if (lane() == 0) row_loss[row] = loss;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
     cross_entropy_backward(float* __restrict__ dscores, const float* __restrict__ probabilities,
-        const LABEL* __restrict__ labels, int rows, int classes, float right, float even)
+        const LABEL* __restrict__ labels, const float* __restrict__ weight,
+        const float* __restrict__ total, int rows, int classes, float right, float even,
+        int use_weight, long long ignore)
 {
+    const Target target = {weight, use_weight, right, even};
     for (long long row = first_row(); row < rows; row += row_step()) {
         const long long at = row * classes, label = labels[row];
         const bool known = label >= 0 && label < classes;
+        const float share = known ? target.share(classes, label) : 0.0f;
         for (int j = lane(); j < classes; j += 32) {
-            const float target = j == label ? even + right : even;
-            dscores[at + j] =
-                known ? (probabilities[at + j] - target) / (float)rows : not_a_number();
+            float d = known ? (probabilities[at + j] * share - target.at(j, label)) / total[0]
+                            : not_a_number();
+            dscores[at + j] = label == ignore ? 0.0f : d;
         }
     }
 }
@@ -188,18 +227,65 @@ extern "C" __global__ void __launch_bounds__(256, 4) hinge_backward(float* __res
     }
 }
 
-// One block of 256 threads, however many are launched.
-extern "C" __global__ void __launch_bounds__(256, 4)
-    mean_rows(float* __restrict__ loss, const float* __restrict__ row_loss, int rows)
+// The sum of what 256 threads have, in every thread.
+__device__ __forceinline__ float block_sum(float value)
 {
     __shared__ float sums[256];
-    if (blockIdx.x > 0) return;
-    float sum = 0.0f;
-    for (long long row = threadIdx.x; row < rows; row += 256) sum += row_loss[row] / (float)rows;
-    sums[threadIdx.x] = sum;
+    __syncthreads();  // all have read the last call's sum
+    sums[threadIdx.x] = value;
     for (int half = 128; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    if (threadIdx.x == 0) loss[0] = sums[0];
+    __syncthreads();
+    return sums[0];
+}
+
+// Each term is divided first, so that the sum cannot overflow.
+__device__ __forceinline__ void write_mean(
+    float* loss, const float* row_loss, int rows, float total)
+{
+    float sum = 0.0f;
+    for (long long row = threadIdx.x; row < rows; row += 256) sum += row_loss[row] / total;
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) loss[0] = sum;
+}
+
+__device__ __forceinline__ float total_weight(const LABEL* labels, const float* weight, int rows,
+    int classes, int use_weight, long long ignore)
+{
+    float sum = 0.0f;
+    for (long long row = threadIdx.x; row < rows; row += 256) {
+        const long long label = labels[row];
+        if (label == ignore || label < 0 || label >= classes) continue;
+        sum += use_weight ? weight[label] : 1.0f;
+    }
+    return block_sum(sum);
+}
+
+// One block of 256 threads each, however many are launched.
+extern "C" __global__ void __launch_bounds__(256, 4)
+    mean_rows(float* __restrict__ loss, const float* __restrict__ row_loss, int rows)
+{
+    if (blockIdx.x == 0) write_mean(loss, row_loss, rows, (float)rows);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) cross_entropy_mean(float* __restrict__ loss,
+    const float* __restrict__ row_loss, const LABEL* __restrict__ labels,
+    const float* __restrict__ weight, int rows, int classes, int use_weight, long long ignore)
+{
+    if (blockIdx.x > 0) return;
+    const float total = total_weight(labels, weight, rows, classes, use_weight, ignore);
+    write_mean(loss, row_loss, rows, total);
+    // without a row that counts, 0 / 0, as PyTorch has it
+    if (threadIdx.x == 0 && total == 0.0f) loss[0] = not_a_number();
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) cross_entropy_total(float* __restrict__ total,
+    const LABEL* __restrict__ labels, const float* __restrict__ weight, int rows, int classes,
+    int use_weight, long long ignore)
+{
+    if (blockIdx.x > 0) return;
+    const float sum = total_weight(labels, weight, rows, classes, use_weight, ignore);
+    if (threadIdx.x == 0) total[0] = sum;
 }

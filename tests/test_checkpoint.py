@@ -321,8 +321,8 @@ def changed(metadata, path, value):
     return metadata
 
 
-@pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path, each):
+@pytest.mark.slow  # tests/fuzz has a quick one
+def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path):
     from gpuconv import train
 
     path = tmp_path / "last.safetensors"
@@ -332,7 +332,7 @@ def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path
     values = ["del", None, -1, 2**70, 0.5, math.inf, "x", "", [], [[1]], {}, {"a": 1}, True]
     messages = []
     for place in places(found.metadata):
-        for value in rng.sample(values, each):
+        for value in rng.sample(values, 3):
             meta = changed(found.metadata, place, value)
             checkpoint.write(path, Checkpoint(found.weights, meta, found.optimizer))
             try:
@@ -340,7 +340,7 @@ def test_metadata_of_any_kind_are_taken_or_refused_in_one_line(trained, tmp_path
                 state.restore(checkpoint.read(path), run.trainer, found.metadata["recipe"])
             except ValueError as error:
                 messages.append(str(error))
-    assert len(messages) > 100 * each
+    assert len(messages) > 300
     assert all("\n" not in text and len(text) < 500 for text in messages)
     use(trained / "last.safetensors")
 

@@ -106,6 +106,7 @@ def test_the_seeds_decide_the_tables():
     assert first != output("3")
 
 
+@pytest.mark.slow  # .ci/run runs it by name
 def test_the_script_prints_tables(shift):
     first = output("2")
     lines = first.splitlines()

@@ -51,6 +51,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # .ci/run runs it by name
 def test_lenet(tmp_path):
     out = tmp_path / "run"
     options = ["--limit", 1000, "--epochs", 3, "--out", out]

@@ -19,11 +19,11 @@ FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
 class Tensor:
     """An array that remembers how it was computed.
 
-    data: the array, of NumPy or of a device; lists of floats become float32, and so do lists of
-    integers with requires_grad. grad: None, or an array of data's shape, to which every `backward`
-    adds. requires_grad: whether `backward` computes its gradient; the result of a recorded
-    operation takes it from the inputs. device: "reference" makes operations on it run their
-    definitions.
+    data: the array, of NumPy or of a device; float16 and lists of floats become float32, and so do
+    lists of integers with requires_grad. grad: None, or an array of data's shape, to which every
+    `backward` adds. requires_grad: whether `backward` computes its gradient; the result of a
+    recorded operation takes it from the inputs. device: "reference" makes operations on it run
+    their definitions.
 
     >>> x = Tensor([1.0, -2.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -50,6 +50,8 @@ class Tensor:
             data = np.asarray(data)
             if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
                 data = data.astype(np.float32)
+        if data.dtype == np.float16:
+            data = arrays.as_float32(data)
         if requires_grad and data.dtype.kind != "f":
             raise TypeError(f"a tensor of {data.dtype} cannot require a gradient: it has no floats")
         self.data, self.grad, self.requires_grad = data, None, requires_grad

@@ -43,6 +43,10 @@ def _forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int, relu: bool
 ) -> np.ndarray:
     y = None
+    if is_sparse(x.shape, window):
+        y = conv_per_tap.forward(x, w, window, groups)
+        y = y if b is None else y + b[:, None, None]
+        return np.maximum(y, 0, out=y) if relu else y
     if conv_gemm.suits(x.shape, window, groups):
         y = conv_gemm.forward(x, w, b, relu)
     elif conv_pointwise.suits(x.shape, w.shape, window, groups):
@@ -50,6 +54,14 @@ def _forward(
     elif winograd.suits(x.shape, w.shape, window, groups):
         y = winograd.forward(x, w, b, window, relu)
     return conv_direct.forward(x, w, b, window, groups, relu) if y is None else y
+
+
+def is_sparse(x_shape: tuple[int, ...], window: Window) -> bool:
+    """Whether most of what the fast loops copy or visit would be padding, or pixels of no window.
+
+    `conv_per_tap` passes over it.
+    """
+    return max(window.stride) > 64 or window.mostly_outside(*x_shape[2:])
 
 
 def backward(
@@ -75,6 +87,9 @@ def _backward(
     dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     weights = None
+    if is_sparse(x.shape, window):
+        dx, dw = conv_per_tap.backward(dy, x, w, window, groups, need_dx)
+        return dx, dw, dy.sum((0, 2, 3))
     if conv_gemm.suits(x.shape, window, groups):
         weights = conv_gemm.weight_gradient(dy, x)
     elif winograd.suits(x.shape, w.shape, window, groups, dw=True):

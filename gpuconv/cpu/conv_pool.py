@@ -59,6 +59,7 @@ def _fused(
         or dtype != np.float32
         or not pool.is_2x2(pool_window, P, Q)
         or w_shape[0] * P * Q > MAX_IMAGE_FLOATS
+        or conv.is_sparse(x_shape, window)
         or winograd.suits(x_shape, w_shape, window, groups)
     ):
         return None

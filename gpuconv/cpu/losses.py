@@ -9,7 +9,9 @@ from gpuconv.cpu.compiled import compiled
 
 @compiled
 def softmax_row(scores, p):
-    """p = softmax(scores) of one example; returns log(sum(exp(scores))) in float64."""
+    """p = softmax(scores) of one example; returns, in float64, the largest score m and
+    log(sum(exp(scores - m))), which near 3e38 one number could not hold.
+    """
     peak = -np.inf
     for score in scores:
         if score > peak:
@@ -20,27 +22,50 @@ def softmax_row(scores, p):
         total += p[j]
     for j in range(scores.size):
         p[j] /= total
-    return peak + np.log(total)
+    return np.float64(peak), np.log(total)
 
 
 @compiled
-def cross_entropy(scores, labels, smoothing, p):
-    loss = 0.0
-    for i in range(len(scores)):
-        log_sum = softmax_row(scores[i], p[i])
-        loss += log_sum - (1 - smoothing) * scores[i, labels[i]]
-        if smoothing > 0:
-            loss -= smoothing * scores[i].mean()
-    return loss / len(scores)
-
-
-@compiled
-def cross_entropy_backward(p, labels, smoothing, dscores):
-    n, classes = p.shape
+def cross_entropy(scores, labels, smoothing, weights, ignore, p):
+    """weights: of the classes; no elements stand for 1 each."""
+    (n, classes), loss, total = scores.shape, 0.0, 0.0
+    even = smoothing / classes
     for i in range(n):
+        (peak, log_sum), label = softmax_row(scores[i], p[i]), labels[i]
+        if label == ignore:
+            continue
+        weight = weights[label] if weights.size else 1.0
+        total += weight
+        if smoothing < 1 and weight != 0:  # what has no part in the target is no loss if infinite
+            loss += (1 - smoothing) * weight * (log_sum + (peak - scores[i, label]))
+        if smoothing > 0:
+            for j in range(classes):
+                part = weights[j] * even if weights.size else even
+                if part != 0:
+                    loss += part * (log_sum + (peak - scores[i, j]))
+        if log_sum != log_sum:
+            loss = log_sum
+    return loss / total if total != 0 else np.nan
+
+
+@compiled
+def cross_entropy_backward(p, labels, smoothing, weights, ignore, dscores):
+    n, classes = p.shape
+    even, sum_of_weights, total = smoothing / classes, weights.sum(), 0.0
+    for i in range(n):
+        if labels[i] != ignore:
+            total += weights[labels[i]] if weights.size else 1.0
+    for i in range(n):
+        label = labels[i]
+        if label == ignore:
+            dscores[i] = 0
+            continue
+        weight = weights[label] if weights.size else 1.0
+        share = (1 - smoothing) * weight + even * sum_of_weights if weights.size else 1.0
         for j in range(classes):
-            dscores[i, j] = (p[i, j] - smoothing / classes) / n
-        dscores[i, labels[i]] -= (1 - smoothing) / n
+            part = weights[j] * even if weights.size else even
+            dscores[i, j] = (p[i, j] * share - part) / total
+        dscores[i, label] -= (1 - smoothing) * weight / total
 
 
 @compiled

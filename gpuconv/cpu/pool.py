@@ -9,20 +9,20 @@ from gpuconv.cpu.elementwise import contiguous
 from gpuconv.shapes import Window
 from gpuconv.threads import Pieces, parallel, shards
 
-NONE = 255  # argmax where no tap was inside the image
 GRAIN = 1 << 15  # with fewer pixels, a second thread costs more than it saves
 
 
 def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """(y, argmax), (N, C, P, Q), of x (N, C, H, W); argmax (uint8): the tap r*S + s of the maximum.
+    """(y, argmax), (N, C, P, Q), of x (N, C, H, W); argmax: the tap r*S + s of the maximum, of
+    `window.tap_type`.
 
     A NaN counts as larger than every number; of several NaN the last is taken, of equal numbers the
-    first in row order. Padding is never taken: for a window of padding alone y is -inf, argmax 255.
+    first in row order. Padding is never taken: for a window of padding alone y is -inf, argmax -1.
     """
     x = contiguous(x)
     N, C, H, W = x.shape
     P, Q = window.output_size(H, W)
-    y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), np.uint8)
+    y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), window.tap_type)
     planes, out, indices = x.reshape(-1, H, W), y.reshape(-1, P, Q), argmax.reshape(-1, P, Q)
     run, geometry = _max_forward, _geometry(window, H, W)
     if is_2x2(window, H, W):
@@ -100,8 +100,8 @@ def _inside(offset, stride, outputs, size):
 
 @compiled
 def _first_taps(S, stride, left, dilation, Q, W):
-    """For each output column its first tap inside the image, or NONE."""
-    taps = np.full(Q, NONE, np.uint8)
+    """For each output column its first tap inside the image, or -1."""
+    taps = np.full(Q, -1, np.int64)
     for s in range(S - 1, -1, -1):
         first, end = _inside(s * dilation - left, stride, Q, W)
         taps[first:end] = s
@@ -112,12 +112,12 @@ def _first_taps(S, stride, left, dilation, Q, W):
 def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
     (H, W), (P, Q) = x.shape[1:], y.shape[1:]
     # for a row of outputs, all taps in turn: the inner loop runs along the row, without branches
-    taps = _first_taps(S, stride_w, left, dil_w, Q, W)
+    taps, kind = _first_taps(S, stride_w, left, dil_w, Q, W), argmax.dtype.type
     for plane in range(len(x)):
         for p in range(P):
             best, index = y[plane, p], argmax[plane, p]
             best[:] = -np.inf
-            index[:] = NONE
+            index[:] = kind(-1)
             started = False
             for r in range(R):
                 h = p * stride_h - top + r * dil_h
@@ -126,12 +126,12 @@ def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w
                 if not started:
                     started = True
                     for q in range(Q):
-                        index[q] = NONE if taps[q] == NONE else r * S + taps[q]
+                        index[q] = kind(-1) if taps[q] < 0 else kind(r * S + taps[q])
                 for s in range(S):
                     offset = s * dil_w - left
                     first, end = _inside(offset, stride_w, Q, W)
                     row = x[plane, h, max(first * stride_w + offset, 0) :]
-                    tap = np.uint8(r * S + s)
+                    tap = kind(r * S + s)
                     if stride_w == 1:
                         _update_max(row, best[first:end], index[first:end], tap, 1)
                     elif stride_w == 2:
@@ -174,8 +174,8 @@ def _larger(best, index, value, tap):
 def _max_backward(dy, argmax, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
     P, Q = dy.shape[1:]
     W = dx.shape[2]
-    places = np.zeros(256, np.int64)
-    for tap in range(min(R * S, NONE)):
+    none, places = argmax.dtype.type(-1), np.zeros(R * S, np.int64)
+    for tap in range(R * S):
         places[tap] = tap // S * dil_h * W + tap % S * dil_w
     for plane in range(len(dy)):
         out = dx[plane].reshape(-1)
@@ -184,7 +184,7 @@ def _max_backward(dy, argmax, dx, R, S, stride_h, stride_w, top, left, dil_h, di
             corner = (p * stride_h - top) * W - left
             for q in range(Q):
                 tap = argmax[plane, p, q]
-                if tap != NONE:
+                if tap != none:
                     out[corner + q * stride_w + places[tap]] += dy[plane, p, q]
 
 

@@ -28,6 +28,9 @@ _SCALARS = {
     "long long": np.int64,
     "unsigned long long": np.uint64,
     "unsigned char": np.uint8,
+    "signed char": np.int8,
+    "unsigned short": np.uint16,
+    "short": np.int16,
 }
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)

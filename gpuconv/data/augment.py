@@ -8,10 +8,10 @@ result for an image does not depend on its batch. Pixels from outside the image 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from gpuconv.arguments import number, pair, whole
 from gpuconv.data.rng import CounterRNG
 
 Augment = Callable[[np.ndarray, CounterRNG], np.ndarray]
@@ -44,7 +44,7 @@ class Shift:
     """
 
     def __init__(self, pixels: int) -> None:
-        self.pixels = whole("pixels", pixels, 0)
+        self.pixels = whole("Shift: pixels", pixels, 0)
 
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         return _random_windows(images, images.shape[2], images.shape[3], self.pixels, rng)
@@ -61,9 +61,8 @@ class RandomCrop:
     """
 
     def __init__(self, size: int | tuple[int, int], padding: int = 0) -> None:
-        height, width = (size, size) if isinstance(size, int) else size
-        self.size = whole("size", height, 1), whole("size", width, 1)
-        self.padding = whole("padding", padding, 0)
+        self.size = pair("RandomCrop: size", size, 1)
+        self.padding = whole("RandomCrop: padding", padding, 0)
 
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         return _random_windows(images, *self.size, self.padding, rng)
@@ -78,9 +77,7 @@ class HorizontalFlip:
     """
 
     def __init__(self, probability: float = 0.5) -> None:
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability must be from 0 to 1, got {probability}")
-        self.probability = probability
+        self.probability = number("HorizontalFlip: probability", probability, 0, 1)
 
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         flipped = rng.uniform() < self.probability
@@ -99,11 +96,8 @@ class Affine:
     """
 
     def __init__(self, degrees: float = 10.0, scale: float = 0.1) -> None:
-        if not degrees >= 0 or not 0 <= scale < 1:
-            raise ValueError(
-                f"degrees must be at least 0 and scale in [0, 1), got {degrees} and {scale}"
-            )
-        self.degrees, self.scale = degrees, scale
+        self.degrees = number("Affine: degrees", degrees, 0)
+        self.scale = number("Affine: scale", scale, 0, below=1)
 
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         from gpuconv.data.affine import warp  # Numba, which loading data alone does not need
@@ -143,10 +137,3 @@ def _random_windows(
     windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(2, 3))
     top, left = rng.integers(0, max_top), rng.integers(0, max_left)
     return np.ascontiguousarray(windows[np.arange(count), :, top, left])
-
-
-def whole(what: str, value: Any, minimum: int) -> int:
-    """The value as an int. ValueError unless it is a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
-        raise ValueError(f"{what} must be a whole number of at least {minimum}, got {value!r}")
-    return int(value)

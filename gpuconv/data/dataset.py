@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arguments import pair
 from gpuconv.data.errors import DataError
 from gpuconv.data.rng import CounterRNG
 
@@ -196,7 +197,7 @@ def to_float(
     [[[[1.0, -1.0], [-1.0, -1.0]]]]
     """
     count, channels, height, width = pixels.shape
-    rows, columns = (size, size) if isinstance(size, int) else size or (height, width)
+    rows, columns = (height, width) if size is None else pair("size", size, 1)
     top, left = (rows - height) // 2, (columns - width) // 2
     if top < 0 or left < 0:
         raise ValueError(

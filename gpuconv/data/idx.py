@@ -6,11 +6,12 @@ Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database", section "File form
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def read_content(path: str | os.PathLike[str]) -> bytearray:
     content = bytearray()
     with open(path, "rb") as file:
         first = file.read(_CHUNK)
-        pieces = _chunks(first, file.read)
+        pieces = itertools.chain([first], iter(lambda: file.read(_CHUNK), b""))
         packed = first.startswith(GZIP_MAGIC)
         most = max(MAX_UNPACKED, MAX_RATIO * os.fstat(file.fileno()).st_size)
         for piece in _inflate(pieces, path) if packed else pieces:
@@ -93,12 +94,6 @@ def _claimed(content: bytearray) -> int:
     except DataError:
         return 0
     return start + math.prod(shape) * dtype.itemsize
-
-
-def _chunks(first: bytes, read: Callable[[int], bytes]) -> Iterator[bytes]:
-    while first:
-        yield first
-        first = read(_CHUNK)
 
 
 def _inflate(pieces: Iterator[bytes], path: object) -> Iterator[bytes]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpuconv.data.augment import Augment, whole
+from gpuconv.arguments import whole
+from gpuconv.data.augment import Augment
 from gpuconv.data.dataset import Dataset, Scale, to_float
 from gpuconv.data.rng import CounterRNG
 
@@ -52,8 +53,8 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         epoch = self.epoch

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from gpuconv.arguments import pair
 from gpuconv.data.errors import DataError
 from gpuconv.errors import unknown
 from gpuconv.files import write_atomically
@@ -85,7 +86,7 @@ def decode_image(
 
     Threads wait for each other, so that together they need no more memory than one.
     """
-    wanted = None if size is None else _checked_size(size)
+    wanted = None if size is None else pair("size", size, 1)
     if resize not in RESIZE:
         raise unknown("way to resize", resize, RESIZE)
     least = 2 * max(wanted or (longest or 0,))
@@ -348,10 +349,3 @@ def _resized(image: Image.Image, height: int, width: int, how: str) -> Image.Ima
     inner = image.resize((columns, rows), Image.Resampling.BILINEAR)
     paper.paste(inner, ((width - columns) // 2, (height - rows) // 2))
     return paper
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"size must be at least 1, got {size!r}")
-    return height, width

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arguments import pair
 from gpuconv.explain.gradients import where
 from gpuconv.explain.observe import Observer
 from gpuconv.explain.targets import Target, scores, units
 from gpuconv.nn import Module
-from gpuconv.shapes import pair
 
 
 def occlusion(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import number, whole
 from gpuconv.autograd import Tensor, once
 from gpuconv.nn import functional
 from gpuconv.nn.module import Module
@@ -21,7 +22,7 @@ class LeakyReLU(Module):
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
-        self.negative_slope = negative_slope
+        self.negative_slope = number("LeakyReLU: negative_slope", negative_slope)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.leaky_relu(x, self.negative_slope)
@@ -77,9 +78,8 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5, seed: int = 0) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p!r}")
-        self.p, self.seed, self.masks = p, seed, 0
+        self.p = number("Dropout: p", p, 0, 1)
+        self.seed, self.masks = whole("Dropout: seed", seed, 0, 2**32 - 1), 0
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         self.seed, self.masks = int(rng.integers(2**32)), 0

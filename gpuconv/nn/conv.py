@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
+from gpuconv.arguments import pair, whole
 from gpuconv.arrays import device_of, to_device
 from gpuconv.autograd import Array, Tensor, record
 from gpuconv.nn import init
 from gpuconv.nn.functional import conv2d
 from gpuconv.nn.weighted import Weighted
-from gpuconv.shapes import pair, window
+from gpuconv.shapes import window
 
 
 class Conv2d(Weighted):
@@ -41,11 +42,10 @@ class Conv2d(Weighted):
         connections: Any = None,
         rng: Any = None,
     ) -> None:
-        if (
-            min(in_channels, out_channels, groups) < 1
-            or in_channels % groups
-            or out_channels % groups
-        ):
+        in_channels = whole("Conv2d: in_channels", in_channels)
+        out_channels = whole("Conv2d: out_channels", out_channels)
+        groups = whole("Conv2d: groups", groups)
+        if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"Conv2d: groups={groups} must divide in_channels={in_channels} "
                 f"and out_channels={out_channels}"

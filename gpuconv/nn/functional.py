@@ -203,8 +203,8 @@ ACTIVATION_NAMES = tuple(ACTIVATIONS)
 
 def batch_norm(
     x: Any,
-    running_mean: Array,
-    running_var: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
     w: Any = None,
     b: Any = None,
     training: bool = False,
@@ -213,8 +213,9 @@ def batch_norm(
 ) -> Tensor:
     """`ops.batch_norm2d`: x (N, C, H, W) normalised for each channel, times w plus b, (C,) each.
 
-    training: with the statistics of x, towards which the running ones, (C,) arrays, are moved in
-    place; else with the running ones. A ReLU that follows it within a module is fused with it.
+    training: with the statistics of x, towards which the running ones, (C,) arrays or None, are
+    moved in place; else with the running ones. A ReLU that follows it within a module is fused
+    with it.
     Raises ValueError in training for one value per channel.
     """
     x, w, b = _tensor(x), _optional(w), _optional(b)
@@ -225,7 +226,7 @@ def batch_norm(
         raise ValueError(
             f"batch_norm: training needs more than one value a channel, got x of shape {x.shape}"
         )
-    tracked = not training
+    tracked = not training or running_mean is None
 
     def compute(activation: str | None) -> Tensor:
         nonlocal tracked

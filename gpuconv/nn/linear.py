@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpuconv.arguments import whole
 from gpuconv.autograd import Tensor
 from gpuconv.nn.functional import flatten, linear
 from gpuconv.nn.module import Module
@@ -20,12 +21,9 @@ class Linear(Weighted):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, rng: Any = None
     ) -> None:
-        if min(in_features, out_features) < 1:
-            raise ValueError(
-                f"Linear: features must be at least 1, got {in_features} and {out_features}"
-            )
-        self.in_features, self.out_features = in_features, out_features
-        super().__init__((out_features, in_features), bias, rng)
+        self.in_features = whole("Linear: in_features", in_features)
+        self.out_features = whole("Linear: out_features", out_features)
+        super().__init__((self.out_features, self.in_features), bias, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

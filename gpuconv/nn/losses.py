@@ -4,22 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuconv.autograd import Tensor
+import numpy as np
+
+from gpuconv.arguments import number, whole
+from gpuconv.arrays import device_of, to_device, to_numpy
+from gpuconv.autograd import Array, Tensor
 from gpuconv.nn import functional
-from gpuconv.nn.module import Module
+from gpuconv.nn.module import Buffer, Module
 
 
 class CrossEntropyLoss(Module):
     """-log of the softmax probability of the right class, for scores (N, classes) and integer
-    labels (N,); label_smoothing as torch.nn.CrossEntropyLoss.
+    labels (N,). As torch.nn.CrossEntropyLoss:
+
+    label_smoothing: in [0, 1], the part of the target that is spread over all classes. weight:
+    (classes,) numbers, by which each class's loss is multiplied; the mean is over the weights of
+    the labels. ignore_index: the label of examples that do not count; where none counts the loss is
+    NaN.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, weight: Any = None, ignore_index: int = -100
+    ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = number("CrossEntropyLoss: label_smoothing", label_smoothing, 0, 1)
+        self.weight = self._checked_weight(weight)
+        self.ignore_index = whole(
+            "CrossEntropyLoss: ignore_index", ignore_index, -(2**63), 2**63 - 1
+        )
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
-        return functional.cross_entropy(scores, labels, self.label_smoothing)
+        weight = None if self.weight is None else _like(self.weight.data, scores.data)
+        options = self.label_smoothing, weight, self.ignore_index
+        return functional.cross_entropy(scores, labels, *options)
+
+    def _checked_weight(self, weight: Any) -> Buffer | None:
+        if weight is None:
+            return None
+        found = np.array(weight.data if isinstance(weight, Tensor) else weight)
+        if found.ndim != 1 or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+            raise ValueError(
+                f"CrossEntropyLoss: weight must be finite numbers, one for each class, got {weight}"
+            )
+        return Buffer(found if found.dtype.kind == "f" else found.astype(np.float32))
+
+
+def _like(weight: Array, scores: Array) -> Array:
+    """In the scores' type, and where they are."""
+    if device_of(weight) == device_of(scores) and weight.dtype == scores.dtype:
+        return weight
+    return to_device(to_numpy(weight).astype(scores.dtype), device_of(scores) or "cpu")
 
 
 class ArticleLoss(Module):
@@ -39,7 +73,7 @@ class HingeLoss(Module):
 
     def __init__(self, margin: float = 1.0) -> None:
         super().__init__()
-        self.margin = margin
+        self.margin = number("HingeLoss: margin", margin, above=0)
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
         return functional.hinge(scores, labels, self.margin)
@@ -56,7 +90,7 @@ class AuxiliaryLoss(Module):
     def __init__(self, loss: Module | None = None, weight: float = 0.3) -> None:
         super().__init__()
         self.loss = CrossEntropyLoss() if loss is None else loss
-        self.weight = weight
+        self.weight = number("AuxiliaryLoss: weight", weight)
 
     def forward(self, scores: Tensor | tuple[Tensor, ...], labels: Any) -> Tensor:
         if not isinstance(scores, tuple | list):

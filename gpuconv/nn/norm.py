@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import flag, number, whole
 from gpuconv.autograd import Parameter, Tensor, once
+from gpuconv.errors import unknown
 from gpuconv.nn.functional import batch_norm, local_response_norm
 from gpuconv.nn.module import Buffer, Module
+from gpuconv.ops.local_response_norm import CONVENTIONS
 
 
 class BatchNorm2d(Module):
@@ -14,8 +17,10 @@ class BatchNorm2d(Module):
 
     In training mean and biased variance are the batch's, and the running ones move towards them:
     running = (1 - momentum) * running + momentum * batch's, the variance made unbiased by
-    n / (n - 1), n = N*H*W; in evaluation the running ones are used. State, as torchvision's:
-    weight, bias (affine only), running_mean, running_var, num_batches_tracked (int64).
+    n / (n - 1), n = N*H*W; in evaluation the running ones are used. With momentum=None they are the
+    mean of all batches so far; with track_running_stats=False there are none, and evaluation uses
+    the batch's as well. State, as torchvision's: weight, bias (affine only), running_mean,
+    running_var, num_batches_tracked (int64; all three only with track_running_stats).
     forward: x (N, num_features, H, W) -> y, the same shape; ValueError in training for one value
     per channel. Source: Ioffe and Szegedy 2015; torch.nn.BatchNorm2d.
     """
@@ -23,19 +28,26 @@ class BatchNorm2d(Module):
     holds = ("weight", "bias")
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
     ) -> None:
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"BatchNorm2d: num_features must be at least 1, got {num_features}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"BatchNorm2d: momentum must be in [0, 1], got {momentum!r}")
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.weight = Parameter(np.ones(num_features, np.float32)) if affine else None
-        self.bias = Parameter(np.zeros(num_features, np.float32)) if affine else None
-        self.running_mean = Buffer(np.zeros(num_features, np.float32))
-        self.running_var = Buffer(np.ones(num_features, np.float32))
-        self.num_batches_tracked = Buffer(np.zeros((), np.int64))
+        self.num_features = C = whole("BatchNorm2d: num_features", num_features)
+        self.eps = number("BatchNorm2d: eps", eps, least=0)
+        if momentum is not None:
+            momentum = number("BatchNorm2d: momentum", momentum, 0, 1)
+        self.momentum = momentum
+        affine = flag("BatchNorm2d: affine", affine)
+        self.weight = Parameter(np.ones(C, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(C, np.float32)) if affine else None
+        tracked = flag("BatchNorm2d: track_running_stats", track_running_stats)
+        self.running_mean = Buffer(np.zeros(C, np.float32)) if tracked else None
+        self.running_var = Buffer(np.ones(C, np.float32)) if tracked else None
+        self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         for holder, value in (
@@ -49,20 +61,23 @@ class BatchNorm2d(Module):
                 holder.data[...] = value
 
     def forward(self, x: Tensor) -> Tensor:
-        training = self.in_training
+        training, momentum, batches = self.in_training, self.momentum, self.num_batches_tracked
+        if batches is None or self.running_mean is None or self.running_var is None:
+            return batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
         if training:
-            once(self._count)
+            once(np.add, batches.data, 1, batches.data)
+        if momentum is None:
+            momentum = 1 / max(int(batches.data), 1)
         running = self.running_mean.data, self.running_var.data
-        return batch_norm(x, *running, self.weight, self.bias, training, self.momentum, self.eps)
-
-    def _count(self) -> None:
-        self.num_batches_tracked.data += 1
+        return batch_norm(x, *running, self.weight, self.bias, training, momentum, self.eps)
 
     def extra_repr(self) -> str:
         parts = [str(self.num_features)]
         parts += [f"eps={self.eps:g}"] if self.eps != 1e-5 else []
-        parts += [f"momentum={self.momentum:g}"] if self.momentum != 0.1 else []
-        return ", ".join(parts + ([] if self.weight is not None else ["affine=False"]))
+        parts += [f"momentum={self.momentum}"] if self.momentum != 0.1 else []
+        parts += ["affine=False"] if self.weight is None else []
+        parts += ["track_running_stats=False"] if self.running_mean is None else []
+        return ", ".join(parts)
 
 
 class LocalResponseNorm(Module):
@@ -83,6 +98,12 @@ class LocalResponseNorm(Module):
         convention: str = "torch",
     ) -> None:
         super().__init__()
+        size = whole("LocalResponseNorm: size", size)
+        alpha = number("LocalResponseNorm: alpha", alpha)
+        beta = number("LocalResponseNorm: beta", beta)
+        k = number("LocalResponseNorm: k", k, above=0)
+        if convention not in CONVENTIONS:
+            raise unknown("convention", convention, CONVENTIONS)
         self.arguments = (size, alpha, beta, k, convention)
 
     def forward(self, x: Tensor) -> Tensor:

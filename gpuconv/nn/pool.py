@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpuconv.arguments import flag, pair
 from gpuconv.autograd import Tensor
 from gpuconv.nn import functional
 from gpuconv.nn.module import Module
-from gpuconv.shapes import pair, window
+from gpuconv.shapes import window
 
 
 class _Pool2d(Module):
@@ -68,7 +69,7 @@ class AvgPool2d(_Pool2d):
         dilation: Any = 1,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
-        self.count_include_pad = count_include_pad
+        self.count_include_pad = flag("AvgPool2d: count_include_pad", count_include_pad)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel_size, stride, padding, dilation, ceil_mode = self.arguments

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arguments import pair
 from gpuconv.arrays import ShapeOnly
 from gpuconv.autograd import Tensor, no_grad, state
 from gpuconv.nn.module import Module, Shape, in_mode
-from gpuconv.shapes import Window, pair, window
+from gpuconv.shapes import Window, window
 
 
 @dataclass(frozen=True)

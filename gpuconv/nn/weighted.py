@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arguments import flag
 from gpuconv.autograd import Parameter
 from gpuconv.nn import init
 from gpuconv.nn.module import Module, Shape
@@ -20,6 +21,7 @@ class Weighted(Module):
         super().__init__()
         weight, drawn = init.empty_weight(shape)
         self.weight = Parameter(weight)
+        bias = flag(f"{type(self).__name__}: bias", bias)
         self.bias = Parameter(init.empty_weight(shape[:1])[0]) if bias else None
         if drawn:
             self.reset_parameters(np.random.default_rng(rng))

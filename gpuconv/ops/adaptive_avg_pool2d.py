@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from gpuconv.arguments import pair
 from gpuconv.arrays import ShapeOnly
 from gpuconv.ops import adaptive_avg_pool2d_launch as config
 from gpuconv.ops.cost import Cost, nbytes
@@ -22,7 +23,6 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
-from gpuconv.shapes import pair
 
 
 @op
@@ -37,8 +37,8 @@ def adaptive_avg_pool2d(x: Array, output_size: Size) -> Array:
     """
     size = pair("output_size", output_size, 1)
     y = np.empty((*x.shape[:2], *size), x.dtype)
-    for p, q, pixels in bins(x.shape, size):
-        y[:, :, p, q] = x[pixels].mean((2, 3))
+    for outputs, pixels in bins(x.shape, size):
+        y[outputs] = x[pixels].mean((2, 3), keepdims=True)
     return y
 
 
@@ -49,19 +49,36 @@ def adaptive_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     dy: floats (N, C, P, Q). x_shape: (N, C, H, W). Returns dx, dy's dtype, of x_shape.
     """
     dx = np.zeros(x_shape, dy.dtype)
-    for p, q, pixels in bins(x_shape, dy.shape[2:]):
+    for outputs, pixels in bins(x_shape, dy.shape[2:]):
         part = dx[pixels]
-        part += dy[:, :, p : p + 1, q : q + 1] / dy.dtype.type(part.shape[2] * part.shape[3])
+        count = dy.dtype.type(part.shape[2] * part.shape[3])
+        part += (dy[outputs] / count).sum((2, 3), keepdims=True)
     return dx
 
 
 def bins(x_shape, size):
-    """For each output (p, q) the pixels it averages, as slices of (N, C, H, W)."""
-    H, W = x_shape[2:]
-    for p in range(size[0]):
-        rows = slice(p * H // size[0], -(-(p + 1) * H // size[0]))
-        for q in range(size[1]):
-            yield p, q, (..., rows, slice(q * W // size[1], -(-(q + 1) * W // size[1])))
+    """(outputs, pixels), as slices of (N, C, P, Q) and (N, C, H, W): these outputs are all the mean
+    of these pixels.
+    """
+    columns = _bins(x_shape[3], size[1])
+    for p, rows in _bins(x_shape[2], size[0]):
+        for q, across in columns:
+            yield (..., p, q), (..., rows, across)
+
+
+def _bins(length, outputs):
+    """The same along one axis. Where outputs are many, neighbours share their pixels: there are
+    fewer than two bins a pixel.
+    """
+    found, first = [], 0
+    while first < outputs:
+        begin, end = first * length // outputs, -(-(first + 1) * length // outputs)
+        # the last with this begin and this end: p * length < (begin + 1) * outputs, and
+        # (p + 1) * length <= end * outputs
+        last = min(-(-(begin + 1) * outputs // length) - 1, end * outputs // length - 1)
+        found.append((slice(first, last + 1), slice(begin, end)))
+        first = last + 1
+    return found
 
 
 @adaptive_avg_pool2d.output
@@ -82,25 +99,24 @@ def adaptive_avg_pool2d_backward_cost(dy, x_shape):
 
 @adaptive_avg_pool2d.check
 def adaptive_avg_pool2d_check(x, output_size):
-    require_floats("adaptive_avg_pool2d", x=x)
-    require_rank("adaptive_avg_pool2d", 4, "(N, C, H, W)", x=x)
+    require_floats(x=x)
+    require_rank(4, "(N, C, H, W)", x=x)
     pair("output_size", output_size, 1)
-    _require_pixels("adaptive_avg_pool2d", x.shape)
+    _require_pixels(x.shape)
 
 
 @adaptive_avg_pool2d_backward.check
 def adaptive_avg_pool2d_backward_check(dy, x_shape):
-    name = "adaptive_avg_pool2d_backward"
-    require_floats(name, dy=dy)
-    require_rank(name, 4, "(N, C, P, Q)", dy=dy)
-    require_image_shape(name, x_shape)
-    require_shape(name, {"dy": (*x_shape[:2], *dy.shape[2:])}, dy=dy)
-    _require_pixels(name, x_shape)
+    require_floats(dy=dy)
+    require_rank(4, "(N, C, P, Q)", dy=dy)
+    require_image_shape(x_shape)
+    require_shape({"dy": (*x_shape[:2], *dy.shape[2:])}, dy=dy)
+    _require_pixels(x_shape)
 
 
-def _require_pixels(name, x_shape):
+def _require_pixels(x_shape):
     if min(x_shape[2:]) < 1:
-        raise ValueError(f"{name}: an image without pixels has no mean; its shape is {x_shape}")
+        raise ValueError(f"an image without pixels has no mean; its shape is {x_shape}")
 
 
 @adaptive_avg_pool2d.launch

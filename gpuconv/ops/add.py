@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_finite, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, elementwise, op, require_floats, require_rank, require_shape
 from gpuconv.strides import pixel_stride
 from gpuconv.threads import parallel, shards
 
@@ -65,44 +64,31 @@ def scale(x: Array, factor: float) -> Array:
     return x * x.dtype.type(factor)
 
 
+accumulate.in_place = assign.in_place = True
+elementwise(add, multiply, scale)
+
+
 @add.check
 def add_check(a, b, activation):
-    require_floats("add", a=a, b=b)
-    require_shape("add", {"b": a.shape}, b=b)
+    require_floats(a=a, b=b)
+    require_shape({"b": a.shape}, b=b)
     if activation not in (None, "relu"):
         raise ValueError(f'add: activation must be None or "relu", got {activation!r}')
 
 
 @accumulate.check
 def accumulate_check(total, b):
-    require_floats("accumulate", total=total, b=b)
-    require_shape("accumulate", {"b": total.shape}, b=b)
+    require_floats(total=total, b=b)
+    require_shape({"b": total.shape}, b=b)
     if total.ndim == 0:
-        raise ValueError("accumulate: total must have an axis, got shape ()")
+        raise ValueError("total must have an axis, got shape ()")
 
 
 @assign.check
 def assign_check(part, x):
-    require_floats("assign", part=part, x=x)
-    require_rank("assign", 4, "(N, C, H, W)", part=part)
-    require_shape("assign", {"x": part.shape}, x=x)
-
-
-@multiply.check
-def multiply_check(a, b):
-    require_floats("multiply", a=a, b=b)
-    require_shape("multiply", {"b": a.shape}, b=b)
-
-
-@scale.check
-def scale_check(x, factor):
-    require_floats("scale", x=x)
-    require_finite("scale", factor=factor)
-
-
-@add.output
-def add_output(a, b, activation):
-    return ShapeOnly(a.shape, a.dtype)
+    require_floats(part=part, x=x)
+    require_rank(4, "(N, C, H, W)", part=part)
+    require_shape({"x": part.shape}, x=x)
 
 
 @accumulate.output
@@ -115,21 +101,6 @@ def assign_output(part, x):
     return part
 
 
-@multiply.output
-def multiply_output(a, b):
-    return ShapeOnly(a.shape, a.dtype)
-
-
-@scale.output
-def scale_output(x, factor):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@add.cost
-def add_cost(a, b, activation):
-    return moved(a, b, a)
-
-
 @accumulate.cost
 def accumulate_cost(total, b):
     return moved(total, b, total)
@@ -137,16 +108,6 @@ def accumulate_cost(total, b):
 
 @assign.cost
 def assign_cost(part, x):
-    return moved(x, x)
-
-
-@multiply.cost
-def multiply_cost(a, b):
-    return moved(a, b, a)
-
-
-@scale.cost
-def scale_cost(x, factor):
     return moved(x, x)
 
 

@@ -10,9 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from gpuconv.arguments import flag
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
-from gpuconv.ops.cost import Cost, image, nbytes, output
+from gpuconv.ops.cost import Cost, image, nbytes
 from gpuconv.ops.op import (
     Array,
     Padding,
@@ -123,162 +124,149 @@ def _taps_counted(geometry, image, include_pad):
     axes = zip(image, geometry.pads(*image), geometry.output_size(*image), strict=True)
     counts = []
     for axis, (size, (before, after), outputs) in enumerate(axes):
-        starts = np.arange(outputs)[:, None] * geometry.stride[axis] - before
-        taps = starts + np.arange(geometry.kernel_size[axis]) * geometry.dilation[axis]
+        starts = np.arange(outputs) * geometry.stride[axis] - before
         low, high = (-before, size + after) if include_pad else (0, size)
-        counts.append(((taps >= low) & (taps < high)).sum(1))
+        dilation = geometry.dilation[axis]
+        first = np.maximum(-((starts - low) // dilation), 0)  # the taps from low on
+        end = np.minimum((high - 1 - starts) // dilation + 1, geometry.kernel_size[axis])
+        counts.append(np.maximum(end - first, 0))
     total = np.maximum(np.outer(*counts), 1)  # a window of padding alone: 0 / 1, not 0 / 0
     total.flags.writeable = False  # every call shares it
     return total
 
 
-def _require(name, x_shape, dy, geometry):
-    require_image_shape(name, x_shape)
-    geometry.require(name, *x_shape[2:])
-    if dy is not None:
-        require_shape(name, {"dy": (*x_shape[:2], *geometry.output_size(*x_shape[2:]))}, dy=dy)
+def pooled(x, *options):
+    """The shape-only result of a pool of x."""
+    return ShapeOnly((*x.shape[:2], *window(*options).output_size(*x.shape[2:])), x.dtype)
+
+
+def require_pooled_shape(x_shape, geometry, **arrays):
+    """ValueError unless the arrays have the shape of a pool's result for (N, C, H, W)."""
+    shape = (*x_shape[:2], *geometry.output_size(*x_shape[2:]))
+    require_shape(dict.fromkeys(arrays, shape), **arrays)
+
+
+def _require(x, options):
+    require_floats(x=x)
+    require_rank(4, "(N, C, H, W)", x=x)
+    window(*options).output_size(*x.shape[2:])
+
+
+def _require_backward(dy, x_shape, options):
+    require_floats(dy=dy)
+    require_image_shape(x_shape)
+    window(*options).output_size(*x_shape[2:])
+    require_pooled_shape(x_shape, window(*options), dy=dy)
 
 
 @sum_pool2d.check
-def sum_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode):
-    require_floats("sum_pool2d", x=x)
-    require_rank("sum_pool2d", 4, "(N, C, H, W)", x=x)
-    _require("sum_pool2d", x.shape, None, window(kernel_size, stride, padding, dilation, ceil_mode))
+def sum_pool2d_check(x, *options):
+    _require(x, options)
 
 
 @avg_pool2d.check
-def avg_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    require_floats("avg_pool2d", x=x)
-    require_rank("avg_pool2d", 4, "(N, C, H, W)", x=x)
-    _require("avg_pool2d", x.shape, None, window(kernel_size, stride, padding, dilation, ceil_mode))
+def avg_pool2d_check(x, *options):
+    flag("count_include_pad", options[-1])
+    _require(x, options[:-1])
 
 
 @sum_pool2d_backward.check
-def sum_pool2d_backward_check(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    require_floats("sum_pool2d_backward", dy=dy)
-    _require(
-        "sum_pool2d_backward",
-        x_shape,
-        dy,
-        window(kernel_size, stride, padding, dilation, ceil_mode),
-    )
+def sum_pool2d_backward_check(dy, x_shape, *options):
+    _require_backward(dy, x_shape, options)
 
 
 @avg_pool2d_backward.check
-def avg_pool2d_backward_check(
-    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
-):
-    require_floats("avg_pool2d_backward", dy=dy)
-    _require(
-        "avg_pool2d_backward",
-        x_shape,
-        dy,
-        window(kernel_size, stride, padding, dilation, ceil_mode),
-    )
+def avg_pool2d_backward_check(dy, x_shape, *options):
+    flag("count_include_pad", options[-1])
+    _require_backward(dy, x_shape, options[:-1])
 
 
 @sum_pool2d.output
-def sum_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return ShapeOnly((*x.shape[:2], *geometry.output_size(*x.shape[2:])), x.dtype)
+def sum_pool2d_output(x, *options):
+    return pooled(x, *options)
 
 
 @avg_pool2d.output
-def avg_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    return sum_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode)
+def avg_pool2d_output(x, *options):
+    return pooled(x, *options[:-1])
 
 
 @sum_pool2d.cost
-def sum_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return Cost(0, image(x, geometry) + output(x, x.shape[1], geometry))
+def sum_pool2d_cost(x, *options):
+    return Cost(0, image(x, window(*options)) + nbytes(pooled(x, *options)))
 
 
 @avg_pool2d.cost
-def avg_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    return sum_pool2d.work(x, kernel_size, stride, padding, dilation, ceil_mode)
+def avg_pool2d_cost(x, *options):
+    return sum_pool2d_cost(x, *options[:-1])
 
 
 @sum_pool2d_backward.cost
-def sum_pool2d_backward_cost(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
+@avg_pool2d_backward.cost
+def sum_pool2d_backward_cost(dy, x_shape, *options):
     return Cost(0, nbytes(dy) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
-@avg_pool2d_backward.cost
-def avg_pool2d_backward_cost(
-    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
-):
-    return sum_pool2d_backward.work(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode)
-
-
 @sum_pool2d.cpu
-def sum_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode):
-    return fast.sum_forward(x, window(kernel_size, stride, padding, dilation, ceil_mode))
+def sum_pool2d_cpu(x, *options):
+    geometry = window(*options)
+    if geometry.mostly_outside(*x.shape[2:]):
+        return sum_pool2d.definition(x, *options)
+    return fast.sum_forward(x, geometry)
 
 
 @sum_pool2d_backward.cpu
-def sum_pool2d_backward_cpu(dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    return fast.sum_backward(dy, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode))
+def sum_pool2d_backward_cpu(dy, x_shape, *options):
+    geometry = window(*options)
+    if geometry.mostly_outside(*x_shape[2:]):
+        return sum_pool2d_backward.definition(dy, x_shape, *options)
+    return fast.sum_backward(dy, x_shape, geometry)
 
 
 @avg_pool2d.cpu
-def avg_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    y = fast.sum_forward(x, geometry)
-    y /= _taps_counted(geometry, x.shape[2:], count_include_pad).astype(y.dtype)
+def avg_pool2d_cpu(x, *options):
+    y = sum_pool2d_cpu(x, *options[:-1])
+    y /= _taps_counted(window(*options[:-1]), x.shape[2:], options[-1]).astype(y.dtype)
     return y
 
 
 @avg_pool2d_backward.cpu
-def avg_pool2d_backward_cpu(
-    dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
-):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return fast.sum_backward(
-        dy / _taps_counted(geometry, tuple(x_shape[2:]), count_include_pad).astype(dy.dtype),
-        x_shape,
-        geometry,
-    )
+def avg_pool2d_backward_cpu(dy, x_shape, *options):
+    counts = _taps_counted(window(*options[:-1]), tuple(x_shape[2:]), options[-1])
+    return sum_pool2d_backward_cpu(dy / counts.astype(dy.dtype), x_shape, *options[:-1])
 
 
-def _forward(runtime, x, geometry, *options):
-    y = runtime.empty((x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1]))
-    runtime.run(config_avg_pool2d(x.shape, geometry, *options), y=y, x=runtime.as_nhwc(x))
+def _forward(runtime, x, window_options, *average):
+    N, C, P, Q = pooled(x, *window_options).shape
+    y = runtime.empty((N, P, Q, C))
+    config = config_avg_pool2d(x.shape, window(*window_options), *average)
+    runtime.run(config, y=y, x=runtime.as_nhwc(x))
     return runtime.as_nchw(y)
 
 
-def _backward(runtime, dy, x_shape, geometry, *options):
+def _backward(runtime, dy, x_shape, window_options, *average):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
-    config = config_avg_pool2d_backward((N, C, H, W), geometry, *options)
+    config = config_avg_pool2d_backward((N, C, H, W), window(*window_options), *average)
     runtime.run(config, dx=dx, dy=runtime.as_nhwc(dy))
     return runtime.as_nchw(dx)
 
 
 @sum_pool2d.launch
-def sum_pool2d_launch(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
-    return _forward(runtime, x, window(kernel_size, stride, padding, dilation, ceil_mode), False)
+def sum_pool2d_launch(runtime, x, *options):
+    return _forward(runtime, x, options, False)
 
 
 @sum_pool2d_backward.launch
-def sum_pool2d_backward_launch(
-    runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode
-):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return _backward(runtime, dy, x_shape, geometry, False)
+def sum_pool2d_backward_launch(runtime, dy, x_shape, *options):
+    return _backward(runtime, dy, x_shape, options, False)
 
 
 @avg_pool2d.launch
-def avg_pool2d_launch(
-    runtime, x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
-):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return _forward(runtime, x, geometry, True, count_include_pad)
+def avg_pool2d_launch(runtime, x, *options):
+    return _forward(runtime, x, options[:-1], True, options[-1])
 
 
 @avg_pool2d_backward.launch
-def avg_pool2d_backward_launch(
-    runtime, dy, x_shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad
-):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    return _backward(runtime, dy, x_shape, geometry, True, count_include_pad)
+def avg_pool2d_backward_launch(runtime, dy, x_shape, *options):
+    return _backward(runtime, dy, x_shape, options[:-1], True, options[-1])

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import number, whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import batch_norm as fast
 from gpuconv.ops import batch_norm2d_launch as config
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import (
     Array,
+    in_float64,
     op,
-    require_finite,
     require_floats,
-    require_number,
     require_rank,
     require_shape,
 )
@@ -47,17 +47,26 @@ def batch_norm2d(
     ([[[[-1.0, 1.0]]]], [2.0], [1.0])
     """
     if mean is None:
-        mean = x.mean((0, 2, 3))
-        var = np.square(x - _over_pixels(mean)).mean((0, 2, 3))
-    y = _normalised(x, mean, var, eps)
-    if w is not None:
-        y = y * _over_pixels(w)
-    if b is not None:
-        y = y + _over_pixels(b)
+        mean, var = _statistics(x)
+    y = _transformed(x, w, b, mean, var, eps)
     return np.maximum(y, 0) if activation == "relu" else y, mean, var
 
 
+@in_float64
+def _statistics(x):
+    mean = x.mean((0, 2, 3))
+    return mean, np.square(x - _over_pixels(mean)).mean((0, 2, 3))
+
+
+@in_float64
+def _transformed(x, w, b, mean, var, eps):
+    y = _normalised(x, mean, var, eps)
+    y = y if w is None else y * _over_pixels(w)
+    return y if b is None else y + _over_pixels(b)
+
+
 @op
+@in_float64
 def batch_norm2d_backward(
     dy: Array,
     x: Array,
@@ -82,9 +91,7 @@ def batch_norm2d_backward(
     """
     z = _normalised(x, mean, var, eps)
     if activation == "relu":
-        y = z if w is None else z * _over_pixels(w)
-        y = y if b is None else y + _over_pixels(b)
-        dy = np.where(y <= 0, np.zeros((), dy.dtype), dy)
+        dy = np.where(_transformed(x, w, b, mean, var, eps) <= 0, 0, dy)
     db, dw = dy.sum((0, 2, 3)), (dy * z).sum((0, 2, 3))
     dx = None
     if need_dx:
@@ -111,6 +118,9 @@ def batch_norm2d_track(
     return running_mean, running_var
 
 
+batch_norm2d_track.in_place = True
+
+
 def _over_pixels(channels):
     return channels[:, None, None]
 
@@ -121,46 +131,41 @@ def _normalised(x, mean, var, eps):
 
 @batch_norm2d.check
 def batch_norm2d_check(x, w, b, mean, var, eps, activation):
-    name = "batch_norm2d"
-    _require(name, x, w, b, mean, var, eps, activation)
+    _require(x, w, b, mean, var, eps, activation)
     if (mean is None) != (var is None):
-        raise ValueError(f"{name}: give both mean and var, or neither")
+        raise ValueError("give both mean and var, or neither")
     if mean is None and x.size == 0:
-        raise ValueError(f"{name}: an empty batch has no mean; x.shape={x.shape}")
+        raise ValueError(f"an empty batch has no mean; x.shape={x.shape}")
 
 
 @batch_norm2d_backward.check
 def batch_norm2d_backward_check(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
-    name = "batch_norm2d_backward"
-    _require(name, x, w, b, mean, var, eps, activation)
-    require_floats(name, x=x, dy=dy, mean=mean, var=var)
-    require_shape(name, {"dy": x.shape}, dy=dy)
+    _require(x, w, b, mean, var, eps, activation)
+    require_floats(x=x, dy=dy, mean=mean, var=var)
+    require_shape({"dy": x.shape}, dy=dy)
 
 
 @batch_norm2d_track.check
 def batch_norm2d_track_check(running_mean, running_var, mean, var, count, momentum):
-    name = "batch_norm2d_track"
     given = {"running_var": running_var, "mean": mean, "var": var}
-    require_floats(name, running_mean=running_mean, **given)
-    require_rank(name, 1, "(C)", running_mean=running_mean)
-    require_shape(name, dict.fromkeys(given, running_mean.shape), **given)
-    require_finite(name, momentum=momentum)
-    require_number(name, whole=True, count=count)
+    require_floats(running_mean=running_mean, **given)
+    require_rank(1, "(C)", running_mean=running_mean)
+    require_shape(dict.fromkeys(given, running_mean.shape), **given)
+    number("momentum", momentum)
+    whole("count", count, most=2**63)
     if count < 2:
-        raise ValueError(f"{name}: one value a channel has no unbiased variance; count={count}")
+        raise ValueError(f"one value a channel has no unbiased variance; count={count}")
 
 
-def _require(name, x, w, b, mean, var, eps, activation):
-    require_floats(name, ("w", "b", "mean", "var"), x=x, w=w, b=b, mean=mean, var=var)
-    require_rank(name, 4, "(N, C, H, W)", x=x)
+def _require(x, w, b, mean, var, eps, activation):
+    require_floats(("w", "b", "mean", "var"), x=x, w=w, b=b, mean=mean, var=var)
+    require_rank(4, "(N, C, H, W)", x=x)
     C = x.shape[1]
     shapes: dict[str, tuple[int, ...]] = {"w": (C,), "b": (C,), "mean": (C,), "var": (C,)}
-    require_shape(name, shapes, w=w, b=b, mean=mean, var=var)
-    require_finite(name, eps=eps)
-    if eps < 0:
-        raise ValueError(f"{name}: eps must not be negative, got {eps!r}")
+    require_shape(shapes, w=w, b=b, mean=mean, var=var)
+    number("eps", eps, least=0)
     if activation not in (None, "relu"):
-        raise ValueError(f'{name}: activation must be None or "relu", got {activation!r}')
+        raise ValueError(f'activation must be None or "relu", got {activation!r}')
 
 
 @batch_norm2d.output

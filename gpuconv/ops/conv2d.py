@@ -9,18 +9,18 @@ import math
 
 import numpy as np
 
+from gpuconv.arguments import whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
 from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops.activation import activate, activation_backward, require_activation
-from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes, output
+from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes
 from gpuconv.ops.op import (
     Array,
     Padding,
     Size,
     op,
     require_floats,
-    require_number,
     require_rank,
     require_shape,
 )
@@ -111,66 +111,68 @@ def _groups(K, C, groups):
         )
 
 
+def y_shape(x, w, *options):
+    """(N, K, P, Q), which the window of these options gives; ValueError where none fits x."""
+    return x.shape[0], w.shape[0], *window(w.shape[2:], *options[:3]).output_size(*x.shape[2:])
+
+
 @conv2d.check
-def conv2d_check(x, w, b, stride, padding, dilation, groups, activation):
-    require_conv2d("conv2d", x, w, b, stride, padding, dilation, groups, activation)
+def conv2d_check(x, w, b, *options):
+    require_conv2d(x, w, b, *options)
 
 
 @conv2d_backward.check
-def conv2d_backward_check(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
-    name = "conv2d_backward"
-    require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation)
-    require_floats(name, ("y",), x=x, dy=dy, y=y)
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    shape = (x.shape[0], w.shape[0], *size)
-    require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
+def conv2d_backward_check(dy, x, w, b, *options):
+    activation, y, _ = options[-3:]
+    require_conv2d(x, w, b, *options[:-2])
+    require_floats(("y",), x=x, dy=dy, y=y)
+    shape = y_shape(x, w, *options)
+    require_shape({"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
-        raise ValueError(f"{name}: activation={activation!r} needs y, what conv2d returned")
+        raise ValueError(f"activation={activation!r} needs y, what conv2d returned")
 
 
-def require_conv2d(name, x, w, b, stride, padding, dilation, groups, activation=None):
-    """TypeError or ValueError unless these are arguments of a convolution, called `name`."""
-    require_floats(name, ("b",), x=x, w=w, b=b)
-    require_rank(name, 4, "(N, C, H, W)", x=x)
-    require_rank(name, 4, "(K, C/groups, R, S)", w=w)
-    (_, C, H, W), (K, filter_channels, R, S) = x.shape, w.shape
-    require_number(name, whole=True, groups=groups)
-    if groups < 1 or C % groups or K % groups:
+def require_conv2d(x, w, b, stride, padding, dilation, groups, activation=None):
+    """TypeError or ValueError unless these are arguments of a convolution."""
+    require_floats(("b",), x=x, w=w, b=b)
+    require_rank(4, "(N, C, H, W)", x=x)
+    require_rank(4, "(K, C/groups, R, S)", w=w)
+    C, (K, filter_channels, _, _) = x.shape[1], w.shape
+    whole("groups", groups)
+    if C % groups or K % groups:
         raise ValueError(
-            f"{name}: groups={groups} must divide the {C} channels of x and the {K} filters of w"
+            f"groups={groups} must divide the {C} channels of x and the {K} filters of w"
         )
     if filter_channels * groups != C:
         raise ValueError(
-            f"{name}: x has {C} channels, w expects {filter_channels} per group "
+            f"x has {C} channels, w expects {filter_channels} per group "
             f"(x.shape={x.shape}, w.shape={w.shape}, groups={groups})"
         )
-    require_shape(name, {"b": (K,)}, b=b)
+    require_shape({"b": (K,)}, b=b)
     require_activation(activation)
-    window((R, S), stride, padding, dilation).require(name, H, W)
+    y_shape(x, w, stride, padding, dilation)
 
 
 @conv2d.output
-def conv2d_output(x, w, b, stride, padding, dilation, groups, activation):
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    return ShapeOnly((x.shape[0], w.shape[0], *size), x.dtype)
+def conv2d_output(x, w, b, *options):
+    return ShapeOnly(y_shape(x, w, *options), x.dtype)
 
 
 @conv2d.count
-def conv2d_multiply_adds(x, w, b, stride, padding, dilation, groups, activation):
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    return x.shape[0] * math.prod(size) * math.prod(w.shape)
+def conv2d_multiply_adds(x, w, b, *options):
+    return math.prod(y_shape(x, w, *options)) * math.prod(w.shape[1:])
 
 
 @conv2d.cost
-def conv2d_cost(x, w, b, stride, padding, dilation, groups, activation):
-    geometry = window(w.shape[2:], stride, padding, dilation)
-    traffic = image(x, geometry) + nbytes(w, b) + output(x, len(w), geometry)
+def conv2d_cost(x, w, b, *options):
+    geometry = window(w.shape[2:], *options[:3])
+    traffic = image(x, geometry) + nbytes(w, b, conv2d_output(x, w, b, *options))
     return Cost(2 * multiply_adds(x, w, geometry), traffic)
 
 
 @conv2d_backward.cost
-def conv2d_backward_cost(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
-    geometry = window(w.shape[2:], stride, padding, dilation)
+def conv2d_backward_cost(dy, x, w, b, *options):
+    geometry, (activation, y, need_dx) = window(w.shape[2:], *options[:3]), options[-3:]
     traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
     return Cost((4 if need_dx else 2) * multiply_adds(x, w, geometry), traffic)
@@ -187,9 +189,8 @@ def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation):
 @conv2d_backward.cpu
 def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
     dy = activation_backward(dy, y, activation)
-    dx, dw, db = fast.backward(
-        dy, x, w, window(w.shape[2:], stride, padding, dilation), groups, need_dx
-    )
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    dx, dw, db = fast.backward(dy, x, w, geometry, groups, need_dx)
     return dx, dw, db if b is not None else None
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv_pool as fast
-from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d
-from gpuconv.ops.cost import Cost, like, nbytes, output
-from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, require_pool
+from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d, y_shape
+from gpuconv.ops.cost import Cost, like, nbytes
+from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_pool2d_output, require_pool
 from gpuconv.ops.op import Array, Padding, Size, op, require_floats, require_rank, require_shape
 from gpuconv.ops.pool2d_launch import (
     config_bias_relu_max_pool2d,
@@ -67,38 +66,11 @@ def conv2d_relu_max_pool2d_backward(
     rest as it had it. Where a window's largest value was not above 0, nothing passes.
     Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
+    between = y_shape(x, w, stride, padding, dilation)
     passed = np.where(y <= 0, np.zeros((), dy.dtype), dy)
-    spread = max_pool2d_backward.definition(passed, argmax, (len(x), len(w), *size), *pool)
+    spread = max_pool2d_backward.definition(passed, argmax, between, *pool)
     arguments = (x, w, b, stride, padding, dilation, groups, None, None, need_dx)
     return conv2d_backward.definition(spread, *arguments)
-
-
-@conv2d_relu_max_pool2d.check
-def conv2d_relu_max_pool2d_check(x, w, b, stride, padding, dilation, groups, pool):
-    name = "conv2d_relu_max_pool2d"
-    require_conv2d(name, x, w, b, stride, padding, dilation, groups)
-    _pooled_shape(name, x, w, stride, padding, dilation, pool)
-
-
-@conv2d_relu_max_pool2d_backward.check
-def conv2d_relu_max_pool2d_backward_check(
-    dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx
-):
-    name = "conv2d_relu_max_pool2d_backward"
-    require_conv2d(name, x, w, b, stride, padding, dilation, groups)
-    require_floats(name, x=x, dy=dy, y=y)
-    require_rank(name, 4, "(N, K, P, Q)", argmax=argmax)
-    shape = _pooled_shape(name, x, w, stride, padding, dilation, pool)
-    require_shape(name, {"dy": shape, "y": shape, "argmax": shape}, dy=dy, y=y, argmax=argmax)
-
-
-def _pooled_shape(name, x, w, stride, padding, dilation, pool):
-    """(N, K, P, Q) after both windows, if the second fits the first's output."""
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    geometry = window(*_complete(pool))
-    require_pool(name, (len(x), len(w), *size), geometry)
-    return len(x), len(w), *geometry.output_size(*size)
 
 
 def _complete(pool):
@@ -106,40 +78,59 @@ def _complete(pool):
     return (*pool, None) if len(pool) == 1 else pool
 
 
+def _between(x, w, options):
+    """In place of the convolution's output."""
+    return like(y_shape(x, w, *options), x.dtype)
+
+
+def _pooled(x, w, options, pool):
+    """The shape-only results, if the second window fits the first's output."""
+    between, pool = _between(x, w, options), _complete(pool)
+    require_pool(between.shape, window(*pool))
+    return max_pool2d_output(between, *pool)
+
+
+@conv2d_relu_max_pool2d.check
+def conv2d_relu_max_pool2d_check(x, w, b, *options):
+    *geometry, pool = options
+    require_conv2d(x, w, b, *geometry)
+    _pooled(x, w, geometry, pool)
+
+
+@conv2d_relu_max_pool2d_backward.check
+def conv2d_relu_max_pool2d_backward_check(dy, y, argmax, x, w, b, *options):
+    *geometry, pool, _ = options
+    require_conv2d(x, w, b, *geometry)
+    require_floats(x=x, dy=dy, y=y)
+    require_rank(4, "(N, K, P, Q)", argmax=argmax)
+    arrays = {"dy": dy, "y": y, "argmax": argmax}
+    require_shape(dict.fromkeys(arrays, _pooled(x, w, geometry, pool)[0].shape), **arrays)
+
+
 @conv2d_relu_max_pool2d.output
-def conv2d_relu_max_pool2d_output(x, w, b, stride, padding, dilation, groups, pool):
-    shape = _pooled_shape("conv2d_relu_max_pool2d", x, w, stride, padding, dilation, pool)
-    return ShapeOnly(shape, x.dtype), ShapeOnly(shape, np.uint8)
+def conv2d_relu_max_pool2d_output(x, w, b, *options):
+    return _pooled(x, w, options[:-1], options[-1])
 
 
 @conv2d_relu_max_pool2d.count
-def conv2d_relu_max_pool2d_multiply_adds(x, w, b, stride, padding, dilation, groups, pool):
-    return conv2d.multiply_adds(x, w, b, stride, padding, dilation, groups)
+def conv2d_relu_max_pool2d_multiply_adds(x, w, b, *options):
+    return conv2d.multiply_adds(x, w, b, *options[:-1])
 
 
 @conv2d_relu_max_pool2d.cost
-def conv2d_relu_max_pool2d_cost(x, w, b, stride, padding, dilation, groups, pool):
+def conv2d_relu_max_pool2d_cost(x, w, b, *options):
     """Without the convolution's own output, which need not exist."""
-    conv = conv2d.work(x, w, b, stride, padding, dilation, groups)
-    between = _between(x, w, stride, padding, dilation)
-    y = output(between, len(w), window(*_complete(pool)))
-    return Cost(conv.flops, conv.bytes - nbytes(between) + y + y // x.dtype.itemsize)
+    conv = conv2d.work(x, w, b, *options[:-1])
+    between = nbytes(_between(x, w, options))
+    return Cost(conv.flops, conv.bytes - between + nbytes(*_pooled(x, w, options, options[-1])))
 
 
 @conv2d_relu_max_pool2d_backward.cost
-def conv2d_relu_max_pool2d_backward_cost(
-    dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx
-):
-    between = _between(x, w, stride, padding, dilation)
-    arguments = (x, w, b, stride, padding, dilation, groups, None, None, need_dx)
-    conv = conv2d_backward.work(between, *arguments)
+def conv2d_relu_max_pool2d_backward_cost(dy, y, argmax, x, w, b, *options):
+    between = _between(x, w, options)
+    given = between, x, w, b, *options[:-2], None, None, options[-1]
+    conv = conv2d_backward.work(*given)
     return Cost(conv.flops, conv.bytes - nbytes(between) + nbytes(dy, y, argmax))
-
-
-def _between(x, w, stride, padding, dilation):
-    """In place of the convolution's output."""
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    return like((len(x), len(w), *size), x.dtype)
 
 
 @conv2d_relu_max_pool2d.cpu
@@ -178,20 +169,14 @@ def conv2d_relu_max_pool2d_launch(runtime, x, w, b, stride, padding, dilation, g
 def conv2d_relu_max_pool2d_backward_launch(
     runtime, dy, y, argmax, x, w, b, stride, padding, dilation, groups, pool, need_dx
 ):
-    size = window(w.shape[2:], stride, padding, dilation).output_size(*x.shape[2:])
-    shape, geometry = (len(x), len(w), *size), window(*_complete(pool))
-    if is_2x2(geometry):
-        spread = _spread(runtime, dy, y, argmax, shape, geometry)
+    N, K, H, W = y_shape(x, w, stride, padding, dilation)
+    geometry = window(*_complete(pool))
+    if is_2x2(geometry):  # through ReLU and pool in one pass
+        dx = runtime.empty((N, H, W, K))
+        pooled = {"dy": dy, "y": y, "argmax": argmax}
+        read = {name: runtime.as_nhwc(array) for name, array in pooled.items()}
+        runtime.run(config_bias_relu_max_pool2d_backward((N, K, H, W), geometry), dx=dx, **read)
+        spread = runtime.as_nchw(dx)
     else:
-        spread = max_pool2d_backward(relu_backward(dy, y), argmax, shape, *pool)
+        spread = max_pool2d_backward(relu_backward(dy, y), argmax, (N, K, H, W), *pool)
     return conv2d_backward(spread, x, w, b, stride, padding, dilation, groups, need_dx=need_dx)
-
-
-def _spread(runtime, dy, y, argmax, shape, geometry):
-    """The gradient of the convolution's sums, of `shape`, through ReLU and pool in one pass."""
-    N, K, H, W = shape
-    dx = runtime.empty((N, H, W, K))
-    pooled = {"dy": dy, "y": y, "argmax": argmax}
-    read = {name: runtime.as_nhwc(array) for name, array in pooled.items()}
-    runtime.run(config_bias_relu_max_pool2d_backward(shape, geometry), dx=dx, **read)
-    return runtime.as_nchw(dx)

@@ -72,12 +72,6 @@ def multiply_adds(x: Any, w: Any, window: Window) -> int:
     return x.shape[0] * w.shape[0] * w.shape[1] * inside
 
 
-def output(x: Any, channels: int, window: Window) -> int:
-    """The bytes of (N, channels, P, Q)."""
-    P, Q = window.output_size(*x.shape[2:])
-    return x.shape[0] * channels * P * Q * x.dtype.itemsize
-
-
 def _key(pixels: slice) -> tuple[int, int, int]:
     return pixels.start, pixels.stop, pixels.step or 1
 

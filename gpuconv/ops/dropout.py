@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly
+from gpuconv.arguments import number, whole
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda.launch_config import config_elementwise
-from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_floats, require_number
+from gpuconv.ops.op import Array, elementwise, op, require_floats
 from gpuconv.threads import parallel, shards
 
 
@@ -19,9 +18,9 @@ from gpuconv.threads import parallel, shards
 def dropout(x: Array, p: float, seed: int) -> Array:
     """y = x / (1 - p) where an element is kept, 0 where it is dropped, each with probability p.
 
-    x: floats of any shape. p: in [0, 1). seed: an int. Element i, in C order, is kept if the upper
-    32 bits of SplitMix64's number i for that seed are at least p * 2**32: the same mask on every
-    device and in the backward pass, which is dropout(dy, p, seed) itself.
+    x: floats of any shape. p: in [0, 1], all 0 for 1. seed: an int. Element i, in C order, is kept
+    if the upper 32 bits of SplitMix64's number i for that seed are at least p * 2**32: the same
+    mask on every device and in the backward pass, which is dropout(dy, p, seed) itself.
     """
     i = np.arange(1, x.size + 1, dtype=np.uint64)
     z = np.uint64(seed) + i * np.uint64(0x9E3779B97F4A7C15)
@@ -29,38 +28,31 @@ def dropout(x: Array, p: float, seed: int) -> Array:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
     keep = (z >> np.uint64(32)) >= np.uint64(_threshold(p))
-    return np.where(keep.reshape(x.shape), x * x.dtype.type(1 / (1 - p)), np.zeros((), x.dtype))
+    return np.where(keep.reshape(x.shape), x * x.dtype.type(_factor(p)), np.zeros((), x.dtype))
 
 
 def _threshold(p: float) -> int:
     return round(p * 2**32)
 
 
+def _factor(p: float) -> float:
+    return 0.0 if p == 1 else 1 / (1 - p)
+
+
+elementwise(dropout)
+
+
 @dropout.check
 def dropout_check(x, p, seed):
-    require_floats("dropout", x=x)
-    require_number("dropout", p=p)
-    require_number("dropout", whole=True, seed=seed)
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: p must be in [0, 1), got {p!r}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"dropout: seed must be in [0, 2**64), got {seed!r}")
-
-
-@dropout.output
-def dropout_output(x, p, seed):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@dropout.cost
-def dropout_cost(x, p, seed):
-    return moved(x, x)
+    require_floats(x=x)
+    number("p", p, 0, 1)
+    whole("seed", seed, 0, 2**64 - 1)
 
 
 @dropout.cpu
 def dropout_cpu(x, p, seed):
     flat, y = fast.contiguous(x).reshape(-1), np.empty(x.shape, x.dtype)
-    out, scale = y.reshape(-1), x.dtype.type(1 / (1 - p))
+    out, scale = y.reshape(-1), x.dtype.type(_factor(p))
     parallel(
         lambda b, e: fast.dropout(
             flat[b:e], out[b:e], b, np.uint64(seed), np.uint64(_threshold(p)), scale
@@ -74,7 +66,7 @@ def dropout_cpu(x, p, seed):
 @dropout.launch
 def dropout_launch(runtime, x, p, seed):
     y = runtime.empty(x.shape)  # the mask counts in C order
-    numbers = {"seed": seed, "threshold": _threshold(p), "factor": 1 / (1 - p)}
+    numbers = {"seed": seed, "threshold": _threshold(p), "factor": _factor(p)}
     config = config_elementwise("elementwise.cu", "dropout", int(x.size))
     runtime.run(config, numbers, y=y, x=runtime.contiguous(x))
     return y

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
-from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_finite, require_floats, require_shape
+from gpuconv.ops.op import Array, elementwise, op
 
 
 @op
@@ -31,32 +29,7 @@ def leaky_relu_backward(dy: Array, x: Array, negative_slope: float = 0.01) -> Ar
     return np.where(x > 0, dy, dy.dtype.type(negative_slope) * dy)
 
 
-@leaky_relu.check
-def leaky_relu_check(x, negative_slope):
-    require_floats("leaky_relu", x=x)
-    require_finite("leaky_relu", negative_slope=negative_slope)
-
-
-@leaky_relu_backward.check
-def leaky_relu_backward_check(dy, x, negative_slope):
-    require_floats("leaky_relu_backward", dy=dy, x=x)
-    require_shape("leaky_relu_backward", {"dy": x.shape}, dy=dy)
-    require_finite("leaky_relu_backward", negative_slope=negative_slope)
-
-
-@leaky_relu.output
-def leaky_relu_output(x, negative_slope):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@leaky_relu.cost
-def leaky_relu_cost(x, negative_slope):
-    return moved(x, x)
-
-
-@leaky_relu_backward.cost
-def leaky_relu_backward_cost(dy, x, negative_slope):
-    return moved(dy, x, x)
+elementwise(leaky_relu, leaky_relu_backward)
 
 
 @leaky_relu.cpu

@@ -53,30 +53,29 @@ def linear_backward(
 
 @linear.check
 def linear_check(x, w, b, activation):
-    _require("linear", x, w, b, activation)
+    _require(x, w, b, activation)
 
 
 @linear_backward.check
 def linear_backward_check(dy, x, w, b, activation, y, need_dx):
-    name = "linear_backward"
-    _require(name, x, w, b, activation)
-    require_floats(name, ("y",), x=x, dy=dy, y=y)
+    _require(x, w, b, activation)
+    require_floats(("y",), x=x, dy=dy, y=y)
     shape = (x.shape[0], w.shape[0])
-    require_shape(name, {"dy": shape, "y": shape}, dy=dy, y=y)
+    require_shape({"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
-        raise ValueError(f"{name}: activation={activation!r} needs y, what linear returned")
+        raise ValueError(f"activation={activation!r} needs y, what linear returned")
 
 
-def _require(name, x, w, b, activation):
-    require_floats(name, ("b",), x=x, w=w, b=b)
-    require_rank(name, 2, "(N, features in)", x=x)
-    require_rank(name, 2, "(features out, features in)", w=w)
+def _require(x, w, b, activation):
+    require_floats(("b",), x=x, w=w, b=b)
+    require_rank(2, "(N, features in)", x=x)
+    require_rank(2, "(features out, features in)", w=w)
     if x.shape[1] != w.shape[1]:
         raise ValueError(
-            f"{name}: x has {x.shape[1]} features, w expects {w.shape[1]} "
+            f"x has {x.shape[1]} features, w expects {w.shape[1]} "
             f"(x.shape={x.shape}, w.shape={w.shape})"
         )
-    require_shape(name, {"b": w.shape[:1]}, b=b)
+    require_shape({"b": w.shape[:1]}, b=b)
     require_activation(activation)
 
 

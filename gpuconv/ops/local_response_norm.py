@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuconv.arguments import number, whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import response_norm as fast
 from gpuconv.ops import local_response_norm_launch as config
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     Array,
+    in_float64,
     op,
-    require_finite,
     require_floats,
-    require_number,
     require_rank,
     require_shape,
 )
@@ -25,6 +25,7 @@ CONVENTIONS = ("torch", "paper")
 
 
 @op
+@in_float64
 def local_response_norm(
     x: Array,
     size: int,
@@ -50,6 +51,7 @@ def local_response_norm(
 
 
 @op
+@in_float64
 def local_response_norm_backward(
     dy: Array,
     x: Array,
@@ -94,26 +96,24 @@ def _window_sum(a, below, above):
 
 @local_response_norm.check
 def local_response_norm_check(x, size, alpha, beta, k, convention):
-    _require("local_response_norm", x, x, size, alpha, beta, k, convention)
+    _require(x, x, size, alpha, beta, k, convention)
 
 
 @local_response_norm_backward.check
 def local_response_norm_backward_check(dy, x, size, alpha, beta, k, convention):
-    _require("local_response_norm_backward", x, dy, size, alpha, beta, k, convention)
+    _require(x, dy, size, alpha, beta, k, convention)
 
 
-def _require(name, x, dy, size, alpha, beta, k, convention):
-    require_floats(name, x=x, dy=dy)
-    require_rank(name, 4, "(N, C, H, W)", x=x)
-    require_shape(name, {"dy": x.shape}, dy=dy)
-    require_number(name, whole=True, size=size)
-    require_finite(name, alpha=alpha, beta=beta, k=k)
-    if size < 1:
-        raise ValueError(f"{name}: size must be at least 1, got {size!r}")
-    if k <= 0:
-        raise ValueError(f"{name}: k must be positive, got {k!r}; the sum of squares can be 0")
+def _require(x, dy, size, alpha, beta, k, convention):
+    require_floats(x=x, dy=dy)
+    require_rank(4, "(N, C, H, W)", x=x)
+    require_shape({"dy": x.shape}, dy=dy)
+    whole("size", size)
+    number("alpha", alpha)
+    number("beta", beta)
+    number("k", k, above=0)  # the sum of squares can be 0
     if convention not in CONVENTIONS:
-        raise ValueError(f'{name}: convention must be "torch" or "paper", got {convention!r}')
+        raise ValueError(f'convention must be "torch" or "paper", got {convention!r}')
 
 
 @local_response_norm.output

@@ -9,9 +9,11 @@ import math
 
 import numpy as np
 
+from gpuconv.arguments import LARGEST
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
-from gpuconv.ops.cost import Cost, image, nbytes, output
+from gpuconv.ops.avg_pool2d import pooled, require_pooled_shape
+from gpuconv.ops.cost import Cost, image, nbytes
 from gpuconv.ops.op import (
     Array,
     Padding,
@@ -21,12 +23,9 @@ from gpuconv.ops.op import (
     require_floats,
     require_image_shape,
     require_rank,
-    require_shape,
 )
 from gpuconv.ops.pool2d_launch import config_max_pool2d, config_max_pool2d_backward
 from gpuconv.shapes import window
-
-NONE = 255  # argmax before any tap of the window was inside the image
 
 
 @op
@@ -42,10 +41,11 @@ def max_pool2d(
 
     x: floats (N, C, H, W). kernel_size, stride (None: kernel_size), dilation: an int or a pair;
     padding as in conv2d, at most half the window.
-    Returns y (N, C, P, Q), x's dtype, and argmax, uint8 of the same shape: r*S + s of the largest.
+    Returns y (N, C, P, Q), x's dtype, and argmax of the same shape: r*S + s of the largest, in
+    uint8, or in int32 where a window has more than 255 taps.
     A NaN counts as larger than every number; among equals it is the first in row order; padding
-    is never chosen. A window with no tap inside the image gives -infinity and argmax 255.
-    Raises ValueError where no window fits x, or a window has more than 255 taps.
+    is never chosen. A window with no tap inside the image gives -infinity and argmax -1 (255).
+    Raises ValueError where no window fits x.
 
     >>> x = np.float32([[1, 1, 2, 4], [5, 6, 7, 8], [3, 2, 1, 0], [1, 2, 3, 4]])
     >>> max_pool2d(x[None, None], 2)[0][0, 0]
@@ -54,10 +54,11 @@ def max_pool2d(
     """
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     y = np.full((*x.shape[:2], *geometry.output_size(*x.shape[2:])), -np.inf, x.dtype)
-    argmax = np.full(y.shape, NONE, np.uint8)
+    none = np.array(-1).astype(geometry.tap_type)
+    argmax = np.full(y.shape, none)
     for r, s, out, pixels in geometry.taps(*x.shape[2:]):
         value = x[pixels]
-        larger = (argmax[out] == NONE) | (value > y[out]) | np.isnan(value)
+        larger = (argmax[out] == none) | (value > y[out]) | np.isnan(value)
         y[out] = np.where(larger, value, y[out])
         argmax[out] = np.where(larger, r * geometry.kernel_size[1] + s, argmax[out])
     return y, argmax
@@ -88,99 +89,86 @@ def max_pool2d_backward(
 
 
 @max_pool2d.check
-def max_pool2d_check(x, kernel_size, stride, padding, dilation, ceil_mode):
-    require_floats("max_pool2d", x=x)
-    require_rank("max_pool2d", 4, "(N, C, H, W)", x=x)
-    require_pool("max_pool2d", x.shape, window(kernel_size, stride, padding, dilation, ceil_mode))
+def max_pool2d_check(x, *options):
+    require_floats(x=x)
+    require_rank(4, "(N, C, H, W)", x=x)
+    require_pool(x.shape, window(*options))
 
 
 @max_pool2d_backward.check
-def max_pool2d_backward_check(
-    dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
-):
-    name = "max_pool2d_backward"
-    require_floats(name, dy=dy)
-    require_rank(name, 4, "(N, C, P, Q)", dy=dy, argmax=argmax)
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    require_image_shape(name, x_shape)
-    require_pool(name, x_shape, geometry)
-    shape = (*x_shape[:2], *geometry.output_size(*x_shape[2:]))
-    require_shape(name, {"dy": shape, "argmax": shape}, dy=dy, argmax=argmax)
-    if argmax.dtype != np.uint8:
+def max_pool2d_backward_check(dy, argmax, x_shape, *options):
+    geometry = window(*options)
+    require_floats(dy=dy)
+    require_rank(4, "(N, C, P, Q)", dy=dy, argmax=argmax)
+    require_image_shape(x_shape)
+    require_pool(x_shape, geometry)
+    require_pooled_shape(x_shape, geometry, dy=dy, argmax=argmax)
+    if argmax.dtype != geometry.tap_type:
         raise TypeError(
-            f"{name}: argmax must be uint8, as max_pool2d returned it, got {argmax.dtype}"
+            f"argmax must be {geometry.tap_type}, as max_pool2d returned it, got {argmax.dtype}"
         )
 
 
-def require_pool(name, x_shape, geometry):
+def require_pool(x_shape, geometry):
     """ValueError unless the window fits (N, C, H, W) and has a tap for every largest value."""
-    geometry.require(name, *x_shape[2:])
-    if geometry.taps_count > NONE:
+    geometry.output_size(*x_shape[2:])
+    if geometry.taps_count > LARGEST:
+        raise ValueError(f"a window of {geometry.taps_count} taps; at most {LARGEST} count")
+    pads = geometry.pads(*x_shape[2:])
+    if any(max(side) > extent // 2 for side, extent in zip(pads, geometry.extent, strict=True)):
         raise ValueError(
-            f"{name}: a window of {geometry.taps_count} taps; at most {NONE} fit argmax's 8 bits; "
-            f"pool twice with smaller windows"
-        )
-    most = max(a for side in geometry.pads(*x_shape[2:]) for a in side)
-    if any(
-        max(side) > extent // 2
-        for side, extent in zip(geometry.pads(*x_shape[2:]), geometry.extent, strict=True)
-    ):
-        raise ValueError(
-            f"{name}: padding {most} is more than half of the window's {geometry.extent} pixels: "
-            f"windows of nothing but padding have no largest value; use less padding"
+            f"padding {max(map(max, pads))} is more than half of the window's "
+            f"{geometry.extent} pixels: windows of nothing but padding have no largest value; "
+            f"use less padding"
         )
 
 
 @max_pool2d.output
-def max_pool2d_output(x, kernel_size, stride, padding, dilation, ceil_mode):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    shape = (*x.shape[:2], *geometry.output_size(*x.shape[2:]))
-    return ShapeOnly(shape, x.dtype), ShapeOnly(shape, np.uint8)
+def max_pool2d_output(x, *options):
+    y, geometry = pooled(x, *options), window(*options)
+    return y, ShapeOnly(y.shape, geometry.tap_type)
 
 
 @max_pool2d.cost
-def max_pool2d_cost(x, kernel_size, stride, padding, dilation, ceil_mode):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    y = output(x, x.shape[1], geometry)
-    return Cost(0, image(x, geometry) + y + y // x.dtype.itemsize)  # argmax: a byte an element
+def max_pool2d_cost(x, *options):
+    return Cost(0, image(x, window(*options)) + nbytes(*max_pool2d_output(x, *options)))
 
 
 @max_pool2d_backward.cost
-def max_pool2d_backward_cost(
-    dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
-):
+def max_pool2d_backward_cost(dy, argmax, x_shape, *options):
     return Cost(0, nbytes(dy, argmax) + math.prod(x_shape) * dy.dtype.itemsize)
 
 
 @max_pool2d.cpu
-def max_pool2d_cpu(x, kernel_size, stride, padding, dilation, ceil_mode):
-    return fast.max_forward(x, window(kernel_size, stride, padding, dilation, ceil_mode))
+def max_pool2d_cpu(x, *options):
+    geometry = window(*options)
+    if geometry.mostly_outside(*x.shape[2:]):
+        return max_pool2d.definition(x, *options)
+    return fast.max_forward(x, geometry)
 
 
 @max_pool2d_backward.cpu
-def max_pool2d_backward_cpu(dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
-    return fast.max_backward(
-        dy, argmax, x_shape, window(kernel_size, stride, padding, dilation, ceil_mode)
-    )
+def max_pool2d_backward_cpu(dy, argmax, x_shape, *options):
+    geometry = window(*options)
+    if geometry.mostly_outside(*x_shape[2:]):
+        return max_pool2d_backward.definition(dy, argmax, x_shape, *options)
+    return fast.max_backward(dy, argmax, x_shape, geometry)
 
 
 @max_pool2d.launch
-def max_pool2d_launch(runtime, x, kernel_size, stride, padding, dilation, ceil_mode):
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    shape = (x.shape[0], *geometry.output_size(*x.shape[2:]), x.shape[1])
-    y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
+def max_pool2d_launch(runtime, x, *options):
+    geometry = window(*options)
+    N, C, P, Q = pooled(x, *options).shape
+    y, argmax = runtime.empty((N, P, Q, C)), runtime.empty((N, P, Q, C), geometry.tap_type)
     config = config_max_pool2d(x.shape, geometry)
     runtime.run(config, y=y, argmax=argmax, x=runtime.as_nhwc(x))
     return runtime.as_nchw(y), runtime.as_nchw(argmax)
 
 
 @max_pool2d_backward.launch
-def max_pool2d_backward_launch(
-    runtime, dy, argmax, x_shape, kernel_size, stride, padding, dilation, ceil_mode
-):
+def max_pool2d_backward_launch(runtime, dy, argmax, x_shape, *options):
     N, C, H, W = x_shape
     dx = runtime.empty((N, H, W, C))
-    geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    config = config_max_pool2d_backward((N, C, H, W), geometry)
+    config = config_max_pool2d_backward((N, C, H, W), window(*options))
     runtime.run(config, dx=dx, dy=runtime.as_nhwc(dy), argmax=runtime.as_nhwc(argmax))
     return runtime.as_nchw(dx)

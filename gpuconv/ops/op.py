@@ -18,6 +18,8 @@
     @relu.launch
     def relu_launch(runtime, x): ...    # the kernels, for arrays on sim and cuda alike
 
+float16 arrays are computed in float32, and so are the results: operations have no kernels for less.
+
 Calling `relu(x)` looks at the arrays, checks the arguments and runs that device's implementation;
 `relu.reference(x)` checks them and runs the definition.
 """
@@ -25,17 +27,17 @@ Calling `relu(x)` looks at the arrays, checks the arguments and runs that device
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from itertools import chain
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly, device_of, is_device, to_numpy
+from gpuconv.arguments import number
+from gpuconv.arrays import ShapeOnly, as_float32, device_of, is_device, to_numpy
 from gpuconv.cuda import runtime as runtimes
-from gpuconv.ops.cost import Cost
+from gpuconv.ops.cost import Cost, moved
 
 P = ParamSpec("P")  # an operation's parameters, those of its definition
 R = TypeVar("R")  # and its result
@@ -73,6 +75,7 @@ class Op(Generic[P, R]):
         defaults = [p.default for p in self._signature.parameters.values()]
         self._required = defaults.count(inspect.Parameter.empty)
         self._defaults = tuple(defaults[self._required :])
+        self.in_place = False  # whether it writes into an argument, whose type it then keeps
         self._accepted: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._check: Callable[..., Any] | None = None
         self._check_values: Callable[..., Any] | None = None
@@ -141,7 +144,7 @@ class Op(Generic[P, R]):
 
         Raises as the call would for arguments that do not fit.
         """
-        values = self._bound(args, kwargs)
+        values = self._widened(self._bound(args, kwargs))
         if self._cost is None:
             raise NotImplementedError(f"{self.__name__}: its cost is not known")
         self._checked(values)
@@ -153,7 +156,7 @@ class Op(Generic[P, R]):
 
         Of arrays only shapes are read. `work` counts only arithmetic that cannot be avoided.
         """
-        values = self._bound(args, kwargs)
+        values = self._widened(self._bound(args, kwargs))
         self._checked(values)
         return 0 if self._multiply_adds is None else self._multiply_adds(*values)
 
@@ -187,26 +190,34 @@ class Op(Generic[P, R]):
                     self._accepted.clear()
                 self._accepted[key] = run
         if self._check_values is not None:
-            self._check_values(*values)
+            try:
+                self._check_values(*values)
+            except ValueError as error:
+                raise self._named(error) from error
         result: R = run(*values)
         return result
 
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the definition, whatever faster implementations there are."""
-        values = self._bound(args, kwargs)
+        values = self._widened(self._bound(args, kwargs))
         if (device := self._device(values)) == "meta":
             return self(*args, **kwargs)
         if device != "cpu":
             raise TypeError(f"{self.__name__}: the reference takes NumPy arrays, not {device}'s")
         self._checked(values)
         if self._check_values is not None:
-            self._check_values(*values)
+            try:
+                self._check_values(*values)
+            except ValueError as error:
+                raise self._named(error) from error
         result: R = self.definition(*values)
         return result
 
     def _accept(self, args: tuple[Any, ...]) -> Callable[..., Any]:
         """The implementation for arguments like these; raises if they are wrong."""
         device = self._device(args)
+        if self._widened(args) is not args:
+            return lambda *given: self(*self._widened(given))  # type: ignore[call-arg]
         self._checked(args)
         arrays = [a for a in args if device_of(a) is not None]
         _ARRAYS.update(map(type, arrays))
@@ -226,16 +237,23 @@ class Op(Generic[P, R]):
         # nothing to be fast about in an empty array, and no fast loop need handle it
         return self.definition if empty else self._cpu
 
+    def _widened(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments, float16 arrays as float32."""
+        if self.in_place or not any(getattr(a, "dtype", None) == np.float16 for a in args):
+            return args
+        return tuple(as_float32(a) if getattr(a, "dtype", None) == np.float16 else a for a in args)
+
     def _checked(self, args: tuple[Any, ...]) -> None:
         """Run the check; what it raises begins with the operation's name."""
-        if self._check is None:
-            return
         try:
-            self._check(*args)
+            if self._check is not None:
+                self._check(*args)
         except (TypeError, ValueError) as error:
-            if str(error).startswith(f"{self.__name__}: "):
-                raise
-            raise type(error)(f"{self.__name__}: {error}") from error
+            raise self._named(error) from error
+
+    def _named(self, error: Exception) -> Exception:
+        """The error, with the operation's name before what it says."""
+        return type(error)(f"{self.__name__}: {error}")
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """All arguments in order, defaults included; TypeError as Python raises it for a call."""
@@ -280,8 +298,12 @@ class Op(Generic[P, R]):
         return parts if isinstance(result, tuple) else parts[0]
 
     def _same_parameters(self, function: Callable[..., Any], expected: Any) -> Callable[..., Any]:
-        names = tuple(inspect.signature(function).parameters)
-        if names != expected:
+        """The function, if its parameters have the names of the definition's; a last `*rest` stands
+        for all those from its place on.
+        """
+        parameters = inspect.signature(function).parameters
+        names = tuple(n for n, p in parameters.items() if p.kind is not p.VAR_POSITIONAL)
+        if names != (expected[: len(names)] if len(names) < len(parameters) else expected):
             raise TypeError(
                 f"{self.__name__}: an implementation takes {names}, the definition {self._names}"
             )
@@ -301,75 +323,104 @@ def op(definition: Callable[P, R]) -> Op[P, R]:
     return Op(definition)
 
 
-def require_floats(name: str, optional: tuple[str, ...] = (), **arrays: Any) -> None:
+def in_float64(definition: Callable[P, R]) -> Callable[P, R]:
+    """The definition, computed in float64 and rounded once: what lies between does not overflow."""
+
+    @wraps(definition)
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        dtype = args[0].dtype
+        if dtype == np.float64:
+            return definition(*args, **kwargs)
+        wide = (a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args)
+        with np.errstate(over="ignore"):
+            found: Any = definition(*wide, **kwargs)  # type: ignore[arg-type]
+            parts = found if isinstance(found, tuple) else (found,)
+            parts = tuple(a if a is None else a.astype(dtype) for a in parts)
+        return parts if isinstance(found, tuple) else parts[0]
+
+    return computed
+
+
+def elementwise(*operations: Op) -> None:
+    """Attach what operations on arrays of one shape share: the check, the result's shape, the cost.
+
+    Their arrays are the parameters annotated as `Array`; those annotated as `float` must be finite
+    numbers.
+    """
+    for operation in operations:
+        kinds = {name: p.annotation for name, p in operation.parameters.items()}
+        operation.check(partial(_check_elementwise, kinds))
+        operation.output(_output_elementwise)
+        operation.cost(partial(_cost_elementwise, list(kinds.values()).count("Array")))
+
+
+def _check_elementwise(kinds: Mapping[str, str], *arguments: Any) -> None:
+    given = dict(zip(kinds, arguments, strict=True))
+    arrays = {name: value for name, value in given.items() if kinds[name] == "Array"}
+    require_floats(**arrays)
+    *others, last = arrays
+    require_shape(dict.fromkeys(others, arrays[last].shape), **arrays)
+    for name, value in given.items():
+        if kinds[name] == "float":
+            number(name, value)
+
+
+def _output_elementwise(*arguments: Any) -> ShapeOnly:
+    return ShapeOnly(arguments[0].shape, arguments[0].dtype)
+
+
+def _cost_elementwise(arrays: int, *arguments: Any) -> Cost:
+    return moved(*arguments[:arrays], arguments[0])
+
+
+def require_floats(optional: tuple[str, ...] = (), **arrays: Any) -> None:
     """TypeError unless all are arrays of one float type, in which their device computes.
 
     optional: the names of those that may be None.
     """
     for key, a in arrays.items():
         if a is None and key not in optional:
-            raise TypeError(f"{name}: {key} must be an array, got None")
+            raise TypeError(f"{key} must be an array, got None")
     present = {key: a for key, a in arrays.items() if a is not None}
     for key, a in present.items():
         if not isinstance(a, np.ndarray):
             device = device_of(a)
             if device is None:
-                raise TypeError(f"{name}: {key} must be a NumPy array, got {type(a).__name__}")
+                raise TypeError(f"{key} must be a NumPy array, got {type(a).__name__}")
             if a.dtype == np.float64 and is_device(device):
-                raise TypeError(
-                    f"{name}: {key} is float64, {device} computes in float32: convert it first"
-                )
+                raise TypeError(f"{key} is float64, {device} computes in float32: convert it first")
         if a.dtype not in FLOATS:
             raise TypeError(
-                f"{name}: {key} must be float32 or float64, got {a.dtype}; "
+                f"{key} must be float32 or float64, got {a.dtype}; "
                 f"convert it with .astype(np.float32)"
             )
     if len({a.dtype for a in present.values()}) > 1:
         kinds = ", ".join(f"{key} is {a.dtype}" for key, a in present.items())
-        raise TypeError(f"{name}: arrays of different types: {kinds}; convert them to one")
+        raise TypeError(f"arrays of different types: {kinds}; convert them to one")
 
 
-def require_rank(name: str, rank: int, layout: str, **arrays: Any) -> None:
+def require_rank(rank: int, layout: str, **arrays: Any) -> None:
     """TypeError for None, ValueError unless every array has `rank` axes.
 
     layout: their names, as in "(N, C, H, W)".
     """
     for key, a in arrays.items():
         if a is None:
-            raise TypeError(f"{name}: {key} must be an array, got None")
+            raise TypeError(f"{key} must be an array, got None")
         if a.ndim != rank:
-            raise ValueError(f"{name}: {key} must have {rank} axes {layout}, got shape {a.shape}")
+            raise ValueError(f"{key} must have {rank} axes {layout}, got shape {a.shape}")
 
 
-def require_shape(name: str, expected: dict[str, tuple[int, ...]], **arrays: Any) -> None:
+def require_shape(expected: dict[str, tuple[int, ...]], **arrays: Any) -> None:
     """ValueError unless each named array has its expected shape."""
     for key, shape in expected.items():
         a = arrays[key]
         if a is not None and a.shape != tuple(shape):
-            raise ValueError(f"{name}: {key} must have shape {tuple(shape)}, got {a.shape}")
+            raise ValueError(f"{key} must have shape {tuple(shape)}, got {a.shape}")
 
 
-def require_image_shape(name: str, x_shape: Any) -> None:
+def require_image_shape(x_shape: Any) -> None:
     """ValueError unless x_shape is four lengths, integers of 0 or more."""
-    whole = isinstance(x_shape, tuple | list) and all(
-        isinstance(n, int | np.integer) for n in x_shape
-    )
-    if not whole or len(x_shape) != 4 or min(x_shape) < 0:
-        raise ValueError(f"{name}: x_shape must be (N, C, H, W), got {x_shape!r}")
-
-
-def require_number(name: str, whole: bool = False, **values: Any) -> None:
-    """TypeError unless each value is a number, with `whole` an integer."""
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            kind = "an int" if whole else "a number"
-            raise TypeError(f"{name}: {key} must be {kind}, got {value!r}")
-
-
-def require_finite(name: str, **values: Any) -> None:
-    """TypeError unless each value is a number, ValueError unless it is finite."""
-    require_number(name, **values)
-    for key, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: {key} must be finite, got {value!r}")
+    lengths = x_shape if isinstance(x_shape, tuple | list) else ()
+    if len(lengths) != 4 or not all(isinstance(n, int | np.integer) and n >= 0 for n in lengths):
+        raise ValueError(f"x_shape must be (N, C, H, W), got {x_shape!r}")

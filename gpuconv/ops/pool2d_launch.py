@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 from gpuconv.cuda.launch_config import (
     CACHED,
@@ -23,17 +24,20 @@ from gpuconv.shapes import Window
 
 Shape = tuple[int, int, int, int]
 
+TAP = {"uint8": "unsigned char", "int32": "int"}  # argmax's type
+MOST_TAPS = 1 << 24  # which a thread visits one after the other
+
 
 @lru_cache(maxsize=CACHED)
 def config_max_pool2d(x_shape: Shape, window: Window) -> LaunchConfig:
-    """y (N,P,Q,C) and argmax, uint8, from x (N,H,W,C); x_shape is (N, C, H, W)."""
-    return _forward("max_pool2d", "maxpool.cu", x_shape, window)
+    """y (N,P,Q,C) and argmax from x (N,H,W,C); x_shape is (N, C, H, W)."""
+    return _pool("max_pool2d_forward", "maxpool.cu", x_shape, window, TAP=TAP[window.tap_type])
 
 
 @lru_cache(maxsize=CACHED)
 def config_max_pool2d_backward(x_shape: Shape, window: Window) -> LaunchConfig:
     """dx (N,H,W,C) from dy and argmax (N,P,Q,C)."""
-    return _backward("max_pool2d", "maxpool.cu", x_shape, window)
+    return _pool("max_pool2d_backward", "maxpool.cu", x_shape, window, TAP=TAP[window.tap_type])
 
 
 @lru_cache(maxsize=CACHED)
@@ -42,7 +46,7 @@ def config_avg_pool2d(
 ) -> LaunchConfig:
     """y (N,P,Q,C) from x (N,H,W,C): means, or with average False sums."""
     limits = _counted(x_shape, window, count_include_pad)
-    return _forward("avg_pool2d", "avgpool.cu", x_shape, window, limits, AVERAGE=average)
+    return _pool("avg_pool2d_forward", "avgpool.cu", x_shape, window, limits, AVERAGE=average)
 
 
 @lru_cache(maxsize=CACHED)
@@ -51,7 +55,7 @@ def config_avg_pool2d_backward(
 ) -> LaunchConfig:
     """dx (N,H,W,C) from dy (N,P,Q,C)."""
     limits = _counted(x_shape, window, count_include_pad)
-    return _backward("avg_pool2d", "avgpool.cu", x_shape, window, limits, AVERAGE=average)
+    return _pool("avg_pool2d_backward", "avgpool.cu", x_shape, window, limits, AVERAGE=average)
 
 
 def is_2x2(window: Window) -> bool:
@@ -116,54 +120,26 @@ def _counted(x_shape: Shape, window: Window, include_pad: bool) -> dict[str, int
     return {"low_h": -top, "high_h": H + bottom, "low_w": -left, "high_w": W + right}
 
 
-def _forward(
-    name: str,
-    file: str,
-    x_shape: Shape,
-    window: Window,
-    more: dict[str, int] | None = None,
-    **macros: bool,
-) -> LaunchConfig:
-    """One owner of each output pixel."""
-    N, C, H, W = x_shape
-    P, Q = window.output_size(H, W)
-    pooled = N * P * Q * C
-    sizes = {"y": pooled, "argmax": pooled, "x": N * H * W * C}
-    geometry = {**_window(name, x_shape, window), **(more or {})}
-    return _pool(file, f"{name}_forward", N * P * Q, geometry, sizes, macros)
-
-
-def _backward(
-    name: str,
-    file: str,
-    x_shape: Shape,
-    window: Window,
-    more: dict[str, int] | None = None,
-    **macros: bool,
-) -> LaunchConfig:
-    """One owner of each input pixel."""
-    N, C, H, W = x_shape
-    P, Q = window.output_size(H, W)
-    pooled = N * P * Q * C
-    sizes = {"dx": N * H * W * C, "dy": pooled, "argmax": pooled}
-    geometry = {**_window(f"{name}_backward", x_shape, window), **(more or {})}
-    return _pool(file, f"{name}_backward", N * H * W, geometry, sizes, macros)
-
-
 def _pool(
-    file: str,
     kernel: str,
-    pixels: int,
-    geometry: dict[str, int],
-    sizes: dict[str, int],
-    macros: dict[str, bool],
+    file: str,
+    x_shape: Shape,
+    window: Window,
+    more: Mapping[str, int] = MappingProxyType({}),
+    **macros: bool | str,
 ) -> LaunchConfig:
-    vec = vector_width(geometry["C"])
-    grid, lanes = pixel_loop(pixels, geometry["C"], vec)
-    scalars = {"pixels": pixels, "lanes": lanes, **geometry}
-    return LaunchConfig(
-        (Launch(file, kernel, grid, THREADS, defines(VEC=vec, **macros), scalars, sizes),)
-    )
+    """One owner of each pixel that is written: of the output, or backward of the input."""
+    N, C, H, W = x_shape
+    P, Q = window.output_size(H, W)
+    image, pooled = N * H * W * C, N * P * Q * C
+    pixels = N * P * Q if kernel.endswith("_forward") else N * H * W
+    scalars = {**_window(kernel.removesuffix("_forward"), x_shape, window), **more}
+    sizes = {"x": image, "dx": image, "y": pooled, "dy": pooled, "argmax": pooled}
+    vec = vector_width(C)
+    grid, lanes = pixel_loop(pixels, C, vec)
+    scalars |= {"pixels": pixels, "lanes": lanes}
+    chosen = defines(VEC=vec, **macros)
+    return LaunchConfig((Launch(file, kernel, grid, THREADS, chosen, scalars, sizes),))
 
 
 def _window(name: str, x_shape: Shape, window: Window) -> dict[str, int]:
@@ -173,6 +149,11 @@ def _window(name: str, x_shape: Shape, window: Window) -> dict[str, int]:
     (top, _), (left, _) = window.pads(H, W)
     (R, S), (stride_h, stride_w) = window.kernel_size, window.stride
     dil_h, dil_w = window.dilation
+    if window.taps_count > MOST_TAPS:
+        raise ValueError(
+            f"{name}: a window of {window.taps_count} taps; the kernels visit at most {MOST_TAPS}: "
+            f"use cpu"
+        )
     require_int32(
         name,
         input_pixels=N * H * W,

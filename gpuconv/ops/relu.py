@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
-from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_floats, require_shape
+from gpuconv.ops.op import Array, elementwise, op
 
 
 @op
@@ -32,30 +30,7 @@ def relu_backward(dy: Array, y: Array) -> Array:
     return np.where(y <= 0, np.zeros((), dy.dtype), dy)
 
 
-@relu.check
-def relu_check(x):
-    require_floats("relu", x=x)
-
-
-@relu_backward.check
-def relu_backward_check(dy, y):
-    require_floats("relu_backward", dy=dy, y=y)
-    require_shape("relu_backward", {"dy": y.shape}, dy=dy)
-
-
-@relu.output
-def relu_output(x):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@relu.cost
-def relu_cost(x):
-    return moved(x, x)
-
-
-@relu_backward.cost
-def relu_backward_cost(dy, y):
-    return moved(dy, y, y)
+elementwise(relu, relu_backward)
 
 
 @relu.cpu

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
-from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_floats, require_shape
+from gpuconv.ops.op import Array, elementwise, op
 
 PIECE = 1 << 13  # elements at a time: the definition's temporaries stay in the cache
 
@@ -28,30 +26,7 @@ def sigmoid_backward(dy: Array, y: Array) -> Array:
     return dy * y * (1 - y)
 
 
-@sigmoid.check
-def sigmoid_check(x):
-    require_floats("sigmoid", x=x)
-
-
-@sigmoid_backward.check
-def sigmoid_backward_check(dy, y):
-    require_floats("sigmoid_backward", dy=dy, y=y)
-    require_shape("sigmoid_backward", {"dy": y.shape}, dy=dy)
-
-
-@sigmoid.output
-def sigmoid_output(x):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@sigmoid.cost
-def sigmoid_cost(x):
-    return moved(x, x)
-
-
-@sigmoid_backward.cost
-def sigmoid_backward_cost(dy, y):
-    return moved(dy, y, y)
+elementwise(sigmoid, sigmoid_backward)
 
 
 @sigmoid.cpu

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly
-from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_floats, require_shape
+from gpuconv.ops.op import Array, elementwise, op, require_floats
 from gpuconv.ops.softmax_launch import config_rowwise
 
 
@@ -35,32 +33,14 @@ def softmax_backward(dy: Array, y: Array) -> Array:
     return y * (dy - (dy * y).sum(axis=1, keepdims=True))
 
 
+elementwise(softmax, softmax_backward)
+
+
 @softmax.check
 def softmax_check(x):
-    require_floats("softmax", x=x)
+    require_floats(x=x)
     if x.ndim < 2:
         raise ValueError(f"softmax: x must have axes (N, classes, ...), got shape {x.shape}")
-
-
-@softmax_backward.check
-def softmax_backward_check(dy, y):
-    require_floats("softmax_backward", dy=dy, y=y)
-    require_shape("softmax_backward", {"dy": y.shape}, dy=dy)
-
-
-@softmax.output
-def softmax_output(x):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@softmax.cost
-def softmax_cost(x):
-    return moved(x, x)
-
-
-@softmax_backward.cost
-def softmax_backward_cost(dy, y):
-    return moved(dy, y, y)
 
 
 @softmax.launch

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import elementwise as fast
-from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, op, require_floats, require_shape
+from gpuconv.ops.op import Array, elementwise, op
 
 AMPLITUDE, SLOPE = 1.7159, 2 / 3  # chosen by LeCun so that the unit maps +-1 to +-1
 
@@ -45,48 +43,7 @@ def scaled_tanh_backward(dy: Array, y: Array) -> Array:
     return (dy * SLOPE * (AMPLITUDE - y * y / AMPLITUDE)).astype(dy.dtype)
 
 
-@tanh.check
-def tanh_check(x):
-    require_floats("tanh", x=x)
-
-
-@scaled_tanh.check
-def scaled_tanh_check(x):
-    require_floats("scaled_tanh", x=x)
-
-
-@tanh_backward.check
-def tanh_backward_check(dy, y):
-    require_floats("tanh_backward", dy=dy, y=y)
-    require_shape("tanh_backward", {"dy": y.shape}, dy=dy)
-
-
-@scaled_tanh_backward.check
-def scaled_tanh_backward_check(dy, y):
-    require_floats("scaled_tanh_backward", dy=dy, y=y)
-    require_shape("scaled_tanh_backward", {"dy": y.shape}, dy=dy)
-
-
-@tanh.output
-def tanh_output(x):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@scaled_tanh.output
-def scaled_tanh_output(x):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@tanh.cost
-@scaled_tanh.cost
-def tanh_cost(x):
-    return moved(x, x)
-
-
-@tanh_backward.cost
-@scaled_tanh_backward.cost
-def tanh_backward_cost(dy, y):
-    return moved(dy, y, y)
+elementwise(tanh, tanh_backward, scaled_tanh, scaled_tanh_backward)
 
 
 @tanh.cpu

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from gpuconv.optim.checks import number
+from gpuconv.arguments import number
 from gpuconv.optim.optimizer import Group, Optimizer
 
 
@@ -45,7 +45,7 @@ class Adam(Optimizer):
 
     @momentum.setter
     def momentum(self, value: float) -> None:
-        value = number(self._name, "betas[0]", value, below=1.0)
+        value = number(f"{self._name}: betas[0]", value, 0, below=1.0)
         for group in self.param_groups:
             group["betas"] = (value, group["betas"][1])
 
@@ -54,9 +54,9 @@ class Adam(Optimizer):
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"{self._name}: betas must be two numbers, got {betas!r}")
         for i, beta in enumerate(betas):
-            number(self._name, f"betas[{i}]", beta, below=1.0)
+            number(f"{self._name}: betas[{i}]", beta, 0, below=1.0)
         for name in ("lr", "eps", "weight_decay"):
-            number(self._name, name, group[name])
+            number(f"{self._name}: {name}", group[name], 0)
 
     def _slots(self, group: Group) -> tuple[str, ...]:
         return self.slots if group["amsgrad"] else self.slots[:2]

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from gpuconv.arguments import number
 from gpuconv.arrays import checked_cast, device_of, to_device, to_numpy
 from gpuconv.nn import Buffer, Module, Parameter
-from gpuconv.optim.checks import number
 
 
 class EMA:
@@ -36,7 +36,7 @@ class EMA:
     """
 
     def __init__(self, model: Module, decay: float = 0.999) -> None:
-        self.model, self.decay = model, number("EMA", "decay", decay, below=1.0)
+        self.model, self.decay = model, number("EMA: decay", decay, 0, below=1.0)
         self._averages: dict[str, np.ndarray] = {}
         self._set_aside: dict[str, np.ndarray] = {}
 

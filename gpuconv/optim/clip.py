@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arguments import number
 from gpuconv.arrays import device_of, to_numpy
 from gpuconv.autograd import Parameter
-from gpuconv.optim.checks import number
 from gpuconv.optim.kernels import sum_of_squares
 
 
@@ -34,7 +34,7 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     >>> clip_grad_norm([weight], max_norm=1.0)
     5.0
     """
-    number("clip_grad_norm", "max_norm", max_norm)
+    number("clip_grad_norm: max_norm", max_norm, 0)
     chosen = [p for p in parameters if p.grad is not None and p.requires_grad]
     gradients = [np.ravel(to_numpy(p.grad)) for p in chosen]
     norm = math.sqrt(sum(map(sum_of_squares, gradients)))

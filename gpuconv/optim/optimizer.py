@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gpuconv.arguments import number
 from gpuconv.arrays import device_of, to_numpy
 from gpuconv.autograd import Array, Parameter, settle
 from gpuconv.errors import unknown
 from gpuconv.optim import device, kernels, saved
-from gpuconv.optim.checks import number
 
 Group = dict[str, Any]
 Task = tuple[Any, tuple[Any, ...]]  # a kernel and its arguments
@@ -111,7 +111,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        value = number(self._name, "lr", value)
+        value = number(f"{self._name}: lr", value, 0)
         usual = self.param_groups[self._lead]["initial_lr"]
         if usual == 0 and any(group["initial_lr"] != 0 for group in self.param_groups):
             raise ValueError(

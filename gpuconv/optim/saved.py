@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuconv.arguments import number
 from gpuconv.arrays import checked_cast
 from gpuconv.autograd import Array
 from gpuconv.optim import device
-from gpuconv.optim.checks import number
 
 if TYPE_CHECKING:
     from gpuconv.optim.optimizer import Optimizer
@@ -55,7 +55,7 @@ def _groups(optimizer: Optimizer, state: Mapping[str, Any]) -> list[dict[str, An
         if missing := optimizer.defaults.keys() - given.keys() - optimizer.added:
             raise ValueError(f"{name}: the state lacks {', '.join(sorted(missing))}")
         optimizer._check({**optimizer.defaults, **given})
-        number(name, "initial_lr", given.get("initial_lr", 0.0))
+        number(f"{name}: initial_lr", given.get("initial_lr", 0.0), 0)
         settings.append({**dict.fromkeys(optimizer.added, False), **given})
     return settings
 

@@ -10,8 +10,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gpuconv.arguments import number, whole
 from gpuconv.errors import unknown
-from gpuconv.optim.checks import count, number
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class StepLR(Schedule):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        number("StepLR", "lr", self.lr)
-        count("StepLR", "step_size", self.step_size)
-        number("StepLR", "gamma", self.gamma)
+        number("StepLR: lr", self.lr, 0)
+        whole("StepLR: step_size", self.step_size)
+        number("StepLR: gamma", self.gamma, 0)
 
     def __call__(self, step: int) -> float:
         return self.lr * self.gamma ** (step // self.step_size)
@@ -69,9 +69,9 @@ class CosineLR(Schedule):
     eta_min: float = 0.0
 
     def __post_init__(self) -> None:
-        number("CosineLR", "lr", self.lr)
-        count("CosineLR", "t_max", self.t_max)
-        number("CosineLR", "eta_min", self.eta_min)
+        number("CosineLR: lr", self.lr, 0)
+        whole("CosineLR: t_max", self.t_max)
+        number("CosineLR: eta_min", self.eta_min, 0)
 
     def __call__(self, step: int) -> float:
         return _cosine(self.lr, self.eta_min, step / self.t_max)
@@ -101,17 +101,15 @@ class OneCycleLR(Schedule):
     three_phase: bool = False
 
     def __post_init__(self) -> None:
-        number("OneCycleLR", "max_lr", self.max_lr)
-        count("OneCycleLR", "total_steps", self.total_steps)
-        if number("OneCycleLR", "pct_start", self.pct_start) > 1:
-            raise ValueError(f"OneCycleLR: pct_start must be at most 1, got {self.pct_start}")
+        number("OneCycleLR: max_lr", self.max_lr, 0)
+        whole("OneCycleLR: total_steps", self.total_steps)
+        number("OneCycleLR: pct_start", self.pct_start, 0, 1)
         if self.anneal_strategy not in _ANNEAL:
             raise unknown("anneal_strategy", self.anneal_strategy, _ANNEAL)
-        number("OneCycleLR", "base_momentum", self.base_momentum, below=1.0)
-        number("OneCycleLR", "max_momentum", self.max_momentum, below=1.0)
+        number("OneCycleLR: base_momentum", self.base_momentum, 0, below=1.0)
+        number("OneCycleLR: max_momentum", self.max_momentum, 0, below=1.0)
         for name in ("div_factor", "final_div_factor"):
-            if number("OneCycleLR", name, getattr(self, name)) == 0:
-                raise ValueError(f"OneCycleLR: {name} must be greater than 0")
+            number(f"OneCycleLR: {name}", getattr(self, name), above=0)
 
     def __call__(self, step: int) -> float:
         first = self.max_lr / self.div_factor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gpuconv.optim.checks import number
+from gpuconv.arguments import number
 from gpuconv.optim.optimizer import Group, Optimizer
 
 
@@ -49,13 +49,13 @@ class SGD(Optimizer):
 
     @momentum.setter
     def momentum(self, value: float) -> None:
-        value = number("SGD", "momentum", value)
+        value = number("SGD: momentum", value, 0)
         for group in self.param_groups:
             group["momentum"] = value
 
     def _check(self, group: Mapping[str, Any]) -> None:
         for name in ("lr", "momentum", "weight_decay", "dampening"):
-            number("SGD", name, group[name])
+            number(f"SGD: {name}", group[name], 0)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("SGD: nesterov needs a momentum greater than 0 and no dampening")
 

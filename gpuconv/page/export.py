@@ -111,7 +111,7 @@ def _patches(session: Session, model: dict[str, Any]) -> dict[int, list[dict[str
     for number in model["patches"]:
         node = session.graph[number]
         field = receptive_field(session.graph.model, session.graph.layer_name(number), shape)
-        part = shape[0] * math.prod(field.size) * 20 // 3 + 200  # in base64
+        part = (shape[0] + 4) * math.prod(field.size) * 4 // 3 + 200  # in base64
         if node.kind != "conv" or (size := node.shape[0] * COUNT * part) > room:
             continue
         room -= size

@@ -57,8 +57,8 @@ class Searches:
     def ask(self, version: int, number: int, filter: int) -> Answer:
         """Look at some more pictures for that layer. "seen", "pictures" (to be seen), "of" (all the
         test pictures), and once all are seen "patches": for each "image", "label", "value",
-        "index" (the unit), "box", and the part as "pixels", uint8, and as "projection", float32,
-        both of "shape" (C, rows, columns).
+        "index" (the unit), "box", and the part as "pixels", uint8 of "shape" (C, rows, columns),
+        and as "projection", float32 (rows, columns), summed over the channels.
         """
         node = self._graph[number]
         check_number(f"filters of {node.name}", filter, node.shape[0])
@@ -101,5 +101,5 @@ class Searches:
                 "box": list(patch.box),
                 "shape": list(projection.shape),
                 "pixels": bytes_of(picture[:, top:bottom, left:right]),
-                "projection": floats(projection),
+                "projection": floats(projection.sum(axis=0)),
             }

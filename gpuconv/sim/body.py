@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 # the modules isa_* put their functions into TABLE and FLOAT_TABLE
 from gpuconv.sim import isa_atomic, isa_convert, isa_int, isa_memory, isa_move, isa_sync, layout
 from gpuconv.sim.analysis import register_types
-from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter
+from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter, Frame
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
 from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
-from gpuconv.sim.text import Frame
 
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module

@@ -19,7 +19,6 @@ ALIGNED, UNALIGNED = 0, 1
 
 def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str | int) -> None:
     """Set fields of the thread's record and suspend it in `state`."""
-    b.suspends = True
     for name, value in fields.items():
         b.set_thread(name, "i64" if name == "value" else "i32", str(value))
     b.set_thread("site", "i32", str(b.module.site(i)))

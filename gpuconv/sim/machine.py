@@ -35,17 +35,8 @@ def _from_source(
     private |= bool(re.search(r'^\s*#\s*include\s*"', source, re.M))
     if private:
         return _from_ptx(nvrtc.to_ptx(source, options, arch, name), check)
-    entry = disk.key(
-        "source",
-        source,
-        repr(tuple(options)),
-        repr(nvrtc.OPTIONS),
-        arch,
-        name,
-        nvrtc.compiler_version(),
-        jit.identity(),
-        str(check),
-    )
+    compiler = repr((*nvrtc.OPTIONS, *options)), arch, nvrtc.compiler_version(), jit.identity()
+    entry = disk.key("source", source, name, *compiler, str(check))
     return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check)
 
 

@@ -10,8 +10,7 @@ import re
 
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.program import Function, Program
-from gpuconv.sim.ptx_body import read_body
-from gpuconv.sim.ptx_items import Lines, read_variable, split
+from gpuconv.sim.ptx_body import Lines, read_body, read_variable, split
 
 _COMMENT = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?\*/', re.S)
 _HEADER = re.compile(

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from gpuconv import checkpoint
+from gpuconv.arguments import number, whole
 from gpuconv.arrays import to_device
 from gpuconv.errors import unknown
 from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
-from gpuconv.optim.checks import count, number
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
 from gpuconv.train.callback import Callback
@@ -77,13 +77,13 @@ class Trainer:
                 raise unknown("loss", loss, LOSSES)
             loss = LOSSES[loss]()
         for name, value, check in (
-            ("clip_norm", clip_norm, partial(number, positive=True)),
-            ("checkpoint_seconds", checkpoint_seconds, number),
-            ("checkpoint_batches", checkpoint_batches, count),
-            ("log_batches", log_batches, count),
+            ("clip_norm", clip_norm, partial(number, above=0)),
+            ("checkpoint_seconds", checkpoint_seconds, partial(number, least=0)),
+            ("checkpoint_batches", checkpoint_batches, whole),
+            ("log_batches", log_batches, whole),
         ):
             if value is not None:
-                check("Trainer", name, value)
+                check(f"Trainer: {name}", value)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.schedule, self.clip_norm, self.seed = schedule, clip_norm, seed
         self.average = average
@@ -121,7 +121,7 @@ class Trainer:
         cannot be written or another run is in it; Interrupted (a KeyboardInterrupt) after Ctrl-C or
         SIGTERM, when the batch is finished and saved. A second Ctrl-C stops at once.
         """
-        self.epochs, self.batches = count("fit", "epochs", epochs), len(train)
+        self.epochs, self.batches = whole("fit: epochs", epochs), len(train)
         if not self.batches:
             raise ValueError("fit: the training set has no batches")
         if resume not in (True, False, "auto", "extend"):

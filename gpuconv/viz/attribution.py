@@ -7,8 +7,9 @@ what has none goes from dark blue to light yellow. A bar under each picture show
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image, ImageFilter
 
-from gpuconv.viz.sheet import Panel
+from gpuconv.viz.sheet import Panel, magnify
 
 # cividis at ten even places, in which lightness rises evenly: Nunez et al. 2018, matplotlib
 _STOPS = np.array(
@@ -59,12 +60,6 @@ def outlined_panel(image: np.ndarray, values: np.ndarray, title: str, size: int 
     return Panel(title, pixels, (note,))
 
 
-def magnify(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(..., H, W) repeated by the whole factor that `sheet` takes for `size`."""
-    factor = max(1, size // max(pixels.shape[-2:]))
-    return pixels.repeat(factor, axis=-2).repeat(factor, axis=-1)
-
-
 def signed_pixels(values: np.ndarray) -> np.ndarray:
     """A map (H, W) on a scale of its own: uint8 (1, H, W), gray at 0."""
     most = float(np.abs(values).max(initial=0)) or 1.0
@@ -110,8 +105,5 @@ def _with_bar(pixels: np.ndarray, signed: bool) -> np.ndarray:
 
 def _grown(mask: np.ndarray, width: int) -> np.ndarray:
     """The mask and all within `width` pixels of it, along rows, columns and diagonals."""
-    padded = np.pad(mask, width)
-    steps = range(2 * width + 1)
-    height, wide = mask.shape
-    shifted = [padded[i : i + height, j : j + wide] for i in steps for j in steps]
-    return np.logical_or.reduce(shifted)
+    image = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.MaxFilter(2 * width + 1))).astype(bool)

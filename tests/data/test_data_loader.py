@@ -117,7 +117,7 @@ def test_the_order_is_the_same_on_every_machine():
 )
 def test_batch_sizes_that_cannot_be(batch_size, words):
     data = Dataset(DATA.images, DATA.labels, name="toy")
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises((TypeError, ValueError), match=words) as caught:
         Loader(data, batch_size)
     assert "\n" not in str(caught.value)
 
@@ -236,5 +236,5 @@ def test_affine_turns_by_the_angle():
     ],
 )
 def test_impossible_augmentations(make):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises((TypeError, ValueError), match="must be"):
         make()

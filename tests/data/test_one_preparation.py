@@ -264,7 +264,7 @@ def test_every_way_in_prepares_pictures_alike(tmp_path, monkeypatch, fed, capsys
             np.testing.assert_array_equal(each, test[k])
         assert len(fed) == 3
         session.run(held_out.images[k])
-        np.testing.assert_array_equal(list(session._runs.values())[-1].x[0], test[k])
+        np.testing.assert_array_equal(list(session._runs.values())[-1][0], test[k])
     capsys.readouterr()
 
 

@@ -60,18 +60,18 @@ def max_pool2d(x, kernel, stride, pads, dilation, ceil_mode):
     N, C, H, W = x.shape
     rows, columns = geometry((H, W), kernel, stride, pads, dilation, ceil_mode)
     y = np.empty((N, C, len(rows), len(columns)), x.dtype)
-    argmax = np.empty(y.shape, np.uint8)
+    argmax = np.empty(y.shape, np.int64)
     for n, c, p, q in np.ndindex(y.shape):
-        best, winner = -math.inf, 255
+        best, winner = -math.inf, -1
         for r in range(kernel[0]):
             for s in range(kernel[1]):
                 h, v = rows[p] + r * dilation[0], columns[q] + s * dilation[1]
                 if 0 <= h < H and 0 <= v < W:
                     value = x[n, c, h, v]
-                    if winner == 255 or value > best or math.isnan(value):
+                    if winner == -1 or value > best or math.isnan(value):
                         best, winner = value, r * kernel[1] + s
         y[n, c, p, q], argmax[n, c, p, q] = best, winner
-    return y, argmax
+    return y, argmax.astype(np.uint8 if kernel[0] * kernel[1] <= 255 else np.int32)
 
 
 def avg_pool2d(x, kernel, stride, pads, dilation, ceil_mode, include_pad, average=True):

@@ -72,7 +72,9 @@ def specialisations():
         yield "conv_few_channels.cu", first(*shape), False
     for a, b in itertools.product((4, 1), (4, 1)):
         yield "conv_simt_weight.cu", {"TILE": 64, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}, a == b
-    for file in ("maxpool.cu", "bias_relu_pool.cu", *ELEMENTWISE, "layout.cu"):
+    for vec, tap in itertools.product((4, 1), ("unsigned char", "int")):
+        yield "maxpool.cu", {"VEC": vec, "TAP": tap}, vec == 4 and tap == "unsigned char"
+    for file in ("bias_relu_pool.cu", *ELEMENTWISE, "layout.cu"):
         for vec in (4, 1):
             yield file, {"VEC": vec}, vec == 4
     for vec, average in itertools.product((4, 1), (1, 0)):
@@ -80,7 +82,7 @@ def specialisations():
     for file in ("depthwise.cu", "batchnorm.cu", "channels.cu", "lrn.cu", "adaptive_avgpool.cu"):
         for vec in (4, 1):
             yield file, {"VEC": vec}, vec == 4
-    for label in ("int", "long long"):
+    for label in ("int", "long long", "unsigned char"):
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
     yield "optim.cu", {}, True
     yield "sum_partials.cu", {}, True

@@ -80,8 +80,8 @@ def test_softmax_and_losses_with_nan_and_infinity():
             if name == "hinge" and bad == np.inf:
                 continue  # max(0, margin - right + inf) is inf
             scalars = {} if name == "half_squared_error" else loss_scalars(options, 3)
-            config = softmax_launch.config_loss(name + "_forward", 2, 3)
-            inputs = {"scores": x, "labels": np.int32([0, 0])}
+            config = softmax_launch.config_loss(name + "_forward", 2, 3, "int32")
+            inputs = loss_inputs(name, scores=x, labels=np.int32([0, 0]))
             outputs = {saved: (x.shape, F4), "loss": ((1,), F4)}
             loss = run(config, inputs, outputs, scalars)["loss"]
             assert np.isnan(loss), name
@@ -167,25 +167,33 @@ def loss_scalars(options, classes):
     if "margin" in options:
         return options
     smoothing = options.get("label_smoothing", 0.0)
-    return {"right": 1 - smoothing, "even": smoothing / classes}
+    return {"right": 1 - smoothing, "even": smoothing / classes, "ignore": -100}
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def loss_inputs(name, **arrays):
+    """The arrays, and for cross-entropy one that stands in for the classes' weights."""
+    if name == "cross_entropy":
+        arrays["weight"] = next(iter(arrays.values()))
+    return arrays
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
 @pytest.mark.parametrize(("rows", "classes"), ROWS)
 @pytest.mark.parametrize(("name", "options", "saved"), LOSSES)
 def test_losses(name, options, saved, rows, classes, dtype):
     scores, labels = scored(rows, classes, dtype)
     scalars = {} if name == "half_squared_error" else loss_scalars(options, classes)
     config = softmax_launch.config_loss(name + "_forward", rows, classes, np.dtype(dtype).name)
-    inputs = {"scores": scores, "labels": labels}
+    inputs = loss_inputs(name, scores=scores, labels=labels)
     found = run(config, inputs, {saved: (scores.shape, F4), "loss": ((1,), F4)}, scalars)
     exact, kept = getattr(ops, name).definition(scores.astype(np.float64), labels, **options)
     size = abs(scores).max() + 5 if name != "half_squared_error" else 1
     assert_within(found["loss"], np.array([exact]), gamma(rows + classes + 20) * size * 4)
     assert_within(found[saved], kept, gamma(classes + 100) * (abs(kept) + size * (name == "hinge")))
     scalars = scalars if name == "cross_entropy" else {}
-    config = softmax_launch.config_rowwise(name + "_backward", rows, classes, np.dtype(dtype).name)
-    inputs = {saved: found[saved], "labels": labels}
+    kind = np.dtype(dtype).name
+    config = softmax_launch.config_loss_backward(name + "_backward", rows, classes, kind)
+    inputs = loss_inputs(name, **{saved: found[saved]}, labels=labels)
     dscores = run(config, inputs, {"dscores": (scores.shape, F4)}, scalars)["dscores"]
     options = options if name == "cross_entropy" else {}
     backward = getattr(ops, name + "_backward").definition
@@ -196,8 +204,9 @@ def test_losses(name, options, saved, rows, classes, dtype):
 def test_scores_of_1e38_do_not_overflow():
     scores = F4([[1e38, -1e38, 0], [-1e38, 1e38, 1e38]])
     labels = np.int32([0, 1])
-    config, scalars = softmax_launch.config_loss("cross_entropy_forward", 2, 3), loss_scalars({}, 3)
-    inputs = {"scores": scores, "labels": labels}
+    config = softmax_launch.config_loss("cross_entropy_forward", 2, 3, "int32")
+    scalars = loss_scalars({}, 3)
+    inputs = loss_inputs("cross_entropy", scores=scores, labels=labels)
     outputs = {"probabilities": ((2, 3), F4), "loss": ((1,), F4)}
     found = run(config, inputs, outputs, scalars)
     np.testing.assert_array_equal(found["probabilities"], [[1, 0, 0], [0, 0.5, 0.5]])
@@ -209,8 +218,8 @@ def test_scores_of_1e38_do_not_overflow():
 def test_a_label_out_of_range_gives_nan_and_reads_nothing():
     scores = np.zeros((2, 3), F4)
     for wrong in (-1, 3, 2**31 - 1):
-        config = softmax_launch.config_loss("cross_entropy_forward", 2, 3)
-        inputs = {"scores": scores, "labels": np.int32([wrong, 0])}
+        config = softmax_launch.config_loss("cross_entropy_forward", 2, 3, "int32")
+        inputs = loss_inputs("cross_entropy", scores=scores, labels=np.int32([wrong, 0]))
         outputs = {"probabilities": ((2, 3), F4), "loss": ((1,), F4)}
         scalars = loss_scalars({}, 3)
         assert np.isnan(run(config, inputs, outputs, scalars, check=True)["loss"])

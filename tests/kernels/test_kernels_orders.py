@@ -37,7 +37,7 @@ def cases():
     deep = Conv2dShape.of((3, 6, 13, 11), (6, 1, 3, 3), window(3, 1, 1), 6)
     wide = {"dy": image, "x": image}
     rows, each = softmax_launch.config_rowwise, config_elementwise
-    smooth = {"right": 0.9, "even": 0.1 / 7}
+    smooth = {"right": 0.9, "even": 0.1 / 7, "ignore": -100}
     dropped = {"seed": 7, "threshold": round(0.4 * 2**32), "factor": 1 / 0.6}
     return {
         "max_pool2d": (pool2d_launch.config_max_pool2d(shape, win), {"x": image}, pool),
@@ -78,7 +78,7 @@ def cases():
         ),
         "cross_entropy": (
             softmax_launch.config_loss("cross_entropy_forward", 40, 7, "int32"),
-            {"scores": scores, "labels": labels},
+            {"scores": scores, "labels": labels, "weight": scores},
             kept,
             smooth,
         ),

@@ -310,8 +310,8 @@ MUTATIONS = {
     ),
     "a label out of range is followed": (
         "softmax_xent.cu",
-        "loss += label >= 0 && label < classes ? right",
-        "loss += label < classes ? right",
+        "const bool known = label >= 0 && label < classes;\n        const Softmax",
+        "const bool known = label < classes;\n        const Softmax",
         "losses",
     ),
     "no barrier in the tree of moments": (

@@ -204,7 +204,7 @@ def test_far_from_zero_the_variance_keeps_its_digits():
         ((np.ones((2, 3, 4, 4)), np.ones(4)), r"w must have shape \(3,\), got \(4,\)"),
         ((np.ones((0, 3, 4, 4)),), "an empty batch has no mean"),
         ((np.ones((2, 3, 4, 4)), None, None, np.ones(3)), "both mean and var, or neither"),
-        ((np.ones((2, 3, 4, 4)), None, None, None, None, -1.0), "eps must not be negative"),
+        ((np.ones((2, 3, 4, 4)), None, None, None, None, -1.0), "eps must be a finite number >= 0"),
         (
             (np.ones((2, 3, 4, 4)), None, None, None, None, 1e-5, "tanh"),
             'activation must be None or "relu"',

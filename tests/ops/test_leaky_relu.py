@@ -68,7 +68,7 @@ def test_kernels_equal_the_definition(count):
     ("args", "error", "text"),
     [
         ((np.ones(3, int),), TypeError, "x must be float32 or float64, got int64"),
-        ((np.ones(3), np.inf), ValueError, "negative_slope must be finite, got inf"),
+        ((np.ones(3), np.inf), ValueError, "negative_slope must be a finite number, got inf"),
         ((np.ones(3), "0.1"), TypeError, "negative_slope must be a number"),
     ],
 )
@@ -92,3 +92,9 @@ def test_the_layer_in_a_network():
     difference = loops.central_difference(lambda: float((dy * network(x).numpy()).sum()), x)
     np.testing.assert_allclose(leaf.grad, difference, 1e-5, 1e-7)
     np.testing.assert_array_equal(functional.leaky_relu(x).data, ops.leaky_relu.reference(x))
+
+
+def test_a_layer_takes_a_number():
+    assert str(nn.LeakyReLU(np.float64(0.25))) == "LeakyReLU(0.25)"
+    with pytest.raises(TypeError, match="LeakyReLU: negative_slope must be a number, got '0'"):
+        nn.LeakyReLU("0")

@@ -106,7 +106,7 @@ def test_an_empty_batch_is_empty_and_wrong_arguments_are_refused():
     for arguments, text in (
         ((np.ones((2, 3, 4)), 5), "4 axes"),
         ((np.ones((2, 3, 4, 4)), 0), "size must be at least 1"),
-        ((np.ones((2, 3, 4, 4)), 5, 1e-4, 0.75, 0.0), "k must be positive"),
+        ((np.ones((2, 3, 4, 4)), 5, 1e-4, 0.75, 0.0), "k must be a finite number > 0"),
         ((np.ones((2, 3, 4, 4)), 5, 1e-4, 0.75, 1.0, "caffe"), 'must be "torch" or "paper"'),
     ):
         with pytest.raises(ValueError, match=text):

@@ -1,10 +1,14 @@
 """The losses: the article's numbers, PyTorch's, central differences, and scores of any size."""
 
+import itertools
+import math
+
 import loops
 import numpy as np
 import pytest
 
 from gpuconv import nn, ops
+from gpuconv.arrays import to_device, to_numpy
 from gpuconv.autograd import Tensor
 
 PAIRS = {
@@ -133,8 +137,138 @@ def test_wrong_arguments(name, scores, labels, error, text):
         PAIRS[name][0](scores, labels)
 
 
+LABELS = {"all": [0, 4, 2, 2, 1, 3], "some ignored": [0, -100, 2, 2, -100, 3]}
+WEIGHTS = {
+    "none": None,
+    "all": [0.5, 2.0, 0.1, 1.0, 3.0],
+    "a class of 0": [1.0, 2.0, 0.0, 1, 1],
+}
+SMOOTHING = (0.0, 0.3, 1.0)
+
+
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+def weighted_cross_entropy(scores, labels, smoothing, weight, ignore=-100):
+    """PyTorch's formula, in Python floats."""
+    total = divisor = 0.0
+    for row, label in zip(scores.tolist(), labels, strict=True):
+        if label == ignore:
+            continue
+        log_p = [s - math.log(sum(map(math.exp, row))) for s in row]
+        weights = [1.0] * len(row) if weight is None else weight
+        spread = sum(w * p for w, p in zip(weights, log_p, strict=True)) / len(row)
+        total -= (1 - smoothing) * weights[label] * log_p[label] + smoothing * spread
+        divisor += weights[label]
+    return total / divisor
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu", "sim"])
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+def test_weights_and_ignored_labels(labels, weight, device):
+    scores = np.random.default_rng(9).standard_normal((6, 5)) * 3
+    dtype = np.float32 if device == "sim" else np.float64
+    close = {"rel": 1e-5, "abs": 1e-6} if device == "sim" else {"rel": 1e-11, "abs": 1e-12}
+    for smoothing in SMOOTHING:
+
+        def exact(smoothing=smoothing):
+            return weighted_cross_entropy(scores, labels, smoothing, weight)
+
+        given = Tensor(to_device(scores.astype(dtype), device), requires_grad=True,
+                       device="reference" if device == "reference" else None)  # fmt: skip
+        criterion = nn.CrossEntropyLoss(smoothing, weight)
+        loss = criterion(given, to_device(np.array(labels), device))
+        assert loss.item() == pytest.approx(exact(), **close)
+        loss.backward()
+        difference = loops.central_difference(exact, scores)
+        np.testing.assert_allclose(to_numpy(given.grad), difference, 1e-4, 1e-6)
+        ignored = np.array(labels) == -100
+        assert not to_numpy(given.grad)[ignored].any()
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim"])
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_labels_of_any_integer_type(dtype, device):
+    """The same numbers for every type, one of which is ignored."""
+    scores = np.random.default_rng(10).standard_normal((6, 5)).astype(np.float32)
+    labels = np.array([0, 4, 2, 2, 1, 3])
+    given = to_device(scores, device)
+    for (forward, backward), options in [
+        (PAIRS["cross_entropy"], (0.0, None, 2)), (PAIRS["article"], ()), (PAIRS["hinge"], ()),
+    ]:  # fmt: skip
+        expected, kept = forward.reference(scores, labels, *options)
+        placed = to_device(labels.astype(dtype), device)
+        loss, found = forward(given, placed, *options)
+        assert loss == pytest.approx(expected, rel=1e-5)
+        dscores = to_numpy(backward(found, placed, *options))
+        exact = backward.reference(kept, labels, *options)
+        np.testing.assert_allclose(dscores, exact, 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu", "sim"])
+def test_where_no_label_counts_the_loss_is_nan_and_the_gradient_0(device):
+    scores, labels = np.ones((3, 4), np.float32), np.full(3, 255, np.uint8)
+    forward, backward = PAIRS["cross_entropy"]
+    if device == "reference":
+        forward, backward = forward.reference, backward.reference
+    labels = to_device(labels, device)
+    loss, p = forward(to_device(scores, device), labels, ignore_index=255)
+    assert math.isnan(loss)
+    assert not to_numpy(backward(p, labels, ignore_index=255)).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"weight": np.ones(3)}, ValueError, r"cross_entropy: weight must have shape \(4,\)"),
+        ({"weight": np.ones(4, np.float32)}, TypeError, "cross_entropy: arrays of different types"),
+        (
+            {"weight": np.ones(4, int)},
+            TypeError,
+            "cross_entropy: weight must be float32 or",
+        ),
+        ({"ignore_index": 1.5}, TypeError, "cross_entropy: ignore_index must be an int, got 1.5"),
+        ({"label_smoothing": 1.5}, ValueError, "cross_entropy: label_smoothing must be a finite"),
+        ({"ignore_index": -1}, ValueError, "cross_entropy: label -100 is out of range: 4 classes"),
+    ],
+)
+def test_wrong_options_of_cross_entropy(options, error, text):
+    with pytest.raises(error, match=f"^{text}"):
+        ops.cross_entropy(np.ones((2, 4)), np.array([1, -100]), **options)
+
+
+@pytest.mark.parametrize("weight", ["abc", [[1.0]], [1.0, math.nan], [True, False]])
+def test_weights_that_are_none(weight):
+    with pytest.raises(ValueError, match="CrossEntropyLoss: weight must be finite numbers"):
+        nn.CrossEntropyLoss(weight=weight)
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_weights_and_ignored_labels_give_pytorchs_result(weight, labels):
+    import torch
+
+    scores = np.random.default_rng(11).standard_normal((6, 5)) * 3
+    for smoothing, ignore in itertools.product(SMOOTHING, (-100, 2)):
+        numbers = np.where(np.array(labels) == -100, ignore, labels)
+        theirs = torch.nn.CrossEntropyLoss(
+            None if weight is None else torch.tensor(weight, dtype=torch.float64),
+            ignore_index=ignore, label_smoothing=smoothing,
+        )  # fmt: skip
+        t = torch.tensor(scores, requires_grad=True)
+        value = theirs(t, torch.tensor(numbers))
+        value.backward()
+        given = Tensor(scores, requires_grad=True)
+        loss = nn.CrossEntropyLoss(smoothing, weight, ignore)(given, numbers)
+        loss.backward()
+        assert loss.item() == pytest.approx(value.item(), rel=1e-11)
+        np.testing.assert_allclose(given.grad, t.grad, 1e-9, 1e-12)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("smoothing", SMOOTHING)
 def test_equal_to_pytorch(smoothing):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     rng = np.random.default_rng(8)

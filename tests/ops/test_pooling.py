@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpuconv import ops
+from gpuconv.arrays import to_device, to_numpy
 
 GOLDEN = np.array([[1, 1, 2, 4], [5, 6, 7, 8], [3, 2, 1, 0], [1, 2, 3, 4]], np.float32)[None, None]
 SWEEP = 60
@@ -140,7 +141,6 @@ def test_an_empty_batch_gives_empty_outputs(operation):
         ((np.ones((2, 3, 4), np.float32), 2), ValueError, "4 axes"),
         ((np.ones((1, 1, 4, 4), np.float32), 5), ValueError, "5x5.*does not fit"),
         ((np.ones((1, 1, 4, 4), np.float32), 2, 2, 2), ValueError, "padding 2 is more than half"),
-        ((np.ones((1, 1, 20, 20), np.float32), 16), ValueError, "256 taps; at most 255"),
         ((np.ones((1, 1, 4, 4), np.int64), 2), TypeError, "float32 or float64"),
     ],
 )
@@ -183,3 +183,51 @@ def test_definitions_equal_pytorch(seed):
         np.testing.assert_allclose(ops.avg_pool2d.reference(x, *geometry), y.detach(), 1e-12, 1e-12)
         dx = ops.avg_pool2d_backward.reference(dy, x.shape, *geometry)
         np.testing.assert_allclose(dx, t.grad, 1e-12, 1e-12)
+
+
+BIG_WINDOWS = [  # kernel, stride, padding, dilation, ceil_mode
+    ((16, 17), (1, 2), ((0, 0), (0, 0)), (1, 1), False),
+    ((17, 18), (2, 3), ((8, 7), (9, 8)), (1, 1), True),
+    ((20, 23), (1, 1), ((9, 0), (0, 0)), (1, 1), False),
+]
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu", "sim"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_windows_of_more_than_255_taps_equal_loops(device, channels):
+    """argmax is then int32."""
+    x = np.random.default_rng(5).standard_normal((2, channels, 20, 23)).astype(np.float32)
+    x[0, 0, 3, 4] = np.nan
+    run, back = ops.max_pool2d, ops.max_pool2d_backward
+    if device == "reference":
+        run, back = run.reference, back.reference
+    for geometry in BIG_WINDOWS:
+        y, argmax = loops.max_pool2d(x, *geometry)
+        assert argmax.max() > 255 or argmax.size < 20
+        found = run(to_device(x, device), *geometry)
+        assert found[1].dtype == np.int32
+        np.testing.assert_array_equal(to_numpy(found[0]), y)
+        np.testing.assert_array_equal(to_numpy(found[1]), argmax)
+        _, stride, pads, _, _ = geometry
+        expected = np.zeros(x.shape)
+        for n, c, p, q in np.ndindex(y.shape):
+            r, s = divmod(argmax[n, c, p, q], geometry[0][1])
+            h, v = p * stride[0] - pads[0][0] + r, q * stride[1] - pads[1][0] + s
+            expected[n, c, h, v] += n + c + p + q
+        dy = np.float32(np.indices(y.shape).sum(0))
+        dx = back(to_device(dy, device), found[1], x.shape, *geometry)
+        np.testing.assert_array_equal(to_numpy(dx), expected)
+
+
+@pytest.mark.torch
+def test_a_large_window_gives_torchs_result():
+    import torch
+
+    x = np.random.default_rng(6).standard_normal((2, 3, 33, 31)).astype(np.float32)
+    given = torch.tensor(x, requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(given, (19, 17), 3, (9, 8))
+    y, argmax = ops.max_pool2d(x, (19, 17), 3, (9, 8))
+    np.testing.assert_array_equal(y, expected.detach())
+    expected.sum().backward()
+    dx = ops.max_pool2d_backward(np.ones_like(y), argmax, x.shape, (19, 17), 3, (9, 8))
+    np.testing.assert_array_equal(dx, given.grad)

@@ -332,7 +332,7 @@ def test_bad_arguments():
     for epochs in (0, -1):
         with pytest.raises(ValueError, match="epochs must be at least 1"):
             trainer().fit(train, epochs=epochs)
-    with pytest.raises(TypeError, match="epochs must be a whole number"):
+    with pytest.raises(TypeError, match="epochs must be an int"):
         trainer().fit(train, epochs=1.5)
     with pytest.raises(ValueError, match="no batches"):
         trainer().fit([], epochs=1)

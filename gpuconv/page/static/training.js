@@ -66,24 +66,22 @@
     };
     events.onerror = () => { run.state = "lost"; showState(); };
     events.onmessage = ({ data }) => {
-      const event = JSON.parse(data);
-      if (event.event === "state") {
-        [run.state, run.problem] = [event.state, event.problem];
-        showState();
-        say(`Training: ${WORDS[run.state]}.`);
-      } else if (event.event === "progress") {
-        run.progress = event.progress;
-        if (!(event.progress.step <= run.points.at(-1)?.step)) run.points.push(event.progress);
-        soon();
-      } else if (event.event === "epoch") {
-        run.epochs.push(event.record);
-        soon();
-      } else if (event.event === "evaluation") {
-        run.evaluation = event.evaluation;
-        showEvaluation();
-      } else if (event.event === "weights") gpuconv.reload();
+      const { event, record, ...news } = JSON.parse(data);
+      Object.assign(run, news);
+      heard[event](record);
     };
   }
+
+  const heard = {
+    state: () => { showState(); say(`Training: ${WORDS[run.state]}.`); },
+    progress: () => {
+      if (!(run.progress.step <= run.points.at(-1)?.step)) run.points.push(run.progress);
+      soon();
+    },
+    epoch: (record) => { run.epochs.push(record); soon(); },
+    evaluation: () => showEvaluation(),
+    weights: () => gpuconv.reload(),
+  };
 
   let drawing = false;
   /** Draw the curves with the next frame, however many points have come. */
