@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,13 @@ def measure(
 
 def _on_cpu(workload: AnyWorkload, seconds: float) -> Times:
     count = _sets(workload, 2 * cache_bytes())
-    calls = [workload.prepare(_copies(workload)) for _ in range(count)]
+    calls = [workload.prepare(_arguments(workload, np.copy)) for _ in range(count)]
     first = _host(calls[0]())
     require_right(workload, first)
     times = cpu_times(calls, seconds)
-    call = workload.prepare(_copies(workload)) if workload.in_place else calls[-1]
-    _require_same(first, _host(call()), "after the timing")
+    if workload.in_place:
+        calls = [workload.prepare(_arguments(workload, np.copy))]
+    _require_same(first, _host(calls[-1]()), "after the timing")
     return times
 
 
@@ -113,7 +114,8 @@ def _on_cuda(
     workload: AnyWorkload, seconds: float, clock: Any, layout: str, each: bool
 ) -> tuple[Times, list[tuple[str, Times | None]]]:
     def prepared() -> tuple[Any, list[Any], Any]:
-        return recorded(clock.on, workload, _moved(workload, "cuda", layout))
+        moved = _arguments(workload, lambda a: to_device(a, "cuda", weights=layout == "nhwc"))
+        return recorded(clock.on, workload, moved)
 
     made = [prepared() for _ in range(min(max(2, _sets(workload, 2 * clock.cache)), CUDA_SETS))]
     first = _host(made[0][0])
@@ -199,16 +201,8 @@ def _sets(workload: AnyWorkload, minimum: int) -> int:
     return int(max(1, min(-(-minimum // one), MAX_SETS, MAX_BYTES // one)))
 
 
-def _copies(workload: AnyWorkload) -> tuple[Any, ...]:
-    return tuple(a.copy() if isinstance(a, np.ndarray) else a for a in workload.arguments)
-
-
-def _moved(workload: AnyWorkload, device: str, layout: str) -> tuple[Any, ...]:
-    last = layout == "nhwc"
-    return tuple(
-        to_device(a, device, weights=last) if isinstance(a, np.ndarray) else a
-        for a in workload.arguments
-    )
+def _arguments(workload: AnyWorkload, each: Callable[[np.ndarray], Any]) -> tuple[Any, ...]:
+    return tuple(each(a) if isinstance(a, np.ndarray) else a for a in workload.arguments)
 
 
 def _host(found: Sequence[Any]) -> list[np.ndarray]:

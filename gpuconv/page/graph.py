@@ -48,27 +48,22 @@ class Node:
     """A layer, or a function that a `forward` calls itself.
 
     sources: the numbers of the nodes it reads. shape: of its output for one image. kind: a value of
-    KINDS or FUNCTIONS, "input", or "other". layer: None for a function. function: the name of the
-    step that it is, "" for a layer. step: the number of the trace's step that gives its output,
+    KINDS or FUNCTIONS, "input", or "other". type: what the layer or the function is called in code.
+    layer: None for a function. step: the number of the trace's step that gives its output,
     None for the softmax that the page adds. window, count_include_pad: of a convolution or pooling.
     """
 
     number: int
     name: str
     kind: str
+    type: str
     layer: nn.Module | None
     sources: tuple[int, ...]
     shape: tuple[int, ...]
     step: int | None
-    function: str = ""
     window: Any = None
     count_include_pad: bool = True
     multiply_adds: int = 0
-
-    @property
-    def type(self) -> str:
-        """What the layer or the function is called in code."""
-        return self.function if self.layer is None else type(self.layer).__name__
 
 
 class Graph:
@@ -103,8 +98,8 @@ class Graph:
             self.scores = scores.number
             self.nodes.append(
                 Node(
-                    len(self.nodes), "probabilities", "softmax", None, (self.scores,),
-                    scores.shape, None, "softmax",
+                    len(self.nodes), "probabilities", "softmax", "softmax", None, (self.scores,),
+                    scores.shape, None,
                 )
             )  # fmt: skip
         self.values = sum(math.prod(node.shape) for node in self.nodes)
@@ -173,7 +168,7 @@ class _Builder:
     def build(self) -> tuple[list[Node], dict[int, str]]:
         """The nodes up to the network's output, and the names of layers by the steps they give."""
         steps, number = self.traced.steps, 1
-        self._add("input", "input", None, (), 0)
+        self._add("input", "input", (), 0, 0)
         for call in self.traced.calls:
             self._functions(number, call.begin)
             self._call(call)
@@ -198,7 +193,8 @@ class _Builder:
         outside = [n for n in read if n is not None and n < call.begin]
         sources = tuple(dict.fromkeys(self._sources(outside)))
         if sources:
-            self._add(call.name, kind, call.module, sources, call.output, "", call.multiply_adds)
+            work = call.multiply_adds
+            self._add(call.name, kind, sources, call.output, work, call.module)
 
     def _functions(self, begin: int, end: int) -> None:
         for number in range(begin, end):
@@ -214,7 +210,7 @@ class _Builder:
             elif sources:
                 kind = self._kind(number)
                 name = self._function_name(number, kind)
-                self._add(name, kind, None, sources, number, step.name, step.multiply_adds)
+                self._add(name, kind, sources, number, step.multiply_adds)
 
     def _kind(self, number: int) -> str:
         """The kind of a step that is shown by itself; "other" for what the page cannot compute."""
@@ -242,14 +238,7 @@ class _Builder:
         return tuple(self.node_of[n] for n in steps if n in self.node_of)
 
     def _add(
-        self,
-        name: str,
-        kind: str,
-        layer: nn.Module | None,
-        sources: tuple[int, ...],
-        number: int,
-        function: str = "",
-        multiply_adds: int = 0,
+        self, name: str, kind: str, sources: Any, number: int, work: int, layer: Any = None
     ) -> None:
         step = self.traced.steps[number]
         if step.shape[:1] != (1,) or len(step.shape) not in (2, 4):
@@ -258,9 +247,10 @@ class _Builder:
                 "W), and vectors, (1, features)"
             )
         self.node_of[number] = len(self.nodes)
+        code = step.name if layer is None else type(layer).__name__
         self.nodes.append(
             Node(
-                len(self.nodes), name, kind, layer, sources, step.shape[1:], number, function,
-                step.window, step.count_include_pad, multiply_adds,
+                len(self.nodes), name, kind, code, layer, sources, step.shape[1:], number,
+                step.window, step.count_include_pad, work,
             )
         )  # fmt: skip

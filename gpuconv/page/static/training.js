@@ -10,50 +10,23 @@
   };
   let run = { state: "ready", points: [], epochs: [], progress: {}, evaluation: {} };
 
+  const BUTTONS = { // the states in which each is there
+    start: ["ready", "stopped"], pause: ["running"], resume: ["paused"], stop: ["running", "paused"],
+  };
+
   /** Begin where the source has a run. */
   function begin() {
     if (!page.model.training) return;
     find("training").hidden = false;
-    build();
-    listen();
-  }
-
-  // What a button does, what stands on it, when it is there, whether it stands out.
-  const BUTTONS = [
-    ["start", "Start", ["ready", "stopped"], true], ["pause", "Pause", ["running"], false],
-    ["resume", "Resume", ["paused"], true], ["stop", "Stop", ["running", "paused"], false],
-  ];
-
-  function build() {
-    const rate = element("input", { type: "number", id: "rate", min: "0", step: "any", class: "rate" });
+    const rate = find("rate");
     const set = () => command("rate", { rate: Number(rate.value) });
     rate.addEventListener("keydown", (event) => { if (event.key === "Enter") set(); });
-    find("training").append(
-      element("div", { class: "run-head" },
-        element("h2", { id: "training-title" }, "Training"),
-        element("span", { id: "run-state", role: "status" }),
-        element("div", { class: "tools" },
-          ...BUTTONS.map(([action, words, , primary]) => element("button", {
-            type: "button", id: `run-${action}`, class: primary && "primary", click: () => command(action),
-          }, words)),
-          element("label", { class: "rate-label" }, "Learning rate ", rate),
-          element("button", { type: "button", id: "rate-set", click: set }, "Set"))),
-      element("progress", { id: "run-progress", max: "1", value: "0", "aria-label": "share of the run done" }),
-      element("dl", { id: "run-facts" }),
-      element("div", { class: "run-grid" },
-        chart("loss-chart", "Loss"), chart("accuracy-chart", "Accuracy"),
-        element("figure", { class: "confusion" },
-          element("figcaption", { id: "confusion-words" }, "What is taken for what"),
-          element("canvas", { id: "confusion", role: "img", "aria-labelledby": "confusion-words" }),
-          element("details", {}, element("summary", {}, "As numbers"), element("div", { id: "confusion-table" }))),
-        element("figure", {}, element("figcaption", {}, "Worst mistakes: click one to look at it"),
-          element("ul", { id: "mistakes" }))));
+    find("rate-set").addEventListener("click", set);
+    for (const action in BUTTONS) find(`run-${action}`).addEventListener("click", () => command(action));
     find("confusion").addEventListener("pointermove", confusionTip);
     new ResizeObserver(soon).observe(find("training"));
+    listen();
   }
-
-  const chart = (id, name) => element("figure", {}, element("figcaption", { id: `${id}-words` }, name),
-    element("canvas", { id, role: "img", "aria-labelledby": `${id}-words` }));
 
   const command = (action, given) => gpuconv.attempt(() => gpuconv.source.command(action, given));
 
@@ -101,7 +74,7 @@
     const { state } = run;
     find("run-state").textContent = WORDS[state] + (state === "failed" ? `: ${run.problem}` : "");
     find("run-state").dataset.state = state;
-    for (const [action, , states] of BUTTONS) find(`run-${action}`).hidden = !states.includes(state);
+    for (const action in BUTTONS) find(`run-${action}`).hidden = !BUTTONS[action].includes(state);
     find("run-start").textContent = state === "stopped" ? "Go on" : "Start";
     find("rate-set").disabled = !["running", "paused"].includes(state);
   }
@@ -153,12 +126,12 @@
     const x = (epoch) => left + ((right - left) * epoch) / far;
     const y = (value) => bottom - ((bottom - top) * (Math.min(high, Math.max(low, value)) - low)) / (high - low);
     context.font = "11px system-ui, sans-serif";
-    context.fillStyle = gpuconv.style("--faint");
-    context.strokeStyle = gpuconv.style("--line");
     context.textAlign = "right";
     for (let i = 0; i <= 3; i++) {
       const value = low + ((high - low) * i) / 3;
-      line2(context, left, y(value), right, y(value));
+      context.fillStyle = gpuconv.style("--line");
+      context.fillRect(left, Math.round(y(value)), right - left, 1);
+      context.fillStyle = gpuconv.style("--faint");
       context.fillText(name === "Loss" ? value.toPrecision(2) : `${Math.round(100 * value)} %`, left - 5, y(value) + 4);
     }
     context.textAlign = "center";
@@ -171,14 +144,6 @@
     context.stroke();
     context.strokeStyle = context.fillStyle = gpuconv.style("--bar");
     for (const [epoch, value] of marks) context.fillRect(x(epoch) - 4, y(value) - 4, 8, 8);
-  }
-
-  function line2(context, x0, y0, x1, y1) {
-    context.lineWidth = 1;
-    context.beginPath();
-    context.moveTo(x0, Math.round(y0) + 0.5);
-    context.lineTo(x1, Math.round(y1) + 0.5);
-    context.stroke();
   }
 
   // ---- what is taken for what ------------------------------------------------------------------
