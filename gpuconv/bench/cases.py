@@ -212,28 +212,26 @@ def _sized(shape: str, batch: int) -> str:
 
 def _of_layer(layer: Any, x: Shape) -> Case | None:
     """The layer's operation; None for one that computes nothing, or is not in the table."""
-    from gpuconv import nn
-
-    if isinstance(layer, nn.Conv2d):
-        size = layer.window.kernel_size
-        options: dict[str, Any] = {"groups": layer.groups}
-        options |= {key: _plain(getattr(layer.window, key)) for key in OPTIONS[:3]}
-        options["stride"] = None if options["stride"] == 1 else options["stride"]
-        return Case("conv2d", x, layer.out_channels, size, **options)
-    if isinstance(layer, nn.Linear):
-        return Case("linear", x, layer.out_features)
-    for kind, name in ((nn.MaxPool2d, "max_pool2d"), (nn.AvgPool2d, "avg_pool2d")):
-        if isinstance(layer, kind):
-            win = layer.window
-            stride = None if win.stride == win.kernel_size else _plain(win.stride)
-            return Case(name, x, 0, win.kernel_size, stride, _plain(win.padding))
-    if isinstance(layer, nn.AdaptiveAvgPool2d):
-        return Case("adaptive_avg_pool2d", x, 0, layer.size)
-    if isinstance(layer, nn.LocalResponseNorm):
-        return Case("local_response_norm", x, layer.arguments[0])
     names = {name.replace("_", ""): name for name in OPERANDS}  # as layers are called
-    plain = names.get(type(layer).__name__.lower())
-    return None if plain is None else Case(plain, x)
+    name = names.get(type(layer).__name__.lower())
+    if name is None:
+        return None
+    given: dict[str, Any] = {}
+    if name in ("conv2d", "max_pool2d", "avg_pool2d", "sum_pool2d"):
+        of = layer.window
+        given = {"kernel": of.kernel_size, "padding": _plain(of.padding)}
+        given["dilation"] = _plain(of.dilation)
+        if of.stride != ((1, 1) if name == "conv2d" else of.kernel_size):
+            given["stride"] = _plain(of.stride)
+    if name == "conv2d":
+        given |= {"filters": layer.out_channels, "groups": layer.groups}
+    elif name == "linear":
+        given["filters"] = layer.out_features
+    elif name == "adaptive_avg_pool2d":
+        given["kernel"] = layer.size
+    elif name == "local_response_norm":
+        given["filters"] = layer.arguments[0]
+    return Case(name, x, **given)
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,6 @@ from gpuconv.ops.cost import Cost
 
 MAX_SETS, MAX_BYTES = 256, 1 << 30
 CUDA_SETS = 8  # the cache is flushed besides
-NO_TIMES = "it exists to check results, and its times mean nothing"
 
 
 class WrongResult(ArithmeticError):
@@ -86,7 +85,8 @@ def measure(
     """
     fields = str(workload.case), workload.case.label, workload.direction, device, workload.cost
     if device not in ("cpu", "cuda"):
-        raise DeviceError(f"bench: device {device}: {NO_TIMES}; use cpu or cuda")
+        reason = "it exists to check results, and its times mean nothing"
+        raise DeviceError(f"bench: device {device}: {reason}; use cpu or cuda")
     try:
         if device == "cpu":
             return Row(*fields, times=_on_cpu(workload, seconds))
@@ -146,22 +146,27 @@ def recorded(
 ) -> tuple[Any, list[Any], Any]:
     """(what the pass returns, the launches it consists of, the call), on runtime `on`.
 
-    The call must be kept as long as the launches: an optimiser's hold addresses of arrays that only
-    it keeps alive.
+    The launches hold their arrays, so that starting them again writes the same results. The call
+    must be kept as long: an optimiser's launches hold addresses of arrays that only it keeps alive.
 
     The half of a backward pass that gives dx is what the whole launches beyond the other half.
     WrongResult where nothing was launched.
     """
-    from gpuconv.bench.cuda import record
-
+    launches: list[Any] = []
+    others: list[Any] = []
     call = workload.prepare(arguments)
-    outputs, launches = record(on, call)
-    if workload.direction == DATA:
-        _, others = record(on, lambda: workload.op(*arguments[:-1], False))  # type: ignore[union-attr]
-        for other, _ in others:
-            plain = [launch for launch, _ in launches]
-            if other in plain:
-                del launches[plain.index(other)]
+    try:
+        on.recorded = launches
+        outputs = call()
+        if workload.direction == DATA:
+            on.recorded = others
+            workload.op(*arguments[:-1], False)  # type: ignore[union-attr]
+    finally:
+        on.recorded = None
+    for other, _ in others:
+        plain = [launch for launch, _ in launches]
+        if other in plain:
+            del launches[plain.index(other)]
     if not launches:
         raise WrongResult("no kernel was launched")
     return outputs, launches, call

@@ -14,23 +14,14 @@ from gpuconv import nn, ops
 
 MAX_VALUES = 100_000_000  # of all maps together, 400 MB; DenseNet-121 has the most of the zoo
 
+# Layers that have weights or settings to show, or nothing to do; others are what they call.
 KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: "conv",
     nn.Linear: "linear",
-    nn.ReLU: "relu",
-    nn.Tanh: "tanh",
-    nn.ScaledTanh: "scaled_tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.MaxPool2d: "max_pool",
-    nn.AvgPool2d: "avg_pool",
-    nn.SumPool2d: "sum_pool",
-    nn.AdaptiveAvgPool2d: "adaptive_avg_pool",
     nn.BatchNorm2d: "batch_norm",
     nn.LocalResponseNorm: "response_norm",
-    nn.Flatten: "flatten",
     nn.Dropout: "dropout",
     nn.Identity: "identity",
-    nn.Softmax: "softmax",
 }
 # Functions that need nothing of a layer, by the name of their step.
 FUNCTIONS = {
@@ -181,20 +172,16 @@ class _Builder:
 
     def _call(self, call: Any) -> None:
         steps = self.traced.steps[call.begin : call.output + 1]
-        kind = KINDS.get(type(call.module), "other")
+        kind = KINDS.get(type(call.module), "other" if steps else "identity")
         if kind == "other" and len(steps) == 1:
             kind = self._kind(call.output)
-        elif not steps and kind == "other":
-            kind = "identity"
-        without = kind == "batch_norm" and call.module.running_mean is None  # the batch's are used
-        if without or (kind == "softmax" and len(call.output_shape) != 1):
+        if kind == "batch_norm" and call.module.running_mean is None:  # the batch's are used
             kind = "other"
         read = [call.source] if not steps else [n for step in steps for n in step.inputs]
         outside = [n for n in read if n is not None and n < call.begin]
         sources = tuple(dict.fromkeys(self._sources(outside)))
         if sources:
-            work = call.multiply_adds
-            self._add(call.name, kind, sources, call.output, work, call.module)
+            self._add(call.name, kind, sources, call.output, call.multiply_adds, call.module)
 
     def _functions(self, begin: int, end: int) -> None:
         for number in range(begin, end):

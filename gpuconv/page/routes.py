@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -19,18 +18,9 @@ if TYPE_CHECKING:
     from gpuconv.page.server import PageServer
 
 JSON, BYTES = "application/json", "application/octet-stream"
-MAX_JSON, MAX_PICTURE = 4 << 20, 16 << 20  # bytes
+MOST_BYTES = {JSON: 4 << 20, BYTES: 16 << 20}  # of a body of that type
 MAX_PARTS = 16  # that one question asks for
 WINDOW = ("from", "channels", "top", "left", "rows", "columns", "dilation")
-
-
-@dataclass(frozen=True)
-class Post:
-    """A route that takes a body: of which type, of at most how many bytes."""
-
-    answer: Callable[[PageServer, bytes], Any]
-    type: str = JSON
-    most: int = MAX_JSON
 
 
 def _whole(name: str, text: str) -> int:
@@ -130,9 +120,10 @@ def _picture(server: PageServer, body: bytes) -> Any:
     return server.session.read_picture(body)
 
 
-POST = {
-    "/api/run": Post(_run, BYTES, MAX_PICTURE),
-    "/api/values": Post(_values),
-    "/api/training": Post(_command),
-    "/api/picture": Post(_picture, BYTES, MAX_PICTURE),
+# By path: what answers, and the type of the body.
+POST: dict[str, tuple[Callable[[PageServer, bytes], Any], str]] = {
+    "/api/run": (_run, BYTES),
+    "/api/values": (_values, JSON),
+    "/api/training": (_command, JSON),
+    "/api/picture": (_picture, BYTES),
 }

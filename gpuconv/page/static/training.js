@@ -23,7 +23,6 @@
     rate.addEventListener("keydown", (event) => { if (event.key === "Enter") set(); });
     find("rate-set").addEventListener("click", set);
     for (const action in BUTTONS) find(`run-${action}`).addEventListener("click", () => command(action));
-    find("confusion").addEventListener("pointermove", confusionTip);
     new ResizeObserver(soon).observe(find("training"));
     listen();
   }
@@ -86,23 +85,20 @@
       find("run-progress").value = progress.step / total;
       const rate = find("rate");
       if (document.activeElement !== rate) rate.value = Number(progress.lr.toPrecision(4));
-      facts({
+      const facts = {
         epoch: `${Math.min(progress.epochs, Math.floor(progress.epoch) + 1)} of ${progress.epochs}`,
         step: `${progress.step.toLocaleString("en")} of ${total.toLocaleString("en")}`,
         loss: text(progress.loss), accuracy: percent(progress.accuracy),
         "learning rate": text(progress.lr),
         speed: `${Math.round(progress.images_per_second).toLocaleString("en")} images/s`,
-      });
+      };
+      find("run-facts").replaceChildren(...Object.entries(facts).map(([fact, value]) =>
+        element("div", {}, element("dt", {}, fact), element("dd", {}, value))));
     }
     const checks = (name) => run.epochs.filter((one) => `validation_${name}` in one)
       .map((one) => [one.epoch, one[`validation_${name}`]]);
     curve("loss-chart", "Loss", points.map((p) => [p.epoch, p.loss]), checks("loss"), text);
     curve("accuracy-chart", "Accuracy", points.map((p) => [p.epoch, p.accuracy]), checks("accuracy"), percent);
-  }
-
-  function facts(named) {
-    find("run-facts").replaceChildren(...Object.entries(named).map(([name, value]) =>
-      element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   }
 
   /** A curve over the epochs: the training's as a line, held-out pictures' as marked points. */
@@ -154,57 +150,29 @@
     const right = evaluation.confusion.reduce((sum, row, k) => sum + row[k], 0);
     find("confusion-words").textContent =
       `${right.toLocaleString("en")} of ${evaluation.images.toLocaleString("en")} ${run.evaluated_on ?? "pictures"} right; rows are the truth, columns the answer`;
-    drawConfusion(evaluation.confusion);
-    tableConfusion(evaluation.confusion);
+    showConfusion(evaluation.confusion);
     find("mistakes").replaceChildren(...evaluation.mistakes.map(mistake));
   }
 
-  function drawConfusion(counts) {
-    const n = counts.length;
-    const side = Math.min(24, Math.floor(250 / n));
-    const context = gpuconv.sized(find("confusion"), (n + 1) * side, (n + 1) * side);
+  /** The counts, right answers in blue and mistakes in orange, by their share of the row. */
+  function showConfusion(counts) {
+    const { classes } = page.model;
     const colour = gpuconv.palette(1);
-    const small = n > 12;
-    context.font = `${Math.min(11, side - 4)}px system-ui, sans-serif`;
-    context.textAlign = "center";
-    counts.forEach((row, i) => {
+    const rows = counts.map((row, i) => {
       const total = row.reduce((a, b) => a + b, 0) || 1;
-      row.forEach((count, j) => {
-        // right answers in blue and mistakes in orange, by their share of the row
+      return element("tr", {}, element("th", { scope: "row" }, classes[i]), ...row.map((count, j) => {
         const share = Math.sqrt(count / total) * (i === j ? -1 : 1);
-        context.fillStyle = gpuconv.css(colour(share));
-        context.fillRect((j + 1) * side, (i + 1) * side, side - 1, side - 1);
-        if (!small && count) {
-          const strong = Math.abs(share) > 0.55;
-          context.fillStyle = gpuconv.style(strong ? "--paper" : "--ink");
-          context.fillText(String(count), (j + 1.5) * side, (i + 1.5) * side + 4);
-        }
-      });
-      if (small) return;
-      context.fillStyle = gpuconv.style("--faint");
-      const label = page.model.classes[i].slice(0, 3);
-      context.fillText(label, side / 2, (i + 1.5) * side + 4);
-      context.fillText(label, (i + 1.5) * side, side - 6);
+        const cell = element("td", {
+          class: count > 0 && (Math.abs(share) > 0.55 ? "most" : "some"),
+          title: `${plural(count, "picture")} of ${classes[i]} taken for ${classes[j]}`,
+        }, String(count));
+        cell.style.background = gpuconv.css(colour(share));
+        return cell;
+      }));
     });
-  }
-
-  function confusionTip(event) {
-    const counts = run.evaluation.confusion;
-    if (!counts) return;
-    const across = counts.length + 1;
-    const canvas = event.currentTarget;
-    const at = gpuconv.squareAt(canvas, event, across ** 2, across, canvas.clientWidth / across);
-    const [i, j] = [Math.floor(at / across) - 1, (at % across) - 1];
-    const { classes } = page.model;
-    canvas.title = counts[i]?.[j] === undefined ? ""
-      : `${plural(counts[i][j], "picture")} of ${classes[i]} taken for ${classes[j]}`;
-  }
-
-  function tableConfusion(counts) {
-    const { classes } = page.model;
-    find("confusion-table").replaceChildren(gpuconv.table("what is taken for what", ["", ...classes],
-      counts.map((row, i) => element("tr", {}, element("th", { scope: "row" }, classes[i]),
-        ...row.map((count) => element("td", {}, String(count)))))));
+    const short = classes.map((name) => name.slice(0, 3));
+    find("confusion").classList.toggle("many", classes.length > 12);
+    find("confusion").replaceChildren(gpuconv.table("what is taken for what", ["", ...short], rows));
   }
 
   function mistake(found) {
