@@ -157,10 +157,12 @@
   /** The counts, right answers in blue and mistakes in orange, by their share of the row. */
   function showConfusion(counts) {
     const { classes } = page.model;
+    const many = classes.length > 12; // then squares without numbers, or full names
+    const short = many ? classes : classes.map((name) => name.slice(0, 3));
     const colour = gpuconv.palette(1);
     const rows = counts.map((row, i) => {
       const total = row.reduce((a, b) => a + b, 0) || 1;
-      return element("tr", {}, element("th", { scope: "row" }, classes[i]), ...row.map((count, j) => {
+      return element("tr", {}, element("th", { scope: "row", title: classes[i] }, short[i]), ...row.map((count, j) => {
         const share = Math.sqrt(count / total) * (i === j ? -1 : 1);
         const cell = element("td", {
           class: count > 0 && (Math.abs(share) > 0.55 ? "most" : "some"),
@@ -170,8 +172,7 @@
         return cell;
       }));
     });
-    const short = classes.map((name) => name.slice(0, 3));
-    find("confusion").classList.toggle("many", classes.length > 12);
+    find("confusion").parentElement.classList.toggle("many", many);
     find("confusion").replaceChildren(gpuconv.table("what is taken for what", ["", ...short], rows));
   }
 
