@@ -10,7 +10,7 @@ import argparse
 
 from gpuconv import nn
 from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
-from gpuconv.cli.options import add_checkpoint, add_data, add_device, add_threads, whole
+from gpuconv.cli.options import CHECKPOINT, DEVICE, IMAGES, THREADS, add_options, whole
 from gpuconv.errors import unknown
 from gpuconv.threads import set_thread_count
 from gpuconv.train.evaluate import evaluate
@@ -23,12 +23,8 @@ MAX_CLASSES = 25  # up to which the whole matrix is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint(parser)
-    add_data(parser)
-    text = "images at a time (default: 500)"
-    parser.add_argument("--batch", default=500, type=whole(1), metavar="N", help=text)
-    add_threads(parser)
-    add_device(parser)
+    batch = ("--batch", "N", whole(1), "images at a time", 500)
+    add_options(parser, CHECKPOINT, *IMAGES, batch, THREADS, DEVICE)
 
 
 def run(args: argparse.Namespace) -> int:

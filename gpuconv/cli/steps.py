@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv import data, models, nn
 from gpuconv.arrays import to_device, to_numpy
-from gpuconv.cli.options import add_device, add_seed, number, whole
+from gpuconv.cli.options import DEVICE, add_options, number, seed, whole
 from gpuconv.data.preprocessing import image_size
 from gpuconv.errors import printable
 from gpuconv.nn import Conv2d, no_grad
@@ -26,25 +26,16 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="lenet", metavar="NAME", help="(default: lenet)")
-    parser.add_argument(
-        "--data", default="mnist", metavar="NAME|PATH", help="a data set (default: mnist)"
+    add_options(
+        parser,
+        ("--model", "NAME", str, "", "lenet"),
+        ("--data", "NAME|PATH", str, "a data set", "mnist"),
+        ("--index", "N", whole(0), "which training image", 0),
+        ("--lr", "RATE", number(), "learning rate", 0.01),
+        ("--repeat", "N", whole(0), "further steps with the same image at the end", 5),
+        seed("the seed of the random weights"),
+        DEVICE,
     )
-    parser.add_argument(
-        "--index", type=whole(0), default=0, metavar="N", help="which training image (default: 0)"
-    )
-    parser.add_argument(
-        "--lr", type=number(), default=0.01, metavar="RATE", help="learning rate (default: 0.01)"
-    )
-    parser.add_argument(
-        "--repeat",
-        type=whole(0),
-        default=5,
-        metavar="N",
-        help="further steps with the same image at the end (default: 5)",
-    )
-    add_seed(parser, "the seed of the random weights")
-    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
