@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -118,33 +118,30 @@ def number(
     return parse
 
 
+def wholes(
+    expected: str, counts: Container[int] = range(1, 999), least: int = 1, most: float = math.inf
+) -> Callable[[str], tuple[int, ...]]:
+    """A type for argparse: so many whole numbers from `least` to `most`, parted by "," or "x"."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        parts = [part.strip() for part in text.replace("x", ",").split(",")]
+        digits = len(parts) in counts and all(part.isdecimal() for part in parts)
+        if not digits or not all(least <= int(part) <= most for part in parts):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return tuple(map(int, parts))
+
+    return parse
+
+
+numbers = wholes("whole numbers such as 3,0,5", least=0)
+image_shape = wholes("channels,height,width such as 1,32,32", counts=(3,))
+_sides = wholes("a side from 1 to 4096, or height and width such as 48x64", (1, 2), most=4096)
+
+
 def image_size(text: str) -> list[int]:
     """A type for argparse: "64" or "48x64" as [height, width]."""
-    parts = text.replace("x", ",").split(",")
-    if len(parts) > 2 or not all(part.isdigit() and 1 <= int(part) <= 4096 for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"expected a side from 1 to 4096, or height and width such as 48x64, got {text!r}"
-        )
-    return [int(parts[0]), int(parts[-1])]
-
-
-def image_shape(text: str) -> tuple[int, int, int]:
-    """A type for argparse: "1,32,32" as (channels, height, width)."""
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"expected channels,height,width such as 1,32,32, got {text!r}"
-        )
-    channels, height, width = map(int, parts)
-    return channels, height, width
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """A type for argparse: "3,0,5" as whole numbers of at least 0."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected whole numbers such as 3,0,5, got {text!r}")
-    return tuple(map(int, parts))
+    sides = _sides(text)
+    return [sides[0], sides[-1]]
 
 
 def matrix(text: str) -> np.ndarray:
