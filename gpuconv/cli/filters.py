@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     left_out = 0
-    if args.source.endswith(".safetensors") or _is_model(args.source):
+    if args.source.endswith(".safetensors") or args.source in MODELS:
         panels, size = _learned(args), 80
         left_out = max(0, len(panels) - MAX_PANELS)
         panels = panels[:MAX_PANELS]
@@ -68,10 +68,6 @@ def run(args: argparse.Namespace) -> int:
     if left_out:
         print(f"left out: {left_out} more; gpuconv patches shows deeper filters as images")
     return 0
-
-
-def _is_model(source):
-    return source in MODELS
 
 
 def _through(args):
@@ -97,7 +93,7 @@ def _rows(rows, divisor=1):
 def _learned(args):
     """Panels of the filters of a network's convolution."""
     model: Module
-    if _is_model(args.source):
+    if args.source in MODELS:
         model = models.build({"name": args.source, "arguments": {"seed": args.seed}})
     else:
         model = checkpoint.load(args.source)
