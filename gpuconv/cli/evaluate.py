@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
+
 from gpuconv import nn
 from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
 from gpuconv.cli.options import CHECKPOINT, DEVICE, IMAGES, THREADS, add_options, whole
@@ -81,14 +83,9 @@ def _matrix(counts, classes):
 
 
 def _mistakes(counts, classes, shown=5):
-    pairs = [
-        (int(counts[i, j]), i, j)
-        for i in range(len(counts))
-        for j in range(len(counts))
-        if i != j and counts[i, j]
-    ]
+    pairs = [(-int(counts[i, j]), i, j) for i, j in np.argwhere(counts) if i != j]
     if not pairs:
         return "\nno mistakes"
-    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:shown]
-    listed = "; ".join(f"{classes[i]} taken for {classes[j]} {count}x" for count, i, j in worst)
+    worst = sorted(pairs)[:shown]
+    listed = "; ".join(f"{classes[i]} taken for {classes[j]} {-count}x" for count, i, j in worst)
     return f"\nmost frequent mistakes: {listed}"

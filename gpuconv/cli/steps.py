@@ -117,17 +117,15 @@ def _worked_number(name, layer, x, y):
     p, q = y.shape[2] // 2, y.shape[3] // 2
     (top, _), (left, _) = layer.window.pads(*x.shape[2:])
     padded = np.pad(x[0, : layer.weight.shape[1]], ((0, 0), (top, top), (left, left)))
-    kernels = to_numpy(layer.weight.data)
-    biases = None if layer.bias is None else to_numpy(layer.bias.data)
+    weights = to_numpy(layer.weight.data)[0].astype(np.float64)
+    bias = 0.0 if layer.bias is None else float(to_numpy(layer.bias.data)[0])
     (R, S), (dil_h, dil_w) = layer.window.kernel_size, layer.window.dilation
     r, s = p * layer.window.stride[0], q * layer.window.stride[1]
     pixels = padded[:, r : r + dil_h * R : dil_h, s : s + dil_w * S : dil_w].astype(np.float64)
-    weights = kernels[0].astype(np.float64)
     terms = [
         f"    {' + '.join(f'{a:.3f}*{b:.3f}' for a, b in zip(*pair, strict=True))}"
         for pair in zip(pixels[0], weights[0], strict=True)
     ]
-    bias = 0.0 if biases is None else float(biases[0])
     products = float((pixels * weights).sum())
     more = f" (and {len(weights) - 1} more channels)" if len(weights) > 1 else ""
     return (

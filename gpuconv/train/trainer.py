@@ -375,5 +375,4 @@ class Trainer:
             getattr(callback, event)(self, *args)
 
     def _message(self, text: str) -> None:
-        for callback in self.callbacks:
-            callback.on_message(text)
+        self._notify("on_message", text)
