@@ -208,7 +208,9 @@ def _fresh(case: Case) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "PYTHONIOENCODING": case.encoding,
     }
-    command = [sys.executable, "-m", "gpuconv", *case.argv]
+    serves = case.argv[0] == "show" and "--export" not in case.argv
+    argv = [*case.argv, *(["--export", "../out/x.html"] if serves else [])]
+    command = [sys.executable, "-m", "gpuconv", *argv]
     os.execve(sys.executable, command, environment)
 
 
