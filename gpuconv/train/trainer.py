@@ -375,4 +375,5 @@ class Trainer:
             getattr(callback, event)(self, *args)
 
     def _message(self, text: str) -> None:
-        self._notify("on_message", text)
+        for callback in self.callbacks:
+            callback.on_message(text)
