@@ -35,6 +35,9 @@ class CounterRNG:
         self._keys = _mix(np.asarray(indices).astype(np.uint64) ^ np.uint64(key))
         self._count = 0
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
     def bits(self) -> np.ndarray:
         """64 random bits for each image, (n,) uint64."""
         self._count += 1
