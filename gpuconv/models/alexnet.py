@@ -6,20 +6,17 @@ convolutional neural networks"; torchvision.models.alexnet.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
-from gpuconv.models.zoo import model
+from gpuconv.models.zoo import Common, model
 
 ONES = dict.fromkeys(("conv2", "conv4", "conv5", "fc6", "fc7"), 1.0)  # the paper's first biases
 
 
 @model(size=224)
 def alexnet(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    num_classes: int = 1000, in_channels: int = 3, input_size: int = 224, **common: Unpack[Common]
 ) -> nn.Sequential:
     """Torchvision's AlexNet: 64 first filters, no normalisation; 61,100,840 parameters.
 
@@ -62,9 +59,7 @@ def alexnet_2012(
     groups: int = 2,
     lrn: str = "torch",
     input_size: int = 227,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> nn.Sequential:
     """AlexNet as published: overlapping pools, response normalisation, two groups; 60,965,224
     parameters.

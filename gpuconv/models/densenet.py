@@ -5,8 +5,10 @@ Source: Huang et al. 2017, DenseNet-BC; torchvision.models.densenet.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
-from gpuconv.models.zoo import model, require_stem
+from gpuconv.models.zoo import Common, model, require_stem
 
 GROWTH = 32  # channels that each layer adds
 BOTTLENECK = 4 * GROWTH
@@ -18,9 +20,7 @@ def densenet121(
     in_channels: int = 3,
     stem: str = "imagenet",
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> DenseNet:
     """DenseNet-121: blocks of 6, 12, 24 and 16 layers; 7,978,856 parameters.
 

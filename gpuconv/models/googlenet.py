@@ -6,10 +6,10 @@ Source: Szegedy et al. 2014, "Going deeper with convolutions"; torchvision.model
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from gpuconv import nn
-from gpuconv.models.zoo import model
+from gpuconv.models.zoo import Common, model
 from gpuconv.nn.functional import cat
 
 # The numbers of table 1. Channels in, 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection
@@ -36,9 +36,7 @@ def googlenet(
     in_channels: int = 3,
     aux: bool = False,
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> GoogLeNet:
     """GoogLeNet, torchvision's: nine inception blocks; 6,624,904 parameters.
 
@@ -71,8 +69,11 @@ class GoogLeNet(nn.Module):
         self.maxpool4 = nn.MaxPool2d(2, 2, ceil_mode=True)
         self.inception5a = Inception(*BRANCHES["5a"])
         self.inception5b = Inception(*BRANCHES["5b"])
-        self.aux1 = InceptionAux(HEADS["4a"], num_classes) if aux else None
-        self.aux2 = InceptionAux(HEADS["4d"], num_classes) if aux else None
+        heads: list[Any] = [
+            InceptionAux(nn.AdaptiveAvgPool2d(4), BasicConv2d(channels, 128, 1), 16, num_classes)
+            for channels in HEADS.values()
+        ]
+        self.aux1, self.aux2 = heads if aux else (None, None)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.2)
         self.fc = nn.Linear(1024, num_classes)
@@ -132,13 +133,16 @@ class Inception(nn.Module):
 
 
 class InceptionAux(nn.Module):
-    """An auxiliary head: scores from the middle of the network, for training."""
+    """An auxiliary head: scores from the middle of the network, for training.
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    conv: gives 128 channels. pixels: of each after the pool.
+    """
+
+    def __init__(self, pool: nn.Module, conv: nn.Module, pixels: int, num_classes: int) -> None:
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.conv = BasicConv2d(in_channels, 128, 1)
-        self.fc1 = nn.Linear(128 * 4 * 4, 1024)
+        self.pool = pool
+        self.conv = conv
+        self.fc1 = nn.Linear(128 * pixels, 1024)
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(0.7)
         self.fc2 = nn.Linear(1024, num_classes)

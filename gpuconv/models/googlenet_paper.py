@@ -5,11 +5,11 @@ Source: Szegedy et al. 2014, "Going deeper with convolutions", table 1 and secti
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from gpuconv import nn
-from gpuconv.models.googlenet import BRANCHES, HEADS
-from gpuconv.models.zoo import model
+from gpuconv.models.googlenet import BRANCHES, HEADS, InceptionAux
+from gpuconv.models.zoo import Common, model
 from gpuconv.nn.functional import cat
 
 
@@ -19,9 +19,7 @@ def googlenet_paper(
     in_channels: int = 3,
     aux: bool = False,
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> GoogLeNetPaper:
     """GoogLeNet with response normalisation and 5x5 branches; 6,998,552 parameters.
 
@@ -52,11 +50,11 @@ class GoogLeNetPaper(nn.Module):
             nn.Sequential(*self.children()), (in_channels, input_size, input_size)
         )[1]
         self.i4a = Inception(*BRANCHES["4a"])
-        self.aux1 = AuxiliaryHead(HEADS["4a"], side, num_classes) if aux else None
+        self.aux1 = _head(HEADS["4a"], side, num_classes) if aux else None
         self.i4b = Inception(*BRANCHES["4b"])
         self.i4c = Inception(*BRANCHES["4c"])
         self.i4d = Inception(*BRANCHES["4d"])
-        self.aux2 = AuxiliaryHead(HEADS["4d"], side, num_classes) if aux else None
+        self.aux2 = _head(HEADS["4d"], side, num_classes) if aux else None
         self.i4e = Inception(*BRANCHES["4e"])
         self.p4 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.i5a = Inception(*BRANCHES["5a"])
@@ -110,19 +108,7 @@ class Inception(nn.Module):
         return cat([self.b1(x), self.b2(x), self.b3(x), self.b4(x)])
 
 
-class AuxiliaryHead(nn.Module):
-    """Scores from the middle of the network, for training."""
-
-    def __init__(self, in_channels: int, side: int, num_classes: int) -> None:
-        super().__init__()
-        self.pool = nn.AvgPool2d(5, 3)
-        self.conv = ConvReLU(in_channels, 128, 1)
-        _, height, width = nn.output_shape(self.pool, (in_channels, side, side))
-        self.fc1 = nn.Linear(128 * height * width, 1024)
-        self.relu = nn.ReLU()
-        self.drop = nn.Dropout(0.7)
-        self.fc2 = nn.Linear(1024, num_classes)
-
-    def forward(self, x: nn.Tensor) -> nn.Tensor:
-        x = self.conv(self.pool(x)).flatten(1)
-        return self.fc2(self.drop(self.relu(self.fc1(x))))
+def _head(in_channels: int, side: int, num_classes: int) -> InceptionAux:
+    pool = nn.AvgPool2d(5, 3)
+    _, height, width = nn.output_shape(pool, (in_channels, side, side))
+    return InceptionAux(pool, ConvReLU(in_channels, 128, 1), height * width, num_classes)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
-from gpuconv.models.zoo import model
+from gpuconv.models.zoo import Common, model
 
 
 @model(size=32)
-def lenet(
-    num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
-) -> nn.Sequential:
+def lenet(num_classes: int = 10, in_channels: int = 1, **common: Unpack[Common]) -> nn.Sequential:
     """The article's LeNet: 6@5x5, pool, 16@5x5, pool, 120, 100, num_classes; 63,802 parameters.
 
     forward: x (N, in_channels, 32, 32), floats -> scores (N, num_classes).

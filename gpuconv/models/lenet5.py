@@ -4,14 +4,14 @@ document recognition", without its partial connections and Gaussian outputs.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
-from gpuconv.models.zoo import model
+from gpuconv.models.zoo import Common, model
 
 
 @model(size=32, weights=nn.init.xavier_uniform)
-def lenet5(
-    num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
-) -> nn.Sequential:
+def lenet5(num_classes: int = 10, in_channels: int = 1, **common: Unpack[Common]) -> nn.Sequential:
     """6@5x5, 16@5x5, 120@5x5 with tanh and average pooling, 84, num_classes; 61,706 parameters.
 
     forward: x (N, in_channels, 32, 32), floats -> scores (N, num_classes).

@@ -6,8 +6,10 @@ bottleneck is on its 3x3 convolution); torchvision.models.resnet.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
-from gpuconv.models.zoo import model, require_stem
+from gpuconv.models.zoo import Common, model, require_stem
 
 WEIGHTS: nn.init.ByKind = {nn.Conv2d: nn.init.kaiming_normal_fan_out}
 
@@ -18,9 +20,7 @@ def resnet18(
     in_channels: int = 3,
     stem: str = "imagenet",
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> ResNet:
     """ResNet-18: two basic blocks at each of four sizes; 11,689,512 parameters.
 
@@ -37,9 +37,7 @@ def resnet34(
     in_channels: int = 3,
     stem: str = "imagenet",
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> ResNet:
     """ResNet-34: 3, 4, 6 and 3 basic blocks; 21,797,672 parameters; otherwise as resnet18."""
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels, stem)
@@ -51,9 +49,7 @@ def resnet50(
     in_channels: int = 3,
     stem: str = "imagenet",
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> ResNet:
     """ResNet-50: 3, 4, 6 and 3 bottlenecks; 25,557,032 parameters; otherwise as resnet18."""
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem)

@@ -5,19 +5,16 @@ Source: Zeiler and Fergus 2014, figure 3.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
 from gpuconv.models.alexnet import fully_connected, last_convolutions
-from gpuconv.models.zoo import model
+from gpuconv.models.zoo import Common, model
 
 
 @model(size=224, weights=nn.init.small_normal)
 def zfnet(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    num_classes: int = 1000, in_channels: int = 3, input_size: int = 224, **common: Unpack[Common]
 ) -> nn.Sequential:
     """ZF Net: conv1 7x7 with stride 2 and padding 1, pools with ceil_mode; 62,357,608 parameters.
 
