@@ -128,12 +128,7 @@ class Conv2d(Weighted):
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, {_short(self.window.kernel_size)}"]
-        defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-        parts += [
-            f"{name}={getattr(self, name)}"
-            for name, usual in defaults.items()
-            if getattr(self, name) != usual
-        ]
+        parts += self._changed(stride=1, padding=0, dilation=1, groups=1)
         if self.bias is None:
             parts.append("bias=False")
         if self.connections is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.viz.sheet import Panel
+from gpuconv.viz.sheet import Panel, magnify
 
 # cividis at ten even places, in which lightness rises evenly: Nunez et al. 2018, matplotlib
 _STOPS = np.array(
@@ -48,8 +48,7 @@ def outlined_panel(image: np.ndarray, values: np.ndarray, title: str, size: int 
     image: uint8 (1 or 3, H, W). The line is white with a black one around it, seen on any ground.
     """
     most = float(np.max(values, initial=0))
-    inside = magnify(values > most / 2, size) if most > 0 else magnify(np.zeros_like(values), size)
-    inside = inside.astype(bool)
+    inside = magnify((values > most / 2) & (most > 0), size)
     pixels = magnify(np.broadcast_to(image, (3, *image.shape[1:])), size).copy()
     width = max(1, inside.shape[1] // 150)
     outer = _grown(inside, width)
@@ -57,12 +56,6 @@ def outlined_panel(image: np.ndarray, values: np.ndarray, title: str, size: int 
     pixels[:, inside & _grown(~inside, width)] = 255
     note = "inside: more than half of the largest" if most > 0 else "nothing speaks for it here"
     return Panel(title, pixels, (note,))
-
-
-def magnify(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(..., H, W) repeated by the whole factor that `sheet` takes for `size`."""
-    factor = max(1, size // max(pixels.shape[-2:]))
-    return pixels.repeat(factor, axis=-2).repeat(factor, axis=-1)
 
 
 def signed_pixels(values: np.ndarray) -> np.ndarray:

@@ -82,8 +82,13 @@ def _picture(panel: Panel, size: int) -> Image.Image:
         )
     if 0 in pixels.shape:
         raise ValueError(f"{panel.title}: the picture is empty, shape {pixels.shape}")
-    factor = max(1, size // max(pixels.shape[1:]))
-    larger = np.repeat(np.repeat(pixels, factor, axis=1), factor, axis=2)
+    larger = magnify(pixels, size)
     return Image.fromarray(
         np.ascontiguousarray(np.broadcast_to(larger, (3, *larger.shape[1:])).transpose(1, 2, 0))
     )
+
+
+def magnify(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(..., H, W) repeated by the whole factor that makes it nearly `size`, at least 1."""
+    factor = max(1, size // max(pixels.shape[-2:]))
+    return pixels.repeat(factor, axis=-2).repeat(factor, axis=-1)
