@@ -105,14 +105,13 @@ def _figure(width: float, height: float) -> Figure:
     """
     try:
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
+    except ImportError as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if (missing or "").partition(".")[0] != "matplotlib":
             raise ImportError(f"matplotlib is there but does not work: {error}") from error
         raise ImportError(
             'curves and confusion matrices need matplotlib: pip install "gpuconv[viz]"'
         ) from None
-    except ImportError as error:
-        raise ImportError(f"matplotlib is there but does not work: {error}") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
