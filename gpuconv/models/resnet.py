@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Unpack
 
 from gpuconv import nn
-from gpuconv.models.zoo import Common, model, require_stem
+from gpuconv.models.zoo import Common, model, stem_convolution
 
 WEIGHTS: nn.init.ByKind = {nn.Conv2d: nn.init.kaiming_normal_fan_out}
 
@@ -67,11 +67,7 @@ class ResNet(nn.Module):
         stem: str,
     ) -> None:
         super().__init__()
-        require_stem(stem)
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        self.conv1 = stem_convolution(stem, in_channels)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from gpuconv.errors import unknown
-from gpuconv.nn import Linear, Module, init, recompute_blocks
+from gpuconv.nn import Conv2d, Linear, Module, init, recompute_blocks
 
 P = ParamSpec("P")
 Network = TypeVar("Network", bound=Module)
 MODELS: dict[str, Callable[..., Module]] = {}
-STEMS = ("imagenet", "small")
+STEMS = {"imagenet": (7, 2), "small": (3, 1)}  # kernel size and stride of the first convolution
 
 
 class Common(TypedDict, total=False):
@@ -94,10 +94,14 @@ def _described_layers(network: Module) -> str:
     return re.sub(r"Dropout\(.*?\)|, momentum=[^,)]*", "", repr(network))
 
 
-def require_stem(stem: str) -> None:
-    """ValueError unless it is the name of a network's first layers, which fit its images' size."""
+def stem_convolution(stem: str, in_channels: int) -> Conv2d:
+    """The first convolution, of 64 filters, for images of that stem's size. ValueError for an
+    unknown stem.
+    """
     if stem not in STEMS:
         raise unknown("stem", stem, STEMS)
+    kernel, stride = STEMS[stem]
+    return Conv2d(in_channels, 64, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def build(spec: Mapping[str, Any]) -> Module:
