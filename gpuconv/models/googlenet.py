@@ -70,9 +70,11 @@ class GoogLeNet(nn.Module):
         self.inception5b = Inception("5b")
         heads: list[Any] = [
             InceptionAux(nn.AdaptiveAvgPool2d(4), BasicConv2d(channels, 128, 1), 16, num_classes)
+            if aux
+            else None
             for channels in HEADS.values()
         ]
-        self.aux1, self.aux2 = heads if aux else [None, None]
+        self.aux1, self.aux2 = heads
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.2)
         self.fc = nn.Linear(1024, num_classes)

@@ -1,7 +1,8 @@
 """The operations on tensors: each runs one of `gpuconv.ops` and records its gradient.
 
 Arguments are those of the operation of the same name, with tensors (or arrays) for its arrays; the
-result is a tensor. A model's `forward` is written with these and with layers.
+result is a tensor. A model's `forward` is written with these and with layers. Their meaning is the
+operation's, whose docstring they have.
 
     from gpuconv.nn import functional as F
     y = F.relu(F.conv2d(x, w, b, padding=1))
@@ -263,19 +264,12 @@ def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Ar
 
 
 relu = _activation("relu")
-"""max(x, 0)."""
 tanh = _activation("tanh")
-"""tanh(x)."""
 scaled_tanh = _activation("scaled_tanh")
-"""1.7159 tanh(2x/3), LeNet-5's."""
 sigmoid = _activation("sigmoid")
-"""1 / (1 + exp(-x))."""
 leaky_relu = _lifted(ops.leaky_relu, ops.leaky_relu_backward)
-"""x where x >= 0, else negative_slope * x."""
 softmax = _lifted(ops.softmax, ops.softmax_backward)
-"""Scores (N, classes, ...) to probabilities."""
 local_response_norm = _lifted(ops.local_response_norm, ops.local_response_norm_backward)
-"""Each value divided by a power of the sum of squares over neighbouring channels."""
 
 
 def dropout(x: Any, p: float, seed: int) -> Tensor:
@@ -311,9 +305,7 @@ def max_pool2d(
 
 
 sum_pool2d = _lifted(ops.sum_pool2d, ops.sum_pool2d_backward)
-"""The sum of each window."""
 adaptive_avg_pool2d = _lifted(ops.adaptive_avg_pool2d, ops.adaptive_avg_pool2d_backward)
-"""Means over as many parts of the image as output_size says."""
 _avg_pool2d = _lifted(ops.avg_pool2d, ops.avg_pool2d_backward)
 
 
@@ -407,8 +399,5 @@ class ChannelBuffer:
 # ---- losses ------------------------------------------------------------------------------------
 
 cross_entropy = _lifted(ops.cross_entropy, ops.cross_entropy_backward)
-"""The mean over the batch, for scores (N, classes) and labels (N,)."""
 half_squared_error = _lifted(ops.half_squared_error, ops.half_squared_error_backward)
-"""The article's total error over a softmax, the mean of the batch."""
 hinge = _lifted(ops.hinge, ops.hinge_backward)
-"""The multi-class hinge loss, the mean of the batch."""

@@ -7,6 +7,7 @@ what has none goes from dark blue to light yellow. A bar under each picture show
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from gpuconv.viz.sheet import Panel, magnify
 
@@ -35,7 +36,8 @@ def attribution_panel(
     The scale ends where 99 of 100 pixels lie within it, so that a few do not leave the rest gray.
     """
     values = np.asarray(values, np.float64)
-    most = _scale(np.abs(values) if signed else values)
+    sizes = np.abs(values) if signed else values
+    most = float(np.percentile(sizes, _OUTLIERS) or sizes.max()) if sizes.size else 0.0
     share = np.clip((values / (most or 1) + 1) / 2 if signed else values / (most or 1), 0, 1)
     low = "gray 0, black and white" if signed else "dark 0, light"
     note = f"{low} {'±' if signed else ''}{most:.2g} or more"
@@ -81,13 +83,6 @@ def mosaic(pictures: list[np.ndarray], columns: int, paper: int = 255) -> np.nda
     return whole
 
 
-def _scale(values: np.ndarray) -> float:
-    """The end of the scale: the percentile, or the largest where that is 0."""
-    if not values.size:
-        return 0.0
-    return float(np.percentile(values, _OUTLIERS)) or float(values.max())
-
-
 def _paint(share: np.ndarray, signed: bool) -> np.ndarray:
     if not signed:
         return heat(share)
@@ -103,8 +98,5 @@ def _with_bar(pixels: np.ndarray, signed: bool) -> np.ndarray:
 
 def _grown(mask: np.ndarray, width: int) -> np.ndarray:
     """The mask and all within `width` pixels of it, along rows, columns and diagonals."""
-    padded = np.pad(mask, width)
-    steps = range(2 * width + 1)
-    height, wide = mask.shape
-    shifted = [padded[i : i + height, j : j + wide] for i in steps for j in steps]
-    return np.logical_or.reduce(shifted)
+    filled = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(filled.filter(ImageFilter.MaxFilter(2 * width + 1))) > 0
