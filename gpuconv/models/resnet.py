@@ -59,12 +59,7 @@ class ResNet(nn.Module):
     """A stem, four stages of residual blocks, the mean over the image, and a linear layer."""
 
     def __init__(
-        self,
-        block: type[BasicBlock] | type[Bottleneck],
-        counts: tuple[int, ...],
-        num_classes: int,
-        in_channels: int,
-        stem: str,
+        self, block: Block, counts: tuple[int, ...], num_classes: int, in_channels: int, stem: str
     ) -> None:
         super().__init__()
         self.conv1 = stem_convolution(stem, in_channels)
@@ -129,13 +124,10 @@ class Bottleneck(nn.Module):
         return self.relu(y + self.downsample(x))
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck],
-    in_channels: int,
-    channels: int,
-    count: int,
-    stride: int,
-) -> nn.Sequential:
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def _stage(block: Block, in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
     """`count` blocks, of which the first may halve the image."""
     first = block(in_channels, channels, stride)
     others = [block(channels * block.expansion, channels, 1) for _ in range(count - 1)]
