@@ -10,7 +10,7 @@ import numpy as np
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
-from gpuconv.ops.op import Array, elementwise, op, require_floats, require_rank, require_shape
+from gpuconv.ops.op import Array, elementwise, op, require_rank
 from gpuconv.strides import pixel_stride
 from gpuconv.threads import parallel, shards
 
@@ -65,45 +65,28 @@ def scale(x: Array, factor: float) -> Array:
 
 
 accumulate.in_place = assign.in_place = True
-elementwise(add, multiply, scale)
+elementwise(add)
+elementwise(accumulate)
+elementwise(assign)
+elementwise(multiply, cpu=np.multiply)
+elementwise(scale)
 
 
 @add.check
 def add_check(a, b, activation):
-    require_floats(a=a, b=b)
-    require_shape({"b": a.shape}, b=b)
     if activation not in (None, "relu"):
-        raise ValueError(f'add: activation must be None or "relu", got {activation!r}')
+        raise ValueError(f'activation must be None or "relu", got {activation!r}')
 
 
 @accumulate.check
 def accumulate_check(total, b):
-    require_floats(total=total, b=b)
-    require_shape({"b": total.shape}, b=b)
     if total.ndim == 0:
         raise ValueError("total must have an axis, got shape ()")
 
 
 @assign.check
 def assign_check(part, x):
-    require_floats(part=part, x=x)
     require_rank(4, "(N, C, H, W)", part=part)
-    require_shape({"x": part.shape}, x=x)
-
-
-@accumulate.output
-def accumulate_output(total, b):
-    return total
-
-
-@assign.output
-def assign_output(part, x):
-    return part
-
-
-@accumulate.cost
-def accumulate_cost(total, b):
-    return moved(total, b, total)
 
 
 @assign.cost
@@ -113,14 +96,7 @@ def assign_cost(part, x):
 
 @add.cpu
 def add_cpu(a, b, activation):
-    if activation == "relu":
-        return fast.elementwise(fast.add_relu, a, b)
-    return fast.elementwise(lambda a, b, y: np.add(a, b, out=y), a, b)
-
-
-@multiply.cpu
-def multiply_cpu(a, b):
-    return fast.elementwise(lambda a, b, y: np.multiply(a, b, out=y), a, b)
+    return fast.elementwise(fast.add_relu if activation == "relu" else np.add, a, b)
 
 
 @accumulate.cpu

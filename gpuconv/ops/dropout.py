@@ -10,7 +10,7 @@ import numpy as np
 from gpuconv.arguments import number, whole
 from gpuconv.cpu import elementwise as fast
 from gpuconv.cuda.launch_config import config_elementwise
-from gpuconv.ops.op import Array, elementwise, op, require_floats
+from gpuconv.ops.op import Array, elementwise, op
 from gpuconv.threads import parallel, shards
 
 
@@ -39,14 +39,13 @@ def _factor(p: float) -> float:
     return 0.0 if p == 1 else 1 / (1 - p)
 
 
-elementwise(dropout)
-
-
 @dropout.check
 def dropout_check(x, p, seed):
-    require_floats(x=x)
     number("p", p, 0, 1)
     whole("seed", seed, 0, 2**64 - 1)
+
+
+elementwise(dropout)
 
 
 @dropout.cpu

@@ -29,7 +29,8 @@ def leaky_relu_backward(dy: Array, x: Array, negative_slope: float = 0.01) -> Ar
     return np.where(x > 0, dy, dy.dtype.type(negative_slope) * dy)
 
 
-elementwise(leaky_relu, leaky_relu_backward)
+elementwise(leaky_relu, "leaky_relu.cu")
+elementwise(leaky_relu_backward, "leaky_relu.cu")
 
 
 @leaky_relu.cpu
@@ -48,15 +49,3 @@ def leaky_relu_backward_cpu(dy, x, negative_slope):
         np.copyto(dx, dy, where=x > 0)
 
     return fast.elementwise(scale_negative, dy, x)
-
-
-@leaky_relu.launch
-def leaky_relu_launch(runtime, x, negative_slope):
-    numbers = {"negative_slope": negative_slope}
-    return runtime.each("leaky_relu.cu", "leaky_relu_forward", "y", numbers, x=x)
-
-
-@leaky_relu_backward.launch
-def leaky_relu_backward_launch(runtime, dy, x, negative_slope):
-    numbers = {"negative_slope": negative_slope}
-    return runtime.each("leaky_relu.cu", "leaky_relu_backward", "dx", numbers, dy=dy, x=x)

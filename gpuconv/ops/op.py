@@ -36,6 +36,7 @@ import numpy as np
 
 from gpuconv.arguments import number
 from gpuconv.arrays import ShapeOnly, as_float32, device_of, is_device, to_numpy
+from gpuconv.cpu.elementwise import elementwise as on_all_threads
 from gpuconv.cuda import runtime as runtimes
 from gpuconv.ops.cost import Cost, moved
 
@@ -77,7 +78,7 @@ class Op(Generic[P, R]):
         self._defaults = tuple(defaults[self._required :])
         self.in_place = False  # whether it writes into an argument, whose type it then keeps
         self._accepted: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._check: Callable[..., Any] | None = None
+        self._checks: list[Callable[..., Any]] = []
         self._check_values: Callable[..., Any] | None = None
         self._cpu: Callable[..., Any] = definition
         self._launch: Callable[..., Any] | None = None
@@ -89,11 +90,11 @@ class Op(Generic[P, R]):
         return f"<op {self.__name__}{self._signature}>"
 
     def check(self, function: Callable[..., None]) -> Callable[..., None]:
-        """Attach what refuses wrong arguments, with one text for every device.
+        """Attach what refuses wrong arguments, with one text for every device; several run in turn.
 
         It reads shapes, dtypes and devices of arrays, never their values.
         """
-        self._check = self._same_parameters(function, self._names)
+        self._checks.append(self._same_parameters(function, self._names))
         return function
 
     def check_values(self, function: Callable[..., None]) -> Callable[..., None]:
@@ -244,10 +245,10 @@ class Op(Generic[P, R]):
         return tuple(as_float32(a) if getattr(a, "dtype", None) == np.float16 else a for a in args)
 
     def _checked(self, args: tuple[Any, ...]) -> None:
-        """Run the check; what it raises begins with the operation's name."""
+        """Run the checks; what they raise begins with the operation's name."""
         try:
-            if self._check is not None:
-                self._check(*args)
+            for check in self._checks:
+                check(*args)
         except (TypeError, ValueError) as error:
             raise self._named(error) from error
 
@@ -341,36 +342,50 @@ def in_float64(definition: Callable[P, R]) -> Callable[P, R]:
     return computed
 
 
-def elementwise(*operations: Op) -> None:
+def elementwise(
+    operation: Op, kernels: str | None = None, cpu: Callable[..., Any] | None = None
+) -> None:
     """Attach what operations on arrays of one shape share: the check, the result's shape, the cost.
 
     Their arrays are the parameters annotated as `Array`; those annotated as `float` must be finite
     numbers.
+    kernels: the file whose kernel x_forward, or x_backward, takes these parameters under their
+    names and writes y, or dx. cpu: function(*arrays, y), for any part of them, run on all threads.
     """
-    for operation in operations:
-        kinds = {name: p.annotation for name, p in operation.parameters.items()}
-        operation.check(partial(_check_elementwise, kinds))
-        operation.output(_output_elementwise)
-        operation.cost(partial(_cost_elementwise, list(kinds.values()).count("Array")))
+    kinds = {name: p.annotation for name, p in operation.parameters.items()}
+    names = [name for name, kind in kinds.items() if kind == "Array"]
 
+    @operation.check
+    def check(*arguments: Any) -> None:
+        given = dict(zip(kinds, arguments, strict=True))
+        arrays = {name: given[name] for name in names}
+        require_floats(**arrays)
+        first, *others = reversed(names) if names[0] == "dy" else names
+        require_shape(dict.fromkeys(others, arrays[first].shape), **arrays)
+        for name, value in given.items():
+            if kinds[name] == "float":
+                number(name, value)
 
-def _check_elementwise(kinds: Mapping[str, str], *arguments: Any) -> None:
-    given = dict(zip(kinds, arguments, strict=True))
-    arrays = {name: value for name, value in given.items() if kinds[name] == "Array"}
-    require_floats(**arrays)
-    *others, last = arrays
-    require_shape(dict.fromkeys(others, arrays[last].shape), **arrays)
-    for name, value in given.items():
-        if kinds[name] == "float":
-            number(name, value)
+    @operation.output
+    def output(*arguments: Any) -> Any:
+        first = arguments[0]
+        return first if operation.in_place else ShapeOnly(first.shape, first.dtype)
 
+    @operation.cost
+    def cost(*arguments: Any) -> Cost:
+        return moved(*arguments[: len(names)], arguments[0])
 
-def _output_elementwise(*arguments: Any) -> ShapeOnly:
-    return ShapeOnly(arguments[0].shape, arguments[0].dtype)
+    if cpu is not None:
+        operation.cpu(partial(on_all_threads, cpu))
+    if kernels is not None:
+        backward = operation.__name__.endswith("_backward")
+        kernel = operation.__name__ if backward else f"{operation.__name__}_forward"
 
-
-def _cost_elementwise(arrays: int, *arguments: Any) -> Cost:
-    return moved(*arguments[:arrays], arguments[0])
+        @operation.launch
+        def launch(runtime: Any, *arguments: Any) -> Any:
+            numbers = dict(zip(kinds, arguments, strict=True))
+            arrays = {name: numbers.pop(name) for name in names}
+            return runtime.each(kernels, kernel, "dx" if backward else "y", numbers, **arrays)
 
 
 def require_floats(optional: tuple[str, ...] = (), **arrays: Any) -> None:

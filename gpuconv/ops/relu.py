@@ -30,24 +30,5 @@ def relu_backward(dy: Array, y: Array) -> Array:
     return np.where(y <= 0, np.zeros((), dy.dtype), dy)
 
 
-elementwise(relu, relu_backward)
-
-
-@relu.cpu
-def relu_cpu(x):
-    return fast.elementwise(lambda x, y: np.maximum(x, 0, out=y), x)
-
-
-@relu_backward.cpu
-def relu_backward_cpu(dy, y):
-    return fast.elementwise(fast.relu_backward, dy, y)
-
-
-@relu.launch
-def relu_launch(runtime, x):
-    return runtime.each("relu.cu", "relu_forward", "y", x=x)
-
-
-@relu_backward.launch
-def relu_backward_launch(runtime, dy, y):
-    return runtime.each("relu.cu", "relu_backward", "dx", dy=dy, y=y)
+elementwise(relu, "relu.cu", lambda x, y: np.maximum(x, 0, out=y))
+elementwise(relu_backward, "relu.cu", fast.relu_backward)

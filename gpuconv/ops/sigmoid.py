@@ -26,28 +26,10 @@ def sigmoid_backward(dy: Array, y: Array) -> Array:
     return dy * y * (1 - y)
 
 
-elementwise(sigmoid, sigmoid_backward)
+def _logistic(x, y):
+    for i in range(0, x.size, PIECE):
+        y[i : i + PIECE] = sigmoid.definition(x[i : i + PIECE])
 
 
-@sigmoid.cpu
-def sigmoid_cpu(x):
-    def logistic(x, y):
-        for i in range(0, x.size, PIECE):
-            y[i : i + PIECE] = sigmoid.definition(x[i : i + PIECE])
-
-    return fast.elementwise(logistic, x)
-
-
-@sigmoid_backward.cpu
-def sigmoid_backward_cpu(dy, y):
-    return fast.elementwise(fast.sigmoid_backward, dy, y)
-
-
-@sigmoid.launch
-def sigmoid_launch(runtime, x):
-    return runtime.each("activations.cu", "sigmoid_forward", "y", x=x)
-
-
-@sigmoid_backward.launch
-def sigmoid_backward_launch(runtime, dy, y):
-    return runtime.each("activations.cu", "sigmoid_backward", "dx", dy=dy, y=y)
+elementwise(sigmoid, "activations.cu", _logistic)
+elementwise(sigmoid_backward, "activations.cu", fast.sigmoid_backward)

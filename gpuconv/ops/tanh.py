@@ -43,51 +43,17 @@ def scaled_tanh_backward(dy: Array, y: Array) -> Array:
     return (dy * SLOPE * (AMPLITUDE - y * y / AMPLITUDE)).astype(dy.dtype)
 
 
-elementwise(tanh, tanh_backward, scaled_tanh, scaled_tanh_backward)
+def _scaled(x, y):
+    np.multiply(x, SLOPE, out=y)
+    np.tanh(y, out=y)
+    np.multiply(y, AMPLITUDE, out=y)
 
 
-@tanh.cpu
-def tanh_cpu(x):
-    return fast.elementwise(lambda x, y: np.tanh(x, out=y), x)
+def _gradient(amplitude, slope):
+    return lambda dy, y, dx: fast.tanh_backward(dy, y, dx, amplitude, slope)
 
 
-@scaled_tanh.cpu
-def scaled_tanh_cpu(x):
-    def scaled(x, y):
-        np.multiply(x, SLOPE, out=y)
-        np.tanh(y, out=y)
-        np.multiply(y, AMPLITUDE, out=y)
-
-    return fast.elementwise(scaled, x)
-
-
-@tanh_backward.cpu
-def tanh_backward_cpu(dy, y):
-    return fast.elementwise(lambda dy, y, dx: fast.tanh_backward(dy, y, dx, 1.0, 1.0), dy, y)
-
-
-@scaled_tanh_backward.cpu
-def scaled_tanh_backward_cpu(dy, y):
-    return fast.elementwise(
-        lambda dy, y, dx: fast.tanh_backward(dy, y, dx, AMPLITUDE, SLOPE), dy, y
-    )
-
-
-@tanh.launch
-def tanh_launch(runtime, x):
-    return runtime.each("activations.cu", "tanh_forward", "y", x=x)
-
-
-@tanh_backward.launch
-def tanh_backward_launch(runtime, dy, y):
-    return runtime.each("activations.cu", "tanh_backward", "dx", dy=dy, y=y)
-
-
-@scaled_tanh.launch
-def scaled_tanh_launch(runtime, x):
-    return runtime.each("activations.cu", "scaled_tanh_forward", "y", x=x)
-
-
-@scaled_tanh_backward.launch
-def scaled_tanh_backward_launch(runtime, dy, y):
-    return runtime.each("activations.cu", "scaled_tanh_backward", "dx", dy=dy, y=y)
+elementwise(tanh, "activations.cu", np.tanh)
+elementwise(tanh_backward, "activations.cu", _gradient(1.0, 1.0))
+elementwise(scaled_tanh, "activations.cu", _scaled)
+elementwise(scaled_tanh_backward, "activations.cu", _gradient(AMPLITUDE, SLOPE))

@@ -14,9 +14,9 @@ from gpuconv.explain import receptive_field
 from gpuconv.files import write_atomically
 from gpuconv.page.assets import OFFLINE_SCRIPTS, STYLE, page, text
 from gpuconv.page.description import floats, to_json, weights_of
+from gpuconv.page.explanations import COUNT
 from gpuconv.page.graph import Graph
 from gpuconv.page.session import Session
-from gpuconv.page.top_patches import COUNT
 
 MAX_PARAMETERS = 2_000_000  # 8 MB of weights, 11 MB in the file
 MAX_MULTIPLY_ADDS = 200_000_000  # a second or so in a browser
@@ -111,7 +111,7 @@ def _patches(session: Session, model: dict[str, Any]) -> dict[int, list[dict[str
     for number in model["patches"]:
         node = session.graph[number]
         field = receptive_field(session.graph.model, session.graph.layer_name(number), shape)
-        part = shape[0] * math.prod(field.size) * 20 // 3 + 200  # in base64
+        part = (shape[0] + 4) * math.prod(field.size) * 4 // 3 + 200  # in base64
         if node.kind != "conv" or (size := node.shape[0] * COUNT * part) > room:
             continue
         room -= size

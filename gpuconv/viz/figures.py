@@ -98,19 +98,12 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | Path) -> N
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches.
-
-    Raises ImportError: how to get matplotlib where it is missing, and what it said where it is
-    there but fails.
-    """
+    """An empty figure of that many inches. ImportError where matplotlib is missing or fails."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if (missing or "").partition(".")[0] != "matplotlib":
-            raise ImportError(f"matplotlib is there but does not work: {error}") from error
         raise ImportError(
-            'curves and confusion matrices need matplotlib: pip install "gpuconv[viz]"'
+            f'curves and confusion matrices need matplotlib ({error}): pip install "gpuconv[viz]"'
         ) from None
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from scipy.signal import correlate2d
 
+import gpuconv
 from gpuconv.cli import main
 from gpuconv.cli.main import COMMANDS
 from gpuconv.filters import FILTERS, apply, to_pixels
@@ -345,7 +346,7 @@ def test_doctor_and_version_work_where_packages_are_missing():
         "print([main([c]) for c in ('doctor', '--version')], main(['summary', 'lenet']))"
     )
     done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True)
-    assert done.stdout.endswith("gpuconv 0.2.0\n[0, 0] 2\n")
+    assert done.stdout.endswith(f"gpuconv {gpuconv.__version__}\n[0, 0] 2\n")
     for name in ("NumPy", "BLAS", "Numba", "CPU", "Pillow", "safetensors", "rich", "self-check"):
         assert f"\n{name:<15}FAILS: ModuleNotFoundError: " in done.stdout
     packages = "llvmlite numba numpy pillow rich safetensors threadpoolctl"

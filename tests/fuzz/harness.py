@@ -169,6 +169,7 @@ def _wait(child: int, begun: float) -> tuple[int, resource.struct_rusage, float,
     seconds = time.monotonic() - begun - waited
     if not ended:
         os.kill(child, signal.SIGKILL)
+        seconds = KILLED_AFTER
     _, status, usage = os.wait4(child, 0)
     return status, usage, max(seconds, 0.0), not ended
 
@@ -208,7 +209,9 @@ def _fresh(case: Case) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "PYTHONIOENCODING": case.encoding,
     }
-    command = [sys.executable, "-m", "gpuconv", *case.argv]
+    serves = case.argv[0] == "show" and "--export" not in case.argv
+    argv = [*case.argv, *(["--export", "../out/x.html"] if serves else [])]
+    command = [sys.executable, "-m", "gpuconv", *argv]
     os.execve(sys.executable, command, environment)
 
 

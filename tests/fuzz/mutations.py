@@ -145,7 +145,7 @@ def _extend(holder: Any, key: Any, rng: random.Random, places: list) -> None:
 
 def _rescale(holder: Any, key: Any, rng: random.Random, places: list) -> None:
     value = holder[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
         holder[key] = rng.choice(NUMBERS)
         return
     changes: tuple[Callable[[], Any], ...] = (

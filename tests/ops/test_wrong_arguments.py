@@ -115,7 +115,7 @@ WRONG = [
     (call(ops.relu_backward, X, X[:1]), ValueError, "relu_backward: dy must have shape"),
     (call(ops.tanh_backward, X, X[:, :, 1:]), ValueError, "tanh_backward: dy must have shape"),
     (call(ops.add, X, X[:1]), ValueError, "add: b must have shape"),
-    (call(ops.multiply, X, X[:1]), ValueError, "multiply: a must have shape"),
+    (call(ops.multiply, X, X[:1]), ValueError, "multiply: b must have shape"),
     (call(ops.multiply, X, X.astype(np.int64)), TypeError, "multiply: b must be float32 .* int64"),
     (call(ops.accumulate, X, X[:1]), ValueError, "accumulate: b must have shape"),
     (call(ops.assign, X, X[:1]), ValueError, "assign: x must have shape"),

@@ -105,11 +105,8 @@
     values.reduce((most, value) => (Math.abs(value) > most ? Math.abs(value) : most), 0);
 
   /** A top-activating patch as it was sent, with its arrays read. */
-  function readPatch(patch) {
-    const [, rows, columns] = patch.shape;
-    const projection = summed(floats(patch.projection), rows * columns);
-    return { ...patch, pixels: fromBase64(patch.pixels), projection };
-  }
+  const readPatch = (patch) =>
+    ({ ...patch, pixels: fromBase64(patch.pixels), projection: floats(patch.projection) });
 
   const floats = (encoded) => new Float32Array(fromBase64(encoded).buffer);
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
