@@ -8,18 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.arguments import number, whole
-from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import response_norm as fast
 from gpuconv.ops import local_response_norm_launch as config
-from gpuconv.ops.cost import moved
-from gpuconv.ops.op import (
-    Array,
-    in_float64,
-    op,
-    require_floats,
-    require_rank,
-    require_shape,
-)
+from gpuconv.ops.op import Array, elementwise, in_float64, op, require_rank
 
 CONVENTIONS = ("torch", "paper")
 
@@ -94,41 +85,19 @@ def _window_sum(a, below, above):
     return total
 
 
+elementwise(local_response_norm)
+elementwise(local_response_norm_backward)
+
+
 @local_response_norm.check
-def local_response_norm_check(x, size, alpha, beta, k, convention):
-    _require(x, x, size, alpha, beta, k, convention)
-
-
 @local_response_norm_backward.check
-def local_response_norm_backward_check(dy, x, size, alpha, beta, k, convention):
-    _require(x, dy, size, alpha, beta, k, convention)
-
-
-def _require(x, dy, size, alpha, beta, k, convention):
-    require_floats(x=x, dy=dy)
+def local_response_norm_check(*arguments):
+    *_, x, size, _, _, k, convention = arguments
     require_rank(4, "(N, C, H, W)", x=x)
-    require_shape({"dy": x.shape}, dy=dy)
     whole("size", size)
-    number("alpha", alpha)
-    number("beta", beta)
     number("k", k, above=0)  # the sum of squares can be 0
     if convention not in CONVENTIONS:
         raise ValueError(f'convention must be "torch" or "paper", got {convention!r}')
-
-
-@local_response_norm.output
-def local_response_norm_output(x, size, alpha, beta, k, convention):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@local_response_norm.cost
-def local_response_norm_cost(x, size, alpha, beta, k, convention):
-    return moved(x, x)
-
-
-@local_response_norm_backward.cost
-def local_response_norm_backward_cost(dy, x, size, alpha, beta, k, convention):
-    return moved(dy, x, x)
 
 
 @local_response_norm.cpu
@@ -144,10 +113,7 @@ def local_response_norm_backward_cpu(dy, x, size, alpha, beta, k, convention):
 @local_response_norm.launch
 def local_response_norm_launch(runtime, x, size, alpha, beta, k, convention):
     numbers = {"a": scaled(alpha, size, convention), "beta": beta, "k": k}
-    launches, x = config.config_forward(x.shape, size), runtime.as_nhwc(x)
-    y = runtime.empty(x.shape)
-    runtime.run(launches, numbers, y=y, x=x)
-    return runtime.as_nchw(y)
+    return runtime.image(config.config_forward(x.shape, size), "y", x.shape, numbers, x=x)
 
 
 @local_response_norm_backward.launch
@@ -155,7 +121,4 @@ def local_response_norm_backward_launch(runtime, dy, x, size, alpha, beta, k, co
     a = scaled(alpha, size, convention)
     numbers = {"a": a, "beta": beta, "k": k, "slope": 2 * a * beta}
     launches = config.config_backward(x.shape, size)
-    dy, x = runtime.as_nhwc(dy), runtime.as_nhwc(x)
-    dx = runtime.empty(x.shape)
-    runtime.run(launches, numbers, dx=dx, dy=dy, x=x)
-    return runtime.as_nchw(dx)
+    return runtime.image(launches, "dx", x.shape, numbers, dy=dy, x=x)
