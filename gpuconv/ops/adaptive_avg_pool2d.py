@@ -9,7 +9,6 @@ import numpy as np
 
 from gpuconv.arguments import pair
 from gpuconv.arrays import ShapeOnly
-from gpuconv.ops import adaptive_avg_pool2d_launch as config
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     Array,
@@ -20,6 +19,10 @@ from gpuconv.ops.op import (
     require_image_shape,
     require_rank,
     require_shape,
+)
+from gpuconv.ops.pool2d_launch import (
+    config_adaptive_avg_pool2d,
+    config_adaptive_avg_pool2d_backward,
 )
 
 
@@ -119,9 +122,11 @@ def _require_pixels(x_shape):
 @adaptive_avg_pool2d.launch
 def adaptive_avg_pool2d_launch(runtime, x, output_size):
     y = adaptive_avg_pool2d_output(x, output_size)
-    return runtime.image(config.config_forward(x.shape, y.shape[2:]), "y", y.shape, x=x)
+    return runtime.image(config_adaptive_avg_pool2d(x.shape, y.shape[2:]), "y", y.shape, x=x)
 
 
 @adaptive_avg_pool2d_backward.launch
 def adaptive_avg_pool2d_backward_launch(runtime, dy, x_shape):
-    return runtime.image(config.config_backward(tuple(x_shape), dy.shape[2:]), "dx", x_shape, dy=dy)
+    return runtime.image(
+        config_adaptive_avg_pool2d_backward(tuple(x_shape), dy.shape[2:]), "dx", x_shape, dy=dy
+    )
