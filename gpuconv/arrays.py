@@ -137,12 +137,16 @@ def is_device(device: str | None) -> bool:
     return device in ("sim", "cuda")
 
 
+def _runtime(device: Any) -> Any:
+    from gpuconv.cuda.runtime import runtime  # late: NumPy's arrays need none of it
+
+    return runtime(device)
+
+
 def require(device: str) -> None:
     """DeviceError, one line with the way out, unless the device works here."""
     if is_device(device):
-        from gpuconv.cuda.runtime import runtime
-
-        runtime(device)
+        _runtime(device)
 
 
 def empty_images(shape: Shape, like: Any) -> Any:
@@ -155,10 +159,8 @@ def empty_images(shape: Shape, like: Any) -> Any:
         return ShapeOnly(shape, like.dtype)
     if device in (None, "cpu"):
         return np.empty(shape, like.dtype, like=like)
-    from gpuconv.cuda.runtime import runtime
-
     N, C, H, W = shape
-    target = runtime(device)
+    target = _runtime(device)
     with target.inside(like):
         return target.as_nchw(target.empty((N, H, W, C), like.dtype))
 
@@ -173,9 +175,7 @@ def to_numpy(array: Any) -> np.ndarray:
         raise TypeError(f"{array!r} has no values")
     if device in (None, "cpu"):
         return array
-    from gpuconv.cuda.runtime import runtime
-
-    return runtime(device).asnumpy(array)
+    return _runtime(device).asnumpy(array)
 
 
 def checked_cast(name: str, array: Any, dtype: Any) -> np.ndarray:
@@ -213,9 +213,7 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
     host = to_numpy(array)
     if wanted == "cpu":
         return host
-    from gpuconv.cuda.runtime import runtime
-
-    target = runtime(wanted)
+    target = _runtime(wanted)
     if weights and host.ndim == 4:
         return target.as_nchw(target.asarray(host.transpose(0, 2, 3, 1)))
     return target.asarray(host)
@@ -233,17 +231,13 @@ def contiguous(array: Any) -> Any:
     device = device_of(array)
     if not is_device(device):
         return array
-    from gpuconv.cuda.runtime import runtime
-
-    return runtime(device).contiguous(array)
+    return _runtime(device).contiguous(array)
 
 
 def copy(array: Any) -> Any:
     """The same values in memory of their own, in C order."""
     if isinstance(array, np.ndarray):
         return array.copy()
-    from gpuconv.cuda.runtime import runtime
-
-    target = runtime(device_of(array) or "cpu")
+    target = _runtime(device_of(array) or "cpu")
     with target.inside(array):
         return target.copy(array)
