@@ -16,7 +16,7 @@ from gpu_machine import driver_cards
 from gpuconv.bench.ceilings import Ceilings
 from gpuconv.bench.clock import Times
 from gpuconv.bench.measure import Row
-from gpuconv.bench.table import HEADER, TEXT_COLUMNS, cells, duration
+from gpuconv.bench.report import HEADER, TEXT_COLUMNS, cells, duration
 from gpuconv.files import write_atomically
 from gpuconv.ops.cost import Cost
 

@@ -23,11 +23,10 @@ import numpy as np
 from gpuconv import data, models, nn, optim
 from gpuconv.arrays import to_device, to_numpy
 from gpuconv.bench import ceilings, workloads
-from gpuconv.bench.cases import Case
+from gpuconv.bench.cases import Case, standard
 from gpuconv.bench.clock import Times
 from gpuconv.bench.cuda import Clock
 from gpuconv.bench.measure import Row, measure, recorded, require_right
-from gpuconv.bench.standard import standard
 from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import DeviceError
 from gpuconv.train import Trainer

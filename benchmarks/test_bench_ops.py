@@ -6,8 +6,8 @@ The passes come from the table of `gpuconv bench`, so an operation that is in it
 import numpy as np
 import pytest
 
+from gpuconv.bench.cases import standard
 from gpuconv.bench.measure import require_right
-from gpuconv.bench.standard import standard
 from gpuconv.bench.workloads import counted, of_case
 
 BATCH, SMOKE_BATCH = 16, 1  # small where --benchmark-disable only asks whether it runs

@@ -10,6 +10,10 @@ class DeviceError(RuntimeError):
     """A device that does not work here, or failed: one line with the way out."""
 
 
+class DataError(ValueError):
+    """A data file or array that cannot be used: corrupted, truncated, or not what it should be."""
+
+
 # What people call a device or its like.
 SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "simulator": "sim", "numpy": "reference"}
 

@@ -9,7 +9,7 @@ options.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,18 +26,15 @@ OPERANDS: dict[str, tuple[str, ...]] = {
         for name in ops.__all__
         if isinstance(getattr(ops, name), Op) and not name.endswith("_backward")
     },
-    "conv2d": ("filters", "kernel"),
-    "conv2d_relu_max_pool2d": ("filters", "kernel"),
-    "linear": ("filters",),
-    "max_pool2d": ("kernel",),
-    "avg_pool2d": ("kernel",),
-    "sum_pool2d": ("kernel",),
-    "adaptive_avg_pool2d": ("kernel",),
-    "local_response_norm": ("filters",),
+    **dict.fromkeys(("conv2d", "conv2d_relu_max_pool2d"), ("filters", "kernel")),
+    **dict.fromkeys(("linear", "local_response_norm"), ("filters",)),
+    **dict.fromkeys(
+        (f"{kind}_pool2d" for kind in ("max", "avg", "sum", "adaptive_avg")), ("kernel",)
+    ),
     **dict.fromkeys(("sgd", "sgd_momentum", "adam", "adam_amsgrad", "clip_grad_norm"), ()),
 }
 RANKS = {
-    **dict.fromkeys(("assign",), 4),
+    "assign": 4,
     **dict.fromkeys(("linear", "cross_entropy", "half_squared_error", "hinge"), 2),
     **{name: 4 for name in OPERANDS if name.endswith("2d") or name == "local_response_norm"},
 }
@@ -67,14 +64,11 @@ class Case:
     label: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        words = [self.op, _by_x(self.x)]
-        for operand in OPERANDS[self.op]:
-            value = getattr(self, operand)
-            words.append(str(value) if isinstance(value, int) else _by_x(value))
+        words = [self.op, *(_written(getattr(self, name)) for name in ("x", *OPERANDS[self.op]))]
         for name in OPTIONS:
             value = getattr(self, name)
             if value != getattr(Case, name):
-                words.append(f"{name}={_pads(value)}")
+                words.append(f"{name}={_written(value)}")
         return " ".join(words)
 
 
@@ -159,30 +153,85 @@ def network(name: str, batch: int) -> list[Case]:
     return [replace(case, label=label) for case, label in found.items()]
 
 
+# n is the batch; 8n and so on are its multiples. Operations without a line here, such as those that
+# work element by element, have one at the shape of USUAL.
+STANDARD = """
+conv2d                  n x 64 x 56 x 56     64 3x3 padding=1
+conv2d                  n x 128 x 28 x 28    128 3x3 padding=1
+conv2d                  n x 256 x 14 x 14    256 3x3 padding=1
+conv2d                  n x 3 x 224 x 224    64 7x7 stride=2 padding=3
+conv2d                  n x 64 x 56 x 56     256 1x1
+conv2d                  n x 256 x 56 x 56    128 1x1 stride=2
+conv2d                  n x 128 x 28 x 28    128 3x3 padding=1 groups=32
+conv2d                  n x 64 x 56 x 56     64 3x3 padding=1 groups=64
+conv2d                  n x 1 x 32 x 32      6 5x5
+conv2d                  n x 6 x 14 x 14      16 5x5 activation=relu
+conv2d_relu_max_pool2d  n x 1 x 32 x 32      6 5x5
+conv2d_relu_max_pool2d  n x 6 x 14 x 14      16 5x5
+max_pool2d              n x 64 x 112 x 112   2x2
+max_pool2d              n x 64 x 112 x 112   3x3 stride=2 padding=1
+avg_pool2d              n x 64 x 56 x 56     2x2
+sum_pool2d              n x 64 x 56 x 56     2x2
+adaptive_avg_pool2d     n x 512 x 14 x 14    1x1
+adaptive_avg_pool2d     n x 256 x 13 x 13    6x6
+local_response_norm     n x 96 x 55 x 55     5
+add                     n x 64 x 56 x 56     activation=relu
+batch_norm2d_track      64n
+linear                  8n x 1024            1000
+softmax                 64n x 1000
+cross_entropy           64n x 1000
+half_squared_error      64n x 1000
+hinge                   64n x 1000
+sgd                     64n x 4096
+sgd_momentum            64n x 4096
+adam                    64n x 4096
+adam_amsgrad            64n x 4096
+clip_grad_norm          64n x 4096
+"""
+USUAL = "nx64x56x56"
+
+
+def standard(batch: int) -> list[Case]:
+    """Cases of every operation at this batch, for `gpuconv bench all`, the benchmarks and the GPU
+    check, which finds the kernels by what these launch.
+
+    >>> str(standard(2)[0])
+    'conv2d 2x64x56x56 64 3x3 padding=1'
+    """
+    lines = [line.replace(" x ", "x").split() for line in STANDARD.strip().splitlines()]
+    plain = {line[0] for line in lines if "activation=relu" not in line}
+    lines += [[name, USUAL] for name in OPERANDS if name not in plain]
+    return [parse([line[0], _sized(line[1], batch), *line[2:]]) for line in lines]
+
+
+def _sized(shape: str, batch: int) -> str:
+    """ "8nx1024" at batch 2 as "16x1024"."""
+    first, _, rest = shape.partition("n")
+    return f"{int(first or 1) * batch}{rest}"
+
+
 def _of_layer(layer: Any, x: Shape) -> Case | None:
     """The layer's operation; None for one that computes nothing, or is not in the table."""
-    from gpuconv import nn
-
-    if isinstance(layer, nn.Conv2d):
-        size = layer.window.kernel_size
-        options: dict[str, Any] = {"groups": layer.groups}
-        options |= {key: _plain(getattr(layer.window, key)) for key in OPTIONS[:3]}
-        options["stride"] = None if options["stride"] == 1 else options["stride"]
-        return Case("conv2d", x, layer.out_channels, size, **options)
-    if isinstance(layer, nn.Linear):
-        return Case("linear", x, layer.out_features)
-    for kind, name in ((nn.MaxPool2d, "max_pool2d"), (nn.AvgPool2d, "avg_pool2d")):
-        if isinstance(layer, kind):
-            win = layer.window
-            stride = None if win.stride == win.kernel_size else _plain(win.stride)
-            return Case(name, x, 0, win.kernel_size, stride, _plain(win.padding))
-    if isinstance(layer, nn.AdaptiveAvgPool2d):
-        return Case("adaptive_avg_pool2d", x, 0, layer.size)
-    if isinstance(layer, nn.LocalResponseNorm):
-        return Case("local_response_norm", x, layer.arguments[0])
     names = {name.replace("_", ""): name for name in OPERANDS}  # as layers are called
-    plain = names.get(type(layer).__name__.lower())
-    return None if plain is None else Case(plain, x)
+    name = names.get(type(layer).__name__.lower())
+    if name is None:
+        return None
+    given: dict[str, Any] = {}
+    if name in ("conv2d", "max_pool2d", "avg_pool2d", "sum_pool2d"):
+        of = layer.window
+        given = {"kernel": of.kernel_size, "padding": _plain(of.padding)}
+        given["dilation"] = _plain(of.dilation)
+        if of.stride != ((1, 1) if name == "conv2d" else of.kernel_size):
+            given["stride"] = _plain(of.stride)
+    if name == "conv2d":
+        given |= {"filters": layer.out_channels, "groups": layer.groups}
+    elif name == "linear":
+        given["filters"] = layer.out_features
+    elif name == "adaptive_avg_pool2d":
+        given["kernel"] = layer.size
+    elif name == "local_response_norm":
+        given["filters"] = layer.arguments[0]
+    return Case(name, x, **given)
 
 
 def _plain(value: Any) -> Any:
@@ -212,10 +261,6 @@ def _sizes(what: str, text: str, minimum: int = 1) -> Shape:
     return sizes
 
 
-def _by_x(sizes: Iterable[int]) -> str:
-    return "x".join(map(str, sizes))
-
-
-def _pads(value: Any) -> str:
+def _written(value: Any) -> str:
     simple = isinstance(value, tuple) and all(isinstance(side, int) for side in value)
-    return _by_x(value) if simple else str(value).replace(" ", "")
+    return "x".join(map(str, value)) if simple else str(value).replace(" ", "")

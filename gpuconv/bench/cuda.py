@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,6 @@ FLOPS_PER_ROUND = 2 * 8 * 16  # of a thread: CHAINS and UNROLL of ceiling.cu
 FLUSHED = 256 << 20  # bytes written before each run at least
 AT_ONCE = 200  # runs enqueued before the host waits
 MAX_WRITES = 16  # of the flushed bytes before a run
-
-
-def record(on: Any, call: Callable[[], Any]) -> tuple[Any, list[Started]]:
-    """What a call returns, and the launches that it started on runtime `on`, in order.
-
-    The launches hold their arrays, so that starting them again writes the same results.
-    """
-    launches: list[Started] = []
-    on.recorded = launches
-    try:
-        return call(), launches
-    finally:
-        on.recorded = None
 
 
 class Clock:
@@ -57,14 +45,11 @@ class Clock:
     def times(self, sets: Sequence[Sequence[Started]], seconds: float) -> Times:
         """Runs of the sets in turn for about `seconds` of the card's time."""
 
-        def start(one: Sequence[Started]) -> Callable[[], None]:
-            def run() -> None:
-                for launch, arguments in one:
-                    self.on.start(launch, arguments)
+        def start(one: Sequence[Started]) -> None:
+            for launch, arguments in one:
+                self.on.start(launch, arguments)
 
-            return run
-
-        return self.calls([start(one) for one in sets], seconds)
+        return self.calls([partial(start, one) for one in sets], seconds)
 
     def calls(self, calls: Sequence[Callable[[], Any]], seconds: float) -> Times:
         """As `times`, of whatever enqueues work on the current stream."""

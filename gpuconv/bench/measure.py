@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from gpuconv.ops.cost import Cost
 
 MAX_SETS, MAX_BYTES = 256, 1 << 30
 CUDA_SETS = 8  # the cache is flushed besides
-NO_TIMES = "it exists to check results, and its times mean nothing"
 
 
 class WrongResult(ArithmeticError):
@@ -86,7 +85,8 @@ def measure(
     """
     fields = str(workload.case), workload.case.label, workload.direction, device, workload.cost
     if device not in ("cpu", "cuda"):
-        raise DeviceError(f"bench: device {device}: {NO_TIMES}; use cpu or cuda")
+        reason = "it exists to check results, and its times mean nothing"
+        raise DeviceError(f"bench: device {device}: {reason}; use cpu or cuda")
     try:
         if device == "cpu":
             return Row(*fields, times=_on_cpu(workload, seconds))
@@ -100,12 +100,13 @@ def measure(
 
 def _on_cpu(workload: AnyWorkload, seconds: float) -> Times:
     count = _sets(workload, 2 * cache_bytes())
-    calls = [workload.prepare(_copies(workload)) for _ in range(count)]
+    calls = [workload.prepare(_arguments(workload, np.copy)) for _ in range(count)]
     first = _host(calls[0]())
     require_right(workload, first)
     times = cpu_times(calls, seconds)
-    call = workload.prepare(_copies(workload)) if workload.in_place else calls[-1]
-    _require_same(first, _host(call()), "after the timing")
+    if workload.in_place:
+        calls = [workload.prepare(_arguments(workload, np.copy))]
+    _require_same(first, _host(calls[-1]()), "after the timing")
     return times
 
 
@@ -113,7 +114,8 @@ def _on_cuda(
     workload: AnyWorkload, seconds: float, clock: Any, layout: str, each: bool
 ) -> tuple[Times, list[tuple[str, Times | None]]]:
     def prepared() -> tuple[Any, list[Any], Any]:
-        return recorded(clock.on, workload, _moved(workload, "cuda", layout))
+        moved = _arguments(workload, lambda a: to_device(a, "cuda", weights=layout == "nhwc"))
+        return recorded(clock.on, workload, moved)
 
     made = [prepared() for _ in range(min(max(2, _sets(workload, 2 * clock.cache)), CUDA_SETS))]
     first = _host(made[0][0])
@@ -144,22 +146,27 @@ def recorded(
 ) -> tuple[Any, list[Any], Any]:
     """(what the pass returns, the launches it consists of, the call), on runtime `on`.
 
-    The call must be kept as long as the launches: an optimiser's hold addresses of arrays that only
-    it keeps alive.
+    The launches hold their arrays, so that starting them again writes the same results. The call
+    must be kept as long: an optimiser's launches hold addresses of arrays that only it keeps alive.
 
     The half of a backward pass that gives dx is what the whole launches beyond the other half.
     WrongResult where nothing was launched.
     """
-    from gpuconv.bench.cuda import record
-
+    launches: list[Any] = []
+    others: list[Any] = []
     call = workload.prepare(arguments)
-    outputs, launches = record(on, call)
-    if workload.direction == DATA:
-        _, others = record(on, lambda: workload.op(*arguments[:-1], False))  # type: ignore[union-attr]
-        for other, _ in others:
-            plain = [launch for launch, _ in launches]
-            if other in plain:
-                del launches[plain.index(other)]
+    try:
+        on.recorded = launches
+        outputs = call()
+        if workload.direction == DATA:
+            on.recorded = others
+            workload.op(*arguments[:-1], False)  # type: ignore[union-attr]
+    finally:
+        on.recorded = None
+    for other, _ in others:
+        plain = [launch for launch, _ in launches]
+        if other in plain:
+            del launches[plain.index(other)]
     if not launches:
         raise WrongResult("no kernel was launched")
     return outputs, launches, call
@@ -199,16 +206,8 @@ def _sets(workload: AnyWorkload, minimum: int) -> int:
     return int(max(1, min(-(-minimum // one), MAX_SETS, MAX_BYTES // one)))
 
 
-def _copies(workload: AnyWorkload) -> tuple[Any, ...]:
-    return tuple(a.copy() if isinstance(a, np.ndarray) else a for a in workload.arguments)
-
-
-def _moved(workload: AnyWorkload, device: str, layout: str) -> tuple[Any, ...]:
-    last = layout == "nhwc"
-    return tuple(
-        to_device(a, device, weights=last) if isinstance(a, np.ndarray) else a
-        for a in workload.arguments
-    )
+def _arguments(workload: AnyWorkload, each: Callable[[np.ndarray], Any]) -> tuple[Any, ...]:
+    return tuple(each(a) if isinstance(a, np.ndarray) else a for a in workload.arguments)
 
 
 def _host(found: Sequence[Any]) -> list[np.ndarray]:

@@ -45,13 +45,11 @@ class OptimizerWorkload:
 
     kernels, in_place, direction = True, True, "step"
 
-    def __init__(self, case: Case, seed: int) -> None:
-        rng = np.random.default_rng(seed)
+    def __init__(self, case: Case, floats: Callable[[tuple[int, ...]], Any]) -> None:
         self.case = case
-        p, grad = rng.standard_normal((2, *case.x), np.float32)
-        self.arguments: tuple[Any, ...] = (p, grad)
-        self._make = OPTIMIZERS[case.op][0]
-        self.cost = cost(case)
+        self.arguments: tuple[Any, ...] = (floats(case.x), floats(case.x))
+        self._make, accesses = OPTIMIZERS[case.op]
+        self.cost = Cost(0, 4 * accesses * int(np.prod(case.x)))
 
     def prepare(self, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
         """A call that takes one step; arguments: the parameter and its gradient."""
@@ -75,8 +73,3 @@ class OptimizerWorkload:
         change = grad / (np.abs(grad) + EPS) if self.case.op.startswith("adam") else grad
         exact = p - LR * change
         return [(exact, 2.0**-22 * (np.abs(p) + LR * np.abs(change)))]
-
-
-def cost(case: Case) -> Cost:
-    """Each array of a step once for each time that it is read or written."""
-    return Cost(0, 4 * OPTIMIZERS[case.op][1] * int(np.prod(case.x)))

@@ -16,7 +16,6 @@ from gpuconv import ops
 from gpuconv.arrays import ShapeOnly
 from gpuconv.bench.cases import Case
 from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWorkload
-from gpuconv.bench.optimizers import cost as optimizer_cost
 from gpuconv.cpu import conv as cpu_conv
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.matmul import matmul
@@ -105,41 +104,39 @@ def of_case(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator
 
     Raises as the operation does for shapes that do not fit.
     """
-    if case.op in OPTIMIZERS:
-        if not passes or FORWARD in passes:
-            yield OptimizerWorkload(case, seed)
-        return
     rng = np.random.default_rng(seed)
 
     def floats(shape: tuple[int, ...]) -> np.ndarray:
         return rng.standard_normal(shape, np.float32)
 
-    for direction, function, given in _calls(case, passes, floats, rng.integers):
-        cost = _cost(direction, function, given)
-        yield Workload(case, direction, function, given, cost, case.op in IN_PLACE)
+    return _workloads(case, passes, floats, rng.integers)
 
 
 def counted(case: Case, passes: tuple[str, ...] = ()) -> Iterator[tuple[str, Cost]]:
     """The passes of `of_case` and the least cost of each, from shapes alone."""
-    if case.op in OPTIMIZERS:
-        if not passes or FORWARD in passes:
-            yield OptimizerWorkload.direction, optimizer_cost(case)
-        return
-    for direction, function, given in _calls(case, passes, ShapeOnly, _labels):
-        yield direction, _cost(direction, function, given)
+
+    def labels(low: int, high: int, count: int) -> ShapeOnly:
+        return ShapeOnly((count,), np.int64)
+
+    return ((one.direction, one.cost) for one in _workloads(case, passes, ShapeOnly, labels))
 
 
-def _labels(low: int, high: int, count: int) -> ShapeOnly:
-    return ShapeOnly((count,), np.int64)
+def _workloads(
+    case: Case, passes: tuple[str, ...], floats: Any, integers: Any
+) -> Iterator[AnyWorkload]:
+    """floats(shape), integers(low, high, count): what draws arrays, or stands in for them."""
+    if case.op not in OPTIMIZERS:
+        for direction, function, given in _calls(case, passes, floats, integers):
+            cost = _cost(direction, function, given)
+            yield Workload(case, direction, function, given, cost, case.op in IN_PLACE)
+    elif not passes or FORWARD in passes:
+        yield OptimizerWorkload(case, floats)
 
 
 def _calls(
     case: Case, passes: tuple[str, ...], floats: Any, integers: Any
 ) -> Iterator[tuple[str, Op, tuple[Any, ...]]]:
-    """(direction, operation, its arguments) of each pass that was asked for and that there is.
-
-    floats(shape), integers(low, high, count): what draws arrays, or stands in for them.
-    """
+    """(direction, operation, its arguments) of each pass that was asked for and that there is."""
     chosen = passes or ((FORWARD, DATA, WEIGHT) if case.op in SPLIT else (FORWARD, BACKWARD))
     forward, backward = getattr(ops, case.op), getattr(ops, f"{case.op}_backward", None)
     values = _values(case, floats, integers)
@@ -180,7 +177,12 @@ def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
         **{"factor": 0.5, "count": 1000, "momentum": 0.1},
     }
     if case.op.startswith("conv2d"):
-        values |= {"w": floats((K, _of_a_group(case), *case.kernel)), "b": floats((K,))}
+        seen, left = divmod(case.x[1], case.groups)
+        if left:
+            raise ValueError(
+                f"bench: {case.groups} groups do not divide the {case.x[1]} channels of x"
+            )
+        values |= {"w": floats((K, seen, *case.kernel)), "b": floats((K,))}
     elif case.op == "linear":
         values |= {"w": floats((K, case.x[1])), "b": floats((K,))}
     elif case.op == "batch_norm2d":
@@ -194,12 +196,6 @@ def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
     elif "scores" in getattr(ops, case.op).parameters:
         values["labels"] = integers(0, case.x[1], case.x[0])
     return values
-
-
-def _of_a_group(case: Case) -> int:
-    if case.x[1] % case.groups:
-        raise ValueError(f"bench: {case.groups} groups do not divide the {case.x[1]} channels of x")
-    return case.x[1] // case.groups
 
 
 def _arguments(function: Op, values: dict[str, Any]) -> tuple[Any, ...]:
@@ -251,11 +247,10 @@ def _together(images: list[Any]) -> Any:
 
 def _floats(arguments: tuple[Any, ...]) -> list[Any]:
     """Float arrays as float64 copies, because an operation may work in place."""
-    return [a.astype(np.float64) if _is_float(a) else a for a in arguments]
-
-
-def _is_float(a: Any) -> bool:
-    return isinstance(a, np.ndarray) and a.dtype.kind == "f"
+    return [
+        a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+        for a in arguments
+    ]
 
 
 def _cpu_data(case: Case, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:

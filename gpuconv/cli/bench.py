@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from gpuconv.arrays import require
-from gpuconv.bench import table
-from gpuconv.bench.cases import OPTIONS, Case, network, option, parse
+from gpuconv.bench import report
+from gpuconv.bench.cases import OPTIONS, Case, network, option, parse, standard
 from gpuconv.bench.measure import Row, measure
-from gpuconv.bench.report import measured_device, write_json
-from gpuconv.bench.standard import standard
 from gpuconv.bench.workloads import counted, of_case
 from gpuconv.cli.options import add_device, number, one_of, path, whole
 from gpuconv.devices import resolve
@@ -115,27 +113,27 @@ def _cases(args: argparse.Namespace) -> list[Case]:
 def _count(args: argparse.Namespace, work: list[Any]) -> int:
     if args.json:
         raise ValueError("bench: device sim has no times, so there is nothing for --json")
-    lines = table.Lines(table.COUNTED, [str(case) for case, *_ in work])
+    lines = report.Lines(report.COUNTED, [str(case) for case, *_ in work])
     print("device sim has no times: this is counted work, and nothing was run\n")
     print(lines.head())
     for case, direction, cost in work:
-        print(lines.line(table.counted_cells(str(case), direction, cost)))
+        print(lines.line(report.counted_cells(str(case), direction, cost)))
     return 0
 
 
 def _time(args: argparse.Namespace, device: str, cases: list[Case], passes: tuple[str, ...]) -> int:
     if args.json and not (folder := Path(args.json).absolute().parent).is_dir():
         raise FileNotFoundError(f"bench: --json {args.json}: there is no folder {folder}")
-    machine, clock, ceilings = measured_device(device)
-    lines = table.Lines(table.HEADER, [table.title(str(case), case.label) for case in cases])
+    machine, clock, ceilings = report.measured_device(device)
+    lines = report.Lines(report.HEADER, [report.title(str(case), case.label) for case in cases])
     print(f"{machine}\n{ceilings}\n\n{lines.head()}", flush=True)
     rows: list[Row] = []
     for case in cases:
         for workload in of_case(case, passes):
             rows.append(measure(workload, device, args.seconds, clock, args.layout, args.each))
-            print(lines.line(table.cells(rows[-1], ceilings)), flush=True)
+            print(lines.line(report.cells(rows[-1], ceilings)), flush=True)
             for name, times in rows[-1].kernels if args.each else ():
-                print(f"    {name}  {table.duration(times.median) if times else ''}")
+                print(f"    {name}  {report.duration(times.median) if times else ''}")
     if args.json:
-        write_json(args.json, machine, ceilings, rows)
+        report.write_json(args.json, machine, ceilings, rows)
     return WRONG if any(row.status.startswith("wrong") for row in rows) else 0

@@ -27,7 +27,8 @@ from gpuconv.errors import printable
 from gpuconv.explain.patches import cut
 from gpuconv.nn import Conv2d
 from gpuconv.viz import Panel, sheet
-from gpuconv.viz.attribution import mosaic, signed_pixels
+from gpuconv.viz.attribution import mosaic
+from gpuconv.viz.sheet import signed_pixels
 
 EXAMPLES = """\
   gpuconv patches runs/lenet-mnist/best.safetensors --layer conv2 -o patches.png
@@ -90,7 +91,7 @@ def _last_convolution(model):
 def _panels(patches, images, projections):
     columns = round(len(patches) ** 0.5)
     parts = [cut(images.preprocessing.to_pixels(images[p.image][None])[0], p.box) for p in patches]
-    back = [signed_pixels(each.sum(axis=0)) for each in projections]
+    back = [signed_pixels(each.sum(axis=0, keepdims=True)) for each in projections]
     strongest = f"strongest {patches[0].value:.3g}"
     return [
         Panel(f"filter {patches[0].filter}", mosaic(parts, columns, paper=128), (strongest,)),

@@ -2,14 +2,14 @@
 
 from gpuconv.data.augment import Affine, Augment, Compose, HorizontalFlip, RandomCrop, Shift
 from gpuconv.data.dataset import Dataset, Scale, to_float
-from gpuconv.data.errors import DataError
 from gpuconv.data.folder import from_folder
 from gpuconv.data.idx import read_idx, write_idx
 from gpuconv.data.loader import Loader
 from gpuconv.data.named import installed, load
-from gpuconv.data.picture import decode_image, load_image, save_image
+from gpuconv.data.picture import load_image, save_image
 from gpuconv.data.preprocessing import Picture, Preprocessing, mean_and_std
 from gpuconv.data.rng import CounterRNG
+from gpuconv.errors import DataError
 
 __all__ = [
     "Affine",
@@ -25,7 +25,6 @@ __all__ = [
     "RandomCrop",
     "Scale",
     "Shift",
-    "decode_image",
     "from_folder",
     "installed",
     "load",

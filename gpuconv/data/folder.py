@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from gpuconv.data.dataset import Dataset, first_indices, split_indices
-from gpuconv.data.errors import DataError
 from gpuconv.data.picture import Size, load_image
-from gpuconv.errors import Notice
+from gpuconv.errors import DataError, Notice, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {
@@ -38,9 +37,6 @@ def from_folder(
     skip_bad: pass over pictures that cannot be read; a Notice counts and names them.
     Raises FileNotFoundError for no such folder; DataError for no class folders, a class without
     pictures, sizes that differ (naming two files) and a picture that cannot be read (naming it).
-
-    >>> from_folder("shapes", size=32, grayscale=True).classes  # doctest: +SKIP
-    ('circle', 'square')
     """
     folder = Path(path)
     files, labels, classes = _scan(folder)
@@ -95,26 +91,18 @@ def _parts(folder: Path) -> dict[str, Path]:
     Beside other folders, only both parts with folders in them are parts: else, one is a class that
     happens to have such a name.
     """
-    found: dict[str, list[Path]] = {}
-    others = 0
-    for name in _class_folders(folder):
-        split = next((s for s, names in SPLITS.items() if name.lower() in names), None)
-        if split is None:
-            others += 1
-        else:
-            found.setdefault(split, []).append(folder / name)
-    if others:
-        found = {s: [p for p in paths if _class_folders(p)] for s, paths in found.items()}
-        found = found if len(found) == len(SPLITS) and all(found.values()) else {}
+    names = _class_folders(folder)
+    alone = {name.lower() for name in names} <= {one for known in SPLITS.values() for one in known}
     parts = {}
-    for split, paths in found.items():
+    for split, known in SPLITS.items():
+        own = [n for n in names if n.lower() in known and (alone or _class_folders(folder / n))]
         # Of test/ and val/ the first is for testing; the other one belongs to neither part.
-        ranked = sorted(paths, key=lambda path: SPLITS[split].index(path.name.lower()))
-        if len(ranked) > 1 and ranked[0].name.lower() == ranked[1].name.lower():
-            both = f"{ranked[0].name} and {ranked[1].name}"
-            raise DataError(f"{folder}: has both {both}; leave one of them")
-        parts[split] = ranked[0]
-    return parts
+        own.sort(key=lambda name: known.index(name.lower()))
+        if len(own) > 1 and own[0].lower() == own[1].lower():
+            raise DataError(f"{folder}: has both {own[0]} and {own[1]}; leave one of them")
+        if own:
+            parts[split] = folder / own[0]
+    return parts if alone or len(parts) == len(SPLITS) else {}
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -179,8 +167,8 @@ def _dataset(
         except (DataError, OSError) as error:
             if not skip_bad:
                 way = "; skip_bad (--skip-bad) passes over such pictures"
-                raise type(error)(f"{_text(error, files[k])}{way}") from None
-            bad.append(_text(error, files[k]))
+                raise type(error)(f"{one_line(error)}{way}") from None
+            bad.append(one_line(error))
             continue
         pictures.append(picture)
         read.append(k)
@@ -205,7 +193,3 @@ def _dataset(
 def _listed(names: list[str], most: int = 8) -> str:
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return "; ".join(names[:most] + more)
-
-
-def _text(error: Exception, file: Path) -> str:
-    return f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)

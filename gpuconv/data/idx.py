@@ -6,17 +6,15 @@ Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database", section "File form
 from __future__ import annotations
 
 import gzip
-import itertools
 import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpuconv.data.errors import DataError
+from gpuconv.errors import DataError
 from gpuconv.files import write_atomically
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -34,9 +32,6 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     float64), writable, in the machine's byte order.
     Raises DataError for a wrong magic, impossible dimensions, a truncated file, bytes after the
     data, or damaged gzip; OSError where the file is missing or unreadable.
-
-    >>> read_idx("train-labels-idx1-ubyte.gz")[:4]  # doctest: +SKIP
-    array([5, 0, 4, 1], dtype=uint8)
     """
     return parse_idx(read_content(path), path)
 
@@ -46,8 +41,6 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
 
     array: at least one dimension; uint8, int8, int16, int32, float32 or float64.
     Equal arrays give equal bytes. Raises ValueError for what IDX cannot hold, OSError on failure.
-
-    >>> write_idx("labels-idx1-ubyte.gz", np.array([3, 1], np.uint8))  # doctest: +SKIP
     """
     array = np.asarray(array)
     big_endian = array.dtype.newbyteorder(">")
@@ -67,23 +60,33 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
 
 
 def read_content(path: str | os.PathLike[str]) -> bytearray:
-    """The bytes of a file, decompressed if they are gzip.
+    """The bytes of a file, decompressed if they are gzip, see `unpacked`.
 
-    DataError where that fails, and where they are more than 512 MB and 16 times the file.
+    More than 512 MB and 16 times the file are refused.
     """
-    content = bytearray()
     with open(path, "rb") as file:
-        first = file.read(_CHUNK)
-        pieces = itertools.chain([first], iter(lambda: file.read(_CHUNK), b""))
-        packed = first.startswith(GZIP_MAGIC)
-        most = max(MAX_UNPACKED, MAX_RATIO * os.fstat(file.fileno()).st_size)
-        for piece in _inflate(pieces, path) if packed else pieces:
+        return unpacked(file, path, max(MAX_UNPACKED, MAX_RATIO * os.fstat(file.fileno()).st_size))
+
+
+def unpacked(file: BinaryIO, name: object, most: int) -> bytearray:
+    """The bytes of an open file, decompressed if they are gzip; name: what errors call it.
+
+    DataError where that fails, and for more than `most` bytes.
+    """
+    packed = file.read(2) == GZIP_MAGIC
+    file.seek(0)
+    stream: Any = gzip.GzipFile(fileobj=file) if packed else file
+    content = bytearray()
+    try:
+        while piece := stream.read(_CHUNK):
             content += piece
             if packed and max(len(content), _claimed(content)) > most:
                 raise DataError(
-                    f"{path}: more than {most >> 20} MB once decompressed, which is too much for "
+                    f"{name}: more than {most >> 20} MB once decompressed, which is too much for "
                     "its size; decompress it yourself if you trust it"
                 )
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{name}: damaged gzip data ({error}); fetch it again") from None
     return content
 
 
@@ -94,29 +97,6 @@ def _claimed(content: bytearray) -> int:
     except DataError:
         return 0
     return start + math.prod(shape) * dtype.itemsize
-
-
-def _inflate(pieces: Iterator[bytes], path: object) -> Iterator[bytes]:
-    """Decompress gzip piece by piece; members may follow each other, other bytes may not."""
-    member = zlib.decompressobj(wbits=31)
-    for piece in pieces:
-        while piece:
-            if member.eof:
-                if not GZIP_MAGIC.startswith(piece[:2]):
-                    raise DataError(
-                        f"{path}: bytes that are not gzip follow the compressed data; "
-                        "the file is damaged, fetch it again"
-                    )
-                member = zlib.decompressobj(wbits=31)
-            try:
-                yield member.decompress(piece, _CHUNK)
-            except zlib.error as error:
-                raise DataError(f"{path}: damaged gzip data ({error}); fetch it again") from None
-            piece = member.unused_data if member.eof else member.unconsumed_tail
-    if not member.eof:
-        raise DataError(
-            f"{path}: the gzip data ends too early; the file is truncated, fetch it again"
-        )
 
 
 def parse_idx(content: bytes | bytearray, path: object) -> np.ndarray:

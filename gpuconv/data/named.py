@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import io
 import os
 import tempfile
+import urllib.request
 import warnings
 from pathlib import Path
 
 from gpuconv.data.dataset import Dataset, first_indices, numbered_classes
-from gpuconv.data.download import fetch
-from gpuconv.data.errors import DataError
 from gpuconv.data.folder import SPLITS, load_folder
-from gpuconv.data.idx import parse_idx, read_content, read_idx
+from gpuconv.data.idx import parse_idx, read_content, read_idx, unpacked
 from gpuconv.data.picture import Size
-from gpuconv.errors import Notice, unknown
+from gpuconv.errors import DataError, Notice, one_line, unknown
 from gpuconv.files import write_atomically
 
 EMBEDDED = Path(__file__).parent
@@ -45,6 +46,8 @@ SHA256 = {
     name: dict(zip(_STEMS["train"] + _STEMS["test"], sums, strict=True))
     for name, sums in _SUMS.items()
 }
+TIMEOUT = 30.0  # seconds without an answer
+MAX_DOWNLOAD = 64 << 20  # twice the largest file: a wrong server cannot fill the memory
 MIRRORS: dict[str, tuple[str, ...]] = {
     "mnist": ("https://storage.googleapis.com/cvdf-datasets/mnist/",),
     "fashion-mnist": (
@@ -82,9 +85,6 @@ def load(
     stratified: False splits and limits as version 0.1 did, whatever the classes are.
     Raises ValueError for an unknown name or split, FileNotFoundError for a missing path, DataError
     for corrupt data, OSError where a download fails; each says what was tried and what to do.
-
-    >>> load("mnist", "test")  # doctest: +SKIP
-    Dataset('mnist test', 10000 images of (1, 28, 28), 10 classes)
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -142,7 +142,9 @@ def _named(name: str, split: str, root: str | os.PathLike[str] | None) -> Datase
     for folder in folders:
         files = [_find(folder, stem) for stem in stems]
         if all(files):
-            contents = [_checked(name, stem, file) for stem, file in zip(stems, files, strict=True)]
+            contents = [read_content(file) for file in files if file]
+            for stem, file, content in zip(stems, files, contents, strict=True):
+                _check(content, name, stem, file)
             break
     else:
         if root is not None:
@@ -175,9 +177,7 @@ def _find(folder: Path, stem: str) -> Path | None:
     return None
 
 
-def _checked(name: str, stem: str, file: Path | None) -> bytearray:
-    assert file is not None
-    content = read_content(file)
+def _check(content: bytearray, name: str, stem: str, file: object) -> None:
     digest, expected = hashlib.sha256(content).hexdigest(), SHA256[name][stem]
     if digest != expected:
         raise DataError(
@@ -185,20 +185,28 @@ def _checked(name: str, stem: str, file: Path | None) -> bytearray:
             f"{expected[:16]}...; delete or replace it (for data of your own "
             "give the folder's path, not the name)"
         )
-    return content
 
 
 def _download(name: str, stem: str, tried: list[Path]) -> bytearray:
+    """The file from the first mirror that has it, decompressed; as it came it goes to the cache."""
     target = cache_folder() / name / f"{stem}.gz"
-    try:
-        packed, content = fetch(MIRRORS[name], f"{stem}.gz", SHA256[name][stem])
-    except (OSError, DataError) as error:
-        kind = DataError if isinstance(error, DataError) else OSError
-        raise kind(
-            f"{name}: not in {', '.join(map(str, tried))}, and no download: {error}; get "
-            f"{stem}.gz from {MIRRORS[name][-1]} by hand and put it into {target.parent}, or set "
-            f"GPUCONV_DATA to the folder that holds {name}/"
-        ) from None
+    reasons = []
+    for mirror in MIRRORS[name]:
+        try:
+            packed = _answer(f"{mirror}{stem}.gz")
+            content = unpacked(io.BytesIO(packed), "it", MAX_DOWNLOAD)
+            _check(content, name, stem, "it")
+            break
+        except (DataError, OSError, http.client.HTTPException) as error:
+            wrapped = getattr(error, "reason", None)  # in an URLError, what the network said
+            cause = wrapped if isinstance(wrapped, OSError) else error
+            reasons.append(f"{mirror}{stem}.gz: {one_line(cause)}")
+    else:
+        raise OSError(
+            f"{name}: not in {', '.join(map(str, tried))}, and no download: {'; '.join(reasons)}; "
+            f"get {stem}.gz from {MIRRORS[name][-1]} by hand and put it into {target.parent}, or "
+            f"set GPUCONV_DATA to the folder that holds {name}/"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, packed)
@@ -208,6 +216,17 @@ def _download(name: str, stem: str, tried: list[Path]) -> bytearray:
             Notice,
             stacklevel=4,
         )
+    return content
+
+
+def _answer(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        content: bytes = answer.read(MAX_DOWNLOAD + 1)
+        length = answer.headers.get("Content-Length")
+    if len(content) > MAX_DOWNLOAD:
+        raise DataError(f"more than {MAX_DOWNLOAD} bytes came; this is not the file")
+    if length is not None and len(content) < int(length):
+        raise DataError(f"the connection ended after {len(content)} of {length} bytes")
     return content
 
 

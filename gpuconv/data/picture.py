@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from gpuconv.arguments import pair
-from gpuconv.data.errors import DataError
-from gpuconv.errors import unknown
+from gpuconv.errors import DataError, one_line, unknown
 from gpuconv.files import write_atomically
 
 Size = int | tuple[int, int] | None
@@ -28,7 +27,6 @@ LARGE_JPEG = 1 << 25  # pixels; larger ones are shrunk while they are decoded
 _STRIP = 1 << 22  # pixels that are converted at a time
 # What a decoder keeps besides the picture, in bytes a pixel: two canvases, a copy; planes of int32.
 _DECODER = {"WEBP": 8, "JPEG2000": 16}
-_GRAY = ("1", "L", "LA", "La")
 # As what to read the second bytes of a PNG's samples: Pillow drops them.
 _SECOND_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 _TURNS = {
@@ -40,18 +38,18 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112  # EXIF's number for it
 _one_at_a_time = threading.Lock()
 
 
 def load_image(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str] | BinaryIO,
     grayscale: bool = False,
     size: Size = None,
     resize: str = "stretch",
     longest: int | None = None,
+    name: str | os.PathLike[str] = "",
 ) -> np.ndarray:
-    """A picture as its matrices of pixels: uint8 (C, H, W), 0 black to 255.
+    """A picture, by its path or opened, as its matrices of pixels: uint8 (C, H, W), 0 black to 255.
 
     C is 1 for a gray picture and with `grayscale`, else 3: red, green, blue, byte-equal to
     Pillow's planes. Gray is ITU-R 601 luma. A palette becomes colour, transparency lies on white,
@@ -62,30 +60,16 @@ def load_image(
     "fit" keeps the aspect ratio and centres the whole picture; what is left over takes the median
     colour of its border. "centre-crop" keeps it too, and cuts off what is left over.
     longest: instead of a size, average to at most so many pixels on the longer side.
+    name: what error messages call an opened file.
     A picture that takes more than 512 MB to decode is refused, except that a JPEG of more than 33
     million pixels is shrunk while it is decoded, to no less than twice `size` or `longest`.
+    Threads wait for each other, so that together they need no more memory than one.
     Raises DataError where the file is no picture, damaged, too large or of an unsupported kind,
     OSError where it is missing or unreadable, and ValueError for a size or kind that cannot be.
-
-    >>> load_image("digit.png", grayscale=True, size=28).shape  # doctest: +SKIP
-    (1, 28, 28)
     """
-    with open(path, "rb") as file:
-        return decode_image(file, path, grayscale, size, resize, longest)
-
-
-def decode_image(
-    file: BinaryIO,
-    name: str | os.PathLike[str],
-    grayscale: bool = False,
-    size: Size = None,
-    resize: str = "stretch",
-    longest: int | None = None,
-) -> np.ndarray:
-    """`load_image` of an open file; name: what error messages call it.
-
-    Threads wait for each other, so that together they need no more memory than one.
-    """
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return load_image(opened, grayscale, size, resize, longest, file)
     wanted = None if size is None else pair("size", size, 1)
     if resize not in RESIZE:
         raise unknown("way to resize", resize, RESIZE)
@@ -96,10 +80,8 @@ def decode_image(
             image = _decoded(file, name, least)
             if grayscale and image.mode != "L":
                 image = image.convert("L")
-            if longest and max(image.size) > longest:
-                scale = longest / max(image.size)
-                small = [max(1, round(side * scale)) for side in image.size]
-                image = image.resize((small[0], small[1]), Image.Resampling.BOX)
+            if longest:
+                image.thumbnail((longest, longest), Image.Resampling.BOX, reducing_gap=None)
             if wanted is not None:
                 image = _resized(image, *wanted, resize)
             return _planes(image)
@@ -111,9 +93,8 @@ def decode_image(
             "another common format"
         ) from None
     except Exception as error:  # decoders raise a dozen kinds: OSError, SyntaxError, struct's
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{name}: damaged or unreadable picture ({reason}); replace or remove it"
+            f"{name}: damaged or unreadable picture ({one_line(error)}); replace or remove it"
         ) from None
 
 
@@ -122,8 +103,6 @@ def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
 
     array: (H, W), (1, H, W) gray or (3, H, W) colour; uint8, or float from 0 to 1, which is
     scaled to 0..255 and rounded. Raises ValueError for anything else, OSError on failure.
-
-    >>> save_image("gray.png", np.zeros((28, 28), np.uint8))  # doctest: +SKIP
     """
     array = np.asarray(array)
     planes = array[None] if array.ndim == 2 else array
@@ -141,9 +120,8 @@ def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
         planes = np.rint(planes * 255).astype(np.uint8)
     if planes.dtype != np.uint8:
         raise ValueError(f"{path}: pixels of {planes.dtype}, expected uint8 or float")
-    Image.init()
     suffix = Path(path).suffix.lower()
-    form = Image.EXTENSION.get(suffix)
+    form = Image.registered_extensions().get(suffix)
     if form not in Image.SAVE:
         raise ValueError(
             f"{path}: cannot write pictures as {suffix or 'a file without suffix'}; "
@@ -162,7 +140,8 @@ def _decoded(file: BinaryIO, name: object, least: int) -> Image.Image:
     least: a large JPEG may be shrunk to that many pixels on its shorter side; 0: it may not.
     """
     with _open(file, name) as opened, _quiet(opened):
-        size, plain = opened.size, _is_plain(opened)
+        size, deep = opened.size, _raw_mode(opened) in _SECOND_BYTES
+        plain = opened.mode in ("L", "RGB") and not deep and "transparency" not in opened.info
         if isinstance(opened, JpegImageFile):
             pixels = opened.width * opened.height
             if opened.info.get("progressive"):
@@ -203,14 +182,12 @@ def _quiet(image: Image.Image) -> Iterator[None]:
     if kept is None:
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with open(os.devnull, "wb") as nowhere, os.fdopen(kept, "wb"):
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
 
 
 def _too_large(name: object, size: tuple[int, int] | None) -> DataError:
@@ -223,15 +200,9 @@ def _too_large(name: object, size: tuple[int, int] | None) -> DataError:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF; the pixels may well be whole
         return 1
-
-
-def _is_plain(image: Image.Image) -> bool:
-    """Whether the picture is L or RGB of 8 bits, and opaque."""
-    deep = _raw_mode(image) in _SECOND_BYTES
-    return image.mode in ("L", "RGB") and "transparency" not in image.info and not deep
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -260,7 +231,7 @@ def _flattened(opened: Image.Image, file: BinaryIO, name: object) -> Image.Image
             raise DataError(
                 f"{name}: pixels from {low} to {high} are not supported; save it with 8 or 16 bits"
             )
-    gray = mode in _GRAY or mode.startswith("I") or raw == "LA;16B"
+    gray = mode in ("1", "L", "LA", "La") or mode.startswith("I") or raw == "LA;16B"
     paper = Image.new("L" if gray else "RGB", opened.size)
     for box in _strips(opened):
         strips = [source.crop(box) for source in sources]
@@ -277,12 +248,9 @@ def _read_as(image: Any, raw: str) -> None:
 
 def _of_8_bits(strip: Image.Image, raw: str) -> Image.Image:
     key = strip.info.get("transparency")
-    if strip.mode in ("1", "L", "RGB") and isinstance(key, (int, tuple)):
+    if isinstance(key, int):
         # In a PNG of fewer bits the transparent value has these too; Pillow has scaled the pixels.
-        scale = {"1": 255, "L;2": 85, "L;4": 17}.get(raw, 1)
-        pixels = np.array(strip.convert("L") if strip.mode == "1" else strip)
-        pixels[_equal(pixels, np.multiply(key, scale))] = 255
-        return Image.fromarray(pixels)
+        strip.info["transparency"] = key * {"1": 255, "L;2": 85, "L;4": 17}.get(raw, 1)
     if strip.has_transparency_data:
         solid = strip.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid)
@@ -296,21 +264,15 @@ def _of_16_bits(strips: list[Image.Image], raw: str) -> Image.Image:
         values = values[..., 0::2] << 8 | values[..., 1::2]
     elif len(strips) == 2:
         values = values << 8 | np.asarray(strips[1])
-    channels = 1 if values.ndim == 2 else values.shape[2]
+    values = np.atleast_3d(values)
     key = strips[0].info.get("transparency")
-    if channels in (2, 4):
+    if values.shape[2] in (2, 4):
         alpha = values[..., -1:] / 65535
         values = values[..., :-1] * alpha + 65535 * (1 - alpha)
-        values = values[..., 0] if channels == 2 else values
     elif key is not None:
-        values[_equal(values, np.asarray(key))] = 65535
-    return Image.fromarray(np.floor(values / 257 + 0.5).astype(np.uint8))
-
-
-def _equal(pixels: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Where pixels (H, W) or (H, W, C) have the value of `key`."""
-    same = pixels == key
-    return same if pixels.ndim == 2 else same.all(axis=2)
+        values[(values == key).all(axis=2)] = 65535
+    pixels = np.floor(values / 257 + 0.5).astype(np.uint8)
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
 
 
 def _planes(image: Image.Image) -> np.ndarray:
@@ -335,16 +297,12 @@ def _resized(image: Image.Image, height: int, width: int, how: str) -> Image.Ima
     if how == "stretch":
         return image.resize((width, height), Image.Resampling.BILINEAR)
     if how == "centre-crop":
-        scale = min(W / width, H / height)
-        left, top = max(0.0, (W - width * scale) / 2), max(0.0, (H - height * scale) / 2)
-        box = (left, top, W - left, H - top)
-        return image.resize((width, height), Image.Resampling.BILINEAR, box)
+        return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     scale = min(width / W, height / H)
     columns, rows = max(1, round(W * scale)), max(1, round(H * scale))
     edges = [(0, 0, W, 1), (0, H - 1, W, H), (0, 0, 1, H), (W - 1, 0, W, H)]
-    channels = len(image.getbands())
-    border = [np.asarray(image.crop(edge)).reshape(-1, channels) for edge in edges]
-    colour = np.median(np.concatenate(border), axis=0).astype(np.uint8)
+    border = [_planes(image.crop(edge)).reshape(len(image.getbands()), -1) for edge in edges]
+    colour = np.median(np.concatenate(border, axis=1), axis=1).astype(np.uint8)
     paper = Image.new(image.mode, (width, height), tuple(colour.tolist()))
     inner = image.resize((columns, rows), Image.Resampling.BILINEAR)
     paper.paste(inner, ((width - columns) // 2, (height - rows) // 2))

@@ -12,7 +12,7 @@ import numpy as np
 from gpuconv.data.dataset import Dataset, Scale, to_float
 from gpuconv.data.loader import Loader
 from gpuconv.data.named import SHA256, load
-from gpuconv.data.picture import decode_image
+from gpuconv.data.picture import load_image
 
 LOW_CONTRAST = 8  # of 255: the pixels of a sheet of paper differ by as much
 MAX_LIGHT_SHARE = 0.05  # of training images with a light border where dark ones are the rule
@@ -138,10 +138,8 @@ class Preprocessing:
         invert: None where the training images have a dark border and this picture has a light one.
         name: what error messages call an opened file. Raises as `load_image` does.
         """
-        if isinstance(file, (str, Path)):
-            with open(file, "rb") as opened:
-                return self.picture(opened, invert, str(file))
-        pixels = decode_image(file, name, self.grayscale, self.image_shape[1:], self.resize)
+        size = self.image_shape[1:]
+        pixels = load_image(file, self.grayscale, size, self.resize, name=name)
         pixels = np.ascontiguousarray(self._in_colour(pixels))
         blank = bool((np.ptp(pixels, axis=(1, 2)) < LOW_CONTRAST).all())
         if invert is None:
@@ -171,23 +169,19 @@ def mean_and_std(dataset: Dataset) -> tuple[list[float], list[float]]:
 
     Rounded to 4 digits; a constant channel has deviation 1.
     """
-    means, deviations = [], []
-    for channel in range(dataset.image_shape[0]):
-        pixels = dataset.images[:, channel]
-        if pixels.dtype == np.uint8:  # by a histogram: no float copy of all images
-            counts = sum(
-                np.bincount(part.ravel(), minlength=256)
-                for part in np.array_split(pixels, max(1, len(pixels) // 4096))
-            )
-            values, weights = np.arange(256) / 255, counts / pixels.size
-        else:
-            values = pixels.astype(np.float64).ravel()
-            weights = np.full(pixels.size, 1 / pixels.size)
-        mean = float(values @ weights)
-        deviation = float(((values - mean) ** 2 @ weights) ** 0.5)
-        means.append(round(mean, 4))
-        deviations.append(round(deviation, 4) or 1.0)
-    return means, deviations
+    images = dataset.images
+    top = 255 if images.dtype == np.uint8 else 1
+    near = images[:1].mean(axis=(2, 3), keepdims=True, dtype=np.float64)  # so that no digits cancel
+    total = squares = np.zeros(images.shape[1])
+    for part in np.array_split(images, -(-len(images) // 256)):  # no float copy of all images
+        x = part - near
+        total = total + x.sum(axis=(0, 2, 3))
+        squares = squares + np.square(x).sum(axis=(0, 2, 3))
+    mean = total / images[:, 0].size
+    variance = np.maximum(squares / images[:, 0].size - mean**2, 0)
+    deviation = (np.sqrt(variance) / top).round(4)
+    mean = ((near.ravel() + mean) / top).round(4)
+    return mean.tolist(), np.where(deviation, deviation, 1).tolist()
 
 
 def has_dark_border(dataset: Dataset) -> bool:

@@ -14,9 +14,9 @@ from gpuconv.explain import receptive_field
 from gpuconv.files import write_atomically
 from gpuconv.page.assets import OFFLINE_SCRIPTS, STYLE, page, text
 from gpuconv.page.description import floats, to_json, weights_of
+from gpuconv.page.explanations import COUNT
 from gpuconv.page.graph import Graph
 from gpuconv.page.session import Session
-from gpuconv.page.top_patches import COUNT
 
 MAX_PARAMETERS = 2_000_000  # 8 MB of weights, 11 MB in the file
 MAX_MULTIPLY_ADDS = 200_000_000  # a second or so in a browser

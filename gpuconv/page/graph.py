@@ -14,23 +14,14 @@ from gpuconv import nn, ops
 
 MAX_VALUES = 100_000_000  # of all maps together, 400 MB; DenseNet-121 has the most of the zoo
 
+# Layers that have weights or settings to show, or nothing to do; others are what they call.
 KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: "conv",
     nn.Linear: "linear",
-    nn.ReLU: "relu",
-    nn.Tanh: "tanh",
-    nn.ScaledTanh: "scaled_tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.MaxPool2d: "max_pool",
-    nn.AvgPool2d: "avg_pool",
-    nn.SumPool2d: "sum_pool",
-    nn.AdaptiveAvgPool2d: "adaptive_avg_pool",
     nn.BatchNorm2d: "batch_norm",
     nn.LocalResponseNorm: "response_norm",
-    nn.Flatten: "flatten",
     nn.Dropout: "dropout",
     nn.Identity: "identity",
-    nn.Softmax: "softmax",
 }
 # Functions that need nothing of a layer, by the name of their step.
 FUNCTIONS = {
@@ -48,27 +39,22 @@ class Node:
     """A layer, or a function that a `forward` calls itself.
 
     sources: the numbers of the nodes it reads. shape: of its output for one image. kind: a value of
-    KINDS or FUNCTIONS, "input", or "other". layer: None for a function. function: the name of the
-    step that it is, "" for a layer. step: the number of the trace's step that gives its output,
+    KINDS or FUNCTIONS, "input", or "other". type: what the layer or the function is called in code.
+    layer: None for a function. step: the number of the trace's step that gives its output,
     None for the softmax that the page adds. window, count_include_pad: of a convolution or pooling.
     """
 
     number: int
     name: str
     kind: str
+    type: str
     layer: nn.Module | None
     sources: tuple[int, ...]
     shape: tuple[int, ...]
     step: int | None
-    function: str = ""
     window: Any = None
     count_include_pad: bool = True
     multiply_adds: int = 0
-
-    @property
-    def type(self) -> str:
-        """What the layer or the function is called in code."""
-        return self.function if self.layer is None else type(self.layer).__name__
 
 
 class Graph:
@@ -103,8 +89,8 @@ class Graph:
             self.scores = scores.number
             self.nodes.append(
                 Node(
-                    len(self.nodes), "probabilities", "softmax", None, (self.scores,),
-                    scores.shape, None, "softmax",
+                    len(self.nodes), "probabilities", "softmax", "softmax", None, (self.scores,),
+                    scores.shape, None,
                 )
             )  # fmt: skip
         self.values = sum(math.prod(node.shape) for node in self.nodes)
@@ -173,7 +159,7 @@ class _Builder:
     def build(self) -> tuple[list[Node], dict[int, str]]:
         """The nodes up to the network's output, and the names of layers by the steps they give."""
         steps, number = self.traced.steps, 1
-        self._add("input", "input", None, (), 0)
+        self._add("input", "input", (), 0, 0)
         for call in self.traced.calls:
             self._functions(number, call.begin)
             self._call(call)
@@ -186,19 +172,16 @@ class _Builder:
 
     def _call(self, call: Any) -> None:
         steps = self.traced.steps[call.begin : call.output + 1]
-        kind = KINDS.get(type(call.module), "other")
+        kind = KINDS.get(type(call.module), "other" if steps else "identity")
         if kind == "other" and len(steps) == 1:
             kind = self._kind(call.output)
-        elif not steps and kind == "other":
-            kind = "identity"
-        without = kind == "batch_norm" and call.module.running_mean is None  # the batch's are used
-        if without or (kind == "softmax" and len(call.output_shape) != 1):
+        if kind == "batch_norm" and call.module.running_mean is None:  # the batch's are used
             kind = "other"
         read = [call.source] if not steps else [n for step in steps for n in step.inputs]
         outside = [n for n in read if n is not None and n < call.begin]
         sources = tuple(dict.fromkeys(self._sources(outside)))
         if sources:
-            self._add(call.name, kind, call.module, sources, call.output, "", call.multiply_adds)
+            self._add(call.name, kind, sources, call.output, call.multiply_adds, call.module)
 
     def _functions(self, begin: int, end: int) -> None:
         for number in range(begin, end):
@@ -214,7 +197,7 @@ class _Builder:
             elif sources:
                 kind = self._kind(number)
                 name = self._function_name(number, kind)
-                self._add(name, kind, None, sources, number, step.name, step.multiply_adds)
+                self._add(name, kind, sources, number, step.multiply_adds)
 
     def _kind(self, number: int) -> str:
         """The kind of a step that is shown by itself; "other" for what the page cannot compute."""
@@ -242,14 +225,7 @@ class _Builder:
         return tuple(self.node_of[n] for n in steps if n in self.node_of)
 
     def _add(
-        self,
-        name: str,
-        kind: str,
-        layer: nn.Module | None,
-        sources: tuple[int, ...],
-        number: int,
-        function: str = "",
-        multiply_adds: int = 0,
+        self, name: str, kind: str, sources: Any, number: int, work: int, layer: Any = None
     ) -> None:
         step = self.traced.steps[number]
         if step.shape[:1] != (1,) or len(step.shape) not in (2, 4):
@@ -258,9 +234,10 @@ class _Builder:
                 "W), and vectors, (1, features)"
             )
         self.node_of[number] = len(self.nodes)
+        code = step.name if layer is None else type(layer).__name__
         self.nodes.append(
             Node(
-                len(self.nodes), name, kind, layer, sources, step.shape[1:], number, function,
-                step.window, step.count_include_pad, multiply_adds,
+                len(self.nodes), name, kind, code, layer, sources, step.shape[1:], number,
+                step.window, step.count_include_pad, work,
             )
         )  # fmt: skip

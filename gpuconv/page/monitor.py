@@ -8,15 +8,14 @@ of one that is not.
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
+from gpuconv.arguments import number
 from gpuconv.page.description import to_json
-from gpuconv.page.evaluation import evaluate
 from gpuconv.page.request_checks import Refused
 from gpuconv.page.session import Session
 from gpuconv.train import Callback, Interrupted
@@ -144,7 +143,7 @@ class TrainingMonitor(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         self._copy(trainer)
-        self._evaluation = evaluate(self.session, self._held)
+        self._evaluation = self.session.evaluate(self._held)
         self._publish({"event": "evaluation", "evaluation": self._evaluation})
 
     def _obey(self, trainer: Trainer) -> None:
@@ -175,7 +174,8 @@ class TrainingMonitor(Callback):
 
     def command(self, action: str, rate: Any = None) -> Answer:
         """ "start" (also goes on after a stop), "pause", "resume", "stop", or "rate" with a new
-        learning rate. ValueError for another, or one that does not fit the state.
+        learning rate. ValueError for another, or one that does not fit the state; TypeError for a
+        rate that is no number.
         """
         if action not in ACTIONS:
             raise ValueError(f"unknown action {action[:40]!r} (known: {', '.join(ACTIONS)})")
@@ -184,7 +184,7 @@ class TrainingMonitor(Callback):
             if self.state not in before:
                 raise ValueError(f"cannot {action}: the run is {self.state}")
             if action == "rate":
-                self._rate = _positive(rate)
+                self._rate = number("rate", rate, above=0, most=1000)
             else:
                 self._set(after)
         return {"state": self.state}
@@ -280,11 +280,3 @@ class _Due:
 
 def _mean(first: Answer, last: Answer) -> Answer:
     return last | {name: (first[name] + last[name]) / 2 for name in ("loss", "accuracy")}
-
-
-def _positive(rate: Any) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        raise ValueError("rate must be a number")
-    if not (math.isfinite(rate) and 0 < rate <= 1000):
-        raise ValueError(f"rate must be above 0 and at most 1000, got {rate}")
-    return float(rate)

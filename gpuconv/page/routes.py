@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -19,18 +18,9 @@ if TYPE_CHECKING:
     from gpuconv.page.server import PageServer
 
 JSON, BYTES = "application/json", "application/octet-stream"
-MAX_JSON, MAX_PICTURE = 4 << 20, 16 << 20  # bytes
+MOST_BYTES = {JSON: 4 << 20, BYTES: 16 << 20}  # of a body of that type
 MAX_PARTS = 16  # that one question asks for
 WINDOW = ("from", "channels", "top", "left", "rows", "columns", "dilation")
-
-
-@dataclass(frozen=True)
-class Post:
-    """A route that takes a body: of which type, of at most how many bytes."""
-
-    answer: Callable[[PageServer, bytes], Any]
-    type: str = JSON
-    most: int = MAX_JSON
 
 
 def _whole(name: str, text: str) -> int:
@@ -39,19 +29,16 @@ def _whole(name: str, text: str) -> int:
     return int(text)
 
 
-def _word(name: str, text: str) -> str:
-    return text
-
-
-# By path: a method of the session, and how its arguments are read, by their names.
-QUESTIONS: dict[str, tuple[Callable[..., Any], dict[str, Callable[[str, str], Any]]]] = {
-    "/api/maps": (Session.maps, {"run": _word, "layer": _whole, "first": _whole}),
-    "/api/weights": (Session.weights, {"layer": _whole, "channel": _whole}),
-    "/api/filters": (Session.filters, {"layer": _whole, "when": _word}),
-    "/api/explanation": (Session.explanation, {"run": _word, "method": _word, "target": _whole}),
-    "/api/patches": (Session.patches, {"layer": _whole, "filter": _whole}),
-    "/api/sample": (Session.sample, {"index": _whole}),
+# By path: a method of the session, and its arguments by their names, numbers but for WORDS.
+QUESTIONS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "/api/maps": (Session.maps, ("run", "layer", "first")),
+    "/api/weights": (Session.weights, ("layer", "channel")),
+    "/api/filters": (Session.filters, ("layer", "when")),
+    "/api/explanation": (Session.explanation, ("run", "method", "target")),
+    "/api/patches": (Session.patches, ("layer", "filter")),
+    "/api/sample": (Session.sample, ("index",)),
 }
+WORDS = ("run", "when", "method")
 
 
 def ask(server: PageServer, path: str, query: str) -> Any:
@@ -64,12 +51,13 @@ def ask(server: PageServer, path: str, query: str) -> Any:
         return _monitor(server).events()
     if path not in QUESTIONS:
         raise Missing(f"there is nothing at {path[:80]!r}")
-    method, readers = QUESTIONS[path]
+    method, names = QUESTIONS[path]
     given = {name: values[-1] for name, values in parse_qs(query).items()}
-    for name in readers:
+    for name in names:
         if name not in given:
             raise ValueError(f"the question lacks {name}")
-    return method(server.session, *(read(name, given[name]) for name, read in readers.items()))
+    read = (given[name] if name in WORDS else _whole(name, given[name]) for name in names)
+    return method(server.session, *read)
 
 
 def _run(server: PageServer, body: bytes) -> Any:
@@ -132,9 +120,10 @@ def _picture(server: PageServer, body: bytes) -> Any:
     return server.session.read_picture(body)
 
 
-POST = {
-    "/api/run": Post(_run, BYTES, MAX_PICTURE),
-    "/api/values": Post(_values),
-    "/api/training": Post(_command),
-    "/api/picture": Post(_picture, BYTES, MAX_PICTURE),
+# By path: what answers, and the type of the body.
+POST: dict[str, tuple[Callable[[PageServer, bytes], Any], str]] = {
+    "/api/run": (_run, BYTES),
+    "/api/values": (_values, JSON),
+    "/api/training": (_command, JSON),
+    "/api/picture": (_picture, BYTES),
 }

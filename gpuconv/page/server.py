@@ -26,7 +26,7 @@ from gpuconv.page.assets import CONTENT_SECURITY_POLICY, assets
 from gpuconv.page.description import to_json
 from gpuconv.page.monitor import TrainingMonitor
 from gpuconv.page.request_checks import Refused
-from gpuconv.page.routes import POST, ask
+from gpuconv.page.routes import MOST_BYTES, POST, ask
 from gpuconv.page.session import Gone, Missing, Session
 
 MAX_CLIENTS = 32
@@ -252,14 +252,14 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path not in POST:
             raise Refused(404, f"there is nothing at {path[:80]!r}")
-        route = POST[path]
-        request_checks.check_type(self.headers.get("Content-Type"), route.type)
-        length = request_checks.body_length(self.headers, route.most)
+        answer, kind = POST[path]
+        request_checks.check_type(self.headers.get("Content-Type"), kind)
+        length = request_checks.body_length(self.headers, MOST_BYTES[kind])
         body = self.rfile.read(length)
         if len(body) < length:
             raise Refused(400, f"the body ended after {len(body)} of {length} bytes")
         self.server.answers(self.connection)
-        self._answer(route.answer(self.server, body))
+        self._answer(answer(self.server, body))
 
     def _answer(self, found: Any) -> None:
         self._send(HTTPStatus.OK, "application/json", to_json(found))

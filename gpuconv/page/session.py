@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv import nn, no_grad
+from gpuconv import nn, no_grad, ops
 from gpuconv.errors import unknown
 from gpuconv.page.description import (
     WITH_FILTERS,
@@ -23,17 +23,16 @@ from gpuconv.page.description import (
     part_of,
     weights_of,
 )
-from gpuconv.page.explanations import attribution_map, offered
+from gpuconv.page.explanations import Searches, attribution_map, offered, searchable
 from gpuconv.page.graph import Graph
-from gpuconv.page.top_patches import Searches, searchable
 
 if TYPE_CHECKING:
-    from gpuconv.data import Dataset, Preprocessing
+    from gpuconv.data import Dataset, Loader, Preprocessing
 
 KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
 MAX_RUNS = 16
+MISTAKES = 12
 FIRST_VALUES = 1 << 20  # sent with a run; the page asks for the rest when it comes into sight
-RUN_GONE = "this run is gone: the network or the picture has changed; send the picture again"
 
 Answer = dict[str, Any]
 
@@ -130,11 +129,39 @@ class Session:
             self.version += 1
             self._runs.clear()
 
-    def scores(self, x: np.ndarray) -> np.ndarray:
-        """The scores of many pictures as the network reads them, float32 (N, C, *size)."""
-        with self._lock, no_grad():
-            y = self.graph.model(x).numpy()
-        return np.log(y) if self.graph.ends_with_softmax else y
+    def evaluate(self, held: Loader) -> Answer:
+        """The network on all pictures of a loader that does not shuffle.
+
+        "confusion": counts, a row for each true class and a column for each answer; "mistakes": the
+        wrong answers with the least probability for the truth, worst first: "pixels" as the page
+        draws them, "label", "answer", "sure" (the answer's probability). "accuracy", "images".
+        """
+        shares, labels = [], []
+        for x, y in held:
+            with self._lock, no_grad(), np.errstate(all="ignore"):
+                found = self.graph.model(x).numpy()
+                shares.append(found if self.graph.ends_with_softmax else ops.softmax(found))
+            labels.append(y)
+        p, truth = np.concatenate(shares), np.concatenate(labels)
+        answers, classes = p.argmax(axis=1), p.shape[1]
+        pairs = np.bincount(truth * classes + answers, minlength=classes**2)
+        of_truth = np.nan_to_num(p[np.arange(len(truth)), truth])
+        wrong = np.flatnonzero(answers != truth)
+        worst = wrong[np.argsort(of_truth[wrong], kind="stable")][:MISTAKES]
+        return {
+            "confusion": pairs.reshape(classes, classes).tolist(),
+            "accuracy": float((answers == truth).mean()),
+            "images": len(truth),
+            "mistakes": [
+                {
+                    **picture(held.dataset.images[i]),
+                    "label": int(truth[i]),
+                    "answer": int(answers[i]),
+                    "sure": float(p[i, answers[i]]),
+                }
+                for i in worst
+            ],
+        }
 
     def warm_up(self) -> None:
         """Run a black picture, so that the first one a user draws finds the loops compiled."""
@@ -239,7 +266,7 @@ class Session:
     def _run(self, name: str) -> list[np.ndarray]:
         with self._lock:
             if name not in self._runs:
-                raise Gone(RUN_GONE)
+                raise Gone("this run is forgotten; send the picture again")
             return self._runs[name]
 
     def _node(self, number: int) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from gpuconv.viz.sheet import Panel, magnify
+from gpuconv.viz.sheet import Panel, magnify, signed_pixels
 
 # cividis at ten even places, in which lightness rises evenly: Nunez et al. 2018, matplotlib
 _STOPS = np.array(
@@ -36,11 +36,18 @@ def attribution_panel(
     The scale ends where 99 of 100 pixels lie within it, so that a few do not leave the rest gray.
     """
     values = np.asarray(values, np.float64)
-    most = _scale(np.abs(values) if signed else values)
-    share = np.clip((values / (most or 1) + 1) / 2 if signed else values / (most or 1), 0, 1)
-    low = "gray 0, black and white" if signed else "dark 0, light"
-    note = f"{low} {'±' if signed else ''}{most:.2g} or more"
-    return Panel(title, _with_bar(_paint(magnify(share, size), signed), signed), (note, *notes))
+    strength = np.abs(values) if signed else values
+    most = float(np.percentile(strength, _OUTLIERS)) or float(strength.max())
+    pixels = _painted(magnify(values / (most or 1), size), signed)
+    wide = pixels.shape[2]
+    bar = np.broadcast_to(np.linspace(-1 if signed else 0, 1, wide), (8, wide))
+    line = np.full((3, 3, wide), 255, np.uint8)
+    low = "gray 0, black and white ±" if signed else "dark 0, light "
+    return Panel(
+        title,
+        np.concatenate([pixels, line, _painted(bar, signed)], axis=1),
+        (f"{low}{most:.2g} or more", *notes),
+    )
 
 
 def outlined_panel(image: np.ndarray, values: np.ndarray, title: str, size: int = 200) -> Panel:
@@ -49,8 +56,7 @@ def outlined_panel(image: np.ndarray, values: np.ndarray, title: str, size: int 
     image: uint8 (1 or 3, H, W). The line is white with a black one around it, seen on any ground.
     """
     most = float(np.max(values, initial=0))
-    inside = magnify(values > most / 2, size) if most > 0 else magnify(np.zeros_like(values), size)
-    inside = inside.astype(bool)
+    inside = magnify(values > most / 2, size)
     pixels = magnify(np.broadcast_to(image, (3, *image.shape[1:])), size).copy()
     width = max(1, inside.shape[1] // 150)
     outer = _grown(inside, width)
@@ -58,12 +64,6 @@ def outlined_panel(image: np.ndarray, values: np.ndarray, title: str, size: int 
     pixels[:, inside & _grown(~inside, width)] = 255
     note = "inside: more than half of the largest" if most > 0 else "nothing speaks for it here"
     return Panel(title, pixels, (note,))
-
-
-def signed_pixels(values: np.ndarray) -> np.ndarray:
-    """A map (H, W) on a scale of its own: uint8 (1, H, W), gray at 0."""
-    most = float(np.abs(values).max(initial=0)) or 1.0
-    return _paint(np.clip((values / most + 1) / 2, 0, 1), signed=True)[:1]
 
 
 def mosaic(pictures: list[np.ndarray], columns: int, paper: int = 255) -> np.ndarray:
@@ -83,24 +83,9 @@ def mosaic(pictures: list[np.ndarray], columns: int, paper: int = 255) -> np.nda
     return whole
 
 
-def _scale(values: np.ndarray) -> float:
-    """The end of the scale: the percentile, or the largest where that is 0."""
-    if not values.size:
-        return 0.0
-    return float(np.percentile(values, _OUTLIERS)) or float(values.max())
-
-
-def _paint(share: np.ndarray, signed: bool) -> np.ndarray:
-    if not signed:
-        return heat(share)
-    return np.broadcast_to(np.rint(share * 255).astype(np.uint8), (3, *share.shape)).copy()
-
-
-def _with_bar(pixels: np.ndarray, signed: bool) -> np.ndarray:
-    """The scale as a bar below, a white line between."""
-    wide = pixels.shape[2]
-    bar = _paint(np.broadcast_to(np.linspace(0, 1, wide), (8, wide)), signed)
-    return np.concatenate([pixels, np.full((3, 3, wide), 255, np.uint8), bar], axis=1)
+def _painted(share: np.ndarray, signed: bool) -> np.ndarray:
+    """Numbers up to 1, from -1 with a sign, else from 0, as colours: uint8 (3, H, W)."""
+    return np.stack([signed_pixels(share, 1.0)] * 3) if signed else heat(share)
 
 
 def _grown(mask: np.ndarray, width: int) -> np.ndarray:

@@ -8,15 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpuconv.files import write_atomically
 from gpuconv.metadata import parse_history_line
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TRAIN, VALIDATION = "#1f77b4", "#d62728"
 GRID = "#dddddd"
@@ -97,22 +94,14 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | Path) -> N
     _save(drawn, path)
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches.
-
-    Raises ImportError: how to get matplotlib where it is missing, and what it said where it is
-    there but fails.
-    """
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of that many inches. ImportError where matplotlib is missing or fails."""
     try:
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise ImportError(f"matplotlib is there but does not work: {error}") from error
-        raise ImportError(
-            'curves and confusion matrices need matplotlib: pip install "gpuconv[viz]"'
-        ) from None
     except ImportError as error:
-        raise ImportError(f"matplotlib is there but does not work: {error}") from error
+        raise ImportError(
+            f'curves and confusion matrices need matplotlib ({error}): pip install "gpuconv[viz]"'
+        ) from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -67,27 +67,31 @@ def weight_panels(weights: np.ndarray) -> list[Panel]:
         raise ValueError(f"filters must be (K, C, R, S), got shape {weights.shape}")
     panels = []
     for k, one in enumerate(weights.astype(np.float64)):
-        most = np.abs(one).max()
-        pixels = np.rint(127.5 + one / (most or 1.0) * 127.5).astype(np.uint8)
-        note = (f"white is {most:.3f}",)
-        if len(one) in (1, 3):
-            panels.append(Panel(f"filter {k}", pixels, note))
-        else:
-            panels += [
-                Panel(f"filter {k}, channel {c}", pixels[c : c + 1], note) for c in range(len(one))
-            ]
+        pixels = signed_pixels(one)
+        parts = {f"filter {k}": pixels}
+        if len(one) not in (1, 3):
+            parts = {f"filter {k}, channel {c}": each for c, each in enumerate(pixels[:, None])}
+        note = (f"white is {np.abs(one).max():.3f}",)
+        panels += [Panel(title, each, note) for title, each in parts.items()]
     return panels
+
+
+def signed_pixels(values: np.ndarray, most: float = 0.0) -> np.ndarray:
+    """Numbers of either sign as uint8: gray at 0, white at `most`, black at minus that.
+
+    most: 0 for the largest absolute value.
+    """
+    most = most or float(np.abs(values).max()) or 1.0
+    return np.rint(np.clip(127.5 + values / most * 127.5, 0, 255)).astype(np.uint8)
 
 
 def _picture(panel: Panel, size: int) -> Image.Image:
     pixels = np.asarray(panel.pixels)
-    if pixels.ndim != 3 or len(pixels) not in (1, 3) or pixels.dtype != np.uint8:
+    if pixels.ndim != 3 or len(pixels) not in (1, 3) or not pixels.size or pixels.dtype != np.uint8:
         raise ValueError(
-            f"{panel.title}: a sheet's picture must be uint8 (1, H, W) or (3, H, W), "
-            f"got {pixels.dtype} {pixels.shape}"
+            f"{panel.title}: a sheet's picture must be uint8 (1, H, W) or (3, H, W) and not "
+            f"empty, got {pixels.dtype} {pixels.shape}"
         )
-    if 0 in pixels.shape:
-        raise ValueError(f"{panel.title}: the picture is empty, shape {pixels.shape}")
     larger = magnify(pixels, size)
     return Image.fromarray(
         np.ascontiguousarray(np.broadcast_to(larger, (3, *larger.shape[1:])).transpose(1, 2, 0))

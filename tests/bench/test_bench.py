@@ -7,11 +7,10 @@ import pytest
 from loops import window_starts
 
 from gpuconv import models, ops
-from gpuconv.bench import ceilings, cpu_ceiling, measure, workloads
-from gpuconv.bench.cases import OPERANDS, Case, network, parse
+from gpuconv.bench import ceilings, measure, workloads
+from gpuconv.bench.cases import OPERANDS, Case, network, parse, standard
 from gpuconv.bench.clock import Times, cpu_times, repetitions
 from gpuconv.bench.optimizers import OPTIMIZERS
-from gpuconv.bench.standard import standard
 from gpuconv.cli.main import main
 from gpuconv.ops.cost import Cost, like
 from gpuconv.ops.op import Op
@@ -278,13 +277,13 @@ def test_times():
 
 
 def test_the_cpus_ceiling_does_the_multiply_adds_it_counts(monkeypatch):
-    assert cpu_ceiling.chains(3, 2.0, 1.0) == sum(8 * i + 7 for i in range(cpu_ceiling.CHAINS))
-    threads = cpu_ceiling.thread_count()
-    flops = 2 * threads * 1000 * cpu_ceiling.CHAINS * cpu_ceiling.LANES
-    assert cpu_ceiling.on_all_threads(1000) == flops
-    monkeypatch.setattr(cpu_ceiling, "chains", lambda *_: 0.0)
+    assert ceilings.chains(3, 2.0, 1.0) == sum(8 * i + 7 for i in range(ceilings.CHAINS))
+    threads = ceilings.thread_count()
+    flops = 2 * threads * 1000 * ceilings.CHAINS * ceilings.LANES
+    assert ceilings.on_all_threads(1000) == flops
+    monkeypatch.setattr(ceilings, "chains", lambda *_: 0.0)
     with pytest.raises(ArithmeticError, match="no ceiling"):
-        cpu_ceiling.on_all_threads(1000)
+        ceilings.on_all_threads(1000)
 
 
 def test_buffers_take_turns():

@@ -113,7 +113,8 @@ def test_a_device_error_is_not_a_wrong_result(clock):
 
 def test_launches_are_recorded_with_their_arrays_and_only_meanwhile(clock):
     x = to_device(np.float32([-1, 2]), "cuda")
-    y, launches = cuda.record(clock.on, lambda: ops.relu(x))
+    (workload,) = workloads.of_case(parse("relu 2"), ("forward",))
+    (y,), launches, _ = measure.recorded(clock.on, workload, (x,))
     assert [launch.kernel for launch, _ in launches] == ["relu_forward"]
     clock.poison(y)
     assert np.isnan(to_numpy(y)).all()

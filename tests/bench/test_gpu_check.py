@@ -25,8 +25,7 @@ import gpu_stages  # noqa: E402
 
 from gpuconv.arrays import to_device  # noqa: E402
 from gpuconv.bench import workloads  # noqa: E402
-from gpuconv.bench.cases import parse  # noqa: E402
-from gpuconv.bench.standard import standard  # noqa: E402
+from gpuconv.bench.cases import parse, standard  # noqa: E402
 from gpuconv.cuda import cupy as cupy_runtime  # noqa: E402
 from gpuconv.cuda import source  # noqa: E402
 from gpuconv.cuda.runtime import runtime  # noqa: E402

@@ -9,7 +9,7 @@ import pytest
 from pictures import chunk, png, resized
 from PIL import Image, ImageFile
 
-from gpuconv.data import DataError, decode_image, load_image, picture, save_image
+from gpuconv.data import DataError, load_image, picture, save_image
 
 RNG = np.random.default_rng(3)
 COLOUR = RNG.integers(0, 256, (3, 9, 13), np.uint8)
@@ -17,7 +17,7 @@ GRAY = RNG.integers(0, 256, (1, 9, 13), np.uint8)
 
 
 def decoded(content, **options):
-    return decode_image(io.BytesIO(content), "x", **options)
+    return load_image(io.BytesIO(content), name="x", **options)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".PNG"])

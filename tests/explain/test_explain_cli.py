@@ -10,7 +10,8 @@ from gpuconv.cli import main
 from gpuconv.data import load_image, save_image
 from gpuconv.explain import METHODS
 from gpuconv.viz import attribution_panel, outlined_panel
-from gpuconv.viz.attribution import heat, mosaic, signed_pixels
+from gpuconv.viz.attribution import heat, mosaic
+from gpuconv.viz.sheet import signed_pixels
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def test_mosaics_hold_patches_of_several_sizes():
     made = mosaic(pictures, 2)
     assert made.shape == (3, 2, 7)
     assert made[1].tolist() == [[10, 10, 10, 255, 255, 20, 255]] * 2
-    assert signed_pixels(np.array([[-2.0, 0.0, 1.0]]))[0, 0].tolist() == [0, 128, 191]
+    assert signed_pixels(np.array([-2.0, 0.0, 1.0])).tolist() == [0, 128, 191]
     assert (signed_pixels(np.zeros((2, 2))) == 128).all()
 
 

@@ -277,6 +277,7 @@ def _serve(place: Path, run: str, training: bool, writing: int) -> None:
 
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        from gpuconv.cli.output import tidy_output
         from gpuconv.page.monitor import TrainingMonitor
         from gpuconv.page.opening import open_session
         from gpuconv.page.server import PageServer
@@ -287,7 +288,8 @@ def _serve(place: Path, run: str, training: bool, writing: int) -> None:
         server = PageServer(session, monitor=monitor)
         os.write(writing, str(server.server_address[1]).encode())
         os.close(writing)
-        server.serve_forever()
+        with tidy_output():  # as the command has it
+            server.serve_forever()
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:

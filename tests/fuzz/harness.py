@@ -169,6 +169,7 @@ def _wait(child: int, begun: float) -> tuple[int, resource.struct_rusage, float,
     seconds = time.monotonic() - begun - waited
     if not ended:
         os.kill(child, signal.SIGKILL)
+        seconds = KILLED_AFTER
     _, status, usage = os.wait4(child, 0)
     return status, usage, max(seconds, 0.0), not ended
 

@@ -497,6 +497,11 @@ def steer(browser, url):
     assert browser.js(step) == steps
     assert browser.text("#mistakes")
     assert "right; rows are the truth" in browser.text("#confusion-words")
+    counts = browser.js(
+        "return [...document.querySelectorAll('#confusion td')].map((td) => +td.textContent)"
+    )
+    assert len(counts) == 100
+    assert f"{sum(counts[::11]):,} of {sum(counts):,} " in browser.text("#confusion-words")
     browser.js("const r = document.getElementById('rate'); r.value = '0.00125'")
     browser.find("#rate-set").click()
     browser.find("#run-resume").click()

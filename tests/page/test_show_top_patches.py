@@ -14,7 +14,7 @@ from test_show_export import every_kind
 from gpuconv import explain, models, nn
 from gpuconv.autograd import record
 from gpuconv.data import Dataset, Preprocessing, to_float
-from gpuconv.page import Session, of_model, top_patches
+from gpuconv.page import Session, explanations, of_model
 from gpuconv.page.explanations import options
 from gpuconv.page.export import export
 from gpuconv.page.session import Missing
@@ -149,7 +149,7 @@ def test_occlusions_window_fits_any_picture():
 
 
 def test_the_patches_are_found_a_little_at_a_time(session, served, monkeypatch):
-    monkeypatch.setattr(top_patches, "STEP_PICTURES", 10)
+    monkeypatch.setattr(explanations, "STEP_PICTURES", 10)
     session._searches = None
     node, filter = next(n for n in session.graph if n.name == "conv2"), 5
     answers = [get(f"{served}api/patches?layer={node.number}&filter={filter}") for _ in range(3)]
@@ -188,15 +188,15 @@ def test_new_weights_begin_the_search_anew(session):
 
 
 def test_the_search_is_bounded(session, monkeypatch):
-    monkeypatch.setattr(top_patches, "MAX_WORK", 15 * session.graph.multiply_adds)
-    monkeypatch.setattr(top_patches, "STEP_WORK", 4 * session.graph.multiply_adds)
+    monkeypatch.setattr(explanations, "MAX_WORK", 15 * session.graph.multiply_adds)
+    monkeypatch.setattr(explanations, "STEP_WORK", 4 * session.graph.multiply_adds)
     session._searches = None
     answers = ask_all(session, 4, 1)
     assert [each["seen"] for each in answers] == [4, 8, 12, 15]
     assert (answers[-1]["pictures"], answers[-1]["of"]) == (15, 23)
     for number in range(1, 7):
         ask_all(session, number, 0)
-    assert session._searches._search.cache_info().currsize == top_patches.MAX_SEARCHES
+    assert session._searches._search.cache_info().currsize == explanations.MAX_SEARCHES
     session._searches = None
 
 

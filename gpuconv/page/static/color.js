@@ -5,46 +5,25 @@
 
 (() => {
   const STEPS = 255; // on each side of zero
-  // OKLCH: lightness, chroma, hue of zero and of the two ends
+  // lightness, chroma, hue of zero and of the two ends
   const ENDS = {
-    light: { zero: [0.975, 0.003, 90], plus: [0.44, 0.145, 48], minus: [0.4, 0.15, 258] },
-    dark: { zero: [0.2, 0.008, 260], plus: [0.86, 0.15, 72], minus: [0.8, 0.125, 235] },
+    light: { zero: "0.975 0.003 90", plus: "0.44 0.145 48", minus: "0.4 0.15 258" },
+    dark: { zero: "0.2 0.008 260", plus: "0.86 0.15 72", minus: "0.8 0.125 235" },
   };
   const tables = {};
 
-  const lab = ([lightness, chroma, hue]) => {
-    const angle = (hue * Math.PI) / 180;
-    return [lightness, chroma * Math.cos(angle), chroma * Math.sin(angle)];
-  };
-
-  /** OKLab to 8-bit sRGB. Source: B. Ottosson, "A perceptual color space", 2020. */
-  function srgb([L, a, b]) {
-    const l = (L + 0.3963377774 * a + 0.2158037573 * b) ** 3;
-    const m = (L - 0.1055613458 * a - 0.0638541728 * b) ** 3;
-    const s = (L - 0.0894841775 * a - 1.291485548 * b) ** 3;
-    return [
-      4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
-      -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-      -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
-    ].map((c) => {
-      const linear = Math.min(1, Math.max(0, c));
-      const encoded = linear <= 0.0031308 ? 12.92 * linear : 1.055 * linear ** (1 / 2.4) - 0.055;
-      return Math.round(255 * encoded);
-    });
-  }
-
-  /** [r, g, b] for -STEPS..STEPS. */
+  /** [r, g, b] for -STEPS..STEPS, as the browser mixes the colours. */
   function table(theme) {
     if (!tables[theme]) {
       const { zero, plus, minus } = ENDS[theme];
-      const from = lab(zero);
-      const made = [];
+      const context = gpuconv.element("canvas", { width: 2 * STEPS + 1, height: 1 }).getContext("2d");
       for (let i = -STEPS; i <= STEPS; i++) {
-        const to = lab(i < 0 ? minus : plus);
-        const share = Math.abs(i) / STEPS;
-        made.push(srgb(from.map((c, k) => c + share * (to[k] - c))));
+        const share = (100 * Math.abs(i)) / STEPS;
+        context.fillStyle = `color-mix(in oklab, oklch(${i < 0 ? minus : plus}) ${share}%, oklch(${zero}))`;
+        context.fillRect(i + STEPS, 0, 1, 1);
       }
-      tables[theme] = made;
+      const { data } = context.getImageData(0, 0, 2 * STEPS + 1, 1);
+      tables[theme] = Array.from({ length: 2 * STEPS + 1 }, (_, i) => [...data.subarray(4 * i, 4 * i + 3)]);
     }
     return tables[theme];
   }

@@ -38,7 +38,7 @@
     if (!before) return [];
     const [channel, ...place] = index;
     switch (layer.kind) {
-      case "linear": return [single(before.number, [0], before.shape[0])];
+      case "linear":
       case "softmax": return [single(before.number, [0], before.shape[0])];
       case "flatten": return [single(before.number, unravel(channel, before.shape))];
       case "concat": {

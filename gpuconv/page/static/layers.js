@@ -72,17 +72,15 @@
   function makePager(layer) {
     if (layer.page >= layer.shape[0] || layer.shape.length !== 3) return null;
     const words = element("span", { class: "pager-words" });
-    const turn = (step) => () => turnBy(views[layer.number], step);
-    return element("div", { class: "pager" },
-      element("button", { type: "button", click: turn(-1), "aria-label": `${layer.name}: channels before` }, "‹"),
-      words,
-      element("button", { type: "button", click: turn(1), "aria-label": `${layer.name}: channels after` }, "›"));
-  }
-
-  function turnBy(view, step) {
-    const { page: size, shape } = view.layer;
-    const pages = Math.ceil(shape[0] / size);
-    turnTo(view, ((view.first / size + step + pages) % pages) * size);
+    const pages = Math.ceil(layer.shape[0] / layer.page);
+    const turner = (step, sign, where) => element("button", {
+      type: "button", "aria-label": `${layer.name}: channels ${where}`,
+      click: () => {
+        const view = views[layer.number];
+        turnTo(view, ((view.first / layer.page + step + pages) % pages) * layer.page);
+      },
+    }, sign);
+    return element("div", { class: "pager" }, turner(-1, "‹", "before"), words, turner(1, "›", "after"));
   }
 
   /** Show the page that has the channel. */

@@ -78,8 +78,15 @@
     const context = gpuconv.sized(canvas, columns * cell, rows * cell);
     const own = values.slice(group.begin, group.begin + size);
     gpuconv.squares(context, own, columns, cell, gpuconv.palette(most));
+    context.strokeStyle = gpuconv.style("--line");
+    context.lineWidth = 1;
     for (let i = 0; i < size; i++) {
-      if (!there(i)) hatch(context, (i % columns) * cell, Math.floor(i / columns) * cell, cell);
+      if (there(i)) continue;
+      const [x, y] = [(i % columns) * cell, Math.floor(i / columns) * cell]; // hatch the padding
+      context.beginPath();
+      context.moveTo(x, y + cell);
+      context.lineTo(x + cell, y);
+      context.stroke();
     }
     const index = (event) => gpuconv.squareAt(canvas, event, size, columns, cell);
     canvas.addEventListener("pointermove", (event) => {
@@ -94,15 +101,6 @@
       });
     }
     return canvas;
-  }
-
-  function hatch(context, x, y, cell) {
-    context.strokeStyle = gpuconv.style("--line");
-    context.lineWidth = 1;
-    context.beginPath();
-    context.moveTo(x, y + cell);
-    context.lineTo(x + cell, y);
-    context.stroke();
   }
 
   /** All terms as a table that folds out: filled when it is opened. */

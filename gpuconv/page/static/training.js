@@ -10,50 +10,22 @@
   };
   let run = { state: "ready", points: [], epochs: [], progress: {}, evaluation: {} };
 
+  const BUTTONS = { // the states in which each is there
+    start: ["ready", "stopped"], pause: ["running"], resume: ["paused"], stop: ["running", "paused"],
+  };
+
   /** Begin where the source has a run. */
   function begin() {
     if (!page.model.training) return;
     find("training").hidden = false;
-    build();
-    listen();
-  }
-
-  // What a button does, what stands on it, when it is there, whether it stands out.
-  const BUTTONS = [
-    ["start", "Start", ["ready", "stopped"], true], ["pause", "Pause", ["running"], false],
-    ["resume", "Resume", ["paused"], true], ["stop", "Stop", ["running", "paused"], false],
-  ];
-
-  function build() {
-    const rate = element("input", { type: "number", id: "rate", min: "0", step: "any", class: "rate" });
+    const rate = find("rate");
     const set = () => command("rate", { rate: Number(rate.value) });
     rate.addEventListener("keydown", (event) => { if (event.key === "Enter") set(); });
-    find("training").append(
-      element("div", { class: "run-head" },
-        element("h2", { id: "training-title" }, "Training"),
-        element("span", { id: "run-state", role: "status" }),
-        element("div", { class: "tools" },
-          ...BUTTONS.map(([action, words, , primary]) => element("button", {
-            type: "button", id: `run-${action}`, class: primary && "primary", click: () => command(action),
-          }, words)),
-          element("label", { class: "rate-label" }, "Learning rate ", rate),
-          element("button", { type: "button", id: "rate-set", click: set }, "Set"))),
-      element("progress", { id: "run-progress", max: "1", value: "0", "aria-label": "share of the run done" }),
-      element("dl", { id: "run-facts" }),
-      element("div", { class: "run-grid" },
-        chart("loss-chart", "Loss"), chart("accuracy-chart", "Accuracy"),
-        element("figure", { class: "confusion" },
-          element("figcaption", { id: "confusion-words" }, "What is taken for what"),
-          element("canvas", { id: "confusion", role: "img", "aria-labelledby": "confusion-words" }),
-          element("details", {}, element("summary", {}, "As numbers"), element("div", { id: "confusion-table" }))),
-        element("figure", {}, element("figcaption", {}, "Worst mistakes: click one to look at it"),
-          element("ul", { id: "mistakes" }))));
-    find("confusion").addEventListener("pointermove", confusionTip);
+    find("rate-set").addEventListener("click", set);
+    for (const action in BUTTONS) find(`run-${action}`).addEventListener("click", () => command(action));
     new ResizeObserver(soon).observe(find("training"));
+    listen();
   }
-
-  const chart = (id, name) => element("figure", {}, element("figcaption", { id: `${id}-words` }, name),
-    element("canvas", { id, role: "img", "aria-labelledby": `${id}-words` }));
 
   const command = (action, given) => gpuconv.attempt(() => gpuconv.source.command(action, given));
 
@@ -101,7 +73,7 @@
     const { state } = run;
     find("run-state").textContent = WORDS[state] + (state === "failed" ? `: ${run.problem}` : "");
     find("run-state").dataset.state = state;
-    for (const [action, , states] of BUTTONS) find(`run-${action}`).hidden = !states.includes(state);
+    for (const action in BUTTONS) find(`run-${action}`).hidden = !BUTTONS[action].includes(state);
     find("run-start").textContent = state === "stopped" ? "Go on" : "Start";
     find("rate-set").disabled = !["running", "paused"].includes(state);
   }
@@ -113,23 +85,20 @@
       find("run-progress").value = progress.step / total;
       const rate = find("rate");
       if (document.activeElement !== rate) rate.value = Number(progress.lr.toPrecision(4));
-      facts({
+      const facts = {
         epoch: `${Math.min(progress.epochs, Math.floor(progress.epoch) + 1)} of ${progress.epochs}`,
         step: `${progress.step.toLocaleString("en")} of ${total.toLocaleString("en")}`,
         loss: text(progress.loss), accuracy: percent(progress.accuracy),
         "learning rate": text(progress.lr),
         speed: `${Math.round(progress.images_per_second).toLocaleString("en")} images/s`,
-      });
+      };
+      find("run-facts").replaceChildren(...Object.entries(facts).map(([fact, value]) =>
+        element("div", {}, element("dt", {}, fact), element("dd", {}, value))));
     }
     const checks = (name) => run.epochs.filter((one) => `validation_${name}` in one)
       .map((one) => [one.epoch, one[`validation_${name}`]]);
     curve("loss-chart", "Loss", points.map((p) => [p.epoch, p.loss]), checks("loss"), text);
     curve("accuracy-chart", "Accuracy", points.map((p) => [p.epoch, p.accuracy]), checks("accuracy"), percent);
-  }
-
-  function facts(named) {
-    find("run-facts").replaceChildren(...Object.entries(named).map(([name, value]) =>
-      element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   }
 
   /** A curve over the epochs: the training's as a line, held-out pictures' as marked points. */
@@ -153,12 +122,12 @@
     const x = (epoch) => left + ((right - left) * epoch) / far;
     const y = (value) => bottom - ((bottom - top) * (Math.min(high, Math.max(low, value)) - low)) / (high - low);
     context.font = "11px system-ui, sans-serif";
-    context.fillStyle = gpuconv.style("--faint");
-    context.strokeStyle = gpuconv.style("--line");
     context.textAlign = "right";
     for (let i = 0; i <= 3; i++) {
       const value = low + ((high - low) * i) / 3;
-      line2(context, left, y(value), right, y(value));
+      context.fillStyle = gpuconv.style("--line");
+      context.fillRect(left, Math.round(y(value)), right - left, 1);
+      context.fillStyle = gpuconv.style("--faint");
       context.fillText(name === "Loss" ? value.toPrecision(2) : `${Math.round(100 * value)} %`, left - 5, y(value) + 4);
     }
     context.textAlign = "center";
@@ -173,14 +142,6 @@
     for (const [epoch, value] of marks) context.fillRect(x(epoch) - 4, y(value) - 4, 8, 8);
   }
 
-  function line2(context, x0, y0, x1, y1) {
-    context.lineWidth = 1;
-    context.beginPath();
-    context.moveTo(x0, Math.round(y0) + 0.5);
-    context.lineTo(x1, Math.round(y1) + 0.5);
-    context.stroke();
-  }
-
   // ---- what is taken for what ------------------------------------------------------------------
 
   function showEvaluation() {
@@ -189,57 +150,30 @@
     const right = evaluation.confusion.reduce((sum, row, k) => sum + row[k], 0);
     find("confusion-words").textContent =
       `${right.toLocaleString("en")} of ${evaluation.images.toLocaleString("en")} ${run.evaluated_on ?? "pictures"} right; rows are the truth, columns the answer`;
-    drawConfusion(evaluation.confusion);
-    tableConfusion(evaluation.confusion);
+    showConfusion(evaluation.confusion);
     find("mistakes").replaceChildren(...evaluation.mistakes.map(mistake));
   }
 
-  function drawConfusion(counts) {
-    const n = counts.length;
-    const side = Math.min(24, Math.floor(250 / n));
-    const context = gpuconv.sized(find("confusion"), (n + 1) * side, (n + 1) * side);
+  /** The counts, right answers in blue and mistakes in orange, by their share of the row. */
+  function showConfusion(counts) {
+    const { classes } = page.model;
+    const many = classes.length > 12; // then squares without numbers, or full names
+    const short = many ? classes : classes.map((name) => name.slice(0, 3));
     const colour = gpuconv.palette(1);
-    const small = n > 12;
-    context.font = `${Math.min(11, side - 4)}px system-ui, sans-serif`;
-    context.textAlign = "center";
-    counts.forEach((row, i) => {
+    const rows = counts.map((row, i) => {
       const total = row.reduce((a, b) => a + b, 0) || 1;
-      row.forEach((count, j) => {
-        // right answers in blue and mistakes in orange, by their share of the row
+      return element("tr", {}, element("th", { scope: "row", title: classes[i] }, short[i]), ...row.map((count, j) => {
         const share = Math.sqrt(count / total) * (i === j ? -1 : 1);
-        context.fillStyle = gpuconv.css(colour(share));
-        context.fillRect((j + 1) * side, (i + 1) * side, side - 1, side - 1);
-        if (!small && count) {
-          const strong = Math.abs(share) > 0.55;
-          context.fillStyle = gpuconv.style(strong ? "--paper" : "--ink");
-          context.fillText(String(count), (j + 1.5) * side, (i + 1.5) * side + 4);
-        }
-      });
-      if (small) return;
-      context.fillStyle = gpuconv.style("--faint");
-      const label = page.model.classes[i].slice(0, 3);
-      context.fillText(label, side / 2, (i + 1.5) * side + 4);
-      context.fillText(label, (i + 1.5) * side, side - 6);
+        const cell = element("td", {
+          class: count > 0 && (Math.abs(share) > 0.55 ? "most" : "some"),
+          title: `${plural(count, "picture")} of ${classes[i]} taken for ${classes[j]}`,
+        }, String(count));
+        cell.style.background = gpuconv.css(colour(share));
+        return cell;
+      }));
     });
-  }
-
-  function confusionTip(event) {
-    const counts = run.evaluation.confusion;
-    if (!counts) return;
-    const across = counts.length + 1;
-    const canvas = event.currentTarget;
-    const at = gpuconv.squareAt(canvas, event, across ** 2, across, canvas.clientWidth / across);
-    const [i, j] = [Math.floor(at / across) - 1, (at % across) - 1];
-    const { classes } = page.model;
-    canvas.title = counts[i]?.[j] === undefined ? ""
-      : `${plural(counts[i][j], "picture")} of ${classes[i]} taken for ${classes[j]}`;
-  }
-
-  function tableConfusion(counts) {
-    const { classes } = page.model;
-    find("confusion-table").replaceChildren(gpuconv.table("what is taken for what", ["", ...classes],
-      counts.map((row, i) => element("tr", {}, element("th", { scope: "row" }, classes[i]),
-        ...row.map((count) => element("td", {}, String(count)))))));
+    find("confusion").parentElement.classList.toggle("many", many);
+    find("confusion").replaceChildren(gpuconv.table("what is taken for what", ["", ...short], rows));
   }
 
   function mistake(found) {
