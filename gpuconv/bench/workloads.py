@@ -247,8 +247,10 @@ def _together(images: list[Any]) -> Any:
 
 def _floats(arguments: tuple[Any, ...]) -> list[Any]:
     """Float arrays as float64 copies, because an operation may work in place."""
-    kind = [getattr(getattr(a, "dtype", None), "kind", "") for a in arguments]
-    return [a.astype(np.float64) if k == "f" else a for a, k in zip(arguments, kind, strict=True)]
+    return [
+        a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+        for a in arguments
+    ]
 
 
 def _cpu_data(case: Case, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:

@@ -30,11 +30,12 @@ DIGEST_BYTES = 32
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a function of arrays and numbers at its first call, and keep the code on disk.
 
-    options: Numba's own, such as `fastmath` and `error_model`. Usable with and without parentheses.
+    options: Numba's own, such as `fastmath`. Usable with and without parentheses. A division by 0
+    gives NumPy's infinity or NaN, as the definitions do.
     """
     if function is None:
         return functools.partial(compiled, **options)
-    dispatcher = numba.njit(nogil=True, **options)(function)
+    dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
     dispatcher._cache = _CodeCache(function)
     return dispatcher
 

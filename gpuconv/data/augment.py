@@ -110,11 +110,7 @@ class Affine:
 
 
 def _random_windows(
-    images: np.ndarray,
-    rows: int,
-    columns: int,
-    padding: int,
-    rng: CounterRNG,
+    images: np.ndarray, rows: int, columns: int, padding: int, rng: CounterRNG
 ) -> np.ndarray:
     """A window at a random position of each image, which is padded with `padding` zeros."""
     count, channels, height, width = images.shape

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from gpuconv.arguments import pair
@@ -27,7 +27,6 @@ LARGE_JPEG = 1 << 25  # pixels; larger ones are shrunk while they are decoded
 _STRIP = 1 << 22  # pixels that are converted at a time
 # What a decoder keeps besides the picture, in bytes a pixel: two canvases, a copy; planes of int32.
 _DECODER = {"WEBP": 8, "JPEG2000": 16}
-_GRAY = ("1", "L", "LA", "La")
 # As what to read the second bytes of a PNG's samples: Pillow drops them.
 _SECOND_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 _TURNS = {
@@ -39,7 +38,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112  # EXIF's number for it
 _one_at_a_time = threading.Lock()
 
 
@@ -142,7 +140,8 @@ def _decoded(file: BinaryIO, name: object, least: int) -> Image.Image:
     least: a large JPEG may be shrunk to that many pixels on its shorter side; 0: it may not.
     """
     with _open(file, name) as opened, _quiet(opened):
-        size, plain = opened.size, _is_plain(opened)
+        size, deep = opened.size, _raw_mode(opened) in _SECOND_BYTES
+        plain = opened.mode in ("L", "RGB") and not deep and "transparency" not in opened.info
         if isinstance(opened, JpegImageFile):
             pixels = opened.width * opened.height
             if opened.info.get("progressive"):
@@ -201,15 +200,9 @@ def _too_large(name: object, size: tuple[int, int] | None) -> DataError:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF; the pixels may well be whole
         return 1
-
-
-def _is_plain(image: Image.Image) -> bool:
-    """Whether the picture is L or RGB of 8 bits, and opaque."""
-    deep = _raw_mode(image) in _SECOND_BYTES
-    return image.mode in ("L", "RGB") and "transparency" not in image.info and not deep
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -238,7 +231,7 @@ def _flattened(opened: Image.Image, file: BinaryIO, name: object) -> Image.Image
             raise DataError(
                 f"{name}: pixels from {low} to {high} are not supported; save it with 8 or 16 bits"
             )
-    gray = mode in _GRAY or mode.startswith("I") or raw == "LA;16B"
+    gray = mode in ("1", "L", "LA", "La") or mode.startswith("I") or raw == "LA;16B"
     paper = Image.new("L" if gray else "RGB", opened.size)
     for box in _strips(opened):
         strips = [source.crop(box) for source in sources]

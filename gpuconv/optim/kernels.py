@@ -18,14 +18,14 @@ GRAIN = 1 << 17
 MIN_SHARDED = 2 * GRAIN
 
 
-@compiled(error_model="numpy")
+@compiled
 def sgd(p, g, lr, decay):
     """p -= lr * (g + decay * p)."""
     for i in range(p.size):
         p[i] -= lr * (g[i] + decay * p[i])
 
 
-@compiled(error_model="numpy")
+@compiled
 def sgd_momentum(p, g, buffer, lr, decay, momentum, nesterov, share):
     """buffer = momentum * buffer + share * d; p -= lr * buffer, with d = g + decay * p; with
     nesterov p -= lr * (d + momentum * buffer): the gradient one step ahead.
@@ -39,7 +39,7 @@ def sgd_momentum(p, g, buffer, lr, decay, momentum, nesterov, share):
         p[i] -= lr * v
 
 
-@compiled(error_model="numpy")
+@compiled
 def adam(p, g, m, v, keep, decay, share1, beta2, share2, eps, step_size, root):
     """p = keep * p - step_size * m / (sqrt(v) / root + eps), after m and v took the gradient in.
 
@@ -58,7 +58,7 @@ def adam(p, g, m, v, keep, decay, share1, beta2, share2, eps, step_size, root):
         p[i] = keep * p[i] - step_size * (first / (np.sqrt(second) / root + eps))
 
 
-@compiled(error_model="numpy")
+@compiled
 def adam_amsgrad(p, g, m, v, largest, keep, decay, share1, beta2, share2, eps, step_size, root):
     """As `adam`, with the largest v so far in place of v in p's update."""
     limit = p.dtype.type(1.8e19 if p.itemsize == 4 else 1.3e154)
@@ -79,7 +79,7 @@ KERNELS = {"sgd": sgd, "sgd_momentum": sgd_momentum, "adam": adam, "adam_amsgrad
 
 
 # "reassoc" lets the sum run in vector lanes; the compiled order is fixed, so results repeat.
-@compiled(error_model="numpy", fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def sum_of_squares(g):
     """Sum of g * g in float64, whatever g's type: float32 squares overflow at 1.8e19."""
     total = 0.0

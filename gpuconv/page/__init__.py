@@ -5,9 +5,9 @@
     page.serve(session)                                            # until Ctrl-C
     page.export(session, "page.html")
 
-`graph` lays a network out as the page shows it, `nodes` says how one number came about, `session`
-answers what the page asks, `server` serves it on this machine, `export` writes the offline file,
-`monitor` follows a training run. The page itself is static/, plain JavaScript; see README.md.
+`graph` lays a network out as the page shows it, `session` answers what the page asks, `server`
+serves it on this machine, `export` writes the offline file, `monitor` follows a training run. The
+page itself is static/, plain JavaScript; see README.md.
 """
 
 from __future__ import annotations

@@ -8,15 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpuconv.files import write_atomically
-from gpuconv.metadata import parse_history_line
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from gpuconv.metadata import EPOCH, parse
 
 TRAIN, VALIDATION = "#1f77b4", "#d62728"
 GRID = "#dddddd"
@@ -58,7 +55,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            records.append(parse_history_line(line))
+            records.append(parse(line, EPOCH))
         except ValueError:
             raise ValueError(
                 f"{path}: not a history of JSON lines: line {number} is no epoch's record"
@@ -97,7 +94,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | Path) -> N
     _save(drawn, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float) -> Any:
     """An empty figure of that many inches. ImportError where matplotlib is missing or fails."""
     try:
         from matplotlib.figure import Figure

@@ -218,6 +218,18 @@ def test_where_no_label_counts_the_loss_is_nan_and_the_gradient_0(device):
     assert not to_numpy(backward(p, labels, ignore_index=255)).any()
 
 
+@pytest.mark.parametrize("device", ["reference", "cpu", "sim"])
+def test_where_all_labels_weigh_nothing_loss_and_gradient_are_nan(device):
+    """As PyTorch's."""
+    given = Tensor(to_device(np.ones((2, 3), np.float32), device), requires_grad=True,
+                   device="reference" if device == "reference" else None)  # fmt: skip
+    loss = nn.CrossEntropyLoss(weight=[0.0, 1.0, 1.0])(given, to_device(np.array([0, 0]), device))
+    with np.errstate(invalid="ignore"):
+        loss.backward()
+    assert math.isnan(loss.item())
+    assert np.isnan(to_numpy(given.grad)).all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [

@@ -27,14 +27,12 @@
     ink.lineCap = ink.lineJoin = "round";
     const pad = find("pad");
     [pad.width, pad.height] = [paper.width, paper.height];
-    find("center-label").hidden = !centring(input);
+    find("center-label").hidden = !(input.dark_border && shape[0] === 1);
     pen.row = Math.floor(height / 2);
     pen.column = Math.floor(width / 2);
     clear(false);
     listen(pad);
   }
-
-  const centring = (input) => input.dark_border && input.image[0] === 1;
 
   function wipe() {
     ink.globalCompositeOperation = "source-over";
