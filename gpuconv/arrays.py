@@ -132,12 +132,6 @@ def device_of(array: Any) -> str | None:
     return None
 
 
-def _runtime(device: Any) -> Any:
-    from gpuconv.cuda.runtime import runtime
-
-    return runtime(device)
-
-
 def is_device(device: str | None) -> bool:
     """Whether kernels run there: "sim" or "cuda"."""
     return device in ("sim", "cuda")
