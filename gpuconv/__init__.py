@@ -53,26 +53,21 @@ __all__ = [
 ]
 
 _HOME = {
-    "Tensor": "gpuconv.autograd",
-    "Trainer": "gpuconv.train",
-    "enable_grad": "gpuconv.autograd",
-    "float64_sums": "gpuconv.cpu.precision",
-    "load": "gpuconv.checkpoint",
-    "load_torch": "gpuconv.interop.torch",
-    "no_winograd": "gpuconv.cpu.precision",
-    "no_grad": "gpuconv.autograd",
-    "save": "gpuconv.checkpoint",
-    "set_thread_count": "gpuconv.threads",
-    "summary": "gpuconv.nn.summary",
-    "thread_count": "gpuconv.threads",
-    "to_device": "gpuconv.arrays",
-    "to_numpy": "gpuconv.arrays",
+    "gpuconv.arrays": ("to_device", "to_numpy"),
+    "gpuconv.autograd": ("Tensor", "enable_grad", "no_grad"),
+    "gpuconv.checkpoint": ("load", "save"),
+    "gpuconv.cpu.precision": ("float64_sums", "no_winograd"),
+    "gpuconv.interop.torch": ("load_torch",),
+    "gpuconv.nn.summary": ("summary",),
+    "gpuconv.threads": ("set_thread_count", "thread_count"),
+    "gpuconv.train": ("Trainer",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    for home, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
     if name in __all__:
         return importlib.import_module(f"gpuconv.{name}")
     raise AttributeError(f"module 'gpuconv' has no attribute {name!r}")

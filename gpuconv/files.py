@@ -29,7 +29,7 @@ def write_atomically(
     target = Path(path)
     if not target.parent.exists():
         reason = f"there is no folder {target.parent}; create it first"
-        raise _cannot_write(target, FileNotFoundError(errno.ENOENT, reason))
+        raise cannot_write(target, FileNotFoundError(errno.ENOENT, reason))
     try:
         temporary, descriptor = _temporary(target)
         try:
@@ -46,7 +46,7 @@ def write_atomically(
             raise
         _sync_folder(target.parent)
     except OSError as error:
-        raise _cannot_write(target, error) from None
+        raise cannot_write(target, error) from None
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -110,7 +110,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(path: Path, error: OSError) -> OSError:
+def cannot_write(path: Path, error: OSError) -> OSError:
+    """The error in one line that names the path."""
     named = type(error)(f"{path}: cannot write: {error.strerror or error}")
     named.errno = error.errno
     return named

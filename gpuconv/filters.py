@@ -73,10 +73,8 @@ def apply(image: np.ndarray, matrix: Any) -> np.ndarray:
     """
     weights, divisor = _weights(matrix)
     planes = _planes(image)
-    (R, S), (above, left) = (
-        weights.shape,
-        ((weights.shape[0] - 1) // 2, (weights.shape[1] - 1) // 2),
-    )
+    R, S = weights.shape
+    above, left = (R - 1) // 2, (S - 1) // 2
     border = ((0, 0), (0, 0), (above, R - 1 - above), (left, S - 1 - left))
     result = np.zeros(planes.shape)
     for part in _exact_parts(planes):

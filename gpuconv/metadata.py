@@ -103,22 +103,10 @@ METADATA = {
 }
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(text: str | bytes, schema: dict[str, Any] = METADATA) -> dict[str, Any]:
     """The metadata of a file. ValueError, in one line, for what is no JSON object or does not
     follow the schema.
     """
-    metadata = _parse(text, METADATA)
-    if metadata.get("kind") == "training" and (problem := _problem(metadata, TRAINING, "")):
-        raise ValueError(problem)
-    return metadata
-
-
-def parse_history_line(line: str | bytes) -> dict[str, Any]:
-    """A record of a run's history. ValueError as `parse`."""
-    return _parse(line, EPOCH)
-
-
-def _parse(text: str | bytes, schema: dict[str, Any]) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except RecursionError:
@@ -127,7 +115,10 @@ def _parse(text: str | bytes, schema: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its metadata are no JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError("its metadata is no JSON object")
-    if problem := _problem(found, schema, ""):
+    problem = _problem(found, schema, "")
+    if not problem and schema is METADATA and found.get("kind") == "training":
+        problem = _problem(found, TRAINING, "")
+    if problem:
         raise ValueError(problem)
     return found
 

@@ -99,20 +99,6 @@ class Window:
         """(P, Q), how many windows fit an H x W image; ValueError where none does."""
         return _output_size(self, H, W)
 
-    def _output_size(self, H: int, W: int) -> tuple[int, int]:
-        P, Q = (
-            self._outputs(size, pad, axis)
-            for axis, (size, pad) in enumerate(zip((H, W), self.pads(H, W), strict=True))
-        )
-        if P < 1 or Q < 1:
-            raise ValueError(
-                f"a window of {self.extent[0]}x{self.extent[1]} pixels "
-                f"(kernel_size={self.kernel_size}, dilation={self.dilation}) does not fit an "
-                f"image of {H}x{W} with padding={self.padding}; "
-                f"use a larger image, more padding or a smaller kernel"
-            )
-        return P, Q
-
     def _outputs(self, size: int, pad: tuple[int, int], axis: int) -> int:
         stride = self.stride[axis]
         room = size + sum(pad) - self.extent[axis]
@@ -151,7 +137,18 @@ class Window:
 
 @lru_cache(maxsize=4096)
 def _output_size(window: Window, H: int, W: int) -> tuple[int, int]:
-    return window._output_size(H, W)
+    P, Q = (
+        window._outputs(size, pad, axis)
+        for axis, (size, pad) in enumerate(zip((H, W), window.pads(H, W), strict=True))
+    )
+    if P < 1 or Q < 1:
+        raise ValueError(
+            f"a window of {window.extent[0]}x{window.extent[1]} pixels "
+            f"(kernel_size={window.kernel_size}, dilation={window.dilation}) does not fit an "
+            f"image of {H}x{W} with padding={window.padding}; "
+            f"use a larger image, more padding or a smaller kernel"
+        )
+    return P, Q
 
 
 def window(

@@ -93,20 +93,22 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     });
 }
 
-// The running means v[2] of the gradient v[1] and v[3] of its square.
-__device__ __forceinline__ void update_moments(
-    float* v, float decay, float share1, float beta2, float share2)
+// v[2] and v[3]: the running means of the gradient v[1] and of its square; v[4], in AMSGrad: the
+// largest v[3] so far.
+template <int ARRAYS>
+__device__ __forceinline__ void adam_all(const unsigned long long* tensors, const float* numbers,
+    const int* owner, const int* part, int chunks, float keep, float decay, float share1,
+    float beta2, float share2, float eps)
 {
-    float d = v[1] + decay * v[0];
-    if (fabsf(d) > LIMIT && isfinite(d)) d = copysignf(LIMIT, d);
-    v[2] += (d - v[2]) * share1;
-    v[3] = beta2 * v[3] + share2 * (d * d);
-}
-
-__device__ __forceinline__ float adam_value(
-    float p, float keep, float first, float second, float step_size, float root, float eps)
-{
-    return keep * p - step_size * (first / (sqrtf(second) / root + eps));
+    update_all<ARRAYS>(tensors, numbers, owner, part, chunks,
+        [=](float (&v)[ARRAYS], float step_size, float root) {
+            float d = v[1] + decay * v[0];
+            if (fabsf(d) > LIMIT && isfinite(d)) d = copysignf(LIMIT, d);
+            v[2] += (d - v[2]) * share1;
+            v[3] = beta2 * v[3] + share2 * (d * d);
+            if (ARRAYS > 4 && !(v[3] <= v[ARRAYS - 1])) v[ARRAYS - 1] = v[3];  // NaN passes
+            v[0] = keep * v[0] - step_size * (v[2] / (sqrtf(v[ARRAYS - 1]) / root + eps));
+        });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
@@ -114,11 +116,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         const int* __restrict__ owner, const int* __restrict__ part, int chunks, float keep,
         float decay, float share1, float beta2, float share2, float eps)
 {
-    update_all<4>(
-        tensors, numbers, owner, part, chunks, [=](float (&v)[4], float step_size, float root) {
-            update_moments(v, decay, share1, beta2, share2);
-            v[0] = adam_value(v[0], keep, v[2], v[3], step_size, root, eps);
-        });
+    adam_all<4>(tensors, numbers, owner, part, chunks, keep, decay, share1, beta2, share2, eps);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
@@ -126,10 +124,5 @@ extern "C" __global__ void __launch_bounds__(256, 4)
         const int* __restrict__ owner, const int* __restrict__ part, int chunks, float keep,
         float decay, float share1, float beta2, float share2, float eps)
 {
-    update_all<5>(
-        tensors, numbers, owner, part, chunks, [=](float (&v)[5], float step_size, float root) {
-            update_moments(v, decay, share1, beta2, share2);
-            if (!(v[3] <= v[4])) v[4] = v[3];  // NaN passes
-            v[0] = adam_value(v[0], keep, v[2], v[4], step_size, root, eps);
-        });
+    adam_all<5>(tensors, numbers, owner, part, chunks, keep, decay, share1, beta2, share2, eps);
 }

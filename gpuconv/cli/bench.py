@@ -23,7 +23,7 @@ from gpuconv.bench import report
 from gpuconv.bench.cases import OPTIONS, Case, network, option, parse, standard
 from gpuconv.bench.measure import Row, measure
 from gpuconv.bench.workloads import counted, of_case
-from gpuconv.cli.options import add_device, number, one_of, path, whole
+from gpuconv.cli.options import DEVICE, THREADS, add_options, number, one_of, path, whole
 from gpuconv.devices import resolve
 from gpuconv.models import MODELS
 from gpuconv.threads import set_thread_count
@@ -45,47 +45,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("op", metavar="OP|MODEL|all", help="conv, max_pool, linear, relu, ...; or lenet, resnet50")
     add("words", nargs="*", metavar="SHAPE", help="input shape, then FILTERS and KERNEL as needed")
-    for name in ("stride", "padding", "dilation", "groups"):
-        add(f"--{name}", metavar="N", help="a number, or two as 1x2")
-    add("--activation", type=one_of("activation", ["relu"]), metavar="NAME", help="relu")
-    add(
-        "--pass",
-        dest="direction",
-        default="all",
-        type=one_of("pass", [*DIRECTIONS, "all"]),
-        metavar="NAME",
-        help=f"{', '.join(DIRECTIONS)}; backward of a convolution is both halves (default: all)",
-    )
-    add("--batch", type=whole(1), default=16, metavar="N", help="of a model (default: 16)")
-    add("--only", default="", metavar="TEXT", help="of a model or all: operations with this text")
-    add_device(parser)
-    add("--threads", type=whole(1), metavar="N", help="threads of the CPU path (default: all)")
-    add(
-        "--layout",
-        default="nhwc",
-        type=one_of("layout", ["nhwc", "nchw"]),
-        metavar="NAME",
-        help="of images in a GPU's memory; nchw times their conversion too (default: nhwc)",
-    )
     add("--each", action="store_true", help="also time every kernel of a pass by itself (cuda)")
-    add(
-        "--seconds",
-        type=number(0.001, 3600),
-        default=0.5,
-        metavar="S",
-        help="of timing for each pass (default: 0.5)",
+    passes = f"{', '.join(DIRECTIONS)}; backward of a convolution is both halves"
+    layouts = "of images in a GPU's memory; nchw times their conversion too"
+    add_options(
+        parser,
+        *((f"--{name}", "N", str, "a number, or two as 1x2") for name in OPTIONS[:-1]),
+        ("--activation", "NAME", one_of("activation", ["relu"]), "relu"),
+        ("--pass", "NAME", one_of("pass", [*DIRECTIONS, "all"]), passes, "all"),
+        ("--batch", "N", whole(1), "of a model", 16),
+        ("--only", "TEXT", str, "of a model or all: operations with this text"),
+        DEVICE,
+        THREADS,
+        ("--layout", "NAME", one_of("layout", ["nhwc", "nchw"]), layouts, "nhwc"),
+        ("--seconds", "S", number(0.001, 3600), "of timing for each pass", 0.5),
+        ("--json", "FILE", path, "write all figures there too"),
     )
-    add("--json", type=path, metavar="FILE", help="write all figures there too")
 
 
 def run(args: argparse.Namespace) -> int:
     device = resolve(args.device)
     cases = _cases(args)
-    passes = () if args.direction == "all" else (args.direction,)
+    direction = getattr(args, "pass")
+    passes = () if direction == "all" else (direction,)
     # What does not fit is said before anything is timed.
     work = [(case, *one) for case in cases for one in counted(case, passes)]
     if not work:
-        raise ValueError(f"bench: {args.op} has no pass {args.direction!r}")
+        raise ValueError(f"bench: {args.op} has no pass {direction!r}")
     if device == "sim":
         return _count(args, work)
     if device == "reference":
@@ -102,9 +88,10 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         if args.words or any(value is not None for value in options.values()):
             raise ValueError(f"bench: {args.op} has shapes of its own: give --batch and --only")
         cases = standard(args.batch) if args.op == "all" else network(args.op, args.batch)
-        chosen = [case for case in cases if args.only in str(case) or args.only == case.label]
+        only = args.only or ""
+        chosen = [case for case in cases if only in str(case) or only == case.label]
         if not chosen:
-            raise ValueError(f"bench: {args.op} has no operation with {args.only!r} in it")
+            raise ValueError(f"bench: {args.op} has no operation with {only!r} in it")
         return chosen
     settings = {name: option(name, text) for name, text in options.items() if text is not None}
     return [parse([args.op, *args.words], **settings)]

@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 
 from gpuconv.arrays import is_device, require, to_device, to_numpy
-from gpuconv.cli.options import add_device, matrix, whole
+from gpuconv.cli.options import DEVICE, add_options, matrix, whole
 from gpuconv.devices import resolve
 from gpuconv.filters import named
 from gpuconv.ops import avg_pool2d, conv2d, max_pool2d, relu, sum_pool2d
@@ -34,23 +34,16 @@ FILTER = "1 0 1; 0 1 0; 1 0 1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operation", choices=list(IMAGES))
-    parser.add_argument(
-        "--image", type=matrix, metavar="ROWS", help="a matrix (default: the article's)"
+    by_name = "conv: a matrix, or the name of one of the article's filters, such as sharpen"
+    add_options(
+        parser,
+        ("--image", "ROWS", matrix, "a matrix (default: the article's)"),
+        ("--filter", "ROWS|NAME", _filter, by_name),
+        ("--size", "N", whole(1), "pool: the window (default: 2)"),
+        ("--stride", "N", whole(1), "(default: conv 1, pool the window's size)"),
+        ("--padding", "N", whole(0), "zeros around the image (default: 0)"),
+        DEVICE,
     )
-    parser.add_argument(
-        "--filter",
-        type=_filter,
-        metavar="ROWS|NAME",
-        help="conv: a matrix, or the name of one of the article's filters, such as sharpen",
-    )
-    parser.add_argument("--size", type=whole(1), metavar="N", help="pool: the window (default: 2)")
-    parser.add_argument(
-        "--stride", type=whole(1), metavar="N", help="(default: conv 1, pool the window's size)"
-    )
-    parser.add_argument(
-        "--padding", type=whole(0), metavar="N", help="zeros around the image (default: 0)"
-    )
-    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
+
 from gpuconv import nn
 from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
-from gpuconv.cli.options import add_checkpoint, add_data, add_device, add_threads, whole
+from gpuconv.cli.options import CHECKPOINT, DEVICE, IMAGES, THREADS, add_options, whole
 from gpuconv.errors import unknown
 from gpuconv.threads import set_thread_count
 from gpuconv.train.evaluate import evaluate
@@ -23,12 +25,8 @@ MAX_CLASSES = 25  # up to which the whole matrix is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint(parser)
-    add_data(parser)
-    text = "images at a time (default: 500)"
-    parser.add_argument("--batch", default=500, type=whole(1), metavar="N", help=text)
-    add_threads(parser)
-    add_device(parser)
+    batch = ("--batch", "N", whole(1), "images at a time", 500)
+    add_options(parser, CHECKPOINT, *IMAGES, batch, THREADS, DEVICE)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,14 +83,9 @@ def _matrix(counts, classes):
 
 
 def _mistakes(counts, classes, shown=5):
-    pairs = [
-        (int(counts[i, j]), i, j)
-        for i in range(len(counts))
-        for j in range(len(counts))
-        if i != j and counts[i, j]
-    ]
+    pairs = [(-int(counts[i, j]), i, j) for i, j in np.argwhere(counts) if i != j]
     if not pairs:
         return "\nno mistakes"
-    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:shown]
-    listed = "; ".join(f"{classes[i]} taken for {classes[j]} {count}x" for count, i, j in worst)
+    worst = sorted(pairs)[:shown]
+    listed = "; ".join(f"{classes[i]} taken for {classes[j]} {-count}x" for count, i, j in worst)
     return f"\nmost frequent mistakes: {listed}"

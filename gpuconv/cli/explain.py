@@ -12,17 +12,17 @@ import argparse
 
 from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
 from gpuconv.cli.options import (
-    add_checkpoint,
-    add_device,
+    CHECKPOINT,
+    DEVICE,
+    SKIP_BAD,
     add_invert,
     add_options,
-    add_output,
-    add_seed,
-    add_skip_bad,
     number,
     numbers,
     one_of,
+    output,
     path,
+    seed,
     whole,
 )
 from gpuconv.data import save_image
@@ -40,7 +40,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint(parser)
+    add_options(parser, CHECKPOINT)
     parser.add_argument("image", nargs="?", metavar="IMAGE", help="PNG, JPEG and so on")
     parser.add_argument(
         "--method",
@@ -62,13 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--value", "X", number(-1e6), "what covers, as the network reads it (default: 0)"),
         ("--samples", "N", whole(1), "of SmoothGrad (default: 25)"),
         ("--noise", "X", number(), "of SmoothGrad, of the image's range (default: 0.15)"),
+        output("explain.png"),
+        SKIP_BAD,
+        seed("of SmoothGrad's noise"),
+        DEVICE,
     )
     parser.set_defaults(of="", split="test", limit=None)
     add_invert(parser)
-    add_output(parser, "explain.png")
-    add_skip_bad(parser)
-    add_seed(parser, "of SmoothGrad's noise")
-    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv import checkpoint, models
-from gpuconv.cli.options import add_output, add_seed, matrix, whole
+from gpuconv.cli.options import add_options, matrix, output, seed, whole
 from gpuconv.data import load_image, save_image
 from gpuconv.errors import unknown
 from gpuconv.filters import FILTERS, apply, to_pixels
@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE|CHECKPOINT|MODEL",
         help="a picture, a .safetensors, or a model's name for its first weights",
     )
-    add_output(parser, "filters.png")
     parser.add_argument(
         "--matrix",
         action="append",
@@ -44,23 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROWS",
         help='a filter of your own, such as "1 1; -1 -1", shown after the seven; may be repeated',
     )
-    parser.add_argument("--gray", action="store_true", help="make the picture gray first")
-    parser.add_argument(
-        "--size",
-        type=whole(0),
-        default=360,
-        metavar="N",
-        help="shrink the picture's longer side to N pixels; 0 keeps it (default: 360)",
+    size = "shrink the picture's longer side to N pixels; 0 keeps it"
+    add_options(
+        parser,
+        output("filters.png"),
+        ("--gray", None, bool, "make the picture gray first"),
+        ("--size", "N", whole(0), size, 360),
+        ("--layer", "NAME", str, "which convolution of a network (default: the first)"),
+        seed("of the first weights of a MODEL"),
     )
-    parser.add_argument(
-        "--layer", metavar="NAME", help="which convolution of a network (default: the first)"
-    )
-    add_seed(parser, "of the first weights of a MODEL")
 
 
 def run(args: argparse.Namespace) -> int:
     left_out = 0
-    if args.source.endswith(".safetensors") or _is_model(args.source):
+    if args.source.endswith(".safetensors") or args.source in MODELS:
         panels, size = _learned(args), 80
         left_out = max(0, len(panels) - MAX_PANELS)
         panels = panels[:MAX_PANELS]
@@ -72,10 +68,6 @@ def run(args: argparse.Namespace) -> int:
     if left_out:
         print(f"left out: {left_out} more; gpuconv patches shows deeper filters as images")
     return 0
-
-
-def _is_model(source):
-    return source in MODELS
 
 
 def _through(args):
@@ -101,7 +93,7 @@ def _rows(rows, divisor=1):
 def _learned(args):
     """Panels of the filters of a network's convolution."""
     model: Module
-    if _is_model(args.source):
+    if args.source in MODELS:
         model = models.build({"name": args.source, "arguments": {"seed": args.seed}})
     else:
         model = checkpoint.load(args.source)

@@ -127,10 +127,10 @@ def _run(argv: list[str]) -> int:
 
 
 def _unknown_option(given: str, used: Parser) -> str:
-    name = given.partition("=")[0]
+    name, command = given.partition("=")[0], used.prog.removeprefix("gpuconv ")
     if not name.startswith("-"):
-        return f"{used.prog.removeprefix('gpuconv ')}: unexpected argument {given!r}"
-    return f"{used.prog.removeprefix('gpuconv ')}: {unknown('option', name, used.options())}"
+        return f"{command}: unexpected argument {given!r}"
+    return f"{command}: {unknown('option', name, used.options())}"
 
 
 def _say(text: str, code: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,9 +13,6 @@ from gpuconv.errors import unknown
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-PORT = 8123  # of the page in the browser
 
 
 class UsageError(ValueError):
@@ -39,31 +36,22 @@ class Parser(argparse.ArgumentParser):
         return [name for action in self._actions for name in action.option_strings]
 
 
-Row = tuple[str, str, Callable[[str], Any], str]
+def add_options(parser: argparse._ActionsContainer, *rows: tuple[Any, ...]) -> None:
+    """Arguments as rows: (names, metavar, type, help), and the default where it is not None.
 
-
-def add_options(parser: argparse._ActionsContainer, *rows: Row) -> None:
-    """Options that are None unless they are given: (name, metavar, type, help)."""
-    for name, metavar, kind, text in rows:
-        parser.add_argument(name, metavar=metavar, type=kind, help=text)
-
-
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """CHECKPOINT, a file."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file")
-
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """--data, --split, --limit and --skip-bad: which images a command reads."""
-    add_options(
-        parser,
-        ("--data", "NAME|PATH", path, "(default: what the network learned from)"),
-        ("--limit", "N", whole(1), "only the first N images"),
-    )
-    split = one_of("split", ["train", "test"])
-    text = "train or test (default: test)"
-    parser.add_argument("--split", default="test", type=split, metavar="NAME", help=text)
-    add_skip_bad(parser)
+    The help names a default. An option of type bool is a flag.
+    """
+    for names, metavar, kind, text, *default in rows:
+        if kind is bool:
+            parser.add_argument(names, action="store_true", help=text)
+            continue
+        parser.add_argument(
+            *names.split(),
+            metavar=metavar,
+            type=kind,
+            help=" ".join([text, *(f"(default: {value})" for value in default)]),
+            default=default[0] if default else None,
+        )
 
 
 def add_invert(parser: argparse.ArgumentParser) -> None:
@@ -73,63 +61,6 @@ def add_invert(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="for dark figures on a light ground (default: decided by the picture's border)",
-    )
-
-
-def add_output(parser: argparse.ArgumentParser, name: str) -> None:
-    """-o, the PNG that a command draws; `name` unless it is given."""
-    text = f"(default: {name})"
-    parser.add_argument("-o", "--output", type=path, default=name, metavar="PNG", help=text)
-
-
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """--threads, of the CPU path."""
-    parser.add_argument("--threads", type=whole(1), metavar="N", help="(default: all cores)")
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """--device, by a known name."""
-    parser.add_argument(
-        "--device",
-        default="auto",
-        type=one_of("device", [*DEVICES, "auto"]),
-        metavar="NAME",
-        help=f"auto, {', '.join(DEVICES)}; auto is the fastest there is (default: auto)",
-    )
-
-
-def add_skip_bad(parser: argparse.ArgumentParser) -> None:
-    """--skip-bad, for pictures."""
-    parser.add_argument(
-        "--skip-bad",
-        action="store_const",
-        const=True,
-        help="pass over pictures that cannot be read; they are counted and named",
-    )
-
-
-def add_port(parser: argparse.ArgumentParser) -> None:
-    """--port, of the page in the browser."""
-    parser.add_argument(
-        "--port",
-        default=PORT,
-        type=_port,
-        metavar="N",
-        help=f"of the page; where it is busy the next free one is taken; 0: any (default: {PORT})",
-    )
-
-
-def _port(text: str) -> int:
-    value = whole(0)(text)
-    if value > 65535:
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {value}")
-    return value
-
-
-def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
-    """--seed, for `what`."""
-    parser.add_argument(
-        "--seed", default=0, type=whole(0), metavar="N", help=f"{what} (default: 0)"
     )
 
 
@@ -152,18 +83,17 @@ def path(text: str) -> str:
     return text
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number of at least `least`."""
+def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """A type for argparse: a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number of at least {least}, got {text!r}"
-            )
+        if not least <= value <= most:
+            bounds = f"at least {least}" + (f" and at most {most}" if most < math.inf else "")
+            raise argparse.ArgumentTypeError(f"expected a whole number of {bounds}, got {text!r}")
         return value
 
     return parse
@@ -188,33 +118,30 @@ def number(
     return parse
 
 
+def wholes(
+    expected: str, counts: Container[int] = range(1, 999), least: int = 1, most: float = math.inf
+) -> Callable[[str], tuple[int, ...]]:
+    """A type for argparse: so many whole numbers from `least` to `most`, parted by "," or "x"."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        parts = [part.strip() for part in text.replace("x", ",").split(",")]
+        digits = len(parts) in counts and all(part.isdecimal() for part in parts)
+        if not digits or not all(least <= int(part) <= most for part in parts):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return tuple(map(int, parts))
+
+    return parse
+
+
+numbers = wholes("whole numbers such as 3,0,5", least=0)
+image_shape = wholes("channels,height,width such as 1,32,32", counts=(3,))
+_sides = wholes("a side from 1 to 4096, or height and width such as 48x64", (1, 2), most=4096)
+
+
 def image_size(text: str) -> list[int]:
     """A type for argparse: "64" or "48x64" as [height, width]."""
-    parts = text.replace("x", ",").split(",")
-    if len(parts) > 2 or not all(part.isdigit() and 1 <= int(part) <= 4096 for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"expected a side from 1 to 4096, or height and width such as 48x64, got {text!r}"
-        )
-    return [int(parts[0]), int(parts[-1])]
-
-
-def image_shape(text: str) -> tuple[int, int, int]:
-    """A type for argparse: "1,32,32" as (channels, height, width)."""
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"expected channels,height,width such as 1,32,32, got {text!r}"
-        )
-    channels, height, width = map(int, parts)
-    return channels, height, width
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """A type for argparse: "3,0,5" as whole numbers of at least 0."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected whole numbers such as 3,0,5, got {text!r}")
-    return tuple(map(int, parts))
+    sides = _sides(text)
+    return [sides[0], sides[-1]]
 
 
 def matrix(text: str) -> np.ndarray:
@@ -242,3 +169,43 @@ def _entry(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a matrix of numbers, {text!r} is none")
     return value
+
+
+CHECKPOINT = ("checkpoint", "CHECKPOINT", str, "a .safetensors file")
+THREADS = ("--threads", "N", whole(1), "of the CPU path (default: all cores)")
+SKIP_BAD = (
+    "--skip-bad",
+    None,
+    bool,
+    "pass over pictures that cannot be read; they are counted and named",
+)
+DEVICE = (
+    "--device",
+    "NAME",
+    one_of("device", [*DEVICES, "auto"]),
+    f"auto, {', '.join(DEVICES)}; auto is the fastest there is",
+    "auto",
+)
+PORT = (
+    "--port",
+    "N",
+    whole(0, 65535),
+    "of the page; where it is busy the next free one is taken; 0: any",
+    8123,
+)
+IMAGES = (  # which of them a command reads
+    ("--data", "NAME|PATH", path, "(default: what the network learned from)"),
+    ("--limit", "N", whole(1), "only the first N images"),
+    ("--split", "NAME", one_of("split", ["train", "test"]), "train or test", "test"),
+    SKIP_BAD,
+)
+
+
+def output(name: str) -> tuple[Any, ...]:
+    """-o, the PNG that a command draws; `name` unless it is given."""
+    return "-o --output", "PNG", path, "", name
+
+
+def seed(what: str) -> tuple[Any, ...]:
+    """--seed, for `what`."""
+    return "--seed", "N", whole(0), what, 0

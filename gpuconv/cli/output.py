@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -33,25 +33,9 @@ class Output:
 
 @contextmanager
 def tidy_output() -> Iterator[None]:
-    """Within, standard output and error are `Output`s. A warning of gpuconv is one line, and those
-    of libraries do not stand between a command's lines; `python -W` brings them back.
+    """Within, standard output and error are `Output`s. A warning of gpuconv is one line, said once,
+    and those of libraries do not stand between a command's lines; `python -W` brings them back.
     """
-    streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(Output, streams)
-    silent = logging.NullHandler()  # Python prints what libraries log where no handler is
-    logging.getLogger().addHandler(silent)
-    try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.showwarning = _shower()
-            yield
-    finally:
-        logging.getLogger().removeHandler(silent)
-        sys.stdout, sys.stderr = streams
-
-
-def _shower() -> Callable[..., None]:
-    """What shows gpuconv's own warnings, each once."""
     shown: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -60,4 +44,15 @@ def _shower() -> Callable[..., None]:
             shown.add(text)
             print(f"gpuconv: {text}", file=sys.stderr)
 
-    return show
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(Output, streams)
+    silent = logging.NullHandler()  # Python prints what libraries log where no handler is
+    logging.getLogger().addHandler(silent)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.showwarning = show
+            yield
+    finally:
+        logging.getLogger().removeHandler(silent)
+        sys.stdout, sys.stderr = streams

@@ -14,12 +14,12 @@ import argparse
 from gpuconv import explain
 from gpuconv.cli.inputs import load_images, open_checkpoint
 from gpuconv.cli.options import (
-    add_checkpoint,
-    add_data,
-    add_device,
+    CHECKPOINT,
+    DEVICE,
+    IMAGES,
     add_options,
-    add_output,
     numbers,
+    output,
     whole,
 )
 from gpuconv.data import save_image
@@ -38,17 +38,16 @@ MAX_FILTERS = 32  # that are shown without --filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint(parser)
     add_options(
         parser,
+        CHECKPOINT,
         ("--layer", "NAME", str, "see gpuconv summary (default: the last convolution)"),
         ("--filters", "K,K", numbers, f"which (default: the first {MAX_FILTERS})"),
-        ("--count", "N", whole(1), "parts for each (default: 9)"),
+        ("--count", "N", whole(1), "parts for each", 9),
+        *IMAGES,
+        output("patches.png"),
+        DEVICE,
     )
-    parser.set_defaults(count=9)
-    add_data(parser)
-    add_output(parser, "patches.png")
-    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,14 +11,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv.cli.inputs import class_names, open_checkpoint
-from gpuconv.cli.options import (
-    add_checkpoint,
-    add_device,
-    add_invert,
-    add_options,
-    add_skip_bad,
-    whole,
-)
+from gpuconv.cli.options import CHECKPOINT, DEVICE, SKIP_BAD, add_invert, add_options, whole
 from gpuconv.data import DataError
 from gpuconv.errors import one_line
 from gpuconv.train.evaluate import probabilities
@@ -32,12 +25,11 @@ BLANK = " (warning: a picture of one colour, the answer means nothing)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint(parser)
+    top = ("--top", "N", whole(1), "only the N likeliest classes (default: all)")
+    add_options(parser, CHECKPOINT)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG and so on")
-    add_options(parser, ("--top", "N", whole(1), "only the N likeliest classes (default: all)"))
+    add_options(parser, top, SKIP_BAD, DEVICE)
     add_invert(parser)
-    add_skip_bad(parser)
-    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gpuconv.cli.options import add_options, add_port, one_of, path
+from gpuconv.cli.options import PORT, add_options, one_of, path
 
 EXAMPLES = """\
   gpuconv show
@@ -22,26 +22,16 @@ DEFAULT = Path("runs") / "lenet-mnist" / "best.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", nargs="?", metavar="CHECKPOINT|NAME", help=f"(default: {DEFAULT})")
+    parser.add_argument("model", nargs="?", metavar="CHECKPOINT|NAME", help=f"(default: {DEFAULT})")
+    host = "listen on another address; anybody who reaches it can use the page"
+    device = one_of("device", ("cpu", "reference"))
     add_options(
         parser,
         ("--data", "NAME|PATH", path, "test pictures to choose from (default: the run's)"),
         ("--export", "HTML", path, "write an offline page, for up to 2 million parameters"),
-    )
-    add(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="listen on another address; anybody who reaches it can use the page",
-    )
-    add_port(parser)
-    add(
-        "--device",
-        default="cpu",
-        type=one_of("device", ("cpu", "reference")),
-        metavar="NAME",
-        help="cpu or reference (default: cpu)",
+        ("--host", "ADDRESS", str, host, "127.0.0.1"),
+        PORT,
+        ("--device", "NAME", device, "cpu or reference", "cpu"),
     )
 
 

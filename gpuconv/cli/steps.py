@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv import data, models, nn
 from gpuconv.arrays import to_device, to_numpy
-from gpuconv.cli.options import add_device, add_seed, number, whole
+from gpuconv.cli.options import DEVICE, add_options, number, seed, whole
 from gpuconv.data.preprocessing import image_size
 from gpuconv.errors import printable
 from gpuconv.nn import Conv2d, no_grad
@@ -26,25 +26,16 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="lenet", metavar="NAME", help="(default: lenet)")
-    parser.add_argument(
-        "--data", default="mnist", metavar="NAME|PATH", help="a data set (default: mnist)"
+    add_options(
+        parser,
+        ("--model", "NAME", str, "", "lenet"),
+        ("--data", "NAME|PATH", str, "a data set", "mnist"),
+        ("--index", "N", whole(0), "which training image", 0),
+        ("--lr", "RATE", number(), "learning rate", 0.01),
+        ("--repeat", "N", whole(0), "further steps with the same image at the end", 5),
+        seed("the seed of the random weights"),
+        DEVICE,
     )
-    parser.add_argument(
-        "--index", type=whole(0), default=0, metavar="N", help="which training image (default: 0)"
-    )
-    parser.add_argument(
-        "--lr", type=number(), default=0.01, metavar="RATE", help="learning rate (default: 0.01)"
-    )
-    parser.add_argument(
-        "--repeat",
-        type=whole(0),
-        default=5,
-        metavar="N",
-        help="further steps with the same image at the end (default: 5)",
-    )
-    add_seed(parser, "the seed of the random weights")
-    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,17 +117,15 @@ def _worked_number(name, layer, x, y):
     p, q = y.shape[2] // 2, y.shape[3] // 2
     (top, _), (left, _) = layer.window.pads(*x.shape[2:])
     padded = np.pad(x[0, : layer.weight.shape[1]], ((0, 0), (top, top), (left, left)))
-    kernels = to_numpy(layer.weight.data)
-    biases = None if layer.bias is None else to_numpy(layer.bias.data)
+    weights = to_numpy(layer.weight.data)[0].astype(np.float64)
+    bias = 0.0 if layer.bias is None else float(to_numpy(layer.bias.data)[0])
     (R, S), (dil_h, dil_w) = layer.window.kernel_size, layer.window.dilation
     r, s = p * layer.window.stride[0], q * layer.window.stride[1]
     pixels = padded[:, r : r + dil_h * R : dil_h, s : s + dil_w * S : dil_w].astype(np.float64)
-    weights = kernels[0].astype(np.float64)
     terms = [
         f"    {' + '.join(f'{a:.3f}*{b:.3f}' for a, b in zip(*pair, strict=True))}"
         for pair in zip(pixels[0], weights[0], strict=True)
     ]
-    bias = 0.0 if biases is None else float(biases[0])
     products = float((pixels * weights).sum())
     more = f" (and {len(weights) - 1} more channels)" if len(weights) > 1 else ""
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv import checkpoint
-from gpuconv.cli.options import image_shape, whole
+from gpuconv.cli.options import add_options, image_shape, whole
 from gpuconv.models import MODELS, build
 from gpuconv.nn.summary import size_text, summary
 from gpuconv.train import peak_memory
@@ -23,23 +23,15 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL|CHECKPOINT", help="a name, or a .safetensors file")
-    parser.add_argument(
-        "--input",
-        type=image_shape,
-        metavar="C,H,W",
-        help="one image's channels, height and width (default: the model's own)",
-    )
-    parser.add_argument(
-        "--classes", type=whole(1), metavar="N", help="how many classes (default: the model's own)"
-    )
-    parser.add_argument(
-        "--measure",
-        action="store_true",
-        help="train three steps on random images on the cpu and print the peak of memory",
-    )
-    parser.add_argument(
-        "--batch", type=whole(1), metavar="N", help="images of a measured step (default: 64)"
+    own = "(default: the model's own)"
+    measure = "train three steps on random images on the cpu and print the peak of memory"
+    add_options(
+        parser,
+        ("model", "MODEL|CHECKPOINT", str, "a name, or a .safetensors file"),
+        ("--input", "C,H,W", image_shape, f"one image's channels, height and width {own}"),
+        ("--classes", "N", whole(1), f"how many classes {own}"),
+        ("--measure", None, bool, measure),
+        ("--batch", "N", whole(1), "images of a measured step (default: 64)"),
     )
 
 

@@ -25,16 +25,16 @@ from typing import Any
 
 from gpuconv import train, viz
 from gpuconv.cli.options import (
-    add_device,
+    DEVICE,
+    PORT,
+    SKIP_BAD,
+    THREADS,
     add_options,
-    add_port,
-    add_seed,
-    add_skip_bad,
-    add_threads,
     image_size,
     number,
     one_of,
     path,
+    seed,
     whole,
 )
 from gpuconv.devices import choose
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def choice(name: str) -> tuple[str, Callable[[str], str]]:
         return "NAME", one_of(name, CHOICES[name])
 
+    resize = one_of("way to resize", CHOICES["resize"])
     add_options(
         parser,
         ("--recipe", "NAME", one_of("recipe", PRESETS), "default or article: its loss, plain SGD"),
@@ -79,26 +80,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--validation", "FRACTION", number(below=1), "held out, to choose the best epoch by"),
         ("--limit", "N", whole(1), "only the first N training and test images"),
         ("--size", "N|HxW", image_size, "of the network's input, see above"),
-        (
-            "--resize",
-            "NAME",
-            one_of("way to resize", CHOICES["resize"]),
-            f"{listed('resize')}, see above (default: fit)",
-        ),
+        ("--resize", "NAME", resize, f"{listed('resize')}, see above (default: fit)"),
+        ("--gray", None, bool, "make pictures of a folder gray"),
+        SKIP_BAD,
+        THREADS,
+        seed("decides the weights, the order and the augmentation"),
+        DEVICE,
+        ("--overwrite", None, bool, "replace the run that --out holds"),
+        ("--show", None, bool, "follow and steer the run in the browser, see `show`"),
+        PORT,
     )
-    add = parser.add_argument
-    add("--gray", action="store_const", const=True, help="make pictures of a folder gray")
-    add_skip_bad(parser)
-    add_threads(parser)
-    add_seed(parser, "decides the weights, the order and the augmentation")
-    add_device(parser)
     parser.set_defaults(**dict.fromkeys(DEFAULTS))
     where = parser.add_mutually_exclusive_group()
     add_options(where, ("--out", "DIR", path, "the run's folder (default: see above)"))
     add_options(where, ("--resume", "DIR", path, "go on with the run in DIR, see above"))
-    add("--overwrite", action="store_true", help="replace the run that --out holds")
-    add("--show", action="store_true", help="follow and steer the run in the browser, see `show`")
-    add_port(parser)
 
 
 def listed(name: str) -> str:

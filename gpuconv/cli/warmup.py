@@ -10,7 +10,7 @@ import argparse
 import time
 
 from gpuconv import models, train
-from gpuconv.cli.options import add_device, whole
+from gpuconv.cli.options import DEVICE, add_options, whole
 
 EXAMPLES = """\
   gpuconv warmup
@@ -19,15 +19,13 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="lenet", metavar="NAME", help="(default: lenet)")
-    parser.add_argument(
-        "--batch",
-        type=whole(1),
-        default=32,
-        metavar="N",
-        help="images for each update; kernels are chosen by shape (default: 32)",
+    batch = "images for each update; kernels are chosen by shape"
+    add_options(
+        parser,
+        ("--model", "NAME", str, "", "lenet"),
+        ("--batch", "N", whole(1), batch, 32),
+        DEVICE,
     )
-    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:

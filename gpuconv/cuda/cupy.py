@@ -57,7 +57,10 @@ class CupyRuntime(Runtime):
             raise DeviceError(f"device cuda: {message}")
         super().__init__()
         self.cupy: Any = importlib.import_module("cupy")
-        self.limits = self._limits()
+        device = self.cupy.cuda.Device().id
+        properties = self.cupy.cuda.runtime.getDeviceProperties(device)
+        shared = properties.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)
+        self.limits = Limits(int(shared), int(properties["maxThreadsPerBlock"]))
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
         self._functions: dict[tuple[Any, ...], Any] = {}
 
@@ -130,15 +133,6 @@ class CupyRuntime(Runtime):
     def build(self, text: str, launch: Launch) -> Any:
         options = (*OPTIONS, *launch.options)
         return self.cupy.RawModule(code=text, options=options, backend="nvrtc")
-
-    def _limits(self) -> Limits:
-        """Of the current card."""
-        runtime = self.cupy.cuda.runtime
-        properties = runtime.getDeviceProperties(self.cupy.cuda.Device().id)
-        return Limits(
-            int(properties.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)),
-            int(properties["maxThreadsPerBlock"]),
-        )
 
     def _tried(self, what: Any, act: Callable[..., Any], *given: Any) -> Any:
         """`act(*given)`; CuPy's errors become one line that says what was being done and the way

@@ -6,7 +6,6 @@ kernels/channels.cuh, which batch norm and global pooling use too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 
 from gpuconv.cuda.launch_config import (
@@ -101,8 +100,3 @@ def channel_loop(pixels: int, C: int, vec: int) -> tuple[Grid, int]:
 def strided_size(pixels: int, stride: int, C: int) -> int:
     """Elements from the first to the last of pixels of C channels, `stride` elements apart."""
     return (pixels - 1) * stride + C
-
-
-def channel_sizes(C: int, names: str) -> Mapping[str, int]:
-    """C elements for each name: what a kernel has of each channel."""
-    return dict.fromkeys(names.split(), C)

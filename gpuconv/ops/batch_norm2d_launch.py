@@ -21,7 +21,6 @@ from gpuconv.cuda.launch_config import (
 from gpuconv.cuda.layout import (
     Shape,
     channel_loop,
-    channel_sizes,
     channel_tile,
     require_channels,
     strided_size,
@@ -46,7 +45,7 @@ def config_statistics(shape: Shape, x_stride: int, vec: int) -> LaunchConfig:
     first = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, WORKSPACE)
     length = split["split_length"]
     scalars = {"pixels": pixels, "C": C, "split_length": length, "splits": splits}
-    sizes = {"partials": workspace, **channel_sizes(C, "mean var")}
+    sizes = {"partials": workspace, "mean": C, "var": C}
     return LaunchConfig((first, _merge("batch_norm2d_merge", scalars, sizes)), workspace)
 
 
@@ -85,7 +84,7 @@ def config_backward_sums(
     }
     kernel, chosen = "batch_norm2d_backward_sums", defines(VEC=vec)
     first = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, WORKSPACE)
-    sizes = {"partials": workspace, **channel_sizes(C, "dw db var")}
+    sizes = {"partials": workspace, "dw": C, "db": C, "var": C}
     merge = _merge("batch_norm2d_backward_merge", {"C": C, "splits": splits}, sizes)
     return LaunchConfig((first, merge), workspace)
 
@@ -123,7 +122,7 @@ def config_track(C: int) -> LaunchConfig:
     """running_mean and running_var, in place, from mean and var, and the numbers keep, momentum
     and unbiased.
     """
-    sizes = channel_sizes(C, "running_mean running_var mean var")
+    sizes = dict.fromkeys(("running_mean", "running_var", "mean", "var"), C)
     kernel, chosen = "batch_norm2d_track", defines(VEC=1)
     return LaunchConfig((Launch(FILE, kernel, loop_grid(C), THREADS, chosen, {"C": C}, sizes),))
 

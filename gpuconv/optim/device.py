@@ -40,10 +40,8 @@ def config_optimizer(kernel: str, chunks: int, tensors: int) -> LaunchConfig:
     """
     require_int32(kernel, chunks=chunks)
     grid = (min(max(chunks, 1), LOOP_BLOCKS), 1, 1)
-    sizes = {
-        **{"tensors": tensors * WORDS, "numbers": 2 * tensors},
-        **{"owner": chunks, "part": chunks},
-    }
+    tables = {"tensors": tensors * WORDS, "numbers": 2 * tensors}
+    sizes = {**tables, "owner": chunks, "part": chunks}
     launch = Launch("optim.cu", kernel, grid, THREADS, (), {"chunks": chunks}, sizes)
     return LaunchConfig((launch,))
 

@@ -167,20 +167,18 @@ class Optimizer:
                 self._check(group)
                 self._checked[i] = values(group)
         numbers: dict[Any, tuple[Any, ...]] = {}
-        tasks: list[Task] = []
-        chosen: list[int] = []
+        tasks: dict[int, Task] = {}
         elsewhere: list[int] = []
         for i, p in enumerate(self.params):
             if p.grad is None or not p.requires_grad:
                 continue
             if isinstance(p.data, np.ndarray):
-                chosen.append(i)
-                tasks.append(self._task(i, p, numbers))
+                tasks[i] = self._task(i, p, numbers)
             else:
                 elsewhere.append(i)
         if elsewhere:
             device.step(self, elsewhere)
-        for i, (kernel, arguments) in zip(chosen, tasks, strict=True):
+        for i, (kernel, arguments) in tasks.items():
             p = self.params[i].data
             self.steps[i] += 1
             self._state[i] = self._ready[i][4]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.arguments import number
+from gpuconv.arguments import number, whole
 from gpuconv.arrays import checked_cast
 from gpuconv.autograd import Array
 from gpuconv.optim import device
@@ -30,7 +30,7 @@ def read(optimizer: Optimizer, state: Mapping[str, Any]) -> Saved:
         if len(state["steps"]) != count:
             found = f"{len(state['steps'])} parameters, here are {count}"
             raise ValueError(f"{name}: the state is of {found}")
-        steps = [_whole(name, step) for step in state["steps"]]
+        steps = [whole(f"{name}: a count of steps", step, 0, 2**63 - 1) for step in state["steps"]]
         return _groups(optimizer, state), steps, _arrays(optimizer, state["arrays"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{name}: damaged state: {type(error).__name__}: {error}") from None
@@ -87,9 +87,3 @@ def _own(data: Array, array: Any, what: str) -> Array:
     if not isinstance(data, np.ndarray):
         return device.like(data, host)
     return np.array(host, order="C").reshape(-1)
-
-
-def _whole(name: str, step: Any) -> int:
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ValueError(f"{name}: a count of steps must be a whole number >= 0, got {step!r}")
-    return step

@@ -20,11 +20,6 @@ _COLLECTIVE = "bar barrier shfl vote match redux activemask nanosleep elect"
 COLLECTIVE = set(_COLLECTIVE.split())
 
 
-def has_collective(functions: list[Function]) -> bool:
-    """Whether a thread of these functions may have to wait for another."""
-    return any(i.op in COLLECTIVE for f in functions for i in f.instructions)
-
-
 def reachable(program: Program, function: Function, seen: tuple[str, ...] = ()) -> list[Function]:
     """`function` and all it calls. Raises UnsupportedError on recursion."""
     found = {function.name: function}
@@ -112,13 +107,11 @@ def register_types(function: Function) -> dict[str, str]:
         for operand in i.operands:
             if isinstance(operand, Reg):
                 votes.setdefault(operand.name, set()).add(kind)
-    types = {}
-    for name, declared in function.registers.items():
-        type_ = TYPES[declared]
-        if votes.get(name) == {"f"} and declared in ("b32", "b64"):
-            type_ = "float" if declared == "b32" else "double"
-        types[name] = type_
-    return types
+    floats = TYPES | {"b32": "float", "b64": "double"}
+    return {
+        name: (floats if votes.get(name) == {"f"} else TYPES)[declared]
+        for name, declared in function.registers.items()
+    }
 
 
 _EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "testp", "copysign"}

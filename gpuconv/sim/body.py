@@ -138,7 +138,6 @@ class Body(Emitter):
 
     def fail(self, kind: str, address: str = "0", value: str = "0") -> None:
         """Record an error of this thread and leave the kernel. kind: of ERRORS, or a value."""
-        assert self.instruction
         code = layout.ERRORS.index(kind) if kind in layout.ERRORS else kind
         where = f"i32 {code}", f"i32 {self.module.site(self.instruction)}"
         what = f"i64 {address}", f"i64 {value}"

@@ -5,25 +5,25 @@ written or belongs to somebody else, a full disk, a damaged entry) is a miss, an
 compiled. An entry is executed as machine code, so it is read only from a folder that nobody else
 can write (mode 0700) and only if its checksum is right.
 
-An entry is one file: a SHA-256 of its name and contents, the length of the JSON text, the JSON text
-and the machine code. It is written under a temporary name and renamed, so that a reader sees a
-whole entry or none.
+An entry is one file: a SHA-256 of its name and contents, then the contents, pickled: they hold
+machine code, so whoever could forge a pickle could do as much without. It is written under a
+temporary name and renamed, so that a reader sees a whole entry or none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
+import pickle
 import stat
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _DIGEST = hashlib.sha256().digest_size
-_LENGTH = 8  # bytes that hold the length of the JSON text
 
 
 def folder() -> Path | None:
@@ -66,8 +66,8 @@ def key(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def load(name: str) -> tuple[dict, bytes] | None:
-    """(facts, machine code) of an entry, or None where there is none that can be trusted."""
+def load(name: str) -> Any:
+    """The contents of an entry, or None where there is none that can be trusted."""
     place = folder()
     if place is None or not _private(place):
         return None
@@ -76,19 +76,15 @@ def load(name: str) -> tuple[dict, bytes] | None:
     except OSError:
         return None
     payload = data[_DIGEST:]
-    if data[:_DIGEST] != _checksum(name, payload):
-        return None
-    end = _LENGTH + int.from_bytes(payload[:_LENGTH], "little")
-    return json.loads(payload[_LENGTH:end]), payload[end:]
+    return pickle.loads(payload) if data[:_DIGEST] == _checksum(name, payload) else None
 
 
-def store(name: str, facts: dict, code: bytes) -> None:
+def store(name: str, contents: Any) -> None:
     """Write an entry, if that can be done."""
     place = folder()
     if place is None:
         return
-    text = json.dumps(facts).encode()
-    payload = len(text).to_bytes(_LENGTH, "little") + text + code
+    payload = pickle.dumps(contents)
     with contextlib.suppress(OSError):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _private(place):

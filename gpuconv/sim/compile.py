@@ -130,9 +130,6 @@ def _call(nvrtc, function: str, *arguments):
 
 
 def _fetch(nvrtc, what: str, program) -> bytes:
-    size = _call(nvrtc, f"nvrtcGet{what}Size", program)
-    buffer = b"\0" * size
-    (status,) = getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise CompileError(f"nvrtcGet{what} failed: {status}")
+    buffer = b"\0" * _call(nvrtc, f"nvrtcGet{what}Size", program)
+    _call(nvrtc, f"nvrtcGet{what}", program, buffer)
     return buffer

@@ -72,7 +72,7 @@ class Emitter:
         self.frames: list[Frame] = []
         self.shared: dict[str, int] = {}
         self.names = itertools.count()
-        self.instruction: Instruction | None = None
+        self.instruction: Instruction  # the one that is being lowered
         self.specials: dict[str, str] = {}
 
     # ---- lines ----
@@ -109,9 +109,9 @@ class Emitter:
         self.open = False
 
     def unsupported(self, what: str = "") -> UnsupportedError:
-        i = self.instruction
-        text = what or (f"the instruction '{i.text}'" if i else "")
-        return UnsupportedError(f"{self.module.where(i)}: {text} is not modelled by the simulator")
+        where, text = self.module.where(self.instruction), self.instruction.text
+        what = what or f"the instruction '{text}'"
+        return UnsupportedError(f"{where}: {what} is not modelled by the simulator")
 
     def need(self, condition: bool, what: str = "") -> None:
         """Raise UnsupportedError, for `what` or the instruction, unless the condition holds."""
@@ -163,19 +163,15 @@ class Emitter:
         want = TYPES[type_]
         if isinstance(operand, Reg):
             pointer, have = self.slot(operand)
-            self.need(
-                WIDTH[have] >= WIDTH[want],
-                f"'{self.instruction.text}' reading a narrower register"
-                if self.instruction
-                else "",
-            )
+            narrower = f"'{self.instruction.text}' reading a narrower register"
+            self.need(WIDTH[have] >= WIDTH[want], narrower)
             return self.reshape(self.op(f"load {have}, ptr {pointer}"), have, want)
         if isinstance(operand, Not):
             return self.op(f"xor i1 {self.read(operand.operand, 'pred')}, true")
         if isinstance(operand, Imm):
             return self.constant(operand, type_)
         if isinstance(operand, Special):
-            return self.reshape(self.special(operand.name), self.special_type(operand.name), want)
+            return self.reshape(self.special(operand.name), "i32", want)
         if isinstance(operand, Sym):
             return self.reshape(self.symbol(operand), "i64", want)
         raise self.unsupported()
@@ -204,9 +200,6 @@ class Emitter:
         value = self.reshape(value, TYPES[type_], want, signed=type_.startswith("s"))
         self.emit(f"store {want} {value}, ptr {pointer}")
 
-    def special_type(self, name: str) -> str:
-        return "i64" if name in ("%dynamic_smem_size64",) else "i32"
-
     def special(self, name: str) -> str:
         """Value of a special register (%tid.x, %laneid, ...) as i32."""
         if name == "WARP_SZ":
@@ -216,11 +209,10 @@ class Emitter:
         extent, _, axis = name[1:].partition(".")
         if extent in ("ntid", "ctaid", "nctaid") and axis in ("x", "y", "z"):
             return self.block_field(extent, "xyz".index(axis))
-        if name in ("%laneid", "%warpid"):
-            linear = self.linear_thread()
-            return self.op(
-                f"and i32 {linear}, 31" if name == "%laneid" else f"lshr i32 {linear}, 5"
-            )
+        if name == "%laneid":
+            return self.op(f"and i32 {self.linear_thread()}, 31")
+        if name == "%warpid":
+            return self.op(f"lshr i32 {self.linear_thread()}, 5")
         if name == "%nwarpid":
             threads = self.op(f"add i32 {self.block_field('nthreads')}, 31")
             return self.op(f"lshr i32 {threads}, 5")
@@ -233,18 +225,13 @@ class Emitter:
         raise self.unsupported(f"the special register {name}")
 
     def _lane_mask(self, relation: str) -> str:
-        lane = self.special("%laneid")
-        bit = self.op(f"shl i32 1, {lane}")
-        below = self.op(f"sub i32 {bit}, 1")
+        self.need(relation in ("eq", "lt", "le", "gt", "ge"))
+        # the bit at which the mask ends or begins; 0 past the last lane
+        after = relation in ("le", "gt")
+        bit = self.op(f"shl i32 {2 if after else 1}, {self.special('%laneid')}")
         if relation == "eq":
             return bit
-        if relation == "lt":
-            return below
-        at_most = self.op(f"or i32 {below}, {bit}")
-        if relation == "le":
-            return at_most
-        self.need(relation in ("ge", "gt"))
-        return self.op(f"xor i32 {below if relation == 'ge' else at_most}, -1")
+        return self.op(f"sub i32 {bit}, 1" if relation[0] == "l" else f"sub i32 0, {bit}")
 
     def linear_thread(self) -> str:
         x, y, z = (self.special(f"%tid.{axis}") for axis in "xyz")

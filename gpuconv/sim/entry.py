@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from gpuconv.sim import isa_atomic, prelude
 from gpuconv.sim.analysis import (
+    COLLECTIVE,
     all_flush,
-    has_collective,
     is_pointer,
     names,
     narrowest,
@@ -56,14 +57,14 @@ class KernelFunction(Body):
         self.functions = reachable(module.program, function)
         self.flush_in_hardware = module.x86 and all_flush(self.functions)
         self.polls = {id(i) for f in self.functions for i in polling(f)}
-        self.coroutine = bool(self.polls) or has_collective(self.functions)
+        # a thread may have to wait for another
+        collective = any(i.op in COLLECTIVE for f in self.functions for i in f.instructions)
+        self.coroutine = bool(self.polls) or collective
 
     def run(self) -> str:
         kernel = self._describe()
         self.module.info.kernels[self.function.name] = kernel
-        variables = {}
-        for p in self.function.params:
-            variables[p.name] = f'%"param.{p.name}"'
+        variables = {p.name: f'%"param.{p.name}"' for p in self.function.params}
         head = ["%params = load ptr, ptr %blk, !invariant.load !0"]  # the record's first field
         for q in kernel.parameters:
             head.append(f'%"param.{q.name}" = getelementptr i8, ptr %params, i64 {q.offset}')
@@ -83,9 +84,7 @@ class KernelFunction(Body):
             parameters.append(Parameter(p.name, p.type, at, p.size, p.array, pointer))
             at += p.size
         shared, end, real, dynamic = self._place_shared(program)
-        threads = 1
-        for n in f.directives.get("maxntid", f.directives.get("reqntid", (1024,))):
-            threads *= n
+        threads = math.prod(f.directives.get("maxntid", f.directives.get("reqntid", (1024,))))
         local = sum(v.size for g in self.functions for v in g.variables if v.space == "local")
         serial = any(isa_atomic.order_matters(i) for g in self.functions for i in g.instructions)
         return Kernel(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -43,14 +43,3 @@ class Info:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     sites: list[tuple[str, int, str]] = field(default_factory=list)  # file, line, PTX instruction
     variables: dict[str, int] = field(default_factory=dict)  # name to size in bytes
-
-    def to_json(self) -> dict:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict) -> Info:
-        kernels = {}
-        for name, kernel in data["kernels"].items():
-            parameters = [Parameter(**p) for p in kernel.pop("parameters")]
-            kernels[name] = Kernel(parameters=parameters, **kernel)
-        return Info(kernels, [tuple(site) for site in data["sites"]], data["variables"])

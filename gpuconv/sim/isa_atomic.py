@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.isa_float import flush
-from gpuconv.sim.isa_memory import ORDERS, SPACES, host_pointer
+from gpuconv.sim.isa_memory import Access, host_pointer
 from gpuconv.sim.prelude import ALIAS
-from gpuconv.sim.program import TYPES, Address, Instruction, Reg, bits_of
+from gpuconv.sim.program import TYPES, Instruction, Reg, bits_of
 
-_ATOMIC = {"add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"}
+_COMMUTATIVE = {"add", "min", "max", "and", "or", "xor"}
+_ATOMIC = _COMMUTATIVE | {"exch", "cas", "inc", "dec"}
 
 
 def order_matters(i: Instruction) -> bool:
@@ -21,14 +22,7 @@ def order_matters(i: Instruction) -> bool:
     """
     if i.op not in ("atom", "red") or any(m.startswith("shared") for m in i.mods):
         return False
-    plain = TYPES.get(i.mods[-1]) in ("i32", "i64") and set(i.mods) & {
-        "add",
-        "min",
-        "max",
-        "and",
-        "or",
-        "xor",
-    }
+    plain = TYPES.get(i.mods[-1]) in ("i32", "i64") and set(i.mods) & _COMMUTATIVE
     unused = i.op == "red" or (isinstance(i.operands[0], Reg) and i.operands[0].name == "_")
     return not (plain and unused)
 
@@ -36,18 +30,12 @@ def order_matters(i: Instruction) -> bool:
 @lowers("atom", "red")
 def _atom(b: Emitter, i: Instruction) -> None:
     """atom d, [a], b{, c}; red [a], b"""
-    type_, space, op = i.mods[-1], "generic", ""
-    for word in i.mods[:-1]:
-        if word in SPACES:
-            space = SPACES[word]
-        elif word in _ATOMIC:
-            op = word
-        else:
-            b.need(word in ORDERS or word == "noftz")
+    access = Access(b, i, _ATOMIC | {"noftz"})
+    type_, space = access.type, access.space
+    op = next((word for word in i.mods if word in _ATOMIC), "")
     operands = i.operands if i.op == "red" else i.operands[1:]
-    b.need(op != "" and type_ in TYPES and isinstance(operands[0], Address))
-    b.need(bits_of(type_) in (16, 32, 64))
-    pointer = host_pointer(b, operands[0], space, bits_of(type_) // 8, "both", True)
+    b.need(op != "" and access.lanes == 1 and bits_of(type_) in (16, 32, 64))
+    pointer = host_pointer(b, operands[0], space, access.bytes, "both", True)
     values = [b.read(o, type_) for o in operands[1:]]
     b.need(len(values) == (2 if op == "cas" else 1))
     if space == "shared" or op == "cas" or not TYPES[type_].startswith("i"):

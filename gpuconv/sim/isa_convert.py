@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.isa_half import flush, narrow, widen
+from gpuconv.sim.isa_half import flush, narrow, saturate, widen
 from gpuconv.sim.program import TYPES, Instruction, bits_of
 
 _INTEGERS = {"u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"}
@@ -79,24 +79,17 @@ def _from_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
     value, have = b.read(i.operands[1], source), TYPES[source]
     verb = "sitofp" if source[0] == "s" else "uitofp"
     mode = _mode(i, ("rn", "rz", "rm", "rp"), "rn")
-    if to == "f64":
-        b.need(mode == "rn" or bits_of(source) <= 32)
-        result = b.op(f"{verb} {have} {value} to double")
-        if "sat" in i.mods:
-            result = b.call("double", "sim.saturate.f64", f"double {result}")
-        b.write(i.operands[0], to, result)
-    elif to == "f32":
-        if mode == "rn":
-            result = b.op(f"{verb} {have} {value} to float")
-        else:
-            result = _rounded_integer(b, value, have, verb, mode)
-        if "sat" in i.mods:
-            result = b.call("float", "sim.saturate.f32", f"float {result}")
-        b.write(i.operands[0], to, result)
-    else:
-        b.need(to in _HALF and mode == "rn" and "sat" not in i.mods)
+    if to in _HALF:
+        b.need(mode == "rn" and "sat" not in i.mods)
         odd = _rounded_integer(b, value, have, verb, "odd")
         b.write(i.operands[0], "b16", narrow(b, odd, to))
+        return
+    b.need(to == "f32" or (to == "f64" and (mode == "rn" or bits_of(source) <= 32)))
+    if to == "f32" and mode != "rn":
+        value = _rounded_integer(b, value, have, verb, mode)
+    else:
+        value = b.op(f"{verb} {have} {value} to {TYPES[to]}")
+    b.write(i.operands[0], to, saturate(b, i, to, value))
 
 
 def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) -> str:
@@ -136,9 +129,7 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
             value = b.call("float", f"sim.round.{mode}", f"double {value}", "double 0.0")
     if to == "f32" and "ftz" in i.mods:
         value = flush(b, value)
-    if "sat" in i.mods:
-        value = b.call(TYPES[to], f"sim.saturate.{to}", f"{TYPES[to]} {value}")
-    b.write(i.operands[0], to, value)
+    b.write(i.operands[0], to, saturate(b, i, to, value))
 
 
 def _to_half(b: Emitter, i: Instruction, to: str, source: str, value: str, mode: str) -> None:
@@ -146,8 +137,7 @@ def _to_half(b: Emitter, i: Instruction, to: str, source: str, value: str, mode:
         value = b.call("float", "sim.round.odd", f"double {value}", "double 0.0")
     if "relu" in i.mods:
         value = _relu(b, value)
-    if "sat" in i.mods:
-        value = b.call("float", "sim.saturate.f32", f"float {value}")
+    value = saturate(b, i, "f32", value)
     b.write(i.operands[0], "b16", narrow(b, value, to, mode))
 
 

@@ -7,7 +7,7 @@ That is within the error that PTX allows, but not the hardware's bits.
 from __future__ import annotations
 
 from gpuconv.sim.emit import FLOAT_TABLE, Emitter, lowers
-from gpuconv.sim.isa_half import FUNCTIONS, HALVES, flush, half_arithmetic
+from gpuconv.sim.isa_half import FUNCTIONS, HALVES, flush, half_arithmetic, saturate
 from gpuconv.sim.program import TYPES, Instruction, Operand
 
 FLOATS = {"f32", "f64", *HALVES}
@@ -26,9 +26,7 @@ def finish(b: Emitter, i: Instruction, type_: str, value: str, force: bool = Fal
     """
     if "ftz" in i.mods and type_ == "f32" and (force or not b.flush_in_hardware):
         value = flush(b, value)
-    if "sat" in i.mods:
-        value = b.call(TYPES[type_], f"sim.saturate.{type_}", f"{TYPES[type_]} {value}")
-    b.write(i.operands[0], type_, value)
+    b.write(i.operands[0], type_, saturate(b, i, type_, value))
 
 
 def float_arithmetic(b: Emitter, i: Instruction) -> None:
@@ -40,70 +38,37 @@ def float_arithmetic(b: Emitter, i: Instruction) -> None:
         FLOAT_TABLE[i.op](b, i, type_)
 
 
-def _mode(b: Emitter, i: Instruction, allowed: set[str]) -> str:
-    """The rounding mode of an instruction whose other modifiers must be among `allowed`."""
-    b.need(set(i.mods[:-1]) <= allowed | _ROUNDINGS | {"ftz", "sat"})
-    return next((m for m in i.mods if m in _ROUNDINGS), "rn")
+_ALSO = {"div": {"approx", "full"}, "rcp": {"approx", "full"}, "sqrt": {"approx"}}
 
 
-def _directed(
-    b: Emitter, i: Instruction, type_: str, what: str, mode: str, values: list[str]
-) -> None:
-    b.need(type_ == "f32", f"'{i.name}' (directed rounding of double)")
-    if what == "add":
-        values = [b.op(f"fpext float {v} to double") for v in values]
-    kind = "double" if what == "add" else "float"
-    value = b.call("float", f"sim.round.{what}.{mode}", *(f"{kind} {v}" for v in values))
-    finish(b, i, type_, value, force=True)
-
-
-@lowers("add", "sub", "mul", table=FLOAT_TABLE)
-def _binary(b: Emitter, i: Instruction, type_: str) -> None:
-    """add, sub, mul"""
-    mode, ftz = _mode(b, i, set()), "ftz" in i.mods
-    x, y = (read(b, o, type_, ftz) for o in i.operands[1:3])
-    llvm = TYPES[type_]
-    if mode == "rn":
-        finish(b, i, type_, b.op(f"f{i.op} {llvm} {x}, {y}"))
-        return
-    if i.op == "sub":
-        y = b.op(f"fneg {llvm} {y}")
-    _directed(b, i, type_, "mul" if i.op == "mul" else "add", mode, [x, y])
-
-
-@lowers("fma", "mad", table=FLOAT_TABLE)
-def _fma(b: Emitter, i: Instruction, type_: str) -> None:
-    """fma, and mad, which has been the same for floats since sm_20"""
-    mode, ftz = _mode(b, i, set()), "ftz" in i.mods
-    values = [read(b, o, type_, ftz) for o in i.operands[1:4]]
-    if mode != "rn":
-        _directed(b, i, type_, "fma", mode, values)
-        return
-    finish(b, i, type_, b.intrinsic("fma", TYPES[type_], *values))
-
-
-@lowers("div", "rcp", table=FLOAT_TABLE)
-def _divide(b: Emitter, i: Instruction, type_: str) -> None:
-    """div.{approx,full,rn,...}, rcp"""
-    mode, ftz = _mode(b, i, {"approx", "full"}), "ftz" in i.mods
-    values = [read(b, o, type_, ftz) for o in i.operands[1:]]
-    llvm = TYPES[type_]
+@lowers("add", "sub", "mul", "fma", "mad", "div", "rcp", "sqrt", table=FLOAT_TABLE)
+def _rounded(b: Emitter, i: Instruction, type_: str) -> None:
+    """The correctly rounded result; mad has been fma for floats since sm_20."""
+    b.need(set(i.mods[:-1]) <= _ROUNDINGS | {"ftz", "sat"} | _ALSO.get(i.op, set()))
+    mode = next((m for m in i.mods if m in _ROUNDINGS), "rn")
+    values = [read(b, o, type_, "ftz" in i.mods) for o in i.operands[1:]]
+    op, llvm = {"mad": "fma", "rcp": "div"}.get(i.op, i.op), TYPES[type_]
     if i.op == "rcp":
         values.insert(0, "1.0")
     if mode != "rn":
-        _directed(b, i, type_, "div", mode, values)
-        return
-    finish(b, i, type_, b.op(f"fdiv {llvm} {values[0]}, {values[1]}"))
+        _directed(b, i, type_, op, mode, values)
+    elif op in ("fma", "sqrt"):
+        finish(b, i, type_, b.intrinsic(op, llvm, *values))
+    else:
+        finish(b, i, type_, b.op(f"f{op} {llvm} {values[0]}, {values[1]}"))
 
 
-@lowers("sqrt", table=FLOAT_TABLE)
-def _sqrt(b: Emitter, i: Instruction, type_: str) -> None:
-    mode, ftz = _mode(b, i, {"approx"}), "ftz" in i.mods
-    x = read(b, i.operands[1], type_, ftz)
-    if mode != "rn":
-        _directed(b, i, type_, "sqrt", mode, [x])
-        return
-    finish(b, i, type_, b.intrinsic("sqrt", TYPES[type_], x))
+def _directed(
+    b: Emitter, i: Instruction, type_: str, op: str, mode: str, values: list[str]
+) -> None:
+    b.need(type_ == "f32", f"'{i.name}' (directed rounding of double)")
+    kind = "float"
+    if op == "sub":
+        op, values = "add", [values[0], b.op(f"fneg float {values[1]}")]
+    if op == "add":
+        kind, values = "double", [b.op(f"fpext float {v} to double") for v in values]
+    value = b.call("float", f"sim.round.{op}.{mode}", *(f"{kind} {v}" for v in values))
+    finish(b, i, type_, value, force=True)
 
 
 @lowers("rsqrt", table=FLOAT_TABLE)
@@ -162,10 +127,9 @@ def _sign(b: Emitter, i: Instruction, type_: str) -> None:
     b.need(set(i.mods[:-1]) <= {"ftz"})
     llvm, value = TYPES[type_], b.read(i.operands[1], type_)
     value = flush(b, value) if "ftz" in i.mods else value
-    if i.op == "neg":
-        b.write(i.operands[0], type_, b.op(f"fneg {llvm} {value}"))
-    else:
-        b.write(i.operands[0], type_, b.intrinsic("fabs", llvm, value))
+    negated = i.op == "neg"
+    value = b.op(f"fneg {llvm} {value}") if negated else b.intrinsic("fabs", llvm, value)
+    b.write(i.operands[0], type_, value)
 
 
 @lowers("copysign")

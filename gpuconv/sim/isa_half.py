@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuconv.sim.emit import Emitter
-from gpuconv.sim.program import Instruction
+from gpuconv.sim.program import TYPES, Instruction
 
 HALVES = {"f16": "f16", "bf16": "bf16", "f16x2": "f16", "bf16x2": "bf16"}
 FUNCTIONS = {
@@ -18,6 +18,13 @@ FUNCTIONS = {
 def flush(b: Emitter, value: str) -> str:
     """Flush a subnormal float to zero, in software."""
     return b.call("float", "sim.flush", f"float {value}")
+
+
+def saturate(b: Emitter, i: Instruction, type_: str, value: str) -> str:
+    """A float or double, clamped to 0 ... 1 where the instruction says .sat."""
+    if "sat" not in i.mods:
+        return value
+    return b.call(TYPES[type_], f"sim.saturate.{type_}", f"{TYPES[type_]} {value}")
 
 
 def widen(b: Emitter, bits: str, format_: str) -> str:
@@ -48,21 +55,13 @@ def half_arithmetic(b: Emitter, i: Instruction, type_: str) -> None:
     """Arithmetic on f16 and bf16, one number or two packed."""
     b.need(set(i.mods[:-1]) <= {"rn", "ftz", "sat", "NaN", "relu", "approx"})
     format_, lanes = HALVES[type_], 2 if type_.endswith("x2") else 1
-    sources = [b.read(o, "b32" if lanes == 2 else "b16") for o in i.operands[1:]]
-    result = "0"
-    for lane in range(lanes):
-        pieces = sources
-        if lanes == 2:
-            pieces = [
-                b.op(f"trunc i32 {b.op(f'lshr i32 {s}, {16 * lane}')} to i16") for s in sources
-            ]
-        bits = _half_lane(b, i, format_, pieces)
-        if lanes == 1:
-            b.write(i.operands[0], "b16", bits)
-            return
-        wide = b.op(f"shl i32 {b.op(f'zext i16 {bits} to i32')}, {16 * lane}")
-        result = b.op(f"or i32 {result}, {wide}")
-    b.write(i.operands[0], "b32", result)
+    llvm, type_ = f"i{16 * lanes}", f"b{16 * lanes}"
+    sources, result = [b.read(o, type_) for o in i.operands[1:]], "0"
+    for place in range(0, 16 * lanes, 16):
+        pieces = [b.reshape(b.op(f"lshr {llvm} {s}, {place}"), llvm, "i16") for s in sources]
+        bits = b.reshape(_half_lane(b, i, format_, pieces), "i16", llvm)
+        result = b.op(f"or {llvm} {result}, {b.op(f'shl {llvm} {bits}, {place}')}")
+    b.write(i.operands[0], type_, result)
 
 
 def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> str:
@@ -87,8 +86,7 @@ def _half_lane(b: Emitter, i: Instruction, format_: str, pieces: list[str]) -> s
         value = b.intrinsic("fabs", "float", values[0])
     else:
         raise b.unsupported()
-    if "sat" in i.mods:
-        value = b.call("float", "sim.saturate.f32", f"float {value}")
+    value = saturate(b, i, "f32", value)
     if "relu" in i.mods:
         b.need(i.op == "fma")
         low = b.op(f"fcmp ult float {value}, 0.0")

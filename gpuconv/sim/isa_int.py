@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.program import TYPES, Imm, Instruction, bits_of
+from gpuconv.sim.program import TYPES, Imm, Instruction, Operand, bits_of
 
 PACKED = {"u16x2", "s16x2"}
 INTEGERS = {"u16", "s16", "u32", "s32", "u64", "s64"}
@@ -21,51 +21,35 @@ def _three(b: Emitter, i: Instruction, type_: str) -> tuple[str, str, str]:
     return TYPES[type_], b.read(i.operands[1], type_), b.read(i.operands[2], type_)
 
 
-@lowers("add", "sub")
+@lowers("add", "sub", "addc", "subc")
 def _add(b: Emitter, i: Instruction) -> None:
-    """add, sub: wrap around, saturate with .sat (s32), or write the carry with .cc."""
+    """add, sub, addc, subc: wrap around, or saturate with .sat (s32)."""
     type_ = _type(b, i, INTEGERS | PACKED, {"sat", "cc"})
     b.need(type_ not in PACKED or i.name in ("add.u16x2", "add.s16x2"))
-    llvm, x, y = _three(b, i, type_)
-    verb = i.op
+    b.need("sat" not in i.mods or (type_ == "s32" and i.op in ("add", "sub")))
+    b.write(i.operands[0], type_, _added(b, i, i.op[:3], *_three(b, i, type_)))
+
+
+def _added(b: Emitter, i: Instruction, verb: str, llvm: str, x: str, y: str) -> str:
+    """x + y or x - y: with the carry (borrow) of the last .cc for addc, subc and madc.
+
+    .sat saturates; .cc writes the carry, for which the sum is computed with one bit more.
+    """
     if "sat" in i.mods:
-        b.need(type_ == "s32")
-        b.write(i.operands[0], type_, b.intrinsic(f"s{verb}.sat", llvm, x, y))
-        return
-    value = b.op(f"{verb} {llvm} {x}, {y}")
-    if "cc" in i.mods:
-        carry = f"icmp ult {llvm} {value}, {x}" if verb == "add" else f"icmp ult {llvm} {x}, {y}"
-        _set_carry(b, b.op(carry))
-    b.write(i.operands[0], type_, value)
-
-
-def _carry_slot(b: Emitter) -> str:
-    return f'%"{b.frame.prefix}cc"'
-
-
-def _set_carry(b: Emitter, bit: str) -> None:
-    b.emit(f"store i1 {bit}, ptr {_carry_slot(b)}")
-
-
-def _with_carry(b: Emitter, llvm: str, verb: str, x: str, y: str) -> tuple[str, str]:
-    """x verb y verb carry, and the carry out; computed with one bit more."""
-    wide = f"i{int(llvm[1:]) + 1}"
+        return b.intrinsic(f"s{verb}.sat", llvm, x, y)
+    carried = i.op in ("addc", "subc", "madc")
+    if not carried and "cc" not in i.mods:
+        return b.op(f"{verb} {llvm} {x}, {y}")
+    slot, wide = f'%"{b.frame.prefix}cc"', f"i{int(llvm[1:]) + 1}"
     x, y = b.op(f"zext {llvm} {x} to {wide}"), b.op(f"zext {llvm} {y} to {wide}")
-    carry = b.op(f"zext i1 {b.op(f'load i1, ptr {_carry_slot(b)}')} to {wide}")
-    total = b.op(f"{verb} {wide} {b.op(f'{verb} {wide} {x}, {y}')}, {carry}")
-    out = b.op(f"trunc {wide} {b.op(f'lshr {wide} {total}, {llvm[1:]}')} to i1")
-    return b.op(f"trunc {wide} {total} to {llvm}"), out
-
-
-@lowers("addc", "subc")
-def _addc(b: Emitter, i: Instruction) -> None:
-    """addc, subc: with the carry (borrow) of the last .cc instruction."""
-    type_ = _type(b, i, INTEGERS, {"cc"})
-    llvm, x, y = _three(b, i, type_)
-    value, carry = _with_carry(b, llvm, i.op[:3], x, y)
+    total = b.op(f"{verb} {wide} {x}, {y}")
+    if carried:
+        carry = b.op(f"zext i1 {b.op(f'load i1, ptr {slot}')} to {wide}")
+        total = b.op(f"{verb} {wide} {total}, {carry}")
     if "cc" in i.mods:
-        _set_carry(b, carry)
-    b.write(i.operands[0], type_, value)
+        out = b.op(f"trunc {wide} {b.op(f'lshr {wide} {total}, {llvm[1:]}')} to i1")
+        b.emit(f"store i1 {out}, ptr {slot}")
+    return b.op(f"trunc {wide} {total} to {llvm}")
 
 
 def _product(b: Emitter, i: Instruction, half: str, type_: str) -> tuple[str, str]:
@@ -84,35 +68,17 @@ def _product(b: Emitter, i: Instruction, half: str, type_: str) -> tuple[str, st
     return b.op(f"trunc {wide} {b.op(f'lshr {wide} {product}, {bits}')} to {llvm}"), type_
 
 
-@lowers("mul", "mad")
+@lowers("mul", "mad", "madc")
 def _mul(b: Emitter, i: Instruction) -> None:
-    """mul.{lo,hi,wide}, mad.{lo,hi,wide}"""
+    """mul.{lo,hi,wide}, mad.{lo,hi,wide}, and madc.{lo,hi} with the carry in"""
     half, type_ = i.mods[0], _type(b, i, INTEGERS, {"lo", "hi", "wide", "sat", "cc"})
     value, result = _product(b, i, half, type_)
-    if i.op == "mad":
-        llvm, third = TYPES[result], b.read(i.operands[3], result)
-        if "sat" in i.mods:
-            b.need(half == "hi" and type_ == "s32")
-            value = b.intrinsic("sadd.sat", "i32", value, third)
-        else:
-            total = b.op(f"add {llvm} {value}, {third}")
-            if "cc" in i.mods:
-                _set_carry(b, b.op(f"icmp ult {llvm} {total}, {third}"))
-            value = total
-    else:
-        b.need(not set(i.mods) & {"sat", "cc"})
+    b.need("cc" not in i.mods or i.op != "mul")
+    b.need("sat" not in i.mods or (i.op, half, type_) == ("mad", "hi", "s32"))
+    b.need(half != "wide" or i.op != "madc")
+    if i.op != "mul":
+        value = _added(b, i, "add", TYPES[result], value, b.read(i.operands[3], result))
     b.write(i.operands[0], result, value)
-
-
-@lowers("madc")
-def _madc(b: Emitter, i: Instruction) -> None:
-    """madc.{lo,hi}: mad with the carry in."""
-    half, type_ = i.mods[0], _type(b, i, INTEGERS, {"lo", "hi", "cc"})
-    value, _ = _product(b, i, half, type_)
-    value, carry = _with_carry(b, TYPES[type_], "add", value, b.read(i.operands[3], type_))
-    if "cc" in i.mods:
-        _set_carry(b, carry)
-    b.write(i.operands[0], type_, value)
 
 
 @lowers("mul24", "mad24")
@@ -218,18 +184,36 @@ def _shift(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], type_, value)
 
 
+def _joined(b: Emitter, low: str, high: str) -> str:
+    """Two words of 32 bits as one of 64."""
+    high = b.op(f"shl i64 {b.op(f'zext i32 {high} to i64')}, 32")
+    return b.op(f"or i64 {high}, {b.op(f'zext i32 {low} to i64')}")
+
+
+def _counts(b: Emitter, operands: list[Operand], llvm: str, kept: int) -> list[str]:
+    """The bits `kept` of each operand, at most the width of `llvm`.
+
+    They are words twice as wide, so that a shift by them is defined.
+    """
+    counts = []
+    for operand in operands:
+        count = b.op(f"and i32 {b.read(operand, 'u32')}, {kept}")
+        count = b.intrinsic("umin", "i32", count, llvm[1:])
+        counts.append(b.reshape(count, "i32", _DOUBLE[llvm]))
+    return counts
+
+
+_DOUBLE = {"i32": "i64", "i64": "i128"}
+_KEPT = {"clamp": -1, "wrap": 31}
+
+
 @lowers("shf")
 def _shf(b: Emitter, i: Instruction) -> None:
     """shf.{l,r}.{clamp,wrap}.b32 d, a, b, c: a funnel shift of b:a"""
     direction, mode, type_ = i.mods
-    b.need(type_ == "b32" and mode in ("clamp", "wrap") and direction in ("l", "r"))
-    low, high, count = (b.read(o, "b32") for o in i.operands[1:4])
-    limit = f"and i32 {count}, 31"
-    if mode == "clamp":
-        limit = f"select i1 {b.op(f'icmp ult i32 {count}, 32')}, i32 {count}, i32 32"
-    count = b.op(f"zext i32 {b.op(limit)} to i64")
-    both = b.op(f"shl i64 {b.op(f'zext i32 {high} to i64')}, 32")
-    both = b.op(f"or i64 {both}, {b.op(f'zext i32 {low} to i64')}")
+    b.need(type_ == "b32" and mode in _KEPT and direction in ("l", "r"))
+    both = _joined(b, b.read(i.operands[1], "b32"), b.read(i.operands[2], "b32"))
+    (count,) = _counts(b, i.operands[3:], "i32", _KEPT[mode])
     if direction == "r":
         value = b.op(f"lshr i64 {both}, {count}")
     else:
@@ -284,94 +268,65 @@ def _bfind(b: Emitter, i: Instruction) -> None:
     b.write(i.operands[0], "u32", b.op(f"select i1 {none}, i32 -1, i32 {place}"))
 
 
-def _low_bits(b: Emitter, llvm: str, count: str) -> str:
-    """(1 << count) - 1 for 0 <= count <= 255; all ones where count reaches the width."""
-    bits = int(llvm[1:])
-    inside = b.op(f"icmp ult {llvm} {count}, {bits}")
-    safe = b.op(f"select i1 {inside}, {llvm} {count}, {llvm} 0")
-    mask = b.op(f"sub {llvm} {b.op(f'shl {llvm} 1, {safe}')}, 1")
-    return b.op(f"select i1 {inside}, {llvm} {mask}, {llvm} -1")
+def _ones(b: Emitter, wide: str, count: str) -> str:
+    """(1 << count) - 1"""
+    return b.op(f"xor {wide} {b.op(f'shl {wide} -1, {count}')}, -1")
 
 
-def _shift_or_zero(b: Emitter, verb: str, llvm: str, x: str, count: str) -> str:
-    inside = b.op(f"icmp ult {llvm} {count}, {llvm[1:]}")
-    safe = b.op(f"select i1 {inside}, {llvm} {count}, {llvm} 0")
-    return b.op(f"select i1 {inside}, {llvm} {b.op(f'{verb} {llvm} {x}, {safe}')}, {llvm} 0")
-
-
-def _byte(b: Emitter, operand: object, llvm: str) -> str:
-    """The low 8 bits of a 32-bit operand, in another width."""
-    value = b.op(f"and i32 {b.read(operand, 'u32')}, 255")  # type: ignore[arg-type]
-    return b.reshape(value, "i32", llvm)
+def _low_bits(b: Emitter, wide: str, value: str, count: str, signed: bool) -> str:
+    """The low `count` bits of a value, sign- or zero-extended."""
+    value = b.op(f"and {wide} {value}, {_ones(b, wide, count)}")
+    if not signed:
+        return value
+    sign = b.op(f"lshr {wide} {b.op(f'shl {wide} 1, {count}')}, 1")
+    return b.op(f"sub {wide} {b.op(f'xor {wide} {value}, {sign}')}, {sign}")
 
 
 @lowers("bfe")
 def _bfe(b: Emitter, i: Instruction) -> None:
     """bfe d, a, place, length: a bit field, sign-extended (s) or zero-extended (u)"""
     type_ = _type(b, i, {"u32", "s32", "u64", "s64"})
-    llvm, bits = TYPES[type_], bits_of(type_)
-    x, place, length = (
-        b.read(i.operands[1], type_),
-        _byte(b, i.operands[2], llvm),
-        _byte(b, i.operands[3], llvm),
-    )
-    mask = _low_bits(b, llvm, length)
-    value = b.op(f"and {llvm} {_shift_or_zero(b, 'lshr', llvm, x, place)}, {mask}")
-    if type_[0] == "s":
-        last = b.op(f"sub {llvm} {b.op(f'add {llvm} {place}, {length}')}, 1")
-        last = b.intrinsic("umin", llvm, last, str(bits - 1))
-        sign = b.op(f"trunc {llvm} {b.op(f'lshr {llvm} {x}, {last}')} to i1")
-        sign = b.op(f"and i1 {sign}, {b.op(f'icmp ne {llvm} {length}, 0')}")
-        # sign-extend above the field, or above the end of the word where the field goes beyond it
-        left = b.intrinsic("usub.sat", llvm, str(bits), place)
-        kept = b.intrinsic("umin", llvm, left, length)
-        fill = b.op(f"xor {llvm} {_low_bits(b, llvm, kept)}, -1")
-        fill = b.op(f"select i1 {sign}, {llvm} {fill}, {llvm} 0")
-        value = b.op(f"or {llvm} {value}, {fill}")
-    b.write(i.operands[0], type_, value)
+    llvm, wide, signed = TYPES[type_], _DOUBLE[TYPES[type_]], type_[0] == "s"
+    # extended first: where the field goes beyond the word, its last bit is the word's
+    x = b.reshape(b.read(i.operands[1], type_), llvm, wide, signed)
+    place, length = _counts(b, i.operands[2:], llvm, 255)
+    value = _low_bits(b, wide, b.op(f"lshr {wide} {x}, {place}"), length, signed)
+    b.write(i.operands[0], type_, b.reshape(value, wide, llvm))
 
 
 @lowers("bfi")
 def _bfi(b: Emitter, i: Instruction) -> None:
     """bfi f, a, b, place, length: insert the low bits of a into b"""
     type_ = _type(b, i, {"b32", "b64"})
-    llvm = TYPES[type_]
-    x, y = b.read(i.operands[1], type_), b.read(i.operands[2], type_)
-    place, length = _byte(b, i.operands[3], llvm), _byte(b, i.operands[4], llvm)
-    mask = _shift_or_zero(b, "shl", llvm, _low_bits(b, llvm, length), place)
-    inserted = b.op(f"and {llvm} {_shift_or_zero(b, 'shl', llvm, x, place)}, {mask}")
-    kept = b.op(f"and {llvm} {y}, {b.op(f'xor {llvm} {mask}, -1')}")
-    b.write(i.operands[0], type_, b.op(f"or {llvm} {inserted}, {kept}"))
+    llvm, wide = TYPES[type_], _DOUBLE[TYPES[type_]]
+    x, y = (b.reshape(b.read(o, type_), llvm, wide) for o in i.operands[1:3])
+    place, length = _counts(b, i.operands[3:], llvm, 255)
+    mask = b.op(f"shl {wide} {_ones(b, wide, length)}, {place}")
+    inserted = b.op(f"and {wide} {b.op(f'shl {wide} {x}, {place}')}, {mask}")
+    kept = b.op(f"and {wide} {y}, {b.op(f'xor {wide} {mask}, -1')}")
+    value = b.op(f"or {wide} {inserted}, {kept}")
+    b.write(i.operands[0], type_, b.reshape(value, wide, llvm))
 
 
 @lowers("bmsk")
 def _bmsk(b: Emitter, i: Instruction) -> None:
     """bmsk.{clamp,wrap}.b32 d, place, length: a mask of `length` ones that begins at bit `place`"""
     mode, type_ = i.mods
-    b.need(type_ == "b32" and mode in ("clamp", "wrap"))
-    place, length = b.read(i.operands[1], "u32"), b.read(i.operands[2], "u32")
-    if mode == "wrap":
-        place, length = b.op(f"and i32 {place}, 31"), b.op(f"and i32 {length}, 31")
-    mask = _low_bits(b, "i32", length)
-    b.write(i.operands[0], "b32", _shift_or_zero(b, "shl", "i32", mask, place))
+    b.need(type_ == "b32" and mode in _KEPT)
+    place, length = _counts(b, i.operands[1:], "i32", _KEPT[mode])
+    mask = b.op(f"shl i64 {_ones(b, 'i64', length)}, {place}")
+    b.write(i.operands[0], "b32", b.reshape(mask, "i64", "i32"))
 
 
 @lowers("szext")
 def _szext(b: Emitter, i: Instruction) -> None:
     """szext.{clamp,wrap}.{u32,s32} d, a, count: a's low `count` bits, sign- or zero-extended"""
     mode, type_ = i.mods
-    b.need(type_ in ("u32", "s32") and mode in ("clamp", "wrap"))
-    x, count = b.read(i.operands[1], type_), b.read(i.operands[2], "u32")
-    if mode == "wrap":
-        count = b.op(f"and i32 {count}, 31")
-    mask = _low_bits(b, "i32", count)
-    value = b.op(f"and i32 {x}, {mask}")
-    if type_ == "s32":
-        top = b.op(f"xor i32 {mask}, {b.op(f'lshr i32 {mask}, 1')}")
-        sign = b.op(f"icmp ne i32 {b.op(f'and i32 {x}, {top}')}, 0")
-        fill = b.op(f"select i1 {sign}, i32 {b.op(f'xor i32 {mask}, -1')}, i32 0")
-        value = b.op(f"or i32 {value}, {fill}")
-    b.write(i.operands[0], type_, value)
+    b.need(type_ in ("u32", "s32") and mode in _KEPT)
+    x = b.reshape(b.read(i.operands[1], type_), "i32", "i64")
+    (count,) = _counts(b, i.operands[2:], "i32", _KEPT[mode])
+    value = _low_bits(b, "i64", x, count, type_ == "s32")
+    b.write(i.operands[0], type_, b.reshape(value, "i64", "i32"))
 
 
 @lowers("prmt")
@@ -382,9 +337,7 @@ def _prmt(b: Emitter, i: Instruction) -> None:
     """
     b.need(i.mods == ("b32",), f"'{i.name}' (prmt with a mode)")
     x, y, selector = (b.read(o, "b32") for o in i.operands[1:4])
-    both = b.op(f"shl i64 {b.op(f'zext i32 {y} to i64')}, 32")
-    both = b.op(f"or i64 {both}, {b.op(f'zext i32 {x} to i64')}")
-    result = "0"
+    both, result = _joined(b, x, y), "0"
     for byte in range(4):
         choice = b.op(f"lshr i32 {selector}, {4 * byte}")
         index = b.op(f"and i32 {choice}, 7")

@@ -7,6 +7,8 @@ into the block's shared memory.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.prelude import ALIAS
 from gpuconv.sim.program import TYPES, Address, Instruction, Sym, Vector, bits_of
@@ -19,10 +21,10 @@ weak volatile relaxed acquire release acq_rel cta cluster gpu sys unified ca cg 
 ORDERS = set(_ORDERS.split())
 
 
-class _Access:
+class Access:
     """Space, type, vector length and semantics of a memory instruction, read from its modifiers."""
 
-    def __init__(self, b: Emitter, i: Instruction) -> None:
+    def __init__(self, b: Emitter, i: Instruction, also: Set[str] = frozenset()) -> None:
         *words, self.type = i.mods
         self.space, self.lanes, self.volatile = "generic", 1, False
         for word in words:
@@ -33,7 +35,7 @@ class _Access:
             elif word in ("volatile", "relaxed", "acquire", "release"):
                 self.volatile = True
             else:
-                b.need(word in ORDERS or word.startswith(("L1__", "L2__")))
+                b.need(word in ORDERS | also or word.startswith(("L1__", "L2__")))
         b.need(self.type in TYPES and self.type != "pred")
         self.bytes = bits_of(self.type) // 8 * self.lanes
 
@@ -46,7 +48,8 @@ def host_pointer(
     kind: "read", "write" or "both". strong: a strong operation of the memory model (atomic,
     volatile, acquire, release), by which threads may synchronise.
     """
-    assert isinstance(address, Address)
+    if not isinstance(address, Address):
+        raise b.unsupported()
     if space == "param" and isinstance(address.base, Sym):
         name = address.base.name
         b.need(name in b.frame.variables, f"the parameter {name}")
@@ -77,7 +80,6 @@ def _check(b: Emitter, value: str, space: str, size: int, kind: str, strong: boo
             return
     code = {"read": 1, "write": 2, "both": 3}[kind] + 16 * strong
     code += 4 if space == "shared" else 8 if space == "generic" else 0
-    assert b.instruction
     site = b.module.site(b.instruction)
     access = f"i64 {value}", f"i32 {size}", f"i32 {code}", f"i32 {b.linear_thread()}", f"i32 {site}"
     found = b.call("i32", "sim_check", "ptr %blk", *access)
@@ -104,17 +106,13 @@ def _check_local(b: Emitter, value: str, size: int, good: str) -> None:
 
 @lowers("ld", "ldu")
 def _ld(b: Emitter, i: Instruction) -> None:
-    a = _Access(b, i)
+    a = Access(b, i)
     to, address = i.operands
     pointer = host_pointer(b, address, a.space, a.bytes, "read", a.volatile)
     llvm = TYPES[a.type]
     shape = f"<{a.lanes} x {llvm}>" if a.lanes > 1 else llvm
-    kernel_parameter = a.space == "param" and len(b.frames) == 1 and not b.module.host
-    tail = (
-        ", !invariant.load !0"
-        if kernel_parameter and _is_entry_parameter(b, address)
-        else f", !tbaa {ALIAS[a.space]}"
-    )
+    fixed = a.space == "param" and _is_entry_parameter(b, address)
+    tail = ", !invariant.load !0" if fixed else f", !tbaa {ALIAS[a.space]}"
     volatile = "volatile " if a.volatile else ""
     value = b.op(f"load {volatile}{shape}, ptr {pointer}, align 1{tail}")
     if a.lanes == 1:
@@ -128,12 +126,13 @@ def _ld(b: Emitter, i: Instruction) -> None:
 
 def _is_entry_parameter(b: Emitter, address: object) -> bool:
     base = address.base if isinstance(address, Address) else None
-    return isinstance(base, Sym) and any(p.name == base.name for p in b.frame.function.params)
+    named = isinstance(base, Sym) and any(p.name == base.name for p in b.frame.function.params)
+    return named and len(b.frames) == 1 and not b.module.host
 
 
 @lowers("st")
 def _st(b: Emitter, i: Instruction) -> None:
-    a = _Access(b, i)
+    a = Access(b, i)
     address, source = i.operands
     b.need(a.space != "const")
     llvm = TYPES[a.type]

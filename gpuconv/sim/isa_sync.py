@@ -14,7 +14,6 @@ _BAR_RED = {"popc": 1, "and": 2, "or": 3}
 _SHUFFLE = {"up": 0, "down": 1, "bfly": 2, "idx": 3}
 _VOTE = {"all": 0, "any": 1, "uni": 2, "ballot": 3}
 _REDUX = {"add": 0, "min": 1, "max": 2, "and": 3, "or": 4, "xor": 5}
-ALIGNED, UNALIGNED = 0, 1
 
 
 def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str | int) -> None:
@@ -54,9 +53,8 @@ def _bar(b: Emitter, i: Instruction) -> None:
     b.need(kind in ("sync", "arrive", "red") and 1 <= len(operands) <= 2)
     count = b.read(operands[1], "u32") if len(operands) == 2 else "0"
     reduction = _BAR_RED[words[1]] if kind == "red" else 0
-    state, mask = "ARRIVE" if kind == "arrive" else "BARRIER", ALIGNED if aligned else UNALIGNED
-    number = b.read(operands[0], "u32")
-    _wait(b, i, state, a=number, b=count, c=reduction, pred=predicate, mask=mask)
+    state, number = "ARRIVE" if kind == "arrive" else "BARRIER", b.read(operands[0], "u32")
+    _wait(b, i, state, a=number, b=count, c=reduction, pred=predicate, mask=int(not aligned))
     if to is not None and words[1] == "popc":
         b.write(to, "u32", _result(b))
     elif to is not None:
@@ -153,11 +151,8 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
         row = f"i64 {arguments[2]}, i64 {arguments[3]}"
         b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, {row})")
     elif name in ("sim_get_mode", "sim_set_mode"):
+        verb = "st" if name == "sim_get_mode" else "ld"
         if b.module.x86:
-            b.call(
-                "void",
-                f"llvm.x86.sse.{'st' if name == 'sim_get_mode' else 'ld'}mxcsr",
-                f"ptr {pointers[0]}",
-            )
+            b.call("void", f"llvm.x86.sse.{verb}mxcsr", f"ptr {pointers[0]}")
     else:
         raise b.unsupported(f"the call of {name}")

@@ -52,23 +52,20 @@ class Worker:
         kernel = function.kernel
         self.block = np.zeros(1, layout.DTYPES["Block"])
         self.threads = np.zeros(threads if kernel.coroutine else 1, layout.DTYPES["Thread"])
-        self.shared = _aligned(shared + 1024)
-        self.template = (
-            _template(kernel, shared) if function.module.check else np.zeros(0, np.uint8)
-        )
-        self.shadow = self.template.copy()
-        self.frames = _aligned(threads * function.frame_bytes if kernel.coroutine else 16)
-        self.times = self.seen = self.sync_clocks = self.trace = np.zeros(0, np.uint64)
+        self._held = {
+            "threads": self.threads,
+            "shared": _aligned(shared + 1024),
+            "frames": _aligned(threads * function.frame_bytes if kernel.coroutine else 16),
+        }
         if function.module.check:
-            self.times, self.seen = np.zeros(threads, np.uint64), np.zeros(threads**2, np.uint64)
-            self.sync_clocks = np.zeros(layout.SYNC_CLOCKS * threads, np.uint64)
-            self.trace = _trace(shared, kernel.granule)
-        record, held = self.block[0], {
-            "times": self.times, "seen": self.seen, "sync_clocks": self.sync_clocks,
-            "shared_trace": self.trace, "threads": self.threads, "shared": self.shared,
-            "shared_template": self.template, "shared_shadow": self.shadow, "frames": self.frames,
-        }  # fmt: skip
-        for name, array in held.items():
+            template = _template(kernel, shared)
+            self._held |= {"shared_template": template, "shared_shadow": template.copy()}
+            clocks = {"times": threads, "seen": threads**2}
+            clocks["sync_clocks"] = layout.SYNC_CLOCKS * threads
+            self._held |= {name: np.zeros(size, np.uint64) for name, size in clocks.items()}
+            self._held["shared_trace"] = _trace(shared, kernel.granule)
+        record = self.block[0]
+        for name, array in self._held.items():
             record[name] = array.ctypes.data
         record["granule"], record["frame_stride"] = kernel.granule, function.frame_bytes
         record["nthreads"], record["shared_bytes"] = threads, shared
@@ -135,39 +132,25 @@ class Function:
         ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError for
         an error in the running kernel.
         """
-        if cores is None:
-            cores = _all_cores()
-        elif cores < 1:
+        if cores is not None and cores < 1:
             raise ValueError(f"{self.name}: cores must be at least 1, got {cores}")
-        with _checked if self.module.check else nullcontext():
-            self._launch(grid, block, args, shared, order, seed, cores)
-
-    def _launch(
-        self,
-        grid: int | tuple[int, ...],
-        block: int | tuple[int, ...],
-        args: Sequence[Any],
-        shared: int,
-        order: str,
-        seed: int,
-        cores: int,
-    ) -> None:
         dims, threads = _dimensions("grid", grid, MAX_GRID), _dimensions("block", block, MAX_BLOCK)
         self._check_limits(threads, shared)
         parameters = pack(self.kernel, args)
         count, blocks = math.prod(threads), math.prod(dims)
-        launch, keep = self._launch_record(blocks, count, order, seed)
-        team = min(self._team(blocks * count, cores), blocks)
         total = self.kernel.placed_shared + shared
-        workers = [self._worker(count, total) for _ in range(team)]
-        table = self._allocations(parameters)
-        for worker in workers:
-            record = worker.block[0]
-            record["params"], record["launch"] = parameters.ctypes.data, launch.ctypes.data
-            record["ntid"], record["nctaid"], record["dynamic_bytes"] = threads, dims, shared
-            record["reverse"], record["error"] = keep[2], 0
-            record["table"], record["table_length"] = table.ctypes.data, len(table)
-        self._finish(launch, workers, blocks * count)
+        launch, _held, reverse = self._launch_record(blocks, count, order, seed)
+        with _checked if self.module.check else nullcontext():
+            team = min(self._team(blocks * count, cores or _all_cores()), blocks)
+            workers = [self._worker(count, total) for _ in range(team)]
+            table = self._allocations(parameters)
+            for worker in workers:
+                record = worker.block[0]
+                record["params"], record["launch"] = parameters.ctypes.data, launch.ctypes.data
+                record["ntid"], record["nctaid"], record["dynamic_bytes"] = threads, dims, shared
+                record["reverse"], record["error"] = reverse, 0
+                record["table"], record["table_length"] = table.ctypes.data, len(table)
+            self._finish(launch, workers, blocks * count)
         if len(self._free) > _KEPT:
             self._free.clear()
         self._free.setdefault((count, total), []).extend(workers)
@@ -226,27 +209,27 @@ class Function:
 
     def _launch_record(
         self, blocks: int, threads: int, order: str, seed: int
-    ) -> tuple[np.ndarray, tuple]:
-        """The Launch record, and the arrays that it points to."""
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+        """The Launch record, the arrays that it points to, and whether threads run backwards."""
         record = np.zeros(1, layout.DTYPES["Launch"])
         record["blocks"], record["entry"] = blocks, self.address
         record["coroutine"], record["check"] = self.kernel.coroutine, self.module.check
         record["flush"] = self.kernel.flush
-        sequence = inner = None
-        reverse = 0
+        held = {}
+        reverse = int(order == "reverse")
         if order == "reverse":
-            sequence, reverse = np.arange(blocks, dtype=np.uint32)[::-1].copy(), 1
+            held["order"] = np.arange(blocks, dtype=np.uint32)[::-1].copy()
         elif order == "shuffled":
             chosen = np.random.default_rng(seed)
-            sequence = chosen.permutation(blocks).astype(np.uint32)
+            held["order"] = chosen.permutation(blocks).astype(np.uint32)
             lanes, warps = chosen.permutation(32), chosen.permutation(-(-threads // 32))
-            inner = np.concatenate([lanes, warps]).astype(np.uint32)
+            held["thread_order"] = np.concatenate([lanes, warps]).astype(np.uint32)
             reverse = int(chosen.integers(2))
         elif order != "forward":
             raise ValueError(f"order must be 'forward', 'reverse' or 'shuffled', got {order!r}")
-        record["order"] = sequence.ctypes.data if sequence is not None else 0
-        record["thread_order"] = inner.ctypes.data if inner is not None else 0
-        return record, (sequence, inner, reverse)
+        for name, array in held.items():
+            record[name] = array.ctypes.data
+        return record, held, reverse
 
     def _allocations(self, parameters: np.ndarray) -> np.ndarray:
         """The memory that a kernel may access, for checked mode.

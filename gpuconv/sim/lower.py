@@ -71,10 +71,8 @@ class Module:
         """Declare an LLVM intrinsic or external function, once."""
         self.declared.setdefault(name, f"declare {type_} @{name}({', '.join(arguments)})")
 
-    def where(self, instruction: Instruction | None) -> str:
+    def where(self, instruction: Instruction) -> str:
         """Source file and line of an instruction, or its line in the PTX."""
-        if instruction is None:
-            return "PTX"
         name = self.program.files.get(instruction.loc[0])
         return f"{name}:{instruction.loc[1]}" if name else f"PTX line {instruction.line}"
 
@@ -95,19 +93,18 @@ class Module:
         if variable.extern:
             raise UnsupportedError(f"the external variable {name} is not modelled by the simulator")
         self.info.variables[name] = variable.size
-        parts, kinds = [], []
+        width, fields = SIZES[variable.type] * 8, []
         for value in variable.init:
             if isinstance(value, Sym):
-                parts.append(f'ptr getelementptr (i8, ptr @"v.{value.name}", i64 {value.offset})')
-                kinds.append("ptr")
+                fields.append(
+                    ("ptr", f'getelementptr (i8, ptr @"v.{value.name}", i64 {value.offset})')
+                )
             else:
-                width = SIZES[variable.type] * 8
-                parts.append(f"i{width} {value.bits & ((1 << width) - 1)}")
-                kinds.append(f"i{width}")
-        rest = variable.size - len(parts) * SIZES[variable.type]
-        if rest:
-            parts.append(f"[{rest} x i8] zeroinitializer")
-            kinds.append(f"[{rest} x i8]")
-        type_ = f"<{{ {', '.join(kinds)} }}>"
-        value = f"<{{ {', '.join(parts)} }}>"
-        return f'@"v.{name}" = global {type_} {value}, align {max(variable.align, 16)}'
+                fields.append((f"i{width}", str(value.bits & ((1 << width) - 1))))
+        if rest := variable.size - len(fields) * SIZES[variable.type]:
+            fields.append((f"[{rest} x i8]", "zeroinitializer"))
+        type_ = ", ".join(kind for kind, _ in fields)
+        value = ", ".join(f"{kind} {value}" for kind, value in fields)
+        return (
+            f'@"v.{name}" = global <{{ {type_} }}> <{{ {value} }}>, align {max(variable.align, 16)}'
+        )

@@ -48,12 +48,11 @@ def _from_ptx(text: str, check: bool, host: bool = False) -> tuple[Info, bytes]:
 
 def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Info, bytes]:
     found = disk.load(entry)
-    if found is not None:
-        return Info.from_json(found[0]), found[1]
-    ir, info = lower(ptx.parse(text()), check=check, host=host)
-    code = jit.build(ir)
-    disk.store(entry, info.to_json(), code)
-    return info, code
+    if found is None:
+        ir, info = lower(ptx.parse(text()), check=check, host=host)
+        found = info, jit.build(ir)
+        disk.store(entry, found)
+    return found
 
 
 @cache
@@ -140,16 +139,6 @@ class Module:
         begin, size = self._code.address(f"v.{name}"), self._info.variables[name]
         return memory.borrow(begin, size, dtype, self._code)
 
-    def launch(
-        self,
-        name: str,
-        grid: int | tuple[int, ...],
-        block: int | tuple[int, ...],
-        args: Sequence[Any],
-        shared: int = 0,
-        order: str = "forward",
-        seed: int = 0,
-        cores: int | None = None,
-    ) -> None:
-        """Run kernel `name` and wait; see Function.launch."""
-        self.function(name).launch(grid, block, args, shared, order, seed, cores)
+    def launch(self, name: str, *args: Any, **options: Any) -> None:
+        """Run kernel `name` and wait: (name, grid, block, args, ...), as Function.launch says."""
+        self.function(name).launch(*args, **options)

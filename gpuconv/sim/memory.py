@@ -72,11 +72,6 @@ def borrow(begin: int, nbytes: int, dtype: npt.DTypeLike, owner: object) -> Arra
 
 
 def live() -> list[_Memory]:
-    """All live allocations, sorted by address."""
-    return sorted(_all(), key=lambda memory: memory.begin)
-
-
-def _all() -> list[_Memory]:
     """All live allocations.
 
     The list of references is a copy, because another Python thread may allocate meanwhile.
@@ -94,7 +89,7 @@ def forget(args: Sequence[object]) -> None:
         if isinstance(argument, Array):
             argument.base.shadow = None
         if isinstance(argument, bytes) or getattr(argument, "dtype", None) in _ADDRESSES:
-            for memory in _all():
+            for memory in live():
                 memory.shadow = None
 
 
@@ -123,17 +118,9 @@ class Array:
         return Array(self.base, self._host.transpose(axes))
 
     def reshape(self, *shape: int | tuple[int, ...]) -> Array:
-        """A view with another shape; one length may be -1.
-
-        Raises ValueError where the sizes differ.
-        """
+        """A view with another shape; one length may be -1. Raises as NumPy does."""
         self._require_contiguous("reshape")
-        try:
-            return Array(self.base, self._host.reshape(*shape))  # type: ignore[arg-type]
-        except ValueError:
-            raise ValueError(
-                f"reshape: {self.size} elements of shape {self.shape} do not fill {shape}"
-            ) from None
+        return Array(self.base, self._host.reshape(*shape))  # type: ignore[arg-type]
 
     def view(self, dtype: npt.DTypeLike) -> Array:
         """A view of the same bytes as another dtype of the same width."""

@@ -52,19 +52,23 @@ def _attributes(kernel: KernelFunction) -> str:
     return f"nounwind{flush}"
 
 
+def _indented(lines: list[str]) -> str:
+    return "\n".join("  " + line for line in lines)
+
+
 def loop(kernel: KernelFunction, head: list[str]) -> str:
     """A kernel without collectives: a loop over the threads of one row of a block, inlined."""
-    name = symbol(kernel.function.name)
-    lines = [
-        f'define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z) '
-        f"alwaysinline {_attributes(kernel)} {{",
-        "entry:",
-    ]
-    lines += ["  " + line for line in (*kernel.allocas, *head)]
-    lines += ["  br label %start", "start:", *kernel.code, "exit:", "  ret void", "}"]
-    return (
-        "\n".join(lines)
-        + f"""
+    name, code = symbol(kernel.function.name), "\n".join(kernel.code)
+    return f"""
+define internal void @"{name}.thread"(ptr %blk, i32 %tid.x, i32 %tid.y, i32 %tid.z)
+  alwaysinline {_attributes(kernel)} {{
+entry:
+{_indented([*kernel.allocas, *head, "br label %start"])}
+start:
+{code}
+exit:
+  ret void
+}}
 define void @"{name}"(ptr %blk, i64 %y, i64 %z) {_attributes(kernel)} {{
 entry:
   %pn = getelementptr i8, ptr %blk, i64 {_block("ntid")}
@@ -90,7 +94,6 @@ next:
 done:
   ret void
 }}"""
-    )
 
 
 def _stop_on_error(kernel: KernelFunction) -> str:
@@ -106,47 +109,41 @@ def coroutine(kernel: KernelFunction, head: list[str]) -> str:
 
     Creating the coroutine runs nothing; each resume runs one thread up to its next collective.
     """
-    lines = [
-        f'define void @"{symbol(kernel.function.name)}"(ptr %blk, ptr %thr, ptr %mem) '
-        f"presplitcoroutine {_attributes(kernel)} {{",
-        "entry:",
-        "  %id = call token @llvm.coro.id(i32 16, ptr null, ptr null, ptr null)",
-        "  %size = call i64 @llvm.coro.size.i64()",
-        "  %hdl = call noalias ptr @llvm.coro.begin(token %id, ptr %mem)",
-    ]
-    lines += ["  " + line for line in kernel.allocas]
-    lines += [
-        f"  %sp = getelementptr i8, ptr %thr, i64 {_thread('frame_size')}",
-        "  store i64 %size, ptr %sp",
-        f"  %hp = getelementptr i8, ptr %thr, i64 {_thread('handle')}",
-        "  store ptr %hdl, ptr %hp",
-        "  %first = call i8 @llvm.coro.suspend(token none, i1 false)",
-        "  switch i8 %first, label %suspended [i8 0, label %begin i8 1, label %cleanup]",
-        "begin:",
-    ]
-    lines += ["  " + line for line in head]
     for number, axis in enumerate("xyz"):
-        lines.append(f"  %tp.{axis} = getelementptr i8, ptr %thr, i64 {_thread('tid', number)}")
-        lines.append(f"  %tid.{axis} = load i32, ptr %tp.{axis}, !invariant.load !0")
-    lines += [
-        "  br label %start",
-        "start:",
-        *kernel.code,
-        "exit:",
-        f"  %stp = getelementptr i8, ptr %thr, i64 {_thread('state')}",
-        f"  store i32 {layout.STATES.index('DONE')}, ptr %stp, !tbaa !1",
-        "  %last = call i8 @llvm.coro.suspend(token none, i1 true)",
-        "  switch i8 %last, label %suspended [i8 0, label %never i8 1, label %cleanup]",
-        "never:",
-        "  unreachable",
-        "cleanup:",
-        "  br label %suspended",
-        "suspended:",
-        "  call void @llvm.coro.end(ptr %hdl, i1 false, token none)",
-        "  ret void",
-        "}",
-    ]
-    return "\n".join(lines)
+        head.append(f"%tp.{axis} = getelementptr i8, ptr %thr, i64 {_thread('tid', number)}")
+        head.append(f"%tid.{axis} = load i32, ptr %tp.{axis}, !invariant.load !0")
+    code = "\n".join(kernel.code)
+    return f"""
+define void @"{symbol(kernel.function.name)}"(ptr %blk, ptr %thr, ptr %mem)
+  presplitcoroutine {_attributes(kernel)} {{
+entry:
+  %id = call token @llvm.coro.id(i32 16, ptr null, ptr null, ptr null)
+  %size = call i64 @llvm.coro.size.i64()
+  %hdl = call noalias ptr @llvm.coro.begin(token %id, ptr %mem)
+{_indented(kernel.allocas)}
+  %sp = getelementptr i8, ptr %thr, i64 {_thread("frame_size")}
+  store i64 %size, ptr %sp
+  %hp = getelementptr i8, ptr %thr, i64 {_thread("handle")}
+  store ptr %hdl, ptr %hp
+  %first = call i8 @llvm.coro.suspend(token none, i1 false)
+  switch i8 %first, label %suspended [i8 0, label %begin i8 1, label %cleanup]
+begin:
+{_indented([*head, "br label %start"])}
+start:
+{code}
+exit:
+  %stp = getelementptr i8, ptr %thr, i64 {_thread("state")}
+  store i32 {layout.STATES.index("DONE")}, ptr %stp, !tbaa !1
+  %last = call i8 @llvm.coro.suspend(token none, i1 true)
+  switch i8 %last, label %suspended [i8 0, label %never i8 1, label %cleanup]
+never:
+  unreachable
+cleanup:
+  br label %suspended
+suspended:
+  call void @llvm.coro.end(ptr %hdl, i1 false, token none)
+  ret void
+}}"""
 
 
 _COROUTINE = """
@@ -168,24 +165,22 @@ define internal float @sim.flush(float %x) alwaysinline nounwind {
   %f = bitcast i32 %r to float
   ret float %f
 }
-define internal float @sim.saturate.f32(float %x) alwaysinline nounwind {
-  %n = fcmp ogt float %x, 0.0
-  %a = select i1 %n, float %x, float 0.0
-  %o = fcmp olt float %a, 1.0
-  %r = select i1 %o, float %a, float 1.0
-  ret float %r
-}
-define internal double @sim.saturate.f64(double %x) alwaysinline nounwind {
-  %n = fcmp ogt double %x, 0.0
-  %a = select i1 %n, double %x, double 0.0
-  %o = fcmp olt double %a, 1.0
-  %r = select i1 %o, double %a, double 1.0
-  ret double %r
-}
+"""
+
+_SATURATE = """
+define internal {type} @sim.saturate.{name}({type} %x) alwaysinline nounwind {{
+  %n = fcmp ogt {type} %x, 0.0
+  %a = select i1 %n, {type} %x, {type} 0.0
+  %o = fcmp olt {type} %a, 1.0
+  %r = select i1 %o, {type} %a, {type} 1.0
+  ret {type} %r
+}}
 """
 
 
 def text(body: str) -> str:
     """The helpers that `body` uses."""
     coroutines = _COROUTINE if "@llvm.coro" in body else ""
-    return coroutines + _FLUSH + (rounding.text() if "@sim.round" in body else "")
+    pairs = ("f32", "float"), ("f64", "double")
+    saturate = "".join(_SATURATE.format(name=name, type=type_) for name, type_ in pairs)
+    return coroutines + _FLUSH + saturate + (rounding.text() if "@sim.round" in body else "")

@@ -139,10 +139,8 @@ class Function:
 
 @dataclass(slots=True)
 class Program:
-    target: str
     functions: dict[str, Function]
     variables: dict[str, Variable]
-    declared: set[str]
     files: dict[int, str]
 
 

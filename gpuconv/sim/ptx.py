@@ -32,7 +32,7 @@ def parse(text: str) -> Program:
     """The program in `text`. Raises UnsupportedError, with the PTX line, for unknown syntax."""
     text = _blank_comments(text.replace("\0", " "))
     lines = Lines(text)
-    program = Program("", {}, {}, set(), {})
+    program = Program({}, {}, {})
     position = 0
     while True:
         while position < len(text) and (text[position].isspace() or text[position] == ";"):
@@ -47,10 +47,7 @@ def _top_level(text: str, position: int, lines: Lines, program: Program) -> int:
     newline = text.find("\n", position)
     newline = len(text) if newline < 0 else newline
     line = text[position:newline]
-    if match := re.match(r"\.target\s+(\w+)", line):
-        program.target = match.group(1)
-        return newline
-    if re.match(r"\.(version|address_size)\b", line):
+    if re.match(r"\.(version|address_size|target)\b", line):
         return newline
     if match := re.match(r'\.file\s+(\d+)\s+"([^"]*)"', line):
         program.files[int(match.group(1))] = match.group(2)
@@ -71,8 +68,7 @@ def _function(text: str, match: re.Match[str], lines: Lines, program: Program) -
     name = match["name"]
     end = match.end()
     if text[end : end + 1] == ";":
-        program.declared.add(name)
-        return end + 1
+        return end + 1  # a declaration
     line = lines.at(match.start())
     directives = {}
     for word, numbers in re.findall(r"\.(\w+)\s*((?:\d+\s*,?\s*)*)", match["directives"]):

@@ -38,6 +38,9 @@ _SCAN = re.compile(
 )
 
 
+_DECLARED = (".reg", ".local", ".param", ".shared", ".const", ".global")
+
+
 class Lines:
     """Line numbers of positions in a text."""
 
@@ -178,9 +181,7 @@ class _Reader:
         for kind, text, scope, line in self.items:
             if kind == "label":
                 self._declare(text, scope)
-            elif kind == "statement" and text.startswith(
-                (".reg", ".local", ".param", ".shared", ".const", ".global")
-            ):
+            elif kind == "statement" and text.startswith(_DECLARED):
                 self._declaration(text, scope, line)
         for kind, text, scope, line in self.items:
             if kind == "label":
@@ -253,9 +254,7 @@ class _Reader:
             self.function.tables[last.name] = [
                 self._resolve(t.strip(), scope) for t in match.group(1).split(",")
             ]
-        elif not text.startswith(
-            (".reg", ".local", ".param", ".shared", ".const", ".global", ".pragma")
-        ):
+        elif not text.startswith((*_DECLARED, ".pragma")):
             raise UnsupportedError(f"PTX line {line}: the directive {text[:60]!r} is not modelled")
 
     def _operand(self, text: str, scope: int, line: int) -> Operand:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gpuconv.sim import layout
 from gpuconv.sim.errors import KernelError
 from gpuconv.sim.info import Info, Kernel
+from gpuconv.sim.memory import live
 
 if TYPE_CHECKING:
     from gpuconv.sim.launch import Worker
@@ -22,13 +23,9 @@ def kernel_error(info: Info, kernel: Kernel, worker: Worker) -> KernelError:
     file, line, text = info.sites[int(record["error_site"])] if info.sites else ("", 0, "")
     place = f"{file}:{line}"
     what = _TEXT[kind](record, info, kernel, worker)
-    if kind == "DEADLOCK":
-        return KernelError(f"{kernel.name}: {what}, block {block}", "deadlock", place)
-    return KernelError(
-        f"{kernel.name}: {what}, thread {thread} of block {block} at {place} ({text})",
-        kind.lower(),
-        place,
-    )
+    where = "" if kind == "DEADLOCK" else f"thread {thread} of "
+    at = "" if kind == "DEADLOCK" else f" at {place} ({text})"
+    return KernelError(f"{kernel.name}: {what}, {where}block {block}{at}", kind.lower(), place)
 
 
 def _coordinates(linear: int, extent: object) -> tuple[int, int, int]:
@@ -58,8 +55,6 @@ def _near_shared(at: int, size: int, kernel: Kernel, dynamic: int) -> str:
 
 def _near(address: int) -> str:
     """Describe where an address lies relative to the closest allocation."""
-    from gpuconv.sim.memory import live
-
     best = min(
         live(),
         key=lambda m: min(abs(address - m.begin), abs(address - m.begin - m.nbytes)),

@@ -159,8 +159,7 @@ struct Barriers { u32 arrived[BARRIERS], waiting[BARRIERS], count[BARRIERS], vot
 static __device__ bool arrive(Block* b, Barriers* all, u32 n, bool waits) {
     Thread* t = thread_of(b, n);
     const u32 id = t->a;
-    if (id >= BARRIERS) { fail(b, n, E_BARRIER_COUNT, id, t->b); return false; }
-    if (t->b % 32) {
+    if (id >= BARRIERS || t->b % 32) {
         fail(b, n, E_BARRIER_COUNT, id, t->b);
         return false;
     }

@@ -108,14 +108,11 @@ def describe(thing: Any) -> dict[str, Any]:
     if hasattr(thing, "describe") and isinstance(own := thing.describe(), dict):
         return own
     name = getattr(thing, "__qualname__", type(thing).__name__)
+    slots = {key: getattr(thing, key) for key in getattr(type(thing), "__slots__", ())}
     hidden = _OF_MODULES if isinstance(thing, Module) else frozenset()
-    public = {k: v for k, v in _public(thing).items() if k not in hidden and k[0] != "_"}
+    attributes = {**slots, **getattr(thing, "__dict__", {})}
+    public = {k: v for k, v in attributes.items() if k not in hidden and k[0] != "_"}
     return {"name": name, **public}
-
-
-def _public(thing: Any) -> dict[str, Any]:
-    slots = getattr(type(thing), "__slots__", ())
-    return {**{k: getattr(thing, k) for k in slots}, **getattr(thing, "__dict__", {})}
 
 
 def plain(value: Any) -> Any:

@@ -69,10 +69,7 @@ def first_broken_layer(model: Module, x: np.ndarray) -> tuple[str, Module, np.nd
 
 def broken_parameter(layer: Module) -> str | None:
     """The first parameter or buffer in the layer that holds NaN or infinity, if any."""
-    for name, array in layer.state_dict().items():
-        if _bad(array):
-            return name
-    return None
+    return next((name for name, array in layer.state_dict().items() if _bad(array)), None)
 
 
 def _bad(array: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,11 +73,11 @@ def locked(folder: Path | None) -> Iterator[None]:
 
 def _next_free(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+    place, number = folder, 1
+    while True:
         try:
             place.mkdir()
+            return place
         except FileExistsError:
-            continue
-        return place
-    raise AssertionError("there is always a next number")
+            number += 1
+            place = folder.with_name(f"{folder.name}-{number}")

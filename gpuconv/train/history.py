@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpuconv.files import write_atomically
-from gpuconv.metadata import parse_history_line
+from gpuconv.files import cannot_write, write_atomically
+from gpuconv.metadata import EPOCH, parse
 
 
 class History:
@@ -34,9 +34,7 @@ class History:
                 with self.path.open("ab") as file:
                     file.write(_line(record))
             except OSError as error:
-                named = type(error)(f"{self.path}: cannot write: {error.strerror or error}")
-                named.errno = error.errno
-                raise named from None
+                raise cannot_write(self.path, error) from None
 
     def sync(self) -> None:
         """Make sure that what a checkpoint counts outlives a power failure."""
@@ -59,18 +57,13 @@ class History:
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         for line in lines[:count]:
             try:
-                self.records.append(parse_history_line(line))
+                self.records.append(parse(line, EPOCH))
             except ValueError:
                 break
-        self._rewrite()
-        return len(self.records) == count
-
-    def _rewrite(self) -> None:
-        text = b"".join(_line(record) for record in self.records)
-
-        assert self.path is not None
+        text = b"".join(map(_line, self.records))
         if not self.path.exists() or self.path.read_bytes() != text:
             write_atomically(self.path, text)
+        return len(self.records) == count
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -108,8 +108,7 @@ def restore(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Trai
     recipe: this run's settings, as `describe_run` puts them into metadata.
     Raises: ValueError, in one line, saying what differs; then nothing has changed.
     """
-    _require_run(found)
-    _require_same(found, differences(found.metadata, recipe))
+    _require_same(found, _different(found, recipe))
     _load(found, trainer, found.metadata["optimizer"])
     return TrainState(**found.metadata["position"])
 
@@ -122,9 +121,8 @@ def extend(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Train
     an extended run that was interrupted.
     Raises: ValueError, in one line, also for a run that stopped within an epoch.
     """
-    _require_run(found)
+    different = _different(found, recipe)
     meta, optimizer = found.metadata, trainer.optimizer
-    different = differences(meta, recipe)
     if not different and meta.get("epochs") == trainer.epochs:
         return restore(found, trainer, recipe)
     _require_same(found, [text for text in different if text.startswith("model.")])
@@ -147,9 +145,10 @@ def extend(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Train
     return position
 
 
-def _require_run(found: Checkpoint) -> None:
+def _different(found: Checkpoint, recipe: dict[str, Any]) -> list[str]:
     if found.metadata.get("kind") != "training":
         raise ValueError(f"{found.path}: holds weights only, not a training run to resume")
+    return differences(found.metadata, recipe)
 
 
 def _require_same(found: Checkpoint, different: list[str]) -> None:

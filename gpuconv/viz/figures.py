@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.files import write_atomically
-from gpuconv.metadata import parse_history_line
+from gpuconv.metadata import EPOCH, parse
 
 TRAIN, VALIDATION = "#1f77b4", "#d62728"
 GRID = "#dddddd"
@@ -55,7 +55,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            records.append(parse_history_line(line))
+            records.append(parse(line, EPOCH))
         except ValueError:
             raise ValueError(
                 f"{path}: not a history of JSON lines: line {number} is no epoch's record"

@@ -154,7 +154,7 @@ def test_wrong_requests():
         sim.asnumpy(np.zeros(3))
     with pytest.raises(TypeError, match="holds numbers"):
         sim.asarray(np.array([object()]))
-    with pytest.raises(ValueError, match="do not fill"):
+    with pytest.raises(ValueError, match="cannot reshape"):
         sim.zeros(6).reshape(4, 2)
     with pytest.raises(ValueError, match="lengths >= 0"):
         sim.zeros((2, -1))
