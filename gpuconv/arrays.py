@@ -82,28 +82,23 @@ class ShapeOnly:
         for part in key if isinstance(key, tuple) else (key,):
             if part is not None and part is not ... and not isinstance(part, slice):
                 operator.index(part)  # TypeError for an array of indices: it would have values
-        return ShapeOnly(
-            np.broadcast_to(np.empty((), self.dtype), self.shape)[key].shape, self.dtype, self
-        )
+        return self._viewed(self._zeros[key])
 
     def reshape(self, *shape: Any) -> ShapeOnly:
         """As NumPy's, with one length of -1 at most; ValueError for another number of elements."""
-        lengths = tuple(shape[0]) if len(shape) == 1 and not _is_index(shape[0]) else shape
-        known = math.prod(n for n in lengths if n != -1)
-        if -1 in lengths and known and self.size % known == 0:
-            lengths = tuple(self.size // known if n == -1 else n for n in lengths)
-        if any(n < 0 for n in lengths) or math.prod(lengths) != self.size:
-            raise ValueError(f"cannot reshape an array of shape {self.shape} into {lengths}")
-        return ShapeOnly(lengths, self.dtype, self)
+        return self._viewed(self._zeros.reshape(*shape))
 
     def transpose(self, *axes: Any) -> ShapeOnly:
         """The axes in another order, in reverse order if none is given."""
-        order = axes[0] if len(axes) == 1 and not _is_index(axes[0]) else axes
-        order = tuple(order) if order else tuple(reversed(range(self.ndim)))
-        positive = tuple(axis % self.ndim if self.ndim else axis for axis in order)
-        if sorted(positive) != list(range(self.ndim)):
-            raise ValueError(f"axes {order} are no order of the axes of shape {self.shape}")
-        return ShapeOnly(tuple(self.shape[axis] for axis in positive), self.dtype, self)
+        return self._viewed(self._zeros.transpose(*axes))
+
+    @property
+    def _zeros(self) -> np.ndarray:
+        """An array of this shape that takes no memory, which knows the rules for views."""
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
+
+    def _viewed(self, view: np.ndarray) -> ShapeOnly:
+        return ShapeOnly(view.shape, self.dtype, self)
 
     def astype(self, dtype: Any, copy: bool = True) -> ShapeOnly:
         """The same shape, of another dtype."""
@@ -116,10 +111,6 @@ class ShapeOnly:
         raise TypeError(f"{self!r} has no values")
 
     __float__ = __int__ = __bool__ = __array__
-
-
-def _is_index(value: Any) -> bool:
-    return hasattr(value, "__index__")
 
 
 def device_of(array: Any) -> str | None:
@@ -141,15 +132,15 @@ def device_of(array: Any) -> str | None:
     return None
 
 
-def _runtime(device: Any) -> Any:
-    from gpuconv.cuda.runtime import runtime
-
-    return runtime(device)
-
-
 def is_device(device: str | None) -> bool:
     """Whether kernels run there: "sim" or "cuda"."""
     return device in ("sim", "cuda")
+
+
+def _runtime(device: Any) -> Any:
+    from gpuconv.cuda.runtime import runtime  # late: NumPy's arrays need none of it
+
+    return runtime(device)
 
 
 def require(device: str) -> None:

@@ -140,38 +140,19 @@ class Tensor:
     __truediv__, __rtruediv__ = operators.divide, operators.reflected(operators.divide)
     __neg__, __pow__, __getitem__ = operators.negate, operators.power, operators.take
     __matmul__, __rmatmul__ = operators.matmul, operators.reflected(operators.matmul)
+    sum, mean, max, flatten = operators.total, operators.mean, operators.largest, operators.flatten
+    T = property(operators.transpose)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy or None)
-
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        """The sum over all elements, or along the axes given."""
-        return operators.total(self, axis, keepdims)
-
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        """The mean over all elements, or along the axes given."""
-        return operators.mean(self, axis, keepdims)
-
-    def max(self, axis: int | None = None) -> Tensor:
-        """The largest element, or those along an axis; of equal ones the first gets a gradient."""
-        return operators.largest(self, axis)
 
     def argmax(self, axis: int | None = None) -> Any:
         """The index of the largest element, or those along an axis: integers, a NumPy array."""
         return self.numpy().argmax(axis)
 
-    @property
-    def T(self) -> Tensor:
-        """The axes in reverse order."""
-        return operators.transpose(self)
-
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in C order under another shape; one length may be -1."""
         return operators.reshape(self, shape[0] if isinstance(shape[0], tuple) else shape)
-
-    def flatten(self, start_dim: int = 0) -> Tensor:
-        """The axes from start_dim on, merged into one."""
-        return operators.flatten(self, start_dim)
 
     def detach(self) -> Tensor:
         """The same data without a recorded operation: gradients stop here."""

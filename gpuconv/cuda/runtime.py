@@ -260,6 +260,21 @@ class Runtime:
         self.run(config_elementwise(file, kernel, int(first.size)), numbers, **{out: y}, **read)
         return self.as_nchw(y) if images else y
 
+    def image(
+        self,
+        config: LaunchConfig,
+        out: str,
+        shape: tuple[int, ...],
+        numbers: Mapping[str, Scalar] = NO_NUMBERS,
+        **images: Any,
+    ) -> Any:
+        """What a configuration writes to the array `out`, of shape (N, C, H, W), from images."""
+        N, C, H, W = shape
+        y = self.empty((N, H, W, C))
+        read = {name: self.as_nhwc(array) for name, array in images.items()}
+        self.run(config, numbers, **{out: y}, **read)
+        return self.as_nchw(y)
+
     def _aligned(self, array: Any) -> Any:
         return self.copy(array) if self.address(array) % ALIGN else array
 

@@ -143,7 +143,7 @@ def split_indices(
     count = min(count, len(labels) - 1) if every_class else count
     if not 0 < count < len(labels):
         raise ValueError(
-            f"{name}: cannot split {len(labels)} images at {fraction}: expected a fraction "
+            f"{name}: cannot split {len(labels)} images at {fraction:g}: expected a fraction "
             "between 0 and 1 that leaves an image on both sides"
         )
     order = CounterRNG(seed, 0, np.arange(len(labels)), stream=1).permutation()

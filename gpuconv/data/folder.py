@@ -15,7 +15,7 @@ from gpuconv.errors import DataError, Notice, one_line
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {
     "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation"),
+    "test": ("test", "testing", "val", "valid", "validation", "dev", "eval"),
 }
 TRAINING = 0.8  # of the pictures, where a folder has no parts of its own
 _FOREIGN = ("__macosx", "@eadir", "$recycle.bin")  # of other programs, some with small copies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpuconv.nn import Module, Trace, trace
+from gpuconv.nn import Module, trace
 from gpuconv.nn.trace import Step
 
 
@@ -18,7 +18,15 @@ def steps_of(
     is not run in evaluation, one that does not fit, and a forward pass that needs values.
     """
     model.get_submodule(layer)
-    found = _trace(model, input_shape, layer)
+    try:
+        found = trace(model, tuple(input_shape))
+    except (ValueError, TypeError) as error:
+        found = error.trace  # type: ignore[union-attr]
+        if layer not in found.outputs:
+            where = found.failed or "the network"
+            if isinstance(error, TypeError):
+                where = f"explain: the forward pass of {where} needs more than shapes"
+            raise ValueError(f"{where}: {error}") from error
     if layer not in found.outputs:
         raise ValueError(f"explain: in evaluation, the network does not run layer {layer}")
     names: dict[int, str] = {}
@@ -26,18 +34,3 @@ def steps_of(
         if name and (number not in names or len(name) < len(names[number])):
             names[number] = name
     return found.steps, names, found.outputs[layer]
-
-
-def _trace(model: Module, input_shape: Sequence[int], layer: str) -> Trace:
-    try:
-        return trace(model, tuple(input_shape))
-    except (ValueError, TypeError) as error:
-        found: Trace = error.trace  # type: ignore[union-attr]
-        if layer in found.outputs:
-            return found
-        where = found.failed or "the network"
-        if isinstance(error, TypeError):
-            raise ValueError(
-                f"explain: the forward pass of {where} needs more than shapes: {error}"
-            ) from error
-        raise ValueError(f"{where}: {error}") from error

@@ -90,18 +90,14 @@ class PatchSearch:
 
     def add(self, x: np.ndarray) -> None:
         """Look at some more images, floats (N, C, H, W). Raises ValueError where they give NaN."""
-        maps = self._maps(x)
-        self._best = _merged(self._best, maps.reshape(*maps.shape[:2], -1), self.seen, self._count)
-        self.seen, self._shape = self.seen + len(x), x.shape[1:]
-
-    def _maps(self, x: np.ndarray) -> np.ndarray:
-        """The layer's output as maps (N, K, P, Q); of one pixel for a layer without."""
         y = self._observer.run(x, gradients=False).output(self._layer)
         if np.isnan(y).any():
             raise ValueError(
                 f"top_activating_patches: layer {self._layer} gives NaN; clean the images"
             )
-        return y[:, :, None, None] if y.ndim == 2 else y
+        maps = y.reshape(*y.shape[:2], -1)  # of one pixel for a layer without
+        self._best = _merged(self._best, maps, self.seen, self._count)
+        self.seen, self._shape = self.seen + len(x), x.shape[1:]
 
     def patches(self, filters: Sequence[int] | None = None) -> list[list[Patch]]:
         """Of the images so far, for each filter its top-activating patches, the strongest first.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -55,6 +56,9 @@ class Spans:
         first = [self.first[group].min(initial=_NONE) for group in groups]
         end = [self.end[group].max(initial=0) for group in groups]
         return Spans(np.array(first, np.int64), np.array(end, np.int64))
+
+
+_Field = tuple[Spans, Spans]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def receptive_field(
             f"receptive_field: input_shape must be (channels, height, width), got {shape}"
         )
     steps, _, last = steps_of(model, shape, layer)
-    found: list[_Field | None] = [(_pixels(shape[1]), _pixels(shape[2]))]
+    rows, columns = (Spans(np.arange(size), np.arange(size) + 1) for size in shape[1:])
+    found: list[_Field | None] = [(rows, columns)]
     for step in steps[1 : last + 1]:
         inputs = [found[source] for source in step.inputs if source is not None]
         found.append(_through(step, [field for field in inputs if field is not None]))
@@ -119,50 +124,34 @@ def receptive_field(
     return ReceptiveField(layer, *field)
 
 
-_Field = tuple[Spans, Spans]
-
-
-def _pixels(size: int) -> Spans:
-    return Spans(np.arange(size), np.arange(size) + 1)
-
-
 def _through(step: Step, inputs: list[_Field]) -> _Field | None:
     """What a step's rows and columns see, from what its inputs' do; None for a constant."""
+    where = step.module or "the network"
     if step.name == "unknown":
         raise NotImplementedError(
-            f"receptive_field: {step.module or 'the network'} has values that no function of "
-            "nn.functional gave; which pixels they depend on is not known"
+            f"receptive_field: {where} has values that no function of nn.functional gave; which "
+            "pixels they depend on is not known"
         )
     if not inputs:
         return None
-    size = step.shape[2:] if len(step.shape) == 4 else (1, 1)
-    if step.name in _PLACE_BY_PLACE:
-        return _union(inputs, size)
-    if step.name in _WHOLE:
-        return tuple(  # type: ignore[return-value]
-            spans.of([np.arange(len(spans))] * length)
-            for spans, length in zip(_union(inputs, None), size, strict=True)
+    if step.window is None and step.name not in (*_PLACE_BY_PLACE, *_WHOLE, "adaptive_avg_pool2d"):
+        raise NotImplementedError(
+            f"receptive_field: {where} runs {step.name}; which pixels that reads is not known"
         )
+    return _along(step, inputs, 0), _along(step, inputs, 1)
+
+
+def _along(step: Step, inputs: list[_Field], axis: int) -> Spans:
+    length = step.shape[2 + axis] if len(step.shape) == 4 else 1
+    spans = [field[axis] for field in inputs]
+    if step.name in _PLACE_BY_PLACE:
+        return reduce(Spans.union, [each.spread(length) for each in spans])
+    if step.name in _WHOLE:
+        return reduce(Spans.union, [each.of([np.arange(len(each))] * length) for each in spans])
+    if step.window is None:
+        return spans[0].of(_bins(len(spans[0]), length))
     rows, columns = inputs[0]
-    if step.name == "adaptive_avg_pool2d":
-        return rows.of(_bins(len(rows), size[0])), columns.of(_bins(len(columns), size[1]))
-    if step.window is not None:
-        taps = [_taps(step.window, (len(rows), len(columns)), axis) for axis in (0, 1)]
-        return rows.of(taps[0]), columns.of(taps[1])
-    raise NotImplementedError(
-        f"receptive_field: {step.module or 'the network'} runs {step.name}; which pixels that "
-        "reads is not known"
-    )
-
-
-def _union(inputs: list[_Field], size: tuple[int, ...] | None) -> _Field:
-    """What any of the inputs sees, place by place; those of one place are spread over all."""
-    height, width = size or (max(len(field[axis]) for field in inputs) for axis in (0, 1))
-    rows, columns = inputs[0][0].spread(height), inputs[0][1].spread(width)
-    for other_rows, other_columns in inputs[1:]:
-        rows = rows.union(other_rows.spread(height))
-        columns = columns.union(other_columns.spread(width))
-    return rows, columns
+    return spans[0].of(_taps(step.window, (len(rows), len(columns)), axis))
 
 
 def _taps(window: Window, size: tuple[int, int], axis: int) -> list[np.ndarray]:

@@ -62,13 +62,10 @@ def _state(found: Any, where: str) -> dict[str, np.ndarray]:
     state = {}
     for name, value in foreign.without_prefix(foreign.unwrapped(found, where)).items():
         state[OLD_DENSENET.sub(r"\1\2", name)] = _array(value, f"{where}: {name}")
-    with_counts: dict[str, np.ndarray] = {}
-    for name, value in state.items():
-        with_counts[name] = value
+    for name in [name for name in state if name.endswith("running_var")]:
         count = f"{name.removesuffix('running_var')}num_batches_tracked"
-        if name.endswith("running_var") and count not in state:
-            with_counts[count] = np.zeros((), np.int64)
-    return with_counts
+        state.setdefault(count, np.zeros((), np.int64))
+    return state
 
 
 def _array(value: Any, what: str) -> np.ndarray:

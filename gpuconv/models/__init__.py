@@ -1,15 +1,13 @@
 """Models by name."""
 
-from gpuconv.models.alexnet import alexnet, alexnet_2012
+from gpuconv.models.alexnet import alexnet, alexnet_2012, zfnet
 from gpuconv.models.densenet import densenet121
 from gpuconv.models.googlenet import googlenet
 from gpuconv.models.googlenet_paper import googlenet_paper
 from gpuconv.models.harley import harley_lenet, harley_pixels, harley_weights
-from gpuconv.models.lenet import lenet
-from gpuconv.models.lenet5 import lenet5
+from gpuconv.models.lenet import lenet, lenet5
 from gpuconv.models.resnet import resnet18, resnet34, resnet50
 from gpuconv.models.vgg import vgg16, vgg16_bn, vgg19
-from gpuconv.models.zfnet import zfnet
 from gpuconv.models.zoo import MODELS, build
 
 __all__ = [

@@ -5,8 +5,10 @@ Source: Huang et al. 2017, DenseNet-BC; torchvision.models.densenet.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
-from gpuconv.models.zoo import model, require_stem
+from gpuconv.models.zoo import Common, model, stem_convolution
 
 GROWTH = 32  # channels that each layer adds
 BOTTLENECK = 4 * GROWTH
@@ -18,9 +20,7 @@ def densenet121(
     in_channels: int = 3,
     stem: str = "imagenet",
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> DenseNet:
     """DenseNet-121: blocks of 6, 12, 24 and 16 layers; 7,978,856 parameters.
 
@@ -40,7 +40,14 @@ class DenseNet(nn.Module):
         self, counts: tuple[int, ...], num_classes: int, in_channels: int, stem: str
     ) -> None:
         super().__init__()
-        features, channels = _stem(stem, in_channels), 2 * GROWTH
+        channels = 2 * GROWTH
+        features: dict[str, nn.Module] = {
+            "conv0": stem_convolution(stem, in_channels),
+            "norm0": nn.BatchNorm2d(channels),
+            "relu0": nn.ReLU(),
+        }
+        if stem == "imagenet":
+            features["pool0"] = nn.MaxPool2d(3, 2, padding=1)
         for number, count in enumerate(counts, 1):
             layers = {f"denselayer{i + 1}": DenseLayer(channels + i * GROWTH) for i in range(count)}
             features[f"denseblock{number}"] = nn.DenseBlock(GROWTH, **layers)
@@ -58,44 +65,29 @@ class DenseNet(nn.Module):
         return self.classifier(self.avgpool(x).flatten(1))
 
 
-def _stem(stem: str, in_channels: int) -> dict[str, nn.Module]:
-    require_stem(stem)
-    channels = 2 * GROWTH
-    after: dict[str, nn.Module] = {"norm0": nn.BatchNorm2d(channels), "relu0": nn.ReLU()}
-    if stem == "small":
-        return {"conv0": nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), **after}
-    conv0 = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
-    return {"conv0": conv0, **after, "pool0": nn.MaxPool2d(3, 2, padding=1)}
-
-
-class DenseLayer(nn.Module):
+class DenseLayer(nn.Sequential):
     """A 1x1 convolution to few channels and a 3x3, each after batch norm and ReLU."""
 
     is_block = True
 
     def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_channels)
-        self.relu1 = nn.ReLU()
-        self.conv1 = nn.Conv2d(in_channels, BOTTLENECK, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(BOTTLENECK)
-        self.relu2 = nn.ReLU()
-        self.conv2 = nn.Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False)
-
-    def forward(self, x: nn.Tensor) -> nn.Tensor:
-        x = self.conv1(self.relu1(self.norm1(x)))
-        return self.conv2(self.relu2(self.norm2(x)))
+        super().__init__(
+            norm1=nn.BatchNorm2d(in_channels),
+            relu1=nn.ReLU(),
+            conv1=nn.Conv2d(in_channels, BOTTLENECK, 1, bias=False),
+            norm2=nn.BatchNorm2d(BOTTLENECK),
+            relu2=nn.ReLU(),
+            conv2=nn.Conv2d(BOTTLENECK, GROWTH, 3, padding=1, bias=False),
+        )
 
 
-class Transition(nn.Module):
+class Transition(nn.Sequential):
     """Half the channels, half the height and width."""
 
     def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(in_channels)
-        self.relu = nn.ReLU()
-        self.conv = nn.Conv2d(in_channels, in_channels // 2, 1, bias=False)
-        self.pool = nn.AvgPool2d(2)
-
-    def forward(self, x: nn.Tensor) -> nn.Tensor:
-        return self.pool(self.conv(self.relu(self.norm(x))))
+        super().__init__(
+            norm=nn.BatchNorm2d(in_channels),
+            relu=nn.ReLU(),
+            conv=nn.Conv2d(in_channels, in_channels // 2, 1, bias=False),
+            pool=nn.AvgPool2d(2),
+        )

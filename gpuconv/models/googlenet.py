@@ -6,11 +6,10 @@ Source: Szegedy et al. 2014, "Going deeper with convolutions"; torchvision.model
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from gpuconv import nn
-from gpuconv.models.zoo import model
-from gpuconv.nn.functional import cat
+from gpuconv.models.zoo import Common, model
 
 # The numbers of table 1. Channels in, 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection
 BRANCHES = {
@@ -36,9 +35,7 @@ def googlenet(
     in_channels: int = 3,
     aux: bool = False,
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> GoogLeNet:
     """GoogLeNet, torchvision's: nine inception blocks; 6,624,904 parameters.
 
@@ -60,19 +57,24 @@ class GoogLeNet(nn.Module):
         self.conv2 = BasicConv2d(64, 64, 1)
         self.conv3 = BasicConv2d(64, 192, 3, padding=1)
         self.maxpool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.inception3a = Inception(*BRANCHES["3a"])
-        self.inception3b = Inception(*BRANCHES["3b"])
+        self.inception3a = Inception("3a")
+        self.inception3b = Inception("3b")
         self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.inception4a = Inception(*BRANCHES["4a"])
-        self.inception4b = Inception(*BRANCHES["4b"])
-        self.inception4c = Inception(*BRANCHES["4c"])
-        self.inception4d = Inception(*BRANCHES["4d"])
-        self.inception4e = Inception(*BRANCHES["4e"])
+        self.inception4a = Inception("4a")
+        self.inception4b = Inception("4b")
+        self.inception4c = Inception("4c")
+        self.inception4d = Inception("4d")
+        self.inception4e = Inception("4e")
         self.maxpool4 = nn.MaxPool2d(2, 2, ceil_mode=True)
-        self.inception5a = Inception(*BRANCHES["5a"])
-        self.inception5b = Inception(*BRANCHES["5b"])
-        self.aux1 = InceptionAux(HEADS["4a"], num_classes) if aux else None
-        self.aux2 = InceptionAux(HEADS["4d"], num_classes) if aux else None
+        self.inception5a = Inception("5a")
+        self.inception5b = Inception("5b")
+        heads: list[Any] = [
+            InceptionAux(nn.AdaptiveAvgPool2d(4), BasicConv2d(channels, 128, 1), 16, num_classes)
+            if aux
+            else None
+            for channels in HEADS.values()
+        ]
+        self.aux1, self.aux2 = heads
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.2)
         self.fc = nn.Linear(1024, num_classes)
@@ -92,53 +94,52 @@ class GoogLeNet(nn.Module):
         return (scores, *beside) if beside else scores
 
 
-class BasicConv2d(nn.Module):
+class BasicConv2d(nn.Sequential):
     """A convolution, batch norm and ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0
     ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: nn.Tensor) -> nn.Tensor:
-        return self.relu(self.bn(self.conv(x)))
+        super().__init__(
+            conv=nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False),
+            bn=nn.BatchNorm2d(out_channels, eps=1e-3),
+            relu=nn.ReLU(),
+        )
 
 
-class Inception(nn.Module):
-    """Four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3 (5x5 in the paper); pool and 1x1."""
+class Inception(nn.Concat):
+    """Four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3 (`kernel` 5 in the paper); pool and 1x1.
 
-    is_block = True
+    row: of the table. name: of a branch, before its number. conv: makes a convolution with what
+    follows it.
+    """
 
     def __init__(
-        self, before: int, ones: int, to_three: int, three: int, to_five: int, five: int, pool: int
+        self, row: str, name: str = "branch", conv: Any = BasicConv2d, kernel: int = 3
     ) -> None:
-        super().__init__()
-        self.branch1 = BasicConv2d(before, ones, 1)
-        self.branch2 = nn.Sequential(
-            BasicConv2d(before, to_three, 1), BasicConv2d(to_three, three, 3, padding=1)
+        before, ones, to_three, three, to_five, five, pool = BRANCHES[row]
+        branches = (
+            conv(before, ones, 1),
+            nn.Sequential(conv(before, to_three, 1), conv(to_three, three, 3, padding=1)),
+            nn.Sequential(
+                conv(before, to_five, 1), conv(to_five, five, kernel, padding=kernel // 2)
+            ),
+            nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(before, pool, 1)),
         )
-        self.branch3 = nn.Sequential(
-            BasicConv2d(before, to_five, 1), BasicConv2d(to_five, five, 3, padding=1)
-        )
-        self.branch4 = nn.Sequential(
-            nn.MaxPool2d(3, 1, 1, ceil_mode=True), BasicConv2d(before, pool, 1)
-        )
-
-    def forward(self, x: nn.Tensor) -> nn.Tensor:
-        return cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)])
+        super().__init__(**{f"{name}{i}": branch for i, branch in enumerate(branches, 1)})
 
 
 class InceptionAux(nn.Module):
-    """An auxiliary head: scores from the middle of the network, for training."""
+    """An auxiliary head: scores from the middle of the network, for training.
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    conv: gives 128 channels. pixels: of each after the pool.
+    """
+
+    def __init__(self, pool: nn.Module, conv: nn.Module, pixels: int, num_classes: int) -> None:
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.conv = BasicConv2d(in_channels, 128, 1)
-        self.fc1 = nn.Linear(128 * 4 * 4, 1024)
+        self.pool = pool
+        self.conv = conv
+        self.fc1 = nn.Linear(128 * pixels, 1024)
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(0.7)
         self.fc2 = nn.Linear(1024, num_classes)

@@ -5,12 +5,11 @@ Source: Szegedy et al. 2014, "Going deeper with convolutions", table 1 and secti
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from gpuconv import nn
-from gpuconv.models.googlenet import BRANCHES, HEADS
-from gpuconv.models.zoo import model
-from gpuconv.nn.functional import cat
+from gpuconv.models.googlenet import BRANCHES, HEADS, Inception, InceptionAux
+from gpuconv.models.zoo import Common, model
 
 
 @model(size=224, weights=nn.init.xavier_uniform)
@@ -19,9 +18,7 @@ def googlenet_paper(
     in_channels: int = 3,
     aux: bool = False,
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> GoogLeNetPaper:
     """GoogLeNet with response normalisation and 5x5 branches; 6,998,552 parameters.
 
@@ -45,22 +42,22 @@ class GoogLeNetPaper(nn.Module):
         self.conv2 = ConvReLU(64, 192, 3, padding=1)
         self.n2 = nn.LocalResponseNorm(5)
         self.p2 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.i3a = Inception(*BRANCHES["3a"])
-        self.i3b = Inception(*BRANCHES["3b"])
+        self.i3a = Inception("3a", *PAPER)
+        self.i3b = Inception("3b", *PAPER)
         self.p3 = nn.MaxPool2d(3, 2, ceil_mode=True)
         side = nn.output_shape(
             nn.Sequential(*self.children()), (in_channels, input_size, input_size)
         )[1]
-        self.i4a = Inception(*BRANCHES["4a"])
-        self.aux1 = AuxiliaryHead(HEADS["4a"], side, num_classes) if aux else None
-        self.i4b = Inception(*BRANCHES["4b"])
-        self.i4c = Inception(*BRANCHES["4c"])
-        self.i4d = Inception(*BRANCHES["4d"])
-        self.aux2 = AuxiliaryHead(HEADS["4d"], side, num_classes) if aux else None
-        self.i4e = Inception(*BRANCHES["4e"])
+        self.i4a = Inception("4a", *PAPER)
+        self.aux1 = _head(HEADS["4a"], side, num_classes) if aux else None
+        self.i4b = Inception("4b", *PAPER)
+        self.i4c = Inception("4c", *PAPER)
+        self.i4d = Inception("4d", *PAPER)
+        self.aux2 = _head(HEADS["4d"], side, num_classes) if aux else None
+        self.i4e = Inception("4e", *PAPER)
         self.p4 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.i5a = Inception(*BRANCHES["5a"])
-        self.i5b = Inception(*BRANCHES["5b"])
+        self.i5a = Inception("5a", *PAPER)
+        self.i5b = Inception("5b", *PAPER)
         last = nn.output_shape(self.p4, (BRANCHES["5a"][0], side, side))[1]
         self.gap = nn.AvgPool2d(last, 1)
         self.drop = nn.Dropout(0.4)
@@ -90,39 +87,10 @@ class ConvReLU(nn.Sequential):
         super().__init__(nn.Conv2d(in_channels, out_channels, kernel, stride, padding), nn.ReLU())
 
 
-class Inception(nn.Module):
-    """Four branches: 1x1; 1x1 and 3x3; 1x1 and 5x5; pool and 1x1."""
-
-    is_block = True
-
-    def __init__(
-        self, before: int, ones: int, to_three: int, three: int, to_five: int, five: int, pool: int
-    ) -> None:
-        super().__init__()
-        self.b1 = ConvReLU(before, ones, 1)
-        self.b2 = nn.Sequential(
-            ConvReLU(before, to_three, 1), ConvReLU(to_three, three, 3, padding=1)
-        )
-        self.b3 = nn.Sequential(ConvReLU(before, to_five, 1), ConvReLU(to_five, five, 5, padding=2))
-        self.b4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), ConvReLU(before, pool, 1))
-
-    def forward(self, x: nn.Tensor) -> nn.Tensor:
-        return cat([self.b1(x), self.b2(x), self.b3(x), self.b4(x)])
+PAPER = ("b", ConvReLU, 5)  # how the inception blocks differ from torchvision's
 
 
-class AuxiliaryHead(nn.Module):
-    """Scores from the middle of the network, for training."""
-
-    def __init__(self, in_channels: int, side: int, num_classes: int) -> None:
-        super().__init__()
-        self.pool = nn.AvgPool2d(5, 3)
-        self.conv = ConvReLU(in_channels, 128, 1)
-        _, height, width = nn.output_shape(self.pool, (in_channels, side, side))
-        self.fc1 = nn.Linear(128 * height * width, 1024)
-        self.relu = nn.ReLU()
-        self.drop = nn.Dropout(0.7)
-        self.fc2 = nn.Linear(1024, num_classes)
-
-    def forward(self, x: nn.Tensor) -> nn.Tensor:
-        x = self.conv(self.pool(x)).flatten(1)
-        return self.fc2(self.drop(self.relu(self.fc1(x))))
+def _head(in_channels: int, side: int, num_classes: int) -> InceptionAux:
+    pool = nn.AvgPool2d(5, 3)
+    _, height, width = nn.output_shape(pool, (in_channels, side, side))
+    return InceptionAux(pool, ConvReLU(in_channels, 128, 1), height * width, num_classes)

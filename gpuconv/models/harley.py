@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from gpuconv import nn
-from gpuconv.models.zoo import model
+from gpuconv.models.zoo import Common, model
 
 # LeNet-5's table I: the six maps of the first pool, and which of the 16 filters see each
 CONNECTIONS = [
@@ -32,7 +32,7 @@ SIDE = 5  # of a map before it is flattened
 
 @model(size=32, weights=nn.init.lecun_normal)
 def harley_lenet(
-    num_classes: int = 10, in_channels: int = 1, *, seed: int | None = 0, recompute: bool = False
+    num_classes: int = 10, in_channels: int = 1, **common: Unpack[Common]
 ) -> nn.Sequential:
     """6@5x5, pool, 16@5x5 (60 of 96 connections), pool, 120, 100, num_classes; 62,902 parameters.
 

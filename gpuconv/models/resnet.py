@@ -6,8 +6,10 @@ bottleneck is on its 3x3 convolution); torchvision.models.resnet.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
-from gpuconv.models.zoo import model, require_stem
+from gpuconv.models.zoo import Common, model, stem_convolution
 
 WEIGHTS: nn.init.ByKind = {nn.Conv2d: nn.init.kaiming_normal_fan_out}
 
@@ -18,9 +20,7 @@ def resnet18(
     in_channels: int = 3,
     stem: str = "imagenet",
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> ResNet:
     """ResNet-18: two basic blocks at each of four sizes; 11,689,512 parameters.
 
@@ -37,9 +37,7 @@ def resnet34(
     in_channels: int = 3,
     stem: str = "imagenet",
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> ResNet:
     """ResNet-34: 3, 4, 6 and 3 basic blocks; 21,797,672 parameters; otherwise as resnet18."""
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels, stem)
@@ -51,9 +49,7 @@ def resnet50(
     in_channels: int = 3,
     stem: str = "imagenet",
     input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    **common: Unpack[Common],
 ) -> ResNet:
     """ResNet-50: 3, 4, 6 and 3 bottlenecks; 25,557,032 parameters; otherwise as resnet18."""
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem)
@@ -63,19 +59,10 @@ class ResNet(nn.Module):
     """A stem, four stages of residual blocks, the mean over the image, and a linear layer."""
 
     def __init__(
-        self,
-        block: type[BasicBlock] | type[Bottleneck],
-        counts: tuple[int, ...],
-        num_classes: int,
-        in_channels: int,
-        stem: str,
+        self, block: Block, counts: tuple[int, ...], num_classes: int, in_channels: int, stem: str
     ) -> None:
         super().__init__()
-        require_stem(stem)
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        self.conv1 = stem_convolution(stem, in_channels)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
@@ -137,13 +124,10 @@ class Bottleneck(nn.Module):
         return self.relu(y + self.downsample(x))
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck],
-    in_channels: int,
-    channels: int,
-    count: int,
-    stride: int,
-) -> nn.Sequential:
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def _stage(block: Block, in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
     """`count` blocks, of which the first may halve the image."""
     first = block(in_channels, channels, stride)
     others = [block(channels * block.expansion, channels, 1) for _ in range(count - 1)]

@@ -5,8 +5,10 @@ Source: Simonyan and Zisserman 2015, configurations D and E; torchvision.models.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from gpuconv import nn
-from gpuconv.models.zoo import model
+from gpuconv.models.zoo import Common, model
 
 CHANNELS = (64, 128, 256, 512, 512)
 WEIGHTS: nn.init.ByKind = {
@@ -17,12 +19,7 @@ WEIGHTS: nn.init.ByKind = {
 
 @model(size=224, weights=WEIGHTS)
 def vgg16(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    num_classes: int = 1000, in_channels: int = 3, input_size: int = 224, **common: Unpack[Common]
 ) -> nn.Sequential:
     """VGG-16: 13 convolutions and 3 fully connected layers; 138,357,544 parameters.
 
@@ -33,12 +30,7 @@ def vgg16(
 
 @model(size=224, weights=WEIGHTS)
 def vgg16_bn(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    num_classes: int = 1000, in_channels: int = 3, input_size: int = 224, **common: Unpack[Common]
 ) -> nn.Sequential:
     """VGG-16 with batch norm after every convolution; 138,365,992 parameters; as vgg16."""
     return _vgg((2, 2, 3, 3, 3), True, num_classes, in_channels)
@@ -46,12 +38,7 @@ def vgg16_bn(
 
 @model(size=224, weights=WEIGHTS)
 def vgg19(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    input_size: int = 224,
-    *,
-    seed: int | None = 0,
-    recompute: bool = False,
+    num_classes: int = 1000, in_channels: int = 3, input_size: int = 224, **common: Unpack[Common]
 ) -> nn.Sequential:
     """VGG-19: 16 convolutions and 3 fully connected layers; 143,667,240 parameters; as vgg16."""
     return _vgg((2, 2, 4, 4, 4), False, num_classes, in_channels)

@@ -6,16 +6,30 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from gpuconv.errors import unknown
-from gpuconv.nn import Linear, Module, init, recompute_blocks
+from gpuconv.nn import Conv2d, Linear, Module, init, recompute_blocks
 
 P = ParamSpec("P")
 Network = TypeVar("Network", bound=Module)
 MODELS: dict[str, Callable[..., Module]] = {}
-STEMS = ("imagenet", "small")
-ADDED = ("seed", "recompute")  # arguments that every model has, used by the decorator alone
+STEMS = {"imagenet": (7, 2), "small": (3, 1)}  # kernel size and stride of the first convolution
+
+
+class Common(TypedDict, total=False):
+    """Arguments that every model has besides those of its builder.
+
+    seed: of the weights, 0 unless given; None leaves them undefined because they are loaded next.
+    recompute: keep only each block's input for the backward pass, see `nn.checkpoint`, with the
+    same results.
+    """
+
+    seed: int | None
+    recompute: bool
+
+
+COMMON = inspect.signature(lambda *, seed=0, recompute=False: None).parameters
 
 
 def model(
@@ -27,27 +41,27 @@ def model(
 
     size: of its images, unless it has an argument `input_size`. weights, biases: how to initialise
     them, as `init.initialize` takes it; None for each layer's default.
-    The builder has two arguments that are used here: seed, of the weights, None to leave them
-    undefined because they are loaded next; and recompute, to keep only each block's input for the
-    backward pass, see `nn.checkpoint`, with the same results. They stand in its signature so that
-    type checkers and help() show them.
+    The builder takes `Common` so that type checkers know those arguments; they are used here alone.
     The network gets `input_shape`, one example's (C, H, W), and `spec`, from which `build` makes it
     again.
     """
 
     def register(builder: Callable[P, Network]) -> Callable[P, Network]:
         signature = inspect.signature(builder)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        signature = signature.replace(parameters=[*own, *COMMON.values()])
 
         @functools.wraps(builder)
         def built(*args: P.args, **kwargs: P.kwargs) -> Network:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            arguments = {n: value for n, value in bound.arguments.items() if n not in ADDED}
+            arguments = dict(bound.arguments)
+            seed, recompute = (arguments.pop(name) for name in COMMON)
             with init.deferred():
-                network = builder(*args, **kwargs)
-            if bound.arguments["seed"] is not None:
-                init.initialize(network, bound.arguments["seed"], weights, biases)
-            if bound.arguments["recompute"] and not recompute_blocks(network):
+                network = builder(**arguments)  # type: ignore[call-arg]
+            if seed is not None:
+                init.initialize(network, seed, weights, biases)
+            if recompute and not recompute_blocks(network):
                 raise ValueError(
                     f"{builder.__name__}: has no blocks to recompute; set `recompute`"
                     f" of modules of your own"
@@ -57,6 +71,7 @@ def model(
             network._described = functools.partial(_spec, builder.__name__, arguments)
             return network
 
+        built.__signature__ = signature  # type: ignore[attr-defined]  # for help()
         MODELS[builder.__name__] = built
         return built
 
@@ -79,10 +94,14 @@ def _described_layers(network: Module) -> str:
     return re.sub(r"Dropout\(.*?\)|, momentum=[^,)]*", "", repr(network))
 
 
-def require_stem(stem: str) -> None:
-    """ValueError unless it is the name of a network's first layers, which fit its images' size."""
+def stem_convolution(stem: str, in_channels: int) -> Conv2d:
+    """The first convolution, of 64 filters, for images of that stem's size. ValueError for an
+    unknown stem.
+    """
     if stem not in STEMS:
         raise unknown("stem", stem, STEMS)
+    kernel, stride = STEMS[stem]
+    return Conv2d(in_channels, 64, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def build(spec: Mapping[str, Any]) -> Module:

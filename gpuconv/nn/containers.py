@@ -43,21 +43,18 @@ class _Container(Module):
         return dict(self.named_children())[key] if isinstance(key, str) else list(self)[key]
 
     def __setitem__(self, key: int | str, module: Module) -> None:
-        setattr(
-            self, key if isinstance(key, str) else list(dict(self.named_children()))[key], module
-        )
+        names = [name for name, _ in self.named_children()]
+        setattr(self, key if isinstance(key, str) else names[key], module)
 
     def __delitem__(self, key: int) -> None:
         """Take a module out; numbered ones are numbered anew."""
-        names, kept = list(dict(self.named_children())), list(self)
-        del kept[key]
-        left = [name for name in names if name != names[key]]
-        if all(name.isdigit() for name in names):
-            left = [str(number) for number in range(len(kept))]
-        for name in names:
+        children = dict(self.named_children())
+        numbered, gone = all(name.isdigit() for name in children), list(children)[key]
+        for name in children:
             delattr(self, name)
-        for name, module in zip(left, kept, strict=True):
-            setattr(self, name, module)
+        del children[gone]
+        for number, (name, module) in enumerate(children.items()):
+            setattr(self, str(number) if numbered else name, module)
 
     def append(self, module: Module) -> Self:
         """Add one more, numbered."""

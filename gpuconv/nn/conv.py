@@ -10,10 +10,10 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.arguments import pair, whole
 from gpuconv.arrays import device_of, to_device
-from gpuconv.autograd import Array, Tensor, record
+from gpuconv.autograd import Tensor, record
 from gpuconv.nn import init
 from gpuconv.nn.functional import conv2d
-from gpuconv.nn.weighted import Weighted
+from gpuconv.nn.linear import Weighted
 from gpuconv.shapes import window
 
 
@@ -110,7 +110,9 @@ class Conv2d(Weighted):
         """The weight where something is linked, 0 elsewhere."""
         w = self.weight
         mask = to_device(self.mask(w.dtype), device_of(w.data) or "cpu", weights=True)
-        return record("linked", ops.multiply(w.data, mask), (w,), _linked_backward, mask)
+        return record(
+            "linked", ops.multiply(w.data, mask), (w,), lambda dw, over: (ops.multiply(dw, mask),)
+        )
 
     def constrain(self) -> None:
         if self.connections is not None:
@@ -127,23 +129,12 @@ class Conv2d(Weighted):
         return conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}, {_short(self.window.kernel_size)}"]
-        defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-        parts += [
-            f"{name}={getattr(self, name)}"
-            for name, usual in defaults.items()
-            if getattr(self, name) != usual
-        ]
+        size = self.window.kernel_size
+        short = size[0] if size[0] == size[1] else size
+        parts = [f"{self.in_channels}, {self.out_channels}, {short}"]
+        parts += self._changed(stride=1, padding=0, dilation=1, groups=1)
         if self.bias is None:
             parts.append("bias=False")
         if self.connections is not None:
             parts.append(f"{int(self.connections.sum())} links")
         return ", ".join(parts)
-
-
-def _linked_backward(dw: Array, over: bool, mask: Array) -> tuple[Array]:
-    return (ops.multiply(dw, mask),)
-
-
-def _short(size: tuple[int, int]) -> str:
-    return str(size[0]) if size[0] == size[1] else str(size)

@@ -1,7 +1,8 @@
 """The operations on tensors: each runs one of `gpuconv.ops` and records its gradient.
 
 Arguments are those of the operation of the same name, with tensors (or arrays) for its arrays; the
-result is a tensor. A model's `forward` is written with these and with layers.
+result is a tensor. A model's `forward` is written with these and with layers. Their meaning is the
+operation's, whose docstring they have.
 
     from gpuconv.nn import functional as F
     y = F.relu(F.conv2d(x, w, b, padding=1))
@@ -18,16 +19,7 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.arrays import empty_images
-from gpuconv.autograd import (
-    Array,
-    Tensor,
-    activated,
-    defer,
-    once,
-    pooled,
-    record,
-    state,
-)
+from gpuconv.autograd import Array, Tensor, activated, as_tensor, defer, once, pooled, record, state
 from gpuconv.autograd.operators import add, flatten, relu_backward
 from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
@@ -82,7 +74,7 @@ def _lifted(op: Op[P, Any], backward_op: Op[..., Any]) -> Callable[P, Tensor]:
         given = {**defaults, **dict(zip(names, args, strict=False)), **options}
         if names[0] not in given or len(args) > len(names):
             return op(*args, **options)  # refuses it
-        x = _tensor(given.pop(names[0]))
+        x = as_tensor(given.pop(names[0]))
         for name, value in given.items():
             if isinstance(value, Tensor):
                 given[name] = value.data
@@ -108,12 +100,8 @@ def _loss_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tup
     return (dx if dy == 1 else ops.scale(dx, float(dy)),)
 
 
-def _tensor(x: Any) -> Tensor:
-    return x if isinstance(x, Tensor) else Tensor(x)
-
-
 def _optional(x: Any) -> Tensor | None:
-    return x if x is None or isinstance(x, Tensor) else Tensor(x)
+    return None if x is None else as_tensor(x)
 
 
 def _on(op: Op, reference: bool) -> Any:
@@ -139,7 +127,7 @@ def conv2d(
     same pass over memory.
     """
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
-        return _at_once(conv2d(_tensor(x), _tensor(w), b, stride, padding, dilation, groups))
+        return _at_once(conv2d(as_tensor(x), as_tensor(w), b, stride, padding, dilation, groups))
     b = b if isinstance(b, Tensor) else _optional(b)
     options = (stride, padding, dilation, groups)
 
@@ -156,7 +144,7 @@ def conv2d(
 def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     """`ops.linear`: x (N, features), w (outputs, features), b (outputs,) or None."""
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
-        return _at_once(linear(_tensor(x), _tensor(w), b))
+        return _at_once(linear(as_tensor(x), as_tensor(w), b))
     b = b if isinstance(b, Tensor) else _optional(b)
     return _weighted(ops.linear, ops.linear_backward, x, w, b, (), None)
 
@@ -178,8 +166,7 @@ def _weighted(
 ) -> Tensor:
     arrays = (x.data, w.data, None if b is None else b.data)
     reference = x.reference or w.reference
-    run = op.reference if reference else op
-    run_backward = backward_op.reference if reference else backward_op
+    run, run_backward = _on(op, reference), _on(backward_op, reference)
 
     def compute(activation: str | None) -> Tensor:
         y = run(*arrays, *options, activation)
@@ -218,7 +205,7 @@ def batch_norm(
     with it.
     Raises ValueError in training for one value per channel.
     """
-    x, w, b = _tensor(x), _optional(w), _optional(b)
+    x, w, b = as_tensor(x), _optional(w), _optional(b)
     arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
     reference = x.reference or (w is not None and w.reference)
     count = x.data.size // max(x.data.shape[1], 1)
@@ -272,32 +259,24 @@ def _activation(name: str) -> Callable[[Any], Tensor]:
 
 def _from_output(dy: Array, over: bool, run_backward: Any, y: Array) -> tuple[Array]:
     """The gradient of a function whose derivative is known from its output."""
-    return (
-        relu_backward(dy, y, over) if run_backward is ops.relu_backward else run_backward(dy, y),
-    )
+    is_relu = run_backward is ops.relu_backward
+    return (relu_backward(dy, y, over) if is_relu else run_backward(dy, y),)
 
 
 relu = _activation("relu")
-"""max(x, 0)."""
 tanh = _activation("tanh")
-"""tanh(x)."""
 scaled_tanh = _activation("scaled_tanh")
-"""1.7159 tanh(2x/3), LeNet-5's."""
 sigmoid = _activation("sigmoid")
-"""1 / (1 + exp(-x))."""
 leaky_relu = _lifted(ops.leaky_relu, ops.leaky_relu_backward)
-"""x where x >= 0, else negative_slope * x."""
 softmax = _lifted(ops.softmax, ops.softmax_backward)
-"""Scores (N, classes, ...) to probabilities."""
 local_response_norm = _lifted(ops.local_response_norm, ops.local_response_norm_backward)
-"""Each value divided by a power of the sum of squares over neighbouring channels."""
 
 
 def dropout(x: Any, p: float, seed: int) -> Tensor:
     """`ops.dropout`: each element is 0 with probability p, by the mask number `seed`, else
     multiplied by 1 / (1 - p).
     """
-    x = _tensor(x)
+    x = as_tensor(x)
     run = _on(ops.dropout, x.reference)
     y = run(x.data, p, seed)
     return record("dropout", y, (x,), lambda dy, over: (run(dy, p, seed),))
@@ -315,7 +294,7 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> Tensor:
     """`ops.max_pool2d`: the largest value of each window."""
-    x, window = _tensor(x), (kernel_size, stride, padding, dilation, ceil_mode)
+    x, window = as_tensor(x), (kernel_size, stride, padding, dilation, ceil_mode)
     fused = pooled(x, window)
     if fused is not None:
         return fused
@@ -326,9 +305,7 @@ def max_pool2d(
 
 
 sum_pool2d = _lifted(ops.sum_pool2d, ops.sum_pool2d_backward)
-"""The sum of each window."""
 adaptive_avg_pool2d = _lifted(ops.adaptive_avg_pool2d, ops.adaptive_avg_pool2d_backward)
-"""Means over as many parts of the image as output_size says."""
 _avg_pool2d = _lifted(ops.avg_pool2d, ops.avg_pool2d_backward)
 
 
@@ -354,7 +331,7 @@ def cat(tensors: Sequence[Any]) -> Tensor:
 
     ValueError unless the other sizes agree, TypeError unless the dtypes do.
     """
-    xs = [_tensor(x) for x in tensors]
+    xs = [as_tensor(x) for x in tensors]
     if not xs:
         raise ValueError("cat: at least one tensor is needed")
     if len(xs) == 1:
@@ -400,7 +377,7 @@ class ChannelBuffer:
 
     def append(self, x: Any) -> Tensor:
         """All channels so far, with x's behind them. ValueError where x does not fit."""
-        x, before = _tensor(x), self._tensor
+        x, before = as_tensor(x), self._tensor
         data = x.data
         begin = 0 if before is None else before.data.shape[1]
         end = begin + data.shape[1]
@@ -422,8 +399,5 @@ class ChannelBuffer:
 # ---- losses ------------------------------------------------------------------------------------
 
 cross_entropy = _lifted(ops.cross_entropy, ops.cross_entropy_backward)
-"""The mean over the batch, for scores (N, classes) and labels (N,)."""
 half_squared_error = _lifted(ops.half_squared_error, ops.half_squared_error_backward)
-"""The article's total error over a softmax, the mean of the batch."""
 hinge = _lifted(ops.hinge, ops.hinge_backward)
-"""The multi-class hinge loss, the mean of the batch."""

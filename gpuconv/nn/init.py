@@ -94,14 +94,6 @@ def pytorch_uniform(shape: Shape, rng: np.random.Generator) -> np.ndarray:
     return uniform(shape, rng, 1 / math.sqrt(fans(shape)[0]))
 
 
-def reset_as_pytorch(weight: Parameter, bias: Parameter | None, rng: np.random.Generator) -> None:
-    """PyTorch's default for Conv2d and Linear: weights and bias uniform in +-1/sqrt(fan in)."""
-    weight.data = pytorch_uniform(weight.shape, rng).astype(weight.data.dtype, copy=False)
-    if bias is not None:
-        bound = 1 / math.sqrt(fans(weight.shape)[0])
-        bias.data = uniform(bias.shape, rng, bound).astype(bias.data.dtype, copy=False)
-
-
 _later = threading.local()
 
 

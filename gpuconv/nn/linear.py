@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from gpuconv.arguments import whole
-from gpuconv.autograd import Tensor
+import numpy as np
+
+from gpuconv.arguments import flag, whole
+from gpuconv.autograd import Parameter, Tensor
+from gpuconv.nn import init
 from gpuconv.nn.functional import flatten, linear
-from gpuconv.nn.module import Module
-from gpuconv.nn.weighted import Weighted
+from gpuconv.nn.module import Module, Shape
+
+
+class Weighted(Module):
+    """A layer with a weight and perhaps a bias: a convolution or a fully connected one."""
+
+    holds = ("weight", "bias")
+
+    def __init__(self, shape: Shape, bias: bool, rng: Any) -> None:
+        super().__init__()
+        weight, drawn = init.empty_weight(shape)
+        self.weight = Parameter(weight)
+        bias = flag(f"{type(self).__name__}: bias", bias)
+        self.bias = Parameter(init.empty_weight(shape[:1])[0]) if bias else None
+        if drawn:
+            self.reset_parameters(np.random.default_rng(rng))
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        """PyTorch's default for Conv2d and Linear: uniform in +-1/sqrt(fan in)."""
+        bound = 1 / math.sqrt(init.fans(self.weight.shape)[0])
+        for holder in (self.weight, self.bias):
+            if holder is not None:
+                drawn = init.uniform(holder.shape, rng, bound)
+                holder.data = drawn.astype(holder.dtype, copy=False)
 
 
 class Linear(Weighted):
@@ -29,9 +55,8 @@ class Linear(Weighted):
         return linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}" + (
-            "" if self.bias is not None else ", bias=False"
-        )
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"{self.in_features}, {self.out_features}{bias}"
 
 
 class Flatten(Module):

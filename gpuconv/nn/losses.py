@@ -96,12 +96,7 @@ class AuxiliaryLoss(Module):
         if not isinstance(scores, tuple | list):
             return self.loss(scores, labels)
         main, *others = [self.loss(each, labels) for each in scores]
-        if not others:
-            return main
-        beside = others[0]
-        for other in others[1:]:
-            beside = beside + other
-        return main + self.weight * beside
+        return main + self.weight * sum(others[1:], others[0]) if others else main
 
 
 LOSSES: dict[str, type[Module]] = {

@@ -13,6 +13,7 @@ from gpuconv import autograd
 from gpuconv.arrays import checked_cast, device_of, require, to_device, to_numpy
 from gpuconv.autograd import Array, Handle, Parameter, Tensor, as_tensor, record, settle, state
 from gpuconv.devices import resolve
+from gpuconv.errors import unknown
 from gpuconv.nn import foreign
 
 Shape = tuple[int, ...]
@@ -70,10 +71,6 @@ class Module:
     holds: tuple[str, ...] = ()  # attributes that are a parameter or None
     _hooks: Sequence[tuple[str, Callable[..., Any]]] = ()  # (when to call, what)
     _described: Callable[[Module], dict[str, Any] | None] | None = None  # gives `spec`
-
-    def __init__(self) -> None:
-        self.training = True
-        self.device = "cpu"
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute. TypeError for a value that would silently replace a parameter, a buffer
@@ -212,6 +209,14 @@ class Module:
             self._hooks = []
         return Handle(self._hooks, (kind, hook))
 
+    def _changed(self, **defaults: Any) -> list[str]:
+        """For extra_repr: the attributes that differ from their defaults, as name=value."""
+        return [
+            f"{name}={getattr(self, name)}"
+            for name, usual in defaults.items()
+            if getattr(self, name) != usual
+        ]
+
     def _hooks_of(self, kind: str) -> list[Callable[..., Any]]:
         return [hook for its_kind, hook in self._hooks if its_kind == kind]
 
@@ -278,8 +283,6 @@ class Module:
 
     def get_submodule(self, name: str) -> Module:
         """The module of a dotted name. ValueError, with the nearest name, if there is none."""
-        from gpuconv.errors import unknown
-
         found = dict(self.named_modules(remove_duplicate=False))
         if name not in found:
             raise unknown("layer", name, filter(None, found))
@@ -402,9 +405,9 @@ class Module:
         settle()
         own = dict(self._holders(Parameter, Buffer))
         state = foreign.renamed(foreign.unwrapped(state, "load_state_dict"), own)
-        state = self._converted(
-            {n: foreign.as_array(a, n) if n in own else a for n, a in state.items()}
-        )
+        state = {n: foreign.as_array(a, n) if n in own else a for n, a in state.items()}
+        for name, module in self.named_modules(remove_duplicate=False):
+            module.convert_state(state, f"{name}." if name else "")
         problems = [
             f"{name} has shape {state[name].shape}, this model's is {holder.data.shape}"
             for name, holder in own.items()
@@ -430,12 +433,6 @@ class Module:
             else:  # of a device, or a shape so far
                 holder.data = array.copy() if array is state[name] else array
         return Unmatched([n for n in own if n not in state], [n for n in state if n not in own])
-
-    def _converted(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with each module's own entries as it keeps them now."""
-        for name, module in self.named_modules(remove_duplicate=False):
-            module.convert_state(state, f"{name}." if name else "")
-        return state
 
     def convert_state(self, state: dict[str, Any], prefix: str) -> None:
         """Replace entries of `state` that an earlier version wrote in another form."""

@@ -72,9 +72,7 @@ class BatchNorm2d(Module):
         return batch_norm(x, *running, self.weight, self.bias, training, momentum, self.eps)
 
     def extra_repr(self) -> str:
-        parts = [str(self.num_features)]
-        parts += [f"eps={self.eps:g}"] if self.eps != 1e-5 else []
-        parts += [f"momentum={self.momentum}"] if self.momentum != 0.1 else []
+        parts = [str(self.num_features), *self._changed(eps=1e-5, momentum=0.1)]
         parts += ["affine=False"] if self.weight is None else []
         parts += ["track_running_stats=False"] if self.running_mean is None else []
         return ", ".join(parts)

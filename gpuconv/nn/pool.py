@@ -29,12 +29,7 @@ class _Pool2d(Module):
         self.window = window(*self.arguments)
 
     def extra_repr(self) -> str:
-        defaults = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
-        changed = [
-            f"{name}={getattr(self, name)}"
-            for name, usual in defaults.items()
-            if getattr(self, name) != usual
-        ]
+        changed = self._changed(stride=None, padding=0, dilation=1, ceil_mode=False)
         return ", ".join([str(self.kernel_size), *changed])
 
 
@@ -78,9 +73,7 @@ class AvgPool2d(_Pool2d):
         )
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (
-            "" if self.count_include_pad else ", count_include_pad=False"
-        )
+        return ", ".join([super().extra_repr(), *self._changed(count_include_pad=True)])
 
 
 class AdaptiveAvgPool2d(Module):

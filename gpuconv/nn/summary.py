@@ -18,10 +18,9 @@ class Summary:
 
     rows: a `Call` for each simple layer. parameters, buffers: numbers of values. multiply_adds: of
     one example's forward pass. kept: bytes of one example that training keeps for the backward
-    pass, in float32. network: what was traced.
+    pass, in float32.
     """
 
-    network: Module
     rows: list[Call]
     input: Shape
     parameters: int
@@ -84,13 +83,15 @@ def summary(network: Module, input_shape: Shape | None = None) -> Summary:
         kept = _kept_bytes(network, tuple(shape))
     except ValueError as problem:
         found, error = getattr(problem, "trace", Trace(network)), str(problem)
+    simple = {call.name for call in found.calls}
     return Summary(
-        network=network,
         rows=found.calls,
         input=tuple(shape),
         parameters=parameter_count(network),
         buffers=sum(buffer.data.size for buffer in network.buffers()),
-        multiply_adds=sum(call.multiply_adds for call in found.calls) + _outside(found),
+        multiply_adds=sum(call.multiply_adds for call in found.calls)
+        # and what modules with modules inside run themselves
+        + sum(step.multiply_adds for step in found.steps if step.module not in simple),
         kept=kept,
         error=error,
     )
@@ -103,12 +104,6 @@ def parameter_count(network: Module) -> int:
         if getattr(module, "connections", None) is not None:
             count -= module.weight.size - module.weights_used  # type: ignore[attr-defined]
     return count
-
-
-def _outside(found: Trace) -> int:
-    """Multiply-adds of operations that modules with modules inside run themselves."""
-    simple = {call.name for call in found.calls}
-    return sum(step.multiply_adds for step in found.steps if step.module not in simple)
 
 
 def _kept_bytes(network: Module, shape: Shape) -> int:

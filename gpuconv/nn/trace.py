@@ -192,24 +192,12 @@ def run(network: Module, given: Any, training: bool, found: Trace) -> Any:
         state.trace, state.fusing = before
 
 
-def _window_of_conv(saved: Sequence[Any]) -> tuple[Window]:
-    return (window(pair("kernel_size", saved[2].shape[2:], 1), *saved[4:7]),)
-
-
-def _window_of_pool(saved: Sequence[Any]) -> tuple[Window]:
-    return (window(*saved[-5:]),)
-
-
-def _window_of_average(saved: Sequence[Any]) -> tuple[Window, bool]:
-    return window(*saved[-6:-1]), saved[-1]
-
-
 # A step's further values, from what the operation saved for its gradient (see nn/functional.py).
 _OPTIONS: dict[str, Callable[[Sequence[Any]], tuple[Any, ...]]] = {
-    "conv2d": _window_of_conv,
-    "max_pool2d": _window_of_pool,
-    "sum_pool2d": _window_of_pool,
-    "avg_pool2d": _window_of_average,
+    "conv2d": lambda saved: (window(pair("kernel_size", saved[2].shape[2:], 1), *saved[4:7]),),
+    "max_pool2d": lambda saved: (window(*saved[-5:]),),
+    "sum_pool2d": lambda saved: (window(*saved[-5:]),),
+    "avg_pool2d": lambda saved: (window(*saved[-6:-1]), saved[-1]),
 }
 
 

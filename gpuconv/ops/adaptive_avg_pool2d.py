@@ -5,14 +5,11 @@ Source: torch.nn.functional.adaptive_avg_pool2d; Lin et al. 2013 (global).
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from gpuconv.arguments import pair
 from gpuconv.arrays import ShapeOnly
-from gpuconv.ops import adaptive_avg_pool2d_launch as config
-from gpuconv.ops.cost import Cost, nbytes
+from gpuconv.ops.cost import moved
 from gpuconv.ops.op import (
     Array,
     Shape,
@@ -22,6 +19,10 @@ from gpuconv.ops.op import (
     require_image_shape,
     require_rank,
     require_shape,
+)
+from gpuconv.ops.pool2d_launch import (
+    config_adaptive_avg_pool2d,
+    config_adaptive_avg_pool2d_backward,
 )
 
 
@@ -88,13 +89,12 @@ def adaptive_avg_pool2d_output(x, output_size):
 
 @adaptive_avg_pool2d.cost
 def adaptive_avg_pool2d_cost(x, output_size):
-    P, Q = pair("output_size", output_size, 1)
-    return Cost(0, nbytes(x) + x.shape[0] * x.shape[1] * P * Q * x.dtype.itemsize)
+    return moved(x, adaptive_avg_pool2d_output(x, output_size))
 
 
 @adaptive_avg_pool2d_backward.cost
 def adaptive_avg_pool2d_backward_cost(dy, x_shape):
-    return Cost(0, nbytes(dy) + math.prod(x_shape) * dy.dtype.itemsize)
+    return moved(dy, ShapeOnly(x_shape, dy.dtype))
 
 
 @adaptive_avg_pool2d.check
@@ -121,16 +121,12 @@ def _require_pixels(x_shape):
 
 @adaptive_avg_pool2d.launch
 def adaptive_avg_pool2d_launch(runtime, x, output_size):
-    size = pair("output_size", output_size, 1)
-    y = runtime.empty((x.shape[0], *size, x.shape[1]))
-    runtime.run(config.config_forward(x.shape, size), y=y, x=runtime.as_nhwc(x))
-    return runtime.as_nchw(y)
+    y = adaptive_avg_pool2d_output(x, output_size)
+    return runtime.image(config_adaptive_avg_pool2d(x.shape, y.shape[2:]), "y", y.shape, x=x)
 
 
 @adaptive_avg_pool2d_backward.launch
 def adaptive_avg_pool2d_backward_launch(runtime, dy, x_shape):
-    N, C, H, W = x_shape
-    dx = runtime.empty((N, H, W, C))
-    launches = config.config_backward((N, C, H, W), dy.shape[2:])
-    runtime.run(launches, dx=dx, dy=runtime.as_nhwc(dy))
-    return runtime.as_nchw(dx)
+    return runtime.image(
+        config_adaptive_avg_pool2d_backward(tuple(x_shape), dy.shape[2:]), "dx", x_shape, dy=dy
+    )

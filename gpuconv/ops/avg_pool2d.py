@@ -5,7 +5,6 @@ Source: the article's "pooling step"; ONNX AveragePool; torch.nn.functional.avg_
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from gpuconv.arguments import flag
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
-from gpuconv.ops.cost import Cost, image, nbytes
+from gpuconv.ops.cost import Cost, image, moved, nbytes
 from gpuconv.ops.op import (
     Array,
     Padding,
@@ -146,65 +145,47 @@ def require_pooled_shape(x_shape, geometry, **arrays):
     require_shape(dict.fromkeys(arrays, shape), **arrays)
 
 
-def _require(x, options):
-    require_floats(x=x)
-    require_rank(4, "(N, C, H, W)", x=x)
-    window(*options).output_size(*x.shape[2:])
-
-
-def _require_backward(dy, x_shape, options):
-    require_floats(dy=dy)
-    require_image_shape(x_shape)
-    window(*options).output_size(*x_shape[2:])
-    require_pooled_shape(x_shape, window(*options), dy=dy)
+# Of the options below five are the window; the sixth, avg_pool2d's alone, is count_include_pad.
 
 
 @sum_pool2d.check
-def sum_pool2d_check(x, *options):
-    _require(x, options)
-
-
 @avg_pool2d.check
-def avg_pool2d_check(x, *options):
-    flag("count_include_pad", options[-1])
-    _require(x, options[:-1])
+def pool2d_check(x, *options):
+    require_floats(x=x)
+    require_rank(4, "(N, C, H, W)", x=x)
+    window(*options[:5]).output_size(*x.shape[2:])
+    _require_flag(*options[5:])
 
 
 @sum_pool2d_backward.check
-def sum_pool2d_backward_check(dy, x_shape, *options):
-    _require_backward(dy, x_shape, options)
-
-
 @avg_pool2d_backward.check
-def avg_pool2d_backward_check(dy, x_shape, *options):
-    flag("count_include_pad", options[-1])
-    _require_backward(dy, x_shape, options[:-1])
+def pool2d_backward_check(dy, x_shape, *options):
+    require_floats(dy=dy)
+    require_image_shape(x_shape)
+    require_pooled_shape(x_shape, window(*options[:5]), dy=dy)
+    _require_flag(*options[5:])
+
+
+def _require_flag(count_include_pad=True):
+    flag("count_include_pad", count_include_pad)
 
 
 @sum_pool2d.output
-def sum_pool2d_output(x, *options):
-    return pooled(x, *options)
-
-
 @avg_pool2d.output
-def avg_pool2d_output(x, *options):
-    return pooled(x, *options[:-1])
+def pool2d_output(x, *options):
+    return pooled(x, *options[:5])
 
 
 @sum_pool2d.cost
-def sum_pool2d_cost(x, *options):
-    return Cost(0, image(x, window(*options)) + nbytes(pooled(x, *options)))
-
-
 @avg_pool2d.cost
-def avg_pool2d_cost(x, *options):
-    return sum_pool2d_cost(x, *options[:-1])
+def pool2d_cost(x, *options):
+    return Cost(0, image(x, window(*options[:5])) + nbytes(pooled(x, *options[:5])))
 
 
 @sum_pool2d_backward.cost
 @avg_pool2d_backward.cost
-def sum_pool2d_backward_cost(dy, x_shape, *options):
-    return Cost(0, nbytes(dy) + math.prod(x_shape) * dy.dtype.itemsize)
+def pool2d_backward_cost(dy, x_shape, *options):
+    return moved(dy, ShapeOnly(x_shape, dy.dtype))
 
 
 @sum_pool2d.cpu
@@ -236,37 +217,17 @@ def avg_pool2d_backward_cpu(dy, x_shape, *options):
     return sum_pool2d_backward_cpu(dy / counts.astype(dy.dtype), x_shape, *options[:-1])
 
 
-def _forward(runtime, x, window_options, *average):
-    N, C, P, Q = pooled(x, *window_options).shape
-    y = runtime.empty((N, P, Q, C))
-    config = config_avg_pool2d(x.shape, window(*window_options), *average)
-    runtime.run(config, y=y, x=runtime.as_nhwc(x))
-    return runtime.as_nchw(y)
-
-
-def _backward(runtime, dy, x_shape, window_options, *average):
-    N, C, H, W = x_shape
-    dx = runtime.empty((N, H, W, C))
-    config = config_avg_pool2d_backward((N, C, H, W), window(*window_options), *average)
-    runtime.run(config, dx=dx, dy=runtime.as_nhwc(dy))
-    return runtime.as_nchw(dx)
-
-
 @sum_pool2d.launch
-def sum_pool2d_launch(runtime, x, *options):
-    return _forward(runtime, x, options, False)
+@avg_pool2d.launch
+def pool2d_launch(runtime, x, *options):
+    average = len(options) > 5, *options[5:]
+    config = config_avg_pool2d(x.shape, window(*options[:5]), *average)
+    return runtime.image(config, "y", pooled(x, *options[:5]).shape, x=x)
 
 
 @sum_pool2d_backward.launch
-def sum_pool2d_backward_launch(runtime, dy, x_shape, *options):
-    return _backward(runtime, dy, x_shape, options, False)
-
-
-@avg_pool2d.launch
-def avg_pool2d_launch(runtime, x, *options):
-    return _forward(runtime, x, options[:-1], True, options[-1])
-
-
 @avg_pool2d_backward.launch
-def avg_pool2d_backward_launch(runtime, dy, x_shape, *options):
-    return _backward(runtime, dy, x_shape, options[:-1], True, options[-1])
+def pool2d_backward_launch(runtime, dy, x_shape, *options):
+    average = len(options) > 5, *options[5:]
+    config = config_avg_pool2d_backward(tuple(x_shape), window(*options[:5]), *average)
+    return runtime.image(config, "dx", x_shape, dy=dy)

@@ -197,7 +197,7 @@ def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activati
 @conv2d.launch
 def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activation):
     geometry = window(w.shape[2:], stride, padding, dilation)
-    conv = config.conv2d_shape(x.shape, w.shape, geometry, groups)
+    conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
     fused = activation == "relu"
     y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.as_nhwc(w)
     bias = filters if b is None else runtime.contiguous(b)
@@ -212,7 +212,7 @@ def conv2d_backward_launch(
     runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx
 ):
     geometry = window(w.shape[2:], stride, padding, dilation)
-    conv = config.conv2d_shape(x.shape, w.shape, geometry, groups)
+    conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
     dy = runtime.as_nhwc(activation_backward(dy, y, activation))
     dx, db = None, None
     if need_dx:

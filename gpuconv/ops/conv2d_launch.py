@@ -52,6 +52,7 @@ class Conv2dShape:
     groups: int = 1
 
     @classmethod
+    @lru_cache(maxsize=CACHED)
     def of(
         cls, x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int
     ) -> Conv2dShape:
@@ -127,14 +128,6 @@ class Conv2dShape:
         )
         if self.groups > MAX_GRID_YZ:
             raise ValueError(f"{name}: {self.groups} groups; at most {MAX_GRID_YZ} are supported")
-
-
-@lru_cache(maxsize=CACHED)
-def conv2d_shape(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int
-) -> Conv2dShape:
-    """`Conv2dShape.of`, made once for each set of arguments."""
-    return Conv2dShape.of(x_shape, w_shape, window, groups)
 
 
 @lru_cache(maxsize=CACHED)

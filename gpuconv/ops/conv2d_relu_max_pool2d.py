@@ -172,11 +172,8 @@ def conv2d_relu_max_pool2d_backward_launch(
     N, K, H, W = y_shape(x, w, stride, padding, dilation)
     geometry = window(*_complete(pool))
     if is_2x2(geometry):  # through ReLU and pool in one pass
-        dx = runtime.empty((N, H, W, K))
-        pooled = {"dy": dy, "y": y, "argmax": argmax}
-        read = {name: runtime.as_nhwc(array) for name, array in pooled.items()}
-        runtime.run(config_bias_relu_max_pool2d_backward((N, K, H, W), geometry), dx=dx, **read)
-        spread = runtime.as_nchw(dx)
+        config = config_bias_relu_max_pool2d_backward((N, K, H, W), geometry)
+        spread = runtime.image(config, "dx", (N, K, H, W), dy=dy, y=y, argmax=argmax)
     else:
         spread = max_pool2d_backward(relu_backward(dy, y), argmax, (N, K, H, W), *pool)
     return conv2d_backward(spread, x, w, b, stride, padding, dilation, groups, need_dx=need_dx)

@@ -58,26 +58,18 @@ def moved(*arrays: Any) -> Cost:
 def image(x: Any, window: Window) -> int:
     """The bytes of x (N, C, H, W) that some window reaches."""
     rows, columns = set(), set()
-    for _, _, _, pixels in window.taps(*x.shape[2:]):
-        rows.add(_key(pixels[1]))
-        columns.add(_key(pixels[2]))
+    for _, _, _, (_, row, column) in window.taps(*x.shape[2:]):
+        rows.add((row.start, row.stop, row.step))
+        columns.add((column.start, column.stop, column.step))
     return x.shape[0] * x.shape[1] * _union(rows) * _union(columns) * x.dtype.itemsize
 
 
 def multiply_adds(x: Any, w: Any, window: Window) -> int:
     """Of a convolution of x (N, C, H, W) with w (K, C/groups, R, S): taps inside the image."""
     inside = 0
-    for _, _, out, _ in window.taps(*x.shape[2:]):
-        inside += _length(out[1]) * _length(out[2])
+    for _, _, (_, rows, columns), _ in window.taps(*x.shape[2:]):
+        inside += (rows.stop - rows.start) * (columns.stop - columns.start)
     return x.shape[0] * w.shape[0] * w.shape[1] * inside
-
-
-def _key(pixels: slice) -> tuple[int, int, int]:
-    return pixels.start, pixels.stop, pixels.step or 1
-
-
-def _length(pixels: slice) -> int:
-    return len(range(pixels.start, pixels.stop, pixels.step or 1))
 
 
 def _union(slices: set[tuple[int, int, int]]) -> int:

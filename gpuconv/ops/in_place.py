@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.arrays import device_of
 from gpuconv.cpu import batch_norm, elementwise
-from gpuconv.threads import Pieces, parallel, shards
+from gpuconv.threads import parallel, shards
 
 
 def can_overwrite(a: Any) -> bool:
@@ -22,9 +22,8 @@ def can_overwrite(a: Any) -> bool:
 def relu_backward_into(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """`relu_backward(dy, y)`, in dy's memory."""
     flat, other = dy.reshape(-1), elementwise.contiguous(y).reshape(-1)
-    parallel(
-        lambda b, e: elementwise.relu_backward_into(flat[b:e], other[b:e]), _shards(dy), blas=False
-    )
+    pieces = shards(dy.size, elementwise.GRAIN)
+    parallel(lambda b, e: elementwise.relu_backward_into(flat[b:e], other[b:e]), pieces, blas=False)
     return dy
 
 
@@ -45,7 +44,3 @@ def batch_norm2d_backward_into(
     dx, dw, db = batch_norm.backward(*arguments, in_place=True)
     assert dx is not None
     return dx, None if w is None else dw, None if b is None else db
-
-
-def _shards(a: np.ndarray) -> Pieces:
-    return shards(a.size, elementwise.GRAIN)

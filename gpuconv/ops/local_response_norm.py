@@ -1,25 +1,29 @@
-"""Local response normalisation across neighbouring channels.
+"""Local response normalisation across neighbouring channels. Kernels: kernels/lrn.cu.
 
 Source: Krizhevsky et al. 2012, section 3.3; torch.nn.functional.local_response_norm; ONNX LRN.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 import numpy as np
 
 from gpuconv.arguments import number, whole
-from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import response_norm as fast
-from gpuconv.ops import local_response_norm_launch as config
-from gpuconv.ops.cost import moved
-from gpuconv.ops.op import (
-    Array,
-    in_float64,
-    op,
-    require_floats,
-    require_rank,
-    require_shape,
+from gpuconv.cuda.launch_config import (
+    CACHED,
+    MAX_SHARED,
+    THREADS,
+    Launch,
+    LaunchConfig,
+    defines,
+    pixel_loop,
+    vector_width,
 )
+from gpuconv.cuda.layout import Shape, require_channels
+from gpuconv.ops.op import Array, elementwise, in_float64, op, require_rank
 
 CONVENTIONS = ("torch", "paper")
 
@@ -94,41 +98,19 @@ def _window_sum(a, below, above):
     return total
 
 
+elementwise(local_response_norm)
+elementwise(local_response_norm_backward)
+
+
 @local_response_norm.check
-def local_response_norm_check(x, size, alpha, beta, k, convention):
-    _require(x, x, size, alpha, beta, k, convention)
-
-
 @local_response_norm_backward.check
-def local_response_norm_backward_check(dy, x, size, alpha, beta, k, convention):
-    _require(x, dy, size, alpha, beta, k, convention)
-
-
-def _require(x, dy, size, alpha, beta, k, convention):
-    require_floats(x=x, dy=dy)
+def local_response_norm_check(*arguments):
+    *_, x, size, _, _, k, convention = arguments
     require_rank(4, "(N, C, H, W)", x=x)
-    require_shape({"dy": x.shape}, dy=dy)
     whole("size", size)
-    number("alpha", alpha)
-    number("beta", beta)
     number("k", k, above=0)  # the sum of squares can be 0
     if convention not in CONVENTIONS:
         raise ValueError(f'convention must be "torch" or "paper", got {convention!r}')
-
-
-@local_response_norm.output
-def local_response_norm_output(x, size, alpha, beta, k, convention):
-    return ShapeOnly(x.shape, x.dtype)
-
-
-@local_response_norm.cost
-def local_response_norm_cost(x, size, alpha, beta, k, convention):
-    return moved(x, x)
-
-
-@local_response_norm_backward.cost
-def local_response_norm_backward_cost(dy, x, size, alpha, beta, k, convention):
-    return moved(dy, x, x)
 
 
 @local_response_norm.cpu
@@ -141,21 +123,46 @@ def local_response_norm_backward_cpu(dy, x, size, alpha, beta, k, convention):
     return fast.backward(dy, x, size, scaled(alpha, size, convention), beta, k)
 
 
+@lru_cache(maxsize=CACHED)
+def config_local_response_norm(shape: Shape, size: int) -> LaunchConfig:
+    """y from x, (N, H, W, C); shape is (N, C, H, W), size the channels of a window."""
+    return LaunchConfig((_launch("local_response_norm_forward", shape, size, ("y", "x")),))
+
+
+@lru_cache(maxsize=CACHED)
+def config_local_response_norm_backward(shape: Shape, size: int) -> LaunchConfig:
+    """dx from dy and x, (N, H, W, C)."""
+    name, C = "local_response_norm_backward", shape[1]
+    launch = _launch(name, shape, size, ("dx", "dy", "x"))
+    rows = THREADS // launch.scalars["lanes"]
+    shared = rows * 2 * C * 4
+    if shared > MAX_SHARED:
+        raise NotImplementedError(
+            f"{name}: two rows of {C} channels do not fit {MAX_SHARED} bytes of shared memory; "
+            f"at most {MAX_SHARED // 8} channels do: use cpu"
+        )
+    return LaunchConfig((replace(launch, shared=shared),))
+
+
+def _launch(kernel: str, shape: Shape, size: int, arrays: tuple[str, ...]) -> Launch:
+    pixels, C = require_channels(kernel.removesuffix("_forward"), shape)
+    vec = vector_width(C)
+    grid, lanes = pixel_loop(pixels, C, vec)
+    window = {"below": min(size // 2, C), "above": min((size - 1) // 2, C)}
+    scalars = {"pixels": pixels, "lanes": lanes, "C": C, **window}
+    sizes = dict.fromkeys(arrays, pixels * C)
+    return Launch("lrn.cu", kernel, grid, THREADS, defines(VEC=vec), scalars, sizes)
+
+
 @local_response_norm.launch
 def local_response_norm_launch(runtime, x, size, alpha, beta, k, convention):
     numbers = {"a": scaled(alpha, size, convention), "beta": beta, "k": k}
-    launches, x = config.config_forward(x.shape, size), runtime.as_nhwc(x)
-    y = runtime.empty(x.shape)
-    runtime.run(launches, numbers, y=y, x=x)
-    return runtime.as_nchw(y)
+    return runtime.image(config_local_response_norm(x.shape, size), "y", x.shape, numbers, x=x)
 
 
 @local_response_norm_backward.launch
 def local_response_norm_backward_launch(runtime, dy, x, size, alpha, beta, k, convention):
     a = scaled(alpha, size, convention)
     numbers = {"a": a, "beta": beta, "k": k, "slope": 2 * a * beta}
-    launches = config.config_backward(x.shape, size)
-    dy, x = runtime.as_nhwc(dy), runtime.as_nhwc(x)
-    dx = runtime.empty(x.shape)
-    runtime.run(launches, numbers, dx=dx, dy=dy, x=x)
-    return runtime.as_nchw(dx)
+    launches = config_local_response_norm_backward(x.shape, size)
+    return runtime.image(launches, "dx", x.shape, numbers, dy=dy, x=x)

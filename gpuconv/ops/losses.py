@@ -8,6 +8,7 @@ multi_margin_loss.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from gpuconv.arguments import number, whole
 from gpuconv.arrays import ShapeOnly, device_of
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import contiguous
-from gpuconv.ops.cost import Cost, moved, nbytes
+from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
 from gpuconv.ops.softmax_launch import config_loss, config_loss_backward
@@ -132,50 +133,51 @@ def _one_hot(like, labels):
     return target
 
 
-def _require(labels, **scores):
-    require_floats(**scores)
-    require_rank(2, "(N, classes)", **scores)
+LOSSES = (  # forward, backward, and what one keeps for the other
+    (cross_entropy, cross_entropy_backward, "probabilities"),
+    (half_squared_error, half_squared_error_backward, "probabilities"),
+    (hinge, hinge_backward, "excess"),
+)
+
+
+def _check(name, *arguments):
+    """TypeError or ValueError unless these are the scores, or what `name` says, and labels."""
+    array, labels = arguments[:2]
+    require_floats(**{name: array})
+    require_rank(2, "(N, classes)", **{name: array})
     if device_of(labels) is None or labels.dtype.kind not in "iu":
         kind = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"labels must be an array of integers, got {kind}")
-    (shape,) = (array.shape for array in scores.values())
-    require_shape({"labels": shape[:1]}, labels=labels)
+    require_shape({"labels": array.shape[:1]}, labels=labels)
 
 
-@half_squared_error.check
-def half_squared_error_check(scores, labels):
-    _require(labels, scores=scores)
+def _cost(numbers, *arguments):
+    """Scores and labels in, what backward needs out; or that and labels in, the gradient out."""
+    array, labels = arguments[:2]
+    return Cost(0, nbytes(array, labels, array) + numbers * array.dtype.itemsize)
 
 
-@half_squared_error_backward.check
-def half_squared_error_backward_check(probabilities, labels):
-    _require(labels, probabilities=probabilities)
+def _output(scores, *others):
+    return math.nan, ShapeOnly(scores.shape, scores.dtype)
+
+
+for _forward, _backward, _kept in LOSSES:
+    _forward.check(partial(_check, "scores"))
+    _backward.check(partial(_check, _kept))
+    _forward.output(_output)
+    _forward.cost(partial(_cost, 1))
+    _backward.cost(partial(_cost, 0))
 
 
 @hinge.check
 def hinge_check(scores, labels, margin):
-    _require(labels, scores=scores)
     number("margin", margin, above=0)
 
 
-@hinge_backward.check
-def hinge_backward_check(excess, labels):
-    _require(labels, excess=excess)
-
-
 @cross_entropy.check
-def cross_entropy_check(scores, labels, *options):
-    _require(labels, scores=scores)
-    _require_options(scores, *options)
-
-
 @cross_entropy_backward.check
-def cross_entropy_backward_check(probabilities, labels, *options):
-    _require(labels, probabilities=probabilities)
-    _require_options(probabilities, *options)
-
-
-def _require_options(scores, label_smoothing, weight, ignore_index):
+def cross_entropy_check(*arguments):
+    scores, _, label_smoothing, weight, ignore_index = arguments
     number("label_smoothing", label_smoothing, 0, 1)
     whole("ignore_index", ignore_index, -(2**63), 2**63 - 1)
     require_floats(("weight",), scores=scores, weight=weight)
@@ -213,54 +215,16 @@ def counted_labels_in_range(*arguments):
             labels_in_range(scores, labels[labels != ignore_index])
 
 
-@cross_entropy.output
-@half_squared_error.output
-@hinge.output
-def loss_output(scores, *others):
-    return math.nan, ShapeOnly(scores.shape, scores.dtype)
-
-
-@cross_entropy.cost
-@half_squared_error.cost
-@hinge.cost
-def loss_cost(scores, labels, *options):
-    """Scores and labels in, what backward needs and one number out."""
-    return Cost(0, nbytes(scores, labels, scores) + scores.dtype.itemsize)
-
-
-@cross_entropy_backward.cost
-@half_squared_error_backward.cost
-@hinge_backward.cost
-def loss_backward_cost(*arguments):
-    kept, labels = arguments[:2]
-    return moved(kept, labels, kept)
-
-
-@cross_entropy.cpu
-def cross_entropy_cpu(scores, labels, label_smoothing, weight, ignore_index):
+def _compiled_forward(function, scores, labels, *options):
     p = np.empty(scores.shape, scores.dtype)
-    options = float(label_smoothing), _weights(scores, weight), ignore_index
-    return fast.cross_entropy(contiguous(scores), _numbers(labels), *options, p), p
+    given = contiguous(scores), _numbers(labels), *_plain(scores, *options)
+    return function(*given, p), p
 
 
-@cross_entropy_backward.cpu
-def cross_entropy_backward_cpu(probabilities, labels, label_smoothing, weight, ignore_index):
+def _compiled_backward(function, *arguments):
+    probabilities, labels, *options = arguments
     dscores = np.empty(probabilities.shape, probabilities.dtype)
-    options = float(label_smoothing), _weights(probabilities, weight), ignore_index
-    fast.cross_entropy_backward(contiguous(probabilities), _numbers(labels), *options, dscores)
-    return dscores
-
-
-@half_squared_error.cpu
-def half_squared_error_cpu(scores, labels):
-    p = np.empty(scores.shape, scores.dtype)
-    return fast.half_squared_error(contiguous(scores), _numbers(labels), p), p
-
-
-@half_squared_error_backward.cpu
-def half_squared_error_backward_cpu(probabilities, labels):
-    dscores = np.empty(probabilities.shape, probabilities.dtype)
-    fast.half_squared_error_backward(contiguous(probabilities), _numbers(labels), dscores)
+    function(contiguous(probabilities), _numbers(labels), *_plain(probabilities, *options), dscores)
     return dscores
 
 
@@ -268,20 +232,29 @@ def _numbers(labels):
     return contiguous(labels.astype(np.int64, copy=False))
 
 
-def _weights(like, weight):
-    """The classes' weights for compiled code: no elements stand for None."""
-    return np.empty(0, like.dtype) if weight is None else contiguous(weight)
+def _plain(like, *options):
+    """The options as compiled code takes them: no elements stand for the weights None."""
+    if not options:
+        return ()
+    label_smoothing, weight, ignore_index = options
+    weights = np.empty(0, like.dtype) if weight is None else contiguous(weight)
+    return float(label_smoothing), weights, ignore_index
 
 
-def _forward(runtime, name, saved, scores, labels, weight=None, **numbers):
+cross_entropy.cpu(partial(_compiled_forward, fast.cross_entropy))
+cross_entropy_backward.cpu(partial(_compiled_backward, fast.cross_entropy_backward))
+half_squared_error.cpu(partial(_compiled_forward, fast.half_squared_error))
+half_squared_error_backward.cpu(partial(_compiled_backward, fast.half_squared_error_backward))
+
+
+def _launch_forward(name, saved, runtime, scores, labels, *options):
     """(loss, what backward needs), by the forward kernel `name`_forward and its mean."""
-    rows, classes = scores.shape
-    given = rows, classes, str(labels.dtype), weight is not None
-    config = config_loss(f"{name}_forward", *given)
+    scores = runtime.contiguous(scores)
+    weighted, numbers, arrays = _for_kernels(runtime, name, scores, options)
+    config = config_loss(f"{name}_forward", *scores.shape, str(labels.dtype), weighted)
     kept, loss = runtime.empty(scores.shape), runtime.empty(1)
-    arrays = {"scores": runtime.contiguous(scores), "labels": runtime.contiguous(labels)}
-    arrays |= _weight(runtime, name, weight, arrays["scores"])
-    runtime.run(config, numbers, loss=loss, **{saved: kept}, **arrays)
+    arrays |= {"scores": scores, "labels": runtime.contiguous(labels), saved: kept}
+    runtime.run(config, numbers, loss=loss, **arrays)
     value = float(runtime.asnumpy(loss)[0])
     if np.isnan(value):  # a label out of range, or scores that were NaN
         known = runtime.asnumpy(labels)
@@ -293,61 +266,28 @@ def _forward(runtime, name, saved, scores, labels, weight=None, **numbers):
     return value, kept
 
 
-def _backward(runtime, name, saved, kept, labels, weight=None, **numbers):
-    given = *kept.shape, str(labels.dtype), weight is not None
-    config = config_loss_backward(f"{name}_backward", *given)
-    dscores, kept = runtime.empty(kept.shape), runtime.contiguous(kept)
-    arrays = {"labels": runtime.contiguous(labels), saved: kept}
-    arrays |= _weight(runtime, name, weight, kept)
+def _launch_backward(name, saved, runtime, *arguments):
+    kept, labels, *options = arguments
+    kept = runtime.contiguous(kept)
+    weighted, numbers, arrays = _for_kernels(runtime, name, kept, options)
+    config = config_loss_backward(f"{name}_backward", *kept.shape, str(labels.dtype), weighted)
+    dscores = runtime.empty(kept.shape)
+    arrays |= {"labels": runtime.contiguous(labels), saved: kept}
     runtime.run(config, numbers, dscores=dscores, **arrays)
     return dscores
 
 
-def _weight(runtime, name, weight, any_array):
-    """The kernels' classes' weights, for which any array stands in where there are none."""
+def _for_kernels(runtime, name, like, options):
+    """(whether classes have weights, numbers, arrays) of a loss's options for its kernels."""
     if name != "cross_entropy":
-        return {}
-    return {"weight": any_array if weight is None else runtime.contiguous(weight)}
+        return False, {"margin": options[0]} if options else {}, {}
+    label_smoothing, weight, ignore_index = options
+    # of the target, `even` is for every class, `right` besides for the label
+    target = {"right": 1 - label_smoothing, "even": label_smoothing / like.shape[1]}
+    weights = like if weight is None else runtime.contiguous(weight)  # read only if there are any
+    return weight is not None, {**target, "ignore": ignore_index}, {"weight": weights}
 
 
-def _cross_entropy_numbers(classes, label_smoothing, weight, ignore_index):
-    """The target of cross-entropy: `even` for every class, and `right` besides for the label."""
-    return {
-        "right": 1 - label_smoothing,
-        "even": label_smoothing / classes,
-        "ignore": ignore_index,
-    }
-
-
-@cross_entropy.launch
-def cross_entropy_launch(runtime, scores, labels, *options):
-    numbers = _cross_entropy_numbers(scores.shape[1], *options)
-    given = "cross_entropy", "probabilities", scores, labels, options[1]
-    return _forward(runtime, *given, **numbers)
-
-
-@cross_entropy_backward.launch
-def cross_entropy_backward_launch(runtime, probabilities, labels, *options):
-    numbers = _cross_entropy_numbers(probabilities.shape[1], *options)
-    given = "cross_entropy", "probabilities", probabilities, labels, options[1]
-    return _backward(runtime, *given, **numbers)
-
-
-@half_squared_error.launch
-def half_squared_error_launch(runtime, scores, labels):
-    return _forward(runtime, "half_squared_error", "probabilities", scores, labels)
-
-
-@half_squared_error_backward.launch
-def half_squared_error_backward_launch(runtime, probabilities, labels):
-    return _backward(runtime, "half_squared_error", "probabilities", probabilities, labels)
-
-
-@hinge.launch
-def hinge_launch(runtime, scores, labels, margin):
-    return _forward(runtime, "hinge", "excess", scores, labels, margin=margin)
-
-
-@hinge_backward.launch
-def hinge_backward_launch(runtime, excess, labels):
-    return _backward(runtime, "hinge", "excess", excess, labels)
+for _forward, _backward, _kept in LOSSES:
+    _forward.launch(partial(_launch_forward, _forward.__name__, _kept))
+    _backward.launch(partial(_launch_backward, _forward.__name__, _kept))

@@ -5,15 +5,13 @@ Source: the article's "pooling step"; ONNX MaxPool; torch.nn.functional.max_pool
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from gpuconv.arguments import LARGEST
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import pool as fast
 from gpuconv.ops.avg_pool2d import pooled, require_pooled_shape
-from gpuconv.ops.cost import Cost, image, nbytes
+from gpuconv.ops.cost import Cost, image, moved, nbytes
 from gpuconv.ops.op import (
     Array,
     Padding,
@@ -136,7 +134,7 @@ def max_pool2d_cost(x, *options):
 
 @max_pool2d_backward.cost
 def max_pool2d_backward_cost(dy, argmax, x_shape, *options):
-    return Cost(0, nbytes(dy, argmax) + math.prod(x_shape) * dy.dtype.itemsize)
+    return moved(dy, argmax, ShapeOnly(x_shape, dy.dtype))
 
 
 @max_pool2d.cpu
@@ -167,8 +165,5 @@ def max_pool2d_launch(runtime, x, *options):
 
 @max_pool2d_backward.launch
 def max_pool2d_backward_launch(runtime, dy, argmax, x_shape, *options):
-    N, C, H, W = x_shape
-    dx = runtime.empty((N, H, W, C))
-    config = config_max_pool2d_backward((N, C, H, W), window(*options))
-    runtime.run(config, dx=dx, dy=runtime.as_nhwc(dy), argmax=runtime.as_nhwc(argmax))
-    return runtime.as_nchw(dx)
+    config = config_max_pool2d_backward(tuple(x_shape), window(*options))
+    return runtime.image(config, "dx", x_shape, dy=dy, argmax=argmax)

@@ -191,10 +191,7 @@ class Op(Generic[P, R]):
                     self._accepted.clear()
                 self._accepted[key] = run
         if self._check_values is not None:
-            try:
-                self._check_values(*values)
-            except ValueError as error:
-                raise self._named(error) from error
+            self._refuse(self._check_values, values)
         result: R = run(*values)
         return result
 
@@ -207,10 +204,7 @@ class Op(Generic[P, R]):
             raise TypeError(f"{self.__name__}: the reference takes NumPy arrays, not {device}'s")
         self._checked(values)
         if self._check_values is not None:
-            try:
-                self._check_values(*values)
-            except ValueError as error:
-                raise self._named(error) from error
+            self._refuse(self._check_values, values)
         result: R = self.definition(*values)
         return result
 
@@ -245,16 +239,15 @@ class Op(Generic[P, R]):
         return tuple(as_float32(a) if getattr(a, "dtype", None) == np.float16 else a for a in args)
 
     def _checked(self, args: tuple[Any, ...]) -> None:
-        """Run the checks; what they raise begins with the operation's name."""
-        try:
-            for check in self._checks:
-                check(*args)
-        except (TypeError, ValueError) as error:
-            raise self._named(error) from error
+        for check in self._checks:
+            self._refuse(check, args)
 
-    def _named(self, error: Exception) -> Exception:
-        """The error, with the operation's name before what it says."""
-        return type(error)(f"{self.__name__}: {error}")
+    def _refuse(self, check: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Run a check; what it raises begins with the operation's name."""
+        try:
+            check(*args)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.__name__}: {error}") from error
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """All arguments in order, defaults included; TypeError as Python raises it for a call."""

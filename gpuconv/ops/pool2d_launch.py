@@ -1,5 +1,5 @@
 """Launch configurations of pooling. Kernels: kernels/maxpool.cu, kernels/avgpool.cu,
-kernels/bias_relu_pool.cu.
+kernels/bias_relu_pool.cu, kernels/adaptive_avgpool.cu.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from gpuconv.cuda.launch_config import (
     CACHED,
+    MAX_GRID_YZ,
     THREADS,
     Launch,
     LaunchConfig,
@@ -20,9 +21,8 @@ from gpuconv.cuda.launch_config import (
     require_int32,
     vector_width,
 )
+from gpuconv.cuda.layout import Shape, channel_tile, require_channels
 from gpuconv.shapes import Window
-
-Shape = tuple[int, int, int, int]
 
 TAP = {"uint8": "unsigned char", "int32": "int"}  # argmax's type
 MOST_TAPS = 1 << 24  # which a thread visits one after the other
@@ -96,7 +96,7 @@ def _pool_2x2(
     x_shape: Shape,
     window: Window,
     count: int,
-    scalars: dict[str, int],
+    scalars: Mapping[str, int],
     sizes: Mapping[str, int | None],
 ) -> LaunchConfig:
     if not is_2x2(window):
@@ -104,13 +104,24 @@ def _pool_2x2(
     N, C, H, W = x_shape
     P, Q = window.output_size(H, W)
     require_int32(kernel, input_pixels=N * H * W)
+    scalars = {"H": H, "W": W, "P": P, "Q": Q, **scalars}
+    return _per_pixel("bias_relu_pool.cu", kernel, count, C, scalars, sizes)
+
+
+def _per_pixel(
+    file: str,
+    kernel: str,
+    pixels: int,
+    C: int,
+    scalars: Mapping[str, int],
+    sizes: Mapping[str, int | None],
+    **macros: bool | str,
+) -> LaunchConfig:
+    """A kernel whose threads own the pixels, each `VEC` of their C channels."""
     vec = vector_width(C)
-    grid, lanes = pixel_loop(count, C, vec)
-    scalars |= {"lanes": lanes, "H": H, "W": W, "C": C, "P": P, "Q": Q}
-    chosen = defines(VEC=vec)
-    return LaunchConfig(
-        (Launch("bias_relu_pool.cu", kernel, grid, THREADS, chosen, scalars, sizes),)
-    )
+    grid, lanes = pixel_loop(pixels, C, vec)
+    scalars, chosen = {"lanes": lanes, "C": C, **scalars}, defines(VEC=vec, **macros)
+    return LaunchConfig((Launch(file, kernel, grid, THREADS, chosen, scalars, sizes),))
 
 
 def _counted(x_shape: Shape, window: Window, include_pad: bool) -> dict[str, int]:
@@ -134,12 +145,9 @@ def _pool(
     image, pooled = N * H * W * C, N * P * Q * C
     pixels = N * P * Q if kernel.endswith("_forward") else N * H * W
     scalars = {**_window(kernel.removesuffix("_forward"), x_shape, window), **more}
+    scalars["pixels"] = pixels
     sizes = {"x": image, "dx": image, "y": pooled, "dy": pooled, "argmax": pooled}
-    vec = vector_width(C)
-    grid, lanes = pixel_loop(pixels, C, vec)
-    scalars |= {"pixels": pixels, "lanes": lanes}
-    chosen = defines(VEC=vec, **macros)
-    return LaunchConfig((Launch(file, kernel, grid, THREADS, chosen, scalars, sizes),))
+    return _per_pixel(file, kernel, pixels, C, scalars, sizes, **macros)
 
 
 def _window(name: str, x_shape: Shape, window: Window) -> dict[str, int]:
@@ -166,3 +174,49 @@ def _window(name: str, x_shape: Shape, window: Window) -> dict[str, int]:
         **{"stride_h": stride_h, "stride_w": stride_w, "pad_h": top, "pad_w": left},
         **{"dil_h": dil_h, "dil_w": dil_w},
     }
+
+
+@lru_cache(maxsize=CACHED)
+def config_adaptive_avg_pool2d(shape: Shape, size: tuple[int, int]) -> LaunchConfig:
+    """y (N, P, Q, C) from x (N, H, W, C); shape is (N, C, H, W), size (P, Q)."""
+    if size == (1, 1):
+        return config_global_avg_pool2d(shape)
+    N, C, H, W = shape
+    pixels = N * size[0] * size[1]
+    sizes = {"y": pixels * C, "x": N * H * W * C}
+    return _adaptive("adaptive_avg_pool2d_forward", pixels, shape, size, sizes)
+
+
+@lru_cache(maxsize=CACHED)
+def config_global_avg_pool2d(shape: Shape) -> LaunchConfig:
+    """y (N, C) from x (N, H, W, C), the means over H and W; shape is (N, C, H, W)."""
+    N, C, H, W = shape
+    require_channels("adaptive_avg_pool2d", shape)
+    vec = vector_width(C)
+    lanes, blocks = channel_tile(C, vec)
+    grid = (blocks, min(N, MAX_GRID_YZ), 1)
+    scalars = {"images": N, "lanes": lanes, "size": H * W, "C": C}
+    sizes = {"y": N * C, "x": N * H * W * C}
+    kernel, chosen = "global_avg_pool2d_forward", defines(VEC=vec)
+    launch = Launch("adaptive_avgpool.cu", kernel, grid, THREADS, chosen, scalars, sizes)
+    return LaunchConfig((launch,))
+
+
+@lru_cache(maxsize=CACHED)
+def config_adaptive_avg_pool2d_backward(shape: Shape, size: tuple[int, int]) -> LaunchConfig:
+    """dx (N, H, W, C) from dy (N, P, Q, C)."""
+    N, C, H, W = shape
+    pixels = N * H * W
+    sizes = {"dx": pixels * C, "dy": N * size[0] * size[1] * C}
+    return _adaptive("adaptive_avg_pool2d_backward", pixels, shape, size, sizes)
+
+
+def _adaptive(
+    kernel: str, pixels: int, shape: Shape, size: tuple[int, int], sizes: Mapping[str, int]
+) -> LaunchConfig:
+    (_, C, H, W), (P, Q) = shape, size
+    name = "adaptive_avg_pool2d"
+    require_channels(name, shape)
+    require_int32(name, pixels=pixels, rows=(H + 1) * (P + 1), columns=(W + 1) * (Q + 1))
+    scalars = {"pixels": pixels, "H": H, "W": W, "P": P, "Q": Q}
+    return _per_pixel("adaptive_avgpool.cu", kernel, pixels, C, scalars, sizes)

@@ -10,14 +10,16 @@ import pytest
 from gpuconv.cuda import launch_config, layout, source, split_k
 from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops import (
-    adaptive_avg_pool2d_launch,
     batch_norm2d_launch,
     conv2d_launch,
-    local_response_norm_launch,
     pool2d_launch,
     softmax_launch,
 )
 from gpuconv.ops.conv2d_launch import Conv2dShape
+from gpuconv.ops.local_response_norm import (
+    config_local_response_norm,
+    config_local_response_norm_backward,
+)
 from gpuconv.optim.device import chunks, config_optimizer
 from gpuconv.shapes import window
 
@@ -58,11 +60,11 @@ def channel_configs(shape):
     yield batch_norm2d_launch.config_backward_sums(shape, C, C + 8, vec, *flags)
     yield batch_norm2d_launch.config_backward(shape, C, C + 8, vec, *flags, True)
     yield batch_norm2d_launch.config_track(C)
-    yield adaptive_avg_pool2d_launch.config_forward(shape, (1, 1))
-    yield adaptive_avg_pool2d_launch.config_forward(shape, (7, 6))
-    yield adaptive_avg_pool2d_launch.config_backward(shape, (7, 6))
-    yield local_response_norm_launch.config_forward(shape, 5)
-    yield local_response_norm_launch.config_backward(shape, 5)
+    yield pool2d_launch.config_adaptive_avg_pool2d(shape, (1, 1))
+    yield pool2d_launch.config_adaptive_avg_pool2d(shape, (7, 6))
+    yield pool2d_launch.config_adaptive_avg_pool2d_backward(shape, (7, 6))
+    yield config_local_response_norm(shape, 5)
+    yield config_local_response_norm_backward(shape, 5)
 
 
 def all_configs():
@@ -246,12 +248,12 @@ def test_what_32_bits_do_not_hold_is_refused(c, text):
     [
         (lambda s: batch_norm2d_launch.config_statistics(s, 4, 4), "batch_norm2d: pixels are 2"),
         (lambda s: layout.config_channels("copy_channels", s, 4, 4, 4), "copy_channels: pixels"),
-        (adaptive_avg_pool2d_launch.config_global, "adaptive_avg_pool2d: pixels are 2"),
+        (pool2d_launch.config_global_avg_pool2d, "adaptive_avg_pool2d: pixels are 2"),
         (
-            lambda s: adaptive_avg_pool2d_launch.config_forward((1, 4, 2**12, 1), (2**20, 2)),
+            lambda s: pool2d_launch.config_adaptive_avg_pool2d((1, 4, 2**12, 1), (2**20, 2)),
             "adaptive_avg_pool2d: rows are 4",
         ),
-        (lambda s: local_response_norm_launch.config_forward(s, 5), "local_response_norm: pixels"),
+        (lambda s: config_local_response_norm(s, 5), "local_response_norm: pixels"),
     ],
 )
 def test_more_pixels_than_32_bits_hold_are_refused(make, text):

@@ -25,14 +25,13 @@ from gpuconv.cuda.launch_config import LaunchConfig, config_elementwise
 from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import DeviceError
 from gpuconv.ops import (
-    adaptive_avg_pool2d_launch,
     batch_norm2d_launch,
     conv2d_launch,
-    local_response_norm_launch,
     pool2d_launch,
     softmax_launch,
 )
 from gpuconv.ops.conv2d_launch import Conv2dShape
+from gpuconv.ops.local_response_norm import config_local_response_norm
 from gpuconv.optim.device import config_optimizer
 from gpuconv.shapes import window
 from gpuconv.strides import channels_last
@@ -301,8 +300,8 @@ def configs():
         each("elementwise.cu", "dropout", 8),
         layout.config_channels("add_channels", (1, 4, 2, 2), 8, 4, 4),
         batch_norm2d_launch.config_statistics((2, 4, 3, 3), 4, 4),
-        adaptive_avg_pool2d_launch.config_forward((2, 4, 3, 3), (2, 2)),
-        local_response_norm_launch.config_forward((2, 4, 3, 3), 5),
+        pool2d_launch.config_adaptive_avg_pool2d((2, 4, 3, 3), (2, 2)),
+        config_local_response_norm((2, 4, 3, 3), 5),
     ]
 
 

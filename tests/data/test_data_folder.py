@@ -84,8 +84,9 @@ def parts(folder, train, test):
 
 @pytest.mark.parametrize(
     ("train", "test"),
-    [("Train", "Test"), ("training", "testing"), ("TRAIN", "val"), ("Training", "Validation")],
-)
+    [("Train", "Test"), ("training", "testing"), ("TRAIN", "val"), ("Training", "Validation"),
+     ("train", "Dev")],
+)  # fmt: skip
 def test_parts_are_known_by_their_names(tmp_path, train, test):
     parts(tmp_path, train, test)
     (tmp_path / "__MACOSX").mkdir()

@@ -12,9 +12,12 @@ from gpuconv import ops
 from gpuconv.cuda import layout
 from gpuconv.cuda.launch_config import vector_width
 from gpuconv.ops import (
-    adaptive_avg_pool2d_launch,
     batch_norm2d_launch,
-    local_response_norm_launch,
+    pool2d_launch,
+)
+from gpuconv.ops.local_response_norm import (
+    config_local_response_norm,
+    config_local_response_norm_backward,
 )
 
 U = 2.0**-24
@@ -290,7 +293,7 @@ def compare_response(number, **how):
     a = alpha / size if convention == "torch" else alpha
     double, tail = x.astype(float), (size, alpha, beta, k, convention)
     shape, C = last(x).shape, x.shape[1]
-    config = local_response_norm_launch.config_forward(x.shape, size)
+    config = config_local_response_norm(x.shape, size)
     scalars = {"a": a, "beta": beta, "k": k}
     y = first(run(config, {"x": last(x)}, {"y": (shape, F4)}, scalars, **how)["y"])
     exact = ops.local_response_norm.definition(double, *tail)
@@ -298,7 +301,7 @@ def compare_response(number, **how):
     terms = min(size, C)
     assert_within(y, exact, ((terms + 4) * beta + 16) * U * abs(exact) + 1e-37)
     dy = np.random.default_rng(number).standard_normal(x.shape).astype(F4)
-    config = local_response_norm_launch.config_backward(x.shape, size)
+    config = config_local_response_norm_backward(x.shape, size)
     scalars["slope"] = 2 * a * beta
     dx = run(config, {"dy": last(dy), "x": last(x)}, {"dx": (shape, F4)}, scalars, **how)["dx"]
     exact = ops.local_response_norm_backward.definition(dy.astype(float), double, *tail)
@@ -337,7 +340,7 @@ def test_response_norm_without_accesses_out_of_bounds():
 def test_response_norm_of_more_channels_than_a_block_has_threads():
     for C in (1024, 1028, 257):
         x = np.random.default_rng(C).standard_normal((1, C, 1, 2)).astype(F4)
-        config = local_response_norm_launch.config_backward(x.shape, 5)
+        config = config_local_response_norm_backward(x.shape, 5)
         scalars = {"a": 1e-4, "beta": 0.75, "k": 2.0, "slope": 1.5e-4}
         outputs = {"dx": (last(x).shape, F4)}
         dx = run(config, {"dy": last(x), "x": last(x)}, outputs, scalars, check=True)["dx"]
@@ -345,7 +348,7 @@ def test_response_norm_of_more_channels_than_a_block_has_threads():
         exact = ops.local_response_norm_backward.definition(*[x.astype(float)] * 2, *tail)
         assert_within(first(dx), exact, 50 * U * abs(exact))
     with pytest.raises(NotImplementedError, match="at most 6144 channels do: use cpu"):
-        local_response_norm_launch.config_backward((1, 6145, 1, 1), 5)
+        config_local_response_norm_backward((1, 6145, 1, 1), 5)
 
 
 def compare_adaptive(number, **how):
@@ -356,12 +359,12 @@ def compare_adaptive(number, **how):
     if number % 6 == 0:
         H, W = 19, 27
     x = rng.standard_normal((N, C, H, W)).astype(F4)
-    config = adaptive_avg_pool2d_launch.config_forward(x.shape, size)
+    config = pool2d_launch.config_adaptive_avg_pool2d(x.shape, size)
     y = run(config, {"x": last(x)}, {"y": ((N, *size, C), F4)}, **how)["y"]
     exact, sizes = (ops.adaptive_avg_pool2d.definition(a.astype(float), size) for a in (x, abs(x)))
     assert_within(first(y), exact, gamma(H * W + 1) * sizes)
     dy = rng.standard_normal(exact.shape).astype(F4)
-    config = adaptive_avg_pool2d_launch.config_backward(x.shape, size)
+    config = pool2d_launch.config_adaptive_avg_pool2d_backward(x.shape, size)
     dx = run(config, {"dy": last(dy)}, {"dx": (last(x).shape, F4)}, **how)["dx"]
     exact, sizes = (
         ops.adaptive_avg_pool2d_backward.definition(a.astype(float), x.shape) for a in (dy, abs(dy))

@@ -221,6 +221,24 @@ def test_a_finished_run_is_extended_with_a_schedule_of_its_own(tmp_path):
     assert any(not np.array_equal(after.weights[k], a) for k, a in before.weights.items())
 
 
+class Messages(Callback):
+    def __init__(self):
+        self.texts = []
+
+    def on_message(self, text):
+        self.texts.append(text)
+
+
+def test_an_extended_run_says_that_its_images_are_others(tmp_path):
+    train(tmp_path)
+    same, others = Messages(), Messages()
+    extend(tmp_path, [same], epochs=4)
+    extend(tmp_path, [others], count=480)
+    notice = f"{tmp_path / 'last.safetensors'}: goes on with other images than the run had"
+    assert notice not in same.texts
+    assert notice in others.texts
+
+
 @pytest.mark.parametrize("at", [(49,), (55, 64, 65), (79,)])
 def test_an_extended_run_is_interrupted_and_resumed(tmp_path, at):
     train(tmp_path / "whole")
