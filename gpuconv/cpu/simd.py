@@ -142,16 +142,18 @@ def mask_of(builder: Any, bits: Any) -> Any:
 def masked_load(builder: Any, address: Any, mask: Any) -> Any:
     """A vector of the lanes whose mask is set, zero in the others; memory there is not touched."""
     pointer = builder.inttoptr(address, VECTOR.as_pointer())
-    kind = ir.FunctionType(VECTOR, [pointer.type, ir.IntType(32), MASK, VECTOR])
-    function = builder.module.globals.get(f"llvm.masked.load.v{LANES}f32.p0")
-    function = function or ir.Function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
-    return builder.call(function, [pointer, ir.IntType(32)(FLOAT_BYTES), mask, ZERO])
+    return _masked(builder, "load", VECTOR, [pointer, ir.IntType(32)(FLOAT_BYTES), mask, ZERO])
 
 
 def masked_store(builder: Any, value: Any, address: Any, mask: Any) -> None:
     """Write the lanes whose mask is set; memory of the others is not touched."""
     pointer = builder.inttoptr(address, VECTOR.as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [VECTOR, pointer.type, ir.IntType(32), MASK])
-    function = builder.module.globals.get(f"llvm.masked.store.v{LANES}f32.p0")
-    function = function or ir.Function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
-    builder.call(function, [value, pointer, ir.IntType(32)(FLOAT_BYTES), mask])
+    arguments = [value, pointer, ir.IntType(32)(FLOAT_BYTES), mask]
+    _masked(builder, "store", ir.VoidType(), arguments)
+
+
+def _masked(builder: Any, what: str, result: Any, arguments: list[Any]) -> Any:
+    name = f"llvm.masked.{what}.v{LANES}f32.p0"
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, arguments)
