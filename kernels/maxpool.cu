@@ -4,7 +4,8 @@ maxpool.cu: two-dimensional max pooling, forward and backward.
 Math      y[n,p,q,c]      = max over (r,s) of x[n,h,w,c],
                             h = p*stride_h - pad_h + r*dil_h, w = q*stride_w - pad_w + s*dil_w
           argmax[n,p,q,c] = r*S + s of the first maximum in (r,s) order, or of the last NaN if there
-                            is one; -1 (255 in a byte), with y = -infinity, where no tap is inside the image
+                            is one; -1 (255 in a byte), with y = -infinity, where no tap is inside
+                            the image
           dx[n,h,w,c]     = sum of dy[n,p,q,c] over the windows whose maximum is at (h,w)
 Source    ONNX MaxPool; torch.nn.functional.max_pool2d, including ceil_mode
 Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC (VEC = 1 serves any C); argmax: TAP, same
@@ -18,7 +19,8 @@ Traffic   Forward: x once (overlapping taps hit the cache), y and argmax once. B
 Floor     bytes / DRAM bandwidth
 Order     One owner per output, no atomics: the backward gathers from the windows that cover a
           pixel, by ascending (p,q), so results are bit-identical from run to run
-Limits    R*S <= 255 where TAP is a byte; N*P*Q and N*H*W below 2^31 (checked on the host); offsets are 64-bit
+Limits    R*S <= 255 where TAP is a byte; N*P*Q and N*H*W below 2^31 (checked on the host); offsets
+          are 64-bit
 Not here  A convolution's bias and ReLU in the same pass: bias_relu_pool.cu
 Macros    VEC (4 or 1), TAP (argmax's type: unsigned char, or int)
 */

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.arguments import number
 from gpuconv.page.description import to_json
 from gpuconv.page.request_checks import Refused
 from gpuconv.page.session import Session
@@ -184,7 +183,9 @@ class TrainingMonitor(Callback):
             if self.state not in before:
                 raise ValueError(f"cannot {action}: the run is {self.state}")
             if action == "rate":
-                self._rate = number("rate", rate, above=0, most=1000)
+                if type(rate) not in (int, float) or not 0 < rate <= 1000:
+                    raise ValueError(f"rate must be above 0 and at most 1000, got {rate!r}")
+                self._rate = float(rate)
             else:
                 self._set(after)
         return {"state": self.state}

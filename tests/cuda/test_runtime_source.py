@@ -18,7 +18,7 @@ HEADER_KEYS = [
     "Limits",
     "Not here",
 ]
-DEFINES = {"LABEL": "long long"}
+DEFINES = {"LABEL": "long long", "TAP": "unsigned char"}
 
 
 def test_includes_are_inlined_once_with_line_numbers(tmp_path):
@@ -75,7 +75,7 @@ def test_signatures_are_read_as_declared():
     assert found["g"].parameters == ()
 
 
-@pytest.mark.parametrize("kind", ["double", "float**", "Geometry", "short*"])
+@pytest.mark.parametrize("kind", ["double", "float**", "Geometry", "bool*"])
 def test_a_type_that_no_launch_can_pass_is_refused(kind):
     with pytest.raises(ValueError, match=r"f: parameter .* has a type that launches do not know"):
         source.signatures(f'extern "C" __global__ void f({kind} x) {{}}')
