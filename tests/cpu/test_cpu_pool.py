@@ -10,7 +10,6 @@ import pytest
 from gpuconv.cpu import pool
 from gpuconv.shapes import Window
 
-
 NO_TAP = 255  # the index of a window of padding alone
 
 
