@@ -23,7 +23,8 @@ KERNELS = {
     "conv2d_backward_bias_partials", "sum_partials",
     "bias_relu_max_pool2d_forward", "bias_relu_max_pool2d_backward",
     "conv2d_forward_few_channels", "conv2d_backward_weight_few_channels",
-    "relu_backward", "cross_entropy_forward", "cross_entropy_total", "cross_entropy_mean", "cross_entropy_backward",
+    "relu_backward", "cross_entropy_forward", "cross_entropy_total", "cross_entropy_mean",
+    "cross_entropy_backward",
     "sgd_momentum", "transpose",
 }  # fmt: skip
 
