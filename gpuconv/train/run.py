@@ -9,7 +9,7 @@ print(train.test(run)["accuracy"])
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from gpuconv import checkpoint, models
 from gpuconv.data import Loader, Preprocessing, load, mean_and_std
 from gpuconv.data.preprocessing import has_dark_border, image_size
+from gpuconv.errors import DataError
 from gpuconv.nn import CrossEntropyLoss, Module, output_shape
 from gpuconv.optim import EMA
 from gpuconv.train import config as configs
@@ -54,6 +55,8 @@ def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
     scaled = tuple(config["size"] or image_size(_build(config, {}, None).input_shape))
     reading = {name: config[name] for name in ("resize", "limit", "skip_bad", "stratified")}
     whole = load(config["data"], "train", None, scaled, config["gray"], **reading)
+    with suppress(DataError):  # the test set is read after training; if there is none, say so now
+        load(config["data"], "test", None, scaled, config["gray"], **reading | {"limit": 1})
     shape, classes = whole.image_shape, whole.classes
     dark_border = has_dark_border(whole)
     whole = Preprocessing(shape, scaled, dark_border=dark_border).prepared(whole)

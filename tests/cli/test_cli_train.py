@@ -485,6 +485,19 @@ def test_corrupt_data(refused, tmp_path, tiny, what, expected):
     assert not (tmp_path / "run").exists()
 
 
+def test_that_there_is_no_test_set_is_said_before_training(refused, tmp_path, tiny):
+    (tiny / "t10k-labels-idx1-ubyte").unlink()
+    for k in range(8):
+        (tmp_path / "p" / "Train" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), 20 * k).save(tmp_path / "p" / "Train" / "ab"[k % 2] / f"{k}.png")
+    for folder, expected in (
+        (tiny, "there is no t10k-labels-idx1-ubyte"),
+        (tmp_path / "p", "a subfolder Train but none named test"),
+    ):
+        assert expected in refused("train", "--data", folder, "--out", tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
 # ---- evaluate ----------------------------------------------------------------------------------
 
 
