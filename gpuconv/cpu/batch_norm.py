@@ -39,7 +39,7 @@ def forward(
     of_batch = mean is None
     mean = np.empty(C, x.dtype) if mean is None else np.array(mean)
     var = np.empty(C, x.dtype) if var is None else np.array(var)
-    scale, shift = _scale(w, C, x.dtype), _shift(b, C, x.dtype)
+    scale, shift = _vector(w, 1, x), _vector(b, 0, x)
     sizes = (len(x), C, math.prod(x.shape[2:]), step)
     parallel(
         lambda first, end: _forward(
@@ -76,7 +76,7 @@ def backward(
         dx = dy if in_place else np.empty(x.shape, x.dtype)
     out = np.empty(0, x.dtype) if dx is None else dx.reshape(-1)
     dw, db = np.empty(C, x.dtype), np.empty(C, x.dtype)
-    scale, shift = _scale(w, C, x.dtype), _shift(b, C, x.dtype)
+    scale, shift = _vector(w, 1, x), _vector(b, 0, x)
     mean, var = np.array(mean), np.array(var)
     sizes = (len(x), C, math.prod(x.shape[2:]), gradient_step, step)
     flags = (relu, of_batch, need_dx)
@@ -110,12 +110,8 @@ def _shards(x: np.ndarray) -> Pieces:
     return shards(x.shape[1], -(-GRAIN * x.shape[1] // x.size))
 
 
-def _scale(w: np.ndarray | None, C: int, dtype: np.dtype) -> np.ndarray:
-    return np.ones(C, dtype) if w is None else np.ascontiguousarray(w)
-
-
-def _shift(b: np.ndarray | None, C: int, dtype: np.dtype) -> np.ndarray:
-    return np.zeros(C, dtype) if b is None else np.ascontiguousarray(b)
+def _vector(values: np.ndarray | None, default: int, x: np.ndarray) -> np.ndarray:
+    return np.full(x.shape[1], default, x.dtype) if values is None else np.ascontiguousarray(values)
 
 
 PIECE = 2048  # elements, at most 16 KB: a piece stays in the L1 cache

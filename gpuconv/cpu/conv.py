@@ -28,32 +28,21 @@ def forward(
         wide = None if b is None else b.astype(np.float64)
         y = forward(x.astype(np.float64), w.astype(np.float64), wide, window, groups, activation)
         return y.astype(x.dtype)
-    if x.dtype == np.float32:
-        return _forward(x, w, b, window, groups, activation == "relu")
-    with blas_threads(thread_count()):
-        y = conv_per_tap.forward(x, w, window, groups)
-    if b is not None:
-        y += b[:, None, None]
-    if activation == "relu":
-        y[y < 0] = 0
-    return y
-
-
-def _forward(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int, relu: bool
-) -> np.ndarray:
-    y = None
-    if is_sparse(x.shape, window):
-        y = conv_per_tap.forward(x, w, window, groups)
-        y = y if b is None else y + b[:, None, None]
+    relu = activation == "relu"
+    if x.dtype != np.float32 or is_sparse(x.shape, window):
+        with blas_threads(thread_count()):
+            y = conv_per_tap.forward(x, w, window, groups)
+        if b is not None:
+            y += b[:, None, None]
         return np.maximum(y, 0, out=y) if relu else y
+    fast = None
     if conv_gemm.suits(x.shape, window, groups):
-        y = conv_gemm.forward(x, w, b, relu)
+        fast = conv_gemm.forward(x, w, b, relu)
     elif conv_pointwise.suits(x.shape, w.shape, window, groups):
-        y = conv_pointwise.forward(x, w, b, relu)
+        fast = conv_pointwise.forward(x, w, b, relu)
     elif winograd.suits(x.shape, w.shape, window, groups):
-        y = winograd.forward(x, w, b, window, relu)
-    return conv_direct.forward(x, w, b, window, groups, relu) if y is None else y
+        fast = winograd.forward(x, w, b, window, relu)
+    return conv_direct.forward(x, w, b, window, groups, relu) if fast is None else fast
 
 
 def is_sparse(x_shape: tuple[int, ...], window: Window) -> bool:
@@ -76,20 +65,11 @@ def backward(
         wide = dy.astype(np.float64), x.astype(np.float64), w.astype(np.float64)
         dx, dw, db = backward(*wide, window, groups, need_dx)
         return None if dx is None else dx.astype(x.dtype), dw.astype(w.dtype), db.astype(x.dtype)
-    if x.dtype == np.float32:
-        return _backward(dy, x, w, window, groups, need_dx)
-    with blas_threads(thread_count()):
-        dx, dw = conv_per_tap.backward(dy, x, w, window, groups, need_dx)
-    return dx, dw, dy.sum((0, 2, 3))
-
-
-def _backward(
-    dy: np.ndarray, x: np.ndarray, w: np.ndarray, window: Window, groups: int, need_dx: bool
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    weights = None
-    if is_sparse(x.shape, window):
-        dx, dw = conv_per_tap.backward(dy, x, w, window, groups, need_dx)
+    if x.dtype != np.float32 or is_sparse(x.shape, window):
+        with blas_threads(thread_count()):
+            dx, dw = conv_per_tap.backward(dy, x, w, window, groups, need_dx)
         return dx, dw, dy.sum((0, 2, 3))
+    weights = None
     if conv_gemm.suits(x.shape, window, groups):
         weights = conv_gemm.weight_gradient(dy, x)
     elif winograd.suits(x.shape, w.shape, window, groups, dw=True):

@@ -92,10 +92,8 @@ def forward(
     def run(begin: int, end: int) -> None:
         padded = scratch("padded", blocking.scratch + 2 * TILE_WIDTH)
         padded[:] = 0
-        values, indices = (
-            scratch("pooled", pixels * LANES),
-            scratch("argmax", pixels * LANES, np.uint8),
-        )
+        values = scratch("pooled", pixels * LANES)
+        indices = scratch("argmax", pixels * LANES, np.uint8)
         images = x[begin:end], y[begin:end], argmax[begin:end]
         geometry = blocking.tile_shape, blocking.phases, blocking.offsets
         if tile == LANES:

@@ -110,10 +110,8 @@ def backward_of_maxima(
         padded, dx_padded = scratch("channels last", floats), scratch("channels-last dx", floats)
         padded[:] = 0
         arrays = dy[begin:end], y[begin:end], argmax[begin:end], x[begin:end], dx[begin:end]
-        values, places = (
-            scratch("gradients of maxima", maxima),
-            scratch("offsets of maxima", maxima, np.int64),
-        )
+        values = scratch("gradients of maxima", maxima)
+        places = scratch("offsets of maxima", maxima, np.int64)
         rest = layout, starts, tap_offsets, padded, dx_padded, values, places, weights
         _gradient_images(*arrays, need_dx, *rest, sums[part], biases[part])
 

@@ -9,6 +9,7 @@ views do not express.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import llvmlite.binding
 import numba
 import numba.extending
 from llvmlite import ir
+from numba import types
 
 
 def _registers() -> tuple[int, tuple[int, int, int]]:
@@ -36,6 +38,21 @@ def _registers() -> tuple[int, tuple[int, int, int]]:
 # untyped: mypy would count the first parameter of an intrinsic, which is Numba's own
 intrinsic: Any = numba.extending.intrinsic
 
+
+def on_addresses(emit: Callable[..., None]) -> Any:
+    """An intrinsic without a result of emit(builder, *integers), which writes its code."""
+
+    @functools.wraps(emit)  # Numba reads the parameters' names
+    def typed(typingctx: Any, *arguments: Any) -> Any:
+        def lowered(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            emit(builder, *values)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * len(arguments)), lowered
+
+    return intrinsic(typed)
+
+
 LANES, TILE_HEIGHTS = _registers()
 FLOAT_BYTES = 4
 VECTOR_BYTES = LANES * FLOAT_BYTES
@@ -44,6 +61,7 @@ TILE_WIDTH = 2 * LANES
 i64 = ir.IntType(64)
 FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
+ZERO = ir.Constant(VECTOR, [0.0] * LANES)
 MASK = ir.VectorType(ir.IntType(1), LANES)
 SIZES = {FLOAT: FLOAT_BYTES, VECTOR: VECTOR_BYTES, i64: 8}
 
@@ -70,8 +88,7 @@ def plus(builder: Any, address: Any, offset: int) -> Any:
 
 def rectified(builder: Any, value: Any) -> Any:
     """The ReLU of a vector; NaN stays NaN."""
-    zero = ir.Constant(VECTOR, [0.0] * LANES)
-    return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+    return builder.select(builder.fcmp_ordered("<", value, ZERO), ZERO, value)
 
 
 def splat(builder: Any, scalar: Any) -> Any:
@@ -125,17 +142,18 @@ def mask_of(builder: Any, bits: Any) -> Any:
 def masked_load(builder: Any, address: Any, mask: Any) -> Any:
     """A vector of the lanes whose mask is set, zero in the others; memory there is not touched."""
     pointer = builder.inttoptr(address, VECTOR.as_pointer())
-    kind = ir.FunctionType(VECTOR, [pointer.type, ir.IntType(32), MASK, VECTOR])
-    function = builder.module.globals.get(f"llvm.masked.load.v{LANES}f32.p0")
-    function = function or ir.Function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
-    zero = ir.Constant(VECTOR, [0.0] * LANES)
-    return builder.call(function, [pointer, ir.IntType(32)(FLOAT_BYTES), mask, zero])
+    return _masked(builder, "load", VECTOR, [pointer, ir.IntType(32)(FLOAT_BYTES), mask, ZERO])
 
 
 def masked_store(builder: Any, value: Any, address: Any, mask: Any) -> None:
     """Write the lanes whose mask is set; memory of the others is not touched."""
     pointer = builder.inttoptr(address, VECTOR.as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [VECTOR, pointer.type, ir.IntType(32), MASK])
-    function = builder.module.globals.get(f"llvm.masked.store.v{LANES}f32.p0")
-    function = function or ir.Function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
-    builder.call(function, [value, pointer, ir.IntType(32)(FLOAT_BYTES), mask])
+    arguments = [value, pointer, ir.IntType(32)(FLOAT_BYTES), mask]
+    _masked(builder, "store", ir.VoidType(), arguments)
+
+
+def _masked(builder: Any, what: str, result: Any, arguments: list[Any]) -> Any:
+    name = f"llvm.masked.{what}.v{LANES}f32.p0"
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, arguments)

@@ -21,97 +21,74 @@ from gpuconv.cpu.simd import (
     mask_of,
     masked_load,
     masked_store,
+    on_addresses,
     plus,
     rectified,
     splat,
 )
 
 
-@intrinsic
-def store_rows(typingctx, sums, rows, bias, relu, out, stride, bits):
+@on_addresses
+def store_rows(builder, sums, rows, bias, relu, out, stride, bits):
     """out[m*stride][lane] = sums[m][lane] + bias[m], or its ReLU, for the lanes whose bit is set.
 
     sums is a register tile, TILE_WIDTH floats to each of its `rows`; stride is in bytes. NaN stays
     NaN.
     """
+    mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums, rows, bias, relu, out, stride, bits = args
-        mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
+    def row(m: Any, state: list[Any]) -> list[Any]:
+        at, to = state
+        shift = load(builder, builder.add(bias, builder.mul(m, i64(FLOAT_BYTES))), FLOAT)
+        value = builder.fadd(load(builder, at, VECTOR), splat(builder, shift))
+        value = builder.select(rectify, rectified(builder, value), value)
+        masked_store(builder, value, to, mask)
+        return [plus(builder, at, 2 * VECTOR_BYTES), builder.add(to, stride)]
 
-        def row(m: Any, state: list[Any]) -> list[Any]:
-            at, to = state
-            shift = load(builder, builder.add(bias, builder.mul(m, i64(FLOAT_BYTES))), FLOAT)
-            value = builder.fadd(load(builder, at, VECTOR), splat(builder, shift))
-            value = builder.select(rectify, rectified(builder, value), value)
-            masked_store(builder, value, to, mask)
-            return [plus(builder, at, 2 * VECTOR_BYTES), builder.add(to, stride)]
-
-        loop(builder, rows, [sums, out], row)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 7), emit
+    loop(builder, rows, [sums, out], row)
 
 
-@intrinsic
-def copy_lanes(typingctx, source, target, bits):
+@on_addresses
+def copy_lanes(builder, source, target, bits):
     """target[lane] = source[lane] for the lanes whose bit is set."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, bits = args
-        mask = mask_of(builder, bits)
-        masked_store(builder, masked_load(builder, source, mask), target, mask)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 3), emit
+    mask = mask_of(builder, bits)
+    masked_store(builder, masked_load(builder, source, mask), target, mask)
 
 
-@intrinsic
-def deinterleave(typingctx, source, target, bits):
+@on_addresses
+def deinterleave(builder, source, target, bits):
     """target[lane] = source[2*lane] for the lanes whose bit is set: a load at stride 2."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, bits = args
-        lanes = ir.VectorType(ir.IntType(32), LANES)
-        inside = mask_of(builder, bits)
-        nothing = ir.Constant(MASK, ir.Undefined)
-        parts = []
-        for half in range(2):
-            twice = ir.Constant(lanes, [(half * LANES + i) // 2 for i in range(LANES)])
-            of_pair = builder.shuffle_vector(inside, nothing, twice)
-            even = builder.and_(of_pair, ir.Constant(MASK, [1, 0] * (LANES // 2)))
-            parts.append(masked_load(builder, plus(builder, source, half * VECTOR_BYTES), even))
-        order = ir.Constant(lanes, [2 * i for i in range(LANES)])
-        masked_store(builder, builder.shuffle_vector(*parts, order), target, inside)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 3), emit
+    lanes = ir.VectorType(ir.IntType(32), LANES)
+    inside = mask_of(builder, bits)
+    nothing = ir.Constant(MASK, ir.Undefined)
+    parts = []
+    for half in range(2):
+        twice = ir.Constant(lanes, [(half * LANES + i) // 2 for i in range(LANES)])
+        of_pair = builder.shuffle_vector(inside, nothing, twice)
+        even = builder.and_(of_pair, ir.Constant(MASK, [1, 0] * (LANES // 2)))
+        parts.append(masked_load(builder, plus(builder, source, half * VECTOR_BYTES), even))
+    order = ir.Constant(lanes, [2 * i for i in range(LANES)])
+    masked_store(builder, builder.shuffle_vector(*parts, order), target, inside)
 
 
-@intrinsic
-def transpose(typingctx, source, stride, rows, bits, target, step, row_bits):
+@on_addresses
+def transpose(builder, source, stride, rows, bits, target, step, row_bits):
     """target[lane * step + row] = source[row * stride + lane], LANES x LANES, strides in bytes.
 
     Rows from `rows` on, and lanes whose bit is not set, are not read and count as zero. Written are
     the lanes whose bit is set in `bits`, and of each the rows whose bit is set in `row_bits`.
     """
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, stride, rows, bits, target, step, row_bits = args
-        written = mask_of(builder, row_bits)
-        vectors = []
-        for m in range(LANES):
-            inside = builder.select(builder.icmp_signed("<", i64(m), rows), bits, i64(0))
-            address = builder.add(source, builder.mul(stride, i64(m)))
-            vectors.append(masked_load(builder, address, mask_of(builder, inside)))
-        for lane, vector in enumerate(_transposed(builder, vectors)):
-            used = builder.icmp_signed("!=", builder.and_(bits, i64(1 << lane)), i64(0))
-            with builder.if_then(used, likely=True):
-                to = builder.add(target, builder.mul(step, i64(lane)))
-                masked_store(builder, vector, to, written)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 7), emit
+    written = mask_of(builder, row_bits)
+    vectors = []
+    for m in range(LANES):
+        inside = builder.select(builder.icmp_signed("<", i64(m), rows), bits, i64(0))
+        address = builder.add(source, builder.mul(stride, i64(m)))
+        vectors.append(masked_load(builder, address, mask_of(builder, inside)))
+    for lane, vector in enumerate(_transposed(builder, vectors)):
+        used = builder.icmp_signed("!=", builder.and_(bits, i64(1 << lane)), i64(0))
+        with builder.if_then(used, likely=True):
+            to = builder.add(target, builder.mul(step, i64(lane)))
+            masked_store(builder, vector, to, written)
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
 from gpuconv.cpu.simd import (
     FLOAT,
@@ -15,14 +14,15 @@ from gpuconv.cpu.simd import (
     TILE_HEIGHTS,
     VECTOR,
     VECTOR_BYTES,
+    ZERO,
     i64,
-    intrinsic,
     load,
     load_row,
     loop,
     mask_of,
     masked_load,
     masked_store,
+    on_addresses,
     plus,
     rectified,
     splat,
@@ -71,43 +71,37 @@ def _depth_loop(builder: Any, args: list[Any], count: int, step: Any) -> list[An
     return sum_over_taps(builder, depth, count, tap)
 
 
-@intrinsic
-def pooled_filters(typingctx, a, b, row_bytes, offsets, depth, bias, y, argmax):
+@on_addresses
+def pooled_filters(builder, a, b, row_bytes, offsets, depth, bias, y, argmax):
     """POOLED_PIXELS pooled pixels of LANES filters: y[pixel][filter], argmax[pixel][filter].
 
     a: weights (depth, LANES). b: where the pixels' inputs start; offsets (depth), in bytes from
     there; row_bytes: from a pixel to the one below. Bias and ReLU are applied before the pool.
     """
+    below = builder.add(b, row_bytes)
+    distance = builder.sub(below, b)
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, b, row_bytes, offsets, depth, bias, y, argmax = args
-        below = builder.add(b, row_bytes)
-        distance = builder.sub(below, b)
+    def step(i: Any, at: Any, sums: list[Any]) -> list[Any]:
+        weights = load(builder, builder.add(a, builder.mul(i, i64(VECTOR_BYTES))), VECTOR)
+        rows = at, builder.add(at, distance)
+        pixels = [load_row(builder, row, FLOAT, 2 * POOLED_PIXELS) for row in rows]
+        pixels = pixels[0] + pixels[1]
+        return fma_rows(builder, sums, pixels, [weights])
 
-        def step(i: Any, at: Any, sums: list[Any]) -> list[Any]:
-            weights = load(builder, builder.add(a, builder.mul(i, i64(VECTOR_BYTES))), VECTOR)
-            rows = at, builder.add(at, distance)
-            pixels = [load_row(builder, row, FLOAT, 2 * POOLED_PIXELS) for row in rows]
-            pixels = pixels[0] + pixels[1]
-            return fma_rows(builder, sums, pixels, [weights])
-
-        sums = _depth_loop(builder, [b, offsets, depth], 4 * POOLED_PIXELS, step)
-        shift = load(builder, bias, VECTOR)
-        values = [rectified(builder, builder.fadd(total, shift)) for total in sums]
-        for pair in range(POOLED_PIXELS):
-            pool_taps = [
-                values[row * 2 * POOLED_PIXELS + 2 * pair + q] for row in (0, 1) for q in (0, 1)
-            ]
-            best, index = _maximum_of_4(builder, pool_taps)
-            store(builder, best, plus(builder, y, pair * VECTOR_BYTES))
-            _store_bytes(builder, index, plus(builder, argmax, pair * LANES))
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 8), emit
+    sums = _depth_loop(builder, [b, offsets, depth], 4 * POOLED_PIXELS, step)
+    shift = load(builder, bias, VECTOR)
+    values = [rectified(builder, builder.fadd(total, shift)) for total in sums]
+    for pair in range(POOLED_PIXELS):
+        pool_taps = [
+            values[row * 2 * POOLED_PIXELS + 2 * pair + q] for row in (0, 1) for q in (0, 1)
+        ]
+        best, index = _maximum_of_4(builder, pool_taps)
+        store(builder, best, plus(builder, y, pair * VECTOR_BYTES))
+        _store_bytes(builder, index, plus(builder, argmax, pair * LANES))
 
 
-@intrinsic
-def pooled_pixels(typingctx, a, b, row_bytes, offsets, depth, bias, rows, y, y_bytes, bits, argmax):
+@on_addresses
+def pooled_pixels(builder, a, b, row_bytes, offsets, depth, bias, rows, y, y_bytes, bits, argmax):
     """LANES pooled pixels of FILTERS filters: y[filter][pixel], argmax[filter][pixel].
 
     The arguments are those of pooled_filters, with weights a (depth, FILTERS). y is written for the
@@ -115,108 +109,86 @@ def pooled_pixels(typingctx, a, b, row_bytes, offsets, depth, bias, rows, y, y_b
     filter, for all lanes.
     """
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, b, row_bytes, offsets, depth, bias, rows, y, y_bytes, bits, argmax = args
+    def step(i: Any, at: Any, sums: list[Any]) -> list[Any]:
+        below = builder.add(at, row_bytes)
+        pixels = load_row(builder, at, VECTOR, 2) + load_row(builder, below, VECTOR, 2)
+        weights = builder.add(a, builder.mul(i, i64(FILTERS * FLOAT_BYTES)))
+        return fma_rows(builder, sums, load_row(builder, weights, FLOAT, FILTERS), pixels)
 
-        def step(i: Any, at: Any, sums: list[Any]) -> list[Any]:
-            below = builder.add(at, row_bytes)
-            pixels = load_row(builder, at, VECTOR, 2) + load_row(builder, below, VECTOR, 2)
-            weights = builder.add(a, builder.mul(i, i64(FILTERS * FLOAT_BYTES)))
-            return fma_rows(builder, sums, load_row(builder, weights, FLOAT, FILTERS), pixels)
-
-        sums = _depth_loop(builder, [b, offsets, depth], 4 * FILTERS, step)
-        mask = mask_of(builder, bits)
-        for m in range(FILTERS):
-            with builder.if_then(builder.icmp_signed("<", i64(m), rows), likely=True):
-                shift = splat(builder, load(builder, plus(builder, bias, m * FLOAT_BYTES), FLOAT))
-                of_filter = sums[4 * m : 4 * m + 4]
-                values = [rectified(builder, builder.fadd(total, shift)) for total in of_filter]
-                pool_taps = _even_and_odd(builder, *values[:2]) + _even_and_odd(
-                    builder, *values[2:]
-                )
-                best, index = _maximum_of_4(builder, pool_taps)
-                to = builder.add(y, builder.mul(y_bytes, i64(m)))
-                masked_store(builder, best, to, mask)
-                _store_bytes(builder, index, plus(builder, argmax, m * LANES))
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 11), emit
+    sums = _depth_loop(builder, [b, offsets, depth], 4 * FILTERS, step)
+    mask = mask_of(builder, bits)
+    for m in range(FILTERS):
+        with builder.if_then(builder.icmp_signed("<", i64(m), rows), likely=True):
+            shift = splat(builder, load(builder, plus(builder, bias, m * FLOAT_BYTES), FLOAT))
+            of_filter = sums[4 * m : 4 * m + 4]
+            values = [rectified(builder, builder.fadd(total, shift)) for total in of_filter]
+            pool_taps = _even_and_odd(builder, *values[:2]) + _even_and_odd(builder, *values[2:])
+            best, index = _maximum_of_4(builder, pool_taps)
+            to = builder.add(y, builder.mul(y_bytes, i64(m)))
+            masked_store(builder, best, to, mask)
+            _store_bytes(builder, index, plus(builder, argmax, m * LANES))
 
 
-@intrinsic
-def gather_tile(
-    typingctx, rows, columns, gradients, places, count, x, row_bytes, out, column_bytes
-):
+@on_addresses
+def gather_tile(builder, rows, columns, gradients, places, count, x, row_bytes, out, column_bytes):
     """out[column][row] += sum over i of gradients[i] * x[places[i] + row*row_bytes + column].
 
     rows and columns: of ROWS and COLUMNS. A column is a vector, places are in bytes. In out the
     rows of a column follow one another, and columns are column_bytes apart.
     """
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, columns, gradients, places, count, x, row_bytes, out, column_bytes = args
+    def tile(height: int, width: int) -> None:
+        def step(i: Any, sums: list[Any]) -> list[Any]:
+            gradient, at = _gradient_and_place(builder, gradients, places, x, i)
+            vectors = []
+            for row in range(height):
+                at = builder.add(at, row_bytes) if row else at
+                vectors += load_row(builder, at, VECTOR, width)
+            return fma_rows(builder, sums, [gradient], vectors)
 
-        def tile(height: int, width: int) -> None:
-            def step(i: Any, sums: list[Any]) -> list[Any]:
-                gradient, at = _gradient_and_place(builder, gradients, places, x, i)
-                vectors = []
-                for row in range(height):
-                    at = builder.add(at, row_bytes) if row else at
-                    vectors += load_row(builder, at, VECTOR, width)
-                return fma_rows(builder, sums, [gradient], vectors)
+        zeros = [ZERO] * (height * width)
+        sums = loop(builder, count, zeros, step)
+        for i, total in enumerate(sums):
+            row, column = divmod(i, width)
+            place = plus(builder, out, row * VECTOR_BYTES)
+            place = builder.add(place, builder.mul(column_bytes, i64(column)))
+            store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
 
-            zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * (height * width)
-            sums = loop(builder, count, zeros, step)
-            for i, total in enumerate(sums):
-                row, column = divmod(i, width)
-                place = plus(builder, out, row * VECTOR_BYTES)
-                place = builder.add(place, builder.mul(column_bytes, i64(column)))
-                store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
-
-        _of_size(builder, rows, columns, tile)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 9), emit
+    _of_size(builder, rows, columns, tile)
 
 
-@intrinsic
+@on_addresses
 def scatter_tile(
-    typingctx, rows, columns, gradients, places, count, x, row_bytes, weights, column_bytes, bits
+    builder, rows, columns, gradients, places, count, x, row_bytes, weights, column_bytes, bits
 ):
     """x[places[i] + row*row_bytes + column] += gradients[i] * weights[column][row], i by i.
 
     The reverse of gather_tile; in the last column for the lanes whose bit is set.
     """
+    mask = mask_of(builder, bits)
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, columns, gradients, places, count, x, row_bytes, weights, column_bytes, bits = args
-        mask = mask_of(builder, bits)
+    def tile(height: int, width: int) -> None:
+        starts = [builder.add(weights, builder.mul(column_bytes, i64(v))) for v in range(width)]
+        held = [load_row(builder, start, VECTOR, height) for start in starts]
 
-        def tile(height: int, width: int) -> None:
-            starts = [builder.add(weights, builder.mul(column_bytes, i64(v))) for v in range(width)]
-            held = [load_row(builder, start, VECTOR, height) for start in starts]
+        def step(i: Any, state: list[Any]) -> list[Any]:
+            gradient, at = _gradient_and_place(builder, gradients, places, x, i)
+            for row in range(height):
+                at = builder.add(at, row_bytes) if row else at
+                for v in range(width):
+                    to = plus(builder, at, v * VECTOR_BYTES)
+                    last = v == width - 1
+                    old = masked_load(builder, to, mask) if last else load(builder, to, VECTOR)
+                    (new,) = fma_rows(builder, [old], [gradient], [held[v][row]])
+                    if last:
+                        masked_store(builder, new, to, mask)
+                    else:
+                        store(builder, new, to)
+            return state
 
-            def step(i: Any, state: list[Any]) -> list[Any]:
-                gradient, at = _gradient_and_place(builder, gradients, places, x, i)
-                for row in range(height):
-                    at = builder.add(at, row_bytes) if row else at
-                    for v in range(width):
-                        to = plus(builder, at, v * VECTOR_BYTES)
-                        last = v == width - 1
-                        old = masked_load(builder, to, mask) if last else load(builder, to, VECTOR)
-                        (new,) = fma_rows(builder, [old], [gradient], [held[v][row]])
-                        if last:
-                            masked_store(builder, new, to, mask)
-                        else:
-                            store(builder, new, to)
-                return state
+        loop(builder, count, [], step)
 
-            loop(builder, count, [], step)
-
-        _of_size(builder, rows, columns, tile)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 10), emit
+    _of_size(builder, rows, columns, tile)
 
 
 def _of_size(builder: Any, rows: Any, columns: Any, tile: Callable[[int, int], None]) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-
 from gpuconv.cpu.simd import (
     FLOAT,
     FLOAT_BYTES,
@@ -16,11 +13,12 @@ from gpuconv.cpu.simd import (
     TILE_WIDTH,
     VECTOR,
     VECTOR_BYTES,
+    ZERO,
     i64,
-    intrinsic,
     load,
     load_row,
     loop,
+    on_addresses,
     plus,
     splat,
     store,
@@ -53,7 +51,7 @@ def sum_over_taps(
     c terms it grows like sqrt(c + n/c). The totals are in memory meanwhile: two more instructions
     for each vector and chain.
     """
-    zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * count
+    zeros = [ZERO] * count
 
     def chain(number: Any, totals: list[Any]) -> list[Any]:
         first = builder.mul(number, i64(CHAIN))
@@ -66,34 +64,28 @@ def sum_over_taps(
     return loop(builder, chains, zeros, chain)
 
 
-@intrinsic
-def conv_tile(typingctx, height, a, b, offsets, depth, out):
+@on_addresses
+def conv_tile(builder, height, a, b, offsets, depth, out):
     """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH].
 
     height: the tile's rows, one of TILE_HEIGHTS.
     """
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        height, a, b, offsets, depth, out = args
+    def tile(rows: int) -> None:
+        def step(i: Any, state: list[Any]) -> list[Any]:
+            offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
+            vectors = load_row(builder, builder.add(b, offset), VECTOR, 2)
+            row = builder.add(a, builder.mul(i, i64(rows * FLOAT_BYTES)))
+            return fma_rows(builder, state, load_row(builder, row, FLOAT, rows), vectors)
 
-        def tile(rows: int) -> None:
-            def step(i: Any, state: list[Any]) -> list[Any]:
-                offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
-                vectors = load_row(builder, builder.add(b, offset), VECTOR, 2)
-                row = builder.add(a, builder.mul(i, i64(rows * FLOAT_BYTES)))
-                return fma_rows(builder, state, load_row(builder, row, FLOAT, rows), vectors)
+        for i, total in enumerate(sum_over_taps(builder, depth, 2 * rows, step)):
+            store(builder, total, plus(builder, out, i * VECTOR_BYTES))
 
-            for i, total in enumerate(sum_over_taps(builder, depth, 2 * rows, step)):
-                store(builder, total, plus(builder, out, i * VECTOR_BYTES))
-
-        switch(builder, height, TILE_HEIGHTS, tile)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 6), emit
+    switch(builder, height, TILE_HEIGHTS, tile)
 
 
-@intrinsic
-def outer_tile(typingctx, height, width, d, x, offsets, rows, row_bytes, pixels, step, keep, out):
+@on_addresses
+def outer_tile(builder, height, width, d, x, offsets, rows, row_bytes, pixels, step, keep, out):
     """out[j] = sum over p, q of d[p][q] * x[offsets[j] + p*row_bytes + q*step], j < height.
 
     height: one of TILE_HEIGHTS; width: LANES or TILE_WIDTH. d is [rows][pixels][width] without
@@ -101,44 +93,36 @@ def outer_tile(typingctx, height, width, d, x, offsets, rows, row_bytes, pixels,
     out holds.
     """
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        height, width, d, x, offsets, rows, row_bytes, pixels, step, keep, out = args
+    def tile(columns: int, vectors: int) -> None:
+        pixel_bytes = vectors * VECTOR_BYTES
+        at = [builder.add(x, start) for start in load_row(builder, offsets, i64, columns)]
+        d_row_bytes = builder.mul(pixels, i64(pixel_bytes))
 
-        def tile(columns: int, vectors: int) -> None:
-            pixel_bytes = vectors * VECTOR_BYTES
-            at = [builder.add(x, start) for start in load_row(builder, offsets, i64, columns)]
-            d_row_bytes = builder.mul(pixels, i64(pixel_bytes))
+        def row(p: Any, state: list[Any]) -> list[Any]:
+            d_row = builder.add(d, builder.mul(p, d_row_bytes))
+            x_row = builder.mul(p, row_bytes)
 
-            def row(p: Any, state: list[Any]) -> list[Any]:
-                d_row = builder.add(d, builder.mul(p, d_row_bytes))
-                x_row = builder.mul(p, row_bytes)
+            def pixel(q: Any, state: list[Any]) -> list[Any]:
+                here = builder.add(d_row, builder.mul(q, i64(pixel_bytes)))
+                column = builder.add(x_row, builder.mul(q, step))
+                scalars = [load(builder, builder.add(base, column), FLOAT) for base in at]
+                return fma_rows(builder, state, scalars, load_row(builder, here, VECTOR, vectors))
 
-                def pixel(q: Any, state: list[Any]) -> list[Any]:
-                    here = builder.add(d_row, builder.mul(q, i64(pixel_bytes)))
-                    column = builder.add(x_row, builder.mul(q, step))
-                    scalars = [load(builder, builder.add(base, column), FLOAT) for base in at]
-                    return fma_rows(
-                        builder, state, scalars, load_row(builder, here, VECTOR, vectors)
-                    )
+            return loop(builder, pixels, state, pixel)
 
-                return loop(builder, pixels, state, pixel)
+        # from zero, and the old sums last: a shorter chain of roundings than going on from them
+        zeros = [ZERO] * (columns * vectors)
+        sums = loop(builder, rows, zeros, row)
+        places = [plus(builder, out, i * VECTOR_BYTES) for i in range(len(sums))]
+        with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
+            with add:
+                for place, total in zip(places, sums, strict=True):
+                    store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
+            with replace:
+                for place, total in zip(places, sums, strict=True):
+                    store(builder, total, place)
 
-            # from zero, and the old sums last: a shorter chain of roundings than going on from them
-            zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * (columns * vectors)
-            sums = loop(builder, rows, zeros, row)
-            places = [plus(builder, out, i * VECTOR_BYTES) for i in range(len(sums))]
-            with builder.if_else(builder.icmp_signed("!=", keep, i64(0))) as (add, replace):
-                with add:
-                    for place, total in zip(places, sums, strict=True):
-                        store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
-                with replace:
-                    for place, total in zip(places, sums, strict=True):
-                        store(builder, total, place)
+    def of_width(lanes: int) -> None:
+        switch(builder, height, TILE_HEIGHTS, lambda columns: tile(columns, lanes // LANES))
 
-        def of_width(lanes: int) -> None:
-            switch(builder, height, TILE_HEIGHTS, lambda columns: tile(columns, lanes // LANES))
-
-        switch(builder, width, (TILE_WIDTH, LANES), of_width)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 11), emit
+    switch(builder, width, (TILE_WIDTH, LANES), of_width)

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
-from gpuconv.cpu.simd import LANES, VECTOR, i64, intrinsic, load, rectified, store
+from gpuconv.cpu.simd import LANES, VECTOR, i64, load, on_addresses, rectified, store
 
 Matrix = list[list[float]]
 
@@ -58,13 +57,10 @@ def winograd_transform(matrix: Matrix) -> Any:
     Entry (i, j) of the tiles is the vector at source + i*row_bytes + j*column_bytes; out likewise.
     """
 
-    @intrinsic
-    def apply(typingctx, source, row_bytes, column_bytes, out, out_row, out_column):
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _transform(builder, matrix, args, lambda value: value)
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 6), emit
+    @on_addresses
+    def apply(builder, source, row_bytes, column_bytes, out, out_row, out_column):
+        places = [source, row_bytes, column_bytes, out, out_row, out_column]
+        _transform(builder, matrix, places, lambda value: value)
 
     return apply
 
@@ -72,19 +68,15 @@ def winograd_transform(matrix: Matrix) -> Any:
 def winograd_output_transform(matrix: Matrix) -> Any:
     """Like winograd_transform; adds the vector at `bias` to all entries; with `relu`, rectifies."""
 
-    @intrinsic
-    def apply(typingctx, source, row_bytes, column_bytes, out, out_row, out_column, bias, relu):
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            *places, bias, relu = args
-            shift, rectify = load(builder, bias, VECTOR), builder.icmp_signed("!=", relu, i64(0))
+    @on_addresses
+    def apply(builder, source, row_bytes, column_bytes, out, out_row, out_column, bias, relu):
+        places = [source, row_bytes, column_bytes, out, out_row, out_column]
+        shift, rectify = load(builder, bias, VECTOR), builder.icmp_signed("!=", relu, i64(0))
 
-            def finish(value: Any) -> Any:
-                value = builder.fadd(value, shift)
-                return builder.select(rectify, rectified(builder, value), value)
+        def finish(value: Any) -> Any:
+            value = builder.fadd(value, shift)
+            return builder.select(rectify, rectified(builder, value), value)
 
-            _transform(builder, matrix, places, finish)
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 8), emit
+        _transform(builder, matrix, places, finish)
 
     return apply

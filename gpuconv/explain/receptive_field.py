@@ -149,7 +149,9 @@ def _along(step: Step, inputs: list[_Field], axis: int) -> Spans:
     if step.name in _WHOLE:
         return reduce(Spans.union, [each.of([np.arange(len(each))] * length) for each in spans])
     if step.window is None:
-        return spans[0].of(_bins(len(spans[0]), length))
+        size = len(spans[0])  # of an adaptive pooling: each output averages its own places
+        ends = [(p * size // length, -(-(p + 1) * size // length)) for p in range(length)]
+        return spans[0].of([np.arange(*each) for each in ends])
     rows, columns = inputs[0]
     return spans[0].of(_taps(step.window, (len(rows), len(columns)), axis))
 
@@ -161,8 +163,3 @@ def _taps(window: Window, size: tuple[int, int], axis: int) -> list[np.ndarray]:
     outputs = window.output_size(*size)[axis]
     read = [output * window.stride[axis] + reach for output in range(outputs)]
     return [places[(places >= 0) & (places < size[axis])] for places in read]
-
-
-def _bins(size: int, outputs: int) -> list[np.ndarray]:
-    """The places that each output of an adaptive pooling averages."""
-    return [np.arange(p * size // outputs, -(-(p + 1) * size // outputs)) for p in range(outputs)]

@@ -116,11 +116,6 @@ def y_shape(x, w, *options):
     return x.shape[0], w.shape[0], *window(w.shape[2:], *options[:3]).output_size(*x.shape[2:])
 
 
-@conv2d.check
-def conv2d_check(x, w, b, *options):
-    require_conv2d(x, w, b, *options)
-
-
 @conv2d_backward.check
 def conv2d_backward_check(dy, x, w, b, *options):
     activation, y, _ = options[-3:]
@@ -132,6 +127,7 @@ def conv2d_backward_check(dy, x, w, b, *options):
         raise ValueError(f"activation={activation!r} needs y, what conv2d returned")
 
 
+@conv2d.check
 def require_conv2d(x, w, b, stride, padding, dilation, groups, activation=None):
     """TypeError or ValueError unless these are arguments of a convolution."""
     require_floats(("b",), x=x, w=w, b=b)

@@ -51,14 +51,9 @@ def linear_backward(
     return dy @ w if need_dx else None, dy.T @ x, dy.sum(0) if b is not None else None
 
 
-@linear.check
-def linear_check(x, w, b, activation):
-    _require(x, w, b, activation)
-
-
 @linear_backward.check
 def linear_backward_check(dy, x, w, b, activation, y, need_dx):
-    _require(x, w, b, activation)
+    linear_check(x, w, b, activation)
     require_floats(("y",), x=x, dy=dy, y=y)
     shape = (x.shape[0], w.shape[0])
     require_shape({"dy": shape, "y": shape}, dy=dy, y=y)
@@ -66,7 +61,8 @@ def linear_backward_check(dy, x, w, b, activation, y, need_dx):
         raise ValueError(f"activation={activation!r} needs y, what linear returned")
 
 
-def _require(x, w, b, activation):
+@linear.check
+def linear_check(x, w, b, activation):
     require_floats(("b",), x=x, w=w, b=b)
     require_rank(2, "(N, features in)", x=x)
     require_rank(2, "(features out, features in)", w=w)

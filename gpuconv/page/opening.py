@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuconv import checkpoint, models
-from gpuconv.data import Dataset, Loader, Preprocessing
+from gpuconv.data import Loader, Preprocessing
 from gpuconv.page.monitor import TrainingMonitor
 from gpuconv.page.server import PageServer, announce
 from gpuconv.page.session import Session
@@ -85,7 +85,11 @@ def _session(
     name = data or settings.get("data")
     test = None
     if name:
-        test = _test_images(preprocessing, name, required=data is not None)
+        try:
+            test = preprocessing.load(name, "test")
+        except (OSError, ValueError):  # a run's own data may no longer be there
+            if data is not None:
+                raise
     start = None
     if settings and network.spec:
         spec, seed = network.spec, settings["seed"]
@@ -109,16 +113,6 @@ def _run_session(run: Run) -> tuple[Session, Loader, str]:
     dataset = (run.validation or training).dataset.subset(slice(0, HELD_IMAGES))
     held = session.preprocessing.loader(dataset, 250)
     return session, held, f"{'training' if run.validation is None else 'held-out'} pictures"
-
-
-def _test_images(preprocessing: Preprocessing, name: str, required: bool) -> Dataset | None:
-    """The test images; None where a run's own data are no longer there."""
-    try:
-        return preprocessing.load(name, "test")
-    except (OSError, ValueError):
-        if required:
-            raise
-        return None
 
 
 def _initial(spec: Mapping[str, Any], seed: int) -> Any:

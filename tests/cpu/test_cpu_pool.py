@@ -10,6 +10,8 @@ import pytest
 from gpuconv.cpu import pool
 from gpuconv.shapes import Window
 
+NO_TAP = 255  # the index of a window of padding alone
+
 
 def windows(shape, window):
     """((p, q), [(tap, h, w) inside the image]) of every window, in row order."""
@@ -33,12 +35,12 @@ def windows(shape, window):
 
 def define_max(x, window):
     shape = (*x.shape[:2], *window.output_size(*x.shape[2:]))
-    y, argmax = np.full(shape, -np.inf, x.dtype), np.full(shape, pool.NONE, np.uint8)
+    y, argmax = np.full(shape, -np.inf, x.dtype), np.full(shape, NO_TAP, np.uint8)
     for (p, q), taps in windows(x.shape, window):
         for n, c in np.ndindex(x.shape[:2]):
             for tap, h, w in taps:
                 value = x[n, c, h, w]
-                if argmax[n, c, p, q] == pool.NONE or value > y[n, c, p, q] or np.isnan(value):
+                if argmax[n, c, p, q] == NO_TAP or value > y[n, c, p, q] or np.isnan(value):
                     y[n, c, p, q], argmax[n, c, p, q] = value, tap
     return y, argmax
 

@@ -60,18 +60,13 @@
     return body;
   }
 
-  function shapeFor(group) {
-    if (group.rows > 1) return [group.rows, group.columns];
-    const columns = Math.min(group.columns, 12);
-    return [Math.ceil(group.columns / columns), columns];
-  }
-
   /** One group's values as a small picture; a click opens what was read. */
   function picture(values, group, most, what, open, there) {
-    const [rows, columns] = shapeFor(group);
+    const size = group.rows * group.columns;
+    const columns = group.rows > 1 ? group.columns : Math.min(group.columns, 12); // a row wraps
+    const rows = Math.ceil(size / columns);
     const room = window.innerWidth <= 720 ? 72 : 76; // three beside a sum of all digits
     const cell = Math.max(2, Math.min(18, Math.floor(room / columns)));
-    const size = group.rows * group.columns;
     const canvas = element("canvas", {
       role: "img", "aria-label": `${group.name}, ${what}; the numbers are in the table below`,
     });
