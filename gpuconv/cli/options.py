@@ -100,18 +100,19 @@ def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
 
 
 def number(
-    least: float = 0.0, below: float = math.inf, positive: bool = False
+    least: float = 0.0, below: float = math.inf, positive: bool = False, most: float = math.inf
 ) -> Callable[[str], float]:
-    """A type for argparse: a finite number from `least`, or above 0, to less than `below`."""
+    """A type for argparse: a finite number from `least`, or above 0, to `most` or below `below`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value < below or (positive and not value):
+        if not (least <= value < below and value <= most) or (positive and not value):
             lower = "more than 0" if positive else f"at least {least:g}"
             upper = "" if below == math.inf else f" and below {below:g}"
+            upper += "" if most == math.inf else f" and at most {most:g}"
             raise argparse.ArgumentTypeError(f"expected a number of {lower}{upper}, got {text!r}")
         return value
 

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--weight-decay", "RATE", number(), ""),
         ("--loss", *choice("loss"), listed("loss")),
         ("--schedule", *choice("schedule"), listed("schedule")),
-        ("--label-smoothing", "SHARE", number(below=1), "of a label, spread over all classes"),
+        ("--label-smoothing", "SHARE", number(most=1), "of a label, spread over all classes"),
         ("--ema", "DECAY", number(below=1), "average weights over about 1 / (1 - DECAY) steps"),
         ("--clip", "NORM", number(positive=True), "the largest norm of all gradients together"),
         ("--augment", "NAMES", _augment, f"{listed('augment')}, or several as shift+flip"),

@@ -47,7 +47,7 @@ def test_without_running_statistics_evaluation_uses_the_batchs(device):
 @pytest.mark.torch
 @pytest.mark.parametrize("options", [{"momentum": None}, {"track_running_stats": False}], ids=str)
 def test_batch_norm_gives_pytorchs_result_and_gradient(options):
-    import torch
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
     ours, theirs = nn.BatchNorm2d(3, **options), torch.nn.BatchNorm2d(3, **options)
     for x in batches():

@@ -260,7 +260,7 @@ def test_weights_that_are_none(weight):
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 @pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
 def test_weights_and_ignored_labels_give_pytorchs_result(weight, labels):
-    import torch
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
     scores = np.random.default_rng(11).standard_normal((6, 5)) * 3
     for smoothing, ignore in itertools.product(SMOOTHING, (-100, 2)):

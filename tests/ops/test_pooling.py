@@ -221,7 +221,7 @@ def test_windows_of_more_than_255_taps_equal_loops(device, channels):
 
 @pytest.mark.torch
 def test_a_large_window_gives_torchs_result():
-    import torch
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
     x = np.random.default_rng(6).standard_normal((2, 3, 33, 31)).astype(np.float32)
     given = torch.tensor(x, requires_grad=True)
