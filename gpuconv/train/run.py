@@ -70,7 +70,11 @@ def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
     training, held_out = whole, None
     config["validation"] = configs.validation_fraction(config["validation"], len(whole))
     if config["validation"] > 0:
-        training, held_out = whole.split(1 - config["validation"], seed, config["stratified"])
+        share = 1 - config["validation"]
+        try:
+            training, held_out = whole.split(share, seed, config["stratified"])
+        except ValueError as error:
+            raise ValueError(f"validation {config['validation']:g}: {error}") from None
     scaling: dict[str, Any] = {"size": size, "mean": mean, "std": std}
     augment = configs.make_augment(config["augment"], shape)
     loader = Loader(training, config["batch"], seed=seed, augment=augment, **scaling)

@@ -351,7 +351,7 @@ def test_a_folder_of_pictures(said, tmp_path):
         (["--size", "28"], "lenet does not read images of 28x28 (--size), it was made for 32x32"),
         (["--momentum", "1"], "expected a number of at least 0 and below 1, got '1'"),
         (["--optimizer", "adam", "--momentum", "0.5"], "momentum is for the optimizer sgd"),
-        (["--validation", "0.001"], "cannot split 40 images"),
+        (["--validation", "0.001"], "validation 0.001: tiny train: cannot split 40 images"),
         (["--seed", "-1"], "expected a whole number of at least 0, got '-1'"),
         (["--resume", "x", "--out", "y"], "not allowed with argument"),
     ],
