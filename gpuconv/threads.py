@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import threadpoolctl
 
@@ -70,26 +70,17 @@ def _shards(items: int, grain: int, threads: int) -> Pieces:
     return tuple(pairwise([0, *edges]))
 
 
-def parallel(function: Shard, pieces: Pieces, blas: bool = True) -> list[object]:
+def parallel(function: Shard, pieces: Pieces) -> list[object]:
     """`function(begin, end)` for every piece, side by side; the results in the order of the pieces.
 
     The first piece runs on the calling thread. A call from inside a shard runs its pieces one after
-    another. What a piece raises is raised here, after all pieces have ended.
-    blas: whether `function` calls BLAS, which is then held to one thread for each of several
-    pieces, and to `thread_count` threads for a single one.
+    another. What a piece raises is raised here, after all pieces have ended. Whoever calls BLAS in
+    a piece holds it to one thread, `with blas_threads(1)` around the call of `parallel`.
     """
-    inside = getattr(_inside, "shard", False)
-    if blas:
-        with blas_threads(1 if inside or len(pieces) > 1 else thread_count()):
-            return parallel(function, pieces, blas=False)
     if len(pieces) == 1:
         return [function(*pieces[0])]
-    if inside:
+    if getattr(_inside, "shard", False):
         return [function(begin, end) for begin, end in pieces]
-    return _side_by_side(function, pieces)
-
-
-def _side_by_side(function: Shard, pieces: Pieces) -> list[object]:
     workers = [_hire() for _ in pieces[1:]]
     for worker, piece in zip(workers, pieces[1:], strict=True):
         worker.begin(function, piece)
@@ -104,6 +95,14 @@ def _side_by_side(function: Shard, pieces: Pieces) -> list[object]:
             raise error
         results.append(result)
     return results
+
+
+def over_shards(
+    function: Callable[..., object], arrays: Sequence[Any], *rest: Any, grain: int = 1
+) -> None:
+    """function(*parts of the arrays, *rest) side by side, for parts of their first axis."""
+    pieces = shards(len(arrays[0]), grain)
+    parallel(lambda begin, end: function(*(a[begin:end] for a in arrays), *rest), pieces)
 
 
 class _Worker(threading.Thread):

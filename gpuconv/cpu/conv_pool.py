@@ -102,7 +102,7 @@ def forward(
             _forward_pixels(*images, *geometry, weights, bias, padded, indices)
 
     multiply_adds = 4 * P * Q * w.size  # of one image
-    parallel(run, shards(N, -(-GRAIN // multiply_adds)), blas=False)
+    parallel(run, shards(N, -(-GRAIN // multiply_adds)))
     return y, argmax
 
 

@@ -115,7 +115,7 @@ def backward_of_maxima(
         rest = layout, starts, tap_offsets, padded, dx_padded, values, places, weights
         _gradient_images(*arrays, need_dx, *rest, sums[part], biases[part])
 
-    parallel(run, pieces, blas=False)
+    parallel(run, pieces)
     dw = np.empty(w.shape, np.float32)
     _unpack(sums, layout, dw)
     db = biases[0]

@@ -5,6 +5,8 @@ The strip stays in the cache, and the inner loops run along its pixels, so that 
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
@@ -22,7 +24,7 @@ def forward(x: np.ndarray, size: int, alpha: float, beta: float, k: float) -> np
     planes, out = x.reshape(*x.shape[:2], -1), y.reshape(*x.shape[:2], -1)
     kind = x.dtype.type
     constants = size, kind(alpha), kind(beta), kind(k)
-    parallel(lambda b, e: _forward(planes, out, constants, b, e), _shards(planes), blas=False)
+    parallel(partial(_forward, planes, out, constants), _shards(planes))
     return y
 
 
@@ -36,9 +38,7 @@ def backward(
     planes, gradient, out = x.reshape(shape), dy.reshape(shape), dx.reshape(shape)
     kind = x.dtype.type
     constants = size, kind(alpha), kind(beta), kind(k)
-    parallel(
-        lambda b, e: _backward(gradient, planes, out, constants, b, e), _shards(planes), blas=False
-    )
+    parallel(partial(_backward, gradient, planes, out, constants), _shards(planes))
     return dx
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import ops
 from gpuconv.arguments import number
-from gpuconv.arrays import device_of, to_numpy
+from gpuconv.arrays import to_numpy
 from gpuconv.autograd import Parameter
 from gpuconv.optim.kernels import sum_of_squares
 
@@ -54,7 +55,4 @@ def _scale(p: Parameter, factor: float) -> None:
     if isinstance(g, np.ndarray):
         np.multiply(g, g.dtype.type(factor), out=g)
     elif not math.isnan(factor):  # gradients of a norm of NaN hold NaN already
-        from gpuconv.cuda.runtime import runtime
-
-        on = runtime(device_of(g) or "cpu")
-        p.grad = on.each("elementwise.cu", "scale", "to", {"factor": factor}, a=g)
+        p.grad = ops.scale(g, factor)

@@ -6,16 +6,13 @@ Each element's result depends on that element alone, so cutting a tensor into sh
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.threads import parallel, shards
 
-# Below this many elements a second thread costs more than it saves (about 0.1 ms of work each).
-GRAIN = 1 << 17
-MIN_SHARDED = 2 * GRAIN
+GRAIN = (
+    1 << 17
+)  # with fewer elements (about 0.1 ms of work) a second thread costs more than it saves
 
 
 @compiled
@@ -87,14 +84,3 @@ def sum_of_squares(g):
         value = np.float64(g[i])
         total += value * value
     return total
-
-
-def run_sharded(kernel: Any, arguments: tuple[Any, ...]) -> None:
-    """Run a kernel over flat arrays of one length, followed by numbers: in shards side by side."""
-    arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-    numbers = arguments[len(arrays) :]
-    parallel(
-        lambda begin, end: kernel(*[a[begin:end] for a in arrays], *numbers),
-        shards(arrays[0].size, GRAIN),
-        blas=False,
-    )
