@@ -11,13 +11,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, ClassVar
 
 import threadpoolctl
 
 Shard = Callable[[int, int], object]
 Pieces = Sequence[tuple[int, int]]
+BlasSetting = tuple[Callable[[], int], Callable[[int], object]]  # get, set
 
 _count = 0
 _lock = threading.Lock()
@@ -179,7 +180,7 @@ class blas_threads:
     count holds, and the setting from before the first comes back after the last.
     """
 
-    libraries: ClassVar[list[Blas] | None] = None  # found at the first use
+    libraries: ClassVar[list[BlasSetting] | None] = None  # found at the first use
     before: ClassVar[list[int]] = []  # each library's setting, before the first use
     counts: ClassVar[list[int]] = []  # of all uses at this moment
 
@@ -191,11 +192,9 @@ class blas_threads:
         with _lock:
             if cls.libraries is None:
                 found = threadpoolctl.ThreadpoolController().select(user_api="blas")
-                cls.libraries = [Blas(library) for library in found.lib_controllers]
+                cls.libraries = [_setting_of(library) for library in found.lib_controllers]
             if not cls.counts:
-                cls.before = []
-                for library in cls.libraries:
-                    cls.before.append(library.get())
+                cls.before = [get() for get, _ in cls.libraries]
             cls._change(cls.counts, [*cls.counts, self._count])
 
     def __exit__(self, *_: object) -> None:
@@ -210,42 +209,32 @@ class blas_threads:
     def _change(cls, old: list[int], new: list[int]) -> None:
         """Set each library for `new`, where that differs from what `old` demanded: a call costs."""
         cls.counts = new
-        for library, before in zip(cls.libraries or [], cls.before, strict=True):
+        for (_, set_threads), before in zip(cls.libraries or [], cls.before, strict=True):
             threads = min([before, *new])
             if threads != min([before, *old]):
-                library.set(threads)
+                set_threads(threads)
 
 
-class Blas:
-    """`get()` and `set(threads)`: the number of threads of one loaded BLAS.
+def _setting_of(library: threadpoolctl.LibController) -> BlasSetting:
+    """Functions that get and set the number of threads of one loaded BLAS.
 
-    They are OpenBLAS's own functions where it has its own threads: a network's step changes the
-    setting a dozen times. Others are asked by way of threadpoolctl, which since 3.8 silently
-    ignores all threads but the first that set OpenBLAS.
+    They are OpenBLAS's own where it has its own threads: a network's step changes the setting a
+    dozen times. Others are asked by way of threadpoolctl, which since 3.8 silently ignores all
+    threads but the first that set OpenBLAS.
     """
+    if getattr(library, "threading_layer", None) == "pthreads":
+        for prefix, suffix in product(("", "scipy_"), ("", "64_", "_64")):  # as it was built
+            name = f"{prefix}openblas_{{}}_num_threads{suffix}"
+            if hasattr(library.dynlib, name.format("set")):
+                return tuple(getattr(library.dynlib, name.format(do)) for do in ("get", "set"))
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
 
-    get: Callable[[], int]
-    set: Callable[[int], object]
-
-    def __init__(self, library: threadpoolctl.LibController) -> None:
-        self._library = library
-        self.get, self.set = library.get_num_threads, self._set
-        if getattr(library, "threading_layer", None) == "pthreads":
-            names = [f"{a}openblas_{{}}_num_threads{b}" for a in _PREFIXES for b in _SUFFIXES]
-            for name in names:
-                if hasattr(library.dynlib, name.format("set")):
-                    self.get = getattr(library.dynlib, name.format("get"))
-                    self.set = getattr(library.dynlib, name.format("set"))
-                    return
-
-    def _set(self, threads: int) -> None:
-        release = getattr(self._library, "clear_controlling_thread", lambda force: None)
+    def set_threads(threads: int) -> None:
         release(force=True)
-        self._library.set_num_threads(threads)
+        library.set_num_threads(threads)
         release(force=True)
 
-
-_PREFIXES, _SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of OpenBLAS's names, as it was built
+    return library.get_num_threads, set_threads
 
 
 if hasattr(os, "register_at_fork"):

@@ -148,8 +148,7 @@ def _convolve(x, w, rotated, b, pads, relu, y_shape):
             x, begin, end, plan, *pads, filters, filter_plane, bias, int(relu), *_memory(plan), y,
         )  # fmt: skip
 
-    in_range = all(in_range) and all(parallel(convolve, shards(plan.total)))
-    return y if in_range else None
+    return y if all(in_range) and all(parallel(convolve, shards(plan.total))) else None
 
 
 def _memory(plan: _Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

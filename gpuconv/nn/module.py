@@ -325,28 +325,24 @@ class Module:
             raise ValueError(f"{type(self).__name__}: {name!r} cannot be the name of a module")
         setattr(self, name, module)
 
-    def _holders(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+    def _holders(self, *kinds: type, once: bool = False) -> Iterator[tuple[str, Any]]:
+        seen: set[int] = set()
         for path, module in self.named_modules(remove_duplicate=False):
             for name, value in vars(module).items():
-                if isinstance(value, kinds):
+                if isinstance(value, kinds) and not (once and id(value) in seen):
+                    seen.add(id(value))
                     yield f"{path}.{name}" if path else name, value
-
-    def _once(self, kind: type) -> list[tuple[str, Any]]:
-        found: dict[int, tuple[str, Any]] = {}
-        for name, holder in self._holders(kind):
-            found.setdefault(id(holder), (name, holder))
-        return list(found.values())
 
     def named_parameters(self) -> list[tuple[str, Parameter]]:
         """The parameters by dotted name; one that stands in several places once."""
-        return self._once(Parameter)
+        return list(self._holders(Parameter, once=True))
 
     def parameters(self) -> list[Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_buffers(self) -> list[tuple[str, Buffer]]:
         """The buffers by dotted name; one that stands in several places once."""
-        return self._once(Buffer)
+        return list(self._holders(Buffer, once=True))
 
     def buffers(self) -> list[Buffer]:
         return [buffer for _, buffer in self.named_buffers()]
