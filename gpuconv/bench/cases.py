@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpuconv import ops
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known, unknown
 from gpuconv.ops.op import Op
 
 Shape = tuple[int, ...]
@@ -101,9 +101,7 @@ def parse(words: str | Sequence[str], **options: Any) -> Case:
     for word in parts:
         key, equals, value = word.partition("=")
         if equals:
-            if key not in OPTIONS:
-                raise unknown("option", key, OPTIONS)
-            values[key] = option(key, value)
+            values[key] = option(require_known("option", key, OPTIONS), value)
     values.update({key: value for key, value in options.items() if value is not None})
     if name.startswith("conv2d") and values.get("stride") in (1, (1, 1)):
         del values["stride"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.explain.grad_cam import grad_cam, guided_grad_cam
 from gpuconv.explain.gradients import (
     deconvnet,
@@ -54,9 +54,7 @@ def method(name: str) -> Method:
     >>> method("grad-cam").title
     'Grad-CAM'
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]
+    return METHODS[require_known("method", name, METHODS)]
 
 
 def as_map(result: np.ndarray) -> np.ndarray:
