@@ -25,16 +25,16 @@ class Notice(UserWarning):
     """What the user should know though all went well."""
 
 
-def unknown(what: str, name: object, known: Iterable[object]) -> ValueError:
+def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     """ValueError for a name that is not among the known ones, with the nearest of them."""
-    names = sorted(map(str, known))
+    names = sorted(known)
     meant = str(name).lower()
     near = difflib.get_close_matches(SYNONYMS.get(meant, meant), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ValueError(f"unknown {what} {name!r}{hint} (known: {', '.join(names)})")
 
 
-def require_known(what: str, name: Name, known: Collection[object]) -> Name:
+def require_known(what: str, name: Name, known: Collection[str]) -> Name:
     """`name`, where it is among the known ones; else the ValueError of `unknown`."""
     if name not in known:
         raise unknown(what, name, known)
