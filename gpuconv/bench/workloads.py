@@ -14,6 +14,7 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.arrays import ShapeOnly
+from gpuconv.bench.batches import BatchWorkload
 from gpuconv.bench.cases import Case
 from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWorkload
 from gpuconv.cpu import conv as cpu_conv
@@ -94,7 +95,11 @@ class Workload:
         return np.full(exact.shape, error * np.abs(exact).max(initial=0))
 
 
-AnyWorkload = Workload | OptimizerWorkload
+AnyWorkload = Workload | OptimizerWorkload | BatchWorkload
+# What is no operation of gpuconv.ops.
+OTHERS: dict[str, Any] = {
+    **dict.fromkeys(OPTIMIZERS, OptimizerWorkload), "image_batch": BatchWorkload
+}  # fmt: skip
 
 
 def of_case(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator[AnyWorkload]:
@@ -125,12 +130,12 @@ def _workloads(
     case: Case, passes: tuple[str, ...], floats: Any, integers: Any
 ) -> Iterator[AnyWorkload]:
     """floats(shape), integers(low, high, count): what draws arrays, or stands in for them."""
-    if case.op not in OPTIMIZERS:
+    if case.op not in OTHERS:
         for direction, function, given in _calls(case, passes, floats, integers):
             cost = _cost(direction, function, given)
             yield Workload(case, direction, function, given, cost, case.op in IN_PLACE)
     elif not passes or FORWARD in passes:
-        yield OptimizerWorkload(case, floats)
+        yield OTHERS[case.op](case, floats)
 
 
 def _calls(
