@@ -24,7 +24,7 @@ from gpuconv.ops.activation import activation_backward
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Op
 from gpuconv.shapes import window
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import blas_threads, parallel, shards
 
 FORWARD, BACKWARD, DATA, WEIGHT = PASSES = (
     "forward", "backward", "backward-data", "backward-weight",
@@ -233,7 +233,8 @@ def _reference(op: Op, arguments: tuple[Any, ...]) -> Any:
             for a, whole in zip(arguments, batched, strict=True)
         ))) for n in range(begin, end)]  # fmt: skip
 
-    shares = parallel(some, shards(len(arguments[0])))
+    with blas_threads(1):
+        shares = parallel(some, shards(len(arguments[0])))
     return _together([one for share in shares for one in share])  # type: ignore[attr-defined]
 
 

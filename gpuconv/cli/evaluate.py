@@ -14,7 +14,6 @@ from gpuconv import nn
 from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
 from gpuconv.cli.options import CHECKPOINT, DEVICE, IMAGES, THREADS, add_options, whole
 from gpuconv.errors import unknown
-from gpuconv.threads import set_thread_count
 from gpuconv.train.evaluate import evaluate
 
 EXAMPLES = """\
@@ -30,8 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.threads is not None:
-        set_thread_count(args.threads)
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     settings = found.metadata.get("settings") or {}
     dataset = load_images(args, found, preprocessing)

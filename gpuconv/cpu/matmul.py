@@ -40,5 +40,5 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     pieces = shards(rows, -(-GRAIN // max(depth * b.shape[1], 1)))
     if len(pieces) == 1:
         return np.matmul(a, b, out=product)
-    parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces, blas=False)
+    parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces)
     return product

@@ -180,7 +180,7 @@ def store_output_tiles(products, plane, lines, span, bias, relu, pixels, y):
 
 
 @compiled
-def transform_filters(w, rotated, begin, end, plane, out):
+def transform_filters(w, rotated, plane, out, begin, end):
     """out[36][pair of K][C][..], pairs [begin, end): the transform of w (K, C, 9).
 
     rotated: of the filters for dx, which are rotated by 180 degrees and have K and C exchanged.

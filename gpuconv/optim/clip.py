@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
+from gpuconv import ops
 from gpuconv.arguments import number
-from gpuconv.arrays import device_of, to_numpy
+from gpuconv.arrays import to_numpy
 from gpuconv.autograd import Parameter
 from gpuconv.optim.kernels import sum_of_squares
 
@@ -45,16 +45,8 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1.0:  # so that NaN is not taken for "small enough"
         for p in chosen:
-            _scale(p, factor)
+            if isinstance(p.grad, np.ndarray):
+                np.multiply(p.grad, p.grad.dtype.type(factor), out=p.grad)
+            elif not math.isnan(factor):  # gradients of a norm of NaN hold NaN already
+                p.grad = ops.scale(p.grad, factor)
     return norm
-
-
-def _scale(p: Parameter, factor: float) -> None:
-    g: Any = p.grad
-    if isinstance(g, np.ndarray):
-        np.multiply(g, g.dtype.type(factor), out=g)
-    elif not math.isnan(factor):  # gradients of a norm of NaN hold NaN already
-        from gpuconv.cuda.runtime import runtime
-
-        on = runtime(device_of(g) or "cpu")
-        p.grad = on.each("elementwise.cu", "scale", "to", {"factor": factor}, a=g)
