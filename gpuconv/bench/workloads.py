@@ -15,6 +15,7 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.arrays import ShapeOnly
+from gpuconv.bench.batches import BatchWorkload
 from gpuconv.bench.cases import Case
 from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWorkload
 from gpuconv.cpu import conv as cpu_conv
@@ -95,7 +96,11 @@ class Workload:
         return np.full(exact.shape, error * np.abs(exact).max(initial=0))
 
 
-AnyWorkload = Workload | OptimizerWorkload
+AnyWorkload = Workload | OptimizerWorkload | BatchWorkload
+# What is no operation of gpuconv.ops.
+OTHERS: dict[str, Any] = {
+    **dict.fromkeys(OPTIMIZERS, OptimizerWorkload), "image_batch": BatchWorkload
+}  # fmt: skip
 
 
 def of_case(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator[AnyWorkload]:
@@ -120,9 +125,9 @@ def _workloads(
     case: Case, passes: tuple[str, ...], floats: Any, integers: Any
 ) -> Iterator[AnyWorkload]:
     """floats(shape), integers(low, high, count): what draws arrays, or stands in for them."""
-    if case.op in OPTIMIZERS:
+    if case.op in OTHERS:
         if not passes or FORWARD in passes:
-            yield OptimizerWorkload(case, floats)
+            yield OTHERS[case.op](case, floats)
         return
     chosen = passes or ((FORWARD, DATA, WEIGHT) if case.op in SPLIT else (FORWARD, BACKWARD))
     forward, backward = getattr(ops, case.op), getattr(ops, f"{case.op}_backward", None)
