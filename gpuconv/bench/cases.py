@@ -32,9 +32,10 @@ OPERANDS: dict[str, tuple[str, ...]] = {
         (f"{kind}_pool2d" for kind in ("max", "avg", "sum", "adaptive_avg")), ("kernel",)
     ),
     **dict.fromkeys(("sgd", "sgd_momentum", "adam", "adam_amsgrad", "clip_grad_norm"), ()),
+    "image_batch": (),
 }
 RANKS = {
-    "assign": 4,
+    **dict.fromkeys(("assign", "image_batch"), 4),
     **dict.fromkeys(("linear", "cross_entropy", "half_squared_error", "hinge"), 2),
     **{name: 4 for name in OPERANDS if name.endswith("2d") or name == "local_response_norm"},
 }
@@ -185,6 +186,7 @@ sgd_momentum            64n x 4096
 adam                    64n x 4096
 adam_amsgrad            64n x 4096
 clip_grad_norm          64n x 4096
+image_batch             n x 3 x 224 x 224
 """
 USUAL = "nx64x56x56"
 

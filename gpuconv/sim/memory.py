@@ -143,9 +143,22 @@ class Array:
         """Set every element."""
         self._require_contiguous("fill")
         self._host[...] = value
+        self._written()
+
+    def _written(self) -> None:
         if self.base.shadow is not None:
             begin = self.ptr - self.base.begin
             self.base.shadow[begin : begin + self.nbytes] = 1
+
+    def set(self, host: np.ndarray) -> None:
+        """Copy a NumPy array of this shape and dtype into it."""
+        self._require_contiguous("set")
+        if (host.shape, host.dtype) != (self.shape, self.dtype):
+            raise ValueError(
+                f"set: this array is {self.dtype} {self.shape}, got {host.dtype} {host.shape}"
+            )
+        self._host[...] = host
+        self._written()
 
     def __len__(self) -> int:
         if not self.shape:
