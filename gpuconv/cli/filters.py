@@ -15,7 +15,7 @@ import argparse
 from gpuconv import checkpoint, models
 from gpuconv.cli.options import REPEATED, add_options, matrix, output, seed, whole
 from gpuconv.data import load_image, save_image
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.filters import FILTERS, apply, to_pixels
 from gpuconv.models import MODELS
 from gpuconv.nn import Conv2d, Module
@@ -94,7 +94,5 @@ def _learned(args):
     }
     if not convolutions:
         raise ValueError(f"{args.source}: the network has no convolution")
-    name = args.layer or next(iter(convolutions))
-    if name not in convolutions:
-        raise unknown("convolution", name, convolutions)
+    name = require_known("convolution", args.layer or next(iter(convolutions)), convolutions)
     return weight_panels(convolutions[name].weight.numpy())

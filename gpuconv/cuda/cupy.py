@@ -8,6 +8,7 @@ the source that it is given has them inlined.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ import numpy as np
 from gpuconv.cuda import source
 from gpuconv.cuda.binding import signature_of
 from gpuconv.cuda.launch_config import LIMITS, Launch, Limits
-from gpuconv.cuda.runtime import Runtime
+from gpuconv.cuda.runtime import Queue, Runtime
 from gpuconv.errors import DeviceError
 
 INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
@@ -112,6 +113,20 @@ class CupyRuntime(Runtime):
     def synchronize(self) -> None:
         self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
 
+    def free_memory(self) -> int:
+        return int(self.cupy.cuda.runtime.memGetInfo()[0])
+
+    def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = self._tried("pinned memory", self.cupy.cuda.alloc_pinned_memory, size)
+        return np.ndarray(shape, dtype, buffer=memory)
+
+    def queue(self, private: bool = False) -> Queue:
+        cuda = self.cupy.cuda
+        return StreamQueue(
+            cuda, cuda.Stream(non_blocking=True) if private else cuda.get_current_stream()
+        )
+
     def compile(self, launch: Launch) -> None:
         """Compile and load a kernel without starting it, as `gpuconv warmup` does."""
         signature_of(launch)
@@ -161,6 +176,27 @@ class CupyRuntime(Runtime):
         if isinstance(error, cuda.driver.CUDADriverError | cuda.runtime.CUDARuntimeError):
             hint = "" if self.debug else f"; {SYNCHRONIZE}=1 tells which launch failed"
             raise DeviceError(f"the GPU failed at {what}: {_line(error)}{hint}") from error
+
+
+class StreamQueue(Queue):
+    """A CUDA stream."""
+
+    def __init__(self, cuda: Any, stream: Any) -> None:
+        self._cuda, self._stream = cuda, stream
+
+    def copy(self, to: Any, host: np.ndarray) -> None:
+        to.set(host, self._stream)
+
+    def record(self) -> Any:
+        event = self._cuda.Event(disable_timing=True)
+        event.record(self._stream)
+        return event
+
+    def wait(self, event: Any) -> None:
+        self._stream.wait_event(event)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
 
 
 def _line(error: BaseException) -> str:

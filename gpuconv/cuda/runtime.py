@@ -43,6 +43,24 @@ class PixelView(NamedTuple):
     vector: int
 
 
+class Queue:
+    """What is done in order: a stream. Here, where nothing is ever left running, all is done."""
+
+    def copy(self, to: Any, host: np.ndarray) -> None:
+        """Start to copy an array of pinned memory to one of the device, of equal shape and type."""
+        to.set(host)
+
+    def record(self) -> Any:
+        """An event: its `synchronize` waits for all that was put into the queue until now."""
+        return self
+
+    def wait(self, event: Any) -> None:
+        """What is put into the queue from now on waits for an event of another."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was put into the queue."""
+
+
 class Runtime:
     """A device's arrays and kernels. A subclass allocates, copies, compiles and starts."""
 
@@ -92,6 +110,18 @@ class Runtime:
     def inside(self, array: Any) -> AbstractContextManager[Any]:
         """Meanwhile this array's card is the one that allocates and runs."""
         return nullcontext()
+
+    def free_memory(self) -> int:
+        """Bytes that are free on the device."""
+        raise NotImplementedError
+
+    def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
+        """A NumPy array from which a device copies by itself, its contents undefined."""
+        return np.empty(shape, dtype)
+
+    def queue(self, private: bool = False) -> Queue:
+        """The queue that launches are put into; private: a new one that nothing else waits for."""
+        return Queue()
 
     def build(self, text: str, launch: Launch) -> Any:
         """The module of a kernel file's text, specialised as the launch says."""

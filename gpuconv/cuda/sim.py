@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from gpuconv import sim
@@ -46,6 +47,9 @@ class SimRuntime(Runtime):
         args = launch.kernel, launch.grid, launch.block, arguments, launch.shared
         self.module(launch).launch(*args, self.order, self.seed, thread_count())
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
+
+    def free_memory(self) -> int:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def synchronize(self) -> None:
         """Nothing is ever left running."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpuconv.arguments import flag, number, whole
 from gpuconv.autograd import Parameter, Tensor, once
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.nn.functional import batch_norm, local_response_norm
 from gpuconv.nn.module import Buffer, Module
 from gpuconv.ops.local_response_norm import CONVENTIONS
@@ -94,8 +94,7 @@ class LocalResponseNorm(Module):
         alpha = number("LocalResponseNorm: alpha", alpha)
         beta = number("LocalResponseNorm: beta", beta)
         k = number("LocalResponseNorm: k", k, above=0)
-        if convention not in CONVENTIONS:
-            raise unknown("convention", convention, CONVENTIONS)
+        require_known("convention", convention, CONVENTIONS)
         self.arguments = (size, alpha, beta, k, convention)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 from gpuconv import checkpoint
 from gpuconv.arguments import number, whole
 from gpuconv.arrays import to_device
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
@@ -73,9 +73,7 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         if isinstance(loss, str):
-            if loss not in LOSSES:
-                raise unknown("loss", loss, LOSSES)
-            loss = LOSSES[loss]()
+            loss = LOSSES[require_known("loss", loss, LOSSES)]()
         for name, value, check in (
             ("clip_norm", clip_norm, partial(number, above=0)),
             ("checkpoint_seconds", checkpoint_seconds, partial(number, least=0)),

@@ -528,6 +528,44 @@ def test_what_a_step_asks_of_the_driver(run):
     assert "cudaDeviceSynchronize" not in calls
 
 
+BATCHES = """
+from gpuconv import to_numpy
+from gpuconv.cuda.runtime import runtime as runtime_of
+from gpuconv.data import Affine, Dataset, Loader, Shift
+from gpuconv.data.on_device import batches_for
+
+images = np.random.default_rng(3).integers(0, 256, (23, 2, 6, 5), np.uint8)
+set_of, slots = Dataset(images, np.arange(23)), [cupy.full(1, n, np.uint32) for n in range(6)]
+
+def wrong(augment, room):
+    # batches that differ from the loader's, of those that are used later than they are made
+    loader = Loader(set_of, 4, seed=1, augment=augment, size=7, mean=0.5)
+    type(runtime_of("cuda")).free_memory = lambda self: room
+    batches, kept = batches_for(loader, "cuda"), []
+    for epoch in range(2):
+        for first, count in ((0, 4), (4, 2)):
+            batches.prepare(epoch, first, count)
+            for number in range(count):
+                if batches.feed is not None:
+                    batches.feed()
+                x, labels = batches.load(3 if first + number == 5 else 4, slots[number])
+                kept.append((x.copy(), labels.copy()))  # on the card, in order
+    expected = [pair for epoch in range(2) for pair in loader.batches(epoch)]
+    return sum(not (np.array_equal(to_numpy(x), own_x) and np.array_equal(to_numpy(y), own_y))
+               for (x, y), (own_x, own_y) in zip(kept, expected, strict=True))
+"""
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_batches_are_the_loaders_whatever_the_order_of_work(run, seed):
+    """Images that live on the card, that come by a stream as bytes, and as prepared floats."""
+    script = BATCHES + (
+        "said = [wrong(Shift(1), 1 << 30), wrong(Shift(1), 0), wrong(Affine(9), 0),"
+        " driver.failures]"
+    )
+    assert run(script, seed=seed) == [0, 0, 0, []]
+
+
 @pytest.mark.slow
 def test_the_gpu_check_runs_whole(environment, tmp_path):
     """On a machine with nothing but an interpreter, CuPy and a checkout, in small."""

@@ -222,21 +222,19 @@ def _for_the_simulator(options: tuple[str, ...]) -> tuple[str, ...]:
 
 def _approximate(library: ctypes.CDLL, seed: int) -> None:
     """approximate.c in the place of the simulator's approximate instructions of float32."""
-    from gpuconv.sim import isa_float, jit
+    from gpuconv.sim import jit
     from gpuconv.sim.emit import FLOAT_TABLE
 
     library.standin_approximate(ctypes.c_uint64(seed))
     for op in ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh", "div"):
         function = getattr(library, f"standin_{op}")
         jit.add_symbol(f"standin_{op}", ctypes.cast(function, ctypes.c_void_p).value)
-        FLOAT_TABLE[op] = partial(_approximated, isa_float, FLOAT_TABLE[op])
+        FLOAT_TABLE[op] = partial(_approximated, FLOAT_TABLE[op])
     identity = jit.identity
     jit.identity = lambda: f"{identity()}|approximate"  # compiled code is cached under this
 
 
-def _approximated(isa_float, exactly, b, i, type_):
-    if type_ != "f32" or not {"approx", "full"} & set(i.mods):
-        return exactly(b, i, type_)
-    values = [isa_float.read(b, operand, type_, "ftz" in i.mods) for operand in i.operands[1:]]
-    value = b.call("float", f"standin_{i.op}", *(f"float {value}" for value in values))
-    isa_float.finish(b, i, type_, value, force=True)
+def _approximated(exactly, b, i, llvm, values):
+    if i.mods[-1] != "f32" or not {"approx", "full"} & set(i.mods):
+        return exactly(b, i, llvm, values)
+    return b.call("float", f"standin_{i.op}", *(f"float {value}" for value in values))

@@ -66,9 +66,15 @@ class MemoryPointer:
 
 
 class Stream:
+    def __init__(self, null=False, non_blocking=False):
+        pass
+
     def synchronize(self):
         if "synchronize" in failing:
             raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+
+    def wait_event(self, event):
+        event.synchronize()
 
 
 class Event:
@@ -117,6 +123,9 @@ class ndarray:
     def fill(self, value):
         self._array.fill(value)
 
+    def set(self, arr, stream=None):
+        self._array.set(arr)
+
     def transpose(self, *axes):
         return ndarray(self._array.transpose(*axes))
 
@@ -153,6 +162,11 @@ def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
 def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
     Stream().synchronize()
     return sim.asnumpy(a._array)
+
+
+def alloc_pinned_memory(size):
+    _allocate()
+    return bytearray(size)
 
 
 def get_current_stream(device_id=-1):
@@ -235,6 +249,7 @@ cuda = types.SimpleNamespace(
     Stream=Stream,
     Event=Event,
     MemoryPointer=MemoryPointer,
+    alloc_pinned_memory=alloc_pinned_memory,
     get_elapsed_time=get_elapsed_time,
     get_current_stream=get_current_stream,
     runtime=types.SimpleNamespace(

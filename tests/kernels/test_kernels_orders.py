@@ -13,6 +13,7 @@ from test_kernels_optim import Tensors
 
 from gpuconv.cuda import layout
 from gpuconv.cuda.launch_config import LaunchConfig, config_elementwise
+from gpuconv.data.on_device import config_image_batch
 from gpuconv.ops import conv2d_launch, pool2d_launch, softmax_launch
 from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.shapes import window
@@ -90,6 +91,18 @@ def cases():
             {"x": flat},
             {"y": ((5001,), F4)},
             dropped,
+        ),
+        "image_batch": (
+            config_image_batch((40, 3, 5, 8), (50, 3, 7, 6), "uint8", 1, 40),
+            {
+                "images": rng.integers(0, 256, (50, 3, 7, 6)).astype(np.uint8),
+                "labels": np.arange(50),
+                "table": np.array([[n, -1, n % 3, 1, 0, 7, 0, 6] for n in range(40)], np.int32),
+                "values": floats(3, 256),
+                "slot": np.zeros(1, np.uint32),
+            },
+            {"x": ((40, 5, 8, 3), F4), "batch_labels": ((40,), np.int64)},
+            {"first": 0},
         ),
         "depthwise": (
             conv2d_launch.config_forward(deep, False, True),
