@@ -139,6 +139,19 @@ class Array:
         """Set every element."""
         self._require_contiguous("fill")
         self._host[...] = value
+        self._mark_written()
+
+    def set(self, host: np.ndarray) -> None:
+        """Copy a NumPy array of the same shape and type into this one, which is in C order."""
+        self._require_contiguous("set")
+        if host.shape != self.shape or host.dtype != self.dtype:
+            raise ValueError(
+                f"set: {host.dtype} x {host.shape} does not fit {self.dtype} x {self.shape}"
+            )
+        self._host[...] = host
+        self._mark_written()
+
+    def _mark_written(self) -> None:
         if self.base.shadow is not None:
             begin = self.ptr - self.base.begin
             self.base.shadow[begin : begin + self.nbytes] = 1
