@@ -8,7 +8,7 @@ Math      begin_step: row `next` of the table becomes the current numbers and se
           A loss or a norm that is not finite stops: from then on begin_step and the notes do
           nothing, and kernels that are given `stop` change nothing
 Source    gpuconv/cuda/recording.py
-Layout    state: stop (0 or 1), step (0 to slots - 1), next, unused; table: per step seeds, two words
+Layout    state: 8 words, of which are used stop (0 or 1), next, and, the fifth, step; table: per step seeds, two words
           each, then floats; ring: COLUMNS floats a step (correct, norm, losses ...), then one that
           is the step that stopped, counted from 1, or 0
 Geometry  One block each; note_batch: `lanes` threads a row, a power of two up to 32
@@ -22,7 +22,7 @@ Macros    LABEL (the labels' type, an integer)
 #include "common.cuh"
 
 constexpr int COLUMNS = 8, CORRECT = 0, NORM = 1;
-constexpr int STOP = 0, STEP = 1, NEXT = 2;
+constexpr int STOP = 0, NEXT = 1, STEP = 4;
 
 extern "C" __global__ void __launch_bounds__(256, 4) begin_step(unsigned* __restrict__ state,
     unsigned long long* __restrict__ seeds, float* __restrict__ numbers, float* __restrict__ ring,

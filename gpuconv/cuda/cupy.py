@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ import numpy as np
 from gpuconv.cuda import recording, source
 from gpuconv.cuda.binding import signature_of
 from gpuconv.cuda.launch_config import LIMITS, Launch, Limits
-from gpuconv.cuda.runtime import Runtime
+from gpuconv.cuda.runtime import Queue, Runtime
 from gpuconv.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -125,13 +126,19 @@ class CupyRuntime(Runtime):
     def synchronize(self) -> None:
         self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
 
-    def write(self, array: Any, host: np.ndarray) -> None:
-        with self.inside(array):
-            self._tried("a copy from the host", array.set, host)
+    def free_memory(self) -> int:
+        return int(self.cupy.cuda.runtime.memGetInfo()[0])
 
-    def pinned(self, count: int) -> np.ndarray:
-        memory = self._tried("pinned memory", self.cupy.cuda.alloc_pinned_memory, 4 * count)
-        return np.frombuffer(memory, np.uint32, count)
+    def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = self._tried("pinned memory", self.cupy.cuda.alloc_pinned_memory, size)
+        return np.ndarray(shape, dtype, buffer=memory)
+
+    def queue(self, private: bool = False) -> Queue:
+        cuda = self.cupy.cuda
+        return StreamQueue(
+            cuda, cuda.Stream(non_blocking=True) if private else cuda.get_current_stream()
+        )
 
     # ---- a step that is recorded ---------------------------------------------------------------
 
@@ -254,6 +261,27 @@ class CupyRuntime(Runtime):
 def _owner(array: Any) -> int | None:
     """The address of the memory that an array lies in; None for a number."""
     return getattr(getattr(array.data, "mem", None), "ptr", None)
+
+
+class StreamQueue(Queue):
+    """A CUDA stream."""
+
+    def __init__(self, cuda: Any, stream: Any) -> None:
+        self._cuda, self._stream = cuda, stream
+
+    def copy(self, to: Any, host: np.ndarray) -> None:
+        to.set(host, self._stream)
+
+    def record(self) -> Any:
+        event = self._cuda.Event(disable_timing=True)
+        event.record(self._stream)
+        return event
+
+    def wait(self, event: Any) -> None:
+        self._stream.wait_event(event)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
 
 
 def _line(error: BaseException) -> str:

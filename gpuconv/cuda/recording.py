@@ -25,7 +25,7 @@ import numpy as np
 
 from gpuconv.cuda import source
 from gpuconv.cuda import step_launch as config
-from gpuconv.cuda.step_launch import COLUMNS, CORRECT, LOSSES, NORM, STATE
+from gpuconv.cuda.step_launch import COLUMNS, CORRECT, LOSSES, NORM, STATE, STEP
 
 if TYPE_CHECKING:
     from gpuconv.cuda.binding import Binding
@@ -145,14 +145,14 @@ class Recorder:
         self.own: set[int] = set()  # addresses of the memory that the step itself allocated
         self.noted = False
         self.used = [0, 0]  # seeds and numbers of a step
-        self.host = on.pinned(STATE + SLOTS * (2 * SEEDS + NUMBERS))
+        self.host = on.pinned((STATE + SLOTS * (2 * SEEDS + NUMBERS),), np.uint32)
         self.host[:] = 0
         self.words = on.empty(self.host.size, np.uint32)
         self.state, self.table = self.words[:STATE], self.words[STATE:]
-        self.stop, self.slot = self.words[:1], self.words[1:2]
+        self.stop, self.slot = self.words[:1], self.words[STEP : STEP + 1]
         self.rows = on.empty(SEEDS, np.uint64), on.empty(NUMBERS)
         self.ring = on.zeros(SLOTS * COLUMNS + 1)
-        on.write(self.words, self.host)
+        on.queue().copy(self.words, self.host)
 
     @contextmanager
     def recording(self, own_memory: bool = True) -> Iterator[None]:
@@ -337,7 +337,7 @@ class Record:
         table = np.concatenate([part.reshape(done, -1) for part in words], axis=1)
         end = STATE + table.size
         self.recorder.host[STATE:end] = table.ravel()
-        self.on.write(self.recorder.words[:end], self.recorder.host[:end])
+        self.on.queue().copy(self.recorder.words[:end], self.recorder.host[:end])
         return done
 
     def _rewind(self, undo: list[Callable[[], None]], steps: int) -> None:

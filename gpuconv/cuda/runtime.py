@@ -47,6 +47,24 @@ class PixelView(NamedTuple):
     vector: int
 
 
+class Queue:
+    """What is done in order: a stream. Here, where nothing is ever left running, all is done."""
+
+    def copy(self, to: Any, host: np.ndarray) -> None:
+        """Start to copy an array of pinned memory to one of the device, of equal shape and type."""
+        to.set(host)
+
+    def record(self) -> Any:
+        """An event: its `synchronize` waits for all that was put into the queue until now."""
+        return self
+
+    def wait(self, event: Any) -> None:
+        """What is put into the queue from now on waits for an event of another."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was put into the queue."""
+
+
 class Runtime:
     """A device's arrays and kernels. A subclass allocates, copies, compiles and starts."""
 
@@ -99,6 +117,18 @@ class Runtime:
         """Meanwhile this array's card is the one that allocates and runs."""
         return nullcontext()
 
+    def free_memory(self) -> int:
+        """Bytes that are free on the device."""
+        raise NotImplementedError
+
+    def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
+        """A NumPy array from which a device copies by itself, its contents undefined."""
+        return np.empty(shape, dtype)
+
+    def queue(self, private: bool = False) -> Queue:
+        """The queue that launches are put into; private: a new one that nothing else waits for."""
+        return Queue()
+
     def build(self, text: str, launch: Launch) -> Any:
         """The module of a kernel file's text, specialised as the launch says."""
         raise NotImplementedError
@@ -110,16 +140,6 @@ class Runtime:
     def synchronize(self) -> None:
         """Wait for all that was started."""
         raise NotImplementedError
-
-    def write(self, array: Any, host: np.ndarray) -> None:
-        """Copy a NumPy array of the same shape and type into one in C order, after all that was
-        started; `host` must stay as it is until the next `read`.
-        """
-        raise NotImplementedError
-
-    def pinned(self, count: int) -> np.ndarray:
-        """`count` words of the host's memory, uint32, from which `write` need not wait."""
-        return np.empty(count, np.uint32)
 
     def shared_memory(self) -> AbstractContextManager[Any]:
         """Meanwhile arrays get memory as outside of `own_memory`."""

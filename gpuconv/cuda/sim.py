@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,6 @@ class SimRuntime(Runtime):
         recording.refuse("an array is copied without a kernel")
         return array.copy()
 
-    def write(self, array: sim.Array, host: np.ndarray) -> None:
-        array.set(host)
-
     def span(self, array: sim.Array) -> sim.Array:
         return array.span()
 
@@ -57,6 +55,9 @@ class SimRuntime(Runtime):
         args = launch.kernel, launch.grid, launch.block, arguments, launch.shared
         self.module(launch).launch(*args, self.order, self.seed, thread_count())
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
+
+    def free_memory(self) -> int:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def synchronize(self) -> None:
         """Nothing is ever left running."""

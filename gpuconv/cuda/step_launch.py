@@ -17,7 +17,7 @@ from gpuconv.cuda.launch_config import (
 )
 
 FILE = "step.cu"
-STATE = 4  # words: stop, step, next, unused
+STATE, STEP = 8, 4  # words, of which the first is `stop`; `step` is aligned to 16 bytes
 COLUMNS, CORRECT, NORM, LOSSES = 8, 0, 1, 2  # of the ring; losses from the third on
 NO_LABELS = defines(LABEL="int")
 

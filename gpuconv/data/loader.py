@@ -9,6 +9,7 @@ import numpy as np
 from gpuconv.arguments import whole
 from gpuconv.data.augment import Augment
 from gpuconv.data.dataset import Dataset, Scale, to_float
+from gpuconv.data.placement import Placement
 from gpuconv.data.rng import CounterRNG
 
 _ORDER, _AUGMENT = 2, 3  # streams of draws; Dataset.split has 1
@@ -45,7 +46,7 @@ class Loader:
         self.augment, self.drop_last = augment, drop_last
         self.size, self.mean, self.std = size, mean, std
         self.epoch = 0
-        x, _ = self._batch(0, np.zeros(1, np.int64))  # arguments that do not fit fail here
+        x, _ = self.batch(0, np.zeros(1, np.int64))  # arguments that do not fit fail here
         self.input_shape: tuple[int, ...] = x.shape[1:]
 
     def __len__(self) -> int:
@@ -78,13 +79,26 @@ class Loader:
             )
         order = self.order(epoch)
         return (
-            self._batch(epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
+            self.batch(epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
             for batch in range(start, len(self))
         )
 
-    def _batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(x, labels) of the images `indices` as `epoch` reads them."""
         images = self.dataset.images[indices]
         if self.augment is not None:
             images = self.augment(images, CounterRNG(self.seed, epoch, indices, _AUGMENT))
         x = to_float(images, self.size, self.mean, self.std)
         return x, self.dataset.labels[indices]
+
+    def place(self, placed: Placement, epoch: int, indices: np.ndarray) -> None:
+        """Move images as `batch` does, in a `Placement`: for an augmentation that only moves them.
+
+        placed: of the images `indices`, as they are in the data set.
+        """
+        if self.augment is not None:
+            self.augment.place(placed, CounterRNG(self.seed, epoch, indices, _AUGMENT))  # type: ignore[attr-defined]
+        height, width = placed.size
+        rows, columns = self.input_shape[1:]
+        if (rows, columns) != (height, width):
+            placed.window(rows, columns, -((rows - height) // 2), -((columns - width) // 2))

@@ -10,7 +10,7 @@ import numpy as np
 from gpuconv.arguments import flag, number, whole
 from gpuconv.autograd import Parameter, Tensor, once
 from gpuconv.cuda.recording import again
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.nn.functional import batch_norm, local_response_norm
 from gpuconv.nn.module import Buffer, Module
 from gpuconv.ops.local_response_norm import CONVENTIONS
@@ -54,15 +54,9 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
-        for holder, value in (
-            (self.weight, 1),
-            (self.bias, 0),
-            (self.running_mean, 0),
-            (self.running_var, 1),
-            (self.num_batches_tracked, 0),
-        ):
-            if holder is not None:
-                holder.data[...] = value
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if (holder := getattr(self, name)) is not None:
+                holder.data[...] = 1 if name in ("weight", "running_var") else 0
 
     def forward(self, x: Tensor) -> Tensor:
         training, momentum, batches = self.in_training, self.momentum, self.num_batches_tracked
@@ -115,8 +109,7 @@ class LocalResponseNorm(Module):
         alpha = number("LocalResponseNorm: alpha", alpha)
         beta = number("LocalResponseNorm: beta", beta)
         k = number("LocalResponseNorm: k", k, above=0)
-        if convention not in CONVENTIONS:
-            raise unknown("convention", convention, CONVENTIONS)
+        require_known("convention", convention, CONVENTIONS)
         self.arguments = (size, alpha, beta, k, convention)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -57,7 +57,6 @@ def dropout_cpu(x, p, seed):
             flat[b:e], out[b:e], b, np.uint64(seed), np.uint64(_threshold(p)), scale
         ),
         shards(x.size, fast.GRAIN),
-        blas=False,
     )
     return y
 

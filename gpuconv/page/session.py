@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +14,16 @@ from gpuconv import nn, no_grad, ops
 from gpuconv.errors import unknown
 from gpuconv.page.description import (
     WITH_FILTERS,
+    Answer,
     Part,
-    bytes_of,
     check_number,
     describe,
-    floats,
+    packed,
     page_of,
     part_of,
     weights_of,
 )
-from gpuconv.page.explanations import Searches, attribution_map, offered, searchable
+from gpuconv.page.explanations import Searches, attribution_map, offered
 from gpuconv.page.graph import Graph
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
 MAX_RUNS = 16
 MISTAKES = 12
 FIRST_VALUES = 1 << 20  # sent with a run; the page asks for the rest when it comes into sight
-
-Answer = dict[str, Any]
 
 
 class Missing(LookupError):
@@ -61,7 +59,7 @@ class Session:
         model: nn.Module,
         preprocessing: Preprocessing,
         title: str,
-        classes: list[str] | None = None,
+        classes: Sequence[str] | None = None,
         test: Dataset | None = None,
         start: Callable[[], Mapping[str, np.ndarray]] | None = None,
         note: str = "",
@@ -74,11 +72,10 @@ class Session:
             raise ValueError(f"show: {len(self.classes)} classes for {count} scores")
         self.version = 1
         self._methods = offered(self.graph)
-        self._searchable = searchable(self.graph)
-        self._searches: Searches | None = None
         self._start = start
         fits = test is not None and test.image_shape == preprocessing.image_shape
         self.test = test if fits else None
+        self._searches = Searches(self.graph, preprocessing, self.test) if self.test else None
         self._lock = threading.RLock()
         self._runs: OrderedDict[str, list[np.ndarray]] = OrderedDict()  # every node's output
         self._counter = 0
@@ -95,7 +92,7 @@ class Session:
             "methods": [
                 {"name": name, "title": method.title} for name, method in self._methods.items()
             ],
-            "patches": [] if self.test is None else self._searchable,
+            "patches": self._searches.layers if self._searches else [],
         }
 
     def filters(self, number: int, when: str) -> Answer:
@@ -112,7 +109,7 @@ class Session:
                 if self._start is None:
                     raise Missing("the weights before training are not known")
                 array = self._start()[f"{node.name}.weight"]
-            return {"shape": list(array.shape), "data": floats(array)}
+            return {"shape": list(array.shape), "values": packed(array)}
 
     def weights(self, number: int, channel: int) -> Answer:
         """What belongs to one channel of a layer's output: "weight", "bias" and so on, by name."""
@@ -120,7 +117,7 @@ class Session:
         check_number(f"channels of {node.name}", channel, node.shape[0])
         with self._lock:
             arrays = weights_of(node)
-            return {name: floats(array[channel]) for name, array in arrays.items()}
+            return {name: packed(array[channel]) for name, array in arrays.items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """New weights for the network; runs of the old ones are forgotten."""
@@ -215,7 +212,7 @@ class Session:
             "first": first,
             "min": float(finite.min()) if finite.size else 0.0,
             "max": float(finite.max()) if finite.size else 0.0,
-            "data": floats(y[first : first + page_of(self.graph[number])]),
+            "values": packed(y[first : first + page_of(self.graph[number])]),
         }
 
     def values(self, run: str, parts: list[Part]) -> Answer:
@@ -223,7 +220,7 @@ class Session:
         outputs = self._run(run)
         for part in parts:
             self._node(part.number)
-        return {"values": [floats(part_of(outputs[part.number], part)) for part in parts]}
+        return {"values": [packed(part_of(outputs[part.number], part)) for part in parts]}
 
     def explanation(self, run: str, method: str, target: int) -> Answer:
         """The evidence for class `target` in the picture: a map (1, H, W)."""
@@ -232,20 +229,18 @@ class Session:
             raise unknown("method", method[:40], self._methods)
         with self._lock, np.errstate(all="ignore"):
             array = attribution_map(method, self.graph, self._run(run)[0][None], target)
-        return {"shape": list(array.shape), "data": floats(array), "method": method}
+        return {"shape": list(array.shape), "values": packed(array), "method": method}
 
     def patches(self, number: int, filter: int) -> Answer:
         """What `Searches.ask` finds for a layer with maps and one of its filters: to be asked again
         until all pictures are seen.
         """
         node = self._node(number)
-        if self.test is None:
+        if self._searches is None:
             raise Missing("there are no test pictures here to find patches in")
-        if number not in self._searchable:
+        if number not in self._searches.layers:
             raise Missing(f"{node.name} has no maps whose top-activating patches could be found")
         with self._lock, np.errstate(all="ignore"):
-            if self._searches is None:
-                self._searches = Searches(self.graph, self.preprocessing, self.test)
             return self._searches.ask(self.version, number, filter)
 
     # ---- pictures ------------------------------------------------------------------------------
@@ -278,4 +273,4 @@ def picture(pixels: np.ndarray) -> Answer:
     """Pixels (C, H, W), uint8 or floats from 0 to 1, for the page."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    return {"shape": list(pixels.shape), "pixels": bytes_of(pixels)}
+    return {"shape": list(pixels.shape), "pixels": packed(pixels)}

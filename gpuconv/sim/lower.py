@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 
-from gpuconv.sim import prelude, rounding
+from gpuconv.sim import prelude
 from gpuconv.sim.entry import HostFunction, KernelFunction
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.info import Info
@@ -36,36 +36,21 @@ class Module:
         self.info = Info()
         self.declared: dict[str, str] = {}
         self.used: set[str] = set()
-        self.text: list[str] = []
         # it has a flush-to-zero mode
         self.x86 = platform.machine().lower() in ("x86_64", "amd64")
 
     def run(self) -> str:
-        for function in self.program.functions.values():
-            if self.host and not function.entry:
-                self.text.append(HostFunction(self, function).run())
-            elif function.entry and not self.host:
-                self.text.append(KernelFunction(self, function).run())
-        variables = "\n".join(self._variable(name) for name in self._closure())
-        body = "\n".join(self.text)
-        helpers = prelude.text(body)
-        if "@sim.round" in body:
-            for needed in rounding.NEEDS:
-                self.declare(*needed)
-        declares = "\n".join(
-            text for name, text in self.declared.items() if not name.startswith("sim.")
-        )
-        return "\n".join((variables, declares, helpers, body, prelude.METADATA))
-
-    def _closure(self) -> list[str]:
-        """The variables used, with those whose addresses stand in the initialisers of others."""
-        todo, done = sorted(self.used), []
-        while todo:
-            name = todo.pop(0)
-            if name not in done:
-                done.append(name)
-                todo += [v.name for v in self.program.variables[name].init if isinstance(v, Sym)]
-        return done
+        kind = HostFunction if self.host else KernelFunction
+        functions = [
+            kind(self, function).run()
+            for function in self.program.functions.values()
+            if function.entry != self.host
+        ]
+        variables: dict[str, str] = {}
+        while new := sorted(self.used - variables.keys()):  # an initialiser may use others
+            variables |= {name: self._variable(name) for name in new}
+        declares = self.declared.values()
+        return "\n".join((*variables.values(), *declares, *functions, prelude.EPILOGUE))
 
     def declare(self, type_: str, name: str, arguments: list[str]) -> None:
         """Declare an LLVM intrinsic or external function, once."""
@@ -73,15 +58,17 @@ class Module:
 
     def where(self, instruction: Instruction) -> str:
         """Source file and line of an instruction, or its line in the PTX."""
-        name = self.program.files.get(instruction.loc[0])
-        return f"{name}:{instruction.loc[1]}" if name else f"PTX line {instruction.line}"
+        name, line = self._place(instruction)
+        return f"{name}:{line}" if name != "PTX" else f"PTX line {line}"
 
     def site(self, instruction: Instruction) -> int:
         """Number of an instruction, by which errors of running kernels refer to it."""
-        name = self.program.files.get(instruction.loc[0], "PTX")
-        line = instruction.loc[1] if name != "PTX" else instruction.line
-        self.info.sites.append((name, line, instruction.text))
+        self.info.sites.append((*self._place(instruction), instruction.text))
         return len(self.info.sites) - 1
+
+    def _place(self, instruction: Instruction) -> tuple[str, int]:
+        name = self.program.files.get(instruction.loc[0])
+        return (name, instruction.loc[1]) if name else ("PTX", instruction.line)
 
     def global_name(self, name: str) -> str:
         """LLVM name of a module variable, which is thereby used."""
@@ -96,9 +83,8 @@ class Module:
         width, fields = SIZES[variable.type] * 8, []
         for value in variable.init:
             if isinstance(value, Sym):
-                fields.append(
-                    ("ptr", f'getelementptr (i8, ptr @"v.{value.name}", i64 {value.offset})')
-                )
+                base = self.global_name(value.name)
+                fields.append(("ptr", f"getelementptr (i8, ptr {base}, i64 {value.offset})"))
             else:
                 fields.append((f"i{width}", str(value.bits & ((1 << width) - 1))))
         if rest := variable.size - len(fields) * SIZES[variable.type]:

@@ -47,24 +47,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """{a, b, ...}"""
+    """{a, b, ...}, or (a, b, ...), the arguments or results of a call."""
 
-    items: tuple
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """(a, b, ...): the arguments or results of a call."""
-
-    items: tuple
+    items: tuple[Operand, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """a|b: two destinations."""
 
-    first: object
-    second: object
+    first: Operand
+    second: Operand
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,7 @@ class Not:
     operand: Reg
 
 
-Operand = Reg | Imm | Sym | Special | Address | Vector | Group | Pair | Not
+Operand = Reg | Imm | Sym | Special | Address | Vector | Pair | Not
 
 # ---- program -------------------------------------------------------------------------------------
 
@@ -105,7 +98,8 @@ class Label:
 class Variable:
     """A .global, .const, .shared, .local or .param declaration.
 
-    `count` is None for an array of unknown length (extern shared).
+    `count` is None for an array of unknown length (extern shared). Of a parameter, `pointer` says
+    whether it is an address, None where that is unknown, and `offset` its place among all.
     """
 
     space: str
@@ -117,7 +111,8 @@ class Variable:
     init: list = field(default_factory=list)
     extern: bool = False
     array: bool = False
-    pointer: bool = False
+    pointer: bool | None = False
+    offset: int = 0
 
 
 @dataclass(slots=True)

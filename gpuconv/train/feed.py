@@ -11,6 +11,7 @@ import numpy as np
 
 from gpuconv.arrays import to_device
 from gpuconv.cuda.runtime import runtime
+from gpuconv.data.on_device import Batches, batches_for
 from gpuconv.train.evaluate import batches_of
 
 READ_AHEAD = 64 << 20  # bytes of images that are held for the next steps
@@ -77,7 +78,7 @@ class CopiedBatches:
         self._batch = self._ready.popleft()
         self._at = self._at[0], self._at[1] + 1
         for array, host in zip(self._fixed.get(_shape(self._batch), ()), self._batch, strict=False):
-            self._on.write(array, np.ascontiguousarray(host))
+            self._on.queue().copy(array, np.ascontiguousarray(host))
 
     def load(self, shape: Hashable, slot: Any) -> Batch:
         x, labels = self._batch
@@ -100,6 +101,27 @@ def _shape(batch: Batch) -> Hashable:
     return tuple((a.shape, a.dtype.str) for a in batch)
 
 
+class LoaderBatches:
+    """A `data.Loader`'s batches, whose shape is how many images they have."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches, self._loader = batches, batches.loader
+        self.feed: Callable[[], None] | None = batches.feed
+        self.note = batches.note
+        self.load, self.host, self.labels = batches.load, batches.host, batches.labels
+
+    def prepare(self, epoch: int, first: int, most: int) -> tuple[int, Hashable]:
+        whole, rest = divmod(len(self._loader.dataset), self._loader.batch_size)
+        count = min(most, whole - first, self._batches.slots)
+        size = self._loader.batch_size
+        if count < 1:
+            count, size = len(self._loader) - first, rest
+        if count:
+            self._batches.prepare(epoch, first, count)
+        return count, size
+
+
 def feed_of(batches: Any, device: str) -> Feed:
     """The batches of a loader, or of any iterable of (x, labels), on "sim" or "cuda"."""
-    return CopiedBatches(batches, device)
+    found = batches_for(batches, device)
+    return CopiedBatches(batches, device) if found is None else LoaderBatches(found)

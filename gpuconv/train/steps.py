@@ -29,7 +29,7 @@ def one_by_one(trainer: Trainer, batches: Any) -> Iterator[None]:
     p, on = trainer.state, trainer.model.device
     for x, labels in batches_of(batches, p.epoch, p.batch):
         batch = to_device(x, on), to_device(labels, on)
-        trainer.ordinary_batch(partial(tuple, batch), partial(np.asarray, x))
+        trainer.timed_batch(partial(tuple, batch), partial(np.asarray, x))
         yield
 
 
@@ -76,10 +76,10 @@ class RecordedSteps:
 
         def step(recorder: Recorder | None) -> None:
             if recorder is None:
-                trainer.ordinary_batch(lambda: feed.load(shape, 0), images)
+                trainer.timed_batch(lambda: feed.load(shape, 0), images)
             else:
                 recorder.keep((feed, fixed.arrays()))
-                trainer.ordinary_batch(lambda: feed.load(shape, recorder.slot), images)
+                trainer.timed_batch(lambda: feed.load(shape, recorder.slot), images)
 
         self._records.run(kind, step)
 

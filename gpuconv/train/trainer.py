@@ -17,7 +17,7 @@ from gpuconv import checkpoint
 from gpuconv.arguments import flag, number, whole
 from gpuconv.arrays import to_numpy
 from gpuconv.cuda import recording
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
@@ -78,9 +78,7 @@ class Trainer:
         graph: bool = True,
     ) -> None:
         if isinstance(loss, str):
-            if loss not in LOSSES:
-                raise unknown("loss", loss, LOSSES)
-            loss = LOSSES[loss]()
+            loss = LOSSES[require_known("loss", loss, LOSSES)]()
         for name, value, check in (
             ("clip_norm", clip_norm, partial(number, above=0)),
             ("checkpoint_seconds", checkpoint_seconds, partial(number, least=0)),
@@ -225,7 +223,7 @@ class Trainer:
                 most = min(most, every - p.batch % every)
         return most
 
-    def ordinary_batch(
+    def timed_batch(
         self, load: Callable[[], tuple[Any, Any]], images: Callable[[], np.ndarray]
     ) -> None:
         """Train with one batch, (x, labels) as `load` gives it where the model is; `images` gives x
@@ -234,16 +232,9 @@ class Trainer:
         The first of `fit` compiles what it runs, or reads it from disk: it counts as if it had been
         as quick as the second, if that is of the same epoch.
         """
-        began, p = time.monotonic(), self.state
-        before, states = p.images, self.rng_states()
-        value, scores, labels = self._step(load)
-        if not math.isfinite(value):
-            raise self.broken(value, 0.0, states, images)
-        count = p.images - before
-        p.loss_sum += value * count
-        with recording.paused():
-            answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
-        p.correct += int(np.count_nonzero(answers == truth))
+        began, before = time.monotonic(), self.state.images
+        self._batch(load, images)
+        count = self.state.images - before
         each = (time.monotonic() - began) / count
         if self._first_batch is None:
             self._first_batch = count, each
@@ -251,6 +242,16 @@ class Trainer:
             first_images, first = self._first_batch
             self.exclude_time(max(first - each, 0.0) * first_images)
             self._first_batch = 0, 0.0
+
+    def _batch(self, load: Callable[[], tuple[Any, Any]], images: Callable[[], np.ndarray]) -> None:
+        p, states = self.state, self.rng_states()
+        value, scores, labels = self._step(load)
+        if not math.isfinite(value):
+            raise self.broken(value, 0.0, states, images)
+        p.loss_sum += value * len(labels)
+        with recording.paused():
+            answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
+        p.correct += int(np.count_nonzero(answers == truth))
 
     def _step(self, load: Callable[[], tuple[Any, Any]]) -> tuple[float, Any, Any]:
         """Forward, loss, backward, update: the article's steps 2 to 4 for one batch.

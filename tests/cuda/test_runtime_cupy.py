@@ -23,6 +23,8 @@ from gpuconv.cuda import cupy as cupy_runtime
 from gpuconv.cuda import layout, source
 from gpuconv.cuda.launch_config import LaunchConfig, config_elementwise
 from gpuconv.cuda.runtime import runtime
+from gpuconv.data import Dataset, Loader, Shift
+from gpuconv.data.on_device import batches_for
 from gpuconv.errors import DeviceError
 from gpuconv.ops import (
     batch_norm2d_launch,
@@ -104,6 +106,24 @@ def test_a_training_step_has_the_bits_of_sim(standin):
         states.append(model.state_dict())
     assert "adam" in standin.launched
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
+
+
+def test_batches_have_the_loaders_bits(standin, monkeypatch):
+    """Images that stay on the card; then, where it has no room, those that come by a stream."""
+    images = np.random.default_rng(3).integers(0, 256, (9, 2, 5, 4), np.uint8)
+    loader = Loader(Dataset(images, np.arange(9)), 4, seed=1, augment=Shift(1), mean=0.5)
+    for room, streamed in ((4 * images.nbytes, False), (4 * images.nbytes - 1, True)):
+        monkeypatch.setattr(standin.cuda.runtime, "memGetInfo", lambda room=room: (room, room))
+        batches = batches_for(loader, "cuda")
+        assert (batches.feed is not None) == streamed
+        batches.prepare(1, 0, 3)
+        for number, (x, labels) in enumerate(loader.batches(1)):
+            if streamed:
+                batches.feed()
+            found = batches.load(len(labels), number)
+            assert type(found[0]) is standin.ndarray
+            np.testing.assert_array_equal(to_numpy(found[0]), x)
+            np.testing.assert_array_equal(to_numpy(found[1]), labels)
 
 
 def test_branches_and_batch_norm_have_the_bits_of_sim(standin):

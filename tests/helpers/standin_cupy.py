@@ -80,10 +80,6 @@ _default_pool = _pool = MemoryPool()
 _pooled: list = []
 
 
-def alloc_pinned_memory(size):
-    return memoryview(bytearray(size))
-
-
 class MemoryPointer:
     def __init__(self, mem, offset=0):
         self.mem, self.ptr = mem, mem.ptr + offset
@@ -131,6 +127,9 @@ class Stream:
     def synchronize(self):
         if "synchronize" in failing:
             raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+
+    def wait_event(self, event):
+        event.synchronize()
 
 
 class Event:
@@ -228,6 +227,11 @@ def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
     return sim.asnumpy(a._array)
 
 
+def alloc_pinned_memory(size):
+    _allocate()
+    return bytearray(size)
+
+
 def get_current_stream(device_id=-1):
     return Stream()
 
@@ -323,9 +327,9 @@ cuda = types.SimpleNamespace(
     Event=Event,
     Graph=Graph,
     MemoryPool=MemoryPool,
-    alloc_pinned_memory=alloc_pinned_memory,
     using_allocator=using_allocator,
     MemoryPointer=MemoryPointer,
+    alloc_pinned_memory=alloc_pinned_memory,
     get_elapsed_time=get_elapsed_time,
     get_current_stream=get_current_stream,
     runtime=types.SimpleNamespace(

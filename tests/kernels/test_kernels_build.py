@@ -85,6 +85,9 @@ def specialisations():
     for label in ("int", "long long", "unsigned char"):
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
         yield "step.cu", {"LABEL": label}, label == "int"
+    for vec, pixel in itertools.product((4, 1), ("unsigned char", "float")):
+        typical = vec == 4 and pixel == "unsigned char"
+        yield "image_batch.cu", {"VEC": vec, "PIXEL": pixel}, typical
     yield "optim.cu", {}, True
     yield "sum_partials.cu", {}, True
 

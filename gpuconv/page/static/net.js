@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-  const { reach, seen, divisor } = gpuconv;
+  const { reach, seen, divisor, neighbours } = gpuconv;
   const size = (shape) => shape.reduce((a, b) => a * b, 1);
 
   /** Every layer's output for x, the network's input: an array of Float32Array, by number. */
@@ -33,7 +33,9 @@
       KINDS[layer.kind][1](layer, gradients[number], sources, outputs[number], weights[number]);
     }
     const [, rows, columns] = layers[0].shape;
-    return gpuconv.summed(gradients[0], rows * columns);
+    const sums = new Float64Array(rows * columns);
+    gradients[0].forEach((value, i) => { sums[i % sums.length] += value; });
+    return Float32Array.from(sums);
   }
 
   // ---- layers with windows -----------------------------------------------------------------------
@@ -129,19 +131,19 @@
   function meanPool(layer, [x], [shape], y) {
     const sums = new Float64Array(y.length);
     eachRead(layer, shape, (k, i) => { sums[k] += x[i]; });
-    const divisors = divisorsOf(layer, shape);
-    sums.forEach((sum, k) => { y[k] = sum / divisors[k % divisors.length]; });
+    y.set(divided(layer, shape, sums));
   }
 
   function meanPoolBack(layer, dy, [{ dx, shape }]) {
-    const divisors = divisorsOf(layer, shape);
-    eachRead(layer, shape, (k, i) => { dx[i] += dy[k] / divisors[k % divisors.length]; });
+    const shares = divided(layer, shape, dy);
+    eachRead(layer, shape, (k, i) => { dx[i] += shares[k]; });
   }
 
-  /** What each window's sum is divided by, for a plane of y. */
-  function divisorsOf(layer, shape) {
+  /** Values of y, each divided by what its window's sum is divided by. */
+  function divided(layer, shape, values) {
     const [, P, Q] = layer.shape;
-    return Array.from({ length: P * Q }, (_, i) => divisor(layer, shape, [Math.floor(i / Q), i % Q]));
+    const divisors = Array.from({ length: P * Q }, (_, i) => divisor(layer, shape, [Math.floor(i / Q), i % Q]));
+    return values.map((value, k) => value / divisors[k % divisors.length]);
   }
 
   // ---- the other layers --------------------------------------------------------------------------
@@ -182,15 +184,13 @@
   /** Call each(place, places of the neighbours, k + a * their squares' sum) for every element. */
   function eachNeighbourhood(layer, x, C, each) {
     const plane = x.length / C;
-    for (let i = 0; i < x.length; i++) {
-      const c = Math.floor(i / plane);
-      const around = [];
-      const last = Math.min(C - 1, c + Math.floor((layer.size - 1) / 2));
-      for (let j = Math.max(0, c - Math.floor(layer.size / 2)); j <= last; j++) {
-        around.push(i + (j - c) * plane);
+    for (let c = 0; c < C; c++) {
+      const steps = neighbours(layer, c, C).map((j) => (j - c) * plane);
+      for (let i = c * plane; i < (c + 1) * plane; i++) {
+        const around = steps.map((step) => i + step);
+        const squares = around.reduce((sum, j) => sum + x[j] ** 2, 0);
+        each(i, around, layer.k + layer.a * squares);
       }
-      const squares = around.reduce((sum, j) => sum + x[j] ** 2, 0);
-      each(i, around, layer.k + layer.a * squares);
     }
   }
 
@@ -216,33 +216,30 @@
     for (let i = 0; i < dx.length; i++) dx[i] += y[i] * (dy[i] - mean);
   }
 
-  function add(layer, [a, b], shapes, y) {
-    for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
-  }
-
-  function addBack(layer, dy, sources) {
-    for (const { dx } of sources) for (let i = 0; i < dx.length; i++) dx[i] += dy[i];
-  }
-
-  function concat(layer, given, shapes, y) {
+  /** Call each(source, where it begins in y): behind each other for a concatenation, else over
+      each other, which is a sum, or a copy where there is one. */
+  function eachSource({ kind }, sources, each) {
     let at = 0;
-    for (const x of given) { y.set(x, at); at += x.length; }
-  }
-
-  function concatBack(layer, dy, sources) {
-    let at = 0;
-    for (const { dx } of sources) {
-      for (let i = 0; i < dx.length; i++) dx[i] += dy[at + i];
-      at += dx.length;
+    for (const source of sources) {
+      each(source, at);
+      if (kind === "concat") at += (source.dx ?? source).length;
     }
   }
+
+  const copy = [
+    (layer, given, shapes, y) => eachSource(layer, given, (x, at) => {
+      for (let i = 0; i < x.length; i++) y[at + i] += x[i];
+    }),
+    (layer, dy, sources) => eachSource(layer, sources, ({ dx }, at) => {
+      for (let i = 0; i < dx.length; i++) dx[i] += dy[at + i];
+    }),
+  ];
 
   /** y = f(x), and the slope by y. */
   const elementwise = (f, slope) => [
     (layer, [x], shapes, y) => { for (let i = 0; i < x.length; i++) y[i] = f(x[i]); },
     (layer, dy, [{ dx }], y) => { for (let i = 0; i < dx.length; i++) dx[i] += slope(y[i]) * dy[i]; },
   ];
-  const copy = elementwise((x) => x, () => 1);
 
   const KINDS = { // by kind: forward, backward
     conv: [conv, convBack], linear: [linear, linearBack], max_pool: [maxPool, maxPoolBack],
@@ -254,7 +251,7 @@
     scaled_tanh: elementwise((x) => 1.7159 * Math.tanh((2 / 3) * x),
       (y) => (2 / 3) * (1.7159 - (y * y) / 1.7159)),
     sigmoid: elementwise((x) => 1 / (1 + Math.exp(-x)), (y) => y * (1 - y)),
-    dropout: copy, identity: copy, flatten: copy, add: [add, addBack], concat: [concat, concatBack],
+    dropout: copy, identity: copy, flatten: copy, add: copy, concat: copy,
   };
 
   Object.assign(gpuconv, { net: { forward, gradient } });

@@ -3,15 +3,9 @@
 
 (() => {
   const { net } = gpuconv;
-  const MAX_RUNS = 4;
-  const runs = new Map();
-  let counter = 0;
   // what the export put into the page
-  const found = JSON.parse(document.getElementById("network").textContent);
-  const { model, samples, patches } = found;
-  const each = (given, f) => Object.fromEntries(Object.entries(given).map(([key, value]) => [key, f(value)]));
-  const weights = each(found.weights, (named) => each(named, gpuconv.floats));
-  const start = each(found.start, gpuconv.floats);
+  const { model, samples, patches, weights, start } =
+    gpuconv.parse(document.getElementById("network").textContent);
 
   /** The picture as the network reads it: scaled to 0..1, framed with black, normalised. */
   function prepared({ shape: [C, H, W], pixels }) {
@@ -98,23 +92,20 @@
     describe: async () => model,
 
     async run(picture) {
-      const outputs = net.forward(model.layers, weights, prepared(picture));
-      const run = String(++counter);
-      runs.set(run, outputs);
-      if (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
+      const run = net.forward(model.layers, weights, prepared(picture)); // by its outputs
       return {
-        run, probabilities: [...outputs[outputs.length - 1]],
-        maps: model.layers.map((layer) => maps(outputs, layer.number, 0)),
+        run, probabilities: [...run.at(-1)],
+        maps: model.layers.map((layer) => maps(run, layer.number, 0)),
       };
     },
 
-    maps: async (run, layer, first) => maps(outputsOf(run), layer, first),
+    maps: async (run, layer, first) => maps(run, layer, first),
     values: async (run, windows) => windows.map((window) =>
-      cut(outputsOf(run)[window.from], model.layers[window.from].shape, window)),
-    weights: async (layer, channel) => each(weights[layer], (array) => {
+      cut(run[window.from], model.layers[window.from].shape, window)),
+    weights: async (layer, channel) => Object.fromEntries(Object.entries(weights[layer]).map(([name, array]) => {
       const size = array.length / model.layers[layer].shape[0];
-      return array.subarray(channel * size, (channel + 1) * size);
-    }),
+      return [name, array.subarray(channel * size, (channel + 1) * size)];
+    })),
 
     async filters(layer, when) {
       const values = when === "start" ? start[layer] : weights[layer].weight;
@@ -122,24 +113,12 @@
     },
 
     async explanation(run, method, target) {
-      const values = net.gradient(model, weights, outputsOf(run), target);
+      const values = net.gradient(model, weights, run, target);
       return { shape: [1, ...model.layers[0].shape.slice(1)], values, method };
     },
 
-    async patches(layer, filter) {
-      const found = patches[layer][filter];
-      return { ...found, patches: found.patches.map(gpuconv.readPatch) };
-    },
-
-    async sample(index) {
-      return { ...samples[index], index, pixels: gpuconv.fromBase64(samples[index].pixels) };
-    },
-
+    patches: async (layer, filter) => patches[layer][filter],
+    sample: async (index) => ({ ...samples[index], index }),
     picture: fitted,
   };
-
-  function outputsOf(run) {
-    if (!runs.has(run)) throw Object.assign(new Error("this run is gone"), { gone: true });
-    return runs.get(run);
-  }
 })();
