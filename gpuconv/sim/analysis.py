@@ -94,6 +94,31 @@ def is_pointer(function: Function, param: Variable) -> bool | None:
     return None
 
 
+def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
+    """The registers that hold a parameter and nothing else: its name, and the offset in it."""
+    writers: dict[str, list[Instruction]] = {}
+    for i in function.instructions:
+        first = i.operands[0] if i.operands else None
+        parts = getattr(first, "items", None) or (getattr(first, "first", first),)
+        for part in (*parts, getattr(first, "second", None)):
+            if isinstance(part, Reg):
+                writers.setdefault(part.name, []).append(i)
+    once = {name: i for name, (i, *more) in writers.items() if not more and i.guard is None}
+    found: dict[str, tuple[str, int]] = {}
+    for name, i in once.items():  # in the order of the code
+        source, width = i.operands[-1], bits_of(function.registers.get(name, "pred"))
+        if not isinstance(i.operands[0], Reg) or len(i.operands) != 2 or i.mods[-1] not in TYPES:
+            continue
+        same = bits_of(i.mods[-1]) == width
+        if i.op == "ld" and i.mods[0] == "param" and isinstance(source, Address) and same:
+            if isinstance(source.base, Sym):
+                found[name] = source.base.name, source.base.offset + source.offset
+        elif i.op == "cvta" and "global" in i.mods and isinstance(source, Reg) and same:
+            if source.name in found:
+                found[name] = found[source.name]
+    return found
+
+
 def register_types(function: Function) -> dict[str, str]:
     """LLVM type of each register.
 
