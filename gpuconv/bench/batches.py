@@ -12,8 +12,10 @@ from gpuconv.arrays import contiguous, device_of
 from gpuconv.bench.cases import Case
 from gpuconv.cuda.runtime import runtime
 from gpuconv.data import Compose, Dataset, HorizontalFlip, Loader, Shift
-from gpuconv.data.on_device import LEVELS, config_image_batch, draw_rows, values_of
-from gpuconv.data.placement import WORDS
+from gpuconv.data.draws import WORDS, draw_rows
+from gpuconv.data.loader import AUGMENT
+from gpuconv.data.on_device import LEVELS, config_image_batch, moves_of, values_of
+from gpuconv.data.rng import key_of
 from gpuconv.ops.cost import Cost
 
 MEAN, STD = 0.5, 0.25
@@ -39,7 +41,8 @@ class BatchWorkload:
         images = np.clip(64 * self._drawn + 128, 0, 255).astype(np.uint8)
         loader = self._loader(images, np.arange(len(images)) % 10)
         table = np.empty((len(images), WORDS), np.int32)
-        draw_rows(loader, 0, loader.order(0), table)
+        key = key_of(loader.seed, 0, AUGMENT)
+        draw_rows(moves_of(loader), loader.order(0), key, *images.shape[2:], table)
         labels = loader.dataset.labels
         return images, labels, table, values_of(loader), np.zeros(1, np.uint32)
 

@@ -50,12 +50,13 @@ class Layout(NamedTuple):
 @lru_cache(maxsize=1024)
 def _layout(
     x_shape: tuple[int, ...], filters: int, window: Window, groups: int
-) -> tuple[Layout, np.ndarray, np.ndarray, np.ndarray]:
-    """(layout, starts, tap_offsets, places), starts and offsets in bytes.
+) -> tuple[Layout, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(layout, starts, tap_offsets, places, sources), starts and offsets in bytes.
 
     starts: for each pooled pixel, where the window of its first convolution output begins.
     tap_offsets: how much further the windows of its four outputs begin. places: of each weight
-    (c, r, s) of a filter in the filter's line, which is [strip][vector][row][lane].
+    (c, r, s) of a filter in the filter's line, which is [strip][vector][row][lane]. sources: the
+    weight at each place of a line; lanes that no window has hold weight 0 and are never stored.
     """
     (_, C, H, W), (R, S) = x_shape, window.kernel_size
     C //= groups
@@ -77,7 +78,9 @@ def _layout(
     c, r, s = np.indices((C, R, S)).reshape(3, -1)
     along, of_strip = (s * C + c, 0) if dil_w == 1 else (c, s * layout.vectors)
     places = ((of_strip + along // LANES) * R + r) * LANES + along % LANES
-    return layout, starts, np.array([0, right, down, down + right], np.int64), places
+    sources = np.zeros(strips * layout.vectors * R * LANES, np.int64)
+    sources[places] = np.arange(C * R * S)
+    return layout, starts, np.array([0, right, down, down + right], np.int64), places, sources
 
 
 def backward_of_maxima(
@@ -92,17 +95,15 @@ def backward_of_maxima(
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """(dx or None, dw, db), as conv_pool.backward, of arrays in C order; float32, argmax uint8."""
     N, K = len(x), w.shape[0]
-    layout, starts, tap_offsets, places = _layout(x.shape, K, window, groups)
-    line = layout.strips * layout.vectors * layout.R * LANES  # of one filter
+    layout, starts, tap_offsets, places, sources = _layout(x.shape, K, window, groups)
+    line = len(sources)  # of one filter
     multiply_adds = dy[0].size * line * (2 if need_dx else 1)  # of one image
     pieces = shards(N, -(-GRAIN // multiply_adds))
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     sums = scratch("filter sums", len(pieces) * K * line).reshape(len(pieces), K, line)
     biases = np.zeros((len(pieces), K), np.float32)
-    weights = scratch("filter lines", K * line if need_dx else 0).reshape(-1, line)
-    if need_dx:
-        weights[:] = 0
-        weights[:, places] = w.reshape(K, -1)
+    # "clip" takes a quarter of the time of the default, which guards the indices
+    weights = w.reshape(K, -1).take(sources, axis=1, mode="clip")
     dx = np.empty(x.shape, np.float32) if need_dx else x
     number = {begin: i for i, (begin, _) in enumerate(pieces)}
 
@@ -124,7 +125,8 @@ def backward_of_maxima(
     for part, bias in zip(others, other_biases, strict=True):
         add_rows(total, part)
         db += bias
-    return dx if need_dx else None, total.take(places, axis=1).reshape(w.shape), db
+    dw = total.take(places, axis=1, mode="clip").reshape(w.shape)
+    return dx if need_dx else None, dw, db
 
 
 @compiled

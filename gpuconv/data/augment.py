@@ -3,9 +3,6 @@
 An augmentation is a callable `(images, rng) -> images`. images: (n, C, H, W) of uint8 or float32,
 never changed in place. rng: a `CounterRNG`, which has random numbers for each image, so that the
 result for an image does not depend on its batch. Pixels from outside the image are black (0).
-
-Those that only move pixels also have `place(placed, rng)`: the same draws, written into a
-`Placement`, by which a kernel prepares the images on a device.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gpuconv.arguments import number, pair, whole
-from gpuconv.data.placement import Placement
 from gpuconv.data.rng import CounterRNG
 
 Augment = Callable[[np.ndarray, CounterRNG], np.ndarray]
@@ -37,10 +33,6 @@ class Compose:
             images = step(images, rng)
         return images
 
-    def place(self, placed: Placement, rng: CounterRNG) -> None:
-        for step in self.steps:
-            step.place(placed, rng)  # type: ignore[attr-defined]
-
 
 class Shift:
     """Translate every image by up to `pixels` rows and columns in either direction.
@@ -56,9 +48,6 @@ class Shift:
 
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         return _random_windows(images, images.shape[2], images.shape[3], self.pixels, rng)
-
-    def place(self, placed: Placement, rng: CounterRNG) -> None:
-        _place_windows(placed, *placed.size, self.pixels, rng)
 
 
 class RandomCrop:
@@ -78,9 +67,6 @@ class RandomCrop:
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
         return _random_windows(images, *self.size, self.padding, rng)
 
-    def place(self, placed: Placement, rng: CounterRNG) -> None:
-        _place_windows(placed, *self.size, self.padding, rng)
-
 
 class HorizontalFlip:
     """Mirror left and right with the given probability. Not for digits: a mirrored 2 is not a 2.
@@ -94,16 +80,10 @@ class HorizontalFlip:
         self.probability = number("HorizontalFlip: probability", probability, 0, 1)
 
     def __call__(self, images: np.ndarray, rng: CounterRNG) -> np.ndarray:
-        flipped = self._draw(rng)
+        flipped = rng.uniform() < self.probability
         images = images.copy()
         images[flipped] = images[flipped, ..., ::-1]
         return images
-
-    def place(self, placed: Placement, rng: CounterRNG) -> None:
-        placed.mirror(self._draw(rng))
-
-    def _draw(self, rng: CounterRNG) -> np.ndarray:
-        return rng.uniform() < self.probability
 
 
 class Affine:
@@ -129,41 +109,20 @@ class Affine:
         return out
 
 
-def moves_only(augment: Augment | None) -> bool:
-    """Whether it is made of this module's augmentations that have `place`."""
-    if type(augment) is Compose:
-        return all(map(moves_only, augment.steps))
-    return augment is None or type(augment) in (Shift, RandomCrop, HorizontalFlip)
-
-
 def _random_windows(
     images: np.ndarray, rows: int, columns: int, padding: int, rng: CounterRNG
 ) -> np.ndarray:
     """A window at a random position of each image, which is padded with `padding` zeros."""
     count, channels, height, width = images.shape
-    top, left = _draw_corners(height, width, rows, columns, padding, rng)
-    shape = (count, channels, height + 2 * padding, width + 2 * padding)
-    padded = np.zeros(shape, images.dtype)  # np.pad takes twice as long
-    padded[:, :, padding : padding + height, padding : padding + width] = images
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(2, 3))
-    return np.ascontiguousarray(windows[np.arange(count), :, top, left])
-
-
-def _place_windows(
-    placed: Placement, rows: int, columns: int, padding: int, rng: CounterRNG
-) -> None:
-    top, left = _draw_corners(*placed.size, rows, columns, padding, rng)
-    placed.window(rows, columns, top - padding, left - padding)
-
-
-def _draw_corners(
-    height: int, width: int, rows: int, columns: int, padding: int, rng: CounterRNG
-) -> tuple[np.ndarray, np.ndarray]:
-    """(top, left) in the padded image of a window of rows x columns."""
     max_top, max_left = height + 2 * padding - rows, width + 2 * padding - columns
     if max_top < 0 or max_left < 0:
         raise ValueError(
             f"cannot crop {rows}x{columns} from {height}x{width} images with "
             f"padding {padding}; a crop is at most as large as the padded image"
         )
-    return rng.integers(0, max_top), rng.integers(0, max_left)
+    shape = (count, channels, height + 2 * padding, width + 2 * padding)
+    padded = np.zeros(shape, images.dtype)  # np.pad takes twice as long
+    padded[:, :, padding : padding + height, padding : padding + width] = images
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(2, 3))
+    top, left = rng.integers(0, max_top), rng.integers(0, max_left)
+    return np.ascontiguousarray(windows[np.arange(count), :, top, left])

@@ -9,10 +9,9 @@ import numpy as np
 from gpuconv.arguments import whole
 from gpuconv.data.augment import Augment
 from gpuconv.data.dataset import Dataset, Scale, to_float
-from gpuconv.data.placement import Placement
 from gpuconv.data.rng import CounterRNG
 
-_ORDER, _AUGMENT = 2, 3  # streams of draws; Dataset.split has 1
+ORDER, AUGMENT = 2, 3  # streams of draws; Dataset.split has 1
 
 
 class Loader:
@@ -64,7 +63,7 @@ class Loader:
         indices = np.arange(len(self.dataset))
         if not self.shuffle:
             return indices
-        return CounterRNG(self.seed, epoch, indices, _ORDER).permutation()
+        return CounterRNG(self.seed, epoch, indices, ORDER).permutation()
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of `epoch`, from batch `start` on: exactly those a full pass ends with.
@@ -87,18 +86,6 @@ class Loader:
         """(x, labels) of the images `indices` as `epoch` reads them."""
         images = self.dataset.images[indices]
         if self.augment is not None:
-            images = self.augment(images, CounterRNG(self.seed, epoch, indices, _AUGMENT))
+            images = self.augment(images, CounterRNG(self.seed, epoch, indices, AUGMENT))
         x = to_float(images, self.size, self.mean, self.std)
         return x, self.dataset.labels[indices]
-
-    def place(self, placed: Placement, epoch: int, indices: np.ndarray) -> None:
-        """Move images as `batch` does, in a `Placement`: for an augmentation that only moves them.
-
-        placed: of the images `indices`, as they are in the data set.
-        """
-        if self.augment is not None:
-            self.augment.place(placed, CounterRNG(self.seed, epoch, indices, _AUGMENT))  # type: ignore[attr-defined]
-        height, width = placed.size
-        rows, columns = self.input_shape[1:]
-        if (rows, columns) != (height, width):
-            placed.window(rows, columns, -((rows - height) // 2), -((columns - width) // 2))

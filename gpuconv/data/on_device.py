@@ -9,6 +9,7 @@ images come batch by batch, through two buffers of pinned memory, while the step
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,10 @@ from gpuconv.cuda.launch_config import (
     require_int32,
     vector_width,
 )
-from gpuconv.data.augment import moves_only
 from gpuconv.data.dataset import to_float
-from gpuconv.data.loader import Loader
-from gpuconv.data.placement import WORDS, Placement
+from gpuconv.data.draws import WORDS, draw_rows, moves, permutation
+from gpuconv.data.loader import AUGMENT, ORDER, Loader
+from gpuconv.data.rng import key_of
 
 if TYPE_CHECKING:
     from gpuconv.cuda.runtime import Runtime
@@ -70,11 +71,14 @@ def config_image_batch(
     return LaunchConfig((launch,))
 
 
-def draw_rows(loader: Loader, epoch: int, indices: np.ndarray, rows: np.ndarray) -> None:
-    """Write the kernel's table for images in an epoch: int32 (n, WORDS)."""
-    placed = Placement(len(indices), *loader.dataset.images.shape[2:])
-    loader.place(placed, epoch, indices)
-    placed.write(rows, indices)
+def moves_of(loader: Loader) -> np.ndarray | None:
+    """What the loader does with a data set's images as they are, for `draw_rows`; None for images
+    that are no uint8, and for an augmentation that the kernel does not know.
+    """
+    images, (_, height, width) = loader.dataset.images, loader.input_shape
+    if images.dtype != np.uint8:
+        return None
+    return moves(loader.augment, images.shape[2:], (height, width))
 
 
 def values_of(loader: Loader) -> np.ndarray:
@@ -87,20 +91,21 @@ def values_of(loader: Loader) -> np.ndarray:
 class Batches:
     """The batches of a loader, with its bits, on "sim" or "cuda", whose images are there.
 
-    `prepare` draws what batches of an epoch need, `load` makes one of them. slots: how many
-    `prepare` takes at most. note: one line that says where the images are. feed: None, or to be
-    called before each batch is loaded, in order, where the images come with their batches.
+    `prepare` draws what batches of an epoch need, `load` makes one of them. note: one line that
+    says where the images are. feed: None, or to be called before each batch is loaded, in order,
+    where the images come with their batches.
     """
 
     feed: Callable[[], None] | None = None
 
-    def __init__(self, loader: Loader, on: Runtime, slots: int = SLOTS) -> None:
-        self.loader, self.slots, self._on = loader, slots, on
+    def __init__(self, loader: Loader, on: Runtime, steps: np.ndarray | None) -> None:
+        """steps: of `moves_of`."""
+        self.loader, self._on, self._steps = loader, on, steps
         self._batch = min(loader.batch_size, len(loader.dataset))
         self._epoch, self._order = -1, np.zeros(0, np.int64)
-        self._table = on.empty((slots * self._batch, WORDS), np.int32)
-        self._rows = Pair(on, self._table.shape, np.int32)
-        self._prepared = 0
+        self._table = on.empty((SLOTS * self._batch, WORDS), np.int32)
+        self._rows, self._half = Pair(on, self._table.shape, np.int32), 0
+        self._first_drawn = self._end_drawn = 0  # batches of the epoch, whose rows there are
         self._values = on.asarray(values_of(loader))
         self._zero = on.zeros(1, np.uint32)
         self._static: dict[int, tuple[Any, Any]] = {}
@@ -112,20 +117,36 @@ class Batches:
         self._labels = self._on.asarray(self.loader.dataset.labels)
         self.note = f"{len(images):,} images are on {self._on.name}: {images.nbytes / 1e6:,.1f} MB"
 
-    def prepare(self, epoch: int, first: int, count: int) -> None:
-        """Put batches first, first + 1, ... of the epoch, at most `slots`, into slots 0, 1, ...
+    def prepare(self, epoch: int, first: int, most: int) -> tuple[int, int]:
+        """Make batches first, first + 1, ... of the epoch those of slots 0, 1, ...: at most so
+        many, at most SLOTS, of one size. Returns how many, and the size; (0, 0) after the last.
 
         What was launched before may still run: the copy waits for it in the current queue.
         """
+        whole = len(self.loader.dataset) // self._batch
+        if first >= len(self.loader):
+            return 0, 0
+        count = min(most, SLOTS, whole - first) if first < whole else 1
         indices = self._indices(epoch, first, count)
-        rows, queue, half = self._rows, self._on.queue(), self._prepared % 2
-        self._draw(rows.take(half)[: len(indices)], indices)
-        rows.copy(half, self._table[: len(indices)], queue)
-        self._prepared += 1
+        if not self._first_drawn <= first <= first + count <= self._end_drawn:
+            self._draw(first)
+        begin = (first - self._first_drawn) * self._batch
+        self._rows.copy(self._half, begin, self._table[: len(indices)], self._on.queue())
+        return count, len(indices) // count
 
-    def _draw(self, rows: np.ndarray, indices: np.ndarray) -> None:
-        """Write the rows of the kernel's table."""
-        draw_rows(self.loader, self._epoch, indices, rows)
+    def _draw(self, first: int) -> None:
+        """Draw the rows of the kernel's table for SLOTS batches of the epoch, which costs hardly
+        more than for one.
+        """
+        self._half = 1 - self._half
+        indices = self._indices(self._epoch, first, SLOTS)
+        key = key_of(self.loader.seed, self._epoch, AUGMENT)
+        self._write(self._rows.take(self._half), indices, key, first)
+        self._first_drawn, self._end_drawn = first, first + SLOTS
+
+    def _write(self, rows: np.ndarray, indices: np.ndarray, key: np.uint64, first: int) -> None:
+        """Write the rows of batches from `first` on."""
+        draw_rows(self._steps, indices, key, *self._images.shape[2:], rows)
 
     def load(self, size: int, slot: Any) -> tuple[Any, Any]:
         """(x, labels) of the batch in a slot: float32 (size, C, H, W), channels last in memory, and
@@ -144,7 +165,7 @@ class Batches:
         images = self._images
         config = config_image_batch(
             (size, *self.loader.input_shape), images.shape, str(images.dtype),
-            self.slots, self._batch,
+            SLOTS, self._batch,
         )  # fmt: skip
         self._on.run(
             config, {"first": first}, x=x, batch_labels=labels, images=images,
@@ -162,7 +183,11 @@ class Batches:
 
     def _indices(self, epoch: int, first: int, count: int) -> np.ndarray:
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.loader.order(epoch)
+            self._epoch, self._order = epoch, np.arange(len(self.loader.dataset))
+            if self.loader.shuffle:
+                key = key_of(self.loader.seed, epoch, ORDER)
+                self._order = permutation(key, len(self.loader.dataset))
+            self._end_drawn = 0
         size = self.loader.batch_size
         return self._order[first * size : (first + count) * size]
 
@@ -172,66 +197,67 @@ class Batches:
 
 
 class Streamed(Batches):
-    """The same where the images come with their batches, each in one of two places in turn."""
+    """The same where the images come with their batches, each in one of two places in turn.
 
-    def __init__(self, loader: Loader, on: Runtime, why: str, slots: int = SLOTS) -> None:
-        # What the kernel does of the loader's work: all of it, or nothing but a copy.
-        self._whole = _kernel_does(loader)
+    Where the kernel does not know what the loader does (steps None), they come as it made them.
+    Batch i of an epoch is in place i % 2.
+    """
+
+    def __init__(self, loader: Loader, on: Runtime, steps: np.ndarray | None, why: str) -> None:
         self._why = why
-        super().__init__(loader, on, slots)
+        super().__init__(loader, on, steps)
 
     def _place(self, images: np.ndarray) -> None:
-        on, batch = self._on, self._batch
-        shape = images.shape[1:] if self._whole else self.loader.input_shape
-        dtype = np.dtype(np.uint8 if self._whole else np.float32)
-        self._images, self._labels = (
-            on.empty((2 * batch, *shape), dtype),
-            on.empty(2 * batch, np.int64),
-        )
+        on, batch, known = self._on, self._batch, self._steps is not None
+        shape = images.shape[1:] if known else self.loader.input_shape
+        dtype = np.dtype(np.uint8 if known else np.float32)
+        self._images = on.empty((2 * batch, *shape), dtype)
+        self._labels = on.empty(2 * batch, np.int64)
         self._pixels, self._numbers = Pair(on, (batch, *shape), dtype), Pair(on, (batch,), np.int64)
         self._copies = on.queue(private=True)
         self.note = f"batches are copied to {on.name} one by one: {self._why}"
 
     def __del__(self) -> None:
         """A copy that goes on may not write to memory that others have by then."""
-        self._copies.synchronize()
+        with suppress(Exception):  # of a driver that is gone already, and of what was never made
+            self._copies.synchronize()
 
-    def prepare(self, epoch: int, first: int, count: int) -> None:
-        super().prepare(epoch, first, count)
-        self._first, self._count, self._fed = first, count, 0
-        self._read = [self._on.queue().record()] * 2  # events after which a place is free
-        self._stage(0)
+    def prepare(self, epoch: int, first: int, most: int) -> tuple[int, int]:
+        count, size = super().prepare(epoch, first, most)
+        if count:
+            self._prepared, self._next, self._end = epoch, first, first + count
+            self._read = [self._on.queue().record()] * 2  # events after which a place is free
+            self._stage(first)
+        return count, size
 
-    def _draw(self, rows: np.ndarray, indices: np.ndarray) -> None:
-        at = np.arange(len(indices))
-        if self._whole:
-            super()._draw(rows, indices)
-        else:
-            Placement(len(indices), *self.loader.input_shape[1:]).write(rows, at)
-        rows[:, 0] = at // self._batch % 2 * self._batch + at % self._batch
+    def _write(self, rows: np.ndarray, indices: np.ndarray, key: np.uint64, first: int) -> None:
+        steps = np.zeros((0, 4)) if self._steps is None else self._steps
+        draw_rows(steps, indices, key, *self._images.shape[2:], rows)
+        begin = first % 2 * self._batch
+        rows[:, 0] = np.arange(begin, begin + len(rows)) % (2 * self._batch)
 
     def feed(self) -> None:
         """Copy the next batch while this one is used, and let the current queue wait for this."""
-        queue, half = self._on.queue(), self._fed % 2
-        self._read[1 - half] = queue.record()  # what used the batch before is launched by now
-        if self._fed + 1 < self._count:
-            self._stage(self._fed + 1)
-        queue.wait(self._pixels.copied[half])
-        self._fed += 1
+        queue, place = self._on.queue(), self._next % 2
+        self._next += 1
+        self._read[1 - place] = queue.record()  # what used the batch before is launched by now
+        if self._next < self._end:
+            self._stage(self._next)
+        queue.wait(self._pixels.copied[place])
 
     def _stage(self, number: int) -> None:
         """Start the copy of a prepared batch, in the copies' own queue."""
-        indices, half = self._indices(self._epoch, self._first + number, 1), number % 2
+        indices, half = self._indices(self._prepared, number, 1), number % 2
         count, begin = len(indices), half * self._batch
         pixels, labels = self._pixels.take(half)[:count], self._numbers.take(half)[:count]
-        if self._whole:
+        if self._steps is not None:
             np.take(self.loader.dataset.images, indices, axis=0, out=pixels, mode="clip")
         else:
-            pixels[:], _ = self.loader.batch(self._epoch, indices)
+            pixels[:], _ = self.loader.batch(self._prepared, indices)
         labels[:] = self.loader.dataset.labels[indices]
         self._copies.wait(self._read[half])
-        self._numbers.copy(half, self._labels[begin : begin + count], self._copies)
-        self._pixels.copy(half, self._images[begin : begin + count], self._copies)
+        self._numbers.copy(half, 0, self._labels[begin : begin + count], self._copies)
+        self._pixels.copy(half, 0, self._images[begin : begin + count], self._copies)
 
 
 class Pair:
@@ -247,9 +273,9 @@ class Pair:
             self.copied[half].synchronize()
         return self._arrays[half]
 
-    def copy(self, half: int, to: Any, queue: Any) -> None:
-        """Start to copy the first of its elements to an array of the device."""
-        queue.copy(to, self._arrays[half][: len(to)])
+    def copy(self, half: int, begin: int, to: Any, queue: Any) -> None:
+        """Start to copy its elements from `begin` on to an array of the device."""
+        queue.copy(to, self._arrays[half][begin : begin + len(to)])
         self.copied[half] = queue.record()
 
 
@@ -259,18 +285,13 @@ def batches_for(loader: Any, device: str) -> Batches | None:
         return None
     from gpuconv.cuda.runtime import runtime  # late: loading data needs no device
 
-    on, images = runtime(device), loader.dataset.images
+    on, images, steps = runtime(device), loader.dataset.images, moves_of(loader)
     why, free = "", on.free_memory()
     if images.dtype != np.uint8:
         why = f"they are {images.dtype}, not uint8"
-    elif not _kernel_does(loader):
+    elif steps is None:
         why = "the host computes their augmentation"
     elif images.nbytes > free // SHARE:
         sizes = images.nbytes / 1e9, free / 1e9
         why = "{:,.2f} GB of images are more than a quarter of the {:,.2f} GB free".format(*sizes)
-    return Streamed(loader, on, why) if why else Batches(loader, on)
-
-
-def _kernel_does(loader: Loader) -> bool:
-    """Whether the kernel prepares the loader's images, else the host."""
-    return loader.dataset.images.dtype == np.uint8 and moves_only(loader.augment)
+    return Streamed(loader, on, steps, why) if why else Batches(loader, on, steps)

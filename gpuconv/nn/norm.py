@@ -50,15 +50,9 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
-        for holder, value in (
-            (self.weight, 1),
-            (self.bias, 0),
-            (self.running_mean, 0),
-            (self.running_var, 1),
-            (self.num_batches_tracked, 0),
-        ):
-            if holder is not None:
-                holder.data[...] = value
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if (holder := getattr(self, name)) is not None:
+                holder.data[...] = 1 if name in ("weight", "running_var") else 0
 
     def forward(self, x: Tensor) -> Tensor:
         training, momentum, batches = self.in_training, self.momentum, self.num_batches_tracked

@@ -543,13 +543,19 @@ def wrong(augment, room):
     type(runtime_of("cuda")).free_memory = lambda self: room
     batches, kept = batches_for(loader, "cuda"), []
     for epoch in range(2):
-        for first, count in ((0, 4), (4, 2)):
-            batches.prepare(epoch, first, count)
+        for first in (0, 4, 5):
+            count, size = batches.prepare(epoch, first, 4)
             for number in range(count):
                 if batches.feed is not None:
                     batches.feed()
-                x, labels = batches.load(3 if first + number == 5 else 4, slots[number])
+                x, labels = batches.load(size, slots[number])
                 kept.append((x.copy(), labels.copy()))  # on the card, in order
+    batches.prepare(0, 0, 1)
+    sizes, kinds = zip(*((a.size, a.dtype) for a in (batches._images, batches._labels)))
+    del batches  # a copy that still goes on may not reach what has the memory next
+    others = [cupy.zeros(size, kind) for size, kind in zip(sizes, kinds)]
+    runtime.deviceSynchronize()
+    assert not any(to_numpy(other).any() for other in others)
     expected = [pair for epoch in range(2) for pair in loader.batches(epoch)]
     return sum(not (np.array_equal(to_numpy(x), own_x) and np.array_equal(to_numpy(y), own_y))
                for (x, y), (own_x, own_y) in zip(kept, expected, strict=True))

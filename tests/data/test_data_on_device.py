@@ -7,7 +7,10 @@ from simulated import DEVICE
 from gpuconv.arrays import to_device, to_numpy
 from gpuconv.cuda.runtime import runtime
 from gpuconv.data import Affine, Compose, Dataset, HorizontalFlip, Loader, RandomCrop, Shift
-from gpuconv.data.on_device import batches_for
+from gpuconv.data.draws import permutation
+from gpuconv.data.loader import ORDER
+from gpuconv.data.on_device import SLOTS, batches_for
+from gpuconv.data.rng import key_of
 
 RNG = np.random.default_rng(81)
 COUNT = 103
@@ -17,17 +20,20 @@ MOVES = Compose([Shift(2), HorizontalFlip(), RandomCrop(5, padding=1)])
 SETTINGS = {"seed": 9, "size": 9, "mean": [0.2], "std": 0.3}
 
 
-def made(batches, epoch, start, end, slot_of, chunk):
-    """Batches start to end of an epoch as the Trainer has them: prepared ahead, then one by one."""
-    for first in range(start, end, chunk):
-        count = min(chunk, end - first)
-        batches.prepare(epoch, first, count)
+def made(batches, epoch, start, slot_of, most):
+    """The batches of an epoch as the Trainer has them: prepared ahead, then one by one."""
+    first = start
+    while True:
+        count, size = batches.prepare(epoch, first, most)
+        if not count:
+            return
         for number in range(count):
             if batches.feed is not None:
                 batches.feed()
-            size = len(batches.labels(epoch, first + number))
             x, labels = batches.load(size, slot_of(number))
+            np.testing.assert_array_equal(batches.labels(epoch, first + number), to_numpy(labels))
             yield to_numpy(x), to_numpy(labels)
+        first += count
 
 
 def on_device(number):
@@ -50,9 +56,9 @@ def test_batches_are_the_loaders(data, augment, slot_of, room):
     batches = batches_for(loader, DEVICE)
     whole = data is DATA and not isinstance(augment, Affine)
     assert (batches.feed is None) == (whole and room == "resident")
-    for epoch, start, chunk in ((0, 0, 4), (2, 3, 64), (2, 10, 1), (1, 1, 2)):
+    for epoch, start, most in ((0, 0, 4), (2, 3, 64), (2, 10, 1), (1, 1, 2)):
         expected = list(loader.batches(epoch, start))
-        found = list(made(batches, epoch, start, len(loader), slot_of, chunk))
+        found = list(made(batches, epoch, start, slot_of, most))
         for number, ((x, labels), (own_x, own_labels)) in enumerate(
             zip(found, expected, strict=True)
         ):
@@ -63,16 +69,33 @@ def test_batches_are_the_loaders(data, augment, slot_of, room):
             np.testing.assert_array_equal(batches.host(epoch, start + number)[0], own_x)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 65, 1000, 60_000])
+def test_the_order_of_an_epoch_is_the_loaders(count):
+    for seed, epoch in ((0, 0), (-7, 3)):
+        data = Dataset(np.zeros((count, 1, 1, 1), np.uint8), np.zeros(count, np.int64))
+        order = permutation(key_of(seed, epoch, ORDER), count)
+        np.testing.assert_array_equal(order, Loader(data, 1, seed=seed).order(epoch))
+
+
+def test_more_batches_than_are_drawn_at_once():
+    loader = Loader(DATA, 1, seed=2, augment=Shift(1))
+    found = list(made(batches_for(loader, DEVICE), 0, 0, int, 50))
+    assert len(found) == COUNT > SLOTS
+    for (x, labels), (own_x, own_labels) in zip(found, loader.batches(0), strict=True):
+        np.testing.assert_array_equal(x, own_x)
+        np.testing.assert_array_equal(labels, own_labels)
+
+
 def test_without_shuffling_and_without_the_last_batch():
     loader = Loader(DATA, 25, shuffle=False, drop_last=True)
-    found = list(made(batches_for(loader, DEVICE), 0, 0, len(loader), int, 3))
+    found = list(made(batches_for(loader, DEVICE), 0, 0, int, 3))
     assert len(found) == 4
     np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), DATA.batch(range(100)))
 
 
 def test_a_batch_larger_than_the_set():
     loader = Loader(DATA, 1000, seed=3)
-    ((x, labels),) = made(batches_for(loader, DEVICE), 4, 0, 1, int, 64)
+    ((x, labels),) = made(batches_for(loader, DEVICE), 4, 0, int, 64)
     ((own_x, own_labels),) = loader.batches(4)
     np.testing.assert_array_equal(x, own_x)
     np.testing.assert_array_equal(labels, own_labels)
@@ -123,7 +146,7 @@ def test_an_augmentation_of_ones_own_is_the_hosts():
         loader = Loader(DATA, 50, augment=augment)
         batches = batches_for(loader, DEVICE)
         assert batches.feed is not None
-        found = [x for x, _ in made(batches, 0, 0, 3, int, 3)]
+        found = [x for x, _ in made(batches, 0, 0, int, 3)]
         np.testing.assert_array_equal(
             np.concatenate(found), np.concatenate([x for x, _ in loader.batches(0)])
         )

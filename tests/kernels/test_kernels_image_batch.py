@@ -5,8 +5,10 @@ import pytest
 from kernel_runs import F4, how_of, run
 
 from gpuconv.data import Compose, Dataset, HorizontalFlip, Loader, RandomCrop, Shift
-from gpuconv.data.on_device import config_image_batch, draw_rows, values_of
-from gpuconv.data.placement import WORDS, Placement
+from gpuconv.data.draws import WORDS, draw_rows
+from gpuconv.data.loader import AUGMENT
+from gpuconv.data.on_device import config_image_batch, moves_of, values_of
+from gpuconv.data.rng import key_of
 
 
 def moving(rng, height, width):
@@ -47,7 +49,8 @@ def table_of(loader, epoch, slots):
     """The rows of the first batches of an epoch; what is never read holds 99."""
     indices = loader.order(epoch)[: slots * loader.batch_size]
     table = np.full((slots * loader.batch_size, WORDS), 99, np.int32)
-    draw_rows(loader, epoch, indices, table[: len(indices)])
+    key = key_of(loader.seed, epoch, AUGMENT)
+    draw_rows(moves_of(loader), indices, key, *loader.dataset.images.shape[2:], table)
     return table
 
 
@@ -102,7 +105,7 @@ def test_prepared_floats_are_copied(shape):
     images.view(np.uint32)[0, 0, 0, 0] = 0x7FC01234
     order = rng.permutation(5)[: shape[0]]
     table = np.zeros((shape[0], WORDS), np.int32)
-    Placement(shape[0], *shape[2:]).write(table, order)
+    draw_rows(np.zeros((0, 4)), order, np.uint64(0), *shape[2:], table)
     inputs = {"images": images, "labels": np.arange(5), "values": np.zeros((shape[1], 256), F4)}
     inputs |= {"table": table, "slot": np.zeros(1, np.uint32)}
     N, C, H, W = shape
