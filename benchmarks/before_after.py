@@ -306,8 +306,8 @@ def main() -> None:
         before, after = Side(place), Side(ROOT)
         try:
             print(f"{'':32} {'before':>9} {'after':>9}      before/after, 95% of its median")
-            names = sim_rows() if args.sim else rows()
-            found = [compare(before, after, n, args.pairs) for n in names if chosen(n)]
+            timed = sim_rows() if args.sim else rows()
+            found = [compare(before, after, n, args.pairs) for n in timed if chosen(n)]
         finally:
             before.end()
             after.end()

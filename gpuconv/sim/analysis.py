@@ -103,19 +103,17 @@ def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
         for part in (*parts, getattr(first, "second", None)):
             if isinstance(part, Reg):
                 writers.setdefault(part.name, []).append(i)
-    once = {name: i for name, (i, *more) in writers.items() if not more and i.guard is None}
     found: dict[str, tuple[str, int]] = {}
-    for name, i in once.items():  # in the order of the code
-        source, width = i.operands[-1], bits_of(function.registers.get(name, "pred"))
-        if not isinstance(i.operands[0], Reg) or len(i.operands) != 2 or i.mods[-1] not in TYPES:
+    for name, (i, *more) in writers.items():  # in the order of the code
+        if more or i.guard is not None or i.mods[-1:] == ("pred",) or len(i.operands) != 2:
             continue
-        same = bits_of(i.mods[-1]) == width
-        if i.op == "ld" and i.mods[0] == "param" and isinstance(source, Address) and same:
-            if isinstance(source.base, Sym):
+        source = i.operands[1]
+        if i.op == "ld" and i.mods[0] == "param" and len(i.mods) == 2:
+            same = bits_of(i.mods[1]) == bits_of(function.registers[name])
+            if same and isinstance(source, Address) and isinstance(source.base, Sym):
                 found[name] = source.base.name, source.base.offset + source.offset
-        elif i.op == "cvta" and "global" in i.mods and isinstance(source, Reg) and same:
-            if source.name in found:
-                found[name] = found[source.name]
+        elif i.op == "cvta" and "global" in i.mods and getattr(source, "name", "") in found:
+            found[name] = found[source.name]  # type: ignore[union-attr]
     return found
 
 

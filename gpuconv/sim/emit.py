@@ -59,9 +59,8 @@ class Frame:
     variables: dict[str, str] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)  # register to LLVM type
     leave: str = "exit"
-    held: dict[str, str] = field(
-        default_factory=dict
-    )  # registers that hold a parameter: LLVM pointer
+    # registers that hold a parameter: LLVM pointer to it
+    held: dict[str, str] = field(default_factory=dict)
 
 
 class Emitter:
