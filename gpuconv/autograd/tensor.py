@@ -12,6 +12,7 @@ import numpy as np
 from gpuconv import arrays
 from gpuconv.autograd import operators
 from gpuconv.autograd.state import Array, Backward, Hook, Node, state
+from gpuconv.cuda import recording
 
 FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
 
@@ -173,6 +174,7 @@ class Tensor:
         never computed by itself.
         """
         node = self._node
+        recording.refuse("a gradient has a hook")
         if not self.requires_grad:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
         if self._hooks is FUSED:

@@ -8,14 +8,14 @@ it must be rearranged; `as_nchw` shows channels-last memory as (N, C, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.cuda import source
+from gpuconv.cuda import recording, source
 from gpuconv.cuda.binding import NO_NUMBERS, Binding, View, bind
 from gpuconv.cuda.launch_config import (
     LIMITS,
@@ -30,6 +30,10 @@ from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
 MAX_BOUND = 4096  # bindings that a runtime remembers
+
+
+if TYPE_CHECKING:
+    from gpuconv.cuda.recording import Recorder
 
 
 class PixelView(NamedTuple):
@@ -72,6 +76,8 @@ class Runtime:
         # By a configuration's id, which stands for it as long as its binding holds it.
         self._bound: dict[tuple[Any, ...], tuple[LaunchConfig, list[Binding]]] = {}
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        self.tables: dict[Any, dict[str, Any]] = {}  # of optimisers, see gpuconv/optim/device.py
+        self._noughts: dict[tuple[str, str, int], Any] = {}
 
     # ---- what a device defines -----------------------------------------------------------------
 
@@ -135,13 +141,60 @@ class Runtime:
         """Wait for all that was started."""
         raise NotImplementedError
 
+    def shared_memory(self) -> AbstractContextManager[Any]:
+        """Meanwhile arrays get memory as outside of `own_memory`."""
+        return nullcontext()
+
+    def own_memory(self, recorder: Recorder, kept: bool) -> AbstractContextManager[Any]:
+        """Meanwhile arrays get memory that, if kept, nobody else gets while the recorder lives."""
+        return nullcontext()
+
+    def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
+        """(what starts a recorder's launches again, why it does so one by one or "")."""
+        launches = tuple(recorder.launches)
+
+        def replay() -> None:
+            for launch, arguments in launches:
+                self.start(launch, arguments)
+
+        return replay, ""
+
     # ---- what all share ------------------------------------------------------------------------
 
     def zeros(self, shape: Any, dtype: Any = np.float32) -> Any:
         """A new array of zeros."""
+        recording.refuse("an array of zeros is made within it")
         array = self.empty(shape, dtype)
         array.fill(0)
         return array
+
+    def nought(self, dtype: Any, count: int = 1) -> Any:
+        """`count` zeros that nobody writes: what kernels read where a recorded step has numbers."""
+        key = self.here(), np.dtype(dtype).str, count
+        if key not in self._noughts:
+            self._noughts[key] = self.constant(np.zeros(count, dtype))
+        return self._noughts[key]
+
+    def constant(self, host: np.ndarray) -> Any:
+        """`asarray` of what stays the same: a recorded step may make it, and keeps it."""
+        recorder = recording.state.recorder
+        if recorder is None:
+            return self.asarray(host)
+        with recording.paused(), self.shared_memory():
+            return recorder.keep(self.asarray(host))
+
+    def scalar(self, array: Any) -> float:
+        """The value of an array of one element, a loss; a recorded step notes it at each replay."""
+        recorder = recording.state.recorder
+        if recorder is not None:
+            recorder.scalars.append(array)
+        with recording.paused():
+            return float(self.asnumpy(array)[0])
+
+    def read(self, array: Any) -> np.ndarray:
+        """A NumPy copy, after all that was started, also while a step is recorded."""
+        with recording.paused():
+            return self.asnumpy(array)
 
     def module(self, launch: Launch) -> Any:
         """The compiled file of a launch's kernel, made when first asked for."""
@@ -173,6 +226,8 @@ class Runtime:
             self.start(launch, arguments)
         if self.recorded is not None:
             self.recorded += checked
+        if recording.state.recorder is not None:
+            recording.state.recorder.add(bindings, checked, numbers)
 
     def _bind(
         self,

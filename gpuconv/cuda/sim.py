@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from gpuconv import sim
+from gpuconv.cuda import recording
 from gpuconv.cuda.launch_config import Launch
 from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
@@ -29,12 +32,17 @@ class SimRuntime(Runtime):
         self.ran: dict[str, int] = {}
 
     empty = staticmethod(sim.empty)
-    asnumpy = staticmethod(sim.asnumpy)
+
+    def asnumpy(self, array: sim.Array) -> np.ndarray:
+        recording.refuse("an array is copied to the host")
+        return sim.asnumpy(array)
 
     def asarray(self, host: Any) -> sim.Array:
+        recording.refuse("an array is copied from the host")
         return sim.asarray(host)
 
     def copy(self, array: sim.Array) -> sim.Array:
+        recording.refuse("an array is copied without a kernel")
         return array.copy()
 
     def span(self, array: sim.Array) -> sim.Array:

@@ -103,25 +103,28 @@ def permutation(key, count):
     while shift > 40 and count >> (64 - shift) > 0:
         shift -= np.uint64(1)
     bits = np.empty(count, np.uint64)
-    begins = np.zeros(1 << (64 - shift), np.int64)
+    begins = np.zeros(1 << (64 - shift), np.int32)
     for i in range(count):
         bits[i] = _mix(_mix(np.uint64(i) ^ key) + _GOLDEN)
+    for i in range(count):
         begins[bits[i] >> shift] += 1
-    total = 0
-    for bucket in range(len(begins)):
-        total += begins[bucket]
-        begins[bucket] = total - begins[bucket]
+    total = np.int32(0)
+    for some in range(len(begins)):
+        total += begins[some]
+        begins[some] = total - begins[some]
     found, order = np.empty(count, np.uint64), np.empty(count, np.int64)
     for i in range(count):
-        at = begins[bits[i] >> shift]
-        begins[bits[i] >> shift] = at + 1
+        bucket = bits[i] >> shift
+        at = begins[bucket]
+        begins[bucket] = at + 1
         found[at], order[at] = bits[i], i
     for i in range(1, count):
-        at, one, index = i, found[i], order[i]
-        while at > 0 and found[at - 1] > one:
-            found[at], order[at] = found[at - 1], order[at - 1]
-            at -= 1
-        found[at], order[at] = one, index
+        if found[i - 1] > found[i]:
+            at, one, index = i, found[i], order[i]
+            while at > 0 and found[at - 1] > one:
+                found[at], order[at] = found[at - 1], order[at - 1]
+                at -= 1
+            found[at], order[at] = one, index
     return order
 
 

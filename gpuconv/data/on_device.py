@@ -9,6 +9,7 @@ images come batch by batch, through two buffers of pinned memory, while the step
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -102,10 +103,14 @@ class Batches:
         """steps: of `moves_of`."""
         self.loader, self._on, self._steps = loader, on, steps
         self._batch = min(loader.batch_size, len(loader.dataset))
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._orders: dict[int, np.ndarray] = {}  # of this epoch and the next
         self._table = on.empty((SLOTS * self._batch, WORDS), np.int32)
+        # Of the SLOTS batches of an epoch from one on there are rows, and of those after them a
+        # second thread draws some meanwhile: (epoch, first), which half has them.
         self._rows, self._half = Pair(on, self._table.shape, np.int32), 0
-        self._first_drawn = self._end_drawn = 0  # batches of the epoch, whose rows there are
+        self._drawn, self._ahead = (-1, 0), (-1, 0)
+        self._pool = ThreadPoolExecutor(1)
+        self._drawing: Future[None] | None = None
         self._values = on.asarray(values_of(loader))
         self._zero = on.zeros(1, np.uint32)
         self._static: dict[int, tuple[Any, Any]] = {}
@@ -126,23 +131,32 @@ class Batches:
         whole = len(self.loader.dataset) // self._batch
         if first >= len(self.loader):
             return 0, 0
-        count = min(most, SLOTS, whole - first) if first < whole else 1
-        indices = self._indices(epoch, first, count)
-        if not self._first_drawn <= first <= first + count <= self._end_drawn:
-            self._draw(first)
-        begin = (first - self._first_drawn) * self._batch
-        self._rows.copy(self._half, begin, self._table[: len(indices)], self._on.queue())
-        return count, len(indices) // count
+        drawn, begin = self._drawn
+        if not (drawn == epoch and begin <= first < begin + SLOTS):
+            self._turn(epoch, first)
+            begin = first
+        count = min(most, begin + SLOTS - first, whole - first) if first < whole else 1
+        size = self._batch if first < whole else len(self.loader.dataset) % self._batch
+        begin = (first - begin) * self._batch
+        self._rows.copy(self._half, begin, self._table[: count * size], self._on.queue())
+        return count, size
 
-    def _draw(self, first: int) -> None:
-        """Draw the rows of the kernel's table for SLOTS batches of the epoch, which costs hardly
-        more than for one.
-        """
-        self._half = 1 - self._half
-        indices = self._indices(self._epoch, first, SLOTS)
-        key = key_of(self.loader.seed, self._epoch, AUGMENT)
-        self._write(self._rows.take(self._half), indices, key, first)
-        self._first_drawn, self._end_drawn = first, first + SLOTS
+    def _turn(self, epoch: int, first: int) -> None:
+        """Have the rows of the epoch's batches from `first` on, and begin to draw the next."""
+        if self._drawing is not None:
+            self._drawing.result()
+        other = 1 - self._half
+        if self._ahead != (epoch, first):
+            self._draw(self._rows.take(other), epoch, first)
+        self._drawn, self._half = (epoch, first), other
+        later = first + SLOTS
+        self._ahead = (epoch, later) if later < len(self.loader) else (epoch + 1, 0)
+        rows = self._rows.take(1 - other)
+        self._drawing = self._pool.submit(self._draw, rows, *self._ahead)
+
+    def _draw(self, rows: np.ndarray, epoch: int, first: int) -> None:
+        key = key_of(self.loader.seed, epoch, AUGMENT)
+        self._write(rows, self._indices(epoch, first, SLOTS), key, first)
 
     def _write(self, rows: np.ndarray, indices: np.ndarray, key: np.uint64, first: int) -> None:
         """Write the rows of batches from `first` on."""
@@ -182,14 +196,15 @@ class Batches:
         return self.loader.dataset.labels[self._indices(epoch, batch, 1)]
 
     def _indices(self, epoch: int, first: int, count: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.arange(len(self.loader.dataset))
+        order = self._orders.get(epoch)
+        if order is None:
+            order = np.arange(len(self.loader.dataset))
             if self.loader.shuffle:
-                key = key_of(self.loader.seed, epoch, ORDER)
-                self._order = permutation(key, len(self.loader.dataset))
-            self._end_drawn = 0
+                order = permutation(key_of(self.loader.seed, epoch, ORDER), len(order))
+            before = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders = {epoch: order, **before}
         size = self.loader.batch_size
-        return self._order[first * size : (first + count) * size]
+        return order[first * size : (first + count) * size]
 
     def _new(self, size: int) -> tuple[Any, Any]:
         C, H, W = self.loader.input_shape

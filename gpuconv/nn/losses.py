@@ -88,7 +88,11 @@ class AuxiliaryLoss(Module):
     def forward(self, scores: Tensor | tuple[Tensor, ...], labels: Any) -> Tensor:
         if not isinstance(scores, tuple | list):
             return self.loss(scores, labels)
-        main, *others = [self.loss(each, labels) for each in scores]
+        return self.combined([self.loss(each, labels) for each in scores])
+
+    def combined(self, losses: list[Any]) -> Any:
+        """The loss from those of the heads, the main one first: tensors, or numbers."""
+        main, *others = losses
         return main + self.weight * sum(others[1:], others[0]) if others else main
 
 

@@ -71,6 +71,7 @@ class Module:
     is_block = False
     input_shape: Shape | None = None
     holds: tuple[str, ...] = ()  # attributes that are a parameter or None
+    counters: tuple[str, ...] = ()  # numbers that its forward changes by `cuda.recording.again`
     _hooks: Sequence[tuple[str, Callable[..., Any]]] = ()  # (when to call, what)
     _described: Callable[[Module], dict[str, Any] | None] | None = None  # gives `spec`
 

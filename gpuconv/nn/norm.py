@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from gpuconv.arguments import flag, number, whole
 from gpuconv.autograd import Parameter, Tensor, once
+from gpuconv.cuda.recording import again
 from gpuconv.errors import require_known
 from gpuconv.nn import init
 from gpuconv.nn.functional import batch_norm, local_response_norm
@@ -59,12 +63,23 @@ class BatchNorm2d(Module):
         training, momentum, batches = self.in_training, self.momentum, self.num_batches_tracked
         if batches is None or self.running_mean is None or self.running_var is None:
             return batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
-        if training:
-            once(np.add, batches.data, 1, batches.data)
+        share = once(again, self._count_batch, self._snapshot) if training else None
         if momentum is None:
-            momentum = 1 / max(int(batches.data), 1)
+            momentum = share[0] if share else 1.0
         running = self.running_mean.data, self.running_var.data
         return batch_norm(x, *running, self.weight, self.bias, training, momentum, self.eps)
+
+    def _count_batch(self) -> tuple[float] | None:
+        """Count a batch; momentum=None makes the running statistics the mean of all of them."""
+        assert self.num_batches_tracked is not None
+        count = self.num_batches_tracked.data
+        np.add(count, 1, count)
+        return (1 / int(count),) if self.momentum is None else None
+
+    def _snapshot(self) -> Callable[[], None]:
+        assert self.num_batches_tracked is not None
+        count = self.num_batches_tracked.data
+        return partial(np.copyto, count, count.copy())
 
     def extra_repr(self) -> str:
         parts = [str(self.num_features), *self._changed(eps=1e-5, momentum=0.1)]

@@ -15,7 +15,7 @@ import pytest
 import simulated  # noqa: F401  skips where the simulator cannot run
 import standin_cupy
 
-from gpuconv import devices, models, nn, ops, optim
+from gpuconv import data, devices, models, nn, ops, optim, train
 from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.autograd import Tensor
 from gpuconv.cli.main import main
@@ -148,6 +148,42 @@ def test_branches_and_batch_norm_have_the_bits_of_sim(standin):
     assert {"batch_norm2d_backward", "copy_channels", "add_channels"} <= set(standin.launched)
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def trained(device, graph=True):
+    """Losses and weights of three epochs, with dropout, an average and clipping; messages."""
+    rng, said = np.random.default_rng(3), []
+    listener = train.Callback()
+    listener.on_message = said.append
+    images = data.Dataset(rng.random((14, 2, 6, 5), np.float32), rng.integers(0, 3, 14))
+    layers = nn.Flatten(), nn.Dropout(0.2, seed=4), nn.Linear(60, 3, rng=1)
+    model = nn.Sequential(*layers).to(device)
+    optimizer, average = optim.SGD(model.parameters(), 0.1, 0.9), optim.EMA(model, 0.5)
+    trainer = train.Trainer(
+        model, "hinge", optimizer, optim.CosineLR(0.1, 12), 0.1, average, [listener],
+        progress=False, graph=graph,
+    )  # fmt: skip
+    losses = [r["loss"] for r in trainer.fit(data.Loader(images, 4, seed=1), epochs=3)]
+    arrays = {**model.state_dict(), **average.state_dict()}
+    return losses, {name: a.tobytes() for name, a in arrays.items()}, said
+
+
+def test_a_graph_has_the_bits_of_ordinary_steps(standin, monkeypatch):
+    expected = trained("sim", graph=False)[:2]
+    assert trained("cuda")[:2] == expected
+    one_by_one = standin.launched.count("sgd_momentum")
+    assert one_by_one < 12  # of 12 steps
+    standin.failing.add("capture")
+    *found, said = trained("cuda")
+    assert tuple(found) == expected
+    assert said[1:] == [
+        "no graph (cudaErrorStreamCaptureUnsupported: operation not permitted): the step's launches"
+        " are repeated"
+    ]
+    assert standin.launched.count("sgd_momentum") == one_by_one + 12
+    monkeypatch.setenv("GPUCONV_SYNCHRONIZE", "1")
+    runtime.cache_clear()
+    assert "GPUCONV_SYNCHRONIZE is set" in trained("cuda")[2][1]
 
 
 @pytest.mark.parametrize(
@@ -420,7 +456,13 @@ def standin_names():
 
 
 # Whose constructors gpuconv never calls: CuPy makes them.
-MADE_BY_CUPY = {"RawKernel", "ndarray", "cuda.MemoryPointer", "cuda.memory.MemoryPool"}
+MADE_BY_CUPY = {
+    "RawKernel",
+    "ndarray",
+    "cuda.MemoryPointer",
+    "cuda.memory.MemoryPool",
+    "cuda.Graph",
+}
 
 
 def parameters(text):

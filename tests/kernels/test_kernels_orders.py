@@ -156,18 +156,19 @@ def test_any_grid_is_correct(name):
         assert contents(run(LaunchConfig(tuple(small), config.workspace), *rest)) == right
 
 
-@pytest.mark.parametrize("kernel", ["sgd", "sgd_momentum", "adam", "adam_amsgrad"])
+@pytest.mark.parametrize("kernel", ["sgd", "sgd_momentum", "adam", "adam_amsgrad", "average"])
 def test_optimisers_repeat_bit_for_bit(kernel):
     scalars = {
         "sgd": {"lr": 0.1, "decay": 0.01},
-        "sgd_momentum": {"lr": 0.1, "decay": 0.01, "momentum": 0.9, "nesterov": 1},
+        "sgd_momentum": {"lr": 0.1, "decay": 0.01, "momentum": 0.9, "share": 0.1, "nesterov": 1},
         "adam": {"keep": 0.9, "decay": 0.1, "share1": 0.1, "beta2": 0.9, "share2": 0.1,
-                 "eps": 1e-8},
+                 "eps": 1e-8, "step_size": 0.1, "root": 0.9},
+        "average": {"share": 0.1},
     }[kernel.removesuffix("_amsgrad")]  # fmt: skip
     arrays = [[abs(floats(n)) for _ in range(5)] for n in (5, 4096, 9001)]
     found = set()
     for _ in range(2):
         tensors = Tensors(arrays, misaligned=False)
-        tensors.step(kernel, [(0.1, 0.9)] * 3, **scalars)
+        tensors.step(kernel, **scalars)
         found.add(b"".join(a.tobytes() for slot in (0, 2, 3, 4) for a in tensors.values(slot)))
     assert len(found) == 1
