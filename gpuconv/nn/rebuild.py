@@ -20,15 +20,13 @@ from gpuconv.nn import activation, containers, conv, linear, norm, pool
 from gpuconv.nn.module import Module
 
 LAYERS: dict[str, type[Module]] = {
-    kind.__name__: kind
-    for kind in (
-        activation.Dropout, activation.Identity, activation.LeakyReLU, activation.ReLU,
-        activation.ScaledTanh, activation.Sigmoid, activation.Softmax, activation.Tanh,
-        containers.Concat, containers.DenseBlock, containers.Residual, containers.Sequential,
-        conv.Conv2d, linear.Flatten, linear.Linear, norm.BatchNorm2d, norm.LocalResponseNorm,
-        pool.AdaptiveAvgPool2d, pool.AvgPool2d, pool.MaxPool2d, pool.SumPool2d,
-    )
-}  # fmt: skip
+    name: kind
+    for part in (activation, containers, conv, linear, norm, pool)
+    for name, kind in vars(part).items()
+    if isinstance(kind, type) and issubclass(kind, Module) and kind.__module__ == part.__name__
+    # those that have a forward of their own
+    if not name.startswith("_") and "forward" in vars(kind)
+}
 _DRAWN = ("rng", "seed")  # decide the first weights and masks, not what the layer is
 
 
@@ -70,7 +68,7 @@ def _describe(
     seen[id(layer)] = path
     kind, own = type(layer), {id(p) for p in vars(layer).values() if isinstance(p, Parameter)}
     if LAYERS.get(kind.__name__) is not kind:
-        return {"name": kind.__name__}
+        return {"name": kind.__name__ + " of your own" * (kind.__name__ in LAYERS)}
     if "forward" in vars(layer):
         return {"name": f"{kind.__name__} with a forward of its own"}
     if own & parameters:

@@ -55,7 +55,8 @@ def describe_run(
 
 def describe_model(model: Module) -> dict[str, Any]:
     """What must agree between a run and its continuation, besides the arrays' names and shapes."""
-    spec = getattr(model, "spec", None) or {"name": type(model).__name__}
+    spec = dict(model.spec or {"name": type(model).__name__})
+    spec.pop("children", None)  # the arrays' names and shapes tell
     parameter = next(iter(model.parameters()), None)
     dtype = None if parameter is None else str(parameter.data.dtype)
     return {**spec, "device": model.device, "dtype": dtype}

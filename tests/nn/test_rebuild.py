@@ -13,7 +13,7 @@ TABLE = np.random.default_rng(0).integers(0, 2, (4, 3)) | np.eye(4, 3, dtype=int
 
 
 def every_layer():
-    """All layers of gpuconv, with arguments that differ from their defaults, on 2x13x12 pictures."""
+    """All layers, with arguments that differ from their defaults, for 2x13x12 pictures."""
     return nn.Sequential(
         conv=nn.Conv2d(2, 4, (3, 2), stride=(1, 2), padding=((1, 0), (2, 1)), rng=0),
         norm=nn.BatchNorm2d(4, eps=1e-3, momentum=None),
@@ -112,7 +112,10 @@ LINEAR = {"name": "Linear", "arguments": {"in_features": 3, "out_features": 2}}
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"name": "Sequential", "children": {"0": {"name": "os.system"}}}, "layer 0 is a os.system"),
+        (
+            {"name": "Sequential", "children": {"0": {"name": "os.system"}}},
+            "layer 0 is a os.system",
+        ),
         ({"name": "Linear", "arguments": {"in_features": 3}}, "out_features"),
         ({"name": "Linear", "arguments": {"in_features": 3, "out_features": -1}}, "at least 1"),
         ({"name": "Sequential", "children": {"forward": LINEAR}}, "cannot be the name"),
@@ -140,7 +143,7 @@ def test_sizes_without_weights_take_no_memory(tmp_path):
     spec = {"name": "Sequential", "children": parts}
     path = tmp_path / "large.safetensors"
     checkpoint.write(path, checkpoint.Checkpoint({}, {"model": spec}))
-    with pytest.raises(ValueError, match="a.weight is missing"):
+    with pytest.raises(ValueError, match=r"a\.weight is missing"):
         gpuconv.load(path)
 
 
