@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.arrays import to_device
 from gpuconv.cuda.runtime import runtime
-from gpuconv.data.on_device import Batches, batches_for
+from gpuconv.data.on_device import batches_for
 from gpuconv.train.evaluate import batches_of
 
 READ_AHEAD = 64 << 20  # bytes of images that are held for the next steps
@@ -101,27 +101,6 @@ def _shape(batch: Batch) -> Hashable:
     return tuple((a.shape, a.dtype.str) for a in batch)
 
 
-class LoaderBatches:
-    """A `data.Loader`'s batches, whose shape is how many images they have."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches, self._loader = batches, batches.loader
-        self.feed: Callable[[], None] | None = batches.feed
-        self.note = batches.note
-        self.load, self.host, self.labels = batches.load, batches.host, batches.labels
-
-    def prepare(self, epoch: int, first: int, most: int) -> tuple[int, Hashable]:
-        whole, rest = divmod(len(self._loader.dataset), self._loader.batch_size)
-        count = min(most, whole - first, self._batches.slots)
-        size = self._loader.batch_size
-        if count < 1:
-            count, size = len(self._loader) - first, rest
-        if count:
-            self._batches.prepare(epoch, first, count)
-        return count, size
-
-
 def feed_of(batches: Any, device: str) -> Feed:
     """The batches of a loader, or of any iterable of (x, labels), on "sim" or "cuda"."""
-    found = batches_for(batches, device)
-    return CopiedBatches(batches, device) if found is None else LoaderBatches(found)
+    return batches_for(batches, device) or CopiedBatches(batches, device)
