@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gpuconv.cuda.recording import Record, Recorder
 from gpuconv.nn import Buffer, Module, Parameter
 from gpuconv.optim import Optimizer
@@ -101,7 +103,8 @@ class Fixed:
                 if isinstance(value, _PLAIN) and name not in counters:
                     found.append(value)
         for holder in self._holders:
-            found.append(id(holder.data))
+            if not isinstance(holder.data, np.ndarray):  # a counter is the host's own
+                found.append(id(holder.data))
             if isinstance(holder, Parameter):
                 if holder._hooks:
                     return None
