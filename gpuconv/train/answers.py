@@ -108,11 +108,11 @@ def refuse_labels(loss: Any, scores: Any, labels: np.ndarray) -> None:
     loss(np.zeros(scores.shape, np.float32), labels)
 
 
-def answers_of(model: Module, records: Records | None = None) -> Run:
+def answers_of(model: Module, records: Records | None = None, graph: bool = True) -> Run:
     """What runs a model over batches, for `evaluate` and `probabilities`.
 
-    records: where a device's passes are recorded; None for records of its own.
+    records: where a device's passes are recorded; None for records of its own, if `graph`.
     """
     if not is_device(model.device):
         return one_by_one
-    return RecordedAnswers(records or Records(runtime(model.device), lambda text: None))
+    return RecordedAnswers(records or Records(runtime(model.device), lambda text: None, graph))

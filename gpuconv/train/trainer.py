@@ -24,7 +24,7 @@ from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
-from gpuconv.train.answers import Run, answers_of, one_by_one
+from gpuconv.train.answers import Run, answers_of
 from gpuconv.train.callback import Callback, told_each_batch
 from gpuconv.train.description import describe_run
 from gpuconv.train.evaluate import evaluate, probabilities
@@ -105,7 +105,7 @@ class Trainer:
         self._initial = optimizer.hyperparameters()  # before a schedule changes them
         self._signals: Signals | None = None
         self._requested: int | None = None  # a signal's number, by `interrupt`
-        self._answers: Run | None = None  # while `fit` records steps
+        self._answers: Run | None = None  # while `fit` runs
         self._run: dict[str, Any] = {}  # the metadata that stay the same
         self._saved_at = self._tick = 0.0
 
@@ -138,9 +138,9 @@ class Trainer:
             try:
                 self._notify("on_fit_begin")
                 records = None
-                if self.graph and is_device(self.model.device):
-                    records = Records(runtime(self.model.device), self._message)
-                    self._answers = answers_of(self.model, records)
+                if is_device(self.model.device):
+                    records = Records(runtime(self.model.device), self._message, self.graph)
+                self._answers = answers_of(self.model, records)
                 steps = steps_of(self, train, records)
                 while self.state.epoch < self.epochs and not self.stopping:
                     self._epoch(steps, validation)
@@ -441,7 +441,8 @@ class Trainer:
         classes)}, with a row for each true class and a column for each predicted one.
         Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
         """
-        return evaluate(self.model, self.loss, loader, self._stop_if_requested, self._runner())
+        run = self._answers or answers_of(self.model, graph=self.graph)
+        return evaluate(self.model, self.loss, loader, self._stop_if_requested, run)
 
     def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:
         """Probabilities (N, classes) for images: an array (N, C, H, W), one image (C, H, W), or a
@@ -449,10 +450,8 @@ class Trainer:
 
         Raises: ValueError for a shuffling loader, whose rows would not follow the data.
         """
-        return probabilities(self.model, data, batch_size, self._runner())
-
-    def _runner(self) -> Run | None:
-        return self._answers if self.graph else one_by_one
+        run = self._answers or answers_of(self.model, graph=self.graph)
+        return probabilities(self.model, data, batch_size, run)
 
     # ---- notify --------------------------------------------------------------------------------
 
