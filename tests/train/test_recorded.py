@@ -94,7 +94,10 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+SLOW = {name: pytest.mark.slow for name in OPTIMIZERS if name not in ("nesterov", "amsgrad")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in OPTIMIZERS])
 def test_replayed_steps_have_the_bits_of_ordinary_ones(name):
     """With dropout, batch norm, augmentation, schedules of rate and momentum, clipping, an average,
     validation, a smaller last batch.
@@ -137,6 +140,7 @@ def test_batches_made_on_the_device_train_as_the_loaders_own(place, graph, monke
     assert said.startswith(f"{starts.get(place, 'batches are copied to')} {on}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["article", "hinge", nn.CrossEntropyLoss(0.1)])
 def test_other_losses_and_a_mean_of_all_batches(loss):
     def run(graph):
@@ -308,6 +312,7 @@ class FakeRecord:
     note = ""
 
 
+@pytest.mark.slow
 def test_validation_and_freed_memory_between_replays_change_nothing():
     """Evaluations hold their results, arrays come and go, and predictions have other shapes."""
 
@@ -359,6 +364,7 @@ run.fit(*here.loaders(), epochs=here.EPOCHS)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 def test_a_killed_run_goes_on_to_the_bits_of_an_uninterrupted_one(tmp_path):
     here = Path(__file__).resolve()
