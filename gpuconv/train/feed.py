@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpuconv.arrays import to_device
 from gpuconv.cuda.runtime import runtime
-from gpuconv.data.on_device import Batches, batches_for
-from gpuconv.train.evaluate import batches_of
+from gpuconv.data.on_device import batches_for
 
 READ_AHEAD = 64 << 20  # bytes of images that are held for the next steps
 Batch = tuple[Any, Any]  # x and labels
+
+
+def batches_of(loader: Any, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    """Batches of an epoch from `start` on; a plain list gives the same ones every epoch."""
+    if hasattr(loader, "batches"):
+        batches: Iterator[Batch] = loader.batches(epoch, start)
+        return batches
+    return islice(iter(loader), start, None)
 
 
 class Feed(Protocol):
@@ -101,27 +108,6 @@ def _shape(batch: Batch) -> Hashable:
     return tuple((a.shape, a.dtype.str) for a in batch)
 
 
-class LoaderBatches:
-    """A `data.Loader`'s batches, whose shape is how many images they have."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches, self._loader = batches, batches.loader
-        self.feed: Callable[[], None] | None = batches.feed
-        self.note = batches.note
-        self.load, self.host, self.labels = batches.load, batches.host, batches.labels
-
-    def prepare(self, epoch: int, first: int, most: int) -> tuple[int, Hashable]:
-        whole, rest = divmod(len(self._loader.dataset), self._loader.batch_size)
-        count = min(most, whole - first, self._batches.slots)
-        size = self._loader.batch_size
-        if count < 1:
-            count, size = len(self._loader) - first, rest
-        if count:
-            self._batches.prepare(epoch, first, count)
-        return count, size
-
-
 def feed_of(batches: Any, device: str) -> Feed:
     """The batches of a loader, or of any iterable of (x, labels), on "sim" or "cuda"."""
-    found = batches_for(batches, device)
-    return CopiedBatches(batches, device) if found is None else LoaderBatches(found)
+    return batches_for(batches, device) or CopiedBatches(batches, device)

@@ -621,6 +621,96 @@ def test_batches_are_the_loaders_whatever_the_order_of_work(run, seed):
     assert run(script, seed=seed) == [0, 0, 0, []]
 
 
+@pytest.mark.parametrize("batch", [64, 128, 512])
+def test_a_replayed_step_is_one_graph_launch(environment, batch):
+    """Of LeNet in Trainer.fit with its loader and progress. Counted, not executed."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "replay.py"), str(batch), "--json"]
+    command += ["--steps", "200", "--runs", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert found["calls"] <= 60
+    queries = ("cudaGetDevice", "cudaSetDevice", "cudaStreamIsCapturing")  # that send nothing
+    sent = {name: n for name, n in found["driver"].items() if name not in queries}
+    assert sent.pop("cudaGraphLaunch") == 1
+    # Once in at most 64 steps, and at an epoch's end: a row for each image, a row for each step,
+    # the ring back.
+    assert all(n < 0.12 for n in sent.values()), sent
+
+
+TRAINED = """
+from gpuconv import data, models, nn, optim, train
+
+def network():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Flatten(), nn.Dropout(0.3, seed=5), nn.Linear(4, 3),
+    )
+    return model.apply(lambda module: module.reset_parameters(np.random.default_rng(3)))
+
+def trained(device, graph, pixels):
+    rng, said = np.random.default_rng(0), []
+    listener = train.Callback()
+    listener.on_message = said.append
+    images = data.Dataset(pixels, np.arange(len(pixels)) % 3)
+    training = data.Loader(images, 8, seed=1, augment=data.augment.Shift(1))
+    held = data.Loader(images, 8, shuffle=False)
+    model = network().to(device)
+    optimizer, average = optim.Adam(model.parameters(), 0.01), optim.EMA(model, 0.9)
+    trainer = train.Trainer(
+        model, "cross_entropy", optimizer, optim.CosineLR(0.05, 25), 0.5, average, [listener],
+        progress=False, graph=graph,
+    )
+    losses = [r["loss"] for r in trainer.fit(training, held, epochs=5)]
+    arrays = {**model.state_dict(), **average.state_dict()}
+    return [losses, {name: a.tobytes().hex() for name, a in arrays.items()}], said[1:]
+
+rng = np.random.default_rng(1)
+whole, parts = rng.integers(0, 256, (36, 1, 6, 6), np.uint8), rng.random((36, 1, 6, 6), np.float32)
+"""
+
+
+@pytest.mark.parametrize(("seed", "pixels"), [(0, "whole"), (7, "parts"), (8, "parts")])
+def test_graphs_have_the_bits_of_ordinary_steps(run, seed, pixels):
+    """Also where batches are copied one by one, in a stream of their own."""
+    said = run(
+        TRAINED + f"found, said = trained('cuda', True, {pixels})\n"
+        "calls = driver.calls(library)\n"
+        f"said = [found == trained('sim', False, {pixels})[0], said, calls['cudaGraphLaunch'], "
+        "driver.failures]",
+        seed=seed,
+    )
+    # Of 5 epochs of 4 whole batches and one smaller all but three and two, and of as many
+    # evaluations all but two and two.
+    same, said, launched, failures = said
+    assert (same, said, failures) == (True, [], [])
+    assert launched == 17 + 3 + 18 + 3
+
+
+def test_a_recorded_step_s_memory_is_its_own(run):
+    """Its pool is not the common one, and what is freed and filled between replays changes nothing
+    (the arrays hold NaN before they are written).
+    """
+    said = run(
+        TRAINED
+        + """
+class Meddle(train.Callback):
+    def on_batch_end(self, trainer):
+        cupy.get_default_memory_pool().free_all_blocks()
+        self.junk = [cupy.full(n, np.nan, np.float32) for n in (64, 1000, 30_000) for _ in range(9)]
+
+own, init = [], train.Trainer.__init__
+def meddling(self, *args, **options):
+    init(self, *args, **options)
+    self.callbacks.append(Meddle())
+expected = trained('cuda', True, whole)[0]
+train.Trainer.__init__ = meddling
+said = expected == trained('cuda', True, whole)[0]
+"""
+    )
+    assert said
+
+
 @pytest.mark.slow
 def test_the_gpu_check_runs_whole(environment, tmp_path):
     """On a machine with nothing but an interpreter, CuPy and a checkout, in small."""
