@@ -86,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         THREADS,
         seed("decides the weights, the order and the augmentation"),
         DEVICE,
+        ("--no-graph", None, bool, "on a device, run every step anew: see docs/devices.md"),
         ("--overwrite", None, bool, "replace the run that --out holds"),
         ("--show", None, bool, "follow and steer the run in the browser, see `show`"),
         PORT,
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(args.resume)
     else:
         folder = train.make_run_folder(prepared.config, args.out, args.overwrite)
-    prepared.trainer.out = folder
+    prepared.trainer.out, prepared.trainer.graph = folder, not args.no_graph
     _announce(prepared)
 
     def fit(again: bool) -> None:

@@ -52,6 +52,7 @@ class Effect:
     def __init__(self, advance: Advance, snapshot: Snapshot, early: bool) -> None:
         self.advance, self.snapshot, self.early = advance, snapshot, early
         self.numbers: tuple[Scalar, ...] = ()
+        self.kind = 0  # 1 if they are floats, 0 if they are seeds
 
 
 class ChangingFloat(float):
@@ -204,7 +205,7 @@ class Recorder:
             return None
         effect.numbers = found
         mark: Any = ChangingFloat if isinstance(found[0], float) else ChangingInt
-        kind = int(mark is ChangingFloat)
+        kind = effect.kind = int(mark is ChangingFloat)
         marked = []
         for index, value in enumerate(found):
             one = mark(value)
@@ -311,8 +312,7 @@ class Record:
         """Do the host's part of the steps and put their numbers into the table; returns how many
         steps it can be done for. What it raises for the first is raised.
         """
-        numbers: list[Any] = []
-        seeds: list[Any] = []
+        rows: tuple[list[Any], list[Any]] = [], []  # seeds, numbers
         done = 0
         try:
             for _ in range(count):
@@ -320,20 +320,20 @@ class Record:
                     found = effect.advance()
                     if found is not None:
                         effect.numbers = found
-                        (numbers if isinstance(found[0], float) else seeds).extend(found)
+                        rows[effect.kind].extend(found)
                 done += 1
         except Exception:
             self._rewind(undo, done)
             if not done:
                 raise
-            many = self.recorder.used
-            del seeds[done * many[0] :], numbers[done * many[1] :]
+            for row, many in zip(rows, self.recorder.used, strict=True):
+                del row[done * many :]
         with np.errstate(over="ignore"):
-            floats = np.array(numbers, np.float64).astype(np.float32)
+            floats = np.array(rows[1], np.float64).astype(np.float32)
         if not np.isfinite(floats).all():
             self._rewind(undo, 0)
             raise ValueError("a number of this step, such as its rate, does not fit float32")
-        words = [np.array(seeds, np.uint64).view(np.uint32), floats.view(np.uint32)]
+        words = [np.array(rows[0], np.uint64).view(np.uint32), floats.view(np.uint32)]
         table = np.concatenate([part.reshape(done, -1) for part in words], axis=1)
         end = STATE + table.size
         self.recorder.host[STATE:end] = table.ravel()

@@ -14,6 +14,7 @@ from gpuconv.arrays import checked_cast, device_of, require, to_device, to_numpy
 from gpuconv.autograd import Array, Handle, Parameter, Tensor, as_tensor, record, settle, state
 from gpuconv.devices import resolve
 from gpuconv.errors import unknown
+from gpuconv.interchange import library_of
 from gpuconv.nn import foreign
 
 Shape = tuple[int, ...]
@@ -169,8 +170,10 @@ class Module:
     def _as_tensor(self, x: Any) -> Any:
         if isinstance(x, list):  # of numbers; several inputs in a list stay one by one
             known = any(isinstance(part, Tensor) for part in x)
+        elif type(x) is np.ndarray:
+            known = False
         else:
-            known = isinstance(x, Tensor) or device_of(x) is None
+            known = isinstance(x, Tensor) or (device_of(x) is None and library_of(x) is None)
         return x if known else as_tensor(x, self.device == "reference")
 
     @property

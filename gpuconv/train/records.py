@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gpuconv.cuda.recording import Record, Recorder
 from gpuconv.nn import Buffer, Module, Parameter
 from gpuconv.optim import Optimizer
 
 MOST = 4  # records that are kept
+KINDS = 32  # of steps that are remembered
 TRIES = 4  # steps of one kind, after which it is not tried any more to record it
 _PLAIN = (int, float, str, type(None))  # attributes of a module that a recording fixes
 T = TypeVar("T")
@@ -28,11 +31,11 @@ class Records:
     """At most MOST recorded steps; the one unused for longest goes first.
 
     A step is recorded when one of its kind was run before and launched the same. say: is told, in
-    a line, of steps that cannot be recorded.
+    a line, of steps that cannot be recorded. wanted: False for steps that are all ordinary ones.
     """
 
-    def __init__(self, on: Any, say: Callable[[str], None]) -> None:
-        self.on, self._say = on, say
+    def __init__(self, on: Any, say: Callable[[str], None], wanted: bool = True) -> None:
+        self.on, self._say, self._wanted = on, say, wanted
         self._kinds: dict[Hashable, _Kind] = {}
         self._said: set[str] = set()
 
@@ -49,7 +52,9 @@ class Records:
         None for a step that shall not be.
         """
         known = self._kinds.setdefault(kind, _Kind())
-        if kind is None or known.tries >= TRIES:
+        if len(self._kinds) > KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        if kind is None or not self._wanted or known.tries >= TRIES:
             return step(None)
         known.tries += 1
         recorder = Recorder(self.on)
@@ -101,7 +106,8 @@ class Fixed:
                 if isinstance(value, _PLAIN) and name not in counters:
                     found.append(value)
         for holder in self._holders:
-            found.append(id(holder.data))
+            if not isinstance(holder.data, np.ndarray):  # a counter is the host's own
+                found.append(id(holder.data))
             if isinstance(holder, Parameter):
                 if holder._hooks:
                     return None
