@@ -712,15 +712,22 @@ said = expected == trained('cuda', True, whole)[0]
 
 
 @pytest.mark.slow
-def test_the_gpu_check_runs_whole(environment, tmp_path):
-    """On a machine with nothing but an interpreter, CuPy and a checkout, in small."""
-    (tmp_path / "sitecustomize.py").write_text("import driver\ndriver.install()\n")
+@pytest.mark.parametrize("approximate", [0, 1])
+def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
+    """On a machine with nothing but an interpreter, CuPy and a checkout, in small; and on a card
+    whose approximate instructions are as wrong as PTX permits.
+    """
+    start = f"import driver\ndriver.install(approximate={approximate})\n"
+    (tmp_path / "sitecustomize.py").write_text(start)
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--batch", "1"]
     command += ["--budget", "900", "--only", "steps", "--only", "lenet", "--only", "times"]
     command += ["--out", str(out), "--seconds", "0.001", "--cases", "lenet", "--case-batch", "2"]
     command += ["--images", "64", "--floor", "0", "--flushed", "4096", "--side", "8"]
     command += ["--rounds", "2", "--steps", "2"]
+    if approximate:
+        files = ("kernels/test_kernels_dense", "kernels/test_kernels_norm", "cuda/test_runtime_ops")
+        command += ["--only", "tests", *(f"--tests=tests/{file}.py" for file in files)]
     paths = f"{tmp_path}:{environment['PYTHONPATH']}"
     done = subprocess.run(
         command, env=environment | {"PYTHONPATH": paths}, capture_output=True, text=True
