@@ -528,6 +528,55 @@ def test_what_a_step_asks_of_the_driver(run):
     assert "cudaDeviceSynchronize" not in calls
 
 
+TENSORS = """
+import contextlib, types
+from gpuconv import nn, ops, to_numpy
+
+class Tensor:
+    # what gpuconv asks of a CUDA tensor of PyTorch
+    requires_grad = is_quantized = False
+    layout, dtype, is_cuda = "strided", "float32", True
+    device = types.SimpleNamespace(type="cuda", index=0)
+
+    def __init__(self, array):
+        self.array = array
+
+    detach = resolve_conj = resolve_neg = lambda self: self
+    __dlpack__ = property(lambda self: self.array.__dlpack__)
+    __dlpack_device__ = property(lambda self: self.array.__dlpack_device__)
+
+own = Stream(non_blocking=True)
+sys.modules["torch"] = types.SimpleNamespace(
+    Tensor=Tensor, strided="strided", bfloat16="bfloat16", from_dlpack=Tensor,
+    is_grad_enabled=lambda: False,
+    cuda=types.SimpleNamespace(current_stream=lambda device: types.SimpleNamespace(
+        cuda_stream=own.ptr)),
+)
+x = np.random.default_rng(0).standard_normal((2, 3, 8, 9), np.float32)
+w = np.random.default_rng(1).standard_normal((4, 3, 3, 3), np.float32)
+seen, launch = [], cupy.RawKernel.__call__
+from gpuconv.cuda import cupy as runtime_module
+start = runtime_module.CupyRuntime._start
+def noted(self, *given):
+    seen.append(cupy.cuda.get_current_stream().ptr == own.ptr)
+    return start(self, *given)
+runtime_module.CupyRuntime._start = noted
+with own:
+    tensors = [Tensor(cupy.asarray(a)) for a in (x, w)]
+y = ops.conv2d(*tensors)
+with own:
+    found = to_numpy(y.array)
+shared = nn.Tensor(tensors[0]).data
+said = [type(y) is Tensor, bool(seen) and all(seen), shared.data.ptr == tensors[0].array.data.ptr,
+        bool(np.allclose(found, ops.conv2d(x, w), rtol=1e-4, atol=1e-4)), driver.failures]
+"""
+
+
+def test_tensors_of_pytorch_run_on_its_stream(run):
+    """The tensors are a stand-in's, sharing CuPy's memory by DLPack: PyTorch's own need a GPU."""
+    assert run(TENSORS) == [True, True, True, True, []]
+
+
 BATCHES = """
 from gpuconv import to_numpy
 from gpuconv.cuda.runtime import runtime as runtime_of
@@ -663,15 +712,22 @@ said = expected == trained('cuda', True, whole)[0]
 
 
 @pytest.mark.slow
-def test_the_gpu_check_runs_whole(environment, tmp_path):
-    """On a machine with nothing but an interpreter, CuPy and a checkout, in small."""
-    (tmp_path / "sitecustomize.py").write_text("import driver\ndriver.install()\n")
+@pytest.mark.parametrize("approximate", [0, 1])
+def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
+    """On a machine with nothing but an interpreter, CuPy and a checkout, in small; and on a card
+    whose approximate instructions are as wrong as PTX permits.
+    """
+    start = f"import driver\ndriver.install(approximate={approximate})\n"
+    (tmp_path / "sitecustomize.py").write_text(start)
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--batch", "1"]
     command += ["--budget", "900", "--only", "steps", "--only", "lenet", "--only", "times"]
     command += ["--out", str(out), "--seconds", "0.001", "--cases", "lenet", "--case-batch", "2"]
     command += ["--images", "64", "--floor", "0", "--flushed", "4096", "--side", "8"]
     command += ["--rounds", "2", "--steps", "2"]
+    if approximate:
+        files = ("kernels/test_kernels_dense", "kernels/test_kernels_norm", "cuda/test_runtime_ops")
+        command += ["--only", "tests", *(f"--tests=tests/{file}.py" for file in files)]
     paths = f"{tmp_path}:{environment['PYTHONPATH']}"
     done = subprocess.run(
         command, env=environment | {"PYTHONPATH": paths}, capture_output=True, text=True

@@ -132,6 +132,11 @@ class Stream:
         event.synchronize()
 
 
+class ExternalStream(Stream):
+    def __init__(self, ptr, device_id=-1):
+        pass
+
+
 class Event:
     """When the host came by, which says nothing about any card."""
 
@@ -219,7 +224,14 @@ def zeros(shape, dtype=float, order="C"):
 
 def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
     _allocate()
+    if hasattr(a, "__cuda_array_interface__"):
+        return ndarray(a.__cuda_array_interface__["data"])
     return ndarray(sim.asarray(a, dtype))
+
+
+def from_dlpack(array, *, device=None, copy=None):
+    """The simulator's array, which has no capsule."""
+    return ndarray(array.__dlpack__())
 
 
 def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
@@ -324,6 +336,7 @@ def _version():
 cuda = types.SimpleNamespace(
     Device=Device,
     Stream=Stream,
+    ExternalStream=ExternalStream,
     Event=Event,
     Graph=Graph,
     MemoryPool=MemoryPool,
