@@ -30,6 +30,7 @@ from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
 MAX_BOUND = 4096  # bindings that a runtime remembers
+MAX_TICKETS = 1 << 16  # blocks along a grid's second axis, one of which each may be of
 
 
 class PixelView(NamedTuple):
@@ -54,6 +55,7 @@ class Runtime:
         # By a configuration's id, which stands for it as long as its binding holds it.
         self._bound: dict[tuple[Any, ...], tuple[LaunchConfig, list[Binding]]] = {}
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        self._tickets: dict[tuple[str, int], Any] = {}  # by card and stream
 
     # ---- what a device defines -----------------------------------------------------------------
 
@@ -105,6 +107,10 @@ class Runtime:
         """Wait for all that was started."""
         raise NotImplementedError
 
+    def stream(self) -> int:
+        """What orders the kernels that are started now: those of one stream run in turn."""
+        return 0
+
     # ---- what all share ------------------------------------------------------------------------
 
     def zeros(self, shape: Any, dtype: Any = np.float32) -> Any:
@@ -131,6 +137,8 @@ class Runtime:
         """
         if config.workspace:
             arrays["workspace"] = self.empty(config.workspace)
+        if config.tickets:
+            arrays["tickets"] = self.tickets(config.tickets)
         addresses: dict[str, int] = {}
         layouts: list[Any] = [id(config), self.here(), *numbers]
         for name, array in arrays.items():
@@ -143,6 +151,19 @@ class Runtime:
             self.start(launch, arguments)
         if self.recorded is not None:
             self.recorded += checked
+
+    def tickets(self, count: int) -> Any:
+        """Zeros, in which a kernel counts its finished blocks and which it leaves as zeros.
+
+        They are kept for each stream, whose kernels follow one another, and are never freed: a
+        launch may be started again by its addresses.
+        """
+        if count > MAX_TICKETS:
+            raise ValueError(f"a kernel counts at most {MAX_TICKETS} groups of blocks, got {count}")
+        key = self.here(), self.stream()
+        if key not in self._tickets:
+            self._tickets[key] = self.zeros(MAX_TICKETS, np.uint32)
+        return self._tickets[key][:count]
 
     def _bind(
         self,

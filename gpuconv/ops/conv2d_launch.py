@@ -27,6 +27,7 @@ from gpuconv.ops import conv2d_launch_depthwise as depthwise
 from gpuconv.ops import conv2d_launch_few_channels as few_channels
 from gpuconv.shapes import Window
 
+MOMENT_ROWS = 4  # of a part of the pixels: kernels/moments.cuh
 MASK_ROWS, MASK_COLUMNS = 16, 15  # of a window whose taps fit the bit mask of conv_gather.cuh
 
 
@@ -98,15 +99,22 @@ class Conv2dShape:
             "y": self.N * self.P * self.Q * self.K,
         }[array]
 
+    def sizes_written(self, bias: bool, parts: int) -> tuple[dict[str, int | None], dict[str, str]]:
+        """(sizes, arrays) of a kernel that writes the moments of so many parts of y, or of none."""
+        partials = MOMENT_ROWS * parts * self.K if parts else None
+        sizes = {**self.sizes_forward(bias), "partials": partials}
+        return sizes, {} if parts else {"partials": "y"}
+
     def sizes_forward(self, bias: bool) -> dict[str, int | None]:
         """Of the pointers of every kernel of the forward pass; without bias, b is not read."""
         sizes: dict[str, int | None] = {name: self.size(name) for name in "yxw"}
         return {**sizes, "b": self.size("b") if bias else None}
 
-    def sizes_data(self, mask: bool) -> dict[str, int | None]:
-        """Of every kernel of backward data; without mask, x is not read."""
+    def sizes_data(self, mask: bool, onto: bool) -> dict[str, int | None]:
+        """Of every kernel of backward data; without mask, x is not read, nor `onto` without it."""
         x = self.size("x")
-        return {"dx": x, "dy": self.size("y"), "w": self.size("w"), "x": x if mask else None}
+        read = {"x": x if mask else None, "onto": x if onto else None}
+        return {"dx": x, "dy": self.size("y"), "w": self.size("w"), **read}
 
     def sizes_weight(self) -> dict[str, int | None]:
         """Of every kernel of backward weight, but for the partial results."""
@@ -131,17 +139,24 @@ class Conv2dShape:
 
 
 @lru_cache(maxsize=CACHED)
-def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig:
-    """y (N,P,Q,K) from x (N,H,W,C), w (K,R,S,C/groups) and b; without bias, give w for b."""
+def config_forward(
+    conv: Conv2dShape, bias: bool, relu: bool, moments: bool = False
+) -> LaunchConfig:
+    """y (N,P,Q,K) from x (N,H,W,C), w (K,R,S,C/groups) and b; without bias, give w for b.
+
+    moments: "partials" takes the moments of y in `moment_parts` parts.
+    """
     conv.require("conv2d")
     if conv.depthwise:
         return depthwise.config_forward(conv, bias, relu)
-    if config := few_channels.config_forward(conv, bias, relu):
+    if config := few_channels.config_forward(conv, bias, relu, moments):
         return config
     pixels = conv.N * conv.P * conv.Q
     vec, out = vector_width(conv.channels), vector_width(conv.filters)
     sizes = (pixels, 1, conv.filters, conv.channels)
     tile, macros = _gather((conv.R, conv.S), sizes, conv.groups, vec, vec, out)
+    tiles = ceil_div(pixels, tile)
+    pointers = conv.sizes_written(bias, tiles if moments else 0)
     across = ceil_div(conv.filters, tile)
     scalars = {
         **_common(conv, pixels, across),
@@ -153,25 +168,34 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig:
     launch = Launch(
         "conv_simt.cu",
         "conv2d_forward_simt",
-        (ceil_div(pixels, tile) * across, conv.groups, 1),
+        (tiles * across, conv.groups, 1),
         THREADS,
-        defines(**macros),
+        defines(**macros, MOMENTS=moments),
         scalars,
-        conv.sizes_forward(bias),
+        *pointers,
     )
     return LaunchConfig((launch,))
 
 
+def moment_parts(conv: Conv2dShape) -> int:
+    """The parts of y whose moments a forward pass can write; 0 where no kernel does."""
+    if conv.depthwise:
+        return 0
+    partials = config_forward(conv, False, False, True).launches[0].sizes["partials"]
+    return (partials or 0) // (MOMENT_ROWS * conv.K)
+
+
 @lru_cache(maxsize=CACHED)
-def config_backward_data(conv: Conv2dShape, mask: bool) -> LaunchConfig:
-    """dx (N,H,W,C) from dy (N,P,Q,K) and w; with mask, 0 where x is not positive.
+def config_backward_data(conv: Conv2dShape, mask: bool, onto: bool = False) -> LaunchConfig:
+    """dx (N,H,W,C) from dy (N,P,Q,K) and w, added to "onto" if there is one; with mask, 0 where x
+    is not positive.
 
     Without mask give dy for x: it is not read. The pixels of dx are cut into stride phases
     (kernels/conv_simt.cu, "Math"), of which the first has the most rows and columns.
     """
     conv.require("conv2d_backward")
     if conv.depthwise:
-        return depthwise.config_backward_data(conv, mask)
+        return depthwise.config_backward_data(conv, mask, onto)
     rows, columns = ceil_div(conv.H, conv.stride_h), ceil_div(conv.W, conv.stride_w)
     phases_w = min(conv.stride_w, conv.W)
     phases = min(conv.stride_h, conv.H) * phases_w
@@ -194,16 +218,17 @@ def config_backward_data(conv: Conv2dShape, mask: bool) -> LaunchConfig:
         **fast_divisions(rows=rows, short_rows=max(1, conv.H // conv.stride_h)),
         **fast_divisions(columns=columns, short_columns=max(1, conv.W // conv.stride_w)),
         **fast_divisions(filters=conv.filters),
-        "use_mask": int(mask),
+        **{"use_mask": int(mask), "use_onto": int(onto)},
     }
     launch = Launch(
         "conv_simt.cu",
         "conv2d_backward_data_simt",
         (tiles * across, conv.groups, 1),
         THREADS,
-        defines(**macros),
+        defines(**macros, MOMENTS=0),
         scalars,
-        conv.sizes_data(mask),
+        conv.sizes_data(mask, onto),
+        {} if onto else depthwise.ONTO,
     )
     return LaunchConfig((launch,))
 
