@@ -31,6 +31,10 @@ from gpuconv.sim.memory import ALIGN
 IN_PLACE = {
     "add_channels": ("to",),
     "batch_norm2d_track": ("running_mean", "running_var"),
+    "batch_norm2d_merge": ("running_mean", "running_var"),
+    "batch_norm2d_backward_sums": ("partials",),
+    "batch_norm2d_relu_max_pool2d_backward_sums": ("partials",),
+    "conv2d_backward_weight_simt": ("partials",),
 }
 OPTIMISERS = {"sgd": (2, 1), "sgd_momentum": (3, 2), "adam": (4, 3), "adam_amsgrad": (5, 4)}
 

@@ -1,6 +1,7 @@
 // batchnorm.cuh: what the kernels of batchnorm.cu and batchnorm_pool.cu do with a channel's numbers.
 #pragma once
 #include "channels.cuh"
+#include "last_block.cuh"
 
 // What a thread needs of its channels. Forward and backward compute the same y from it, bit for
 // bit, so that both find the same pixels cut by the ReLU.
@@ -88,7 +89,6 @@ __device__ __forceinline__ Floats<2 * VEC> sum_gradients(const Tile& tile, const
 __device__ __forceinline__ void finish_sums(float* dw, float* db, float* partials,
     unsigned* tickets, Floats<2 * VEC>& sums, const Tile& tile, const float* var, int C, float eps)
 {
-    __shared__ bool last;
     sum_rows(sums, tile.row, tile.rows, tile.lanes);
     if (gridDim.y > 1) {
         if (tile.row == 0 && tile.c < C) {
@@ -98,12 +98,7 @@ __device__ __forceinline__ void finish_sums(float* dw, float* db, float* partial
                 to[C + k] = sums.v[VEC + k];
             }
         }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) last = atomicAdd(tickets + blockIdx.x, 1u) == gridDim.y - 1;
-        __syncthreads();
-        if (!last) return;
-        __threadfence();
+        if (!last_to_arrive(tickets + blockIdx.x, gridDim.y)) return;
         sums = {};
         for (int s = tile.row; s < gridDim.y && tile.c < C; s += tile.rows) {
             const float* from = partials + (long long)s * 2 * C + tile.c;
@@ -113,7 +108,6 @@ __device__ __forceinline__ void finish_sums(float* dw, float* db, float* partial
             }
         }
         sum_rows(sums, tile.row, tile.rows, tile.lanes);
-        if (threadIdx.x == 0) tickets[blockIdx.x] = 0;
     }
     if (tile.row > 0 || tile.c >= C) return;
     for (int k = 0; k < VEC; ++k) {

@@ -7,25 +7,28 @@ Math      dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * x[n,h,w,c],
           As one product per group: filters x pixels times pixels x (R*S*channels), the pixels
           split into parts (split-K)
 Source    Chellapilla et al. 2006; CUTLASS, implicit GEMM with split-K
-Layout    x, dy: float32 NHWC; dw: float32 KRSC with C = channels of one group; db: K; the
-          workspace: partial sums of dw or db
+Layout    x, dy: float32 NHWC; dw: float32 KRSC with C = channels of one group; db: K. The
+          workspace: of dw for each tile and part TILE*TILE sums as the threads hold them; of db the
+          parts' sums. tickets: last_block.cuh
 Geometry  conv2d_backward_weight_simt: one block of 256 threads per TILE filters x TILE (tap,
           channel) pairs of a group and part of the pixels; grid.x = tiles of filters * tiles
-          across, across fastest; grid.y = group; grid.z = part. conv2d_backward_bias_partials: a
-          block per `columns` filters (x) and part (y), 256/columns pixels side by side
-Traffic   Per block: TILE * split_length of each operand; splits * K*R*S*C/groups floats written and
-          read where splits > 1
+          across, across fastest; grid.y = group; grid.z = part; of each tile's blocks the last to
+          finish adds the parts' sums. conv2d_backward_bias_partials: a block per `columns` filters
+          (x) and part (y), 256/columns pixels side by side
+Traffic   Per block: TILE * split_length of each operand; splits * K*R*S*C/groups floats, in whole
+          tiles, written and read where splits > 1
 Floor     2*N*P*Q*K*R*S*C/groups flops / FP32 peak
-Order     Ascending pixels in a part, then the parts ascending: |error| <= gamma_(split_length +
+Order     Ascending pixels in a part, then groups of parts, then the groups ascending: |error| <= gamma_(split_length +
           splits) of the sum of absolute products. Where the pixels are split follows from the shape
           alone, so results are bit-identical on every card
 Limits    N*P*Q, R*S*C, and x and dy in vectors of VEC floats below 2^31; splits, groups <= 65535;
           checked by gpuconv/ops/conv2d_launch.py
-Not here  The sum of the parts (sum_partials.cu); images of few channels (conv_few_channels.cu); the
+Not here  The sum of db's parts (sum_partials.cu); images of few channels (conv_few_channels.cu); the
           bias gradient in the same pass
 Macros    TILE; VEC_A, VEC_B, VEC_OUT (4 or 1: dy, x, the result)
 */
 #include "conv_simt.cuh"
+#include "last_block.cuh"
 
 // As BLOCKS, but ptxas for sm_120 spills here too.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -83,9 +86,10 @@ struct WindowLoader {
 };
 
 extern "C" __global__ void __launch_bounds__(256, WEIGHT_BLOCKS) conv2d_backward_weight_simt(
-    float* __restrict__ partials, const float* __restrict__ dy, const float* __restrict__ x,
-    int pixels, int split_length, int H, int W, int P, int Q, int S, int C, int K, int channels,
-    int filters, int columns, int tiles_across, int stride_h, int stride_w, int pad_h, int pad_w,
+    float* __restrict__ dw, float* __restrict__ partials, unsigned* __restrict__ tickets,
+    const float* __restrict__ dy, const float* __restrict__ x, int pixels, int split_length,
+    int together, int H, int W, int P, int Q, int S, int C, int K, int channels, int filters,
+    int columns, int tiles_across, int stride_h, int stride_w, int pad_h, int pad_w,
     int dil_h, int dil_w, unsigned p_mul, int p_shift, unsigned q_mul, int q_shift)
 {
     __shared__ Panels panels;
@@ -112,10 +116,37 @@ extern "C" __global__ void __launch_bounds__(256, WEIGHT_BLOCKS) conv2d_backward
     accumulate(sums, panels, a, b, (end - begin + TILE_K - 1) / TILE_K);
 
     const TileOrigin to = tile_origin(tiles_across);
-    partials += ((long long)blockIdx.z * K + to.group * filters + to.row) * columns + to.column;
-    each_vector<VEC_OUT>(sums, filters - to.row, columns - to.column,
-        [&](int row, int column, const Floats<VEC_OUT>& value) {
-            store<VEC_OUT>(partials + (long long)row * columns + column, value);
+    dw += ((long long)to.group * filters + to.row) * columns + to.column;
+    const int splits = gridDim.z;
+    if (splits == 1) {
+        each_vector<VEC_OUT>(sums, filters - to.row, columns - to.column,
+            [&](int row, int column, const Floats<VEC_OUT>& value) {
+                store<VEC_OUT>(dw + (long long)row * columns + column, value);
+            });
+        return;
+    }
+    constexpr int SIZE = TILE * TILE, ACROSS = EDGE / 4;  // of a tile; quads across a thread's sums
+    const int tile = blockIdx.y * gridDim.x + blockIdx.x;
+    partials += (long long)tile * splits * SIZE;
+    float* const mine = partials + (long long)blockIdx.z * SIZE + 4 * threadIdx.x;
+    for (int i = 0; i < EDGE; ++i)
+        for (int j = 0; j < ACROSS; ++j) {
+            const float* quad = &sums[i][4 * j];
+            store_global<4>(mine + (i * ACROSS + j) * (4 * THREADS),
+                {quad[0], quad[1], quad[2], quad[3]});
+        }
+    const int groups = (splits + together - 1) / together;
+    sum_by_last_block(partials, tickets + tile * (groups + 1), blockIdx.z, splits, together, SIZE,
+        [&](int at, const Floats<4>& sum) {
+            const int i = at / (4 * THREADS) / ACROSS, j = at / (4 * THREADS) % ACROSS;
+            const int row = quad_row(i / 4) + i % 4, column = quad_column(j);
+            if (row >= filters - to.row) return;
+            for (int v = 0; v < 4; v += VEC_OUT) {
+                if (column + v >= columns - to.column) break;
+                Floats<VEC_OUT> value;
+                for (int k = 0; k < VEC_OUT; ++k) value.v[k] = sum.v[v + k];
+                store<VEC_OUT>(dw + (long long)row * columns + column + v, value);
+            }
         });
 }
 

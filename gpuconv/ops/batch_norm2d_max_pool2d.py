@@ -67,7 +67,7 @@ def batch_norm2d_relu_max_pool2d_backward(
 
 
 def _geometry(pool):
-    return window(*pool) if len(pool) > 1 else window(*pool, None)
+    return window(*pool) if len(pool) > 1 else window(pool[0], None)
 
 
 @batch_norm2d_relu_max_pool2d.check

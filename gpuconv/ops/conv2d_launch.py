@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
+from math import gcd, isqrt
 
 from gpuconv.cuda.launch_config import (
     CACHED,
@@ -249,13 +249,15 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
     tiles = ceil_div(conv.filters, tile) * across
     length = split_length(pixels, tiles * conv.groups)
     splits = max(1, ceil_div(pixels, length))
+    together = isqrt(splits)  # parts of a group: about as many as there are groups
     scalars = {
         **_common(conv, pixels, across),
         **fast_divisions(p=conv.P, q=conv.Q),
-        "columns": columns,
-        "split_length": length,
+        **{"columns": columns, "split_length": length, "together": together},
     }
     del scalars["R"]
+    workspace = tiles * conv.groups * splits * tile**2 if splits > 1 else 0
+    sizes = {"dw": conv.size("w"), "partials": workspace or None, "tickets": None}
     launch = Launch(
         "conv_simt_weight.cu",
         "conv2d_backward_weight_simt",
@@ -263,9 +265,11 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
         THREADS,
         defines(TILE=tile, VEC_A=vec_a, VEC_B=vec_b, VEC_OUT=vec_b),
         scalars,
-        conv.sizes_weight(),
+        {**sizes, **conv.sizes_weight()},
+        {"partials": "workspace" if workspace else "dw"},
     )
-    return split_k(launch, "dw", conv.size("w"), splits)
+    tickets = tiles * conv.groups * (ceil_div(splits, together) + 1)
+    return LaunchConfig((launch,), workspace, tickets)
 
 
 @lru_cache(maxsize=CACHED)

@@ -66,6 +66,8 @@ class MemoryPointer:
 
 
 class Stream:
+    ptr = 0
+
     def synchronize(self):
         if "synchronize" in failing:
             raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
