@@ -25,8 +25,8 @@ from gpuconv.cuda import runtime as runtimes
 from gpuconv.cuda.binding import signature_of
 from gpuconv.cuda.launch_config import Launch
 from gpuconv.sim import Array
-from gpuconv.sim.memory import ALIGN
 
+ALIGN = 256  # bytes: the alignment of cudaMalloc
 # Parameters that a kernel reads and writes; any other is read if it is const, else written.
 IN_PLACE = {
     "add_channels": ("to",),

@@ -7,7 +7,8 @@ Math      y[i,c] = act((x[i,c] - mean[c]) * scale + b[c]), scale = w[c] / sqrt(v
           db = sum of d, dw = sum of d*z, z = (x - mean) / sqrt(var + eps), d = dy where y > 0 or
           there is no ReLU, else 0
           dx = scale * (d - (db + z*dw) / pixels), in evaluation scale * d
-          running = (1 - momentum) * running + momentum * new, new = mean or var * n / (n - 1)
+          running = (1 - momentum) * running + momentum * new, new = mean or var * n / (n - 1);
+          step and stop are those of optim.cu
           In a residual block y = act(... + b[c] + other[i,c])
 Source    Ioffe and Szegedy 2015; torch.nn.functional.batch_norm. Statistics: moments.cuh
 Layout    x, dy, other: float32 (pixels, C), a pixel x_stride, dy_stride or other_stride elements
@@ -23,8 +24,9 @@ Traffic   Training forward: x twice, or once where a convolution made the statis
           and weight, once each
 Floor     Training 12 forward, 20 backward; evaluation 8, and 20 or 12 * pixels * C bytes / DRAM
           bandwidth
-Order     Atomics count finished blocks alone. A thread takes its pixels by fours, ascending; then a tree over the rows of a
-          block, every 128th partial result ascending, and a tree again
+Order     Atomics count finished blocks alone. A thread takes its pixels by fours, ascending; then a
+          tree over the rows of a block, every 128th partial result ascending (of gradients every
+          row-th), and a tree again
 Limits    pixels, C and the strides below 2^31; offsets are 64-bit. An infinity in a channel makes
           all of it NaN, as a NaN does; so does a difference from its first value past 1.8e19
 Not here  The statistics that a convolution makes in its epilogue (conv_simt.cu); those of several
@@ -98,8 +100,9 @@ __device__ __forceinline__ void track(float* running_mean, float* running_var, l
 // ones move towards them.
 extern "C" __global__ void __launch_bounds__(256, 4)
     batch_norm2d_merge(float* mean, float* var, float* running_mean, float* running_var,
-        const float* __restrict__ partials, int pixels, int C, int splits, float keep, float momentum,
-        float unbiased, int tracked)
+        const float* __restrict__ partials, const float* __restrict__ step,
+        const unsigned* __restrict__ stop, int pixels, int C, int splits, float keep,
+        float momentum, float unbiased, int tracked)
 {
     const int row = threadIdx.x / LANES, c = blockIdx.x * LANES + threadIdx.x % LANES;
     const float shift = c < C ? partials[C + c] : 0.0f;
@@ -114,8 +117,9 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     const float mean_c = shift + mine.mean.v[0], var_c = mine.squares.v[0] / (float)pixels;
     mean[c] = mean_c;
     var[c] = var_c;
-    if (tracked)
-        track(running_mean, running_var, c, mean_c, var_c, keep, momentum, unbiased);
+    if (!tracked || stop[0]) return;
+    keep += step[0], momentum += step[1];
+    track(running_mean, running_var, c, mean_c, var_c, keep, momentum, unbiased);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_forward(float* __restrict__ y,
@@ -186,9 +190,12 @@ extern "C" __global__ void __launch_bounds__(256, 3)
 
 extern "C" __global__ void __launch_bounds__(256, 4)
     batch_norm2d_track(float* __restrict__ running_mean, float* __restrict__ running_var,
-        const float* __restrict__ mean, const float* __restrict__ var, int C, float keep,
+        const float* __restrict__ mean, const float* __restrict__ var,
+        const float* __restrict__ step, const unsigned* __restrict__ stop, int C, float keep,
         float momentum, float unbiased)
 {
+    if (stop[0]) return;
+    keep += step[0], momentum += step[1];
     for (long long c = first_index(); c < C; c += index_step())
         track(running_mean, running_var, c, mean[c], var[c], keep, momentum, unbiased);
 }

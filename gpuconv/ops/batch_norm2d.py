@@ -10,6 +10,7 @@ import numpy as np
 from gpuconv.arguments import number, whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import batch_norm as fast
+from gpuconv.cuda.recording import derived
 from gpuconv.ops import batch_norm2d_launch as config
 from gpuconv.ops.add import add
 from gpuconv.ops.cost import Cost, moved, nbytes
@@ -226,7 +227,8 @@ def batch_norm2d_launch(runtime, x, w, b, mean, var, eps, activation, other):
     if mean is None:
         mean, var = runtime.empty(C), runtime.empty(C)
         launches = config.config_statistics(x.shape, pixels.stride, pixels.vector, False)
-        runtime.run(launches, config.NUMBERS, mean=mean, var=var, x=pixels.memory)
+        numbers, given = tracking(runtime, 0, None)
+        runtime.run(launches, numbers, mean=mean, var=var, x=pixels.memory, **given)
     if other is not None:
         more = runtime.pixels(other)
         arrays, stride, vec = {"other": more.memory}, more.stride, min(vec, more.vector)
@@ -265,13 +267,20 @@ def batch_norm2d_backward_launch(
 @batch_norm2d_track.launch
 def batch_norm2d_track_launch(runtime, running_mean, running_var, mean, var, count, momentum):
     arrays = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "var": var}
-    runtime.run(config.config_track(len(mean)), tracking(count, momentum), **arrays)
+    numbers, given = tracking(runtime, count, momentum)
+    runtime.run(config.config_track(len(mean)), numbers, **arrays, **given)
     return running_mean, running_var
 
 
-def tracking(count: int, momentum: float) -> dict[str, float]:
-    """The numbers by which the kernels move running statistics towards those of `count` values."""
-    return {"keep": 1 - momentum, "momentum": momentum, "unbiased": count / (count - 1)}
+def tracking(runtime, count, momentum):
+    """(numbers, arrays) by which kernels move running statistics towards those of `count` values;
+    those of none for momentum None.
+    """
+    given = {"step": runtime.nought(np.float32, 2), "stop": runtime.nought(np.uint32)}
+    if momentum is None:
+        return dict.fromkeys(("keep", "momentum", "unbiased"), 0.0), given
+    keep, momentum = derived(lambda momentum: (1 - momentum, momentum), momentum)
+    return {"keep": keep, "momentum": momentum, "unbiased": count / (count - 1)}, given
 
 
 def kernel_parameters(runtime, w, b, mean, var):

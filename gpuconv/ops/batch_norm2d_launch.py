@@ -35,8 +35,8 @@ from gpuconv.shapes import Window
 FILE, POOLED = "batchnorm.cu", "batchnorm_pool.cu"
 WORKSPACE = {"partials": "workspace"}
 MERGE_LANES = 2  # channels of a block that merges partial results
-NUMBERS = dict.fromkeys(("keep", "momentum", "unbiased"), 0.0)  # of tracking: none
 UNTRACKED = {"running_mean": "mean", "running_var": "var"}  # what stands in for them
+STEP = {"step": 2, "stop": 1}  # what the recorder of a step reads in their place
 
 
 @lru_cache(maxsize=CACHED)
@@ -57,15 +57,14 @@ def config_statistics(shape: Shape, x_stride: int, vec: int, tracked: bool = Fal
 
 @lru_cache(maxsize=CACHED)
 def config_merge(pixels: int, C: int, splits: int, tracked: bool) -> LaunchConfig:
-    """mean and var (C) from the moments of so many parts of the pixels (moments.cuh), and the
-    numbers NUMBERS.
+    """mean and var (C) from the moments of so many parts of the pixels (moments.cuh).
 
-    tracked: running_mean and running_var, in place, move towards them; else they are not given, and
-    the numbers are of no account.
+    tracked: running_mean and running_var, in place, move towards them, by the numbers and arrays of
+    `config_track`; else they are not given, and the numbers are of no account.
     """
     scalars = {"pixels": pixels, "C": C, "splits": splits, "tracked": int(tracked)}
     sizes = {
-        **{"partials": MOMENT_ROWS * splits * C, "mean": C, "var": C},
+        **{"partials": MOMENT_ROWS * splits * C, "mean": C, "var": C, **STEP},
         **dict.fromkeys(UNTRACKED, C if tracked else None),
     }
     grid, chosen = (ceil_div(C, MERGE_LANES), 1, 1), defines(VEC=1)
@@ -219,7 +218,7 @@ def config_track(C: int) -> LaunchConfig:
     """running_mean and running_var, in place, from mean and var, and the numbers keep, momentum
     and unbiased.
     """
-    sizes = dict.fromkeys(("running_mean", "running_var", "mean", "var"), C)
+    sizes = {**dict.fromkeys(("running_mean", "running_var", "mean", "var"), C), **STEP}
     kernel, chosen = "batch_norm2d_track", defines(VEC=1)
     return LaunchConfig((Launch(FILE, kernel, loop_grid(C), THREADS, chosen, {"C": C}, sizes),))
 

@@ -147,9 +147,8 @@ def _merged(runtime, config, shape, running_mean, running_var, momentum, **array
     """(mean, var) of a configuration that merges partial moments of an image of this shape."""
     N, C, H, W = shape
     mean, var = runtime.empty(C), runtime.empty(C)
-    numbers = batch_norm2d_launch.NUMBERS
     if running_mean is not None:
         arrays |= {"running_mean": running_mean, "running_var": running_var}
-        numbers = tracking(N * H * W, momentum)
-    runtime.run(config, numbers, mean=mean, var=var, **arrays)
+    numbers, given = tracking(runtime, N * H * W, None if running_mean is None else momentum)
+    runtime.run(config, numbers, mean=mean, var=var, **arrays, **given)
     return mean, var

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from kernel_runs import F4, assert_within, how_of, last, run
 from test_kernels_conv import big_tiles, draw, sweep_case  # noqa: F401
-from test_kernels_norm import U, merged_bounds
+from test_kernels_norm import UNTRACKED, U, merged_bounds
 
 from gpuconv.ops import batch_norm2d_launch, conv2d_launch
 from gpuconv.ops.conv2d_launch import Conv2dShape
@@ -30,7 +30,7 @@ def moments(conv, x, w, b, **how):
     pixels = conv.N * conv.P * conv.Q
     merge = batch_norm2d_launch.config_merge(pixels, conv.K, parts, False)
     both = {"mean": ((conv.K,), F4), "var": ((conv.K,), F4)}
-    partials, numbers = found["partials"], batch_norm2d_launch.NUMBERS
+    partials, numbers = found["partials"], UNTRACKED
     return found["y"], run(merge, {"partials": partials}, both, numbers, **how), partials
 
 
@@ -123,7 +123,7 @@ def test_the_running_statistics_move_with_the_merging():
         merge = batch_norm2d_launch.config_merge(64 * parts - 7, C, parts, True)
         plain = batch_norm2d_launch.config_merge(64 * parts - 7, C, parts, False)
         outputs = dict.fromkeys(("mean", "var"), ((C,), F4))
-        expected = run(plain, {"partials": partials}, outputs, batch_norm2d_launch.NUMBERS)
+        expected = run(plain, {"partials": partials}, outputs, UNTRACKED)
         running = {name: rng.random(C).astype(F4) for name in ("running_mean", "running_var")}
         found = in_place(merge, {"partials": partials, **running}, outputs)
         for name in ("mean", "var"):

@@ -23,6 +23,7 @@ from gpuconv.ops.local_response_norm import (
 U = 2.0**-24
 ORDERS = ("forward", "reverse", "shuffled")
 MERGED = 128  # partial results that a block merges at a time, then in a tree of 7 levels
+UNTRACKED = dict.fromkeys(("keep", "momentum", "unbiased"), 0.0)  # numbers of no account
 NORM_INPUTS = ("x", "w", "b", "mean", "var")
 
 
@@ -66,7 +67,7 @@ def statistics(x, stride, rng, **how):
     C = x.shape[1]
     config = batch_norm2d_launch.config_statistics(x.shape, stride, vector_width(C, stride))
     outputs = {"mean": ((C,), F4), "var": ((C,), F4)}
-    found = run(config, {"x": wide(x, stride, rng)}, outputs, batch_norm2d_launch.NUMBERS, **how)
+    found = run(config, {"x": wide(x, stride, rng)}, outputs, UNTRACKED, **how)
     return config, found["mean"], found["var"]
 
 
@@ -288,7 +289,7 @@ def track(C, scalars, arrays):
 
     (launch,) = batch_norm2d_launch.config_track(C).launches
     there = {name: sim.asarray(a) for name, a in arrays.items()}
-    given = [there[name] for name in arrays]
+    given = [there[name] for name in arrays] + [sim.zeros(2), sim.zeros(1, np.uint32)]
     given += [np.int32(launch.scalars["C"]), *map(F4, scalars.values())]
     kernel = module(launch.file, launch.options, True)
     kernel.launch(launch.kernel, launch.grid, launch.block, given)
