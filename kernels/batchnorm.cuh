@@ -1,4 +1,4 @@
-// batchnorm.cuh: what the kernels of batchnorm.cu and batchnorm_pool.cu do with a channel's numbers.
+// batchnorm.cuh: what batchnorm.cu and batchnorm_pool.cu do with a channel's numbers.
 #pragma once
 #include "channels.cuh"
 #include "last_block.cuh"

@@ -115,9 +115,9 @@ __device__ __forceinline__ void tile_moments(float* partials, const float (&sums
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_few_channels(
     float* __restrict__ y, float* __restrict__ partials, const float* __restrict__ x,
-    const float* __restrict__ w, const float* __restrict__ b, int H, int W, int P, int Q, int K, int blocks, int tiles_h,
-    int tiles_w, int line, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w,
-    unsigned line_mul, int line_shift, int use_bias, int rectify)
+    const float* __restrict__ w, const float* __restrict__ b, int H, int W, int P, int Q, int K,
+    int blocks, int tiles_h, int tiles_w, int line, int stride_h, int stride_w, int pad_h,
+    int pad_w, int dil_h, int dil_w, unsigned line_mul, int line_shift, int use_bias, int rectify)
 {
     float* const filters = shared;                     // [s][c][filter]
     float* const in = shared + S * C * FILTER_STRIDE;  // [row][column][c]

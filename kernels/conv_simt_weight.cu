@@ -18,13 +18,13 @@ Geometry  conv2d_backward_weight_simt: one block of 256 threads per TILE filters
 Traffic   Per block: TILE * split_length of each operand; splits * K*R*S*C/groups floats, in whole
           tiles, written and read where splits > 1
 Floor     2*N*P*Q*K*R*S*C/groups flops / FP32 peak
-Order     Ascending pixels in a part, then groups of parts, then the groups ascending: |error| <= gamma_(split_length +
-          splits) of the sum of absolute products. Where the pixels are split follows from the shape
+Order     Ascending pixels in a part, then groups of parts, then the groups ascending: |error| <=
+          gamma_(split_length + splits) of the sum of absolute products. Where the pixels are split follows from the shape
           alone, so results are bit-identical on every card
 Limits    N*P*Q, R*S*C, and x and dy in vectors of VEC floats below 2^31; splits, groups <= 65535;
           checked by gpuconv/ops/conv2d_launch.py
-Not here  The sum of db's parts (sum_partials.cu); images of few channels (conv_few_channels.cu); the
-          bias gradient in the same pass
+Not here  The sum of db's parts (sum_partials.cu); images of few channels
+          (conv_few_channels.cu); the bias gradient in the same pass
 Macros    TILE; VEC_A, VEC_B, VEC_OUT (4 or 1: dy, x, the result)
 */
 #include "conv_simt.cuh"
@@ -39,7 +39,7 @@ constexpr int WEIGHT_BLOCKS = 2;
 
 // Panels of dy: TILE filters by TILE_K pixels, contiguous along the filters.
 struct GradientLoader {
-    using Shape = Across<VEC_A>;
+    using Shape = Across<VEC_A, TILE>;
     const float* dy;
     int K, column, begin;  // column: the first filter here, in vectors of dy
     int end[Shape::ROWS];  // the part is [begin, end), empty for a filter past the last
@@ -59,7 +59,7 @@ struct GradientLoader {
 // Panels of x: TILE (tap, channel) pairs by TILE_K pixels of the result, contiguous along the
 // channels.
 struct WindowLoader {
-    using Shape = Across<VEC_B>;
+    using Shape = Across<VEC_B, TILE>;
     const float* x;
     int H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w;
     int begin, end;  // the part: result pixels [begin, end)
@@ -98,14 +98,14 @@ extern "C" __global__ void __launch_bounds__(256, WEIGHT_BLOCKS) conv2d_backward
     const int begin = (int)min((long long)blockIdx.z * split_length, (long long)pixels);
     const int end = (int)min((long long)begin + split_length, (long long)pixels);
 
-    const int filter = from.row + Across<VEC_A>::row(0);
+    const int filter = from.row + Across<VEC_A, TILE>::row(0);
     GradientLoader a = {dy, K, (from.group * filters + filter) / VEC_A, begin};
-    for (int i = 0; i < Across<VEC_A>::ROWS; ++i)
-        a.end[i] = from.row + Across<VEC_A>::row(i) < filters ? end : 0;
+    for (int i = 0; i < Across<VEC_A, TILE>::ROWS; ++i)
+        a.end[i] = from.row + Across<VEC_A, TILE>::row(i) < filters ? end : 0;
     WindowLoader b = {x, H, W, C, P, Q, stride_h, stride_w, pad_h, pad_w, begin, end, p_mul, q_mul,
         p_shift, q_shift};
-    for (int i = 0; i < Across<VEC_B>::ROWS; ++i) {
-        const int column = from.column + Across<VEC_B>::row(i), tap = column / channels;
+    for (int i = 0; i < Across<VEC_B, TILE>::ROWS; ++i) {
+        const int column = from.column + Across<VEC_B, TILE>::row(i), tap = column / channels;
         const int r = tap / S, c = from.group * channels + column - tap * channels;
         b.w[i] = (tap - r * S) * dil_w;
         b.h[i] = column < columns ? r * dil_h : -(1 << 30);  // no row of the image

@@ -30,7 +30,7 @@ from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
 MAX_BOUND = 4096  # bindings that a runtime remembers
-MAX_TICKETS = 1 << 16  # blocks along a grid's second axis, one of which each may be of
+MIN_TICKETS = 4096  # counters that are made at once
 
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Runtime:
         # By a configuration's id, which stands for it as long as its binding holds it.
         self._bound: dict[tuple[Any, ...], tuple[LaunchConfig, list[Binding]]] = {}
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
-        self._tickets: dict[tuple[str, int], Any] = {}  # by card and stream
+        self._tickets: dict[tuple[str, int], list[Any]] = {}  # by card and stream
         self.tables: dict[Any, dict[str, Any]] = {}  # of optimisers, see gpuconv/optim/device.py
         self._noughts: dict[tuple[str, str, int], Any] = {}
 
@@ -243,13 +243,11 @@ class Runtime:
         They are kept for each stream, whose kernels follow one another, and are never freed: a
         launch may be started again by its addresses.
         """
-        if count > MAX_TICKETS:
-            raise ValueError(f"a kernel counts at most {MAX_TICKETS} groups of blocks, got {count}")
-        key = self.here(), self.stream()
-        if key not in self._tickets:
+        held = self._tickets.setdefault((self.here(), self.stream()), [])
+        if not held or held[-1].size < count:
             with recording.paused(), self.shared_memory():
-                self._tickets[key] = self.zeros(MAX_TICKETS, np.uint32)
-        return self._tickets[key][:count]
+                held.append(self.zeros(max(count, MIN_TICKETS), np.uint32))
+        return held[-1][:count]
 
     def _bind(
         self,

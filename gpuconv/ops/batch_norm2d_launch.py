@@ -115,7 +115,7 @@ def config_backward_sums(
         **_flags(weight, bias, relu),
     }
     sizes = {
-        **{"dw": C, "db": C, "partials": workspace, "tickets": None},
+        **{"dw": C, "db": C, "partials": workspace, "tickets": grid[0]},
         **{"dy": strided_size(pixels, dy_stride, C), "x": strided_size(pixels, x_stride, C)},
         **_sizes(C, weight, bias),
     }
@@ -177,7 +177,7 @@ def config_pooled_sums(
     grid, split = _split(pixels, C, vec)
     workspace = 2 * grid[1] * C
     sizes = {
-        **{"dw": C, "db": C, "partials": workspace, "tickets": None},
+        **{"dw": C, "db": C, "partials": workspace, "tickets": grid[0]},
         **_sizes_before_pool(shape, window, x_stride),
     }
     config = _pooled(kernel, shape, window, x_stride, vec, (weight, bias), pixels, sizes)

@@ -155,9 +155,8 @@ def config_forward(
     vec, out = vector_width(conv.channels), vector_width(conv.filters)
     sizes = (pixels, 1, conv.filters, conv.channels)
     tile, macros = _gather((conv.R, conv.S), sizes, conv.groups, vec, vec, out)
-    tiles = ceil_div(pixels, tile)
+    tiles, across = ceil_div(pixels, tile[0]), ceil_div(conv.filters, tile[1])
     pointers = conv.sizes_written(bias, tiles if moments else 0)
-    across = ceil_div(conv.filters, tile)
     scalars = {
         **_common(conv, pixels, across),
         **fast_divisions(p=conv.P, q=conv.Q, channels=conv.channels),
@@ -169,7 +168,7 @@ def config_forward(
         "conv_simt.cu",
         "conv2d_forward_simt",
         (tiles * across, conv.groups, 1),
-        THREADS,
+        _threads(tile),
         defines(**macros, MOMENTS=moments),
         scalars,
         *pointers,
@@ -206,9 +205,8 @@ def config_backward_data(conv: Conv2dShape, mask: bool, onto: bool = False) -> L
     vec, out = vector_width(conv.filters), vector_width(conv.channels)
     sizes = (pixels, phases, conv.channels, conv.filters)
     tile, macros = _gather(taps, sizes, conv.groups, vec, out, out)
-    across = ceil_div(conv.channels, tile)
-    tiles = ceil_div(pixels, tile) * phases
-    require_int32("conv2d_backward", tiles_of_pixels=tiles * max(tile, across))
+    tiles, across = ceil_div(pixels, tile[0]) * phases, ceil_div(conv.channels, tile[1])
+    require_int32("conv2d_backward", tiles_of_pixels=tiles * max(tile[0], across))
     scalars = {
         **_common(conv, conv.N * conv.H * conv.W, across),
         **{"N": conv.N, "phases": phases, "phases_w": phases_w},
@@ -224,7 +222,7 @@ def config_backward_data(conv: Conv2dShape, mask: bool, onto: bool = False) -> L
         "conv_simt.cu",
         "conv2d_backward_data_simt",
         (tiles * across, conv.groups, 1),
-        THREADS,
+        _threads(tile),
         defines(**macros, MOMENTS=0),
         scalars,
         conv.sizes_data(mask, onto),
@@ -257,7 +255,8 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
     }
     del scalars["R"]
     workspace = tiles * conv.groups * splits * tile**2 if splits > 1 else 0
-    sizes = {"dw": conv.size("w"), "partials": workspace or None, "tickets": None}
+    tickets = tiles * conv.groups * (ceil_div(splits, together) + 1) if splits > 1 else 1
+    sizes = {"dw": conv.size("w"), "partials": workspace or None, "tickets": tickets}
     launch = Launch(
         "conv_simt_weight.cu",
         "conv2d_backward_weight_simt",
@@ -268,7 +267,6 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
         {**sizes, **conv.sizes_weight()},
         {"partials": "workspace" if workspace else "dw"},
     )
-    tickets = tiles * conv.groups * (ceil_div(splits, together) + 1)
     return LaunchConfig((launch,), workspace, tickets)
 
 
@@ -292,6 +290,11 @@ def config_backward_bias(pixels: int, K: int) -> LaunchConfig:
     return split_k(launch, "db", K, splits)
 
 
+def _threads(tile: tuple[int, int]) -> int:
+    """Of a block of conv_simt.cu."""
+    return 128 if tile == (128, 64) else THREADS
+
+
 def _gather(
     taps: tuple[int, int],
     sizes: tuple[int, int, int, int],
@@ -299,8 +302,9 @@ def _gather(
     vec_a: int,
     vec_b: int,
     vec_out: int,
-) -> tuple[int, dict[str, int]]:
-    """(tile, macros) of a pass that gathers windows of this many rows and columns.
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """(pixels and channels of a tile, macros) of a pass that gathers windows of this many rows and
+    columns.
 
     sizes: pixels of a phase and how many phases, channels of a result, channels gathered.
     """
@@ -308,11 +312,11 @@ def _gather(
     bits = taps[0] <= MASK_ROWS and taps[1] <= MASK_COLUMNS
     whole = vec_a == vec_b == vec_out == 4 and gathered % 8 == 0 and bits
     tiles = ceil_div(pixels, 128) * phases * ceil_div(across, 128) * groups
-    large = whole and across > 64 and tiles >= TARGET_BLOCKS // 4
+    large = whole and across > 32 and tiles >= TARGET_BLOCKS // 4
     uniform = vec_a == 4 and gathered % (8 if large else 16) == 0
-    tile = 128 if large else 64
-    macros = {"TILE": tile, "VEC_A": vec_a, "VEC_B": vec_b, "VEC_OUT": vec_out}
-    return tile, {**macros, "UNIFORM": int(uniform), "WINDOW_BITS": int(bits)}
+    tile = (128, 64 if ceil_div(across, 64) % 2 else 128) if large else (64, 64)
+    macros = {"TILE": tile[0], "TILE_N": tile[1], "VEC_A": vec_a, "VEC_B": vec_b}
+    return tile, {**macros, "VEC_OUT": vec_out, "UNIFORM": int(uniform), "WINDOW_BITS": int(bits)}
 
 
 def _common(conv: Conv2dShape, pixels: int, across: int) -> dict[str, int]:
