@@ -135,8 +135,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_forward_sim
     float* __restrict__ y, float* __restrict__ partials, const float* __restrict__ x,
     const float* __restrict__ w, const float* __restrict__ b, int pixels, int H, int W, int P,
     int Q, int R, int S, int C, int K, int channels, int filters, int reduction, int tiles_across,
-    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, unsigned p_mul, int p_shift, unsigned q_mul, int q_shift, unsigned channels_mul,
-    int channels_shift, int use_bias, int rectify)
+    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, unsigned p_mul,
+    int p_shift, unsigned q_mul, int q_shift, unsigned channels_mul, int channels_shift,
+    int use_bias, int rectify)
 {
     __shared__ Panels panels;
     __shared__ Tap taps[TAPS];

@@ -20,11 +20,12 @@ constexpr int EDGE = 4 * QUADS;  // a thread's rows and columns
 constexpr int THREADS = TILE * TILE_N / (EDGE * EDGE);
 constexpr int TILE_K = 1024 / TILE;  // of a panel
 constexpr int LD = TILE + 4, LD_N = TILE_N + 4;  // of a row: transposing meets no bank conflict
-// Blocks a multiprocessor must hold, which leaves 128 registers a thread. ptxas for sm_100 spills
-// two of them in the large tiles, and for sm_120 some in the tile of 128 x 64; there less is asked
-// for.
+// Blocks a multiprocessor must hold, which leaves 128 registers a thread. Some of them are spilled
+// for sm_100 in the large tiles, for sm_120 in that of 128 x 64, and before CUDA 13.5 in that of
+// 128 x 128 too; there less is asked for.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int BLOCKS = TILE == 64 ? 2 : TILE_N == 64 ? 3 : __CUDA_ARCH__ < 1200 ? 1 : 2;
+constexpr bool EARLY = __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1305;
+constexpr int BLOCKS = TILE == 64 ? 2 : TILE_N == 64 ? 3 : __CUDA_ARCH__ < 1200 || EARLY ? 1 : 2;
 #else
 constexpr int BLOCKS = TILE == TILE_N ? 2 : 4;
 #endif

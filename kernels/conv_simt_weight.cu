@@ -19,8 +19,8 @@ Traffic   Per block: TILE * split_length of each operand; splits * K*R*S*C/group
           tiles, written and read where splits > 1
 Floor     2*N*P*Q*K*R*S*C/groups flops / FP32 peak
 Order     Ascending pixels in a part, then groups of parts, then the groups ascending: |error| <=
-          gamma_(split_length + splits) of the sum of absolute products. Where the pixels are split follows from the shape
-          alone, so results are bit-identical on every card
+          gamma_(split_length + splits) of the sum of absolute products. Where the pixels are split
+          follows from the shape alone, so results are bit-identical on every card
 Limits    N*P*Q, R*S*C, and x and dy in vectors of VEC floats below 2^31; splits, groups <= 65535;
           checked by gpuconv/ops/conv2d_launch.py
 Not here  The sum of db's parts (sum_partials.cu); images of few channels
