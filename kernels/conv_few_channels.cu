@@ -97,9 +97,11 @@ __device__ __forceinline__ void tile_moments(float* partials, const float (&sums
         for (int k = 0; k < FILTERS; ++k)
             shifts[mine + k] = sums[0][k] + (b && mine + k < count ? b[mine + k] : 0.0f);
     __syncthreads();
+#pragma unroll
     for (int k = 0; k < FILTERS; ++k) {
         const float bias = b && mine + k < count ? b[mine + k] : 0.0f;
         float values[ROWS];
+#pragma unroll
         for (int i = 0; i < ROWS; ++i) values[i] = sums[i][k] + bias;
         Moments<1> moments = moments_of(values, shifts[mine + k], inside);
         merge_lanes(moments, LANES);

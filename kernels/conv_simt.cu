@@ -107,16 +107,19 @@ __device__ __forceinline__ void tile_moments(float* partials, Panels& panels, co
     float* const shifts = panels.a[0][0];                        // [TILE_N]
     auto* const halves = (Moments<1>(*)[TILE_N])panels.a[1][0];  // [2][TILE_N], the tile's halves
     const int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2;
+#pragma unroll
     for (int j = 0; j < EDGE; ++j) {
         const int column = quad_column(j / 4) + j % 4;
         const float bias = b && column < columns ? b[column] : 0.0f;
         if (quad_row(0) == 0) shifts[column] = sums[0][j] + bias;
     }
     __syncthreads();
+#pragma unroll
     for (int j = 0; j < EDGE; ++j) {
         const int column = quad_column(j / 4) + j % 4;
         const float bias = b && column < columns ? b[column] : 0.0f, shift = shifts[column];
         float values[EDGE];
+#pragma unroll
         for (int i = 0; i < EDGE; ++i) values[i] = sums[i][j] + bias;
         Moments<1> mine = moments_of(
             values, shift, [&](int i) { return quad_row(i / 4) + i % 4 < rows; });

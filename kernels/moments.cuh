@@ -47,11 +47,13 @@ __device__ __forceinline__ Moments<1> moments_of(
     const float (&values)[COUNT], float shift, Inside inside)
 {
     Moments<1> moments = {};
+#pragma unroll
     for (int i = 0; i < COUNT; ++i) {
         moments.n += inside(i) ? 1.0f : 0.0f;
         moments.mean.v[0] += inside(i) ? values[i] - shift : 0.0f;
     }
     moments.mean.v[0] /= fmaxf(moments.n, 1.0f);
+#pragma unroll
     for (int i = 0; i < COUNT; ++i) {
         const float d = values[i] - shift - moments.mean.v[0];
         if (inside(i)) moments.squares.v[0] = fmaf(d, d, moments.squares.v[0]);
