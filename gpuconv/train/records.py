@@ -28,11 +28,11 @@ class Records:
     """At most MOST recorded steps; the one unused for longest goes first.
 
     A step is recorded when one of its kind was run before and launched the same. say: is told, in
-    a line, of steps that cannot be recorded.
+    a line, of steps that cannot be recorded. wanted: False for steps that are all ordinary ones.
     """
 
-    def __init__(self, on: Any, say: Callable[[str], None]) -> None:
-        self.on, self._say = on, say
+    def __init__(self, on: Any, say: Callable[[str], None], wanted: bool = True) -> None:
+        self.on, self._say, self._wanted = on, say, wanted
         self._kinds: dict[Hashable, _Kind] = {}
         self._said: set[str] = set()
 
@@ -49,7 +49,7 @@ class Records:
         None for a step that shall not be.
         """
         known = self._kinds.setdefault(kind, _Kind())
-        if kind is None or known.tries >= TRIES:
+        if kind is None or not self._wanted or known.tries >= TRIES:
             return step(None)
         known.tries += 1
         recorder = Recorder(self.on)

@@ -183,8 +183,8 @@ def steps_of(
 
 
 def records_of(trainer: Trainer) -> Records | None:
-    """Where the trainer's steps are recorded; None where they are not."""
+    """Where the trainer's steps on a device are recorded; None on the host."""
     device = trainer.model.device
-    if not trainer.graph or device not in ("sim", "cuda"):
+    if device not in ("sim", "cuda"):
         return None
-    return Records(runtime(device), trainer._message)
+    return Records(runtime(device), trainer._message, trainer.graph)

@@ -7,7 +7,7 @@ from simulated import DEVICE
 from gpuconv.arrays import to_device, to_numpy
 from gpuconv.cuda.runtime import runtime
 from gpuconv.data import Affine, Compose, Dataset, HorizontalFlip, Loader, RandomCrop, Shift
-from gpuconv.data.draws import permutation
+from gpuconv.data.draws import MAX_SIDE, moves, permutation
 from gpuconv.data.loader import ORDER
 from gpuconv.data.on_device import SLOTS, batches_for
 from gpuconv.data.rng import key_of
@@ -125,7 +125,7 @@ def test_what_it_says(room):
     float_note = batches_for(Loader(FLOATS, 10), DEVICE).note
     assert float_note.endswith("one by one: they are float32, not uint8")
     turned = batches_for(Loader(DATA, 10, augment=Affine()), DEVICE).note
-    assert turned.endswith("one by one: the host computes their augmentation")
+    assert turned.endswith("for the kernel does not know their augmentation")
 
 
 def test_what_is_no_loader_of_ours():
@@ -135,6 +135,16 @@ def test_what_is_no_loader_of_ours():
     assert batches_for([(DATA.images, DATA.labels)], DEVICE) is None
     assert batches_for(Other(DATA, 10), DEVICE) is None
     assert batches_for(Loader(DATA, COUNT + 1, drop_last=True), DEVICE) is None
+
+
+def test_what_is_too_long_for_the_table():
+    side = MAX_SIDE
+    assert moves(None, (side, 3), (side, 4)) is not None
+    assert moves(Shift(1), (side - 2, 3), (side - 2, 3)) is not None
+    assert moves(None, (side + 1, 3), (side + 1, 4)) is None
+    assert moves(Shift(1), (3, side - 1), (3, side - 1)) is None
+    padded = Compose([HorizontalFlip(), Compose([RandomCrop((side - 3, 5), 2)])])
+    assert moves(padded, (side - 3, 5), (side - 3, 5)) is None
 
 
 def test_an_augmentation_of_ones_own_is_the_hosts():

@@ -110,6 +110,33 @@ def test_replayed_steps_have_the_bits_of_ordinary_ones(name):
         assert replayed == 16 - 5 + 2
 
 
+class Plain(data.Loader):
+    """A loader that the device does not know: its batches are copied."""
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("place", ["resident", "streamed", "prepared by the host"])
+def test_batches_made_on_the_device_train_as_the_loaders_own(place, graph, monkeypatch):
+    if place == "streamed":
+        monkeypatch.setattr(type(runtime(DEVICE)), "free_memory", lambda self: 0)
+    augment = data.Affine(9) if place == "prepared by the host" else data.Shift(1)
+    found = []
+    for kind, with_graph in ((Plain, False), (data.Loader, graph)):
+        run = trainer(with_graph)
+        run.callbacks.append(Listener())
+        run.fit(
+            kind(images(), BATCH, seed=4, augment=augment),
+            kind(images(10, 1), BATCH, shuffle=False),
+            epochs=EPOCHS,
+        )
+        found.append((state(run), history(run)))
+    assert found[0] == found[1]
+    (said,) = run.callbacks[-1].said
+    on = runtime(DEVICE).name
+    starts = {"resident": "14 images are on", "streamed": "batches are copied to"}
+    assert said.startswith(f"{starts.get(place, 'batches are copied to')} {on}")
+
+
 @pytest.mark.parametrize("loss", ["article", "hinge", nn.CrossEntropyLoss(0.1)])
 def test_other_losses_and_a_mean_of_all_batches(loss):
     def run(graph):
