@@ -36,7 +36,6 @@ IN_PLACE = {
     "batch_norm2d_relu_max_pool2d_backward_sums": ("partials",),
     "conv2d_backward_weight_simt": ("partials",),
 }
-ALIGN = 256  # bytes: the alignment of cudaMalloc
 OPTIMISERS = {"sgd": (2, 1), "sgd_momentum": (3, 2), "adam": (4, 3), "adam_amsgrad": (5, 4)}
 
 
