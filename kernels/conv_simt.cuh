@@ -90,22 +90,26 @@ template <int WIDTH, int SIDE> struct Along {
     }
 };
 
-// Across: memory is contiguous along the panel's rows. One step of four rows: WIDTH 4: neighbours;
-// WIDTH 1: SIDE/4 apart.
+// Across: memory is contiguous along the panel's rows. For each vector one step of four rows: WIDTH
+// 4: neighbours; WIDTH 1: SIDE/4 apart.
 template <int WIDTH, int SIDE> struct Across {
-    static constexpr int COUNT = 4, ROWS = COUNT / WIDTH;
-    static_assert(VECTORS<SIDE> == 1, "a panel across is one vector a thread");
+    static constexpr int STEPS = VECTORS<SIDE>, COUNT = 4 * STEPS, ROWS = 4 / WIDTH;
     __device__ static int row(int i)
     {
         return WIDTH == 4 ? threadIdx.x % (SIDE / 4) * 4 : threadIdx.x % (SIDE / 4) + SIDE / 4 * i;
     }
-    __device__ static int step() { return threadIdx.x / (SIDE / 4); }
+    __device__ static int step(int u = 0)
+    {
+        return threadIdx.x / (SIDE / 4) + u * (4 * THREADS / SIDE);
+    }
     template <int PITCH> __device__ static void put(float (*panel)[PITCH], const float (&v)[COUNT])
     {
-        if (WIDTH == 4)
-            store<4>(&panel[step()][row(0)], {v[0], v[1], v[2], v[3]});
-        else
-            for (int i = 0; i < 4; ++i) panel[step()][row(i)] = v[i];
+        for (int u = 0; u < STEPS; ++u)
+            if (WIDTH == 4)
+                store<4>(&panel[step(u)][row(0)],
+                    {v[4 * u], v[4 * u + 1], v[4 * u + 2], v[4 * u + 3]});
+            else
+                for (int i = 0; i < 4; ++i) panel[step(u)][row(i)] = v[4 * u + i];
     }
 };
 

@@ -241,10 +241,13 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
         return config
     columns, pixels = conv.R * conv.S * conv.channels, conv.N * conv.P * conv.Q
     vec_a, vec_b = vector_width(conv.filters), vector_width(conv.channels)
-    large = vec_a == vec_b == 4 and conv.filters > 64 and columns > 64
-    tile = 128 if large else 64
-    across = ceil_div(columns, tile)
-    tiles = ceil_div(conv.filters, tile) * across
+    tile = (64, 64)
+    if vec_a == vec_b == 4 and conv.filters > 32 and columns > 64:
+        tile = (128, _across(conv.filters))
+    # the columns across, but in the tile of 128 x 64 the filters
+    down, side = (columns, conv.filters) if tile == (128, 64) else (conv.filters, columns)
+    across = ceil_div(side, tile[1])
+    tiles = ceil_div(down, tile[0]) * across
     length = split_length(pixels, tiles * conv.groups)
     splits = max(1, ceil_div(pixels, length))
     together = isqrt(splits)  # parts of a group: about as many as there are groups
@@ -254,15 +257,15 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
         **{"columns": columns, "split_length": length, "together": together},
     }
     del scalars["R"]
-    workspace = tiles * conv.groups * splits * tile**2 if splits > 1 else 0
+    workspace = tiles * conv.groups * splits * tile[0] * tile[1] if splits > 1 else 0
     tickets = tiles * conv.groups * (ceil_div(splits, together) + 1) if splits > 1 else 1
     sizes = {"dw": conv.size("w"), "partials": workspace or None, "tickets": tickets}
     launch = Launch(
         "conv_simt_weight.cu",
         "conv2d_backward_weight_simt",
         (tiles, conv.groups, splits),
-        THREADS,
-        defines(TILE=tile, VEC_A=vec_a, VEC_B=vec_b, VEC_OUT=vec_b),
+        _threads(tile),
+        defines(TILE=tile[0], TILE_N=tile[1], VEC_A=vec_a, VEC_B=vec_b, VEC_OUT=vec_b),
         scalars,
         {**sizes, **conv.sizes_weight()},
         {"partials": "workspace" if workspace else "dw"},
@@ -283,15 +286,20 @@ def config_backward_bias(pixels: int, K: int) -> LaunchConfig:
         "conv2d_backward_bias_partials",
         (blocks, splits, 1),
         THREADS,
-        defines(TILE=64, VEC_A=1, VEC_B=1, VEC_OUT=1),
+        defines(TILE=64, TILE_N=64, VEC_A=1, VEC_B=1, VEC_OUT=1),
         {"pixels": pixels, "split_length": length, "K": K, "columns": columns},
         {"dy": pixels * K},
     )
     return split_k(launch, "db", K, splits)
 
 
+def _across(side: int) -> int:
+    """The side of large tiles across so many filters or channels that wastes the least."""
+    return 64 if ceil_div(side, 64) % 2 else 128
+
+
 def _threads(tile: tuple[int, int]) -> int:
-    """Of a block of conv_simt.cu."""
+    """Of a block of conv_simt.cu or conv_simt_weight.cu."""
     return 128 if tile == (128, 64) else THREADS
 
 
@@ -314,7 +322,7 @@ def _gather(
     tiles = ceil_div(pixels, 128) * phases * ceil_div(across, 128) * groups
     large = whole and across > 32 and tiles >= TARGET_BLOCKS // 4
     uniform = vec_a == 4 and gathered % (8 if large else 16) == 0
-    tile = (128, 64 if ceil_div(across, 64) % 2 else 128) if large else (64, 64)
+    tile = (128, _across(across)) if large else (64, 64)
     macros = {"TILE": tile[0], "TILE_N": tile[1], "VEC_A": vec_a, "VEC_B": vec_b}
     return tile, {**macros, "VEC_OUT": vec_out, "UNIFORM": int(uniform), "WINDOW_BITS": int(bits)}
 

@@ -196,7 +196,8 @@ def test_slices_cover_the_pixels_and_none_is_too_long(name):
     )
     size = c.K * c.R * c.S * c.channels
     if first.file == "conv_simt_weight.cu":  # in whole tiles
-        size = first.grid[0] * c.groups * int(dict(first.defines)["TILE"]) ** 2
+        tile = dict(first.defines)
+        size = first.grid[0] * c.groups * int(tile["TILE"]) * int(tile["TILE_N"])
     assert weight.workspace == (slices * size if slices > 1 else 0)
 
 

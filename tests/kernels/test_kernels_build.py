@@ -61,6 +61,10 @@ def gather(tile, a, b, out, uniform, bits, moments=0, across=None):
     }
 
 
+def weight(tile, across, a, b):
+    return {"TILE": tile, "TILE_N": across, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}
+
+
 def specialisations():
     """(file, macros, representative): all that the plans can ask for."""
     for moments in (0, 1):
@@ -72,14 +76,15 @@ def specialisations():
             for moments in (0, 1):
                 macros = gather(64, a, b, out, uniform, bits, moments)
                 yield "conv_simt.cu", macros, typical and (moments == 0 or a == 4)
-    yield "conv_simt_weight.cu", {"TILE": 128, "VEC_A": 4, "VEC_B": 4, "VEC_OUT": 4}, True
+    for across in (128, 64):
+        yield "conv_simt_weight.cu", weight(128, across, 4, 4), True
     for shape in ((3, 7, 7, 64), (3, 11, 11, 96), (3, 3, 3, 64), (1, 5, 5, 6)):
         yield "conv_few_channels.cu", first(*shape), shape[0] == 1 or shape[1] == 7
         yield "conv_few_channels.cu", {**first(*shape), "MOMENTS": 1}, shape[1] == 7
     for shape in ((4, 9, 10, 12), (4, 1, 1, 3), (2, 11, 17, 24), (1, 1, 384, 17)):
         yield "conv_few_channels.cu", first(*shape), False
     for a, b in itertools.product((4, 1), (4, 1)):
-        yield "conv_simt_weight.cu", {"TILE": 64, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}, a == b
+        yield "conv_simt_weight.cu", weight(64, 64, a, b), a == b
     for vec, tap in itertools.product((4, 1), ("unsigned char", "int")):
         yield "maxpool.cu", {"VEC": vec, "TAP": tap}, vec == 4 and tap == "unsigned char"
     for file in ("bias_relu_pool.cu", *ELEMENTWISE, "layout.cu"):
@@ -311,11 +316,8 @@ BIG = [
     ("conv_simt.cu", "conv2d_backward_data_simt", gather(128, 4, 4, 4, 1, 1)),
     ("conv_simt.cu", "conv2d_forward_simt", gather(128, 4, 4, 4, 1, 1, 0, 64)),
     ("conv_simt.cu", "conv2d_backward_data_simt", gather(128, 4, 4, 4, 1, 1, 0, 64)),
-    (
-        "conv_simt_weight.cu",
-        "conv2d_backward_weight_simt",
-        {"TILE": 128, "VEC_A": 4, "VEC_B": 4, "VEC_OUT": 4},
-    ),
+    ("conv_simt_weight.cu", "conv2d_backward_weight_simt", weight(128, 128, 4, 4)),
+    ("conv_simt_weight.cu", "conv2d_backward_weight_simt", weight(128, 64, 4, 4)),
 ]
 
 
