@@ -15,8 +15,8 @@ Geometry  conv2d_backward_weight_simt: one block per TILE filters x TILE (tap, c
           across, across fastest; grid.y = group; grid.z = part; of each tile's blocks the last to
           finish adds the parts' sums. conv2d_backward_bias_partials: a block per `columns` filters
           (x) and part (y), 256/columns pixels side by side
-Traffic   Per block: TILE or TILE_N * split_length of each operand; splits * K*R*S*C/groups floats, in
-          whole tiles, written and read where splits > 1
+Traffic   Per block: TILE or TILE_N * split_length of each operand; where splits > 1 splits *
+          K*R*S*C/groups floats, in whole tiles, written and read
 Floor     2*N*P*Q*K*R*S*C/groups flops / FP32 peak
 Order     Ascending pixels in a part, then groups of parts, then the groups ascending: |error| <=
           gamma_(split_length + splits) of the sum of absolute products. Where the pixels are split
