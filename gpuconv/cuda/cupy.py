@@ -136,7 +136,8 @@ class CupyRuntime(Runtime):
         self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
 
     def free_memory(self) -> int:
-        return int(self.cupy.cuda.runtime.memGetInfo()[0])
+        pooled = self.cupy.get_default_memory_pool().free_bytes()  # kept for the next array
+        return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pooled)
 
     def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
         size = math.prod(shape) * np.dtype(dtype).itemsize
