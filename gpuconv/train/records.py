@@ -64,7 +64,7 @@ class Records:
             return step(None)
         known.tries += 1
         recorder = Recorder(self.on)
-        with recorder.recording(own_memory=known.trace is not None):
+        with recorder.recording(keep=known.trace is not None):
             result = step(recorder)
         before, known.trace = known.trace, None if recorder.refused else recorder.trace
         if known.trace is not None and known.trace == before:

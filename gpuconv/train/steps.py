@@ -81,6 +81,7 @@ class RecordedSteps:
                 recorder.keep((feed, fixed.arrays()))
                 trainer.timed_batch(lambda: feed.load(shape, recorder.slot), images)
 
+        trainer.optimizer.zero_grad()  # so that a record need not hold memory beside theirs
         self._records.run(kind, step, trainer.mark)
 
     def _replay(self, record: Any, count: int) -> None:
