@@ -106,8 +106,8 @@ class Batches:
         self._batch = min(loader.batch_size, len(loader.dataset))
         self._orders: dict[int, Any] = {}  # of this epoch and the next, or their Futures
         self._table = on.empty((SLOTS * self._batch, WORDS), np.int32)
-        # Of the SLOTS batches of an epoch from one on there are rows, and of those after them a
-        # second thread draws some meanwhile: (epoch, first), which half has them.
+        # The half with the rows of SLOTS batches, and the (epoch, first) of these; those after them
+        # are drawn into the other by a second thread.
         self._rows, self._half = Pair(on, self._table.shape, np.int32), 0
         self._drawn, self._ahead = (-1, 0), (-1, 0)
         self._pool = ThreadPoolExecutor(1)
@@ -115,9 +115,9 @@ class Batches:
         self._values = on.asarray(values_of(loader))
         self._zero = on.zeros(1, np.uint32)
         self._static: dict[int, tuple[Any, Any]] = {}
-        self._place(loader.dataset.images)
+        self._allocate(loader.dataset.images)
 
-    def _place(self, images: np.ndarray) -> None:
+    def _allocate(self, images: np.ndarray) -> None:
         """Make the arrays on the device that batches are taken from."""
         self._images = self._on.asarray(images)
         self._labels = self._on.asarray(self.loader.dataset.labels)
@@ -159,10 +159,10 @@ class Batches:
     def _draw(self, half: int, epoch: int, first: int) -> tuple[Any, ...]:
         """The arguments with which `draw_rows` draws SLOTS batches into a half."""
         key, indices = key_of(self.loader.seed, epoch, AUGMENT), self._indices(epoch, first, SLOTS)
-        size, place = self._images.shape[2:], self._place_of(first)
+        size, place = self._images.shape[2:], self._place(first)
         return self._steps, indices, key, *size, *place, self._rows.take(half)
 
-    def _place_of(self, batch: int) -> tuple[int, int]:
+    def _place(self, batch: int) -> tuple[int, int]:
         """`place` and `places` of `draw_rows`, of a batch."""
         return 0, 0
 
@@ -228,7 +228,7 @@ class Streamed(Batches):
         self._why, self._known = why, steps is not None
         super().__init__(loader, on, NO_STEPS if steps is None else steps)
 
-    def _place(self, images: np.ndarray) -> None:
+    def _allocate(self, images: np.ndarray) -> None:
         on, batch, known = self._on, self._batch, self._known
         shape = images.shape[1:] if known else self.loader.input_shape
         dtype = np.dtype(np.uint8 if known else np.float32)
@@ -238,11 +238,6 @@ class Streamed(Batches):
         self._copies = on.queue(private=True)
         self.note = f"batches are copied to {on.name} one by one: {self._why}"
 
-    def __del__(self) -> None:
-        """A copy that goes on may not write to memory that others have by then."""
-        with suppress(Exception):  # of a driver that is gone already, and of what was never made
-            self._copies.synchronize()
-
     def prepare(self, epoch: int, first: int, most: int) -> tuple[int, int]:
         count, size = super().prepare(epoch, first, most)
         if count:
@@ -251,7 +246,7 @@ class Streamed(Batches):
             self._stage(first)
         return count, size
 
-    def _place_of(self, batch: int) -> tuple[int, int]:
+    def _place(self, batch: int) -> tuple[int, int]:
         return batch % 2 * self._batch, 2 * self._batch
 
     def feed(self) -> None:
@@ -305,6 +300,11 @@ class Pair:
         """Start to copy its elements from `begin` on to an array of the device."""
         queue.copy(to, self._arrays[half][begin : begin + len(to)])
         self.copied[half] = queue.record()
+
+    def __del__(self) -> None:
+        """A copy that goes on may not touch memory that others have by then."""
+        with suppress(Exception):  # of a driver that is gone already, and of what was never made
+            self.take(0), self.take(1)
 
 
 def batches_for(loader: Any, device: str) -> Batches | None:

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.arrays import as_kernels_read, device_of, empty_images, is_device
+from gpuconv.arrays import as_kernels_read, device_of, empty_images, is_device, native
 from gpuconv.autograd import (
     Array,
     Tensor,
@@ -44,6 +44,9 @@ from gpuconv.ops.op import Op
 from gpuconv.ops.statistics import batch_norm2d_statistics, conv2d_statistics
 
 P = ParamSpec("P")
+PLAIN = frozenset(
+    (np.ndarray, int, float, bool, str, tuple, type(None))
+)  # other libraries' are not
 
 __all__ = [
     "ChannelBuffer",
@@ -96,6 +99,8 @@ def _lifted(op: Op[P, Any], backward_op: Op[..., Any]) -> Callable[P, Tensor]:
         for name, value in given.items():
             if isinstance(value, Tensor):
                 given[name] = value.data
+            elif type(value) not in PLAIN:
+                given[name] = native(value, f"{op.__name__}: {name}")
         y = _on(op, x.reference)(x.data, **given)
         result, kept_of_result = y if is_loss else (y, y)
         known = {"x": x.data, "x_shape": x.data.shape}.get(kept, kept_of_result)
@@ -259,6 +264,8 @@ def batch_norm(
     Raises ValueError in training for one value per channel.
     """
     x, w, b = as_tensor(x), _optional(w), _optional(b)
+    if type(running_mean) not in PLAIN:
+        running_mean, running_var = native(running_mean), native(running_var)
     running = partial(_running, running_mean, running_var, momentum)
     found = statistics_of(x, running) if training else None
     arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
@@ -282,6 +289,8 @@ def batch_norm(
             tracked = True
             track = _on(ops.batch_norm2d_track, reference)
             once(track, running_mean, running_var, mean, var, count, momentum)
+        if state.trace is not None and not training:  # the names of what it reads
+            mean, var = running_mean, running_var
         run_backward = _on(ops.batch_norm2d_backward, reference)
         saved = (run_backward, *arrays, mean, var, eps, activation, training, x.requires_grad)
         name = "batch_norm" if activation is None else "batch_norm_relu"

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
-from gpuconv.cuda.recording import Record, Recorder
+import numpy as np
+
+from gpuconv.cuda.recording import Recorder
+from gpuconv.cuda.replay import Record
 from gpuconv.nn import Buffer, Module, Parameter
 from gpuconv.optim import Optimizer
 
 MOST = 4  # records that are kept
+KINDS = 32  # of steps that are remembered
 TRIES = 4  # steps of one kind, after which it is not tried any more to record it
 _PLAIN = (int, float, str, type(None))  # attributes of a module that a recording fixes
 T = TypeVar("T")
@@ -44,21 +48,28 @@ class Records:
         self._kinds[kind] = self._kinds.pop(kind)  # used last
         return found.record
 
-    def run(self, kind: Hashable, step: Callable[[Recorder | None], T]) -> T:
+    def run(
+        self,
+        kind: Hashable,
+        step: Callable[[Recorder | None], T],
+        mark: Callable[[], Hashable] = tuple,
+    ) -> T:
         """step(recorder), an ordinary step; it is recorded, if it can be and was run before. kind:
-        None for a step that shall not be.
+        None for a step that shall not be. mark: see `Record`.
         """
         known = self._kinds.setdefault(kind, _Kind())
+        if len(self._kinds) > KINDS:
+            del self._kinds[next(iter(self._kinds))]
         if kind is None or not self._wanted or known.tries >= TRIES:
             return step(None)
         known.tries += 1
         recorder = Recorder(self.on)
-        with recorder.recording(own_memory=known.trace is not None):
+        with recorder.recording(keep=known.trace is not None):
             result = step(recorder)
         before, known.trace = known.trace, None if recorder.refused else recorder.trace
         if known.trace is not None and known.trace == before:
             self._make_room()
-            known.record, known.tries = Record(recorder), 0
+            known.record, known.tries = Record(recorder, mark), 0
             if known.record.note:
                 self.say(f"no graph ({known.record.note}): the step's launches are repeated")
         elif known.tries == TRIES:
@@ -101,7 +112,8 @@ class Fixed:
                 if isinstance(value, _PLAIN) and name not in counters:
                     found.append(value)
         for holder in self._holders:
-            found.append(id(holder.data))
+            if not isinstance(holder.data, np.ndarray):  # a counter is the host's own
+                found.append(id(holder.data))
             if isinstance(holder, Parameter):
                 if holder._hooks:
                     return None

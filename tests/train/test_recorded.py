@@ -94,7 +94,10 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+SLOW = {name: pytest.mark.slow for name in OPTIMIZERS if name not in ("nesterov", "amsgrad")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in OPTIMIZERS])
 def test_replayed_steps_have_the_bits_of_ordinary_ones(name):
     """With dropout, batch norm, augmentation, schedules of rate and momentum, clipping, an average,
     validation, a smaller last batch.
@@ -137,6 +140,7 @@ def test_batches_made_on_the_device_train_as_the_loaders_own(place, graph, monke
     assert said.startswith(f"{starts.get(place, 'batches are copied to')} {on}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["article", "hinge", nn.CrossEntropyLoss(0.1)])
 def test_other_losses_and_a_mean_of_all_batches(loss):
     def run(graph):
@@ -205,6 +209,36 @@ def test_batches_are_told_in_groups_where_nobody_wants_each():
     assert len(listener.at) < 60
     assert {20, 40, 60, 80, 100} <= set(listener.at)
     assert [r["batch"] for r in run.history.records if "batch" in r] == [20, 40, 60, 80, 100]
+
+
+def test_what_a_callback_changes_between_groups_of_batches_counts_from_there_on():
+    """Also where the host's part of the next group was done before: rate, settings, frozen layers,
+    random numbers, weights.
+    """
+
+    class Change(train.Callback):
+        each_batch = False
+
+        def on_batch_end(self, run):
+            weight = run.model[6].weight
+            changes = {
+                30: lambda: run.set_lr(0.004),
+                50: lambda: run.optimizer.param_groups[0].update(weight_decay=0.1),
+                60: lambda: setattr(run.model[5], "rng_state", [5, 0]),
+                70: lambda: setattr(run.model[5], "p", 0.4),
+                80: lambda: run.model[0].requires_grad_(False),
+                90: lambda: run.model.load_state_dict(
+                    {"6.weight": weight.numpy() * np.float32(0.5)}, strict=False
+                ),
+            }
+            changes.get(run.state.batch, lambda: None)()
+
+    def trained(graph):
+        run = trainer(graph, log_batches=10, callbacks=[Change()], schedule=None)
+        run.fit(data.Loader(images(440), BATCH, seed=1), epochs=1)
+        return state(run), history(run)
+
+    assert trained(True) == trained(False)
 
 
 def test_a_loss_that_is_not_finite():
@@ -296,7 +330,7 @@ def test_a_hook_is_called_for_every_batch():
 
 def test_at_most_four_records_are_kept(monkeypatch):
     made = []
-    monkeypatch.setattr(records, "Record", lambda recorder: made.append(1) or FakeRecord())
+    monkeypatch.setattr(records, "Record", lambda *_: made.append(1) or FakeRecord())
     kept = records.Records(runtime(DEVICE), print)
     for kind in (*"abcde", *"abcde"):
         kept.run(kind, lambda recorder: None)
@@ -308,6 +342,7 @@ class FakeRecord:
     note = ""
 
 
+@pytest.mark.slow
 def test_validation_and_freed_memory_between_replays_change_nothing():
     """Evaluations hold their results, arrays come and go, and predictions have other shapes."""
 
@@ -359,6 +394,7 @@ run.fit(*here.loaders(), epochs=here.EPOCHS)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 def test_a_killed_run_goes_on_to_the_bits_of_an_uninterrupted_one(tmp_path):
     here = Path(__file__).resolve()
