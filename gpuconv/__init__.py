@@ -16,13 +16,14 @@ TYPE_CHECKING = False  # as type checkers know it; `typing` itself takes a while
 if TYPE_CHECKING:
     from typing import Any
 
-    from gpuconv import checkpoint, data, explain, models, nn, ops, optim
+    from gpuconv import checkpoint, data, explain, models, nn, onnx, ops, optim
     from gpuconv.arrays import to_device, to_numpy
     from gpuconv.autograd import Tensor, enable_grad, no_grad
     from gpuconv.checkpoint import load, save
     from gpuconv.cpu.precision import float64_sums, no_winograd
     from gpuconv.interop.torch import load_torch
     from gpuconv.nn.summary import summary
+    from gpuconv.page import show
     from gpuconv.threads import set_thread_count, thread_count
     from gpuconv.train import Trainer
 
@@ -42,10 +43,12 @@ __all__ = [
     "nn",
     "no_grad",
     "no_winograd",
+    "onnx",
     "ops",
     "optim",
     "save",
     "set_thread_count",
+    "show",
     "summary",
     "thread_count",
     "to_device",
@@ -59,6 +62,7 @@ _HOME = {
     "gpuconv.cpu.precision": ("float64_sums", "no_winograd"),
     "gpuconv.interop.torch": ("load_torch",),
     "gpuconv.nn.summary": ("summary",),
+    "gpuconv.page": ("show",),
     "gpuconv.threads": ("set_thread_count", "thread_count"),
     "gpuconv.train": ("Trainer",),
 }

@@ -78,6 +78,18 @@ class Tensor:
             return f"{type(self).__name__}({shape}{flag})"
         return f"{type(self).__name__}({self.data!r}{flag})"
 
+    def _repr_html_(self) -> str | None:
+        """In a notebook, the numbers, or pictures of the maps."""
+        if isinstance(self.data, arrays.ShapeOnly) or not self.data.size:
+            return None
+        from gpuconv.viz import html
+
+        values = self.numpy()
+        text = f"Tensor {self.dtype} {self.shape} on {self.device}"
+        text += f", from {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}"
+        text += ", requires_grad" if self.requires_grad else ""
+        return f"<div>{text}</div>{html.array(values)}"
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.data.shape

@@ -145,9 +145,13 @@ class Runtime:
         """Meanwhile arrays get memory as outside of `own_memory`."""
         return nullcontext()
 
-    def own_memory(self, recorder: Recorder, kept: bool) -> AbstractContextManager[Any]:
-        """Meanwhile arrays get memory that, if kept, nobody else gets while the recorder lives."""
+    def own_memory(self, recorder: Recorder) -> AbstractContextManager[Any]:
+        """Meanwhile arrays get memory that nobody else gets while the recorder lives."""
         return nullcontext()
+
+    def held(self, own: set[int], arguments: list[Any]) -> list[Any]:
+        """A launch's arguments as a recorder keeps them; here arrays keep their memory."""
+        return arguments
 
     def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
         """(what starts a recorder's launches again, why it does so one by one or "")."""

@@ -231,6 +231,8 @@ def batch_norm(
             tracked = True
             track = _on(ops.batch_norm2d_track, reference)
             once(track, running_mean, running_var, mean, var, count, momentum)
+        if state.trace is not None and not training:  # the names of what it reads
+            mean, var = running_mean, running_var
         run_backward = _on(ops.batch_norm2d_backward, reference)
         saved = (run_backward, *arrays, mean, var, eps, activation, training, x.requires_grad)
         name = "batch_norm" if activation is None else "batch_norm_relu"

@@ -48,7 +48,8 @@ class Module:
 
     training: whether dropout and batch norm act as in training; set by `train` and `eval`. device:
     where `to` put it. fusing: False runs every function of its forward by itself. recompute: True
-    keeps only the module's input for backward and runs forward once more then. is_block: whether
+    keeps only the module's input for backward and runs forward once more then. frozen: see
+    `freeze`. is_block: whether
     `recompute_blocks` may set that for it. input_shape: one example's (C, H, W); known for the
     models of gpuconv.models.
 
@@ -67,6 +68,7 @@ class Module:
     device = "cpu"
     fusing = True
     recompute = False
+    frozen = False
     is_block = False
     input_shape: Shape | None = None
     holds: tuple[str, ...] = ()  # attributes that are a parameter or None
@@ -95,10 +97,16 @@ class Module:
 
     @property
     def spec(self) -> dict[str, Any] | None:
-        """The name and arguments from which `models.build` makes it again; None for a model that is
-        not from there, or whose parts were replaced by other ones.
+        """What `models.build` makes it from again: the name and arguments of a model that is from
+        there, or of all layers, where they are gpuconv's own. None for what only the user's code
+        can build.
         """
-        return None if self._described is None else self._described(self)
+        from gpuconv.nn.rebuild import describe, foreign_layer
+
+        if self._described is not None and (found := self._described(self)) is not None:
+            return found
+        described = describe(self)
+        return described if foreign_layer(described) is None else None
 
     # ---- what a subclass defines ---------------------------------------------------------------
 
@@ -366,7 +374,7 @@ class Module:
         if not isinstance(mode, bool | np.bool_):
             raise TypeError(f"train: mode must be True or False, got {type(mode).__name__}")
         for module in self.modules():
-            module.training = mode
+            module.training = mode and not module.frozen
         return self
 
     def eval(self) -> Self:
@@ -378,9 +386,40 @@ class Module:
             parameter.grad = None
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Whether the parameters get gradients: False freezes them."""
+        """Whether the parameters get gradients: False keeps them as they are, True also undoes
+        `freeze`.
+        """
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
+        for module in self.modules():
+            module.frozen = module.frozen and not requires_grad
+        return self
+
+    def freeze(self, *names: str) -> Self:
+        """Leave layers of these names as they are in training: without gradients, and in evaluation
+        mode, so that batch norm keeps its running statistics too. `requires_grad_(True)` undoes it.
+
+        names: of layers or containers, "layer1", or of parameters, "fc.weight"; without any, all.
+        ValueError, with the nearest name, for one that is neither, and for a layer with nothing to
+        train in it.
+
+        >>> from gpuconv import models
+        >>> model = models.resnet18(num_classes=5).freeze("conv1", "bn1", "layer1")
+        >>> model.train().layer1.training
+        False
+        """
+        parameters = dict(self.named_parameters())
+        for name in names or ("",):
+            if name in parameters:
+                continue
+            if not self.get_submodule(name).parameters():
+                raise ValueError(f"freeze: {name or 'the network'} has nothing to train")
+        for name in names or ("",):
+            if name in parameters:
+                parameters[name].requires_grad = False
+                continue
+            for module in self.get_submodule(name).requires_grad_(False).modules():
+                module.frozen, module.training = True, False
         return self
 
     def to(self, device: str | None = None, dtype: Any = None) -> Self:
@@ -490,6 +529,25 @@ class Module:
         from gpuconv.nn.trace import plan
 
         return plan(self, x)
+
+    def show(
+        self,
+        input_shape: tuple[int, int, int] | None = None,
+        classes: Sequence[str] | None = None,
+        port: int = 8123,
+    ) -> Any:
+        """Look inside the network, in a notebook's cell or in the browser: see `gpuconv.show`."""
+        import gpuconv
+
+        return gpuconv.show(self, input_shape, classes, port)
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook, the table of layers of a network that knows its input; else the text."""
+        if self.input_shape is None:
+            return None
+        from gpuconv.nn.summary import summary
+
+        return summary(self)._repr_html_()
 
 
 @contextmanager

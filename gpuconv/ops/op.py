@@ -88,6 +88,7 @@ class Op(Generic[P, R]):
         self._required = defaults.count(inspect.Parameter.empty)
         self._defaults = tuple(defaults[self._required :])
         self.in_place = False  # whether it writes into an argument, whose type it then keeps
+        self.onnx: tuple[str, dict[str, str]] | None = None  # a node: {its attribute: parameter}
         self._accepted: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._checks: list[Callable[..., Any]] = []
         self._check_values: Callable[..., Any] | None = None
