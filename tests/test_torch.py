@@ -69,7 +69,6 @@ FUNCTIONS = {
         (X,),
     ),
     "relu": (G.relu, F.relu, (X,)),
-    "leaky_relu": (lambda x: G.leaky_relu(x, 0.1), lambda x: F.leaky_relu(x, 0.1), (X,)),
     "sigmoid": (G.sigmoid, torch.sigmoid, (X,)),
     "tanh": (G.tanh, torch.tanh, (X,)),
     "local_response_norm": (

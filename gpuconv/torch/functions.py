@@ -70,7 +70,6 @@ _AVG_POOL = _Bridged(ops.avg_pool2d, ops.avg_pool2d_backward)
 _ADAPTIVE = _Bridged(ops.adaptive_avg_pool2d, ops.adaptive_avg_pool2d_backward)
 _BATCH_NORM = _Bridged(ops.batch_norm2d, ops.batch_norm2d_backward, ("y", "mean", "var"))
 _RELU = _Bridged(ops.relu, ops.relu_backward)
-_LEAKY_RELU = _Bridged(ops.leaky_relu, ops.leaky_relu_backward)
 _SIGMOID = _Bridged(ops.sigmoid, ops.sigmoid_backward)
 _TANH = _Bridged(ops.tanh, ops.tanh_backward)
 _RESPONSE_NORM = _Bridged(ops.local_response_norm, ops.local_response_norm_backward)
@@ -163,11 +162,6 @@ def _track(mean: T, var: T, *of_batch: Any) -> None:
 def relu(x: T) -> T:
     """`ops.relu`."""
     return _run(_RELU, (x,))[0]
-
-
-def leaky_relu(x: T, negative_slope: float = 0.01) -> T:
-    """`ops.leaky_relu`."""
-    return _run(_LEAKY_RELU, (x,), negative_slope=negative_slope)[0]
 
 
 def sigmoid(x: T) -> T:
