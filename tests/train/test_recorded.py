@@ -347,7 +347,8 @@ def by_hand(device, replayed, arguments=lambda x, labels: (x, labels)):
     found = []
     for i, (x, labels) in enumerate(data.Loader(images(44), BATCH, seed=1)):
         optimizer.lr = 0.01 / (1 + i)
-        given = arguments(x, labels) if replayed else (to_device(x, device), to_device(labels, device))
+        there = to_device(x, device), to_device(labels, device)
+        given = arguments(x, labels) if replayed else there
         loss, scores = run(*given, 1)
         gradient = to_numpy(model[6].weight.grad)
         found.append((loss.item(), scores.numpy().tobytes(), gradient.tobytes()))
