@@ -132,6 +132,9 @@ class CupyRuntime(Runtime):
         if self.debug:
             self.cupy.cuda.get_current_stream().synchronize()
 
+    def stream(self) -> int:
+        return int(self.cupy.cuda.get_current_stream().ptr)
+
     def synchronize(self) -> None:
         self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
 
