@@ -764,7 +764,7 @@ def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
     (tmp_path / "sitecustomize.py").write_text(start)
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--batch", "1"]
-    command += ["--budget", "900", "--only", "steps", "--only", "lenet", "--only", "times"]
+    command += ["--budget", "1800", "--only", "steps", "--only", "lenet", "--only", "times"]
     command += ["--out", str(out), "--seconds", "0.001", "--cases", "lenet", "--case-batch", "2"]
     command += ["--images", "64", "--floor", "0", "--flushed", "4096", "--side", "8"]
     command += ["--rounds", "2", "--steps", "2"]
