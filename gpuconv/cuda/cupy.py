@@ -132,11 +132,15 @@ class CupyRuntime(Runtime):
         if self.debug:
             self.cupy.cuda.get_current_stream().synchronize()
 
+    def stream(self) -> int:
+        return int(self.cupy.cuda.get_current_stream().ptr)
+
     def synchronize(self) -> None:
         self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
 
     def free_memory(self) -> int:
-        return int(self.cupy.cuda.runtime.memGetInfo()[0])
+        pooled = self.cupy.get_default_memory_pool().free_bytes()  # kept for the next array
+        return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pooled)
 
     def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -152,13 +156,10 @@ class CupyRuntime(Runtime):
     # ---- a step that is recorded ---------------------------------------------------------------
 
     @contextmanager
-    def own_memory(self, recorder: Recorder, kept: bool) -> Iterator[None]:
+    def own_memory(self, recorder: Recorder) -> Iterator[None]:
         """From a pool of the record's own, which is never trimmed. The common pool first gives back
         what the ordinary steps before had used, or both would be held.
         """
-        if not kept:
-            yield
-            return
         cuda = self.cupy.cuda
         self.synchronize()
         self.cupy.get_default_memory_pool().free_all_blocks()
@@ -170,12 +171,8 @@ class CupyRuntime(Runtime):
         return self.cupy.cuda.using_allocator(self.cupy.get_default_memory_pool().malloc)
 
     def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
-        """A graph of the launches, or where the driver makes none, they themselves.
-
-        Arrays of the step's own are passed as addresses, so that it can use their memory again as
-        it did the first time; all others are kept.
-        """
-        items = [self._item(recorder.own, *each) for each in recorder.launches]
+        """A graph of the launches, or where the driver makes none, they themselves."""
+        items = [self._item(*each) for each in recorder.launches]
         recorder.keep(items)
         if not self.debug:
             try:
@@ -191,10 +188,15 @@ class CupyRuntime(Runtime):
 
         return replay, note
 
-    def _item(self, own: set[int], launch: Launch, arguments: list[Any]) -> tuple[Any, ...]:
-        plain = tuple(np.uint64(a.data.ptr) if _owner(a) in own else a for a in arguments)
-        function = self._function(launch)
-        return launch, function, launch.grid, (launch.block, 1, 1), plain, launch.shared
+    def held(self, own: set[int], arguments: list[Any]) -> list[Any]:
+        """Arrays of the step's own as addresses, so that it uses their memory again as it did the
+        first time; all others are kept.
+        """
+        return [np.uint64(a.data.ptr) if _owner(a) in own else a for a in arguments]
+
+    def _item(self, launch: Launch, arguments: list[Any]) -> tuple[Any, ...]:
+        block = (launch.block, 1, 1)
+        return launch, self._function(launch), launch.grid, block, tuple(arguments), launch.shared
 
     def _captured(self, items: list[tuple[Any, ...]]) -> Any:
         """The launches as a graph. Nothing but launches may happen meanwhile: no allocation, no

@@ -56,10 +56,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Launches in order, and the floats of the array called "workspace" that they share."""
+    """Launches in order, and what they share: the floats of the array called "workspace", and the
+    counters of "tickets", which are 0 before and after.
+    """
 
     launches: tuple[Launch, ...]
     workspace: int = 0
+    tickets: int = 0
 
 
 @dataclass(frozen=True)

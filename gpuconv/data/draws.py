@@ -124,36 +124,62 @@ def draw_rows(steps, indices, key, height, width, place, places, rows):
 def permutation(key, count):
     """`CounterRNG.permutation` of the indices 0 to count - 1: sorted by their first bits.
 
-    They go to about as many buckets by their upper bits, then insertion sorts what is left. No two
-    have the same bits, as SplitMix64 is a bijection.
+    What is sorted is one word each, in which the index takes the place of the lowest bits. Words go
+    to as many buckets by their upper bits, then insertion sorts what is left. Large arrays are few:
+    to make one costs more than to compute the words again.
     """
-    shift = np.uint64(63)
-    while shift > 40 and count >> (64 - shift) > 0:
-        shift -= np.uint64(1)
-    bits = np.empty(count, np.uint64)
-    begins = np.zeros(1 << (64 - shift), np.int32)
-    for i in range(count):
-        bits[i] = _mix(_mix(np.uint64(i) ^ key) + _GOLDEN)
-    for i in range(count):
-        begins[bits[i] >> shift] += 1
+    low = 1
+    while count >> low > 0:
+        low += 1
+    index, shift = np.uint64((1 << low) - 1), np.uint64(64 - low)
+    begins, words = np.zeros(1 << low, np.int32), np.empty(BLOCK, np.uint64)
+    for i in range(0, count, BLOCK):
+        for word in _words(words, i, count, key, index):
+            begins[word >> shift] += 1
     total = np.int32(0)
-    for some in range(len(begins)):
-        total += begins[some]
-        begins[some] = total - begins[some]
-    found, order = np.empty(count, np.uint64), np.empty(count, np.int64)
-    for i in range(count):
-        bucket = bits[i] >> shift
-        at = begins[bucket]
-        begins[bucket] = at + 1
-        found[at], order[at] = bits[i], i
+    for bucket in range(len(begins)):
+        total += begins[bucket]
+        begins[bucket] = total - begins[bucket]
+    found = np.empty(count, np.uint64)
+    for i in range(0, count, BLOCK):
+        for word in _words(words, i, count, key, index):
+            at = begins[word >> shift]
+            begins[word >> shift] = at + 1
+            found[at] = word
     for i in range(1, count):
-        if found[i - 1] > found[i]:
-            at, one, index = i, found[i], order[i]
-            while at > 0 and found[at - 1] > one:
-                found[at], order[at] = found[at - 1], order[at - 1]
+        word = found[i]
+        if found[i - 1] > word:
+            at = i
+            while at > 0 and found[at - 1] > word:
+                found[at] = found[at - 1]
                 at -= 1
-            found[at], order[at] = one, index
-    return order
+            found[at] = word
+    for i in range(1, count):  # two may differ in their indices alone
+        at = i
+        while at > 0 and (found[at - 1] ^ found[at]) <= index:
+            a, b = found[at - 1], found[at]
+            if _first_bits(a & index, key) < _first_bits(b & index, key):
+                break
+            found[at - 1], found[at] = b, a
+            at -= 1
+    for i in range(count):
+        found[i] &= index
+    return found.view(np.int64)
+
+
+@compiled
+def _words(words, begin, count, key, index):
+    """Fill `words` for the indices from `begin` on; returns those below `count`."""
+    some = words[: min(len(words), count - begin)]
+    for i in range(len(some)):
+        some[i] = _first_bits(np.uint64(begin + i), key) & ~index | np.uint64(begin + i)
+    return some
+
+
+@compiled(inline="always")
+def _first_bits(index, key):
+    """The first of `CounterRNG.bits` of an image."""
+    return _mix(_mix(index ^ key) + _GOLDEN)
 
 
 @compiled(inline="always")

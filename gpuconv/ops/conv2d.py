@@ -81,11 +81,15 @@ def conv2d_backward(
     activation: str | None = None,
     y: Array = None,
     need_dx: bool = True,
+    rest: Array = None,
+    rectify: bool = False,
 ) -> tuple[Array, ...]:
     """The gradients of `conv2d` for x, w and b.
 
     dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation: as conv2d had them.
     y: what conv2d returned; needed with an activation. need_dx: False saves a first layer's work.
+    rest: the gradient of x from elsewhere, added to dx, or None. rectify: x is the output of a
+    ReLU, and dx becomes the gradient of its input: 0 where x <= 0.
     Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
     (_, C, H, W), (K, _, R, S) = x.shape, w.shape
@@ -99,7 +103,13 @@ def conv2d_backward(
             dx[:, c][pixels] += np.einsum(
                 "kc,nkhw->nchw", w[k, :, r, s], dy[:, k][out], optimize=True
             )
-    return dx if need_dx else None, dw, dy.sum((0, 2, 3)) if b is not None else None
+    db = dy.sum((0, 2, 3)) if b is not None else None
+    return _completed(dx, x, rest, rectify) if need_dx else None, dw, db
+
+
+def _completed(dx, x, rest, rectify):
+    dx = dx if rest is None else dx + rest
+    return np.where(x <= 0, np.zeros((), dx.dtype), dx) if rectify else dx
 
 
 def _groups(K, C, groups):
@@ -118,11 +128,11 @@ def y_shape(x, w, *options):
 
 @conv2d_backward.check
 def conv2d_backward_check(dy, x, w, b, *options):
-    activation, y, _ = options[-3:]
-    require_conv2d(x, w, b, *options[:-2])
-    require_floats(("y",), x=x, dy=dy, y=y)
+    activation, y, _, rest, _ = options[-5:]
+    require_conv2d(x, w, b, *options[:-4])
+    require_floats(("y", "rest"), x=x, dy=dy, y=y, rest=rest)
     shape = y_shape(x, w, *options)
-    require_shape({"dy": shape, "y": shape}, dy=dy, y=y)
+    require_shape({"dy": shape, "y": shape, "rest": x.shape}, dy=dy, y=y, rest=rest)
     if activation is not None and y is None:
         raise ValueError(f"activation={activation!r} needs y, what conv2d returned")
 
@@ -168,8 +178,8 @@ def conv2d_cost(x, w, b, *options):
 
 @conv2d_backward.cost
 def conv2d_backward_cost(dy, x, w, b, *options):
-    geometry, (activation, y, need_dx) = window(w.shape[2:], *options[:3]), options[-3:]
-    traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w) if need_dx else 0)
+    geometry, (activation, y, need_dx, rest, _) = window(w.shape[2:], *options[:3]), options[-5:]
+    traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w, rest) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
     return Cost((4 if need_dx else 2) * multiply_adds(x, w, geometry), traffic)
 
@@ -183,10 +193,14 @@ def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation):
 
 
 @conv2d_backward.cpu
-def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_cpu(
+    dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify
+):
     dy = activation_backward(dy, y, activation)
     geometry = window(w.shape[2:], stride, padding, dilation)
     dx, dw, db = fast.backward(dy, x, w, geometry, groups, need_dx)
+    if need_dx:
+        dx = _completed(dx, x, rest, rectify)
     return dx, dw, db if b is not None else None
 
 
@@ -205,19 +219,20 @@ def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activatio
 
 @conv2d_backward.launch
 def conv2d_backward_launch(
-    runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx
+    runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify
 ):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
-    dy = runtime.as_nhwc(activation_backward(dy, y, activation))
+    dy, x = runtime.as_nhwc(activation_backward(dy, y, activation)), runtime.as_nhwc(x)
     dx, db = None, None
     if need_dx:
         dx = runtime.empty((conv.N, conv.H, conv.W, conv.C))
-        launches = config.config_backward_data(conv, mask=False)  # so x is not read
-        runtime.run(launches, dx=dx, dy=dy, w=runtime.as_nhwc(w), x=dy)
+        launches = config.config_backward_data(conv, rectify, rest is not None)
+        more = {} if rest is None else {"onto": runtime.as_nhwc(rest)}
+        runtime.run(launches, dx=dx, dy=dy, w=runtime.as_nhwc(w), x=x, **more)
         dx = runtime.as_nchw(dx)
     dw = runtime.empty((conv.K, conv.R, conv.S, conv.channels))
-    runtime.run(config.config_backward_weight(conv), dw=dw, dy=dy, x=runtime.as_nhwc(x))
+    runtime.run(config.config_backward_weight(conv), dw=dw, dy=dy, x=x)
     if b is not None:
         db = runtime.empty(conv.K)
         launches = config.config_backward_bias(conv.N * conv.P * conv.Q, conv.K)

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpuconv.cuda.recording import Record, Recorder
+from gpuconv.cuda.recording import Recorder
+from gpuconv.cuda.replay import Record
 from gpuconv.nn import Buffer, Module, Parameter
 from gpuconv.optim import Optimizer
 
@@ -47,9 +48,14 @@ class Records:
         self._kinds[kind] = self._kinds.pop(kind)  # used last
         return found.record
 
-    def run(self, kind: Hashable, step: Callable[[Recorder | None], T]) -> T:
+    def run(
+        self,
+        kind: Hashable,
+        step: Callable[[Recorder | None], T],
+        mark: Callable[[], Hashable] = tuple,
+    ) -> T:
         """step(recorder), an ordinary step; it is recorded, if it can be and was run before. kind:
-        None for a step that shall not be.
+        None for a step that shall not be. mark: see `Record`.
         """
         known = self._kinds.setdefault(kind, _Kind())
         if len(self._kinds) > KINDS:
@@ -58,12 +64,12 @@ class Records:
             return step(None)
         known.tries += 1
         recorder = Recorder(self.on)
-        with recorder.recording(own_memory=known.trace is not None):
+        with recorder.recording(keep=known.trace is not None):
             result = step(recorder)
         before, known.trace = known.trace, None if recorder.refused else recorder.trace
         if known.trace is not None and known.trace == before:
             self._make_room()
-            known.record, known.tries = Record(recorder), 0
+            known.record, known.tries = Record(recorder, mark), 0
             if known.record.note:
                 self.say(f"no graph ({known.record.note}): the step's launches are repeated")
         elif known.tries == TRIES:

@@ -41,6 +41,8 @@ class RecordedSteps:
         self._trainer, self._records = trainer, records
         self._feed = feed_of(batches, trainer.model.device)
         self._ahead = 1  # steps to start at once
+        size, images = getattr(batches, "batch_size", 1), len(getattr(batches, "dataset", ()))
+        self._has_smaller_batch = images % size > 0
         if self._feed.note:
             records.say(self._feed.note)
 
@@ -79,7 +81,8 @@ class RecordedSteps:
                 recorder.keep((feed, fixed.arrays()))
                 trainer.timed_batch(lambda: feed.load(shape, recorder.slot), images)
 
-        self._records.run(kind, step)
+        trainer.optimizer.zero_grad()  # so that a record need not hold memory beside theirs
+        self._records.run(kind, step, trainer.mark)
 
     def _replay(self, record: Any, count: int) -> None:
         trainer, feed = self._trainer, self._feed
@@ -89,7 +92,11 @@ class RecordedSteps:
         def failing() -> None:
             states[:] = trainer.rng_states()
 
-        outcome = record.run(count, feed.feed, failing)
+        def then() -> int:  # of this shape
+            left = trainer.batches - p.batch - self._has_smaller_batch
+            return min(trainer.batches_until_told(), self._ahead, left) if count > 1 else 0
+
+        outcome = record.run(count, feed.feed, failing, then)
         if outcome.losses:
             each = (p.images - images) // len(outcome.losses)
             for losses in outcome.losses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -312,6 +312,11 @@ class Trainer:
         p = self.state
         now = {"step": p.step, "batch": p.batch, "images": p.images}
         return partial(vars(p).update, now)
+
+    def mark(self) -> Hashable:
+        """Equal as long as nothing but steps changes what the next steps compute on the host."""
+        groups = [tuple(h.values()) for h in self.optimizer.hyperparameters()]
+        return str((groups, self.state.step, self.state.rate, self.rng_states(), self.schedule))
 
     def rng_states(self) -> list[list[int]]:
         """Of the layers that draw random numbers."""

@@ -6,7 +6,16 @@ from simulated import DEVICE
 
 from gpuconv.arrays import to_device, to_numpy
 from gpuconv.cuda.runtime import runtime
-from gpuconv.data import Affine, Compose, Dataset, HorizontalFlip, Loader, RandomCrop, Shift
+from gpuconv.data import (
+    Affine,
+    Compose,
+    CounterRNG,
+    Dataset,
+    HorizontalFlip,
+    Loader,
+    RandomCrop,
+    Shift,
+)
 from gpuconv.data.draws import MAX_SIDE, moves, permutation
 from gpuconv.data.loader import ORDER
 from gpuconv.data.on_device import SLOTS, batches_for
@@ -75,6 +84,17 @@ def test_the_order_of_an_epoch_is_the_loaders(count):
         data = Dataset(np.zeros((count, 1, 1, 1), np.uint8), np.zeros(count, np.int64))
         order = permutation(key_of(seed, epoch, ORDER), count)
         np.testing.assert_array_equal(order, Loader(data, 1, seed=seed).order(epoch))
+
+
+@pytest.mark.slow
+def test_an_order_in_which_two_images_bits_begin_alike():
+    """So alike that only what makes room for their indices differs, and against their order."""
+    count, seed, pair = 1_100_000, 4, [191_380, 715_655]
+    rng = CounterRNG(seed, 0, np.arange(count), ORDER)
+    a, b = CounterRNG(seed, 0, np.array(pair), ORDER).bits()
+    assert a > b
+    assert a >> np.uint64(21) == b >> np.uint64(21)
+    np.testing.assert_array_equal(permutation(key_of(seed, 0, ORDER), count), rng.permutation())
 
 
 def test_more_batches_than_are_drawn_at_once():

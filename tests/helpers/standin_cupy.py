@@ -62,6 +62,9 @@ class MemoryPool:
     def free_all_blocks(self, stream=None):
         pass
 
+    def free_bytes(self):
+        return 0
+
     def used_bytes(self):
         return 12345
 
@@ -104,6 +107,8 @@ _captured: list | None = None
 
 
 class Stream:
+    ptr = 0
+
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         pass
 

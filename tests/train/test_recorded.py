@@ -211,6 +211,36 @@ def test_batches_are_told_in_groups_where_nobody_wants_each():
     assert [r["batch"] for r in run.history.records if "batch" in r] == [20, 40, 60, 80, 100]
 
 
+def test_what_a_callback_changes_between_groups_of_batches_counts_from_there_on():
+    """Also where the host's part of the next group was done before: rate, settings, frozen layers,
+    random numbers, weights.
+    """
+
+    class Change(train.Callback):
+        each_batch = False
+
+        def on_batch_end(self, run):
+            weight = run.model[6].weight
+            changes = {
+                30: lambda: run.set_lr(0.004),
+                50: lambda: run.optimizer.param_groups[0].update(weight_decay=0.1),
+                60: lambda: setattr(run.model[5], "rng_state", [5, 0]),
+                70: lambda: setattr(run.model[5], "p", 0.4),
+                80: lambda: run.model[0].requires_grad_(False),
+                90: lambda: run.model.load_state_dict(
+                    {"6.weight": weight.numpy() * np.float32(0.5)}, strict=False
+                ),
+            }
+            changes.get(run.state.batch, lambda: None)()
+
+    def trained(graph):
+        run = trainer(graph, log_batches=10, callbacks=[Change()], schedule=None)
+        run.fit(data.Loader(images(440), BATCH, seed=1), epochs=1)
+        return state(run), history(run)
+
+    assert trained(True) == trained(False)
+
+
 def test_a_loss_that_is_not_finite():
     """The error, weights, running statistics, average, position and random numbers of an ordinary
     run: the rate explodes in the third epoch.
@@ -300,7 +330,7 @@ def test_a_hook_is_called_for_every_batch():
 
 def test_at_most_four_records_are_kept(monkeypatch):
     made = []
-    monkeypatch.setattr(records, "Record", lambda recorder: made.append(1) or FakeRecord())
+    monkeypatch.setattr(records, "Record", lambda *_: made.append(1) or FakeRecord())
     kept = records.Records(runtime(DEVICE), print)
     for kind in (*"abcde", *"abcde"):
         kept.run(kind, lambda recorder: None)
