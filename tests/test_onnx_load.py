@@ -291,7 +291,7 @@ GRAPHS = {
     "ReLU6 and its likes": (
         [("Clip", ["x", "low", "six"], "a", {}), ("HardSwish", ["a"], "b", {}),
          ("HardSigmoid", ["b"], "c", {"alpha": 0.3}), ("Clip", ["c", "", "half"], "d", {}),
-         ("LeakyRelu", ["d"], "y", {})],
+         ("Neg", ["d"], "y", {})],
         {"low": np.float32(-0.5), "six": np.float32(6), "half": np.float32(0.5)}, 5,
     ),
     "a shape computed from the input's": (

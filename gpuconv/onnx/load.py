@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,9 @@ class Reader:
         for node in graph.node:
             for name in node.input:
                 self.readers[name].append(node)
+        for one in file.metadata_props:
+            with suppress(ValueError):
+                self.network.metadata[one.key] = json.loads(one.value)
         self.batch, shape = _declared(given[0]) if given else (None, None)
         shape = tuple(input_shape) if input_shape else shape
         self.shapes: dict[str, Any] | None = None

@@ -27,12 +27,14 @@ class Step:
 
 class OnnxNetwork(Module):
     """The network of an ONNX file. forward: one tensor for each of the file's inputs -> one tensor,
-    or a tuple of them. input_names, output_names: the file's.
+    or a tuple of them. input_names, output_names: the file's. metadata: of its metadata_props those
+    that are JSON, as `export` writes them.
     """
 
     def __init__(self, input_names: list[str], output_names: list[str]) -> None:
         super().__init__()
         self.input_names, self.output_names = input_names, output_names
+        self.metadata: dict[str, Any] = {}
         self._steps: list[Step] = []
         self._constants: dict[str, Any] = {}  # by value
         self._stored: dict[str, str] = {}  # the parameter that a value is, by dotted name

@@ -38,7 +38,7 @@ class Classic(nn.Module):
         self.norm, self.drop, self.fc = nn.BatchNorm2d(6), nn.Dropout(0.3), nn.Linear(45 * 6, 10)
 
     def forward(self, x):
-        y = F.max_pool2d(F.leaky_relu(self.conv(x), 0.2), 3, 2, 1, ceil_mode=True)
+        y = F.max_pool2d(F.relu(self.conv(x)), 3, 2, 1, ceil_mode=True)
         y = F.avg_pool2d(y, 3, 1, 1, count_include_pad=False)
         a, b = torch.chunk(y, 2, 1)
         y = torch.cat([b, a], 1)
