@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpuconv import tensor_file
+from gpuconv import onnx, tensor_file
 from gpuconv.files import write_atomically
 from gpuconv.metadata import LARGEST_SIDE, parse
 from gpuconv.nn import Module
@@ -26,6 +26,7 @@ from gpuconv.nn.init import deferred
 from gpuconv.nn.rebuild import LAYERS, describe
 
 FORMAT_VERSION = 1
+SUFFIXES = (".safetensors", ".onnx")
 _OPTIMIZER = "optimizer/"
 
 
@@ -42,6 +43,7 @@ class Checkpoint:
     metadata: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, np.ndarray] = field(default_factory=dict)
     path: str = "the checkpoint"
+    network: Module | None = None  # of an ONNX file
 
     def build(self, model: Module | Callable[..., Module] | str | None = None) -> Module:
         """The model that the file describes, with its weights, in evaluation mode.
@@ -52,6 +54,8 @@ class Checkpoint:
         Raises: ValueError if the file describes no network that gpuconv can build and none is
         given, or its weights do not fit.
         """
+        if self.network is not None and model is None:
+            return self.network
         network = self._described() if model is None else self._given(model)
         self.load_into(network)
         trained_on = (self.metadata.get("input") or {}).get("input_shape") or ()
@@ -170,13 +174,16 @@ def write(path: Any, checkpoint: Checkpoint) -> None:
 
 
 def read(path: Any) -> Checkpoint:
-    """Read any safetensors file; one that gpuconv wrote is checked against its sha256.
+    """Read any safetensors file; one that gpuconv wrote is checked against its sha256. Of an ONNX
+    file, whose name ends with .onnx, the network is read too, see `gpuconv.onnx.load`.
 
     BF16 tensors become float32. Raises: FileNotFoundError; ValueError, in one line, for a file that
     is damaged, truncated, not safetensors, of a newer format, or whose metadata are not as they
     should be, see gpuconv/metadata.py.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        return _of_onnx(path)
     arrays, head = tensor_file.read(path)
     if "gpuconv" not in head and "sha256" not in head:
         return Checkpoint(arrays, path=str(path))  # somebody else's safetensors
@@ -184,6 +191,15 @@ def read(path: Any) -> Checkpoint:
     weights = {name: a for name, a in arrays.items() if not name.startswith(_OPTIMIZER)}
     optimizer = {n.removeprefix(_OPTIMIZER): a for n, a in arrays.items() if n not in weights}
     return Checkpoint(weights, metadata, optimizer, str(path))
+
+
+def _of_onnx(path: Path) -> Checkpoint:
+    network = onnx.load(path)
+    try:
+        metadata = parse(json.dumps(network.metadata))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Checkpoint(network.state_dict(), metadata, path=str(path), network=network)
 
 
 def _checked_metadata(
