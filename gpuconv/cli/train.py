@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--model", "NAME", str, "of a model, or mynet.py:build, see above (default: lenet)"),
         ("--from", "FILE", path, "weights to begin with, see above", {"dest": "weights"}),
         ("--freeze", "LAYERS", _names, "layers that do not train, as conv1,layer1"),
-        ("--classes", "N", whole(1), "of a new head, where the network has another number"),
+        ("--classes", "N", whole(1, 10**6), "of a new head, where the network has another number"),
         ("--data", "NAME|PATH", path, "mnist, fashion-mnist, or a folder, see above"),
         ("--epochs", "N", whole(1), "passes over the training images"),
         ("--batch", "N", whole(1), "images for each update"),

@@ -101,6 +101,11 @@ class CupyRuntime(Runtime):
         with self.inside(array):
             return self._tried(array.shape, array.copy, "C")
 
+    def assign(self, to: Any, array: Any) -> None:
+        array = self.contiguous(array)
+        with self.inside(array):
+            to.data.copy_from_device_async(array.data, array.nbytes)
+
     def span(self, array: Any) -> Any:
         step = array.dtype.itemsize
         pairs = zip(array.shape, array.strides, strict=True)

@@ -132,7 +132,9 @@ class Recorder:
         self.effects: list[Effect] = []
         self.scalars: list[Any] = []  # losses, as `Runtime.scalar` read them
         self.kept: list[Any] = []
-        self.outputs: Any = None  # what the step's caller wants to read after a replay
+        # What the step's caller wants to read after a replay; parameters and their gradients.
+        self.outputs: Any = None
+        self.gradients: list[tuple[Any, Any]] = []
         self.own: set[int] = set()  # addresses of the memory that the step itself allocated
         self.noted, self.keeping = False, True
         self.used = [0, 0]  # seeds and numbers of a step

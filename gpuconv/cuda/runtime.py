@@ -155,6 +155,10 @@ class Runtime:
         """Meanwhile arrays get memory that nobody else gets while the recorder lives."""
         return nullcontext()
 
+    def assign(self, to: Any, array: Any) -> None:
+        """Copy an array of the device to another, in C order, of its shape and type."""
+        raise NotImplementedError
+
     def held(self, own: set[int], arguments: list[Any]) -> list[Any]:
         """A launch's arguments as a recorder keeps them; here arrays keep their memory."""
         return arguments

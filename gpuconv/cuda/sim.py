@@ -47,6 +47,9 @@ class SimRuntime(Runtime):
         recording.refuse("an array is copied without a kernel")
         return array.copy()
 
+    def assign(self, to: sim.Array, array: sim.Array) -> None:
+        to.set(sim.asnumpy(array))
+
     def span(self, array: sim.Array) -> sim.Array:
         return array.span()
 

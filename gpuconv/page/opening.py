@@ -145,6 +145,7 @@ def _run_session(run: Run) -> tuple[Session, Loader, str]:
     trainer, training = run.trainer, run.training
     assert trainer.model.spec is not None  # `train.prepare` builds by name, or from a file
     network = _initial(trainer.model.spec, run.config["seed"])
+    network.input_shape = trainer.model.input_shape
     first = {name: array.copy() for name, array in trainer.model.state_dict().items()}
     metadata = {
         **trainer.metadata,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gpuconv
+from gpuconv.arrays import to_numpy
 from gpuconv.nn import Module, rebuild
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ def describe_run(
         "validation": describe_loader(validation),
     }
     names = ("size", "mean", "std", "input_shape")
+    source = getattr(train, "source", train)
     described: dict[str, Any] = plain(
         {
             "model": trainer.model.spec or rebuild.describe(trainer.model),
             "recipe": recipe,
             "input": {name: getattr(train, name, None) for name in names},
-            "classes": getattr(getattr(train, "dataset", None), "classes", None),
+            "classes": getattr(getattr(source, "dataset", None), "classes", None),
             "image_shape": getattr(getattr(train, "dataset", None), "image_shape", None),
             "resize": getattr(getattr(train, "dataset", None), "resize", None),
             "stratified": True,
@@ -76,13 +78,14 @@ def describe_loader(loader: Any) -> dict[str, Any] | None:
     """What decides the batches: the loader's arguments and which data it reads."""
     if loader is None:
         return None
+    loader = getattr(loader, "source", loader)
     names = ("batch_size", "shuffle", "seed", "drop_last", "size", "mean", "std", "augment")
     described = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
     dataset = getattr(loader, "dataset", None)
-    if dataset is None:
-        described["batches"] = len(loader)
+    if dataset is None or not hasattr(dataset, "__len__"):
         if isinstance(loader, (list, tuple)):
-            described["crc32"] = crc32(*(array for batch in loader for array in batch))
+            arrays = (to_numpy(array) for batch in loader for array in batch)
+            return {**described, "batches": len(loader), "crc32": crc32(*arrays)}
         return described
     described["images"] = len(dataset)
     for name in ("labels", "images"):

@@ -1,5 +1,6 @@
 """A network of one's own, from a file with its own `forward`, by commands alone."""
 
+import base64
 import json
 import re
 
@@ -8,9 +9,11 @@ import own_network
 import pytest
 
 import gpuconv
-from gpuconv import checkpoint, data, models, nn
+from gpuconv import checkpoint, data, models, nn, train
 from gpuconv.cli import main
 from gpuconv.cli import train as train_command
+from gpuconv.page.opening import _run_session
+from gpuconv.train.evaluate import probabilities
 
 QUICK = ["--limit", "100", "--epochs", "2", "--batch", "25", "--validation", "0.2"]
 
@@ -216,3 +219,37 @@ def test_a_replaced_head_is_rebuilt(file, tmp_path):
     model.conv2 = nn.Identity()
     assert model.spec is None
     assert json.dumps(checkpoint.read(path).metadata)
+
+
+@pytest.mark.parametrize("function", ["build", "plain"])
+def test_a_run_on_the_page(file, function):
+    """`train --show`: a network of the page's own, with the run's weights and the first ones."""
+    config = train.run_config(model=f"{file}{function}", limit=60, epochs=1)
+    prepared = train.prepare(config)
+    session, *_ = _run_session(prepared)
+    assert session.graph.model is not prepared.trainer.model
+    weights = next(iter(prepared.trainer.model.state_dict().values()))
+    for when in ("start", "now"):
+        sent = session.filters(1, when)["values"]["f4"]
+        assert (np.frombuffer(base64.b64decode(sent), np.float32) == weights.ravel()).all()
+
+
+def test_probabilities_of_a_forward_that_ends_with_softmax():
+    """Where softmax is a function, or a layer that is not the last one made."""
+
+    class Net(nn.Module):
+        def __init__(self, ends):
+            super().__init__()
+            self.softmax, self.fc, self.ends = nn.Softmax(), nn.Linear(4, 3, rng=0), ends
+
+        def forward(self, x):
+            y = self.fc(x.flatten(1)) + 0 * float(x.numpy().max())  # asks for values
+            return {"function": nn.functional.softmax, "layer": self.softmax}.get(
+                self.ends, nn.Identity()
+            )(y)
+
+    x = np.random.default_rng(0).standard_normal((2, 1, 2, 2)).astype(np.float32)
+    scores = x.reshape(2, 4) @ Net("").fc.weight.data.T + Net("").fc.bias.data
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    for ends in ("function", "layer", ""):
+        assert np.allclose(probabilities(Net(ends), x, 2), shares, atol=1e-6)
