@@ -5,7 +5,9 @@ images, where --validation holds some out), history.jsonl, curves.png and confus
 --out it is runs/MODEL-DATA, or, where that is taken, the next free runs/MODEL-DATA-2 and so on; a
 folder given by --out that holds a run is only replaced with --overwrite.
 
---data is mnist, fashion-mnist, a folder of IDX files or one of pictures by class (default: mnist).
+--data is mnist (the default), fashion-mnist, or a path: a folder of pictures by class, of IDX
+files, of CIFAR-10 or CIFAR-100 (Python or binary version) or of .npy files, or an .npz file, with
+arrays named x_train and y_train, or images and labels, say.
 --recipe article sets the article's loss and plain gradient descent; other options go first.
 --validation is 0.05, and 0 for small sets, unless it is given.
 --size scales the pictures of a folder and pads other images; without it a folder has the model's
