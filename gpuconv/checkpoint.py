@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ import numpy as np
 
 from gpuconv import onnx, tensor_file
 from gpuconv.files import write_atomically
-from gpuconv.metadata import parse
+from gpuconv.metadata import LARGEST_SIDE, parse
 from gpuconv.nn import Module
 from gpuconv.nn.init import deferred
 from gpuconv.nn.rebuild import LAYERS, describe
@@ -73,14 +74,17 @@ class Checkpoint:
                 " Python gpuconv.load(path, model), or load_state_dict"
             )
         arguments = {**spec.get("arguments", {}), "seed": None}
+        own = models.is_file(str(spec.get("name")))  # may do with arrays whatever it likes
         try:
-            with deferred(shapes_only=True):  # nothing is allocated that the weights do not fit
+            # Nothing is allocated that the weights do not fit.
+            with nullcontext() if own else deferred(shapes_only=True):
                 return models.build({**spec, "arguments": arguments})
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
     def _given(self, model: Module | Callable[..., Module] | str) -> Module:
         from gpuconv import models
+        from gpuconv.models import own
 
         if isinstance(model, Module):
             return model
@@ -92,7 +96,7 @@ class Checkpoint:
         offered = {name: value for name, value in offered.items() if value}
         if not models.is_file(model):
             return models.named(model, None, **offered)
-        return models.for_spec(model, self.metadata.get("model") or {}, offered, self.path)
+        return own.for_spec(model, self.metadata.get("model") or {}, offered, self.path)
 
     def load_into(self, model: Module) -> None:
         """Copy the weights into a model. ValueError that names what does not fit."""
@@ -116,8 +120,9 @@ def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadat
     """
     if isinstance(model_or_state, Module):
         metadata = {"model": model_or_state.spec or describe(model_or_state), **metadata}
-        if model_or_state.input_shape is not None:
-            metadata.setdefault("input", {"input_shape": model_or_state.input_shape})
+        shape = model_or_state.input_shape
+        if shape is not None and max(shape, default=0) <= LARGEST_SIDE:  # else `read` refuses it
+            metadata.setdefault("input", {"input_shape": shape})
         weights = model_or_state.state_dict()
     else:
         weights = dict(model_or_state)

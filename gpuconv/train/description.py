@@ -10,10 +10,14 @@ import numpy as np
 
 import gpuconv
 from gpuconv.arrays import to_numpy
+from gpuconv.data import Dataset
+from gpuconv.data.preprocessing import has_dark_border
 from gpuconv.nn import Module, rebuild
 
 if TYPE_CHECKING:
     from gpuconv.train.trainer import Trainer
+
+BORDERS_READ = 10_000  # images whose borders tell whether they are dark: of any number, soon
 
 
 def describe_run(
@@ -44,15 +48,26 @@ def describe_run(
             "recipe": recipe,
             "input": {name: getattr(train, name, None) for name in names},
             "classes": getattr(getattr(source, "dataset", None), "classes", None),
-            "image_shape": getattr(getattr(train, "dataset", None), "image_shape", None),
-            "resize": getattr(getattr(train, "dataset", None), "resize", None),
             "stratified": True,
+            **_describe_images(getattr(source, "dataset", None)),
             "seed": trainer.seed,
             "version": gpuconv.__version__,
             **trainer.metadata,
         }
     )
     return described
+
+
+def _describe_images(dataset: Any) -> dict[str, Any]:
+    """How a picture becomes one of a data set's images, as `Preprocessing` reads it."""
+    if not isinstance(dataset, Dataset):
+        return {}
+    some = dataset.subset(slice(0, BORDERS_READ))
+    return {
+        "image_shape": dataset.image_shape,
+        "resize": dataset.resize,
+        "dark_border": has_dark_border(some),
+    }
 
 
 def describe_model(model: Module) -> dict[str, Any]:

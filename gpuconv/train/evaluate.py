@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuconv import ops
 from gpuconv.arrays import to_numpy
-from gpuconv.nn import Module, Softmax
+from gpuconv.nn import Module, trace
 from gpuconv.nn.module import in_mode
 from gpuconv.train.answers import Run, answers_of
 from gpuconv.train.batches import as_batches
@@ -69,8 +69,16 @@ def probabilities(model: Module, data: Any, batch_size: int, run: Run | None = N
             if not np.isfinite(scores).all():
                 raise diagnose_non_finite(model, x(), "predict", "a score", "train it again")
     scores = np.concatenate(outputs)
-    *_, (_, final) = model.named_modules()
-    return scores if isinstance(final, Softmax) else ops.softmax(scores)
+    return scores if _ends_with_softmax(model, x()) else ops.softmax(scores)
+
+
+def _ends_with_softmax(model: Module, x: Any) -> bool:
+    """Whether a network gives probabilities already; x: a batch that it has read."""
+    try:
+        traced = trace(model, tuple(x.shape[1:]))
+    except TypeError:  # its forward asks for values
+        traced = trace(model, x[:1])
+    return traced.steps[traced.outputs[""]].name == "softmax"
 
 
 def _draws(sampler: Any) -> bool:
