@@ -1,9 +1,11 @@
-"""Python calls of one LeNet training step on the cpu: how much of a step is not arithmetic.
+"""Counts of one LeNet training step: Python calls on the cpu, or kernel launches.
 
-    python benchmarks/count.py            # the total, and calls by file
+    python benchmarks/count.py            # Python calls: the total, and calls by file
     python benchmarks/count.py --each     # by function
+    python benchmarks/count.py --launches lenet 64    # a line for each launch: blocks, multiply-adds
 
-Counts `call` events of sys.setprofile on the main thread in the fourth step (zero_grad, forward,
+Launches: see gpuconv/bench/launches.py; networks lenet, lenet5 and tinyvgg, any batch. Python calls:
+counts `call` events of sys.setprofile on the main thread in the fourth step (zero_grad, forward,
 loss, backward, optimiser), batch 64, 2 threads. Figures of different Python versions differ.
 """
 
@@ -21,6 +23,7 @@ import numpy as np
 
 import gpuconv
 from gpuconv import models, nn, optim
+from gpuconv.bench import launches
 
 PACKAGE = Path(gpuconv.__file__).parent
 BATCH, STEP = 64, 4
@@ -63,7 +66,13 @@ def calls_of(function: Callable[[], Any]) -> Counter[CodeType]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--each", action="store_true", help="a line for each function")
-    each = parser.parse_args().each
+    parser.add_argument("--launches", nargs=2, metavar=("NETWORK", "BATCH"), help="and launches")
+    arguments = parser.parse_args()
+    each = arguments.each
+    if arguments.launches:
+        network, batch = arguments.launches
+        print(launches.table(launches.step_launches(*launches.NETWORKS[network](), int(batch))))
+        return
     gpuconv.set_thread_count(2)
     step = lenet_step()
     for _ in range(STEP - 1):

@@ -96,6 +96,9 @@ class CupyRuntime(Runtime):
     def here(self) -> str:
         return f"cuda:{self.cupy.cuda.Device().id}"
 
+    def queue(self) -> Any:
+        return self.here(), self.cupy.cuda.get_current_stream().ptr
+
     def inside(self, array: Any) -> Any:
         device = array.device
         return HERE if device == self.cupy.cuda.Device() else device

@@ -30,6 +30,7 @@ from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
 MAX_BOUND = 4096  # bindings that a runtime remembers
+MIN_TICKETS = 4096
 
 
 class PixelView(NamedTuple):
@@ -54,6 +55,7 @@ class Runtime:
         # By a configuration's id, which stands for it as long as its binding holds it.
         self._bound: dict[tuple[Any, ...], tuple[LaunchConfig, list[Binding]]] = {}
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        self._tickets: dict[Any, list[Any]] = {}
 
     # ---- what a device defines -----------------------------------------------------------------
 
@@ -88,6 +90,10 @@ class Runtime:
     def here(self) -> str:
         """The device kernels would run on now."""
         return self.name
+
+    def queue(self) -> Any:
+        """What stands for the queue that kernels would join now: they run one after another."""
+        return self.here()
 
     def inside(self, array: Any) -> AbstractContextManager[Any]:
         """Meanwhile this array's card is the one that allocates and runs."""
@@ -131,6 +137,8 @@ class Runtime:
         """
         if config.workspace:
             arrays["workspace"] = self.empty(config.workspace)
+        if config.tickets:
+            arrays["tickets"] = self.tickets(config.tickets)
         addresses: dict[str, int] = {}
         layouts: list[Any] = [id(config), self.here(), *numbers]
         for name, array in arrays.items():
@@ -143,6 +151,16 @@ class Runtime:
             self.start(launch, arguments)
         if self.recorded is not None:
             self.recorded += checked
+
+    def tickets(self, count: int) -> Any:
+        """At least `count` counters that are 0 (kernels/last_block.cuh): every launch leaves them
+        so. The launches of a queue share them; they are never freed, for a recorded launch knows
+        their address.
+        """
+        held = self._tickets.setdefault(self.queue(), [])
+        if not held or held[-1].size < count:
+            held.append(self.zeros(max(count, MIN_TICKETS), np.uint32))
+        return held[-1]
 
     def _bind(
         self,
@@ -212,6 +230,14 @@ class Runtime:
         y = self.empty(shape)
         self.run(config, y=y, x=x)
         return y
+
+    def dense(self, array: Any) -> tuple[Any, bool]:
+        """(N, C, H, W) as contiguous memory, and whether that is (N, H, W, C): for kernels that
+        read either. Without a copy where it lies so.
+        """
+        if in_c_order(array.shape, array.strides, array.dtype.itemsize):
+            return array, False
+        return self.as_nhwc(array), True
 
     def pixels(self, array: Any) -> PixelView:
         """The pixels of (N, C, H, W) float32; without a copy where they are channels of a

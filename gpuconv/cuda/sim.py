@@ -44,7 +44,11 @@ class SimRuntime(Runtime):
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         args = launch.kernel, launch.grid, launch.block, arguments, launch.shared
-        self.module(launch).launch(*args, self.order, self.seed, thread_count())
+        try:
+            self.module(launch).launch(*args, self.order, self.seed, thread_count())
+        except Exception:
+            self._tickets.clear()  # blocks that did not run drew none
+            raise
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
 
     def synchronize(self) -> None:

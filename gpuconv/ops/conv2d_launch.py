@@ -80,6 +80,11 @@ class Conv2dShape:
         return self.K // self.groups
 
     @property
+    def multiply_adds(self) -> int:
+        """Of each of the three passes."""
+        return self.size("y") * self.R * self.S * self.channels
+
+    @property
     def depthwise(self) -> bool:
         """Every channel has filters of its own."""
         return self.groups > 1 and self.channels == 1
@@ -158,6 +163,7 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig:
         defines(**macros),
         scalars,
         conv.sizes_forward(bias),
+        multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,))
 
@@ -204,6 +210,7 @@ def config_backward_data(conv: Conv2dShape, mask: bool) -> LaunchConfig:
         defines(**macros),
         scalars,
         conv.sizes_data(mask),
+        multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,))
 
@@ -239,6 +246,7 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
         defines(TILE=tile, VEC_A=vec_a, VEC_B=vec_b, VEC_OUT=vec_b),
         scalars,
         conv.sizes_weight(),
+        multiply_adds=conv.multiply_adds,
     )
     return split_k(launch, "dw", conv.size("w"), splits)
 

@@ -48,7 +48,11 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig | 
         **{"use_bias": int(bias), "rectify": int(relu)},
     }
     kernel, chosen, sizes = "conv2d_forward_few_channels", macros(conv), conv.sizes_forward(bias)
-    launch = Launch(FILE, kernel, (grid, 1, 1), THREADS, chosen, scalars, sizes, shared=shared)
+    launch = Launch(
+        *(FILE, kernel, (grid, 1, 1), THREADS, chosen, scalars, sizes),
+        shared=shared,
+        multiply_adds=conv.multiply_adds,
+    )
     return LaunchConfig((launch,))
 
 
@@ -69,7 +73,11 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig | None:
     }
     kernel, grid = "conv2d_backward_weight_few_channels", (blocks, 1, splits)
     sizes = conv.sizes_weight()
-    launch = Launch(FILE, kernel, grid, THREADS, macros(conv), scalars, sizes, shared=shared)
+    launch = Launch(
+        *(FILE, kernel, grid, THREADS, macros(conv), scalars, sizes),
+        shared=shared,
+        multiply_adds=conv.multiply_adds,
+    )
     return split_k(launch, "dw", conv.size("w"), splits)
 
 
