@@ -1,32 +1,43 @@
-"""Counts of one LeNet training step: Python calls on the cpu, or kernel launches.
+"""What one training step costs, counted: Python calls on the cpu, launches and bytes on a GPU.
 
-    python benchmarks/count.py            # Python calls: the total, and calls by file
-    python benchmarks/count.py --each     # by function
-    python benchmarks/count.py --launches lenet 64    # a line for each launch: blocks, multiply-adds
+    python benchmarks/count.py                              # Python calls of a LeNet step, by file
+    python benchmarks/count.py --each                       # by function
+    python benchmarks/count.py --bytes resnet18             # launches and bytes, by kernel
+    python benchmarks/count.py --bytes lenet --batch 64     # of another batch
+    python benchmarks/count.py --bytes resnet18 --each      # one line for each launch
+    python benchmarks/count.py --work lenet --batch 64      # and multiply-adds, by launch
+    python benchmarks/count.py --estimate                   # the table of docs/benchmarks.md
 
-Launches: see gpuconv/bench/launches.py; networks lenet, lenet5 and tinyvgg, any batch. Python calls:
-counts `call` events of sys.setprofile on the main thread in the fourth step (zero_grad, forward,
-loss, backward, optimiser), batch 64, 2 threads. Figures of different Python versions differ.
+The first two count `call` events of sys.setprofile on the main thread in the fourth step
+(zero_grad, forward, loss, backward, optimiser), batch 64, 2 threads. Figures of different Python
+versions differ. The others need no GPU: benchmarks/launches.py and benchmarks/multiply_adds.py say
+what is counted and by which model the times are estimated.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import launches
+import multiply_adds
 import numpy as np
 
 import gpuconv
 from gpuconv import models, nn, optim
-from gpuconv.bench import launches
 
 PACKAGE = Path(gpuconv.__file__).parent
 BATCH, STEP = 64, 4
+ESTIMATED = (
+    *(("lenet", batch) for batch in (64, 128, 512)),
+    *((name, 128) for name in ("alexnet", "googlenet", "resnet18", "resnet50")),
+    *(("vgg16", 32), ("densenet121", 32)),
+)
 
 
 def lenet_step() -> Callable[[], Any]:
@@ -63,16 +74,51 @@ def calls_of(function: Callable[[], Any]) -> Counter[CodeType]:
     return counts
 
 
+def show_bytes(name: str, batch: int, each: bool) -> None:
+    """A table of a step's launches: one line for each, or for each kernel."""
+    step = launches.training_step(launches.network(name), batch)
+    groups: dict[str, list[launches.Counted]] = defaultdict(list)
+    for number, one in enumerate(step):
+        groups[f"{number:3} {one.launch.kernel}" if each else one.launch.kernel].append(one)
+    print(f"{'launches':>8} {'read, MB':>10} {'written, MB':>12} {'estimate, ms':>13}")
+    total = {"in all": step}
+    for kernel, some in {**groups, **total}.items():
+        read, written = sum(c.read for c in some) / 1e6, sum(c.written for c in some) / 1e6
+        time = sum(map(launches.seconds, some)) * 1e3
+        print(f"{len(some):8} {read:10.1f} {written:12.1f} {time:13.3f} {kernel}")
+
+
+def show_estimates() -> None:
+    """Markdown: a line for each network, of the batches that docs/benchmarks.md has."""
+    print("| training step | launches | GB moved | estimate, ms |\n|---|---:|---:|---:|")
+    for name, batch in ESTIMATED:
+        step = launches.training_step(launches.network(name), batch)
+        gigabytes = sum(c.read + c.written for c in step) / 1e9
+        time = sum(map(launches.seconds, step)) * 1e3
+        print(f"| {name}, batch {batch} | {len(step)} | {gigabytes:.3g} | {time:.3g} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--each", action="store_true", help="a line for each function")
-    parser.add_argument("--launches", nargs=2, metavar=("NETWORK", "BATCH"), help="and launches")
-    arguments = parser.parse_args()
-    each = arguments.each
-    if arguments.launches:
-        network, batch = arguments.launches
-        print(launches.table(launches.step_launches(*launches.NETWORKS[network](), int(batch))))
-        return
+    parser.add_argument("--each", action="store_true", help="a line for each function or launch")
+    parser.add_argument("--bytes", metavar="NETWORK", choices=models.MODELS, help="of a GPU step")
+    parser.add_argument("--work", metavar="NETWORK", choices=multiply_adds.NETWORKS, help="too")
+    parser.add_argument("--batch", type=int, default=128, help="images of that step")
+    parser.add_argument("--estimate", action="store_true", help="times of GPU steps, by a model")
+    given = parser.parse_args()
+    if given.bytes:
+        show_bytes(given.bytes, given.batch, given.each)
+    elif given.work:
+        model, image = multiply_adds.NETWORKS[given.work]()
+        print(multiply_adds.table(multiply_adds.step_work(model, image, given.batch)))
+    elif given.estimate:
+        show_estimates()
+    else:
+        show_calls(given.each)
+
+
+def show_calls(each: bool) -> None:
+    """The Python calls of a LeNet step on the cpu, by file or by function."""
     gpuconv.set_thread_count(2)
     step = lenet_step()
     for _ in range(STEP - 1):

@@ -111,8 +111,8 @@ def check(options: argparse.Namespace) -> Iterator[Record]:
     """All stages, one after another; after each the report as it then stands."""
     import gpu_machine
 
-    from gpuconv.bench.report import processor
     from gpuconv.cuda import source
+    from gpuconv.devices import processor
 
     began = time.monotonic()
     end = began + (options.budget or (QUICK_BUDGET if options.quick else BUDGET))

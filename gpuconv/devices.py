@@ -1,8 +1,10 @@
-"""The names of the devices a model runs on."""
+"""The names of the devices a model runs on, and of the processor."""
 
 from __future__ import annotations
 
 import importlib.util
+import platform
+from pathlib import Path
 
 from gpuconv.errors import unknown
 
@@ -26,3 +28,12 @@ def choose() -> tuple[str, str]:
 
     found = problem()
     return ("cpu", found.split(";")[0]) if found else ("cuda", "a GPU works")
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        return platform.processor() or platform.machine() or "unknown processor"

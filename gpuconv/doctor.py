@@ -14,6 +14,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,9 @@ def _optional(name: str, install: str) -> tuple[Any, str]:
         return None, f"there, but its import fails: {one_line(error)}; {install}"
 
 
-def _version(package: str) -> Callable[[], str]:
-    return lambda: str(importlib.import_module(package).__version__)
+def _version(module: str, package: str) -> str:
+    importlib.import_module(module)
+    return importlib.metadata.version(package)
 
 
 def _blas() -> str:
@@ -166,18 +168,12 @@ def _numba() -> str:
 def _cpu() -> str:
     import llvmlite.binding as llvm
 
+    from gpuconv.devices import processor
+
     present = llvm.get_host_cpu_features()
     features = " ".join(name for name in CPU_FEATURES if present.get(name))
-    return f"{_cpu_name() or llvm.get_host_cpu_name()}: {features or 'no vector features known'}"
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else ""
+    name = f"{processor()} ({llvm.get_host_cpu_name()})"
+    return f"{name}: {features or 'no vector features known'}"
 
 
 def _memory() -> str:
@@ -197,11 +193,6 @@ def _threads() -> str:
     return f"{thread_count()} of {os.cpu_count()} logical cores (GPUCONV_THREADS or --threads)"
 
 
-def _rich() -> str:
-    importlib.import_module("rich.progress")
-    return importlib.metadata.version("rich")
-
-
 def _self_check() -> str:
     import numpy as np
 
@@ -216,13 +207,13 @@ def _self_check() -> str:
 
 
 REQUIRED: dict[str, tuple[Callable[[], str], str]] = {
-    "NumPy": (_version("numpy"), "numpy"),
+    "NumPy": (partial(_version, "numpy", "numpy"), "numpy"),
     "BLAS": (_blas, "threadpoolctl"),
     "Numba": (_numba, "numba"),
     "CPU": (_cpu, "llvmlite"),
-    "Pillow": (_version("PIL"), "pillow"),
-    "safetensors": (_version("safetensors"), "safetensors"),
-    "rich": (_rich, "rich"),
+    "Pillow": (partial(_version, "PIL", "pillow"), "pillow"),
+    "safetensors": (partial(_version, "safetensors", "safetensors"), "safetensors"),
+    "rich": (partial(_version, "rich.progress", "rich"), "rich"),
     "memory": (_memory, "gpuconv"),
     "threads": (_threads, "gpuconv"),
     "self-check": (_self_check, "gpuconv"),

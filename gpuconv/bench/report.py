@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ import gpuconv
 from gpuconv.bench import ceilings
 from gpuconv.bench.ceilings import Ceilings
 from gpuconv.bench.measure import Row
+from gpuconv.devices import processor
 from gpuconv.files import write_atomically
 from gpuconv.ops.cost import Cost
 from gpuconv.threads import thread_count
@@ -23,15 +23,6 @@ HEADER = ("operation", "pass", "device", "time", "spread", "TFLOP/s", "GB/s", "c
 COUNTED = ("operation", "pass", "counted GFLOP", "counted least MB", "flops a byte")
 TEXT_COLUMNS = ("operation", "pass", "device", "bound")
 WIDTHS = {"pass": 15, "device": 6, "time": 11, "spread": 6, "GB/s": 7, "ceiling": 7, "bound": 10}
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
-        return platform.processor() or platform.machine() or "unknown processor"
 
 
 def measured_device(device: str) -> tuple[str, Any, Ceilings]:

@@ -46,9 +46,7 @@ class Spans:
         return Spans(np.minimum(self.first, other.first), np.maximum(self.end, other.end))
 
     def spread(self, length: int) -> Spans:
-        """A single place as `length` of them, as arithmetic broadcasts it."""
-        if len(self) == length:
-            return self
+        """`length` places that each read all of these."""
         return self.of([np.arange(len(self))] * length)
 
     def of(self, groups: Sequence[np.ndarray]) -> Spans:
@@ -144,10 +142,10 @@ def _through(step: Step, inputs: list[_Field]) -> _Field | None:
 def _along(step: Step, inputs: list[_Field], axis: int) -> Spans:
     length = step.shape[2 + axis] if len(step.shape) == 4 else 1
     spans = [field[axis] for field in inputs]
-    if step.name in _PLACE_BY_PLACE:
-        return reduce(Spans.union, [each.spread(length) for each in spans])
-    if step.name in _WHOLE:
-        return reduce(Spans.union, [each.of([np.arange(len(each))] * length) for each in spans])
+    if step.name in (*_PLACE_BY_PLACE, *_WHOLE):
+        whole = step.name in _WHOLE  # else a single place is broadcast
+        read = [s.spread(length) if whole or len(s) != length else s for s in spans]
+        return reduce(Spans.union, read)
     if step.window is None:
         size = len(spans[0])  # of an adaptive pooling: each output averages its own places
         ends = [(p * size // length, -(-(p + 1) * size // length)) for p in range(length)]

@@ -264,9 +264,7 @@ def _clocks(conv: Conv2dShape, t: Tiling) -> float:
     return of_thread * max(1.0, warps / 4)
 
 
-def _weight_part(
-    conv: Conv2dShape, processors: int
-) -> tuple[int, dict[str, int], int, int] | None:
+def _weight_part(conv: Conv2dShape, processors: int) -> tuple[int, dict[str, int], int, int] | None:
     """(filters of a thread, numbers, threads of a block, bytes of shared memory) of backward
     weight, by the same model; None where nothing fits.
     """

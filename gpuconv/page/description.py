@@ -21,10 +21,12 @@ PAGE_VALUES = 1 << 18  # of one layer that are sent at once: a page of channels
 PART_VALUES = 1 << 22  # of one window
 MIN_CHANNELS, MAX_CHANNELS = 4, 64
 
+Answer = dict[str, Any]  # that JSON can hold
+
 
 def describe(
     graph: Graph, title: str, classes: Sequence[str], preprocessing: Preprocessing
-) -> dict[str, Any]:
+) -> Answer:
     """The network for the page. preprocessing: how pictures become the network's input.
 
     Keys: "title", "classes", "parameters", "scores" (the node that softmax reads), "input" (image
@@ -74,14 +76,12 @@ def to_json(found: Any) -> bytes:
     return text.encode()
 
 
-def floats(array: np.ndarray) -> str:
-    """float32 values in C order, little-endian, as base64."""
-    return bytes_of(np.ascontiguousarray(array, "<f4"))
-
-
-def bytes_of(array: np.ndarray) -> str:
-    """An array's bytes in C order as base64, uint8 for pictures."""
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+def packed(array: np.ndarray) -> dict[str, str]:
+    """An array in C order as base64, by its type: "u1" for pixels, "f4", little-endian, for all
+    else. The page's `parse` reads it.
+    """
+    kind = "u1" if array.dtype == np.uint8 else "f4"
+    return {kind: base64.b64encode(np.asarray(array, f"<{kind}").tobytes()).decode()}
 
 
 def weights_of(node: Node) -> dict[str, np.ndarray]:
@@ -122,7 +122,7 @@ def part_of(y: np.ndarray, part: Part) -> np.ndarray:
     return np.where(inside, maps[near], np.float32(0))
 
 
-def _layer(graph: Graph, node: Node) -> dict[str, Any]:
+def _layer(graph: Graph, node: Node) -> Answer:
     sources = [graph[source].shape for source in node.sources]
     layer = node.layer
     weights = weights_of(node)
@@ -140,10 +140,10 @@ def _layer(graph: Graph, node: Node) -> dict[str, Any]:
     }
 
 
-def _geometry(node: Node, sources: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+def _geometry(node: Node, sources: Sequence[tuple[int, ...]]) -> Answer:
     """What the page needs to know of a layer to draw its windows, and to compute it."""
     layer: Any = node.layer
-    found: dict[str, Any] = {}
+    found: Answer = {}
     if node.window is not None and node.kind != "other":
         found = {
             "kernel": list(node.window.kernel_size),

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpuconv import explain
 from gpuconv.data import Dataset, Preprocessing
-from gpuconv.page.description import bytes_of, check_number, floats
+from gpuconv.page.description import Answer, check_number, packed
 from gpuconv.page.graph import Graph
 
 WINDOWS = 32  # places along a side that occlusion covers
@@ -28,8 +28,6 @@ COUNT = 9  # patches of a filter
 MAX_PICTURES = 2000
 STEP_WORK, STEP_VALUES, STEP_PICTURES = 2_000_000_000, 4_000_000, 200  # of one question
 MAX_SEARCHES = 4  # layers whose results are kept
-
-Answer = dict[str, Any]
 
 
 def offered(graph: Graph) -> dict[str, explain.Method]:
@@ -143,6 +141,6 @@ class Searches:
                 "index": [patch.filter, *patch.unit],
                 "box": list(patch.box),
                 "shape": list(projection.shape),
-                "pixels": bytes_of(picture[:, top:bottom, left:right]),
-                "projection": floats(projection.sum(axis=0)),
+                "pixels": packed(picture[:, top:bottom, left:right]),
+                "projection": packed(projection.sum(axis=0)),
             }

@@ -13,7 +13,7 @@ import numpy as np
 from gpuconv.explain import receptive_field
 from gpuconv.files import write_atomically
 from gpuconv.page.assets import OFFLINE_SCRIPTS, STYLE, page, text
-from gpuconv.page.description import floats, to_json, weights_of
+from gpuconv.page.description import packed, to_json, weights_of
 from gpuconv.page.explanations import COUNT
 from gpuconv.page.graph import Graph
 from gpuconv.page.session import Session
@@ -52,11 +52,11 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     network = {
         "model": model,
         "weights": {
-            node.number: {name: floats(array) for name, array in weights_of(node).items()}
+            node.number: {name: packed(array) for name, array in weights_of(node).items()}
             for node in session.graph
         },
         "start": {
-            layer["number"]: session.filters(layer["number"], "start")["data"]
+            layer["number"]: session.filters(layer["number"], "start")["values"]
             for layer in model["layers"]
             if layer["filters"] and model["start"]
         },

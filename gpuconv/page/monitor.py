@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from gpuconv.page.description import to_json
+from gpuconv.page.description import Answer, to_json
 from gpuconv.page.request_checks import Refused
 from gpuconv.page.session import Session
 from gpuconv.train import Callback, Interrupted
@@ -37,8 +37,6 @@ ACTIONS = {  # the states in which each fits, and the state after it
     "stop": (("running", "paused"), "stopping"),
     "rate": (("running", "paused"), ""),
 }
-
-Answer = dict[str, Any]
 
 
 class TrainingMonitor(Callback):

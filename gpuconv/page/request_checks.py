@@ -20,29 +20,22 @@ class Refused(Exception):
         self.status = status
 
 
-def check_host(given: str | None, bound: str) -> None:
-    """Refuse a Host header that is not this server's: a site may point its name at 127.0.0.1.
+def check_headers(headers: Message, bound: str) -> None:
+    """Refuse headers that contradict each other, a Host that is not this server's (a site may point
+    its name at 127.0.0.1), and what another site's page sends (browsers say where it comes from).
 
     bound: the address that the server listens on. On one that is not this machine's own, any
     address in numbers will do, since a name of another site is never that.
     """
-    found = HOST.fullmatch((given or "").strip().lower())
+    for name in ("Host", "Origin", "Content-Length", "Content-Type"):
+        if len(headers.get_all(name, [])) > 1:
+            raise Refused(400, f"there is more than one {name}")
+    host, origin = headers.get("Host", ""), headers.get("Origin")
+    found = HOST.fullmatch(host.strip().lower())
     name = found[1].strip("[]") if found else ""
     by_number = not is_loopback(bound) and _address(name) is not None
     if name not in LOCAL_NAMES and name != bound and not by_number:
         raise Refused(403, f"this server is not {name or 'nameless'!r}; {EXPECTED}")
-
-
-def check_once(headers: Message) -> None:
-    """Refuse headers that contradict each other."""
-    for name in ("Host", "Origin", "Content-Length", "Content-Type"):
-        if len(headers.get_all(name, [])) > 1:
-            raise Refused(400, f"there is more than one {name}")
-
-
-def check_origin(headers: Message) -> None:
-    """Refuse what another site's page sends: browsers say where a request comes from."""
-    host, origin = headers.get("Host", ""), headers.get("Origin")
     if origin is not None and (origin == "null" or urlsplit(origin).netloc != host):
         raise Refused(403, f"requests from {origin[:80]!r} are not answered; {EXPECTED}")
     site = headers.get("Sec-Fetch-Site", "none")

@@ -216,9 +216,7 @@ class Handler(BaseHTTPRequestHandler):
     def _guarded(self, answer: Any) -> None:
         """Answer, or say in one line why not."""
         try:
-            request_checks.check_once(self.headers)
-            request_checks.check_host(self.headers.get("Host"), self.server.host)
-            request_checks.check_origin(self.headers)
+            request_checks.check_headers(self.headers, self.server.host)
             answer()
         except Refused as refused:
             self.close_connection = True  # its body, if any, has not been read
@@ -228,9 +226,9 @@ class Handler(BaseHTTPRequestHandler):
         except Missing as missing:
             self._say(HTTPStatus.NOT_FOUND, str(missing))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            self._say(HTTPStatus.BAD_REQUEST, " ".join(str(error).split()) or "bad request")
+            self._say(HTTPStatus.BAD_REQUEST, str(error) or "bad request")
         except NotImplementedError as error:  # a layer of one's own, without a way back
-            self._say(HTTPStatus.NOT_IMPLEMENTED, " ".join(str(error).split()))
+            self._say(HTTPStatus.NOT_IMPLEMENTED, str(error))
         except MemoryError:
             self._say(HTTPStatus.INSUFFICIENT_STORAGE, "there is not enough memory for this")
 
@@ -303,7 +301,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         text = (message or HTTPStatus(code).phrase).encode("ascii", "replace").decode()
         status = {501: HTTPStatus.METHOD_NOT_ALLOWED, 505: HTTPStatus.BAD_REQUEST}.get(code, code)
-        self._say(status, " ".join(text.split())[:200])
+        self._say(status, text[:200])
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal belongs to the command."""

@@ -14,11 +14,11 @@ from gpuconv import nn, no_grad, ops
 from gpuconv.errors import unknown
 from gpuconv.page.description import (
     WITH_FILTERS,
+    Answer,
     Part,
-    bytes_of,
     check_number,
     describe,
-    floats,
+    packed,
     page_of,
     part_of,
     weights_of,
@@ -33,8 +33,6 @@ KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
 MAX_RUNS = 16
 MISTAKES = 12
 FIRST_VALUES = 1 << 20  # sent with a run; the page asks for the rest when it comes into sight
-
-Answer = dict[str, Any]
 
 
 class Missing(LookupError):
@@ -112,7 +110,7 @@ class Session:
                 if self._start is None:
                     raise Missing("the weights before training are not known")
                 array = self._start()[f"{node.name}.weight"]
-            return {"shape": list(array.shape), "data": floats(array)}
+            return {"shape": list(array.shape), "values": packed(array)}
 
     def weights(self, number: int, channel: int) -> Answer:
         """What belongs to one channel of a layer's output: "weight", "bias" and so on, by name."""
@@ -120,7 +118,7 @@ class Session:
         check_number(f"channels of {node.name}", channel, node.shape[0])
         with self._lock:
             arrays = weights_of(node)
-            return {name: floats(array[channel]) for name, array in arrays.items()}
+            return {name: packed(array[channel]) for name, array in arrays.items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """New weights for the network; runs of the old ones are forgotten."""
@@ -215,7 +213,7 @@ class Session:
             "first": first,
             "min": float(finite.min()) if finite.size else 0.0,
             "max": float(finite.max()) if finite.size else 0.0,
-            "data": floats(y[first : first + page_of(self.graph[number])]),
+            "values": packed(y[first : first + page_of(self.graph[number])]),
         }
 
     def values(self, run: str, parts: list[Part]) -> Answer:
@@ -223,7 +221,7 @@ class Session:
         outputs = self._run(run)
         for part in parts:
             self._node(part.number)
-        return {"values": [floats(part_of(outputs[part.number], part)) for part in parts]}
+        return {"values": [packed(part_of(outputs[part.number], part)) for part in parts]}
 
     def explanation(self, run: str, method: str, target: int) -> Answer:
         """The evidence for class `target` in the picture: a map (1, H, W)."""
@@ -232,7 +230,7 @@ class Session:
             raise unknown("method", method[:40], self._methods)
         with self._lock, np.errstate(all="ignore"):
             array = attribution_map(method, self.graph, self._run(run)[0][None], target)
-        return {"shape": list(array.shape), "data": floats(array), "method": method}
+        return {"shape": list(array.shape), "values": packed(array), "method": method}
 
     def patches(self, number: int, filter: int) -> Answer:
         """What `Searches.ask` finds for a layer with maps and one of its filters: to be asked again
@@ -278,4 +276,4 @@ def picture(pixels: np.ndarray) -> Answer:
     """Pixels (C, H, W), uint8 or floats from 0 to 1, for the page."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    return {"shape": list(pixels.shape), "pixels": bytes_of(pixels)}
+    return {"shape": list(pixels.shape), "pixels": packed(pixels)}

@@ -13,7 +13,7 @@ from gpuconv.sim.analysis import register_types
 from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter, Frame
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
-from gpuconv.sim.program import Function, Group, Instruction, Label, Sym
+from gpuconv.sim.program import Function, Instruction, Label, Sym, Vector
 
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
@@ -148,9 +148,9 @@ class Body(Emitter):
         names = [o for o in i.operands if isinstance(o, Sym)]
         self.need(len(names) == 1, f"the call through a register '{i.text}'")
         name = names[0].name
-        results = i.operands[0].items if isinstance(i.operands[0], Group) else ()
-        last = i.operands[-1]
-        arguments = last.items if isinstance(last, Group) and last is not i.operands[0] else ()
+        first, last = i.operands[0], i.operands[-1]
+        results = first.items if isinstance(first, Vector) else ()
+        arguments = last.items if isinstance(last, Vector) and last is not first else ()
         if name in self.program.functions:
             self._inline(self.program.functions[name], results, arguments)
         elif name == "__assertfail":

@@ -24,6 +24,7 @@ from gpuconv.sim.program import (
     Instruction,
     Not,
     Operand,
+    Pair,
     Reg,
     Special,
     Sym,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
 
 TABLE: dict[str, Callable[[Emitter, Instruction], None]] = {}  # how instructions are lowered
-# arithmetic on floats, which has integer arithmetic's names; also takes the type
-FLOAT_TABLE: dict[str, Callable[[Emitter, Instruction, str], None]] = {}
+# arithmetic on floats, which has integer arithmetic's names: takes the LLVM type and the operands
+FLOAT_TABLE: dict[str, Callable[[Emitter, Instruction, str, list[str]], str]] = {}
 
 
 def lowers(*ops: str, table: dict[str, Any] = TABLE) -> Callable[[Any], Any]:
@@ -199,6 +200,14 @@ class Emitter:
         pointer, want = self.slot(operand)
         value = self.reshape(value, TYPES[type_], want, signed=type_.startswith("s"))
         self.emit(f"store {want} {value}, ptr {pointer}")
+
+    def write_pair(self, operand: Operand, type_: str, value: str, predicate: str) -> None:
+        """Write to d, or to both destinations of d|p."""
+        pair = isinstance(operand, Pair)
+        first, second = (operand.first, operand.second) if pair else (operand, None)
+        self.write(first, type_, value)
+        if second is not None:
+            self.write(second, "pred", predicate)
 
     def special(self, name: str) -> str:
         """Value of a special register (%tid.x, %laneid, ...) as i32."""

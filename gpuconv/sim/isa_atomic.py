@@ -6,10 +6,10 @@ In shared memory plain loads and stores are enough, because a block runs on one 
 from __future__ import annotations
 
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.isa_float import flush
 from gpuconv.sim.isa_memory import Access, host_pointer
 from gpuconv.sim.prelude import ALIAS
 from gpuconv.sim.program import TYPES, Instruction, Reg, bits_of
+from gpuconv.sim.rounding import flush
 
 _COMMUTATIVE = {"add", "min", "max", "and", "or", "xor"}
 _ATOMIC = _COMMUTATIVE | {"exch", "cas", "inc", "dec"}

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.isa_half import flush, narrow, saturate, widen
 from gpuconv.sim.program import TYPES, Instruction, bits_of
+from gpuconv.sim.rounding import (
+    flush,
+    narrow,
+    relu,
+    round_double,
+    round_sum,
+    saturate,
+    widen,
+)
 
 _INTEGERS = {"u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"}
 _HALF = {"f16", "bf16"}
@@ -89,7 +97,7 @@ def _from_integer(b: Emitter, i: Instruction, to: str, source: str) -> None:
         value = _rounded_integer(b, value, have, verb, mode)
     else:
         value = b.op(f"{verb} {have} {value} to {TYPES[to]}")
-    b.write(i.operands[0], to, saturate(b, i, to, value))
+    b.write(i.operands[0], to, saturate(b, i, TYPES[to], value))
 
 
 def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) -> str:
@@ -103,7 +111,7 @@ def _rounded_integer(b: Emitter, value: str, have: str, verb: str, mode: str) ->
     shifted = b.op(f"ashr i128 {wide}, 32")
     shifted = b.op(f"trunc i128 {shifted} to i64")
     high = b.op(f"fmul double {b.op(f'sitofp i64 {shifted} to double')}, 4294967296.0")
-    return b.call("float", f"sim.round.add.{mode}", f"double {high}", f"double {low}")
+    return round_sum(b, mode, high, low)
 
 
 def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
@@ -117,7 +125,10 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
         value = b.intrinsic(_WHOLE[whole], llvm, value)
     mode = _mode(i, ("rn", "rz", "rm", "rp"), "rn")
     if to in _HALF:
-        _to_half(b, i, to, source, value, mode)
+        if source == "f64":
+            value = round_double(b, "odd", value)
+        value = saturate(b, i, "float", relu(b, i, value))
+        b.write(i.operands[0], "b16", narrow(b, value, to, mode))
         return
     b.need(to in ("f32", "f64") and "relu" not in i.mods)
     if to == "f64" and llvm == "float":
@@ -126,24 +137,10 @@ def _float(b: Emitter, i: Instruction, to: str, source: str) -> None:
         if mode == "rn":
             value = b.op(f"fptrunc double {value} to float")
         else:
-            value = b.call("float", f"sim.round.{mode}", f"double {value}", "double 0.0")
+            value = round_double(b, mode, value)
     if to == "f32" and "ftz" in i.mods:
         value = flush(b, value)
-    b.write(i.operands[0], to, saturate(b, i, to, value))
-
-
-def _to_half(b: Emitter, i: Instruction, to: str, source: str, value: str, mode: str) -> None:
-    if source == "f64":
-        value = b.call("float", "sim.round.odd", f"double {value}", "double 0.0")
-    if "relu" in i.mods:
-        value = _relu(b, value)
-    value = saturate(b, i, "f32", value)
-    b.write(i.operands[0], "b16", narrow(b, value, to, mode))
-
-
-def _relu(b: Emitter, value: str) -> str:
-    negative = b.op(f"fcmp olt float {value}, 0.0")
-    return b.op(f"select i1 {negative}, float 0.0, float {value}")
+    b.write(i.operands[0], to, saturate(b, i, TYPES[to], value))
 
 
 def _pack(b: Emitter, i: Instruction, flags: list[str], to: str, source: str) -> None:
@@ -151,8 +148,7 @@ def _pack(b: Emitter, i: Instruction, flags: list[str], to: str, source: str) ->
     b.need(to in ("f16x2", "bf16x2") and source == "f32" and set(flags) <= {"rn", "rz", "relu"})
     halves = []
     for operand in i.operands[1:]:
-        value = b.read(operand, "f32")
-        value = _relu(b, value) if "relu" in flags else value
+        value = relu(b, i, b.read(operand, "f32"))
         bits = narrow(b, value, to[:-2], _mode(i, ("rn", "rz"), "rn"))
         halves.append(b.op(f"zext i16 {bits} to i32"))
     b.write(i.operands[0], "b32", b.op(f"or i32 {b.op(f'shl i32 {halves[0]}, 16')}, {halves[1]}"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpuconv.sim import layout
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.program import TYPES, Instruction, Operand, Pair
+from gpuconv.sim.program import TYPES, Instruction, Operand
 
 _BAR_RED = {"popc": 1, "and": 2, "or": 3}
 _SHUFFLE = {"up": 0, "down": 1, "bfly": 2, "idx": 3}
@@ -28,6 +28,10 @@ def _wait(b: Emitter, i: Instruction, state: str, /, **fields: str | int) -> Non
 def _result(b: Emitter, type_: str = "i32") -> str:
     value = b.get_thread("result", "i64")
     return value if type_ == "i64" else b.op(f"trunc i64 {value} to {type_}")
+
+
+def _result_predicate(b: Emitter) -> str:
+    return b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1")
 
 
 def _pred(b: Emitter, operand: Operand) -> str:
@@ -70,10 +74,7 @@ def _shfl(b: Emitter, i: Instruction) -> None:
     value = b.op(f"zext i32 {b.read(source, 'b32')} to i64")
     lane, clamp, mask = (b.read(operand, "u32") for operand in rest)
     _wait(b, i, "SHUFFLE", value=value, a=_SHUFFLE[i.mods[1]], b=lane, c=clamp, mask=mask)
-    result, inside = (to.first, to.second) if isinstance(to, Pair) else (to, None)
-    b.write(result, "b32", _result(b))  # type: ignore[arg-type]
-    if inside is not None:
-        b.write(inside, "pred", b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1"))  # type: ignore[arg-type]
+    b.write_pair(to, "b32", _result(b), _result_predicate(b))
 
 
 @lowers("vote")
@@ -92,10 +93,7 @@ def _match(b: Emitter, i: Instruction) -> None:
     to, source, mask = i.operands
     value = b.reshape(b.read(source, i.mods[2]), TYPES[i.mods[2]], "i64")
     _wait(b, i, "MATCH", value=value, a=int(i.mods[0] == "all"), mask=b.read(mask, "u32"))
-    result, agree = (to.first, to.second) if isinstance(to, Pair) else (to, None)
-    b.write(result, "b32", _result(b))  # type: ignore[arg-type]
-    if agree is not None:
-        b.write(agree, "pred", b.op(f"trunc i32 {b.get_thread('pred', 'i32')} to i1"))  # type: ignore[arg-type]
+    b.write_pair(to, "b32", _result(b), _result_predicate(b))
 
 
 @lowers("redux")
@@ -121,12 +119,9 @@ def _activemask(b: Emitter, i: Instruction) -> None:
 def _elect(b: Emitter, i: Instruction) -> None:
     """elect.sync d|p, mask: elects the lowest lane of the mask"""
     to, mask = i.operands
-    b.need(isinstance(to, Pair))
-    assert isinstance(to, Pair)
     _wait(b, i, "VOTE", a=_VOTE["ballot"], pred="1", mask=b.read(mask, "u32"))
     lowest = b.call("i32", "llvm.cttz.i32", f"i32 {_result(b)}", "i1 false")
-    b.write(to.first, "b32", lowest)  # type: ignore[arg-type]
-    b.write(to.second, "pred", b.op(f"icmp eq i32 {lowest}, {b.special('%laneid')}"))  # type: ignore[arg-type]
+    b.write_pair(to, "b32", lowest, b.op(f"icmp eq i32 {lowest}, {b.special('%laneid')}"))
 
 
 @lowers("nanosleep")

@@ -47,7 +47,7 @@ def _new_machine() -> llvm.TargetMachine:
 _machine = cache(_new_machine)
 
 
-def build(ir: str, level: int = 3) -> bytes:
+def build(ir: str) -> bytes:
     """Optimise LLVM IR and return the object file.
 
     Raises SimError where LLVM refuses the text, which would be a bug of the simulator.
@@ -63,7 +63,7 @@ def build(ir: str, level: int = 3) -> bytes:
             raise SimError(
                 f"the simulator made invalid LLVM IR, please report this: {error}"
             ) from error
-        options = llvm.create_pipeline_tuning_options(speed_level=level)
+        options = llvm.create_pipeline_tuning_options(speed_level=3)
         options.loop_vectorization = True
         options.slp_vectorization = True
         builder = llvm.create_pass_builder(machine, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import threading
@@ -32,6 +33,7 @@ _MIN_SECONDS = 3e-4  # of work for which a second core pays
 _FIRST_GUESS = 1e-7  # seconds that a CUDA thread takes, before a launch has been timed
 _checked = threading.Lock()  # checked launches share one clock, so they run one by one
 _clock = 0  # logical time of all checked launches (races.cu)
+_CREATE = ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * 3)  # of a coroutine
 _KEPT = 8  # block shapes whose memory a kernel keeps for the next launch
 
 
@@ -109,7 +111,7 @@ class Function:
         """Size of a thread's coroutine frame: create one in ample memory and read it there."""
         ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
         block, thread = np.zeros(1, layout.DTYPES["Block"]), np.zeros(1, layout.DTYPES["Thread"])
-        self.module._probe(self.address, block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
+        _CREATE(self.address)(block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
         lines = -(-int(thread["frame_size"][0]) // 64)
         return (lines | 1) * 64  # an odd number of cache lines: frames spread over the cache's sets
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 
-from gpuconv.sim import prelude, rounding
+from gpuconv.sim import prelude
 from gpuconv.sim.entry import HostFunction, KernelFunction
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.info import Info
@@ -36,26 +36,18 @@ class Module:
         self.info = Info()
         self.declared: dict[str, str] = {}
         self.used: set[str] = set()
-        self.text: list[str] = []
         # it has a flush-to-zero mode
         self.x86 = platform.machine().lower() in ("x86_64", "amd64")
 
     def run(self) -> str:
-        for function in self.program.functions.values():
-            if self.host and not function.entry:
-                self.text.append(HostFunction(self, function).run())
-            elif function.entry and not self.host:
-                self.text.append(KernelFunction(self, function).run())
-        variables = "\n".join(self._variable(name) for name in self._closure())
-        body = "\n".join(self.text)
-        helpers = prelude.text(body)
-        if "@sim.round" in body:
-            for needed in rounding.NEEDS:
-                self.declare(*needed)
-        declares = "\n".join(
-            text for name, text in self.declared.items() if not name.startswith("sim.")
-        )
-        return "\n".join((variables, declares, helpers, body, prelude.METADATA))
+        kind = HostFunction if self.host else KernelFunction
+        functions = [
+            kind(self, function).run()
+            for function in self.program.functions.values()
+            if function.entry != self.host
+        ]
+        variables = map(self._variable, self._closure())
+        return "\n".join((*variables, *self.declared.values(), *functions, prelude.EPILOGUE))
 
     def _closure(self) -> list[str]:
         """The variables used, with those whose addresses stand in the initialisers of others."""

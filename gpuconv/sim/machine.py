@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from gpuconv.sim.launch import Function
 from gpuconv.sim.lower import lower
 
 _RUN = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
-_PROBE = ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * 4)
 
 
 def _from_source(
-    source: str, options: Sequence[str], arch: str, name: str, check: bool
+    source: str, options: Sequence[str], arch: str, name: str, check: bool, host: bool = False
 ) -> tuple[Info, bytes]:
     """The compiled module, from the cache if it is there.
 
@@ -36,17 +35,17 @@ def _from_source(
     if private:
         return _from_ptx(nvrtc.to_ptx(source, options, arch, name), check)
     compiler = repr((*nvrtc.OPTIONS, *options)), arch, nvrtc.compiler_version(), jit.identity()
-    entry = disk.key("source", source, name, *compiler, str(check))
-    return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check)
+    entry = disk.key("source", source, name, *compiler, str(check), str(host))
+    return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check, host)
 
 
-def _from_ptx(text: str, check: bool, host: bool = False) -> tuple[Info, bytes]:
-    return _cached(
-        disk.key("ptx", text, jit.identity(), str(check), str(host)), lambda: text, check, host
-    )
+def _from_ptx(text: str, check: bool) -> tuple[Info, bytes]:
+    return _cached(disk.key("ptx", text, jit.identity(), str(check)), lambda: text, check)
 
 
-def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Info, bytes]:
+def _cached(
+    entry: str, text: Callable[[], str], check: bool, host: bool = False
+) -> tuple[Info, bytes]:
     found = disk.load(entry)
     if found is None:
         ir, info = lower(ptx.parse(text()), check=check, host=host)
@@ -56,20 +55,16 @@ def _cached(entry: str, text: Any, check: bool, host: bool = False) -> tuple[Inf
 
 
 @cache
-def _runtime() -> tuple[Any, Any, jit.Code]:
-    """The scheduler: sim_run, sim_probe and the code that holds them."""
+def _runtime() -> tuple[Any, jit.Code]:
+    """The scheduler: sim_run and the code that holds it."""
     here = Path(__file__)
     texts = [here.with_name(name).read_text() for name in ("races.cu", "runtime.cu", "checks.cu")]
     source = layout.c_header() + "".join(texts)
-    entry = disk.key("runtime", source, nvrtc.compiler_version(), jit.identity())
-    options = ("-rdc=true",)
-    _, code = _cached(
-        entry, lambda: nvrtc.to_ptx(source, options, name="runtime.cu"), False, host=True
-    )
-    loaded = jit.Code(code)
+    compiled = _from_source(source, ("-rdc=true",), nvrtc.DEFAULT_ARCH, "runtime.cu", False, True)
+    loaded = jit.Code(compiled[1])
     for name in ("sim_check", "sim_fail"):
         jit.add_symbol(name, loaded.address(name))
-    return _RUN(loaded.address("sim_run")), _PROBE(loaded.address("sim_probe")), loaded
+    return _RUN(loaded.address("sim_run")), loaded
 
 
 class Module:
@@ -104,7 +99,7 @@ class Module:
         return module
 
     def _load(self, info: Info, code: bytes, check: bool) -> None:
-        self._run, self._probe, self._scheduler = _runtime()
+        self._run, self._scheduler = _runtime()
         self._info = info
         memory.quarantine |= check
         self._code = jit.Code(code)

@@ -1,18 +1,23 @@
-"""The LLVM IR around a kernel's code: the loop or coroutine, helper functions, alias metadata."""
+"""The LLVM IR around a kernel's code: the loop or coroutine, and the alias metadata."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gpuconv.sim import layout, rounding
+from gpuconv.sim import layout
 
 if TYPE_CHECKING:
     from gpuconv.sim.entry import KernelFunction
 
-# Type-based alias classes: global, shared and local memory are disjoint, generic accesses may be
-# any of them.
-METADATA = """
+# What every module ends with: coroutine intrinsics, and type-based alias classes. Global, shared
+# and local memory are disjoint, generic accesses may be any of them.
+EPILOGUE = """
+declare token @llvm.coro.id(i32, ptr, ptr, ptr)
+declare i64 @llvm.coro.size.i64()
+declare ptr @llvm.coro.begin(token, ptr)
+declare i8 @llvm.coro.suspend(token, i1)
+declare void @llvm.coro.end(ptr, i1, token)
 !0 = !{}
 !1 = !{!11, !11, i64 0}
 !2 = !{!13, !13, i64 0}
@@ -144,43 +149,3 @@ suspended:
   call void @llvm.coro.end(ptr %hdl, i1 false, token none)
   ret void
 }}"""
-
-
-_COROUTINE = """
-declare token @llvm.coro.id(i32, ptr, ptr, ptr)
-declare i64 @llvm.coro.size.i64()
-declare ptr @llvm.coro.begin(token, ptr)
-declare i8 @llvm.coro.suspend(token, i1)
-declare void @llvm.coro.end(ptr, i1, token)
-"""
-
-# sim.flush flushes a subnormal to zero of the same sign.
-_FLUSH = """
-define internal float @sim.flush(float %x) alwaysinline nounwind {
-  %b = bitcast float %x to i32
-  %e = and i32 %b, 2139095040
-  %z = icmp eq i32 %e, 0
-  %s = and i32 %b, -2147483648
-  %r = select i1 %z, i32 %s, i32 %b
-  %f = bitcast i32 %r to float
-  ret float %f
-}
-"""
-
-_SATURATE = """
-define internal {type} @sim.saturate.{name}({type} %x) alwaysinline nounwind {{
-  %n = fcmp ogt {type} %x, 0.0
-  %a = select i1 %n, {type} %x, {type} 0.0
-  %o = fcmp olt {type} %a, 1.0
-  %r = select i1 %o, {type} %a, {type} 1.0
-  ret {type} %r
-}}
-"""
-
-
-def text(body: str) -> str:
-    """The helpers that `body` uses."""
-    coroutines = _COROUTINE if "@llvm.coro" in body else ""
-    pairs = ("f32", "float"), ("f64", "double")
-    saturate = "".join(_SATURATE.format(name=name, type=type_) for name, type_ in pairs)
-    return coroutines + _FLUSH + saturate + (rounding.text() if "@sim.round" in body else "")

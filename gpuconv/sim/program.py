@@ -47,24 +47,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """{a, b, ...}"""
+    """{a, b, ...}, or (a, b, ...), the arguments or results of a call."""
 
-    items: tuple
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """(a, b, ...): the arguments or results of a call."""
-
-    items: tuple
+    items: tuple[Operand, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """a|b: two destinations."""
 
-    first: object
-    second: object
+    first: Operand
+    second: Operand
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,7 @@ class Not:
     operand: Reg
 
 
-Operand = Reg | Imm | Sym | Special | Address | Vector | Group | Pair | Not
+Operand = Reg | Imm | Sym | Special | Address | Vector | Pair | Not
 
 # ---- program -------------------------------------------------------------------------------------
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 
-from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.program import Function, Program
-from gpuconv.sim.ptx_body import Lines, read_body, read_variable, split
+from gpuconv.sim.ptx_body import Lines, read_body, read_variable, split, unreadable
 
 _COMMENT = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?\*/', re.S)
 _HEADER = re.compile(
@@ -58,7 +57,7 @@ def _top_level(text: str, position: int, lines: Lines, program: Program) -> int:
         return _function(text, match, lines, program)
     end = text.find(";", position)
     if end < 0:
-        raise UnsupportedError(f"PTX line {lines.at(position)}: cannot read {line.strip()!r}")
+        raise unreadable(repr(line.strip()), lines.at(position))
     variable = read_variable(text[position:end], lines.at(position))
     program.variables[variable.name] = variable
     return end + 1

@@ -11,7 +11,6 @@ from gpuconv.sim.program import (
     SIZES,
     Address,
     Function,
-    Group,
     Imm,
     Instruction,
     Label,
@@ -36,9 +35,12 @@ _SCAN = re.compile(
     r"\s*(?:(?P<loc>\.(?:loc|file)\b[^\n]*)|(?P<label>[A-Za-z_$%][\w$]*)\s*:(?!:)|(?P<open>\{)|(?P<close>\})"
     r"|(?P<statement>[^;{}\s][^;]*);)"
 )
-
-
+_PART = re.compile(r"(?:\([^)]*\)|\[[^]]*\]|\{[^}]*\}|[^,])+")
 _DECLARED = (".reg", ".local", ".param", ".shared", ".const", ".global")
+
+
+def unreadable(what: str, line: int) -> UnsupportedError:
+    return UnsupportedError(f"PTX line {line}: cannot read {what}")
 
 
 class Lines:
@@ -55,9 +57,7 @@ def read_variable(text: str, line: int) -> Variable:
     """Read a variable's declaration, without its semicolon."""
     match = _VARIABLE.match(text.strip())
     if match is None or match["type"] not in SIZES:
-        raise UnsupportedError(
-            f"PTX line {line}: cannot read the declaration {text.strip()[:80]!r}"
-        )
+        raise unreadable(f"the declaration {text.strip()[:80]!r}", line)
     attrs = match["attrs"] + match["attrs2"]
     element = SIZES[match["type"]]
     if vector := re.search(r"\.v([24])\s", attrs):
@@ -114,24 +114,12 @@ def read_constant(text: str, line: int) -> Imm:
     try:
         return Imm(struct.unpack("<Q", struct.pack("<d", float(text)))[0], "f64")
     except ValueError:
-        raise UnsupportedError(f"PTX line {line}: cannot read the constant {text!r}") from None
+        raise unreadable(f"the constant {text!r}", line) from None
 
 
 def split(text: str) -> list[str]:
     """Split a list at its commas outside brackets."""
-    if not text.strip():
-        return []
-    parts, depth, start = [], 0, 0
-    for i, c in enumerate(text):
-        if c in "([{":
-            depth += 1
-        elif c in ")]}":
-            depth -= 1
-        elif c == "," and depth == 0:
-            parts.append(text[start:i].strip())
-            start = i + 1
-    parts.append(text[start:].strip())
-    return parts
+    return [part.strip() for part in _PART.findall(text) if part.strip()]
 
 
 def read_body(text: str, position: int, lines: Lines, function: Function) -> int:
@@ -147,9 +135,7 @@ def read_body(text: str, position: int, lines: Lines, function: Function) -> int
         match = _SCAN.match(text, position)
         if match is None:
             rest = text[position:].lstrip()
-            raise UnsupportedError(
-                f"PTX line {lines.at(len(text) - len(rest))}: cannot read {rest[:60]!r}"
-            )
+            raise unreadable(repr(rest[:60]), lines.at(len(text) - len(rest)))
         position = match.end()
         kind = match.lastgroup or ""
         if kind == "open":
@@ -161,66 +147,67 @@ def read_body(text: str, position: int, lines: Lines, function: Function) -> int
                 break
         else:
             items.append((kind, match[kind].strip(), stack[-1], lines.at(match.start(kind))))
-    _Reader(function, parents, items).read()
+    _Reader(function, parents).read(items)
     return position
 
 
 class _Reader:
     """Reads the statements of one function body."""
 
-    def __init__(
-        self, function: Function, parents: list[int], items: list[tuple[str, str, int, int]]
-    ) -> None:
+    def __init__(self, function: Function, parents: list[int]) -> None:
         self.function = function
         self.parents = parents
-        self.items = items
         self.names: list[dict[str, str]] = [{} for _ in parents]
         self.loc = (0, 0)
+        # of the statement that is being read
+        self.scope = self.line = 0
 
-    def read(self) -> None:
-        for kind, text, scope, line in self.items:
+    def read(self, items: list[tuple[str, str, int, int]]) -> None:
+        for kind, text, self.scope, self.line in items:
             if kind == "label":
-                self._declare(text, scope)
+                self._declare(text)
             elif kind == "statement" and text.startswith(_DECLARED):
-                self._declaration(text, scope, line)
-        for kind, text, scope, line in self.items:
+                self._declaration(text)
+        for kind, text, self.scope, self.line in items:
             if kind == "label":
                 if text not in self.function.tables:
-                    self.function.body.append(Label(self._resolve(text, scope)))
+                    self.function.body.append(Label(self._resolve(text)))
             elif kind == "loc":
                 self._location(text)
-            elif kind == "statement":
-                self._statement(text, scope, line)
+            elif text.startswith("."):
+                self._directive(text)
+            else:
+                self._statement(text)
 
-    def _declare(self, name: str, scope: int) -> str:
-        unique = name if scope == 0 else f"{name}@{scope}"
-        self.names[scope][name] = unique
+    def _declare(self, name: str) -> str:
+        unique = f"{name}@{self.scope}" if self.scope else name
+        self.names[self.scope][name] = unique
         return unique
 
-    def _resolve(self, name: str, scope: int) -> str:
+    def _resolve(self, name: str) -> str:
+        scope = self.scope
         while scope >= 0:
             if name in self.names[scope]:
                 return self.names[scope][name]
             scope = self.parents[scope]
         return name
 
-    def _declaration(self, text: str, scope: int, line: int) -> None:
+    def _declaration(self, text: str) -> None:
         if not text.startswith(".reg"):
-            variable = read_variable(text, line)
-            variable.name = self._declare(variable.name, scope)
+            variable = read_variable(text, self.line)
+            variable.name = self._declare(variable.name)
             self.function.variables.append(variable)
             return
-        match = re.match(r"\.reg\s*(?:\.v[24]\s+)?\.(\w+)\s+(.*)", text, re.S)
-        if match is None or ".v2" in text or ".v4" in text:
-            raise UnsupportedError(f"PTX line {line}: cannot read the registers {text!r}")
-        for name in match.group(2).split(","):
-            name = name.strip()
+        match = re.match(r"\.reg\s*\.(?!v[24])(\w+)\s+(.*)", text, re.S)
+        if match is None:
+            raise unreadable(f"the registers {text!r}", self.line)
+        type_, names = match.groups()
+        for name in split(names):
             if many := re.fullmatch(r"(.*)<(\d+)>", name):
-                for number in range(int(many.group(2))):
-                    unique = self._declare(f"{many.group(1)}{number}", scope)
-                    self.function.registers[unique] = match.group(1)
+                unique = [f"{many[1]}{number}" for number in range(int(many[2]))]
             else:
-                self.function.registers[self._declare(name, scope)] = match.group(1)
+                unique = [name]
+            self.function.registers |= {self._declare(each): type_ for each in unique}
 
     def _location(self, text: str) -> None:
         if match := re.match(r"\.loc\s+(\d+)\s+(\d+)", text):
@@ -228,75 +215,67 @@ class _Reader:
             if place[1]:  # line 0 is the compiler's "nowhere": keep the last real one
                 self.loc = place
 
-    def _statement(self, text: str, scope: int, line: int) -> None:
-        if text.startswith("."):
-            self._directive(text, scope, line)
-            return
+    def _statement(self, text: str) -> None:
         match = re.match(r"(?:@(!?)\s*([\w$%.]+)\s+)?([a-z][\w.:]*)\s*(.*)", text, re.S)
         if match is None:
-            raise UnsupportedError(f"PTX line {line}: cannot read {text[:60]!r}")
+            raise unreadable(repr(text[:60]), self.line)
         negated, guard_name, name, rest = match.groups()
         guard: Reg | Not | None = None
         if guard_name:
-            register = Reg(self._resolve(guard_name, scope))
+            register = Reg(self._resolve(guard_name))
             guard = Not(register) if negated else register
         op, *mods = name.replace("::", "__").split(".")
-        operands = [self._operand(part, scope, line) for part in split(rest)]
+        operands = [self._operand(part) for part in split(rest)]
+        text = " ".join(text.split())
         self.function.body.append(
-            Instruction(op, tuple(mods), operands, guard, self.loc, line, " ".join(text.split()))
+            Instruction(op, tuple(mods), operands, guard, self.loc, self.line, text)
         )
 
-    def _directive(self, text: str, scope: int, line: int) -> None:
+    def _directive(self, text: str) -> None:
         if match := re.match(r"\.branchtargets\s+(.*)", text, re.S):
             # the label before the directive names the table, it is no branch target
             last = self.function.body.pop()
             assert isinstance(last, Label)
-            self.function.tables[last.name] = [
-                self._resolve(t.strip(), scope) for t in match.group(1).split(",")
-            ]
+            self.function.tables[last.name] = list(map(self._resolve, split(match[1])))
         elif not text.startswith((*_DECLARED, ".pragma")):
-            raise UnsupportedError(f"PTX line {line}: the directive {text[:60]!r} is not modelled")
+            what = f"the directive {text[:60]!r} is not modelled"
+            raise UnsupportedError(f"PTX line {self.line}: {what}")
 
-    def _operand(self, text: str, scope: int, line: int) -> Operand:
-        text = text.strip()
+    def _operand(self, text: str) -> Operand:
         head = text[0]
-        if head == "{":
-            return Vector(tuple(self._operand(p, scope, line) for p in split(text[1:-1])))
-        if head == "(":
-            return Group(tuple(self._operand(p, scope, line) for p in split(text[1:-1])))
+        if head in "{(":
+            return Vector(tuple(map(self._operand, split(text[1:-1]))))
         if head == "[":
-            return self._address(text[1:-1].strip(), scope, line)
+            return self._address(text[1:-1].strip())
         if head == "!":
-            return Not(Reg(self._resolve(text[1:].strip(), scope)))
+            return Not(Reg(self._resolve(text[1:].strip())))
         if "|" in text:
             first, second = text.split("|")
-            return Pair(self._operand(first, scope, line), self._operand(second, scope, line))
+            return Pair(self._operand(first.strip()), self._operand(second.strip()))
         if head.isdigit() or head == "-":
-            return read_constant(text, line)
-        return self._name(text, scope, line)
+            return read_constant(text, self.line)
+        return self._name(text)
 
-    def _name(self, text: str, scope: int, line: int) -> Operand:
-        name = self._resolve(text, scope)
+    def _name(self, text: str) -> Reg | Sym | Special:
+        name = self._resolve(text)
         if name == "_" or name in self.function.registers:
             return Reg(name)
         if match := re.fullmatch(r"([A-Za-z_$%][\w$]*)\s*\+\s*(-?\d+)", text):
-            return Sym(self._resolve(match.group(1), scope), int(match.group(2)))
+            return Sym(self._resolve(match.group(1)), int(match.group(2)))
         if text.startswith("%") or text == "WARP_SZ":
             return Special(text)
         if not re.fullmatch(r"[A-Za-z_$][\w$]*(@\d+)?", name):
-            raise UnsupportedError(f"PTX line {line}: cannot read the operand {text!r}")
+            raise unreadable(f"the operand {text!r}", self.line)
         return Sym(name)
 
-    def _address(self, text: str, scope: int, line: int) -> Operand:
+    def _address(self, text: str) -> Operand:
         match = re.fullmatch(r"([\w$%]+)\s*(?:([+-])\s*(-?\w+))?", text)
-        if match is None:
-            raise UnsupportedError(f"PTX line {line}: cannot read the address [{text}]")
-        offset = int(match.group(3), 0) if match.group(3) else 0
-        if match.group(2) == "-":
-            offset = -offset
-        if match.group(1)[0].isdigit():
-            return Address(None, int(match.group(1), 0) + offset)
-        base = self._name(match.group(1), scope, line)
-        if not isinstance(base, Reg | Sym):
-            raise UnsupportedError(f"PTX line {line}: cannot read the address [{text}]")
-        return Address(base, offset)
+        if match is not None:
+            name, sign, digits = match.groups()
+            offset = int(digits or "0", 0) * (-1 if sign == "-" else 1)
+            if name[0].isdigit():
+                return Address(None, int(name, 0) + offset)
+            base = self._name(name)
+            if not isinstance(base, Special):
+                return Address(base, offset)
+        raise unreadable(f"the address [{text}]", self.line)

@@ -335,8 +335,3 @@ extern "C" __device__ void sim_run(u64 launch_, u64 block_) {
     if (b->error) launch->stop = 1;
     sim_set_mode((u64)&before);
 }
-
-// Create one thread without running it, which leaves the size of its frame in its record.
-extern "C" __device__ void sim_probe(u64 entry, u64 block, u64 thread, u64 frame) {
-    sim_create(entry, block, thread, frame);
-}

@@ -71,7 +71,7 @@ def test_a_checkpoint_knows_its_weights_before_training(tmp_path):
     assert described["test"] == 0  # the run's pictures are no longer there
     for when, weights in (("start", first), ("now", trained.state_dict())):
         found = session.filters(1, when)
-        assert base64.b64decode(found["data"]) == weights["conv1.weight"].tobytes()
+        assert base64.b64decode(found["values"]["f4"]) == weights["conv1.weight"].tobytes()
 
 
 def test_a_busy_port_is_told_and_ctrl_c_ends_well():

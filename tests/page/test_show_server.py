@@ -115,7 +115,7 @@ def test_a_runs_maps_are_the_cpu_devices(server, session):
     model = session.graph.model
     assert len(found["maps"]) == 14
     for node, sent in zip(session.graph, found["maps"], strict=True):
-        values = np.frombuffer(base64.b64decode(sent["data"]), "<f4").reshape(node.shape)
+        values = np.frombuffer(base64.b64decode(sent["values"]["f4"]), "<f4").reshape(node.shape)
         assert (values == session.graph.outputs(x)[node.number]).all()
         assert (sent["min"], sent["max"]) == (values.min(), values.max())
         if node.kind == "conv" and node.name == "conv1":
@@ -129,22 +129,22 @@ def test_maps_nodes_filters_samples_and_explanations(server, session):
     name = found["run"]
     again = get(server, f"/api/maps?run={name}&layer=4&first=0")
     assert again == found["maps"][4]
-    x = np.frombuffer(base64.b64decode(found["maps"][3]["data"]), "<f4").reshape(6, 14, 14)
+    x = np.frombuffer(base64.b64decode(found["maps"][3]["values"]["f4"]), "<f4").reshape(6, 14, 14)
     window = {"from": 3, "channels": [5, 2], "top": 12, "left": 1, "rows": 5, "columns": 4}
     parts = json.dumps({"run": name, "windows": [window | {"dilation": [1, 1]}]})
     _, _, body = ask(server, "/api/values", parts, Content_Type="application/json")
     (data,) = json.loads(body)["values"]
     expected = np.pad(x, ((0, 0), (0, 3), (0, 0)))[[5, 2], 12:17, 1:5]
-    assert (np.frombuffer(base64.b64decode(data), "<f4") == expected.ravel()).all()
+    assert (np.frombuffer(base64.b64decode(data["f4"]), "<f4") == expected.ravel()).all()
     weights = get(server, "/api/weights?layer=4&channel=7")
     layer = session.graph.model["conv2"]
-    assert base64.b64decode(weights["weight"]) == layer.weight.data[7].tobytes()
-    assert base64.b64decode(weights["bias"]) == layer.bias.data[7].tobytes()
+    assert base64.b64decode(weights["weight"]["f4"]) == layer.weight.data[7].tobytes()
+    assert base64.b64decode(weights["bias"]["f4"]) == layer.bias.data[7].tobytes()
     filters = get(server, "/api/filters?layer=1&when=now")
-    w = np.frombuffer(base64.b64decode(filters["data"]), "<f4").reshape(filters["shape"])
+    w = np.frombuffer(base64.b64decode(filters["values"]["f4"]), "<f4").reshape(filters["shape"])
     assert (w == session.graph.model["conv1"].weight.data).all()
     sample = get(server, "/api/sample?index=3")
-    assert base64.b64decode(sample["pixels"]) == digits().images[3].tobytes()
+    assert base64.b64decode(sample["pixels"]["u1"]) == digits().images[3].tobytes()
     assert (sample["label"], sample["shape"]) == (1, [1, 28, 28])
     explained = get(server, f"/api/explanation?run={name}&method=gradient&target=3")
     assert explained["shape"] == [1, 32, 32]
@@ -156,7 +156,7 @@ def test_gradient_saliency_is_the_gradient_by_central_differences(session):
     name = session.run(pixels)["run"]
     kept = [parameter.grad for parameter in model.parameters()]
     found = session.explanation(name, "gradient", 6)
-    values = np.frombuffer(base64.b64decode(found["data"]), "<f4").reshape(1, 32, 32)
+    values = np.frombuffer(base64.b64decode(found["values"]["f4"]), "<f4").reshape(1, 32, 32)
     assert all(a is b.grad for a, b in zip(kept, model.parameters(), strict=True))
     exact = models.lenet().to("reference", np.float64).eval()
     x = session.preprocessing.to_float(pixels).astype(np.float64)
@@ -187,7 +187,7 @@ def test_an_upload_is_read_as_predict_reads_it(server, session, tmp_path):
     found = json.loads(body)
     assert status == 200
     assert found["inverted"] is True
-    fitted = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(1, 28, 28)
+    fitted = np.frombuffer(base64.b64decode(found["pixels"]["u1"]), np.uint8).reshape(1, 28, 28)
     expected = session.preprocessing.picture(tmp_path / "one.png").pixels
     assert (fitted == expected).all()
 

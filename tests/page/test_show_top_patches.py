@@ -49,8 +49,8 @@ def get(url):
         return json.load(answer)
 
 
-def array(found, key="data", kind="<f4"):
-    return np.frombuffer(base64.b64decode(found[key]), kind).reshape(found["shape"])
+def array(found, key="values", kind="f4"):
+    return np.frombuffer(base64.b64decode(found[key][kind]), f"<{kind}").reshape(found["shape"])
 
 
 def pictures(session, size=32):

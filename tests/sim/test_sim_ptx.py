@@ -8,7 +8,6 @@ sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies ar
 from gpuconv.sim import ptx  # noqa: E402
 from gpuconv.sim.program import (  # noqa: E402
     Address,
-    Group,
     Imm,
     Instruction,
     Label,
@@ -89,7 +88,7 @@ def test_parser_reads_every_form():
     assert isinstance(inner[0].base, Sym)
     assert inner[0].base.name != "param0"
     assert inner[1] != Reg("%r4")  # the inner scope's own register
-    assert isinstance(code[6].operands[2], Group)
+    assert isinstance(code[6].operands[2], Vector)
     assert code[7].operands[1] == Imm(0x3F800000, "f32")
     assert code[8].operands[1] == Imm(0xBFF0000000000000, "f64")
     assert code[9].operands[1] == Sym("dynamic", 4)

@@ -216,33 +216,30 @@
     for (let i = 0; i < dx.length; i++) dx[i] += y[i] * (dy[i] - mean);
   }
 
-  function add(layer, [a, b], shapes, y) {
-    for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
-  }
-
-  function addBack(layer, dy, sources) {
-    for (const { dx } of sources) for (let i = 0; i < dx.length; i++) dx[i] += dy[i];
-  }
-
-  function concat(layer, given, shapes, y) {
+  /** Call each(source, where it begins in y): behind each other for a concatenation, else over
+      each other, which is a sum, or a copy where there is one. */
+  function eachSource({ kind }, sources, each) {
     let at = 0;
-    for (const x of given) { y.set(x, at); at += x.length; }
-  }
-
-  function concatBack(layer, dy, sources) {
-    let at = 0;
-    for (const { dx } of sources) {
-      for (let i = 0; i < dx.length; i++) dx[i] += dy[at + i];
-      at += dx.length;
+    for (const source of sources) {
+      each(source, at);
+      if (kind === "concat") at += (source.dx ?? source).length;
     }
   }
+
+  const copy = [
+    (layer, given, shapes, y) => eachSource(layer, given, (x, at) => {
+      for (let i = 0; i < x.length; i++) y[at + i] += x[i];
+    }),
+    (layer, dy, sources) => eachSource(layer, sources, ({ dx }, at) => {
+      for (let i = 0; i < dx.length; i++) dx[i] += dy[at + i];
+    }),
+  ];
 
   /** y = f(x), and the slope by y. */
   const elementwise = (f, slope) => [
     (layer, [x], shapes, y) => { for (let i = 0; i < x.length; i++) y[i] = f(x[i]); },
     (layer, dy, [{ dx }], y) => { for (let i = 0; i < dx.length; i++) dx[i] += slope(y[i]) * dy[i]; },
   ];
-  const copy = elementwise((x) => x, () => 1);
 
   const KINDS = { // by kind: forward, backward
     conv: [conv, convBack], linear: [linear, linearBack], max_pool: [maxPool, maxPoolBack],
@@ -254,7 +251,7 @@
     scaled_tanh: elementwise((x) => 1.7159 * Math.tanh((2 / 3) * x),
       (y) => (2 / 3) * (1.7159 - (y * y) / 1.7159)),
     sigmoid: elementwise((x) => 1 / (1 + Math.exp(-x)), (y) => y * (1 - y)),
-    dropout: copy, identity: copy, flatten: copy, add: [add, addBack], concat: [concat, concatBack],
+    dropout: copy, identity: copy, flatten: copy, add: copy, concat: copy,
   };
 
   Object.assign(gpuconv, { net: { forward, gradient } });

@@ -93,6 +93,12 @@
     return bytes;
   }
 
+  /** JSON with its arrays read: {u1: base64} of bytes, {f4: base64} of float32 values. */
+  const parse = (json) => JSON.parse(json, (key, value) => {
+    if (value?.u1 !== undefined) return fromBase64(value.u1);
+    return value?.f4 !== undefined ? new Float32Array(fromBase64(value.f4).buffer) : value;
+  });
+
   /** The sums over the channels of values (C, size). */
   function summed(values, size) {
     const sums = new Float64Array(size);
@@ -104,15 +110,9 @@
   const largest = (values) =>
     values.reduce((most, value) => (Math.abs(value) > most ? Math.abs(value) : most), 0);
 
-  /** A top-activating patch as it was sent, with its arrays read. */
-  const readPatch = (patch) =>
-    ({ ...patch, pixels: fromBase64(patch.pixels), projection: floats(patch.projection) });
-
-  const floats = (encoded) => new Float32Array(fromBase64(encoded).buffer);
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 
   Object.assign(gpuconv, {
-    text, percent, number, element, table, find, setDigits, say, unlessGone, fromBase64, floats, largest, readPatch, summed,
-    plural,
+    text, percent, number, element, table, find, setDigits, say, unlessGone, parse, largest, summed, plural,
   });
 })();

@@ -12,7 +12,7 @@
   let base = null; // a loaded picture, under the strokes
   let last = null;
   let erasing = false;
-  let strokes = [];
+  let papers = []; // as the paper was before each stroke
   const pen = { row: 0, column: 0, down: false, shown: false };
 
   /** Begin: `input` describes the network's picture, `listener` hears of every change. */
@@ -25,45 +25,36 @@
     [paper.width, paper.height] = [width * fine, height * fine];
     ink = paper.getContext("2d", { willReadFrequently: true });
     ink.lineCap = ink.lineJoin = "round";
+    ink.imageSmoothingEnabled = false;
     const pad = find("pad");
     [pad.width, pad.height] = [paper.width, paper.height];
     find("center-label").hidden = !(input.dark_border && shape[0] === 1);
     pen.row = Math.floor(height / 2);
     pen.column = Math.floor(width / 2);
-    clear(false);
+    wipe();
     listen(pad);
   }
 
-  function wipe() {
-    ink.globalCompositeOperation = "source-over";
+  /** Black paper, or a picture to draw on. */
+  function wipe(picture = null) {
+    papers = [];
+    base = picture;
     ink.fillStyle = "black";
     ink.fillRect(0, 0, paper.width, paper.height);
-    if (!base) return;
-    ink.imageSmoothingEnabled = false;
-    ink.drawImage(base, 0, 0, paper.width, paper.height);
+    if (base) ink.drawImage(base, 0, 0, paper.width, paper.height);
+    show();
   }
 
-  function clear(tell = true) {
-    strokes = [];
-    base = null;
+  function clear() {
     pen.down = false;
     wipe();
-    show();
-    if (tell) {
-      changed("clear");
-      say("The pad is clear.");
-    }
+    changed("clear");
+    say("The pad is clear.");
   }
 
   function undo() {
-    const kept = strokes.slice(0, -1);
-    if (!strokes.length) return;
-    wipe();
-    strokes = [];
-    for (const stroke of kept) {
-      begun(stroke.erasing);
-      stroke.points.forEach(([x, y]) => reach(x, y));
-    }
+    if (!papers.length) return;
+    ink.putImageData(papers.pop(), 0, 0);
     show();
     changed("stroke");
     say("The last stroke is gone.");
@@ -72,7 +63,7 @@
   function show() {
     const context = find("pad").getContext("2d");
     context.drawImage(paper, 0, 0);
-    find("pad-hint").hidden = strokes.length > 0 || !blank();
+    find("pad-hint").hidden = papers.length > 0 || !blank();
     if (!pen.shown) return;
     context.strokeStyle = pen.down ? "#ffb454" : "#9ecbff";
     context.lineWidth = 2;
@@ -82,24 +73,20 @@
   const blank = () => !ink.getImageData(0, 0, paper.width, paper.height).data
     .some((value, i) => i % 4 === 0 && value > 0);
 
-  const thick = () => (Number(find("pen-size").value) * paper.width) / 28;
-
-  function begun(erases) {
+  function begun() {
     last = null;
-    strokes.push({ erasing: erases, points: [] });
+    papers.push(ink.getImageData(0, 0, paper.width, paper.height));
   }
 
   /** Draw on to (x, y), in the paper's pixels. */
   function reach(x, y) {
-    const stroke = strokes[strokes.length - 1];
-    ink.strokeStyle = stroke.erasing ? "black" : "white";
-    ink.lineWidth = thick();
+    ink.strokeStyle = erasing ? "black" : "white";
+    ink.lineWidth = (Number(find("pen-size").value) * paper.width) / 28;
     ink.beginPath();
     ink.moveTo(...(last || [x, y]));
     ink.lineTo(x, y);
     ink.stroke();
     last = [x, y];
-    stroke.points.push(last);
   }
 
   function listen(pad) {
@@ -116,7 +103,7 @@
       pad.focus({ preventScroll: true });
       pad.setPointerCapture(event.pointerId);
       pen.shown = false;
-      begun(erasing);
+      begun();
       reach(...place(event));
       show();
       changed("stroke");
@@ -157,7 +144,7 @@
     } else if (event.key === " " || event.key === "Enter") {
       pen.down = !pen.down;
       if (pen.down) {
-        begun(erasing);
+        begun();
         dot();
       } else changed("end");
       say(pen.down ? "Pen down." : "Pen up.");
@@ -226,10 +213,7 @@
 
   /** Put a picture of the network's size on the pad, pixel by pixel. */
   function load(loaded) {
-    base = gpuconv.photo(loaded.shape, loaded.pixels);
-    strokes = [];
-    wipe();
-    show();
+    wipe(gpuconv.photo(loaded.shape, loaded.pixels));
     changed("end");
   }
 

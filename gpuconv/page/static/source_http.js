@@ -3,8 +3,9 @@
 
 (() => {
   async function answer(response) {
-    if (!response.ok) throw new Error((await response.text()).trim());
-    const found = await response.json();
+    const text = await response.text();
+    if (!response.ok) throw new Error(text.trim());
+    const found = gpuconv.parse(text);
     if (found.gone) throw Object.assign(new Error(found.gone), { gone: true });
     return found;
   }
@@ -15,36 +16,20 @@
   const send = async (path, body, type = "application/json") =>
     answer(await fetch(path, { method: "POST", headers: { "Content-Type": type }, body }));
 
-  const values = (found) => ({ ...found, values: gpuconv.floats(found.data) });
-  const arrays = (found) => Object.fromEntries(
-    Object.entries(found).map(([name, data]) => [name, gpuconv.floats(data)]));
-  const pixels = (found) => ({ ...found, pixels: gpuconv.fromBase64(found.pixels) });
-
   gpuconv.source = {
     describe: () => ask("/api/model"),
-
-    async run(picture) {
-      const found = await send("/api/run", picture.pixels, "application/octet-stream");
-      return { ...found, maps: found.maps.map(values) };
-    },
-
-    maps: async (run, layer, first) => values(await ask("/api/maps", { run, layer, first })),
-    async values(run, windows) {
-      const { values } = await send("/api/values", JSON.stringify({ run, windows }));
-      return values.map(gpuconv.floats);
-    },
-    weights: async (layer, channel) => arrays(await ask("/api/weights", { layer, channel })),
-    filters: async (layer, when) => values(await ask("/api/filters", { layer, when })),
-    explanation: async (run, method, target) =>
-      values(await ask("/api/explanation", { run, method, target })),
-    async patches(layer, filter) {
-      const found = await ask("/api/patches", { layer, filter });
-      return { ...found, patches: found.patches?.map(gpuconv.readPatch) };
-    },
+    run: ({ pixels }) => send("/api/run", pixels, "application/octet-stream"),
+    maps: (run, layer, first) => ask("/api/maps", { run, layer, first }),
+    values: async (run, windows) =>
+      (await send("/api/values", JSON.stringify({ run, windows }))).values,
+    weights: (layer, channel) => ask("/api/weights", { layer, channel }),
+    filters: (layer, when) => ask("/api/filters", { layer, when }),
+    explanation: (run, method, target) => ask("/api/explanation", { run, method, target }),
+    patches: (layer, filter) => ask("/api/patches", { layer, filter }),
     openTest: true, // any test picture can be opened by its number
 
-    sample: async (index) => pixels(await ask("/api/sample", { index })),
-    picture: async (file) => pixels(await send("/api/picture", file, "application/octet-stream")),
+    sample: (index) => ask("/api/sample", { index }),
+    picture: (file) => send("/api/picture", file, "application/octet-stream"),
 
     training: () => ask("/api/training"),
     command: (action, given = {}) =>

@@ -7,11 +7,8 @@
   const runs = new Map();
   let counter = 0;
   // what the export put into the page
-  const found = JSON.parse(document.getElementById("network").textContent);
-  const { model, samples, patches } = found;
-  const each = (given, f) => Object.fromEntries(Object.entries(given).map(([key, value]) => [key, f(value)]));
-  const weights = each(found.weights, (named) => each(named, gpuconv.floats));
-  const start = each(found.start, gpuconv.floats);
+  const { model, samples, patches, weights, start } =
+    gpuconv.parse(document.getElementById("network").textContent);
 
   /** The picture as the network reads it: scaled to 0..1, framed with black, normalised. */
   function prepared({ shape: [C, H, W], pixels }) {
@@ -111,10 +108,10 @@
     maps: async (run, layer, first) => maps(outputsOf(run), layer, first),
     values: async (run, windows) => windows.map((window) =>
       cut(outputsOf(run)[window.from], model.layers[window.from].shape, window)),
-    weights: async (layer, channel) => each(weights[layer], (array) => {
+    weights: async (layer, channel) => Object.fromEntries(Object.entries(weights[layer]).map(([name, array]) => {
       const size = array.length / model.layers[layer].shape[0];
-      return array.subarray(channel * size, (channel + 1) * size);
-    }),
+      return [name, array.subarray(channel * size, (channel + 1) * size)];
+    })),
 
     async filters(layer, when) {
       const values = when === "start" ? start[layer] : weights[layer].weight;
@@ -126,15 +123,8 @@
       return { shape: [1, ...model.layers[0].shape.slice(1)], values, method };
     },
 
-    async patches(layer, filter) {
-      const found = patches[layer][filter];
-      return { ...found, patches: found.patches.map(gpuconv.readPatch) };
-    },
-
-    async sample(index) {
-      return { ...samples[index], index, pixels: gpuconv.fromBase64(samples[index].pixels) };
-    },
-
+    patches: async (layer, filter) => patches[layer][filter],
+    sample: async (index) => ({ ...samples[index], index }),
     picture: fitted,
   };
 

@@ -38,7 +38,7 @@
     };
     events.onerror = () => { run.state = "lost"; showState(); };
     events.onmessage = ({ data }) => {
-      const { event, record, ...news } = JSON.parse(data);
+      const { event, record, ...news } = gpuconv.parse(data);
       Object.assign(run, news);
       heard[event](record);
     };
@@ -177,14 +177,13 @@
   }
 
   function mistake(found) {
-    const pixels = gpuconv.fromBase64(found.pixels);
     const { classes } = page.model;
-    const canvas = gpuconv.photo(found.shape, pixels);
+    const canvas = gpuconv.photo(found.shape, found.pixels);
     canvas.setAttribute("aria-hidden", "true");
     const words = `${classes[found.label]} taken for ${classes[found.answer]}`;
     return element("li", {}, element("button", {
       type: "button", "aria-label": `${words}, ${percent(found.sure)} sure; look at it`,
-      click: () => gpuconv.pad.load({ shape: found.shape, pixels }),
+      click: () => gpuconv.pad.load(found),
     }, canvas, element("span", {}, words), element("small", {}, percent(found.sure))));
   }
 

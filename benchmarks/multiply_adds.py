@@ -1,10 +1,7 @@
-"""What a training step launches, counted in the simulator, and its time by a stated model.
+"""The multiply-adds of one training step, counted as its kernels execute them in the simulator.
 
-    print(table(step_launches(models.lenet(), (1, 32, 32), batch=64)))
-
-Multiply-adds are counted as the kernels execute them, padding and all. The time is an estimate: a
-launch takes LAUNCH seconds at least, and else rounds of blocks over the processors, each as long as
-the longest block takes at the issue rate of its kernel's main loop, or as its bytes take.
+The step is the real one, of which each launch runs once more by kernels that count: padding and
+all, by block. `Work.seconds` estimates a launch's time by a model; nothing is measured.
 """
 
 from __future__ import annotations
@@ -13,20 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import launches
 import numpy as np
+from launches import BANDWIDTH, CLOCK, ISSUED, LANES, PROCESSORS, STREAMING
 
-from gpuconv import models, nn, optim, sim
-from gpuconv.arrays import to_device
+from gpuconv import models, nn, sim
 from gpuconv.cuda import source
 from gpuconv.cuda.launch_config import Launch, ceil_div
 from gpuconv.cuda.runtime import runtime
 
-# An H100: processors, clock, bytes a second (0.85 of 3.0 TB/s), and the least time of a launch.
-PROCESSORS, CLOCK, BANDWIDTH, LAUNCH = 132, 1.98e9, 2.55e12, 2.5e-6
-ISSUED = 0.9  # of the cycles, an instruction
-LANES = 128  # multiply-adds a cycle and processor
-# FFMA among the instructions of the loop with the most of them; the build tests hold the kernels
-# to it. What is not named is taken for the least of them.
+LEAST = 2.5e-6  # seconds of a launch among others, at least
+# FFMA among the instructions of the loop with the most of them, in sm_90 machine code.
 FFMA_SHARE = {
     "conv2d_forward_simt": 0.63,
     "conv2d_backward_data_simt": 0.63,
@@ -68,9 +62,9 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 
 
 @dataclass(frozen=True)
-class CountedLaunch:
+class Work:
     """One launch: its grid's blocks, the multiply-adds that its result needs, those executed, those
-    of the block with the most, and the bytes of its arrays, each once.
+    of the block with the most, and the bytes of the arrays that it reads and that it writes.
     """
 
     kernel: str
@@ -90,28 +84,14 @@ class CountedLaunch:
     def seconds(self) -> float:
         """By the model: an estimate."""
         rounds = ceil_div(self.blocks, PROCESSORS)
-        return max(LAUNCH, rounds * self.cycles / CLOCK, self.bytes / BANDWIDTH)
+        return max(LEAST, rounds * self.cycles / CLOCK, self.bytes / (BANDWIDTH * STREAMING))
 
 
-def step_launches(model: nn.Module, image: tuple[int, ...], batch: int) -> list[CountedLaunch]:
-    """The launches of one training step (cross-entropy, SGD with momentum) on `sim`, in order.
-
-    image: the shape of one example. The second step is counted, in which all memory is there.
-    """
+def step_work(model: nn.Module, image: tuple[int, ...], batch: int) -> list[Work]:
+    """The launches of one training step on `sim`, in order; image: the shape of one example."""
     rng = np.random.default_rng(0)
-    x = to_device(rng.standard_normal((batch, *image), np.float32), "sim")
-    model = model.to("sim")
-    classes = model(x[:1]).shape[1]
-    labels = to_device(rng.integers(0, classes, batch), "sim")
-    criterion = nn.CrossEntropyLoss()
-    optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        criterion(model(x), labels).backward()
-        optimizer.step()
-
-    return count(recorded(step))
+    images = rng.standard_normal((batch, *image), np.float32)
+    return count(recorded(launches.step_of(model.to("sim"), images)))
 
 
 def recorded(function: Any) -> list[tuple[Launch, list[Any]]]:
@@ -126,11 +106,11 @@ def recorded(function: Any) -> list[tuple[Launch, list[Any]]]:
         device.recorded = None
 
 
-def count(launches: Sequence[tuple[Launch, list[Any]]]) -> list[CountedLaunch]:
+def count(steps: Sequence[tuple[Launch, list[Any]]]) -> list[Work]:
     """Each launch, run once more by kernels that count their multiply-adds."""
     modules: dict[tuple[str, tuple[str, ...]], sim.Module] = {}
     rows = []
-    for launch, arguments in launches:
+    for launch, arguments in steps:
         key = launch.file, launch.options
         if key not in modules:
             text = COUNTER % (COUNTED, COUNTED) + source.text(launch.file)
@@ -140,10 +120,10 @@ def count(launches: Sequence[tuple[Launch, list[Any]]]) -> list[CountedLaunch]:
         given = launch.kernel, launch.grid, launch.block, arguments, launch.shared
         module.launch(*given)
         executed = _executed(module) - before
-        nbytes = sum(a.nbytes for a in arguments if hasattr(a, "strides") and a.ndim)
+        moved = launches.counted(launch, arguments)
         total, longest = int(executed.sum()), int(executed.max())
-        row = launch.kernel, blocks, launch.multiply_adds, total, longest, nbytes
-        rows.append(CountedLaunch(*row))
+        row = launch.kernel, blocks, launch.multiply_adds, total, longest
+        rows.append(Work(*row, moved.read + moved.written))
     return rows
 
 
@@ -155,7 +135,7 @@ def _executed(module: sim.Module) -> np.ndarray:
         return np.zeros(1, np.int64)
 
 
-def table(rows: Sequence[CountedLaunch]) -> str:
+def table(rows: Sequence[Work]) -> str:
     """A line for each launch, and the totals."""
     lines = [
         f"{'kernel':38} {'blocks':>7} {'needed':>12} {'executed':>12} {'longest':>9} "

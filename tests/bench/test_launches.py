@@ -1,0 +1,90 @@
+"""benchmarks/launches.py: what it counts is what kernels touch, and stays within the gates."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated import DEVICE
+
+from gpuconv import nn
+from gpuconv.cuda.sim import SimRuntime
+from gpuconv.models.resnet import BasicBlock
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import launches
+
+if DEVICE != "sim":
+    pytest.skip("launches are counted on the simulator's arrays", allow_module_level=True)
+
+from gpuconv.sim import launch as simulated_launch
+from gpuconv.sim import memory
+
+
+def step(name, batch):
+    counted = launches.training_step(launches.network(name), batch)
+    return counted, sum(one.read + one.written for one in counted)
+
+
+def test_a_residual_block_converts_no_layout():
+    kernels = Counter(one.launch.kernel for one in step("resnet18", 128)[0])
+    assert kernels["transpose"] <= 2
+
+
+def small_network():
+    """What ResNet-18 is made of, for images of 3x32x32."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 7, 2, padding=3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.MaxPool2d(3, 2, padding=1), BasicBlock(8, 8, 1), BasicBlock(8, 16, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+
+
+class Watched(SimRuntime):
+    """Notes what each launch is said to move, and what it touched: (read, written)."""
+
+    def __init__(self):
+        super().__init__(check=True)
+        self.counted, self.touched = [], []
+
+    def start(self, launch, arguments):
+        before = simulated_launch._clock
+        super().start(launch, arguments)
+        granule = self.module(launch).function(launch.kernel).kernel.granule
+        self.counted.append(launches.counted(launch, arguments))
+        marks = np.sum([marks_since(m, before) for m in memory.live()], axis=0)
+        self.touched.append([int(count) * granule for count in marks])
+
+
+def marks_since(one, before):
+    """How many parts of an allocation were read and written since then, by the race detector's
+    clock.
+    """
+    if one.trace is None:
+        return 0, 0
+    stamps = one.trace[: len(one.trace) // 6 * 6].reshape(-1, 3, 2)[:, :, 0]
+    late = stamps >> np.uint64(11) > before
+    return late[:, 1:].any(1).sum(), late[:, 0].sum()
+
+
+# What may read less than whole arrays: strides skip pixels, options leave numbers unread.
+PARTLY = {"conv2d_forward_simt", "conv2d_backward_weight_simt", "cross_entropy_forward",
+          "cross_entropy_mean", "cross_entropy_total", "cross_entropy_backward",
+          "sgd_momentum"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_counted_bytes_are_what_kernels_touch_in_the_simulator(monkeypatch):
+    """Every address that a launch reads or writes, once."""
+    watched = Watched()
+    monkeypatch.setattr(launches.runtimes, "runtime", lambda device: watched)
+    rng = np.random.default_rng(0)
+    network = small_network().to("sim")
+    launches.step_of(network, rng.standard_normal((2, 3, 32, 32)).astype(np.float32))()
+    for one, (read, written) in zip(watched.counted, watched.touched, strict=True):
+        kernel = one.launch.kernel
+        assert one.written == written, kernel
+        assert read <= one.read, kernel
+        assert one.read == read or kernel in PARTLY, (kernel, one.read, read)
