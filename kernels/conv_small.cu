@@ -40,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_forward_small(float*
     float* const weights = shared;
     float* const in = shared + C * R * S * tap;
 
+    clear_padding<FILTERS>(weights, C * R * S * groups);
 #pragma unroll 4
     for (int i = threadIdx.x; i < filters * R * S * C; i += blockDim.x) {
         const int k = divide(i, terms_mul, terms_shift), term = i - k * (R * S * C);
@@ -66,11 +67,13 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_forward_small(float*
         const int n = n0 + patch.image, p = p0 + 2 * patch.row, q = 2 * patch.column;
         const Image out = {pool ? PP : P, pool ? PQ : Q, y_channel, y_pixel};
         if (n >= N) continue;
+#pragma unroll
         for (int j = 0; j < FILTERS; ++j) {
             const int k = first + patch.group * FILTERS + j;
-            if (k >= K) break;
+            if (k >= K) continue;
             float best = 0.0f;
             int best_tap = 0;
+#pragma unroll
             for (int t = 0; t < 4; ++t) {
                 if (p + t / 2 >= P || q + t % 2 >= Q) continue;
                 float v = sums[t / 2][t % 2][j];

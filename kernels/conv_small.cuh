@@ -13,20 +13,23 @@ __device__ constexpr int padded(int width)
     return width <= 2 ? width : (width + 3) / 4 * 4;
 }
 
-// WIDTH neighbouring floats of shared memory, by the fewest loads.
-template <int WIDTH> __device__ __forceinline__ void load_all(float (&to)[WIDTH], const float* from)
+// A group's WIDTH floats in shared memory, with those behind them that are padding.
+template <int WIDTH> __device__ __forceinline__ void load_group(float (&to)[WIDTH], const float* from)
 {
-    constexpr int FOURS = WIDTH / 4 * 4, TWOS = WIDTH / 2 * 2;
-    for (int i = 0; i < FOURS; i += 4) {
-        const Floats<4> four = load<4>(from + i);
-        for (int v = 0; v < 4; ++v) to[i + v] = four.v[v];
+    constexpr int VECTOR = WIDTH > 2 ? 4 : WIDTH;
+    for (int i = 0; i < WIDTH; i += VECTOR) {
+        const Floats<VECTOR> some = load<VECTOR>(from + i);
+        for (int v = 0; v < VECTOR && i + v < WIDTH; ++v) to[i + v] = some.v[v];
     }
-    if (TWOS > FOURS) {
-        const Floats<2> two = load<2>(from + FOURS);
-        to[FOURS] = two.v[0];
-        to[FOURS + 1] = two.v[1];
-    }
-    if (WIDTH > TWOS) to[TWOS] = from[TWOS];
+}
+
+// The padding of `groups` groups is read too.
+template <int WIDTH> __device__ __forceinline__ void clear_padding(float* to, int groups)
+{
+    constexpr int PADDING = padded(WIDTH) - WIDTH;
+    if constexpr (PADDING > 0)
+        for (int i = threadIdx.x; i < groups * PADDING; i += blockDim.x)
+            to[i / PADDING * padded(WIDTH) + WIDTH + i % PADDING] = 0.0f;
 }
 
 __device__ __forceinline__ void load_pairs(float (&to)[COLUMNS], const float* from)
@@ -93,7 +96,7 @@ __device__ __forceinline__ void accumulate(float (&sums)[2][2][WIDTH], const flo
 #pragma unroll
             for (int s = 0; s < S; ++s) {
                 float f[WIDTH];
-                load_all(f, filters + (r * S + s) * tap);
+                load_group(f, filters + (r * S + s) * tap);
                 for (int j = 0; j < 2; ++j)
                     for (int k = 0; k < WIDTH; ++k) {
                         sums[0][j][k] = fmaf(above[s + j], f[k], sums[0][j][k]);

@@ -110,6 +110,7 @@ __device__ __forceinline__ void backward_data(float* dx, const float* w, const G
     float* const weights = shared;
     float* const in = shared + K * R * S * tap;
 
+    clear_padding<CHANNELS>(weights, K * R * S * groups);
 #pragma unroll 4
     for (int i = threadIdx.x; i < K * R * S * channels; i += blockDim.x) {
         const int place = divide(i, part.channels_mul, part.channels_shift);  // (k,r,s) in order
@@ -134,11 +135,14 @@ __device__ __forceinline__ void backward_data(float* dx, const float* w, const G
             in + patch.image * K * plane + 2 * patch.row * pitch + 2 * patch.column,
             weights + patch.group * padded(CHANNELS), K, plane, pitch, tap);
         const int n = n0 + patch.image, mine = first + patch.group * CHANNELS;
+#pragma unroll
         for (int t = 0; t < 4; ++t) {
             const int h = h0 + 2 * patch.row + t / 2, at = 2 * patch.column + t % 2;
             if (n >= N || h >= H || at >= W) continue;
             float* const to = dx + (((long long)n * H + h) * W + at) * C + mine;
-            for (int c = 0; c < CHANNELS && mine + c < C; ++c) to[c] = sums[t / 2][t % 2][c];
+#pragma unroll
+            for (int c = 0; c < CHANNELS; ++c)
+                if (mine + c < C) to[c] = sums[t / 2][t % 2][c];
         }
     }
 }
@@ -173,6 +177,7 @@ __device__ __forceinline__ void backward_weight(float* dw, float* db, float* par
         const int p0 = (unit - group * of.bands) * rows, pixels = images * rows * of.wide;
         stage(in, region, n0, N, C, p0 - pad_h, -pad_w, image,
             [&](int n, int c, int h, int w) { return x[image.at(n, C, c, h, w)]; });
+        clear_padding<FILTERS>(gradients, pixels);
         stage_gradient(g, cells, n0, N, k0, p0, 0, rows, of.wide,
             [&](int n, int k, int row, int column, float v) {
                 gradients[((n * rows + row) * of.wide + column) * TAP + k] = v;
@@ -189,8 +194,8 @@ __device__ __forceinline__ void backward_weight(float* dw, float* db, float* par
                 for (int q = 0; q < of.wide; q += 2, from += 2, d += 2 * TAP) {
                     float v[COLUMNS], left[FILTERS], right[FILTERS];
                     load_pairs(v, from);
-                    load_all(left, d);
-                    load_all(right, d + TAP);
+                    load_group(left, d);
+                    load_group(right, d + TAP);
                     for (int s = 0; s < S; ++s)
                         for (int k = 0; k < FILTERS; ++k) {
                             sums[s][k] = fmaf(left[k], v[s], sums[s][k]);

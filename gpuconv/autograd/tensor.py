@@ -42,7 +42,7 @@ class Tensor:
     requires_grad: bool
     reference: bool
     _node: Node | None  # what made it
-    _deferred: Any  # what computes it, while it is pending: (compute, activations, pool)
+    _deferred: Any  # what computes it, while it is pending: (compute, activations, pool, chain)
     _hooks: list[Hook] | None  # of a leaf; those of a result are its node's
 
     def __init__(self, data: Any, requires_grad: bool = False, device: str | None = None) -> None:

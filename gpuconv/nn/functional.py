@@ -23,6 +23,8 @@ from gpuconv.autograd import Array, Tensor, activated, as_tensor, defer, once, p
 from gpuconv.autograd.operators import add, flatten, relu_backward
 from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
+from gpuconv.nn import linear_chain
+from gpuconv.nn.linear_chain import record_weighted
 from gpuconv.ops.op import Op
 
 P = ParamSpec("P")
@@ -146,6 +148,12 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
         return _at_once(linear(as_tensor(x), as_tensor(w), b))
     b = b if isinstance(b, Tensor) else _optional(b)
+    if not x.reference and not w.reference:
+        if (y := linear_chain.appended(x, w, b)) is not None:
+            return y
+        if linear_chain.serves(x, w):
+            chain = linear_chain.Chain(linear_chain.Layer(x, w, b))
+            return defer(chain.compute, (x, w, b), ACTIVATION_NAMES, None, chain)
     return _weighted(ops.linear, ops.linear_backward, x, w, b, (), None)
 
 
@@ -170,19 +178,10 @@ def _weighted(
 
     def compute(activation: str | None) -> Tensor:
         y = run(*arrays, *options, activation)
-        kept = None if activation is None else y
-        saved = (run_backward, *arrays, *options, activation, kept, x.requires_grad)
-        name = op.__name__ if activation is None else f"{op.__name__}_{activation}"
-        return record(name, y, (x, w, b), _weighted_backward, *saved)
+        saved = (run_backward, *arrays, *options, activation)
+        return record_weighted(op, (x, w, b), y, activation, saved)
 
     return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool)
-
-
-def _weighted_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> Any:
-    *rest, activation, y, need_dx = saved
-    if over and activation == "relu":
-        dy, activation, y = relu_backward(dy, y, over), None, None
-    return run_backward(dy, *rest, activation, y, need_dx)
 
 
 ACTIVATION_NAMES = tuple(ACTIVATIONS)

@@ -25,13 +25,13 @@ from gpuconv.cuda.launch_config import (
 )
 from gpuconv.ops.conv2d_launch import Conv2dShape
 
-MAX_WINDOW = 5  # rows and columns: the loops over taps are unrolled
+MIN_WINDOW, MAX_WINDOW = 2, 5  # rows and columns: the loops over taps are unrolled
 MAX_FILTERS = 32  # and channels; more fill the tiles of conv_simt.cu
-WIDTHS = (8, 6, 5, 4, 3, 2, 1)  # filters of a thread
+WIDTHS = (8, 6, 5, 4, 3, 2)  # filters of a thread
 IMAGES = (1, 2, 4, 8)  # of a block
-# What the choice of a geometry is made for, an H100's processors, and the instructions that an
-# element costs on its way to shared memory. Any choice gives right results.
-PROCESSORS, STAGED = 132, 30
+# What a geometry is chosen for: an H100's processors, the instructions that an element costs on its
+# way to shared memory, the clocks of a trip to memory. Any choice gives right results.
+PROCESSORS, STAGED, TRIP = 132, 30, 800
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,13 @@ class Tiling:
         return self.groups * self.bands * self.splits
 
 
+@lru_cache(maxsize=CACHED)
 def applies(conv: Conv2dShape) -> bool:
     """Whether the kernels are for such a convolution."""
     return (
         conv.groups == 1
         and (conv.stride_h, conv.stride_w, conv.dil_h, conv.dil_w) == (1, 1, 1, 1)
+        and min(conv.R, conv.S) >= MIN_WINDOW
         and max(conv.R, conv.S) <= MAX_WINDOW
         and max(conv.C, conv.K) <= MAX_FILTERS
         and 0 <= conv.pad_h < conv.R
@@ -146,7 +148,9 @@ def config_backward(
     if not applies(conv):
         return None
     data = _tiling(_turned(conv), None)
-    weight = _weight_part(conv, PROCESSORS)
+    # beside the blocks of dx, blocks that take as long
+    share = conv.P * conv.Q / (conv.H * conv.W)
+    weight = _weight_part(conv, max(PROCESSORS, int(data.blocks * share * need_dx) if data else 0))
     assert data is not None
     assert weight is not None
     width, numbers, block, shared = weight
@@ -234,7 +238,7 @@ def _tilings(conv: Conv2dShape, pool: Pooled | None) -> Iterator[Tiling]:
     pitch += 2 if pitch % 4 == 0 else 0  # rows begin in different banks
     for width in WIDTHS:
         across = ceil_div(conv.K, width)
-        if width > conv.K or across * width > 1.25 * conv.K:
+        if not _fits(width, conv.K):
             continue
         for splits in (n for n in range(1, across + 1) if across % n == 0):
             filters = across // splits * width
@@ -255,11 +259,20 @@ def _tilings(conv: Conv2dShape, pool: Pooled | None) -> Iterator[Tiling]:
                     )
 
 
+def _fits(width: int, filters: int) -> bool:
+    """Whether threads of this many filters waste little."""
+    return width <= max(filters, min(WIDTHS)) and (
+        ceil_div(filters, width) * width <= max(1.25 * filters, min(WIDTHS))
+    )
+
+
 def _clocks(conv: Conv2dShape, t: Tiling) -> float:
     items = t.images * t.rows // 2 * t.columns * (t.filters // t.width)
-    terms = conv.C * conv.R * conv.S
+    taps, terms = conv.R * conv.S, conv.C * conv.R * conv.S
+    # of a channel: products, loads of filters, of pixels, the loop itself
+    loop = taps * (4 * t.width + ceil_div(t.width, 4)) + (conv.R + 1) * (conv.S + 2) // 2 + 8
     staged = t.images * conv.C * t.in_rows * t.pitch + terms * t.filters
-    of_thread = ceil_div(items, t.block) * 4 * t.width * terms + STAGED * staged / t.block
+    of_thread = ceil_div(items, t.block) * conv.C * loop + STAGED * staged / t.block
     warps = ceil_div(t.blocks, PROCESSORS) * t.block // 32
     return of_thread * max(1.0, warps / 4)
 
@@ -273,7 +286,7 @@ def _weight_part(conv: Conv2dShape, processors: int) -> tuple[int, dict[str, int
 
 
 def _weight_parts(
-    conv: Conv2dShape, processors: int
+    conv: Conv2dShape, blocks: int
 ) -> Iterator[tuple[float, tuple[int, dict[str, int], int, int]]]:
     wide, columns = ceil_div(conv.Q, 2) * 2, conv.C * conv.R
     pitch = wide + (conv.S + 2) // 2 * 2 - 2
@@ -282,7 +295,7 @@ def _weight_parts(
         return
     for width in WIDTHS:
         tiles = ceil_div(conv.K, width)
-        if width > conv.K or tiles * width > 1.25 * conv.K:
+        if not _fits(width, conv.K):
             continue
         for bands in range(1, ceil_div(conv.P, 2) + 1):
             rows = 2 * ceil_div(ceil_div(conv.P, 2), bands)
@@ -297,13 +310,17 @@ def _weight_parts(
                 units = ceil_div(conv.N, images) * all_bands
                 parts = min(THREADS // columns, images * min(rows, conv.P))
                 block = max(ceil_div(parts * columns, 32) * 32, 64)
-                length = ceil_div(units, max(1, processors // tiles))
+                length = ceil_div(units, max(1, blocks // tiles))
                 slices = ceil_div(units, length)
                 lines = ceil_div(images * min(rows, conv.P), parts)
                 staged = staged_x + staged_g * width
-                of_thread = length * (lines * wide * conv.S * width + STAGED * staged / block)
-                of_thread += conv.S * width * parts
-                warps = ceil_div(tiles * slices, processors) * block // 32
+                # of two pixels: products, loads of pixels, of gradients, the loop itself
+                loop = 2 * conv.S * width + (conv.S + 2) // 2 + 2 * ceil_div(width, 4) + 4
+                unit = lines * wide // 2 * loop + STAGED * staged / block
+                sums = ceil_div(width * conv.R * conv.S * conv.C, 4 * block)
+                of_thread = length * unit + conv.S * width * parts
+                fixed = TRIP * (length + 2 * sums)
+                warps = ceil_div(tiles * slices, PROCESSORS) * block // 32
                 numbers = {
                     **{"images": images, "rows": rows, "bands": all_bands, "tiles": tiles},
                     **{"parts": parts, "pitch": pitch, "in_rows": in_rows, "wide": wide},
@@ -312,7 +329,7 @@ def _weight_parts(
                     **{"units": units, "length": length, "slices": slices},
                     "together": math.isqrt(slices - 1) + 1,
                 }
-                clocks = of_thread * max(1.0, warps / 4)
+                clocks = of_thread * max(1.0, warps / 4) + fixed
                 yield clocks, (width, numbers, block, shared)
 
 

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cpu import conv_pool as fast
-from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d, y_shape
+from gpuconv.ops import conv2d_launch_small as small
+from gpuconv.ops.conv2d import (
+    backward_small,
+    conv2d,
+    conv2d_backward,
+    require_conv2d,
+    y_shape,
+)
+from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.ops.cost import Cost, like, nbytes
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_pool2d_output, require_pool
 from gpuconv.ops.op import Array, Padding, Size, op, require_floats, require_rank, require_shape
@@ -154,6 +162,15 @@ def conv2d_relu_max_pool2d_launch(runtime, x, w, b, stride, padding, dilation, g
     geometry = window(*_complete(pool))
     if not is_2x2(geometry):
         return max_pool2d(conv2d(x, w, b, stride, padding, dilation, groups, "relu"), *pool)
+    conv, pooled = _small(x, w, stride, padding, dilation, groups, geometry)
+    if pooled is not None:
+        shape = (conv.N, pooled.P, pooled.Q, conv.K)
+        y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
+        (images, last), filters = runtime.dense(x), runtime.as_nhwc(w)
+        bias = filters if b is None else runtime.contiguous(b)
+        launches = small.config_forward(conv, b is not None, True, pooled, last, True)
+        runtime.run(launches, y=y, argmax=argmax, x=images, w=filters, b=bias)
+        return runtime.as_nchw(y), runtime.as_nchw(argmax)
     sums = conv2d(x, w, None, stride, padding, dilation, groups)
     N, K, H, W = sums.shape
     shape = (N, *geometry.output_size(H, W), K)
@@ -171,9 +188,21 @@ def conv2d_relu_max_pool2d_backward_launch(
 ):
     N, K, H, W = y_shape(x, w, stride, padding, dilation)
     geometry = window(*_complete(pool))
+    conv, pooled = _small(x, w, stride, padding, dilation, groups, geometry)
+    if pooled is not None:
+        return backward_small(runtime, conv, dy, y, argmax, pooled, x, w, b, True, need_dx)
     if is_2x2(geometry):  # through ReLU and pool in one pass
         config = config_bias_relu_max_pool2d_backward((N, K, H, W), geometry)
         spread = runtime.image(config, "dx", (N, K, H, W), dy=dy, y=y, argmax=argmax)
     else:
         spread = max_pool2d_backward(relu_backward(dy, y), argmax, (N, K, H, W), *pool)
     return conv2d_backward(spread, x, w, b, stride, padding, dilation, groups, need_dx=need_dx)
+
+
+def _small(x, w, stride, padding, dilation, groups, pool):
+    """(the convolution's shape, the pooled output's size if one kernel serves both, else None)."""
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    conv = Conv2dShape.of(x.shape, w.shape, geometry, groups)
+    if not is_2x2(pool) or not small.applies(conv):
+        return conv, None
+    return conv, small.Pooled(*pool.output_size(conv.P, conv.Q))
