@@ -6,7 +6,7 @@ import importlib.util
 import platform
 from pathlib import Path
 
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 
 DEVICES = ("cpu", "reference", "cuda", "sim")
 
@@ -15,9 +15,7 @@ def resolve(device: str) -> str:
     """A device's name, "auto" resolved to the fastest there is. ValueError for an unknown one."""
     if device == "auto":
         return choose()[0]
-    if device not in DEVICES:
-        raise unknown("device", device, [*DEVICES, "auto"])
-    return device
+    return require_known("device", device, [*DEVICES, "auto"])
 
 
 def choose() -> tuple[str, str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import TypeVar
+
+Name = TypeVar("Name")
 
 
 class DeviceError(RuntimeError):
@@ -29,6 +32,13 @@ def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(SYNONYMS.get(meant, meant), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ValueError(f"unknown {what} {name!r}{hint} (known: {', '.join(names)})")
+
+
+def require_known(what: str, name: Name, known: Collection[str]) -> Name:
+    """`name`, where it is among the known ones; else the ValueError of `unknown`."""
+    if name not in known:
+        raise unknown(what, name, known)
+    return name
 
 
 def printable(text: str, keep: str = "") -> str:

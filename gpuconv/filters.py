@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.ops import conv2d
 
 _LOW_BITS = np.int64((1 << 27) - 1)
@@ -48,9 +48,7 @@ FILTERS: dict[str, Filter] = {
 
 def named(name: str) -> Filter:
     """The filter of that name. ValueError, with the nearest known name, for an unknown one."""
-    if name not in FILTERS:
-        raise unknown("filter", name, FILTERS)
-    return FILTERS[name]
+    return FILTERS[require_known("filter", name, FILTERS)]
 
 
 def apply(image: np.ndarray, matrix: Any) -> np.ndarray:

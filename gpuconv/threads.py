@@ -11,13 +11,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
-from typing import ClassVar
+from itertools import pairwise, product
+from typing import Any, ClassVar
 
 import threadpoolctl
 
 Shard = Callable[[int, int], object]
 Pieces = Sequence[tuple[int, int]]
+BlasSetting = tuple[Callable[[], int], Callable[[int], object]]  # get, set
 
 _count = 0
 _lock = threading.Lock()
@@ -70,26 +71,17 @@ def _shards(items: int, grain: int, threads: int) -> Pieces:
     return tuple(pairwise([0, *edges]))
 
 
-def parallel(function: Shard, pieces: Pieces, blas: bool = True) -> list[object]:
+def parallel(function: Shard, pieces: Pieces) -> list[object]:
     """`function(begin, end)` for every piece, side by side; the results in the order of the pieces.
 
     The first piece runs on the calling thread. A call from inside a shard runs its pieces one after
-    another. What a piece raises is raised here, after all pieces have ended.
-    blas: whether `function` calls BLAS, which is then held to one thread for each of several
-    pieces, and to `thread_count` threads for a single one.
+    another. What a piece raises is raised here, after all pieces have ended. Whoever calls BLAS in
+    a piece holds it to one thread, `with blas_threads(1)` around the call of `parallel`.
     """
-    inside = getattr(_inside, "shard", False)
-    if blas:
-        with blas_threads(1 if inside or len(pieces) > 1 else thread_count()):
-            return parallel(function, pieces, blas=False)
     if len(pieces) == 1:
         return [function(*pieces[0])]
-    if inside:
+    if getattr(_inside, "shard", False):
         return [function(begin, end) for begin, end in pieces]
-    return _side_by_side(function, pieces)
-
-
-def _side_by_side(function: Shard, pieces: Pieces) -> list[object]:
     workers = [_hire() for _ in pieces[1:]]
     for worker, piece in zip(workers, pieces[1:], strict=True):
         worker.begin(function, piece)
@@ -104,6 +96,14 @@ def _side_by_side(function: Shard, pieces: Pieces) -> list[object]:
             raise error
         results.append(result)
     return results
+
+
+def over_shards(
+    function: Callable[..., object], arrays: Sequence[Any], *rest: Any, grain: int = 1
+) -> None:
+    """function(*parts of the arrays, *rest) side by side, for parts of their first axis."""
+    pieces = shards(len(arrays[0]), grain)
+    parallel(lambda begin, end: function(*(a[begin:end] for a in arrays), *rest), pieces)
 
 
 class _Worker(threading.Thread):
@@ -180,7 +180,7 @@ class blas_threads:
     count holds, and the setting from before the first comes back after the last.
     """
 
-    libraries: ClassVar[list[Blas] | None] = None  # found at the first use
+    libraries: ClassVar[list[BlasSetting] | None] = None  # found at the first use
     before: ClassVar[list[int]] = []  # each library's setting, before the first use
     counts: ClassVar[list[int]] = []  # of all uses at this moment
 
@@ -192,11 +192,9 @@ class blas_threads:
         with _lock:
             if cls.libraries is None:
                 found = threadpoolctl.ThreadpoolController().select(user_api="blas")
-                cls.libraries = [Blas(library) for library in found.lib_controllers]
+                cls.libraries = [_setting_of(library) for library in found.lib_controllers]
             if not cls.counts:
-                cls.before = []
-                for library in cls.libraries:
-                    cls.before.append(library.get())
+                cls.before = [get() for get, _ in cls.libraries]
             cls._change(cls.counts, [*cls.counts, self._count])
 
     def __exit__(self, *_: object) -> None:
@@ -211,42 +209,32 @@ class blas_threads:
     def _change(cls, old: list[int], new: list[int]) -> None:
         """Set each library for `new`, where that differs from what `old` demanded: a call costs."""
         cls.counts = new
-        for library, before in zip(cls.libraries or [], cls.before, strict=True):
+        for (_, set_threads), before in zip(cls.libraries or [], cls.before, strict=True):
             threads = min([before, *new])
             if threads != min([before, *old]):
-                library.set(threads)
+                set_threads(threads)
 
 
-class Blas:
-    """`get()` and `set(threads)`: the number of threads of one loaded BLAS.
+def _setting_of(library: threadpoolctl.LibController) -> BlasSetting:
+    """Functions that get and set the number of threads of one loaded BLAS.
 
-    They are OpenBLAS's own functions where it has its own threads: a network's step changes the
-    setting a dozen times. Others are asked by way of threadpoolctl, which since 3.8 silently
-    ignores all threads but the first that set OpenBLAS.
+    They are OpenBLAS's own where it has its own threads: a network's step changes the setting a
+    dozen times. Others are asked by way of threadpoolctl, which since 3.8 silently ignores all
+    threads but the first that set OpenBLAS.
     """
+    if getattr(library, "threading_layer", None) == "pthreads":
+        for prefix, suffix in product(("", "scipy_"), ("", "64_", "_64")):  # as it was built
+            name = f"{prefix}openblas_{{}}_num_threads{suffix}"
+            if hasattr(library.dynlib, name.format("set")):
+                return tuple(getattr(library.dynlib, name.format(do)) for do in ("get", "set"))
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
 
-    get: Callable[[], int]
-    set: Callable[[int], object]
-
-    def __init__(self, library: threadpoolctl.LibController) -> None:
-        self._library = library
-        self.get, self.set = library.get_num_threads, self._set
-        if getattr(library, "threading_layer", None) == "pthreads":
-            names = [f"{a}openblas_{{}}_num_threads{b}" for a in _PREFIXES for b in _SUFFIXES]
-            for name in names:
-                if hasattr(library.dynlib, name.format("set")):
-                    self.get = getattr(library.dynlib, name.format("get"))
-                    self.set = getattr(library.dynlib, name.format("set"))
-                    return
-
-    def _set(self, threads: int) -> None:
-        release = getattr(self._library, "clear_controlling_thread", lambda force: None)
+    def set_threads(threads: int) -> None:
         release(force=True)
-        self._library.set_num_threads(threads)
+        library.set_num_threads(threads)
         release(force=True)
 
-
-_PREFIXES, _SUFFIXES = ("", "scipy_"), ("", "64_", "_64")  # of OpenBLAS's names, as it was built
+    return library.get_num_threads, set_threads
 
 
 if hasattr(os, "register_at_fork"):

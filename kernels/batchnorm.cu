@@ -7,7 +7,8 @@ Math      y[i,c] = act((x[i,c] - mean[c]) * scale + b[c]), scale = w[c] / sqrt(v
           db = sum of d, dw = sum of d*z, z = (x - mean) / sqrt(var + eps), d = dy where y > 0 or
           there is no ReLU, else 0
           dx = scale * (d - (db + z*dw) / pixels), in evaluation scale * d
-          running = (1 - momentum) * running + momentum * new, new = mean or var * n / (n - 1)
+          running = (1 - momentum) * running + momentum * new, new = mean or var * n / (n - 1);
+          step and stop are those of optim.cu
 Source    Ioffe and Szegedy 2015; torch.nn.functional.batch_norm. Statistics: Chan, Golub and
           LeVeque 1983, "Algorithms for computing the sample variance"
 Layout    x, dy: float32 (pixels, C), a pixel x_stride or dy_stride elements after the one before,
@@ -257,9 +258,12 @@ extern "C" __global__ void __launch_bounds__(256, 3)
 
 extern "C" __global__ void __launch_bounds__(256, 4)
     batch_norm2d_track(float* __restrict__ running_mean, float* __restrict__ running_var,
-        const float* __restrict__ mean, const float* __restrict__ var, int C, float keep,
+        const float* __restrict__ mean, const float* __restrict__ var,
+        const float* __restrict__ step, const unsigned* __restrict__ stop, int C, float keep,
         float momentum, float unbiased)
 {
+    if (stop[0]) return;
+    keep += step[0], momentum += step[1];
     for (long long c = first_index(); c < C; c += index_step()) {
         running_mean[c] = keep * running_mean[c] + momentum * mean[c];
         running_var[c] = keep * running_var[c] + momentum * (var[c] * unbiased);

@@ -5,7 +5,8 @@ Math      add:     to[i] = a[i] + b[i];  add_relu: its ReLU, a NaN stays NaN
           multiply: to[i] = a[i] * b[i]
           scale:   to[i] = a[i] * factor
           dropout: y[i] = x[i] * factor where the upper 32 bits of SplitMix64's number i for the
-                   seed are at least `threshold`, else 0; backward is the same kernel on dy
+                   seed are at least `threshold`, else 0; backward is the same kernel on dy. The
+                   seed is what the launch gives plus step[0]; one of them is 0 (optim.cu)
 Source    Srivastava et al. 2014 (dropout); Steele et al. 2014 (SplitMix64); gpuconv/ops/dropout.py
 Layout    float32, `count` elements; dropout's i counts in the user's C order: give it NCHW, not
           NHWC
@@ -53,9 +54,11 @@ extern "C" __global__ void __launch_bounds__(256, 3)
     each1(to, a, count, [=](float a) { return a * factor; });
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) dropout(float* y, const float* x,
-    long long count, unsigned long long seed, unsigned long long threshold, float factor)
+extern "C" __global__ void __launch_bounds__(256, 3)
+    dropout(float* y, const float* x, const unsigned long long* step, long long count,
+        unsigned long long seed, unsigned long long threshold, float factor)
 {
+    seed += step[0];
     each_indexed(y, x, nullptr, count,
         [=](float x, float, long long i) { return keeps(seed, threshold, i) ? x * factor : 0.0f; });
 }

@@ -21,8 +21,7 @@ PIECES = [(0, 1), (1, 3), (3, 7)]
 
 
 def test_results_come_in_the_order_of_the_pieces():
-    for blas in (True, False):
-        assert parallel(lambda begin, end: (begin, end), PIECES, blas) == PIECES
+    assert parallel(lambda begin, end: (begin, end), PIECES) == PIECES
 
 
 def test_an_error_reaches_the_caller_and_the_pool_goes_on():
@@ -101,7 +100,7 @@ def test_scratch_is_kept_for_each_thread_and_bounded():
 def blas_count() -> int:
     """The threads that NumPy's BLAS would use for a product now."""
     with blas_threads(99):  # finds the library, where nothing has used it yet
-        return max(library.get() for library in blas_threads.libraries)
+        return max(get() for get, _ in blas_threads.libraries)
 
 
 @pytest.fixture
@@ -114,22 +113,25 @@ def threads():
     set_thread_count(before)
 
 
-@pytest.mark.parametrize(
-    ("count", "pieces", "expected"),
-    [(1, PIECES[:1], 1), (2, PIECES[:1], 2), (8, PIECES[:1], 3), (2, PIECES[:2], 1)],
-)
-def test_blas_is_held_to_the_set_number_of_threads(threads, count, pieces, expected):
-    threads(count)
-    assert parallel(lambda begin, end: blas_count(), pieces) == [expected] * len(pieces)
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (8, 3)])
+def test_blas_is_held_to_a_number_of_threads_in_every_shard(threads, count, expected):
+    with blas_threads(count):
+        assert parallel(lambda begin, end: blas_count(), PIECES) == [expected] * 3
 
 
-def test_blas_is_held_in_a_shard_of_work_that_calls_none_itself(threads):
+@pytest.mark.parametrize("images", [1, 8])
+def test_products_image_by_image_hold_blas_to_one_thread(threads, monkeypatch, images):
     threads(2)
+    seen, product = [], np.matmul
 
-    def outer(begin, end):
-        return parallel(lambda b, e: blas_count(), PIECES[:1])
+    def watched(*arguments, **options):
+        seen.append(blas_count())
+        return product(*arguments, **options)
 
-    assert parallel(outer, PIECES[:2], blas=False) == [[1], [1]]
+    monkeypatch.setattr(conv_pointwise.np, "matmul", watched)
+    x, w = np.ones((images, 16, 12, 12), np.float32), np.ones((16, 16, 1, 1), np.float32)
+    conv_pointwise.forward(x, w, None, False)
+    assert seen == [1] * max(images, 2)  # a single image is shared row by row
 
 
 def test_the_smallest_of_several_uses_holds_until_it_ends(threads):

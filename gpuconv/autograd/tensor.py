@@ -12,6 +12,7 @@ import numpy as np
 from gpuconv import arrays
 from gpuconv.autograd import operators
 from gpuconv.autograd.state import Array, Backward, Hook, Node, state
+from gpuconv.cuda import recording
 
 FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
 
@@ -65,10 +66,12 @@ class Tensor:
             return getattr(self, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def __reduce__(self) -> Any:
+    def __getstate__(self) -> Any:
         """A copy, or what is read from a pickle, has no past and no hooks."""
-        values = (self.data, self.grad, self.requires_grad, self.reference)
-        return _restored, (type(self), *values)
+        kept = {
+            name: getattr(self, name) for name in ("data", "grad", "requires_grad", "reference")
+        }
+        return None, kept | dict.fromkeys(("_node", "_deferred", "_hooks"))
 
     def __repr__(self) -> str:
         flag = ", requires_grad=True" if self.requires_grad else ""
@@ -171,6 +174,7 @@ class Tensor:
         never computed by itself.
         """
         node = self._node
+        recording.refuse("a gradient has a hook")
         if not self.requires_grad:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
         if self._hooks is FUSED:
@@ -222,12 +226,6 @@ class Tensor:
                 f"backward: the gradient has shape {gradient.shape}, the tensor {data.shape}"
             )
         walk.Walk(retain_graph).run(self if self._node is None else self._node, gradient)
-
-
-def _restored(kind: Any, data: Array, grad: Any, requires_grad: bool, reference: bool) -> Tensor:
-    tensor: Tensor = kind(data, False)
-    tensor.grad, tensor.requires_grad, tensor.reference = grad, requires_grad, reference
-    return tensor
 
 
 class Parameter(Tensor):

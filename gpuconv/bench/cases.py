@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpuconv import ops
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known, unknown
 from gpuconv.ops.op import Op
 
 Shape = tuple[int, ...]
@@ -32,9 +32,10 @@ OPERANDS: dict[str, tuple[str, ...]] = {
         (f"{kind}_pool2d" for kind in ("max", "avg", "sum", "adaptive_avg")), ("kernel",)
     ),
     **dict.fromkeys(("sgd", "sgd_momentum", "adam", "adam_amsgrad", "clip_grad_norm"), ()),
+    "image_batch": (),
 }
 RANKS = {
-    "assign": 4,
+    **dict.fromkeys(("assign", "image_batch"), 4),
     **dict.fromkeys(("linear", "cross_entropy", "half_squared_error", "hinge"), 2),
     **{name: 4 for name in OPERANDS if name.endswith("2d") or name == "local_response_norm"},
 }
@@ -101,9 +102,7 @@ def parse(words: str | Sequence[str], **options: Any) -> Case:
     for word in parts:
         key, equals, value = word.partition("=")
         if equals:
-            if key not in OPTIONS:
-                raise unknown("option", key, OPTIONS)
-            values[key] = option(key, value)
+            values[key] = option(require_known("option", key, OPTIONS), value)
     values.update({key: value for key, value in options.items() if value is not None})
     if name.startswith("conv2d") and values.get("stride") in (1, (1, 1)):
         del values["stride"]
@@ -187,6 +186,7 @@ sgd_momentum            64n x 4096
 adam                    64n x 4096
 adam_amsgrad            64n x 4096
 clip_grad_norm          64n x 4096
+image_batch             n x 3 x 224 x 224
 """
 USUAL = "nx64x56x56"
 

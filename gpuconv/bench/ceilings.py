@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv.bench.clock import cpu_times
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.simd import FLOAT, LANES, intrinsic, ir, loop, splat
-from gpuconv.threads import parallel, shards, thread_count
+from gpuconv.threads import over_shards, parallel, thread_count
 
 COPIED = 128 << 20  # bytes
 CHAINS = 10  # of vectors: enough to hide the latency of two FMA units, fewer than 16 registers
@@ -41,7 +41,7 @@ def cpu_ceilings(seconds: float = 0.5, copied: int = COPIED) -> Ceilings:
     b = np.empty_like(a)
 
     def copy() -> None:
-        parallel(lambda i, j: np.copyto(b[i:j], a[i:j]), shards(copied, 1 << 20), blas=False)
+        over_shards(np.copyto, (b, a), grain=1 << 20)
 
     took = cpu_times([copy], seconds)
     added = cpu_times([on_all_threads], seconds)
@@ -92,7 +92,7 @@ def on_all_threads(rounds: int = ROUNDS) -> int:
     Raises ArithmeticError where the sum is not what it must be.
     """
     pieces = [(number, number + 1) for number in range(thread_count())]
-    found = parallel(lambda *_: chains(rounds, 1.0, 1.0), pieces, blas=False)
+    found = parallel(lambda *_: chains(rounds, 1.0, 1.0), pieces)
     exact = CHAINS * (CHAINS - 1) // 2 + CHAINS * rounds
     if any(one != exact for one in found):
         raise ArithmeticError(f"the multiply-adds gave {found}, not {exact}: no ceiling")

@@ -59,10 +59,7 @@ class Row:
     def record(self, ceilings: Ceilings) -> dict[str, Any]:
         """For JSON: seconds, counts, and rates a second."""
         found = asdict(self)
-        found["kernels"] = [
-            {"name": name, "times": None if times is None else asdict(times)}
-            for name, times in self.kernels
-        ]
+        found["kernels"] = [{"name": name, "times": times} for name, times in found["kernels"]]
         bound = self.cost.bound(ceilings.flops, ceilings.bytes)
         rates = {"flops_per_s": self.flops, "bytes_per_s": self.bytes}
         return found | rates | {"share_of_ceiling": self.share(ceilings), "bound": bound}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gpuconv import ops
 from gpuconv.arrays import ShapeOnly
+from gpuconv.bench.batches import BatchWorkload
 from gpuconv.bench.cases import Case
 from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWorkload
 from gpuconv.cpu import conv as cpu_conv
@@ -23,7 +25,7 @@ from gpuconv.ops.activation import activation_backward
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Op
 from gpuconv.shapes import window
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import blas_threads, parallel, shards
 
 FORWARD, BACKWARD, DATA, WEIGHT = PASSES = (
     "forward", "backward", "backward-data", "backward-weight",
@@ -94,7 +96,11 @@ class Workload:
         return np.full(exact.shape, error * np.abs(exact).max(initial=0))
 
 
-AnyWorkload = Workload | OptimizerWorkload
+AnyWorkload = Workload | OptimizerWorkload | BatchWorkload
+# What is no operation of gpuconv.ops.
+OTHERS: dict[str, Any] = {
+    **dict.fromkeys(OPTIMIZERS, OptimizerWorkload), "image_batch": BatchWorkload
+}  # fmt: skip
 
 
 def of_case(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator[AnyWorkload]:
@@ -105,45 +111,31 @@ def of_case(case: Case, passes: tuple[str, ...] = (), seed: int = 0) -> Iterator
     Raises as the operation does for shapes that do not fit.
     """
     rng = np.random.default_rng(seed)
-
-    def floats(shape: tuple[int, ...]) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32)
-
+    floats = partial(rng.standard_normal, dtype=np.float32)
     return _workloads(case, passes, floats, rng.integers)
 
 
 def counted(case: Case, passes: tuple[str, ...] = ()) -> Iterator[tuple[str, Cost]]:
     """The passes of `of_case` and the least cost of each, from shapes alone."""
-
-    def labels(low: int, high: int, count: int) -> ShapeOnly:
-        return ShapeOnly((count,), np.int64)
-
-    return ((one.direction, one.cost) for one in _workloads(case, passes, ShapeOnly, labels))
+    workloads = _workloads(case, passes, ShapeOnly, lambda _, __, n: ShapeOnly((n,), np.int64))
+    return ((one.direction, one.cost) for one in workloads)
 
 
 def _workloads(
     case: Case, passes: tuple[str, ...], floats: Any, integers: Any
 ) -> Iterator[AnyWorkload]:
     """floats(shape), integers(low, high, count): what draws arrays, or stands in for them."""
-    if case.op not in OPTIMIZERS:
-        for direction, function, given in _calls(case, passes, floats, integers):
-            cost = _cost(direction, function, given)
-            yield Workload(case, direction, function, given, cost, case.op in IN_PLACE)
-    elif not passes or FORWARD in passes:
-        yield OptimizerWorkload(case, floats)
-
-
-def _calls(
-    case: Case, passes: tuple[str, ...], floats: Any, integers: Any
-) -> Iterator[tuple[str, Op, tuple[Any, ...]]]:
-    """(direction, operation, its arguments) of each pass that was asked for and that there is."""
+    if case.op in OTHERS:
+        if not passes or FORWARD in passes:
+            yield OTHERS[case.op](case, floats)
+        return
     chosen = passes or ((FORWARD, DATA, WEIGHT) if case.op in SPLIT else (FORWARD, BACKWARD))
     forward, backward = getattr(ops, case.op), getattr(ops, f"{case.op}_backward", None)
     values = _values(case, floats, integers)
     given = _arguments(forward, values)
     forward.work(*given)  # which refuses what does not fit
     if FORWARD in chosen:
-        yield FORWARD, forward, given
+        yield _workload(case, FORWARD, forward, given)
     if backward is None or not set(chosen) - {FORWARD}:
         return
     found = forward(*given)
@@ -153,15 +145,15 @@ def _calls(
     for direction in chosen:
         if direction == BACKWARD or (direction in (DATA, WEIGHT) and case.op in SPLIT):
             values["need_dx"] = direction != WEIGHT
-            yield direction, backward, _arguments(backward, values)
+            yield _workload(case, direction, backward, _arguments(backward, values))
 
 
-def _cost(direction: str, function: Op, given: tuple[Any, ...]) -> Cost:
-    whole = function.work(*given)
-    if direction != DATA:
-        return whole
-    (dy, x, w), y = given[:3], given[-2]
-    return Cost(whole.flops // 2, nbytes(dy, w, x, y))
+def _workload(case: Case, direction: str, function: Op, given: tuple[Any, ...]) -> Workload:
+    cost = function.work(*given)
+    if direction == DATA:
+        (dy, x, w), y = given[:3], given[-2]
+        cost = Cost(cost.flops // 2, nbytes(dy, w, x, y))
+    return Workload(case, direction, function, given, cost, case.op in IN_PLACE)
 
 
 def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
@@ -228,7 +220,8 @@ def _reference(op: Op, arguments: tuple[Any, ...]) -> Any:
             for a, whole in zip(arguments, batched, strict=True)
         ))) for n in range(begin, end)]  # fmt: skip
 
-    shares = parallel(some, shards(len(arguments[0])))
+    with blas_threads(1):
+        shares = parallel(some, shards(len(arguments[0])))
     return _together([one for share in shares for one in share])  # type: ignore[attr-defined]
 
 

@@ -26,7 +26,6 @@ from gpuconv.bench.workloads import counted, of_case
 from gpuconv.cli.options import DEVICE, THREADS, add_options, number, one_of, path, whole
 from gpuconv.devices import resolve
 from gpuconv.models import MODELS
-from gpuconv.threads import set_thread_count
 
 EXAMPLES = """\
   gpuconv bench conv 16x64x56x56 64 3x3 --padding 1
@@ -77,8 +76,6 @@ def run(args: argparse.Namespace) -> int:
     if device == "reference":
         raise ValueError("bench: device reference is not made to be fast; use cpu")
     require(device)
-    if args.threads is not None:
-        set_thread_count(args.threads)
     return _time(args, device, cases, passes)
 
 

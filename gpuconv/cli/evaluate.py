@@ -13,8 +13,7 @@ import numpy as np
 from gpuconv import nn
 from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
 from gpuconv.cli.options import CHECKPOINT, DEVICE, IMAGES, THREADS, add_options, whole
-from gpuconv.errors import unknown
-from gpuconv.threads import set_thread_count
+from gpuconv.errors import require_known
 from gpuconv.train.evaluate import evaluate
 
 EXAMPLES = """\
@@ -30,8 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.threads is not None:
-        set_thread_count(args.threads)
     found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
     settings = found.metadata.get("settings") or {}
     dataset = load_images(args, found, preprocessing)
@@ -40,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"evaluate: {dataset.name} has {len(dataset.classes)} classes, the network {known}"
         )
-    name = settings.get("loss", "cross_entropy")
-    if name not in nn.LOSSES:
-        raise unknown("loss", name, nn.LOSSES)
+    name = require_known("loss", settings.get("loss", "cross_entropy"), nn.LOSSES)
     loss = nn.LOSSES[name]()
     result = evaluate(model, loss, preprocessing.loader(dataset, args.batch), lambda: None)
     known_names = found.metadata.get("classes") or dataset.classes

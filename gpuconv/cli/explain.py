@@ -14,8 +14,10 @@ from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
 from gpuconv.cli.options import (
     CHECKPOINT,
     DEVICE,
+    INVERT,
+    MAY_LACK,
+    REPEATED,
     SKIP_BAD,
-    add_invert,
     add_options,
     number,
     numbers,
@@ -40,17 +42,12 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, CHECKPOINT)
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="PNG, JPEG and so on")
-    parser.add_argument(
-        "--method",
-        action="append",
-        type=one_of("method", [*METHODS, "all"]),
-        metavar="NAME",
-        help="how to explain (default: grad-cam); may be repeated, and all is each once",
-    )
+    how = "how to explain (default: grad-cam); may be repeated, and all is each once"
     add_options(
         parser,
+        CHECKPOINT,
+        ("image", "IMAGE", str, "PNG, JPEG and so on", MAY_LACK),
+        ("--method", "NAME", one_of("method", [*METHODS, "all"]), how, REPEATED),
         ("--index", "N", whole(0), "instead of IMAGE: a test image of the data set"),
         ("--data", "NAME|PATH", path, "for --index (default: what the network learned from)"),
         ("--class", "NAME", str, "by name or number (default: the likeliest)"),
@@ -66,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         SKIP_BAD,
         seed("of SmoothGrad's noise"),
         DEVICE,
+        INVERT,
     )
     parser.set_defaults(of="", split="test", limit=None)
-    add_invert(parser)
 
 
 def run(args: argparse.Namespace) -> int:

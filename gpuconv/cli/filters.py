@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 
 from gpuconv import checkpoint, models
-from gpuconv.cli.options import add_options, matrix, output, seed, whole
+from gpuconv.cli.options import REPEATED, add_options, matrix, output, seed, whole
 from gpuconv.data import load_image, save_image
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.filters import FILTERS, apply, to_pixels
 from gpuconv.models import MODELS
 from gpuconv.nn import Conv2d, Module
@@ -31,21 +31,13 @@ MAX_PANELS = 256  # of a network's filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source",
-        metavar="IMAGE|CHECKPOINT|MODEL",
-        help="a picture, a .safetensors, or a model's name for its first weights",
-    )
-    parser.add_argument(
-        "--matrix",
-        action="append",
-        type=matrix,
-        metavar="ROWS",
-        help='a filter of your own, such as "1 1; -1 -1", shown after the seven; may be repeated',
-    )
+    source = "a picture, a .safetensors, or a model's name for its first weights"
+    own = 'a filter of your own, such as "1 1; -1 -1", shown after the seven; may be repeated'
     size = "shrink the picture's longer side to N pixels; 0 keeps it"
     add_options(
         parser,
+        ("source", "IMAGE|CHECKPOINT|MODEL", str, source),
+        ("--matrix", "ROWS", matrix, own, REPEATED),
         output("filters.png"),
         ("--gray", None, bool, "make the picture gray first"),
         ("--size", "N", whole(0), size, 360),
@@ -102,7 +94,5 @@ def _learned(args):
     }
     if not convolutions:
         raise ValueError(f"{args.source}: the network has no convolution")
-    name = args.layer or next(iter(convolutions))
-    if name not in convolutions:
-        raise unknown("convolution", name, convolutions)
+    name = require_known("convolution", args.layer or next(iter(convolutions)), convolutions)
     return weight_panels(convolutions[name].weight.numpy())

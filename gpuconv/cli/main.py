@@ -121,6 +121,8 @@ def _run(argv: list[str]) -> int:
     if args.command is None:
         top.print_help()
         return BAD_INPUT
+    if getattr(args, "threads", None) is not None:
+        gpuconv.set_thread_count(args.threads)
     code: int = args.run(args)
     sys.stdout.flush()  # a closed pipe is noticed here, not at exit
     return code

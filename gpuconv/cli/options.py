@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+YES_OR_NO = argparse.BooleanOptionalAction
+REPEATED, MAY_LACK, ONE_OR_MORE = {"action": "append"}, {"nargs": "?"}, {"nargs": "+"}
+
+
 class UsageError(ValueError):
     """Arguments that the command line cannot take."""
 
@@ -37,31 +41,24 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_options(parser: argparse._ActionsContainer, *rows: tuple[Any, ...]) -> None:
-    """Arguments as rows: (names, metavar, type, help), and the default where it is not None.
+    """Arguments as rows: (names, metavar, type, help), the default where it is not None, and a dict
+    of what else argparse shall know.
 
-    The help names a default. An option of type bool is a flag.
+    The help names a default. An option of type bool is a flag; one of YES_OR_NO is also --no-...
     """
-    for names, metavar, kind, text, *default in rows:
-        if kind is bool:
-            parser.add_argument(names, action="store_true", help=text)
+    for names, metavar, kind, text, *rest in rows:
+        if kind in (bool, YES_OR_NO):
+            parser.add_argument(names, action="store_true" if kind is bool else kind, help=text)
             continue
+        others = rest.pop() if rest and isinstance(rest[-1], dict) else {}
         parser.add_argument(
             *names.split(),
             metavar=metavar,
             type=kind,
-            help=" ".join([text, *(f"(default: {value})" for value in default)]),
-            default=default[0] if default else None,
+            help=" ".join([text, *(f"(default: {value})" for value in rest)]),
+            default=rest[0] if rest else None,
+            **others,
         )
-
-
-def add_invert(parser: argparse.ArgumentParser) -> None:
-    """--invert and --no-invert, of a picture."""
-    parser.add_argument(
-        "--invert",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="for dark figures on a light ground (default: decided by the picture's border)",
-    )
 
 
 def one_of(what: str, names: Iterable[str]) -> Callable[[str], str]:
@@ -173,6 +170,12 @@ def _entry(text: str) -> float:
 
 
 CHECKPOINT = ("checkpoint", "CHECKPOINT", str, "a .safetensors file")
+INVERT = (
+    "--invert",
+    None,
+    YES_OR_NO,
+    "for dark figures on a light ground (default: decided by the picture's border)",
+)
 THREADS = ("--threads", "N", whole(1), "of the CPU path (default: all cores)")
 SKIP_BAD = (
     "--skip-bad",

@@ -11,7 +11,15 @@ from __future__ import annotations
 import argparse
 
 from gpuconv.cli.inputs import class_names, open_checkpoint
-from gpuconv.cli.options import CHECKPOINT, DEVICE, SKIP_BAD, add_invert, add_options, whole
+from gpuconv.cli.options import (
+    CHECKPOINT,
+    DEVICE,
+    INVERT,
+    ONE_OR_MORE,
+    SKIP_BAD,
+    add_options,
+    whole,
+)
 from gpuconv.data import DataError
 from gpuconv.errors import one_line
 from gpuconv.train.evaluate import probabilities
@@ -26,10 +34,8 @@ BLANK = " (warning: a picture of one colour, the answer means nothing)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     top = ("--top", "N", whole(1), "only the N likeliest classes (default: all)")
-    add_options(parser, CHECKPOINT)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG and so on")
-    add_options(parser, top, SKIP_BAD, DEVICE)
-    add_invert(parser)
+    images = ("images", "IMAGE", str, "PNG, JPEG and so on", ONE_OR_MORE)
+    add_options(parser, CHECKPOINT, images, top, SKIP_BAD, DEVICE, INVERT)
 
 
 def run(args: argparse.Namespace) -> int:

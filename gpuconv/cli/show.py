@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gpuconv.cli.options import PORT, add_options, one_of, path
+from gpuconv.cli.options import MAY_LACK, PORT, add_options, one_of, path
 
 EXAMPLES = """\
   gpuconv show
@@ -22,11 +22,11 @@ DEFAULT = Path("runs") / "lenet-mnist" / "best.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="CHECKPOINT|NAME", help=f"(default: {DEFAULT})")
     host = "listen on another address; anybody who reaches it can use the page"
     device = one_of("device", ("cpu", "reference"))
     add_options(
         parser,
+        ("model", "CHECKPOINT|NAME", str, f"(default: {DEFAULT})", MAY_LACK),
         ("--data", "NAME|PATH", path, "test pictures to choose from (default: the run's)"),
         ("--export", "HTML", path, "write an offline page, for up to 2 million parameters"),
         ("--host", "ADDRESS", str, host, "127.0.0.1"),

@@ -39,7 +39,7 @@ from gpuconv.cli.options import (
 )
 from gpuconv.devices import choose
 from gpuconv.errors import one_line
-from gpuconv.threads import set_thread_count, thread_count
+from gpuconv.threads import thread_count
 from gpuconv.train import PRESETS, Run
 from gpuconv.train.config import CHOICES, DEFAULTS
 
@@ -104,8 +104,6 @@ def run(args: argparse.Namespace) -> int:
     for option, given in (("--recipe", args.recipe), ("--overwrite", args.overwrite)):
         if args.resume and given:
             raise ValueError(f"train: {option} is for a new run; --resume goes on with the old one")
-    if args.threads is not None:
-        set_thread_count(args.threads)
     stored = train.stored_config(args.resume) if args.resume else None
     extends = stored is not None and (args.epochs or 0) > stored["epochs"]
     if stored is not None and extends:

@@ -7,6 +7,7 @@ are in float64, in an order that does not depend on the number of threads.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -41,13 +42,9 @@ def forward(
     var = np.empty(C, x.dtype) if var is None else np.array(var)
     scale, shift = _vector(w, 1, x), _vector(b, 0, x)
     sizes = (len(x), C, math.prod(x.shape[2:]), step)
-    parallel(
-        lambda first, end: _forward(
-            flat, y.reshape(-1), scale, shift, mean, var, eps, relu, of_batch, first, end, sizes
-        ),
-        _shards(x),
-        blas=False,
-    )
+    out = y.reshape(-1)
+    run = partial(_forward, flat, out, scale, shift, mean, var, eps, relu, of_batch, sizes)
+    parallel(run, _shards(x))
     return y, mean, var
 
 
@@ -79,13 +76,9 @@ def backward(
     scale, shift = _vector(w, 1, x), _vector(b, 0, x)
     mean, var = np.array(mean), np.array(var)
     sizes = (len(x), C, math.prod(x.shape[2:]), gradient_step, step)
-    flags = (relu, of_batch, need_dx)
+    arrays, flags = (scale, shift, mean, var), (relu, of_batch, need_dx)
     parallel(
-        lambda first, end: _backward(
-            gradient, flat, scale, shift, mean, var, eps, flags, out, dw, db, first, end, sizes
-        ),
-        _shards(x),
-        blas=False,
+        partial(_backward, gradient, flat, *arrays, eps, flags, out, dw, db, sizes), _shards(x)
     )
     return dx, dw, db
 
@@ -135,7 +128,7 @@ def _plane_squares(x, begin, size, mean):
 
 
 @compiled
-def _forward(x, y, w, b, means, variances, eps, relu, of_batch, first, end, sizes):
+def _forward(x, y, w, b, means, variances, eps, relu, of_batch, sizes, first, end):
     N, C, size, step = sizes
     kind = x.dtype.type
     zero = kind(0)
@@ -187,7 +180,7 @@ def _input_gradient(dy, x, begin, dx, target, size, constants, relu):
 
 
 @compiled
-def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, first, end, sizes):
+def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, sizes, first, end):
     N, C, size, dy_step, step = sizes
     relu, of_batch, need_dx = flags
     piece = np.empty(min(size, PIECE), dx.dtype)

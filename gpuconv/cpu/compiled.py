@@ -80,8 +80,13 @@ class _CodeCache:
 
             if code.lifted or code.library.has_dynamic_globals:
                 return  # it holds addresses of this process
-            content = dumps(code._reduce())
-            _write_first(self._places(signature, code.codegen), content)
+            content, errors = dumps(code._reduce()), []
+            for path, identity in self._places(signature, code.codegen):
+                try:
+                    return _write(path, _digest(identity + content) + content)
+                except OSError as error:
+                    errors.append(error)
+            raise errors[0]
         except Exception as error:
             _complain(error)
 
@@ -144,18 +149,6 @@ def _read(path: Path, identity: bytes) -> Any:
         return None
     digest, content = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
     return pickle.loads(content) if digest == _digest(identity + content) else None
-
-
-def _write_first(places: Iterator[tuple[Path, bytes]], content: bytes) -> None:
-    """Write to the first place that can be written; OSError where none can."""
-    errors = []
-    for path, identity in places:
-        try:
-            _write(path, _digest(identity + content) + content)
-            return
-        except OSError as error:
-            errors.append(error)
-    raise errors[0]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -24,17 +24,16 @@ def forward(
     activation: None or "relu"; a NaN passes through it. Arrays may have any strides.
     """
     x, w, b = contiguous(x), contiguous(w), None if b is None else contiguous(b)
-    if sums_in_float64(x.dtype):
-        wide = None if b is None else b.astype(np.float64)
-        y = forward(x.astype(np.float64), w.astype(np.float64), wide, window, groups, activation)
-        return y.astype(x.dtype)
-    relu = activation == "relu"
+    dtype, relu = x.dtype, activation == "relu"
+    if sums_in_float64(dtype):
+        x, w = x.astype(np.float64), w.astype(np.float64)
     if x.dtype != np.float32 or is_sparse(x.shape, window):
         with blas_threads(thread_count()):
             y = conv_per_tap.forward(x, w, window, groups)
         if b is not None:
             y += b[:, None, None]
-        return np.maximum(y, 0, out=y) if relu else y
+        y = np.maximum(y, 0, out=y) if relu else y
+        return y.astype(dtype, copy=False)
     fast = None
     if conv_gemm.suits(x.shape, window, groups):
         fast = conv_gemm.forward(x, w, b, relu)

@@ -7,6 +7,8 @@ order, so that the result does not depend on the number of threads.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from gpuconv.cpu.blocking import (
@@ -76,7 +78,9 @@ def _convolve(
     for number, phase in enumerate(phases):
         base = phase.first[0] * W + phase.first[1]
         passes[number] = start * rows, start, len(phase.offsets), base, phase.P, phase.Q
-        _pack_weights(flat, groups, transposed, phase.taps, start * rows, weights, first, height)
+        tiles = first, height, weights, start * rows
+        pack = partial(_pack, flat, groups, transposed, phase.taps, *tiles)
+        parallel(pack, shards(len(first), -(-PACK_GRAIN * len(first) // len(weights))))
         start += len(phase.offsets)
     offsets = np.concatenate([phase.offsets for phase in phases])
     bias = np.zeros(K, np.float32) if b is None else b
@@ -90,23 +94,12 @@ def _convolve(
             first, height, K // groups, groups, begin, end, padded, y.reshape(-1), steps,
         )  # fmt: skip
 
-    parallel(convolve, shards(blocking.tile_shape.blocks), blas=False)
+    parallel(convolve, shards(blocking.tile_shape.blocks))
     return y
 
 
-def _pack_weights(flat, groups, transposed, taps, start, out, first, height):
-    tiles = len(first)
-    parallel(
-        lambda begin, end: _pack(
-            flat, groups, transposed, taps, start, first, height, begin, end, out
-        ),
-        shards(tiles, -(-PACK_GRAIN * tiles // len(out))),
-        blas=False,
-    )
-
-
 @compiled
-def _pack(flat, groups, transposed, taps, start, first, height, begin, end, out):
+def _pack(flat, groups, transposed, taps, first, height, out, start, begin, end):
     """Register tiles [begin, end) of w, each (depth, height), from `start` on in a group's part.
 
     The rows of a tile are output channels and its depth runs over (input channel, tap); with

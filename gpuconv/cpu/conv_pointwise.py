@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.shapes import Window
-from gpuconv.threads import parallel, shards, thread_count
+from gpuconv.threads import blas_threads, parallel, shards, thread_count
 
 # Below these sizes the product of one image is too small for BLAS: its start-up cost shows.
 MIN_CHANNELS, MIN_PIXELS = 16, 49
@@ -47,24 +47,17 @@ def _products(matrix: np.ndarray, x: np.ndarray, b: np.ndarray | None, relu: boo
     N, C, H, W = x.shape
     rows = len(matrix)
     images, y = x.reshape(N, C, H * W), np.empty((N, rows, H * W), x.dtype)
+    by_image = N % thread_count() == 0 or 4 * thread_count() <= N
 
-    def product(n: int, k: slice) -> None:
-        out = np.matmul(matrix[k], images[n], out=y[n, k])
-        if b is not None:
-            out += b[k, None]
-        if relu:
-            np.maximum(out, 0, out=out)
+    def product(begin: int, end: int) -> None:
+        k = slice(0, rows) if by_image else slice(begin, end)
+        for n in range(begin, end) if by_image else range(N):
+            out = np.matmul(matrix[k], images[n], out=y[n, k])
+            if b is not None:
+                out += b[k, None]
+            if relu:
+                np.maximum(out, 0, out=out)
 
-    def some_images(begin: int, end: int) -> None:
-        for n in range(begin, end):
-            product(n, slice(0, rows))
-
-    def some_rows(begin: int, end: int) -> None:
-        for n in range(N):
-            product(n, slice(begin, end))
-
-    if N % thread_count() == 0 or 4 * thread_count() <= N:
-        parallel(some_images, shards(N))
-    else:
-        parallel(some_rows, shards(rows))
+    with blas_threads(1):
+        parallel(product, shards(N if by_image else rows))
     return y.reshape(N, rows, H, W)

@@ -9,7 +9,6 @@ layers for which this does not pay, run the two operations one after the other.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,16 +31,6 @@ MAX_IMAGE_FLOATS = 96 * 1024
 GRAIN = 1 << 20  # with fewer multiply-adds, a second thread costs more than it saves
 
 
-class _Fused(NamedTuple):
-    """How the fused loops run for one set of shapes."""
-
-    blocking: Blocking
-    tile: int  # LANES or FILTERS
-    P: int  # of the pooled output
-    Q: int
-    pixels: int  # of one filter's pooled output, with the last tile's unused ones
-
-
 @lru_cache(maxsize=1024)
 def _fused(
     x_shape: tuple[int, ...],
@@ -51,8 +40,14 @@ def _fused(
     groups: int,
     pool_window: Window,
     modes: tuple[bool, bool],
-) -> _Fused | None:
-    """None where the two operations run one after the other. modes: precision.modes()."""
+) -> tuple[Blocking, int, int, int, int] | None:
+    """(blocking, tile, P, Q, pixels) of the fused loops, or None where the two operations run one
+    after the other.
+
+    modes: precision.modes(). tile: LANES (vectors of filters) or FILTERS (vectors of pixels).
+    P, Q: of the pooled output. pixels: of one filter's pooled output, with the last tile's unused
+    ones.
+    """
     P, Q = window.output_size(*x_shape[2:])
     if (
         sums_in_float64(dtype)
@@ -66,9 +61,11 @@ def _fused(
     blocking = forward_blocking((1, *x_shape[1:]), window, groups, 1)
     if blocking.tile_shape.blocks > 1:
         return None
-    P, Q = P // 2, Q // 2
-    tile = _tile(w_shape[0] // groups, P, Q)
-    return _Fused(blocking, tile, P, Q, -(-P * Q // LANES) * LANES + POOLED_PIXELS)
+    P, Q, filters = P // 2, Q // 2, w_shape[0] // groups
+    by_filters = -(-filters // LANES) * -(-Q // POOLED_PIXELS) * POOLED_PIXELS
+    by_pixels = -(-filters // FILTERS) * -(-Q // LANES) * FILTERS
+    tile = LANES if by_filters <= by_pixels else FILTERS  # what computes less in vain
+    return blocking, tile, P, Q, -(-P * Q // LANES) * LANES + POOLED_PIXELS
 
 
 def forward(
@@ -86,7 +83,9 @@ def forward(
     x, w = contiguous(x), contiguous(w)
     blocking, tile, P, Q, pixels = fused
     N, K = len(x), len(w)
-    weights, bias = _pack(w.reshape(groups, K // groups, -1), tile), _pack_bias(b, K, groups, tile)
+    b = np.zeros(K, np.float32) if b is None else contiguous(b)
+    weights = _pack(w.reshape(groups, K // groups, -1), tile)
+    bias = _pack(b.reshape(groups, K // groups, 1), tile).reshape(groups, -1)
     y, argmax = np.empty((N, K, P, Q), np.float32), np.empty((N, K, P, Q), np.uint8)
 
     def run(begin: int, end: int) -> None:
@@ -96,21 +95,11 @@ def forward(
         indices = scratch("argmax", pixels * LANES, np.uint8)
         images = x[begin:end], y[begin:end], argmax[begin:end]
         geometry = blocking.tile_shape, blocking.phases, blocking.offsets
-        if tile == LANES:
-            _forward_filters(*images, *geometry, weights, bias, padded, values, indices)
-        else:
-            _forward_pixels(*images, *geometry, weights, bias, padded, indices)
+        _forward(*images, *geometry, weights, bias, padded, values, indices)
 
     multiply_adds = 4 * P * Q * w.size  # of one image
-    parallel(run, shards(N, -(-GRAIN // multiply_adds)), blas=False)
+    parallel(run, shards(N, -(-GRAIN // multiply_adds)))
     return y, argmax
-
-
-def _tile(filters: int, P: int, Q: int) -> int:
-    """LANES (vectors of filters) or FILTERS (vectors of pixels): what computes less in vain."""
-    by_filters = -(-filters // LANES) * -(-Q // POOLED_PIXELS) * POOLED_PIXELS
-    by_pixels = -(-filters // FILTERS) * -(-Q // LANES) * FILTERS
-    return LANES if by_filters <= by_pixels else FILTERS
 
 
 def _pack(w: np.ndarray, tile: int) -> np.ndarray:
@@ -121,17 +110,12 @@ def _pack(w: np.ndarray, tile: int) -> np.ndarray:
     return np.ascontiguousarray(packed.reshape(groups, -1, tile, depth).swapaxes(2, 3))
 
 
-def _pack_bias(b: np.ndarray | None, K: int, groups: int, tile: int) -> np.ndarray:
-    b = np.zeros(K, np.float32) if b is None else contiguous(b)
-    return _pack(b.reshape(groups, K // groups, 1), tile).reshape(groups, -1)
-
-
 @compiled
-def _forward_filters(
-    x, y, argmax, tile_shape, phases, offsets, weights, bias, padded, values, indices
-):
-    """The pass whose vectors hold LANES filters of one pixel."""
-    groups, tiles, depth, _ = weights.shape
+def _forward(x, y, argmax, tile_shape, phases, offsets, weights, bias, padded, values, indices):
+    """The pass over some images. A vector holds LANES filters of one pixel where the tiles of
+    weights have LANES filters, else LANES pixels of one filter.
+    """
+    groups, tiles, depth, width = weights.shape
     N, K, P, Q = y.shape
     K //= groups
     row_bytes = 4 * tile_shape.width
@@ -140,22 +124,31 @@ def _forward_filters(
         for group in range(groups):
             load_padded_tile(x, tile_shape, phases, group, n, 1, 0, tile_shape.P, padded)
             for tile in range(tiles):
+                first, count = group * K + tile * width, min(width, K - tile * width)
+                a, shift = address(weights[group, tile]), address(bias[group]) + 4 * tile * width
                 for p in range(P):
-                    for column in range(0, Q, POOLED_PIXELS):
-                        q = min(column, last)
-                        pooled_filters(
-                            address(weights[group, tile]),
-                            address(padded) + 2 * p * row_bytes + 8 * q,
-                            row_bytes,
-                            address(offsets),
-                            depth,
-                            address(bias[group]) + tile * VECTOR_BYTES,
-                            address(values) + (p * Q + q) * VECTOR_BYTES,
-                            address(indices) + (p * Q + q) * LANES,
-                        )
-                first = group * K + tile * LANES
-                count = min(LANES, K - tile * LANES)
-                _unpack(values, indices, y[n], argmax[n], first, count, P * Q)
+                    pixels = address(padded) + 2 * p * row_bytes
+                    if width == LANES:
+                        for column in range(0, Q, POOLED_PIXELS):
+                            q = min(column, last)
+                            pooled_filters(
+                                a, pixels + 8 * q, row_bytes, address(offsets), depth, shift,
+                                address(values) + (p * Q + q) * VECTOR_BYTES,
+                                address(indices) + (p * Q + q) * LANES,
+                            )  # fmt: skip
+                    else:
+                        for q in range(0, Q, LANES):
+                            inside = min(LANES, Q - q)
+                            pooled_pixels(
+                                a, pixels + 8 * q, row_bytes, address(offsets), depth, shift, count,
+                                address(y[n, first, p]) + 4 * q, 4 * P * Q, first_lanes(inside),
+                                address(indices),
+                            )  # fmt: skip
+                            for m in range(count):
+                                for lane in range(inside):
+                                    argmax[n, first + m, p, q + lane] = indices[m * LANES + lane]
+                if width == LANES:
+                    _unpack(values, indices, y[n], argmax[n], first, count, P * Q)
 
 
 @compiled
@@ -167,39 +160,6 @@ def _unpack(values, indices, y, argmax, first, count, pixels):
     for lane in range(count):
         for pixel in range(pixels):
             to[(first + lane) * pixels + pixel] = indices[pixel * LANES + lane]
-
-
-@compiled
-def _forward_pixels(x, y, argmax, tile_shape, phases, offsets, weights, bias, padded, indices):
-    """The pass whose vectors hold LANES pixels of one filter."""
-    groups, tiles, depth, _ = weights.shape
-    N, K, P, Q = y.shape
-    K //= groups
-    row_bytes = 4 * tile_shape.width
-    for n in range(N):
-        for group in range(groups):
-            load_padded_tile(x, tile_shape, phases, group, n, 1, 0, tile_shape.P, padded)
-            for tile in range(tiles):
-                first, count = group * K + tile * FILTERS, min(FILTERS, K - tile * FILTERS)
-                for p in range(P):
-                    for q in range(0, Q, LANES):
-                        inside = min(LANES, Q - q)
-                        pooled_pixels(
-                            address(weights[group, tile]),
-                            address(padded) + 2 * p * row_bytes + 8 * q,
-                            row_bytes,
-                            address(offsets),
-                            depth,
-                            address(bias[group]) + 4 * tile * FILTERS,
-                            count,
-                            address(y[n, first, p]) + 4 * q,
-                            4 * P * Q,
-                            first_lanes(inside),
-                            address(indices),
-                        )
-                        for m in range(count):
-                            for lane in range(inside):
-                                argmax[n, first + m, p, q + lane] = indices[m * LANES + lane]
 
 
 def backward(

@@ -54,7 +54,7 @@ def weight_gradient(
             padded, scratch("transposed", channels * pixels), parts[begin].reshape(-1),
         )  # fmt: skip
 
-    parallel(accumulate, pieces, blas=False)
+    parallel(accumulate, pieces)
     return _sum_of(list(parts.values()), w_shape, groups)
 
 
@@ -75,7 +75,7 @@ def _sum_of(
         _unpack(total, first, last, flat, db)
 
     units = -(-lines // unit)
-    parallel(add, shards(units, -(-GRAIN * units // total.size)), blas=False)
+    parallel(add, shards(units, -(-GRAIN * units // total.size)))
     return dw, db
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import over_shards
 
 GRAIN = 1 << 16  # with fewer elements, a second thread costs more than it saves
 
@@ -17,9 +17,7 @@ def elementwise(function: Callable[..., Any], *inputs: np.ndarray) -> np.ndarray
     """y, shaped like the first input: function(*shards of inputs, shard of y), on all threads."""
     flat = [contiguous(a).reshape(-1) for a in inputs]
     y = np.empty(inputs[0].shape, inputs[0].dtype)
-    out = y.reshape(-1)
-    pieces = shards(y.size, GRAIN)
-    parallel(lambda b, e: function(*(a[b:e] for a in flat), out[b:e]), pieces, blas=False)
+    over_shards(function, [*flat, y.reshape(-1)], grain=GRAIN)
     return y
 
 

@@ -18,15 +18,12 @@ _one_thread = blas_threads(1)
 
 def products(*factors: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
     """a @ b for each pair (rows, depth), (depth, columns) of one dtype, in any layout."""
-    wide = sums_in_float64(factors[0][0].dtype)
-    results = []
+    dtype = factors[0][0].dtype
     with _one_thread:
-        for a, b in factors:
-            if wide:
-                results.append(_product(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype))
-            else:
-                results.append(_product(a, b))
-    return results
+        if sums_in_float64(dtype):
+            wide = [(a.astype(np.float64), b.astype(np.float64)) for a, b in factors]
+            return [_product(a, b).astype(dtype) for a, b in wide]
+        return [_product(a, b) for a, b in factors]
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -40,5 +37,5 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     pieces = shards(rows, -(-GRAIN // max(depth * b.shape[1], 1)))
     if len(pieces) == 1:
         return np.matmul(a, b, out=product)
-    parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces, blas=False)
+    parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces)
     return product

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.shapes import Window
-from gpuconv.threads import Pieces, parallel, shards
+from gpuconv.threads import over_shards
 
 GRAIN = 1 << 15  # with fewer pixels, a second thread costs more than it saves
 
@@ -23,13 +27,10 @@ def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
     N, C, H, W = x.shape
     P, Q = window.output_size(H, W)
     y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), window.tap_type)
-    planes, out, indices = x.reshape(-1, H, W), y.reshape(-1, P, Q), argmax.reshape(-1, P, Q)
-    run, geometry = _max_forward, _geometry(window, H, W)
     if is_2x2(window, H, W):
-        run, geometry = _max_forward_2x2, ()
-    parallel(
-        lambda b, e: run(planes[b:e], out[b:e], indices[b:e], *geometry), _shards(x), blas=False
-    )
+        _over_planes(_max_forward_2x2, x, y, argmax)
+    else:
+        _over_planes(_max_forward, x, y, argmax, *_geometry(window, H, W))
     return y, argmax
 
 
@@ -37,36 +38,24 @@ def max_backward(
     dy: np.ndarray, argmax: np.ndarray, x_shape: tuple[int, ...], window: Window
 ) -> np.ndarray:
     """dx (of x_shape): each dy (N, C, P, Q) is added to the pixel that was its window's maximum."""
-    (_, _, H, W), (_, _, P, Q) = x_shape, dy.shape
     dx = np.empty(x_shape, dy.dtype)
-    gradient, indices = contiguous(dy).reshape(-1, P, Q), contiguous(argmax).reshape(-1, P, Q)
-    out, geometry = dx.reshape(-1, H, W), _geometry(window, H, W)
-    parallel(
-        lambda b, e: _max_backward(gradient[b:e], indices[b:e], out[b:e], *geometry),
-        _shards(dx),
-        blas=False,
-    )
+    geometry = _geometry(window, *x_shape[2:])
+    _over_planes(_max_backward, dx, contiguous(dy), contiguous(argmax), *geometry)
     return dx
 
 
 def sum_forward(x: np.ndarray, window: Window) -> np.ndarray:
     """y (N, C, P, Q): the sum over the taps of each window that lie inside the image."""
-    x = contiguous(x)
     N, C, H, W = x.shape
-    P, Q = window.output_size(H, W)
-    y = np.empty((N, C, P, Q), x.dtype)
-    planes, out, geometry = x.reshape(-1, H, W), y.reshape(-1, P, Q), _geometry(window, H, W)
-    parallel(lambda b, e: _sum(planes[b:e], out[b:e], False, *geometry), _shards(x), blas=False)
+    y = np.empty((N, C, *window.output_size(H, W)), x.dtype)
+    _over_planes(_sum, contiguous(x), y, False, *_geometry(window, H, W))
     return y
 
 
 def sum_backward(dy: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
     """dx (of x_shape): for each pixel the sum of dy (N, C, P, Q) over the windows that cover it."""
-    (_, _, H, W), (_, _, P, Q) = x_shape, dy.shape
     dx = np.empty(x_shape, dy.dtype)
-    gradient, out = contiguous(dy).reshape(-1, P, Q), dx.reshape(-1, H, W)
-    geometry = _geometry(window, H, W)
-    parallel(lambda b, e: _sum(out[b:e], gradient[b:e], True, *geometry), _shards(dx), blas=False)
+    _over_planes(_sum, dx, contiguous(dy), True, *_geometry(window, *x_shape[2:]))
     return dx
 
 
@@ -86,9 +75,12 @@ def _geometry(window: Window, H: int, W: int) -> tuple[int, ...]:
     return (*window.kernel_size, *window.stride, top, left, *window.dilation)
 
 
-def _shards(image: np.ndarray) -> Pieces:
-    N, C, H, W = image.shape
-    return shards(N * C, -(-GRAIN // (H * W)))
+def _over_planes(function: Callable[..., None], image: np.ndarray, *arguments: Any) -> None:
+    """function(image, *arguments), in shards of the planes (H, W) of the arrays among them."""
+    arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+    planes = [a.reshape(-1, *a.shape[2:]) for a in (image, *arrays)]
+    grain = -(-GRAIN // math.prod(image.shape[2:]))
+    over_shards(function, planes, *arguments[len(arrays) :], grain=grain)
 
 
 @compiled
@@ -171,7 +163,7 @@ def _larger(best, index, value, tap):
 
 
 @compiled
-def _max_backward(dy, argmax, dx, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
+def _max_backward(dx, dy, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
     P, Q = dy.shape[1:]
     W = dx.shape[2]
     none, places = argmax.dtype.type(-1), np.zeros(R * S, np.int64)

@@ -5,11 +5,14 @@ The strip stays in the cache, and the inner loops run along its pixels, so that 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import contiguous
-from gpuconv.threads import Pieces, parallel, shards
+from gpuconv.threads import parallel, shards
 
 STRIP = 128  # pixels: 128 KB of float32 with 256 channels, in the L2 cache
 GRAIN = 1 << 14  # with fewer elements, a second thread costs more than it saves
@@ -17,12 +20,8 @@ GRAIN = 1 << 14  # with fewer elements, a second thread costs more than it saves
 
 def forward(x: np.ndarray, size: int, alpha: float, beta: float, k: float) -> np.ndarray:
     """y = x / (k + alpha * sum over `size` channels of x**2)**beta, x and y (N, C, H, W)."""
-    x = contiguous(x)
-    y = np.empty_like(x)
-    planes, out = x.reshape(*x.shape[:2], -1), y.reshape(*x.shape[:2], -1)
-    kind = x.dtype.type
-    constants = size, kind(alpha), kind(beta), kind(k)
-    parallel(lambda b, e: _forward(planes, out, constants, b, e), _shards(planes), blas=False)
+    y = np.empty(x.shape, x.dtype)
+    _over_strips(_forward, (contiguous(x), y), size, alpha, beta, k)
     return y
 
 
@@ -30,21 +29,20 @@ def backward(
     dy: np.ndarray, x: np.ndarray, size: int, alpha: float, beta: float, k: float
 ) -> np.ndarray:
     """dx of dy and x, all (N, C, H, W)."""
-    dy, x = contiguous(dy), contiguous(x)
-    dx = np.empty_like(x)
-    shape = (*x.shape[:2], -1)
-    planes, gradient, out = x.reshape(shape), dy.reshape(shape), dx.reshape(shape)
-    kind = x.dtype.type
-    constants = size, kind(alpha), kind(beta), kind(k)
-    parallel(
-        lambda b, e: _backward(gradient, planes, out, constants, b, e), _shards(planes), blas=False
-    )
+    dx = np.empty(x.shape, x.dtype)
+    _over_strips(_backward, (contiguous(dy), contiguous(x), dx), size, alpha, beta, k)
     return dx
 
 
-def _shards(planes: np.ndarray) -> Pieces:
-    N, C, pixels = planes.shape
-    return shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP)))
+def _over_strips(
+    function: Any, arrays: tuple[np.ndarray, ...], size: int, *constants: float
+) -> None:
+    """function(*arrays (N, C, pixels), constants, first, end) for shards of the strips."""
+    planes = [a.reshape(*a.shape[:2], -1) for a in arrays]
+    N, C, pixels = planes[0].shape
+    typed = size, *map(arrays[0].dtype.type, constants)
+    pieces = shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP)))
+    parallel(partial(function, *planes, typed), pieces)
 
 
 @compiled

@@ -76,9 +76,9 @@ def load_row(builder: Any, address: Any, kind: Any, count: int) -> list[Any]:
     return [load(builder, plus(builder, address, i * SIZES[kind]), kind) for i in range(count)]
 
 
-def store(builder: Any, value: Any, address: Any) -> None:
-    """Write a value to an address, aligned to a float only."""
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=FLOAT_BYTES)
+def store(builder: Any, value: Any, address: Any, align: int = FLOAT_BYTES) -> None:
+    """Write a value to an address, aligned to a float or so many bytes."""
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
 
 
 def plus(builder: Any, address: Any, offset: int) -> Any:

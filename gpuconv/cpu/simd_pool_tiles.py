@@ -56,21 +56,6 @@ def _maximum_of_4(builder: Any, values: list[Any]) -> tuple[Any, Any]:
     return best, index
 
 
-def _store_bytes(builder: Any, value: Any, address: Any) -> None:
-    builder.store(value, builder.inttoptr(address, BYTES.as_pointer()), align=1)
-
-
-def _depth_loop(builder: Any, args: list[Any], count: int, step: Any) -> list[Any]:
-    """`count` vectors of sums over the depth: step(i, address of tap i, sums) adds one tap."""
-    b, offsets, depth = args
-
-    def tap(i: Any, sums: list[Any]) -> list[Any]:
-        offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
-        return step(i, builder.add(b, offset), sums)
-
-    return sum_over_taps(builder, depth, count, tap)
-
-
 @on_addresses
 def pooled_filters(builder, a, b, row_bytes, offsets, depth, bias, y, argmax):
     """POOLED_PIXELS pooled pixels of LANES filters: y[pixel][filter], argmax[pixel][filter].
@@ -88,7 +73,7 @@ def pooled_filters(builder, a, b, row_bytes, offsets, depth, bias, y, argmax):
         pixels = pixels[0] + pixels[1]
         return fma_rows(builder, sums, pixels, [weights])
 
-    sums = _depth_loop(builder, [b, offsets, depth], 4 * POOLED_PIXELS, step)
+    sums = sum_over_taps(builder, b, offsets, depth, 4 * POOLED_PIXELS, step)
     shift = load(builder, bias, VECTOR)
     values = [rectified(builder, builder.fadd(total, shift)) for total in sums]
     for pair in range(POOLED_PIXELS):
@@ -97,7 +82,7 @@ def pooled_filters(builder, a, b, row_bytes, offsets, depth, bias, y, argmax):
         ]
         best, index = _maximum_of_4(builder, pool_taps)
         store(builder, best, plus(builder, y, pair * VECTOR_BYTES))
-        _store_bytes(builder, index, plus(builder, argmax, pair * LANES))
+        store(builder, index, plus(builder, argmax, pair * LANES), align=1)
 
 
 @on_addresses
@@ -115,7 +100,7 @@ def pooled_pixels(builder, a, b, row_bytes, offsets, depth, bias, rows, y, y_byt
         weights = builder.add(a, builder.mul(i, i64(FILTERS * FLOAT_BYTES)))
         return fma_rows(builder, sums, load_row(builder, weights, FLOAT, FILTERS), pixels)
 
-    sums = _depth_loop(builder, [b, offsets, depth], 4 * FILTERS, step)
+    sums = sum_over_taps(builder, b, offsets, depth, 4 * FILTERS, step)
     mask = mask_of(builder, bits)
     for m in range(FILTERS):
         with builder.if_then(builder.icmp_signed("<", i64(m), rows), likely=True):
@@ -126,7 +111,7 @@ def pooled_pixels(builder, a, b, row_bytes, offsets, depth, bias, rows, y, y_byt
             best, index = _maximum_of_4(builder, pool_taps)
             to = builder.add(y, builder.mul(y_bytes, i64(m)))
             masked_store(builder, best, to, mask)
-            _store_bytes(builder, index, plus(builder, argmax, m * LANES))
+            store(builder, index, plus(builder, argmax, m * LANES), align=1)
 
 
 @on_addresses

@@ -43,9 +43,10 @@ def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[An
 
 
 def sum_over_taps(
-    builder: Any, depth: Any, count: int, tap: Callable[[Any, list[Any]], list[Any]]
+    builder: Any, b: Any, offsets: Any, depth: Any, count: int, tap: Callable[..., list[Any]]
 ) -> list[Any]:
-    """`count` vectors of sums: sums = tap(i, sums) for i in range(depth), in chains of CHAIN taps.
+    """`count` vectors of sums over the depth: sums = tap(i, b + offsets[i], sums), in chains of
+    CHAIN taps.
 
     A sum of n random terms in one chain has a rounding error that grows like sqrt(n); in chains of
     c terms it grows like sqrt(c + n/c). The totals are in memory meanwhile: two more instructions
@@ -57,7 +58,13 @@ def sum_over_taps(
         first = builder.mul(number, i64(CHAIN))
         rest = builder.sub(depth, first)
         length = builder.select(builder.icmp_signed("<", rest, i64(CHAIN)), rest, i64(CHAIN))
-        sums = loop(builder, length, zeros, lambda i, sums: tap(builder.add(first, i), sums))
+
+        def link(i: Any, sums: list[Any]) -> list[Any]:
+            i = builder.add(first, i)
+            offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
+            return tap(i, builder.add(b, offset), sums)
+
+        sums = loop(builder, length, zeros, link)
         return [builder.fadd(total, part) for total, part in zip(totals, sums, strict=True)]
 
     chains = builder.sdiv(builder.add(depth, i64(CHAIN - 1)), i64(CHAIN))
@@ -72,13 +79,12 @@ def conv_tile(builder, height, a, b, offsets, depth, out):
     """
 
     def tile(rows: int) -> None:
-        def step(i: Any, state: list[Any]) -> list[Any]:
-            offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
-            vectors = load_row(builder, builder.add(b, offset), VECTOR, 2)
+        def step(i: Any, at: Any, state: list[Any]) -> list[Any]:
+            vectors = load_row(builder, at, VECTOR, 2)
             row = builder.add(a, builder.mul(i, i64(rows * FLOAT_BYTES)))
             return fma_rows(builder, state, load_row(builder, row, FLOAT, rows), vectors)
 
-        for i, total in enumerate(sum_over_taps(builder, depth, 2 * rows, step)):
+        for i, total in enumerate(sum_over_taps(builder, b, offsets, depth, 2 * rows, step)):
             store(builder, total, plus(builder, out, i * VECTOR_BYTES))
 
     switch(builder, height, TILE_HEIGHTS, tile)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from gpuconv.cpu.simd import LANES, VECTOR, i64, load, on_addresses, rectified, store
 
-Matrix = list[list[float]]
 
-
-def _combination(builder: Any, row: list[float], values: list[Any]) -> Any:
+def _combination(builder: Any, row: np.ndarray, values: list[Any]) -> Any:
     """The sum of row[i] * values[i]; a factor of 0 or +-1 costs no multiplication."""
     total = None
     for factor, value in zip(row, values, strict=True):
@@ -21,7 +20,7 @@ def _combination(builder: Any, row: list[float], values: list[Any]) -> Any:
         term = value
         if abs(factor) != 1:
             term = builder.fmul(
-                value, ir.Constant(VECTOR, [abs(factor)] * LANES), flags=("contract",)
+                value, ir.Constant(VECTOR, [float(abs(factor))] * LANES), flags=("contract",)
             )
         if total is None:
             total = term if factor > 0 else builder.fneg(term)
@@ -31,7 +30,9 @@ def _combination(builder: Any, row: list[float], values: list[Any]) -> Any:
     return total
 
 
-def _transform(builder: Any, matrix: Matrix, args: list[Any], finish: Callable[[Any], Any]) -> None:
+def _transform(
+    builder: Any, matrix: np.ndarray, args: list[Any], finish: Callable[[Any], Any]
+) -> None:
     """finish(matrix @ tile @ matrix.T), from and to the places that `args` describe."""
     source, row_bytes, column_bytes, out, out_row, out_column = args
     size, out_size = len(matrix[0]), len(matrix)
@@ -51,7 +52,7 @@ def _transform(builder: Any, matrix: Matrix, args: list[Any], finish: Callable[[
             store(builder, finish(value), place(out, i, out_row, j, out_column))
 
 
-def winograd_transform(matrix: Matrix) -> Any:
+def winograd_transform(matrix: np.ndarray) -> Any:
     """An intrinsic for out = matrix @ tile @ matrix.T, of LANES tiles side by side.
 
     Entry (i, j) of the tiles is the vector at source + i*row_bytes + j*column_bytes; out likewise.
@@ -65,7 +66,7 @@ def winograd_transform(matrix: Matrix) -> Any:
     return apply
 
 
-def winograd_output_transform(matrix: Matrix) -> Any:
+def winograd_output_transform(matrix: np.ndarray) -> Any:
     """Like winograd_transform; adds the vector at `bias` to all entries; with `relu`, rectifies."""
 
     @on_addresses

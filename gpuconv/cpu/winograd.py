@@ -14,7 +14,7 @@ Algorithms for Convolutional Neural Networks, 2015.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -73,8 +73,10 @@ def suits(
     )
 
 
-class _Blocks(NamedTuple):
-    """How the Winograd tiles of a batch are cut into blocks; all integers, for Numba."""
+class _Plan(NamedTuple):
+    """How the Winograd tiles of a batch are cut into blocks, and a block's arrays, in floats:
+    inputs[36][tile][channel] has strides plane, line, 1. All integers, for Numba.
+    """
 
     N: int
     tile_rows: int  # of an image
@@ -83,10 +85,16 @@ class _Blocks(NamedTuple):
     rows: int  # of tiles, of a block
     total: int  # blocks
     max_tiles: int  # tiles of a block, with the unused rows of its last register tile
+    channels: int  # output channels, in whole pairs of vectors
+    line: int
+    plane: int
+    product_plane: int  # of products[36][pair][tile][..], and of the transformed gradients
+    pixels: int
 
 
 @lru_cache(maxsize=1024)
-def _blocks(N: int, P: int, Q: int, threads: int) -> _Blocks:
+def _plan(N: int, C: int, K: int, P: int, Q: int, threads: int) -> _Plan:
+    """Strides are odd numbers of cache lines, so that entries do not compete for cache sets."""
     tile_rows, tile_columns = -(-P // 4), -(-Q // 4)
     rows, images = min(tile_rows, max(1, TILES_PER_BLOCK // tile_columns)), 1
     if rows == tile_rows:
@@ -95,7 +103,11 @@ def _blocks(N: int, P: int, Q: int, threads: int) -> _Blocks:
         rows = min(rows, -(-tile_rows // threads))
     count = -(-N // images) * -(-tile_rows // rows)
     tiles = register_tiles(images * rows * tile_columns).rows
-    return _Blocks(N, tile_rows, tile_columns, images, rows, count, tiles)
+    channels, line = -(-K // TILE_WIDTH) * TILE_WIDTH, (-(-C // LANES) | 1) * LANES
+    plane = tiles * line + (LANES if tiles % 2 == 0 else 0)
+    pixels = images * (4 * rows + 2) * (4 * tile_columns + 2) * LANES
+    cut = (N, tile_rows, tile_columns, images, rows, count, tiles)
+    return _Plan(*cut, channels, line, plane, channels * tiles + LANES, pixels)
 
 
 def forward(
@@ -107,8 +119,7 @@ def forward(
     """
     (N, _, H, W), K = x.shape, w.shape[0]
     (top, _), (left, _) = window.pads(H, W)
-    y = np.empty((N, K, *window.output_size(H, W)), np.float32)
-    return y if _convolve(x, w, False, b, (top, left), relu, y) else None
+    return _convolve(x, w, False, b, (top, left), relu, (N, K, *window.output_size(H, W)))
 
 
 def input_gradient(
@@ -116,61 +127,36 @@ def input_gradient(
 ) -> np.ndarray | None:
     """dx (N, C, H, W), or None as in `forward`."""
     (top, _), (left, _) = window.pads(*x_shape[2:])
-    dx = np.empty(x_shape, np.float32)
-    return dx if _convolve(dy, w, True, None, (2 - top, 2 - left), False, dx) else None
+    return _convolve(dy, w, True, None, (2 - top, 2 - left), False, x_shape)
 
 
-class _Sizes(NamedTuple):
-    """The arrays of a block, in floats: inputs[36][tile][channel] has strides plane, line, 1."""
-
-    channels: int  # output channels, in whole pairs of vectors
-    line: int
-    plane: int
-    product_plane: int  # of products[36][pair][tile][..], and of the transformed gradients
-    pixels: int
-
-
-def _sizes(C: int, K: int, blocks: _Blocks) -> _Sizes:
-    """Strides are odd numbers of cache lines, so that entries do not compete for cache sets."""
-    tiles, channels = blocks.max_tiles, -(-K // TILE_WIDTH) * TILE_WIDTH
-    line = (-(-C // LANES) | 1) * LANES
-    plane = tiles * line + (LANES if tiles % 2 == 0 else 0)
-    height, width = 4 * blocks.rows + 2, 4 * blocks.tile_columns + 2
-    pixels = blocks.images * height * width * LANES
-    return _Sizes(channels, line, plane, channels * tiles + LANES, pixels)
-
-
-def _convolve(x, w, rotated, b, pads, relu, y):
-    (N, C, _, _), (_, K, P, Q) = x.shape, y.shape
-    blocks = _blocks(N, P, Q, thread_count())
-    sizes = _sizes(C, K, blocks)
-    filter_plane = sizes.channels * C + LANES
+def _convolve(x, w, rotated, b, pads, relu, y_shape):
+    C, (N, K, P, Q) = x.shape[1], y_shape
+    y = np.empty(y_shape, np.float32)
+    plan = _plan(N, C, K, P, Q, thread_count())
+    filter_plane = plan.channels * C + LANES
     filters = scratch("filters", 36 * filter_plane)
     flat = w.reshape(*w.shape[:2], 9)
-    in_range = parallel(
-        lambda begin, end: transform_filters(flat, rotated, begin, end, filter_plane, filters),
-        shards(sizes.channels // TILE_WIDTH, -(-4096 // C)),
-        blas=False,
-    )
-    bias = np.zeros(sizes.channels, np.float32)
+    transform = partial(transform_filters, flat, rotated, filter_plane, filters)
+    in_range = parallel(transform, shards(plan.channels // TILE_WIDTH, -(-4096 // C)))
+    bias = np.zeros(plan.channels, np.float32)
     if b is not None:
         bias[:K] = b
 
     def convolve(begin: int, end: int) -> object:
         return _convolve_blocks(
-            x, begin, end, blocks, *pads, sizes, filters, filter_plane, bias, int(relu),
-            *_memory(sizes), y,
+            x, begin, end, plan, *pads, filters, filter_plane, bias, int(relu), *_memory(plan), y,
         )  # fmt: skip
 
-    return all(in_range) and all(parallel(convolve, shards(blocks.total), blas=False))
+    return y if all(in_range) and all(parallel(convolve, shards(plan.total))) else None
 
 
-def _memory(sizes: _Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _memory(plan: _Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(pixels, inputs, products), this thread's own."""
     return (
-        scratch("pixels", sizes.pixels),
-        scratch("inputs", 36 * sizes.plane),
-        scratch("products", 36 * sizes.product_plane),
+        scratch("pixels", plan.pixels),
+        scratch("inputs", 36 * plan.plane),
+        scratch("products", 36 * plan.product_plane),
     )
 
 
@@ -180,9 +166,8 @@ def weight_gradient(
     """(dw (K, C, 3, 3), db (K,)), or None as in `forward`."""
     (N, C, H, W), (_, K, P, Q) = x.shape, dy.shape
     (top, _), (left, _) = window.pads(H, W)
-    blocks = _blocks(N, P, Q, thread_count())
-    sizes, lines = _sizes(C, K, blocks), register_tiles(C).rows
-    pieces, shape = shards(blocks.total), (36, sizes.channels * lines + LANES)
+    plan, lines = _plan(N, C, K, P, Q, thread_count()), register_tiles(C).rows
+    pieces, shape = shards(plan.total), (36, plan.channels * lines + LANES)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     memory = scratch("weight gradient", len(pieces) * math.prod(shape))
     parts = dict(zip([b for b, _ in pieces], memory.reshape(len(pieces), *shape), strict=True))
@@ -190,11 +175,10 @@ def weight_gradient(
 
     def accumulate(begin: int, end: int) -> object:
         return _accumulate_blocks(
-            x, dy, begin, end, blocks, top, left, sizes, lines, *_memory(sizes), parts[begin],
-            db[begin],
+            x, dy, begin, end, plan, top, left, lines, *_memory(plan), parts[begin], db[begin],
         )  # fmt: skip
 
-    if not all(parallel(accumulate, pieces, blas=False)):
+    if not all(parallel(accumulate, pieces)):
         return None
     total, *rest = parts.values()
     dw = np.empty(w_shape, np.float32)
@@ -205,52 +189,51 @@ def weight_gradient(
             add_rows(total[:, span], part[:, span])
         store_filter_gradient(total, shape[1], lines, begin, end, dw.reshape(K, C, 9))
 
-    parallel(finish, shards(sizes.channels // TILE_WIDTH), blas=False)
+    parallel(finish, shards(plan.channels // TILE_WIDTH))
     return dw, np.sum(list(db.values()), 0)
 
 
 @compiled
-def _span(blocks, block):
-    columns = -(-blocks.tile_rows // blocks.rows)
-    n, row = block // columns * blocks.images, block % columns * blocks.rows
-    images, rows = min(blocks.images, blocks.N - n), min(blocks.rows, blocks.tile_rows - row)
-    return n, images, row, rows, blocks.tile_columns
+def _span(plan, block):
+    columns = -(-plan.tile_rows // plan.rows)
+    n, row = block // columns * plan.images, block % columns * plan.rows
+    images, rows = min(plan.images, plan.N - n), min(plan.rows, plan.tile_rows - row)
+    return n, images, row, rows, plan.tile_columns
 
 
 @compiled
 def _convolve_blocks(
-    x, begin, end, blocks, top, left, sizes, filters, filter_plane, bias, relu, pixels, inputs,
-    products, y,
-):  # fmt: skip
-    C, K, lines = x.shape[1], y.shape[1], blocks.max_tiles
+    x, begin, end, plan, top, left, filters, filter_plane, bias, relu, pixels, inputs, products, y
+):
+    C, K, lines = x.shape[1], y.shape[1], plan.max_tiles
     for block in range(begin, end):
-        span = _span(blocks, block)
+        span = _span(plan, block)
         tiles = span[1] * span[3] * span[4]
-        if not transform_input_tiles(x, span, top, left, sizes.line, sizes.plane, pixels, inputs):
+        if not transform_input_tiles(x, span, top, left, plan.line, plan.plane, pixels, inputs):
             return False
         multiply(
-            inputs, sizes.plane, sizes.line, 1, tiles, C, filters, filter_plane, K, products,
-            sizes.product_plane, lines, 0,
+            inputs, plan.plane, plan.line, 1, tiles, C, filters, filter_plane, K, products,
+            plan.product_plane, lines, 0,
         )  # fmt: skip
-        store_output_tiles(products, sizes.product_plane, lines, span, bias, relu, pixels, y)
+        store_output_tiles(products, plan.product_plane, lines, span, bias, relu, pixels, y)
     return True
 
 
 @compiled
 def _accumulate_blocks(
-    x, dy, begin, end, blocks, top, left, sizes, lines, pixels, inputs, gradient, sums, db
+    x, dy, begin, end, plan, top, left, lines, pixels, inputs, gradient, sums, db
 ):
     sums[:] = 0
     for block in range(begin, end):
-        span = _span(blocks, block)
+        span = _span(plan, block)
         tiles = span[1] * span[3] * span[4]
         if not (
-            transform_input_tiles(x, span, top, left, sizes.line, sizes.plane, pixels, inputs)
-            and transform_gradient_tiles(dy, span, sizes.product_plane, pixels, gradient, db)
+            transform_input_tiles(x, span, top, left, plan.line, plan.plane, pixels, inputs)
+            and transform_gradient_tiles(dy, span, plan.product_plane, pixels, gradient, db)
         ):
             return False
         multiply(
-            inputs, sizes.plane, 1, sizes.line, lines, tiles, gradient, sizes.product_plane,
+            inputs, plan.plane, 1, plan.line, lines, tiles, gradient, plan.product_plane,
             dy.shape[1], sums, sums.shape[1], lines, 1,
         )  # fmt: skip
     return True

@@ -16,33 +16,26 @@ from gpuconv.cpu.inner_loops import address, transpose_matrix
 from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH
 from gpuconv.cpu.simd_moves import all_below
 from gpuconv.cpu.simd_tiles import outer_tile
-from gpuconv.cpu.simd_transforms import Matrix, winograd_output_transform, winograd_transform
+from gpuconv.cpu.simd_transforms import winograd_output_transform, winograd_transform
 
 VECTOR_BYTES = 4 * LANES
 # Above it, or with NaN, intermediate sums could overflow into outputs that the direct algorithm
 # computes from other inputs alone.
 MAX_MAGNITUDE = 1e15
 
-INPUT_TRANSFORM: Matrix = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
-         [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
-FILTER_TRANSFORM: Matrix = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
-          [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]  # fmt: skip
-OUTPUT_TRANSFORM: Matrix = [
-    [1, 1, 1, 1, 1, 0],
-    [0, 1, -1, 2, -2, 0],
-    [0, 1, 1, 4, 4, 0],
-    [0, 1, -1, 8, -8, 1],
-]
+INPUT_TRANSFORM = np.array([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+         [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]])  # fmt: skip
+FILTER_TRANSFORM = np.array([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+          [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]])  # fmt: skip
+OUTPUT_TRANSFORM = np.array(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+)
 
 transform_input = winograd_transform(INPUT_TRANSFORM)
 transform_filter = winograd_transform(FILTER_TRANSFORM)
 transform_output = winograd_output_transform(OUTPUT_TRANSFORM)
-transform_gradient = winograd_transform(
-    [list(column) for column in zip(*OUTPUT_TRANSFORM, strict=True)]
-)
-transform_filter_gradient = winograd_transform(
-    [list(column) for column in zip(*FILTER_TRANSFORM, strict=True)]
-)
+transform_gradient = winograd_transform(OUTPUT_TRANSFORM.T)
+transform_filter_gradient = winograd_transform(FILTER_TRANSFORM.T)
 
 
 @compiled
@@ -180,7 +173,7 @@ def store_output_tiles(products, plane, lines, span, bias, relu, pixels, y):
 
 
 @compiled
-def transform_filters(w, rotated, begin, end, plane, out):
+def transform_filters(w, rotated, plane, out, begin, end):
     """out[36][pair of K][C][..], pairs [begin, end): the transform of w (K, C, 9).
 
     rotated: of the filters for dx, which are rotated by 180 degrees and have K and C exchanged.

@@ -7,19 +7,24 @@ the source that it is given has them inlined.
 
 from __future__ import annotations
 
+import gc
 import importlib
+import math
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.cuda import source
+from gpuconv.cuda import recording, source
 from gpuconv.cuda.binding import signature_of
 from gpuconv.cuda.launch_config import LIMITS, Launch, Limits
-from gpuconv.cuda.runtime import Runtime
+from gpuconv.cuda.runtime import Queue, Runtime
 from gpuconv.errors import DeviceError
+
+if TYPE_CHECKING:
+    from gpuconv.cuda.recording import Recorder
 
 INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
 ELSEWHERE = "without a GPU use device cpu, or sim to run the kernels themselves"
@@ -65,12 +70,17 @@ class CupyRuntime(Runtime):
         self._functions: dict[tuple[Any, ...], Any] = {}
 
     def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
-        return self._tried(shape, self.cupy.empty, shape, dtype)
+        array = self._tried(shape, self.cupy.empty, shape, dtype)
+        if recording.state.recorder is not None:
+            recording.state.recorder.own.add(array.data.mem.ptr)
+        return array
 
     def asarray(self, host: np.ndarray) -> Any:
+        recording.refuse("an array is copied from the host")
         return self._tried(host.shape, self.cupy.asarray, np.ascontiguousarray(host))
 
     def asnumpy(self, array: Any) -> np.ndarray:
+        recording.refuse("an array is copied to the host")
         with self.inside(array):
             host: np.ndarray = self._tried(
                 "a copy to the host", self.cupy.asnumpy, array, None, "C"
@@ -78,6 +88,7 @@ class CupyRuntime(Runtime):
         return host
 
     def copy(self, array: Any) -> Any:
+        recording.refuse("an array is copied without a kernel")
         with self.inside(array):
             return self._tried(array.shape, array.copy, "C")
 
@@ -96,7 +107,7 @@ class CupyRuntime(Runtime):
     def here(self) -> str:
         return f"cuda:{self.cupy.cuda.Device().id}"
 
-    def queue(self) -> Any:
+    def stream(self) -> Any:
         return self.here(), self.cupy.cuda.get_current_stream().ptr
 
     def inside(self, array: Any) -> Any:
@@ -108,12 +119,96 @@ class CupyRuntime(Runtime):
 
     def _start(self, launch: Launch, arguments: list[Any]) -> None:
         function = self._function(launch)
-        function(launch.grid, (launch.block, 1, 1), tuple(arguments), shared_mem=launch.shared)
+        self._call(function, launch.grid, (launch.block, 1, 1), tuple(arguments), launch.shared)
+
+    def _call(self, function: Any, grid: Any, block: Any, arguments: Any, shared: int) -> None:
+        function(grid, block, arguments, shared_mem=shared)
         if self.debug:
             self.cupy.cuda.get_current_stream().synchronize()
 
     def synchronize(self) -> None:
         self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
+
+    def free_memory(self) -> int:
+        return int(self.cupy.cuda.runtime.memGetInfo()[0])
+
+    def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = self._tried("pinned memory", self.cupy.cuda.alloc_pinned_memory, size)
+        return np.ndarray(shape, dtype, buffer=memory)
+
+    def queue(self, private: bool = False) -> Queue:
+        cuda = self.cupy.cuda
+        return StreamQueue(
+            cuda, cuda.Stream(non_blocking=True) if private else cuda.get_current_stream()
+        )
+
+    # ---- a step that is recorded ---------------------------------------------------------------
+
+    @contextmanager
+    def own_memory(self, recorder: Recorder, kept: bool) -> Iterator[None]:
+        """From a pool of the record's own, which is never trimmed. The common pool first gives back
+        what the ordinary steps before had used, or both would be held.
+        """
+        if not kept:
+            yield
+            return
+        cuda = self.cupy.cuda
+        self.synchronize()
+        self.cupy.get_default_memory_pool().free_all_blocks()
+        pool = recorder.keep(cuda.MemoryPool())
+        with cuda.using_allocator(pool.malloc):
+            yield
+
+    def shared_memory(self) -> Any:
+        return self.cupy.cuda.using_allocator(self.cupy.get_default_memory_pool().malloc)
+
+    def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
+        """A graph of the launches, or where the driver makes none, they themselves.
+
+        Arrays of the step's own are passed as addresses, so that it can use their memory again as
+        it did the first time; all others are kept.
+        """
+        items = [self._item(recorder.own, *each) for each in recorder.launches]
+        recorder.keep(items)
+        if not self.debug:
+            try:
+                return self._captured(items).launch, ""
+            except Exception as error:
+                note = _line(error)
+        else:
+            note = f"{SYNCHRONIZE} is set"
+
+        def replay() -> None:
+            for launch, function, grid, block, arguments, shared in items:
+                self._tried(launch, self._call, function, grid, block, arguments, shared)
+
+        return replay, note
+
+    def _item(self, own: set[int], launch: Launch, arguments: list[Any]) -> tuple[Any, ...]:
+        plain = tuple(np.uint64(a.data.ptr) if _owner(a) in own else a for a in arguments)
+        function = self._function(launch)
+        return launch, function, launch.grid, (launch.block, 1, 1), plain, launch.shared
+
+    def _captured(self, items: list[tuple[Any, ...]]) -> Any:
+        """The launches as a graph. Nothing but launches may happen meanwhile: no allocation, no
+        compilation, and no destructor that the garbage collector calls.
+        """
+        stream = self.cupy.cuda.Stream(non_blocking=True)
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with stream:
+                stream.begin_capture(self.cupy.cuda.runtime.streamCaptureModeThreadLocal)
+                try:
+                    for _, function, grid, block, arguments, shared in items:
+                        function(grid, block, arguments, shared_mem=shared)
+                finally:
+                    graph = stream.end_capture()
+        finally:
+            if collecting:
+                gc.enable()
+        return graph
 
     def compile(self, launch: Launch) -> None:
         """Compile and load a kernel without starting it, as `gpuconv warmup` does."""
@@ -164,6 +259,32 @@ class CupyRuntime(Runtime):
         if isinstance(error, cuda.driver.CUDADriverError | cuda.runtime.CUDARuntimeError):
             hint = "" if self.debug else f"; {SYNCHRONIZE}=1 tells which launch failed"
             raise DeviceError(f"the GPU failed at {what}: {_line(error)}{hint}") from error
+
+
+def _owner(array: Any) -> int | None:
+    """The address of the memory that an array lies in; None for a number."""
+    return getattr(getattr(array.data, "mem", None), "ptr", None)
+
+
+class StreamQueue(Queue):
+    """A CUDA stream."""
+
+    def __init__(self, cuda: Any, stream: Any) -> None:
+        self._cuda, self._stream = cuda, stream
+
+    def copy(self, to: Any, host: np.ndarray) -> None:
+        to.set(host, self._stream)
+
+    def record(self) -> Any:
+        event = self._cuda.Event(disable_timing=True)
+        event.record(self._stream)
+        return event
+
+    def wait(self, event: Any) -> None:
+        self._stream.wait_event(event)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
 
 
 def _line(error: BaseException) -> str:

@@ -173,7 +173,7 @@ def config_elementwise(file: str, kernel: str, count: int, aligned: bool = True)
     """
     vec, flight = 4 if aligned else 1, 4  # flight: vectors a thread loads at once
     grid = loop_grid(ceil_div(count, vec * flight))
-    sizes = dict.fromkeys(("x", "y", "dx", "dy", "to", "a", "b"), count)
+    sizes = {**dict.fromkeys(("x", "y", "dx", "dy", "to", "a", "b"), count), "step": 1}
     return LaunchConfig(
         (Launch(file, kernel, grid, THREADS, defines(VEC=vec), {"count": count}, sizes),)
     )

@@ -8,14 +8,14 @@ it must be rearranged; `as_nchw` shows channels-last memory as (N, C, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.cuda import source
+from gpuconv.cuda import recording, source
 from gpuconv.cuda.binding import NO_NUMBERS, Binding, View, bind
 from gpuconv.cuda.launch_config import (
     LIMITS,
@@ -32,6 +32,9 @@ ALIGN = 16  # bytes: what vector loads want of every array
 MAX_BOUND = 4096  # bindings that a runtime remembers
 MIN_TICKETS = 4096
 
+if TYPE_CHECKING:
+    from gpuconv.cuda.recording import Recorder
+
 
 class PixelView(NamedTuple):
     """The pixels of an image, `stride` elements from each to the next, in one row of memory.
@@ -42,6 +45,24 @@ class PixelView(NamedTuple):
     memory: Any
     stride: int
     vector: int
+
+
+class Queue:
+    """What is done in order: a stream. Here, where nothing is ever left running, all is done."""
+
+    def copy(self, to: Any, host: np.ndarray) -> None:
+        """Start to copy an array of pinned memory to one of the device, of equal shape and type."""
+        to.set(host)
+
+    def record(self) -> Any:
+        """An event: its `synchronize` waits for all that was put into the queue until now."""
+        return self
+
+    def wait(self, event: Any) -> None:
+        """What is put into the queue from now on waits for an event of another."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was put into the queue."""
 
 
 class Runtime:
@@ -56,6 +77,8 @@ class Runtime:
         self._bound: dict[tuple[Any, ...], tuple[LaunchConfig, list[Binding]]] = {}
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
         self._tickets: dict[Any, list[Any]] = {}
+        self.tables: dict[Any, dict[str, Any]] = {}  # of optimisers, see gpuconv/optim/device.py
+        self._noughts: dict[tuple[str, str, int], Any] = {}
 
     # ---- what a device defines -----------------------------------------------------------------
 
@@ -91,13 +114,25 @@ class Runtime:
         """The device kernels would run on now."""
         return self.name
 
-    def queue(self) -> Any:
-        """What stands for the queue that kernels would join now: they run one after another."""
+    def stream(self) -> Any:
+        """What stands for the present queue, on the present device."""
         return self.here()
 
     def inside(self, array: Any) -> AbstractContextManager[Any]:
         """Meanwhile this array's card is the one that allocates and runs."""
         return nullcontext()
+
+    def free_memory(self) -> int:
+        """Bytes that are free on the device."""
+        raise NotImplementedError
+
+    def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
+        """A NumPy array from which a device copies by itself, its contents undefined."""
+        return np.empty(shape, dtype)
+
+    def queue(self, private: bool = False) -> Queue:
+        """The queue that launches are put into; private: a new one that nothing else waits for."""
+        return Queue()
 
     def build(self, text: str, launch: Launch) -> Any:
         """The module of a kernel file's text, specialised as the launch says."""
@@ -111,13 +146,60 @@ class Runtime:
         """Wait for all that was started."""
         raise NotImplementedError
 
+    def shared_memory(self) -> AbstractContextManager[Any]:
+        """Meanwhile arrays get memory as outside of `own_memory`."""
+        return nullcontext()
+
+    def own_memory(self, recorder: Recorder, kept: bool) -> AbstractContextManager[Any]:
+        """Meanwhile arrays get memory that, if kept, nobody else gets while the recorder lives."""
+        return nullcontext()
+
+    def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
+        """(what starts a recorder's launches again, why it does so one by one or "")."""
+        launches = tuple(recorder.launches)
+
+        def replay() -> None:
+            for launch, arguments in launches:
+                self.start(launch, arguments)
+
+        return replay, ""
+
     # ---- what all share ------------------------------------------------------------------------
 
     def zeros(self, shape: Any, dtype: Any = np.float32) -> Any:
         """A new array of zeros."""
+        recording.refuse("an array of zeros is made within it")
         array = self.empty(shape, dtype)
         array.fill(0)
         return array
+
+    def nought(self, dtype: Any, count: int = 1) -> Any:
+        """`count` zeros that nobody writes: what kernels read where a recorded step has numbers."""
+        key = self.here(), np.dtype(dtype).str, count
+        if key not in self._noughts:
+            self._noughts[key] = self.constant(np.zeros(count, dtype))
+        return self._noughts[key]
+
+    def constant(self, host: np.ndarray) -> Any:
+        """`asarray` of what stays the same: a recorded step may make it, and keeps it."""
+        recorder = recording.state.recorder
+        if recorder is None:
+            return self.asarray(host)
+        with recording.paused(), self.shared_memory():
+            return recorder.keep(self.asarray(host))
+
+    def scalar(self, array: Any) -> float:
+        """The value of an array of one element, a loss; a recorded step notes it at each replay."""
+        recorder = recording.state.recorder
+        if recorder is not None:
+            recorder.scalars.append(array)
+        with recording.paused():
+            return float(self.asnumpy(array)[0])
+
+    def read(self, array: Any) -> np.ndarray:
+        """A NumPy copy, after all that was started, also while a step is recorded."""
+        with recording.paused():
+            return self.asnumpy(array)
 
     def module(self, launch: Launch) -> Any:
         """The compiled file of a launch's kernel, made when first asked for."""
@@ -151,15 +233,17 @@ class Runtime:
             self.start(launch, arguments)
         if self.recorded is not None:
             self.recorded += checked
+        if recording.state.recorder is not None:
+            recording.state.recorder.add(bindings, checked, numbers)
 
     def tickets(self, count: int) -> Any:
         """At least `count` counters that are 0 (kernels/last_block.cuh): every launch leaves them
         so. The launches of a queue share them; they are never freed, for a recorded launch knows
         their address.
         """
-        held = self._tickets.setdefault(self.queue(), [])
+        held = self._tickets.setdefault(self.stream(), [])
         if not held or held[-1].size < count:
-            held.append(self.zeros(max(count, MIN_TICKETS), np.uint32))
+            held.append(self.constant(np.zeros(max(count, MIN_TICKETS), np.uint32)))
         return held[-1]
 
     def _bind(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import numpy as np
+
 from gpuconv import sim
+from gpuconv.cuda import recording
 from gpuconv.cuda.launch_config import Launch
 from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
@@ -28,12 +32,17 @@ class SimRuntime(Runtime):
         self.ran: dict[str, int] = {}
 
     empty = staticmethod(sim.empty)
-    asnumpy = staticmethod(sim.asnumpy)
+
+    def asnumpy(self, array: sim.Array) -> np.ndarray:
+        recording.refuse("an array is copied to the host")
+        return sim.asnumpy(array)
 
     def asarray(self, host: Any) -> sim.Array:
+        recording.refuse("an array is copied from the host")
         return sim.asarray(host)
 
     def copy(self, array: sim.Array) -> sim.Array:
+        recording.refuse("an array is copied without a kernel")
         return array.copy()
 
     def span(self, array: sim.Array) -> sim.Array:
@@ -50,6 +59,9 @@ class SimRuntime(Runtime):
             self._tickets.clear()  # blocks that did not run drew none
             raise
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
+
+    def free_memory(self) -> int:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def synchronize(self) -> None:
         """Nothing is ever left running."""

@@ -22,6 +22,7 @@ OPTIONS = ("-std=c++17", "-ftz=true", "-fmad=false")
 
 _SCALARS = {
     "float": np.float32,
+    "double": np.float64,
     "int": np.int32,
     "unsigned": np.uint32,
     "unsigned int": np.uint32,
@@ -127,6 +128,11 @@ def signatures(source: str, defines: Mapping[str, str] | None = None) -> dict[st
 def names(name: str) -> list[str]:
     """The kernels of the package's file `name`, whatever types its specialisations have."""
     return [kernel for kernel, _ in _KERNEL.findall(_COMMENT.sub(" ", text(name)))]
+
+
+def c_type(dtype: np.dtype) -> str:
+    """The type of a kernel's parameter that takes numbers of this dtype."""
+    return next(name for name, kind in _SCALARS.items() if np.dtype(kind) == dtype)
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from gpuconv.data.augment import Augment
 from gpuconv.data.dataset import Dataset, Scale, to_float
 from gpuconv.data.rng import CounterRNG
 
-_ORDER, _AUGMENT = 2, 3  # streams of draws; Dataset.split has 1
+ORDER, AUGMENT = 2, 3  # streams of draws; Dataset.split has 1
 
 
 class Loader:
@@ -45,7 +45,7 @@ class Loader:
         self.augment, self.drop_last = augment, drop_last
         self.size, self.mean, self.std = size, mean, std
         self.epoch = 0
-        x, _ = self._batch(0, np.zeros(1, np.int64))  # arguments that do not fit fail here
+        x, _ = self.batch(0, np.zeros(1, np.int64))  # arguments that do not fit fail here
         self.input_shape: tuple[int, ...] = x.shape[1:]
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Loader:
         indices = np.arange(len(self.dataset))
         if not self.shuffle:
             return indices
-        return CounterRNG(self.seed, epoch, indices, _ORDER).permutation()
+        return CounterRNG(self.seed, epoch, indices, ORDER).permutation()
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of `epoch`, from batch `start` on: exactly those a full pass ends with.
@@ -78,13 +78,14 @@ class Loader:
             )
         order = self.order(epoch)
         return (
-            self._batch(epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
+            self.batch(epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
             for batch in range(start, len(self))
         )
 
-    def _batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(x, labels) of the images `indices` as `epoch` reads them."""
         images = self.dataset.images[indices]
         if self.augment is not None:
-            images = self.augment(images, CounterRNG(self.seed, epoch, indices, _AUGMENT))
+            images = self.augment(images, CounterRNG(self.seed, epoch, indices, AUGMENT))
         x = to_float(images, self.size, self.mean, self.std)
         return x, self.dataset.labels[indices]

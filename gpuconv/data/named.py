@@ -15,7 +15,7 @@ from gpuconv.data.dataset import Dataset, first_indices, numbered_classes
 from gpuconv.data.folder import SPLITS, load_folder
 from gpuconv.data.idx import parse_idx, read_content, read_idx, unpacked
 from gpuconv.data.picture import Size
-from gpuconv.errors import DataError, Notice, one_line, unknown
+from gpuconv.errors import DataError, Notice, one_line, require_known, unknown
 from gpuconv.files import write_atomically
 
 EMBEDDED = Path(__file__).parent
@@ -86,8 +86,7 @@ def load(
     Raises ValueError for an unknown name or split, FileNotFoundError for a missing path, DataError
     for corrupt data, OSError where a download fails; each says what was tried and what to do.
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    require_known("split", split, SPLITS)
     path = Path(os.path.expanduser(name_or_path))
     if isinstance(name_or_path, str) and name_or_path in SHA256:
         dataset = _named(name_or_path, split, root)

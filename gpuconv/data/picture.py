@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from gpuconv.arguments import pair
-from gpuconv.errors import DataError, one_line, unknown
+from gpuconv.errors import DataError, one_line, require_known
 from gpuconv.files import write_atomically
 
 Size = int | tuple[int, int] | None
@@ -71,8 +71,7 @@ def load_image(
         with open(file, "rb") as opened:
             return load_image(opened, grayscale, size, resize, longest, file)
     wanted = None if size is None else pair("size", size, 1)
-    if resize not in RESIZE:
-        raise unknown("way to resize", resize, RESIZE)
+    require_known("way to resize", resize, RESIZE)
     least = 2 * max(wanted or (longest or 0,))
     try:
         with _one_at_a_time, warnings.catch_warnings():

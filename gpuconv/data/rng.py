@@ -29,10 +29,8 @@ class CounterRNG:
     """
 
     def __init__(self, seed: int, epoch: int, indices: np.ndarray, stream: int = 0) -> None:
-        key = 0
-        for word in (stream, seed, epoch):
-            key = int(_mix(np.array([key ^ (int(word) & _MASK)], np.uint64))[0])
-        self._keys = _mix(np.asarray(indices).astype(np.uint64) ^ np.uint64(key))
+        key = key_of(seed, epoch, stream)
+        self._keys = _mix(np.asarray(indices).astype(np.uint64) ^ key)
         self._count = 0
 
     def __len__(self) -> int:
@@ -54,6 +52,14 @@ class CounterRNG:
     def permutation(self) -> np.ndarray:
         """The positions 0 to n-1 in random order, (n,) int64."""
         return np.argsort(self.bits(), kind="stable")
+
+
+def key_of(seed: int, epoch: int, stream: int) -> np.uint64:
+    """What the numbers of all images of a stream have in common."""
+    key = np.uint64(0)
+    for word in (stream, seed, epoch):
+        key = _mix(np.array([key ^ np.uint64(int(word) & _MASK)]))[0]
+    return key
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.explain.forward import steps_of
-from gpuconv.explain.gradients import guided_backprop, output_and_gradient
-from gpuconv.explain.targets import Target
+from gpuconv.explain.gradients import Target, guided_backprop, output_and_gradient
+from gpuconv.explain.observe import steps_of
 from gpuconv.nn import Module
 
 POOLS = ("max_pool2d", "avg_pool2d", "sum_pool2d", "adaptive_avg_pool2d")

@@ -1,4 +1,4 @@
-"""One forward pass with the outputs of some layers, and the gradients between them.
+"""One forward pass with the outputs of some layers, and the gradients between them; or its steps.
 
 Every explanation is made of this. Forward hooks keep what the layers give; a gradient at a layer is
 what a hook on its output sees in the backward pass. The network is left as it was: its modes, the
@@ -18,8 +18,9 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.arrays import contiguous, to_device, to_numpy
 from gpuconv.autograd import Node, Tensor, enable_grad, keep_all, no_grad, nodes_of
-from gpuconv.nn import Module
+from gpuconv.nn import Module, trace
 from gpuconv.nn.module import in_mode
+from gpuconv.nn.trace import Step
 
 # Changes how a ReLU, a node of the tape, passes the gradient back.
 Rule = Callable[[Node], None]
@@ -172,3 +173,31 @@ def activations(
     names = [name for name, _ in model.named_modules() if name] if layers is None else layers
     observed = Observer(model, names).run(x, gradients=False, all_of_them=layers is not None)
     return {name: observed.output(name) for name in observed.outputs}
+
+
+def steps_of(
+    model: Module, input_shape: Sequence[int], layer: str
+) -> tuple[list[Step], dict[int, str], int]:
+    """The steps of a forward pass for images of that shape, the shortest name of the layer whose
+    output each gives, where it has one, and the number of the step that gives layer `layer`'s.
+
+    A layer after that one may not fit the images. Raises ValueError for an unknown layer, one that
+    is not run in evaluation, one that does not fit, and a forward pass that needs values.
+    """
+    model.get_submodule(layer)
+    try:
+        found = trace(model, tuple(input_shape))
+    except (ValueError, TypeError) as error:
+        found = error.trace  # type: ignore[union-attr]
+        if layer not in found.outputs:
+            where = found.failed or "the network"
+            if isinstance(error, TypeError):
+                where = f"explain: the forward pass of {where} needs more than shapes"
+            raise ValueError(f"{where}: {error}") from error
+    if layer not in found.outputs:
+        raise ValueError(f"explain: in evaluation, the network does not run layer {layer}")
+    names: dict[int, str] = {}
+    for name, number in found.outputs.items():
+        if name and (number not in names or len(name) < len(names[number])):
+            names[number] = name
+    return found.steps, names, found.outputs[layer]

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv.arguments import pair
-from gpuconv.explain.gradients import where
+from gpuconv.explain.gradients import Target, scores, units, where
 from gpuconv.explain.observe import Observer
-from gpuconv.explain.targets import Target, scores, units
 from gpuconv.nn import Module
 
 
@@ -28,9 +27,8 @@ def occlusion(
 
     A window moves over the image from the top left corner by `stride`, until every pixel has been
     covered; the last ones are cut off by the border. Whatever lies under it becomes `value`, in
-    all channels. A pixel's result is the mean of (value without window - value with it), over
-    the windows that cover it: positive where the image is evidence for
-    the unit.
+    all channels. A pixel's result is the mean of (value without window - value with it), over the
+    windows that cover it: positive where the image is evidence for the unit.
     x, target, of: as for `gradient`. window, stride: an int or (rows, columns), the stride no
     larger than the window. value: a number, or one for each channel. batch: images run at a time.
     Raises ValueError for those that do not fit the image. The network is left as it was.

@@ -81,12 +81,8 @@ class PatchSearch:
             raise ValueError(f"top_activating_patches: count must be at least 1, got {count}")
         self._model, self._layer, self._count = model, layer, count
         self._observer = Observer(model, (layer,))
-        self.seen, self._shape = 0, ()
+        self.seen, self.filters, self._shape = 0, 0, ()
         self._best: Any = None
-
-    @property
-    def filters(self) -> int:
-        return 0 if self._best is None else self._best[0].shape[1]
 
     def add(self, x: np.ndarray) -> None:
         """Look at some more images, floats (N, C, H, W). Raises ValueError where they give NaN."""
@@ -97,7 +93,7 @@ class PatchSearch:
             )
         maps = y.reshape(*y.shape[:2], -1)  # of one pixel for a layer without
         self._best = _merged(self._best, maps, self.seen, self._count)
-        self.seen, self._shape = self.seen + len(x), x.shape[1:]
+        self.seen, self.filters, self._shape = self.seen + len(x), y.shape[1], x.shape[1:]
 
     def patches(self, filters: Sequence[int] | None = None) -> list[list[Patch]]:
         """Of the images so far, for each filter its top-activating patches, the strongest first.

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
-from gpuconv.explain.forward import steps_of
+from gpuconv.explain.observe import steps_of
 from gpuconv.nn import Module
 from gpuconv.nn.trace import Step
 from gpuconv.shapes import Window
@@ -28,41 +27,16 @@ _PLACE_BY_PLACE = (
 _WHOLE = ("linear", "matmul", "reshape", "sum")  # each output may read everything
 
 
-@dataclass(frozen=True)
-class Spans:
-    """For each place along one axis of a layer's maps, the pixels it sees: first[i] to end[i] - 1.
-
-    Where it sees none, but padding, end is 0 and first larger than any size.
-    """
-
-    first: np.ndarray
-    end: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def union(self, other: Spans) -> Spans:
-        """What either sees, place by place."""
-        return Spans(np.minimum(self.first, other.first), np.maximum(self.end, other.end))
-
-    def spread(self, length: int) -> Spans:
-        """`length` places that each read all of these."""
-        return self.of([np.arange(len(self))] * length)
-
-    def of(self, groups: Sequence[np.ndarray]) -> Spans:
-        """Spans of places that each read a group of these ones."""
-        first = [self.first[group].min(initial=_NONE) for group in groups]
-        end = [self.end[group].max(initial=0) for group in groups]
-        return Spans(np.array(first, np.int64), np.array(end, np.int64))
-
-
+# For each place along one axis of a layer's maps the first pixel that it sees and the one after the
+# last, int64 (places, 2). Where it sees none, but padding, _NONE and 0.
+Spans = np.ndarray
 _Field = tuple[Spans, Spans]
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What the units of one layer see. rows, columns: `Spans` along the two axes of its maps; of
-    one place each for a layer without maps.
+    """What the units of one layer see. rows, columns: for each row and column of its maps the first
+    pixel and the one after the last, int64 (P, 2) and (Q, 2); one of each for a layer without maps.
 
     size: the height and width of the largest box; of all boxes that no border cuts.
     """
@@ -73,15 +47,14 @@ class ReceptiveField:
 
     @property
     def size(self) -> tuple[int, int]:
-        height, width = (int((a.end - a.first).max()) for a in (self.rows, self.columns))
+        height, width = (int((a[:, 1] - a[:, 0]).max()) for a in (self.rows, self.columns))
         return (height, width) if min(height, width) > 0 else (0, 0)
 
     def box(self, p: int = 0, q: int = 0) -> Box:
         """(top, bottom, left, right) of unit (p, q): rows top to bottom - 1 of the image, columns
         left to right - 1; (0, 0, 0, 0) where it sees padding alone.
         """
-        top, bottom = int(self.rows.first[p]), int(self.rows.end[p])
-        left, right = int(self.columns.first[q]), int(self.columns.end[q])
+        (top, bottom), (left, right) = self.rows[p].tolist(), self.columns[q].tolist()
         empty = top >= bottom or left >= right
         return (0, 0, 0, 0) if empty else (top, bottom, left, right)
 
@@ -111,7 +84,7 @@ def receptive_field(
             f"receptive_field: input_shape must be (channels, height, width), got {shape}"
         )
     steps, _, last = steps_of(model, shape, layer)
-    rows, columns = (Spans(np.arange(size), np.arange(size) + 1) for size in shape[1:])
+    rows, columns = (np.arange(size)[:, None] + [0, 1] for size in shape[1:])
     found: list[_Field | None] = [(rows, columns)]
     for step in steps[1 : last + 1]:
         inputs = [found[source] for source in step.inputs if source is not None]
@@ -144,14 +117,25 @@ def _along(step: Step, inputs: list[_Field], axis: int) -> Spans:
     spans = [field[axis] for field in inputs]
     if step.name in (*_PLACE_BY_PLACE, *_WHOLE):
         whole = step.name in _WHOLE  # else a single place is broadcast
-        read = [s.spread(length) if whole or len(s) != length else s for s in spans]
-        return reduce(Spans.union, read)
+        read = np.stack([
+            _union(one, [np.arange(len(one))] * length) if whole or len(one) != length else one
+            for one in spans
+        ])  # fmt: skip
+        return np.stack([read[..., 0].min(axis=0), read[..., 1].max(axis=0)], axis=1)
     if step.window is None:
         size = len(spans[0])  # of an adaptive pooling: each output averages its own places
         ends = [(p * size // length, -(-(p + 1) * size // length)) for p in range(length)]
-        return spans[0].of([np.arange(*each) for each in ends])
+        return _union(spans[0], [np.arange(*each) for each in ends])
     rows, columns = inputs[0]
-    return spans[0].of(_taps(step.window, (len(rows), len(columns)), axis))
+    return _union(spans[0], _taps(step.window, (len(rows), len(columns)), axis))
+
+
+def _union(spans: Spans, groups: Sequence[np.ndarray]) -> Spans:
+    """What places see that each read a group of the places of `spans`."""
+    found = [
+        (spans[group, 0].min(initial=_NONE), spans[group, 1].max(initial=0)) for group in groups
+    ]
+    return np.array(found, np.int64)
 
 
 def _taps(window: Window, size: tuple[int, int], axis: int) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.nn import Conv2d, Linear, Module, init, recompute_blocks
 
 P = ParamSpec("P")
@@ -98,9 +98,7 @@ def stem_convolution(stem: str, in_channels: int) -> Conv2d:
     """The first convolution, of 64 filters, for images of that stem's size. ValueError for an
     unknown stem.
     """
-    if stem not in STEMS:
-        raise unknown("stem", stem, STEMS)
-    kernel, stride = STEMS[stem]
+    kernel, stride = STEMS[require_known("stem", stem, STEMS)]
     return Conv2d(in_channels, 64, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -108,9 +106,8 @@ def build(spec: Mapping[str, Any]) -> Module:
     """The model that a `spec` {"name": ..., "arguments": {...}} describes. ValueError for what is
     unknown.
     """
-    name = spec.get("name")
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
+    name: Any = spec.get("name")
+    require_known("model", name, MODELS)
     try:
         return MODELS[name](**spec.get("arguments", {}))
     except TypeError as error:

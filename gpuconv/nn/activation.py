@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from gpuconv.arguments import number, whole
 from gpuconv.autograd import Tensor, once
+from gpuconv.cuda.recording import again
 from gpuconv.nn import functional
 from gpuconv.nn.module import Module
 
@@ -76,6 +80,8 @@ class Dropout(Module):
     Source: Srivastava et al. 2014; torch.nn.Dropout.
     """
 
+    counters = ("masks",)
+
     def __init__(self, p: float = 0.5, seed: int = 0) -> None:
         super().__init__()
         self.p = number("Dropout: p", p, 0, 1)
@@ -96,12 +102,16 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0 or not self.in_training:
             return x
-        return functional.dropout(x, self.p, once(self._next_mask))
+        drawn = once(again, self._next_mask, self._snapshot)
+        return functional.dropout(x, self.p, drawn[0] if drawn else 0)
 
-    def _next_mask(self) -> int:
+    def _next_mask(self) -> tuple[int]:
         number = self.seed << 32 | self.masks
         self.masks += 1
-        return number
+        return (number,)
+
+    def _snapshot(self) -> Callable[[], None]:
+        return partial(setattr, self, "rng_state", self.rng_state)
 
     def extra_repr(self) -> str:
         return str(self.p)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv.arguments import number, whole
-from gpuconv.arrays import device_of, to_device, to_numpy
-from gpuconv.autograd import Array, Tensor
+from gpuconv.autograd import Tensor
+from gpuconv.autograd.walk import like
 from gpuconv.nn import functional
 from gpuconv.nn.module import Buffer, Module
 
@@ -34,7 +34,7 @@ class CrossEntropyLoss(Module):
         )
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
-        weight = None if self.weight is None else _like(self.weight.data, scores.data)
+        weight = None if self.weight is None else like(self.weight.data, scores.data)
         options = self.label_smoothing, weight, self.ignore_index
         return functional.cross_entropy(scores, labels, *options)
 
@@ -47,13 +47,6 @@ class CrossEntropyLoss(Module):
                 f"CrossEntropyLoss: weight must be finite numbers, one for each class, got {weight}"
             )
         return Buffer(found if found.dtype.kind == "f" else found.astype(np.float32))
-
-
-def _like(weight: Array, scores: Array) -> Array:
-    """In the scores' type, and where they are."""
-    if device_of(weight) == device_of(scores) and weight.dtype == scores.dtype:
-        return weight
-    return to_device(to_numpy(weight).astype(scores.dtype), device_of(scores) or "cpu")
 
 
 class ArticleLoss(Module):
@@ -95,7 +88,11 @@ class AuxiliaryLoss(Module):
     def forward(self, scores: Tensor | tuple[Tensor, ...], labels: Any) -> Tensor:
         if not isinstance(scores, tuple | list):
             return self.loss(scores, labels)
-        main, *others = [self.loss(each, labels) for each in scores]
+        return self.combined([self.loss(each, labels) for each in scores])
+
+    def combined(self, losses: list[Any]) -> Any:
+        """The loss from those of the heads, the main one first: tensors, or numbers."""
+        main, *others = losses
         return main + self.weight * sum(others[1:], others[0]) if others else main
 
 

@@ -69,6 +69,7 @@ class Module:
     is_block = False
     input_shape: Shape | None = None
     holds: tuple[str, ...] = ()  # attributes that are a parameter or None
+    counters: tuple[str, ...] = ()  # numbers that its forward changes by `cuda.recording.again`
     _hooks: Sequence[tuple[str, Callable[..., Any]]] = ()  # (when to call, what)
     _described: Callable[[Module], dict[str, Any] | None] | None = None  # gives `spec`
 
@@ -225,16 +226,41 @@ class Module:
         for hook in self._hooks_of("before"):
             if (replaced := hook(self, inputs)) is not None:
                 inputs = replaced if isinstance(replaced, tuple) else (replaced,)
-        watch = _BackwardWatch(self) if self._hooks_of("backward") else None
-        entering = inputs if watch is None else watch.enter(inputs)
-        y = self._run(entering, options)
+        if self._hooks_of("backward"):
+            y = self._run_watched(inputs, options)
+        else:
+            y = self._run(inputs, options)
         settle()
-        if watch is not None:
-            y = watch.leave(y)
         for hook in self._hooks_of("after"):
             if (replaced := hook(self, inputs, y)) is not None:
                 y = replaced
         return y
+
+    def _run_watched(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        """A run whose input and output tell the backward hooks their gradients."""
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            raise TypeError("a module with backward hooks takes one tensor")
+        x = inputs[0]
+        entered, seen = x.requires_grad and state.recording, {}
+
+        def at_output(dy: Array, over: bool) -> tuple[Array]:
+            seen["dy"] = dy
+            if not entered:
+                for hook in self._hooks_of("backward"):
+                    hook(self, (None,), (dy,))
+            return (dy,)
+
+        def at_input(dx: Array, over: bool) -> tuple[Array]:
+            for hook in self._hooks_of("backward"):
+                new = hook(self, (dx,), (seen["dy"],))
+                new = new[0] if isinstance(new, tuple | list) else new
+                dx = dx if new is None else autograd.replacing(dx, new)
+            return (dx,)
+
+        y = self._run((record("watch", x.data, (x,), at_input, fresh=False),), options)
+        if not isinstance(y, Tensor):
+            raise TypeError("a module with backward hooks returns one tensor")
+        return record("watch", y.data, (y,), at_output, fresh=False)
 
     # ---- parts ---------------------------------------------------------------------------------
 
@@ -300,28 +326,24 @@ class Module:
             raise ValueError(f"{type(self).__name__}: {name!r} cannot be the name of a module")
         setattr(self, name, module)
 
-    def _holders(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+    def _holders(self, *kinds: type, once: bool = False) -> Iterator[tuple[str, Any]]:
+        seen: set[int] = set()
         for path, module in self.named_modules(remove_duplicate=False):
             for name, value in vars(module).items():
-                if isinstance(value, kinds):
+                if isinstance(value, kinds) and not (once and id(value) in seen):
+                    seen.add(id(value))
                     yield f"{path}.{name}" if path else name, value
-
-    def _once(self, kind: type) -> list[tuple[str, Any]]:
-        found: dict[int, tuple[str, Any]] = {}
-        for name, holder in self._holders(kind):
-            found.setdefault(id(holder), (name, holder))
-        return list(found.values())
 
     def named_parameters(self) -> list[tuple[str, Parameter]]:
         """The parameters by dotted name; one that stands in several places once."""
-        return self._once(Parameter)
+        return list(self._holders(Parameter, once=True))
 
     def parameters(self) -> list[Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_buffers(self) -> list[tuple[str, Buffer]]:
         """The buffers by dotted name; one that stands in several places once."""
-        return self._once(Buffer)
+        return list(self._holders(Buffer, once=True))
 
     def buffers(self) -> list[Buffer]:
         return [buffer for _, buffer in self.named_buffers()]
@@ -477,42 +499,6 @@ def in_mode(model: Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-class _BackwardWatch:
-    """One call of a module whose backward hooks wait for the gradients of its input and output."""
-
-    def __init__(self, module: Module) -> None:
-        self.module = module
-        self.dy: Array = None
-        self.entered = False
-
-    def enter(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-            raise TypeError("a module with backward hooks takes one tensor")
-        x = inputs[0]
-        self.entered = x.requires_grad and state.recording
-        return (record("watch", x.data, (x,), self._hook_input, fresh=False),)
-
-    def leave(self, y: Any) -> Tensor:
-        if not isinstance(y, Tensor):
-            raise TypeError("a module with backward hooks returns one tensor")
-        return record("watch", y.data, (y,), self._see_output, fresh=False)
-
-    def _see_output(self, dy: Array, over: bool) -> tuple[Array]:
-        self.dy = dy
-        if not self.entered:
-            for hook in self.module._hooks_of("backward"):
-                hook(self.module, (None,), (dy,))
-        return (dy,)
-
-    def _hook_input(self, dx: Array, over: bool) -> tuple[Array]:
-        for hook in self.module._hooks_of("backward"):
-            replaced = hook(self.module, (dx,), (self.dy,))
-            if replaced is not None:
-                new = replaced[0] if isinstance(replaced, tuple | list) else replaced
-                dx = dx if new is None else autograd.replacing(dx, new)
-        return (dx,)
 
 
 _PARTS = (Parameter, Buffer, Module)  # what the attributes of a module may hold of its state

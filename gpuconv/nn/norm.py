@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from gpuconv.arguments import flag, number, whole
 from gpuconv.autograd import Parameter, Tensor, once
-from gpuconv.errors import unknown
+from gpuconv.cuda.recording import again
+from gpuconv.errors import require_known
 from gpuconv.nn.functional import batch_norm, local_response_norm
 from gpuconv.nn.module import Buffer, Module
 from gpuconv.ops.local_response_norm import CONVENTIONS
@@ -50,26 +54,31 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
-        for holder, value in (
-            (self.weight, 1),
-            (self.bias, 0),
-            (self.running_mean, 0),
-            (self.running_var, 1),
-            (self.num_batches_tracked, 0),
-        ):
-            if holder is not None:
-                holder.data[...] = value
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if (holder := getattr(self, name)) is not None:
+                holder.data[...] = 1 if name in ("weight", "running_var") else 0
 
     def forward(self, x: Tensor) -> Tensor:
         training, momentum, batches = self.in_training, self.momentum, self.num_batches_tracked
         if batches is None or self.running_mean is None or self.running_var is None:
             return batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
-        if training:
-            once(np.add, batches.data, 1, batches.data)
+        share = once(again, self._count_batch, self._snapshot) if training else None
         if momentum is None:
-            momentum = 1 / max(int(batches.data), 1)
+            momentum = share[0] if share else 1.0
         running = self.running_mean.data, self.running_var.data
         return batch_norm(x, *running, self.weight, self.bias, training, momentum, self.eps)
+
+    def _count_batch(self) -> tuple[float] | None:
+        """Count a batch; momentum=None makes the running statistics the mean of all of them."""
+        assert self.num_batches_tracked is not None
+        count = self.num_batches_tracked.data
+        np.add(count, 1, count)
+        return (1 / int(count),) if self.momentum is None else None
+
+    def _snapshot(self) -> Callable[[], None]:
+        assert self.num_batches_tracked is not None
+        count = self.num_batches_tracked.data
+        return partial(np.copyto, count, count.copy())
 
     def extra_repr(self) -> str:
         parts = [str(self.num_features), *self._changed(eps=1e-5, momentum=0.1)]
@@ -100,8 +109,7 @@ class LocalResponseNorm(Module):
         alpha = number("LocalResponseNorm: alpha", alpha)
         beta = number("LocalResponseNorm: beta", beta)
         k = number("LocalResponseNorm: k", k, above=0)
-        if convention not in CONVENTIONS:
-            raise unknown("convention", convention, CONVENTIONS)
+        require_known("convention", convention, CONVENTIONS)
         self.arguments = (size, alpha, beta, k, convention)
 
     def forward(self, x: Tensor) -> Tensor:

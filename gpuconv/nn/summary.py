@@ -40,7 +40,8 @@ class Summary:
     def __str__(self) -> str:
         cells = [HEADER, *map(_cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(map(_align, row, widths, range(len(row)))).rstrip() for row in cells]
+        form = "  ".join(f"{{:{'<<<<<>>'[i]}{width}}}" for i, width in enumerate(widths))
+        lines = [form.format(*row).rstrip() for row in cells]
         lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([*lines, "", *self._totals()])
 
@@ -134,10 +135,6 @@ def _cells(row: Call) -> tuple[str, ...]:
 
 def _shape(shape: Shape) -> str:
     return "x".join(map(str, shape))
-
-
-def _align(text: str, width: int, column: int) -> str:
-    return text.rjust(width) if column >= 5 else text.ljust(width)
 
 
 def size_text(count: float) -> str:

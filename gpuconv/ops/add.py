@@ -12,7 +12,7 @@ from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.cost import moved
 from gpuconv.ops.op import Array, elementwise, op, require_rank
 from gpuconv.strides import pixel_stride
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import over_shards
 
 
 @op
@@ -101,10 +101,7 @@ def add_cpu(a, b, activation):
 
 @accumulate.cpu
 def accumulate_cpu(total, b):
-    def part(first, end):
-        np.add(total[first:end], b[first:end], out=total[first:end])
-
-    parallel(part, shards(len(total), -(-fast.GRAIN * len(total) // total.size)), blas=False)
+    over_shards(np.add, (total, b, total), grain=-(-fast.GRAIN * len(total) // total.size))
     return total
 
 

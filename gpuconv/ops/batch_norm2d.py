@@ -10,6 +10,7 @@ import numpy as np
 from gpuconv.arguments import number, whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import batch_norm as fast
+from gpuconv.cuda.recording import derived
 from gpuconv.ops import batch_norm2d_launch as config
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import (
@@ -251,8 +252,10 @@ def batch_norm2d_backward_launch(
 @batch_norm2d_track.launch
 def batch_norm2d_track_launch(runtime, running_mean, running_var, mean, var, count, momentum):
     arrays = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "var": var}
-    numbers = {"keep": 1 - momentum, "momentum": momentum, "unbiased": count / (count - 1)}
-    runtime.run(config.config_track(len(mean)), numbers, **arrays)
+    keep, momentum = derived(lambda momentum: (1 - momentum, momentum), momentum)
+    numbers = {"keep": keep, "momentum": momentum, "unbiased": count / (count - 1)}
+    given = {"step": runtime.nought(np.float32, 2), "stop": runtime.nought(np.uint32)}
+    runtime.run(config.config_track(len(mean)), numbers, **arrays, **given)
     return running_mean, running_var
 
 

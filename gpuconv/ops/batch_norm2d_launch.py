@@ -29,6 +29,7 @@ from gpuconv.cuda.split_k import split_length
 
 FILE = "batchnorm.cu"
 WORKSPACE = {"partials": "workspace"}
+STEP = {"step": 2, "stop": 1}  # what the recorder of a step reads in their place
 MERGE_LANES = 8  # channels of a block that merges partial results
 
 
@@ -122,7 +123,7 @@ def config_track(C: int) -> LaunchConfig:
     """running_mean and running_var, in place, from mean and var, and the numbers keep, momentum
     and unbiased.
     """
-    sizes = dict.fromkeys(("running_mean", "running_var", "mean", "var"), C)
+    sizes = {**dict.fromkeys(("running_mean", "running_var", "mean", "var"), C), **STEP}
     kernel, chosen = "batch_norm2d_track", defines(VEC=1)
     return LaunchConfig((Launch(FILE, kernel, loop_grid(C), THREADS, chosen, {"C": C}, sizes),))
 

@@ -57,7 +57,6 @@ def dropout_cpu(x, p, seed):
             flat[b:e], out[b:e], b, np.uint64(seed), np.uint64(_threshold(p)), scale
         ),
         shards(x.size, fast.GRAIN),
-        blas=False,
     )
     return y
 
@@ -67,5 +66,6 @@ def dropout_launch(runtime, x, p, seed):
     y = runtime.empty(x.shape)  # the mask counts in C order
     numbers = {"seed": seed, "threshold": _threshold(p), "factor": _factor(p)}
     config = config_elementwise("elementwise.cu", "dropout", int(x.size))
-    runtime.run(config, numbers, y=y, x=runtime.contiguous(x))
+    step = runtime.nought(np.uint64)
+    runtime.run(config, numbers, y=y, x=runtime.contiguous(x), step=step)
     return y

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.arrays import device_of
 from gpuconv.cpu import batch_norm, elementwise
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import over_shards
 
 
 def can_overwrite(a: Any) -> bool:
@@ -21,9 +21,8 @@ def can_overwrite(a: Any) -> bool:
 
 def relu_backward_into(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """`relu_backward(dy, y)`, in dy's memory."""
-    flat, other = dy.reshape(-1), elementwise.contiguous(y).reshape(-1)
-    pieces = shards(dy.size, elementwise.GRAIN)
-    parallel(lambda b, e: elementwise.relu_backward_into(flat[b:e], other[b:e]), pieces, blas=False)
+    flat = dy.reshape(-1), elementwise.contiguous(y).reshape(-1)
+    over_shards(elementwise.relu_backward_into, flat, grain=elementwise.GRAIN)
     return dy
 
 

@@ -255,9 +255,9 @@ def _launch_forward(name, saved, runtime, scores, labels, *options):
     kept, loss = runtime.empty(scores.shape), runtime.empty(1)
     arrays |= {"scores": scores, "labels": runtime.contiguous(labels), saved: kept}
     runtime.run(config, numbers, loss=loss, **arrays)
-    value = float(runtime.asnumpy(loss)[0])
+    value = runtime.scalar(loss)
     if np.isnan(value):  # a label out of range, or scores that were NaN
-        known = runtime.asnumpy(labels)
+        known = runtime.read(labels)
         known = known[known != numbers["ignore"]] if "ignore" in numbers else known
         try:
             labels_in_range(scores, known)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
 from gpuconv.arguments import number
 from gpuconv.arrays import checked_cast, device_of, to_device, to_numpy
+from gpuconv.autograd import Array
+from gpuconv.cuda.recording import again
 from gpuconv.nn import Buffer, Module, Parameter
+from gpuconv.optim import device
 
 
 class EMA:
@@ -17,9 +21,9 @@ class EMA:
 
     average = decay * average + (1 - decay) * value for every parameter and every buffer of floats,
     the first average being the values after the first step: batch norm's running statistics must
-    fit the averaged weights. Buffers of integers are copied. The averages are NumPy arrays on every
-    device. As PyTorch's AveragedModel with get_ema_multi_avg_fn and use_buffers. Source: Polyak and
-    Juditsky 1992.
+    fit the averaged weights. Buffers of integers are copied. The averages of a device's arrays are
+    on that device. As PyTorch's AveragedModel with get_ema_multi_avg_fn and use_buffers.
+    Source: Polyak and Juditsky 1992.
 
     Raises TypeError or ValueError for a decay that is not in [0, 1).
 
@@ -37,17 +41,38 @@ class EMA:
 
     def __init__(self, model: Module, decay: float = 0.999) -> None:
         self.model, self.decay = model, number("EMA: decay", decay, 0, below=1.0)
-        self._averages: dict[str, np.ndarray] = {}
-        self._set_aside: dict[str, np.ndarray] = {}
+        self._averages: dict[str, Array] = {}
+        self._set_aside: dict[str, Array] = {}
 
     def update(self) -> None:
         """Move every average towards its value."""
+        pairs, on_host = [], {}
         for name, holder in self._holders().items():
-            value, average = to_numpy(holder.data), self._averages.get(name)
+            value, average = holder.data, self._averages.get(name)
+            if isinstance(value, np.ndarray):
+                on_host[name] = holder
+                continue
+            if average is None:
+                self._averages[name] = device.like(value, to_numpy(value))
+                continue
+            if device_of(average) != device_of(value):
+                average = self._averages[name] = device.like(value, to_numpy(average))
+            pairs.append((average, value))
+        if pairs:
+            device.move_averages(pairs, lambda: 1 - self.decay)
+        again(partial(self._update_on_host, on_host), self._snapshot)
+
+    def _update_on_host(self, holders: Mapping[str, Parameter | Buffer]) -> None:
+        for name, holder in holders.items():
+            value, average = holder.data, self._averages.get(name)
             if average is None or average.dtype.kind != "f":
                 self._averages[name] = value.copy()
             else:
                 average += (value - average) * average.dtype.type(1 - self.decay)
+
+    def _snapshot(self) -> Callable[[], None]:
+        on_host = {n: a.copy() for n, a in self._averages.items() if isinstance(a, np.ndarray)}
+        return partial(self._averages.update, on_host)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -75,8 +100,10 @@ class EMA:
         return {**self.model.state_dict(), **own}
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The averages by the names of the model's state: the arrays themselves."""
-        return dict(self._averages)
+        """The averages by the names of the model's state, as NumPy arrays: the arrays themselves,
+        not copies, but for those of a device.
+        """
+        return {name: to_numpy(average) for name, average in self._averages.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over copies of the averages; ValueError for another model's, and for values that
@@ -89,7 +116,9 @@ class EMA:
                 f"EMA: the state holds {len(state)} averages that are not this model's"
                 f" {len(shapes)} arrays, in name and shape"
             )
-        self._averages = {
-            name: np.array(checked_cast(f"EMA: {name}", a, holders[name].data.dtype))
-            for name, a in state.items()
-        }
+        self._averages = {}
+        for name, a in state.items():
+            value = holders[name].data
+            host = np.array(checked_cast(f"EMA: {name}", a, value.dtype))
+            on_host = isinstance(value, np.ndarray)
+            self._averages[name] = host if on_host else device.like(value, host)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpuconv.arguments import number
-from gpuconv.arrays import device_of, to_numpy
+from gpuconv.arrays import contiguous
 from gpuconv.autograd import Parameter
+from gpuconv.optim import device
 from gpuconv.optim.kernels import sum_of_squares
+from gpuconv.strides import channels_last
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -26,8 +28,8 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     Raises: ValueError if max_norm is negative or not finite.
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks".
 
-    On a device a gradient becomes a new array, scaled by a kernel; its norm is summed on the host,
-    which costs a copy of all gradients.
+    On a device kernels do it; a gradient that is neither in C order nor channels-last becomes a new
+    array in C order.
 
     >>> from gpuconv.nn import Parameter
     >>> weight = Parameter(np.zeros(2)); weight.grad = np.array([3.0, 4.0])
@@ -36,7 +38,9 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     """
     number("clip_grad_norm: max_norm", max_norm, 0)
     chosen = [p for p in parameters if p.grad is not None and p.requires_grad]
-    gradients = [np.ravel(to_numpy(p.grad)) for p in chosen]
+    if chosen and not isinstance(chosen[0].grad, np.ndarray):
+        return _clip_on_device(chosen, max_norm)
+    gradients = [np.ravel(p.grad) for p in chosen]
     norm = math.sqrt(sum(map(sum_of_squares, gradients)))
     if math.isinf(norm):  # squares of float64 overflow at 1.3e154
         largest = max(float(np.max(np.abs(g), initial=0.0)) for g in gradients)
@@ -45,16 +49,15 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1.0:  # so that NaN is not taken for "small enough"
         for p in chosen:
-            _scale(p, factor)
+            g: Any = p.grad
+            np.multiply(g, g.dtype.type(factor), out=g)
     return norm
 
 
-def _scale(p: Parameter, factor: float) -> None:
-    g: Any = p.grad
-    if isinstance(g, np.ndarray):
-        np.multiply(g, g.dtype.type(factor), out=g)
-    elif not math.isnan(factor):  # gradients of a norm of NaN hold NaN already
-        from gpuconv.cuda.runtime import runtime
-
-        on = runtime(device_of(g) or "cpu")
-        p.grad = on.each("elementwise.cu", "scale", "to", {"factor": factor}, a=g)
+def _clip_on_device(chosen: Sequence[Parameter], max_norm: float) -> float:
+    on = device.runtime_of("clip_grad_norm", [p.grad for p in chosen])
+    with on.inside(chosen[0].grad):
+        for p in chosen:
+            if not channels_last(p.grad):
+                p.grad = contiguous(p.grad)
+        return device.clip(on, [p.grad for p in chosen], max_norm)

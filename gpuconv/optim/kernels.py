@@ -6,16 +6,13 @@ Each element's result depends on that element alone, so cutting a tensor into sh
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.threads import parallel, shards
 
-# Below this many elements a second thread costs more than it saves (about 0.1 ms of work each).
-GRAIN = 1 << 17
-MIN_SHARDED = 2 * GRAIN
+GRAIN = (
+    1 << 17
+)  # with fewer elements (about 0.1 ms of work) a second thread costs more than it saves
 
 
 @compiled
@@ -40,22 +37,25 @@ def sgd_momentum(p, g, buffer, lr, decay, momentum, nesterov, share):
 
 
 @compiled
-def adam(p, g, m, v, keep, decay, share1, beta2, share2, eps, step_size, root):
-    """p = keep * p - step_size * m / (sqrt(v) / root + eps), after m and v took the gradient in.
+def _moments(p, g, m, v, limit, decay, share1, beta2, share2):
+    """m and v of one element after they took its gradient in.
 
     A finite gradient whose square would overflow enters as the limit: v would be infinite, and the
     parameter would never move again. As Adam divides by the gradients' size, the step is the same.
     """
+    d = g + decay * p
+    if abs(d) > limit and np.isfinite(d):
+        d = np.copysign(limit, d)
+    return m + (d - m) * share1, beta2 * v + share2 * (d * d)
+
+
+@compiled
+def adam(p, g, m, v, keep, decay, share1, beta2, share2, eps, step_size, root):
+    """p = keep * p - step_size * m / (sqrt(v) / root + eps), after m and v took the gradient in."""
     limit = p.dtype.type(1.8e19 if p.itemsize == 4 else 1.3e154)
     for i in range(p.size):
-        d = g[i] + decay * p[i]
-        if abs(d) > limit and np.isfinite(d):
-            d = np.copysign(limit, d)
-        first = m[i] + (d - m[i]) * share1
-        second = beta2 * v[i] + share2 * (d * d)
-        m[i] = first
-        v[i] = second
-        p[i] = keep * p[i] - step_size * (first / (np.sqrt(second) / root + eps))
+        m[i], v[i] = _moments(p[i], g[i], m[i], v[i], limit, decay, share1, beta2, share2)
+        p[i] = keep * p[i] - step_size * (m[i] / (np.sqrt(v[i]) / root + eps))
 
 
 @compiled
@@ -63,16 +63,10 @@ def adam_amsgrad(p, g, m, v, largest, keep, decay, share1, beta2, share2, eps, s
     """As `adam`, with the largest v so far in place of v in p's update."""
     limit = p.dtype.type(1.8e19 if p.itemsize == 4 else 1.3e154)
     for i in range(p.size):
-        d = g[i] + decay * p[i]
-        if abs(d) > limit and np.isfinite(d):
-            d = np.copysign(limit, d)
-        first = m[i] + (d - m[i]) * share1
-        second = beta2 * v[i] + share2 * (d * d)
-        m[i] = first
-        v[i] = second
-        if not second <= largest[i]:  # NaN passes
-            largest[i] = second
-        p[i] = keep * p[i] - step_size * (first / (np.sqrt(largest[i]) / root + eps))
+        m[i], v[i] = _moments(p[i], g[i], m[i], v[i], limit, decay, share1, beta2, share2)
+        if not v[i] <= largest[i]:  # NaN passes
+            largest[i] = v[i]
+        p[i] = keep * p[i] - step_size * (m[i] / (np.sqrt(largest[i]) / root + eps))
 
 
 KERNELS = {"sgd": sgd, "sgd_momentum": sgd_momentum, "adam": adam, "adam_amsgrad": adam_amsgrad}
@@ -87,14 +81,3 @@ def sum_of_squares(g):
         value = np.float64(g[i])
         total += value * value
     return total
-
-
-def run_sharded(kernel: Any, arguments: tuple[Any, ...]) -> None:
-    """Run a kernel over flat arrays of one length, followed by numbers: in shards side by side."""
-    arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-    numbers = arguments[len(arrays) :]
-    parallel(
-        lambda begin, end: kernel(*[a[begin:end] for a in arrays], *numbers),
-        shards(arrays[0].size, GRAIN),
-        blas=False,
-    )

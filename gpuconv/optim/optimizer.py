@@ -13,9 +13,10 @@ from gpuconv.arrays import device_of, to_numpy
 from gpuconv.autograd import Array, Parameter, settle
 from gpuconv.errors import unknown
 from gpuconv.optim import device, kernels, saved
+from gpuconv.threads import over_shards
 
 Group = dict[str, Any]
-Task = tuple[Any, tuple[Any, ...]]  # a kernel and its arguments
+Task = tuple[Any, list[np.ndarray], list[Any]]  # a kernel, its flat arrays and its numbers
 
 
 class Optimizer:
@@ -178,16 +179,16 @@ class Optimizer:
                 elsewhere.append(i)
         if elsewhere:
             device.step(self, elsewhere)
-        for i, (kernel, arguments) in tasks.items():
+        for i, (kernel, arrays, scalars) in tasks.items():
             p = self.params[i].data
             self.steps[i] += 1
             self._state[i] = self._ready[i][4]
-            if arguments[0].size < kernels.MIN_SHARDED:
-                kernel(*arguments)
+            if p.size < 2 * kernels.GRAIN:
+                kernel(*arrays, *scalars)
             else:
-                kernels.run_sharded(kernel, arguments)
+                over_shards(kernel, arrays, *scalars, grain=kernels.GRAIN)
             if not p.flags.c_contiguous:
-                p[...] = arguments[0].reshape(p.shape)
+                p[...] = arrays[0].reshape(p.shape)
 
     def _task(self, i: int, p: Parameter, numbers: dict[Any, tuple[Any, ...]]) -> Task:
         """What a parameter's update runs.
@@ -216,7 +217,7 @@ class Optimizer:
         flat, arrays = ready[3], ready[5]
         if flat is None:  # no view of it is contiguous: the step copies it back
             flat = np.ascontiguousarray(data).reshape(-1)
-        return kernels.KERNELS[name], (flat, grad.reshape(-1), *arrays, *scalars)
+        return kernels.KERNELS[name], [flat, grad.reshape(-1), *arrays], scalars
 
     def _prepare(self, i: int, name: str) -> tuple[Any, ...]:
         """(array, its dtype, kernel, flat view or None, state by name, state as the kernel takes

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpuconv.arguments import number, whole
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ class OneCycleLR(Schedule):
         number("OneCycleLR: max_lr", self.max_lr, 0)
         whole("OneCycleLR: total_steps", self.total_steps)
         number("OneCycleLR: pct_start", self.pct_start, 0, 1)
-        if self.anneal_strategy not in _ANNEAL:
-            raise unknown("anneal_strategy", self.anneal_strategy, _ANNEAL)
+        require_known("anneal_strategy", self.anneal_strategy, _ANNEAL)
         number("OneCycleLR: base_momentum", self.base_momentum, 0, below=1.0)
         number("OneCycleLR: max_momentum", self.max_momentum, 0, below=1.0)
         for name in ("div_factor", "final_div_factor"):

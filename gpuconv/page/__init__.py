@@ -19,6 +19,7 @@ from gpuconv.data import Preprocessing
 from gpuconv.nn import Sequential
 from gpuconv.page.export import export
 from gpuconv.page.graph import Graph, Node
+from gpuconv.page.server import serve
 from gpuconv.page.session import Session
 
 if TYPE_CHECKING:
@@ -55,16 +56,4 @@ def of_model(
         model.input_shape = shape
     metadata = {"image_shape": shape, "input": {"mean": mean, "std": std}}
     preprocessing = Preprocessing.from_metadata(metadata, model.input_shape)
-    names = None if classes is None else list(classes)
-    return Session(model, preprocessing, title, names, test() if test else None)
-
-
-def serve(session: Session, host: str = "127.0.0.1", port: int = 8123) -> None:
-    """Serve a session's page until Ctrl-C, at the port or the next free one; prints the address.
-
-    Raises OSError where no port is free.
-    """
-    from gpuconv.page.server import PageServer, announce, serve_until_interrupted
-
-    with PageServer(session, host, port) as server:
-        serve_until_interrupted(server, lambda: announce(server, port, "Ctrl-C ends"))
+    return Session(model, preprocessing, title, classes, test() if test else None)

@@ -32,7 +32,7 @@ MAX_SEARCHES = 4  # layers whose results are kept
 
 def offered(graph: Graph) -> dict[str, explain.Method]:
     """The methods by name: those that do not take long, Grad-CAM where there are maps."""
-    maps = any(len(node.shape) == 3 for node in graph.nodes[1:])
+    maps = any(len(node.shape) == 3 for node in graph[1:])
     return {
         name: method
         for name, method in explain.METHODS.items()
@@ -68,32 +68,29 @@ def attribution_map(name: str, graph: Graph, x: np.ndarray, target: int) -> np.n
     return explain.as_map(found).astype(np.float32)
 
 
-def searchable(graph: Graph) -> list[int]:
-    """The numbers of the nodes with maps that have a layer's name, where every node's receptive
-    field is known.
-    """
-    known = all(node.kind != "other" for node in graph)
-    return [
-        node.number
-        for node in graph.nodes[1:]
-        if known and len(node.shape) == 3 and graph.layer_name(node.number)
-    ]
-
-
 class Searches:
     """The searches of a network's layers; the weights' version says when they are to begin anew.
 
+    layers: the numbers of those that have maps and a name, where all receptive fields are known.
     Every method raises ValueError for a filter that is not there, and must not be called from two
     threads at a time.
     """
 
     def __init__(self, graph: Graph, preprocessing: Preprocessing, dataset: Dataset) -> None:
         self._graph, self._preprocessing, self._dataset = graph, preprocessing, dataset
+        known = all(node.kind != "other" for node in graph)
+        self.layers = [
+            node.number
+            for node in graph[1:]
+            if known and len(node.shape) == 3 and graph.layer_name(node.number)
+        ]
         work = max(1, graph.multiply_adds)
         self.pictures = min(len(dataset), MAX_PICTURES, max(COUNT, MAX_WORK // work))
         step = min(STEP_PICTURES, STEP_WORK // work, STEP_VALUES // max(1, graph.values))
         self._step = max(1, step)
-        self._search = lru_cache(MAX_SEARCHES)(self._begin)
+        self._search = lru_cache(MAX_SEARCHES)(
+            lambda version, name: explain.PatchSearch(graph.model, name, COUNT)
+        )
 
     def ask(self, version: int, number: int, filter: int) -> Answer:
         """Look at some more pictures for that layer. "seen", "pictures" (to be seen), "of" (all the
@@ -103,7 +100,7 @@ class Searches:
         """
         node = self._graph[number]
         check_number(f"filters of {node.name}", filter, node.shape[0])
-        search = self._search(version, number)
+        search = self._search(version, self._graph.layer_name(number))
         if search.seen < self.pictures:
             search.add(self._read(range(search.seen, min(self.pictures, search.seen + self._step))))
         found = {
@@ -118,10 +115,6 @@ class Searches:
             return found
         (patches,) = search.patches([filter])
         return found | {"patches": list(self._described(number, patches))}
-
-    def _begin(self, version: int, number: int) -> explain.PatchSearch:
-        name = self._graph.layer_name(number)
-        return explain.PatchSearch(self._graph.model, name, COUNT)
 
     def _read(self, numbers: range | list[int]) -> np.ndarray:
         return self._preprocessing.to_float(self._dataset.images[np.asarray(numbers)])

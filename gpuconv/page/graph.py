@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +56,7 @@ class Node:
     multiply_adds: int = 0
 
 
-class Graph:
+class Graph(list[Node]):
     """The nodes of a network, the input first, each after those it reads, as `nn.trace` finds them.
 
     A network that does not end with softmax gets a node for it, called "probabilities". What
@@ -76,39 +75,27 @@ class Graph:
             raise ValueError("show: this network does not know its input; give its shape")
         self.model = model
         traced = _traced(model, tuple(shape))
-        self.nodes, self._names = _Builder(traced).build()
-        scores = self.nodes[-1]
+        nodes, self._names = _Builder(traced).build()
+        super().__init__(nodes)
+        scores = nodes[-1]
         if len(scores.shape) != 1:
             raise ValueError(
                 f"show: the network must end with a score for each class, got {scores.shape}"
             )
         self.ends_with_softmax = scores.kind == "softmax"
-        if self.ends_with_softmax:
-            self.scores = scores.sources[0]
-        else:
-            self.scores = scores.number
-            self.nodes.append(
-                Node(
-                    len(self.nodes), "probabilities", "softmax", "softmax", None, (self.scores,),
-                    scores.shape, None,
-                )
-            )  # fmt: skip
-        self.values = sum(math.prod(node.shape) for node in self.nodes)
+        self.scores = scores.sources[0] if self.ends_with_softmax else scores.number
+        if not self.ends_with_softmax:
+            name, sources = "probabilities", (self.scores,)
+            self.append(
+                Node(len(self), name, "softmax", "softmax", None, sources, scores.shape, None)
+            )
+        self.values = sum(math.prod(node.shape) for node in self)
         if self.values > MAX_VALUES:
             raise ValueError(
                 f"show: the network has {self.values:,} values for one image, the page keeps at "
                 f"most {MAX_VALUES:,}; show it on a smaller input"
             )
-        self.multiply_adds = sum(node.multiply_adds for node in self.nodes)
-
-    def __iter__(self) -> Iterator[Node]:
-        return iter(self.nodes)
-
-    def __len__(self) -> int:
-        return len(self.nodes)
-
-    def __getitem__(self, number: int) -> Node:
-        return self.nodes[number]
+        self.multiply_adds = sum(node.multiply_adds for node in self)
 
     def outputs(self, x: np.ndarray) -> list[np.ndarray]:
         """Every node's output for one image, (1, C, H, W), each without the batch's axis.
@@ -116,7 +103,7 @@ class Graph:
         The functions run one by one, unfused, in evaluation mode, on the model's device.
         """
         tensors = nn.trace(self.model, x).tensors
-        found = [tensors[node.step].data[0] for node in self.nodes if node.step is not None]
+        found = [tensors[node.step].data[0] for node in self if node.step is not None]
         if not self.ends_with_softmax:
             softmax = ops.softmax.reference if self.model.device == "reference" else ops.softmax
             found.append(softmax(found[self.scores][None])[0])
@@ -126,7 +113,7 @@ class Graph:
         """The shortest name of a layer or container that gives a node's output, as
         `gpuconv.explain` knows it; "" where none does.
         """
-        step = self.nodes[number].step
+        step = self[number].step
         return "" if step is None else self._names.get(step, "")
 
 

@@ -77,6 +77,7 @@ class TrainingMonitor(Callback):
             except Interrupted as stop:
                 if self.state != "stopping":
                     raise
+                print(f"stopped in the page: {stop}", flush=True)
                 self._set("stopped", str(stop))
             except (ValueError, OSError, FloatingPointError) as error:
                 self._set("failed", str(error))
@@ -124,7 +125,6 @@ class TrainingMonitor(Callback):
             "lr": trainer.optimizer.lr,
             "images_per_second": meter.images / max(meter.seconds, 1e-9),
             "epochs": trainer.epochs,
-            "batch": p.batch,
             "batches": trainer.batches,
         }
         meter.clear()
@@ -147,7 +147,12 @@ class TrainingMonitor(Callback):
         """Do what the page has asked for; stay here while it wants a pause."""
         rate, self._rate = self._rate, None
         if rate is not None:
-            self._set_lr(trainer, rate)
+            trainer.set_lr(rate)
+            text = f"learning rate {rate:g} from step {trainer.state.step} on, set in the page"
+            for callback in trainer.callbacks:
+                callback.on_message(text)
+            self._progress = self._progress | {"lr": rate}
+            self._publish({"event": "progress", "progress": self._progress})
         if self.state == "paused":
             began = time.monotonic()
             self._copy(trainer)
@@ -158,14 +163,6 @@ class TrainingMonitor(Callback):
             self._meter.rest()
         if self.state == "stopping":
             trainer.interrupt()
-
-    def _set_lr(self, trainer: Trainer, rate: float) -> None:
-        step = trainer.state.step
-        trainer.set_lr(rate)
-        for callback in trainer.callbacks:
-            callback.on_message(f"learning rate {rate:g} from step {step} on, set in the page")
-        self._progress = self._progress | {"lr": rate}
-        self._publish({"event": "progress", "progress": self._progress})
 
     # ---- the server's threads ------------------------------------------------------------------
 
@@ -266,8 +263,7 @@ class _Meter:
 class _Due:
     """Something to do now and then, that takes no more than SHARE of the time."""
 
-    def __init__(self) -> None:
-        self._next = 0.0
+    _next = 0.0
 
     def do(self, interval: float, action: Callable[[Trainer], None], trainer: Trainer) -> None:
         began = time.monotonic()

@@ -54,20 +54,11 @@ def watch(run: Run, port: int, fit: Callable[[bool], None]) -> None:
     session.warm_up()
     monitor = TrainingMonitor(session, held, title)
     run.trainer.callbacks.append(monitor)
-
-    def train(again: bool) -> None:
-        try:
-            fit(again)
-        except Interrupted as stop:
-            if monitor.state == "stopping":
-                print(f"stopped in the page: {stop}", flush=True)
-            raise
-
     with PageServer(session, port=port, monitor=monitor) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             announce(server, port, "press Start there")
-            monitor.follow(train)
+            monitor.follow(fit)
         except KeyboardInterrupt as stop:
             if monitor.state == "stopped":  # and then interrupted while it waited to go on
                 raise Interrupted(signal.SIGINT, monitor.problem) from None

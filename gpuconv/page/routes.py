@@ -116,10 +116,14 @@ def _field(found: Mapping[str, Any], name: str, kind: type) -> Any:
     return found[name]
 
 
+def _picture(server: PageServer, body: bytes) -> Any:
+    return server.session.read_picture(body)
+
+
 # By path: what answers, and the type of the body.
 POST: dict[str, tuple[Callable[[PageServer, bytes], Any], str]] = {
     "/api/run": (_run, BYTES),
     "/api/values": (_values, JSON),
     "/api/training": (_command, JSON),
-    "/api/picture": (lambda server, body: server.session.read_picture(body), BYTES),
+    "/api/picture": (_picture, BYTES),
 }

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,8 +39,7 @@ BUSY = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves a `Session` at http://HOST:PORT/. monitor: follows a training run, None
-    without one.
+    """Serves a `Session` at http://HOST:PORT/. monitor: follows a training run, None without one.
 
     Raises OSError in one line where no port from `port` on is free. port 0 takes any free one.
 
@@ -157,22 +156,25 @@ def announce(server: PageServer, port: int, hint: str) -> None:
     print(f"{server.session.title}: {server.url} ({hint})", flush=True)
 
 
-def serve_until_interrupted(server: PageServer, announce: Callable[[], None]) -> None:
-    """Serve until Ctrl-C, then return. announce: is called once requests are answered and Ctrl-C
-    is caught, so that whoever reads the address may use either at once.
+def serve(session: Session, host: str = "127.0.0.1", port: int = 8123) -> None:
+    """Serve a session's page until Ctrl-C, at the port or the next free one.
+
+    Prints the address once requests are answered and Ctrl-C is caught, so that whoever reads it may
+    use either at once. Raises OSError where no port is free.
     """
     interrupts: queue.SimpleQueue[None] = queue.SimpleQueue()  # whose put a handler may call
-    threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
     in_main = threading.current_thread() is threading.main_thread()  # elsewhere Ctrl-C never comes
-    if in_main:
-        before = signal.signal(signal.SIGINT, lambda *_: interrupts.put(None))
-    try:
-        announce()
-        interrupts.get()
-    finally:
-        server.shutdown()
+    with PageServer(session, host, port) as server:
+        threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
         if in_main:
-            signal.signal(signal.SIGINT, before)
+            before = signal.signal(signal.SIGINT, lambda *_: interrupts.put(None))
+        try:
+            announce(server, port, "Ctrl-C ends")
+            interrupts.get()
+        finally:
+            server.shutdown()
+            if in_main:
+                signal.signal(signal.SIGINT, before)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from gpuconv.page.description import (
     part_of,
     weights_of,
 )
-from gpuconv.page.explanations import Searches, attribution_map, offered, searchable
+from gpuconv.page.explanations import Searches, attribution_map, offered
 from gpuconv.page.graph import Graph
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Session:
         model: nn.Module,
         preprocessing: Preprocessing,
         title: str,
-        classes: list[str] | None = None,
+        classes: Sequence[str] | None = None,
         test: Dataset | None = None,
         start: Callable[[], Mapping[str, np.ndarray]] | None = None,
         note: str = "",
@@ -72,11 +72,10 @@ class Session:
             raise ValueError(f"show: {len(self.classes)} classes for {count} scores")
         self.version = 1
         self._methods = offered(self.graph)
-        self._searchable = searchable(self.graph)
-        self._searches: Searches | None = None
         self._start = start
         fits = test is not None and test.image_shape == preprocessing.image_shape
         self.test = test if fits else None
+        self._searches = Searches(self.graph, preprocessing, self.test) if self.test else None
         self._lock = threading.RLock()
         self._runs: OrderedDict[str, list[np.ndarray]] = OrderedDict()  # every node's output
         self._counter = 0
@@ -93,7 +92,7 @@ class Session:
             "methods": [
                 {"name": name, "title": method.title} for name, method in self._methods.items()
             ],
-            "patches": [] if self.test is None else self._searchable,
+            "patches": self._searches.layers if self._searches else [],
         }
 
     def filters(self, number: int, when: str) -> Answer:
@@ -237,13 +236,11 @@ class Session:
         until all pictures are seen.
         """
         node = self._node(number)
-        if self.test is None:
+        if self._searches is None:
             raise Missing("there are no test pictures here to find patches in")
-        if number not in self._searchable:
+        if number not in self._searches.layers:
             raise Missing(f"{node.name} has no maps whose top-activating patches could be found")
         with self._lock, np.errstate(all="ignore"):
-            if self._searches is None:
-                self._searches = Searches(self.graph, self.preprocessing, self.test)
             return self._searches.ask(self.version, number, filter)
 
     # ---- pictures ------------------------------------------------------------------------------

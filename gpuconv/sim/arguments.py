@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.sim.info import Kernel, Parameter
+from gpuconv.sim.info import Kernel
 from gpuconv.sim.memory import Array
+from gpuconv.sim.program import Variable
 
 _FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
@@ -27,7 +28,7 @@ def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
     return space
 
 
-def _bytes(where: str, parameter: Parameter, value: Any) -> bytes:
+def _bytes(where: str, parameter: Variable, value: Any) -> bytes:
     if parameter.array:
         if not isinstance(value, bytes) or len(value) != parameter.size:
             got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
@@ -68,7 +69,7 @@ def _float(where: str, type_: str, value: Any) -> bytes:
     return cast.tobytes()
 
 
-def _integer(where: str, parameter: Parameter, value: Any) -> bytes:
+def _integer(where: str, parameter: Variable, value: Any) -> bytes:
     if not isinstance(value, int | np.integer | np.bool_):
         raise TypeError(
             f"{where} is an integer ({parameter.type}): got {value!r} ({type(value).__name__})"

@@ -203,11 +203,10 @@ class Emitter:
 
     def write_pair(self, operand: Operand, type_: str, value: str, predicate: str) -> None:
         """Write to d, or to both destinations of d|p."""
-        pair = isinstance(operand, Pair)
-        first, second = (operand.first, operand.second) if pair else (operand, None)
-        self.write(first, type_, value)
-        if second is not None:
-            self.write(second, "pred", predicate)
+        if isinstance(operand, Pair):
+            self.write(operand.second, "pred", predicate)
+            operand = operand.first
+        self.write(operand, type_, value)
 
     def special(self, name: str) -> str:
         """Value of a special register (%tid.x, %laneid, ...) as i32."""

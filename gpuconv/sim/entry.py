@@ -16,7 +16,7 @@ from gpuconv.sim.analysis import (
     reachable,
 )
 from gpuconv.sim.body import Body
-from gpuconv.sim.info import Kernel, Parameter
+from gpuconv.sim.info import Kernel
 from gpuconv.sim.program import Function, Program
 
 if TYPE_CHECKING:
@@ -76,20 +76,18 @@ class KernelFunction(Body):
 
     def _describe(self) -> Kernel:
         f, program = self.function, self.program
-        parameters: list[Parameter] = []
         at = 0
         for p in f.params:
-            at = -(-at // p.align) * p.align
-            pointer = p.pointer or is_pointer(f, p) if p.size == 8 and not p.array else False
-            parameters.append(Parameter(p.name, p.type, at, p.size, p.array, pointer))
-            at += p.size
+            p.offset = -(-at // p.align) * p.align
+            p.pointer = p.pointer or is_pointer(f, p) if p.size == 8 and not p.array else False
+            at = p.offset + p.size
         shared, end, real, dynamic = self._place_shared(program)
         threads = math.prod(f.directives.get("maxntid", f.directives.get("reqntid", (1024,))))
         local = sum(v.size for g in self.functions for v in g.variables if v.space == "local")
         serial = any(isa_atomic.order_matters(i) for g in self.functions for i in g.instructions)
         return Kernel(
             f.name,
-            parameters,
+            f.params,
             at,
             real,
             end,

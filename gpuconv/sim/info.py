@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-
-@dataclass
-class Parameter:
-    """One kernel parameter as PTX declares it; `pointer` is None where that is unknown."""
-
-    name: str
-    type: str
-    offset: int
-    size: int
-    array: bool
-    pointer: bool | None
+from gpuconv.sim.program import Variable
 
 
 @dataclass
@@ -22,7 +12,7 @@ class Kernel:
     """A lowered kernel: its parameters and how it must be launched."""
 
     name: str
-    parameters: list[Parameter]
+    parameters: list[Variable]
     parameter_bytes: int
     static_shared: int  # as declared
     placed_shared: int  # as laid out, with the gaps of checked mode

@@ -88,8 +88,7 @@ def _mul24(b: Emitter, i: Instruction) -> None:
     values = []
     for operand in i.operands[1:3]:
         wide = b.op(f"zext i32 {b.read(operand, type_)} to i64")
-        high = b.op(f"shl i64 {wide}, 40")
-        values.append(b.op(f"{'ashr' if type_[0] == 's' else 'lshr'} i64 {high}, 40"))
+        values.append(_low_bits(b, "i64", wide, "24", type_[0] == "s"))
     product = b.op(f"mul i64 {values[0]}, {values[1]}")
     if half == "hi":
         product = b.op(f"lshr i64 {product}, 16")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpuconv.sim import layout
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.program import TYPES, Instruction, Operand
+from gpuconv.sim.program import TYPES, Instruction, Operand, Pair
 
 _BAR_RED = {"popc": 1, "and": 2, "or": 3}
 _SHUFFLE = {"up": 0, "down": 1, "bfly": 2, "idx": 3}
@@ -119,6 +119,7 @@ def _activemask(b: Emitter, i: Instruction) -> None:
 def _elect(b: Emitter, i: Instruction) -> None:
     """elect.sync d|p, mask: elects the lowest lane of the mask"""
     to, mask = i.operands
+    b.need(isinstance(to, Pair))
     _wait(b, i, "VOTE", a=_VOTE["ballot"], pred="1", mask=b.read(mask, "u32"))
     lowest = b.call("i32", "llvm.cttz.i32", f"i32 {_result(b)}", "i1 false")
     b.write_pair(to, "b32", lowest, b.op(f"icmp eq i32 {lowest}, {b.special('%laneid')}"))

@@ -56,8 +56,8 @@ class Worker:
         self.threads = np.zeros(threads if kernel.coroutine else 1, layout.DTYPES["Thread"])
         self._held = {
             "threads": self.threads,
-            "shared": _aligned(shared + 1024),
-            "frames": _aligned(threads * function.frame_bytes if kernel.coroutine else 16),
+            "shared": memory.aligned(shared + 1024),
+            "frames": memory.aligned(threads * function.frame_bytes if kernel.coroutine else 16),
         }
         if function.module.check:
             template = _template(kernel, shared)
@@ -88,13 +88,6 @@ def _trace(nbytes: int, granule: int) -> np.ndarray:
     return np.zeros((nbytes // granule + 2) * layout.DTYPES["Trace"].itemsize // 8, np.uint64)
 
 
-def _aligned(nbytes: int) -> np.ndarray:
-    """Poisoned bytes on a 1024-byte boundary."""
-    raw = np.full(nbytes + 1024, memory.POISON, np.uint8)
-    start = -raw.ctypes.data % 1024
-    return raw[start : start + nbytes]
-
-
 class Function:
     """One kernel of a module."""
 
@@ -109,7 +102,7 @@ class Function:
 
     def _frame_bytes(self) -> int:
         """Size of a thread's coroutine frame: create one in ample memory and read it there."""
-        ample = _aligned(self.kernel.local_bytes * 2 + (1 << 20))
+        ample = memory.aligned(self.kernel.local_bytes * 2 + (1 << 20))
         block, thread = np.zeros(1, layout.DTYPES["Block"]), np.zeros(1, layout.DTYPES["Thread"])
         _CREATE(self.address)(block.ctypes.data, thread.ctypes.data, ample.ctypes.data)
         lines = -(-int(thread["frame_size"][0]) // 64)

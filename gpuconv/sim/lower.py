@@ -46,18 +46,11 @@ class Module:
             for function in self.program.functions.values()
             if function.entry != self.host
         ]
-        variables = map(self._variable, self._closure())
-        return "\n".join((*variables, *self.declared.values(), *functions, prelude.EPILOGUE))
-
-    def _closure(self) -> list[str]:
-        """The variables used, with those whose addresses stand in the initialisers of others."""
-        todo, done = sorted(self.used), []
-        while todo:
-            name = todo.pop(0)
-            if name not in done:
-                done.append(name)
-                todo += [v.name for v in self.program.variables[name].init if isinstance(v, Sym)]
-        return done
+        variables: dict[str, str] = {}
+        while new := sorted(self.used - variables.keys()):  # an initialiser may use others
+            variables |= {name: self._variable(name) for name in new}
+        declares = self.declared.values()
+        return "\n".join((*variables.values(), *declares, *functions, prelude.EPILOGUE))
 
     def declare(self, type_: str, name: str, arguments: list[str]) -> None:
         """Declare an LLVM intrinsic or external function, once."""
@@ -65,15 +58,17 @@ class Module:
 
     def where(self, instruction: Instruction) -> str:
         """Source file and line of an instruction, or its line in the PTX."""
-        name = self.program.files.get(instruction.loc[0])
-        return f"{name}:{instruction.loc[1]}" if name else f"PTX line {instruction.line}"
+        name, line = self._place(instruction)
+        return f"{name}:{line}" if name != "PTX" else f"PTX line {line}"
 
     def site(self, instruction: Instruction) -> int:
         """Number of an instruction, by which errors of running kernels refer to it."""
-        name = self.program.files.get(instruction.loc[0], "PTX")
-        line = instruction.loc[1] if name != "PTX" else instruction.line
-        self.info.sites.append((name, line, instruction.text))
+        self.info.sites.append((*self._place(instruction), instruction.text))
         return len(self.info.sites) - 1
+
+    def _place(self, instruction: Instruction) -> tuple[str, int]:
+        name = self.program.files.get(instruction.loc[0])
+        return (name, instruction.loc[1]) if name else ("PTX", instruction.line)
 
     def global_name(self, name: str) -> str:
         """LLVM name of a module variable, which is thereby used."""
@@ -88,9 +83,8 @@ class Module:
         width, fields = SIZES[variable.type] * 8, []
         for value in variable.init:
             if isinstance(value, Sym):
-                fields.append(
-                    ("ptr", f'getelementptr (i8, ptr @"v.{value.name}", i64 {value.offset})')
-                )
+                base = self.global_name(value.name)
+                fields.append(("ptr", f"getelementptr (i8, ptr {base}, i64 {value.offset})"))
             else:
                 fields.append((f"i{width}", str(value.bits & ((1 << width) - 1))))
         if rest := variable.size - len(fields) * SIZES[variable.type]:

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 GUARD = 512  # guard bytes before and after an allocation
-ALIGN = 256  # the alignment of cudaMalloc
 POISON = 0xFF  # fills new memory: NaN as a float, -1 as an integer
 
 _ADDRESSES = (np.dtype(np.uint64), np.dtype(np.int64))
@@ -30,16 +29,21 @@ _freed: deque[np.ndarray] = deque()
 _live: weakref.WeakValueDictionary[int, _Memory] = weakref.WeakValueDictionary()
 
 
+def aligned(nbytes: int) -> np.ndarray:
+    """Poisoned bytes on a 1024-byte boundary."""
+    raw = np.full(nbytes + 1024, POISON, np.uint8)
+    start = -raw.ctypes.data % 1024
+    return raw[start : start + nbytes]
+
+
 class _Memory:
     """One allocation; views share it."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        self._raw = np.full(nbytes + 2 * GUARD + ALIGN, POISON, np.uint8)
-        start = self._raw.ctypes.data + GUARD
-        self.begin = -(-start // ALIGN) * ALIGN
-        offset = self.begin - self._raw.ctypes.data
-        self.bytes = self._raw[offset : offset + nbytes]
+        self._raw = aligned(nbytes + 2 * GUARD)
+        self.bytes = self._raw[GUARD : GUARD + nbytes]
+        self.begin = self._raw.ctypes.data + GUARD
         # one byte for each byte, 1 once written; None where all counts as written
         self.shadow: np.ndarray | None = None
         self.trace: np.ndarray | None = None  # the last accesses of checked launches
@@ -139,9 +143,22 @@ class Array:
         """Set every element."""
         self._require_contiguous("fill")
         self._host[...] = value
+        self._written()
+
+    def _written(self) -> None:
         if self.base.shadow is not None:
             begin = self.ptr - self.base.begin
             self.base.shadow[begin : begin + self.nbytes] = 1
+
+    def set(self, host: np.ndarray) -> None:
+        """Copy a NumPy array of this shape and dtype into it."""
+        self._require_contiguous("set")
+        if (host.shape, host.dtype) != (self.shape, self.dtype):
+            raise ValueError(
+                f"set: this array is {self.dtype} {self.shape}, got {host.dtype} {host.shape}"
+            )
+        self._host[...] = host
+        self._written()
 
     def __len__(self) -> int:
         if not self.shape:

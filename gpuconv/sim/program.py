@@ -98,7 +98,8 @@ class Label:
 class Variable:
     """A .global, .const, .shared, .local or .param declaration.
 
-    `count` is None for an array of unknown length (extern shared).
+    `count` is None for an array of unknown length (extern shared). Of a parameter, `pointer` says
+    whether it is an address, None where that is unknown, and `offset` its place among all.
     """
 
     space: str
@@ -110,7 +111,8 @@ class Variable:
     init: list = field(default_factory=list)
     extern: bool = False
     array: bool = False
-    pointer: bool = False
+    pointer: bool | None = False
+    offset: int = 0
 
 
 @dataclass(slots=True)

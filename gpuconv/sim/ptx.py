@@ -11,6 +11,9 @@ import re
 from gpuconv.sim.program import Function, Program
 from gpuconv.sim.ptx_body import Lines, read_body, read_variable, split, unreadable
 
+_SKIPPED = re.compile(
+    r"(?:[\s;]+|\.(?:version|address_size|target|file)\b[^\n]*|\.section[^}]*\})*"
+)
 _COMMENT = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?\*/', re.S)
 _HEADER = re.compile(
     r"(?P<link>(?:\.(?:visible|extern|weak)\s+)*)\.(?P<kind>entry|func)\s*(?:\((?P<results>[^)]*)\)\s*)?"
@@ -30,37 +33,20 @@ def _blank_comments(text: str) -> str:
 def parse(text: str) -> Program:
     """The program in `text`. Raises UnsupportedError, with the PTX line, for unknown syntax."""
     text = _blank_comments(text.replace("\0", " "))
-    lines = Lines(text)
-    program = Program({}, {}, {})
-    position = 0
-    while True:
-        while position < len(text) and (text[position].isspace() or text[position] == ";"):
-            position += 1
-        if position >= len(text):
-            return program
-        position = _top_level(text, position, lines, program)
-
-
-def _top_level(text: str, position: int, lines: Lines, program: Program) -> int:
-    """Read one declaration at module level; returns the position of the next."""
-    newline = text.find("\n", position)
-    newline = len(text) if newline < 0 else newline
-    line = text[position:newline]
-    if re.match(r"\.(version|address_size|target)\b", line):
-        return newline
-    if match := re.match(r'\.file\s+(\d+)\s+"([^"]*)"', line):
-        program.files[int(match.group(1))] = match.group(2)
-        return newline
-    if line.startswith(".section"):
-        return text.index("}", position) + 1
-    if (match := _HEADER.match(text, position)) is not None:
-        return _function(text, match, lines, program)
-    end = text.find(";", position)
-    if end < 0:
-        raise unreadable(repr(line.strip()), lines.at(position))
-    variable = read_variable(text[position:end], lines.at(position))
-    program.variables[variable.name] = variable
-    return end + 1
+    lines, position = Lines(text), 0
+    files = re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)
+    program = Program({}, {}, {int(number): path for number, path in files})
+    while (position := _SKIPPED.match(text, position).end()) < len(text):  # type: ignore[union-attr]
+        if (match := _HEADER.match(text, position)) is not None:
+            position = _function(text, match, lines, program)
+            continue
+        declaration, semicolon, _ = text[position:].partition(";")
+        if not semicolon:
+            raise unreadable(repr(declaration.splitlines()[0].strip()), lines.at(position))
+        variable = read_variable(declaration, lines.at(position))
+        program.variables[variable.name] = variable
+        position += len(declaration) + 1
+    return program
 
 
 def _function(text: str, match: re.Match[str], lines: Lines, program: Program) -> int:

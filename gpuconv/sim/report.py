@@ -33,14 +33,17 @@ def _coordinates(linear: int, extent: object) -> tuple[int, int, int]:
     return linear % x, linear // x % y, linear // (x * y)
 
 
-def _access(space: str):
-    def sentence(record, info: Info, kernel: Kernel, worker: Worker) -> str:
-        at, size = int(record["error_address"]), int(record["error_value"])
-        if space == "shared":
-            return _near_shared(at, size, kernel, int(record["dynamic_bytes"]))
-        return f"{size} bytes at {space} address {at:#x}, outside {_near(at)}"
+def _bounds(record, info: Info, kernel: Kernel, worker: Worker) -> str:
+    at, size = int(record["error_address"]), int(record["error_value"])
+    space = _space(record)
+    if space == "shared":
+        return _near_shared(at, size, kernel, int(record["dynamic_bytes"]))
+    return f"{size} bytes at {space} address {at:#x}, outside every live allocation{_near(at)}"
 
-    return sentence
+
+def _space(record) -> str:
+    """The memory that an error is about: the last word of its kind."""
+    return layout.ERRORS[int(record["error"])].rpartition("_")[2].lower()
 
 
 def _near_shared(at: int, size: int, kernel: Kernel, dynamic: int) -> str:
@@ -61,11 +64,11 @@ def _near(address: int) -> str:
         default=None,
     )
     if best is None:
-        return "every live allocation"
-    if address >= best.begin:
-        past = address - best.begin - best.nbytes
-        return f"every live allocation ({past} past the end of one of {best.nbytes} bytes)"
-    return f"every live allocation ({best.begin - address} before one of {best.nbytes} bytes)"
+        return ""
+    past = address - best.begin - best.nbytes
+    before = best.begin - address
+    where = f"{before} before" if before > 0 else f"{past} past the end of"
+    return f" ({where} one of {best.nbytes} bytes)"
 
 
 def _assertion(record, info: Info, kernel: Kernel, worker: Worker) -> str:
@@ -100,16 +103,15 @@ def _ranges(numbers: list[int]) -> str:
 def _race(record, info: Info, kernel: Kernel, worker: Worker) -> str:
     """The other access to the same bytes: which thread, where, and whether it wrote."""
     size, at = int(record["error_value"]), int(record["error_address"])
-    space = "shared" if layout.ERRORS[int(record["error"])] == "RACE_SHARED" else "global"
     wrote, writes = int(record["other_wrote"]) & 1, int(record["other_wrote"]) & 2
     file, line, text = info.sites[int(record["other_site"])]
     extent = worker.block["ntid"][0]
     other = _coordinates(int(record["other_tid"]), extent)
     block = _coordinates(int(record["other_block"]), record["nctaid"])
     return (
-        f"race on {size} bytes at {space} address {at:#x}: thread {other} of block {block} "
-        f"{'wrote' if wrote else 'read'} them at {file}:{line} ({text}), and no barrier or atomic "
-        f"orders that before this {'write' if writes else 'read'}"
+        f"race on {size} bytes at {_space(record)} address {at:#x}: thread {other} of block "
+        f"{block} {'wrote' if wrote else 'read'} them at {file}:{line} ({text}), and no barrier or "
+        f"atomic orders that before this {'write' if writes else 'read'}"
     )
 
 
@@ -132,9 +134,7 @@ _TEXT = {
         "barrier {a} with count {v}: a barrier is 0 to 15, a count a multiple of 32"
     ),
     "DISAGREE": _plain("threads pass different counts to barrier {a}, here {v}"),
-    "BOUNDS_GLOBAL": _access("global"),
-    "BOUNDS_SHARED": _access("shared"),
-    "BOUNDS_LOCAL": _access("local"),
+    **dict.fromkeys(("BOUNDS_GLOBAL", "BOUNDS_SHARED", "BOUNDS_LOCAL"), _bounds),
     "MISALIGNED": _plain("access of {v} bytes at address {a:#x}, which is not a multiple of {v}"),
     "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that were never written"),
     "RACE_SHARED": _race,

@@ -13,7 +13,7 @@ from typing import Any
 from gpuconv import checkpoint, data, optim
 from gpuconv.data import Augment, Preprocessing
 from gpuconv.data.picture import RESIZE
-from gpuconv.errors import unknown
+from gpuconv.errors import require_known
 from gpuconv.nn import Module
 from gpuconv.optim import Optimizer, Schedule
 
@@ -87,16 +87,13 @@ def run_config(
     >>> config["batch"], config["epochs"], config["loss"]
     (16, 1, 'article')
     """
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
+    require_known("preset", preset, PRESETS)
     for name in changes:
-        if name not in DEFAULTS:
-            raise unknown("setting", name, DEFAULTS)
+        require_known("setting", name, DEFAULTS)
     config = {**DEFAULTS, **PRESETS[preset], **(stored or {}), **changes}
     for name, known in CHOICES.items():
         for choice in str(config[name]).split("+") if name == "augment" else [config[name]]:
-            if choice not in known:
-                raise unknown(name, choice, known)
+            require_known(name, choice, known)
     sgd = config["optimizer"] == "sgd"
     if not sgd and "momentum" in changes:
         raise ValueError("train: momentum is for the optimizer sgd; Adam has its own averages")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,21 +19,46 @@ from gpuconv.train.finite import diagnose_non_finite
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
+class Answers(NamedTuple):
+    """What a model gave for a batch. loss: NaN where none was asked for. images: gives the batch's
+    x as a NumPy array.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    loss: float
+    images: Callable[[], np.ndarray]
+
+
+def one_by_one(model: Module, loss: Any, batches: Any) -> Iterator[Answers]:
+    """A model's answers to (x, labels); loss: None for none."""
+    for x, labels in batches_of(batches):
+        with no_grad():
+            scores = model(to_device(x, model.device))
+            value = math.nan
+            if loss is not None:
+                value = float(loss(scores, to_device(labels, model.device)))
+        yield Answers(scores.numpy(), labels, value, partial(np.asarray, x))
+
+
+Run = Callable[[Module, Any, Any], Iterator[Answers]]  # as `one_by_one`
+
+
 def evaluate(
-    model: Module, loss: Any, loader: Any, after_batch: Callable[[], None]
+    model: Module,
+    loss: Any,
+    loader: Any,
+    after_batch: Callable[[], None],
+    run: Run = one_by_one,
 ) -> dict[str, Any]:
     """`Trainer.evaluate`; after_batch is called after each batch, and may raise."""
     total, images = 0.0, 0
     confusion = np.zeros((0, 0), np.int64)
     with in_mode(model, False), np.errstate(all="ignore"):
-        for x, labels in batches_of(loader):
-            with no_grad():
-                scores = model(to_device(x, model.device))
-                value = float(loss(scores, to_device(labels, model.device)))
-            answers = scores.numpy()
+        for answers, labels, value, x in run(model, loss, loader):
             if not (math.isfinite(value) and np.isfinite(answers).all()):
                 what = "a score" if math.isfinite(value) else "the loss"
-                raise diagnose_non_finite(model, x, f"evaluation, after {images} images", what)
+                raise diagnose_non_finite(model, x(), f"evaluation, after {images} images", what)
             counts = _count_pairs(labels, answers)
             confusion = counts if not images else confusion + counts
             total += value * len(labels)
@@ -44,23 +70,26 @@ def evaluate(
     return {"loss": total / images, "accuracy": accuracy, "images": images, "confusion": confusion}
 
 
-def probabilities(model: Module, data: Any, batch_size: int) -> np.ndarray:
+def probabilities(model: Module, data: Any, batch_size: int, run: Run = one_by_one) -> np.ndarray:
     """`Trainer.predict`. Raises FloatingPointError for scores that are not finite, naming the first
     layer whose output is not, and ValueError for such an input.
     """
     if isinstance(data, np.ndarray):
         data = data[None] if data.ndim == 3 else data
-        parts = (data[i : i + batch_size] for i in range(0, max(len(data), 1), batch_size))
+        batches: Any = [
+            (part := data[i : i + batch_size], np.zeros(len(part), np.int64))
+            for i in range(0, max(len(data), 1), batch_size)
+        ]
     elif getattr(data, "shuffle", False):
         raise ValueError("predict: the loader shuffles; make it with shuffle=False")
     else:
-        parts = (x for x, _ in batches_of(data))
+        batches = data
     outputs = []
-    with in_mode(model, False), no_grad(), np.errstate(all="ignore"):
-        for x in parts:
-            outputs.append(model(to_device(x, model.device)).numpy())
-            if not np.isfinite(outputs[-1]).all():
-                raise diagnose_non_finite(model, x, "predict", "a score", "train it again")
+    with in_mode(model, False), np.errstate(all="ignore"):
+        for scores, _, _, x in run(model, None, batches):
+            outputs.append(scores)
+            if not np.isfinite(scores).all():
+                raise diagnose_non_finite(model, x(), "predict", "a score", "train it again")
     scores = np.concatenate(outputs)
     *_, (_, final) = model.named_modules()
     return scores if isinstance(final, Softmax) else ops.softmax(scores)

@@ -25,6 +25,8 @@ class Progress(Callback):
     of the clock.
     """
 
+    each_batch = False
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream if stream is not None else sys.stdout
         self.live = self.stream.isatty()

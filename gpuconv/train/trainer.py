@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,21 +14,23 @@ from typing import Any
 import numpy as np
 
 from gpuconv import checkpoint
-from gpuconv.arguments import number, whole
-from gpuconv.arrays import to_device
-from gpuconv.errors import unknown
+from gpuconv.arguments import flag, number, whole
+from gpuconv.arrays import to_numpy
+from gpuconv.cuda import recording
+from gpuconv.errors import require_known
 from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
-from gpuconv.train.callback import Callback
+from gpuconv.train.callback import Callback, told_each_batch
 from gpuconv.train.description import describe_run
-from gpuconv.train.evaluate import batches_of, evaluate, probabilities
+from gpuconv.train.evaluate import Run, evaluate, one_by_one, probabilities
 from gpuconv.train.folder import locked
 from gpuconv.train.history import History
 from gpuconv.train.interrupt import Interrupted, Signals
 from gpuconv.train.progress import Progress
+from gpuconv.train.steps import RecordedAnswers, records_of, steps_of
 
 
 class Trainer:
@@ -46,6 +48,8 @@ class Trainer:
     checkpoint_seconds, checkpoint_batches: how often last.safetensors is written within an epoch,
     None for never; it always is after an epoch and on Ctrl-C. log_batches: a line in the history
     every so many batches.
+    graph: on sim and cuda, record the steps and replay them (gpuconv/cuda/recording.py), with equal
+    bits; False runs every step anew, for a model whose forward does not do the same each time.
     seed, metadata: kept in the checkpoints; seeds of model and loader decide the numbers.
 
     Raises: TypeError or ValueError naming the argument.
@@ -71,11 +75,10 @@ class Trainer:
         log_batches: int | None = None,
         metadata: dict[str, Any] | None = None,
         progress: bool = True,
+        graph: bool = True,
     ) -> None:
         if isinstance(loss, str):
-            if loss not in LOSSES:
-                raise unknown("loss", loss, LOSSES)
-            loss = LOSSES[loss]()
+            loss = LOSSES[require_known("loss", loss, LOSSES)]()
         for name, value, check in (
             ("clip_norm", clip_norm, partial(number, above=0)),
             ("checkpoint_seconds", checkpoint_seconds, partial(number, least=0)),
@@ -90,7 +93,7 @@ class Trainer:
         self.callbacks = [*([Progress()] if progress else []), *callbacks]
         self.out = None if out is None else Path(out)
         self.checkpoint_seconds, self.checkpoint_batches = checkpoint_seconds, checkpoint_batches
-        self.log_batches = log_batches
+        self.log_batches, self.graph = log_batches, flag("Trainer: graph", graph)
         self.metadata = dict(metadata or {})
         self.state = state.TrainState()
         self.history = History(None)
@@ -99,6 +102,7 @@ class Trainer:
         self._initial = optimizer.hyperparameters()  # before a schedule changes them
         self._signals: Signals | None = None
         self._requested: int | None = None  # a signal's number, by `interrupt`
+        self._recorded: Run | None = None  # while `fit` runs
         self._run: dict[str, Any] = {}  # the metadata that stay the same
         self._saved_at = self._tick = 0.0
 
@@ -130,10 +134,13 @@ class Trainer:
             self._begin(train, validation, resume)
             try:
                 self._notify("on_fit_begin")
+                records = records_of(self)
+                self._recorded = None if records is None else RecordedAnswers(records)
+                steps = steps_of(self, train, records)
                 while self.state.epoch < self.epochs and not self.stopping:
-                    self._epoch(train, validation)
+                    self._epoch(steps, validation)
             finally:
-                self._signals = None
+                self._signals = self._recorded = None
                 self._notify("on_fit_end")
         return self.history.epochs()
 
@@ -184,11 +191,10 @@ class Trainer:
             steps = (self.epochs - p.epoch) * self.batches - p.batch
             self.schedule(max(self._scheduled_step + steps - 1, 0))
 
-    def _epoch(self, train: Any, validation: Any) -> None:
+    def _epoch(self, steps: Callable[[], Iterator[None]], validation: Any) -> None:
         p = self.state
         self.model.train()
-        for x, labels in batches_of(train, p.epoch, p.batch):
-            self._timed_batch(x, labels)
+        for _ in steps():
             self._notify("on_batch_end")
             if self.log_batches and p.batch % self.log_batches == 0:
                 self.history.append(self.state.record(self.optimizer.lr))
@@ -205,53 +211,124 @@ class Trainer:
         self._save_last()
         self._stop_if_requested()
 
-    def _timed_batch(self, x: np.ndarray, labels: np.ndarray) -> None:
-        """A batch. The first of `fit` compiles what it runs, or reads it from disk: it counts as if
-        it had been as quick as the second, if that is of the same epoch.
+    def batches_until_told(self) -> int:
+        """After how many batches, at most, somebody must hear of them: a callback, the history, a
+        checkpoint.
         """
-        began, images = time.monotonic(), len(labels)
-        self._batch(x, labels)
-        each = (time.monotonic() - began) / images
+        p, most = self.state, self.batches
+        if any(told_each_batch(callback) for callback in self.callbacks):
+            return 1
+        for every in (self.log_batches, self.checkpoint_batches):
+            if every:
+                most = min(most, every - p.batch % every)
+        return most
+
+    def timed_batch(
+        self, load: Callable[[], tuple[Any, Any]], images: Callable[[], np.ndarray]
+    ) -> None:
+        """Train with one batch, (x, labels) as `load` gives it where the model is; `images` gives x
+        as a NumPy array.
+
+        The first of `fit` compiles what it runs, or reads it from disk: it counts as if it had been
+        as quick as the second, if that is of the same epoch.
+        """
+        began, before = time.monotonic(), self.state.images
+        self._batch(load, images)
+        count = self.state.images - before
+        each = (time.monotonic() - began) / count
         if self._first_batch is None:
-            self._first_batch = images, each
+            self._first_batch = count, each
         else:
             first_images, first = self._first_batch
             self.exclude_time(max(first - each, 0.0) * first_images)
             self._first_batch = 0, 0.0
 
-    def _batch(self, x: np.ndarray, labels: np.ndarray) -> None:
-        """Forward, loss, backward, update: the article's steps 2 to 4 for one batch."""
-        p = self.state
-        rng_states = [layer.rng_state for _, layer in self._stochastic]
-        self.optimizer.zero_grad()
-        on = self.model.device
-        scores = self.model(to_device(x, on))
-        loss = self.loss(scores, to_device(labels, on))
-        value = float(loss)
+    def _batch(self, load: Callable[[], tuple[Any, Any]], images: Callable[[], np.ndarray]) -> None:
+        p, states = self.state, self.rng_states()
+        value, scores, labels = self._step(load)
         if not math.isfinite(value):
-            for (_, layer), before in zip(self._stochastic, rng_states, strict=True):
-                layer.rng_state = before
-            raise finite.diagnose_non_finite(self.model, x, self._where())
+            raise self.broken(value, 0.0, states, images)
+        p.loss_sum += value * len(labels)
+        with recording.paused():
+            answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
+        p.correct += int(np.count_nonzero(answers == truth))
+
+    def _step(self, load: Callable[[], tuple[Any, Any]]) -> tuple[float, Any, Any]:
+        """Forward, loss, backward, update: the article's steps 2 to 4 for one batch.
+
+        Returns the loss, the scores and the labels; nothing is updated where the loss is not
+        finite. What the host does besides, it does by `again`, and then also where the step is
+        replayed.
+        """
+        self.optimizer.zero_grad()
+        x, labels = load()
+        scores = self.model(x)
+        loss = self.loss(scores, labels)
+        value = float(loss)
+        main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
+        recording.note(main.data, labels)
+        if not math.isfinite(value):
+            return value, main, labels
         loss.backward()
         if self.clip_norm is not None:
             norm = clip_grad_norm(self.optimizer.params, self.clip_norm)
             if not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"{self._where()}: the gradients' norm is {norm}; {finite.CURE}"
-                )
-        if self.schedule is not None:
-            self.optimizer.lr = self.schedule(self._scheduled_step) * p.rate
-            if (momentum := self.schedule.momentum(self._scheduled_step)) is not None:
-                self.optimizer.momentum = momentum  # type: ignore[attr-defined]
+                raise self.broken(value, norm, [], lambda: x)
+        recording.again(self._set_rate, self._rate_now)
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
+        recording.again(partial(self._count, len(labels)), self._position_now)
+        return value, main, labels
+
+    def _set_rate(self) -> None:
+        if self.schedule is not None:
+            self.optimizer.lr = self.schedule(self._scheduled_step) * self.state.rate
+            if (momentum := self.schedule.momentum(self._scheduled_step)) is not None:
+                self.optimizer.momentum = momentum  # type: ignore[attr-defined]
+
+    def _rate_now(self) -> Callable[[], None]:
+        settings = self.optimizer.hyperparameters()
+
+        def back() -> None:
+            for group, before in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(before)
+
+        return back
+
+    def _count(self, images: int) -> None:
+        p = self.state
         p.step += 1
         p.batch += 1
-        p.images += len(labels)
-        p.loss_sum += value * len(labels)
-        main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
-        p.correct += int(np.count_nonzero(main.numpy().argmax(axis=1) == labels))
+        p.images += images
+
+    def _position_now(self) -> Callable[[], None]:
+        p = self.state
+        now = {"step": p.step, "batch": p.batch, "images": p.images}
+        return partial(vars(p).update, now)
+
+    def rng_states(self) -> list[list[int]]:
+        """Of the layers that draw random numbers."""
+        return [layer.rng_state for _, layer in self._stochastic]
+
+    def broken(
+        self,
+        value: float,
+        norm: float,
+        rng_states: list[list[int]],
+        images: Callable[[], np.ndarray],
+    ) -> Exception:
+        """The error for a batch whose loss, or else whose gradients' norm, is not finite.
+
+        rng_states: from before the batch, which is run again to find out what broke first.
+        """
+        if math.isfinite(value):
+            text = f"{self._where()}: the gradients' norm is {norm}; {finite.CURE}"
+            return FloatingPointError(text)
+        for (_, layer), before in zip(self._stochastic, rng_states, strict=True):
+            layer.rng_state = before
+        with recording.paused():
+            return finite.diagnose_non_finite(self.model, images(), self._where())
 
     @property
     def _scheduled_step(self) -> int:
@@ -358,7 +435,7 @@ class Trainer:
         classes)}, with a row for each true class and a column for each predicted one.
         Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
         """
-        return evaluate(self.model, self.loss, loader, self._stop_if_requested)
+        return evaluate(self.model, self.loss, loader, self._stop_if_requested, self._answers())
 
     def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:
         """Probabilities (N, classes) for images: an array (N, C, H, W), one image (C, H, W), or a
@@ -366,7 +443,14 @@ class Trainer:
 
         Raises: ValueError for a shuffling loader, whose rows would not follow the data.
         """
-        return probabilities(self.model, data, batch_size)
+        return probabilities(self.model, data, batch_size, self._answers())
+
+    def _answers(self) -> Run:
+        """What runs the model over batches: recorded within `fit`, and for one call outside."""
+        if self._recorded is not None:
+            return self._recorded
+        records = records_of(self)
+        return one_by_one if records is None else RecordedAnswers(records)
 
     # ---- notify --------------------------------------------------------------------------------
 

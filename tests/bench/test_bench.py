@@ -10,7 +10,6 @@ from gpuconv import models, ops
 from gpuconv.bench import ceilings, measure, workloads
 from gpuconv.bench.cases import OPERANDS, Case, network, parse, standard
 from gpuconv.bench.clock import Times, cpu_times, repetitions
-from gpuconv.bench.optimizers import OPTIMIZERS
 from gpuconv.cli.main import main
 from gpuconv.ops.cost import Cost, like
 from gpuconv.ops.op import Op
@@ -30,6 +29,7 @@ SMALL = [
     "softmax 4x5",
     "batch_norm2d_track 7",
     "assign 2x3x4x5",
+    "image_batch 2x3x4x5",
     "cross_entropy 4x10",
     "half_squared_error 4x10",
     "hinge 4x10",
@@ -41,8 +41,7 @@ OPERATIONS = {name for name in ops.__all__ if isinstance(getattr(ops, name), Op)
 
 def test_every_operation_has_a_benchmark_and_a_cost():
     forward = {name for name in OPERATIONS if not name.endswith("_backward")}
-    optimizers = set(OPTIMIZERS)
-    assert set(OPERANDS) == forward | optimizers
+    assert set(OPERANDS) == forward | set(workloads.OTHERS)
     assert {case.op for case in standard(1)} == set(OPERANDS)
     assert {parse(words).op for words in SMALL} == set(OPERANDS)
     for name in OPERATIONS:

@@ -130,13 +130,13 @@ def test_numbers_of_a_call_are_checked_at_each_call():
     assert len(runtime._bound) == 1
 
 
-def test_arrays_may_have_any_name():
-    """The optimisers' table is called numbers, as `run` calls what it is given besides."""
+def test_tables_of_addresses():
     runtime = SimRuntime()
     p, grad = sim.asarray(np.ones(8, "f4")), sim.asarray(np.full(8, 2, "f4"))
     arrays = {
         "tensors": sim.asarray(np.uint64([[p.ptr, grad.ptr, 0, 0, 0, 8]])),
-        "numbers": sim.asarray(np.zeros((1, 2), "f4")),
+        "step": runtime.nought("f4", 2),
+        "stop": runtime.nought("u4"),
         "owner": sim.asarray(np.int32([0])),
         "part": sim.asarray(np.int32([0])),
     }

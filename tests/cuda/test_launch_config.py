@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpuconv.cuda import launch_config, layout, source, split_k
+from gpuconv.cuda import launch_config, layout, source, split_k, step_launch
 from gpuconv.cuda.launch_config import config_elementwise
+from gpuconv.data.on_device import config_image_batch
 from gpuconv.ops import (
     batch_norm2d_launch,
     conv2d_launch,
@@ -20,7 +21,7 @@ from gpuconv.ops.local_response_norm import (
     config_local_response_norm,
     config_local_response_norm_backward,
 )
-from gpuconv.optim.device import chunks, config_optimizer
+from gpuconv.optim.device import chunks, config_clip, config_optimizer
 from gpuconv.shapes import window
 
 
@@ -91,8 +92,14 @@ def all_configs():
         yield softmax_launch.config_loss(f"{name}_forward", 2**31 - 1, 10, "int64", True)
         yield softmax_launch.config_loss_backward(f"{name}_backward", 2**31 - 1, 10, "uint8")
     yield layout.config_transpose(2**20, 2**16 - 1, 1000)
-    for kernel in ("sgd", "sgd_momentum", "adam", "adam_amsgrad"):
+    for kernel in ("sgd", "sgd_momentum", "adam", "adam_amsgrad", "average"):
         yield config_optimizer(kernel, 2**31 - 1, 100)
+    yield config_clip(2**31 - 1, 100)
+    yield step_launch.config_begin(256, 512, 64, (256, 512))
+    yield step_launch.config_note_batch(2**24, 2**16, "long long", 64)
+    yield step_launch.config_note_loss(7, 64)
+    for shape, dtype in (((512, 3, 224, 224), "uint8"), ((7, 1, 5, 5), "float32")):
+        yield config_image_batch(shape, (2**31 - 1, *shape[1:]), dtype, 64, 512)
 
 
 @pytest.mark.parametrize("launches", [config.launches for config in all_configs()])
@@ -104,7 +111,7 @@ def test_every_launch_fits_every_architecture_and_its_signature(launches):
         scalars = {p.name: p.dtype for p in signature.parameters if not p.pointer}
         # what a call gives is never a count: it has no part in a grid or a size
         assert not [n for n in set(scalars) - set(launch.scalars) if scalars[n].kind == "i"
-                    and n not in ("nesterov", "ignore")]  # fmt: skip
+                    and n not in ("nesterov", "ignore", "first")]  # fmt: skip
         for name, value in launch.scalars.items():
             assert isinstance(value, int), name
             assert np.iinfo(scalars[name]).min <= value <= np.iinfo(scalars[name]).max, name

@@ -15,7 +15,7 @@ import pytest
 import simulated  # noqa: F401  skips where the simulator cannot run
 import standin_cupy
 
-from gpuconv import devices, models, nn, ops, optim
+from gpuconv import data, devices, models, nn, ops, optim, train
 from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.autograd import Tensor
 from gpuconv.cli.main import main
@@ -23,6 +23,8 @@ from gpuconv.cuda import cupy as cupy_runtime
 from gpuconv.cuda import layout, source
 from gpuconv.cuda.launch_config import LaunchConfig, config_elementwise
 from gpuconv.cuda.runtime import runtime
+from gpuconv.data import Dataset, Loader, Shift
+from gpuconv.data.on_device import batches_for
 from gpuconv.errors import DeviceError
 from gpuconv.ops import (
     batch_norm2d_launch,
@@ -106,6 +108,24 @@ def test_a_training_step_has_the_bits_of_sim(standin):
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
 
 
+def test_batches_have_the_loaders_bits(standin, monkeypatch):
+    """Images that stay on the card; then, where it has no room, those that come by a stream."""
+    images = np.random.default_rng(3).integers(0, 256, (9, 2, 5, 4), np.uint8)
+    loader = Loader(Dataset(images, np.arange(9)), 4, seed=1, augment=Shift(1), mean=0.5)
+    for room, streamed in ((4 * images.nbytes, False), (4 * images.nbytes - 1, True)):
+        monkeypatch.setattr(standin.cuda.runtime, "memGetInfo", lambda room=room: (room, room))
+        batches = batches_for(loader, "cuda")
+        assert (batches.feed is not None) == streamed
+        for number, (x, labels) in enumerate(loader.batches(1)):
+            assert batches.prepare(1, number, 1) == (1, len(labels))
+            if streamed:
+                batches.feed()
+            found = batches.load(len(labels), 0)
+            assert type(found[0]) is standin.ndarray
+            np.testing.assert_array_equal(to_numpy(found[0]), x)
+            np.testing.assert_array_equal(to_numpy(found[1]), labels)
+
+
 def test_branches_and_batch_norm_have_the_bits_of_sim(standin):
     x = np.random.default_rng(2).standard_normal((3, 3, 6, 7)).astype(np.float32)
     found = []
@@ -128,6 +148,42 @@ def test_branches_and_batch_norm_have_the_bits_of_sim(standin):
     assert {"batch_norm2d_backward", "copy_channels", "add_channels"} <= set(standin.launched)
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def trained(device, graph=True):
+    """Losses and weights of three epochs, with dropout, an average and clipping; messages."""
+    rng, said = np.random.default_rng(3), []
+    listener = train.Callback()
+    listener.on_message = said.append
+    images = data.Dataset(rng.random((14, 2, 6, 5), np.float32), rng.integers(0, 3, 14))
+    layers = nn.Flatten(), nn.Dropout(0.2, seed=4), nn.Linear(60, 3, rng=1)
+    model = nn.Sequential(*layers).to(device)
+    optimizer, average = optim.SGD(model.parameters(), 0.1, 0.9), optim.EMA(model, 0.5)
+    trainer = train.Trainer(
+        model, "hinge", optimizer, optim.CosineLR(0.1, 12), 0.1, average, [listener],
+        progress=False, graph=graph,
+    )  # fmt: skip
+    losses = [r["loss"] for r in trainer.fit(data.Loader(images, 4, seed=1), epochs=3)]
+    arrays = {**model.state_dict(), **average.state_dict()}
+    return losses, {name: a.tobytes() for name, a in arrays.items()}, said
+
+
+def test_a_graph_has_the_bits_of_ordinary_steps(standin, monkeypatch):
+    expected = trained("sim", graph=False)[:2]
+    assert trained("cuda")[:2] == expected
+    one_by_one = standin.launched.count("sgd_momentum")
+    assert one_by_one < 12  # of 12 steps
+    standin.failing.add("capture")
+    *found, said = trained("cuda")
+    assert tuple(found) == expected
+    assert said[1:] == [
+        "no graph (cudaErrorStreamCaptureUnsupported: operation not permitted): the step's launches"
+        " are repeated"
+    ]
+    assert standin.launched.count("sgd_momentum") == one_by_one + 12
+    monkeypatch.setenv("GPUCONV_SYNCHRONIZE", "1")
+    runtime.cache_clear()
+    assert "GPUCONV_SYNCHRONIZE is set" in trained("cuda")[2][1]
 
 
 @pytest.mark.parametrize(
@@ -400,7 +456,13 @@ def standin_names():
 
 
 # Whose constructors gpuconv never calls: CuPy makes them.
-MADE_BY_CUPY = {"RawKernel", "ndarray", "cuda.MemoryPointer", "cuda.memory.MemoryPool"}
+MADE_BY_CUPY = {
+    "RawKernel",
+    "ndarray",
+    "cuda.MemoryPointer",
+    "cuda.memory.MemoryPool",
+    "cuda.Graph",
+}
 
 
 def parameters(text):

@@ -4,13 +4,15 @@
 // Device memory is an arena that the host cannot touch: its pages are open only while queued work
 // runs. Fresh memory holds NaN. Work is queued, stream by stream, and runs as late as events and
 // synchronisation permit: what reads a result too early, or changes an argument too soon, sees it.
-// With a seed, streams that are free to overtake each other do. Launches are handed to a function
-// (`standin_set_launcher`), or only counted. Stream capture has its three modes, and the errors of
-// what may not happen during one. Every function counts its calls.
+// With a seed, work may run at once too, and what is free to overtake other work does: streams, and
+// the branches of a graph. Launches are handed to a function (`standin_set_launcher`), or only
+// counted. Stream capture has its three modes, and the errors of what may not happen during one.
+// Every function counts its calls.
 //
 // Source of the behaviour: CUDA Runtime API and Driver API documentation, release 13.
 
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -24,8 +26,8 @@ enum {  // cudaError_t and CUresult have the same numbers
     SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_HANDLE = 400,
     NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILURE = 719,
     NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
-    CAPTURE_UNMATCHED = 903, CAPTURE_UNJOINED = 904, CAPTURE_IMPLICIT = 906,
-    CAPTURED_EVENT = 907, WRONG_THREAD = 908
+    CAPTURE_MERGE = 902, CAPTURE_UNMATCHED = 903, CAPTURE_UNJOINED = 904, CAPTURE_ISOLATION = 905,
+    CAPTURE_IMPLICIT = 906, CAPTURED_EVENT = 907, WRONG_THREAD = 908
 };
 enum { GLOBAL, THREAD_LOCAL, RELAXED };                       // cudaStreamCaptureMode
 enum { LAUNCH, COPY, FILL, RECORD, WAIT, HOST, GRAPH };       // kinds of work
@@ -41,11 +43,15 @@ typedef int (*Launcher)(Function*, unsigned, unsigned, unsigned, unsigned, unsig
                         unsigned, unsigned char*);
 typedef int (*Describer)(Function*);
 
-typedef struct Work {
+typedef struct Work Work;
+typedef struct { Work** at; int count; } Nodes;  // some of a graph's
+
+struct Work {
     int kind, done, references;
     Stream* stream;
-    struct Work* next;
-    struct Work* after;  // work of another stream that must be done first
+    Work* next;
+    Work* after;  // work of another stream that must be done first
+    Nodes needs;  // of a graph's node: what must be done first
     Function* function;  // LAUNCH
     unsigned grid[3], block[3], shared;
     unsigned char* parameters;
@@ -56,32 +62,33 @@ typedef struct Work {
     void (*call)(void*);  // HOST
     void* data;
     Graph* graph;  // GRAPH
-} Work;
+};
 
 struct Stream {
-    int flags, dead;
-    Work *first, *last;  // what waits; the last piece stays after it has run
+    int flags, priority, dead;
+    Work *first, *last;  // what waits
     Capture* capture;
-    int unjoined;  // captured work that no stream of the capture has waited for
+    Nodes tips;  // what the next piece of captured work needs
     Stream* next;
 };
 struct Event {
-    int timed;
+    int timed, dead;
     Work* work;  // that records it; none: never recorded
-    Capture* capture;
-    Stream* stream;
+    Capture* capture;  // in which it was recorded last
+    Nodes tips;
     double at;
 };
 struct Capture {
-    int mode, invalid, references;
+    int mode, invalid;
     Stream* origin;
     pthread_t thread;
     Graph* graph;
     Capture* next;
 };
-struct Graph {
+struct Graph {  // one that is instantiated too: nothing changes a captured one
     Work *first, *last;
-    int count, references;
+    int count;
+    Work* launched;  // last: a graph's launches follow each other, on whatever streams they are
 };
 struct Function {
     void* module;
@@ -121,9 +128,19 @@ static long long copied[5];
 long long standin_copied(int kind) { return copied[kind]; }
 
 // A call takes the lock until it returns, counts itself, and fails for ever once a kernel failed.
-// The lock is recursive: the launcher is Python, which may free arrays while a kernel runs.
-static int take(const char* name) {
+// The lock is recursive: the launcher is Python, which may free arrays while a kernel runs. A thread
+// that waits for the lock lets go of Python's own, which that launcher needs.
+static void lock_all(void) {
+    if (!pthread_mutex_trylock(&lock)) return;
+    int (*holds)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "PyGILState_Check");
+    void* (*save)(void) = (void* (*)(void))dlsym(RTLD_DEFAULT, "PyEval_SaveThread");
+    void (*restore)(void*) = (void (*)(void*))dlsym(RTLD_DEFAULT, "PyEval_RestoreThread");
+    void* state = holds && holds() ? save() : 0;
     pthread_mutex_lock(&lock);
+    if (state) restore(state);
+}
+static int take(const char* name) {
+    lock_all();
     count(name);
     return 0;
 }
@@ -188,7 +205,12 @@ size_t standin_extent(const void* p) {
     return 0;
 }
 
-typedef struct Pinned { unsigned char* begin; size_t bytes; struct Pinned* next; } Pinned;
+typedef struct Pinned {
+    unsigned char* begin;
+    size_t bytes;
+    int registered;  // it belongs to the program
+    struct Pinned* next;
+} Pinned;
 static Pinned* pinned;
 static int is_pinned(const void* p) {
     for (Pinned* b = pinned; b; b = b->next)
@@ -203,14 +225,17 @@ static double now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return 1e3 * t.tv_sec + 1e-6 * t.tv_nsec;
 }
-static uint64_t draw(void) {  // xorshift64
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    return seed ^= seed << 17;
+static uint64_t draw(void) {  // splitmix64
+    static uint64_t state;
+    uint64_t x = seed + (state += 0x9e3779b97f4a7c15u);
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
 }
 static void release(Work* work) {
     if (!work || --work->references) return;
     release(work->after);
+    free(work->needs.at);
     free(work->parameters);
     free(work->staged);
     free(work);
@@ -219,7 +244,56 @@ static Work* hold(Work* work) {
     if (work) work->references++;
     return work;
 }
+static void add(Nodes* to, Work* node) {
+    for (int i = 0; i < to->count; i++) if (to->at[i] == node) return;
+    to->at = realloc(to->at, (to->count + 1) * sizeof *to->at);
+    to->at[to->count++] = node;
+}
+static void join(Nodes* to, Nodes from) { for (int i = 0; i < from.count; i++) add(to, from.at[i]); }
+static void forget(Nodes* nodes) {
+    free(nodes->at);
+    *nodes = (Nodes){0};
+}
+static int ready(Work* node) {
+    for (int i = 0; i < node->needs.count; i++) if (!node->needs.at[i]->done) return 0;
+    return !node->done;
+}
+static void execute(Work* work);
+
+// All nodes of a graph, each after what it needs: in the order of their capture, or with a seed any.
+static void execute_graph(Graph* graph) {
+    for (Work* w = graph->first; w; w = w->next) w->done = 0;
+    for (Work* w = graph->first; w && !seed && !sticky; w = w->next) execute(w);
+    for (int left = graph->count; left && seed && !sticky; left--) {
+        int number = 0;
+        for (Work* w = graph->first; w; w = w->next) number += ready(w);
+        int chosen = draw() % number;
+        Work* w = graph->first;
+        while (!ready(w) || chosen--) w = w->next;
+        execute(w);
+        w->done = 1;
+    }
+}
+// Whether work would run over memory of the device that is no longer an allocation's.
+static int freed(const Work* work) {
+    if (work->kind != LAUNCH)
+        return (in_arena(work->to) && standin_extent(work->to) < work->bytes) ||
+               (in_arena(work->from) && standin_extent(work->from) < work->bytes);
+    for (int i = 0; work->parameters && i < work->function->parameter_count; i++) {
+        unsigned char* p;
+        if (work->function->sizes[i] != sizeof p) continue;
+        memcpy(&p, work->parameters + work->function->offsets[i], sizeof p);
+        if (in_arena(p) && !standin_extent(p) && !standin_extent(p - 1)) return 1;
+    }
+    return 0;
+}
 static void execute(Work* work) {
+    if (work->kind <= FILL && freed(work)) {
+        const char* name = work->kind == LAUNCH ? work->function->name : "a copy or fill";
+        fprintf(stderr, "stand-in driver: %s runs over memory that was freed\n", name);
+        sticky = ILLEGAL_ADDRESS;
+        return;
+    }
     switch (work->kind) {
     case LAUNCH:
         if (launcher && launcher(work->function, work->grid[0], work->grid[1], work->grid[2],
@@ -231,7 +305,7 @@ static void execute(Work* work) {
     case FILL: memset(work->to, work->value, work->bytes); break;
     case RECORD: work->event->at = now(); break;
     case HOST: work->call(work->data); break;
-    case GRAPH: for (Work* w = work->graph->first; w; w = w->next) execute(w); break;
+    case GRAPH: execute_graph(work->graph); break;
     }
 }
 static void run_until(Stream* stream, Work* last);
@@ -289,7 +363,9 @@ static int submit(Work given) {
         if (graph->last) graph->last->next = work; else graph->first = work;
         graph->last = work;
         graph->count++;
-        stream->unjoined = 1;
+        work->needs = stream->tips;
+        stream->tips = (Nodes){0};
+        add(&stream->tips, work);
         return SUCCESS;
     }
     // the default stream and the streams that are not NON_BLOCKING wait for each other
@@ -300,11 +376,12 @@ static int submit(Work given) {
     if (stream->last) stream->last->next = work; else stream->first = work;
     stream->last = work;
     if (!deferred) run_until(stream, 0);
+    else if (seed) for (Stream* s; draw() % 2 && (s = any_stream());) step(s);
     return sticky;
 }
 void standin_configure(int defer, uint64_t with_seed) {
     deferred = defer;
-    seed = with_seed * 0x9e3779b97f4a7c15u;  // of small seeds, too, the first draws differ
+    seed = with_seed;
 }
 void standin_set_launcher(Launcher function, Describer describe) {
     launcher = function;
@@ -318,6 +395,7 @@ int standin_pending(void) {
 
 // ---- capture: what is forbidden during one -----------------------------------------------------
 
+int cudaStreamCreate(Stream** made);
 static void invalidate(Capture* capture) { capture->invalid = 1; }
 
 // For calls that could wait for, or depend on, what a capture has only written down.
@@ -335,18 +413,29 @@ static int waits_for_all(void) {
     return captures ? CAPTURE_UNSUPPORTED : SUCCESS;
 }
 // For work on the default stream: a captured stream that would wait for it spoils its capture.
-static int implicit(Stream* stream) {
-    int spoiled = 0;
+static int implicit(Stream* stream, int spoils) {
+    int found = 0;
     if (stream == &legacy)
         for (Stream* s = streams; s; s = s->next)
-            if (s->capture && !(s->flags & NON_BLOCKING)) invalidate(s->capture), spoiled = 1;
-    return spoiled ? CAPTURE_IMPLICIT : SUCCESS;
+            if (s->capture && !(s->flags & NON_BLOCKING)) {
+                found = 1;
+                if (spoils) invalidate(s->capture);
+            }
+    return found ? CAPTURE_IMPLICIT : SUCCESS;
+}
+static int named(Stream** stream) {
+    if (!*stream || (intptr_t)*stream == 1) *stream = &legacy;  // 0 and cudaStreamLegacy
+    if ((intptr_t)*stream == 2) {  // cudaStreamPerThread
+        static __thread Stream* own;
+        if (!own) CHECK(cudaStreamCreate(&own));
+        *stream = own;
+    }
+    return (*stream)->dead ? INVALID_HANDLE : SUCCESS;
 }
 static int usable(Stream** stream) {
-    if (!*stream || (intptr_t)*stream == 1) *stream = &legacy;  // 0 and cudaStreamLegacy
-    if ((*stream)->dead) return INVALID_HANDLE;
+    CHECK(named(stream));
     if ((*stream)->capture && (*stream)->capture->invalid) return CAPTURE_INVALIDATED;
-    return implicit(*stream);
+    return implicit(*stream, 1);
 }
 
 // ---- the runtime: memory -----------------------------------------------------------------------
@@ -379,12 +468,21 @@ int cudaHostAlloc(void** p, size_t bytes, unsigned flags) {
     CHECK(unsafe_call());
     if (posix_memalign(p, 4096, bytes ? bytes : 1)) return OUT_OF_MEMORY;
     Pinned* made = malloc(sizeof *made);
-    *made = (Pinned){*p, bytes, pinned};
+    *made = (Pinned){*p, bytes, 0, pinned};
     pinned = made;
     (void)flags;
     return SUCCESS;
 }
 int cudaMallocHost(void** p, size_t bytes) { return cudaHostAlloc(p, bytes, 0); }
+int cudaHostRegister(void* p, size_t bytes, unsigned flags) {
+    BEGIN;
+    CHECK(unsafe_call());
+    Pinned* made = malloc(sizeof *made);
+    *made = (Pinned){p, bytes, 1, pinned};
+    pinned = made;
+    (void)flags;
+    return SUCCESS;
+}
 int cudaFreeHost(void* p) {
     BEGIN;
     CHECK(unsafe_call());
@@ -393,12 +491,13 @@ int cudaFreeHost(void* p) {
         if ((*place)->begin == p) {
             Pinned* gone = *place;
             *place = gone->next;
-            free(gone->begin);
+            if (!gone->registered) free(gone->begin);
             free(gone);
             return SUCCESS;
         }
     return INVALID_VALUE;
 }
+int cudaHostUnregister(void* p) { return cudaFreeHost(p); }
 int cudaMemGetInfo(size_t* unused, size_t* total) {
     BEGIN;
     size_t used = 0;
@@ -471,9 +570,9 @@ int cudaStreamCreateWithPriority(Stream** made, unsigned flags, int priority) {
     CHECK(unsafe_call());
     *made = calloc(1, sizeof **made);
     (*made)->flags = flags;
+    (*made)->priority = priority;
     (*made)->next = streams->next;
     streams->next = *made;
-    (void)priority;
     return SUCCESS;
 }
 int cudaStreamCreateWithFlags(Stream** made, unsigned flags) {
@@ -484,8 +583,19 @@ int cudaStreamDestroy(Stream* stream) {
     BEGIN;
     if (!stream || stream == &legacy || stream->dead) return INVALID_HANDLE;
     if (stream->capture) invalidate(stream->capture);
-    run_until(stream, 0);
-    stream->dead = 1;  // its memory stays: a handle that is used again must fail
+    stream->dead = 1;  // its work is still due, and a handle that is used again must fail
+    return SUCCESS;
+}
+int cudaStreamGetFlags(Stream* stream, unsigned* flags) {
+    BEGIN;
+    CHECK(named(&stream));
+    *flags = stream->flags;
+    return SUCCESS;
+}
+int cudaStreamGetPriority(Stream* stream, int* priority) {
+    BEGIN;
+    CHECK(named(&stream));
+    *priority = stream->priority;
     return SUCCESS;
 }
 static int may_wait(Stream* stream) {
@@ -493,7 +603,7 @@ static int may_wait(Stream* stream) {
         invalidate(stream->capture);
         return CAPTURE_UNSUPPORTED;
     }
-    return SUCCESS;
+    return unsafe_call();
 }
 int cudaStreamSynchronize(Stream* stream) {
     BEGIN;
@@ -524,35 +634,38 @@ int cudaEventCreateWithFlags(Event** made, unsigned flags) {
 int cudaEventCreate(Event** made) { return cudaEventCreateWithFlags(made, 0); }
 int cudaEventDestroy(Event* event) {
     BEGIN;
-    if (event->work && !event->work->done) run_until(event->work->stream, event->work);
+    if (event->dead) return INVALID_HANDLE;
+    event->dead = 1;  // it stays: recording it may still be due
     release(event->work);
-    free(event);
+    forget(&event->tips);
     return SUCCESS;
 }
 int cudaEventRecord(Event* event, Stream* stream) {
     BEGIN;
     CHECK(usable(&stream));
-    event->stream = stream;
-    event->capture = stream->capture;
-    if (stream->capture) return SUCCESS;  // it marks a place in the graph, and is no work
-    CHECK(submit((Work){.kind = RECORD, .stream = stream, .event = event}));
+    if (event->dead) return INVALID_HANDLE;
     release(event->work);
-    event->work = hold(stream->last ? stream->last : 0);
+    event->work = 0;
+    event->capture = stream->capture;
+    forget(&event->tips);
+    if (stream->capture) {  // it marks a place in the graph, and is no work
+        join(&event->tips, stream->tips);
+        return SUCCESS;
+    }
+    CHECK(submit((Work){.kind = RECORD, .stream = stream, .event = event}));
+    event->work = hold(stream->last);  // none: it has run
     return SUCCESS;
-}
-int cudaEventRecordWithFlags(Event* event, Stream* stream, unsigned flags) {
-    (void)flags;
-    return cudaEventRecord(event, stream);
 }
 static int pending(Event* event) { return event->work && !event->work->done; }
-static int of_capture(Event* event) {
+static int going_on(Capture* capture) {
+    for (Capture* c = captures; c; c = c->next) if (c == capture) return 1;
+    return 0;
+}
+static int of_capture(Event* event) {  // to wait for such an event never makes sense
+    if (event->dead) return INVALID_HANDLE;
     if (!event->capture) return SUCCESS;
-    for (Capture* c = captures; c; c = c->next)
-        if (c == event->capture) {
-            invalidate(c);
-            return CAPTURED_EVENT;
-        }
-    return SUCCESS;
+    invalidate(event->capture);
+    return CAPTURED_EVENT;
 }
 int cudaEventSynchronize(Event* event) {
     BEGIN;
@@ -579,17 +692,17 @@ int cudaStreamWaitEvent(Stream* stream, Event* event, unsigned flags) {
     BEGIN;
     CHECK(usable(&stream));
     (void)flags;
-    int alive = 0;
-    for (Capture* c = captures; c; c = c->next) alive |= c == event->capture;
-    if (event->capture && alive) {  // the stream joins the capture, or takes a branch back
-        if (stream->capture && stream->capture != event->capture) return CAPTURE_UNSUPPORTED;
-        if (!stream->capture) stream->capture = event->capture, stream->unjoined = 1;
-        else event->stream->unjoined = 0;
-        return SUCCESS;
+    if (event->dead) return INVALID_HANDLE;
+    if (event->capture && !going_on(event->capture)) return CAPTURED_EVENT;
+    if (stream->capture && stream->capture != event->capture) {
+        invalidate(stream->capture);  // a graph cannot wait for work outside of it
+        return event->capture ? CAPTURE_MERGE : CAPTURE_ISOLATION;
     }
-    if (stream->capture) {  // a graph cannot wait for work outside of it
-        invalidate(stream->capture);
-        return CAPTURE_UNSUPPORTED;
+    if (event->capture) {  // the stream joins the capture, or takes a branch back
+        if (event->capture->invalid) return CAPTURE_INVALIDATED;
+        stream->capture = event->capture;
+        join(&stream->tips, event->tips);
+        return SUCCESS;
     }
     wait_for(stream, event->work);
     return SUCCESS;
@@ -610,10 +723,12 @@ int cudaStreamBeginCapture(Stream* stream, int mode) {
     Capture* made = calloc(1, sizeof *made);
     *made = (Capture){.mode = mode, .origin = stream, .thread = pthread_self(), .next = captures};
     made->graph = calloc(1, sizeof *made->graph);
-    made->graph->references = 1;
     captures = stream->capture = made;
-    stream->unjoined = 0;
     return SUCCESS;
+}
+static void mark(Nodes nodes) {
+    for (int i = 0; i < nodes.count; i++)
+        if (!nodes.at[i]->done) nodes.at[i]->done = 1, mark(nodes.at[i]->needs);
 }
 int cudaStreamEndCapture(Stream* stream, Graph** graph) {
     BEGIN;
@@ -623,10 +738,12 @@ int cudaStreamEndCapture(Stream* stream, Graph** graph) {
     if (capture->mode != RELAXED && !pthread_equal(capture->thread, pthread_self()))
         return WRONG_THREAD;
     int unjoined = 0;
+    mark(stream->tips);
+    for (Work* w = capture->graph->first; w; w = w->next) unjoined |= !w->done;
     for (Stream* s = streams; s; s = s->next)
         if (s->capture == capture) {
-            unjoined |= s != stream && s->unjoined;
             s->capture = 0;
+            forget(&s->tips);
         }
     for (Capture** place = &captures; *place; place = &(*place)->next)
         if (*place == capture) { *place = capture->next; break; }
@@ -638,32 +755,37 @@ int cudaStreamEndCapture(Stream* stream, Graph** graph) {
 }
 int cudaStreamIsCapturing(Stream* stream, int* status) {
     BEGIN;
-    if (!stream) stream = &legacy;
-    CHECK(implicit(stream));
+    CHECK(named(&stream));
+    CHECK(implicit(stream, 0));
     *status = !stream->capture ? 0 : stream->capture->invalid ? 2 : 1;
     return SUCCESS;
 }
 int cudaGraphInstantiate(Graph** made, Graph* graph, unsigned long long flags) {
     BEGIN;
     CHECK(unsafe_call());
-    graph->references++;
-    *made = graph;
+    *made = memcpy(malloc(sizeof *graph), graph, sizeof *graph);
     (void)flags;
     return SUCCESS;
 }
 int cudaGraphLaunch(Graph* graph, Stream* stream) {
     BEGIN;
     CHECK(usable(&stream));
-    return submit((Work){.kind = GRAPH, .stream = stream, .graph = graph});
+    Work work = {.kind = GRAPH, .stream = stream, .graph = graph};
+    if (stream->capture) return submit(work);
+    wait_for(stream, graph->launched);
+    CHECK(submit(work));
+    release(graph->launched);
+    graph->launched = hold(stream->last);  // none: it has run
+    return SUCCESS;
 }
 int cudaGraphUpload(Graph* graph, Stream* stream) {
     BEGIN;
     (void)graph;
     return usable(&stream);
 }
-int cudaGraphDestroy(Graph* graph) {  // its nodes stay: queued launches of it may still be due
+int cudaGraphDestroy(Graph* graph) {  // it stays: queued launches of it may still be due
     BEGIN;
-    graph->references--;
+    (void)graph;
     return SUCCESS;
 }
 int cudaGraphExecDestroy(Graph* graph) { return cudaGraphDestroy(graph); }
@@ -729,7 +851,10 @@ static const char* text(int error) {
     case NOT_SUPPORTED: return "operation not supported";
     case CAPTURE_UNSUPPORTED: return "operation not permitted when stream is capturing";
     case CAPTURE_INVALIDATED: return "operation failed due to a previous error during capture";
+    case CAPTURE_MERGE: return "operation would merge two independent captures";
     case CAPTURE_UNJOINED: return "capture ended with unjoined work";
+    case CAPTURE_ISOLATION: return "dependency created on uncaptured work in another stream";
+    case CAPTURED_EVENT: return "operation not permitted on an event last recorded in a capture";
     case CAPTURE_IMPLICIT:
         return "operation would make the legacy stream depend on a capturing blocking stream";
     default: return "error";

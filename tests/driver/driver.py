@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 CUPY = "14.2.0"
@@ -52,7 +53,8 @@ def environment(folder: Path) -> dict[str, str]:
         raise Unavailable(f"the stand-in driver needs cupy-cuda13x {CUPY}")
     library = folder / LIBRARY
     command = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    command += [str(HERE / "driver.c"), "-o", str(library), f"-Wl,-soname,{LIBRARY}", "-lpthread"]
+    command += [str(HERE / "driver.c"), str(HERE / "approximate.c"), "-o", str(library)]
+    command += [f"-Wl,-soname,{LIBRARY}", "-lpthread", "-ldl", "-lm"]
     subprocess.run(command, check=True)
     paths = [str(HERE), str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
@@ -65,20 +67,27 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def install(execute: bool = True, defer: bool = True, seed: int = 0) -> ctypes.CDLL:
+def install(
+    execute: bool = True, defer: bool = True, seed: int = 0, approximate: int = 0
+) -> ctypes.CDLL:
     """Make CuPy use the driver; returns the library, for its standin_ functions.
 
-    defer: work runs as late as it may, else at once. seed: other legal orders of several streams.
+    defer: work runs as late as it may, else at once. seed: other legal orders of several streams,
+    and of a graph's branches. approximate: a seed of errors, as large as the PTX ISA permits, of
+    its approximate instructions; 0: the simulator's own results.
     """
     library = ctypes.CDLL(str(Path(os.environ[FOLDER]) / LIBRARY))
     library.standin_calls.restype = library.standin_copied.restype = ctypes.c_longlong
     library.standin_counted.restype = library.standin_name.restype = ctypes.c_char_p
     library.standin_module.restype = library.standin_last_module.restype = ctypes.c_void_p
     library.standin_extent.restype = ctypes.c_size_t
-    library.standin_configure(int(defer), ctypes.c_uint64(seed))
+    library.standin_configure.argtypes = [ctypes.c_int, ctypes.c_uint64]
+    library.standin_configure(defer, seed)
     _replace_runtime(library)
     if execute:
         _execute_with_simulator(library)
+    if approximate:
+        _approximate(library, approximate)
     return library
 
 
@@ -209,3 +218,23 @@ def _execute_with_simulator(library: ctypes.CDLL) -> None:
 def _for_the_simulator(options: tuple[str, ...]) -> tuple[str, ...]:
     """What both compilers need. The simulator chooses the architecture and the rest."""
     return tuple(o for o in options if o.startswith(("-D", "-I", "-std", "--std")))
+
+
+def _approximate(library: ctypes.CDLL, seed: int) -> None:
+    """approximate.c in the place of the simulator's approximate instructions of float32."""
+    from gpuconv.sim import jit
+    from gpuconv.sim.emit import FLOAT_TABLE
+
+    library.standin_approximate(ctypes.c_uint64(seed))
+    for op in ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh", "div"):
+        function = getattr(library, f"standin_{op}")
+        jit.add_symbol(f"standin_{op}", ctypes.cast(function, ctypes.c_void_p).value)
+        FLOAT_TABLE[op] = partial(_approximated, FLOAT_TABLE[op])
+    identity = jit.identity
+    jit.identity = lambda: f"{identity()}|approximate"  # compiled code is cached under this
+
+
+def _approximated(exactly, b, i, llvm, values):
+    if i.mods[-1] != "f32" or not {"approx", "full"} & set(i.mods):
+        return exactly(b, i, llvm, values)
+    return b.call("float", f"standin_{i.op}", *(f"float {value}" for value in values))

@@ -3,13 +3,20 @@
 import pytest
 from fuzz import KINDS, try_all
 
-FEW = {"tensors": 52, "metadata": 40, "history": 5, "idx": 12, "pictures": 20, "requests": 100}
+FEW = {  # number 50 of a kind runs in a process of its own
+    "tensors": range(26, 52),
+    "metadata": range(20),
+    "history": range(5),
+    "idx": range(12),
+    "pictures": range(10),
+    "requests": range(100),
+}
 MANY = 100  # more of each kind, and whole processes among them: numbers 50, 150, ...
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_answer_or_one_line(kind):
-    check(kind, range(FEW[kind]))
+    check(kind, FEW[kind])
 
 
 @pytest.mark.slow

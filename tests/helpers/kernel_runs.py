@@ -86,8 +86,10 @@ def start(launch, held, numbers=None, order="forward", seed=0, check=False):
     arguments = []
     for p in signature.parameters:
         if p.pointer:
-            array = held[launch.arrays.get(p.name, p.name)]
-            size = launch.sizes[p.name]
+            key, size = launch.arrays.get(p.name, p.name), launch.sizes[p.name]
+            if p.name in ("step", "stop") and key not in held:  # this is no recorded step
+                held = {**held, key: asarray(np.zeros(size, p.dtype))}
+            array = held[key]
             assert size is None or size * p.dtype.itemsize == array.nbytes, p.name
             arguments.append(array)
         else:

@@ -5,7 +5,9 @@ test that uses it says anything about one. `install` puts it where `import cupy`
 tests/cuda/test_runtime_cupy.py compares its names and signatures with CuPy's.
 """
 
+import contextlib
 import ctypes
+import functools
 import importlib.util
 import sys
 import time
@@ -18,7 +20,9 @@ sim = pytest.importorskip("gpuconv.sim", reason="the simulator's packages are no
 
 __version__ = "stand-in"
 OPT_IN = 48 << 10
-failing: set[str] = set()  # of "driver", "devices", "memory", "compile", "launch", "synchronize"
+failing: set[str] = (
+    set()
+)  # of "driver", "devices", "memory", "compile", "launch", "synchronize", "capture"
 launched: list[str] = []
 
 
@@ -50,13 +54,35 @@ class Device:
 
 
 class MemoryPool:
+    """What one that is no default gave away stays, as a pool's memory does."""
+
+    def malloc(self, size):
+        raise NotImplementedError("arrays are made by the simulator")
+
+    def free_all_blocks(self, stream=None):
+        pass
+
     def used_bytes(self):
         return 12345
 
 
+@contextlib.contextmanager
+def using_allocator(allocator=None):
+    global _pool
+    before, _pool = _pool, allocator.__self__
+    try:
+        yield
+    finally:
+        _pool = before
+
+
+_default_pool = _pool = MemoryPool()
+_pooled: list = []
+
+
 class MemoryPointer:
-    def __init__(self, ptr):
-        self.ptr = ptr
+    def __init__(self, mem, offset=0):
+        self.mem, self.ptr = mem, mem.ptr + offset
 
     def memset_async(self, value, size, stream=None):
         ctypes.memset(self.ptr, value, size)
@@ -65,10 +91,45 @@ class MemoryPointer:
         ctypes.memmove(self.ptr, src.ptr, size)
 
 
+class Graph:
+    def __init__(self, launches):
+        self._launches = launches
+
+    def launch(self, stream=None):
+        for launch in self._launches:
+            launch()
+
+
+_captured: list | None = None
+
+
 class Stream:
+    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def begin_capture(self, mode=None):
+        global _captured
+        if "capture" in failing:
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted")
+        _captured = []
+
+    def end_capture(self):
+        global _captured
+        launches, _captured = _captured, None
+        return Graph(launches)
+
     def synchronize(self):
         if "synchronize" in failing:
             raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+
+    def wait_event(self, event):
+        event.synchronize()
 
 
 class Event:
@@ -101,7 +162,7 @@ class ndarray:
     size = property(lambda self: self._array.size)
     ndim = property(lambda self: self._array.ndim)
     nbytes = property(lambda self: self._array.nbytes)
-    data = property(lambda self: MemoryPointer(self._array.ptr))
+    data = property(lambda self: _pointer(self._array))
     base = property(lambda self: self._array.base)
 
     def __len__(self):
@@ -117,6 +178,9 @@ class ndarray:
     def fill(self, value):
         self._array.fill(value)
 
+    def set(self, arr, stream=None):
+        self._array.set(arr)
+
     def transpose(self, *axes):
         return ndarray(self._array.transpose(*axes))
 
@@ -130,6 +194,11 @@ class ndarray:
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
 
 
+def _pointer(array):
+    memory = types.SimpleNamespace(ptr=array.base.begin)
+    return MemoryPointer(memory, array.ptr - array.base.begin)
+
+
 def _allocate():
     if "memory" in failing:
         raise OutOfMemoryError("Out of memory allocating 4,096 bytes (allocated so far: 0 bytes).")
@@ -137,7 +206,10 @@ def _allocate():
 
 def empty(shape, dtype=float, order="C"):
     _allocate()
-    return ndarray(sim.empty(shape, dtype))
+    array = sim.empty(shape, dtype)
+    if _pool is not _default_pool:
+        _pooled.append(array)
+    return ndarray(array)
 
 
 def zeros(shape, dtype=float, order="C"):
@@ -155,12 +227,17 @@ def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
     return sim.asnumpy(a._array)
 
 
+def alloc_pinned_memory(size):
+    _allocate()
+    return bytearray(size)
+
+
 def get_current_stream(device_id=-1):
     return Stream()
 
 
 def get_default_memory_pool():
-    return MemoryPool()
+    return _default_pool
 
 
 def as_strided(x, shape=None, strides=None):
@@ -184,9 +261,23 @@ class RawKernel:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         for value in args:  # what the real one would take for another number, or another layout
             assert isinstance(value, ndarray | np.generic), type(value)
-        plain = [a._array if isinstance(a, ndarray) else a for a in args]
-        self._module.launch(self.name, grid, block, plain, shared)
+        plain = [a._array if isinstance(a, ndarray) else _at(a) for a in args]
+        launch = functools.partial(self._module.launch, self.name, grid, block, plain, shared)
+        if _captured is not None:
+            _captured.append(launch)
+            return
+        launch()
         launched.append(self.name)
+
+
+def _at(value):
+    """The memory at an address, if this is one of a pool's."""
+    if isinstance(value, np.uint64):
+        for memory in (array.base for array in _pooled):
+            offset = int(value) - memory.begin
+            if 0 <= offset < memory.nbytes:
+                return sim.Array(memory, memory.bytes[offset:])
+    return value
 
 
 class RawModule:
@@ -234,7 +325,11 @@ cuda = types.SimpleNamespace(
     Device=Device,
     Stream=Stream,
     Event=Event,
+    Graph=Graph,
+    MemoryPool=MemoryPool,
+    using_allocator=using_allocator,
     MemoryPointer=MemoryPointer,
+    alloc_pinned_memory=alloc_pinned_memory,
     get_elapsed_time=get_elapsed_time,
     get_current_stream=get_current_stream,
     runtime=types.SimpleNamespace(
@@ -243,6 +338,7 @@ cuda = types.SimpleNamespace(
         memGetInfo=_memory,
         driverGetVersion=_version,
         runtimeGetVersion=_version,
+        streamCaptureModeThreadLocal=1,
         CUDARuntimeError=CUDARuntimeError,
     ),
     driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
@@ -257,6 +353,7 @@ def install(monkeypatch):
 
     failing.clear()
     launched.clear()
+    _pooled.clear()
     monkeypatch.setitem(sys.modules, "cupy", sys.modules[__name__])
     runtime.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", _find_spec)

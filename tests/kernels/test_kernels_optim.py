@@ -34,7 +34,7 @@ class Tensors:
         for row, a in zip(self.raw, arrays, strict=True):
             row[slot] = self._between(a)
 
-    def step(self, kernel, numbers, **scalars):
+    def step(self, kernel, **scalars):
         (launch,) = config_optimizer(kernel, self.number, len(self.counts)).launches
         table = [
             [address(self._held(i, slot)) for slot in range(5)] + [count]
@@ -42,7 +42,6 @@ class Tensors:
         ]
         held = {
             "tensors": asarray(np.array(table, np.uint64)),
-            "numbers": asarray(np.array(numbers, F4)),
             "owner": self.owner,
             "part": self.part,
         }
@@ -63,7 +62,7 @@ def draw():
     ]
 
 
-def compare(optimizer, kernel, numbers, scalars, slots, misaligned):
+def compare(optimizer, kernel, own, scalars, slots, misaligned):
     """Three steps of the CPU's optimiser and of the kernel."""
     start, gradients = draw()
     zeros = [[np.zeros(a.size, F4) for _ in range(3)] for a in start]
@@ -75,7 +74,7 @@ def compare(optimizer, kernel, numbers, scalars, slots, misaligned):
         for p, g in zip(params, grads, strict=True):
             p.grad = g
         cpu.step()
-        device.step(kernel, [numbers(step)] * len(params), **scalars)
+        device.step(kernel, **scalars, **own(step))
     for value, p in zip(device.values(0), params, strict=True):
         np.testing.assert_array_equal(value, p.data)
     for slot in range(slots):
@@ -86,9 +85,7 @@ def compare(optimizer, kernel, numbers, scalars, slots, misaligned):
 @pytest.mark.parametrize("misaligned", [False, True])
 def test_sgd(misaligned):
     scalars = {"lr": 0.05, "decay": 0.01}
-    compare(
-        lambda p: SGD(p, 0.05, weight_decay=0.01), "sgd", lambda _: (0, 0), scalars, 0, misaligned
-    )
+    compare(lambda p: SGD(p, 0.05, weight_decay=0.01), "sgd", lambda _: {}, scalars, 0, misaligned)
 
 
 @pytest.mark.parametrize("misaligned", [False, True])
@@ -98,7 +95,7 @@ def test_momentum(nesterov, dampening, misaligned):
     compare(
         lambda p: SGD(p, 0.05, 0.9, nesterov, 0.01, dampening),
         "sgd_momentum",
-        lambda step: (1.0 if step == 0 else 1.0 - dampening, 0),
+        lambda step: {"share": 1.0 if step == 0 else 1.0 - dampening},
         scalars,
         1,
         misaligned,
@@ -122,7 +119,10 @@ def test_adam(kind, amsgrad, misaligned):
     compare(
         lambda p: kind(p, lr, (b1, b2), eps, decay, amsgrad),
         "adam_amsgrad" if amsgrad else "adam",
-        lambda step: (lr / (1 - b1 ** (step + 1)), (1 - b2 ** (step + 1)) ** 0.5),
+        lambda step: {
+            "step_size": lr / (1 - b1 ** (step + 1)),
+            "root": (1 - b2 ** (step + 1)) ** 0.5,
+        },
         scalars,
         3 if amsgrad else 2,
         misaligned,

@@ -13,6 +13,7 @@ from test_kernels_optim import Tensors
 
 from gpuconv.cuda import layout
 from gpuconv.cuda.launch_config import LaunchConfig, config_elementwise
+from gpuconv.data.on_device import config_image_batch
 from gpuconv.ops import conv2d_launch, pool2d_launch, softmax_launch
 from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.shapes import window
@@ -91,6 +92,18 @@ def cases():
             {"y": ((5001,), F4)},
             dropped,
         ),
+        "image_batch": (
+            config_image_batch((40, 3, 5, 8), (50, 3, 7, 6), "uint8", 1, 40),
+            {
+                "images": rng.integers(0, 256, (50, 3, 7, 6)).astype(np.uint8),
+                "labels": np.arange(50),
+                "table": np.array([[n, -1, n % 3, 1, 0, 7, 0, 6] for n in range(40)], np.int32),
+                "values": floats(3, 256),
+                "slot": np.zeros(1, np.uint32),
+            },
+            {"x": ((40, 5, 8, 3), F4), "batch_labels": ((40,), np.int64)},
+            {"first": 0},
+        ),
         "depthwise": (
             conv2d_launch.config_forward(deep, False, True),
             {"x": image, "w": floats(6, 3, 3), "b": floats(6)},
@@ -143,18 +156,19 @@ def test_any_grid_is_correct(name):
         assert contents(run(LaunchConfig(tuple(small), config.workspace), *rest)) == right
 
 
-@pytest.mark.parametrize("kernel", ["sgd", "sgd_momentum", "adam", "adam_amsgrad"])
+@pytest.mark.parametrize("kernel", ["sgd", "sgd_momentum", "adam", "adam_amsgrad", "average"])
 def test_optimisers_repeat_bit_for_bit(kernel):
     scalars = {
         "sgd": {"lr": 0.1, "decay": 0.01},
-        "sgd_momentum": {"lr": 0.1, "decay": 0.01, "momentum": 0.9, "nesterov": 1},
+        "sgd_momentum": {"lr": 0.1, "decay": 0.01, "momentum": 0.9, "share": 0.1, "nesterov": 1},
         "adam": {"keep": 0.9, "decay": 0.1, "share1": 0.1, "beta2": 0.9, "share2": 0.1,
-                 "eps": 1e-8},
+                 "eps": 1e-8, "step_size": 0.1, "root": 0.9},
+        "average": {"share": 0.1},
     }[kernel.removesuffix("_amsgrad")]  # fmt: skip
     arrays = [[abs(floats(n)) for _ in range(5)] for n in (5, 4096, 9001)]
     found = set()
     for _ in range(2):
         tensors = Tensors(arrays, misaligned=False)
-        tensors.step(kernel, [(0.1, 0.9)] * 3, **scalars)
+        tensors.step(kernel, **scalars)
         found.add(b"".join(a.tobytes() for slot in (0, 2, 3, 4) for a in tensors.values(slot)))
     assert len(found) == 1

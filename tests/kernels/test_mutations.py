@@ -14,6 +14,7 @@ import test_kernels_bias_relu_pool as joined
 import test_kernels_conv as convolution
 import test_kernels_dense as dense
 import test_kernels_few_channels as few
+import test_kernels_image_batch as batches
 import test_kernels_norm as norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
@@ -89,6 +90,7 @@ CHECKS = {
     "norm": seeds(norm.compare_norm, 0, 1, 2),
     "response": seeds(norm.compare_response, 0, 1, 2),
     "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
+    "batches": seeds(batches.compare, 2, 4, 5, 8),
     "adam": lambda: optimisers.test_adam(optimisers.Adam, False, True),
 }
 
@@ -370,6 +372,36 @@ MUTATIONS = {
         "for (int q = left; q < right; ++q)",
         "for (int q = left; q <= right; ++q)",
         "adaptive",
+    ),
+    "a column too many of an image": (
+        "image_batch.cu",
+        "from_w < row[7];",
+        "from_w <= row[7];",
+        "batches",
+    ),
+    "a mirrored image's columns the right way round": (
+        "image_batch.cu",
+        "left + step * w;",
+        "left + w;",
+        "batches",
+    ),
+    "the next row taken for the next channel's": (
+        "image_batch.cu",
+        "if (++w == columns) {",
+        "if (++w == width) {",
+        "batches",
+    ),
+    "the slot that the device counts ignored": (
+        "image_batch.cu",
+        "(long long)((slot[0] + first) % slots)",
+        "(long long)(first % slots)",
+        "batches",
+    ),
+    "a channel normalised as the first": (
+        "image_batch.cu",
+        "values[c * 256 + pixel]",
+        "values[pixel]",
+        "batches",
     ),
     "Adam's shares exchanged": (
         "optim.cu",

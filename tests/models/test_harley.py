@@ -13,7 +13,7 @@ from gpuconv.nn.summary import summary
 COUNTS = [3] * 6 + [4] * 9 + [6]  # channels that each filter sees
 
 
-@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
 def test_103_errors_in_10000(device):
     weights = models.harley_weights(stored("golden", "harley-lenet-weights.json"))
     network = models.harley_lenet(seed=None).to(device)

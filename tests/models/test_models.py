@@ -110,7 +110,13 @@ def same_kind(row, expected):
     )
 
 
-@pytest.mark.parametrize("name", sorted(models.MODELS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("vgg16", "vgg19") else [])  # as vgg16_bn
+        for n in sorted(models.MODELS)
+    ],
+)
 def test_traced_shapes_are_the_real_ones(name):
     takes = inspect.signature(models.MODELS[name]).parameters
     sized = {"input_size": SMALL.get(name, 32)} if "input_size" in takes else {}

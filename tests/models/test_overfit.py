@@ -13,7 +13,6 @@ SIZES = {"alexnet": 67, "alexnet_2012": 67, "zfnet": 64, "googlenet_paper": 80}
 # ZF Net), which suit the 6x6 maps of a whole photograph, make the signal of a single pixel fade.
 PLAIN = {"alexnet": 100, "alexnet_2012": 250, "zfnet": 250, "googlenet_paper": 150}
 VGG = {"vgg16": 120, "vgg19": 150}
-QUICK = (*GRAY, "resnet18")
 
 
 def plan(name):
@@ -55,7 +54,7 @@ def build(name):
 
 def cases():
     for name in sorted(models.MODELS):
-        yield pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        yield pytest.param(name, marks=[] if name in GRAY else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize("name", list(cases()))

@@ -75,7 +75,10 @@ def test_every_bit_is_plain_trainings(device, dtype):
     assert steps(plain, images, labels) == steps(saving, images, labels)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "googlenet", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "googlenet", "densenet121", pytest.param("resnet50", marks=pytest.mark.slow)],
+)
 def test_models_of_blocks(name):
     stem = {"stem": "small"} if name != "googlenet" else {"aux": True}
     images, labels = RNG.standard_normal((2, 3, 32, 32)).astype(np.float32), np.array([0, 2])

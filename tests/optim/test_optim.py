@@ -10,6 +10,7 @@ import pytest
 from gpuconv import optim
 from gpuconv.nn import Parameter
 from gpuconv.optim import kernels
+from gpuconv.threads import over_shards
 
 SHAPES = [(4, 3, 3, 2), (7,), (1,), (33, 5)]
 
@@ -157,11 +158,11 @@ def test_a_parameter_given_twice_is_updated_once():
 
 def test_shards_change_no_bit():
     rng = np.random.default_rng(3)
-    arrays = [rng.random(kernels.MIN_SHARDED + 7, dtype=np.float32) for _ in range(4)]
+    arrays = [rng.random(2 * kernels.GRAIN + 7, dtype=np.float32) for _ in range(4)]
     scalars = tuple(np.float32(s) for s in (1, 0.1, 0.1, 0.999, 0.001, 1e-8, 0.01, 0.03))
     whole, cut = [a.copy() for a in arrays], [a.copy() for a in arrays]
     kernels.adam(*whole, *scalars)
-    kernels.run_sharded(kernels.adam, (*cut, *scalars))
+    over_shards(kernels.adam, cut, *scalars, grain=kernels.GRAIN)
     for a, b in zip(whole, cut, strict=True):
         assert a.tobytes() == b.tobytes()
 

@@ -57,6 +57,11 @@ def pictures(session, size=32):
     return to_float(session.test.images, size, 0.2, 0.4)
 
 
+def fresh(session):
+    """Searches that have seen nothing yet."""
+    return explanations.Searches(session.graph, session.preprocessing, session.test)
+
+
 def ask_all(session, number, filter):
     answers = [session.patches(number, filter)]
     while "patches" not in answers[-1]:
@@ -150,7 +155,7 @@ def test_occlusions_window_fits_any_picture():
 
 def test_the_patches_are_found_a_little_at_a_time(session, served, monkeypatch):
     monkeypatch.setattr(explanations, "STEP_PICTURES", 10)
-    session._searches = None
+    monkeypatch.setattr(session, "_searches", fresh(session))
     node, filter = next(n for n in session.graph if n.name == "conv2"), 5
     answers = [get(f"{served}api/patches?layer={node.number}&filter={filter}") for _ in range(3)]
     assert [(each["seen"], each["pictures"], each["of"]) for each in answers] == [
@@ -176,7 +181,7 @@ def test_the_patches_are_found_a_little_at_a_time(session, served, monkeypatch):
 
 
 def test_new_weights_begin_the_search_anew(session):
-    session._searches = None
+    session._searches = fresh(session)
     first = ask_all(session, 1, 0)[-1]
     state = {name: a.copy() for name, a in session.graph.model.state_dict().items()}
     session.load({name: -a if name.startswith("conv1") else a for name, a in state.items()})
@@ -190,14 +195,13 @@ def test_new_weights_begin_the_search_anew(session):
 def test_the_search_is_bounded(session, monkeypatch):
     monkeypatch.setattr(explanations, "MAX_WORK", 15 * session.graph.multiply_adds)
     monkeypatch.setattr(explanations, "STEP_WORK", 4 * session.graph.multiply_adds)
-    session._searches = None
+    monkeypatch.setattr(session, "_searches", fresh(session))
     answers = ask_all(session, 4, 1)
     assert [each["seen"] for each in answers] == [4, 8, 12, 15]
     assert (answers[-1]["pictures"], answers[-1]["of"]) == (15, 23)
     for number in range(1, 7):
         ask_all(session, number, 0)
     assert session._searches._search.cache_info().currsize == explanations.MAX_SEARCHES
-    session._searches = None
 
 
 def test_parts_of_every_kind_of_layer_with_maps():
@@ -206,7 +210,7 @@ def test_parts_of_every_kind_of_layer_with_maps():
     session = session_of(model, (2, 11, 12))
     offered = session.describe()["patches"]
     assert [session.graph[n].name for n in offered] == [
-        node.name for node in session.graph.nodes[1:] if len(node.shape) == 3
+        node.name for node in session.graph[1:] if len(node.shape) == 3
     ]
     for number in offered:
         found = ask_all(session, number, session.graph[number].shape[0] - 1)[-1]

@@ -24,12 +24,9 @@
 
   function begin() {
     const { model } = page;
-    const method = find("method");
-    method.replaceChildren(element("option", { value: "" }, "nothing"),
-      ...model.methods.map(({ name, title }) => element("option", { value: name }, title)));
-    const target = find("target");
-    target.replaceChildren(element("option", { value: "" }, "the answer"),
-      ...model.classes.map((name, k) => element("option", { value: String(k) }, name)));
+    const [method, target] = [find("method"), find("target")];
+    method.append(new Option("nothing", ""), ...model.methods.map(({ name, title }) => new Option(title, name)));
+    target.append(new Option("the answer", ""), ...model.classes.map((name, k) => new Option(name, k)));
     find("explain").hidden = model.methods.length === 0;
     method.onchange = target.onchange = async () => {
       cost = 0;

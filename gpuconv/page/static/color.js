@@ -28,11 +28,7 @@
     return tables[theme];
   }
 
-  const dark = () => {
-    const chosen = document.documentElement.dataset.theme;
-    if (chosen === "dark" || chosen === "light") return chosen === "dark";
-    return window.matchMedia("(prefers-color-scheme: dark)").matches;
-  };
+  const dark = () => getComputedStyle(document.documentElement).colorScheme === "dark";
 
   /** A function from a value to [r, g, b], for values up to `most` in size. */
   function palette(most) {
@@ -80,10 +76,11 @@
   }
 
   /** Draw a bitmap into a canvas whose longer side has `side` CSS pixels. */
-  function enlarge(bitmap, side, canvas) {
+  function enlarge(bitmap, side, canvas = gpuconv.element("canvas", { "aria-hidden": "true" })) {
     const scale = side / Math.max(bitmap.width, bitmap.height);
     const [width, height] = [bitmap.width * scale, bitmap.height * scale];
     sized(canvas, width, height).drawImage(bitmap, 0, 0, width, height);
+    return canvas;
   }
 
   /** Draw values as squares of `cell` CSS pixels, row by row. */

@@ -75,9 +75,8 @@
   function asKernels(layer, shape) {
     if (shape.length === 4) return shape;
     const { layers } = page.model;
-    const before = layers[layer.from[0]];
-    const flat = before.kind === "flatten" ? layers[before.from[0]].shape : null;
-    if (flat?.length === 3) return [shape[0], ...flat];
+    const before = gpuconv.unflattened(layers, layers[layer.from[0]]);
+    if (before.shape.length === 3) return [shape[0], ...before.shape];
     const columns = Math.ceil(Math.sqrt(shape[1]));
     return shape[1] % columns ? [shape[0], 1, 1, shape[1]] : [shape[0], 1, shape[1] / columns, columns];
   }

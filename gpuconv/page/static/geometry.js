@@ -25,6 +25,10 @@
     return [first, Math.ceil(((at + 1) * length) / parts) - first, 1];
   }
 
+  /** The channels that response norm reads for one of `count`. */
+  const neighbours = ({ size }, channel, count) => all(count)
+    .filter((c) => c >= channel - Math.floor(size / 2) && c <= channel + Math.floor((size - 1) / 2));
+
   /** An element, or `count` of a vector, as a window. */
   const single = (from, index, count = 1) => {
     const [channel, top, left] = index.length === 3 ? index : [0, 0, index[0]];
@@ -48,12 +52,8 @@
         }
         return [single(layer.from[number], [first, ...place])];
       }
-      case "response_norm": {
-        const first = Math.max(0, channel - Math.floor(layer.size / 2));
-        const last = Math.min(before.shape[0] - 1, channel + Math.floor((layer.size - 1) / 2));
-        const channels = all(last - first + 1).map((c) => first + c);
-        return [{ ...single(before.number, index), channels }];
-      }
+      case "response_norm":
+        return [{ ...single(before.number, index), channels: neighbours(layer, channel, before.shape[0]) }];
     }
     if (!layer.kernel && layer.kind !== "adaptive_avg_pool") {
       return layer.from.map((from) => single(from, index));
@@ -107,15 +107,14 @@
 
   const ravel = (index, shape) => index.reduce((flat, i, axis) => flat * shape[axis] + i, 0);
 
+  /** The layer whose maps a flatten layer puts in one row; any other layer itself. */
+  const unflattened = (layers, layer) => (layer.kind === "flatten" ? layers[layer.from[0]] : layer);
+
   /** The window of the picture that can change element `index`; all of it once a layer reads
       everything. */
   function field(layers, layer, index) {
-    let at = layer;
-    let place = index;
-    if (layer.kind === "flatten") {
-      at = layers[layer.from[0]];
-      place = unravel(index[0], at.shape);
-    }
+    const at = unflattened(layers, layer);
+    const place = at === layer ? index : unravel(index[0], at.shape);
     const [, row, column] = place;
     const boxes = new Map([[at.number, place.length === 3 ? [row, row, column, column] : null]]);
     for (let number = at.number; number > 0; number--) {
@@ -151,6 +150,6 @@
   }
 
   Object.assign(gpuconv, {
-    windows, single, readAt, inside, divisor, field, ravel, seen, reach,
+    windows, single, readAt, inside, divisor, field, ravel, seen, reach, neighbours, unflattened,
   });
 })();

@@ -33,9 +33,12 @@
     };
   }
 
-  function colours(view, held) {
-    if (view.layer.kind === "input") return gpuconv.gray(held.min, held.max);
-    return gpuconv.palette(scaleOf(view.layer, held));
+  /** A layer's colours, and the values at both ends of their legend. */
+  function colours({ layer }, held) {
+    const { min, max } = held;
+    if (layer.kind === "input") return { low: min, high: max, colour: gpuconv.gray(min, max) };
+    const most = scaleOf(layer, held);
+    return { low: min < 0 ? -most : 0, high: most, colour: gpuconv.palette(most) };
   }
 
   /** The size of value that has the full colour. */
@@ -57,11 +60,11 @@
     if (!held || held.first !== view.first) return false;
     const at = (view.at = layout(view));
     const context = gpuconv.sized(view.canvas, at.width, at.height);
-    const colour = colours(view, held);
+    const { low, high, colour } = colours(view, held);
     if (at.tiles) paintMaps(view, at, held, colour, context);
     else paintVector(view, at, held, colour, context);
     paintMarks(view, context);
-    paintLegend(view, held);
+    gpuconv.legend(...view.legend.children, low, high, colour);
     return true;
   }
 
@@ -95,15 +98,6 @@
     context.textAlign = "center";
     page.model.classes.forEach((name, i) =>
       context.fillText(name.slice(0, 4), (i + 0.5) * at.cell, at.cell + 14));
-  }
-
-  function paintLegend(view, held) {
-    const { layer, legend } = view;
-    const [canvas, range] = legend.children;
-    const picture = layer.kind === "input";
-    const most = scaleOf(layer, held);
-    const [low, high] = picture ? [held.min, held.max] : [held.min < 0 ? -most : 0, most];
-    gpuconv.legend(canvas, range, low, high, colours(view, held));
   }
 
   /** The box around a window of a channel, in the canvas's pixels; null where it is not shown. */

@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-  const { reach, seen, divisor } = gpuconv;
+  const { reach, seen, divisor, neighbours } = gpuconv;
   const size = (shape) => shape.reduce((a, b) => a * b, 1);
 
   /** Every layer's output for x, the network's input: an array of Float32Array, by number. */
@@ -33,7 +33,9 @@
       KINDS[layer.kind][1](layer, gradients[number], sources, outputs[number], weights[number]);
     }
     const [, rows, columns] = layers[0].shape;
-    return gpuconv.summed(gradients[0], rows * columns);
+    const sums = new Float64Array(rows * columns);
+    gradients[0].forEach((value, i) => { sums[i % sums.length] += value; });
+    return Float32Array.from(sums);
   }
 
   // ---- layers with windows -----------------------------------------------------------------------
@@ -129,19 +131,19 @@
   function meanPool(layer, [x], [shape], y) {
     const sums = new Float64Array(y.length);
     eachRead(layer, shape, (k, i) => { sums[k] += x[i]; });
-    const divisors = divisorsOf(layer, shape);
-    sums.forEach((sum, k) => { y[k] = sum / divisors[k % divisors.length]; });
+    y.set(divided(layer, shape, sums));
   }
 
   function meanPoolBack(layer, dy, [{ dx, shape }]) {
-    const divisors = divisorsOf(layer, shape);
-    eachRead(layer, shape, (k, i) => { dx[i] += dy[k] / divisors[k % divisors.length]; });
+    const shares = divided(layer, shape, dy);
+    eachRead(layer, shape, (k, i) => { dx[i] += shares[k]; });
   }
 
-  /** What each window's sum is divided by, for a plane of y. */
-  function divisorsOf(layer, shape) {
+  /** Values of y, each divided by what its window's sum is divided by. */
+  function divided(layer, shape, values) {
     const [, P, Q] = layer.shape;
-    return Array.from({ length: P * Q }, (_, i) => divisor(layer, shape, [Math.floor(i / Q), i % Q]));
+    const divisors = Array.from({ length: P * Q }, (_, i) => divisor(layer, shape, [Math.floor(i / Q), i % Q]));
+    return values.map((value, k) => value / divisors[k % divisors.length]);
   }
 
   // ---- the other layers --------------------------------------------------------------------------
@@ -182,15 +184,13 @@
   /** Call each(place, places of the neighbours, k + a * their squares' sum) for every element. */
   function eachNeighbourhood(layer, x, C, each) {
     const plane = x.length / C;
-    for (let i = 0; i < x.length; i++) {
-      const c = Math.floor(i / plane);
-      const around = [];
-      const last = Math.min(C - 1, c + Math.floor((layer.size - 1) / 2));
-      for (let j = Math.max(0, c - Math.floor(layer.size / 2)); j <= last; j++) {
-        around.push(i + (j - c) * plane);
+    for (let c = 0; c < C; c++) {
+      const steps = neighbours(layer, c, C).map((j) => (j - c) * plane);
+      for (let i = c * plane; i < (c + 1) * plane; i++) {
+        const around = steps.map((step) => i + step);
+        const squares = around.reduce((sum, j) => sum + x[j] ** 2, 0);
+        each(i, around, layer.k + layer.a * squares);
       }
-      const squares = around.reduce((sum, j) => sum + x[j] ** 2, 0);
-      each(i, around, layer.k + layer.a * squares);
     }
   }
 

@@ -43,8 +43,7 @@
       const most = Math.max(Math.abs(held.min), Math.abs(held.max));
       swatch.style.background = gpuconv.css(gpuconv.palette(most)(found.value));
     }
-    const value = number(found.value);
-    value.id = "node-value";
+    const value = number(found.value, "data", { id: "node-value" });
     const kept = [...body.querySelectorAll("details")].some((fold) => fold.open);
     body.replaceChildren(element("p", { class: "value" }, swatch, value), ...(parts[found.kind] || other)(found));
     const fold = body.querySelector("details");
@@ -54,11 +53,7 @@
   }
 
   /** A number of an equation, by the name of its part. */
-  function named(value, name) {
-    const shown = number(value);
-    shown.dataset.part = name;
-    return shown;
-  }
+  const named = (value, name) => number(value, "data", { "data-part": name });
   const part = (label, value, name) =>
     element("span", { class: "part" }, element("small", {}, label), named(value, name));
   const sign = (word) => element("span", { class: "sign" }, word);
@@ -89,25 +84,19 @@
   function windowTable(found) {
     const { rows, columns, top, left, from, channels } = found.window;
     if (rows * columns > 400) return note(`A window of ${rows} by ${columns} values.`);
+    const cell = (i) => {
+      if (!gpuconv.terms.inside(found, i)) return element("td", { class: "padding" }, "padding");
+      const index = gpuconv.readAt(found.window, i);
+      const won = i === found.winner;
+      return number(found.x[i], "td", {
+        class: `number opens${won ? " winner" : ""}`, "aria-label": won && `${text(found.x[i])}, the winner`,
+        click: () => gpuconv.select({ layer: from, index }),
+      });
+    };
     const body = element("tbody");
-    for (let r = 0; r < rows; r++) {
-      const row = element("tr");
-      for (let c = 0; c < columns; c++) {
-        const i = r * columns + c;
-        const there = gpuconv.terms.inside(found, i);
-        const cell = there ? number(found.x[i], "td") : element("td", { class: "padding" }, "padding");
-        if (i === found.winner) {
-          cell.classList.add("winner");
-          cell.setAttribute("aria-label", `${text(found.x[i])}, the winner`);
-        }
-        if (there) {
-          const index = gpuconv.readAt(found.window, i);
-          cell.classList.add("opens");
-          cell.addEventListener("click", () => gpuconv.select({ layer: from, index }));
-        }
-        row.append(cell);
-      }
-      body.append(row);
+    for (let i = 0; i < rows * columns; i++) {
+      if (i % columns === 0) body.append(element("tr"));
+      body.lastChild.append(cell(i));
     }
     const { name } = page.model.layers[from];
     const words = `The window in ${name}, map ${channels[0]}, from row ${top}, column ${left}`;
@@ -179,8 +168,8 @@
   /** What reads this value next. */
   function onward(found) {
     const elementwise = ["relu", "tanh", "scaled_tanh", "sigmoid", "batch_norm", "dropout", "identity"];
-    const next = page.model.layers.filter((layer) => layer.from.includes(found.layer));
-    return next.filter((layer) => elementwise.includes(layer.kind)).map((layer) => {
+    const reads = ({ from, kind }) => from.includes(found.layer) && elementwise.includes(kind);
+    return page.model.layers.filter(reads).map((layer) => {
       const read = { layer: layer.number, index: found.index, value: gpuconv.layers.valueAt(layer, found.index) };
       const next = link(read, "then");
       if (read.value === undefined) fill(next, read);

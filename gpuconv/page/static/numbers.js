@@ -40,11 +40,9 @@
   }
 
   /** An element that says a number; its exact value is in `value`, and it follows the digits. */
-  function number(value, tag = "data") {
-    const made = element(tag, { class: "number" }, text(value));
-    made.setAttribute(tag === "data" ? "value" : "data-value", String(value));
-    return made;
-  }
+  const number = (value, tag = "data", attributes = {}) => element(tag, {
+    class: "number", [tag === "data" ? "value" : "data-value"]: String(value), ...attributes,
+  }, text(value));
 
   /** element("p", {class: "note"}, "text", child...): attributes first, functions as listeners. */
   function element(tag, attributes = {}, ...children) {
@@ -99,13 +97,6 @@
     return value?.f4 !== undefined ? new Float32Array(fromBase64(value.f4).buffer) : value;
   });
 
-  /** The sums over the channels of values (C, size). */
-  function summed(values, size) {
-    const sums = new Float64Array(size);
-    values.forEach((value, i) => { sums[i % size] += value; });
-    return Float32Array.from(sums);
-  }
-
   /** The largest size of a value, without NaN. */
   const largest = (values) =>
     values.reduce((most, value) => (Math.abs(value) > most ? Math.abs(value) : most), 0);
@@ -113,6 +104,6 @@
   const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 
   Object.assign(gpuconv, {
-    text, percent, number, element, table, find, setDigits, say, unlessGone, parse, largest, summed, plural,
+    text, percent, number, element, table, find, setDigits, say, unlessGone, parse, largest, plural,
   });
 })();

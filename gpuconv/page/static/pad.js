@@ -168,19 +168,16 @@
     const [channels, height, width] = shape;
     const centred = !base && !find("center-label").hidden && find("center").checked;
     const data = (centred ? middle() : ink).getImageData(0, 0, paper.width, paper.height).data;
-    const pixels = new Uint8Array(channels * height * width);
-    for (let c = 0; c < channels; c++) {
-      for (let i = 0; i < height; i++) {
-        for (let j = 0; j < width; j++) {
-          let sum = 0;
-          for (let y = i * fine; y < (i + 1) * fine; y++) {
-            for (let x = j * fine; x < (j + 1) * fine; x++) sum += data[4 * (y * paper.width + x) + c];
-          }
-          pixels[(c * height + i) * width + j] = Math.round(sum / (fine * fine));
+    const sums = new Float64Array(channels * height * width);
+    for (let y = 0; y < paper.height; y++) {
+      for (let x = 0; x < paper.width; x++) {
+        const at = Math.floor(y / fine) * width + Math.floor(x / fine);
+        for (let c = 0; c < channels; c++) {
+          sums[c * height * width + at] += data[4 * (y * paper.width + x) + c];
         }
       }
     }
-    return { shape, pixels };
+    return { shape, pixels: Uint8Array.from(sums, (sum) => Math.round(sum / (fine * fine))) };
   }
 
   /** The drawing as MNIST has its digits: in a box of 20 of 28 pixels, its weight in the middle. */

@@ -90,12 +90,12 @@
     const [, rows, columns] = patch.shape;
     const drawn = [];
     if (rows * columns) {
-      drawn.push(gpuconv.photo(patch.shape, patch.pixels),
-        gpuconv.bitmap(patch.projection, rows, columns, gpuconv.palette(most)));
+      const back = gpuconv.bitmap(patch.projection, rows, columns, gpuconv.palette(most));
+      for (const each of [gpuconv.photo(patch.shape, patch.pixels), back]) drawn.push(gpuconv.enlarge(each, SIDE));
     }
     const [filter, row, column] = patch.index;
     const words = `${whose(patch)}: value ${text(patch.value)} at row ${row}, column ${column}`;
-    const about = [element("span", { class: "pair", "aria-hidden": "true" }, ...drawn.map(scaled)), number(patch.value),
+    const about = [element("span", { class: "pair", "aria-hidden": "true" }, ...drawn), number(patch.value),
       element("small", {}, `${page.model.classes[patch.label]}, picture ${patch.image}`)];
     if (!source.openTest) return element("span", { class: "patch", role: "img", "aria-label": words }, ...about);
     return element("button", {
@@ -105,12 +105,6 @@
         gpuconv.select({ layer: layer.number, index: [filter, row, column] });
       },
     }, ...about);
-  }
-
-  function scaled(bitmap) {
-    const canvas = element("canvas", { "aria-hidden": "true" });
-    gpuconv.enlarge(bitmap, SIDE, canvas);
-    return canvas;
   }
 
   /** The network has new weights: what is shown is of old ones. */

@@ -3,9 +3,6 @@
 
 (() => {
   const { net } = gpuconv;
-  const MAX_RUNS = 4;
-  const runs = new Map();
-  let counter = 0;
   // what the export put into the page
   const { model, samples, patches, weights, start } =
     gpuconv.parse(document.getElementById("network").textContent);
@@ -95,19 +92,16 @@
     describe: async () => model,
 
     async run(picture) {
-      const outputs = net.forward(model.layers, weights, prepared(picture));
-      const run = String(++counter);
-      runs.set(run, outputs);
-      if (runs.size > MAX_RUNS) runs.delete(runs.keys().next().value);
+      const run = net.forward(model.layers, weights, prepared(picture)); // by its outputs
       return {
-        run, probabilities: [...outputs[outputs.length - 1]],
-        maps: model.layers.map((layer) => maps(outputs, layer.number, 0)),
+        run, probabilities: [...run.at(-1)],
+        maps: model.layers.map((layer) => maps(run, layer.number, 0)),
       };
     },
 
-    maps: async (run, layer, first) => maps(outputsOf(run), layer, first),
+    maps: async (run, layer, first) => maps(run, layer, first),
     values: async (run, windows) => windows.map((window) =>
-      cut(outputsOf(run)[window.from], model.layers[window.from].shape, window)),
+      cut(run[window.from], model.layers[window.from].shape, window)),
     weights: async (layer, channel) => Object.fromEntries(Object.entries(weights[layer]).map(([name, array]) => {
       const size = array.length / model.layers[layer].shape[0];
       return [name, array.subarray(channel * size, (channel + 1) * size)];
@@ -119,7 +113,7 @@
     },
 
     async explanation(run, method, target) {
-      const values = net.gradient(model, weights, outputsOf(run), target);
+      const values = net.gradient(model, weights, run, target);
       return { shape: [1, ...model.layers[0].shape.slice(1)], values, method };
     },
 
@@ -127,9 +121,4 @@
     sample: async (index) => ({ ...samples[index], index }),
     picture: fitted,
   };
-
-  function outputsOf(run) {
-    if (!runs.has(run)) throw Object.assign(new Error("this run is gone"), { gone: true });
-    return runs.get(run);
-  }
 })();

@@ -4,7 +4,7 @@
 window.gpuconv = {
   page: {
     model: null, // what describe() said
-    run: null, // the name of the last run; questions about nodes go to it
+    run: null, // the last run, as the source names it; questions about nodes go to it
     maps: new Map(), // of that run, by layer: {first, min, max, values}
     best: 0,
     selected: null, // {layer, index}

@@ -10,15 +10,13 @@
       [{name, begin, rows, columns}], and the index of a term in `at(i)`. */
   function grouped({ window }) {
     const { layers } = page.model;
-    let source = layers[window.from];
-    let { channels, rows, columns } = window;
-    const flat = source.kind === "flatten" ? layers[source.from[0]] : null;
-    if (flat?.shape.length === 3) {
-      source = flat;
-      channels = Array.from({ length: flat.shape[0] }, (_, c) => c);
-      [, rows, columns] = flat.shape;
-    }
+    const source = gpuconv.unflattened(layers, layers[window.from]);
     const maps = source.shape.length === 3;
+    let { channels, rows, columns } = window;
+    if (maps && source.number !== window.from) {
+      channels = Array.from({ length: source.shape[0] }, (_, c) => c);
+      [, rows, columns] = source.shape;
+    }
     const groups = channels.map((channel, g) => ({
       name: maps ? `${source.name} map ${channel}` : source.name,
       begin: g * rows * columns, rows, columns,
@@ -33,10 +31,8 @@
   function pictures(found, open) {
     const { groups, at, source } = grouped(found);
     for (const group of groups) {
-      group.sum = 0;
-      for (let i = group.begin; i < group.begin + group.rows * group.columns; i++) {
-        group.sum += found.products[i];
-      }
+      const products = found.products.slice(group.begin, group.begin + group.rows * group.columns);
+      group.sum = products.reduce((a, b) => a + b, 0);
     }
     const scales = [found.x, found.w, found.products].map(gpuconv.largest);
     const shown = groups.length > MOST_GROUPS

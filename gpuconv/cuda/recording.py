@@ -1,0 +1,351 @@
+"""Record a step once, replay it: the launches of an ordinary step, started again without the host.
+
+A `Recorder` notes what `Runtime.run` starts while an ordinary step runs, and a `Record` of it runs
+that step again: on `sim` the list of launches, on `cuda` a CUDA graph made of it. Addresses are
+those of the first time, so all that changes from step to step lies in memory:
+
+- **The host's numbers** (a rate, a seed) are computed by the host as in any step, by the functions
+  that `again` was given, for all steps of one call of `Record.run`; they reach the device in one
+  table, of which begin_step (kernels/step.cu) makes one row after the other the current one.
+- **What the host wants to know** (losses, right answers) goes to a ring that it reads once.
+- **A loss that is not finite** stops all updates on the device; the host puts its own state back to
+  where that step found it.
+
+Nothing else may pass between host and device within a step: a recorder refuses it by name.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gpuconv.cuda import source
+from gpuconv.cuda import step_launch as config
+from gpuconv.cuda.step_launch import COLUMNS, CORRECT, LOSSES, NORM, STATE, STEP
+
+if TYPE_CHECKING:
+    from gpuconv.cuda.binding import Binding
+    from gpuconv.cuda.launch_config import Launch, Scalar
+    from gpuconv.cuda.runtime import Runtime
+
+SLOTS = 64  # steps that one call of `Record.run` takes at most
+SEEDS, NUMBERS = 256, 512  # of a step, at most
+
+Advance = Callable[[], tuple["Scalar", ...] | None]
+Snapshot = Callable[[], Callable[[], None]]
+
+
+class _State(threading.local):
+    recorder: Recorder | None = None  # of the step that this thread records
+
+
+state = _State()
+
+
+class Effect:
+    """What the host does anew for every step. numbers: what it returned last."""
+
+    def __init__(self, advance: Advance, snapshot: Snapshot, early: bool) -> None:
+        self.advance, self.snapshot, self.early = advance, snapshot, early
+        self.numbers: tuple[Scalar, ...] = ()
+
+
+class ChangingFloat(float):
+    """A number that is another in the next step: number `index` of an effect, in `column`."""
+
+    effect: Effect
+    index: int
+    column: int
+
+
+class ChangingInt(int):
+    """As `ChangingFloat`: a seed."""
+
+    effect: Effect
+    index: int
+    column: int
+
+
+def again(advance: Advance, snapshot: Snapshot) -> Any:
+    """advance(), now and, where a step is being recorded, for each step that repeats it.
+
+    advance: changes the host's state by one step; returns None, or the floats or the seeds (ints)
+    that a kernel takes, in the order of its parameters. snapshot: called before steps are prepared,
+    returns a function that puts the state back to where it is now.
+    """
+    found = advance()
+    recorder = state.recorder
+    return found if recorder is None else recorder.effect(found, advance, snapshot)
+
+
+def derived(function: Callable[[float], tuple[float, ...]], value: float) -> tuple[float, ...]:
+    """function(value), for each value that follows where it is one of `again`'s."""
+    recorder = state.recorder
+    if recorder is None or not isinstance(value, ChangingFloat):
+        return function(value)
+    effect, index = value.effect, value.index
+    found = recorder.effect(
+        function(value), lambda: function(effect.numbers[index]), lambda: lambda: None
+    )
+    return tuple(found)
+
+
+def note(scores: Any, labels: Any) -> None:
+    """Where a step is being recorded: `Recorder.note`."""
+    if state.recorder is not None:
+        state.recorder.note(scores, labels)
+
+
+def refuse(why: str) -> None:
+    """Where a step is being recorded: it cannot be, and this is why."""
+    if state.recorder is not None and not state.recorder.refused:
+        state.recorder.refused = why
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Within, nothing is recorded."""
+    before, state.recorder = state.recorder, None
+    try:
+        yield
+    finally:
+        state.recorder = before
+
+
+class Outcome(NamedTuple):
+    """What some steps gave. losses: of each finished step, in the order in which it computed them.
+    failed: the losses and the norm of a step that stopped, as far as it came, or None.
+    """
+
+    losses: list[list[float]]
+    correct: list[int]
+    failed: tuple[list[float], float] | None
+
+
+class Recorder:
+    """What one step asks of a device. Use: `with recorder.recording(): step()`, then `Record`.
+
+    refused: why the step cannot be replayed, or "". trace: its launches and their fixed numbers,
+    by which two steps are compared. slot: the array whose element is the number of the current step
+    within a call of `Record.run`.
+    """
+
+    def __init__(self, on: Runtime) -> None:
+        self.on, self.refused = on, ""
+        self.launches: list[tuple[Launch, list[Any]]] = []
+        self.trace: list[tuple[Launch, list[Any]]] = []
+        self.effects: list[Effect] = []
+        self.scalars: list[Any] = []  # losses, as `Runtime.scalar` read them
+        self.kept: list[Any] = []
+        self.outputs: Any = None  # what the step's caller wants to read after a replay
+        self.own: set[int] = set()  # addresses of the memory that the step itself allocated
+        self.noted = False
+        self.used = [0, 0]  # seeds and numbers of a step
+        self.host = on.pinned((STATE + SLOTS * (2 * SEEDS + NUMBERS),), np.uint32)
+        self.host[:] = 0
+        self.words = on.empty(self.host.size, np.uint32)
+        self.state, self.table = self.words[:STATE], self.words[STATE:]
+        self.stop, self.slot = self.words[:1], self.words[STEP : STEP + 1]
+        self.rows = on.empty(SEEDS, np.uint64), on.empty(NUMBERS)
+        self.ring = on.zeros(SLOTS * COLUMNS + 1)
+        on.queue().copy(self.words, self.host)
+
+    @contextmanager
+    def recording(self, own_memory: bool = True) -> Iterator[None]:
+        """Within, this thread's launches are noted; own_memory: arrays made within have memory that
+        nobody else gets while the record lives.
+        """
+        if state.recorder is not None:
+            raise RuntimeError("a step that is being recorded cannot record another one")
+        with self.on.own_memory(self, own_memory):
+            state.recorder = self
+            try:
+                yield
+            finally:
+                state.recorder = None
+
+    def add(
+        self,
+        bindings: Sequence[Binding],
+        checked: Sequence[tuple[Launch, list[Any]]],
+        numbers: Mapping[str, Scalar],
+    ) -> None:
+        """Note launches, as `Runtime.run` starts them."""
+        for binding, (launch, given) in zip(bindings, checked, strict=True):
+            arguments, changing = list(given), []
+            for place, name, dtype in binding.given:
+                number = numbers[name]
+                if isinstance(number, ChangingFloat | ChangingInt):
+                    changing.append(number)
+                    arguments[place] = dtype.type(0)
+            for p in binding.pointers:
+                if p.name == "stop":
+                    arguments[p.place] = self.stop
+                elif p.name == "step" and changing:
+                    kind = isinstance(changing[0], ChangingFloat)
+                    begin = changing[0].column
+                    arguments[p.place] = self.rows[kind][begin : begin + len(changing)]
+                    changing = []
+            if changing:
+                refuse(f"{launch.kernel} cannot read numbers that change from memory")
+            self.launches.append((launch, arguments))
+            fixed = [a for a in arguments if isinstance(a, np.generic)]
+            self.trace.append((launch, fixed))
+
+    def effect(self, found: Any, advance: Advance, snapshot: Snapshot) -> Any:
+        """Note what `again` was given; the numbers, marked."""
+        effect = Effect(advance, snapshot, early=not self.noted)
+        self.effects.append(effect)
+        if found is None:
+            return None
+        effect.numbers = found
+        mark: Any = ChangingFloat if isinstance(found[0], float) else ChangingInt
+        kind = int(mark is ChangingFloat)
+        marked = []
+        for index, value in enumerate(found):
+            one = mark(value)
+            one.effect, one.index, one.column = effect, index, self.used[kind] + index
+            marked.append(one)
+        self.used[kind] += len(found)
+        if self.used[0] > SEEDS or self.used[1] > NUMBERS:
+            refuse(f"more than {SEEDS} seeds or {NUMBERS} numbers change from step to step")
+        return marked
+
+    def keep(self, arrays: Any) -> Any:
+        """Keep arrays as long as the record."""
+        self.kept.append(arrays)
+        return arrays
+
+    def note(self, scores: Any, labels: Any) -> None:
+        """Note the losses that were read and how many scores (N, classes) are right. To be called
+        before the first update; what `again` was given until then also happens in a step that
+        stops.
+        """
+        on, many = self.on, len(self.scalars)
+        if not many:
+            return refuse("the loss is not computed by a kernel")
+        if many > COLUMNS - LOSSES:
+            return refuse(f"{many} losses in a step, at most {COLUMNS - LOSSES} can be noted")
+        self.outputs = scores = on.contiguous(scores)
+        labels = on.contiguous(labels)
+        chosen = config.config_note_batch(*scores.shape, source.c_type(labels.dtype), SLOTS)
+        fixed = {"ring": self.ring, "state": self.state}
+        on.run(chosen, **fixed, loss=self.scalars[0], scores=scores, labels=labels)
+        for column, loss in enumerate(self.scalars[1:], LOSSES + 1):
+            on.run(config.config_note_loss(column, SLOTS), **fixed, loss=loss)
+        self.noted = True
+        return None
+
+    def note_norm(self, norm: Any) -> None:
+        """Note a norm, one float32, by which the step may stop too."""
+        chosen = config.config_note_loss(NORM, SLOTS)
+        self.on.run(chosen, ring=self.ring, state=self.state, loss=norm)
+
+
+class Record:
+    """A recorded step. note: why the device replays it as single launches, or "".
+
+    One that noted its losses is run by `run`, another, in which the host has no part, by `replay`.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        on, (seeds, numbers) = recorder.on, recorder.used
+        body, recorder.launches = recorder.launches, []
+        if recorder.noted:
+            chosen = config.config_begin(seeds, numbers, SLOTS, (SEEDS, NUMBERS))
+            arrays = {"state": recorder.state, "table": recorder.table, "ring": recorder.ring}
+            state.recorder = recorder
+            try:
+                on.run(chosen, **arrays, seeds=recorder.rows[0], numbers=recorder.rows[1])
+            finally:
+                state.recorder = None
+        recorder.launches += body
+        self.on, self.recorder, self.effects = on, recorder, recorder.effects
+        self.replay, self.note = on.replay_of(recorder)
+        self.outputs = recorder.outputs
+        recorder.launches, recorder.trace = [], []
+
+    def losses(self) -> list[float]:
+        """The losses of the last step, after all that was started."""
+        return [float(self.on.read(loss)[0]) for loss in self.recorder.scalars]
+
+    def run(
+        self,
+        count: int,
+        before: Callable[[], None] | None = None,
+        failing: Callable[[], None] | None = None,
+    ) -> Outcome:
+        """`count` further steps, from 1 to SLOTS; afterwards all has happened on the device.
+
+        before: called before each launch. failing: called where a step stops, when the host's state
+        is what that step found.
+        """
+        undo = [effect.snapshot() for effect in self.effects]
+        count = self._prepare(count, undo)
+        for _ in range(count):
+            if before is not None:
+                before()
+            self.replay()
+        ring = self.on.read(self.recorder.ring)
+        stopped = int(ring[-1])
+        done = stopped - 1 if stopped else count
+        rows = ring[:-1].reshape(SLOTS, COLUMNS)
+        end = LOSSES + len(self.recorder.scalars)
+        losses, correct = rows[:done, LOSSES:end].tolist(), rows[:done, CORRECT].tolist()
+        if not stopped:
+            return Outcome(losses, list(map(int, correct)), None)
+        self._rewind(undo, done)
+        if failing is not None:
+            failing()
+        for effect in self.effects:
+            if effect.early:
+                effect.advance()
+        failed = rows[done, LOSSES:end].tolist(), float(rows[done, NORM])
+        return Outcome(losses, list(map(int, correct)), failed)
+
+    def _prepare(self, count: int, undo: list[Callable[[], None]]) -> int:
+        """Do the host's part of the steps and put their numbers into the table; returns how many
+        steps it can be done for. What it raises for the first is raised.
+        """
+        numbers: list[Any] = []
+        seeds: list[Any] = []
+        done = 0
+        try:
+            for _ in range(count):
+                for effect in self.effects:
+                    found = effect.advance()
+                    if found is not None:
+                        effect.numbers = found
+                        (numbers if isinstance(found[0], float) else seeds).extend(found)
+                done += 1
+        except Exception:
+            self._rewind(undo, done)
+            if not done:
+                raise
+            many = self.recorder.used
+            del seeds[done * many[0] :], numbers[done * many[1] :]
+        with np.errstate(over="ignore"):
+            floats = np.array(numbers, np.float64).astype(np.float32)
+        if not np.isfinite(floats).all():
+            self._rewind(undo, 0)
+            raise ValueError("a number of this step, such as its rate, does not fit float32")
+        words = [np.array(seeds, np.uint64).view(np.uint32), floats.view(np.uint32)]
+        table = np.concatenate([part.reshape(done, -1) for part in words], axis=1)
+        end = STATE + table.size
+        self.recorder.host[STATE:end] = table.ravel()
+        self.on.queue().copy(self.recorder.words[:end], self.recorder.host[:end])
+        return done
+
+    def _rewind(self, undo: list[Callable[[], None]], steps: int) -> None:
+        """Put the host's state to where it was, and from there on by so many steps."""
+        for back in reversed(undo):
+            back()
+        for _ in range(steps):
+            for effect in self.effects:
+                found = effect.advance()
+                if found is not None:
+                    effect.numbers = found

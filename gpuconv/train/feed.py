@@ -1,0 +1,106 @@
+"""Batches of a loader on a device, for steps that are recorded: at addresses that stay the same."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from itertools import takewhile
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpuconv.arrays import to_device
+from gpuconv.cuda.runtime import runtime
+from gpuconv.data.on_device import batches_for
+from gpuconv.train.evaluate import batches_of
+
+READ_AHEAD = 64 << 20  # bytes of images that are held for the next steps
+Batch = tuple[Any, Any]  # x and labels
+
+
+class Feed(Protocol):
+    """What the loop asks for a batch.
+
+    feed: called before each step where it is not None. note: where the images lie, a line.
+    """
+
+    feed: Callable[[], None] | None
+    note: str
+
+    def prepare(self, epoch: int, first: int, most: int) -> tuple[int, Hashable]:
+        """Be ready for batches from `first` on, at most so many, all of one shape: how many, and
+        what stands for that shape. (0, ...) where there is none.
+        """
+
+    def load(self, shape: Any, slot: Any) -> Batch:
+        """The next batch on the device, as part of a step. slot: 0, or in a step that is recorded
+        an array that holds how many batches of those prepared came before: then the batch is at
+        the same place every time.
+        """
+
+    def host(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """A batch as NumPy arrays."""
+
+    def labels(self, epoch: int, batch: int) -> np.ndarray:
+        """Its labels, as a NumPy array; of a batch that was prepared last it costs little."""
+
+
+class CopiedBatches:
+    """Any iterable of (x, labels), batch by batch copied to the device."""
+
+    note = ""
+
+    def __init__(self, batches: Any, device: str) -> None:
+        self._source, self._device, self._on = batches, device, runtime(device)
+        self._iterator: Iterator[Batch] = iter(())
+        self._ready: deque[Batch] = deque()  # read ahead
+        self._at = (-1, 0)  # the epoch and the batch that is the first of these
+        self._batch: Batch = (None, None)  # the one before
+        self._fixed: dict[Hashable, Batch] = {}  # by shape, where a recorded step looks
+        self.feed: Callable[[], None] | None = self._feed
+
+    def prepare(self, epoch: int, first: int, most: int) -> tuple[int, Hashable]:
+        if self._at != (epoch, first):
+            self._iterator, self._at = batches_of(self._source, epoch, first), (epoch, first)
+            self._ready.clear()
+        held = sum(x.nbytes for x, _ in self._ready)
+        while len(self._ready) < most and (not self._ready or held < READ_AHEAD):
+            batch = next(self._iterator, None)
+            if batch is None:
+                break
+            self._ready.append(batch)
+            held += batch[0].nbytes
+        shapes = [_shape(batch) for batch in self._ready]
+        alike = takewhile(lambda shape: shape == shapes[0], shapes[:most])
+        return len(list(alike)), shapes[0] if shapes else None
+
+    def _feed(self) -> None:
+        self._batch = self._ready.popleft()
+        self._at = self._at[0], self._at[1] + 1
+        for array, host in zip(self._fixed.get(_shape(self._batch), ()), self._batch, strict=False):
+            self._on.queue().copy(array, np.ascontiguousarray(host))
+
+    def load(self, shape: Any, slot: Any) -> Batch:
+        x, labels = self._batch
+        if isinstance(slot, int):
+            return to_device(x, self._device), to_device(labels, self._device)
+        if shape not in self._fixed:
+            self._fixed[shape] = self._on.constant(x), self._on.constant(labels)
+        return self._fixed[shape]
+
+    def host(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._at == (epoch, batch + 1):
+            return self._batch
+        return next(batches_of(self._source, epoch, batch))
+
+    def labels(self, epoch: int, batch: int) -> np.ndarray:
+        return self.host(epoch, batch)[1]
+
+
+def _shape(batch: Batch) -> Hashable:
+    return tuple((a.shape, a.dtype.str) for a in batch)
+
+
+def feed_of(batches: Any, device: str) -> Feed:
+    """The batches of a loader, or of any iterable of (x, labels), on "sim" or "cuda"."""
+    return batches_for(batches, device) or CopiedBatches(batches, device)

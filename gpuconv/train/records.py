@@ -1,0 +1,124 @@
+"""Which recorded step serves which step: by shapes, and by all else that a recording fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
+
+from gpuconv.cuda.recording import Record, Recorder
+from gpuconv.nn import Buffer, Module, Parameter
+from gpuconv.optim import Optimizer
+
+MOST = 4  # records that are kept
+TRIES = 4  # steps of one kind, after which it is not tried any more to record it
+_PLAIN = (int, float, str, type(None))  # attributes of a module that a recording fixes
+T = TypeVar("T")
+
+
+class _Kind:
+    """Steps of one kind. trace: what the last one launched."""
+
+    def __init__(self) -> None:
+        self.trace: Any = None
+        self.tries = 0
+        self.record: Record | None = None
+
+
+class Records:
+    """At most MOST recorded steps; the one unused for longest goes first.
+
+    A step is recorded when one of its kind was run before and launched the same. say: is told, in
+    a line, of steps that cannot be recorded.
+    """
+
+    def __init__(self, on: Any, say: Callable[[str], None]) -> None:
+        self.on, self._say = on, say
+        self._kinds: dict[Hashable, _Kind] = {}
+        self._said: set[str] = set()
+
+    def find(self, kind: Hashable) -> Record | None:
+        """The record of steps of this kind, if there is one."""
+        found = self._kinds.get(kind)
+        if found is None or found.record is None:
+            return None
+        self._kinds[kind] = self._kinds.pop(kind)  # used last
+        return found.record
+
+    def run(self, kind: Hashable, step: Callable[[Recorder | None], T]) -> T:
+        """step(recorder), an ordinary step; it is recorded, if it can be and was run before. kind:
+        None for a step that shall not be.
+        """
+        known = self._kinds.setdefault(kind, _Kind())
+        if kind is None or known.tries >= TRIES:
+            return step(None)
+        known.tries += 1
+        recorder = Recorder(self.on)
+        with recorder.recording(own_memory=known.trace is not None):
+            result = step(recorder)
+        before, known.trace = known.trace, None if recorder.refused else recorder.trace
+        if known.trace is not None and known.trace == before:
+            self._make_room()
+            known.record, known.tries = Record(recorder), 0
+            if known.record.note:
+                self.say(f"no graph ({known.record.note}): the step's launches are repeated")
+        elif known.tries == TRIES:
+            why = recorder.refused or "it is not the same each time"
+            self.say(f"the step is not recorded: {why}")
+        return result
+
+    def _make_room(self) -> None:
+        kept = [kind for kind in self._kinds.values() if kind.record is not None]
+        for kind in kept[: max(0, len(kept) + 1 - MOST)]:
+            kind.record = kind.trace = None
+
+    def say(self, text: str) -> None:
+        """Tell a line, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+
+class Fixed:
+    """What a recorded step fixes besides shapes: arrays, modes and settings of modules."""
+
+    def __init__(self, *modules: Any, optimizer: Optimizer | None = None) -> None:
+        found = [m for each in modules if isinstance(each, Module) for m in each.modules()]
+        self._modules: list[Module] = list({id(m): m for m in found}.values())
+        parts = [value for m in self._modules for value in vars(m).values()]
+        self._holders = [p for p in parts if isinstance(p, Parameter | Buffer)]
+        self._optimizer = optimizer
+
+    def now(self, *more: Hashable) -> Hashable:
+        """A value that is equal as long as a recording is right; None while a hook wants to be
+        called, which no recording does.
+        """
+        found: list[Hashable] = list(more)
+        for module in self._modules:
+            if module._hooks:
+                return None
+            counters = module.counters
+            for name, value in vars(module).items():
+                if isinstance(value, _PLAIN) and name not in counters:
+                    found.append(value)
+        for holder in self._holders:
+            found.append(id(holder.data))
+            if isinstance(holder, Parameter):
+                if holder._hooks:
+                    return None
+                found.append(holder.requires_grad)
+        if self._optimizer is not None:
+            found += self._settings(self._optimizer)
+        return tuple(found)
+
+    def arrays(self) -> list[Any]:
+        """What `now` knows by identity alone: to be kept with a record."""
+        states = [] if self._optimizer is None else list(self._optimizer._state)
+        return [*[holder.data for holder in self._holders], *map(dict, states)]
+
+    def _settings(self, optimizer: Optimizer) -> Iterator[Hashable]:
+        for group in optimizer.param_groups:
+            kernel, numbers = optimizer._kernel(group)
+            yield kernel
+            yield from (value for value in numbers.values() if isinstance(value, bool))
+        for state in optimizer._state:
+            yield from map(id, state.values())

@@ -1,0 +1,98 @@
+/*
+step.cu: what a recorded step of training reads and writes besides its own work.
+
+Math      begin_step: row `next` of the table becomes the current numbers and seeds; next += 1
+          note_batch: correct = rows whose first largest score is the label's (a NaN is the
+                      largest, as in NumPy); it and the loss go to the ring's row of this step
+          note_loss: a number goes to a column of that row
+          A loss or a norm that is not finite stops: from then on begin_step and the notes do
+          nothing, and kernels that are given `stop` change nothing
+Source    gpuconv/cuda/recording.py
+Layout    state: 8 words, of which are used stop (0 or 1), next, and, the fifth, step; table: per step seeds, two words
+          each, then floats; ring: COLUMNS floats a step (correct, norm, losses ...), then one that
+          is the step that stopped, counted from 1, or 0
+Geometry  One block each; note_batch: `lanes` threads a row, a power of two up to 32
+Traffic   begin_step: a row twice; note_batch: scores and labels once
+Floor     Nothing to speak of: a launch takes longer
+Order     Counts are whole numbers below 2^24
+Limits    rows below 2^24
+Not here  Several cards
+Macros    LABEL (the labels' type, an integer)
+*/
+#include "common.cuh"
+
+constexpr int COLUMNS = 8, CORRECT = 0, NORM = 1;
+constexpr int STOP = 0, NEXT = 1, STEP = 4;
+
+extern "C" __global__ void __launch_bounds__(256, 4) begin_step(unsigned* __restrict__ state,
+    unsigned long long* __restrict__ seeds, float* __restrict__ numbers, float* __restrict__ ring,
+    const unsigned* __restrict__ table, int seed_count, int number_count, int slots)
+{
+    if (blockIdx.x > 0 || state[STOP]) return;
+    const unsigned next = state[NEXT];
+    const unsigned* row = table + (long long)next * (2 * seed_count + number_count);
+    for (int i = threadIdx.x; i < seed_count; i += blockDim.x)
+        seeds[i] = row[2 * i] | (unsigned long long)row[2 * i + 1] << 32;
+    for (int i = threadIdx.x; i < number_count; i += blockDim.x)
+        numbers[i] = __uint_as_float(row[2 * seed_count + i]);
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    state[STEP] = next;
+    state[NEXT] = next + 1;
+    if (next == 0) ring[COLUMNS * slots] = 0.0f;
+}
+
+// By one thread.
+__device__ __forceinline__ void note(
+    float* ring, unsigned* state, int slots, int column, float value)
+{
+    const unsigned step = state[STEP];
+    ring[(long long)step * COLUMNS + column] = value;
+    if (isfinite(value)) return;
+    state[STOP] = 1;
+    ring[COLUMNS * slots] = (float)(step + 1);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4)
+    note_loss(float* __restrict__ ring, unsigned* __restrict__ state,
+        const float* __restrict__ loss, int column, int slots)
+{
+    if (blockIdx.x == 0 && threadIdx.x == 0 && !state[STOP])
+        note(ring, state, slots, column, loss[0]);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) note_batch(float* __restrict__ ring,
+    unsigned* __restrict__ state, const float* __restrict__ loss, const float* __restrict__ scores,
+    const LABEL* __restrict__ labels, int rows, int classes, int lanes, int column, int slots)
+{
+    __shared__ int counts[256];
+    if (blockIdx.x > 0 || state[STOP]) return;
+    const int lane = threadIdx.x % lanes, side = 256 / lanes;
+    int correct = 0;
+    for (int first = 0; first < rows; first += side) {
+        const int row = first + threadIdx.x / lanes;
+        // A lane without a class has class -1; NaN beats numbers, and the first of equals wins.
+        float best = 0.0f;
+        int at = -1;
+        for (int j = lane; row < rows && j < classes; j += lanes) {
+            const float x = scores[(long long)row * classes + j];
+            if (at < 0 || x > best || (isnan(x) && !isnan(best))) best = x, at = j;
+        }
+        for (int half = lanes / 2; half > 0; half /= 2) {
+            const float x = __shfl_xor_sync(0xffffffffu, best, half);
+            const int j = __shfl_xor_sync(0xffffffffu, at, half);
+            const bool equal = x == best || (isnan(x) && isnan(best));
+            const bool larger = x > best || (isnan(x) && !isnan(best));
+            if (j >= 0 && (at < 0 || larger || (equal && j < at))) best = x, at = j;
+        }
+        if (lane == 0 && row < rows && (long long)labels[row] == at) ++correct;
+    }
+    counts[threadIdx.x] = correct;
+    for (int half = 128; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) counts[threadIdx.x] += counts[threadIdx.x + half];
+    }
+    if (threadIdx.x > 0) return;
+    ring[(long long)state[STEP] * COLUMNS + CORRECT] = (float)counts[0];
+    note(ring, state, slots, column, loss[0]);
+}

@@ -1,0 +1,347 @@
+"""Recorded steps: whatever is recorded and replayed has the bits of ordinary steps, on sim."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated import DEVICE
+
+from gpuconv import checkpoint, data, nn, optim, train
+from gpuconv.cuda.runtime import runtime
+from gpuconv.nn import functional
+from gpuconv.train import records
+
+pytestmark = pytest.mark.filterwarnings("error")
+EPOCHS, BATCH = 4, 4
+
+
+def images(count=14, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+    return data.Dataset(pixels, np.arange(count) % 3)
+
+
+def network(momentum=0.1, dropout=0.25):
+    rng = np.random.default_rng(7)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Dropout(dropout), nn.Linear(36, 3),
+    )  # fmt: skip
+    return model.apply(lambda module: module.reset_parameters(rng))
+
+
+class Listener(train.Callback):
+    """Hears messages, not batches."""
+
+    def __init__(self):
+        self.said = []
+
+    def on_message(self, text):
+        self.said.append(text)
+
+
+def trainer(graph=True, make=None, model=None, average=True, loss="cross_entropy", **more):
+    model = (network() if model is None else model).to(DEVICE)
+    optimizer = (make or (lambda p: optim.SGD(p, 0.05, 0.9)))(model.parameters())
+    given = {"clip_norm": 0.7, "schedule": optim.OneCycleLR(0.05, EPOCHS * 4), **more}
+    ema = optim.EMA(model, 0.8) if average else None
+    return train.Trainer(
+        model, loss, optimizer, average=ema, progress=False, graph=graph, **given
+    )  # fmt: skip
+
+
+def loaders(seed=3):
+    augment = data.augment.Compose([data.augment.Shift(1), data.augment.HorizontalFlip()])
+    training = data.Loader(images(), BATCH, seed=seed, augment=augment)
+    return training, data.Loader(images(10, 1), BATCH, shuffle=False)
+
+
+def state(run):
+    """All that a run remembers, as bytes and numbers."""
+    optimizer = run.optimizer.state_dict()
+    arrays = {**run.model.state_dict(), **optimizer.pop("arrays")}
+    if run.average is not None:
+        arrays |= {f"average {name}": a for name, a in run.average.state_dict().items()}
+    position = {**vars(run.state), "seconds": 0}
+    rng = [m.rng_state for m in run.model.modules() if isinstance(m, nn.Dropout)]
+    return {name: a.tobytes() for name, a in arrays.items()}, str(optimizer), str(position), rng
+
+
+def history(run):
+    timed = ("seconds", "images_per_second")
+    return [{k: v for k, v in r.items() if k not in timed} for r in run.history.records]
+
+
+def fit(run, epochs=EPOCHS, **more):
+    """The run's state and history, and how many steps were replayed."""
+    ran = getattr(runtime(DEVICE), "ran", {})
+    before = ran.get("begin_step", 0)
+    run.fit(*loaders(), epochs=epochs, **more)
+    return state(run), history(run), ran.get("begin_step", 0) - before
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, 0.05, weight_decay=0.01),
+    "momentum": lambda p: optim.SGD(p, 0.05, 0.9, dampening=0.3),
+    "nesterov": lambda p: optim.SGD(p, 0.05, 0.9, nesterov=True),
+    "adam": lambda p: optim.Adam(p, 0.01, weight_decay=0.02),
+    "amsgrad": lambda p: optim.Adam(p, 0.01, amsgrad=True),
+    "adamw": lambda p: optim.AdamW(p, 0.01),
+    "groups": lambda p: optim.SGD([{"params": p[:3], "lr": 0.01}, {"params": p[3:]}], 0.05, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_replayed_steps_have_the_bits_of_ordinary_ones(name):
+    """With dropout, batch norm, augmentation, schedules of rate and momentum, clipping, an average,
+    validation, a smaller last batch.
+    """
+    cycled = optim.OneCycleLR(0.05, EPOCHS * 4, cycle_momentum=name not in ("sgd", "nesterov"))
+    *expected, none = fit(trainer(False, OPTIMIZERS[name], schedule=cycled))
+    *found, replayed = fit(trainer(True, OPTIMIZERS[name], schedule=cycled))
+    assert found == expected
+    assert none == 0
+    if DEVICE == "sim":
+        # Of 16 steps all but two of each size of batch, and the one that begins the average; and a
+        # launch as each of the two records is made.
+        assert replayed == 16 - 5 + 2
+
+
+@pytest.mark.parametrize("loss", ["article", "hinge", nn.CrossEntropyLoss(0.1)])
+def test_other_losses_and_a_mean_of_all_batches(loss):
+    def run(graph):
+        return fit(trainer(graph, model=network(momentum=None), loss=loss, clip_norm=None))[:2]
+
+    assert run(True) == run(False)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.main = nn.Linear(64, 8, rng=1), nn.Linear(8, 3, rng=2)
+        self.side, self.other = nn.Linear(8, 3, rng=3), nn.Linear(8, 3, rng=4)
+
+    def forward(self, x):
+        y = functional.relu(self.body(functional.flatten(x, 1)))
+        return (self.main(y), self.side(y), self.other(y)) if self.training else self.main(y)
+
+
+def test_auxiliary_heads():
+    def run(graph):
+        return fit(trainer(graph, model=TwoHeads(), loss=nn.AuxiliaryLoss(), average=False))
+
+    found, expected = run(True), run(False)
+    assert found[:2] == expected[:2]
+    assert found[2] > 0
+
+
+def test_a_callback_that_hears_every_batch_sees_the_state_of_an_ordinary_run():
+    """And may change the rate, and freeze a layer."""
+
+    class Each(train.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_batch_end(self, run):
+            self.seen.append(state(run))
+            if run.state.step == 5:
+                run.set_lr(0.003)
+            if run.state.step == 9:
+                run.model[0].requires_grad_(False)
+
+    found = []
+    for graph in (True, False):
+        listener = Each()
+        fit(trainer(graph, callbacks=[listener]))
+        found.append(listener.seen)
+    assert len(found[0]) == 16
+    assert found[0] == found[1]
+
+
+def test_batches_are_told_in_groups_where_nobody_wants_each():
+    class Some(train.Callback):
+        each_batch = False
+
+        def __init__(self):
+            self.at = []
+
+        def on_batch_end(self, run):
+            self.at.append(run.state.batch)
+
+    cosine = optim.CosineLR(0.05, 100)
+    run = trainer(log_batches=20, callbacks=[listener := Some()], schedule=cosine)
+    training = data.Loader(images(400), BATCH, seed=1)
+    run.fit(training, epochs=1)
+    assert len(listener.at) < 60
+    assert {20, 40, 60, 80, 100} <= set(listener.at)
+    assert [r["batch"] for r in run.history.records if "batch" in r] == [20, 40, 60, 80, 100]
+
+
+def test_a_loss_that_is_not_finite():
+    """The error, weights, running statistics, average, position and random numbers of an ordinary
+    run: the rate explodes in the third epoch.
+    """
+    found = []
+    for graph in (True, False):
+        run = trainer(graph, schedule=optim.StepLR(0.05, 9, 1e20), clip_norm=None)
+        with pytest.raises(FloatingPointError, match="the loss is not finite") as error:
+            fit(run)
+        found.append((str(error.value), state(run), history(run)))
+    assert found[0] == found[1]
+
+
+def test_a_norm_that_is_not_finite():
+    """Of the eighth batch's gradients, whose loss is finite."""
+    pixels = np.random.default_rng(2).random((60, 1, 8, 8)).astype(np.float32)
+    pixels[30] = 1e5
+    source = data.Dataset(pixels, np.arange(60) % 3)
+    found = []
+    for graph in (True, False):
+        run = trainer(graph, model=TwoHeads(), loss=nn.AuxiliaryLoss(weight=1e38))
+        with pytest.raises(FloatingPointError, match="batch 8: the gradients' norm is") as error:
+            run.fit(data.Loader(source, BATCH, shuffle=False), epochs=1)
+        found.append((str(error.value), state(run)))
+    assert found[0] == found[1]
+
+
+def test_a_label_that_is_no_class():
+    found = []
+    labels = np.arange(40) % 3
+    labels[30] = 5
+    for graph in (True, False):
+        run = trainer(graph)
+        source = data.Dataset(images(40).images, labels)
+        with pytest.raises(ValueError, match="label 5 is out of range") as error:
+            run.fit(data.Loader(source, BATCH, shuffle=False), epochs=1)
+        found.append((str(error.value), state(run)))
+    assert found[0] == found[1]
+
+
+class Flaky(nn.Module):
+    """Three forwards in turn, in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(64, 3, rng=1), [0]
+
+    def forward(self, x):
+        self.calls[0] += self.training
+        y = self.linear(functional.flatten(x, 1))
+        turn = self.calls[0] % 3 if self.training else 0
+        return (nn.Identity(), functional.relu, functional.tanh)[turn](y)
+
+
+class Looking(nn.Module):
+    """Reads its own output."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 3, rng=1)
+
+    def forward(self, x):
+        y = self.linear(functional.flatten(x, 1))
+        y.numpy()
+        return y
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [(Flaky, "it is not the same each time"), (Looking, "an array is copied to the host")],
+)
+def test_what_cannot_be_recorded_is_named_once_and_trained_as_ever(model, why):
+    run = trainer(model=model(), average=False, callbacks=[listener := Listener()])
+    found = fit(run)
+    expected = fit(trainer(False, model=model(), average=False))
+    assert found[:2] == expected[:2]
+    assert found[2] == 0
+    assert listener.said[1:] == [f"the step is not recorded: {why}"]
+
+
+def test_a_hook_is_called_for_every_batch():
+    calls, run = [], trainer(average=False)
+    run.model[0].register_forward_hook(lambda *_: calls.append(1))
+    assert fit(run, epochs=2)[2] == 0
+    assert len(calls) >= 8
+
+
+def test_at_most_four_records_are_kept(monkeypatch):
+    made = []
+    monkeypatch.setattr(records, "Record", lambda recorder: made.append(1) or FakeRecord())
+    kept = records.Records(runtime(DEVICE), print)
+    for kind in (*"abcde", *"abcde"):
+        kept.run(kind, lambda recorder: None)
+    assert len(made) == 5
+    assert [kept.find(kind) is not None for kind in "abcde"] == [False, True, True, True, True]
+
+
+class FakeRecord:
+    note = ""
+
+
+def test_validation_and_freed_memory_between_replays_change_nothing():
+    """Evaluations hold their results, arrays come and go, and predictions have other shapes."""
+
+    class Meddle(train.Callback):
+        def __init__(self, meddles):
+            self.meddles, self.held = meddles, []
+
+        def on_batch_end(self, run):
+            if self.meddles:
+                self.held.append(run.predict(images(3 + run.state.step).images / np.float32(255)))
+                self.held.append(run.evaluate(loaders()[1]))
+                junk = [runtime(DEVICE).asarray(np.full(n, np.nan, "f4")) for n in (9, 999, 4000)]
+                del junk, self.held[: len(self.held) - 3]
+                if DEVICE == "cuda":
+                    runtime(DEVICE).cupy.get_default_memory_pool().free_all_blocks()
+
+    found = [fit(trainer(callbacks=[Meddle(meddles)]))[:2] for meddles in (False, True)]
+    assert found[0] == found[1]
+
+
+def test_predictions_and_evaluations_are_recorded():
+    run = trainer()
+    pixels = images(70).images / np.float32(255)
+    found = run.predict(pixels, 10)
+    run.graph = False
+    assert found.tobytes() == run.predict(pixels, 10).tobytes()
+    loader = data.Loader(images(70), 10, shuffle=False)
+    plain = run.evaluate(loader)
+    run.graph = True
+    again = run.evaluate(loader)
+    assert plain.pop("confusion").tolist() == again.pop("confusion").tolist()
+    assert plain == again
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [PATHS]
+import test_recorded as here
+from gpuconv import train
+
+class Kill(train.Callback):
+    each_batch = False
+    def on_batch_end(self, run):
+        if run.state.step >= 11:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run = here.trainer(callbacks=[Kill()], out=sys.argv[1], checkpoint_batches=2)
+run.fit(*here.loaders(), epochs=here.EPOCHS)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+def test_a_killed_run_goes_on_to_the_bits_of_an_uninterrupted_one(tmp_path):
+    here = Path(__file__).resolve()
+    paths = f"{str(here.parent)!r}, {str(here.parents[1] / 'helpers')!r}"
+    script = KILLED.replace("PATHS", paths)
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here.parents[2])
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    stopped = checkpoint.read(tmp_path / "run" / "last.safetensors").metadata["position"]
+    assert 8 <= stopped["step"] < 12
+    *resumed, _ = fit(trainer(out=tmp_path / "run", checkpoint_batches=2), resume=True)
+    *whole, _ = fit(trainer(out=tmp_path / "whole", checkpoint_batches=2))
+    assert resumed == whole
