@@ -38,7 +38,7 @@ from gpuconv.autograd.tensor import Handle, Parameter, Tensor, as_tensor, nodes_
 from gpuconv.autograd.walk import replacing
 
 __all__ = [
-    "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "appended", "as_tensor",
-    "chain_of", "checkpoint", "defer", "enable_grad", "forget", "give", "keep_all", "no_grad", "nodes_of", "once",
-    "pooled", "record", "replacing", "settle", "state",
+    "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "appended",
+    "as_tensor", "chain_of", "checkpoint", "defer", "enable_grad", "forget", "give", "keep_all",
+    "no_grad", "nodes_of", "once", "pooled", "record", "replacing", "settle", "state",
 ]  # fmt: skip

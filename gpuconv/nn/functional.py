@@ -21,10 +21,11 @@ from gpuconv import ops
 from gpuconv.arrays import empty_images
 from gpuconv.autograd import Array, Tensor, activated, as_tensor, defer, once, pooled, record, state
 from gpuconv.autograd.operators import add, flatten, relu_backward
-from gpuconv.ops import in_place
-from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.nn import linear_chain
 from gpuconv.nn.linear_chain import record_weighted
+from gpuconv.ops import in_place
+from gpuconv.ops.activation import ACTIVATIONS
+from gpuconv.ops.losses import cross_entropy_and_gradient, one_launch
 from gpuconv.ops.op import Op
 
 P = ParamSpec("P")
@@ -98,8 +99,7 @@ def _plain_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tu
 
 
 def _loss_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
-    dx = run_backward(*saved)
-    return (dx if dy == 1 else ops.scale(dx, float(dy)),)
+    return _scaled(dy, over, run_backward(*saved))
 
 
 def _optional(x: Any) -> Tensor | None:
@@ -397,6 +397,30 @@ class ChannelBuffer:
 
 # ---- losses ------------------------------------------------------------------------------------
 
-cross_entropy = _lifted(ops.cross_entropy, ops.cross_entropy_backward)
+_cross_entropy = _lifted(ops.cross_entropy, ops.cross_entropy_backward)
+
+
+def _cross_entropy_of(
+    scores: Any,
+    labels: Any,
+    label_smoothing: float = 0.0,
+    weight: Any = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """The loss; where a gradient will be asked for and one kernel gives both, with it."""
+    x = as_tensor(scores)
+    options = labels, label_smoothing, weight, ignore_index
+    if not (x.requires_grad and state.recording and one_launch(x.data)):
+        return _cross_entropy(x, *options)
+    labels, weight = (a.data if isinstance(a, Tensor) else a for a in (labels, weight))
+    loss, dx = cross_entropy_and_gradient(x.data, labels, label_smoothing, weight, ignore_index)
+    return record("cross_entropy", np.asarray(loss), (x,), _scaled, dx, fresh=False)
+
+
+def _scaled(dy: Array, over: bool, dx: Array) -> tuple[Array]:
+    return (dx if dy == 1 else ops.scale(dx, float(dy)),)
+
+
+cross_entropy = update_wrapper(_cross_entropy_of, ops.cross_entropy.definition)
 half_squared_error = _lifted(ops.half_squared_error, ops.half_squared_error_backward)
 hinge = _lifted(ops.hinge, ops.hinge_backward)

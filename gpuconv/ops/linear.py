@@ -6,6 +6,7 @@ Source: the article's "fully connected layer"; torch.nn.functional.linear.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
