@@ -2,6 +2,7 @@
 
     python benchmarks/before_after.py --before 5e9b825            every row, 15 pairs; an hour
     python benchmarks/before_after.py --before HEAD~5 --only LeNet --pairs 31
+    python benchmarks/before_after.py --before 5e9b825 --sim      steps on the simulator
     python benchmarks/before_after.py --before 5e9b825 --memory   peaks of NumPy memory instead
 
 The commit is checked out into a temporary worktree. A process for each side waits for orders; one
@@ -9,6 +10,9 @@ runs while the other sleeps, and which goes first changes with every pair. A row
 the median of the pairs' ratios before / after (above 1: faster now), and the interval that holds
 the true median of such ratios with 95% confidence, from their order. Rows: the operations of the
 speed table (bench_cases.py), and a training step of every model at batch 8, LeNet at 8, 64 and 128.
+
+--sim: training steps on the device sim, with and without its checks. Both sides keep compiled
+kernels in one cache, whose entries name their version, and a row is timed after two steps.
 
 --memory: the peak of what NumPy has allocated during the third training step at batch 8 and 32, as
 tracemalloc counts it, after / before (below 1: less now).
@@ -27,6 +31,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +45,7 @@ MODELS = (
     "lenet5", "alexnet", "alexnet_2012", "zfnet", "googlenet", "googlenet_paper", "vgg16",
     "vgg16_bn", "vgg19", "resnet18", "resnet34", "resnet50", "densenet121",
 )  # fmt: skip
+SIM_STEPS = (("lenet", 64, 32), ("lenet", 8, 32), ("resnet18", 2, 64))
 Call = Callable[[], object]
 
 
@@ -60,6 +66,30 @@ def rows() -> dict[str, Callable[[], Call]]:
     for name in MODELS:
         made[f"{name} step, batch 8"] = lambda name=name: training_step(name, 8)
     return made
+
+
+def sim_rows() -> dict[str, Callable[[], Call]]:
+    """Training steps on the simulator: network, batch, side of the square images."""
+    made: dict[str, Callable[[], Call]] = {}
+    for name, batch, side in SIM_STEPS:
+        made[f"sim: {name} step, {batch} x {side} x {side}"] = partial(sim_step, name, batch, side)
+    made["sim, checked: lenet step, 2 x 32 x 32"] = partial(sim_step, "lenet", 2, 32, check=True)
+    return made
+
+
+def sim_step(name: str, batch: int, side: int, check: bool = False) -> Call:
+    if check:
+        checked()
+    return training_step(name, batch, "sim", side)
+
+
+def checked() -> None:
+    """From now on the device sim of this process verifies every access."""
+    try:
+        from gpuconv.cuda.runtime import runtime
+    except ImportError:  # 0.1
+        from gpuconv.runtime.runtime import runtime
+    runtime("sim").check = True
 
 
 def convolution(shape: Any, kernel: Any, stride: int, padding: int) -> Call:
@@ -92,15 +122,19 @@ def pool(shape: Any, kernel: int, stride: int, padding: int) -> Call:
     return run
 
 
-def training_step(name: str, batch: int) -> Call:
+def training_step(name: str, batch: int, device: str = "cpu", side: int = 0) -> Call:
     """Forward, cross-entropy, backward, SGD with momentum; by the interface of 0.1 or of 0.2."""
-    from gpuconv import models, nn, optim
+    from gpuconv import models, nn, optim, to_device
 
     model, criterion = models.MODELS[name](), nn.CrossEntropyLoss()
+    shape = model.input_shape
+    model.to(device)
     optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, *model.input_shape), np.float32)
-    labels = rng.integers(0, 10, batch)
+    size = (batch, shape[0], side, side) if side else (batch, *shape)
+    x, labels = rng.standard_normal(size, np.float32), rng.integers(0, 10, batch)
+    if device != "cpu":
+        x, labels = to_device(x, device), to_device(labels, device)
 
     def explicit() -> float:
         optimizer.zero_grad()
@@ -144,7 +178,7 @@ def serve() -> None:
         order, _, rest = line.strip().partition(" ")
         answer: object = "ready"
         if order == "row":
-            call = rows()[rest]()
+            call = (rows() | sim_rows())[rest]()
             for _ in range(2):
                 call()
         elif order == "time":
@@ -252,6 +286,7 @@ def main() -> None:
     parser.add_argument("--before", default="HEAD~1", help="the commit to compare with")
     parser.add_argument("--only", action="append", help="rows whose name holds this text")
     parser.add_argument("--pairs", type=int, default=15, help="pairs of measurements a row")
+    parser.add_argument("--sim", action="store_true", help="training steps on the simulator")
     parser.add_argument("--memory", action="store_true", help="peaks of NumPy memory instead")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -271,7 +306,8 @@ def main() -> None:
         before, after = Side(place), Side(ROOT)
         try:
             print(f"{'':32} {'before':>9} {'after':>9}      before/after, 95% of its median")
-            found = [compare(before, after, n, args.pairs) for n in rows() if chosen(n)]
+            timed = sim_rows() if args.sim else rows()
+            found = [compare(before, after, n, args.pairs) for n in timed if chosen(n)]
         finally:
             before.end()
             after.end()

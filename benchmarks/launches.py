@@ -25,13 +25,13 @@ from gpuconv.cuda import runtime as runtimes
 from gpuconv.cuda.binding import signature_of
 from gpuconv.cuda.launch_config import Launch
 from gpuconv.sim import Array
-from gpuconv.sim.memory import ALIGN
 
 # Parameters that a kernel reads and writes; any other is read if it is const, else written.
 IN_PLACE = {
     "add_channels": ("to",),
     "batch_norm2d_track": ("running_mean", "running_var"),
 }
+ALIGN = 256  # bytes: the alignment of cudaMalloc
 OPTIMISERS = {"sgd": (2, 1), "sgd_momentum": (3, 2), "adam": (4, 3), "adam_amsgrad": (5, 4)}
 
 

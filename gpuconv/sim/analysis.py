@@ -94,6 +94,29 @@ def is_pointer(function: Function, param: Variable) -> bool | None:
     return None
 
 
+def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
+    """The registers that hold a parameter and nothing else: its name, and the offset in it."""
+    writers: dict[str, list[Instruction]] = {}
+    for i in function.instructions:
+        first = i.operands[0] if i.operands else None
+        parts = getattr(first, "items", None) or (getattr(first, "first", first),)
+        for part in (*parts, getattr(first, "second", None)):
+            if isinstance(part, Reg):
+                writers.setdefault(part.name, []).append(i)
+    found: dict[str, tuple[str, int]] = {}
+    for name, (i, *more) in writers.items():  # in the order of the code
+        if more or i.guard is not None or i.mods[-1:] == ("pred",) or len(i.operands) != 2:
+            continue
+        source = i.operands[1]
+        if i.op == "ld" and i.mods[0] == "param" and len(i.mods) == 2:
+            same = bits_of(i.mods[1]) == bits_of(function.registers[name])
+            if same and isinstance(source, Address) and isinstance(source.base, Sym):
+                found[name] = source.base.name, source.base.offset + source.offset
+        elif i.op == "cvta" and "global" in i.mods and getattr(source, "name", "") in found:
+            found[name] = found[source.name]  # type: ignore[union-attr]
+    return found
+
+
 def register_types(function: Function) -> dict[str, str]:
     """LLVM type of each register.
 

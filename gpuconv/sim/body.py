@@ -187,5 +187,11 @@ class Body(Emitter):
         """Suspend the coroutine until the scheduler resumes it."""
         on = self.fresh("on")
         result = self.op("call i8 @llvm.coro.suspend(token none, i1 false)")
-        self.end(f"switch i8 {result}, label %suspended [i8 0, label %{on} i8 1, label %cleanup]")
+        never = self.fresh("never")
+        cases = f"i8 0, label %{on} i8 1, label %cleanup i8 2, label %{never}"
+        self.end(f"switch i8 {result}, label %suspended [{cases}]")
+        # A second way to `on`, which is never taken, keeps LLVM from moving arithmetic from before
+        # the suspension to after it, where its operands would have to be kept for each thread.
+        self.label(never)
+        self.emit('call void asm sideeffect "", ""()')
         self.label(on)

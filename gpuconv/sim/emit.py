@@ -59,6 +59,8 @@ class Frame:
     variables: dict[str, str] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)  # register to LLVM type
     leave: str = "exit"
+    # registers that hold a parameter: LLVM pointer to it
+    held: dict[str, str] = field(default_factory=dict)
 
 
 class Emitter:
@@ -67,6 +69,7 @@ class Emitter:
     def __init__(self, module: Module) -> None:
         self.module = module
         self.flush_in_hardware = False  # rely on the processor's flush-to-zero mode
+        self.coroutine = False
         self.allocas: list[str] = []
         self.code: list[str] = []
         self.open = True  # whether the current basic block still lacks its terminator
@@ -157,6 +160,8 @@ class Emitter:
         type_ = self.frame.types.get(register.name)
         if type_ is None:
             raise self.unsupported(f"the register {register.name}, which is not declared,")
+        if register.name in self.frame.held:
+            return self.frame.held[register.name], type_
         return f'%"{self.frame.prefix}{register.name}"', type_
 
     def read(self, operand: Operand, type_: str) -> str:
@@ -166,7 +171,8 @@ class Emitter:
             pointer, have = self.slot(operand)
             narrower = f"'{self.instruction.text}' reading a narrower register"
             self.need(WIDTH[have] >= WIDTH[want], narrower)
-            return self.reshape(self.op(f"load {have}, ptr {pointer}"), have, want)
+            tail = ", !tbaa !1" if operand.name in self.frame.held else ""
+            return self.reshape(self.op(f"load {have}, ptr {pointer}{tail}"), have, want)
         if isinstance(operand, Not):
             return self.op(f"xor i1 {self.read(operand.operand, 'pred')}, true")
         if isinstance(operand, Imm):
@@ -195,7 +201,7 @@ class Emitter:
         """
         self.need(isinstance(operand, Reg))
         assert isinstance(operand, Reg)
-        if operand.name == "_":
+        if operand.name == "_" or operand.name in self.frame.held:
             return
         pointer, want = self.slot(operand)
         value = self.reshape(value, TYPES[type_], want, signed=type_.startswith("s"))
@@ -215,6 +221,9 @@ class Emitter:
         if name in self.specials:
             return self.specials[name]
         extent, _, axis = name[1:].partition(".")
+        if extent == "tid" and axis in ("x", "y", "z"):
+            pointer = self.field("Thread", "%thr", "tid", "xyz".index(axis))
+            return self.op(f"load i32, ptr {pointer}, !tbaa !1")
         if extent in ("ntid", "ctaid", "nctaid") and axis in ("x", "y", "z"):
             return self.block_field(extent, "xyz".index(axis))
         if name == "%laneid":
@@ -255,10 +264,15 @@ class Emitter:
         return self.op(f"getelementptr i8, ptr {base}, i64 {offset}")
 
     def block_field(self, name: str, index: int = 0) -> str:
-        """A field of the Block record that does not change while the block runs."""
+        """A field of the Block record that does not change while the block runs.
+
+        A coroutine reads it anew after each suspension, as that is better than keeping it for each
+        thread.
+        """
         type_ = f"i{8 * layout.DTYPES['Block'][name].base.itemsize}"
         pointer = self.field("Block", "%blk", name, index)
-        return self.op(f"load {type_}, ptr {pointer}, !invariant.load !0")
+        kind = "!tbaa !1" if self.coroutine else "!invariant.load !0"
+        return self.op(f"load {type_}, ptr {pointer}, {kind}")
 
     def set_thread(self, name: str, type_: str, value: str) -> None:
         self.emit(f"store {type_} {value}, ptr {self.field('Thread', '%thr', name)}, !tbaa !1")

@@ -12,6 +12,7 @@ from gpuconv.sim.analysis import (
     is_pointer,
     names,
     narrowest,
+    parameter_registers,
     polling,
     reachable,
 )
@@ -68,9 +69,13 @@ class KernelFunction(Body):
         head = ["%params = load ptr, ptr %blk, !invariant.load !0"]  # the record's first field
         for q in kernel.parameters:
             head.append(f'%"param.{q.name}" = getelementptr i8, ptr %params, i64 {q.offset}')
-        for axis in "xyz":
-            self.specials[f"%tid.{axis}"] = f"%tid.{axis}"
+        if not self.coroutine:
+            self.specials |= {f"%tid.{axis}": f"%tid.{axis}" for axis in "xyz"}
         self.enter(self.function, variables, "exit")
+        for name, (parameter, offset) in parameter_registers(self.function).items():
+            if self.coroutine:
+                held = self.frame.held[name] = f'%"held.{name}"'
+                head.append(f'{held} = getelementptr i8, ptr %"param.{parameter}", i64 {offset}')
         self.statements(self.function)
         return prelude.coroutine(self, head) if self.coroutine else prelude.loop(self, head)
 

@@ -17,7 +17,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("value", "u8"),  # operand of a collective
         ("result", "u8"),  # result of the collective
         ("frame_size", "u8"),
-        ("tid", "u4", 3),
+        # the scheduler compares these six as three words of 8 bytes
         ("state", "u4"),  # STATES
         ("site", "u4"),  # the instruction at which it waits
         ("mask", "u4"),
@@ -25,6 +25,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("b", "u4"),
         ("c", "u4"),
         ("pred", "u4"),
+        ("tid", "u4", 3),
     ],
     # one for each worker: the block that it is running
     "Block": [
@@ -95,7 +96,7 @@ RECORDS: dict[str, list[tuple]] = {
     "Trace": [("marks", "u8", 6)],
 }
 
-_STATES = "RUN DONE BARRIER ARRIVE WARP SHUFFLE VOTE MATCH REDUX ACTIVE YIELD"
+_STATES = "RUN DONE BARRIER ARRIVE COUNTED WARP SHUFFLE VOTE MATCH REDUX ACTIVE YIELD"
 _ERRORS = """
 NONE TRAP ASSERT DEADLOCK DIVERGENT EARLY_EXIT MASK BARRIER_COUNT DISAGREE DIVISION
 BOUNDS_GLOBAL BOUNDS_SHARED BOUNDS_LOCAL MISALIGNED UNINITIALISED RACE_SHARED RACE_GLOBAL

@@ -114,9 +114,6 @@ def coroutine(kernel: KernelFunction, head: list[str]) -> str:
 
     Creating the coroutine runs nothing; each resume runs one thread up to its next collective.
     """
-    for number, axis in enumerate("xyz"):
-        head.append(f"%tp.{axis} = getelementptr i8, ptr %thr, i64 {_thread('tid', number)}")
-        head.append(f"%tid.{axis} = load i32, ptr %tp.{axis}, !invariant.load !0")
     code = "\n".join(kernel.code)
     return f"""
 define void @"{symbol(kernel.function.name)}"(ptr %blk, ptr %thr, ptr %mem)

@@ -83,7 +83,7 @@ def _deadlock(record, info: Info, kernel: Kernel, worker: Worker) -> str:
         state = layout.STATES[int(thread["state"])]
         file, line, text = info.sites[int(thread["site"])]
         where = "are done" if state == "DONE" else f"wait at {file}:{line} ({text})"
-        if state not in ("DONE", "BARRIER", "YIELD"):
+        if state not in ("DONE", "BARRIER", "COUNTED", "YIELD"):
             where += f" with mask {int(thread['mask']):#010x}"
         places.setdefault(where, []).append(number)
     return "deadlock: " + "; ".join(

@@ -47,19 +47,19 @@ static __device__ void fail(Block* b, u32 n, u32 kind, u64 address, u64 value) {
 
 // ---- warp-level collectives: `members` are the lanes that take part ----------------------------
 
-static __device__ void shuffle(Thread* warp, u32 members, u32 lane) {
-    Thread* t = warp + lane;
-    const u32 lane_mask = t->c >> 8 & 31, clamp = t->c & 31, b = t->b & 31;
-    const int low = lane & lane_mask, high = low | (clamp & ~lane_mask);
-    int from = 0;
-    bool inside = false;
-    if (t->a == 0) { from = (int)lane - (int)b; inside = from >= high; }
-    if (t->a == 1) { from = lane + b; inside = from <= high; }
-    if (t->a == 2) { from = lane ^ b; inside = from <= high; }
-    if (t->a == 3) { from = low | (b & ~lane_mask); inside = from <= high; }
-    if (!inside) from = lane;
-    t->pred = inside;
-    t->result = members >> from & 1 ? warp[from].value : UNDEFINED;
+static __device__ void shuffle(Thread* warp, u32 members) {
+    for (u32 m = members; m; m &= m - 1) {
+        const u32 lane = __ffs(m) - 1;
+        Thread* t = warp + lane;
+        const u32 lane_mask = t->c >> 8 & 31, clamp = t->c & 31, b = t->b & 31;
+        const int low = lane & lane_mask, high = low | (clamp & ~lane_mask);
+        int from = t->a == 0 ? lane - b : t->a == 1 ? lane + b : t->a == 2 ? lane ^ b
+                 : low | (b & ~lane_mask);
+        const bool inside = t->a == 0 ? from >= high : from <= high;
+        if (!inside) from = lane;
+        t->pred = inside;
+        t->result = members >> from & 1 ? warp[from].value : UNDEFINED;
+    }
 }
 
 static __device__ void vote(Thread* warp, u32 members) {
@@ -101,6 +101,15 @@ static __device__ void redux(Thread* warp, u32 members) {
     for (u32 m = members; m; m &= m - 1) warp[__ffs(m) - 1].result = total;
 }
 
+static __device__ void complete(Block* b, u32 first, u32 members, u32 state) {
+    Thread* warp = thread_of(b, first);
+    if (state == S_SHUFFLE) shuffle(warp, members);
+    if (state == S_VOTE) vote(warp, members);
+    if (state == S_MATCH) match(warp, members);
+    if (state == S_REDUX) redux(warp, members);
+    if (state == S_WARP && checked(b)) synchronise_warp(b, first, members);
+}
+
 // Complete every collective of this warp whose members have all arrived. Returns whether there was
 // one.
 static __device__ bool resolve_warp(Block* b, u32 first, u32 lanes) {
@@ -121,12 +130,7 @@ static __device__ bool resolve_warp(Block* b, u32 first, u32 lanes) {
         }
         seen |= here;
         if (here != needed) continue;
-        if (t->state == S_SHUFFLE)
-            for (u32 m = here; m; m &= m - 1) shuffle(warp, here, __ffs(m) - 1);
-        if (t->state == S_VOTE) vote(warp, here);
-        if (t->state == S_MATCH) match(warp, here);
-        if (t->state == S_REDUX) redux(warp, here);
-        if (t->state == S_WARP && checked(b)) synchronise_warp(b, first, here);
+        complete(b, first, here, t->state);
         for (u32 m = here; m; m &= m - 1) warp[__ffs(m) - 1].state = S_RUN;
         moved = true;
     }
@@ -175,6 +179,17 @@ static __device__ bool arrive(Block* b, Barriers* all, u32 n, bool waits) {
     return true;
 }
 
+// Count the threads that have come to a barrier.
+static __device__ bool arrive_all(Block* b, Barriers* all) {
+    for (u32 n = 0; n < b->nthreads; ++n) {
+        Thread* t = thread_of(b, n);
+        if (t->state != S_BARRIER) continue;
+        if (!arrive(b, all, n, true)) return false;
+        t->state = S_COUNTED;
+    }
+    return true;
+}
+
 // Release every barrier that is complete. Returns whether there was one.
 static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
     bool moved = false;
@@ -189,7 +204,7 @@ static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
         u32 aligned_site = 0, aligned_warp = ~0u;
         for (u32 n = 0; n < b->nthreads; ++n) {
             Thread* t = thread_of(b, n);
-            if (t->state != S_BARRIER || t->a != id) continue;
+            if (t->state != S_COUNTED || t->a != id) continue;
             if (early) { fail(b, n, E_EARLY_EXIT, id, done); return false; }
             if (!t->mask) {    // aligned: the whole warp must be at one instruction
                 if (aligned_warp == n / 32 && aligned_site != t->site) {
@@ -215,9 +230,11 @@ static __device__ bool resolve_barriers(Block* b, Barriers* all, u32 done) {
 // ---- a block ------------------------------------------------------------------------------------
 
 static __device__ void create_threads(Block* b, u64 entry) {
+    u32 x = 0, y = 0, z = 0;
     for (u32 n = 0; n < b->nthreads; ++n) {
         Thread* t = thread_of(b, n);
-        identify(b, n, t->tid);
+        t->tid[0] = x, t->tid[1] = y, t->tid[2] = z;
+        if (++x == b->ntid[0]) { x = 0; if (++y == b->ntid[1]) { y = 0; ++z; } }
         t->state = S_RUN;
         sim_create(entry, (u64)b, (u64)t, b->frames + n * b->frame_stride);
     }
@@ -233,31 +250,50 @@ static __device__ bool run_thread(Block* b, Barriers* all, u32 n, u32* done) {
             t->state = S_RUN;
         }
     } while (t->state == S_RUN);
-    if (t->state == S_DONE) *done += 1;
-    else if (t->state == S_BARRIER) return arrive(b, all, n, true);
+    *done += t->state == S_DONE;
+    return true;
+}
+
+// Whether all lanes of a warp are in one state, at one instruction, with one mask and first operand.
+// rest: the other operands of all, as one word.
+static __device__ bool alike(const Thread* warp, u32 lanes, u64* rest) {
+    const u64 *place = (const u64*)&warp->state, *what = (const u64*)&warp->mask;
+    *rest = 0;
+    for (u32 lane = 0; lane < lanes; ++lane) {
+        const Thread* t = warp + lane;
+        if (*(const u64*)&t->state != *place || *(const u64*)&t->mask != *what) return false;
+        *rest |= *(const u64*)&t->b;
+    }
     return true;
 }
 
 // Run a warp until each of its lanes waits for another warp or is done. Returns whether a lane
-// advanced.
+// advanced. all_run: all lanes can run, whatever their records say. plain: is increased by the lanes
+// if all of them come to barrier 0 together, without a count or a reduction.
 static __device__ bool run_warp(Block* b, Barriers* all, u32 first, u32 lanes, const u32* order,
-                                u32* done) {
+                                u32* done, bool all_run, u32* plain) {
+    Thread* warp = thread_of(b, first);
     bool moved = false;
     for (;;) {
-        bool ran = false, collective = false;
+        bool ran = all_run;
         for (u32 k = 0; k < lanes; ++k) {
             const u32 lane = order ? order[k] : b->reverse ? lanes - 1 - k : k;
-            if (lane >= lanes) continue;
-            Thread* t = thread_of(b, first + lane);
-            if (t->state == S_RUN || t->state == S_YIELD) {
-                const bool slept = t->state == S_YIELD;
-                if (!run_thread(b, all, first + lane, done)) return false;
-                ran |= !slept || t->state != S_YIELD;
-            }
-            collective |= t->state >= S_WARP && t->state <= S_ACTIVE;
+            Thread* t = warp + lane;
+            if (!all_run && t->state != S_RUN && t->state != S_YIELD) continue;
+            const bool slept = t->state == S_YIELD;
+            if (!run_thread(b, all, first + lane, done)) return false;
+            ran |= !slept || t->state != S_YIELD;
         }
         moved |= ran;
-        if (!collective) return moved;
+        u64 rest;
+        const bool same = alike(warp, lanes, &rest), collective = warp->state >= S_WARP;
+        if (same && warp->state == S_BARRIER && !warp->a && !rest) *plain += lanes;
+        all_run = same && lanes == 32 && !~warp->mask && collective && warp->state <= S_REDUX;
+        if (all_run) {    // what the general case below would do, too
+            complete(b, first, ~0u, warp->state);
+            continue;
+        }
+        if (same && !collective) return moved;
         bool resolved = resolve_warp(b, first, lanes);
         if (b->error) return false;
         if (!resolved) resolved = resolve_active(b, first, lanes);
@@ -278,15 +314,25 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
     const u32 warps = (b->nthreads + 31) / 32;
     const u32* order = (const u32*)launch->thread_order;
     u32 idle = 0;    // rounds in which threads only polled
+    bool all_run = true;
     while (!*(volatile u32*)&launch->stop) {
         bool moved = false;
+        u32 plain = 0;
         for (u32 k = 0; k < warps; ++k) {
             const u32 warp = order ? order[32 + k] : b->reverse ? warps - 1 - k : k;
             const u32 first = warp * 32, rest = b->nthreads - first, lanes = rest < 32 ? rest : 32;
-            moved |= run_warp(b, &all, first, lanes, lanes == 32 ? order : nullptr, &done);
+            moved |= run_warp(b, &all, first, lanes, lanes == 32 ? order : nullptr, &done,
+                              all_run, &plain);
             if (b->error) return;
         }
         if (done == b->nthreads) return;
+        all_run = plain == b->nthreads && !all.arrived[0];
+        if (all_run) {    // what the general case below would do, too
+            synchronise_block(b);
+            for (u32 n = 0; n < b->nthreads && launch->check; ++n) step(b, n);
+            continue;
+        }
+        if (!arrive_all(b, &all)) return;
         moved |= resolve_barriers(b, &all, done);
         if (b->error) return;
         idle = moved ? 0 : idle + 1;
