@@ -9,7 +9,7 @@ Math      v[n,p,q,k] = act(b[k] + sum over c,r,s of w[k,r,s,c] * x[n,h,w,c]), h 
 Source    Direct convolution with register tiles: Georganas et al. 2018, "Anatomy of
           high-performance deep learning convolutions"; the article's convolution, ReLU and pooling
 Layout    x: float32, NHWC or NCHW; y, argmax: either, alike; w: float32 KRSC; b: K
-Geometry  A block: `images` images by a band of `rows` rows of v by `filters` filters; grid.x = those
+Geometry  A block: `images` images by a band of `rows` rows of v by `filters` filters; grid.x =
           filters (fastest: they share x in the L2), bands, images. Its input with all channels and
           its filters lie in shared memory. A thread has 2x2 pixels by FILTERS filters: for each
           filter row it reads one new row of the input and each filter once, for 4 * FILTERS

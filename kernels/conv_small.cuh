@@ -14,7 +14,8 @@ __device__ constexpr int padded(int width)
 }
 
 // A group's WIDTH floats in shared memory, with those behind them that are padding.
-template <int WIDTH> __device__ __forceinline__ void load_group(float (&to)[WIDTH], const float* from)
+template <int WIDTH>
+__device__ __forceinline__ void load_group(float (&to)[WIDTH], const float* from)
 {
     constexpr int VECTOR = WIDTH > 2 ? 4 : WIDTH;
     for (int i = 0; i < WIDTH; i += VECTOR) {
@@ -62,8 +63,8 @@ struct Region {
     int pitch_shift, rows_shift, channels_shift;
 };
 
-// to = `region` of images from `first` on, whose row 0 and column 0 are at (top, left) of the image:
-// value(n, c, h, w), or 0 where that is outside.
+// to = `region` of images from `first` on: value(n, c, h, w), or 0 outside the image. The region
+// begins at (top, left) of each.
 template <class Value>
 __device__ __forceinline__ void stage(float* to, const Region& region, int first, int N,
     int channels, int top, int left, const Image& image, Value value)

@@ -2,9 +2,9 @@
 conv_small_backward.cu: the gradients of conv_small.cu's convolution, in one launch: through max
 pooling and ReLU to the input, the filters and the bias.
 
-Math      g[n,p,q,k]  = the gradient of the convolution's sums: dy where y > 0 or NaN (use_mask), else
-                        dy; or with pooling dy[n, p/2, q/2, k] where that window's argmax is at
-                        (p,q) and its y is above 0 or NaN, else 0
+Math      g[n,p,q,k]  = the gradient of the convolution's sums: dy, with use_mask 0 where y <= 0; or
+                        with pooling dy[n, p/2, q/2, k] where that window's argmax is at (p,q) and
+                        its y is above 0 or NaN, else 0
           dx[n,h,w,c] = sum over k,r,s of w[k,r,s,c] * g[n,p,q,k], p = h + pad_h - r,
                         q = w + pad_w - s
           dw[k,r,s,c] = sum over n,p,q of g[n,p,q,k] * x[n,h,w,c];  db[k] = sum over n,p,q of g

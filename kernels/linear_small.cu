@@ -22,11 +22,11 @@ Order     Forward: a lane's terms ascending, then the lanes by a butterfly, then
           a term meets at most as many roundings as there are terms
 Limits    Up to 4 layers, checked by gpuconv/ops/linear_launch.py; rows * features below 2^31
 Not here  Many rows or weights, which fill the tiles of conv_simt.cu
-Macros    IMAGES (rows of a block forward: 1, 2 or 4)
+Macros    IMAGES (rows of a block forward: 1, 2 or 4); VEC (backward: 4 where the features in are a
+          multiple of 4, else 1)
 */
 #include "common.cuh"
 
-constexpr int LAYERS = 4;
 constexpr int OUTPUTS = 4;            // of a warp at a time
 constexpr int M = 16, N = 32;         // rows and columns of a tile
 constexpr int K = 64;                 // terms of a panel
@@ -36,38 +36,40 @@ constexpr int LD_A = M + 4, LD_B = N + 4;
 extern __shared__ __align__(16) float shared[];
 
 // One layer of a block's rows: out[i][o] in shared memory and y from in[i].
-template <int VEC>
+template <int WIDTH>
 __device__ __forceinline__ void layer(float* out, int out_pitch, float* y, const float* in,
-    int in_pitch, const float* w, const float* b, int features, int outputs, int rows, bool use_bias,
-    bool rectify)
+    int in_pitch, const float* w, const float* b, int features, int outputs, int rows,
+    bool use_bias, bool rectify)
 {
     const int lane = threadIdx.x % 32, step = blockDim.x / 32 * OUTPUTS;
     for (int first = threadIdx.x / 32 * OUTPUTS; first < outputs; first += step) {
         float sums[OUTPUTS][IMAGES] = {};
 #pragma unroll 4  // loads in flight
-        for (int k = lane * VEC; k < features; k += 32 * VEC) {
-            Floats<VEC> f[OUTPUTS];
+        for (int k = lane * WIDTH; k < features; k += 32 * WIDTH) {
+            Floats<WIDTH> f[OUTPUTS];
             for (int j = 0; j < OUTPUTS; ++j)
-                f[j] = load<VEC>(w + (long long)min(first + j, outputs - 1) * features + k);
+                f[j] = load<WIDTH>(w + (long long)min(first + j, outputs - 1) * features + k);
             for (int i = 0; i < IMAGES; ++i) {
-                const Floats<VEC> value = load<VEC>(in + i * in_pitch + k);
+                const Floats<WIDTH> value = load<WIDTH>(in + i * in_pitch + k);
                 for (int j = 0; j < OUTPUTS; ++j)
-                    for (int v = 0; v < VEC; ++v)
+                    for (int v = 0; v < WIDTH; ++v)
                         sums[j][i] = fmaf(f[j].v[v], value.v[v], sums[j][i]);
             }
         }
+        float sum = 0.0f;  // lane j * IMAGES + i: of output j and row i
 #pragma unroll
         for (int j = 0; j < OUTPUTS; ++j)
 #pragma unroll
             for (int i = 0; i < IMAGES; ++i) {
-                const int o = first + j;
-                float sum = warp_sum(sums[j][i]);
-                if (lane != j * IMAGES + i || o >= outputs) continue;
-                if (use_bias) sum += b[o];
-                if (rectify) sum = relu(sum);
-                out[i * out_pitch + o] = sum;
-                if (i < rows) y[(long long)i * outputs + o] = sum;
+                const float all = warp_sum(sums[j][i]);
+                if (lane == j * IMAGES + i) sum = all;
             }
+        const int o = first + lane / IMAGES, i = lane % IMAGES;
+        if (lane >= OUTPUTS * IMAGES || o >= outputs) continue;
+        if (use_bias) sum += b[o];
+        if (rectify) sum = relu(sum);
+        out[i * out_pitch + o] = sum;
+        if (i < rows) y[(long long)i * outputs + o] = sum;
     }
 }
 
@@ -88,28 +90,28 @@ extern "C" __global__ void __launch_bounds__(512, 1) linear_chain_forward(float*
         const int n = i / f0, k = i - n * f0;
         in[n * pitch_of(f0) + k] = n < mine ? x[(first + n) * f0 + k] : 0.0f;
     }
-    float* const y[LAYERS] = {y0, y1, y2, y3};
-    const float* const w[LAYERS] = {w0, w1, w2, w3};
-    const float* const b[LAYERS] = {b0, b1, b2, b3};
-    const int f[LAYERS + 1] = {f0, f1, f2, f3, f4};
-#pragma unroll
-    for (int l = 0; l < LAYERS; ++l) {
-        if (l >= layers) break;
-        __syncthreads();
-        float* const to = y[l] + first * f[l + 1];
+#pragma unroll 1
+    for (int l = 0; l < layers; ++l) {
+        // one of the parameters each: an array of them would lie in local memory
+        const int from = l == 0 ? f0 : l == 1 ? f1 : l == 2 ? f2 : f3;
+        const int to = l == 0 ? f1 : l == 1 ? f2 : l == 2 ? f3 : f4;
+        float* const y = (l == 0 ? y0 : l == 1 ? y1 : l == 2 ? y2 : y3) + first * to;
+        const float* const w = l == 0 ? w0 : l == 1 ? w1 : l == 2 ? w2 : w3;
+        const float* const b = l == 0 ? b0 : l == 1 ? b1 : l == 2 ? b2 : b3;
         const bool use_bias = biases >> l & 1, rectify = rectified >> l & 1;
-        if (f[l] % 4 == 0)
-            layer<4>(out, pitch_of(f[l + 1]), to, in, pitch_of(f[l]), w[l], b[l], f[l], f[l + 1],
-                mine, use_bias, rectify);
+        __syncthreads();
+        if (from % 4 == 0)
+            layer<4>(out, pitch_of(to), y, in, pitch_of(from), w, b, from, to, mine, use_bias,
+                rectify);
         else
-            layer<1>(out, pitch_of(f[l + 1]), to, in, pitch_of(f[l]), w[l], b[l], f[l], f[l + 1],
-                mine, use_bias, rectify);
+            layer<1>(out, pitch_of(to), y, in, pitch_of(from), w, b, from, to, mine, use_bias,
+                rectify);
         float* const before = in;
         in = out, out = before;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(256, 3)
     linear_small_backward(float* __restrict__ dx, float* __restrict__ dw, float* __restrict__ db,
         const float* __restrict__ dy, const float* __restrict__ y, const float* __restrict__ x,
         const float* __restrict__ w, int rows, int in, int out, int data_blocks, int tiles_across,
@@ -124,26 +126,34 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     const float* const right = data ? w : x;
 
     // A thread's part of a panel: a[k][m] is contiguous in memory along k for dx, along m for dw.
+    constexpr int LEFT = M * K / THREADS, RIGHT = N * K / THREADS / VEC;
     const int m = data ? threadIdx.x / K : threadIdx.x % M;
     const int k = data ? threadIdx.x % K : threadIdx.x / M;
     const int m_step = data ? THREADS / K : 0, k_step = data ? 0 : THREADS / M;
-    const int column = threadIdx.x % N, row = threadIdx.x / N;
-    float left_values[M * K / THREADS], right_values[N * K / THREADS];
+    const int left_step = data ? m_step * out : k_step * out;
+    int left_at = data ? (m0 + m) * out + k : k * out + m0 + m;
+    const int column = threadIdx.x % (N / VEC) * VEC, row = threadIdx.x / (N / VEC);
+    constexpr int ROWS = THREADS * VEC / N;
+    int right_at = row * in + n0 + column;
+    float left_values[LEFT];
+    Floats<VEC> right_values[RIGHT];
     const auto fetch = [&](int panel) {
 #pragma unroll
-        for (int i = 0; i < M * K / THREADS; ++i) {
-            const int at_m = m0 + m + i * m_step, at_k = panel + k + i * k_step;
+        for (int i = 0; i < LEFT; ++i) {
+            const int at = left_at + i * left_step;
+            const bool inside = m0 + m + i * m_step < height && panel + k + i * k_step < terms;
             left_values[i] = 0.0f;
-            if (at_m >= height || at_k >= terms) continue;
-            const long long at = data ? (long long)at_m * out + at_k : (long long)at_k * out + at_m;
-            left_values[i] = use_mask ? relu_mask(dy[at], y[at]) : dy[at];
+            if (inside) left_values[i] = dy[at];
+            if (inside && use_mask) left_values[i] = relu_mask(left_values[i], y[at]);
         }
 #pragma unroll
-        for (int i = 0; i < N * K / THREADS; ++i) {
-            const int at_k = panel + row + i * (THREADS / N);
-            right_values[i] =
-                at_k < terms && n0 + column < in ? right[(long long)at_k * in + n0 + column] : 0.0f;
+        for (int i = 0; i < RIGHT; ++i) {
+            right_values[i] = {};
+            if (panel + row + i * ROWS < terms && n0 + column < in)
+                right_values[i] = load<VEC>(right + right_at + i * ROWS * in);
         }
+        left_at += data ? K : K * out;
+        right_at += K * in;
     };
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -154,11 +164,9 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     for (int panel = 0; panel < terms; panel += K) {
         __syncthreads();  // all have multiplied the panel before
 #pragma unroll
-        for (int i = 0; i < M * K / THREADS; ++i)
-            a[k + i * k_step][m + i * m_step] = left_values[i];
+        for (int i = 0; i < LEFT; ++i) a[k + i * k_step][m + i * m_step] = left_values[i];
 #pragma unroll
-        for (int i = 0; i < N * K / THREADS; ++i)
-            b[row + i * (THREADS / N)][column] = right_values[i];
+        for (int i = 0; i < RIGHT; ++i) store<VEC>(&b[row + i * ROWS][column], right_values[i]);
         __syncthreads();
         fetch(panel + K);
 #pragma unroll

@@ -12,6 +12,7 @@ Traffic   The partial sums once, out once
 Floor     4*count*(splits + 1) bytes / DRAM bandwidth; few elements: length / 8 trips to memory
 Order     One owner per output; a part's splits ascending, then the parts ascending
 Limits    splits >= 1; parts: a power of two up to 32; parts * length >= splits; offsets are 64-bit
+Not here  Sums by the last of the blocks that wrote the partial ones (last_block.cuh)
 */
 #include "common.cuh"
 

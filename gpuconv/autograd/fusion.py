@@ -96,7 +96,23 @@ def pooled(x: Tensor, window: tuple[Any, ...]) -> Tensor | None:
         return None
     pool = x._deferred[2]
     _consume(x)
-    return pool(*window)
+    return defer(_Pooled(pool, window), (x,), ())
+
+
+class _Pooled:
+    """Computes a pooled tensor; c_order: as (N, C, H, W) in memory, whatever the device prefers."""
+
+    def __init__(self, pool: Callable[..., Tensor], window: tuple[Any, ...]) -> None:
+        self.pool, self.window, self.c_order = pool, window, False
+
+    def __call__(self, activation: str | None) -> Tensor:
+        return self.pool(self.window, self.c_order)
+
+
+def flattening(x: Tensor) -> None:
+    """What comes next reads x in C order: a pending pool can write it so."""
+    if state.pending is x and isinstance(x._deferred[0], _Pooled):
+        x._deferred[0].c_order = True
 
 
 def settle() -> None:

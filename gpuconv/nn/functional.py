@@ -25,7 +25,7 @@ from gpuconv.nn import linear_chain
 from gpuconv.nn.linear_chain import record_weighted
 from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
-from gpuconv.ops.losses import cross_entropy_and_gradient, one_launch
+from gpuconv.ops.losses import one_launch
 from gpuconv.ops.op import Op
 
 P = ParamSpec("P")
@@ -133,9 +133,9 @@ def conv2d(
     b = b if isinstance(b, Tensor) else _optional(b)
     options = (stride, padding, dilation, groups)
 
-    def with_pool(*window: Any) -> Tensor:
+    def with_pool(window: Any, c_order: bool) -> Tensor:
         arrays = (x.data, w.data, None if b is None else b.data)
-        y, argmax = ops.conv2d_relu_max_pool2d(*arrays, *options, window)
+        y, argmax = ops.conv2d_relu_max_pool2d(*arrays, *options, window, c_order)
         run_backward = ops.conv2d_relu_max_pool2d_backward
         saved = (run_backward, y, argmax, *arrays, *options, window, x.requires_grad)
         return record("conv2d_relu_max_pool2d", y, (x, w, b), _plain_backward, *saved)
@@ -413,7 +413,7 @@ def _cross_entropy_of(
     if not (x.requires_grad and state.recording and one_launch(x.data)):
         return _cross_entropy(x, *options)
     labels, weight = (a.data if isinstance(a, Tensor) else a for a in (labels, weight))
-    loss, dx = cross_entropy_and_gradient(x.data, labels, label_smoothing, weight, ignore_index)
+    loss, dx = ops.cross_entropy_and_gradient(x.data, labels, label_smoothing, weight, ignore_index)
     return record("cross_entropy", np.asarray(loss), (x,), _scaled, dx, fresh=False)
 
 

@@ -15,6 +15,7 @@ from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.local_response_norm import local_response_norm, local_response_norm_backward
 from gpuconv.ops.losses import (
     cross_entropy,
+    cross_entropy_and_gradient,
     cross_entropy_backward,
     half_squared_error,
     half_squared_error_backward,
@@ -43,6 +44,7 @@ __all__ = [
     "conv2d_relu_max_pool2d",
     "conv2d_relu_max_pool2d_backward",
     "cross_entropy",
+    "cross_entropy_and_gradient",
     "cross_entropy_backward",
     "dropout",
     "half_squared_error",

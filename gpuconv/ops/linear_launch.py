@@ -6,16 +6,17 @@ None says that the kernels do not apply; then a linear layer is a convolution of
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 
 from gpuconv.cuda.launch_config import (
     CACHED,
+    INT_MAX,
     MAX_SHARED,
     THREADS,
     Launch,
     LaunchConfig,
     ceil_div,
     defines,
+    vector_width,
 )
 
 FILE = "linear_small.cu"
@@ -34,7 +35,8 @@ def applies(rows: int, features: tuple[int, ...]) -> bool:
         and 1 < len(features) <= MAX_LAYERS + 1
         and sum(a * b for a, b in zip(features[1:], features, strict=False)) <= MAX_WEIGHTS
         and _shared(1, features) <= MAX_SHARED
-        and prod(features[:1]) > 0
+        and min(features) > 0
+        and rows * max(features) < INT_MAX // 2
     )
 
 
@@ -63,7 +65,7 @@ def config_chain(
         sizes[f"b{i}"] = features[i + 1] if bias else None
     launch = Launch(
         *(FILE, "linear_chain_forward", (ceil_div(rows, images), 1, 1), CHAIN_THREADS),
-        *(defines(IMAGES=images), scalars, sizes),
+        *(defines(IMAGES=images, VEC=1), scalars, sizes),
         shared=_shared(images, features),
         multiply_adds=rows * sum(features[i] * features[i + 1] for i in range(layers)),
     )
@@ -93,7 +95,7 @@ def config_backward(
     }
     launch = Launch(
         *(FILE, "linear_small_backward", (blocks, 1, 1), THREADS),
-        *(defines(IMAGES=1), scalars, sizes),
+        *(defines(IMAGES=1, VEC=vector_width(features_in)), scalars, sizes),
         multiply_adds=(1 + need_dx) * rows * w,
     )
     return LaunchConfig((launch,))

@@ -19,13 +19,8 @@ from gpuconv.strides import channels_last
 BATCH = 32
 # What one step of LeNet with ReLU, max-pool, cross-entropy and momentum consists of.
 KERNELS = {
-    "conv2d_forward_simt", "conv2d_backward_data_simt", "conv2d_backward_weight_simt",
-    "conv2d_backward_bias_partials", "sum_partials",
-    "bias_relu_max_pool2d_forward", "bias_relu_max_pool2d_backward",
-    "conv2d_forward_few_channels", "conv2d_backward_weight_few_channels",
-    "relu_backward", "cross_entropy_forward", "cross_entropy_total", "cross_entropy_mean",
-    "cross_entropy_backward",
-    "sgd_momentum", "transpose",
+    "conv2d_forward_small", "conv2d_backward_small", "linear_chain_forward",
+    "linear_small_backward", "cross_entropy_and_gradient", "sgd_momentum",
 }  # fmt: skip
 
 

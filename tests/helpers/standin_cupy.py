@@ -104,6 +104,8 @@ _captured: list | None = None
 
 
 class Stream:
+    ptr = 0
+
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         pass
 

@@ -31,7 +31,7 @@ ELEMENTWISE = sorted(
 )
 # At most this many registers: what leaves the blocks a multiprocessor that each file asks for.
 CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "conv_few_channels.cu": 128}
-CEILINGS |= {"conv_small.cu": 128, "conv_small_backward.cu": 128}
+CEILINGS |= {"conv_small.cu": 128, "conv_small_backward.cu": 128, "linear_small.cu": 128}
 CEILINGS |= dict.fromkeys((*ELEMENTWISE, "depthwise.cu", "batchnorm.cu"), 80)
 DEFAULT_CEILING = 64
 BLACKWELL_CEILING = 168  # of the large convolution tiles that ask for one block a processor
@@ -98,6 +98,8 @@ def specialisations():
     for vec, pixel in itertools.product((4, 1), ("unsigned char", "float")):
         typical = vec == 4 and pixel == "unsigned char"
         yield "image_batch.cu", {"VEC": vec, "PIXEL": pixel}, typical
+    for images, vec in ((1, 4), (1, 1), (2, 1), (4, 1)):
+        yield "linear_small.cu", {"IMAGES": images, "VEC": vec}, vec == 4
     yield "optim.cu", {}, True
     yield "sum_partials.cu", {}, True
 
