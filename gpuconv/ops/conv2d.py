@@ -16,6 +16,7 @@ from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops import conv2d_launch_small as small
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes
+from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.op import (
     Array,
     Padding,
@@ -195,6 +196,9 @@ def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activati
 def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activation):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
+    if conv.is_linear:
+        y = linear(_rows(runtime, x), _rows(runtime, w), b, activation)
+        return runtime.as_nchw(y.reshape(conv.N, 1, 1, conv.K))
     fused = activation == "relu"
     y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.as_nhwc(w)
     bias = filters if b is None else runtime.contiguous(b)
@@ -216,6 +220,13 @@ def conv2d_backward_launch(
 ):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
+    if conv.is_linear:
+        dy, x, w = (_rows(runtime, a) for a in (dy, x, w))
+        y = None if y is None else _rows(runtime, y)
+        dx, dw, db = linear_backward(dy, x, w, b, activation, y, need_dx)
+        images = (conv.N, conv.H, conv.W, conv.C), (conv.K, conv.R, conv.S, conv.C)
+        dx = runtime.as_nchw(dx.reshape(images[0])) if need_dx else None
+        return dx, runtime.as_nchw(dw.reshape(images[1])), db
     if small.applies(conv):
         masked = activation == "relu"
         dy = dy if masked else activation_backward(dy, y, activation)
@@ -235,6 +246,11 @@ def conv2d_backward_launch(
         launches = config.config_backward_bias(conv.N * conv.P * conv.Q, conv.K)
         runtime.run(launches, db=db, dy=dy)
     return dx, runtime.as_nchw(dw), db
+
+
+def _rows(runtime, array):
+    """Images as rows, each its pixels' channels."""
+    return runtime.as_nhwc(array).reshape(len(array), -1)
 
 
 def backward_small(runtime, conv, dy, y, argmax, pool, x, w, b, masked, need_dx):

@@ -85,6 +85,12 @@ class Conv2dShape:
         return self.size("y") * self.R * self.S * self.channels
 
     @property
+    def is_linear(self) -> bool:
+        """One window, which is the whole image: a linear layer of its pixels' channels."""
+        whole = (self.R, self.S, self.P, self.Q, self.groups) == (self.H, self.W, 1, 1, 1)
+        return whole and (self.pad_h, self.pad_w) == (0, 0) and self.N > 0
+
+    @property
     def depthwise(self) -> bool:
         """Every channel has filters of its own."""
         return self.groups > 1 and self.channels == 1

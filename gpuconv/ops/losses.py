@@ -200,6 +200,7 @@ def hinge_check(scores, labels, margin):
 
 
 cross_entropy_and_gradient.check(partial(_check, "scores"))
+cross_entropy_and_gradient.cost(partial(_cost, 1))
 
 
 @cross_entropy.check

@@ -50,8 +50,8 @@ def test_the_passes_of_a_convolution_are_parted_by_what_they_launch(clock):
 
 
 def test_layouts_differ_by_the_conversion(clock):
-    (plain,) = rows(clock, "conv 2x4x6x6 4 1x1", "forward")
-    (converted,) = rows(clock, "conv 2x4x6x6 4 1x1", "forward", layout="nchw")
+    (plain,) = rows(clock, "conv 2x4x7x7 4 3x3 stride=2", "forward")
+    (converted,) = rows(clock, "conv 2x4x7x7 4 3x3 stride=2", "forward", layout="nchw")
     assert names(converted) == ["transpose", "transpose", *names(plain)]
 
 

@@ -213,7 +213,7 @@ def test_train_from_the_command_line(tmp_path, capsys):
     finally:
         SimRuntime.start = start
     assert "device sim" in capsys.readouterr().out
-    assert {"conv2d_forward_simt", "cross_entropy_forward"} <= set(calls)
+    assert {"conv2d_forward_small", "cross_entropy_and_gradient"} <= set(calls)
     lines = (out / "history.jsonl").read_text().splitlines()
     assert np.isfinite(json.loads(lines[-1])["loss"])
     assert main(["evaluate", str(out / "last.safetensors"), "--limit", "8", "--device", "sim"]) == 0
