@@ -14,6 +14,7 @@ from gpuconv.arrays import device_of, is_device
 from gpuconv.autograd import Array, Tensor, record
 from gpuconv.autograd.operators import relu_backward
 from gpuconv.ops import in_place, linear_launch
+from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.ops.linear import linear_chain
 from gpuconv.ops.op import Op
 
@@ -79,7 +80,7 @@ def appended(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor | None:
     if not fits or not linear_launch.applies(len(layers[0].x.data), features):
         return None
     longer = Chain(*layers, Layer(x, w, b))
-    return autograd.appended(x, longer, (w, b), ("relu",))
+    return autograd.appended(x, longer, (w, b), tuple(ACTIVATIONS))
 
 
 def record_weighted(

@@ -122,8 +122,7 @@ def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
 def linear_launch(runtime, x, w, b, activation):
     """A convolution of one pixel by one tap, but where the rows are few."""
     if small.applies(len(x), w.shape[::-1]):
-        (y,) = _chain(runtime, x, ((w, b, activation),))
-        return y if activation in (None, "relu") else activate(y, activation)
+        return linear_chain_launch(runtime, x, ((w, b, activation),))[0]
     conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     fused = activation == "relu"
     y, x, w = runtime.empty((conv.N, conv.K)), runtime.contiguous(x), runtime.contiguous(w)
@@ -169,7 +168,8 @@ def backward_small(runtime, dy, y, x, w, b, masked, need_dx):
 def linear_chain(x: Array, layers: tuple[Any, ...]) -> tuple[Array, ...]:
     """Fully connected layers in a row: what each returns, as `linear` of the one before.
 
-    layers: (w, b, activation) each, activation None or "relu"; at most four, of few features.
+    layers: (w, b, activation) each, at most four, of few features; activation None or "relu", of
+    the last any.
     """
     found = []
     for w, b, activation in layers:
@@ -180,7 +180,9 @@ def linear_chain(x: Array, layers: tuple[Any, ...]) -> tuple[Array, ...]:
 
 @linear_chain.launch
 def linear_chain_launch(runtime, x, layers):
-    return _chain(runtime, x, layers)
+    *ys, y = _chain(runtime, x, layers)
+    activation = layers[-1][2]
+    return *ys, y if activation in (None, "relu") else activate(y, activation)
 
 
 def _chain(runtime, x, layers):
