@@ -105,11 +105,16 @@ def _sgemm(clock: Clock, options: Any) -> Record:
 
 
 def lenet(options: Any, skip: int) -> Iterator[Record]:
-    """20 steps against the reference and against themselves, then training to the floor."""
-    if skip < 1:
-        yield guarded("20 steps of LeNet", lambda: _first_steps(options.steps))
-    if skip < 2:
-        yield guarded("LeNet to its floor", lambda: _to_the_floor(options))
+    """Steps against the reference and against themselves, in each way that a device has to run
+    them, then training to the floor.
+    """
+    acts: list[tuple[str, Callable[[], Record]]] = [
+        (f"{options.steps} steps of LeNet", lambda: _first_steps(options.steps)),
+        (f"{10 * options.steps} steps of LeNet, recorded", lambda: _each_way(10 * options.steps)),
+        ("LeNet to its floor", lambda: _to_the_floor(options)),
+    ]
+    for name, act in acts[skip:]:
+        yield guarded(name, act)
 
 
 def _first_steps(steps: int) -> Record:
@@ -137,6 +142,45 @@ def lenet_steps(device: str, dtype: Any, steps: int) -> tuple[list[float], dict[
         value.backward()
         optimizer.step()
     return losses, {name: to_numpy(array) for name, array in model.state_dict().items()}
+
+
+WAYS = ("one by one", "as recorded launches", "as a graph")
+
+
+def _each_way(steps: int) -> Record:
+    """Training with shifted images, Adam and clipped gradients gives equal bits in each way."""
+    found = {way: _trained(way, steps) for way in WAYS}
+    for way in WAYS[1:]:
+        if found[way] != found[WAYS[0]]:
+            raise ArithmeticError(f"steps {way} give other bits than steps {WAYS[0]}")
+    return {"said": f"{', '.join(WAYS)}: equal losses and weights, bit for bit"}
+
+
+def _trained(way: str, steps: int) -> tuple[float, dict[str, bytes]]:
+    """The mean loss of so many steps, and the weights. DeviceError where no graph is made."""
+    model, on = models.lenet(seed=0).to("cuda"), runtime("cuda")
+    optimizer = optim.Adam(model.parameters(), lr=1e-3)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, seed=0, progress=False,
+                      clip_norm=1.0, graph=way != WAYS[0])  # fmt: skip
+    images = data.load("mnist").subset(slice(0, 32 * steps))
+    loader = data.Loader(images, 32, seed=0, augment=data.Shift(2), size=32)
+    notes: list[str] = []
+    replay_of, before = on.replay_of, on.debug
+
+    def noted(recorder: Any) -> Any:
+        replay, note = replay_of(recorder)
+        notes.append(note)
+        return replay, note
+
+    on.replay_of, on.debug = noted, way == WAYS[1]
+    try:
+        history = trainer.fit(loader, None, 1)
+    finally:
+        on.replay_of, on.debug = replay_of, before
+    if way == WAYS[2] and (not notes or any(notes)):
+        raise DeviceError(f"no graph was made: {notes}")
+    weights = {name: to_numpy(a).tobytes() for name, a in model.state_dict().items()}
+    return history[-1]["loss"], weights
 
 
 def _to_the_floor(options: Any) -> Record:

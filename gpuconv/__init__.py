@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # as type checkers know it; `typing` itself takes a while
 if TYPE_CHECKING:
     from typing import Any
 
-    from gpuconv import checkpoint, data, explain, models, nn, ops, optim
+    from gpuconv import checkpoint, data, explain, models, nn, onnx, ops, optim
     from gpuconv.arrays import to_device, to_numpy
     from gpuconv.autograd import Tensor, enable_grad, no_grad
     from gpuconv.checkpoint import load, save
@@ -42,6 +42,7 @@ __all__ = [
     "nn",
     "no_grad",
     "no_winograd",
+    "onnx",
     "ops",
     "optim",
     "save",

@@ -35,7 +35,7 @@ def number(
     below: float = math.inf,
 ) -> float:
     """`value` as a finite float; TypeError for another type, ValueError outside the bounds."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     found = float(value)
     if not (math.isfinite(found) and least <= found <= most and above < found < below):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+
+from gpuconv.interchange import Library, bring, library_of
 
 Shape = tuple[int, ...]
 
@@ -132,6 +134,23 @@ def device_of(array: Any) -> str | None:
     return None
 
 
+def foreign(values: Iterable[Any]) -> Library | None:
+    """The library of the first of them that is another library's array, or a NumPy subclass's."""
+    for a in values:
+        if device_of(a) in (None, "cpu") and (library := library_of(a)) is not None:
+            return library
+    return None
+
+
+def native(array: Any, what: str = "the array") -> Any:
+    """An array as operations work on it: another library's as NumPy's, or on a GPU as CuPy's.
+
+    Memory is shared where that is possible. What is no array is returned as it is.
+    Raises TypeError, one line that begins with `what`, for an array that cannot be taken.
+    """
+    return bring(array, what) if device_of(array) in (None, "cpu") else array
+
+
 def is_device(device: str | None) -> bool:
     """Whether kernels run there: "sim" or "cuda"."""
     return device in ("sim", "cuda")
@@ -166,10 +185,14 @@ def empty_images(shape: Shape, like: Any) -> Any:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """As a NumPy array: itself if it is one, else a copy of the device's in C order.
+    """As a NumPy array: itself if it is one, else a copy of the device's in C order. Another
+    library's array is taken as `native` takes it.
 
     TypeError for a `ShapeOnly`, which has no values.
     """
+    if type(array) is np.ndarray:
+        return array
+    array = native(array)
     device = device_of(array)
     if device == "meta":
         raise TypeError(f"{array!r} has no values")
@@ -208,6 +231,8 @@ def to_device(array: Any, device: str, weights: bool = False) -> Any:
     training step has to convert them.
     """
     wanted = device if is_device(device) else "cpu"
+    if type(array) is not np.ndarray:
+        array = native(array)
     if device_of(array) in (wanted, "meta"):
         return array
     host = to_numpy(array)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +22,7 @@ from gpuconv.files import write_atomically
 from gpuconv.metadata import parse
 from gpuconv.nn import Module
 from gpuconv.nn.init import deferred
+from gpuconv.nn.rebuild import LAYERS, describe
 
 FORMAT_VERSION = 1
 _OPTIMIZER = "optimizer/"
@@ -31,8 +32,8 @@ _OPTIMIZER = "optimizer/"
 class Checkpoint:
     """What a file holds: the model's arrays, the optimiser's arrays, and metadata that is JSON.
 
-    The metadata keys gpuconv itself uses: "model" (the model's `spec`: name and arguments, or
-    None), "input" and "classes" (preprocessing and class names, if they were given), and in
+    The metadata keys gpuconv itself uses: "model" (the model's `spec`, or what `nn.rebuild` says of
+    it), "input" and "classes" (preprocessing and class names, if they were given), and in
     training checkpoints what `gpuconv.train` keeps.
     """
 
@@ -41,28 +42,53 @@ class Checkpoint:
     optimizer: dict[str, np.ndarray] = field(default_factory=dict)
     path: str = "the checkpoint"
 
-    def build(self) -> Module:
+    def build(self, model: Module | Callable[..., Module] | str | None = None) -> Module:
         """The model that the file describes, with its weights, in evaluation mode.
 
-        Raises: ValueError if the file names no model of gpuconv.models, or its weights do not fit.
+        model: what to build instead, for a network that the file cannot describe: "mynet.py:build",
+        see `models.from_file`, or another model's name; a function or class that builds it; or a
+        network, which gets the weights.
+        Raises: ValueError if the file describes no network that gpuconv can build and none is
+        given, or its weights do not fit.
         """
-        spec = self.metadata.get("model")
-        if not spec:
-            raise ValueError(
-                f"{self.path}: names no model of gpuconv.models; build your own and call"
-                " model.load_state_dict(gpuconv.checkpoint.read(path).weights)"
-            )
+        network = self._described() if model is None else self._given(model)
+        self.load_into(network)
+        trained_on = (self.metadata.get("input") or {}).get("input_shape") or ()
+        if len(trained_on) == 3:
+            network.input_shape = tuple(trained_on)
+        return network.eval()
+
+    def _described(self) -> Module:
         from gpuconv import models  # models save and load through this module
 
-        with deferred(shapes_only=True):  # nothing is allocated that the weights do not fit
-            model: Module = models.build(
-                {**spec, "arguments": {**spec.get("arguments", {}), "seed": None}}
+        spec = self.metadata.get("model") or {}
+        if spec.keys() <= {"name"} and spec.get("name") not in {*models.MODELS, *LAYERS}:
+            of = f"its network is a {spec['name']}" if spec else "names no model of gpuconv.models"
+            raise ValueError(
+                f"{self.path}: {of}; name the code that builds it, --model FILE.py:FUNCTION; in"
+                " Python gpuconv.load(path, model), or load_state_dict"
             )
-        self.load_into(model)
-        trained_on = (self.metadata.get("input") or {}).get("input_shape") or ()
-        if len(trained_on) == 3 and model.input_shape is not None:
-            model.input_shape = (model.input_shape[0], *trained_on[1:])
-        return model.eval()
+        arguments = {**spec.get("arguments", {}), "seed": None}
+        try:
+            with deferred(shapes_only=True):  # nothing is allocated that the weights do not fit
+                return models.build({**spec, "arguments": arguments})
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
+    def _given(self, model: Module | Callable[..., Module] | str) -> Module:
+        from gpuconv import models
+
+        if isinstance(model, Module):
+            return model
+        if not isinstance(model, str):
+            return model()
+        shape = (self.metadata.get("input") or {}).get("input_shape")
+        offered = {"num_classes": len(self.metadata.get("classes") or ())}
+        offered |= {"in_channels": shape[0]} if shape else {}
+        offered = {name: value for name, value in offered.items() if value}
+        if not models.is_file(model):
+            return models.named(model, None, **offered)
+        return models.for_spec(model, self.metadata.get("model") or {}, offered, self.path)
 
     def load_into(self, model: Module) -> None:
         """Copy the weights into a model. ValueError that names what does not fit."""
@@ -75,8 +101,9 @@ class Checkpoint:
 def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadata: Any) -> None:
     """Save a model's weights, or a dict of arrays, as safetensors.
 
-    A model of `gpuconv.models` is saved with its name and arguments, so that `load` can rebuild
-    it. metadata: what JSON can hold, such as classes=[...]; `read(path).metadata` has it again.
+    A model of `gpuconv.models` is saved with its name and arguments, and one of gpuconv's layers in
+    containers with these, so that `load` can rebuild it; any other with its class's name. metadata:
+    what JSON can hold, such as classes=[...]; `read(path).metadata` has it again.
 
     Raises: TypeError for arrays or metadata the format cannot hold; OSError, in one line, if the
     file cannot be written: then an older file of that name is untouched.
@@ -84,20 +111,23 @@ def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadat
     >>> save({"weight": np.ones((2, 2))}, "example.safetensors")  # doctest: +SKIP
     """
     if isinstance(model_or_state, Module):
-        metadata = {"model": getattr(model_or_state, "spec", None), **metadata}
+        metadata = {"model": model_or_state.spec or describe(model_or_state), **metadata}
+        if model_or_state.input_shape is not None:
+            metadata.setdefault("input", {"input_shape": model_or_state.input_shape})
         weights = model_or_state.state_dict()
     else:
         weights = dict(model_or_state)
     write(path, Checkpoint(weights, metadata))
 
 
-def load(path: Any) -> Module:
+def load(path: Any, model: Module | Callable[..., Module] | str | None = None) -> Module:
     """The model saved at `path`, rebuilt with its weights and in evaluation mode.
 
+    model: how to build one that the file cannot describe, see `Checkpoint.build`.
     Raises: FileNotFoundError; ValueError, in one line, for a file that is damaged, truncated, not
     safetensors, of a newer format, of another architecture, or without a model's name.
     """
-    return read(path).build()
+    return read(path).build(model)
 
 
 def write(path: Any, checkpoint: Checkpoint) -> None:

@@ -39,6 +39,23 @@ NEWER = Kind("nothing there: it is of a newer gpuconv; upgrade", lambda v: False
 # No network reads larger images; without a limit a few bytes could ask for gigabytes.
 SIDE = Kind("a whole number from 1 to 4096", lambda v: type(v) is int and 1 <= v <= 4096)
 SCALE = (NOTHING, NUMBER, [NUMBER])
+
+
+def _described(value: Any) -> bool:
+    """Whether it is a network as nn/rebuild.py describes it, or one by name (see models/own.py)."""
+    if not isinstance(value, dict) or isinstance(value.get("same_as"), str):
+        return isinstance(value, dict)
+    parts = value.get("arguments", {}), value.get("children", {})
+    return (
+        isinstance(value.get("name"), str)
+        and all(isinstance(part, dict) for part in parts)
+        and isinstance(value.get("sha256", ""), str)
+        and WHOLE.holds(value.get("head", 1))
+        and all(map(_described, parts[1].values()))
+    )
+
+
+NETWORK = Kind("a network's name, arguments and layers", _described)
 PREPROCESSING = {
     "size?": (NOTHING, SIDE, [SIDE, 2]),
     "mean?": SCALE,
@@ -52,7 +69,10 @@ SETTINGS = {
     **dict.fromkeys(("lr?", "momentum?", "weight_decay?", "ema?", "clip?"), (NOTHING, NUMBER)),
     "validation?": (NOTHING, NUMBER),
     "label_smoothing?": NUMBER,
-    "limit?": (NOTHING, WHOLE),
+    **dict.fromkeys(("limit?", "classes?"), (NOTHING, WHOLE)),
+    "spec?": (NOTHING, NETWORK),
+    "weights?": (NOTHING, TEXT),
+    "freeze?": [TEXT],
     **dict.fromkeys(("gray?", "skip_bad?", "stratified?"), FLAG),
     "resize?": RESIZE,
     "size?": (NOTHING, [SIDE, 2]),
@@ -89,7 +109,7 @@ EPOCH = {  # a line of a run's history.jsonl
 }
 METADATA = {
     "kind?": TEXT,
-    "model?": (NOTHING, {"name": TEXT, "arguments?": {}}),
+    "model?": (NOTHING, NETWORK),
     "input?": (NOTHING, PREPROCESSING),
     "classes?": (NOTHING, [TEXT]),
     "image_shape?": (NOTHING, [SIDE, 3]),
@@ -115,7 +135,10 @@ def parse(text: str | bytes, schema: dict[str, Any] = METADATA) -> dict[str, Any
         raise ValueError(f"its metadata are no JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError("its metadata is no JSON object")
-    problem = _problem(found, schema, "")
+    try:
+        problem = _problem(found, schema, "")
+    except RecursionError:
+        problem = "its metadata are nested too deeply"
     if not problem and schema is METADATA and found.get("kind") == "training":
         problem = _problem(found, TRAINING, "")
     if problem:

@@ -86,7 +86,11 @@ def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array
 def scale(x: Tensor, factor: float) -> Tensor:
     """x * factor, a number."""
     y = _scaled(x.data, factor)
-    return tensor.record("scale", y, (x,), lambda dy, over: (_scaled(dy, factor),))
+    return tensor.record("scale", y, (x,), _scale_backward, factor)
+
+
+def _scale_backward(dy: Array, over: bool, factor: float) -> tuple[Array]:
+    return (_scaled(dy, factor),)
 
 
 def _scaled(x: Array, factor: float) -> Array:
@@ -102,7 +106,11 @@ def divide(a: Any, b: Any) -> Tensor:
     if not isinstance(a.data, np.ndarray):
         return scale(a, 1 / b)
     y = np.asarray(a.data / a.dtype.type(b))
-    return tensor.record("divide", y, (a,), lambda dy, over: (np.asarray(dy / dy.dtype.type(b)),))
+    return tensor.record("divide", y, (a,), _divide_backward, b)
+
+
+def _divide_backward(dy: Array, over: bool, b: float) -> tuple[Array]:
+    return (np.asarray(dy / dy.dtype.type(b)),)
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
@@ -194,10 +202,15 @@ def largest(x: Tensor, axis: int | None = None) -> Tensor:
     return take(x, tuple(index))
 
 
-def transpose(x: Tensor) -> Tensor:
-    """The axes in reverse order."""
-    y = _on_host("transpose", lambda a: np.ascontiguousarray(a.T), x)
-    return tensor.record("transpose", y, (x,), lambda dy, over: (np.ascontiguousarray(dy.T),))
+def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
+    """The axes in another order, in reverse order if none is given."""
+    y = _on_host("transpose", lambda a: np.ascontiguousarray(a.transpose(axes)), x)
+    order = tuple(range(x.ndim))[::-1] if axes is None else axes
+    return tensor.record("transpose", y, (x,), _transpose_backward, order)
+
+
+def _transpose_backward(dy: Array, over: bool, axes: tuple[int, ...]) -> tuple[Array]:
+    return (np.ascontiguousarray(dy.transpose(np.argsort(axes))),)
 
 
 def reflected(function: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:

@@ -47,10 +47,8 @@ class Tensor:
     _hooks: list[Hook] | None  # of a leaf; those of a result are its node's
 
     def __init__(self, data: Any, requires_grad: bool = False, device: str | None = None) -> None:
-        if arrays.device_of(data) is None:
-            data = np.asarray(data)
-            if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
-                data = data.astype(np.float32)
+        if type(data) is not np.ndarray:
+            data = _array_of(data, requires_grad)
         if data.dtype == np.float16:
             data = arrays.as_float32(data)
         if requires_grad and data.dtype.kind != "f":
@@ -147,7 +145,27 @@ class Tensor:
     T = property(operators.transpose)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.numpy(), dtype=dtype, copy=copy or None)
+        if copy is False and not isinstance(self.data, np.ndarray):
+            raise ValueError(f"a tensor on {self.device} becomes a NumPy array only by a copy")
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The data for another library, without a copy: `torch.from_dlpack(tensor.detach())`.
+
+        BufferError where the other library would lose a gradient, and for arrays of "sim".
+        """
+        if self.requires_grad:
+            raise BufferError("this tensor requires a gradient: give tensor.detach()")
+        return self._shared().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device: tuple[int, int] = self._shared().__dlpack_device__()
+        return device
+
+    def _shared(self) -> Array:
+        if not hasattr(self.data, "__dlpack__"):
+            raise BufferError(f"arrays on {self.device} are not shared: give tensor.numpy()")
+        return self.data
 
     def argmax(self, axis: int | None = None) -> Any:
         """The index of the largest element, or those along an axis: integers, a NumPy array."""
@@ -249,6 +267,16 @@ class Handle:
         hooks, self._hooks = self._hooks, []  # another handle's equal hook stays
         if self._hook in hooks:
             hooks.remove(self._hook)
+
+
+def _array_of(data: Any, requires_grad: bool) -> Array:
+    """The array of another library, or of numbers."""
+    data = arrays.native(data, "Tensor: data")
+    if arrays.device_of(data) is None:
+        data = np.asarray(data)
+        if data.dtype == np.float64 or (requires_grad and data.dtype.kind in "iu"):
+            data = data.astype(np.float32)
+    return data
 
 
 def as_tensor(x: Any, reference: bool = False) -> Tensor:

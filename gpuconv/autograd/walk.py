@@ -112,6 +112,8 @@ class Walk:
 
 def like(a: Any, model: Array) -> Array:
     """a as an array of the dtype and on the device of another."""
+    if type(a) is not np.ndarray:
+        a = arrays.native(a, "the gradient")
     if arrays.device_of(a) != "meta" and getattr(a, "dtype", None) != model.dtype:
         a = np.asarray(arrays.to_numpy(a), model.dtype)
     return arrays.to_device(a, arrays.device_of(model) or "cpu")

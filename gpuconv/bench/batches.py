@@ -42,7 +42,7 @@ class BatchWorkload:
         loader = self._loader(images, np.arange(len(images)) % 10)
         table = np.empty((len(images), WORDS), np.int32)
         key = key_of(loader.seed, 0, AUGMENT)
-        draw_rows(moves_of(loader), loader.order(0), key, *images.shape[2:], table)
+        draw_rows(moves_of(loader), loader.order(0), key, *images.shape[2:], 0, 0, table)
         labels = loader.dataset.labels
         return images, labels, table, values_of(loader), np.zeros(1, np.uint32)
 

@@ -135,18 +135,21 @@ def option(name: str, text: str) -> Any:
     return sizes[0] if len(sizes) == 1 else sizes
 
 
-def network(name: str, batch: int) -> list[Case]:
-    """The distinct operations of a model of `gpuconv.models` at this batch.
+def network(name: str, batch: int, shape: Shape | None = None) -> list[Case]:
+    """The distinct operations of a model of `gpuconv.models`, or of "mynet.py:build", at this
+    batch. shape: its input's, (C, H, W), unless it knows that.
 
-    ValueError for an unknown model.
+    ValueError for an unknown model, and where no shape is known.
     """
     from gpuconv import models
     from gpuconv.nn import trace
 
-    model = models.build({"name": name})
-    assert model.input_shape is not None
+    model = models.named(name, **({"in_channels": shape[0]} if shape else {}))
+    shape = shape or model.input_shape
+    if shape is None:
+        raise ValueError(f"bench: {name} does not say what it reads; give --input C,H,W")
     found: dict[Case, str] = {}
-    for row in trace(model, model.input_shape, training=True).calls:
+    for row in trace(model, shape, training=True).calls:
         case = _of_layer(row.module, (batch, *row.input_shape))
         if case is not None:
             found.setdefault(case, row.name)

@@ -1,7 +1,8 @@
 """Time operations: shapes in, a table of times, TFLOP/s, GB/s and shares of the ceiling out.
 
-OP is an operation, followed by the shape of its input and what else it takes; a model's name
-stands for all its layers at --batch, and "all" for a set that has every operation.
+OP is an operation, followed by the shape of its input and what else it takes; a model's name,
+or mynet.py:build, stands for all its layers at --batch, and "all" for a set that has every
+operation.
 
 Each pass is compared with its reference in float64 before it is timed, and its bytes are compared
 after; a wrong result gets no time and the exit code 1. Times are medians; the spread is from the
@@ -23,9 +24,18 @@ from gpuconv.bench import report
 from gpuconv.bench.cases import OPTIONS, Case, network, option, parse, standard
 from gpuconv.bench.measure import Row, measure
 from gpuconv.bench.workloads import counted, of_case
-from gpuconv.cli.options import DEVICE, THREADS, add_options, number, one_of, path, whole
+from gpuconv.cli.options import (
+    DEVICE,
+    THREADS,
+    add_options,
+    image_shape,
+    number,
+    one_of,
+    path,
+    whole,
+)
 from gpuconv.devices import resolve
-from gpuconv.models import MODELS
+from gpuconv.models import MODELS, is_file
 
 EXAMPLES = """\
   gpuconv bench conv 16x64x56x56 64 3x3 --padding 1
@@ -53,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--activation", "NAME", one_of("activation", ["relu"]), "relu"),
         ("--pass", "NAME", one_of("pass", [*DIRECTIONS, "all"]), passes, "all"),
         ("--batch", "N", whole(1), "of a model", 16),
+        ("--input", "C,H,W", image_shape, "of a model (default: its own)"),
         ("--only", "TEXT", str, "of a model or all: operations with this text"),
         DEVICE,
         THREADS,
@@ -81,10 +92,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _cases(args: argparse.Namespace) -> list[Case]:
     options = {name: getattr(args, name) for name in OPTIONS}
-    if args.op in MODELS or args.op == "all":
+    if args.op in MODELS or args.op == "all" or is_file(args.op):
         if args.words or any(value is not None for value in options.values()):
             raise ValueError(f"bench: {args.op} has shapes of its own: give --batch and --only")
-        cases = standard(args.batch) if args.op == "all" else network(args.op, args.batch)
+        cases = (
+            standard(args.batch) if args.op == "all" else network(args.op, args.batch, args.input)
+        )
         only = args.only or ""
         chosen = [case for case in cases if only in str(case) or only == case.label]
         if not chosen:

@@ -12,7 +12,15 @@ import numpy as np
 
 from gpuconv import nn
 from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
-from gpuconv.cli.options import CHECKPOINT, DEVICE, IMAGES, THREADS, add_options, whole
+from gpuconv.cli.options import (
+    CHECKPOINT,
+    DEVICE,
+    IMAGES,
+    OWN_NETWORK,
+    THREADS,
+    add_options,
+    whole,
+)
 from gpuconv.errors import require_known
 from gpuconv.train.evaluate import evaluate
 
@@ -25,11 +33,11 @@ MAX_CLASSES = 25  # up to which the whole matrix is printed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     batch = ("--batch", "N", whole(1), "images at a time", 500)
-    add_options(parser, CHECKPOINT, *IMAGES, batch, THREADS, DEVICE)
+    add_options(parser, CHECKPOINT, *IMAGES, batch, THREADS, DEVICE, OWN_NETWORK)
 
 
 def run(args: argparse.Namespace) -> int:
-    found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
+    found, model, preprocessing = open_checkpoint(args)
     settings = found.metadata.get("settings") or {}
     dataset = load_images(args, found, preprocessing)
     known = nn.output_shape(model, (preprocessing.image_shape[0], *preprocessing.size))[0]

@@ -16,6 +16,7 @@ from gpuconv.cli.options import (
     DEVICE,
     INVERT,
     MAY_LACK,
+    OWN_NETWORK,
     REPEATED,
     SKIP_BAD,
     add_options,
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         seed("of SmoothGrad's noise"),
         DEVICE,
         INVERT,
+        OWN_NETWORK,
     )
     parser.set_defaults(of="", split="test", limit=None)
 
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.of and args.target is not None:
         raise ValueError("explain: --class is of the network's output; it takes no --of")
     methods = _methods(args)
-    found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
+    found, model, preprocessing = open_checkpoint(args)
     x, name = _image(args, found, preprocessing)
     share = probabilities(model, x, batch_size=1)[0]
     classes = class_names(found.metadata.get("classes"), len(share))

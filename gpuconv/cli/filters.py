@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from gpuconv import checkpoint, models
-from gpuconv.cli.options import REPEATED, add_options, matrix, output, seed, whole
+from gpuconv.cli.options import OWN_NETWORK, REPEATED, add_options, matrix, output, seed, whole
 from gpuconv.data import load_image, save_image
 from gpuconv.errors import require_known
 from gpuconv.filters import FILTERS, apply, to_pixels
@@ -31,7 +31,7 @@ MAX_PANELS = 256  # of a network's filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    source = "a picture, a .safetensors, or a model's name for its first weights"
+    source = "a picture, a .safetensors, or a model's name or mynet.py:build"
     own = 'a filter of your own, such as "1 1; -1 -1", shown after the seven; may be repeated'
     size = "shrink the picture's longer side to N pixels; 0 keeps it"
     add_options(
@@ -43,12 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--size", "N", whole(0), size, 360),
         ("--layer", "NAME", str, "which convolution of a network (default: the first)"),
         seed("of the first weights of a MODEL"),
+        OWN_NETWORK,
     )
 
 
 def run(args: argparse.Namespace) -> int:
     left_out = 0
-    if args.source.endswith(".safetensors") or args.source in MODELS:
+    if args.source.endswith(".safetensors") or _is_name(args.source):
         panels, size = _learned(args), 80
         left_out = max(0, len(panels) - MAX_PANELS)
         panels = panels[:MAX_PANELS]
@@ -60,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     if left_out:
         print(f"left out: {left_out} more; gpuconv patches shows deeper filters as images")
     return 0
+
+
+def _is_name(source):
+    return source in MODELS or models.is_file(source)
 
 
 def _through(args):
@@ -85,10 +90,10 @@ def _rows(rows, divisor=1):
 def _learned(args):
     """Panels of the filters of a network's convolution."""
     model: Module
-    if args.source in MODELS:
-        model = models.build({"name": args.source, "arguments": {"seed": args.seed}})
+    if _is_name(args.source):
+        model = models.named(args.source, args.seed)
     else:
-        model = checkpoint.load(args.source)
+        model = checkpoint.load(args.source, args.built_by)
     convolutions = {
         name: layer for name, layer in model.named_modules() if isinstance(layer, Conv2d)
     }

@@ -12,10 +12,12 @@ from gpuconv.errors import printable
 from gpuconv.nn import Module
 
 
-def open_checkpoint(path: str, device: str) -> tuple[Checkpoint, Module, Preprocessing]:
-    """A checkpoint, its network in evaluation mode on the device, and the format of its images."""
-    found = checkpoint.read(path)
-    model = found.build().to(device)
+def open_checkpoint(args: Namespace) -> tuple[Checkpoint, Module, Preprocessing]:
+    """A command's checkpoint, its network in evaluation mode on the device, and the format of its
+    images.
+    """
+    found = checkpoint.read(args.checkpoint)
+    model = found.build(args.built_by).to(args.device)
     return found, model, Preprocessing.from_metadata(found.metadata, model.input_shape)
 
 

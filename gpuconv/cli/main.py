@@ -84,6 +84,12 @@ def _run_and_explain(argv: list[str]) -> int:
         if os.environ.get(TRACEBACK) == "1":
             raise
         return _say(one_line(error), BAD_INPUT)
+    except Exception as error:
+        own = sys.modules.get("gpuconv.models.own")  # a network's file, which the user named
+        where = own.blame(error) if own else None
+        if where is None or os.environ.get(TRACEBACK) == "1":
+            raise
+        return _say(f"{where}: {type(error).__name__}: {one_line(error)}", BAD_INPUT)
 
 
 def parser(command: str) -> Parser:

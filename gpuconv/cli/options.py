@@ -169,6 +169,13 @@ def _entry(text: str) -> float:
     return value
 
 
+OWN_NETWORK = (
+    "--model",
+    "FILE:FUNCTION",
+    str,
+    "what builds the checkpoint's network, mynet.py:build, where gpuconv alone cannot",
+    {"dest": "built_by"},
+)
 CHECKPOINT = ("checkpoint", "CHECKPOINT", str, "a .safetensors file")
 INVERT = (
     "--invert",

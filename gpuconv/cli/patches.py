@@ -17,6 +17,7 @@ from gpuconv.cli.options import (
     CHECKPOINT,
     DEVICE,
     IMAGES,
+    OWN_NETWORK,
     add_options,
     numbers,
     output,
@@ -47,11 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         *IMAGES,
         output("patches.png"),
         DEVICE,
+        OWN_NETWORK,
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
+    found, model, preprocessing = open_checkpoint(args)
     layer = args.layer or _last_convolution(model)
     dataset = load_images(args, found, preprocessing)
     images = _Images(dataset, preprocessing)

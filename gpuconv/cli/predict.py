@@ -16,6 +16,7 @@ from gpuconv.cli.options import (
     DEVICE,
     INVERT,
     ONE_OR_MORE,
+    OWN_NETWORK,
     SKIP_BAD,
     add_options,
     whole,
@@ -35,11 +36,11 @@ BLANK = " (warning: a picture of one colour, the answer means nothing)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     top = ("--top", "N", whole(1), "only the N likeliest classes (default: all)")
     images = ("images", "IMAGE", str, "PNG, JPEG and so on", ONE_OR_MORE)
-    add_options(parser, CHECKPOINT, images, top, SKIP_BAD, DEVICE, INVERT)
+    add_options(parser, CHECKPOINT, images, top, SKIP_BAD, DEVICE, INVERT, OWN_NETWORK)
 
 
 def run(args: argparse.Namespace) -> int:
-    found, model, preprocessing = open_checkpoint(args.checkpoint, args.device)
+    found, model, preprocessing = open_checkpoint(args)
     for path, picture in _pictures(args, preprocessing):
         x = preprocessing.to_float(picture.pixels)
         share = probabilities(model, x, batch_size=1)[0]

@@ -1,8 +1,8 @@
 """Look inside a network in the browser: draw a digit, see every layer's maps, open any value.
 
 Serves a page on this machine alone until Ctrl-C. The model is a checkpoint, or the name of a
-network of gpuconv.models, which is then shown untrained; without one it is what `gpuconv train`
-left in runs/lenet-mnist.
+network of gpuconv.models or mynet.py:build, which is then shown untrained; without one it is what
+`gpuconv train` left in runs/lenet-mnist.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gpuconv.cli.options import MAY_LACK, PORT, add_options, one_of, path
+from gpuconv.cli.options import MAY_LACK, OWN_NETWORK, PORT, add_options, image_shape, one_of, path
 
 EXAMPLES = """\
   gpuconv show
@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--host", "ADDRESS", str, host, "127.0.0.1"),
         PORT,
         ("--device", "NAME", device, "cpu or reference", "cpu"),
+        ("--input", "C,H,W", image_shape, "of an untrained network (default: the model's own)"),
+        OWN_NETWORK,
     )
 
 
@@ -44,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
             f"show: there is no {DEFAULT}; make it with `gpuconv train` (about a minute), or "
             "name a checkpoint, or see an untrained network with `gpuconv show lenet`"
         )
-    session = open_session(args.model or str(DEFAULT), args.data, args.device)
+    session = open_session(
+        args.model or str(DEFAULT), args.data, args.device, args.built_by, args.input
+    )
     if args.export:
         from gpuconv.page.export import export
 

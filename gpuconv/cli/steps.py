@@ -28,7 +28,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(
         parser,
-        ("--model", "NAME", str, "", "lenet"),
+        ("--model", "NAME", str, "or mynet.py:build", "lenet"),
         ("--data", "NAME|PATH", str, "a data set", "mnist"),
         ("--index", "N", whole(0), "which training image", 0),
         ("--lr", "RATE", number(), "learning rate", 0.01),
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    undrawn = models.build({"name": args.model, "arguments": {"seed": None}})
+    undrawn = models.named(args.model, None)
     dataset = data.load(args.data, size=image_size(undrawn.input_shape), resize="fit")
     if args.index >= len(dataset):
         raise ValueError(
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             f"expected 0 to {len(dataset) - 1}"
         )
     spec = {"num_classes": len(dataset.classes), "in_channels": dataset.image_shape[0]}
-    model = models.build({"name": args.model, "arguments": {**spec, "seed": args.seed}})
+    model = models.named(args.model, args.seed, **spec)
     model.to(args.device)
     loss = nn.ArticleLoss()
     x = to_device(dataset.batch([args.index], size=image_size(model.input_shape)), model.device)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 from gpuconv import checkpoint
-from gpuconv.cli.options import add_options, image_shape, whole
-from gpuconv.models import MODELS, build
+from gpuconv.cli.options import OWN_NETWORK, add_options, image_shape, whole
+from gpuconv.models import MODELS, is_file, named
 from gpuconv.nn.summary import size_text, summary
 from gpuconv.train import peak_memory
 
@@ -24,14 +24,16 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     own = "(default: the model's own)"
+    what = "a name, mynet.py:build, or a .safetensors file"
     measure = "train three steps on random images on the cpu and print the peak of memory"
     add_options(
         parser,
-        ("model", "MODEL|CHECKPOINT", str, "a name, or a .safetensors file"),
+        ("model", "MODEL|CHECKPOINT", str, what),
         ("--input", "C,H,W", image_shape, f"one image's channels, height and width {own}"),
         ("--classes", "N", whole(1), f"how many classes {own}"),
         ("--measure", None, bool, measure),
         ("--batch", "N", whole(1), "images of a measured step (default: 64)"),
+        OWN_NETWORK,
     )
 
 
@@ -51,13 +53,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _network(args):
-    if args.model not in MODELS and (args.model.endswith(".safetensors") or "/" in args.model):
+    by_name = args.model in MODELS or is_file(args.model)
+    if not by_name and (args.model.endswith(".safetensors") or "/" in args.model):
         if args.classes is not None:
             raise ValueError("summary: --classes is for a model by name, not for a checkpoint")
-        return checkpoint.load(args.model)
+        return checkpoint.load(args.model, args.built_by)
     arguments = {}
     if args.input is not None:
         arguments["in_channels"] = args.input[0]
     if args.classes is not None:
         arguments["num_classes"] = args.classes
-    return build({"name": args.model, "arguments": arguments})
+    return named(args.model, **arguments)

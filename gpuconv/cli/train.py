@@ -12,6 +12,13 @@ folder given by --out that holds a run is only replaced with --overwrite.
 size, other images their own or the next that the model reads. --resize says how pictures get it,
 also later (see predict): fit keeps their shape and pads, centre-crop keeps it and cuts, stretch
 does not keep it.
+--model mynet.py:build takes the network that the function `build` of mynet.py returns. The function
+gets in_channels, num_classes, input_size and seed as far as it has such parameters. The checkpoint
+keeps the file's name and sha256; the commands run the file only where --model names it.
+--from FILE begins with the weights of a checkpoint, whose network it takes unless --model names
+one, or of a file in torchvision's format (.safetensors, .pt, .pth). --classes N puts a new head in
+place of one for another number of classes. --freeze leaves layers as they are: their weights, and
+the running statistics of batch norm.
 --resume goes on with the settings that the run began with. With more --epochs than it had, it goes
 on from an epoch's end with a new schedule and the settings that are given.
 """
@@ -48,6 +55,9 @@ EXAMPLES = """\
   gpuconv train --recipe article --seed 1
   gpuconv train --data fashion-mnist --epochs 5 --optimizer adam --lr 0.001 --schedule none
   gpuconv train --data pictures/ --augment shift+flip --out runs/pictures
+  gpuconv train --model mynet.py:build --data pictures/
+  gpuconv train --model resnet18 --from resnet18.safetensors --data pictures/ --classes 5 \\
+                --freeze conv1,bn1,layer1,layer2
   gpuconv train --resume runs/lenet-mnist
   gpuconv train --resume runs/lenet-mnist --epochs 10 --lr 0.01   five more epochs
   gpuconv train --show                    watch it learn in the browser
@@ -62,7 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(
         parser,
         ("--recipe", "NAME", one_of("recipe", PRESETS), "default or article: its loss, plain SGD"),
-        ("--model", "NAME", str, "(default: lenet)"),
+        ("--model", "NAME", str, "of a model, or mynet.py:build, see above (default: lenet)"),
+        ("--from", "FILE", path, "weights to begin with, see above", {"dest": "weights"}),
+        ("--freeze", "LAYERS", _names, "layers that do not train, as conv1,layer1"),
+        ("--classes", "N", whole(1), "of a new head, where the network has another number"),
         ("--data", "NAME|PATH", path, "mnist, fashion-mnist, or a folder, see above"),
         ("--epochs", "N", whole(1), "passes over the training images"),
         ("--batch", "N", whole(1), "images for each update"),
@@ -86,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         THREADS,
         seed("decides the weights, the order and the augmentation"),
         DEVICE,
+        ("--no-graph", None, bool, "on a device, run every step anew: see docs/devices.md"),
         ("--overwrite", None, bool, "replace the run that --out holds"),
         ("--show", None, bool, "follow and steer the run in the browser, see `show`"),
         PORT,
@@ -104,12 +118,14 @@ def run(args: argparse.Namespace) -> int:
     for option, given in (("--recipe", args.recipe), ("--overwrite", args.overwrite)):
         if args.resume and given:
             raise ValueError(f"train: {option} is for a new run; --resume goes on with the old one")
-    stored = train.stored_config(args.resume) if args.resume else None
+    stored = train.stored_config(args.resume, args.model) if args.resume else None
     extends = stored is not None and (args.epochs or 0) > stored["epochs"]
     if stored is not None and extends:
         stored = train.extended(args.resume, stored, args.epochs)
     changes = {name: getattr(args, name, None) for name in DEFAULTS}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if args.weights and args.model is None and stored is None:
+        changes |= train.source(args.weights)
     if stored is not None and not extends:
         _require_unchanged(args.resume, stored, changes)
     config = train.run_config(args.recipe or "default", stored, **changes)
@@ -119,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(args.resume)
     else:
         folder = train.make_run_folder(prepared.config, args.out, args.overwrite)
-    prepared.trainer.out = folder
+    prepared.trainer.out, prepared.trainer.graph = folder, not args.no_graph
     _announce(prepared)
 
     def fit(again: bool) -> None:
@@ -143,7 +159,7 @@ def _require_unchanged(folder: str, stored: dict[str, Any], changes: dict[str, A
     """Refuse options that differ from the run's; of a device its name may: auto and cpu agree."""
     for name, value in changes.items():
         if name != "device" and stored.get(name) != value:
-            option = f"--{name.replace('_', '-')}"
+            option = "--from" if name == "weights" else f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"train: {option} is {value}, the run in {folder} has {stored.get(name)}; leave it "
                 "out to resume, or give more --epochs to go on with other settings"
@@ -157,6 +173,8 @@ def _announce(prepared: Run) -> None:
     if prepared.validation is not None:
         images += f", {len(prepared.validation.dataset):,} held out"
     print(f"{config['model']}, {count:,} parameters; {config['data']}, {images}")
+    for note in prepared.notes:
+        print(note)
     device = trainer.model.device
     if config["device"] == "auto":
         device += f" (auto: {choose()[1]})"
@@ -186,6 +204,10 @@ def _draw(out: Path, history: list[dict[str, Any]], result: dict[str, Any]) -> N
         print(f"pictures       none: {one_line(error)}")
     else:
         print(f"pictures       {pictures[0]}, {pictures[1]}")
+
+
+def _names(text):
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _augment(text):

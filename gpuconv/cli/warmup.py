@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     batch = "images for each update; kernels are chosen by shape"
     add_options(
         parser,
-        ("--model", "NAME", str, "", "lenet"),
+        ("--model", "NAME", str, "or mynet.py:build", "lenet"),
         ("--batch", "N", whole(1), batch, 32),
         DEVICE,
     )
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    model = models.build({"name": args.model}).to(args.device)
+    model = models.named(args.model).to(args.device)
     train.warm_up(model, args.batch)
     seconds = time.perf_counter() - started
     print(f"device {model.device}: {args.model} at batch {args.batch} is ready, {seconds:.1f} s")

@@ -79,6 +79,15 @@ class CupyRuntime(Runtime):
         recording.refuse("an array is copied from the host")
         return self._tried(host.shape, self.cupy.asarray, np.ascontiguousarray(host))
 
+    def borrowed(self, array: Any) -> Any:
+        """Another library's array on the GPU, by DLPack or its CUDA array interface: no copy."""
+        take = self.cupy.from_dlpack if hasattr(array, "__dlpack__") else self.cupy.asarray
+        return self._tried("an array of another library", take, array)
+
+    def on_stream(self, pointer: int, device: int) -> Any:
+        """A context in which another library's stream is the current one."""
+        return self.cupy.cuda.ExternalStream(pointer, device)
+
     def asnumpy(self, array: Any) -> np.ndarray:
         recording.refuse("an array is copied to the host")
         with self.inside(array):
@@ -130,7 +139,8 @@ class CupyRuntime(Runtime):
         self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
 
     def free_memory(self) -> int:
-        return int(self.cupy.cuda.runtime.memGetInfo()[0])
+        pooled = self.cupy.get_default_memory_pool().free_bytes()  # kept for the next array
+        return int(self.cupy.cuda.runtime.memGetInfo()[0]) + int(pooled)
 
     def pinned(self, shape: Any, dtype: Any) -> np.ndarray:
         size = math.prod(shape) * np.dtype(dtype).itemsize

@@ -1,8 +1,8 @@
 """Record a step once, replay it: the launches of an ordinary step, started again without the host.
 
-A `Recorder` notes what `Runtime.run` starts while an ordinary step runs, and a `Record` of it runs
-that step again: on `sim` the list of launches, on `cuda` a CUDA graph made of it. Addresses are
-those of the first time, so all that changes from step to step lies in memory:
+A `Recorder` notes what `Runtime.run` starts while an ordinary step runs, and a `Record` of it
+(replay.py) runs that step again: on `sim` the list of launches, on `cuda` a CUDA graph made of it.
+Addresses are those of the first time, so all that changes from step to step lies in memory:
 
 - **The host's numbers** (a rate, a seed) are computed by the host as in any step, by the functions
   that `again` was given, for all steps of one call of `Record.run`; they reach the device in one
@@ -19,13 +19,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuconv.cuda import source
 from gpuconv.cuda import step_launch as config
-from gpuconv.cuda.step_launch import COLUMNS, CORRECT, LOSSES, NORM, STATE, STEP
+from gpuconv.cuda.step_launch import COLUMNS, LOSSES, NORM, STATE, STEP
 
 if TYPE_CHECKING:
     from gpuconv.cuda.binding import Binding
@@ -52,6 +52,7 @@ class Effect:
     def __init__(self, advance: Advance, snapshot: Snapshot, early: bool) -> None:
         self.advance, self.snapshot, self.early = advance, snapshot, early
         self.numbers: tuple[Scalar, ...] = ()
+        self.kind = 0  # 1 if they are floats, 0 if they are seeds
 
 
 class ChangingFloat(float):
@@ -116,16 +117,6 @@ def paused() -> Iterator[None]:
         state.recorder = before
 
 
-class Outcome(NamedTuple):
-    """What some steps gave. losses: of each finished step, in the order in which it computed them.
-    failed: the losses and the norm of a step that stopped, as far as it came, or None.
-    """
-
-    losses: list[list[float]]
-    correct: list[int]
-    failed: tuple[list[float], float] | None
-
-
 class Recorder:
     """What one step asks of a device. Use: `with recorder.recording(): step()`, then `Record`.
 
@@ -161,12 +152,17 @@ class Recorder:
         """
         if state.recorder is not None:
             raise RuntimeError("a step that is being recorded cannot record another one")
-        with self.on.own_memory(self, own_memory):
-            state.recorder = self
-            try:
-                yield
-            finally:
-                state.recorder = None
+        with self.on.own_memory(self, own_memory), self.listening():
+            yield
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, this thread's launches are noted."""
+        state.recorder = self
+        try:
+            yield
+        finally:
+            state.recorder = None
 
     def add(
         self,
@@ -204,7 +200,7 @@ class Recorder:
             return None
         effect.numbers = found
         mark: Any = ChangingFloat if isinstance(found[0], float) else ChangingInt
-        kind = int(mark is ChangingFloat)
+        kind = effect.kind = int(mark is ChangingFloat)
         marked = []
         for index, value in enumerate(found):
             one = mark(value)
@@ -244,108 +240,3 @@ class Recorder:
         """Note a norm, one float32, by which the step may stop too."""
         chosen = config.config_note_loss(NORM, SLOTS)
         self.on.run(chosen, ring=self.ring, state=self.state, loss=norm)
-
-
-class Record:
-    """A recorded step. note: why the device replays it as single launches, or "".
-
-    One that noted its losses is run by `run`, another, in which the host has no part, by `replay`.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        on, (seeds, numbers) = recorder.on, recorder.used
-        body, recorder.launches = recorder.launches, []
-        if recorder.noted:
-            chosen = config.config_begin(seeds, numbers, SLOTS, (SEEDS, NUMBERS))
-            arrays = {"state": recorder.state, "table": recorder.table, "ring": recorder.ring}
-            state.recorder = recorder
-            try:
-                on.run(chosen, **arrays, seeds=recorder.rows[0], numbers=recorder.rows[1])
-            finally:
-                state.recorder = None
-        recorder.launches += body
-        self.on, self.recorder, self.effects = on, recorder, recorder.effects
-        self.replay, self.note = on.replay_of(recorder)
-        self.outputs = recorder.outputs
-        recorder.launches, recorder.trace = [], []
-
-    def losses(self) -> list[float]:
-        """The losses of the last step, after all that was started."""
-        return [float(self.on.read(loss)[0]) for loss in self.recorder.scalars]
-
-    def run(
-        self,
-        count: int,
-        before: Callable[[], None] | None = None,
-        failing: Callable[[], None] | None = None,
-    ) -> Outcome:
-        """`count` further steps, from 1 to SLOTS; afterwards all has happened on the device.
-
-        before: called before each launch. failing: called where a step stops, when the host's state
-        is what that step found.
-        """
-        undo = [effect.snapshot() for effect in self.effects]
-        count = self._prepare(count, undo)
-        for _ in range(count):
-            if before is not None:
-                before()
-            self.replay()
-        ring = self.on.read(self.recorder.ring)
-        stopped = int(ring[-1])
-        done = stopped - 1 if stopped else count
-        rows = ring[:-1].reshape(SLOTS, COLUMNS)
-        end = LOSSES + len(self.recorder.scalars)
-        losses, correct = rows[:done, LOSSES:end].tolist(), rows[:done, CORRECT].tolist()
-        if not stopped:
-            return Outcome(losses, list(map(int, correct)), None)
-        self._rewind(undo, done)
-        if failing is not None:
-            failing()
-        for effect in self.effects:
-            if effect.early:
-                effect.advance()
-        failed = rows[done, LOSSES:end].tolist(), float(rows[done, NORM])
-        return Outcome(losses, list(map(int, correct)), failed)
-
-    def _prepare(self, count: int, undo: list[Callable[[], None]]) -> int:
-        """Do the host's part of the steps and put their numbers into the table; returns how many
-        steps it can be done for. What it raises for the first is raised.
-        """
-        numbers: list[Any] = []
-        seeds: list[Any] = []
-        done = 0
-        try:
-            for _ in range(count):
-                for effect in self.effects:
-                    found = effect.advance()
-                    if found is not None:
-                        effect.numbers = found
-                        (numbers if isinstance(found[0], float) else seeds).extend(found)
-                done += 1
-        except Exception:
-            self._rewind(undo, done)
-            if not done:
-                raise
-            many = self.recorder.used
-            del seeds[done * many[0] :], numbers[done * many[1] :]
-        with np.errstate(over="ignore"):
-            floats = np.array(numbers, np.float64).astype(np.float32)
-        if not np.isfinite(floats).all():
-            self._rewind(undo, 0)
-            raise ValueError("a number of this step, such as its rate, does not fit float32")
-        words = [np.array(seeds, np.uint64).view(np.uint32), floats.view(np.uint32)]
-        table = np.concatenate([part.reshape(done, -1) for part in words], axis=1)
-        end = STATE + table.size
-        self.recorder.host[STATE:end] = table.ravel()
-        self.on.queue().copy(self.recorder.words[:end], self.recorder.host[:end])
-        return done
-
-    def _rewind(self, undo: list[Callable[[], None]], steps: int) -> None:
-        """Put the host's state to where it was, and from there on by so many steps."""
-        for back in reversed(undo):
-            back()
-        for _ in range(steps):
-            for effect in self.effects:
-                found = effect.advance()
-                if found is not None:
-                    effect.numbers = found

@@ -14,6 +14,8 @@ from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
 from gpuconv.threads import thread_count
 
+UNKNOWN_MEMORY = 4 << 30  # bytes, where the system does not say how many are free
+
 
 class SimRuntime(Runtime):
     """Arrays are `gpuconv.sim.Array`; a launch returns when the kernel is done.
@@ -61,6 +63,8 @@ class SimRuntime(Runtime):
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
 
     def free_memory(self) -> int:
+        if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+            return UNKNOWN_MEMORY
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def synchronize(self) -> None:

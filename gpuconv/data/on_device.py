@@ -39,6 +39,7 @@ SLOTS = 64  # batches whose rows are drawn and copied together
 SHARE = 4  # images may take the free memory divided by this
 BLOCK = 128  # threads: kernels/image_batch.cu
 LEVELS = 256  # of a uint8 pixel
+NO_STEPS = np.zeros((0, 4), np.int64)
 
 
 @lru_cache(maxsize=CACHED)
@@ -99,14 +100,14 @@ class Batches:
 
     feed: Callable[[], None] | None = None
 
-    def __init__(self, loader: Loader, on: Runtime, steps: np.ndarray | None) -> None:
+    def __init__(self, loader: Loader, on: Runtime, steps: np.ndarray) -> None:
         """steps: of `moves_of`."""
         self.loader, self._on, self._steps = loader, on, steps
         self._batch = min(loader.batch_size, len(loader.dataset))
-        self._orders: dict[int, np.ndarray] = {}  # of this epoch and the next
+        self._orders: dict[int, Any] = {}  # of this epoch and the next, or their Futures
         self._table = on.empty((SLOTS * self._batch, WORDS), np.int32)
-        # Of the SLOTS batches of an epoch from one on there are rows, and of those after them a
-        # second thread draws some meanwhile: (epoch, first), which half has them.
+        # The half with the rows of SLOTS batches, and the (epoch, first) of these; those after them
+        # are drawn into the other by a second thread.
         self._rows, self._half = Pair(on, self._table.shape, np.int32), 0
         self._drawn, self._ahead = (-1, 0), (-1, 0)
         self._pool = ThreadPoolExecutor(1)
@@ -114,9 +115,9 @@ class Batches:
         self._values = on.asarray(values_of(loader))
         self._zero = on.zeros(1, np.uint32)
         self._static: dict[int, tuple[Any, Any]] = {}
-        self._place(loader.dataset.images)
+        self._allocate(loader.dataset.images)
 
-    def _place(self, images: np.ndarray) -> None:
+    def _allocate(self, images: np.ndarray) -> None:
         """Make the arrays on the device that batches are taken from."""
         self._images = self._on.asarray(images)
         self._labels = self._on.asarray(self.loader.dataset.labels)
@@ -143,24 +144,27 @@ class Batches:
 
     def _turn(self, epoch: int, first: int) -> None:
         """Have the rows of the epoch's batches from `first` on, and begin to draw the next."""
-        if self._drawing is not None:
-            self._drawing.result()
-        other = 1 - self._half
-        if self._ahead != (epoch, first):
-            self._draw(self._rows.take(other), epoch, first)
+        other, loader = 1 - self._half, self.loader
+        if not _came(self._drawing) or self._ahead != (epoch, first):
+            draw_rows(*self._draw(other, epoch, first))
         self._drawn, self._half = (epoch, first), other
         later = first + SLOTS
-        self._ahead = (epoch, later) if later < len(self.loader) else (epoch + 1, 0)
-        rows = self._rows.take(1 - other)
-        self._drawing = self._pool.submit(self._draw, rows, *self._ahead)
+        self._ahead = (epoch, later) if later < len(loader) else (epoch + 1, 0)
+        self._orders = {e: o for e, o in self._orders.items() if e in (epoch, epoch + 1)}
+        if loader.shuffle and epoch + 1 not in self._orders:
+            key = key_of(loader.seed, epoch + 1, ORDER)
+            self._orders[epoch + 1] = self._pool.submit(permutation, key, len(loader.dataset))
+        self._drawing = self._pool.submit(draw_rows, *self._draw(1 - other, *self._ahead))
 
-    def _draw(self, rows: np.ndarray, epoch: int, first: int) -> None:
-        key = key_of(self.loader.seed, epoch, AUGMENT)
-        self._write(rows, self._indices(epoch, first, SLOTS), key, first)
+    def _draw(self, half: int, epoch: int, first: int) -> tuple[Any, ...]:
+        """The arguments with which `draw_rows` draws SLOTS batches into a half."""
+        key, indices = key_of(self.loader.seed, epoch, AUGMENT), self._indices(epoch, first, SLOTS)
+        size, place = self._images.shape[2:], self._place(first)
+        return self._steps, indices, key, *size, *place, self._rows.take(half)
 
-    def _write(self, rows: np.ndarray, indices: np.ndarray, key: np.uint64, first: int) -> None:
-        """Write the rows of batches from `first` on."""
-        draw_rows(self._steps, indices, key, *self._images.shape[2:], rows)
+    def _place(self, batch: int) -> tuple[int, int]:
+        """`place` and `places` of `draw_rows`, of a batch."""
+        return 0, 0
 
     def load(self, size: int, slot: Any) -> tuple[Any, Any]:
         """(x, labels) of the batch in a slot: float32 (size, C, H, W), channels last in memory, and
@@ -197,14 +201,16 @@ class Batches:
 
     def _indices(self, epoch: int, first: int, count: int) -> np.ndarray:
         order = self._orders.get(epoch)
+        if isinstance(order, Future):
+            order = self._orders[epoch] = order.result() if _came(order) else None
         if order is None:
             order = np.arange(len(self.loader.dataset))
             if self.loader.shuffle:
                 order = permutation(key_of(self.loader.seed, epoch, ORDER), len(order))
-            before = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders = {epoch: order, **before}
+            self._orders[epoch] = order
         size = self.loader.batch_size
-        return order[first * size : (first + count) * size]
+        found: np.ndarray = order[first * size : (first + count) * size]
+        return found
 
     def _new(self, size: int) -> tuple[Any, Any]:
         C, H, W = self.loader.input_shape
@@ -219,11 +225,11 @@ class Streamed(Batches):
     """
 
     def __init__(self, loader: Loader, on: Runtime, steps: np.ndarray | None, why: str) -> None:
-        self._why = why
-        super().__init__(loader, on, steps)
+        self._why, self._known = why, steps is not None
+        super().__init__(loader, on, NO_STEPS if steps is None else steps)
 
-    def _place(self, images: np.ndarray) -> None:
-        on, batch, known = self._on, self._batch, self._steps is not None
+    def _allocate(self, images: np.ndarray) -> None:
+        on, batch, known = self._on, self._batch, self._known
         shape = images.shape[1:] if known else self.loader.input_shape
         dtype = np.dtype(np.uint8 if known else np.float32)
         self._images = on.empty((2 * batch, *shape), dtype)
@@ -231,11 +237,6 @@ class Streamed(Batches):
         self._pixels, self._numbers = Pair(on, (batch, *shape), dtype), Pair(on, (batch,), np.int64)
         self._copies = on.queue(private=True)
         self.note = f"batches are copied to {on.name} one by one: {self._why}"
-
-    def __del__(self) -> None:
-        """A copy that goes on may not write to memory that others have by then."""
-        with suppress(Exception):  # of a driver that is gone already, and of what was never made
-            self._copies.synchronize()
 
     def prepare(self, epoch: int, first: int, most: int) -> tuple[int, int]:
         count, size = super().prepare(epoch, first, most)
@@ -245,11 +246,8 @@ class Streamed(Batches):
             self._stage(first)
         return count, size
 
-    def _write(self, rows: np.ndarray, indices: np.ndarray, key: np.uint64, first: int) -> None:
-        steps = np.zeros((0, 4)) if self._steps is None else self._steps
-        draw_rows(steps, indices, key, *self._images.shape[2:], rows)
-        begin = first % 2 * self._batch
-        rows[:, 0] = np.arange(begin, begin + len(rows)) % (2 * self._batch)
+    def _place(self, batch: int) -> tuple[int, int]:
+        return batch % 2 * self._batch, 2 * self._batch
 
     def feed(self) -> None:
         """Copy the next batch while this one is used, and let the current queue wait for this."""
@@ -265,7 +263,7 @@ class Streamed(Batches):
         indices, half = self._indices(self._prepared, number, 1), number % 2
         count, begin = len(indices), half * self._batch
         pixels, labels = self._pixels.take(half)[:count], self._numbers.take(half)[:count]
-        if self._steps is not None:
+        if self._known:
             np.take(self.loader.dataset.images, indices, axis=0, out=pixels, mode="clip")
         else:
             pixels[:], _ = self.loader.batch(self._prepared, indices)
@@ -273,6 +271,16 @@ class Streamed(Batches):
         self._copies.wait(self._read[half])
         self._numbers.copy(half, 0, self._labels[begin : begin + count], self._copies)
         self._pixels.copy(half, 0, self._images[begin : begin + count], self._copies)
+
+
+def _came(future: Future[Any] | None) -> bool:
+    """Whether a second thread has done its work, once it has; it need not where it has not begun:
+    to do the work is quicker than to wait for that thread to wake.
+    """
+    if future is None or future.cancel():
+        return False
+    future.result()
+    return True
 
 
 class Pair:
@@ -293,6 +301,11 @@ class Pair:
         queue.copy(to, self._arrays[half][begin : begin + len(to)])
         self.copied[half] = queue.record()
 
+    def __del__(self) -> None:
+        """A copy that goes on may not touch memory that others have by then."""
+        with suppress(Exception):  # of a driver that is gone already, and of what was never made
+            self.take(0), self.take(1)
+
 
 def batches_for(loader: Any, device: str) -> Batches | None:
     """The loader's batches on "sim" or "cuda"; None for what is no `Loader`: a list of batches."""
@@ -301,12 +314,14 @@ def batches_for(loader: Any, device: str) -> Batches | None:
     from gpuconv.cuda.runtime import runtime  # late: loading data needs no device
 
     on, images, steps = runtime(device), loader.dataset.images, moves_of(loader)
-    why, free = "", on.free_memory()
-    if images.dtype != np.uint8:
-        why = f"they are {images.dtype}, not uint8"
+    free = on.free_memory()
+    if steps is None and images.dtype == np.uint8:
+        why = "the host prepares them, for the kernel does not know their augmentation"
     elif steps is None:
-        why = "the host computes their augmentation"
+        why = f"they are {images.dtype}, not uint8"
     elif images.nbytes > free // SHARE:
         sizes = images.nbytes / 1e9, free / 1e9
         why = "{:,.2f} GB of images are more than a quarter of the {:,.2f} GB free".format(*sizes)
-    return Streamed(loader, on, steps, why) if why else Batches(loader, on, steps)
+    else:
+        return Batches(loader, on, steps)
+    return Streamed(loader, on, steps, why)

@@ -56,10 +56,13 @@ class CounterRNG:
 
 def key_of(seed: int, epoch: int, stream: int) -> np.uint64:
     """What the numbers of all images of a stream have in common."""
-    key = np.uint64(0)
-    for word in (stream, seed, epoch):
-        key = _mix(np.array([key ^ np.uint64(int(word) & _MASK)]))[0]
-    return key
+    key = 0
+    for word in (stream, seed, epoch):  # `_mix` of each in turn, in Python's integers
+        z = (key ^ int(word)) + _GOLDEN & _MASK
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+        key = z ^ z >> 31
+    return np.uint64(key)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

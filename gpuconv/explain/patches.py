@@ -12,7 +12,7 @@ from gpuconv.explain.gradients import deconvnet
 from gpuconv.explain.observe import Observer
 from gpuconv.explain.receptive_field import Box, receptive_field
 from gpuconv.nn import Module
-from gpuconv.train.evaluate import batches_of
+from gpuconv.train.feed import batches_of
 
 
 @dataclass(frozen=True)

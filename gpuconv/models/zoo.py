@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
-from gpuconv.errors import require_known
-from gpuconv.nn import Conv2d, Linear, Module, init, recompute_blocks
+from gpuconv.errors import require_known, unknown
+from gpuconv.models import own
+from gpuconv.nn import Conv2d, Linear, Module, init, rebuild, recompute_blocks
 
 P = ParamSpec("P")
 Network = TypeVar("Network", bound=Module)
@@ -103,12 +104,42 @@ def stem_convolution(stem: str, in_channels: int) -> Conv2d:
 
 
 def build(spec: Mapping[str, Any]) -> Module:
-    """The model that a `spec` {"name": ..., "arguments": {...}} describes. ValueError for what is
-    unknown.
+    """The model that a `spec` {"name": ..., "arguments": {...}} describes: one from here, one of
+    gpuconv's layers with its "children", or one of a file that `from_file` has run. ValueError for
+    what is unknown.
     """
     name: Any = spec.get("name")
+    arguments = dict(spec.get("arguments", {}))
+    if own.is_file(str(name)):
+        return own.again(spec, arguments.pop("seed", 0))
+    if name in MODELS:
+        try:
+            return MODELS[name](**arguments)
+        except TypeError as error:
+            raise ValueError(f"model {name}: {error}") from None
+    if foreign := rebuild.foreign_layer(spec) if "children" in spec else None:
+        raise ValueError(
+            f"layer {foreign[0]} is a {foreign[1]}, which gpuconv cannot build; give the code that "
+            "builds the network: --model FILE.py:FUNCTION, in Python gpuconv.load(path, model)"
+        )
+    if name not in rebuild.LAYERS:
+        raise unknown("model", name, MODELS)
+    seed = arguments.pop("seed", 0)
+    with init.deferred():
+        network = rebuild.build({**spec, "arguments": arguments})
+    if seed is not None:
+        init.initialize(network, seed)
+    return network
+
+
+def named(name: str, seed: int | None = 0, **offered: Any) -> Module:
+    """A model from here by its name, or that of a function in a Python file, see `from_file`.
+
+    offered: arguments. A model from here has to take them all, but for input_size.
+    """
+    if own.is_file(name):
+        return own.from_file(name, seed or 0, **offered)
     require_known("model", name, MODELS)
-    try:
-        return MODELS[name](**spec.get("arguments", {}))
-    except TypeError as error:
-        raise ValueError(f"model {name}: {error}") from None
+    if "input_size" not in inspect.signature(MODELS[name]).parameters:
+        offered.pop("input_size", None)
+    return build({"name": name, "arguments": {**offered, "seed": seed}})

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.arrays import empty_images
+from gpuconv.arrays import empty_images, native
 from gpuconv.autograd import Array, Tensor, activated, as_tensor, defer, once, pooled, record, state
 from gpuconv.autograd.operators import add, flatten, relu_backward
 from gpuconv.nn import linear_chain
@@ -29,6 +29,9 @@ from gpuconv.ops.losses import one_launch
 from gpuconv.ops.op import Op
 
 P = ParamSpec("P")
+PLAIN = frozenset(
+    (np.ndarray, int, float, bool, str, tuple, type(None))
+)  # other libraries' are not
 
 __all__ = [
     "ChannelBuffer",
@@ -81,6 +84,8 @@ def _lifted(op: Op[P, Any], backward_op: Op[..., Any]) -> Callable[P, Tensor]:
         for name, value in given.items():
             if isinstance(value, Tensor):
                 given[name] = value.data
+            elif type(value) not in PLAIN:
+                given[name] = native(value, f"{op.__name__}: {name}")
         y = _on(op, x.reference)(x.data, **given)
         result, kept_of_result = y if is_loss else (y, y)
         known = {"x": x.data, "x_shape": x.data.shape}.get(kept, kept_of_result)
@@ -206,6 +211,8 @@ def batch_norm(
     """
     x, w, b = as_tensor(x), _optional(w), _optional(b)
     arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
+    if type(running_mean) not in PLAIN:
+        running_mean, running_var = native(running_mean), native(running_var)
     reference = x.reference or (w is not None and w.reference)
     count = x.data.size // max(x.data.shape[1], 1)
     if training and count < 2 and state.trace is None:
@@ -223,6 +230,8 @@ def batch_norm(
             tracked = True
             track = _on(ops.batch_norm2d_track, reference)
             once(track, running_mean, running_var, mean, var, count, momentum)
+        if state.trace is not None and not training:  # the names of what it reads
+            mean, var = running_mean, running_var
         run_backward = _on(ops.batch_norm2d_backward, reference)
         saved = (run_backward, *arrays, mean, var, eps, activation, training, x.requires_grad)
         name = "batch_norm" if activation is None else "batch_norm_relu"

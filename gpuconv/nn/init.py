@@ -5,6 +5,7 @@ Sources: Glorot and Bengio 2010 (xavier), He et al. 2015 (kaiming), LeCun et al.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -115,6 +116,32 @@ def empty_weight(shape: Shape) -> tuple[Any, bool]:
     """The array of a weight, float32, and whether it is drawn at once."""
     make = getattr(_later, "array", None)
     return (make or np.zeros)(shape, np.float32), make is None
+
+
+def filled(length: int, value: float) -> Any:
+    """A vector of one value, float32; a shape alone where weights are."""
+    if getattr(_later, "array", None) is ShapeOnly:
+        return ShapeOnly((length,), np.float32)
+    return np.full(length, value, np.float32)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Layers made in here without `rng` draw their weights from generators [seed, number of the
+    layer], so that code which names no seed gives the same weights each time.
+    """
+    before = getattr(_later, "seeds", None)
+    _later.seeds = ([seed, number] for number in itertools.count())
+    try:
+        yield
+    finally:
+        _later.seeds = before
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """The generator of a layer's weights: rng or of that seed; of `seeded` where it is None."""
+    seeds = getattr(_later, "seeds", None)
+    return np.random.default_rng(next(seeds) if rng is None and seeds else rng)
 
 
 def initialize(

@@ -26,7 +26,7 @@ class Weighted(Module):
         bias = flag(f"{type(self).__name__}: bias", bias)
         self.bias = Parameter(init.empty_weight(shape[:1])[0]) if bias else None
         if drawn:
-            self.reset_parameters(np.random.default_rng(rng))
+            self.reset_parameters(init.generator(rng))
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         """PyTorch's default for Conv2d and Linear: uniform in +-1/sqrt(fan in)."""

@@ -14,6 +14,7 @@ from gpuconv.arrays import checked_cast, device_of, require, to_device, to_numpy
 from gpuconv.autograd import Array, Handle, Parameter, Tensor, as_tensor, record, settle, state
 from gpuconv.devices import resolve
 from gpuconv.errors import unknown
+from gpuconv.interchange import library_of
 from gpuconv.nn import foreign
 
 Shape = tuple[int, ...]
@@ -47,7 +48,8 @@ class Module:
 
     training: whether dropout and batch norm act as in training; set by `train` and `eval`. device:
     where `to` put it. fusing: False runs every function of its forward by itself. recompute: True
-    keeps only the module's input for backward and runs forward once more then. is_block: whether
+    keeps only the module's input for backward and runs forward once more then. frozen: see
+    `freeze`. is_block: whether
     `recompute_blocks` may set that for it. input_shape: one example's (C, H, W); known for the
     models of gpuconv.models.
 
@@ -66,6 +68,7 @@ class Module:
     device = "cpu"
     fusing = True
     recompute = False
+    frozen = False
     is_block = False
     input_shape: Shape | None = None
     holds: tuple[str, ...] = ()  # attributes that are a parameter or None
@@ -94,10 +97,16 @@ class Module:
 
     @property
     def spec(self) -> dict[str, Any] | None:
-        """The name and arguments from which `models.build` makes it again; None for a model that is
-        not from there, or whose parts were replaced by other ones.
+        """What `models.build` makes it from again: the name and arguments of a model that is from
+        there, or of all layers, where they are gpuconv's own. None for what only the user's code
+        can build.
         """
-        return None if self._described is None else self._described(self)
+        from gpuconv.nn.rebuild import describe, foreign_layer
+
+        if self._described is not None and (found := self._described(self)) is not None:
+            return found
+        described = describe(self)
+        return described if foreign_layer(described) is None else None
 
     # ---- what a subclass defines ---------------------------------------------------------------
 
@@ -169,8 +178,10 @@ class Module:
     def _as_tensor(self, x: Any) -> Any:
         if isinstance(x, list):  # of numbers; several inputs in a list stay one by one
             known = any(isinstance(part, Tensor) for part in x)
+        elif type(x) is np.ndarray:
+            known = False
         else:
-            known = isinstance(x, Tensor) or device_of(x) is None
+            known = isinstance(x, Tensor) or (device_of(x) is None and library_of(x) is None)
         return x if known else as_tensor(x, self.device == "reference")
 
     @property
@@ -363,7 +374,7 @@ class Module:
         if not isinstance(mode, bool | np.bool_):
             raise TypeError(f"train: mode must be True or False, got {type(mode).__name__}")
         for module in self.modules():
-            module.training = mode
+            module.training = mode and not module.frozen
         return self
 
     def eval(self) -> Self:
@@ -375,9 +386,40 @@ class Module:
             parameter.grad = None
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Whether the parameters get gradients: False freezes them."""
+        """Whether the parameters get gradients: False keeps them as they are, True also undoes
+        `freeze`.
+        """
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
+        for module in self.modules():
+            module.frozen = module.frozen and not requires_grad
+        return self
+
+    def freeze(self, *names: str) -> Self:
+        """Leave layers of these names as they are in training: without gradients, and in evaluation
+        mode, so that batch norm keeps its running statistics too. `requires_grad_(True)` undoes it.
+
+        names: of layers or containers, "layer1", or of parameters, "fc.weight"; without any, all.
+        ValueError, with the nearest name, for one that is neither, and for a layer with nothing to
+        train in it.
+
+        >>> from gpuconv import models
+        >>> model = models.resnet18(num_classes=5).freeze("conv1", "bn1", "layer1")
+        >>> model.train().layer1.training
+        False
+        """
+        parameters = dict(self.named_parameters())
+        for name in names or ("",):
+            if name in parameters:
+                continue
+            if not self.get_submodule(name).parameters():
+                raise ValueError(f"freeze: {name or 'the network'} has nothing to train")
+        for name in names or ("",):
+            if name in parameters:
+                parameters[name].requires_grad = False
+                continue
+            for module in self.get_submodule(name).requires_grad_(False).modules():
+                module.frozen, module.training = True, False
         return self
 
     def to(self, device: str | None = None, dtype: Any = None) -> Self:

@@ -11,6 +11,7 @@ from gpuconv.arguments import flag, number, whole
 from gpuconv.autograd import Parameter, Tensor, once
 from gpuconv.cuda.recording import again
 from gpuconv.errors import require_known
+from gpuconv.nn import init
 from gpuconv.nn.functional import batch_norm, local_response_norm
 from gpuconv.nn.module import Buffer, Module
 from gpuconv.ops.local_response_norm import CONVENTIONS
@@ -46,11 +47,11 @@ class BatchNorm2d(Module):
             momentum = number("BatchNorm2d: momentum", momentum, 0, 1)
         self.momentum = momentum
         affine = flag("BatchNorm2d: affine", affine)
-        self.weight = Parameter(np.ones(C, np.float32)) if affine else None
-        self.bias = Parameter(np.zeros(C, np.float32)) if affine else None
+        self.weight = Parameter(init.filled(C, 1)) if affine else None
+        self.bias = Parameter(init.filled(C, 0)) if affine else None
         tracked = flag("BatchNorm2d: track_running_stats", track_running_stats)
-        self.running_mean = Buffer(np.zeros(C, np.float32)) if tracked else None
-        self.running_var = Buffer(np.ones(C, np.float32)) if tracked else None
+        self.running_mean = Buffer(init.filled(C, 0)) if tracked else None
+        self.running_var = Buffer(init.filled(C, 1)) if tracked else None
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
     def reset_parameters(self, rng: np.random.Generator) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.arguments import pair
-from gpuconv.arrays import ShapeOnly
+from gpuconv.arrays import ShapeOnly, to_device
 from gpuconv.autograd import Tensor, no_grad, state
 from gpuconv.nn.module import Module, Shape, in_mode
 from gpuconv.shapes import Window, window
@@ -170,10 +170,25 @@ def trace(network: Module, given: Any, training: bool = False, fusing: bool = Fa
 
 
 def output_shape(network: Module, input_shape: Shape) -> Shape:
-    """The shape of one example's output, in evaluation mode, for one example's input."""
+    """The shape of one example's output, in evaluation mode, for one example's input.
+
+    Where the shapes alone do not tell what the network does, it is run on zeros. ValueError where
+    its output is not one tensor.
+    """
     with no_grad():
-        y = run(network, input_shape, False, Trace(network))
+        try:
+            y = run(network, input_shape, False, Trace(network))
+        except TypeError:
+            y = run(network, zeros(network, input_shape), False, Trace(network))
+    if not isinstance(y, Tensor):
+        raise ValueError(f"the network gives a {type(y).__name__}, expected one tensor")
     return tuple(y.data.shape[1:])
+
+
+def zeros(network: Module, input_shape: Shape) -> Any:
+    """One example of zeros, in the type and on the device of a network's parameters."""
+    dtype = next((p.data.dtype for p in network.parameters()), np.dtype(np.float32))
+    return to_device(np.zeros((1, *input_shape), dtype), network.device)
 
 
 def run(network: Module, given: Any, training: bool, found: Trace) -> Any:

@@ -91,7 +91,7 @@ def avg_pool2d(
     """
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
     total = sum_pool2d.definition(x, kernel_size, stride, padding, dilation, ceil_mode)
-    return total / _taps_counted(geometry, x.shape[2:], count_include_pad).astype(x.dtype)
+    return total / taps_counted(geometry, x.shape[2:], count_include_pad).astype(x.dtype)
 
 
 @op
@@ -111,14 +111,14 @@ def avg_pool2d_backward(
     Returns dx, of x_shape and dy's dtype.
     """
     geometry = window(kernel_size, stride, padding, dilation, ceil_mode)
-    share = dy / _taps_counted(geometry, tuple(x_shape[2:]), count_include_pad).astype(dy.dtype)
+    share = dy / taps_counted(geometry, tuple(x_shape[2:]), count_include_pad).astype(dy.dtype)
     return sum_pool2d_backward.definition(
         share, x_shape, kernel_size, stride, padding, dilation, ceil_mode
     )
 
 
 @lru_cache(maxsize=256)
-def _taps_counted(geometry, image, include_pad):
+def taps_counted(geometry, image, include_pad):
     """(P, Q): the taps of each window that are inside the image, or inside it and its padding."""
     axes = zip(image, geometry.pads(*image), geometry.output_size(*image), strict=True)
     counts = []
@@ -207,13 +207,13 @@ def sum_pool2d_backward_cpu(dy, x_shape, *options):
 @avg_pool2d.cpu
 def avg_pool2d_cpu(x, *options):
     y = sum_pool2d_cpu(x, *options[:-1])
-    y /= _taps_counted(window(*options[:-1]), x.shape[2:], options[-1]).astype(y.dtype)
+    y /= taps_counted(window(*options[:-1]), x.shape[2:], options[-1]).astype(y.dtype)
     return y
 
 
 @avg_pool2d_backward.cpu
 def avg_pool2d_backward_cpu(dy, x_shape, *options):
-    counts = _taps_counted(window(*options[:-1]), tuple(x_shape[2:]), options[-1])
+    counts = taps_counted(window(*options[:-1]), tuple(x_shape[2:]), options[-1])
     return sum_pool2d_backward_cpu(dy / counts.astype(dy.dtype), x_shape, *options[:-1])
 
 

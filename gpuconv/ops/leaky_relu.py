@@ -31,6 +31,7 @@ def leaky_relu_backward(dy: Array, x: Array, negative_slope: float = 0.01) -> Ar
 
 elementwise(leaky_relu, "leaky_relu.cu")
 elementwise(leaky_relu_backward, "leaky_relu.cu")
+leaky_relu.onnx = "LeakyRelu", {"alpha": "negative_slope"}
 
 
 @leaky_relu.cpu

@@ -18,7 +18,9 @@
     @relu.launch
     def relu_launch(runtime, x): ...    # the kernels, for arrays on sim and cuda alike
 
-float16 arrays are computed in float32, and so are the results: operations have no kernels for less.
+Arrays of PyTorch, JAX and others are taken too, and the results given back as that library's
+(gpuconv/interchange.py). float16 arrays are computed in float32, and so are the results: operations
+have no kernels for less.
 
 Calling `relu(x)` looks at the arrays, checks the arguments and runs that device's implementation;
 `relu.reference(x)` checks them and runs the definition.
@@ -35,9 +37,18 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import numpy as np
 
 from gpuconv.arguments import number
-from gpuconv.arrays import ShapeOnly, as_float32, device_of, is_device, to_numpy
+from gpuconv.arrays import (
+    ShapeOnly,
+    as_float32,
+    device_of,
+    foreign,
+    is_device,
+    native,
+    to_numpy,
+)
 from gpuconv.cpu.elementwise import elementwise as on_all_threads
 from gpuconv.cuda import runtime as runtimes
+from gpuconv.interchange import Library, library_of
 from gpuconv.ops.cost import Cost, moved
 
 P = ParamSpec("P")  # an operation's parameters, those of its definition
@@ -77,6 +88,7 @@ class Op(Generic[P, R]):
         self._required = defaults.count(inspect.Parameter.empty)
         self._defaults = tuple(defaults[self._required :])
         self.in_place = False  # whether it writes into an argument, whose type it then keeps
+        self.onnx: tuple[str, dict[str, str]] | None = None  # a node: {its attribute: parameter}
         self._accepted: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._checks: list[Callable[..., Any]] = []
         self._check_values: Callable[..., Any] | None = None
@@ -180,6 +192,8 @@ class Op(Generic[P, R]):
             elif kind is tuple and (types := _types_of_pairs(a)) is not None:
                 signature += kind, a, types
             else:
+                if (library := foreign(values)) is not None:
+                    return self._brought(self, library, values)
                 run = self._accept(values)
                 break
         else:
@@ -197,7 +211,10 @@ class Op(Generic[P, R]):
 
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the definition, whatever faster implementations there are."""
-        values = self._widened(self._bound(args, kwargs))
+        values = self._bound(args, kwargs)
+        if (library := foreign(values)) is not None:
+            return self._brought(self.reference, library, values)
+        values = self._widened(values)
         if (device := self._device(values)) == "meta":
             return self(*args, **kwargs)
         if device != "cpu":
@@ -207,6 +224,25 @@ class Op(Generic[P, R]):
             self._refuse(self._check_values, values)
         result: R = self.definition(*values)
         return result
+
+    def _brought(self, run: Callable[..., Any], library: Library, args: tuple[Any, ...]) -> Any:
+        """Run on other libraries' arrays; what comes out is given back as that library's."""
+        named = zip(self._names, args, strict=True)
+        own = tuple(native(a, f"{self.__name__}: {name}") for name, a in named)
+        with library.inside(next(a for a in args if library_of(a) is library)):
+            found = run(*own)
+            parts = found if isinstance(found, tuple) else (found,)
+            # what was written into an argument is that argument
+            given = {id(mine): theirs for mine, theirs in zip(own, args, strict=True)}
+            parts = tuple(
+                given[id(part)]
+                if id(part) in given
+                else library.give(part)
+                if device_of(part)
+                else part
+                for part in parts
+            )
+        return parts if isinstance(found, tuple) else parts[0]
 
     def _accept(self, args: tuple[Any, ...]) -> Callable[..., Any]:
         """The implementation for arguments like these; raises if they are wrong."""

@@ -32,3 +32,4 @@ def relu_backward(dy: Array, y: Array) -> Array:
 
 elementwise(relu, "relu.cu", lambda x, y: np.maximum(x, 0, out=y))
 elementwise(relu_backward, "relu.cu", fast.relu_backward)
+relu.onnx = "Relu", {}

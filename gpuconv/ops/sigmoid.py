@@ -33,3 +33,4 @@ def _logistic(x, y):
 
 elementwise(sigmoid, "activations.cu", _logistic)
 elementwise(sigmoid_backward, "activations.cu", fast.sigmoid_backward)
+sigmoid.onnx = "Sigmoid", {}

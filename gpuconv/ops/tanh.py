@@ -55,5 +55,6 @@ def _gradient(amplitude, slope):
 
 elementwise(tanh, "activations.cu", np.tanh)
 elementwise(tanh_backward, "activations.cu", _gradient(1.0, 1.0))
+tanh.onnx = "Tanh", {}
 elementwise(scaled_tanh, "activations.cu", _scaled)
 elementwise(scaled_tanh_backward, "activations.cu", _gradient(AMPLITUDE, SLOPE))

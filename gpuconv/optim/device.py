@@ -127,7 +127,7 @@ def _update(
 
     def advance() -> tuple[float, ...]:
         now, numbers = optimizer._kernel(group)
-        if now != kernel or any(numbers[name] != value for name, value in fixed.items()):
+        if now != kernel or (fixed and any(numbers[n] != value for n, value in fixed.items())):
             raise RuntimeError(f"{optimizer._name}: another kind of step than the recorded one")
         steps = optimizer.steps
         for i in alike:

@@ -24,13 +24,14 @@ KINDS: dict[type[nn.Module], str] = {
 }
 # Functions that need nothing of a layer, by the name of their step.
 FUNCTIONS = {
-    **{name: name for name in ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax", "add")},
+    **{name: name for name in ("relu", "tanh", "scaled_tanh", "sigmoid", "softmax")},
+    **{name: name for name in ("add", "multiply")},
     **{f"{name}_pool2d": f"{name}_pool" for name in ("max", "avg", "sum", "adaptive_avg")},
     "reshape": "flatten",
     "cat": "concat",
     "append_channels": "concat",
 }
-NAMES = {"add": "sum", "concat": "joined", "flatten": "flat"}
+NAMES = {"add": "sum", "multiply": "product", "concat": "joined", "flatten": "flat"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Graph(list[Node]):
             raise ValueError("show: this network does not know its input; give its shape")
         self.model = model
         traced = _traced(model, tuple(shape))
+        self._steps = [(step.name, step.module, step.shape) for step in traced.steps]
         nodes, self._names = _Builder(traced).build()
         super().__init__(nodes)
         scores = nodes[-1]
@@ -101,8 +103,14 @@ class Graph(list[Node]):
         """Every node's output for one image, (1, C, H, W), each without the batch's axis.
 
         The functions run one by one, unfused, in evaluation mode, on the model's device.
+        ValueError where they are not those of the graph: a `forward` may ask for values.
         """
-        tensors = nn.trace(self.model, x).tensors
+        traced = nn.trace(self.model, x)
+        if [(step.name, step.module, step.shape) for step in traced.steps] != self._steps:
+            raise ValueError(
+                "show: the network runs other layers for this picture than for a black one"
+            )
+        tensors = traced.tensors
         found = [tensors[node.step].data[0] for node in self if node.step is not None]
         if not self.ends_with_softmax:
             softmax = ops.softmax.reference if self.model.device == "reference" else ops.softmax
@@ -118,14 +126,18 @@ class Graph(list[Node]):
 
 
 def _traced(model: nn.Module, shape: tuple[int, ...]) -> nn.Trace:
+    """The steps of one forward pass: of the shape alone, or of zeros where it asks for values."""
     try:
         return nn.trace(model, shape)
-    except TypeError as error:
-        where = error.trace.failed or "the network"  # type: ignore[attr-defined]
-        raise ValueError(
-            f"show: the page cannot follow the forward of {where}, whose steps depend on more than "
-            f"shapes: {error}"
-        ) from error
+    except TypeError:
+        dtype = next((p.data.dtype for p in model.parameters()), np.float32)
+        try:
+            return nn.trace(model, np.zeros((1, *shape), dtype))
+        except TypeError as error:
+            where = error.trace.failed or "the network"  # type: ignore[attr-defined]
+            raise ValueError(
+                f"show: the page cannot follow the forward of {where}: {error}"
+            ) from error
 
 
 class _Builder:
@@ -162,13 +174,34 @@ class _Builder:
         kind = KINDS.get(type(call.module), "other" if steps else "identity")
         if kind == "other" and len(steps) == 1:
             kind = self._kind(call.output)
+        if kind == "other" and self._shows_all(call.begin, call.output + 1):
+            self._functions(call.begin, call.output + 1)
+            return
         if kind == "batch_norm" and call.module.running_mean is None:  # the batch's are used
             kind = "other"
-        read = [call.source] if not steps else [n for step in steps for n in step.inputs]
+        read = [n for step in steps for n in step.inputs]
+        if not steps or any(step.name == "unknown" for step in steps):
+            read = [call.source, *read]  # values that no function gave come from its input
         outside = [n for n in read if n is not None and n < call.begin]
-        sources = tuple(dict.fromkeys(self._sources(outside)))
+        sources = self._sources(outside)
+        if kind not in FUNCTIONS.values():  # a sum may read one map twice
+            sources = tuple(dict.fromkeys(sources))
         if sources:
             self._add(call.name, kind, sources, call.output, call.multiply_adds, call.module)
+
+    def _shows_all(self, begin: int, end: int) -> bool:
+        """Whether the page can compute every step of a layer of the user's own, from maps that are
+        shown.
+        """
+        before = dict(self.node_of)
+        try:
+            for number in range(begin, end):
+                if self._kind(number) == "other":
+                    return False
+                self.node_of[number] = -1  # shown, if all are
+            return True
+        finally:
+            self.node_of = before
 
     def _functions(self, begin: int, end: int) -> None:
         for number in range(begin, end):
@@ -193,7 +226,7 @@ class _Builder:
         given = [self.traced.steps[n].shape if n in self.node_of else None for n in step.inputs]
         if None in given:  # a constant has part in it
             return "other"
-        if kind == "add" and given != [step.shape, step.shape]:
+        if kind in ("add", "multiply") and given != [step.shape, step.shape]:
             return "other"
         if kind in ("flatten", "softmax") and len(step.shape) != 2:
             return "other"

@@ -46,6 +46,8 @@ class TrainingMonitor(Callback):
     State: "ready", then "running", "paused", "stopping", and "stopped", "done" or "failed".
     """
 
+    each_batch = False
+
     def __init__(self, session: Session, held: Loader, title: str) -> None:
         self.session, self.title = session, title
         self.state, self.problem = "ready", ""
@@ -237,7 +239,7 @@ class _Meter:
 
     def __init__(self, trainer: Trainer) -> None:
         p = trainer.state
-        self._last = p.images, p.loss_sum, p.correct
+        self._last = p.epoch, p.images, p.loss_sum, p.correct
         self.clear()
         self.rest()
 
@@ -249,10 +251,11 @@ class _Meter:
         self._at = time.monotonic()
 
     def add(self, trainer: Trainer) -> None:
-        """A batch. The trainer's own sums start anew with each epoch."""
+        """One batch, or several. The trainer's own sums start anew with each epoch."""
         p, now = trainer.state, time.monotonic()
-        images, loss_sum, correct = self._last if p.batch > 1 else (0, 0.0, 0)
-        self._last = p.images, p.loss_sum, p.correct
+        epoch, *sums = self._last
+        images, loss_sum, correct = sums if epoch == p.epoch else (0, 0.0, 0)
+        self._last = p.epoch, p.images, p.loss_sum, p.correct
         self.images += p.images - images
         self.loss_sum += p.loss_sum - loss_sum
         self.correct += p.correct - correct

@@ -26,14 +26,26 @@ MNIST_METADATA = {
 }
 
 
-def open_session(model: str, data: str | None = None, device: str = "cpu") -> Session:
-    """The session for a checkpoint, or for an untrained network of `gpuconv.models` by its name.
+def open_session(
+    model: str,
+    data: str | None = None,
+    device: str = "cpu",
+    built_by: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> Session:
+    """The session for a checkpoint, or for an untrained network of `gpuconv.models` by its name, or
+    of "mynet.py:build".
 
-    data: a data set whose test images the page offers; None for the one it was trained on.
+    built_by: what builds the checkpoint's network, see `Checkpoint.build`. input_shape: of an
+    untrained network that does not know it, or is to read another. data: a data set whose test
+    images the page offers; None for the one it was trained on.
     Raises as `checkpoint.read` and `data.load` do.
     """
-    if model in models.MODELS and not Path(model).exists():
-        network = models.build({"name": model}).to(device)
+    if (model in models.MODELS and not Path(model).exists()) or models.is_file(model):
+        network = models.named(model).to(device)
+        network.input_shape = input_shape or network.input_shape
+        if network.input_shape is None:
+            raise ValueError(f"show: {model} does not say what it reads; give --input C,H,W")
         metadata = MNIST_METADATA if network.input_shape == (1, 32, 32) else {}
         return _session(network, metadata, f"{model}, untrained", data, "untrained")
     found = checkpoint.read(model)
@@ -41,7 +53,7 @@ def open_session(model: str, data: str | None = None, device: str = "cpu") -> Se
     note = ""
     if "validation_accuracy" in result:
         note = f"{result['validation_accuracy']:.2%} accuracy on held-out images"
-    return _session(found.build().to(device), found.metadata, model, data, note)
+    return _session(found.build(built_by).to(device), found.metadata, model, data, note)
 
 
 def watch(run: Run, port: int, fit: Callable[[bool], None]) -> None:
@@ -69,7 +81,12 @@ def watch(run: Run, port: int, fit: Callable[[bool], None]) -> None:
 
 
 def _session(
-    network: Any, metadata: Mapping[str, Any], title: str, data: str | None, note: str
+    network: Any,
+    metadata: Mapping[str, Any],
+    title: str,
+    data: str | None,
+    note: str,
+    start: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Session:
     preprocessing = Preprocessing.from_metadata(metadata, network.input_shape)
     settings = metadata.get("settings") or {}
@@ -81,9 +98,9 @@ def _session(
         except (OSError, ValueError):  # a run's own data may no longer be there
             if data is not None:
                 raise
-    start = None
-    if settings and network.spec:
-        spec, seed = network.spec, settings["seed"]
+    spec, seed = network.spec or {}, settings.get("seed", 0)
+    by_seed = spec.get("name") in models.MODELS and not settings.get("weights")
+    if start is None and settings and by_seed:
         start = cache(lambda: _initial(spec, seed).state_dict())  # drawn when it is asked for
     return Session(network, preprocessing, title, metadata.get("classes"), test, start, note)
 
@@ -91,15 +108,16 @@ def _session(
 def _run_session(run: Run) -> tuple[Session, Loader, str]:
     """A session with a network of its own, the images to evaluate it on, and what these are."""
     trainer, training = run.trainer, run.training
-    assert trainer.model.spec is not None  # `train.prepare` builds models of the zoo
+    assert trainer.model.spec is not None  # `train.prepare` builds by name, or from a file
     network = _initial(trainer.model.spec, run.config["seed"])
+    first = {name: array.copy() for name, array in trainer.model.state_dict().items()}
     metadata = {
         **trainer.metadata,
         "input": {"mean": training.mean, "std": training.std},
         "classes": training.dataset.classes,
     }
     title = f"{run.config['model']} on {run.config['data']}"
-    session = _session(network, metadata, title, None, "")
+    session = _session(network, metadata, title, None, "", lambda: first)
     session.load(trainer.model.state_dict())
     dataset = (run.validation or training).dataset.subset(slice(0, HELD_IMAGES))
     held = session.preprocessing.loader(dataset, 250)
@@ -108,4 +126,4 @@ def _run_session(run: Run) -> tuple[Session, Loader, str]:
 
 def _initial(spec: Mapping[str, Any], seed: int) -> Any:
     """The network with its weights before training."""
-    return models.build({**spec, "arguments": {**spec["arguments"], "seed": seed}})
+    return models.build({**spec, "arguments": {**spec.get("arguments", {}), "seed": seed}})

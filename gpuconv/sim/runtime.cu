@@ -47,19 +47,28 @@ static __device__ void fail(Block* b, u32 n, u32 kind, u64 address, u64 value) {
 
 // ---- warp-level collectives: `members` are the lanes that take part ----------------------------
 
-static __device__ void shuffle(Thread* warp, u32 members) {
-    for (u32 m = members; m; m &= m - 1) {
-        const u32 lane = __ffs(m) - 1;
+// MODE, the same for all: up, down, butterfly, index. members: a constant where all take part, so
+// that the most frequent case has no branches.
+template <u32 MODE> static __device__ __forceinline__ void shuffle(Thread* warp, u32 members) {
+    for (u32 lane = 0; lane < 32; ++lane) {
+        if (!(members >> lane & 1)) continue;
         Thread* t = warp + lane;
         const u32 lane_mask = t->c >> 8 & 31, clamp = t->c & 31, b = t->b & 31;
         const int low = lane & lane_mask, high = low | (clamp & ~lane_mask);
-        int from = t->a == 0 ? lane - b : t->a == 1 ? lane + b : t->a == 2 ? lane ^ b
+        int from = MODE == 0 ? lane - b : MODE == 1 ? lane + b : MODE == 2 ? lane ^ b
                  : low | (b & ~lane_mask);
-        const bool inside = t->a == 0 ? from >= high : from <= high;
+        const bool inside = MODE == 0 ? from >= high : from <= high;
         if (!inside) from = lane;
         t->pred = inside;
         t->result = members >> from & 1 ? warp[from].value : UNDEFINED;
     }
+}
+
+static __device__ __forceinline__ void shuffle(Thread* warp, u32 members, u32 mode) {
+    if (mode == 0) shuffle<0>(warp, members);
+    if (mode == 1) shuffle<1>(warp, members);
+    if (mode == 2) shuffle<2>(warp, members);
+    if (mode == 3) shuffle<3>(warp, members);
 }
 
 static __device__ void vote(Thread* warp, u32 members) {
@@ -103,7 +112,10 @@ static __device__ void redux(Thread* warp, u32 members) {
 
 static __device__ void complete(Block* b, u32 first, u32 members, u32 state) {
     Thread* warp = thread_of(b, first);
-    if (state == S_SHUFFLE) shuffle(warp, members);
+    if (state == S_SHUFFLE) {
+        const u32 mode = warp[__ffs(members) - 1].a;
+        if (members == ~0u) shuffle(warp, ~0u, mode); else shuffle(warp, members, mode);
+    }
     if (state == S_VOTE) vote(warp, members);
     if (state == S_MATCH) match(warp, members);
     if (state == S_REDUX) redux(warp, members);
@@ -179,10 +191,12 @@ static __device__ bool arrive(Block* b, Barriers* all, u32 n, bool waits) {
     return true;
 }
 
-// Count the threads that have come to a barrier.
-static __device__ bool arrive_all(Block* b, Barriers* all) {
+// Count the threads that have come to a barrier, and those that are done.
+static __device__ bool arrive_all(Block* b, Barriers* all, u32* done) {
+    *done = 0;
     for (u32 n = 0; n < b->nthreads; ++n) {
         Thread* t = thread_of(b, n);
+        *done += t->state == S_DONE;
         if (t->state != S_BARRIER) continue;
         if (!arrive(b, all, n, true)) return false;
         t->state = S_COUNTED;
@@ -240,18 +254,16 @@ static __device__ void create_threads(Block* b, u64 entry) {
     }
 }
 
-static __device__ bool run_thread(Block* b, Barriers* all, u32 n, u32* done) {
+// Run a thread until it waits or is done.
+static __device__ __forceinline__ bool run_thread(Block* b, Barriers* all, u32 n) {
     Thread* t = thread_of(b, n);
-    do {
+    sim_resume(t->handle);
+    while (t->state <= S_ARRIVE && !b->error) {
+        if (t->state == S_ARRIVE && !arrive(b, all, n, false)) return false;
+        t->state = S_RUN;
         sim_resume(t->handle);
-        if (b->error) return false;
-        if (t->state == S_ARRIVE) {
-            if (!arrive(b, all, n, false)) return false;
-            t->state = S_RUN;
-        }
-    } while (t->state == S_RUN);
-    *done += t->state == S_DONE;
-    return true;
+    }
+    return !b->error;
 }
 
 // Whether all lanes of a warp are in one state, at one instruction, with one mask and first operand.
@@ -271,18 +283,22 @@ static __device__ bool alike(const Thread* warp, u32 lanes, u64* rest) {
 // advanced. all_run: all lanes can run, whatever their records say. plain: is increased by the lanes
 // if all of them come to barrier 0 together, without a count or a reduction.
 static __device__ bool run_warp(Block* b, Barriers* all, u32 first, u32 lanes, const u32* order,
-                                u32* done, bool all_run, u32* plain) {
+                                bool all_run, u32* plain) {
     Thread* warp = thread_of(b, first);
     bool moved = false;
     for (;;) {
         bool ran = all_run;
-        for (u32 k = 0; k < lanes; ++k) {
-            const u32 lane = order ? order[k] : b->reverse ? lanes - 1 - k : k;
-            Thread* t = warp + lane;
-            if (!all_run && t->state != S_RUN && t->state != S_YIELD) continue;
-            const bool slept = t->state == S_YIELD;
-            if (!run_thread(b, all, first + lane, done)) return false;
-            ran |= !slept || t->state != S_YIELD;
+        u32 lane = b->reverse ? lanes - 1 : 0;
+        const u32 step = b->reverse ? ~0u : 1;
+        for (u32 k = 0; k < lanes; ++k, lane += step) {
+            const u32 now = order ? order[k] : lane;
+            Thread* t = warp + now;
+            if (!all_run) {
+                if (t->state != S_RUN && t->state != S_YIELD) continue;
+                const bool slept = t->state == S_YIELD;
+                if (!run_thread(b, all, first + now)) return false;
+                ran |= !slept || t->state != S_YIELD;
+            } else if (!run_thread(b, all, first + now)) return false;
         }
         moved |= ran;
         u64 rest;
@@ -309,7 +325,6 @@ static __device__ bool any_sleeper(Block* b) {
 
 static __device__ void run_coroutines(Launch* launch, Block* b) {
     Barriers all = {};
-    u32 done = 0;
     create_threads(b, launch->entry);
     const u32 warps = (b->nthreads + 31) / 32;
     const u32* order = (const u32*)launch->thread_order;
@@ -321,18 +336,18 @@ static __device__ void run_coroutines(Launch* launch, Block* b) {
         for (u32 k = 0; k < warps; ++k) {
             const u32 warp = order ? order[32 + k] : b->reverse ? warps - 1 - k : k;
             const u32 first = warp * 32, rest = b->nthreads - first, lanes = rest < 32 ? rest : 32;
-            moved |= run_warp(b, &all, first, lanes, lanes == 32 ? order : nullptr, &done,
+            moved |= run_warp(b, &all, first, lanes, lanes == 32 ? order : nullptr,
                               all_run, &plain);
             if (b->error) return;
         }
-        if (done == b->nthreads) return;
         all_run = plain == b->nthreads && !all.arrived[0];
         if (all_run) {    // what the general case below would do, too
             synchronise_block(b);
             for (u32 n = 0; n < b->nthreads && launch->check; ++n) step(b, n);
             continue;
         }
-        if (!arrive_all(b, &all)) return;
+        u32 done;
+        if (!arrive_all(b, &all, &done) || done == b->nthreads) return;
         moved |= resolve_barriers(b, &all, done);
         if (b->error) return;
         idle = moved ? 0 : idle + 1;

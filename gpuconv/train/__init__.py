@@ -1,7 +1,7 @@
 """Training: the loop, its history, its checkpoints, and what happens when it is interrupted."""
 
 from gpuconv.train.callback import Callback
-from gpuconv.train.config import PRESETS, RunConfig, extended, run_config, stored_config
+from gpuconv.train.config import PRESETS, RunConfig, extended, run_config, source, stored_config
 from gpuconv.train.folder import make_run_folder
 from gpuconv.train.interrupt import Interrupted
 from gpuconv.train.memory import peak_memory
@@ -23,6 +23,7 @@ __all__ = [
     "peak_memory",
     "prepare",
     "run_config",
+    "source",
     "stored_config",
     "test",
     "warm_up",

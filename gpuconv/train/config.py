@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpuconv import checkpoint, data, optim
+from gpuconv import checkpoint, data, models, optim
 from gpuconv.data import Augment, Preprocessing
 from gpuconv.data.picture import RESIZE
 from gpuconv.errors import require_known
@@ -18,9 +18,14 @@ from gpuconv.nn import Module
 from gpuconv.optim import Optimizer, Schedule
 
 RunConfig = dict[str, Any]
+SAFE = ".safetensors"
 
 DEFAULTS: RunConfig = {
-    "model": "lenet",
+    "model": "lenet",  # a name, or "mynet.py:build"
+    "spec": None,  # of the network in place of a model by name, see `source`
+    "weights": None,  # a file of weights to begin with
+    "freeze": [],  # names of layers that do not train
+    "classes": None,  # the data's
     "data": "mnist",
     "epochs": 5,
     "first_epoch": 0,  # epochs that the run had when its schedule began
@@ -111,11 +116,24 @@ def run_config(
     return config
 
 
-def stored_config(folder: str | Path) -> RunConfig:
+def source(path: str | Path) -> RunConfig:
+    """The settings of a network like that of a checkpoint, for a run that begins with its weights.
+
+    Raises ValueError where the checkpoint does not describe it.
+    """
+    spec = checkpoint.read(path).metadata.get("model") if str(path).endswith(SAFE) else None
+    if not spec or models.is_file(spec["name"]) or spec.keys() == {"name"}:
+        built = f", it was built by {spec['name']}" if spec else ""
+        raise ValueError(f"{path}: does not say how to build its network{built}; give --model")
+    return {"model": spec["name"], "spec": spec}
+
+
+def stored_config(folder: str | Path, model: str | None = None) -> RunConfig:
     """The run config of the run in a folder, to resume it.
 
-    Raises FileNotFoundError where there is no run, ValueError where a Trainer was used without a
-    run config.
+    model: "mynet.py:build", for a network that only this file can build: a file runs only where it
+    is named. Raises FileNotFoundError where there is no run, ValueError where a Trainer was used
+    without a run config, or model is lacking.
     """
     last = Path(folder) / "last.safetensors"
     if Path(folder).is_file():
@@ -129,6 +147,16 @@ def stored_config(folder: str | Path) -> RunConfig:
     shape = (metadata.get("input") or {}).get("input_shape") or metadata.get("image_shape")
     how = Preprocessing.from_metadata(metadata, shape)  # of version 0.1 too
     size = (metadata.get("input") or {}).get("size")
+    if models.is_file(config.get("model", "")):
+        spec = metadata.get("model") or {}
+        if not models.is_file(spec.get("name", "")):  # its layers are gpuconv's own
+            config = {**config, "spec": spec}
+        elif model is None or not models.is_file(model):
+            raise ValueError(
+                f"{last}: the network was built by {config['model']}, whose code runs only if you"
+                f" name it: add --model {config['model']}"
+            )
+        config = {**config, "model": model or config["model"]}
     return {"size": size, "resize": how.resize, "stratified": how.stratified, **config}
 
 

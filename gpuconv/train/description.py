@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gpuconv
-from gpuconv.nn import Module
+from gpuconv.nn import Module, rebuild
 
 if TYPE_CHECKING:
     from gpuconv.train.trainer import Trainer
@@ -38,10 +38,11 @@ def describe_run(
     names = ("size", "mean", "std", "input_shape")
     described: dict[str, Any] = plain(
         {
-            "model": getattr(trainer.model, "spec", None),
+            "model": trainer.model.spec or rebuild.describe(trainer.model),
             "recipe": recipe,
             "input": {name: getattr(train, name, None) for name in names},
             "classes": getattr(getattr(train, "dataset", None), "classes", None),
+            "image_shape": getattr(getattr(train, "dataset", None), "image_shape", None),
             "resize": getattr(getattr(train, "dataset", None), "resize", None),
             "stratified": True,
             "seed": trainer.seed,
@@ -54,7 +55,8 @@ def describe_run(
 
 def describe_model(model: Module) -> dict[str, Any]:
     """What must agree between a run and its continuation, besides the arrays' names and shapes."""
-    spec = getattr(model, "spec", None) or {"name": type(model).__name__}
+    spec = dict(model.spec or {"name": type(model).__name__})
+    spec.pop("children", None)  # the arrays' names and shapes tell
     parameter = next(iter(model.parameters()), None)
     dtype = None if parameter is None else str(parameter.data.dtype)
     return {**spec, "device": model.device, "dtype": dtype}
@@ -138,7 +140,10 @@ def differences(stored: Mapping[str, Any], ours: dict[str, Any]) -> list[str]:
 
 
 def _without_numbers(texts: list[str]) -> list[str]:
-    """Checksums, counts and means of images that changed, as words."""
+    """Checksums, counts and means of images, and a network's file, that changed, as words."""
+    if any(text.startswith("model.sha256 ") for text in texts):
+        texts = [text for text in texts if not text.startswith("model.sha256 ")]
+        texts.append("model: the file that builds it is not what it was; more --epochs take it")
     for part in ("data", "validation"):
         of_images = (f"{part}.images", f"{part}.labels")
         if any(text.startswith(of_images) for text in texts):

@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import islice
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.arrays import to_device
-from gpuconv.nn import Module, Softmax, no_grad
+from gpuconv.nn import Module, Softmax
 from gpuconv.nn.module import in_mode
+from gpuconv.train.answers import Run, answers_of
 from gpuconv.train.finite import diagnose_non_finite
-
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]
-
-
-class Answers(NamedTuple):
-    """What a model gave for a batch. loss: NaN where none was asked for. images: gives the batch's
-    x as a NumPy array.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    loss: float
-    images: Callable[[], np.ndarray]
-
-
-def one_by_one(model: Module, loss: Any, batches: Any) -> Iterator[Answers]:
-    """A model's answers to (x, labels); loss: None for none."""
-    for x, labels in batches_of(batches):
-        with no_grad():
-            scores = model(to_device(x, model.device))
-            value = math.nan
-            if loss is not None:
-                value = float(loss(scores, to_device(labels, model.device)))
-        yield Answers(scores.numpy(), labels, value, partial(np.asarray, x))
-
-
-Run = Callable[[Module, Any, Any], Iterator[Answers]]  # as `one_by_one`
 
 
 def evaluate(
@@ -49,9 +20,12 @@ def evaluate(
     loss: Any,
     loader: Any,
     after_batch: Callable[[], None],
-    run: Run = one_by_one,
+    run: Run | None = None,
 ) -> dict[str, Any]:
-    """`Trainer.evaluate`; after_batch is called after each batch, and may raise."""
+    """`Trainer.evaluate`; after_batch is called after each batch, and may raise. run: what gives
+    the model's answers, by default what its device allows.
+    """
+    run = run or answers_of(model)
     total, images = 0.0, 0
     confusion = np.zeros((0, 0), np.int64)
     with in_mode(model, False), np.errstate(all="ignore"):
@@ -70,7 +44,7 @@ def evaluate(
     return {"loss": total / images, "accuracy": accuracy, "images": images, "confusion": confusion}
 
 
-def probabilities(model: Module, data: Any, batch_size: int, run: Run = one_by_one) -> np.ndarray:
+def probabilities(model: Module, data: Any, batch_size: int, run: Run | None = None) -> np.ndarray:
     """`Trainer.predict`. Raises FloatingPointError for scores that are not finite, naming the first
     layer whose output is not, and ValueError for such an input.
     """
@@ -84,7 +58,7 @@ def probabilities(model: Module, data: Any, batch_size: int, run: Run = one_by_o
         raise ValueError("predict: the loader shuffles; make it with shuffle=False")
     else:
         batches = data
-    outputs = []
+    outputs, run = [], run or answers_of(model)
     with in_mode(model, False), np.errstate(all="ignore"):
         for scores, _, _, x in run(model, None, batches):
             outputs.append(scores)
@@ -93,14 +67,6 @@ def probabilities(model: Module, data: Any, batch_size: int, run: Run = one_by_o
     scores = np.concatenate(outputs)
     *_, (_, final) = model.named_modules()
     return scores if isinstance(final, Softmax) else ops.softmax(scores)
-
-
-def batches_of(loader: Any, epoch: int = 0, start: int = 0) -> Batches:
-    """Batches of an epoch from `start` on; a plain list gives the same ones every epoch."""
-    if hasattr(loader, "batches"):
-        batches: Batches = loader.batches(epoch, start)
-        return batches
-    return islice(iter(loader), start, None)
 
 
 def _count_pairs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,10 +12,17 @@ import numpy as np
 from gpuconv.arrays import to_device
 from gpuconv.cuda.runtime import runtime
 from gpuconv.data.on_device import batches_for
-from gpuconv.train.evaluate import batches_of
 
 READ_AHEAD = 64 << 20  # bytes of images that are held for the next steps
 Batch = tuple[Any, Any]  # x and labels
+
+
+def batches_of(loader: Any, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    """Batches of an epoch from `start` on; a plain list gives the same ones every epoch."""
+    if hasattr(loader, "batches"):
+        batches: Iterator[Batch] = loader.batches(epoch, start)
+        return batches
+    return islice(iter(loader), start, None)
 
 
 class Feed(Protocol):

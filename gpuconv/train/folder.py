@@ -26,7 +26,8 @@ def make_run_folder(config: RunConfig, out: str | None, overwrite: bool) -> Path
     if out is None:
         path = Path(os.path.expanduser(config["data"]))  # a data set's name stays as it is
         data = path.resolve().name or "data"
-        return _next_free(Path("runs") / f"{config['model']}-{data}")
+        model = Path(config["model"]).name.partition(".py")[0]
+        return _next_free(Path("runs") / f"{model}-{data}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     existing = [folder / name for name in RUN_FILES if (folder / name).exists()]

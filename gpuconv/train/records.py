@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
-from gpuconv.cuda.recording import Record, Recorder
+import numpy as np
+
+from gpuconv.cuda.recording import Recorder
+from gpuconv.cuda.replay import Record
 from gpuconv.nn import Buffer, Module, Parameter
 from gpuconv.optim import Optimizer
 
 MOST = 4  # records that are kept
+KINDS = 32  # of steps that are remembered
 TRIES = 4  # steps of one kind, after which it is not tried any more to record it
 _PLAIN = (int, float, str, type(None))  # attributes of a module that a recording fixes
 T = TypeVar("T")
@@ -28,11 +32,11 @@ class Records:
     """At most MOST recorded steps; the one unused for longest goes first.
 
     A step is recorded when one of its kind was run before and launched the same. say: is told, in
-    a line, of steps that cannot be recorded.
+    a line, of steps that cannot be recorded. wanted: False for steps that are all ordinary ones.
     """
 
-    def __init__(self, on: Any, say: Callable[[str], None]) -> None:
-        self.on, self._say = on, say
+    def __init__(self, on: Any, say: Callable[[str], None], wanted: bool = True) -> None:
+        self.on, self._say, self._wanted = on, say, wanted
         self._kinds: dict[Hashable, _Kind] = {}
         self._said: set[str] = set()
 
@@ -44,12 +48,19 @@ class Records:
         self._kinds[kind] = self._kinds.pop(kind)  # used last
         return found.record
 
-    def run(self, kind: Hashable, step: Callable[[Recorder | None], T]) -> T:
+    def run(
+        self,
+        kind: Hashable,
+        step: Callable[[Recorder | None], T],
+        mark: Callable[[], Hashable] = tuple,
+    ) -> T:
         """step(recorder), an ordinary step; it is recorded, if it can be and was run before. kind:
-        None for a step that shall not be.
+        None for a step that shall not be. mark: see `Record`.
         """
         known = self._kinds.setdefault(kind, _Kind())
-        if kind is None or known.tries >= TRIES:
+        if len(self._kinds) > KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        if kind is None or not self._wanted or known.tries >= TRIES:
             return step(None)
         known.tries += 1
         recorder = Recorder(self.on)
@@ -58,7 +69,7 @@ class Records:
         before, known.trace = known.trace, None if recorder.refused else recorder.trace
         if known.trace is not None and known.trace == before:
             self._make_room()
-            known.record, known.tries = Record(recorder), 0
+            known.record, known.tries = Record(recorder, mark), 0
             if known.record.note:
                 self.say(f"no graph ({known.record.note}): the step's launches are repeated")
         elif known.tries == TRIES:
@@ -101,7 +112,8 @@ class Fixed:
                 if isinstance(value, _PLAIN) and name not in counters:
                     found.append(value)
         for holder in self._holders:
-            found.append(id(holder.data))
+            if not isinstance(holder.data, np.ndarray):  # a counter is the host's own
+                found.append(id(holder.data))
             if isinstance(holder, Parameter):
                 if holder._hooks:
                     return None

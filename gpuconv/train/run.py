@@ -9,9 +9,9 @@ print(train.test(run)["accuracy"])
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gpuconv.errors import DataError
 from gpuconv.nn import CrossEntropyLoss, Module, output_shape
 from gpuconv.optim import EMA
 from gpuconv.train import config as configs
+from gpuconv.train import fine_tuning
 from gpuconv.train.state import is_best
 from gpuconv.train.trainer import Trainer
 
@@ -30,12 +31,15 @@ TEST_BATCH = 500
 
 @dataclass
 class Run:
-    """A run that is ready to train. validation: None where no images are held out."""
+    """A run that is ready to train. validation: None where no images are held out. notes: lines
+    that say with what weights it begins.
+    """
 
     config: configs.RunConfig
     trainer: Trainer
     training: Loader
     validation: Loader | None
+    notes: Sequence[str] = ()
 
     def fit(self, resume: bool | str = False) -> list[dict[str, Any]]:
         """`Trainer.fit` with the run's loaders and epochs."""
@@ -52,18 +56,20 @@ def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
     config = dict(config)
     seed = config["seed"]
     weights = None if resumed else seed
-    scaled = tuple(config["size"] or image_size(_build(config, {}, None).input_shape))
+    scaled = _usual_size(config)
     reading = {name: config[name] for name in ("resize", "limit", "skip_bad", "stratified")}
     whole = load(config["data"], "train", None, scaled, config["gray"], **reading)
     with suppress(DataError):  # the test set is read after training; if there is none, say so now
         load(config["data"], "test", None, scaled, config["gray"], **reading | {"limit": 1})
     shape, classes = whole.image_shape, whole.classes
     dark_border = has_dark_border(whole)
-    whole = Preprocessing(shape, scaled, dark_border=dark_border).prepared(whole)
-    model = _build(config, {"in_channels": shape[0], "num_classes": len(classes)}, weights)
+    whole = Preprocessing(shape, scaled or shape[1:], dark_border=dark_border).prepared(whole)
+    wanted = config["classes"] or len(classes)
+    model = _build(config, {"in_channels": shape[0], "num_classes": wanted}, weights)
     of_files = whole.resize is not None
-    size = scaled if of_files or config["size"] else input_size(model, shape)
-    _require_reads(config["model"], model, size)
+    size = scaled if scaled and (of_files or config["size"]) else input_size(model, shape)
+    _require_reads(config["model"], model, (shape[0], *size))
+    notes = fine_tuning.begin(model, config, (shape[0], *size), len(classes), resumed)
     model.input_shape, config["size"] = (shape[0], *size), list(size)
     model.to(config["device"])
     mean, std = mean_and_std(whole) if config["normalize"] == "data" else (None, None)
@@ -99,7 +105,7 @@ def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
             "stratified": config["stratified"],
         },
     )
-    return Run(config, trainer, loader, validation)
+    return Run(config, trainer, loader, validation, notes)
 
 
 def test(run: Run) -> dict[str, Any]:
@@ -140,22 +146,35 @@ def input_size(model: Module, image_shape: tuple[int, int, int]) -> tuple[int, i
         except ValueError:
             continue
         return height, width
-    return image_size(model.input_shape)
+    return image_size(model.input_shape or image_shape)
 
 
-def _require_reads(name: str, model: Module, size: tuple[int, int]) -> None:
-    channels, height, width = model.input_shape or (0, 0, 0)
+def _require_reads(name: str, model: Module, shape: tuple[int, int, int]) -> None:
     try:
-        output_shape(model, (channels, *size))
+        output_shape(model, shape)
     except ValueError as error:
+        own = model.input_shape
+        made = f", it was made for {own[1]}x{own[2]}" if own else ""
         raise ValueError(
-            f"{name} does not read images of {size[0]}x{size[1]} (--size), it was made for"
-            f" {height}x{width}: {error}"
+            f"{name} does not read images of {shape[1]}x{shape[2]} (--size){made}: {error}"
         ) from None
 
 
-def _build(config: configs.RunConfig, arguments: dict[str, Any], seed: int | None) -> Any:
-    name, size = config["model"], config["size"]
-    if size and name in models.MODELS and "input_size" in signature(models.MODELS[name]).parameters:
-        arguments = {**arguments, "input_size": size[0]}
-    return models.build({"name": name, "arguments": {**arguments, "seed": seed}})
+def _build(config: configs.RunConfig, arguments: dict[str, Any], seed: int | None) -> Module:
+    if config["size"]:
+        arguments = {**arguments, "input_size": config["size"][0]}
+    if config["spec"] is None:
+        return models.named(config["model"], seed, **arguments)
+    spec, known = config["spec"], config["spec"].get("arguments", {})
+    changed = {name: value for name, value in arguments.items() if name in known}
+    return models.build({**spec, "arguments": {**known, **changed, "seed": seed}})
+
+
+def _usual_size(config: configs.RunConfig) -> tuple[int, int] | None:
+    """(height, width) of the pictures that a network was made for; None where it does not say."""
+    if config["size"]:
+        return config["size"][0], config["size"][1]
+    # A function of the user's may need arguments, which the data decide later.
+    usual = {"in_channels": 3, "num_classes": 2} if models.is_file(config["model"]) else {}
+    shape = _build(config, usual, None).input_shape
+    return None if shape is None else image_size(shape)

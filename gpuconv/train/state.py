@@ -140,6 +140,8 @@ def extend(found: Checkpoint, trainer: Trainer, recipe: dict[str, Any]) -> Train
     position.schedule_start, position.rate = position.step, 1.0
     if any(text.startswith("data: ") for text in different):
         trainer._message(f"{found.path}: goes on with other images than the run had")
+    if any(text.startswith("model: ") for text in different):
+        trainer._message(f"{found.path}: the file that builds the network has changed since")
     if any(text.startswith(("validation", "loss")) for text in different):
         position.best = position.best_loss = position.best_epoch = None  # of another measure
     return position

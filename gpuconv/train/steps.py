@@ -12,10 +12,8 @@ import numpy as np
 
 from gpuconv.arrays import to_device
 from gpuconv.cuda.recording import SLOTS, Recorder
-from gpuconv.cuda.runtime import runtime
-from gpuconv.nn import Module, no_grad
-from gpuconv.train.evaluate import Answers, batches_of
-from gpuconv.train.feed import Feed, feed_of
+from gpuconv.train.answers import refuse_labels, total_loss
+from gpuconv.train.feed import batches_of, feed_of
 from gpuconv.train.records import Fixed, Records
 
 if TYPE_CHECKING:
@@ -43,6 +41,8 @@ class RecordedSteps:
         self._trainer, self._records = trainer, records
         self._feed = feed_of(batches, trainer.model.device)
         self._ahead = 1  # steps to start at once
+        size, images = getattr(batches, "batch_size", 1), len(getattr(batches, "dataset", ()))
+        self._has_smaller_batch = images % size > 0
         if self._feed.note:
             records.say(self._feed.note)
 
@@ -81,7 +81,7 @@ class RecordedSteps:
                 recorder.keep((feed, fixed.arrays()))
                 trainer.timed_batch(lambda: feed.load(shape, recorder.slot), images)
 
-        self._records.run(kind, step)
+        self._records.run(kind, step, trainer.mark)
 
     def _replay(self, record: Any, count: int) -> None:
         trainer, feed = self._trainer, self._feed
@@ -91,12 +91,16 @@ class RecordedSteps:
         def failing() -> None:
             states[:] = trainer.rng_states()
 
-        outcome = record.run(count, feed.feed, failing)
+        def then() -> int:  # of this shape
+            left = trainer.batches - p.batch - self._has_smaller_batch
+            return min(trainer.batches_until_told(), self._ahead, left) if count > 1 else 0
+
+        outcome = record.run(count, feed.feed, failing, then)
         if outcome.losses:
             each = (p.images - images) // len(outcome.losses)
-            for losses, correct in zip(outcome.losses, outcome.correct, strict=True):
+            for losses in outcome.losses:
                 p.loss_sum += total_loss(trainer.loss, losses) * each
-                p.correct += correct
+            p.correct += sum(outcome.correct)
         if outcome.failed is not None:
             losses, norm = outcome.failed
             value = total_loss(trainer.loss, losses)
@@ -107,72 +111,6 @@ class RecordedSteps:
         self._ahead = max(1, min(int(SECONDS / seconds), 2 * self._ahead, SLOTS))
 
 
-class RecordedAnswers:
-    """`evaluate.one_by_one` on a device: the forward pass is recorded and replayed."""
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
-        self._feeds: dict[int, tuple[Any, Feed]] = {}  # of loaders that are evaluated again
-
-    def __call__(self, model: Module, loss: Any, batches: Any) -> Iterator[Answers]:
-        feed = self._feed_of(batches, model.device)
-        fixed, on, batch = Fixed(model, loss), self._records.on, 0
-
-        def images(batch: int) -> np.ndarray:
-            return feed.host(0, batch)[0]
-
-        def step(recorder: Recorder | None) -> tuple[Any, float]:
-            if feed.feed is not None:
-                feed.feed()
-            if recorder is not None:
-                recorder.keep((feed, fixed.arrays()))
-            with no_grad():
-                x, labels = feed.load(shape, 0 if recorder is None else recorder.slot)
-                scores = model(x)
-                value = math.nan if loss is None else float(loss(scores, labels))
-            if recorder is not None:
-                recorder.outputs = scores.data
-            return scores.data, value
-
-        while True:
-            count, shape = feed.prepare(0, batch, 1)
-            if not count:
-                return
-            kind = fixed.now("answers", id(feed), loss is None, shape)
-            record = self._records.find(kind)
-            if record is None:
-                scores, value = self._records.run(kind, step)
-            else:
-                if feed.feed is not None:
-                    feed.feed()
-                record.replay()
-                scores, value = record.outputs, math.nan
-                if loss is not None:
-                    value = total_loss(loss, record.losses())
-                    if math.isnan(value):
-                        refuse_labels(loss, scores, feed.labels(0, batch))
-            host, truth = on.read(scores), feed.labels(0, batch)
-            yield Answers(host, truth, value, partial(images, batch))
-            batch += 1
-
-    def _feed_of(self, batches: Any, device: str) -> Feed:
-        _, feed = self._feeds.get(id(batches), (None, None))
-        if feed is None:
-            feed = feed_of(batches, device)
-            self._feeds = {id(batches): (batches, feed)}
-        return feed
-
-
-def total_loss(loss: Any, losses: list[float]) -> float:
-    """A step's loss from those that it computed, as the loss adds them up."""
-    return losses[0] if len(losses) == 1 else loss.combined(losses)
-
-
-def refuse_labels(loss: Any, scores: Any, labels: np.ndarray) -> None:
-    """What an ordinary step raises for a label that is no class, where a replayed one gives NaN."""
-    loss(np.zeros(scores.shape, np.float32), labels)
-
-
 def steps_of(
     trainer: Trainer, batches: Any, records: Records | None
 ) -> Callable[[], Iterator[None]]:
@@ -180,11 +118,3 @@ def steps_of(
     if records is None:
         return lambda: one_by_one(trainer, batches)
     return RecordedSteps(trainer, batches, records).__iter__
-
-
-def records_of(trainer: Trainer) -> Records | None:
-    """Where the trainer's steps are recorded; None where they are not."""
-    device = trainer.model.device
-    if not trainer.graph or device not in ("sim", "cuda"):
-        return None
-    return Records(runtime(device), trainer._message)

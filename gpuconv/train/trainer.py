@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,22 +15,25 @@ import numpy as np
 
 from gpuconv import checkpoint
 from gpuconv.arguments import flag, number, whole
-from gpuconv.arrays import to_numpy
+from gpuconv.arrays import is_device, to_numpy
 from gpuconv.cuda import recording
+from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import require_known
 from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
+from gpuconv.train.answers import Run, answers_of
 from gpuconv.train.callback import Callback, told_each_batch
 from gpuconv.train.description import describe_run
-from gpuconv.train.evaluate import Run, evaluate, one_by_one, probabilities
+from gpuconv.train.evaluate import evaluate, probabilities
 from gpuconv.train.folder import locked
 from gpuconv.train.history import History
 from gpuconv.train.interrupt import Interrupted, Signals
 from gpuconv.train.progress import Progress
-from gpuconv.train.steps import RecordedAnswers, records_of, steps_of
+from gpuconv.train.records import Records
+from gpuconv.train.steps import steps_of
 
 
 class Trainer:
@@ -102,7 +105,7 @@ class Trainer:
         self._initial = optimizer.hyperparameters()  # before a schedule changes them
         self._signals: Signals | None = None
         self._requested: int | None = None  # a signal's number, by `interrupt`
-        self._recorded: Run | None = None  # while `fit` runs
+        self._answers: Run | None = None  # while `fit` runs
         self._run: dict[str, Any] = {}  # the metadata that stay the same
         self._saved_at = self._tick = 0.0
 
@@ -134,13 +137,15 @@ class Trainer:
             self._begin(train, validation, resume)
             try:
                 self._notify("on_fit_begin")
-                records = records_of(self)
-                self._recorded = None if records is None else RecordedAnswers(records)
+                records = None
+                if is_device(self.model.device):
+                    records = Records(runtime(self.model.device), self._message, self.graph)
+                self._answers = answers_of(self.model, records)
                 steps = steps_of(self, train, records)
                 while self.state.epoch < self.epochs and not self.stopping:
                     self._epoch(steps, validation)
             finally:
-                self._signals = self._recorded = None
+                self._signals = self._answers = None
                 self._notify("on_fit_end")
         return self.history.epochs()
 
@@ -283,8 +288,9 @@ class Trainer:
 
     def _set_rate(self) -> None:
         if self.schedule is not None:
-            self.optimizer.lr = self.schedule(self._scheduled_step) * self.state.rate
-            if (momentum := self.schedule.momentum(self._scheduled_step)) is not None:
+            step = self._scheduled_step
+            self.optimizer.lr = self.schedule(step) * self.state.rate
+            if (momentum := self.schedule.momentum(step)) is not None:
                 self.optimizer.momentum = momentum  # type: ignore[attr-defined]
 
     def _rate_now(self) -> Callable[[], None]:
@@ -306,6 +312,11 @@ class Trainer:
         p = self.state
         now = {"step": p.step, "batch": p.batch, "images": p.images}
         return partial(vars(p).update, now)
+
+    def mark(self) -> Hashable:
+        """Equal as long as nothing but steps changes what the next steps compute on the host."""
+        groups = [tuple(h.values()) for h in self.optimizer.hyperparameters()]
+        return str((groups, self.state.step, self.state.rate, self.rng_states(), self.schedule))
 
     def rng_states(self) -> list[list[int]]:
         """Of the layers that draw random numbers."""
@@ -435,7 +446,8 @@ class Trainer:
         classes)}, with a row for each true class and a column for each predicted one.
         Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
         """
-        return evaluate(self.model, self.loss, loader, self._stop_if_requested, self._answers())
+        run = self._answers or answers_of(self.model, graph=self.graph)
+        return evaluate(self.model, self.loss, loader, self._stop_if_requested, run)
 
     def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:
         """Probabilities (N, classes) for images: an array (N, C, H, W), one image (C, H, W), or a
@@ -443,14 +455,8 @@ class Trainer:
 
         Raises: ValueError for a shuffling loader, whose rows would not follow the data.
         """
-        return probabilities(self.model, data, batch_size, self._answers())
-
-    def _answers(self) -> Run:
-        """What runs the model over batches: recorded within `fit`, and for one call outside."""
-        if self._recorded is not None:
-            return self._recorded
-        records = records_of(self)
-        return one_by_one if records is None else RecordedAnswers(records)
+        run = self._answers or answers_of(self.model, graph=self.graph)
+        return probabilities(self.model, data, batch_size, run)
 
     # ---- notify --------------------------------------------------------------------------------
 

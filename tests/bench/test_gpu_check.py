@@ -211,11 +211,12 @@ def test_the_cards_stage_measures_and_a_missing_cublas_is_no_failure(standin):
 
 
 def test_lenets_stage_compares_repeats_and_has_a_floor(standin):
-    steps, floor = gpu_stages.lenet(options(), 0)
+    steps, each_way, floor = gpu_stages.lenet(options(steps=1), 0)
     assert steps["ok"]
     assert "repeated bit for bit" in steps["said"]
+    assert "as a graph: equal losses and weights" in each_way["said"]
     assert floor["ok"]
-    (missed,) = gpu_stages.lenet(options(floor=1.01), 1)
+    (missed,) = gpu_stages.lenet(options(floor=1.01), 2)
     assert not missed["ok"]
     assert "the floor is 101.0%" in missed["error"]
 

@@ -528,6 +528,55 @@ def test_what_a_step_asks_of_the_driver(run):
     assert "cudaDeviceSynchronize" not in calls
 
 
+TENSORS = """
+import contextlib, types
+from gpuconv import nn, ops, to_numpy
+
+class Tensor:
+    # what gpuconv asks of a CUDA tensor of PyTorch
+    requires_grad = is_quantized = False
+    layout, dtype, is_cuda = "strided", "float32", True
+    device = types.SimpleNamespace(type="cuda", index=0)
+
+    def __init__(self, array):
+        self.array = array
+
+    detach = resolve_conj = resolve_neg = lambda self: self
+    __dlpack__ = property(lambda self: self.array.__dlpack__)
+    __dlpack_device__ = property(lambda self: self.array.__dlpack_device__)
+
+own = Stream(non_blocking=True)
+sys.modules["torch"] = types.SimpleNamespace(
+    Tensor=Tensor, strided="strided", bfloat16="bfloat16", from_dlpack=Tensor,
+    is_grad_enabled=lambda: False,
+    cuda=types.SimpleNamespace(current_stream=lambda device: types.SimpleNamespace(
+        cuda_stream=own.ptr)),
+)
+x = np.random.default_rng(0).standard_normal((2, 3, 8, 9), np.float32)
+w = np.random.default_rng(1).standard_normal((4, 3, 3, 3), np.float32)
+seen, launch = [], cupy.RawKernel.__call__
+from gpuconv.cuda import cupy as runtime_module
+start = runtime_module.CupyRuntime._start
+def noted(self, *given):
+    seen.append(cupy.cuda.get_current_stream().ptr == own.ptr)
+    return start(self, *given)
+runtime_module.CupyRuntime._start = noted
+with own:
+    tensors = [Tensor(cupy.asarray(a)) for a in (x, w)]
+y = ops.conv2d(*tensors)
+with own:
+    found = to_numpy(y.array)
+shared = nn.Tensor(tensors[0]).data
+said = [type(y) is Tensor, bool(seen) and all(seen), shared.data.ptr == tensors[0].array.data.ptr,
+        bool(np.allclose(found, ops.conv2d(x, w), rtol=1e-4, atol=1e-4)), driver.failures]
+"""
+
+
+def test_tensors_of_pytorch_run_on_its_stream(run):
+    """The tensors are a stand-in's, sharing CuPy's memory by DLPack: PyTorch's own need a GPU."""
+    assert run(TENSORS) == [True, True, True, True, []]
+
+
 BATCHES = """
 from gpuconv import to_numpy
 from gpuconv.cuda.runtime import runtime as runtime_of
@@ -572,16 +621,113 @@ def test_batches_are_the_loaders_whatever_the_order_of_work(run, seed):
     assert run(script, seed=seed) == [0, 0, 0, []]
 
 
+@pytest.mark.parametrize("batch", [64, 128, 512])
+def test_a_replayed_step_is_one_graph_launch(environment, batch):
+    """Of LeNet in Trainer.fit with its loader and progress. Counted, not executed."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "replay.py"), str(batch), "--json"]
+    command += ["--steps", "200", "--runs", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert found["calls"] <= 60
+    queries = ("cudaGetDevice", "cudaSetDevice", "cudaStreamIsCapturing")  # that send nothing
+    sent = {name: n for name, n in found["driver"].items() if name not in queries}
+    assert sent.pop("cudaGraphLaunch") == 1
+    # Once in at most 64 steps, and at an epoch's end: a row for each image, a row for each step,
+    # the ring back.
+    assert all(n < 0.12 for n in sent.values()), sent
+
+
+TRAINED = """
+from gpuconv import data, models, nn, optim, train
+
+def network():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Flatten(), nn.Dropout(0.3, seed=5), nn.Linear(4, 3),
+    )
+    return model.apply(lambda module: module.reset_parameters(np.random.default_rng(3)))
+
+def trained(device, graph, pixels):
+    rng, said = np.random.default_rng(0), []
+    listener = train.Callback()
+    listener.on_message = said.append
+    images = data.Dataset(pixels, np.arange(len(pixels)) % 3)
+    training = data.Loader(images, 8, seed=1, augment=data.augment.Shift(1))
+    held = data.Loader(images, 8, shuffle=False)
+    model = network().to(device)
+    optimizer, average = optim.Adam(model.parameters(), 0.01), optim.EMA(model, 0.9)
+    trainer = train.Trainer(
+        model, "cross_entropy", optimizer, optim.CosineLR(0.05, 25), 0.5, average, [listener],
+        progress=False, graph=graph,
+    )
+    losses = [r["loss"] for r in trainer.fit(training, held, epochs=5)]
+    arrays = {**model.state_dict(), **average.state_dict()}
+    return [losses, {name: a.tobytes().hex() for name, a in arrays.items()}], said[1:]
+
+rng = np.random.default_rng(1)
+whole, parts = rng.integers(0, 256, (36, 1, 6, 6), np.uint8), rng.random((36, 1, 6, 6), np.float32)
+"""
+
+
+@pytest.mark.parametrize(("seed", "pixels"), [(0, "whole"), (7, "parts"), (8, "parts")])
+def test_graphs_have_the_bits_of_ordinary_steps(run, seed, pixels):
+    """Also where batches are copied one by one, in a stream of their own."""
+    said = run(
+        TRAINED + f"found, said = trained('cuda', True, {pixels})\n"
+        "calls = driver.calls(library)\n"
+        f"said = [found == trained('sim', False, {pixels})[0], said, calls['cudaGraphLaunch'], "
+        "driver.failures]",
+        seed=seed,
+    )
+    # Of 5 epochs of 4 whole batches and one smaller all but three and two, and of as many
+    # evaluations all but two and two.
+    same, said, launched, failures = said
+    assert (same, said, failures) == (True, [], [])
+    assert launched == 17 + 3 + 18 + 3
+
+
+def test_a_recorded_step_s_memory_is_its_own(run):
+    """Its pool is not the common one, and what is freed and filled between replays changes nothing
+    (the arrays hold NaN before they are written).
+    """
+    said = run(
+        TRAINED
+        + """
+class Meddle(train.Callback):
+    def on_batch_end(self, trainer):
+        cupy.get_default_memory_pool().free_all_blocks()
+        self.junk = [cupy.full(n, np.nan, np.float32) for n in (64, 1000, 30_000) for _ in range(9)]
+
+own, init = [], train.Trainer.__init__
+def meddling(self, *args, **options):
+    init(self, *args, **options)
+    self.callbacks.append(Meddle())
+expected = trained('cuda', True, whole)[0]
+train.Trainer.__init__ = meddling
+said = expected == trained('cuda', True, whole)[0]
+"""
+    )
+    assert said
+
+
 @pytest.mark.slow
-def test_the_gpu_check_runs_whole(environment, tmp_path):
-    """On a machine with nothing but an interpreter, CuPy and a checkout, in small."""
-    (tmp_path / "sitecustomize.py").write_text("import driver\ndriver.install()\n")
+@pytest.mark.parametrize("approximate", [0, 1])
+def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
+    """On a machine with nothing but an interpreter, CuPy and a checkout, in small; and on a card
+    whose approximate instructions are as wrong as PTX permits.
+    """
+    start = f"import driver\ndriver.install(approximate={approximate})\n"
+    (tmp_path / "sitecustomize.py").write_text(start)
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--batch", "1"]
     command += ["--budget", "900", "--only", "steps", "--only", "lenet", "--only", "times"]
     command += ["--out", str(out), "--seconds", "0.001", "--cases", "lenet", "--case-batch", "2"]
     command += ["--images", "64", "--floor", "0", "--flushed", "4096", "--side", "8"]
     command += ["--rounds", "2", "--steps", "2"]
+    if approximate:
+        files = ("kernels/test_kernels_dense", "kernels/test_kernels_norm", "cuda/test_runtime_ops")
+        command += ["--only", "tests", *(f"--tests=tests/{file}.py" for file in files)]
     paths = f"{tmp_path}:{environment['PYTHONPATH']}"
     done = subprocess.run(
         command, env=environment | {"PYTHONPATH": paths}, capture_output=True, text=True

@@ -93,6 +93,31 @@ def test_operations_give_cupy_arrays_for_cupy_arrays(standin):
         ops.relu_backward(y, to_device(to_numpy(y), "sim"))
 
 
+def test_other_libraries_arrays_on_the_gpu_become_cupys(standin):
+    x = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+    array = to_device(x, "sim")
+
+    class Interface:
+        def __init__(self):
+            self.__cuda_array_interface__ = {"data": array}
+
+    class Dlpack:
+        def __dlpack__(self, **_):
+            return array
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    for kind in (Interface, Dlpack):
+        y = ops.relu(kind())
+        assert type(y) is standin.ndarray
+        np.testing.assert_array_equal(to_numpy(y), np.maximum(x, 0))
+        np.testing.assert_array_equal(to_numpy(kind()), x)
+        assert to_device(kind(), "cuda")._array is array
+    with runtime("cuda").on_stream(0, 0):
+        pass
+
+
 def test_a_training_step_has_the_bits_of_sim(standin):
     x, labels = np.random.default_rng(1).random((4, 1, 32, 32), np.float32), np.arange(4)
     states = []
@@ -436,8 +461,8 @@ def theirs():
 def standin_names():
     """Every public name of the stand-in that CuPy has too, by path, with the thing itself."""
     found = {}
-    for name in ("empty", "zeros", "asarray", "asnumpy", "get_default_memory_pool", "RawModule",
-                 "RawKernel", "ndarray"):  # fmt: skip
+    for name in ("empty", "zeros", "asarray", "asnumpy", "from_dlpack", "get_default_memory_pool",
+                 "RawModule", "RawKernel", "ndarray"):  # fmt: skip
         found[name] = getattr(standin_cupy, name)
     for name, thing in vars(standin_cupy.cuda).items():
         inner = vars(thing) if not callable(thing) else None

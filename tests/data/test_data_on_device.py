@@ -6,8 +6,17 @@ from simulated import DEVICE
 
 from gpuconv.arrays import to_device, to_numpy
 from gpuconv.cuda.runtime import runtime
-from gpuconv.data import Affine, Compose, Dataset, HorizontalFlip, Loader, RandomCrop, Shift
-from gpuconv.data.draws import permutation
+from gpuconv.data import (
+    Affine,
+    Compose,
+    CounterRNG,
+    Dataset,
+    HorizontalFlip,
+    Loader,
+    RandomCrop,
+    Shift,
+)
+from gpuconv.data.draws import MAX_SIDE, moves, permutation
 from gpuconv.data.loader import ORDER
 from gpuconv.data.on_device import SLOTS, batches_for
 from gpuconv.data.rng import key_of
@@ -77,6 +86,17 @@ def test_the_order_of_an_epoch_is_the_loaders(count):
         np.testing.assert_array_equal(order, Loader(data, 1, seed=seed).order(epoch))
 
 
+@pytest.mark.slow
+def test_an_order_in_which_two_images_bits_begin_alike():
+    """So alike that only what makes room for their indices differs, and against their order."""
+    count, seed, pair = 1_100_000, 4, [191_380, 715_655]
+    rng = CounterRNG(seed, 0, np.arange(count), ORDER)
+    a, b = CounterRNG(seed, 0, np.array(pair), ORDER).bits()
+    assert a > b
+    assert a >> np.uint64(21) == b >> np.uint64(21)
+    np.testing.assert_array_equal(permutation(key_of(seed, 0, ORDER), count), rng.permutation())
+
+
 def test_more_batches_than_are_drawn_at_once():
     loader = Loader(DATA, 1, seed=2, augment=Shift(1))
     found = list(made(batches_for(loader, DEVICE), 0, 0, int, 50))
@@ -125,7 +145,7 @@ def test_what_it_says(room):
     float_note = batches_for(Loader(FLOATS, 10), DEVICE).note
     assert float_note.endswith("one by one: they are float32, not uint8")
     turned = batches_for(Loader(DATA, 10, augment=Affine()), DEVICE).note
-    assert turned.endswith("one by one: the host computes their augmentation")
+    assert turned.endswith("for the kernel does not know their augmentation")
 
 
 def test_what_is_no_loader_of_ours():
@@ -135,6 +155,16 @@ def test_what_is_no_loader_of_ours():
     assert batches_for([(DATA.images, DATA.labels)], DEVICE) is None
     assert batches_for(Other(DATA, 10), DEVICE) is None
     assert batches_for(Loader(DATA, COUNT + 1, drop_last=True), DEVICE) is None
+
+
+def test_what_is_too_long_for_the_table():
+    side = MAX_SIDE
+    assert moves(None, (side, 3), (side, 4)) is not None
+    assert moves(Shift(1), (side - 2, 3), (side - 2, 3)) is not None
+    assert moves(None, (side + 1, 3), (side + 1, 4)) is None
+    assert moves(Shift(1), (3, side - 1), (3, side - 1)) is None
+    padded = Compose([HorizontalFlip(), Compose([RandomCrop((side - 3, 5), 2)])])
+    assert moves(padded, (side - 3, 5), (side - 3, 5)) is None
 
 
 def test_an_augmentation_of_ones_own_is_the_hosts():

@@ -62,6 +62,9 @@ class MemoryPool:
     def free_all_blocks(self, stream=None):
         pass
 
+    def free_bytes(self):
+        return 0
+
     def used_bytes(self):
         return 12345
 
@@ -132,6 +135,11 @@ class Stream:
 
     def wait_event(self, event):
         event.synchronize()
+
+
+class ExternalStream(Stream):
+    def __init__(self, ptr, device_id=-1):
+        pass
 
 
 class Event:
@@ -221,7 +229,14 @@ def zeros(shape, dtype=float, order="C"):
 
 def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
     _allocate()
+    if hasattr(a, "__cuda_array_interface__"):
+        return ndarray(a.__cuda_array_interface__["data"])
     return ndarray(sim.asarray(a, dtype))
+
+
+def from_dlpack(array, *, device=None, copy=None):
+    """The simulator's array, which has no capsule."""
+    return ndarray(array.__dlpack__())
 
 
 def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
@@ -326,6 +341,7 @@ def _version():
 cuda = types.SimpleNamespace(
     Device=Device,
     Stream=Stream,
+    ExternalStream=ExternalStream,
     Event=Event,
     Graph=Graph,
     MemoryPool=MemoryPool,

@@ -50,7 +50,7 @@ def table_of(loader, epoch, slots):
     indices = loader.order(epoch)[: slots * loader.batch_size]
     table = np.full((slots * loader.batch_size, WORDS), 99, np.int32)
     key = key_of(loader.seed, epoch, AUGMENT)
-    draw_rows(moves_of(loader), indices, key, *loader.dataset.images.shape[2:], table)
+    draw_rows(moves_of(loader), indices, key, *loader.dataset.images.shape[2:], 0, 0, table)
     return table
 
 
@@ -105,7 +105,7 @@ def test_prepared_floats_are_copied(shape):
     images.view(np.uint32)[0, 0, 0, 0] = 0x7FC01234
     order = rng.permutation(5)[: shape[0]]
     table = np.zeros((shape[0], WORDS), np.int32)
-    draw_rows(np.zeros((0, 4)), order, np.uint64(0), *shape[2:], table)
+    draw_rows(np.zeros((0, 4), np.int64), order, np.uint64(0), *shape[2:], 0, 0, table)
     inputs = {"images": images, "labels": np.arange(5), "values": np.zeros((shape[1], 256), F4)}
     inputs |= {"table": table, "slot": np.zeros(1, np.uint32)}
     N, C, H, W = shape

@@ -97,7 +97,9 @@ def cases():
             {
                 "images": rng.integers(0, 256, (50, 3, 7, 6)).astype(np.uint8),
                 "labels": np.arange(50),
-                "table": np.array([[n, -1, n % 3, 1, 0, 7, 0, 6] for n in range(40)], np.int32),
+                "table": np.array(
+                    [[n, (n % 3 << 16) - 1, 7 << 16, 6 << 16] for n in range(40)], np.int32
+                ),
                 "values": floats(3, 256),
                 "slot": np.zeros(1, np.uint32),
             },

@@ -375,8 +375,8 @@ MUTATIONS = {
     ),
     "a column too many of an image": (
         "image_batch.cu",
-        "from_w < row[7];",
-        "from_w <= row[7];",
+        "from_w < end_w;",
+        "from_w <= end_w;",
         "batches",
     ),
     "a mirrored image's columns the right way round": (

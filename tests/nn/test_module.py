@@ -155,7 +155,7 @@ def test_a_model_changed_otherwise_is_not_taken_for_the_one_it_was(change, tmp_p
     change(model)
     assert model.spec is None
     gpuconv.save(model, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="build your own and call"):
+    with pytest.raises(ValueError, match="its network is a ResNet; name the code"):
         gpuconv.load(tmp_path / "model.safetensors")
 
 

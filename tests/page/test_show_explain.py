@@ -119,8 +119,9 @@ def check_other(kind, outputs, index, found):
         assert abs(value - exps[index[0]] / sum(exps)) <= close
         assert np.abs(np.array(found["exps"]) - exps).max() <= close
         assert abs(found["sum"] - sum(exps)) <= close * sum(exps)
-    elif kind == "add":
-        assert value == np.float32(read[0]["value"]) + np.float32(read[1]["value"])
+    elif kind in ("add", "multiply"):
+        a, b = (np.float32(each["value"]) for each in read)
+        assert value == (a + b if kind == "add" else a * b)
     elif kind != "input":
         x = read[0]["value"]
         made = {

@@ -10,11 +10,26 @@ from PIL import Image
 
 from gpuconv import explain as explanations
 from gpuconv import models, nn
+from gpuconv.nn import functional as F
 from gpuconv.page import of_model
 from gpuconv.page.export import export
 from gpuconv.page.graph import FUNCTIONS, KINDS
 
 EPS = np.finfo(np.float32).eps
+
+
+class Swish(nn.Module):
+    """A layer of one's own, of functions that the page knows."""
+
+    def forward(self, x):
+        return x * F.sigmoid(x)
+
+
+class Double(nn.Module):
+    """One function that reads one map twice."""
+
+    def forward(self, x):
+        return x + x
 
 
 def every_kind():
@@ -29,6 +44,8 @@ def every_kind():
         conv=nn.Conv2d(2, 6, (3, 2), stride=(1, 2), padding=((1, 0), (2, 1)), rng=0),
         norm=norm,
         relu=nn.ReLU(),
+        swish=Swish(),
+        double=Double(),
         groups=nn.Conv2d(6, 6, 3, padding="same", dilation=2, groups=3, bias=False, rng=1),
         lrn=nn.LocalResponseNorm(4, alpha=0.7, k=1.2),
         around=nn.Residual(nn.Sequential(nn.Conv2d(6, 6, 1, rng=2), nn.Sigmoid())),

@@ -111,12 +111,51 @@ def network_with(forward):
     [
         (lambda x: Tensor(x.data.reshape(1, 4)), "own has values that no function"),
         (lambda x: x.reshape(1, 2, 2).reshape(1, 4), r"shape \(1, 2, 2\); the page shows"),
-        (lambda x: x.flatten(1) * float(x.numpy().max()), "cannot follow the forward of own"),
+        (lambda x: x.flatten(1) + len(x.numpy()[0, 0, 0, 0]), "cannot follow the forward of own"),
     ],
 )
 def test_layers_that_cannot_be_shown_are_named(forward, words):
     with pytest.raises(ValueError, match=f"show: .*{words}"):
         Graph(network_with(forward), (1, 2, 2))
+
+
+class Clipped(nn.Module):
+    """A layer in NumPy, without a function of gpuconv."""
+
+    def forward(self, x):
+        return Tensor(np.clip(x.data, -1, 1))
+
+
+class Halved(nn.Module):
+    """A forward that asks for values: what it does depends on the picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.clip, self.fc = Clipped(), nn.Linear(4, 2, rng=0)
+
+    def forward(self, x):
+        y = self.clip(x * float(abs(x.numpy()).max()))
+        return self.fc((F.relu(y) if x.numpy()[0, 0, 0, 0] > 5 else y).flatten(1))
+
+
+def test_a_forward_that_asks_for_values_and_a_layer_in_numpy():
+    """The graph is recorded from one forward pass, of a black picture."""
+    model = Halved().eval()
+    graph = Graph(model, (1, 2, 2))
+    assert [(node.name, node.kind, node.sources) for node in graph] == [
+        ("input", "input", ()),
+        ("scale", "other", (0,)),
+        ("clip", "other", (1,)),
+        ("flat", "flatten", (2,)),
+        ("fc", "linear", (3,)),
+        ("probabilities", "softmax", (4,)),
+    ]
+    x = np.array([[[[1, -2], [0.25, 0]]]], np.float32)
+    outputs = graph.outputs(x)
+    assert (outputs[2] == [[[1, -1], [0.5, 0]]]).all()
+    assert (outputs[graph.scores] == scores(model, x)[0]).all()
+    with pytest.raises(ValueError, match="runs other layers for this picture than for a black one"):
+        graph.outputs(x + 9)
 
 
 def test_what_cannot_be_shown():

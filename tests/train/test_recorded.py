@@ -94,7 +94,10 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+SLOW = {name: pytest.mark.slow for name in OPTIMIZERS if name not in ("nesterov", "amsgrad")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, ())) for n in OPTIMIZERS])
 def test_replayed_steps_have_the_bits_of_ordinary_ones(name):
     """With dropout, batch norm, augmentation, schedules of rate and momentum, clipping, an average,
     validation, a smaller last batch.
@@ -110,6 +113,34 @@ def test_replayed_steps_have_the_bits_of_ordinary_ones(name):
         assert replayed == 16 - 5 + 2
 
 
+class Plain(data.Loader):
+    """A loader that the device does not know: its batches are copied."""
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("place", ["resident", "streamed", "prepared by the host"])
+def test_batches_made_on_the_device_train_as_the_loaders_own(place, graph, monkeypatch):
+    if place == "streamed":
+        monkeypatch.setattr(type(runtime(DEVICE)), "free_memory", lambda self: 0)
+    augment = data.Affine(9) if place == "prepared by the host" else data.Shift(1)
+    found = []
+    for kind, with_graph in ((Plain, False), (data.Loader, graph)):
+        run = trainer(with_graph)
+        run.callbacks.append(Listener())
+        run.fit(
+            kind(images(), BATCH, seed=4, augment=augment),
+            kind(images(10, 1), BATCH, shuffle=False),
+            epochs=EPOCHS,
+        )
+        found.append((state(run), history(run)))
+    assert found[0] == found[1]
+    (said,) = run.callbacks[-1].said
+    on = runtime(DEVICE).name
+    starts = {"resident": "14 images are on", "streamed": "batches are copied to"}
+    assert said.startswith(f"{starts.get(place, 'batches are copied to')} {on}")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["article", "hinge", nn.CrossEntropyLoss(0.1)])
 def test_other_losses_and_a_mean_of_all_batches(loss):
     def run(graph):
@@ -178,6 +209,36 @@ def test_batches_are_told_in_groups_where_nobody_wants_each():
     assert len(listener.at) < 60
     assert {20, 40, 60, 80, 100} <= set(listener.at)
     assert [r["batch"] for r in run.history.records if "batch" in r] == [20, 40, 60, 80, 100]
+
+
+def test_what_a_callback_changes_between_groups_of_batches_counts_from_there_on():
+    """Also where the host's part of the next group was done before: rate, settings, frozen layers,
+    random numbers, weights.
+    """
+
+    class Change(train.Callback):
+        each_batch = False
+
+        def on_batch_end(self, run):
+            weight = run.model[6].weight
+            changes = {
+                30: lambda: run.set_lr(0.004),
+                50: lambda: run.optimizer.param_groups[0].update(weight_decay=0.1),
+                60: lambda: setattr(run.model[5], "rng_state", [5, 0]),
+                70: lambda: setattr(run.model[5], "p", 0.4),
+                80: lambda: run.model[0].requires_grad_(False),
+                90: lambda: run.model.load_state_dict(
+                    {"6.weight": weight.numpy() * np.float32(0.5)}, strict=False
+                ),
+            }
+            changes.get(run.state.batch, lambda: None)()
+
+    def trained(graph):
+        run = trainer(graph, log_batches=10, callbacks=[Change()], schedule=None)
+        run.fit(data.Loader(images(440), BATCH, seed=1), epochs=1)
+        return state(run), history(run)
+
+    assert trained(True) == trained(False)
 
 
 def test_a_loss_that_is_not_finite():
@@ -269,7 +330,7 @@ def test_a_hook_is_called_for_every_batch():
 
 def test_at_most_four_records_are_kept(monkeypatch):
     made = []
-    monkeypatch.setattr(records, "Record", lambda recorder: made.append(1) or FakeRecord())
+    monkeypatch.setattr(records, "Record", lambda *_: made.append(1) or FakeRecord())
     kept = records.Records(runtime(DEVICE), print)
     for kind in (*"abcde", *"abcde"):
         kept.run(kind, lambda recorder: None)
@@ -281,6 +342,7 @@ class FakeRecord:
     note = ""
 
 
+@pytest.mark.slow
 def test_validation_and_freed_memory_between_replays_change_nothing():
     """Evaluations hold their results, arrays come and go, and predictions have other shapes."""
 
@@ -332,6 +394,7 @@ run.fit(*here.loaders(), epochs=here.EPOCHS)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 def test_a_killed_run_goes_on_to_the_bits_of_an_uninterrupted_one(tmp_path):
     here = Path(__file__).resolve()

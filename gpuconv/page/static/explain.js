@@ -14,7 +14,7 @@
         each element of a channel, "w", "products", their "sum", "bias" (null without);
       - max_pool: "window", "x", "inside", "winner", its place in the window or null; the other
         pools: "divisor", what the sum is over; response_norm: "center", "a", "beta", "k";
-      - layers that read one element: "read", [{layer, index, value}]; add: two of these;
+      - layers that read one element: "read", [{layer, index, value}]; add, multiply: two;
         batch_norm: also "mean", "var", "eps", "weight", "bias";
       - softmax: "x", the scores, "exps" = e**(x - largest), and their "sum". */
   async function explain(run, number, index) {

@@ -39,7 +39,7 @@
       may reach into the padding. A vector is one row. */
   function windows(layers, layer, index) {
     const before = layers[layer.from[0]];
-    if (!before) return [];
+    if (!before || layer.kind === "other") return []; // what such a layer reads is not known
     const [channel, ...place] = index;
     switch (layer.kind) {
       case "linear":

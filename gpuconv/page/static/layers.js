@@ -62,7 +62,7 @@
       adaptive_avg_pool: "means over parts", batch_norm: "each map to mean 0, deviation 1, rescaled",
       response_norm: "each value against its neighbouring maps", flatten: "all maps in one row",
       dropout: "passes all while not training", identity: "unchanged",
-      softmax: "scores to probabilities", add: "the sum of both ways", concat: "maps side by side",
+      softmax: "scores to probabilities", add: "the sum of both ways", multiply: "the product of both ways", concat: "maps side by side",
     }[layer.kind] || layer.type;
     return `${words} → ${shape}${parameters}`;
   }

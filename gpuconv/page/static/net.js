@@ -235,6 +235,14 @@
     }),
   ];
 
+  const product = [
+    (layer, [a, b], shapes, y) => { for (let i = 0; i < y.length; i++) y[i] = a[i] * b[i]; },
+    (layer, dy, [a, b]) => dy.forEach((d, i) => {
+      a.dx[i] += d * b.x[i];
+      b.dx[i] += d * a.x[i];
+    }),
+  ];
+
   /** y = f(x), and the slope by y. */
   const elementwise = (f, slope) => [
     (layer, [x], shapes, y) => { for (let i = 0; i < x.length; i++) y[i] = f(x[i]); },
@@ -251,7 +259,7 @@
     scaled_tanh: elementwise((x) => 1.7159 * Math.tanh((2 / 3) * x),
       (y) => (2 / 3) * (1.7159 - (y * y) / 1.7159)),
     sigmoid: elementwise((x) => 1 / (1 + Math.exp(-x)), (y) => y * (1 - y)),
-    dropout: copy, identity: copy, flatten: copy, add: copy, concat: copy,
+    dropout: copy, identity: copy, flatten: copy, add: copy, concat: copy, multiply: product,
   };
 
   Object.assign(gpuconv, { net: { forward, gradient } });

@@ -150,8 +150,8 @@
       part("a", found.a, "a"), sign(`× sum of ${found.x.length} squares ) ^`), part("beta", found.beta, "beta")),
   ];
 
-  const add = (found) =>
-    [gives(found, link(found.read[0], "x0"), sign("+"), link(found.read[1], "x1"))];
+  const both = (mark) => (found) =>
+    [gives(found, link(found.read[0], "x0"), sign(mark), link(found.read[1], "x1"))];
 
   const other = (found) => [note(found.kind === "input"
     ? "A pixel of the picture, as the network reads it."
@@ -162,7 +162,7 @@
     relu: formula("→ max(0, x)"), tanh: formula("→ tanh x"),
     scaled_tanh: formula("→ 1.7159 tanh(2x/3)"), sigmoid: formula("→ 1 / (1 + e\u207b\u02e3)"),
     dropout: moved("passes as"), identity: moved("stays"), flatten: moved("moves to"),
-    concat: moved("is copied as"), add, batch_norm: batchNorm, response_norm: responseNorm, softmax,
+    concat: moved("is copied as"), add: both("+"), multiply: both("×"), batch_norm: batchNorm, response_norm: responseNorm, softmax,
   };
 
   /** What reads this value next. */
