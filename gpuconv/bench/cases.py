@@ -37,7 +37,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
 RANKS = {
     **dict.fromkeys(("assign", "image_batch"), 4),
     **dict.fromkeys(("linear", "cross_entropy", "half_squared_error", "hinge"), 2),
-    "cross_entropy_and_gradient": 2,
+    "loss_and_gradient": 2,
     **{name: 4 for name in OPERANDS if name.endswith("2d") or name == "local_response_norm"},
 }
 AXES = {2: "rows x features, as 128x1024", 4: "N x C x H x W, as 16x64x56x56"}
@@ -185,7 +185,7 @@ linear                  8n x 1024            1000
 linear                  8n x 400             120
 softmax                 64n x 1000
 cross_entropy           64n x 1000
-cross_entropy_and_gradient  8n x 10
+loss_and_gradient       8n x 10
 half_squared_error      64n x 1000
 hinge                   64n x 1000
 sgd                     64n x 4096

@@ -422,7 +422,7 @@ def _cross_entropy_of(
     if not (x.requires_grad and state.recording and one_launch(x.data)):
         return _cross_entropy(x, *options)
     labels, weight = (a.data if isinstance(a, Tensor) else a for a in (labels, weight))
-    loss, dx = ops.cross_entropy_and_gradient(x.data, labels, label_smoothing, weight, ignore_index)
+    loss, dx = ops.loss_and_gradient(x.data, labels, label_smoothing, weight, ignore_index)
     return record("cross_entropy", np.asarray(loss), (x,), _scaled, dx, fresh=False)
 
 

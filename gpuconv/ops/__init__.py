@@ -15,12 +15,12 @@ from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.local_response_norm import local_response_norm, local_response_norm_backward
 from gpuconv.ops.losses import (
     cross_entropy,
-    cross_entropy_and_gradient,
     cross_entropy_backward,
     half_squared_error,
     half_squared_error_backward,
     hinge,
     hinge_backward,
+    loss_and_gradient,
 )
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward
 from gpuconv.ops.relu import relu, relu_backward
@@ -44,7 +44,6 @@ __all__ = [
     "conv2d_relu_max_pool2d",
     "conv2d_relu_max_pool2d_backward",
     "cross_entropy",
-    "cross_entropy_and_gradient",
     "cross_entropy_backward",
     "dropout",
     "half_squared_error",
@@ -57,6 +56,7 @@ __all__ = [
     "linear_backward",
     "local_response_norm",
     "local_response_norm_backward",
+    "loss_and_gradient",
     "max_pool2d",
     "max_pool2d_backward",
     "multiply",

@@ -76,7 +76,7 @@ def cross_entropy_backward(
 
 
 @op
-def cross_entropy_and_gradient(
+def loss_and_gradient(
     scores: Array,
     labels: Array,
     label_smoothing: float = 0.0,
@@ -90,7 +90,7 @@ def cross_entropy_and_gradient(
 
 
 def one_launch(scores: Array) -> bool:
-    """Whether `cross_entropy_and_gradient` is faster than its parts: on a device, few scores."""
+    """Whether `loss_and_gradient` is faster than its parts: on a device, few scores."""
     device = device_of(scores)
     return device is not None and is_device(device) and scores.ndim == 2 and few(*scores.shape)
 
@@ -199,13 +199,13 @@ def hinge_check(scores, labels, margin):
     number("margin", margin, above=0)
 
 
-cross_entropy_and_gradient.check(partial(_check, "scores"))
-cross_entropy_and_gradient.cost(partial(_cost, 1))
+loss_and_gradient.check(partial(_check, "scores"))
+loss_and_gradient.cost(partial(_cost, 1))
 
 
 @cross_entropy.check
 @cross_entropy_backward.check
-@cross_entropy_and_gradient.check
+@loss_and_gradient.check
 def cross_entropy_check(*arguments):
     scores, _, label_smoothing, weight, ignore_index = arguments
     number("label_smoothing", label_smoothing, 0, 1)
@@ -235,7 +235,7 @@ def labels_in_range(*arguments):
 
 @cross_entropy.check_values
 @cross_entropy_backward.check_values
-@cross_entropy_and_gradient.check_values
+@loss_and_gradient.check_values
 def counted_labels_in_range(*arguments):
     """The same, but for the labels that are ignored."""
     scores, labels, _, _, ignore_index = arguments
@@ -325,7 +325,7 @@ def _for_kernels(runtime, name, like, options):
     return weight is not None, {**target, "ignore": ignore_index}, {"weight": weights}
 
 
-cross_entropy_and_gradient.launch(partial(_launch_forward, "cross_entropy", "dscores"))
+loss_and_gradient.launch(partial(_launch_forward, "cross_entropy", "dscores"))
 for _forward, _backward, _kept in LOSSES:
     _forward.launch(partial(_launch_forward, _forward.__name__, _kept))
     _backward.launch(partial(_launch_backward, _forward.__name__, _kept))

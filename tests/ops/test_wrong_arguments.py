@@ -163,7 +163,7 @@ WRONG = [
     (call(ops.cross_entropy, ROWS, LABELS, NAN), ValueError, "label_smoothing must be a .* nan"),
     (call(ops.cross_entropy, ROWS, LABELS, "x"), TypeError, "label_smoothing must be a number"),
     (
-        call(ops.cross_entropy_and_gradient, ROWS, LABELS, NAN),
+        call(ops.loss_and_gradient, ROWS, LABELS, NAN),
         ValueError,
         "smoothing must be a fin",
     ),
