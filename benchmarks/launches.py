@@ -26,12 +26,16 @@ from gpuconv.cuda.binding import signature_of
 from gpuconv.cuda.launch_config import Launch
 from gpuconv.sim import Array
 
+ALIGN = 256  # bytes: the alignment of cudaMalloc
 # Parameters that a kernel reads and writes; any other is read if it is const, else written.
 IN_PLACE = {
     "add_channels": ("to",),
     "batch_norm2d_track": ("running_mean", "running_var"),
+    "batch_norm2d_merge": ("running_mean", "running_var"),
+    "batch_norm2d_backward_sums": ("partials",),
+    "batch_norm2d_relu_max_pool2d_backward_sums": ("partials",),
+    "conv2d_backward_weight_simt": ("partials",),
 }
-ALIGN = 256  # bytes: the alignment of cudaMalloc
 OPTIMISERS = {"sgd": (2, 1), "sgd_momentum": (3, 2), "adam": (4, 3), "adam_amsgrad": (5, 4)}
 
 

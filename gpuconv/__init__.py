@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gpuconv.cpu.precision import float64_sums, no_winograd
     from gpuconv.interop.torch import load_torch
     from gpuconv.nn.summary import summary
+    from gpuconv.page import show
     from gpuconv.threads import set_thread_count, thread_count
     from gpuconv.train import Trainer
 
@@ -47,6 +48,7 @@ __all__ = [
     "optim",
     "save",
     "set_thread_count",
+    "show",
     "summary",
     "thread_count",
     "to_device",
@@ -60,6 +62,7 @@ _HOME = {
     "gpuconv.cpu.precision": ("float64_sums", "no_winograd"),
     "gpuconv.interop.torch": ("load_torch",),
     "gpuconv.nn.summary": ("summary",),
+    "gpuconv.page": ("show",),
     "gpuconv.threads": ("set_thread_count", "thread_count"),
     "gpuconv.train": ("Trainer",),
 }

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.interchange import Library, bring, library_of
+from gpuconv.strides import pixel_stride
 
 Shape = tuple[int, ...]
 
@@ -257,6 +258,19 @@ def contiguous(array: Any) -> Any:
     if not is_device(device):
         return array
     return _runtime(device).contiguous(array)
+
+
+def as_kernels_read(array: Any) -> Any:
+    """(N, C, H, W) on a device with its channels last in memory, converted if they are not; all
+    else as it is. What a gradient will read again is so converted once.
+    """
+    device = device_of(array)
+    known = not is_device(device) or array.ndim != 4 or array.size == 0
+    if known or pixel_stride(array) is not None:
+        return array
+    target = _runtime(device)
+    with target.inside(array):
+        return target.as_nchw(target.as_nhwc(array))
 
 
 def copy(array: Any) -> Any:

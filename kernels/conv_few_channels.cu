@@ -10,7 +10,8 @@ Math      y[n,p,q,k]  = act(b[k] + sum over r,s,c of w[k,r,s,c] * x[n,h,w,c])
 Source    Direct convolution with register tiles: Georganas et al. 2018, "Anatomy of
           high-performance deep learning convolutions"; in shared memory: Krizhevsky's
           cuda-convnet
-Layout    x, y, dy: float32 NHWC; w, dw: float32 KRSC; b: K; the workspace: partial sums of dw
+Layout    x, y, dy: float32 NHWC; w, dw: float32 KRSC; b: K; the workspace: partial sums of dw;
+          partials of the forward pass: for each tile the moments of y's channels (moments.cuh)
 Geometry  256 threads, LANES of them across 8*LANES filters, 8 filters each. Forward: a block per
           image, tile of 32/LANES rows and 32 columns of y, and block of filters (fastest in grid.x,
           so that neighbours share x in the L2); a thread has 4 rows of one column, so 32 sums. For
@@ -33,9 +34,9 @@ Limits    C <= 4, groups = 1; N*P*Q and an image's elements below 2^31, offsets 
 Not here  Backward data (an image needs none; conv_simt.cu has it); asynchronous copies: the other
           blocks of the multiprocessor compute while one loads
 Macros    C, R, S; LANES (1, 2 or 4); COLUMNS, GROUPS, PARTS; VEC (4 where K is a multiple of 4,
-          else 1)
+          else 1); MOMENTS (1: the forward pass writes `partials`)
 */
-#include "common.cuh"
+#include "moments.cuh"
 
 constexpr int THREADS = 256;
 constexpr int FILTERS = 8;                     // of a thread
@@ -82,11 +83,43 @@ __device__ __forceinline__ void load_filters(float (&to)[FILTERS], const float* 
     }
 }
 
+// What a block leaves of its tile for batch norm: the moments of each filter, less the first pixel.
+// `inside(i)`: whether the thread's row i is in the image. The filters here are `count`.
+template <class Inside>
+__device__ __forceinline__ void tile_moments(float* partials, const float (&sums)[ROWS][FILTERS],
+    const float* b, int count, int K, Inside inside)
+{
+    constexpr int WARPS = THREADS / 32;
+    float* const shifts = shared;                                  // [BLOCK]
+    auto* const all = (Moments<1>(*)[BLOCK])(shared + BLOCK);  // [WARPS][BLOCK]
+    const int warp = threadIdx.x / 32, mine = threadIdx.x % LANES * FILTERS;
+    if (threadIdx.x < LANES)
+        for (int k = 0; k < FILTERS; ++k)
+            shifts[mine + k] = sums[0][k] + (b && mine + k < count ? b[mine + k] : 0.0f);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < FILTERS; ++k) {
+        const float bias = b && mine + k < count ? b[mine + k] : 0.0f;
+        float values[ROWS];
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) values[i] = sums[i][k] + bias;
+        Moments<1> moments = moments_of(values, shifts[mine + k], inside);
+        merge_lanes(moments, LANES);
+        if (threadIdx.x % 32 < LANES) all[warp][mine + k] = moments;
+    }
+    __syncthreads();
+    const int k = threadIdx.x;
+    if (k >= BLOCK || k >= count) return;
+    Moments<1> whole = all[0][k];
+    for (int other = 1; other < WARPS; ++other) merge(whole, all[other][k]);
+    store_moments<1>(partials + k, K, {shifts[k]}, whole);
+}
+
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_few_channels(
-    float* __restrict__ y, const float* __restrict__ x, const float* __restrict__ w,
-    const float* __restrict__ b, int H, int W, int P, int Q, int K, int blocks, int tiles_h,
-    int tiles_w, int line, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w,
-    unsigned line_mul, int line_shift, int use_bias, int rectify)
+    float* __restrict__ y, float* __restrict__ partials, const float* __restrict__ x,
+    const float* __restrict__ w, const float* __restrict__ b, int H, int W, int P, int Q, int K,
+    int blocks, int tiles_h, int tiles_w, int line, int stride_h, int stride_w, int pad_h,
+    int pad_w, int dil_h, int dil_w, unsigned line_mul, int line_shift, int use_bias, int rectify)
 {
     float* const filters = shared;                     // [s][c][filter]
     float* const in = shared + S * C * FILTER_STRIDE;  // [row][column][c]
@@ -140,6 +173,10 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_few_cha
             store_global<VEC>(to + k, value);
         }
     }
+    if (MOMENTS)
+        tile_moments(partials + (long long)tile * MOMENT_ROWS * K + first, sums,
+            use_bias ? b + first : nullptr, K - first, K,
+            [&](int i) { return p0 + top + i * ROW_STEP < P && q < Q; });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)

@@ -46,7 +46,7 @@ __device__ constexpr Tap NOWHERE = {0, 1u << 31};  // no row has this bit: S <= 
 
 // Panels of the gathered operand: TILE pixels of the result by TILE_K (tap, channel) pairs.
 struct GatherLoader {
-    using Shape = Along<VEC_A>;
+    using Shape = Along<VEC_A, TILE>;
     const float* images;  // of this group
     Axis vertical, horizontal;
     int R, S, channels, all_channels;  // channels of this group, of the image
@@ -54,7 +54,7 @@ struct GatherLoader {
     int channels_shift;
     Tap* taps;  // in shared memory
     GatherRow rows[Shape::ROWS];
-    float v[4];
+    float v[Shape::COUNT];
 
     // GatherRow i reads image n, with its tap (0,0) at (h, w).
     __device__ __forceinline__ void open(int i, int n, int h, int w, bool exists)
@@ -110,21 +110,21 @@ struct GatherLoader {
     __device__ __forceinline__ void put(float (*panel)[LD]) { Shape::put(panel, v); }
 };
 
-// Panels of the filters for a forward pass: TILE filters by TILE_K steps, contiguous along the
+// Panels of the filters for a forward pass: TILE_N filters by TILE_K steps, contiguous along the
 // steps.
 struct FilterLoader {
-    using Shape = Along<VEC_B>;
+    using Shape = Along<VEC_B, TILE_N>;
     const float* w;                 // of the group
     int first, filters, reduction;  // row 0's filter; filters of this group
-    float v[4];
+    float v[Shape::COUNT];
 
     __device__ __forceinline__ void fetch_panel(int panel)
     {
         const int k = panel * TILE_K + Shape::step();
         for (int i = 0; i < Shape::ROWS; ++i)
-            fetch<VEC_B>(v, i, w + ((first + TILE / 4 * i) * reduction + k),
-                first + TILE / 4 * i < filters && k < reduction);
+            fetch<VEC_B>(v, i, w + ((first + TILE_N / 4 * i) * reduction + k),
+                first + TILE_N / 4 * i < filters && k < reduction);
     }
 
-    __device__ __forceinline__ void put(float (*panel)[LD]) { Shape::put(panel, v); }
+    __device__ __forceinline__ void put(float (*panel)[LD_N]) { Shape::put(panel, v); }
 };

@@ -1,29 +1,36 @@
-// conv_simt.cuh: the block of conv_simt.cu and conv_simt_weight.cu: a TILE x TILE product of two
+// conv_simt.cuh: the block of conv_simt.cu and conv_simt_weight.cu: a TILE x TILE_N product of two
 // streams of panels.
 //
-// A block of 256 threads multiplies panels a (TILE_K x TILE, each column a row of the result) and
-// b (TILE_K x TILE). Their loaders bring them through registers into two alternating buffers of
-// shared memory. A warp owns 32*QUADS rows by 16*QUADS columns. A thread owns QUADS x QUADS squares
-// of 4x4, 32 rows and 16 columns apart, so each fragment is a 16-byte read and 8 lanes of it share
-// one address.
-// Macros: TILE (64 or 128); VEC_A, VEC_B (4 where the operand's contiguous axis is a multiple of 4,
-// else 1).
+// A block of 256 threads (128 x 64: 128) multiplies panels a (TILE_K x TILE, each column a row of
+// the result) and b (TILE_K x TILE_N). Their loaders bring them through registers into two
+// alternating buffers of shared memory. A warp owns 32*QUADS rows by 16*QUADS columns. A thread
+// owns QUADS x QUADS squares of 4x4, 32 rows and 16 columns apart, so each fragment is a 16-byte
+// read and 8 lanes of it share one address.
+// Macros: TILE (64 or 128); TILE_N (as TILE, or 64 with a TILE of 128); VEC_A, VEC_B (4 where the
+// operand's contiguous axis is a multiple of 4, else 1).
 #pragma once
 #include "common.cuh"
 
-constexpr int THREADS = 256;
+#ifndef TILE_N
+#define TILE_N TILE
+#endif
+
 constexpr int QUADS = TILE / 64;
-constexpr int TILE_K = 1024 / TILE;  // a panel is 4 floats a thread
-constexpr int LD = TILE + 4;         // of a row: transposing stores meet no bank conflict
-constexpr int EDGE = 4 * QUADS;      // a thread's rows and columns
-// Blocks a multiprocessor must hold, which leaves 128 registers a thread. ptxas for sm_100 spills
-// two of them in the large tile; there one block with 140 registers is asked for instead.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
-constexpr int BLOCKS = TILE == 128 ? 1 : 2;
+constexpr int EDGE = 4 * QUADS;  // a thread's rows and columns
+constexpr int THREADS = TILE * TILE_N / (EDGE * EDGE);
+constexpr int TILE_K = 1024 / TILE;  // of a panel
+constexpr int LD = TILE + 4, LD_N = TILE_N + 4;  // of a row: transposing meets no bank conflict
+// Blocks a multiprocessor must hold, which leaves 128 registers a thread. Some of them are spilled
+// for sm_100 in the large tiles, for sm_120 in that of 128 x 64, and before CUDA 13.5 in that of
+// 128 x 128 too; there less is asked for.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool EARLY = __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1305;
+constexpr int BLOCKS = TILE == 64 ? 2 : TILE_N == 64 ? 3 : __CUDA_ARCH__ < 1200 || EARLY ? 1 : 2;
 #else
-constexpr int BLOCKS = 2;
+constexpr int BLOCKS = TILE == TILE_N ? 2 : 4;
 #endif
 static_assert(TILE == 64 || TILE == 128, "TILE is 64 or 128");
+static_assert(TILE_N == TILE || TILE_N == 64, "TILE_N is TILE or 64");
 
 // A block's tile: its first row and column, and its group. Computed at each call from registers
 // that the card holds anyway, so that none of the three occupies one through the loop.
@@ -37,11 +44,11 @@ __device__ __forceinline__ TileOrigin tile_origin(int tiles_across)
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
     asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(y));
     const unsigned down = x / tiles_across;
-    return {(int)down * TILE, (int)(x - down * tiles_across) * TILE, (int)y};
+    return {(int)down * TILE, (int)(x - down * tiles_across) * TILE_N, (int)y};
 }
 
 struct alignas(16) Panels {
-    float a[2][TILE_K][LD], b[2][TILE_K][LD];
+    float a[2][TILE_K][LD], b[2][TILE_K][LD_N];
 };
 using Sums = float[EDGE][EDGE];
 
@@ -58,58 +65,66 @@ __device__ __forceinline__ int quad_column(int q)
     return warp / 2 * 16 * QUADS + q * 16 + lane % 4 * 4;
 }
 
-// Where a thread's four elements of a panel lie, for two shapes of panel.
-//
-// Along: memory is contiguous along the reduction. WIDTH 4: four steps of one row. WIDTH 1: one
-// step of four rows.
-template <int WIDTH> struct Along {
-    static constexpr int ROWS = WIDTH == 4 ? 1 : 4;
+// Where a thread's elements of a panel of SIDE rows lie, for two shapes of panel: VECTORS times
+// four.
+template <int SIDE> constexpr int VECTORS = SIDE * TILE_K / (4 * THREADS);
+
+// Along: memory is contiguous along the reduction. WIDTH 4: four steps of a row, for each vector.
+// WIDTH 1: one step of four rows.
+template <int WIDTH, int SIDE> struct Along {
+    static constexpr int COUNT = 4 * VECTORS<SIDE>, ROWS = COUNT / WIDTH;
     __device__ static int row(int i)
     {
-        return WIDTH == 4 ? threadIdx.x / 2 % TILE : threadIdx.x / 8 % (TILE / 4) + TILE / 4 * i;
+        return WIDTH == 4 ? threadIdx.x / 2 % SIDE + THREADS / 2 * i
+                          : threadIdx.x / 8 % (SIDE / 4) + SIDE / 4 * i;
     }
     __device__ static int step()
     {
-        return WIDTH == 4 ? 4 * (threadIdx.x % 2 + threadIdx.x / (2 * TILE) * 2)
-                          : threadIdx.x % 8 + threadIdx.x / (2 * TILE) * 8;
+        return WIDTH == 4 ? 4 * (threadIdx.x % 2 + threadIdx.x / (2 * SIDE) * 2)
+                          : threadIdx.x % 8 + threadIdx.x / (2 * SIDE) * 8;
     }
-    __device__ static void put(float (*panel)[LD], const float (&v)[4])
+    template <int PITCH> __device__ static void put(float (*panel)[PITCH], const float (&v)[COUNT])
     {
-        for (int i = 0; i < 4; ++i)
-            panel[step() + (WIDTH == 4 ? i : 0)][row(WIDTH == 4 ? 0 : i)] = v[i];
+        for (int i = 0; i < COUNT; ++i)
+            panel[step() + (WIDTH == 4 ? i % 4 : 0)][row(WIDTH == 4 ? i / 4 : i)] = v[i];
     }
 };
 
-// Across: memory is contiguous along the panel's rows. One step of four rows: WIDTH 4: neighbours;
-// WIDTH 1: TILE/4 apart.
-template <int WIDTH> struct Across {
-    static constexpr int ROWS = WIDTH == 4 ? 1 : 4;
+// Across: memory is contiguous along the panel's rows. For each vector one step of four rows: WIDTH
+// 4: neighbours; WIDTH 1: SIDE/4 apart.
+template <int WIDTH, int SIDE> struct Across {
+    static constexpr int STEPS = VECTORS<SIDE>, COUNT = 4 * STEPS, ROWS = 4 / WIDTH;
     __device__ static int row(int i)
     {
-        return WIDTH == 4 ? threadIdx.x % (TILE / 4) * 4 : threadIdx.x % (TILE / 4) + TILE / 4 * i;
+        return WIDTH == 4 ? threadIdx.x % (SIDE / 4) * 4 : threadIdx.x % (SIDE / 4) + SIDE / 4 * i;
     }
-    __device__ static int step() { return threadIdx.x / (TILE / 4); }
-    __device__ static void put(float (*panel)[LD], const float (&v)[4])
+    __device__ static int step(int u = 0)
     {
-        if (WIDTH == 4)
-            store<4>(&panel[step()][row(0)], {v[0], v[1], v[2], v[3]});
-        else
-            for (int i = 0; i < 4; ++i) panel[step()][row(i)] = v[i];
+        return threadIdx.x / (SIDE / 4) + u * (4 * THREADS / SIDE);
+    }
+    template <int PITCH> __device__ static void put(float (*panel)[PITCH], const float (&v)[COUNT])
+    {
+        for (int u = 0; u < STEPS; ++u)
+            if (WIDTH == 4)
+                store<4>(&panel[step(u)][row(0)],
+                    {v[4 * u], v[4 * u + 1], v[4 * u + 2], v[4 * u + 3]});
+            else
+                for (int i = 0; i < 4; ++i) panel[step(u)][row(i)] = v[4 * u + i];
     }
 };
 
-// v[0..4) of one row, or zeros: the load does not happen where `inside` is false.
-template <int WIDTH>
-__device__ __forceinline__ void fetch(float (&v)[4], int i, const float* from, bool inside)
+// Row i of v, or zeros: the load does not happen where `inside` is false.
+template <int WIDTH, int COUNT>
+__device__ __forceinline__ void fetch(float (&v)[COUNT], int i, const float* from, bool inside)
 {
     Floats<WIDTH> value = {};
     if (inside) value = load<WIDTH>(from);
-    for (int j = 0; j < WIDTH; ++j) v[WIDTH == 4 ? j : i] = value.v[j];
+    for (int j = 0; j < WIDTH; ++j) v[WIDTH * i + j] = value.v[j];
 }
 
 // sums += a^T b over half of a panel's steps.
 __device__ __forceinline__ void multiply_half(
-    Sums& sums, const float (*a)[LD], const float (*b)[LD])
+    Sums& sums, const float (*a)[LD], const float (*b)[LD_N])
 {
 #pragma unroll
     for (int k = 0; k < TILE_K / 2; ++k) {
@@ -136,7 +151,7 @@ __device__ __forceinline__ void accumulate(Sums& sums, Panels& panels, A& a, B& 
     __syncthreads();
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-        const float (*left)[LD] = panels.a[step & 1], (*right)[LD] = panels.b[step & 1];
+        const float (*left)[LD] = panels.a[step & 1], (*right)[LD_N] = panels.b[step & 1];
         a.fetch_panel(step + 1);
         multiply_half(sums, left, right);
         a.put(panels.a[~step & 1]);

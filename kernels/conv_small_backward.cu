@@ -6,11 +6,12 @@ Math      g[n,p,q,k]  = the gradient of the convolution's sums: dy, with use_mas
                         with pooling dy[n, p/2, q/2, k] where that window's argmax is at (p,q) and
                         its y is above 0 or NaN, else 0
           dx[n,h,w,c] = sum over k,r,s of w[k,r,s,c] * g[n,p,q,k], p = h + pad_h - r,
-                        q = w + pad_w - s
+                        q = w + pad_w - s; plus onto[n,h,w,c] (use_onto); then 0 where x <= 0
+                        (rectify): the gradient of a ReLU that made x
           dw[k,r,s,c] = sum over n,p,q of g[n,p,q,k] * x[n,h,w,c];  db[k] = sum over n,p,q of g
 Source    As conv_small.cu; the sums over blocks: last_block.cuh
-Layout    x, dy, y: float32, argmax: uint8, each NHWC or NCHW (y and argmax alike); dx: NHWC;
-          w, dw: float32 KRSC; db: K; partials: [block of filters][slice][dw and db, padded to 4];
+Layout    x, dy, y: float32, argmax: uint8, each NHWC or NCHW (y and argmax alike); dx, onto:
+          NHWC; w, dw: float32 KRSC; db: K; partials: [block of filters][slice][dw and db, padded to 4];
           tickets: for each block of filters one a group of slices, and one
 Geometry  The first `data_blocks` blocks compute dx, as conv_small.cu does y, from g and the filters
           turned by 180 degrees. The others compute dw and db: a block for each FILTERS filters
@@ -99,9 +100,9 @@ struct DataPart {
     int channels_shift;
 };
 
-__device__ __forceinline__ void backward_data(float* dx, const float* w, const Gradient& g,
-    const Cells& cells, const DataPart& part, int block, int N, int C, int H, int W, int top,
-    int left)
+__device__ __forceinline__ void backward_data(float* dx, const float* onto, const float* x,
+    const float* w, const Gradient& g, const Cells& cells, const DataPart& part, const Image& image,
+    int block, int N, int C, int top, int left, int use_onto, int rectify)
 {
     const int K = g.K, channels = part.channels, images = cells.images;
     const int down = block / part.splits, first = (block - down * part.splits) * channels;
@@ -138,11 +139,16 @@ __device__ __forceinline__ void backward_data(float* dx, const float* w, const G
 #pragma unroll
         for (int t = 0; t < 4; ++t) {
             const int h = h0 + 2 * patch.row + t / 2, at = 2 * patch.column + t % 2;
-            if (n >= N || h >= H || at >= W) continue;
-            float* const to = dx + (((long long)n * H + h) * W + at) * C + mine;
+            if (n >= N || !image.has(h, at)) continue;
+            const long long to = (((long long)n * image.H + h) * image.W + at) * C + mine;
 #pragma unroll
-            for (int c = 0; c < CHANNELS; ++c)
-                if (mine + c < C) to[c] = sums[t / 2][t % 2][c];
+            for (int c = 0; c < CHANNELS; ++c) {
+                if (mine + c >= C) continue;
+                float value = sums[t / 2][t % 2][c];
+                if (use_onto) value += onto[to + c];
+                if (rectify) value = relu_mask(value, x[image.at(n, C, mine + c, h, at)]);
+                dx[to + c] = value;
+            }
         }
     }
 }
@@ -252,9 +258,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_backward_small(float
     float* __restrict__ dw, float* __restrict__ db, float* partials, unsigned* tickets,
     const float* __restrict__ dy, const float* __restrict__ y,
     const unsigned char* __restrict__ argmax, const float* __restrict__ x,
-    const float* __restrict__ w, int N, int C, int H, int W, int K, int P, int Q, int PP, int PQ,
+    const float* __restrict__ w, const float* __restrict__ onto, int N, int C, int H, int W, int K, int P, int Q, int PP, int PQ,
     int pad_h, int pad_w, int dy_channel, int dy_pixel, int y_channel, int y_pixel, int x_channel,
-    int x_pixel, int pool, int use_mask, int use_bias, unsigned C_mul, int C_shift, unsigned K_mul,
+    int x_pixel, int pool, int use_mask, int use_bias, int use_onto, int rectify, unsigned C_mul, int C_shift, unsigned K_mul,
     int K_shift, int data_blocks, int data_images, int data_rows, int data_bands, int data_splits,
     int channels, unsigned channels_mul, int channels_shift, int columns, int data_pitch,
     int data_in_rows, int data_cells_h, int data_cells_w, unsigned data_cells_h_mul,
@@ -272,8 +278,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_backward_small(float
             data_cells_w_mul, K_shift, data_cells_h_shift, data_cells_w_shift};
         const DataPart part = {data_rows, data_pitch, data_in_rows, data_bands, data_splits,
             channels, columns, channels_mul, channels_shift};
-        backward_data(
-            dx, w, g, cells, part, blockIdx.x, N, C, H, W, R - 1 - pad_h, S - 1 - pad_w);
+        backward_data(dx, onto, x, w, g, cells, part, {H, W, x_channel, x_pixel}, blockIdx.x, N, C,
+            R - 1 - pad_h, S - 1 - pad_w, use_onto, rectify);
     } else {
         const Cells cells = {images, FILTERS, rows / 2, wide / 2, filters_mul, cells_h_mul,
             cells_w_mul, filters_shift, cells_h_shift, cells_w_shift};

@@ -2,12 +2,14 @@
 depthwise.cu: convolution whose groups have one channel each, which would waste a GEMM's tiles.
 
 Math      y[n,p,q,k]  = act(b[k] + sum over r,s of w[k,r,s] * x[n,h,w,c])
-          dx[n,h,w,c] = mask * sum over the filters k of channel c and r,s of w[k,r,s] * dy[n,p,q,k]
+          dx[n,h,w,c] = mask * (onto[n,h,w,c] + sum over the filters k of channel c and r,s of
+          w[k,r,s] * dy[n,p,q,k])
           dw[k,r,s]   = sum over n,p,q of dy[n,p,q,k] * x[n,h,w,c]
           where c = k / multiplier, multiplier = K/C, h = p*stride_h - pad_h + r*dil_h and
-          w = q*stride_w - pad_w + s*dil_w; act is nothing or ReLU, mask nothing or (x > 0)
+          w = q*stride_w - pad_w + s*dil_w; act is nothing or ReLU, mask nothing or (x > 0),
+          onto nothing or the rest of x's gradient
 Source    Sifre 2014; Chollet 2017; torch.nn.functional.conv2d with groups = C
-Layout    x, dx, y, dy: float32 NHWC; w: float32 (K, R, S); dw: partial sums of (K, R, S)
+Layout    x, dx, onto, y, dy: float32 NHWC; w: float32 (K, R, S); dw: partial sums of (K, R, S)
 Geometry  Blocks of 256 threads: `lanes` threads of VEC channels each by 256/lanes pixels. grid.y =
           block of channels, its filters held in shared memory as [tap][filter]; grid.x strides over
           pixels. Backward weight: grid.x = block of filters * tap, grid.y = part of the pixels
@@ -21,7 +23,8 @@ Order     One owner per output; forward ascending (r,s), backward data ascending
 Limits    N*P*Q, N*H*W, K*R*S below 2^31 (checked on the host); offsets are 64-bit. VEC = 4 needs
           multiplier 1
 Not here  Rows of x kept in registers from one output to the next
-Macros    VEC (4 or 1). The scalars use_bias, rectify and use_mask choose what follows the sums
+Macros    VEC (4 or 1). The scalars use_bias, rectify, use_mask and use_onto choose what follows the
+          sums
 */
 #include "pool.cuh"
 
@@ -74,10 +77,10 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_forward_depthwise(fl
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthwise(float* dx,
-    const float* __restrict__ dy, const float* __restrict__ w, const float* x, int pixels,
-    int lanes, int H, int W, int C, int K, int P, int Q, int R, int S, int multiplier, int stride_h,
-    int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, unsigned h_mul, int h_shift,
-    unsigned w_mul, int w_shift, int use_mask)
+    const float* __restrict__ dy, const float* __restrict__ w, const float* x, const float* onto,
+    int pixels, int lanes, int H, int W, int C, int K, int P, int Q, int R, int S, int multiplier,
+    int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, unsigned h_mul,
+    int h_shift, unsigned w_mul, int w_shift, int use_mask, int use_onto)
 {
     const int count = lanes * VEC * multiplier, first = blockIdx.y * count;
     stage(w, first, count, K, R * S);
@@ -102,6 +105,10 @@ extern "C" __global__ void __launch_bounds__(256, 3) conv2d_backward_data_depthw
                 }
             }
         const long long to = at.pixel * C + c;
+        if (use_onto) {
+            const Floats<VEC> rest = load<VEC>(onto + to);
+            for (int v = 0; v < VEC; ++v) sum.v[v] += rest.v[v];
+        }
         if (use_mask) {
             const Floats<VEC> sign = load<VEC>(x + to);
             for (int v = 0; v < VEC; ++v) sum.v[v] = relu_mask(sum.v[v], sign.v[v]);

@@ -30,6 +30,7 @@ from gpuconv.autograd.fusion import (
     give,
     pooled,
     settle,
+    statistics_of,
 )
 from gpuconv.autograd.modes import enable_grad, no_grad
 from gpuconv.autograd.recompute import checkpoint, keep_all, once
@@ -41,4 +42,5 @@ __all__ = [
     "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "appended",
     "as_tensor", "chain_of", "checkpoint", "defer", "enable_grad", "forget", "give", "keep_all",
     "no_grad", "nodes_of", "once", "pooled", "record", "replacing", "settle", "state",
+    "statistics_of",
 ]  # fmt: skip

@@ -27,7 +27,12 @@ Number = int | float | np.integer | np.floating
 
 
 def add(a: Any, b: Any) -> Tensor:
-    """a + b; a ReLU that follows is fused with it. Shapes are broadcast on NumPy arrays alone."""
+    """a + b, in the pass of a batch norm that made one of them; a ReLU that follows is fused with
+    it. Shapes are broadcast on NumPy arrays alone.
+    """
+    together = fusion.summed(a, b)
+    if together is not None:
+        return together
     a, b = _operands(a, b)
     if a.shape != b.shape or not a.ndim:
         return _broadcast("add", np.add, a, b, lambda dy, x, y: (dy, dy))

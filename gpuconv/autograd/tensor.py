@@ -43,7 +43,7 @@ class Tensor:
     requires_grad: bool
     reference: bool
     _node: Node | None  # what made it
-    _deferred: Any  # what computes it, while it is pending: (compute, activations, pool, chain)
+    _deferred: Any  # what computes it, while it is pending: see fusion.py
     _hooks: list[Hook] | None  # of a leaf; those of a result are its node's
 
     def __init__(self, data: Any, requires_grad: bool = False, device: str | None = None) -> None:
@@ -77,6 +77,18 @@ class Tensor:
             shape = f"shape={self.shape}, dtype={self.dtype}, device={self.device!r}"
             return f"{type(self).__name__}({shape}{flag})"
         return f"{type(self).__name__}({self.data!r}{flag})"
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook, the numbers, or pictures of the maps."""
+        if isinstance(self.data, arrays.ShapeOnly) or not self.data.size:
+            return None
+        from gpuconv.viz import html
+
+        values = self.numpy()
+        text = f"Tensor {self.dtype} {self.shape} on {self.device}"
+        text += f", from {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}"
+        text += ", requires_grad" if self.requires_grad else ""
+        return f"<div>{text}</div>{html.array(values)}"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -12,12 +12,32 @@ from gpuconv.autograd.state import Array, Node
 from gpuconv.autograd.tensor import Tensor
 from gpuconv.strides import in_c_order, pixel_stride
 
+# Gradients that a device's kernels complete in the pass that makes them, by the functions of nodes.
+# `adding` ones take rest=, what their input's gradient has from elsewhere, and rectify=, whether
+# the input came of a ReLU whose gradient to compute instead; they return the whole of it.
+# `rectified` ones have a ReLU at their end and take masked=, whether dy is that ReLU's already.
+_adding: set[Any] = set()
+_rectified: set[Any] = set()
+
+
+def adding(backward: Any) -> Any:
+    """A node's backward, for a device: see `_adding`."""
+    _adding.add(backward)
+    return backward
+
+
+def rectified(backward: Any) -> Any:
+    """A node's backward, for a device: see `_rectified`."""
+    _rectified.add(backward)
+    return backward
+
 
 class Walk:
     """One backward pass.
 
     flying: each node's gradient so far, until all that reads the node's output has been visited;
-    nodes are visited in the opposite order of their making. made: how many gradients in flight lie
+    nodes are visited in the opposite order of their making. masked: nodes whose gradient so far is
+    that before their ReLU. made: how many gradients in flight lie
     in each block of memory that this walk made, by the block's id. Where that is one, its holder
     may overwrite it.
     """
@@ -26,6 +46,7 @@ class Walk:
         self.retain = retain
         self.flying: dict[Any, Array] = {}
         self.made: dict[int, int] = {}
+        self.masked: set[Node] = set()
         self.heap: list[tuple[int, int, Any]] = []
 
     def run(self, root: Any, gradient: Array) -> None:
@@ -59,7 +80,8 @@ class Walk:
         if not node.fresh:
             count = self._disown(memory)
         over = count == 1 and not node.reference
-        gradients = node.backward(dy, over, *node.saved)
+        more = {} if isinstance(dy, np.ndarray) else self._completing(node)
+        gradients = node.backward(dy, over, *node.saved, **more)
         if not self.retain:
             node.saved = None
         made, arrived = self.made, []
@@ -71,11 +93,37 @@ class Walk:
                     made[block] = made.get(block, 0) + 1
         del dy, gradients
         for d, target, block in arrived:
-            if isinstance(target, Tensor) and target._hooks is None:
+            if "rest" in more and target is node.inputs[0]:
+                self._arrive_whole(target, d, more["rest"], more["rectify"])
+            elif isinstance(target, Tensor) and target._hooks is None:
                 _add_to_grad(target, d, made.get(block) == 1)
                 self._release(block)
             else:
                 self._arrive(target, d)
+
+    def _completing(self, node: Node) -> dict[str, Any]:
+        """What a node's backward is told so that it completes gradients, see `_adding`."""
+        more: dict[str, Any] = {}
+        if node in self.masked:
+            self.masked.remove(node)
+            more["masked"] = True
+        target = node.inputs[0]
+        if node.backward in _adding and isinstance(target, Node):
+            more["rest"] = self.flying.get(target)
+            more["rectify"] = target.backward in _rectified and not target.hooks
+        return more
+
+    def _arrive_whole(self, target: Node, d: Array, rest: Array, rectify: bool) -> None:
+        """Take a gradient that has what the target had already, the rest, in it."""
+        if rest is None:
+            self._arrive(target, d)
+        else:
+            self._release(id(_memory(rest)))
+            self.flying[target] = d
+        if rectify:
+            self.masked.add(target)
+        else:
+            self.masked.discard(target)
 
     def _arrive(self, target: Any, d: Array) -> None:
         """Add a gradient to what the target has already."""
@@ -87,6 +135,7 @@ class Walk:
             return
         if old.shape != d.shape:
             raise ValueError(f"backward: gradients of shapes {old.shape} and {d.shape} meet")
+        self.masked.discard(target)
         for total, part in ((old, d), (d, old)):
             if total.ndim and self.made.get(id(_memory(total))) == 1 and _accumulates(total):
                 self._release(id(_memory(part)))

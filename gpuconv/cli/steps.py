@@ -15,7 +15,7 @@ from gpuconv.arrays import to_device, to_numpy
 from gpuconv.cli.options import DEVICE, add_options, number, seed, whole
 from gpuconv.data.preprocessing import image_size
 from gpuconv.errors import printable
-from gpuconv.nn import Conv2d, no_grad
+from gpuconv.nn import Conv2d
 from gpuconv.ops import softmax
 from gpuconv.optim import SGD
 
@@ -95,16 +95,15 @@ def _forward(model, x):
     print("\nStep 2. Forward: the image, as numbers from 0 to 1 with a black border, passes every")
     print("layer; the last one's outputs are the scores.\n")
     print(f"  {'layer':<10}{'type':<12}{'output':<12}{'least':>10}{'mean':>10}{'largest':>10}")
-    y, worked = x, ""
-    print(_line("image", "", to_numpy(y)))
-    with no_grad():
-        for name, layer in model.named_children():
-            before, y = y, layer(y).data
-            print(_line(name, type(layer).__name__, to_numpy(y)))
-            if isinstance(layer, Conv2d) and not worked and layer.window.taps_count <= 121:
-                worked = _worked_number(name, layer, to_numpy(before), to_numpy(y))
+    print(_line("image", "", to_numpy(x)))
+    traced, worked = nn.trace(model, x, training=True), ""
+    for call in traced.calls:
+        before, y = (to_numpy(traced.tensors[step].data) for step in (call.source, call.output))
+        print(_line(call.name, type(call.module).__name__, y))
+        if isinstance(call.module, Conv2d) and not worked and call.module.window.taps_count <= 121:
+            worked = _worked_number(call.name, call.module, before, y)
     print(worked)
-    return y
+    return traced.tensors[traced.outputs[""]].data
 
 
 def _line(name, kind, y):

@@ -119,6 +119,7 @@ def bind(
     _require_numbers(launch, signature, numbers)
     template: list[Any] = []
     pointers: list[tuple[KernelParameter, Pointer]] = []
+    followed: list[tuple[KernelParameter, Pointer]] = []  # the others are never read nor written
     given = []
     for place, p in enumerate(signature.parameters):
         if p.pointer:
@@ -128,6 +129,8 @@ def bind(
             _require_array(launch, p, views[key], device)
             pointer = Pointer(place, key, p.name, views[key].nbytes, alignment(launch, p))
             pointers.append((p, pointer))
+            if launch.sizes[p.name] is not None:
+                followed.append((p, pointer))
             template.append(None)
         elif p.name in launch.scalars:
             template.append(cast(f"{launch.kernel}: {p.name}", p.dtype, launch.scalars[p.name]))
@@ -136,8 +139,8 @@ def bind(
             template.append(None)
     apart = tuple(
         (a, b, not (p.restrict or q.restrict))
-        for i, (p, a) in enumerate(pointers)
-        for q, b in pointers[i + 1 :]
+        for i, (p, a) in enumerate(followed)
+        for q, b in followed[i + 1 :]
         if p.written or q.written
     )
     return Binding(launch, template, tuple(a for _, a in pointers), apart, tuple(given))

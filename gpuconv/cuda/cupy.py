@@ -101,6 +101,11 @@ class CupyRuntime(Runtime):
         with self.inside(array):
             return self._tried(array.shape, array.copy, "C")
 
+    def assign(self, to: Any, array: Any) -> None:
+        array = self.contiguous(array)
+        with self.inside(array):
+            to.data.copy_from_device_async(array.data, array.nbytes)
+
     def span(self, array: Any) -> Any:
         step = array.dtype.itemsize
         pairs = zip(array.shape, array.strides, strict=True)
@@ -115,9 +120,6 @@ class CupyRuntime(Runtime):
 
     def here(self) -> str:
         return f"cuda:{self.cupy.cuda.Device().id}"
-
-    def stream(self) -> Any:
-        return self.here(), self.cupy.cuda.get_current_stream().ptr
 
     def inside(self, array: Any) -> Any:
         device = array.device
@@ -134,6 +136,9 @@ class CupyRuntime(Runtime):
         function(grid, block, arguments, shared_mem=shared)
         if self.debug:
             self.cupy.cuda.get_current_stream().synchronize()
+
+    def stream(self) -> int:
+        return int(self.cupy.cuda.get_current_stream().ptr)
 
     def synchronize(self) -> None:
         self._tried("a kernel started earlier", self.cupy.cuda.get_current_stream().synchronize)
@@ -156,13 +161,10 @@ class CupyRuntime(Runtime):
     # ---- a step that is recorded ---------------------------------------------------------------
 
     @contextmanager
-    def own_memory(self, recorder: Recorder, kept: bool) -> Iterator[None]:
+    def own_memory(self, recorder: Recorder) -> Iterator[None]:
         """From a pool of the record's own, which is never trimmed. The common pool first gives back
         what the ordinary steps before had used, or both would be held.
         """
-        if not kept:
-            yield
-            return
         cuda = self.cupy.cuda
         self.synchronize()
         self.cupy.get_default_memory_pool().free_all_blocks()
@@ -174,12 +176,8 @@ class CupyRuntime(Runtime):
         return self.cupy.cuda.using_allocator(self.cupy.get_default_memory_pool().malloc)
 
     def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
-        """A graph of the launches, or where the driver makes none, they themselves.
-
-        Arrays of the step's own are passed as addresses, so that it can use their memory again as
-        it did the first time; all others are kept.
-        """
-        items = [self._item(recorder.own, *each) for each in recorder.launches]
+        """A graph of the launches, or where the driver makes none, they themselves."""
+        items = [self._item(*each) for each in recorder.launches]
         recorder.keep(items)
         if not self.debug:
             try:
@@ -195,10 +193,15 @@ class CupyRuntime(Runtime):
 
         return replay, note
 
-    def _item(self, own: set[int], launch: Launch, arguments: list[Any]) -> tuple[Any, ...]:
-        plain = tuple(np.uint64(a.data.ptr) if _owner(a) in own else a for a in arguments)
-        function = self._function(launch)
-        return launch, function, launch.grid, (launch.block, 1, 1), plain, launch.shared
+    def held(self, own: set[int], arguments: list[Any]) -> list[Any]:
+        """Arrays of the step's own as addresses, so that it uses their memory again as it did the
+        first time; all others are kept.
+        """
+        return [np.uint64(a.data.ptr) if _owner(a) in own else a for a in arguments]
+
+    def _item(self, launch: Launch, arguments: list[Any]) -> tuple[Any, ...]:
+        block = (launch.block, 1, 1)
+        return launch, self._function(launch), launch.grid, block, tuple(arguments), launch.shared
 
     def _captured(self, items: list[tuple[Any, ...]]) -> Any:
         """The launches as a graph. Nothing but launches may happen meanwhile: no allocation, no

@@ -57,8 +57,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Launches in order, the floats of the array called "workspace" that they share, and how many
-    counters they need of the array called "tickets" (kernels/last_block.cuh).
+    """Launches in order, and what they share: the floats of the array called "workspace", and the
+    counters of "tickets", which are 0 before and after.
     """
 
     launches: tuple[Launch, ...]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,9 +132,11 @@ class Recorder:
         self.effects: list[Effect] = []
         self.scalars: list[Any] = []  # losses, as `Runtime.scalar` read them
         self.kept: list[Any] = []
-        self.outputs: Any = None  # what the step's caller wants to read after a replay
+        # What the step's caller wants to read after a replay; parameters and their gradients.
+        self.outputs: Any = None
+        self.gradients: list[tuple[Any, Any]] = []
         self.own: set[int] = set()  # addresses of the memory that the step itself allocated
-        self.noted = False
+        self.noted, self.keeping = False, True
         self.used = [0, 0]  # seeds and numbers of a step
         self.host = on.pinned((STATE + SLOTS * (2 * SEEDS + NUMBERS),), np.uint32)
         self.host[:] = 0
@@ -146,13 +148,14 @@ class Recorder:
         on.queue().copy(self.words, self.host)
 
     @contextmanager
-    def recording(self, own_memory: bool = True) -> Iterator[None]:
-        """Within, this thread's launches are noted; own_memory: arrays made within have memory that
-        nobody else gets while the record lives.
+    def recording(self, keep: bool = True) -> Iterator[None]:
+        """Within, this thread's launches are noted. keep: for a `Record`; arrays made within have
+        memory that nobody else gets while it lives. Else for the trace alone.
         """
         if state.recorder is not None:
             raise RuntimeError("a step that is being recorded cannot record another one")
-        with self.on.own_memory(self, own_memory), self.listening():
+        self.keeping = keep
+        with self.on.own_memory(self) if keep else nullcontext(), self.listening():
             yield
 
     @contextmanager
@@ -188,9 +191,10 @@ class Recorder:
                     changing = []
             if changing:
                 refuse(f"{launch.kernel} cannot read numbers that change from memory")
-            self.launches.append((launch, arguments))
             fixed = [a for a in arguments if isinstance(a, np.generic)]
             self.trace.append((launch, fixed))
+            if self.keeping:
+                self.launches.append((launch, self.on.held(self.own, arguments)))
 
     def effect(self, found: Any, advance: Advance, snapshot: Snapshot) -> Any:
         """Note what `again` was given; the numbers, marked."""

@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
 class Record:
     """A recorded step. note: why the device replays it as single launches, or "".
 
-    One that noted its losses is run by `run`, another, in which the host has no part, by `replay`.
+    One that noted its losses is run by `run`, any other by `start`.
     """
 
     def __init__(self, recorder: Recorder, mark: Callable[[], Hashable] = tuple) -> None:
@@ -34,7 +34,7 @@ class Record:
         """
         on, (seeds, numbers) = recorder.on, recorder.used
         body, recorder.launches = recorder.launches, []
-        if recorder.noted:
+        if recorder.noted or any(recorder.used):
             chosen = config.config_begin(seeds, numbers, SLOTS, (SEEDS, NUMBERS))
             arrays = {"state": recorder.state, "table": recorder.table, "ring": recorder.ring}
             with recorder.listening():
@@ -44,8 +44,21 @@ class Record:
         self._mark = mark
         self._ahead: tuple[Hashable, np.ndarray, list[Callable[[], None]]] | None = None
         self.replay, self.note = on.replay_of(recorder)
-        self.outputs = recorder.outputs
+        self.outputs, self._gradients = recorder.outputs, recorder.gradients
         recorder.launches, recorder.trace = [], []
+
+    def start(self) -> None:
+        """Start one further step. A loss that is not finite does not stop it: nothing was noted."""
+        table = self._compute(1, [effect.snapshot() for effect in self.effects])
+        if table.size:
+            host = np.concatenate([np.zeros(STATE, np.uint32), table.ravel()])
+            self.on.queue().copy(self.recorder.words[: host.size], host)
+        self.replay()
+        self._put_gradients()
+
+    def _put_gradients(self) -> None:
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
 
     def losses(self) -> list[float]:
         """The losses of the last step, after all that was started."""
@@ -79,6 +92,7 @@ class Record:
         except BaseException:
             self._rewind(undo, started)
             raise
+        self._put_gradients()
         if then is not None and (more := then()) > 0:
             self._compute_ahead(more)
         ring = self.on.read(self.recorder.ring)

@@ -30,7 +30,8 @@ from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
 MAX_BOUND = 4096  # bindings that a runtime remembers
-MIN_TICKETS = 4096
+MIN_TICKETS = 4096  # counters that are made at once
+
 
 if TYPE_CHECKING:
     from gpuconv.cuda.recording import Recorder
@@ -76,7 +77,7 @@ class Runtime:
         # By a configuration's id, which stands for it as long as its binding holds it.
         self._bound: dict[tuple[Any, ...], tuple[LaunchConfig, list[Binding]]] = {}
         self._modules: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
-        self._tickets: dict[Any, list[Any]] = {}
+        self._tickets: dict[tuple[str, int], list[Any]] = {}  # by card and stream
         self.tables: dict[Any, dict[str, Any]] = {}  # of optimisers, see gpuconv/optim/device.py
         self._noughts: dict[tuple[str, str, int], Any] = {}
 
@@ -114,10 +115,6 @@ class Runtime:
         """The device kernels would run on now."""
         return self.name
 
-    def stream(self) -> Any:
-        """What stands for the present queue, on the present device."""
-        return self.here()
-
     def inside(self, array: Any) -> AbstractContextManager[Any]:
         """Meanwhile this array's card is the one that allocates and runs."""
         return nullcontext()
@@ -146,13 +143,25 @@ class Runtime:
         """Wait for all that was started."""
         raise NotImplementedError
 
+    def stream(self) -> int:
+        """What orders the kernels that are started now: those of one stream run in turn."""
+        return 0
+
     def shared_memory(self) -> AbstractContextManager[Any]:
         """Meanwhile arrays get memory as outside of `own_memory`."""
         return nullcontext()
 
-    def own_memory(self, recorder: Recorder, kept: bool) -> AbstractContextManager[Any]:
-        """Meanwhile arrays get memory that, if kept, nobody else gets while the recorder lives."""
+    def own_memory(self, recorder: Recorder) -> AbstractContextManager[Any]:
+        """Meanwhile arrays get memory that nobody else gets while the recorder lives."""
         return nullcontext()
+
+    def assign(self, to: Any, array: Any) -> None:
+        """Copy an array of the device to another, in C order, of its shape and type."""
+        raise NotImplementedError
+
+    def held(self, own: set[int], arguments: list[Any]) -> list[Any]:
+        """A launch's arguments as a recorder keeps them; here arrays keep their memory."""
+        return arguments
 
     def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
         """(what starts a recorder's launches again, why it does so one by one or "")."""
@@ -237,14 +246,16 @@ class Runtime:
             recording.state.recorder.add(bindings, checked, numbers)
 
     def tickets(self, count: int) -> Any:
-        """At least `count` counters that are 0 (kernels/last_block.cuh): every launch leaves them
-        so. The launches of a queue share them; they are never freed, for a recorded launch knows
-        their address.
+        """Zeros, in which a kernel counts its finished blocks and which it leaves as zeros.
+
+        They are kept for each stream, whose kernels follow one another, and are never freed: a
+        launch may be started again by its addresses.
         """
-        held = self._tickets.setdefault(self.stream(), [])
+        held = self._tickets.setdefault((self.here(), self.stream()), [])
         if not held or held[-1].size < count:
-            held.append(self.constant(np.zeros(max(count, MIN_TICKETS), np.uint32)))
-        return held[-1]
+            with recording.paused(), self.shared_memory():
+                held.append(self.zeros(max(count, MIN_TICKETS), np.uint32))
+        return held[-1][:count]
 
     def _bind(
         self,

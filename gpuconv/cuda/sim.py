@@ -47,6 +47,9 @@ class SimRuntime(Runtime):
         recording.refuse("an array is copied without a kernel")
         return array.copy()
 
+    def assign(self, to: sim.Array, array: sim.Array) -> None:
+        to.set(sim.asnumpy(array))
+
     def span(self, array: sim.Array) -> sim.Array:
         return array.span()
 
@@ -57,8 +60,8 @@ class SimRuntime(Runtime):
         args = launch.kernel, launch.grid, launch.block, arguments, launch.shared
         try:
             self.module(launch).launch(*args, self.order, self.seed, thread_count())
-        except Exception:
-            self._tickets.clear()  # blocks that did not run drew none
+        except BaseException:
+            self._tickets.clear()  # some may have been drawn
             raise
         self.ran[launch.kernel] = self.ran.get(launch.kernel, 0) + 1
 

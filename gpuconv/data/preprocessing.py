@@ -159,7 +159,9 @@ class Preprocessing:
 def image_size(input_shape: Sequence[int] | None) -> tuple[int, int]:
     """(height, width) of a network's `input_shape`. ValueError for None: it is not known."""
     if input_shape is None:
-        raise ValueError("the network does not know how large its images are")
+        raise ValueError(
+            "the network does not know how large its images are; set its input_shape = (C, H, W)"
+        )
     _, height, width = input_shape
     return height, width
 

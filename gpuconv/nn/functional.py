@@ -11,22 +11,40 @@ operation's, whose docstring they have.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from itertools import accumulate, pairwise
 from typing import Any, ParamSpec
 
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.arrays import empty_images, native
-from gpuconv.autograd import Array, Tensor, activated, as_tensor, defer, once, pooled, record, state
+from gpuconv.arrays import as_kernels_read, device_of, empty_images, is_device, native
+from gpuconv.autograd import (
+    Array,
+    Tensor,
+    activated,
+    as_tensor,
+    defer,
+    once,
+    pooled,
+    record,
+    state,
+    statistics_of,
+)
 from gpuconv.autograd.operators import add, flatten, relu_backward
+from gpuconv.autograd.walk import adding, rectified
 from gpuconv.nn import linear_chain
-from gpuconv.nn.linear_chain import record_weighted
+from gpuconv.nn.linear_chain import weighted_backward
 from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
+from gpuconv.ops.batch_norm2d_max_pool2d import (
+    batch_norm2d_relu_max_pool2d,
+    batch_norm2d_relu_max_pool2d_backward,
+)
+from gpuconv.ops.conv2d import y_shape
 from gpuconv.ops.losses import one_launch
 from gpuconv.ops.op import Op
+from gpuconv.ops.statistics import batch_norm2d_statistics, conv2d_statistics
 
 P = ParamSpec("P")
 PLAIN = frozenset(
@@ -137,15 +155,26 @@ def conv2d(
         return _at_once(conv2d(as_tensor(x), as_tensor(w), b, stride, padding, dilation, groups))
     b = b if isinstance(b, Tensor) else _optional(b)
     options = (stride, padding, dilation, groups)
+    data = x.data if isinstance(x.data, np.ndarray) else as_kernels_read(x.data)
 
     def with_pool(window: Any, c_order: bool) -> Tensor:
-        arrays = (x.data, w.data, None if b is None else b.data)
+        arrays = (data, w.data, None if b is None else b.data)
         y, argmax = ops.conv2d_relu_max_pool2d(*arrays, *options, window, c_order)
         run_backward = ops.conv2d_relu_max_pool2d_backward
         saved = (run_backward, y, argmax, *arrays, *options, window, x.requires_grad)
         return record("conv2d_relu_max_pool2d", y, (x, w, b), _plain_backward, *saved)
 
-    return _weighted(ops.conv2d, ops.conv2d_backward, x, w, b, options, with_pool)
+    def with_statistics(running: Callable[[], tuple[Any, ...]]) -> Any:
+        arrays = (data, w.data, None if b is None else b.data)
+        N, _, P, Q = y_shape(*arrays[:2], *options)
+        if N * P * Q < 2:
+            return None
+        y, mean, var, *_ = conv2d_statistics(*arrays, *options, *running())
+        saved = (ops.conv2d_backward, *arrays, *options, None, None, x.requires_grad)
+        return record("conv2d", y, (x, w, b), _conv_backward, *saved), mean, var
+
+    how = ops.conv2d, ops.conv2d_backward, _conv_backward, _conv_relu_backward
+    return _weighted(how, x, data, w, b, options, with_pool, with_statistics)
 
 
 def linear(x: Any, w: Any, b: Any = None) -> Tensor:
@@ -158,8 +187,9 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
             return y
         if linear_chain.serves(x, w):
             chain = linear_chain.Chain(linear_chain.Layer(x, w, b))
-            return defer(chain.compute, (x, w, b), ACTIVATION_NAMES, None, chain)
-    return _weighted(ops.linear, ops.linear_backward, x, w, b, (), None)
+            return defer(chain.compute, (x, w, b), ACTIVATION_NAMES, chain=chain)
+    how = ops.linear, ops.linear_backward, weighted_backward, weighted_backward
+    return _weighted(how, x, x.data, w, b, ())
 
 
 def _at_once(y: Tensor) -> Tensor:
@@ -169,24 +199,45 @@ def _at_once(y: Tensor) -> Tensor:
 
 
 def _weighted(
-    op: Op,
-    backward_op: Op,
+    how: tuple[Op, Op, Any, Any],
     x: Tensor,
+    data: Array,
     w: Tensor,
     b: Tensor | None,
     options: tuple[Any, ...],
-    with_pool: Any,
+    with_pool: Any = None,
+    with_statistics: Any = None,
 ) -> Tensor:
-    arrays = (x.data, w.data, None if b is None else b.data)
+    op, backward_op, plain, under_relu = how
+    arrays = (data, w.data, None if b is None else b.data)
     reference = x.reference or w.reference
     run, run_backward = _on(op, reference), _on(backward_op, reference)
 
     def compute(activation: str | None) -> Tensor:
         y = run(*arrays, *options, activation)
-        saved = (run_backward, *arrays, *options, activation)
-        return record_weighted(op, (x, w, b), y, activation, saved)
+        kept = None if activation is None else y
+        saved = (run_backward, *arrays, *options, activation, kept, x.requires_grad)
+        name = op.__name__ if activation is None else f"{op.__name__}_{activation}"
+        gradient = under_relu if activation == "relu" else plain
+        return record(name, y, (x, w, b), gradient, *saved)
 
-    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool)
+    statistics = with_statistics if _has_kernels(data) else None
+    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, statistics)
+
+
+def _has_kernels(x: Array) -> bool:
+    return not isinstance(x, np.ndarray) and is_device(device_of(x))
+
+
+@adding
+def _conv_backward(*arguments: Any, **more: Any) -> Any:
+    return weighted_backward(*arguments, **more)
+
+
+@adding
+@rectified
+def _conv_relu_backward(*arguments: Any, **more: Any) -> Any:
+    return weighted_backward(*arguments, **more)
 
 
 ACTIVATION_NAMES = tuple(ACTIVATIONS)
@@ -210,20 +261,25 @@ def batch_norm(
     Raises ValueError in training for one value per channel.
     """
     x, w, b = as_tensor(x), _optional(w), _optional(b)
-    arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
     if type(running_mean) not in PLAIN:
         running_mean, running_var = native(running_mean), native(running_var)
+    running = partial(_running, running_mean, running_var, momentum)
+    found = statistics_of(x, running) if training else None
+    arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
     reference = x.reference or (w is not None and w.reference)
+    on_device = _has_kernels(x.data)
     count = x.data.size // max(x.data.shape[1], 1)
     if training and count < 2 and state.trace is None:
         raise ValueError(
             f"batch_norm: training needs more than one value a channel, got x of shape {x.shape}"
         )
-    tracked = not training or running_mean is None
+    if training and on_device and found is None:
+        found = batch_norm2d_statistics(x.data, *running())[:2]
+    tracked = not training or running_mean is None or found is not None
 
     def compute(activation: str | None) -> Tensor:
         nonlocal tracked
-        statistics = (None, None) if training else (running_mean, running_var)
+        statistics = (found or (None, None)) if training else (running_mean, running_var)
         run = _on(ops.batch_norm2d, reference)
         y, mean, var = run(*arrays, *statistics, eps, activation)
         if not tracked:
@@ -237,7 +293,47 @@ def batch_norm(
         name = "batch_norm" if activation is None else "batch_norm_relu"
         return record(name, y, (x, w, b), _batch_norm_backward, *saved)
 
-    return defer(compute, (x, w, b), ("relu",))
+    def with_other(other: Tensor, activation: str | None) -> Tensor:
+        used: Any = found if training else (running_mean, running_var)
+        y, mean, var = ops.batch_norm2d(*(*arrays, *used, eps, activation, other.data))
+        kept = None if activation is None else y
+        saved = (kept, *arrays, mean, var, eps, None, training, x.requires_grad)
+        backward = _batch_norm_add_backward if activation is None else _batch_norm_add_relu_backward
+        name = "batch_norm_add" if activation is None else "batch_norm_add_relu"
+        return record(name, y, (x, w, b, other), backward, *saved)
+
+    def with_pool(window: Any, c_order: bool) -> Tensor:
+        used: Any = found if training else (running_mean, running_var)
+        y, argmax = batch_norm2d_relu_max_pool2d(*(*arrays, *used, eps, window))
+        run_backward = batch_norm2d_relu_max_pool2d_backward
+        saved = (run_backward, argmax, *arrays, *used, eps, window, training, x.requires_grad)
+        return record("batch_norm_relu_max_pool2d", y, (x, w, b), _plain_backward, *saved)
+
+    if not on_device:
+        return defer(compute, (x, w, b), ("relu",))
+    return defer(compute, (x, w, b), ("relu",), with_pool, added=(x.data.shape, with_other))
+
+
+def _running(mean: Array | None, var: Array | None, momentum: float) -> tuple[Any, ...]:
+    """What a pass that makes a batch's statistics moves towards them: nothing where `checkpoint`
+    runs its function for the second time.
+    """
+    first_time: list[int] = []
+    once(first_time.append, 1)
+    return (mean, var, momentum) if first_time else (None, None, 0.0)
+
+
+def _batch_norm_add_backward(
+    dy: Array, over: bool, y: Array | None, *saved: Any, masked: bool = False
+) -> tuple[Array | None, ...]:
+    if y is not None and not masked:
+        dy = ops.relu_backward(dy, y)
+    return *ops.batch_norm2d_backward(dy, *saved), dy
+
+
+@rectified
+def _batch_norm_add_relu_backward(*arguments: Any, **more: Any) -> Any:
+    return _batch_norm_add_backward(*arguments, **more)
 
 
 def _batch_norm_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> Any:

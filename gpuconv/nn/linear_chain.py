@@ -5,7 +5,6 @@ Each layer is recorded by itself, so gradients, hooks and results are those of l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,6 @@ from gpuconv.autograd.operators import relu_backward
 from gpuconv.ops import in_place, linear_launch
 from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.ops.linear import linear_chain
-from gpuconv.ops.op import Op
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,10 @@ class Chain:
         x = layers[0].x.data
         ys = linear_chain(x, tuple(given)) if len(given) > 1 else (ops.linear(x, *given[0]),)
         for i, (layer, y) in enumerate(zip(layers, ys, strict=True)):
-            saved = ops.linear_backward, layer.x.data, *given[i]
-            inputs = layer.x, layer.w, layer.b
-            result = record_weighted(ops.linear, inputs, y, layer.activation, saved)
+            name = "linear" if layer.activation is None else f"linear_{layer.activation}"
+            kept = None if layer.activation is None else y
+            saved = ops.linear_backward, layer.x.data, *given[i], kept, layer.x.requires_grad
+            result = record(name, y, (layer.x, layer.w, layer.b), weighted_backward, *saved)
             if i + 1 < len(layers):
                 autograd.give(layers[i + 1].x, result)
         return result
@@ -83,24 +82,15 @@ def appended(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor | None:
     return autograd.appended(x, longer, (w, b), tuple(ACTIVATIONS))
 
 
-def record_weighted(
-    op: Op[..., Any],
-    inputs: Sequence[Tensor | None],
-    y: Array,
-    activation: str | None,
-    saved: tuple[Any, ...],
-) -> Tensor:
-    """The result y of a convolution or linear layer; saved: the operation of its gradients and
-    what that takes between dy and the activation.
+def weighted_backward(
+    dy: Array, over: bool, run_backward: Any, *saved: Any, masked: bool = False, **more: Any
+) -> Any:
+    """The gradients of a convolution or linear layer by the operation `run_backward`; masked: dy is
+    that before the ReLU already.
     """
-    name = op.__name__ if activation is None else f"{op.__name__}_{activation}"
-    kept, x = None if activation is None else y, inputs[0]
-    assert x is not None
-    return record(name, y, inputs, _backward, *saved, kept, x.requires_grad)
-
-
-def _backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> Any:
-    *rest, activation, y, need_dx = saved
-    if over and activation == "relu" and in_place.can_overwrite(dy):
+    *others, activation, y, need_dx = saved
+    if masked:
+        activation, y = None, None
+    elif over and activation == "relu" and in_place.can_overwrite(dy):
         dy, activation, y = relu_backward(dy, y, over), None, None
-    return run_backward(dy, *rest, activation, y, need_dx)
+    return run_backward(dy, *others, activation, y, need_dx, **more)

@@ -530,6 +530,25 @@ class Module:
 
         return plan(self, x)
 
+    def show(
+        self,
+        input_shape: tuple[int, int, int] | None = None,
+        classes: Sequence[str] | None = None,
+        port: int = 8123,
+    ) -> Any:
+        """Look inside the network, in a notebook's cell or in the browser: see `gpuconv.show`."""
+        import gpuconv
+
+        return gpuconv.show(self, input_shape, classes, port)
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook, the table of layers of a network that knows its input; else the text."""
+        if self.input_shape is None:
+            return None
+        from gpuconv.nn.summary import summary
+
+        return summary(self)._repr_html_()
+
 
 @contextmanager
 def in_mode(model: Module, training: bool) -> Iterator[None]:

@@ -45,6 +45,11 @@ class Summary:
         lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([*lines, "", *self._totals()])
 
+    def _repr_html_(self) -> str:
+        from gpuconv.viz.html import paragraph, table
+
+        return table(HEADER, map(_cells, self.rows)) + paragraph("\n".join(self._totals()))
+
     def _totals(self) -> list[str]:
         if self.error is not None:
             return [f"stopped here: {self.error}"]

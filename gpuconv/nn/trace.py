@@ -172,8 +172,8 @@ def trace(network: Module, given: Any, training: bool = False, fusing: bool = Fa
 def output_shape(network: Module, input_shape: Shape) -> Shape:
     """The shape of one example's output, in evaluation mode, for one example's input.
 
-    Where the shapes alone do not tell what the network does, it is run on zeros. ValueError where
-    its output is not one tensor.
+    Where the shapes alone do not tell what the network does, it is run on zeros.
+    NotImplementedError where its output is not one tensor.
     """
     with no_grad():
         try:
@@ -181,7 +181,9 @@ def output_shape(network: Module, input_shape: Shape) -> Shape:
         except TypeError:
             y = run(network, zeros(network, input_shape), False, Trace(network))
     if not isinstance(y, Tensor):
-        raise ValueError(f"the network gives a {type(y).__name__}, expected one tensor")
+        raise NotImplementedError(
+            f"{type(network).__name__} gives a {type(y).__name__}, expected one tensor"
+        )
     return tuple(y.data.shape[1:])
 
 

@@ -12,6 +12,7 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import batch_norm as fast
 from gpuconv.cuda.recording import derived
 from gpuconv.ops import batch_norm2d_launch as config
+from gpuconv.ops.add import add
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import (
     Array,
@@ -34,12 +35,15 @@ def batch_norm2d(
     var: Array = None,
     eps: float = EPS,
     activation: str | None = None,
+    other: Array = None,
 ) -> tuple[Array, ...]:
-    """y = activation(w[c] * (x - mean[c]) / sqrt(var[c] + eps) + b[c]); returns (y, mean, var).
+    """y = activation(w[c] * (x - mean[c]) / sqrt(var[c] + eps) + b[c] + other); returns
+    (y, mean, var).
 
     x: floats (N, C, H, W). w, b: (C,) or None, which is 1 and 0. mean, var: (C,), the running
     statistics of evaluation; None in training, where they are x's own over N, H and W, var being
     the biased variance: the mean of (x - mean)**2. activation: None or "relu", in the same pass.
+    other: another summand of x's shape, as in a residual block, or None.
     Returns y, x's shape, and the mean and var it used, each (C,). Raises ValueError for shapes that
     do not fit, and for statistics of an empty x.
 
@@ -50,6 +54,7 @@ def batch_norm2d(
     if mean is None:
         mean, var = _statistics(x)
     y = _transformed(x, w, b, mean, var, eps)
+    y = y if other is None else y + other
     return np.maximum(y, 0) if activation == "relu" else y, mean, var
 
 
@@ -131,8 +136,10 @@ def _normalised(x, mean, var, eps):
 
 
 @batch_norm2d.check
-def batch_norm2d_check(x, w, b, mean, var, eps, activation):
+def batch_norm2d_check(x, w, b, mean, var, eps, activation, other):
     _require(x, w, b, mean, var, eps, activation)
+    require_floats(("other",), x=x, other=other)
+    require_shape({"other": x.shape}, other=other)
     if (mean is None) != (var is None):
         raise ValueError("give both mean and var, or neither")
     if mean is None and x.size == 0:
@@ -170,7 +177,7 @@ def _require(x, w, b, mean, var, eps, activation):
 
 
 @batch_norm2d.output
-def batch_norm2d_output(x, w, b, mean, var, eps, activation):
+def batch_norm2d_output(x, w, b, mean, var, eps, activation, other):
     statistics = ShapeOnly(x.shape[1:2], x.dtype)
     return ShapeOnly(x.shape, x.dtype), statistics, statistics
 
@@ -181,9 +188,9 @@ def batch_norm2d_track_output(running_mean, running_var, mean, var, count, momen
 
 
 @batch_norm2d.cost
-def batch_norm2d_cost(x, w, b, mean, var, eps, activation):
+def batch_norm2d_cost(x, w, b, mean, var, eps, activation, other):
     statistics = 2 * x.shape[1] * x.dtype.itemsize  # in where they are given, else out
-    return Cost(0, nbytes(x, w, b, x) + statistics)
+    return Cost(0, nbytes(x, w, b, other, x) + statistics)
 
 
 @batch_norm2d_backward.cost
@@ -198,8 +205,11 @@ def batch_norm2d_track_cost(running_mean, running_var, mean, var, count, momentu
 
 
 @batch_norm2d.cpu
-def batch_norm2d_cpu(x, w, b, mean, var, eps, activation):
-    return fast.forward(x, w, b, mean, var, eps, activation == "relu")
+def batch_norm2d_cpu(x, w, b, mean, var, eps, activation, other):
+    if other is None:
+        return fast.forward(x, w, b, mean, var, eps, activation == "relu")
+    y, mean, var = fast.forward(x, w, b, mean, var, eps, False)
+    return add(y, other, activation), mean, var
 
 
 @batch_norm2d_backward.cpu
@@ -210,18 +220,23 @@ def batch_norm2d_backward_cpu(dy, x, w, b, mean, var, eps, activation, of_batch,
 
 
 @batch_norm2d.launch
-def batch_norm2d_launch(runtime, x, w, b, mean, var, eps, activation):
+def batch_norm2d_launch(runtime, x, w, b, mean, var, eps, activation, other):
     N, C, H, W = x.shape
-    pixels = runtime.pixels(x)
+    pixels, arrays, stride = runtime.pixels(x), {}, None
+    vec = pixels.vector
     if mean is None:
         mean, var = runtime.empty(C), runtime.empty(C)
-        launches = config.config_statistics(x.shape, pixels.stride, pixels.vector)
-        runtime.run(launches, mean=mean, var=var, x=pixels.memory)
+        launches = config.config_statistics(x.shape, pixels.stride, pixels.vector, False)
+        numbers, given = tracking(runtime, 0, None)
+        runtime.run(launches, numbers, mean=mean, var=var, x=pixels.memory, **given)
+    if other is not None:
+        more = runtime.pixels(other)
+        arrays, stride, vec = {"other": more.memory}, more.stride, min(vec, more.vector)
     y = runtime.empty((N, H, W, C))
     flags = w is not None, b is not None, activation == "relu"
-    launches = config.config_forward(x.shape, pixels.stride, pixels.vector, *flags)
-    parameters = _parameters(runtime, w, b, mean, var)
-    runtime.run(launches, {"eps": eps}, y=y, x=pixels.memory, **parameters)
+    launches = config.config_forward(x.shape, pixels.stride, vec, *flags, stride)
+    arrays |= kernel_parameters(runtime, w, b, mean, var)
+    runtime.run(launches, {"eps": eps}, y=y, x=pixels.memory, **arrays)
     return runtime.as_nchw(y), mean, var
 
 
@@ -234,7 +249,7 @@ def batch_norm2d_backward_launch(
     vec = min(from_dy.vector, from_x.vector)
     flags = w is not None, b is not None, activation == "relu"
     key = x.shape, from_dy.stride, from_x.stride, vec, *flags
-    arrays = _parameters(runtime, w, b, mean, var)
+    arrays = kernel_parameters(runtime, w, b, mean, var)
     arrays |= {"dy": from_dy.memory, "x": from_x.memory}
     dw = db = arrays["mean"]  # read by nobody unless they are made
     if w is not None or b is not None or (of_batch and need_dx):
@@ -252,14 +267,23 @@ def batch_norm2d_backward_launch(
 @batch_norm2d_track.launch
 def batch_norm2d_track_launch(runtime, running_mean, running_var, mean, var, count, momentum):
     arrays = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "var": var}
-    keep, momentum = derived(lambda momentum: (1 - momentum, momentum), momentum)
-    numbers = {"keep": keep, "momentum": momentum, "unbiased": count / (count - 1)}
-    given = {"step": runtime.nought(np.float32, 2), "stop": runtime.nought(np.uint32)}
+    numbers, given = tracking(runtime, count, momentum)
     runtime.run(config.config_track(len(mean)), numbers, **arrays, **given)
     return running_mean, running_var
 
 
-def _parameters(runtime, w, b, mean, var):
+def tracking(runtime, count, momentum):
+    """(numbers, arrays) by which kernels move running statistics towards those of `count` values;
+    those of none for momentum None.
+    """
+    given = {"step": runtime.nought(np.float32, 2), "stop": runtime.nought(np.uint32)}
+    if momentum is None:
+        return dict.fromkeys(("keep", "momentum", "unbiased"), 0.0), given
+    keep, momentum = derived(lambda momentum: (1 - momentum, momentum), momentum)
+    return {"keep": keep, "momentum": momentum, "unbiased": count / (count - 1)}, given
+
+
+def kernel_parameters(runtime, w, b, mean, var):
     """The arrays that every kernel of batchnorm.cu takes; mean stands in for a missing w or b."""
     arrays = {"mean": runtime.contiguous(mean), "var": runtime.contiguous(var)}
     for name, array in (("w", w), ("b", b)):

@@ -1,4 +1,4 @@
-"""Launch configurations of batch normalisation (kernels/batchnorm.cu).
+"""Launch configurations of batch normalisation (kernels/batchnorm.cu, kernels/batchnorm_pool.cu).
 
 The pixels of x and dy may lie apart (`Runtime.pixels`), as the first channels of a wider image do.
 """
@@ -6,10 +6,12 @@ The pixels of x and dy may lie apart (`Runtime.pixels`), as the first channels o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from gpuconv.cuda.launch_config import (
     CACHED,
+    LOOP_BLOCKS,
     THREADS,
     Grid,
     Launch,
@@ -26,42 +28,77 @@ from gpuconv.cuda.layout import (
     strided_size,
 )
 from gpuconv.cuda.split_k import split_length
+from gpuconv.ops.conv2d_launch import MOMENT_ROWS
+from gpuconv.ops.pool2d_launch import TAP, window_scalars
+from gpuconv.shapes import Window
 
-FILE = "batchnorm.cu"
+FILE, POOLED = "batchnorm.cu", "batchnorm_pool.cu"
 WORKSPACE = {"partials": "workspace"}
+MERGE_LANES = 2  # channels of a block that merges partial results
+UNTRACKED = {"running_mean": "mean", "running_var": "var"}  # what stands in for them
 STEP = {"step": 2, "stop": 1}  # what the recorder of a step reads in their place
-MERGE_LANES = 8  # channels of a block that merges partial results
 
 
 @lru_cache(maxsize=CACHED)
-def config_statistics(shape: Shape, x_stride: int, vec: int) -> LaunchConfig:
-    """mean and var (C) of x; shape is (N, C, H, W), x's pixels are x_stride elements apart."""
+def config_statistics(shape: Shape, x_stride: int, vec: int, tracked: bool = False) -> LaunchConfig:
+    """mean and var (C) of x, and the running ones, as `config_merge`; shape is (N, C, H, W), x's
+    pixels are x_stride elements apart.
+    """
     pixels, C = require_channels("batch_norm2d", shape)
     grid, split = _split(pixels, C, vec)
-    splits = grid[1]
-    workspace = (2 * splits + 1) * C
+    workspace = MOMENT_ROWS * grid[1] * C
     scalars = {"pixels": pixels, "x_stride": x_stride, "C": C, **split}
     sizes = {"partials": workspace, "x": strided_size(pixels, x_stride, C)}
     kernel, chosen = "batch_norm2d_statistics", defines(VEC=vec)
     first = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, WORKSPACE)
-    length = split["split_length"]
-    scalars = {"pixels": pixels, "C": C, "split_length": length, "splits": splits}
-    sizes = {"partials": workspace, "mean": C, "var": C}
-    return LaunchConfig((first, _merge("batch_norm2d_merge", scalars, sizes)), workspace)
+    (merge,) = config_merge(pixels, C, grid[1], tracked).launches
+    return LaunchConfig((first, replace(merge, arrays={**merge.arrays, **WORKSPACE})), workspace)
+
+
+@lru_cache(maxsize=CACHED)
+def config_merge(pixels: int, C: int, splits: int, tracked: bool) -> LaunchConfig:
+    """mean and var (C) from the moments of so many parts of the pixels (moments.cuh).
+
+    tracked: running_mean and running_var, in place, move towards them, by the numbers and arrays of
+    `config_track`; else they are not given, and the numbers are of no account.
+    """
+    scalars = {"pixels": pixels, "C": C, "splits": splits, "tracked": int(tracked)}
+    sizes = {
+        **{"partials": MOMENT_ROWS * splits * C, "mean": C, "var": C, **STEP},
+        **dict.fromkeys(UNTRACKED, C if tracked else None),
+    }
+    grid, chosen = (ceil_div(C, MERGE_LANES), 1, 1), defines(VEC=1)
+    launch = Launch(FILE, "batch_norm2d_merge", grid, THREADS, chosen, scalars, sizes)
+    return LaunchConfig((launch if tracked else replace(launch, arrays=UNTRACKED),))
 
 
 @lru_cache(maxsize=CACHED)
 def config_forward(
-    shape: Shape, x_stride: int, vec: int, weight: bool, bias: bool, relu: bool
+    shape: Shape,
+    x_stride: int,
+    vec: int,
+    weight: bool,
+    bias: bool,
+    relu: bool,
+    other_stride: int | None = None,
 ) -> LaunchConfig:
-    """y (N, H, W, C) from x, w, b, mean, var, and the number eps.
+    """y (N, H, W, C) from x, w, b, mean, var, other, and the number eps.
 
-    Without weight or bias any array of C elements stands in for w or b.
+    Without weight or bias any array of C elements stands in for w or b. other_stride: elements from
+    a pixel of `other` to the next; None if there is none.
     """
     pixels, C = require_channels("batch_norm2d", shape)
-    sizes = {"y": pixels * C, "x": strided_size(pixels, x_stride, C), **_sizes(C, weight, bias)}
-    flags = _flags(weight, bias, relu)
-    return _pixelwise("batch_norm2d_forward", shape, vec, {"x_stride": x_stride, **flags}, sizes)
+    stride = 0 if other_stride is None else other_stride
+    sizes = {
+        **{"y": pixels * C, "x": strided_size(pixels, x_stride, C), **_sizes(C, weight, bias)},
+        "other": strided_size(pixels, stride, C) if stride else None,
+    }
+    strides = {"x_stride": x_stride, "other_stride": stride, "use_other": int(stride > 0)}
+    scalars = {**strides, **_flags(weight, bias, relu)}
+    config = _pixelwise("batch_norm2d_forward", shape, vec, scalars, sizes)
+    if stride:
+        return config
+    return LaunchConfig((replace(config.launches[0], arrays={"other": "x"}),))
 
 
 @lru_cache(maxsize=CACHED)
@@ -71,23 +108,20 @@ def config_backward_sums(
     """dw and db from dy, x, w, b, mean, var, and the number eps."""
     pixels, C = require_channels("batch_norm2d_backward", shape)
     grid, split = _split(pixels, C, vec)
-    splits = grid[1]
-    workspace = 2 * splits * C
+    workspace = 2 * grid[1] * C
     scalars = {
         **{"pixels": pixels, "C": C, "dy_stride": dy_stride, "x_stride": x_stride},
         **split,
         **_flags(weight, bias, relu),
     }
     sizes = {
-        "partials": workspace,
+        **{"dw": C, "db": C, "partials": workspace, "tickets": grid[0]},
         **{"dy": strided_size(pixels, dy_stride, C), "x": strided_size(pixels, x_stride, C)},
         **_sizes(C, weight, bias),
     }
     kernel, chosen = "batch_norm2d_backward_sums", defines(VEC=vec)
-    first = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, WORKSPACE)
-    sizes = {"partials": workspace, "dw": C, "db": C, "var": C}
-    merge = _merge("batch_norm2d_backward_merge", {"C": C, "splits": splits}, sizes)
-    return LaunchConfig((first, merge), workspace)
+    launch = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, WORKSPACE)
+    return LaunchConfig((launch,), workspace, grid[0])
 
 
 @lru_cache(maxsize=CACHED)
@@ -119,6 +153,67 @@ def config_backward(
 
 
 @lru_cache(maxsize=CACHED)
+def config_pooled(
+    shape: Shape, window: Window, x_stride: int, vec: int, weight: bool, bias: bool
+) -> LaunchConfig:
+    """y and argmax (N, P, Q, C), the max-pool of batch norm and ReLU, from x, w, b, mean, var, and
+    the number eps; shape is x's, (N, C, H, W).
+    """
+    kernel = "batch_norm2d_relu_max_pool2d_forward"
+    pixels, C = require_channels(kernel, shape)
+    P, Q = window.output_size(*shape[2:])
+    pooled = shape[0] * P * Q
+    sizes = {"y": pooled * C, "argmax": pooled * C, "x": strided_size(pixels, x_stride, C)}
+    return _pooled(kernel, shape, window, x_stride, vec, (weight, bias), pooled, sizes)
+
+
+@lru_cache(maxsize=CACHED)
+def config_pooled_sums(
+    shape: Shape, window: Window, x_stride: int, vec: int, weight: bool, bias: bool
+) -> LaunchConfig:
+    """dw and db from dy, argmax, x, w, b, mean, var, and the number eps."""
+    kernel = "batch_norm2d_relu_max_pool2d_backward_sums"
+    pixels, C = require_channels(kernel, shape)
+    grid, split = _split(pixels, C, vec)
+    workspace = 2 * grid[1] * C
+    sizes = {
+        **{"dw": C, "db": C, "partials": workspace, "tickets": grid[0]},
+        **_sizes_before_pool(shape, window, x_stride),
+    }
+    config = _pooled(kernel, shape, window, x_stride, vec, (weight, bias), pixels, sizes)
+    launch = config.launches[0]
+    scalars = {**launch.scalars, **split}
+    launch = replace(launch, grid=grid, scalars=scalars, arrays=WORKSPACE)
+    return LaunchConfig((launch,), workspace, grid[0])
+
+
+@lru_cache(maxsize=CACHED)
+def config_pooled_backward(
+    shape: Shape,
+    window: Window,
+    x_stride: int,
+    vec: int,
+    weight: bool,
+    bias: bool,
+    of_batch: bool,
+) -> LaunchConfig:
+    """dx (N, H, W, C) from dy, argmax, x, w, b, mean, var, dw, db, and the number eps; without
+    of_batch dw and db are not read.
+    """
+    kernel = "batch_norm2d_relu_max_pool2d_backward"
+    pixels, C = require_channels(kernel, shape)
+    sums = C if of_batch else None
+    sizes = {
+        **{"dx": pixels * C, "dw": sums, "db": sums},
+        **_sizes_before_pool(shape, window, x_stride),
+    }
+    config = _pooled(kernel, shape, window, x_stride, vec, (weight, bias), pixels, sizes)
+    launch = config.launches[0]
+    scalars = {**launch.scalars, "of_batch": int(of_batch)}
+    return LaunchConfig((replace(launch, scalars=scalars),))
+
+
+@lru_cache(maxsize=CACHED)
 def config_track(C: int) -> LaunchConfig:
     """running_mean and running_var, in place, from mean and var, and the numbers keep, momentum
     and unbiased.
@@ -126,6 +221,39 @@ def config_track(C: int) -> LaunchConfig:
     sizes = {**dict.fromkeys(("running_mean", "running_var", "mean", "var"), C), **STEP}
     kernel, chosen = "batch_norm2d_track", defines(VEC=1)
     return LaunchConfig((Launch(FILE, kernel, loop_grid(C), THREADS, chosen, {"C": C}, sizes),))
+
+
+def _sizes_before_pool(shape: Shape, window: Window, x_stride: int) -> dict[str, int]:
+    N, C, H, W = shape
+    P, Q = window.output_size(H, W)
+    pooled = N * P * Q * C
+    return {"dy": pooled, "argmax": pooled, "x": strided_size(N * H * W, x_stride, C)}
+
+
+def _pooled(
+    kernel: str,
+    shape: Shape,
+    window: Window,
+    x_stride: int,
+    vec: int,
+    parameters: tuple[bool, bool],
+    pixels: int,
+    sizes: Mapping[str, int | None],
+) -> LaunchConfig:
+    """A kernel of batchnorm_pool.cu that strides over so many pixels; parameters: weight, bias."""
+    C = shape[1]
+    lanes, blocks = channel_tile(C, vec)
+    along = min(ceil_div(pixels, THREADS // lanes), ceil_div(LOOP_BLOCKS, blocks))
+    weight, bias = parameters
+    scalars = {
+        **window_scalars(kernel, shape, window),
+        **{"pixels": pixels, "x_stride": x_stride, "lanes": lanes},
+        **{"use_weight": int(weight), "use_bias": int(bias)},
+    }
+    sizes = {**sizes, **_sizes(C, weight, bias)}
+    chosen = defines(VEC=vec, TAP=TAP[window.tap_type])
+    grid = (blocks, max(along, 1), 1)
+    return LaunchConfig((Launch(POOLED, kernel, grid, THREADS, chosen, scalars, sizes),))
 
 
 def _flags(weight: bool, bias: bool, relu: bool) -> dict[str, int]:
@@ -142,11 +270,6 @@ def _split(pixels: int, C: int, vec: int) -> tuple[Grid, dict[str, int]]:
     length = split_length(pixels, blocks)
     grid = (blocks, ceil_div(pixels, length), 1)
     return grid, {"lanes": lanes, "split_length": length}
-
-
-def _merge(kernel: str, scalars: Mapping[str, int], sizes: Mapping[str, int | None]) -> Launch:
-    grid = (ceil_div(scalars["C"], MERGE_LANES), 1, 1)
-    return Launch(FILE, kernel, grid, THREADS, defines(VEC=1), scalars, sizes, WORKSPACE)
 
 
 def _pixelwise(

@@ -15,6 +15,7 @@ from gpuconv.cpu import conv as fast
 from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops import conv2d_launch_small as small
 from gpuconv.ops.activation import activate, activation_backward, require_activation
+from gpuconv.ops.add import add
 from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes
 from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.op import (
@@ -26,6 +27,7 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
+from gpuconv.ops.relu import relu_backward
 from gpuconv.shapes import window
 
 
@@ -83,11 +85,15 @@ def conv2d_backward(
     activation: str | None = None,
     y: Array = None,
     need_dx: bool = True,
+    rest: Array = None,
+    rectify: bool = False,
 ) -> tuple[Array, ...]:
     """The gradients of `conv2d` for x, w and b.
 
     dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation: as conv2d had them.
     y: what conv2d returned; needed with an activation. need_dx: False saves a first layer's work.
+    rest: the gradient of x from elsewhere, added to dx, or None. rectify: x is the output of a
+    ReLU, and dx becomes the gradient of its input: 0 where x <= 0.
     Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
     (_, C, H, W), (K, _, R, S) = x.shape, w.shape
@@ -101,7 +107,13 @@ def conv2d_backward(
             dx[:, c][pixels] += np.einsum(
                 "kc,nkhw->nchw", w[k, :, r, s], dy[:, k][out], optimize=True
             )
-    return dx if need_dx else None, dw, dy.sum((0, 2, 3)) if b is not None else None
+    db = dy.sum((0, 2, 3)) if b is not None else None
+    return _completed(dx, x, rest, rectify) if need_dx else None, dw, db
+
+
+def _completed(dx, x, rest, rectify):
+    dx = dx if rest is None else dx + rest
+    return np.where(x <= 0, np.zeros((), dx.dtype), dx) if rectify else dx
 
 
 def _groups(K, C, groups):
@@ -120,11 +132,11 @@ def y_shape(x, w, *options):
 
 @conv2d_backward.check
 def conv2d_backward_check(dy, x, w, b, *options):
-    activation, y, _ = options[-3:]
-    require_conv2d(x, w, b, *options[:-2])
-    require_floats(("y",), x=x, dy=dy, y=y)
+    activation, y, _, rest, _ = options[-5:]
+    require_conv2d(x, w, b, *options[:-4])
+    require_floats(("y", "rest"), x=x, dy=dy, y=y, rest=rest)
     shape = y_shape(x, w, *options)
-    require_shape({"dy": shape, "y": shape}, dy=dy, y=y)
+    require_shape({"dy": shape, "y": shape, "rest": x.shape}, dy=dy, y=y, rest=rest)
     if activation is not None and y is None:
         raise ValueError(f"activation={activation!r} needs y, what conv2d returned")
 
@@ -170,8 +182,8 @@ def conv2d_cost(x, w, b, *options):
 
 @conv2d_backward.cost
 def conv2d_backward_cost(dy, x, w, b, *options):
-    geometry, (activation, y, need_dx) = window(w.shape[2:], *options[:3]), options[-3:]
-    traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w) if need_dx else 0)
+    geometry, (activation, y, need_dx, rest, _) = window(w.shape[2:], *options[:3]), options[-5:]
+    traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w, rest) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
     return Cost((4 if need_dx else 2) * multiply_adds(x, w, geometry), traffic)
 
@@ -185,10 +197,14 @@ def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation):
 
 
 @conv2d_backward.cpu
-def conv2d_backward_cpu(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward_cpu(
+    dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify
+):
     dy = activation_backward(dy, y, activation)
     geometry = window(w.shape[2:], stride, padding, dilation)
     dx, dw, db = fast.backward(dy, x, w, geometry, groups, need_dx)
+    if need_dx:
+        dx = _completed(dx, x, rest, rectify)
     return dx, dw, db if b is not None else None
 
 
@@ -216,14 +232,17 @@ def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activatio
 
 @conv2d_backward.launch
 def conv2d_backward_launch(
-    runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx
+    runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify
 ):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
     if conv.is_linear:
-        dy, x, w = (_rows(runtime, a) for a in (dy, x, w))
-        y = None if y is None else _rows(runtime, y)
-        dx, dw, db = linear_backward(dy, x, w, b, activation, y, need_dx)
+        rows, y_rows = _rows(runtime, x), None if y is None else _rows(runtime, y)
+        given = _rows(runtime, dy), rows, _rows(runtime, w), b, activation, y_rows, need_dx
+        dx, dw, db = linear_backward(*given)
+        if need_dx and rest is not None:
+            dx = add(dx, _rows(runtime, rest))
+        dx = relu_backward(dx, rows) if need_dx and rectify else dx
         images = (conv.N, conv.H, conv.W, conv.C), (conv.K, conv.R, conv.S, conv.C)
         dx = runtime.as_nchw(dx.reshape(images[0])) if need_dx else None
         return dx, runtime.as_nchw(dw.reshape(images[1])), db
@@ -231,16 +250,18 @@ def conv2d_backward_launch(
         masked = activation == "relu"
         dy = dy if masked else activation_backward(dy, y, activation)
         passed = (dy, y) if masked else (dy, dy)
-        return backward_small(runtime, conv, *passed, None, None, x, w, b, masked, need_dx)
-    dy = runtime.as_nhwc(activation_backward(dy, y, activation))
+        options = masked, need_dx, rest, rectify
+        return backward_small(runtime, conv, *passed, None, None, x, w, b, *options)
+    dy, x = runtime.as_nhwc(activation_backward(dy, y, activation)), runtime.as_nhwc(x)
     dx, db = None, None
     if need_dx:
         dx = runtime.empty((conv.N, conv.H, conv.W, conv.C))
-        launches = config.config_backward_data(conv, mask=False)  # so x is not read
-        runtime.run(launches, dx=dx, dy=dy, w=runtime.as_nhwc(w), x=dy)
+        launches = config.config_backward_data(conv, rectify, rest is not None)
+        more = {} if rest is None else {"onto": runtime.as_nhwc(rest)}
+        runtime.run(launches, dx=dx, dy=dy, w=runtime.as_nhwc(w), x=x, **more)
         dx = runtime.as_nchw(dx)
     dw = runtime.empty((conv.K, conv.R, conv.S, conv.channels))
-    runtime.run(config.config_backward_weight(conv), dw=dw, dy=dy, x=runtime.as_nhwc(x))
+    runtime.run(config.config_backward_weight(conv), dw=dw, dy=dy, x=x)
     if b is not None:
         db = runtime.empty(conv.K)
         launches = config.config_backward_bias(conv.N * conv.P * conv.Q, conv.K)
@@ -253,7 +274,9 @@ def _rows(runtime, array):
     return runtime.as_nhwc(array).reshape(len(array), -1)
 
 
-def backward_small(runtime, conv, dy, y, argmax, pool, x, w, b, masked, need_dx):
+def backward_small(
+    runtime, conv, dy, y, argmax, pool, x, w, b, masked, need_dx, rest=None, rectify=False
+):
     """(dx, dw, db) by conv2d_launch_small, which must apply; pool, argmax: of a max-pool, or None;
     y is read where `masked` or pooled.
     """
@@ -265,9 +288,10 @@ def backward_small(runtime, conv, dy, y, argmax, pool, x, w, b, masked, need_dx)
         argmax = runtime.empty(1, np.uint8)
     elif y_last:
         argmax = runtime.as_nhwc(argmax)
-    layouts = dy_last, y_last, x_last
-    launches = small.config_backward(conv, b is not None, masked, pool, need_dx, *layouts)
+    layouts, end = (dy_last, y_last, x_last), (rest is not None, rectify)
+    launches = small.config_backward(conv, b is not None, masked, pool, need_dx, *layouts, *end)
     arrays = {"dx": dx, "dw": dw, "db": db, "dy": dy, "y": y, "argmax": argmax, "x": x}
+    arrays["onto"] = x if rest is None else runtime.as_nhwc(rest)
     runtime.run(launches, w=runtime.as_nhwc(w), **arrays)
     found = runtime.as_nchw(dx) if need_dx else None, runtime.as_nchw(dw)
     return *found, db if b is not None else None

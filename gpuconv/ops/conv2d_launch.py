@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
+from math import gcd, isqrt
 
 from gpuconv.cuda.launch_config import (
     CACHED,
@@ -27,6 +27,7 @@ from gpuconv.ops import conv2d_launch_depthwise as depthwise
 from gpuconv.ops import conv2d_launch_few_channels as few_channels
 from gpuconv.shapes import Window
 
+MOMENT_ROWS = 4  # of a part of the pixels: kernels/moments.cuh
 MASK_ROWS, MASK_COLUMNS = 16, 15  # of a window whose taps fit the bit mask of conv_gather.cuh
 
 
@@ -109,15 +110,22 @@ class Conv2dShape:
             "y": self.N * self.P * self.Q * self.K,
         }[array]
 
+    def sizes_written(self, bias: bool, parts: int) -> tuple[dict[str, int | None], dict[str, str]]:
+        """(sizes, arrays) of a kernel that writes the moments of so many parts of y, or of none."""
+        partials = MOMENT_ROWS * parts * self.K if parts else None
+        sizes = {**self.sizes_forward(bias), "partials": partials}
+        return sizes, {} if parts else {"partials": "y"}
+
     def sizes_forward(self, bias: bool) -> dict[str, int | None]:
         """Of the pointers of every kernel of the forward pass; without bias, b is not read."""
         sizes: dict[str, int | None] = {name: self.size(name) for name in "yxw"}
         return {**sizes, "b": self.size("b") if bias else None}
 
-    def sizes_data(self, mask: bool) -> dict[str, int | None]:
-        """Of every kernel of backward data; without mask, x is not read."""
+    def sizes_data(self, mask: bool, onto: bool) -> dict[str, int | None]:
+        """Of every kernel of backward data; without mask, x is not read, nor `onto` without it."""
         x = self.size("x")
-        return {"dx": x, "dy": self.size("y"), "w": self.size("w"), "x": x if mask else None}
+        read = {"x": x if mask else None, "onto": x if onto else None}
+        return {"dx": x, "dy": self.size("y"), "w": self.size("w"), **read}
 
     def sizes_weight(self) -> dict[str, int | None]:
         """Of every kernel of backward weight, but for the partial results."""
@@ -142,18 +150,24 @@ class Conv2dShape:
 
 
 @lru_cache(maxsize=CACHED)
-def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig:
-    """y (N,P,Q,K) from x (N,H,W,C), w (K,R,S,C/groups) and b; without bias, give w for b."""
+def config_forward(
+    conv: Conv2dShape, bias: bool, relu: bool, moments: bool = False
+) -> LaunchConfig:
+    """y (N,P,Q,K) from x (N,H,W,C), w (K,R,S,C/groups) and b; without bias, give w for b.
+
+    moments: "partials" takes the moments of y in `moment_parts` parts.
+    """
     conv.require("conv2d")
     if conv.depthwise:
         return depthwise.config_forward(conv, bias, relu)
-    if config := few_channels.config_forward(conv, bias, relu):
+    if config := few_channels.config_forward(conv, bias, relu, moments):
         return config
     pixels = conv.N * conv.P * conv.Q
     vec, out = vector_width(conv.channels), vector_width(conv.filters)
     sizes = (pixels, 1, conv.filters, conv.channels)
     tile, macros = _gather((conv.R, conv.S), sizes, conv.groups, vec, vec, out)
-    across = ceil_div(conv.filters, tile)
+    tiles, across = ceil_div(pixels, tile[0]), ceil_div(conv.filters, tile[1])
+    pointers = conv.sizes_written(bias, tiles if moments else 0)
     scalars = {
         **_common(conv, pixels, across),
         **fast_divisions(p=conv.P, q=conv.Q, channels=conv.channels),
@@ -164,26 +178,35 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig:
     launch = Launch(
         "conv_simt.cu",
         "conv2d_forward_simt",
-        (ceil_div(pixels, tile) * across, conv.groups, 1),
-        THREADS,
-        defines(**macros),
+        (tiles * across, conv.groups, 1),
+        _threads(tile),
+        defines(**macros, MOMENTS=moments),
         scalars,
-        conv.sizes_forward(bias),
+        *pointers,
         multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,))
 
 
+def moment_parts(conv: Conv2dShape) -> int:
+    """The parts of y whose moments a forward pass can write; 0 where no kernel does."""
+    if conv.depthwise:
+        return 0
+    partials = config_forward(conv, False, False, True).launches[0].sizes["partials"]
+    return (partials or 0) // (MOMENT_ROWS * conv.K)
+
+
 @lru_cache(maxsize=CACHED)
-def config_backward_data(conv: Conv2dShape, mask: bool) -> LaunchConfig:
-    """dx (N,H,W,C) from dy (N,P,Q,K) and w; with mask, 0 where x is not positive.
+def config_backward_data(conv: Conv2dShape, mask: bool, onto: bool = False) -> LaunchConfig:
+    """dx (N,H,W,C) from dy (N,P,Q,K) and w, added to "onto" if there is one; with mask, 0 where x
+    is not positive.
 
     Without mask give dy for x: it is not read. The pixels of dx are cut into stride phases
     (kernels/conv_simt.cu, "Math"), of which the first has the most rows and columns.
     """
     conv.require("conv2d_backward")
     if conv.depthwise:
-        return depthwise.config_backward_data(conv, mask)
+        return depthwise.config_backward_data(conv, mask, onto)
     rows, columns = ceil_div(conv.H, conv.stride_h), ceil_div(conv.W, conv.stride_w)
     phases_w = min(conv.stride_w, conv.W)
     phases = min(conv.stride_h, conv.H) * phases_w
@@ -194,9 +217,8 @@ def config_backward_data(conv: Conv2dShape, mask: bool) -> LaunchConfig:
     vec, out = vector_width(conv.filters), vector_width(conv.channels)
     sizes = (pixels, phases, conv.channels, conv.filters)
     tile, macros = _gather(taps, sizes, conv.groups, vec, out, out)
-    across = ceil_div(conv.channels, tile)
-    tiles = ceil_div(pixels, tile) * phases
-    require_int32("conv2d_backward", tiles_of_pixels=tiles * max(tile, across))
+    tiles, across = ceil_div(pixels, tile[0]) * phases, ceil_div(conv.channels, tile[1])
+    require_int32("conv2d_backward", tiles_of_pixels=tiles * max(tile[0], across))
     scalars = {
         **_common(conv, conv.N * conv.H * conv.W, across),
         **{"N": conv.N, "phases": phases, "phases_w": phases_w},
@@ -206,16 +228,17 @@ def config_backward_data(conv: Conv2dShape, mask: bool) -> LaunchConfig:
         **fast_divisions(rows=rows, short_rows=max(1, conv.H // conv.stride_h)),
         **fast_divisions(columns=columns, short_columns=max(1, conv.W // conv.stride_w)),
         **fast_divisions(filters=conv.filters),
-        "use_mask": int(mask),
+        **{"use_mask": int(mask), "use_onto": int(onto)},
     }
     launch = Launch(
         "conv_simt.cu",
         "conv2d_backward_data_simt",
         (tiles * across, conv.groups, 1),
-        THREADS,
-        defines(**macros),
+        _threads(tile),
+        defines(**macros, MOMENTS=0),
         scalars,
-        conv.sizes_data(mask),
+        conv.sizes_data(mask, onto),
+        {} if onto else depthwise.ONTO,
         multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,))
@@ -231,30 +254,37 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
         return config
     columns, pixels = conv.R * conv.S * conv.channels, conv.N * conv.P * conv.Q
     vec_a, vec_b = vector_width(conv.filters), vector_width(conv.channels)
-    large = vec_a == vec_b == 4 and conv.filters > 64 and columns > 64
-    tile = 128 if large else 64
-    across = ceil_div(columns, tile)
-    tiles = ceil_div(conv.filters, tile) * across
+    tile = (64, 64)
+    if vec_a == vec_b == 4 and conv.filters > 32 and columns > 64:
+        tile = (128, _across(conv.filters))
+    # the columns across, but in the tile of 128 x 64 the filters
+    down, side = (columns, conv.filters) if tile == (128, 64) else (conv.filters, columns)
+    across = ceil_div(side, tile[1])
+    tiles = ceil_div(down, tile[0]) * across
     length = split_length(pixels, tiles * conv.groups)
     splits = max(1, ceil_div(pixels, length))
+    together = isqrt(splits)  # parts of a group: about as many as there are groups
     scalars = {
         **_common(conv, pixels, across),
         **fast_divisions(p=conv.P, q=conv.Q),
-        "columns": columns,
-        "split_length": length,
+        **{"columns": columns, "split_length": length, "together": together},
     }
     del scalars["R"]
+    workspace = tiles * conv.groups * splits * tile[0] * tile[1] if splits > 1 else 0
+    tickets = tiles * conv.groups * (ceil_div(splits, together) + 1) if splits > 1 else 1
+    sizes = {"dw": conv.size("w"), "partials": workspace or None, "tickets": tickets}
     launch = Launch(
         "conv_simt_weight.cu",
         "conv2d_backward_weight_simt",
         (tiles, conv.groups, splits),
-        THREADS,
-        defines(TILE=tile, VEC_A=vec_a, VEC_B=vec_b, VEC_OUT=vec_b),
+        _threads(tile),
+        defines(TILE=tile[0], TILE_N=tile[1], VEC_A=vec_a, VEC_B=vec_b, VEC_OUT=vec_b),
         scalars,
-        conv.sizes_weight(),
+        {**sizes, **conv.sizes_weight()},
+        {"partials": "workspace" if workspace else "dw"},
         multiply_adds=conv.multiply_adds,
     )
-    return split_k(launch, "dw", conv.size("w"), splits)
+    return LaunchConfig((launch,), workspace, tickets)
 
 
 @lru_cache(maxsize=CACHED)
@@ -270,11 +300,21 @@ def config_backward_bias(pixels: int, K: int) -> LaunchConfig:
         "conv2d_backward_bias_partials",
         (blocks, splits, 1),
         THREADS,
-        defines(TILE=64, VEC_A=1, VEC_B=1, VEC_OUT=1),
+        defines(TILE=64, TILE_N=64, VEC_A=1, VEC_B=1, VEC_OUT=1),
         {"pixels": pixels, "split_length": length, "K": K, "columns": columns},
         {"dy": pixels * K},
     )
     return split_k(launch, "db", K, splits)
+
+
+def _across(side: int) -> int:
+    """The side of large tiles across so many filters or channels that wastes the least."""
+    return 64 if ceil_div(side, 64) % 2 else 128
+
+
+def _threads(tile: tuple[int, int]) -> int:
+    """Of a block of conv_simt.cu or conv_simt_weight.cu."""
+    return 128 if tile == (128, 64) else THREADS
 
 
 def _gather(
@@ -284,8 +324,9 @@ def _gather(
     vec_a: int,
     vec_b: int,
     vec_out: int,
-) -> tuple[int, dict[str, int]]:
-    """(tile, macros) of a pass that gathers windows of this many rows and columns.
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """(pixels and channels of a tile, macros) of a pass that gathers windows of this many rows and
+    columns.
 
     sizes: pixels of a phase and how many phases, channels of a result, channels gathered.
     """
@@ -293,11 +334,11 @@ def _gather(
     bits = taps[0] <= MASK_ROWS and taps[1] <= MASK_COLUMNS
     whole = vec_a == vec_b == vec_out == 4 and gathered % 8 == 0 and bits
     tiles = ceil_div(pixels, 128) * phases * ceil_div(across, 128) * groups
-    large = whole and across > 64 and tiles >= TARGET_BLOCKS // 4
+    large = whole and across > 32 and tiles >= TARGET_BLOCKS // 4
     uniform = vec_a == 4 and gathered % (8 if large else 16) == 0
-    tile = 128 if large else 64
-    macros = {"TILE": tile, "VEC_A": vec_a, "VEC_B": vec_b, "VEC_OUT": vec_out}
-    return tile, {**macros, "UNIFORM": int(uniform), "WINDOW_BITS": int(bits)}
+    tile = (128, _across(across)) if large else (64, 64)
+    macros = {"TILE": tile[0], "TILE_N": tile[1], "VEC_A": vec_a, "VEC_B": vec_b}
+    return tile, {**macros, "VEC_OUT": vec_out, "UNIFORM": int(uniform), "WINDOW_BITS": int(bits)}
 
 
 def _common(conv: Conv2dShape, pixels: int, across: int) -> dict[str, int]:

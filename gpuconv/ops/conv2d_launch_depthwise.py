@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gpuconv.ops.conv2d_launch import Conv2dShape
 
 FILE = "depthwise.cu"
+ONTO = {"onto": "dx"}  # what stands in for it
 
 
 def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig:
@@ -41,16 +42,16 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig:
     return LaunchConfig((launch,))
 
 
-def config_backward_data(conv: Conv2dShape, mask: bool) -> LaunchConfig:
+def config_backward_data(conv: Conv2dShape, mask: bool, onto: bool) -> LaunchConfig:
     """As conv2d_launch.config_backward_data, for filters of one channel."""
     vec, lanes = _lanes("conv2d_backward", conv, conv.C, conv.filters)
     pixels = conv.N * conv.H * conv.W
     scalars = {**_common(conv, pixels, lanes), **fast_divisions(h=conv.H, w=conv.W)}
-    scalars["use_mask"] = int(mask)
-    kernel, sizes = "conv2d_backward_data_depthwise", conv.sizes_data(mask)
+    scalars |= {"use_mask": int(mask), "use_onto": int(onto)}
+    kernel, sizes = "conv2d_backward_data_depthwise", conv.sizes_data(mask, onto)
     grid = _grid("conv2d_backward", pixels, lanes, ceil_div(conv.C, lanes * vec))
-    shared = 4 * lanes * vec * conv.filters * conv.R * conv.S
-    launch = Launch(FILE, kernel, grid, THREADS, defines(VEC=vec), scalars, sizes, shared=shared)
+    shared, arrays = 4 * lanes * vec * conv.filters * conv.R * conv.S, {} if onto else ONTO
+    launch = Launch(FILE, kernel, grid, THREADS, defines(VEC=vec), scalars, sizes, arrays, shared)
     return LaunchConfig((launch,))
 
 

@@ -29,17 +29,18 @@ MAX_CHANNELS = 4
 TILE_ROWS, TILE_COLUMNS = 32, 32  # of a tile of y, the rows for one lane of filters
 MIN_COLUMNS = 16  # of y that are worth a tile
 FILTERS = 8  # of a thread
+MERGED = 1 + 3 * THREADS // 32  # floats for each filter: a shift, and the moments of each warp
 MAX_COLUMNS = 6  # (r,s,c) of a thread in backward weight: 48 sums
 
 
-def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig | None:
+def config_forward(conv: Conv2dShape, bias: bool, relu: bool, moments: bool) -> LaunchConfig | None:
     """As conv2d_launch.config_forward, or None where the kernel does not apply."""
     lanes, line = _lanes(conv), _line(conv)
     rows, block = TILE_ROWS // lanes, FILTERS * lanes
-    shared = 4 * (conv.S * conv.C * (block + 4) + rows * line)
+    shared = 4 * max(conv.S * conv.C * (block + 4) + rows * line, MERGED * block)
     tiles_h, tiles_w = ceil_div(conv.P, rows), ceil_div(conv.Q, TILE_COLUMNS)
-    blocks = ceil_div(conv.K, block)
-    grid = conv.N * tiles_h * tiles_w * blocks
+    blocks, tiles = ceil_div(conv.K, block), conv.N * tiles_h * tiles_w
+    grid = tiles * blocks
     if not _applies(conv, shared) or grid > INT_MAX:
         return None
     scalars = {
@@ -47,10 +48,10 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool) -> LaunchConfig | 
         **{"blocks": blocks, "tiles_h": tiles_h, "tiles_w": tiles_w},
         **{"use_bias": int(bias), "rectify": int(relu)},
     }
-    kernel, chosen, sizes = "conv2d_forward_few_channels", macros(conv), conv.sizes_forward(bias)
+    kernel, chosen = "conv2d_forward_few_channels", macros(conv, moments)
+    sizes, arrays = conv.sizes_written(bias, tiles if moments else 0)
     launch = Launch(
-        *(FILE, kernel, (grid, 1, 1), THREADS, chosen, scalars, sizes),
-        shared=shared,
+        *(FILE, kernel, (grid, 1, 1), THREADS, chosen, scalars, sizes, arrays, shared),
         multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,))
@@ -125,12 +126,13 @@ def _columns(terms: int, threads: int) -> tuple[int, int, int]:
     return split(min(range(ceil_div(terms, threads), MAX_COLUMNS + 1), key=clocks))
 
 
-def macros(conv: Conv2dShape) -> tuple[tuple[str, str], ...]:
-    """The specialisation, the same of both kernels."""
+def macros(conv: Conv2dShape, moments: bool = False) -> tuple[tuple[str, str], ...]:
+    """The specialisation, without moments the same of both kernels."""
     lanes = _lanes(conv)
     columns, groups, parts = _columns(_terms(conv), THREADS // lanes)
     across = {"LANES": lanes, "COLUMNS": columns, "GROUPS": groups, "PARTS": parts}
-    return defines(C=conv.C, R=conv.R, S=conv.S, VEC=vector_width(conv.K), **across)
+    sizes = {"C": conv.C, "R": conv.R, "S": conv.S}
+    return defines(**sizes, VEC=vector_width(conv.K), MOMENTS=moments, **across)
 
 
 def _common(conv: Conv2dShape, line: int) -> dict[str, int]:

@@ -139,8 +139,12 @@ def config_backward(
     dy_last: bool,
     y_last: bool,
     x_last: bool,
+    onto: bool = False,
+    rectify: bool = False,
 ) -> LaunchConfig | None:
     """dx (N,H,W,C), dw (K,R,S,C) and db (K,) from dy, y, argmax, x and w.
+
+    onto: dx is added to "onto"; else give x for it. rectify: 0 where x is not positive.
 
     mask: whether dy is 0 where y is not positive; with pool it always is. Give dw for dx without
     need_dx, for db without bias, dy for y without mask or pool, for argmax without pool.
@@ -168,6 +172,7 @@ def config_backward(
         **_strides("y", y_last, conv.K, P * Q),
         **_strides("x", x_last, conv.C, conv.H * conv.W),
         **{"pool": int(pool is not None), "use_mask": int(mask), "use_bias": int(bias)},
+        **{"use_onto": int(onto), "rectify": int(rectify)},
         **fast_divisions(C=conv.C, K=conv.K),
         **{"data_blocks": data_blocks, "data_images": data.images, "data_rows": data.rows},
         **{"data_bands": data.bands, "data_splits": data.splits, "channels": data.filters},
@@ -181,10 +186,12 @@ def config_backward(
     assert left >= 0
     size, slices, tiles = conv.N * conv.K * P * Q, numbers["slices"], numbers["tiles"]
     row = ceil_div(width * (conv.R * conv.S * conv.C + 1), 4) * 4
+    tickets = tiles * (ceil_div(slices, numbers["together"]) + 1)
     sizes = {
         **{"dx": conv.size("x") if need_dx else None, "dw": conv.size("w")},
         **{"db": conv.K if bias else None, "partials": tiles * slices * row},
-        "tickets": None,
+        "tickets": tickets,
+        "onto": conv.size("x") if onto else None,
         **{"dy": size, "y": size if pool or mask else None, "argmax": size if pool else None},
         **{"x": conv.size("x"), "w": conv.size("w")},
     }
@@ -200,7 +207,6 @@ def config_backward(
         shared=max(shared, 4 * conv.S * width * block),
         multiply_adds=(1 + need_dx) * conv.multiply_adds,
     )
-    tickets = tiles * (ceil_div(slices, numbers["together"]) + 1)
     return LaunchConfig((launch,), tiles * slices * row, tickets)
 
 

@@ -144,13 +144,13 @@ def _pool(
     P, Q = window.output_size(H, W)
     image, pooled = N * H * W * C, N * P * Q * C
     pixels = N * P * Q if kernel.endswith("_forward") else N * H * W
-    scalars = {**_window(kernel.removesuffix("_forward"), x_shape, window), **more}
+    scalars = {**window_scalars(kernel.removesuffix("_forward"), x_shape, window), **more}
     scalars["pixels"] = pixels
     sizes = {"x": image, "dx": image, "y": pooled, "dy": pooled, "argmax": pooled}
     return _per_pixel(file, kernel, pixels, C, scalars, sizes, **macros)
 
 
-def _window(name: str, x_shape: Shape, window: Window) -> dict[str, int]:
+def window_scalars(name: str, x_shape: Shape, window: Window) -> dict[str, int]:
     """The image and the window as the kernels take them; ValueError past 32 bits."""
     N, C, H, W = x_shape
     P, Q = window.output_size(H, W)

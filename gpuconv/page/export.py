@@ -34,6 +34,13 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
 
     >>> export(session, "lenet.html")  # doctest: +SKIP
     """
+    whole = content(session)
+    write_atomically(path, whole)
+    return len(whole)
+
+
+def content(session: Session) -> bytes:
+    """What `export` writes."""
     model = session.describe()
     _require_small(model, session.graph)
     pictures = _pictures(session, model["test"])
@@ -73,9 +80,7 @@ def export(session: Session, path: str | os.PathLike[str]) -> int:
     head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
     head += f"<style>{style}</style>"
     body = f'<script type="application/json" id="network">{data}</script>\n'
-    content = page(head, f"{body}<script>{script}</script>").encode()
-    write_atomically(path, content)
-    return len(content)
+    return page(head, f"{body}<script>{script}</script>").encode()
 
 
 def _require_small(model: dict[str, Any], graph: Graph) -> None:
@@ -125,5 +130,5 @@ def _all_seen(session: Session, number: int, filter: int) -> dict[str, Any]:
     return found
 
 
-def _digest(content: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+def _digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuconv import checkpoint, models
 from gpuconv.data import Loader, Preprocessing
+from gpuconv.nn import Module
 from gpuconv.page.monitor import TrainingMonitor
 from gpuconv.page.server import PageServer, announce
 from gpuconv.page.session import Session
 from gpuconv.train import Interrupted, Run
+
+if TYPE_CHECKING:
+    from gpuconv.data import Dataset, Scale
 
 HELD_IMAGES = 1000  # of a run's held-out images, for its confusion matrix
 # A network that reads 32x32 gray images is shown MNIST's digits, scaled as `gpuconv train` does.
@@ -24,6 +28,37 @@ MNIST_METADATA = {
     "input": {"mean": [0.1307], "std": [0.3081]},
     "settings": {"data": "mnist", "seed": 0},
 }
+
+
+def of_model(
+    model: Module,
+    image_shape: tuple[int, int, int] | None = None,
+    mean: Scale = None,
+    std: Scale = None,
+    classes: Sequence[str] | None = None,
+    test: Callable[[], Dataset] | None = None,
+    title: str = "network",
+) -> Session:
+    """A session for a network of your own, on `cpu` or `reference`, which gets into evaluation
+    mode.
+
+    image_shape: one picture's (C, H, W); None for the network's `input_shape`. A network that has
+    an `input_shape` gets its pictures padded to it. mean, std: as for `data.to_float`. classes:
+    names for the scores. test: gives labelled pictures of that shape to choose from.
+    Raises ValueError where the network does not end with scores for such a picture, is too large
+    (`graph.MAX_VALUES`), or does not know its input.
+
+    >>> from gpuconv import nn
+    >>> own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    >>> of_model(own, (3, 8, 8), classes=["cat", "dog"]).describe()["layers"][1]["shape"]
+    [4, 6, 6]
+    """
+    shape = image_shape or model.input_shape
+    if model.input_shape is None:
+        model.input_shape = shape
+    metadata = {"image_shape": shape, "input": {"mean": mean, "std": std}}
+    preprocessing = Preprocessing.from_metadata(metadata, model.input_shape)
+    return Session(model, preprocessing, title, classes, test() if test else None)
 
 
 def open_session(
@@ -110,6 +145,7 @@ def _run_session(run: Run) -> tuple[Session, Loader, str]:
     trainer, training = run.trainer, run.training
     assert trainer.model.spec is not None  # `train.prepare` builds by name, or from a file
     network = _initial(trainer.model.spec, run.config["seed"])
+    network.input_shape = trainer.model.input_shape
     first = {name: array.copy() for name, array in trainer.model.state_dict().items()}
     metadata = {
         **trainer.metadata,

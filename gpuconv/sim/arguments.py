@@ -21,61 +21,56 @@ def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
     """
     if len(args) != len(kernel.parameters):
         raise TypeError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(args)}")
-    space = np.zeros(max(kernel.parameter_bytes, 1) + 16, np.uint8)
+    space = bytearray(max(kernel.parameter_bytes, 1) + 16)
     for number, (parameter, value) in enumerate(zip(kernel.parameters, args, strict=True)):
-        piece = _bytes(f"{kernel.name}: argument {number}", parameter, value)
-        space[parameter.offset : parameter.offset + parameter.size] = np.frombuffer(piece, np.uint8)
-    return space
+        try:
+            piece = _bytes(parameter, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{kernel.name}: argument {number} {error}") from None
+        space[parameter.offset : parameter.offset + parameter.size] = piece
+    return np.frombuffer(space, np.uint8)
 
 
-def _bytes(where: str, parameter: Variable, value: Any) -> bytes:
+def _bytes(parameter: Variable, value: Any) -> bytes:
     if parameter.array:
         if not isinstance(value, bytes) or len(value) != parameter.size:
             got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
-            raise TypeError(f"{where} is a structure: give its {parameter.size} bytes, got {got}")
+            raise TypeError(f"is a structure: give its {parameter.size} bytes, got {got}")
         return value
     if isinstance(value, Array):
         if parameter.size != 8 or parameter.pointer is False or parameter.type in ("f64", "s64"):
-            raise TypeError(f"{where} is a number ({parameter.type}), got a sim array")
+            raise TypeError(f"is a number ({parameter.type}), got a sim array")
         if not value.contiguous:
-            raise ValueError(
-                f"{where} is a transposed or sliced view, kernels read C order: use .copy()"
-            )
+            raise ValueError("is a transposed or sliced view, kernels read C order: use .copy()")
         return value.ptr.to_bytes(8, "little")
     if isinstance(value, np.ndarray) and value.ndim:
-        raise TypeError(
-            f"{where} got a NumPy array: bring it to the device with gpuconv.sim.asarray first"
-        )
+        raise TypeError("got a NumPy array: bring it to the device with gpuconv.sim.asarray first")
     if parameter.pointer:
-        raise TypeError(
-            f"{where} is a pointer: give a sim array, got {value!r} ({type(value).__name__})"
-        )
+        raise TypeError(f"is a pointer: give a sim array, got {value!r} ({type(value).__name__})")
     if parameter.type in _FLOATS:
-        return _float(where, parameter.type, value)
-    return _integer(where, parameter, value)
+        return _float(parameter.type, value)
+    return _integer(parameter, value)
 
 
-def _float(where: str, type_: str, value: Any) -> bytes:
+def _float(type_: str, value: Any) -> bytes:
+    if isinstance(value, _FLOATS[type_]):
+        return value.tobytes()
     if isinstance(value, bool | np.bool_) or not isinstance(
         value, int | float | np.integer | np.floating
     ):
-        raise TypeError(
-            f"{where} is {type_}: give a number, got {value!r} ({type(value).__name__})"
-        )
+        raise TypeError(f"is {type_}: give a number, got {value!r} ({type(value).__name__})")
     with np.errstate(over="ignore"):
         cast = _FLOATS[type_](value)
     if np.isinf(cast) and not np.isinf(float(value)):
-        raise ValueError(f"{where} is {type_}: {value!r} does not fit")
+        raise ValueError(f"is {type_}: {value!r} does not fit")
     return cast.tobytes()
 
 
-def _integer(where: str, parameter: Variable, value: Any) -> bytes:
+def _integer(parameter: Variable, value: Any) -> bytes:
     if not isinstance(value, int | np.integer | np.bool_):
-        raise TypeError(
-            f"{where} is an integer ({parameter.type}): got {value!r} ({type(value).__name__})"
-        )
+        raise TypeError(f"is an integer ({parameter.type}): got {value!r} ({type(value).__name__})")
     bits, number = parameter.size * 8, int(value)
     # PTX declares a C int as u32 too, so the ranges of both signs are accepted
     if not -(1 << bits - 1) <= number < 1 << bits:
-        raise ValueError(f"{where} has {bits} bits: {number} does not fit")
+        raise ValueError(f"has {bits} bits: {number} does not fit")
     return (number & ((1 << bits) - 1)).to_bytes(parameter.size, "little")

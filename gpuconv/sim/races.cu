@@ -128,7 +128,9 @@ static __device__ u32 race(Block* b, u64 traces, u64 at, u32 size, u32 code, u32
     }
     const Access now = {((u64*)b->times)[thread] << 11 | thread << 1 | flag, code, thread, site};
     const Mark mark = {now.stamp, site, (u32)b->index};
-    for (u64 k = at / b->granule; k <= (at + size - 1) / b->granule; ++k) {
+    const u32 shift = __ffs(b->granule) - 1;    // a power of two
+    const u64 last = (at + size - 1) >> shift;
+    for (u64 k = at >> shift; k <= last; ++k) {
         Mark* marks = (Mark*)((Trace*)traces + k);          // the write, two reads
         if (!in_order(b, marks[0], now)) return report(b, marks[0], true, now);
         if (!(code & 2)) {

@@ -5,6 +5,7 @@ from gpuconv.train.config import PRESETS, RunConfig, extended, run_config, sourc
 from gpuconv.train.folder import make_run_folder
 from gpuconv.train.interrupt import Interrupted
 from gpuconv.train.memory import peak_memory
+from gpuconv.train.recorded import recorded
 from gpuconv.train.run import Run, prepare, test
 from gpuconv.train.state import TrainState
 from gpuconv.train.trainer import Trainer
@@ -22,6 +23,7 @@ __all__ = [
     "make_run_folder",
     "peak_memory",
     "prepare",
+    "recorded",
     "run_config",
     "source",
     "stored_config",

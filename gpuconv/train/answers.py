@@ -80,7 +80,7 @@ class RecordedAnswers:
             else:
                 if feed.feed is not None:
                     feed.feed()
-                record.replay()
+                record.start()
                 scores, value = record.outputs, math.nan
                 if loss is not None:
                     value = total_loss(loss, record.losses())

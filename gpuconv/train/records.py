@@ -64,7 +64,7 @@ class Records:
             return step(None)
         known.tries += 1
         recorder = Recorder(self.on)
-        with recorder.recording(own_memory=known.trace is not None):
+        with recorder.recording(keep=known.trace is not None):
             result = step(recorder)
         before, known.trace = known.trace, None if recorder.refused else recorder.trace
         if known.trace is not None and known.trace == before:
@@ -92,12 +92,13 @@ class Records:
 class Fixed:
     """What a recorded step fixes besides shapes: arrays, modes and settings of modules."""
 
-    def __init__(self, *modules: Any, optimizer: Optimizer | None = None) -> None:
-        found = [m for each in modules if isinstance(each, Module) for m in each.modules()]
+    def __init__(self, *parts: Any) -> None:
+        """parts: modules and optimisers; whatever else is left alone."""
+        found = [m for each in parts if isinstance(each, Module) for m in each.modules()]
         self._modules: list[Module] = list({id(m): m for m in found}.values())
-        parts = [value for m in self._modules for value in vars(m).values()]
-        self._holders = [p for p in parts if isinstance(p, Parameter | Buffer)]
-        self._optimizer = optimizer
+        held = [value for m in self._modules for value in vars(m).values()]
+        self._holders = [p for p in held if isinstance(p, Parameter | Buffer)]
+        self._optimizers = [each for each in parts if isinstance(each, Optimizer)]
 
     def now(self, *more: Hashable) -> Hashable:
         """A value that is equal as long as a recording is right; None while a hook wants to be
@@ -118,14 +119,18 @@ class Fixed:
                 if holder._hooks:
                     return None
                 found.append(holder.requires_grad)
-        if self._optimizer is not None:
-            found += self._settings(self._optimizer)
+        for optimizer in self._optimizers:
+            found += self._settings(optimizer)
         return tuple(found)
 
     def arrays(self) -> list[Any]:
         """What `now` knows by identity alone: to be kept with a record."""
-        states = [] if self._optimizer is None else list(self._optimizer._state)
-        return [*[holder.data for holder in self._holders], *map(dict, states)]
+        states = [dict(state) for each in self._optimizers for state in each._state]
+        return [*[holder.data for holder in self._holders], *states]
+
+    def gradients(self) -> list[tuple[Parameter, Any]]:
+        """The parameters of the optimisers, with their gradients."""
+        return [(p, p.grad) for each in self._optimizers for p in each.params]
 
     def _settings(self, optimizer: Optimizer) -> Iterator[Hashable]:
         for group in optimizer.param_groups:

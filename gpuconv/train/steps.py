@@ -50,7 +50,7 @@ class RecordedSteps:
         """Train with the rest of an epoch's batches; yields after one or several."""
         trainer = self._trainer
         p, feed = trainer.state, self._feed
-        fixed = Fixed(trainer.model, trainer.loss, optimizer=trainer.optimizer)
+        fixed = Fixed(trainer.model, trainer.loss, trainer.optimizer)
         average = None if trainer.average is None else trainer.average.decay
         while True:
             most = min(trainer.batches_until_told(), self._ahead)
@@ -80,7 +80,9 @@ class RecordedSteps:
             else:
                 recorder.keep((feed, fixed.arrays()))
                 trainer.timed_batch(lambda: feed.load(shape, recorder.slot), images)
+                recorder.gradients = fixed.gradients()
 
+        trainer.optimizer.zero_grad()  # so that a record need not hold memory beside theirs
         self._records.run(kind, step, trainer.mark)
 
     def _replay(self, record: Any, count: int) -> None:

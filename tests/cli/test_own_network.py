@@ -1,5 +1,6 @@
 """A network of one's own, from a file with its own `forward`, by commands alone."""
 
+import base64
 import json
 import re
 
@@ -8,9 +9,10 @@ import own_network
 import pytest
 
 import gpuconv
-from gpuconv import checkpoint, data, models, nn
+from gpuconv import checkpoint, data, models, nn, train
 from gpuconv.cli import main
 from gpuconv.cli import train as train_command
+from gpuconv.page.opening import _run_session
 
 QUICK = ["--limit", "100", "--epochs", "2", "--batch", "25", "--validation", "0.2"]
 
@@ -216,3 +218,16 @@ def test_a_replaced_head_is_rebuilt(file, tmp_path):
     model.conv2 = nn.Identity()
     assert model.spec is None
     assert json.dumps(checkpoint.read(path).metadata)
+
+
+@pytest.mark.parametrize("function", ["build", "plain"])
+def test_a_run_on_the_page(file, function):
+    """`train --show`: a network of the page's own, with the run's weights and the first ones."""
+    config = train.run_config(model=f"{file}{function}", limit=60, epochs=1)
+    prepared = train.prepare(config)
+    session, *_ = _run_session(prepared)
+    assert session.graph.model is not prepared.trainer.model
+    weights = next(iter(prepared.trainer.model.state_dict().values()))
+    for when in ("start", "now"):
+        sent = session.filters(1, when)["values"]["f4"]
+        assert (np.frombuffer(base64.b64decode(sent), np.float32) == weights.ravel()).all()

@@ -146,15 +146,13 @@ def test_tables_of_addresses():
 
 def test_nothing_starts_unless_every_launch_fits():
     runtime = SimRuntime()
-    conv = Conv2dShape.of((1, 8, 40, 40), (8, 8, 3, 3), window(3), 1)
-    config = conv2d_launch.config_backward_weight(conv)
+    config = conv2d_launch.config_backward_bias(1444, 8)
     assert len(config.launches) == 2
-    arrays = {"dy": floats(38 * 38 * 8), "x": floats(40 * 40 * 8)}
-    whole = floats(576 + 4)
-    runtime.run(config, dw=whole[:576], **arrays)
+    dy, whole = floats(1444 * 8), floats(8 + 4)
+    runtime.run(config, db=whole[:8], dy=dy)
     before = dict(runtime.ran)
-    with pytest.raises(ValueError, match="sum_partials: out must have 576 elements, got 580"):
-        runtime.run(config, dw=whole, **arrays)
+    with pytest.raises(ValueError, match="sum_partials: out must have 8 elements, got 12"):
+        runtime.run(config, db=whole, dy=dy)
     assert runtime.ran == before
 
 

@@ -711,6 +711,49 @@ said = expected == trained('cuda', True, whole)[0]
     assert said
 
 
+PEAK = """
+import gc
+from gpuconv import data, models, optim, train
+from gpuconv.cuda import recording
+from gpuconv.cuda.cupy import CupyRuntime
+
+def finite(self, array):  # no kernel computes the loss
+    if recording.state.recorder is not None:
+        recording.state.recorder.scalars.append(array)
+    return 1.0
+
+CupyRuntime.scalar = finite
+
+def peak(graph, model, batch, shape):
+    "The most memory that the driver has given away after a step, in bytes."
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()
+    free = runtime.memGetInfo()[0]
+    class Watch(train.Callback):
+        most = 0
+        def on_batch_end(self, trainer):
+            self.most = max(self.most, free - runtime.memGetInfo()[0])
+    source = data.Dataset(np.zeros((batch * 6, *shape), np.uint8), np.arange(batch * 6) % 10)
+    model = getattr(models, model)(seed=0, num_classes=10).to("cuda")
+    optimizer = optim.SGD(model.parameters(), 0.1, 0.9)
+    trainer = train.Trainer(model, "cross_entropy", optimizer, progress=False, graph=graph,
+                            callbacks=[watch := Watch()])
+    trainer.fit(data.Loader(source, batch))
+    return watch.most
+
+said = [peak(graph, *case) for case in (("lenet", 512, (1, 32, 32)), ("resnet18", 8, (3, 64, 64)))
+        for graph in (False, True)]
+said.append(driver.calls(library)["cudaGraphLaunch"])
+"""
+
+
+def test_recorded_steps_take_no_more_memory(run):
+    *peaks, launched = run(PEAK, execute=False, defer=False)
+    assert launched == 2 * 3
+    for ordinary, recorded in zip(peaks[::2], peaks[1::2], strict=True):
+        assert recorded <= 1.05 * ordinary
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("approximate", [0, 1])
 def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
@@ -721,7 +764,7 @@ def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
     (tmp_path / "sitecustomize.py").write_text(start)
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--batch", "1"]
-    command += ["--budget", "900", "--only", "steps", "--only", "lenet", "--only", "times"]
+    command += ["--budget", "1800", "--only", "steps", "--only", "lenet", "--only", "times"]
     command += ["--out", str(out), "--seconds", "0.001", "--cases", "lenet", "--case-batch", "2"]
     command += ["--images", "64", "--floor", "0", "--flushed", "4096", "--side", "8"]
     command += ["--rounds", "2", "--steps", "2"]

@@ -49,6 +49,9 @@ CONVS = {
 def configs_of(c):
     yield conv2d_launch.config_forward(c, True, True)
     yield conv2d_launch.config_backward_data(c, False)
+    yield conv2d_launch.config_backward_data(c, True, True)
+    if conv2d_launch.moment_parts(c):
+        yield conv2d_launch.config_forward(c, False, False, True)
     yield conv2d_launch.config_backward_weight(c)
     yield conv2d_launch.config_backward_bias(c.N * c.P * c.Q, c.K)
 
@@ -71,8 +74,14 @@ def channel_configs(shape):
     yield layout.config_channels("add_channels", shape, C, C, vec)
     yield batch_norm2d_launch.config_statistics(shape, C + 8, vec)
     yield batch_norm2d_launch.config_forward(shape, C + 8, vec, *flags)
+    yield batch_norm2d_launch.config_forward(shape, C + 8, vec, *flags, C)
+    yield batch_norm2d_launch.config_merge(shape[0] * shape[2] * shape[3], C, 64, True)
     yield batch_norm2d_launch.config_backward_sums(shape, C, C + 8, vec, *flags)
     yield batch_norm2d_launch.config_backward(shape, C, C + 8, vec, *flags, True)
+    win = window(3, 2, 1)
+    yield batch_norm2d_launch.config_pooled(shape, win, C + 8, vec, True, True)
+    yield batch_norm2d_launch.config_pooled_sums(shape, win, C + 8, vec, True, False)
+    yield batch_norm2d_launch.config_pooled_backward(shape, win, C, vec, True, True, False)
     yield batch_norm2d_launch.config_track(C)
     yield pool2d_launch.config_adaptive_avg_pool2d(shape, (1, 1))
     yield pool2d_launch.config_adaptive_avg_pool2d(shape, (7, 6))
@@ -177,9 +186,9 @@ def test_tiles_cover_the_result(name):
         assert tiles * 32 >= c.Q > (tiles - 1) * 32
         assert forward.grid == (c.N * down * tiles * blocks, 1, 1)
         return
-    tile = int(dict(forward.defines)["TILE"])
+    tile, wide = (int(dict(forward.defines)[name]) for name in ("TILE", "TILE_N"))
     across = forward.scalars["tiles_across"]
-    assert across * tile >= c.filters > (across - 1) * tile
+    assert across * wide >= c.filters > (across - 1) * wide
     down = forward.grid[0] // across
     assert down * tile >= c.N * c.P * c.Q > (down - 1) * tile
     assert forward.grid[1] == c.groups
@@ -201,6 +210,9 @@ def test_slices_cover_the_pixels_and_none_is_too_long(name):
         split_k.MAX_SPLIT, launch_config.ceil_div(pixels, launch_config.MAX_GRID_YZ) + 16
     )
     size = c.K * c.R * c.S * c.channels
+    if first.file == "conv_simt_weight.cu":  # in whole tiles
+        tile = dict(first.defines)
+        size = first.grid[0] * c.groups * int(tile["TILE"]) * int(tile["TILE_N"])
     assert weight.workspace == (slices * size if slices > 1 else 0)
 
 
@@ -235,8 +247,7 @@ def test_slices_of_statistics_cover_the_pixels(shape):
     number, length = first.grid[1], first.scalars["split_length"]
     assert number * length >= N * H * W > (number - 1) * length
     assert merge.scalars["splits"] == number
-    assert merge.scalars["split_length"] == length
-    assert found.workspace == (2 * number + 1) * C
+    assert found.workspace == 4 * number * C
     lanes = first.scalars["lanes"] * int(dict(first.defines)["VEC"])
     assert first.grid[0] * lanes >= C > (first.grid[0] - 1) * lanes
 

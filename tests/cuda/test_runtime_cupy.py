@@ -175,6 +175,13 @@ def test_branches_and_batch_norm_have_the_bits_of_sim(standin):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_an_array_is_copied_to_another(standin):
+    x = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
+    to = to_device(np.zeros_like(x), "cuda")
+    runtime("cuda").assign(to, to_device(x, "cuda", weights=True))
+    assert to_numpy(to).tobytes() == x.tobytes()
+
+
 def trained(device, graph=True):
     """Losses and weights of three epochs, with dropout, an average and clipping; messages."""
     rng, said = np.random.default_rng(3), []

@@ -58,9 +58,21 @@ def conv2d(x, w, b, stride, padding, dilation, groups, activation):
     return [activated(plain, gamma(w[0].size + 2) * size, activation)]
 
 
-def conv2d_backward(dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx):
+def conv2d_backward(
+    dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify
+):
     passed, off = before_activation(dy, y, activation)
-    return conv_gradients(passed, off, x, w, b, (stride, padding, dilation, groups), need_dx)
+    geometry = stride, padding, dilation, groups
+    (dx, bound), *weights = conv_gradients(passed, off, x, w, b, geometry, need_dx)
+    if need_dx and rest is not None:
+        dx = rounded32(dx) + rest
+        bound = bound + 2 * U32 * (abs(dx) + abs(rest))
+    return [(np.where(x <= 0, 0, dx) if need_dx and rectify else dx, bound), *weights]
+
+
+def rounded32(a):
+    """To float32, as what lies between two operations is, and back."""
+    return a.astype(np.float32).astype(np.float64)
 
 
 def conv_gradients(dy, off, x, w, b, geometry, need_dx, more=2):
@@ -156,10 +168,12 @@ def linear_backward(dy, x, w, b, activation, y, need_dx):
     ])  # fmt: skip
 
 
-def batch_norm2d(x, w, b, mean, var, eps, activation):
-    """y from statistics that round once, and the statistics themselves."""
-    y, mean_of, var_of = ops.batch_norm2d.definition(x, w, b, mean, var, eps, activation)
-    dm, dv = (0 * mean_of, 0 * var_of) if mean is not None else statistics(x)
+def batch_norm2d(x, w, b, mean, var, eps, activation, other=None):
+    """y from the statistics as they are returned, and the statistics themselves."""
+    dm, dv = (0 * mean, 0 * var) if mean is not None else statistics(x)
+    if mean is None:
+        mean, var = map(rounded32, ops.batch_norm2d.definition(x, eps=1.0)[1:])
+    y, mean_of, var_of = ops.batch_norm2d.definition(x, w, b, mean, var, eps)
     lower = 1 / np.sqrt(np.maximum(var_of - dv, 0) + eps)
     scale = 1 / np.sqrt(var_of + eps)
     spread = np.maximum(lower - scale, scale - 1 / np.sqrt(var_of + dv + eps))
@@ -168,28 +182,55 @@ def batch_norm2d(x, w, b, mean, var, eps, activation):
     away = abs(x - over[0])
     size = w * (away + over[2]) * (over[1] + over[3])
     bound = size - w * away * over[1] + gamma(8) * (size + w * over[1] * abs(over[0]) + b) + TINY
-    return [(y, bound), (mean_of, dm), (var_of, dv)]
+    if other is not None:
+        y = rounded32(y) + other
+        bound = bound + 2 * U32 * (abs(y) + abs(other))
+    return [(np.maximum(y, 0) if activation else y, bound), (mean_of, dm), (var_of, dv)]
 
 
 def statistics(x):
     """Bounds of a channel's mean and variance, by merging the statistics of parts in any order.
 
-    Let t = x less the first value, |t| <= a, and n values, so at most n merges in a row. A merge
-    forms m + (m' - m) n' / n: its roundings are at most 10 u a. So every mean is within
-    e = (6 + 10 n) u a. n var is the squared length of a vector with an entry x - m for each value
-    and sqrt(w) (m' - m) for each merge, w = n' n'' / (n' + n'') <= min(n', n''). The first are off
-    by 9 u a, the others by sqrt(w) (2 e + 2 u a); all w add up to at most n log2(n) / 2, in any
-    order. So its length is off by sqrt(n) E, E = 9 u a + sqrt(log2(n) / 2) (2 e + 2 u a), and its
-    square by the sums' own gamma besides.
+    Let t = x less one of its values, |t| <= a, and n values, so at most n merges in a row. To take
+    t from one such value to another rounds twice. A merge forms m + (m' - m) n' / n: its roundings
+    are at most 10 u a. So every mean is within e = (10 + 10 n) u a. n var is the squared length of
+    a vector with an entry x - m for each value and sqrt(w) (m' - m) for each merge, w =
+    n' n'' / (n' + n'') <= min(n', n''). The first are off by 9 u a, the others by
+    sqrt(w) (2 e + 2 u a); all w add up to at most n log2(n) / 2, in any order. So its length is off
+    by sqrt(n) E, E = 9 u a + sqrt(log2(n) / 2) (2 e + 2 u a), and its square by the sums' own gamma
+    besides.
     """
     pixels = x.swapaxes(0, 1).reshape(x.shape[1], -1)
     n = pixels.shape[1]
-    a = abs(pixels - pixels[:, :1]).max(1)
-    e = (6 + 10 * n) * U32 * a
+    a = pixels.max(1) - pixels.min(1)
+    e = (10 + 10 * n) * U32 * a
     E = 9 * U32 * a + math.sqrt(math.log2(n) / 2) * (2 * e + 2 * U32 * a)
     deviation = pixels.std(1)
     var = gamma(10 + 6 * n) * (deviation + E) ** 2 + 2 * deviation * E + E**2
-    return e + 2 * U32 * abs(pixels.mean(1)) + TINY, var + TINY
+    return e + 2 * U32 * abs(pixels.mean(1)) + TINY, var + U32 * deviation**2 + TINY
+
+
+def batch_norm2d_statistics(x, running_mean, running_var, momentum, off=0.0):
+    """off: what each value of x may be away from the one given."""
+    mean, var = map(rounded32, ops.batch_norm2d.definition(x, eps=1.0)[1:])
+    dm, dv = statistics(x)
+    dm = dm + off
+    dv = dv + 4 * off * np.sqrt(var) + 4 * off**2
+    found = [(mean, dm), (var, dv)]
+    if running_mean is None:
+        return [*found, (None, None), (None, None)]
+    count = x.size // x.shape[1]
+    tracked = batch_norm2d_track(running_mean, running_var, mean, var, count, momentum)
+    moved = (momentum * dm, momentum * dv * count / (count - 1))
+    return [
+        *found,
+        *((exact, own + more) for (exact, own), more in zip(tracked, moved, strict=True)),
+    ]
+
+
+def conv2d_statistics(x, w, b, stride, padding, dilation, groups, *running):
+    ((y, bound),) = conv2d(x, w, b, stride, padding, dilation, groups, None)
+    return [(y, bound), *batch_norm2d_statistics(rounded32(y), *running, off=bound.max() + TINY)]
 
 
 def batch_norm2d_backward(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
@@ -223,6 +264,35 @@ def batch_norm2d_backward(dy, x, w, b, mean, var, eps, activation, of_batch, nee
             missing = missing + sums[2] + z * sums[3]
         dx = scale * (gamma(n + 20) * whole + missing)
     return pairs(exact, [dx, None if w is None else dw, None if b is None else db])
+
+
+def batch_norm2d_relu_max_pool2d(x, w, b, mean, var, eps, pool):
+    ((plain, bound), *_) = batch_norm2d(x, w, b, mean, var, eps, "relu")
+    plain = rounded32(plain)
+    y, argmax = ops.max_pool2d.definition(plain, *pool)
+    bounds = ops.max_pool2d.definition(bound + U32 * abs(plain), *pool)[0]
+
+    def right(found):
+        return (y - chosen(plain, found, pool) <= 2 * bounds).all()
+
+    return [(y, bounds), (argmax, right)]
+
+
+def batch_norm2d_relu_max_pool2d_backward(
+    dy, argmax, x, w, b, mean, var, eps, pool, of_batch, need_dx
+):
+    """The sums of the pool's gradient round too: what they are off goes through the other's."""
+    spread, size = (
+        ops.max_pool2d_backward.definition(each, argmax, x.shape, *pool) for each in (dy, abs(dy))
+    )
+    given = (x, w, b, mean, var, eps, "relu", of_batch, need_dx)
+    found = batch_norm2d_backward(rounded32(spread), *given)
+    more = batch_norm2d_backward(size, *given)
+    share = gamma(taps(*pool)) / gamma(x.size // x.shape[1] + 8)  # `more` is of n + 8 roundings
+    return [
+        (exact, None if exact is None else bound + share * other)
+        for (exact, bound), (_, other) in zip(found, more, strict=True)
+    ]
 
 
 def batch_norm2d_track(running_mean, running_var, mean, var, count, momentum):
@@ -309,6 +379,10 @@ EXPECTED = {
     "batch_norm2d": batch_norm2d,
     "batch_norm2d_backward": batch_norm2d_backward,
     "batch_norm2d_track": batch_norm2d_track,
+    "batch_norm2d_statistics": batch_norm2d_statistics,
+    "conv2d_statistics": conv2d_statistics,
+    "batch_norm2d_relu_max_pool2d": batch_norm2d_relu_max_pool2d,
+    "batch_norm2d_relu_max_pool2d_backward": batch_norm2d_relu_max_pool2d_backward,
     "local_response_norm": local_response_norm,
     "local_response_norm_backward": local_response_norm_backward,
     "max_pool2d": equal(ops.max_pool2d),

@@ -56,10 +56,13 @@ def run(config, inputs, outputs, numbers=None, order="forward", seed=0, check=Fa
         whole = np.full(nbytes + 8 * GUARD, POISON, np.uint8)
         raw[name] = asarray(whole)
         held[name] = raw[name][4 * GUARD : 4 * GUARD + nbytes]
+    if config.tickets:
+        held["tickets"] = asarray(np.zeros(config.tickets, np.uint32))
     for launch in config.launches:
         for limits in LIMITS.values():
             require_fits(launch, limits)
         start(launch, held, numbers, order, seed, check)
+    assert not config.tickets or not asnumpy(held["tickets"]).any(), "tickets are left"
     found = {}
     for name, (shape, dtype) in wanted.items():
         whole = asnumpy(raw[name])

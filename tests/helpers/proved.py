@@ -20,6 +20,7 @@ from gpuconv.ops.op import Op
 
 # Arrays that an operation overwrites, by its argument's number.
 IN_PLACE = {"accumulate": (0,), "assign": (0,), "batch_norm2d_track": (0, 1)}
+IN_PLACE |= {"batch_norm2d_statistics": (1, 2), "conv2d_statistics": (7, 8)}
 
 
 class Proof(contextlib.ExitStack):

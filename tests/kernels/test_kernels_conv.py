@@ -41,10 +41,12 @@ def forward(conv, x, w, b, relu=False, **how):
     return first(run(config, inputs, {"y": (shape, F4)}, **how)["y"])
 
 
-def backward_data(conv, dy, w, x, mask=False, **how):
-    config = conv2d_launch.config_backward_data(conv, mask)
+def backward_data(conv, dy, w, x, mask=False, rest=None, **how):
+    config = conv2d_launch.config_backward_data(conv, mask, rest is not None)
     shape = (conv.N, conv.H, conv.W, conv.C)
     inputs = {"dy": last(dy), "w": last(w), "x": last(x)}
+    if rest is not None:
+        inputs["onto"] = last(rest)
     return first(run(config, inputs, {"dx": (shape, F4)}, **how)["dx"])
 
 
@@ -77,8 +79,9 @@ def compare(x, w, b, stride=1, pads=0, dilation=1, groups=1, passes="ydwb", **ho
     if "d" in passes:
         dx = backward_data(conv, dy, w, x, **how)
         assert_within(dx, gradients[0], gamma(w[:, 0].size // groups) * sizes[0] + TINY)
-        masked = backward_data(conv, dy, w, x, mask=True)
-        np.testing.assert_array_equal(masked, np.where(x <= 0, F4(0), dx))
+        rest = np.random.default_rng(x.size + 1).standard_normal(x.shape).astype(F4)
+        masked = backward_data(conv, dy, w, x, mask=True, rest=rest)
+        np.testing.assert_array_equal(masked, np.where(x <= 0, F4(0), dx + rest))
     terms = conv.N * conv.P * conv.Q
     if "w" in passes:
         bound = gamma(terms + 1) * sizes[1] + TINY
@@ -185,6 +188,9 @@ BIG = [
     ((2, 160, 9, 11, 128, 1, 1), {}),
     ((1, 144, 8, 16, 136, 3, 3), {"groups": 2, "pads": 1}),
     ((1, 72, 16, 8, 72, 16, 15), {"pads": 7}),  # every bit of the window's mask
+    ((2, 64, 17, 19, 64, 3, 3), {"pads": 1}),  # 128 x 64
+    ((1, 48, 23, 11, 180, 3, 2), {"stride": (2, 1), "pads": 1}),  # 128 x 64, the last in part
+    ((1, 72, 16, 8, 60, 16, 15), {"pads": 7}),
 ]
 
 
@@ -197,6 +203,23 @@ def test_tiles_of_128(big_tiles, shape, geometry):
         dict(conv2d_launch.config_forward(conv, True, False).launches[0].defines)["TILE"] == "128"
     )
     compare(x, w, b, **geometry)
+
+
+@pytest.mark.parametrize("pixels", [127, 128, 129])
+@pytest.mark.parametrize("wide", [60, 64])
+def test_one_below_and_at_a_tile_of_128_by_64(big_tiles, pixels, wide):
+    for C, K, passes in ((8, wide, "y"), (wide, 8, "d"), (pixels + 3 & ~3, wide, "w")):
+        x, w, b = draw(16, 1, C, 1, pixels, K, 1, 1)
+        conv = Conv2dShape.of(x.shape, w.shape, window(1), 1)
+        plans = {
+            "y": conv2d_launch.config_forward(conv, True, False),
+            "d": conv2d_launch.config_backward_data(conv, False),
+            "w": conv2d_launch.config_backward_weight(conv),
+        }
+        config = plans[passes]
+        macros = dict(config.launches[0].defines)
+        assert (macros["TILE"], macros["TILE_N"], config.launches[0].block) == ("128", "64", 128)
+        compare(x, w, b, passes=passes, check=pixels == 129)
 
 
 @pytest.mark.parametrize("pixels", [127, 128, 129])

@@ -22,6 +22,8 @@ from gpuconv.ops.local_response_norm import (
 
 U = 2.0**-24
 ORDERS = ("forward", "reverse", "shuffled")
+MERGED = 128  # partial results that a block merges at a time, then in a tree of 7 levels
+UNTRACKED = dict.fromkeys(("keep", "momentum", "unbiased"), 0.0)  # numbers of no account
 NORM_INPUTS = ("x", "w", "b", "mean", "var")
 
 
@@ -43,8 +45,8 @@ def norm_case(seed):
     N, H, W = (int(n) for n in rng.integers(1, 8, 3))
     if seed % 3 == 0:
         C, N, H, W = min(C, 12), 3, 17 + seed % 5, 23
-    if seed == 10:  # more slices than rows of the block that merges them
-        C, N, H, W = 5, 3, 53, 59
+    if seed == 10:  # more slices than the block that merges them takes at a time
+        C, N, H, W = 2, 3, 109, 111
     spread, mean = rng.choice([0.1, 1, 5]), rng.choice([0, 3, -20])
     x = (rng.standard_normal((N, C, H, W)) * spread + mean).astype(F4)
     w, b = rng.standard_normal((2, C)).astype(F4)
@@ -55,45 +57,52 @@ def norm_case(seed):
 
 def depth(config):
     """Additions one after another in the longest path of a plan's sums."""
-    first_, merge = config.launches
-    rows = 256 // first_.scalars["lanes"]
-    own = ceil(first_.scalars["split_length"] / rows)
-    return own + log2(rows) + ceil(merge.scalars["splits"] / 32) + 5
+    (launch,) = config.launches
+    rows = 256 // launch.scalars["lanes"]
+    own = ceil(launch.scalars["split_length"] / rows)
+    return own + log2(rows) + ceil(launch.grid[1] / rows) + log2(rows)
 
 
 def statistics(x, stride, rng, **how):
     C = x.shape[1]
     config = batch_norm2d_launch.config_statistics(x.shape, stride, vector_width(C, stride))
-    found = run(config, {"x": wide(x, stride, rng)}, {"mean": ((C,), F4), "var": ((C,), F4)}, **how)
+    outputs = {"mean": ((C,), F4), "var": ((C,), F4)}
+    found = run(config, {"x": wide(x, stride, rng)}, outputs, UNTRACKED, **how)
     return config, found["mean"], found["var"]
 
 
 def statistics_bounds(config, x):
-    """(mean's, var's): proved below, for each channel.
-
-    Let t = x less the first value, |t| <= a. A merge forms m + (m' - m) n' / n: its roundings are
-    at most 10 u a, its operands' errors are averaged; the means of four have 6 u a. So after D
-    merges in a row every mean is within e = (6 + 10 D) u a, and the sum with the first value
-    rounds once more.
-    n var is the squared length of a vector with an entry t - m for each value within its four,
-    and sqrt(w) (m' - m) for each merge, w = n n' / (n + n') <= min(n, n'). The first are off by
-    9 u a, the others by sqrt(w) (2 e + 2 u a); all w add up to at most T n: n for each run of
-    merges in a row, n / 2 for each level of a tree. So the vector's length is off by sqrt(n) E,
-    E = 9 u a + sqrt(T) (2 e + 2 u a), and its square by the sums' own gamma besides.
-    """
-    pixels = last(x).reshape(-1, x.shape[1]).astype(float)
+    """(mean's, var's) of `statistics`, for each channel."""
     first_, merge = config.launches
     rows = 256 // first_.scalars["lanes"]
-    D = ceil(first_.scalars["split_length"] / rows / 4) + log2(rows)
-    D += ceil(merge.scalars["splits"] / 32) + 5
-    T = 2 + (log2(rows) + 5) / 2
-    a = abs(pixels - pixels[0]).max(0)
-    e = (6 + 10 * D) * U * a
-    E = 9 * U * a + T**0.5 * (2 * e + 2 * U * a)
+    own = ceil(first_.scalars["split_length"] / rows / 4) + log2(rows)
+    return merged_bounds(x, own, log2(rows) / 2, merge.scalars["splits"])
+
+
+def merged_bounds(x, depth, halves, splits):
+    """(mean's, var's) of moments merged `depth` times in a row, `halves` of each pixel's weight in
+    trees, then as batch_norm2d_merge does; proved here, for each channel.
+
+    Let t = x less one of its values, |t| <= a; to take t from one to another rounds twice. A merge
+    forms m + (m' - m) n' / n: its roundings are at most 10 u a, its operands' errors are averaged;
+    the means of up to eight have 10 u a. So after D merges in a row every mean is within
+    e = (14 + 10 D) u a, and the sum with the shift rounds once more.
+    n var is the squared length of a vector with an entry t - m for each value within its eight,
+    and sqrt(w) (m' - m) for each merge, w = n n' / (n + n') <= min(n, n'). The first are off by
+    13 u a, the others by sqrt(w) (2 e + 2 u a); all w add up to at most T n: n for each run of
+    merges in a row, n / 2 for each level of a tree. So the vector's length is off by sqrt(n) E,
+    E = 13 u a + sqrt(T) (2 e + 2 u a), and its square by the sums' own gamma besides.
+    """
+    pixels = last(x).reshape(-1, x.shape[1]).astype(float)
+    D = depth + ceil(splits / MERGED) + 7
+    T = 2 + halves + 7 / 2
+    a = pixels.max(0) - pixels.min(0)
+    e = (14 + 10 * D) * U * a
+    E = 13 * U * a + T**0.5 * (2 * e + 2 * U * a)
     deviation = pixels.std(0)
     mean = e + 2 * U * abs(pixels.mean(0))
-    var = gamma(10 + 6 * D) * (deviation + E) ** 2 + 2 * deviation * E + E**2
-    return mean + 1e-37, var + 1e-37
+    var = gamma(14 + 8 * D) * (deviation + E) ** 2 + 2 * deviation * E + E**2
+    return mean + 1e-37, var + U * deviation**2 + 1e-37
 
 
 def compare_norm(number, **how):
@@ -138,6 +147,21 @@ def compare_output(x, double, eps, activation, given, flags, stride, rng, **how)
     y = run(config, inputs, {"y": (last(x).shape, F4)}, {"eps": eps}, **how)["y"]
     exact = ops.batch_norm2d.definition(*double, eps, activation)[0]
     assert_within(first(y), exact, output_bound(double, eps))
+    compare_sum(x, double, eps, activation, inputs, flags, stride, rng, **how)
+
+
+def compare_sum(x, double, eps, activation, inputs, flags, stride, rng, **how):
+    """With another summand, whose pixels lie as far apart as x's, or close together."""
+    C = x.shape[1]
+    other, apart = rng.standard_normal(x.shape).astype(F4), (C, stride)[x.size % 2]
+    vec = vector_width(C, stride, apart)
+    config = batch_norm2d_launch.config_forward(x.shape, stride, vec, *flags, apart)
+    inputs = {**inputs, "other": wide(other, apart, rng)}
+    y = run(config, inputs, {"y": (last(x).shape, F4)}, {"eps": eps}, **how)["y"]
+    exact = ops.batch_norm2d.definition(*double, eps, activation, other.astype(float))[0]
+    plain = ops.batch_norm2d.definition(*double, eps)[0]
+    bound = gamma(2) * (abs(plain) + abs(other)) + 2 * output_bound(double, eps)
+    assert_within(first(y), exact, bound)
 
 
 def compare_gradients(x, double, eps, activation, given, flags, stride, rng, of_batch, **how):
@@ -183,7 +207,7 @@ def test_the_cases_reach_every_part_of_the_kernels():
     assert {p.launches[0].grid[0] for p in configs} >= {1, 2}  # blocks of channels
     splits = [p.launches[0].grid[1] for p in configs]
     assert min(splits) == 1
-    assert max(splits) > 32
+    assert max(splits) > MERGED
 
 
 @pytest.mark.slow

@@ -106,26 +106,32 @@ def compare_backward(conv, x, w, b, y, argmax, pads, pool, ceil_mode, layouts, n
         between = (conv.N, conv.K, conv.P, conv.Q)
         options = 2, None, 0, 1, ceil_mode
         passed = ops.max_pool2d_backward.definition(passed, argmax, between, *options)
+    onto = dy.ravel()[0] > 0 and need_dx, dy.ravel()[1] > 0 and need_dx
+    rest = np.random.default_rng(y.size).standard_normal(x.shape).astype(F4)
     options = 1, pads, 1, 1, None, None, need_dx
     wide = [a.astype(np.float64) for a in (x, w, b)]
     exact = ops.conv2d_backward.reference(passed, *wide, *options)
     sizes = ops.conv2d_backward.reference(abs(passed), *map(abs, wide), *options)
-    dx, dw, db = backward(conv, dy, y, argmax, x, w, pool, need_dx, layouts, **how)
+    given = conv, dy, y, argmax, x, w, pool, need_dx, layouts
+    dx, dw, db = backward(*given, end=(rest, *onto), **how)
     pixels = conv.N * conv.P * conv.Q
     if need_dx:
-        assert_within(dx, exact[0], gamma(w[:, 0].size + 1) * sizes[0] + TINY)
+        whole = exact[0] + rest * onto[0], sizes[0] + abs(rest) * onto[0]
+        keep = (x > 0) | (not onto[1])
+        assert_within(dx, whole[0] * keep, gamma(w[:, 0].size + 2) * whole[1] * keep + TINY)
     assert_within(dw, exact[1], gamma(pixels + 1) * sizes[1] + TINY)
     assert_within(db, exact[2], gamma(pixels + 1) * sizes[2] + TINY)
 
 
-def backward(conv, dy, y, argmax, x, w, pool, need_dx, layouts, mask=True, **how):
-    """(dx, dw, db) as users see them."""
+def backward(conv, dy, y, argmax, x, w, pool, need_dx, layouts, mask=True, end=None, **how):
+    """(dx, dw, db) as users see them. end: what dx is added to, whether, whether rectified."""
     dy_last, y_last, x_last = layouts
-    config = small.config_backward(conv, True, mask, pool, need_dx, *layouts)
+    onto, *end = end or (x, False, False)
+    config = small.config_backward(conv, True, mask, pool, need_dx, *layouts, *map(bool, end))
     inputs = {
         **{"dy": laid(dy, dy_last), "y": laid(y, y_last)},
         "argmax": np.zeros(1, np.uint8) if pool is None else laid(argmax, y_last),
-        **{"x": laid(x, x_last), "w": laid(w, True)},
+        **{"x": laid(x, x_last), "w": laid(w, True), "onto": laid(onto, True)},
     }
     outputs = {"dw": (laid(w, True).shape, F4), "db": ((conv.K,), F4)}
     outputs["dx"] = (shaped(x.shape, True) if need_dx else (1,), F4)

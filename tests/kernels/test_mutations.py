@@ -15,10 +15,13 @@ import test_kernels_conv as convolution
 import test_kernels_dense as dense
 import test_kernels_few_channels as few
 import test_kernels_image_batch as batches
+import test_kernels_moments as moments
 import test_kernels_norm as norm
+import test_kernels_norm_pool as pooled_norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
 import test_kernels_small as small
+import test_kernels_step as steps
 from kernel_runs import sim
 
 from gpuconv.cuda import source, split_k
@@ -88,10 +91,16 @@ CHECKS = {
     "elementwise": lambda: dense.test_sums_products_and_dropout_equal_the_definitions(1023),
     "transpose": lambda: dense.test_transposes_equal_numpy(3, 31, 33),
     "norm": seeds(norm.compare_norm, 0, 1, 2),
+    "pooled norm": seeds(pooled_norm.compare, 0, 1, 2),
+    "moments": lambda: [moments.compare(*convolution.sweep_case(s)) for s in (3, 7)],
     "response": seeds(norm.compare_response, 0, 1, 2),
     "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
     "batches": seeds(batches.compare, 2, 4, 5, 8),
     "adam": lambda: optimisers.test_adam(optimisers.Adam, False, True),
+    "answers": lambda: [
+        steps.test_right_answers_are_numpys_argmax((40, 64), kind) for kind in ("ties", "NaN")
+    ],
+    "clipping": lambda: steps.test_clipping(1.0, True),
 }
 
 # name: (file, the text as it is, what takes its place, check)
@@ -125,6 +134,48 @@ MUTATIONS = {
         "return (unsigned)(start + t * step) < (unsigned)size;",
         "return (unsigned)(start + t * step) <= (unsigned)size;",
         "scalars",
+    ),
+    "half of the lanes' moments": (
+        "conv_simt.cu",
+        "merge_lanes(mine, 4);",
+        "merge_lanes(mine, 8);",
+        "moments",
+    ),
+    "moments of rows past the last": (
+        "conv_simt.cu",
+        "return quad_row(i / 4) + i % 4 < rows;",
+        "return true;",
+        "moments",
+    ),
+    "moments of the sums without the bias": (
+        "conv_simt.cu",
+        "values[i] = sums[i][j] + bias;",
+        "values[i] = sums[i][j];",
+        "moments",
+    ),
+    "the rest of a gradient left out": (
+        "conv_simt.cu",
+        "value.v[v] += rest.v[v];",
+        "",
+        "vectors",
+    ),
+    "the sums of the first group of parts alone": (
+        "conv_simt_weight.cu",
+        "result(i, sum_rows(partials + i, groups, (long long)group * size));",
+        "result(i, sum_rows(partials + i, 1, (long long)group * size));",
+        "split",
+    ),
+    "the summand of a residual block left out": (
+        "batchnorm.cu",
+        "value += more[j].v[k];",
+        "",
+        "norm",
+    ),
+    "a maximum before the ReLU": (
+        "batchnorm_pool.cu",
+        "const float z = relu(of.y(in.v[k], k));",
+        "const float z = of.y(in.v[k], k);",
+        "pooled norm",
     ),
     "a border one too narrow, backward weight": (
         "conv_simt_weight.cu",
@@ -188,7 +239,7 @@ MUTATIONS = {
     ),
     "no guard behind the last filter": (
         "conv_simt.cu",
-        "first + TILE / 4 * i < filters && k < reduction",
+        "first + TILE_N / 4 * i < filters && k < reduction",
         "k < reduction",
         "bounds",
     ),
@@ -329,6 +380,24 @@ MUTATIONS = {
         "vectors * VEC + first; i < count;",
         "vectors * VEC + first; i + 1 < count;",
         "elementwise",
+    ),
+    "the last of equal scores": (
+        "step.cu",
+        "(equal && j < at)",
+        "(equal && j > at)",
+        "answers",
+    ),
+    "a NaN that is no answer": (
+        "step.cu",
+        "const bool larger = x > best || (isnan(x) && !isnan(best));",
+        "const bool larger = x > best;",
+        "answers",
+    ),
+    "squares of half a chunk": (
+        "optim.cu",
+        "j < CHUNK && j < left; j += 256)\n            sum",
+        "j < CHUNK / 2 && j < left; j += 256)\n            sum",
+        "clipping",
     ),
     "the dropout's counter one off": (
         "elementwise.cu",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulated import DEVICE
 
-from gpuconv import checkpoint, data, nn, optim, train
+from gpuconv import checkpoint, data, nn, optim, to_device, to_numpy, train
 from gpuconv.cuda.runtime import runtime
 from gpuconv.nn import functional
 from gpuconv.train import records
@@ -326,6 +326,59 @@ def test_a_hook_is_called_for_every_batch():
     run.model[0].register_forward_hook(lambda *_: calls.append(1))
     assert fit(run, epochs=2)[2] == 0
     assert len(calls) >= 8
+
+
+def by_hand(device, replayed, arguments=lambda x, labels: (x, labels)):
+    """Losses, scores and weights of twelve hand-written steps."""
+    model, criterion = network().to(device), nn.CrossEntropyLoss()
+    optimizer, average = optim.Adam(model.parameters(), 0.01), optim.EMA(model, 0.9)
+
+    def step(x, labels, factor):
+        optimizer.zero_grad()
+        scores = model(x)
+        loss = criterion(scores, labels)
+        loss.backward()
+        optim.clip_grad_norm(model.parameters(), 0.5 * factor)
+        optimizer.step()
+        average.update()
+        return loss, scores
+
+    run = train.recorded(step, model, optimizer) if replayed else step
+    found = []
+    for i, (x, labels) in enumerate(data.Loader(images(44), BATCH, seed=1)):
+        optimizer.lr = 0.01 / (1 + i)
+        there = to_device(x, device), to_device(labels, device)
+        given = arguments(x, labels) if replayed else there
+        loss, scores = run(*given, 1)
+        gradient = to_numpy(model[6].weight.grad)
+        found.append((loss.item(), scores.numpy().tobytes(), gradient.tobytes()))
+    arrays = {**model.state_dict(), **average.state_dict()}
+    return found, {name: a.tobytes() for name, a in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    "way", [lambda a: a, lambda a: to_device(a, DEVICE)], ids=["host", "there"]
+)
+def test_a_step_of_ones_own_is_recorded(way):
+    ran = runtime(DEVICE).ran
+    before = ran.get("begin_step", 0)
+    expected = by_hand(DEVICE, False)
+    assert by_hand(DEVICE, True, lambda x, labels: (way(x), way(labels))) == expected
+    assert ran["begin_step"] - before == 11 - 3 + 1  # but for three; and as the record is made
+    assert by_hand("cpu", True) == by_hand("cpu", False)
+
+
+def test_a_step_of_ones_own_that_cannot_be_recorded():
+    model = nn.Linear(64, 3, rng=1).to(DEVICE)
+    run = train.recorded(lambda x: model(x.reshape(4, 64)).numpy(), model)
+    x = images(4).images / np.float32(255)
+    with pytest.warns(
+        UserWarning, match="the step is not recorded: an array is copied to the host"
+    ):
+        found = [run(x) for _ in range(6)]
+    assert len({y.tobytes() for y in found}) == 1
+    with pytest.raises(TypeError, match="give the modules and optimisers"):
+        train.recorded(lambda x: x)
 
 
 def test_at_most_four_records_are_kept(monkeypatch):
