@@ -11,8 +11,8 @@ Math      g[n,p,q,k]  = the gradient of the convolution's sums: dy, with use_mas
           dw[k,r,s,c] = sum over n,p,q of g[n,p,q,k] * x[n,h,w,c];  db[k] = sum over n,p,q of g
 Source    As conv_small.cu; the sums over blocks: last_block.cuh
 Layout    x, dy, y: float32, argmax: uint8, each NHWC or NCHW (y and argmax alike); dx, onto:
-          NHWC; w, dw: float32 KRSC; db: K; partials: [block of filters][slice][dw and db, padded to 4];
-          tickets: for each block of filters one a group of slices, and one
+          NHWC; w, dw: float32 KRSC; db: K; partials: [block of filters][slice][dw and db, padded to
+          4]; tickets: for each block of filters one a group of slices, and one
 Geometry  The first `data_blocks` blocks compute dx, as conv_small.cu does y, from g and the filters
           turned by 180 degrees. The others compute dw and db: a block for each FILTERS filters
           (fastest) and slice of the units; a unit is a band of `rows` rows of g of `images` images.
@@ -258,9 +258,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_backward_small(float
     float* __restrict__ dw, float* __restrict__ db, float* partials, unsigned* tickets,
     const float* __restrict__ dy, const float* __restrict__ y,
     const unsigned char* __restrict__ argmax, const float* __restrict__ x,
-    const float* __restrict__ w, const float* __restrict__ onto, int N, int C, int H, int W, int K, int P, int Q, int PP, int PQ,
+    const float* __restrict__ w, const float* __restrict__ onto, int N, int C, int H, int W, int K,
+    int P, int Q, int PP, int PQ,
     int pad_h, int pad_w, int dy_channel, int dy_pixel, int y_channel, int y_pixel, int x_channel,
-    int x_pixel, int pool, int use_mask, int use_bias, int use_onto, int rectify, unsigned C_mul, int C_shift, unsigned K_mul,
+    int x_pixel, int pool, int use_mask, int use_bias, int use_onto, int rectify, unsigned C_mul,
+    int C_shift, unsigned K_mul,
     int K_shift, int data_blocks, int data_images, int data_rows, int data_bands, int data_splits,
     int channels, unsigned channels_mul, int channels_shift, int columns, int data_pitch,
     int data_in_rows, int data_cells_h, int data_cells_w, unsigned data_cells_h_mul,
