@@ -28,6 +28,7 @@ from gpuconv.autograd.fusion import (
     defer,
     forget,
     give,
+    later,
     pooled,
     settle,
     statistics_of,
@@ -41,6 +42,6 @@ from gpuconv.autograd.walk import replacing
 __all__ = [
     "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "appended",
     "as_tensor", "chain_of", "checkpoint", "defer", "enable_grad", "forget", "give", "keep_all",
-    "no_grad", "nodes_of", "once", "pooled", "record", "replacing", "settle", "state",
+    "later", "no_grad", "nodes_of", "once", "pooled", "record", "replacing", "settle", "state",
     "statistics_of",
 ]  # fmt: skip

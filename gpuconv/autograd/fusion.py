@@ -27,10 +27,10 @@ class Deferred(NamedTuple):
 
     compute: Callable[[str | None], Tensor]
     activations: Sequence[str]
-    pool: Callable[[tuple[Any, ...], bool], Tensor] | None
-    statistics: Callable[..., Any] | None
-    added: tuple[tuple[int, ...], Callable[..., Tensor]] | None
-    chain: Chain | None
+    pool: Callable[[tuple[Any, ...], bool], Tensor] | None = None
+    statistics: Callable[..., Any] | None = None
+    added: tuple[tuple[int, ...], Callable[..., Tensor]] | None = None
+    chain: Chain | None = None
 
 
 def defer(
@@ -86,6 +86,15 @@ def appended(x: Tensor, longer: Chain, inputs: Sequence[Tensor | None], then: An
 def give(x: Tensor, y: Tensor) -> None:
     """Data and node of y, which computed it, to a tensor that waits within a chain."""
     _complete(x, y)
+
+
+def later(compute: Callable[[], Tensor]) -> Tensor:
+    """A tensor without a gradient that is computed when its data is first read."""
+    y = Tensor.__new__(Tensor)
+    y.grad = y._hooks = None
+    y.requires_grad = y.reference = False
+    y._deferred = Deferred(lambda _: compute(), ())
+    return y
 
 
 def activated(x: Tensor, name: str) -> Tensor | None:

@@ -9,10 +9,11 @@ import own_network
 import pytest
 
 import gpuconv
-from gpuconv import checkpoint, data, models, nn, train
+from gpuconv import checkpoint, data, models, nn, optim, train
 from gpuconv.cli import main
 from gpuconv.cli import train as train_command
 from gpuconv.page.opening import _run_session
+from gpuconv.train.evaluate import probabilities
 
 QUICK = ["--limit", "100", "--epochs", "2", "--batch", "25", "--validation", "0.2"]
 
@@ -231,3 +232,42 @@ def test_a_run_on_the_page(file, function):
     for when in ("start", "now"):
         sent = session.filters(1, when)["values"]["f4"]
         assert (np.frombuffer(base64.b64decode(sent), np.float32) == weights.ravel()).all()
+
+
+def test_probabilities_of_a_forward_that_ends_with_softmax():
+    """Where softmax is a function, or a layer that is not the last one made."""
+
+    class Net(nn.Module):
+        def __init__(self, ends):
+            super().__init__()
+            self.softmax, self.fc, self.ends = nn.Softmax(), nn.Linear(4, 3, rng=0), ends
+
+        def forward(self, x):
+            y = self.fc(x.flatten(1)) + 0 * float(x.numpy().max())  # asks for values
+            return {"function": nn.functional.softmax, "layer": self.softmax}.get(
+                self.ends, nn.Identity()
+            )(y)
+
+    x = np.random.default_rng(0).standard_normal((2, 1, 2, 2)).astype(np.float32)
+    scores = x.reshape(2, 4) @ Net("").fc.weight.data.T + Net("").fc.bias.data
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    for ends in ("function", "layer", ""):
+        assert np.allclose(probabilities(Net(ends), x, 2), shares, atol=1e-6)
+
+
+def test_a_trainers_checkpoint_reads_pictures_as_the_run_did(said, tmp_path):
+    """Padded, not scaled, and inverted where the border is light, as `gpuconv train` has it."""
+    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(16, 10, rng=0))
+    digits = data.load("mnist", "train", limit=60)
+    loader = data.Loader(digits, 20, size=32, mean=0.1, std=0.3)
+    train.Trainer(model, "cross_entropy", optim.SGD(model.parameters(), 0.1), out=tmp_path).fit(
+        loader
+    )
+    data.save_image(tmp_path / "light.png", 255 - digits.images[0])
+    last = tmp_path / "last.safetensors"
+    text = said("predict", last, tmp_path / "light.png")
+    assert "(inverted: its border is light)" in text
+    x = data.to_float(digits.images[:1], 32, 0.1, 0.3)
+    share = probabilities(gpuconv.load(last), x, 1)[0]
+    for k in range(10):
+        assert re.search(rf"^  {k} +{share[k]:.4%} ", text, re.MULTILINE), text

@@ -1,4 +1,4 @@
-"""kernels/step.cu, and optim.cu's clipping and averages, against NumPy and plain sums."""
+"""kernels/step.cu, clip.cu, and the averages of optim.cu, against NumPy and plain sums."""
 
 import math
 

@@ -394,7 +394,7 @@ MUTATIONS = {
         "answers",
     ),
     "squares of half a chunk": (
-        "optim.cu",
+        "clip.cu",
         "j < CHUNK && j < left; j += 256)\n            sum",
         "j < CHUNK / 2 && j < left; j += 256)\n            sum",
         "clipping",
