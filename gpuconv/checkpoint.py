@@ -11,20 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpuconv import tensor_file
+from gpuconv import onnx, tensor_file
 from gpuconv.files import write_atomically
-from gpuconv.metadata import parse
+from gpuconv.metadata import LARGEST_SIDE, parse
 from gpuconv.nn import Module
 from gpuconv.nn.init import deferred
 from gpuconv.nn.rebuild import LAYERS, describe
 
 FORMAT_VERSION = 1
+SUFFIXES = (".safetensors", ".onnx")
 _OPTIMIZER = "optimizer/"
 
 
@@ -41,6 +43,7 @@ class Checkpoint:
     metadata: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, np.ndarray] = field(default_factory=dict)
     path: str = "the checkpoint"
+    network: Module | None = None  # of an ONNX file
 
     def build(self, model: Module | Callable[..., Module] | str | None = None) -> Module:
         """The model that the file describes, with its weights, in evaluation mode.
@@ -51,6 +54,8 @@ class Checkpoint:
         Raises: ValueError if the file describes no network that gpuconv can build and none is
         given, or its weights do not fit.
         """
+        if self.network is not None and model is None:
+            return self.network
         network = self._described() if model is None else self._given(model)
         self.load_into(network)
         trained_on = (self.metadata.get("input") or {}).get("input_shape") or ()
@@ -69,14 +74,17 @@ class Checkpoint:
                 " Python gpuconv.load(path, model), or load_state_dict"
             )
         arguments = {**spec.get("arguments", {}), "seed": None}
+        own = models.is_file(str(spec.get("name")))  # may do with arrays whatever it likes
         try:
-            with deferred(shapes_only=True):  # nothing is allocated that the weights do not fit
+            # Nothing is allocated that the weights do not fit.
+            with nullcontext() if own else deferred(shapes_only=True):
                 return models.build({**spec, "arguments": arguments})
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
     def _given(self, model: Module | Callable[..., Module] | str) -> Module:
         from gpuconv import models
+        from gpuconv.models import own
 
         if isinstance(model, Module):
             return model
@@ -88,7 +96,7 @@ class Checkpoint:
         offered = {name: value for name, value in offered.items() if value}
         if not models.is_file(model):
             return models.named(model, None, **offered)
-        return models.for_spec(model, self.metadata.get("model") or {}, offered, self.path)
+        return own.for_spec(model, self.metadata.get("model") or {}, offered, self.path)
 
     def load_into(self, model: Module) -> None:
         """Copy the weights into a model. ValueError that names what does not fit."""
@@ -112,8 +120,9 @@ def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadat
     """
     if isinstance(model_or_state, Module):
         metadata = {"model": model_or_state.spec or describe(model_or_state), **metadata}
-        if model_or_state.input_shape is not None:
-            metadata.setdefault("input", {"input_shape": model_or_state.input_shape})
+        shape = model_or_state.input_shape
+        if shape is not None and max(shape, default=0) <= LARGEST_SIDE:  # else `read` refuses it
+            metadata.setdefault("input", {"input_shape": shape})
         weights = model_or_state.state_dict()
     else:
         weights = dict(model_or_state)
@@ -165,13 +174,16 @@ def write(path: Any, checkpoint: Checkpoint) -> None:
 
 
 def read(path: Any) -> Checkpoint:
-    """Read any safetensors file; one that gpuconv wrote is checked against its sha256.
+    """Read any safetensors file; one that gpuconv wrote is checked against its sha256. Of an ONNX
+    file, whose name ends with .onnx, the network is read too, see `gpuconv.onnx.load`.
 
     BF16 tensors become float32. Raises: FileNotFoundError; ValueError, in one line, for a file that
     is damaged, truncated, not safetensors, of a newer format, or whose metadata are not as they
     should be, see gpuconv/metadata.py.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        return _of_onnx(path)
     arrays, head = tensor_file.read(path)
     if "gpuconv" not in head and "sha256" not in head:
         return Checkpoint(arrays, path=str(path))  # somebody else's safetensors
@@ -179,6 +191,15 @@ def read(path: Any) -> Checkpoint:
     weights = {name: a for name, a in arrays.items() if not name.startswith(_OPTIMIZER)}
     optimizer = {n.removeprefix(_OPTIMIZER): a for n, a in arrays.items() if n not in weights}
     return Checkpoint(weights, metadata, optimizer, str(path))
+
+
+def _of_onnx(path: Path) -> Checkpoint:
+    network = onnx.load(path)
+    try:
+        metadata = parse(json.dumps(network.metadata))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Checkpoint(network.state_dict(), metadata, path=str(path), network=network)
 
 
 def _checked_metadata(

@@ -37,7 +37,11 @@ ANYTHING = Kind("anything", lambda v: True)
 RESIZE = Kind("a way to resize", lambda v: v in ("stretch", "fit", "centre-crop"))
 NEWER = Kind("nothing there: it is of a newer gpuconv; upgrade", lambda v: False)
 # No network reads larger images; without a limit a few bytes could ask for gigabytes.
-SIDE = Kind("a whole number from 1 to 4096", lambda v: type(v) is int and 1 <= v <= 4096)
+LARGEST_SIDE = 4096
+SIDE = Kind(
+    f"a whole number from 1 to {LARGEST_SIDE}", lambda v: type(v) is int and 1 <= v <= LARGEST_SIDE
+)
+CLASSES = Kind("a whole number up to a million", lambda v: type(v) is int and 1 <= v <= 10**6)
 SCALE = (NOTHING, NUMBER, [NUMBER])
 
 
@@ -69,7 +73,8 @@ SETTINGS = {
     **dict.fromkeys(("lr?", "momentum?", "weight_decay?", "ema?", "clip?"), (NOTHING, NUMBER)),
     "validation?": (NOTHING, NUMBER),
     "label_smoothing?": NUMBER,
-    **dict.fromkeys(("limit?", "classes?"), (NOTHING, WHOLE)),
+    "limit?": (NOTHING, WHOLE),
+    "classes?": (NOTHING, CLASSES),
     "spec?": (NOTHING, NETWORK),
     "weights?": (NOTHING, TEXT),
     "freeze?": [TEXT],

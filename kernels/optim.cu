@@ -1,6 +1,5 @@
 /*
-optim.cu: SGD, Adam, AMSGrad, AdamW, clipping by the norm and moving averages, over all tensors of a
-model in one launch.
+optim.cu: SGD, Adam, AMSGrad, AdamW and moving averages, over all tensors of a model in one launch.
 
 Math      d = grad + decay*p
           sgd:          p -= lr * d
@@ -12,9 +11,6 @@ Math      d = grad + decay*p
           adam_amsgrad: as adam, with the largest v so far in place of v under the root
           AdamW is adam with decay = 0 and keep = 1 - lr*weight_decay
           average:      a += (p - a)*share
-          square_sums:  partials[chunk] = sum of grad^2 in double precision; clip_factor: norm = its
-                        root, factor = max_norm / (norm + 1e-6), and the norm again; clip: grad *= factor
-                        if it is < 1
           The host computes all numbers in double precision. Each is what the launch gives plus what
           `step` holds: in a recorded step the first are 0, in any other the second. stop: where it
           is 1 nothing changes
@@ -22,25 +18,20 @@ Source    gpuconv/optim/kernels.py, whose operations these are, each rounded onc
           (gpuconv/cuda/source.py, OPTIONS): equal bits, subnormal numbers apart, which here become
           0; torch.optim
 Layout    tensors: per tensor the addresses of p, grad and three slots (b; or m, v and the largest
-          v; 0 where unused) and its count; average has a and p in place of p and grad, the kernels
-          of clipping grad in place of p; owner, part: per chunk of CHUNK elements its tensor and
-          its number in it
+          v; 0 where unused) and its count; average has a and p in place of p and grad; owner, part:
+          per chunk of CHUNK elements its tensor and its number in it
 Geometry  One block a chunk, grid-stride over chunks; 16-byte vectors where a tensor's arrays are
           aligned to them
 Traffic   sgd: p twice, grad once; sgd_momentum: p and b twice, grad once; adam: p, m and v twice,
-          grad once; adam_amsgrad: p and three slots twice, grad once; average: a twice, p once;
-          square_sums: grad once; clip: grad twice, or nothing
-Floor     12, 20, 28 or 36 bytes an element, average 12, clipping 12 or 4 / DRAM bandwidth
-Order     Element by element. Squares: a thread every 256th of a chunk, then a tree; the chunks the
-          same way
+          grad once; adam_amsgrad: p and three slots twice, grad once; average: a twice, p once
+Floor     12, 20, 28 or 36 bytes an element, average 12 / DRAM bandwidth
+Order     Element by element
 Limits    2^31 - 1 chunks; offsets are 64-bit
-Not here  Gradients of several cards
+Not here  Clipping of gradients by their norm: clip.cu
 */
-#include "common.cuh"
+#include "tensors.cuh"
 
-constexpr int CHUNK = 4096;
 constexpr float LIMIT = 1.8e19f;  // its square is just below the largest float
-constexpr int WORDS = 6;  // of a tensor in the table: p, grad, three slots, count
 
 // update(values) for each element of a chunk: values are p, grad and the slots; all but grad are
 // written back.
@@ -151,64 +142,4 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     share += step[0];
     update_all<2>(tensors, owner, part, stop, chunks,
         [=](float (&v)[2]) { v[0] += (v[1] - v[0]) * share; });
-}
-
-// The sum of what 256 threads have, in thread 0.
-__device__ __forceinline__ double block_sum(double value)
-{
-    __shared__ double sums[256];
-    sums[threadIdx.x] = value;
-    for (int half = 128; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    }
-    __syncthreads();
-    return sums[0];
-}
-
-extern "C" __global__ void __launch_bounds__(256, 4)
-    square_sums(double* __restrict__ partials, const unsigned long long* __restrict__ tensors,
-        const int* __restrict__ owner, const int* __restrict__ part, int chunks)
-{
-    for (long long i = blockIdx.x; i < chunks; i += gridDim.x) {
-        const unsigned long long* tensor = tensors + (long long)owner[i] * WORDS;
-        const long long begin = (long long)part[i] * CHUNK,
-                        left = (long long)tensor[WORDS - 1] - begin;
-        const float* grad = (const float*)tensor[0] + begin;
-        double sum = 0.0;
-        for (int j = threadIdx.x; j < CHUNK && j < left; j += 256)
-            sum += (double)grad[j] * (double)grad[j];
-        sum = block_sum(sum);
-        if (threadIdx.x == 0) partials[i] = sum;
-        __syncthreads();  // all have read the sum
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(256, 4)
-    clip_factor(double* __restrict__ norm, float* __restrict__ factor,
-        const double* __restrict__ partials, int chunks, double max_norm)
-{
-    if (blockIdx.x > 0) return;
-    double sum = 0.0;
-    for (int i = threadIdx.x; i < chunks; i += 256) sum += partials[i];
-    sum = block_sum(sum);
-    if (threadIdx.x > 0) return;
-    norm[0] = sqrt(sum);
-    factor[0] = (float)(max_norm / (norm[0] + 1e-6));
-    factor[1] = (float)norm[0];
-}
-
-extern "C" __global__ void __launch_bounds__(256, 4)
-    clip(const unsigned long long* __restrict__ tensors, const int* __restrict__ owner,
-        const int* __restrict__ part, const float* __restrict__ factor, int chunks)
-{
-    const float by = factor[0];
-    if (by >= 1.0f) return;  // a NaN passes
-    for (long long i = blockIdx.x; i < chunks; i += gridDim.x) {
-        const unsigned long long* tensor = tensors + (long long)owner[i] * WORDS;
-        const long long begin = (long long)part[i] * CHUNK,
-                        left = (long long)tensor[WORDS - 1] - begin;
-        float* grad = (float*)tensor[0] + begin;
-        for (int j = threadIdx.x; j < CHUNK && j < left; j += 256) grad[j] *= by;
-    }
 }

@@ -8,9 +8,9 @@ Math      begin_step: row `next` of the table becomes the current numbers and se
           A loss or a norm that is not finite stops: from then on begin_step and the notes do
           nothing, and kernels that are given `stop` change nothing
 Source    gpuconv/cuda/recording.py
-Layout    state: 8 words, of which are used stop (0 or 1), next, and, the fifth, step; table: per step seeds, two words
-          each, then floats; ring: COLUMNS floats a step (correct, norm, losses ...), then one that
-          is the step that stopped, counted from 1, or 0
+Layout    state: 8 words: stop (0 or 1), next, and as the fifth step; table: per step seeds, two
+          words each, then floats; ring: COLUMNS floats a step (correct, norm, losses ...), then one
+          that is the step that stopped, counted from 1, or 0
 Geometry  One block each; note_batch: `lanes` threads a row, a power of two up to 32
 Traffic   begin_step: a row twice; note_batch: scores and labels once
 Floor     Nothing to speak of: a launch takes longer

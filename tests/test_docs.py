@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ MODULES = sorted(
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NEEDS = re.compile(r"<!-- needs (\w+) -->")  # packages without which a page's blocks do not run
 SLOW = "<!-- slow -->\n"  # before a block: it and the page's later blocks run in `make test-all`
 
 
@@ -60,8 +62,10 @@ def programs():
         name = str(page.relative_to(ROOT))
         quick, *slow = page.read_text().split(SLOW, 1)
         parts = [re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in (quick, *slow)]
+        lacking = [p for p in NEEDS.findall(page.read_text()) if not importlib.util.find_spec(p)]
+        skip = [pytest.mark.skip(f"{p} is not installed") for p in lacking[:1]]
         if parts[0]:
-            yield pytest.param(parts[0], id=name)
+            yield pytest.param(parts[0], id=name, marks=skip)
         if slow:
             yield pytest.param([*parts[0], *parts[1]], id=f"{name}-slow", marks=pytest.mark.slow)
 

@@ -21,7 +21,7 @@ So a `forward` that overwrites arrays with NumPy must give an operation a copy, 
 result's `data`.
 """
 
-from gpuconv.autograd.fusion import activated, defer, forget, pooled, settle, statistics_of
+from gpuconv.autograd.fusion import activated, defer, forget, later, pooled, settle, statistics_of
 from gpuconv.autograd.modes import enable_grad, no_grad
 from gpuconv.autograd.recompute import checkpoint, keep_all, once
 from gpuconv.autograd.state import Array, Backward, Hook, Node, state
@@ -30,6 +30,6 @@ from gpuconv.autograd.walk import replacing
 
 __all__ = [
     "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "as_tensor",
-    "checkpoint", "defer", "enable_grad", "forget", "keep_all", "no_grad", "nodes_of", "once",
-    "pooled", "record", "replacing", "settle", "state", "statistics_of",
+    "checkpoint", "defer", "enable_grad", "forget", "keep_all", "later", "no_grad", "nodes_of",
+    "once", "pooled", "record", "replacing", "settle", "state", "statistics_of",
 ]  # fmt: skip

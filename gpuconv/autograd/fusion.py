@@ -55,6 +55,15 @@ def defer(
     return y
 
 
+def later(compute: Callable[[], Tensor]) -> Tensor:
+    """A tensor without a gradient that is computed when its data is first read."""
+    y = Tensor.__new__(Tensor)
+    y.grad = y._hooks = None
+    y.requires_grad = y.reference = False
+    y._deferred = Deferred(lambda _: compute(), (), None, None, None)
+    return y
+
+
 def activated(x: Tensor, name: str) -> Tensor | None:
     """The activation of a pending tensor in that tensor's own pass; None where it has to be
     applied by itself.

@@ -132,9 +132,9 @@ def _power_backward(dy: Array, over: bool, x: Array, n: Any) -> tuple[Array]:
 
 
 def matmul(a: Any, b: Any) -> Tensor:
-    """The matrix product of (n, k) and (k, m)."""
+    """The matrix product of (..., n, k) and (..., k, m); axes before the last two are broadcast."""
     a, b = _operands(a, b)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} are no matrices that fit")
     with blas_threads(thread_count()):
         y = _on_host("@", np.matmul, a, b)
@@ -143,7 +143,8 @@ def matmul(a: Any, b: Any) -> Tensor:
 
 def _matmul_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, Array]:
     with blas_threads(thread_count()):
-        return (dy @ b.T).astype(a.dtype, copy=False), (a.T @ dy).astype(b.dtype, copy=False)
+        da, db = dy @ np.swapaxes(b, -1, -2), np.swapaxes(a, -1, -2) @ dy
+    return _unbroadcast(da, a), _unbroadcast(db, b)
 
 
 def total(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:

@@ -31,7 +31,7 @@ MAX_PANELS = 256  # of a network's filters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    source = "a picture, a .safetensors, or a model's name or mynet.py:build"
+    source = "a picture, a .safetensors or .onnx, or a model's name or mynet.py:build"
     own = 'a filter of your own, such as "1 1; -1 -1", shown after the seven; may be repeated'
     size = "shrink the picture's longer side to N pixels; 0 keeps it"
     add_options(
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     left_out = 0
-    if args.source.endswith(".safetensors") or _is_name(args.source):
+    if args.source.endswith(checkpoint.SUFFIXES) or _is_name(args.source):
         panels, size = _learned(args), 80
         left_out = max(0, len(panels) - MAX_PANELS)
         panels = panels[:MAX_PANELS]

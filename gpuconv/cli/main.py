@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "show which pixels are evidence for a class: Grad-CAM, saliency, occlusion, ...",
     "patches": "show the image patches that activate each filter of a layer most",
     "filters": "draw a picture through the article's seven filters, or a network's own filters",
+    "onnx": "write a checkpoint's network as an ONNX file, for other programs",
     "summary": "print a network's layers, shapes, parameters and multiply-adds",
     "steps": "run one image through the article's five training steps, printing the numbers",
     "demo": "show a convolution, pooling or ReLU on a small matrix, with every number",

@@ -176,7 +176,7 @@ OWN_NETWORK = (
     "what builds the checkpoint's network, mynet.py:build, where gpuconv alone cannot",
     {"dest": "built_by"},
 )
-CHECKPOINT = ("checkpoint", "CHECKPOINT", str, "a .safetensors file")
+CHECKPOINT = ("checkpoint", "CHECKPOINT", str, "a .safetensors or .onnx file")
 INVERT = (
     "--invert",
     None,

@@ -24,7 +24,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     own = "(default: the model's own)"
-    what = "a name, mynet.py:build, or a .safetensors file"
+    what = "a name, mynet.py:build, or a .safetensors or .onnx file"
     measure = "train three steps on random images on the cpu and print the peak of memory"
     add_options(
         parser,
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _network(args):
     by_name = args.model in MODELS or is_file(args.model)
-    if not by_name and (args.model.endswith(".safetensors") or "/" in args.model):
+    if not by_name and (args.model.endswith(checkpoint.SUFFIXES) or "/" in args.model):
         if args.classes is not None:
             raise ValueError("summary: --classes is for a model by name, not for a checkpoint")
         return checkpoint.load(args.model, args.built_by)

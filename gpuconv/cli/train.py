@@ -5,7 +5,9 @@ images, where --validation holds some out), history.jsonl, curves.png and confus
 --out it is runs/MODEL-DATA, or, where that is taken, the next free runs/MODEL-DATA-2 and so on; a
 folder given by --out that holds a run is only replaced with --overwrite.
 
---data is mnist, fashion-mnist, a folder of IDX files or one of pictures by class (default: mnist).
+--data is mnist (the default), fashion-mnist, or a path: a folder of pictures by class, of IDX
+files, of CIFAR-10 or CIFAR-100 (Python or binary version) or of .npy files, or an .npz file, with
+arrays named x_train and y_train, or images and labels, say.
 --recipe article sets the article's loss and plain gradient descent; other options go first.
 --validation is 0.05, and 0 for small sets, unless it is given.
 --size scales the pictures of a folder and pads other images; without it a folder has the model's
@@ -75,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--model", "NAME", str, "of a model, or mynet.py:build, see above (default: lenet)"),
         ("--from", "FILE", path, "weights to begin with, see above", {"dest": "weights"}),
         ("--freeze", "LAYERS", _names, "layers that do not train, as conv1,layer1"),
-        ("--classes", "N", whole(1), "of a new head, where the network has another number"),
+        ("--classes", "N", whole(1, 10**6), "of a new head, where the network has another number"),
         ("--data", "NAME|PATH", path, "mnist, fashion-mnist, or a folder, see above"),
         ("--epochs", "N", whole(1), "passes over the training images"),
         ("--batch", "N", whole(1), "images for each update"),

@@ -58,8 +58,10 @@ class SimRuntime(Runtime):
 
     def start(self, launch: Launch, arguments: list[Any]) -> None:
         args = launch.kernel, launch.grid, launch.block, arguments, launch.shared
+        # tickets tell which block is the last, not in which order it adds what all have left
+        tickets = "tickets" in launch.sizes
         try:
-            self.module(launch).launch(*args, self.order, self.seed, thread_count())
+            self.module(launch).launch(*args, self.order, self.seed, thread_count(), tickets)
         except BaseException:
             self._tickets.clear()  # some may have been drawn
             raise

@@ -6,6 +6,7 @@ from gpuconv.data.folder import from_folder
 from gpuconv.data.idx import read_idx, write_idx
 from gpuconv.data.loader import Loader
 from gpuconv.data.named import installed, load
+from gpuconv.data.pairs import from_pairs
 from gpuconv.data.picture import load_image, save_image
 from gpuconv.data.preprocessing import Picture, Preprocessing, mean_and_std
 from gpuconv.data.rng import CounterRNG
@@ -26,6 +27,7 @@ __all__ = [
     "Scale",
     "Shift",
     "from_folder",
+    "from_pairs",
     "installed",
     "load",
     "load_image",

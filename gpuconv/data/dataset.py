@@ -10,6 +10,7 @@ import numpy as np
 from gpuconv.arguments import pair
 from gpuconv.data.rng import CounterRNG
 from gpuconv.errors import DataError
+from gpuconv.interchange import bring
 
 Scale = float | Sequence[float] | None
 MAX_CLASSES = 100_000  # that are numbered; a larger label is a mistake, not a class
@@ -19,14 +20,15 @@ _CHUNK = 1024
 class Dataset:
     """Images with a label each.
 
-    images: (N, C, H, W), or (N, H, W) for one channel; uint8 0..255, kept as uint8 and not
-    copied, or float (kept as float32, usually in [0, 1]). labels: N integers, from 0 to one
+    images: (N, C, H, W), or (N, H, W) for one channel, of any library; uint8 0..255, kept as uint8
+    and not copied, or float (kept as float32, usually in [0, 1]). labels: N integers, from 0 to one
     less than the number of classes; kept as int64. classes: the classes' names, in the order of
     their labels; None names them "0", "1", ... up to the largest label.
     name: the set's name in error messages. resize: how pictures were brought to one size, see
     `load_image`; None for images that are no pictures' files.
     Raises DataError for no images, counts that differ, a label out of range, or a NaN or
-    infinite pixel (naming the first image), and for dtypes and shapes other than these.
+    infinite pixel (naming the first image), floats from 0 to 255, channels in the last axis, and
+    for dtypes and shapes other than these.
 
     >>> Dataset(np.zeros((2, 1, 28, 28), np.uint8), np.array([3, 7])).batch([1], size=32).shape
     (1, 1, 32, 32)
@@ -41,8 +43,9 @@ class Dataset:
         resize: str | None = None,
     ) -> None:
         self.name, self.resize = name, resize
-        self.images = _checked_images(np.asarray(images), name)
-        self.labels = _checked_labels(np.asarray(labels), len(self.images), name)
+        self.images = _checked_images(np.asarray(bring(images, f"{name}: images")), name)
+        labels = np.asarray(bring(labels, f"{name}: labels"))
+        self.labels = _checked_labels(labels, len(self.images), name)
         if classes is None:
             classes = numbered_classes(int(self.labels.max()), name)
         self.classes = tuple(classes)
@@ -220,9 +223,24 @@ def _per_channel(what: str, value: Any, channels: int) -> np.ndarray:
     return values.reshape(-1, 1, 1)
 
 
+def channels_last_images(shape: tuple[int, ...]) -> bool:
+    """Whether (N, ...) can only be images of (H, W, C): three axes that end with 1, 3 or 4."""
+    return len(shape) == 4 and shape[3] in (1, 3, 4) and min(shape[1:3]) > 4
+
+
+def to_255(x: np.ndarray) -> bool:
+    """Whether floats are pixels from 0 to 255, neither scaled to 1 nor standardised."""
+    return bool(x.size and x.min() >= 0 and 64 <= x.max() <= 255)
+
+
 def _checked_images(images: np.ndarray, name: str) -> np.ndarray:
     if images.ndim == 3:
         images = images[:, None]
+    if channels_last_images(images.shape):
+        raise DataError(
+            f"{name}: images of shape {images.shape} are channels last (NHWC), expected "
+            "(N, C, H, W): images.transpose(0, 3, 1, 2)"
+        )
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise DataError(
             f"{name}: images of shape {images.shape}, expected (N, C, H, W) or (N, H, W)"
@@ -234,6 +252,10 @@ def _checked_images(images: np.ndarray, name: str) -> np.ndarray:
     if images.dtype.kind != "f":
         raise DataError(
             f"{name}: images of {images.dtype}, expected uint8 (0 to 255) or float (0 to 1)"
+        )
+    if to_255(images):
+        raise DataError(
+            f"{name}: floats from 0 to 255, expected uint8, or floats from 0 to 1: images / 255"
         )
     for begin in range(0, len(images), _CHUNK):  # in chunks: no mask as large as the images
         finite = np.isfinite(images[begin : begin + _CHUNK]).all(axis=(1, 2, 3))

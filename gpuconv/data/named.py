@@ -11,6 +11,8 @@ import urllib.request
 import warnings
 from pathlib import Path
 
+from gpuconv.data.array_files import has_arrays, load_arrays
+from gpuconv.data.cifar import find_cifar, load_cifar
 from gpuconv.data.dataset import Dataset, first_indices, numbered_classes
 from gpuconv.data.folder import SPLITS, load_folder
 from gpuconv.data.idx import parse_idx, read_content, read_idx, unpacked
@@ -77,10 +79,15 @@ def load(
     or this package (which holds MNIST); otherwise it is downloaded to the cache. Its files are
     checked by sha256 each time. Write ./mnist for a folder of your own.
     A path is a folder with IDX files of the usual names (train-images-idx3-ubyte, ...; gzipped
-    or not), an IDX file of images beside its labels (whatever `split` is), or a folder of
-    pictures as `from_folder` reads it, for which `size`, `grayscale`, `resize` and `skip_bad` are.
-    It has subfolders for both splits, train or training and test, testing or val, in any case; or
-    else it is split here, four images of each class for training to one for testing.
+    or not), an IDX file of images beside its labels (whatever `split` is); CIFAR-10's or
+    CIFAR-100's folder, of the Python or the binary version; an .npz file, or a folder of .npy
+    files, with arrays such as x_train and y_train, or images and labels, which are then split like
+    a folder's pictures; or a folder of pictures as `from_folder` reads it, for which `size`,
+    `grayscale`, `resize` and `skip_bad` are. Arrays of images are (N, C, H, W), (N, H, W) or
+    (N, H, W, C), uint8 or floats.
+    A folder of pictures has subfolders for both splits, train or training and test, testing or
+    val, in any case; or else it is split here, four images of each class for training to one for
+    testing.
     limit: only the first images; where these would lack a class, the first of each class in turn.
     stratified: False splits and limits as version 0.1 did, whatever the classes are.
     Raises ValueError for an unknown name or split, FileNotFoundError for a missing path, DataError
@@ -90,12 +97,18 @@ def load(
     path = Path(os.path.expanduser(name_or_path))
     if isinstance(name_or_path, str) and name_or_path in SHA256:
         dataset = _named(name_or_path, split, root)
+    elif path.suffix in (".npz", ".npy") and path.is_file():
+        dataset = load_arrays(path, split, stratified)
     elif path.is_file():
         dataset = _idx_pair(path)
     elif not path.is_dir():
         raise _missing(name_or_path, path)
     elif any(_find(path, stem) for stems in _STEMS.values() for stem in stems):
         dataset = _idx_folder(path, split)
+    elif (cifar := find_cifar(path)) is not None:
+        dataset = load_cifar(*cifar, split)
+    elif has_arrays(path):
+        dataset = load_arrays(path, split, stratified)
     else:
         return load_folder(path, split, size, grayscale, resize, limit, skip_bad, stratified)
     if limit is None:
@@ -109,7 +122,7 @@ def _missing(name: str | os.PathLike[str], path: Path) -> Exception:
         error = unknown("data set", name, SHA256)
         return ValueError(f"{error}, nor is there a folder of that name")
     return FileNotFoundError(
-        f"{path}: no such file or folder; expected IDX files, a folder of "
+        f"{path}: no such file or folder; expected IDX files, CIFAR's, .npz, .npy, a folder of "
         f"pictures per class, or a name ({', '.join(SHA256)})"
     )
 
@@ -242,6 +255,8 @@ def _idx_folder(folder: Path, split: str) -> Dataset:
 
 
 def _idx_pair(images: Path) -> Dataset:
+    if images.suffix in (".tar", ".tgz", ".zip") or images.name.endswith(".tar.gz"):
+        raise DataError(f"{images}: an archive; unpack it and give the folder that comes out of it")
     named = images.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     labels = images.with_name(named)
     if named == images.name or not labels.is_file():

@@ -6,7 +6,7 @@ from gpuconv.models.googlenet import googlenet
 from gpuconv.models.googlenet_paper import googlenet_paper
 from gpuconv.models.harley import harley_lenet, harley_pixels, harley_weights
 from gpuconv.models.lenet import lenet, lenet5
-from gpuconv.models.own import for_spec, from_file, is_file, replace_head
+from gpuconv.models.own import from_file, is_file, replace_head
 from gpuconv.models.resnet import resnet18, resnet34, resnet50
 from gpuconv.models.vgg import vgg16, vgg16_bn, vgg19
 from gpuconv.models.zoo import MODELS, build, named
@@ -17,7 +17,6 @@ __all__ = [
     "alexnet_2012",
     "build",
     "densenet121",
-    "for_spec",
     "from_file",
     "googlenet",
     "googlenet_paper",

@@ -101,7 +101,7 @@ def replace_head(network: Module, classes: int) -> str:
     parent, _, own = name.rpartition(".")
     old: Any = network.get_submodule(name)
     new = Linear(old.in_features, classes, old.bias is not None)
-    new.training, new.device = old.training, old.device
+    new.to(old.device, old.weight.dtype).train(old.training)
     setattr(network.get_submodule(parent) if parent else network, own, new)
     return name
 
@@ -133,7 +133,7 @@ def _load(path: str) -> tuple[str, ModuleType]:
     if (folder := str(place.resolve().parent)) not in sys.path:
         sys.path.insert(0, folder)
     try:
-        exec(compile(source, full, "exec"), module.__dict__)
+        exec(compile(source, full, "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:
         raise _told(path, error) from error
     _run[place.name, digest] = module

@@ -48,8 +48,7 @@ class Module:
 
     training: whether dropout and batch norm act as in training; set by `train` and `eval`. device:
     where `to` put it. fusing: False runs every function of its forward by itself. recompute: True
-    keeps only the module's input for backward and runs forward once more then. frozen: see
-    `freeze`. is_block: whether
+    keeps only the module's input for backward and runs forward once more then. is_block: whether
     `recompute_blocks` may set that for it. input_shape: one example's (C, H, W); known for the
     models of gpuconv.models.
 
@@ -68,7 +67,7 @@ class Module:
     device = "cpu"
     fusing = True
     recompute = False
-    frozen = False
+    _frozen = False
     is_block = False
     input_shape: Shape | None = None
     holds: tuple[str, ...] = ()  # attributes that are a parameter or None
@@ -374,7 +373,7 @@ class Module:
         if not isinstance(mode, bool | np.bool_):
             raise TypeError(f"train: mode must be True or False, got {type(mode).__name__}")
         for module in self.modules():
-            module.training = mode and not module.frozen
+            module.training = mode and not module._frozen
         return self
 
     def eval(self) -> Self:
@@ -392,7 +391,7 @@ class Module:
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         for module in self.modules():
-            module.frozen = module.frozen and not requires_grad
+            module._frozen = module._frozen and not requires_grad
         return self
 
     def freeze(self, *names: str) -> Self:
@@ -419,7 +418,7 @@ class Module:
                 parameters[name].requires_grad = False
                 continue
             for module in self.get_submodule(name).requires_grad_(False).modules():
-                module.frozen, module.training = True, False
+                module._frozen, module.training = True, False
         return self
 
     def to(self, device: str | None = None, dtype: Any = None) -> Self:

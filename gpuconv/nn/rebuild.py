@@ -66,16 +66,17 @@ def _describe(
     if id(layer) in seen:
         return {"same_as": seen[id(layer)]}
     seen[id(layer)] = path
-    kind, own = type(layer), {id(p) for p in vars(layer).values() if isinstance(p, Parameter)}
-    if LAYERS.get(kind.__name__) is not kind:
-        return {"name": kind.__name__ + " of your own" * (kind.__name__ in LAYERS)}
+    kind, name = _kind(layer), type(layer).__name__
+    own = {id(p) for p in vars(layer).values() if isinstance(p, Parameter)}
+    if kind is None:
+        return {"name": name + " of your own" * (name in LAYERS)}
     if "forward" in vars(layer):
-        return {"name": f"{kind.__name__} with a forward of its own"}
-    if own & parameters:
-        return {"name": f"{kind.__name__} with another layer's parameters"}
+        return {"name": f"{name} with a forward of its own"}
+    if own & parameters or (own and kind is containers.Sequential):
+        return {"name": f"{name} with parameters of its own or of another layer"}
     parameters |= own
     found: dict[str, Any] = {"name": kind.__name__}
-    if arguments := _arguments(layer):
+    if arguments := _arguments(layer, kind):
         found["arguments"] = arguments
     children = {
         name: _describe(child, f"{path}.{name}" if path else name, seen, parameters)
@@ -84,14 +85,25 @@ def _describe(
     return found | ({"children": children} if children else {})
 
 
-def _arguments(layer: Module) -> dict[str, Any]:
+def _kind(layer: Module) -> type[Module] | None:
+    """The class of gpuconv's that computes what a layer does; None for what only the user's does.
+
+    A Sequential's subclass that changes no forward is one.
+    """
+    kind, plain = type(layer), containers.Sequential
+    if isinstance(layer, plain) and kind.forward is plain.forward:
+        kind = plain
+    return kind if LAYERS.get(kind.__name__) is kind else None
+
+
+def _arguments(layer: Module, kind: type[Module]) -> dict[str, Any]:
     """The arguments that differ from their defaults."""
     found = {}
-    for name, parameter in inspect.signature(type(layer)).parameters.items():
+    for name, parameter in inspect.signature(kind).parameters.items():
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if variable or name in _DRAWN or isinstance(layer, containers.Residual):
+        if variable or name in _DRAWN or kind is containers.Residual:
             continue
-        read = _READ.get((type(layer), name))
+        read = _READ.get((kind, name))
         value = _plain(read(layer) if read else getattr(layer, name))
         if value != _plain(parameter.default):
             found[name] = value

@@ -1,4 +1,4 @@
-"""Work of optimisers over all parameters on a device, in one launch each: kernels/optim.cu.
+"""Work of optimisers over all parameters on a device: kernels/optim.cu, kernels/clip.cu.
 
 A step, the moving average of the weights, and clipping by the gradients' norm. State arrays lie in
 memory as their parameters do, so that element i of one belongs to element i of the other.
@@ -72,7 +72,7 @@ def config_clip(chunks: int, tensors: int) -> LaunchConfig:
     one = (1, 1, 1)
     return LaunchConfig(
         tuple(
-            Launch("optim.cu", kernel, blocks, THREADS, (), {"chunks": chunks}, sizes)
+            Launch("clip.cu", kernel, blocks, THREADS, (), {"chunks": chunks}, sizes)
             for kernel, blocks in (("square_sums", grid), ("clip_factor", one), ("clip", grid))
         )
     )

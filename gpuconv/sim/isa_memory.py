@@ -185,8 +185,8 @@ def _nothing(b: Emitter, i: Instruction) -> None:
 
 @lowers("membar", "fence")
 def _fence(b: Emitter, i: Instruction) -> None:
-    """membar, fence: a compiler barrier"""
+    """membar, fence: on x86, which keeps stores in order, a compiler barrier"""
     b.need(
         set(i.mods) <= {"cta", "gl", "sys", "gpu", "sc", "acq_rel", "cluster", "acquire", "release"}
     )
-    b.emit('fence syncscope("singlethread") seq_cst')
+    b.emit('fence syncscope("singlethread") seq_cst' if b.module.x86 else "fence seq_cst")

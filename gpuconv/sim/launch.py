@@ -117,13 +117,15 @@ class Function:
         order: str = "forward",
         seed: int = 0,
         cores: int | None = None,
+        concurrent: bool = False,
     ) -> None:
         """Run the kernel over a grid of blocks of threads and wait until it is done.
 
         args: one per parameter; a pointer takes a sim array, a number is cast to exactly the
         declared type. shared: bytes of dynamic shared memory. order: "forward", "reverse" or
         "shuffled" (by `seed`), of blocks and of the threads between two barriers. cores: the most
-        to share the blocks among, by default all that this process may use. Raises TypeError or
+        to share the blocks among, by default all that this process may use. concurrent: share them
+        although the kernel has an atomic by which their order could matter. Raises TypeError or
         ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError for
         an error in the running kernel.
         """
@@ -136,7 +138,9 @@ class Function:
         total = self.kernel.placed_shared + shared
         launch, _held, reverse = self._launch_record(blocks, count, order, seed)
         with _checked if self.module.check else nullcontext():
-            team = min(self._team(blocks * count, cores or _all_cores()), blocks)
+            serial = self.module.check or (self.kernel.serial and not concurrent)
+            most = 1 if serial else cores or _all_cores()
+            team = min(self._team(blocks * count, most), blocks)
             workers = [self._worker(count, total) for _ in range(team)]
             table = self._allocations(parameters)
             for worker in workers:
@@ -168,12 +172,8 @@ class Function:
             raise report.kernel_error(self.module._info, self.kernel, first)
 
     def _team(self, threads: int, cores: int) -> int:
-        """How many cores to use: one where the order of blocks matters (it does for the checks),
-        or where the work is too little to pay for starting a second.
-        """
-        if self.kernel.serial or self.module.check or threads * self._pace < _MIN_SECONDS:
-            return 1
-        return cores
+        """How many cores to use: one where the work is too little to pay for starting a second."""
+        return 1 if threads * self._pace < _MIN_SECONDS else cores
 
     def _execute(self, launch: np.ndarray, workers: list[Worker]) -> None:
         if len(workers) == 1 and not self.module.check:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gpuconv
+from gpuconv.arrays import to_numpy
+from gpuconv.data import Dataset
+from gpuconv.data.preprocessing import has_dark_border
 from gpuconv.nn import Module, rebuild
 
 if TYPE_CHECKING:
     from gpuconv.train.trainer import Trainer
+
+BORDERS_READ = 10_000  # images whose borders tell whether they are dark: of any number, soon
 
 
 def describe_run(
@@ -36,21 +41,33 @@ def describe_run(
         "validation": describe_loader(validation),
     }
     names = ("size", "mean", "std", "input_shape")
+    source = getattr(train, "source", train)
     described: dict[str, Any] = plain(
         {
             "model": trainer.model.spec or rebuild.describe(trainer.model),
             "recipe": recipe,
             "input": {name: getattr(train, name, None) for name in names},
-            "classes": getattr(getattr(train, "dataset", None), "classes", None),
-            "image_shape": getattr(getattr(train, "dataset", None), "image_shape", None),
-            "resize": getattr(getattr(train, "dataset", None), "resize", None),
+            "classes": getattr(getattr(source, "dataset", None), "classes", None),
             "stratified": True,
+            **_describe_images(getattr(source, "dataset", None)),
             "seed": trainer.seed,
             "version": gpuconv.__version__,
             **trainer.metadata,
         }
     )
     return described
+
+
+def _describe_images(dataset: Any) -> dict[str, Any]:
+    """How a picture becomes one of a data set's images, as `Preprocessing` reads it."""
+    if not isinstance(dataset, Dataset):
+        return {}
+    some = dataset.subset(slice(0, BORDERS_READ))
+    return {
+        "image_shape": dataset.image_shape,
+        "resize": dataset.resize,
+        "dark_border": has_dark_border(some),
+    }
 
 
 def describe_model(model: Module) -> dict[str, Any]:
@@ -76,13 +93,14 @@ def describe_loader(loader: Any) -> dict[str, Any] | None:
     """What decides the batches: the loader's arguments and which data it reads."""
     if loader is None:
         return None
+    loader = getattr(loader, "source", loader)
     names = ("batch_size", "shuffle", "seed", "drop_last", "size", "mean", "std", "augment")
     described = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
     dataset = getattr(loader, "dataset", None)
-    if dataset is None:
-        described["batches"] = len(loader)
+    if dataset is None or not hasattr(dataset, "__len__"):
         if isinstance(loader, (list, tuple)):
-            described["crc32"] = crc32(*(array for batch in loader for array in batch))
+            arrays = (to_numpy(array) for batch in loader for array in batch)
+            return {**described, "batches": len(loader), "crc32": crc32(*arrays)}
         return described
     described["images"] = len(dataset)
     for name in ("labels", "images"):

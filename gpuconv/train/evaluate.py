@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from gpuconv import ops
-from gpuconv.nn import Module, Softmax
+from gpuconv.arrays import to_numpy
+from gpuconv.nn import Module, trace
 from gpuconv.nn.module import in_mode
 from gpuconv.train.answers import Run, answers_of
+from gpuconv.train.batches import as_batches
 from gpuconv.train.finite import diagnose_non_finite
 
 
@@ -48,16 +50,18 @@ def probabilities(model: Module, data: Any, batch_size: int, run: Run | None = N
     """`Trainer.predict`. Raises FloatingPointError for scores that are not finite, naming the first
     layer whose output is not, and ValueError for such an input.
     """
+    data = to_numpy(data)
     if isinstance(data, np.ndarray):
         data = data[None] if data.ndim == 3 else data
         batches: Any = [
             (part := data[i : i + batch_size], np.zeros(len(part), np.int64))
             for i in range(0, max(len(data), 1), batch_size)
         ]
-    elif getattr(data, "shuffle", False):
+    elif getattr(data, "shuffle", False) or _draws(getattr(data, "sampler", None)):
         raise ValueError("predict: the loader shuffles; make it with shuffle=False")
     else:
         batches = data
+    batches = as_batches(batches, "predict", model, once=True)
     outputs, run = [], run or answers_of(model)
     with in_mode(model, False), np.errstate(all="ignore"):
         for scores, _, _, x in run(model, None, batches):
@@ -65,8 +69,21 @@ def probabilities(model: Module, data: Any, batch_size: int, run: Run | None = N
             if not np.isfinite(scores).all():
                 raise diagnose_non_finite(model, x(), "predict", "a score", "train it again")
     scores = np.concatenate(outputs)
-    *_, (_, final) = model.named_modules()
-    return scores if isinstance(final, Softmax) else ops.softmax(scores)
+    return scores if _ends_with_softmax(model, x()) else ops.softmax(scores)
+
+
+def _ends_with_softmax(model: Module, x: Any) -> bool:
+    """Whether a network gives probabilities already; x: a batch that it has read."""
+    try:
+        traced = trace(model, tuple(x.shape[1:]))
+    except TypeError:  # its forward asks for values
+        traced = trace(model, x[:1])
+    return traced.steps[traced.outputs[""]].name == "softmax"
+
+
+def _draws(sampler: Any) -> bool:
+    """Whether it is a sampler of PyTorch that shuffles."""
+    return "Random" in type(sampler).__name__
 
 
 def _count_pairs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

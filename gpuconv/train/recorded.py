@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.arrays import device_of, is_device, to_device
+from gpuconv.autograd import later
 from gpuconv.cuda.recording import Recorder
 from gpuconv.cuda.replay import Record
 from gpuconv.cuda.runtime import Runtime, runtime
@@ -33,7 +34,8 @@ def recorded(step: Step, *parts: Any) -> Step:
     copies some to the device cannot be recorded: a warning says so, and it runs as it is. On the
     host it always does.
 
-    The tensors that a replayed call returns are overwritten by the next one, but for losses.
+    The tensors that a replayed call returns are overwritten by the next one, but for losses. A call
+    does not wait for the device; who reads a loss does.
 
     >>> from gpuconv import nn, optim
     >>> model, criterion = nn.Linear(2, 3, rng=0), nn.CrossEntropyLoss()
@@ -130,12 +132,17 @@ def _require_known(recorder: Recorder, result: Any) -> None:
 
 
 def _result(record: Record) -> Any:
-    """What a replayed step returns: its losses, and its tensors as they are now."""
-    losses = iter(record.losses())
+    """What a replayed step returns: its tensors, and its losses, which are copied on the device and
+    read from there when somebody wants to know them.
+    """
+    on, losses = record.on, iter(record.recorder.scalars)
+
+    def loss() -> Tensor:
+        kept = on.empty(1)
+        on.assign(kept, next(losses))
+        return later(lambda: Tensor(np.asarray(float(on.read(kept)[0]))))
+
     found = tuple(
-        Tensor(np.asarray(next(losses), np.float64).astype(t.data.dtype))
-        if isinstance(t.data, np.ndarray)
-        else t.detach()
-        for t in _tensors(record.outputs)
+        loss() if isinstance(t.data, np.ndarray) else t.detach() for t in _tensors(record.outputs)
     )
     return found if isinstance(record.outputs, tuple) else found[0] if found else None

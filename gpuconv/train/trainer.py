@@ -25,6 +25,7 @@ from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
 from gpuconv.train.answers import Run, answers_of, value_of
+from gpuconv.train.batches import as_batches
 from gpuconv.train.callback import Callback, told_each_batch
 from gpuconv.train.description import describe_run
 from gpuconv.train.evaluate import evaluate, probabilities
@@ -116,7 +117,9 @@ class Trainer:
     ) -> list[dict[str, Any]]:
         """Train until `epochs` epochs are done; the history's epochs, also those before a resume.
 
-        train, validation: Loaders, or lists of (x, labels).
+        train, validation: Loaders, or any iterables of (x, labels): lists of batches, PyTorch's
+        DataLoaders. What they give in an epoch is theirs to say: a resumed run has an uninterrupted
+        one's bits only if that is the same every time. Without a length they are counted once.
         resume: True goes on from out/last.safetensors, "auto" does if there is one, False starts
         anew and replaces what is in `out`. A resumed run gives the bits of an uninterrupted one, on
         the same machine with as many threads. "extend" goes on from the end of an epoch with this
@@ -128,7 +131,10 @@ class Trainer:
         cannot be written or another run is in it; Interrupted (a KeyboardInterrupt) after Ctrl-C or
         SIGTERM, when the batch is finished and saved. A second Ctrl-C stops at once.
         """
-        self.epochs, self.batches = whole("fit: epochs", epochs), len(train)
+        self.epochs = whole("fit: epochs", epochs)
+        train = as_batches(train, "fit: train", self.model)
+        validation = as_batches(validation, "fit: validation", self.model)
+        self.batches = len(train)
         if not self.batches:
             raise ValueError("fit: the training set has no batches")
         if resume not in (True, False, "auto", "extend"):
@@ -447,11 +453,12 @@ class Trainer:
         Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
         """
         run = self._answers or answers_of(self.model, graph=self.graph)
+        loader = as_batches(loader, "evaluate", self.model, once=True)
         return evaluate(self.model, self.loss, loader, self._stop_if_requested, run)
 
     def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:
-        """Probabilities (N, classes) for images: an array (N, C, H, W), one image (C, H, W), or a
-        loader that does not shuffle.
+        """Probabilities (N, classes) for images: an array (N, C, H, W) of any library, one image
+        (C, H, W), or a loader of (x, labels) that does not shuffle.
 
         Raises: ValueError for a shuffling loader, whose rows would not follow the data.
         """

@@ -9,12 +9,11 @@ import own_network
 import pytest
 
 import gpuconv
-from gpuconv import checkpoint, data, models, nn, train
+from gpuconv import checkpoint, data, models, nn, optim, train
 from gpuconv.cli import main
 from gpuconv.cli import train as train_command
 from gpuconv.page.opening import _run_session
-
-QUICK = ["--limit", "100", "--epochs", "2", "--batch", "25", "--validation", "0.2"]
+from gpuconv.train.evaluate import probabilities
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +50,26 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(file, tmp_path_factory):
+def digits(tmp_path_factory):
+    """A folder of IDX files: 60 training and 20 test digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    for split, stem, count in (("train", "train", 60), ("test", "t10k", 20)):
+        some = data.load("mnist", split, limit=count)
+        data.write_idx(folder / f"{stem}-images-idx3-ubyte", some.images[:, 0])
+        data.write_idx(folder / f"{stem}-labels-idx1-ubyte", some.labels.astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick(digits):
+    """Options of a short run."""
+    return ["--data", digits, "--epochs", "2", "--batch", "20", "--validation", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def run(file, quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    assert main(["train", "--model", f"{file}build", "--out", str(folder), *QUICK]) == 0
+    assert main(["train", "--model", f"{file}build", "--out", str(folder), *map(str, quick)]) == 0
     return folder
 
 
@@ -65,19 +81,19 @@ def digit(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_train_and_resume(said, refused, file, run, tmp_path):
+def test_train_and_resume(said, refused, file, run, tmp_path, quick):
     whole = checkpoint.read(run / "last.safetensors")
     assert whole.metadata["model"]["name"] == "mynet.py:build"
     assert whole.metadata["model"]["arguments"] == {"in_channels": 1, "num_classes": 10}
     assert whole.metadata["input"]["input_shape"] == [1, 28, 28]
     first = tmp_path / "first"
-    said("train", "--model", f"{file}build", "--out", first, *QUICK, "--epochs", "1",
+    said("train", "--model", f"{file}build", "--out", first, *quick, "--epochs", "1",
          "--schedule", "none")  # fmt: skip
     text = refused("train", "--resume", first)
     assert "was built by" in text
     assert f"add --model {file}build" in text
     said("train", "--resume", first, "--model", f"{file}build", "--epochs", "2")
-    said("train", "--model", f"{file}build", "--out", tmp_path / "both", *QUICK,
+    said("train", "--model", f"{file}build", "--out", tmp_path / "both", *quick,
          "--schedule", "none")  # fmt: skip
     ended, both = (
         checkpoint.read(tmp_path / name / "last.safetensors") for name in ("first", "both")
@@ -89,21 +105,21 @@ def test_train_and_resume(said, refused, file, run, tmp_path):
 def test_every_command_takes_it(said, refused, file, run, digit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     best, by = run / "best.safetensors", ("--model", f"{file}build")
-    text = said("evaluate", best, *by, "--limit", "50")
+    text = said("evaluate", best, *by, "--limit", "20")
     model = gpuconv.load(best, f"{file}build")
-    images = data.load("mnist", "test", limit=50)
+    images = data.load("mnist", "test", limit=20)
     scale = checkpoint.read(best).metadata["input"]
     x = data.to_float(images.images, 28, scale["mean"], scale["std"])
     with gpuconv.no_grad():
         scores = model(x).numpy().astype(np.float64)
     right = int((scores.argmax(axis=1) == images.labels).sum())
-    assert f"accuracy  {right / 50:.2%} ({right} of 50)" in text
+    assert f"accuracy  {right / 20:.2%} ({right} of 20)" in text
     text = said("predict", best, digit, *by, "--top", "1")
     share = np.exp(scores[0] - scores[0].max())
     assert f"{share.max() / share.sum():.4%}"[:5] in text
     assert f"digit.png: {scores[0].argmax()}\n" in text
     said("explain", best, digit, *by, "-o", "why.png")
-    said("patches", best, *by, "--limit", "20", "--filters", "0", "-o", "parts.png")
+    said("patches", best, *by, "--filters", "0", "-o", "parts.png")
     said("filters", best, *by, "-o", "learned.png")
     assert "halve  Halve" in said("summary", best, *by)
     said("show", best, *by, "--export", "page.html")
@@ -139,8 +155,8 @@ def test_untrained_by_its_name(said, refused, file, tmp_path, monkeypatch):
         ("", "name the function too that builds the network: .*mynet.py:build"),
     ],
 )
-def test_functions_that_build_no_network(refused, file, function, words, tmp_path):
-    text = refused("train", "--model", f"{file}{function}", "--out", tmp_path / "run", *QUICK)
+def test_functions_that_build_no_network(refused, file, function, words, tmp_path, quick):
+    text = refused("train", "--model", f"{file}{function}", "--out", tmp_path / "run", *quick)
     assert re.search(words, text), text
 
 
@@ -155,19 +171,19 @@ def test_files_that_do_not_run(refused, tmp_path):
     assert "there is no such file" in refused("summary", f"{tmp_path}/none.py:build")
 
 
-def test_a_network_of_gpuconvs_layers_needs_its_file_only_once(said, file, tmp_path, digit):
-    said("train", "--model", f"{file}plain", "--out", tmp_path / "run", *QUICK)
+def test_a_network_of_gpuconvs_layers_needs_its_file_only_once(said, file, tmp_path, digit, quick):
+    said("train", "--model", f"{file}plain", "--out", tmp_path / "run", *quick)
     best = tmp_path / "run" / "best.safetensors"
     assert checkpoint.read(best).metadata["model"]["name"] == "Sequential"
     assert "digit.png: " in said("predict", best, digit)
     said("train", "--resume", tmp_path / "run", "--epochs", "3")
 
 
-def test_a_changed_file_is_named(said, refused, tmp_path, digit):
+def test_a_changed_file_is_named(said, refused, tmp_path, digit, quick):
     file = own_network.write(tmp_path)
     run = tmp_path / "run"
     by = ("--model", f"{file}build")
-    said("train", *by, "--out", run, *QUICK, "--epochs", "1")
+    said("train", *by, "--out", run, *quick, "--epochs", "1")
     (tmp_path / "mynet.py").write_text(own_network.FILE + "\n# a comment\n")
     changed = f"mynet.py is not the file that it was when {run}/best.safetensors was written"
     said("predict", run / "best.safetensors", digit, *by, warned=changed)
@@ -231,3 +247,42 @@ def test_a_run_on_the_page(file, function):
     for when in ("start", "now"):
         sent = session.filters(1, when)["values"]["f4"]
         assert (np.frombuffer(base64.b64decode(sent), np.float32) == weights.ravel()).all()
+
+
+def test_probabilities_of_a_forward_that_ends_with_softmax():
+    """Where softmax is a function, or a layer that is not the last one made."""
+
+    class Net(nn.Module):
+        def __init__(self, ends):
+            super().__init__()
+            self.softmax, self.fc, self.ends = nn.Softmax(), nn.Linear(4, 3, rng=0), ends
+
+        def forward(self, x):
+            y = self.fc(x.flatten(1)) + 0 * float(x.numpy().max())  # asks for values
+            return {"function": nn.functional.softmax, "layer": self.softmax}.get(
+                self.ends, nn.Identity()
+            )(y)
+
+    x = np.random.default_rng(0).standard_normal((2, 1, 2, 2)).astype(np.float32)
+    scores = x.reshape(2, 4) @ Net("").fc.weight.data.T + Net("").fc.bias.data
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    for ends in ("function", "layer", ""):
+        assert np.allclose(probabilities(Net(ends), x, 2), shares, atol=1e-6)
+
+
+def test_a_trainers_checkpoint_reads_pictures_as_the_run_did(said, tmp_path):
+    """Padded, not scaled, and inverted where the border is light, as `gpuconv train` has it."""
+    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(16, 10, rng=0))
+    digits = data.load("mnist", "train", limit=60)
+    loader = data.Loader(digits, 20, size=32, mean=0.1, std=0.3)
+    train.Trainer(model, "cross_entropy", optim.SGD(model.parameters(), 0.1), out=tmp_path).fit(
+        loader
+    )
+    data.save_image(tmp_path / "light.png", 255 - digits.images[0])
+    last = tmp_path / "last.safetensors"
+    text = said("predict", last, tmp_path / "light.png")
+    assert "(inverted: its border is light)" in text
+    x = data.to_float(digits.images[:1], 32, 0.1, 0.3)
+    share = probabilities(gpuconv.load(last), x, 1)[0]
+    for k in range(10):
+        assert re.search(rf"^  {k} +{share[k]:.4%} ", text, re.MULTILINE), text

@@ -18,7 +18,8 @@ HEADER_KEYS = [
     "Limits",
     "Not here",
 ]
-DEFINES = {"LABEL": "long long", "TAP": "unsigned char"}
+DEFINES = {"LABEL": "long long", "TAP": "unsigned char", "PIXEL": "float"}
+DOUBLES = "clip.cu"  # sums in double precision, as no other kernel
 
 
 def test_includes_are_inlined_once_with_line_numbers(tmp_path):
@@ -75,7 +76,7 @@ def test_signatures_are_read_as_declared():
     assert found["g"].parameters == ()
 
 
-@pytest.mark.parametrize("kind", ["double", "float**", "Geometry", "bool*"])
+@pytest.mark.parametrize("kind", ["size_t", "float**", "Geometry", "bool*"])
 def test_a_type_that_no_launch_can_pass_is_refused(kind):
     with pytest.raises(ValueError, match=r"f: parameter .* has a type that launches do not know"):
         source.signatures(f'extern "C" __global__ void f({kind} x) {{}}')
@@ -91,7 +92,8 @@ def test_every_kernel_file_declares_kernels_and_opens_with_its_claims(file):
     kernels = source.kernels(file, tuple(DEFINES.items()))
     assert kernels
     assert plain.count("__global__") == len(kernels)
-    assert all(p.dtype != np.float64 for k in kernels.values() for p in k.parameters)
+    doubles = [p.name for k in kernels.values() for p in k.parameters if p.dtype == np.float64]
+    assert not doubles or file == DOUBLES
 
 
 @pytest.mark.parametrize("path", sorted(source.folder().glob("*.cu*")), ids=lambda p: p.name)
@@ -101,7 +103,8 @@ def test_style_of_the_sources(path):
     assert "\t" not in text
     code = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
     number = r"(?<![\w.])(?:\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)(?![\dfFeE.])"
-    assert not re.search(rf"{number}|\bdouble\b|atomicAdd", code), "no doubles"
+    allowed = "atomicAdd" if path.name == DOUBLES else rf"{number}|\bdouble\b|atomicAdd"
+    assert not re.search(allowed, code), "no doubles"
 
 
 def test_one_set_of_options_for_all_compilers():

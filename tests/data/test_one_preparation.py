@@ -185,14 +185,14 @@ def check(x, pixels, metadata):
 def fed(monkeypatch):
     """All images that evaluate, predict and explain feed a network with."""
     seen = []
-    original = train.evaluate.to_device
+    original = train.answers.to_device
 
     def watched(array, device):
         if array.ndim == 4:
             seen.extend(array.copy())
         return original(array, device)
 
-    monkeypatch.setattr(train.evaluate, "to_device", watched)
+    monkeypatch.setattr(train.answers, "to_device", watched)
     return seen
 
 

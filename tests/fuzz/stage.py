@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpuconv import checkpoint, data, models, train
+from gpuconv import checkpoint, data, models, nn, train
 from gpuconv.cli.main import main
 from gpuconv.train import Callback, Interrupted
 
@@ -53,13 +53,19 @@ def stage() -> Stage:
         checkpoint.save(models.harley_lenet(), "harley.safetensors", classes=list("0123456789"))
         foreign = {"w": np.ones((2, 3), np.float16), "b": np.arange(4), "s": np.array(1.5)}
         checkpoint.save(foreign, "foreign.safetensors")
+        own = nn.Sequential(
+            nn.Conv2d(1, 4, 5, stride=2), nn.BatchNorm2d(4), nn.Residual(nn.Sequential(nn.Tanh())),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10),
+        )  # fmt: skip
+        own.input_shape = (1, 28, 28)
+        checkpoint.save(own, "own.safetensors")
         return Stage(
             _read("digits"),
             _read("shapes"),
             {name: _read(f"runs/{name}") for name in os.listdir("runs")},
             {
                 name: Path(name).read_bytes()
-                for name in ("harley.safetensors", "foreign.safetensors")
+                for name in ("harley.safetensors", "foreign.safetensors", "own.safetensors")
             },
             Path("digit.png").read_bytes(),
             Path("photo.png").read_bytes(),

@@ -36,16 +36,15 @@ class Tensors:
 
     def step(self, kernel, **scalars):
         (launch,) = config_optimizer(kernel, self.number, len(self.counts)).launches
+        held = {"tensors": self.table(), "owner": self.owner, "part": self.part}
+        start(launch, held, scalars)
+
+    def table(self):
         table = [
             [address(self._held(i, slot)) for slot in range(5)] + [count]
             for i, count in enumerate(self.counts)
         ]
-        held = {
-            "tensors": asarray(np.array(table, np.uint64)),
-            "owner": self.owner,
-            "part": self.part,
-        }
-        start(launch, held, scalars)
+        return asarray(np.array(table, np.uint64))
 
     def values(self, slot):
         for row in self.raw:

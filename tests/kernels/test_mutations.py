@@ -20,6 +20,7 @@ import test_kernels_norm as norm
 import test_kernels_norm_pool as pooled_norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
+import test_kernels_step as steps
 from kernel_runs import sim
 
 from gpuconv.cuda import source, split_k
@@ -88,6 +89,10 @@ CHECKS = {
     "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
     "batches": seeds(batches.compare, 2, 4, 5, 8),
     "adam": lambda: optimisers.test_adam(optimisers.Adam, False, True),
+    "answers": lambda: [
+        steps.test_right_answers_are_numpys_argmax((40, 64), kind) for kind in ("ties", "NaN")
+    ],
+    "clipping": lambda: steps.test_clipping(1.0, True),
 }
 
 # name: (file, the text as it is, what takes its place, check)
@@ -343,6 +348,24 @@ MUTATIONS = {
         "vectors * VEC + first; i < count;",
         "vectors * VEC + first; i + 1 < count;",
         "elementwise",
+    ),
+    "the last of equal scores": (
+        "step.cu",
+        "(equal && j < at)",
+        "(equal && j > at)",
+        "answers",
+    ),
+    "a NaN that is no answer": (
+        "step.cu",
+        "const bool larger = x > best || (isnan(x) && !isnan(best));",
+        "const bool larger = x > best;",
+        "answers",
+    ),
+    "squares of half a chunk": (
+        "clip.cu",
+        "j < CHUNK && j < left; j += 256)\n            sum",
+        "j < CHUNK / 2 && j < left; j += 256)\n            sum",
+        "clipping",
     ),
     "the dropout's counter one off": (
         "elementwise.cu",

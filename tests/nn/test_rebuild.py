@@ -69,6 +69,21 @@ def test_every_layer_is_there_or_needs_no_arguments(name):
         assert (type(layer), repr(layer)) == (kind, repr(kind()))
 
 
+class Block(nn.Sequential):
+    def __init__(self, channels):
+        super().__init__(nn.Conv2d(channels, 4, 3), nn.ReLU())
+
+
+def test_a_subclass_of_sequential_is_its_layers(tmp_path):
+    model = nn.Sequential(block=Block(2), flat=nn.Flatten())
+    gpuconv.save(model, tmp_path / "block.safetensors")
+    x = np.random.default_rng(1).standard_normal((2, 2, 5, 5)).astype(np.float32)
+    again = gpuconv.load(tmp_path / "block.safetensors")
+    assert (scores(again, x) == scores(model, x)).all()
+    model.block.scale = nn.Parameter(np.ones(4, np.float32))
+    assert model.spec is None
+
+
 def test_a_layer_in_two_places_stays_one(tmp_path):
     twice = nn.Linear(3, 3)
     model = nn.Sequential(twice, nn.ReLU(), nn.Sequential(inner=twice), nn.Linear(3, 2))

@@ -98,3 +98,17 @@ def test_a_layer_takes_a_number():
     assert str(nn.LeakyReLU(np.float64(0.25))) == "LeakyReLU(0.25)"
     with pytest.raises(TypeError, match="LeakyReLU: negative_slope must be a number, got '0'"):
         nn.LeakyReLU("0")
+
+
+@pytest.mark.onnx
+def test_onnxruntime_agrees_and_the_file_is_read_back(tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from onnx_runs import check_export, outputs
+
+    from gpuconv.onnx import load
+
+    for layer in (nn.LeakyReLU(), nn.LeakyReLU(0.3)):
+        check_export(layer, tmp_path / "net.onnx", (2, 3, 4))
+        x = np.random.default_rng(1).standard_normal((2, 2, 3, 4)).astype(np.float32)
+        found = outputs(load(tmp_path / "net.onnx"), x)
+        np.testing.assert_array_equal(found, outputs(layer, x))

@@ -516,6 +516,39 @@ def test_any_number_of_cores_gives_the_same_bits():
     assert {1, 5} <= teams
 
 
+def test_blocks_may_run_at_once_where_the_launch_says_that_their_order_is_nothing():
+    """The last of them to arrive adds what all have left, in ascending order."""
+    source = """extern "C" __global__ void sums(
+        float* y, float* parts, const float* x, unsigned* ticket, int n) {
+        __shared__ bool last;
+        float sum = 0;
+        for (int i = 0; i < n; ++i) sum += x[i] * (blockIdx.x + threadIdx.x);
+        parts[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+        __syncthreads();
+        if (!last) return;
+        sum = 0;
+        for (int i = 0; i < gridDim.x; ++i) sum += __ldcg(parts + i * blockDim.x + threadIdx.x);
+        y[threadIdx.x] = sum;
+    }"""
+    function = sim.Module(source).function("sums")
+    x = sim.asarray(np.random.default_rng(0).standard_normal(1000).astype(np.float32))
+    ticket, found, teams = sim.zeros(1, np.uint32), set(), []
+    team = function._team
+    function._team = lambda *args: teams.append(team(*args)) or teams[-1]
+    for concurrent in (False, *[True] * 20):
+        y, parts = sim.zeros(64), sim.empty(64 * 64)
+        args = y, parts, x, ticket, 1000
+        function.launch(64, 64, args, cores=3, concurrent=concurrent)
+        found.add(sim.asnumpy(y).tobytes())
+    assert len(found) == 1
+    assert sim.asnumpy(ticket)[0] == 0
+    assert teams[0] == 1
+    assert 3 in teams
+
+
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
 def test_float_atomics_repeat_bit_for_bit(rng, order, seed):
     """Blocks that add floats atomically run one by one, so that even the rounding repeats."""

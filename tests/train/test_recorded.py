@@ -356,7 +356,8 @@ def by_hand(device, replayed, arguments=lambda x, labels: (x, labels)):
         given = arguments(x, labels) if replayed else there
         loss, scores = run(*given, 1)
         gradient = to_numpy(model[6].weight.grad)
-        found.append((loss.item(), scores.numpy().tobytes(), gradient.tobytes()))
+        found.append((loss, scores.numpy().tobytes(), gradient.tobytes()))
+    found = [(loss.item(), *rest) for loss, *rest in found]  # read when all is done
     arrays = {**model.state_dict(), **average.state_dict()}
     return found, {name: a.tobytes() for name, a in arrays.items()}
 
