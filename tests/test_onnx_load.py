@@ -333,6 +333,30 @@ def test_a_layer_used_twice_is_trained_as_one(tmp_path):
     assert len(network.parameters()) == 1
 
 
+def test_products_that_share_their_numbers_stay_apart(tmp_path):
+    nodes = [
+        ("Mul", ["x", "c"], "a", {}),
+        ("Div", ["a", "c"], "b", {}),
+        ("Mul", ["b", "c"], "y", {}),
+    ]
+    path = graph(tmp_path / "net.onnx", nodes, IMAGE, c=drawn(4, 1, 1) + 2)
+    check(path, IMAGE[1:])
+
+
+def test_in_the_simulator(tmp_path):
+    pytest.importorskip("simulated")
+    for name in (
+        "convolution, padding before it, bias behind it",
+        "scale and shift of each channel",
+    ):
+        nodes, arrays, _ = GRAPHS[name]
+        path = graph(tmp_path / "net.onnx", nodes, IMAGE, **arrays)
+        x = np.random.default_rng(1).standard_normal((2, 4, 9, 8)).astype(np.float32)
+        network = load(path).to("sim")
+        found = network(gpuconv.to_device(x, "sim")).numpy()
+        compare([found], runtime(path, x))
+
+
 REFUSED = {
     "Erf 'e'": ([("Erf", ["x"], "y", {"name": "e"})], {}),
     "FancyConv 'f'": ([("FancyConv", ["x"], "y", {"name": "f", "domain": "mine"})], {}),
@@ -369,6 +393,13 @@ def test_files_that_are_damaged_or_something_else(tmp_path):
         with pytest.raises(ValueError, match=r"bad\.onnx: ") as raised:
             load(tmp_path / "bad.onnx")
         assert "\n" not in str(raised.value)
+    for wrong in (
+        [("Conv", ["x", "a"], "y", {})],
+        [("Relu", ["a"], "y", {})],
+        [("Relu", ["x"], "a", {})],
+    ):
+        with pytest.raises((ValueError, NotImplementedError), match=r"net\.onnx: "):
+            load(graph(tmp_path / "net.onnx", wrong, ["batch", "channels", 9, 8]))
     huge = [("ConstantOfShape", ["s"], "w", {}), ("Conv", ["x", "w"], "y", {})]
     with pytest.raises(ValueError, match="too large"):
         load(graph(tmp_path / "huge.onnx", huge, IMAGE, s=np.int64([99999, 4, 999, 999])))

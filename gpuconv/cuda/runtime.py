@@ -200,10 +200,12 @@ class Runtime:
     def scalar(self, array: Any) -> float:
         """The value of an array of one element, a loss; a recorded step notes it at each replay."""
         recorder = recording.state.recorder
+        with recording.paused():
+            value = float(self.asnumpy(array)[0])
         if recorder is not None:
             recorder.scalars.append(array)
-        with recording.paused():
-            return float(self.asnumpy(array)[0])
+            recorder.values.append(value)
+        return value
 
     def read(self, array: Any) -> np.ndarray:
         """A NumPy copy, after all that was started, also while a step is recorded."""
