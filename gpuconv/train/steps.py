@@ -50,20 +50,32 @@ class RecordedSteps:
         """Train with the rest of an epoch's batches; yields after one or several."""
         trainer = self._trainer
         p, feed = trainer.state, self._feed
-        fixed = Fixed(trainer.model, trainer.loss, trainer.optimizer)
-        average = None if trainer.average is None else trainer.average.decay
+        fixed = self._fixed()
         while True:
             most = min(trainer.batches_until_told(), self._ahead)
             count, shape = feed.prepare(p.epoch, p.batch, most)
             if not count:
                 return
-            kind = fixed.now("train", id(feed), shape, trainer.clip_norm, average)
+            kind = self._kind(fixed, shape)
             record = self._records.find(kind)
+            if record is None:  # a layer may have been replaced
+                fixed = self._fixed()
+                kind = self._kind(fixed, shape)
+                record = self._records.find(kind)
             if record is None:
                 self._ordinary(kind, shape, fixed)
             else:
                 self._replay(record, count)
             yield
+
+    def _fixed(self) -> Fixed:
+        trainer = self._trainer
+        return Fixed(trainer.model, trainer.loss, trainer.optimizer, trainer.average)
+
+    def _kind(self, fixed: Fixed, shape: Hashable) -> Hashable:
+        trainer = self._trainer
+        parts = trainer.model, trainer.loss, trainer.optimizer, trainer.average
+        return fixed.now("train", id(self._feed), shape, trainer.clip_norm, *map(id, parts))
 
     def _ordinary(self, kind: Hashable, shape: Hashable, fixed: Fixed) -> None:
         trainer, feed = self._trainer, self._feed
@@ -83,7 +95,7 @@ class RecordedSteps:
                 recorder.gradients = fixed.gradients()
 
         trainer.optimizer.zero_grad()  # so that a record need not hold memory beside theirs
-        self._records.run(kind, step, trainer.mark)
+        self._records.run(kind, step, trainer.mark, fixed.guard)
 
     def _replay(self, record: Any, count: int) -> None:
         trainer, feed = self._trainer, self._feed
