@@ -629,3 +629,64 @@ def test_what_a_callback_replaces_is_used_from_the_next_step_on(what, at):
     found, expected = run(True), run(False)
     assert found[:2] == expected[:2]
     assert found[2] > 4
+
+
+CHANGES = {
+    "augment": lambda train, validation: setattr(train, "augment", data.augment.Affine(9)),
+    "in place": lambda train, validation: setattr(train.augment, "pixels", 2),
+    "seed": lambda train, validation: setattr(train, "seed", 9),
+    "pictures": lambda train, validation: setattr(train, "dataset", images(14, 5)),
+    "validation": lambda train, validation: setattr(validation, "mean", 0.5),
+    "labels": lambda train, validation: validation.dataset.labels.sort(),
+}
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(n, marks=pytest.mark.slow if n != "pictures" else ()) for n in CHANGES]
+)
+def test_a_loader_that_is_changed_after_an_epoch_is_read_as_it_is(what):
+    """Against a loader that the device does not know."""
+    found = []
+    for kind in (Plain, data.Loader):
+        source = kind(images(), BATCH, seed=4, augment=data.augment.Shift(1))
+        validation = kind(images(10, 1), BATCH, shuffle=False)
+
+        class Change(train.Callback):
+            def on_epoch_end(self, run, record, loaders=(source, validation)):
+                if run.state.epoch == 1:
+                    CHANGES[what](*loaders)
+
+        run = trainer(callbacks=[Change()])
+        run.fit(source, validation, epochs=3)
+        found.append((state(run), history(run)))
+    assert found[0] == found[1]
+
+
+class Reusing:
+    """Every batch in the same memory; fails at one of the second epoch."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __len__(self):
+        return 30
+
+    def __iter__(self):
+        self.passes += 1
+        rng, x, labels = np.random.default_rng(0), np.empty((4, 1, 8, 8), "f4"), np.zeros(4, int)
+        for batch in range(30):
+            if self.passes == 2 and batch == 21:
+                raise OSError("no such picture")
+            x[...] = rng.random(x.shape)
+            yield x, labels
+
+
+def test_batches_that_share_memory_and_one_that_fails():
+    found = []
+    for graph in (True, False):
+        run = trainer(graph, average=False, schedule=None)
+        with pytest.raises(OSError, match="no such picture"):
+            run.fit(Reusing(), epochs=2)
+        found.append(state(run))
+    assert "'batch': 21" in found[0][2]
+    assert found[0] == found[1]
