@@ -19,7 +19,7 @@ from gpuconv.nn import Module
 from gpuconv.onnx.network import OnnxNetwork, Step
 from gpuconv.onnx.on_host import MAX_VALUES
 from gpuconv.onnx.operators import convert, fold
-from gpuconv.onnx.package import onnx_package
+from gpuconv.onnx.package import example_shape, onnx_package
 
 
 def load(path: Any, input_shape: tuple[int, ...] | None = None) -> OnnxNetwork:
@@ -36,6 +36,8 @@ def load(path: Any, input_shape: tuple[int, ...] | None = None) -> OnnxNetwork:
     of one, that gpuconv does not have.
     """
     onnx = onnx_package()
+    if input_shape is not None:
+        input_shape = example_shape("load", input_shape)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -86,7 +88,7 @@ class Reader:
             with suppress(ValueError):
                 self.network.metadata[one.key] = json.loads(one.value)
         self.batch, shape = _declared(given[0]) if given else (None, None)
-        shape = tuple(input_shape) if input_shape else shape
+        shape = input_shape or shape
         self.shapes: dict[str, Any] | None = None
         if shape is not None and math.prod(shape) > MAX_VALUES:
             raise ValueError(f"an example of shape {shape} is too large")

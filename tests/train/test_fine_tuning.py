@@ -134,12 +134,18 @@ def test_a_resumed_run_keeps_what_is_frozen(train, tmp_path, capsys):
     model.input_shape = (1, 8, 8)
     gpuconv.save(model, path)
     train("--from", path, "--classes", "3", "--freeze", "conv1,bn")
+    run = str(next(tmp_path.glob("run*")))
+    assert main(["train", "--resume", run, "--epochs", "2", "--from", str(path)]) == 2
+    assert "--from is for a new run" in capsys.readouterr().err
     path.unlink()  # its weights are in the run now
-    run = next(tmp_path.glob("run*"))
-    assert main(["train", "--resume", str(run), "--epochs", "2"]) == 0
-    ended = checkpoint.read(run / "last.safetensors")
+    assert main(["train", "--resume", run, "--epochs", "2"]) == 0
+    ended = checkpoint.read(f"{run}/last.safetensors")
     assert (ended.weights["conv1.weight"] == model.conv1.weight.data).all()
     assert ended.weights["bn.num_batches_tracked"] == 0
+    assert main(["train", "--resume", run, "--epochs", "3", "--freeze", ""]) == 0  # none
+    ended = checkpoint.read(f"{run}/last.safetensors")
+    assert not (ended.weights["conv1.weight"] == model.conv1.weight.data).any()
+    assert ended.weights["bn.num_batches_tracked"] == 3
 
 
 def test_freeze_in_python():
