@@ -5,6 +5,7 @@
     python benchmarks/count.py --bytes resnet18             # launches and bytes, by kernel
     python benchmarks/count.py --bytes lenet --batch 64     # of another batch
     python benchmarks/count.py --bytes resnet18 --each      # one line for each launch
+    python benchmarks/count.py --launches lenet             # blocks, multiply-adds, cycles of each
     python benchmarks/count.py --estimate                   # the table of docs/benchmarks.md
 
 The first two count `call` events of sys.setprofile on the main thread in the fourth step
@@ -86,6 +87,27 @@ def show_bytes(name: str, batch: int, each: bool) -> None:
         print(f"{len(some):8} {read:10.1f} {written:12.1f} {time:13.3f} {kernel}")
 
 
+def show_launches(name: str, batch: int) -> None:
+    """A line for each launch of a step: multiply-adds that its result needs and that it executes,
+    cycles of the longest block, bytes, time by the model.
+    """
+    step = launches.training_step(launches.network(name), batch)
+    print("blocks      needed    executed  cycles      MB     us")
+    for one in step:
+        launch, moved = one.launch, (one.read + one.written) / 1e6
+        work = f"{launch.multiply_adds:12}{launches.executed(launch):12.0f}"
+        time = f"{launches.cycles(launch):8.0f}{moved:8.2f}{1e6 * launches.seconds(one):7.1f}"
+        print(f"{one.blocks:6}{work}{time} {launch.kernel}")
+    needed, done = (
+        sum(each)
+        for each in zip(
+            *((c.launch.multiply_adds, launches.executed(c.launch)) for c in step), strict=True
+        )
+    )
+    time = 1e6 * sum(map(launches.seconds, step))
+    print(f"{len(step)} launches, executed / needed {done / needed:.2f}, estimate {time:.1f} us")
+
+
 def show_estimates() -> None:
     """Markdown: a line for each network, of the batches that docs/benchmarks.md has."""
     print("| training step | launches | GB moved | estimate, ms |\n|---|---:|---:|---:|")
@@ -97,14 +119,18 @@ def show_estimates() -> None:
 
 
 def main() -> None:
+    networks = [*models.MODELS, "tinyvgg"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--each", action="store_true", help="a line for each function or launch")
-    parser.add_argument("--bytes", metavar="NETWORK", choices=models.MODELS, help="of a GPU step")
+    parser.add_argument("--bytes", metavar="NETWORK", choices=networks, help="of a GPU step")
+    parser.add_argument("--launches", metavar="NETWORK", choices=networks, help="each of them")
     parser.add_argument("--batch", type=int, default=128, help="images of that step")
     parser.add_argument("--estimate", action="store_true", help="times of GPU steps, by a model")
     given = parser.parse_args()
     if given.bytes:
         show_bytes(given.bytes, given.batch, given.each)
+    elif given.launches:
+        show_launches(given.launches, given.batch)
     elif given.estimate:
         show_estimates()
     else:

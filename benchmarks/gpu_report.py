@@ -133,7 +133,8 @@ def _steps(records: list[Record], report: Record) -> str:
     lines, notes = [], [f"{r['name']}: {r['said']}" for r in records if "said" in r]
     for record in records:
         for side in record.get("sides", []):
-            mode = f"PyTorch, {side['mode']}" if "mode" in side else "gpuconv alone"
+            library = side.get("library", "PyTorch")
+            mode = f"{library}, {side['mode']}" if "mode" in side else "gpuconv alone"
             if "error" in side:
                 lines.append(f"| {record['name']} | {mode} | | | {side['error']} | |")
                 continue
@@ -143,7 +144,7 @@ def _steps(records: list[Record], report: Record) -> str:
             spread = "" if low is None else f"{low:.2f} to {high:.2f}"
             cells = record["name"], mode, duration(side["ours"]), theirs, ratio, spread
             lines.append("| " + " | ".join(cells) + " |")
-    head = ["| | beside | gpuconv | PyTorch | ratio | smallest to largest |",
+    head = ["| | beside | gpuconv | the other | ratio | smallest to largest |",
             "|---|---|---:|---:|---:|---:|"]  # fmt: skip
     return "\n".join([*notes, "", *head, *lines])
 

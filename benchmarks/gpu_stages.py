@@ -223,9 +223,10 @@ def steps(options: Any, skip: int) -> Iterator[Record]:
     images = data.load("mnist").subset(slice(0, options.images or None))
 
     def step(name: str, batch: int) -> Record:
-        mine = gpu_steps.ours(name, batch, "cuda", clock.on.synchronize)
+        mine, plain = (gpu_steps.ours(name, batch, "cuda", clock.on.synchronize, record)
+                       for record in (True, False))  # fmt: skip
         rivals = {m: partial(gpu_steps.theirs, name, batch, m, RIVAL) for m in modes}
-        return {"sides": gpu_steps.compare(mine, rivals, 10 * options.seconds)}
+        return {"sides": gpu_steps.compare(mine, plain, rivals, 10 * options.seconds)}
 
     def epoch() -> Record:
         rivals = {m: partial(gpu_steps.their_epochs, m, RIVAL, images) for m in modes}

@@ -19,7 +19,7 @@ import numpy as np
 
 from gpuconv import data, models, nn, optim
 from gpuconv.arrays import to_device, to_numpy
-from gpuconv.train import Trainer
+from gpuconv.train import Trainer, recorded
 
 CASES = (("lenet", 64), ("lenet", 128), ("lenet", 512), ("resnet18", 128), ("vgg16", 32))
 MODES = ("strict", "tf32", "bf16", "graph")
@@ -73,25 +73,30 @@ def network(name: str) -> nn.Module:
     return model
 
 
-def ours(name: str, batch: int, device: str, synchronize: Callable[[], object]) -> Side:
+def ours(
+    name: str, batch: int, device: str, synchronize: Callable[[], object], record: bool = True
+) -> Side:
+    """record: replay the step (gpuconv.train.recorded), as a Trainer does."""
     model, loss = network(name).to(device), nn.CrossEntropyLoss()
     optimizer = optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     weights = {key: np.array(to_numpy(a)) for key, a in model.state_dict().items()}
     moments = optimizer.state_dict()
     sets = [(to_device(x, device), to_device(y, device)) for x, y in sets_of(model, batch)]
 
-    def step(i: int) -> Any:
+    def plain(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
-        value = loss(model(sets[i][0]), sets[i][1])
+        value = loss(model(x), y)
         value.backward()
         optimizer.step()
         return value
+
+    once = recorded(plain, model, optimizer) if record else plain
 
     def reset() -> None:
         model.load_state_dict(weights)
         optimizer.load_state_dict(moments)
 
-    return Side(step, reset, synchronize)
+    return Side(lambda i: once(*sets[i]), reset, synchronize)
 
 
 def theirs(name: str, batch: int, mode: str, device: str) -> Side:
@@ -200,9 +205,10 @@ def alike(found: list[float], expected: list[float], near: float) -> None:
 
 
 def compare(
-    mine: Side, rivals: dict[str, Callable[[], Side]], seconds: float
+    mine: Side, plain: Side, rivals: dict[str, Callable[[], Side]], seconds: float
 ) -> list[dict[str, Any]]:
-    """gpuconv's step alone, and beside each of PyTorch's modes; ratio above 1: ours is faster.
+    """gpuconv's step alone, beside `plain`, the same step unrecorded, and beside each of PyTorch's
+    modes; ratio above 1: ours is faster.
 
     Each side's first losses are compared before the times and again after them. A mode that this
     PyTorch cannot run is named; other losses than ours are an ArithmeticError.
@@ -211,14 +217,15 @@ def compare(
     alone = [mine.seconds(seconds / ROUNDS) for _ in range(ROUNDS)]
     alike(mine.first_losses(), first, 0.0)
     sides: list[dict[str, Any]] = [{"ours": float(np.median(alone)), "first_losses": first}]
+    alike(plain.first_losses(), first, 0.0)
+    part = seconds / ROUNDS
+    pairs = [(mine.seconds(part), plain.seconds(part)) for _ in range(ROUNDS)]
+    sides.append({"mode": "unrecorded", "library": "gpuconv"} | in_turn(pairs))
     for mode, make in rivals.items():
         try:
             other = make()
             alike(other.first_losses(), first, NEAR[mode])
-            pairs = [
-                (mine.seconds(seconds / ROUNDS), other.seconds(seconds / ROUNDS))
-                for _ in range(ROUNDS)
-            ]
+            pairs = [(mine.seconds(part), other.seconds(part)) for _ in range(ROUNDS)]
             alike(mine.first_losses(), first, 0.0)
             alike(other.first_losses(), first, NEAR[mode])
             sides.append({"mode": mode} | in_turn(pairs))

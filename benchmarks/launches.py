@@ -47,6 +47,10 @@ class Counted:
     read: int
     written: int
 
+    @property
+    def blocks(self) -> int:
+        return int(np.prod(self.launch.grid))
+
 
 class _Untouched:
     """Addresses without contents: the pages of a large array that nobody writes take no memory."""
@@ -126,7 +130,9 @@ def noting() -> Iterator[Notes]:
 
 
 def training_step(model: nn.Module, batch: int) -> list[Counted]:
-    """The launches of a step of a model of the zoo, in order, after one that made its state."""
+    """The launches of a step of a model that knows its `input_shape`, in order, after one that made
+    its state.
+    """
     assert model.input_shape is not None
     with noting() as notes:
         step = step_of(model.to("sim"), np.empty((batch, *model.input_shape), np.float32))
@@ -155,11 +161,18 @@ def step_of(model: nn.Module, images: np.ndarray) -> Callable[[], None]:
 # An H100 SXM as NVIDIA states it, and which part of a peak kernels of each kind are taken to reach.
 PROCESSORS, LANES, CLOCK = 132, 128, 1.98e9  # lanes: FP32 multiply-adds a clock and processor
 BANDWIDTH, STREAMING = 3.0e12, 0.85  # bytes a second, and the part of it that is reached
-LEAST = 2e-6  # seconds of the shortest launch
+LEAST = 2.5e-6  # seconds of the shortest launch
 # Of a convolution's instructions those that multiply and add, as counted in machine code for sm_90,
 # by the tile's sides; of these 0.9 are taken to issue.
 SHARES = {(128, 128): 0.83, (128, 64): 0.80, (64, 64): 0.74 * 0.8}
 FEW_CHANNELS, ISSUED = 0.6, 0.9
+# Of the loops of small layers, the least of all specialisations; of a chain with what follows them.
+SMALL = {
+    "conv2d_forward_small": 0.69,
+    "conv2d_backward_small": 0.67,
+    "linear_chain_forward": 0.32,
+    "linear_small_backward": 0.35,
+}
 
 
 def seconds(one: Counted) -> float:
@@ -169,10 +182,21 @@ def seconds(one: Counted) -> float:
     over what a processor executes of them.
     """
     moving = (one.read + one.written) / (BANDWIDTH * STREAMING)
-    executed, share = _multiply_adds(one.launch)
-    blocks = int(np.prod(one.launch.grid))
-    rounds = -(-blocks // PROCESSORS)
-    return max(LEAST, moving, rounds * executed / LANES / share / ISSUED / CLOCK)
+    rounds = -(-one.blocks // PROCESSORS)
+    return max(LEAST, moving, rounds * cycles(one.launch) / CLOCK)
+
+
+def cycles(launch: Launch) -> float:
+    """Of a launch's longest block, on a processor of its own."""
+    executed, share = _multiply_adds(launch)
+    return executed / LANES / share / ISSUED
+
+
+def executed(launch: Launch) -> float:
+    """The multiply-adds of all blocks, each taken for as long as the longest of its kind."""
+    if launch.kernel in SMALL:
+        return float(sum(blocks * each for blocks, each in _small(launch)))
+    return int(np.prod(launch.grid)) * _multiply_adds(launch)[0]
 
 
 def _multiply_adds(launch: Launch) -> tuple[float, float]:
@@ -199,9 +223,47 @@ def _multiply_adds(launch: Launch) -> tuple[float, float]:
         pixels = sizes["split_length"] * 32
         taps = int(macros["COLUMNS"]) * int(macros["GROUPS"])
         return pixels * 8.0 * int(macros["LANES"]) * taps, FEW_CHANNELS
+    if launch.kernel in SMALL:
+        return float(max(each for _, each in _small(launch))), SMALL[launch.kernel]
     return 0.0, 1.0
 
 
+def _small(launch: Launch) -> list[tuple[int, int]]:
+    """(blocks, multiply-adds of one) of each kind of block of a kernel for small layers."""
+    macros, n = {name: int(value) for name, value in launch.defines}, launch.scalars
+    blocks = launch.grid[0]
+    if launch.kernel == "linear_chain_forward":
+        outputs = [-(-n[f"f{i + 1}"] // 4) * 4 for i in range(n["layers"])]  # a warp's four
+        terms = [n[f"f{i}"] for i in range(n["layers"])]
+        total = sum(a * b for a, b in zip(terms, outputs, strict=True))
+        return [(blocks, macros["IMAGES"] * total)]
+    data = n.get("data_blocks", 0)
+    if launch.kernel == "linear_small_backward":
+        panels = -(-n["out"] // 64), -(-n["rows"] // 64)
+        return [(data, panels[0] * 16 * 32 * 64), (blocks - data, panels[1] * 16 * 32 * 64)]
+    taps = macros["R"] * macros["S"]
+    if launch.kernel == "conv2d_forward_small":
+        patches = n["images"] * n["rows"] // 2 * n["columns"]
+        return [(blocks, patches * 4 * n["filters"] * n["C"] * taps)]
+    patches = n["data_images"] * n["data_rows"] // 2 * n["columns"] * bool(data)
+    of_data = patches * 4 * n["channels"] * n["K"] * taps
+    lines = n["length"] * n["images"] * min(n["rows"], n["P"])
+    return [(data, of_data), (blocks - data, lines * n["wide"] * macros["FILTERS"] * n["C"] * taps)]
+
+
 def network(name: str) -> nn.Module:
-    """A model of the zoo by name."""
-    return models.MODELS[name]()
+    """A model of the zoo by name, or "tinyvgg"."""
+    return tiny_vgg() if name == "tinyvgg" else models.MODELS[name]()
+
+
+def tiny_vgg() -> nn.Module:
+    """The CNN Explainer's network (Wang et al. 2020): twice two 3x3 convolutions of 10 filters and
+    a max-pool, on 3 x 64 x 64.
+    """
+    layers: list[nn.Module] = []
+    for channels in (3, 10):
+        layers += nn.Conv2d(channels, 10, 3), nn.ReLU(), nn.Conv2d(10, 10, 3), nn.ReLU()
+        layers.append(nn.MaxPool2d(2))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(10 * 13 * 13, 10))
+    model.input_shape = (3, 64, 64)
+    return model

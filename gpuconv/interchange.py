@@ -62,7 +62,7 @@ def bring(x: Any, what: str = "the array") -> Any:
     except Exception as error:  # each library has errors of its own
         known = isinstance(error, _Refusal)
         detail = "" if known else f"is no array that can be taken ({type(x).__name__}): "
-        raise TypeError(f"{what} {detail}{one_line(error)}") from None
+        raise TypeError(f"{what} {detail}{one_line(error)[:200]}") from None
     # ml_dtypes' bfloat16, as JAX has it, is none of NumPy's types
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 

@@ -115,6 +115,22 @@ __device__ __forceinline__ void tile_moments(float* partials, const float (&sums
     store_moments<1>(partials + k, K, {shifts[k]}, whole);
 }
 
+// A forward block's tile: its first filter, image, row and column. Computed at each call from a
+// register that the card holds anyway, so that none of them occupies one through the loop.
+struct ForwardTile {
+    int number, first, n, p0, q0;
+
+    __device__ __forceinline__ ForwardTile(int blocks, int tiles_h, int tiles_w)
+    {
+        unsigned block;
+        asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+        number = block / blocks, first = (block - number * blocks) * BLOCK;
+        const int down = number / tiles_w;
+        n = down / tiles_h, p0 = (down - n * tiles_h) * TILE_ROWS;
+        q0 = (number - down * tiles_w) * TILE_COLUMNS;
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_few_channels(
     float* __restrict__ y, float* __restrict__ partials, const float* __restrict__ x,
     const float* __restrict__ w, const float* __restrict__ b, int H, int W, int P, int Q, int K,
@@ -123,10 +139,9 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_few_cha
 {
     float* const filters = shared;                     // [s][c][filter]
     float* const in = shared + S * C * FILTER_STRIDE;  // [row][column][c]
-    const int tile = blockIdx.x / blocks, first = (blockIdx.x - tile * blocks) * BLOCK;
-    const int down = tile / tiles_w, q0 = (tile - down * tiles_w) * TILE_COLUMNS;
-    const int n = down / tiles_h, p0 = (down - n * tiles_h) * TILE_ROWS;
-    const float* const image = x + (long long)n * H * W * C;
+    const ForwardTile from_tile(blocks, tiles_h, tiles_w);
+    const int first = from_tile.first, p0 = from_tile.p0, q0 = from_tile.q0;
+    const float* const image = x + (long long)from_tile.n * H * W * C;
 
     const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES % TILE_COLUMNS;
     const int top = threadIdx.x / (LANES * TILE_COLUMNS);
@@ -157,11 +172,12 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_few_cha
         __syncthreads();
     }
 
-    const int q = q0 + column, mine = first + lane * FILTERS;
+    const ForwardTile to_tile(blocks, tiles_h, tiles_w);
+    const int q = to_tile.q0 + column, mine = to_tile.first + lane * FILTERS;
     for (int i = 0; i < ROWS; ++i) {
-        const int p = p0 + top + i * ROW_STEP;
+        const int p = to_tile.p0 + top + i * ROW_STEP;
         if (p >= P || q >= Q) continue;
-        float* const to = y + (((long long)n * P + p) * Q + q) * K + mine;
+        float* const to = y + (((long long)to_tile.n * P + p) * Q + q) * K + mine;
         for (int k = 0; k < FILTERS; k += VEC) {
             if (mine + k >= K) break;
             Floats<VEC> value;
@@ -174,9 +190,9 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_few_cha
         }
     }
     if (MOMENTS)
-        tile_moments(partials + (long long)tile * MOMENT_ROWS * K + first, sums,
-            use_bias ? b + first : nullptr, K - first, K,
-            [&](int i) { return p0 + top + i * ROW_STEP < P && q < Q; });
+        tile_moments(partials + (long long)to_tile.number * MOMENT_ROWS * K + to_tile.first, sums,
+            use_bias ? b + to_tile.first : nullptr, K - to_tile.first, K,
+            [&](int i) { return to_tile.p0 + top + i * ROW_STEP < P && q < Q; });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)

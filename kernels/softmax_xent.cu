@@ -14,12 +14,13 @@ Math      softmax:      y = exp(x - max x) / sum exp(x - max x);  dx = y * (dy -
                         loss = sum excess / classes;  dx = (excess > 0) / (rows*classes), the
                         label's is minus the sum of the others'
           mean_rows:    loss = sum of row_loss[i] / rows; cross_entropy_mean: / total
+          cross_entropy_and_gradient: that loss and dx
 Source    The article's "training using backpropagation"; torch.nn.functional.cross_entropy,
           multi_margin_loss
 Layout    Matrices: float32 (rows, classes), classes contiguous (NHWC pixels are rows); labels:
           LABEL (rows)
 Geometry  A warp per row, 8 rows a block, grid-stride over rows; mean_rows, cross_entropy_mean and
-          cross_entropy_total are one block
+          cross_entropy_total are one block; so is cross_entropy_and_gradient, a thread a row
 Traffic   Forward: scores three times (the cache serves two), the matrix written once. Backward: its
           matrices once, or twice where there is a sum
 Floor     8*rows*classes bytes / DRAM bandwidth (backward of softmax: 12)
@@ -288,4 +289,48 @@ extern "C" __global__ void __launch_bounds__(256, 4) cross_entropy_total(float* 
     if (blockIdx.x > 0) return;
     const float sum = total_weight(labels, weight, rows, classes, use_weight, ignore);
     if (threadIdx.x == 0) total[0] = sum;
+}
+
+// Loss and gradient of few rows of few classes, by one block of 256 threads.
+extern "C" __global__ void __launch_bounds__(256, 4)
+    cross_entropy_and_gradient(float* __restrict__ loss, float* __restrict__ dscores,
+        const float* __restrict__ scores, const LABEL* __restrict__ labels,
+        const float* __restrict__ weight, int rows, int classes, float right, float even,
+        int use_weight, long long ignore)
+{
+    if (blockIdx.x > 0) return;
+    const Target target = {weight, use_weight, right, even};
+    const float total = total_weight(labels, weight, rows, classes, use_weight, ignore);
+    float all = 1.0f;  // the target's sum, but for the label's part
+    if (use_weight) {
+        all = 0.0f;
+        for (int j = 0; j < classes; ++j) all += even * weight[j];
+    }
+    float mean = 0.0f;
+    for (long long row = threadIdx.x; row < rows; row += 256) {
+        const float* const x = scores + row * classes;
+        float* const dx = dscores + row * classes;
+        const long long label = labels[row];
+        const bool known = label >= 0 && label < classes, ignored = label == ignore;
+        float peak = -1.0f / 0.0f, sum = 0.0f;
+        for (int j = 0; j < classes; ++j) peak = fmaxf(peak, x[j]);
+        for (int j = 0; j < classes; ++j) sum += expf(x[j] - peak);
+        float value = ignored ? 0.0f : not_a_number(), share = 1.0f;
+        if (known && !ignored) {
+            if (use_weight) share = all + right * weight[label];
+            value = share * logf(sum);
+            for (int j = 0; j < classes; ++j) {
+                const float part = target.at(j, label);
+                if (part != 0.0f) value += part * (peak - x[j]);  // 0 * infinity is no loss
+            }
+        }
+        mean += value / total;
+        for (int j = 0; j < classes; ++j) {
+            const float p = expf(x[j] - peak) / sum;
+            const float d = known ? (p * share - target.at(j, label)) / total : not_a_number();
+            dx[j] = ignored ? 0.0f : d;
+        }
+    }
+    mean = block_sum(mean);
+    if (threadIdx.x == 0) loss[0] = total == 0.0f ? not_a_number() : mean;
 }

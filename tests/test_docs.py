@@ -125,6 +125,20 @@ def test_files_that_a_page_names_exist(page):
             assert list(ROOT.glob(path.rstrip("/"))), path
 
 
+def test_what_stands_in_place_of_cudnn_exists():
+    rows = re.findall(
+        r"^\| (`.*?) \| (`.*?) \| .*\|$", (ROOT / "docs" / "cupy.md").read_text(), re.M
+    )
+    assert len(rows) > 25
+    for before, now in rows:
+        names = re.findall(r"(ops|functional|nn|gpuconv)\.(\w+)", now)
+        assert names, before
+        for module, name in names:
+            home = {"functional": "gpuconv.nn.functional", "gpuconv": "gpuconv"}
+            found = importlib.import_module(home.get(module, f"gpuconv.{module}"))
+            assert hasattr(found, name), now
+
+
 def test_the_readme_is_short():
     assert len(prose(ROOT / "README.md").split()) <= 700
 

@@ -112,7 +112,7 @@ class Free(nn.Module):
         y = F.adaptive_avg_pool2d(F.cat([y, z])[:, 1:8:2, ..., ::2], (4, 4))
         scores = self.fc(F.dropout(y, 0.5, 1).flatten(1) if self.training else y.flatten(1))
         square = scores @ nn.Tensor(np.eye(5, dtype=np.float32)) * self.shift
-        return F.softmax(square), -square.sum(1), y.mean((2, 3)), x, square, square
+        return F.softmax(square), -square.sum(1), y[:, -2].mean((1, 2)), x, square, square
 
 
 def test_a_forward_of_functions(tmp_path):
@@ -170,7 +170,7 @@ class Calls(nn.Module):
         (lambda x: x.sum(0), "sum of the network mixes the images of a batch"),
         (lambda x: x.reshape(-1), "reshape of the network mixes the images"),
         (lambda x: F.dropout(x, 0.5, 1), "dropout has no form in ONNX"),
-        (lambda x: x[:, [0, 1]], "only slices"),
+        (lambda x: x[:, [0, 1]], "only slices and numbers"),
         (lambda x: x[..., ::-1], "forward"),
         (lambda x: x.detach(), "values that no function of nn.functional gave"),
         (lambda x: x * float(x.numpy().max()), "depends on more than shapes"),
@@ -187,9 +187,21 @@ def test_what_has_no_form_in_onnx_is_refused_in_one_line(function, message, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_the_input_must_be_known(tmp_path):
+def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
+    path, lenet = tmp_path / "net.onnx", models.lenet(seed=None)
     with pytest.raises(ValueError, match="give its input_shape"):
-        export(nn.Flatten(), tmp_path / "net.onnx")
+        export(nn.Flatten(), path)
+    with pytest.raises(ValueError, match="input_name must be a new name"):
+        export(lenet, path, input_name="conv1.weight")
+    for model, shape, options, message in (
+        (lambda x: x, None, {}, "a Module is expected, got function"),
+        (lenet, 32, {}, "input_shape must be such as"),
+        (lenet, (1, 32, 2.5), {}, "input_shape"),
+        (lenet, None, {"classes": {1, 2}}, "what JSON can hold"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            export(model, path, shape, **options)
+    assert not path.exists()
 
 
 @pytest.mark.torch

@@ -333,6 +333,42 @@ def test_a_layer_used_twice_is_trained_as_one(tmp_path):
     assert len(network.parameters()) == 1
 
 
+def test_products_that_share_their_numbers_stay_apart(tmp_path):
+    nodes = [
+        ("Mul", ["x", "c"], "a", {}),
+        ("Div", ["a", "c"], "b", {}),
+        ("Mul", ["b", "c"], "y", {}),
+    ]
+    path = graph(tmp_path / "net.onnx", nodes, IMAGE, c=drawn(4, 1, 1) + 2)
+    check(path, IMAGE[1:])
+
+
+def test_several_inputs(tmp_path):
+    path = graph(tmp_path / "net.onnx", [("Sub", ["x", "x2"], "y", {})], [2, 3])
+    file = onnx.load(path)
+    file.graph.input.append(helper.make_tensor_value_info("x2", TensorProto.FLOAT, [2, 3]))
+    onnx.save(file, path)
+    network, (a, b) = load(path), drawn(2, 2, 3)
+    assert network.input_names == ["x", "x2"]
+    np.testing.assert_array_equal(network(a, b).numpy(), a - b)
+    with pytest.raises(TypeError, match="takes x, x2, got 1 inputs"):
+        network(a)
+
+
+def test_in_the_simulator(tmp_path):
+    pytest.importorskip("simulated")
+    for name in (
+        "convolution, padding before it, bias behind it",
+        "scale and shift of each channel",
+    ):
+        nodes, arrays, _ = GRAPHS[name]
+        path = graph(tmp_path / "net.onnx", nodes, IMAGE, **arrays)
+        x = np.random.default_rng(1).standard_normal((2, 4, 9, 8)).astype(np.float32)
+        network = load(path).to("sim")
+        found = network(gpuconv.to_device(x, "sim")).numpy()
+        compare([found], runtime(path, x))
+
+
 REFUSED = {
     "Erf 'e'": ([("Erf", ["x"], "y", {"name": "e"})], {}),
     "FancyConv 'f'": ([("FancyConv", ["x"], "y", {"name": "f", "domain": "mine"})], {}),
@@ -369,6 +405,46 @@ def test_files_that_are_damaged_or_something_else(tmp_path):
         with pytest.raises(ValueError, match=r"bad\.onnx: ") as raised:
             load(tmp_path / "bad.onnx")
         assert "\n" not in str(raised.value)
+    for wrong in (
+        [("Conv", ["x", "a"], "y", {})],
+        [("Relu", ["a"], "y", {})],
+        [("Relu", ["x"], "a", {})],
+    ):
+        with pytest.raises((ValueError, NotImplementedError), match=r"net\.onnx: "):
+            load(graph(tmp_path / "net.onnx", wrong, ["batch", "channels", 9, 8]))
     huge = [("ConstantOfShape", ["s"], "w", {}), ("Conv", ["x", "w"], "y", {})]
     with pytest.raises(ValueError, match="too large"):
         load(graph(tmp_path / "huge.onnx", huge, IMAGE, s=np.int64([99999, 4, 999, 999])))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changed_bytes_give_a_network_or_one_line(seed, tmp_path):
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3, rng=0), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.ScaledTanh(),
+        nn.Flatten(), nn.Linear(12, 4, rng=1), nn.Softmax(),
+    )  # fmt: skip
+    export(network, tmp_path / "net.onnx", (1, 6, 6))
+    whole, rng = (tmp_path / "net.onnx").read_bytes(), np.random.default_rng(seed)
+    x, path, ran = np.zeros((1, 1, 6, 6), np.float32), tmp_path / "bad.onnx", 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for at in rng.integers(len(whole) - 9, size=rng.integers(1, 4)):
+            kind, byte = rng.integers(3), int(rng.integers(256))
+            if kind == 0:
+                content[at] = byte
+            elif kind == 1:
+                content[at:at] = bytes([byte, byte])
+            else:
+                del content[at : at + 1 + byte % 8]
+        path.write_bytes(content)
+        refusal, loaded = "", None
+        try:
+            with np.errstate(all="ignore"):
+                loaded = load(path)
+                loaded(x)
+                ran += 1
+        except (TypeError, ValueError, NotImplementedError) as error:
+            refusal = str(error)
+        assert "\n" not in refusal
+        assert loaded or refusal.startswith(f"{path}: ")
+    assert ran

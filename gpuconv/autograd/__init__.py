@@ -21,7 +21,18 @@ So a `forward` that overwrites arrays with NumPy must give an operation a copy, 
 result's `data`.
 """
 
-from gpuconv.autograd.fusion import activated, defer, forget, later, pooled, settle, statistics_of
+from gpuconv.autograd.fusion import (
+    activated,
+    appended,
+    chain_of,
+    defer,
+    forget,
+    give,
+    later,
+    pooled,
+    settle,
+    statistics_of,
+)
 from gpuconv.autograd.modes import enable_grad, no_grad
 from gpuconv.autograd.recompute import checkpoint, keep_all, once
 from gpuconv.autograd.state import Array, Backward, Hook, Node, state
@@ -29,7 +40,8 @@ from gpuconv.autograd.tensor import Handle, Parameter, Tensor, as_tensor, nodes_
 from gpuconv.autograd.walk import replacing
 
 __all__ = [
-    "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "as_tensor",
-    "checkpoint", "defer", "enable_grad", "forget", "keep_all", "later", "no_grad", "nodes_of",
-    "once", "pooled", "record", "replacing", "settle", "state", "statistics_of",
+    "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "appended",
+    "as_tensor", "chain_of", "checkpoint", "defer", "enable_grad", "forget", "give", "keep_all",
+    "later", "no_grad", "nodes_of", "once", "pooled", "record", "replacing", "settle", "state",
+    "statistics_of",
 ]  # fmt: skip

@@ -170,6 +170,7 @@ def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 def reshape(x: Tensor, shape: Shape) -> Tensor:
     """The same elements in C order under another shape; one length may be -1."""
     x = tensor.as_tensor(x)
+    fusion.flattening(x)
     data = contiguous(x.data)
     before = data.shape
     y = data.reshape(shape)
@@ -179,6 +180,7 @@ def reshape(x: Tensor, shape: Shape) -> Tensor:
 def flatten(x: Tensor, start_dim: int = 0) -> Tensor:
     """The axes from start_dim on, merged into one."""
     x = tensor.as_tensor(x)
+    fusion.flattening(x)
     shape = x.data.shape
     return reshape(x, (*shape[:start_dim], math.prod(shape[start_dim:])))
 

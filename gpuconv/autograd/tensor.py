@@ -121,7 +121,9 @@ class Tensor:
 
     def numpy(self) -> np.ndarray:
         """The data as a NumPy array: the array itself, or a copy of a device's."""
-        return arrays.to_numpy(self.data)
+        found = arrays.to_numpy(self.data)
+        recording.refuse("the host reads a tensor's value")
+        return found
 
     def item(self) -> float:
         """The value of a tensor of one element."""

@@ -37,6 +37,7 @@ OPERANDS: dict[str, tuple[str, ...]] = {
 RANKS = {
     **dict.fromkeys(("assign", "image_batch"), 4),
     **dict.fromkeys(("linear", "cross_entropy", "half_squared_error", "hinge"), 2),
+    "loss_and_gradient": 2,
     **{name: 4 for name in OPERANDS if name.endswith("2d") or name == "local_response_norm"},
 }
 AXES = {2: "rows x features, as 128x1024", 4: "N x C x H x W, as 16x64x56x56"}
@@ -170,6 +171,7 @@ conv2d                  n x 1 x 32 x 32      6 5x5
 conv2d                  n x 6 x 14 x 14      16 5x5 activation=relu
 conv2d_relu_max_pool2d  n x 1 x 32 x 32      6 5x5
 conv2d_relu_max_pool2d  n x 6 x 14 x 14      16 5x5
+conv2d_relu_max_pool2d  n x 64 x 56 x 56     64 3x3 padding=1
 max_pool2d              n x 64 x 112 x 112   2x2
 max_pool2d              n x 64 x 112 x 112   3x3 stride=2 padding=1
 avg_pool2d              n x 64 x 56 x 56     2x2
@@ -180,8 +182,10 @@ local_response_norm     n x 96 x 55 x 55     5
 add                     n x 64 x 56 x 56     activation=relu
 batch_norm2d_track      64n
 linear                  8n x 1024            1000
+linear                  8n x 400             120
 softmax                 64n x 1000
 cross_entropy           64n x 1000
+loss_and_gradient       8n x 10
 half_squared_error      64n x 1000
 hinge                   64n x 1000
 sgd                     64n x 4096

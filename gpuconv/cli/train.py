@@ -117,7 +117,8 @@ def listed(name: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    for option, given in (("--recipe", args.recipe), ("--overwrite", args.overwrite)):
+    for_new = ("--recipe", args.recipe), ("--overwrite", args.overwrite), ("--from", args.weights)
+    for option, given in for_new:
         if args.resume and given:
             raise ValueError(f"train: {option} is for a new run; --resume goes on with the old one")
     stored = train.stored_config(args.resume, args.model) if args.resume else None

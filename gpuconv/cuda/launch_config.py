@@ -35,7 +35,7 @@ class Launch:
     sizes: how many elements the kernel reaches through each pointer, by parameter name; None for
     a pointer that this launch does not follow, so that any array can stand in for it.
     arrays: the kernel's pointers by parameter name, where the operation calls the array otherwise.
-    shared: bytes of dynamic shared memory.
+    shared: bytes of dynamic shared memory. multiply_adds: those that the result needs.
     """
 
     file: str
@@ -47,6 +47,7 @@ class Launch:
     sizes: Mapping[str, int | None]
     arrays: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     shared: int = 0
+    multiply_adds: int = 0
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -131,6 +131,7 @@ class Recorder:
         self.trace: list[tuple[Launch, list[Any]]] = []
         self.effects: list[Effect] = []
         self.scalars: list[Any] = []  # losses, as `Runtime.scalar` read them
+        self.values: list[float] = []  # what it read
         self.kept: list[Any] = []
         # What the step's caller wants to read after a replay; parameters and their gradients.
         self.outputs: Any = None

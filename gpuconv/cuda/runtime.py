@@ -200,10 +200,12 @@ class Runtime:
     def scalar(self, array: Any) -> float:
         """The value of an array of one element, a loss; a recorded step notes it at each replay."""
         recorder = recording.state.recorder
+        with recording.paused():
+            value = float(self.asnumpy(array)[0])
         if recorder is not None:
             recorder.scalars.append(array)
-        with recording.paused():
-            return float(self.asnumpy(array)[0])
+            recorder.values.append(value)
+        return value
 
     def read(self, array: Any) -> np.ndarray:
         """A NumPy copy, after all that was started, also while a step is recorded."""
@@ -325,6 +327,14 @@ class Runtime:
         y = self.empty(shape)
         self.run(config, y=y, x=x)
         return y
+
+    def dense(self, array: Any) -> tuple[Any, bool]:
+        """(N, C, H, W) as contiguous memory, and whether that is (N, H, W, C): for kernels that
+        read either. Without a copy where it lies so.
+        """
+        if in_c_order(array.shape, array.strides, array.dtype.itemsize):
+            return array, False
+        return self.as_nhwc(array), True
 
     def pixels(self, array: Any) -> PixelView:
         """The pixels of (N, C, H, W) float32; without a copy where they are channels of a

@@ -20,6 +20,8 @@ from gpuconv.cuda.launch_config import (
 MAX_SPLIT = 16384  # terms of one partial sum: bounds its rounding error
 MIN_SPLIT = 256  # terms that make a partial sum worth its place in the workspace
 TARGET_BLOCKS = 512  # fills every card in LIMITS with two blocks a processor or more
+MAX_TERMS = 16  # that a thread adds: two loads in a row, as eight are in flight
+MAX_PARTS = 32  # threads of an element
 
 
 def split_length(terms: int, blocks: int) -> int:
@@ -40,13 +42,17 @@ def split_k(launch: Launch, result: str, count: int, splits: int) -> LaunchConfi
     if splits == 1:
         return LaunchConfig((replace(launch, sizes=sizes, arrays={"partials": result}),))
     first = replace(launch, sizes=sizes, arrays={"partials": "workspace"})
+    parts = 1
+    while parts < MAX_PARTS and splits > parts * MAX_TERMS:
+        parts *= 2
+    scalars = {"count": count, "splits": splits, "parts": parts}
     second = Launch(
         "sum_partials.cu",
         "sum_partials",
-        loop_grid(count),
+        loop_grid(count * parts),
         THREADS,
         (),
-        {"count": count, "splits": splits},
+        {**scalars, "length": ceil_div(splits, parts)},
         {"out": count, "partials": splits * count},
         {"out": result, "partials": "workspace"},
     )

@@ -132,7 +132,7 @@ def _array(path: Path) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # a damaged header fails in many ways
-        raise DataError(f"{path}: no .npy file that can be read: {one_line(error)}") from None
+        raise DataError(f"{path}: no .npy file that can be read: {one_line(error)[:200]}") from None
 
 
 def _zipped(path: Path) -> tuple[list[str], Callable[[str], np.ndarray]]:
@@ -141,7 +141,7 @@ def _zipped(path: Path) -> tuple[list[str], Callable[[str], np.ndarray]]:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path}: no .npz file that can be read: {one_line(error)}") from None
+        raise DataError(f"{path}: no .npz file that can be read: {one_line(error)[:200]}") from None
     most = max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size)
 
     def read(key: str) -> np.ndarray:
@@ -156,7 +156,7 @@ def _zipped(path: Path) -> tuple[list[str], Callable[[str], np.ndarray]]:
         except MemoryError:
             raise
         except Exception as error:
-            raise DataError(f"{path}: {key} cannot be read: {one_line(error)}") from None
+            raise DataError(f"{path}: {key} cannot be read: {one_line(error)[:200]}") from None
         return found
 
     return [name.removesuffix(".npy") for name in sizes if name.endswith(".npy")], read

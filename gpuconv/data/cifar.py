@@ -168,7 +168,9 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a damaged one fails in many ways
-        raise DataError(f"{path}: no file of CIFAR that can be read: {one_line(error)}") from None
+        raise DataError(
+            f"{path}: no file of CIFAR that can be read: {one_line(error)[:200]}"
+        ) from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: holds a {type(found).__name__}, expected CIFAR's dict")
     return {_text(key): value for key, value in found.items()}

@@ -33,6 +33,8 @@ from gpuconv.autograd import (
 )
 from gpuconv.autograd.operators import add, flatten, relu_backward
 from gpuconv.autograd.walk import adding, rectified
+from gpuconv.nn import linear_chain
+from gpuconv.nn.linear_chain import weighted_backward
 from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
 from gpuconv.ops.batch_norm2d_max_pool2d import (
@@ -40,6 +42,7 @@ from gpuconv.ops.batch_norm2d_max_pool2d import (
     batch_norm2d_relu_max_pool2d_backward,
 )
 from gpuconv.ops.conv2d import y_shape
+from gpuconv.ops.losses import one_launch
 from gpuconv.ops.op import Op
 from gpuconv.ops.statistics import batch_norm2d_statistics, conv2d_statistics
 
@@ -119,8 +122,7 @@ def _plain_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tu
 
 
 def _loss_backward(dy: Array, over: bool, run_backward: Any, *saved: Any) -> tuple[Array]:
-    dx = run_backward(*saved)
-    return (dx if dy == 1 else ops.scale(dx, float(dy)),)
+    return _scaled(dy, over, run_backward(*saved))
 
 
 def _optional(x: Any) -> Tensor | None:
@@ -155,9 +157,9 @@ def conv2d(
     options = (stride, padding, dilation, groups)
     data = x.data if isinstance(x.data, np.ndarray) else as_kernels_read(x.data)
 
-    def with_pool(*window: Any) -> Tensor:
+    def with_pool(window: Any, c_order: bool) -> Tensor:
         arrays = (data, w.data, None if b is None else b.data)
-        y, argmax = ops.conv2d_relu_max_pool2d(*arrays, *options, window)
+        y, argmax = ops.conv2d_relu_max_pool2d(*arrays, *options, window, c_order)
         run_backward = ops.conv2d_relu_max_pool2d_backward
         saved = (run_backward, y, argmax, *arrays, *options, window, x.requires_grad)
         return record("conv2d_relu_max_pool2d", y, (x, w, b), _plain_backward, *saved)
@@ -180,7 +182,13 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
         return _at_once(linear(as_tensor(x), as_tensor(w), b))
     b = b if isinstance(b, Tensor) else _optional(b)
-    how = ops.linear, ops.linear_backward, _weighted_backward, _weighted_backward
+    if not x.reference and not w.reference:
+        if (y := linear_chain.appended(x, w, b)) is not None:
+            return y
+        if linear_chain.serves(x, w):
+            chain = linear_chain.Chain(linear_chain.Layer(x, w, b))
+            return defer(chain.compute, (x, w, b), ACTIVATION_NAMES, chain=chain)
+    how = ops.linear, ops.linear_backward, weighted_backward, weighted_backward
     return _weighted(how, x, x.data, w, b, ())
 
 
@@ -221,26 +229,15 @@ def _has_kernels(x: Array) -> bool:
     return not isinstance(x, np.ndarray) and is_device(device_of(x))
 
 
-def _weighted_backward(
-    dy: Array, over: bool, run_backward: Any, *saved: Any, masked: bool = False, **more: Any
-) -> Any:
-    *others, activation, y, need_dx = saved
-    if masked:
-        activation, y = None, None
-    elif over and activation == "relu":
-        dy, activation, y = relu_backward(dy, y, over), None, None
-    return run_backward(dy, *others, activation, y, need_dx, **more)
-
-
 @adding
 def _conv_backward(*arguments: Any, **more: Any) -> Any:
-    return _weighted_backward(*arguments, **more)
+    return weighted_backward(*arguments, **more)
 
 
 @adding
 @rectified
 def _conv_relu_backward(*arguments: Any, **more: Any) -> Any:
-    return _weighted_backward(*arguments, **more)
+    return weighted_backward(*arguments, **more)
 
 
 ACTIVATION_NAMES = tuple(ACTIVATIONS)
@@ -305,7 +302,7 @@ def batch_norm(
         name = "batch_norm_add" if activation is None else "batch_norm_add_relu"
         return record(name, y, (x, w, b, other), backward, *saved)
 
-    def with_pool(*window: Any) -> Tensor:
+    def with_pool(window: Any, c_order: bool) -> Tensor:
         used: Any = found if training else (running_mean, running_var)
         y, argmax = batch_norm2d_relu_max_pool2d(*(*arrays, *used, eps, window))
         run_backward = batch_norm2d_relu_max_pool2d_backward
@@ -505,6 +502,30 @@ class ChannelBuffer:
 
 # ---- losses ------------------------------------------------------------------------------------
 
-cross_entropy = _lifted(ops.cross_entropy, ops.cross_entropy_backward)
+_cross_entropy = _lifted(ops.cross_entropy, ops.cross_entropy_backward)
+
+
+def _cross_entropy_of(
+    scores: Any,
+    labels: Any,
+    label_smoothing: float = 0.0,
+    weight: Any = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """The loss; where a gradient will be asked for and one kernel gives both, with it."""
+    x = as_tensor(scores)
+    options = labels, label_smoothing, weight, ignore_index
+    if not (x.requires_grad and state.recording and one_launch(x.data)):
+        return _cross_entropy(x, *options)
+    labels, weight = (a.data if isinstance(a, Tensor) else a for a in (labels, weight))
+    loss, dx = ops.loss_and_gradient(x.data, labels, label_smoothing, weight, ignore_index)
+    return record("cross_entropy", np.asarray(loss), (x,), _scaled, dx, fresh=False)
+
+
+def _scaled(dy: Array, over: bool, dx: Array) -> tuple[Array]:
+    return (dx if dy == 1 else ops.scale(dx, float(dy)),)
+
+
+cross_entropy = update_wrapper(_cross_entropy_of, ops.cross_entropy.definition)
 half_squared_error = _lifted(ops.half_squared_error, ops.half_squared_error_backward)
 hinge = _lifted(ops.hinge, ops.hinge_backward)

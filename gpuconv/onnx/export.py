@@ -15,7 +15,7 @@ from gpuconv.files import write_atomically
 from gpuconv.nn import Module, Trace
 from gpuconv.nn.trace import Step, run
 from gpuconv.onnx.nodes import NODES, one_node
-from gpuconv.onnx.package import onnx_package
+from gpuconv.onnx.package import example_shape, onnx_package
 
 OPSET, IR_VERSION = 20, 10  # those of PyTorch's exporter
 BATCH = 11  # images of the recorded pass: a length that other axes rarely have
@@ -43,20 +43,25 @@ def export(
     where a forward depends on values or mixes the images of a batch, and for what ONNX lacks.
     """
     onnx = onnx_package()
-    shape = input_shape or model.input_shape
-    if shape is None:
+    if not isinstance(model, Module):
+        raise TypeError(f"export: a Module is expected, got {type(model).__name__}")
+    if input_shape is None and model.input_shape is None:
         raise ValueError("export: this network does not know its input; give its input_shape")
+    shape = example_shape("export", input_shape or model.input_shape)
+    try:
+        kept = {name: json.dumps(value) for name, value in metadata.items()}
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"export: the metadata must be what JSON can hold: {error}") from None
     recorded = Recording(model)
-    outputs = _record(model, tuple(shape), recorded)
+    outputs = _record(model, shape, recorded)
     graph = Graph(model, recorded, input_name)
     names = graph.build(outputs, output_names)
-    batch = ["batch", *shape]
     kind = onnx.helper.np_dtype_to_tensor_dtype(recorded.tensors[0].dtype)
     described = [
         onnx.helper.make_tensor_value_info(name, kind, ["batch", *y.shape[1:]])
         for name, y in zip(names, outputs, strict=True)
     ]
-    given = onnx.helper.make_tensor_value_info(input_name, kind, batch)
+    given = onnx.helper.make_tensor_value_info(input_name, kind, ["batch", *shape])
     stored = [onnx.numpy_helper.from_array(a, name) for name, a in graph.arrays.items()]
     made = onnx.helper.make_model(
         onnx.helper.make_graph(graph.nodes, type(model).__name__, [given], described, stored),
@@ -64,7 +69,7 @@ def export(
         ir_version=IR_VERSION,
         producer_name="gpuconv",
     )
-    onnx.helper.set_model_props(made, {name: json.dumps(value) for name, value in metadata.items()})
+    onnx.helper.set_model_props(made, kept)
     write_atomically(path, made.SerializeToString())
 
 
@@ -122,7 +127,10 @@ class Graph:
         holders: list[tuple[str, Any]] = [*model.named_parameters(), *model.named_buffers()]
         self.names = {id(x): name for name, x in holders}
         self.names |= {id(x.data): name for name, x in holders}
-        self.used = {input_name, *model.state_dict()}
+        state = model.state_dict()
+        if not input_name or input_name in state:
+            raise ValueError(f"export: input_name must be a new name, got {input_name!r}")
+        self.used = {input_name, *state}
         self.values = {0: input_name}  # by step, of what depends on the input
         self.step = recorded.steps[0]
 

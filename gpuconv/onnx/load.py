@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,8 +17,9 @@ from gpuconv.autograd import Parameter, Tensor, no_grad
 from gpuconv.errors import one_line
 from gpuconv.nn import Module
 from gpuconv.onnx.network import OnnxNetwork, Step
+from gpuconv.onnx.on_host import MAX_VALUES
 from gpuconv.onnx.operators import convert, fold
-from gpuconv.onnx.package import onnx_package
+from gpuconv.onnx.package import example_shape, onnx_package
 
 
 def load(path: Any, input_shape: tuple[int, ...] | None = None) -> OnnxNetwork:
@@ -34,6 +36,8 @@ def load(path: Any, input_shape: tuple[int, ...] | None = None) -> OnnxNetwork:
     of one, that gpuconv does not have.
     """
     onnx = onnx_package()
+    if input_shape is not None:
+        input_shape = example_shape("load", input_shape)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -48,6 +52,9 @@ def load(path: Any, input_shape: tuple[int, ...] | None = None) -> OnnxNetwork:
         raise NotImplementedError(f"{path}: {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {one_line(error)}") from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"{path}: its graph does not fit together ({what})") from error
 
 
 class Reader:
@@ -72,6 +79,7 @@ class Reader:
         given = [one for one in graph.input if one.name not in self.arrays]
         self.outputs = [one.name for one in graph.output]
         self.network = OnnxNetwork([one.name for one in given], self.outputs)
+        self.made = set(self.network.input_names)
         self.readers: dict[str, list[Any]] = defaultdict(list)
         for node in graph.node:
             for name in node.input:
@@ -80,8 +88,10 @@ class Reader:
             with suppress(ValueError):
                 self.network.metadata[one.key] = json.loads(one.value)
         self.batch, shape = _declared(given[0]) if given else (None, None)
-        shape = tuple(input_shape) if input_shape else shape
+        shape = input_shape or shape
         self.shapes: dict[str, Any] | None = None
+        if shape is not None and math.prod(shape) > MAX_VALUES:
+            raise ValueError(f"an example of shape {shape} is too large")
         if len(given) == 1 and shape is not None:
             self.network.input_shape = shape
             dtype = onnx_package().helper.tensor_dtype_to_np_dtype(
@@ -97,21 +107,26 @@ class Reader:
             for node in self.graph.node:
                 if node.output[0] not in self.merged and node.output[0] not in self.arrays:
                     convert(self, node)
-        for name in self.outputs:
-            if name in self.arrays:
-                self.value(name)
+        self._require(self.outputs, "the graph's output")
         self._find_unread()
         return self.network
 
     def add(self, step: Step) -> None:
         """Append a step; what it reads of the stored arrays is put where `forward` finds it."""
-        for name in step.inputs:
-            self.value(name)
+        self._require(filter(None, step.inputs), f"{step.name}: the input")
+        self.made.update(step.outputs)
         self.network._steps.append(step)
         if self.shapes is not None:
             values = {name: self._known(name) for name in step.inputs if name}
             self.network.run_step(step, values)
             self.shapes |= values
+
+    def _require(self, names: Iterable[str], what: str) -> None:
+        """Keep these values for `forward`. ValueError for one that nothing gives."""
+        for name in names:
+            if name not in self.made and name not in self.arrays:
+                raise ValueError(f"{what} {name!r} is given by no node before")
+            self.value(name)
 
     def _known(self, name: str) -> Any:
         network = self.network

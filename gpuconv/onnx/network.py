@@ -41,6 +41,9 @@ class OnnxNetwork(Module):
         self._unread: list[list[str]] = []  # the values that nobody reads after each step
 
     def forward(self, *inputs: Tensor) -> Any:
+        if len(inputs) != len(self.input_names):
+            names = ", ".join(self.input_names)
+            raise TypeError(f"the network takes {names}, got {len(inputs)} inputs")
         values = dict(zip(self.input_names, inputs, strict=True)) | self._constants
         values |= {value: self.part(name) for value, name in self._stored.items()}
         for step, unread in zip(self._steps, self._unread, strict=True):

@@ -157,7 +157,7 @@ class Node:
                 if tuple(holder.data.shape) != array.shape:
                     raise ValueError(f"{self.name}: {name} has shape {array.shape}")
                 holder.data = np.array(array, order="C")
-        key = (repr(layer), *self.inputs[1:], self.merged)
+        key = (self.op, repr(layer), repr(self.attributes), *self.inputs[1:], self.merged)
         if not arrays or key not in self.reader.layers:
             self.reader.layers[key] = self.reader.place(self._path(), layer)
         name = self.reader.layers[key]

@@ -227,24 +227,34 @@ def _sum(graph: Any, inputs: Inputs, saved: Saved) -> str:
 
 
 def _index(graph: Any, inputs: Inputs, saved: Saved) -> str:
+    """A slice of one pixel for each whole number, whose axis then goes."""
     (x,), (shape, index) = inputs, saved
     index = index if isinstance(index, tuple) else (index,)
-    if any(part is not ... and not isinstance(part, slice) for part in index):
-        raise ValueError(f"export: of indices only slices have a form in ONNX here, got {index}")
-    parts = [(axis, part) for axis, part in _by_axis(index, len(shape)) if part != slice(None)]
-    if not parts:
-        return graph.node("Identity", x)
-    spans = [(axis, *part.indices(shape[axis])) for axis, part in parts]
+    if any(part is not ... and not isinstance(part, slice | int | np.integer) for part in index):
+        raise ValueError(
+            f"export: of indices only slices and numbers have a form here, got {index}"
+        )
+    parts = _by_axis(index, len(shape))
+    gone = [axis for axis, part in parts if not isinstance(part, slice)]
+    spans = [
+        (axis, *part.indices(shape[axis])) if isinstance(part, slice)
+        else (axis, int(part) % shape[axis], int(part) % shape[axis] + 1, 1)
+        for axis, part in parts
+        if part != slice(None)
+    ]  # fmt: skip
     if any(step < 1 for *_, step in spans):
         raise ValueError(f"export: a slice must go forward, got {index}")
+    if not spans:
+        return graph.node("Identity", x)
     axes, begins, ends, steps = (
         np.asarray(column, np.int64) for column in zip(*spans, strict=True)
     )
-    return graph.node("Slice", x, begins, ends, axes, steps)
+    y = graph.node("Slice", x, begins, ends, axes, steps)
+    return graph.node("Squeeze", y, np.asarray(gone, np.int64)) if gone else y
 
 
-def _by_axis(index: tuple[Any, ...], ndim: int) -> list[tuple[int, slice]]:
-    """Each slice of an index with its axis."""
+def _by_axis(index: tuple[Any, ...], ndim: int) -> list[tuple[int, Any]]:
+    """Each part of an index with its axis."""
     if ... not in index:
         return list(enumerate(index))
     at = index.index(...)

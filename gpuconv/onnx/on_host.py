@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv.onnx.node import Node
 from gpuconv.onnx.package import onnx_package
 
-MAX_VALUES = 1 << 28  # of an array that a node makes
+MAX_VALUES = 1 << 27  # of an array that a node makes, and of one example
 
 
 def _constant(node: Node) -> Callable[[], np.ndarray]:

@@ -38,12 +38,13 @@ def fold(reader: Reader, proto: Any) -> None:
 
 def convert(reader: Reader, proto: Any) -> None:
     """Add the step of one node."""
-    node, table, inputs = Node(reader, proto), OPERATORS, set(filter(None, proto.input))
-    if node.op == "Shape" or reader.host >= inputs:
-        table = HOST
+    node, table, where = Node(reader, proto), OPERATORS, ""
+    if node.op == "Shape" or reader.host >= set(filter(None, proto.input)):
+        table, where = HOST, " on shapes and stored numbers alone"
         reader.host.update(node.outputs)
     if proto.domain not in OWN or node.op not in table:
-        raise NotImplementedError(f"{node.name}: gpuconv has no such operator")
+        where = where if node.op in OPERATORS else ""
+        raise NotImplementedError(f"{node.name}: gpuconv has no such operator{where}")
     function = table[node.op](node)
     if function is not None:
         while node.reads and not node.reads[-1]:  # left out

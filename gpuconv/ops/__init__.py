@@ -20,6 +20,7 @@ from gpuconv.ops.losses import (
     half_squared_error_backward,
     hinge,
     hinge_backward,
+    loss_and_gradient,
 )
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward
 from gpuconv.ops.relu import relu, relu_backward
@@ -55,6 +56,7 @@ __all__ = [
     "linear_backward",
     "local_response_norm",
     "local_response_norm_backward",
+    "loss_and_gradient",
     "max_pool2d",
     "max_pool2d_backward",
     "multiply",

@@ -13,8 +13,11 @@ from gpuconv.arguments import whole
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
 from gpuconv.ops import conv2d_launch as config
+from gpuconv.ops import conv2d_launch_small as small
 from gpuconv.ops.activation import activate, activation_backward, require_activation
+from gpuconv.ops.add import add
 from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes
+from gpuconv.ops.linear import linear, linear_backward
 from gpuconv.ops.op import (
     Array,
     Padding,
@@ -24,6 +27,7 @@ from gpuconv.ops.op import (
     require_rank,
     require_shape,
 )
+from gpuconv.ops.relu import relu_backward
 from gpuconv.shapes import window
 
 
@@ -208,9 +212,18 @@ def conv2d_backward_cpu(
 def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activation):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
+    if conv.is_linear:
+        y = linear(_rows(runtime, x), _rows(runtime, w), b, activation)
+        return runtime.as_nchw(y.reshape(conv.N, 1, 1, conv.K))
     fused = activation == "relu"
     y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.as_nhwc(w)
     bias = filters if b is None else runtime.contiguous(b)
+    if small.applies(conv):
+        images, last = runtime.dense(x)
+        launches = small.config_forward(conv, b is not None, fused, None, last, True)
+        runtime.run(launches, y=y, argmax=runtime.empty(1, np.uint8), x=images, w=filters, b=bias)
+        y = runtime.as_nchw(y)
+        return y if fused else activate(y, activation)
     launches = config.config_forward(conv, b is not None, fused)
     runtime.run(launches, y=y, x=runtime.as_nhwc(x), w=filters, b=bias)
     y = runtime.as_nchw(y)
@@ -223,6 +236,22 @@ def conv2d_backward_launch(
 ):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
+    if conv.is_linear:
+        rows, y_rows = _rows(runtime, x), None if y is None else _rows(runtime, y)
+        given = _rows(runtime, dy), rows, _rows(runtime, w), b, activation, y_rows, need_dx
+        dx, dw, db = linear_backward(*given)
+        if need_dx and rest is not None:
+            dx = add(dx, _rows(runtime, rest))
+        dx = relu_backward(dx, rows) if need_dx and rectify else dx
+        images = (conv.N, conv.H, conv.W, conv.C), (conv.K, conv.R, conv.S, conv.C)
+        dx = runtime.as_nchw(dx.reshape(images[0])) if need_dx else None
+        return dx, runtime.as_nchw(dw.reshape(images[1])), db
+    if small.applies(conv):
+        masked = activation == "relu"
+        dy = dy if masked else activation_backward(dy, y, activation)
+        passed = (dy, y) if masked else (dy, dy)
+        options = masked, need_dx, rest, rectify
+        return backward_small(runtime, conv, *passed, None, None, x, w, b, *options)
     dy, x = runtime.as_nhwc(activation_backward(dy, y, activation)), runtime.as_nhwc(x)
     dx, db = None, None
     if need_dx:
@@ -238,3 +267,31 @@ def conv2d_backward_launch(
         launches = config.config_backward_bias(conv.N * conv.P * conv.Q, conv.K)
         runtime.run(launches, db=db, dy=dy)
     return dx, runtime.as_nchw(dw), db
+
+
+def _rows(runtime, array):
+    """Images as rows, each its pixels' channels."""
+    return runtime.as_nhwc(array).reshape(len(array), -1)
+
+
+def backward_small(
+    runtime, conv, dy, y, argmax, pool, x, w, b, masked, need_dx, rest=None, rectify=False
+):
+    """(dx, dw, db) by conv2d_launch_small, which must apply; pool, argmax: of a max-pool, or None;
+    y is read where `masked` or pooled.
+    """
+    dw = runtime.empty((conv.K, conv.R, conv.S, conv.channels))
+    dx = runtime.empty((conv.N, conv.H, conv.W, conv.C) if need_dx else 1)
+    db = runtime.empty(conv.K)
+    (dy, dy_last), (y, y_last), (x, x_last) = map(runtime.dense, (dy, y, x))
+    if pool is None:
+        argmax = runtime.empty(1, np.uint8)
+    elif y_last:
+        argmax = runtime.as_nhwc(argmax)
+    layouts, end = (dy_last, y_last, x_last), (rest is not None, rectify)
+    launches = small.config_backward(conv, b is not None, masked, pool, need_dx, *layouts, *end)
+    arrays = {"dx": dx, "dw": dw, "db": db, "dy": dy, "y": y, "argmax": argmax, "x": x}
+    arrays["onto"] = x if rest is None else runtime.as_nhwc(rest)
+    runtime.run(launches, w=runtime.as_nhwc(w), **arrays)
+    found = runtime.as_nchw(dx) if need_dx else None, runtime.as_nchw(dw)
+    return *found, db if b is not None else None

@@ -81,6 +81,17 @@ class Conv2dShape:
         return self.K // self.groups
 
     @property
+    def multiply_adds(self) -> int:
+        """Of each of the three passes."""
+        return self.size("y") * self.R * self.S * self.channels
+
+    @property
+    def is_linear(self) -> bool:
+        """One window, which is the whole image: a linear layer of its pixels' channels."""
+        whole = (self.R, self.S, self.P, self.Q, self.groups) == (self.H, self.W, 1, 1, 1)
+        return whole and (self.pad_h, self.pad_w) == (0, 0) and self.N > 0
+
+    @property
     def depthwise(self) -> bool:
         """Every channel has filters of its own."""
         return self.groups > 1 and self.channels == 1
@@ -172,6 +183,7 @@ def config_forward(
         defines(**macros, MOMENTS=moments),
         scalars,
         *pointers,
+        multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,))
 
@@ -227,6 +239,7 @@ def config_backward_data(conv: Conv2dShape, mask: bool, onto: bool = False) -> L
         scalars,
         conv.sizes_data(mask, onto),
         {} if onto else depthwise.ONTO,
+        multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,))
 
@@ -269,6 +282,7 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
         scalars,
         {**sizes, **conv.sizes_weight()},
         {"partials": "workspace" if workspace else "dw"},
+        multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,), workspace, tickets)
 

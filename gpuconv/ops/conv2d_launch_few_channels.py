@@ -50,7 +50,10 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool, moments: bool) -> 
     }
     kernel, chosen = "conv2d_forward_few_channels", macros(conv, moments)
     sizes, arrays = conv.sizes_written(bias, tiles if moments else 0)
-    launch = Launch(FILE, kernel, (grid, 1, 1), THREADS, chosen, scalars, sizes, arrays, shared)
+    launch = Launch(
+        *(FILE, kernel, (grid, 1, 1), THREADS, chosen, scalars, sizes, arrays, shared),
+        multiply_adds=conv.multiply_adds,
+    )
     return LaunchConfig((launch,))
 
 
@@ -71,7 +74,11 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig | None:
     }
     kernel, grid = "conv2d_backward_weight_few_channels", (blocks, 1, splits)
     sizes = conv.sizes_weight()
-    launch = Launch(FILE, kernel, grid, THREADS, macros(conv), scalars, sizes, shared=shared)
+    launch = Launch(
+        *(FILE, kernel, grid, THREADS, macros(conv), scalars, sizes),
+        shared=shared,
+        multiply_adds=conv.multiply_adds,
+    )
     return split_k(launch, "dw", conv.size("w"), splits)
 
 

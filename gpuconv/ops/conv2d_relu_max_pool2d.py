@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cpu import conv_pool as fast
-from gpuconv.ops.conv2d import conv2d, conv2d_backward, require_conv2d, y_shape
+from gpuconv.ops import conv2d_launch_small as small
+from gpuconv.ops.conv2d import (
+    backward_small,
+    conv2d,
+    conv2d_backward,
+    require_conv2d,
+    y_shape,
+)
+from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.ops.cost import Cost, like, nbytes
 from gpuconv.ops.max_pool2d import max_pool2d, max_pool2d_backward, max_pool2d_output, require_pool
 from gpuconv.ops.op import Array, Padding, Size, op, require_floats, require_rank, require_shape
@@ -33,11 +41,13 @@ def conv2d_relu_max_pool2d(
     dilation: Size = 1,
     groups: int = 1,
     pool: tuple[Any, ...] = (2,),
+    c_order: bool = False,
 ) -> tuple[Array, ...]:
     """max_pool2d(conv2d(x, w, b, ..., activation="relu"), *pool).
 
     x, w, b, stride, padding, dilation, groups: as in conv2d. pool: max_pool2d's arguments after
-    its x: (kernel_size, stride, padding, dilation, ceil_mode), later ones may be left out.
+    its x: (kernel_size, stride, padding, dilation, ceil_mode), later ones may be left out. c_order:
+    where a device can choose, the result lies in memory as (N, K, P, Q), to be flattened.
     Returns (y, argmax) as max_pool2d does, and raises as both do.
     """
     return max_pool2d.definition(
@@ -92,7 +102,7 @@ def _pooled(x, w, options, pool):
 
 @conv2d_relu_max_pool2d.check
 def conv2d_relu_max_pool2d_check(x, w, b, *options):
-    *geometry, pool = options
+    *geometry, pool, _ = options
     require_conv2d(x, w, b, *geometry)
     _pooled(x, w, geometry, pool)
 
@@ -109,20 +119,22 @@ def conv2d_relu_max_pool2d_backward_check(dy, y, argmax, x, w, b, *options):
 
 @conv2d_relu_max_pool2d.output
 def conv2d_relu_max_pool2d_output(x, w, b, *options):
-    return _pooled(x, w, options[:-1], options[-1])
+    *geometry, pool, _ = options
+    return _pooled(x, w, geometry, pool)
 
 
 @conv2d_relu_max_pool2d.count
 def conv2d_relu_max_pool2d_multiply_adds(x, w, b, *options):
-    return conv2d.multiply_adds(x, w, b, *options[:-1])
+    return conv2d.multiply_adds(x, w, b, *options[:-2])
 
 
 @conv2d_relu_max_pool2d.cost
 def conv2d_relu_max_pool2d_cost(x, w, b, *options):
     """Without the convolution's own output, which need not exist."""
-    conv = conv2d.work(x, w, b, *options[:-1])
-    between = nbytes(_between(x, w, options))
-    return Cost(conv.flops, conv.bytes - between + nbytes(*_pooled(x, w, options, options[-1])))
+    *geometry, pool, _ = options
+    conv = conv2d.work(x, w, b, *geometry)
+    between = nbytes(_between(x, w, geometry))
+    return Cost(conv.flops, conv.bytes - between + nbytes(*_pooled(x, w, geometry, pool)))
 
 
 @conv2d_relu_max_pool2d_backward.cost
@@ -134,7 +146,7 @@ def conv2d_relu_max_pool2d_backward_cost(dy, y, argmax, x, w, b, *options):
 
 
 @conv2d_relu_max_pool2d.cpu
-def conv2d_relu_max_pool2d_cpu(x, w, b, stride, padding, dilation, groups, pool):
+def conv2d_relu_max_pool2d_cpu(x, w, b, stride, padding, dilation, groups, pool, c_order):
     geometry = window(w.shape[2:], stride, padding, dilation)
     return fast.forward(x, w, b, geometry, groups, window(*_complete(pool)))
 
@@ -150,10 +162,24 @@ def conv2d_relu_max_pool2d_backward_cpu(
 
 
 @conv2d_relu_max_pool2d.launch
-def conv2d_relu_max_pool2d_launch(runtime, x, w, b, stride, padding, dilation, groups, pool):
+def conv2d_relu_max_pool2d_launch(
+    runtime, x, w, b, stride, padding, dilation, groups, pool, c_order
+):
     geometry = window(*_complete(pool))
     if not is_2x2(geometry):
         return max_pool2d(conv2d(x, w, b, stride, padding, dilation, groups, "relu"), *pool)
+    conv, pooled = _small(x, w, stride, padding, dilation, groups, geometry)
+    if pooled is not None:
+        size = (pooled.P, pooled.Q)
+        shape = (conv.N, conv.K, *size) if c_order else (conv.N, *size, conv.K)
+        y, argmax = runtime.empty(shape), runtime.empty(shape, np.uint8)
+        (images, last), filters = runtime.dense(x), runtime.as_nhwc(w)
+        bias = filters if b is None else runtime.contiguous(b)
+        launches = small.config_forward(conv, b is not None, True, pooled, last, not c_order)
+        runtime.run(launches, y=y, argmax=argmax, x=images, w=filters, b=bias)
+        if c_order:
+            return y, argmax
+        return runtime.as_nchw(y), runtime.as_nchw(argmax)
     sums = conv2d(x, w, None, stride, padding, dilation, groups)
     N, K, H, W = sums.shape
     shape = (N, *geometry.output_size(H, W), K)
@@ -171,9 +197,21 @@ def conv2d_relu_max_pool2d_backward_launch(
 ):
     N, K, H, W = y_shape(x, w, stride, padding, dilation)
     geometry = window(*_complete(pool))
+    conv, pooled = _small(x, w, stride, padding, dilation, groups, geometry)
+    if pooled is not None:
+        return backward_small(runtime, conv, dy, y, argmax, pooled, x, w, b, True, need_dx)
     if is_2x2(geometry):  # through ReLU and pool in one pass
         config = config_bias_relu_max_pool2d_backward((N, K, H, W), geometry)
         spread = runtime.image(config, "dx", (N, K, H, W), dy=dy, y=y, argmax=argmax)
     else:
         spread = max_pool2d_backward(relu_backward(dy, y), argmax, (N, K, H, W), *pool)
     return conv2d_backward(spread, x, w, b, stride, padding, dilation, groups, need_dx=need_dx)
+
+
+def _small(x, w, stride, padding, dilation, groups, pool):
+    """(the convolution's shape, the pooled output's size if one kernel serves both, else None)."""
+    geometry = window(w.shape[2:], stride, padding, dilation)
+    conv = Conv2dShape.of(x.shape, w.shape, geometry, groups)
+    if not is_2x2(pool) or not small.applies(conv):
+        return conv, None
+    return conv, small.Pooled(*pool.output_size(conv.P, conv.Q))

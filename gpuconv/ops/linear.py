@@ -6,12 +6,14 @@ Source: the article's "fully connected layer"; torch.nn.functional.linear.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu.matmul import products
 from gpuconv.ops import conv2d_launch as config
+from gpuconv.ops import linear_launch as small
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
@@ -118,7 +120,9 @@ def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
 
 @linear.launch
 def linear_launch(runtime, x, w, b, activation):
-    """A convolution of one pixel by one tap."""
+    """A convolution of one pixel by one tap, but where the rows are few."""
+    if small.applies(len(x), w.shape[::-1]):
+        return linear_chain_launch(runtime, x, ((w, b, activation),))[0]
     conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     fused = activation == "relu"
     y, x, w = runtime.empty((conv.N, conv.K)), runtime.contiguous(x), runtime.contiguous(w)
@@ -129,6 +133,10 @@ def linear_launch(runtime, x, w, b, activation):
 
 @linear_backward.launch
 def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx):
+    if small.applies(len(x), w.shape[::-1]):
+        masked = activation == "relu"
+        dy = runtime.contiguous(dy if masked else activation_backward(dy, y, activation))
+        return backward_small(runtime, dy, y if masked else dy, x, w, b, masked, need_dx)
     conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     dy, dx, db = runtime.contiguous(activation_backward(dy, y, activation)), None, None
     if need_dx:
@@ -140,3 +148,54 @@ def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx):
         db = runtime.empty(conv.K)
         runtime.run(config.config_backward_bias(conv.N, conv.K), db=db, dy=dy)
     return dx, dw, db
+
+
+def backward_small(runtime, dy, y, x, w, b, masked, need_dx):
+    """(dx, dw, db) by config_backward of linear_launch.py."""
+    (rows, features_in), features_out = x.shape, len(w)
+    dw, db = runtime.empty(w.shape), runtime.empty(features_out)
+    dx = runtime.empty(x.shape if need_dx else 1)
+    launches = small.config_backward(
+        rows, features_in, features_out, b is not None, masked, need_dx
+    )
+    read = {"dy": dy, "y": y, "x": x, "w": w}
+    read = {name: runtime.contiguous(array) for name, array in read.items()}
+    runtime.run(launches, dx=dx, dw=dw, db=db, **read)
+    return dx if need_dx else None, dw, db if b is not None else None
+
+
+@op
+def linear_chain(x: Array, layers: tuple[Any, ...]) -> tuple[Array, ...]:
+    """Fully connected layers in a row: what each returns, as `linear` of the one before.
+
+    layers: (w, b, activation) each, at most four, of few features; activation None or "relu", of
+    the last any.
+    """
+    found = []
+    for w, b, activation in layers:
+        x = linear.definition(x, w, b, activation)
+        found.append(x)
+    return tuple(found)
+
+
+@linear_chain.launch
+def linear_chain_launch(runtime, x, layers):
+    *ys, y = _chain(runtime, x, layers)
+    activation = layers[-1][2]
+    return *ys, y if activation in (None, "relu") else activate(y, activation)
+
+
+def _chain(runtime, x, layers):
+    """The outputs of layers that linear_launch allows, by one kernel."""
+    features = (x.shape[1], *(len(w) for w, *_ in layers))
+    biases = tuple(b is not None for _, b, _ in layers)
+    relus = tuple(activation == "relu" for *_, activation in layers)
+    ys = tuple(runtime.empty((len(x), n)) for n in features[1:])
+    arrays = {"x": runtime.contiguous(x)}
+    for i in range(small.MAX_LAYERS):
+        w, b, _ = layers[min(i, len(layers) - 1)]
+        arrays[f"w{i}"] = w = runtime.contiguous(w)
+        arrays[f"b{i}"] = w if b is None else runtime.contiguous(b)
+        arrays[f"y{i}"] = ys[i] if i < len(ys) else runtime.empty(1)
+    runtime.run(small.config_chain(len(x), features, biases, relus), **arrays)
+    return ys

@@ -13,13 +13,18 @@ from functools import partial
 import numpy as np
 
 from gpuconv.arguments import number, whole
-from gpuconv.arrays import ShapeOnly, device_of
+from gpuconv.arrays import ShapeOnly, device_of, is_device
 from gpuconv.cpu import losses as fast
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
 from gpuconv.ops.softmax import softmax
-from gpuconv.ops.softmax_launch import config_loss, config_loss_backward
+from gpuconv.ops.softmax_launch import (
+    config_loss,
+    config_loss_and_gradient,
+    config_loss_backward,
+    few,
+)
 
 
 @op
@@ -68,6 +73,26 @@ def cross_entropy_backward(
     counts = (labels != ignore_index)[:, None]
     dscores = np.zeros_like(probabilities)
     return np.divide(probabilities * share - target, total, out=dscores, where=counts)
+
+
+@op
+def loss_and_gradient(
+    scores: Array,
+    labels: Array,
+    label_smoothing: float = 0.0,
+    weight: Array = None,
+    ignore_index: int = -100,
+) -> tuple[Array, ...]:
+    """(loss, dscores): what `cross_entropy` and `cross_entropy_backward` give, at once."""
+    options = label_smoothing, weight, ignore_index
+    loss, probabilities = cross_entropy.definition(scores, labels, *options)
+    return loss, cross_entropy_backward.definition(probabilities, labels, *options)
+
+
+def one_launch(scores: Array) -> bool:
+    """Whether `loss_and_gradient` is faster than its parts: on a device, few scores."""
+    device = device_of(scores)
+    return device is not None and is_device(device) and scores.ndim == 2 and few(*scores.shape)
 
 
 def _target(like, labels, label_smoothing, weight, ignore_index):
@@ -174,8 +199,13 @@ def hinge_check(scores, labels, margin):
     number("margin", margin, above=0)
 
 
+loss_and_gradient.check(partial(_check, "scores"))
+loss_and_gradient.cost(partial(_cost, 1))
+
+
 @cross_entropy.check
 @cross_entropy_backward.check
+@loss_and_gradient.check
 def cross_entropy_check(*arguments):
     scores, _, label_smoothing, weight, ignore_index = arguments
     number("label_smoothing", label_smoothing, 0, 1)
@@ -205,6 +235,7 @@ def labels_in_range(*arguments):
 
 @cross_entropy.check_values
 @cross_entropy_backward.check_values
+@loss_and_gradient.check_values
 def counted_labels_in_range(*arguments):
     """The same, but for the labels that are ignored."""
     scores, labels, _, _, ignore_index = arguments
@@ -248,10 +279,16 @@ half_squared_error_backward.cpu(partial(_compiled_backward, fast.half_squared_er
 
 
 def _launch_forward(name, saved, runtime, scores, labels, *options):
-    """(loss, what backward needs), by the forward kernel `name`_forward and its mean."""
+    """(loss, what is saved): by the forward kernel `name`_forward and its mean, what backward
+    needs; or "dscores", by the one kernel for both.
+    """
     scores = runtime.contiguous(scores)
     weighted, numbers, arrays = _for_kernels(runtime, name, scores, options)
-    config = config_loss(f"{name}_forward", *scores.shape, str(labels.dtype), weighted)
+    shape = *scores.shape, str(labels.dtype), weighted
+    if saved == "dscores":
+        config = config_loss_and_gradient(*shape)
+    else:
+        config = config_loss(f"{name}_forward", *shape)
     kept, loss = runtime.empty(scores.shape), runtime.empty(1)
     arrays |= {"scores": scores, "labels": runtime.contiguous(labels), saved: kept}
     runtime.run(config, numbers, loss=loss, **arrays)
@@ -288,6 +325,7 @@ def _for_kernels(runtime, name, like, options):
     return weight is not None, {**target, "ignore": ignore_index}, {"weight": weights}
 
 
+loss_and_gradient.launch(partial(_launch_forward, "cross_entropy", "dscores"))
 for _forward, _backward, _kept in LOSSES:
     _forward.launch(partial(_launch_forward, _forward.__name__, _kept))
     _backward.launch(partial(_launch_backward, _forward.__name__, _kept))

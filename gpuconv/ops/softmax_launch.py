@@ -23,6 +23,7 @@ LABELS = {
     **{"uint8": "unsigned char", "uint16": "unsigned short", "uint32": "unsigned int"},
     "uint64": "unsigned long long",
 }
+MAX_ROWS, MAX_CLASSES = 1024, 64  # of a loss that one block computes, a thread a row
 MATRICES = ("x", "y", "dx", "dy", "probabilities", "scores", "dscores", "excess")
 
 
@@ -58,6 +59,20 @@ def config_loss_backward(
         return LaunchConfig((_rowwise(kernel, rows, classes, labels, weighted),))
     last = _rowwise(kernel, rows, classes, labels, weighted, {"total": "workspace"})
     return LaunchConfig((_one_block("cross_entropy_total", last), last), 1)
+
+
+def few(rows: int, classes: int) -> bool:
+    """Whether one block is enough for a loss and its gradient."""
+    return 0 < rows <= MAX_ROWS and 0 < classes <= MAX_CLASSES
+
+
+@lru_cache(maxsize=CACHED)
+def config_loss_and_gradient(
+    rows: int, classes: int, labels: str, weighted: bool = False
+) -> LaunchConfig:
+    """Cross-entropy of `few` rows and classes: "loss" and "dscores" from "scores" and "labels"."""
+    first = _rowwise("cross_entropy_forward", rows, classes, labels, weighted)
+    return LaunchConfig((_one_block("cross_entropy_and_gradient", first),))
 
 
 def _rowwise(

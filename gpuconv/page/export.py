@@ -93,11 +93,13 @@ def _require_small(model: dict[str, Any], graph: Graph) -> None:
                 f"show: an exported page takes networks of up to {most:,} {what}, this one has "
                 f"{has:,}; leave --export out to serve it"
             )
-    for layer in model["layers"]:
-        if layer["kind"] == "other":
+    for node in graph:
+        if node.kind == "other":
+            function = f"there is the function {node.name}"
+            what = function if node.layer is None else f"{node.name} is a {node.type}"
             raise ValueError(
-                f"show: {layer['name']} is a {layer['type']}, which an exported page cannot "
-                "compute; leave --export out to serve it"
+                f"show: {what}, which an exported page cannot compute; leave --export out to "
+                "serve it"
             )
 
 

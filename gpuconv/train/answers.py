@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.arrays import is_device, to_device
+from gpuconv.cuda import recording
 from gpuconv.cuda.recording import Recorder
 from gpuconv.cuda.runtime import runtime
 from gpuconv.nn import Module, no_grad
-from gpuconv.train.feed import Feed, batches_of, feed_of
+from gpuconv.train.feed import Feed, Source, batches_of
 from gpuconv.train.records import Fixed, Records
 
 
@@ -47,7 +48,7 @@ class RecordedAnswers:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._feeds: dict[int, tuple[Any, Feed]] = {}  # of loaders that are evaluated again
+        self._source: Source | None = None  # of a loader that may be evaluated again
 
     def __call__(self, model: Module, loss: Any, batches: Any) -> Iterator[Answers]:
         feed = self._feed_of(batches, model.device)
@@ -64,7 +65,7 @@ class RecordedAnswers:
             with no_grad():
                 x, labels = feed.load(shape, 0 if recorder is None else recorder.slot)
                 scores = model(x)
-                value = math.nan if loss is None else float(loss(scores, labels))
+                value = math.nan if loss is None else value_of(loss, loss(scores, labels))
             if recorder is not None:
                 recorder.outputs = scores.data
             return scores.data, value
@@ -76,7 +77,7 @@ class RecordedAnswers:
             kind = fixed.now("answers", id(feed), loss is None, shape)
             record = self._records.find(kind)
             if record is None:
-                scores, value = self._records.run(kind, step)
+                scores, value = self._records.run(kind, step, guard=fixed.guard)
             else:
                 if feed.feed is not None:
                     feed.feed()
@@ -91,11 +92,21 @@ class RecordedAnswers:
             batch += 1
 
     def _feed_of(self, batches: Any, device: str) -> Feed:
-        _, feed = self._feeds.get(id(batches), (None, None))
-        if feed is None:
-            feed = feed_of(batches, device)
-            self._feeds = {id(batches): (batches, feed)}
-        return feed
+        if self._source is None or self._source.batches is not batches:
+            self._source = Source(batches, device)
+        return self._source.feed()
+
+
+def value_of(loss: Any, found: Any) -> float:
+    """What a loss gave, as a number. A step whose replay would take it for another is refused."""
+    recorder = recording.state.recorder
+    with recording.paused():
+        value = float(found)
+    if recorder is not None and (values := recorder.values):
+        known = len(values) == 1 or hasattr(loss, "combined")
+        if not known or repr(total_loss(loss, values)) != repr(value):
+            recording.refuse("the loss is computed further by the host")
+    return value
 
 
 def total_loss(loss: Any, losses: list[float]) -> float:

@@ -18,7 +18,6 @@ from gpuconv.nn import Module
 from gpuconv.optim import Optimizer, Schedule
 
 RunConfig = dict[str, Any]
-SAFE = ".safetensors"
 
 DEFAULTS: RunConfig = {
     "model": "lenet",  # a name, or "mynet.py:build"
@@ -121,7 +120,8 @@ def source(path: str | Path) -> RunConfig:
 
     Raises ValueError where the checkpoint does not describe it.
     """
-    spec = checkpoint.read(path).metadata.get("model") if str(path).endswith(SAFE) else None
+    known = str(path).endswith(checkpoint.SUFFIXES)
+    spec = checkpoint.read(path).metadata.get("model") if known else None
     if not spec or models.is_file(spec["name"]) or spec.keys() == {"name"}:
         built = f", it was built by {spec['name']}" if spec else ""
         raise ValueError(f"{path}: does not say how to build its network{built}; give --model")

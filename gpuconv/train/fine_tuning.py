@@ -9,7 +9,7 @@ from typing import Any
 from gpuconv import checkpoint, models
 from gpuconv.interop.torch import load_torch
 from gpuconv.nn import Linear, Module, init, output_shape
-from gpuconv.train.config import SAFE, RunConfig
+from gpuconv.train.config import RunConfig
 
 
 def begin(
@@ -50,14 +50,15 @@ def begin(
 
 
 def load_weights(model: Module, path: str | Path, classes: int | None = None) -> list[str]:
-    """Copy weights from a checkpoint, or a file of torchvision's format, into a network.
+    """Copy weights from a checkpoint, an ONNX file, or one of torchvision's format, into a network.
 
     classes: the number of scores of a head that may differ from the file's: it keeps its own
     weights, and the names of these are returned. Raises ValueError, in one line, for all else that
     does not fit.
     """
     own = model.state_dict()
-    state = load_torch(checkpoint.read(path).weights if str(path).endswith(SAFE) else path)
+    known = str(path).endswith(checkpoint.SUFFIXES)
+    state = load_torch(checkpoint.read(path).weights if known else path)
     heads = _heads(model, state)
     new = [name for name in heads if len(own[name]) == classes]
     try:

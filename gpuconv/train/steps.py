@@ -13,7 +13,7 @@ import numpy as np
 from gpuconv.arrays import to_device
 from gpuconv.cuda.recording import SLOTS, Recorder
 from gpuconv.train.answers import refuse_labels, total_loss
-from gpuconv.train.feed import batches_of, feed_of
+from gpuconv.train.feed import Source, batches_of
 from gpuconv.train.records import Fixed, Records
 
 if TYPE_CHECKING:
@@ -39,31 +39,45 @@ class RecordedSteps:
 
     def __init__(self, trainer: Trainer, batches: Any, records: Records) -> None:
         self._trainer, self._records = trainer, records
-        self._feed = feed_of(batches, trainer.model.device)
+        self._source = Source(batches, trainer.model.device)
+        self._feed = self._source.feed()
         self._ahead = 1  # steps to start at once
         size, images = getattr(batches, "batch_size", 1), len(getattr(batches, "dataset", ()))
         self._has_smaller_batch = images % size > 0
-        if self._feed.note:
-            records.say(self._feed.note)
 
     def __iter__(self) -> Iterator[None]:
         """Train with the rest of an epoch's batches; yields after one or several."""
         trainer = self._trainer
-        p, feed = trainer.state, self._feed
-        fixed = Fixed(trainer.model, trainer.loss, trainer.optimizer)
-        average = None if trainer.average is None else trainer.average.decay
+        self._feed = feed = self._source.feed()
+        if feed.note:
+            self._records.say(feed.note)
+        p = trainer.state
+        fixed = self._fixed()
         while True:
             most = min(trainer.batches_until_told(), self._ahead)
             count, shape = feed.prepare(p.epoch, p.batch, most)
             if not count:
                 return
-            kind = fixed.now("train", id(feed), shape, trainer.clip_norm, average)
+            kind = self._kind(fixed, shape)
             record = self._records.find(kind)
+            if record is None:  # a layer may have been replaced
+                fixed = self._fixed()
+                kind = self._kind(fixed, shape)
+                record = self._records.find(kind)
             if record is None:
                 self._ordinary(kind, shape, fixed)
             else:
                 self._replay(record, count)
             yield
+
+    def _fixed(self) -> Fixed:
+        trainer = self._trainer
+        return Fixed(trainer.model, trainer.loss, trainer.optimizer, trainer.average)
+
+    def _kind(self, fixed: Fixed, shape: Hashable) -> Hashable:
+        trainer = self._trainer
+        parts = trainer.model, trainer.loss, trainer.optimizer, trainer.average
+        return fixed.now("train", id(self._feed), shape, trainer.clip_norm, *map(id, parts))
 
     def _ordinary(self, kind: Hashable, shape: Hashable, fixed: Fixed) -> None:
         trainer, feed = self._trainer, self._feed
@@ -83,7 +97,7 @@ class RecordedSteps:
                 recorder.gradients = fixed.gradients()
 
         trainer.optimizer.zero_grad()  # so that a record need not hold memory beside theirs
-        self._records.run(kind, step, trainer.mark)
+        self._records.run(kind, step, trainer.mark, fixed.guard)
 
     def _replay(self, record: Any, count: int) -> None:
         trainer, feed = self._trainer, self._feed

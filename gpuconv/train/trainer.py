@@ -24,7 +24,7 @@ from gpuconv.nn import LOSSES, Module
 from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
-from gpuconv.train.answers import Run, answers_of
+from gpuconv.train.answers import Run, answers_of, value_of
 from gpuconv.train.batches import as_batches
 from gpuconv.train.callback import Callback, told_each_batch
 from gpuconv.train.description import describe_run
@@ -275,7 +275,7 @@ class Trainer:
         x, labels = load()
         scores = self.model(x)
         loss = self.loss(scores, labels)
-        value = float(loss)
+        value = value_of(self.loss, loss)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
         recording.note(main.data, labels)
         if not math.isfinite(value):

@@ -7,7 +7,15 @@ import pytest
 
 import gpuconv
 from gpuconv import nn
-from gpuconv.autograd import Tensor, checkpoint, enable_grad, no_grad, record, state
+from gpuconv.autograd import (
+    Tensor,
+    checkpoint,
+    enable_grad,
+    no_grad,
+    operators,
+    record,
+    state,
+)
 from gpuconv.nn import functional as F
 
 RNG = np.random.default_rng
@@ -37,6 +45,10 @@ FORMULAS = {
     "quotient": lambda a, b: (a / (b * b + 1)).sum() + (1 / (a * a + 2)).sum(),
     "powers": lambda a, b: ((a * a + 1) ** 1.5).sum() * b.mean(),
     "matrix product": lambda a, b: (a @ b.reshape(4, 3)).sum() ** 2,
+    "stacks of matrices": lambda a, b: (a.reshape(2, 3, 2) @ b.reshape(2, 6)).sum() ** 2,
+    "axes in another order": lambda a, b: (
+        operators.transpose(a.reshape(2, 3, 2), (1, 2, 0)).reshape(3, 4) * b
+    ).sum(),
     "index": lambda a, b: (a[1:, 2] * b[0, :2]).sum() + a[0, 0],
     "index twice": lambda a, b: (a[[0, 0, 2]] * 3).sum() + b[1].sum(),
     "sums along axes": lambda a, b: (a.sum(0) * b.mean(axis=0, keepdims=True)).sum(),

@@ -31,6 +31,7 @@ SMALL = [
     "assign 2x3x4x5",
     "image_batch 2x3x4x5",
     "cross_entropy 4x10",
+    "loss_and_gradient 4x10",
     "half_squared_error 4x10",
     "hinge 4x10",
     *(f"{name} 30x4" for name in ("sgd", "sgd_momentum", "adam", "adam_amsgrad", "clip_grad_norm")),

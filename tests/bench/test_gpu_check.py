@@ -452,14 +452,17 @@ def test_steps_beside_pytorch_over_the_stand_in(standin, monkeypatch):
         monkeypatch.setattr(gpu_steps, name, value)
     alone = list(gpu_stages.steps(small, 0))
     assert [r["ok"] for r in alone] == [True] * 3
-    assert all(len(r["sides"]) == 1 and r["sides"][0]["ours"] > 0 for r in alone[:2])
+    assert [[side.get("mode") for side in r["sides"]] for r in alone[:2]] == [
+        [None, "unrecorded"], [None],
+    ]  # fmt: skip
+    assert all(side["ours"] > 0 for r in alone[:2] for side in r["sides"])
     assert "sees no GPU" in alone[2]["said"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_stages, "RIVAL", "cpu")
     step, epoch, version = gpu_stages.steps(small, 0)
-    for record in (step, epoch):
+    for record, beside in ((step, ["unrecorded"]), (epoch, [])):
         assert record["ok"], record
-        assert [side.get("mode") for side in record["sides"]] == [None, *gpu_steps.MODES]
+        assert [side.get("mode") for side in record["sides"]] == [None, *beside, *gpu_steps.MODES]
         assert all(side["ratio"] > 0 for side in record["sides"][1:]), record
     assert version["said"].startswith("PyTorch 2")
     report = synthetic()

@@ -52,6 +52,11 @@ def test_a_checkpoint_there_and_every_command_on_the_file(tmp_path, monkeypatch,
         if command[0] in ("predict", "summary", "filters"):
             assert found[0] == found[1]
     assert main(["show", "net.onnx", "--export", "page.html"]) == 0
+    begin = ["--from", "net.onnx", "--freeze", "conv1", "--limit", "60", "--epochs", "1"]
+    assert main(["train", *begin, "--batch", "20", "--model", "lenet", "--out", "run"]) == 0
+    tuned, first = gpuconv.load("run/last.safetensors").state_dict(), models.lenet(seed=0)
+    for name, value in first.state_dict().items():
+        assert np.array_equal(value, tuned[name]) == name.startswith("conv1"), name
 
 
 @pytest.mark.onnx

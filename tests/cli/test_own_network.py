@@ -15,8 +15,6 @@ from gpuconv.cli import train as train_command
 from gpuconv.page.opening import _run_session
 from gpuconv.train.evaluate import probabilities
 
-QUICK = ["--limit", "100", "--epochs", "2", "--batch", "25", "--validation", "0.2"]
-
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
@@ -52,9 +50,26 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(file, tmp_path_factory):
+def digits(tmp_path_factory):
+    """A folder of IDX files: 60 training and 20 test digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    for split, stem, count in (("train", "train", 60), ("test", "t10k", 20)):
+        some = data.load("mnist", split, limit=count)
+        data.write_idx(folder / f"{stem}-images-idx3-ubyte", some.images[:, 0])
+        data.write_idx(folder / f"{stem}-labels-idx1-ubyte", some.labels.astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick(digits):
+    """Options of a short run."""
+    return ["--data", digits, "--epochs", "2", "--batch", "20", "--validation", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def run(file, quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    assert main(["train", "--model", f"{file}build", "--out", str(folder), *QUICK]) == 0
+    assert main(["train", "--model", f"{file}build", "--out", str(folder), *map(str, quick)]) == 0
     return folder
 
 
@@ -66,19 +81,19 @@ def digit(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_train_and_resume(said, refused, file, run, tmp_path):
+def test_train_and_resume(said, refused, file, run, tmp_path, quick):
     whole = checkpoint.read(run / "last.safetensors")
     assert whole.metadata["model"]["name"] == "mynet.py:build"
     assert whole.metadata["model"]["arguments"] == {"in_channels": 1, "num_classes": 10}
     assert whole.metadata["input"]["input_shape"] == [1, 28, 28]
     first = tmp_path / "first"
-    said("train", "--model", f"{file}build", "--out", first, *QUICK, "--epochs", "1",
+    said("train", "--model", f"{file}build", "--out", first, *quick, "--epochs", "1",
          "--schedule", "none")  # fmt: skip
     text = refused("train", "--resume", first)
     assert "was built by" in text
     assert f"add --model {file}build" in text
     said("train", "--resume", first, "--model", f"{file}build", "--epochs", "2")
-    said("train", "--model", f"{file}build", "--out", tmp_path / "both", *QUICK,
+    said("train", "--model", f"{file}build", "--out", tmp_path / "both", *quick,
          "--schedule", "none")  # fmt: skip
     ended, both = (
         checkpoint.read(tmp_path / name / "last.safetensors") for name in ("first", "both")
@@ -90,21 +105,21 @@ def test_train_and_resume(said, refused, file, run, tmp_path):
 def test_every_command_takes_it(said, refused, file, run, digit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     best, by = run / "best.safetensors", ("--model", f"{file}build")
-    text = said("evaluate", best, *by, "--limit", "50")
+    text = said("evaluate", best, *by, "--limit", "20")
     model = gpuconv.load(best, f"{file}build")
-    images = data.load("mnist", "test", limit=50)
+    images = data.load("mnist", "test", limit=20)
     scale = checkpoint.read(best).metadata["input"]
     x = data.to_float(images.images, 28, scale["mean"], scale["std"])
     with gpuconv.no_grad():
         scores = model(x).numpy().astype(np.float64)
     right = int((scores.argmax(axis=1) == images.labels).sum())
-    assert f"accuracy  {right / 50:.2%} ({right} of 50)" in text
+    assert f"accuracy  {right / 20:.2%} ({right} of 20)" in text
     text = said("predict", best, digit, *by, "--top", "1")
     share = np.exp(scores[0] - scores[0].max())
     assert f"{share.max() / share.sum():.4%}"[:5] in text
     assert f"digit.png: {scores[0].argmax()}\n" in text
     said("explain", best, digit, *by, "-o", "why.png")
-    said("patches", best, *by, "--limit", "20", "--filters", "0", "-o", "parts.png")
+    said("patches", best, *by, "--filters", "0", "-o", "parts.png")
     said("filters", best, *by, "-o", "learned.png")
     assert "halve  Halve" in said("summary", best, *by)
     said("show", best, *by, "--export", "page.html")
@@ -140,8 +155,8 @@ def test_untrained_by_its_name(said, refused, file, tmp_path, monkeypatch):
         ("", "name the function too that builds the network: .*mynet.py:build"),
     ],
 )
-def test_functions_that_build_no_network(refused, file, function, words, tmp_path):
-    text = refused("train", "--model", f"{file}{function}", "--out", tmp_path / "run", *QUICK)
+def test_functions_that_build_no_network(refused, file, function, words, tmp_path, quick):
+    text = refused("train", "--model", f"{file}{function}", "--out", tmp_path / "run", *quick)
     assert re.search(words, text), text
 
 
@@ -156,19 +171,19 @@ def test_files_that_do_not_run(refused, tmp_path):
     assert "there is no such file" in refused("summary", f"{tmp_path}/none.py:build")
 
 
-def test_a_network_of_gpuconvs_layers_needs_its_file_only_once(said, file, tmp_path, digit):
-    said("train", "--model", f"{file}plain", "--out", tmp_path / "run", *QUICK)
+def test_a_network_of_gpuconvs_layers_needs_its_file_only_once(said, file, tmp_path, digit, quick):
+    said("train", "--model", f"{file}plain", "--out", tmp_path / "run", *quick)
     best = tmp_path / "run" / "best.safetensors"
     assert checkpoint.read(best).metadata["model"]["name"] == "Sequential"
     assert "digit.png: " in said("predict", best, digit)
     said("train", "--resume", tmp_path / "run", "--epochs", "3")
 
 
-def test_a_changed_file_is_named(said, refused, tmp_path, digit):
+def test_a_changed_file_is_named(said, refused, tmp_path, digit, quick):
     file = own_network.write(tmp_path)
     run = tmp_path / "run"
     by = ("--model", f"{file}build")
-    said("train", *by, "--out", run, *QUICK, "--epochs", "1")
+    said("train", *by, "--out", run, *quick, "--epochs", "1")
     (tmp_path / "mynet.py").write_text(own_network.FILE + "\n# a comment\n")
     changed = f"mynet.py is not the file that it was when {run}/best.safetensors was written"
     said("predict", run / "best.safetensors", digit, *by, warned=changed)

@@ -13,9 +13,11 @@ from gpuconv.data.on_device import config_image_batch
 from gpuconv.ops import (
     batch_norm2d_launch,
     conv2d_launch,
+    linear_launch,
     pool2d_launch,
     softmax_launch,
 )
+from gpuconv.ops import conv2d_launch_small as small
 from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.ops.local_response_norm import (
     config_local_response_norm,
@@ -54,6 +56,17 @@ def configs_of(c):
     yield conv2d_launch.config_backward_bias(c.N * c.P * c.Q, c.K)
 
 
+def small_configs(rows):
+    """Of layers of few filters and features."""
+    conv, pool = Conv2dShape(rows, 6, 14, 14, 16, 5, 5, 10, 10), small.Pooled(5, 5)
+    yield small.config_forward(conv, True, True, pool, True, False)
+    yield small.config_backward(conv, True, True, pool, True, False, False, True)
+    if linear_launch.applies(rows, (400, 120, 10)):
+        yield linear_launch.config_chain(rows, (400, 120, 10), (True, False), (True, False))
+        yield linear_launch.config_backward(rows, 400, 120, True, True, True)
+        yield softmax_launch.config_loss_and_gradient(rows, 10, "int64")
+
+
 def channel_configs(shape):
     C, flags = shape[1], (True, False, True)
     vec = 1 if C % 4 else 4
@@ -80,6 +93,8 @@ def channel_configs(shape):
 def all_configs():
     for c in CONVS.values():
         yield from configs_of(c)
+    for rows in (1, 64, 512, 2**15):
+        yield from small_configs(rows)
     for shape in ((32, 6, 28, 28), (256, 64, 112, 112), (2**15, 5, 255, 256), (1, 1030, 7, 7)):
         win = window(3, 2, 1, 1, True)
         yield pool2d_launch.config_max_pool2d(shape, win)

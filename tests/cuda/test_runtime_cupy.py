@@ -82,7 +82,7 @@ def test_operations_give_cupy_arrays_for_cupy_arrays(standin):
     assert type(y) is standin.ndarray
     assert y.shape == (2, 4, 4, 5)
     assert channels_last(y)
-    assert standin.launched[-1] == "conv2d_forward_simt"
+    assert standin.launched[-1] == "conv2d_forward_small"
     on_cpu = ops.conv2d(to_numpy(x), ones(4, 3, 3, 3))
     np.testing.assert_allclose(to_numpy(y), on_cpu, rtol=1e-5, atol=1e-5)
     with pytest.raises(TypeError, match="Implicit conversion"):

@@ -93,7 +93,7 @@ def pairs(exact, bounds):
     return list(zip(exact, bounds, strict=True))
 
 
-def conv2d_relu_max_pool2d(x, w, b, stride, padding, dilation, groups, pool):
+def conv2d_relu_max_pool2d(x, w, b, stride, padding, dilation, groups, pool, c_order):
     """A maximum is off by no more than what it is taken of; `chosen` judges argmax."""
     ((plain, bound),) = conv2d(x, w, b, stride, padding, dilation, groups, "relu")
     y, argmax = ops.max_pool2d.definition(plain, *pool)
@@ -140,6 +140,18 @@ def linear(x, w, b, activation):
     plain = ops.linear.definition(x, w, b)
     size = ops.linear.definition(abs(x), abs(w), None if b is None else abs(b))
     return [activated(plain, gamma(x.shape[1] + 2) * size, activation)]
+
+
+def linear_chain(x, layers):
+    """Layer by layer; the next goes on from the rounded result."""
+    found, off = [], 0 * x
+    for w, b, activation in layers:
+        ((y, bound),) = linear(x, w, b, activation)
+        # the layer before may be off by its bound, and was rounded here
+        before = ops.linear.definition(off, abs(w))
+        found.append((y, bound * (1 + gamma(x.shape[1] + 2)) + 2 * before))
+        x, off = y.astype(np.float32).astype(np.float64), found[-1][1] + U32 * abs(y)
+    return found
 
 
 def linear_backward(dy, x, w, b, activation, y, need_dx):
@@ -362,6 +374,7 @@ EXPECTED = {
     "conv2d_relu_max_pool2d": conv2d_relu_max_pool2d,
     "conv2d_relu_max_pool2d_backward": conv2d_relu_max_pool2d_backward,
     "linear": linear,
+    "linear_chain": linear_chain,
     "linear_backward": linear_backward,
     "batch_norm2d": batch_norm2d,
     "batch_norm2d_backward": batch_norm2d_backward,

@@ -47,6 +47,7 @@ def run(config, inputs, outputs, numbers=None, order="forward", seed=0, check=Fa
     order, seed, check: of the simulator; a GPU has an order of its own.
     """
     held = {name: asarray(a) for name, a in inputs.items()}
+    held["tickets"] = asarray(np.zeros(config.tickets, np.uint32))
     raw = {}
     wanted = {**outputs, "workspace": ((config.workspace,), np.float32)}
     for name, (shape, dtype) in wanted.items():
@@ -69,6 +70,7 @@ def run(config, inputs, outputs, numbers=None, order="forward", seed=0, check=Fa
         assert (whole[: 4 * GUARD] == POISON).all(), f"{name}: written before its start"
         assert (whole[4 * GUARD + nbytes :] == POISON).all(), f"{name}: written past its end"
         found[name] = whole[4 * GUARD : 4 * GUARD + nbytes].view(dtype).reshape(shape)
+    assert not asnumpy(held["tickets"]).any(), "tickets are left"
     for name, a in inputs.items():
         after = asnumpy(held[name])
         assert after.tobytes() == np.ascontiguousarray(a).tobytes(), f"{name} was changed"

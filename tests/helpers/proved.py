@@ -85,14 +85,20 @@ class Proof(contextlib.ExitStack):
 
 
 def copy_of(a):
+    if isinstance(a, tuple):
+        return tuple(map(copy_of, a))
     return a if device_of(a) is None else np.array(to_numpy(a))
 
 
 def hashable(a):
+    if isinstance(a, tuple):
+        return tuple(map(hashable, a))
     return (a.shape, a.tobytes()) if isinstance(a, np.ndarray) else a
 
 
 def wide(a):
+    if isinstance(a, tuple):
+        return tuple(map(wide, a))
     if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
         return a
     with np.errstate(invalid="ignore"):  # memory that is about to be overwritten

@@ -31,6 +31,7 @@ ELEMENTWISE = sorted(
 )
 # At most this many registers: what leaves the blocks a multiprocessor that each file asks for.
 CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "conv_few_channels.cu": 128}
+CEILINGS |= {"conv_small.cu": 128, "conv_small_backward.cu": 128, "linear_small.cu": 128}
 CEILINGS |= dict.fromkeys((*ELEMENTWISE, "depthwise.cu"), 80)
 CEILINGS |= dict.fromkeys(("batchnorm.cu", "batchnorm_pool.cu"), 80)
 DEFAULT_CEILING = 64
@@ -61,6 +62,10 @@ def gather(tile, a, b, out, uniform, bits, moments=0, across=None):
     }
 
 
+# Windows of small convolutions, and the filters of a thread.
+SMALL = [(3, 3, 2), (5, 5, 3), (5, 5, 8), (3, 3, 8), (3, 3, 5), (5, 5, 2), (2, 2, 6), (5, 2, 4)]
+
+
 def weight(tile, across, a, b):
     return {"TILE": tile, "TILE_N": across, "VEC_A": a, "VEC_B": b, "VEC_OUT": b}
 
@@ -83,6 +88,11 @@ def specialisations():
         yield "conv_few_channels.cu", {**first(*shape), "MOMENTS": 1}, shape[1] == 7
     for shape in ((4, 9, 10, 12), (4, 1, 1, 3), (2, 11, 17, 24), (1, 1, 384, 17)):
         yield "conv_few_channels.cu", first(*shape), False
+    for R, S, width in SMALL:
+        yield "conv_small.cu", {"R": R, "S": S, "FILTERS": width}, width == 3
+        for channels in (2, 3, 5, 8):
+            macros = {"R": R, "S": S, "FILTERS": width, "CHANNELS": channels}
+            yield "conv_small_backward.cu", macros, width == channels == 2
     for a, b in itertools.product((4, 1), (4, 1)):
         yield "conv_simt_weight.cu", weight(64, 64, a, b), a == b
     for vec, tap in itertools.product((4, 1), ("unsigned char", "int")):
@@ -103,6 +113,8 @@ def specialisations():
     for vec, pixel in itertools.product((4, 1), ("unsigned char", "float")):
         typical = vec == 4 and pixel == "unsigned char"
         yield "image_batch.cu", {"VEC": vec, "PIXEL": pixel}, typical
+    for images, vec in ((1, 4), (1, 1), (2, 1), (4, 1)):
+        yield "linear_small.cu", {"IMAGES": images, "VEC": vec}, vec == 4
     yield "optim.cu", {}, True
     yield "clip.cu", {}, True
     yield "sum_partials.cu", {}, True
@@ -237,8 +249,24 @@ def test_no_tap_is_shifted_out_of_its_word(bits, taps):
 
 def main_loop(image, kernel):
     """Opcodes of the loop with the most FFMA, counted."""
+    return max(loops(image, kernel), key=lambda loop: loop[2]["FFMA"])[2]
+
+
+def inner_loops(image, kernel):
+    """Opcodes of the loops with FFMA that hold no other such loop."""
+    found = [loop for loop in loops(image, kernel) if loop[2]["FFMA"]]
+    spans = [(begin, end) for begin, end, _ in found]
+    return [
+        counts
+        for begin, end, counts in found
+        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans)
+    ]
+
+
+def loops(image, kernel):
+    """(begin, end, opcodes counted) of each backward branch."""
     body = disassembly(image)[kernel]
-    code, labels, best = [], {}, Counter()
+    code, labels, found_loops = [], {}, []
     for line in body.splitlines():
         label = re.match(r"^(\.L\w+):", line)
         found = re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)(.*)", line)
@@ -248,9 +276,9 @@ def main_loop(image, kernel):
             code.append(found[1].split(".")[0])
             target = re.search(r"`\((\.L\w+)\)", found[2])
             if code[-1] == "BRA" and target and target[1] in labels:
-                loop = Counter(code[labels[target[1]] :])
-                best = max(best, loop, key=lambda c: c["FFMA"])
-    return best
+                begin = labels[target[1]]
+                found_loops.append((begin, len(code), Counter(code[begin:])))
+    return found_loops
 
 
 WIDE = {
@@ -333,3 +361,19 @@ def test_the_inner_loop_is_mostly_multiplications(file, kernel, macros, arch):
     assert loop["LDS"] <= 34  # 32 of fragments, one of each table of taps
     assert loop["BAR"] == 1
     assert loop["FFMA"] >= 0.8 * loop.total(), loop
+
+
+@pytest.mark.parametrize("arch", each_architecture(*ARCHITECTURES[1:]))
+@pytest.mark.parametrize(
+    ("R", "S", "width"),
+    [pytest.param(*each, marks=() if each == (3, 3, 2) else SLOW) for each in SMALL],
+)
+def test_small_convolutions_mostly_multiply(R, S, width, arch):
+    """In each inner loop, of forward, backward data and backward weight."""
+    window = (("R", str(R)), ("S", str(S)), ("FILTERS", str(width)))
+    backward = (*window, ("CHANNELS", str(width)))
+    found = inner_loops(cubin("conv_small.cu", window, arch), "conv2d_forward_small")
+    found += inner_loops(cubin("conv_small_backward.cu", backward, arch), "conv2d_backward_small")
+    assert len(found) >= 3
+    for loop in found:
+        assert loop["FFMA"] >= 0.6 * loop.total(), loop

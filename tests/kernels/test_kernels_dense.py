@@ -177,6 +177,51 @@ def loss_inputs(name, **arrays):
     return arrays
 
 
+def loss_and_gradient(scores, labels, weight, smoothing, ignore=-100, **how):
+    """By the one kernel for both."""
+    rows, classes = scores.shape
+    kind = labels.dtype.name
+    config = softmax_launch.config_loss_and_gradient(rows, classes, kind, weight is not None)
+    scalars = {**loss_scalars({"label_smoothing": smoothing}, classes), "ignore": ignore}
+    inputs = {"scores": scores, "labels": labels, "weight": scores if weight is None else weight}
+    outputs = {"loss": ((1,), F4), "dscores": (scores.shape, F4)}
+    return run(config, inputs, outputs, scalars, **how)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (9, 10), (257, 10), (300, 33)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_loss_with_its_gradient(rows, classes, smoothing):
+    scores, labels = scored(rows, classes)
+    rng = np.random.default_rng(rows)
+    for weight in (None, rng.uniform(0.5, 2, classes).astype(F4)):
+        ignore = int(labels[0]) if rows > 1 else -100
+        check = rows == 9
+        found = loss_and_gradient(scores, labels, weight, smoothing, ignore, check=check)
+        wide = None if weight is None else weight.astype(np.float64)
+        options = smoothing, wide, ignore
+        exact = ops.cross_entropy.definition(scores.astype(np.float64), labels, *options)
+        size = 8 * (abs(scores).max() + 5)
+        bound = gamma(rows + classes + 20) * size
+        assert_within(found["loss"], np.array([exact[0]]), bound)
+        dx = ops.cross_entropy_backward.definition(exact[1], labels, *options)
+        counted = (labels != ignore).sum()
+        assert_within(found["dscores"], dx, gamma(rows + classes + 100) * 16 / counted)
+
+
+def test_a_loss_with_its_gradient_where_nothing_counts_and_for_wrong_labels():
+    scores = F4([[1, 2, 3], [3, 1, 2]])
+    found = loss_and_gradient(scores, np.int32([1, 1]), None, 0.0, ignore=1)
+    assert np.isnan(found["loss"])
+    assert not found["dscores"].any()
+    for wrong in (-1, 3, 2**31 - 1):
+        found = loss_and_gradient(scores, np.int32([wrong, 0]), None, 0.0, check=True)
+        assert np.isnan(found["loss"])
+        assert np.isnan(found["dscores"]).any()
+    large = F4([[1e38, -1e38, 0], [-1e38, 1e38, 1e38]])
+    found = loss_and_gradient(large, np.int32([0, 1]), None, 0.0)
+    np.testing.assert_allclose(found["loss"], np.log(2) / 2, 1e-6)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
 @pytest.mark.parametrize(("rows", "classes"), ROWS)
 @pytest.mark.parametrize(("name", "options", "saved"), LOSSES)

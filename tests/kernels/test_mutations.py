@@ -20,6 +20,7 @@ import test_kernels_norm as norm
 import test_kernels_norm_pool as pooled_norm
 import test_kernels_optim as optimisers
 import test_kernels_pool as pooling
+import test_kernels_small as small
 import test_kernels_step as steps
 from kernel_runs import sim
 
@@ -67,7 +68,14 @@ def seeds(compare, *chosen):
     return lambda: [compare(seed) for seed in chosen]
 
 
+def small_layers():
+    for seed in (1, 2, 4, 7):
+        with pytest.MonkeyPatch.context() as patch:
+            small.compare(seed, patch)
+
+
 CHECKS = {
+    "small": small_layers,
     "vectors": conv(3, 7),  # channels in fours: 16-byte loads
     "scalars": conv(0, 2, 10),
     "bounds": conv(3, check=True),
@@ -97,6 +105,30 @@ CHECKS = {
 
 # name: (file, the text as it is, what takes its place, check)
 MUTATIONS = {
+    "a row of a patch left out, small": (
+        "conv_small.cu",
+        "load_pairs(below, in + (r + 1) * pitch);",
+        "load_pairs(below, in + r * pitch);",
+        "small",
+    ),
+    "the filters not turned, small": (
+        "conv_small_backward.cu",
+        "const int turned = R * S - 1 - (place - k * (R * S));",
+        "const int turned = place - k * (R * S);",
+        "small",
+    ),
+    "the last slice of a group left out": (
+        "conv_small_backward.cu",
+        "for (int i = 1; i < count; ++i) {",
+        "for (int i = 1; i < count - 1; ++i) {",
+        "small",
+    ),
+    "a pool's maximum one to the left, small": (
+        "conv_small_backward.cu",
+        "v[t] = t == tap ? relu_mask(d, sign) : 0.0f",
+        "v[t] = t == (tap ^ 1) ? relu_mask(d, sign) : 0.0f",
+        "small",
+    ),
     "a border one too wide": (
         "conv_simt.cu",
         "return (unsigned)(start + t * step) < (unsigned)size;",
@@ -243,8 +275,8 @@ MUTATIONS = {
     ),
     "the second partial sum left out": (
         "sum_partials.cu",
-        "for (int s = 1; s < splits; ++s)",
-        "for (int s = 2; s < splits; ++s)",
+        "for (int s = begin + 1; s < end; ++s)",
+        "for (int s = begin + 2; s < end; ++s)",
         "split",
     ),
     "no barrier before the next row of filters": (

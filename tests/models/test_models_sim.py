@@ -149,7 +149,7 @@ def operations_checked():
     def on_device(self, device, *args):
         if busy or self.__name__ in MADE_OF_OTHERS:
             return original(self, device, *args)
-        given = [to_numpy(a) if device_of(a) else a for a in args]
+        given = [host(a) for a in args]
         found = original(self, device, *args)
         busy.append(self)
         try:
@@ -172,11 +172,22 @@ def operations_checked():
         patched(original)
 
 
+def host(a):
+    """An argument, arrays of a device as NumPy's."""
+    return tuple(map(host, a)) if isinstance(a, tuple) else to_numpy(a) if device_of(a) else a
+
+
 def compare(operation, given, args, found):
     """The largest share that a difference has of its bound; fails above 1."""
     name = operation.__name__
     if name == "linear":
         return compare_linear(operation, given, found)
+    if name == "linear_chain":  # each layer from what was found before it
+        (x, layers), share = given, 0.0
+        for layer, y in zip(layers, found, strict=True):
+            share = max(share, compare_linear(ops.linear, [x, *layer], y))
+            x = to_numpy(y)
+        return share
     if name == "linear_backward":
         return compare_linear_backward(operation, given, found)
     if name in EQUAL:

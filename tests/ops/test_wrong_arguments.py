@@ -162,6 +162,11 @@ WRONG = [
     (call(ops.dropout, X, 0.5, 0.5), TypeError, r"dropout: seed must be an int, got 0\.5"),
     (call(ops.cross_entropy, ROWS, LABELS, NAN), ValueError, "label_smoothing must be a .* nan"),
     (call(ops.cross_entropy, ROWS, LABELS, "x"), TypeError, "label_smoothing must be a number"),
+    (
+        call(ops.loss_and_gradient, ROWS, LABELS, NAN),
+        ValueError,
+        "smoothing must be a fin",
+    ),
     (call(ops.cross_entropy_backward, ROWS, LABELS, NAN), ValueError, "smoothing must be a finite"),
     (call(ops.cross_entropy_backward, ROWS, LABELS, INF), ValueError, "smoothing must be a finite"),
     (call(ops.hinge, ROWS, LABELS, INF), ValueError, "hinge: margin must be a finite number > 0"),

@@ -178,6 +178,17 @@ def test_networks_that_are_too_large_or_strange(tmp_path):
     strange = nn.Sequential(own=Doubled(), flat=nn.Flatten(), fc=nn.Linear(12, 2)).eval()
     with pytest.raises(ValueError, match="own is a Doubled, which an exported page cannot compute"):
         export(session_of(strange, (3, 2, 2), (2, 2)), tmp_path / "page.html")
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 2)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1) / 2)
+
+    with pytest.raises(ValueError, match="there is the function scale, which an exported page"):
+        export(session_of(Half().eval(), (3, 2, 2), (2, 2)), tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
 
 

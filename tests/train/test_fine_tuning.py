@@ -109,7 +109,7 @@ def test_weights_that_do_not_fit_are_named(train, tmp_path):
     ended = train("--from", path, "--model", "lenet", "--classes", "3", "--freeze", "conv1.weight")
     assert (ended.weights["conv1.weight"] == state["conv1.weight"]).all()
     assert not (ended.weights["conv1.bias"] == state["conv1.bias"]).all()
-    text = train("--from", path, "--model", "alexnet", "--size", "64", "--classes", "3")
+    text = train("--from", path, "--model", "lenet5", "--size", "32", "--classes", "3")
     assert "of another architecture" in text
     state["conv1.weight"] = np.zeros((6, 3, 5, 5), np.float32)
     gpuconv.save(state, path)
@@ -134,12 +134,18 @@ def test_a_resumed_run_keeps_what_is_frozen(train, tmp_path, capsys):
     model.input_shape = (1, 8, 8)
     gpuconv.save(model, path)
     train("--from", path, "--classes", "3", "--freeze", "conv1,bn")
+    run = str(next(tmp_path.glob("run*")))
+    assert main(["train", "--resume", run, "--epochs", "2", "--from", str(path)]) == 2
+    assert "--from is for a new run" in capsys.readouterr().err
     path.unlink()  # its weights are in the run now
-    run = next(tmp_path.glob("run*"))
-    assert main(["train", "--resume", str(run), "--epochs", "2"]) == 0
-    ended = checkpoint.read(run / "last.safetensors")
+    assert main(["train", "--resume", run, "--epochs", "2"]) == 0
+    ended = checkpoint.read(f"{run}/last.safetensors")
     assert (ended.weights["conv1.weight"] == model.conv1.weight.data).all()
     assert ended.weights["bn.num_batches_tracked"] == 0
+    assert main(["train", "--resume", run, "--epochs", "3", "--freeze", ""]) == 0  # none
+    ended = checkpoint.read(f"{run}/last.safetensors")
+    assert not (ended.weights["conv1.weight"] == model.conv1.weight.data).any()
+    assert ended.weights["bn.num_batches_tracked"] == 3
 
 
 def test_freeze_in_python():

@@ -1,5 +1,7 @@
 """Recorded steps: whatever is recorded and replayed has the bits of ordinary steps, on sim."""
 
+import itertools
+import random
 import signal
 import subprocess
 import sys
@@ -300,14 +302,15 @@ def test_a_label_that_is_no_class():
 class Flaky(nn.Module):
     """Three forwards in turn, in training."""
 
+    calls = itertools.count(1)
+
     def __init__(self):
         super().__init__()
-        self.linear, self.calls = nn.Linear(64, 3, rng=1), [0]
+        self.linear = nn.Linear(64, 3, rng=1)
 
     def forward(self, x):
-        self.calls[0] += self.training
         y = self.linear(functional.flatten(x, 1))
-        turn = self.calls[0] % 3 if self.training else 0
+        turn = next(self.calls) % 3 if self.training else 0
         return (nn.Identity(), functional.relu, functional.tanh)[turn](y)
 
 
@@ -329,8 +332,10 @@ class Looking(nn.Module):
     [(Flaky, "it is not the same each time"), (Looking, "an array is copied to the host")],
 )
 def test_what_cannot_be_recorded_is_named_once_and_trained_as_ever(model, why):
+    Flaky.calls = itertools.count(1)
     run = trainer(model=model(), average=False, callbacks=[listener := Listener()])
     found = fit(run)
+    Flaky.calls = itertools.count(1)
     expected = fit(trainer(False, model=model(), average=False))
     assert found[:2] == expected[:2]
     assert found[2] == 0
@@ -477,3 +482,226 @@ def test_a_killed_run_goes_on_to_the_bits_of_an_uninterrupted_one(tmp_path):
     *resumed, _ = fit(trainer(out=tmp_path / "run", checkpoint_batches=2), resume=True)
     *whole, _ = fit(trainer(out=tmp_path / "whole", checkpoint_batches=2))
     assert resumed == whole
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 3, rng=1)
+
+    def forward(self, x):
+        y = self.linear(functional.flatten(x, 1))
+        return functional.relu(y) if self.training and self.turn() else y
+
+    def turn(self):
+        return False
+
+
+class Counting(Net):
+    """Keeps a count where no attribute is replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {"calls": [0]}
+
+    def turn(self):
+        self.kept["calls"][0] += 1
+        return self.kept["calls"][0] > 8
+
+
+class Alternating(Net):
+    """Comes back to the attributes that it had."""
+
+    def __init__(self):
+        super().__init__()
+        self.odd = False
+
+    def turn(self):
+        self.odd = not self.odd
+        return self.odd
+
+
+class Averaging(Net):
+    """Moves an array of its own, which nothing reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = np.ones(3)
+
+    def turn(self):
+        self.kept *= 0.9
+        return False
+
+
+class Drawing(Net):
+    """Draws from a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng = [np.random.default_rng(1)]
+
+    def turn(self):
+        return self.rng[0].random() < 0.2
+
+
+class DrawingGlobally(Net):
+    def turn(self):
+        return random.random() < 0.2
+
+
+class Annealed:
+    """A loss that is another from the ninth call on, and no module."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, scores, labels):
+        self.calls += 1
+        function = functional.cross_entropy if self.calls < 9 else functional.hinge
+        return function(scores, labels)
+
+
+def doubled(scores, labels):
+    return 2 * functional.cross_entropy(scores, labels)
+
+
+def both(scores, labels):
+    return functional.cross_entropy(scores, labels) + functional.hinge(scores, labels)
+
+
+def flooded(scores, labels):
+    loss = functional.cross_entropy(scores, labels)
+    return loss if float(loss) > 1.1 else -1 * loss
+
+
+def plain(scores, labels):
+    return functional.cross_entropy(scores, labels)
+
+
+ITS_OWN = "changes its own attributes as it runs"
+DRAWS = "it draws random numbers of Python or NumPy"
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "why"),
+    [
+        (Counting, "article", f"Counting {ITS_OWN}"),
+        (Alternating, "article", f"Alternating {ITS_OWN}"),
+        pytest.param(Averaging, "article", f"Averaging {ITS_OWN}", marks=pytest.mark.slow),
+        pytest.param(Drawing, "article", f"Drawing {ITS_OWN}", marks=pytest.mark.slow),
+        (DrawingGlobally, "article", DRAWS),
+        (Net, Annealed, f"Annealed {ITS_OWN}"),
+        (Net, lambda: doubled, "the loss is computed further by the host"),
+        (Net, lambda: both, "the loss is computed further by the host"),
+        (Net, lambda: flooded, "the host reads a tensor's value"),
+        (Net, lambda: plain, ""),
+    ],
+)
+def test_code_of_ones_own_that_a_replay_would_not_run_is_run(make, loss, why):
+    found = []
+    for graph in (True, False):
+        random.seed(0)
+        model, criterion = make(), loss if isinstance(loss, str) else loss()
+        said = Listener()
+        run = trainer(graph, model=model, loss=criterion, average=False, callbacks=[said])
+        found.append((*fit(run), str(getattr(model, "kept", None))))
+        if graph:
+            assert said.said[1:] == ([f"the step is not recorded: {why}"] if why else [])
+    (*with_graph, replayed, kept), (*without, _, expected) = found
+    assert (with_graph, kept) == (without, expected)
+    assert bool(replayed) == (not why)
+
+
+def ema(run, share):
+    run.average = optim.EMA(run.model, 0.8) if share is None else run.average
+    averages = run.average.state_dict().items()
+    run.average.load_state_dict({n: a * a.dtype.type(share or 1) for n, a in averages})
+
+
+REPLACED = {
+    "a layer": lambda run: setattr(run.model, "2", nn.Tanh().to(DEVICE)),
+    "a layer with weights": lambda run: setattr(run.model, "6", nn.Linear(36, 3, rng=3).to(DEVICE)),
+    "a forward": lambda run: setattr(run.model[2], "forward", lambda x: functional.tanh(x)),
+    "the loss": lambda run: setattr(run, "loss", nn.HingeLoss()),
+    "the loss's function": lambda run: setattr(run, "loss", plain),
+    "the optimiser": lambda run: setattr(run, "optimizer", optim.SGD(run.model.parameters(), 0.1)),
+    "the average": lambda run: ema(run, None),
+    "what is averaged": lambda run: ema(run, 0.5),
+}
+
+
+@pytest.mark.parametrize("at", [8, 12])  # within an epoch, and at the end of one
+@pytest.mark.parametrize("what", [pytest.param(n, marks=pytest.mark.slow) for n in REPLACED])
+def test_what_a_callback_replaces_is_used_from_the_next_step_on(what, at):
+    class Replace(train.Callback):
+        def on_batch_end(self, run):
+            if run.state.step == at:
+                REPLACED[what](run)
+
+    def run(graph):
+        return fit(trainer(graph, callbacks=[Replace()], schedule=None, loss="article"))
+
+    found, expected = run(True), run(False)
+    assert found[:2] == expected[:2]
+    assert found[2] > 4
+
+
+CHANGES = {
+    "augment": lambda train, validation: setattr(train, "augment", data.augment.Affine(9)),
+    "in place": lambda train, validation: setattr(train.augment, "pixels", 2),
+    "seed": lambda train, validation: setattr(train, "seed", 9),
+    "pictures": lambda train, validation: setattr(train, "dataset", images(14, 5)),
+    "validation": lambda train, validation: setattr(validation, "mean", 0.5),
+    "labels": lambda train, validation: validation.dataset.labels.sort(),
+}
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(n, marks=pytest.mark.slow if n != "pictures" else ()) for n in CHANGES]
+)
+def test_a_loader_that_is_changed_after_an_epoch_is_read_as_it_is(what):
+    """Against a loader that the device does not know."""
+    found = []
+    for kind in (Plain, data.Loader):
+        source = kind(images(), BATCH, seed=4, augment=data.augment.Shift(1))
+        validation = kind(images(10, 1), BATCH, shuffle=False)
+
+        class Change(train.Callback):
+            def on_epoch_end(self, run, record, loaders=(source, validation)):
+                if run.state.epoch == 1:
+                    CHANGES[what](*loaders)
+
+        run = trainer(callbacks=[Change()])
+        run.fit(source, validation, epochs=3)
+        found.append((state(run), history(run)))
+    assert found[0] == found[1]
+
+
+class Reusing:
+    """Every batch in the same memory; fails at one of the second epoch."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __len__(self):
+        return 30
+
+    def __iter__(self):
+        self.passes += 1
+        rng, x, labels = np.random.default_rng(0), np.empty((4, 1, 8, 8), "f4"), np.zeros(4, int)
+        for batch in range(30):
+            if self.passes == 2 and batch == 21:
+                raise OSError("no such picture")
+            x[...] = rng.random(x.shape)
+            yield x, labels
+
+
+def test_batches_that_share_memory_and_one_that_fails():
+    found = []
+    for graph in (True, False):
+        run = trainer(graph, average=False, schedule=None)
+        with pytest.raises(OSError, match="no such picture"):
+            run.fit(Reusing(), epochs=2)
+        found.append(state(run))
+    assert "'batch': 21" in found[0][2]
+    assert found[0] == found[1]
