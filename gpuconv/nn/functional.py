@@ -221,12 +221,13 @@ def _weighted(
         gradient = under_relu if activation == "relu" else plain
         return record(name, y, (x, w, b), gradient, *saved)
 
-    statistics = with_statistics if _has_kernels(data) else None
-    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, statistics)
+    if isinstance(data, np.ndarray) or not _has_kernels(data):
+        with_statistics = None
+    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, with_statistics)
 
 
 def _has_kernels(x: Array) -> bool:
-    return not isinstance(x, np.ndarray) and is_device(device_of(x))
+    return is_device(device_of(x))
 
 
 @adding

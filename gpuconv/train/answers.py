@@ -14,7 +14,7 @@ from gpuconv.cuda import recording
 from gpuconv.cuda.recording import Recorder
 from gpuconv.cuda.runtime import runtime
 from gpuconv.nn import Module, no_grad
-from gpuconv.train.feed import Feed, batches_of, feed_of
+from gpuconv.train.feed import Feed, Source, batches_of
 from gpuconv.train.records import Fixed, Records
 
 
@@ -48,7 +48,7 @@ class RecordedAnswers:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._feeds: dict[int, tuple[Any, Feed]] = {}  # of loaders that are evaluated again
+        self._source: Source | None = None  # of a loader that may be evaluated again
 
     def __call__(self, model: Module, loss: Any, batches: Any) -> Iterator[Answers]:
         feed = self._feed_of(batches, model.device)
@@ -92,11 +92,9 @@ class RecordedAnswers:
             batch += 1
 
     def _feed_of(self, batches: Any, device: str) -> Feed:
-        _, feed = self._feeds.get(id(batches), (None, None))
-        if feed is None:
-            feed = feed_of(batches, device)
-            self._feeds = {id(batches): (batches, feed)}
-        return feed
+        if self._source is None or self._source.batches is not batches:
+            self._source = Source(batches, device)
+        return self._source.feed()
 
 
 def value_of(loss: Any, found: Any) -> float:

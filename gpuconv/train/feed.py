@@ -11,7 +11,9 @@ import numpy as np
 
 from gpuconv.arrays import to_device
 from gpuconv.cuda.runtime import runtime
+from gpuconv.data import Loader
 from gpuconv.data.on_device import batches_for
+from gpuconv.train.python_state import python_state
 
 READ_AHEAD = 64 << 20  # bytes of images that are held for the next steps
 Batch = tuple[Any, Any]  # x and labels
@@ -62,7 +64,8 @@ class CopiedBatches:
         self._iterator: Iterator[Batch] = iter(())
         self._ready: deque[Batch] = deque()  # read ahead
         self._at = (-1, 0)  # the epoch and the batch that is the first of these
-        self._batch: Batch = (None, None)  # the one before
+        self._fed: list[Batch] = []  # those before it that were prepared together
+        self._failed: Exception | None = None  # of the batch after these
         self._fixed: dict[Hashable, Batch] = {}  # by shape, where a recorded step looks
         self.feed: Callable[[], None] | None = self._feed
 
@@ -70,25 +73,41 @@ class CopiedBatches:
         if self._at != (epoch, first):
             self._iterator, self._at = batches_of(self._source, epoch, first), (epoch, first)
             self._ready.clear()
+            self._failed = None
+        self._fed.clear()
         held = sum(x.nbytes for x, _ in self._ready)
         while len(self._ready) < most and (not self._ready or held < READ_AHEAD):
-            batch = next(self._iterator, None)
+            batch = None if self._failed else self._next(most > 1)
             if batch is None:
                 break
             self._ready.append(batch)
             held += batch[0].nbytes
+        if self._failed and not self._ready:
+            raise self._failed
         shapes = [_shape(batch) for batch in self._ready]
         alike = takewhile(lambda shape: shape == shapes[0], shapes[:most])
         return len(list(alike)), shapes[0] if shapes else None
 
+    def _next(self, ahead: bool) -> Batch | None:
+        """The next batch; a copy if it is read ahead, for the one after may take its memory."""
+        try:
+            batch = next(self._iterator, None)
+        except Exception as error:  # raised when it is that batch's turn
+            self._failed = error
+            return None
+        if batch is None or not ahead:
+            return batch
+        return np.array(batch[0]), np.array(batch[1])
+
     def _feed(self) -> None:
-        self._batch = self._ready.popleft()
+        batch = self._ready.popleft()
+        self._fed.append(batch)
         self._at = self._at[0], self._at[1] + 1
-        for array, host in zip(self._fixed.get(_shape(self._batch), ()), self._batch, strict=False):
+        for array, host in zip(self._fixed.get(_shape(batch), ()), batch, strict=False):
             self._on.queue().copy(array, np.ascontiguousarray(host))
 
     def load(self, shape: Any, slot: Any) -> Batch:
-        x, labels = self._batch
+        x, labels = self._fed[-1]
         if isinstance(slot, int):
             return to_device(x, self._device), to_device(labels, self._device)
         if shape not in self._fixed:
@@ -96,8 +115,9 @@ class CopiedBatches:
         return self._fixed[shape]
 
     def host(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._at == (epoch, batch + 1):
-            return self._batch
+        back = self._at[1] - batch
+        if self._at[0] == epoch and 0 < back <= len(self._fed):
+            return self._fed[-back]
         return next(batches_of(self._source, epoch, batch))
 
     def labels(self, epoch: int, batch: int) -> np.ndarray:
@@ -111,3 +131,22 @@ def _shape(batch: Batch) -> Hashable:
 def feed_of(batches: Any, device: str) -> Feed:
     """The batches of a loader, or of any iterable of (x, labels), on "sim" or "cuda"."""
     return batches_for(batches, device) or CopiedBatches(batches, device)
+
+
+class Source:
+    """A loader, or any iterable of (x, labels), whose batches are read on a device."""
+
+    def __init__(self, batches: Any, device: str) -> None:
+        self.batches, self._device = batches, device
+        self._feed: Feed | None = None
+        self._state: Hashable = None  # of the loader, when the feed was made
+        self._kept: list[Any] = []
+
+    def feed(self) -> Feed:
+        """Its batches as it is now: others once a loader was changed."""
+        kept: list[Any] = []
+        settings = vars(self.batches) if isinstance(self.batches, Loader) else {}
+        state = python_state([v for n, v in settings.items() if n != "epoch"], kept=kept)
+        if self._feed is None or state != self._state:
+            self._feed, self._state, self._kept = feed_of(self.batches, self._device), state, kept
+        return self._feed

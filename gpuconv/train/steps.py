@@ -13,7 +13,7 @@ import numpy as np
 from gpuconv.arrays import to_device
 from gpuconv.cuda.recording import SLOTS, Recorder
 from gpuconv.train.answers import refuse_labels, total_loss
-from gpuconv.train.feed import batches_of, feed_of
+from gpuconv.train.feed import Source, batches_of
 from gpuconv.train.records import Fixed, Records
 
 if TYPE_CHECKING:
@@ -39,17 +39,19 @@ class RecordedSteps:
 
     def __init__(self, trainer: Trainer, batches: Any, records: Records) -> None:
         self._trainer, self._records = trainer, records
-        self._feed = feed_of(batches, trainer.model.device)
+        self._source = Source(batches, trainer.model.device)
+        self._feed = self._source.feed()
         self._ahead = 1  # steps to start at once
         size, images = getattr(batches, "batch_size", 1), len(getattr(batches, "dataset", ()))
         self._has_smaller_batch = images % size > 0
-        if self._feed.note:
-            records.say(self._feed.note)
 
     def __iter__(self) -> Iterator[None]:
         """Train with the rest of an epoch's batches; yields after one or several."""
         trainer = self._trainer
-        p, feed = trainer.state, self._feed
+        self._feed = feed = self._source.feed()
+        if feed.note:
+            self._records.say(feed.note)
+        p = trainer.state
         fixed = self._fixed()
         while True:
             most = min(trainer.batches_until_told(), self._ahead)

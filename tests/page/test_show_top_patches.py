@@ -209,9 +209,9 @@ def test_parts_of_every_kind_of_layer_with_maps():
     model.input_shape = (2, 13, 12)
     session = session_of(model, (2, 11, 12))
     offered = session.describe()["patches"]
-    assert [session.graph[n].name for n in offered] == [
-        node.name for node in session.graph[1:] if len(node.shape) == 3
-    ]
+    maps = [node.name for node in session.graph[1:] if len(node.shape) == 3]
+    maps.remove("swish.sigmoid")  # a function within a layer, which has no name for it
+    assert [session.graph[n].name for n in offered] == maps
     for number in offered:
         found = ask_all(session, number, session.graph[number].shape[0] - 1)[-1]
         values = [patch["value"] for patch in found["patches"]]
