@@ -182,7 +182,7 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
         return _at_once(linear(as_tensor(x), as_tensor(w), b))
     b = b if isinstance(b, Tensor) else _optional(b)
-    if not x.reference and not w.reference:
+    if not x.reference and not w.reference and not isinstance(w.data, np.ndarray):
         if (y := linear_chain.appended(x, w, b)) is not None:
             return y
         if linear_chain.serves(x, w):
@@ -221,12 +221,9 @@ def _weighted(
         gradient = under_relu if activation == "relu" else plain
         return record(name, y, (x, w, b), gradient, *saved)
 
-    statistics = with_statistics if _has_kernels(data) else None
+    on_host = isinstance(data, np.ndarray) or not is_device(device_of(data))
+    statistics = None if on_host else with_statistics
     return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, statistics)
-
-
-def _has_kernels(x: Array) -> bool:
-    return not isinstance(x, np.ndarray) and is_device(device_of(x))
 
 
 @adding
@@ -267,7 +264,7 @@ def batch_norm(
     found = statistics_of(x, running) if training else None
     arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
     reference = x.reference or (w is not None and w.reference)
-    on_device = _has_kernels(x.data)
+    on_device = is_device(device_of(x.data))
     count = x.data.size // max(x.data.shape[1], 1)
     if training and count < 2 and state.trace is None:
         raise ValueError(
