@@ -130,7 +130,7 @@ def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadat
 
 
 def load(path: Any, model: Module | Callable[..., Module] | str | None = None) -> Module:
-    """The model saved at `path`, rebuilt with its weights and in evaluation mode.
+    """The model of a checkpoint or an ONNX file, with its weights and in evaluation mode.
 
     model: how to build one that the file cannot describe, see `Checkpoint.build`.
     Raises: FileNotFoundError; ValueError, in one line, for a file that is damaged, truncated, not

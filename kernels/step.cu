@@ -1,18 +1,19 @@
 /*
 step.cu: what a recorded step of training reads and writes besides its own work.
 
-Math      begin_step: row `next` of the table becomes the current numbers and seeds; next += 1
-          note_batch: correct = rows whose first largest score is the label's (a NaN is the
-                      largest, as in NumPy); it and the loss go to the ring's row of this step
-          note_loss: a number goes to a column of that row
-          A loss or a norm that is not finite stops: from then on begin_step and the notes do
-          nothing, and kernels that are given `stop` change nothing
+Math      note_batch: correct = rows whose first largest score is the label's (a NaN is the
+                      largest, as in NumPy); it and the loss go to the ring's row of this step.
+                      Then the step turns: its numbers and seeds become those of the kernels from
+                      here to its end, and the table's next row those of the next step up to here
+          note_loss: a number goes to a column of the row of this step, before or after its turn
+          A loss or a norm that is not finite stops: from then on these kernels do nothing, and
+          kernels that are given `stop` change nothing
 Source    gpuconv/cuda/recording.py
-Layout    state: 8 words: stop (0 or 1), next, and as the fifth step; table: per step seeds, two
-          words each, then floats; ring: COLUMNS floats a step (correct, norm, losses ...), then one
-          that is the step that stopped, counted from 1, or 0
+Layout    state: 8 words: stop (0 or 1), the step that turned last, and as the fifth the step;
+          table: per step seeds, two words each, then floats; ring: COLUMNS floats a step (correct,
+          norm, losses ...), then one that is the step that stopped, counted from 1, or 0
 Geometry  One block each; note_batch: `lanes` threads a row, a power of two up to 32
-Traffic   begin_step: a row twice; note_batch: scores and labels once
+Traffic   note_batch: scores and labels once, a row of the table twice
 Floor     Nothing to speak of: a launch takes longer
 Order     Counts are whole numbers below 2^24
 Limits    rows below 2^24
@@ -21,32 +22,13 @@ Macros    LABEL (the labels' type, an integer)
 */
 #include "common.cuh"
 
-constexpr int COLUMNS = 8, CORRECT = 0, NORM = 1;
-constexpr int STOP = 0, NEXT = 1, STEP = 4;
-
-extern "C" __global__ void __launch_bounds__(256, 4) begin_step(unsigned* __restrict__ state,
-    unsigned long long* __restrict__ seeds, float* __restrict__ numbers, float* __restrict__ ring,
-    const unsigned* __restrict__ table, int seed_count, int number_count, int slots)
-{
-    if (blockIdx.x > 0 || state[STOP]) return;
-    const unsigned next = state[NEXT];
-    const unsigned* row = table + (long long)next * (2 * seed_count + number_count);
-    for (int i = threadIdx.x; i < seed_count; i += blockDim.x)
-        seeds[i] = row[2 * i] | (unsigned long long)row[2 * i + 1] << 32;
-    for (int i = threadIdx.x; i < number_count; i += blockDim.x)
-        numbers[i] = __uint_as_float(row[2 * seed_count + i]);
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    state[STEP] = next;
-    state[NEXT] = next + 1;
-    if (next == 0) ring[COLUMNS * slots] = 0.0f;
-}
+constexpr int COLUMNS = 8, CORRECT = 0;
+constexpr int STOP = 0, NOTED = 1, STEP = 4;
 
 // By one thread.
 __device__ __forceinline__ void note(
-    float* ring, unsigned* state, int slots, int column, float value)
+    float* ring, unsigned* state, int slots, unsigned step, int column, float value)
 {
-    const unsigned step = state[STEP];
     ring[(long long)step * COLUMNS + column] = value;
     if (isfinite(value)) return;
     state[STOP] = 1;
@@ -55,15 +37,19 @@ __device__ __forceinline__ void note(
 
 extern "C" __global__ void __launch_bounds__(256, 4)
     note_loss(float* __restrict__ ring, unsigned* __restrict__ state,
-        const float* __restrict__ loss, int column, int slots)
+        const float* __restrict__ loss, int column, int turned, int slots)
 {
     if (blockIdx.x == 0 && threadIdx.x == 0 && !state[STOP])
-        note(ring, state, slots, column, loss[0]);
+        note(ring, state, slots, state[turned ? NOTED : STEP], column, loss[0]);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) note_batch(float* __restrict__ ring,
-    unsigned* __restrict__ state, const float* __restrict__ loss, const float* __restrict__ scores,
-    const LABEL* __restrict__ labels, int rows, int classes, int lanes, int column, int slots)
+    unsigned* __restrict__ state, unsigned long long* __restrict__ seeds,
+    unsigned long long* __restrict__ later_seeds, float* __restrict__ numbers,
+    float* __restrict__ later_numbers, const unsigned* __restrict__ table,
+    const float* __restrict__ loss, const float* __restrict__ scores,
+    const LABEL* __restrict__ labels, int rows, int classes, int lanes, int column, int slots,
+    int seed_count, int number_count)
 {
     __shared__ int counts[256];
     if (blockIdx.x > 0 || state[STOP]) return;
@@ -92,7 +78,22 @@ extern "C" __global__ void __launch_bounds__(256, 4) note_batch(float* __restric
         __syncthreads();
         if (threadIdx.x < half) counts[threadIdx.x] += counts[threadIdx.x + half];
     }
+    const unsigned step = state[STEP];
+    const unsigned* row = table + (long long)(step + 1) * (2 * seed_count + number_count);
+    const bool more = step + 1 < slots;
+    for (int i = threadIdx.x; i < seed_count; i += 256) {
+        later_seeds[i] = seeds[i];
+        if (more) seeds[i] = row[2 * i] | (unsigned long long)row[2 * i + 1] << 32;
+    }
+    for (int i = threadIdx.x; i < number_count; i += 256) {
+        later_numbers[i] = numbers[i];
+        if (more) numbers[i] = __uint_as_float(row[2 * seed_count + i]);
+    }
+    __syncthreads();  // all have read the step
     if (threadIdx.x > 0) return;
-    ring[(long long)state[STEP] * COLUMNS + CORRECT] = (float)counts[0];
-    note(ring, state, slots, column, loss[0]);
+    if (step == 0) ring[COLUMNS * slots] = 0.0f;  // the first of some: nothing has stopped
+    ring[(long long)step * COLUMNS + CORRECT] = (float)counts[0];
+    state[NOTED] = step;
+    state[STEP] = step + 1;
+    note(ring, state, slots, step, column, loss[0]);
 }

@@ -110,6 +110,13 @@ def test_pytorchs_tensors_come_back(torch, layout):
 
 
 @pytest.mark.torch
+def test_costs_are_known_for_tensors(torch):
+    x, w = torch.from_numpy(X.copy()), torch.from_numpy(W.copy())
+    assert ops.conv2d.work(x, w) == ops.conv2d.work(X, W)
+    assert ops.conv2d.multiply_adds(x, w) == 2 * 4 * 4 * 5 * 27
+
+
+@pytest.mark.torch
 def test_what_writes_into_a_tensor_returns_it(torch):
     total = torch.zeros(3)
     assert ops.accumulate(total, torch.ones(3)) is total

@@ -65,7 +65,7 @@ def defer(
     y = Tensor.__new__(Tensor)
     y.grad = y._hooks = None
     y.requires_grad, y.reference = requires_grad and state.recording, False
-    # a constructor of Python would cost more than the rest of this function
+    # as Deferred(...) does, but without a call of Python
     y._deferred = tuple.__new__(Deferred, (compute, activations, pool, statistics, added, chain))
     state.pending = y
     return y

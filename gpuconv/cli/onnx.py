@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpuconv import checkpoint, onnx
 from gpuconv.cli.options import CHECKPOINT, OWN_NETWORK, add_options, image_shape, path
+from gpuconv.onnx.export import OPSET
 
 EXAMPLES = """\
   gpuconv onnx runs/lenet-mnist/best.safetensors -o lenet.onnx
@@ -40,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
     onnx.export(model, args.output, args.input, **kept)
     shape = ", ".join(map(str, args.input or model.input_shape or ()))
     size = Path(args.output).stat().st_size
-    print(f"{args.output}: {size:,} bytes, opset {onnx.OPSET}; the input x is (batch, {shape})")
+    print(f"{args.output}: {size:,} bytes, opset {OPSET}; the input x is (batch, {shape})")
     return 0

@@ -6,7 +6,7 @@ Addresses are those of the first time, so all that changes from step to step lie
 
 - **The host's numbers** (a rate, a seed) are computed by the host as in any step, by the functions
   that `again` was given, for all steps of one call of `Record.run`; they reach the device in one
-  table, of which begin_step (kernels/step.cu) makes one row after the other the current one.
+  table, of which note_batch (kernels/step.cu) makes one row after the other the current one.
 - **What the host wants to know** (losses, right answers) goes to a ring that it reads once.
 - **A loss that is not finite** stops all updates on the device; the host puts its own state back to
   where that step found it.
@@ -138,13 +138,16 @@ class Recorder:
         self.gradients: list[tuple[Any, Any]] = []
         self.own: set[int] = set()  # addresses of the memory that the step itself allocated
         self.noted, self.keeping = False, True
+        self.turn = 0  # the number of note_batch's launch
         self.used = [0, 0]  # seeds and numbers of a step
         self.host = on.pinned((STATE + SLOTS * (2 * SEEDS + NUMBERS),), np.uint32)
         self.host[:] = 0
         self.words = on.empty(self.host.size, np.uint32)
         self.state, self.table = self.words[:STATE], self.words[STATE:]
         self.stop, self.slot = self.words[:1], self.words[STEP : STEP + 1]
-        self.rows = on.empty(SEEDS, np.uint64), on.empty(NUMBERS)
+        # Seeds and numbers of the current step: what kernels read before `note`, and after it.
+        self.rows = on.constant(np.zeros(SEEDS, np.uint64)), on.constant(np.zeros(NUMBERS, "f4"))
+        self.later = on.empty(SEEDS, np.uint64), on.empty(NUMBERS)
         self.ring = on.zeros(SLOTS * COLUMNS + 1)
         on.queue().copy(self.words, self.host)
 
@@ -188,7 +191,8 @@ class Recorder:
                 elif p.name == "step" and changing:
                     kind = isinstance(changing[0], ChangingFloat)
                     begin = changing[0].column
-                    arguments[p.place] = self.rows[kind][begin : begin + len(changing)]
+                    row = (self.later if self.noted else self.rows)[kind]
+                    arguments[p.place] = row[begin : begin + len(changing)]
                     changing = []
             if changing:
                 refuse(f"{launch.kernel} cannot read numbers that change from memory")
@@ -233,15 +237,20 @@ class Recorder:
             return refuse(f"{many} losses in a step, at most {COLUMNS - LOSSES} can be noted")
         self.outputs = scores = on.contiguous(scores)
         labels = on.contiguous(labels)
-        chosen = config.config_note_batch(*scores.shape, source.c_type(labels.dtype), SLOTS)
         fixed = {"ring": self.ring, "state": self.state}
-        on.run(chosen, **fixed, loss=self.scalars[0], scores=scores, labels=labels)
         for column, loss in enumerate(self.scalars[1:], LOSSES + 1):
             on.run(config.config_note_loss(column, SLOTS), **fixed, loss=loss)
+        kind = source.c_type(labels.dtype)
+        chosen = config.config_note_batch(*scores.shape, kind, SLOTS, (SEEDS, NUMBERS))
+        arrays = {"loss": self.scalars[0], "scores": scores, "labels": labels, "table": self.table}
+        arrays |= {"seeds": self.rows[0], "later_seeds": self.later[0]}
+        arrays |= {"numbers": self.rows[1], "later_numbers": self.later[1]}
+        self.turn = len(self.launches)
+        on.run(chosen, {"seed_count": 0, "number_count": 0}, **fixed, **arrays)
         self.noted = True
         return None
 
     def note_norm(self, norm: Any) -> None:
         """Note a norm, one float32, by which the step may stop too."""
-        chosen = config.config_note_loss(NORM, SLOTS)
+        chosen = config.config_note_loss(NORM, SLOTS, turned=True)
         self.on.run(chosen, ring=self.ring, state=self.state, loss=norm)

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.cuda import step_launch as config
-from gpuconv.cuda.recording import NUMBERS, SEEDS, SLOTS, Recorder
+from gpuconv.cuda.recording import SLOTS, Recorder
 from gpuconv.cuda.step_launch import COLUMNS, CORRECT, LOSSES, NORM, STATE
 
 
@@ -32,14 +31,10 @@ class Record:
         """mark: gives a value that is equal as long as nobody but the step's own effects has
         changed the host's state.
         """
-        on, (seeds, numbers) = recorder.on, recorder.used
-        body, recorder.launches = recorder.launches, []
-        if recorder.noted or any(recorder.used):
-            chosen = config.config_begin(seeds, numbers, SLOTS, (SEEDS, NUMBERS))
-            arrays = {"state": recorder.state, "table": recorder.table, "ring": recorder.ring}
-            with recorder.listening():
-                on.run(chosen, **arrays, seeds=recorder.rows[0], numbers=recorder.rows[1])
-        recorder.launches += body
+        on = recorder.on
+        if recorder.noted:  # only now it is known how many numbers a step has
+            _, arguments = recorder.launches[recorder.turn]
+            arguments[-2:] = map(np.int32, recorder.used)
         self.on, self.recorder, self.effects = on, recorder, recorder.effects
         self._mark = mark
         self._ahead: tuple[Hashable, np.ndarray, list[Callable[[], None]]] | None = None
@@ -49,10 +44,7 @@ class Record:
 
     def start(self) -> None:
         """Start one further step. A loss that is not finite does not stop it: nothing was noted."""
-        table = self._compute(1, [effect.snapshot() for effect in self.effects])
-        if table.size:
-            host = np.concatenate([np.zeros(STATE, np.uint32), table.ravel()])
-            self.on.queue().copy(self.recorder.words[: host.size], host)
+        self._write_row(self._compute(1, [effect.snapshot() for effect in self.effects])[0])
         self.replay()
         self._put_gradients()
 
@@ -164,6 +156,15 @@ class Record:
         end = STATE + table.size
         self.recorder.host[STATE:end] = table.ravel()
         self.on.queue().copy(self.recorder.words[:end], self.recorder.host[:end])
+        self._write_row(table[0])
+
+    def _write_row(self, row: np.ndarray) -> None:
+        """Make a step's numbers those of the next one that is started."""
+        (seeds, numbers), split = self.recorder.used, 2 * self.recorder.used[0]
+        if seeds:
+            self.on.queue().copy(self.recorder.rows[0][:seeds], row[:split].view(np.uint64))
+        if numbers:
+            self.on.queue().copy(self.recorder.rows[1][:numbers], row[split:].view(np.float32))
 
     def _rewind(self, undo: list[Callable[[], None]], steps: int) -> None:
         """Put the host's state to where it was, and from there on by so many steps."""

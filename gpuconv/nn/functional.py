@@ -221,9 +221,13 @@ def _weighted(
         gradient = under_relu if activation == "relu" else plain
         return record(name, y, (x, w, b), gradient, *saved)
 
-    on_host = isinstance(data, np.ndarray) or not is_device(device_of(data))
-    statistics = None if on_host else with_statistics
-    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, statistics)
+    if isinstance(data, np.ndarray) or not _has_kernels(data):
+        with_statistics = None
+    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, with_statistics)
+
+
+def _has_kernels(x: Array) -> bool:
+    return is_device(device_of(x))
 
 
 @adding
@@ -264,7 +268,7 @@ def batch_norm(
     found = statistics_of(x, running) if training else None
     arrays = (x.data, None if w is None else w.data, None if b is None else b.data)
     reference = x.reference or (w is not None and w.reference)
-    on_device = is_device(device_of(x.data))
+    on_device = _has_kernels(x.data)
     count = x.data.size // max(x.data.shape[1], 1)
     if training and count < 2 and state.trace is None:
         raise ValueError(

@@ -157,7 +157,7 @@ class Op(Generic[P, R]):
 
         Raises as the call would for arguments that do not fit.
         """
-        values = self._widened(self._bound(args, kwargs))
+        values = self._widened(self._native(self._bound(args, kwargs)))
         if self._cost is None:
             raise NotImplementedError(f"{self.__name__}: its cost is not known")
         self._checked(values)
@@ -169,7 +169,7 @@ class Op(Generic[P, R]):
 
         Of arrays only shapes are read. `work` counts only arithmetic that cannot be avoided.
         """
-        values = self._widened(self._bound(args, kwargs))
+        values = self._widened(self._native(self._bound(args, kwargs)))
         self._checked(values)
         return 0 if self._multiply_adds is None else self._multiply_adds(*values)
 
@@ -227,8 +227,7 @@ class Op(Generic[P, R]):
 
     def _brought(self, run: Callable[..., Any], library: Library, args: tuple[Any, ...]) -> Any:
         """Run on other libraries' arrays; what comes out is given back as that library's."""
-        named = zip(self._names, args, strict=True)
-        own = tuple(native(a, f"{self.__name__}: {name}") for name, a in named)
+        own = self._native(args)
         with library.inside(next(a for a in args if library_of(a) is library)):
             found = run(*own)
             parts = found if isinstance(found, tuple) else (found,)
@@ -243,6 +242,10 @@ class Op(Generic[P, R]):
                 for part in parts
             )
         return parts if isinstance(found, tuple) else parts[0]
+
+    def _native(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        named = zip(self._names, args, strict=True)
+        return tuple(native(a, f"{self.__name__}: {name}") for name, a in named)
 
     def _accept(self, args: tuple[Any, ...]) -> Callable[..., Any]:
         """The implementation for arguments like these; raises if they are wrong."""

@@ -8,22 +8,37 @@ from kernel_runs import F4, asarray, asnumpy, start
 from test_kernels_optim import COUNTS, Tensors
 
 from gpuconv.cuda import step_launch
-from gpuconv.cuda.step_launch import COLUMNS, CORRECT, LOSSES, STATE, STEP
+from gpuconv.cuda.step_launch import COLUMNS, CORRECT, LOSSES, NOTED, STATE, STEP
 from gpuconv.optim.device import config_clip
 
-SLOTS, NEXT = 8, 1
+SLOTS, ROOM = 8, (6, 310)
 POISON = F4(-77)
+LATER = np.full(ROOM[0], 9, np.uint64), np.full(ROOM[1], POISON)
+NO_ROWS = np.zeros((SLOTS, 0), np.uint32)
 
 
-def run(config, step=0, stop=0, **arrays):
+def run(config, step=0, stop=0, counts=None, **arrays):
     """{name: array} after a launch at a step, with "state" and "ring" among them."""
     state = np.zeros(STATE, np.uint32)
-    state[0], state[NEXT], state[STEP] = stop, step, step
+    state[0], state[STEP] = stop, step
     arrays = {"ring": np.full(COLUMNS * SLOTS + 1, POISON), "state": state, **arrays}
     held = {name: asarray(array) for name, array in arrays.items()}
     (launch,) = config.launches
-    start(launch, held, check=True)
+    start(launch, held, counts, check=True)
     return {name: asnumpy(array) for name, array in held.items()}
+
+
+def noted(given, step, stop=0, rows=NO_ROWS, now=LATER):
+    """What note_batch leaves, with rows of the table, uint32, and the seeds and numbers now."""
+    labels = {"int64": "long long", "int32": "int"}[str(given["labels"].dtype)]
+    config = step_launch.config_note_batch(*given["scores"].shape, labels, SLOTS, ROOM)
+    table = np.zeros(SLOTS * (2 * ROOM[0] + ROOM[1]), np.uint32)
+    table[: rows.size] = rows.ravel()
+    arrays = {"seeds": now[0], "numbers": now[1], "table": table}
+    arrays |= {"later_seeds": LATER[0], "later_numbers": LATER[1]}
+    seeds = 3 if rows.shape[1] == 6 else 2 if rows.shape[1] == 304 else 0
+    counts = {"seed_count": seeds, "number_count": rows.shape[1] - 2 * seeds}
+    return run(config, step, stop, counts, **given, **arrays)
 
 
 def ring_with(step, **columns):
@@ -51,8 +66,7 @@ def test_right_answers_are_numpys_argmax(shape, kind):
     scores = SCORES[kind](rng, shape).astype(F4)
     answers = scores.argmax(axis=1)  # the first of the largest, or the first NaN
     labels = np.where(rng.random(shape[0]) < 0.6, answers, rng.integers(0, shape[1], shape[0]))
-    config = step_launch.config_note_batch(*shape, "long long", SLOTS)
-    found = run(config, 3, loss=np.array([0.5], F4), scores=scores, labels=labels)
+    found = noted({"loss": np.array([0.5], F4), "scores": scores, "labels": labels}, 3)
     expected = ring_with(3, **{f"c{CORRECT}": (answers == labels).sum(), f"c{LOSSES}": 0.5})
     np.testing.assert_array_equal(found["ring"], expected)
     assert found["state"][0] == 0
@@ -61,8 +75,8 @@ def test_right_answers_are_numpys_argmax(shape, kind):
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
 def test_a_loss_that_is_not_finite_stops(loss):
     given = {"scores": np.eye(3, dtype=F4), "labels": np.array([0, 1, 0], np.int32)}
-    batch = step_launch.config_note_batch(3, 3, "int", SLOTS)
-    found = run(batch, 5, loss=np.array([loss], F4), **given)
+    given["loss"] = np.array([loss], F4)
+    found = noted(given, 5)
     expected = ring_with(5, **{f"c{CORRECT}": 2, f"c{LOSSES}": loss}, end=6)
     np.testing.assert_array_equal(found["ring"], expected)
     assert found["state"][0] == 1
@@ -70,33 +84,37 @@ def test_a_loss_that_is_not_finite_stops(loss):
     found = run(other, 5, loss=np.array([loss], F4))
     np.testing.assert_array_equal(found["ring"], ring_with(5, c4=loss, end=6))
     assert found["state"][0] == 1
-    for config, more in ((batch, given), (other, {})):  # nothing is noted after that
-        found = run(config, 5, stop=1, loss=np.array([loss], F4), **more)
+    later = run(step_launch.config_note_loss(1, SLOTS, turned=True), 5, loss=given["loss"])
+    np.testing.assert_array_equal(later["ring"], ring_with(0, c1=loss, end=1))
+    # nothing is noted after that
+    for found in (noted(given, 5, stop=1), run(other, 5, stop=1, loss=given["loss"])):
         np.testing.assert_array_equal(found["ring"], ring_with(5))
 
 
 @pytest.mark.parametrize(("seeds", "numbers"), [(0, 0), (0, 5), (3, 0), (2, 300)])
-def test_a_step_begins_with_its_row(seeds, numbers):
+@pytest.mark.parametrize(("step", "stop"), [(0, 0), (5, 0), (SLOTS - 1, 0), (5, 1)])
+def test_a_step_turns(seeds, numbers, step, stop):
+    """Its numbers go to the kernels after it, the table's next row to those of the next step."""
     rng = np.random.default_rng(61)
-    words = 2 * seeds + numbers
     rows_of_seeds = rng.integers(0, 2**64, (SLOTS, seeds), np.uint64)
     rows_of_numbers = rng.standard_normal((SLOTS, numbers)).astype(F4)
     rows = np.concatenate([rows_of_seeds.view(np.uint32), rows_of_numbers.view(np.uint32)], axis=1)
-    table = np.zeros(SLOTS * (2 * 256 + 512), np.uint32)
-    table[: SLOTS * words] = rows.ravel()
-    config = step_launch.config_begin(seeds, numbers, SLOTS, (256, 512))
-    rest = {"seeds": np.full(256, 9, np.uint64), "numbers": np.full(512, POISON), "table": table}
-    for step, stop in ((0, 0), (6, 0), (6, 1)):
-        found = run(config, step, stop, **rest)
-        expected = np.full(seeds, 9, np.uint64) if stop else rows_of_seeds[step]
-        np.testing.assert_array_equal(found["seeds"][:seeds], expected)
-        expected = np.full(numbers, POISON) if stop else rows_of_numbers[step]
-        np.testing.assert_array_equal(found["numbers"][:numbers], expected)
-        assert (found["seeds"][seeds:] == 9).all()
-        assert (found["numbers"][numbers:] == POISON).all()
-        assert found["state"][NEXT] == step + 1 - stop
-        end = {} if step else {"end": 0}  # a new call of several steps: nothing has stopped
-        np.testing.assert_array_equal(found["ring"], ring_with(0, **end))
+    now = rng.integers(0, 2**64, ROOM[0], np.uint64), rng.standard_normal(ROOM[1]).astype(F4)
+    given = {"loss": np.ones(1, F4), "scores": np.eye(3, dtype=F4), "labels": np.zeros(3, np.int32)}
+    found = noted(given, step, stop, rows, now)
+    fresh = step < SLOTS - 1 and not stop
+    for k, (name, after, count) in enumerate(
+        (("seeds", rows_of_seeds, seeds), ("numbers", rows_of_numbers, numbers))
+    ):
+        expected = after[step + 1] if fresh else now[k][:count]
+        np.testing.assert_array_equal(found[name][:count], expected)
+        np.testing.assert_array_equal(found[name][count:], now[k][count:])
+        later = found[f"later_{name}"]
+        assert later[:count].tobytes() == (LATER[k][:count] if stop else now[k][:count]).tobytes()
+        assert later[count:].tobytes() == LATER[k][count:].tobytes()
+    assert found["state"][STEP] == step + 1 - stop
+    assert found["state"][NOTED] == (0 if stop else step)
+    assert found["ring"][-1] == (0 if step == 0 else POISON)
 
 
 @pytest.mark.parametrize("misaligned", [False, True])
