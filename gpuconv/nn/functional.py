@@ -182,7 +182,7 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
         return _at_once(linear(as_tensor(x), as_tensor(w), b))
     b = b if isinstance(b, Tensor) else _optional(b)
-    if not x.reference and not w.reference:
+    if not x.reference and not w.reference and not isinstance(w.data, np.ndarray):
         if (y := linear_chain.appended(x, w, b)) is not None:
             return y
         if linear_chain.serves(x, w):
