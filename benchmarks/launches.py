@@ -34,6 +34,7 @@ IN_PLACE = {
     "batch_norm2d_merge": ("running_mean", "running_var"),
     "batch_norm2d_backward_sums": ("partials",),
     "batch_norm2d_relu_max_pool2d_backward_sums": ("partials",),
+    "conv2d_backward_small": ("partials",),
     "conv2d_backward_weight_simt": ("partials",),
 }
 OPTIMISERS = {"sgd": (2, 1), "sgd_momentum": (3, 2), "adam": (4, 3), "adam_amsgrad": (5, 4)}

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise, product
+from operator import call, itemgetter
 from typing import Any, ClassVar
 
 import threadpoolctl
@@ -90,7 +91,7 @@ def parallel(function: Shard, pieces: Pieces) -> list[object]:
         results = [function(*pieces[0])]
     finally:
         _inside.shard = False
-        outcomes = [worker.finish() for worker in workers]
+        outcomes = list(map(_Worker.finish, workers))
     for result, error in outcomes:
         if error is not None:
             raise error
@@ -103,7 +104,15 @@ def over_shards(
 ) -> None:
     """function(*parts of the arrays, *rest) side by side, for parts of their first axis."""
     pieces = shards(len(arrays[0]), grain)
-    parallel(lambda begin, end: function(*(a[begin:end] for a in arrays), *rest), pieces)
+    if len(pieces) == 1:
+        function(*arrays, *rest)
+        return
+
+    def run(begin: int, end: int) -> None:
+        part = itemgetter(slice(begin, end))
+        function(*map(part, arrays), *rest)
+
+    parallel(run, pieces)
 
 
 class _Worker(threading.Thread):
@@ -180,7 +189,8 @@ class blas_threads:
     count holds, and the setting from before the first comes back after the last.
     """
 
-    libraries: ClassVar[list[BlasSetting] | None] = None  # found at the first use
+    getters: ClassVar[list[Callable[[], int]] | None] = None  # each library's, found at first use
+    setters: ClassVar[list[Callable[[int], object]]] = []
     before: ClassVar[list[int]] = []  # each library's setting, before the first use
     counts: ClassVar[list[int]] = []  # of all uses at this moment
 
@@ -190,11 +200,12 @@ class blas_threads:
     def __enter__(self) -> None:
         cls = blas_threads
         with _lock:
-            if cls.libraries is None:
+            if cls.getters is None:
                 found = threadpoolctl.ThreadpoolController().select(user_api="blas")
-                cls.libraries = [_setting_of(library) for library in found.lib_controllers]
+                settings = [_setting_of(library) for library in found.lib_controllers]
+                cls.getters, cls.setters = [get for get, _ in settings], [do for _, do in settings]
             if not cls.counts:
-                cls.before = [get() for get, _ in cls.libraries]
+                cls.before = list(map(call, cls.getters))
             cls._change(cls.counts, [*cls.counts, self._count])
 
     def __exit__(self, *_: object) -> None:
@@ -209,7 +220,7 @@ class blas_threads:
     def _change(cls, old: list[int], new: list[int]) -> None:
         """Set each library for `new`, where that differs from what `old` demanded: a call costs."""
         cls.counts = new
-        for (_, set_threads), before in zip(cls.libraries or [], cls.before, strict=True):
+        for set_threads, before in zip(cls.setters, cls.before, strict=True):
             threads = min([before, *new])
             if threads != min([before, *old]):
                 set_threads(threads)

@@ -100,7 +100,7 @@ def test_scratch_is_kept_for_each_thread_and_bounded():
 def blas_count() -> int:
     """The threads that NumPy's BLAS would use for a product now."""
     with blas_threads(99):  # finds the library, where nothing has used it yet
-        return max(get() for get, _ in blas_threads.libraries)
+        return max(get() for get in blas_threads.getters)
 
 
 @pytest.fixture

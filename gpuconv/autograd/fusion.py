@@ -65,7 +65,8 @@ def defer(
     y = Tensor.__new__(Tensor)
     y.grad = y._hooks = None
     y.requires_grad, y.reference = requires_grad and state.recording, False
-    y._deferred = Deferred(compute, activations, pool, statistics, added, chain)
+    # as Deferred(...) does, but without a call of Python
+    y._deferred = tuple.__new__(Deferred, (compute, activations, pool, statistics, added, chain))
     state.pending = y
     return y
 

@@ -157,7 +157,8 @@ def recorded(
         outputs = call()
         if workload.direction == DATA:
             on.recorded = others
-            workload.op(*arguments[:-1], False)  # type: ignore[union-attr]
+            at = list(workload.op.parameters).index("need_dx")  # type: ignore[union-attr]
+            workload.op(*arguments[:at], False, *arguments[at + 1 :])  # type: ignore[union-attr]
     finally:
         on.recorded = None
     for other, _ in others:

@@ -151,9 +151,14 @@ def _workloads(
 def _workload(case: Case, direction: str, function: Op, given: tuple[Any, ...]) -> Workload:
     cost = function.work(*given)
     if direction == DATA:
-        (dy, x, w), y = given[:3], given[-2]
+        (dy, x, w), y = given[:3], _output_of(function, given)
         cost = Cost(cost.flops // 2, nbytes(dy, w, x, y))
     return Workload(case, direction, function, given, cost, case.op in IN_PLACE)
+
+
+def _output_of(backward: Op, arguments: tuple[Any, ...]) -> Any:
+    """What the forward operation returned, among a gradient's arguments."""
+    return arguments[list(backward.parameters).index("y")]
 
 
 def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
@@ -248,7 +253,8 @@ def _floats(arguments: tuple[Any, ...]) -> list[Any]:
 
 def _cpu_data(case: Case, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
     """dx alone on the CPU path, by the functions that the operation itself calls."""
-    (dy, x, w), y = arguments[:3], arguments[-2]
+    backward = getattr(ops, f"{case.op}_backward")
+    (dy, x, w), y = arguments[:3], _output_of(backward, arguments)
     if case.op == "linear":
         return lambda: (matmul(activation_backward(dy, y, case.activation), w),)
     stride = 1 if case.stride is None else case.stride

@@ -6,6 +6,8 @@ operation's threads need. So each product runs on one BLAS thread, side by side 
 
 from __future__ import annotations
 
+from itertools import starmap
+
 import numpy as np
 
 from gpuconv.cpu.precision import sums_in_float64
@@ -23,7 +25,7 @@ def products(*factors: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
         if sums_in_float64(dtype):
             wide = [(a.astype(np.float64), b.astype(np.float64)) for a, b in factors]
             return [_product(a, b).astype(dtype) for a, b in wide]
-        return [_product(a, b) for a, b in factors]
+        return list(starmap(_product, factors))
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -182,7 +182,7 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
         return _at_once(linear(as_tensor(x), as_tensor(w), b))
     b = b if isinstance(b, Tensor) else _optional(b)
-    if not x.reference and not w.reference:
+    if not x.reference and not w.reference and not isinstance(w.data, np.ndarray):
         if (y := linear_chain.appended(x, w, b)) is not None:
             return y
         if linear_chain.serves(x, w):
@@ -221,12 +221,13 @@ def _weighted(
         gradient = under_relu if activation == "relu" else plain
         return record(name, y, (x, w, b), gradient, *saved)
 
-    statistics = with_statistics if _has_kernels(data) else None
-    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, statistics)
+    if isinstance(data, np.ndarray) or not _has_kernels(data):
+        with_statistics = None
+    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, with_statistics)
 
 
 def _has_kernels(x: Array) -> bool:
-    return not isinstance(x, np.ndarray) and is_device(device_of(x))
+    return is_device(device_of(x))
 
 
 @adding

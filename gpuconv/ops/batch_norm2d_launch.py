@@ -108,19 +108,19 @@ def config_backward_sums(
     """dw and db from dy, x, w, b, mean, var, and the number eps."""
     pixels, C = require_channels("batch_norm2d_backward", shape)
     grid, split = _split(pixels, C, vec)
-    workspace = 2 * grid[1] * C
+    workspace, sums, arrays = _partial_sums(grid, C)
     scalars = {
         **{"pixels": pixels, "C": C, "dy_stride": dy_stride, "x_stride": x_stride},
         **split,
         **_flags(weight, bias, relu),
     }
     sizes = {
-        **{"dw": C, "db": C, "partials": workspace, "tickets": grid[0]},
+        **sums,
         **{"dy": strided_size(pixels, dy_stride, C), "x": strided_size(pixels, x_stride, C)},
         **_sizes(C, weight, bias),
     }
     kernel, chosen = "batch_norm2d_backward_sums", defines(VEC=vec)
-    launch = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, WORKSPACE)
+    launch = Launch(FILE, kernel, grid, THREADS, chosen, scalars, sizes, arrays)
     return LaunchConfig((launch,), workspace, grid[0])
 
 
@@ -175,15 +175,12 @@ def config_pooled_sums(
     kernel = "batch_norm2d_relu_max_pool2d_backward_sums"
     pixels, C = require_channels(kernel, shape)
     grid, split = _split(pixels, C, vec)
-    workspace = 2 * grid[1] * C
-    sizes = {
-        **{"dw": C, "db": C, "partials": workspace, "tickets": grid[0]},
-        **_sizes_before_pool(shape, window, x_stride),
-    }
+    workspace, sums, arrays = _partial_sums(grid, C)
+    sizes = {**sums, **_sizes_before_pool(shape, window, x_stride)}
     config = _pooled(kernel, shape, window, x_stride, vec, (weight, bias), pixels, sizes)
     launch = config.launches[0]
     scalars = {**launch.scalars, **split}
-    launch = replace(launch, grid=grid, scalars=scalars, arrays=WORKSPACE)
+    launch = replace(launch, grid=grid, scalars=scalars, arrays=arrays)
     return LaunchConfig((launch,), workspace, grid[0])
 
 
@@ -262,6 +259,16 @@ def _flags(weight: bool, bias: bool, relu: bool) -> dict[str, int]:
 
 def _sizes(C: int, weight: bool, bias: bool) -> dict[str, int | None]:
     return {"w": C if weight else None, "b": C if bias else None, "mean": C, "var": C}
+
+
+def _partial_sums(grid: Grid, C: int) -> tuple[int, dict[str, int | None], Mapping[str, str]]:
+    """(workspace, sizes, arrays) of a kernel that makes dw and db of the sums of grid[1] parts; one
+    part needs neither workspace nor tickets.
+    """
+    several = grid[1] > 1
+    workspace = 2 * grid[1] * C if several else 0
+    held = {"partials": workspace or None, "tickets": grid[0] if several else None}
+    return workspace, {"dw": C, "db": C, **held}, WORKSPACE if several else {"partials": "dw"}
 
 
 def _split(pixels: int, C: int, vec: int) -> tuple[Grid, dict[str, int]]:

@@ -272,7 +272,8 @@ def config_backward_weight(conv: Conv2dShape) -> LaunchConfig:
     del scalars["R"]
     workspace = tiles * conv.groups * splits * tile[0] * tile[1] if splits > 1 else 0
     tickets = tiles * conv.groups * (ceil_div(splits, together) + 1) if splits > 1 else 1
-    sizes = {"dw": conv.size("w"), "partials": workspace or None, "tickets": tickets}
+    held = tickets if splits > 1 else None
+    sizes = {"dw": conv.size("w"), "partials": workspace or None, "tickets": held}
     launch = Launch(
         "conv_simt_weight.cu",
         "conv2d_backward_weight_simt",

@@ -29,6 +29,7 @@ MIN_WINDOW, MAX_WINDOW = 2, 5  # rows and columns: the loops over taps are unrol
 MAX_FILTERS = 32  # and channels; more fill the tiles of conv_simt.cu
 WIDTHS = (8, 6, 5, 4, 3, 2)  # filters of a thread
 IMAGES = (1, 2, 4, 8)  # of a block
+ROOM = MAX_SHARED - 128  # bytes for a block; last_block.cuh declares a few of its own
 # What a geometry is chosen for: an H100's processors, the instructions that an element costs on its
 # way to shared memory, the clocks of a trip to memory. Any choice gives right results.
 PROCESSORS, STAGED, TRIP = 132, 30, 800
@@ -144,10 +145,9 @@ def config_backward(
 ) -> LaunchConfig | None:
     """dx (N,H,W,C), dw (K,R,S,C) and db (K,) from dy, y, argmax, x and w.
 
-    onto: dx is added to "onto"; else give x for it. rectify: 0 where x is not positive.
-
-    mask: whether dy is 0 where y is not positive; with pool it always is. Give dw for dx without
-    need_dx, for db without bias, dy for y without mask or pool, for argmax without pool.
+    mask: whether dy is 0 where y is not positive; with pool it always is. onto: dx is added to the
+    array "onto". rectify: dx is 0 where x is not positive. For what is not there (dx without
+    need_dx, db without bias, y without mask or pool, argmax without pool, onto) give any array.
     """
     if not applies(conv):
         return None
@@ -160,7 +160,6 @@ def config_backward(
     width, numbers, block, shared = weight
     data_blocks = data.blocks if need_dx else 0
     P, Q = (pool.P, pool.Q) if pool else (conv.P, conv.Q)
-    top, left = conv.R - 1 - conv.pad_h, conv.S - 1 - conv.pad_w
     cells = {
         # one more where the first staged row or column is odd
         "data_cells_h": data.in_rows // 2 + 1,
@@ -182,8 +181,6 @@ def config_backward(
         **fast_divisions(**cells),
         **numbers,
     }
-    assert top >= 0
-    assert left >= 0
     size, slices, tiles = conv.N * conv.K * P * Q, numbers["slices"], numbers["tiles"]
     row = ceil_div(width * (conv.R * conv.S * conv.C + 1), 4) * 4
     tickets = tiles * (ceil_div(slices, numbers["together"]) + 1)
@@ -255,7 +252,7 @@ def _tilings(conv: Conv2dShape, pool: Pooled | None) -> Iterator[Tiling]:
                 for images in IMAGES if bands == 1 else (1,):
                     staged = images * conv.C * (rows + conv.R - 1) * pitch
                     weights = conv.C * conv.R * conv.S * (filters // width) * _padded(width)
-                    if 4 * (weights + staged) > MAX_SHARED or (images > 1 and images > conv.N):
+                    if 4 * (weights + staged) > ROOM or (images > 1 and images > conv.N):
                         continue
                     items = images * rows // 2 * columns * (filters // width)
                     yield Tiling(
@@ -310,7 +307,7 @@ def _weight_parts(
                 staged_x = images * conv.C * in_rows * pitch
                 staged_g = images * rows * wide
                 shared = 4 * (staged_x + staged_g * _padded(width))
-                if shared > MAX_SHARED or (images > 1 and images > conv.N):
+                if shared > ROOM or (images > 1 and images > conv.N):
                     continue
                 all_bands = ceil_div(conv.P, rows)
                 units = ceil_div(conv.N, images) * all_bands

@@ -91,8 +91,9 @@ def loss_and_gradient(
 
 def one_launch(scores: Array) -> bool:
     """Whether `loss_and_gradient` is faster than its parts: on a device, few scores."""
-    device = device_of(scores)
-    return device is not None and is_device(device) and scores.ndim == 2 and few(*scores.shape)
+    if isinstance(scores, np.ndarray) or not is_device(device_of(scores)):
+        return False
+    return scores.ndim == 2 and few(*scores.shape)
 
 
 def _target(like, labels, label_smoothing, weight, ignore_index):

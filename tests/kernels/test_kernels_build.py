@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import registers
 
 from gpuconv.cuda import source
 from gpuconv.ops import conv2d_launch_few_channels as few_channels
@@ -164,6 +165,13 @@ def ptx(file, defines):
 
 
 @cache
+def threads_of(file, defines):
+    """{kernel: threads of its blocks at most}, as the file's PTX has them."""
+    found = re.findall(r"\.entry (\w+)\s*\([^)]*\)\s*\.maxntid (\d+)", ptx(file, defines))
+    return {kernel: int(threads) for kernel, threads in found}
+
+
+@cache
 def disassembly(image):
     """{kernel: its machine code as text} of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -175,12 +183,12 @@ def disassembly(image):
 
 
 def usage(image, folder):
-    """{kernel: (registers, stack, local)} of a cubin."""
+    """{kernel: (registers, stack, shared, local)} of a cubin."""
     path = folder / "kernel.cubin"
     path.write_bytes(image)
     command = [tool("cuobjdump"), "--dump-resource-usage", str(path)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    rows = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     return {name: tuple(map(int, numbers)) for name, *numbers in rows}
 
 
@@ -192,9 +200,10 @@ def test_machine_code_without_spills(file, defines, arch, tmp_path):
     narrow = ("TILE_N", "64") in defines or file == "conv_simt_weight.cu"
     if ("TILE", "128") in defines and (arch == "sm_100" or (arch == "sm_120" and narrow)):
         ceiling = BLACKWELL_CEILING
-    for kernel, (registers, stack, local) in found.items():
+    registers.require(file, defines, arch, found, threads_of(file, defines))
+    for kernel, (registers_, stack, _, local) in found.items():
         assert stack == local == 0, f"{kernel} spills {stack} bytes on {arch}"
-        assert registers <= ceiling, f"{kernel} takes {registers} registers on {arch}"
+        assert registers_ <= ceiling, f"{kernel} takes {registers_} registers on {arch}"
 
 
 PTX_TYPES = {"f64": 8, "u64": 8, "u32": 4, "f32": 4, "s32": 4, "s64": 8, "b64": 8, "b32": 4}

@@ -1,0 +1,87 @@
+"""The record of what every kernel takes on every architecture: tests/data/registers.tsv.
+
+A line for each specialisation and kernel; under each architecture registers / blocks that a
+multiprocessor holds at once. More registers or fewer blocks than that fail a test; what is meant to
+change is recorded anew by
+
+    python tests/kernels/test_kernels_registers.py FILE ...
+"""
+
+from functools import cache
+from pathlib import Path
+
+PATH = Path(__file__).resolve().parents[1] / "data" / "registers.tsv"
+
+# Of a multiprocessor: threads, blocks, bytes of shared memory. CUDA Programming Guide 13,
+# "Technical Specifications per Compute Capability".
+PROCESSORS = {
+    "sm_80": (2048, 32, 164 << 10),
+    "sm_86": (1536, 16, 100 << 10),
+    "sm_89": (1536, 24, 100 << 10),
+    "sm_90a": (2048, 32, 228 << 10),
+    "sm_100": (2048, 32, 228 << 10),
+    "sm_120": (1536, 24, 100 << 10),
+}
+REGISTERS = 65536  # of a multiprocessor
+OF_SYSTEM = 1024  # bytes of a block's shared memory that CUDA takes for itself
+
+
+def blocks(arch, registers, shared, threads):
+    """Blocks of so many threads that a multiprocessor holds at once, by CUDA's occupancy rules:
+    a warp takes registers in units of 256, and warps come in fours.
+    """
+    most_threads, most_blocks, bytes_ = PROCESSORS[arch]
+    shared += OF_SYSTEM
+    warps = REGISTERS // (-(-registers * 32 // 256) * 256) // 4 * 4
+    return min(most_threads // threads, most_blocks, warps // -(-threads // 32), bytes_ // shared)
+
+
+def taken(arch, usage, threads):
+    """{kernel: (registers, blocks)} of a cubin's {kernel: (registers, stack, shared, local)}, where
+    its blocks have {kernel: threads}.
+    """
+    return {
+        kernel: (count, blocks(arch, count, shared, threads[kernel]))
+        for kernel, (count, _, shared, _) in usage.items()
+    }
+
+
+def name(file, defines):
+    return " ".join([file, *(f"{macro}={value}" for macro, value in defines)])
+
+
+@cache
+def record():
+    """{(specialisation, kernel, architecture): (registers, blocks)}"""
+    head, *rows = (line.split("\t") for line in PATH.read_text("utf-8").splitlines())
+    return {
+        (special, kernel, arch): tuple(map(int, cell.split("/")))
+        for special, kernel, *cells in rows
+        for arch, cell in zip(head[2:], cells, strict=True)
+    }
+
+
+def require(file, defines, arch, usage, threads):
+    """AssertionError for a kernel that takes more than is recorded of it."""
+    for kernel, found in taken(arch, usage, threads).items() if arch in PROCESSORS else ():
+        count, held = record().get((name(file, defines), kernel, arch), found)
+        more = f"{kernel} on {arch}: {found} registers and blocks; recorded {count, held}"
+        assert found[0] <= count, more
+        assert found[1] >= held, more
+
+
+def write(found, names):
+    """Record these (specialisation, architecture, what `taken` gives); of other specialisations
+    among `names`, which give the order, what is recorded stays.
+    """
+    rows = {}
+    for (special, kernel, arch), cell in (record() if PATH.exists() else {}).items():
+        if special in names:
+            rows.setdefault((special, kernel), {})[arch] = cell
+    for special, arch, cells in found:
+        for kernel, cell in cells.items():
+            rows.setdefault((special, kernel), {})[arch] = cell
+    lines = [("specialisation", "kernel", *PROCESSORS)]
+    for key in sorted(rows, key=lambda key: names.index(key[0])):
+        lines.append((*key, *(f"{count}/{held}" for count, held in map(rows[key].get, PROCESSORS))))
+    PATH.write_text("".join("\t".join(line) + "\n" for line in lines), "utf-8")
