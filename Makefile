@@ -18,7 +18,7 @@ help:
 	@echo "make lint       check style, types and what imports what"
 	@echo "make format     format the code"
 	@echo "make bench      run the benchmarks"
-	@echo "make fuzz       try 6,500 damaged and hostile inputs, at most 20 minutes"
+	@echo "make fuzz       try 6,700 damaged and hostile inputs, at most 20 minutes"
 	@echo "make docs       build the documentation into site/"
 	@echo "make gpu-check  on a machine with a GPU: test, train and time on it, write a report"
 	@echo "make clean      remove the environment and caches"

@@ -33,6 +33,7 @@ from gpuconv import models, nn, optim
 PACKAGE = Path(gpuconv.__file__).parent
 BATCH, STEP = 64, 4
 ESTIMATED = (
+    *(("lenet", batch) for batch in (64, 128, 512)),
     *((name, 128) for name in ("alexnet", "googlenet", "resnet18", "resnet50")),
     *(("vgg16", 32), ("densenet121", 32)),
 )

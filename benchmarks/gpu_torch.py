@@ -88,7 +88,7 @@ def _avg_pool_backward(dy, x_shape, kernel, stride, padding, dilation, ceil_mode
     return lambda: (aten.avg_pool2d_backward(dy, x, *geometry),)
 
 
-def _batch_norm(x, w, b, mean, var, eps, _):
+def _batch_norm(x, w, b, mean, var, eps, *_):
     return lambda: (aten.native_batch_norm(x, w, b, None, None, True, 0.0, eps)[0],)
 
 

@@ -517,7 +517,8 @@ def test_lenets_steps_have_the_simulators_bits(run, seed):
 def test_what_a_step_asks_of_the_driver(run):
     """Counted, not executed. Tables of the optimiser and the labels go up, the loss comes down."""
     said = run(
-        STEPS + "steps('cuda', 'SGD')\nlibrary.standin_forget_counts()\nsteps('cuda', 'SGD')\n"
+        STEPS + "for _ in range(2): steps('cuda', 'SGD')\n"
+        "library.standin_forget_counts()\nsteps('cuda', 'SGD')\n"
         "said = [driver.calls(library), library.standin_copied(2)]",
         execute=False,
         defer=False,

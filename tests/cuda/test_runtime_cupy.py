@@ -175,6 +175,14 @@ def test_branches_and_batch_norm_have_the_bits_of_sim(standin):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_queue_that_failed_says_so_when_it_is_waited_for(standin):
+    queue = runtime("cuda").queue(private=True)
+    queue.synchronize()
+    standin.failing.add("synchronize")
+    with pytest.raises(standin_cupy.CUDARuntimeError, match="illegal memory access"):
+        queue.synchronize()
+
+
 def test_an_array_is_copied_to_another(standin):
     x = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
     to = to_device(np.zeros_like(x), "cuda")

@@ -94,7 +94,7 @@ struct Function {
     void* module;
     char name[256];
     int dynamic_shared, described, parameter_count;
-    size_t sizes[64], offsets[64], bytes;
+    size_t *sizes, *offsets, bytes;
 };
 
 static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
@@ -957,6 +957,8 @@ const char* standin_name(Function* function) { return function->name; }
 void* standin_module(Function* function) { return function->module; }
 void standin_parameter(Function* function, size_t offset, size_t size) {
     int n = function->parameter_count++;
+    function->sizes = realloc(function->sizes, (n + 1) * sizeof *function->sizes);
+    function->offsets = realloc(function->offsets, (n + 1) * sizeof *function->offsets);
     function->offsets[n] = offset, function->sizes[n] = size;
     if (offset + size > function->bytes) function->bytes = offset + size;
 }

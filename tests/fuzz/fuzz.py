@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import safetensors
+from fuzz_arrays import arrays
 from fuzz_checkpoints import metadata, tensors
 from fuzz_idx import idx
 from fuzz_pictures import picture
@@ -34,11 +35,13 @@ KINDS: dict[str, tuple[str, int]] = {  # what they are, and how many are tried
     "metadata": ("checkpoints' metadata", 500),
     "history": ("histories of runs", 500),
     "idx": ("IDX files", 500),
+    "arrays": ("NumPy's and CIFAR's files", 200),
     "pictures": ("pictures", 1000),
     "requests": ("requests to the page", 2000),
 }
 CASES: dict[str, Callable[[Stage, int], Case]] = {
-    "tensors": tensors, "metadata": metadata, "history": history, "idx": idx, "pictures": picture,
+    "tensors": tensors, "metadata": metadata, "history": history, "idx": idx,
+    "arrays": arrays, "pictures": picture,
 }  # fmt: skip
 PER_SERVER = 100
 DOCS = Path(__file__).parents[2] / "docs" / "robustness.md"

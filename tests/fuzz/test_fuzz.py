@@ -8,6 +8,7 @@ FEW = {  # number 50 of a kind runs in a process of its own
     "metadata": range(20),
     "history": range(5),
     "idx": range(12),
+    "arrays": range(14, 24),
     "pictures": range(10),
     "requests": range(100),
 }

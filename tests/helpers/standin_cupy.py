@@ -107,10 +107,8 @@ _captured: list | None = None
 
 
 class Stream:
-    ptr = 0
-
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
-        pass
+        self.ptr = 0
 
     def __enter__(self):
         return self
