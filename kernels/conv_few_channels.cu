@@ -28,9 +28,9 @@ Order     Forward: ascending (r,s,c), then the bias: |error| <= gamma_(RSC+1) of
           products. Backward weight: a part's pixels, then parts, then splits, each ascending
           (sum_partials.cu): a product meets at most as many roundings as there are pixels, so
           gamma_(NPQ+1). Where the segments are split follows from the shape alone
-Limits    C <= 4, groups = 1; N*P*Q and an image's elements below 2^31, offsets are 64-bit; a
-          block's shared memory within 48 KB; R*S*C <= GROUPS*COLUMNS. Where one is exceeded,
-          gpuconv/ops/conv2d_launch.py takes conv_simt.cu instead
+Limits    C <= 4, groups = 1; N*P*Q and an image's elements below 2^31, offsets are 64-bit but for
+          those within an image; a block's shared memory within 48 KB; R*S*C <= GROUPS*COLUMNS.
+          Where one is exceeded, gpuconv/ops/conv2d_launch.py takes conv_simt.cu instead
 Not here  Backward data (an image needs none; conv_simt.cu has it); asynchronous copies: the other
           blocks of the multiprocessor compute while one loads
 Macros    C, R, S; LANES (1, 2 or 4); COLUMNS, GROUPS, PARTS; VEC (4 where K is a multiple of 4,
@@ -70,7 +70,7 @@ __device__ __forceinline__ void load_rows(float* to, const float* image, int cou
         const int row = divide(i, line_mul, line_shift), j = i - row * line;
         const int from = h + row * step, column = left + j / C;
         const bool inside = (unsigned)from < (unsigned)H && (unsigned)column < (unsigned)W;
-        to[i] = inside ? image[((long long)from * W + left) * C + j] : 0.0f;
+        to[i] = inside ? image[(from * W + left) * C + j] : 0.0f;
     }
 }
 

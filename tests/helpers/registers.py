@@ -1,8 +1,8 @@
 """The record of what every kernel takes on every architecture: tests/data/registers.tsv.
 
 A line for each specialisation and kernel; under each architecture registers / blocks that a
-multiprocessor holds at once. More registers or fewer blocks than that fail a test; what is meant to
-change is recorded anew by
+multiprocessor holds at once. More than SLACK registers above that or fewer blocks fail a test; what
+is meant to change is recorded anew by
 
     python tests/kernels/test_kernels_registers.py FILE ...
 """
@@ -24,6 +24,9 @@ PROCESSORS = {
 }
 REGISTERS = 65536  # of a multiprocessor
 OF_SYSTEM = 1024  # bytes of a block's shared memory that CUDA takes for itself
+# NVRTC does not always make the same code of the same text: conv_small.cu for windows of 5x5 and 8
+# filters took 89 or 91 registers, from one compilation to the next.
+SLACK = 2
 
 
 def blocks(arch, registers, shared, threads):
@@ -66,7 +69,7 @@ def require(file, defines, arch, usage, threads):
     for kernel, found in taken(arch, usage, threads).items() if arch in PROCESSORS else ():
         count, held = record().get((name(file, defines), kernel, arch), found)
         more = f"{kernel} on {arch}: {found} registers and blocks; recorded {count, held}"
-        assert found[0] <= count, more
+        assert found[0] <= count + SLACK, more
         assert found[1] >= held, more
 
 
