@@ -20,7 +20,8 @@ Floor     2*rows*in*out flops a product / FP32 peak
 Order     Forward: a lane's terms ascending, then the lanes by a butterfly, then the bias. Backward:
           a warp's terms ascending, then the warps; db: 16 parts of the rows. One owner an output;
           a term meets at most as many roundings as there are terms
-Limits    Up to 4 layers, checked by gpuconv/ops/linear_launch.py; rows * features below 2^31
+Limits    Up to 4 layers of at most 2^18 weights together, rows * features below 2^30: offsets are
+          32-bit. Checked by gpuconv/ops/linear_launch.py
 Not here  Many rows or weights, which fill the tiles of conv_simt.cu
 Macros    IMAGES (rows of a block forward: 1, 2 or 4); VEC (backward: 4 where the features in are a
           multiple of 4, else 1)
@@ -48,7 +49,7 @@ __device__ __forceinline__ void layer(float* out, int out_pitch, float* y, const
         for (int k = lane * WIDTH; k < features; k += 32 * WIDTH) {
             Floats<WIDTH> f[OUTPUTS];
             for (int j = 0; j < OUTPUTS; ++j)
-                f[j] = load<WIDTH>(w + (long long)min(first + j, outputs - 1) * features + k);
+                f[j] = load<WIDTH>(w + (min(first + j, outputs - 1) * features + k));
             for (int i = 0; i < IMAGES; ++i) {
                 const Floats<WIDTH> value = load<WIDTH>(in + i * in_pitch + k);
                 for (int j = 0; j < OUTPUTS; ++j)
@@ -150,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(256, 3)
         for (int i = 0; i < RIGHT; ++i) {
             right_values[i] = {};
             if (panel + row + i * ROWS < terms && n0 + column < in)
-                right_values[i] = load<VEC>(right + right_at + i * ROWS * in);
+                right_values[i] = load<VEC>(right + (right_at + i * ROWS * in));
         }
         left_at += data ? K : K * out;
         right_at += K * in;

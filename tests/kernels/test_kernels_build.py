@@ -386,3 +386,17 @@ def test_small_convolutions_mostly_multiply(R, S, width, arch):
     assert len(found) >= 3
     for loop in found:
         assert loop["FFMA"] >= 0.6 * loop.total(), loop
+
+
+@pytest.mark.parametrize("arch", each_architecture(*ARCHITECTURES[1:]))
+@pytest.mark.parametrize(
+    "shape", [(3, 7, 7, 64), pytest.param((3, 11, 11, 96), marks=SLOW)], ids=["7x7", "11x11"]
+)
+def test_large_first_convolutions_mostly_multiply(shape, arch):
+    """In each inner loop, of forward and backward weight."""
+    image = cubin("conv_few_channels.cu", tuple(first(*shape).items()), arch)
+    for kernel in ("conv2d_forward_few_channels", "conv2d_backward_weight_few_channels"):
+        found = inner_loops(image, kernel)
+        assert found, kernel
+        for loop in found:
+            assert loop["FFMA"] >= 0.6 * loop.total(), (kernel, loop)
