@@ -23,7 +23,7 @@ models.resnet18(num_class=10)  # wrong
 models.lenet(seed="0")  # wrong
 nn.Conv2d(1, 2, 3, padding=1)
 nn.Conv2d(1, 2, 3, strides=1)  # wrong
-gpuconv.load("x.safetensors", "cpu")  # wrong
+gpuconv.load("x.safetensors", device="cpu")  # wrong
 """
 
 
