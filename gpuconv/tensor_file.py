@@ -34,7 +34,9 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
     safetensors, and for a tensor of a type that NumPy lacks.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        last = path.with_name("last.safetensors")  # a run's folder may have it alone
+        other = f"; {last.name} is there" if last.exists() else ""
+        raise FileNotFoundError(f"{path}: there is no such file{other}")
     entries, start = _entries(path)
     brain = _brain_floats(path, entries)
     try:

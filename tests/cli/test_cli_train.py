@@ -545,6 +545,9 @@ def test_checkpoints_that_cannot_be_used(refused, trained, tmp_path):
     bad.write_bytes(b"not a checkpoint")
     assert "not a safetensors file" in refused("evaluate", bad)
     assert "there is no such file" in refused("evaluate", tmp_path / "none.safetensors")
+    (tmp_path / "last.safetensors").write_bytes(good)  # a run without a best epoch
+    told = refused("evaluate", tmp_path / "best.safetensors")
+    assert told.endswith("there is no such file; last.safetensors is there")
     spec = {"name": "lenet", "arguments": {"num_classes": 7}}
     checkpoint.save(models.lenet().state_dict(), bad, model=spec)
     checkpoint.write(bad, checkpoint.Checkpoint(models.lenet().state_dict(), {"model": spec}))
