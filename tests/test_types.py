@@ -1,4 +1,4 @@
-"""Type checkers see the signatures of operations, models and layers: wrong arguments are errors."""
+"""Type checkers see the signatures of operations, models and layers, and what a call returns."""
 
 import os
 import subprocess
@@ -25,21 +25,61 @@ nn.Conv2d(1, 2, 3, padding=1)
 nn.Conv2d(1, 2, 3, strides=1)  # wrong
 gpuconv.load("x.safetensors", device="cpu")  # wrong
 """
+NETWORK = """\
+from gpuconv import models, nn
+from gpuconv.nn import functional as F
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        return self.norm(self.conv(x))
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), nn.ReLU())
+        self.block = Block()
+        self.fc = nn.Linear(3, 2)
+
+    def features(self, x: nn.Tensor) -> nn.Tensor:
+        return self.blocks(x)
+
+    def inner(self, x: nn.Tensor) -> nn.Tensor:
+        return self.block(x)
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        return self.fc(F.adaptive_avg_pool2d(self.features(self.inner(x)), 1).flatten(1))
+
+class Two(nn.Module):
+    def forward(self, x: nn.Tensor) -> tuple[nn.Tensor, nn.Tensor]:
+        return x, x
+
+def outputs(x: nn.Tensor) -> nn.Tensor:
+    models.lenet().conv1.weight.grad = None
+    nn.CrossEntropyLoss()(Net()(x), [0]).backward()
+    Net()(x).backwards()  # wrong
+    return Two()(x)  # wrong
+"""
 
 
 @pytest.mark.slow  # .ci/run runs it by name
-def test_wrong_arguments_are_errors(tmp_path):
+@pytest.mark.parametrize(("snippet", "options"), [(SNIPPET, ()), (NETWORK, ("--strict",))])
+def test_what_mypy_finds_wrong(tmp_path, snippet, options):
     pytest.importorskip("mypy")
     script = tmp_path / "script.py"
-    script.write_text(SNIPPET)
+    script.write_text(snippet)
     (tmp_path / "mypy.ini").write_text(
         "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n"
     )
-    command = [sys.executable, "-m", "mypy", "--no-color-output", "script.py"]
+    command = [sys.executable, "-m", "mypy", "--no-color-output", *options, "script.py"]
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line}
-    lines = enumerate(SNIPPET.splitlines(), 1)
+    lines = enumerate(snippet.splitlines(), 1)
     assert found == {n for n, line in lines if line.endswith("# wrong")}, done.stdout + done.stderr
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,12 +57,14 @@ class Tensor:
         self.reference = device == "reference"
         self._node = self._deferred = self._hooks = None
 
-    def __getattr__(self, name: str) -> Any:
-        # Reached for an empty slot alone: a pending tensor has neither data nor node yet.
-        if name in ("data", "_node") and self._deferred is not None:
-            fusion.settle_one(self)
-            return getattr(self, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # to a type checker, a name that is not declared stays an error
+
+        def __getattr__(self, name: str) -> Any:
+            # Reached for an empty slot alone: a pending tensor has neither data nor node yet.
+            if name in ("data", "_node") and self._deferred is not None:
+                fusion.settle_one(self)
+                return getattr(self, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getstate__(self) -> Any:
         """A copy, or what is read from a pickle, has no past and no hooks."""

@@ -70,7 +70,7 @@ class Sequential(_Container):
     relu=...). Each is an attribute by its name, so that `model.fc = Linear(512, 5)` replaces it.
     """
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> Tensor:
         for module in tuple(vars(self).values()):  # a hook may set attributes
             if isinstance(module, Module):
                 x = module(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
@@ -18,6 +18,13 @@ from gpuconv.interchange import library_of
 from gpuconv.nn import foreign
 
 Shape = tuple[int, ...]
+Output = TypeVar("Output", covariant=True)
+
+
+class Forward(Protocol[Output]):
+    """For type checkers: anything with a forward, whose result a call returns."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Output: ...
 
 
 class Buffer:
@@ -125,6 +132,10 @@ class Module:
 
     # ---- call ----------------------------------------------------------------------------------
 
+    @overload  # a call returns what the module's own forward declares
+    def __call__(self: Forward[Output], *inputs: Any, **options: Any) -> Output: ...
+    @overload
+    def __call__(self, *inputs: Any, **options: Any) -> Any: ...
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if (
             state.depth
@@ -273,6 +284,10 @@ class Module:
         return record("watch", y.data, (y,), at_output, fresh=False)
 
     # ---- parts ---------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:  # `models.lenet().conv1` is no error
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly inside this one, by attribute."""

@@ -108,7 +108,7 @@ def parameter_count(network: Module) -> int:
     count = sum(parameter.data.size for parameter in network.parameters())
     for module in network.modules():
         if getattr(module, "connections", None) is not None:
-            count -= module.weight.size - module.weights_used  # type: ignore[attr-defined]
+            count -= module.weight.size - module.weights_used
     return count
 
 
