@@ -251,7 +251,8 @@ def _checked_images(images: np.ndarray, name: str) -> np.ndarray:
         return images
     if images.dtype.kind != "f":
         raise DataError(
-            f"{name}: images of {images.dtype}, expected uint8 (0 to 255) or float (0 to 1)"
+            f"{name}: images of {images.dtype}, expected floats from 0 to 1, or uint8 from 0 to "
+            "255: images.astype(np.uint8)"
         )
     if to_255(images):
         raise DataError(
