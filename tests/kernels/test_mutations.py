@@ -156,7 +156,7 @@ MUTATIONS = {
     "the rest of a gradient left out": (
         "conv_simt.cu",
         "value.v[v] += rest.v[v];",
-        "",
+        "value.v[v] += 0.0f;",
         "vectors",
     ),
     "the sums of the first group of parts alone": (
