@@ -5,7 +5,7 @@ Math      y[n,p,q,c]  = mean of x[n,h,w,c], h = floor(p*H/P) ... ceil((p+1)*H/P)
           dx[n,h,w,c] = sum of dy[n,p,q,c] / pixels(p,q) over the outputs that (h,w) is part of:
                         p = floor(h*P/H) ... ceil((h+1)*P/H) - 1, q alike
 Source    torch.nn.functional.adaptive_avg_pool2d; Lin et al. 2013 for P = Q = 1
-Layout    x, y, dx, dy: float32 NHWC
+Layout    x, y, dx, dy: STORE NHWC
 Geometry  As maxpool.cu; global: a block of 256 threads an image (grid-stride along grid.y) and
           block of channels, 256/lanes pixels by `lanes` threads of VEC channels
 Traffic   Forward: x once (parts that overlap hit the cache), y once. Backward: dy and dx once
@@ -16,7 +16,7 @@ Order     One owner per output, no atomics. Forward: ascending (h,w), then one d
 Limits    N*H*W, N*P*Q, (H+1)*(P+1), (W+1)*(Q+1) below 2^31 (checked on the host); offsets are
           64-bit
 Not here  Several blocks an image, which few images of many pixels would want
-Macros    VEC (4 or 1)
+Macros    STORE (of arrays: float, half16 or brain16), VEC (4 or 1)
 */
 #include "channels.cuh"
 #include "pool.cuh"
@@ -30,7 +30,7 @@ __device__ __forceinline__ int end_of(int o, int from, int to)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    adaptive_avg_pool2d_forward(float* __restrict__ y, const float* __restrict__ x, int pixels,
+    adaptive_avg_pool2d_forward(STORE* __restrict__ y, const STORE* __restrict__ x, int pixels,
         int lanes, int H, int W, int C, int P, int Q)
 {
     for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
@@ -54,13 +54,13 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) global_avg_pool2d_forward(
-    float* __restrict__ y, const float* __restrict__ x, int images, int lanes, int size, int C)
+    STORE* __restrict__ y, const STORE* __restrict__ x, int images, int lanes, int size, int C)
 {
     const Tile tile(lanes);
     for (int n = blockIdx.y; n < images; n += gridDim.y) {
         Floats<VEC> sum = {};
         if (tile.c < C) {
-            const float* image = x + (long long)n * size * C + tile.c;
+            const STORE* image = x + (long long)n * size * C + tile.c;
 #pragma unroll 4
             for (int i = tile.row; i < size; i += tile.rows) {
                 const Floats<VEC> in = load<VEC>(image + (long long)i * C);
@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) global_avg_pool2d_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    adaptive_avg_pool2d_backward(float* __restrict__ dx, const float* __restrict__ dy, int pixels,
+    adaptive_avg_pool2d_backward(STORE* __restrict__ dx, const STORE* __restrict__ dy, int pixels,
         int lanes, int H, int W, int C, int P, int Q)
 {
     for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {

@@ -8,7 +8,7 @@ Math      y[n,p,q,c]  = sum of x[n,h,w,c] / taps(p,q) over the (r,s) that are in
                         at least 1. These limits are the image's and its padding's, without
                         count_include_pad the image's alone. Without AVERAGE, taps(p,q) is 1
 Source    ONNX AveragePool; torch.nn.functional.avg_pool2d; the article's "pooling step" for the sum
-Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC
+Layout    x, y, dx, dy: STORE NHWC, C divisible by VEC
 Geometry  As maxpool.cu
 Traffic   Forward: x once (overlapping taps hit the cache), y once. Backward: dy once, dx once
 Floor     bytes / DRAM bandwidth
@@ -16,7 +16,7 @@ Order     One owner per output. Forward: ascending (r,s), then one division. Bac
           divided, then added by ascending (p,q)
 Limits    N*P*Q and N*H*W below 2^31 (checked on the host); offsets are 64-bit
 Not here  Global pooling with several threads an output
-Macros    VEC (4 or 1), AVERAGE (1, or 0 for the sum)
+Macros    STORE (of arrays: float, half16 or brain16), VEC (4 or 1), AVERAGE (1, or 0 for the sum)
 */
 #include "pool.cuh"
 
@@ -31,7 +31,7 @@ __device__ __forceinline__ int taps_counted(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    avg_pool2d_forward(float* __restrict__ y, const float* __restrict__ x, int pixels, int lanes,
+    avg_pool2d_forward(STORE* __restrict__ y, const STORE* __restrict__ x, int pixels, int lanes,
         int H, int W, int C, int P, int Q, int R, int S, int stride_h, int stride_w, int pad_h,
         int pad_w, int dil_h, int dil_w, int low_h, int high_h, int low_w, int high_w)
 {
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    avg_pool2d_backward(float* __restrict__ dx, const float* __restrict__ dy, int pixels, int lanes,
+    avg_pool2d_backward(STORE* __restrict__ dx, const STORE* __restrict__ dy, int pixels, int lanes,
         int H, int W, int C, int P, int Q, int R, int S, int stride_h, int stride_w, int pad_h,
         int pad_w, int dil_h, int dil_w, int low_h, int high_h, int low_w, int high_w)
 {

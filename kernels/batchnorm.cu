@@ -11,9 +11,9 @@ Math      y[i,c] = act((x[i,c] - mean[c]) * scale + b[c]), scale = w[c] / sqrt(v
           step and stop are those of optim.cu
           In a residual block y = act(... + b[c] + other[i,c])
 Source    Ioffe and Szegedy 2015; torch.nn.functional.batch_norm. Statistics: moments.cuh
-Layout    x, dy, other: float32 (pixels, C), a pixel x_stride, dy_stride or other_stride elements
+Layout    x, dy, other: STORE (pixels, C), a pixel x_stride, dy_stride or other_stride elements
           after the one before, so that x may be the first channels of a wider image; y, dx:
-          (pixels, C); partials: (splits, 2, C), those of the statistics as in moments.cuh;
+          STORE (pixels, C); partials: (splits, 2, C), those of the statistics as in moments.cuh;
           tickets: one for each block of channels, 0 before and after; all others: (C)
 Geometry  Blocks of 256 threads, 256/lanes pixels by `lanes` threads of VEC channels; grid.x = block
           of channels, grid.y = part of the pixels (sums) or a stride over them. The last block to
@@ -31,8 +31,8 @@ Limits    pixels, C and the strides below 2^31; offsets are 64-bit. An infinity 
           all of it NaN, as a NaN does; so does a difference from its first value past 1.8e19
 Not here  The statistics that a convolution makes in its epilogue (conv_simt.cu); those of several
           cards; all in one launch for images so small that a block holds a channel
-Macros    VEC (4 or 1). The scalars use_weight, use_bias, use_other, rectify, tracked and of_batch
-          choose the parts
+Macros    STORE (of arrays: float, half16 or brain16), VEC (4 or 1). The scalars use_weight,
+          use_bias, use_other, rectify, tracked and of_batch choose the parts
 */
 #include "batchnorm.cuh"
 #include "moments.cuh"
@@ -61,7 +61,7 @@ __device__ __forceinline__ Moments<VEC> moments_of(
 
 // The moments of each part of split_length pixels, less its first pixel.
 extern "C" __global__ void __launch_bounds__(256, 4)
-    batch_norm2d_statistics(float* __restrict__ partials, const float* __restrict__ x, int pixels,
+    batch_norm2d_statistics(float* __restrict__ partials, const STORE* __restrict__ x, int pixels,
         int x_stride, int C, int lanes, int split_length)
 {
     const Tile tile(lanes);
@@ -122,9 +122,9 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     track(running_mean, running_var, c, mean_c, var_c, keep, momentum, unbiased);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_forward(float* __restrict__ y,
-    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
-    const float* __restrict__ mean, const float* __restrict__ var, const float* __restrict__ other,
+extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_forward(STORE* __restrict__ y,
+    const STORE* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+    const float* __restrict__ mean, const float* __restrict__ var, const STORE* __restrict__ other,
     int pixels, int x_stride, int other_stride, int C, int lanes, float eps, int use_weight,
     int use_bias, int use_other, int rectify)
 {
@@ -151,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_forward(float*
 // The sums of d and of d * (x - mean) over each part of split_length pixels, then dw and db.
 extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_backward_sums(
     float* __restrict__ dw, float* __restrict__ db, float* __restrict__ partials,
-    unsigned* __restrict__ tickets, const float* __restrict__ dy, const float* __restrict__ x,
+    unsigned* __restrict__ tickets, const STORE* __restrict__ dy, const STORE* __restrict__ x,
     const float* __restrict__ w, const float* __restrict__ b, const float* __restrict__ mean,
     const float* __restrict__ var, int pixels, int dy_stride, int x_stride, int C, int lanes,
     int split_length, float eps, int use_weight, int use_bias, int rectify)
@@ -167,8 +167,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_backward_sums(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
-    batch_norm2d_backward(float* __restrict__ dx, const float* __restrict__ dy,
-        const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+    batch_norm2d_backward(STORE* __restrict__ dx, const STORE* __restrict__ dy,
+        const STORE* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
         const float* __restrict__ mean, const float* __restrict__ var, const float* __restrict__ dw,
         const float* __restrict__ db, int pixels, int dy_stride, int x_stride, int C, int lanes,
         float eps, int of_batch, int use_weight, int use_bias, int rectify)

@@ -67,7 +67,7 @@ struct Slope : Normal {
 // The sums of d and of d * (x - mean) over a thread's pixels of a block's part; gradient(i) is dy.
 template <class Gradient>
 __device__ __forceinline__ Floats<2 * VEC> sum_gradients(const Tile& tile, const Normal& of,
-    const float* x, int x_stride, int pixels, int split_length, int rectify, Gradient gradient)
+    const STORE* x, int x_stride, int pixels, int split_length, int rectify, Gradient gradient)
 {
     const long long first = (long long)blockIdx.y * split_length,
                     end = first + split_length < pixels ? first + split_length : pixels;

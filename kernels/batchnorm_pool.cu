@@ -7,7 +7,7 @@ Math      z[i,c] = (x[i,c] - mean[c]) * scale + b[c], scale = w[c] / sqrt(var[c]
           d[i,c] = sum of dy[o,c] over the windows o whose maximum is at i, 0 where z <= 0; from it
           db, dw and dx as in batchnorm.cu
 Source    Ioffe and Szegedy 2015; the stem of He et al. 2015. Nothing between is stored
-Layout    x: float32 (N*H*W, C), a pixel x_stride elements after the one before; y, dy: (N, P, Q,
+Layout    x: STORE (N*H*W, C), a pixel x_stride elements after the one before; y, dy: (N, P, Q,
           C); argmax: TAP, the same; dx: (N, H, W, C); partials and tickets as in batchnorm.cu; all
           others: (C)
 Geometry  Blocks of 256 threads, 256/lanes pixels (of y forward, of x backward) by `lanes` threads
@@ -19,7 +19,8 @@ Floor     bytes / DRAM bandwidth
 Order     That of the three operations by themselves, and so their bits
 Limits    Those of batchnorm.cu and maxpool.cu
 Not here  Windows kept in shared memory
-Macros    VEC (4 or 1), TAP (argmax's type: unsigned char, or int)
+Macros    STORE (of arrays: float, half16 or brain16), VEC (4 or 1), TAP (argmax's type: unsigned
+          char, or int)
 */
 #include "batchnorm.cuh"
 #include "pool.cuh"
@@ -28,7 +29,7 @@ constexpr TAP NONE = (TAP)-1;  // no tap of this window has been inside the imag
 
 // dy before the pool: what the windows over a pixel pass to it.
 struct Pooled {
-    const float* dy;
+    const STORE* dy;
     const TAP* argmax;
     int H, W, C, P, Q, R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
 
@@ -55,7 +56,7 @@ struct Pooled {
 };
 
 extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_relu_max_pool2d_forward(
-    float* __restrict__ y, TAP* __restrict__ argmax, const float* __restrict__ x,
+    STORE* __restrict__ y, TAP* __restrict__ argmax, const STORE* __restrict__ x,
     const float* __restrict__ w, const float* __restrict__ b, const float* __restrict__ mean,
     const float* __restrict__ var, int pixels, int x_stride, int lanes, int H, int W, int C, int P,
     int Q, int R, int S, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w,
@@ -97,8 +98,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) batch_norm2d_relu_max_pool2
 
 extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_relu_max_pool2d_backward_sums(
     float* __restrict__ dw, float* __restrict__ db, float* __restrict__ partials,
-    unsigned* __restrict__ tickets, const float* __restrict__ dy, const TAP* __restrict__ argmax,
-    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+    unsigned* __restrict__ tickets, const STORE* __restrict__ dy, const TAP* __restrict__ argmax,
+    const STORE* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     const float* __restrict__ mean, const float* __restrict__ var, int pixels, int x_stride,
     int lanes, int split_length, int H, int W, int C, int P, int Q, int R, int S, int stride_h,
     int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, float eps, int use_weight,
@@ -117,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_relu_max_pool2
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3) batch_norm2d_relu_max_pool2d_backward(
-    float* __restrict__ dx, const float* __restrict__ dy, const TAP* __restrict__ argmax,
-    const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
+    STORE* __restrict__ dx, const STORE* __restrict__ dy, const TAP* __restrict__ argmax,
+    const STORE* __restrict__ x, const float* __restrict__ w, const float* __restrict__ b,
     const float* __restrict__ mean, const float* __restrict__ var, const float* __restrict__ dw,
     const float* __restrict__ db, int pixels, int x_stride, int lanes, int H, int W, int C, int P,
     int Q, int R, int S, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w,

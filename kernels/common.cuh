@@ -31,6 +31,80 @@ __device__ __forceinline__ void store_global(float* to, const Floats<WIDTH>& val
         store<WIDTH>(to, value);
 }
 
+// Numbers of 16 bits in memory: IEEE's half precision, and bfloat16, the upper half of a float.
+// Kernels compute in float. A kernel whose arrays are of STORE reads and writes float, half16 or
+// brain16.
+struct half16 {
+    unsigned short bits;
+};
+struct brain16 {
+    unsigned short bits;
+};
+#ifndef STORE
+#define STORE float
+#endif
+
+__device__ __forceinline__ float widened(half16 x)
+{
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+__device__ __forceinline__ float widened(brain16 x)
+{
+    return __uint_as_float((unsigned)x.bits << 16);
+}
+
+// To the nearest, of two the even one; what is too large becomes infinite.
+template <class T> __device__ __forceinline__ T narrowed(float x);
+template <> __device__ __forceinline__ half16 narrowed<half16>(float x)
+{
+    half16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+}
+// By integers: cvt.rn.bf16.f32 needs compute capability 8.0.
+template <> __device__ __forceinline__ brain16 narrowed<brain16>(float x)
+{
+    const unsigned bits = __float_as_uint(x), odd = bits >> 16 & 1;
+    const unsigned rounded = (bits + 0x7fffu + odd) >> 16;
+    return {(unsigned short)(x != x ? 0x7fffu : rounded)};
+}
+
+template <int WIDTH, class T> struct alignas(2 * WIDTH) Stored {
+    T v[WIDTH];
+};
+
+template <int WIDTH, class T> __device__ __forceinline__ Floats<WIDTH> load(const T* from)
+{
+    const Stored<WIDTH, T> in = *(const Stored<WIDTH, T>*)from;
+    Floats<WIDTH> out;
+    for (int k = 0; k < WIDTH; ++k) out.v[k] = widened(in.v[k]);
+    return out;
+}
+
+template <int WIDTH, class T>
+__device__ __forceinline__ void store(T* to, const Floats<WIDTH>& value)
+{
+    Stored<WIDTH, T> out;
+    for (int k = 0; k < WIDTH; ++k) out.v[k] = narrowed<T>(value.v[k]);
+    *(Stored<WIDTH, T>*)to = out;
+}
+
+template <int WIDTH, class T>
+__device__ __forceinline__ void store_global(T* to, const Floats<WIDTH>& value)
+{
+    if constexpr (WIDTH == 4) {
+        Stored<WIDTH, T> out;
+        for (int k = 0; k < WIDTH; ++k) out.v[k] = narrowed<T>(value.v[k]);
+        asm volatile("st.global.v4.b16 [%0], {%1, %2, %3, %4};" ::"l"(
+                         __cvta_generic_to_global(to)),
+            "h"(out.v[0].bits), "h"(out.v[1].bits), "h"(out.v[2].bits), "h"(out.v[3].bits)
+            : "memory");
+    } else
+        store<WIDTH>(to, value);
+}
+
 // n / d for 0 <= n < 2^31 by a multiplication and a shift. The host computes, for 1 <= d < 2^31,
 //     shift = 31 + ceil(log2(d)),  mul = ceil(2^shift / d), which fits 32 bits.
 // Exact: mul*d = 2^shift + e with 0 <= e < d, so n*mul / 2^shift exceeds n/d by n*e / (d * 2^shift)

@@ -8,7 +8,7 @@ Math      add:     to[i] = a[i] + b[i];  add_relu: its ReLU, a NaN stays NaN
                    seed are at least `threshold`, else 0; backward is the same kernel on dy. The
                    seed is what the launch gives plus step[0]; one of them is 0 (optim.cu)
 Source    Srivastava et al. 2014 (dropout); Steele et al. 2014 (SplitMix64); gpuconv/ops/dropout.py
-Layout    float32, `count` elements; dropout's i counts in the user's C order: give it NCHW, not
+Layout    STORE, `count` elements; dropout's i counts in the user's C order: give it NCHW, not
           NHWC
 Geometry  As relu.cu
 Traffic   add, add_relu, multiply: a, b and to once; scale, dropout: their two arrays once
@@ -16,7 +16,8 @@ Floor     add, add_relu, multiply 12*count, scale and dropout 8*count bytes / DR
 Order     Element by element; the mask depends on seed and i alone
 Limits    Offsets are 64-bit; `to` may be a or b, y may be x
 Not here  Broadcasting
-Macros    VEC (4, or 1 where an array is not 16-byte aligned)
+Macros    STORE (of arrays: float, half16 or brain16), VEC (4, or 1 where an array is not 16-byte
+          aligned)
 */
 #include "elementwise.cuh"
 
@@ -31,34 +32,34 @@ __device__ __forceinline__ bool keeps(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
-    add(float* to, const float* a, const float* b, long long count)
+    add(STORE* to, const STORE* a, const STORE* b, long long count)
 {
     each2(to, a, b, count, [](float a, float b) { return a + b; });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
-    add_relu(float* to, const float* a, const float* b, long long count)
+    add_relu(STORE* to, const STORE* a, const STORE* b, long long count)
 {
     each2(to, a, b, count, [](float a, float b) { return relu(a + b); });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
-    multiply(float* to, const float* a, const float* b, long long count)
+    multiply(STORE* to, const STORE* a, const STORE* b, long long count)
 {
     each2(to, a, b, count, [](float a, float b) { return a * b; });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
-    scale(float* to, const float* a, long long count, float factor)
+    scale(STORE* to, const STORE* a, long long count, float factor)
 {
     each1(to, a, count, [=](float a) { return a * factor; });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3)
-    dropout(float* y, const float* x, const unsigned long long* step, long long count,
+    dropout(STORE* y, const STORE* x, const unsigned long long* step, long long count,
         unsigned long long seed, unsigned long long threshold, float factor)
 {
     seed += step[0];
-    each_indexed(y, x, nullptr, count,
+    each_indexed(y, x, (const STORE*)nullptr, count,
         [=](float x, float, long long i) { return keeps(seed, threshold, i) ? x * factor : 0.0f; });
 }

@@ -7,9 +7,9 @@ constexpr int FLIGHT = 4;  // vectors that a thread loads before it uses the fir
 // to[i] = f(a[i], b[i], i), VEC elements at a time, the last count % VEC by themselves. All of a
 // round's loads come before its stores, so `to` may be `a` or `b`, and no order between threads
 // matters.
-template <class F>
+template <class To, class From, class F>
 __device__ __forceinline__ void each_indexed(
-    float* to, const float* a, const float* b, long long count, F f)
+    To* to, const From* a, const From* b, long long count, F f)
 {
     const long long vectors = count / VEC, first = first_index(), step = index_step();
     for (long long i = first; i < vectors; i += FLIGHT * step) {
@@ -30,18 +30,18 @@ __device__ __forceinline__ void each_indexed(
             }
     }
     for (long long i = vectors * VEC + first; i < count; i += step)
-        to[i] = f(a[i], b ? b[i] : 0.0f, i);
+        store<1>(to + i, {f(load<1>(a + i).v[0], b ? load<1>(b + i).v[0] : 0.0f, i)});
 }
 
-template <class F>
-__device__ __forceinline__ void each1(float* to, const float* a, long long count, F f)
+template <class To, class From, class F>
+__device__ __forceinline__ void each1(To* to, const From* a, long long count, F f)
 {
-    each_indexed(to, a, nullptr, count, [=](float a, float, long long) { return f(a); });
+    each_indexed(to, a, (const From*)nullptr, count, [=](float a, float, long long) { return f(a); });
 }
 
-template <class F>
+template <class To, class From, class F>
 __device__ __forceinline__ void each2(
-    float* to, const float* a, const float* b, long long count, F f)
+    To* to, const From* a, const From* b, long long count, F f)
 {
     each_indexed(to, a, b, count, [=](float a, float b, long long) { return f(a, b); });
 }

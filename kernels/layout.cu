@@ -4,7 +4,7 @@ layout.cu: between the layouts users see (NCHW images, OIHW filters) and the ker
 Math      y[b][c][r] = x[b][r][c]. NCHW to NHWC: b = N, r = C, c = H*W; OIHW to KRSC: b = K, r = C,
           c = R*S; back: the same with r and c exchanged
 Source    Ruetsch and Micikevicius 2009, "Optimizing matrix transpose in CUDA"
-Layout    x: float32 (batch, rows, columns); y: float32 (batch, columns, rows)
+Layout    x: STORE (batch, rows, columns); y: STORE (batch, columns, rows)
 Geometry  A block of 256 threads per tile of SIDE x SIDE (VEC = 4: 64, else 32), grid-stride over
           tiles, columns fastest; through shared memory, so that reads and writes both run along
           their rows
@@ -15,14 +15,14 @@ Limits    rows, columns below 2^31; offsets are 64-bit; VEC = 4 needs rows and c
           4
 Not here  Matrices of one row or column, which need no copy; tiles for few rows (3-channel images
           use 3 rows of 32)
-Macros    VEC (4 or 1)
+Macros    STORE (of arrays: float, half16 or brain16), VEC (4 or 1)
 */
 #include "common.cuh"
 
 constexpr int SIDE = VEC == 4 ? 64 : 32;
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    transpose(float* __restrict__ y, const float* __restrict__ x, long long tiles, int tiles_down,
+    transpose(STORE* __restrict__ y, const STORE* __restrict__ x, long long tiles, int tiles_down,
         int tiles_across, int rows, int columns)
 {
     __shared__ float tile[SIDE][SIDE + 1];

@@ -8,7 +8,7 @@ Math      y[n,p,q,c]      = max over (r,s) of x[n,h,w,c],
                             the image
           dx[n,h,w,c]     = sum of dy[n,p,q,c] over the windows whose maximum is at (h,w)
 Source    ONNX MaxPool; torch.nn.functional.max_pool2d, including ceil_mode
-Layout    x, y, dx, dy: float32 NHWC, C divisible by VEC (VEC = 1 serves any C); argmax: TAP, same
+Layout    x, y, dx, dy: STORE NHWC, C divisible by VEC (VEC = 1 serves any C); argmax: TAP, same
           shape as y
 Geometry  A block of 256 threads is 256/lanes pixels by `lanes` threads along the channels; both
           loop with a stride, so any grid covers all. A thread owns VEC neighbouring channels of one
@@ -22,15 +22,16 @@ Order     One owner per output, no atomics: the backward gathers from the window
 Limits    R*S <= 255 where TAP is a byte; N*P*Q and N*H*W below 2^31 (checked on the host); offsets
           are 64-bit
 Not here  A convolution's bias and ReLU in the same pass: bias_relu_pool.cu
-Macros    VEC (4 or 1), TAP (argmax's type: unsigned char, or int)
+Macros    STORE (of arrays: float, half16 or brain16), VEC (4 or 1), TAP (argmax's type: unsigned
+          char, or int)
 */
 #include "pool.cuh"
 
 constexpr TAP NONE = (TAP)-1;  // no tap of this window has been inside the image yet
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    max_pool2d_forward(float* __restrict__ y, TAP* __restrict__ argmax,
-        const float* __restrict__ x, int pixels, int lanes, int H, int W, int C, int P, int Q,
+    max_pool2d_forward(STORE* __restrict__ y, TAP* __restrict__ argmax,
+        const STORE* __restrict__ x, int pixels, int lanes, int H, int W, int C, int P, int Q,
         int R, int S, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w)
 {
     for (PixelLoop at(lanes); at.pixel < pixels; at.next()) {
@@ -65,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    max_pool2d_backward(float* __restrict__ dx, const float* __restrict__ dy,
+    max_pool2d_backward(STORE* __restrict__ dx, const STORE* __restrict__ dy,
         const TAP* __restrict__ argmax, int pixels, int lanes, int H, int W, int C, int P,
         int Q, int R, int S, int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w)
 {

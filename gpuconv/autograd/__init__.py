@@ -34,6 +34,7 @@ from gpuconv.autograd.fusion import (
     statistics_of,
 )
 from gpuconv.autograd.modes import enable_grad, no_grad
+from gpuconv.autograd.precision import precision
 from gpuconv.autograd.recompute import checkpoint, keep_all, once
 from gpuconv.autograd.state import Array, Backward, Hook, Node, state
 from gpuconv.autograd.tensor import Handle, Parameter, Tensor, as_tensor, nodes_of, record
@@ -42,6 +43,6 @@ from gpuconv.autograd.walk import replacing
 __all__ = [
     "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "appended",
     "as_tensor", "chain_of", "checkpoint", "defer", "enable_grad", "forget", "give", "keep_all",
-    "later", "no_grad", "nodes_of", "once", "pooled", "record", "replacing", "settle", "state",
+    "later", "no_grad", "nodes_of", "once", "pooled", "precision", "record", "replacing", "settle", "state",
     "statistics_of",
 ]  # fmt: skip

@@ -39,7 +39,7 @@ def add(a: Any, b: Any) -> Tensor:
     x, y = a.data, b.data
 
     def compute(activation: str | None) -> Tensor:
-        add_op = ops.add.reference if a.reference or b.reference else ops.add
+        add_op = ops.add.reference if a.reference or b.reference else ops.add.stored
         total = add_op(x, y, activation)
         kept = total if activation else None
         return tensor.record(
@@ -59,7 +59,7 @@ def relu_backward(dy: Array, y: Array, over: bool) -> Array:
     """The gradient before a ReLU, in dy's own memory where `over` allows it."""
     if over and in_place.can_overwrite(dy):
         return in_place.relu_backward_into(dy, y)
-    return ops.relu_backward(dy, y)
+    return ops.relu_backward.stored(dy, y)
 
 
 def subtract(a: Any, b: Any) -> Tensor:
@@ -79,13 +79,13 @@ def multiply(a: Any, b: Any) -> Tensor:
         return scale(b, a) if _is_number(a) else scale(a, b)
     a, b = _operands(a, b)
     if a.shape == b.shape and a.ndim and a.device not in ("cpu", "reference"):
-        y = ops.multiply(a.data, b.data)
+        y = ops.multiply.stored(a.data, b.data)
         return tensor.record("multiply", y, (a, b), _multiply_backward, a.data, b.data)
     return _broadcast("multiply", np.multiply, a, b, lambda dy, x, y: (dy * y, dy * x))
 
 
 def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, Array]:
-    return ops.multiply(dy, b), ops.multiply(dy, a)
+    return ops.multiply.stored(dy, b), ops.multiply.stored(dy, a)
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
@@ -100,7 +100,7 @@ def _scale_backward(dy: Array, over: bool, factor: float) -> tuple[Array]:
 
 def _scaled(x: Array, factor: float) -> Array:
     if x.ndim or not isinstance(x, np.ndarray):
-        return ops.scale(x, factor)
+        return ops.scale.stored(x, factor)
     return np.asarray(x * x.dtype.type(factor))
 
 

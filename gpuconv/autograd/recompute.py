@@ -21,6 +21,7 @@ class Repeat:
     def __init__(self, outer: Repeat | None) -> None:
         self.outer = outer
         self.fusing = state.depth > 0 and state.fusing
+        self.precision = state.precision, state.entered
         self.results: deque[Any] = deque()
         self.again = False
 
@@ -110,8 +111,9 @@ def keep_all() -> Any:
 @contextlib.contextmanager
 def _repeating(repeat: Repeat) -> Any:
     """Within, things happen once, and functions are fused as at the first time."""
-    before = state.repeat, state.fusing
+    before, precision = (state.repeat, state.fusing), (state.precision, state.entered)
     state.repeat, state.fusing = repeat, repeat.fusing
+    state.precision, state.entered = repeat.precision
     state.depth += repeat.fusing
     try:
         yield
@@ -122,3 +124,4 @@ def _repeating(repeat: Repeat) -> Any:
     finally:
         state.depth -= repeat.fusing
         state.repeat, state.fusing = before
+        state.precision, state.entered = precision

@@ -32,6 +32,9 @@ class _State(threading.local):
     trace: Any = None  # told of everything recorded, see nn/trace.py
     repeat: Repeat | None = None  # within `checkpoint`
     keeping = False  # within `keep_all`
+    precision = "ieee"  # see precision.py
+    entered = False  # whether a module that computes in it is being called
+    scale: Array = None  # by which gradients that enter a module of 16 bits are multiplied
 
     def __init__(self) -> None:
         self.consumed = []
@@ -44,15 +47,18 @@ class Node:
     """One recorded operation.
 
     inputs: for each input the node that made it, the tensor itself if it is a leaf that wants a
-    gradient, or None. fresh: whether `backward` returns new arrays, or dy and views of it, and
+    gradient, or None. rounded: the precision that the inputs' gradients are rounded to, or "". fresh:
+    whether `backward` returns new arrays, or dy and views of it, and
     nothing else; only such gradients may be overwritten later on.
     """
 
-    __slots__ = ("backward", "fresh", "hooks", "inputs", "name", "number", "reference", "saved")
+    __slots__ = (
+        "backward", "fresh", "hooks", "inputs", "name", "number", "reference", "rounded", "saved",
+    )  # fmt: skip
 
     def __init__(self, name: str, inputs: tuple[Any, ...], backward: Backward, fresh: bool) -> None:
         self.name, self.inputs, self.backward, self.fresh = name, inputs, backward, fresh
         self.number = next(_numbers)
         self.hooks: list[Hook] = []
         self.saved: tuple[Any, ...] | None = None
-        self.reference = False
+        self.reference, self.rounded = False, ""

@@ -13,6 +13,7 @@ from gpuconv import arrays
 from gpuconv.autograd import operators
 from gpuconv.autograd.state import Array, Backward, Hook, Node, state
 from gpuconv.cuda import recording
+from gpuconv.precision import STORAGE, as_floats, is_stored, rounded
 
 FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
 
@@ -122,8 +123,12 @@ class Tensor:
         return len(self.data)
 
     def numpy(self) -> np.ndarray:
-        """The data as a NumPy array: the array itself, or a copy of a device's."""
+        """The data as a NumPy array: the array itself, or a copy of a device's, in float32 where
+        that has 16 bits.
+        """
         found = arrays.to_numpy(self.data)
+        if is_stored(self.data):
+            found = as_floats(found)
         recording.refuse("the host reads a tensor's value")
         return found
 
@@ -193,7 +198,10 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same data without a recorded operation: gradients stop here."""
-        return Tensor(self.data, device="reference" if self.reference else None)
+        y = Tensor.__new__(Tensor)
+        y.data, y.grad, y.requires_grad, y.reference = self.data, None, False, self.reference
+        y._node = y._deferred = y._hooks = None
+        return y
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set requires_grad; returns the tensor."""
@@ -324,6 +332,7 @@ def record(
     y = Tensor.__new__(Tensor)
     y.data, y.grad, y.requires_grad, y.reference = data, None, False, False
     y._node = y._deferred = y._hooks = None
+    rounding = ""
     edges: list[Node | Tensor | None] = []
     for x in inputs:
         if x is None or not x.requires_grad:
@@ -333,11 +342,15 @@ def record(
             y.requires_grad = True
         if x is not None and x.reference:
             y.reference = True
+    if y.reference and state.entered and state.precision in STORAGE:
+        rounding = state.precision
+        if y.data.dtype.kind == "f":
+            y.data = rounded(y.data, rounding)
     if not state.recording:
         y.requires_grad = False
     elif y.requires_grad:
         y._node = node = Node(name, tuple(edges), backward, fresh)
-        node.saved, node.reference = saved, y.reference
+        node.saved, node.reference, node.rounded = saved, y.reference, rounding
     if state.trace is not None:
         state.trace.record(name, inputs, y, saved)
     return y

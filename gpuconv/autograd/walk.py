@@ -10,6 +10,7 @@ import numpy as np
 from gpuconv import arrays, ops
 from gpuconv.autograd.state import Array, Node
 from gpuconv.autograd.tensor import Tensor
+from gpuconv.precision import rounded
 from gpuconv.strides import in_c_order, pixel_stride
 
 # Gradients that a device's kernels complete in the pass that makes them, by the functions of nodes.
@@ -84,6 +85,11 @@ class Walk:
         gradients = node.backward(dy, over, *node.saved, **more)
         if not self.retain:
             node.saved = None
+        if node.rounded:  # gradients of parameters are not
+            gradients = [
+                g if g is None or not isinstance(target, Node) else rounded(g, node.rounded)
+                for g, target in zip(gradients, node.inputs, strict=True)
+            ]
         made, arrived = self.made, []
         for d, target in zip(gradients, node.inputs, strict=True):
             if d is not None and target is not None:
@@ -139,7 +145,7 @@ class Walk:
         for total, part in ((old, d), (d, old)):
             if total.ndim and self.made.get(id(_memory(total))) == 1 and _accumulates(total):
                 self._release(id(_memory(part)))
-                self.flying[target] = ops.accumulate(total, part)
+                self.flying[target] = ops.accumulate.stored(total, part)
                 return
         self._release(id(_memory(old)))
         self._release(id(_memory(d)))
@@ -203,4 +209,4 @@ def _add_to_grad(leaf: Tensor, d: Array, ours: bool) -> None:
 
 
 def _sum(a: Array, b: Array) -> Array:
-    return ops.add(a, b) if a.ndim else np.asarray(a + b)
+    return ops.add.stored(a, b) if a.ndim else np.asarray(a + b)

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gpuconv.cuda import source
 from gpuconv.cuda.launch_config import Launch, Limits, Scalar, require_fits
-from gpuconv.cuda.source import KernelParameter, Signature
+from gpuconv.cuda.source import STORE, KernelParameter, Signature
+from gpuconv.precision import C_TYPES
 
 VECTOR = 4  # elements that a vectorised kernel moves at once
 NO_NUMBERS: Mapping[str, Scalar] = {}
@@ -144,6 +145,15 @@ def bind(
         if p.written or q.written
     )
     return Binding(launch, template, tuple(a for _, a in pointers), apart, tuple(given))
+
+
+def stored(launch: Launch, views: Mapping[str, View]) -> Launch:
+    """The launch, specialised for arrays of 16 bits where its kernel has some of STORE."""
+    keys = [launch.arrays.get(p.name, p.name) for p in signature_of(launch).parameters if p.stored]
+    found = {C_TYPES[views[key].dtype] for key in keys if key in views and views[key].dtype in C_TYPES}
+    if not found:
+        return launch
+    return replace(launch, defines=(*launch.defines, (STORE, found.pop())))
 
 
 def signature_of(launch: Launch) -> Signature:

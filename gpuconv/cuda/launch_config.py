@@ -167,13 +167,13 @@ def pixel_loop(pixels: int, channels: int, vec: int) -> tuple[Grid, int]:
 
 @lru_cache(maxsize=CACHED)
 def config_elementwise(file: str, kernel: str, count: int, aligned: bool = True) -> LaunchConfig:
-    """A kernel of relu.cu, activations.cu or elementwise.cu over `count` elements.
+    """A kernel of relu.cu, activations.cu, elementwise.cu or cast.cu over `count` elements.
 
     aligned: whether every array starts at a multiple of 16 bytes.
     """
     vec, flight = 4 if aligned else 1, 4  # flight: vectors a thread loads at once
     grid = loop_grid(ceil_div(count, vec * flight))
-    sizes = {**dict.fromkeys(("x", "y", "dx", "dy", "to", "a", "b"), count), "step": 1}
+    sizes = {**dict.fromkeys(("x", "y", "dx", "dy", "to", "a", "b"), count), "step": 1, "factor": 1}
     return LaunchConfig(
         (Launch(file, kernel, grid, THREADS, defines(VEC=vec), {"count": count}, sizes),)
     )

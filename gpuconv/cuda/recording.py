@@ -186,7 +186,7 @@ class Recorder:
                     changing.append(number)
                     arguments[place] = dtype.type(0)
             for p in binding.pointers:
-                if p.name == "stop":
+                if p.name == "stop" and arguments[p.place] is self.on.nought(np.uint32):
                     arguments[p.place] = self.stop
                 elif p.name == "step" and changing:
                     kind = isinstance(changing[0], ChangingFloat)

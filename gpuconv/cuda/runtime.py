@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuconv.cuda import recording, source
-from gpuconv.cuda.binding import NO_NUMBERS, Binding, View, bind
+from gpuconv.cuda.binding import NO_NUMBERS, Binding, View, bind, stored
 from gpuconv.cuda.launch_config import (
     LIMITS,
     Launch,
@@ -26,11 +26,13 @@ from gpuconv.cuda.launch_config import (
     vector_width,
 )
 from gpuconv.cuda.layout import config_channels, config_transpose
+from gpuconv.precision import C_TYPES
 from gpuconv.strides import channels_last, in_c_order, pixel_stride
 
 ALIGN = 16  # bytes: what vector loads want of every array
 MAX_BOUND = 4096  # bindings that a runtime remembers
 MIN_TICKETS = 4096  # counters that are made at once
+MOVED = {np.dtype(np.float32), *C_TYPES}  # what kernels bring into another layout
 
 
 if TYPE_CHECKING:
@@ -268,7 +270,8 @@ class Runtime:
     ) -> tuple[LaunchConfig, list[Binding]]:
         """Check all that depends on layouts and remember it under `key`."""
         views, here = {name: self.view(array) for name, array in arrays.items()}, self.here()
-        bound = [bind(launch, views, here, self.limits, numbers) for launch in config.launches]
+        launches = [stored(launch, views) for launch in config.launches]
+        bound = [bind(launch, views, here, self.limits, numbers) for launch in launches]
         taken = {name for binding in bound for _, name, _ in binding.given}
         if unknown := sorted(set(numbers) - taken):
             names = ", ".join(launch.kernel for launch in config.launches)
@@ -299,7 +302,7 @@ class Runtime:
         """The elements in C order and aligned; the array itself where they are."""
         if in_c_order(array.shape, array.strides, array.dtype.itemsize):
             return self._aligned(array)
-        if pixel_stride(array) is not None and array.dtype == np.float32:
+        if pixel_stride(array) is not None and array.dtype in MOVED:
             N, C, H, W = array.shape
             config = config_transpose(N, H * W, C)
             return self._rearranged(config, self.as_nhwc(array), array.shape)
@@ -310,10 +313,10 @@ class Runtime:
         view = array.transpose(0, 2, 3, 1)
         if channels_last(array):
             return self._aligned(view)
-        if array.dtype != np.float32:
+        if array.dtype not in MOVED:
             return self.copy(view)
         if pixel_stride(array) is not None:
-            y = self.empty(view.shape)
+            y = self.empty(view.shape, array.dtype)
             self.channels("copy_channels", self.as_nchw(y), array)
             return y
         N, C, H, W = array.shape
@@ -324,7 +327,7 @@ class Runtime:
         """y from x by layout.cu; where nothing is to be launched, the same memory is both."""
         if not config.launches:
             return x.reshape(shape)
-        y = self.empty(shape)
+        y = self.empty(shape, x.dtype)
         self.run(config, y=y, x=x)
         return y
 
@@ -337,7 +340,7 @@ class Runtime:
         return self.as_nhwc(array), True
 
     def pixels(self, array: Any) -> PixelView:
-        """The pixels of (N, C, H, W) float32; without a copy where they are channels of a
+        """The pixels of (N, C, H, W); without a copy where they are channels of a
         channels-last image, so that a dense block's layers read what is before them in place.
         """
         stride = pixel_stride(array)
@@ -370,17 +373,20 @@ class Runtime:
         kernel: str,
         out: str,
         numbers: Mapping[str, Scalar] = NO_NUMBERS,
+        dtype: Any = None,
+        more: Mapping[str, Any] = NO_NUMBERS,
         **inputs: Any,
     ) -> Any:
         """An element-by-element kernel over inputs of one shape; the result is laid out in memory
-        as the first of them. numbers: the kernel's, besides the count.
+        as the first of them and has its dtype, or another. numbers: the kernel's, besides the
+        count. more: arrays of other shapes that it takes.
         """
         first = next(iter(inputs.values()))
         images = pixel_stride(first) is not None
         dense = self.as_nhwc if images else self.contiguous
         read = {name: dense(array) for name, array in inputs.items()}
-        y = self.empty(next(iter(read.values())).shape)
-        self.run(config_elementwise(file, kernel, int(first.size)), numbers, **{out: y}, **read)
+        y = self.empty(next(iter(read.values())).shape, dtype or first.dtype)
+        self.run(config_elementwise(file, kernel, int(first.size)), numbers, **{out: y}, **read, **more)
         return self.as_nchw(y) if images else y
 
     def image(
@@ -391,9 +397,11 @@ class Runtime:
         numbers: Mapping[str, Scalar] = NO_NUMBERS,
         **images: Any,
     ) -> Any:
-        """What a configuration writes to the array `out`, of shape (N, C, H, W), from images."""
+        """What a configuration writes to the array `out`, of shape (N, C, H, W), from images, of
+        the first one's dtype.
+        """
         N, C, H, W = shape
-        y = self.empty((N, H, W, C))
+        y = self.empty((N, H, W, C), next(iter(images.values())).dtype)
         read = {name: self.as_nhwc(array) for name, array in images.items()}
         self.run(config, numbers, **{out: y}, **read)
         return self.as_nchw(y)

@@ -32,7 +32,10 @@ _SCALARS = {
     "signed char": np.int8,
     "unsigned short": np.uint16,
     "short": np.int16,
+    "half16": np.float16,
+    "brain16": np.uint16,
 }
+STORE = "STORE"  # the macro that stands for the type of arrays of 16 bits or of float (common.cuh)
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _KERNEL = re.compile(
@@ -50,6 +53,7 @@ class KernelParameter:
     pointer: bool
     written: bool  # a pointer that is not const
     restrict: bool = False  # __restrict__: no other argument may share its memory if one is written
+    stored: bool = False  # a pointer to STORE
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ def kernels(name: str, defines: tuple[tuple[str, str], ...] = ()) -> dict[str, S
 
 def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> KernelParameter:
     words = declared.replace("*", " * ").replace("__restrict__", " ").split()
+    defines, stored = {STORE: "float", **defines}, STORE in words
     words = [piece for word in words for piece in defines.get(word, word).split()]
     name, pointer, const = words[-1], "*" in words, "const" in words
     kind = " ".join(word for word in words[:-1] if word not in ("const", "*"))
@@ -153,4 +158,5 @@ def _parameter(kernel: str, declared: str, defines: Mapping[str, str]) -> Kernel
             f"(known: {known}, and pointers to them)"
         )
     restrict = "__restrict__" in declared
-    return KernelParameter(name, np.dtype(_SCALARS[kind]), pointer, pointer and not const, restrict)
+    dtype, written = np.dtype(_SCALARS[kind]), pointer and not const
+    return KernelParameter(name, dtype, pointer, written, restrict, stored)

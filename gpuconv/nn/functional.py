@@ -33,7 +33,7 @@ from gpuconv.autograd import (
 )
 from gpuconv.autograd.operators import add, flatten, relu_backward
 from gpuconv.autograd.walk import adding, rectified
-from gpuconv.nn import linear_chain
+from gpuconv.nn import linear_chain, precise
 from gpuconv.nn.linear_chain import weighted_backward
 from gpuconv.ops import in_place
 from gpuconv.ops.activation import ACTIVATIONS
@@ -45,6 +45,7 @@ from gpuconv.ops.conv2d import y_shape
 from gpuconv.ops.losses import one_launch
 from gpuconv.ops.op import Op
 from gpuconv.ops.statistics import batch_norm2d_statistics, conv2d_statistics
+from gpuconv.precision import STORAGE, is_stored
 
 P = ParamSpec("P")
 PLAIN = frozenset(
@@ -104,11 +105,11 @@ def _lifted(op: Op[P, Any], backward_op: Op[..., Any]) -> Callable[P, Tensor]:
                 given[name] = value.data
             elif type(value) not in PLAIN:
                 given[name] = native(value, f"{op.__name__}: {name}")
-        y = _on(op, x.reference)(x.data, **given)
+        y = _on(op, x.reference, x.data)(x.data, **given)
         result, kept_of_result = y if is_loss else (y, y)
         known = {"x": x.data, "x_shape": x.data.shape}.get(kept, kept_of_result)
         saved = known, *map(given.__getitem__, rest)
-        run_backward = _on(backward_op, x.reference)
+        run_backward = _on(backward_op, x.reference, x.data)
         return record(
             op.__name__, np.asarray(result) if is_loss else y, (x,), backward, run_backward, *saved
         )
@@ -129,9 +130,11 @@ def _optional(x: Any) -> Tensor | None:
     return None if x is None else as_tensor(x)
 
 
-def _on(op: Op, reference: bool) -> Any:
-    """The operation, or its definition."""
-    return op.reference if reference else op
+def _on(op: Op, reference: bool, data: Array) -> Any:
+    """The operation, its definition, or what it is for arrays of 16 bits."""
+    if reference:
+        return op.reference
+    return op.stored if is_stored(data) else op
 
 
 # ---- with weights ------------------------------------------------------------------------------
@@ -156,6 +159,8 @@ def conv2d(
     b = b if isinstance(b, Tensor) else _optional(b)
     options = (stride, padding, dilation, groups)
     data = x.data if isinstance(x.data, np.ndarray) else as_kernels_read(x.data)
+    reference = x.reference or w.reference
+    precision = precise.of(data, reference, state.precision == "tf32-conv")
 
     def with_pool(window: Any, c_order: bool) -> Tensor:
         arrays = (data, w.data, None if b is None else b.data)
@@ -169,12 +174,15 @@ def conv2d(
         N, _, P, Q = y_shape(*arrays[:2], *options)
         if N * P * Q < 2:
             return None
-        y, mean, var, *_ = conv2d_statistics(*arrays, *options, *running())
-        saved = (ops.conv2d_backward, *arrays, *options, None, None, x.requires_grad)
+        run = precise.run(conv2d_statistics, reference, precision)
+        y, mean, var, *_ = run(*arrays, *options, *running())
+        run_backward = precise.run(ops.conv2d_backward, reference, precision)
+        saved = (run_backward, *arrays, *options, None, None, x.requires_grad)
         return record("conv2d", y, (x, w, b), _conv_backward, *saved), mean, var
 
     how = ops.conv2d, ops.conv2d_backward, _conv_backward, _conv_relu_backward
-    return _weighted(how, x, data, w, b, options, with_pool, with_statistics)
+    pool = with_pool if precision == "ieee" else None
+    return _weighted(how, x, data, w, b, options, precision, pool, with_statistics)
 
 
 def linear(x: Any, w: Any, b: Any = None) -> Tensor:
@@ -182,14 +190,16 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
         return _at_once(linear(as_tensor(x), as_tensor(w), b))
     b = b if isinstance(b, Tensor) else _optional(b)
-    if not x.reference and not w.reference and not isinstance(w.data, np.ndarray):
+    ieee = state.precision in ("ieee", "tf32-conv")
+    if ieee and not x.reference and not w.reference and not isinstance(w.data, np.ndarray):
         if (y := linear_chain.appended(x, w, b)) is not None:
             return y
         if linear_chain.serves(x, w):
             chain = linear_chain.Chain(linear_chain.Layer(x, w, b))
             return defer(chain.compute, (x, w, b), ACTIVATION_NAMES, chain=chain)
     how = ops.linear, ops.linear_backward, weighted_backward, weighted_backward
-    return _weighted(how, x, x.data, w, b, ())
+    precision = precise.of(x.data, x.reference or w.reference, False)
+    return _weighted(how, x, x.data, w, b, (), precision)
 
 
 def _at_once(y: Tensor) -> Tensor:
@@ -205,13 +215,15 @@ def _weighted(
     w: Tensor,
     b: Tensor | None,
     options: tuple[Any, ...],
+    precision: str,
     with_pool: Any = None,
     with_statistics: Any = None,
 ) -> Tensor:
     op, backward_op, plain, under_relu = how
     arrays = (data, w.data, None if b is None else b.data)
     reference = x.reference or w.reference
-    run, run_backward = _on(op, reference), _on(backward_op, reference)
+    run = precise.run(op, reference, precision)
+    run_backward = precise.run(backward_op, reference, precision)
 
     def compute(activation: str | None) -> Tensor:
         y = run(*arrays, *options, activation)
@@ -223,7 +235,8 @@ def _weighted(
 
     if isinstance(data, np.ndarray) or not _has_kernels(data):
         with_statistics = None
-    return defer(compute, (x, w, b), ACTIVATION_NAMES, with_pool, with_statistics)
+    activations = ("relu",) if precision in STORAGE else ACTIVATION_NAMES
+    return defer(compute, (x, w, b), activations, with_pool, with_statistics)
 
 
 def _has_kernels(x: Array) -> bool:
@@ -275,28 +288,28 @@ def batch_norm(
             f"batch_norm: training needs more than one value a channel, got x of shape {x.shape}"
         )
     if training and on_device and found is None:
-        found = batch_norm2d_statistics(x.data, *running())[:2]
+        found = batch_norm2d_statistics.stored(x.data, *running())[:2]
     tracked = not training or running_mean is None or found is not None
 
     def compute(activation: str | None) -> Tensor:
         nonlocal tracked
         statistics = (found or (None, None)) if training else (running_mean, running_var)
-        run = _on(ops.batch_norm2d, reference)
+        run = _on(ops.batch_norm2d, reference, x.data)
         y, mean, var = run(*arrays, *statistics, eps, activation)
         if not tracked:
             tracked = True
-            track = _on(ops.batch_norm2d_track, reference)
+            track = _on(ops.batch_norm2d_track, reference, mean)
             once(track, running_mean, running_var, mean, var, count, momentum)
         if state.trace is not None and not training:  # the names of what it reads
             mean, var = running_mean, running_var
-        run_backward = _on(ops.batch_norm2d_backward, reference)
+        run_backward = _on(ops.batch_norm2d_backward, reference, x.data)
         saved = (run_backward, *arrays, mean, var, eps, activation, training, x.requires_grad)
         name = "batch_norm" if activation is None else "batch_norm_relu"
         return record(name, y, (x, w, b), _batch_norm_backward, *saved)
 
     def with_other(other: Tensor, activation: str | None) -> Tensor:
         used: Any = found if training else (running_mean, running_var)
-        y, mean, var = ops.batch_norm2d(*(*arrays, *used, eps, activation, other.data))
+        y, mean, var = ops.batch_norm2d.stored(*(*arrays, *used, eps, activation, other.data))
         kept = None if activation is None else y
         saved = (kept, *arrays, mean, var, eps, None, training, x.requires_grad)
         backward = _batch_norm_add_backward if activation is None else _batch_norm_add_relu_backward
@@ -305,8 +318,8 @@ def batch_norm(
 
     def with_pool(window: Any, c_order: bool) -> Tensor:
         used: Any = found if training else (running_mean, running_var)
-        y, argmax = batch_norm2d_relu_max_pool2d(*(*arrays, *used, eps, window))
-        run_backward = batch_norm2d_relu_max_pool2d_backward
+        y, argmax = batch_norm2d_relu_max_pool2d.stored(*(*arrays, *used, eps, window))
+        run_backward = batch_norm2d_relu_max_pool2d_backward.stored
         saved = (run_backward, argmax, *arrays, *used, eps, window, training, x.requires_grad)
         return record("batch_norm_relu_max_pool2d", y, (x, w, b), _plain_backward, *saved)
 
@@ -328,8 +341,8 @@ def _batch_norm_add_backward(
     dy: Array, over: bool, y: Array | None, *saved: Any, masked: bool = False
 ) -> tuple[Array | None, ...]:
     if y is not None and not masked:
-        dy = ops.relu_backward(dy, y)
-    return *ops.batch_norm2d_backward(dy, *saved), dy
+        dy = ops.relu_backward.stored(dy, y)
+    return *ops.batch_norm2d_backward.stored(dy, *saved), dy
 
 
 @rectified
@@ -356,8 +369,8 @@ def _activation(name: str) -> Callable[[Any], Tensor]:
         fused = activated(x, name)
         if fused is not None:
             return fused
-        y = _on(forward, x.reference)(x.data)
-        return record(name, y, (x,), _from_output, _on(backward, x.reference), y)
+        y = _on(forward, x.reference, x.data)(x.data)
+        return record(name, y, (x,), _from_output, _on(backward, x.reference, x.data), y)
 
     return update_wrapper(function, forward.definition)
 
@@ -382,7 +395,7 @@ def dropout(x: Any, p: float, seed: int) -> Tensor:
     multiplied by 1 / (1 - p).
     """
     x = as_tensor(x)
-    run = _on(ops.dropout, x.reference)
+    run = _on(ops.dropout, x.reference, x.data)
     y = run(x.data, p, seed)
     return record("dropout", y, (x,), lambda dy, over: (run(dy, p, seed),))
 
@@ -403,8 +416,8 @@ def max_pool2d(
     fused = pooled(x, window)
     if fused is not None:
         return fused
-    y, argmax = _on(ops.max_pool2d, x.reference)(x.data, *window)
-    run_backward = _on(ops.max_pool2d_backward, x.reference)
+    y, argmax = _on(ops.max_pool2d, x.reference, x.data)(x.data, *window)
+    run_backward = _on(ops.max_pool2d_backward, x.reference, x.data)
     saved = (run_backward, argmax, x.data.shape, *window)
     return record("max_pool2d", y, (x,), _plain_backward, *saved)
 
@@ -456,7 +469,7 @@ def cat(tensors: Sequence[Any]) -> Tensor:
     else:
         y = empty_images((len(parts[0]), edges[-1], *parts[0].shape[2:]), parts[0])
         for part, (begin, end) in zip(parts, pairwise(edges), strict=True):
-            ops.assign(y[:, begin:end], part)
+            ops.assign.stored(y[:, begin:end], part)
     return record("cat", y, xs, _cut, edges)
 
 
@@ -494,7 +507,7 @@ class ChannelBuffer:
                 f"ChannelBuffer: {data.shape} does not fit behind {begin} of {self.channels} "
                 f"channels of {self._array.shape}"
             )
-        ops.assign(self._array[:, begin:end], data)
+        ops.assign.stored(self._array[:, begin:end], data)
         edges = [0, end] if before is None else [0, begin, end]
         inputs = (x,) if before is None else (before, x)
         self._tensor = record("append_channels", self._array[:, :end], inputs, _cut, edges)

@@ -12,6 +12,7 @@ import numpy as np
 from gpuconv import autograd
 from gpuconv.arrays import checked_cast, device_of, require, to_device, to_numpy
 from gpuconv.autograd import Array, Handle, Parameter, Tensor, as_tensor, record, settle, state
+from gpuconv.autograd.precision import entering, leaving
 from gpuconv.devices import resolve
 from gpuconv.errors import unknown
 from gpuconv.interchange import library_of
@@ -153,9 +154,13 @@ class Module:
             inputs = tuple(map(self._as_tensor, inputs))
             if options:
                 options = {name: self._as_tensor(x) for name, x in options.items()}
-        before = state.fusing
+        before, outermost = state.fusing, state.precision != "ieee" and not state.entered
         state.depth += 1
+        state.entered |= outermost
         try:
+            if outermost:
+                inputs = tuple(map(entering, inputs))
+                options = {name: entering(x) for name, x in options.items()}
             if not self.fusing:
                 settle()
                 state.fusing = False
@@ -167,12 +172,13 @@ class Module:
                 y = self._run(inputs, options)
             if state.depth == 1 or not self.fusing:
                 settle()  # which computes, and may fail as forward may
-            return y
+            return leaving(y) if outermost else y
         except BaseException:
             autograd.forget()
             raise
         finally:
             state.depth -= 1
+            state.entered &= not outermost
             state.fusing = before
 
     def _run(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:

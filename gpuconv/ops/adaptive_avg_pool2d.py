@@ -82,6 +82,9 @@ def _bins(length, outputs):
     return found
 
 
+adaptive_avg_pool2d.stores_16 = adaptive_avg_pool2d_backward.stores_16 = True
+
+
 @adaptive_avg_pool2d.output
 def adaptive_avg_pool2d_output(x, output_size):
     return ShapeOnly((*x.shape[:2], *pair("output_size", output_size, 1)), x.dtype)

@@ -65,6 +65,8 @@ def scale(x: Array, factor: float) -> Array:
 
 
 accumulate.in_place = assign.in_place = True
+for each in (add, accumulate, assign, multiply, scale):
+    each.stores_16 = True
 elementwise(add)
 elementwise(accumulate)
 elementwise(assign)

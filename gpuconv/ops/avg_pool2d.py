@@ -217,6 +217,10 @@ def avg_pool2d_backward_cpu(dy, x_shape, *options):
     return sum_pool2d_backward_cpu(dy / counts.astype(dy.dtype), x_shape, *options[:-1])
 
 
+for each in (sum_pool2d, sum_pool2d_backward, avg_pool2d, avg_pool2d_backward):
+    each.stores_16 = True
+
+
 @sum_pool2d.launch
 @avg_pool2d.launch
 def pool2d_launch(runtime, x, *options):

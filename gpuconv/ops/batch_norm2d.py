@@ -125,6 +125,7 @@ def batch_norm2d_track(
 
 
 batch_norm2d_track.in_place = True
+batch_norm2d.stores_16 = batch_norm2d_backward.stores_16 = True
 
 
 def _over_pixels(channels):
@@ -232,7 +233,7 @@ def batch_norm2d_launch(runtime, x, w, b, mean, var, eps, activation, other):
     if other is not None:
         more = runtime.pixels(other)
         arrays, stride, vec = {"other": more.memory}, more.stride, min(vec, more.vector)
-    y = runtime.empty((N, H, W, C))
+    y = runtime.empty((N, H, W, C), x.dtype)
     flags = w is not None, b is not None, activation == "relu"
     launches = config.config_forward(x.shape, pixels.stride, vec, *flags, stride)
     arrays |= kernel_parameters(runtime, w, b, mean, var)
@@ -257,7 +258,7 @@ def batch_norm2d_backward_launch(
         runtime.run(config.config_backward_sums(*key), {"eps": eps}, dw=dw, db=db, **arrays)
     dx = None
     if need_dx:
-        dx = runtime.empty((N, H, W, C))
+        dx = runtime.empty((N, H, W, C), x.dtype)
         launches = config.config_backward(*key, of_batch)
         runtime.run(launches, {"eps": eps}, dx=dx, dw=dw, db=db, **arrays)
         dx = runtime.as_nchw(dx)

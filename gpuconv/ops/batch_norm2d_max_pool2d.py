@@ -66,6 +66,9 @@ def batch_norm2d_relu_max_pool2d_backward(
     return batch_norm2d_backward.definition(spread, *given)
 
 
+batch_norm2d_relu_max_pool2d.stores_16 = batch_norm2d_relu_max_pool2d_backward.stores_16 = True
+
+
 def _geometry(pool):
     return window(*pool) if len(pool) > 1 else window(pool[0], None)
 
@@ -110,7 +113,7 @@ def batch_norm2d_relu_max_pool2d_launch(runtime, x, w, b, mean, var, eps, pool):
     geometry, pixels = _geometry(pool), runtime.pixels(x)
     N, C, H, W = x.shape
     shape = (N, *geometry.output_size(H, W), C)
-    y, argmax = runtime.empty(shape), runtime.empty(shape, geometry.tap_type)
+    y, argmax = runtime.empty(shape, x.dtype), runtime.empty(shape, geometry.tap_type)
     flags = w is not None, b is not None
     launches = config.config_pooled(x.shape, geometry, pixels.stride, pixels.vector, *flags)
     arrays = kernel_parameters(runtime, w, b, mean, var)
@@ -130,7 +133,7 @@ def batch_norm2d_relu_max_pool2d_backward_launch(
     dw, db, dx = runtime.empty(C), runtime.empty(C), None
     runtime.run(config.config_pooled_sums(*key), {"eps": eps}, dw=dw, db=db, **arrays)
     if need_dx:
-        dx = runtime.empty((N, H, W, C))
+        dx = runtime.empty((N, H, W, C), x.dtype)
         launches = config.config_pooled_backward(*key, of_batch)
         runtime.run(launches, {"eps": eps}, dx=dx, dw=dw, db=db, **arrays)
         dx = runtime.as_nchw(dx)

@@ -46,6 +46,7 @@ def dropout_check(x, p, seed):
 
 
 elementwise(dropout)
+dropout.stores_16 = True
 
 
 @dropout.cpu
@@ -63,7 +64,7 @@ def dropout_cpu(x, p, seed):
 
 @dropout.launch
 def dropout_launch(runtime, x, p, seed):
-    y = runtime.empty(x.shape)  # the mask counts in C order
+    y = runtime.empty(x.shape, x.dtype)  # the mask counts in C order
     numbers = {"seed": seed, "threshold": _threshold(p), "factor": _factor(p)}
     config = config_elementwise("elementwise.cu", "dropout", int(x.size))
     step = runtime.nought(np.uint64)

@@ -86,6 +86,9 @@ def max_pool2d_backward(
     return dx
 
 
+max_pool2d.stores_16 = max_pool2d_backward.stores_16 = True
+
+
 @max_pool2d.check
 def max_pool2d_check(x, *options):
     require_floats(x=x)
@@ -157,7 +160,8 @@ def max_pool2d_backward_cpu(dy, argmax, x_shape, *options):
 def max_pool2d_launch(runtime, x, *options):
     geometry = window(*options)
     N, C, P, Q = pooled(x, *options).shape
-    y, argmax = runtime.empty((N, P, Q, C)), runtime.empty((N, P, Q, C), geometry.tap_type)
+    shape = N, P, Q, C
+    y, argmax = runtime.empty(shape, x.dtype), runtime.empty(shape, geometry.tap_type)
     config = config_max_pool2d(x.shape, geometry)
     runtime.run(config, y=y, argmax=argmax, x=runtime.as_nhwc(x))
     return runtime.as_nchw(y), runtime.as_nchw(argmax)

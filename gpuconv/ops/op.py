@@ -49,7 +49,9 @@ from gpuconv.arrays import (
 from gpuconv.cpu.elementwise import elementwise as on_all_threads
 from gpuconv.cuda import runtime as runtimes
 from gpuconv.interchange import Library, library_of
+from gpuconv.ops.cast import cast, uncast
 from gpuconv.ops.cost import Cost, moved
+from gpuconv.precision import NAMES, is_stored
 
 P = ParamSpec("P")  # an operation's parameters, those of its definition
 R = TypeVar("R")  # and its result
@@ -88,6 +90,8 @@ class Op(Generic[P, R]):
         self._required = defaults.count(inspect.Parameter.empty)
         self._defaults = tuple(defaults[self._required :])
         self.in_place = False  # whether it writes into an argument, whose type it then keeps
+        self.stores_16 = False  # whether its kernels read and write arrays of 16 bits
+        self.stored_results = 1  # of its results the first so many are stored in 16 bits then
         self.onnx: tuple[str, dict[str, str]] | None = None  # a node: {its attribute: parameter}
         self._accepted: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._checks: list[Callable[..., Any]] = []
@@ -224,6 +228,30 @@ class Op(Generic[P, R]):
             self._refuse(self._check_values, values)
         result: R = self.definition(*values)
         return result
+
+    def stored(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on a device's arrays of 16 bits (gpuconv/precision.py), all of one type: computed in
+        float32, the result, or the first of several, stored in that type, others in float32.
+        Without such arrays an ordinary call.
+        """
+        kinds = {a.dtype for a in chain(args, kwargs.values()) if is_stored(a)}
+        if not kinds:
+            return self(*args, **kwargs)
+        values = self._bound(args, kwargs)
+        if len(kinds) > 1:
+            raise TypeError(f"{self.__name__}: arrays of both types of 16 bits; convert them to one")
+        self._checked(tuple(ShapeOnly(a.shape) if is_stored(a) else a for a in values))
+        arrays = [a for a in values if device_of(a) is not None]
+        if self.stores_16 and all(a.size for a in arrays):
+            _ARRAYS.update(map(type, arrays))
+            return self._on_device(self._device(values), *values)
+        (precision,) = map(NAMES.__getitem__, kinds)
+        found: Any = self(*(uncast(a) if is_stored(a) else a for a in values))  # type: ignore[call-arg]
+        several = isinstance(found, tuple)
+        parts = list(found) if several else [found]
+        for i in range(self.stored_results):
+            parts[i] = None if parts[i] is None else cast(parts[i], precision)
+        return tuple(parts) if several else parts[0]
 
     def _brought(self, run: Callable[..., Any], library: Library, args: tuple[Any, ...]) -> Any:
         """Run on other libraries' arrays; what comes out is given back as that library's."""
@@ -410,6 +438,7 @@ def elementwise(
     if cpu is not None:
         operation.cpu(partial(on_all_threads, cpu))
     if kernels is not None:
+        operation.stores_16 = True
         backward = operation.__name__.endswith("_backward")
         kernel = operation.__name__ if backward else f"{operation.__name__}_forward"
 

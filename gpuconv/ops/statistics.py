@@ -58,6 +58,8 @@ def conv2d_statistics(
 
 
 batch_norm2d_statistics.in_place = conv2d_statistics.in_place = True
+batch_norm2d_statistics.stores_16 = True
+batch_norm2d_statistics.stored_results = 0
 
 
 @batch_norm2d_statistics.check

@@ -3,6 +3,7 @@
 from gpuconv.optim.adam import Adam, AdamW
 from gpuconv.optim.average import EMA
 from gpuconv.optim.clip import clip_grad_norm
+from gpuconv.optim.loss_scale import LossScaler
 from gpuconv.optim.optimizer import Optimizer
 from gpuconv.optim.schedules import CosineLR, OneCycleLR, Schedule, StepLR
 from gpuconv.optim.sgd import SGD
@@ -13,6 +14,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "CosineLR",
+    "LossScaler",
     "OneCycleLR",
     "Optimizer",
     "Schedule",

@@ -75,6 +75,9 @@ class Adam(Optimizer):
         beta1, beta2 = group["betas"]
         return group["lr"] / (1 - beta1**step), (1 - beta2**step) ** 0.5
 
+    def _untimed(self, group: Group) -> float:
+        return group["lr"]
+
 
 class AdamW(Adam):
     """Adam with decoupled weight decay: p *= 1 - lr * weight_decay before Adam's own update.

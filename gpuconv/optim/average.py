@@ -14,6 +14,7 @@ from gpuconv.autograd import Array
 from gpuconv.cuda.recording import again
 from gpuconv.nn import Buffer, Module, Parameter
 from gpuconv.optim import device
+from gpuconv.optim.loss_scale import LossScaler
 
 
 class EMA:
@@ -44,8 +45,10 @@ class EMA:
         self._averages: dict[str, Array] = {}
         self._set_aside: dict[str, Array] = {}
 
-    def update(self) -> None:
-        """Move every average towards its value."""
+    def update(self, scaler: LossScaler | None = None) -> None:
+        """Move every average towards its value; not where a scaler skips the step."""
+        if scaler is not None and isinstance(scaler.skip, np.ndarray) and scaler.skip[0]:
+            return
         pairs, on_host = [], {}
         for name, holder in self._holders().items():
             value, average = holder.data, self._averages.get(name)
@@ -59,7 +62,7 @@ class EMA:
                 average = self._averages[name] = device.like(value, to_numpy(average))
             pairs.append((average, value))
         if pairs:
-            device.move_averages(pairs, lambda: 1 - self.decay)
+            device.move_averages(pairs, lambda: 1 - self.decay, scaler)
         again(partial(self._update_on_host, on_host), self._snapshot)
 
     def _update_on_host(self, holders: Mapping[str, Parameter | Buffer]) -> None:

@@ -1,4 +1,4 @@
-"""Work of optimisers over all parameters on a device: kernels/optim.cu, kernels/clip.cu.
+"""Work of optimisers over all parameters on a device: kernels/optim.cu, clip.cu, scaler.cu.
 
 A step, the moving average of the weights, and clipping by the gradients' norm. State arrays lie in
 memory as their parameters do, so that element i of one belongs to element i of the other.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.arrays import device_of, to_device
+from gpuconv.arrays import contiguous, device_of, to_device
 from gpuconv.cuda.launch_config import (
     CACHED,
     LOOP_BLOCKS,
@@ -27,12 +27,15 @@ from gpuconv.cuda.recording import again, state
 from gpuconv.strides import channels_last, in_c_order
 
 if TYPE_CHECKING:
+    from gpuconv.autograd import Parameter
     from gpuconv.cuda.runtime import Runtime
+    from gpuconv.optim.loss_scale import LossScaler
     from gpuconv.optim.optimizer import Optimizer
 
 CHUNK = 4096  # elements of a block: kernels/optim.cu
 WORDS = 6  # of a tensor's row in the table: p, grad, three slots, count
 TABLES = 16  # that are kept on a device
+SCALER_WORDS = 5  # of a LossScaler's state
 # What each kernel takes that may change from step to step, in its order.
 NUMBERS: dict[str, tuple[str, ...]] = {
     "sgd": ("lr", "decay"),
@@ -42,9 +45,17 @@ NUMBERS: dict[str, tuple[str, ...]] = {
         ("adam", "adam_amsgrad"),
         ("keep", "decay", "share1", "beta2", "share2", "eps", "step_size", "root"),
     ),
+    "momentum_numbers": ("lr", "decay", "momentum", "share", "attempts"),
+    "adam_numbers": ("keep", "decay", "share1", "beta2", "share2", "eps", "lr", "attempts"),
+}
+# What makes those numbers on the device that depend on how many steps were not skipped.
+TIMED = {
+    "sgd_momentum": "momentum_numbers",
+    **dict.fromkeys(("adam", "adam_amsgrad"), "adam_numbers"),
 }
 OWN = {"sgd_momentum": NUMBERS["sgd_momentum"][3:], "adam": NUMBERS["adam"][6:]}
 OWN["adam_amsgrad"] = OWN["adam"]  # numbers that depend on how many steps a parameter had
+OWN |= {"momentum_numbers": ("share", "attempts"), "adam_numbers": ("lr", "attempts")}
 
 
 @lru_cache(maxsize=CACHED)
@@ -78,6 +89,26 @@ def config_clip(chunks: int, tensors: int) -> LaunchConfig:
     )
 
 
+@lru_cache(maxsize=CACHED)
+def config_unscale(chunks: int, tensors: int, growth: int) -> LaunchConfig:
+    """unscale and turn_scale of scaler.cu."""
+    require_int32("unscale", chunks=chunks)
+    sizes = {"tensors": tensors * WORDS, "owner": chunks, "part": chunks}
+    sizes |= {"state": SCALER_WORDS, "found": 1, "skip": 1, "stop": 1}
+    grid = (min(max(chunks, 1), LOOP_BLOCKS), 1, 1)
+    first = Launch("scaler.cu", "unscale", grid, THREADS, (), {"chunks": chunks}, sizes)
+    turn = Launch("scaler.cu", "turn_scale", (1, 1, 1), 32, (), {"growth": growth}, sizes)
+    return LaunchConfig((first, turn))
+
+
+@lru_cache(maxsize=CACHED)
+def config_numbers(kernel: str) -> LaunchConfig:
+    """adam_numbers or momentum_numbers: "numbers", from the numbers that no shape decides."""
+    made = next(len(NUMBERS[name]) for name, by in TIMED.items() if by == kernel)
+    sizes = {"numbers": made, "state": SCALER_WORDS, "step": len(NUMBERS[kernel])}
+    return LaunchConfig((Launch("scaler.cu", kernel, (1, 1, 1), 32, (), {}, sizes),))
+
+
 def chunks(counts: Sequence[int]) -> tuple[list[int], list[int]]:
     """(owner, part) of every chunk of tensors of these sizes, as optim.cu's kernels take them."""
     owner: list[int] = []
@@ -89,9 +120,9 @@ def chunks(counts: Sequence[int]) -> tuple[list[int], list[int]]:
     return owner, part
 
 
-def step(optimizer: Optimizer, chosen: Sequence[int]) -> None:
+def step(optimizer: Optimizer, chosen: Sequence[int], scaler: LossScaler | None = None) -> None:
     """Update the chosen parameters, which are on a device and have a gradient: one launch for those
-    of a group that have had as many steps.
+    of a group that have had as many steps. scaler: decides whether anything changes.
 
     Raises TypeError or ValueError naming the parameter where a gradient or a state does not fit.
     """
@@ -102,7 +133,7 @@ def step(optimizer: Optimizer, chosen: Sequence[int]) -> None:
             first = not optimizer._state[alike[0]]
             for i in alike:
                 optimizer._state[i] = rows[i][1]
-            _update(on, optimizer, alike, [rows[i][0] for i in alike], first)
+            _update(on, optimizer, alike, [rows[i][0] for i in alike], first, scaler)
 
 
 def _in_step(optimizer: Optimizer, chosen: Sequence[int]) -> Iterator[tuple[Any, list[int]]]:
@@ -116,13 +147,19 @@ def _in_step(optimizer: Optimizer, chosen: Sequence[int]) -> Iterator[tuple[Any,
 
 
 def _update(
-    on: Runtime, optimizer: Optimizer, alike: list[int], rows: list[list[Any]], first: bool
+    on: Runtime,
+    optimizer: Optimizer,
+    alike: list[int],
+    rows: list[list[Any]],
+    first: bool,
+    scaler: LossScaler | None,
 ) -> None:
     """One launch for parameters that take the same numbers."""
     group = optimizer.param_groups[optimizer._owner[alike[0]]]
     kernel, shared = optimizer._kernel(group)
     fixed = {name: int(v) for name, v in shared.items() if isinstance(v, bool)}
-    names, own = NUMBERS[kernel], OWN.get(kernel, ())
+    maker = None if scaler is None else TIMED.get(kernel)
+    names, own = NUMBERS[maker or kernel], OWN.get(maker or kernel, ())
     before = optimizer.steps[alike[0]]
 
     def advance() -> tuple[float, ...]:
@@ -135,52 +172,102 @@ def _update(
         if own:
             step = steps[alike[0]]
             more = optimizer._numbers(group, step, first and step == before + 1)
+            if maker is not None and scaler is not None:
+                more = optimizer._untimed(group), step + scaler.skipped
             numbers = {**numbers, **dict(zip(own, more, strict=True))}
         return tuple([float(numbers[name]) for name in names])
 
     numbers = dict(zip(names, again(advance, partial(_snapshot, optimizer)), strict=True))
-    _launch(on, kernel, rows, {**numbers, **fixed})
+    stop = None if scaler is None else scaler.skip
+    if maker is None or scaler is None:
+        _launch(on, kernel, rows, {**numbers, **fixed}, stop=stop)
+        return
+    made, zeros = on.empty(len(NUMBERS[kernel])), on.nought(np.float32, len(names))
+    on.run(config_numbers(maker), numbers, numbers=made, state=scaler.state, step=zeros)
+    nothing = dict.fromkeys(NUMBERS[kernel], 0.0)
+    _launch(on, kernel, rows, {**nothing, **fixed}, made, stop)
 
 
 def _snapshot(optimizer: Optimizer) -> Any:
     return partial(optimizer.steps.__setitem__, slice(None), list(optimizer.steps))
 
 
-def move_averages(pairs: Sequence[tuple[Any, Any]], share: Callable[[], float]) -> None:
-    """average += (value - average) * share() for pairs (average, value), laid out alike."""
+def move_averages(
+    pairs: Sequence[tuple[Any, Any]],
+    share: Callable[[], float],
+    scaler: LossScaler | None = None,
+) -> None:
+    """average += (value - average) * share() for pairs (average, value), laid out alike; nothing
+    where the scaler skips the step.
+    """
     on = runtime_of("EMA", [value for _, value in pairs])
     (number,) = again(lambda: (share(),), lambda: lambda: None)
     with on.inside(pairs[0][1]):
-        _launch(on, "average", [list(pair) for pair in pairs], {"share": number})
+        stop = None if scaler is None else scaler.skip
+        _launch(on, "average", [list(pair) for pair in pairs], {"share": number}, stop=stop)
 
 
-def _launch(on: Runtime, kernel: str, rows: list[list[Any]], numbers: dict[str, Any]) -> None:
+def _launch(
+    on: Runtime,
+    kernel: str,
+    rows: list[list[Any]],
+    numbers: dict[str, Any],
+    step: Any = None,
+    stop: Any = None,
+) -> None:
     tables = _tables(on, kernel, rows)
     config = config_optimizer(kernel, tables["owner"].size, len(rows))
-    given = {"step": on.nought(np.float32, len(NUMBERS[kernel])), "stop": on.nought(np.uint32)}
+    given = {
+        "step": on.nought(np.float32, len(NUMBERS[kernel])) if step is None else step,
+        "stop": on.nought(np.uint32) if stop is None else stop,
+    }
     on.run(config, numbers, **tables, **given)
 
 
-def clip(on: Runtime, gradients: Sequence[Any], max_norm: float) -> float:
-    """Scale gradients, in place, as `clip_grad_norm` does; their norm before."""
+def clip(on: Runtime, gradients: Sequence[Any], max_norm: float, noted: bool = True) -> float:
+    """Scale gradients, in place, as `clip_grad_norm` does; their norm before. noted: whether one
+    that is not finite stops a recorded step.
+    """
     tables = _tables(on, "clip", [[g] for g in gradients])
     count = tables["owner"].size
     norm, factor = on.empty(1, np.float64), on.empty(2)
     arrays = {**tables, "norm": norm, "factor": factor, "partials": on.empty(count, np.float64)}
     on.run(config_clip(count, len(gradients)), {"max_norm": max_norm}, **arrays)
-    if state.recorder is not None:
+    if noted and state.recorder is not None:
         state.recorder.note_norm(factor[1:2])
     return float(on.read(norm)[0])
 
 
-def runtime_of(what: str, arrays: Sequence[Any]) -> Runtime:
-    """The runtime of arrays on a device. TypeError for arrays of several."""
+def unscale(on: Runtime, chosen: Sequence[Parameter], scaler: LossScaler) -> None:
+    """`LossScaler.unscale` of parameters on a device."""
+    with on.inside(scaler.state):
+        make_dense(chosen)
+        tables = _tables(on, "unscale", [[p.grad] for p in chosen])
+        config = config_unscale(tables["owner"].size, len(chosen), scaler.growth)
+        words = {"state": scaler.state, "found": scaler.found, "skip": scaler.skip}
+        on.run(config, **tables, **words, stop=on.nought(np.uint32))
+
+
+def make_dense(chosen: Sequence[Parameter]) -> None:
+    """Give gradients memory that kernels go through: in C order, or channels-last."""
+    for p in chosen:
+        if not channels_last(p.grad):
+            p.grad = contiguous(p.grad)
+
+
+def runtime_named(device: str) -> Runtime:
+    """The runtime of "sim" or "cuda"."""
     from gpuconv.cuda.runtime import runtime
 
+    return runtime(device)
+
+
+def runtime_of(what: str, arrays: Sequence[Any]) -> Runtime:
+    """The runtime of arrays on a device. TypeError for arrays of several."""
     names = {device_of(array) or "nowhere" for array in arrays}
     if len(names) > 1:
         raise TypeError(f"{what}: parameters on several devices: {sorted(names)}")
-    return runtime(names.pop())
+    return runtime_named(names.pop())
 
 
 def like(own: Any, array: np.ndarray) -> Any:

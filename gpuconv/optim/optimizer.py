@@ -13,6 +13,7 @@ from gpuconv.arrays import device_of, to_numpy
 from gpuconv.autograd import Array, Parameter, settle
 from gpuconv.errors import unknown
 from gpuconv.optim import device, kernels, saved
+from gpuconv.optim.loss_scale import LossScaler
 from gpuconv.threads import over_shards
 
 Group = dict[str, Any]
@@ -148,6 +149,10 @@ class Optimizer:
         """
         return ()
 
+    def _untimed(self, group: Group) -> float:
+        """What kernels/scaler.cu makes such numbers of, besides the count of steps."""
+        raise NotImplementedError(f"{self._name} has no _untimed")
+
     # ---- the step ------------------------------------------------------------------------------
 
     def zero_grad(self) -> None:
@@ -155,13 +160,15 @@ class Optimizer:
         for p in self.params:
             p.grad = None
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient.
+    def step(self, scaler: LossScaler | None = None) -> None:
+        """Update every parameter that has a gradient; none where a scaler skips the step.
 
         Raises: TypeError or ValueError where a gradient's shape or device, a setting of a group, or
         the parameter's type since the last step does not fit; then nothing has changed.
         """
         settle()  # what still waits shall see the weights of before
+        if scaler is not None and isinstance(scaler.skip, np.ndarray) and scaler.skip[0]:
+            return
         values = self._values
         for i, group in enumerate(self.param_groups):
             if values(group) != self._checked[i]:
@@ -178,7 +185,7 @@ class Optimizer:
             else:
                 elsewhere.append(i)
         if elsewhere:
-            device.step(self, elsewhere)
+            device.step(self, elsewhere, scaler)
         for i, (kernel, arrays, scalars) in tasks.items():
             p = self.params[i].data
             self.steps[i] += 1

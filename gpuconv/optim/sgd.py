@@ -74,3 +74,6 @@ class SGD(Optimizer):
             return ()
         # The first buffer is the gradient itself: momentum * 0 + 1 * d, dampening not applied.
         return (1.0 if first else 1.0 - group["dampening"],)
+
+    def _untimed(self, group: Group) -> float:
+        return 1.0 - group["dampening"]

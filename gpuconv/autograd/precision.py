@@ -1,0 +1,96 @@
+"""`precision`: modules that store what passes between their functions in 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gpuconv.arrays import device_of, is_device
+from gpuconv.autograd import tensor
+from gpuconv.autograd.state import Array, state
+from gpuconv.errors import require_known
+from gpuconv.ops.cast import cast, uncast
+from gpuconv.precision import (
+    NAMES,
+    PRECISIONS,
+    STORAGE,
+    is_stored,
+    require_precision,
+    rounded,
+)
+
+
+@contextmanager
+def precision(name: str, scale: Array = None) -> Iterator[None]:
+    """Within, modules compute in a precision: "ieee", "tf32", "tf32-conv", "bf16" or "fp16".
+
+    A call of a module takes and returns float32; with bf16 and fp16 all between is stored in 16
+    bits, and so are its gradients, whenever backward runs. Sums, parameters and their gradients,
+    statistics of batch norm and losses stay float32. On sim and cuda memory is what it says; on
+    reference every result is rounded, which defines what they compute; cpu has ieee alone.
+    scale: one float32 where the module is, by which the gradient of what it returns is multiplied
+    (see `optim.LossScaler`), or None for 1.
+
+    Raises ValueError for an unknown name, and a module's call does on the device cpu; RuntimeError
+    within a module's call.
+    Source: Micikevicius et al. 2018, "Mixed precision training".
+
+    >>> from gpuconv import nn
+    >>> layer = nn.Linear(2, 1, bias=False).to("reference")
+    >>> layer.weight.data[...] = 1
+    >>> with precision("bf16"):
+    ...     layer(np.float32([[1, 2**-9]])).numpy()
+    array([[1.]], dtype=float32)
+    """
+    if state.depth:
+        raise RuntimeError("precision: a module is being called already; set it around the call")
+    before = state.precision, state.scale
+    state.precision, state.scale = require_known("precision", name, PRECISIONS), scale
+    try:
+        yield
+    finally:
+        state.precision, state.scale = before
+
+
+def entering(x: Any) -> Any:
+    """A module's input as its functions take it in this precision."""
+    if not isinstance(x, tensor.Tensor) or x.data.dtype != np.float32:
+        return x
+    name, on = state.precision, device_of(x.data)
+    if on == "meta":
+        return x
+    require_precision("precision", name, x.device)
+    if name not in STORAGE:
+        return x
+    if is_device(on):
+        return tensor.record("cast", cast(x.data, name), (x,), _uncast_backward)
+    return tensor.record("cast", rounded(x.data, name), (x,), lambda dy, over: (dy,))
+
+
+def leaving(y: Any) -> Any:
+    """What a module returns, as float32."""
+    if isinstance(y, tuple):
+        return tuple(map(leaving, y))
+    if not isinstance(y, tensor.Tensor) or state.precision not in STORAGE:
+        return y
+    if is_stored(y.data):
+        name = NAMES[y.data.dtype]
+        return tensor.record("uncast", uncast(y.data), (y,), _cast_backward, name, state.scale)
+    if y.reference:
+        return tensor.record("uncast", y.data, (y,), _rounded_backward, state.precision, state.scale)
+    return y
+
+
+def _uncast_backward(dy: Array, over: bool) -> tuple[Array]:
+    return (uncast(dy),)
+
+
+def _cast_backward(dy: Array, over: bool, name: str, scale: Array) -> tuple[Array]:
+    return (cast(dy, name, scale),)
+
+
+def _rounded_backward(dy: Array, over: bool, name: str, scale: Array) -> tuple[Array]:
+    return (rounded(dy if scale is None else dy * scale, name),)
