@@ -68,7 +68,7 @@ PREPROCESSING = {
 }
 SETTINGS = {
     **dict.fromkeys(("model?", "data?", "optimizer?", "loss?", "schedule?"), TEXT),
-    **dict.fromkeys(("augment?", "normalize?", "device?"), TEXT),
+    **dict.fromkeys(("augment?", "normalize?", "device?", "precision?"), TEXT),
     **dict.fromkeys(("epochs?", "batch?", "first_epoch?"), WHOLE),
     **dict.fromkeys(("lr?", "momentum?", "weight_decay?", "ema?", "clip?"), (NOTHING, NUMBER)),
     "validation?": (NOTHING, NUMBER),
@@ -106,11 +106,13 @@ TRAINING = {
     "threads": WHOLE,
     "history_lines": WHOLE,
     "epochs?": WHOLE,
+    "loss_scale?": {"scale": NUMBER, "good": WHOLE},
 }
 EPOCH = {  # a line of a run's history.jsonl
     "epoch": WHOLE,
     **dict.fromkeys(("loss", "accuracy"), NUMBER),
     **dict.fromkeys(("validation_loss?", "validation_accuracy?", "lr?", "seconds?"), NUMBER),
+    "loss_scale?": NUMBER,
 }
 METADATA = {
     "kind?": TEXT,

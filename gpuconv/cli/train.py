@@ -101,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         THREADS,
         seed("decides the weights, the order and the augmentation"),
         DEVICE,
+        ("--precision", *choice("precision"), f"{listed('precision')}: see docs/devices.md"),
         ("--no-graph", None, bool, "on a device, run every step anew: see docs/devices.md"),
         ("--overwrite", None, bool, "replace the run that --out holds"),
         ("--show", None, bool, "follow and steer the run in the browser, see `show`"),
@@ -181,6 +182,8 @@ def _announce(prepared: Run) -> None:
     device = trainer.model.device
     if config["device"] == "auto":
         device += f" (auto: {choose()[1]})"
+    if trainer.precision != "ieee":
+        device += f", precision {trainer.precision}"
     print(f"device {device}, {thread_count()} threads; folder {trainer.out}", flush=True)
 
 

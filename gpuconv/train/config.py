@@ -16,6 +16,7 @@ from gpuconv.data.picture import RESIZE
 from gpuconv.errors import require_known
 from gpuconv.nn import Module
 from gpuconv.optim import Optimizer, Schedule
+from gpuconv.precision import PRECISIONS
 
 RunConfig = dict[str, Any]
 
@@ -49,6 +50,7 @@ DEFAULTS: RunConfig = {
     "stratified": True,
     "seed": 0,
     "device": "auto",
+    "precision": "ieee",
 }
 PRESETS: dict[str, RunConfig] = {
     "default": {},
@@ -74,6 +76,7 @@ CHOICES = {
     "normalize": ("data", "none"),
     "augment": ("none", "shift", "affine", "flip", "crop"),
     "resize": RESIZE,
+    "precision": PRECISIONS,
 }
 
 

@@ -40,6 +40,10 @@ def describe_run(
         "data": describe_loader(train),
         "validation": describe_loader(validation),
     }
+    if trainer.precision != "ieee":
+        recipe["precision"] = trainer.precision
+    if trainer.precision == "fp16":
+        recipe["scale_growth"] = trainer.scale_growth
     names = ("size", "mean", "std", "input_shape")
     source = getattr(train, "source", train)
     described: dict[str, Any] = plain(
@@ -150,7 +154,7 @@ def plain(value: Any) -> Any:
 
 def differences(stored: Mapping[str, Any], ours: dict[str, Any]) -> list[str]:
     """What differs between the run of a checkpoint's metadata and ours, a text for each setting."""
-    theirs = stored["recipe"]
+    theirs, ours = ({"precision": "ieee", **recipe} for recipe in (stored["recipe"], ours))
     if "version" not in stored:  # 0.1: losses had a device; what it did not store is not compared
         theirs = {**theirs, "loss": _without_device(theirs["loss"])}
         return _differences(theirs, ours, known_only=True)

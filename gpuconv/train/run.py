@@ -97,6 +97,7 @@ def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
         clip_norm=config["clip"],
         average=None if decay is None else EMA(model, decay),
         seed=seed,
+        precision=config["precision"],
         metadata={
             "settings": config,
             "image_shape": shape,

@@ -98,6 +98,8 @@ def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
         "generators": generators,
         "threads": thread_count(),
     }
+    if trainer.scaler is not None:
+        state["loss_scale"] = trainer.scaler.state_dict()
     return Checkpoint(weights, {**metadata, **state}, arrays)
 
 
@@ -185,6 +187,8 @@ def _load(found: Checkpoint, trainer: Trainer, optimizer_state: dict[str, Any]) 
         model.load_state_dict(weights)
         optimizer.load_state_dict(before)
         raise ValueError(f"{found.path}: {error}") from None
+    if trainer.scaler is not None and "loss_scale" in found.metadata:
+        trainer.scaler.load_state_dict(found.metadata["loss_scale"])
     for name, layer in stochastic.items():
         layer.rng_state = generators[name]
 

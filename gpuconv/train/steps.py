@@ -103,6 +103,7 @@ class RecordedSteps:
         trainer, feed = self._trainer, self._feed
         p, began = trainer.state, time.monotonic()
         images, states = p.images, trainer.rng_states()
+        counts = list(trainer.optimizer.steps)
 
         def failing() -> None:
             states[:] = trainer.rng_states()
@@ -123,6 +124,7 @@ class RecordedSteps:
             if math.isnan(value):
                 refuse_labels(trainer.loss, record.outputs, feed.labels(p.epoch, p.batch))
             raise trainer.broken(value, norm, states, lambda: feed.host(p.epoch, p.batch)[0])
+        trainer.settle_scale(counts)
         seconds = max(time.monotonic() - began, 1e-6) / count
         self._ahead = max(1, min(int(SECONDS / seconds), 2 * self._ahead, SLOTS))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import checkpoint
+from gpuconv import autograd, checkpoint
 from gpuconv.arguments import flag, number, whole
 from gpuconv.arrays import is_device, to_numpy
 from gpuconv.cuda import recording
@@ -21,7 +21,8 @@ from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import require_known
 from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
-from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
+from gpuconv.optim import EMA, LossScaler, Optimizer, Schedule, clip_grad_norm
+from gpuconv.precision import require_precision
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
 from gpuconv.train.answers import Run, answers_of, value_of
@@ -52,6 +53,9 @@ class Trainer:
     checkpoint_seconds, checkpoint_batches: how often last.safetensors is written within an epoch,
     None for never; it always is after an epoch and on Ctrl-C. log_batches: a line in the history
     every so many batches.
+    precision: "ieee" (float32), "tf32", "tf32-conv", "bf16" or "fp16", see `autograd.precision`; the
+    validation and `predict` use it too. scale_growth: with fp16, after how many good steps in a row
+    the loss scale is doubled, see `optim.LossScaler`.
     graph: on sim and cuda, record the steps and replay them (gpuconv/cuda/recording.py), with equal
     bits; False runs every step anew, for a model whose forward does not do the same each time.
     seed, metadata: kept in the checkpoints; seeds of model and loader decide the numbers.
@@ -80,6 +84,8 @@ class Trainer:
         metadata: dict[str, Any] | None = None,
         progress: bool = True,
         graph: bool = True,
+        precision: str = "ieee",
+        scale_growth: int = 2000,
     ) -> None:
         if isinstance(loss, str):
             loss = LOSSES[require_known("loss", loss, LOSSES)]()
@@ -98,6 +104,9 @@ class Trainer:
         self.out = None if out is None else Path(out)
         self.checkpoint_seconds, self.checkpoint_batches = checkpoint_seconds, checkpoint_batches
         self.log_batches, self.graph = log_batches, flag("Trainer: graph", graph)
+        self.precision = require_precision("Trainer: precision", precision, model.device)
+        self.scale_growth = whole("Trainer: scale_growth", scale_growth)
+        self.scaler: LossScaler | None = None  # while `fit` runs in fp16
         self.metadata = dict(metadata or {})
         self.state = state.TrainState()
         self.history = History(None)
@@ -160,6 +169,8 @@ class Trainer:
         self._saved_at = self._tick = time.monotonic()
         self._first_batch: tuple[int, float] | None = None  # images, and seconds for each
         self._stochastic = state.stochastic_layers(self.model)
+        if self.precision == "fp16":
+            self.scaler = LossScaler(self.model.device, growth=self.scale_growth)
         self._run = describe_run(self, self._initial, train, validation)
         last = None if self.out is None else self.out / "last.safetensors"
         if resume and last is None:
@@ -255,7 +266,7 @@ class Trainer:
             self._first_batch = 0, 0.0
 
     def _batch(self, load: Callable[[], tuple[Any, Any]], images: Callable[[], np.ndarray]) -> None:
-        p, states = self.state, self.rng_states()
+        p, states, counts = self.state, self.rng_states(), list(self.optimizer.steps)
         value, scores, labels = self._step(load)
         if not math.isfinite(value):
             raise self.broken(value, 0.0, states, images)
@@ -263,6 +274,15 @@ class Trainer:
         with recording.paused():
             answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
         p.correct += int(np.count_nonzero(answers == truth))
+        self.settle_scale(counts)
+
+    def settle_scale(self, counts: list[int]) -> None:
+        """After steps in fp16: see `LossScaler.settle`."""
+        if self.scaler is not None:
+            self.scaler.settle(self.optimizer, counts)
+
+    def _in_precision(self) -> AbstractContextManager[None]:
+        return autograd.precision(self.precision, self.scaler and self.scaler.factor)
 
     def _step(self, load: Callable[[], tuple[Any, Any]]) -> tuple[float, Any, Any]:
         """Forward, loss, backward, update: the article's steps 2 to 4 for one batch.
@@ -273,7 +293,8 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         x, labels = load()
-        scores = self.model(x)
+        with self._in_precision():
+            scores = self.model(x)
         loss = self.loss(scores, labels)
         value = value_of(self.loss, loss)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
@@ -281,14 +302,16 @@ class Trainer:
         if not math.isfinite(value):
             return value, main, labels
         loss.backward()
+        if self.scaler is not None:
+            self.scaler.unscale(self.optimizer.params)
         if self.clip_norm is not None:
-            norm = clip_grad_norm(self.optimizer.params, self.clip_norm)
-            if not math.isfinite(norm):
+            norm = clip_grad_norm(self.optimizer.params, self.clip_norm, self.scaler)
+            if self.scaler is None and not math.isfinite(norm):
                 raise self.broken(value, norm, [], lambda: x)
         recording.again(self._set_rate, self._rate_now)
-        self.optimizer.step()
+        self.optimizer.step(self.scaler)
         if self.average is not None:
-            self.average.update()
+            self.average.update(self.scaler)
         recording.again(partial(self._count, len(labels)), self._position_now)
         return value, main, labels
 
@@ -322,7 +345,9 @@ class Trainer:
     def mark(self) -> Hashable:
         """Equal as long as nothing but steps changes what the next steps compute on the host."""
         groups = [tuple(h.values()) for h in self.optimizer.hyperparameters()]
-        return str((groups, self.state.step, self.state.rate, self.rng_states(), self.schedule))
+        skipped = self.scaler and self.scaler.skipped
+        p = self.state
+        return str((groups, p.step, p.rate, self.rng_states(), self.schedule, skipped))
 
     def rng_states(self) -> list[list[int]]:
         """Of the layers that draw random numbers."""
@@ -344,7 +369,7 @@ class Trainer:
             return FloatingPointError(text)
         for (_, layer), before in zip(self._stochastic, rng_states, strict=True):
             layer.rng_state = before
-        with recording.paused():
+        with recording.paused(), self._in_precision():
             return finite.diagnose_non_finite(self.model, images(), self._where())
 
     @property
@@ -359,6 +384,8 @@ class Trainer:
         p = self.state
         self._count_time()
         record = {**self.state.record(self.optimizer.lr), "seconds": round(p.seconds, 3)}
+        if self.scaler is not None:
+            record["loss_scale"] = self.scaler.scale
         del record["batch"]
         if not (self._first_batch and self._first_batch[0]):  # nothing but the first batch
             record["images_per_second"] = round(p.images / max(p.seconds, 1e-9), 1)
@@ -454,7 +481,8 @@ class Trainer:
         """
         run = self._answers or answers_of(self.model, graph=self.graph)
         loader = as_batches(loader, "evaluate", self.model, once=True)
-        return evaluate(self.model, self.loss, loader, self._stop_if_requested, run)
+        with self._in_precision():
+            return evaluate(self.model, self.loss, loader, self._stop_if_requested, run)
 
     def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:
         """Probabilities (N, classes) for images: an array (N, C, H, W) of any library, one image
@@ -463,7 +491,8 @@ class Trainer:
         Raises: ValueError for a shuffling loader, whose rows would not follow the data.
         """
         run = self._answers or answers_of(self.model, graph=self.graph)
-        return probabilities(self.model, data, batch_size, run)
+        with self._in_precision():
+            return probabilities(self.model, data, batch_size, run)
 
     # ---- notify --------------------------------------------------------------------------------
 
