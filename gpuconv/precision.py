@@ -50,10 +50,11 @@ def rounded(a: np.ndarray, precision: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             return a.astype(np.float16).astype(np.float32)
     bits = np.asarray(a, np.float32).view(np.uint32)
+    dropped = np.uint32(16 if precision == "bf16" else TF32_DROPPED)
+    half = np.uint32(1) << (dropped - np.uint32(1))
     if precision == "bf16":
-        nearest = bits + np.uint32(0x7FFF) + (bits >> 16 & 1) & np.uint32(0xFFFF0000)
-    else:
-        nearest = bits + np.uint32(1 << TF32_DROPPED - 1) >> TF32_DROPPED << TF32_DROPPED
+        half = half - np.uint32(1) + (bits >> dropped & np.uint32(1))
+    nearest: np.ndarray = (bits + half) >> dropped << dropped
     return np.where(np.isnan(a), np.float32(np.nan), nearest.view(np.float32))
 
 

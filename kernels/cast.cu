@@ -11,7 +11,7 @@ Geometry  As relu.cu
 Traffic   x and y once
 Floor     6*count bytes / DRAM bandwidth
 Order     Element by element
-Limits    Offsets are 64-bit
+Limits    Offsets are 64-bit; float32's subnormal numbers become 0
 Not here  Filters, which are rounded as they are laid out for tensor cores
 Macros    STORE (float, half16 or brain16), VEC (4, or 1 where an array is not 16-byte aligned)
 */

@@ -43,6 +43,6 @@ from gpuconv.autograd.walk import replacing
 __all__ = [
     "Array", "Backward", "Handle", "Hook", "Node", "Parameter", "Tensor", "activated", "appended",
     "as_tensor", "chain_of", "checkpoint", "defer", "enable_grad", "forget", "give", "keep_all",
-    "later", "no_grad", "nodes_of", "once", "pooled", "precision", "record", "replacing", "settle", "state",
-    "statistics_of",
+    "later", "no_grad", "nodes_of", "once", "pooled", "precision", "record", "replacing", "settle",
+    "state", "statistics_of",
 ]  # fmt: skip

@@ -80,7 +80,9 @@ def leaving(y: Any) -> Any:
         name = NAMES[y.data.dtype]
         return tensor.record("uncast", uncast(y.data), (y,), _cast_backward, name, state.scale)
     if y.reference:
-        return tensor.record("uncast", y.data, (y,), _rounded_backward, state.precision, state.scale)
+        return tensor.record(
+            "uncast", y.data, (y,), _rounded_backward, state.precision, state.scale
+        )
     return y
 
 

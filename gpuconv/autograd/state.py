@@ -47,9 +47,9 @@ class Node:
     """One recorded operation.
 
     inputs: for each input the node that made it, the tensor itself if it is a leaf that wants a
-    gradient, or None. rounded: the precision that the inputs' gradients are rounded to, or "". fresh:
-    whether `backward` returns new arrays, or dy and views of it, and
-    nothing else; only such gradients may be overwritten later on.
+    gradient, or None. fresh: whether `backward` returns new arrays, or dy and views of it, and
+    nothing else; only such gradients may be overwritten later on. rounded: the precision to which
+    the inputs' gradients are rounded, or "".
     """
 
     __slots__ = (

@@ -150,7 +150,9 @@ def bind(
 def stored(launch: Launch, views: Mapping[str, View]) -> Launch:
     """The launch, specialised for arrays of 16 bits where its kernel has some of STORE."""
     keys = [launch.arrays.get(p.name, p.name) for p in signature_of(launch).parameters if p.stored]
-    found = {C_TYPES[views[key].dtype] for key in keys if key in views and views[key].dtype in C_TYPES}
+    found = {
+        C_TYPES[views[key].dtype] for key in keys if key in views and views[key].dtype in C_TYPES
+    }
     if not found:
         return launch
     return replace(launch, defines=(*launch.defines, (STORE, found.pop())))

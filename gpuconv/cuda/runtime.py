@@ -386,7 +386,9 @@ class Runtime:
         dense = self.as_nhwc if images else self.contiguous
         read = {name: dense(array) for name, array in inputs.items()}
         y = self.empty(next(iter(read.values())).shape, dtype or first.dtype)
-        self.run(config_elementwise(file, kernel, int(first.size)), numbers, **{out: y}, **read, **more)
+        self.run(
+            config_elementwise(file, kernel, int(first.size)), numbers, **{out: y}, **read, **more
+        )
         return self.as_nchw(y) if images else y
 
     def image(

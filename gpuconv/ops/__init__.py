@@ -4,6 +4,7 @@ from gpuconv.ops.adaptive_avg_pool2d import adaptive_avg_pool2d, adaptive_avg_po
 from gpuconv.ops.add import accumulate, add, assign, multiply, scale
 from gpuconv.ops.avg_pool2d import avg_pool2d, avg_pool2d_backward, sum_pool2d, sum_pool2d_backward
 from gpuconv.ops.batch_norm2d import batch_norm2d, batch_norm2d_backward, batch_norm2d_track
+from gpuconv.ops.cast import cast, uncast
 from gpuconv.ops.conv2d import conv2d, conv2d_backward
 from gpuconv.ops.conv2d_relu_max_pool2d import (
     conv2d_relu_max_pool2d,
@@ -39,6 +40,7 @@ __all__ = [
     "batch_norm2d",
     "batch_norm2d_backward",
     "batch_norm2d_track",
+    "cast",
     "conv2d",
     "conv2d_backward",
     "conv2d_relu_max_pool2d",
@@ -73,4 +75,5 @@ __all__ = [
     "sum_pool2d_backward",
     "tanh",
     "tanh_backward",
+    "uncast",
 ]

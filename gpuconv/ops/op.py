@@ -239,7 +239,9 @@ class Op(Generic[P, R]):
             return self(*args, **kwargs)
         values = self._bound(args, kwargs)
         if len(kinds) > 1:
-            raise TypeError(f"{self.__name__}: arrays of both types of 16 bits; convert them to one")
+            raise TypeError(
+                f"{self.__name__}: arrays of both types of 16 bits; convert them to one"
+            )
         self._checked(tuple(ShapeOnly(a.shape) if is_stored(a) else a for a in values))
         arrays = [a for a in values if device_of(a) is not None]
         if self.stores_16 and all(a.size for a in arrays):

@@ -124,7 +124,7 @@ class LossScaler:
         scale = number("LossScaler: scale", state["scale"], least=1)
         good = whole("LossScaler: good", state["good"], 0)
         host = self._read()
-        host[:GOOD + 1] = scale, 1 / scale, good
+        host[: GOOD + 1] = scale, 1 / scale, good
         if self._on is None:
             self.state[:] = host
         else:

@@ -29,7 +29,7 @@ def describe_run(
     takes to feed the model a picture and to read its answer. hyperparameters: the optimiser's, from
     before a schedule changed them.
     """
-    recipe = {
+    recipe: dict[str, Any] = {
         "model": describe_model(trainer.model),
         "loss": describe(trainer.loss),
         "optimizer": describe_optimizer(trainer.optimizer, hyperparameters),
