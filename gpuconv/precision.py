@@ -25,7 +25,7 @@ TF32_DROPPED = 13  # of float32's 23 bits of mantissa
 
 def require_precision(what: str, name: Any, device: str) -> str:
     """The precision's name. ValueError for an unknown one, and for one that a device lacks."""
-    require_known(what, name, PRECISIONS)
+    require_known("precision", name, PRECISIONS)
     if device == "cpu" and name != "ieee":
         raise ValueError(
             f"{what} {name}: the device cpu has ieee alone (float32 throughout); use cuda, sim or "

@@ -36,7 +36,8 @@ __device__ __forceinline__ void each_indexed(
 template <class To, class From, class F>
 __device__ __forceinline__ void each1(To* to, const From* a, long long count, F f)
 {
-    each_indexed(to, a, (const From*)nullptr, count, [=](float a, float, long long) { return f(a); });
+    each_indexed(
+        to, a, (const From*)nullptr, count, [=](float a, float, long long) { return f(a); });
 }
 
 template <class To, class From, class F>

@@ -68,13 +68,10 @@ extern "C" __global__ void __launch_bounds__(32, 1) turn_scale(float* __restrict
     if (scale < 1.0f) state[ENDED] = 1.0f;
 }
 
-// beta^t for a whole t >= 0, by squares.
-__device__ __forceinline__ double power(double beta, int t)
+// 1 - (1 - share)^t without cancellation, however small the share.
+__device__ __forceinline__ float after(float t, float share)
 {
-    double found = 1.0;
-    for (; t > 0; t >>= 1, beta *= beta)
-        if (t & 1) found *= beta;
-    return found;
+    return -expm1f(t * log1pf(-share));
 }
 
 extern "C" __global__ void __launch_bounds__(32, 1) adam_numbers(float* __restrict__ numbers,
@@ -88,11 +85,9 @@ extern "C" __global__ void __launch_bounds__(32, 1) adam_numbers(float* __restri
     numbers[3] = beta2 + step[3];
     numbers[4] = share2 += step[4];
     numbers[5] = eps + step[5];
-    const int t = (int)(attempts + step[7] - state[SKIPPED]);
-    const double left1 = 1.0 - power(1.0 - (double)share1, t);
-    const double left2 = 1.0 - power(1.0 - (double)share2, t);
-    numbers[6] = (float)((double)(lr + step[6]) / left1);
-    numbers[7] = (float)sqrt(left2);
+    const float t = attempts + step[7] - state[SKIPPED];
+    numbers[6] = (lr + step[6]) / after(t, share1);
+    numbers[7] = sqrtf(after(t, share2));
 }
 
 extern "C" __global__ void __launch_bounds__(32, 1)

@@ -25,25 +25,23 @@ def cast(x: Array, precision: str, factor: Array = None) -> Array:
     """
     on = _runtime(x)
     with on.inside(x):
-        by = on.nought(np.float32) if factor is None else factor
-        numbers = {"scaled": int(factor is not None)}
-        return _each(on, "narrow", x, STORAGE[precision], numbers, {"factor": by})
+        if factor is None:
+            return _each(on, "narrow", x, STORAGE[precision])
+        return _each(on, "narrow_scaled", x, STORAGE[precision], factor=factor)
 
 
 def uncast(x: Array) -> Array:
     """The float32 numbers that a device's array of 16 bits stands for, exactly."""
     on = _runtime(x)
     with on.inside(x):
-        return _each(on, "widen", x, np.float32, {}, {})
+        return _each(on, "widen", x, np.float32)
 
 
 def _runtime(x: Array) -> Any:
     return runtimes.runtime(device_of(x) or "cpu")
 
 
-def _each(
-    on: Any, kernel: str, x: Array, dtype: Any, numbers: dict[str, int], more: dict[str, Array]
-) -> Array:
+def _each(on: Any, kernel: str, x: Array, dtype: Any, **more: Array) -> Array:
     if not x.size:
         return on.empty(x.shape, dtype)
-    return on.each("cast.cu", kernel, "y", numbers, dtype, more, x=x)
+    return on.each("cast.cu", kernel, "y", dtype=dtype, more=more, x=x)

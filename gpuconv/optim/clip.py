@@ -48,6 +48,8 @@ def clip_grad_norm(
         largest = max(float(np.max(np.abs(g), initial=0.0)) for g in gradients)
         if math.isfinite(largest):
             norm = largest * math.sqrt(sum(sum_of_squares(g / largest) for g in gradients))
+    if scaler is not None and not math.isfinite(norm):
+        return norm  # these gradients are not used
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1.0:  # so that NaN is not taken for "small enough"
         for p in chosen:

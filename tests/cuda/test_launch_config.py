@@ -23,7 +23,13 @@ from gpuconv.ops.local_response_norm import (
     config_local_response_norm,
     config_local_response_norm_backward,
 )
-from gpuconv.optim.device import chunks, config_clip, config_optimizer
+from gpuconv.optim.device import (
+    chunks,
+    config_clip,
+    config_numbers,
+    config_optimizer,
+    config_unscale,
+)
 from gpuconv.shapes import window
 
 
@@ -119,6 +125,9 @@ def all_configs():
     for kernel in ("sgd", "sgd_momentum", "adam", "adam_amsgrad", "average"):
         yield config_optimizer(kernel, 2**31 - 1, 100)
     yield config_clip(2**31 - 1, 100)
+    yield config_unscale(2**31 - 1, 100, 2000)
+    for kernel in ("adam_numbers", "momentum_numbers"):
+        yield config_numbers(kernel)
     yield step_launch.config_note_batch(2**24, 2**16, "long long", 64, (256, 512))
     yield step_launch.config_note_loss(7, 64)
     for shape, dtype in (((512, 3, 224, 224), "uint8"), ((7, 1, 5, 5), "float32")):

@@ -30,6 +30,10 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 ELEMENTWISE = sorted(
     path.name for path in source.folder().glob("*.cu") if '"elementwise.cuh"' in path.read_text()
 )
+# The files whose arrays may have 16 bits.
+STORING = [
+    path.name for path in sorted(source.folder().glob("*.cu")) if "STORE*" in path.read_text()
+]
 # At most this many registers: what leaves the blocks a multiprocessor that each file asks for.
 CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "conv_few_channels.cu": 128}
 CEILINGS |= {"conv_small.cu": 128, "conv_small_backward.cu": 128, "linear_small.cu": 128}
@@ -108,6 +112,9 @@ def specialisations():
     for file in ("depthwise.cu", "batchnorm.cu", "channels.cu", "lrn.cu", "adaptive_avgpool.cu"):
         for vec in (4, 1):
             yield file, {"VEC": vec}, vec == 4
+    for file, store, vec in itertools.product(STORING, ("half16", "brain16"), (4, 1)):
+        macros = {"STORE": store, "VEC": vec, "TAP": "unsigned char", "AVERAGE": 1}
+        yield file, macros, file == "batchnorm.cu" and vec == 4
     for label in ("int", "long long", "unsigned char"):
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
         yield "step.cu", {"LABEL": label}, label == "int"
@@ -118,6 +125,7 @@ def specialisations():
         yield "linear_small.cu", {"IMAGES": images, "VEC": vec}, vec == 4
     yield "optim.cu", {}, True
     yield "clip.cu", {}, True
+    yield "scaler.cu", {}, True
     yield "sum_partials.cu", {}, True
 
 
