@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gpuconv import onnx, tensor_file
+from gpuconv.arrays import checked_cast
+from gpuconv.errors import require_known
 from gpuconv.files import write_atomically
 from gpuconv.metadata import LARGEST_SIDE, parse
 from gpuconv.nn import Module
 from gpuconv.nn.init import deferred
 from gpuconv.nn.rebuild import LAYERS, describe
+from gpuconv.precision import PRECISIONS, rounded, stored
 
 FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".onnx")
@@ -106,14 +109,22 @@ class Checkpoint:
             raise ValueError(f"{self.path}: {error}") from None
 
 
-def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadata: Any) -> None:
+def save(
+    model_or_state: Module | Mapping[str, np.ndarray],
+    path: Any,
+    precision: str = "ieee",
+    **metadata: Any,
+) -> None:
     """Save a model's weights, or a dict of arrays, as safetensors.
 
     A model of `gpuconv.models` is saved with its name and arguments, and one of gpuconv's layers in
-    containers with these, so that `load` can rebuild it; any other with its class's name. metadata:
-    what JSON can hold, such as classes=[...]; `read(path).metadata` has it again.
+    containers with these, so that `load` can rebuild it; any other with its class's name.
+    precision: "bf16" or "fp16" rounds float32 arrays to 16 bits, in half the space; "ieee" leaves
+    all as it is. metadata: what JSON can hold, such as classes=[...]; `read(path).metadata` has it
+    again.
 
-    Raises: TypeError for arrays or metadata the format cannot hold; OSError, in one line, if the
+    Raises: TypeError for arrays or metadata the format cannot hold; ValueError for an unknown
+    precision, and numbers that fp16 cannot hold; OSError, in one line, if the
     file cannot be written: then an older file of that name is untouched.
 
     >>> save({"weight": np.ones((2, 2))}, "example.safetensors")  # doctest: +SKIP
@@ -126,7 +137,13 @@ def save(model_or_state: Module | Mapping[str, np.ndarray], path: Any, **metadat
         weights = model_or_state.state_dict()
     else:
         weights = dict(model_or_state)
-    write(path, Checkpoint(weights, metadata))
+    require_known("precision", precision, PRECISIONS)
+    single = [name for name, a in weights.items() if np.asarray(a).dtype == np.float32]
+    if precision == "fp16":
+        weights |= {n: checked_cast(f"{path}: {n}", weights[n], np.float16) for n in single}
+    elif precision == "bf16":
+        weights |= {name: rounded(weights[name], precision) for name in single}
+    write(path, Checkpoint(weights, metadata), single if precision == "bf16" else ())
 
 
 def load(path: Any, model: Module | Callable[..., Module] | str | None = None) -> Module:
@@ -139,9 +156,10 @@ def load(path: Any, model: Module | Callable[..., Module] | str | None = None) -
     return read(path).build(model)
 
 
-def write(path: Any, checkpoint: Checkpoint) -> None:
+def write(path: Any, checkpoint: Checkpoint, brain: Collection[str] = ()) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old file or the new one, whole.
 
+    brain: names of float32 weights whose numbers bf16 holds, to be written as BF16.
     Raises: TypeError for what the format cannot hold, ValueError for names of weights that it
     keeps for itself ("__metadata__", "optimizer/..."), OSError in one line naming the path.
     """
@@ -162,8 +180,9 @@ def write(path: Any, checkpoint: Checkpoint) -> None:
         "sha256": _digest(text, arrays),
     }
 
+    arrays |= {name: stored(arrays[name], "bf16") for name in brain}
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # keeps alignment
-    header = tensor_file.header(head, [(name, arrays[name]) for name in order])
+    header = tensor_file.header(head, [(name, arrays[name]) for name in order], brain)
 
     def content(file: BinaryIO) -> None:
         file.write(header)

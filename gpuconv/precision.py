@@ -1,8 +1,7 @@
 """Precisions of training, and numbers of 16 bits.
 
-ieee: float32 throughout. tf32: products of float32 numbers rounded to 10 bits of mantissa, for
-tensor cores; tf32-conv: in convolutions alone, as PyTorch does. bf16, fp16: activations and their
-gradients are stored in 16 bits; sums, weights, statistics and losses stay float32.
+ieee: float32 throughout. bf16, fp16: activations and their gradients are stored in 16 bits; sums,
+weights, statistics and losses stay float32.
 
 On a device an array of float16 holds fp16, one of uint16 the bits of bf16: float32's upper half,
 for which NumPy and CuPy have no type.
@@ -16,11 +15,10 @@ import numpy as np
 
 from gpuconv.errors import require_known
 
-PRECISIONS = ("ieee", "tf32", "tf32-conv", "bf16", "fp16")
+PRECISIONS = ("ieee", "bf16", "fp16")
 STORAGE = {"bf16": np.dtype(np.uint16), "fp16": np.dtype(np.float16)}
 NAMES = {dtype: name for name, dtype in STORAGE.items()}
 C_TYPES = {STORAGE["bf16"]: "brain16", STORAGE["fp16"]: "half16"}  # kernels/common.cuh
-TF32_DROPPED = 13  # of float32's 23 bits of mantissa
 
 
 def require_precision(what: str, name: Any, device: str) -> str:
@@ -40,8 +38,8 @@ def is_stored(array: Any) -> bool:
 
 
 def rounded(a: np.ndarray, precision: str) -> np.ndarray:
-    """Floats as this precision's operands have them, still float32: to the nearest number, of two
-    to the even one (tf32: to the larger, as the hardware's conversion does).
+    """Floats as 16 bits hold them, still float32: the nearest number, of two the even one; what is
+    too large becomes infinite.
 
     >>> rounded(np.float32([1 + 2**-9, 1e-9, 1e6]), "bf16")
     array([1.0000e+00, 1.0012e-09, 9.9942e+05], dtype=float32)
@@ -50,11 +48,8 @@ def rounded(a: np.ndarray, precision: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             return a.astype(np.float16).astype(np.float32)
     bits = np.asarray(a, np.float32).view(np.uint32)
-    dropped = np.uint32(16 if precision == "bf16" else TF32_DROPPED)
-    half = np.uint32(1) << (dropped - np.uint32(1))
-    if precision == "bf16":
-        half = half - np.uint32(1) + (bits >> dropped & np.uint32(1))
-    nearest: np.ndarray = (bits + half) >> dropped << dropped
+    odd = bits >> np.uint32(16) & np.uint32(1)
+    nearest = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(a), np.float32(np.nan), nearest.view(np.float32))
 
 

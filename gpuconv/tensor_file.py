@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,12 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
     return arrays, head
 
 
-def header(head: dict[str, str], arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:
+def header(
+    head: dict[str, str], arrays: Iterable[tuple[str, np.ndarray]], brain: Collection[str] = ()
+) -> bytes:
     """The header of a file: 8 bytes of length, then JSON, padded with spaces to 8 bytes.
 
+    brain: names of uint16 arrays that hold the bits of bf16.
     Raises TypeError for a tensor of a type that the format lacks, ValueError for a name that it
     reserves.
     """
@@ -69,7 +72,8 @@ def header(head: dict[str, str], arrays: Iterable[tuple[str, np.ndarray]]) -> by
         if a.dtype.name not in TYPES or not a.dtype.isnative:
             raise TypeError(f"safetensors cannot hold {name}, which is {a.dtype.str}")
         span = [offset, offset + a.nbytes]
-        entries[name] = {"dtype": TYPES[a.dtype.name], "shape": a.shape, "data_offsets": span}
+        kind = "BF16" if name in brain else TYPES[a.dtype.name]
+        entries[name] = {"dtype": kind, "shape": a.shape, "data_offsets": span}
         offset += a.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gpuconv import checkpoint, metadata
-from gpuconv.checkpoint import Checkpoint
+import gpuconv
+from gpuconv import checkpoint, metadata, models
+from gpuconv.checkpoint import Checkpoint, read
 from gpuconv.files import remove_leftovers, write_atomically
 from gpuconv.nn import Module, Parameter
 from gpuconv.train import state
@@ -51,6 +52,47 @@ def equal(a, b):
         a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and a[k].tobytes() == b[k].tobytes()
         for k in a
     )
+
+
+def test_weights_saved_in_16_bits_are_rounded_and_take_half_the_space(tmp_path):
+    model = models.lenet(seed=3)
+    weights = {name: array.copy() for name, array in model.state_dict().items()}
+    gpuconv.save(model, tmp_path / "full.safetensors")
+    for precision, dtype, step in (("bf16", np.float32, 2.0**-8), ("fp16", np.float16, 2.0**-11)):
+        path = tmp_path / f"{precision}.safetensors"
+        gpuconv.save(model, path, precision, classes=["a"])
+        found = read(path)
+        assert found.metadata["classes"] == ["a"]
+        full = (tmp_path / "full.safetensors").stat().st_size
+        assert path.stat().st_size < 0.52 * full
+        loaded = gpuconv.load(path).state_dict()
+        for name, array in weights.items():
+            assert found.weights[name].dtype == dtype
+            assert loaded[name].dtype == np.float32
+            assert (np.abs(loaded[name] - array) <= np.abs(array) * step + 2.0**-25).all()
+            assert (loaded[name] != array).any()
+        damaged = bytearray(path.read_bytes())
+        damaged[-1] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged or altered"):
+            read(path)
+    with pytest.raises(ValueError, match="x is float32 with values that float16 cannot hold"):
+        gpuconv.save({"x": np.float32([1e6])}, tmp_path / "big.safetensors", "fp16")
+    with pytest.raises(ValueError, match="unknown precision 'half'"):
+        gpuconv.save({"x": np.float32([1])}, tmp_path / "big.safetensors", "half")
+
+
+@pytest.mark.torch
+def test_pytorch_reads_weights_saved_in_16_bits(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    a = np.random.default_rng(4).normal(size=(7, 9)).astype(np.float32)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        gpuconv.save({"a": a, "n": np.arange(3)}, tmp_path / "x.safetensors", precision)
+        found = load_file(tmp_path / "x.safetensors")
+        assert found["n"].dtype == torch.int64
+        assert torch.equal(found["a"], torch.from_numpy(a).to(dtype))
 
 
 def one_line(info):

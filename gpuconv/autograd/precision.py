@@ -25,12 +25,12 @@ from gpuconv.precision import (
 
 @contextmanager
 def precision(name: str, scale: Array = None) -> Iterator[None]:
-    """Within, modules compute in a precision: "ieee", "tf32", "tf32-conv", "bf16" or "fp16".
+    """Within, modules compute in a precision: "ieee" (float32), "bf16" or "fp16".
 
     A call of a module takes and returns float32; with bf16 and fp16 all between is stored in 16
-    bits, and so are its gradients, whenever backward runs. Sums, parameters and their gradients,
-    statistics of batch norm and losses stay float32. On sim and cuda memory is what it says; on
-    reference every result is rounded, which defines what they compute; cpu has ieee alone.
+    bits, and so are its gradients, whenever backward runs. Weights are rounded as they are used.
+    Sums, parameters and their gradients, statistics of batch norm and losses stay float32. On
+    reference every result is rounded, which defines what sim and cuda compute; cpu has ieee alone.
     scale: one float32 where the module is, by which the gradient of what it returns is multiplied
     (see `optim.LossScaler`), or None for 1.
 
@@ -63,8 +63,6 @@ def entering(x: Any) -> Any:
     if on == "meta":
         return x
     require_precision("precision", name, x.device)
-    if name not in STORAGE:
-        return x
     if is_device(on):
         return tensor.record("cast", cast(x.data, name), (x,), _uncast_backward)
     return tensor.record("cast", rounded(x.data, name), (x,), lambda dy, over: (dy,))

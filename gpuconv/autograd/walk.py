@@ -146,10 +146,14 @@ class Walk:
             if total.ndim and self.made.get(id(_memory(total))) == 1 and _accumulates(total):
                 self._release(id(_memory(part)))
                 self.flying[target] = ops.accumulate.stored(total, part)
+                if (name := getattr(target, "rounded", "")) != "":
+                    total[...] = rounded(total, name)
                 return
         self._release(id(_memory(old)))
         self._release(id(_memory(d)))
         total = _sum(old, d)
+        if (name := getattr(target, "rounded", "")) != "":
+            total = rounded(total, name)
         self.flying[target] = total
         self.made[id(_memory(total))] = 1
 

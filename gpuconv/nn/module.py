@@ -172,7 +172,10 @@ class Module:
                 y = self._run(inputs, options)
             if state.depth == 1 or not self.fusing:
                 settle()  # which computes, and may fail as forward may
-            return leaving(y) if outermost else y
+            if outermost:
+                state.entered = False
+                y = leaving(y)
+            return y
         except BaseException:
             autograd.forget()
             raise

@@ -5,40 +5,32 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from gpuconv.arrays import device_of
 from gpuconv.autograd import Array, state
+from gpuconv.ops.cast import cast, uncast
 from gpuconv.ops.op import Op
-from gpuconv.precision import NAMES, is_stored, require_precision, rounded
+from gpuconv.precision import NAMES, is_stored, rounded
 
 
-def of(data: Array, reference: bool, tf32: bool) -> str:
-    """The precision for an input's array; tf32: whether "tf32-conv" means it."""
+def of(data: Array, reference: bool) -> str:
+    """The precision for a layer's input."""
     if is_stored(data):
         return NAMES[data.dtype]
-    name, on = state.precision, device_of(data) or "cpu"
-    if name == "ieee" or on == "meta" or data.dtype != np.float32:
-        return "ieee"
-    require_precision("precision", name, "reference" if reference else on)
-    if name == "tf32-conv":
-        return "tf32" if tf32 else "ieee"
-    return name if name == "tf32" or state.entered else "ieee"
+    return state.precision if reference and state.entered else "ieee"
 
 
 def run(op: Op, reference: bool, precision: str) -> Any:
-    """The operation in this precision, a function of its arguments."""
+    """The operation in this precision, a function of its arguments: weights are float32, and
+    rounded here.
+    """
     if precision == "ieee":
         return op.reference if reference else op
-    if reference:
-        return partial(_rounding, op, precision)
-    if "precision" in op.parameters:
-        return partial(op, precision=precision)
-    return op.stored
+    return partial(_rounding, op, reference, precision)
 
 
-def _rounding(op: Op, precision: str, *arguments: Any, **more: Any) -> Any:
-    """The definition over operands that are rounded: (x, w), or (dy, x, w)."""
-    count = 3 if op.__name__.endswith("_backward") else 2
-    operands = [rounded(a, precision) for a in arguments[:count]]
-    return op.reference(*operands, *arguments[count:], **more)
+def _rounding(op: Op, reference: bool, precision: str, *arguments: Any, **more: Any) -> Any:
+    place = list(op.parameters).index("w")
+    w = arguments[place]
+    w = rounded(w, precision) if reference else uncast(cast(w, precision))
+    return (op.reference if reference else op.stored)(
+        *arguments[:place], w, *arguments[place + 1 :], **more
+    )
