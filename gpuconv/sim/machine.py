@@ -15,11 +15,13 @@ import numpy.typing as npt
 from gpuconv.sim import cache as disk
 from gpuconv.sim import compile as nvrtc
 from gpuconv.sim import jit, layout, memory, ptx
+from gpuconv.sim.findings import Finding
 from gpuconv.sim.info import Info
 from gpuconv.sim.launch import Function
 from gpuconv.sim.lower import lower
 
-_RUN = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
+_CHECKS = ("sim_access", "sim_swapped", "sim_fence", "sim_report", "sim_stopped", "sim_fail")
+_PARTS = ("clocks.cu", "races.cu", "runtime.cu", "checks.cu")
 
 
 def _from_source(
@@ -55,16 +57,21 @@ def _cached(
 
 
 @cache
-def _runtime() -> tuple[Any, jit.Code]:
-    """The scheduler: sim_run and the code that holds it."""
+def _runtime() -> jit.Code:
+    """The scheduler: runtime.cu and what belongs to it."""
     here = Path(__file__)
-    texts = [here.with_name(name).read_text() for name in ("races.cu", "runtime.cu", "checks.cu")]
-    source = layout.c_header() + "".join(texts)
+    source = layout.c_header() + "".join(here.with_name(name).read_text() for name in _PARTS)
     compiled = _from_source(source, ("-rdc=true",), nvrtc.DEFAULT_ARCH, "runtime.cu", False, True)
     loaded = jit.Code(compiled[1])
-    for name in ("sim_check", "sim_fail"):
+    for name in _CHECKS:
         jit.add_symbol(name, loaded.address(name))
-    return _RUN(loaded.address("sim_run")), loaded
+    return loaded
+
+
+@cache
+def _entry(name: str, arguments: int) -> Callable[..., None]:
+    """A function of the scheduler that takes so many addresses and numbers."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * arguments)(_runtime().address(name))
 
 
 class Module:
@@ -99,13 +106,14 @@ class Module:
         return module
 
     def _load(self, info: Info, code: bytes, check: bool) -> None:
-        self._run, self._scheduler = _runtime()
+        self._run, self._merge = _entry("sim_run", 1), _entry("sim_merge", 3)
+        self._release = _entry("sim_release", 1)
         self._info = info
         memory.quarantine |= check
         self._code = jit.Code(code)
         self.check = check
         self._functions: dict[str, Function] = {}
-        self._traces: dict[str, np.ndarray] = {}
+        self._traces: dict[str, memory.Traces] = {}
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -134,6 +142,6 @@ class Module:
         begin, size = self._code.address(f"v.{name}"), self._info.variables[name]
         return memory.borrow(begin, size, dtype, self._code)
 
-    def launch(self, name: str, *args: Any, **options: Any) -> None:
+    def launch(self, name: str, *args: Any, **options: Any) -> list[Finding]:
         """Run kernel `name` and wait: (name, grid, block, args, ...), as Function.launch says."""
-        self.function(name).launch(*args, **options)
+        return self.function(name).launch(*args, **options)

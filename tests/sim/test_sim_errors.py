@@ -383,8 +383,8 @@ def test_use_of_freed_memory():
     sim.Module(kernel(""), check=True)  # from now on freed memory is kept aside for a while
     table = sim.asarray(np.array([sim.zeros(32).ptr], np.uint64))
     found(
-        "bounds_global",
-        "outside every live allocation",
+        "freed",
+        "which has been freed",
         "y[0] = (*(const float* const*)x)[threadIdx.x];",
         args=(sim.zeros(1), table, 1),
     )
