@@ -8,12 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # the modules isa_* put their functions into TABLE and FLOAT_TABLE
-from gpuconv.sim import isa_atomic, isa_convert, isa_int, isa_memory, isa_move, isa_sync
+from gpuconv.sim import (
+    counting,
+    isa_atomic,
+    isa_convert,
+    isa_int,
+    isa_memory,
+    isa_move,
+    isa_sync,
+)
 from gpuconv.sim.analysis import register_types
 from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter, Frame
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
-from gpuconv.sim.program import Function, Instruction, Label, Sym, Vector
+from gpuconv.sim.program import Function, Instruction, Label, Reg, Sym, Vector
+from gpuconv.sim.signature import plain_name
 
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
@@ -30,6 +39,7 @@ class Body(Emitter):
         self.program = module.program
         self.polls: set[int] = set()
         self.seen: set[str] = set()
+        self.segment: list[int] | None = None  # counted mode
 
     # ---- frames ----
 
@@ -47,6 +57,8 @@ class Body(Emitter):
             if variable.space == "local" and self.module.check:
                 frame.written[variable.name] = self.shadow(variable)
         self.allocas.append(f'%"{prefix}cc" = alloca i1')  # the carry flag, CC.CF
+        if self.module.count:
+            counting.enter(self)
 
     def statements(self, function: Function) -> None:
         """Lower the whole body of a function."""
@@ -54,6 +66,8 @@ class Body(Emitter):
             if isinstance(item, Label):
                 self.seen.add(self.place(item.name))
                 self.label(self.place(item.name))
+                if self.module.count:
+                    counting.at_label(self, item.name)
             elif self.open:
                 self.statement(item)
         if self.open:
@@ -72,6 +86,9 @@ class Body(Emitter):
             then, after = self.fresh("do"), self.fresh("then")
             self.end(f"br i1 {condition}, label %{then}, label %{after}")
             self.label(then)
+            self.segment = None
+        if self.module.count:
+            counting.executed(self, instruction)
         if (control := getattr(self, f"_{instruction.op}_", None)) is not None:
             control(instruction)
         elif instruction.op in FLOAT_TABLE and instruction.mods[-1] in FLOATS:
@@ -82,6 +99,8 @@ class Body(Emitter):
             raise self.unsupported()
         if id(instruction) in self.polls and self.open:
             isa_sync.yields(self, instruction)
+        if after or instruction.op in ("bra", "brx", "call"):
+            self.segment = None
         if after:
             self.label(after)
         elif not self.open and instruction.op not in ("bra", "brx", "ret", "exit", "trap"):
@@ -149,9 +168,9 @@ class Body(Emitter):
         self.end("br label %exit")
 
     def _call_(self, i: Instruction) -> None:
-        names = [o for o in i.operands if isinstance(o, Sym)]
-        self.need(len(names) == 1, f"the call through a register '{i.text}'")
-        name = names[0].name
+        pointer = any(isinstance(o, Reg) for o in i.operands)
+        self.need(not pointer, "a call through a pointer (or of a virtual function)")
+        name = next(o.name for o in i.operands if isinstance(o, Sym))
         first, last = i.operands[0], i.operands[-1]
         results = first.items if isinstance(first, Vector) else ()
         arguments = last.items if isinstance(last, Vector) and last is not first else ()
@@ -159,6 +178,12 @@ class Body(Emitter):
             self._host_function(self.program.functions[name], results, arguments)
         elif name in self.program.functions:
             self._inline(self.program.functions[name], results, arguments)
+        elif name == "vprintf":
+            what = (f"i64 {self._argument(a)}" for a in arguments)
+            printed = self.call("i32", "sim_print", *what)
+            (result,) = results
+            assert isinstance(result, Sym)
+            self.emit(f"store i32 {printed}, ptr {self.frame.variables[result.name]}")
         elif name == "__assertfail":
             self.fail("ASSERT", self._argument(arguments[0]), self._argument(arguments[1]))
         elif self.module.host:
@@ -166,11 +191,8 @@ class Body(Emitter):
             if value:
                 self.emit(f"store i64 {value}, ptr {self.frame.variables[results[0].name]}")
         else:
-            hint = ": printf is not modelled, write to an array instead"
-            raise UnsupportedError(
-                f"{self.module.where(i)}: the function {name} has no body here"
-                f"{hint if name == 'vprintf' else ''}"
-            )
+            where = self.module.where(i)
+            raise UnsupportedError(f"{where}: the function {plain_name(name)} has no body here")
 
     def _argument(self, operand: object) -> str:
         assert isinstance(operand, Sym)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gpuconv.sim.counting import Access, Executed
 from gpuconv.sim.program import Variable
 
 
@@ -44,3 +45,7 @@ class Info:
     arguments: list[int] = field(default_factory=list)  # which one a site accesses; -1 for unknown
     variables: dict[str, int] = field(default_factory=dict)  # name to size in bytes
     constants: set[str] = field(default_factory=set)  # those in constant memory
+    # counted mode: instructions, their memory accesses, and the instructions of each segment
+    executed: list[Executed] = field(default_factory=list)
+    accesses: list[Access] = field(default_factory=list)
+    segments: list[list[int]] = field(default_factory=list)

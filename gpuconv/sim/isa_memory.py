@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from gpuconv.sim import counting
 from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.prelude import ALIAS
 from gpuconv.sim.program import TYPES, Address, Instruction, Sym, Vector, bits_of
@@ -67,6 +68,9 @@ def host_pointer(
             f"i64 {address.base.offset + address.offset}"
         )
     at = b.base(address)
+    if b.module.count:
+        kind = {READ: "read", WRITE: "write"}.get(code & (READ | WRITE), "both")
+        counting.touch(b, at, space, kind, size)
     if b.module.check:
         parts = _words(b, value, type_, size) if value else ("0", "0")
         code |= BLIND * (not value)

@@ -159,6 +159,8 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> str:
         b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, {row})")
     elif name == "sim_free":
         b.call("void", "free", f"ptr {pointers[0]}")
+    elif name == "sim_log_full":
+        b.call("void", name, f"i64 {arguments[0]}")
     elif name in ("sim_get_mode", "sim_set_mode"):
         verb = "st" if name == "sim_get_mode" else "ld"
         if b.module.x86:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpuconv.sim import layout, memory, report
 from gpuconv.sim.arguments import pack
+from gpuconv.sim.counters import Counters, counted
 from gpuconv.sim.errors import KernelError, LaunchError
 from gpuconv.sim.findings import Finding
 from gpuconv.sim.info import Kernel
@@ -61,6 +62,7 @@ class Function:
         self.module = module
         self.kernel = kernel
         self.name = kernel.name
+        self.counters = Counters(kernel.name, module._info)
         self.address = module._code.address(symbol(kernel.name))
         self._free: dict[tuple[int, int, int], list[Worker]] = {}
         self._pace = _FIRST_GUESS
@@ -105,12 +107,13 @@ class Function:
         count, blocks = math.prod(threads), math.prod(dims)
         total = self.kernel.placed_shared + shared
         launch, _held, reverse = self._launch_record(count, blocks, order, seed)
-        check = self.module.check
-        with _checked if check else nullcontext():
+        check, counts = self.module.check, self.module.count
+        with _checked if check or counts else nullcontext():
             if check:
                 teams, most = self._parts(blocks, count), cores or _all_cores()
             else:
-                most = 1 if self.kernel.serial and not concurrent else cores or _all_cores()
+                serial = counts or (self.kernel.serial and not concurrent)
+                most = 1 if serial else cores or _all_cores()
                 teams = most = min(self._team(blocks * count, most), blocks)
             workers = [self._worker(count, total, blocks) for _ in range(teams)]
             queues = _queues(blocks, teams if check else 1)
@@ -122,7 +125,8 @@ class Function:
                 records["ntid"], records["nctaid"] = threads, dims
                 records["dynamic_bytes"], records["reverse"] = shared, reverse
                 records["error"] = records["phase"] = 0
-            found = self._finish(launch, workers, blocks * count, most, timeout, args)
+            with counted(self.counters, workers[0].blocks) if counts else nullcontext():
+                found = self._finish(launch, workers, blocks * count, most, timeout, args)
         if len(self._free) > _KEPT:
             self._free.clear()
         self._free.setdefault(self._shape(count, total, blocks), []).extend(workers)

@@ -61,6 +61,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("arrivals", "u8"),  # what a barrier of some threads orders: a Sync's rows for each of 16
         ("shared_trace", "u8"),  # a Trace for every granule of shared memory
         ("scratch", "u8", 4),  # where an access goes that must not happen
+        ("log", "u8"),  # a Log, counted mode
     ],
     # one for each worker: the blocks that it runs, in turn
     "Worker": [
@@ -127,6 +128,16 @@ RECORDS: dict[str, list[tuple]] = {
         ("address", "u8"),
         ("value", "u8"),
     ],
+    # counted mode: a thread came to a segment or an access (counting.py)
+    "Note": [
+        ("address", "u8"),
+        ("key", "u8"),
+        ("block", "u4"),
+        ("place", "u4"),
+        ("thread", "u4"),
+        ("unused", "u4"),
+    ],
+    "Log": [("notes", "u8"), ("used", "u8"), ("size", "u8")],
 }
 
 _STATES = "RUN ARRIVE DONE BARRIER COUNTED WARP SHUFFLE VOTE MATCH REDUX ACTIVE YIELD"
