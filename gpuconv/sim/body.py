@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # the modules isa_* put their functions into TABLE and FLOAT_TABLE
-from gpuconv.sim import isa_atomic, isa_convert, isa_int, isa_memory, isa_move, isa_sync, layout
+from gpuconv.sim import (
+    counting,
+    isa_atomic,
+    isa_convert,
+    isa_int,
+    isa_memory,
+    isa_move,
+    isa_sync,
+    layout,
+)
 from gpuconv.sim.analysis import register_types
 from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter, Frame
 from gpuconv.sim.errors import UnsupportedError
@@ -30,6 +39,7 @@ class Body(Emitter):
         self.program = module.program
         self.polls: set[int] = set()
         self.seen: set[str] = set()
+        self.segment: list[int] | None = None  # counted mode
 
     # ---- frames ----
 
@@ -45,6 +55,8 @@ class Body(Emitter):
             if variable.space in ("local", "param"):
                 frame.variables[variable.name] = self.local(variable)
         self.allocas.append(f'%"{prefix}cc" = alloca i1')  # the carry flag, CC.CF
+        if self.module.count:
+            counting.enter(self)
 
     def statements(self, function: Function) -> None:
         """Lower the whole body of a function."""
@@ -52,6 +64,8 @@ class Body(Emitter):
             if isinstance(item, Label):
                 self.seen.add(self.place(item.name))
                 self.label(self.place(item.name))
+                if self.module.count:
+                    counting.at_label(self, item.name)
             elif self.open:
                 self.statement(item)
         if self.open:
@@ -70,6 +84,9 @@ class Body(Emitter):
             then, after = self.fresh("do"), self.fresh("then")
             self.end(f"br i1 {condition}, label %{then}, label %{after}")
             self.label(then)
+            self.segment = None
+        if self.module.count:
+            counting.executed(self, instruction)
         if (control := getattr(self, f"_{instruction.op}_", None)) is not None:
             control(instruction)
         elif instruction.op in FLOAT_TABLE and instruction.mods[-1] in FLOATS:
@@ -80,6 +97,8 @@ class Body(Emitter):
             raise self.unsupported()
         if id(instruction) in self.polls and self.open:
             TABLE["nanosleep"](self, instruction)
+        if after or instruction.op in ("bra", "brx", "call"):
+            self.segment = None
         if after:
             self.label(after)
         elif not self.open and instruction.op not in ("bra", "brx", "ret", "exit", "trap"):

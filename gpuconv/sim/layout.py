@@ -68,6 +68,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("seen", "u8"),  # u8 per pair of threads: the vector clock of each thread
         ("sync_clocks", "u8"),  # a vector clock for each barrier, one for flags, one scratch
         ("shared_trace", "u8"),  # a Trace for every granule of shared memory
+        ("log", "u8"),  # a Log, counted mode
     ],
     # one for each launch, shared by its workers
     "Launch": [
@@ -92,6 +93,16 @@ RECORDS: dict[str, list[tuple]] = {
     ],
     # one access; stamp: time << 11 | thread << 1 | (1 if atomic or volatile), 0 for none
     "Mark": [("stamp", "u8"), ("site", "u4"), ("block", "u4")],
+    # counted mode: a thread came to a segment or an access (counting.py)
+    "Note": [
+        ("address", "u8"),
+        ("key", "u8"),
+        ("block", "u4"),
+        ("place", "u4"),
+        ("thread", "u4"),
+        ("unused", "u4"),
+    ],
+    "Log": [("notes", "u8"), ("used", "u8"), ("size", "u8")],
     # three Marks: the last write and two of the last reads
     "Trace": [("marks", "u8", 6)],
 }
