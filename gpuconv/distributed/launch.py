@@ -79,13 +79,15 @@ def split_cores(communicator: Communicator) -> None:
     """Give this rank its part of the cores that it may use, as the default number of threads: those
     ranks of its machine share them that may use some of the same.
     """
-    own = os.uname().nodename, _cores()
+    own = _machine()
     every = communicator.all_gather(own)
     share_cores(sum(host == own[0] and bool(cores & own[1]) for host, cores in every))
 
 
-def _cores() -> frozenset[int]:
-    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+def _machine() -> tuple[str, frozenset[int]]:
+    """Its name, and the cores of it that this process may use."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0]
+    return os.uname().nodename, frozenset(cores)
 
 
 class _Copy(threading.Thread):

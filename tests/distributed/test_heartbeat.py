@@ -35,7 +35,7 @@ def lines(errors):
     return "".join(errors).splitlines()
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_rank_that_is_killed_is_named(tmp_path, victim):
     body = f"if rank == {victim}: os.kill(os.getpid(), signal.SIGKILL)\nranks.all_gather(1)"
     codes, errors = run(tmp_path, body)
