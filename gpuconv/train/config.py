@@ -160,7 +160,8 @@ def stored_config(folder: str | Path, model: str | None = None) -> RunConfig:
                 f" name it: add --model {config['model']}"
             )
         config = {**config, "model": model or config["model"]}
-    return {"size": size, "resize": how.resize, "stratified": how.stratified, **config}
+    kept = {"size": size, "resize": how.resize, "stratified": how.stratified, "precision": "ieee"}
+    return {**kept, **config}
 
 
 def extended(folder: str | Path, stored: RunConfig, epochs: int) -> RunConfig:

@@ -354,12 +354,28 @@ def test_a_folder_of_pictures(said, tmp_path):
         (["--validation", "0.001"], "validation 0.001: tiny train: cannot split 40 images"),
         (["--seed", "-1"], "expected a whole number of at least 0, got '-1'"),
         (["--resume", "x", "--out", "y"], "not allowed with argument"),
+        (["--precision", "fp61"], "unknown precision 'fp61'; did you mean 'fp16'?"),
+        (["--precision", "bf16", "--device", "cpu"], "bf16: the device cpu has ieee alone"),
     ],
 )
 def test_bad_settings(refused, tmp_path, tiny, options, expected):
     base = [] if "--resume" in options else ["--out", tmp_path / "run"]
     assert expected in refused("train", "--data", tiny, "--batch", "8", *base, *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_precision_is_said_kept_and_not_changed_by_a_resume(said, refused, tmp_path, tiny):
+    out = tmp_path / "run"
+    options = ["--epochs", "1", "--batch", "8", "--device", "reference", "--out", out]
+    assert "device reference, precision fp16" in said(
+        "train", "--data", tiny, *options, "--precision", "fp16"
+    )
+    found = checkpoint.read(out / "last.safetensors").metadata
+    assert found["settings"]["precision"] == found["recipe"]["precision"] == "fp16"
+    assert found["loss_scale"] == {"scale": 65536.0, "good": 5}
+    text = refused("train", "--resume", out, "--precision", "bf16")
+    assert f"--precision is bf16, the run in {out} has fp16" in text
+    assert "test accuracy" in said("train", "--resume", out)
 
 
 def test_a_finished_run_is_one_also_where_its_pictures_cannot_be_drawn(

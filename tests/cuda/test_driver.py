@@ -649,7 +649,7 @@ def network():
     )
     return model.apply(lambda module: module.reset_parameters(np.random.default_rng(3)))
 
-def trained(device, graph, pixels):
+def trained(device, graph, pixels, precision="ieee"):
     rng, said = np.random.default_rng(0), []
     listener = train.Callback()
     listener.on_message = said.append
@@ -660,7 +660,7 @@ def trained(device, graph, pixels):
     optimizer, average = optim.Adam(model.parameters(), 0.01), optim.EMA(model, 0.9)
     trainer = train.Trainer(
         model, "cross_entropy", optimizer, optim.CosineLR(0.05, 25), 0.5, average, [listener],
-        progress=False, graph=graph,
+        progress=False, graph=graph, precision=precision, scale_growth=3,
     )
     losses = [r["loss"] for r in trainer.fit(training, held, epochs=5)]
     arrays = {**model.state_dict(), **average.state_dict()}
@@ -686,6 +686,23 @@ def test_graphs_have_the_bits_of_ordinary_steps(run, seed, pixels):
     same, said, launched, failures = said
     assert (same, said, failures) == (True, [], [])
     assert launched == 17 + 3 + 18 + 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_graphs_of_steps_in_16_bits_have_the_bits_of_ordinary_ones(run, precision):
+    """In fp16 the scale begins where gradients overflow, and grows again."""
+    said = run(
+        TRAINED
+        + f"""
+init = optim.LossScaler.__init__
+optim.LossScaler.__init__ = lambda self, device, growth: init(self, device, 2.0**40, growth)
+found, said = trained("cuda", True, whole, "{precision}")
+calls = driver.calls(library)
+same = found == trained("sim", False, whole, "{precision}")[0]
+said = [same, said, calls["cudaGraphLaunch"], driver.failures]
+"""
+    )
+    assert said == [True, [], 17 + 3 + 18 + 3, []]
 
 
 def test_a_recorded_step_s_memory_is_its_own(run):

@@ -15,7 +15,7 @@ import pytest
 import simulated  # noqa: F401  skips where the simulator cannot run
 import standin_cupy
 
-from gpuconv import data, devices, models, nn, ops, optim, train
+from gpuconv import autograd, data, devices, models, nn, ops, optim, train
 from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.autograd import Tensor
 from gpuconv.cli.main import main
@@ -130,6 +130,25 @@ def test_a_training_step_has_the_bits_of_sim(standin):
             optimizer.step()
         states.append(model.state_dict())
     assert "adam" in standin.launched
+    assert all((states[0][name] == states[1][name]).all() for name in states[0])
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_a_step_in_16_bits_has_the_bits_of_sim(standin, name):
+    x, labels = np.random.default_rng(1).random((4, 1, 32, 32), np.float32), np.arange(4)
+    states = []
+    for device in ("cuda", "sim"):
+        model, loss = models.lenet(seed=0).to(device), nn.CrossEntropyLoss()
+        optimizer, scaler = optim.Adam(model.parameters()), optim.LossScaler(device)
+        for _ in range(2):
+            optimizer.zero_grad()
+            with autograd.precision(name, scaler.factor):
+                scores = model(to_device(x, device))
+            loss(scores, to_device(labels, device)).backward()
+            scaler.unscale(optimizer.params)
+            optimizer.step(scaler)
+        states.append(model.state_dict())
+    assert {"narrow", "widen", "unscale", "turn_scale"} <= set(standin.launched)
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
 
 

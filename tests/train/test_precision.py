@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpuconv import autograd, checkpoint, data, models, nn, optim
-from gpuconv.arrays import to_device
+from gpuconv.arrays import to_device, to_numpy
 from gpuconv.train import Callback, Trainer
 
 STEPS = 20
@@ -180,6 +180,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_as_everywhere():
     run = Trainer(model, "cross_entropy", optimizer, progress=False, precision="fp16")
     with pytest.raises(FloatingPointError, match="is not finite"):
         run.fit(digits())
+
+
+@pytest.mark.parametrize("device", ["reference", "sim"])
+def test_a_model_that_computes_twice_has_the_same_gradients(device):
+    """Blocks with recompute run forward again while backward runs, outside of the precision."""
+    x = to_device(np.random.default_rng(1).normal(size=(3, 1, 32, 32)).astype(np.float32), device)
+    labels, found = to_device(np.array([1, 2, 3]), device), []
+    for again in (False, True):
+        model = lenet().to(device)
+        model.conv2.recompute = model.fc1.recompute = again
+        with autograd.precision("bf16"):
+            scores = model(x)
+        nn.CrossEntropyLoss()(scores, labels).backward()
+        found.append([to_numpy(p.grad) for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_predictions_and_evaluation_use_the_runs_precision():
+    model = lenet().to("reference")
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    images = np.random.default_rng(5).normal(size=(4, 1, 32, 32)).astype(np.float32)
+    found = {}
+    for precision in ("ieee", "bf16"):
+        run = Trainer(model, "cross_entropy", optimizer, progress=False, precision=precision)
+        found[precision] = run.predict(images), run.evaluate([(images, np.arange(4))])["loss"]
+    np.testing.assert_allclose(found["bf16"][0], found["ieee"][0], atol=0.02)
+    assert (found["bf16"][0] != found["ieee"][0]).any()
+    assert found["bf16"][1] != found["ieee"][1]
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
