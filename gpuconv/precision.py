@@ -41,8 +41,8 @@ def rounded(a: np.ndarray, precision: str) -> np.ndarray:
     """Floats as 16 bits hold them, still float32: the nearest number, of two the even one; what is
     too large becomes infinite. An array without values is passed on.
 
-    >>> rounded(np.float32([1 + 2**-9, 1e-9, 1e6]), "bf16")
-    array([1.0000e+00, 1.0012e-09, 9.9942e+05], dtype=float32)
+    >>> rounded(np.float32([1 + 2**-9, 1 + 2**-7]), "bf16")
+    array([1.       , 1.0078125], dtype=float32)
     """
     if not isinstance(a, np.ndarray | np.generic):
         return a

@@ -13,14 +13,7 @@ from gpuconv.autograd import tensor
 from gpuconv.autograd.state import Array, state
 from gpuconv.errors import require_known
 from gpuconv.ops.cast import cast, uncast
-from gpuconv.precision import (
-    NAMES,
-    PRECISIONS,
-    STORAGE,
-    is_stored,
-    require_precision,
-    rounded,
-)
+from gpuconv.precision import NAMES, PRECISIONS, STORAGE, is_stored, rounded
 
 
 @contextmanager
@@ -56,15 +49,16 @@ def precision(name: str, scale: Array = None) -> Iterator[None]:
 
 
 def entering(x: Any) -> Any:
-    """A module's input as its functions take it in this precision."""
-    if not isinstance(x, tensor.Tensor) or x.data.dtype != np.float32:
+    """A module's input as its functions take it in this precision. ValueError for float64."""
+    if not isinstance(x, tensor.Tensor) or x.data.dtype.kind != "f":
         return x
     name, on = state.precision, device_of(x.data)
-    if on == "meta":
-        return x
-    require_precision("precision", name, x.device)
+    if x.data.dtype != np.float32:
+        raise ValueError(f"precision {name}: a module takes float32, got {x.data.dtype}")
     if is_device(on):
         return tensor.record("cast", cast(x.data, name), (x,), _uncast_backward)
+    if on == "meta" or not x.reference:
+        return x
     return tensor.record("cast", rounded(x.data, name), (x,), lambda dy, over: (dy,))
 
 

@@ -17,6 +17,7 @@ from gpuconv.devices import resolve
 from gpuconv.errors import unknown
 from gpuconv.interchange import library_of
 from gpuconv.nn import foreign
+from gpuconv.precision import require_precision
 
 Shape = tuple[int, ...]
 Output = TypeVar("Output", covariant=True)
@@ -159,6 +160,7 @@ class Module:
         state.entered |= outermost
         try:
             if outermost:
+                require_precision("precision", state.precision, self.device)
                 inputs = tuple(map(entering, inputs))
                 options = {name: entering(x) for name, x in options.items()}
             if not self.fusing:

@@ -170,6 +170,12 @@ def test_the_cpu_says_what_it_has():
         autograd.precision("fp16"),
     ):
         model(np.zeros((1, 1, 32, 32), np.float32))
+    with (
+        pytest.raises(ValueError, match="precision bf16: a module takes float32, got float64"),
+        autograd.precision("bf16"),
+    ):
+        model.to("reference", np.float64)(np.zeros((1, 1, 32, 32)))
+    model = lenet()
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
         Trainer(model, "cross_entropy", optimizer, precision="fp8")
 
