@@ -23,6 +23,8 @@ class CrossEntropyLoss(Module):
     NaN.
     """
 
+    _float32 = True
+
     def __init__(
         self, label_smoothing: float = 0.0, weight: Any = None, ignore_index: int = -100
     ) -> None:
@@ -54,6 +56,8 @@ class ArticleLoss(Module):
     softmax, for scores (N, classes) and integer labels (N,).
     """
 
+    _float32 = True
+
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
         return functional.half_squared_error(scores, labels)
 
@@ -63,6 +67,8 @@ class HingeLoss(Module):
     mean over the classes, for scores (N, classes) and integer labels (N,). As
     torch.nn.MultiMarginLoss.
     """
+
+    _float32 = True
 
     def __init__(self, margin: float = 1.0) -> None:
         super().__init__()
@@ -79,6 +85,8 @@ class AuxiliaryLoss(Module):
     It takes what the network gives: in training a tuple (main, others ...), each (N, classes); in
     evaluation the main scores alone. Source: Szegedy et al. 2014, weight 0.3.
     """
+
+    _float32 = True
 
     def __init__(self, loss: Module | None = None, weight: float = 0.3) -> None:
         super().__init__()

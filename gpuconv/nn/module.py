@@ -77,6 +77,7 @@ class Module:
     fusing = True
     recompute = False
     _frozen = False
+    _float32 = False  # whether it is in float32 in every precision
     is_block = False
     input_shape: Shape | None = None
     holds: tuple[str, ...] = ()  # attributes that are a parameter or None
@@ -156,6 +157,8 @@ class Module:
             if options:
                 options = {name: self._as_tensor(x) for name, x in options.items()}
         before, outermost = state.fusing, state.precision != "ieee" and not state.entered
+        # a loss is float32, and a network is traced as it is written
+        outermost = outermost and not self._float32 and state.trace is None
         state.depth += 1
         state.entered |= outermost
         try:

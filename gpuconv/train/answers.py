@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpuconv import autograd
 from gpuconv.arrays import is_device, to_device
 from gpuconv.cuda import recording
 from gpuconv.cuda.recording import Recorder
@@ -29,11 +30,14 @@ class Answers(NamedTuple):
     images: Callable[[], np.ndarray]
 
 
-def one_by_one(model: Module, loss: Any, batches: Any) -> Iterator[Answers]:
+def one_by_one(
+    model: Module, loss: Any, batches: Any, precision: str = "ieee"
+) -> Iterator[Answers]:
     """A model's answers to (x, labels); loss: None for none."""
     for x, labels in batches_of(batches):
         with no_grad():
-            scores = model(to_device(x, model.device))
+            with autograd.precision(precision):
+                scores = model(to_device(x, model.device))
             value = math.nan
             if loss is not None:
                 value = float(loss(scores, to_device(labels, model.device)))
@@ -46,8 +50,8 @@ Run = Callable[[Module, Any, Any], Iterator[Answers]]  # as `one_by_one`
 class RecordedAnswers:
     """`evaluate.one_by_one` on a device: the forward pass is recorded and replayed."""
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self, records: Records, precision: str = "ieee") -> None:
+        self._records, self._precision = records, precision
         self._source: Source | None = None  # of a loader that may be evaluated again
 
     def __call__(self, model: Module, loss: Any, batches: Any) -> Iterator[Answers]:
@@ -64,7 +68,8 @@ class RecordedAnswers:
                 recorder.keep((feed, fixed.arrays()))
             with no_grad():
                 x, labels = feed.load(shape, 0 if recorder is None else recorder.slot)
-                scores = model(x)
+                with autograd.precision(self._precision):
+                    scores = model(x)
                 value = math.nan if loss is None else value_of(loss, loss(scores, labels))
             if recorder is not None:
                 recorder.outputs = scores.data
@@ -119,11 +124,14 @@ def refuse_labels(loss: Any, scores: Any, labels: np.ndarray) -> None:
     loss(np.zeros(scores.shape, np.float32), labels)
 
 
-def answers_of(model: Module, records: Records | None = None, graph: bool = True) -> Run:
+def answers_of(
+    model: Module, records: Records | None = None, graph: bool = True, precision: str = "ieee"
+) -> Run:
     """What runs a model over batches, for `evaluate` and `probabilities`.
 
     records: where a device's passes are recorded; None for records of its own, if `graph`.
     """
     if not is_device(model.device):
-        return one_by_one
-    return RecordedAnswers(records or Records(runtime(model.device), lambda text: None, graph))
+        return partial(one_by_one, precision=precision)
+    records = records or Records(runtime(model.device), lambda text: None, graph)
+    return RecordedAnswers(records, precision)

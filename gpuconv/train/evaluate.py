@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import ops
+from gpuconv import autograd, ops
 from gpuconv.arrays import to_numpy
 from gpuconv.nn import Module, trace
 from gpuconv.nn.module import in_mode
@@ -23,18 +23,21 @@ def evaluate(
     loader: Any,
     after_batch: Callable[[], None],
     run: Run | None = None,
+    precision: str = "ieee",
 ) -> dict[str, Any]:
     """`Trainer.evaluate`; after_batch is called after each batch, and may raise. run: what gives
-    the model's answers, by default what its device allows.
+    the model's answers, by default what its device allows, in this precision.
     """
-    run = run or answers_of(model)
+    run = run or answers_of(model, precision=precision)
     total, images = 0.0, 0
     confusion = np.zeros((0, 0), np.int64)
     with in_mode(model, False), np.errstate(all="ignore"):
         for answers, labels, value, x in run(model, loss, loader):
             if not (math.isfinite(value) and np.isfinite(answers).all()):
                 what = "a score" if math.isfinite(value) else "the loss"
-                raise diagnose_non_finite(model, x(), f"evaluation, after {images} images", what)
+                with autograd.precision(precision):
+                    where = f"evaluation, after {images} images"
+                    raise diagnose_non_finite(model, x(), where, what)
             counts = _count_pairs(labels, answers)
             confusion = counts if not images else confusion + counts
             total += value * len(labels)
@@ -46,7 +49,9 @@ def evaluate(
     return {"loss": total / images, "accuracy": accuracy, "images": images, "confusion": confusion}
 
 
-def probabilities(model: Module, data: Any, batch_size: int, run: Run | None = None) -> np.ndarray:
+def probabilities(
+    model: Module, data: Any, batch_size: int, run: Run | None = None, precision: str = "ieee"
+) -> np.ndarray:
     """`Trainer.predict`. Raises FloatingPointError for scores that are not finite, naming the first
     layer whose output is not, and ValueError for such an input.
     """
@@ -62,12 +67,13 @@ def probabilities(model: Module, data: Any, batch_size: int, run: Run | None = N
     else:
         batches = data
     batches = as_batches(batches, "predict", model, once=True)
-    outputs, run = [], run or answers_of(model)
+    outputs, run = [], run or answers_of(model, precision=precision)
     with in_mode(model, False), np.errstate(all="ignore"):
         for scores, _, _, x in run(model, None, batches):
             outputs.append(scores)
             if not np.isfinite(scores).all():
-                raise diagnose_non_finite(model, x(), "predict", "a score", "train it again")
+                with autograd.precision(precision):
+                    raise diagnose_non_finite(model, x(), "predict", "a score", "train it again")
     scores = np.concatenate(outputs)
     return scores if _ends_with_softmax(model, x()) else ops.softmax(scores)
 

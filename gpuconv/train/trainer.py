@@ -155,7 +155,7 @@ class Trainer:
                 records = None
                 if is_device(self.model.device):
                     records = Records(runtime(self.model.device), self._message, self.graph)
-                self._answers = answers_of(self.model, records)
+                self._answers = answers_of(self.model, records, precision=self.precision)
                 steps = steps_of(self, train, records)
                 while self.state.epoch < self.epochs and not self.stopping:
                     self._epoch(steps, validation)
@@ -479,10 +479,10 @@ class Trainer:
         classes)}, with a row for each true class and a column for each predicted one.
         Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
         """
-        run = self._answers or answers_of(self.model, graph=self.graph)
+        run = self._answers or answers_of(self.model, None, self.graph, self.precision)
         loader = as_batches(loader, "evaluate", self.model, once=True)
-        with self._in_precision():
-            return evaluate(self.model, self.loss, loader, self._stop_if_requested, run)
+        after = self._stop_if_requested
+        return evaluate(self.model, self.loss, loader, after, run, self.precision)
 
     def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:
         """Probabilities (N, classes) for images: an array (N, C, H, W) of any library, one image
@@ -490,9 +490,8 @@ class Trainer:
 
         Raises: ValueError for a shuffling loader, whose rows would not follow the data.
         """
-        run = self._answers or answers_of(self.model, graph=self.graph)
-        with self._in_precision():
-            return probabilities(self.model, data, batch_size, run)
+        run = self._answers or answers_of(self.model, None, self.graph, self.precision)
+        return probabilities(self.model, data, batch_size, run, self.precision)
 
     # ---- notify --------------------------------------------------------------------------------
 
