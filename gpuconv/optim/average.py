@@ -47,13 +47,13 @@ class EMA:
 
     def update(self, scaler: LossScaler | None = None) -> None:
         """Move every average towards its value; not where a scaler skips the step."""
-        if scaler is not None and isinstance(scaler.skip, np.ndarray) and scaler.skip[0]:
-            return
+        skipped = scaler is not None and isinstance(scaler.skip, np.ndarray) and scaler.skip[0]
         pairs, on_host = [], {}
         for name, holder in self._holders().items():
             value, average = holder.data, self._averages.get(name)
             if isinstance(value, np.ndarray):
-                on_host[name] = holder
+                if average is None or not skipped:
+                    on_host[name] = holder
                 continue
             if average is None:
                 self._averages[name] = device.like(value, to_numpy(value))
