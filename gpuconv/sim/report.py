@@ -14,6 +14,7 @@ from gpuconv.sim.worker import Worker
 
 _NULL = 1 << 16  # addresses below it come from a null pointer
 _WARNINGS = ("same_value",)
+_FOLLOWS_RACE = ("same_value", "uninitialised")  # in a line that races they say nothing new
 # the most severe first; a kind that is not listed comes after those
 _ORDER = """
 trap assert deadlock timeout bounds_global bounds_shared bounds_local null freed constant misaligned
@@ -68,11 +69,13 @@ def findings(
         for record in worker.findings():
             one = _finding(_Case(record, info, kernel, worker, args, timeout))
             found.setdefault((one.kind, one.file, one.line), one)
-    racing = {(one.file, one.line) for one in found.values() if one.kind.startswith("race")}
+    races = [one for one in found.values() if one.kind.startswith("race")]
+    racing = {f"{one.file}:{one.line}" for one in races}
+    racing |= {one.other.line for one in races if one.other}
     kept = [
         one
         for one in found.values()
-        if not (one.kind == "same_value" and (one.file, one.line) in racing)
+        if one.kind not in _FOLLOWS_RACE or f"{one.file}:{one.line}" not in racing
     ]
     return sorted(kept, key=_rank)
 
