@@ -102,12 +102,15 @@ def _finding(case: _Case) -> Finding:
 
 
 def _refined(case: _Case) -> str:
-    """The kind's name; an access outside all memory is called what it is."""
-    if case.kind == "BOUNDS_GLOBAL" and case.address < _NULL:
+    """The kind's name; an access outside all memory is called what it is.
+
+    One that starts from an argument leaves this, wherever it lands.
+    """
+    if case.kind != "BOUNDS_GLOBAL" or case.info.arguments[int(case.record["site"])] >= 0:
+        return case.kind.lower()
+    if case.address < _NULL:
         return "null"
-    if case.kind == "BOUNDS_GLOBAL" and memory.was_freed(case.address):
-        return "freed"
-    return case.kind.lower()
+    return "freed" if memory.was_freed(case.address) else "bounds_global"
 
 
 def _argument(case: _Case) -> tuple[int | None, int | None]:

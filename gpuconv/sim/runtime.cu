@@ -322,7 +322,7 @@ static __device__ bool run_warp(Block* b, Barriers* all, u32 first, u32 lanes, c
                 if (t->state != S_RUN && t->state != S_YIELD) continue;
                 const bool slept = t->state == S_YIELD;
                 if (!run_thread(b, all, first + now)) return false;
-                ran |= !slept || t->state != S_YIELD;
+                ran |= !slept || t->state != S_YIELD || t->a;    // a: it has taken work
             } else if (!run_thread(b, all, first + now)) return false;
         }
         moved |= ran;
@@ -468,8 +468,10 @@ extern "C" __device__ void sim_run(u64 worker) {
     sim_get_mode((u64)&before);
     sim_set_mode((u64)&mode);
     if (launch->coroutine) run_in_turn(launch, w);
-    else while (going_on(launch) && !slots->error && next_block(launch, w, slots))
+    else while (going_on(launch) && !slots->error && next_block(launch, w, slots)) {
         run_rows(launch->entry, slots);
+        if (slots->shared_used) forget_all(slots);
+    }
     bool failed = false;
     for (u32 k = 0; k < w->nslots; ++k) failed |= slots[k].error != 0;
     for (u32 k = 0; k < w->nslots && launch->stop == 2 && !failed; ++k)

@@ -47,6 +47,9 @@ def _empty(sim):
 
 
 _ALIVE: list = []
+POINTERS = """
+const float* const* p = (const float* const*)c;
+y[threadIdx.x] = p[@@][threadIdx.x];             //!"""
 CASES = {
     "one thread too many": Case(
         "bounds_global",
@@ -140,14 +143,14 @@ if (i < 1024) y[i] = x[i] + (i + 1 < @@ ? x[i + 1] : 0);   //!""",
     ),
     "a null pointer": Case(
         "null",
-        "const float* const* p = (const float* const*)c;\ny[threadIdx.x] = p[@@][threadIdx.x];  //!",
+        POINTERS,
         "0",
         "2",
         args=lambda sim: _pointers(sim, _ALIVE),
     ),
     "a freed array": Case(
         "freed",
-        "const float* const* p = (const float* const*)c;\ny[threadIdx.x] = p[@@][threadIdx.x];  //!",
+        POINTERS,
         "0",
         "1",
         args=lambda sim: _pointers(sim, _ALIVE),
@@ -226,7 +229,8 @@ y[threadIdx.x] = a[(n / 2) & 7] + a[(n + 7) & 7];  //!""",
     ),
     "a vector from an odd place": Case(
         "misaligned",
-        "const float4 v = *(const float4*)(x + 4 * threadIdx.x + @@);  //!\ny[threadIdx.x] = v.x + v.w;",
+        """const float4 v = *(const float4*)(x + 4 * threadIdx.x + @@);    //!
+y[threadIdx.x] = v.x + v.w;""",
         "4",
         "2",
         argument=1,

@@ -125,7 +125,7 @@ __syncthreads(); y[t] = s;""",
     "two threads write neighbouring elements, too near": Case(
         "race_shared",
         """__shared__ float s[130]; const int t = threadIdx.x;
-s[@@ * t] = x[t]; s[@@ * t + 1] = x[t + 1];      //!
+s[@@ * t] = x[t]; s[@@ * t + 1] = x[t] + 9;      //!
 __syncthreads(); y[t] = s[t];""",
         "2",
         "1",

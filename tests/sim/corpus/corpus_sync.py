@@ -53,7 +53,8 @@ for (int i = t; i < @@; i += 64) {
     ),
     "a named barrier with too few threads": Case(
         "deadlock",
-        'if (threadIdx.x < @@) asm volatile("bar.sync 1, 64;");   //!\nif (threadIdx.x == 0) y[0] = n;',
+        """if (threadIdx.x < @@) asm volatile("bar.sync 1, 64;");    //!
+if (threadIdx.x == 0) y[0] = n;""",
         "64",
         "32",
     ),
