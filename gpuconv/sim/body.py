@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # the modules isa_* put their functions into TABLE and FLOAT_TABLE
-from gpuconv.sim import isa_atomic, isa_convert, isa_int, isa_memory, isa_move, isa_sync, layout
+from gpuconv.sim import (
+    isa_async,
+    isa_atomic,
+    isa_convert,
+    isa_int,
+    isa_memory,
+    isa_mma,
+    isa_move,
+    isa_sync,
+    layout,
+)
 from gpuconv.sim.analysis import register_types
 from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter, Frame
 from gpuconv.sim.errors import UnsupportedError
@@ -18,7 +28,8 @@ from gpuconv.sim.program import Function, Instruction, Label, Sym, Vector
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
 
-__all__ = ["Body", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_move"]
+__all__ = ["Body", "isa_async", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_mma"]
+__all__ += ["isa_move"]
 
 
 class Body(Emitter):

@@ -2,8 +2,8 @@
 checks.cu: the function that checked mode calls before every access. Its text follows that of
 runtime.cu.
 
-The shadow memory holds one byte for every byte: 0 not written yet, 1 written, 0x80 in a gap between
-variables.
+The shadow memory holds one byte for every byte: 0 not written yet, 1 written, 2 where a cp.async
+has yet to deliver it, 0x80 in a gap between variables.
 */
 
 // ---- is this access of `size` bytes allowed? ---------------------------------------------------
@@ -13,6 +13,7 @@ template <class Word>
 static __device__ __forceinline__ u32 touch_word(unsigned char* shadow, u32 code, Word all) {
     Word* word = (Word*)shadow;
     if (*word & (Word)(all << 7)) return E_BOUNDS_SHARED;    // a byte of a gap is 0x80
+    if (*word & (Word)(all << 1)) return E_IN_FLIGHT;
     if (code & 1 && *word != all) return E_UNINITIALISED;
     if (code & 2) *word = all;
     return E_NONE;

@@ -59,6 +59,9 @@ class Worker:
             "shared": memory.aligned(shared + 1024),
             "frames": memory.aligned(threads * function.frame_bytes if kernel.coroutine else 16),
         }
+        if kernel.copies:
+            count = threads * layout.COPIES
+            self._held["copies"] = np.zeros(count, layout.DTYPES["Copy"])
         if function.module.check:
             template = _template(kernel, shared)
             self._held |= {"shared_template": template, "shared_shadow": template.copy()}

@@ -26,6 +26,10 @@ RECORDS: dict[str, list[tuple]] = {
         ("c", "u4"),
         ("pred", "u4"),
         ("tid", "u4", 3),
+        # cp.async: copies that were begun, and that took place; groups that were committed
+        ("issued", "u4"),
+        ("delivered", "u4"),
+        ("group", "u4"),
     ],
     # one for each worker: the block that it is running
     "Block": [
@@ -68,6 +72,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("seen", "u8"),  # u8 per pair of threads: the vector clock of each thread
         ("sync_clocks", "u8"),  # a vector clock for each barrier, one for flags, one scratch
         ("shared_trace", "u8"),  # a Trace for every granule of shared memory
+        ("copies", "u8"),  # COPIES of each thread, of a kernel with cp.async
     ],
     # one for each launch, shared by its workers
     "Launch": [
@@ -83,6 +88,15 @@ RECORDS: dict[str, list[tuple]] = {
         ("began", "u8"),  # the clock when this launch began
         ("released", "u8"),  # the clock when one of its blocks last wrote a flag
     ],
+    # one copy on its way from global to shared memory (copies.cu)
+    "Copy": [
+        ("from", "u8"),
+        ("to", "u4"),
+        ("size", "u4"),
+        ("read", "u4"),  # bytes of it; the others become zeros
+        ("group", "u4"),
+        ("site", "u4"),
+    ],
     # one live allocation, checked mode
     "Allocation": [
         ("begin", "u8"),
@@ -96,12 +110,15 @@ RECORDS: dict[str, list[tuple]] = {
     "Trace": [("marks", "u8", 6)],
 }
 
-_STATES = "RUN ARRIVE DONE BARRIER COUNTED WARP SHUFFLE VOTE MATCH REDUX ACTIVE YIELD"
+_STATES = "RUN ARRIVE DONE BARRIER COUNTED WARP SHUFFLE VOTE MATCH MATRIX REDUX ACTIVE YIELD"
 _ERRORS = """
 NONE TRAP ASSERT DEADLOCK DIVERGENT EARLY_EXIT MASK BARRIER_COUNT DISAGREE DIVISION
 BOUNDS_GLOBAL BOUNDS_SHARED BOUNDS_LOCAL MISALIGNED UNINITIALISED RACE_SHARED RACE_GLOBAL
+IN_FLIGHT MATRIX
 """
 STATES, ERRORS = _STATES.split(), _ERRORS.split()
+MATRIX = "LOAD LOAD_TRANS STORE STORE_TRANS MMA_TF32 MMA_F16 MMA_BF16".split()  # matrices.cu
+COPIES = 128  # that a thread may have on their way
 SYNC_CLOCKS = 16 + 2  # vector clocks in Block.sync_clocks: barriers, flags, one scratch
 
 DTYPES = {name: np.dtype(fields, align=True) for name, fields in RECORDS.items()}
@@ -126,4 +143,6 @@ def c_header() -> str:
         )
     lines.append("enum State : unsigned int { " + ", ".join(f"S_{name}" for name in STATES) + " };")
     lines.append("enum Error : unsigned int { " + ", ".join(f"E_{name}" for name in ERRORS) + " };")
+    lines.append("enum Matrix : unsigned int { " + ", ".join(f"M_{name}" for name in MATRIX) + " };")
+    lines.append(f"constexpr unsigned int COPIES = {COPIES};")
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from gpuconv.sim.info import Info
 from gpuconv.sim.launch import Function
 from gpuconv.sim.lower import lower
 
+_PARTS = ("races.cu", "runtime.cu", "checks.cu", "copies.cu", "matrices.cu")
 _RUN = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
 
 
@@ -58,11 +59,11 @@ def _cached(
 def _runtime() -> tuple[Any, jit.Code]:
     """The scheduler: sim_run and the code that holds it."""
     here = Path(__file__)
-    texts = [here.with_name(name).read_text() for name in ("races.cu", "runtime.cu", "checks.cu")]
+    texts = [here.with_name(name).read_text() for name in _PARTS]
     source = layout.c_header() + "".join(texts)
     compiled = _from_source(source, ("-rdc=true",), nvrtc.DEFAULT_ARCH, "runtime.cu", False, True)
     loaded = jit.Code(compiled[1])
-    for name in ("sim_check", "sim_fail"):
+    for name in ("sim_check", "sim_fail", "sim_copy", "sim_commit", "sim_wait"):
         jit.add_symbol(name, loaded.address(name))
     return _RUN(loaded.address("sim_run")), loaded
 

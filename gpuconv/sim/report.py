@@ -137,6 +137,13 @@ _TEXT = {
     **dict.fromkeys(("BOUNDS_GLOBAL", "BOUNDS_SHARED", "BOUNDS_LOCAL"), _bounds),
     "MISALIGNED": _plain("access of {v} bytes at address {a:#x}, which is not a multiple of {v}"),
     "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that were never written"),
+    "IN_FLIGHT": _plain(
+        "access of {v} bytes at shared address {a:#x}, to which a cp.async is on its way: wait for "
+        "its group first, then at a barrier for other threads' copies"
+    ),
+    "MATRIX": _plain(
+        "a matrix instruction by the lanes {a:#010x}: all 32 lanes of a warp must come to it together"
+    ),
     "RACE_SHARED": _race,
     "RACE_GLOBAL": _race,
     "DIVISION": _plain("integer division by zero"),

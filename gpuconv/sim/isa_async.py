@@ -1,0 +1,68 @@
+"""cp.async: copies from global to shared memory that a thread waits for later (copies.cu).
+
+A copy takes place when its thread waits for its group, no earlier. In checked mode its place in
+shared memory may not be touched before.
+"""
+
+from __future__ import annotations
+
+from gpuconv.sim.emit import Emitter, lowers
+from gpuconv.sim.isa_memory import SPACES
+from gpuconv.sim.program import Address, Imm, Instruction, Operand
+
+_SIZES = {"ca": (4, 8, 16), "cg": (16,)}
+
+
+@lowers("cp")
+def _cp(b: Emitter, i: Instruction) -> None:
+    """cp.async{.commit_group, .wait_group, .wait_all} and cp.async.{ca,cg}.shared.global"""
+    b.need(i.mods[:1] == ("async",))
+    words = i.mods[1:]
+    if words == ("commit_group",):
+        b.call("void", "sim_commit", "ptr %thr")
+    elif words == ("wait_group",):
+        b.need(len(i.operands) == 1 and isinstance(i.operands[0], Imm))
+        _wait(b, b.read(i.operands[0], "u32"))
+    elif words == ("wait_all",):
+        b.call("void", "sim_commit", "ptr %thr")
+        _wait(b, "0")
+    else:
+        _copy(b, i, words)
+
+
+def _copy(b: Emitter, i: Instruction, words: tuple[str, ...]) -> None:
+    """cp.async.{ca,cg}.shared.global [to], [from], size{, how many of them to read | ignore}"""
+    kind, *spaces = (word for word in words if not word.startswith("L2__"))
+    b.need(kind in _SIZES and [SPACES.get(word) for word in spaces] == ["shared", "global"])
+    to, source, size, *more = i.operands
+    b.need(isinstance(size, Imm) and size.bits in _SIZES[kind] and len(more) <= 1)
+    b.need(isinstance(to, Address) and isinstance(source, Address))
+    assert isinstance(to, Address) and isinstance(source, Address) and isinstance(size, Imm)
+    read = _bytes_read(b, size.bits, more)
+    places = f"i64 {b.base(to)}", f"i64 {b.base(source)}", f"i32 {size.bits}", f"i32 {read}"
+    site = f"i32 {b.module.site(i)}"
+    _leave_on_error(b, b.call("i32", "sim_copy", *_thread(b), *places, site))
+
+
+def _bytes_read(b: Emitter, size: int, more: list[Operand]) -> str:
+    """The fourth operand: bytes to read, the rest become zeros; or a predicate to read none."""
+    if not more:
+        return str(size)
+    name = getattr(more[0], "name", "")
+    if b.frame.function.registers.get(name) == "pred":
+        return b.op(f"select i1 {b.read(more[0], 'pred')}, i32 0, i32 {size}")
+    return b.read(more[0], "u32")
+
+
+def _wait(b: Emitter, groups: str) -> None:
+    _leave_on_error(b, b.call("i32", "sim_wait", *_thread(b), f"i32 {groups}"))
+
+
+def _thread(b: Emitter) -> tuple[str, str]:
+    return "ptr %blk", f"i32 {b.linear_thread()}"
+
+
+def _leave_on_error(b: Emitter, found: str) -> None:
+    on = b.fresh("on")
+    b.end(f"br i1 {b.op(f'icmp eq i32 {found}, 0')}, label %{on}, label %exit")
+    b.label(on)
