@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 # the modules isa_* put their functions into TABLE and FLOAT_TABLE
 from gpuconv.sim import (
+    counting,
     isa_async,
     isa_atomic,
     isa_convert,
@@ -41,6 +42,7 @@ class Body(Emitter):
         self.program = module.program
         self.polls: set[int] = set()
         self.seen: set[str] = set()
+        self.segment: list[int] | None = None  # counted mode
 
     # ---- frames ----
 
@@ -56,6 +58,8 @@ class Body(Emitter):
             if variable.space in ("local", "param"):
                 frame.variables[variable.name] = self.local(variable)
         self.allocas.append(f'%"{prefix}cc" = alloca i1')  # the carry flag, CC.CF
+        if self.module.count:
+            counting.enter(self)
 
     def statements(self, function: Function) -> None:
         """Lower the whole body of a function."""
@@ -63,6 +67,8 @@ class Body(Emitter):
             if isinstance(item, Label):
                 self.seen.add(self.place(item.name))
                 self.label(self.place(item.name))
+                if self.module.count:
+                    counting.at_label(self, item.name)
             elif self.open:
                 self.statement(item)
         if self.open:
@@ -81,6 +87,9 @@ class Body(Emitter):
             then, after = self.fresh("do"), self.fresh("then")
             self.end(f"br i1 {condition}, label %{then}, label %{after}")
             self.label(then)
+            self.segment = None
+        if self.module.count:
+            counting.executed(self, instruction)
         if (control := getattr(self, f"_{instruction.op}_", None)) is not None:
             control(instruction)
         elif instruction.op in FLOAT_TABLE and instruction.mods[-1] in FLOATS:
@@ -91,6 +100,8 @@ class Body(Emitter):
             raise self.unsupported()
         if id(instruction) in self.polls and self.open:
             TABLE["nanosleep"](self, instruction)
+        if after or instruction.op in ("bra", "brx", "call"):
+            self.segment = None
         if after:
             self.label(after)
         elif not self.open and instruction.op not in ("bra", "brx", "ret", "exit", "trap"):

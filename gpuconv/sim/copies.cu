@@ -14,12 +14,16 @@ static __device__ Copy* copy_of(Block* b, u32 n, u32 k) {
 // Both ends of a copy: an error, or E_NONE.
 static __device__ u32 check_copy(Block* b, u32 n, const Copy& c) {
     if (c.to % c.size) return E_MISALIGNED;
-    const u32 found = sim_check((u64)b, c.to, c.size, 2 | 4, n, c.site);
-    if (found || !c.read) return found;
-    if (c.from % c.size) return E_MISALIGNED;
-    if (c.read == c.size) return sim_check((u64)b, c.from, c.size, 1, n, c.site);
-    for (u32 k = 0; k < c.read; ++k)
-        if (u32 wrong = sim_check((u64)b, c.from + k, 1, 1, n, c.site)) return wrong;
+    if (c.read && c.from % c.size) return E_MISALIGNED;
+    // the place, then the source: at once if it is read whole, else byte by byte
+    const bool whole = c.read == c.size;
+    const u32 last = whole ? 1 : c.read;
+    for (u32 k = 0; k <= last; ++k) {
+        const u64 address = k ? c.from + k - 1 : c.to;
+        const u32 found = sim_check((u64)b, address, !k || whole ? c.size : 1, k ? 1 : 2 | 4, n,
+                                    c.site);
+        if (found) return found;
+    }
     return E_NONE;
 }
 

@@ -61,6 +61,9 @@ class Frame:
     leave: str = "exit"
     # registers that hold a parameter: LLVM pointer to it
     held: dict[str, str] = field(default_factory=dict)
+    # counted mode: the label that came last, and the loops around each label
+    label: str = ""
+    loops: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Emitter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gpuconv.sim.counting import Access, Executed
 from gpuconv.sim.program import Variable
 
 
@@ -34,3 +35,7 @@ class Info:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     sites: list[tuple[str, int, str]] = field(default_factory=list)  # file, line, PTX instruction
     variables: dict[str, int] = field(default_factory=dict)  # name to size in bytes
+    # counted mode: instructions, their memory accesses, and the instructions of each segment
+    executed: list[Executed] = field(default_factory=list)
+    accesses: list[Access] = field(default_factory=list)
+    segments: list[list[int]] = field(default_factory=list)

@@ -6,6 +6,7 @@ shared memory may not be touched before.
 
 from __future__ import annotations
 
+from gpuconv.sim import counting
 from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.isa_memory import SPACES
 from gpuconv.sim.program import Address, Imm, Instruction, Operand
@@ -37,9 +38,14 @@ def _copy(b: Emitter, i: Instruction, words: tuple[str, ...]) -> None:
     to, source, size, *more = i.operands
     b.need(isinstance(size, Imm) and size.bits in _SIZES[kind] and len(more) <= 1)
     b.need(isinstance(to, Address) and isinstance(source, Address))
-    assert isinstance(to, Address) and isinstance(source, Address) and isinstance(size, Imm)
+    assert isinstance(to, Address)
+    assert isinstance(source, Address)
+    assert isinstance(size, Imm)
     read = _bytes_read(b, size.bits, more)
-    places = f"i64 {b.base(to)}", f"i64 {b.base(source)}", f"i32 {size.bits}", f"i32 {read}"
+    ends = b.base(to), b.base(source)
+    if b.module.count:
+        _count(b, ends, size.bits, read)
+    places = f"i64 {ends[0]}", f"i64 {ends[1]}", f"i32 {size.bits}", f"i32 {read}"
     site = f"i32 {b.module.site(i)}"
     _leave_on_error(b, b.call("i32", "sim_copy", *_thread(b), *places, site))
 
@@ -52,6 +58,16 @@ def _bytes_read(b: Emitter, size: int, more: list[Operand]) -> str:
     if b.frame.function.registers.get(name) == "pred":
         return b.op(f"select i1 {b.read(more[0], 'pred')}, i32 0, i32 {size}")
     return b.read(more[0], "u32")
+
+
+def _count(b: Emitter, ends: tuple[str, str], size: int, read: str) -> None:
+    """Both accesses of a copy; one that reads nothing touches no global memory."""
+    counting.touch(b, ends[0], "shared", "write", size)
+    some, after = b.fresh("some"), b.fresh("after")
+    b.end(f"br i1 {b.op(f'icmp ne i32 {read}, 0')}, label %{some}, label %{after}")
+    b.label(some)
+    counting.touch(b, ends[1], "global", "read", size)
+    b.label(after)
 
 
 def _wait(b: Emitter, groups: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from gpuconv.sim import counting
 from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.prelude import ALIAS
 from gpuconv.sim.program import TYPES, Address, Instruction, Sym, Vector, bits_of
@@ -58,6 +59,8 @@ def host_pointer(
             f"i64 {address.base.offset + address.offset}"
         )
     value = b.base(address)
+    if b.module.count:
+        counting.touch(b, value, space, kind, size)
     if b.module.check:
         _check(b, value, space, size, kind, strong)
     if space == "shared":

@@ -146,6 +146,8 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
     elif name == "sim_row":
         row = f"i64 {arguments[2]}, i64 {arguments[3]}"
         b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, {row})")
+    elif name == "sim_log_full":
+        b.call("void", name, f"i64 {arguments[0]}")
     elif name in ("sim_get_mode", "sim_set_mode"):
         verb = "st" if name == "sim_get_mode" else "ld"
         if b.module.x86:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpuconv.sim import layout, memory, report
 from gpuconv.sim.arguments import pack
+from gpuconv.sim.counters import Counters, counted
 from gpuconv.sim.errors import LaunchError
 from gpuconv.sim.info import Kernel
 from gpuconv.sim.prelude import symbol
@@ -98,6 +99,7 @@ class Function:
         self.module = module
         self.kernel = kernel
         self.name = kernel.name
+        self.counters = Counters(kernel.name, module._info)
         self.address = module._code.address(symbol(kernel.name))
         self._free: dict[tuple[int, int], list[Worker]] = {}
         self._pace = _FIRST_GUESS
@@ -140,8 +142,9 @@ class Function:
         count, blocks = math.prod(threads), math.prod(dims)
         total = self.kernel.placed_shared + shared
         launch, _held, reverse = self._launch_record(blocks, count, order, seed)
-        with _checked if self.module.check else nullcontext():
-            serial = self.module.check or (self.kernel.serial and not concurrent)
+        alone = self.module.check or self.module.count
+        with _checked if alone else nullcontext():
+            serial = alone or (self.kernel.serial and not concurrent)
             most = 1 if serial else cores or _all_cores()
             team = min(self._team(blocks * count, most), blocks)
             workers = [self._worker(count, total) for _ in range(team)]
@@ -152,7 +155,8 @@ class Function:
                 record["ntid"], record["nctaid"], record["dynamic_bytes"] = threads, dims, shared
                 record["reverse"], record["error"] = reverse, 0
                 record["table"], record["table_length"] = table.ctypes.data, len(table)
-            self._finish(launch, workers, blocks * count)
+            with counted(self.counters, workers[0].block) if self.module.count else nullcontext():
+                self._finish(launch, workers, blocks * count)
         if len(self._free) > _KEPT:
             self._free.clear()
         self._free.setdefault((count, total), []).extend(workers)

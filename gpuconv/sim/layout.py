@@ -73,6 +73,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("sync_clocks", "u8"),  # a vector clock for each barrier, one for flags, one scratch
         ("shared_trace", "u8"),  # a Trace for every granule of shared memory
         ("copies", "u8"),  # COPIES of each thread, of a kernel with cp.async
+        ("log", "u8"),  # a Log, counted mode
     ],
     # one for each launch, shared by its workers
     "Launch": [
@@ -106,6 +107,16 @@ RECORDS: dict[str, list[tuple]] = {
     ],
     # one access; stamp: time << 11 | thread << 1 | (1 if atomic or volatile), 0 for none
     "Mark": [("stamp", "u8"), ("site", "u4"), ("block", "u4")],
+    # counted mode: a thread came to a segment or an access (counting.py)
+    "Note": [
+        ("address", "u8"),
+        ("key", "u8"),
+        ("block", "u4"),
+        ("place", "u4"),
+        ("thread", "u4"),
+        ("unused", "u4"),
+    ],
+    "Log": [("notes", "u8"), ("used", "u8"), ("size", "u8")],
     # three Marks: the last write and two of the last reads
     "Trace": [("marks", "u8", 6)],
 }
@@ -117,7 +128,8 @@ BOUNDS_GLOBAL BOUNDS_SHARED BOUNDS_LOCAL MISALIGNED UNINITIALISED RACE_SHARED RA
 IN_FLIGHT MATRIX
 """
 STATES, ERRORS = _STATES.split(), _ERRORS.split()
-MATRIX = "LOAD LOAD_TRANS STORE STORE_TRANS MMA_TF32 MMA_F16 MMA_BF16".split()  # matrices.cu
+_MATRIX = "LOAD LOAD_TRANS STORE STORE_TRANS MMA_TF32 MMA_F16 MMA_BF16"  # matrices.cu
+MATRIX = _MATRIX.split()
 COPIES = 128  # that a thread may have on their way
 SYNC_CLOCKS = 16 + 2  # vector clocks in Block.sync_clocks: barriers, flags, one scratch
 
@@ -143,6 +155,6 @@ def c_header() -> str:
         )
     lines.append("enum State : unsigned int { " + ", ".join(f"S_{name}" for name in STATES) + " };")
     lines.append("enum Error : unsigned int { " + ", ".join(f"E_{name}" for name in ERRORS) + " };")
-    lines.append("enum Matrix : unsigned int { " + ", ".join(f"M_{name}" for name in MATRIX) + " };")
+    lines.append("enum Matrix : unsigned int { M_" + ", M_".join(MATRIX) + " };")
     lines.append(f"constexpr unsigned int COPIES = {COPIES};")
     return "\n".join(lines) + "\n"

@@ -16,22 +16,24 @@ from gpuconv.sim.info import Info
 from gpuconv.sim.program import SIZES, Instruction, Program, Sym
 
 
-def lower(program: Program, check: bool = False, host: bool = False) -> tuple[str, Info]:
+def lower(
+    program: Program, check: bool = False, host: bool = False, count: bool = False
+) -> tuple[str, Info]:
     """LLVM IR of every kernel of `program`, and what a launch needs to know about them.
 
-    host: lower the functions that are not kernels instead (the scheduler's). Raises
-    UnsupportedError, naming the line, for what is not modelled.
+    check, count: as in machine.Module. host: lower the functions that are not kernels instead (the
+    scheduler's). Raises UnsupportedError, naming the line, for what is not modelled.
     """
-    module = Module(program, check, host)
+    module = Module(program, check, host, count)
     return module.run(), module.info
 
 
 class Module:
     """A PTX program that is being lowered."""
 
-    def __init__(self, program: Program, check: bool, host: bool) -> None:
+    def __init__(self, program: Program, check: bool, host: bool, count: bool) -> None:
         self.program = program
-        self.check = check
+        self.check, self.count = check, count
         self.host = host
         self.info = Info()
         self.declared: dict[str, str] = {}
@@ -58,15 +60,16 @@ class Module:
 
     def where(self, instruction: Instruction) -> str:
         """Source file and line of an instruction, or its line in the PTX."""
-        name, line = self._place(instruction)
+        name, line = self.place(instruction)
         return f"{name}:{line}" if name != "PTX" else f"PTX line {line}"
 
     def site(self, instruction: Instruction) -> int:
         """Number of an instruction, by which errors of running kernels refer to it."""
-        self.info.sites.append((*self._place(instruction), instruction.text))
+        self.info.sites.append((*self.place(instruction), instruction.text))
         return len(self.info.sites) - 1
 
-    def _place(self, instruction: Instruction) -> tuple[str, int]:
+    def place(self, instruction: Instruction) -> tuple[str, int]:
+        """Source file and line of an instruction, or "PTX" and its line there."""
         name = self.program.files.get(instruction.loc[0])
         return (name, instruction.loc[1]) if name else ("PTX", instruction.line)
 

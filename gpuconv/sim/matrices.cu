@@ -36,6 +36,19 @@ static __device__ void move_matrices(Thread* warp, u32 count) {
     }
 }
 
+// Conversions that keep subnormal numbers, as the compiler's own would not.
+static __device__ __forceinline__ double exactly(float value) {
+    double wide;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(wide) : "f"(value));
+    return wide;
+}
+
+static __device__ __forceinline__ float nearest(double value) {
+    float narrow;
+    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(narrow) : "d"(value));
+    return narrow;
+}
+
 enum Format { TF32, F16, BF16 };
 
 // Element `half` of a register: of TF32 there is one, of which the low 13 bits are not used.
@@ -47,7 +60,7 @@ template <Format FORMAT> static __device__ __forceinline__ double element(u32 wo
         const unsigned short bits = half ? word >> 16 : word & 0xffff;
         asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
     }
-    return value;
+    return exactly(value);
 }
 
 // d = a b + c of 16x8xDEPTH, DEPTH = 8 or 16 columns of a. `registers`: of b.
@@ -76,7 +89,7 @@ template <Format FORMAT> static __device__ void multiply(Thread* warp, u32 regis
             for (u32 n = 0; n < 8; ++n) sum[n] += a[row][k] * b[k][n];
         for (u32 n = 0; n < 8; ++n) {
             float* c = (float*)words_of(warp, row % 8 * 4 + n / 2) + C_WORDS + row / 8 * 2 + n % 2;
-            *c = (float)(sum[n] + *c);
+            *c = nearest(sum[n] + exactly(*c));
         }
     }
 }

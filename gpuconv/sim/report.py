@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpuconv.sim import layout
 from gpuconv.sim.errors import KernelError
+from gpuconv.sim.findings import Finding, Party
 from gpuconv.sim.info import Info, Kernel
 from gpuconv.sim.memory import live
 
@@ -25,7 +26,21 @@ def kernel_error(info: Info, kernel: Kernel, worker: Worker) -> KernelError:
     what = _TEXT[kind](record, info, kernel, worker)
     where = "" if kind == "DEADLOCK" else f"thread {thread} of "
     at = "" if kind == "DEADLOCK" else f" at {place} ({text})"
-    return KernelError(f"{kernel.name}: {what}, {where}block {block}{at}", kind.lower(), place)
+    message = f"{kernel.name}: {what}, {where}block {block}{at}"
+    other = _other(record, info, worker) if kind.startswith("RACE") else None
+    severity, unknown = "error", None
+    found = Finding(kind.lower(), severity, kernel.name, file, line, block, thread, unknown,
+                    unknown, other, message)  # fmt: skip
+    return KernelError(message, found.kind, place, [found])
+
+
+def _other(record, info: Info, worker: Worker) -> Party:
+    """The other access of a race."""
+    file, line, _ = info.sites[int(record["other_site"])]
+    thread = _coordinates(int(record["other_tid"]), worker.block["ntid"][0])
+    return Party(
+        _coordinates(int(record["other_block"]), record["nctaid"]), thread, f"{file}:{line}"
+    )
 
 
 def _coordinates(linear: int, extent: object) -> tuple[int, int, int]:
@@ -104,14 +119,11 @@ def _race(record, info: Info, kernel: Kernel, worker: Worker) -> str:
     """The other access to the same bytes: which thread, where, and whether it wrote."""
     size, at = int(record["error_value"]), int(record["error_address"])
     wrote, writes = int(record["other_wrote"]) & 1, int(record["other_wrote"]) & 2
-    file, line, text = info.sites[int(record["other_site"])]
-    extent = worker.block["ntid"][0]
-    other = _coordinates(int(record["other_tid"]), extent)
-    block = _coordinates(int(record["other_block"]), record["nctaid"])
+    other, text = _other(record, info, worker), info.sites[int(record["other_site"])][2]
     return (
-        f"race on {size} bytes at {_space(record)} address {at:#x}: thread {other} of block "
-        f"{block} {'wrote' if wrote else 'read'} them at {file}:{line} ({text}), and no barrier or "
-        f"atomic orders that before this {'write' if writes else 'read'}"
+        f"race on {size} bytes at {_space(record)} address {at:#x}: thread {other.thread} of "
+        f"block {other.block} {'wrote' if wrote else 'read'} them at {other.line} ({text}), and no "
+        f"barrier or atomic orders that before this {'write' if writes else 'read'}"
     )
 
 
@@ -138,11 +150,11 @@ _TEXT = {
     "MISALIGNED": _plain("access of {v} bytes at address {a:#x}, which is not a multiple of {v}"),
     "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that were never written"),
     "IN_FLIGHT": _plain(
-        "access of {v} bytes at shared address {a:#x}, to which a cp.async is on its way: wait for "
-        "its group first, then at a barrier for other threads' copies"
+        "access of {v} bytes at shared address {a:#x}, to which a copy is on its way (cp.async): "
+        "wait for its group first, then at a barrier for other threads' copies"
     ),
     "MATRIX": _plain(
-        "a matrix instruction by the lanes {a:#010x}: all 32 lanes of a warp must come to it together"
+        "a matrix instruction by the lanes {a:#010x}: all 32 of a warp must come to it together"
     ),
     "RACE_SHARED": _race,
     "RACE_GLOBAL": _race,

@@ -36,7 +36,9 @@ def test_ignores_its_source_where_a_predicate_says_so():
     mov.u32 a, s; setp.eq.u32 p, a, a; add.u64 far, r0, 1048576;
     cp.async.cg.shared.global [a], [r0], 16; cp.async.cg.shared.global [a+16], [far], 16, p;
     cp.async.wait_all;"""
-    body += "".join(f"ld.shared.u32 v, [a+{k}]; st.global.u32 [r1+{k}], v;" for k in range(0, 32, 4))
+    body += "".join(
+        f"ld.shared.u32 v, [a+{k}]; st.global.u32 [r1+{k}], v;" for k in range(0, 32, 4)
+    )
     launch(body, x, y)
     assert sim.asnumpy(y).tolist() == [7] * 4 + [0] * 4
 
@@ -68,7 +70,7 @@ def test_waits_for_all_but_the_last_groups(groups, word):
         assert sim.asnumpy(y)[0] == x[word]
         sim.Module.from_ptx(text, check=True).launch("k", 1, 1, arguments)
         return
-    with pytest.raises(sim.KernelError, match="cp.async is on its way") as error:
+    with pytest.raises(sim.KernelError, match="a copy is on its way") as error:
         sim.Module.from_ptx(text, check=True).launch("k", 1, 1, arguments)
     assert error.value.kind == "in_flight"
 
