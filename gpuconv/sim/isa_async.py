@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpuconv.sim import counting
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.isa_memory import SPACES
+from gpuconv.sim.isa_memory import BLIND, READ, SPACES, WRITE, meta
 from gpuconv.sim.program import Address, Imm, Instruction, Operand
 
 _SIZES = {"ca": (4, 8, 16), "cg": (16,)}
@@ -45,9 +45,12 @@ def _copy(b: Emitter, i: Instruction, words: tuple[str, ...]) -> None:
     ends = b.base(to), b.base(source)
     if b.module.count:
         _count(b, ends, size.bits, read)
-    places = f"i64 {ends[0]}", f"i64 {ends[1]}", f"i32 {size.bits}", f"i32 {read}"
-    site = f"i32 {b.module.site(i)}"
-    _leave_on_error(b, b.call("i32", "sim_copy", *_thread(b), *places, site))
+    metas = (
+        meta(b, to, "shared", size.bits, WRITE | BLIND),
+        meta(b, source, "global", size.bits, READ),
+    )
+    places = (f"i64 {value}" for value in (*ends, *metas))
+    b.call("void", "sim_copy", *_thread(b), *places, f"i32 {read}")
 
 
 def _bytes_read(b: Emitter, size: int, more: list[Operand]) -> str:
@@ -71,14 +74,8 @@ def _count(b: Emitter, ends: tuple[str, str], size: int, read: str) -> None:
 
 
 def _wait(b: Emitter, groups: str) -> None:
-    _leave_on_error(b, b.call("i32", "sim_wait", *_thread(b), f"i32 {groups}"))
+    b.call("void", "sim_wait", *_thread(b), f"i32 {groups}")
 
 
 def _thread(b: Emitter) -> tuple[str, str]:
     return "ptr %blk", f"i32 {b.linear_thread()}"
-
-
-def _leave_on_error(b: Emitter, found: str) -> None:
-    on = b.fresh("on")
-    b.end(f"br i1 {b.op(f'icmp eq i32 {found}, 0')}, label %{on}, label %exit")
-    b.label(on)

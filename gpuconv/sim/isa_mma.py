@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpuconv.sim import layout
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.isa_memory import SPACES, host_pointer
+from gpuconv.sim.isa_memory import READ, SPACES, WRITE, host_pointer
 from gpuconv.sim.isa_sync import wait
 from gpuconv.sim.program import TYPES, Instruction, Operand, Vector
 
@@ -47,7 +47,7 @@ def _ldmatrix(b: Emitter, i: Instruction) -> None:
     """ldmatrix.sync.aligned.m8n8.{x1,x2,x4}{.trans}.shared.b16 {r, ...}, [p]"""
     count, kind = _matrices(b, i)
     to, address = i.operands
-    _rows(b, address, count, "read")
+    _rows(b, address, count, READ)
     _exchange(b, i, f"LOAD{kind}", count)
     for n, item in enumerate(_items(b, to, count)):
         b.write(item, "b32", _get(b, n, "i32"))
@@ -60,7 +60,7 @@ def _stmatrix(b: Emitter, i: Instruction) -> None:
     address, source = i.operands
     for n, item in enumerate(_items(b, source, count)):
         _put(b, n, "i32", b.read(item, "b32"))
-    _rows(b, address, count, "write")
+    _rows(b, address, count, WRITE)
     _exchange(b, i, f"STORE{kind}", count)
 
 
@@ -73,13 +73,13 @@ def _matrices(b: Emitter, i: Instruction) -> tuple[int, str]:
     return int(words[0][1]), "_TRANS" if trans else ""
 
 
-def _rows(b: Emitter, address: Operand, count: int, kind: str) -> None:
+def _rows(b: Emitter, address: Operand, count: int, code: int) -> None:
     """The first 8 * count lanes each give the address of a row of 16 bytes."""
     gives, after = b.fresh("row"), b.fresh("rows")
     lane = b.special("%laneid")
     b.end(f"br i1 {b.op(f'icmp ult i32 {lane}, {8 * count}')}, label %{gives}, label %{after}")
     b.label(gives)
-    _put(b, _ADDRESS, "ptr", host_pointer(b, address, "shared", 16, kind, False))
+    _put(b, _ADDRESS, "ptr", host_pointer(b, address, "shared", 16, code))
     b.label(after)
 
 

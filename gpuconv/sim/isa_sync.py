@@ -128,14 +128,25 @@ def _elect(b: Emitter, i: Instruction) -> None:
 @lowers("nanosleep")
 def _nanosleep(b: Emitter, i: Instruction) -> None:
     """nanosleep: yields to the other threads"""
-    wait(b, i, "YIELD")
+    wait(b, i, "YIELD", a=0)
+
+
+def yields(b: Emitter, i: Instruction) -> None:
+    """Yield after an instruction by which a thread may wait for others (a = 0) or take work (1)."""
+    waits = i.op == "ld" or bool(set(i.mods) & {"cas", "exch"})
+    wait(b, i, "YIELD", a=int(not waits))
 
 
 # ---- calls that only the scheduler makes ---------------------------------------------------------
 
 
-def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
-    """A call in runtime.cu: it enters a kernel, or reads or sets the processor's float mode."""
+def host_call(b: Emitter, name: str, arguments: list[str]) -> str:
+    """A call in runtime.cu: it enters a kernel, reads or sets the processor's float mode, or
+    allocates or frees memory. Returns the result, as i64, or "".
+    """
+    if name == "sim_alloc":
+        memory = b.call("ptr", "calloc", f"i64 {arguments[0]}", "i64 1")
+        return b.op(f"ptrtoint ptr {memory} to i64")
     pointers = [b.pointer(a) for a in arguments]
     if name == "sim_resume":
         # a coroutine frame begins with the pointer to its resume function
@@ -146,6 +157,8 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
     elif name == "sim_row":
         row = f"i64 {arguments[2]}, i64 {arguments[3]}"
         b.emit(f"call void {pointers[0]}(ptr {pointers[1]}, {row})")
+    elif name == "sim_free":
+        b.call("void", "free", f"ptr {pointers[0]}")
     elif name == "sim_log_full":
         b.call("void", name, f"i64 {arguments[0]}")
     elif name in ("sim_get_mode", "sim_set_mode"):
@@ -154,3 +167,4 @@ def host_call(b: Emitter, name: str, arguments: list[str]) -> None:
             b.call("void", f"llvm.x86.sse.{verb}mxcsr", f"ptr {pointers[0]}")
     else:
         raise b.unsupported(f"the call of {name}")
+    return ""
