@@ -64,6 +64,9 @@ class MpiCommunicator(Communicator):
             stream.flush()
         MPI.COMM_WORLD.Abort(code)
 
+    def close(self) -> None:
+        MPI.Finalize()  # mpiexec takes the end of a process without it for a failure
+
     def _wait(self, request: Any) -> None:
         self.until(request.Test)
 
