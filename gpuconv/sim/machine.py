@@ -22,8 +22,9 @@ from gpuconv.sim.launch import Function
 from gpuconv.sim.lower import lower
 
 _CHECKS = ("sim_access", "sim_swapped", "sim_fence", "sim_report", "sim_stopped", "sim_fail",
-           "sim_log")  # fmt: skip
-_PARTS = ("clocks.cu", "races.cu", "runtime.cu", "checks.cu", "counters.cu")
+           "sim_log", "sim_copy", "sim_commit", "sim_wait")  # fmt: skip
+_PARTS = ("clocks.cu", "races.cu", "runtime.cu", "checks.cu", "counters.cu", "copies.cu",
+          "matrices.cu")  # fmt: skip
 
 
 def _from_source(

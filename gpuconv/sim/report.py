@@ -311,6 +311,13 @@ _TEXT = {
     "CONSTANT": _plain("write of {v} bytes at address {a:#x}, in constant memory"),
     "MISALIGNED": _plain("access of {v} bytes at address {a:#x}, which is not a multiple of {v}"),
     "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that were never written"),
+    "IN_FLIGHT": _plain(
+        "access of {v} bytes at shared address {a:#x}, to which a copy is on its way (cp.async): "
+        "wait for its group first, then at a barrier for other threads' copies"
+    ),
+    "MATRIX": _plain(
+        "a matrix instruction by the lanes {a:#010x}: all 32 of a warp must come to it together"
+    ),
     "RACE_SHARED": _race,
     "RACE_GLOBAL": _race,
     "SAME_VALUE": _same_value,
