@@ -18,6 +18,7 @@ from gpuconv.sim.program import (
 from gpuconv.sim.signature import plain_name
 
 _COLLECTIVE = "bar barrier shfl vote match redux activemask nanosleep elect"
+_COLLECTIVE += " mma ldmatrix stmatrix cp"  # cp.async: its copies are kept in the thread's record
 COLLECTIVE = set(_COLLECTIVE.split())
 UPDATE, DATA = 128, 256  # Code of races.cu
 
@@ -255,6 +256,7 @@ def register_types(function: Function) -> dict[str, str]:
 
 
 _EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "testp", "copysign"}
+_EXEMPT |= {"mma"}  # the scheduler multiplies
 
 
 def all_flush(functions: list[Function]) -> bool:

@@ -3,10 +3,11 @@ checks.cu: the functions that checked mode calls for every access. Its text foll
 runtime.cu.
 
 The shadow memory of global memory holds one byte for every byte: 0 not written yet, 1 written. In
-shared memory the Trace of a granule says it; in a gap between variables its mark of a write is GAP.
+shared memory the Trace of a granule says it; in a gap between variables its mark of a write is GAP,
+where a cp.async has yet to deliver it IN_FLIGHT.
 */
 
-constexpr u64 GAP = ~0ull;
+constexpr u64 GAP = ~0ull, IN_FLIGHT = ~0ull - 1;
 
 static __device__ __forceinline__ bool touch(unsigned char* shadow, u32 size, u32 code) {
     bool written = true;
@@ -43,15 +44,21 @@ static __device__ __forceinline__ u64 shared_access(Block* b, u64 at, Access& no
     Worker* w = worker_of(b);
     const u32 size = now.size, align = size < 16 ? size : 16, shift = b->shift;
     Trace* traces = (Trace*)b->shared_trace;
-    bool outside = at > b->shared_bytes || size > b->shared_bytes - at;
-    for (u64 k = at >> shift; !outside && k <= (at + size - 1) >> shift; ++k)
+    bool outside = at > b->shared_bytes || size > b->shared_bytes - at, waits = false;
+    for (u64 k = at >> shift; !outside && k <= (at + size - 1) >> shift; ++k) {
         outside = traces[k].write == GAP;
+        waits |= traces[k].write == IN_FLIGHT;
+    }
     if (outside) {
         record(w, b->index, now.n, E_BOUNDS_SHARED, now.site, at, size);
         return nowhere(b);
     }
     if (at % align) {
         record(w, b->index, now.n, E_MISALIGNED, now.site, at, size);
+        return b->shared + at;
+    }
+    if (waits) {
+        record(w, b->index, now.n, E_IN_FLIGHT, now.site, at, size);
         return b->shared + at;
     }
     for (u64 k = at >> shift; now.code & READ && k <= (at + size - 1) >> shift; ++k) {
@@ -129,7 +136,8 @@ static __device__ __noinline__ u64 slow_access(Block* b, u64 at, u64 meta, u32 n
 struct Usual { u64 mark, born, began, epoch, bound; };
 
 static __device__ __forceinline__ bool is_own(const Usual& now, u64 mark) {
-    return !((mark ^ now.mark) >> 18 & 1023) && time_of(mark) > now.began;
+    const u64 time = time_of(mark);
+    return !((mark ^ now.mark) >> 18 & 1023) && time > now.began && time <= time_of(now.mark);
 }
 
 static __device__ __forceinline__ bool is_ordered(const Usual& now, u64 mark) {

@@ -120,6 +120,7 @@ class KernelFunction(Body):
             threads,
             local,
             shared,
+            any(i.op == "cp" for g in self.functions for i in g.instructions),
             narrowest(self.functions),
         )
 

@@ -26,6 +26,10 @@ RECORDS: dict[str, list[tuple]] = {
         ("c", "u4"),
         ("pred", "u4"),
         ("tid", "u4", 3),
+        # cp.async: copies that were begun, and that took place; groups that were committed
+        ("issued", "u4"),
+        ("delivered", "u4"),
+        ("group", "u4"),
     ],
     # a block that is running
     "Block": [
@@ -61,6 +65,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("lanes", "u8"),  # 32 u8 for each thread: what it knows of its warp's lanes
         ("arrivals", "u8"),  # what a barrier of some threads orders: a Sync's rows for each of 16
         ("shared_trace", "u8"),  # a Trace for every granule of shared memory
+        ("copies", "u8"),  # COPIES of each thread, of a kernel with cp.async
         ("scratch", "u8", 4),  # where an access goes that must not happen
         ("log", "u8"),  # a Log, counted mode
     ],
@@ -95,6 +100,15 @@ RECORDS: dict[str, list[tuple]] = {
         ("check", "u4"),
         ("flush", "u4"),  # run in the processor's flush-to-zero mode
         ("began", "u8"),  # the time before this launch began
+    ],
+    # one copy on its way from global to shared memory (copies.cu)
+    "Copy": [
+        ("from", "u8"),
+        ("to", "u8"),
+        ("meta_to", "u8"),  # of both accesses, as sim_access takes it
+        ("meta_from", "u8"),
+        ("read", "u4"),  # bytes of it; the others become zeros
+        ("group", "u4"),
     ],
     # one live allocation, checked mode
     "Allocation": [
@@ -147,13 +161,15 @@ RECORDS: dict[str, list[tuple]] = {
     "Log": [("notes", "u8"), ("used", "u8"), ("size", "u8")],
 }
 
-_STATES = "RUN ARRIVE DONE BARRIER COUNTED WARP SHUFFLE VOTE MATCH REDUX ACTIVE YIELD"
+_STATES = "RUN ARRIVE DONE BARRIER COUNTED WARP SHUFFLE VOTE MATCH MATRIX REDUX ACTIVE YIELD"
 _ERRORS = """
 NONE TRAP ASSERT DEADLOCK DIVERGENT EARLY_EXIT MASK BARRIER_COUNT DISAGREE DIVISION
 BOUNDS_GLOBAL BOUNDS_SHARED BOUNDS_LOCAL MISALIGNED UNINITIALISED RACE_SHARED RACE_GLOBAL
-SAME_VALUE CONSTANT SHUFFLE READ_ONLY TIMEOUT
+SAME_VALUE CONSTANT SHUFFLE READ_ONLY TIMEOUT IN_FLIGHT MATRIX
 """
-STATES, ERRORS = _STATES.split(), _ERRORS.split()
+_MATRIX = "LOAD LOAD_TRANS STORE STORE_TRANS MMA_TF32 MMA_F16 MMA_BF16"  # matrices.cu
+STATES, ERRORS, MATRIX = _STATES.split(), _ERRORS.split(), _MATRIX.split()
+COPIES = 128  # that a thread may have on their way
 PAGE = 1024  # granules for which one byte of Allocation.touched stands
 MAX_FOUND = 512  # findings that a worker keeps
 CHUNK = 64  # times that a block takes at once
@@ -181,4 +197,6 @@ def c_header() -> str:
     lines.append(f"constexpr unsigned int PAGE = {PAGE}, MAX_FOUND = {MAX_FOUND}, CHUNK = {CHUNK};")
     lines.append("enum State : unsigned int { " + ", ".join(f"S_{name}" for name in STATES) + " };")
     lines.append("enum Error : unsigned int { " + ", ".join(f"E_{name}" for name in ERRORS) + " };")
+    lines.append("enum Matrix : unsigned int { M_" + ", M_".join(MATRIX) + " };")
+    lines.append(f"constexpr unsigned int COPIES = {COPIES};")
     return "\n".join(lines) + "\n"

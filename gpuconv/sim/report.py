@@ -18,7 +18,8 @@ _FOLLOWS_RACE = ("same_value", "uninitialised")  # in a line that races they say
 # the most severe first; a kind that is not listed comes after those
 _ORDER = """
 trap assert deadlock timeout bounds_global bounds_shared bounds_local null freed constant misaligned
-divergent early_exit mask barrier_count disagree shuffle race_shared race_global uninitialised
+divergent early_exit mask barrier_count disagree shuffle matrix in_flight race_shared race_global
+uninitialised
 """
 _SEVERITY = _ORDER.split()
 
@@ -80,9 +81,10 @@ def findings(
     return sorted(kept, key=_rank)
 
 
-def _rank(finding: Finding) -> int:
+def _rank(finding: Finding) -> tuple[bool, int, str, int]:
     kinds = [*_SEVERITY, finding.kind]
-    return kinds.index(finding.kind) + (finding.severity == "warning") * len(kinds)
+    warning = finding.severity == "warning"
+    return warning, kinds.index(finding.kind), finding.file, finding.line
 
 
 def _finding(case: _Case) -> Finding:
@@ -317,6 +319,13 @@ _TEXT = {
     "CONSTANT": _plain("write of {v} bytes at address {a:#x}, in constant memory"),
     "MISALIGNED": _plain("access of {v} bytes at address {a:#x}, which is not a multiple of {v}"),
     "UNINITIALISED": _plain("read of {v} bytes at address {a:#x} that were never written"),
+    "IN_FLIGHT": _plain(
+        "access of {v} bytes at shared address {a:#x}, to which a copy is on its way (cp.async): "
+        "wait for its group first, then at a barrier for other threads' copies"
+    ),
+    "MATRIX": _plain(
+        "a matrix instruction by the lanes {a:#010x}: all 32 of a warp must come to it together"
+    ),
     "RACE_SHARED": _race,
     "RACE_GLOBAL": _race,
     "SAME_VALUE": _same_value,

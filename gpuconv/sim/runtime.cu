@@ -23,6 +23,9 @@ constexpr u32 MAX_IDLE_ROUNDS = 1 << 20;    // rounds in which threads only poll
 constexpr u32 SPREAD = 4;                   // blocks under way at once where threads yield
 constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;    // x86 MXCSR, the latter flushes to zero
 
+static __device__ void exchange_matrices(Thread* warp);    // matrices.cu
+static __device__ void drop_copies(Block* b, u32 n);       // copies.cu
+
 static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) {
     return (Thread*)b->threads + n;
 }
@@ -127,6 +130,15 @@ static __device__ void redux(Thread* warp, u32 members) {
     for (u32 m = members; m; m &= m - 1) warp[__ffs(m) - 1].result = total;
 }
 
+// Whether all lanes take part in a matrix instruction, and in the same one.
+static __device__ bool whole_warp(Block* b, u32 first, u32 members) {
+    const Thread* warp = thread_of(b, first);
+    bool same = members == ~0u;
+    for (u32 lane = 1; same && lane < 32; ++lane) same = warp[lane].site == warp->site;
+    if (!same) fail(b, first + __ffs(members) - 1, E_MATRIX, members, 0);
+    return same;
+}
+
 static __device__ void complete(Block* b, u32 first, u32 members, u32 state) {
     Thread* warp = thread_of(b, first);
     if (state == S_SHUFFLE) {
@@ -137,6 +149,7 @@ static __device__ void complete(Block* b, u32 first, u32 members, u32 state) {
     if (state == S_VOTE) vote(warp, members);
     if (state == S_MATCH) match(warp, members);
     if (state == S_REDUX) redux(warp, members);
+    if (state == S_MATRIX && whole_warp(b, first, members)) exchange_matrices(warp);
     if (state == S_WARP && checked(b)) {
         const u32 rest = b->nthreads - first;
         synchronise_warp(b, first, members, rest < 32 ? (1u << rest) - 1 : ~0u);
@@ -275,6 +288,7 @@ static __device__ void create_threads(Block* b, u64 entry) {
         t->tid[0] = x, t->tid[1] = y, t->tid[2] = z;
         if (++x == b->ntid[0]) { x = 0; if (++y == b->ntid[1]) { y = 0; ++z; } }
         t->state = S_RUN;
+        drop_copies(b, n);
         sim_create(entry, (u64)b, (u64)t, b->frames + n * b->frame_stride);
     }
 }

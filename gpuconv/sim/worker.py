@@ -33,6 +33,8 @@ class Worker:
             "threads": max(coroutines, 1) * layout.DTYPES["Thread"].itemsize,
             "frames": coroutines * function.frame_bytes + 16,
         }
+        if kernel.copies:
+            sizes["copies"] = threads * layout.COPIES * layout.DTYPES["Copy"].itemsize
         if check:
             sizes |= {"sync": threads * _SYNC_BYTES, "lanes": threads * _LANES_BYTES}
             sizes |= {"arrivals": _ARRIVALS_BYTES, "shared_trace": _trace_bytes(kernel, shared)}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from corpus import corpus_global, corpus_memory, corpus_shared, corpus_sync
+from corpus import corpus_async, corpus_global, corpus_memory, corpus_shared, corpus_sync
 
 sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies are not installed")
 if sim.available():
     pytest.skip(sim.available(), allow_module_level=True)
 
 ORDERS = [("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
-PARTS = (corpus_shared.CASES, corpus_global.CASES, corpus_memory.CASES, corpus_sync.CASES)
+PARTS = (
+    corpus_shared.CASES, corpus_global.CASES, corpus_memory.CASES, corpus_sync.CASES,
+    corpus_async.CASES,
+)  # fmt: skip
 CASES = {name: case for part in PARTS for name, case in part.items()}
 QUICK = {
     "no barrier between a write and a read",
@@ -24,6 +27,7 @@ QUICK = {
     "a width that is no power of two",
     "volatile sums within a warp",
     "an endless loop",
+    "a pipeline that waits for one group too few",
 }
 SELECTED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
 

@@ -251,7 +251,7 @@ y[threadIdx.x] = i;""",
         "1",
         "0",
         block=32,
-        timeout=0.5,
+        timeout=0.1,
     ),
     "an endless loop with a barrier": Case(
         "timeout",
@@ -264,7 +264,7 @@ do {
 y[threadIdx.x] = 1;""",
         "0",
         "1",
-        timeout=0.5,
+        timeout=0.1,
     ),
     "a trap": Case(
         "trap",
