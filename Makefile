@@ -40,11 +40,14 @@ $(VENV)/installed-dev: $(VENV)/python-is-new-enough pyproject.toml
 train: $(VENV)/installed
 	$(BIN)/gpuconv train $(ARGS)
 
+# As many processes as there are cores, at most four; a file's tests stay in one process and share what they set up.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m '' $(ARGS)
+	$(PYTEST) -m '' $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -4,7 +4,9 @@ README.md in this folder says how it works and what it checks. It needs nothing 
 """
 
 from gpuconv.sim.compile import OPTIONS, available, to_cubin, to_ptx
+from gpuconv.sim.counters import Counters
 from gpuconv.sim.errors import CompileError, KernelError, LaunchError, SimError, UnsupportedError
+from gpuconv.sim.findings import Finding, Party
 from gpuconv.sim.launch import Function
 from gpuconv.sim.machine import Module
 from gpuconv.sim.memory import Array, asarray, asnumpy, empty, zeros
@@ -13,10 +15,13 @@ __all__ = [
     "OPTIONS",
     "Array",
     "CompileError",
+    "Counters",
+    "Finding",
     "Function",
     "KernelError",
     "LaunchError",
     "Module",
+    "Party",
     "SimError",
     "UnsupportedError",
     "asarray",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from gpuconv.sim.findings import Finding
+
 
 class SimError(RuntimeError):
     """Base of all errors of the simulator except TypeError and ValueError for wrong arguments."""
@@ -26,10 +30,14 @@ class LaunchError(SimError):
 class KernelError(SimError):
     """A running kernel did something wrong; the message names the kernel, block, thread and line.
 
-    `kind` is a short word ("bounds", "trap", "deadlock", ...), `line` is "file:line" or "".
+    `kind` is a short word ("bounds_global", "trap", "deadlock", ...), `line` is "file:line" or "".
+    `findings` are all that the launch found, in order of severity; the message is the first one's.
     """
 
-    def __init__(self, message: str, kind: str = "", line: str = "") -> None:
+    def __init__(
+        self, message: str, kind: str = "", line: str = "", findings: Sequence[Finding] = ()
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.line = line
+        self.findings = tuple(findings)

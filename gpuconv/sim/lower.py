@@ -15,23 +15,27 @@ from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.info import Info
 from gpuconv.sim.program import SIZES, Instruction, Program, Sym
 
+MAX_SITES = 1 << 17  # for which a mark of races.cu has room
 
-def lower(program: Program, check: bool = False, host: bool = False) -> tuple[str, Info]:
+
+def lower(
+    program: Program, check: bool = False, host: bool = False, count: bool = False
+) -> tuple[str, Info]:
     """LLVM IR of every kernel of `program`, and what a launch needs to know about them.
 
-    host: lower the functions that are not kernels instead (the scheduler's). Raises
-    UnsupportedError, naming the line, for what is not modelled.
+    check, count: as in machine.Module. host: lower the functions that are not kernels instead (the
+    scheduler's). Raises UnsupportedError, naming the line, for what is not modelled.
     """
-    module = Module(program, check, host)
+    module = Module(program, check, host, count)
     return module.run(), module.info
 
 
 class Module:
     """A PTX program that is being lowered."""
 
-    def __init__(self, program: Program, check: bool, host: bool) -> None:
+    def __init__(self, program: Program, check: bool, host: bool, count: bool) -> None:
         self.program = program
-        self.check = check
+        self.check, self.count = check, count
         self.host = host
         self.info = Info()
         self.declared: dict[str, str] = {}
@@ -58,17 +62,19 @@ class Module:
 
     def where(self, instruction: Instruction) -> str:
         """Source file and line of an instruction, or its line in the PTX."""
-        name, line = self._place(instruction)
+        name, line = self.program.place(instruction)
         return f"{name}:{line}" if name != "PTX" else f"PTX line {line}"
 
-    def site(self, instruction: Instruction) -> int:
-        """Number of an instruction, by which errors of running kernels refer to it."""
-        self.info.sites.append((*self._place(instruction), instruction.text))
-        return len(self.info.sites) - 1
+    def site(self, instruction: Instruction, argument: int = -1) -> int:
+        """Number of an instruction, by which errors of running kernels refer to it.
 
-    def _place(self, instruction: Instruction) -> tuple[str, int]:
-        name = self.program.files.get(instruction.loc[0])
-        return (name, instruction.loc[1]) if name else ("PTX", instruction.line)
+        argument: the one that the instruction accesses, where that is known.
+        """
+        self.info.sites.append((*self.program.place(instruction), instruction.text))
+        self.info.arguments.append(argument)
+        if self.check and len(self.info.sites) > MAX_SITES:
+            raise UnsupportedError(f"checks of more than {MAX_SITES} instructions in one module")
+        return len(self.info.sites) - 1
 
     def global_name(self, name: str) -> str:
         """LLVM name of a module variable, which is thereby used."""
@@ -80,6 +86,8 @@ class Module:
         if variable.extern:
             raise UnsupportedError(f"the external variable {name} is not modelled by the simulator")
         self.info.variables[name] = variable.size
+        if variable.space == "const":
+            self.info.constants.add(name)
         width, fields = SIZES[variable.type] * 8, []
         for value in variable.init:
             if isinstance(value, Sym):

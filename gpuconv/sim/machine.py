@@ -14,16 +14,29 @@ import numpy.typing as npt
 
 from gpuconv.sim import cache as disk
 from gpuconv.sim import compile as nvrtc
-from gpuconv.sim import jit, layout, memory, ptx
+from gpuconv.sim import jit, layout, memory, printing, ptx
+from gpuconv.sim.counters import Counters
+from gpuconv.sim.findings import Finding
 from gpuconv.sim.info import Info
 from gpuconv.sim.launch import Function
 from gpuconv.sim.lower import lower
 
-_RUN = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
+_CALLED = """
+sim_read_shared sim_read_global sim_write_shared sim_write_global sim_access sim_swapped sim_fence
+sim_report sim_stopped sim_fail sim_log sim_copy sim_commit sim_wait
+"""  # by kernels
+_PARTS = ("clocks.cu", "races.cu", "runtime.cu", "checks.cu", "counters.cu", "copies.cu",
+          "matrices.cu")  # fmt: skip
 
 
 def _from_source(
-    source: str, options: Sequence[str], arch: str, name: str, check: bool, host: bool = False
+    source: str,
+    options: Sequence[str],
+    arch: str,
+    name: str,
+    check: bool = False,
+    count: bool = False,
+    host: bool = False,
 ) -> tuple[Info, bytes]:
     """The compiled module, from the cache if it is there.
 
@@ -33,38 +46,45 @@ def _from_source(
     private = any(re.match(r"-I|--include-path|--pre-include|-include", o) for o in options)
     private |= bool(re.search(r'^\s*#\s*include\s*"', source, re.M))
     if private:
-        return _from_ptx(nvrtc.to_ptx(source, options, arch, name), check)
+        return _from_ptx(nvrtc.to_ptx(source, options, arch, name), check, count)
     compiler = repr((*nvrtc.OPTIONS, *options)), arch, nvrtc.compiler_version(), jit.identity()
-    entry = disk.key("source", source, name, *compiler, str(check), str(host))
-    return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check, host)
+    entry = disk.key("source", source, name, *compiler, f"{check} {count} {host}")
+    return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check, count, host)
 
 
-def _from_ptx(text: str, check: bool) -> tuple[Info, bytes]:
-    return _cached(disk.key("ptx", text, jit.identity(), str(check)), lambda: text, check)
+def _from_ptx(text: str, check: bool, count: bool) -> tuple[Info, bytes]:
+    entry = disk.key("ptx", text, jit.identity(), f"{check} {count}")
+    return _cached(entry, lambda: text, check, count)
 
 
 def _cached(
-    entry: str, text: Callable[[], str], check: bool, host: bool = False
+    entry: str, text: Callable[[], str], check: bool, count: bool, host: bool = False
 ) -> tuple[Info, bytes]:
     found = disk.load(entry)
     if found is None:
-        ir, info = lower(ptx.parse(text()), check=check, host=host)
+        ir, info = lower(ptx.parse(text()), check, host, count)
         found = info, jit.build(ir)
         disk.store(entry, found)
     return found
 
 
 @cache
-def _runtime() -> tuple[Any, jit.Code]:
-    """The scheduler: sim_run and the code that holds it."""
+def _runtime() -> jit.Code:
+    """The scheduler: runtime.cu and what belongs to it."""
     here = Path(__file__)
-    texts = [here.with_name(name).read_text() for name in ("races.cu", "runtime.cu", "checks.cu")]
-    source = layout.c_header() + "".join(texts)
-    compiled = _from_source(source, ("-rdc=true",), nvrtc.DEFAULT_ARCH, "runtime.cu", False, True)
+    source = layout.c_header() + "".join(here.with_name(name).read_text() for name in _PARTS)
+    compiled = _from_source(source, ("-rdc=true",), nvrtc.DEFAULT_ARCH, "runtime.cu", host=True)
     loaded = jit.Code(compiled[1])
-    for name in ("sim_check", "sim_fail"):
+    for name in _CALLED.split():
         jit.add_symbol(name, loaded.address(name))
-    return _RUN(loaded.address("sim_run")), loaded
+    jit.add_symbol("sim_print", printing.ADDRESS)
+    return loaded
+
+
+@cache
+def _entry(name: str, arguments: int) -> Callable[..., None]:
+    """A function of the scheduler that takes so many addresses and numbers."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * arguments)(_runtime().address(name))
 
 
 class Module:
@@ -72,8 +92,9 @@ class Module:
 
     source: CUDA C++ with `extern "C" __global__` kernels. options: further NVRTC options (-D...,
     -I...). arch: the virtual architecture. name: what messages call the file. check: verify every
-    memory access (bounds, alignment, initialised, races); slower. Raises CompileError where NVRTC
-    refuses the source, UnsupportedError where its PTX uses a feature that is not modelled.
+    memory access (bounds, alignment, initialised, races); slower. count: count what each launch
+    does (`counters`), instead of checking it; slower too. Raises CompileError where NVRTC refuses
+    the source, UnsupportedError where its PTX uses a feature that is not modelled.
 
     >>> module = Module('extern "C" __global__ void f(float* y, float a) { y[threadIdx.x] = a; }')
     >>> y = gpuconv.sim.empty(4)
@@ -88,24 +109,28 @@ class Module:
         arch: str = nvrtc.DEFAULT_ARCH,
         name: str = "kernel.cu",
         check: bool = False,
+        count: bool = False,
     ) -> None:
-        self._load(*_from_source(source, options, arch, name, check), check)
+        if check and count:
+            raise ValueError("a module counts or checks: make one module with each")
+        self._load(*_from_source(source, options, arch, name, check, count), check, count)
 
     @classmethod
-    def from_ptx(cls, text: str, *, check: bool = False) -> Module:
+    def from_ptx(cls, text: str, *, check: bool = False, count: bool = False) -> Module:
         """A module from PTX text."""
         module = cls.__new__(cls)
-        module._load(*_from_ptx(text, check), check)
+        module._load(*_from_ptx(text, check, count), check, count)
         return module
 
-    def _load(self, info: Info, code: bytes, check: bool) -> None:
-        self._run, self._scheduler = _runtime()
+    def _load(self, info: Info, code: bytes, check: bool, count: bool) -> None:
+        self._run, self._merge = _entry("sim_run", 1), _entry("sim_merge", 3)
+        self._release = _entry("sim_release", 1)
         self._info = info
         memory.quarantine |= check
         self._code = jit.Code(code)
-        self.check = check
+        self.check, self.count = check, count
         self._functions: dict[str, Function] = {}
-        self._traces: dict[str, np.ndarray] = {}
+        self._traces: dict[str, memory.Traces] = {}
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -134,6 +159,12 @@ class Module:
         begin, size = self._code.address(f"v.{name}"), self._info.variables[name]
         return memory.borrow(begin, size, dtype, self._code)
 
-    def launch(self, name: str, *args: Any, **options: Any) -> None:
+    def counters(self, name: str) -> Counters:
+        """What the launches of kernel `name` did, of a module with count=True."""
+        if not self.count:
+            raise ValueError("only a module with count=True counts")
+        return self.function(name).counters
+
+    def launch(self, name: str, *args: Any, **options: Any) -> list[Finding]:
         """Run kernel `name` and wait: (name, grid, block, args, ...), as Function.launch says."""
-        self.function(name).launch(*args, **options)
+        return self.function(name).launch(*args, **options)
