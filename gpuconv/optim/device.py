@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,22 +161,23 @@ def _update(
     fixed = {name: int(v) for name, v in shared.items() if isinstance(v, bool)}
     maker = None if scaler is None else TIMED.get(kernel)
     names, own = NUMBERS[maker or kernel], OWN.get(maker or kernel, ())
+    chosen = itemgetter(*names[: len(names) - len(own)])
     before = optimizer.steps[alike[0]]
 
     def advance() -> tuple[float, ...]:
         now, numbers = optimizer._kernel(group)
-        if now != kernel or (fixed and any(numbers[n] != value for n, value in fixed.items())):
+        if now != kernel or not fixed.items() <= numbers.items():
             raise RuntimeError(f"{optimizer._name}: another kind of step than the recorded one")
         steps = optimizer.steps
+        step = steps[alike[0]] + 1
         for i in alike:
-            steps[i] += 1
-        if own:
-            step = steps[alike[0]]
+            steps[i] = step
+        more: tuple[float, ...] = ()
+        if maker is not None and scaler is not None:
+            more = optimizer._untimed(group), step + scaler.skipped
+        elif own:
             more = optimizer._numbers(group, step, first and step == before + 1)
-            if maker is not None and scaler is not None:
-                more = optimizer._untimed(group), step + scaler.skipped
-            numbers = {**numbers, **dict(zip(own, more, strict=True))}
-        return tuple([float(numbers[name]) for name in names])
+        return tuple(map(float, (*chosen(numbers), *more)))
 
     numbers = dict(zip(names, again(advance, partial(_snapshot, optimizer)), strict=True))
     stop = None if scaler is None else scaler.skip

@@ -18,6 +18,7 @@ from gpuconv.sim.program import (
 from gpuconv.sim.signature import plain_name
 
 _COLLECTIVE = "bar barrier shfl vote match redux activemask nanosleep elect"
+_COLLECTIVE += " mma ldmatrix stmatrix cp"  # cp.async: its copies are kept in the thread's record
 COLLECTIVE = set(_COLLECTIVE.split())
 UPDATE, DATA = 128, 256  # Code of races.cu
 
@@ -149,6 +150,17 @@ def _read(i: Instruction) -> list[str]:
     return [r.name for r in (getattr(o, "operand", o) for o in flat) if isinstance(r, Reg)]
 
 
+def registers_read(function: Function) -> set[str]:
+    """Names of the registers whose value matters: sources, addresses and guards."""
+    found: set[str] = set()
+    for i in function.instructions:
+        bases = [getattr(o, "base", None) for o in i.operands]
+        guard = getattr(i.guard, "operand", i.guard)
+        found |= {r.name for r in (*bases, guard) if isinstance(r, Reg)}
+        found.update(_read(i))
+    return found
+
+
 _NO_ARGUMENT, _SEVERAL = -1, -2
 
 
@@ -244,6 +256,7 @@ def register_types(function: Function) -> dict[str, str]:
 
 
 _EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "testp", "copysign"}
+_EXEMPT |= {"mma"}  # the scheduler multiplies
 
 
 def all_flush(functions: list[Function]) -> bool:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 # the modules isa_* put their functions into TABLE and FLOAT_TABLE
 from gpuconv.sim import (
     counting,
+    isa_async,
     isa_atomic,
     isa_convert,
     isa_int,
     isa_memory,
+    isa_mma,
     isa_move,
     isa_sync,
 )
@@ -27,7 +29,8 @@ from gpuconv.sim.signature import plain_name
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
 
-__all__ = ["Body", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_move"]
+__all__ = ["Body", "isa_async", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_mma"]
+__all__ += ["isa_move"]
 
 
 class Body(Emitter):

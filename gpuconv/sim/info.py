@@ -26,6 +26,7 @@ class Kernel:
     max_threads: int
     local_bytes: int
     shared_names: list[tuple[str, int, int]]
+    copies: bool  # it has cp.async
     granule: int  # bytes of its narrowest access, at most 4: the unit of race detection
 
     def shared_places(self, total: int) -> list[tuple[int, int]]:

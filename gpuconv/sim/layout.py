@@ -26,6 +26,10 @@ RECORDS: dict[str, list[tuple]] = {
         ("c", "u4"),
         ("pred", "u4"),
         ("tid", "u4", 3),
+        # cp.async: copies that were begun, and that took place; groups that were committed
+        ("issued", "u4"),
+        ("delivered", "u4"),
+        ("group", "u4"),
     ],
     # a block that is running
     "Block": [
@@ -48,18 +52,20 @@ RECORDS: dict[str, list[tuple]] = {
         ("error", "u4"),  # of ERRORS: why the block cannot go on; 0 while it can
         ("phase", "u4"),  # 0 not begun, 1 running, 2 done
         ("all_run", "u4"),  # all threads can run, whatever their records say
-        ("idle", "u4"),  # rounds in which threads only polled
         ("barriers", "u4", 64),  # struct Barriers of runtime.cu
         # checked mode (races.cu)
-        ("granule", "u4"),  # bytes that one Trace stands for
+        ("shift", "u4"),  # of the bytes that one Trace stands for, a power of two
         ("shared_used", "u4"),  # threads have used flags, fences or barriers of some threads only
         ("clock", "u8"),  # logical time of this block
+        ("born", "u8"),  # the time before this launch began
         ("began", "u8"),  # the time before this block began
         ("epoch", "u8"),  # the clock at its last barrier of all threads
+        ("usual", "u8"),  # the worker's arguments
         ("sync", "u8"),  # a Sync for each thread
         ("lanes", "u8"),  # 32 u8 for each thread: what it knows of its warp's lanes
         ("arrivals", "u8"),  # what a barrier of some threads orders: a Sync's rows for each of 16
         ("shared_trace", "u8"),  # a Trace for every granule of shared memory
+        ("copies", "u8"),  # COPIES of each thread, of a kernel with cp.async
         ("scratch", "u8", 4),  # where an access goes that must not happen
         ("log", "u8"),  # a Log, counted mode
     ],
@@ -74,7 +80,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("reported", "u8"),  # u4 for each site: the kinds of errors found there, as bits
         ("table", "u8"),  # live allocations, checked mode
         ("table_length", "u8"),
-        ("arguments", "u8"),  # an Argument for each parameter
+        ("arguments", "u8"),  # an Argument for no parameter, and one for each
         ("chunk", "u8"),  # the next chunk of times
         ("first", "u8"),  # the first chunk of this launch
         ("owners", "u8"),  # u4 for each chunk: the block that it belongs to
@@ -82,8 +88,6 @@ RECORDS: dict[str, list[tuple]] = {
         ("flags", "u8"),  # Flag records: words that atomic or volatile accesses have used
         ("nflags", "u8"),
         ("flags_size", "u8"),
-        ("running", "u4", 2),  # whether to run on, after a stop; the thread that runs
-        ("progress", "u8"),
     ],
     "Queue": [("next", "u8"), ("end", "u8")],
     # one for each launch, shared by its workers
@@ -97,6 +101,15 @@ RECORDS: dict[str, list[tuple]] = {
         ("flush", "u4"),  # run in the processor's flush-to-zero mode
         ("began", "u8"),  # the time before this launch began
     ],
+    # one copy on its way from global to shared memory (copies.cu)
+    "Copy": [
+        ("from", "u8"),
+        ("to", "u8"),
+        ("meta_to", "u8"),  # of both accesses, as sim_access takes it
+        ("meta_from", "u8"),
+        ("read", "u4"),  # bytes of it; the others become zeros
+        ("group", "u4"),
+    ],
     # one live allocation, checked mode
     "Allocation": [
         ("begin", "u8"),
@@ -106,8 +119,16 @@ RECORDS: dict[str, list[tuple]] = {
         ("touched", "u8"),  # a byte for every PAGE granules, 1 if the worker has accessed one
         ("constant", "u8"),  # kernels may not write it
     ],
-    # what a pointer argument may be used for; end 0 where that is unknown
-    "Argument": [("begin", "u8"), ("end", "u8"), ("row", "u8")],
+    # what a pointer argument may be used for; size 0 where that is unknown. trace: of its first
+    # granule, or 0 where its accesses need more than the usual checks
+    "Argument": [
+        ("begin", "u8"),
+        ("size", "u8"),
+        ("trace", "u8"),
+        ("offset", "u8"),  # in its allocation
+        ("touched", "u8"),
+        ("row", "u8"),  # its Allocation
+    ],
     # the last accesses to a granule; a mark is time << 28 | thread << 18 | site, 0 for none
     "Trace": [
         ("write", "u8"),
@@ -140,13 +161,15 @@ RECORDS: dict[str, list[tuple]] = {
     "Log": [("notes", "u8"), ("used", "u8"), ("size", "u8")],
 }
 
-_STATES = "RUN ARRIVE DONE BARRIER COUNTED WARP SHUFFLE VOTE MATCH REDUX ACTIVE YIELD"
+_STATES = "RUN ARRIVE DONE BARRIER COUNTED WARP SHUFFLE VOTE MATCH MATRIX REDUX ACTIVE YIELD"
 _ERRORS = """
 NONE TRAP ASSERT DEADLOCK DIVERGENT EARLY_EXIT MASK BARRIER_COUNT DISAGREE DIVISION
 BOUNDS_GLOBAL BOUNDS_SHARED BOUNDS_LOCAL MISALIGNED UNINITIALISED RACE_SHARED RACE_GLOBAL
-SAME_VALUE CONSTANT SHUFFLE READ_ONLY TIMEOUT
+SAME_VALUE CONSTANT SHUFFLE READ_ONLY TIMEOUT IN_FLIGHT MATRIX
 """
-STATES, ERRORS = _STATES.split(), _ERRORS.split()
+_MATRIX = "LOAD LOAD_TRANS STORE STORE_TRANS MMA_TF32 MMA_F16 MMA_BF16"  # matrices.cu
+STATES, ERRORS, MATRIX = _STATES.split(), _ERRORS.split(), _MATRIX.split()
+COPIES = 128  # that a thread may have on their way
 PAGE = 1024  # granules for which one byte of Allocation.touched stands
 MAX_FOUND = 512  # findings that a worker keeps
 CHUNK = 64  # times that a block takes at once
@@ -174,4 +197,6 @@ def c_header() -> str:
     lines.append(f"constexpr unsigned int PAGE = {PAGE}, MAX_FOUND = {MAX_FOUND}, CHUNK = {CHUNK};")
     lines.append("enum State : unsigned int { " + ", ".join(f"S_{name}" for name in STATES) + " };")
     lines.append("enum Error : unsigned int { " + ", ".join(f"E_{name}" for name in ERRORS) + " };")
+    lines.append("enum Matrix : unsigned int { M_" + ", M_".join(MATRIX) + " };")
+    lines.append(f"constexpr unsigned int COPIES = {COPIES};")
     return "\n".join(lines) + "\n"

@@ -23,6 +23,9 @@ constexpr u32 MAX_IDLE_ROUNDS = 1 << 20;    // rounds in which threads only poll
 constexpr u32 SPREAD = 4;                   // blocks under way at once where threads yield
 constexpr u32 MODE_PLAIN = 0x1f80, MODE_FLUSH = 0x9fc0;    // x86 MXCSR, the latter flushes to zero
 
+static __device__ void exchange_matrices(Thread* warp);    // matrices.cu
+static __device__ void drop_copies(Block* b, u32 n);       // copies.cu
+
 static __device__ __forceinline__ Thread* thread_of(Block* b, u32 n) {
     return (Thread*)b->threads + n;
 }
@@ -81,6 +84,8 @@ static __device__ __noinline__ void check_shuffle(Block* b, u32 first, u32 membe
         const int from = mode == 0 ? lane - by : mode == 1 ? lane + by : mode == 2 ? lane ^ by
                        : low | (by & ~segment);
         const bool inside = mode == 0 ? from >= high : from <= high;
+        const u32* reported = (const u32*)worker_of(b)->reported;
+        if (reported && reported[warp[lane].site] >> E_MASK & 1) continue;    // the mask is wrong
         if (width & (width - 1)) complain(b, first + lane, E_SHUFFLE, lane, 1000 + width);
         else if (inside && !(members >> from & 1)) complain(b, first + lane, E_SHUFFLE, lane, from);
     }
@@ -125,6 +130,15 @@ static __device__ void redux(Thread* warp, u32 members) {
     for (u32 m = members; m; m &= m - 1) warp[__ffs(m) - 1].result = total;
 }
 
+// Whether all lanes take part in a matrix instruction, and in the same one.
+static __device__ bool whole_warp(Block* b, u32 first, u32 members) {
+    const Thread* warp = thread_of(b, first);
+    bool same = members == ~0u;
+    for (u32 lane = 1; same && lane < 32; ++lane) same = warp[lane].site == warp->site;
+    if (!same) fail(b, first + __ffs(members) - 1, E_MATRIX, members, 0);
+    return same;
+}
+
 static __device__ void complete(Block* b, u32 first, u32 members, u32 state) {
     Thread* warp = thread_of(b, first);
     if (state == S_SHUFFLE) {
@@ -135,6 +149,7 @@ static __device__ void complete(Block* b, u32 first, u32 members, u32 state) {
     if (state == S_VOTE) vote(warp, members);
     if (state == S_MATCH) match(warp, members);
     if (state == S_REDUX) redux(warp, members);
+    if (state == S_MATRIX && whole_warp(b, first, members)) exchange_matrices(warp);
     if (state == S_WARP && checked(b)) {
         const u32 rest = b->nthreads - first;
         synchronise_warp(b, first, members, rest < 32 ? (1u << rest) - 1 : ~0u);
@@ -273,6 +288,7 @@ static __device__ void create_threads(Block* b, u64 entry) {
         t->tid[0] = x, t->tid[1] = y, t->tid[2] = z;
         if (++x == b->ntid[0]) { x = 0; if (++y == b->ntid[1]) { y = 0; ++z; } }
         t->state = S_RUN;
+        drop_copies(b, n);
         sim_create(entry, (u64)b, (u64)t, b->frames + n * b->frame_stride);
     }
 }
@@ -320,7 +336,7 @@ static __device__ bool run_warp(Block* b, Barriers* all, u32 first, u32 lanes, c
                 if (t->state != S_RUN && t->state != S_YIELD) continue;
                 const bool slept = t->state == S_YIELD;
                 if (!run_thread(b, all, first + now)) return false;
-                ran |= !slept || t->state != S_YIELD;
+                ran |= !slept || t->state != S_YIELD || t->a;    // a: it has taken work
             } else if (!run_thread(b, all, first + now)) return false;
         }
         moved |= ran;
@@ -374,9 +390,11 @@ static __device__ bool run_round(Launch* launch, Block* b) {
     return moved | resolve_barriers(b, all, done);
 }
 
-static __device__ void deadlock(Block* b) {
+// The block cannot go on: say so of the first thread that is not done.
+static __device__ bool first_waiting(Block* b, u32 kind) {
     for (u32 n = 0; n < b->nthreads; ++n)
-        if (thread_of(b, n)->state != S_DONE) { fail(b, n, E_DEADLOCK, 0, 0); return; }
+        if (thread_of(b, n)->state != S_DONE) { fail(b, n, kind, 0, 0); return true; }
+    return false;
 }
 
 static __device__ void run_rows(u64 entry, Block* b) {
@@ -417,7 +435,7 @@ static __device__ bool run_rounds(Launch* launch, Block* b) {
         moved |= now;
         if (b->error || b->phase == FINISHED) break;
         const bool sleeps = !b->all_run && any_sleeper(b);
-        if (!now && !sleeps) deadlock(b);
+        if (!now && !sleeps) first_waiting(b, E_DEADLOCK);
         if (b->error || sleeps) break;
     }
     if (b->phase == FINISHED && b->shared_used) forget_all(b);
@@ -451,7 +469,7 @@ static __device__ void run_in_turn(Launch* launch, Worker* w) {
         if (more && most < w->nslots) most = 2 * most < w->nslots ? 2 * most : w->nslots;
         else if (idle > MAX_IDLE_ROUNDS)
             for (u32 k = 0; k < w->nslots; ++k)
-                if (slots[k].phase == RUNNING) { deadlock(slots + k); return; }
+                if (slots[k].phase == RUNNING) { first_waiting(slots + k, E_DEADLOCK); return; }
     }
 }
 
@@ -464,9 +482,15 @@ extern "C" __device__ void sim_run(u64 worker) {
     sim_get_mode((u64)&before);
     sim_set_mode((u64)&mode);
     if (launch->coroutine) run_in_turn(launch, w);
-    else while (going_on(launch) && !slots->error && next_block(launch, w, slots))
+    else while (going_on(launch) && !slots->error && next_block(launch, w, slots)) {
         run_rows(launch->entry, slots);
-    for (u32 k = 0; k < w->nslots; ++k) if (slots[k].error) launch->stop = 1;
+        if (slots->shared_used) forget_all(slots);
+    }
+    bool failed = false;
+    for (u32 k = 0; k < w->nslots; ++k) failed |= slots[k].error != 0;
+    for (u32 k = 0; k < w->nslots && launch->stop == 2 && !failed; ++k)
+        if (slots[k].phase == RUNNING) failed = first_waiting(slots + k, E_TIMEOUT);
+    if (failed && !launch->stop) launch->stop = 1;
     sim_set_mode((u64)&before);
 }
 
