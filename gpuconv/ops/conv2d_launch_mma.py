@@ -138,9 +138,7 @@ def config_filters(conv: Conv2dShape, form: Format, backward: bool) -> LaunchCon
     if not backward:
         scalars = {"rows": conv.K, "terms": taps, "padded": form.whole(conv.channels), **common}
         grid = loop_grid(sizes["filters"])
-        launch = Launch(
-            "weight_transform.cu", "filters_forward", grid, 256, macros, scalars, sizes
-        )
+        launch = Launch("weight_transform.cu", "filters_forward", grid, 256, macros, scalars, sizes)
         return LaunchConfig((launch,))
     whole = form.whole(conv.filters)
     scalars = {

@@ -7,15 +7,21 @@ sums are float32.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import ShapeOnly
 from gpuconv.ops import conv2d_launch_mma as config
-from gpuconv.ops.conv2d_launch import Conv2dShape
+from gpuconv.ops import conv2d_launch_small as small
+from gpuconv.ops import linear_launch as linear_small
+from gpuconv.ops.activation import activation_backward
+from gpuconv.ops.conv2d_launch import MASK_COLUMNS, MASK_ROWS, Conv2dShape
 from gpuconv.ops.conv2d_launch_mma import FORMATS, Format
+from gpuconv.ops.relu import relu_backward
 from gpuconv.strides import channels_last
 
+F4 = np.dtype(np.float32)
 Array = Any
 
 
@@ -37,15 +43,52 @@ def require_precision(precision: Any, activation: str | None, x: Array) -> None:
         )
 
 
-class Operand(NamedTuple):
-    """An image as the kernels read it: (N, H, W, padded channels)."""
+def as_floats(precision: str, **arrays: Array) -> dict[str, Array]:
+    """Arrays for a check of floats: those that are stored in this precision's 16 bits as their
+    shapes.
+    """
+    if precision in ("ieee", "tf32"):
+        return arrays
+    stored = FORMATS[precision].dtype
+    return {
+        name: ShapeOnly(a.shape) if getattr(a, "dtype", F4) == stored else a
+        for name, a in arrays.items()
+    }
 
-    memory: Array
-    channels: int  # with padding
+
+def applies(runtime: Any, conv: Conv2dShape, precision: str) -> bool:
+    """Whether tensor cores compute this convolution. TF32 leaves to the float32 kernels what tensor
+    cores would not speed up, and everything where the card has none.
+    """
+    if precision == "ieee":
+        return False
+    takes = runtime.tensor_cores and config.applies(conv)
+    if precision == "tf32":
+        return takes and not (small.applies(conv) or few_rows(conv))
+    if not takes:
+        raise NotImplementedError(
+            f"precision={precision!r}: {runtime.name} has no 16-bit kernel for this convolution "
+            f"(depthwise, a window above {MASK_ROWS}x{MASK_COLUMNS}, or a card below cc 8.0): "
+            f"convert x to float32 and use 'ieee'"
+        )
+    return True
 
 
-def form_of(precision: str) -> Format:
-    return FORMATS[precision]
+def few_rows(conv: Conv2dShape) -> bool:
+    """A linear layer that linear_small.cu computes."""
+    return conv.is_linear and linear_small.applies(conv.N, (conv.C * conv.R * conv.S, conv.K))
+
+
+def before_activation(dy: Array, y: Array, activation: str | None, precision: str) -> Array:
+    """The gradient of an activation's input."""
+    if activation is not None and precision != "tf32":
+        return relu_backward.stored(dy, y)  # type: ignore[attr-defined]
+    return activation_backward(dy, y, activation)
+
+
+def pixels(runtime: Any, rows: Array) -> Array:
+    """(N, features) as images of one pixel."""
+    return runtime.as_nchw(runtime.contiguous(rows).reshape(len(rows), 1, 1, -1))
 
 
 def _bits(array: Array) -> Array:
@@ -86,7 +129,7 @@ def _filters(runtime: Any, conv: Conv2dShape, w: Array, form: Format, backward: 
 def forward(
     runtime: Any,
     conv: Conv2dShape,
-    form: Format,
+    precision: str,
     x: Array,
     w: Array,
     b: Array,
@@ -94,6 +137,7 @@ def forward(
     moments: bool = False,
 ) -> tuple[Array, Array]:
     """(y as users see it, the partial moments or None)."""
+    form = FORMATS[precision]
     y = runtime.empty((conv.N, conv.P, conv.Q, conv.K), form.dtype)
     launches = config.config_forward(config.padded(conv, form), form, b is not None, relu, moments)
     filters = _filters(runtime, conv, w, form, False)
@@ -108,7 +152,7 @@ def forward(
 def backward(
     runtime: Any,
     conv: Conv2dShape,
-    form: Format,
+    precision: str,
     dy: Array,
     x: Array,
     w: Array,
@@ -118,6 +162,7 @@ def backward(
     rectify: bool = False,
 ) -> tuple[Array, Array, Array]:
     """(dx, dw, db) as users see them; dx is None without need_dx, db without bias."""
+    form = FORMATS[precision]
     gradients, dx = operand(runtime, dy, conv.groups, form), None
     if need_dx:
         dx = runtime.empty((conv.N, conv.H, conv.W, conv.C), form.dtype)
