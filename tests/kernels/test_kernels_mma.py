@@ -18,6 +18,7 @@ from gpuconv import ops
 from gpuconv.ops import tensor_cores
 from gpuconv.ops.conv2d_launch import Conv2dShape
 from gpuconv.ops.conv2d_launch_mma import FORMATS, TILES, tile_of, weight_tile
+from gpuconv.ops.statistics import conv2d_statistics
 from gpuconv.shapes import window
 
 sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies are not installed")
@@ -115,9 +116,9 @@ class Run:
         """On the device, its channels last."""
         return on.as_nchw(on.asarray(last(array)))
 
-    def kernels(self, order="forward", seed=0, check=False):
+    def kernels(self, order="forward", seed=0, check=False, on=None):
         """(y, dx, dw, db) as NumPy arrays of the precision's storage."""
-        on = SimRuntime(check=check, order=order, seed=seed)
+        on = on or SimRuntime(check=check, order=order, seed=seed)
         x, dy, rest = (self.image(on, a) for a in (self.x, self.dy, self.rest))
         w, b = on.asarray(self.w), None if self.b is None else on.asarray(self.b)
         y, _ = tensor_cores.forward(on, self.conv, self.precision, x, w, b, False)
@@ -197,3 +198,83 @@ def test_tiles():
     assert weight_tile(128, 128, 1152) == (128, 128)
     assert weight_tile(128, 64, 576) == (128, 64)
     assert [tile for tile, _ in TILES] == sorted((tile for tile, _ in TILES), reverse=True)
+
+
+class Counted(SimRuntime):
+    """Its launches are counted."""
+
+    def build(self, text, launch):
+        return sim.Module(text, launch.options, name=launch.file, count=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("name", ["64 channels", "one tap a tile", "twelve"])
+def test_shared_memory_has_no_bank_conflicts(precision, name):
+    """Of copies, of operands and of the result on its way out; the tables of taps are few."""
+    on, run = Counted(), Run(precision, CASES[name])
+    run.kernels(on=on)
+    for (file, _), module in on._modules.items():
+        if not file.startswith("conv_mma"):
+            continue
+        (kernel,) = module.kernels
+        counters, seen = module.counters(kernel), set()
+        executed = zip(counters._info.executed, counters.instructions(), strict=True)
+        for one, counts in executed:
+            moved = one.text.split()[0]
+            if counts["shared_requests"] and moved.startswith(("cp.", "ldmatrix", "ld.shared.v4")):
+                seen.add(moved.split(".")[0])
+                assert counts["shared_conflicts"] == 0, (file, one.text)
+        assert "cp" in seen
+        assert seen & {"ldmatrix", "ld"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS)
+def test_the_moments_are_those_of_the_stored_output(precision):
+    case = Case(2, 32, 13, 11, 72, 3, 3, 1, 1)
+    run = Run(precision, case)
+    x, w, b = sim.asarray(floats(run.x, precision).astype(np.float32)), run.w, run.b + 30
+    given = x, sim.asarray(w), sim.asarray(b), *run.geometry
+    y, mean, var, *_ = conv2d_statistics(*given, precision=precision)
+    y = floats(sim.asnumpy(y), precision)
+    assert np.abs(sim.asnumpy(mean) - y.mean((0, 2, 3))).max() < 1e-5
+    np.testing.assert_allclose(sim.asnumpy(var), y.var((0, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize(("rows", "inside", "out"), [(70, 200, 136), (9, 1200, 65)])
+def test_linear_layers(precision, rows, inside, out, monkeypatch):
+    """Against float64, with ReLU; TF32 where few rows would take other kernels too."""
+    monkeypatch.setattr(tensor_cores, "few_rows", lambda conv: False)
+    rng = np.random.default_rng(rows)
+    shapes = (rows, inside), (out, inside), out
+    x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    x = floats(stored(x, precision), precision)
+    y = ops.linear(*map(sim.asarray, (x.astype(np.float32), w, b)), "relu", precision)
+    exact = ops.linear.reference(x, *(a.astype(np.float64) for a in (w, b)), "relu")
+    error = floats(sim.asnumpy(y), precision) - exact
+    assert np.linalg.norm(error) <= NORMS[precision] * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"precision": "fp8"},
+            "one of 'ieee', 'tf32', 'bf16', 'fp16', got 'fp8'",
+        ),
+        ({"precision": "bf16", "activation": "tanh"}, "only None and 'relu' are fused in 16 bits"),
+    ],
+)
+def test_wrong_precisions(given, words):
+    x, w = sim.zeros((1, 8, 4, 4)), sim.zeros((8, 8, 3, 3))
+    with pytest.raises(ValueError, match=words):
+        ops.conv2d(x, w, **given)
+
+
+def test_the_cpu_has_float32_alone():
+    x, w = np.zeros((1, 8, 4, 4), np.float32), np.zeros((8, 8, 3, 3), np.float32)
+    with pytest.raises(ValueError, match="precision='tf32' is for arrays on sim and cuda"):
+        ops.conv2d(x, w, precision="tf32")
