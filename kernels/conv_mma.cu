@@ -5,8 +5,8 @@ cores: TF32, bfloat16 and float16 with sums in float32.
 Math      y[n,p,q,k]  = act(b[k] + sum over r,s,c of w[k,r,s,c] * x[n,h,w,c])
           dx[n,h,w,c] = mask * (onto[n,h,w,c] + sum over r,s,k of w[k,r,s,c] * dy[n,p,q,k])
           as in conv_simt.cu: one product of gathered pixels and filters, backward data in stride
-          phases (conv_phase.cuh). Here both are one kernel: `gathered` is x or dy, `result` y or dx,
-          and the filters come from weight_transform.cu, a row of terms for each result's channel
+          phases (conv_phase.cuh). Here both are one kernel: `gathered` is x or dy, `result` y or
+          dx; the filters come from weight_transform.cu, rows of terms, one for each result channel
 Source    cuDNN (Chetlur et al. 2014); CUTLASS, implicit GEMM with multistage cp.async; PTX ISA,
           "Warp-level matrix instructions"
 Layout    gathered, result, onto, sign: ELEMENT NHWC; filters: ELEMENT (group, channel of the
@@ -50,8 +50,10 @@ struct GatherAxis {
     __device__ __forceinline__ unsigned bits(int pixel) const
     {
         unsigned inside = 0;
-        for (int t = 0; t < taps; ++t)
-            inside |= (unsigned)((unsigned)(start + pixel * stride + t * step) < (unsigned)size) << t;
+        for (int t = 0; t < taps; ++t) {
+            const int row = start + pixel * stride + t * step;
+            inside |= (unsigned)((unsigned)row < (unsigned)size) << t;
+        }
         return inside;
     }
 };

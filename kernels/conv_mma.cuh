@@ -49,7 +49,8 @@ __device__ __forceinline__ void multiply(Sums& sums, const Fragments& f)
 // sums += a b over `steps` stages. loader.fetch(stage) begins the copies of the next step into a
 // stage (past the last they copy zeros), loader.read(fragments, stage, half) loads one half of a
 // stage. The loads of a half are in flight during the products of the one before.
-template <class Loader> __device__ __forceinline__ void accumulate(Sums& sums, Loader& loader, int steps)
+template <class Loader>
+__device__ __forceinline__ void accumulate(Sums& sums, Loader& loader, int steps)
 {
     for (int stage = 0; stage < (STAGES - 1) * STAGE_BYTES; stage += STAGE_BYTES) {
         loader.fetch(stage);

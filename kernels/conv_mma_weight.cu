@@ -43,7 +43,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_backward_weight_mma
 {
     extern __shared__ __align__(128) unsigned char stages[];
     const int down = blockIdx.x / tiles_across, group = blockIdx.y;
-    const int first_filter = down * TILE, first_column = (blockIdx.x - down * tiles_across) * TILE_N;
+    const int first_filter = down * TILE;
+    const int first_column = (blockIdx.x - down * tiles_across) * TILE_N;
     const int columns = R * S * channels;
     if (first_filter >= filters || group * filters >= K) return;
     const int begin = (int)min((long long)blockIdx.z * split_length, (long long)pixels);

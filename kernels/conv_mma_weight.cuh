@@ -6,8 +6,8 @@
 constexpr int DEPTH = ROW_BYTES / sizeof(ELEMENT);  // pixels of a stage: two mma
 constexpr int PIXEL_A = TILE * sizeof(ELEMENT), PIXEL_B = TILE_N * sizeof(ELEMENT);  // bytes
 
-// Addresses that a thread reads from: one for each ldmatrix of half a stage, as the turned places of
-// the vectors are no fixed distance apart.
+// Addresses that a thread reads from: one for each ldmatrix of half a stage, as the turned places
+// of the vectors are no fixed distance apart.
 constexpr int READS_A = FORMAT == TF32 ? 1 : ROWS_M, READS_B = FORMAT == TF32 ? 1 : ROWS_N / 2;
 
 // By what the places of a pixel's vectors are turned. 16 bits: ldmatrix reads a vector of each of
@@ -55,7 +55,7 @@ struct WeightLoader {
     static constexpr int A = TILE / WIDTH / LANES, B = TILE_N / WIDTH / LANES;
     static constexpr int COLUMNS = UNIFORM ? 1 : B;  // of which this thread knows the tap
     static constexpr bool SWAPPED = LANES == 4;
-    const ELEMENT *dy, *x;  // at this thread's first vector of a pixel; x without UNIFORM at pixel 0
+    const ELEMENT *dy, *x;  // at this thread's first vector of a pixel; x only if UNIFORM
     int pixel, end;         // this thread's of the next step; the part's end
     int K, C, H, W, P, Q, stride_h, stride_w, pad_h, pad_w;
     unsigned p_mul, q_mul;

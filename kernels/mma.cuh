@@ -31,7 +31,10 @@ __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool i
 }
 
 // The copies since the last call become a group.
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void commit_copies()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // Waits until at most GROUPS of this thread's groups are on their way.
 template <int GROUPS> __device__ __forceinline__ void wait_for_copies()

@@ -34,7 +34,8 @@ extern "C" __global__ void pad_channels(ELEMENT* __restrict__ to, const SOURCE* 
                                + (group * channels + first) * stride_c;
         Vector vector;
         for (int v = 0; v < WIDTH; ++v)
-            vector.v[v] = first + v < channels ? element_of(source[v * stride_c]) : to_element(0.0f);
+            vector.v[v] =
+                first + v < channels ? element_of(source[v * stride_c]) : to_element(0.0f);
         *(Vector*)(to + ((long long)pixel * groups * vectors + place) * WIDTH) = vector;
     }
 }

@@ -1,6 +1,6 @@
 /*
-weight_transform.cu: the filters of a convolution as conv_mma.cu multiplies them: rounded, in rows of
-terms.
+weight_transform.cu: the filters of a convolution as conv_mma.cu multiplies them: rounded, in rows
+of terms.
 
 Math      forward: filters[g,k,(r,s),c] = w[g,k,r,s,c]; backward data: filters[g,c,t,k] =
           w[g,k,r,s,c], t being the place of tap (r,s) among those ordered by stride phase
@@ -18,7 +18,6 @@ Limits    Elements of a group's filters below 2^31; R*S, groups <= 65535
 Not here  The copy of other layouts to KRSC (layout.cu)
 Macros    FORMAT, ELEMENT (mma.cuh)
 */
-#include "conv_phase.cuh"
 #include "mma.cuh"
 
 extern "C" __global__ void filters_forward(ELEMENT* __restrict__ filters,
