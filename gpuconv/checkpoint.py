@@ -26,7 +26,7 @@ from gpuconv.metadata import LARGEST_SIDE, parse
 from gpuconv.nn import Module
 from gpuconv.nn.init import deferred
 from gpuconv.nn.rebuild import LAYERS, describe
-from gpuconv.precision import PRECISIONS, rounded, stored
+from gpuconv.precision import STORAGE, rounded, stored
 
 FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".onnx")
@@ -137,7 +137,7 @@ def save(
         weights = model_or_state.state_dict()
     else:
         weights = dict(model_or_state)
-    require_known("precision", precision, PRECISIONS)
+    require_known("precision", precision, ("ieee", *STORAGE))
     single = [name for name, a in weights.items() if np.asarray(a).dtype == np.float32]
     if precision == "fp16":
         weights |= {n: checked_cast(f"{path}: {n}", weights[n], np.float16) for n in single}

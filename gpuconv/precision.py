@@ -1,7 +1,8 @@
 """Precisions of training, and numbers of 16 bits.
 
-ieee: float32 throughout. bf16, fp16: activations and their gradients are stored in 16 bits; sums,
-weights, statistics and losses stay float32.
+ieee: float32 throughout. tf32: convolutions and linear layers multiply with 10 bits of mantissa, on
+tensor cores; tf32-conv: convolutions alone, as PyTorch's default. bf16, fp16: activations and their
+gradients are stored in 16 bits; sums, weights, statistics and losses stay float32.
 
 On a device an array of float16 holds fp16, one of uint16 the bits of bf16: float32's upper half,
 for which NumPy and CuPy have no type.
@@ -15,7 +16,7 @@ import numpy as np
 
 from gpuconv.errors import require_known
 
-PRECISIONS = ("ieee", "bf16", "fp16")
+PRECISIONS = ("ieee", "tf32", "tf32-conv", "bf16", "fp16")
 STORAGE = {"bf16": np.dtype(np.uint16), "fp16": np.dtype(np.float16)}
 NAMES = {dtype: name for name, dtype in STORAGE.items()}
 C_TYPES = {STORAGE["bf16"]: "brain16", STORAGE["fp16"]: "half16"}  # kernels/common.cuh
@@ -38,8 +39,9 @@ def is_stored(array: Any) -> bool:
 
 
 def rounded(a: np.ndarray, precision: str) -> np.ndarray:
-    """Floats as 16 bits hold them, still float32: the nearest number, of two the even one; what is
-    too large becomes infinite. An array without values is passed on.
+    """Floats as this precision's operands have them, still float32: the nearest number, of two the
+    even one (in tf32 the larger one, as hardware rounds); what is too large becomes infinite. An
+    array without values is passed on.
 
     >>> rounded(np.float32([1 + 2**-9, 1 + 2**-7]), "bf16")
     array([1.       , 1.0078125], dtype=float32)
@@ -50,8 +52,11 @@ def rounded(a: np.ndarray, precision: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             return a.astype(np.float16).astype(np.float32)
     bits = np.asarray(a, np.float32).view(np.uint32)
-    odd = bits >> np.uint32(16) & np.uint32(1)
-    nearest = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    if precision == "bf16":
+        odd = bits >> np.uint32(16) & np.uint32(1)
+        nearest = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    else:
+        nearest = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     return np.where(np.isnan(a), np.float32(np.nan), nearest.view(np.float32))
 
 

@@ -18,11 +18,13 @@ from gpuconv.precision import NAMES, PRECISIONS, STORAGE, is_stored, rounded
 
 @contextmanager
 def precision(name: str, scale: Array = None) -> Iterator[None]:
-    """Within, modules compute in a precision: "ieee" (float32), "bf16" or "fp16".
+    """Within, modules compute in a precision: "ieee", "tf32", "tf32-conv", "bf16" or "fp16".
 
-    A call of a module takes and returns float32; with bf16 and fp16 all between is stored in 16
-    bits, and so are its gradients, whenever backward runs. Weights are rounded as they are used.
-    Sums, parameters and their gradients, statistics of batch norm and losses stay float32. On
+    ieee: float32. tf32: convolutions and linear layers multiply with 10 bits of mantissa;
+    tf32-conv: convolutions alone. Small layers, which tensor cores would not speed up, stay
+    float32. A call of a module takes and returns float32; with bf16 and fp16 all between is stored
+    in 16 bits, and so are its gradients, whenever backward runs. Weights are rounded as they are
+    used. Sums, parameters and their gradients, statistics of batch norm and losses stay float32. On
     reference every result is rounded, which defines what sim and cuda compute; cpu has ieee alone.
     scale: one float32 where the module is, by which the gradient of what it returns is multiplied
     (see `optim.LossScaler`), or None for 1.
@@ -53,6 +55,8 @@ def entering(x: Any) -> Any:
     if not isinstance(x, tensor.Tensor) or x.data.dtype.kind != "f":
         return x
     name, on = state.precision, device_of(x.data)
+    if name not in STORAGE:
+        return x
     if x.data.dtype != np.float32:
         raise ValueError(f"precision {name}: a module takes float32, got {x.data.dtype}")
     if is_device(on):

@@ -13,7 +13,7 @@ from gpuconv import arrays
 from gpuconv.autograd import operators
 from gpuconv.autograd.state import Array, Backward, Hook, Node, state
 from gpuconv.cuda import recording
-from gpuconv.precision import as_floats, is_stored, rounded
+from gpuconv.precision import STORAGE, as_floats, is_stored, rounded
 
 FUSED: Any = ()  # in place of the hooks of a tensor that another one replaced
 
@@ -342,7 +342,7 @@ def record(
             y.requires_grad = True
         if x is not None and x.reference:
             y.reference = True
-    if y.reference and state.entered:
+    if y.reference and state.entered and state.precision in STORAGE:
         rounding = state.precision
         if y.data.dtype.kind == "f":
             y.data = rounded(y.data, rounding)

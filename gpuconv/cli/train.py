@@ -183,7 +183,7 @@ def _announce(prepared: Run) -> None:
     if config["device"] == "auto":
         device += f" (auto: {choose()[1]})"
     if trainer.precision != "ieee":
-        device += f", precision {trainer.precision}"
+        device += f", precision {trainer.precision} (float32 throughout: --precision ieee)"
     print(f"device {device}, {thread_count()} threads; folder {trainer.out}", flush=True)
 
 

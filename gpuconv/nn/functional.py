@@ -160,7 +160,7 @@ def conv2d(
     options = (stride, padding, dilation, groups)
     data = x.data if isinstance(x.data, np.ndarray) else as_kernels_read(x.data)
     reference = x.reference or w.reference
-    precision = precise.of(data, reference)
+    precision = precise.of(data, reference, True)
 
     def with_pool(window: Any, c_order: bool) -> Tensor:
         arrays = (data, w.data, None if b is None else b.data)
@@ -190,7 +190,7 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
         return _at_once(linear(as_tensor(x), as_tensor(w), b))
     b = b if isinstance(b, Tensor) else _optional(b)
-    ieee = state.precision == "ieee"
+    ieee = state.precision in ("ieee", "tf32-conv")
     if ieee and not x.reference and not w.reference and not isinstance(w.data, np.ndarray):
         if (y := linear_chain.appended(x, w, b)) is not None:
             return y
@@ -198,7 +198,7 @@ def linear(x: Any, w: Any, b: Any = None) -> Tensor:
             chain = linear_chain.Chain(linear_chain.Layer(x, w, b))
             return defer(chain.compute, (x, w, b), ACTIVATION_NAMES, chain=chain)
     how = ops.linear, ops.linear_backward, weighted_backward, weighted_backward
-    precision = precise.of(x.data, x.reference or w.reference)
+    precision = precise.of(x.data, x.reference or w.reference, False)
     return _weighted(how, x, x.data, w, b, (), precision)
 
 

@@ -5,32 +5,46 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from gpuconv.arrays import device_of, is_device
 from gpuconv.autograd import Array, state
 from gpuconv.ops.cast import cast, uncast
 from gpuconv.ops.op import Op
-from gpuconv.precision import NAMES, is_stored, rounded
+from gpuconv.precision import NAMES, STORAGE, is_stored, rounded
 
 
-def of(data: Array, reference: bool) -> str:
+def of(data: Array, reference: bool, convolution: bool) -> str:
     """The precision for a layer's input."""
     if is_stored(data):
         return NAMES[data.dtype]
-    return state.precision if reference and state.entered else "ieee"
+    name = state.precision
+    if name in STORAGE:
+        return name if reference and state.entered else "ieee"
+    if name == "tf32-conv":
+        name = "tf32" if convolution else "ieee"
+    there = reference or is_device(device_of(data))
+    return name if there and data.dtype == np.float32 else "ieee"
 
 
 def run(op: Op, reference: bool, precision: str) -> Any:
-    """The operation in this precision, a function of its arguments: weights are float32, and
-    rounded here.
-    """
+    """The operation in this precision, a function of its arguments."""
     if precision == "ieee":
         return op.reference if reference else op
-    return partial(_rounding, op, reference, precision)
+    return partial(_defined if reference else _on_tensor_cores, op, precision)
 
 
-def _rounding(op: Op, reference: bool, precision: str, *arguments: Any, **more: Any) -> Any:
-    place = list(op.parameters).index("w")
-    w = arguments[place]
-    w = rounded(w, precision) if reference else uncast(cast(w, precision))
-    return (op.reference if reference else op.stored)(
-        *arguments[:place], w, *arguments[place + 1 :], **more
-    )
+def _defined(op: Op, precision: str, *arguments: Any, **more: Any) -> Any:
+    """The definition over operands that are rounded: x, w and a gradient."""
+    count = list(op.parameters).index("w") + 1
+    operands = [rounded(a, precision) for a in arguments[:count]]
+    return op.reference(*operands, *arguments[count:], **more)
+
+
+def _on_tensor_cores(op: Op, precision: str, *arguments: Any, **more: Any) -> Any:
+    try:
+        return op(*arguments, **more, precision=precision)
+    except NotImplementedError:  # depthwise, huge windows, old cards: products of float32
+        place = list(op.parameters).index("w")
+        w = uncast(cast(arguments[place], precision))
+        return op.stored(*arguments[:place], w, *arguments[place + 1 :], **more)

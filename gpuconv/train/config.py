@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuconv import checkpoint, data, models, optim
+from gpuconv.cuda.runtime import runtime
 from gpuconv.data import Augment, Preprocessing
 from gpuconv.data.picture import RESIZE
 from gpuconv.errors import require_known
@@ -50,7 +51,7 @@ DEFAULTS: RunConfig = {
     "stratified": True,
     "seed": 0,
     "device": "auto",
-    "precision": "ieee",
+    "precision": None,  # default_precision's for the device
 }
 PRESETS: dict[str, RunConfig] = {
     "default": {},
@@ -100,7 +101,8 @@ def run_config(
     config = {**DEFAULTS, **PRESETS[preset], **(stored or {}), **changes}
     for name, known in CHOICES.items():
         for choice in str(config[name]).split("+") if name == "augment" else [config[name]]:
-            require_known(name, choice, known)
+            if choice is not None:
+                require_known(name, choice, known)
     sgd = config["optimizer"] == "sgd"
     if not sgd and "momentum" in changes:
         raise ValueError("train: momentum is for the optimizer sgd; Adam has its own averages")
@@ -162,6 +164,15 @@ def stored_config(folder: str | Path, model: str | None = None) -> RunConfig:
         config = {**config, "model": model or config["model"]}
     kept = {"size": size, "resize": how.resize, "stratified": how.stratified, "precision": "ieee"}
     return {**kept, **config}
+
+
+def default_precision(device: str) -> str:
+    """That of a run whose settings name none: tf32 in convolutions on a card that has it, as in
+    PyTorch, else float32.
+    """
+    if device == "cuda" and runtime(device).tensor_cores:
+        return "tf32-conv"
+    return "ieee"
 
 
 def extended(folder: str | Path, stored: RunConfig, epochs: int) -> RunConfig:

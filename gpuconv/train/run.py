@@ -72,6 +72,7 @@ def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
     notes = fine_tuning.begin(model, config, (shape[0], *size), len(classes), resumed)
     model.input_shape, config["size"] = (shape[0], *size), list(size)
     model.to(config["device"])
+    config["precision"] = config["precision"] or configs.default_precision(model.device)
     mean, std = mean_and_std(whole) if config["normalize"] == "data" else (None, None)
     training, held_out = whole, None
     config["validation"] = configs.validation_fraction(config["validation"], len(whole))

@@ -53,8 +53,8 @@ class Trainer:
     checkpoint_seconds, checkpoint_batches: how often last.safetensors is written within an epoch,
     None for never; it always is after an epoch and on Ctrl-C. log_batches: a line in the history
     every so many batches.
-    precision: "ieee" (float32), "bf16" or "fp16", see `autograd.precision`; `evaluate` and
-    `predict` use it too. scale_growth: with fp16, after how many good steps in a row
+    precision: "ieee" (float32), "tf32", "tf32-conv", "bf16" or "fp16", see `autograd.precision`;
+    `evaluate` and `predict` use it too. scale_growth: with fp16, after how many good steps in a row
     the loss scale is doubled, see `optim.LossScaler`.
     graph: on sim and cuda, record the steps and replay them (gpuconv/cuda/recording.py), with equal
     bits; False runs every step anew, for a model whose forward does not do the same each time.

@@ -10,7 +10,7 @@ from gpuconv.arrays import to_device, to_numpy
 from gpuconv.train import Callback, Trainer
 
 STEPS = 20
-CLOSE = {"bf16": 0.05, "fp16": 0.05}
+CLOSE = {"tf32": 0.02, "bf16": 0.05, "fp16": 0.05}
 
 
 def digits(count=160, batch=8, **options):
@@ -66,11 +66,12 @@ def test_lenets_losses_are_near_float32s(device):
     for precision in CLOSE:
         found = losses(lenet, precision, device, digits())
         assert (np.abs(found - plain) <= CLOSE[precision] * plain).all(), precision
-        assert (found != plain).any(), precision
+        # on sim all of LeNet's layers are too small for tf32
+        assert (found != plain).any() or precision == "tf32", precision
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", CLOSE)
 def test_resnet18s_losses_are_near_float32s(precision):
     plain = losses(resnet18, "ieee", "sim", colours())
     found = losses(resnet18, precision, "sim", colours())
