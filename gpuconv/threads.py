@@ -35,12 +35,21 @@ def thread_count() -> int:
     global _count
     if not _count:
         setting = os.environ.get("GPUCONV_THREADS", "")
-        _count = int(setting) if setting.isdigit() and int(setting) > 0 else _cores()
+        _count = int(setting) if setting.isdigit() and int(setting) > 0 else len(cores())
     return _count
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> set[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def share_cores(count: int) -> None:
+    """Use `count` threads, unless somebody said how many: other ranks have the other cores."""
+    if not _count and not os.environ.get("GPUCONV_THREADS"):
+        set_thread_count(count)
 
 
 def set_thread_count(count: int) -> None:

@@ -15,6 +15,7 @@ import os
 from gpuconv.distributed.communicator import Communicator, Reduction, part
 from gpuconv.distributed.local import LocalCommunicator
 from gpuconv.errors import DeviceError
+from gpuconv.threads import share_cores
 
 __all__ = ["Communicator", "LocalCommunicator", "Reduction", "current", "init", "launched", "part"]
 
@@ -64,4 +65,5 @@ def _of_mpi() -> Communicator:
             f"the launcher started {sizes[0]} ranks, mpi4py's MPI sees {communicator.size}: they "
             "are of different MPI libraries; use the mpiexec beside this Python"
         )
+    share_cores(communicator.cores())
     return communicator

@@ -18,6 +18,7 @@ import numpy as np
 from mpi4py import MPI
 
 from gpuconv.distributed.communicator import Communicator, Reduction, part
+from gpuconv.threads import cores
 
 T = TypeVar("T")
 SPIN = 1e-3  # seconds of a wait that are spent asking; then it sleeps in between
@@ -39,6 +40,13 @@ class MpiCommunicator(Communicator):
         self._calls, self._scatters, self._gathers = (world.Dup() for _ in range(3))
         self.rank, self.size = world.rank, world.size
         self._under_way: deque[_OrderedReduction] = deque()
+
+    def cores(self) -> int:
+        """Cores for each rank of this machine: they share those that any of them may use."""
+        here = self._calls.Split_type(MPI.COMM_TYPE_SHARED)
+        every = here.allgather(cores())
+        here.Free()
+        return max(1, len(set().union(*every)) // len(every))
 
     def start_all_reduce(self, array: np.ndarray) -> Reduction:
         return _OrderedReduction(self, _flat(array))
