@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpuconv import train, viz
+from gpuconv import distributed, train, viz
 from gpuconv.cli.options import (
     DEVICE,
     PORT,
@@ -63,6 +63,8 @@ EXAMPLES = """\
   gpuconv train --resume runs/lenet-mnist
   gpuconv train --resume runs/lenet-mnist --epochs 10 --lr 0.01   five more epochs
   gpuconv train --show                    watch it learn in the browser
+  gpuconv train --ranks 2                 two processes, each with half of every batch
+  mpiexec -n 8 gpuconv train              eight, see docs/distributed.md
 """
 
 
@@ -99,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--gray", None, bool, "make pictures of a folder gray"),
         SKIP_BAD,
         THREADS,
+        ("--ranks", "N", whole(1, 4096), "processes of this machine, which share each batch"),
         seed("decides the weights, the order and the augmentation"),
         DEVICE,
         ("--no-graph", None, bool, "on a device, run every step anew: see docs/devices.md"),
@@ -117,6 +120,11 @@ def listed(name: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.ranks and args.ranks > 1 and not distributed.launched():
+        return distributed.launch.run(args.ranks, args.given)
+    ranks = distributed.init()
+    if args.ranks not in (None, ranks.size):
+        raise ValueError(f"train: --ranks is {args.ranks}, the launcher started {ranks.size}")
     for_new = ("--recipe", args.recipe), ("--overwrite", args.overwrite), ("--from", args.weights)
     for option, given in for_new:
         if args.resume and given:
