@@ -181,7 +181,7 @@ def show(networks: Sequence[tuple[str, int]], ranks: Sequence[int]) -> None:
             step = estimated(name, batch)
             for count in ranks:
                 found = {a: trained(step, cluster, count, a) for a in ALGORITHMS}
-                best = min(found, key=lambda a: found[a][0])  # noqa: B023
+                best = min(found, key=lambda a: found[a][0])
                 without = trained(step, cluster, count, best, overlap=False)[0]
                 figures = [step.seconds, found["ring"][1], found["tree"][1], found[best][0]]
                 cells = " | ".join(f"{1e3 * each:.3g}" for each in figures)

@@ -30,6 +30,7 @@ from gpuconv.data.dataset import to_float
 from gpuconv.data.draws import WORDS, draw_rows, moves, permutation
 from gpuconv.data.loader import AUGMENT, ORDER, Loader
 from gpuconv.data.rng import key_of
+from gpuconv.distributed.communicator import part
 
 if TYPE_CHECKING:
     from gpuconv.cuda.runtime import Runtime
@@ -103,7 +104,13 @@ class Batches:
     def __init__(self, loader: Loader, on: Runtime, steps: np.ndarray) -> None:
         """steps: of `moves_of`."""
         self.loader, self._on, self._steps = loader, on, steps
-        self._batch = min(loader.batch_size, len(loader.dataset))
+        # Images of a batch, and of one that is left over: of this rank's part of it.
+        whole = min(loader.batch_size, len(loader.dataset))
+        left = len(loader.dataset) % whole
+        self._batch, self._rest = (
+            len(range(count)[part(count, loader.rank, loader.ranks)]) for count in (whole, left)
+        )
+        self._whole = len(loader.dataset) // whole
         self._orders: dict[int, Any] = {}  # of this epoch and the next, or their Futures
         self._table = on.empty((SLOTS * self._batch, WORDS), np.int32)
         # The half with the rows of SLOTS batches, and the (epoch, first) of these; those after them
@@ -129,7 +136,7 @@ class Batches:
 
         What was launched before may still run: the copy waits for it in the current queue.
         """
-        whole = len(self.loader.dataset) // self._batch
+        whole = self._whole
         if first >= len(self.loader):
             return 0, 0
         drawn, begin = self._drawn
@@ -137,7 +144,7 @@ class Batches:
             self._turn(epoch, first)
             begin = first
         count = min(most, begin + SLOTS - first, whole - first) if first < whole else 1
-        size = self._batch if first < whole else len(self.loader.dataset) % self._batch
+        size = self._batch if first < whole else self._rest
         begin = (first - begin) * self._batch
         self._rows.copy(self._half, begin, self._table[: count * size], self._on.queue())
         return count, size
@@ -181,6 +188,8 @@ class Batches:
                 self._static[size] = self._new(size)
             x, labels = self._static[size]
         images = self._images
+        if not size:  # more ranks than images left
+            return self._on.as_nchw(x), labels
         config = config_image_batch(
             (size, *self.loader.input_shape), images.shape, str(images.dtype),
             SLOTS, self._batch,
@@ -208,6 +217,9 @@ class Batches:
             if self.loader.shuffle:
                 order = permutation(key_of(self.loader.seed, epoch, ORDER), len(order))
             self._orders[epoch] = order
+        if self.loader.ranks > 1:
+            batches = range(first, min(first + count, len(self.loader)))
+            return np.concatenate([self.loader.indices(order, batch) for batch in batches])
         size = self.loader.batch_size
         found: np.ndarray = order[first * size : (first + count) * size]
         return found

@@ -47,6 +47,7 @@ DEFAULTS: RunConfig = {
     "resize": "fit",
     "skip_bad": False,
     "stratified": True,
+    "sync_batchnorm": False,
     "seed": 0,
     "device": "auto",
 }
