@@ -65,7 +65,8 @@ class MpiCommunicator(Communicator):
         MPI.COMM_WORLD.Abort(code)
 
     def close(self) -> None:
-        MPI.Finalize()  # mpiexec takes the end of a process without it for a failure
+        if not MPI.Is_finalized():  # without it mpiexec takes a process's end for a failure
+            MPI.Finalize()
 
     def _wait(self, request: Any) -> None:
         self.until(request.Test)
