@@ -8,6 +8,7 @@ the order of its sums is the library's to choose.
 
 from __future__ import annotations
 
+import atexit
 import pickle
 import sys
 import time
@@ -39,6 +40,8 @@ class MpiCommunicator(Communicator):
         self._calls, self._scatters, self._gathers = (world.Dup() for _ in range(3))
         self.rank, self.size = world.rank, world.size
         self._under_way: deque[_OrderedReduction] = deque()
+        # A rank that ends without it takes the others with it, and mpiexec says nothing.
+        atexit.register(_finalize)
 
     def start_all_reduce(self, array: np.ndarray) -> Reduction:
         return _OrderedReduction(self, _flat(array))
@@ -79,6 +82,11 @@ class MpiCommunicator(Communicator):
                 if self.check is not None:
                     self.check()
                 time.sleep(SLEEP)
+
+
+def _finalize() -> None:
+    if not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 class _OrderedReduction:
