@@ -100,15 +100,9 @@ def _join() -> None:
     global _heartbeat
     _heartbeat = Heartbeat(_current)
     sys.excepthook = _heartbeat.report
-    atexit.register(_leave)
+    atexit.register(_heartbeat.close)
     agreement.require_equal(_current, agreement.software())
     launch.split_cores(_current)
-
-
-def _leave() -> None:
-    if _heartbeat is not None:
-        _heartbeat.close()
-    _current.close()
 
 
 def _of_mpi() -> Communicator:
