@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise, product
 from operator import call, itemgetter
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ Pieces = Sequence[tuple[int, int]]
 BlasSetting = tuple[Callable[[], int], Callable[[int], object]]  # get, set
 
 _count = 0
+_sharing = 1  # processes that have the same cores
 _lock = threading.Lock()
 _inside = threading.local()
 
@@ -30,26 +31,19 @@ def thread_count() -> int:
     """The number of threads that an operation uses.
 
     It is the one given to `set_thread_count`, else GPUCONV_THREADS, else all cores that this
-    process may use.
+    process may use, or its part of them, see `share_cores`.
     """
-    global _count
-    if not _count:
-        setting = os.environ.get("GPUCONV_THREADS", "")
-        _count = int(setting) if setting.isdigit() and int(setting) > 0 else len(cores())
-    return _count
+    return _count or _default_count()
 
 
-def cores() -> set[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
+@cache
+def _default_count() -> int:
+    setting = os.environ.get("GPUCONV_THREADS", "")
+    return int(setting) if setting.isdigit() and int(setting) > 0 else max(1, _cores() // _sharing)
 
 
-def share_cores(count: int) -> None:
-    """Use `count` threads, unless somebody said how many: other ranks have the other cores."""
-    if not _count and not os.environ.get("GPUCONV_THREADS"):
-        set_thread_count(count)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_thread_count(count: int) -> None:
@@ -61,6 +55,15 @@ def set_thread_count(count: int) -> None:
     if count < 1:
         raise ValueError(f"the number of threads must be at least 1, got {count}")
     _count = count
+
+
+def share_cores(processes: int) -> None:
+    """Say how many processes have the same cores, this one among them: each uses its part, unless
+    it was told a number of threads.
+    """
+    global _sharing
+    _sharing = processes
+    _default_count.cache_clear()
 
 
 def shards(items: int, grain: int = 1) -> Pieces:

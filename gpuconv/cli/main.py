@@ -76,7 +76,7 @@ def _run_and_explain(argv: list[str]) -> int:
     except Terminated as stop:
         return _say(str(stop) or "terminated", TERMINATED)
     except BrokenPipeError:  # the reader, such as `head`, has had enough
-        return BROKEN_PIPE
+        return _say("", BROKEN_PIPE)
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "gpuconv" or os.environ.get(TRACEBACK) == "1":
             raise
@@ -128,6 +128,7 @@ def _run(argv: list[str]) -> int:
     if args.command is None:
         top.print_help()
         return BAD_INPUT
+    args.given = argv
     if getattr(args, "threads", None) is not None:
         gpuconv.set_thread_count(args.threads)
     code: int = args.run(args)
@@ -146,8 +147,13 @@ def _say(text: str, code: int) -> int:
     text = printable(text)
     if len(text) > LONGEST:  # names from a file may have any length
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    if any(name.endswith("_RANK") for name in os.environ):  # it may be one of several ranks
+        from gpuconv import distributed
+
+        distributed.fail(text, code)
     with suppress(OSError):  # stderr is full; the code says it still
-        print(f"gpuconv: {text}", file=sys.stderr)
+        if text:
+            print(f"gpuconv: {text}", file=sys.stderr)
     return code
 
 

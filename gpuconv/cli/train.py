@@ -24,8 +24,11 @@ the running statistics of batch norm.
 Under mpiexec or srun (mpiexec -n 4 gpuconv train ...) the ranks train together: each has its part
 of every batch, --batch images are those of all ranks, and any number of ranks takes the same steps.
 Batch norm takes each rank's part for the batch, unless --sync-batchnorm.
---resume goes on with the settings that the run began with. With more --epochs than it had, it goes
-on from an epoch's end with a new schedule and the settings that are given.
+--ranks N starts N processes of this machine, each with its part of every batch; they share the
+cores. mpiexec and srun start them on several machines (docs/distributed.md).
+--resume goes on with the settings that the run began with, on any number of ranks. With more
+--epochs than it had, it goes on from an epoch's end with a new schedule and the settings that are
+given.
 """
 
 from __future__ import annotations
@@ -67,6 +70,8 @@ EXAMPLES = """\
   gpuconv train --resume runs/lenet-mnist
   gpuconv train --resume runs/lenet-mnist --epochs 10 --lr 0.01   five more epochs
   gpuconv train --show                    watch it learn in the browser
+  gpuconv train --ranks 2                 two processes, each with half of every batch
+  mpiexec -n 8 gpuconv train              eight, see docs/distributed.md
 """
 
 
@@ -105,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--gray", None, bool, "make pictures of a folder gray"),
         SKIP_BAD,
         THREADS,
+        ("--ranks", "N", whole(1, 4096), "processes of this machine, which share each batch"),
         seed("decides the weights, the order and the augmentation"),
         DEVICE,
         ("--sync-batchnorm", None, bool, "on several ranks, batch norm of the whole batch"),
@@ -124,7 +130,11 @@ def listed(name: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.ranks and args.ranks > 1 and not distributed.launched():
+        return distributed.launch.run(args.ranks, args.given)
     ranks = distributed.init()
+    if args.ranks not in (None, ranks.size):
+        raise ValueError(f"train: --ranks is {args.ranks}, the launcher started {ranks.size}")
     for_new = ("--recipe", args.recipe), ("--overwrite", args.overwrite), ("--from", args.weights)
     for option, given in for_new:
         if args.resume and given:
@@ -149,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
             lambda: train.make_run_folder(prepared.config, args.out, args.overwrite)
         )
     prepared.trainer.out, prepared.trainer.graph = folder, not args.no_graph
+    distributed.on_failure(f"; to go on: gpuconv train --resume {folder}")
     if ranks.rank == 0:
         _announce(prepared)
 
@@ -178,7 +189,8 @@ def _watch(prepared: Run, port: int, fit: Callable[[bool], None]) -> None:
             fit(again)
 
         try:
-            watch(prepared, port, fit_all)
+            with distributed.patient():  # the page waits for its user
+                watch(prepared, port, fit_all)
         finally:
             ranks.all_gather(None)
         return

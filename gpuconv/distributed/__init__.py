@@ -10,21 +10,37 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
 
+from gpuconv.distributed import agreement, launch
 from gpuconv.distributed.communicator import Communicator, Reduction, part
+from gpuconv.distributed.heartbeat import Heartbeat
 from gpuconv.distributed.local import LocalCommunicator
 from gpuconv.errors import DeviceError
-from gpuconv.threads import share_cores
 
-__all__ = ["Communicator", "LocalCommunicator", "Reduction", "current", "init", "launched", "part"]
+__all__ = [
+    "Communicator",
+    "LocalCommunicator",
+    "Reduction",
+    "current",
+    "fail",
+    "init",
+    "launched",
+    "on_failure",
+    "part",
+    "patient",
+]
 
 # What a launcher tells a process of its rank: MPICH and Slurm, PMIx, Open MPI.
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+LOCAL_RANK_VARIABLES = ("MPI_LOCALRANKID", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
-INSTALL = "pip install 'gpuconv[mpi]' installs both"
 
 _current: Communicator = LocalCommunicator()
+_heartbeat: Heartbeat | None = None
 
 
 def current() -> Communicator:
@@ -41,13 +57,52 @@ def init() -> Communicator:
     """The communicator of all ranks that mpiexec or srun started, also for `current`; of this
     process alone where nothing did.
 
+    From now on the ranks are one job: it ends, for all of them, when one dies or hangs (see
+    `heartbeat.py`) and at an exception that nothing catches. The default number of threads is this
+    rank's part of its machine's cores.
     Raises DeviceError without mpi4py or an MPI library, and where the launcher is of another MPI
-    than mpi4py's.
+    than mpi4py's; DataError, on all ranks, for one that runs other code or other versions.
     """
     global _current
     if _current.size == 1 and launched():
         _current = _of_mpi()
+        if _current.size > 1:
+            _join()
     return _current
+
+
+def patient() -> AbstractContextManager[None]:
+    """Within, this rank may do nothing for long while the others wait for it, without being taken
+    for one that hangs: it waits for a user, say.
+    """
+    return nullcontext() if _heartbeat is None else _heartbeat.patient()
+
+
+def on_failure(hint: str) -> None:
+    """What the line that ends a job adds, so that a user knows how to go on."""
+    if _heartbeat is not None:
+        _heartbeat.hint = hint
+
+
+def fail(text: str, code: int) -> None:
+    """End all ranks with one line on stderr and this exit code; returns in a process alone.
+
+    Before `init`, when ranks know nothing of each other, the first rank of a machine says the line,
+    and the others, which have the same software and arguments, end without a word.
+    """
+    if _heartbeat is not None:
+        _heartbeat.fail(text, code)
+    if launched() and any(os.environ.get(name, "0") != "0" for name in LOCAL_RANK_VARIABLES):
+        os._exit(code)
+
+
+def _join() -> None:
+    global _heartbeat
+    _heartbeat = Heartbeat(_current)
+    sys.excepthook = _heartbeat.report
+    atexit.register(_heartbeat.close)
+    agreement.require_equal(_current, agreement.software())
+    launch.split_cores(_current)
 
 
 def _of_mpi() -> Communicator:
@@ -56,7 +111,7 @@ def _of_mpi() -> Communicator:
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
         raise DeviceError(
             f"this process is a rank of an MPI launcher, but MPI cannot be used ({error}): "
-            f"mpi4py and MPICH are needed; {INSTALL}"
+            f"mpi4py and MPICH are needed; {launch.INSTALL} installs both"
         ) from error
     communicator = MpiCommunicator()
     sizes = [int(os.environ[name]) for name in SIZE_VARIABLES if name in os.environ]
@@ -65,5 +120,4 @@ def _of_mpi() -> Communicator:
             f"the launcher started {sizes[0]} ranks, mpi4py's MPI sees {communicator.size}: they "
             "are of different MPI libraries; use the mpiexec beside this Python"
         )
-    share_cores(communicator.cores())
     return communicator

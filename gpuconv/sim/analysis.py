@@ -15,6 +15,7 @@ from gpuconv.sim.program import (
     Variable,
     bits_of,
 )
+from gpuconv.sim.signature import plain_name
 
 _COLLECTIVE = "bar barrier shfl vote match redux activemask nanosleep elect"
 COLLECTIVE = set(_COLLECTIVE.split())
@@ -24,10 +25,13 @@ def reachable(program: Program, function: Function, seen: tuple[str, ...] = ()) 
     """`function` and all it calls. Raises UnsupportedError on recursion."""
     found = {function.name: function}
     seen += (function.name,)
-    called = {name for i in function.instructions if i.op == "call" for name in names(i)}
-    for name in sorted(called & program.functions.keys()):
+    calls = {name: i for i in function.instructions if i.op == "call" for name in names(i)}
+    for name in sorted(calls.keys() & program.functions.keys()):
         if name in seen:
-            raise UnsupportedError(f"recursion through {name} is not modelled by the simulator")
+            file, line = program.place(calls[name])
+            raise UnsupportedError(
+                f"{file}:{line}: recursion ({plain_name(name)}) is not modelled by the simulator"
+            )
         found |= {inner.name: inner for inner in reachable(program, program.functions[name], seen)}
     return list(found.values())
 

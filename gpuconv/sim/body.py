@@ -22,7 +22,8 @@ from gpuconv.sim.analysis import register_types
 from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter, Frame
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
-from gpuconv.sim.program import Function, Instruction, Label, Sym, Vector
+from gpuconv.sim.program import Function, Instruction, Label, Reg, Sym, Vector
+from gpuconv.sim.signature import plain_name
 
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
@@ -164,24 +165,27 @@ class Body(Emitter):
         self.end("br label %exit")
 
     def _call_(self, i: Instruction) -> None:
-        names = [o for o in i.operands if isinstance(o, Sym)]
-        self.need(len(names) == 1, f"the call through a register '{i.text}'")
-        name = names[0].name
+        pointer = any(isinstance(o, Reg) for o in i.operands)
+        self.need(not pointer, "a call through a pointer (or of a virtual function)")
+        name = next(o.name for o in i.operands if isinstance(o, Sym))
         first, last = i.operands[0], i.operands[-1]
         results = first.items if isinstance(first, Vector) else ()
         arguments = last.items if isinstance(last, Vector) and last is not first else ()
         if name in self.program.functions:
             self._inline(self.program.functions[name], results, arguments)
+        elif name == "vprintf":
+            what = (f"i64 {self._argument(a)}" for a in arguments)
+            printed = self.call("i32", "sim_print", *what)
+            (result,) = results
+            assert isinstance(result, Sym)
+            self.emit(f"store i32 {printed}, ptr {self.frame.variables[result.name]}")
         elif name == "__assertfail":
             self.fail("ASSERT", self._argument(arguments[0]), self._argument(arguments[1]))
         elif self.module.host:
             isa_sync.host_call(self, name, [self._argument(a) for a in arguments])
         else:
-            hint = ": printf is not modelled, write to an array instead"
-            raise UnsupportedError(
-                f"{self.module.where(i)}: the function {name} has no body here"
-                f"{hint if name == 'vprintf' else ''}"
-            )
+            where = self.module.where(i)
+            raise UnsupportedError(f"{where}: the function {plain_name(name)} has no body here")
 
     def _argument(self, operand: object) -> str:
         assert isinstance(operand, Sym)

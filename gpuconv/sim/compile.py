@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from gpuconv.sim.errors import CompileError
+from gpuconv.sim.errors import CompileError, UnsupportedError
 
 OPTIONS = ("--std=c++17", "-ftz=true", "-fmad=false", "-lineinfo")
 DEFAULT_ARCH = "compute_80"
@@ -67,18 +67,21 @@ def compiler_version() -> str:
 
 
 @cache
-def include_path() -> str:
-    """The folder of the CUDA headers (cuda_fp16.h, ...) in the nvidia-cuda-runtime wheel.
+def include_paths() -> tuple[str, ...]:
+    """The folders of CUDA's headers that are installed.
 
-    "" where that is not installed.
+    Those of the wheels nvidia-cuda-runtime (cuda_fp16.h, cooperative_groups.h) and
+    nvidia-cuda-cccl (nv/target, which the latter needs; cuda/std, cub).
     """
     spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations or () if spec else ():
-        for folder in ("cu13", "cuda_runtime"):
-            path = os.path.join(root, folder, "include")
-            if os.path.exists(os.path.join(path, "cuda_fp16.h")):
-                return path
-    return ""
+    roots = spec.submodule_search_locations or () if spec else ()
+    places = (
+        os.path.join(root, folder, "include", *inner)
+        for root in roots
+        for folder in ("cu13", "cuda_runtime", "cuda_cccl")
+        for inner in ((), ("cccl",))
+    )
+    return tuple(path for path in places if os.path.isdir(path))
 
 
 @cache
@@ -100,8 +103,7 @@ def _build(source: str, options: Sequence[str], arch: str, name: str, what: str)
     flags = [*OPTIONS, *options]
     if not any(flag.startswith(("-arch", "--gpu-architecture")) for flag in options):
         flags.append(f"-arch={arch}")
-    if include_path():
-        flags.append(f"-I{include_path()}")
+    flags += [f"-I{path}" for path in include_paths()]
     program = _call(nvrtc, "nvrtcCreateProgram", source.encode(), name.encode(), 0, [], [])
     try:
         (status,) = nvrtc.nvrtcCompileProgram(
@@ -109,6 +111,8 @@ def _build(source: str, options: Sequence[str], arch: str, name: str, what: str)
         )
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             log = _fetch(nvrtc, "ProgramLog", program).decode(errors="replace").rstrip("\0 \n")
+            if "crt/mma.h" in log:
+                raise UnsupportedError(_without_wmma(source, name))
             raise CompileError(_first_error(name, log, str(status)), log)
         return _fetch(nvrtc, what, program)
     finally:
@@ -120,6 +124,13 @@ def _first_error(name: str, log: str, status: str) -> str:
         if "error" in line.lower():
             return f"NVRTC refused {name}: {' '.join(line.split())} (the whole log is in .log)"
     return f"NVRTC refused {name}: {' '.join(log.split())[:300] or status}"
+
+
+def _without_wmma(source: str, name: str) -> str:
+    include = re.search(r"^\s*#\s*include\s*<mma\.h>", source, re.M)
+    line = source.count("\n", 0, include.end()) + 1 if include else 0
+    where = f"{name}:{line}" if line else name
+    return f"{where}: mma.h (nvcuda::wmma) is not modelled by the simulator, mma.sync in PTX is"
 
 
 def _call(nvrtc, function: str, *arguments):

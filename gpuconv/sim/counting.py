@@ -82,7 +82,7 @@ def executed(b: Body, i: Instruction) -> None:
         info.segments.append(b.segment)
         _log(b, len(info.segments) - 1, "0")
     b.segment.append(len(info.executed))
-    info.executed.append(Executed(*b.module.place(i), i.text, kind_of(i), flop_of(i)))
+    info.executed.append(Executed(*b.module.program.place(i), i.text, kind_of(i), flop_of(i)))
 
 
 def touch(b: Emitter, address: str, space: str, kind: str, size: int) -> None:

@@ -60,18 +60,13 @@ class Module:
 
     def where(self, instruction: Instruction) -> str:
         """Source file and line of an instruction, or its line in the PTX."""
-        name, line = self.place(instruction)
+        name, line = self.program.place(instruction)
         return f"{name}:{line}" if name != "PTX" else f"PTX line {line}"
 
     def site(self, instruction: Instruction) -> int:
         """Number of an instruction, by which errors of running kernels refer to it."""
-        self.info.sites.append((*self.place(instruction), instruction.text))
+        self.info.sites.append((*self.program.place(instruction), instruction.text))
         return len(self.info.sites) - 1
-
-    def place(self, instruction: Instruction) -> tuple[str, int]:
-        """Source file and line of an instruction, or "PTX" and its line there."""
-        name = self.program.files.get(instruction.loc[0])
-        return (name, instruction.loc[1]) if name else ("PTX", instruction.line)
 
     def global_name(self, name: str) -> str:
         """LLVM name of a module variable, which is thereby used."""

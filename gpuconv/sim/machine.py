@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gpuconv.sim import cache as disk
 from gpuconv.sim import compile as nvrtc
-from gpuconv.sim import jit, layout, memory, ptx
+from gpuconv.sim import jit, layout, memory, printing, ptx
 from gpuconv.sim.counters import Counters
 from gpuconv.sim.info import Info
 from gpuconv.sim.launch import Function
@@ -73,6 +73,7 @@ def _runtime() -> tuple[Any, jit.Code]:
     loaded = jit.Code(compiled[1])
     for name in ("sim_check", "sim_fail", "sim_log"):
         jit.add_symbol(name, loaded.address(name))
+    jit.add_symbol("sim_print", printing.ADDRESS)
     return _RUN(loaded.address("sim_run")), loaded
 
 

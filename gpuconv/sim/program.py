@@ -138,6 +138,11 @@ class Program:
     variables: dict[str, Variable]
     files: dict[int, str]
 
+    def place(self, instruction: Instruction) -> tuple[str, int]:
+        """Source file and line of an instruction, or "PTX" and its line there."""
+        name = self.files.get(instruction.loc[0])
+        return (name, instruction.loc[1]) if name else ("PTX", instruction.line)
+
 
 # ---- types ---------------------------------------------------------------------------------------
 

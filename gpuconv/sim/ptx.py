@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from gpuconv.sim.compile import include_paths
 from gpuconv.sim.program import Function, Program
 from gpuconv.sim.ptx_body import Lines, read_body, read_variable, split, unreadable
 
@@ -64,4 +65,6 @@ def _function(text: str, match: re.Match[str], lines: Lines, program: Program) -
     ]
     function = Function(name, match["kind"] == "entry", params, results, directives)
     program.functions[name] = function
-    return read_body(text, end, lines, function)
+    cuda = (*include_paths(), "__nv_nvrtc_builtin")
+    of_cuda = {n for n, path in program.files.items() if path.startswith(cuda)}
+    return read_body(text, end, lines, function, of_cuda)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from bisect import bisect_right
+from collections.abc import Set
 
 from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.program import (
@@ -36,6 +37,8 @@ _SCAN = re.compile(
     r"|(?P<statement>[^;{}\s][^;]*);)"
 )
 _PART = re.compile(r"(?:\([^)]*\)|\[[^]]*\]|\{[^}]*\}|[^,])+")
+_LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)(?:.*inlined_at (\d+) (\d+) (\d+))?")
+_TEXTURES = {"tex", "tld4", "txq", "suld", "sust", "sured", "suq"}  # not modelled
 _DECLARED = (".reg", ".local", ".param", ".shared", ".const", ".global")
 
 
@@ -122,8 +125,12 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in _PART.findall(text) if part.strip()]
 
 
-def read_body(text: str, position: int, lines: Lines, function: Function) -> int:
+def read_body(
+    text: str, position: int, lines: Lines, function: Function, foreign: Set[int] = frozenset()
+) -> int:
     """Read the body that begins at `position` into `function`; returns the position after it.
+
+    foreign: the numbers of files whose lines give way to those that they are inlined at.
 
     The first pass collects what each scope declares, the second reads the statements with those
     names made unique.
@@ -147,16 +154,17 @@ def read_body(text: str, position: int, lines: Lines, function: Function) -> int
                 break
         else:
             items.append((kind, match[kind].strip(), stack[-1], lines.at(match.start(kind))))
-    _Reader(function, parents).read(items)
+    _Reader(function, parents, foreign).read(items)
     return position
 
 
 class _Reader:
     """Reads the statements of one function body."""
 
-    def __init__(self, function: Function, parents: list[int]) -> None:
+    def __init__(self, function: Function, parents: list[int], foreign: Set[int]) -> None:
         self.function = function
-        self.parents = parents
+        self.parents, self.foreign = parents, foreign
+        self.inlined: dict[tuple[int, ...], tuple[int, ...]] = {}  # place, by what is inlined there
         self.names: list[dict[str, str]] = [{} for _ in parents]
         self.loc = (0, 0)
         # of the statement that is being read
@@ -210,10 +218,14 @@ class _Reader:
             self.function.registers |= {self._declare(each): type_ for each in unique}
 
     def _location(self, text: str) -> None:
-        if match := re.match(r"\.loc\s+(\d+)\s+(\d+)", text):
-            place = (int(match.group(1)), int(match.group(2)))
+        """.loc file line column{, function_name label, inlined_at file line column}"""
+        if match := _LOC.match(text):
+            place, at = (tuple(int(n or 0) for n in match.groups()[k : k + 3]) for k in (0, 3))
+            self.inlined[place] = at
+            while place[0] in self.foreign and self.inlined.get(place, (0, 0, 0))[0]:
+                place = self.inlined[place]
             if place[1]:  # line 0 is the compiler's "nowhere": keep the last real one
-                self.loc = place
+                self.loc = place[0], place[1]
 
     def _statement(self, text: str) -> None:
         match = re.match(r"(?:@(!?)\s*([\w$%.]+)\s+)?([a-z][\w.:]*)\s*(.*)", text, re.S)
@@ -225,7 +237,7 @@ class _Reader:
             register = Reg(self._resolve(guard_name))
             guard = Not(register) if negated else register
         op, *mods = name.replace("::", "__").split(".")
-        operands = [self._operand(part) for part in split(rest)]
+        operands = [self._operand(part) for part in split(rest) if op not in _TEXTURES]
         text = " ".join(text.split())
         self.function.body.append(
             Instruction(op, tuple(mods), operands, guard, self.loc, self.line, text)
@@ -237,7 +249,7 @@ class _Reader:
             last = self.function.body.pop()
             assert isinstance(last, Label)
             self.function.tables[last.name] = list(map(self._resolve, split(match[1])))
-        elif not text.startswith((*_DECLARED, ".pragma")):
+        elif not text.startswith((*_DECLARED, ".pragma", ".callprototype")):
             what = f"the directive {text[:60]!r} is not modelled"
             raise UnsupportedError(f"PTX line {self.line}: {what}")
 

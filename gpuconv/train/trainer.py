@@ -18,6 +18,7 @@ from gpuconv.arguments import flag, number, whole
 from gpuconv.arrays import is_device, to_numpy
 from gpuconv.cuda import recording
 from gpuconv.cuda.runtime import runtime
+from gpuconv.distributed.agreement import require_equal
 from gpuconv.errors import require_known
 from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
@@ -191,6 +192,7 @@ class Trainer:
         self._first_batch: tuple[int, float] | None = None  # images, and seconds for each
         self._stochastic = state.stochastic_layers(self.model)
         self._run = describe_run(self, self._initial, train, validation)
+        require_equal(self.communicator, self._run["recipe"])
         last = None if self.out is None else self.out / "last.safetensors"
         if resume and last is None:
             raise ValueError("fit: resume needs the Trainer's out, the folder of the run")

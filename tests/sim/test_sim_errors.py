@@ -61,7 +61,6 @@ def test_options_must_be_a_sequence():
     ("code", "words"),
     [
         ('asm volatile("mov.u32 %0, %%clock;" : "=r"(n));', "special register %clock"),
-        ('printf("%d", n);', "printf is not modelled"),
         ('asm volatile("cp.async.commit_group;");', "cp.async.commit_group"),
         ("double a = __dadd_rz(y[0], 1.0); y[0] = a;", "add.rz.f64"),
     ],
