@@ -27,12 +27,20 @@ def _registers() -> tuple[int, tuple[int, int, int]]:
     registers, 6 x 2 into 16. Heights are 3, 2 and 1 units of 4 or 2 rows, so that the last tile of
     a matrix wastes little.
     """
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    features = _features()
+    if "avx512f" in features:
         return 16, (12, 8, 4)
-    if features.get("avx"):
+    if "avx" in features or "avx2" in features:
         return 8, (6, 4, 2)
-    return 4, (12, 8, 4) if features.get("neon") else (6, 4, 2)
+    return 4, (12, 8, 4) if "neon" in features else (6, 4, 2)
+
+
+def _features() -> set[str]:
+    """What Numba compiles for: NUMBA_CPU_FEATURES ("+avx2,+fma") where it is set."""
+    given = getattr(numba.config, "CPU_FEATURES", None)
+    if given is not None:
+        return {name[1:] for name in given.split(",") if name.startswith("+")}
+    return {name for name, has in llvmlite.binding.get_host_cpu_features().items() if has}
 
 
 # untyped: mypy would count the first parameter of an intrinsic, which is Numba's own

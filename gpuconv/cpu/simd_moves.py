@@ -49,6 +49,25 @@ def store_rows(builder, sums, rows, bias, relu, out, stride, bits):
 
 
 @on_addresses
+def store_pixels(builder, sums, step, rows, bias, rest, rest_step, relu, out, out_step, bits):
+    """out[m*out_step][lane] = sums[m*step][lane] + bias[lane] + rest[m*rest_step][lane], or its
+    ReLU, for m < rows and the lanes whose bit is set; steps are in bytes. NaN stays NaN.
+    """
+    mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
+    shift = masked_load(builder, bias, mask)
+
+    def row(m: Any, state: list[Any]) -> list[Any]:
+        at, other, to = state
+        value = builder.fadd(load(builder, at, VECTOR), shift)
+        value = builder.fadd(value, masked_load(builder, other, mask))
+        value = builder.select(rectify, rectified(builder, value), value)
+        masked_store(builder, value, to, mask)
+        return [builder.add(at, step), builder.add(other, rest_step), builder.add(to, out_step)]
+
+    loop(builder, rows, [sums, rest, out], row)
+
+
+@on_addresses
 def copy_lanes(builder, source, target, bits):
     """target[lane] = source[lane] for the lanes whose bit is set."""
     mask = mask_of(builder, bits)

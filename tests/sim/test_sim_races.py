@@ -111,12 +111,12 @@ BROKEN = {
     ),
     "bytes of one word belong to several threads, and so does one byte": (
         *(2, 64),
-        "c[{}] = 1;",
+        "c[{}] = threadIdx.x;",
         *("blockIdx.x * 64 + threadIdx.x", "blockIdx.x * 64 + threadIdx.x / 2"),
     ),
     "a vector overlaps the next thread's": (
         *(1, 16),
-        """float4* to = (float4*)y; to[{}] = make_float4(1, 2, 3, 4);""",
+        """float4* to = (float4*)y; to[{}] = make_float4(threadIdx.x, 2, 3, 4);""",
         *("threadIdx.x", "threadIdx.x / 2"),
     ),
 }
@@ -124,7 +124,8 @@ BROKEN = {
 
 def run(body, grid, block, order="forward", seed=0):
     module = sim.Module(HEAD + body + "\n}", name="race.cu", check=True)
-    arrays = sim.zeros(256), sim.zeros(256), sim.zeros(64, np.int32), sim.zeros(256, np.uint8)
+    x = sim.asarray(np.arange(256, dtype=np.float32))
+    arrays = sim.zeros(256), x, sim.zeros(64, np.int32), sim.zeros(256, np.uint8)
     module.launch("k", grid, block, arrays, order=order, seed=seed)
 
 
