@@ -32,9 +32,9 @@ SLEEP = 5e-5
 class MpiCommunicator(Communicator):
     """The ranks of an MPI communicator, MPI's world unless given.
 
-    Every wait asks MPI again and again, and yields or sleeps in between where it takes long: so more
-    ranks than cores do not hinder each other, and `check` can end it. Raises ValueError for an array
-    that is not C-contiguous.
+    Every wait asks MPI again and again, and yields or sleeps in between where it takes long: so
+    more ranks than cores do not hinder each other, and `check` can end it. Raises ValueError for an
+    array that is not C-contiguous.
     """
 
     def __init__(self, comm: Any = None) -> None:
