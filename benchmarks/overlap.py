@@ -57,10 +57,8 @@ def main() -> None:
     ranks = distributed.init()
     if ranks.rank == 0:
         print(f"{ranks.size} ranks of {thread_count()} thread(s)\n")
-        print(
-            "| network, images a rank | alone, ms | sums meanwhile, ms | sums after, ms | hidden |"
-        )
-        print("|---|---:|---:|---:|---:|")
+        print("| network, images a rank | alone, ms | sums meanwhile, ms | sums after, ms |")
+        print("|---|---:|---:|---:|")
     for name, batch, steps in CASES:
         step = step_of(name, batch, ranks)
         ways = ("alone", "meanwhile", "after")
