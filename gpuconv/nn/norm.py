@@ -15,7 +15,7 @@ from gpuconv.errors import require_known
 from gpuconv.nn import init
 from gpuconv.nn.functional import batch_norm, local_response_norm
 from gpuconv.nn.module import Buffer, Module
-from gpuconv.nn.parted_batch_norm import parted_batch_norm
+from gpuconv.nn.synchronised_batch_norm import synchronised_batch_norm
 from gpuconv.ops.local_response_norm import CONVENTIONS
 
 
@@ -55,9 +55,10 @@ class BatchNorm2d(Module):
         self.running_mean = Buffer(init.filled(C, 0)) if tracked else None
         self.running_var = Buffer(init.filled(C, 1)) if tracked else None
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
-        # Of a run on several ranks, while it goes on: see gpuconv/train/ranks.py.
+        # Of a run on several ranks, while it goes on: those whose parts of the batch are one for
+        # this layer; and whether this rank has no part of it. See gpuconv/train/ranks.py.
         self.communicator: Communicator | None = None
-        self.synchronised = False
+        self.idle = False
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
@@ -67,10 +68,14 @@ class BatchNorm2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         training, momentum, run = self.in_training, self.momentum, batch_norm
         if training and self.communicator is not None and state.trace is None:
-            run = partial(parted_batch_norm, self.communicator, self.synchronised)
+            run = partial(synchronised_batch_norm, self.communicator)
+        share = None
+        if training and self.num_batches_tracked is not None:
+            share = once(again, self._count_batch, self._snapshot)
+        if training and self.idle and self.communicator is None:
+            return x  # of no images
         if self.running_mean is None or self.running_var is None:
             return run(x, None, None, self.weight, self.bias, True, eps=self.eps)
-        share = once(again, self._count_batch, self._snapshot) if training else None
         if momentum is None:
             momentum = share[0] if share else 1.0
         running = self.running_mean.data, self.running_var.data

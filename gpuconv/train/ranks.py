@@ -59,7 +59,7 @@ class Ranks:
         self.signal, self.late = None, False
         try:
             for norm in self._norms:
-                norm.communicator, norm.synchronised = self.communicator, self._synchronise
+                norm.communicator = self.communicator if self._synchronise else None
             yield
         finally:
             self.part()
@@ -67,7 +67,7 @@ class Ranks:
     def part(self) -> None:
         """Layers know of no other ranks any more."""
         for norm in self._norms:
-            norm.communicator, norm.synchronised = None, False
+            norm.communicator, norm.idle = None, False
         for dropout in self._dropouts:
             dropout.first = 0
 
@@ -152,6 +152,8 @@ class Ranks:
 
     def begin_batch(self, labels: Array) -> None:
         """To be called before the forward pass of this rank's part of a batch."""
+        for norm in self._norms:
+            norm.idle = not len(labels)
         if self._dropouts:
             counts = self.communicator.gather_numbers((len(labels),))[:, 0]
             for dropout in self._dropouts:

@@ -10,13 +10,11 @@ from gpuconv import ops
 from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.autograd import Array, Tensor, as_tensor, defer, once, record
 from gpuconv.distributed.communicator import Communicator
-from gpuconv.nn.functional import batch_norm
 
 
-def parted_batch_norm(
+def synchronised_batch_norm(
     communicator: Communicator,
-    synchronised: bool,
-    x: Tensor,
+    x: Any,
     running_mean: Array | None,
     running_var: Array | None,
     w: Any = None,
@@ -25,16 +23,12 @@ def parted_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`functional.batch_norm` in training. synchronised: with the statistics of all ranks' parts of
-    the batch, which are those of the whole batch, else with those of this rank's part.
+    """`functional.batch_norm` in training, with the statistics of all ranks' parts of the batch,
+    which are those of the whole batch.
 
-    A part without images stays as it is. Raises ValueError for one value per channel.
-    Source of the synchronised form: Peng et al. 2018, "MegDet"; torch.nn.SyncBatchNorm.
+    x may have no images. Raises ValueError for one value per channel on all ranks together.
+    Source: Peng et al. 2018, "MegDet"; torch.nn.SyncBatchNorm.
     """
-    if not synchronised:
-        if not len(x.data):
-            return x
-        return batch_norm(x, running_mean, running_var, w, b, True, momentum, eps)
     x = as_tensor(x)
     own_ops = Operations(x)
     C, like = x.data.shape[1], x.data
