@@ -17,11 +17,13 @@ from typing import Any
 
 from gpuconv.cli.options import add_options, one_of, path
 from gpuconv.files import write_atomically
+from gpuconv.sim.facts import CARDS, PROCESSORS
 
 EXAMPLES = """\
   gpuconv check-kernels axpy.cu
   gpuconv check-kernels softmax.cu --launch launch_softmax.py
   gpuconv check-kernels softmax.cu --launch launch_softmax.py --count --listing softmax.html
+  gpuconv check-kernels softmax.cu --launch launch_softmax.py --arch sm_80,sm_90a --card h100
   gpuconv check-kernels softmax.cu --format sarif -o softmax.sarif
 """
 FORMATS = ("text", "json", "sarif")
@@ -38,9 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         ("--launch", "FILE.py", path, "how to launch the kernels"),
         ("--format", "NAME", one_of("format", FORMATS), "text, json or sarif", "text"),
+        ("--arch", "NAMES", architectures, "facts from the compiler for sm_80, sm_90a, ...", ()),
+        ("--card", "NAME", one_of("card", CARDS), "least time for the counted work, estimated"),
         ("--listing", "FILE", path, "the source with its counts; HTML for a name with .html"),
         ("--output", "FILE", path, "write the findings there"),
     )
+
+
+def architectures(text: str) -> tuple[str, ...]:
+    """Names of architectures, parted by commas."""
+    return tuple(one_of("architecture", PROCESSORS)(name) for name in text.split(","))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,13 +59,17 @@ def run(args: argparse.Namespace) -> int:
     if missing := compile.available():
         raise ValueError(missing)
     options = [f"-D{macro}" for macro in args.define]
-    count = args.count or bool(args.listing)
+    count = args.count or bool(args.listing or args.card)
     try:
-        report = checking.check_file(args.file, args.launch, options=options, count=count)
+        report = checking.check_file(
+            args.file, args.launch, options=options, count=count, architectures=args.arch
+        )
     except SimError as error:
         raise ValueError(str(error)) from error
-    written = {"text": render.as_text, "json": render.as_json, "sarif": render.as_sarif}
-    text = written[args.format](report)
+    if args.format == "text":
+        text = render.as_text(report, args.card or "")
+    else:
+        text = render.as_json(report) if args.format == "json" else render.as_sarif(report)
     if args.output:
         write_atomically(Path(args.output), text.encode())
     else:

@@ -150,6 +150,17 @@ def _read(i: Instruction) -> list[str]:
     return [r.name for r in (getattr(o, "operand", o) for o in flat) if isinstance(r, Reg)]
 
 
+def registers_read(function: Function) -> set[str]:
+    """Names of the registers whose value matters: sources, addresses and guards."""
+    found: set[str] = set()
+    for i in function.instructions:
+        bases = [getattr(o, "base", None) for o in i.operands]
+        guard = getattr(i.guard, "operand", i.guard)
+        found |= {r.name for r in (*bases, guard) if isinstance(r, Reg)}
+        found.update(_read(i))
+    return found
+
+
 _NO_ARGUMENT, _SEVERAL = -1, -2
 
 

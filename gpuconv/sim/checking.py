@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpuconv.sim import spec
+from gpuconv.sim import compile, facts, spec
 from gpuconv.sim.counters import Counters
 from gpuconv.sim.errors import KernelError
+from gpuconv.sim.facts import Facts, Occupancy
 from gpuconv.sim.findings import Finding
 from gpuconv.sim.memory import Array
 from gpuconv.sim.signature import plain_name
@@ -86,7 +88,7 @@ class Reported:
 class Report:
     """What `check_file` found, the most severe first, and the launches it was found in.
 
-    counters: by kernel, where counting was asked for.
+    counters: by kernel, where counting was asked for. facts: of each kernel on each architecture.
     """
 
     source: Source
@@ -95,6 +97,7 @@ class Report:
     orders: Sequence[str]
     found: list[Reported] = field(default_factory=list)
     counters: dict[str, Counters] = field(default_factory=dict)
+    facts: list[tuple[Facts, Occupancy, Launched]] = field(default_factory=list)
 
     @property
     def errors(self) -> int:
@@ -108,12 +111,13 @@ def check_file(
     options: Sequence[str] = (),
     orders: Sequence[str] = ORDERS,
     count: bool = False,
+    architectures: Sequence[str] = (),
 ) -> Report:
     """Run the kernels of a .cu file with every check, once in each order of blocks and threads.
 
     launch: a launch file, or a function as one has it (spec.py); None makes a launch up from each
     kernel's signature. options: for NVRTC. count: count what the launches do as well, if no
-    error is found. Raises
+    error is found. architectures: "sm_80", ..., for which to build and inspect the file. Raises
     ValueError, OSError and SimError, in one line, for files and launches that are wrong.
     """
     source = Source.read(path)
@@ -141,7 +145,26 @@ def check_file(
         counted = Runner(source, counting, lambda one: _start(counting, one))
         launches(counted)
         report.counters = {one.kernel: counting.counters(one.kernel) for one in counted.launches}
+    for arch in architectures:
+        report.facts += _facts(report, options, arch)
     return report
+
+
+def _facts(
+    report: Report, options: Sequence[str], arch: str
+) -> list[tuple[Facts, Occupancy, Launched]]:
+    """What the compiler says of each launched kernel, for the block of its first launch."""
+    source = report.source
+    cubin = compile.to_cubin(source.text, source.options(options), arch, source.path)
+    found = facts.facts(cubin, arch)
+    first = {one.kernel: one for one in reversed(report.launches)}
+    rows = []
+    for kernel, one in first.items():
+        threads = math.prod(one.block) if isinstance(one.block, tuple) else one.block
+        taken = found[kernel].shared + one.shared
+        held = facts.occupancy(arch, found[kernel].registers, taken, threads)
+        rows.append((found[kernel], held, one))
+    return rows
 
 
 def require_clean(path: str, launch: str | spec.Launches | None = None, **words: Any) -> Report:

@@ -17,6 +17,7 @@ from gpuconv.sim.analysis import (
     parameter_registers,
     polling,
     reachable,
+    registers_read,
     talks,
     volatile_bits,
 )
@@ -62,15 +63,16 @@ class KernelFunction(Body):
         self.functions = reachable(module.program, function)
         self.flush_in_hardware = module.x86 and all_flush(self.functions)
         instructions = [i for f in self.functions for i in f.instructions]
+        read = set().union(*map(registers_read, self.functions))
         self.polls = {id(i) for f in self.functions for i in polling(f)}
         if module.check:  # a loop that takes work by an atomic must not give it all to one thread
-            self.polls |= {id(i) for i in instructions if isa_atomic.result_used(i)}
+            self.polls |= {id(i) for i in instructions if isa_atomic.result_used(i, read)}
             for f in self.functions:
                 self.access_bits |= volatile_bits(f)
         # a thread may have to wait for another
         collective = any(i.op in COLLECTIVE for i in instructions)
         self.waits = any(id(i) in self.polls and not in_shared(i) for i in instructions)
-        self.serial = any(isa_atomic.order_matters(i) for i in instructions)
+        self.serial = any(isa_atomic.order_matters(i, read) for i in instructions)
         self.talks = self.serial or self.waits or any(map(talks, instructions))
         self.coroutine = bool(self.polls) or collective
 

@@ -282,13 +282,20 @@ class Function:
 
     def _targets(self, args: Sequence[Any], table: np.ndarray) -> np.ndarray:
         """For each parameter the array that it points to, so that its bounds can be checked."""
-        targets = np.zeros(max(len(args), 1), layout.DTYPES["Argument"])
-        for target, value in zip(targets, args, strict=False):
-            if isinstance(value, memory.Array):
-                row = int(np.searchsorted(table["begin"], value.base.begin))
-                if row < len(table) and table["begin"][row] == value.base.begin:
-                    target["begin"], target["end"] = value.ptr, value.ptr + value.nbytes
-                    target["row"] = row
+        targets = np.zeros(len(args) + 1, layout.DTYPES["Argument"])
+        shift, bytes_ = self.kernel.granule.bit_length() - 1, layout.DTYPES["Trace"].itemsize
+        for target, value in zip(targets[1:], args, strict=True):
+            if not isinstance(value, memory.Array) or not value.nbytes:
+                continue
+            row = int(np.searchsorted(table["begin"], value.base.begin))
+            if row == len(table) or table["begin"][row] != value.base.begin:
+                continue
+            offset = value.ptr - value.base.begin
+            target["begin"], target["size"], target["row"] = value.ptr, value.nbytes, row
+            target["offset"], target["touched"] = offset, table["touched"][row]
+            usual = not table["shadow"][row] and not offset % self.kernel.granule
+            if usual and not self.kernel.waits:
+                target["trace"] = int(table["trace"][row]) + (offset >> shift) * bytes_
         return targets
 
     def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,14 +12,19 @@ from typing import Any
 
 from gpuconv.sim.checking import MENDS, Report, Reported
 from gpuconv.sim.counters import NAMES, Counters
+from gpuconv.sim.facts import Facts, Occupancy, roofline
 from gpuconv.sim.signature import plain_name
+from gpuconv.sim.spec import Launched
 
 COUNTED = "exact counts of the PTX program in the simulator, no times"
 _LEVELS = {"error": "error", "warning": "warning"}
 
 
-def as_text(report: Report) -> str:
-    """For a terminal: each finding with its source line, then what was run."""
+def as_text(report: Report, card: str = "") -> str:
+    """For a terminal: each finding with its source line, then what was run.
+
+    card: one of facts.CARDS, for which to estimate the counted work.
+    """
     lines = [line for one in report.found for line in (*_lines(one), "")]
     for words in report.words:
         lines.append(f"no --launch, so this was run: {words}")
@@ -31,7 +37,35 @@ def as_text(report: Report) -> str:
     )
     for kernel, counters in report.counters.items():
         lines += ["", f"{plain_name(kernel)}: {COUNTED}", table(counters)]
+        lines += [estimate(counters, card)] if card else []
+    for facts, held, one in report.facts:
+        lines += ["", *_facts(facts, held, one)]
     return "\n".join(lines) + "\n"
+
+
+def _facts(facts: Facts, held: Occupancy, one: Launched) -> list[str]:
+    threads = math.prod(one.block) if isinstance(one.block, tuple) else one.block
+    spills = f"{_many(facts.spills, 'spill instruction')}" if facts.spills else "no spills"
+    loop = ", ".join(f"{name} {count}" for name, count in list(facts.loop.items())[:8])
+    return [
+        f"{plain_name(facts.kernel)} on {facts.arch}, from the compiler: {facts.registers} "
+        f"registers, {facts.shared + one.shared} bytes of shared memory, {spills}, "
+        f"{facts.instructions} instructions",
+        f"  a multiprocessor holds {_many(held.blocks, 'block')} of {threads} threads, "
+        f"{held.warps} of {held.most} warps; the limit is {held.limiter}",
+        f"  main loop: {loop}" if loop else "  no loop",
+    ]
+
+
+def estimate(counters: Counters, card: str) -> str:
+    """What a card needs at least for the counted work, by its data sheet."""
+    total = counters.total()
+    moved = 32 * sum(total[f"{what}_sectors"] for what in ("load", "store", "atomic"))
+    seconds, binds = roofline(card, total["flop"], moved)
+    return (
+        f"  estimate: {card}, by its data sheet, needs at least {1e6 * seconds:.3g} us for this "
+        f"({binds}), if no byte comes from a cache"
+    )
 
 
 def _lines(one: Reported) -> list[str]:
@@ -81,7 +115,8 @@ def as_json(report: Report) -> str:
     counters = {plain_name(name): _counts(c) for name, c in report.counters.items()}
     return _json(
         {"file": report.source.path, "launches": launches, "orders": list(report.orders),
-         "findings": found, "counters": counters}
+         "findings": found, "counters": counters,
+         "facts": [asdict(f) | asdict(held) for f, held, _ in report.facts]}
     )  # fmt: skip
 
 

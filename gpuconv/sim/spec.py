@@ -53,17 +53,20 @@ class Source:
             raise ValueError(f"{path}: is not text: byte {error.start} is not UTF-8") from None
         return cls(path, text, signatures(text))
 
+    def options(self, options: Sequence[str] = ()) -> tuple[str, ...]:
+        """Options for NVRTC: nvcc's default of fused multiply-adds, and headers beside the file."""
+        beside = re.search(r'^\s*#\s*include\s*"', self.text, re.M)
+        folder = (f"-I{Path(self.path).absolute().parent}",) if beside else ()
+        return ("-fmad=true", *options, *folder)
+
     def module(
         self, options: Sequence[str] = (), check: bool = False, count: bool = False
     ) -> Module:
-        """Compiled for the simulator; headers are looked for beside the file.
+        """Compiled for the simulator.
 
         Raises SimError, and ValueError for a file without a kernel.
         """
-        if re.search(r'^\s*#\s*include\s*"', self.text, re.M):
-            options = (*options, f"-I{Path(self.path).absolute().parent}")
-        options = ("-fmad=true", *options)  # as nvcc compiles where nothing is said
-        module = Module(self.text, options, name=self.path, check=check, count=count)
+        module = Module(self.text, self.options(options), name=self.path, check=check, count=count)
         if not module.kernels:
             raise ValueError(
                 f"{self.path}: has no kernel: write a __global__ function "

@@ -47,7 +47,8 @@ class Worker:
         start = -raw.ctypes.data % 1024
         self._memory = raw[start : start + slots * each].reshape(slots, each)
         self._lay_out(sizes, kernel, check)
-        self.blocks["granule"], self.blocks["frame_stride"] = kernel.granule, function.frame_bytes
+        self.blocks["shift"] = kernel.granule.bit_length() - 1
+        self.blocks["frame_stride"] = function.frame_bytes
         self.blocks["nthreads"], self.blocks["shared_bytes"] = threads, shared
         self.blocks["worker"] = self.record.ctypes.data
         self.record["slots"], self.record["nslots"] = self.blocks.ctypes.data, slots

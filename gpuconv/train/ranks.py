@@ -212,7 +212,7 @@ class Ranks:
         loss.backward(np.full(loss.shape, self.weight, loss.dtype), ready=sums.ready)
         if cards is not None:
             own = [p.grad is not None for p in self._sums[0]]
-            used = self.communicator.gather_numbers(own).any(axis=0).tolist()
+            used = map(any, self.communicator.gather_numbers(own).T)
         sums.finish()
         averages.finish()
         if cards is not None:  # the sum of no gradients is none

@@ -113,6 +113,7 @@ class RecordedSteps:
             states[:] = trainer.rng_states()
 
         def then() -> int:  # of this shape
+            feed.ahead()
             left = trainer.batches - p.batch - self._has_smaller_batch
             return min(trainer.batches_until_told(), self._ahead, left) if count > 1 else 0
 

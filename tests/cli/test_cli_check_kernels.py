@@ -245,3 +245,19 @@ def test_helper_for_tests(here):
     assert np.array_equal(y, expected)
     with pytest.raises(AssertionError, match="uninitialised"):
         require_clean("axpy.cu", lambda run: run("axpy", 1, 64, [run.empty(9), y, 1, 9]))
+
+
+def test_facts_and_estimates_are_called_so(here, capsys):
+    from gpuconv.sim import SimError, facts
+
+    try:
+        facts.tool("nvdisasm"), facts.tool("cuobjdump")
+    except SimError as missing:
+        pytest.skip(str(missing))
+    code, out, _ = run(capsys, "axpy.cu", "--arch", "sm_80", "--card", "a100")
+    assert code == 0
+    assert "axpy on sm_80, from the compiler: " in out
+    assert "a multiprocessor holds 8 blocks of 256 threads, 64 of 64 warps" in out
+    # (8000 + 4000) bytes at 1555 GB/s
+    assert "estimate: a100, by its data sheet, needs at least 0.00772 us for this (memory)" in out
+    assert run(capsys, "axpy.cu", "--arch", "sm_1")[0] == 2
