@@ -3,6 +3,7 @@
     python benchmarks/before_after.py --before 5e9b825            every row, 15 pairs; an hour
     python benchmarks/before_after.py --before HEAD~5 --only LeNet --pairs 31
     python benchmarks/before_after.py --before 5e9b825 --sim      steps on the simulator
+    python benchmarks/before_after.py --before 5e9b825 --checks   kernels, unchecked and checked
     python benchmarks/before_after.py --before 5e9b825 --memory   peaks of NumPy memory instead
 
 The commit is checked out into a temporary worktree. A process for each side waits for orders; one
@@ -13,6 +14,9 @@ speed table (bench_cases.py), and a training step of every model at batch 8, LeN
 
 --sim: training steps on the device sim, with and without its checks. Both sides keep compiled
 kernels in one cache, whose entries name their version, and a row is timed after two steps.
+
+--checks: a tiled SGEMM, convolutions, axpy and a histogram on the simulator, without and with its
+checks; also how many times longer the checked run of each takes.
 
 --memory: the peak of what NumPy has allocated during the third training step at batch 8 and 32, as
 tracemalloc counts it, after / before (below 1: less now).
@@ -75,6 +79,13 @@ def sim_rows() -> dict[str, Callable[[], Call]]:
         made[f"sim: {name} step, {batch} x {side} x {side}"] = partial(sim_step, name, batch, side)
     made["sim, checked: lenet step, 2 x 32 x 32"] = partial(sim_step, "lenet", 2, 32, check=True)
     return made
+
+
+def check_rows() -> dict[str, Callable[[], Call]]:
+    """Kernels on the simulator, each with and without its checks."""
+    import bench_checks
+
+    return bench_checks.rows()
 
 
 def sim_step(name: str, batch: int, side: int, check: bool = False) -> Call:
@@ -178,7 +189,7 @@ def serve() -> None:
         order, _, rest = line.strip().partition(" ")
         answer: object = "ready"
         if order == "row":
-            call = (rows() | sim_rows())[rest]()
+            call = (rows() | sim_rows() | check_rows())[rest]()
             for _ in range(2):
                 call()
         elif order == "time":
@@ -287,6 +298,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="rows whose name holds this text")
     parser.add_argument("--pairs", type=int, default=15, help="pairs of measurements a row")
     parser.add_argument("--sim", action="store_true", help="training steps on the simulator")
+    parser.add_argument("--checks", action="store_true", help="the simulator's checks")
     parser.add_argument("--memory", action="store_true", help="peaks of NumPy memory instead")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -306,7 +318,7 @@ def main() -> None:
         before, after = Side(place), Side(ROOT)
         try:
             print(f"{'':32} {'before':>9} {'after':>9}      before/after, 95% of its median")
-            timed = sim_rows() if args.sim else rows()
+            timed = check_rows() if args.checks else sim_rows() if args.sim else rows()
             found = [compare(before, after, n, args.pairs) for n in timed if chosen(n)]
         finally:
             before.end()

@@ -30,6 +30,7 @@ COMMANDS = {
     "steps": "run one image through the article's five training steps, printing the numbers",
     "demo": "show a convolution, pooling or ReLU on a small matrix, with every number",
     "bench": "time operations against the machine's measured ceilings",
+    "check-kernels": "run a file's CUDA kernels without a GPU and say what is wrong and wasteful",
     "doctor": "say what this machine offers: NumPy, BLAS, Numba, GPU, data; and how to mend it",
     "warmup": "compile the kernels that a network needs, before its first run",
 }
@@ -104,7 +105,7 @@ def parser(command: str) -> Parser:
         if name != command:
             commands.add_parser(name, help=text)
             continue
-        module = importlib.import_module(f"gpuconv.cli.{name}")
+        module = importlib.import_module(f"gpuconv.cli.{name.replace('-', '_')}")
         epilog = "examples:\n" + module.EXAMPLES
         one = commands.add_parser(name, help=text, description=module.__doc__, epilog=epilog)
         module.add_arguments(one)

@@ -110,73 +110,79 @@ def _vector(values: np.ndarray | None, default: int, x: np.ndarray) -> np.ndarra
 PIECE = 2048  # elements, at most 16 KB: a piece stays in the L1 cache
 
 
+# The loops go over views: an index into the whole array may be negative for all that the compiler
+# knows, which keeps it from using vectors (8x256x56x56 forward: 9.4 ms, with views 1.9).
 @compiled(fastmath=REORDER)
-def _plane_sum(x, begin, size):
+def _sum(x):
     total = 0.0
-    for i in range(begin, begin + size):
+    for i in range(len(x)):
         total += np.float64(x[i])
     return total
 
 
 @compiled(fastmath=REORDER)
-def _plane_squares(x, begin, size, mean):
+def _squares(x, mean):
     total = 0.0
-    for i in range(begin, begin + size):
+    for i in range(len(x)):
         d = np.float64(x[i]) - mean
         total += d * d
     return total
 
 
 @compiled
+def _normalise(x, mean, factor, shift, least, y):
+    for i in range(len(x)):
+        value = (x[i] - mean) * factor + shift
+        y[i] = least if value < least else value
+
+
+@compiled
 def _forward(x, y, w, b, means, variances, eps, relu, of_batch, sizes, first, end):
     N, C, size, step = sizes
-    kind = x.dtype.type
-    zero = kind(0)
+    least = 0.0 if relu else -np.inf
     for c in range(first, end):
         if of_batch:
             total, squares = 0.0, 0.0
             for n in range(N):
-                total += _plane_sum(x, n * step + c * size, size)
+                begin = n * step + c * size
+                total += _sum(x[begin : begin + size])
             exact = total / (N * size)
             for n in range(N):
-                squares += _plane_squares(x, n * step + c * size, size, exact)
+                begin = n * step + c * size
+                squares += _squares(x[begin : begin + size], exact)
             means[c], variances[c] = exact, squares / (N * size)
         factor = w[c] / np.sqrt(variances[c] + eps)
         mean, shift = np.float64(means[c]), np.float64(b[c])
         for n in range(N):
-            source, target = n * step + c * size, (n * C + c) * size
-            for i in range(size):
-                value = (x[source + i] - mean) * factor + shift
-                y[target + i] = zero if relu and value < zero else kind(value)
+            begin, to = n * step + c * size, (n * C + c) * size
+            _normalise(x[begin : begin + size], mean, factor, shift, least, y[to : to + size])
 
 
 @compiled(fastmath={"reassoc"})
-def _products(dy, at, x, begin, size, mean, factor, shift, relu):
+def _products(dy, x, mean, factor, shift, relu):
     """The sums over a plane of dy, and of dy times x - mean; with `relu`, dy through the ReLU.
 
     Without "contract": where y is near 0, a fused multiply-add could decide otherwise than
     _forward.
     """
     total, products = 0.0, 0.0
-    zero = x.dtype.type(0)
-    for i in range(size):
-        away = x[begin + i] - mean
-        negative = relu and away * factor + shift <= zero
-        d = np.float64(zero if negative else dy[at + i])
+    for i in range(len(x)):
+        away = x[i] - mean
+        d = np.float64(dy[i])
+        d = 0.0 if relu & (away * factor + shift <= 0) else d
         total += d
-        products += d * np.float64(away)
+        products += d * away
     return total, products
 
 
 @compiled
-def _input_gradient(dy, x, begin, dx, target, size, constants, relu):
+def _input_gradient(dy, x, dx, constants, relu):
     mean, factor, shift, base, slope = constants
-    zero = x.dtype.type(0)
-    for i in range(size):
-        away = x[begin + i] - mean
-        negative = relu and away * factor + shift <= zero
-        d = zero if negative else dy[i]
-        dx[target + i] = factor * (d - base - away * slope)
+    for i in range(len(x)):
+        away = x[i] - mean
+        d = np.float64(dy[i])
+        d = 0.0 if relu & (away * factor + shift <= 0) else d
+        dx[i] = factor * (d - base - away * slope)
 
 
 @compiled
@@ -190,7 +196,8 @@ def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, sizes, firs
         total, products = 0.0, 0.0
         for n in range(N):
             at, begin = n * dy_step + c * size, n * step + c * size
-            sums = _products(dy, at, x, begin, size, mean, factor, shift, relu)
+            given = dy[at : at + size]
+            sums = _products(given, x[begin : begin + size], mean, factor, shift, relu)
             total, products = total + sums[0], products + sums[1]
         dw[c], db[c] = products / deviation, total
         if not need_dx:
@@ -203,8 +210,9 @@ def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, sizes, firs
         for n in range(N):
             for i in range(0, size, PIECE):
                 count, place = min(PIECE, size - i), c * size + i
-                # dx may be dy itself: a copy cannot overlap it, so the loop vectorises (with ReLU
-                # 8.5 ms in place of 19.1 for 8x128x56x56)
+                # dx may be dy itself: a copy cannot overlap it, so the loop vectorises
                 piece[:count] = dy[n * dy_step + place : n * dy_step + place + count]
-                begin, target = n * step + place, n * C * size + place
-                _input_gradient(piece, x, begin, dx, target, count, constants, relu)
+                begin, to = n * step + place, n * C * size + place
+                _input_gradient(
+                    piece[:count], x[begin : begin + count], dx[to : to + count], constants, relu
+                )

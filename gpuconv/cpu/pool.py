@@ -10,6 +10,9 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import contiguous
+from gpuconv.cpu.inner_loops import address, first_lanes
+from gpuconv.cpu.simd import LANES
+from gpuconv.cpu.simd_moves import largest_taps
 from gpuconv.shapes import Window
 from gpuconv.threads import over_shards
 
@@ -29,6 +32,8 @@ def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
     y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), window.tap_type)
     if is_2x2(window, H, W):
         _over_planes(_max_forward_2x2, x, y, argmax)
+    elif x.dtype == np.float32 and argmax.dtype == np.uint8 and window.stride[1] <= 2:
+        _over_planes(_max_forward_vectors, x, y, argmax, *_geometry(window, H, W))
     else:
         _over_planes(_max_forward, x, y, argmax, *_geometry(window, H, W))
     return y, argmax
@@ -124,12 +129,35 @@ def _max_forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w
                     first, end = _inside(offset, stride_w, Q, W)
                     row = x[plane, h, max(first * stride_w + offset, 0) :]
                     tap = kind(r * S + s)
-                    if stride_w == 1:
-                        _update_max(row, best[first:end], index[first:end], tap, 1)
-                    elif stride_w == 2:
-                        _update_max(row, best[first:end], index[first:end], tap, 2)
-                    else:
-                        _update_max(row, best[first:end], index[first:end], tap, stride_w)
+                    _update_max(row, best[first:end], index[first:end], tap, stride_w)
+
+
+@compiled
+def _max_forward_vectors(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
+    """As _max_forward, a vector of outputs at a time, whose maxima stay in registers."""
+    (H, W), (P, Q) = x.shape[1:], y.shape[1:]
+    masks = np.zeros((-(-Q // LANES), S), np.int64)
+    for s in range(S):
+        first, end = _inside(s * dil_w - left, stride_w, Q, W)
+        for q in range(first, end):
+            masks[q // LANES, s] |= 1 << q % LANES
+    for plane in range(len(x)):
+        for p in range(P):
+            corner = p * stride_h - top
+            r = max(0, -(corner // dil_h))
+            rows = min(R, (H - 1 - corner) // dil_h + 1) - r
+            if rows <= 0:
+                y[plane, p] = -np.inf
+                argmax[plane, p] = 255
+                continue
+            line = (plane * H + corner + r * dil_h) * W - left
+            for q in range(0, Q, LANES):
+                out = (plane * P + p) * Q + q
+                largest_taps(
+                    address(x) + 4 * (line + q * stride_w), 4 * W * dil_h, rows, 4 * dil_w, S,
+                    stride_w, address(masks[q // LANES]), r * S, S, address(y) + 4 * out,
+                    address(argmax) + out, first_lanes(Q - q),
+                )  # fmt: skip
 
 
 @compiled

@@ -27,12 +27,20 @@ def _registers() -> tuple[int, tuple[int, int, int]]:
     registers, 6 x 2 into 16. Heights are 3, 2 and 1 units of 4 or 2 rows, so that the last tile of
     a matrix wastes little.
     """
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    features = _features()
+    if "avx512f" in features:
         return 16, (12, 8, 4)
-    if features.get("avx"):
+    if "avx" in features or "avx2" in features:
         return 8, (6, 4, 2)
-    return 4, (12, 8, 4) if features.get("neon") else (6, 4, 2)
+    return 4, (12, 8, 4) if "neon" in features else (6, 4, 2)
+
+
+def _features() -> set[str]:
+    """What Numba compiles for: NUMBA_CPU_FEATURES ("+avx2,+fma") where it is set."""
+    given = getattr(numba.config, "CPU_FEATURES", None)
+    if given is not None:
+        return {name[1:] for name in given.split(",") if name.startswith("+")}
+    return {name for name, has in llvmlite.binding.get_host_cpu_features().items() if has}
 
 
 # untyped: mypy would count the first parameter of an intrinsic, which is Numba's own
@@ -93,9 +101,10 @@ def rectified(builder: Any, value: Any) -> Any:
 
 def splat(builder: Any, scalar: Any) -> Any:
     """A vector with `scalar` in every lane."""
-    one = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.IntType(32)(0))
+    nothing = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+    one = builder.insert_element(nothing, scalar, ir.IntType(32)(0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(one, ir.Constant(VECTOR, ir.Undefined), zeros)
+    return builder.shuffle_vector(one, nothing, zeros)
 
 
 def loop(
@@ -142,18 +151,20 @@ def mask_of(builder: Any, bits: Any) -> Any:
 def masked_load(builder: Any, address: Any, mask: Any) -> Any:
     """A vector of the lanes whose mask is set, zero in the others; memory there is not touched."""
     pointer = builder.inttoptr(address, VECTOR.as_pointer())
-    return _masked(builder, "load", VECTOR, [pointer, ir.IntType(32)(FLOAT_BYTES), mask, ZERO])
+    arguments = [pointer, ir.IntType(32)(FLOAT_BYTES), mask, ZERO]
+    return _masked(builder, "load", VECTOR, VECTOR, arguments)
 
 
 def masked_store(builder: Any, value: Any, address: Any, mask: Any) -> None:
-    """Write the lanes whose mask is set; memory of the others is not touched."""
-    pointer = builder.inttoptr(address, VECTOR.as_pointer())
-    arguments = [value, pointer, ir.IntType(32)(FLOAT_BYTES), mask]
-    _masked(builder, "store", ir.VoidType(), arguments)
+    """Write the lanes of floats or bytes whose mask is set; memory of others is not touched."""
+    pointer = builder.inttoptr(address, value.type.as_pointer())
+    align = FLOAT_BYTES if value.type == VECTOR else 1
+    arguments = [value, pointer, ir.IntType(32)(align), mask]
+    _masked(builder, "store", value.type, ir.VoidType(), arguments)
 
 
-def _masked(builder: Any, what: str, result: Any, arguments: list[Any]) -> Any:
-    name = f"llvm.masked.{what}.v{LANES}f32.p0"
+def _masked(builder: Any, what: str, moved: Any, result: Any, arguments: list[Any]) -> Any:
+    name = f"llvm.masked.{what}.v{LANES}{'f32' if moved == VECTOR else 'i8'}.p0"
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, arguments)

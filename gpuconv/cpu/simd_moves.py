@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -49,6 +51,25 @@ def store_rows(builder, sums, rows, bias, relu, out, stride, bits):
 
 
 @on_addresses
+def store_pixels(builder, sums, step, rows, bias, rest, rest_step, relu, out, out_step, bits):
+    """out[m*out_step][lane] = sums[m*step][lane] + bias[lane] + rest[m*rest_step][lane], or its
+    ReLU, for m < rows and the lanes whose bit is set; steps are in bytes. NaN stays NaN.
+    """
+    mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
+    shift = masked_load(builder, bias, mask)
+
+    def row(m: Any, state: list[Any]) -> list[Any]:
+        at, other, to = state
+        value = builder.fadd(load(builder, at, VECTOR), shift)
+        value = builder.fadd(value, masked_load(builder, other, mask))
+        value = builder.select(rectify, rectified(builder, value), value)
+        masked_store(builder, value, to, mask)
+        return [builder.add(at, step), builder.add(other, rest_step), builder.add(to, out_step)]
+
+    loop(builder, rows, [sums, rest, out], row)
+
+
+@on_addresses
 def copy_lanes(builder, source, target, bits):
     """target[lane] = source[lane] for the lanes whose bit is set."""
     mask = mask_of(builder, bits)
@@ -58,8 +79,13 @@ def copy_lanes(builder, source, target, bits):
 @on_addresses
 def deinterleave(builder, source, target, bits):
     """target[lane] = source[2*lane] for the lanes whose bit is set: a load at stride 2."""
-    lanes = ir.VectorType(ir.IntType(32), LANES)
     inside = mask_of(builder, bits)
+    masked_store(builder, every_other(builder, source, inside), target, inside)
+
+
+def every_other(builder: Any, source: Any, inside: Any) -> Any:
+    """source[2*lane] in the lanes whose mask is set; memory of others is not touched."""
+    lanes = ir.VectorType(ir.IntType(32), LANES)
     nothing = ir.Constant(MASK, ir.Undefined)
     parts = []
     for half in range(2):
@@ -68,7 +94,56 @@ def deinterleave(builder, source, target, bits):
         even = builder.and_(of_pair, ir.Constant(MASK, [1, 0] * (LANES // 2)))
         parts.append(masked_load(builder, plus(builder, source, half * VECTOR_BYTES), even))
     order = ir.Constant(lanes, [2 * i for i in range(LANES)])
-    masked_store(builder, builder.shuffle_vector(*parts, order), target, inside)
+    return builder.shuffle_vector(*parts, order)
+
+
+@on_addresses
+def largest_taps(
+    builder, source, row_bytes, rows, tap_bytes, taps, stride, masks, tap, row_taps, y, argmax, bits
+):
+    """y[lane], argmax[lane]: the largest of source[r*row_bytes + s*tap_bytes + lane*stride], r <
+    rows and s < taps, and its number tap + r*row_taps + s, a byte; for the lanes whose bit is set.
+
+    stride: 1 or 2 floats. masks[s]: the lanes in which a tap exists; without any y is -inf, argmax
+    255. Of equal values the first counts, of several NaN the last.
+    """
+    i32 = ir.IntType(32)
+    numbers, inside = ir.VectorType(i32, LANES), mask_of(builder, bits)
+    none = ir.Constant(numbers, [-1] * LANES)
+
+    def with_loads(values: Callable[[Any, Any], Any]) -> None:
+        def row(r: Any, state: list[Any]) -> list[Any]:
+            begin = builder.add(source, builder.mul(r, row_bytes))
+            first = builder.add(tap, builder.mul(r, row_taps))
+
+            def step(s: Any, state: list[Any]) -> list[Any]:
+                best, index = state
+                at = builder.add(masks, builder.mul(s, i64(8)))
+                exists = mask_of(builder, load(builder, at, i64))
+                value = values(builder.add(begin, builder.mul(s, tap_bytes)), exists)
+                larger = builder.or_(
+                    builder.fcmp_ordered(">", value, best),
+                    builder.fcmp_unordered("!=", value, value),
+                )
+                wins = builder.and_(
+                    exists, builder.or_(larger, builder.icmp_signed("==", index, none))
+                )
+                number = splat(builder, builder.trunc(builder.add(first, s), i32))
+                return [builder.select(wins, value, best), builder.select(wins, number, index)]
+
+            return loop(builder, taps, state, step)
+
+        least = ir.Constant(VECTOR, [-math.inf] * LANES)
+        best, index = loop(builder, rows, [least, none], row)
+        masked_store(builder, best, y, inside)
+        small = builder.trunc(index, ir.VectorType(ir.IntType(8), LANES))
+        masked_store(builder, small, argmax, inside)
+
+    with builder.if_else(builder.icmp_signed("==", stride, i64(1))) as (one, two):
+        with one:
+            with_loads(lambda at, mask: masked_load(builder, at, mask))
+        with two:
+            with_loads(lambda at, mask: every_other(builder, at, mask))
 
 
 @on_addresses

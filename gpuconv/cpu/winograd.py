@@ -93,7 +93,7 @@ class _Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _plan(N: int, C: int, K: int, P: int, Q: int, threads: int) -> _Plan:
+def plan_of(N: int, C: int, K: int, P: int, Q: int, threads: int) -> _Plan:
     """Strides are odd numbers of cache lines, so that entries do not compete for cache sets."""
     tile_rows, tile_columns = -(-P // 4), -(-Q // 4)
     rows, images = min(tile_rows, max(1, TILES_PER_BLOCK // tile_columns)), 1
@@ -133,7 +133,7 @@ def input_gradient(
 def _convolve(x, w, rotated, b, pads, relu, y_shape):
     C, (N, K, P, Q) = x.shape[1], y_shape
     y = np.empty(y_shape, np.float32)
-    plan = _plan(N, C, K, P, Q, thread_count())
+    plan = plan_of(N, C, K, P, Q, thread_count())
     filter_plane = plan.channels * C + LANES
     filters = scratch("filters", 36 * filter_plane)
     flat = w.reshape(*w.shape[:2], 9)
@@ -145,13 +145,13 @@ def _convolve(x, w, rotated, b, pads, relu, y_shape):
 
     def convolve(begin: int, end: int) -> object:
         return _convolve_blocks(
-            x, begin, end, plan, *pads, filters, filter_plane, bias, int(relu), *_memory(plan), y,
+            x, begin, end, plan, *pads, filters, filter_plane, bias, int(relu), *memory_of(plan), y,
         )  # fmt: skip
 
     return y if all(in_range) and all(parallel(convolve, shards(plan.total))) else None
 
 
-def _memory(plan: _Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def memory_of(plan: _Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(pixels, inputs, products), this thread's own."""
     return (
         scratch("pixels", plan.pixels),
@@ -166,7 +166,7 @@ def weight_gradient(
     """(dw (K, C, 3, 3), db (K,)), or None as in `forward`."""
     (N, C, H, W), (_, K, P, Q) = x.shape, dy.shape
     (top, _), (left, _) = window.pads(H, W)
-    plan, lines = _plan(N, C, K, P, Q, thread_count()), register_tiles(C).rows
+    plan, lines = plan_of(N, C, K, P, Q, thread_count()), register_tiles(C).rows
     pieces, shape = shards(plan.total), (36, plan.channels * lines + LANES)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     memory = scratch("weight gradient", len(pieces) * math.prod(shape))
@@ -175,7 +175,7 @@ def weight_gradient(
 
     def accumulate(begin: int, end: int) -> object:
         return _accumulate_blocks(
-            x, dy, begin, end, plan, top, left, lines, *_memory(plan), parts[begin], db[begin],
+            x, dy, begin, end, plan, top, left, lines, *memory_of(plan), parts[begin], db[begin],
         )  # fmt: skip
 
     if not all(parallel(accumulate, pieces)):

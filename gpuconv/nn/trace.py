@@ -146,6 +146,28 @@ class Trace:
         return y
 
 
+class Recording(Trace):
+    """A trace that also keeps what each step read: its tensors, and what it saved."""
+
+    def __init__(self, network: Module) -> None:
+        super().__init__(network)
+        self.read: dict[int, tuple[Sequence[Tensor | None], Sequence[Any]]] = {}
+
+    def record(
+        self, name: str, inputs: Sequence[Tensor | None], y: Tensor, saved: Sequence[Any]
+    ) -> None:
+        self.read[len(self.steps)] = inputs, saved
+        super().record(name, inputs, y, saved)
+
+    def number(self, x: Tensor) -> int:
+        """The step that gave a tensor."""
+        return self._number(x)
+
+    def number_of(self, x: Tensor) -> int | None:
+        """As `number`; None for weights and constants."""
+        return self._numbers.get(id(x))
+
+
 def trace(network: Module, given: Any, training: bool = False, fusing: bool = False) -> Trace:
     """The steps of a network's forward pass, without gradients and without the network's hooks.
 

@@ -12,8 +12,8 @@ from gpuconv import ops
 from gpuconv.arrays import ShapeOnly, to_numpy
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.files import write_atomically
-from gpuconv.nn import Module, Trace
-from gpuconv.nn.trace import Step, run
+from gpuconv.nn import Module
+from gpuconv.nn.trace import Recording, Step, run
 from gpuconv.onnx.nodes import NODES, one_node
 from gpuconv.onnx.package import example_shape, onnx_package
 
@@ -71,28 +71,6 @@ def export(
     )
     onnx.helper.set_model_props(made, kept)
     write_atomically(path, made.SerializeToString())
-
-
-class Recording(Trace):
-    """A trace that also keeps what each step read: its tensors, and what it saved."""
-
-    def __init__(self, network: Module) -> None:
-        super().__init__(network)
-        self.read: dict[int, tuple[Sequence[Tensor | None], Sequence[Any]]] = {}
-
-    def record(
-        self, name: str, inputs: Sequence[Tensor | None], y: Tensor, saved: Sequence[Any]
-    ) -> None:
-        self.read[len(self.steps)] = inputs, saved
-        super().record(name, inputs, y, saved)
-
-    def number(self, x: Tensor) -> int:
-        """The step that gave a tensor."""
-        return self._number(x)
-
-    def number_of(self, x: Tensor) -> int | None:
-        """As `number`; None for weights and constants."""
-        return self._numbers.get(id(x))
 
 
 def _record(model: Module, shape: tuple[int, ...], recorded: Recording) -> list[Tensor]:

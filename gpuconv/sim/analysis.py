@@ -18,7 +18,9 @@ from gpuconv.sim.program import (
 from gpuconv.sim.signature import plain_name
 
 _COLLECTIVE = "bar barrier shfl vote match redux activemask nanosleep elect"
+_COLLECTIVE += " mma ldmatrix stmatrix cp"  # cp.async: its copies are kept in the thread's record
 COLLECTIVE = set(_COLLECTIVE.split())
+UPDATE, DATA = 128, 256  # Code of races.cu
 
 
 def reachable(program: Program, function: Function, seen: tuple[str, ...] = ()) -> list[Function]:
@@ -56,6 +58,17 @@ def polling(function: Function) -> list[Instruction]:
                 )
             ]
     return found
+
+
+def in_shared(i: Instruction) -> bool:
+    """Whether this instruction accesses shared memory for certain."""
+    return any(m.startswith("shared") for m in i.mods)
+
+
+def talks(i: Instruction) -> bool:
+    """Whether by this instruction a block may learn what another block has done."""
+    strong = i.op == "ld" and set(i.mods) & {"volatile", "relaxed", "acquire"} and not in_shared(i)
+    return bool(strong) or (i.op in ("membar", "fence") and "cta" not in i.mods)
 
 
 def narrowest(functions: list[Function]) -> int:
@@ -121,6 +134,107 @@ def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
     return found
 
 
+def _written(i: Instruction) -> list[str]:
+    """Registers that an instruction writes."""
+    if i.op in ("st", "red", "bra", "bar", "barrier", "membar", "fence") or not i.operands:
+        return []
+    parts = getattr(i.operands[0], "items", None) or (i.operands[0],)
+    both = [r for p in parts for r in (getattr(p, "first", p), getattr(p, "second", None))]
+    return [r.name for r in both if isinstance(r, Reg)]
+
+
+def _read(i: Instruction) -> list[str]:
+    """Registers that an instruction reads, but for those in addresses and its guard."""
+    sources = i.operands if i.op in ("st", "red") else i.operands[1:]
+    flat = [p for o in sources for p in (getattr(o, "items", None) or (o,))]
+    return [r.name for r in (getattr(o, "operand", o) for o in flat) if isinstance(r, Reg)]
+
+
+def registers_read(function: Function) -> set[str]:
+    """Names of the registers whose value matters: sources, addresses and guards."""
+    found: set[str] = set()
+    for i in function.instructions:
+        bases = [getattr(o, "base", None) for o in i.operands]
+        guard = getattr(i.guard, "operand", i.guard)
+        found |= {r.name for r in (*bases, guard) if isinstance(r, Reg)}
+        found.update(_read(i))
+    return found
+
+
+_NO_ARGUMENT, _SEVERAL = -1, -2
+
+
+def argument_registers(function: Function) -> dict[str, int]:
+    """The registers that hold an address within one argument, whatever path leads there: which."""
+    numbers = {p.name: n for n, p in enumerate(function.params) if p.pointer}
+    found: dict[str, int] = {}
+
+    def of(operand: object) -> int | None:
+        return found.get(operand.name) if isinstance(operand, Reg) else _NO_ARGUMENT
+
+    def value(i: Instruction) -> int | None:
+        sources = i.operands[1:]
+        if i.op == "ld" and i.mods[0] == "param":
+            base = getattr(sources[0], "base", None)
+            return numbers.get(base.name, _NO_ARGUMENT) if isinstance(base, Sym) else _NO_ARGUMENT
+        if i.op in ("cvta", "mov") and isinstance(sources[0], Reg):
+            return of(sources[0])
+        if i.op in ("add", "sub", "mad", "selp"):
+            terms = [of(o) for o in (sources[2:3] if i.op == "mad" else sources[:2])]
+            if None in terms:
+                return None
+            real = {t for t in terms if t != _NO_ARGUMENT}
+            return real.pop() if len(real) == 1 else _SEVERAL if real else _NO_ARGUMENT
+        return _NO_ARGUMENT
+
+    before: dict[str, int] | None = None
+    while found != before:
+        before = dict(found)
+        for i in function.instructions:
+            new = value(i)
+            for name in _written(i) if new is not None else ():
+                found[name] = new if found.get(name, new) == new else _SEVERAL
+    return {name: number for name, number in found.items() if number >= 0}
+
+
+def volatile_bits(function: Function) -> dict[int, int]:
+    """UPDATE and DATA of races.cu for the volatile accesses of a function, by the ids of these."""
+    makers: dict[str, list[Instruction]] = {}
+    for i in function.instructions:
+        for name in _written(i):
+            makers.setdefault(name, []).append(i)
+
+    def origins(names: list[str]) -> tuple[set[str], set[int]]:
+        """The registers from which values are computed, and the ids of the loads among these."""
+        seen, loads, todo = set(), set(), list(names)
+        while todo:
+            name = todo.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            for maker in makers.get(name, ()):
+                if maker.op in ("ld", "atom"):
+                    loads.add(id(maker))
+                else:
+                    todo += _read(maker)
+        return seen, loads
+
+    volatile = [i for i in function.instructions if i.op in ("ld", "st") and "volatile" in i.mods]
+    if not volatile:
+        return {}
+    guards = [getattr(i.guard, "operand", i.guard) for i in function.instructions if i.guard]
+    deciding = origins([g.name for g in guards if isinstance(g, Reg)])[1]
+    same = {id(i): (i.operands[1] if i.op == "ld" else i.operands[0]) for i in volatile}
+    found = {}
+    for i in volatile:
+        found[id(i)] = 0 if id(i) in deciding else DATA
+        if i.op == "st":
+            sources = origins(_read(i))[1]
+            if any(same.get(load) == same[id(i)] for load in sources):
+                found[id(i)] |= UPDATE
+    return found
+
+
 def register_types(function: Function) -> dict[str, str]:
     """LLVM type of each register.
 
@@ -142,6 +256,7 @@ def register_types(function: Function) -> dict[str, str]:
 
 
 _EXEMPT = {"ld", "st", "mov", "selp", "abs", "neg", "shfl", "atom", "red", "testp", "copysign"}
+_EXEMPT |= {"mma"}  # the scheduler multiplies
 
 
 def all_flush(functions: list[Function]) -> bool:

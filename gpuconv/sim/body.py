@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 # the modules isa_* put their functions into TABLE and FLOAT_TABLE
 from gpuconv.sim import (
     counting,
+    isa_async,
     isa_atomic,
     isa_convert,
     isa_int,
     isa_memory,
+    isa_mma,
     isa_move,
     isa_sync,
-    layout,
 )
 from gpuconv.sim.analysis import register_types
 from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter, Frame
@@ -28,7 +29,8 @@ from gpuconv.sim.signature import plain_name
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
 
-__all__ = ["Body", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_move"]
+__all__ = ["Body", "isa_async", "isa_atomic", "isa_convert", "isa_int", "isa_memory", "isa_mma"]
+__all__ += ["isa_move"]
 
 
 class Body(Emitter):
@@ -55,6 +57,8 @@ class Body(Emitter):
         for variable in function.variables:
             if variable.space in ("local", "param"):
                 frame.variables[variable.name] = self.local(variable)
+            if variable.space == "local" and self.module.check:
+                frame.written[variable.name] = self.shadow(variable)
         self.allocas.append(f'%"{prefix}cc" = alloca i1')  # the carry flag, CC.CF
         if self.module.count:
             counting.enter(self)
@@ -97,7 +101,7 @@ class Body(Emitter):
         else:
             raise self.unsupported()
         if id(instruction) in self.polls and self.open:
-            TABLE["nanosleep"](self, instruction)
+            isa_sync.yields(self, instruction)
         if after or instruction.op in ("bra", "brx", "call"):
             self.segment = None
         if after:
@@ -130,7 +134,12 @@ class Body(Emitter):
         launch = self.op(f"load ptr, ptr {pointer}, !invariant.load !0")
         stop = self.op(f"load volatile i32, ptr {self.field('Launch', launch, 'stop')}")
         on = self.fresh("on")
-        self.end(f"br i1 {self.op(f'icmp eq i32 {stop}, 0')}, label %{on}, label %exit")
+        off = self.fresh("off")
+        self.end(f"br i1 {self.op(f'icmp eq i32 {stop}, 0')}, label %{on}, label %{off}")
+        self.label(off)
+        where = f"i32 {self.linear_thread()}", f"i32 {self.module.site(self.instruction)}"
+        self.call("void", "sim_stopped", "ptr %blk", *where)
+        self.end("br label %exit")
         self.label(on)
 
     def _brx_(self, i: Instruction) -> None:
@@ -157,11 +166,8 @@ class Body(Emitter):
     _brkpt_ = _trap_
 
     def fail(self, kind: str, address: str = "0", value: str = "0") -> None:
-        """Record an error of this thread and leave the kernel. kind: of ERRORS, or a value."""
-        code = layout.ERRORS.index(kind) if kind in layout.ERRORS else kind
-        where = f"i32 {code}", f"i32 {self.module.site(self.instruction)}"
-        what = f"i64 {address}", f"i64 {value}"
-        self.call("void", "sim_fail", "ptr %blk", f"i32 {self.linear_thread()}", *where, *what)
+        """Record an error of this thread, of ERRORS, and leave the kernel."""
+        self.report(kind, address, value, "sim_fail")
         self.end("br label %exit")
 
     def _call_(self, i: Instruction) -> None:
@@ -171,7 +177,9 @@ class Body(Emitter):
         first, last = i.operands[0], i.operands[-1]
         results = first.items if isinstance(first, Vector) else ()
         arguments = last.items if isinstance(last, Vector) and last is not first else ()
-        if name in self.program.functions:
+        if self.module.host and name in self.program.functions:
+            self._host_function(self.program.functions[name], results, arguments)
+        elif name in self.program.functions:
             self._inline(self.program.functions[name], results, arguments)
         elif name == "vprintf":
             what = (f"i64 {self._argument(a)}" for a in arguments)
@@ -182,7 +190,9 @@ class Body(Emitter):
         elif name == "__assertfail":
             self.fail("ASSERT", self._argument(arguments[0]), self._argument(arguments[1]))
         elif self.module.host:
-            isa_sync.host_call(self, name, [self._argument(a) for a in arguments])
+            value = isa_sync.host_call(self, name, [self._argument(a) for a in arguments])
+            if value:
+                self.emit(f"store i64 {value}, ptr {self.frame.variables[results[0].name]}")
         else:
             where = self.module.where(i)
             raise UnsupportedError(f"{where}: the function {plain_name(name)} has no body here")
@@ -190,6 +200,23 @@ class Body(Emitter):
     def _argument(self, operand: object) -> str:
         assert isinstance(operand, Sym)
         return self.op(f"load i64, ptr {self.frame.variables[operand.name]}")
+
+    def _host_function(self, callee: Function, results: tuple, arguments: tuple) -> None:
+        """Call a function of the scheduler."""
+        values = []
+        for variable, argument in zip(callee.params, arguments, strict=True):
+            type_ = f"i{8 * variable.size}"
+            values.append(f"{type_} {self.op(f'load {type_}, ptr {self._place(argument)}')}")
+        if not results:
+            self.emit(f'call void @"{callee.name}"({", ".join(values)})')
+            return
+        type_ = f"i{8 * callee.results[0].size}"
+        value = self.op(f'call {type_} @"{callee.name}"({", ".join(values)})')
+        self.emit(f"store {type_} {value}, ptr {self._place(results[0])}")
+
+    def _place(self, operand: object) -> str:
+        assert isinstance(operand, Sym)
+        return self.frame.variables[operand.name]
 
     def _inline(self, callee: Function, results: tuple, arguments: tuple) -> None:
         variables = {}

@@ -12,7 +12,6 @@ import ctypes
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
@@ -112,8 +111,8 @@ class Counters:
 
     # ---- what adds them up ----
 
-    def _add(self, notes: np.ndarray, shared: int, shared_bytes: int) -> None:
-        """Add notes of whole blocks. shared: where shared memory begins."""
+    def _add(self, notes: np.ndarray, shared: list[int], shared_bytes: int) -> None:
+        """Add notes of whole blocks. shared: where their shared memory may begin."""
         mixed = notes["key"] * np.uint64(0xD6E8FEB86659FD93)
         warp = (notes["block"].astype(np.uint64) << np.uint64(5)) + (notes["thread"] >> 5)
         mixed ^= (warp << np.uint64(32) ^ notes["place"]) * np.uint64(0x9E3779B97F4A7C15)
@@ -133,14 +132,15 @@ class Counters:
             self._warps[segments[number]] += warps[number]
 
     def _add_accesses(
-        self, notes: np.ndarray, mixed: np.ndarray, shared: int, shared_bytes: int
+        self, notes: np.ndarray, mixed: np.ndarray, shared: list[int], shared_bytes: int
     ) -> None:
         number, address = (notes["place"] - ACCESS).astype(np.int64), notes["address"].copy()
         _, first, group = np.unique(mixed, return_index=True, return_inverse=True)
-        inside = address - np.uint64(shared) < shared_bytes
-        generic = self._generic[number] & inside
-        address[generic] -= np.uint64(shared)
-        in_shared = self._in_shared[number] | generic
+        in_shared = self._in_shared[number]
+        for begin in shared:
+            inside = self._generic[number] & (address - np.uint64(begin) < shared_bytes)
+            address[inside] -= np.uint64(begin)
+            in_shared |= inside
         owner, count = number[first], len(self._sizes)
         for row, chosen in enumerate((in_shared, ~in_shared)):
             self._lanes[row] += np.bincount(number[chosen], minlength=count)
@@ -200,9 +200,10 @@ def _sum(rows: list[dict[str, int]]) -> dict[str, int]:
 class _Log:
     """The notes of the running launch. One launch is counted at a time."""
 
-    def __init__(self, counters: Counters, block: Any) -> None:
+    def __init__(self, counters: Counters, blocks: np.ndarray) -> None:
         self.counters = counters
-        self.shared, self.shared_bytes = int(block["shared"]), int(block["shared_bytes"])
+        self.shared = [int(begin) for begin in blocks["shared"]]
+        self.shared_bytes = int(blocks["shared_bytes"][0])
         self.notes = np.zeros(_NOTES, layout.DTYPES["Note"])
         self.record = np.zeros(1, layout.DTYPES["Log"])
         self.record["notes"], self.record["size"] = self.notes.ctypes.data, _NOTES
@@ -213,16 +214,14 @@ class _Log:
         """Empty the log. What is not final may lack notes of the blocks that came last."""
         notes = self.notes[: int(self.record["used"][0])].copy()
         self.record["used"] = 0
-        if not final and len(np.unique(notes["block"])) == 1:
-            self.kept.append(notes)
-            self.too_long |= sum(map(len, self.kept)) > _MOST
-            if self.too_long:
-                self.kept.clear()
-            return
-        last = notes["block"][-1] if len(notes) else 0
         notes = np.concatenate([*self.kept, notes])
-        open_ = (notes["block"] == last) & (not final)
+        newest, first = np.unique(notes["block"][::-1], return_index=True)
+        newest = newest[np.argsort(first)[: 0 if final else len(self.shared)]]
+        open_ = np.isin(notes["block"], newest)
         self.kept = [notes[open_]]
+        self.too_long |= len(self.kept[0]) > _MOST
+        if self.too_long:
+            self.kept = []
         if not open_.all():
             self.counters._add(notes[~open_], self.shared, self.shared_bytes)
 
@@ -240,14 +239,14 @@ jit.add_symbol("sim_log_full", ctypes.cast(_FULL, ctypes.c_void_p).value or 0)
 
 
 @contextmanager
-def counted(counters: Counters, block: np.ndarray) -> Iterator[None]:
-    """Count the launch inside, which runs one block at a time on the worker of this Block record.
+def counted(counters: Counters, blocks: np.ndarray) -> Iterator[None]:
+    """Count the launch inside, whose blocks run one after another in these Block records.
 
     Raises LaunchError where one block does more than the log can hold.
     """
     global _log
-    _log = _Log(counters, block[0])
-    block["log"] = _log.record.ctypes.data
+    _log = _Log(counters, blocks)
+    blocks["log"] = _log.record.ctypes.data
     try:
         yield
         _log.take(final=True)

@@ -59,6 +59,8 @@ class Frame:
     variables: dict[str, str] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)  # register to LLVM type
     leave: str = "exit"
+    # local space, checked mode: name to LLVM pointer to one byte for each byte, 1 once written
+    written: dict[str, str] = field(default_factory=dict)
     # registers that hold a parameter: LLVM pointer to it
     held: dict[str, str] = field(default_factory=dict)
     # counted mode: the label that came last, and the loops around each label
@@ -81,6 +83,8 @@ class Emitter:
         self.names = itertools.count()
         self.instruction: Instruction  # the one that is being lowered
         self.specials: dict[str, str] = {}
+        self.access_bits: dict[int, int] = {}  # of an instruction, by its id: Code of races.cu
+        self.arguments: dict[str, int] = {}  # registers of the kernel that point into an argument
 
     # ---- lines ----
 
@@ -133,6 +137,19 @@ class Emitter:
             self.emit(f"call void @{name}({', '.join(arguments)})")
             return ""
         return self.op(f"call {type_} @{name}({', '.join(arguments)})")
+
+    def report(
+        self, kind: str, address: str = "0", value: str = "0", by: str = "sim_report"
+    ) -> None:
+        """Record an error of this thread, of ERRORS."""
+        code, site = layout.ERRORS.index(kind), self.module.site(self.instruction)
+        who = "ptr %blk", f"i32 {self.linear_thread()}", f"i32 {code}", f"i32 {site}"
+        self.call("void", by, *who, f"i64 {address}", f"i64 {value}")
+
+    def argument_of(self, base: object) -> int:
+        """Number of the argument that an address's base register points into, or -1."""
+        known = isinstance(base, Reg) and len(self.frames) == 1
+        return self.arguments.get(base.name, -1) if known else -1  # type: ignore[union-attr]
 
     def intrinsic(self, name: str, type_: str, *values: str) -> str:
         """Call LLVM's intrinsic of this name, whose result and arguments have one type."""
@@ -318,6 +335,14 @@ class Emitter:
 
     def pointer(self, value: str) -> str:
         return self.op(f"inttoptr i64 {value} to ptr")
+
+    def shadow(self, variable: Variable) -> str:
+        """Zeroed bytes, one for each byte of a variable in local space."""
+        name = f'%"{self.frame.prefix}{variable.name}.written"'
+        self.allocas.append(f"{name} = alloca [{max(variable.size, 1)} x i8]")
+        fill = f"ptr {name}", "i8 0", f"i64 {variable.size}", "i1 false"
+        self.call("void", "llvm.memset.p0.i64", *fill)
+        return name
 
     def local(self, variable: Variable) -> str:
         """Stack memory for a variable in the local or parameter space."""

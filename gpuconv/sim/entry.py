@@ -9,12 +9,17 @@ from gpuconv.sim import isa_atomic, prelude
 from gpuconv.sim.analysis import (
     COLLECTIVE,
     all_flush,
+    argument_registers,
+    in_shared,
     is_pointer,
     names,
     narrowest,
     parameter_registers,
     polling,
     reachable,
+    registers_read,
+    talks,
+    volatile_bits,
 )
 from gpuconv.sim.body import Body
 from gpuconv.sim.info import Kernel
@@ -39,11 +44,11 @@ class HostFunction(Body):
                 stores.append(f"store i{p.size * 8} %a{number}, ptr %p{number}")
         self.enter(self.function, variables, "exit")
         self.statements(self.function)
-        returns = "ret void"
+        kind, returns = "void", "ret void"
         if self.function.results:
-            returns = "%result = load i32, ptr %p0\n  ret i32 %result"
-        kind = "i32" if self.function.results else "void"
-        head = f"define {kind} @{self.function.name}({', '.join(arguments)}) nounwind {{"
+            kind = f"i{8 * self.function.results[0].size}"
+            returns = f"%result = load {kind}, ptr %p0\n  ret {kind} %result"
+        head = f'define {kind} @"{self.function.name}"({", ".join(arguments)}) nounwind {{'
         first = ["  " + line for line in (*self.allocas, *stores, "br label %start")]
         return "\n".join(
             [head, "entry:", *first, "start:", *self.code, "exit:", f"  {returns}", "}"]
@@ -57,9 +62,18 @@ class KernelFunction(Body):
         super().__init__(module, function)
         self.functions = reachable(module.program, function)
         self.flush_in_hardware = module.x86 and all_flush(self.functions)
+        instructions = [i for f in self.functions for i in f.instructions]
+        read = set().union(*map(registers_read, self.functions))
         self.polls = {id(i) for f in self.functions for i in polling(f)}
+        if module.check:  # a loop that takes work by an atomic must not give it all to one thread
+            self.polls |= {id(i) for i in instructions if isa_atomic.result_used(i, read)}
+            for f in self.functions:
+                self.access_bits |= volatile_bits(f)
         # a thread may have to wait for another
-        collective = any(i.op in COLLECTIVE for f in self.functions for i in f.instructions)
+        collective = any(i.op in COLLECTIVE for i in instructions)
+        self.waits = any(id(i) in self.polls and not in_shared(i) for i in instructions)
+        self.serial = any(isa_atomic.order_matters(i, read) for i in instructions)
+        self.talks = self.serial or self.waits or any(map(talks, instructions))
         self.coroutine = bool(self.polls) or collective
 
     def run(self) -> str:
@@ -71,6 +85,8 @@ class KernelFunction(Body):
             head.append(f'%"param.{q.name}" = getelementptr i8, ptr %params, i64 {q.offset}')
         if not self.coroutine:
             self.specials |= {f"%tid.{axis}": f"%tid.{axis}" for axis in "xyz"}
+        if self.module.check:
+            self.arguments = argument_registers(self.function)
         self.enter(self.function, variables, "exit")
         for name, (parameter, offset) in parameter_registers(self.function).items():
             if self.coroutine:
@@ -89,7 +105,6 @@ class KernelFunction(Body):
         shared, end, real, dynamic = self._place_shared(program)
         threads = math.prod(f.directives.get("maxntid", f.directives.get("reqntid", (1024,))))
         local = sum(v.size for g in self.functions for v in g.variables if v.space == "local")
-        serial = any(isa_atomic.order_matters(i) for g in self.functions for i in g.instructions)
         return Kernel(
             f.name,
             f.params,
@@ -98,11 +113,14 @@ class KernelFunction(Body):
             end,
             dynamic,
             self.coroutine,
-            serial,
+            self.serial,
+            self.talks,
+            self.waits,
             self.flush_in_hardware,
             threads,
             local,
             shared,
+            any(i.op == "cp" for g in self.functions for i in g.instructions),
             narrowest(self.functions),
         )
 

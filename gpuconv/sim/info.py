@@ -20,11 +20,21 @@ class Kernel:
     dynamic_shared: bool
     coroutine: bool  # it has collectives, so each of its threads is a coroutine
     serial: bool  # its result depends on the order of blocks, which then run one by one
+    talks: bool  # its blocks may read what others wrote, by atomic or volatile reads or fences
+    waits: bool  # they may wait for each other
     flush: bool  # it runs in the processor's flush-to-zero mode
     max_threads: int
     local_bytes: int
     shared_names: list[tuple[str, int, int]]
+    copies: bool  # it has cp.async
     granule: int  # bytes of its narrowest access, at most 4: the unit of race detection
+
+    def shared_places(self, total: int) -> list[tuple[int, int]]:
+        """Address and size of each shared variable; `total` bytes include the dynamic one."""
+        places = [(begin, size) for _, begin, size in self.shared_names]
+        if self.dynamic_shared:
+            places.append((self.placed_shared, total - self.placed_shared))
+        return places
 
 
 @dataclass
@@ -33,7 +43,9 @@ class Info:
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
     sites: list[tuple[str, int, str]] = field(default_factory=list)  # file, line, PTX instruction
+    arguments: list[int] = field(default_factory=list)  # which one a site accesses; -1 for unknown
     variables: dict[str, int] = field(default_factory=dict)  # name to size in bytes
+    constants: set[str] = field(default_factory=set)  # those in constant memory
     # counted mode: instructions, their memory accesses, and the instructions of each segment
     executed: list[Executed] = field(default_factory=list)
     accesses: list[Access] = field(default_factory=list)

@@ -5,17 +5,26 @@ In shared memory plain loads and stores are enough, because a block runs on one 
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.isa_memory import Access, host_pointer
+from gpuconv.sim.isa_memory import ATOMIC, READ, STRONG, WRITE, Access, host_pointer, meta
 from gpuconv.sim.prelude import ALIAS
-from gpuconv.sim.program import TYPES, Instruction, Reg, bits_of
+from gpuconv.sim.program import TYPES, Address, Instruction, Operand, Reg, bits_of
 from gpuconv.sim.rounding import flush
 
 _COMMUTATIVE = {"add", "min", "max", "and", "or", "xor"}
 _ATOMIC = _COMMUTATIVE | {"exch", "cas", "inc", "dec"}
 
 
-def order_matters(i: Instruction) -> bool:
+def result_used(i: Instruction, read: Set[str]) -> bool:
+    """Whether this is a global atomic whose result is read. read: the registers that are."""
+    if i.op != "atom" or any(m.startswith("shared") for m in i.mods):
+        return False
+    return isinstance(i.operands[0], Reg) and i.operands[0].name in read
+
+
+def order_matters(i: Instruction, read: Set[str]) -> bool:
     """Whether this is a global atomic whose result depends on the order of the blocks.
 
     The blocks of a kernel with such an instruction run one by one.
@@ -23,8 +32,7 @@ def order_matters(i: Instruction) -> bool:
     if i.op not in ("atom", "red") or any(m.startswith("shared") for m in i.mods):
         return False
     plain = TYPES.get(i.mods[-1]) in ("i32", "i64") and set(i.mods) & _COMMUTATIVE
-    unused = i.op == "red" or (isinstance(i.operands[0], Reg) and i.operands[0].name == "_")
-    return not (plain and unused)
+    return not plain or result_used(i, read)
 
 
 @lowers("atom", "red")
@@ -35,7 +43,8 @@ def _atom(b: Emitter, i: Instruction) -> None:
     op = next((word for word in i.mods if word in _ATOMIC), "")
     operands = i.operands if i.op == "red" else i.operands[1:]
     b.need(op != "" and access.lanes == 1 and bits_of(type_) in (16, 32, 64))
-    pointer = host_pointer(b, operands[0], space, access.bytes, "both", True)
+    code = access.code | STRONG | ATOMIC | READ | WRITE * (op != "cas")
+    pointer = host_pointer(b, operands[0], space, access.bytes, code)
     values = [b.read(o, type_) for o in operands[1:]]
     b.need(len(values) == (2 if op == "cas" else 1))
     if space == "shared" or op == "cas" or not TYPES[type_].startswith("i"):
@@ -45,8 +54,24 @@ def _atom(b: Emitter, i: Instruction) -> None:
         if op in ("min", "max") and type_[0] == "u":
             verb = "u" + op
         old = b.op(f"atomicrmw {verb} ptr {pointer}, {TYPES[type_]} {values[0]} seq_cst")
+    if op == "cas" and b.module.check:
+        _swapped(b, operands[0], space, access.bytes, code | WRITE, old, values[0], TYPES[type_])
     if i.op == "atom":
         b.write(i.operands[0], type_, old)
+
+
+def _swapped(b: Emitter, address: Operand, space: str, size: int, code: int, old: str, want: str,
+             llvm: str) -> None:  # fmt: skip
+    """Tell checked mode of the write where a compare-and-swap succeeded."""
+    assert isinstance(address, Address)
+    whole = f"i{8 * size}"
+    same = b.op(f"icmp eq {whole} {b.reshape(old, llvm, whole)}, {b.reshape(want, llvm, whole)}")
+    done, on = b.fresh("swapped"), b.fresh("on")
+    b.end(f"br i1 {same}, label %{done}, label %{on}")
+    b.label(done)
+    where = f"i64 {b.base(address)}", f"i64 {meta(b, address, space, size, code)}"
+    b.call("void", "sim_swapped", "ptr %blk", *where, f"i32 {b.linear_thread()}")
+    b.label(on)
 
 
 def _exchange(b: Emitter, op: str, type_: str, space: str, pointer: str, values: list[str]) -> str:

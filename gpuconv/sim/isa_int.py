@@ -111,7 +111,7 @@ def _div(b: Emitter, i: Instruction) -> None:
         good, bad = b.fresh("good"), b.fresh("bad")
         b.end(f"br i1 {zero}, label %{bad}, label %{good}")
         b.label(bad)
-        b.fail("DIVISION")  # type: ignore[attr-defined]
+        b.report("DIVISION")
         b.label(good)
     safe, overflow = b.op(f"select i1 {zero}, {llvm} 1, {llvm} {y}"), "false"
     if type_[0] == "s":

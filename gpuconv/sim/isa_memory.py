@@ -22,6 +22,12 @@ weak volatile relaxed acquire release acq_rel cta cluster gpu sys unified ca cg 
 ORDERS = set(_ORDERS.split())
 
 
+# what sim_access is told about an access: Code of races.cu
+READ, WRITE, SHARED, GENERIC, STRONG, ACQUIRE, RELEASE, UPDATE, DATA, ATOMIC, BLIND = (
+    1 << n for n in range(11)
+)
+
+
 class Access:
     """Space, type, vector length and semantics of a memory instruction, read from its modifiers."""
 
@@ -39,15 +45,18 @@ class Access:
                 b.need(word in ORDERS | also or word.startswith(("L1__", "L2__")))
         b.need(self.type in TYPES and self.type != "pred")
         self.bytes = bits_of(self.type) // 8 * self.lanes
+        self.code = STRONG * self.volatile | DATA * ("nc" in words)
+        self.code |= ACQUIRE * bool({"acquire", "acq_rel"} & set(words))
+        self.code |= RELEASE * bool({"release", "acq_rel"} & set(words))
+        self.code |= b.access_bits.get(id(i), 0)
 
 
 def host_pointer(
-    b: Emitter, address: object, space: str, size: int, kind: str, strong: bool
+    b: Emitter, address: object, space: str, size: int, code: int, value: str = "", type_: str = ""
 ) -> str:
     """LLVM pointer for an access of `size` bytes, which checked mode verifies first.
 
-    kind: "read", "write" or "both". strong: a strong operation of the memory model (atomic,
-    volatile, acquire, release), by which threads may synchronise.
+    code: READ, WRITE and what else holds. value, type_: what is written, as an LLVM value.
     """
     if not isinstance(address, Address):
         raise b.unsupported()
@@ -58,60 +67,111 @@ def host_pointer(
             f"getelementptr i8, ptr {b.frame.variables[name]}, "
             f"i64 {address.base.offset + address.offset}"
         )
-    value = b.base(address)
+    at = b.base(address)
     if b.module.count:
-        counting.touch(b, value, space, kind, size)
+        kind = {READ: "read", WRITE: "write"}.get(code & (READ | WRITE), "both")
+        counting.touch(b, at, space, kind, size)
     if b.module.check:
-        _check(b, value, space, size, kind, strong)
+        parts = _words(b, value, type_, size) if value else ("0", "0")
+        code |= BLIND * (not value)
+        return b.pointer(_checked(b, at, space, size, meta(b, address, space, size, code), parts))
     if space == "shared":
-        value = b.shared_to_host(value)
-    return b.pointer(value)
+        at = b.shared_to_host(at)
+    return b.pointer(at)
 
 
-def _check(b: Emitter, value: str, space: str, size: int, kind: str, strong: bool) -> None:
-    """Leave the kernel with an error where the access is wrong.
+def meta(b: Emitter, address: Address, space: str, size: int, code: int) -> int:
+    """What sim_access is told about an access, in one word."""
+    code |= {"shared": SHARED, "generic": GENERIC}.get(space, 0)
+    argument = 1 + b.argument_of(address.base)
+    return size | code << 8 | argument << 20 | b.module.site(b.instruction, argument - 1) << 28
 
-    It is if it is out of bounds or misaligned, reads memory that was never written, or races with
-    another thread's access.
+
+def _words(b: Emitter, value: str, type_: str, size: int) -> tuple[str, str]:
+    """The bits of a value of up to 16 bytes as two i64; of a longer one the first 16."""
+    whole = f"i{8 * size}"
+    if type_ != whole:
+        value = b.op(f"bitcast {type_} {value} to {whole}")
+    if size == 8:
+        return value, "0"
+    if size < 8:
+        return b.op(f"zext {whole} {value} to i64"), "0"
+    high = b.op(f"lshr {whole} {value}, 64")
+    return b.op(f"trunc {whole} {value} to i64"), b.op(f"trunc {whole} {high} to i64")
+
+
+def _checked(b: Emitter, at: str, space: str, size: int, meta_: int, parts: tuple[str, str]) -> str:
+    """The host address of an access that checked mode verifies, as i64.
+
+    An access that must not happen goes to a place of no consequence.
     """
-    good, bad = b.fresh("good"), b.fresh("bad")
+    ways: list[tuple[str, str]] = []
+    good = b.fresh("good")
     if space in ("local", "generic"):
-        _check_local(b, value, size, good)
-        if space == "local":
-            b.fail("BOUNDS_LOCAL", value, str(size))  # type: ignore[attr-defined]
-            b.label(good)
-            return
-    code = {"read": 1, "write": 2, "both": 3}[kind] + 16 * strong
-    code += 4 if space == "shared" else 8 if space == "generic" else 0
-    site = b.module.site(b.instruction)
-    access = f"i64 {value}", f"i32 {size}", f"i32 {code}", f"i32 {b.linear_thread()}", f"i32 {site}"
-    found = b.call("i32", "sim_check", "ptr %blk", *access)
-    b.end(f"br i1 {b.op(f'icmp eq i32 {found}, 0')}, label %{good}, label %{bad}")
-    b.label(bad)
-    b.fail(found, value, str(size))  # type: ignore[attr-defined]
+        _check_local(b, at, size, meta_, good, ways)
+    if space == "local":
+        b.report("BOUNDS_LOCAL", at, str(size))
+        found = b.op(f"ptrtoint ptr {b.field('Block', '%blk', 'scratch')} to i64")
+    else:
+        numbers = ["ptr %blk", f"i64 {at}", f"i64 {meta_}", f"i32 {b.linear_thread()}"]
+        values = [f"i64 {part}" for part in parts]
+        usual = space in ("shared", "global") and not meta_ >> 8 & STRONG
+        name = f"sim_write_{space}" if usual else "sim_access"
+        if usual and not meta_ >> 8 & WRITE:
+            name, values = f"sim_read_{space}", []
+        found = b.call("i64", name, *numbers, *values)
+    if not ways:
+        return found
+    last = b.fresh("last")
+    b.label(last)
     b.label(good)
+    ways.append((found, last))
+    return b.op("phi i64 " + ", ".join(f"[{value}, %{label}]" for value, label in ways))
 
 
-def _check_local(b: Emitter, value: str, size: int, good: str) -> None:
+def _check_local(
+    b: Emitter, at: str, size: int, meta_: int, good: str, ways: list[tuple[str, str]]
+) -> None:
     """Branch to `good` if the address is aligned and inside one of the thread's local variables."""
-    aligned = b.op(f"icmp eq i64 {b.op(f'and i64 {value}, {min(size, 16) - 1}')}, 0")
+    aligned = b.op(f"icmp eq i64 {b.op(f'and i64 {at}, {min(size, 16) - 1}')}, 0")
     for frame in b.frames:
         for variable in frame.function.variables:
-            if variable.space == "local" and variable.size >= size:
-                base = b.op(f"ptrtoint ptr {frame.variables[variable.name]} to i64")
-                inside = b.op(
-                    f"icmp ule i64 {b.op(f'sub i64 {value}, {base}')}, {variable.size - size}"
-                )
-                other = b.fresh("other")
-                b.end(f"br i1 {b.op(f'and i1 {inside}, {aligned}')}, label %{good}, label %{other}")
-                b.label(other)
+            if variable.space != "local" or variable.size < size:
+                continue
+            base = b.op(f"ptrtoint ptr {frame.variables[variable.name]} to i64")
+            offset = b.op(f"sub i64 {at}, {base}")
+            inside = b.op(f"icmp ule i64 {offset}, {variable.size - size}")
+            here, other = b.fresh("here"), b.fresh("other")
+            b.end(f"br i1 {b.op(f'and i1 {inside}, {aligned}')}, label %{here}, label %{other}")
+            b.label(here)
+            _check_written(b, at, offset, frame.written[variable.name], size, meta_)
+            last = b.fresh("last")
+            b.label(last)
+            ways.append((at, last))
+            b.end(f"br label %{good}")
+            b.label(other)
+
+
+def _check_written(b: Emitter, at: str, offset: str, shadow: str, size: int, meta_: int) -> None:
+    """Whether bytes of a local variable have been written; a write marks them."""
+    place, whole = b.op(f"getelementptr i8, ptr {shadow}, i64 {offset}"), f"i{8 * size}"
+    ones = int.from_bytes(bytes([1] * size), "little")
+    if meta_ >> 8 & READ:
+        was = b.op(f"load {whole}, ptr {place}, align 1")
+        bad, on = b.fresh("bad"), b.fresh("on")
+        b.end(f"br i1 {b.op(f'icmp eq {whole} {was}, {ones}')}, label %{on}, label %{bad}")
+        b.label(bad)
+        b.report("UNINITIALISED", at, str(size))
+        b.label(on)
+    else:
+        b.emit(f"store {whole} {ones}, ptr {place}, align 1")
 
 
 @lowers("ld", "ldu")
 def _ld(b: Emitter, i: Instruction) -> None:
     a = Access(b, i)
     to, address = i.operands
-    pointer = host_pointer(b, address, a.space, a.bytes, "read", a.volatile)
+    pointer = host_pointer(b, address, a.space, a.bytes, READ | a.code)
     llvm = TYPES[a.type]
     shape = f"<{a.lanes} x {llvm}>" if a.lanes > 1 else llvm
     fixed = a.space == "param" and _is_entry_parameter(b, address)
@@ -149,7 +209,7 @@ def _st(b: Emitter, i: Instruction) -> None:
             value = b.op(
                 f"insertelement {shape} {value}, {llvm} {b.read(item, a.type)}, i32 {lane}"
             )
-    pointer = host_pointer(b, address, a.space, a.bytes, "write", a.volatile)
+    pointer = host_pointer(b, address, a.space, a.bytes, WRITE | a.code, value, shape)
     volatile = "volatile " if a.volatile else ""
     b.emit(f"store {volatile}{shape} {value}, ptr {pointer}, align 1, !tbaa {ALIAS[a.space]}")
 
@@ -192,4 +252,7 @@ def _fence(b: Emitter, i: Instruction) -> None:
     b.need(
         set(i.mods) <= {"cta", "gl", "sys", "gpu", "sc", "acq_rel", "cluster", "acquire", "release"}
     )
+    if b.module.check:
+        device = int("cta" not in i.mods)
+        b.call("void", "sim_fence", "ptr %blk", f"i32 {b.linear_thread()}", f"i32 {device}")
     b.emit('fence syncscope("singlethread") seq_cst' if b.module.x86 else "fence seq_cst")

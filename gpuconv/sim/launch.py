@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,11 @@ import numpy as np
 from gpuconv.sim import layout, memory, report
 from gpuconv.sim.arguments import pack
 from gpuconv.sim.counters import Counters, counted
-from gpuconv.sim.errors import LaunchError
+from gpuconv.sim.errors import KernelError, LaunchError
+from gpuconv.sim.findings import Finding
 from gpuconv.sim.info import Kernel
 from gpuconv.sim.prelude import symbol
+from gpuconv.sim.worker import Worker
 
 if TYPE_CHECKING:
     from gpuconv.sim.machine import Module
@@ -33,7 +35,12 @@ MAX_SHARED = 227 * 1024  # the most any architecture offers with opt-in
 _MIN_SECONDS = 3e-4  # of work for which a second core pays
 _FIRST_GUESS = 1e-7  # seconds that a CUDA thread takes, before a launch has been timed
 _checked = threading.Lock()  # checked launches share one clock, so they run one by one
-_clock = 0  # logical time of all checked launches (races.cu)
+_chunk = 1  # the next chunk of logical time of all checked launches (clocks.cu)
+_generation = 0  # increased when the times begin anew
+_MAX_CHUNKS = 1 << 29  # half of those for which a mark has room
+_MAX_PARTS = 2  # in which the blocks of a checked launch run, each on one core
+_MIN_PART_THREADS = 2048  # of a launch that is worth them
+_WATCH_SECONDS = 0.2  # between looks at the time
 _CREATE = ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * 3)  # of a coroutine
 _KEPT = 8  # block shapes whose memory a kernel keeps for the next launch
 
@@ -48,47 +55,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="gpuconv-sim")
 
 
-class Worker:
-    """The memory of one block at a time: its records, shared memory and the threads' frames."""
-
-    def __init__(self, function: Function, threads: int, shared: int) -> None:
-        kernel = function.kernel
-        self.block = np.zeros(1, layout.DTYPES["Block"])
-        self.threads = np.zeros(threads if kernel.coroutine else 1, layout.DTYPES["Thread"])
-        self._held = {
-            "threads": self.threads,
-            "shared": memory.aligned(shared + 1024),
-            "frames": memory.aligned(threads * function.frame_bytes if kernel.coroutine else 16),
-        }
-        if function.module.check:
-            template = _template(kernel, shared)
-            self._held |= {"shared_template": template, "shared_shadow": template.copy()}
-            clocks = {"times": threads, "seen": threads**2}
-            clocks["sync_clocks"] = layout.SYNC_CLOCKS * threads
-            self._held |= {name: np.zeros(size, np.uint64) for name, size in clocks.items()}
-            self._held["shared_trace"] = _trace(shared, kernel.granule)
-        record = self.block[0]
-        for name, array in self._held.items():
-            record[name] = array.ctypes.data
-        record["granule"], record["frame_stride"] = kernel.granule, function.frame_bytes
-        record["nthreads"], record["shared_bytes"] = threads, shared
-
-
-def _template(kernel: Kernel, shared: int) -> np.ndarray:
-    """Shadow of shared memory when a block begins: 0 for unwritten bytes, 0x80 in the gaps."""
-    template = np.full(shared + 32, 0x80, np.uint8)
-    for _, begin, size in kernel.shared_names:
-        template[begin : begin + size] = 0
-    if kernel.dynamic_shared:
-        template[kernel.placed_shared : shared] = 0
-    return template
-
-
-def _trace(nbytes: int, granule: int) -> np.ndarray:
-    """Access records, one for each granule of `nbytes` bytes of memory."""
-    return np.zeros((nbytes // granule + 2) * layout.DTYPES["Trace"].itemsize // 8, np.uint64)
-
-
 class Function:
     """One kernel of a module."""
 
@@ -98,7 +64,7 @@ class Function:
         self.name = kernel.name
         self.counters = Counters(kernel.name, module._info)
         self.address = module._code.address(symbol(kernel.name))
-        self._free: dict[tuple[int, int], list[Worker]] = {}
+        self._free: dict[tuple[int, int, int], list[Worker]] = {}
         self._pace = _FIRST_GUESS
         self.frame_bytes = self._frame_bytes() if kernel.coroutine else 0
 
@@ -120,16 +86,18 @@ class Function:
         seed: int = 0,
         cores: int | None = None,
         concurrent: bool = False,
-    ) -> None:
+        timeout: float = 60.0,
+    ) -> list[Finding]:
         """Run the kernel over a grid of blocks of threads and wait until it is done.
 
         args: one per parameter; a pointer takes a sim array, a number is cast to exactly the
         declared type. shared: bytes of dynamic shared memory. order: "forward", "reverse" or
         "shuffled" (by `seed`), of blocks and of the threads between two barriers. cores: the most
         to share the blocks among, by default all that this process may use. concurrent: share them
-        although the kernel has an atomic by which their order could matter. Raises TypeError or
-        ValueError for a wrong argument, LaunchError for a launch past the limits, KernelError for
-        an error in the running kernel.
+        although the kernel has an atomic by which their order could matter. timeout: seconds of
+        processor time on each core after which a checked launch is stopped. Returns what a checked
+        launch has to warn of. Raises TypeError or ValueError for a wrong argument, LaunchError for
+        a launch past the limits, KernelError, with all findings, for errors in the running kernel.
         """
         if cores is not None and cores < 1:
             raise ValueError(f"{self.name}: cores must be at least 1, got {cores}")
@@ -138,56 +106,109 @@ class Function:
         parameters = pack(self.kernel, args)
         count, blocks = math.prod(threads), math.prod(dims)
         total = self.kernel.placed_shared + shared
-        launch, _held, reverse = self._launch_record(blocks, count, order, seed)
-        alone = self.module.check or self.module.count
-        with _checked if alone else nullcontext():
-            serial = alone or (self.kernel.serial and not concurrent)
-            most = 1 if serial else cores or _all_cores()
-            team = min(self._team(blocks * count, most), blocks)
-            workers = [self._worker(count, total) for _ in range(team)]
-            table = self._allocations(parameters)
-            for worker in workers:
-                record = worker.block[0]
-                record["params"], record["launch"] = parameters.ctypes.data, launch.ctypes.data
-                record["ntid"], record["nctaid"], record["dynamic_bytes"] = threads, dims, shared
-                record["reverse"], record["error"] = reverse, 0
-                record["table"], record["table_length"] = table.ctypes.data, len(table)
-            with counted(self.counters, workers[0].block) if self.module.count else nullcontext():
-                self._finish(launch, workers, blocks * count)
+        launch, _held, reverse = self._launch_record(count, blocks, order, seed)
+        check, counts = self.module.check, self.module.count
+        with _checked if check or counts else nullcontext():
+            if check:
+                teams, most = self._parts(blocks, count), cores or _all_cores()
+            else:
+                serial = counts or (self.kernel.serial and not concurrent)
+                most = 1 if serial else cores or _all_cores()
+                teams = most = min(self._team(blocks * count, most), blocks)
+            workers = [self._worker(count, total, blocks) for _ in range(teams)]
+            queues = _queues(blocks, teams if check else 1)
+            for number, worker in enumerate(workers):
+                self._prepare(worker, launch, parameters, number, args)
+                worker.record["queue"] = queues[number % len(queues) :].ctypes.data
+                records = worker.blocks
+                records["params"], records["launch"] = parameters.ctypes.data, launch.ctypes.data
+                records["ntid"], records["nctaid"] = threads, dims
+                records["dynamic_bytes"], records["reverse"] = shared, reverse
+                records["error"] = records["phase"] = 0
+            with counted(self.counters, workers[0].blocks) if counts else nullcontext():
+                found = self._finish(launch, workers, blocks * count, most, timeout, args)
         if len(self._free) > _KEPT:
             self._free.clear()
-        self._free.setdefault((count, total), []).extend(workers)
-        if not self.module.check:
+        self._free.setdefault(self._shape(count, total, blocks), []).extend(workers)
+        if not check:
             memory.forget(args)
+        errors = [one for one in found if one.severity == "error"]
+        if errors:
+            place = f"{errors[0].file}:{errors[0].line}"
+            raise KernelError(errors[0].message, errors[0].kind, place, found)
+        return found
 
-    def _finish(self, launch: np.ndarray, workers: list[Worker], threads: int) -> None:
-        """Run a prepared launch and raise the error of the failed block with the lowest index."""
-        global _clock
+    def _parts(self, blocks: int, threads: int) -> int:
+        """In how many parts the blocks of a checked launch run; findings depend on it.
+
+        Blocks that may learn what others have done run in one.
+        """
+        small = blocks * threads < _MIN_PART_THREADS
+        return 1 if small or self.kernel.talks else min(_MAX_PARTS, blocks)
+
+    def _prepare(
+        self, worker: Worker, launch: np.ndarray, parameters: np.ndarray, number: int,
+        args: Sequence[Any],
+    ) -> None:  # fmt: skip
+        """Point a worker to what a launch is about."""
+        record = worker.record[0]
+        record["launch"], record["nfound"], record["reported"] = launch.ctypes.data, 0, 0
+        if self.module.check:
+            table, touched = self._allocations(parameters, number)
+            targets = self._targets(args, table)
+            reported = np.zeros(len(self.module._info.sites) + 1, np.uint32)
+            worker.held = [table, touched, targets, reported]
+            record["table"], record["table_length"] = table.ctypes.data, len(table)
+            record["arguments"], record["reported"] = targets.ctypes.data, reported.ctypes.data
+
+    def _finish(
+        self, launch: np.ndarray, workers: list[Worker], threads: int, cores: int, timeout: float,
+        args: Sequence[Any],
+    ) -> list[Finding]:  # fmt: skip
+        """Run a prepared launch and return what it has found."""
+        global _chunk, _generation
         started = time.perf_counter()
-        launch["began"] = workers[0].block["clock"] = _clock
+        launch["began"] = _chunk * layout.CHUNK - 1
+        for worker in workers:
+            worker.record["chunk"] = worker.record["first"] = _chunk
         try:
-            self._execute(launch, workers)
+            self._execute(launch, workers, cores, timeout)
+            if self.module.check:
+                for number, worker in enumerate(workers):
+                    for other in workers[:number]:
+                        ours, theirs = worker.record.ctypes.data, other.record.ctypes.data
+                        self.module._merge(ours, theirs, self.kernel.granule)
+            return report.findings(self.module._info, self.kernel, workers, args, timeout)
         finally:
-            _clock = max(_clock, int(workers[0].block["clock"][0]))
-        self._pace = (time.perf_counter() - started) * len(workers) / threads
-        failed = [worker for worker in workers if worker.block["error"][0]]
-        if failed:
-            first = min(failed, key=lambda worker: int(worker.block["error_block"][0]))
-            raise report.kernel_error(self.module._info, self.kernel, first)
+            if self.module.check:
+                _chunk = max(int(worker.record["chunk"][0]) for worker in workers)
+                for worker in workers:
+                    self.module._release(worker.record.ctypes.data)
+                if _chunk > _MAX_CHUNKS:
+                    _chunk, _generation = 1, _generation + 1
+                    self._free.clear()
+            self._pace = (time.perf_counter() - started) * min(len(workers), cores) / threads
 
     def _team(self, threads: int, cores: int) -> int:
         """How many cores to use: one where the work is too little to pay for starting a second."""
         return 1 if threads * self._pace < _MIN_SECONDS else cores
 
-    def _execute(self, launch: np.ndarray, workers: list[Worker]) -> None:
+    def _execute(
+        self, launch: np.ndarray, workers: list[Worker], cores: int, timeout: float
+    ) -> None:
         if len(workers) == 1 and not self.module.check:
-            self._run_worker(launch, workers[0])
+            self._run_workers(workers)
             return
-        pool = _pool(max(_all_cores(), len(workers)))  # this thread only waits: Ctrl-C reaches it
+        cores = min(cores, len(workers))
+        pool = _pool(max(_all_cores(), cores))  # this thread only waits: Ctrl-C reaches it
         futures: list[Future[None]] = []
+        end = time.process_time() + timeout * cores
         try:
-            for worker in workers:
-                futures.append(pool.submit(self._run_worker, launch, worker))
+            for number in range(cores):
+                futures.append(pool.submit(self._run_workers, workers[number::cores]))
+            while wait(futures, timeout=_WATCH_SECONDS if self.module.check else None).not_done:
+                if time.process_time() > end:
+                    launch["stop"] = 2
             for future in futures:
                 future.result()
         except BaseException:
@@ -196,22 +217,27 @@ class Function:
                 future.exception()
             raise
 
-    def _run_worker(self, launch: np.ndarray, worker: Worker) -> None:
-        """Run blocks until none is left. The arguments keep alive what the records point to."""
-        self.module._run(launch.ctypes.data, worker.block.ctypes.data)
+    def _run_workers(self, workers: list[Worker]) -> None:
+        """Run blocks until none is left. The workers keep alive what their records point to."""
+        for worker in workers:
+            self.module._run(worker.record.ctypes.data)
 
-    def _worker(self, threads: int, shared: int) -> Worker:
+    def _shape(self, threads: int, shared: int, blocks: int) -> tuple[int, int, int]:
+        """What launches must have in common to use the same workers."""
+        return threads, shared, blocks if self.kernel.waits else 1
+
+    def _worker(self, threads: int, shared: int, blocks: int) -> Worker:
         try:
-            return self._free[threads, shared].pop()
+            return self._free[self._shape(threads, shared, blocks)].pop()
         except (KeyError, IndexError):  # there is none, or another Python thread took it
-            return Worker(self, threads, shared)
+            return Worker(self, threads, shared, blocks)
 
     def _launch_record(
-        self, blocks: int, threads: int, order: str, seed: int
+        self, threads: int, blocks: int, order: str, seed: int
     ) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
         """The Launch record, the arrays that it points to, and whether threads run backwards."""
         record = np.zeros(1, layout.DTYPES["Launch"])
-        record["blocks"], record["entry"] = blocks, self.address
+        record["entry"] = self.address
         record["coroutine"], record["check"] = self.kernel.coroutine, self.module.check
         record["flush"] = self.kernel.flush
         held = {}
@@ -230,25 +256,47 @@ class Function:
             record[name] = array.ctypes.data
         return record, held, reverse
 
-    def _allocations(self, parameters: np.ndarray) -> np.ndarray:
-        """The memory that a kernel may access, for checked mode.
+    def _allocations(self, parameters: np.ndarray, worker: int) -> tuple[np.ndarray, np.ndarray]:
+        """The memory that a kernel may access, and which of it a worker has touched.
 
         That is every live allocation, the module's variables and the kernel's parameters.
         """
-        if not self.module.check:
-            return np.zeros(0, layout.DTYPES["Allocation"])
         first, granule = parameters.ctypes.data, self.kernel.granule
-        rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0, 0)]
+        rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0, 0, 0, 1)]
         for m in memory.live():
-            if m.trace is None or m.granule > granule:
-                m.trace, m.granule = _trace(m.nbytes, granule), granule
+            trace = m.traces.address(worker, granule, _generation)
             shadow = m.shadow.ctypes.data if m.shadow is not None else 0
-            rows.append((m.begin, m.begin + m.nbytes, shadow, m.trace.ctypes.data))
+            rows.append((m.begin, m.begin + m.nbytes, shadow, trace, 0, 0))
         for name, size in self.module._info.variables.items():
             begin = self.module._code.address(f"v.{name}")
-            trace = self.module._traces.setdefault(name, _trace(size, 1))
-            rows.append((begin, begin + size, 0, trace.ctypes.data))
-        return np.array(sorted(rows), layout.DTYPES["Allocation"])
+            traces = self.module._traces.setdefault(name, memory.Traces(size))
+            trace = traces.address(worker, granule, _generation)
+            constant = name in self.module._info.constants
+            rows.append((begin, begin + size, 0, trace, 0, constant))
+        table = np.array(sorted(rows), layout.DTYPES["Allocation"])
+        pages = (table["end"] - table["begin"]) // np.uint64(granule * layout.PAGE) + np.uint64(1)
+        ends = np.cumsum(pages)
+        touched = np.zeros(int(ends[-1]), np.uint8)
+        table["touched"] = touched.ctypes.data + ends - pages
+        return table, touched
+
+    def _targets(self, args: Sequence[Any], table: np.ndarray) -> np.ndarray:
+        """For each parameter the array that it points to, so that its bounds can be checked."""
+        targets = np.zeros(len(args) + 1, layout.DTYPES["Argument"])
+        shift, bytes_ = self.kernel.granule.bit_length() - 1, layout.DTYPES["Trace"].itemsize
+        for target, value in zip(targets[1:], args, strict=True):
+            if not isinstance(value, memory.Array) or not value.nbytes:
+                continue
+            row = int(np.searchsorted(table["begin"], value.base.begin))
+            if row == len(table) or table["begin"][row] != value.base.begin:
+                continue
+            offset = value.ptr - value.base.begin
+            target["begin"], target["size"], target["row"] = value.ptr, value.nbytes, row
+            target["offset"], target["touched"] = offset, table["touched"][row]
+            usual = not table["shadow"][row] and not offset % self.kernel.granule
+            if usual and not self.kernel.waits:
+                target["trace"] = int(table["trace"][row]) + (offset >> shift) * bytes_
+        return targets
 
     def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:
         count = math.prod(threads)
@@ -273,6 +321,14 @@ class Function:
                 f"{self.name}: {self.kernel.static_shared} static + {shared} dynamic bytes shared "
                 f"memory, no architecture has more than {MAX_SHARED}"
             )
+
+
+def _queues(blocks: int, parts: int) -> np.ndarray:
+    """Queue records that share the blocks out."""
+    bounds = np.arange(parts + 1) * blocks // parts
+    queues = np.zeros(parts, layout.DTYPES["Queue"])
+    queues["next"], queues["end"] = bounds[:-1], bounds[1:]
+    return queues
 
 
 def _dimensions(

@@ -15,6 +15,8 @@ from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.info import Info
 from gpuconv.sim.program import SIZES, Instruction, Program, Sym
 
+MAX_SITES = 1 << 17  # for which a mark of races.cu has room
+
 
 def lower(
     program: Program, check: bool = False, host: bool = False, count: bool = False
@@ -63,9 +65,15 @@ class Module:
         name, line = self.program.place(instruction)
         return f"{name}:{line}" if name != "PTX" else f"PTX line {line}"
 
-    def site(self, instruction: Instruction) -> int:
-        """Number of an instruction, by which errors of running kernels refer to it."""
+    def site(self, instruction: Instruction, argument: int = -1) -> int:
+        """Number of an instruction, by which errors of running kernels refer to it.
+
+        argument: the one that the instruction accesses, where that is known.
+        """
         self.info.sites.append((*self.program.place(instruction), instruction.text))
+        self.info.arguments.append(argument)
+        if self.check and len(self.info.sites) > MAX_SITES:
+            raise UnsupportedError(f"checks of more than {MAX_SITES} instructions in one module")
         return len(self.info.sites) - 1
 
     def global_name(self, name: str) -> str:
@@ -78,6 +86,8 @@ class Module:
         if variable.extern:
             raise UnsupportedError(f"the external variable {name} is not modelled by the simulator")
         self.info.variables[name] = variable.size
+        if variable.space == "const":
+            self.info.constants.add(name)
         width, fields = SIZES[variable.type] * 8, []
         for value in variable.init:
             if isinstance(value, Sym):

@@ -16,11 +16,17 @@ from gpuconv.sim import cache as disk
 from gpuconv.sim import compile as nvrtc
 from gpuconv.sim import jit, layout, memory, printing, ptx
 from gpuconv.sim.counters import Counters
+from gpuconv.sim.findings import Finding
 from gpuconv.sim.info import Info
 from gpuconv.sim.launch import Function
 from gpuconv.sim.lower import lower
 
-_RUN = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
+_CALLED = """
+sim_read_shared sim_read_global sim_write_shared sim_write_global sim_access sim_swapped sim_fence
+sim_report sim_stopped sim_fail sim_log sim_copy sim_commit sim_wait
+"""  # by kernels
+_PARTS = ("clocks.cu", "races.cu", "runtime.cu", "checks.cu", "counters.cu", "copies.cu",
+          "matrices.cu")  # fmt: skip
 
 
 def _from_source(
@@ -63,18 +69,22 @@ def _cached(
 
 
 @cache
-def _runtime() -> tuple[Any, jit.Code]:
-    """The scheduler: sim_run and the code that holds it."""
+def _runtime() -> jit.Code:
+    """The scheduler: runtime.cu and what belongs to it."""
     here = Path(__file__)
-    names = ("races.cu", "runtime.cu", "checks.cu", "counters.cu")
-    texts = [here.with_name(name).read_text() for name in names]
-    source = layout.c_header() + "".join(texts)
+    source = layout.c_header() + "".join(here.with_name(name).read_text() for name in _PARTS)
     compiled = _from_source(source, ("-rdc=true",), nvrtc.DEFAULT_ARCH, "runtime.cu", host=True)
     loaded = jit.Code(compiled[1])
-    for name in ("sim_check", "sim_fail", "sim_log"):
+    for name in _CALLED.split():
         jit.add_symbol(name, loaded.address(name))
     jit.add_symbol("sim_print", printing.ADDRESS)
-    return _RUN(loaded.address("sim_run")), loaded
+    return loaded
+
+
+@cache
+def _entry(name: str, arguments: int) -> Callable[..., None]:
+    """A function of the scheduler that takes so many addresses and numbers."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * arguments)(_runtime().address(name))
 
 
 class Module:
@@ -113,13 +123,14 @@ class Module:
         return module
 
     def _load(self, info: Info, code: bytes, check: bool, count: bool) -> None:
-        self._run, self._scheduler = _runtime()
+        self._run, self._merge = _entry("sim_run", 1), _entry("sim_merge", 3)
+        self._release = _entry("sim_release", 1)
         self._info = info
         memory.quarantine |= check
         self._code = jit.Code(code)
         self.check, self.count = check, count
         self._functions: dict[str, Function] = {}
-        self._traces: dict[str, np.ndarray] = {}
+        self._traces: dict[str, memory.Traces] = {}
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -154,6 +165,6 @@ class Module:
             raise ValueError("only a module with count=True counts")
         return self.function(name).counters
 
-    def launch(self, name: str, *args: Any, **options: Any) -> None:
+    def launch(self, name: str, *args: Any, **options: Any) -> list[Finding]:
         """Run kernel `name` and wait: (name, grid, block, args, ...), as Function.launch says."""
-        self.function(name).launch(*args, **options)
+        return self.function(name).launch(*args, **options)

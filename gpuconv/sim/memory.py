@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from gpuconv.sim import layout
+
 GUARD = 512  # guard bytes before and after an allocation
 POISON = 0xFF  # fills new memory: NaN as a float, -1 as an integer
 
@@ -46,8 +48,7 @@ class _Memory:
         self.begin = self._raw.ctypes.data + GUARD
         # one byte for each byte, 1 once written; None where all counts as written
         self.shadow: np.ndarray | None = None
-        self.trace: np.ndarray | None = None  # the last accesses of checked launches
-        self.granule = 8  # bytes for which one record of `trace` stands
+        self.traces = Traces(nbytes)  # the last accesses of checked launches
         _live[self.begin] = self
 
     def __del__(self) -> None:
@@ -55,6 +56,27 @@ class _Memory:
             _freed.append(self._raw)
             while sum(raw.nbytes for raw in _freed) > _MAX_QUARANTINE or len(_freed) > 256:
                 _freed.popleft()
+
+
+class Traces:
+    """Records of the last accesses to some memory (Trace of layout.py), for each worker of its own.
+
+    They hold the times of launches, so they end with the generation of these (launch.py).
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes, self.generation = nbytes, 0
+        self.granule = 8  # bytes for which one record stands
+        self.arrays: list[np.ndarray] = []
+
+    def address(self, worker: int, granule: int, generation: int) -> int:
+        """Address of a worker's records, which are at least as fine as `granule`."""
+        if granule < self.granule or generation != self.generation:
+            self.granule, self.generation, self.arrays = granule, generation, []
+        while len(self.arrays) <= worker:
+            size = (self.nbytes // self.granule + 2) * layout.DTYPES["Trace"].itemsize
+            self.arrays.append(np.zeros(size, np.uint8))
+        return self.arrays[worker].ctypes.data
 
 
 class _Borrowed(_Memory):
@@ -81,6 +103,11 @@ def live() -> list[_Memory]:
     The list of references is a copy, because another Python thread may allocate meanwhile.
     """
     return [memory for ref in _live.valuerefs() if (memory := ref()) is not None]
+
+
+def was_freed(address: int) -> bool:
+    """Whether an address lies in memory that was freed not long ago."""
+    return any(0 <= address - raw.ctypes.data < raw.nbytes for raw in list(_freed))
 
 
 def forget(args: Sequence[object]) -> None:

@@ -102,7 +102,7 @@ done:
 
 
 def _stop_on_error(kernel: KernelFunction) -> str:
-    if not any("@sim_fail" in line for line in kernel.code):
+    if not any("@sim_fail" in line or "@sim_stopped" in line for line in kernel.code):
         return "  br label %next"
     return """  %e = load i32, ptr %pe
   %failed = icmp ne i32 %e, 0

@@ -1,150 +1,203 @@
 /*
-races.cu: race detection for checked mode. A race is two accesses to one word, one of them a write,
-by two threads that no synchronisation orders. The text of this file precedes that of runtime.cu.
+races.cu: race detection for checked mode. Its text follows that of clocks.cu.
 
-Vector clocks (Mattern 1989; FastTrack, Flanagan and Freund 2009). The worker's clock counts
-synchronisations: barriers, warp barriers and flags. A thread's time is the clock at its last
-synchronisation; no two threads have the same time. seen[t] is the vector clock of thread t:
-seen[t][u] is the last time of u that happened before t's present. Each granule of memory carries
-marks of its last write and of two reads. An access is ordered after a mark if the mark is its own
-thread's, if the mark's time is in the thread's vector clock, or if it is older than the block's
-last barrier. Checked launches run on one core, so the clock continues from block to block.
+A race is two accesses to one word by two threads, one of them a write, at least one of them weak
+(neither atomic nor volatile), that clocks.cu does not order. A granule of memory has a Trace: marks
+of its last weak write and of two weak reads. Words that atomic or volatile accesses have used have
+a Flag besides: marks of these, and what they release.
 
-Atomic and volatile accesses are called flags. They never race with each other; writing a flag
-releases the thread's vector clock, reading one acquires what was released. All flags count as one,
-so some races are missed, but no race is reported that is none.
+Volatile accesses do not race with each other, yet two of them can go wrong. One is `v++`, whose
+write may undo another thread's. The other is an exchange within a warp, without __syncwarp, unless
+the value that is read decides a branch: then the thread may be waiting for it.
 */
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
+enum Code : u32 {
+    READ = 1, WRITE = 2, SHARED = 4, GENERIC = 8,
+    STRONG = 16, ACQUIRE = 32, RELEASE = 64,
+    UPDATE = 128,     // a volatile write of what was computed from the same word
+    DATA = 256,       // a volatile access that is no flag; a weak read of constant data (ld.nc)
+    ATOMIC = 512,
+    BLIND = 1024,     // a write whose value is not known
+};
 
-constexpr u32 BARRIERS = 16;
-constexpr u32 FLAGS = BARRIERS, SCRATCH = BARRIERS + 1;    // rows of sync_clocks after the barriers
+struct Flag {
+    u64 key, born;            // its Trace, and when its memory came to be
+    u64 writes[2], reads[2];
+    Row* row;                 // what its last write released: to its own block, and to all
+    Know* know;
+    u64 block;
+};
 
-static __device__ __forceinline__ u64* row_of(Block* b, u32 row) {
-    return (u64*)b->sync_clocks + (u64)row * b->nthreads;
+struct Access { u64 mark, address; u32 code, n, site, size; };
+
+static __device__ __forceinline__ u64 time_of(u64 mark) { return mark >> 28; }
+static __device__ __forceinline__ u32 thread_of_mark(u64 mark) { return mark >> 18 & 1023; }
+static __device__ __forceinline__ u32 site_of(u64 mark) { return mark >> 1 & 0x1ffff; }
+
+static __device__ __forceinline__ bool in_order(Block* b, u64 mark, u32 n, u64 born) {
+    return before(b, time_of(mark), thread_of_mark(mark), n, born);
 }
 
-static __device__ __forceinline__ u64* seen_by(Block* b, u32 n) {
-    return (u64*)b->seen + (u64)n * b->nthreads;
+// ---- findings -----------------------------------------------------------------------------------
+
+// Record a finding, unless there is one of its kind at this instruction. Returns where, or null.
+static __device__ __noinline__ Found* record(Worker* w, u64 block, u32 n, u32 kind, u32 site,
+                                             u64 address, u64 value) {
+    u32* reported = (u32*)w->reported;
+    if (reported && reported[site] >> kind & 1) return nullptr;
+    if (reported) reported[site] |= 1u << kind;
+    if (w->nfound == MAX_FOUND) return nullptr;
+    Found* found = (Found*)w->found + w->nfound++;
+    *found = Found{kind, site, n, 0, 0, 0, block, 0, address, value};
+    return found;
 }
 
-static __device__ __forceinline__ bool checked(Block* b) { return ((Launch*)b->launch)->check; }
-
-static __device__ void join(Block* b, u64* to, const u64* from) {
-    for (u32 n = 0; n < b->nthreads; ++n) to[n] = to[n] > from[n] ? to[n] : from[n];
+static __device__ __noinline__ void report(Block* b, const Access& now, u32 kind, u64 other,
+                                           bool wrote) {
+    Worker* w = worker_of(b);
+    Found* found = record(w, b->index, now.n, kind, now.site, now.address, now.size);
+    if (!found) return;
+    found->other_site = site_of(other);
+    found->other_thread = thread_of_mark(other);
+    found->other_block = is_mine(b, time_of(other)) ? b->index : owner_of(w, time_of(other));
+    found->wrote = wrote | (now.code & WRITE);
 }
 
-// ---- synchronisation ----------------------------------------------------------------------------
+// ---- flags --------------------------------------------------------------------------------------
 
-// Advance thread n's time: its accesses from now on are later than those that others have acquired.
-static __device__ void step(Block* b, u32 n) { ((u64*)b->times)[n] = ++b->clock; }
-
-static __device__ void begin(Block* b) {
-    b->began = b->epoch = b->clock;
-    b->acquired = 0;
-    for (u32 n = 0; n < b->nthreads; ++n) step(b, n);
+static __device__ Flag* flag_at(Worker* w, const Trace* t, u64 born) {
+    if (!t->flag || t->flag > w->nflags) return nullptr;
+    Flag* f = (Flag*)w->flags + t->flag - 1;
+    return f->key == (u64)t && f->born == born ? f : nullptr;
 }
 
-// Thread n joins its vector clock, with its own time, into a row of sync_clocks.
-static __device__ void release(Block* b, u32 row, u32 n) {
-    u64* to = row_of(b, row);
-    join(b, to, seen_by(b, n));
-    to[n] = ((u64*)b->times)[n];
+static __device__ void clear(Flag* f) {
+    set(f->row, (Row*)nullptr);
+    set(f->know, (Know*)nullptr);
 }
 
-static __device__ void clear(Block* b, u32 row) {
-    for (u32 n = 0; n < b->nthreads; ++n) row_of(b, row)[n] = 0;
+static __device__ __noinline__ Flag* flag_for(Worker* w, Trace* t, u64 born) {
+    if (Flag* there = flag_at(w, t, born)) return there;
+    const bool old = t->flag && t->flag <= w->nflags && ((Flag*)w->flags)[t->flag - 1].key == (u64)t;
+    if (!old) {
+        if (w->nflags == w->flags_size) {
+            const u64 size = w->flags_size ? 2 * w->flags_size : 64, words = sizeof(Flag) / 8;
+            u64* larger = (u64*)sim_alloc(size * sizeof(Flag));
+            for (u64 k = 0; k < w->nflags * words; ++k) larger[k] = ((u64*)w->flags)[k];
+            if (w->flags_size) sim_free(w->flags);
+            w->flags = (u64)larger;
+            w->flags_size = size;
+        }
+        t->flag = (u32)++w->nflags;
+    }
+    Flag* f = (Flag*)w->flags + t->flag - 1;
+    if (old) clear(f);
+    *f = Flag{(u64)t, born};
+    return f;
 }
 
-// Thread n arrives at a barrier with a count, and later leaves it.
-static __device__ void arrive_at_counted(Block* b, u32 barrier, u32 n) {
-    release(b, barrier, n);
-    step(b, n);
+// Thread n has read the flag: its next fence acquires what was released.
+static __device__ __noinline__ void offer(Block* b, u32 n, Flag* f, bool acquires) {
+    Sync* s = sync_of(b, n);
+    b->shared_used = 1;
+    if (f->row && f->block == b->index)
+        set(s->offered, join_rows(s->offered, f->row, b->nthreads));
+    if (f->know) set(s->incoming, join_knows(s->incoming, f->know, b->nthreads));
+    if (acquires) acquire(b, n, true);
 }
 
-static __device__ void acquire(Block* b, u32 barrier, u32 n) {
-    join(b, seen_by(b, n), row_of(b, barrier));
-    step(b, n);
-}
-
-// All threads of the block wait at one barrier: accesses so far are ordered before all later ones.
-static __device__ void synchronise_block(Block* b) { b->epoch = b->clock; }
-
-// A warp barrier of the lanes `here` of the warp that begins at thread `first`.
-static __device__ void synchronise_warp(Block* b, u32 first, u32 here) {
-    clear(b, SCRATCH);
-    for (u32 m = here; m; m &= m - 1) release(b, SCRATCH, first + __ffs(m) - 1);
-    for (u32 m = here; m; m &= m - 1) acquire(b, SCRATCH, first + __ffs(m) - 1);
+// Thread n writes the flag: it releases what was published; an atomic keeps what was there.
+static __device__ __noinline__ void release(Block* b, u32 n, Flag* f, u32 code) {
+    if (code & RELEASE) publish(b, n, true);
+    Sync* s = sync_of(b, n);
+    const bool joins = code & ATOMIC;
+    if (joins && f->block == b->index) set(f->row, join_rows(f->row, s->fenced, b->nthreads));
+    else if (!joins || s->fenced) set(f->row, keep(s->fenced));
+    if (joins) set(f->know, join_knows(f->know, s->published, b->nthreads));
+    else set(f->know, keep(s->published));
+    f->block = b->index;
 }
 
 // ---- accesses -----------------------------------------------------------------------------------
 
-struct Access { u64 stamp; u32 code, thread, site; };
-
-static __device__ bool in_order(Block* b, const Mark& mark, const Access& now) {
-    const u64 time = mark.stamp >> 11;
-    const u32 thread = mark.stamp >> 1 & 1023;
-    if (time <= ((Launch*)b->launch)->began) return true;   // an earlier launch
-    if (mark.stamp & now.stamp & 1) return true;            // both are flags
-    if (time <= b->began) return now.code & 4 || time <= b->acquired;
-    return time <= b->epoch || thread == now.thread || time <= seen_by(b, now.thread)[thread];
+// In which of two places a mark goes. They are kept of different blocks, or else of different warps,
+// so that a later access finds one of another thread. here: which of the two are of this block;
+// bound: one up to this time concerns nobody any more.
+static __device__ __forceinline__ u64* place_of(u64* marks, const bool* here, u64 mark, u64 bound,
+                                                u64 epoch) {
+    const u64 x = marks[0] ^ mark, y = marks[1] ^ mark;
+    for (u32 k = 0; k < 2; ++k)
+        if (time_of(marks[k]) <= bound || (here[k] && !((k ? y : x) >> 18 & 1023))) return marks + k;
+    if (here[0] != here[1]) return marks + here[1];
+    if (!here[0]) return marks + 1;
+    for (u32 k = 0; k < 2; ++k) if (time_of(marks[k]) <= epoch) return marks + k;
+    return marks + !((x ^ y) >> 23 & 31 && !(x >> 23 & 31));
 }
 
-static __device__ u32 report(Block* b, const Mark& mark, bool wrote, const Access& now) {
-    b->other_tid = mark.stamp >> 1 & 1023;
-    b->other_site = mark.site;
-    b->other_block = mark.block;
-    b->other_wrote = wrote | (now.code & 2);
-    return now.code & 4 ? E_RACE_SHARED : E_RACE_GLOBAL;
-}
-
-// Which of the two marks a read replaces. They are kept of different blocks, or else of different
-// warps, where there are such reads, so that a later write finds a read of another thread.
-static __device__ Mark* place_of(Block* b, Mark* reads, const Access& now) {
-    const u64 launched = ((Launch*)b->launch)->began;
-    u64 time[2];
-    u32 thread[2];
+static __device__ __forceinline__ void put(Block* b, u64* marks, const Access& now, u64 born) {
+    bool here[2];
     for (u32 k = 0; k < 2; ++k) {
-        time[k] = reads[k].stamp >> 11;
-        thread[k] = reads[k].stamp >> 1 & 1023;
-        if (time[k] <= launched || (now.code & 4 && time[k] <= b->epoch)) return reads + k;
-        if (time[k] > b->began && thread[k] == now.thread) return reads + k;
+        const u64 time = time_of(marks[k]);
+        here[k] = time > born && is_mine(b, time);
     }
-    const bool here = time[0] > b->began;
-    if (here != time[1] > b->began) return here ? reads : reads + 1;
-    if (!here) return reads + 1;
-    for (u32 k = 0; k < 2; ++k) if (time[k] <= b->epoch) return reads + k;
-    const u32 warp = thread[0] / 32;
-    return warp != thread[1] / 32 && warp == now.thread / 32 ? reads : reads + 1;
+    *place_of(marks, here, now.mark, now.code & SHARED ? b->epoch : born, b->epoch) = now.mark;
 }
 
-static __device__ u32 race(Block* b, u64 traces, u64 at, u32 size, u32 code, u32 thread, u32 site) {
-    const bool flag = code & 16;
-    Launch* launch = (Launch*)b->launch;
-    if (flag && code & 1) {
-        join(b, seen_by(b, thread), row_of(b, FLAGS));
-        if (!(code & 4)) b->acquired = launch->released;
+// Whether two volatile accesses exchange data within a warp that nothing synchronises.
+static __device__ bool exchange(Block* b, u64 other, const Access& now, u64 born) {
+    return now.code & DATA && other & 1 && thread_of_mark(other) / 32 == now.n / 32
+        && is_mine(b, time_of(other)) && !in_order(b, other, now.n, born);
+}
+
+static __device__ __noinline__ void visit_strong(Block* b, Trace* t, const Access& now, u64 born) {
+    Worker* w = worker_of(b);
+    const u32 kind = now.code & SHARED ? E_RACE_SHARED : E_RACE_GLOBAL;
+    if (!in_order(b, t->write, now.n, born)) report(b, now, kind, t->write, true);
+    Flag* f = flag_for(w, t, born);
+    for (u32 k = 0; k < 2; ++k) {
+        if (now.code & WRITE && !in_order(b, t->reads[k], now.n, born))
+            report(b, now, kind, t->reads[k], false);
+        if (exchange(b, f->writes[k], now, born)) report(b, now, kind, f->writes[k], true);
+        else if (now.code & UPDATE && !in_order(b, f->writes[k], now.n, born))
+            report(b, now, kind, f->writes[k], true);
+        if (now.code & WRITE && exchange(b, f->reads[k], now, born))
+            report(b, now, kind, f->reads[k], false);
     }
-    const Access now = {((u64*)b->times)[thread] << 11 | thread << 1 | flag, code, thread, site};
-    const Mark mark = {now.stamp, site, (u32)b->index};
-    const u32 shift = __ffs(b->granule) - 1;    // a power of two
-    const u64 last = (at + size - 1) >> shift;
-    for (u64 k = at >> shift; k <= last; ++k) {
-        Mark* marks = (Mark*)((Trace*)traces + k);          // the write, two reads
-        if (!in_order(b, marks[0], now)) return report(b, marks[0], true, now);
-        if (!(code & 2)) {
-            *place_of(b, marks + 1, now) = mark;
-            continue;
+    if (now.code & READ) {
+        if (!(now.code & WRITE)) put(b, f->reads, now, born);
+        if (f->row || f->know || now.code & ACQUIRE) offer(b, now.n, f, now.code & ACQUIRE);
+    }
+    if (now.code & WRITE) {
+        put(b, f->writes, now, born);
+        const Sync* s = sync_of(b, now.n);
+        if (f->row || f->know || s->fenced || now.code & RELEASE) release(b, now.n, f, now.code);
+    }
+}
+
+static __device__ __forceinline__ void visit_weak(Block* b, Trace* t, const Access& now, u64 born,
+                                                  u32 value) {
+    const u32 kind = now.code & SHARED ? E_RACE_SHARED : E_RACE_GLOBAL;
+    if (!in_order(b, t->write, now.n, born)) {
+        const bool same = now.code & WRITE && !(now.code & BLIND) && t->value == value;
+        report(b, now, same ? E_SAME_VALUE : kind, t->write, true);
+    } else if (now.code & DATA && time_of(t->write) > born)
+        report(b, now, E_READ_ONLY, t->write, true);
+    if (Flag* f = t->flag ? flag_at(worker_of(b), t, born) : nullptr)
+        for (u32 k = 0; k < 2; ++k) {
+            if (!in_order(b, f->writes[k], now.n, born)) report(b, now, kind, f->writes[k], true);
+            if (now.code & WRITE && !in_order(b, f->reads[k], now.n, born))
+                report(b, now, kind, f->reads[k], false);
         }
-        for (u32 r = 1; r < 3; ++r)
-            if (!in_order(b, marks[r], now)) return report(b, marks[r], false, now);
-        marks[0] = mark;
+    if (!(now.code & WRITE)) {
+        put(b, t->reads, now, born);
+        return;
     }
-    if (flag && code & 2) {
-        release(b, FLAGS, thread);
-        step(b, thread);
-        if (!(code & 4)) launch->released = b->clock;
+    for (u32 k = 0; k < 2; ++k) {
+        const u64 read = t->reads[k];
+        if (!in_order(b, read, now.n, born)) report(b, now, kind, read, false);
+        else if (read & 1 && time_of(read) > born && !(now.code & SHARED))
+            report(b, now, E_READ_ONLY, read, false);
     }
-    return E_NONE;
+    t->write = now.mark;
+    t->value = value;
 }

@@ -41,12 +41,17 @@ _HEAD = re.compile(
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter as declared. dtype: of its elements or its number, None where unknown."""
+    """A parameter as declared.
+
+    dtype: of its elements or its number, None where unknown. width: numbers in one element, 4 for
+    float4.
+    """
 
     name: str
     text: str
     dtype: np.dtype | None
     pointer: bool
+    width: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ def _parameter(declared: str, number: int) -> Parameter:
     stars = kind.count("*") + bool(array)
     words = [w for w in kind.replace("*", " ").split() if w not in _WORDS]
     dtype = _dtype(words) if stars <= 1 else np.dtype("u8")
-    return Parameter(name, text, dtype, stars > 0)
+    vector = re.fullmatch(r"(?:float|double|u?int|half|__half)([234])", words[-1] if words else "")
+    return Parameter(name, text, dtype, stars > 0, int(vector[1]) if vector else 1)
 
 
 def _dtype(words: list[str]) -> np.dtype | None:

@@ -10,33 +10,14 @@ is meant to change is recorded anew by
 from functools import cache
 from pathlib import Path
 
+from gpuconv.sim.facts import PROCESSORS, occupancy
+
 PATH = Path(__file__).resolve().parents[1] / "data" / "registers.tsv"
 
-# Of a multiprocessor: threads, blocks, bytes of shared memory. CUDA Programming Guide 13,
-# "Technical Specifications per Compute Capability".
-PROCESSORS = {
-    "sm_80": (2048, 32, 164 << 10),
-    "sm_86": (1536, 16, 100 << 10),
-    "sm_89": (1536, 24, 100 << 10),
-    "sm_90a": (2048, 32, 228 << 10),
-    "sm_100": (2048, 32, 228 << 10),
-    "sm_120": (1536, 24, 100 << 10),
-}
-REGISTERS = 65536  # of a multiprocessor
-OF_SYSTEM = 1024  # bytes of a block's shared memory that CUDA takes for itself
+ARCHITECTURES = [arch for arch in PROCESSORS if arch != "sm_75"]
 # NVRTC does not always make the same code of the same text: conv_small.cu for windows of 5x5 and 8
 # filters took 89 or 91 registers, from one compilation to the next.
 SLACK = 2
-
-
-def blocks(arch, registers, shared, threads):
-    """Blocks of so many threads that a multiprocessor holds at once, by CUDA's occupancy rules:
-    a warp takes registers in units of 256, and warps come in fours.
-    """
-    most_threads, most_blocks, bytes_ = PROCESSORS[arch]
-    shared += OF_SYSTEM
-    warps = REGISTERS // (-(-registers * 32 // 256) * 256) // 4 * 4
-    return min(most_threads // threads, most_blocks, warps // -(-threads // 32), bytes_ // shared)
 
 
 def taken(arch, usage, threads):
@@ -44,7 +25,7 @@ def taken(arch, usage, threads):
     its blocks have {kernel: threads}.
     """
     return {
-        kernel: (count, blocks(arch, count, shared, threads[kernel]))
+        kernel: (count, occupancy(arch, count, shared, threads[kernel]).blocks)
         for kernel, (count, _, shared, _) in usage.items()
     }
 
@@ -66,7 +47,7 @@ def record():
 
 def require(file, defines, arch, usage, threads):
     """AssertionError for a kernel that takes more than is recorded of it."""
-    for kernel, found in taken(arch, usage, threads).items() if arch in PROCESSORS else ():
+    for kernel, found in taken(arch, usage, threads).items() if arch in ARCHITECTURES else ():
         count, held = record().get((name(file, defines), kernel, arch), found)
         more = f"{kernel} on {arch}: {found} registers and blocks; recorded {count, held}"
         assert found[0] <= count + SLACK, more
@@ -84,7 +65,9 @@ def write(found, names):
     for special, arch, cells in found:
         for kernel, cell in cells.items():
             rows.setdefault((special, kernel), {})[arch] = cell
-    lines = [("specialisation", "kernel", *PROCESSORS)]
+    lines = [("specialisation", "kernel", *ARCHITECTURES)]
     for key in sorted(rows, key=lambda key: names.index(key[0])):
-        lines.append((*key, *(f"{count}/{held}" for count, held in map(rows[key].get, PROCESSORS))))
+        lines.append(
+            (*key, *(f"{count}/{held}" for count, held in map(rows[key].get, ARCHITECTURES)))
+        )
     PATH.write_text("".join("\t".join(line) + "\n" for line in lines), "utf-8")

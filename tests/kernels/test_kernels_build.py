@@ -6,11 +6,8 @@ facts about the compiler's output; nothing here runs.
 
 import itertools
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 import pytest
 import registers
@@ -22,6 +19,13 @@ from gpuconv.ops.conv2d_launch import Conv2dShape
 compiler = pytest.importorskip("gpuconv.sim.compile", reason="the simulator is not installed")
 if compiler.available():
     pytest.skip(compiler.available(), allow_module_level=True)
+
+from gpuconv.sim import SimError, facts  # noqa: E402
+
+try:
+    facts.tool("cuobjdump"), facts.tool("nvdisasm")
+except SimError as missing:
+    pytest.skip(str(missing), allow_module_level=True)
 
 SLOW = (pytest.mark.slow,)
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
@@ -37,17 +41,6 @@ CEILINGS |= dict.fromkeys((*ELEMENTWISE, "depthwise.cu"), 80)
 CEILINGS |= dict.fromkeys(("batchnorm.cu", "batchnorm_pool.cu"), 80)
 DEFAULT_CEILING = 64
 BLACKWELL_CEILING = 168  # of the large convolution tiles that ask for one block a processor
-
-
-def tool(name):
-    """A CUDA command from the compiler wheels, or a skip that names what is missing."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations or () if spec else ():
-        for path in Path(root).glob(f"*/bin/{name}"):
-            return str(path)
-    pytest.skip(f"{name} is missing: pip install nvidia-cuda-{name}")
 
 
 def gather(tile, a, b, out, uniform, bits, moments=0, across=None):
@@ -171,30 +164,12 @@ def threads_of(file, defines):
     return {kernel: int(threads) for kernel, threads in found}
 
 
-@cache
-def disassembly(image):
-    """{kernel: its machine code as text} of a cubin."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(image)
-        file.flush()
-        command = [tool("nvdisasm"), "-c", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return dict(re.findall(r"\.text\.(\w+):(.*?)(?:\.section|\Z)", text, re.DOTALL))
-
-
-def usage(image, folder):
-    """{kernel: (registers, stack, shared, local)} of a cubin."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(image)
-    command = [tool("cuobjdump"), "--dump-resource-usage", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
-    return {name: tuple(map(int, numbers)) for name, *numbers in rows}
+disassembly = cache(facts.disassembly)
 
 
 @pytest.mark.parametrize(("file", "defines", "arch"), cases(ARCHITECTURES))
-def test_machine_code_without_spills(file, defines, arch, tmp_path):
-    found = usage(cubin(file, defines, arch), tmp_path)
+def test_machine_code_without_spills(file, defines, arch):
+    found = facts.resources(cubin(file, defines, arch))
     assert set(found) == set(source.kernels(file, defines))
     ceiling = CEILINGS.get(file, DEFAULT_CEILING)
     narrow = ("TILE_N", "64") in defines or file == "conv_simt_weight.cu"
@@ -274,20 +249,7 @@ def inner_loops(image, kernel):
 
 def loops(image, kernel):
     """(begin, end, opcodes counted) of each backward branch."""
-    body = disassembly(image)[kernel]
-    code, labels, found_loops = [], {}, []
-    for line in body.splitlines():
-        label = re.match(r"^(\.L\w+):", line)
-        found = re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)(.*)", line)
-        if label:
-            labels[label[1]] = len(code)
-        elif found:
-            code.append(found[1].split(".")[0])
-            target = re.search(r"`\((\.L\w+)\)", found[2])
-            if code[-1] == "BRA" and target and target[1] in labels:
-                begin = labels[target[1]]
-                found_loops.append((begin, len(code), Counter(code[begin:])))
-    return found_loops
+    return facts.loops(disassembly(image)[kernel])
 
 
 WIDE = {

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -39,11 +38,10 @@ def specialisations():
 
 def usages(files):
     """(file, macros, architecture, usage), compiled one after another."""
-    with tempfile.TemporaryDirectory() as folder:
-        for file, defines in specialisations():
-            for arch in registers.PROCESSORS if file in files else ():
-                image = build.compiler.to_cubin(source.text(file), build.options(defines), arch)
-                yield file, defines, arch, build.usage(image, Path(folder))
+    for file, defines in specialisations():
+        for arch in registers.ARCHITECTURES if file in files else ():
+            image = build.compiler.to_cubin(source.text(file), build.options(defines), arch)
+            yield file, defines, arch, build.facts.resources(image)
 
 
 def found(files):
@@ -51,16 +49,6 @@ def found(files):
     for file, defines, arch, usage in usages(files):
         cells = registers.taken(arch, usage, build.threads_of(file, defines))
         yield registers.name(file, defines), arch, cells
-
-
-def test_blocks_of_a_multiprocessor():
-    """Cases of NVIDIA's occupancy table."""
-    assert registers.blocks("sm_80", 32, 0, 256) == 8  # threads
-    assert registers.blocks("sm_80", 128, 0, 256) == 2  # registers: 4096 a warp
-    assert registers.blocks("sm_80", 129, 0, 256) == 1  # 4352: 15 warps, 12 in fours
-    assert registers.blocks("sm_86", 40, 0, 256) == 6
-    assert registers.blocks("sm_89", 32, 32 << 10, 256) == 3  # shared memory: 33 KB of 100
-    assert registers.blocks("sm_90a", 16, 0, 32) == 32  # blocks
 
 
 @pytest.mark.slow

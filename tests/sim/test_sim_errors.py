@@ -61,7 +61,7 @@ def test_options_must_be_a_sequence():
     ("code", "words"),
     [
         ('asm volatile("mov.u32 %0, %%clock;" : "=r"(n));', "special register %clock"),
-        ('asm volatile("cp.async.commit_group;");', "cp.async.commit_group"),
+        ('asm volatile("cp.async.bulk.commit_group;");', "cp.async.bulk.commit_group"),
         ("double a = __dadd_rz(y[0], 1.0); y[0] = a;", "add.rz.f64"),
     ],
 )
@@ -382,8 +382,8 @@ def test_use_of_freed_memory():
     sim.Module(kernel(""), check=True)  # from now on freed memory is kept aside for a while
     table = sim.asarray(np.array([sim.zeros(32).ptr], np.uint64))
     found(
-        "bounds_global",
-        "outside every live allocation",
+        "freed",
+        "which has been freed",
         "y[0] = (*(const float* const*)x)[threadIdx.x];",
         args=(sim.zeros(1), table, 1),
     )

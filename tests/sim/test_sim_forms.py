@@ -436,8 +436,8 @@ def test_every_modelled_form_is_tested_and_every_tested_form_is_modelled():
 def test_every_opcode_is_tested():
     """Opcodes that compute in registers by their forms, all others in hand-written PTX."""
     control = {name.strip("_") for name in vars(body.Body) if re.fullmatch(r"_[a-z]+_", name)}
-    files = ("test_sim_memory_instructions.py", "test_sim_sync_instructions.py")
-    text = "".join((Path(__file__).parent / name).read_text() for name in files)
+    files = ("memory_instructions", "sync_instructions", "async", "matrices")
+    text = "".join((Path(__file__).parent / f"test_sim_{name}.py").read_text() for name in files)
     missing = {
         op
         for op in ((set(body.TABLE) | set(body.FLOAT_TABLE)) | control) - set(FORMS)

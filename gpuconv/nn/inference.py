@@ -1,0 +1,300 @@
+"""A network compiled for inference on the CPU: see `Module.compile`."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpuconv import ops
+from gpuconv.arrays import device_of
+from gpuconv.autograd import Tensor, as_tensor
+from gpuconv.cpu import channels_last as loops
+from gpuconv.cpu import inference_conv
+from gpuconv.cpu.channels_last import Image
+from gpuconv.nn.inference_graph import JOINED, POOLS, Operation, operations
+from gpuconv.nn.module import Module
+from gpuconv.ops.avg_pool2d import taps_counted
+from gpuconv.shapes import Window
+from gpuconv.threads import parallel, shards, thread_count
+
+PLANS_KEPT = 4  # for so many shapes of the input, the buffers are kept
+
+
+class Compiled:
+    """A snapshot of a network's forward pass in evaluation mode, made for speed: see
+    `Module.compile`.
+    """
+
+    def __init__(self, model: Module) -> None:
+        if model.device != "cpu":
+            raise ValueError(f"compile: the network is on {model.device}, compile is for cpu")
+        for name, parameter in model.named_parameters():
+            if parameter.data.dtype != np.float32:
+                raise ValueError(f"compile: {name} is {parameter.data.dtype}, expected float32")
+        self._model = copy.deepcopy(model)
+        self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
+        self._packed: dict[Any, np.ndarray] = {}  # weights as loops read them, by step and form
+        self._lock = threading.Lock()  # the buffers serve one call at a time
+
+    def __call__(self, x: Any) -> Tensor:
+        """The network's output, without a gradient, for images (N, C, H, W): float32 of the host.
+
+        The first call for a shape plans it.
+        """
+        data = as_tensor(x).data
+        if device_of(data) != "cpu" or data.ndim != 4 or data.dtype != np.float32:
+            raise ValueError(
+                "compile: images are float32 (N, C, H, W) on cpu, got "
+                f"{data.dtype} {tuple(data.shape)} on {device_of(data)}"
+            )
+        if not len(data):
+            return Tensor(self._model(x).data)
+        with self._lock:
+            key = data.shape, thread_count()
+            plan = self._plans.pop(key, None) or _Plan(self._model, data.shape, self._packed)
+            self._plans[key] = plan
+            if len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
+            return Tensor(plan.run(data))
+
+    def __repr__(self) -> str:
+        return f"Compiled({type(self._model).__name__})"
+
+
+class _Plan:
+    """The calls for one shape of the input, and the buffers that they share."""
+
+    def __init__(self, model: Module, shape: tuple[int, ...], packed: dict[Any, Any]) -> None:
+        found, recorded, output = operations(model, shape)
+        self.shapes = [tuple(step.shape) for step in recorded.steps]
+        self.packed, self.output = packed, output
+        first = Operation("input", recorded.steps[0], [], 0)
+        self.operations = [first, *found]
+        self.places = _Places(self.operations, self.shapes, output)
+        self.x: Any = None
+        self.calls = [call for each in self.operations for call in self._calls(each)]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """The output for images of the plan's shape."""
+        self.x = np.ascontiguousarray(x)
+        for call in self.calls:
+            call()
+        self.x = None
+        y = self.places.view(self.output)
+        if len(self.shapes[self.output]) == 2:
+            return y.reshape(self.shapes[self.output]).copy()
+        return y.transpose(0, 3, 1, 2).copy()
+
+    # ---- the calls of each operation -----------------------------------------------------------
+
+    def _calls(self, each: Operation) -> Sequence[Callable[[], object]]:
+        if each.name == "input":
+            return [self._input]
+        if each.name in JOINED:
+            return self._joins(each)
+        if each.name in POOLS and (pool := self._pool(each)) is not None:
+            return [pool]
+        if each.name == "conv2d":
+            window, groups = each.step.window, each.saved[7]
+            if window is not None and inference_conv.suits(window, groups):
+                return [self._product(each, each.w, window)]
+            return [partial(self._by_operation, each)]
+        if each.name == "linear":
+            return [self._product(each, each.w[:, :, None, None], Window(1))]
+        if each.name in ("batch_norm", "add"):
+            return [self._scale_and_add(each)]
+        return [partial(self._by_operation, each)]
+
+    def _input(self) -> None:
+        y, to = self._at(0)
+        lines = shards(to.N * to.H)
+        parallel(lambda begin, end: loops.to_channels_last(self.x, y, to, begin, end), lines)
+
+    def _at(self, number: int) -> tuple[np.ndarray, Image]:
+        return self.places.at(number)
+
+    def _rest(self, each: Operation) -> tuple[np.ndarray, Image]:
+        if each.rest is not None:
+            return self._at(each.rest)
+        C = self._at(each.output)[1].C
+        return np.zeros(C, np.float32), Image(0, 0, 1, 1, 1, C)
+
+    def _product(self, each: Operation, w: np.ndarray, window: Window) -> Callable[[], object]:
+        given = self._at(each.inputs[0]), self._at(each.output), self._rest(each)
+        before = (each.scale, each.shift, each.rectified)
+        pack = partial(self._pack, each.output)
+        return inference_conv.convolution(*given, w, each.b, window, before, each.relu, pack)
+
+    def _pack(self, number: int, form: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for all plans."""
+        if (number, form) not in self.packed:
+            self.packed[number, form] = make()
+        return self.packed[number, form]
+
+    def _scale_and_add(self, each: Operation) -> Callable[[], object]:
+        (x, image), (y, to) = self._at(each.inputs[0]), self._at(each.output)
+        rest = self._rest(each)
+        scale = np.ones(to.C, np.float32) if each.scale is None else each.scale
+        shift = np.zeros(to.C, np.float32) if each.shift is None else each.shift
+        run = partial(loops.scale_and_add, x, image, scale, shift, *rest, each.relu, y, to)
+        return partial(parallel, run, shards(to.N * to.H * to.W, -(-(1 << 16) // to.C)))
+
+    def _pool(self, each: Operation) -> Callable[[], object] | None:
+        (x, image), (y, to) = self._at(each.inputs[0]), self._at(each.output)
+        window = each.step.window
+        if window is not None and window.dilation != (1, 1):
+            return None
+        rows, columns = _pooled_spans(window, (image.H, image.W), (to.H, to.W))
+        lines = shards(to.N * to.H, -(-(1 << 13) // (to.W * to.C)))
+        if each.name == "max_pool2d":
+            run = partial(loops.max_pool, x, image, rows, columns, y, to)
+            return partial(parallel, run, lines)
+        counts: Any = 1
+        if window is None:
+            counts = np.multiply.outer(np.diff(rows)[:, 0], np.diff(columns)[:, 0])
+        elif each.name == "avg_pool2d":
+            counts = taps_counted(window, (image.H, image.W), each.step.count_include_pad)
+        counts = np.ascontiguousarray(np.broadcast_to(counts, (to.H, to.W)), np.float32)
+        return partial(
+            parallel, partial(loops.mean_pool, x, image, rows, columns, counts, y, to), lines
+        )
+
+    def _joins(self, each: Operation) -> list[Callable[[], object]]:
+        """Copies of those parts that were not computed in their place."""
+        calls: list[Callable[[], object]] = []
+        first = 0
+        for number in each.inputs:
+            count = self.shapes[number][1]
+            if not self.places.is_part(number, each.output, first):
+                target = self.places.view(each.output)[..., first : first + count]
+                calls.append(partial(np.copyto, target, self.places.view(number)))
+            first += count
+        return calls
+
+    def _by_operation(self, each: Operation) -> None:
+        """The operation itself, on contiguous arrays (N, C, H, W) or (N, features)."""
+        x = self._contiguous(each.inputs[0])
+        if each.name == "conv2d":
+            y = ops.conv2d(x, each.w, each.b, *each.saved[4:8])
+            y = y if each.rest is None else ops.add(y, self._contiguous(each.rest))
+            y = ops.relu(y) if each.relu else y
+        elif each.name == "reshape":
+            y = x.reshape(self.shapes[each.output])
+        else:
+            operation: Any = getattr(ops, each.name)
+            y = operation(x, *_arguments(each, operation))
+            y = y[0] if isinstance(y, tuple) else y
+        to = self.places.view(each.output)
+        to[...] = y.transpose(0, 2, 3, 1) if y.ndim == 4 else y.reshape(to.shape)
+
+    def _contiguous(self, number: int) -> np.ndarray:
+        x = self.places.view(number).transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(x).reshape(self.shapes[number])
+
+
+def _arguments(each: Operation, operation: Any) -> list[Any]:
+    """An operation's arguments after x, from what it saved for its gradient."""
+    names = list(getattr(ops, f"{each.name}_backward").parameters)[1:]
+    saved = dict(zip(names, each.saved[1:], strict=False))
+    return [saved[name] for name in list(operation.parameters)[1:]]
+
+
+def _pooled_spans(
+    window: Window | None, size: tuple[int, int], outputs: tuple[int, int]
+) -> list[np.ndarray]:
+    """For rows and columns, the pixels (first, end) that each output reads; without a window those
+    of adaptive pooling.
+    """
+    found = []
+    for axis, (length, count) in enumerate(zip(size, outputs, strict=True)):
+        if window is None:
+            spans = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+        else:
+            stride, kernel = window.stride[axis], window.kernel_size[axis]
+            firsts = [i * stride - window.pads(*size)[axis][0] for i in range(count)]
+            spans = [(max(0, first), min(length, first + kernel)) for first in firsts]
+        found.append(np.array(spans, np.int64))
+    return found
+
+
+class _Places:
+    """Where each step's output lies. Buffers are used again when their last reader has run.
+
+    What is joined along the channels is computed where it belongs in the whole.
+    """
+
+    def __init__(
+        self, operations: list[Operation], shapes: list[tuple[int, ...]], output: int
+    ) -> None:
+        self.shapes = shapes
+        self.whole: dict[int, tuple[int, int]] = {}  # step: (the step it is part of, first channel)
+        made = {each.output for each in operations}
+        for each in reversed(operations):
+            first = 0
+            for number in each.inputs if each.name in JOINED else ():
+                if number in made and number not in self.whole and number != output:
+                    self.whole[number] = each.output, first
+                first += shapes[number][1]
+        self._give_buffers(operations, output)
+
+    def root(self, number: int) -> tuple[int, int]:
+        """The step whose buffer it lies in, and its first channel there."""
+        first = 0
+        while number in self.whole:
+            number, more = self.whole[number]
+            first += more
+        return number, first
+
+    def _give_buffers(self, operations: list[Operation], output: int) -> None:
+        begins: dict[int, int] = {}
+        ends: dict[int, int] = {self.root(output)[0]: len(operations)}
+        for time, each in enumerate(operations):
+            read = [*each.inputs, *([] if each.rest is None else [each.rest])]
+            for number in (each.output, *read):
+                root = self.root(number)[0]
+                begins.setdefault(root, time)
+                ends[root] = max(ends.get(root, 0), time)
+        sizes: list[int] = []
+        free: list[int] = []
+        chosen: dict[int, int] = {}
+        for time in range(len(operations)):
+            for root in [root for root, begin in begins.items() if begin == time]:
+                need = self._size(root)
+                slot = min(free, key=lambda s: (sizes[s] < need, abs(sizes[s] - need)), default=-1)
+                if slot < 0:
+                    slot = len(sizes)
+                    sizes.append(0)
+                else:
+                    free.remove(slot)
+                sizes[slot] = max(sizes[slot], need)
+                chosen[root] = slot
+            free += [chosen[root] for root, end in ends.items() if end == time]
+        buffers = [np.empty(size, np.float32) for size in sizes]
+        self.buffers = {root: buffers[slot] for root, slot in chosen.items()}
+
+    def _size(self, root: int) -> int:
+        return int(np.prod(self.shapes[root]))
+
+    def at(self, number: int) -> tuple[np.ndarray, Image]:
+        """The buffer, and where in it the step's output lies."""
+        root, first = self.root(number)
+        N, C, H, W = (*self.shapes[number], 1, 1)[:4]
+        return self.buffers[root], Image(first, self.shapes[root][1], N, H, W, C)
+
+    def view(self, number: int) -> np.ndarray:
+        """The step's output as an array (N, H, W, C)."""
+        buffer, image = self.at(number)
+        whole = buffer[: image.N * image.H * image.W * image.step]
+        whole = whole.reshape(image.N, image.H, image.W, image.step)
+        return whole[..., image.offset : image.offset + image.C]
+
+    def is_part(self, number: int, whole: int, first: int) -> bool:
+        """Whether a step's output lies in that of another, from that channel on."""
+        root, at = self.root(whole)
+        return self.root(number) == (root, at + first)

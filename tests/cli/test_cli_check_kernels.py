@@ -1,0 +1,263 @@
+"""`gpuconv check-kernels`: findings as text, JSON and SARIF; counts; one line for wrong input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from gpuconv.cli.main import main
+
+sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies are not installed")
+if sim.available():
+    pytest.skip(sim.available(), allow_module_level=True)
+
+AXPY = """// y = a x + y
+extern "C" __global__ void axpy(float* y, const float* x, float a, int n)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n)
+        y[i] = a * x[i] + y[i];
+}
+"""
+SUMS = """__global__ void sums(float* y, const float* x, int n)
+{
+    __shared__ float s[64];
+    float sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[blockIdx.x * n + i];
+    s[threadIdx.x] = sum;
+    __syncthreads();
+    for (int o = blockDim.x / 2; o; o /= 2) {
+        if (threadIdx.x < o) s[threadIdx.x] += s[threadIdx.x + o];
+        BARRIER
+    }
+    if (threadIdx.x == 0) y[blockIdx.x] = s[0];
+}
+"""
+RIGHT, WRONG = SUMS.replace("BARRIER", "__syncthreads();"), SUMS.replace("BARRIER", "")
+LAUNCH_SUMS = """import numpy as np
+
+def launch(run):
+    x = np.ones((3, 100), np.float32)
+    y = run.empty(3)
+    run("sums", 3, 64, [y, x, 100])
+    assert (y == 100).all(), y
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("axpy.cu", AXPY), ("right.cu", RIGHT), ("wrong.cu", WRONG)):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "sums.py").write_text(LAUNCH_SUMS)
+    return tmp_path
+
+
+def run(capsys, *words):
+    """(exit code, standard output, standard error)"""
+    code = main(["check-kernels", *words])
+    return code, *capsys.readouterr()
+
+
+def test_a_right_kernel_without_a_launch_file(here, capsys):
+    code, out, err = run(capsys, "axpy.cu", "--count")
+    assert (code, err) == (0, "")
+    assert "no --launch, so this was run: axpy: n = 997, y, x: 997 elements each" in out
+    assert "axpy.cu: 0 errors, 0 warnings; 1 launch of axpy" in out
+    assert "no times" in out
+    assert "global loads: 64 requests, 3.91 sectors each, 7,976 bytes asked for, 8,000 moved" in out
+    assert "1,994 flop (997 FMA" in out  # nvcc's default fuses the product and the sum
+
+
+def test_a_missing_barrier_is_named_with_both_lines(here, capsys):
+    code, out, err = run(capsys, "wrong.cu", "--launch", "sums.py")
+    assert (code, err) == (1, "")
+    head, source, *_ = out.splitlines()
+    assert head == "error: race shared: wrong.cu:9: sums"
+    assert source == "      9 | if (threadIdx.x < o) s[threadIdx.x] += s[threadIdx.x + o];"
+    assert "the other party: thread" in out
+    assert "mend: put __syncthreads() between the two accesses" in out
+    assert run(capsys, "right.cu", "--launch", "sums.py")[0] == 0
+
+
+def test_json_and_sarif(here, capsys):
+    code, out, _ = run(capsys, "wrong.cu", "--launch", "sums.py", "--format", "json")
+    report = json.loads(out)
+    (finding,) = report["findings"]
+    assert code == 1
+    assert (finding["kind"], finding["severity"], finding["kernel"]) == (
+        "race_shared",
+        "error",
+        "sums",
+    )
+    assert (finding["file"], finding["line"], finding["other"]["line"]) == (
+        "wrong.cu",
+        9,
+        "wrong.cu:9",
+    )
+    assert report["launches"] == [{"kernel": "sums", "grid": 3, "block": 64, "shared": 0}]
+    words = ["wrong.cu", "--launch", "sums.py", "--format", "sarif", "--output", "found.sarif"]
+    assert run(capsys, *words) == (1, "", "")
+    sarif = json.loads((here / "found.sarif").read_text())
+    (result,) = sarif["runs"][0]["results"]
+    assert sarif["version"] == "2.1.0"
+    assert (result["ruleId"], result["level"]) == ("race_shared", "error")
+    place = result["locations"][0]["physicalLocation"]
+    assert (place["artifactLocation"]["uri"], place["region"]["startLine"]) == ("wrong.cu", 9)
+    assert result["relatedLocations"][0]["physicalLocation"]["region"]["startLine"] == 9
+
+
+def test_listings(here, capsys):
+    words = ("right.cu", "--launch", "sums.py", "--format", "json", "--listing")
+    code, out, _ = run(capsys, *words, "counts.html")
+    counts = json.loads(out)["counters"]["sums"]
+    assert code == 0
+    # three blocks of two warps, log2(64) + 1 barriers
+    assert counts["total"]["barriers"] == 3 * 2 * 7
+    assert sum(line["flop"] for line in counts["lines"]) == counts["total"]["flop"]
+    html = (here / "counts.html").read_text()
+    assert "if (threadIdx.x &lt; o)" in html
+    assert "no times" in html
+    run(capsys, *words, "counts.txt")
+    lines = (here / "counts.txt").read_text().splitlines()
+    assert len(lines) == 2 + len(RIGHT.splitlines())
+    store = next(line for line in lines if "y[blockIdx.x] = s[0]" in line)
+    assert store.split(" | ")[0].split()[1:3] == ["3", "3"]  # a sector and a wavefront each
+
+
+HEAD = "import numpy as np\nx, y = np.ones((2, 997), np.float32)\n"
+
+
+def launching(call):
+    return f"{HEAD}def launch(run):\n    {call}\n"
+
+
+FILES = {
+    "garbage": ("bad.cu", b"\x7fELF\x02\x00\xff\xfe", "bad.cu: is not text: byte 6"),
+    "no kernel": (
+        "bad.cu",
+        b"__device__ int n;",
+        "bad.cu: has no kernel: write a __global__ function",
+    ),
+    "empty": ("bad.cu", b"", "bad.cu: has no kernel"),
+    "syntax": ("bad.cu", AXPY.replace("= a", "= b").encode(), "bad.cu(6): error: "),
+    "two integers": (
+        "bad.cu",
+        b"__global__ void k(int* y, int n, int m) { y[n] = m; }",
+        "bad.cu: how to launch k cannot be guessed (it takes 2 integers): write a file with "
+        "`def launch(run): run('k', grid=..., block=..., args=[y, n, m])`",
+    ),
+    "own type": (
+        "bad.cu",
+        b"struct P { int n; };\n__global__ void k(int* y, P p) { y[0] = p.n; }",
+        "the type of 'P p' is not known",
+    ),
+    "recursion": (
+        "bad.cu",
+        b"__device__ __noinline__ int f(int n) {\n return n < 2 ? n : f(n - 1) + f(n - 2); }\n"
+        b"__global__ void k(int* y) { y[0] = f(y[1]); }",
+        "bad.cu:2: recursion (f) is not modelled by the simulator",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_wrong_files_get_one_line(case, here, capsys):
+    name, content, expected = FILES[case]
+    (here / name).write_bytes(content)
+    code, out, err = run(capsys, name)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+
+
+LAUNCHES = {
+    'run("axpi", 4, 256, [y, x, 2, 997])': "axpy.cu: no kernel 'axpi', it has: axpy",
+    'run("axpy", 4, 256, [y, x, 2])': (
+        "axpy(float* y, const float* x, float a, int n) takes 4 arguments (axpy.cu:2), got 3"
+    ),
+    'run("axpy", 4, 256, [y, x.astype(float), 2, 997])': (
+        "axpy: argument 1, 'const float* x' (axpy.cu:2): got an array of float64, give one of "
+        "float32: x.astype(numpy.float32)"
+    ),
+    'run("axpy", 4, 256, [y, x.astype(int), 2, 997])': "got an array of int64, give one of float32",
+    'run("axpy", 4, 256, [y[::2], x, 2, 498])': "got a view of shape (499,) with gaps",
+    'run("axpy", 4, 256, [y, 3.0, 2, 997])': "got 3.0 (float), give a NumPy array",
+    'run("axpy", 4, 256, [y, None, 2, 997])': "got None (NoneType), give a NumPy array",
+    'run("axpy", 4, 256, [y, x, x, 997])': "'float a' (axpy.cu:2): got an array of float32",
+    'run("axpy", 4, 256, [y, x, 2, 997.5])': "'int n' (axpy.cu:2): got 997.5, give an integer",
+    'run("axpy", 4, 256, [y, x, "2", 997])': "argument 2 is f32: give a number, got '2'",
+    'run("axpy", 4, 256, [y, x, 2, 1 << 40])': "does not fit",
+    'run("axpy", 4, 2000, [y, x, 2, 997])': "block.x must be at most 1024, got 2000",
+    'run("axpy", 4, (32, 64), [y, x, 2, 997])': "a block has at most 1024 threads",
+    'run("axpy", 0, 256, [y, x, 2, 997])': "grid.x must be at least 1, got 0",
+    'run("axpy", 1, 1, [y, x, 2, 997], shared=1 << 20)': "shared memory",
+    "run(undefined)": "NameError: name 'undefined' is not defined",
+    "pass": "launch(run) launches nothing",
+    "assert 1 == 2, 'not equal'": "AssertionError: not equal",
+}
+
+
+@pytest.mark.parametrize("call", LAUNCHES)
+def test_wrong_launches_get_one_line_with_the_launch_files_line(call, here, capsys):
+    (here / "l.py").write_text(launching(call))
+    code, out, err = run(capsys, "axpy.cu", "--launch", "l.py")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("gpuconv: l.py:4: " if call != "pass" else "gpuconv: l.py: ")
+    assert LAUNCHES[call] in err
+
+
+def test_wrong_launch_files_get_one_line(here, capsys):
+    for text, expected in (
+        ("def launch(run:\n", "l.py:1: '(' was never closed"),
+        ("launch = 3\n", "l.py: has no function launch(run)"),
+        ("\nimport no_such_module\n", "l.py:2: ModuleNotFoundError: No module named"),
+    ):
+        (here / "l.py").write_text(text)
+        code, out, err = run(capsys, "axpy.cu", "--launch", "l.py")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert expected in err
+    for words, expected in (
+        (("no.cu",), "no.cu"),
+        (("axpy.cu", "--launch", "no.py"), "no.py"),
+        (("axpy.cu", "--format", "xml"), "xml"),
+    ):
+        code, out, err = run(capsys, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert expected in err
+
+
+def test_helper_for_tests(here):
+    from gpuconv.sim.checking import require_clean
+
+    y = np.zeros(40, np.float32)
+
+    def launch(run):
+        y[:] = 1
+        run("axpy", 1, 64, [y[10:20], np.full(10, 2, np.float32), 3, 10])  # a view of y
+        run("axpy", 1, 64, [y, y, 1, 40])  # and all of it
+
+    report = require_clean("axpy.cu", launch)
+    assert len(report.launches) == 2
+    expected = np.full(40, 2.0)
+    expected[10:20] = 14
+    assert np.array_equal(y, expected)
+    with pytest.raises(AssertionError, match="uninitialised"):
+        require_clean("axpy.cu", lambda run: run("axpy", 1, 64, [run.empty(9), y, 1, 9]))
+
+
+def test_facts_and_estimates_are_called_so(here, capsys):
+    from gpuconv.sim import SimError, facts
+
+    try:
+        facts.tool("nvdisasm"), facts.tool("cuobjdump")
+    except SimError as missing:
+        pytest.skip(str(missing))
+    code, out, _ = run(capsys, "axpy.cu", "--arch", "sm_80", "--card", "a100")
+    assert code == 0
+    assert "axpy on sm_80, from the compiler: " in out
+    assert "a multiprocessor holds 8 blocks of 256 threads, 64 of 64 warps" in out
+    # (8000 + 4000) bytes at 1555 GB/s
+    assert "estimate: a100, by its data sheet, needs at least 0.00772 us for this (memory)" in out
+    assert run(capsys, "axpy.cu", "--arch", "sm_1")[0] == 2
