@@ -92,10 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--batch", "N", whole(1), "images for each update"),
         ("--optimizer", *choice("optimizer"), listed("optimizer")),
         ("--lr", "RATE", number(positive=True), "learning rate, the highest of a schedule"),
-        ("--momentum", "SHARE", number(below=1), "for sgd"),
+        ("--momentum", "SHARE", number(below=1), "for sgd and lars"),
         ("--weight-decay", "RATE", number(), ""),
         ("--loss", *choice("loss"), listed("loss")),
         ("--schedule", *choice("schedule"), listed("schedule")),
+        ("--warmup", "EPOCHS", number(), "in which the rate rises to the schedule's"),
+        ("--base-batch", "N", whole(1), "images that --lr is for: it grows with --batch / N"),
         ("--label-smoothing", "SHARE", number(most=1), "of a label, spread over all classes"),
         ("--ema", "DECAY", number(below=1), "average weights over about 1 / (1 - DECAY) steps"),
         ("--clip", "NORM", number(positive=True), "the largest norm of all gradients together"),
@@ -163,9 +165,7 @@ def run(args: argparse.Namespace) -> int:
 
     def fit(again: bool) -> None:
         history = prepared.fit(resume="extend" if extends else again or bool(args.resume))
-        result = train.test(prepared)
-        if ranks.rank == 0:
-            _report(prepared, folder, history, result)
+        _report(prepared, folder, history)
 
     try:
         if args.show:
@@ -230,10 +230,11 @@ def _announce(prepared: Run) -> None:
     )
 
 
-def _report(
-    prepared: Run, folder: Path, history: list[dict[str, Any]], result: dict[str, Any]
-) -> None:
-    """Print the result of the test and where everything is."""
+def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
+    """Test the trained network, on all ranks; print the result and where everything is."""
+    result = train.test(prepared)
+    if not prepared.trainer.leads:
+        return
     correct = int(result["confusion"].trace())
     note = "" if prepared.config["limit"] is None else ", limited"
     print(

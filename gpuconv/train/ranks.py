@@ -7,18 +7,24 @@ in place of 1, and the ranks' gradients are summed. Every rank then takes the sa
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuconv import ops
 from gpuconv.arrays import to_numpy
 from gpuconv.autograd import Array, Tensor
+from gpuconv.cuda import recording
+from gpuconv.cuda.runtime import runtime
 from gpuconv.data import Loader
-from gpuconv.distributed import Communicator
+from gpuconv.distributed import Communicator, part
 from gpuconv.distributed.gradients import GradientSums, Leaf
+from gpuconv.distributed.nccl import CardBucket, CardSums, problem
 from gpuconv.nn import BatchNorm2d, Dropout
 from gpuconv.train.batches import PartBatches
 
@@ -44,6 +50,8 @@ class Ranks:
         self.late = False
         self.weight = 0.0  # of this rank's part, of 1 for all
         self.own_value = 0.0
+        self._cards: CardSums | None = None  # where NCCL adds up
+        self._events: list[Any] = []
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -63,9 +71,52 @@ class Ranks:
         for dropout in self._dropouts:
             dropout.first = 0
 
+    def use_cards(self) -> str:
+        """Let NCCL add up, where the model is on cuda. Returns why steps cannot be recorded: what
+        is between the ranks is then done by the host, at least in part; or "".
+        """
+        if self._trainer.model.device != "cuda":
+            return "the host adds up the ranks' gradients"
+        on = runtime("cuda")
+        if why := problem(on):
+            return f"the host adds up the ranks' gradients: {why}"
+        self._cards = CardSums(self.communicator, on)
+        self._events = [self._cards.event() for _ in range(4)]
+        if self._synchronise and self._norms:
+            return "batch norm's statistics are exchanged by the host"
+        if not isinstance(self._batches, Loader):
+            return "the sizes of the ranks' parts are known for a data.Loader alone"
+        labels = np.asarray(self._batches.dataset.labels)
+        if weight_of(self._trainer.loss, labels) != len(labels):
+            return "the loss is a mean over something else than images"
+        return ""
+
+    def place(self, batch: int) -> int:
+        """How many images a batch of a `Loader` has on all ranks; layers are told of this rank's
+        place in it. For steps that are recorded, each kind of which has one.
+        """
+        loader, on = self._batches, self.communicator
+        count = min(loader.batch_size, len(loader.dataset) - batch * loader.batch_size)
+        own = part(count, on.rank, on.size)
+        for dropout in self._dropouts:
+            dropout.first = own.start
+        self.images, self.weight = count, (own.stop - own.start) / count
+        self.own_value = math.nan  # a replayed step tells the loss of all ranks alone
+        return count
+
+    def agree(self, most: int) -> int:
+        """The least of all ranks' numbers of steps; signals and the rate are exchanged too."""
+        rows = self.communicator.gather_numbers((most, *self._requests()))
+        self._hear(rows[:, 1:])
+        return int(rows[:, 0].min())
+
+    def total(self, number: int) -> int:
+        """The sum over all ranks."""
+        return int(self.communicator.gather_numbers((number,)).sum())
+
     def scattered(self, batches: Any) -> Any:
         """This rank's part of each batch."""
-        on = self.communicator
+        on, self._batches = self.communicator, batches
         if isinstance(batches, Loader):
             return batches.scattered(on.rank, on.size)
         return PartBatches(batches, on.rank, on.size)
@@ -110,36 +161,67 @@ class Ranks:
         """The loss of the whole batch; value: of this rank's part. Also exchanged are right
         answers, signals, and the rate, which a callback of rank 0 may have changed.
         """
-        trainer, on = self._trainer, self.communicator
-        own, p = weight_of(trainer.loss, labels), trainer.state
+        with recording.paused():
+            host = to_numpy(labels)
+            own = weight_of(self._trainer.loss, host)
+            correct = np.count_nonzero(scores.numpy().argmax(axis=1) == host)
         self.own_value = value if own else 0.0
-        correct = np.count_nonzero(scores.numpy().argmax(axis=1) == to_numpy(labels))
-        rate = trainer.optimizer.lr, p.rate
-        request = trainer.own_signal() or 0
-        numbers = self.own_value * own, own, correct, len(labels), request, trainer.is_late(), *rate
-        rows = on.gather_numbers(numbers)
+        numbers = self.own_value * own, own, correct, len(labels), *self._requests()
+        rows = self.communicator.gather_numbers(numbers)
         total, weights, right, images = rows[:, :4].sum(axis=0)
         self.correct, self.images = int(right), int(images)
-        self.signal = next((int(number) for number in rows[:, 4] if number), None)
-        self.late = bool(rows[0, 5])
-        if tuple(rows[0, 6:]) != rate:
-            trainer.optimizer.lr, p.rate = float(rows[0, 6]), float(rows[0, 7])
-        self.weight = own / weights if weights else 0.0
+        self._hear(rows[:, 4:])
+        self.weight = float(own / weights) if weights else 0.0
         return float(total / weights) if weights else float("nan")
+
+    def _requests(self) -> tuple[float, ...]:
+        """A signal or 0, whether a checkpoint is due, the rate and its share of the schedule's."""
+        trainer = self._trainer
+        signal = trainer.own_signal() or 0
+        return signal, trainer.is_late(), trainer.optimizer.lr, trainer.state.rate
+
+    def _hear(self, rows: np.ndarray) -> None:
+        """Take what the ranks asked for: any rank's signal, the rest of rank 0."""
+        trainer, p = self._trainer, self._trainer.state
+        self.signal = next((int(number) for number in rows[:, 0] if number), None)
+        self.late = bool(rows[0, 1])
+        if tuple(rows[0, 2:]) != (trainer.optimizer.lr, p.rate):
+            trainer.optimizer.lr, p.rate = float(rows[0, 2]), float(rows[0, 3])
+
+    def note_losses(self) -> None:
+        """Where a step is being recorded, make the losses that it notes those of all ranks."""
+        recorder, cards = recording.state.recorder, self._cards
+        if recorder is None or cards is None or not recorder.scalars:
+            return
+        totals = [ops.scale(loss, self.weight) for loss in recorder.scalars]
+        cards.start([(total, total) for total in totals], self._events[0])
+        cards.join(self._events[1])
+        recorder.scalars[:] = totals
 
     def backward(self, loss: Tensor) -> None:
         """`loss.backward()` of the whole batch's loss, whose gradients every rank gets."""
-        sums = self._gradient_sums()
-        averages = Averages(self.communicator, self._tracked(), self.weight)
+        sums, cards = self._gradient_sums(), self._cards
+        averages: Averages | CardAverages
+        if cards is None:
+            averages = Averages(self.communicator, self._tracked(), self.weight)
+        else:
+            averages = CardAverages(cards, self._tracked(), self.weight, self._events[2:])
         sums.begin()
         loss.backward(np.full(loss.shape, self.weight, loss.dtype), ready=sums.ready)
+        if cards is not None:
+            own = [p.grad is not None for p in self._sums[0]]
+            used = self.communicator.gather_numbers(own).any(axis=0).tolist()
         sums.finish()
         averages.finish()
+        if cards is not None:  # the sum of no gradients is none
+            for p, some in zip(self._sums[0], used, strict=True):
+                p.grad = p.grad if some else None
 
     def _gradient_sums(self) -> GradientSums:
         chosen: list[Leaf] = [p for p in self._trainer.optimizer.params if p.requires_grad]
         if list(map(id, chosen)) != list(map(id, self._sums[0])):
-            self._sums = chosen, GradientSums(self.communicator, chosen)
+            make = None if self._cards is None else partial(CardBucket, self._cards)
+            self._sums = chosen, GradientSums(self.communicator, chosen, make=make)
         return self._sums[1]
 
     def _tracked(self) -> list[Any]:
@@ -177,6 +259,24 @@ class Averages:
                 else:
                     holder.data.set(means)
                 begin = end
+
+
+class CardAverages:
+    """The same on cards."""
+
+    def __init__(
+        self, cards: CardSums, holders: list[Any], weight: float, events: list[Any]
+    ) -> None:
+        self._cards, self._event = cards, events[1]
+        self._parts = [ops.scale(holder.data, weight) for holder in holders]
+        if holders:
+            pairs = zip(self._parts, (holder.data for holder in holders), strict=True)
+            cards.start(list(pairs), events[0])
+
+    def finish(self) -> None:
+        """Let what is launched from now on find the means."""
+        if self._parts:
+            self._cards.join(self._event)
 
 
 def weight_of(loss: Any, labels: Array) -> float:

@@ -118,7 +118,7 @@ class Trainer:
         self._signals: Signals | None = None
         self._requested: int | None = None  # a signal's number, by `interrupt`
         self._answers: Run | None = None  # while `fit` runs
-        self._ranks: Ranks | None = None  # while `fit` runs on several
+        self.ranks: Ranks | None = None  # while `fit` runs on several
         self._spread: Spread | None = None  # of the batches that were evaluated last
         self._run: dict[str, Any] = {}  # the metadata that stay the same
         self._saved_at = self._tick = 0.0
@@ -160,19 +160,19 @@ class Trainer:
             self._begin(train, validation, resume)
             try:
                 if on.size > 1:
-                    self._ranks = Ranks(self, on, self.sync_batchnorm)
-                    stack.enter_context(self._ranks.joined())
-                    train = self._ranks.scattered(train)
-                    self._ranks.share_state()
+                    self.ranks = Ranks(self, on, self.sync_batchnorm)
+                    stack.enter_context(self.ranks.joined())
+                    train = self.ranks.scattered(train)
+                    self.ranks.share_state()
                 self._notify("on_fit_begin")
                 records = self._records()
-                alone = self._ranks is None
+                alone = self.ranks is None
                 self._answers = answers_of(self.model, records if alone else None, self.graph)
                 steps = steps_of(self, train, records)
                 while self.state.epoch < self.epochs and not self.stopping:
                     self._epoch(steps, validation)
             finally:
-                self._signals = self._answers = self._ranks = None
+                self._signals = self._answers = self.ranks = None
                 self._notify("on_fit_end")
         return self.history.epochs()
 
@@ -181,9 +181,10 @@ class Trainer:
         if not is_device(self.model.device):
             return None
         records = Records(runtime(self.model.device), self._message, self.graph)
-        if self._ranks is not None and self.graph:
+        if self.ranks is not None and (why := self.ranks.use_cards()):
             records.wanted = False
-            records.say("the steps are not recorded: the host adds up the ranks' gradients")
+            if self.graph:
+                records.say(f"the steps are not recorded: {why}")
         return records
 
     def _begin(self, train: Any, validation: Any, resume: bool | str) -> None:
@@ -303,9 +304,9 @@ class Trainer:
         value, scores, labels = self._step(load)
         if not math.isfinite(value):
             raise self.broken(value, 0.0, states, images)
-        if self._ranks is not None:
-            p.loss_sum += value * self._ranks.images
-            p.correct += self._ranks.correct
+        if self.ranks is not None:
+            p.loss_sum += value * self.ranks.images
+            p.correct += self.ranks.correct
             return
         p.loss_sum += value * len(labels)
         with recording.paused():
@@ -321,13 +322,15 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         x, labels = load()
-        ranks, images = self._ranks, len(labels)
+        ranks, images = self.ranks, len(labels)
         if ranks is not None:
             ranks.begin_batch(labels)
         scores = self.model(x)
         loss = self.loss(scores, labels)
         value = value_of(self.loss, loss)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
+        if ranks is not None:
+            ranks.note_losses()
         recording.note(main.data, labels)
         if ranks is not None:
             value, images = ranks.exchange(value, main, labels), ranks.images
@@ -400,7 +403,7 @@ class Trainer:
             return FloatingPointError(text)
         for (_, layer), before in zip(self._stochastic, rng_states, strict=True):
             layer.rng_state = before
-        ranks = self._ranks
+        ranks = self.ranks
         if ranks is not None:
             ranks.part()
         with recording.paused():
@@ -452,7 +455,7 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         batches = self.checkpoint_batches
-        late = self.is_late() if self._ranks is None else self._ranks.late
+        late = self.is_late() if self.ranks is None else self.ranks.late
         if late or (batches and self.state.batch % batches == 0):
             self._save_last()
 
@@ -478,7 +481,7 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _stop_if_requested(self) -> None:
-        number = self.own_signal() if self._ranks is None else self._ranks.signal
+        number = self.own_signal() if self.ranks is None else self.ranks.signal
         if number is None:
             return
         self._save_last()
