@@ -233,3 +233,15 @@ def test_counting_excludes_checking():
         sim.Module(TILED, check=True, count=True)
     with pytest.raises(ValueError, match="count=True"):
         sim.Module(TILED).counters("sgemm")
+
+
+def test_what_does_not_count_has_no_trace_of_counting():
+    from gpuconv.sim import lower, ptx
+
+    text = sim.to_ptx(TILED)
+    plain, _ = lower.lower(ptx.parse(text))
+    counting, info = lower.lower(ptx.parse(text), count=True)
+    assert "sim_log" in counting
+    assert "sim_log" not in plain
+    assert ".count" not in plain
+    assert info.executed
