@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +263,54 @@ def test_facts_and_estimates_are_called_so(here, capsys):
     # (8000 + 4000) bytes at 1555 GB/s
     assert "estimate: a100, by its data sheet, needs at least 0.00772 us for this (memory)" in out
     assert run(capsys, "axpy.cu", "--arch", "sm_1")[0] == 2
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "check-kernels.md"
+
+
+@pytest.fixture
+def guide(tmp_path, monkeypatch):
+    """A folder with the files of the guide, whose first lines have their names."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```\w+\n((?://|#) (\w+\.\w+)\n.*?)```", GUIDE.read_text(), re.S)
+    for text, name in blocks:
+        (tmp_path / name).write_text(text)
+    return {name: text for text, name in blocks}
+
+
+def test_the_guides_first_kernel(guide, capsys):
+    """What the guide shows is what is printed, but for addresses and the ends of long lines."""
+    code, out, _ = run(capsys, "sums.cu", "--launch", "launch_sums.py")
+    shown = re.search(r"```text\n(.*?)```", GUIDE.read_text(), re.S)[1]
+    assert code == 1
+    for line, printed in zip(shown.splitlines(), out.splitlines(), strict=True):
+        found = re.sub("0x[0-9a-f]{9,}", "0x55c5a7cdc8e0", printed)
+        assert found.startswith(line.removesuffix("...")), printed
+    mended = (
+        guide["sums.cu"].replace("<= columns", "< columns").replace("half /= 2)", "half /= 2) {")
+    )
+    mended = mended.replace(" + half];", " + half];\n        __syncthreads();\n    }")
+    Path("sums.cu").write_text(mended)
+    assert run(capsys, "sums.cu", "--launch", "launch_sums.py")[0] == 0
+
+
+def test_the_guides_table_of_counts(guide, capsys):
+    words = "transpose.cu", "--launch", "launch_transpose.py", "--count", "--format", "json"
+    shown = {
+        line.split("|")[1].strip(): [
+            int(c.replace(",", "")) for c in line.split("|")[2:] if c.strip()
+        ]
+        for line in GUIDE.read_text().splitlines()
+        if line.startswith(("| naive", "| tiled"))
+    }
+    for pitch in (32, 33):
+        code, out, _ = run(capsys, *words, "-D", f"PITCH={pitch}")
+        assert code == 0
+        counted = json.loads(out)["counters"]
+        for kernel, name in (("naive", "naive"), ("tiled", f"tiled, `PITCH={pitch}`")):
+            c = counted[kernel]["total"]
+            requests, sectors = c["store_requests"], c["store_sectors"]
+            found = [requests, sectors // requests, 32 * sectors]
+            if c["shared_requests"]:
+                found += [c["shared_wavefronts"], c["shared_conflicts"]]
+            assert shown[name] == found

@@ -80,6 +80,8 @@ def specialisations():
     for shape in ((3, 7, 7, 64), (3, 11, 11, 96), (3, 3, 3, 64), (1, 5, 5, 6)):
         yield "conv_few_channels.cu", first(*shape), shape[0] == 1 or shape[1] == 7
         yield "conv_few_channels.cu", {**first(*shape), "MOMENTS": 1}, shape[1] == 7
+    for shape in ((3, 3, 3, 64), (1, 5, 5, 6)):  # far apart rows have no room together
+        yield "conv_few_channels.cu", {**first(*shape), "WHOLE": 0}, False
     for shape in ((4, 9, 10, 12), (4, 1, 1, 3), (2, 11, 17, 24), (1, 1, 384, 17)):
         yield "conv_few_channels.cu", first(*shape), False
     for R, S, width in SMALL:
@@ -104,9 +106,9 @@ def specialisations():
     for label in ("int", "long long", "unsigned char"):
         yield "softmax_xent.cu", {"LABEL": label}, label == "int"
         yield "step.cu", {"LABEL": label}, label == "int"
-    for vec, pixel in itertools.product((4, 1), ("unsigned char", "float")):
-        typical = vec == 4 and pixel == "unsigned char"
-        yield "image_batch.cu", {"VEC": vec, "PIXEL": pixel}, typical
+    for vec, pixel, words in itertools.product((4, 1), ("unsigned char", "float"), (4, 1)):
+        typical = vec == words == 4 and pixel == "unsigned char"
+        yield "image_batch.cu", {"VEC": vec, "PIXEL": pixel, "WORDS": words}, typical
     for images, vec in ((1, 4), (1, 1), (2, 1), (4, 1)):
         yield "linear_small.cu", {"IMAGES": images, "VEC": vec}, vec == 4
     yield "optim.cu", {}, True
@@ -352,9 +354,11 @@ def test_small_convolutions_mostly_multiply(R, S, width, arch):
 
 @pytest.mark.parametrize("arch", each_architecture(*ARCHITECTURES[1:]))
 @pytest.mark.parametrize(
-    "shape", [(3, 7, 7, 64), pytest.param((3, 11, 11, 96), marks=SLOW)], ids=["7x7", "11x11"]
+    "shape",
+    [(3, 7, 7, 64), (3, 3, 3, 64), pytest.param((3, 11, 11, 96), marks=SLOW)],
+    ids=["7x7", "3x3", "11x11"],
 )
-def test_large_first_convolutions_mostly_multiply(shape, arch):
+def test_first_convolutions_mostly_multiply(shape, arch):
     """In each inner loop, of forward and backward weight."""
     image = cubin("conv_few_channels.cu", tuple(first(*shape).items()), arch)
     for kernel in ("conv2d_forward_few_channels", "conv2d_backward_weight_few_channels"):
