@@ -168,7 +168,7 @@ class Runtime:
 
     def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
         """(what starts a recorder's launches again, why it does so one by one or "")."""
-        launches = tuple(recorder.launches)
+        launches = [(one, given) for one, given in recorder.launches if isinstance(one, Launch)]
 
         def replay() -> None:
             for launch, arguments in launches:

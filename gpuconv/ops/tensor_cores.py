@@ -82,7 +82,7 @@ def few_rows(conv: Conv2dShape) -> bool:
 def before_activation(dy: Array, y: Array, activation: str | None, precision: str) -> Array:
     """The gradient of an activation's input."""
     if activation is not None and precision != "tf32":
-        return relu_backward.stored(dy, y)  # type: ignore[attr-defined]
+        return relu_backward.stored(dy, y)
     return activation_backward(dy, y, activation)
 
 

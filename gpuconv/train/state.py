@@ -97,6 +97,7 @@ def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
         "optimizer": optimizer_state,
         "generators": generators,
         "threads": thread_count(),
+        "ranks": trainer.communicator.size,
     }
     if trainer.scaler is not None:
         state["loss_scale"] = trainer.scaler.state_dict()
