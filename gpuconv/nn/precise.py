@@ -43,7 +43,7 @@ def _defined(op: Op, precision: str, *arguments: Any, **more: Any) -> Any:
 
 def _on_tensor_cores(op: Op, precision: str, *arguments: Any, **more: Any) -> Any:
     try:
-        return op(*arguments, **more, precision=precision)
+        return op.stored(*arguments, **more, precision=precision)
     except NotImplementedError:  # depthwise, huge windows, old cards: products of float32
         place = list(op.parameters).index("w")
         w = uncast(cast(arguments[place], precision))

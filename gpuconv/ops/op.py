@@ -244,7 +244,9 @@ class Op(Generic[P, R]):
             )
         self._checked(tuple(ShapeOnly(a.shape) if is_stored(a) else a for a in values))
         arrays = [a for a in values if device_of(a) is not None]
-        if self.stores_16 and all(a.size for a in arrays):
+        named = dict(zip(self._names, values, strict=True))
+        native = self.stores_16 or named.get("precision", "ieee") != "ieee"
+        if native and all(a.size for a in arrays):
             _ARRAYS.update(map(type, arrays))
             return self._on_device(self._device(values), *values)
         (precision,) = map(NAMES.__getitem__, kinds)
