@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_as_everywhere():
         run.fit(digits())
 
 
-@pytest.mark.parametrize("device", ["reference", "sim"])
+@pytest.mark.parametrize("device", ["reference", pytest.param("sim", marks=pytest.mark.slow)])
 def test_a_model_that_computes_twice_has_the_same_gradients(device):
     """Blocks with recompute run forward again while backward runs, outside of the precision."""
     x = to_device(np.random.default_rng(1).normal(size=(3, 1, 32, 32)).astype(np.float32), device)
