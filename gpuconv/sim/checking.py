@@ -142,7 +142,7 @@ def check_file(
     report.found = sorted(found.values(), key=lambda one: one.finding.severity != "error")
     if count and not report.errors:  # without checks a wrong access would damage this process
         counting = source.module(options, count=True)
-        counted = Runner(source, counting, lambda one: _start(counting, one))
+        counted = Runner(source, counting.kernels, lambda one: _start(counting, one))
         launches(counted)
         report.counters = {one.kernel: counting.counters(one.kernel) for one in counted.launches}
     for arch in architectures:
@@ -187,12 +187,13 @@ class _Checked(Runner):
     def __init__(
         self, source: Source, module: Any, order: str, found: dict[tuple[Any, ...], Reported]
     ) -> None:
-        super().__init__(source, module, self._check)
+        super().__init__(source, module.kernels, self._check)
+        self.module = module
         self.order, self.found, self.failed = order, found, False
 
     def _check(self, one: Launched) -> None:
         try:
-            findings = _start(self._module, one, order=self.order, seed=1)
+            findings = _start(self.module, one, order=self.order, seed=1)
         except KernelError as error:
             findings, self.failed = error.findings, True
         for finding in findings:
