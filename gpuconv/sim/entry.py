@@ -10,10 +10,10 @@ from gpuconv.sim.analysis import (
     COLLECTIVE,
     all_flush,
     argument_registers,
+    granules,
     in_shared,
     is_pointer,
     names,
-    narrowest,
     parameter_registers,
     polling,
     reachable,
@@ -121,7 +121,7 @@ class KernelFunction(Body):
             local,
             shared,
             any(i.op == "cp" for g in self.functions for i in g.instructions),
-            narrowest(self.functions),
+            granules(self.functions, argument_registers(f)),
         )
 
     def _place_shared(self, program: Program) -> tuple[list, int, int, bool]:

@@ -27,7 +27,9 @@ class Kernel:
     local_bytes: int
     shared_names: list[tuple[str, int, int]]
     copies: bool  # it has cp.async
-    granule: int  # bytes of its narrowest access, at most 4: the unit of race detection
+    # bytes that a record of race detection stands for: by argument, -1 for other global memory, -2
+    # for shared memory
+    granules: dict[int, int]
 
     def shared_places(self, total: int) -> list[tuple[int, int]]:
         """Address and size of each shared variable; `total` bytes include the dynamic one."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuconv.sim import layout, memory
+from gpuconv.sim.analysis import SHARED
 from gpuconv.sim.info import Kernel
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Worker:
         start = -raw.ctypes.data % 1024
         self._memory = raw[start : start + slots * each].reshape(slots, each)
         self._lay_out(sizes, kernel, check)
-        self.blocks["shift"] = kernel.granule.bit_length() - 1
+        self.blocks["shift"] = kernel.granules[SHARED].bit_length() - 1
         self.blocks["frame_stride"] = function.frame_bytes
         self.blocks["nthreads"], self.blocks["shared_bytes"] = threads, shared
         self.blocks["worker"] = self.record.ctypes.data
@@ -88,12 +89,12 @@ class Worker:
 
 
 def _trace_bytes(kernel: Kernel, shared: int) -> int:
-    return (shared // kernel.granule + 2) * layout.DTYPES["Trace"].itemsize
+    return (shared // kernel.granules[SHARED] + 2) * layout.DTYPES["Trace"].itemsize
 
 
 def _shared_template(kernel: Kernel, shared: int) -> np.ndarray:
     """Trace records of shared memory that nobody has accessed; the gaps are marked."""
-    granule = kernel.granule
+    granule = kernel.granules[SHARED]
     records = np.zeros(_trace_bytes(kernel, shared) // layout.DTYPES["Trace"].itemsize,
                        layout.DTYPES["Trace"])  # fmt: skip
     records["write"] = _GAP
