@@ -178,8 +178,9 @@ def argument_registers(function: Function) -> dict[str, int]:
     while found != before:
         before = dict(found)
         for i in function.instructions:
-            new = value(i)
-            for name in _written(i) if new is not None else ():
+            if (new := value(i)) is None:
+                continue
+            for name in _written(i):
                 found[name] = new if found.get(name, new) == new else _SEVERAL
     return {name: number for name, number in found.items() if number >= 0}
 
