@@ -172,6 +172,8 @@ def argument_registers(function: Function) -> dict[str, int]:
             terms = [of(o) for o in (sources[2:3] if i.op == "mad" else sources[:2])]
             if None in terms:
                 return None
+            if i.op == "selp" and terms[0] != terms[1]:
+                return _SEVERAL
             real = {t for t in terms if t != _NO_ARGUMENT}
             return real.pop() if len(real) == 1 else _SEVERAL if real else _NO_ARGUMENT
         return _NO_ARGUMENT
