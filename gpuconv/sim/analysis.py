@@ -115,9 +115,10 @@ def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
         source = i.operands[1]
         if i.op == "ld" and i.mods[0] == "param" and len(i.mods) == 2:
             same = bits_of(i.mods[1]) == bits_of(function.registers[name])
-            if same and isinstance(source, Address) and isinstance(source.base, Sym):
-                if source.base.name in own:  # not the result of a call
-                    found[name] = source.base.name, source.base.offset + source.offset
+            if not (same and isinstance(source, Address) and isinstance(source.base, Sym)):
+                continue
+            if source.base.name in own:  # else it is the result of a call
+                found[name] = source.base.name, source.base.offset + source.offset
         elif i.op == "cvta" and "global" in i.mods and getattr(source, "name", "") in found:
             found[name] = found[source.name]  # type: ignore[union-attr]
     return found
