@@ -66,6 +66,7 @@ class CupyRuntime(Runtime):
         properties = self.cupy.cuda.runtime.getDeviceProperties(device)
         shared = properties.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)
         self.limits = Limits(int(shared), int(properties["maxThreadsPerBlock"]))
+        self.tensor_cores = int(properties.get("major", 0)) >= 8
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
         self._functions: dict[tuple[Any, ...], Any] = {}
 

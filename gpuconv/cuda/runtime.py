@@ -71,6 +71,7 @@ class Runtime:
 
     name: str
     limits = LIMITS["sm_75"]  # the smallest: what fits it fits every card
+    tensor_cores = True  # whether they take TF32, bfloat16 and float16
     recorded: list[tuple[Launch, list[Any]]] | None = None  # set to []: what `run` starts, kept
 
     def __init__(self) -> None:

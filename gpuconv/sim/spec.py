@@ -109,7 +109,7 @@ class Runner:
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """An array whose elements count as never written: a kernel that reads them is wrong."""
         array = np.empty(shape, dtype)
-        array.view(np.uint8).fill(POISON) if array.size else None
+        array.reshape(-1).view(np.uint8)[...] = POISON
         self._arrays[id(array)] = array, self._device.empty(array.shape, array.dtype)
         return array
 
@@ -265,6 +265,7 @@ def default_launches(source: Source, module: Module) -> tuple[Launches, list[str
     the number of elements. Raises SpecError, with a launch file to begin with, for any other.
     """
     made, words = [], []
+    grid = -(-_SIZE // _BLOCK) if "blockIdx" in source.text else 1
     for symbol in module.kernels:
         signature = source.signatures.get(plain_name(symbol))
         if signature is None:
@@ -279,7 +280,7 @@ def default_launches(source: Source, module: Module) -> tuple[Launches, list[str
             why = "it uses dynamic shared memory"
         else:
             made.append((symbol, signature))
-            words.append(_in_words(signature, integers))
+            words.append(_in_words(signature, integers, grid))
             continue
         raise SpecError(_skeleton(source, symbol, signature, why))
 
@@ -287,7 +288,7 @@ def default_launches(source: Source, module: Module) -> tuple[Launches, list[str
         for symbol, signature in made:
             rng = np.random.default_rng(0)
             args = [_made_up(p, rng) for p in signature.parameters]
-            run(symbol, -(-_SIZE // _BLOCK), _BLOCK, args)
+            run(symbol, grid, _BLOCK, args)
 
     return launches, words
 
@@ -307,11 +308,11 @@ def _made_up(parameter: Parameter, rng: np.random.Generator) -> Any:
     return rng.integers(0, 2 if dtype.kind == "b" else 100, count).astype(dtype)
 
 
-def _in_words(signature: Signature, integers: list[Parameter]) -> str:
+def _in_words(signature: Signature, integers: list[Parameter], grid: int) -> str:
     pointers = [p.name for p in signature.parameters if p.pointer]
     count = f"{integers[0].name} = {_SIZE}, " if integers else ""
     arrays = f"{', '.join(pointers)}: {_SIZE} elements each, " if pointers else ""
-    return f"{signature.name}: {count}{arrays}grid {-(-_SIZE // _BLOCK)}, block {_BLOCK}"
+    return f"{signature.name}: {count}{arrays}grid {grid}, block {_BLOCK}"
 
 
 def _skeleton(source: Source, symbol: str, signature: Signature | None, why: str) -> str:

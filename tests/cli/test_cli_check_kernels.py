@@ -66,7 +66,10 @@ def run(capsys, *words):
 def test_a_right_kernel_without_a_launch_file(here, capsys):
     code, out, err = run(capsys, "axpy.cu", "--count")
     assert (code, err) == (0, "")
-    assert "no --launch, so this was run: axpy: n = 997, y, x: 997 elements each" in out
+    assert (
+        "this was run, which may not be what is meant: axpy: n = 997, y, x: 997 elements each"
+        in out
+    )
     assert "axpy.cu: 0 errors, 0 warnings; 1 launch of axpy" in out
     assert "no times" in out
     assert "global loads: 64 requests, 3.91 sectors each, 7,976 bytes asked for, 8,000 moved" in out
@@ -155,6 +158,11 @@ FILES = {
         "bad.cu",
         b"struct P { int n; };\n__global__ void k(int* y, P p) { y[0] = p.n; }",
         "the type of 'P p' is not known",
+    ),
+    "host code": (
+        "bad.cu",
+        b"__global__ void k(int* y) { y[0] = 1; }\n\nint main() { return 0; }",
+        "put host code between #ifndef __CUDACC_RTC__ and #endif",
     ),
     "recursion": (
         "bad.cu",
@@ -263,6 +271,55 @@ def test_facts_and_estimates_are_called_so(here, capsys):
     # (8000 + 4000) bytes at 1555 GB/s
     assert "estimate: a100, by its data sheet, needs at least 0.00772 us for this (memory)" in out
     assert run(capsys, "axpy.cu", "--arch", "sm_1")[0] == 2
+
+
+KINDS = """#include <stdio.h>
+#include <cstdint>
+#include <cuda_runtime.h>
+#include <cuda_fp16.h>
+#include "scale.h"
+namespace mine {
+__global__ void vectors(float4* y, const double2* x, const __half* h, bool* b, int64_t n)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = make_float4(x[i].x, x[i].y, SCALE * __half2float(h[i]), b[i]);
+}
+}
+template <class T> __global__ void __launch_bounds__(256) copies(T* y, const T* x, size_t n)
+{
+    size_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i];
+}
+template __global__ void copies(float*, const float*, size_t);
+__global__ void nothing(float* unused) {}
+"""
+
+
+def test_kernels_of_all_kinds_without_a_launch_file(here, capsys):
+    (here / "kinds.cu").write_text(KINDS.replace("class T", "class U").replace("T*", "U*"))
+    (here / "scale.h").write_text("#define SCALE 2.0f\n")
+    code, out, err = run(capsys, "kinds.cu")
+    assert code == 2
+    assert "the type of 'U* y' is not known" in err
+    (here / "kinds.cu").write_text(KINDS.split("template <class")[0] + KINDS[-42:])
+    code, out, err = run(capsys, "kinds.cu")
+    assert (code, err) == (0, "")
+    assert "2 launches of nothing, vectors" in out
+    (here / "l.py").write_text(
+        HEAD + "def launch(run):\n    run('copies', 4, 256, [y, x, 997])\n    assert (y == x).all()"
+    )
+    (here / "kinds.cu").write_text(KINDS)
+    code, out, err = run(capsys, "kinds.cu", "--launch", "l.py")
+    assert (code, err) == (0, "")
+
+
+def test_an_endless_loop_ends(here, capsys):
+    """In one order, after the time-out, with the line at which it was."""
+    endless = "__global__ void spin(int* y) {\n  while (((volatile int*)y)[0] >= 0)\n    ;\n}\n"
+    (here / "spin.cu").write_text(endless)
+    code, out, err = run(capsys, "spin.cu", "--timeout", "0.2")
+    assert (code, err) == (1, "")
+    assert re.search(r"error: (timeout|deadlock): spin\.cu:[23]: spin", out), out
 
 
 GUIDE = Path(__file__).parents[2] / "docs" / "check-kernels.md"
