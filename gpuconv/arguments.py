@@ -38,7 +38,7 @@ def number(
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     found = float(value)
-    if not (math.isfinite(found) and least <= found <= most and above < found < below):
+    if not (least <= found <= most and above < found < below and math.isfinite(found)):
         bounds = ((">=", least), (">", above), ("<=", most), ("<", below))
         wanted = " and".join(f" {sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
         raise ValueError(f"{name} must be a finite number{wanted}, got {value!r}")

@@ -37,20 +37,7 @@ struct Pooled {
         const unsigned i = pixel, w = i % W, line = i / W, h = line % H, n = line / H;
         const CoveringWindows rows(h + pad_h, stride_h, dil_h, R, P),
             columns(w + pad_w, stride_w, dil_w, S, Q);
-        Floats<VEC> sum = {};
-        for (int p = rows.first; p <= rows.last; ++p) {
-            const int r = rows.tap(p);
-            for (int q = columns.first; q <= columns.last && r >= 0; ++q) {
-                const int s = columns.tap(q);
-                if (s < 0) continue;
-                const long long from = (((long long)n * P + p) * Q + q) * C + c;
-                const Floats<VEC> d = load<VEC>(dy + from);
-                const Argmax<VEC> best = *(const Argmax<VEC>*)(argmax + from);
-                for (int k = 0; k < VEC; ++k)
-                    if (best.v[k] == r * S + s) sum.v[k] += d.v[k];
-            }
-        }
-        return sum;
+        return sum_of_maxima<VEC>(dy, argmax, rows, columns, n, c, C, P, Q, S);
     }
 };
 

@@ -14,15 +14,17 @@ Layout    x, y, dy: float32 NHWC; w, dw: float32 KRSC; b: K; the workspace: part
           partials of the forward pass: for each tile the moments of y's channels (moments.cuh)
 Geometry  256 threads, LANES of them across 8*LANES filters, 8 filters each. Forward: a block per
           image, tile of 32/LANES rows and 32 columns of y, and block of filters (fastest in grid.x,
-          so that neighbours share x in the L2); a thread has 4 rows of one column, so 32 sums. For
-          each filter row the block loads the rows of x that it reads, and that row of its filters,
-          into shared memory. Backward weight: grid.x = block of filters, grid.z = split of the
-          segments, which are up to 32 columns of one row of y. A thread has 8 filters by COLUMNS
-          (r,s,c); 256 / LANES threads are GROUPS of these by PARTS, and part i takes columns i,
-          i + PARTS, ... of a segment
-Traffic   Forward: y once, x R/stride_h times from the L2 for each block of filters. Backward
-          weight: dy once, R rows of x a segment for each block of filters; splits * K*R*S*C floats
-          written and read where splits > 1
+          so that neighbours share x in the L2); a thread has 4 rows of one column, so 32 sums. The
+          block loads all rows of x that it reads, and its filters, into shared memory; or, where
+          these have no room (WHOLE 0), row by row of the filters, with the rows of x that this one
+          reads. Backward weight: grid.x = block of filters, grid.z = split of the segments, which
+          are up to 32 columns of one row of y. A thread has 8 filters by COLUMNS (r,s,c);
+          256 / LANES threads are GROUPS of these by PARTS, and part i takes columns i, i + PARTS,
+          ... of a segment
+Traffic   Forward: y once, x from the L2 for each block of filters: once and the rows that tiles
+          share, or R/stride_h times where WHOLE is 0. Backward weight: dy once, R rows of x a
+          segment for each block of filters; splits * K*R*S*C floats written and read where
+          splits > 1
 Floor     2*N*P*Q*K*R*S*C flops / FP32 peak
 Order     Forward: ascending (r,s,c), then the bias: |error| <= gamma_(RSC+1) of the sum of absolute
           products. Backward weight: a part's pixels, then parts, then splits, each ascending
@@ -34,7 +36,8 @@ Limits    C <= 4, groups = 1; N*P*Q and an image's elements below 2^31, offsets 
 Not here  Backward data (an image needs none; conv_simt.cu has it); asynchronous copies: the other
           blocks of the multiprocessor compute while one loads
 Macros    C, R, S; LANES (1, 2 or 4); COLUMNS, GROUPS, PARTS; VEC (4 where K is a multiple of 4,
-          else 1); MOMENTS (1: the forward pass writes `partials`)
+          else 1); MOMENTS (1: the forward pass writes `partials`); WHOLE (1: the forward pass
+          loads the whole window at once)
 */
 #include "moments.cuh"
 
@@ -43,6 +46,7 @@ constexpr int FILTERS = 8;                     // of a thread
 constexpr int BLOCK = FILTERS * LANES;         // filters of a block
 constexpr int FILTER_STRIDE = BLOCK + 4;       // between taps: transposing stores meet fewer banks
 constexpr int TILE_COLUMNS = 32;               // of a tile or segment
+constexpr int TAPS = (WHOLE ? R : 1) * S * C;  // of a filter, in shared memory at once
 constexpr int ROWS = 4;                        // of a thread
 constexpr int ROW_STEP = 8 / LANES;            // rows between a thread's rows
 constexpr int TILE_ROWS = ROWS * ROW_STEP;     // rows of a tile
@@ -134,43 +138,52 @@ struct ForwardTile {
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_forward_few_channels(
     float* __restrict__ y, float* __restrict__ partials, const float* __restrict__ x,
     const float* __restrict__ w, const float* __restrict__ b, int H, int W, int P, int Q, int K,
-    int blocks, int tiles_h, int tiles_w, int line, int stride_h, int stride_w, int pad_h,
+    int blocks, int tiles_h, int tiles_w, int line, int rows, int stride_h, int stride_w, int pad_h,
     int pad_w, int dil_h, int dil_w, unsigned line_mul, int line_shift, int use_bias, int rectify)
 {
-    float* const filters = shared;                     // [s][c][filter]
-    float* const in = shared + S * C * FILTER_STRIDE;  // [row][column][c]
+    float* const filters = shared;                    // [r][s][c][filter], r where WHOLE
+    float* const in = shared + TAPS * FILTER_STRIDE;  // [row][column][c]
     const ForwardTile from_tile(blocks, tiles_h, tiles_w);
     const int first = from_tile.first, p0 = from_tile.p0, q0 = from_tile.q0;
     const float* const image = x + (long long)from_tile.n * H * W * C;
 
     const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES % TILE_COLUMNS;
     const int top = threadIdx.x / (LANES * TILE_COLUMNS);
-    float sums[ROWS][FILTERS] = {};
+    // Loads TAPS of each filter from row r of the window on, and the rows of x that they read.
+    const auto stage = [&](int r) {
 #pragma unroll 1
-    for (int r = 0; r < R; ++r) {
-#pragma unroll 1
-        for (int i = threadIdx.x; i < BLOCK * S * C; i += THREADS) {
-            const int k = i / (S * C), tap = i - k * (S * C);
+        for (int i = threadIdx.x; i < BLOCK * TAPS; i += THREADS) {
+            const int k = i / TAPS, tap = i - k * TAPS;
             filters[tap * FILTER_STRIDE + k] =
                 first + k < K ? w[((long long)(first + k) * R + r) * (S * C) + tap] : 0.0f;
         }
-        load_rows(in, image, TILE_ROWS, line, p0 * stride_h - pad_h + r * dil_h, stride_h,
+        load_rows(in, image, rows, line, p0 * stride_h - pad_h + r * dil_h, WHOLE ? 1 : stride_h,
             q0 * stride_w - pad_w, H, W, line_mul, line_shift);
         __syncthreads();
-        const float* from = in + top * line + column * stride_w * C;
+    };
+    const int below = line * (WHOLE ? stride_h : 1);  // from a row of y to the next, in `in`
+    if (WHOLE) stage(0);
+    float sums[ROWS][FILTERS] = {};
+#pragma unroll 1
+    for (int r = 0; r < R; ++r) {
+        if (!WHOLE) stage(r);
+        const float* from = in + top * below + column * stride_w * C;
+        const float* taps = filters + lane * FILTERS;
+        if (WHOLE) from += r * dil_h * line, taps += r * (S * C * FILTER_STRIDE);
 #pragma unroll UNROLLED
         for (int s = 0; s < S; ++s, from += dil_w * C)
 #pragma unroll
             for (int c = 0; c < C; ++c) {
                 float f[FILTERS];
-                load_filters(f, filters + (s * C + c) * FILTER_STRIDE + lane * FILTERS);
+                load_filters(f, taps + (s * C + c) * FILTER_STRIDE);
                 for (int i = 0; i < ROWS; ++i) {
-                    const float value = from[i * ROW_STEP * line + c];
+                    const float value = from[i * ROW_STEP * below + c];
                     for (int k = 0; k < FILTERS; ++k) sums[i][k] = fmaf(value, f[k], sums[i][k]);
                 }
             }
-        __syncthreads();
+        if (!WHOLE) __syncthreads();
     }
+    if (WHOLE && MOMENTS) __syncthreads();
 
     const ForwardTile to_tile(blocks, tiles_h, tiles_w);
     const int q = to_tile.q0 + column, mine = to_tile.first + lane * FILTERS;

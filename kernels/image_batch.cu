@@ -9,7 +9,8 @@ Source    gpuconv/data/draws.py (the table); the values are the loader's own, co
 Layout    x: float32 (count, rows, columns, channels); images: PIXEL (any number, channels, height,
           width); table: int32 (slots, stride, 4): index, or ~index where mirrored; then 16 bits
           each, the former below: top and left, first and end of rows, first and end of columns;
-          values: float32 (channels, 256)
+          values: float32 (channels, 256). Where WORDS is 1 the table is the index alone, int32
+          (slots, stride, 1), and all images lie alike, with `all_top` and `all_left`
 Geometry  Grid-stride, a thread for VEC elements of x; blocks of 128, so that a batch of 64 digits
           of 32x32 has 128 of them. The batch is the table's number (slot[0] + first) % slots: a
           launch that is repeated as it is finds the next one where something else counts up
@@ -17,14 +18,12 @@ Traffic   x once; the bytes of the images that it shows, once
 Floor     (4 + sizeof(PIXEL))*count*rows*columns*channels bytes / DRAM bandwidth
 Order     Each element has one owner; values are selected, not computed
 Limits    Elements of x below 2^31; offsets into the images are 64-bit. The sides of images, padding
-          included, below 2^14. The table is not checked: the host draws it
+          included, below 2^14 where WORDS is 4. The table is not checked: the host draws it
 Not here  Interpolation (rotation, scaling)
 Macros    VEC (4, or 1 where an image's elements are not divisible by 4), PIXEL (unsigned char or
-          float)
+          float), WORDS (of an image in the table: 4 or 1)
 */
 #include "common.cuh"
-
-constexpr int WORDS = 4;
 
 // The two numbers of a word, each of 16 bits with a sign.
 __device__ __forceinline__ int low(int word) { return (short)word; }
@@ -41,9 +40,9 @@ extern "C" __global__ void __launch_bounds__(128, 8) image_batch(float* __restri
     long long* __restrict__ batch_labels, const PIXEL* __restrict__ images,
     const long long* __restrict__ labels, const int* __restrict__ table,
     const float* __restrict__ values, const unsigned* __restrict__ slot, int first, int vectors,
-    int slots, int stride, int channels, int height, int width, int columns, int per_image,
-    unsigned per_image_mul, int per_image_shift, unsigned channels_mul, int channels_shift,
-    unsigned columns_mul, int columns_shift)
+    int slots, int stride, int channels, int height, int width, int all_top, int all_left,
+    int columns, int per_image, unsigned per_image_mul, int per_image_shift, unsigned channels_mul,
+    int channels_shift, unsigned columns_mul, int columns_shift)
 {
     const int* rows = table + (long long)((slot[0] + first) % slots) * stride * WORDS;
     for (long long i = first_index(); i < vectors; i += index_step()) {
@@ -53,10 +52,15 @@ extern "C" __global__ void __launch_bounds__(128, 8) image_batch(float* __restri
         int h = divide(pixel, columns_mul, columns_shift), w = pixel - h * columns;
         int c = within - pixel * channels;
         const int* row = rows + n * WORDS;
-        const int index = row[0] < 0 ? ~row[0] : row[0], step = row[0] < 0 ? -1 : 1;
-        const int top = low(row[1]), left = high(row[1]);
-        const int first_h = low(row[2]), end_h = high(row[2]);
-        const int first_w = low(row[3]), end_w = high(row[3]);
+        const bool mirrored = WORDS > 1 && row[0] < 0;
+        const int index = mirrored ? ~row[0] : row[0], step = mirrored ? -1 : 1;
+        int top = all_top, left = all_left;
+        int first_h = 0, end_h = height, first_w = 0, end_w = width;
+        if (WORDS > 1) {
+            top = low(row[1]), left = high(row[1]);
+            first_h = low(row[2]), end_h = high(row[2]);
+            first_w = low(row[3]), end_w = high(row[3]);
+        }
         const PIXEL* image = images + (long long)index * channels * height * width;
         Floats<VEC> out;
         for (int k = 0; k < VEC; ++k) {

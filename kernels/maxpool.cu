@@ -74,21 +74,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
                        n = line / H;
         const CoveringWindows rows(h + pad_h, stride_h, dil_h, R, P),
             columns(w + pad_w, stride_w, dil_w, S, Q);
-        for (int c = at.lane * VEC; c < C; c += lanes * VEC) {
-            Floats<VEC> sum = {};
-            for (int p = rows.first; p <= rows.last; ++p) {
-                const int r = rows.tap(p);
-                for (int q = columns.first; q <= columns.last && r >= 0; ++q) {
-                    const int s = columns.tap(q);
-                    if (s < 0) continue;
-                    const long long from = (((long long)n * P + p) * Q + q) * C + c;
-                    const Floats<VEC> d = load<VEC>(dy + from);
-                    const Argmax<VEC> best_tap = *(const Argmax<VEC>*)(argmax + from);
-                    for (int k = 0; k < VEC; ++k)
-                        if (best_tap.v[k] == r * S + s) sum.v[k] += d.v[k];
-                }
-            }
-            store_global<VEC>(dx + at.pixel * C + c, sum);
-        }
+        for (int c = at.lane * VEC; c < C; c += lanes * VEC)
+            store_global<VEC>(dx + at.pixel * C + c,
+                sum_of_maxima<VEC>(dy, argmax, rows, columns, n, c, C, P, Q, S));
     }
 }

@@ -1,5 +1,5 @@
-// pool.cuh: the grid-stride loop over pixels of pooling and depthwise kernels, and which windows
-// cover a pixel.
+// pool.cuh: the grid-stride loop over pixels of pooling and depthwise kernels, which windows cover a
+// pixel, and what max-pool passes back to it.
 #pragma once
 #include "common.cuh"
 
@@ -53,3 +53,27 @@ struct CoveringWindows {
         return distance % dil ? -1 : distance / dil;
     }
 };
+
+// The gradient that a max-pool passes back to WIDTH channels, from c on, of a pixel of image n: the
+// sum of dy, (N, P, Q, C), over the windows that cover it and have their maximum there, by
+// ascending (p, q). S: columns of a window.
+template <int WIDTH>
+__device__ __forceinline__ Floats<WIDTH> sum_of_maxima(const float* dy, const TAP* argmax,
+    const CoveringWindows& rows, const CoveringWindows& columns, int n, int c, int C, int P, int Q,
+    int S)
+{
+    Floats<WIDTH> sum = {};
+    for (int p = rows.first; p <= rows.last; ++p) {
+        const int r = rows.tap(p);
+        for (int q = columns.first; q <= columns.last && r >= 0; ++q) {
+            const int s = columns.tap(q);
+            if (s < 0) continue;
+            const long long from = (((long long)n * P + p) * Q + q) * C + c;
+            const Floats<WIDTH> d = load<WIDTH>(dy + from);
+            const Argmax<WIDTH> best = *(const Argmax<WIDTH>*)(argmax + from);
+            for (int k = 0; k < WIDTH; ++k)
+                if (best.v[k] == r * S + s) sum.v[k] += d.v[k];
+        }
+    }
+    return sum;
+}

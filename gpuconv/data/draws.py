@@ -18,6 +18,7 @@ WORDS = 4  # of an image's row in the table
 MAX_SIDE = (1 << 14) - 1  # of images and of what they are padded to: a row has 16 bits for a place
 WINDOW, MIRROR, PAD = range(3)  # kinds of steps
 BLOCK = 256  # images that are drawn together
+DIGIT = 11  # bits by which a pass sorts: so many counters stay in the cache
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -61,6 +62,13 @@ def moves(augment: Augment | None, size: tuple[int, int], to: tuple[int, int]) -
     return np.array(steps, np.int64).reshape(-1, 4)
 
 
+def words_of(steps: np.ndarray) -> int:
+    """Words of an image's row in the table: 1, its index, where `steps` (of `moves`) leave all
+    images in one place, the middle.
+    """
+    return WORDS if (steps[:, 0] != PAD).any() else 1
+
+
 @compiled
 def draw_rows(steps, indices, key, height, width, place, places, rows):
     """Write where the pixels of images come from: the table of kernels/image_batch.cu.
@@ -69,8 +77,13 @@ def draw_rows(steps, indices, key, height, width, place, places, rows):
     (top + y, left - x) where it is mirrored; it is black outside of the first and the end of rows
     and of columns. indices: (n,), of the images. key: of the random numbers, see `CounterRNG`.
     rows: int32 (n, WORDS): index, or ~index where it is mirrored; then in 16 bits each top and
-    left, first and end of the rows, first and end of the columns, the former below.
+    left, first and end of the rows, first and end of the columns, the former below. Or int32
+    (n, 1), see `words_of`: index.
     """
+    if rows.shape[1] == 1:
+        for i in range(len(indices)):
+            rows[i, 0] = indices[i] if places == 0 else (place + i) % places
+        return
     state, down, across = np.empty(BLOCK, np.uint64), np.empty(BLOCK), np.empty(BLOCK)
     top, left, step = np.empty(BLOCK, _INT), np.empty(BLOCK, _INT), np.empty(BLOCK, _INT)
     first_row, end_row = np.empty(BLOCK, _INT), np.empty(BLOCK, _INT)
@@ -124,28 +137,34 @@ def draw_rows(steps, indices, key, height, width, place, places, rows):
 def permutation(key, count):
     """`CounterRNG.permutation` of the indices 0 to count - 1: sorted by their first bits.
 
-    What is sorted is one word each, in which the index takes the place of the lowest bits. Words go
-    to as many buckets by their upper bits, then insertion sorts what is left. Large arrays are few:
-    to make one costs more than to compute the words again.
+    What is sorted is one word each, in which the index takes the place of the lowest bits: by the
+    upper 2 * DIGIT bits in two passes of a radix sort, then by insertion, which finds little to do.
     """
     low = 1
     while count >> low > 0:
         low += 1
-    index, shift = np.uint64((1 << low) - 1), np.uint64(64 - low)
-    begins, words = np.zeros(1 << low, np.int32), np.empty(BLOCK, np.uint64)
-    for i in range(0, count, BLOCK):
-        for word in _words(words, i, count, key, index):
-            begins[word >> shift] += 1
-    total = np.int32(0)
-    for bucket in range(len(begins)):
-        total += begins[bucket]
-        begins[bucket] = total - begins[bucket]
-    found = np.empty(count, np.uint64)
-    for i in range(0, count, BLOCK):
-        for word in _words(words, i, count, key, index):
-            at = begins[word >> shift]
-            begins[word >> shift] = at + 1
-            found[at] = word
+    index, first, digit = np.uint64((1 << low) - 1), np.uint64(64 - 2 * DIGIT), np.uint64(DIGIT)
+    mask, ends = np.uint64((1 << DIGIT) - 1), np.zeros((2, 1 << DIGIT), np.int32)
+    words, found = np.empty(count, np.uint64), np.empty(count, np.uint64)
+    for i in range(count):
+        words[i] = _first_bits(np.uint64(i), key) & ~index | np.uint64(i)
+    for i in range(count):
+        ends[0, words[i] >> first & mask] += 1
+        ends[1, words[i] >> first >> digit] += 1
+    for n in range(2):
+        total = np.int32(0)
+        for bucket in range(1 << DIGIT):
+            total += ends[n, bucket]
+            ends[n, bucket] = total - ends[n, bucket]
+    for i in range(count):
+        bucket = words[i] >> first & mask
+        found[ends[0, bucket]] = words[i]
+        ends[0, bucket] += 1
+    words, found = found, words
+    for i in range(count):
+        bucket = words[i] >> first >> digit
+        found[ends[1, bucket]] = words[i]
+        ends[1, bucket] += 1
     for i in range(1, count):
         word = found[i]
         if found[i - 1] > word:
@@ -165,15 +184,6 @@ def permutation(key, count):
     for i in range(count):
         found[i] &= index
     return found.view(np.int64)
-
-
-@compiled
-def _words(words, begin, count, key, index):
-    """Fill `words` for the indices from `begin` on; returns those below `count`."""
-    some = words[: min(len(words), count - begin)]
-    for i in range(len(some)):
-        some[i] = _first_bits(np.uint64(begin + i), key) & ~index | np.uint64(begin + i)
-    return some
 
 
 @compiled(inline="always")

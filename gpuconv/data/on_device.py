@@ -9,7 +9,6 @@ images come batch by batch, through two buffers of pinned memory, while the step
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,10 @@ from gpuconv.cuda.launch_config import (
     vector_width,
 )
 from gpuconv.data.dataset import to_float
-from gpuconv.data.draws import WORDS, draw_rows, moves, permutation
+from gpuconv.data.draws import WORDS, draw_rows, moves, permutation, words_of
 from gpuconv.data.loader import AUGMENT, ORDER, Loader
 from gpuconv.data.rng import key_of
+from gpuconv.distributed.communicator import part
 
 if TYPE_CHECKING:
     from gpuconv.cuda.runtime import Runtime
@@ -44,12 +44,12 @@ NO_STEPS = np.zeros((0, 4), np.int64)
 
 @lru_cache(maxsize=CACHED)
 def config_image_batch(
-    shape: Shape, source: Shape, dtype: str, slots: int, stride: int
+    shape: Shape, source: Shape, dtype: str, slots: int, stride: int, words: int = WORDS
 ) -> LaunchConfig:
     """A batch of `shape` (N, C, rows, columns) from images of `source` (any number, C, H, W).
 
     dtype: of the images, "uint8" or "float32". slots, stride: batches in the table, and images in
-    each of them. The number `first` no shape decides.
+    each of them; words: of an image there, see `words_of`. The number `first` no shape decides.
     """
     N, C, rows, columns = shape
     count, _, H, W = source
@@ -60,15 +60,16 @@ def config_image_batch(
     scalars = {
         "vectors": N * each // vec,
         **{"slots": slots, "stride": stride, "channels": C, "height": H, "width": W},
+        **{"all_top": -((rows - H) // 2), "all_left": -((columns - W) // 2)},
         **{"columns": columns, "per_image": each // vec, **divisions},
     }
     sizes = {
         **{"x": N * each, "batch_labels": N, "images": count * C * H * W, "labels": count},
-        **{"table": slots * stride * WORDS, "values": C * LEVELS, "slot": 1},
+        **{"table": slots * stride * words, "values": C * LEVELS, "slot": 1},
     }
     pixel = {"uint8": "unsigned char", "float32": "float"}[dtype]
     grid = loop_grid(N * each // vec, BLOCK)
-    macros = defines(VEC=vec, PIXEL=pixel)
+    macros = defines(VEC=vec, PIXEL=pixel, WORDS=words)
     launch = Launch("image_batch.cu", "image_batch", grid, BLOCK, macros, scalars, sizes)
     return LaunchConfig((launch,))
 
@@ -103,15 +104,20 @@ class Batches:
     def __init__(self, loader: Loader, on: Runtime, steps: np.ndarray) -> None:
         """steps: of `moves_of`."""
         self.loader, self._on, self._steps = loader, on, steps
-        self._batch = min(loader.batch_size, len(loader.dataset))
-        self._orders: dict[int, Any] = {}  # of this epoch and the next, or their Futures
-        self._table = on.empty((SLOTS * self._batch, WORDS), np.int32)
+        # Images of a batch, and of one that is left over: of this rank's part of it.
+        whole = min(loader.batch_size, len(loader.dataset))
+        left = len(loader.dataset) % whole
+        self._batch, self._rest = (
+            len(range(count)[part(count, loader.rank, loader.ranks)]) for count in (whole, left)
+        )
+        self._whole = len(loader.dataset) // whole
+        self._orders: dict[int, np.ndarray] = {}  # of this epoch and the next
+        self._words = words_of(steps)
+        self._table = on.empty((SLOTS * self._batch, self._words), np.int32)
         # The half with the rows of SLOTS batches, and the (epoch, first) of these; those after them
-        # are drawn into the other by a second thread.
+        # are drawn into the other.
         self._rows, self._half = Pair(on, self._table.shape, np.int32), 0
         self._drawn, self._ahead = (-1, 0), (-1, 0)
-        self._pool = ThreadPoolExecutor(1)
-        self._drawing: Future[None] | None = None
         self._values = on.asarray(values_of(loader))
         self._zero = on.zeros(1, np.uint32)
         self._static: dict[int, tuple[Any, Any]] = {}
@@ -129,38 +135,35 @@ class Batches:
 
         What was launched before may still run: the copy waits for it in the current queue.
         """
-        whole = len(self.loader.dataset) // self._batch
+        whole = self._whole
         if first >= len(self.loader):
             return 0, 0
         drawn, begin = self._drawn
         if not (drawn == epoch and begin <= first < begin + SLOTS):
-            self._turn(epoch, first)
-            begin = first
+            self._draw(epoch, first)
+            self._drawn, self._half, begin = self._ahead, 1 - self._half, first
         count = min(most, begin + SLOTS - first, whole - first) if first < whole else 1
-        size = self._batch if first < whole else len(self.loader.dataset) % self._batch
+        size = self._batch if first < whole else self._rest
         begin = (first - begin) * self._batch
         self._rows.copy(self._half, begin, self._table[: count * size], self._on.queue())
         return count, size
 
-    def _turn(self, epoch: int, first: int) -> None:
-        """Have the rows of the epoch's batches from `first` on, and begin to draw the next."""
-        other, loader = 1 - self._half, self.loader
-        if not _came(self._drawing) or self._ahead != (epoch, first):
-            draw_rows(*self._draw(other, epoch, first))
-        self._drawn, self._half = (epoch, first), other
-        later = first + SLOTS
-        self._ahead = (epoch, later) if later < len(loader) else (epoch + 1, 0)
-        self._orders = {e: o for e, o in self._orders.items() if e in (epoch, epoch + 1)}
-        if loader.shuffle and epoch + 1 not in self._orders:
-            key = key_of(loader.seed, epoch + 1, ORDER)
-            self._orders[epoch + 1] = self._pool.submit(permutation, key, len(loader.dataset))
-        self._drawing = self._pool.submit(draw_rows, *self._draw(1 - other, *self._ahead))
+    def ahead(self) -> None:
+        """Draw what `prepare` will want next: for when the device works."""
+        epoch, first = self._drawn
+        more = first + SLOTS < len(self.loader)
+        self._draw(epoch, first + SLOTS) if more else self._draw(epoch + 1, 0)
 
-    def _draw(self, half: int, epoch: int, first: int) -> tuple[Any, ...]:
-        """The arguments with which `draw_rows` draws SLOTS batches into a half."""
+    def _draw(self, epoch: int, first: int) -> None:
+        """Have the rows of the epoch's batches from `first` on in the half that is not in use."""
+        if self._ahead == (epoch, first):
+            return
+        self._ahead = -1, 0
+        self._orders = {e: o for e, o in self._orders.items() if e >= self._drawn[0]}
         key, indices = key_of(self.loader.seed, epoch, AUGMENT), self._indices(epoch, first, SLOTS)
-        size, place = self._images.shape[2:], self._place(first)
-        return self._steps, indices, key, *size, *place, self._rows.take(half)
+        size, place, half = self._images.shape[2:], self._place(first), 1 - self._half
+        draw_rows(self._steps, indices, key, *size, *place, self._rows.take(half))
+        self._ahead = epoch, first
 
     def _place(self, batch: int) -> tuple[int, int]:
         """`place` and `places` of `draw_rows`, of a batch."""
@@ -181,9 +184,11 @@ class Batches:
                 self._static[size] = self._new(size)
             x, labels = self._static[size]
         images = self._images
+        if not size:  # more ranks than images left
+            return self._on.as_nchw(x), labels
         config = config_image_batch(
             (size, *self.loader.input_shape), images.shape, str(images.dtype),
-            SLOTS, self._batch,
+            SLOTS, self._batch, self._words,
         )  # fmt: skip
         self._on.run(
             config, {"first": first}, x=x, batch_labels=labels, images=images,
@@ -201,13 +206,14 @@ class Batches:
 
     def _indices(self, epoch: int, first: int, count: int) -> np.ndarray:
         order = self._orders.get(epoch)
-        if isinstance(order, Future):
-            order = self._orders[epoch] = order.result() if _came(order) else None
         if order is None:
             order = np.arange(len(self.loader.dataset))
             if self.loader.shuffle:
                 order = permutation(key_of(self.loader.seed, epoch, ORDER), len(order))
             self._orders[epoch] = order
+        if self.loader.ranks > 1:
+            batches = range(first, min(first + count, len(self.loader)))
+            return np.concatenate([self.loader.indices(order, batch) for batch in batches])
         size = self.loader.batch_size
         found: np.ndarray = order[first * size : (first + count) * size]
         return found
@@ -271,16 +277,6 @@ class Streamed(Batches):
         self._copies.wait(self._read[half])
         self._numbers.copy(half, 0, self._labels[begin : begin + count], self._copies)
         self._pixels.copy(half, 0, self._images[begin : begin + count], self._copies)
-
-
-def _came(future: Future[Any] | None) -> bool:
-    """Whether a second thread has done its work, once it has; it need not where it has not begun:
-    to do the work is quicker than to wait for that thread to wake.
-    """
-    if future is None or future.cancel():
-        return False
-    future.result()
-    return True
 
 
 class Pair:

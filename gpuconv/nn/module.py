@@ -391,7 +391,9 @@ class Module:
         if not isinstance(mode, bool | np.bool_):
             raise TypeError(f"train: mode must be True or False, got {type(mode).__name__}")
         for module in self.modules():
-            module.training = mode and not module._frozen
+            wanted = mode and not module._frozen
+            if vars(module).get("training") != wanted:
+                module.training = wanted
         return self
 
     def eval(self) -> Self:

@@ -29,6 +29,7 @@ MAX_CHANNELS = 4
 TILE_ROWS, TILE_COLUMNS = 32, 32  # of a tile of y, the rows for one lane of filters
 MIN_COLUMNS = 16  # of y that are worth a tile
 FILTERS = 8  # of a thread
+WHOLE_BYTES = 16 << 10  # in which a block has the whole window: three blocks of any processor
 MERGED = 1 + 3 * THREADS // 32  # floats for each filter: a shift, and the moments of each warp
 MAX_COLUMNS = 6  # (r,s,c) of a thread in backward weight: 48 sums
 
@@ -36,8 +37,8 @@ MAX_COLUMNS = 6  # (r,s,c) of a thread in backward weight: 48 sums
 def config_forward(conv: Conv2dShape, bias: bool, relu: bool, moments: bool) -> LaunchConfig | None:
     """As conv2d_launch.config_forward, or None where the kernel does not apply."""
     lanes, line = _lanes(conv), _line(conv)
-    rows, block = TILE_ROWS // lanes, FILTERS * lanes
-    shared = 4 * max(conv.S * conv.C * (block + 4) + rows * line, MERGED * block)
+    rows, block, whole = TILE_ROWS // lanes, FILTERS * lanes, _whole(conv)
+    shared = max(_staged(conv, whole), 4 * MERGED * block)
     tiles_h, tiles_w = ceil_div(conv.P, rows), ceil_div(conv.Q, TILE_COLUMNS)
     blocks, tiles = ceil_div(conv.K, block), conv.N * tiles_h * tiles_w
     grid = tiles * blocks
@@ -46,7 +47,7 @@ def config_forward(conv: Conv2dShape, bias: bool, relu: bool, moments: bool) -> 
     scalars = {
         **_common(conv, line),
         **{"blocks": blocks, "tiles_h": tiles_h, "tiles_w": tiles_w},
-        **{"use_bias": int(bias), "rectify": int(relu)},
+        **{"use_bias": int(bias), "rectify": int(relu), "rows": _rows(conv, whole)},
     }
     kernel, chosen = "conv2d_forward_few_channels", macros(conv, moments)
     sizes, arrays = conv.sizes_written(bias, tiles if moments else 0)
@@ -104,6 +105,23 @@ def _line(conv: Conv2dShape) -> int:
     return ((TILE_COLUMNS - 1) * conv.stride_w + (conv.S - 1) * conv.dil_w + 1) * conv.C
 
 
+def _rows(conv: Conv2dShape, whole: bool) -> int:
+    """Rows of x in a forward block's shared memory, for a row of the window or for all."""
+    rows = TILE_ROWS // _lanes(conv)
+    return (rows - 1) * conv.stride_h + (conv.R - 1) * conv.dil_h + 1 if whole else rows
+
+
+def _staged(conv: Conv2dShape, whole: bool) -> int:
+    """Bytes of these, and of the filters that go with them."""
+    taps = (conv.R if whole else 1) * conv.S * conv.C
+    return 4 * (taps * (FILTERS * _lanes(conv) + 4) + _rows(conv, whole) * _line(conv))
+
+
+def _whole(conv: Conv2dShape) -> bool:
+    """Whether a forward block has its whole window in shared memory at once."""
+    return _staged(conv, True) <= WHOLE_BYTES
+
+
 def _terms(conv: Conv2dShape) -> int:
     return conv.R * conv.S * conv.C
 
@@ -132,7 +150,8 @@ def macros(conv: Conv2dShape, moments: bool = False) -> tuple[tuple[str, str], .
     columns, groups, parts = _columns(_terms(conv), THREADS // lanes)
     across = {"LANES": lanes, "COLUMNS": columns, "GROUPS": groups, "PARTS": parts}
     sizes = {"C": conv.C, "R": conv.R, "S": conv.S}
-    return defines(**sizes, VEC=vector_width(conv.K), MOMENTS=moments, **across)
+    modes = {"MOMENTS": moments, "WHOLE": _whole(conv)}
+    return defines(**sizes, VEC=vector_width(conv.K), **modes, **across)
 
 
 def _common(conv: Conv2dShape, line: int) -> dict[str, int]:

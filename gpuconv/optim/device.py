@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,23 +123,22 @@ def _update(
     group = optimizer.param_groups[optimizer._owner[alike[0]]]
     kernel, shared = optimizer._kernel(group)
     fixed = {name: int(v) for name, v in shared.items() if isinstance(v, bool)}
-    names, own = NUMBERS[kernel], OWN.get(kernel, ())
+    own = OWN.get(kernel, ())
+    chosen = itemgetter(*NUMBERS[kernel][: len(NUMBERS[kernel]) - len(own)])
     before = optimizer.steps[alike[0]]
 
     def advance() -> tuple[float, ...]:
         now, numbers = optimizer._kernel(group)
-        if now != kernel or (fixed and any(numbers[n] != value for n, value in fixed.items())):
+        if now != kernel or not fixed.items() <= numbers.items():
             raise RuntimeError(f"{optimizer._name}: another kind of step than the recorded one")
         steps = optimizer.steps
+        step = steps[alike[0]] + 1
         for i in alike:
-            steps[i] += 1
-        if own:
-            step = steps[alike[0]]
-            more = optimizer._numbers(group, step, first and step == before + 1)
-            numbers = {**numbers, **dict(zip(own, more, strict=True))}
-        return tuple([float(numbers[name]) for name in names])
+            steps[i] = step
+        more = optimizer._numbers(group, step, first and step == before + 1) if own else ()
+        return tuple(map(float, (*chosen(numbers), *more)))
 
-    numbers = dict(zip(names, again(advance, partial(_snapshot, optimizer)), strict=True))
+    numbers = dict(zip(NUMBERS[kernel], again(advance, partial(_snapshot, optimizer)), strict=True))
     _launch(on, kernel, rows, {**numbers, **fixed})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any, ClassVar
@@ -112,7 +113,8 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        value = number(f"{self._name}: lr", value, 0)
+        if type(value) is not float or not 0 <= value < math.inf:  # at every step: quickly
+            value = number(f"{self._name}: lr", value, 0)
         usual = self.param_groups[self._lead]["initial_lr"]
         if usual == 0 and any(group["initial_lr"] != 0 for group in self.param_groups):
             raise ValueError(

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from gpuconv.arguments import number, whole
 from gpuconv.errors import require_known
+
+_Phase = tuple[float, float, float, float]  # first and last step, first and last value
 
 
 @dataclass(frozen=True)
@@ -111,31 +114,78 @@ class OneCycleLR(Schedule):
             number(f"OneCycleLR: {name}", getattr(self, name), above=0)
 
     def __call__(self, step: int) -> float:
-        first = self.max_lr / self.div_factor
-        return self._at(step, [first, self.max_lr, first / self.final_div_factor])
+        return self._at(step, self._rates)
 
     def momentum(self, step: int) -> float | None:
-        if not self.cycle_momentum:
-            return None
-        return self._at(step, [self.max_momentum, self.base_momentum, self.max_momentum])
+        return self._at(step, self._momenta) if self.cycle_momentum else None
 
-    def _at(self, step: int, levels: list[float]) -> float:
-        """Between start, peak and end; with three phases it falls to the start before the end."""
+    @cached_property
+    def _rates(self) -> list[_Phase]:
+        first = self.max_lr / self.div_factor
+        return self._phases(first, self.max_lr, first / self.final_div_factor)
+
+    @cached_property
+    def _momenta(self) -> list[_Phase]:
+        return self._phases(self.max_momentum, self.base_momentum, self.max_momentum)
+
+    def _phases(self, start: float, peak: float, end: float) -> list[_Phase]:
+        """With three phases it falls to the start before the end."""
+        levels, ends = [start, peak, end], [self.pct_start * self.total_steps - 1]
+        if self.three_phase:
+            levels.insert(2, start)
+            ends.append(2 * self.pct_start * self.total_steps - 2)
+        ends.append(self.total_steps - 1)
+        return [*zip([0.0, *ends], ends, levels, levels[1:], strict=False)]
+
+    def _at(self, step: int, phases: list[_Phase]) -> float:
         if not 0 <= step < self.total_steps:
             raise ValueError(
                 f"OneCycleLR: step {step} is beyond total_steps={self.total_steps};"
                 " total_steps must be epochs * batches per epoch"
             )
-        ends: list[float] = [self.pct_start * self.total_steps - 1, self.total_steps - 1]
-        if self.three_phase:
-            levels = [levels[0], levels[1], levels[0], levels[2]]
-            ends.insert(1, 2 * self.pct_start * self.total_steps - 2)
-        phase, begin = 0, 0.0
-        while step > ends[phase] and phase < len(ends) - 1:
-            begin = ends[phase]
-            phase += 1
-        part = (step - begin) / (ends[phase] - begin) if ends[phase] > begin else 1.0
-        return _ANNEAL[self.anneal_strategy](levels[phase], levels[phase + 1], part)
+        for begin, end, start, to in phases:  # noqa: B007
+            if step <= end:
+                break
+        part = (step - begin) / (end - begin) if end > begin else 1.0
+        return _ANNEAL[self.anneal_strategy](start, to, part)
+
+
+@dataclass(frozen=True)
+class WarmupLR(Schedule):
+    """The rates of another schedule, or one rate, which rise from `share` of it within `steps`.
+
+    after(step) * (share + (1 - share) * step / steps) before `steps`, then after(step). With a
+    large batch the first steps would be too long; the schedule's own momentum stays.
+
+    Raises: TypeError or ValueError naming the argument.
+    Source: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2.
+
+    >>> [WarmupLR(0.4, steps=2, share=0.25)(step) for step in range(3)]
+    [0.1, 0.25, 0.4]
+    """
+
+    after: Schedule | float
+    steps: int
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.after, Schedule):
+            number("WarmupLR: after", self.after, 0)
+        whole("WarmupLR: steps", self.steps)
+        number("WarmupLR: share", self.share, 0, 1)
+
+    def __call__(self, step: int) -> float:
+        rate = self.after(step) if isinstance(self.after, Schedule) else self.after
+        if step >= self.steps:
+            return rate
+        return rate * (self.share + (1 - self.share) * step / self.steps)
+
+    def momentum(self, step: int) -> float | None:
+        return self.after.momentum(step) if isinstance(self.after, Schedule) else None
+
+    def describe(self) -> dict[str, Any]:
+        after = self.after.describe() if isinstance(self.after, Schedule) else self.after
+        return {"name": "WarmupLR", "after": after, "steps": self.steps, "share": self.share}
 
 
 def _cosine(start: float, end: float, part: float) -> float:

@@ -31,19 +31,18 @@ static __device__ __forceinline__ u32 piece(u64 v0, u64 v1, u32 k, u32 bytes) {
     return bytes == 4 ? (u32)word : (u32)word & ((1u << 8 * bytes) - 1);
 }
 
-static __device__ __forceinline__ void visit(Block* b, Trace* traces, u64 at, const Access& now,
-                                             u64 born, u64 v0, u64 v1) {
-    const u32 shift = __ffs(b->granule) - 1;    // a power of two
+static __device__ __forceinline__ void visit(Block* b, Trace* traces, u32 shift, u64 at,
+                                             const Access& now, u64 born, u64 v0, u64 v1) {
     const u64 first = at >> shift, last = (at + now.size - 1) >> shift;
     for (u64 k = first; k <= last; ++k) {
         if (now.code & STRONG) visit_strong(b, traces + k, now, born);
-        else visit_weak(b, traces + k, now, born, piece(v0, v1, (u32)(k - first), b->granule));
+        else visit_weak(b, traces + k, now, born, piece(v0, v1, (u32)(k - first), 1u << shift));
     }
 }
 
 static __device__ __forceinline__ u64 shared_access(Block* b, u64 at, Access& now, u64 v0, u64 v1) {
     Worker* w = worker_of(b);
-    const u32 size = now.size, align = size < 16 ? size : 16, shift = __ffs(b->granule) - 1;
+    const u32 size = now.size, align = size < 16 ? size : 16, shift = b->shift;
     Trace* traces = (Trace*)b->shared_trace;
     bool outside = at > b->shared_bytes || size > b->shared_bytes - at, waits = false;
     for (u64 k = at >> shift; !outside && k <= (at + size - 1) >> shift; ++k) {
@@ -69,7 +68,7 @@ static __device__ __forceinline__ u64 shared_access(Block* b, u64 at, Access& no
         record(w, b->index, now.n, E_UNINITIALISED, now.site, at, size);
         break;
     }
-    visit(b, traces, at, now, b->began, v0, v1);
+    visit(b, traces, shift, at, now, b->began, v0, v1);
     return b->shared + at;
 }
 
@@ -78,9 +77,9 @@ static __device__ __forceinline__ const Allocation* allocation_of(Block* b, u64 
                                                                   u32 argument) {
     const Worker* w = worker_of(b);
     const Allocation* table = (const Allocation*)w->table;
-    const Argument* a = (const Argument*)w->arguments + argument - 1;
-    if (argument && a->end)
-        return a->begin <= at && at + size <= a->end && at + size > at ? table + a->row : nullptr;
+    const Argument* a = (const Argument*)w->arguments + argument;
+    if (a->size)
+        return at - a->begin < a->size && at - a->begin + size <= a->size ? table + a->row : nullptr;
     // low: the last allocation that begins at or before the address
     u64 low = 0, high = w->table_length;
     const u64 hit = b->cache;
@@ -96,11 +95,8 @@ static __device__ __forceinline__ const Allocation* allocation_of(Block* b, u64 
     return high && row->begin <= at && at + size <= row->end && at + size > at ? row : nullptr;
 }
 
-// meta: bytes of the access, Code << 8, 1 + the argument that the address comes from << 20, or 0
-// where that is unknown, and the site << 28. v0, v1: the value to be written. Returns the address in
-// this process to use.
-extern "C" __device__ u64 sim_access(u64 block, u64 at, u64 meta, u32 n, u64 v0, u64 v1) {
-    Block* b = (Block*)block;
+// Any access.
+static __device__ __noinline__ u64 slow_access(Block* b, u64 at, u64 meta, u32 n, u64 v0, u64 v1) {
     Access now = {0, at, (u32)(meta >> 8) & 0xfff, n, (u32)(meta >> 28), (u32)meta & 255};
     now.mark = sync_of(b, n)->time << 28 | n << 18 | now.site << 1 | (now.code & DATA ? 1 : 0);
     if (now.code & GENERIC && at - b->shared < b->shared_bytes) {
@@ -128,14 +124,110 @@ extern "C" __device__ u64 sim_access(u64 block, u64 at, u64 meta, u32 n, u64 v0,
     if (row->shadow && !touch((unsigned char*)row->shadow + offset, now.size, now.code))
         record(w, b->index, n, E_UNINITIALISED, now.site, at, now.size);
     if (!row->trace) return at;
-    ((unsigned char*)row->touched)[offset / (PAGE * b->granule)] = 1;
-    visit(b, (Trace*)row->trace, offset, now, ((Launch*)b->launch)->began, v0, v1);
+    ((unsigned char*)row->touched)[offset / PAGE >> row->shift] = 1;
+    visit(b, (Trace*)row->trace, row->shift, offset, now, ((Launch*)b->launch)->began, v0, v1);
     return at;
+}
+
+// ---- the usual case ------------------------------------------------------------------------------
+
+// What orders the weak accesses of thread n in most kernels: the launch, the block's last barrier,
+// and the thread itself. bound: an access up to this time concerns nobody any more.
+struct Usual { u64 mark, born, began, epoch, bound; };
+
+static __device__ __forceinline__ bool is_own(const Usual& now, u64 mark) {
+    const u64 time = time_of(mark);
+    return !((mark ^ now.mark) >> 18 & 1023) && time > now.began && time <= time_of(now.mark);
+}
+
+static __device__ __forceinline__ bool is_ordered(const Usual& now, u64 mark) {
+    const u64 time = time_of(mark);
+    return time <= now.born || (time > now.began && time <= now.epoch) || is_own(now, mark);
+}
+
+// Leave a read's mark, unless those that are there are as late and of two warps, or of this one.
+static __device__ __forceinline__ void mark_read(const Usual& now, u64* reads) {
+    const u64 x = reads[0] ^ now.mark, y = reads[1] ^ now.mark;
+    if (!((x | y) >> 28) && ((x ^ y) >> 23 & 31 || !(x >> 23 & 31))) return;
+    const bool here[2] = {time_of(reads[0]) > now.began, time_of(reads[1]) > now.began};
+    *place_of(reads, here, now.mark, now.bound, now.epoch) = now.mark;
+}
+
+// Visit granules where everything is in order. Returns false, with no harm done, where it may not be.
+template <bool SHARED_, bool WRITES>
+static __device__ __forceinline__ bool usual_visit(const Usual& now, Trace* t, u32 count, u32 bytes,
+                                                   u64 v0, u64 v1) {
+    for (u32 k = 0; k < count; ++k, ++t) {
+        if (t->flag || !is_ordered(now, t->write)) return false;
+        if (WRITES) {
+            if (!is_ordered(now, t->reads[0]) || !is_ordered(now, t->reads[1])) return false;
+            if (!SHARED_ && (t->reads[0] | t->reads[1]) & 1) return false;    // read as constant data
+            t->write = now.mark;
+            t->value = piece(v0, v1, k, bytes);
+        } else {
+            if (SHARED_ && time_of(t->write) <= now.began) return false;      // not written
+            if (now.mark & 1 && time_of(t->write) > now.born) return false;
+            mark_read(now, t->reads);
+        }
+    }
+    return true;
+}
+
+// meta: bytes of the access, Code << 8, 1 + the argument that the address comes from << 20, or 0
+// where that is unknown, and the site << 28. v0, v1: the value to be written. Returns the address in
+// this process to use.
+template <bool SHARED_, bool WRITES>
+static __device__ __forceinline__ u64 usual_access(u64 block, u64 at, u64 meta, u32 n, u64 v0,
+                                                   u64 v1) {
+    Block* b = (Block*)block;
+    const u32 size = (u32)meta & 255;
+    const u64 mark = sync_of(b, n)->time << 28 | n << 18 | meta >> 28 << 1 | (meta >> 16 & 1);
+    const bool aligned = !(at & (size < 16 ? size - 1 : 15));
+    if (SHARED_) {
+        const Usual now = {mark, b->began, b->began, b->epoch, b->epoch};
+        const u32 shift = b->shift;
+        Trace* t = (Trace*)b->shared_trace + (at >> shift);
+        if (aligned && at + size <= b->shared_bytes
+            && usual_visit<SHARED_, WRITES>(now, t, size >> shift, 1u << shift, v0, v1))
+            return b->shared + at;
+    } else {
+        const Argument* a = (const Argument*)b->usual + ((u32)(meta >> 20) & 255);
+        const u64 into = at - a->begin;
+        const u32 shift = a->shift;
+        const Usual now = {mark, b->born, b->began, b->epoch, b->born};
+        if (aligned && into < a->size && into + size <= a->size && a->trace
+            && usual_visit<SHARED_, WRITES>(now, (Trace*)a->trace + (into >> shift),
+                                            size >> shift, 1u << shift, v0, v1)) {
+            ((unsigned char*)a->touched)[(into + a->offset) / PAGE >> shift] = 1;
+            return at;
+        }
+    }
+    return slow_access(b, at, meta, n, v0, v1);
+}
+
+extern "C" __device__ u64 sim_read_shared(u64 block, u64 at, u64 meta, u32 n) {
+    return usual_access<true, false>(block, at, meta, n, 0, 0);
+}
+
+extern "C" __device__ u64 sim_read_global(u64 block, u64 at, u64 meta, u32 n) {
+    return usual_access<false, false>(block, at, meta, n, 0, 0);
+}
+
+extern "C" __device__ u64 sim_write_shared(u64 block, u64 at, u64 meta, u32 n, u64 v0, u64 v1) {
+    return usual_access<true, true>(block, at, meta, n, v0, v1);
+}
+
+extern "C" __device__ u64 sim_write_global(u64 block, u64 at, u64 meta, u32 n, u64 v0, u64 v1) {
+    return usual_access<false, true>(block, at, meta, n, v0, v1);
+}
+
+extern "C" __device__ u64 sim_access(u64 block, u64 at, u64 meta, u32 n, u64 v0, u64 v1) {
+    return slow_access((Block*)block, at, meta, n, v0, v1);
 }
 
 // The write of a compare-and-swap that succeeded; its read has been checked.
 extern "C" __device__ void sim_swapped(u64 block, u64 at, u64 meta, u32 n) {
-    sim_access(block, at, (meta & ~(u64)(READ << 8)) | WRITE << 8, n, 0, 0);
+    slow_access((Block*)block, at, (meta & ~(u64)(READ << 8)) | WRITE << 8, n, 0, 0);
 }
 
 // An error at which the kernel goes on: thread n's, at an instruction.
@@ -162,11 +254,12 @@ static __device__ void clash(Worker* w, Worker* o, u64 mark, u64 other, u32 kind
 
 // Races between the blocks of two workers, none of which waits for another. Recorded with worker w,
 // whose blocks come later in order than those of o.
-extern "C" __device__ void sim_merge(u64 w_, u64 o_, u32 granule) {
+extern "C" __device__ void sim_merge(u64 w_, u64 o_) {
     Worker *w = (Worker*)w_, *o = (Worker*)o_;
     const u64 born = ((const Launch*)w->launch)->began;
     for (u64 r = 0; r < w->table_length; ++r) {
         const Allocation *mine = (Allocation*)w->table + r, *theirs = (Allocation*)o->table + r;
+        const u32 granule = 1u << mine->shift;
         const u64 count = mine->trace ? (mine->end - mine->begin + granule - 1) / granule : 0;
         for (u64 page = 0; page * PAGE < count; ++page) {
             if (!((char*)mine->touched)[page] || !((char*)theirs->touched)[page]) continue;

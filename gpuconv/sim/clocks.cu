@@ -206,6 +206,8 @@ static __device__ void forget(Sync* s) {
 static __device__ void begin(Block* b) {
     b->clock = new_chunk(b);
     b->began = b->epoch = b->clock - 1;
+    b->born = ((Launch*)b->launch)->began;
+    b->usual = worker_of(b)->arguments;
     b->shared_used = 0;
     for (u32 n = 0; n < b->nthreads; ++n) {
         Sync* s = sync_of(b, n);

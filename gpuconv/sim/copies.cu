@@ -11,7 +11,7 @@ static __device__ Copy* copy_of(Block* b, u32 n, u32 k) {
 
 static __device__ void mark_place(Block* b, const Copy& c, u64 mark) {
     Trace* traces = (Trace*)b->shared_trace;
-    const u32 shift = __ffs(b->granule) - 1;
+    const u32 shift = b->shift;
     for (u64 k = c.to >> shift; k <= (c.to + (c.meta_to & 255) - 1) >> shift; ++k)
         traces[k].write = mark;
 }

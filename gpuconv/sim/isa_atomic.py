@@ -5,6 +5,8 @@ In shared memory plain loads and stores are enough, because a block runs on one 
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.isa_memory import ATOMIC, READ, STRONG, WRITE, Access, host_pointer, meta
 from gpuconv.sim.prelude import ALIAS
@@ -15,14 +17,14 @@ _COMMUTATIVE = {"add", "min", "max", "and", "or", "xor"}
 _ATOMIC = _COMMUTATIVE | {"exch", "cas", "inc", "dec"}
 
 
-def result_used(i: Instruction) -> bool:
-    """Whether this is a global atomic whose result is read."""
+def result_used(i: Instruction, read: Set[str]) -> bool:
+    """Whether this is a global atomic whose result is read. read: the registers that are."""
     if i.op != "atom" or any(m.startswith("shared") for m in i.mods):
         return False
-    return not (isinstance(i.operands[0], Reg) and i.operands[0].name == "_")
+    return isinstance(i.operands[0], Reg) and i.operands[0].name in read
 
 
-def order_matters(i: Instruction) -> bool:
+def order_matters(i: Instruction, read: Set[str]) -> bool:
     """Whether this is a global atomic whose result depends on the order of the blocks.
 
     The blocks of a kernel with such an instruction run one by one.
@@ -30,7 +32,7 @@ def order_matters(i: Instruction) -> bool:
     if i.op not in ("atom", "red") or any(m.startswith("shared") for m in i.mods):
         return False
     plain = TYPES.get(i.mods[-1]) in ("i32", "i64") and set(i.mods) & _COMMUTATIVE
-    return not plain or result_used(i)
+    return not plain or result_used(i, read)
 
 
 @lowers("atom", "red")

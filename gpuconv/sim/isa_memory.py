@@ -113,8 +113,13 @@ def _checked(b: Emitter, at: str, space: str, size: int, meta_: int, parts: tupl
         b.report("BOUNDS_LOCAL", at, str(size))
         found = b.op(f"ptrtoint ptr {b.field('Block', '%blk', 'scratch')} to i64")
     else:
-        numbers = f"i64 {at}", f"i64 {meta_}", f"i32 {b.linear_thread()}"
-        found = b.call("i64", "sim_access", "ptr %blk", *numbers, *(f"i64 {p}" for p in parts))
+        numbers = ["ptr %blk", f"i64 {at}", f"i64 {meta_}", f"i32 {b.linear_thread()}"]
+        values = [f"i64 {part}" for part in parts]
+        usual = space in ("shared", "global") and not meta_ >> 8 & STRONG
+        name = f"sim_write_{space}" if usual else "sim_access"
+        if usual and not meta_ >> 8 & WRITE:
+            name, values = f"sim_read_{space}", []
+        found = b.call("i64", name, *numbers, *values)
     if not ways:
         return found
     last = b.fresh("last")

@@ -49,7 +49,7 @@ def _bar(b: Emitter, i: Instruction) -> None:
     kind = words[0] if words else ""
     if kind == "warp":
         b.need(words == ["warp", "sync"])
-        wait(b, i, "WARP", mask=b.read(i.operands[0], "b32"))
+        wait(b, i, "WARP", a=0, mask=b.read(i.operands[0], "b32"))
         return
     operands = list(i.operands)
     to = operands.pop(0) if kind == "red" else None

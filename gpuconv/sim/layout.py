@@ -51,15 +51,17 @@ RECORDS: dict[str, list[tuple]] = {
         ("reverse", "u4"),
         ("error", "u4"),  # of ERRORS: why the block cannot go on; 0 while it can
         ("phase", "u4"),  # 0 not begun, 1 running, 2 done
+        ("prepared", "u4"),  # its shared memory has been filled
         ("all_run", "u4"),  # all threads can run, whatever their records say
-        ("idle", "u4"),  # rounds in which threads only polled
         ("barriers", "u4", 64),  # struct Barriers of runtime.cu
         # checked mode (races.cu)
-        ("granule", "u4"),  # bytes that one Trace stands for
+        ("shift", "u4"),  # of the bytes of shared memory that one Trace stands for
         ("shared_used", "u4"),  # threads have used flags, fences or barriers of some threads only
         ("clock", "u8"),  # logical time of this block
+        ("born", "u8"),  # the time before this launch began
         ("began", "u8"),  # the time before this block began
         ("epoch", "u8"),  # the clock at its last barrier of all threads
+        ("usual", "u8"),  # the worker's arguments
         ("sync", "u8"),  # a Sync for each thread
         ("lanes", "u8"),  # 32 u8 for each thread: what it knows of its warp's lanes
         ("arrivals", "u8"),  # what a barrier of some threads orders: a Sync's rows for each of 16
@@ -75,11 +77,13 @@ RECORDS: dict[str, list[tuple]] = {
         ("slots", "u8"),  # its Blocks
         ("nslots", "u4"),
         ("nfound", "u4"),
+        ("blank", "u8"),  # the Traces of shared memory before the first block, checked mode
+        ("blank_words", "u8"),
         ("found", "u8"),  # Found records
         ("reported", "u8"),  # u4 for each site: the kinds of errors found there, as bits
         ("table", "u8"),  # live allocations, checked mode
         ("table_length", "u8"),
-        ("arguments", "u8"),  # an Argument for each parameter
+        ("arguments", "u8"),  # an Argument for no parameter, and one for each
         ("chunk", "u8"),  # the next chunk of times
         ("first", "u8"),  # the first chunk of this launch
         ("owners", "u8"),  # u4 for each chunk: the block that it belongs to
@@ -87,8 +91,6 @@ RECORDS: dict[str, list[tuple]] = {
         ("flags", "u8"),  # Flag records: words that atomic or volatile accesses have used
         ("nflags", "u8"),
         ("flags_size", "u8"),
-        ("running", "u4", 2),  # whether to run on, after a stop; the thread that runs
-        ("progress", "u8"),
     ],
     "Queue": [("next", "u8"), ("end", "u8")],
     # one for each launch, shared by its workers
@@ -118,10 +120,20 @@ RECORDS: dict[str, list[tuple]] = {
         ("shadow", "u8"),  # one byte per byte, nonzero once written; 0 where not tracked
         ("trace", "u8"),  # a Trace for every granule, or 0
         ("touched", "u8"),  # a byte for every PAGE granules, 1 if the worker has accessed one
-        ("constant", "u8"),  # kernels may not write it
+        ("constant", "u4"),  # kernels may not write it
+        ("shift", "u4"),  # of the bytes that one Trace stands for
     ],
-    # what a pointer argument may be used for; end 0 where that is unknown
-    "Argument": [("begin", "u8"), ("end", "u8"), ("row", "u8")],
+    # what a pointer argument may be used for; size 0 where that is unknown. trace: of its first
+    # granule, or 0 where its accesses need more than the usual checks
+    "Argument": [
+        ("begin", "u8"),
+        ("size", "u8"),
+        ("trace", "u8"),
+        ("offset", "u8"),  # in its allocation
+        ("touched", "u8"),
+        ("row", "u4"),  # its Allocation
+        ("shift", "u4"),  # of that
+    ],
     # the last accesses to a granule; a mark is time << 28 | thread << 18 | site, 0 for none
     "Trace": [
         ("write", "u8"),

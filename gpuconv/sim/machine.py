@@ -21,8 +21,10 @@ from gpuconv.sim.info import Info
 from gpuconv.sim.launch import Function
 from gpuconv.sim.lower import lower
 
-_CHECKS = ("sim_access", "sim_swapped", "sim_fence", "sim_report", "sim_stopped", "sim_fail",
-           "sim_log", "sim_copy", "sim_commit", "sim_wait")  # fmt: skip
+_CALLED = """
+sim_read_shared sim_read_global sim_write_shared sim_write_global sim_access sim_swapped sim_fence
+sim_report sim_stopped sim_fail sim_log sim_copy sim_commit sim_wait
+"""  # by kernels
 _PARTS = ("clocks.cu", "races.cu", "runtime.cu", "checks.cu", "counters.cu", "copies.cu",
           "matrices.cu")  # fmt: skip
 
@@ -73,7 +75,7 @@ def _runtime() -> jit.Code:
     source = layout.c_header() + "".join(here.with_name(name).read_text() for name in _PARTS)
     compiled = _from_source(source, ("-rdc=true",), nvrtc.DEFAULT_ARCH, "runtime.cu", host=True)
     loaded = jit.Code(compiled[1])
-    for name in _CHECKS:
+    for name in _CALLED.split():
         jit.add_symbol(name, loaded.address(name))
     jit.add_symbol("sim_print", printing.ADDRESS)
     return loaded
@@ -121,7 +123,7 @@ class Module:
         return module
 
     def _load(self, info: Info, code: bytes, check: bool, count: bool) -> None:
-        self._run, self._merge = _entry("sim_run", 1), _entry("sim_merge", 3)
+        self._run, self._merge = _entry("sim_run", 1), _entry("sim_merge", 2)
         self._release = _entry("sim_release", 1)
         self._info = info
         memory.quarantine |= check

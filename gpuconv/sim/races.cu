@@ -120,29 +120,27 @@ static __device__ __noinline__ void release(Block* b, u32 n, Flag* f, u32 code) 
 
 // ---- accesses -----------------------------------------------------------------------------------
 
-// Put a mark in one of two places. They are kept of different blocks, or else of different warps,
-// so that a later access finds one of another thread.
+// In which of two places a mark goes. They are kept of different blocks, or else of different warps,
+// so that a later access finds one of another thread. here: which of the two are of this block;
+// bound: one up to this time concerns nobody any more.
+static __device__ __forceinline__ u64* place_of(u64* marks, const bool* here, u64 mark, u64 bound,
+                                                u64 epoch) {
+    const u64 x = marks[0] ^ mark, y = marks[1] ^ mark;
+    for (u32 k = 0; k < 2; ++k)
+        if (time_of(marks[k]) <= bound || (here[k] && !((k ? y : x) >> 18 & 1023))) return marks + k;
+    if (here[0] != here[1]) return marks + here[1];
+    if (!here[0]) return marks + 1;
+    for (u32 k = 0; k < 2; ++k) if (time_of(marks[k]) <= epoch) return marks + k;
+    return marks + !((x ^ y) >> 23 & 31 && !(x >> 23 & 31));
+}
+
 static __device__ __forceinline__ void put(Block* b, u64* marks, const Access& now, u64 born) {
-    const bool shared = now.code & SHARED;
     bool here[2];
     for (u32 k = 0; k < 2; ++k) {
         const u64 time = time_of(marks[k]);
         here[k] = time > born && is_mine(b, time);
-        if (time <= born || (shared && time <= b->epoch)
-            || (here[k] && thread_of_mark(marks[k]) == now.n)) {
-            marks[k] = now.mark;
-            return;
-        }
     }
-    u32 which = 1;
-    if (here[0] != here[1]) which = here[1];
-    else if (here[0]) {
-        const u32 warp = thread_of_mark(marks[0]) / 32;
-        if (time_of(marks[0]) <= b->epoch) which = 0;
-        else if (time_of(marks[1]) > b->epoch)
-            which = !(warp != thread_of_mark(marks[1]) / 32 && warp == now.n / 32);
-    }
-    marks[which] = now.mark;
+    *place_of(marks, here, now.mark, now.code & SHARED ? b->epoch : born, b->epoch) = now.mark;
 }
 
 // Whether two volatile accesses exchange data within a warp that nothing synchronises.

@@ -14,10 +14,12 @@ from gpuconv.sim.worker import Worker
 
 _NULL = 1 << 16  # addresses below it come from a null pointer
 _WARNINGS = ("same_value",)
+_FOLLOWS_RACE = ("same_value", "uninitialised")  # in a line that races they say nothing new
 # the most severe first; a kind that is not listed comes after those
 _ORDER = """
 trap assert deadlock timeout bounds_global bounds_shared bounds_local null freed constant misaligned
-divergent early_exit mask barrier_count disagree shuffle race_shared race_global uninitialised
+divergent early_exit mask barrier_count disagree shuffle matrix in_flight race_shared race_global
+uninitialised
 """
 _SEVERITY = _ORDER.split()
 
@@ -68,18 +70,21 @@ def findings(
         for record in worker.findings():
             one = _finding(_Case(record, info, kernel, worker, args, timeout))
             found.setdefault((one.kind, one.file, one.line), one)
-    racing = {(one.file, one.line) for one in found.values() if one.kind.startswith("race")}
+    races = [one for one in found.values() if one.kind.startswith("race")]
+    racing = {f"{one.file}:{one.line}" for one in races}
+    racing |= {one.other.line for one in races if one.other}
     kept = [
         one
         for one in found.values()
-        if not (one.kind == "same_value" and (one.file, one.line) in racing)
+        if one.kind not in _FOLLOWS_RACE or f"{one.file}:{one.line}" not in racing
     ]
     return sorted(kept, key=_rank)
 
 
-def _rank(finding: Finding) -> int:
+def _rank(finding: Finding) -> tuple[bool, int, str, int]:
     kinds = [*_SEVERITY, finding.kind]
-    return kinds.index(finding.kind) + (finding.severity == "warning") * len(kinds)
+    warning = finding.severity == "warning"
+    return warning, kinds.index(finding.kind), finding.file, finding.line
 
 
 def _finding(case: _Case) -> Finding:
@@ -99,12 +104,15 @@ def _finding(case: _Case) -> Finding:
 
 
 def _refined(case: _Case) -> str:
-    """The kind's name; an access outside all memory is called what it is."""
-    if case.kind == "BOUNDS_GLOBAL" and case.address < _NULL:
+    """The kind's name; an access outside all memory is called what it is.
+
+    One that starts from an argument leaves this, wherever it lands.
+    """
+    if case.kind != "BOUNDS_GLOBAL" or case.info.arguments[int(case.record["site"])] >= 0:
+        return case.kind.lower()
+    if case.address < _NULL:
         return "null"
-    if case.kind == "BOUNDS_GLOBAL" and memory.was_freed(case.address):
-        return "freed"
-    return case.kind.lower()
+    return "freed" if memory.was_freed(case.address) else "bounds_global"
 
 
 def _argument(case: _Case) -> tuple[int | None, int | None]:

@@ -84,6 +84,8 @@ static __device__ __noinline__ void check_shuffle(Block* b, u32 first, u32 membe
         const int from = mode == 0 ? lane - by : mode == 1 ? lane + by : mode == 2 ? lane ^ by
                        : low | (by & ~segment);
         const bool inside = mode == 0 ? from >= high : from <= high;
+        const u32* reported = (const u32*)worker_of(b)->reported;
+        if (reported && reported[warp[lane].site] >> E_MASK & 1) continue;    // the mask is wrong
         if (width & (width - 1)) complain(b, first + lane, E_SHUFFLE, lane, 1000 + width);
         else if (inside && !(members >> from & 1)) complain(b, first + lane, E_SHUFFLE, lane, from);
     }
@@ -334,7 +336,7 @@ static __device__ bool run_warp(Block* b, Barriers* all, u32 first, u32 lanes, c
                 if (t->state != S_RUN && t->state != S_YIELD) continue;
                 const bool slept = t->state == S_YIELD;
                 if (!run_thread(b, all, first + now)) return false;
-                ran |= !slept || t->state != S_YIELD;
+                ran |= !slept || t->state != S_YIELD || t->a;    // a: it has taken work
             } else if (!run_thread(b, all, first + now)) return false;
         }
         moved |= ran;
@@ -388,9 +390,11 @@ static __device__ bool run_round(Launch* launch, Block* b) {
     return moved | resolve_barriers(b, all, done);
 }
 
-static __device__ void deadlock(Block* b) {
+// The block cannot go on: say so of the first thread that is not done.
+static __device__ bool first_waiting(Block* b, u32 kind) {
     for (u32 n = 0; n < b->nthreads; ++n)
-        if (thread_of(b, n)->state != S_DONE) { fail(b, n, E_DEADLOCK, 0, 0); return; }
+        if (thread_of(b, n)->state != S_DONE) { fail(b, n, kind, 0, 0); return true; }
+    return false;
 }
 
 static __device__ void run_rows(u64 entry, Block* b) {
@@ -399,6 +403,14 @@ static __device__ void run_rows(u64 entry, Block* b) {
         const u32 row = b->reverse ? count - 1 - k : k;
         sim_row(entry, (u64)b, row % rows, row / rows);
     }
+}
+
+// Fill a slot's memory before its first block: with poison, and with the gaps of shared memory.
+static __device__ void prepare(Launch* launch, Worker* w, Block* b) {
+    for (u32 k = 0; k < (b->shared_bytes + 7) / 8; ++k) ((u64*)b->shared)[k] = ~0ull;
+    for (u64 k = 0; launch->check && k < w->blank_words; ++k)
+        ((u64*)b->shared_trace)[k] = ((const u64*)w->blank)[k];
+    b->prepared = 1;
 }
 
 // Prepare a slot for the worker's next block. Returns whether there is one.
@@ -413,6 +425,7 @@ static __device__ bool next_block(Launch* launch, Worker* w, Block* b) {
     b->ctaid[2] = linear / b->nctaid[0] / b->nctaid[1];
     b->phase = RUNNING;
     b->all_run = 1;
+    if (!b->prepared) prepare(launch, w, b);
     if (launch->check) begin(b);
     if (launch->coroutine) {
         *(Barriers*)b->barriers = Barriers{};
@@ -431,7 +444,7 @@ static __device__ bool run_rounds(Launch* launch, Block* b) {
         moved |= now;
         if (b->error || b->phase == FINISHED) break;
         const bool sleeps = !b->all_run && any_sleeper(b);
-        if (!now && !sleeps) deadlock(b);
+        if (!now && !sleeps) first_waiting(b, E_DEADLOCK);
         if (b->error || sleeps) break;
     }
     if (b->phase == FINISHED && b->shared_used) forget_all(b);
@@ -465,7 +478,7 @@ static __device__ void run_in_turn(Launch* launch, Worker* w) {
         if (more && most < w->nslots) most = 2 * most < w->nslots ? 2 * most : w->nslots;
         else if (idle > MAX_IDLE_ROUNDS)
             for (u32 k = 0; k < w->nslots; ++k)
-                if (slots[k].phase == RUNNING) { deadlock(slots + k); return; }
+                if (slots[k].phase == RUNNING) { first_waiting(slots + k, E_DEADLOCK); return; }
     }
 }
 
@@ -478,9 +491,15 @@ extern "C" __device__ void sim_run(u64 worker) {
     sim_get_mode((u64)&before);
     sim_set_mode((u64)&mode);
     if (launch->coroutine) run_in_turn(launch, w);
-    else while (going_on(launch) && !slots->error && next_block(launch, w, slots))
+    else while (going_on(launch) && !slots->error && next_block(launch, w, slots)) {
         run_rows(launch->entry, slots);
-    for (u32 k = 0; k < w->nslots; ++k) if (slots[k].error) launch->stop = 1;
+        if (slots->shared_used) forget_all(slots);
+    }
+    bool failed = false;
+    for (u32 k = 0; k < w->nslots; ++k) failed |= slots[k].error != 0;
+    for (u32 k = 0; k < w->nslots && launch->stop == 2 && !failed; ++k)
+        if (slots[k].phase == RUNNING) failed = first_waiting(slots + k, E_TIMEOUT);
+    if (failed && !launch->stop) launch->stop = 1;
     sim_set_mode((u64)&before);
 }
 

@@ -41,6 +41,9 @@ class Feed(Protocol):
         what stands for that shape. (0, ...) where there is none.
         """
 
+    def ahead(self) -> None:
+        """Begin with what comes after what is prepared: for when the device works."""
+
     def load(self, shape: Any, slot: Any) -> Batch:
         """The next batch on the device, as part of a step. slot: 0, or in a step that is recorded
         an array that holds how many batches of those prepared came before: then the batch is at
@@ -87,6 +90,9 @@ class CopiedBatches:
         shapes = [_shape(batch) for batch in self._ready]
         alike = takewhile(lambda shape: shape == shapes[0], shapes[:most])
         return len(list(alike)), shapes[0] if shapes else None
+
+    def ahead(self) -> None:
+        pass  # who knows what a foreign iterable takes
 
     def _next(self, ahead: bool) -> Batch | None:
         """The next batch; a copy if it is read ahead, for the one after may take its memory."""

@@ -114,8 +114,8 @@ def test_other_libraries_arrays_on_the_gpu_become_cupys(standin):
         np.testing.assert_array_equal(to_numpy(y), np.maximum(x, 0))
         np.testing.assert_array_equal(to_numpy(kind()), x)
         assert to_device(kind(), "cuda")._array is array
-    with runtime("cuda").on_stream(0, 0):
-        pass
+    with runtime("cuda").on_stream(64, 0) as stream:
+        assert (stream.ptr, stream.device_id) == (64, 0)
 
 
 def test_a_training_step_has_the_bits_of_sim(standin):

@@ -132,6 +132,12 @@ def test_a_new_batch_leaves_the_last_ones_arrays_alone_or_takes_them():
     np.testing.assert_array_equal(to_numpy(pair[0][0]), to_numpy(later_x))
 
 
+def test_an_image_longer_than_a_row_of_the_table_could_say():
+    floats = Dataset(RNG.random((3, 1, 1, 40_000), np.float32), np.arange(3))
+    ((x, _),) = made(batches_for(Loader(floats, 3), DEVICE), 0, 0, int, 1)
+    np.testing.assert_array_equal(x, next(Loader(floats, 3).batches(0))[0])
+
+
 def test_what_it_says(room):
     on = runtime(DEVICE).name
     said = batches_for(Loader(DATA, 10), DEVICE).note

@@ -137,7 +137,7 @@ class Stream:
 
 class ExternalStream(Stream):
     def __init__(self, ptr, device_id=-1):
-        pass
+        self.ptr, self.device_id = ptr, device_id
 
 
 class Event:

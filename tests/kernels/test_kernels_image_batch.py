@@ -5,7 +5,7 @@ import pytest
 from kernel_runs import F4, how_of, run
 
 from gpuconv.data import Compose, Dataset, HorizontalFlip, Loader, RandomCrop, Shift
-from gpuconv.data.draws import WORDS, draw_rows
+from gpuconv.data.draws import WORDS, draw_rows, words_of
 from gpuconv.data.loader import AUGMENT
 from gpuconv.data.on_device import config_image_batch, moves_of, values_of
 from gpuconv.data.rng import key_of
@@ -48,20 +48,21 @@ def loader_of(seed):
 def table_of(loader, epoch, slots):
     """The rows of the first batches of an epoch; what is never read holds 99."""
     indices = loader.order(epoch)[: slots * loader.batch_size]
-    table = np.full((slots * loader.batch_size, WORDS), 99, np.int32)
-    key = key_of(loader.seed, epoch, AUGMENT)
-    draw_rows(moves_of(loader), indices, key, *loader.dataset.images.shape[2:], 0, 0, table)
+    steps, key = moves_of(loader), key_of(loader.seed, epoch, AUGMENT)
+    table = np.full((slots * loader.batch_size, words_of(steps)), 99, np.int32)
+    draw_rows(steps, indices, key, *loader.dataset.images.shape[2:], 0, 0, table)
     return table
 
 
-def compare(case, **how):
-    loader, epoch, slots = loader_of(case), case % 4, 3
+def compare(case, loader=None, **how):
+    loader, epoch, slots = loader or loader_of(case), case % 4, 3
     images, labels = loader.dataset.images, loader.dataset.labels
     inputs = {"images": images, "labels": labels, "values": values_of(loader)}
     inputs["table"] = table_of(loader, epoch, slots)
+    words = inputs["table"].shape[1]
     for number, (x, answers) in enumerate(list(loader.batches(epoch))[:slots]):
         N, C, H, W = x.shape
-        config = config_image_batch(x.shape, images.shape, "uint8", slots, loader.batch_size)
+        config = config_image_batch(x.shape, images.shape, "uint8", slots, loader.batch_size, words)
         outputs = {"x": ((N, H, W, C), F4), "batch_labels": ((N,), np.int64)}
         first = case % (number + 1)  # the slot is the sum of a number and what the device counts
         inputs["slot"] = np.array([number - first + slots * (case % 2)], np.uint32)
@@ -81,6 +82,16 @@ def test_batches_equal_the_loaders_at_length(seed):
     compare(seed, **how_of(seed))
 
 
+@pytest.mark.parametrize("size", [(6, 9), (3, 8), (4, 5)])
+def test_images_in_the_middle(size):
+    """The table has their indices alone."""
+    rng = np.random.default_rng(73)
+    images = Dataset(rng.integers(0, 256, (11, 2, 3, 5), np.uint8), np.arange(11))
+    loader = Loader(images, 4, seed=5, size=size, mean=0.3, std=0.2)
+    assert table_of(loader, 0, 1).shape == (4, 1)
+    compare(5, loader)
+
+
 def test_every_value_of_a_pixel_is_the_hosts_own():
     """Also where the scale leaves subnormal numbers, which the device's arithmetic has not."""
     images = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
@@ -91,26 +102,29 @@ def test_every_value_of_a_pixel_is_the_hosts_own():
             values = values_of(loader)
         inputs = {"images": images, "labels": np.array([3]), "values": values}
         inputs |= {"table": table_of(loader, 0, 1), "slot": np.zeros(1, np.uint32)}
-        config = config_image_batch(x.shape, images.shape, "uint8", 1, 1)
+        config = config_image_batch(x.shape, images.shape, "uint8", 1, 1, 1)
         outputs = {"x": ((1, 16, 16, 1), F4), "batch_labels": ((1,), np.int64)}
         found = run(config, inputs, outputs, {"first": 0})
         assert found["x"].tobytes() == x.tobytes()
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 3, 5), (2, 4, 3, 3)])
-def test_prepared_floats_are_copied(shape):
-    """Of every layout of theirs in the table's order; a NaN stays the same NaN."""
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((3, 2, 3, 5), WORDS), ((2, 4, 3, 3), WORDS), ((3, 2, 3, 5), 1), ((2, 1, 1, 40_000), 1)],
+)
+def test_prepared_floats_are_copied(shape, words):
+    """Of every layout of theirs in the table's order, and of any length; a NaN stays the same."""
     rng = np.random.default_rng(72)
     images = rng.standard_normal((5, *shape[1:])).astype(F4)
     images.view(np.uint32)[0, 0, 0, 0] = 0x7FC01234
     order = rng.permutation(5)[: shape[0]]
-    table = np.zeros((shape[0], WORDS), np.int32)
+    table = np.zeros((shape[0], words), np.int32)
     draw_rows(np.zeros((0, 4), np.int64), order, np.uint64(0), *shape[2:], 0, 0, table)
     inputs = {"images": images, "labels": np.arange(5), "values": np.zeros((shape[1], 256), F4)}
     inputs |= {"table": table, "slot": np.zeros(1, np.uint32)}
     N, C, H, W = shape
     outputs = {"x": ((N, H, W, C), F4), "batch_labels": ((N,), np.int64)}
-    config = config_image_batch(shape, images.shape, "float32", 1, N)
+    config = config_image_batch(shape, images.shape, "float32", 1, N, words)
     found = run(config, inputs, outputs, {"first": 0})
     assert (
         found["x"].tobytes() == np.ascontiguousarray(images[order].transpose(0, 2, 3, 1)).tobytes()

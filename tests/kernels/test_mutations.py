@@ -81,7 +81,7 @@ CHECKS = {
     "bounds": conv(3, check=True),
     "groups": conv(6, 12, 13),
     "split": split,
-    "first": lambda: [few.compare_first(seed) for seed in (0, 3)],
+    "first": lambda: [few.compare_first(seed) for seed in (0, 3, 15)],
     "depthwise": depthwise(0, 1, 5),
     "pool": pool,
     "joined pool": joined_pool,
@@ -92,10 +92,12 @@ CHECKS = {
     "transpose": lambda: dense.test_transposes_equal_numpy(3, 31, 33),
     "norm": seeds(norm.compare_norm, 0, 1, 2),
     "pooled norm": seeds(pooled_norm.compare, 0, 1, 2),
+    "first moments": lambda: moments.test_few_channels(0),
     "moments": lambda: [moments.compare(*convolution.sweep_case(s)) for s in (3, 7)],
     "response": seeds(norm.compare_response, 0, 1, 2),
     "adaptive": seeds(norm.compare_adaptive, 0, 1, 2),
     "batches": seeds(batches.compare, 2, 4, 5, 8),
+    "batches alike": lambda: batches.test_images_in_the_middle((6, 9)),
     "adam": lambda: optimisers.test_adam(optimisers.Adam, False, True),
     "answers": lambda: [
         steps.test_right_answers_are_numpys_argmax((40, 64), kind) for kind in ("ties", "NaN")
@@ -281,14 +283,15 @@ MUTATIONS = {
     ),
     "no barrier before the next row of filters": (
         "conv_few_channels.cu",
-        """sums[i][k] = fmaf(value, f[k], sums[i][k]);
-                }
-            }
-        __syncthreads();""",
-        """sums[i][k] = fmaf(value, f[k], sums[i][k]);
-                }
-            }""",
+        "if (!WHOLE) __syncthreads();",
+        "",
         "first",
+    ),
+    "no barrier before a tile's moments": (
+        "conv_few_channels.cu",
+        "if (WHOLE && MOMENTS) __syncthreads();",
+        "",
+        "first moments",
     ),
     "a segment's pixels past the last one": (
         "conv_few_channels.cu",
@@ -306,6 +309,12 @@ MUTATIONS = {
         "conv_few_channels.cu",
         "p0 * stride_h - pad_h + r * dil_h",
         "p0 * stride_h - pad_h + r",
+        "first",
+    ),
+    "dilation of the rows ignored, all rows at once": (
+        "conv_few_channels.cu",
+        "from += r * dil_h * line",
+        "from += r * line",
         "first",
     ),
     "the last of equal maxima wins": (
@@ -332,6 +341,18 @@ MUTATIONS = {
         "(at - reach + stride - 1) / stride",
         "(at - reach) / stride",
         "pool",
+    ),
+    "a maximum's window found by columns": (
+        "maxpool.cu",
+        "best.v[k] == r * S + s",
+        "best.v[k] == s * S + r",
+        "pool",
+    ),
+    "the gradient of one window of several": (
+        "batchnorm_pool.cu",
+        "sum.v[k] += d.v[k];",
+        "sum.v[k] = d.v[k];",
+        "pooled norm",
     ),
     "ReLU's gradient without its mask, pooled": (
         "bias_relu_pool.cu",
@@ -465,6 +486,12 @@ MUTATIONS = {
         "(long long)((slot[0] + first) % slots)",
         "(long long)(first % slots)",
         "batches",
+    ),
+    "images that lie alike not in the middle": (
+        "image_batch.cu",
+        "int top = all_top,",
+        "int top = 0,",
+        "batches alike",
     ),
     "a channel normalised as the first": (
         "image_batch.cu",

@@ -285,16 +285,13 @@ def test_atomics(rng):
         np.bitwise_and.reduce(u),
     ]
     assert sim.asnumpy(words).tolist() == [int(w) for w in want]
-    ticket, who, sums, wrap = (
-        sim.zeros(1, np.uint32),
-        sim.zeros(96, np.uint32),
-        sim.zeros(1),
-        sim.zeros(5, np.uint32),
-    )
-    run(ATOMICS, "ticket", 3, 32, (ticket, who, sums, wrap))
-    assert sorted(sim.asnumpy(who).tolist()) == list(range(96))
-    assert sim.asnumpy(sums)[0] == 48
-    assert sim.asnumpy(wrap).tolist() == [96 % 7, (-96) % 7, 77, 99, 0]
+    for check in (False, True):  # with checks, atomics let other threads go first
+        who, sums, wrap = sim.zeros(96, np.uint32), sim.zeros(1), sim.zeros(5, np.uint32)
+        args = sim.zeros(1, np.uint32), who, sums, wrap
+        sim.Module(ATOMICS, check=check).launch("ticket", 3, 32, args)
+        assert sorted(sim.asnumpy(who).tolist()) == list(range(96))
+        assert sim.asnumpy(sums)[0] == 48
+        assert sim.asnumpy(wrap).tolist() == [96 % 7, (-96) % 7, 77, 99, 0]
 
 
 PIECES = """

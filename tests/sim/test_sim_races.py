@@ -230,3 +230,107 @@ def test_checked_launches_of_several_python_threads():
         for done in [pool.submit(module.launch, "k", 1, 64, (y,)) for _ in range(40)]:
             done.result()
     assert (sim.asnumpy(y) == 40).all()
+
+
+MANY = """
+__shared__ float s[64]; const int t = threadIdx.x, i = blockIdx.x * 64 + t;
+s[t] = x[t];
+y[(i + t) % 200] = i;
+if (t % 3 == 0) atomicAdd(&z[t], 1);
+if (blockIdx.x == 37) x[t] = s[63 - t];
+z[t] = blockIdx.x;"""
+
+
+def test_the_findings_do_not_depend_on_the_number_of_cores():
+    """Races within blocks, between blocks of one part, and between parts."""
+    module = sim.Module(HEAD + MANY + "\n}", name="race.cu", check=True)
+    for order, seed in ORDERS:
+        told = []
+        for cores in (1, 2):
+            x = sim.asarray(np.arange(256, dtype=np.float32))
+            arrays = sim.zeros(256), x, sim.zeros(64, np.int32), sim.zeros(256, np.uint8)
+            with pytest.raises(sim.KernelError) as caught:
+                module.launch("k", 80, 64, arrays, order=order, seed=seed, cores=cores)
+            told.append([
+                (f.kind, f.line, f.block, f.thread, f.argument, f.index, f.other)
+                for f in caught.value.findings
+            ])  # fmt: skip
+        assert told[0] == told[1]
+        assert {(kind, line) for kind, line, *_ in told[0]} >= {
+            ("race_shared", 7), ("race_global", 5), ("race_global", 7), ("race_global", 8),
+        }  # fmt: skip
+
+
+def test_a_race_between_the_parts_of_a_launch_alone():
+    """Only the first and the last block access one word."""
+    body = "if ({}) y[5] = blockIdx.x;"
+    ends, inner = "blockIdx.x % 99 == 0 && threadIdx.x == 7", "blockIdx.x == 3 && threadIdx.x == 7"
+    for order, seed in ORDERS:
+        run(body.format(inner), 100, 64, order, seed)
+        with pytest.raises(sim.KernelError, match="race on 4 bytes at global") as caught:
+            run(body.format(ends), 100, 64, order, seed)
+        (one,) = caught.value.findings
+        assert (one.argument, one.index) == (0, 5)
+        assert {one.block, one.other.block} == {(0, 0, 0), (99, 0, 0)}
+        assert one.thread == one.other.thread == (7, 0, 0)
+
+
+def test_a_launch_goes_on_after_its_first_finding():
+    body = """y[threadIdx.x + 250] = 1;
+y[threadIdx.x] = x[300];
+z[threadIdx.x] = 7 / (int)threadIdx.x;"""
+    with pytest.raises(sim.KernelError) as caught:
+        run(body, 1, 32)
+    found = [(f.kind, f.line, f.argument, f.index) for f in caught.value.findings]
+    assert found == [
+        ("bounds_global", 2, 0, 256), ("bounds_global", 3, 1, 300), ("division", 4, None, None),
+    ]  # fmt: skip
+    assert str(caught.value) == caught.value.findings[0].message
+
+
+def test_warnings_alone_are_returned():
+    module = sim.Module(HEAD + "z[3] = 1;\n}", name="race.cu", check=True)
+    arrays = sim.zeros(4), sim.zeros(4), sim.zeros(8, np.int32), sim.zeros(4, np.uint8)
+    (one,) = module.launch("k", 1, 32, arrays)
+    assert (one.kind, one.severity, one.line) == ("same_value", "warning", 2)
+    assert (one.argument, one.index) == (2, 3)
+
+
+def test_work_taken_by_an_atomic_is_spread():
+    """Every thread of every block gets some of it, in checked mode."""
+    body = """for (;;) {
+        const int i = atomicAdd(z, 1);
+        if (i >= 200) break;
+        c[i] = blockIdx.x;
+        y[i] = threadIdx.x;
+    }"""
+    module = sim.Module(HEAD + body + "\n}", check=True)
+    y, c = sim.zeros(256), sim.zeros(256, np.uint8)
+    module.launch("k", 2, 32, (y, sim.zeros(1), sim.zeros(1, np.int32), c))
+    taken = list(zip(sim.asnumpy(c)[:200].tolist(), sim.asnumpy(y)[:200].tolist(), strict=True))
+    assert len(set(taken)) == 64
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
+def test_many_blocks_wait_for_each_other(check, order):
+    """A barrier of the whole grid, twice: every block needs all the others."""
+    body = """
+    for (int round = 1; round <= 2; ++round) {
+        if (threadIdx.x == 0) {
+            y[round * 64 + blockIdx.x] = blockIdx.x;
+            __threadfence();
+            atomicAdd(z, 1);
+            while (*(volatile int*)z < round * (int)gridDim.x);
+            __threadfence();
+        }
+        __syncthreads();
+        if (threadIdx.x == 0)
+            y[192 + blockIdx.x] += y[round * 64 + (blockIdx.x + 1) % gridDim.x];
+    }"""
+    module = sim.Module(HEAD + body + "\n}", check=check)
+    y = sim.zeros(256)
+    args = y, sim.zeros(1), sim.zeros(1, np.int32), sim.zeros(1, np.uint8)
+    module.launch("k", 40, 32, args, order=order)
+    want = [2 * ((n + 1) % 40) for n in range(40)]
+    assert sim.asnumpy(y)[192:232].tolist() == want

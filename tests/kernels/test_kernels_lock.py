@@ -1,0 +1,129 @@
+"""What the kernels do, counted by the simulator, is no more than kernels.lock records.
+
+    python tests/kernels/test_kernels_lock.py          records all of it anew, for this NVRTC
+
+Of each kernel in a small launch: instructions of warps, sectors of device memory, bank conflicts,
+barriers, floating-point operations. The compiler's code differs between releases, so each release
+of NVRTC has a record of its own. Registers and blocks are in tests/data/registers.tsv.
+"""
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "kernels")]
+
+import kernel_runs  # noqa: E402
+import pytest  # noqa: E402
+import test_kernels_orders as orders  # noqa: E402
+from kernel_runs import F4, sim, source  # noqa: E402
+from simulated import DEVICE  # noqa: E402
+
+from gpuconv.ops import conv2d_launch  # noqa: E402
+from gpuconv.ops.conv2d_launch import Conv2dShape  # noqa: E402
+from gpuconv.shapes import window  # noqa: E402
+
+LOCK = ROOT / "kernels.lock"
+COUNTED = ("instructions", "sectors", "shared_conflicts", "barriers", "flop")
+QUICK = ("softmax", "transpose")  # in the default run
+
+
+def cases():
+    """One of each kernel, and a convolution of 64 filters of 3x3 over 16 channels."""
+    conv = Conv2dShape.of((2, 16, 9, 9), (64, 16, 3, 3), window(3, 1, 1), 1)
+    image, pixels, w = ((2, 9, 9, 16), F4), ((2, 9, 9, 64), F4), ((64, 3, 3, 16), F4)
+    rng = orders.np.random.default_rng(71)
+    x, y, filters = (rng.standard_normal(shape).astype(F4) for shape, _ in (image, pixels, w))
+    return {
+        **orders.CASES,
+        "conv2d": (
+            conv2d_launch.config_forward(conv, False, False),
+            {"x": x, "w": filters, "b": filters.ravel()},
+            {"y": pixels},
+        ),
+        "conv2d_backward_data": (
+            conv2d_launch.config_backward_data(conv, False, False),
+            {"dy": y, "w": filters, "x": x},
+            {"dx": image},
+        ),
+        "conv2d_backward_weight": (
+            conv2d_launch.config_backward_weight(conv),
+            {"dy": y, "x": x},
+            {"dw": w},
+        ),
+    }
+
+
+CASES = cases()
+
+
+def counts(name):
+    """{kernel: its counts, in the order of COUNTED} of a case."""
+    made = []
+
+    @cache
+    def module(file, options, check):
+        made.append(sim.Module(source.text(file), options, name=file, count=True))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_runs, "module", module)
+        kernel_runs.run(*CASES[name])
+    found = {}
+    for one in made:
+        for kernel in one.kernels:
+            counters = one.counters(kernel)
+            if counters.launches:
+                total = counters.total()
+                kinds = ("load", "store", "atomic")
+                total["sectors"] = sum(total[f"{kind}_sectors"] for kind in kinds)
+                found[kernel] = [total[what] for what in COUNTED]
+    return found
+
+
+def record():
+    return json.loads(LOCK.read_text("utf-8"))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the simulator counts, not a GPU")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES]
+)
+def test_no_kernel_does_more_than_recorded(name):
+    release = sim.compile.compiler_version()
+    if release not in record():
+        pytest.skip(f"kernels.lock has nothing of NVRTC {release}")
+    recorded = record()[release][name]
+    found = counts(name)
+    assert set(found) == set(recorded)
+    for kernel, values in found.items():
+        more = [
+            f"{what}: {value}, recorded {limit}"
+            for what, value, limit in zip(COUNTED, values, recorded[kernel], strict=True)
+            if value > limit
+        ]
+        hint = "if that is meant: python tests/kernels/test_kernels_lock.py"
+        assert not more, f"{kernel}: {'; '.join(more)}; {hint}"
+
+
+def test_all_cases_are_recorded():
+    for release, of_it in record().items():
+        assert set(of_it) == set(CASES), release
+
+
+def write():
+    """Record every case for the installed release; what is recorded of others stays."""
+    held = record() if LOCK.exists() else {}
+    held[sim.compile.compiler_version()] = {name: counts(name) for name in sorted(CASES)}
+    lines = []
+    for release, of_it in sorted(held.items()):
+        rows = [f'  "{name}": {json.dumps(kernels)}' for name, kernels in of_it.items()]
+        lines.append(f' "{release}": {{\n' + ",\n".join(rows) + "\n }")
+    LOCK.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+
+
+if __name__ == "__main__":
+    write()
