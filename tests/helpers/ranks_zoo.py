@@ -1,4 +1,4 @@
-"""Two steps of each architecture, on several ranks or on one: `python ranks_zoo.py FOLDER NAME DTYPE`.
+"""Two steps of an architecture, on several ranks or on one: `ranks_zoo.py FOLDER NAME DTYPE`.
 
 Each rank leaves FOLDER/RANK.json: the two losses, and a checksum of the weights.
 """
