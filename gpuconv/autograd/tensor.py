@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -232,12 +232,18 @@ class Tensor:
 
         self.register_hook(keep)
 
-    def backward(self, gradient: Array | None = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        gradient: Array | None = None,
+        retain_graph: bool = False,
+        ready: Callable[[Tensor], None] | None = None,
+    ) -> None:
         """Add the gradient of sum(self * gradient) to `grad` of every leaf that self depends on.
 
         gradient: an array of this shape, converted to this tensor's dtype and device; may be left
         out for a tensor of one element, where it is 1. retain_graph: keep what was saved, so that
-        backward can run over it again.
+        backward can run over it again. ready: called with a leaf as soon as its `grad` is whole,
+        while backward goes on; not with every leaf where parts of the network run in `checkpoint`.
 
         Raises RuntimeError for a tensor that depends on no leaf with requires_grad, and where the
         saved arrays were freed; ValueError for a gradient of another shape, or none where one is
@@ -259,7 +265,10 @@ class Tensor:
             raise ValueError(
                 f"backward: the gradient has shape {gradient.shape}, the tensor {data.shape}"
             )
-        walk.Walk(retain_graph).run(self if self._node is None else self._node, gradient)
+        pass_ = walk.Walk(retain_graph, ready)
+        if ready is not None:
+            pass_.await_leaves(self)
+        pass_.run(self if self._node is None else self._node, gradient)
 
 
 class Parameter(Tensor):

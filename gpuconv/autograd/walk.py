@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpuconv import arrays, ops
 from gpuconv.autograd.state import Array, Node
-from gpuconv.autograd.tensor import Tensor
+from gpuconv.autograd.tensor import Tensor, nodes_of
 from gpuconv.strides import in_c_order, pixel_stride
 
 # Gradients that a device's kernels complete in the pass that makes them, by the functions of nodes.
@@ -39,11 +41,13 @@ class Walk:
     nodes are visited in the opposite order of their making. masked: nodes whose gradient so far is
     that before their ReLU. made: how many gradients in flight lie
     in each block of memory that this walk made, by the block's id. Where that is one, its holder
-    may overwrite it.
+    may overwrite it. ready: see `Tensor.backward`. awaited: how many gradients of a leaf, by its
+    id, are still to come.
     """
 
-    def __init__(self, retain: bool) -> None:
-        self.retain = retain
+    def __init__(self, retain: bool, ready: Callable[[Tensor], None] | None = None) -> None:
+        self.retain, self.ready = retain, ready
+        self.awaited: Counter[int] = Counter()
         self.flying: dict[Any, Array] = {}
         self.made: dict[int, int] = {}
         self.masked: set[Node] = set()
@@ -67,6 +71,8 @@ class Walk:
                     memory = _memory(dy)
             if isinstance(node, Tensor):
                 _add_to_grad(node, dy, count == 1)
+                if self.ready is not None:
+                    self.ready(node)
             else:
                 self._visit(node, dy, memory, count)
 
@@ -98,8 +104,25 @@ class Walk:
             elif isinstance(target, Tensor) and target._hooks is None:
                 _add_to_grad(target, d, made.get(block) == 1)
                 self._release(block)
+                if self.awaited:
+                    self._came(target)
             else:
                 self._arrive(target, d)
+
+    def await_leaves(self, root: Tensor) -> None:
+        """Count the gradients of leaves without hooks that are to come. A function of `checkpoint`
+        reads leaves that are not known before it runs again: then none are counted.
+        """
+        nodes = list(nodes_of(root))
+        if not any(node.name == "checkpoint" for node in nodes):
+            inputs = (target for node in nodes for target in node.inputs)
+            leaves = (t for t in inputs if isinstance(t, Tensor) and t._hooks is None)
+            self.awaited.update(map(id, leaves))
+
+    def _came(self, leaf: Tensor) -> None:
+        self.awaited[id(leaf)] -= 1
+        if self.ready is not None and not self.awaited[id(leaf)]:
+            self.ready(leaf)
 
     def _completing(self, node: Node) -> dict[str, Any]:
         """What a node's backward is told so that it completes gradients, see `_adding`."""

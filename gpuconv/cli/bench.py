@@ -45,6 +45,7 @@ EXAMPLES = """\
   gpuconv bench lenet --batch 64
   gpuconv bench resnet50 --only conv --device cuda --each
   gpuconv bench all --device sim           (counted work, no times)
+  gpuconv bench --kernel mine.cu:axpy --launch launch_axpy.py --device cuda
 """
 DIRECTIONS = ("forward", "backward", "backward-data", "backward-weight")
 WRONG = 1  # exit code
@@ -52,7 +53,8 @@ WRONG = 1  # exit code
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("op", metavar="OP|MODEL|all", help="conv, max_pool, linear, relu, ...; or lenet, resnet50")
+    ops = "conv, max_pool, linear, relu, ...; or lenet, resnet50"
+    add("op", metavar="OP|MODEL|all", nargs="?", help=ops)
     add("words", nargs="*", metavar="SHAPE", help="input shape, then FILTERS and KERNEL as needed")
     add("--each", action="store_true", help="also time every kernel of a pass by itself (cuda)")
     passes = f"{', '.join(DIRECTIONS)}; backward of a convolution is both halves"
@@ -69,12 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         THREADS,
         ("--layout", "NAME", one_of("layout", ["nhwc", "nchw"]), layouts, "nhwc"),
         ("--seconds", "S", number(0.001, 3600), "of timing for each pass", 0.5),
+        ("--kernel", "FILE.cu:NAME", str, "a CUDA kernel of your own, instead of OP"),
+        ("--launch", "FILE.py", path, "how to launch it: see gpuconv check-kernels"),
         ("--json", "FILE", path, "write all figures there too"),
     )
 
 
 def run(args: argparse.Namespace) -> int:
     device = resolve(args.device)
+    if args.kernel or args.launch:
+        return _own_kernel(args, device)
+    if args.op is None:
+        raise ValueError("bench: give an operation, a model, all, or --kernel FILE.cu:NAME")
     cases = _cases(args)
     direction = getattr(args, "pass")
     passes = () if direction == "all" else (direction,)
@@ -105,6 +113,34 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         return chosen
     settings = {name: option(name, text) for name, text in options.items() if text is not None}
     return [parse([args.op, *args.words], **settings)]
+
+
+def _own_kernel(args: argparse.Namespace, device: str) -> int:
+    if args.op is not None or args.json:
+        raise ValueError("bench: --kernel takes the place of an operation, and has no --json")
+    if not (args.kernel and args.launch):
+        raise ValueError("bench: --kernel FILE.cu:NAME and --launch FILE.py go together")
+    from gpuconv.bench import own_kernel
+
+    if device not in ("sim", "cuda"):
+        raise ValueError(f"bench: --kernel runs on device cuda or sim, not on {device}")
+    require(device)
+    kernel = own_kernel.OwnKernel.read(args.kernel, args.launch)
+    if device == "sim":
+        print(f"device sim has no times\n{own_kernel.counts(kernel)}")
+        return 0
+    machine, clock, ceilings = report.measured_device(device)
+    found = own_kernel.timed(kernel, clock, args.seconds)
+    times = found.times
+    rate = "no FLOP in the launch file"
+    if found.flop is not None:
+        rate = f"{found.flop / times.median / 1e12:.3f} TFLOP/s"
+    print(
+        f"{machine}\n{ceilings}\n\n{args.kernel}: {report.duration(times.median)}, "
+        f"spread {100 * times.spread:.0f}%, {rate}, {found.bytes / times.median / 1e9:.1f} GB/s, "
+        f"{100 * found.share(ceilings):.0f}% of the ceiling{', late' if times.late else ''}"
+    )
+    return 0
 
 
 def _count(args: argparse.Namespace, work: list[Any]) -> int:

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gpuconv.cli.options import add_options, one_of, path
+from gpuconv.cli.options import add_options, number, one_of, path
 from gpuconv.files import write_atomically
 from gpuconv.sim.facts import CARDS, PROCESSORS
 
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--format", "NAME", one_of("format", FORMATS), "text, json or sarif", "text"),
         ("--arch", "NAMES", architectures, "facts from the compiler for sm_80, sm_90a, ...", ()),
         ("--card", "NAME", one_of("card", CARDS), "least time for the counted work, estimated"),
+        ("--timeout", "S", number(0.01, 1e6), "processor seconds of a launch at most", 60.0),
         ("--listing", "FILE", path, "the source with its counts; HTML for a name with .html"),
         ("--output", "FILE", path, "write the findings there"),
     )
@@ -62,7 +63,12 @@ def run(args: argparse.Namespace) -> int:
     count = args.count or bool(args.listing or args.card)
     try:
         report = checking.check_file(
-            args.file, args.launch, options=options, count=count, architectures=args.arch
+            args.file,
+            args.launch,
+            options=options,
+            count=count,
+            architectures=args.arch,
+            timeout=args.timeout,
         )
     except SimError as error:
         raise ValueError(str(error)) from error

@@ -21,18 +21,25 @@ keeps the file's name and sha256; the commands run the file only where --model n
 one, or of a file in torchvision's format (.safetensors, .pt, .pth). --classes N puts a new head in
 place of one for another number of classes. --freeze leaves layers as they are: their weights, and
 the running statistics of batch norm.
---resume goes on with the settings that the run began with. With more --epochs than it had, it goes
-on from an epoch's end with a new schedule and the settings that are given.
+Under mpiexec or srun (mpiexec -n 4 gpuconv train ...) the ranks train together: each has its part
+of every batch, --batch images are those of all ranks, and any number of ranks takes the same steps.
+Batch norm takes each rank's part for the batch, unless --sync-batchnorm.
+--ranks N starts N processes of this machine, each with its part of every batch; they share the
+cores. mpiexec and srun start them on several machines (docs/distributed.md).
+--resume goes on with the settings that the run began with, on any number of ranks. With more
+--epochs than it had, it goes on from an epoch's end with a new schedule and the settings that are
+given.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpuconv import train, viz
+from gpuconv import distributed, train, viz
 from gpuconv.cli.options import (
     DEVICE,
     PORT,
@@ -63,6 +70,8 @@ EXAMPLES = """\
   gpuconv train --resume runs/lenet-mnist
   gpuconv train --resume runs/lenet-mnist --epochs 10 --lr 0.01   five more epochs
   gpuconv train --show                    watch it learn in the browser
+  gpuconv train --ranks 2                 two processes, each with half of every batch
+  mpiexec -n 8 gpuconv train              eight, see docs/distributed.md
 """
 
 
@@ -83,10 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--batch", "N", whole(1), "images for each update"),
         ("--optimizer", *choice("optimizer"), listed("optimizer")),
         ("--lr", "RATE", number(positive=True), "learning rate, the highest of a schedule"),
-        ("--momentum", "SHARE", number(below=1), "for sgd"),
+        ("--momentum", "SHARE", number(below=1), "for sgd and lars"),
         ("--weight-decay", "RATE", number(), ""),
         ("--loss", *choice("loss"), listed("loss")),
         ("--schedule", *choice("schedule"), listed("schedule")),
+        ("--warmup", "EPOCHS", number(), "in which the rate rises to the schedule's"),
+        ("--base-batch", "N", whole(1), "images that --lr is for: it grows with --batch / N"),
         ("--label-smoothing", "SHARE", number(most=1), "of a label, spread over all classes"),
         ("--ema", "DECAY", number(below=1), "average weights over about 1 / (1 - DECAY) steps"),
         ("--clip", "NORM", number(positive=True), "the largest norm of all gradients together"),
@@ -99,8 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--gray", None, bool, "make pictures of a folder gray"),
         SKIP_BAD,
         THREADS,
+        ("--ranks", "N", whole(1, 4096), "processes of this machine, which share each batch"),
         seed("decides the weights, the order and the augmentation"),
         DEVICE,
+        ("--sync-batchnorm", None, bool, "on several ranks, batch norm of the whole batch"),
         ("--no-graph", None, bool, "on a device, run every step anew: see docs/devices.md"),
         ("--overwrite", None, bool, "replace the run that --out holds"),
         ("--show", None, bool, "follow and steer the run in the browser, see `show`"),
@@ -117,6 +130,11 @@ def listed(name: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.ranks and args.ranks > 1 and not distributed.launched():
+        return distributed.launch.run(args.ranks, args.given)
+    ranks = distributed.init()
+    if args.ranks not in (None, ranks.size):
+        raise ValueError(f"train: --ranks is {args.ranks}, the launcher started {ranks.size}")
     for_new = ("--recipe", args.recipe), ("--overwrite", args.overwrite), ("--from", args.weights)
     for option, given in for_new:
         if args.resume and given:
@@ -137,9 +155,13 @@ def run(args: argparse.Namespace) -> int:
     if args.resume:
         folder = Path(args.resume)
     else:
-        folder = train.make_run_folder(prepared.config, args.out, args.overwrite)
+        folder = ranks.from_root(
+            lambda: train.make_run_folder(prepared.config, args.out, args.overwrite)
+        )
     prepared.trainer.out, prepared.trainer.graph = folder, not args.no_graph
-    _announce(prepared)
+    distributed.on_failure(f"; to go on: gpuconv train --resume {folder}")
+    if ranks.rank == 0:
+        _announce(prepared)
 
     def fit(again: bool) -> None:
         history = prepared.fit(resume="extend" if extends else again or bool(args.resume))
@@ -147,15 +169,34 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         if args.show:
-            from gpuconv.page.opening import watch
-
-            watch(prepared, args.port, fit)
+            _watch(prepared, args.port, fit)
         else:
             fit(again=False)
     except train.Interrupted as stop:
         hint = f"{stop}; to go on: gpuconv train --resume {folder}"
         raise train.Interrupted(stop.signal, hint) from None
     return 0
+
+
+def _watch(prepared: Run, port: int, fit: Callable[[bool], None]) -> None:
+    """Train as the page of rank 0 says; the other ranks do what it does."""
+    ranks = prepared.trainer.communicator
+    if ranks.rank == 0:
+        from gpuconv.page.opening import watch
+
+        def fit_all(again: bool) -> None:
+            ranks.all_gather(again)
+            fit(again)
+
+        try:
+            with distributed.patient():  # the page waits for its user
+                watch(prepared, port, fit_all)
+        finally:
+            ranks.all_gather(None)
+        return
+    while (again := ranks.all_gather(None)[0]) is not None:
+        with suppress(train.Interrupted, ValueError, OSError, FloatingPointError):  # rank 0's too
+            fit(again)
 
 
 def _require_unchanged(folder: str, stored: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -181,12 +222,19 @@ def _announce(prepared: Run) -> None:
     device = trainer.model.device
     if config["device"] == "auto":
         device += f" (auto: {choose()[1]})"
-    print(f"device {device}, {thread_count()} threads; folder {trainer.out}", flush=True)
+    ranks = trainer.communicator.size
+    several = f"{ranks} ranks of {thread_count()} threads" if ranks > 1 else ""
+    print(
+        f"device {device}, {several or f'{thread_count()} threads'}; folder {trainer.out}",
+        flush=True,
+    )
 
 
 def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
-    """Test the trained network; print the result and where everything is."""
+    """Test the trained network, on all ranks; print the result and where everything is."""
     result = train.test(prepared)
+    if not prepared.trainer.leads:
+        return
     correct = int(result["confusion"].trace())
     note = "" if prepared.config["limit"] is None else ", limited"
     print(

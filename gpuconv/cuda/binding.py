@@ -21,7 +21,7 @@ from gpuconv.cuda import source
 from gpuconv.cuda.launch_config import Launch, Limits, Scalar, require_fits
 from gpuconv.cuda.source import KernelParameter, Signature
 
-VECTOR = 4  # elements that a vectorised kernel moves at once
+MAX_VECTOR = 16  # bytes that a thread moves at once
 NO_NUMBERS: Mapping[str, Scalar] = {}
 
 
@@ -179,8 +179,8 @@ def cast(where: str, dtype: np.dtype, value: Any) -> np.generic:
 
 def alignment(launch: Launch, parameter: KernelParameter) -> int:
     """Bytes that the pointer's address must be a multiple of, as this specialisation moves it."""
-    vectors = any(key.startswith("VEC") and value == str(VECTOR) for key, value in launch.defines)
-    return parameter.dtype.itemsize * (VECTOR if vectors else 1)
+    widths = [int(value) for key, value in launch.defines if key.startswith("VEC")]
+    return min(parameter.dtype.itemsize * max(widths, default=1), MAX_VECTOR)
 
 
 def _require_numbers(launch: Launch, signature: Signature, numbers: Mapping[str, Scalar]) -> None:

@@ -66,6 +66,7 @@ class CupyRuntime(Runtime):
         properties = self.cupy.cuda.runtime.getDeviceProperties(device)
         shared = properties.get("sharedMemPerBlockOptin", LIMITS["sm_75"].shared)
         self.limits = Limits(int(shared), int(properties["maxThreadsPerBlock"]))
+        self.tensor_cores = int(properties.get("major", 0)) >= 8
         self.debug = os.environ.get(SYNCHRONIZE, "") not in ("", "0")
         self._functions: dict[tuple[Any, ...], Any] = {}
 
@@ -199,7 +200,9 @@ class CupyRuntime(Runtime):
         """
         return [np.uint64(a.data.ptr) if _owner(a) in own else a for a in arguments]
 
-    def _item(self, launch: Launch, arguments: list[Any]) -> tuple[Any, ...]:
+    def _item(self, launch: Launch | recording.Call, arguments: list[Any]) -> tuple[Any, ...]:
+        if isinstance(launch, recording.Call):
+            return launch, launch, (), (), (), 0
         block = (launch.block, 1, 1)
         return launch, self._function(launch), launch.grid, block, tuple(arguments), launch.shared
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -71,6 +71,16 @@ class ChangingInt(int):
     column: int
 
 
+class Call(NamedTuple):
+    """What a step starts that is no launch of a kernel."""
+
+    kernel: str  # its name, as a launch's
+    function: Callable[[], None]
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        self.function()
+
+
 def again(advance: Advance, snapshot: Snapshot) -> Any:
     """advance(), now and, where a step is being recorded, for each step that repeats it.
 
@@ -93,6 +103,15 @@ def derived(function: Callable[[float], tuple[float, ...]], value: float) -> tup
         function(value), lambda: function(effect.numbers[index]), lambda: lambda: None
     )
     return tuple(found)
+
+
+def call(name: str, function: Callable[[], None]) -> None:
+    """function(), now and at this place of each step that repeats a recorded one. It puts work into
+    the current stream, and does nothing that a stream's capture forbids.
+    """
+    function()
+    if state.recorder is not None:
+        state.recorder.add_call(Call(name, function))
 
 
 def note(scores: Any, labels: Any) -> None:
@@ -127,8 +146,8 @@ class Recorder:
 
     def __init__(self, on: Runtime) -> None:
         self.on, self.refused = on, ""
-        self.launches: list[tuple[Launch, list[Any]]] = []
-        self.trace: list[tuple[Launch, list[Any]]] = []
+        self.launches: list[tuple[Launch | Call, list[Any]]] = []
+        self.trace: list[tuple[Launch | str, list[Any]]] = []
         self.effects: list[Effect] = []
         self.scalars: list[Any] = []  # losses, as `Runtime.scalar` read them
         self.values: list[float] = []  # what it read
@@ -200,6 +219,12 @@ class Recorder:
             self.trace.append((launch, fixed))
             if self.keeping:
                 self.launches.append((launch, self.on.held(self.own, arguments)))
+
+    def add_call(self, one: Call) -> None:
+        """Note what is started between the launches."""
+        self.trace.append((one.kernel, []))
+        if self.keeping:
+            self.launches.append((one, []))
 
     def effect(self, found: Any, advance: Advance, snapshot: Snapshot) -> Any:
         """Note what `again` was given; the numbers, marked."""

@@ -71,6 +71,7 @@ class Runtime:
 
     name: str
     limits = LIMITS["sm_75"]  # the smallest: what fits it fits every card
+    tensor_cores = True  # whether they take TF32, bfloat16 and float16
     recorded: list[tuple[Launch, list[Any]]] | None = None  # set to []: what `run` starts, kept
 
     def __init__(self) -> None:
@@ -165,7 +166,7 @@ class Runtime:
 
     def replay_of(self, recorder: Recorder) -> tuple[Callable[[], None], str]:
         """(what starts a recorder's launches again, why it does so one by one or "")."""
-        launches = tuple(recorder.launches)
+        launches = [(one, given) for one, given in recorder.launches if isinstance(one, Launch)]
 
         def replay() -> None:
             for launch, arguments in launches:

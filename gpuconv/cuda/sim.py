@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv import sim
 from gpuconv.cuda import recording
-from gpuconv.cuda.launch_config import Launch
+from gpuconv.cuda.launch_config import LIMITS, Launch
 from gpuconv.cuda.runtime import Runtime
 from gpuconv.errors import DeviceError
 from gpuconv.threads import thread_count
@@ -25,6 +25,7 @@ class SimRuntime(Runtime):
     """
 
     name = "sim"
+    limits = LIMITS["sm_86"]  # the least of cards with the tensor cores that are simulated
 
     def __init__(self, check: bool = False, order: str = "forward", seed: int = 0) -> None:
         if problem := sim.available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ from gpuconv.arguments import whole
 from gpuconv.data.augment import Augment
 from gpuconv.data.dataset import Dataset, Scale, to_float
 from gpuconv.data.rng import CounterRNG
+from gpuconv.distributed.communicator import part
 
 ORDER, AUGMENT = 2, 3  # streams of draws; Dataset.split has 1
 
@@ -44,7 +46,7 @@ class Loader:
         self.dataset, self.shuffle, self.seed = dataset, shuffle, int(seed)
         self.augment, self.drop_last = augment, drop_last
         self.size, self.mean, self.std = size, mean, std
-        self.epoch = 0
+        self.epoch, self.rank, self.ranks = 0, 0, 1
         x, _ = self.batch(0, np.zeros(1, np.int64))  # arguments that do not fit fail here
         self.input_shape: tuple[int, ...] = x.shape[1:]
 
@@ -57,6 +59,21 @@ class Loader:
         epoch = self.epoch
         self.epoch += 1
         return self.batches(epoch)
+
+    def scattered(self, rank: int, ranks: int) -> Loader:
+        """A loader of one rank's part of every batch; together they are this one's batches, in
+        their order. batch_size stays that of all ranks together.
+
+        Raises ValueError for a batch size that is less than the number of ranks.
+        """
+        if min(self.batch_size, len(self.dataset)) < ranks:
+            raise ValueError(
+                f"batches of {min(self.batch_size, len(self.dataset))} images on {ranks} ranks: "
+                "each needs an image; give a larger batch size, or fewer ranks"
+            )
+        one = copy.copy(self)
+        one.rank, one.ranks = rank, ranks
+        return one
 
     def order(self, epoch: int) -> np.ndarray:
         """The indices of the images in the order in which `epoch` reads them, (N,) int64."""
@@ -77,10 +94,12 @@ class Loader:
                 f"at least 0 and a batch from 0 to {len(self)}"
             )
         order = self.order(epoch)
-        return (
-            self.batch(epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
-            for batch in range(start, len(self))
-        )
+        return (self.batch(epoch, self.indices(order, batch)) for batch in range(start, len(self)))
+
+    def indices(self, order: np.ndarray, batch: int) -> np.ndarray:
+        """The images of a batch, of this rank's part of it, in an epoch's order."""
+        whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return whole[part(len(whole), self.rank, self.ranks)]
 
     def batch(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(x, labels) of the images `indices` as `epoch` reads them."""

@@ -29,6 +29,7 @@ from gpuconv.data.dataset import to_float
 from gpuconv.data.draws import WORDS, draw_rows, moves, permutation, words_of
 from gpuconv.data.loader import AUGMENT, ORDER, Loader
 from gpuconv.data.rng import key_of
+from gpuconv.distributed.communicator import part
 
 if TYPE_CHECKING:
     from gpuconv.cuda.runtime import Runtime
@@ -103,7 +104,13 @@ class Batches:
     def __init__(self, loader: Loader, on: Runtime, steps: np.ndarray) -> None:
         """steps: of `moves_of`."""
         self.loader, self._on, self._steps = loader, on, steps
-        self._batch = min(loader.batch_size, len(loader.dataset))
+        # Images of a batch, and of one that is left over: of this rank's part of it.
+        whole = min(loader.batch_size, len(loader.dataset))
+        left = len(loader.dataset) % whole
+        self._batch, self._rest = (
+            len(range(count)[part(count, loader.rank, loader.ranks)]) for count in (whole, left)
+        )
+        self._whole = len(loader.dataset) // whole
         self._orders: dict[int, np.ndarray] = {}  # of this epoch and the next
         self._words = words_of(steps)
         self._table = on.empty((SLOTS * self._batch, self._words), np.int32)
@@ -128,7 +135,7 @@ class Batches:
 
         What was launched before may still run: the copy waits for it in the current queue.
         """
-        whole = len(self.loader.dataset) // self._batch
+        whole = self._whole
         if first >= len(self.loader):
             return 0, 0
         drawn, begin = self._drawn
@@ -136,7 +143,7 @@ class Batches:
             self._draw(epoch, first)
             self._drawn, self._half, begin = self._ahead, 1 - self._half, first
         count = min(most, begin + SLOTS - first, whole - first) if first < whole else 1
-        size = self._batch if first < whole else len(self.loader.dataset) % self._batch
+        size = self._batch if first < whole else self._rest
         begin = (first - begin) * self._batch
         self._rows.copy(self._half, begin, self._table[: count * size], self._on.queue())
         return count, size
@@ -177,6 +184,8 @@ class Batches:
                 self._static[size] = self._new(size)
             x, labels = self._static[size]
         images = self._images
+        if not size:  # more ranks than images left
+            return self._on.as_nchw(x), labels
         config = config_image_batch(
             (size, *self.loader.input_shape), images.shape, str(images.dtype),
             SLOTS, self._batch, self._words,
@@ -202,6 +211,9 @@ class Batches:
             if self.loader.shuffle:
                 order = permutation(key_of(self.loader.seed, epoch, ORDER), len(order))
             self._orders[epoch] = order
+        if self.loader.ranks > 1:
+            batches = range(first, min(first + count, len(self.loader)))
+            return np.concatenate([self.loader.indices(order, batch) for batch in batches])
         size = self.loader.batch_size
         found: np.ndarray = order[first * size : (first + count) * size]
         return found

@@ -13,8 +13,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 from gpuconv.distributed import agreement, launch
+from gpuconv.distributed.cards import split_cards
 from gpuconv.distributed.communicator import Communicator, Reduction, part
 from gpuconv.distributed.heartbeat import Heartbeat
 from gpuconv.distributed.local import LocalCommunicator
@@ -26,10 +28,11 @@ __all__ = [
     "Reduction",
     "current",
     "fail",
-    "heartbeat",
     "init",
     "launched",
+    "on_failure",
     "part",
+    "patient",
 ]
 
 # What a launcher tells a process of its rank: MPICH and Slurm, PMIx, Open MPI.
@@ -69,9 +72,17 @@ def init() -> Communicator:
     return _current
 
 
-def heartbeat() -> Heartbeat | None:
-    """This rank's heartbeat; None for a process alone."""
-    return _heartbeat
+def patient() -> AbstractContextManager[None]:
+    """Within, this rank may do nothing for long while the others wait for it, without being taken
+    for one that hangs: it waits for a user, say.
+    """
+    return nullcontext() if _heartbeat is None else _heartbeat.patient()
+
+
+def on_failure(hint: str) -> None:
+    """What the line that ends a job adds, so that a user knows how to go on."""
+    if _heartbeat is not None:
+        _heartbeat.hint = hint
 
 
 def fail(text: str, code: int) -> None:
@@ -90,15 +101,10 @@ def _join() -> None:
     global _heartbeat
     _heartbeat = Heartbeat(_current)
     sys.excepthook = _heartbeat.report
-    atexit.register(_leave)
+    atexit.register(_heartbeat.close)
     agreement.require_equal(_current, agreement.software())
     launch.split_cores(_current)
-
-
-def _leave() -> None:
-    if _heartbeat is not None:
-        _heartbeat.close()
-    _current.close()
+    split_cards(_current)
 
 
 def _of_mpi() -> Communicator:

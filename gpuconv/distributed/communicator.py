@@ -62,9 +62,6 @@ class Communicator:
         """End the processes of all ranks, at once."""
         raise NotImplementedError(f"{type(self).__name__} has no abort")
 
-    def close(self) -> None:
-        """Leave the others, when all is done."""
-
     def from_root(self, function: Callable[[], T]) -> T:
         """What `function` returns, or raises, on rank 0, which alone calls it, on every rank."""
         return self.agreed(function if self.rank == 0 else lambda: None)[0]  # type: ignore[return-value]

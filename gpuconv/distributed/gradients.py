@@ -9,7 +9,8 @@ Source: Li et al. 2020, "PyTorch distributed: experiences on accelerating data p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,13 +29,32 @@ class Leaf(Protocol):
     requires_grad: bool
 
 
-class Bucket:
-    """Gradients of some parameters in one flat array, then for each parameter how many ranks have
-    a gradient for it.
+class Bucket(Protocol):
+    """Gradients of some parameters, which are summed together."""
+
+    parameters: Sequence[Leaf]
+
+    def put(self, i: int) -> None:
+        """A parameter's gradient is whole; or there is none."""
+
+    def start(self) -> None:
+        """All are: begin to add up the ranks' gradients."""
+
+    def test(self) -> bool:
+        """Help it along; whether it is done."""
+
+    def finish(self) -> None:
+        """Wait, and give the parameters the sums."""
+
+
+class HostBucket:
+    """A bucket in one flat array of the host; behind the gradients it has for each parameter how
+    many ranks have a gradient for it.
     """
 
-    def __init__(self, parameters: Sequence[Leaf], dtype: np.dtype) -> None:
-        self.parameters = parameters
+    def __init__(self, communicator: Communicator, parameters: Sequence[Leaf]) -> None:
+        self.parameters, self._communicator = parameters, communicator
+        dtype = parameters[0].data.dtype
         sizes = [p.data.size for p in parameters]
         ends = np.cumsum(sizes)
         self.flat = np.zeros(sum(sizes) + len(sizes), dtype)
@@ -43,18 +63,23 @@ class Bucket:
             for p, end in zip(parameters, ends, strict=True)
         ]
         self.counts = self.flat[sum(sizes) :]
-        self.missing = len(parameters)  # whose gradients are not whole yet
-        self.reduction: Reduction | None = None
+        self._reduction: Reduction | None = None
 
     def put(self, i: int) -> None:
-        """Copy a parameter's gradient, if it has one."""
         gradient = self.parameters[i].grad
         self.parts[i][...] = 0 if gradient is None else to_numpy(gradient)
         self.counts[i] = gradient is not None
-        self.missing -= 1
 
-    def take(self) -> None:
-        """Give the parameters the sums; None to one for which no rank has a gradient."""
+    def start(self) -> None:
+        self._reduction = self._communicator.start_all_reduce(self.flat)
+
+    def test(self) -> bool:
+        return self._reduction is not None and self._reduction.test()
+
+    def finish(self) -> None:
+        """None is the sum for a parameter for which no rank has a gradient."""
+        assert self._reduction is not None
+        self._reduction.wait()
         for p, sums, count in zip(self.parameters, self.parts, self.counts, strict=True):
             on = device_of(p.data) or "cpu"
             p.grad = to_device(sums, on) if count else None
@@ -64,7 +89,8 @@ class GradientSums:
     """Makes each parameter's `grad` the sum over all ranks. Each step: `begin`, then `ready` for
     each parameter whose gradient is whole, in any order, then `finish`.
 
-    The sums are the memory of the buckets: the next step overwrites them.
+    The sums are the memory of the buckets: the next step overwrites them. make: a bucket of some
+    parameters; `HostBucket` unless given.
 
     >>> from gpuconv.nn import Parameter
     >>> from gpuconv.distributed import LocalCommunicator
@@ -75,13 +101,21 @@ class GradientSums:
     """
 
     def __init__(
-        self, communicator: Communicator, parameters: Iterable[Leaf], nbytes: int = BUCKET
+        self,
+        communicator: Communicator,
+        parameters: Iterable[Leaf],
+        nbytes: int = BUCKET,
+        make: Callable[[Sequence[Leaf]], Bucket] | None = None,
     ) -> None:
-        self.communicator = communicator
+        make = make or partial(HostBucket, communicator)
         chosen = [p for p in parameters if p.requires_grad]
-        self.buckets = [Bucket(group, dtype) for group, dtype in grouped(chosen[::-1], nbytes)]
-        places = ((b, i, p) for b in self.buckets for i, p in enumerate(b.parameters))
-        self._places = {id(p): (bucket, i) for bucket, i, p in places}
+        self.buckets: list[Bucket] = list(map(make, grouped(chosen[::-1], nbytes)))
+        self._missing: list[int] = []  # of each bucket, the gradients that are not whole yet
+        self._places = {
+            id(p): (number, i)
+            for number, bucket in enumerate(self.buckets)
+            for i, p in enumerate(bucket.parameters)
+        }
         self._told: set[int] = set()
         self._next = 0  # the first bucket that is not on its way
 
@@ -89,8 +123,7 @@ class GradientSums:
         """A new step: no gradient is whole."""
         self._told.clear()
         self._next = 0
-        for bucket in self.buckets:
-            bucket.missing, bucket.reduction = len(bucket.parameters), None
+        self._missing = [len(bucket.parameters) for bucket in self.buckets]
 
     def ready(self, parameter: Leaf) -> None:
         """This parameter's gradient is whole."""
@@ -98,8 +131,9 @@ class GradientSums:
         if key not in self._places or key in self._told:
             return
         self._told.add(key)
-        bucket, i = self._places[key]
-        bucket.put(i)
+        number, i = self._places[key]
+        self.buckets[number].put(i)
+        self._missing[number] -= 1
         self._send()
 
     def finish(self) -> None:
@@ -108,31 +142,28 @@ class GradientSums:
             for p in bucket.parameters:
                 self.ready(p)
         for bucket in self.buckets:
-            assert bucket.reduction is not None
-            bucket.reduction.wait()
-            bucket.take()
+            bucket.finish()
 
     def _send(self) -> None:
         """Start the buckets that are whole, and help those on their way along."""
         for bucket in self.buckets[: self._next]:
-            if bucket.reduction is not None and not bucket.reduction.test():
+            if not bucket.test():
                 break
-        while self._next < len(self.buckets) and not self.buckets[self._next].missing:
-            bucket = self.buckets[self._next]
-            bucket.reduction = self.communicator.start_all_reduce(bucket.flat)
+        while self._next < len(self.buckets) and not self._missing[self._next]:
+            self.buckets[self._next].start()
             self._next += 1
 
 
-def grouped(parameters: Sequence[Leaf], nbytes: int) -> Iterator[tuple[list[Leaf], np.dtype]]:
+def grouped(parameters: Sequence[Leaf], nbytes: int) -> Iterator[list[Leaf]]:
     """The parameters in their order, cut where the bytes would be too many or the type changes."""
     group: list[Leaf] = []
     held = 0
     for p in parameters:
-        dtype, size = np.dtype(p.data.dtype), p.data.size * p.data.dtype.itemsize
-        if group and (dtype != group[0].data.dtype or held + size > nbytes):
-            yield group, np.dtype(group[0].data.dtype)
+        size = p.data.size * p.data.dtype.itemsize
+        if group and (p.data.dtype != group[0].data.dtype or held + size > nbytes):
+            yield group
             group, held = [], 0
         group.append(p)
         held += size
     if group:
-        yield group, np.dtype(group[0].data.dtype)
+        yield group

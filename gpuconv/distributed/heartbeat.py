@@ -210,9 +210,10 @@ class _Hub(threading.Thread):
             except TimeoutError:
                 absent = min(set(range(self._size)) - self._peers.keys())
                 self._end(f"rank {absent} has not joined the job after {JOIN:.0f} s", 2)
-            hello = next(iter(line.receive(JOIN) or ()), {})
+            hello, *others = line.receive(JOIN) or [{}]
             if hello.get("token") == self._token:
-                self._peers[hello["rank"]] = _Peer(line, **hello)
+                self._peers[hello["rank"]] = peer = _Peer(line, **hello)
+                self._note(peer, others)
         self._server.close()
 
     def _hear(self, peer: _Peer) -> bool:
@@ -222,6 +223,10 @@ class _Hub(threading.Thread):
             if not peer.left:
                 self._lost(peer, "ended unexpectedly: it crashed, or it was killed")
             return False
+        self._note(peer, messages)
+        return True
+
+    def _note(self, peer: _Peer, messages: list[dict[str, Any]]) -> None:
         for message in messages:
             peer.unheard = 0
             peer.left = peer.left or "bye" in message
@@ -230,7 +235,6 @@ class _Hub(threading.Thread):
                 self._verdict = min(self._verdict, time.monotonic() + GATHER)
             peer.waits = message.get("waits", peer.waits)
             peer.idle = message.get("idle", peer.idle)
-        return True
 
     def _judge(self) -> None:
         peers = sorted(self._peers.values(), key=lambda peer: peer.rank)
@@ -253,7 +257,7 @@ class _Hub(threading.Thread):
         self._end(f"{who} {what}; the job has ended{self._own.hint}", 2)
 
     def _end(self, text: str, code: int) -> NoReturn:
-        del self._peers[0]  # that is this process
+        self._peers.pop(0, None)  # that is this process
         self.tell_all(end=code)
         self._own.end_job(text, code)
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ OUR_CODES = (0, 1, 2, 130, 141, 143)  # of ranks that ended themselves
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What MPICH's mpiexec prints of its own, besides frames and empty lines.
 BANNER = "=   BAD TERMINATION"
+VICTIM = re.compile(r"=   PID (\d+) ")
 NOISE = re.compile(
     r"(=   |\[(mpiexec|proxy)|YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ)"
 )
@@ -62,7 +64,11 @@ def run(count: int, arguments: Iterable[str]) -> int:
         _Copy(process, process.stdout, sys.stdout),
         _Copy(process, process.stderr, sys.stderr),
     ]
+    numbers: dict[int, int] = {}  # of the ranks' processes
     with _signals_passed_on(process):
+        while len(numbers) < count and process.poll() is None:
+            time.sleep(0.1)
+            numbers |= _rank_numbers(process.pid)
         code = process.wait()
         for copy in copies:
             copy.join()
@@ -70,8 +76,13 @@ def run(count: int, arguments: Iterable[str]) -> int:
         raise BrokenPipeError
     if code in OUR_CODES:
         return code
-    if not copies[1].lines:
-        raise DeviceError(f"the ranks have ended without a word; mpiexec's exit code is {code}")
+    if not copies[1].lines:  # mpiexec ended the others before one could say why
+        victim = copies[0].victim
+        who = f"rank {numbers[victim]} (process {victim})" if victim in numbers else "a rank"
+        raise DeviceError(
+            f"{who} ended unexpectedly: it crashed, or it was killed; the job has ended; to go on: "
+            "gpuconv train --resume FOLDER"
+        )
     return 2
 
 
@@ -92,17 +103,18 @@ def _machine() -> tuple[str, frozenset[int]]:
 
 class _Copy(threading.Thread):
     """Copies what mpiexec's processes print, without what it says itself. lines: so many. broken:
-    whether nobody reads it any more.
+    whether nobody reads it any more. victim: the process that mpiexec says has failed.
     """
 
     def __init__(self, process: subprocess.Popen[str], source: Any, target: TextIO) -> None:
         super().__init__(daemon=True)
         self._process, self._source, self._target = process, source, target
         self.lines, self.broken = 0, False
+        self.victim: int | None = None
         self.start()
 
     def run(self) -> None:
-        for line in of_ranks(self._source):
+        for line in of_ranks(self._watched()):
             if self.broken:  # read on, so that nobody waits
                 continue
             try:
@@ -111,6 +123,12 @@ class _Copy(threading.Thread):
             except OSError:
                 self.broken = True
                 self._process.send_signal(signal.SIGHUP)
+
+    def _watched(self) -> Iterator[str]:
+        for line in self._source:
+            if self.victim is None and (match := VICTIM.match(line)):
+                self.victim = int(match[1])
+            yield line
 
 
 def of_ranks(lines: Iterable[str]) -> Iterator[str]:
@@ -168,6 +186,17 @@ def _descendants(process: int) -> list[int]:
         with suppress(OSError):
             children += map(int, listed.read_text().split())
     return children + [each for child in children for each in _descendants(child)]
+
+
+def _rank_numbers(launcher: int) -> dict[int, int]:
+    """{process: rank} of those that mpiexec has started, as Linux lists them."""
+    found: dict[int, int] = {}
+    for process in _descendants(launcher):
+        with suppress(OSError):
+            variables = Path(f"/proc/{process}/environ").read_bytes()
+            if rank := re.search(rb"(?:^|\0)PMI_RANK=(\d+)", variables):
+                found[process] = int(rank[1])
+    return found
 
 
 def _send(processes: Iterable[int], number: int) -> None:

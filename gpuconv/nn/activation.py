@@ -12,6 +12,7 @@ from gpuconv.autograd import Tensor, once
 from gpuconv.cuda.recording import again
 from gpuconv.nn import functional
 from gpuconv.nn.module import Module
+from gpuconv.ops.dropout import mask_from
 
 
 class ReLU(Module):
@@ -86,6 +87,7 @@ class Dropout(Module):
         super().__init__()
         self.p = number("Dropout: p", p, 0, 1)
         self.seed, self.masks = whole("Dropout: seed", seed, 0, 2**32 - 1), 0
+        self.first = 0  # images of the batch that are other ranks', before this one's
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         self.seed, self.masks = int(rng.integers(2**32)), 0
@@ -102,13 +104,14 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0 or not self.in_training:
             return x
-        drawn = once(again, self._next_mask, self._snapshot)
+        skipped = self.first * (x.size // max(len(x), 1))
+        drawn = once(again, partial(self._next_mask, skipped), self._snapshot)
         return functional.dropout(x, self.p, drawn[0] if drawn else 0)
 
-    def _next_mask(self) -> tuple[int]:
+    def _next_mask(self, skipped: int) -> tuple[int]:
         number = self.seed << 32 | self.masks
         self.masks += 1
-        return (number,)
+        return (mask_from(number, skipped),)
 
     def _snapshot(self) -> Callable[[], None]:
         return partial(setattr, self, "rng_state", self.rng_state)

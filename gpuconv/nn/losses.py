@@ -48,6 +48,11 @@ class CrossEntropyLoss(Module):
             return runtime(device).constant(weight.astype(scores.dtype))
         return like(weight, scores)
 
+    def total_weight(self, labels: np.ndarray) -> float:
+        """What the loss is a mean over: the sum of the weights of the labels that count."""
+        counted = labels[labels != self.ignore_index]
+        return float(len(counted) if self.weight is None else self.weight.data[counted].sum())
+
     def _checked_weight(self, weight: Any) -> Buffer | None:
         if weight is None:
             return None
@@ -99,6 +104,11 @@ class AuxiliaryLoss(Module):
         if not isinstance(scores, tuple | list):
             return self.loss(scores, labels)
         return self.combined([self.loss(each, labels) for each in scores])
+
+    def total_weight(self, labels: np.ndarray) -> float:
+        """What the loss is a mean over."""
+        own = getattr(self.loss, "total_weight", None)
+        return float(len(labels)) if own is None else own(labels)
 
     def combined(self, losses: list[Any]) -> Any:
         """The loss from those of the heads, the main one first: tensors, or numbers."""

@@ -8,12 +8,14 @@ from functools import partial
 import numpy as np
 
 from gpuconv.arguments import flag, number, whole
-from gpuconv.autograd import Parameter, Tensor, once
+from gpuconv.autograd import Parameter, Tensor, once, state
 from gpuconv.cuda.recording import again
+from gpuconv.distributed.communicator import Communicator
 from gpuconv.errors import require_known
 from gpuconv.nn import init
 from gpuconv.nn.functional import batch_norm, local_response_norm
 from gpuconv.nn.module import Buffer, Module
+from gpuconv.nn.synchronised_batch_norm import synchronised_batch_norm
 from gpuconv.ops.local_response_norm import CONVENTIONS
 
 
@@ -54,6 +56,10 @@ class BatchNorm2d(Module):
         self.running_mean = Buffer(init.filled(C, 0)) if tracked else None
         self.running_var = Buffer(init.filled(C, 1)) if tracked else None
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
+        # Of a run on several ranks, while it goes on: those whose parts of the batch are one for
+        # this layer; and whether this rank has no part of it. See gpuconv/train/ranks.py.
+        self.communicator: Communicator | None = None
+        self.idle = False
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
@@ -61,14 +67,20 @@ class BatchNorm2d(Module):
                 holder.data[...] = 1 if name in ("weight", "running_var") else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        training, momentum, batches = self.in_training, self.momentum, self.num_batches_tracked
-        if batches is None or self.running_mean is None or self.running_var is None:
-            return batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
-        share = once(again, self._count_batch, self._snapshot) if training else None
+        training, momentum, run = self.in_training, self.momentum, batch_norm
+        if training and self.communicator is not None and state.trace is None:
+            run = partial(synchronised_batch_norm, self.communicator)
+        share = None
+        if training and self.num_batches_tracked is not None:
+            share = once(again, self._count_batch, self._snapshot)
+        if training and self.idle and self.communicator is None:
+            return x  # of no images
+        if self.running_mean is None or self.running_var is None:
+            return run(x, None, None, self.weight, self.bias, True, eps=self.eps)
         if momentum is None:
             momentum = share[0] if share else 1.0
         running = self.running_mean.data, self.running_var.data
-        return batch_norm(x, *running, self.weight, self.bias, training, momentum, self.eps)
+        return run(x, *running, self.weight, self.bias, training, momentum, self.eps)
 
     def _count_batch(self) -> tuple[float] | None:
         """Count a batch; momentum=None makes the running statistics the mean of all of them."""

@@ -14,6 +14,7 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import conv as fast
 from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops import conv2d_launch_small as small
+from gpuconv.ops import tensor_cores
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.add import add
 from gpuconv.ops.cost import Cost, image, multiply_adds, nbytes
@@ -41,6 +42,7 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
     activation: str | None = None,
+    precision: str = "ieee",
 ) -> Array:
     """The activation of each filter's sum of products with the image, and its bias.
 
@@ -51,6 +53,7 @@ def conv2d(
     "valid" (the article's narrow convolution), "full" (its wide one) or "same".
     groups: the channels are cut into this many groups, each with K/groups filters of its own.
     activation: None, "relu", "tanh", "scaled_tanh" or "sigmoid".
+    precision: "ieee", or on sim and cuda "tf32", "bf16" or "fp16" (gpuconv/ops/tensor_cores.py).
     Returns y (N, K, P, Q).
     Raises TypeError for other dtypes, ValueError for shapes that do not fit.
 
@@ -87,10 +90,12 @@ def conv2d_backward(
     need_dx: bool = True,
     rest: Array = None,
     rectify: bool = False,
+    precision: str = "ieee",
 ) -> tuple[Array, ...]:
     """The gradients of `conv2d` for x, w and b.
 
-    dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation: as conv2d had them.
+    dy: (N, K, P, Q). x, w, b, stride, padding, dilation, groups, activation, precision: as conv2d
+    had them.
     y: what conv2d returned; needed with an activation. need_dx: False saves a first layer's work.
     rest: the gradient of x from elsewhere, added to dx, or None. rectify: x is the output of a
     ReLU, and dx becomes the gradient of its input: 0 where x <= 0.
@@ -132,9 +137,10 @@ def y_shape(x, w, *options):
 
 @conv2d_backward.check
 def conv2d_backward_check(dy, x, w, b, *options):
-    activation, y, _, rest, _ = options[-5:]
-    require_conv2d(x, w, b, *options[:-4])
-    require_floats(("y", "rest"), x=x, dy=dy, y=y, rest=rest)
+    activation, y, _, rest, _, precision = options[-6:]
+    require_conv2d(x, w, b, *options[:-5], precision)
+    arrays = {"x": x, "dy": dy, "y": y, "rest": rest}
+    require_floats(("y", "rest"), **tensor_cores.as_floats(precision, **arrays))
     shape = y_shape(x, w, *options)
     require_shape({"dy": shape, "y": shape, "rest": x.shape}, dy=dy, y=y, rest=rest)
     if activation is not None and y is None:
@@ -142,9 +148,10 @@ def conv2d_backward_check(dy, x, w, b, *options):
 
 
 @conv2d.check
-def require_conv2d(x, w, b, stride, padding, dilation, groups, activation=None):
+def require_conv2d(x, w, b, stride, padding, dilation, groups, activation=None, precision="ieee"):
     """TypeError or ValueError unless these are arguments of a convolution."""
-    require_floats(("b",), x=x, w=w, b=b)
+    tensor_cores.require_precision(precision, activation, x)
+    require_floats(("b",), **tensor_cores.as_floats(precision, x=x), w=w, b=b)
     require_rank(4, "(N, C, H, W)", x=x)
     require_rank(4, "(K, C/groups, R, S)", w=w)
     C, (K, filter_channels, _, _) = x.shape[1], w.shape
@@ -182,14 +189,14 @@ def conv2d_cost(x, w, b, *options):
 
 @conv2d_backward.cost
 def conv2d_backward_cost(dy, x, w, b, *options):
-    geometry, (activation, y, need_dx, rest, _) = window(w.shape[2:], *options[:3]), options[-5:]
+    geometry, (activation, y, need_dx, rest, *_) = window(w.shape[2:], *options[:3]), options[-6:]
     traffic = nbytes(dy, w, b) + image(x, geometry) + (nbytes(x, w, rest) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
     return Cost((4 if need_dx else 2) * multiply_adds(x, w, geometry), traffic)
 
 
 @conv2d.cpu
-def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation, precision):
     geometry = window(w.shape[2:], stride, padding, dilation)
     fused = activation == "relu"
     y = fast.forward(x, w, b, geometry, groups, "relu" if fused else None)
@@ -198,7 +205,7 @@ def conv2d_cpu(x, w, b, stride, padding, dilation, groups, activation):
 
 @conv2d_backward.cpu
 def conv2d_backward_cpu(
-    dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify
+    dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify, precision
 ):
     dy = activation_backward(dy, y, activation)
     geometry = window(w.shape[2:], stride, padding, dilation)
@@ -209,9 +216,12 @@ def conv2d_backward_cpu(
 
 
 @conv2d.launch
-def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activation):
+def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activation, precision):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
+    if tensor_cores.applies(runtime, conv, precision):
+        y, _ = tensor_cores.forward(runtime, conv, precision, x, w, b, activation == "relu")
+        return y if activation == "relu" else activate(y, activation)
     if conv.is_linear:
         y = linear(_rows(runtime, x), _rows(runtime, w), b, activation)
         return runtime.as_nchw(y.reshape(conv.N, 1, 1, conv.K))
@@ -232,10 +242,28 @@ def conv2d_launch(runtime, x, w, b, stride, padding, dilation, groups, activatio
 
 @conv2d_backward.launch
 def conv2d_backward_launch(
-    runtime, dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify
+    runtime,
+    dy,
+    x,
+    w,
+    b,
+    stride,
+    padding,
+    dilation,
+    groups,
+    activation,
+    y,
+    need_dx,
+    rest,
+    rectify,
+    precision,
 ):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = config.Conv2dShape.of(x.shape, w.shape, geometry, groups)
+    if tensor_cores.applies(runtime, conv, precision):
+        dy = tensor_cores.before_activation(dy, y, activation, precision)
+        given = dy, x, w, b is not None, need_dx, rest, rectify
+        return tensor_cores.backward(runtime, conv, precision, *given)
     if conv.is_linear:
         rows, y_rows = _rows(runtime, x), None if y is None else _rows(runtime, y)
         given = _rows(runtime, dy), rows, _rows(runtime, w), b, activation, y_rows, need_dx

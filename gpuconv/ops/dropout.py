@@ -13,6 +13,8 @@ from gpuconv.cuda.launch_config import config_elementwise
 from gpuconv.ops.op import Array, elementwise, op
 from gpuconv.threads import parallel, shards
 
+GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
+
 
 @op
 def dropout(x: Array, p: float, seed: int) -> Array:
@@ -23,12 +25,17 @@ def dropout(x: Array, p: float, seed: int) -> Array:
     mask on every device and in the backward pass, which is dropout(dy, p, seed) itself.
     """
     i = np.arange(1, x.size + 1, dtype=np.uint64)
-    z = np.uint64(seed) + i * np.uint64(0x9E3779B97F4A7C15)
+    z = np.uint64(seed) + i * np.uint64(GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
     keep = (z >> np.uint64(32)) >= np.uint64(_threshold(p))
     return np.where(keep.reshape(x.shape), x * x.dtype.type(_factor(p)), np.zeros((), x.dtype))
+
+
+def mask_from(seed: int, element: int) -> int:
+    """The seed of the mask that begins with this element of another seed's mask."""
+    return (seed + element * GOLDEN) % 2**64
 
 
 def _threshold(p: float) -> int:

@@ -14,17 +14,24 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu.matmul import products
 from gpuconv.ops import conv2d_launch as config
 from gpuconv.ops import linear_launch as small
+from gpuconv.ops import tensor_cores
 from gpuconv.ops.activation import activate, activation_backward, require_activation
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Array, op, require_floats, require_rank, require_shape
 
 
 @op
-def linear(x: Array, w: Array, b: Array = None, activation: str | None = None) -> Array:
+def linear(
+    x: Array,
+    w: Array,
+    b: Array = None,
+    activation: str | None = None,
+    precision: str = "ieee",
+) -> Array:
     """y = activation(x w^T + b).
 
     x: floats (N, features in). w: (features out, features in). b: (features out,) or None.
-    activation: as in conv2d. Returns y (N, features out).
+    activation, precision: as in conv2d. Returns y (N, features out).
     Raises TypeError for other dtypes, ValueError for shapes that do not fit.
     """
     y = x @ w.T
@@ -42,10 +49,11 @@ def linear_backward(
     activation: str | None = None,
     y: Array = None,
     need_dx: bool = True,
+    precision: str = "ieee",
 ) -> tuple[Array, ...]:
     """The gradients of `linear` for x, w and b.
 
-    dy: (N, features out). x, w, b, activation: as linear had them.
+    dy: (N, features out). x, w, b, activation, precision: as linear had them.
     y: what linear returned; needed with an activation. need_dx: False saves a first layer's work.
     Returns (dx, dw, db), shaped as x, w and b; dx is None without need_dx, db where b is None.
     """
@@ -54,9 +62,9 @@ def linear_backward(
 
 
 @linear_backward.check
-def linear_backward_check(dy, x, w, b, activation, y, need_dx):
-    linear_check(x, w, b, activation)
-    require_floats(("y",), x=x, dy=dy, y=y)
+def linear_backward_check(dy, x, w, b, activation, y, need_dx, precision):
+    linear_check(x, w, b, activation, precision)
+    require_floats(("y",), **tensor_cores.as_floats(precision, x=x, dy=dy, y=y))
     shape = (x.shape[0], w.shape[0])
     require_shape({"dy": shape, "y": shape}, dy=dy, y=y)
     if activation is not None and y is None:
@@ -64,8 +72,9 @@ def linear_backward_check(dy, x, w, b, activation, y, need_dx):
 
 
 @linear.check
-def linear_check(x, w, b, activation):
-    require_floats(("b",), x=x, w=w, b=b)
+def linear_check(x, w, b, activation, precision):
+    tensor_cores.require_precision(precision, activation, x)
+    require_floats(("b",), **tensor_cores.as_floats(precision, x=x), w=w, b=b)
     require_rank(2, "(N, features in)", x=x)
     require_rank(2, "(features out, features in)", w=w)
     if x.shape[1] != w.shape[1]:
@@ -78,29 +87,29 @@ def linear_check(x, w, b, activation):
 
 
 @linear.output
-def linear_output(x, w, b, activation):
+def linear_output(x, w, b, activation, precision):
     return ShapeOnly((x.shape[0], w.shape[0]), x.dtype)
 
 
 @linear.count
-def linear_multiply_adds(x, w, b, activation):
+def linear_multiply_adds(x, w, b, activation, precision):
     return x.shape[0] * math.prod(w.shape)
 
 
 @linear.cost
-def linear_cost(x, w, b, activation):
+def linear_cost(x, w, b, activation, precision):
     return Cost(2 * len(x) * w.size, nbytes(x, w, b) + len(x) * len(w) * x.dtype.itemsize)
 
 
 @linear_backward.cost
-def linear_backward_cost(dy, x, w, b, activation, y, need_dx):
+def linear_backward_cost(dy, x, w, b, activation, y, need_dx, precision):
     traffic = nbytes(dy, x, w, b) + (nbytes(x, w) if need_dx else 0)
     traffic += nbytes(y) if activation else 0
     return Cost((4 if need_dx else 2) * len(x) * w.size, traffic)
 
 
 @linear.cpu
-def linear_cpu(x, w, b, activation):
+def linear_cpu(x, w, b, activation, precision):
     (y,) = products((x, w.T))
     if b is not None:
         y += b
@@ -110,7 +119,7 @@ def linear_cpu(x, w, b, activation):
 
 
 @linear_backward.cpu
-def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
+def linear_backward_cpu(dy, x, w, b, activation, y, need_dx, precision):
     dy = activation_backward(dy, y, activation)
     db = dy.sum(0) if b is not None else None
     if not need_dx:
@@ -119,11 +128,16 @@ def linear_backward_cpu(dy, x, w, b, activation, y, need_dx):
 
 
 @linear.launch
-def linear_launch(runtime, x, w, b, activation):
+def linear_launch(runtime, x, w, b, activation, precision):
     """A convolution of one pixel by one tap, but where the rows are few."""
+    conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
+    if tensor_cores.applies(runtime, conv, precision):
+        images = tensor_cores.pixels(runtime, x), tensor_cores.pixels(runtime, w)
+        y, _ = tensor_cores.forward(runtime, conv, precision, *images, b, activation == "relu")
+        y = y.reshape(len(x), len(w))
+        return y if activation == "relu" else activate(y, activation)
     if small.applies(len(x), w.shape[::-1]):
         return linear_chain_launch(runtime, x, ((w, b, activation),))[0]
-    conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     fused = activation == "relu"
     y, x, w = runtime.empty((conv.N, conv.K)), runtime.contiguous(x), runtime.contiguous(w)
     bias = w if b is None else runtime.contiguous(b)
@@ -132,12 +146,18 @@ def linear_launch(runtime, x, w, b, activation):
 
 
 @linear_backward.launch
-def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx):
+def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx, precision):
+    conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
+    if tensor_cores.applies(runtime, conv, precision):
+        dy = tensor_cores.before_activation(dy, y, activation, precision)
+        dy, images, filters = (tensor_cores.pixels(runtime, rows) for rows in (dy, x, w))
+        given = dy, images, filters, b is not None, need_dx
+        dx, dw, db = tensor_cores.backward(runtime, conv, precision, *given)
+        return dx.reshape(x.shape) if need_dx else None, dw.reshape(w.shape), db
     if small.applies(len(x), w.shape[::-1]):
         masked = activation == "relu"
         dy = runtime.contiguous(dy if masked else activation_backward(dy, y, activation))
         return backward_small(runtime, dy, y if masked else dy, x, w, b, masked, need_dx)
-    conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     dy, dx, db = runtime.contiguous(activation_backward(dy, y, activation)), None, None
     if need_dx:
         dx, launches = runtime.empty(x.shape), config.config_backward_data(conv, mask=False)

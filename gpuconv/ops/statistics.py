@@ -7,7 +7,7 @@ each tile, no pass reads the output again for them, and what merges them moves t
 from __future__ import annotations
 
 from gpuconv.arrays import ShapeOnly
-from gpuconv.ops import batch_norm2d_launch, conv2d_launch
+from gpuconv.ops import batch_norm2d_launch, conv2d_launch, tensor_cores
 from gpuconv.ops.batch_norm2d import (
     batch_norm2d,
     batch_norm2d_track,
@@ -15,6 +15,7 @@ from gpuconv.ops.batch_norm2d import (
     tracking,
 )
 from gpuconv.ops.conv2d import conv2d, conv2d_output, require_conv2d, y_shape
+from gpuconv.ops.conv2d_launch_mma import moment_parts
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Array, Padding, Size, op, require_floats, require_rank
 from gpuconv.shapes import window
@@ -48,6 +49,7 @@ def conv2d_statistics(
     running_mean: Array = None,
     running_var: Array = None,
     momentum: float = 0.0,
+    precision: str = "ieee",
 ) -> tuple[Array, ...]:
     """`conv2d` and `batch_norm2d_statistics` of its output: (y, mean, var, running_mean,
     running_var).
@@ -69,9 +71,9 @@ def batch_norm2d_statistics_check(x, running_mean, running_var, momentum):
 
 @conv2d_statistics.check
 def conv2d_statistics_check(x, w, b, *options):
-    *geometry, running_mean, running_var, momentum = options
-    require_conv2d(x, w, b, *geometry)
-    _require_running(x, y_shape(x, w, *geometry), running_mean, running_var, momentum)
+    *geometry, running_mean, running_var, momentum, precision = options
+    require_conv2d(x, w, b, *geometry, None, precision)
+    _require_running(w, y_shape(x, w, *geometry), running_mean, running_var, momentum)
 
 
 def _require_running(x, shape, running_mean, running_var, momentum):
@@ -92,7 +94,7 @@ def batch_norm2d_statistics_output(x, running_mean, running_var, momentum):
 
 @conv2d_statistics.output
 def conv2d_statistics_output(x, w, b, *options):
-    *geometry, running_mean, running_var, momentum = options
+    *geometry, running_mean, running_var, momentum, _ = options
     y = conv2d_output(x, w, b, *geometry)
     return y, *batch_norm2d_statistics_output(y, running_mean, running_var, momentum)
 
@@ -105,7 +107,7 @@ def batch_norm2d_statistics_cost(x, running_mean, running_var, momentum):
 
 @conv2d_statistics.cost
 def conv2d_statistics_cost(x, w, b, *options):
-    *geometry, running_mean, running_var, _ = options
+    *geometry, running_mean, running_var, _, _ = options
     conv = conv2d.work(x, w, b, *geometry)
     statistics = 2 * len(w) * x.dtype.itemsize
     return Cost(conv.flops, conv.bytes + statistics + 2 * nbytes(running_mean, running_var))
@@ -122,23 +124,38 @@ def batch_norm2d_statistics_launch(runtime, x, running_mean, running_var, moment
 
 @conv2d_statistics.launch
 def conv2d_statistics_launch(
-    runtime, x, w, b, stride, padding, dilation, groups, running_mean, running_var, momentum
+    runtime,
+    x,
+    w,
+    b,
+    stride,
+    padding,
+    dilation,
+    groups,
+    running_mean,
+    running_var,
+    momentum,
+    precision,
 ):
     geometry = window(w.shape[2:], stride, padding, dilation)
     conv = conv2d_launch.Conv2dShape.of(x.shape, w.shape, geometry, groups)
-    running, parts = (running_mean, running_var), conv2d_launch.moment_parts(conv)
-    if not parts:
+    running = running_mean, running_var
+    if tensor_cores.applies(runtime, conv, precision):
+        y, partials = tensor_cores.forward(runtime, conv, precision, x, w, b, False, True)
+        parts = moment_parts(conv)
+    elif parts := conv2d_launch.moment_parts(conv):
+        y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.as_nhwc(w)
+        launches = conv2d_launch.config_forward(conv, b is not None, False, True)
+        partials = runtime.empty(launches.launches[0].sizes["partials"])
+        bias = filters if b is None else runtime.contiguous(b)
+        x = runtime.as_nhwc(x)
+        runtime.run(launches, y=y, x=x, w=filters, b=bias, partials=partials)
+        y = runtime.as_nchw(y)
+    else:
         y = conv2d(x, w, b, stride, padding, dilation, groups)
         return y, *batch_norm2d_statistics(y, *running, momentum)
-    y, filters = runtime.empty((conv.N, conv.P, conv.Q, conv.K)), runtime.as_nhwc(w)
-    launches = conv2d_launch.config_forward(conv, b is not None, False, True)
-    partials = runtime.empty(launches.launches[0].sizes["partials"])
-    bias = filters if b is None else runtime.contiguous(b)
-    x = runtime.as_nhwc(x)
-    runtime.run(launches, y=y, x=x, w=filters, b=bias, partials=partials)
     pixels = conv.N * conv.P * conv.Q
     config = batch_norm2d_launch.config_merge(pixels, conv.K, parts, running_mean is not None)
-    y = runtime.as_nchw(y)
     mean, var = _merged(runtime, config, y.shape, *running, momentum, partials=partials)
     return y, mean, var, *running
 

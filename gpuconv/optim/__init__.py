@@ -3,12 +3,14 @@
 from gpuconv.optim.adam import Adam, AdamW
 from gpuconv.optim.average import EMA
 from gpuconv.optim.clip import clip_grad_norm
+from gpuconv.optim.lars import LARS
 from gpuconv.optim.optimizer import Optimizer
-from gpuconv.optim.schedules import CosineLR, OneCycleLR, Schedule, StepLR
+from gpuconv.optim.schedules import CosineLR, OneCycleLR, Schedule, StepLR, WarmupLR
 from gpuconv.optim.sgd import SGD
 
 __all__ = [
     "EMA",
+    "LARS",
     "SGD",
     "Adam",
     "AdamW",
@@ -17,5 +19,6 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "StepLR",
+    "WarmupLR",
     "clip_grad_norm",
 ]

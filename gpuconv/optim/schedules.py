@@ -150,6 +150,44 @@ class OneCycleLR(Schedule):
         return _ANNEAL[self.anneal_strategy](start, to, part)
 
 
+@dataclass(frozen=True)
+class WarmupLR(Schedule):
+    """The rates of another schedule, or one rate, which rise from `share` of it within `steps`.
+
+    after(step) * (share + (1 - share) * step / steps) before `steps`, then after(step). With a
+    large batch the first steps would be too long; the schedule's own momentum stays.
+
+    Raises: TypeError or ValueError naming the argument.
+    Source: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2.
+
+    >>> [WarmupLR(0.4, steps=2, share=0.25)(step) for step in range(3)]
+    [0.1, 0.25, 0.4]
+    """
+
+    after: Schedule | float
+    steps: int
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.after, Schedule):
+            number("WarmupLR: after", self.after, 0)
+        whole("WarmupLR: steps", self.steps)
+        number("WarmupLR: share", self.share, 0, 1)
+
+    def __call__(self, step: int) -> float:
+        rate = self.after(step) if isinstance(self.after, Schedule) else self.after
+        if step >= self.steps:
+            return rate
+        return rate * (self.share + (1 - self.share) * step / self.steps)
+
+    def momentum(self, step: int) -> float | None:
+        return self.after.momentum(step) if isinstance(self.after, Schedule) else None
+
+    def describe(self) -> dict[str, Any]:
+        after = self.after.describe() if isinstance(self.after, Schedule) else self.after
+        return {"name": "WarmupLR", "after": after, "steps": self.steps, "share": self.share}
+
+
 def _cosine(start: float, end: float, part: float) -> float:
     return end + (start - end) / 2.0 * (math.cos(math.pi * part) + 1)
 

@@ -71,19 +71,6 @@ def talks(i: Instruction) -> bool:
     return bool(strong) or (i.op in ("membar", "fence") and "cta" not in i.mods)
 
 
-def narrowest(functions: list[Function]) -> int:
-    """Bytes of the narrowest access that other threads may see, at most 4."""
-    widths = {
-        bits_of(i.mods[-1]) // 8
-        for f in functions
-        for i in f.instructions
-        if i.op in ("ld", "ldu", "st", "atom", "red")
-        and not set(i.mods) & {"param", "local", "const"}
-        and i.mods[-1] in TYPES
-    }
-    return min(widths | {4})
-
-
 def names(i: Instruction) -> list[str]:
     """Names of the variables, functions and labels among the operands of an instruction."""
     bases = [getattr(operand, "base", operand) for operand in i.operands]
@@ -120,6 +107,7 @@ def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
         for part in (*parts, getattr(first, "second", None)):
             if isinstance(part, Reg):
                 writers.setdefault(part.name, []).append(i)
+    own = {p.name for p in function.params}
     found: dict[str, tuple[str, int]] = {}
     for name, (i, *more) in writers.items():  # in the order of the code
         if more or i.guard is not None or i.mods[-1:] == ("pred",) or len(i.operands) != 2:
@@ -127,7 +115,9 @@ def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
         source = i.operands[1]
         if i.op == "ld" and i.mods[0] == "param" and len(i.mods) == 2:
             same = bits_of(i.mods[1]) == bits_of(function.registers[name])
-            if same and isinstance(source, Address) and isinstance(source.base, Sym):
+            if not (same and isinstance(source, Address) and isinstance(source.base, Sym)):
+                continue
+            if source.base.name in own:  # else it is the result of a call
                 found[name] = source.base.name, source.base.offset + source.offset
         elif i.op == "cvta" and "global" in i.mods and getattr(source, "name", "") in found:
             found[name] = found[source.name]  # type: ignore[union-attr]
@@ -183,6 +173,8 @@ def argument_registers(function: Function) -> dict[str, int]:
             terms = [of(o) for o in (sources[2:3] if i.op == "mad" else sources[:2])]
             if None in terms:
                 return None
+            if i.op == "selp" and terms[0] != terms[1]:
+                return _SEVERAL
             real = {t for t in terms if t != _NO_ARGUMENT}
             return real.pop() if len(real) == 1 else _SEVERAL if real else _NO_ARGUMENT
         return _NO_ARGUMENT
@@ -191,10 +183,39 @@ def argument_registers(function: Function) -> dict[str, int]:
     while found != before:
         before = dict(found)
         for i in function.instructions:
-            new = value(i)
-            for name in _written(i) if new is not None else ():
+            if (new := value(i)) is None:
+                continue
+            for name in _written(i):
                 found[name] = new if found.get(name, new) == new else _SEVERAL
     return {name: number for name, number in found.items() if number >= 0}
+
+
+SHARED = -2  # in granules(), beside the numbers of arguments and -1
+
+
+def granules(functions: list[Function], arguments: dict[str, int]) -> dict[int, int]:
+    """Bytes of the narrowest access, at most 4: the units of race detection.
+
+    By argument of the kernel, the first function, for what is known to access one; SHARED; -1 for
+    all else. arguments: the registers that point into one.
+    """
+    found = {SHARED: 4, _NO_ARGUMENT: 4}
+    for f in functions:
+        for i in f.instructions:
+            if i.op not in ("ld", "ldu", "st", "atom", "red") or i.mods[-1] not in TYPES:
+                continue
+            words = {m.partition("__")[0] for m in i.mods}
+            if words & {"param", "local", "const"}:
+                continue
+            base = next((o.base for o in i.operands if isinstance(o, Address)), None)
+            known = f is functions[0] and isinstance(base, Reg)
+            place = arguments.get(base.name, _NO_ARGUMENT) if known else _NO_ARGUMENT  # type: ignore[union-attr]
+            places = [SHARED] if "shared" in words else [place]
+            if "global" not in words:  # generic: either
+                places = [SHARED, place]
+            for each in places:
+                found[each] = min(found.get(each, 4), bits_of(i.mods[-1]) // 8)
+    return found
 
 
 def volatile_bits(function: Function) -> dict[int, int]:

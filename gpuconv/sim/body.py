@@ -192,7 +192,7 @@ class Body(Emitter):
         elif self.module.host:
             value = isa_sync.host_call(self, name, [self._argument(a) for a in arguments])
             if value:
-                self.emit(f"store i64 {value}, ptr {self.frame.variables[results[0].name]}")
+                self.emit(f"store i64 {value}, ptr {self._place(results[0])}")
         else:
             where = self.module.where(i)
             raise UnsupportedError(f"{where}: the function {plain_name(name)} has no body here")

@@ -32,7 +32,7 @@ MENDS = {
     "read_only": "read with a plain load what the same kernel writes, not with __ldg",
     "misaligned": "align the address to the width of the access, or read element by element",
     "uninitialised": "write the memory before it is read: start every element, by every thread",
-    "race_shared": "put __syncthreads() between the two accesses, or make them atomic",
+    "race_shared": "put __syncthreads() between the accesses, or __syncwarp() within one warp",
     "race_global": "use atomics, or two launches: nothing else orders the blocks of a grid",
     "same_value": "let one thread write what all threads agree on",
     "early_exit": "let all threads come to the barrier: guard the work, do not return before it",
@@ -112,12 +112,14 @@ def check_file(
     orders: Sequence[str] = ORDERS,
     count: bool = False,
     architectures: Sequence[str] = (),
+    timeout: float = 60.0,
 ) -> Report:
     """Run the kernels of a .cu file with every check, once in each order of blocks and threads.
 
     launch: a launch file, or a function as one has it (spec.py); None makes a launch up from each
     kernel's signature. options: for NVRTC. count: count what the launches do as well, if no
-    error is found. architectures: "sm_80", ..., for which to build and inspect the file. Raises
+    error is found. architectures: "sm_80", ..., for which to build and inspect the file.
+    timeout: seconds of processor time after which a launch is stopped, and the rest not run. Raises
     ValueError, OSError and SimError, in one line, for files and launches that are wrong.
     """
     source = Source.read(path)
@@ -130,19 +132,21 @@ def check_file(
     found: dict[tuple[Any, ...], Reported] = {}
     report = Report(source, [], words, orders)
     for order in orders:
-        run = _Checked(source, module, order, found)
+        run = _Checked(source, module, order, found, timeout)
         try:
             launches(run)
         except SpecError:
             if not run.failed:  # what a wrong kernel wrote may well fail the launch file's test
                 raise
         report.launches = run.launches
+        if any(one.finding.kind == "timeout" for one in found.values()):
+            break  # in another order it would take as long
     if not report.launches:
         raise SpecError(f"{launch}: launch(run) launches nothing")
     report.found = sorted(found.values(), key=lambda one: one.finding.severity != "error")
     if count and not report.errors:  # without checks a wrong access would damage this process
         counting = source.module(options, count=True)
-        counted = Runner(source, counting, lambda one: _start(counting, one))
+        counted = Runner(source, counting.kernels, lambda one: _start(counting, one))
         launches(counted)
         report.counters = {one.kernel: counting.counters(one.kernel) for one in counted.launches}
     for arch in architectures:
@@ -185,14 +189,21 @@ class _Checked(Runner):
     """Launches with checks, and keeps the findings."""
 
     def __init__(
-        self, source: Source, module: Any, order: str, found: dict[tuple[Any, ...], Reported]
+        self,
+        source: Source,
+        module: Any,
+        order: str,
+        found: dict[tuple[Any, ...], Reported],
+        timeout: float,
     ) -> None:
-        super().__init__(source, module, self._check)
-        self.order, self.found, self.failed = order, found, False
+        super().__init__(source, module.kernels, self._check)
+        self.module = module
+        self.words = {"order": order, "seed": 1, "timeout": timeout}
+        self.found, self.failed = found, False
 
     def _check(self, one: Launched) -> None:
         try:
-            findings = _start(self._module, one, order=self.order, seed=1)
+            findings = _start(self.module, one, **self.words)
         except KernelError as error:
             findings, self.failed = error.findings, True
         for finding in findings:

@@ -31,12 +31,12 @@ static __device__ __forceinline__ u32 piece(u64 v0, u64 v1, u32 k, u32 bytes) {
     return bytes == 4 ? (u32)word : (u32)word & ((1u << 8 * bytes) - 1);
 }
 
-static __device__ __forceinline__ void visit(Block* b, Trace* traces, u64 at, const Access& now,
-                                             u64 born, u64 v0, u64 v1) {
-    const u64 first = at >> b->shift, last = (at + now.size - 1) >> b->shift;
+static __device__ __forceinline__ void visit(Block* b, Trace* traces, u32 shift, u64 at,
+                                             const Access& now, u64 born, u64 v0, u64 v1) {
+    const u64 first = at >> shift, last = (at + now.size - 1) >> shift;
     for (u64 k = first; k <= last; ++k) {
         if (now.code & STRONG) visit_strong(b, traces + k, now, born);
-        else visit_weak(b, traces + k, now, born, piece(v0, v1, (u32)(k - first), 1u << b->shift));
+        else visit_weak(b, traces + k, now, born, piece(v0, v1, (u32)(k - first), 1u << shift));
     }
 }
 
@@ -68,7 +68,7 @@ static __device__ __forceinline__ u64 shared_access(Block* b, u64 at, Access& no
         record(w, b->index, now.n, E_UNINITIALISED, now.site, at, size);
         break;
     }
-    visit(b, traces, at, now, b->began, v0, v1);
+    visit(b, traces, shift, at, now, b->began, v0, v1);
     return b->shared + at;
 }
 
@@ -124,8 +124,8 @@ static __device__ __noinline__ u64 slow_access(Block* b, u64 at, u64 meta, u32 n
     if (row->shadow && !touch((unsigned char*)row->shadow + offset, now.size, now.code))
         record(w, b->index, n, E_UNINITIALISED, now.site, at, now.size);
     if (!row->trace) return at;
-    ((unsigned char*)row->touched)[offset / PAGE >> b->shift] = 1;
-    visit(b, (Trace*)row->trace, offset, now, ((Launch*)b->launch)->began, v0, v1);
+    ((unsigned char*)row->touched)[offset / PAGE >> row->shift] = 1;
+    visit(b, (Trace*)row->trace, row->shift, offset, now, ((Launch*)b->launch)->began, v0, v1);
     return at;
 }
 
@@ -180,22 +180,24 @@ template <bool SHARED_, bool WRITES>
 static __device__ __forceinline__ u64 usual_access(u64 block, u64 at, u64 meta, u32 n, u64 v0,
                                                    u64 v1) {
     Block* b = (Block*)block;
-    const u32 size = (u32)meta & 255, shift = b->shift, count = size >> shift;
+    const u32 size = (u32)meta & 255;
     const u64 mark = sync_of(b, n)->time << 28 | n << 18 | meta >> 28 << 1 | (meta >> 16 & 1);
     const bool aligned = !(at & (size < 16 ? size - 1 : 15));
     if (SHARED_) {
         const Usual now = {mark, b->began, b->began, b->epoch, b->epoch};
+        const u32 shift = b->shift;
         Trace* t = (Trace*)b->shared_trace + (at >> shift);
         if (aligned && at + size <= b->shared_bytes
-            && usual_visit<SHARED_, WRITES>(now, t, count, 1u << shift, v0, v1))
+            && usual_visit<SHARED_, WRITES>(now, t, size >> shift, 1u << shift, v0, v1))
             return b->shared + at;
     } else {
         const Argument* a = (const Argument*)b->usual + ((u32)(meta >> 20) & 255);
         const u64 into = at - a->begin;
+        const u32 shift = a->shift;
         const Usual now = {mark, b->born, b->began, b->epoch, b->born};
         if (aligned && into < a->size && into + size <= a->size && a->trace
-            && usual_visit<SHARED_, WRITES>(now, (Trace*)a->trace + (into >> shift), count,
-                                            1u << shift, v0, v1)) {
+            && usual_visit<SHARED_, WRITES>(now, (Trace*)a->trace + (into >> shift),
+                                            size >> shift, 1u << shift, v0, v1)) {
             ((unsigned char*)a->touched)[(into + a->offset) / PAGE >> shift] = 1;
             return at;
         }
@@ -252,11 +254,12 @@ static __device__ void clash(Worker* w, Worker* o, u64 mark, u64 other, u32 kind
 
 // Races between the blocks of two workers, none of which waits for another. Recorded with worker w,
 // whose blocks come later in order than those of o.
-extern "C" __device__ void sim_merge(u64 w_, u64 o_, u32 granule) {
+extern "C" __device__ void sim_merge(u64 w_, u64 o_) {
     Worker *w = (Worker*)w_, *o = (Worker*)o_;
     const u64 born = ((const Launch*)w->launch)->began;
     for (u64 r = 0; r < w->table_length; ++r) {
         const Allocation *mine = (Allocation*)w->table + r, *theirs = (Allocation*)o->table + r;
+        const u32 granule = 1u << mine->shift;
         const u64 count = mine->trace ? (mine->end - mine->begin + granule - 1) / granule : 0;
         for (u64 page = 0; page * PAGE < count; ++page) {
             if (!((char*)mine->touched)[page] || !((char*)theirs->touched)[page]) continue;

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from gpuconv.sim.errors import CompileError, UnsupportedError
+from gpuconv.sim.host_headers import HOST_HEADERS
 
 OPTIONS = ("--std=c++17", "-ftz=true", "-fmad=false", "-lineinfo")
 DEFAULT_ARCH = "compute_80"
@@ -104,7 +105,11 @@ def _build(source: str, options: Sequence[str], arch: str, name: str, what: str)
     if not any(flag.startswith(("-arch", "--gpu-architecture")) for flag in options):
         flags.append(f"-arch={arch}")
     flags += [f"-I{path}" for path in include_paths()]
-    program = _call(nvrtc, "nvrtcCreateProgram", source.encode(), name.encode(), 0, [], [])
+    names = [header.encode() for header in HOST_HEADERS]
+    texts = [text.encode() for text in HOST_HEADERS.values()]
+    program = _call(
+        nvrtc, "nvrtcCreateProgram", source.encode(), name.encode(), len(names), texts, names
+    )
     try:
         (status,) = nvrtc.nvrtcCompileProgram(
             program, len(flags), [flag.encode() for flag in flags]
@@ -122,6 +127,8 @@ def _build(source: str, options: Sequence[str], arch: str, name: str, what: str)
 def _first_error(name: str, log: str, status: str) -> str:
     for line in log.splitlines():
         if "error" in line.lower():
+            if "host function" in line:
+                line += "; put host code between #ifndef __CUDACC_RTC__ and #endif"
             return f"NVRTC refused {name}: {' '.join(line.split())} (the whole log is in .log)"
     return f"NVRTC refused {name}: {' '.join(log.split())[:300] or status}"
 

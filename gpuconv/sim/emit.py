@@ -148,8 +148,9 @@ class Emitter:
 
     def argument_of(self, base: object) -> int:
         """Number of the argument that an address's base register points into, or -1."""
-        known = isinstance(base, Reg) and len(self.frames) == 1
-        return self.arguments.get(base.name, -1) if known else -1  # type: ignore[union-attr]
+        if isinstance(base, Reg) and len(self.frames) == 1:
+            return self.arguments.get(base.name, -1)
+        return -1
 
     def intrinsic(self, name: str, type_: str, *values: str) -> str:
         """Call LLVM's intrinsic of this name, whose result and arguments have one type."""

@@ -29,6 +29,8 @@ PROCESSORS = {
     "sm_120": (1536, 24, 100 << 10),
 }
 REGISTERS = 65536  # of a multiprocessor
+OF_SYSTEM = 1024  # bytes of a block's shared memory that CUDA takes for itself, from sm_80 on
+_LEAVE_OUT = ("sm_75", "sm_80", "sm_86", "sm_89")  # these are not among the bytes in a cubin
 _UNIT = 256  # registers of a warp are given in such units, and warps in fours
 # Peak FP32 TFLOP/s without tensor cores and GB/s of device memory, from NVIDIA's data sheets.
 CARDS = {
@@ -92,6 +94,8 @@ def facts(cubin: bytes, arch: str) -> dict[str, Facts]:
     code = disassembly(cubin)
     found = {}
     for kernel, (registers, stack, shared, _) in resources(cubin).items():
+        if shared and arch not in _LEAVE_OUT:
+            shared -= OF_SYSTEM
         opcodes = Counter(re.findall(_OPCODE, code[kernel], re.M))
         spills = sum(count for name, count in opcodes.items() if name in ("LDL", "STL"))
         cycles = [loop for loop in loops(code[kernel]) if loop[2].total() > 1]  # code ends in one
@@ -157,10 +161,10 @@ def loops(code: str) -> list[tuple[int, int, Counter[str]]]:
 def occupancy(arch: str, registers: int, shared: int, threads: int) -> Occupancy:
     """How many blocks of `threads` threads a multiprocessor holds, by CUDA's occupancy rules.
 
-    shared: bytes that a block asks for; CUDA takes 1024 more for itself from sm_80 on.
+    shared: bytes that a block asks for, without OF_SYSTEM.
     """
     most_threads, most_blocks, bytes_ = PROCESSORS[arch]
-    taken = shared + (1024 if arch != "sm_75" else 0)
+    taken = shared + (OF_SYSTEM if arch != "sm_75" else 0)
     warps = -(-threads // 32)
     of_registers = REGISTERS // (-(-max(registers, 1) * 32 // _UNIT) * _UNIT) // 4 * 4 // warps
     limits = {  # of equal ones the first is named

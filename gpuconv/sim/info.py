@@ -21,13 +21,17 @@ class Kernel:
     coroutine: bool  # it has collectives, so each of its threads is a coroutine
     serial: bool  # its result depends on the order of blocks, which then run one by one
     talks: bool  # its blocks may read what others wrote, by atomic or volatile reads or fences
-    waits: bool  # they may wait for each other
+    together: (
+        int  # blocks that a worker has under way at once, at most; 1 if none waits for another
+    )
     flush: bool  # it runs in the processor's flush-to-zero mode
     max_threads: int
     local_bytes: int
     shared_names: list[tuple[str, int, int]]
     copies: bool  # it has cp.async
-    granule: int  # bytes of its narrowest access, at most 4: the unit of race detection
+    # bytes that a record of race detection stands for: by argument, -1 for other global memory, -2
+    # for shared memory
+    granules: dict[int, int]
 
     def shared_places(self, total: int) -> list[tuple[int, int]]:
         """Address and size of each shared variable; `total` bytes include the dynamic one."""

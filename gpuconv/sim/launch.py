@@ -154,7 +154,7 @@ class Function:
         record = worker.record[0]
         record["launch"], record["nfound"], record["reported"] = launch.ctypes.data, 0, 0
         if self.module.check:
-            table, touched = self._allocations(parameters, number)
+            table, touched = self._allocations(parameters, number, args)
             targets = self._targets(args, table)
             reported = np.zeros(len(self.module._info.sites) + 1, np.uint32)
             worker.held = [table, touched, targets, reported]
@@ -177,7 +177,7 @@ class Function:
                 for number, worker in enumerate(workers):
                     for other in workers[:number]:
                         ours, theirs = worker.record.ctypes.data, other.record.ctypes.data
-                        self.module._merge(ours, theirs, self.kernel.granule)
+                        self.module._merge(ours, theirs)
             return report.findings(self.module._info, self.kernel, workers, args, timeout)
         finally:
             if self.module.check:
@@ -224,7 +224,7 @@ class Function:
 
     def _shape(self, threads: int, shared: int, blocks: int) -> tuple[int, int, int]:
         """What launches must have in common to use the same workers."""
-        return threads, shared, blocks if self.kernel.waits else 1
+        return threads, shared, min(blocks, self.kernel.together)
 
     def _worker(self, threads: int, shared: int, blocks: int) -> Worker:
         try:
@@ -256,34 +256,36 @@ class Function:
             record[name] = array.ctypes.data
         return record, held, reverse
 
-    def _allocations(self, parameters: np.ndarray, worker: int) -> tuple[np.ndarray, np.ndarray]:
+    def _allocations(
+        self, parameters: np.ndarray, worker: int, args: Sequence[Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The memory that a kernel may access, and which of it a worker has touched.
 
         That is every live allocation, the module's variables and the kernel's parameters.
         """
-        first, granule = parameters.ctypes.data, self.kernel.granule
-        rows = [(first, first + max(self.kernel.parameter_bytes, 1), 0, 0, 0, 1)]
+        rows = [(parameters.ctypes.data, self.kernel.parameter_bytes or 1, 0, 0, 1, 4)]
+        other = self.kernel.granules[-1]
+        finest = {id(m): other for m in memory.live()}
+        for number, value in enumerate(args):
+            if isinstance(value, memory.Array):
+                own = self.kernel.granules.get(number, 4)
+                finest[id(value.base)] = min(own, finest.get(id(value.base), other))
         for m in memory.live():
+            granule = finest.get(id(m), other)
             trace = m.traces.address(worker, granule, _generation)
             shadow = m.shadow.ctypes.data if m.shadow is not None else 0
-            rows.append((m.begin, m.begin + m.nbytes, shadow, trace, 0, 0))
+            rows.append((m.begin, m.nbytes, shadow, trace, 0, granule))
         for name, size in self.module._info.variables.items():
-            begin = self.module._code.address(f"v.{name}")
             traces = self.module._traces.setdefault(name, memory.Traces(size))
-            trace = traces.address(worker, granule, _generation)
-            constant = name in self.module._info.constants
-            rows.append((begin, begin + size, 0, trace, 0, constant))
-        table = np.array(sorted(rows), layout.DTYPES["Allocation"])
-        pages = (table["end"] - table["begin"]) // np.uint64(granule * layout.PAGE) + np.uint64(1)
-        ends = np.cumsum(pages)
-        touched = np.zeros(int(ends[-1]), np.uint8)
-        table["touched"] = touched.ctypes.data + ends - pages
-        return table, touched
+            trace, constant = traces.address(worker, 1, _generation), self.module._info.constants
+            rows.append(
+                (self.module._code.address(f"v.{name}"), size, 0, trace, name in constant, 1)
+            )
+        return _table(rows)
 
     def _targets(self, args: Sequence[Any], table: np.ndarray) -> np.ndarray:
         """For each parameter the array that it points to, so that its bounds can be checked."""
         targets = np.zeros(len(args) + 1, layout.DTYPES["Argument"])
-        shift, bytes_ = self.kernel.granule.bit_length() - 1, layout.DTYPES["Trace"].itemsize
         for target, value in zip(targets[1:], args, strict=True):
             if not isinstance(value, memory.Array) or not value.nbytes:
                 continue
@@ -293,9 +295,12 @@ class Function:
             offset = value.ptr - value.base.begin
             target["begin"], target["size"], target["row"] = value.ptr, value.nbytes, row
             target["offset"], target["touched"] = offset, table["touched"][row]
-            usual = not table["shadow"][row] and not offset % self.kernel.granule
-            if usual and not self.kernel.waits:
-                target["trace"] = int(table["trace"][row]) + (offset >> shift) * bytes_
+            shift = target["shift"] = int(table["shift"][row])
+            if not (
+                table["shadow"][row] or self.kernel.together > 1 or offset & ((1 << shift) - 1)
+            ):
+                records = (offset >> shift) * layout.DTYPES["Trace"].itemsize
+                target["trace"] = int(table["trace"][row]) + records
         return targets
 
     def _check_limits(self, threads: tuple[int, ...], shared: int) -> None:
@@ -321,6 +326,23 @@ class Function:
                 f"{self.name}: {self.kernel.static_shared} static + {shared} dynamic bytes shared "
                 f"memory, no architecture has more than {MAX_SHARED}"
             )
+
+
+def _table(rows: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """Allocation records, and the bytes `touched` of all, which follow each other.
+
+    rows: (begin, bytes, shadow, trace, constant, granule)
+    """
+    begins, sizes, shadows, traces, constants, granules = np.array(sorted(rows), np.uint64).T
+    table = np.zeros(len(rows), layout.DTYPES["Allocation"])
+    table["begin"], table["end"] = begins, begins + sizes
+    table["shadow"], table["trace"], table["constant"] = shadows, traces, constants
+    table["shift"] = granules >> np.uint64(1)  # of 1, 2, 4: 0, 1, 2
+    pages = sizes // (granules * np.uint64(layout.PAGE)) + np.uint64(1)
+    ends = np.cumsum(pages)
+    touched = np.zeros(int(ends[-1]), np.uint8)
+    table["touched"] = touched.ctypes.data + ends - pages
+    return table, touched
 
 
 def _queues(blocks: int, parts: int) -> np.ndarray:

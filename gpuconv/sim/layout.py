@@ -51,10 +51,11 @@ RECORDS: dict[str, list[tuple]] = {
         ("reverse", "u4"),
         ("error", "u4"),  # of ERRORS: why the block cannot go on; 0 while it can
         ("phase", "u4"),  # 0 not begun, 1 running, 2 done
+        ("prepared", "u4"),  # its shared memory has been filled
         ("all_run", "u4"),  # all threads can run, whatever their records say
         ("barriers", "u4", 64),  # struct Barriers of runtime.cu
         # checked mode (races.cu)
-        ("shift", "u4"),  # of the bytes that one Trace stands for, a power of two
+        ("shift", "u4"),  # of the bytes of shared memory that one Trace stands for
         ("shared_used", "u4"),  # threads have used flags, fences or barriers of some threads only
         ("clock", "u8"),  # logical time of this block
         ("born", "u8"),  # the time before this launch began
@@ -76,6 +77,8 @@ RECORDS: dict[str, list[tuple]] = {
         ("slots", "u8"),  # its Blocks
         ("nslots", "u4"),
         ("nfound", "u4"),
+        ("blank", "u8"),  # the Traces of shared memory before the first block, checked mode
+        ("blank_words", "u8"),
         ("found", "u8"),  # Found records
         ("reported", "u8"),  # u4 for each site: the kinds of errors found there, as bits
         ("table", "u8"),  # live allocations, checked mode
@@ -117,7 +120,8 @@ RECORDS: dict[str, list[tuple]] = {
         ("shadow", "u8"),  # one byte per byte, nonzero once written; 0 where not tracked
         ("trace", "u8"),  # a Trace for every granule, or 0
         ("touched", "u8"),  # a byte for every PAGE granules, 1 if the worker has accessed one
-        ("constant", "u8"),  # kernels may not write it
+        ("constant", "u4"),  # kernels may not write it
+        ("shift", "u4"),  # of the bytes that one Trace stands for
     ],
     # what a pointer argument may be used for; size 0 where that is unknown. trace: of its first
     # granule, or 0 where its accesses need more than the usual checks
@@ -127,7 +131,8 @@ RECORDS: dict[str, list[tuple]] = {
         ("trace", "u8"),
         ("offset", "u8"),  # in its allocation
         ("touched", "u8"),
-        ("row", "u8"),  # its Allocation
+        ("row", "u4"),  # its Allocation
+        ("shift", "u4"),  # of that
     ],
     # the last accesses to a granule; a mark is time << 28 | thread << 18 | site, 0 for none
     "Trace": [

@@ -123,7 +123,7 @@ class Module:
         return module
 
     def _load(self, info: Info, code: bytes, check: bool, count: bool) -> None:
-        self._run, self._merge = _entry("sim_run", 1), _entry("sim_merge", 3)
+        self._run, self._merge = _entry("sim_run", 1), _entry("sim_merge", 2)
         self._release = _entry("sim_release", 1)
         self._info = info
         memory.quarantine |= check

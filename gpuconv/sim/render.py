@@ -27,7 +27,7 @@ def as_text(report: Report, card: str = "") -> str:
     """
     lines = [line for one in report.found for line in (*_lines(one), "")]
     for words in report.words:
-        lines.append(f"no --launch, so this was run: {words}")
+        lines.append(f"no --launch, so this was run, which may not be what is meant: {words}")
     errors, warnings = report.errors, len(report.found) - report.errors
     kernels = sorted({plain_name(one.kernel) for one in report.launches})
     lines.append(

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.sim import memory
 from gpuconv.sim.errors import SimError
 from gpuconv.sim.machine import Module
-from gpuconv.sim.memory import POISON, Array, asarray, asnumpy, empty
+from gpuconv.sim.memory import POISON, Array
 from gpuconv.sim.signature import Parameter, Signature, plain_name, signatures
 
 Launches = Callable[["Runner"], None]
@@ -90,21 +91,26 @@ class Launched:
 class Runner:
     """What a launch file calls: `run(kernel, grid, block, args)`.
 
-    start: what is done with each launch.
+    kernels: the names that the compiler gave them. start: what is done with each launch. device:
+    what makes its arrays (asarray, asnumpy, empty).
     """
 
-    def __init__(self, source: Source, module: Module, start: Callable[[Launched], Any]) -> None:
-        self.source, self._module, self._start = source, module, start
+    def __init__(
+        self,
+        source: Source,
+        kernels: Sequence[str],
+        start: Callable[[Launched], Any],
+        device: Any = memory,
+    ) -> None:
+        self.source, self._kernels, self._start, self._device = source, kernels, start, device
         self._arrays: dict[int, tuple[np.ndarray, Any]] = {}  # by the id of the array on the host
-        self._unwritten: set[int] = set()
         self.launches: list[Launched] = []
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """An array whose elements count as never written: a kernel that reads them is wrong."""
         array = np.empty(shape, dtype)
-        array.view(np.uint8).fill(POISON) if array.size else None
-        self._arrays[id(array)] = array, empty(array.shape, array.dtype)
-        self._unwritten.add(id(array))
+        array.reshape(-1).view(np.uint8)[...] = POISON
+        self._arrays[id(array)] = array, self._device.empty(array.shape, array.dtype)
         return array
 
     def __call__(
@@ -123,14 +129,13 @@ class Runner:
         finally:
             for host, device in self._arrays.values():
                 if host.flags.writeable:
-                    host[...] = asnumpy(device)
+                    host[...] = self._device.asnumpy(device)
 
     def _symbol(self, kernel: str) -> str:
-        there = self._module.kernels
-        found = [name for name in there if kernel in (name, plain_name(name))]
+        found = [name for name in self._kernels if kernel in (name, plain_name(name))]
         if len(found) == 1:
             return found[0]
-        names = ", ".join(found or map(plain_name, there))
+        names = ", ".join(found or map(plain_name, self._kernels))
         if not found:
             raise SpecError(f"{self.source.path}: no kernel {kernel!r}, it has: {names}")
         raise SpecError(f"{self.source.path}: {kernel!r} is several kernels, name one: {names}")
@@ -142,15 +147,16 @@ class Runner:
             root = root.base
         _, device = self._arrays.get(id(root), (None, None))
         if device is None:
-            device = asarray(root)
+            device = self._device.asarray(root)
             self._arrays[id(root)] = root, device
-        elif not np.array_equal(asnumpy(device).view(np.uint8), root.view(np.uint8)):
+        elif self._device.asnumpy(device).tobytes() != root.tobytes():
             device.set(root)
         if root is host:
             return device
-        begin = host.ctypes.data - root.ctypes.data
-        flat = device.base.bytes[begin : begin + host.nbytes]
-        return Array(device.base, flat.view(host.dtype).reshape(host.shape))
+        if host.dtype != root.dtype:
+            raise TypeError(f"a view of {root.dtype} as {host.dtype}: give an array of its own")
+        begin = (host.ctypes.data - root.ctypes.data) // host.itemsize
+        return device.reshape(-1)[begin : begin + host.size].reshape(*host.shape)
 
 
 def _require_arguments(path: str, signature: Signature, args: Sequence[Any]) -> None:
@@ -206,6 +212,11 @@ def _sort(array: np.ndarray) -> str:
 
 def load(path: str) -> Launches:
     """The function `launch` of a launch file. Raises SpecError or OSError."""
+    return load_names(path)[0]
+
+
+def load_names(path: str) -> tuple[Launches, dict[str, Any]]:
+    """`load`, and everything else that the file defines."""
     try:
         text = Path(path).read_text("utf-8")
         code = compile(text, path, "exec")
@@ -217,7 +228,7 @@ def load(path: str) -> Launches:
     launch = names.get("launch")
     if not callable(launch):
         raise SpecError(f"{path}: has no function launch(run)")
-    return lambda run: guarded(path, lambda: launch(run))
+    return lambda run: guarded(path, lambda: launch(run)), names
 
 
 def guarded(path: str, call: Callable[[], Any]) -> None:
@@ -254,6 +265,7 @@ def default_launches(source: Source, module: Module) -> tuple[Launches, list[str
     the number of elements. Raises SpecError, with a launch file to begin with, for any other.
     """
     made, words = [], []
+    grid = -(-_SIZE // _BLOCK) if "blockIdx" in source.text else 1
     for symbol in module.kernels:
         signature = source.signatures.get(plain_name(symbol))
         if signature is None:
@@ -268,7 +280,7 @@ def default_launches(source: Source, module: Module) -> tuple[Launches, list[str
             why = "it uses dynamic shared memory"
         else:
             made.append((symbol, signature))
-            words.append(_in_words(signature, integers))
+            words.append(_in_words(signature, integers, grid))
             continue
         raise SpecError(_skeleton(source, symbol, signature, why))
 
@@ -276,7 +288,7 @@ def default_launches(source: Source, module: Module) -> tuple[Launches, list[str
         for symbol, signature in made:
             rng = np.random.default_rng(0)
             args = [_made_up(p, rng) for p in signature.parameters]
-            run(symbol, -(-_SIZE // _BLOCK), _BLOCK, args)
+            run(symbol, grid, _BLOCK, args)
 
     return launches, words
 
@@ -296,11 +308,11 @@ def _made_up(parameter: Parameter, rng: np.random.Generator) -> Any:
     return rng.integers(0, 2 if dtype.kind == "b" else 100, count).astype(dtype)
 
 
-def _in_words(signature: Signature, integers: list[Parameter]) -> str:
+def _in_words(signature: Signature, integers: list[Parameter], grid: int) -> str:
     pointers = [p.name for p in signature.parameters if p.pointer]
     count = f"{integers[0].name} = {_SIZE}, " if integers else ""
     arrays = f"{', '.join(pointers)}: {_SIZE} elements each, " if pointers else ""
-    return f"{signature.name}: {count}{arrays}grid {-(-_SIZE // _BLOCK)}, block {_BLOCK}"
+    return f"{signature.name}: {count}{arrays}grid {grid}, block {_BLOCK}"
 
 
 def _skeleton(source: Source, symbol: str, signature: Signature | None, why: str) -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuconv.sim import layout, memory
+from gpuconv.sim.analysis import SHARED
 from gpuconv.sim.info import Kernel
 
 if TYPE_CHECKING:
     from gpuconv.sim.launch import Function
 
-_MAX_SLOTS = 1024  # blocks that are under way at once, at most
-_MAX_BYTES = 512 << 20  # of memory for them
+_MAX_BYTES = 512 << 20  # of memory for blocks that are under way at once
 _SYNC_BYTES, _LANES_BYTES, _ARRIVALS_BYTES = 9 * 8, 32 * 8, 16 * 16  # records of clocks.cu
 _GAP = 2**64 - 1  # mark of a granule between shared variables
 
@@ -40,18 +40,22 @@ class Worker:
             sizes |= {"arrivals": _ARRIVALS_BYTES, "shared_trace": _trace_bytes(kernel, shared)}
         sizes = {name: -(-size // 1024) * 1024 for name, size in sizes.items()}
         each = sum(sizes.values())
-        slots = min(blocks, _MAX_SLOTS, max(_MAX_BYTES // each, 1)) if kernel.waits else 1
+        slots = min(blocks, kernel.together, max(_MAX_BYTES // each, 1))
         self.record = np.zeros(1, layout.DTYPES["Worker"])
         self.blocks = np.zeros(slots, layout.DTYPES["Block"])
         raw = np.zeros(slots * each + 1024, np.uint8)
         start = -raw.ctypes.data % 1024
         self._memory = raw[start : start + slots * each].reshape(slots, each)
         self._lay_out(sizes, kernel, check)
-        self.blocks["shift"] = kernel.granule.bit_length() - 1
+        self.blocks["shift"] = kernel.granules[SHARED].bit_length() - 1
         self.blocks["frame_stride"] = function.frame_bytes
         self.blocks["nthreads"], self.blocks["shared_bytes"] = threads, shared
         self.blocks["worker"] = self.record.ctypes.data
         self.record["slots"], self.record["nslots"] = self.blocks.ctypes.data, slots
+        if check:
+            self._blank = _shared_template(kernel, shared)
+            self.record["blank"] = self._blank.ctypes.data
+            self.record["blank_words"] = len(self._blank) // 8
         self.found = np.zeros(layout.MAX_FOUND, layout.DTYPES["Found"])
         self.record["found"] = self.found.ctypes.data
         self.held: list[np.ndarray] = []  # what the record points to during a launch
@@ -63,11 +67,8 @@ class Worker:
         for name, size in sizes.items():
             self.blocks[name] = begins + np.uint64(at)
             piece = self._memory[:, at : at + size]
-            if name == "shared" or (name == "frames" and slots == 1):
+            if name == "frames" and slots == 1:
                 piece[:] = memory.POISON
-            if name == "shared_trace":
-                template = _shared_template(kernel, self.shared)
-                piece[:, : len(template)] = template
             if name == "threads":
                 self.threads = piece
             at += size
@@ -88,12 +89,12 @@ class Worker:
 
 
 def _trace_bytes(kernel: Kernel, shared: int) -> int:
-    return (shared // kernel.granule + 2) * layout.DTYPES["Trace"].itemsize
+    return (shared // kernel.granules[SHARED] + 2) * layout.DTYPES["Trace"].itemsize
 
 
 def _shared_template(kernel: Kernel, shared: int) -> np.ndarray:
     """Trace records of shared memory that nobody has accessed; the gaps are marked."""
-    granule = kernel.granule
+    granule = kernel.granules[SHARED]
     records = np.zeros(_trace_bytes(kernel, shared) // layout.DTYPES["Trace"].itemsize,
                        layout.DTYPES["Trace"])  # fmt: skip
     records["write"] = _GAP

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv.arrays import to_numpy
+from gpuconv.data import Loader
 from gpuconv.data.dataset import channels_last_images, to_255
+from gpuconv.distributed.communicator import part
 from gpuconv.nn import Conv2d, Module
 
 FOR_EXAMPLES = "data.Loader(data.from_pairs(...), batch_size=64) makes batches"
@@ -64,6 +66,37 @@ class Batches:
                 f"batch; {FOR_EXAMPLES}"
             )
         check_images(x, self._what, self._model)
+
+
+class PartBatches:
+    """One rank's part of every batch of an iterable that gives each rank the same ones."""
+
+    def __init__(self, batches: Batches, rank: int, ranks: int) -> None:
+        self.source, self._rank, self._ranks = batches, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The parts of the batches from `start` on."""
+        for x, labels in self.source.batches(epoch, start):
+            own = part(len(labels), self._rank, self._ranks)
+            yield x[own], labels[own]
+
+
+class Spread:
+    """Every `ranks`-th batch, from number `rank` on: what one rank evaluates."""
+
+    def __init__(self, batches: Any, rank: int, ranks: int) -> None:
+        self.source, self._rank, self._ranks = batches, rank, ranks
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Those of an epoch, but for the first `start`."""
+        source, first = self.source, self._rank + start * self._ranks
+        if not isinstance(source, Loader):
+            return islice(source.batches(epoch), first, None, self._ranks)
+        order, numbers = source.order(epoch), range(first, len(source), self._ranks)
+        return (source.batch(epoch, source.indices(order, number)) for number in numbers)
 
 
 def check_images(x: np.ndarray, what: str, model: Module) -> None:

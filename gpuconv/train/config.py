@@ -37,6 +37,8 @@ DEFAULTS: RunConfig = {
     "label_smoothing": 0.0,
     "ema": None,
     "schedule": "onecycle",
+    "base_batch": None,  # the batch that the rate is for; None: any
+    "warmup": 0.0,  # epochs
     "clip": None,
     "augment": "shift",
     "normalize": "data",
@@ -47,6 +49,7 @@ DEFAULTS: RunConfig = {
     "resize": "fit",
     "skip_bad": False,
     "stratified": True,
+    "sync_batchnorm": False,
     "seed": 0,
     "device": "auto",
 }
@@ -64,8 +67,9 @@ PRESETS: dict[str, RunConfig] = {
         "validation": 0.0,
     },
 }
-LEARNING_RATES = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}
-WEIGHT_DECAYS = {"sgd": 5e-4, "adam": 0.0, "adamw": 1e-2}
+LEARNING_RATES = {"sgd": 0.05, "lars": 10.0, "adam": 3e-3, "adamw": 3e-3}
+WEIGHT_DECAYS = {"sgd": 5e-4, "lars": 5e-4, "adam": 0.0, "adamw": 1e-2}
+WITH_MOMENTUM = ("sgd", "lars")
 VALIDATION, MIN_VALIDATION_IMAGES = 0.05, 100
 CHOICES = {
     "optimizer": tuple(LEARNING_RATES),
@@ -98,9 +102,15 @@ def run_config(
     for name, known in CHOICES.items():
         for choice in str(config[name]).split("+") if name == "augment" else [config[name]]:
             require_known(name, choice, known)
-    sgd = config["optimizer"] == "sgd"
+    sgd = config["optimizer"] in WITH_MOMENTUM
     if not sgd and "momentum" in changes:
-        raise ValueError("train: momentum is for the optimizer sgd; Adam has its own averages")
+        raise ValueError(
+            "train: momentum is for the optimizer sgd or lars; Adam has its own averages"
+        )
+    if config["warmup"] and config["schedule"] == "onecycle":
+        raise ValueError(
+            "train: the schedule onecycle has a warm-up of its own; give another with --warmup"
+        )
     if config["label_smoothing"] and config["loss"] != "cross_entropy":
         loss = config["loss"]
         raise ValueError(
@@ -182,20 +192,42 @@ def validation_fraction(fraction: float | None, images: int) -> float:
 
 def make_optimizer(config: RunConfig, model: Module) -> Optimizer:
     """The optimiser over the model's parameters."""
-    arguments = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
-    if config["optimizer"] == "sgd":
-        return optim.SGD(model.parameters(), momentum=config["momentum"], **arguments)
+    arguments = {"lr": scaled_rate(config), "weight_decay": config["weight_decay"]}
+    if config["optimizer"] in WITH_MOMENTUM:
+        with_momentum = optim.SGD if config["optimizer"] == "sgd" else optim.LARS
+        return with_momentum(model.parameters(), momentum=config["momentum"], **arguments)
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[config["optimizer"]]
     return kind(model.parameters(), **arguments)
+
+
+def scaled_rate(config: RunConfig) -> float:
+    """The learning rate for the batch: "lr" is for "base_batch" images, and grows with the batch.
+    Source: Goyal et al. 2017, the linear scaling rule.
+    """
+    rate: float = config["lr"]
+    return rate * config["batch"] / config["base_batch"] if config["base_batch"] else rate
 
 
 def make_schedule(config: RunConfig, batches: int) -> Schedule | None:
     """The learning rate as a function of the step; batches: the number of batches in an epoch.
 
+    With "warmup" it rises within so many epochs, from the rate for "base_batch", or from 0.
+    """
+    after = _schedule(config, batches)
+    if not config["warmup"]:
+        return after
+    share = min(1.0, config["lr"] / scaled_rate(config)) if config["base_batch"] else 0.0
+    steps = max(1, round(config["warmup"] * batches))
+    return optim.WarmupLR(after or scaled_rate(config), steps, share)
+
+
+def _schedule(config: RunConfig, batches: int) -> Schedule | None:
+    """The schedule without a warm-up.
+
     step: divided by 10 after each third of the run. cosine: down to 0 at the end. onecycle: up to
     the rate within 30% of the run, then down to almost 0; the momentum goes the other way.
     """
-    lr, steps = config["lr"], (config["epochs"] - config["first_epoch"]) * batches
+    lr, steps = scaled_rate(config), (config["epochs"] - config["first_epoch"]) * batches
     if config["schedule"] == "step":
         return optim.StepLR(lr, step_size=max(1, -(-steps // 3)))
     if config["schedule"] == "cosine":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
 
 from gpuconv import ops
 from gpuconv.arrays import to_numpy
+from gpuconv.distributed import Communicator
 from gpuconv.nn import Module, trace
 from gpuconv.nn.module import in_mode
 from gpuconv.train.answers import Run, answers_of
@@ -23,13 +26,35 @@ def evaluate(
     loader: Any,
     after_batch: Callable[[], None],
     run: Run | None = None,
+    communicator: Communicator | None = None,
 ) -> dict[str, Any]:
     """`Trainer.evaluate`; after_batch is called after each batch, and may raise. run: what gives
-    the model's answers, by default what its device allows.
+    the model's answers, by default what its device allows. communicator: of ranks whose loaders
+    have every `size`-th batch each, from number `rank` on.
     """
-    run = run or answers_of(model)
+    own = partial(_sums, model, loss, loader, after_batch, run or answers_of(model))
+    every = [own()] if communicator is None else communicator.agreed(own)
+    # Added in the order of the batches: any number of ranks gives the same bits.
+    in_order = chain.from_iterable(zip_longest(*(batches for batches, _ in every)))
     total, images = 0.0, 0
+    for batch in filter(None, in_order):
+        total, images = total + batch[0], images + batch[1]
+    if not images:
+        raise ValueError("evaluate: the loader has no images")
+    confusion = sum((counts for _, counts in every if counts.size), np.zeros((), np.int64))
+    accuracy = int(np.trace(confusion)) / images
+    return {"loss": total / images, "accuracy": accuracy, "images": images, "confusion": confusion}
+
+
+def _sums(
+    model: Module, loss: Any, loader: Any, after_batch: Callable[[], None], run: Run
+) -> tuple[list[tuple[float, int]], np.ndarray]:
+    """For each batch the sum of the losses and the number of images; and the confusion matrix, of
+    no elements where there is no batch.
+    """
+    batches: list[tuple[float, int]] = []
     confusion = np.zeros((0, 0), np.int64)
+    images = 0
     with in_mode(model, False), np.errstate(all="ignore"):
         for answers, labels, value, x in run(model, loss, loader):
             if not (math.isfinite(value) and np.isfinite(answers).all()):
@@ -37,13 +62,10 @@ def evaluate(
                 raise diagnose_non_finite(model, x(), f"evaluation, after {images} images", what)
             counts = _count_pairs(labels, answers)
             confusion = counts if not images else confusion + counts
-            total += value * len(labels)
+            batches.append((value * len(labels), len(labels)))
             images += len(labels)
             after_batch()
-    if not images:
-        raise ValueError("evaluate: the loader has no images")
-    accuracy = int(np.trace(confusion)) / images
-    return {"loss": total / images, "accuracy": accuracy, "images": images, "confusion": confusion}
+    return batches, confusion
 
 
 def probabilities(model: Module, data: Any, batch_size: int, run: Run | None = None) -> np.ndarray:

@@ -38,7 +38,7 @@ class Records:
     """
 
     def __init__(self, on: Any, say: Callable[[str], None], wanted: bool = True) -> None:
-        self.on, self._say, self._wanted = on, say, wanted
+        self.on, self._say, self.wanted = on, say, wanted
         self._kinds: dict[Hashable, _Kind] = {}
         self._said: set[str] = set()
         self._changing = 0  # steps, one after the other, that a guard was against
@@ -64,7 +64,7 @@ class Records:
         known = self._kinds.setdefault(kind, _Kind())
         if len(self._kinds) > KINDS:
             del self._kinds[next(iter(self._kinds))]
-        if kind is None or not self._wanted or max(known.tries, self._changing) >= TRIES:
+        if kind is None or not self.wanted or max(known.tries, self._changing) >= TRIES:
             return step(None)
         known.tries += 1
         changed = guard()

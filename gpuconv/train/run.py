@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def prepare(config: configs.RunConfig, resumed: bool = False) -> Run:
         clip_norm=config["clip"],
         average=None if decay is None else EMA(model, decay),
         seed=seed,
+        sync_batchnorm=config["sync_batchnorm"],
         metadata={
             "settings": config,
             "image_shape": shape,
@@ -117,19 +119,24 @@ def test(run: Run) -> dict[str, Any]:
     trainer = run.trainer
     if trainer.out is None:
         raise ValueError("test: the run has no folder: set run.trainer.out before it is trained")
-    best, last = Path(trainer.out) / "best.safetensors", Path(trainer.out) / "last.safetensors"
-    path, found = best, checkpoint.read(best) if best.exists() else None
-    if found is None or not is_best(found, trainer.state):
-        path, found = last, checkpoint.read(last)
+    path, found = trainer.communicator.from_root(partial(_best, trainer, Path(trainer.out)))
     found.load_into(trainer.model)
     preprocessing = Preprocessing.from_metadata(found.metadata, trainer.model.input_shape)
     dataset = preprocessing.load(run.config["data"], "test", run.config["limit"])
     # best.safetensors holds the averaged weights already, if there are any; last.safetensors not.
-    average = trainer.average if path == last else None
+    average = trainer.average if path.name == "last.safetensors" else None
     with average.applied() if average else nullcontext():
         result = trainer.evaluate(preprocessing.loader(dataset, TEST_BATCH))
     epoch = found.metadata.get("epoch", trainer.state.epoch)
     return {**result, "checkpoint": path, "epoch": epoch, "dataset": dataset}
+
+
+def _best(trainer: Trainer, folder: Path) -> tuple[Path, checkpoint.Checkpoint]:
+    """The checkpoint of the best epoch, or of the last where none was the best."""
+    best, last = folder / "best.safetensors", folder / "last.safetensors"
+    if best.exists() and is_best(found := checkpoint.read(best), trainer.state):
+        return best, found
+    return last, checkpoint.read(last)
 
 
 def input_size(model: Module, image_shape: tuple[int, int, int]) -> tuple[int, int]:

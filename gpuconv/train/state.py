@@ -97,6 +97,7 @@ def capture(trainer: Trainer, metadata: dict[str, Any]) -> Checkpoint:
         "optimizer": optimizer_state,
         "generators": generators,
         "threads": thread_count(),
+        "ranks": trainer.communicator.size,
     }
     return Checkpoint(weights, {**metadata, **state}, arrays)
 

@@ -55,6 +55,8 @@ class RecordedSteps:
         fixed = self._fixed()
         while True:
             most = min(trainer.batches_until_told(), self._ahead)
+            if self._records.wanted and trainer.ranks is not None:
+                most = trainer.ranks.agree(most)
             count, shape = feed.prepare(p.epoch, p.batch, most)
             if not count:
                 return
@@ -77,7 +79,10 @@ class RecordedSteps:
     def _kind(self, fixed: Fixed, shape: Hashable) -> Hashable:
         trainer = self._trainer
         parts = trainer.model, trainer.loss, trainer.optimizer, trainer.average
-        return fixed.now("train", id(self._feed), shape, trainer.clip_norm, *map(id, parts))
+        more: list[Hashable] = [trainer.clip_norm, *map(id, parts)]
+        if self._records.wanted and trainer.ranks is not None:
+            more.append(trainer.ranks.place(trainer.state.batch))
+        return fixed.now("train", id(self._feed), shape, *more)
 
     def _ordinary(self, kind: Hashable, shape: Hashable, fixed: Fixed) -> None:
         trainer, feed = self._trainer, self._feed
@@ -117,7 +122,8 @@ class RecordedSteps:
             each = (p.images - images) // len(outcome.losses)
             for losses in outcome.losses:
                 p.loss_sum += total_loss(trainer.loss, losses) * each
-            p.correct += sum(outcome.correct)
+            correct = sum(outcome.correct)
+            p.correct += correct if trainer.ranks is None else trainer.ranks.total(correct)
         if outcome.failed is not None:
             losses, norm = outcome.failed
             value = total_loss(trainer.loss, losses)

@@ -6,18 +6,19 @@ import math
 import signal
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpuconv import checkpoint
+from gpuconv import checkpoint, distributed
 from gpuconv.arguments import flag, number, whole
 from gpuconv.arrays import is_device, to_numpy
 from gpuconv.cuda import recording
 from gpuconv.cuda.runtime import runtime
+from gpuconv.distributed.agreement import require_equal
 from gpuconv.errors import require_known
 from gpuconv.files import remove_leftovers
 from gpuconv.nn import LOSSES, Module
@@ -25,7 +26,7 @@ from gpuconv.optim import EMA, Optimizer, Schedule, clip_grad_norm
 from gpuconv.threads import thread_count
 from gpuconv.train import finite, state
 from gpuconv.train.answers import Run, answers_of, value_of
-from gpuconv.train.batches import as_batches
+from gpuconv.train.batches import Spread, as_batches
 from gpuconv.train.callback import Callback, told_each_batch
 from gpuconv.train.description import describe_run
 from gpuconv.train.evaluate import evaluate, probabilities
@@ -33,6 +34,7 @@ from gpuconv.train.folder import locked
 from gpuconv.train.history import History
 from gpuconv.train.interrupt import Interrupted, Signals
 from gpuconv.train.progress import Progress
+from gpuconv.train.ranks import Ranks
 from gpuconv.train.records import Records
 from gpuconv.train.steps import steps_of
 
@@ -55,6 +57,10 @@ class Trainer:
     graph: on sim and cuda, record the steps and replay them (gpuconv/cuda/recording.py), with equal
     bits; False runs every step anew, for a model whose forward does not do the same each time.
     seed, metadata: kept in the checkpoints; seeds of model and loader decide the numbers.
+    communicator: of the ranks that train together, `distributed.current()` unless given; each calls
+    the Trainer with the same arguments and gets its part of every batch. Rank 0 alone writes files
+    and shows progress; callbacks are told on every rank. sync_batchnorm: batch norm has the
+    statistics of the whole batch, not of each rank's part.
 
     Raises: TypeError or ValueError naming the argument.
 
@@ -80,6 +86,8 @@ class Trainer:
         metadata: dict[str, Any] | None = None,
         progress: bool = True,
         graph: bool = True,
+        communicator: distributed.Communicator | None = None,
+        sync_batchnorm: bool = False,
     ) -> None:
         if isinstance(loss, str):
             loss = LOSSES[require_known("loss", loss, LOSSES)]()
@@ -94,7 +102,10 @@ class Trainer:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.schedule, self.clip_norm, self.seed = schedule, clip_norm, seed
         self.average = average
-        self.callbacks = [*([Progress()] if progress else []), *callbacks]
+        self.communicator = communicator or distributed.current()
+        self.leads = self.communicator.rank == 0
+        self.sync_batchnorm = flag("Trainer: sync_batchnorm", sync_batchnorm)
+        self.callbacks = [*([Progress()] if progress and self.leads else []), *callbacks]
         self.out = None if out is None else Path(out)
         self.checkpoint_seconds, self.checkpoint_batches = checkpoint_seconds, checkpoint_batches
         self.log_batches, self.graph = log_batches, flag("Trainer: graph", graph)
@@ -107,6 +118,8 @@ class Trainer:
         self._signals: Signals | None = None
         self._requested: int | None = None  # a signal's number, by `interrupt`
         self._answers: Run | None = None  # while `fit` runs
+        self.ranks: Ranks | None = None  # while `fit` runs on several
+        self._spread: Spread | None = None  # of the batches that were evaluated last
         self._run: dict[str, Any] = {}  # the metadata that stay the same
         self._saved_at = self._tick = 0.0
 
@@ -139,21 +152,40 @@ class Trainer:
             raise ValueError("fit: the training set has no batches")
         if resume not in (True, False, "auto", "extend"):
             raise ValueError(f'fit: resume must be True, False, "auto" or "extend", got {resume!r}')
-        with locked(self.out), Signals() as self._signals, np.errstate(all="ignore"):
+        on = self.communicator
+        with ExitStack() as stack:
+            on.from_root(lambda: stack.enter_context(locked(self.out)))
+            self._signals = stack.enter_context(Signals())
+            stack.enter_context(np.errstate(all="ignore"))
             self._begin(train, validation, resume)
             try:
+                if on.size > 1:
+                    self.ranks = Ranks(self, on, self.sync_batchnorm)
+                    stack.enter_context(self.ranks.joined())
+                    train = self.ranks.scattered(train)
+                    self.ranks.share_state()
                 self._notify("on_fit_begin")
-                records = None
-                if is_device(self.model.device):
-                    records = Records(runtime(self.model.device), self._message, self.graph)
-                self._answers = answers_of(self.model, records)
+                records = self._records()
+                alone = self.ranks is None
+                self._answers = answers_of(self.model, records if alone else None, self.graph)
                 steps = steps_of(self, train, records)
                 while self.state.epoch < self.epochs and not self.stopping:
                     self._epoch(steps, validation)
             finally:
-                self._signals = self._answers = None
+                self._signals = self._answers = self.ranks = None
                 self._notify("on_fit_end")
         return self.history.epochs()
+
+    def _records(self) -> Records | None:
+        """What keeps recorded steps; None where no steps are recorded."""
+        if not is_device(self.model.device):
+            return None
+        records = Records(runtime(self.model.device), self._message, self.graph)
+        if self.ranks is not None and (why := self.ranks.use_cards()):
+            records.wanted = False
+            if self.graph:
+                records.say(f"the steps are not recorded: {why}")
+        return records
 
     def _begin(self, train: Any, validation: Any, resume: bool | str) -> None:
         self.stopping, self._requested = False, None
@@ -161,39 +193,51 @@ class Trainer:
         self._first_batch: tuple[int, float] | None = None  # images, and seconds for each
         self._stochastic = state.stochastic_layers(self.model)
         self._run = describe_run(self, self._initial, train, validation)
+        require_equal(self.communicator, self._run["recipe"])
         last = None if self.out is None else self.out / "last.safetensors"
         if resume and last is None:
             raise ValueError("fit: resume needs the Trainer's out, the folder of the run")
+        on = self.communicator
         if last is not None:
-            remove_leftovers(last.parent)
-        if last is not None and (last.exists() if resume == "auto" else resume):
+            on.from_root(partial(remove_leftovers, last.parent))
+        if last is not None and (on.from_root(last.exists) if resume == "auto" else resume):
             self._resume(last, state.extend if resume == "extend" else state.restore)
         else:
             self.state = state.TrainState()
             self._try_schedule()
-            self.history = History(None if last is None else last.with_name("history.jsonl"))
+            self.history = self._history_of(last)
             self._save_last()  # resumable from here on
-            self.history.restore(0)
+            on.agreed(partial(self.history.restore, 0))
             if last is not None:  # nobody shall take an earlier run's best for this one's
-                last.with_name("best.safetensors").unlink(missing_ok=True)
+                best = last.with_name("best.safetensors")
+                on.from_root(partial(best.unlink, missing_ok=True))
 
     def _resume(self, last: Path, restore: Callable[..., state.TrainState]) -> None:
-        found = checkpoint.read(last)
+        on = self.communicator
+        found = on.from_root(partial(checkpoint.read, last))
         self.state = restore(found, self, self._run["recipe"])
         self._try_schedule()
-        self.history = History(last.with_name("history.jsonl"))
-        if not self.history.restore(found.metadata["history_lines"]):
+        self.history = self._history_of(last)
+        whole = on.from_root(partial(self.history.restore, found.metadata["history_lines"]))
+        self.history.records = on.from_root(lambda: self.history.records)
+        if not whole:
             self._message(f"{self.history.path}: lacks records that the run had written")
         p, threads = self.state, found.metadata["threads"]
         self._message(f"resumed {last}: epoch {p.epoch + 1} after {p.batch} batches")
         best = last.with_name("best.safetensors")
-        if best.exists() and not state.is_best(checkpoint.read(best), p):
+        if self.leads and best.exists() and not state.is_best(checkpoint.read(best), p):
             self._message(f"{best}: is of another run, or of an epoch that is trained again")
         if threads != thread_count():
             self._message(
                 f"the run had {threads} threads, now there are {thread_count()}: the last"
                 " bits may differ"
             )
+        if (before := found.metadata.get("ranks", 1)) != on.size:
+            self._message(f"the run had {before} ranks, now there are {on.size}")
+
+    def _history_of(self, last: Path | None) -> History:
+        kept = last is not None and self.leads
+        return History(last.with_name("history.jsonl") if kept else None)  # type: ignore[union-attr]
 
     def _try_schedule(self) -> None:
         """Refuse a schedule that is too short now, not at its end."""
@@ -208,15 +252,16 @@ class Trainer:
         for _ in steps():
             self._notify("on_batch_end")
             if self.log_batches and p.batch % self.log_batches == 0:
-                self.history.append(self.state.record(self.optimizer.lr))
+                self._append(self.state.record(self.optimizer.lr))
             self._save_if_due()
             self._stop_if_requested()
         record = self._epoch_record(validation)
-        self.history.append(record)
+        self._append(record)
         better = p.update_best(record)
         p.next_epoch()
         self._tick = time.monotonic()
         self._notify("on_epoch_end", record)
+        self.stopping = any(self.communicator.all_gather(self.stopping))
         if better:
             self._save_best(record)
         self._save_last()
@@ -259,6 +304,10 @@ class Trainer:
         value, scores, labels = self._step(load)
         if not math.isfinite(value):
             raise self.broken(value, 0.0, states, images)
+        if self.ranks is not None:
+            p.loss_sum += value * self.ranks.images
+            p.correct += self.ranks.correct
+            return
         p.loss_sum += value * len(labels)
         with recording.paused():
             answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
@@ -273,14 +322,24 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         x, labels = load()
+        ranks, images = self.ranks, len(labels)
+        if ranks is not None:
+            ranks.begin_batch(labels)
         scores = self.model(x)
         loss = self.loss(scores, labels)
         value = value_of(self.loss, loss)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
+        if ranks is not None:
+            ranks.note_losses()
         recording.note(main.data, labels)
+        if ranks is not None:
+            value, images = ranks.exchange(value, main, labels), ranks.images
         if not math.isfinite(value):
             return value, main, labels
-        loss.backward()
+        if ranks is None:
+            loss.backward()
+        else:
+            ranks.backward(loss)
         if self.clip_norm is not None:
             norm = clip_grad_norm(self.optimizer.params, self.clip_norm)
             if not math.isfinite(norm):
@@ -289,7 +348,7 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        recording.again(partial(self._count, len(labels)), self._position_now)
+        recording.again(partial(self._count, images), self._position_now)
         return value, main, labels
 
     def _set_rate(self) -> None:
@@ -344,8 +403,12 @@ class Trainer:
             return FloatingPointError(text)
         for (_, layer), before in zip(self._stochastic, rng_states, strict=True):
             layer.rng_state = before
+        ranks = self.ranks
+        if ranks is not None:
+            ranks.part()
         with recording.paused():
-            return finite.diagnose_non_finite(self.model, images(), self._where())
+            error = finite.diagnose_non_finite(self.model, images(), self._where())
+        return error if ranks is None else ranks.error(error)
 
     @property
     def _scheduled_step(self) -> int:
@@ -377,7 +440,13 @@ class Trainer:
 
     # ---- save ----------------------------------------------------------------------------------
 
+    def _append(self, record: dict[str, Any]) -> None:
+        self.communicator.agreed(partial(self.history.append, record))
+
     def _save_best(self, record: dict[str, Any]) -> None:
+        self.communicator.from_root(partial(self._write_best, record))
+
+    def _write_best(self, record: dict[str, Any]) -> None:
         if self.out is not None:
             metadata = {**self._run, "kind": "best", "epoch": record["epoch"], "result": record}
             with self._averaged():
@@ -385,12 +454,20 @@ class Trainer:
                 checkpoint.write(self.out / "best.safetensors", best)
 
     def _save_if_due(self) -> None:
-        p, seconds, batches = self.state, self.checkpoint_seconds, self.checkpoint_batches
-        late = seconds is not None and time.monotonic() - self._saved_at >= seconds
-        if late or (batches and p.batch % batches == 0):
+        batches = self.checkpoint_batches
+        late = self.is_late() if self.ranks is None else self.ranks.late
+        if late or (batches and self.state.batch % batches == 0):
             self._save_last()
 
+    def is_late(self) -> bool:
+        """Whether the last checkpoint is older than it should be."""
+        seconds = self.checkpoint_seconds
+        return seconds is not None and time.monotonic() - self._saved_at >= seconds
+
     def _save_last(self) -> None:
+        self.communicator.from_root(self._write_last)
+
+    def _write_last(self) -> None:
         if self.out is None:
             return
         if broken := finite.broken_parameter(self.model):
@@ -404,7 +481,7 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _stop_if_requested(self) -> None:
-        number = self._stop_signal()
+        number = self.own_signal() if self.ranks is None else self.ranks.signal
         if number is None:
             return
         self._save_last()
@@ -413,14 +490,15 @@ class Trainer:
         saved = "" if self.out is None else f"; saved in {self.out / 'last.safetensors'}"
         raise Interrupted(number, where + saved)
 
-    def _stop_signal(self) -> int | None:
+    def own_signal(self) -> int | None:
+        """The number of a signal that this process got, to end the run, or of `interrupt`'s."""
         received = self._signals.received if self._signals else None
         return self._requested if received is None else received
 
     @property
     def interrupted(self) -> bool:
         """Whether the run ends after this batch: a callback that waits should wait no longer."""
-        return self._stop_signal() is not None
+        return self.own_signal() is not None
 
     def interrupt(self) -> None:
         """End the run after this batch, saved, as Ctrl-C does: `fit` raises Interrupted."""
@@ -449,11 +527,17 @@ class Trainer:
         """Loss and accuracy over a loader, in evaluation mode.
 
         Returns: {"loss": mean, "accuracy": 0 to 1, "images": N, "confusion": int64 (classes,
-        classes)}, with a row for each true class and a column for each predicted one.
+        classes)}, with a row for each true class and a column for each predicted one. On several
+        ranks each calls it and evaluates some of the batches; the result is that of one rank.
         Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
         """
         run = self._answers or answers_of(self.model, graph=self.graph)
         loader = as_batches(loader, "evaluate", self.model, once=True)
+        on = self.communicator
+        if on.size > 1:
+            if self._spread is None or self._spread.source is not loader:
+                self._spread = Spread(loader, on.rank, on.size)
+            return evaluate(self.model, self.loss, self._spread, lambda: None, run, on)
         return evaluate(self.model, self.loss, loader, self._stop_if_requested, run)
 
     def predict(self, data: Any, batch_size: int = 256) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +66,10 @@ def run(capsys, *words):
 def test_a_right_kernel_without_a_launch_file(here, capsys):
     code, out, err = run(capsys, "axpy.cu", "--count")
     assert (code, err) == (0, "")
-    assert "no --launch, so this was run: axpy: n = 997, y, x: 997 elements each" in out
+    assert (
+        "this was run, which may not be what is meant: axpy: n = 997, y, x: 997 elements each"
+        in out
+    )
     assert "axpy.cu: 0 errors, 0 warnings; 1 launch of axpy" in out
     assert "no times" in out
     assert "global loads: 64 requests, 3.91 sectors each, 7,976 bytes asked for, 8,000 moved" in out
@@ -153,6 +158,11 @@ FILES = {
         "bad.cu",
         b"struct P { int n; };\n__global__ void k(int* y, P p) { y[0] = p.n; }",
         "the type of 'P p' is not known",
+    ),
+    "host code": (
+        "bad.cu",
+        b"__global__ void k(int* y) { y[0] = 1; }\n\nint main() { return 0; }",
+        "put host code between #ifndef __CUDACC_RTC__ and #endif",
     ),
     "recursion": (
         "bad.cu",
@@ -261,3 +271,103 @@ def test_facts_and_estimates_are_called_so(here, capsys):
     # (8000 + 4000) bytes at 1555 GB/s
     assert "estimate: a100, by its data sheet, needs at least 0.00772 us for this (memory)" in out
     assert run(capsys, "axpy.cu", "--arch", "sm_1")[0] == 2
+
+
+KINDS = """#include <stdio.h>
+#include <cstdint>
+#include <cuda_runtime.h>
+#include <cuda_fp16.h>
+#include "scale.h"
+namespace mine {
+__global__ void vectors(float4* y, const double2* x, const __half* h, bool* b, int64_t n)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = make_float4(x[i].x, x[i].y, SCALE * __half2float(h[i]), b[i]);
+}
+}
+template <class T> __global__ void __launch_bounds__(256) copies(T* y, const T* x, size_t n)
+{
+    size_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i];
+}
+template __global__ void copies(float*, const float*, size_t);
+__global__ void nothing(float* unused) {}
+"""
+
+
+def test_kernels_of_all_kinds_without_a_launch_file(here, capsys):
+    (here / "kinds.cu").write_text(KINDS.replace("class T", "class U").replace("T*", "U*"))
+    (here / "scale.h").write_text("#define SCALE 2.0f\n")
+    code, out, err = run(capsys, "kinds.cu")
+    assert code == 2
+    assert "the type of 'U* y' is not known" in err
+    (here / "kinds.cu").write_text(KINDS.split("template <class")[0] + KINDS[-42:])
+    code, out, err = run(capsys, "kinds.cu")
+    assert (code, err) == (0, "")
+    assert "2 launches of nothing, vectors" in out
+    (here / "l.py").write_text(
+        HEAD + "def launch(run):\n    run('copies', 4, 256, [y, x, 997])\n    assert (y == x).all()"
+    )
+    (here / "kinds.cu").write_text(KINDS)
+    code, out, err = run(capsys, "kinds.cu", "--launch", "l.py")
+    assert (code, err) == (0, "")
+
+
+def test_an_endless_loop_ends(here, capsys):
+    """In one order, after the time-out, with the line at which it was."""
+    endless = "__global__ void spin(int* y) {\n  while (((volatile int*)y)[0] >= 0)\n    ;\n}\n"
+    (here / "spin.cu").write_text(endless)
+    code, out, err = run(capsys, "spin.cu", "--timeout", "0.2")
+    assert (code, err) == (1, "")
+    assert re.search(r"error: (timeout|deadlock): spin\.cu:[23]: spin", out), out
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "check-kernels.md"
+
+
+@pytest.fixture
+def guide(tmp_path, monkeypatch):
+    """A folder with the files of the guide, whose first lines have their names."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```\w+\n((?://|#) (\w+\.\w+)\n.*?)```", GUIDE.read_text(), re.S)
+    for text, name in blocks:
+        (tmp_path / name).write_text(text)
+    return {name: text for text, name in blocks}
+
+
+def test_the_guides_first_kernel(guide, capsys):
+    """What the guide shows is what is printed, but for addresses and the ends of long lines."""
+    code, out, _ = run(capsys, "sums.cu", "--launch", "launch_sums.py")
+    shown = re.search(r"```text\n(.*?)```", GUIDE.read_text(), re.S)[1]
+    assert code == 1
+    for line, printed in zip(shown.splitlines(), out.splitlines(), strict=True):
+        found = re.sub("0x[0-9a-f]{9,}", "0x55c5a7cdc8e0", printed)
+        assert found.startswith(line.removesuffix("...")), printed
+    mended = (
+        guide["sums.cu"].replace("<= columns", "< columns").replace("half /= 2)", "half /= 2) {")
+    )
+    mended = mended.replace(" + half];", " + half];\n        __syncthreads();\n    }")
+    Path("sums.cu").write_text(mended)
+    assert run(capsys, "sums.cu", "--launch", "launch_sums.py")[0] == 0
+
+
+def test_the_guides_table_of_counts(guide, capsys):
+    words = "transpose.cu", "--launch", "launch_transpose.py", "--count", "--format", "json"
+    shown = {
+        line.split("|")[1].strip(): [
+            int(c.replace(",", "")) for c in line.split("|")[2:] if c.strip()
+        ]
+        for line in GUIDE.read_text().splitlines()
+        if line.startswith(("| naive", "| tiled"))
+    }
+    for pitch in (32, 33):
+        code, out, _ = run(capsys, *words, "-D", f"PITCH={pitch}")
+        assert code == 0
+        counted = json.loads(out)["counters"]
+        for kernel, name in (("naive", "naive"), ("tiled", f"tiled, `PITCH={pitch}`")):
+            c = counted[kernel]["total"]
+            requests, sectors = c["store_requests"], c["store_sectors"]
+            found = [requests, sectors // requests, 32 * sectors]
+            if c["shared_requests"]:
+                found += [c["shared_wavefronts"], c["shared_conflicts"]]
+            assert shown[name] == found

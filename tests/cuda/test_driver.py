@@ -688,6 +688,74 @@ def test_graphs_have_the_bits_of_ordinary_steps(run, seed, pixels):
     assert launched == 17 + 3 + 18 + 3
 
 
+SEVERAL = (
+    TRAINED
+    + """
+import standin_nccl
+cupy.cuda.nccl = standin_nccl
+
+def several(pixels, times, device, **options):
+    parts = [[*range(len(pixels))[start:][:8]] * times for start in range(0, len(pixels), 8)]
+    order = [i for part in parts for i in part]
+    images = data.Dataset(pixels[order], np.arange(len(pixels))[order] % 3)
+    loader, said = data.Loader(images, 8 * times, shuffle=False), []
+    listener = train.Callback()
+    listener.on_message = said.append
+    model = network().to(device)
+    optimizer, average = optim.Adam(model.parameters(), 0.01), optim.EMA(model, 0.9)
+    trainer = train.Trainer(
+        model, "cross_entropy", optimizer, optim.CosineLR(0.05, 25), 0.5, average, [listener],
+        progress=False, **options,
+    )
+    losses = [(r["loss"], r["accuracy"]) for r in trainer.fit(loader, epochs=5)]
+    arrays = {**model.state_dict(), **average.state_dict()}
+    return [losses, {name: a.tobytes().hex() for name, a in arrays.items()}], said[1:]
+
+twin = standin_nccl.Twin(2)
+alone = several(whole, 1, "sim", graph=False)[0]
+"""
+)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_sums_of_cards_by_nccl(run, seed):
+    """The lines of the NCCL path against a stand-in for `cupy.cuda.nccl`: rank 0 of two of which
+    the other has the same images, so that both train as one process with these alone, to the bit.
+    The sums are in the graphs: no step but the first ones of each kind calls NCCL.
+    """
+    said = run(
+        SEVERAL + "found, said = several(whole, 2, 'cuda', communicator=twin)\n"
+        "calls = driver.calls(library)\n"
+        "said = [found == alone, said, calls['cudaGraphLaunch'], standin_nccl.calls,"
+        " driver.failures]",
+        seed=seed,
+    )
+    same, messages, launched, calls, failures = said
+    assert (same, messages, failures) == (True, [], [])
+    assert launched == 17 + 3
+    # In each of 3 + 2 steps that are not replayed, and in the captures of two: the loss, the
+    # gradients, the running statistics.
+    assert calls["groups"] == (3 + 1 + 2 + 1) * 3
+
+
+@pytest.mark.slow
+def test_cards_whose_steps_are_not_recorded(run):
+    """Where the host has a part in a step, a line says so; the result is the same."""
+    said = run(
+        SEVERAL + "said = []\n"
+        "for options in ({'graph': False}, {'sync_batchnorm': True}):\n"
+        "    found, lines = several(whole, 2, 'cuda', communicator=twin, **options)\n"
+        "    said.append([found == alone, lines])\n"
+        "said.append(driver.failures)"
+    )
+    (same, lines), (_, others), failures = said
+    assert same
+    assert lines == failures == []
+    assert others == [
+        "the steps are not recorded: batch norm's statistics are exchanged by the host"
+    ]
+
+
 def test_a_recorded_step_s_memory_is_its_own(run):
     """Its pool is not the common one, and what is freed and filled between replays changes nothing
     (the arrays hold NaN before they are written).

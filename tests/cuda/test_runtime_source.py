@@ -18,7 +18,13 @@ HEADER_KEYS = [
     "Limits",
     "Not here",
 ]
-DEFINES = {"LABEL": "long long", "TAP": "unsigned char", "PIXEL": "float"}
+DEFINES = {
+    "LABEL": "long long",
+    "TAP": "unsigned char",
+    "PIXEL": "float",
+    "ELEMENT": "unsigned short",
+    "SOURCE": "float",
+}
 DOUBLES = "clip.cu"  # sums in double precision, as no other kernel
 
 

@@ -34,11 +34,15 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120
 ELEMENTWISE = sorted(
     path.name for path in source.folder().glob("*.cu") if '"elementwise.cuh"' in path.read_text()
 )
+# Files for tensor cores, and their numbers: format, type, elements of 16 bytes.
+TENSOR = ("conv_mma.cu", "conv_mma_weight.cu", "pad_channels.cu", "weight_transform.cu")
+FORMATS = (("BF16", "unsigned short", 8), ("TF32", "float", 4), ("FP16", "unsigned short", 8))
 # At most this many registers: what leaves the blocks a multiprocessor that each file asks for.
 CEILINGS = {"conv_simt.cu": 128, "conv_simt_weight.cu": 128, "conv_few_channels.cu": 128}
 CEILINGS |= {"conv_small.cu": 128, "conv_small_backward.cu": 128, "linear_small.cu": 128}
 CEILINGS |= dict.fromkeys((*ELEMENTWISE, "depthwise.cu"), 80)
 CEILINGS |= dict.fromkeys(("batchnorm.cu", "batchnorm_pool.cu"), 80)
+CEILINGS |= {"conv_mma.cu": 255, "conv_mma_weight.cu": 255}  # 128 are sums
 DEFAULT_CEILING = 64
 BLACKWELL_CEILING = 168  # of the large convolution tiles that ask for one block a processor
 
@@ -111,9 +115,33 @@ def specialisations():
         yield "image_batch.cu", {"VEC": vec, "PIXEL": pixel, "WORDS": words}, typical
     for images, vec in ((1, 4), (1, 1), (2, 1), (4, 1)):
         yield "linear_small.cu", {"IMAGES": images, "VEC": vec}, vec == 4
+    yield from tensor_cores()
     yield "optim.cu", {}, True
     yield "clip.cu", {}, True
     yield "sum_partials.cu", {}, True
+
+
+def tensor_cores():
+    """The code of BF16 and FP16 differs in one opcode: of FP16 one of each file."""
+    for form, element, width in FORMATS:
+        of_format = {"ELEMENT": element, "FORMAT": form}
+        tiles = ((128, 128), (128, 256), (128, 64), (64, 64))[: 1 if form == "FP16" else 4]
+        for tile, across in tiles:
+            macros = {**of_format, "TILE": tile, "TILE_N": across, "VEC": width}
+            typical = form == "BF16" and across == 128
+            for backward, moments in ((0, 0), (1, 0), (0, 1)):
+                passes = {"BACKWARD": backward, "MOMENTS": moments, "VEC_OUT": width}
+                yield "conv_mma.cu", {**macros, **passes}, typical and not moments
+            if tile == across == 64:
+                for backward in (0, 1):
+                    passes = {"BACKWARD": backward, "MOMENTS": 0, "VEC_OUT": 1}
+                    yield "conv_mma.cu", {**macros, **passes}, False
+            for whole in (1, 0) if across < 256 else ():
+                more = {"BIAS": whole, "WHOLE": whole, "UNIFORM": whole}
+                yield "conv_mma_weight.cu", {**macros, **more}, typical and whole == 1
+        for source_type in dict.fromkeys(("float", element)):
+            yield "pad_channels.cu", {**of_format, "SOURCE": source_type}, form == "BF16"
+        yield "weight_transform.cu", of_format, form == "BF16"
 
 
 def first(C, R, S, K):
@@ -130,9 +158,12 @@ def _cases(architectures):
     for file, macros, typical in specialisations():
         defines = tuple((name, str(value)) for name, value in macros.items())
         for arch in architectures:
+            if arch == "sm_75" and file in TENSOR:
+                continue
             # by default the newest; the largest tiles, which are near the limit, on two
             newest = arch == architectures[-1]
-            default = typical and (newest or (arch == "sm_80" and macros.get("TILE") == 128))
+            simt = file not in TENSOR and macros.get("TILE") == 128
+            default = typical and (newest or (arch == "sm_80" and simt))
             marks = () if default else SLOW
             name = " ".join([file, *(f"{n}={v}" for n, v in defines), arch])
             yield pytest.param(file, defines, arch, marks=marks, id=name)
@@ -176,7 +207,7 @@ def test_machine_code_without_spills(file, defines, arch):
     ceiling = CEILINGS.get(file, DEFAULT_CEILING)
     narrow = ("TILE_N", "64") in defines or file == "conv_simt_weight.cu"
     if ("TILE", "128") in defines and (arch == "sm_100" or (arch == "sm_120" and narrow)):
-        ceiling = BLACKWELL_CEILING
+        ceiling = max(ceiling, BLACKWELL_CEILING)
     registers.require(file, defines, arch, found, threads_of(file, defines))
     for kernel, (registers_, stack, _, local) in found.items():
         assert stack == local == 0, f"{kernel} spills {stack} bytes on {arch}"

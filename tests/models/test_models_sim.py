@@ -10,29 +10,13 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import pytest
 from simulated import sim  # noqa: F401  skips where the simulator cannot run
+from small_models import MODELS
 
 from gpuconv import models, nn, ops, optim
 from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.ops.op import Op
 
 CLASSES, LR, DECAY = 5, 0.05, 1e-3
-MODELS = {  # the smallest images that each takes; batch norm needs a few values a channel
-    "lenet": {},
-    "lenet5": {},
-    "harley_lenet": {},
-    "alexnet": {"input_size": 63},
-    "alexnet_2012": {"input_size": 67},
-    "zfnet": {"input_size": 63},
-    "googlenet": {"input_size": 64, "aux": True},
-    "googlenet_paper": {"input_size": 80, "aux": True},
-    "vgg16": {"input_size": 32},
-    "vgg16_bn": {"input_size": 32},
-    "vgg19": {"input_size": 32},
-    "resnet18": {"input_size": 64},
-    "resnet34": {"input_size": 64},
-    "resnet50": {"input_size": 64},
-    "densenet121": {"input_size": 64},
-}
 
 LARGE = {"alexnet", "vgg16", "vgg16_bn", "vgg19"}  # past 50 million weights: no room for float64
 TWINS = {"vgg16", "vgg19", "resnet34"}  # of vgg16_bn, alexnet and resnet18: no other operations

@@ -233,3 +233,72 @@ def test_counting_excludes_checking():
         sim.Module(TILED, check=True, count=True)
     with pytest.raises(ValueError, match="count=True"):
         sim.Module(TILED).counters("sgemm")
+
+
+def test_what_does_not_count_has_no_trace_of_counting():
+    from gpuconv.sim import lower, ptx
+
+    text = sim.to_ptx(TILED)
+    plain, _ = lower.lower(ptx.parse(text))
+    counting, info = lower.lower(ptx.parse(text), count=True)
+    assert "sim_log" in counting
+    assert "sim_log" not in plain
+    assert ".count" not in plain
+    assert info.executed
+
+
+TENSOR = """
+__device__ unsigned place(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+extern "C" __global__ void copies(const float4* x, float* y) {
+    __shared__ float4 t[32];
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::
+                 "r"(place(t + threadIdx.x)), "l"(x + 2 * threadIdx.x));
+    asm volatile("cp.async.commit_group; cp.async.wait_group 0;");
+    __syncthreads();
+    y[threadIdx.x] = t[threadIdx.x].x;
+}
+extern "C" __global__ void matrices(float* y) {
+    __shared__ __align__(16) unsigned t[32 * PITCH];
+    for (int i = threadIdx.x; i < 32 * PITCH; i += 32) t[i] = 0;
+    __syncthreads();
+    unsigned a[4], b[2];
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(place(t + PITCH * threadIdx.x)));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+        : "=r"(b[0]), "=r"(b[1]) : "r"(place(t + PITCH * threadIdx.x)));
+    float c[4] = {};
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    y[threadIdx.x] = c[0] + c[1] + c[2] + c[3];
+}
+"""
+
+
+@pytest.mark.parametrize(("pitch", "passes"), [(4, 1), (32, 8), (36, 1)])
+def test_matrices(pitch, passes):
+    """ldmatrix reads eight rows of 16 bytes at a time; x4 so many times four, x2 times two.
+
+    Rows 4 words apart lie side by side, rows 32 words apart in the same four banks, rows 36 words
+    apart in the next four.
+    """
+    module = sim.Module(TENSOR, [f"-DPITCH={pitch}"], count=True)
+    module.launch("matrices", 1, 32, (sim.empty(32),))
+    counters = module.counters("matrices")
+    counts = counters.total()
+    assert (counts["mma"], counts["flop"] - 3 * WARP) == (1, 2 * 16 * 8 * 16)
+    reads = [c for c in counters.by_line().values() if c["shared_requests"] == 1]
+    assert [c["shared_wavefronts"] for c in reads] == [4 * passes, 2 * passes]
+    assert [c["shared_conflicts"] for c in reads] == [4 * (passes - 1), 2 * (passes - 1)]
+
+
+def test_asynchronous_copies():
+    """32 lanes of 16 bytes, every second from device memory, side by side in shared memory."""
+    module = sim.Module(TENSOR, ["-DPITCH=4"], count=True)
+    module.launch("copies", 1, 32, (sim.zeros((64, 4)), sim.empty(32)))
+    counts = module.counters("copies").total()
+    assert counts["load_requests"] == 1
+    assert (counts["load_sectors"], counts["load_bytes"]) == (WARP, WARP * 16)
+    # 4 wavefronts for the copy, 4 words apart for the reads of one word each
+    assert (counts["shared_requests"], counts["shared_wavefronts"]) == (2, 4 + 4)

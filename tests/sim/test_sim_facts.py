@@ -45,7 +45,7 @@ def test_facts_of_kernels():
     assert set(found) == {"chain", "tile", "spills"}
     assert found["chain"].loop["FFMA"] == 16
     assert found["chain"].instructions > sum(found["chain"].loop.values())
-    assert found["tile"].shared - 4096 in (0, 1024)  # with what CUDA takes, or without
+    assert found["tile"].shared == 4096  # the cubin says 5120: CUDA takes 1024 for itself
     assert not found["tile"].loop
     assert (found["chain"].spills, found["tile"].spills) == (0, 0)
     assert found["spills"].spills > 0

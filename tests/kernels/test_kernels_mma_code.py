@@ -1,0 +1,85 @@
+"""Machine code of the loops on tensor cores: facts about the compiler, nothing here runs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+import test_kernels_build as build
+
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+# Of a tile: mma for each load of operands from shared memory, and other instructions for each mma
+# (neither such loads nor copies): of 16 bits and TF32, and of TF32's backward weight.
+GATES = {
+    (128, 256): (4.0, 1.3, 2.2),
+    (128, 128): (4.0, 1.3, 2.2),
+    (128, 64): (8 / 3, 1.4, 2.9),
+    (64, 64): (2.0, 2.0, 3.6),
+}
+SLOW = pytest.mark.slow
+
+
+def loops():
+    """(file, macros, gate of loads, gate of others) of every main loop."""
+    for form, element, width in build.FORMATS:
+        for tile, (loads, others, of_weight) in GATES.items():
+            macros = {"ELEMENT": element, "FORMAT": form, "TILE": tile[0], "TILE_N": tile[1]}
+            macros["VEC"] = width
+            for backward in (0, 1):
+                more = {"BACKWARD": backward, "MOMENTS": 0, "VEC_OUT": width}
+                yield "conv_mma.cu", {**macros, **more}, loads, others
+            if tile[1] < 256:
+                more = {"BIAS": 1, "WHOLE": 1, "UNIFORM": 1}
+                gate = of_weight if form == "TF32" else others
+                yield "conv_mma_weight.cu", {**macros, **more}, loads, gate
+
+
+def parameters():
+    for file, macros, *gates in loops():
+        for arch in ARCHITECTURES:
+            chosen = macros["FORMAT"] == "BF16" and macros["TILE_N"] == 128 and arch == "sm_120"
+            marks = () if chosen and not macros.get("BACKWARD") else SLOW
+            name = f"{file} {macros['FORMAT']} {macros['TILE']}x{macros['TILE_N']} {arch}"
+            name += " backward" * macros.get("BACKWARD", 0)
+            yield pytest.param(file, macros, *gates, arch, marks=marks, id=name)
+
+
+def main_loop(code):
+    """The instructions of the basic block with the most mma, and how many mma are elsewhere."""
+    blocks, now = [], []
+    for line in code.splitlines():
+        found = re.match(r"\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+ )?\s*([A-Z][\w.]*)", line)
+        if re.match(r"^\.L\w+:", line):
+            blocks.append(now)
+            now = []
+        elif found:
+            # a load that no lane executes is one that the assembler puts before some barriers
+            now.append("nothing" if found[1] == "@!PT " else found[2])
+            if found[2] in ("BRA", "EXIT", "RET"):
+                blocks.append(now)
+                now = []
+    loop = max([*blocks, now], key=lambda block: sum(op.startswith("HMMA") for op in block))
+    others = sum(op.startswith("HMMA") for block in blocks for op in block) - sum(
+        op.startswith("HMMA") for op in loop
+    )
+    return loop, others
+
+
+@pytest.mark.parametrize(("file", "macros", "loads", "others", "arch"), list(parameters()))
+def test_the_main_loop(file, macros, loads, others, arch):
+    """One basic block, 16-byte copies alone, few instructions for each mma."""
+    defines = tuple((name, str(value)) for name, value in macros.items())
+    (code,) = build.disassembly(build.cubin(file, defines, arch)).values()
+    loop, elsewhere = main_loop(code)
+    counts = Counter(op.split(".")[0] for op in loop)
+    mma, copies = counts["HMMA"], [op for op in loop if op.startswith("LDGSTS")]
+    assert elsewhere == 0
+    assert mma == {256: 64, 128: 64, 64: 16 * macros["TILE"] // 64}[macros["TILE_N"]]
+    assert copies
+    assert all(".128" in op for op in copies)
+    assert not counts["LDL"] + counts["STL"]
+    operands = counts["LDSM"] + sum(op.startswith("LDS.") and ".128" in op for op in loop)
+    assert mma / operands >= loads * 0.999, counts
+    rest = counts.total() - mma - counts["LDSM"] - counts["LDS"] - len(copies) - counts["nothing"]
+    assert rest / mma <= others, counts
