@@ -1,5 +1,5 @@
-// pool.cuh: the grid-stride loop over pixels of pooling and depthwise kernels, which windows cover a
-// pixel, and what max-pool passes back to it.
+// pool.cuh: the grid-stride loop over pixels of pooling and depthwise kernels, which windows cover
+// a pixel, and what max-pool passes back to it.
 #pragma once
 #include "common.cuh"
 
