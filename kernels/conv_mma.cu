@@ -197,7 +197,7 @@ __device__ __forceinline__ void tile_moments(float* partials, float* staging, co
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_gather_mma(ELEMENT* result,
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_gather_mma(ELEMENT* result,
     float* __restrict__ partials, const ELEMENT* __restrict__ gathered,
     const ELEMENT* __restrict__ filters, const float* __restrict__ b, const ELEMENT* sign,
     const ELEMENT* onto, int pixels, int N, int H, int W, int P, int Q, int R, int S, int C, int K,

@@ -12,6 +12,9 @@ constexpr int WARP_M = TILE == 64 ? 32 : 64, WARP_N = TILE_N == 64 ? 32 : 64;
 constexpr int ROWS_M = WARP_M / 16, ROWS_N = WARP_N / 8;  // mma down and across a warp
 constexpr int WARPS_M = TILE / WARP_M, WARPS_N = TILE_N / WARP_N;
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
+// Blocks a multiprocessor must hold. Asked for nothing, the compiler takes 96 registers in the tile
+// of 64 x 64, and spills.
+constexpr int BLOCKS = TILE == 64 ? 4 : 1;
 constexpr int STAGES = 3;                   // of copies: one is multiplied, two are on their way
 constexpr int ROW_BYTES = 64, CHUNKS = 4;   // of a row of operands in a stage: two mma deep
 constexpr int STAGE_BYTES = (TILE + TILE_N) * ROW_BYTES;

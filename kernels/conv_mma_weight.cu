@@ -33,7 +33,7 @@ Macros    TILE, TILE_N; FORMAT, ELEMENT (mma.cuh); BIAS (1: db); WHOLE (1: a gro
 #include "conv_mma_weight.cuh"
 #include "last_block.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_backward_weight_mma(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_backward_weight_mma(
     float* __restrict__ dw, float* __restrict__ db, float* __restrict__ partials,
     unsigned* __restrict__ tickets, const ELEMENT* __restrict__ dy, const ELEMENT* __restrict__ x,
     int pixels, int split_length, int together, int H, int W, int P, int Q, int R, int S, int C,

@@ -7,6 +7,7 @@ the number of floating-point operations of one launch; bytes are those of all ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import numpy as np
 from gpuconv.bench.ceilings import Ceilings
 from gpuconv.bench.clock import Times
 from gpuconv.bench.measure import CUDA_SETS
-from gpuconv.sim import Module, SimError, spec
+from gpuconv.sim import Module, SimError, available, spec, to_ptx
 from gpuconv.sim.render import COUNTED, table
 from gpuconv.sim.signature import plain_name
 from gpuconv.sim.spec import Launched, Launches, Runner, Source, SpecError
@@ -94,10 +95,10 @@ def timed(kernel: OwnKernel, clock: Any, seconds: float) -> Timed:
     on = clock.on
     options = (*CUPY_OPTIONS, *kernel.source.options())
     module = on.cupy.RawModule(code=kernel.source.text, options=options, backend="nvrtc")
-    start = partial(_start, module)
+    start, names = partial(_start, module), _symbols(kernel.source)
 
     def prepared() -> Launched:
-        run = Runner(kernel.source, tuple(kernel.source.signatures), start, on)
+        run = Runner(kernel.source, names, start, on)
         kernel.launches(run)
         return kernel.chosen(run)
 
@@ -108,6 +109,15 @@ def timed(kernel: OwnKernel, clock: Any, seconds: float) -> Timed:
     on.synchronize()
     prepared()
     return Timed(times, kernel.flop, sum(arrays.values()))
+
+
+def _symbols(source: Source) -> list[str]:
+    """The compiler's names of the kernels; those of the source, right for extern "C", where the
+    simulator's compiler is not installed.
+    """
+    if available():
+        return list(source.signatures)
+    return re.findall(r"\.entry\s+(\w+)", to_ptx(source.text, source.options(), name=source.path))
 
 
 def _start(module: Any, one: Launched) -> None:

@@ -28,11 +28,12 @@ def forward(
     var: np.ndarray | None,
     eps: float,
     relu: bool,
+    other: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(y, mean, var) of x (N, C, H, W); w, b, mean and var are (C,) or None.
 
-    Without mean the statistics are those of x. x may be channels cut from a wider array, whose
-    images lie further apart than they are long.
+    Without mean the statistics are those of x. other: added to y before the ReLU. x may be channels
+    cut from a wider array, whose images lie further apart than they are long.
     """
     C = x.shape[1]
     y = np.empty(x.shape, x.dtype)
@@ -43,7 +44,9 @@ def forward(
     scale, shift = _vector(w, 1, x), _vector(b, 0, x)
     sizes = (len(x), C, math.prod(x.shape[2:]), step)
     out = y.reshape(-1)
-    run = partial(_forward, flat, out, scale, shift, mean, var, eps, relu, of_batch, sizes)
+    more, more_step = (flat[:0], 0) if other is None else images(other)
+    fixed = flat, more, out, scale, shift, mean, var, eps, relu, of_batch, (*sizes, more_step)
+    run = partial(_forward, *fixed)
     parallel(run, _shards(x))
     return y, mean, var
 
@@ -137,9 +140,17 @@ def _normalise(x, mean, factor, shift, least, y):
 
 
 @compiled
-def _forward(x, y, w, b, means, variances, eps, relu, of_batch, sizes, first, end):
-    N, C, size, step = sizes
-    least = 0.0 if relu else -np.inf
+def _normalise_and_add(x, mean, factor, shift, other, least, y):
+    kind = x.dtype.type
+    for i in range(len(x)):
+        value = kind((x[i] - mean) * factor + shift) + other[i]
+        y[i] = least if value < least else value
+
+
+@compiled
+def _forward(x, other, y, w, b, means, variances, eps, relu, of_batch, sizes, first, end):
+    N, C, size, step, other_step = sizes
+    least = x.dtype.type(0 if relu else -np.inf)
     for c in range(first, end):
         if of_batch:
             total, squares = 0.0, 0.0
@@ -155,7 +166,13 @@ def _forward(x, y, w, b, means, variances, eps, relu, of_batch, sizes, first, en
         mean, shift = np.float64(means[c]), np.float64(b[c])
         for n in range(N):
             begin, to = n * step + c * size, (n * C + c) * size
-            _normalise(x[begin : begin + size], mean, factor, shift, least, y[to : to + size])
+            values, made = x[begin : begin + size], y[to : to + size]
+            if len(other):
+                at = n * other_step + c * size
+                added = other[at : at + size]
+                _normalise_and_add(values, mean, factor, shift, added, least, made)
+            else:
+                _normalise(values, mean, factor, shift, least, made)
 
 
 @compiled(fastmath={"reassoc"})
@@ -168,8 +185,8 @@ def _products(dy, x, mean, factor, shift, relu):
     total, products = 0.0, 0.0
     for i in range(len(x)):
         away = x[i] - mean
-        d = np.float64(dy[i])
-        d = 0.0 if relu & (away * factor + shift <= 0) else d
+        negative = relu & (away * factor + shift <= 0)
+        d = np.float64(0.0) if negative else np.float64(dy[i])
         total += d
         products += d * away
     return total, products
@@ -180,8 +197,8 @@ def _input_gradient(dy, x, dx, constants, relu):
     mean, factor, shift, base, slope = constants
     for i in range(len(x)):
         away = x[i] - mean
-        d = np.float64(dy[i])
-        d = 0.0 if relu & (away * factor + shift <= 0) else d
+        negative = relu & (away * factor + shift <= 0)
+        d = np.float64(0.0) if negative else np.float64(dy[i])
         dx[i] = factor * (d - base - away * slope)
 
 

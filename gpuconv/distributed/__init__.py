@@ -16,6 +16,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 
 from gpuconv.distributed import agreement, launch
+from gpuconv.distributed.cards import split_cards
 from gpuconv.distributed.communicator import Communicator, Reduction, part
 from gpuconv.distributed.heartbeat import Heartbeat
 from gpuconv.distributed.local import LocalCommunicator
@@ -103,6 +104,7 @@ def _join() -> None:
     atexit.register(_heartbeat.close)
     agreement.require_equal(_current, agreement.software())
     launch.split_cores(_current)
+    split_cards(_current)
 
 
 def _of_mpi() -> Communicator:

@@ -23,7 +23,8 @@ from gpuconv.distributed.gradients import Leaf
 def problem(on: Any) -> str:
     """Why NCCL cannot be used, or ""."""
     nccl = on.cupy.cuda.nccl
-    return "" if nccl.available else "NCCL is not installed: python -m cupyx.tools.install_library"
+    install = "pip install nvidia-nccl-cu12, or nvidia-nccl-cu13 for CUDA 13"
+    return "" if nccl.available else f"CuPy finds no NCCL: {install}"
 
 
 class CardSums:

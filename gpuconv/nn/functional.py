@@ -291,15 +291,19 @@ def batch_norm(
         found = batch_norm2d_statistics.stored(x.data, *running())[:2]
     tracked = not training or running_mean is None or found is not None
 
-    def compute(activation: str | None) -> Tensor:
+    def normalise(activation: str | None, *other: Array) -> tuple[Array, ...]:
         nonlocal tracked
         statistics = (found or (None, None)) if training else (running_mean, running_var)
         run = _on(ops.batch_norm2d, reference, x.data)
-        y, mean, var = run(*arrays, *statistics, eps, activation)
+        y, mean, var = run(*arrays, *statistics, eps, activation, *other)
         if not tracked:
             tracked = True
             track = _on(ops.batch_norm2d_track, reference, mean)
             once(track, running_mean, running_var, mean, var, count, momentum)
+        return y, mean, var
+
+    def compute(activation: str | None) -> Tensor:
+        y, mean, var = normalise(activation)
         if state.trace is not None and not training:  # the names of what it reads
             mean, var = running_mean, running_var
         run_backward = _on(ops.batch_norm2d_backward, reference, x.data)
@@ -308,8 +312,7 @@ def batch_norm(
         return record(name, y, (x, w, b), _batch_norm_backward, *saved)
 
     def with_other(other: Tensor, activation: str | None) -> Tensor:
-        used: Any = found if training else (running_mean, running_var)
-        y, mean, var = ops.batch_norm2d.stored(*(*arrays, *used, eps, activation, other.data))
+        y, mean, var = normalise(activation, other.data)
         kept = None if activation is None else y
         saved = (kept, *arrays, mean, var, eps, None, training, x.requires_grad)
         backward = _batch_norm_add_backward if activation is None else _batch_norm_add_relu_backward
@@ -323,9 +326,8 @@ def batch_norm(
         saved = (run_backward, argmax, *arrays, *used, eps, window, training, x.requires_grad)
         return record("batch_norm_relu_max_pool2d", y, (x, w, b), _plain_backward, *saved)
 
-    if not on_device:
-        return defer(compute, (x, w, b), ("relu",))
-    return defer(compute, (x, w, b), ("relu",), with_pool, added=(x.data.shape, with_other))
+    pool = with_pool if on_device else None
+    return defer(compute, (x, w, b), ("relu",), pool, added=(x.data.shape, with_other))
 
 
 def _running(mean: Array | None, var: Array | None, momentum: float) -> tuple[Any, ...]:
@@ -341,7 +343,7 @@ def _batch_norm_add_backward(
     dy: Array, over: bool, y: Array | None, *saved: Any, masked: bool = False
 ) -> tuple[Array | None, ...]:
     if y is not None and not masked:
-        dy = ops.relu_backward.stored(dy, y)
+        dy = relu_backward(dy, y, over)
     return *ops.batch_norm2d_backward.stored(dy, *saved), dy
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv.arguments import number, whole
+from gpuconv.arrays import device_of, is_device
 from gpuconv.autograd import Tensor
 from gpuconv.autograd.walk import like
+from gpuconv.cuda.runtime import runtime
 from gpuconv.nn import functional
 from gpuconv.nn.module import Buffer, Module
 
@@ -36,9 +38,17 @@ class CrossEntropyLoss(Module):
         )
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
-        weight = None if self.weight is None else like(self.weight.data, scores.data)
-        options = self.label_smoothing, weight, self.ignore_index
+        options = self.label_smoothing, self._weight_for(scores.data), self.ignore_index
         return functional.cross_entropy(scores, labels, *options)
+
+    def _weight_for(self, scores: Any) -> Any:
+        """The weight where the scores are; a step that is recorded keeps it there."""
+        if self.weight is None:
+            return None
+        weight, device = self.weight.data, device_of(scores)
+        if is_device(device) and isinstance(weight, np.ndarray):
+            return runtime(device).constant(weight.astype(scores.dtype))
+        return like(weight, scores)
 
     def total_weight(self, labels: np.ndarray) -> float:
         """What the loss is a mean over: the sum of the weights of the labels that count."""

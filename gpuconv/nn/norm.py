@@ -33,6 +33,7 @@ class BatchNorm2d(Module):
     """
 
     holds = ("weight", "bias")
+    counters = ("num_batches_tracked",)
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ from gpuconv.arrays import ShapeOnly
 from gpuconv.cpu import batch_norm as fast
 from gpuconv.cuda.recording import derived
 from gpuconv.ops import batch_norm2d_launch as config
-from gpuconv.ops.add import add
 from gpuconv.ops.cost import Cost, moved, nbytes
 from gpuconv.ops.op import (
     Array,
@@ -207,10 +206,7 @@ def batch_norm2d_track_cost(running_mean, running_var, mean, var, count, momentu
 
 @batch_norm2d.cpu
 def batch_norm2d_cpu(x, w, b, mean, var, eps, activation, other):
-    if other is None:
-        return fast.forward(x, w, b, mean, var, eps, activation == "relu")
-    y, mean, var = fast.forward(x, w, b, mean, var, eps, False)
-    return add(y, other, activation), mean, var
+    return fast.forward(x, w, b, mean, var, eps, activation == "relu", other)
 
 
 @batch_norm2d_backward.cpu

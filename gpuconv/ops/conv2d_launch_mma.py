@@ -283,15 +283,14 @@ def config_backward_weight(
         **{"partials": workspace or None, "tickets": tickets if splits > 1 else None},
         **conv.sizes_weight(),
     }
+    macros = {"TILE": tile[0], "TILE_N": tile[1], "VEC": form.width}
+    macros |= {"BIAS": int(bias), "WHOLE": int(whole), "UNIFORM": int(uniform)}
     launch = Launch(
         "conv_mma_weight.cu",
         "conv2d_backward_weight_mma",
         (tiles, conv.groups, splits),
         threads(tile),
-        defines(
-            **{**form.macros, "TILE": tile[0], "TILE_N": tile[1], "VEC": form.width},
-            **{"BIAS": bias, "WHOLE": whole, "UNIFORM": uniform},
-        ),
+        defines(**form.macros, **macros),
         scalars,
         sizes,
         {"partials": "workspace" if workspace else "dw"} | ({} if bias else {"db": "dw"}),

@@ -150,9 +150,9 @@ def linear_backward_launch(runtime, dy, x, w, b, activation, y, need_dx, precisi
     conv = config.Conv2dShape.linear(len(x), *reversed(w.shape))
     if tensor_cores.applies(runtime, conv, precision):
         dy = tensor_cores.before_activation(dy, y, activation, precision)
-        images = (tensor_cores.pixels(runtime, rows) for rows in (dy, x, w))
-        found = tensor_cores.backward(runtime, conv, precision, *images, b is not None, need_dx)
-        dx, dw, db = found
+        dy, images, filters = (tensor_cores.pixels(runtime, rows) for rows in (dy, x, w))
+        given = dy, images, filters, b is not None, need_dx
+        dx, dw, db = tensor_cores.backward(runtime, conv, precision, *given)
         return dx.reshape(x.shape) if need_dx else None, dw.reshape(w.shape), db
     if small.applies(len(x), w.shape[::-1]):
         masked = activation == "relu"

@@ -107,6 +107,7 @@ def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
         for part in (*parts, getattr(first, "second", None)):
             if isinstance(part, Reg):
                 writers.setdefault(part.name, []).append(i)
+    own = {p.name for p in function.params}
     found: dict[str, tuple[str, int]] = {}
     for name, (i, *more) in writers.items():  # in the order of the code
         if more or i.guard is not None or i.mods[-1:] == ("pred",) or len(i.operands) != 2:
@@ -114,7 +115,9 @@ def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
         source = i.operands[1]
         if i.op == "ld" and i.mods[0] == "param" and len(i.mods) == 2:
             same = bits_of(i.mods[1]) == bits_of(function.registers[name])
-            if same and isinstance(source, Address) and isinstance(source.base, Sym):
+            if not (same and isinstance(source, Address) and isinstance(source.base, Sym)):
+                continue
+            if source.base.name in own:  # else it is the result of a call
                 found[name] = source.base.name, source.base.offset + source.offset
         elif i.op == "cvta" and "global" in i.mods and getattr(source, "name", "") in found:
             found[name] = found[source.name]  # type: ignore[union-attr]

@@ -32,7 +32,7 @@ MENDS = {
     "read_only": "read with a plain load what the same kernel writes, not with __ldg",
     "misaligned": "align the address to the width of the access, or read element by element",
     "uninitialised": "write the memory before it is read: start every element, by every thread",
-    "race_shared": "put __syncthreads() between the two accesses, or make them atomic",
+    "race_shared": "put __syncthreads() between the accesses, or __syncwarp() within one warp",
     "race_global": "use atomics, or two launches: nothing else orders the blocks of a grid",
     "same_value": "let one thread write what all threads agree on",
     "early_exit": "let all threads come to the barrier: guard the work, do not return before it",

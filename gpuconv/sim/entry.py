@@ -28,6 +28,8 @@ from gpuconv.sim.program import Function, Program
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
 
+MOST_TOGETHER = 1024  # blocks under way at once where they may wait for each other
+SOME_TOGETHER = 4  # where they take work from a list
 _GAP = 32  # guard bytes between shared variables in checked mode
 
 
@@ -71,9 +73,11 @@ class KernelFunction(Body):
                 self.access_bits |= volatile_bits(f)
         # a thread may have to wait for another
         collective = any(i.op in COLLECTIVE for i in instructions)
-        self.waits = any(id(i) in self.polls and not in_shared(i) for i in instructions)
+        waits = any(not in_shared(i) for f in self.functions for i in polling(f))
+        takes = any(id(i) in self.polls and not in_shared(i) for i in instructions)
+        self.together = MOST_TOGETHER if waits else SOME_TOGETHER if takes else 1
         self.serial = any(isa_atomic.order_matters(i, read) for i in instructions)
-        self.talks = self.serial or self.waits or any(map(talks, instructions))
+        self.talks = self.serial or self.together > 1 or any(map(talks, instructions))
         self.coroutine = bool(self.polls) or collective
 
     def run(self) -> str:
@@ -115,7 +119,7 @@ class KernelFunction(Body):
             self.coroutine,
             self.serial,
             self.talks,
-            self.waits,
+            self.together,
             self.flush_in_hardware,
             threads,
             local,

@@ -21,7 +21,9 @@ class Kernel:
     coroutine: bool  # it has collectives, so each of its threads is a coroutine
     serial: bool  # its result depends on the order of blocks, which then run one by one
     talks: bool  # its blocks may read what others wrote, by atomic or volatile reads or fences
-    waits: bool  # they may wait for each other
+    together: (
+        int  # blocks that a worker has under way at once, at most; 1 if none waits for another
+    )
     flush: bool  # it runs in the processor's flush-to-zero mode
     max_threads: int
     local_bytes: int

@@ -224,7 +224,7 @@ class Function:
 
     def _shape(self, threads: int, shared: int, blocks: int) -> tuple[int, int, int]:
         """What launches must have in common to use the same workers."""
-        return threads, shared, blocks if self.kernel.waits else 1
+        return threads, shared, min(blocks, self.kernel.together)
 
     def _worker(self, threads: int, shared: int, blocks: int) -> Worker:
         try:
@@ -296,7 +296,9 @@ class Function:
             target["begin"], target["size"], target["row"] = value.ptr, value.nbytes, row
             target["offset"], target["touched"] = offset, table["touched"][row]
             shift = target["shift"] = int(table["shift"][row])
-            if not (table["shadow"][row] or self.kernel.waits or offset & ((1 << shift) - 1)):
+            if not (
+                table["shadow"][row] or self.kernel.together > 1 or offset & ((1 << shift) - 1)
+            ):
                 records = (offset >> shift) * layout.DTYPES["Trace"].itemsize
                 target["trace"] = int(table["trace"][row]) + records
         return targets
@@ -326,7 +328,7 @@ class Function:
             )
 
 
-def _table(rows: list[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+def _table(rows: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
     """Allocation records, and the bytes `touched` of all, which follow each other.
 
     rows: (begin, bytes, shadow, trace, constant, granule)

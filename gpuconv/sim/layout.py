@@ -51,6 +51,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("reverse", "u4"),
         ("error", "u4"),  # of ERRORS: why the block cannot go on; 0 while it can
         ("phase", "u4"),  # 0 not begun, 1 running, 2 done
+        ("prepared", "u4"),  # its shared memory has been filled
         ("all_run", "u4"),  # all threads can run, whatever their records say
         ("barriers", "u4", 64),  # struct Barriers of runtime.cu
         # checked mode (races.cu)
@@ -76,6 +77,8 @@ RECORDS: dict[str, list[tuple]] = {
         ("slots", "u8"),  # its Blocks
         ("nslots", "u4"),
         ("nfound", "u4"),
+        ("blank", "u8"),  # the Traces of shared memory before the first block, checked mode
+        ("blank_words", "u8"),
         ("found", "u8"),  # Found records
         ("reported", "u8"),  # u4 for each site: the kinds of errors found there, as bits
         ("table", "u8"),  # live allocations, checked mode

@@ -405,6 +405,14 @@ static __device__ void run_rows(u64 entry, Block* b) {
     }
 }
 
+// Fill a slot's memory before its first block: with poison, and with the gaps of shared memory.
+static __device__ void prepare(Launch* launch, Worker* w, Block* b) {
+    for (u32 k = 0; k < (b->shared_bytes + 7) / 8; ++k) ((u64*)b->shared)[k] = ~0ull;
+    for (u64 k = 0; launch->check && k < w->blank_words; ++k)
+        ((u64*)b->shared_trace)[k] = ((const u64*)w->blank)[k];
+    b->prepared = 1;
+}
+
 // Prepare a slot for the worker's next block. Returns whether there is one.
 static __device__ bool next_block(Launch* launch, Worker* w, Block* b) {
     Queue* queue = (Queue*)w->queue;
@@ -417,6 +425,7 @@ static __device__ bool next_block(Launch* launch, Worker* w, Block* b) {
     b->ctaid[2] = linear / b->nctaid[0] / b->nctaid[1];
     b->phase = RUNNING;
     b->all_run = 1;
+    if (!b->prepared) prepare(launch, w, b);
     if (launch->check) begin(b);
     if (launch->coroutine) {
         *(Barriers*)b->barriers = Barriers{};

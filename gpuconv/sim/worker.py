@@ -13,8 +13,7 @@ from gpuconv.sim.info import Kernel
 if TYPE_CHECKING:
     from gpuconv.sim.launch import Function
 
-_MAX_SLOTS = 1024  # blocks that are under way at once, at most
-_MAX_BYTES = 512 << 20  # of memory for them
+_MAX_BYTES = 512 << 20  # of memory for blocks that are under way at once
 _SYNC_BYTES, _LANES_BYTES, _ARRIVALS_BYTES = 9 * 8, 32 * 8, 16 * 16  # records of clocks.cu
 _GAP = 2**64 - 1  # mark of a granule between shared variables
 
@@ -41,7 +40,7 @@ class Worker:
             sizes |= {"arrivals": _ARRIVALS_BYTES, "shared_trace": _trace_bytes(kernel, shared)}
         sizes = {name: -(-size // 1024) * 1024 for name, size in sizes.items()}
         each = sum(sizes.values())
-        slots = min(blocks, _MAX_SLOTS, max(_MAX_BYTES // each, 1)) if kernel.waits else 1
+        slots = min(blocks, kernel.together, max(_MAX_BYTES // each, 1))
         self.record = np.zeros(1, layout.DTYPES["Worker"])
         self.blocks = np.zeros(slots, layout.DTYPES["Block"])
         raw = np.zeros(slots * each + 1024, np.uint8)
@@ -53,6 +52,10 @@ class Worker:
         self.blocks["nthreads"], self.blocks["shared_bytes"] = threads, shared
         self.blocks["worker"] = self.record.ctypes.data
         self.record["slots"], self.record["nslots"] = self.blocks.ctypes.data, slots
+        if check:
+            self._blank = _shared_template(kernel, shared)
+            self.record["blank"] = self._blank.ctypes.data
+            self.record["blank_words"] = len(self._blank) // 8
         self.found = np.zeros(layout.MAX_FOUND, layout.DTYPES["Found"])
         self.record["found"] = self.found.ctypes.data
         self.held: list[np.ndarray] = []  # what the record points to during a launch
@@ -64,11 +67,8 @@ class Worker:
         for name, size in sizes.items():
             self.blocks[name] = begins + np.uint64(at)
             piece = self._memory[:, at : at + size]
-            if name == "shared" or (name == "frames" and slots == 1):
+            if name == "frames" and slots == 1:
                 piece[:] = memory.POISON
-            if name == "shared_trace":
-                template = _shared_template(kernel, self.shared)
-                piece[:, : len(template)] = template
             if name == "threads":
                 self.threads = piece
             at += size

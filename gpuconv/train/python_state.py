@@ -1,16 +1,20 @@
 """What Python objects hold, as a value to compare: what a recorded step has fixed without a kernel.
 
 A recorded step does not run Python, so a layer or a loss of the user's own that keeps a number, an
-array or a random generator, and changes it as it runs, would silently stay at the recorded values.
+array or a random generator, and changes it as it runs, would silently stay at the recorded values;
+and so would one that reads a global variable, or an attribute of its class.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import random
+import sys
+from argparse import Namespace
 from collections import deque
 from collections.abc import Hashable
-from types import FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,14 +25,23 @@ from gpuconv.nn import Buffer, Module
 PLAIN = (int, float, complex, str, bytes, type(None), np.generic)
 MOST_BYTES = 1 << 20  # of an array whose numbers are compared; of a larger one its identity is
 MOST = 20_000  # objects that are looked at
+# Kinds of installed packages whose objects keep what users put there, or what training changes.
+STATE = (
+    *(list, tuple, dict, set, frozenset, deque, functools.partial, MethodType, SimpleNamespace),
+    *(Namespace, random.Random, np.ndarray, np.random.Generator, np.random.RandomState),
+    *(Tensor, Buffer, Module),
+)
+# Modules of whose objects nothing counts.
+OPAQUE = ("logging", "threading", "_thread", "_io", "gpuconv.cuda", "gpuconv.sim")
 
 
 def python_state(values: Any, apart: Any = (), kept: list[Any] | None = None) -> Hashable:
     """A value that stays equal as long as nothing that can be reached from these values changes:
-    numbers, texts, containers, NumPy arrays, random generators, attributes, closures. Arrays of a
-    device are known by identity. apart: identities of objects that are looked at by themselves.
-    kept: gets what the value knows by identity. What holds more than MOST objects is equal to
-    nothing.
+    numbers, texts, containers, NumPy arrays, random generators, attributes, also of classes,
+    closures, and the global variables that a function names. Arrays of a device are known by
+    identity; classes and functions of installed packages have no state. apart: identities of
+    objects that are looked at by themselves. kept: gets what the value knows by identity. What
+    holds more than MOST objects is equal to nothing.
     """
     found: list[Hashable] = []
     seen: dict[int, Any] = {}
@@ -69,7 +82,7 @@ def _parts(value: Any) -> Any:
     if isinstance(value, list | tuple | deque):
         return (len(value), *value)
     if isinstance(value, set | frozenset):
-        return (frozenset(part for part in value if isinstance(part, PLAIN)),)
+        return (len(value), *sorted((p for p in value if isinstance(p, PLAIN)), key=repr))
     if isinstance(value, random.Random):
         return (str(value.getstate()),)
     if isinstance(value, np.random.Generator):
@@ -81,12 +94,18 @@ def _parts(value: Any) -> Any:
     if isinstance(value, MethodType):
         return (value.__func__, value.__self__)
     if isinstance(value, FunctionType):
-        return (*map(_content, value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
-    if isinstance(value, type | ModuleType):
+        defaults = value.__defaults__, value.__kwdefaults__
+        return (*map(_content, value.__closure__ or ()), *defaults, *_globals(value))
+    if isinstance(value, type):
+        return () if _installed(value.__module__) else (*value.__bases__, *vars(value).values())
+    if isinstance(value, staticmethod | classmethod | property):
+        return (value.fget if isinstance(value, property) else value.__func__,)
+    if isinstance(value, ModuleType) or type(value).__module__.startswith(OPAQUE):
         return ()
     counters = value.counters if isinstance(value, Module) else ()
     slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ())]
-    return (*slots, *(v for n, v in getattr(value, "__dict__", {}).items() if n not in counters))
+    own = getattr(value, "__dict__", {}).items()
+    return (type(value), *slots, *(v for name, v in own if name not in counters))
 
 
 def _content(cell: Any) -> Any:
@@ -94,3 +113,47 @@ def _content(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # a name that has no value yet
         return None
+
+
+def _globals(function: FunctionType) -> list[Any]:
+    """The values that a function's code names: of its own module, and numbers, texts and functions
+    of modules that it names.
+    """
+    if _installed(function.__module__ or ""):
+        return []
+    names, attributes = _names(function.__code__)
+    found = [function.__globals__.get(name) for name in names]
+    for module in [value for value in found if isinstance(value, ModuleType)]:
+        held = [vars(module).get(name) for name in attributes]
+        found += [value for value in held if isinstance(value, (*PLAIN, FunctionType))]
+    return [value for value in found if _has_state(value)]
+
+
+def _has_state(value: Any) -> bool:
+    """Whether a global variable may change what code of the user's own computes."""
+    if isinstance(value, PLAIN + STATE):
+        return True
+    kind = value if isinstance(value, FunctionType | type) else type(value)
+    return not _installed(kind.__module__ or "")
+
+
+@functools.cache
+def _names(code: CodeType) -> tuple[list[str], list[str]]:
+    """Of the global variables of a function's code, and of all attributes, inner functions' too."""
+    globals_ = [i.argval for i in dis.get_instructions(code) if i.opname.endswith("_GLOBAL")]
+    attributes = list(code.co_names)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            for names, more in zip((globals_, attributes), _names(inner), strict=True):
+                names += more
+    return globals_, attributes
+
+
+@functools.cache
+def _installed(module: str) -> bool:
+    """Whether a module is of Python itself, of gpuconv or of an installed package."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "gpuconv":
+        return True
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file

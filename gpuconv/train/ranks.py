@@ -87,6 +87,8 @@ class Ranks:
         if not isinstance(self._batches, Loader):
             return "the sizes of the ranks' parts are known for a data.Loader alone"
         labels = np.asarray(self._batches.dataset.labels)
+        if 0 < len(labels) % self._batches.batch_size < self.communicator.size:
+            return "the last batch has fewer images than there are ranks"
         if weight_of(self._trainer.loss, labels) != len(labels):
             return "the loss is a mean over something else than images"
         return ""

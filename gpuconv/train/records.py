@@ -105,7 +105,7 @@ class Fixed:
         """parts: modules, optimisers, functions; None for none."""
         found = [m for each in parts if isinstance(each, Module) for m in each.modules()]
         self._modules: list[Module] = list({id(m): m for m in found}.values())
-        held = [value for m in self._modules for value in vars(m).values()]
+        held = [v for m in self._modules for n, v in vars(m).items() if n not in m.counters]
         self._holders = [p for p in held if isinstance(p, Parameter | Buffer)]
         self._optimizers = [each for each in parts if isinstance(each, Optimizer)]
         self._averages = [each for each in parts if isinstance(each, EMA)]
@@ -122,8 +122,8 @@ class Fixed:
             if module._hooks:
                 return None
         for holder in self._holders:
-            if not isinstance(holder.data, np.ndarray):  # a counter is the host's own
-                found.append(id(holder.data))
+            here = isinstance(holder.data, np.ndarray)
+            found.append(python_state([holder.data]) if here else id(holder.data))
             if isinstance(holder, Parameter):
                 if holder._hooks:
                     return None
@@ -146,7 +146,7 @@ class Fixed:
                 values = [value for name, value in vars(part).items() if name not in known]
             found: Any = ()
             if _is_own(part):
-                found = python_state(values, self._apart, kept)
+                found = python_state([type(part), *values], self._apart, kept)
             elif isinstance(part, Module):
                 found = tuple([v if isinstance(v, PLAIN) else id(v) for v in values])
             states.append((getattr(part, "__name__", type(part).__name__), found))
@@ -161,7 +161,7 @@ class Fixed:
                 return "it draws random numbers of Python or NumPy"
             for old, new in zip(before, self.state(), strict=True):
                 if old != new:
-                    return f"{new[0]} changes its own attributes as it runs"
+                    return f"{new[0]} changes its own attributes or global variables as it runs"
             return ""
 
         return changed

@@ -11,7 +11,7 @@ from gpuconv.bench.ceilings import Ceilings
 from gpuconv.cli.main import main
 from gpuconv.cuda.runtime import runtime
 
-AXPY = """extern "C" __global__ void axpy(float* y, const float* x, float a, int n)
+AXPY = """__global__ void axpy(float* y, const float* x, float a, int n)
 {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = FACTOR * a * x[i];

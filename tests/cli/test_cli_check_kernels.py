@@ -83,7 +83,7 @@ def test_a_missing_barrier_is_named_with_both_lines(here, capsys):
     assert head == "error: race shared: wrong.cu:9: sums"
     assert source == "      9 | if (threadIdx.x < o) s[threadIdx.x] += s[threadIdx.x + o];"
     assert "the other party: thread" in out
-    assert "mend: put __syncthreads() between the two accesses" in out
+    assert "mend: put __syncthreads() between the accesses" in out
     assert run(capsys, "right.cu", "--launch", "sums.py")[0] == 0
 
 

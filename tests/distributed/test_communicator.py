@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import ranks
 
 from gpuconv import distributed
-from gpuconv.distributed import LocalCommunicator, part
+from gpuconv.distributed import LocalCommunicator, cards, part
 from gpuconv.errors import DeviceError
 
 # Run on every rank: sums in the order of the ranks, to the bit, also of several at once.
@@ -101,3 +102,30 @@ def test_a_rank_without_mpi(monkeypatch):
     monkeypatch.delitem(sys.modules, "gpuconv.distributed.mpi", raising=False)
     with pytest.raises(DeviceError, match=r"MPICH are needed; pip install 'gpuconv\[mpi\]'"):
         distributed.init()
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ([("a", None)] * 3, ["0", "1", "2"]),
+        ([("a", "4,5,6")] * 3, ["4", "5", "6"]),
+        ([("a", "0")] * 2, ["0", "0"]),  # a launcher's own: each sees its card as number 0
+        ([("a", "2"), ("a", "3")], ["2", "3"]),
+        ([("a", None), ("b", None), ("b", None)], [None, "0", "1"]),
+        ([("a", "")] * 2, ["", ""]),  # no card
+    ],
+)
+def test_one_process_a_card(monkeypatch, seen, expected):
+    class Of(LocalCommunicator):
+        def all_gather(self, value):
+            return seen
+
+    for rank, (host, visible) in enumerate(seen):
+        monkeypatch.setattr(os, "uname", lambda host=host: types.SimpleNamespace(nodename=host))
+        monkeypatch.delenv(cards.VISIBLE, raising=False)
+        if visible is not None:
+            monkeypatch.setenv(cards.VISIBLE, visible)
+        one = Of()
+        one.rank = rank
+        cards.split_cards(one)
+        assert os.environ.get(cards.VISIBLE) == expected[rank]

@@ -187,7 +187,7 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(tmp_path):
         ("agreement.code = lambda: '0' * 12", "gpuconv's code is 000000000000, not "),
         ("sys.argv += ['--lr', '0.01']", "optimizer.lr is 0.01, not "),
         ("sys.argv += ['--seed', '9']", "seed is 9, not 0"),
-        ("sys.argv += ['--data', 'DATA']", "data.images' checksum is "),
+        ("sys.argv += ['--data', 'DATA']", "data.labels' checksum is "),
     ],
 )
 def test_a_rank_with_other_code_data_or_settings_is_refused(tmp_path, change, text):

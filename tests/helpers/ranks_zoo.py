@@ -1,4 +1,4 @@
-"""Two steps of each architecture, on several ranks or on one: `python ranks_zoo.py FOLDER NAME`.
+"""Two steps of an architecture, on several ranks or on one: `ranks_zoo.py FOLDER NAME DTYPE`.
 
 Each rank leaves FOLDER/RANK.json: the two losses, and a checksum of the weights.
 """
@@ -17,14 +17,14 @@ from gpuconv.train import Trainer
 CLASSES, BATCH = 5, 5
 
 
-def two_steps(name, communicator=None):
+def two_steps(name, communicator=None, dtype=np.float32):
     """(losses, checksum of parameters and buffers)."""
-    model = models.MODELS[name](num_classes=CLASSES, seed=1, **MODELS[name])
+    model = models.MODELS[name](num_classes=CLASSES, seed=1, **MODELS[name]).to("cpu", dtype)
     rng = np.random.default_rng(0)
-    batches = [
-        (rng.standard_normal((BATCH, *model.input_shape), np.float32), rng.integers(0, CLASSES, 5))
-        for _ in range(2)
-    ]
+    batches = []
+    for _ in range(2):
+        x = rng.standard_normal((BATCH, *model.input_shape)).astype(dtype)
+        batches.append((x, rng.integers(0, CLASSES, BATCH)))
     loss = nn.CrossEntropyLoss()
     trainer = Trainer(
         model, nn.AuxiliaryLoss(loss) if MODELS[name].get("aux") else loss,
@@ -41,6 +41,6 @@ def two_steps(name, communicator=None):
 
 if __name__ == "__main__":
     ranks = distributed.init()
-    folder, name = sys.argv[1:]
+    folder, name, dtype = sys.argv[1:]
     path = pathlib.Path(folder) / f"{ranks.rank}.json"
-    path.write_text(json.dumps(two_steps(name, ranks)))
+    path.write_text(json.dumps(two_steps(name, ranks, dtype)))

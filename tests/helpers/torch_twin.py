@@ -117,7 +117,7 @@ def _sum_pool(layer, x, of):
 def _dropout(layer, x):
     if not layer.training or layer.p == 0:
         return x
-    mask = ops.dropout.reference(np.ones(x.shape), layer.p, *layer._next_mask())
+    mask = ops.dropout.reference(np.ones(x.shape), layer.p, *layer._next_mask(0))
     return x * torch.tensor(mask, dtype=x.dtype)
 
 

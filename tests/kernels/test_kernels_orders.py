@@ -147,6 +147,14 @@ def test_every_order_gives_the_same_bytes(name):
 LOOPING = [name for name in CASES if name not in ("backward_bias", "depthwise_backward_weight")]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_check_passes_in_every_order(name):
+    """No access outside its array, of memory that was never written, or that races."""
+    for order, seed in ORDERS[1:]:
+        run(*CASES[name], order=order, seed=seed, check=True)
+
+
 @pytest.mark.parametrize("name", LOOPING)
 def test_any_grid_is_correct(name):
     """One block, or three, do what is meant for many: kernels that loop over a grid."""

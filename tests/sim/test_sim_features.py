@@ -65,6 +65,21 @@ def test_printf_prints(check, capsys):
     assert list(sim.asnumpy(counts)) == [9, 4, 0]
 
 
+def test_results_of_calls_beside_barriers(capsys):
+    """Of printf and of a function that is not inlined, in a kernel whose threads wait."""
+    source = r"""
+    __device__ __noinline__ int twice(int n) { return 2 * n; }
+    extern "C" __global__ void k(int* y, int n) {
+        y[threadIdx.x] = twice(n + threadIdx.x);
+        __syncthreads();
+        if (threadIdx.x == 0) y[1] += 100 * printf("%d %d\n", y[0], y[2]);
+    }"""
+    y = sim.zeros(4, np.int32)
+    sim.Module(source, check=True).launch("k", 1, 4, (y, 5))
+    assert list(sim.asnumpy(y)) == [10, 212, 14, 16]
+    assert capsys.readouterr().out == "10 14\n"
+
+
 def test_a_failed_assertion_says_which():
     source = "extern \"C\" __global__ void k(int n) {\n  assert(n > 3 && 'a');\n}"
     with pytest.raises(sim.KernelError, match=r"assertion failed: n > 3.*a\.cu:2"):

@@ -578,7 +578,7 @@ def plain(scores, labels):
     return functional.cross_entropy(scores, labels)
 
 
-ITS_OWN = "changes its own attributes as it runs"
+ITS_OWN = "changes its own attributes or global variables as it runs"
 DRAWS = "it draws random numbers of Python or NumPy"
 
 
