@@ -235,7 +235,7 @@ def compare_linear(operation, given, found):
     """By parts of its outputs, of 4096 the first and the last of eight: all weights in float64 may
     be all the memory there is.
     """
-    x, w, b, activation = given
+    x, w, b, activation, *_ = given
     y, worst = to_numpy(found), 0.0
     for rows in parts(w)[::7]:
         exact = operation.definition(*map(double, (x, w[rows], b[rows], activation)))
