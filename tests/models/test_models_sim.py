@@ -246,7 +246,7 @@ def compare_linear(operation, given, found):
 
 def compare_linear_backward(operation, given, found):
     """dx from all parts of the weights; of dw and db the parts that `compare_linear` takes."""
-    dy, x, w, b, activation, y, need_dx = given
+    dy, x, w, b, activation, y, need_dx, *_ = given
     dx, dw, db = (a if a is None else to_numpy(a) for a in found)
     whole, worst = 0.0, 0.0
     for number, rows in enumerate(parts(w)):
