@@ -13,6 +13,7 @@ from gpuconv.data.on_device import config_image_batch
 from gpuconv.ops import (
     batch_norm2d_launch,
     conv2d_launch,
+    conv2d_launch_mma,
     linear_launch,
     pool2d_launch,
     softmax_launch,
@@ -128,6 +129,17 @@ def all_configs():
     yield config_unscale(2**31 - 1, 100, 2000)
     for kernel in ("adam_numbers", "momentum_numbers"):
         yield config_numbers(kernel)
+    for form in conv2d_launch_mma.FORMATS.values():
+        shape = conv((64, 64, 56, 56), 128, (3, 3), padding=1)
+        yield conv2d_launch_mma.config_filters(shape, form, False)
+        yield conv2d_launch_mma.config_filters(shape, form, True)
+        yield conv2d_launch_mma.config_forward(shape, form, True, True, False)
+        yield conv2d_launch_mma.config_backward_data(shape, form, False, False)
+        yield conv2d_launch_mma.config_backward_weight(shape, form, (64, 128), True)
+        strides = (3 * 56 * 56, 56 * 56, 56, 1)
+        yield conv2d_launch_mma.config_pad(
+            (64, 3, 56, 56), strides, 64 * 3 * 56 * 56, 1, form, "float"
+        )
     yield step_launch.config_note_batch(2**24, 2**16, "long long", 64, (256, 512))
     yield step_launch.config_note_loss(7, 64)
     for shape, dtype in (((512, 3, 224, 224), "uint8"), ((7, 1, 5, 5), "float32")):
