@@ -30,9 +30,9 @@ class Losses(Callback):
         self.before = total
 
 
-def losses(build, precision, device, loader, **options):
+def losses(build, precision, device, loader, lr=0.02, **options):
     model, seen = build().to(device), Losses()
-    optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     run = Trainer(
         model, "cross_entropy", optimizer, progress=False, precision=precision,
         callbacks=[seen], clip_norm=5.0, **options,
@@ -70,12 +70,24 @@ def test_lenets_losses_are_near_float32s(device):
         assert (found != plain).any() or precision == "tf32", precision
 
 
+@pytest.fixture(scope="module")
+def float32s():
+    """ResNet-18's losses on sim. At eight images the rate is small because larger ones are chaotic:
+    at 0.02 two float32 implementations differ by 31% after 20 steps.
+    """
+    plain = losses(resnet18, "ieee", "sim", colours(), lr=3e-4)
+    assert (
+        np.abs(losses(resnet18, "ieee", "cpu", colours(), lr=3e-4) - plain) <= 5e-3 * plain
+    ).all()
+    return plain
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", CLOSE)
-def test_resnet18s_losses_are_near_float32s(precision):
-    plain = losses(resnet18, "ieee", "sim", colours())
-    found = losses(resnet18, precision, "sim", colours())
-    assert (np.abs(found - plain) <= CLOSE[precision] * plain).all()
+def test_resnet18s_losses_are_near_float32s(precision, float32s):
+    found = losses(resnet18, precision, "sim", colours(), lr=3e-4)
+    assert (np.abs(found - float32s) <= CLOSE[precision] * float32s).all()
+    assert (found != float32s).any()
 
 
 def fp16_run(device, out=None, resume=False, epochs=2, stop_after=None, precision="fp16", **more):
