@@ -20,10 +20,11 @@ Macros    FORMAT, ELEMENT (mma.cuh); SOURCE (float, or ELEMENT)
 __device__ __forceinline__ ELEMENT element_of(float value) { return to_element(value); }
 __device__ __forceinline__ ELEMENT element_of(unsigned short bits) { return (ELEMENT)bits; }
 
-extern "C" __global__ void pad_channels(ELEMENT* __restrict__ to, const SOURCE* __restrict__ from,
-    int pixels, int area, int groups, int channels, int vectors, long long stride_n,
-    long long stride_c, long long stride_h, long long stride_w, int width, unsigned area_mul,
-    int area_shift, unsigned width_mul, int width_shift, unsigned pixels_mul, int pixels_shift)
+extern "C" __global__ void __launch_bounds__(256) pad_channels(ELEMENT* __restrict__ to,
+    const SOURCE* __restrict__ from, int pixels, int area, int groups, int channels, int vectors,
+    long long stride_n, long long stride_c, long long stride_h, long long stride_w, int width,
+    unsigned area_mul, int area_shift, unsigned width_mul, int width_shift, unsigned pixels_mul,
+    int pixels_shift)
 {
     for (long long i = first_index(); i < (long long)pixels * vectors * groups; i += index_step()) {
         const int place = divide((int)i, pixels_mul, pixels_shift), pixel = (int)i - place * pixels;

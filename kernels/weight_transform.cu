@@ -20,7 +20,7 @@ Macros    FORMAT, ELEMENT (mma.cuh)
 */
 #include "mma.cuh"
 
-extern "C" __global__ void filters_forward(ELEMENT* __restrict__ filters,
+extern "C" __global__ void __launch_bounds__(256) filters_forward(ELEMENT* __restrict__ filters,
     const float* __restrict__ w, int rows, int terms, int channels, int padded, int pitch)
 {
     const long long count = (long long)rows * pitch;

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from gpuconv.arrays import device_of, to_device, to_numpy
 from gpuconv.autograd import Tensor
 from gpuconv.cli.main import main
 from gpuconv.cuda import cupy as cupy_runtime
-from gpuconv.cuda import layout, source
+from gpuconv.cuda import layout, recording, source
 from gpuconv.cuda.launch_config import LaunchConfig, config_elementwise
 from gpuconv.cuda.runtime import runtime
 from gpuconv.data import Dataset, Loader, Shift
@@ -244,6 +245,18 @@ def test_a_graph_has_the_bits_of_ordinary_steps(standin, monkeypatch):
     monkeypatch.setenv("GPUCONV_SYNCHRONIZE", "1")
     runtime.cache_clear()
     assert "GPUCONV_SYNCHRONIZE is set" in trained("cuda")[2][1]
+
+
+def test_a_call_between_launches_is_repeated_with_them(standin):
+    called = []
+    launches = [(recording.Call("all_reduce", lambda: called.append(1)), [])]
+    recorder = SimpleNamespace(launches=launches, keep=lambda items: items)
+    standin.failing.add("capture")
+    replay, note = runtime("cuda").replay_of(recorder)
+    assert "Capture" in note
+    before = len(called)
+    replay(), replay()
+    assert len(called) == before + 2
 
 
 @pytest.mark.parametrize(

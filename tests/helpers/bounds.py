@@ -51,7 +51,7 @@ def before_activation(dy, y, activation):
     return dx, gamma(8) * abs(dy) * factor * (amplitude + size)
 
 
-def conv2d(x, w, b, stride, padding, dilation, groups, activation):
+def conv2d(x, w, b, stride, padding, dilation, groups, activation, precision="ieee"):
     geometry = stride, padding, dilation, groups
     plain = ops.conv2d.definition(x, w, b, *geometry)
     size = ops.conv2d.definition(abs(x), abs(w), None if b is None else abs(b), *geometry)
@@ -59,7 +59,20 @@ def conv2d(x, w, b, stride, padding, dilation, groups, activation):
 
 
 def conv2d_backward(
-    dy, x, w, b, stride, padding, dilation, groups, activation, y, need_dx, rest, rectify
+    dy,
+    x,
+    w,
+    b,
+    stride,
+    padding,
+    dilation,
+    groups,
+    activation,
+    y,
+    need_dx,
+    rest,
+    rectify,
+    precision="ieee",
 ):
     passed, off = before_activation(dy, y, activation)
     geometry = stride, padding, dilation, groups
@@ -136,7 +149,7 @@ def taps(kernel_size, *_):
     return kernel_size**2 if isinstance(kernel_size, int) else math.prod(kernel_size)
 
 
-def linear(x, w, b, activation):
+def linear(x, w, b, activation, precision="ieee"):
     plain = ops.linear.definition(x, w, b)
     size = ops.linear.definition(abs(x), abs(w), None if b is None else abs(b))
     return [activated(plain, gamma(x.shape[1] + 2) * size, activation)]
@@ -154,7 +167,7 @@ def linear_chain(x, layers):
     return found
 
 
-def linear_backward(dy, x, w, b, activation, y, need_dx):
+def linear_backward(dy, x, w, b, activation, y, need_dx, precision="ieee"):
     passed, off = before_activation(dy, y, activation)
     tail = b, None, None, need_dx
     exact = ops.linear_backward.definition(passed, x, w, *tail)
@@ -228,7 +241,8 @@ def batch_norm2d_statistics(x, running_mean, running_var, momentum, off=0.0):
     ]
 
 
-def conv2d_statistics(x, w, b, stride, padding, dilation, groups, *running):
+def conv2d_statistics(x, w, b, stride, padding, dilation, groups, *options):
+    *running, _ = options  # the last is the precision
     ((y, bound),) = conv2d(x, w, b, stride, padding, dilation, groups, None)
     return [(y, bound), *batch_norm2d_statistics(rounded32(y), *running, off=bound.max() + TINY)]
 

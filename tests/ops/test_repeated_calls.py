@@ -98,7 +98,7 @@ def test_arguments_are_bound_as_python_binds_them():
         ((X,), {"b": None}, "missing a required argument: 'w'"),
         ((X, W), {"x": X}, "multiple values for argument 'x'"),
         ((X, W), {"strides": 1}, "unexpected keyword argument 'strides'"),
-        ((X, W, None, 1, 0, 1, 1, None, 0), {}, "too many positional arguments"),
+        ((X, W, None, 1, 0, 1, 1, None, "ieee", 0), {}, "too many positional arguments"),
     ):
         with pytest.raises(TypeError, match=text):
             ops.conv2d(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Ranks of one thread against one rank of as many threads: images per second of training.
 
-    python benchmarks/ranks.py [--ranks 2] [--model resnet18] [--size 224] [--batch 16] [--rounds 4]
+    python benchmarks/compare_ranks.py [--ranks 2] [--model resnet18] [--size 224]
+                                       [--batch 16] [--rounds 4]
 
 Both train the same global batches on the cpu path, in turn, each in processes of its own; the first
 step, which compiles, does not count. The figures are the median of the rounds' ratios, and the
