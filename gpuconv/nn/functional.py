@@ -174,9 +174,9 @@ def conv2d(
         N, _, P, Q = y_shape(*arrays[:2], *options)
         if N * P * Q < 2:
             return None
-        run = precise.run(conv2d_statistics, reference, precision)
+        both = conv2d_statistics, ops.conv2d_backward
+        run, run_backward = precise.run(reference, precision, *both)
         y, mean, var, *_ = run(*arrays, *options, *running())
-        run_backward = precise.run(ops.conv2d_backward, reference, precision)
         saved = (run_backward, *arrays, *options, None, None, x.requires_grad)
         return record("conv2d", y, (x, w, b), _conv_backward, *saved), mean, var
 
@@ -222,8 +222,7 @@ def _weighted(
     op, backward_op, plain, under_relu = how
     arrays = (data, w.data, None if b is None else b.data)
     reference = x.reference or w.reference
-    run = precise.run(op, reference, precision)
-    run_backward = precise.run(backward_op, reference, precision)
+    run, run_backward = precise.run(reference, precision, op, backward_op)
 
     def compute(activation: str | None) -> Tensor:
         y = run(*arrays, *options, activation)

@@ -38,17 +38,9 @@ class CrossEntropyLoss(Module):
         )
 
     def forward(self, scores: Tensor, labels: Any) -> Tensor:
-        options = self.label_smoothing, self._weight_for(scores.data), self.ignore_index
+        weight = None if self.weight is None else _near(self.weight.data, scores.data)
+        options = self.label_smoothing, weight, self.ignore_index
         return functional.cross_entropy(scores, labels, *options)
-
-    def _weight_for(self, scores: Any) -> Any:
-        """The weight where the scores are; a step that is recorded keeps it there."""
-        if self.weight is None:
-            return None
-        weight, device = self.weight.data, device_of(scores)
-        if is_device(device) and isinstance(weight, np.ndarray):
-            return runtime(device).constant(weight.astype(scores.dtype))
-        return like(weight, scores)
 
     def total_weight(self, labels: np.ndarray) -> float:
         """What the loss is a mean over: the sum of the weights of the labels that count."""
@@ -129,3 +121,11 @@ LOSSES: dict[str, type[Module]] = {
     "article": ArticleLoss,
     "hinge": HingeLoss,
 }
+
+
+def _near(weight: np.ndarray, scores: Any) -> Any:
+    """The weight where the scores are; a step that is recorded keeps it there."""
+    device = device_of(scores)
+    if is_device(device) and isinstance(weight, np.ndarray):
+        return runtime(device).constant(weight.astype(scores.dtype))
+    return like(weight, scores)

@@ -16,6 +16,8 @@ from gpuconv.precision import NAMES, STORAGE, is_stored, rounded
 
 def of(data: Array, reference: bool, convolution: bool) -> str:
     """The precision for a layer's input."""
+    if state.precision == "ieee" and isinstance(data, np.ndarray):  # at every call: quickly
+        return "ieee"
     if is_stored(data):
         return NAMES[data.dtype]
     name = state.precision
@@ -27,11 +29,12 @@ def of(data: Array, reference: bool, convolution: bool) -> str:
     return name if there and data.dtype == np.float32 else "ieee"
 
 
-def run(op: Op, reference: bool, precision: str) -> Any:
-    """The operation in this precision, a function of its arguments."""
+def run(reference: bool, precision: str, *operations: Op) -> tuple[Any, ...]:
+    """The operations in this precision, functions of their arguments."""
     if precision == "ieee":
-        return op.reference if reference else op
-    return partial(_defined if reference else _on_tensor_cores, op, precision)
+        return tuple(op.reference for op in operations) if reference else operations
+    run_one = _defined if reference else _on_tensor_cores
+    return tuple(partial(run_one, op, precision) for op in operations)
 
 
 def _defined(op: Op, precision: str, *arguments: Any, **more: Any) -> Any:
