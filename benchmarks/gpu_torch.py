@@ -43,7 +43,7 @@ def _two(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
-def _conv(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: int, _: Any):
+def _conv(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: int, *_: Any):
     geometry = _two(stride), _two(padding), _two(dilation), groups
     return lambda: (F.conv2d(x, w, b, *geometry),)
 
@@ -102,7 +102,7 @@ RIVALS: dict[tuple[str, str], Callable[..., Callable[[], Tensors]]] = {
     ("conv2d", "forward"): _conv,
     ("conv2d", "backward-data"): _conv_backward([True, False, False]),
     ("conv2d", "backward-weight"): _conv_backward([False, True, True]),
-    ("linear", "forward"): lambda x, w, b, _: lambda: (F.linear(x, w, b),),
+    ("linear", "forward"): lambda x, w, b, *_: lambda: (F.linear(x, w, b),),
     ("linear", "backward-data"): lambda dy, x, w, *_: lambda: (dy @ w,),
     ("linear", "backward-weight"): lambda dy, x, *_: lambda: (dy.T @ x, dy.sum(0)),
     ("max_pool2d", "forward"): _max_pool,
