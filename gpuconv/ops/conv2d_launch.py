@@ -101,6 +101,24 @@ class Conv2dShape:
         names = ("stride_h", "stride_w", "pad_h", "pad_w", "dil_h", "dil_w")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def phase_scalars(self) -> dict[str, int]:
+        """The stride phases into which the pixels of dx are cut (kernels/conv_simt.cu, "Math"), of
+        which the first has the most rows and columns.
+        """
+        every_h = self.stride_h // gcd(self.stride_h, self.dil_h)
+        every_w = self.stride_w // gcd(self.stride_w, self.dil_w)
+        phases_w = min(self.stride_w, self.W)
+        rows, columns = ceil_div(self.H, self.stride_h), ceil_div(self.W, self.stride_w)
+        return {
+            **{"phases": min(self.stride_h, self.H) * phases_w, "phases_w": phases_w},
+            **{"every_h": every_h, "every_w": every_w},
+            **{"step_h": self.dil_h * every_h // self.stride_h},
+            **{"step_w": self.dil_w * every_w // self.stride_w},
+            **fast_divisions(rows=rows, short_rows=max(1, self.H // self.stride_h)),
+            **fast_divisions(columns=columns, short_columns=max(1, self.W // self.stride_w)),
+        }
+
     def size(self, array: str) -> int:
         """Elements of x (and dx), w (and dw), b or y (and dy)."""
         return {
@@ -201,19 +219,15 @@ def config_backward_data(conv: Conv2dShape, mask: bool, onto: bool = False) -> L
     """dx (N,H,W,C) from dy (N,P,Q,K) and w, added to "onto" if there is one; with mask, 0 where x
     is not positive.
 
-    Without mask give dy for x: it is not read. The pixels of dx are cut into stride phases
-    (kernels/conv_simt.cu, "Math"), of which the first has the most rows and columns.
+    Without mask give dy for x: it is not read.
     """
     conv.require("conv2d_backward")
     if conv.depthwise:
         return depthwise.config_backward_data(conv, mask, onto)
-    rows, columns = ceil_div(conv.H, conv.stride_h), ceil_div(conv.W, conv.stride_w)
-    phases_w = min(conv.stride_w, conv.W)
-    phases = min(conv.stride_h, conv.H) * phases_w
-    every_h = conv.stride_h // gcd(conv.stride_h, conv.dil_h)
-    every_w = conv.stride_w // gcd(conv.stride_w, conv.dil_w)
-    pixels = conv.N * rows * columns
-    taps = (ceil_div(conv.R, every_h), ceil_div(conv.S, every_w))
+    of_phases = conv.phase_scalars
+    phases = of_phases["phases"]
+    pixels = conv.N * ceil_div(conv.H, conv.stride_h) * ceil_div(conv.W, conv.stride_w)
+    taps = (ceil_div(conv.R, of_phases["every_h"]), ceil_div(conv.S, of_phases["every_w"]))
     vec, out = vector_width(conv.filters), vector_width(conv.channels)
     sizes = (pixels, phases, conv.channels, conv.filters)
     tile, macros = _gather(taps, sizes, conv.groups, vec, out, out)
@@ -221,12 +235,8 @@ def config_backward_data(conv: Conv2dShape, mask: bool, onto: bool = False) -> L
     require_int32("conv2d_backward", tiles_of_pixels=tiles * max(tile[0], across))
     scalars = {
         **_common(conv, conv.N * conv.H * conv.W, across),
-        **{"N": conv.N, "phases": phases, "phases_w": phases_w},
-        **{"every_h": every_h, "every_w": every_w},
-        **{"step_h": conv.dil_h * every_h // conv.stride_h},
-        **{"step_w": conv.dil_w * every_w // conv.stride_w},
-        **fast_divisions(rows=rows, short_rows=max(1, conv.H // conv.stride_h)),
-        **fast_divisions(columns=columns, short_columns=max(1, conv.W // conv.stride_w)),
+        **of_phases,
+        "N": conv.N,
         **fast_divisions(filters=conv.filters),
         **{"use_mask": int(mask), "use_onto": int(onto)},
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import gcd, isqrt
+from math import isqrt
 
 import numpy as np
 
@@ -197,12 +197,9 @@ def config_backward_data(
     there is one; with mask, 0 where x is not positive.
     """
     conv.require("conv2d_backward")
-    rows, columns = ceil_div(conv.H, conv.stride_h), ceil_div(conv.W, conv.stride_w)
-    phases_w = min(conv.stride_w, conv.W)
-    phases = min(conv.stride_h, conv.H) * phases_w
-    every_h = conv.stride_h // gcd(conv.stride_h, conv.dil_h)
-    every_w = conv.stride_w // gcd(conv.stride_w, conv.dil_w)
-    pixels = conv.N * rows * columns
+    of_phases = conv.phase_scalars
+    phases = of_phases["phases"]
+    pixels = conv.N * ceil_div(conv.H, conv.stride_h) * ceil_div(conv.W, conv.stride_w)
     tile = tile_of(pixels, conv.channels, phases * conv.groups)
     tiles, across = ceil_div(pixels, tile[0]) * phases, ceil_div(conv.channels, tile[1])
     require_int32("conv2d_backward", tiles_of_pixels=tiles * max(tile[0], across))
@@ -211,12 +208,7 @@ def config_backward_data(
         **{"H": conv.P, "W": conv.Q, "P": conv.H, "Q": conv.W, "C": conv.K, "K": conv.C},
         **{"R": conv.R, "S": conv.S, "N": conv.N, "pixels": conv.N * conv.H * conv.W},
         **{"channels": conv.filters, "results": conv.channels, "tiles_across": across},
-        **{"pitch": pitch(conv, form, True), "phases": phases, "phases_w": phases_w},
-        **{"every_h": every_h, "every_w": every_w, **conv.window_scalars},
-        **{"step_h": conv.dil_h * every_h // conv.stride_h},
-        **{"step_w": conv.dil_w * every_w // conv.stride_w},
-        **fast_divisions(rows=rows, short_rows=max(1, conv.H // conv.stride_h)),
-        **fast_divisions(columns=columns, short_columns=max(1, conv.W // conv.stride_w)),
+        **{"pitch": pitch(conv, form, True), **of_phases, **conv.window_scalars},
         **{"use_bias": 0, "rectify": 0, "use_sign": int(mask), "use_onto": int(onto)},
     }
     x = conv.size("x")
