@@ -22,6 +22,15 @@ __device__ __forceinline__ unsigned shared_address(const void* to)
     return (unsigned)__cvta_generic_to_shared(to);
 }
 
+// base + n * bytes, as one number: the compiler would carry the parts of base into each address
+// that follows from it.
+__device__ __forceinline__ const char* offset(const void* base, int n, int bytes)
+{
+    const char* sum;
+    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(sum) : "r"(n), "r"(bytes), "l"(base));
+    return sum;
+}
+
 // Begins to copy 16 bytes to shared memory; zeros, and no read, where they are not `inside`.
 __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool inside)
 {
@@ -59,6 +68,12 @@ __device__ __forceinline__ Floats<4> load_shared(unsigned from)
                  : "r"(from)
                  : "memory");
     return four;
+}
+
+// Surely by one instruction, as store_global.
+__device__ __forceinline__ void store_shared(unsigned to, float first, float second)
+{
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(first), "f"(second) : "memory");
 }
 
 // As load_matrices, each matrix transposed, of 16-bit elements.
