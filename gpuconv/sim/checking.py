@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from gpuconv.sim import compile, facts, spec
 from gpuconv.sim.counters import Counters
 from gpuconv.sim.errors import KernelError
 from gpuconv.sim.facts import Facts, Occupancy
 from gpuconv.sim.findings import Finding
-from gpuconv.sim.memory import Array
+from gpuconv.sim.memory import Array, asnumpy
 from gpuconv.sim.signature import plain_name
 from gpuconv.sim.spec import Launched, Runner, Source, SpecError
 
@@ -131,12 +133,16 @@ def check_file(
         launches = spec.load(launch) if isinstance(launch, str) else launch
     found: dict[tuple[Any, ...], Reported] = {}
     report = Report(source, [], words, orders)
+    variables = [module.variable(name, np.uint8) for name in module.variables]
+    initial = [asnumpy(variable) for variable in variables]
     for order in orders:
+        for variable, value in zip(variables, initial, strict=True):
+            variable.set(value)  # each order begins as the program does
         run = _Checked(source, module, order, found, timeout)
         try:
             launches(run)
-        except SpecError:
-            if not run.failed:  # what a wrong kernel wrote may well fail the launch file's test
+        except Exception:
+            if not run.failed:  # what a wrong kernel wrote may well fail the launch's own test
                 raise
         report.launches = run.launches
         if any(one.finding.kind == "timeout" for one in found.values()):

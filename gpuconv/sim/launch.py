@@ -107,6 +107,7 @@ class Function:
         count, blocks = math.prod(threads), math.prod(dims)
         total = self.kernel.placed_shared + shared
         launch, _held, reverse = self._launch_record(count, blocks, order, seed)
+        workspace = memory.zeros(2, np.uint32) if self.kernel.workspace else None
         check, counts = self.module.check, self.module.count
         with _checked if check or counts else nullcontext():
             if check:
@@ -123,6 +124,7 @@ class Function:
                 records = worker.blocks
                 records["params"], records["launch"] = parameters.ctypes.data, launch.ctypes.data
                 records["ntid"], records["nctaid"] = threads, dims
+                records["workspace"] = workspace.ptr if workspace is not None else 0
                 records["dynamic_bytes"], records["reverse"] = shared, reverse
                 records["error"] = records["phase"] = 0
             with counted(self.counters, workers[0].blocks) if counts else nullcontext():
