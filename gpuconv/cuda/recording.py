@@ -25,6 +25,7 @@ import numpy as np
 
 from gpuconv.cuda import source
 from gpuconv.cuda import step_launch as config
+from gpuconv.cuda.host_numbers import HostNumbers
 from gpuconv.cuda.step_launch import COLUMNS, LOSSES, NORM, STATE, STEP
 
 if TYPE_CHECKING:
@@ -120,6 +121,17 @@ def note(scores: Any, labels: Any) -> None:
         state.recorder.note(scores, labels)
 
 
+def computed(y: np.ndarray, function: Callable[..., np.ndarray], *operands: Any) -> None:
+    """Where a step is being recorded: the host computed y as function(*operands), arrays and
+    numbers. If the arrays are losses, or were computed of them in this way, a replay computes y
+    again. The function is linear, so that its gradient does not depend on them.
+    """
+    recorder = state.recorder
+    if recorder is not None and recorder.host_numbers.computed(y, function, operands):
+        numbers = [np.float64(o) for o in operands if isinstance(o, int | float | np.generic)]
+        recorder.trace.append((function.__name__, numbers))
+
+
 def refuse(why: str) -> None:
     """Where a step is being recorded: it cannot be, and this is why."""
     if state.recorder is not None and not state.recorder.refused:
@@ -150,7 +162,7 @@ class Recorder:
         self.trace: list[tuple[Launch | str, list[Any]]] = []
         self.effects: list[Effect] = []
         self.scalars: list[Any] = []  # losses, as `Runtime.scalar` read them
-        self.values: list[float] = []  # what it read
+        self.host_numbers = HostNumbers()  # what it read, and what the host computed of it
         self.kept: list[Any] = []
         # What the step's caller wants to read after a replay; parameters and their gradients.
         self.outputs: Any = None

@@ -121,13 +121,20 @@ def _tensors(result: Any) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else () if result is None else (result,)
 
 
+def _read(on: Runtime, kept: dict[int, Any]) -> dict[int, float]:
+    return {place: float(on.read(loss)[0]) for place, loss in kept.items()}
+
+
+def _is_host(tensor: Tensor) -> bool:
+    return isinstance(tensor.data, np.ndarray)
+
+
 def _require_known(recorder: Recorder, result: Any) -> None:
     """Refuse results that a replay could not give again."""
     tensors = _tensors(result)
-    losses = [t for t in tensors if isinstance(t, Tensor) and isinstance(t.data, np.ndarray)]
     if not all(isinstance(t, Tensor) for t in tensors):
         recorder.refused = recorder.refused or "it returns something else than tensors"
-    elif losses and [float(t.data) for t in losses] != recorder.values:
+    elif not all(recorder.host_numbers.find(t.data) for t in tensors if _is_host(t)):
         recorder.refused = recorder.refused or "the loss is computed further by the host"
 
 
@@ -135,14 +142,15 @@ def _result(record: Record) -> Any:
     """What a replayed step returns: its tensors, and its losses, which are copied on the device and
     read from there when somebody wants to know them.
     """
-    on, losses = record.on, iter(record.recorder.scalars)
+    on, recorder = record.on, record.recorder
 
-    def loss() -> Tensor:
-        kept = on.empty(1)
-        on.assign(kept, next(losses))
-        return later(lambda: Tensor(np.asarray(float(on.read(kept)[0]))))
+    def number(array: np.ndarray) -> Tensor:
+        known = recorder.host_numbers.find(array)
+        assert known is not None  # by `_require_known`
+        kept = {place: on.empty(1) for place in known.losses}
+        for place, loss in kept.items():
+            on.assign(loss, recorder.scalars[place])
+        return later(lambda: Tensor(np.asarray(known.of(_read(on, kept)))))
 
-    found = tuple(
-        loss() if isinstance(t.data, np.ndarray) else t.detach() for t in _tensors(record.outputs)
-    )
+    found = tuple(number(t.data) if _is_host(t) else t.detach() for t in _tensors(record.outputs))
     return found if isinstance(record.outputs, tuple) else found[0] if found else None
