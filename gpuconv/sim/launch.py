@@ -180,7 +180,8 @@ class Function:
                     for other in workers[:number]:
                         ours, theirs = worker.record.ctypes.data, other.record.ctypes.data
                         self.module._merge(ours, theirs)
-            return report.findings(self.module._info, self.kernel, workers, args, timeout)
+            info, variables = self.module._info, self.module.places()
+            return report.findings(info, self.kernel, workers, args, variables, timeout)
         finally:
             if self.module.check:
                 _chunk = max(int(worker.record["chunk"][0]) for worker in workers)
@@ -277,12 +278,10 @@ class Function:
             trace = m.traces.address(worker, granule, _generation)
             shadow = m.shadow.ctypes.data if m.shadow is not None else 0
             rows.append((m.begin, m.nbytes, shadow, trace, 0, granule))
-        for name, size in self.module._info.variables.items():
+        for name, begin, size in self.module.places():
             traces = self.module._traces.setdefault(name, memory.Traces(size))
             trace, constant = traces.address(worker, 1, _generation), self.module._info.constants
-            rows.append(
-                (self.module._code.address(f"v.{name}"), size, 0, trace, name in constant, 1)
-            )
+            rows.append((begin, size, 0, trace, name in constant, 1))
         return _table(rows)
 
     def _targets(self, args: Sequence[Any], table: np.ndarray) -> np.ndarray:

@@ -140,6 +140,11 @@ class Module:
         """Names of the __device__ and __constant__ variables that a kernel uses."""
         return tuple(self._info.variables)
 
+    def places(self) -> list[tuple[str, int, int]]:
+        """Name, address and size of each of these variables."""
+        sizes = self._info.variables.items()
+        return [(name, self._code.address(f"v.{name}"), size) for name, size in sizes]
+
     def function(self, name: str) -> Function:
         """The kernel `name`. Raises ValueError, naming the module's kernels, if there is none."""
         if name not in self._functions:

@@ -367,13 +367,12 @@ def guide(tmp_path, monkeypatch):
 
 
 def test_the_guides_first_kernel(guide, capsys):
-    """What the guide shows is what is printed, but for addresses and the ends of long lines."""
+    """What the guide shows is what is printed, but for the ends of long lines."""
     code, out, _ = run(capsys, "sums.cu", "--launch", "launch_sums.py")
     shown = re.search(r"```text\n(.*?)```", GUIDE.read_text(), re.S)[1]
     assert code == 1
     for line, printed in zip(shown.splitlines(), out.splitlines(), strict=True):
-        found = re.sub("0x[0-9a-f]{9,}", "0x55c5a7cdc8e0", printed)
-        assert found.startswith(line.removesuffix("...")), printed
+        assert printed.startswith(line.removesuffix("...").rstrip()), printed
     mended = (
         guide["sums.cu"].replace("<= columns", "< columns").replace("half /= 2)", "half /= 2) {")
     )
