@@ -144,7 +144,8 @@ def _target(case: Case) -> str:
         return f"local address {at:#x}"
     number, index = case.argument()
     if number is not None:
-        return f"element {index} of argument {number}{_length(case.args[number].size, 'element', index)}"
+        size = case.args[number].size
+        return f"element {index} of argument {number}{_length(size, 'element', index)}"
     near = [v for v in case.variables if -_CLOSE <= at - v[1] < v[2] + _CLOSE]
     for name, begin, size in sorted(near, key=lambda v: _distance(at, v[1], v[2]))[:1]:
         return _within(at - begin, size, plain_name(name))

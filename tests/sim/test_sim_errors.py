@@ -289,8 +289,8 @@ def test_the_neighbouring_buffer_is_out_of_reach(past):
     arrays = [sim.zeros(64) for _ in range(4)]
     for array in arrays:
         for index in (64 + past, -1 - past):
-            found("bounds_global", f"element {index} of argument 0, which has 64 elements", f"y[{index}] = 1;", block=1,
-                  args=(array, array, 1))  # fmt: skip
+            words = f"element {index} of argument 0, which has 64 elements"
+            found("bounds_global", words, f"y[{index}] = 1;", block=1, args=(array, array, 1))
         launch("y[63] = 1; y[0] = 2;", block=1, args=(array, array, 1))
 
 
@@ -337,7 +337,7 @@ def test_messages_name_variables_and_arrays():
     words = "read of 4 bytes at byte 20 of filters, which has 20 bytes"
     found("bounds_global", words, "y[0] = filters[n / 13 + 1];", before=filters, block=1)
     dynamic = "extern __shared__ float s[]; s[threadIdx.x] = 1; __syncthreads(); "
-    words = "read of 4 bytes at 4 bytes before dynamic shared memory, which has 128 bytes"
+    words = "read of 4 bytes at byte -4 of dynamic shared memory, which has 128 bytes"
     last = "y[threadIdx.x] = s[(int)threadIdx.x - 1];"
     found("bounds_shared", words, dynamic + last, shared=128)
     words = "read of 8 bytes at element 6 of argument 1, the last of its 7: it ends outside"

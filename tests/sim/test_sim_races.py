@@ -155,8 +155,8 @@ s[threadIdx.x] = 0; __syncthreads();
 if (threadIdx.x == 40) s[3] = x[0];
 if (threadIdx.x == 50) y[0] = s[3];"""
     words = (
-        r"k: race on 4 bytes at byte 12 of s: thread \(40, 0, 0\) of block \(0, 0, 0\) wrote them at "
-        r"race.cu:4, and no barrier, fence or atomic orders that before this read, thread "
+        r"k: race on 4 bytes at byte 12 of s: thread \(40, 0, 0\) of block \(0, 0, 0\) wrote them "
+        r"at race.cu:4, and no barrier, fence or atomic orders that before this read, thread "
         r"\(50, 0, 0\) of block \(0, 0, 0\) at race.cu:5$"
     )
     with pytest.raises(sim.KernelError, match=words):
