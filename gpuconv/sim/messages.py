@@ -206,7 +206,7 @@ def _bounds(case: Case) -> str:
         return f"{_access(case)}, outside every local array"
     number, index = case.argument()
     if number is not None and index is not None and 0 <= index < case.args[number].size:
-        return f"{_access(case)}, the last of its {case.args[number].size}: it ends outside"
+        return f"{_access(case)} and past the last of its {case.args[number].size}"
     return _access(case)
 
 

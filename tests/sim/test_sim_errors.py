@@ -340,8 +340,8 @@ def test_messages_name_variables_and_arrays():
     words = "read of 4 bytes at byte -4 of dynamic shared memory, which has 128 bytes"
     last = "y[threadIdx.x] = s[(int)threadIdx.x - 1];"
     found("bounds_shared", words, dynamic + last, shared=128)
-    words = "read of 8 bytes at element 6 of argument 1, the last of its 7: it ends outside"
-    body = "y[0] = ((const float2*)x)[3].y;"
+    words = "read of 8 bytes at element 6 of argument 1 and past the last of its 7"
+    body = "float2 v = ((const float2*)x)[3]; y[0] = v.x * v.y;"
     found("bounds_global", words, body, args=(sim.zeros(1), sim.zeros(7), 1))
 
 
