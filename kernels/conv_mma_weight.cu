@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_backward_we
         for (int i = 0; i < WeightLoader::B; ++i) {
             const int column = first_column + (first + i * WeightLoader::LANES) * WIDTH;
             const int tap = column / channels, r = tap / S, s = tap - r * S;
-            loader.h[i] = column < columns ? r * dil_h : -(1 << 30);  // no row of the image
+            loader.h[i] = column < columns ? r * dil_h : NOWHERE;
             loader.w[i] = s * dil_w;
             loader.distance[i] =
                 ((r * dil_h * W + s * dil_w) * C + column - tap * channels) / WIDTH;

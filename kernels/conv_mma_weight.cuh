@@ -56,6 +56,18 @@ __device__ __forceinline__ unsigned rounded(float value)
 __device__ const Vector ONE[TILE_N / WIDTH] = {{{FORMAT == TF32 ? (ELEMENT)1.0f
     : FORMAT == BF16 ? (ELEMENT)0x3f80 : (ELEMENT)0x3c00}}};
 
+// As copy_async, by a predicate: of a size, which it chooses by several conditions, the compiler
+// makes a chain of selections.
+__device__ __forceinline__ void copy_async_if(bool inside, unsigned to, const void* from)
+{
+    asm volatile("{ .reg .pred outside; setp.eq.u32 outside, %2, 0;"
+                 " cp.async.cg.shared.global [%0], [%1], 16, outside; }" ::"r"(to),
+        "l"(__cvta_generic_to_global(from)), "r"((unsigned)inside)
+        : "memory");
+}
+
+constexpr int NOWHERE = -(1 << 30);  // no row of an image, and far from any
+
 struct WeightLoader {
     static constexpr int LANES = THREADS / DEPTH;  // threads of a pixel
     static constexpr int A = TILE / WIDTH / LANES, B = TILE_N / WIDTH / LANES;
@@ -101,24 +113,25 @@ struct WeightLoader {
     __device__ __forceinline__ void fetch(int stage)
     {
         const int line = divide(pixel, q_mul, q_shift), n = divide(line, p_mul, p_shift);
-        const int top = line * stride_h + n * image_h + first_h;
+        const bool there = pixel < end;
+        const int top = there ? line * stride_h + n * image_h + first_h : NOWHERE;
         const int left = pixel * stride_w + line * line_w + first_w;
         const char* pixels = offset(x, (n * H + top) * W + left, x_pixel);
-        const bool there = pixel < end;
+        const int count = there ? vectors : 0;
 #pragma unroll
         for (int i = 0; i < A; ++i)
-            copy_async(place_of(to_a, i) + stage, dy + i * LANES * 16,
-                there & (WHOLE | i * LANES < vectors));
+            copy_async_if(
+                WHOLE ? there : i * LANES < count, place_of(to_a, i) + stage, dy + i * LANES * 16);
         const auto inside = [&](int h, int w) {
-            return (unsigned)(top + h) < (unsigned)H & (unsigned)(left + w) < (unsigned)W & there;
+            return (unsigned)(top + h) < (unsigned)H && (unsigned)(left + w) < (unsigned)W;
         };
 #pragma unroll
         for (int i = 0; i < B; ++i)
             if (UNIFORM)
-                copy_async(place_of(to_b, i) + stage, pixels + i * LANES * 16, inside(0, 0));
+                copy_async_if(inside(0, 0), place_of(to_b, i) + stage, pixels + i * LANES * 16);
             else if (!BIAS || i != one)
-                copy_async(place_of(to_b, i) + stage, offset(pixels, distance[i], 16),
-                    inside(h[i], w[i]));
+                copy_async_if(inside(h[i], w[i]), place_of(to_b, i) + stage,
+                    offset(pixels, distance[i], 16));
         pixel += DEPTH;
         dy += dy_step;
     }

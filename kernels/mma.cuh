@@ -1,9 +1,11 @@
-// mma.cuh: the instructions of tensor cores and of the copies that feed them, and their numbers.
+// mma.cuh: the instructions of tensor cores and their numbers; copies.cuh has the copies that feed
+// them.
 //
 // Macros: FORMAT (TF32, BF16 or FP16) and ELEMENT, the type that an array of such numbers has:
 // float, or unsigned short for the bits of 16.
 #pragma once
 #include "common.cuh"
+#include "copies.cuh"
 
 #define TF32 0
 #define BF16 1
@@ -17,11 +19,6 @@ struct alignas(16) Vector {
     ELEMENT v[WIDTH];
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* to)
-{
-    return (unsigned)__cvta_generic_to_shared(to);
-}
-
 // base + n * bytes, as one number: the compiler would carry the parts of base into each address
 // that follows from it.
 __device__ __forceinline__ const char* offset(const void* base, int n, int bytes)
@@ -29,26 +26,6 @@ __device__ __forceinline__ const char* offset(const void* base, int n, int bytes
     const char* sum;
     asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(sum) : "r"(n), "r"(bytes), "l"(base));
     return sum;
-}
-
-// Begins to copy 16 bytes to shared memory; zeros, and no read, where they are not `inside`.
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool inside)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
-        "l"(__cvta_generic_to_global(from)), "r"(inside ? 16 : 0)
-        : "memory");
-}
-
-// The copies since the last call become a group.
-__device__ __forceinline__ void commit_copies()
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Waits until at most GROUPS of this thread's groups are on their way.
-template <int GROUPS> __device__ __forceinline__ void wait_for_copies()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
 
 // Four matrices of 8 rows of 16 bytes; lane 8m+r gives the address of row r of matrix m.

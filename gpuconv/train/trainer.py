@@ -318,11 +318,11 @@ class Trainer:
         if self.ranks is not None:
             p.loss_sum += value * self.ranks.images
             p.correct += self.ranks.correct
-            return
-        p.loss_sum += value * len(labels)
-        with recording.paused():
-            answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
-        p.correct += int(np.count_nonzero(answers == truth))
+        else:
+            p.loss_sum += value * len(labels)
+            with recording.paused():
+                answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
+            p.correct += int(np.count_nonzero(answers == truth))
         self.settle_scale(counts)
 
     def settle_scale(self, counts: list[int]) -> None:
@@ -348,7 +348,7 @@ class Trainer:
         with self._in_precision():
             scores = self.model(x)
         loss = self.loss(scores, labels)
-        value = value_of(self.loss, loss)
+        value = value_of(loss)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
         if ranks is not None:
             ranks.note_losses()

@@ -4,6 +4,7 @@ The first half states what the stand-in does, by CUDA's documentation; the secon
 """
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -649,7 +650,11 @@ def network():
     )
     return model.apply(lambda module: module.reset_parameters(np.random.default_rng(3)))
 
-def trained(device, graph, pixels, precision="ieee"):
+def summed(scores, labels):
+    first, second = nn.functional.cross_entropy(scores, labels), nn.functional.hinge(scores, labels)
+    return 0.5 * first + (1 - second.detach() / 3)
+
+def trained(device, graph, pixels, precision="ieee", loss="cross_entropy"):
     rng, said = np.random.default_rng(0), []
     listener = train.Callback()
     listener.on_message = said.append
@@ -659,7 +664,7 @@ def trained(device, graph, pixels, precision="ieee"):
     model = network().to(device)
     optimizer, average = optim.Adam(model.parameters(), 0.01), optim.EMA(model, 0.9)
     trainer = train.Trainer(
-        model, "cross_entropy", optimizer, optim.CosineLR(0.05, 25), 0.5, average, [listener],
+        model, loss, optimizer, optim.CosineLR(0.05, 25), 0.5, average, [listener],
         progress=False, graph=graph, precision=precision, scale_growth=3,
     )
     losses = [r["loss"] for r in trainer.fit(training, held, epochs=5)]
@@ -671,13 +676,14 @@ whole, parts = rng.integers(0, 256, (36, 1, 6, 6), np.uint8), rng.random((36, 1,
 """
 
 
-@pytest.mark.parametrize(("seed", "pixels"), [(0, "whole"), (7, "parts"), (8, "parts")])
+@pytest.mark.parametrize(("seed", "pixels"), [(0, "whole"), (7, "parts"), (8, "summed")])
 def test_graphs_have_the_bits_of_ordinary_steps(run, seed, pixels):
-    """Also where batches are copied one by one, in a stream of their own."""
+    """Also where batches are copied one by one, in a stream of their own, and a loss is a sum."""
+    given = "parts, loss=summed" if pixels == "summed" else pixels
     said = run(
-        TRAINED + f"found, said = trained('cuda', True, {pixels})\n"
+        TRAINED + f"found, said = trained('cuda', True, {given})\n"
         "calls = driver.calls(library)\n"
-        f"said = [found == trained('sim', False, {pixels})[0], said, calls['cudaGraphLaunch'], "
+        f"said = [found == trained('sim', False, {given})[0], said, calls['cudaGraphLaunch'], "
         "driver.failures]",
         seed=seed,
     )
@@ -807,6 +813,7 @@ from gpuconv.cuda.cupy import CupyRuntime
 def finite(self, array):  # no kernel computes the loss
     if recording.state.recorder is not None:
         recording.state.recorder.scalars.append(array)
+        return recording.state.recorder.host_numbers.read(1.0)
     return 1.0
 
 CupyRuntime.scalar = finite
@@ -842,20 +849,23 @@ def test_recorded_steps_take_no_more_memory(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("approximate", [0, 1])
-def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
+@pytest.mark.parametrize(
+    ("approximate", "cases"), [(0, "lenet"), (0, "linear"), (1, "lenet"), (1, "cast")]
+)
+def test_the_gpu_check_runs_whole(environment, tmp_path, approximate, cases):
     """On a machine with nothing but an interpreter, CuPy and a checkout, in small; and on a card
-    whose approximate instructions are as wrong as PTX permits.
+    whose approximate instructions are as wrong as PTX permits. linear: on tensor cores.
     """
     start = f"import driver\ndriver.install(approximate={approximate})\n"
     (tmp_path / "sitecustomize.py").write_text(start)
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--batch", "1"]
-    command += ["--budget", "1800", "--only", "steps", "--only", "lenet", "--only", "times"]
-    command += ["--out", str(out), "--seconds", "0.001", "--cases", "lenet", "--case-batch", "2"]
+    command += ["--budget", "1800", "--only", "times"]
+    command += ["--only", "steps", "--only", "lenet"] * (cases == "lenet")
+    command += ["--out", str(out), "--seconds", "0.001", "--cases", cases, "--case-batch", "2"]
     command += ["--images", "64", "--floor", "0", "--flushed", "4096", "--side", "8"]
     command += ["--rounds", "2", "--steps", "2"]
-    if approximate:
+    if approximate and cases == "lenet":
         files = ("kernels/test_kernels_dense", "kernels/test_kernels_norm", "cuda/test_runtime_ops")
         command += ["--only", "tests", *(f"--tests=tests/{file}.py" for file in files)]
     paths = f"{tmp_path}:{environment['PYTHONPATH']}"
@@ -864,4 +874,6 @@ def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (text,) = (path.read_text() for path in out.glob("*.md"))
+    for precision in ("tf32-conv", "bf16", "fp16") if cases == "lenet" else ("bf16", "fp16"):
+        assert re.search(rf"^\| {cases}.*\b{precision}\b.* [mu]s \|", text, re.MULTILINE), text
     assert "no figure here is a measurement" in text
