@@ -56,13 +56,15 @@ __device__ __forceinline__ unsigned rounded(float value)
 __device__ const Vector ONE[TILE_N / WIDTH] = {{{FORMAT == TF32 ? (ELEMENT)1.0f
     : FORMAT == BF16 ? (ELEMENT)0x3f80 : (ELEMENT)0x3c00}}};
 
-// As copy_async, by a predicate: of a size, which it chooses by several conditions, the compiler
-// makes a chain of selections.
-__device__ __forceinline__ void copy_async_if(bool inside, unsigned to, const void* from)
+// As copy_async, and only where `wanted`, by predicates: of conditions the compiler would make
+// branches, and of a size that several conditions choose a chain of selections.
+__device__ __forceinline__ void copy_async_if(
+    bool inside, unsigned to, const void* from, bool wanted = true)
 {
-    asm volatile("{ .reg .pred outside; setp.eq.u32 outside, %2, 0;"
-                 " cp.async.cg.shared.global [%0], [%1], 16, outside; }" ::"r"(to),
-        "l"(__cvta_generic_to_global(from)), "r"((unsigned)inside)
+    asm volatile("{ .reg .pred outside, wanted;"
+                 " setp.eq.u32 outside, %2, 0; setp.ne.u32 wanted, %3, 0;"
+                 " @wanted cp.async.cg.shared.global [%0], [%1], 16, outside; }" ::"r"(to),
+        "l"(__cvta_generic_to_global(from)), "r"((unsigned)inside), "r"((unsigned)wanted)
         : "memory");
 }
 
@@ -129,9 +131,9 @@ struct WeightLoader {
         for (int i = 0; i < B; ++i)
             if (UNIFORM)
                 copy_async_if(inside(0, 0), place_of(to_b, i) + stage, pixels + i * LANES * 16);
-            else if (!BIAS || i != one)
+            else
                 copy_async_if(inside(h[i], w[i]), place_of(to_b, i) + stage,
-                    offset(pixels, distance[i], 16));
+                    offset(pixels, distance[i], 16), !BIAS || i != one);
         pixel += DEPTH;
         dy += dy_step;
     }
