@@ -132,6 +132,13 @@ def computed(y: np.ndarray, function: Callable[..., np.ndarray], *operands: Any)
         recorder.trace.append((function.__name__, numbers))
 
 
+def adds_to(leaf: Any) -> None:
+    """Where a step is being recorded: it adds to the gradient that a leaf has."""
+    recorder = state.recorder
+    if recorder is not None and recorder.before.get(id(leaf)) is leaf.grad:
+        recorder.added_to.append((leaf, leaf.grad))
+
+
 def refuse(why: str) -> None:
     """Where a step is being recorded: it cannot be, and this is why."""
     if state.recorder is not None and not state.recorder.refused:
@@ -164,9 +171,13 @@ class Recorder:
         self.scalars: list[Any] = []  # losses, as `Runtime.scalar` read them
         self.host_numbers = HostNumbers()  # what it read, and what the host computed of it
         self.kept: list[Any] = []
-        # What the step's caller wants to read after a replay; parameters and their gradients.
+        self.inputs: list[Any] = []  # what its caller gives to each replay
+        # What its caller wants to read after a replay; parameters and their gradients.
         self.outputs: Any = None
         self.gradients: list[tuple[Any, Any]] = []
+        # Gradients that the step found, by the ids of their leaves; those that it added to.
+        self.before: dict[int, Any] = {}
+        self.added_to: list[tuple[Any, Any]] = []
         self.own: set[int] = set()  # addresses of the memory that the step itself allocated
         self.noted, self.keeping = False, True
         self.turn = 0  # the number of note_batch's launch

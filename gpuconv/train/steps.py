@@ -79,7 +79,7 @@ class RecordedSteps:
     def _kind(self, fixed: Fixed, shape: Hashable) -> Hashable:
         trainer = self._trainer
         parts = trainer.model, trainer.loss, trainer.optimizer, trainer.average
-        more: list[Hashable] = [trainer.clip_norm, *map(id, parts)]
+        more: list[Hashable] = [trainer.clip_norm, trainer.precision, *map(id, parts)]
         if self._records.wanted and trainer.ranks is not None:
             more.append(trainer.ranks.place(trainer.state.batch))
         return fixed.now("train", id(self._feed), shape, *more)

@@ -617,6 +617,7 @@ REPLACED = {
     "the optimiser": lambda run: setattr(run, "optimizer", optim.SGD(run.model.parameters(), 0.1)),
     "the average": lambda run: ema(run, None),
     "what is averaged": lambda run: ema(run, 0.5),
+    "the precision": lambda run: setattr(run, "precision", "bf16"),
 }
 
 
