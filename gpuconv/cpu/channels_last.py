@@ -92,7 +92,8 @@ def copy_block(x, image, sliding, scale, shift, n, first, rows, columns, out):
             at, to = source + (column - left) * image.step, place + column * C
             pixel, copied = x[at : at + C], out[to : to + C]  # views: their loops vectorise
             if len(scale) == 0:
-                copied[:] = pixel
+                for c in range(C):  # a slice's assignment takes Numba 2 seconds to compile
+                    copied[c] = pixel[c]
             else:
                 for c in range(C):
                     value = pixel[c] * scale[c] + shift[c]
