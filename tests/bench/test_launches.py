@@ -131,19 +131,21 @@ def touched(traces):
 
 
 # What may read less than whole arrays: strides skip pixels, options leave numbers unread.
-PARTLY = {"conv2d_forward_simt", "conv2d_backward_weight_simt", "cross_entropy_forward",
+PARTLY = {"conv2d_forward_simt", "conv2d_backward_weight_simt", "conv2d_gather_mma",
+          "conv2d_backward_weight_mma", "cross_entropy_forward",
           "cross_entropy_mean", "cross_entropy_total", "cross_entropy_backward",
           "sgd_momentum"}  # fmt: skip
 
 
 @pytest.mark.slow
-def test_counted_bytes_are_what_kernels_touch_in_the_simulator(monkeypatch):
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_counted_bytes_are_what_kernels_touch_in_the_simulator(monkeypatch, precision):
     """Every address that a launch reads or writes, once."""
     watched = Watched()
     monkeypatch.setattr(launches.runtimes, "runtime", lambda device: watched)
     rng = np.random.default_rng(0)
     network = small_network().to("sim")
-    launches.step_of(network, rng.standard_normal((2, 3, 32, 32)).astype(np.float32))()
+    launches.step_of(network, rng.standard_normal((2, 3, 32, 32)).astype(np.float32), precision)()
     for one, (read, written) in zip(watched.counted, watched.touched, strict=True):
         kernel = one.launch.kernel
         assert one.written == written, kernel
