@@ -42,7 +42,7 @@ def usages(chosen=None):
 
 
 def recorded():
-    """The specialisations that the lock has: of files for tensor cores, which take seconds to
+    """The specialisations that the lock can have: of files for tensor cores, which take seconds to
     compile, the representative ones.
     """
     for file, macros, typical in build.specialisations():
@@ -68,9 +68,10 @@ def test_more_registers_and_fewer_blocks_than_recorded_fail(monkeypatch):
 
 @pytest.mark.slow
 def test_all_that_is_recorded_exists_and_all_that_exists_is_recorded():
-    names = {lock_file.name(*special) for special in recorded()}
+    names = {lock_file.name(*special): special[0] not in build.TENSOR for special in recorded()}
+    required = {name for name, simt in names.items() if simt}
     for release, held in lock_file.record().items():
-        assert set(held["registers"]) == names, release
+        assert required <= set(held["registers"]) <= set(names), release
     assert {name.split(" ")[0] for name in names} == set(source.files())
 
 
