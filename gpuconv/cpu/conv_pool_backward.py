@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.inner_loops import add_rows, address, first_lanes, transpose_matrix
+from gpuconv.cpu.moves import add_rows, address, first_lanes, transpose_matrix
 from gpuconv.cpu.simd import LANES, VECTOR_BYTES
 from gpuconv.cpu.simd_pool_tiles import gather_tile, scatter_tile
 from gpuconv.cpu.workspace import scratch
