@@ -113,6 +113,7 @@ def _finite(self: Any, array: Any) -> float:
     """A loss, in place of what no kernel computed."""
     if recording.state.recorder is not None:
         recording.state.recorder.scalars.append(array)
+        return recording.state.recorder.host_numbers.read(1.0)
     return 1.0
 
 

@@ -168,12 +168,14 @@ def _numba() -> str:
 def _cpu() -> str:
     import llvmlite.binding as llvm
 
+    from gpuconv.cpu.simd import INSTRUCTION_SET, LANES
     from gpuconv.devices import processor
 
     present = llvm.get_host_cpu_features()
     features = " ".join(name for name in CPU_FEATURES if present.get(name))
     name = f"{processor()} ({llvm.get_host_cpu_name()})"
-    return f"{name}: {features or 'no vector features known'}"
+    used = f"loops use {INSTRUCTION_SET}, {LANES} floats a vector"
+    return f"{name}: {features or 'no vector features known'}; {used}"
 
 
 def _memory() -> str:

@@ -12,7 +12,7 @@ import pytest
 import threadpoolctl
 
 from gpuconv.autograd import Tensor, operators
-from gpuconv.cpu import conv, conv_per_tap, matmul
+from gpuconv.cpu import conv, matmul
 from gpuconv.cpu.workspace import KEPT_FLOATS, scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import blas_threads, parallel, set_thread_count, shards, thread_count

@@ -16,6 +16,7 @@ from gpuconv import ops
 from gpuconv.arrays import ShapeOnly, contiguous, device_of
 from gpuconv.autograd import fusion, tensor
 from gpuconv.autograd.state import Array
+from gpuconv.cuda.recording import computed
 from gpuconv.ops import in_place
 from gpuconv.threads import blas_threads, thread_count
 
@@ -33,9 +34,12 @@ def add(a: Any, b: Any) -> Tensor:
     together = fusion.summed(a, b)
     if together is not None:
         return together
-    a, b = _operands(a, b)
+    given, (a, b) = (a, b), _operands(a, b)
     if a.shape != b.shape or not a.ndim:
-        return _broadcast("add", np.add, a, b, lambda dy, x, y: (dy, dy))
+        y = _broadcast("add", _added, a, b, lambda dy, x, y: (dy, dy))
+        as_given = (g if _is_number(g) else x.data for g, x in zip(given, (a, b), strict=True))
+        computed(y.data, _added, *as_given)
+        return y
     x, y = a.data, b.data
 
     def compute(activation: str | None) -> Tensor:
@@ -47,6 +51,10 @@ def add(a: Any, b: Any) -> Tensor:
         )
 
     return fusion.defer(compute, (a, b), ("relu",))
+
+
+def _added(a: Any, b: Any) -> Array:
+    return np.asarray(a + b)
 
 
 def _add_backward(dy: Array, over: bool, y: Array | None) -> tuple[Array, Array]:
@@ -64,8 +72,9 @@ def relu_backward(dy: Array, y: Array, over: bool) -> Array:
 
 def subtract(a: Any, b: Any) -> Tensor:
     """a - b."""
-    a, b = _operands(a, b)
-    return add(a, negate(b))
+    if _is_number(b):
+        return add(a, -a.dtype.type(b))
+    return add(a, negate(tensor.as_tensor(b)))
 
 
 def negate(x: Tensor) -> Tensor:
@@ -91,6 +100,7 @@ def _multiply_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array
 def scale(x: Tensor, factor: float) -> Tensor:
     """x * factor, a number."""
     y = _scaled(x.data, factor)
+    computed(y, _scaled, x.data, factor)
     return tensor.record("scale", y, (x,), _scale_backward, factor)
 
 
@@ -110,12 +120,17 @@ def divide(a: Any, b: Any) -> Tensor:
         return multiply(a, power(tensor.as_tensor(b), -1.0))
     if not isinstance(a.data, np.ndarray):
         return scale(a, 1 / b)
-    y = np.asarray(a.data / a.dtype.type(b))
+    y = _divided(a.data, b)
+    computed(y, _divided, a.data, b)
     return tensor.record("divide", y, (a,), _divide_backward, b)
 
 
 def _divide_backward(dy: Array, over: bool, b: float) -> tuple[Array]:
-    return (np.asarray(dy / dy.dtype.type(b)),)
+    return (_divided(dy, b),)
+
+
+def _divided(x: Array, b: float) -> Array:
+    return np.asarray(x / x.dtype.type(b))
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
@@ -149,6 +164,8 @@ def _matmul_backward(dy: Array, over: bool, a: Array, b: Array) -> tuple[Array, 
 
 def total(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """The sum over all elements, or along the axes given."""
+    if not x.ndim and axis is None:
+        return x
     y = _on_host("sum", lambda a: a.sum(axis=axis, keepdims=keepdims), x)
     return tensor.record("sum", y, (x,), _total_backward, x.data.shape, axis)
 

@@ -12,6 +12,7 @@ import numpy as np
 from gpuconv import arrays, ops
 from gpuconv.autograd.state import Array, Node
 from gpuconv.autograd.tensor import Tensor, nodes_of
+from gpuconv.cuda.recording import adds_to
 from gpuconv.precision import rounded
 from gpuconv.strides import in_c_order, pixel_stride
 
@@ -232,6 +233,7 @@ def _add_to_grad(leaf: Tensor, d: Array, ours: bool) -> None:
     if leaf.grad is None:
         leaf.grad = d if ours else arrays.copy(d)
     else:  # a new array: whoever kept the old one still has it
+        adds_to(leaf)
         leaf.grad = _sum(leaf.grad, d)
 
 

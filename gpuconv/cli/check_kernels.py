@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-D", dest="define", action="append", default=[], metavar="NAME=VALUE", help="a macro"
     )
+    parser.add_argument(
+        "-I", dest="include", action="append", default=[], metavar="DIR", help="for #include"
+    )
     add_options(
         parser,
         ("--launch", "FILE.py", path, "how to launch the kernels"),
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     if missing := compile.available():
         raise ValueError(missing)
-    options = [f"-D{macro}" for macro in args.define]
+    options = [f"-D{macro}" for macro in args.define] + [f"-I{folder}" for folder in args.include]
     count = args.count or bool(args.listing or args.card)
     try:
         report = checking.check_file(

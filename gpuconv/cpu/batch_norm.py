@@ -69,7 +69,7 @@ def backward(
     in_place: dx takes dy's memory, which must be in C order.
     """
     C = x.shape[1]
-    gradient, gradient_step = (dy.reshape(-1), dy[0].size) if in_place else images(dy)
+    gradient, gradient_step = images(dy)
     flat, step = images(x)
     dx = None
     if need_dx:
@@ -203,6 +203,13 @@ def _input_gradient(dy, x, dx, constants, relu):
 
 
 @compiled
+def _copy(source, target):
+    """A loop, because Numba takes 2 seconds to compile the error of an assignment of slices."""
+    for i in range(len(source)):
+        target[i] = source[i]
+
+
+@compiled
 def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, sizes, first, end):
     N, C, size, dy_step, step = sizes
     relu, of_batch, need_dx = flags
@@ -228,7 +235,7 @@ def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, sizes, firs
             for i in range(0, size, PIECE):
                 count, place = min(PIECE, size - i), c * size + i
                 # dx may be dy itself: a copy cannot overlap it, so the loop vectorises
-                piece[:count] = dy[n * dy_step + place : n * dy_step + place + count]
+                _copy(dy[n * dy_step + place : n * dy_step + place + count], piece)
                 begin, to = n * step + place, n * C * size + place
                 _input_gradient(
                     piece[:count], x[begin : begin + count], dx[to : to + count], constants, relu

@@ -61,7 +61,16 @@ def _convolve(
     K = y.shape[1]
     filters = packed(plan, w, transposed, scratch("filters", plan.geometry.groups * plan.filters))
     bias, zeros = (np.zeros(K, np.float32) if b is None else b), np.zeros(K, np.float32)
-    fixed = x.reshape(-1), plan.image, y.reshape(-1), plan.to, plan.geometry, plan.passes, filters
+    fixed = (
+        x.reshape(-1),
+        plan.image,
+        y.reshape(-1),
+        plan.to,
+        plan.geometry,
+        plan.passes,
+        plan.strips,
+        filters,
+    )
     rest = bias, zeros, Image(0, 0, 1, 1, 1, K), NOTHING, NOTHING, 0, int(relu)
 
     def run(begin: int, end: int) -> None:

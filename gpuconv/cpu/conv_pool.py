@@ -17,7 +17,7 @@ from gpuconv.cpu import conv, conv_direct, pool
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.conv_pool_backward import backward_of_maxima
 from gpuconv.cpu.elementwise import contiguous
-from gpuconv.cpu.moves import address, first_lanes, transpose_matrix
+from gpuconv.cpu.moves import address, copy_floats, first_lanes, transpose_matrix
 from gpuconv.cpu.precision import modes
 from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
 from gpuconv.cpu.simd_pool_tiles import FILTERS, POOLED_PIXELS, pooled_filters, pooled_pixels
@@ -149,7 +149,8 @@ def _forward(x, y, argmax, layout, offsets, weights, bias, padded, values, indic
             for c in range(layout.C):
                 for h in range(x.shape[2]):
                     place = c * layout.plane + (h + layout.top) * layout.width + layout.left
-                    padded[place : place + x.shape[3]] = x[n, group * layout.C + c, h]
+                    source = address(x[n, group * layout.C + c, h])
+                    copy_floats(source, address(padded) + 4 * place, x.shape[3])
             for tile in range(tiles):
                 first, count = group * K + tile * width, min(width, K - tile * width)
                 a, shift = address(weights[group, tile]), address(bias[group]) + 4 * tile * width

@@ -9,6 +9,7 @@ import numpy as np
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.moves import (
     address,
+    copy_floats,
     first_lanes,
     place_of,
     tile_height,
@@ -88,13 +89,13 @@ def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, t
             pixel = ((n + i) * image.H + h) * image.W + begin - g.left
             for j in range(count):
                 at, to = place_of(image, pixel + j, group * g.C), place + j * g.step
-                values, made = x[at : at + g.C], tile[to : to + g.C]  # views: their loops vectorise
                 if len(scale) == 0:
-                    made[:] = values
-                else:
-                    for c in range(g.C):
-                        value = values[c] * scale[group * g.C + c] + shift[group * g.C + c]
-                        made[c] = least if value < least else value
+                    copy_floats(address(x) + 4 * at, address(tile) + 4 * to, g.C)
+                    continue
+                values, made = x[at : at + g.C], tile[to : to + g.C]  # views: their loops vectorise
+                for c in range(g.C):
+                    value = values[c] * scale[group * g.C + c] + shift[group * g.C + c]
+                    made[c] = least if value < least else value
         else:
             for c in range(0, g.C, LANES):
                 at = ((n + i) * image.C + group * g.C + c) * image.H + h
@@ -125,8 +126,8 @@ def find_pixels(g, images, p, rows, size, first, all_rows, columns, offsets, pla
 
 @compiled
 def convolve(
-    x, image, y, to, g, passes, filters, bias, rest, rest_image, scale, shift, rectified, relu,
-    tile, out, begin, end, first_pair, last_pair,
+    x, image, y, to, g, passes, strips, filters, bias, rest, rest_image, scale, shift, rectified,
+    relu, tile, out, begin, end, first_pair, last_pair,
 ):  # fmt: skip
     """y = the convolution of x, + bias (all channels) + rest, or its ReLU: blocks [begin, end),
     pairs [first_pair, last_pair) of vectors of filters.
@@ -141,12 +142,12 @@ def convolve(
     counts = np.empty(len(passes), np.int64)
     group_size = len(filters) // g.groups
     for t in range(len(passes)):
-        reached += passes[t, 9] * passes[t, 10]
+        reached += passes[t, 6] * passes[t, 7]
     for block in range(begin, end):
         n, images, p, rows = block_range(g, image, block)
         all_rows = min(rows * g.out_h, to.H - p * g.out_h)
         for t in range(len(passes)):
-            first, size = (passes[t, 7], passes[t, 8]), (passes[t, 9], passes[t, 10])
+            first, size = (passes[t, 4], passes[t, 5]), (passes[t, 6], passes[t, 7])
             counts[t] = find_pixels(
                 g, images, p, rows, size, first, all_rows, to.W, offsets[t], places[t]
             )
@@ -167,7 +168,7 @@ def convolve(
                     out[: pixels * TILE_WIDTH] = 0
                 for t in range(len(passes)):
                     _products(
-                        g, passes[t], filters[group * group_size :], k, source, offsets[t],
+                        g, passes[t], strips, filters[group * group_size :], k, source, offsets[t],
                         places[t], counts[t], address(bias) + 4 * channel,
                         address(rest) + 4 * place_of(rest_image, pixel, channel), rest_image.step,
                         relu, base, step, sums,
@@ -183,23 +184,24 @@ def convolve(
 
 @compiled
 def _products(
-    g, of_pass, filters, k, source, offsets, places, count, bias, rest, rest_step, relu, base, step,
-    sums,
+    g, of_pass, strips, filters, k, source, offsets, places, count, bias, rest, rest_step, relu,
+    base, step, sums,
 ):  # fmt: skip
     """A pass over a block for the pair of vectors of filters from k on; base, bias, rest: addresses
     for it.
     """
-    start, first, chunks, chunk_bytes, lines, line_bytes, floats, _, _, _, Q = of_pass
+    start, depth, first, end, _, _, _, Q = of_pass
     width, together = tile_width(g.K - k), g.out_h == 1 and g.out_w == 1
-    panel, pixel = address(filters) + 4 * (start + k * chunks * lines * floats), 0
+    pixel = 0
     while pixel < count:
-        height = tile_height(count - pixel)
-        for chunk in range(chunks):
+        height, panel = tile_height(count - pixel), address(filters) + 4 * (start + k * depth)
+        for strip in range(first, end):
+            offset, lines, line_bytes, floats = strips[strip]
             outer_tile(
-                height, width, panel + 4 * chunk * lines * floats * width,
-                source + first + chunk * chunk_bytes, address(offsets) + 8 * pixel, lines,
-                line_bytes, floats, 4, chunk, address(sums),
+                height, width, panel, source + offset, address(offsets) + 8 * pixel, lines,
+                line_bytes, floats, 4, strip > first, address(sums),
             )  # fmt: skip
+            panel += 4 * lines * floats * width
         done, inside = 0, min(height, count - pixel)
         while done < inside:  # pixels that lie evenly in y: a row's, or all
             run = inside - done if together else min(inside - done, Q - (pixel + done) % Q)

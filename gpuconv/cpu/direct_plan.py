@@ -25,6 +25,9 @@ from gpuconv.shapes import Window
 # A tile should stay in the L2 cache while all filters pass over it; with fewer pixels the filters
 # are read more often than they serve. ResNet-50's layers: half or twice of each is within 3%.
 TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
+# Products added to one sum before it joins the total. The rounding error of a sum of n random terms
+# grows like sqrt(c + n / c) with chains of c terms; the totals cost time.
+CHAIN = 128
 Taps = tuple[tuple[int, int], ...]  # (tap, its distance in rows or columns), of one stride phase
 
 
@@ -56,15 +59,17 @@ class Geometry(NamedTuple):
 class Plan(NamedTuple):
     """What `direct_loops` need to know.
 
-    passes: of each pass where its filters start, how its taps lie in the tile (`_lines`), and the
-    first row and column, the rows and the columns of its output. taps: the taps of each pass, in
-    the order of reading. filters: floats of one group's. tile, out: floats of a block's.
+    passes: of each pass where its filters start, its depth, its first strip and the end of its
+    strips, and the first row and column, the rows and the columns of its output. strips: what is
+    read one after the other for a pixel, see `_strips`. taps: of each pass, in the order of
+    reading. filters: floats of one group's. tile, out: floats of a block's.
     """
 
     image: Image
     to: Image
     geometry: Geometry
     passes: np.ndarray
+    strips: np.ndarray
     taps: tuple[np.ndarray, ...]
     filters: int
     tile: int
@@ -156,19 +161,21 @@ def _plan(
         C, K, groups, *stride, -low_y, -low_x, *out, P, Q, rows, images, span, width, step,
         lines if in_planes else 1, plane, int(not in_place), -(-N // images) * -(-P // rows),
     )  # fmt: skip
-    passes, taps, filters = [], [], 0
+    passes, strips, taps, filters = [], [], [], 0
     for a, down in enumerate(row_taps):
         for b, right in enumerate(column_taps):
             if down and right and a < to.H and b < to.W:
                 taps.append(np.array([r * S + s for r, _ in _up(down) for s, _ in _up(right)]))
-                where = _lines(down, right, low_y, low_x, geometry)
                 size = -(-(to.H - a) // out[0]), -(-(to.W - b) // out[1])
-                passes.append((filters, *where, a, b, *size))
-                filters += -(-K // LANES) * LANES * len(taps[-1]) * C
+                before, depth = len(strips), len(taps[-1]) * C
+                strips += _strips(down, right, low_y, low_x, geometry)
+                passes.append((filters, depth, before, len(strips), a, b, *size))
+                filters += -(-K // LANES) * LANES * depth
     tile = images * high * width * max(step, lines * LANES if in_planes else 0) + 2 * LANES * lines
     return Plan(
-        image, to, geometry, np.array(passes, np.int64).reshape(-1, 11), tuple(taps), filters,
-        tile, images * rows * out[0] * to.W * TILE_WIDTH,
+        image, to, geometry, np.array(passes, np.int64).reshape(-1, 8),
+        np.array(strips, np.int64).reshape(-1, 4), tuple(taps), filters, tile,
+        images * rows * out[0] * to.W * TILE_WIDTH,
     )  # fmt: skip
 
 
@@ -181,22 +188,28 @@ def _up(taps: Taps) -> list[tuple[int, int]]:
     return sorted(taps, key=lambda tap: tap[1])
 
 
-def _lines(
+def _strips(
     rows: Taps, columns: Taps, low_y: int, low_x: int, g: Geometry
-) -> tuple[int, int, int, int, int, int]:
-    """(first, chunks, chunk_bytes, lines, line_bytes, floats): the taps of a pass in the tile, in
-    bytes: chunks of lines of adjacent floats. A line is a pixel's channels, or those of a row of
-    taps where they follow one another.
+) -> list[tuple[int, int, int, int]]:
+    """(offset, lines, line_bytes, floats) of what a pass reads in the tile, about CHAIN floats in
+    each strip. A line is a pixel's channels, or those of a row of taps that follow one another.
     """
-    (_, y), *below = _up(rows)
     (_, x), *beside = _up(columns)
-    down = below[0][1] - y if below else 1
     right = beside[0][1] - x if beside else 1
-    first = 4 * g.step * ((y - low_y) * g.width + x - low_x)
-    row_bytes = 4 * g.step * g.width * down
+    starts = [4 * g.step * ((y - low_y) * g.width + x - low_x) for _, y in _up(rows)]
     if right == 1 and g.step == g.C:
-        return first, 1, 0, len(rows), row_bytes, len(columns) * g.C
-    return first, len(rows), row_bytes, len(columns), 4 * g.step * right, g.C
+        down = starts[1] - starts[0] if len(rows) > 1 else 0
+        sequences = [(starts[0], len(rows), down, len(columns) * g.C)]
+    else:
+        sequences = [(start, len(columns), 4 * g.step * right, g.C) for start in starts]
+    found = []
+    for start, count, line_bytes, floats in sequences:
+        together = max(1, CHAIN // floats)
+        for i in range(0, count, together):
+            offset, lines = start + i * line_bytes, min(together, count - i)
+            for c in range(0, floats, CHAIN):
+                found.append((offset + 4 * c, lines, line_bytes, min(floats - c, CHAIN)))
+    return found
 
 
 def _even_rows(N: int, P: int, most: int, threads: int) -> int:

@@ -72,8 +72,8 @@ def _direct(
     blocks, pairs = plan.geometry.blocks, -(-len(w) // groups // TILE_WIDTH)
     filters = pack("direct", partial(_packed, plan, w))
     fixed = (
-        x, plan.image, y, plan.to, plan.geometry, plan.passes, filters, b, *rest, *affine,
-        int(rectified), int(relu),
+        x, plan.image, y, plan.to, plan.geometry, plan.passes, plan.strips, filters, b, *rest,
+        *affine, int(rectified), int(relu),
     )  # fmt: skip
 
     def run(begin: int, end: int) -> None:

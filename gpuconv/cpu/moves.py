@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH
-from gpuconv.cpu.simd_moves import transpose
+from gpuconv.cpu.simd_moves import copy_lanes, transpose
 
 
 class Image(NamedTuple):
@@ -83,6 +83,15 @@ def place_of(image, pixel, channel):
 def first_lanes(count):
     """Bits for the first `count` lanes of a vector, or for all where there are fewer lanes."""
     return (1 << min(count, LANES)) - 1
+
+
+@compiled
+def copy_floats(source, target, count):
+    """Copy `count` floats from an address to another. Numba compiles it faster than an assignment
+    of slices, which takes it 2 seconds.
+    """
+    for i in range(0, count, LANES):
+        copy_lanes(source + 4 * i, target + 4 * i, first_lanes(count - i))
 
 
 @compiled

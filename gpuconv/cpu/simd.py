@@ -20,8 +20,8 @@ from llvmlite import ir
 from numba import types
 
 
-def _registers() -> tuple[int, tuple[int, int, int]]:
-    """(floats in a vector register, register tile heights) for the processor that we run on.
+def _registers() -> tuple[str, int, tuple[int, int, int]]:
+    """(instruction set, floats in a vector register, register tile heights) of this processor.
 
     A tile holds height x 2 vectors of sums, and its inner loop needs three more: 12 x 2 fit into 32
     registers, 6 x 2 into 16. Heights are 3, 2 and 1 units of 4 or 2 rows, so that the last tile of
@@ -29,10 +29,10 @@ def _registers() -> tuple[int, tuple[int, int, int]]:
     """
     features = _features()
     if "avx512f" in features:
-        return 16, (12, 8, 4)
+        return "AVX-512", 16, (12, 8, 4)
     if "avx" in features or "avx2" in features:
-        return 8, (6, 4, 2)
-    return 4, (12, 8, 4) if "neon" in features else (6, 4, 2)
+        return "AVX2" if "avx2" in features else "AVX", 8, (6, 4, 2)
+    return ("NEON", 4, (12, 8, 4)) if "neon" in features else ("SSE", 4, (6, 4, 2))
 
 
 def _features() -> set[str]:
@@ -61,7 +61,7 @@ def on_addresses(emit: Callable[..., None]) -> Any:
     return intrinsic(typed)
 
 
-LANES, TILE_HEIGHTS = _registers()
+INSTRUCTION_SET, LANES, TILE_HEIGHTS = _registers()
 FLOAT_BYTES = 4
 VECTOR_BYTES = LANES * FLOAT_BYTES
 TILE_WIDTH = 2 * LANES

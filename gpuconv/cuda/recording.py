@@ -25,6 +25,7 @@ import numpy as np
 
 from gpuconv.cuda import source
 from gpuconv.cuda import step_launch as config
+from gpuconv.cuda.host_numbers import HostNumbers
 from gpuconv.cuda.step_launch import COLUMNS, LOSSES, NORM, STATE, STEP
 
 if TYPE_CHECKING:
@@ -120,6 +121,24 @@ def note(scores: Any, labels: Any) -> None:
         state.recorder.note(scores, labels)
 
 
+def computed(y: np.ndarray, function: Callable[..., np.ndarray], *operands: Any) -> None:
+    """Where a step is being recorded: the host computed y as function(*operands), arrays and
+    numbers. If the arrays are losses, or were computed of them in this way, a replay computes y
+    again. The function is linear, so that its gradient does not depend on them.
+    """
+    recorder = state.recorder
+    if recorder is not None and recorder.host_numbers.computed(y, function, operands):
+        numbers = [np.float64(o) for o in operands if isinstance(o, int | float | np.generic)]
+        recorder.trace.append((function.__name__, numbers))
+
+
+def adds_to(leaf: Any) -> None:
+    """Where a step is being recorded: it adds to the gradient that a leaf has."""
+    recorder = state.recorder
+    if recorder is not None and recorder.before.get(id(leaf)) is leaf.grad:
+        recorder.added_to.append((leaf, leaf.grad))
+
+
 def refuse(why: str) -> None:
     """Where a step is being recorded: it cannot be, and this is why."""
     if state.recorder is not None and not state.recorder.refused:
@@ -150,11 +169,15 @@ class Recorder:
         self.trace: list[tuple[Launch | str, list[Any]]] = []
         self.effects: list[Effect] = []
         self.scalars: list[Any] = []  # losses, as `Runtime.scalar` read them
-        self.values: list[float] = []  # what it read
+        self.host_numbers = HostNumbers()  # what it read, and what the host computed of it
         self.kept: list[Any] = []
-        # What the step's caller wants to read after a replay; parameters and their gradients.
+        self.inputs: list[Any] = []  # what its caller gives to each replay
+        # What its caller wants to read after a replay; parameters and their gradients.
         self.outputs: Any = None
         self.gradients: list[tuple[Any, Any]] = []
+        # Gradients that the step found, by the ids of their leaves; those that it added to.
+        self.before: dict[int, Any] = {}
+        self.added_to: list[tuple[Any, Any]] = []
         self.own: set[int] = set()  # addresses of the memory that the step itself allocated
         self.noted, self.keeping = False, True
         self.turn = 0  # the number of note_batch's launch

@@ -22,7 +22,8 @@ class Outcome(NamedTuple):
 
 
 class Record:
-    """A recorded step. note: why the device replays it as single launches, or "".
+    """A recorded step. note: why the device replays it as single launches, or "". total(losses):
+    the loss of a step that reads these.
 
     One that noted its losses is run by `run`, any other by `start`.
     """
@@ -40,6 +41,7 @@ class Record:
         self._ahead: tuple[Hashable, np.ndarray, list[Callable[[], None]]] | None = None
         self.replay, self.note = on.replay_of(recorder)
         self.outputs, self._gradients = recorder.outputs, recorder.gradients
+        self.total = recorder.host_numbers.total
         recorder.launches, recorder.trace = [], []
 
     def start(self) -> None:
@@ -52,9 +54,9 @@ class Record:
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
 
-    def losses(self) -> list[float]:
-        """The losses of the last step, after all that was started."""
-        return [float(self.on.read(loss)[0]) for loss in self.recorder.scalars]
+    def loss(self) -> float:
+        """The loss of the last step, after all that was started."""
+        return self.total([float(self.on.read(loss)[0]) for loss in self.recorder.scalars])
 
     def run(
         self,

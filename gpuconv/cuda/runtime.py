@@ -200,15 +200,17 @@ class Runtime:
         with recording.paused(), self.shared_memory():
             return recorder.keep(self.asarray(host))
 
-    def scalar(self, array: Any) -> float:
-        """The value of an array of one element, a loss; a recorded step notes it at each replay."""
+    def scalar(self, array: Any) -> Any:
+        """The value of an array of one element, a loss; a recorded step notes it at each replay. A
+        float, but while a step is recorded an array of NumPy's.
+        """
         recorder = recording.state.recorder
         with recording.paused():
             value = float(self.asnumpy(array)[0])
-        if recorder is not None:
-            recorder.scalars.append(array)
-            recorder.values.append(value)
-        return value
+        if recorder is None:
+            return value
+        recorder.scalars.append(array)
+        return recorder.host_numbers.read(value)
 
     def read(self, array: Any) -> np.ndarray:
         """A NumPy copy, after all that was started, also while a step is recorded."""

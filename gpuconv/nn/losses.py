@@ -103,17 +103,13 @@ class AuxiliaryLoss(Module):
     def forward(self, scores: Tensor | tuple[Tensor, ...], labels: Any) -> Tensor:
         if not isinstance(scores, tuple | list):
             return self.loss(scores, labels)
-        return self.combined([self.loss(each, labels) for each in scores])
+        main, *others = [self.loss(each, labels) for each in scores]
+        return main + self.weight * sum(others[1:], others[0]) if others else main
 
     def total_weight(self, labels: np.ndarray) -> float:
         """What the loss is a mean over."""
         own = getattr(self.loss, "total_weight", None)
         return float(len(labels)) if own is None else own(labels)
-
-    def combined(self, losses: list[Any]) -> Any:
-        """The loss from those of the heads, the main one first: tensors, or numbers."""
-        main, *others = losses
-        return main + self.weight * sum(others[1:], others[0]) if others else main
 
 
 LOSSES: dict[str, type[Module]] = {

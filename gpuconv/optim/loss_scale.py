@@ -44,6 +44,8 @@ class LossScaler:
     65536.0
     """
 
+    counters = ("skipped",)  # what changes and decides nothing
+
     def __init__(self, device: str, scale: float = 2.0**16, growth: int = 2000) -> None:
         self.growth = whole("LossScaler: growth", growth)
         scale = number("LossScaler: scale", scale, least=1)

@@ -20,7 +20,7 @@ from gpuconv.sim.signature import plain_name
 _COLLECTIVE = "bar barrier shfl vote match redux activemask nanosleep elect"
 _COLLECTIVE += " mma ldmatrix stmatrix cp"  # cp.async: its copies are kept in the thread's record
 COLLECTIVE = set(_COLLECTIVE.split())
-UPDATE, DATA = 128, 256  # Code of races.cu
+STRONG, UPDATE, DATA = 16, 128, 256  # Code of races.cu
 
 
 def reachable(program: Program, function: Function, seen: tuple[str, ...] = ()) -> list[Function]:
@@ -218,12 +218,44 @@ def granules(functions: list[Function], arguments: dict[str, int]) -> dict[int, 
     return found
 
 
-def volatile_bits(function: Function) -> dict[int, int]:
-    """UPDATE and DATA of races.cu for the volatile accesses of a function, by the ids of these."""
+def _makers(function: Function) -> dict[str, list[Instruction]]:
+    """The instructions that write each register."""
     makers: dict[str, list[Instruction]] = {}
     for i in function.instructions:
         for name in _written(i):
             makers.setdefault(name, []).append(i)
+    return makers
+
+
+def guess_bits(function: Function) -> dict[int, int]:
+    """STRONG of races.cu for plain loads whose value an atomicCAS at the same address tests.
+
+    Such a first guess, as in atomic operations that the CUDA programming guide builds from
+    atomicCAS, may be out of date: then the exchange fails.
+    """
+    makers = _makers(function)
+    found = {}
+    for swap in function.instructions:
+        if swap.op != "atom" or "cas" not in swap.mods:
+            continue
+        _, address, guess, _ = swap.operands
+        todo, seen = [guess], set()
+        while todo:
+            name = getattr(todo.pop(), "name", "")
+            if name in seen:
+                continue
+            seen.add(name)
+            for maker in makers.get(name, ()):
+                if maker.op == "mov":
+                    todo += maker.operands[1:]
+                elif maker.op == "ld" and maker.operands[1] == address:
+                    found[id(maker)] = STRONG
+    return found
+
+
+def volatile_bits(function: Function) -> dict[int, int]:
+    """UPDATE and DATA of races.cu for the volatile accesses of a function, by the ids of these."""
+    makers = _makers(function)
 
     def origins(names: list[str]) -> tuple[set[str], set[int]]:
         """The registers from which values are computed, and the ids of the loads among these."""

@@ -10,6 +10,7 @@ import numpy as np
 from gpuconv.sim.info import Kernel
 from gpuconv.sim.memory import Array
 from gpuconv.sim.program import Variable
+from gpuconv.sim.signature import plain_name
 
 _FLOATS: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
@@ -20,13 +21,15 @@ def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
     Raises TypeError or ValueError, naming the argument that does not fit its parameter.
     """
     if len(args) != len(kernel.parameters):
-        raise TypeError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(args)}")
+        name = plain_name(kernel.name)
+        raise TypeError(f"{name} takes {len(kernel.parameters)} arguments, got {len(args)}")
     space = bytearray(max(kernel.parameter_bytes, 1) + 16)
     for number, (parameter, value) in enumerate(zip(kernel.parameters, args, strict=True)):
         try:
             piece = _bytes(parameter, value)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{kernel.name}: argument {number} {error}") from None
+            name = plain_name(kernel.name)
+            raise type(error)(f"{name}: argument {number} {error}") from None
         space[parameter.offset : parameter.offset + parameter.size] = piece
     return np.frombuffer(space, np.uint8)
 

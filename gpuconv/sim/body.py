@@ -21,7 +21,6 @@ from gpuconv.sim import (
 )
 from gpuconv.sim.analysis import register_types
 from gpuconv.sim.emit import FLOAT_TABLE, TABLE, Emitter, Frame
-from gpuconv.sim.errors import UnsupportedError
 from gpuconv.sim.isa_float import FLOATS, float_arithmetic
 from gpuconv.sim.program import Function, Instruction, Label, Reg, Sym, Vector
 from gpuconv.sim.signature import plain_name
@@ -194,8 +193,7 @@ class Body(Emitter):
             if value:
                 self.emit(f"store i64 {value}, ptr {self._place(results[0])}")
         else:
-            where = self.module.where(i)
-            raise UnsupportedError(f"{where}: the function {plain_name(name)} has no body here")
+            raise self.unsupported(f"the function {plain_name(name)}, which has no body here,")
 
     def _argument(self, operand: object) -> str:
         assert isinstance(operand, Sym)

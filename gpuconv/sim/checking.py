@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from gpuconv.sim import compile, facts, spec
 from gpuconv.sim.counters import Counters
 from gpuconv.sim.errors import KernelError
 from gpuconv.sim.facts import Facts, Occupancy
 from gpuconv.sim.findings import Finding
-from gpuconv.sim.memory import Array
+from gpuconv.sim.memory import Array, asnumpy
 from gpuconv.sim.signature import plain_name
 from gpuconv.sim.spec import Launched, Runner, Source, SpecError
 
@@ -34,6 +36,7 @@ MENDS = {
     "uninitialised": "write the memory before it is read: start every element, by every thread",
     "race_shared": "put __syncthreads() between the accesses, or __syncwarp() within one warp",
     "race_global": "use atomics, or two launches: nothing else orders the blocks of a grid",
+    "race_in_block": "put __syncthreads() between the accesses, or use atomics",
     "same_value": "let one thread write what all threads agree on",
     "early_exit": "let all threads come to the barrier: guard the work, do not return before it",
     "divergent": "move the barrier out of the branch, so that all threads come to the same one",
@@ -65,7 +68,10 @@ class Reported:
     @property
     def mend(self) -> str:
         """One sentence on the usual mend, "" for a kind that has none."""
-        return MENDS.get(self.finding.kind, "")
+        other, kind = self.finding.other, self.finding.kind
+        if kind == "race_global" and other is not None and other.block == self.finding.block:
+            kind = "race_in_block"
+        return MENDS.get(kind, "")
 
     @property
     def where(self) -> str:
@@ -74,14 +80,12 @@ class Reported:
         if not self.argument or index is None:
             return self.argument
         what = f"{self.argument}[{index}]"
+        elements = f"{self.length} element{'s' * (self.length != 1)}"
         if index < 0:
-            return f"{what}, {-index} before the first of its {self.length} elements"
-        if index >= self.length:
-            past = index - self.length
-            return (
-                f"{what}, {f'{past} past' if past else 'at'} the end of its {self.length} elements"
-            )
-        return what
+            return f"{what}, {-index} before the first of its {elements}"
+        if index > self.length:
+            return f"{what}, {index - self.length} past the end of its {elements}"
+        return f"{what}, just past its {elements}" if index == self.length else what
 
 
 @dataclass
@@ -131,12 +135,16 @@ def check_file(
         launches = spec.load(launch) if isinstance(launch, str) else launch
     found: dict[tuple[Any, ...], Reported] = {}
     report = Report(source, [], words, orders)
+    variables = [module.variable(name, np.uint8) for name in module.variables]
+    initial = [asnumpy(variable) for variable in variables]
     for order in orders:
+        for variable, value in zip(variables, initial, strict=True):
+            variable.set(value)  # each order begins as the program does
         run = _Checked(source, module, order, found, timeout)
         try:
             launches(run)
-        except SpecError:
-            if not run.failed:  # what a wrong kernel wrote may well fail the launch file's test
+        except Exception:
+            if not run.failed:  # what a wrong kernel wrote may well fail the launch's own test
                 raise
         report.launches = run.launches
         if any(one.finding.kind == "timeout" for one in found.values()):
@@ -213,7 +221,7 @@ class _Checked(Runner):
     def _explained(self, finding: Finding, one: Launched) -> Reported:
         name, length = "", 0
         kernel = plain_name(finding.kernel)
-        message = finding.message.replace(f"{finding.kernel}: ", "", 1)
+        message = finding.message.removeprefix(f"{kernel}: ")
         if finding.argument is not None:
             array = one.args[finding.argument]
             length = array.size if isinstance(array, Array) else 0

@@ -85,6 +85,51 @@ def include_paths() -> tuple[str, ...]:
     return tuple(path for path in places if os.path.isdir(path))
 
 
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
+_INCLUDE = re.compile(r'^\s*(?:#|%:|\?\?=)\s*(include\w*)\s*(?:"([^"\n]*)"|<([^>\n]*)>)?', re.M)
+
+
+def own_headers(source: str, options: Sequence[str], name: str) -> list[str] | None:
+    """Paths and texts of the user's header files that compiling `source` may read, in turn.
+
+    None where that cannot be told. A file that is not there counts too, with no text: it may come.
+    """
+    folders = []
+    for option in options:
+        if folder := re.fullmatch(r"(?:-I|--include-path=)(.+)", option):
+            folders.append(folder[1])
+        elif re.match(r"-I|--include-path|--pre-include|-include", option):
+            return None
+    found: dict[str, str] = {}
+    todo = [(name, source)]
+    while todo:
+        path, text = todo.pop()
+        if "__has_include" in text or "include_next" in text:
+            return None
+        text = text.replace("\\\n", "")
+        included = _INCLUDE.findall(text) + _INCLUDE.findall(_COMMENT.sub(" ", text))
+        for _, quoted, bracketed in included:
+            if not (quoted or bracketed):
+                return None  # a macro says which
+            beside = [os.path.dirname(path), ""] if quoted else []
+            for folder in (*beside, *folders):
+                place = os.path.abspath(os.path.join(folder, quoted or bracketed))
+                if place not in found:
+                    found[place] = _text_of(place)
+                    todo.append((place, found[place]))
+    return [part for pair in found.items() for part in pair]
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(
+            path, encoding="latin-1", newline=""
+        ) as file:  # which has a character for any byte
+            return file.read()
+    except OSError:
+        return ""
+
+
 @cache
 def _nvrtc():
     from cuda.bindings import nvrtc
@@ -129,7 +174,7 @@ def _first_error(name: str, log: str, status: str) -> str:
         if "error" in line.lower():
             if "host function" in line:
                 line += "; put host code between #ifndef __CUDACC_RTC__ and #endif"
-            return f"NVRTC refused {name}: {' '.join(line.split())} (the whole log is in .log)"
+            return f"NVRTC refused {name}: {' '.join(line.split())}"
     return f"NVRTC refused {name}: {' '.join(log.split())[:300] or status}"
 
 

@@ -258,6 +258,10 @@ class Emitter:
             return self._lane_mask(name[10:])
         if name == "%dynamic_smem_size":
             return self.block_field("dynamic_bytes")
+        if name in ("%envreg1", "%envreg2"):  # as cooperative_groups.h asks for it
+            place = self.block_field("workspace")
+            place = self.op(f"lshr i64 {place}, 32") if name == "%envreg1" else place
+            return self.op(f"trunc i64 {place} to i32")
         if name == "%total_smem_size":
             return self.block_field("shared_bytes")
         raise self.unsupported(f"the special register {name}")

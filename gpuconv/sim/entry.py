@@ -11,6 +11,7 @@ from gpuconv.sim.analysis import (
     all_flush,
     argument_registers,
     granules,
+    guess_bits,
     in_shared,
     is_pointer,
     names,
@@ -23,13 +24,14 @@ from gpuconv.sim.analysis import (
 )
 from gpuconv.sim.body import Body
 from gpuconv.sim.info import Kernel
-from gpuconv.sim.program import Function, Program
+from gpuconv.sim.program import Function, Program, Special
 
 if TYPE_CHECKING:
     from gpuconv.sim.lower import Module
 
 MOST_TOGETHER = 1024  # blocks under way at once where they may wait for each other
 SOME_TOGETHER = 4  # where they take work from a list
+_WORKSPACE = Special("%envreg1"), Special("%envreg2")
 _GAP = 32  # guard bytes between shared variables in checked mode
 
 
@@ -70,7 +72,8 @@ class KernelFunction(Body):
         if module.check:  # a loop that takes work by an atomic must not give it all to one thread
             self.polls |= {id(i) for i in instructions if isa_atomic.result_used(i, read)}
             for f in self.functions:
-                self.access_bits |= volatile_bits(f)
+                self.access_bits |= guess_bits(f) | volatile_bits(f)
+                self.access_bits |= isa_atomic.reduction_bits(f, read)
         # a thread may have to wait for another
         collective = any(i.op in COLLECTIVE for i in instructions)
         waits = any(not in_shared(i) for f in self.functions for i in polling(f))
@@ -126,6 +129,9 @@ class KernelFunction(Body):
             shared,
             any(i.op == "cp" for g in self.functions for i in g.instructions),
             granules(self.functions, argument_registers(f)),
+            any(
+                o in _WORKSPACE for g in self.functions for i in g.instructions for o in i.operands
+            ),
         )
 
     def _place_shared(self, program: Program) -> tuple[list, int, int, bool]:

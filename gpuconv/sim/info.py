@@ -32,6 +32,7 @@ class Kernel:
     # bytes that a record of race detection stands for: by argument, -1 for other global memory, -2
     # for shared memory
     granules: dict[int, int]
+    workspace: bool  # it asks for the memory by which the blocks of a grid synchronise
 
     def shared_places(self, total: int) -> list[tuple[int, int]]:
         """Address and size of each shared variable; `total` bytes include the dynamic one."""

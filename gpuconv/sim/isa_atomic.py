@@ -8,9 +8,18 @@ from __future__ import annotations
 from collections.abc import Set
 
 from gpuconv.sim.emit import Emitter, lowers
-from gpuconv.sim.isa_memory import ATOMIC, READ, STRONG, WRITE, Access, host_pointer, meta
+from gpuconv.sim.isa_memory import (
+    ATOMIC,
+    READ,
+    REDUCES,
+    STRONG,
+    WRITE,
+    Access,
+    host_pointer,
+    meta,
+)
 from gpuconv.sim.prelude import ALIAS
-from gpuconv.sim.program import TYPES, Address, Instruction, Operand, Reg, bits_of
+from gpuconv.sim.program import TYPES, Address, Function, Instruction, Operand, Reg, bits_of
 from gpuconv.sim.rounding import flush
 
 _COMMUTATIVE = {"add", "min", "max", "and", "or", "xor"}
@@ -19,9 +28,17 @@ _ATOMIC = _COMMUTATIVE | {"exch", "cas", "inc", "dec"}
 
 def result_used(i: Instruction, read: Set[str]) -> bool:
     """Whether this is a global atomic whose result is read. read: the registers that are."""
-    if i.op != "atom" or any(m.startswith("shared") for m in i.mods):
-        return False
-    return isinstance(i.operands[0], Reg) and i.operands[0].name in read
+    return not any(m.startswith("shared") for m in i.mods) and _used(i, read)
+
+
+def _used(i: Instruction, read: Set[str]) -> bool:
+    return i.op == "atom" and isinstance(i.operands[0], Reg) and i.operands[0].name in read
+
+
+def reduction_bits(function: Function, read: Set[str]) -> dict[int, int]:
+    """REDUCES of races.cu for atomics whose result nobody reads, by the ids of these."""
+    atomics = (i for i in function.instructions if i.op in ("atom", "red"))
+    return {id(i): REDUCES for i in atomics if not _used(i, read)}
 
 
 def order_matters(i: Instruction, read: Set[str]) -> bool:

@@ -23,8 +23,8 @@ ORDERS = set(_ORDERS.split())
 
 
 # what sim_access is told about an access: Code of races.cu
-READ, WRITE, SHARED, GENERIC, STRONG, ACQUIRE, RELEASE, UPDATE, DATA, ATOMIC, BLIND = (
-    1 << n for n in range(11)
+READ, WRITE, SHARED, GENERIC, STRONG, ACQUIRE, RELEASE, UPDATE, DATA, ATOMIC, BLIND, REDUCES = (
+    1 << n for n in range(12)
 )
 
 

@@ -107,6 +107,7 @@ class Function:
         count, blocks = math.prod(threads), math.prod(dims)
         total = self.kernel.placed_shared + shared
         launch, _held, reverse = self._launch_record(count, blocks, order, seed)
+        workspace = memory.zeros(2, np.uint32) if self.kernel.workspace else None
         check, counts = self.module.check, self.module.count
         with _checked if check or counts else nullcontext():
             if check:
@@ -123,6 +124,7 @@ class Function:
                 records = worker.blocks
                 records["params"], records["launch"] = parameters.ctypes.data, launch.ctypes.data
                 records["ntid"], records["nctaid"] = threads, dims
+                records["workspace"] = workspace.ptr if workspace is not None else 0
                 records["dynamic_bytes"], records["reverse"] = shared, reverse
                 records["error"] = records["phase"] = 0
             with counted(self.counters, workers[0].blocks) if counts else nullcontext():
@@ -178,7 +180,8 @@ class Function:
                     for other in workers[:number]:
                         ours, theirs = worker.record.ctypes.data, other.record.ctypes.data
                         self.module._merge(ours, theirs)
-            return report.findings(self.module._info, self.kernel, workers, args, timeout)
+            info, variables = self.module._info, self.module.places()
+            return report.findings(info, self.kernel, workers, args, variables, timeout)
         finally:
             if self.module.check:
                 _chunk = max(int(worker.record["chunk"][0]) for worker in workers)
@@ -275,12 +278,10 @@ class Function:
             trace = m.traces.address(worker, granule, _generation)
             shadow = m.shadow.ctypes.data if m.shadow is not None else 0
             rows.append((m.begin, m.nbytes, shadow, trace, 0, granule))
-        for name, size in self.module._info.variables.items():
+        for name, begin, size in self.module.places():
             traces = self.module._traces.setdefault(name, memory.Traces(size))
             trace, constant = traces.address(worker, 1, _generation), self.module._info.constants
-            rows.append(
-                (self.module._code.address(f"v.{name}"), size, 0, trace, name in constant, 1)
-            )
+            rows.append((begin, size, 0, trace, name in constant, 1))
         return _table(rows)
 
     def _targets(self, args: Sequence[Any], table: np.ndarray) -> np.ndarray:

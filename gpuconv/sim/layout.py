@@ -41,6 +41,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("launch", "u8"),
         ("worker", "u8"),
         ("index", "u8"),  # linear block index
+        ("workspace", "u8"),  # of the launch, for a barrier of the grid
         ("cache", "u8"),  # index of the allocation last accessed
         ("ctaid", "u4", 3),
         ("ntid", "u4", 3),

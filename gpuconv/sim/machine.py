@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,15 +39,14 @@ def _from_source(
 ) -> tuple[Info, bytes]:
     """The compiled module, from the cache if it is there.
 
-    A user's header files are not part of the cache's key, so a source that includes some goes
-    through NVRTC every time, and its PTX is looked up.
+    Where it cannot be told which header files of the user's a source reads, it goes through NVRTC
+    every time, and its PTX is looked up.
     """
-    private = any(re.match(r"-I|--include-path|--pre-include|-include", o) for o in options)
-    private |= bool(re.search(r'^\s*#\s*include\s*"', source, re.M))
-    if private:
+    headers = nvrtc.own_headers(source, options, name)
+    if headers is None:
         return _from_ptx(nvrtc.to_ptx(source, options, arch, name), check, count)
     compiler = repr((*nvrtc.OPTIONS, *options)), arch, nvrtc.compiler_version(), jit.identity()
-    entry = disk.key("source", source, name, *compiler, f"{check} {count} {host}")
+    entry = disk.key("source", source, name, *compiler, f"{check} {count} {host}", *headers)
     return _cached(entry, lambda: nvrtc.to_ptx(source, options, arch, name), check, count, host)
 
 
@@ -136,6 +134,16 @@ class Module:
     def kernels(self) -> tuple[str, ...]:
         """Names of the kernels in this module."""
         return tuple(self._info.kernels)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of the __device__ and __constant__ variables that a kernel uses."""
+        return tuple(self._info.variables)
+
+    def places(self) -> list[tuple[str, int, int]]:
+        """Name, address and size of each of these variables."""
+        sizes = self._info.variables.items()
+        return [(name, self._code.address(f"v.{name}"), size) for name, size in sizes]
 
     def function(self, name: str) -> Function:
         """The kernel `name`. Raises ValueError, naming the module's kernels, if there is none."""

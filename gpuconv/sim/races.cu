@@ -18,6 +18,7 @@ enum Code : u32 {
     DATA = 256,       // a volatile access that is no flag; a weak read of constant data (ld.nc)
     ATOMIC = 512,
     BLIND = 1024,     // a write whose value is not known
+    REDUCES = 2048,   // an atomic without a result (red)
 };
 
 struct Flag {
@@ -26,6 +27,8 @@ struct Flag {
     Row* row;                 // what its last write released: to its own block, and to all
     Know* know;
     u64 block;
+    u64 seen;                 // mark of the last read, which has observed all writes; 0 for none
+    u64 broken;               // a store was ordered after an earlier write by nothing
 };
 
 struct Access { u64 mark, address; u32 code, n, site, size; };
@@ -149,6 +152,12 @@ static __device__ bool exchange(Block* b, u64 other, const Access& now, u64 born
         && is_mine(b, time_of(other)) && !in_order(b, other, now.n, born);
 }
 
+// Whether a strong write of the flag comes before the present of thread n: also if a strong read
+// that observed it does, through any chain of atomics (observation order).
+static __device__ bool is_settled(Block* b, const Flag* f, u64 mark, u32 n, u64 born) {
+    return in_order(b, mark, n, born) || (f->seen && in_order(b, f->seen, n, born));
+}
+
 static __device__ __noinline__ void visit_strong(Block* b, Trace* t, const Access& now, u64 born) {
     Worker* w = worker_of(b);
     const u32 kind = now.code & SHARED ? E_RACE_SHARED : E_RACE_GLOBAL;
@@ -163,6 +172,11 @@ static __device__ __noinline__ void visit_strong(Block* b, Trace* t, const Acces
         if (now.code & WRITE && exchange(b, f->reads[k], now, born))
             report(b, now, kind, f->reads[k], false);
     }
+    // who reads what a store wrote has not seen the writes before
+    for (u32 k = 0; k < 2 && now.code & WRITE && !(now.code & ATOMIC); ++k)
+        f->broken |= !is_settled(b, f, f->writes[k], now.n, born);
+    const bool sees = now.code & READ && !(now.code & REDUCES);
+    if (now.code & WRITE || sees) f->seen = sees && !f->broken ? now.mark : 0;
     if (now.code & READ) {
         if (!(now.code & WRITE)) put(b, f->reads, now, born);
         if (f->row || f->know || now.code & ACQUIRE) offer(b, now.n, f, now.code & ACQUIRE);
@@ -184,7 +198,7 @@ static __device__ __forceinline__ void visit_weak(Block* b, Trace* t, const Acce
         report(b, now, E_READ_ONLY, t->write, true);
     if (Flag* f = t->flag ? flag_at(worker_of(b), t, born) : nullptr)
         for (u32 k = 0; k < 2; ++k) {
-            if (!in_order(b, f->writes[k], now.n, born)) report(b, now, kind, f->writes[k], true);
+            if (!is_settled(b, f, f->writes[k], now.n, born)) report(b, now, kind, f->writes[k], true);
             if (now.code & WRITE && !in_order(b, f->reads[k], now.n, born))
                 report(b, now, kind, f->reads[k], false);
         }

@@ -83,7 +83,12 @@ def signatures(source: str) -> dict[str, Signature]:
 
 
 def plain_name(symbol: str) -> str:
-    """The name in the source of a kernel whose name in the PTX may be mangled."""
+    """The name in the source of a kernel or variable whose name in the PTX may be mangled."""
+    if symbol.startswith("_ZZ"):  # a variable of a function
+        for local in reversed(list(re.finditer(r"E(\d+)", symbol))):
+            rest, length = symbol[local.end() :], int(local[1])
+            if re.fullmatch(r"(_\d+|_)?", rest[length:]) and len(rest) >= length:
+                return rest[:length]
     mangled = re.match(r"_Z(?:N(?:\d+_GLOBAL__N_\w*?)?)?(\d+)", symbol)
     if mangled is None:
         return symbol

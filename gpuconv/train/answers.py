@@ -70,7 +70,7 @@ class RecordedAnswers:
                 x, labels = feed.load(shape, 0 if recorder is None else recorder.slot)
                 with autograd.precision(self._precision):
                     scores = model(x)
-                value = math.nan if loss is None else value_of(loss, loss(scores, labels))
+                value = math.nan if loss is None else value_of(loss(scores, labels))
             if recorder is not None:
                 recorder.outputs = scores.data
             return scores.data, value
@@ -89,7 +89,7 @@ class RecordedAnswers:
                 record.start()
                 scores, value = record.outputs, math.nan
                 if loss is not None:
-                    value = total_loss(loss, record.losses())
+                    value = record.loss()
                     if math.isnan(value):
                         refuse_labels(loss, scores, feed.labels(0, batch))
             host, truth = on.read(scores), feed.labels(0, batch)
@@ -102,21 +102,14 @@ class RecordedAnswers:
         return self._source.feed()
 
 
-def value_of(loss: Any, found: Any) -> float:
-    """What a loss gave, as a number. A step whose replay would take it for another is refused."""
+def value_of(loss: Any) -> float:
+    """A loss as a number; a step that is being recorded notes it as its own."""
     recorder = recording.state.recorder
     with recording.paused():
-        value = float(found)
-    if recorder is not None and (values := recorder.values):
-        known = len(values) == 1 or hasattr(loss, "combined")
-        if not known or repr(total_loss(loss, values)) != repr(value):
-            recording.refuse("the loss is computed further by the host")
+        value = float(loss)
+    if recorder is not None and (why := recorder.host_numbers.add_up(loss.data, value)):
+        recording.refuse(why)
     return value
-
-
-def total_loss(loss: Any, losses: list[float]) -> float:
-    """A step's loss from those that it computed, as the loss adds them up."""
-    return losses[0] if len(losses) == 1 else loss.combined(losses)
 
 
 def refuse_labels(loss: Any, scores: Any, labels: np.ndarray) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from gpuconv.autograd import Tensor
 from gpuconv.nn import Buffer, Module
+from gpuconv.optim import EMA, LossScaler
 
 PLAIN = (int, float, complex, str, bytes, type(None), np.generic)
 MOST_BYTES = 1 << 20  # of an array whose numbers are compared; of a larger one its identity is
@@ -92,7 +93,9 @@ def _parts(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return (value.func, value.args, value.keywords)
     if isinstance(value, MethodType):
-        return (value.__func__, value.__self__)
+        return (value.__func__, *_attributes(value.__self__, value.__func__))
+    if isinstance(value, EMA):  # its own numbers change by `again`
+        return [id(a) for a in value._averages.values() if not isinstance(a, np.ndarray)]
     if isinstance(value, FunctionType):
         defaults = value.__defaults__, value.__kwdefaults__
         return (*map(_content, value.__closure__ or ()), *defaults, *_globals(value))
@@ -102,7 +105,7 @@ def _parts(value: Any) -> Any:
         return (value.fget if isinstance(value, property) else value.__func__,)
     if isinstance(value, ModuleType) or type(value).__module__.startswith(OPAQUE):
         return ()
-    counters = value.counters if isinstance(value, Module) else ()
+    counters = value.counters if isinstance(value, Module | LossScaler) else ()
     slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ())]
     own = getattr(value, "__dict__", {}).items()
     return (type(value), *slots, *(v for name, v in own if name not in counters))
@@ -127,6 +130,22 @@ def _globals(function: FunctionType) -> list[Any]:
         held = [vars(module).get(name) for name in attributes]
         found += [value for value in held if isinstance(value, (*PLAIN, FunctionType))]
     return [value for value in found if _has_state(value)]
+
+
+def _attributes(owner: Any, method: Any) -> list[Any]:
+    """Of a method's owner those attributes that it names, or another method that it names does."""
+    own = getattr(owner, "__dict__", None)
+    if own is None or isinstance(owner, Module) or not isinstance(method, FunctionType):
+        return [owner]
+    names: dict[str, None] = {}
+    left = [method]
+    while left:
+        for name in _names(left.pop().__code__)[1]:
+            of_class = getattr(type(owner), name, None)
+            if name not in names and isinstance(of_class, FunctionType):
+                left.append(of_class)
+            names[name] = None
+    return [each for n in names for each in (own.get(n), getattr(type(owner), n, None))]
 
 
 def _has_state(value: Any) -> bool:

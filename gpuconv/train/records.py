@@ -41,6 +41,7 @@ class Records:
         self.on, self._say, self.wanted = on, say, wanted
         self._kinds: dict[Hashable, _Kind] = {}
         self._said: set[str] = set()
+        self._new = 0  # kinds, one after the other, that were new
         self._changing = 0  # steps, one after the other, that a guard was against
 
     def find(self, kind: Hashable) -> Record | None:
@@ -61,6 +62,9 @@ class Records:
         """step(recorder), an ordinary step; it is recorded, if it can be and was run before. kind:
         None for a step that shall not be. mark: see `Record`. guard: see `Fixed`, called before it.
         """
+        self._new = 0 if kind in self._kinds else self._new + 1
+        if self._new == KINDS:
+            self.say("the step is not recorded: what it is given or reads is never the same again")
         known = self._kinds.setdefault(kind, _Kind())
         if len(self._kinds) > KINDS:
             del self._kinds[next(iter(self._kinds))]
@@ -175,8 +179,14 @@ class Fixed:
         return [*[holder.data for holder in self._holders], *states, *kept]
 
     def gradients(self) -> list[tuple[Parameter, Any]]:
-        """The parameters of the optimisers, with their gradients."""
-        return [(p, p.grad) for each in self._optimizers for p in each.params]
+        """All parameters, with their gradients."""
+        own = [holder for holder in self._holders if isinstance(holder, Parameter)]
+        found = {id(p): p for p in [*own, *(p for each in self._optimizers for p in each.params)]}
+        return [(p, p.grad) for p in found.values()]
+
+    def settings(self) -> list[Any]:
+        """Of the optimisers."""
+        return [each.hyperparameters() for each in self._optimizers]
 
     def _settings(self, optimizer: Optimizer) -> Iterator[Hashable]:
         for group in optimizer.param_groups:

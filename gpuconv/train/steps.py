@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv.arrays import to_device
 from gpuconv.cuda.recording import SLOTS, Recorder
-from gpuconv.train.answers import refuse_labels, total_loss
+from gpuconv.train.answers import refuse_labels
 from gpuconv.train.feed import Source, batches_of
 from gpuconv.train.records import Fixed, Records
 
@@ -79,7 +79,7 @@ class RecordedSteps:
     def _kind(self, fixed: Fixed, shape: Hashable) -> Hashable:
         trainer = self._trainer
         parts = trainer.model, trainer.loss, trainer.optimizer, trainer.average
-        more: list[Hashable] = [trainer.clip_norm, *map(id, parts)]
+        more: list[Hashable] = [trainer.clip_norm, trainer.precision, *map(id, parts)]
         if self._records.wanted and trainer.ranks is not None:
             more.append(trainer.ranks.place(trainer.state.batch))
         return fixed.now("train", id(self._feed), shape, *more)
@@ -122,12 +122,12 @@ class RecordedSteps:
         if outcome.losses:
             each = (p.images - images) // len(outcome.losses)
             for losses in outcome.losses:
-                p.loss_sum += total_loss(trainer.loss, losses) * each
+                p.loss_sum += record.total(losses) * each
             correct = sum(outcome.correct)
             p.correct += correct if trainer.ranks is None else trainer.ranks.total(correct)
         if outcome.failed is not None:
             losses, norm = outcome.failed
-            value = total_loss(trainer.loss, losses)
+            value = record.total(losses)
             if math.isnan(value):
                 refuse_labels(trainer.loss, record.outputs, feed.labels(p.epoch, p.batch))
             raise trainer.broken(value, norm, states, lambda: feed.host(p.epoch, p.batch)[0])

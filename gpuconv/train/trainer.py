@@ -348,7 +348,7 @@ class Trainer:
         with self._in_precision():
             scores = self.model(x)
         loss = self.loss(scores, labels)
-        value = value_of(self.loss, loss)
+        value = value_of(loss)
         main = scores[0] if isinstance(scores, tuple) else scores  # beside auxiliary heads' scores
         if ranks is not None:
             ranks.note_losses()

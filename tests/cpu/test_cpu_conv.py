@@ -6,114 +6,34 @@ import threading
 
 import numpy as np
 import pytest
+from bounds import gamma
+from conv_geometry import (
+    arrays,
+    check,
+    define,
+    random_geometry,
+    random_strides,
+    random_wide_geometry,
+)
 
 from gpuconv.cpu import conv, conv_pool, pool, winograd
 from gpuconv.shapes import Window
 from gpuconv.threads import set_thread_count, thread_count
 
-ROUNDING = 2.0**-24  # of float32
 
-
-def define(x, w, b, dy, window, groups):
-    """y, dx, dw, db by the definition, in float64; dy may be None."""
-    x, w = x.astype(np.float64), w.astype(np.float64)
-    (N, C, H, W), (K, _, R, S) = x.shape, w.shape
-    P, Q = window.output_size(H, W)
-    pads, (dil_h, dil_w) = window.pads(H, W), window.dilation
-    image = np.pad(x, ((0, 0), (0, 0), *pads)).reshape(N, groups, C // groups, H + sum(pads[0]), -1)
-    filters = w.reshape(groups, K // groups, C // groups, R, S)
-    y, dx, dw = (
-        np.zeros((N, groups, K // groups, P, Q)),
-        np.zeros_like(image),
-        np.zeros_like(filters),
-    )
-    gradient = None if dy is None else dy.reshape(y.shape).astype(np.float64)
-    for p in range(P):
-        for q in range(Q):
-            top, left = p * window.stride[0], q * window.stride[1]
-            rows = slice(top, top + window.extent[0], dil_h)
-            patch = (..., rows, slice(left, left + window.extent[1], dil_w))
-            y[..., p, q] = np.einsum("ngcrs,gkcrs->ngk", image[patch], filters, optimize=True)
-            if gradient is not None:
-                here = gradient[..., p, q]
-                dw += np.einsum("ngk,ngcrs->gkcrs", here, image[patch], optimize=True)
-                dx[patch] += np.einsum("ngk,gkcrs->ngcrs", here, filters, optimize=True)
-    (top, _), (left, _) = pads
-    y = y.reshape(N, K, P, Q) + (0 if b is None else b[:, None, None])
-    dx = dx[..., top : top + H, left : left + W].reshape(x.shape)
-    return y, dx, dw.reshape(w.shape), None if dy is None else dy.astype(np.float64).sum((0, 2, 3))
-
-
-def gamma(terms):
-    return terms * ROUNDING / (1 - terms * ROUNDING)
-
-
-def check(x, w, b, window, groups, rng):
-    """Forward and backward, element by element, within the bound for any order of summation."""
-    P, Q = window.output_size(*x.shape[2:])
-    dy = rng.standard_normal((x.shape[0], w.shape[0], P, Q)).astype(x.dtype)
-    before = [a.copy() for a in (x, w, dy)]
-    y = conv.forward(x, w, b, window, groups)
-    dx, dw, db = conv.backward(dy, x, w, window, groups)
-    assert all(np.array_equal(a, old) for a, old in zip((x, w, dy), before, strict=True))
-    expected = define(x, w, b, dy, window, groups)
-    sizes = define(
-        np.abs(x), np.abs(w), None if b is None else np.abs(b), np.abs(dy), window, groups
-    )
-    reduced = (
-        w[0].size,
-        w.size // w.shape[1] // groups,
-        dy.size // w.shape[0],
-        dy.size // w.shape[0],
-    )
-    for name, result, exact, size, terms in zip(
-        ("y", "dx", "dw", "db"), (y, dx, dw, db), expected, sizes, reduced, strict=True
-    ):
-        assert result.shape == exact.shape
-        assert result.dtype == x.dtype
-        assert result.flags.c_contiguous
-        unit = 1.0 if x.dtype == np.float32 else 1e-8
-        bad = ~(np.abs(result - exact) <= gamma(terms + 2) * unit * size + 1e-300)
-        assert not bad.any(), (
-            f"{name} of {x.shape} * {w.shape}, {window}, groups={groups}: {bad.sum()} wrong"
-        )
-
-
-def arrays(rng, x_shape, K, kernel, groups=1, dtype=np.float32):
-    x = rng.standard_normal(x_shape).astype(dtype)
-    w = rng.standard_normal((K, x_shape[1] // groups, *kernel)).astype(dtype)
-    return x, w, rng.standard_normal(K).astype(dtype)
-
-
-def random_geometry(rng):
-    """(x_shape, K, window, groups) that fits."""
-    while True:
-        groups = int(rng.choice([1, 1, 2, 3, 5]))
-        C = groups * int(rng.integers(1, 7))
-        K = C * int(rng.integers(1, 3)) if rng.random() < 0.1 else groups * int(rng.integers(1, 40))
-        groups = C if K % C == 0 and rng.random() < 0.1 else groups
-        kernel = (1, 1) if rng.random() < 0.15 else rng.integers(1, 6, 2).tolist()
-        stride = (1, 1) if rng.random() < 0.3 else rng.integers(1, 5, 2).tolist()
-        padding = tuple(tuple(rng.integers(0, 4, 2).tolist()) for _ in range(2))
-        if rng.random() < 0.3:
-            padding = ((0, 0), (0, 0))
-        window = Window(
-            tuple(kernel), tuple(stride), padding, tuple(rng.integers(1, 3, 2).tolist())
-        )
-        x_shape = (int(rng.integers(1, 6)), C, *rng.integers(1, 24, 2).tolist())
-        try:
-            window.output_size(*x_shape[2:])
-        except ValueError:
-            continue
-        return x_shape, K, window, groups
-
-
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_random_geometry(seed):
     rng = np.random.default_rng(seed)
-    x_shape, K, window, groups = random_geometry(rng)
+    x_shape, K, window, groups = (random_wide_geometry if seed % 4 == 3 else random_geometry)(rng)
     x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
-    check(x, w, b if seed % 3 else None, window, groups, rng)
+    placed = random_strides(rng) if seed % 2 else np.array
+    check(x, w, b if seed % 3 else None, window, groups, rng, placed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40, 240))
+def test_more_random_geometries(seed):
+    test_random_geometry(seed)
 
 
 @pytest.mark.parametrize(

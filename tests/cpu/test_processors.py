@@ -1,4 +1,6 @@
-"""The loops as compiled for a processor with AVX2 alone, in a process of its own."""
+"""The loops as compiled for other processors, and how long compiling takes: each in a process of
+its own.
+"""
 
 import os
 import subprocess
@@ -8,7 +10,33 @@ from pathlib import Path
 import llvmlite.binding
 import pytest
 
+HERE = Path(__file__).parent
+FILES = [HERE / name for name in ("test_cpu_conv.py", "test_channels_last.py", "test_cpu_pool.py")]
 HASWELL = "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+lzcnt,+movbe"
+MULTIPLY = {  # every loop that multiplies registers of floats
+    "_products", "accumulate_weights", "multiply", "_visit_windows",
+}  # fmt: skip
+TRAIN = """
+import sys, time
+import numpy as np
+import gpuconv
+from gpuconv import models, train
+gpuconv.set_thread_count(2)
+model, begin = models.MODELS[sys.argv[1]](), time.process_time()
+train.warm_up(model, 8)
+print(time.process_time() - begin)
+"""
+
+
+def output(cache, *command, **settings):
+    """What a process prints that runs Python with an empty cache of compiled code."""
+    run = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(cache)} | settings,
+        cwd=HERE.parents[1], capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    return run.stdout
 
 
 @pytest.mark.slow
@@ -16,17 +44,31 @@ HASWELL = "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+lzcnt,+movbe"
     not llvmlite.binding.get_host_cpu_features().get("avx2"), reason="the processor lacks AVX2"
 )
 def test_avx2(tmp_path):
-    here = Path(__file__).parent
-    environment = os.environ | {
-        "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL,
-        "NUMBA_CACHE_DIR": str(tmp_path),
-    }  # fmt: skip
-    code = "from gpuconv.cpu.simd import LANES; assert LANES == 8, LANES"
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    files = ["test_channels_last.py", "test_cpu_conv.py", "test_cpu_pool.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        [*command, *(str(here / file) for file in files)],
-        env=environment, cwd=here.parents[1], capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-2000:]
+    settings = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL}
+    assert "loops use AVX2, 8 floats" in output(tmp_path, "-m", "gpuconv", "doctor", **settings)
+    command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FILES]
+    output(tmp_path, *command, **settings)
+
+
+@pytest.mark.slow
+def test_aarch64(tmp_path):
+    """Vectors of four floats compute the same, and LLVM makes NEON's instructions of every loop."""
+    settings = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+neon"}
+    doctor = output(tmp_path / "doctor", "-m", "gpuconv", "doctor", **settings)
+    assert "loops use NEON, 4 floats" in doctor
+    chosen = "random_geometry or conv_pool_is or convolution or bits or pools or test_max"
+    cross = HERE.parent / "helpers" / "aarch64.py"
+    found = [
+        line.split()
+        for line in output(tmp_path, cross, *FILES, "-k", chosen, **settings).splitlines()
+    ]
+    counts = {line[0]: int(line[1]) for line in found if len(line) == 2 and line[1].isdigit()}
+    assert counts.keys() >= MULTIPLY
+    assert all(counts[name] for name in MULTIPLY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("network", "seconds"), [("lenet", 12), ("resnet50", 40)])
+def test_time_to_compile(tmp_path, network, seconds):
+    """Seconds of a processor, for the first steps with SGD and with Adam."""
+    assert float(output(tmp_path, "-c", TRAIN, network)) < seconds

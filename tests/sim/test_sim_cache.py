@@ -15,6 +15,7 @@ sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies ar
 if sim.available():
     pytest.skip(sim.available(), allow_module_level=True)
 from gpuconv.sim import cache, jit, machine  # noqa: E402
+from gpuconv.sim import compile as nvrtc  # noqa: E402
 
 SCRIPT = """
 import sys
@@ -262,3 +263,41 @@ def test_the_folder_follows_the_systems_rules(monkeypatch, tmp_path):
     assert cache.folder() == tmp_path / "xdg" / "gpuconv" / "sim"
     monkeypatch.setenv("GPUCONV_CACHE_DIR", "~/mine")
     assert cache.folder() == tmp_path / "mine" / "sim"
+
+
+HEADERS = {
+    "outer.cuh": '#include "deep/inner.cuh"\n#define SHIFT INNER\n',
+    "deep/inner.cuh": "#define INNER 3\n",
+}
+
+
+def test_sources_with_headers_of_their_own_are_kept(builds, tmp_path, monkeypatch):
+    """They are compiled once, and again when a header changes, comes, or cannot be told."""
+    monkeypatch.setenv("GPUCONV_CACHE_DIR", str(tmp_path / "cache"))
+    for name, text in HEADERS.items():
+        (tmp_path / "cwd" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "cwd" / name).write_text(text)
+    asked = []
+    to_ptx = nvrtc.to_ptx
+    monkeypatch.setattr(nvrtc, "to_ptx", lambda *args: asked.append(1) or to_ptx(*args))
+
+    def made(source, *options):
+        asked.clear()
+        y = sim.zeros(1)
+        sim.Module(source + SOURCE, [f"-I{tmp_path / 'cwd'}", *options]).launch("k", 1, 1, (y,))
+        return len(asked), float(sim.asnumpy(y)[0])
+
+    outer = '/* its header */ #include "outer.cuh"\n'
+    assert made(outer) == (1, 3)
+    assert made(outer) == (0, 3)
+    (tmp_path / "cwd" / "deep" / "inner.cuh").write_text("#define INNER 4\n")
+    assert made(outer) == (1, 4)
+    assert made(outer) == (0, 4)
+    (tmp_path / "first").mkdir()
+    assert made(outer.replace('"outer.cuh"', "<outer.cuh>"), f"-I{tmp_path / 'first'}") == (1, 4)
+    macro = '#define NAME "outer.cuh"\n#include NAME\n'
+    assert [made(macro) for _ in range(2)] == [(1, 4)] * 2
+    asks = '#if __has_include("new.cuh")\n#define SHIFT 5\n#else\n#define SHIFT 6\n#endif\n'
+    assert made(asks) == (1, 6)
+    (tmp_path / "cwd" / "new.cuh").write_text("")
+    assert made(asks) == (1, 5)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from corpus import corpus_async, corpus_global, corpus_memory, corpus_shared, corpus_sync
+from corpus import (
+    corpus_async,
+    corpus_global,
+    corpus_memory,
+    corpus_shared,
+    corpus_sync,
+    corpus_users,
+)
 
 sim = pytest.importorskip("gpuconv.sim", reason="the simulator's dependencies are not installed")
 if sim.available():
     pytest.skip(sim.available(), allow_module_level=True)
+from gpuconv.sim.compile import include_paths  # noqa: E402
 
 ORDERS = [("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
 PARTS = (
     corpus_shared.CASES, corpus_global.CASES, corpus_memory.CASES, corpus_sync.CASES,
-    corpus_async.CASES,
+    corpus_async.CASES, corpus_users.CASES,
 )  # fmt: skip
 CASES = {name: case for part in PARTS for name, case in part.items()}
 QUICK = {
@@ -28,8 +38,22 @@ QUICK = {
     "volatile sums within a warp",
     "an endless loop",
     "a pipeline that waits for one group too few",
+    "a counter that a block sets back for the next launch",
+    "an atomic operation made of compare-and-swap, and a plain read",
 }
-SELECTED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+
+
+def marks(name):
+    lacks = CASES[name].headers and not has("nv/target")
+    skip = pytest.mark.skipif(lacks, reason="nvidia-cuda-cccl is not installed")
+    return skip if name in QUICK else (skip, pytest.mark.slow)
+
+
+def has(header):
+    return any((Path(folder) / header).exists() for folder in include_paths())
+
+
+SELECTED = [pytest.param(name, marks=marks(name)) for name in CASES]
 
 
 def arrays():

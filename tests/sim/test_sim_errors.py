@@ -173,8 +173,8 @@ def test_deadlock_names_who_waits_where(check):
 y[threadIdx.x] = 1;"""
     error = found(
         "deadlock",
-        r"threads 0-15 wait at broken.cu:3 \(shfl.*mask 0xffffffff; threads 16-19 wait at "
-        r"broken.cu:5 \(bar.sync",
+        r"threads 0-15 wait at broken.cu:3 for a shuffle with mask 0xffffffff; threads 16-19 wait "
+        r"at broken.cu:5 for a barrier; threads 20-31 are done$",
         body,
         check=check,
     )
@@ -222,7 +222,7 @@ def test_spinning_on_a_flag_lets_the_other_threads_run(check):
     assert sim.asnumpy(y)[0] == 5
     found(
         "deadlock",
-        "threads 0 wait at broken.cu:5",
+        "thread 0 waits at broken.cu:5 for a change of memory",
         SPIN.replace("WAIT", "while (flag != 8);"),
         block=64,
         check=check,
@@ -269,13 +269,17 @@ def test_trap_and_assert(check):
 def test_out_of_bounds_global():
     error = found(
         "bounds_global",
-        r"4 bytes at global address .*\(0 past the end of one of 256 bytes\), thread "
-        r"\(0, 0, 0\) of block \(2, 0, 0\)",
+        r"write of 4 bytes at element 64 of argument 0, which has 64 elements, thread "
+        r"\(0, 0, 0\) of block \(2, 0, 0\) at broken.cu:3$",
         "const int i = blockIdx.x * 32 + threadIdx.x;\ny[i] = 1;",
         grid=3,
     )
     assert error.line == "broken.cu:3"
-    found("bounds_global", r"4 before one of 256 bytes", "y[0] = x[(int)threadIdx.x - 1];")
+    found(
+        "bounds_global",
+        r"read of 4 bytes at element -1 of argument 1, which has",
+        "y[0] = x[(int)threadIdx.x - 1];",
+    )
     launch("const int i = blockIdx.x * 32 + threadIdx.x; if (i < n) y[i] = 1;", grid=3)
 
 
@@ -285,8 +289,8 @@ def test_the_neighbouring_buffer_is_out_of_reach(past):
     arrays = [sim.zeros(64) for _ in range(4)]
     for array in arrays:
         for index in (64 + past, -1 - past):
-            found("bounds_global", "outside every live", f"y[{index}] = 1;", block=1,
-                  args=(array, array, 1))  # fmt: skip
+            words = f"element {index} of argument 0, which has 64 elements"
+            found("bounds_global", words, f"y[{index}] = 1;", block=1, args=(array, array, 1))
         launch("y[63] = 1; y[0] = 2;", block=1, args=(array, array, 1))
 
 
@@ -308,7 +312,7 @@ def test_out_of_bounds_shared_and_local():
     )
     found(
         "bounds_shared",
-        "4 bytes at 128 into the 128 bytes of .*s",
+        "write of 4 bytes at byte 128 of s, which has 128 bytes",
         shared,
         args=(sim.zeros(32), sim.zeros(1), 1),
     )
@@ -318,8 +322,27 @@ def test_out_of_bounds_shared_and_local():
         " y[0] = a[(n + 1) & 15] + a[n & 3];"
     )
     args = sim.zeros(1), sim.zeros(1)
-    found("bounds_local", "4 bytes at local address", local, block=1, args=(*args, 9))
+    found(
+        "bounds_local",
+        "write of 4 bytes at local address .*, outside every local array",
+        local,
+        block=1,
+        args=(*args, 9),
+    )
     launch(local, block=1, args=(*args, 5))
+
+
+def test_messages_name_variables_and_arrays():
+    filters = "__constant__ float filters[5] = {1, 2, 3, 4, 5};\n"
+    words = "read of 4 bytes at byte 20 of filters, which has 20 bytes"
+    found("bounds_global", words, "y[0] = filters[n / 13 + 1];", before=filters, block=1)
+    dynamic = "extern __shared__ float s[]; s[threadIdx.x] = 1; __syncthreads(); "
+    words = "read of 4 bytes at byte -4 of dynamic shared memory, which has 128 bytes"
+    last = "y[threadIdx.x] = s[(int)threadIdx.x - 1];"
+    found("bounds_shared", words, dynamic + last, shared=128)
+    words = "read of 8 bytes at element 6 of argument 1 and past the last of its 7"
+    body = "float2 v = ((const float2*)x)[3]; y[0] = v.x * v.y;"
+    found("bounds_global", words, body, args=(sim.zeros(1), sim.zeros(7), 1))
 
 
 def test_shared_variables_do_not_run_into_each_other():
@@ -328,7 +351,7 @@ __syncthreads();
 y[threadIdx.x] = a[threadIdx.x + n] + b[31 - threadIdx.x];"""
     found(
         "bounds_shared",
-        "4 bytes at 128 into the 128 bytes of .*a",
+        "read of 4 bytes at byte 128 of a, which has 128 bytes",
         body,
         args=(sim.zeros(32), sim.zeros(1), 1),
     )
@@ -343,7 +366,7 @@ def test_dynamic_shared_memory_is_bounded_by_the_launch():
     launch(body, shared=128)
     found(
         "bounds_shared",
-        "4 bytes at 124 into the 124 bytes of dynamic shared memory",
+        "byte 124 of dynamic shared memory, which has 124 bytes",
         body,
         shared=124,
     )
@@ -354,7 +377,7 @@ def test_misaligned():
     body = "const float4 v = *(const float4*)(x + n); y[threadIdx.x] = v.x + v.y + v.z + v.w;"
     found(
         "misaligned",
-        "access of 16 bytes at address .* not a multiple of 16",
+        "read of 16 bytes at element 2 of argument 1, at an address that is not a multiple",
         body,
         args=(sim.zeros(32), x, 2),
     )
@@ -363,7 +386,12 @@ def test_misaligned():
 
 def test_uninitialised():
     body = "y[threadIdx.x] = x[threadIdx.x];"
-    found("uninitialised", "4 bytes at address", body, args=(sim.zeros(32), sim.empty(32), 1))
+    found(
+        "uninitialised",
+        "element 0 of argument 1, which was never",
+        body,
+        args=(sim.zeros(32), sim.empty(32), 1),
+    )
     x = sim.empty(32)
     launch("y[threadIdx.x] = 2;", args=(x, x, 1))  # a checked kernel writes it
     launch(body, args=(sim.zeros(32), x, 1))

@@ -561,14 +561,6 @@ class Annealed:
         return function(scores, labels)
 
 
-def doubled(scores, labels):
-    return 2 * functional.cross_entropy(scores, labels)
-
-
-def both(scores, labels):
-    return functional.cross_entropy(scores, labels) + functional.hinge(scores, labels)
-
-
 def flooded(scores, labels):
     loss = functional.cross_entropy(scores, labels)
     return loss if float(loss) > 1.1 else -1 * loss
@@ -591,8 +583,6 @@ DRAWS = "it draws random numbers of Python or NumPy"
         pytest.param(Drawing, "article", f"Drawing {ITS_OWN}", marks=pytest.mark.slow),
         (DrawingGlobally, "article", DRAWS),
         (Net, Annealed, f"Annealed {ITS_OWN}"),
-        (Net, lambda: doubled, "the loss is computed further by the host"),
-        (Net, lambda: both, "the loss is computed further by the host"),
         (Net, lambda: flooded, "the host reads a tensor's value"),
         (Net, lambda: plain, ""),
     ],
@@ -627,6 +617,7 @@ REPLACED = {
     "the optimiser": lambda run: setattr(run, "optimizer", optim.SGD(run.model.parameters(), 0.1)),
     "the average": lambda run: ema(run, None),
     "what is averaged": lambda run: ema(run, 0.5),
+    "the precision": lambda run: setattr(run, "precision", "bf16"),
 }
 
 

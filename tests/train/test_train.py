@@ -556,6 +556,7 @@ class Terminal(io.StringIO):
 
 
 def test_progress_on_a_terminal_and_elsewhere(monkeypatch):
+    monkeypatch.setattr("gpuconv.train.progress.COMPILED_SECONDS", 1e9)  # whatever compiles here
     plain, live = io.StringIO(), Terminal()
     for stream in (plain, live):
         bar = Progress(stream)
@@ -573,4 +574,8 @@ def test_progress_on_a_terminal_and_elsewhere(monkeypatch):
     quiet = io.StringIO()
     trainer(callbacks=[Progress(quiet)]).fit(*loaders(), epochs=2)
     assert len(quiet.getvalue().splitlines()) == 2
+    monkeypatch.setattr("gpuconv.train.progress.COMPILED_SECONDS", 0.0)
+    told = io.StringIO()
+    trainer(callbacks=[Progress(told)]).fit(*loaders(), epochs=1)
+    assert told.getvalue().startswith("compiled for this processor in ")
     assert [duration(s) for s in (4.24, 187, 7387)] == ["4.2 s", "3:07", "2:03:07"]

@@ -17,7 +17,7 @@ class Case:
     several kinds are separated by blanks. argument: that the finding names. before: text before the
     kernel. shared: bytes of dynamic shared memory. args: the arguments, made from sim, if others
     than 1024 floats of zeros, 1024 floats 0, 1, 2, ..., 1024 integers of zeros, 1024 bytes of zeros
-    and 1000. steady: the finding has one line in every order.
+    and 1000. headers: it includes headers of CUDA that need those of CCCL.
     """
 
     kind: str
