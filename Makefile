@@ -9,12 +9,13 @@ ARGS ?=
 CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA [A-Z ]*Version: *\([0-9]*\).*/\1/p')
 CUDA_EXTRA := $(if $(CUDA_MAJOR),$(shell [ $(CUDA_MAJOR) -ge 13 ] && echo ,cuda13 || echo ,cuda12))
 
-.PHONY: help train test test-all lint format bench fuzz docs gpu-check clean
+.PHONY: help train test test-all test-orders lint format bench fuzz docs gpu-check clean
 
 help:
 	@echo "make train      train LeNet on MNIST (ARGS='--epochs 1' passes options on)"
 	@echo "make test       run the tests"
 	@echo "make test-all   run the tests, the long sweeps too"
+	@echo "make test-orders  run the kernels' tests with every check, in three orders of blocks and threads"
 	@echo "make lint       check style, types and what imports what"
 	@echo "make format     format the code"
 	@echo "make bench      run the benchmarks"
@@ -48,6 +49,16 @@ test: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	$(PYTEST) -m '' $(ARGS)
+
+# Those that build kernels without running them, and those of broken kernels, have nothing to check.
+UNCHECKED := build lock mma_code registers
+
+test-orders: $(VENV)/installed-dev
+	for order in forward reverse shuffled; do \
+		GPUCONV_TEST_CHECKED=$$order $(PYTEST) -m '' \
+			$(UNCHECKED:%=--ignore=tests/kernels/test_kernels_%.py) \
+			--ignore=tests/kernels/test_mutations.py tests/kernels $(ARGS) || exit 1; \
+	done
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ TESTS = re.compile(r"^from kernel_runs import|^from simulated import .*DEVICE", 
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     options.batch = options.batch or (8 if options.quick else 32)
-    options.seconds = options.seconds or (0.05 if options.quick else 0.2)
+    options.seconds = options.seconds or (0.05 if options.quick else 0.12)
     if options.stage:
         return run_stage(options)
     from gpu_machine import driver_cards

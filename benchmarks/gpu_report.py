@@ -129,20 +129,23 @@ def _plain(records: list[Record], report: Record) -> str:
 
 
 def _steps(records: list[Record], report: Record) -> str:
-    """Whole steps: a line for gpuconv alone, and one for each of PyTorch's modes beside it."""
+    """Whole steps: a line for gpuconv alone in each precision, and one for each of PyTorch's modes
+    beside it.
+    """
     lines, notes = [], [f"{r['name']}: {r['said']}" for r in records if "said" in r]
     for record in records:
         for side in record.get("sides", []):
             library = side.get("library", "PyTorch")
-            mode = f"{library}, {side['mode']}" if "mode" in side else "gpuconv alone"
+            mode = f"{library}, {side['mode']}" if "mode" in side else "alone"
+            name = f"{record['name']}, {side['precision']}"
             if "error" in side:
-                lines.append(f"| {record['name']} | {mode} | | | {side['error']} | |")
+                lines.append(f"| {name} | {mode} | | | {side['error']} | |")
                 continue
             theirs = duration(side["theirs"]) if "theirs" in side else ""
             ratio = f"{side['ratio']:.2f}x" if "ratio" in side else ""
             low, high = side.get("spread", (None, None))
             spread = "" if low is None else f"{low:.2f} to {high:.2f}"
-            cells = record["name"], mode, duration(side["ours"]), theirs, ratio, spread
+            cells = name, mode, duration(side["ours"]), theirs, ratio, spread
             lines.append("| " + " | ".join(cells) + " |")
     head = ["| | beside | gpuconv | the other | ratio | smallest to largest |",
             "|---|---|---:|---:|---:|---:|"]  # fmt: skip

@@ -23,12 +23,13 @@ import numpy as np
 from gpuconv import data, models, nn, optim
 from gpuconv.arrays import to_device, to_numpy
 from gpuconv.bench import ceilings, workloads
-from gpuconv.bench.cases import Case, standard
+from gpuconv.bench.cases import Case, in_precisions, standard
 from gpuconv.bench.clock import Times
 from gpuconv.bench.cuda import Clock
-from gpuconv.bench.measure import Row, measure, recorded, require_right
+from gpuconv.bench.measure import NO_KERNEL, Row, measure, recorded, require_right
 from gpuconv.cuda.runtime import runtime
 from gpuconv.errors import DeviceError
+from gpuconv.precision import as_floats
 from gpuconv.train import Trainer
 
 Record = dict[str, Any]
@@ -37,7 +38,9 @@ QUICK_EPOCHS, QUICK_FLOOR = 1, 0.970
 ROUNDS = 5  # of ours and PyTorch's in turn
 SGEMM_SIDE = 8192
 RIVAL = "cuda"  # where PyTorch runs; the tests have it run on the CPU
-ALIKE = 2e-4  # of the largest value: two float32 results of sums of products
+# Of the largest value: two results of sums of products, of the same numbers, which each rounds in
+# the end as it stores them; one of the two may use Winograd's algorithm.
+ALIKE = {"ieee": 2e-4, "tf32": 4e-3, "bf16": 2e-2, "fp16": 4e-3}
 
 
 def one_line(error: BaseException) -> str:
@@ -219,17 +222,18 @@ def steps(options: Any, skip: int) -> Iterator[Record]:
 
     clock = Clock(runtime("cuda"), options.flushed)
     library, why = _pytorch()
-    modes = gpu_steps.MODES if library else ()
+    if library:
+        import gpu_steps_torch as rival
+    modes = tuple(gpu_steps.MODES) if library else ()
     images = data.load("mnist").subset(slice(0, options.images or None))
 
     def step(name: str, batch: int) -> Record:
-        mine, plain = (gpu_steps.ours(name, batch, "cuda", clock.on.synchronize, record)
-                       for record in (True, False))  # fmt: skip
-        rivals = {m: partial(gpu_steps.theirs, name, batch, m, RIVAL) for m in modes}
-        return {"sides": gpu_steps.compare(mine, plain, rivals, 10 * options.seconds)}
+        mine = partial(gpu_steps.ours, name, batch, "cuda", clock.on.synchronize)
+        rivals = {m: partial(rival.theirs, name, batch, m, RIVAL) for m in modes}
+        return {"sides": gpu_steps.compare(mine, rivals, 10 * options.seconds)}
 
     def epoch() -> Record:
-        rivals = {m: partial(gpu_steps.their_epochs, m, RIVAL, images) for m in modes}
+        rivals = {m: partial(rival.their_epochs, m, RIVAL, images) for m in modes}
         return {"sides": gpu_steps.compare_epochs("cuda", images, rivals)}
 
     cases = [case for case in gpu_steps.CASES if options.only in case[0]]
@@ -259,11 +263,12 @@ def _pytorch() -> tuple[Any, str]:
 
 
 def items(options: Any) -> list[tuple[Case, str, str]]:
-    """(case, pass, layout) of all that is timed: the standard set, and one case in NCHW, whose
-    conversion is the layout kernel's.
+    """(case, pass, layout) of all that is timed: the standard set in every precision, and one case
+    in NCHW, whose conversion is the layout kernel's.
     """
+    every = standard(options.batch) + in_precisions(options.batch)
     # at the beginning of a word, so that "relu" is not leaky_relu too
-    chosen = [case for case in standard(options.batch) if f" {options.only}" in f" {case}"]
+    chosen = [case for case in every if f" {options.only}" in f" {case}"]
     found = [
         (case, direction, "nhwc") for case in chosen for direction, _ in workloads.counted(case)
     ]
@@ -293,7 +298,7 @@ def times(options: Any, skip: int) -> Iterator[Record]:
 
 def _outcome(row: Row) -> Record:
     """A wrong result is a failure; an operation without kernels is not one of a GPU's."""
-    wrong = row.status not in ("ok", "no kernel yet")
+    wrong = not row.status.startswith(("ok", NO_KERNEL))
     return {"ok": not wrong, **({"error": row.status} if wrong else {})}
 
 
@@ -315,10 +320,9 @@ def torch(options: Any, skip: int) -> Iterator[Record]:
         return
     import gpu_torch
 
-    gpu_torch.strict()
     clock = Clock(runtime("cuda"), options.flushed)
     if skip < 1:
-        yield {"name": "PyTorch", "ok": True, "said": f"{said}, TF32 off, channels-last"}
+        yield {"name": "PyTorch", "ok": True, "said": f"{said}, channels-last"}
     pairs = [(c, d) for c, d, layout in items(options) if layout == "nhwc"]
     pairs = [(c, d) for c, d in pairs if (c.op, d) in gpu_torch.RIVALS and not c.activation]
     for case, direction in pairs[max(skip - 1, 0) :]:
@@ -326,6 +330,7 @@ def torch(options: Any, skip: int) -> Iterator[Record]:
         def act(case: Case = case, direction: str = direction) -> Record:
             workload = workload_of(case, direction)
             theirs = gpu_torch.rival(workload, "cuda")
+            gpu_torch.precise(case.precision)
             return beside(clock, workload, theirs, options.seconds)
 
         yield guarded(f"{case} {direction}", act)
@@ -339,12 +344,14 @@ def beside(clock: Clock, workload: Any, theirs: Any, seconds: float) -> Record:
     moved = [to_device(a, "cuda", weights=True) if isinstance(a, np.ndarray) else a
              for a in workload.arguments]  # fmt: skip
     outputs, launches, _call = recorded(on, workload, tuple(moved))
-    ours = [np.asarray(to_numpy(one)) for one in outputs]
+    ours = [as_floats(np.asarray(to_numpy(one))) for one in outputs]
     require_right(workload, ours)
+    near = ALIKE[workload.case.precision]
     for mine, other in zip(ours, theirs(), strict=False):
-        host = other.detach().cpu().numpy()
+        host = other.detach().cpu()
+        host = (host.float() if host.is_floating_point() else host).numpy()
         if host.shape == mine.shape and mine.dtype.kind == "f":
-            if not np.abs(mine - host).max() <= ALIKE * np.abs(host).max():
+            if not np.abs(mine - host).max() <= near * np.abs(host).max():
                 raise ArithmeticError("PyTorch's result differs from ours and the reference's")
         elif host.shape != mine.shape:
             raise ArithmeticError(f"PyTorch's result has shape {host.shape}, ours {mine.shape}")

@@ -5,37 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-from gpuconv.bench.workloads import Workload
+from gpuconv.bench.workloads import SPLIT, Workload
+from gpuconv.precision import STORAGE
 
 aten = torch.ops.aten
 Tensors = tuple[torch.Tensor, ...]
 
 
-def strict() -> None:
-    """IEEE float32, as the kernels compute, and the fastest of cuDNN's algorithms."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+def precise(precision: str) -> None:
+    """Products of float32 in IEEE float32 or in TF32, and the fastest of cuDNN's algorithms."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
 
 
 def rival(workload: Workload, device: str) -> Callable[[], Tensors] | None:
     """PyTorch's call on the workload's arrays, which returns what ours does; None without one.
 
-    Images are channels-last in memory. device: "cuda", or "cpu" in tests.
+    Images are channels-last in memory. In 16 bits filters and biases are too: rounded beforehand,
+    as autocast does once a step. device: "cuda", or "cpu" in tests.
     """
     make = RIVALS.get((workload.case.op, workload.direction))
     if make is None or workload.case.activation:
         return None
-    return make(*(_tensor(a, device) for a in workload.arguments))
+    given = [_tensor(a, device) for a in workload.arguments]
+    if workload.case.op in SPLIT:
+        given = [a.to(given[0].dtype) if isinstance(a, torch.Tensor) else a for a in given]
+    return make(*given)
 
 
 def _tensor(a: Any, device: str) -> Any:
     if not hasattr(a, "dtype"):
         return a
-    there = torch.from_numpy(a).to(device)
+    if a.dtype == STORAGE["bf16"]:
+        a = torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+    else:
+        a = torch.from_numpy(a)
+    there = a.to(device)
     return there.contiguous(memory_format=torch.channels_last) if there.ndim == 4 else there
 
 
@@ -72,7 +82,7 @@ def _max_pool_backward(dy, argmax, x_shape, kernel, stride, padding, dilation, c
     won = argmax.long()  # r*S + s of the window's winner; PyTorch wants its pixel
     rows = torch.arange(P, device=dy.device)[:, None] * down - top + won // S * dil_h
     columns = torch.arange(Q, device=dy.device) * across - left + won % S * dil_w
-    x = torch.empty(x_shape, device=dy.device).contiguous(memory_format=torch.channels_last)
+    x = dy.new_empty(x_shape).contiguous(memory_format=torch.channels_last)
     geometry = [R, S], [down, across], [top, left], [dil_h, dil_w], ceil_mode
     indices = rows * x_shape[3] + columns
     return lambda: (aten.max_pool2d_with_indices_backward(dy, x, *geometry, indices),)
@@ -83,7 +93,7 @@ def _avg_pool(x, kernel, stride, padding, dilation, ceil_mode, include_pad):
 
 
 def _avg_pool_backward(dy, x_shape, kernel, stride, padding, dilation, ceil_mode, include_pad):
-    x = torch.empty(x_shape, device=dy.device).contiguous(memory_format=torch.channels_last)
+    x = dy.new_empty(x_shape).contiguous(memory_format=torch.channels_last)
     geometry = _two(kernel), _two(stride or kernel), _two(padding), ceil_mode, include_pad, None
     return lambda: (aten.avg_pool2d_backward(dy, x, *geometry),)
 

@@ -7,6 +7,8 @@ slower than either alone. This module imports nothing else of gpuconv.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -43,7 +45,23 @@ def _default_count() -> int:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_usable()) or os.cpu_count() or 1
+
+
+def _usable() -> set[int]:
+    """The cores that the main thread may use; empty where the system does not tell."""
+    return os.sched_getaffinity(os.getpid()) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _core_reader() -> Callable[[], int]:
+    """A function that tells on which core its caller runs; a constant where that is unknown."""
+    try:
+        return ctypes.PyDLL(None).sched_getcpu if hasattr(os, "sched_setaffinity") else int
+    except (AttributeError, OSError):
+        return int
+
+
+_core = _core_reader()
 
 
 def set_thread_count(count: int) -> None:
@@ -132,6 +150,10 @@ class _Worker(threading.Thread):
 
     A lock costs a third less than a Future of concurrent.futures, and a training step makes
     hundreds. The threads are daemons: the interpreter ends without waiting for them.
+
+    A thread keeps off the core of the caller it works for. Linux often wakes it there, where both
+    take turns until the kernel balances its load: LeNet's step at batch 64 took 2.6 ms in place of
+    1.8 for 20 steps and more after each pause.
     """
 
     def __init__(self) -> None:
@@ -142,11 +164,22 @@ class _Worker(threading.Thread):
         self._abandoned = False
         self._result: object = None
         self._error: BaseException | None = None
+        self._avoided = -1
         self.start()
 
     def begin(self, function: Shard, piece: tuple[int, int]) -> None:
+        core = _core()
+        if core != self._avoided:
+            self._avoid(core)
         self._function, self._piece = function, piece
         self._start_signal.release()
+
+    def _avoid(self, core: int) -> None:
+        self._avoided = core
+        others = _usable() - {core}
+        if others and self.native_id is not None:
+            with contextlib.suppress(OSError):  # it may be forbidden
+                os.sched_setaffinity(self.native_id, others)
 
     def finish(self) -> tuple[object, BaseException | None]:
         """The shard's result and what it raised.

@@ -1,9 +1,11 @@
-// mma.cuh: the instructions of tensor cores and of the copies that feed them, and their numbers.
+// mma.cuh: the instructions of tensor cores and their numbers; copies.cuh has the copies that feed
+// them.
 //
 // Macros: FORMAT (TF32, BF16 or FP16) and ELEMENT, the type that an array of such numbers has:
 // float, or unsigned short for the bits of 16.
 #pragma once
 #include "common.cuh"
+#include "copies.cuh"
 
 #define TF32 0
 #define BF16 1
@@ -16,31 +18,6 @@ constexpr int STEP = 2 * WIDTH;              // terms of one mma: 32 bytes of a 
 struct alignas(16) Vector {
     ELEMENT v[WIDTH];
 };
-
-__device__ __forceinline__ unsigned shared_address(const void* to)
-{
-    return (unsigned)__cvta_generic_to_shared(to);
-}
-
-// Begins to copy 16 bytes to shared memory; zeros, and no read, where they are not `inside`.
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool inside)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
-        "l"(__cvta_generic_to_global(from)), "r"(inside ? 16 : 0)
-        : "memory");
-}
-
-// The copies since the last call become a group.
-__device__ __forceinline__ void commit_copies()
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Waits until at most GROUPS of this thread's groups are on their way.
-template <int GROUPS> __device__ __forceinline__ void wait_for_copies()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
-}
 
 // Four matrices of 8 rows of 16 bytes; lane 8m+r gives the address of row r of matrix m.
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], unsigned from)

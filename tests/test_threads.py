@@ -43,6 +43,29 @@ def test_nested_calls_run_one_after_another():
     assert parallel(outer, PIECES) == [True] * 3
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two cores",
+)
+def test_a_worker_keeps_off_its_callers_core():
+    usable = os.sched_getaffinity(0)
+
+    def cores_of_worker(begin, end):
+        return os.sched_getaffinity(0)
+
+    def call():
+        for core in usable:
+            os.sched_setaffinity(0, {core})  # of this thread alone
+            mine, others = parallel(cores_of_worker, PIECES[:2])
+            found.append((mine, others) == ({core}, usable - {core}))
+
+    found = []
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join()
+    assert found == [True] * len(usable)
+
+
 def test_several_callers_at_once():
     wrong = []
 

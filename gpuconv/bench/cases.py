@@ -16,6 +16,7 @@ from typing import Any
 from gpuconv import ops
 from gpuconv.errors import require_known, unknown
 from gpuconv.ops.op import Op
+from gpuconv.precision import STORAGE
 
 Shape = tuple[int, ...]
 
@@ -32,7 +33,15 @@ OPERANDS: dict[str, tuple[str, ...]] = {
         (f"{kind}_pool2d" for kind in ("max", "avg", "sum", "adaptive_avg")), ("kernel",)
     ),
     **dict.fromkeys(("sgd", "sgd_momentum", "adam", "adam_amsgrad", "clip_grad_norm"), ()),
-    "image_batch": (),
+    **dict.fromkeys(("image_batch", "cast", "uncast"), ()),
+}
+# Beside ieee: the precisions that an operation's kernels have.
+STORED = tuple(STORAGE)
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    **{name: STORED for name in OPERANDS if getattr(getattr(ops, name, None), "stores_16", False)},
+    **dict.fromkeys(("conv2d", "linear"), ("tf32", *STORED)),
+    **dict.fromkeys(("cast", "uncast"), STORED),
+    **dict.fromkeys(("sgd_momentum", "adam"), ("fp16",)),
 }
 RANKS = {
     **dict.fromkeys(("assign", "image_batch"), 4),
@@ -52,6 +61,7 @@ class Case:
     x: the input's shape, (N, C, H, W) or any other that the operation takes. filters: K, or the
     features of a linear layer's output, or the channels of a local response norm's window. kernel:
     R and S, or the output's size of adaptive pooling. stride None: 1, a pool's is its window.
+    precision: of the device's arrays; an optimiser's step in fp16 is one with scaled gradients.
     """
 
     op: str
@@ -63,6 +73,7 @@ class Case:
     dilation: Any = 1
     groups: int = 1
     activation: str | None = None
+    precision: str = "ieee"
     label: str = field(default="", compare=False)
 
     def __str__(self) -> str:
@@ -74,7 +85,7 @@ class Case:
         return " ".join(words)
 
 
-OPTIONS = ("stride", "padding", "dilation", "groups", "activation")
+OPTIONS = ("stride", "padding", "dilation", "groups", "activation", "precision")
 
 
 def parse(words: str | Sequence[str], **options: Any) -> Case:
@@ -107,7 +118,17 @@ def parse(words: str | Sequence[str], **options: Any) -> Case:
     values.update({key: value for key, value in options.items() if value is not None})
     if name.startswith("conv2d") and values.get("stride") in (1, (1, 1)):
         del values["stride"]
-    return Case(name, **values)
+    case = Case(name, **values)
+    if case.precision not in precisions(name):
+        have = ", ".join(precisions(name))
+        raise ValueError(f"bench: {name} has the precision {have}, got {case.precision!r}")
+    return case
+
+
+def precisions(name: str) -> tuple[str, ...]:
+    """The precisions of an operation; a cast is to 16 bits or from them."""
+    more = PRECISIONS.get(name, ())
+    return more if name in ("cast", "uncast") else ("ieee", *more)
 
 
 def operation(name: str) -> str:
@@ -123,6 +144,8 @@ def operation(name: str) -> str:
 
 def option(name: str, text: str) -> Any:
     """The value of an option: a number, a pair as 1x2, a padding's or an activation's name."""
+    if name == "precision":
+        return text
     if name == "activation":
         if text != "relu":
             raise ValueError(f"bench: activation is relu or not given, got {text!r}")
@@ -195,20 +218,58 @@ adam_amsgrad            64n x 4096
 clip_grad_norm          64n x 4096
 image_batch             n x 3 x 224 x 224
 """
+# In each of the precisions at the end of the line; operations that store 16 bits and have no line
+# here, in bf16 at the shape of their first line above, or at USUAL.
+IN_PRECISIONS = """
+conv2d        n x 64 x 56 x 56     64 3x3 padding=1               tf32,bf16,fp16
+conv2d        n x 256 x 14 x 14    256 3x3 padding=1              tf32,bf16
+conv2d        n x 3 x 224 x 224    64 7x7 stride=2 padding=3      tf32,bf16
+conv2d        n x 64 x 56 x 56     256 1x1                        tf32,bf16
+linear        8n x 1024            1000                           tf32,bf16,fp16
+add           n x 64 x 56 x 56     activation=relu                bf16,fp16
+cast          n x 64 x 56 x 56     bf16,fp16
+uncast        n x 64 x 56 x 56     bf16,fp16
+sgd_momentum  64n x 4096           fp16
+adam          64n x 4096           fp16
+"""
 USUAL = "nx64x56x56"
 
 
 def standard(batch: int) -> list[Case]:
-    """Cases of every operation at this batch, for `gpuconv bench all`, the benchmarks and the GPU
-    check, which finds the kernels by what these launch.
+    """Cases of every operation at this batch in float32, for `gpuconv bench all`, the benchmarks
+    and the GPU check, which finds the kernels by what these and `in_precisions` launch.
 
     >>> str(standard(2)[0])
     'conv2d 2x64x56x56 64 3x3 padding=1'
     """
-    lines = [line.replace(" x ", "x").split() for line in STANDARD.strip().splitlines()]
+    lines = _lines(STANDARD)
     plain = {line[0] for line in lines if "activation=relu" not in line}
-    lines += [[name, USUAL] for name in OPERANDS if name not in plain]
+    lines += [
+        [name, USUAL] for name in OPERANDS if name not in plain and "ieee" in precisions(name)
+    ]
     return [parse([line[0], _sized(line[1], batch), *line[2:]]) for line in lines]
+
+
+def in_precisions(batch: int) -> list[Case]:
+    """Cases of every operation that has another precision, on the devices sim and cuda.
+
+    >>> str(in_precisions(2)[0])
+    'conv2d 2x64x56x56 64 3x3 padding=1 precision=tf32'
+    """
+    lines = _lines(IN_PRECISIONS)
+    named = {line[0] for line in lines}
+    shapes = {case.op: case for case in reversed(standard(batch))}
+    cases = [
+        parse([line[0], _sized(line[1], batch), *line[2:-1]], precision=name)
+        for line in lines
+        for name in line[-1].split(",")
+    ]
+    others = [name for name in PRECISIONS if name not in named]
+    return cases + [replace(shapes[name], precision="bf16") for name in others]
+
+
+def _lines(table: str) -> list[list[str]]:
+    return [line.replace(" x ", "x").split() for line in table.strip().splitlines()]
 
 
 def _sized(shape: str, batch: int) -> str:

@@ -15,8 +15,10 @@ from gpuconv.bench.clock import Times, cpu_times
 from gpuconv.bench.workloads import DATA, AnyWorkload
 from gpuconv.errors import DeviceError
 from gpuconv.ops.cost import Cost
+from gpuconv.precision import as_floats, require_precision
 
 MAX_SETS, MAX_BYTES = 256, 1 << 30
+NO_KERNEL = "no kernel"  # a status begins so
 CUDA_SETS = 8  # the cache is flushed besides
 
 
@@ -50,9 +52,14 @@ class Row:
         """Bytes per second, of the least traffic."""
         return self.cost.bytes / self.times.median if self.times else None
 
+    @property
+    def under_ceiling(self) -> bool:
+        """Whether the measured ceilings are its own: not for products of another precision."""
+        return not (self.cost.flops and "precision=" in self.case)
+
     def share(self, ceilings: Ceilings) -> float | None:
         """The least time that the roofline allows, as a share of the time taken."""
-        if self.times is None:
+        if self.times is None or not self.under_ceiling:
             return None
         return self.cost.seconds(ceilings.flops, ceilings.bytes) / self.times.median
 
@@ -60,7 +67,7 @@ class Row:
         """For JSON: seconds, counts, and rates a second."""
         found = asdict(self)
         found["kernels"] = [{"name": name, "times": times} for name, times in found["kernels"]]
-        bound = self.cost.bound(ceilings.flops, ceilings.bytes)
+        bound = self.cost.bound(ceilings.flops, ceilings.bytes) if self.under_ceiling else None
         rates = {"flops_per_s": self.flops, "bytes_per_s": self.bytes}
         return found | rates | {"share_of_ceiling": self.share(ceilings), "bound": bound}
 
@@ -78,8 +85,9 @@ def measure(
     clock: a `cuda.Clock` for cuda. layout: of images in the card's memory; with "nchw" the
     conversion is part of the pass. each: time every launch by itself too. A wrong result, and an
     operation without kernels, give a row without times. Raises DeviceError for a device that has
-    no times, or fails.
+    no times, or fails; ValueError for a precision that the device lacks.
     """
+    require_precision("bench: precision", workload.case.precision, device)
     fields = str(workload.case), workload.case.label, workload.direction, device, workload.cost
     if device not in ("cpu", "cuda"):
         reason = "it exists to check results, and its times mean nothing"
@@ -88,9 +96,11 @@ def measure(
         if device == "cpu":
             return Row(*fields, times=_on_cpu(workload, seconds))
         if not workload.kernels:
-            return Row(*fields, status="no kernel yet")
+            return Row(*fields, status=NO_KERNEL)
         times, kernels = _on_cuda(workload, seconds, clock, layout, each)
         return Row(*fields, times=times, kernels=kernels)
+    except NotImplementedError as error:  # of this card, or of this shape in 16 bits
+        return Row(*fields, status=f"{NO_KERNEL}: {error}")
     except WrongResult as error:
         return Row(*fields, status=f"wrong: {error}")
 
@@ -158,7 +168,7 @@ def recorded(
         if workload.direction == DATA:
             on.recorded = others
             at = list(workload.op.parameters).index("need_dx")  # type: ignore[union-attr]
-            workload.op(*arguments[:at], False, *arguments[at + 1 :])  # type: ignore[union-attr]
+            workload.run((*arguments[:at], False, *arguments[at + 1 :]))  # type: ignore[union-attr]
     finally:
         on.recorded = None
     for other, _ in others:
@@ -176,7 +186,7 @@ def require_right(workload: AnyWorkload, found: Sequence[Any]) -> None:
     if len(found) != len(expected):
         raise WrongResult(f"{len(found)} results, {len(expected)} expected")
     for number, (one, (exact, bound)) in enumerate(zip(found, expected, strict=True)):
-        host = np.asarray(one)
+        host = as_floats(np.asarray(one))
         if host.shape != exact.shape:
             raise WrongResult(f"result {number} has shape {host.shape}, not {exact.shape}")
         wrong = ~(np.abs(host.astype(np.float64) - exact) <= bound)

@@ -1,4 +1,4 @@
-"""Steps of the optimisers and gradient clipping as workloads.
+"""Steps of the optimisers and gradient clipping as workloads; in fp16 with scaled gradients.
 
 The time of clipping on a GPU is that of the scaling: the norm is summed on the host.
 """
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from gpuconv import optim
+from gpuconv.arrays import device_of
 from gpuconv.autograd import Parameter
 from gpuconv.bench.cases import Case
 from gpuconv.ops.cost import Cost
 
 LR, EPS = 1e-3, 1e-8
 NORM = 1e-3  # to clip to: so little that every call scales
+SCALE = 2.0**10  # of the loss, in fp16
 # name: (the optimiser, arrays of the parameter's size that a step reads or writes)
 OPTIMIZERS: dict[str, tuple[Callable[..., Any], int]] = {
     "sgd": (lambda p: optim.SGD(p, LR), 3),
@@ -41,16 +43,24 @@ class OptimizerWorkload:
         self.case = case
         self.arguments: tuple[Any, ...] = (floats(case.x), floats(case.x))
         self._make, accesses = OPTIMIZERS[case.op]
+        self._scale = SCALE if case.precision == "fp16" else 1.0
+        accesses += 2 * (case.precision == "fp16")  # the gradient, unscaled in place
         self.cost = Cost(0, 4 * accesses * int(np.prod(case.x)))
 
     def prepare(self, arguments: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
         """A call that takes one step; arguments: the parameter and its gradient."""
         parameter = Parameter(arguments[0])
         parameter.grad = arguments[1]
-        optimizer = self._make([parameter])
+        optimizer, scaler = self._make([parameter]), None
+        if self.case.precision == "fp16":
+            scaler = optim.LossScaler(device_of(arguments[0]) or "cpu", SCALE)
 
         def step() -> tuple[Any, ...]:
-            optimizer.step()
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.unscale([parameter])
+                optimizer.step(scaler)
             return (parameter.grad if self.case.op == "clip_grad_norm" else parameter.data,)
 
         return step
@@ -58,6 +68,7 @@ class OptimizerWorkload:
     def expected(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The parameter after one step, or the gradient, by the formula; how far off it may be."""
         p, grad = (a.astype(np.float64) for a in self.arguments)
+        grad /= self._scale
         if self.case.op == "clip_grad_norm":
             exact = grad * (NORM / (np.sqrt((grad**2).sum()) + 1e-6))
             return [(exact, 2.0**-22 * np.abs(exact))]

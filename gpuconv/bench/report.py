@@ -73,7 +73,7 @@ def cells(row: Row, ceilings: Ceilings | None) -> tuple[str, ...]:
         "-" if flops is None else f"{flops / 1e12:.3f}",
         f"{(row.bytes or 0) / 1e9:.1f}",
         "-" if share is None else f"{100 * share:.0f}%",
-        row.cost.bound(ceilings.flops, ceilings.bytes) if ceilings else "-",
+        row.cost.bound(ceilings.flops, ceilings.bytes) if ceilings and row.under_ceiling else "-",
     )
 
 

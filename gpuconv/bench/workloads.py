@@ -17,6 +17,7 @@ from gpuconv import ops
 from gpuconv.arrays import ShapeOnly
 from gpuconv.bench.batches import BatchWorkload
 from gpuconv.bench.cases import Case
+from gpuconv.bench.casts import CASTS, CastWorkload
 from gpuconv.bench.optimizers import OPTIMIZERS, OptimizerWorkload
 from gpuconv.cpu import conv as cpu_conv
 from gpuconv.cpu.elementwise import contiguous
@@ -24,6 +25,7 @@ from gpuconv.cpu.matmul import matmul
 from gpuconv.ops.activation import activation_backward
 from gpuconv.ops.cost import Cost, nbytes
 from gpuconv.ops.op import Op
+from gpuconv.precision import STORAGE, as_floats, rounded, stored
 from gpuconv.shapes import window
 from gpuconv.threads import blas_threads, parallel, shards
 
@@ -48,6 +50,11 @@ SPLIT = ("conv2d", "linear")  # whose backward pass is timed in two halves
 MIN_ERROR, ERROR_OF_TERMS = 1e-5, 4e-7
 IN_PLACE = ("accumulate", "assign", "batch_norm2d_track")
 BATCHED = ("x", "dy", "y", "argmax")  # arrays of an image each
+# Arguments that 16-bit precisions store so; of SUMMANDS b too. And how far a stored result is off.
+IMAGES = ("x", "dy", "y", "a", "total", "part")
+SUMMANDS = ("add", "accumulate", "multiply")
+ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
+CUT = 2  # tensor cores cut their sums instead of rounding them
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +80,24 @@ class Workload:
         """A call over these arrays, of any device, that returns what it computes."""
         if self.direction == DATA and isinstance(arguments[0], np.ndarray):
             return _cpu_data(self.case, arguments)
-        return lambda: self.chosen(self.op(*arguments))
+        return lambda: self.chosen(self.run(arguments))
+
+    def run(self, arguments: tuple[Any, ...]) -> Any:
+        """The operation on these arrays, in the case's precision."""
+        if self.case.precision == "ieee":
+            return self.op(*arguments)
+        if "precision" in self.op.parameters:  # the last one
+            arguments = (*arguments[:-1], self.case.precision)
+        return self.op.stored(*arguments)
 
     def expected(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Each expected result, in float64 by the reference implementation, and its error bound."""
         exact = self.chosen(_reference(self.op, self.arguments))
-        return [(one, self._bound(one)) for one in map(np.asarray, exact)]
+        found = [(one, self._bound(one)) for one in map(np.asarray, exact)]
+        if self.case.precision in STORAGE and self.direction != WEIGHT:
+            one, bound = found[0]
+            found[0] = one, bound + ROUNDING[self.case.precision] * np.abs(one)
+        return found
 
     def chosen(self, found: Any) -> tuple[Any, ...]:
         """The results of the operation that belong to this pass."""
@@ -93,13 +112,15 @@ class Workload:
             return np.zeros(exact.shape)
         terms = self.cost.flops / max(exact.size, 1)
         error = max(MIN_ERROR, ERROR_OF_TERMS * terms**0.5)
+        error *= 1 if self.case.precision == "ieee" else CUT
         return np.full(exact.shape, error * np.abs(exact).max(initial=0))
 
 
-AnyWorkload = Workload | OptimizerWorkload | BatchWorkload
+AnyWorkload = Workload | OptimizerWorkload | BatchWorkload | CastWorkload
 # What is no operation of gpuconv.ops.
 OTHERS: dict[str, Any] = {
-    **dict.fromkeys(OPTIMIZERS, OptimizerWorkload), "image_batch": BatchWorkload
+    **dict.fromkeys(OPTIMIZERS, OptimizerWorkload), "image_batch": BatchWorkload,
+    **dict.fromkeys(CASTS, CastWorkload),
 }  # fmt: skip
 
 
@@ -133,15 +154,18 @@ def _workloads(
     forward, backward = getattr(ops, case.op), getattr(ops, f"{case.op}_backward", None)
     values = _values(case, floats, integers)
     given = _arguments(forward, values)
-    forward.work(*given)  # which refuses what does not fit
+    forward.work(*map(_shape, given))  # which refuses what does not fit
     if FORWARD in chosen:
         yield _workload(case, FORWARD, forward, given)
     if backward is None or not set(chosen) - {FORWARD}:
         return
-    found = forward(*given)
+    if case.op in SPLIT and not case.activation:  # of y only the shape is needed
+        given = tuple(map(_shape, given))
+    found = forward(*map(_number, given))
     several = found if isinstance(found, tuple) else (found,)
     values |= zip(RETURNS.get(case.op, ("y",)), several, strict=True)
     values |= {f"d{name}": floats(values[name].shape) for name in ("y", "w") if name in values}
+    values |= {name: _held(case, name, values[name]) for name in ("y", "dy") if name in values}
     for direction in chosen:
         if direction == BACKWARD or (direction in (DATA, WEIGHT) and case.op in SPLIT):
             values["need_dx"] = direction != WEIGHT
@@ -149,7 +173,7 @@ def _workloads(
 
 
 def _workload(case: Case, direction: str, function: Op, given: tuple[Any, ...]) -> Workload:
-    cost = function.work(*given)
+    cost = function.work(*map(_shape, given))
     if direction == DATA:
         (dy, x, w), y = given[:3], _output_of(function, given)
         cost = Cost(cost.flops // 2, nbytes(dy, w, x, y))
@@ -192,7 +216,34 @@ def _values(case: Case, floats: Any, integers: Any) -> dict[str, Any]:
         values["b"] = floats(case.x)
     elif "scores" in getattr(ops, case.op).parameters:
         values["labels"] = integers(0, case.x[1], case.x[0])
-    return values
+    return {name: _held(case, name, value) for name, value in values.items()}
+
+
+def _held(case: Case, name: str, value: Any) -> Any:
+    """An argument as a device holds it in the case's precision. What is multiplied is rounded, so
+    that the products are exact.
+    """
+    weight = name == "w" and case.op in SPLIT
+    image = name in IMAGES or (name == "b" and case.op in SUMMANDS)
+    if case.precision == "ieee" or not (weight or image):
+        return value
+    if weight or case.precision not in STORAGE:
+        return rounded(value, case.precision)
+    if isinstance(value, ShapeOnly):
+        return ShapeOnly(value.shape, STORAGE[case.precision])
+    return stored(value, case.precision)
+
+
+def _shape(value: Any) -> Any:
+    """An array without its values."""
+    return ShapeOnly(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
+
+
+def _number(value: Any) -> Any:
+    """An array of 16 bits as the float32 numbers that it stands for."""
+    if isinstance(value, ShapeOnly):
+        return ShapeOnly(value.shape) if value.dtype in STORAGE.values() else value
+    return as_floats(value) if isinstance(value, np.ndarray) else value
 
 
 def _arguments(function: Op, values: dict[str, Any]) -> tuple[Any, ...]:
@@ -247,7 +298,7 @@ def _floats(arguments: tuple[Any, ...]) -> list[Any]:
     """Float arrays as float64 copies, because an operation may work in place."""
     return [
         a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
-        for a in arguments
+        for a in map(_number, arguments)
     ]
 
 

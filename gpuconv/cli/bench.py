@@ -9,19 +9,29 @@ after; a wrong result gets no time and the exit code 1. Times are medians; the s
 10th to the 90th percentile. TFLOP/s counts 2 for each multiply-add whose tap is inside the image,
 GB/s counts every array once. The ceiling is the roofline: the least time that the measured rates of
 a copy and of multiply-adds in registers allow, as a share of the time taken. Winograd convolutions
-on the CPU need fewer multiply-adds and can pass 100%. Device sim has no times: it prints the
-counted work.
+on the CPU need fewer multiply-adds and can pass 100%; the precisions of tensor cores have no
+ceiling here. Device sim has no times: it prints the counted work.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpuconv.arrays import require
 from gpuconv.bench import report
-from gpuconv.bench.cases import OPTIONS, Case, network, option, parse, standard
+from gpuconv.bench.cases import (
+    OPTIONS,
+    Case,
+    in_precisions,
+    network,
+    option,
+    parse,
+    precisions,
+    standard,
+)
 from gpuconv.bench.measure import Row, measure
 from gpuconv.bench.workloads import counted, of_case
 from gpuconv.cli.options import (
@@ -36,6 +46,7 @@ from gpuconv.cli.options import (
 )
 from gpuconv.devices import resolve
 from gpuconv.models import MODELS, is_file
+from gpuconv.precision import require_precision
 
 EXAMPLES = """\
   gpuconv bench conv 16x64x56x56 64 3x3 --padding 1
@@ -44,9 +55,11 @@ EXAMPLES = """\
   gpuconv bench linear 128x1024 1000 --json linear.json
   gpuconv bench lenet --batch 64
   gpuconv bench resnet50 --only conv --device cuda --each
+  gpuconv bench resnet50 --precision bf16 --device cuda
   gpuconv bench all --device sim           (counted work, no times)
   gpuconv bench --kernel mine.cu:axpy --launch launch_axpy.py --device cuda
 """
+BENCHED = ("ieee", "tf32", "bf16", "fp16")
 DIRECTIONS = ("forward", "backward", "backward-data", "backward-weight")
 WRONG = 1  # exit code
 
@@ -61,8 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     layouts = "of images in a GPU's memory; nchw times their conversion too"
     add_options(
         parser,
-        *((f"--{name}", "N", str, "a number, or two as 1x2") for name in OPTIONS[:-1]),
+        *((f"--{name}", "N", str, "a number, or two as 1x2") for name in OPTIONS[:-2]),
         ("--activation", "NAME", one_of("activation", ["relu"]), "relu"),
+        ("--precision", "NAME", one_of("precision", BENCHED), f"{', '.join(BENCHED)} (cuda, sim)"),
         ("--pass", "NAME", one_of("pass", [*DIRECTIONS, "all"]), passes, "all"),
         ("--batch", "N", whole(1), "of a model", 16),
         ("--input", "C,H,W", image_shape, "of a model (default: its own)"),
@@ -83,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
         return _own_kernel(args, device)
     if args.op is None:
         raise ValueError("bench: give an operation, a model, all, or --kernel FILE.cu:NAME")
-    cases = _cases(args)
+    require_precision("bench: --precision", args.precision or "ieee", device)
+    cases = _cases(args, device)
     direction = getattr(args, "pass")
     passes = () if direction == "all" else (direction,)
     # What does not fit is said before anything is timed.
@@ -98,14 +113,20 @@ def run(args: argparse.Namespace) -> int:
     return _time(args, device, cases, passes)
 
 
-def _cases(args: argparse.Namespace) -> list[Case]:
+def _cases(args: argparse.Namespace, device: str) -> list[Case]:
     options = {name: getattr(args, name) for name in OPTIONS}
+    precision = options["precision"]
     if args.op in MODELS or args.op == "all" or is_file(args.op):
-        if args.words or any(value is not None for value in options.values()):
+        if args.words or any(options[name] is not None for name in OPTIONS[:-1]):
             raise ValueError(f"bench: {args.op} has shapes of its own: give --batch and --only")
-        cases = (
-            standard(args.batch) if args.op == "all" else network(args.op, args.batch, args.input)
-        )
+        if args.op == "all":
+            cases = standard(args.batch) + ([] if device == "cpu" else in_precisions(args.batch))
+            cases = [case for case in cases if precision in (None, case.precision)]
+        else:  # what has no such precision computes in float32
+            cases = [
+                replace(case, precision=precision) if precision in precisions(case.op) else case
+                for case in network(args.op, args.batch, args.input)
+            ]
         only = args.only or ""
         chosen = [case for case in cases if only in str(case) or only == case.label]
         if not chosen:

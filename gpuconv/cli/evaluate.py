@@ -1,7 +1,8 @@
 """Test a checkpoint: loss, accuracy, accuracy by class, and which classes are taken for which.
 
 The data is the set the network was trained on unless --data says otherwise; the loss is that of its
-training. --device and --threads change the last digits at most.
+training. --device and --threads change the last digits at most. It computes in float32, whatever
+the network was trained in, unless --precision says otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ import argparse
 import numpy as np
 
 from gpuconv import nn
-from gpuconv.cli.inputs import class_names, load_images, open_checkpoint
+from gpuconv.cli.inputs import (
+    PRECISION,
+    class_names,
+    load_images,
+    open_checkpoint,
+    say_precision,
+)
 from gpuconv.cli.options import (
     CHECKPOINT,
     DEVICE,
@@ -33,7 +40,7 @@ MAX_CLASSES = 25  # up to which the whole matrix is printed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     batch = ("--batch", "N", whole(1), "images at a time", 500)
-    add_options(parser, CHECKPOINT, *IMAGES, batch, THREADS, DEVICE, OWN_NETWORK)
+    add_options(parser, CHECKPOINT, *IMAGES, batch, THREADS, DEVICE, PRECISION, OWN_NETWORK)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         )
     name = require_known("loss", settings.get("loss", "cross_entropy"), nn.LOSSES)
     loss = nn.LOSSES[name]()
-    result = evaluate(model, loss, preprocessing.loader(dataset, args.batch), lambda: None)
+    say_precision(args, found, model)
+    loader = preprocessing.loader(dataset, args.batch)
+    result = evaluate(model, loss, loader, lambda: None, precision=args.precision)
     known_names = found.metadata.get("classes") or dataset.classes
     classes = class_names(known_names, len(result["confusion"]))
     correct = int(result["confusion"].trace())

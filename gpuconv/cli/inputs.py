@@ -7,9 +7,16 @@ from collections.abc import Sequence
 
 from gpuconv import checkpoint
 from gpuconv.checkpoint import Checkpoint
+from gpuconv.cli.options import one_of
 from gpuconv.data import Dataset, Preprocessing
 from gpuconv.errors import printable
 from gpuconv.nn import Module
+from gpuconv.precision import PRECISIONS, require_precision
+
+NAMES = ", ".join(PRECISIONS)
+PRECISION = (
+    "--precision", "NAME", one_of("precision", PRECISIONS), f"{NAMES}: see docs/devices.md", "ieee"
+)  # fmt: skip
 
 
 def open_checkpoint(args: Namespace) -> tuple[Checkpoint, Module, Preprocessing]:
@@ -19,6 +26,16 @@ def open_checkpoint(args: Namespace) -> tuple[Checkpoint, Module, Preprocessing]
     found = checkpoint.read(args.checkpoint)
     model = found.build(args.built_by).to(args.device)
     return found, model, Preprocessing.from_metadata(found.metadata, model.input_shape)
+
+
+def say_precision(args: Namespace, found: Checkpoint, model: Module) -> None:
+    """One line where a command computes in another precision than the network was trained in.
+    ValueError where the device lacks it.
+    """
+    require_precision("--precision", args.precision, model.device)
+    trained = (found.metadata.get("settings") or {}).get("precision", "ieee")
+    if trained != args.precision:
+        print(f"computed in {args.precision}; trained in {trained} (--precision {trained})")
 
 
 def load_images(args: Namespace, found: Checkpoint, preprocessing: Preprocessing) -> Dataset:

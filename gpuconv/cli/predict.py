@@ -3,14 +3,14 @@
 A picture is prepared as the network's training pictures were, see `gpuconv train --resize`: made
 gray or coloured, and brought to their size. Networks trained on light figures on a dark ground,
 such as MNIST, get a picture with a light border inverted, which is said; --invert and --no-invert
-decide by hand.
+decide by hand. Probabilities are computed in float32 unless --precision says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from gpuconv.cli.inputs import class_names, open_checkpoint
+from gpuconv.cli.inputs import PRECISION, class_names, open_checkpoint, say_precision
 from gpuconv.cli.options import (
     CHECKPOINT,
     DEVICE,
@@ -36,14 +36,15 @@ BLANK = " (warning: a picture of one colour, the answer means nothing)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     top = ("--top", "N", whole(1), "only the N likeliest classes (default: all)")
     images = ("images", "IMAGE", str, "PNG, JPEG and so on", ONE_OR_MORE)
-    add_options(parser, CHECKPOINT, images, top, SKIP_BAD, DEVICE, INVERT, OWN_NETWORK)
+    add_options(parser, CHECKPOINT, images, top, SKIP_BAD, DEVICE, PRECISION, INVERT, OWN_NETWORK)
 
 
 def run(args: argparse.Namespace) -> int:
     found, model, preprocessing = open_checkpoint(args)
+    say_precision(args, found, model)
     for path, picture in _pictures(args, preprocessing):
         x = preprocessing.to_float(picture.pixels)
-        share = probabilities(model, x, batch_size=1)[0]
+        share = probabilities(model, x, batch_size=1, precision=args.precision)[0]
         classes = class_names(found.metadata.get("classes"), len(share))
         order = sorted(range(len(share)), key=lambda k: (-share[k], k))
         note = INVERTED if picture.inverted and args.invert is None else ""

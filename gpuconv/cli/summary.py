@@ -25,7 +25,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     own = "(default: the model's own)"
     what = "a name, mynet.py:build, or a .safetensors or .onnx file"
-    measure = "train three steps on random images on the cpu and print the peak of memory"
+    measure = "train three steps on random images on the cpu, in float32: print the peak of memory"
     add_options(
         parser,
         ("model", "MODEL|CHECKPOINT", str, what),

@@ -10,7 +10,10 @@ import argparse
 import time
 
 from gpuconv import models, train
-from gpuconv.cli.options import DEVICE, add_options, whole
+from gpuconv.cli.inputs import NAMES
+from gpuconv.cli.options import DEVICE, add_options, one_of, whole
+from gpuconv.precision import PRECISIONS, require_precision
+from gpuconv.train.config import default_precision
 
 EXAMPLES = """\
   gpuconv warmup
@@ -25,13 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--model", "NAME", str, "or mynet.py:build", "lenet"),
         ("--batch", "N", whole(1), batch, 32),
         DEVICE,
+        ("--precision", "NAME", one_of("precision", PRECISIONS), f"{NAMES} (default: train's)"),
     )
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     model = models.named(args.model).to(args.device)
-    train.warm_up(model, args.batch)
+    precision = args.precision or default_precision(model.device)
+    train.warm_up(model, args.batch, require_precision("--precision", precision, model.device))
     seconds = time.perf_counter() - started
-    print(f"device {model.device}: {args.model} at batch {args.batch} is ready, {seconds:.1f} s")
+    what = f"{args.model} at batch {args.batch}"
+    print(f"device {model.device}: {what} is ready, {seconds:.1f} s, {precision}")
     return 0

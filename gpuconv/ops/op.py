@@ -157,14 +157,17 @@ class Op(Generic[P, R]):
         return self._signature.parameters
 
     def work(self, *args: P.args, **kwargs: P.kwargs) -> Cost:
-        """The least arithmetic and traffic of a call; of arrays only shapes and dtypes are read.
+        """The least arithmetic and traffic of a call; of arrays only shapes and dtypes are read. A
+        `ShapeOnly` of 16 bits stands for an array that `stored` takes.
 
         Raises as the call would for arguments that do not fit.
         """
-        values = self._widened(self._native(self._bound(args, kwargs)))
+        given = self._native(self._bound(args, kwargs))
+        wide = self._widened(given)
+        values = tuple(a if is_stored(a) else b for a, b in zip(given, wide, strict=True))
         if self._cost is None:
             raise NotImplementedError(f"{self.__name__}: its cost is not known")
-        self._checked(values)
+        self._checked(_as_shapes(values))
         return self._cost(*values)
 
     def multiply_adds(self, *args: P.args, **kwargs: P.kwargs) -> int:
@@ -242,7 +245,7 @@ class Op(Generic[P, R]):
             raise TypeError(
                 f"{self.__name__}: arrays of both types of 16 bits; convert them to one"
             )
-        self._checked(tuple(ShapeOnly(a.shape) if is_stored(a) else a for a in values))
+        self._checked(_as_shapes(values))
         arrays = [a for a in values if device_of(a) is not None]
         named = dict(zip(self._names, values, strict=True))
         native = self.stores_16 or named.get("precision", "ieee") != "ieee"
@@ -373,6 +376,11 @@ class Op(Generic[P, R]):
                 f"{self.__name__}: an implementation takes {names}, the definition {self._names}"
             )
         return function
+
+
+def _as_shapes(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values, those that are stored in 16 bits as float32 arrays without contents."""
+    return tuple(ShapeOnly(a.shape) if is_stored(a) else a for a in values)
 
 
 def _types_of_pairs(pairs: tuple[Any, ...]) -> tuple[type, ...] | None:

@@ -124,7 +124,7 @@ def parameter_registers(function: Function) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _written(i: Instruction) -> list[str]:
+def written(i: Instruction) -> list[str]:
     """Registers that an instruction writes."""
     if i.op in ("st", "red", "bra", "bar", "barrier", "membar", "fence") or not i.operands:
         return []
@@ -133,7 +133,7 @@ def _written(i: Instruction) -> list[str]:
     return [r.name for r in both if isinstance(r, Reg)]
 
 
-def _read(i: Instruction) -> list[str]:
+def read(i: Instruction) -> list[str]:
     """Registers that an instruction reads, but for those in addresses and its guard."""
     sources = i.operands if i.op in ("st", "red") else i.operands[1:]
     flat = [p for o in sources for p in (getattr(o, "items", None) or (o,))]
@@ -147,7 +147,7 @@ def registers_read(function: Function) -> set[str]:
         bases = [getattr(o, "base", None) for o in i.operands]
         guard = getattr(i.guard, "operand", i.guard)
         found |= {r.name for r in (*bases, guard) if isinstance(r, Reg)}
-        found.update(_read(i))
+        found.update(read(i))
     return found
 
 
@@ -185,7 +185,7 @@ def argument_registers(function: Function) -> dict[str, int]:
         for i in function.instructions:
             if (new := value(i)) is None:
                 continue
-            for name in _written(i):
+            for name in written(i):
                 found[name] = new if found.get(name, new) == new else _SEVERAL
     return {name: number for name, number in found.items() if number >= 0}
 
@@ -222,7 +222,7 @@ def _makers(function: Function) -> dict[str, list[Instruction]]:
     """The instructions that write each register."""
     makers: dict[str, list[Instruction]] = {}
     for i in function.instructions:
-        for name in _written(i):
+        for name in written(i):
             makers.setdefault(name, []).append(i)
     return makers
 
@@ -269,7 +269,7 @@ def volatile_bits(function: Function) -> dict[int, int]:
                 if maker.op in ("ld", "atom"):
                     loads.add(id(maker))
                 else:
-                    todo += _read(maker)
+                    todo += read(maker)
         return seen, loads
 
     volatile = [i for i in function.instructions if i.op in ("ld", "st") and "volatile" in i.mods]
@@ -282,7 +282,7 @@ def volatile_bits(function: Function) -> dict[int, int]:
     for i in volatile:
         found[id(i)] = 0 if id(i) in deciding else DATA
         if i.op == "st":
-            sources = origins(_read(i))[1]
+            sources = origins(read(i))[1]
             if any(same.get(load) == same[id(i)] for load in sources):
                 found[id(i)] |= UPDATE
     return found

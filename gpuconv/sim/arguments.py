@@ -36,10 +36,7 @@ def pack(kernel: Kernel, args: Sequence[Any]) -> np.ndarray:
 
 def _bytes(parameter: Variable, value: Any) -> bytes:
     if parameter.array:
-        if not isinstance(value, bytes) or len(value) != parameter.size:
-            got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
-            raise TypeError(f"is a structure: give its {parameter.size} bytes, got {got}")
-        return value
+        return _structure(parameter, value)
     if isinstance(value, Array):
         if parameter.size != 8 or parameter.pointer is False or parameter.type in ("f64", "s64"):
             raise TypeError(f"is a number ({parameter.type}), got a sim array")
@@ -53,6 +50,46 @@ def _bytes(parameter: Variable, value: Any) -> bytes:
     if parameter.type in _FLOATS:
         return _float(parameter.type, value)
     return _integer(parameter, value)
+
+
+def _structure(parameter: Variable, value: Any) -> bytes:
+    """A structure: its bytes, or a tuple of its members, which are laid out as C++ does."""
+    size = parameter.size
+    if not isinstance(value, tuple | list):
+        if isinstance(value, bytes) and len(value) == size:
+            return value
+        got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
+        raise TypeError(
+            f"is a structure: give its {size} bytes, or a tuple of its members, got {got}"
+        )
+    packed, most = b"", 1
+    for number, member in enumerate(value):
+        piece = _member(number, member)
+        most = max(most, len(piece))
+        packed += bytes(-len(packed) % len(piece)) + piece
+    packed += bytes(-len(packed) % most)
+    if len(packed) != size:
+        raise TypeError(
+            f"is a structure of {size} bytes, these members take {len(packed)}: an int counts as "
+            f"numpy.int32, a float as numpy.float32"
+        )
+    return packed
+
+
+def _member(number: int, value: Any) -> bytes:
+    if isinstance(value, Array):
+        return value.ptr.to_bytes(8, "little")
+    if isinstance(value, np.integer | np.floating | np.bool_):  # a numpy.float64 is a float, too
+        return value.tobytes()
+    if isinstance(value, bool):
+        return bytes([value])
+    if isinstance(value, int):
+        if not -(1 << 31) <= value < 1 << 32:
+            raise ValueError(f"member {number}: {value} has more than 32 bits, use numpy.int64")
+        return (value & 0xFFFFFFFF).to_bytes(4, "little")
+    if isinstance(value, float):
+        return np.float32(value).tobytes()
+    raise TypeError(f"member {number}: give an array or a number, got {type(value).__name__}")
 
 
 def _float(type_: str, value: Any) -> bytes:

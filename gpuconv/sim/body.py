@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 # the modules isa_* put their functions into TABLE and FLOAT_TABLE
 from gpuconv.sim import (
     counting,
+    doubt,
     isa_async,
     isa_atomic,
     isa_convert,
@@ -59,6 +60,8 @@ class Body(Emitter):
             if variable.space == "local" and self.module.check:
                 frame.written[variable.name] = self.shadow(variable)
         self.allocas.append(f'%"{prefix}cc" = alloca i1')  # the carry flag, CC.CF
+        if self.module.check:
+            doubt.enter(self, function)
         if self.module.count:
             counting.enter(self)
 
@@ -82,7 +85,9 @@ class Body(Emitter):
     def statement(self, instruction: Instruction) -> None:
         """Lower one instruction, under its guard predicate if it has one."""
         self.instruction = instruction
-        after = ""
+        after, follows = "", bool(self.frame.doubts)
+        if follows:
+            doubt.at_guard(self, instruction)
         if instruction.guard is not None and instruction.op != "bra":
             condition = self.read(instruction.guard, "pred")
             then, after = self.fresh("do"), self.fresh("then")
@@ -91,6 +96,7 @@ class Body(Emitter):
             self.segment = None
         if self.module.count:
             counting.executed(self, instruction)
+        word = doubt.before(self, instruction) if follows else ""
         if (control := getattr(self, f"_{instruction.op}_", None)) is not None:
             control(instruction)
         elif instruction.op in FLOAT_TABLE and instruction.mods[-1] in FLOATS:
@@ -99,6 +105,8 @@ class Body(Emitter):
             handler(self, instruction)
         else:
             raise self.unsupported()
+        if follows and self.open:
+            doubt.after(self, instruction, word)
         if id(instruction) in self.polls and self.open:
             isa_sync.yields(self, instruction)
         if after or instruction.op in ("bra", "brx", "call"):

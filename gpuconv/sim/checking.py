@@ -77,7 +77,7 @@ class Reported:
     def where(self) -> str:
         """The array element: "y[1000], 3 past the end of its 997 elements", or ""."""
         index = self.finding.index
-        if not self.argument or index is None:
+        if not self.argument or index is None or self.length < 0:
             return self.argument
         what = f"{self.argument}[{index}]"
         elements = f"{self.length} element{'s' * (self.length != 1)}"
@@ -224,7 +224,7 @@ class _Checked(Runner):
         message = finding.message.removeprefix(f"{kernel}: ")
         if finding.argument is not None:
             array = one.args[finding.argument]
-            length = array.size if isinstance(array, Array) else 0
+            length = array.size if isinstance(array, Array) else -1  # a structure
             number = f"argument {finding.argument}"
             name = one.signature.parameters[finding.argument].name if one.signature else number
             message = re.sub(rf"\b{number}\b", name, message)

@@ -7,6 +7,7 @@ shared memory the Trace of a granule says it; in a gap between variables its mar
 where a cp.async has yet to deliver it IN_FLIGHT.
 */
 
+constexpr u32 USED = 4;    // in Found.wrote: other_site is where the value is used
 constexpr u64 GAP = ~0ull, IN_FLIGHT = ~0ull - 1;
 
 static __device__ __forceinline__ bool touch(unsigned char* shadow, u32 size, u32 code) {
@@ -233,6 +234,19 @@ extern "C" __device__ void sim_swapped(u64 block, u64 at, u64 meta, u32 n) {
 // An error at which the kernel goes on: thread n's, at an instruction.
 extern "C" __device__ void sim_report(u64 block, u32 n, u32 kind, u32 site, u64 address, u64 value) {
     record(worker_of((Block*)block), ((Block*)block)->index, n, kind, site, address, value);
+}
+
+// Thread n uses, at an instruction, a value that PTX leaves open; word: of doubt.py.
+extern "C" __device__ void sim_used(u64 block, u32 n, u32 word, u32 site) {
+    Worker* w = worker_of((Block*)block);
+    const u32 lane = word & 31, source = word >> 5 & 31, kind = word >> 10 & 1 ? E_SHUFFLE : E_DIVISION;
+    Found* found = record(w, ((Block*)block)->index, n / 32 * 32 + lane, kind, word >> 11 & 0x1ffff,
+                          lane, source);
+    if (!found) return;
+    found->other_site = site;
+    found->other_thread = n;
+    found->other_block = found->block;
+    found->wrote = USED;
 }
 
 // ---- across workers -----------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def own_headers(source: str, options: Sequence[str], name: str) -> list[str] | N
 
     None where that cannot be told. A file that is not there counts too, with no text: it may come.
     """
-    folders = []
+    folders: list[str] = []
     for option in options:
         if folder := re.fullmatch(r"(?:-I|--include-path=)(.+)", option):
             folders.append(folder[1])

@@ -63,6 +63,11 @@ class Frame:
     written: dict[str, str] = field(default_factory=dict)
     # registers that hold a parameter: LLVM pointer to it
     held: dict[str, str] = field(default_factory=dict)
+    # checked mode (doubt.py): LLVM pointers to the words of registers; divisions that are used; the
+    # word of the last quotient
+    doubts: dict[str, str] = field(default_factory=dict)
+    certain: set[int] = field(default_factory=set)
+    quotient: str = "0"
     # counted mode: the label that came last, and the loops around each label
     label: str = ""
     loops: dict[str, list[str]] = field(default_factory=dict)

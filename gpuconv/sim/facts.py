@@ -99,19 +99,25 @@ def facts(cubin: bytes, arch: str) -> dict[str, Facts]:
         opcodes = Counter(re.findall(_OPCODE, code[kernel], re.M))
         spills = sum(count for name, count in opcodes.items() if name in ("LDL", "STL"))
         cycles = [loop for loop in loops(code[kernel]) if loop[2].total() > 1]  # code ends in one
-        cycle = max(cycles, key=_weight, default=(0, 0, Counter[str]()))[2]
-        counts = dict(cycle.most_common())
+        counts = dict(_main_loop(cycles).most_common()) if cycles else {}
         total = sum(opcodes.values())
         found[kernel] = Facts(kernel, arch, registers, stack, shared, spills, total, counts)
     return found
 
 
-def _weight(loop: tuple[int, int, Counter[str]]) -> tuple[int, int]:
-    """Which loop is the main one: that with the most arithmetic, else the longest."""
-    math = sum(
-        n for name, n in loop[2].items() if name.startswith(("FFMA", "HMMA", "DFMA", "HFMA"))
-    )
-    return math, loop[2].total()
+def _main_loop(found: list[tuple[int, int, Counter[str]]]) -> Counter[str]:
+    """The opcodes of the loop with the most arithmetic, or of one inside that has half of it; where
+    none does arithmetic, of the longest.
+    """
+
+    def math(loop: tuple[int, int, Counter[str]]) -> int:
+        kinds = ("FFMA", "HMMA", "DFMA", "HFMA")
+        return sum(count for name, count in loop[2].items() if name.startswith(kinds))
+
+    begin, end, counts = max(found, key=lambda loop: (math(loop), loop[2].total()))
+    most = math((begin, end, counts))
+    inside = [one for one in found if begin <= one[0] and one[1] <= end and 2 * math(one) >= most]
+    return min((one[2] for one in inside), key=Counter.total) if most else counts
 
 
 def resources(cubin: bytes) -> dict[str, tuple[int, int, int, int]]:
@@ -138,7 +144,8 @@ def _run(name: str, cubin: bytes, option: str) -> str:
     return done.stdout
 
 
-_OPCODE = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_]*)"
+# Not those under @!PT, which never execute: ptxas puts such loads before some barriers.
+_OPCODE = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P(?!T )\w+ )?\s*([A-Z][A-Z0-9_]*)"
 
 
 def loops(code: str) -> list[tuple[int, int, Counter[str]]]:

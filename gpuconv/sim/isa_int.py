@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpuconv.sim import doubt
 from gpuconv.sim.emit import Emitter, lowers
 from gpuconv.sim.program import TYPES, Imm, Instruction, Operand, bits_of
 
@@ -102,17 +103,13 @@ def _mul24(b: Emitter, i: Instruction) -> None:
 def _div(b: Emitter, i: Instruction) -> None:
     """div, rem: division by zero gives all ones, the remainder the dividend; INT_MIN / -1 wraps.
 
-    In checked mode division by zero is an error.
+    In checked mode the use of such a result is an error.
     """
     type_ = _type(b, i, INTEGERS)
     llvm, x, y = _three(b, i, type_)
     zero = b.op(f"icmp eq {llvm} {y}, 0")
     if b.module.check and not isinstance(i.operands[2], Imm):
-        good, bad = b.fresh("good"), b.fresh("bad")
-        b.end(f"br i1 {zero}, label %{bad}, label %{good}")
-        b.label(bad)
-        b.report("DIVISION")
-        b.label(good)
+        doubt.divided(b, i, zero)
     safe, overflow = b.op(f"select i1 {zero}, {llvm} 1, {llvm} {y}"), "false"
     if type_[0] == "s":
         lowest = b.op(f"icmp eq {llvm} {x}, {-(1 << (bits_of(type_) - 1))}")

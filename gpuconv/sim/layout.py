@@ -30,6 +30,7 @@ RECORDS: dict[str, list[tuple]] = {
         ("issued", "u4"),
         ("delivered", "u4"),
         ("group", "u4"),
+        ("doubt", "u4"),  # of a shuffle's value, and of its result: a word of doubt.py
     ],
     # a block that is running
     "Block": [

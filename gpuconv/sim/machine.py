@@ -22,7 +22,7 @@ from gpuconv.sim.lower import lower
 
 _CALLED = """
 sim_read_shared sim_read_global sim_write_shared sim_write_global sim_access sim_swapped sim_fence
-sim_report sim_stopped sim_fail sim_log sim_copy sim_commit sim_wait
+sim_report sim_used sim_stopped sim_fail sim_log sim_copy sim_commit sim_wait
 """  # by kernels
 _PARTS = ("clocks.cu", "races.cu", "runtime.cu", "checks.cu", "counters.cu", "copies.cu",
           "matrices.cu")  # fmt: skip

@@ -117,6 +117,8 @@ def forget(args: Sequence[object]) -> None:
     may contain addresses.
     """
     for argument in args:
+        if isinstance(argument, tuple | list):
+            forget(argument)  # the members of a structure
         if isinstance(argument, Array):
             argument.base.shadow = None
         if isinstance(argument, bytes) or getattr(argument, "dtype", None) in _ADDRESSES:

@@ -16,6 +16,7 @@ from gpuconv.sim.worker import Worker
 RACES = ("RACE_SHARED", "RACE_GLOBAL", "SAME_VALUE", "READ_ONLY")
 WAITING = ("DEADLOCK", "TIMEOUT")
 _OF_ARGUMENTS = (*RACES, "BOUNDS_GLOBAL", "MISALIGNED", "UNINITIALISED", "CONSTANT")
+_USED = 4  # in Found.wrote: USED of checks.cu
 _NULL = 1 << 16  # addresses below it come from a null pointer
 
 
@@ -85,18 +86,27 @@ class Case:
         """Which argument an access to global memory belongs to, and which element of it."""
         if self.kind not in _OF_ARGUMENTS or "shared" in self.place()[2].split()[0]:
             return None, None
-        number = self.info.arguments[int(self.record["site"])]
-        if number < 0:
-            holds = (
-                n
-                for n, a in enumerate(self.args)
-                if isinstance(a, memory.Array) and 0 <= self.address - a.ptr < a.nbytes
-            )
-            number = next(holds, -1)
-        array = self.args[number] if number >= 0 else None
-        if not isinstance(array, memory.Array):
+        number, array = self._array()
+        if array is None:
             return None, None
         return number, (self.address - array.ptr) // max(array.itemsize, 1)
+
+    def _array(self) -> tuple[int, memory.Array | None]:
+        """The argument that the address comes from, or else whose array, or member, holds it."""
+        number = self.info.arguments[int(self.record["site"])]
+        if number >= 0:
+            value = self.args[number]
+            return number, value if isinstance(value, memory.Array) else None
+        for number, value in enumerate(self.args):
+            for array in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(array, memory.Array) and 0 <= self.address - array.ptr < array.nbytes:
+                    return number, array
+        return -1, None
+
+    def length(self) -> int:
+        """Elements of that array."""
+        array = self._array()[1]
+        return array.size if array is not None else 0
 
 
 def message(case: Case) -> str:
@@ -144,8 +154,9 @@ def _target(case: Case) -> str:
         return f"local address {at:#x}"
     number, index = case.argument()
     if number is not None:
-        size = case.args[number].size
-        return f"element {index} of argument {number}{_length(size, 'element', index)}"
+        inside = "an array of " * isinstance(case.args[number], tuple | list)
+        size = _length(case.length(), "element", index)
+        return f"element {index} of {inside}argument {number}{size}"
     near = [v for v in case.variables if -_CLOSE <= at - v[1] < v[2] + _CLOSE]
     for name, begin, size in sorted(near, key=lambda v: _distance(at, v[1], v[2]))[:1]:
         return _within(at - begin, size, plain_name(name))
@@ -205,8 +216,8 @@ def _bounds(case: Case) -> str:
     if case.space() == "local":
         return f"{_access(case)}, outside every local array"
     number, index = case.argument()
-    if number is not None and index is not None and 0 <= index < case.args[number].size:
-        return f"{_access(case)} and past the last of its {case.args[number].size}"
+    if number is not None and index is not None and 0 <= index < case.length():
+        return f"{_access(case)} and past the last of its {case.length()}"
     return _access(case)
 
 
@@ -318,7 +329,19 @@ def _shuffle(case: Case) -> str:
     lane, source = case.address, case.value
     if source >= 1000:
         return f"a shuffle of width {source - 1000}, which must be 1, 2, 4, 8, 16 or 32"
-    return f"lane {lane} reads lane {source} by a shuffle in which that lane takes no part"
+    return (
+        f"lane {lane} reads lane {source} by a shuffle in which that lane takes no part{_use(case)}"
+    )
+
+
+def _division(case: Case) -> str:
+    return f"integer division by zero{_use(case)}"
+
+
+def _use(case: Case) -> str:
+    """Where a value is used that PTX leaves open, if that was on the way."""
+    used = int(case.record["wrote"]) & _USED
+    return f"; the result is used at {case.line('other_site')}" if used else ""
 
 
 def _plain(text: str) -> Any:
@@ -359,5 +382,5 @@ _TEXT = {
     "SAME_VALUE": _same_value,
     "READ_ONLY": _read_only,
     "SHUFFLE": _shuffle,
-    "DIVISION": _plain("integer division by zero"),
+    "DIVISION": _division,
 }

@@ -8,7 +8,9 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gpuconv.sim.checking import MENDS, Report, Reported
 from gpuconv.sim.counters import NAMES, Counters
@@ -174,7 +176,7 @@ def _result(one: Reported, kinds: list[str]) -> dict[str, Any]:
 
 
 def _location(file: str, line: int) -> dict[str, Any]:
-    place = {"uri": file.replace(os.sep, "/")}
+    place = {"uri": Path(file).as_uri() if os.path.isabs(file) else quote(Path(file).as_posix())}
     region = {"startLine": max(line, 1)}
     return {"physicalLocation": {"artifactLocation": place, "region": region}}
 

@@ -14,9 +14,9 @@ _WARNINGS = ("same_value",)
 _FOLLOWS_RACE = ("same_value", "uninitialised")  # in a line that races they say nothing new
 # the most severe first; a kind that is not listed comes after those
 _ORDER = """
-trap assert deadlock timeout bounds_global bounds_shared bounds_local null freed constant misaligned
-divergent early_exit mask barrier_count disagree shuffle matrix in_flight race_shared race_global
-uninitialised
+trap assert deadlock timeout division bounds_global bounds_shared bounds_local null freed constant
+misaligned divergent early_exit mask barrier_count disagree shuffle matrix in_flight race_shared
+race_global uninitialised
 """
 _SEVERITY = _ORDER.split()
 

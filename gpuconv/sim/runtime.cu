@@ -74,9 +74,10 @@ static __device__ __forceinline__ void shuffle(Thread* warp, u32 members, u32 mo
     if (mode == 3) shuffle<3>(warp, members);
 }
 
-// Complain about lanes that read a lane which takes no part, or pass a width that is none.
+// Give each lane the word (doubt.py) of what it gets; complain of a width that is none.
 static __device__ __noinline__ void check_shuffle(Block* b, u32 first, u32 members) {
-    const Thread* warp = thread_of(b, first);
+    Thread* warp = thread_of(b, first);
+    u32 words[32];
     for (u32 m = members; m; m &= m - 1) {
         const u32 lane = __ffs(m) - 1, segment = warp[lane].c >> 8 & 31, mode = warp[lane].a;
         const u32 clamp = warp[lane].c & 31, by = warp[lane].b & 31, width = 32 - segment;
@@ -85,10 +86,12 @@ static __device__ __noinline__ void check_shuffle(Block* b, u32 first, u32 membe
                        : low | (by & ~segment);
         const bool inside = mode == 0 ? from >= high : from <= high;
         const u32* reported = (const u32*)worker_of(b)->reported;
-        if (reported && reported[warp[lane].site] >> E_MASK & 1) continue;    // the mask is wrong
-        if (width & (width - 1)) complain(b, first + lane, E_SHUFFLE, lane, 1000 + width);
-        else if (inside && !(members >> from & 1)) complain(b, first + lane, E_SHUFFLE, lane, from);
+        const u32 site = warp[lane].site, get = inside ? from : lane;
+        words[lane] = members >> get & 1 ? warp[get].doubt : 1u << 31 | site << 11 | 1 << 10 | get << 5 | lane;
+        if (reported && reported[site] >> E_MASK & 1) words[lane] = 0;    // the mask is wrong
+        else if (width & (width - 1)) complain(b, first + lane, E_SHUFFLE, lane, 1000 + width);
     }
+    for (u32 m = members; m; m &= m - 1) warp[__ffs(m) - 1].doubt = words[__ffs(m) - 1];
 }
 
 static __device__ void vote(Thread* warp, u32 members) {

@@ -121,7 +121,7 @@ class Runner:
         signature = self.source.signatures.get(plain_name(symbol))
         if signature is not None:
             _require_arguments(self.source.path, signature, args)
-        given = [self._put(a) if isinstance(a, np.ndarray) else a for a in args]
+        given = [self._given(a) for a in args]
         one = Launched(symbol, grid, block, given, shared, signature)
         self.launches.append(one)
         try:
@@ -139,6 +139,12 @@ class Runner:
         if not found:
             raise SpecError(f"{self.source.path}: no kernel {kernel!r}, it has: {names}")
         raise SpecError(f"{self.source.path}: {kernel!r} is several kernels, name one: {names}")
+
+    def _given(self, value: Any) -> Any:
+        """An argument with its arrays on the device; a tuple holds the members of a structure."""
+        if isinstance(value, tuple | list):
+            return tuple(map(self._given, value))
+        return self._put(value) if isinstance(value, np.ndarray) and value.ndim else value
 
     def _put(self, host: np.ndarray) -> Any:
         """The array on the device; a view of another array is one there too."""
@@ -178,7 +184,8 @@ def _misfit(parameter: Parameter, value: Any) -> str:
     """Why a value does not fit a parameter, or ""."""
     if not parameter.pointer:
         if isinstance(value, np.ndarray) and value.ndim:
-            return f"got an array of {value.dtype}, give a number"
+            members = " (a structure: a tuple of its members)" if parameter.dtype is None else ""
+            return f"got an array of {value.dtype}, give a number{members}"
         fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
         if fraction and parameter.dtype is not None and parameter.dtype.kind in "iu":
             return f"got {value!r}, give an integer"

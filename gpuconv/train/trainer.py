@@ -318,11 +318,11 @@ class Trainer:
         if self.ranks is not None:
             p.loss_sum += value * self.ranks.images
             p.correct += self.ranks.correct
-            return
-        p.loss_sum += value * len(labels)
-        with recording.paused():
-            answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
-        p.correct += int(np.count_nonzero(answers == truth))
+        else:
+            p.loss_sum += value * len(labels)
+            with recording.paused():
+                answers, truth = scores.numpy().argmax(axis=1), to_numpy(labels)
+            p.correct += int(np.count_nonzero(answers == truth))
         self.settle_scale(counts)
 
     def settle_scale(self, counts: list[int]) -> None:

@@ -8,7 +8,7 @@ from loops import window_starts
 
 from gpuconv import models, ops
 from gpuconv.bench import ceilings, measure, workloads
-from gpuconv.bench.cases import OPERANDS, Case, network, parse, standard
+from gpuconv.bench.cases import OPERANDS, PRECISIONS, Case, in_precisions, network, parse, standard
 from gpuconv.bench.clock import Times, cpu_times, repetitions
 from gpuconv.cli.main import main
 from gpuconv.ops.cost import Cost, like
@@ -36,15 +36,22 @@ SMALL = [
     "hinge 4x10",
     *(f"{name} 30x4" for name in ("sgd", "sgd_momentum", "adam", "adam_amsgrad", "clip_grad_norm")),
 ]
-SMALL += [f"{name} 3x4x5" for name in OPERANDS if name not in {words.split()[0] for words in SMALL}]
+BEGIN = {words.split()[0] for words in SMALL} | {"cast", "uncast"}
+SMALL += [f"{name} 3x4x5" for name in OPERANDS if name not in BEGIN]
+# For the devices sim and cuda; every operation that has another precision, in each.
+PRECISE = [
+    f"{words} precision={precision}"
+    for words in [*SMALL, "cast 3x4x5", "uncast 3x4x5"]
+    for precision in PRECISIONS.get(words.split()[0], ())
+]
 OPERATIONS = {name for name in ops.__all__ if isinstance(getattr(ops, name), Op)}
 
 
 def test_every_operation_has_a_benchmark_and_a_cost():
     forward = {name for name in OPERATIONS if not name.endswith("_backward")}
     assert set(OPERANDS) == forward | set(workloads.OTHERS)
-    assert {case.op for case in standard(1)} == set(OPERANDS)
-    assert {parse(words).op for words in SMALL} == set(OPERANDS)
+    assert {case.op for case in standard(1) + in_precisions(1)} == set(OPERANDS)
+    assert {parse(words).op for words in SMALL + PRECISE} == set(OPERANDS)
     for name in OPERATIONS:
         assert getattr(ops, name)._cost is not None, f"{name} has no @cost"
 
@@ -157,7 +164,32 @@ def test_bytes_are_those_of_what_goes_in_and_comes_out(words):
         assert workload.cost == Cost(0, total), workload.direction
 
 
-@pytest.mark.parametrize("words", SMALL)
+def test_every_operation_that_stores_16_bits_is_timed_so():
+    """What `stores_16` says, and the operations with a precision, in every format there is."""
+    timed = {(case.op, case.precision) for case in in_precisions(1)}
+    for name in OPERATIONS:
+        op = getattr(ops, name)
+        forward = name.removesuffix("_backward")
+        if "precision" in op.parameters:
+            assert timed >= {(forward, precision) for precision in ("tf32", "bf16", "fp16")}
+        elif op.stores_16 and forward in OPERANDS:
+            assert (forward, "bf16") in timed
+    assert not {case.precision for case in standard(1)} - {"ieee"}
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_bytes_of_16_bits(name):
+    """Images are two bytes an element; filters, biases and their gradients four."""
+    found = dict(workloads.counted(parse(f"conv 2x3x9x8 4 3x3 padding=1 precision={name}")))
+    x, y, w = 2 * 3 * 72, 2 * 4 * 72, 4 * 27
+    assert found["forward"].bytes == 2 * (x + y) + 4 * (w + 4)
+    assert found["backward-data"].bytes == 2 * (x + y) + 4 * w
+    assert found["backward-weight"].bytes == 2 * (x + y) + 4 * (w + 4)
+    halved = dict(workloads.counted(parse(f"max_pool 2x3x8x8 2 precision={name}")))
+    assert halved["forward"].bytes == 2 * 3 * (2 * 64 + 3 * 16)
+
+
+@pytest.mark.parametrize("words", SMALL + PRECISE)
 def test_counted_work_allocates_nothing_and_is_that_of_the_timed_work(words):
     case = parse(words)
     assert list(workloads.counted(case)) == [(w.direction, w.cost) for w in workloads.of_case(case)]
@@ -171,7 +203,7 @@ def test_counted_work_of_what_no_machine_could_hold():
 # ---- cases ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", SMALL)
+@pytest.mark.parametrize("words", SMALL + PRECISE)
 def test_cases_are_what_they_print(words):
     assert parse(str(parse(words))) == parse(words)
 
@@ -352,6 +384,10 @@ def test_a_wrong_result_gives_exit_code_1(monkeypatch, capsys):
         ("conv 1x2x3x3 4 3x3x3", "KERNEL must be a number"),
         ("conv 1x2x3x3 4 9x9", "a window of 9x9 pixels"),
         ("conv 1x3x9x9 4 3x3 --groups 2", "2 groups do not divide the 3 channels"),
+        ("relu 9 --precision bf17", "unknown precision 'bf17'"),
+        ("relu 9 --precision bf16 --device cpu", "the device cpu has ieee alone"),
+        ("cast 9 --device sim", "cast has the precision bf16, fp16, got 'ieee'"),
+        ("softmax 4x9 --precision bf16 --device sim", "softmax has the precision ieee, got 'bf16'"),
         ("relu 0x3", "SHAPE must be at least 1, got '0x3'"),
         ("relu 3x3 --pass sideways", "unknown pass 'sideways'"),
         ("relu 3x3 --pass backward-data", "relu has no pass 'backward-data'"),

@@ -60,7 +60,41 @@ def test_layouts_differ_by_the_conversion(clock):
 )
 def test_other_operations(clock, words):
     for row in rows(clock, words):
-        assert row.status == "ok" if row.kernels else row.status == "no kernel yet"
+        assert row.status == "ok" if row.kernels else row.status == "no kernel"
+
+
+ON_TENSOR_CORES = [  # whose kernels take long to compile
+    *(f"conv 2x4x6x5 8 3x3 padding=1 activation=relu precision={p}" for p in ("bf16", "fp16")),
+    "conv 2x64x9x8 72 3x3 padding=1 precision=tf32",
+    "conv 1x3x9x9 8 5x5 precision=bf16",
+    *(f"linear 70x40 72 precision={p}" for p in ("tf32", "bf16", "fp16")),
+]
+SMALL_PRECISE = [
+    "relu 2x8x5x6 precision=bf16", "batch_norm 3x8x5x4 precision=bf16",
+    "max_pool 2x8x6x6 3 stride=2 padding=1 precision=bf16", "add 3x4x5 precision=fp16",
+    "cast 3x4x5 precision=fp16", "uncast 3x4x5 precision=bf16", "adam 30x4 precision=fp16",
+    "sgd_momentum 30x4 precision=fp16",
+    *(pytest.param(words, marks=pytest.mark.slow) for words in ON_TENSOR_CORES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", SMALL_PRECISE)
+def test_precisions_are_checked_and_timed(clock, words, monkeypatch):
+    """Their results are within the bounds, and the bounds are as narrow as the format allows."""
+    monkeypatch.setattr(clock.on, "tensor_cores", True)
+    for row in rows(clock, words):
+        assert (row.status, bool(row.kernels)) == ("ok", True)
+        assert row.share(Ceilings(1.0, 1.0, "", "")) is None or not row.cost.flops
+    for workload in workloads.of_case(parse(words)):
+        for exact, bound in workload.expected():
+            if exact.dtype.kind == "f":
+                assert (bound <= 0.008 * np.abs(exact).max()).all()
+
+
+def test_a_card_without_tensor_cores_says_so(clock):
+    for row in rows(clock, "conv 1x3x9x9 8 5x5 precision=bf16"):
+        assert row.status.startswith("no kernel: precision='bf16': cuda has no 16-bit kernel for")
+        assert row.times is None
 
 
 def test_what_was_timed_ran_and_wrote_its_results(clock, monkeypatch):

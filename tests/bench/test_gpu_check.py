@@ -170,14 +170,15 @@ def test_no_report_of_a_stand_in_among_the_results(monkeypatch, tmp_path):
 
 def test_times_of_passes_and_kernels(standin):
     records = list(gpu_stages.times(options(), 0))
-    assert [r["name"] for r in records] == ["relu 1x64x56x56 forward", "relu 1x64x56x56 backward"]
+    passes = ["relu 1x64x56x56 forward", "relu 1x64x56x56 backward"]
+    passes += [name.replace("56 ", "56 precision=bf16 ") for name in passes]
+    assert [r["name"] for r in records] == passes
     assert all(r["ok"] and r["row"]["times"]["median"] > 0 for r in records)
     assert [k["name"] for r in records for k in r["row"]["kernels"]] == [
         "relu_forward",
         "relu_backward",
-    ]
-    assert list(gpu_stages.times(options(), 1)) != []
-    assert len(list(gpu_stages.times(options(), 1))) == 1
+    ] * 2
+    assert len(list(gpu_stages.times(options(), 3))) == 1
     json.dumps(records)
 
 
@@ -189,14 +190,14 @@ def test_a_failure_is_a_record_and_the_rest_goes_on(standin, monkeypatch):
 
     started = runtime("cuda").start
     monkeypatch.setattr(runtime("cuda"), "start", broken)
-    wrong, right = gpu_stages.times(options(), 0)
+    wrong, right, *_ = gpu_stages.times(options(), 0)
     assert not wrong["ok"]
     assert wrong["error"].startswith("wrong: ")
     assert wrong["row"]["times"] is None
     assert right["ok"]
     standin.failing.add("launch")
     records = list(gpu_stages.times(options(), 0))
-    assert [(r["ok"], r["broken"]) for r in records] == [(False, True)] * 2
+    assert [(r["ok"], r["broken"]) for r in records] == [(False, True)] * 4
     assert "DeviceError: the GPU failed at kernel relu_forward" in records[0]["error"]
 
 
@@ -250,16 +251,10 @@ def test_one_step_under_a_tool_is_a_step(standin):
 OF_STEPS = {"average", "begin_step", "note_batch", "note_loss"} | {
     f"batch_norm2d_relu_max_pool2d_{part}" for part in ("forward", "backward", "backward_sums")
 }
-# What 16-bit and TF32 steps launch. The standard set is in float32.
-OF_PRECISIONS = {
-    *("conv2d_gather_mma", "conv2d_backward_weight_mma"),
-    *("filters_forward", "filters_backward", "pad_channels", "narrow", "narrow_scaled", "widen"),
-    *("adam_numbers", "momentum_numbers", "turn_scale", "unscale"),
-}
 
 
 def test_the_standard_set_launches_every_kernel(monkeypatch):
-    """Recorded, not run: what a new kernel lacks is a shape in gpuconv/bench/standard.py."""
+    """Recorded, not run: what a new kernel lacks is a shape in gpuconv/bench/cases.py."""
     on, launched = runtime("sim"), set()
     monkeypatch.setattr(on, "start", lambda launch, arguments: launched.add(launch.kernel))
     for case, direction, layout in gpu_stages.items(options(only="")):
@@ -270,7 +265,7 @@ def test_the_standard_set_launches_every_kernel(monkeypatch):
         if workload.kernels:
             workload.prepare(tuple(arguments))()
     every = {name for file in source.files() for name in source.names(file)}
-    assert launched == every - OF_STEPS - OF_PRECISIONS
+    assert launched == every - OF_STEPS
 
 
 # ---- the processes -------------------------------------------------------------------------------
@@ -382,7 +377,7 @@ def test_all_of_it_over_the_stand_in(tmp_path):
     assert set(report["stages"]) == {"card", "tests", "times"}
     assert report["stages"]["tests"]["records"][0]["passed"] == 1
     assert report["stages"]["tests"]["records"][0]["skipped"] == 1
-    assert len(report["stages"]["times"]["records"]) == 2
+    assert len(report["stages"]["times"]["records"]) == 4
     (text,) = (path.read_text() for path in out.glob("*.md"))
     assert "no figure here is a measurement" in text
 
@@ -390,10 +385,19 @@ def test_all_of_it_over_the_stand_in(tmp_path):
 # ---- PyTorch beside ours -------------------------------------------------------------------------
 
 RIVALLED = [
-    "conv2d 2x4x9x8 6 3x2 stride=2x1 padding=1 groups=2", "linear 5x7 3", "relu 3x4x5x6",
-    "max_pool2d 2x3x9x8 3x2 stride=2 padding=1", "avg_pool2d 2x3x9x8 2x3", "tanh 3x4x5x6",
-    "sigmoid 3x4x5x6", "softmax 4x5", "add 2x3", "batch_norm2d 3x4x5x6",
-]  # fmt: skip
+    "conv2d 2x4x9x8 6 3x2 stride=2x1 padding=1 groups=2",
+    "linear 5x7 3",
+    "relu 3x4x5x6",
+    "max_pool2d 2x3x9x8 3x2 stride=2 padding=1",
+    "avg_pool2d 2x3x9x8 2x3",
+    "tanh 3x4x5x6",
+    "sigmoid 3x4x5x6",
+    "softmax 4x5",
+    "add 2x3",
+    "batch_norm2d 3x4x5x6",
+]
+RIVALLED += [f"{words} precision=bf16" for words in RIVALLED if "softmax" not in words]
+RIVALLED += ["conv2d 2x4x9x8 6 3x2 precision=tf32", "linear 5x7 3 precision=fp16"]  # fmt: skip
 
 
 @pytest.mark.torch
@@ -403,12 +407,14 @@ def test_rivals_compute_what_we_do(words):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     import gpu_torch
 
-    for workload in workloads.of_case(parse(words)):
+    case = parse(words)
+    near = {"bf16": 2**-8, "fp16": 2**-11}.get(case.precision, 0) + 1e-5
+    for workload in workloads.of_case(case):
         found = gpu_torch.rival(workload, "cpu")()
         expected = [exact for exact, _ in workload.expected()]
         for one, exact in zip(found, expected, strict=workload.case.op == "conv2d"):
             if exact.dtype == np.float64 and one.shape == exact.shape:
-                np.testing.assert_allclose(one.numpy(), exact, atol=1e-5 * abs(exact).max())
+                np.testing.assert_allclose(one.float().numpy(), exact, atol=near * abs(exact).max())
         assert tuple(found[0].shape) == expected[0].shape
 
 
@@ -425,10 +431,10 @@ def test_the_comparison_itself_over_the_stand_in(standin, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_torch, "rival", lambda workload, device: real(workload, "cpu"))
     version, *records = gpu_stages.torch(options(), 0)
-    assert "TF32 off" in version["said"]
-    assert [r["name"].split()[-1] for r in records] == ["forward", "backward"]
+    assert "channels-last" in version["said"]
+    assert [r["name"].split()[-1] for r in records] == ["forward", "backward"] * 2
     assert all(r["ok"] and r["ratio"] > 0 and r["ours"] > 0 for r in records)
-    assert len(list(gpu_stages.torch(options(), 2))) == 1
+    assert len(list(gpu_stages.torch(options(), 4))) == 1
     wrong = {"forward": lambda: (torch.zeros(1, 64, 56, 56),)}
     monkeypatch.setattr(gpu_torch, "rival", lambda workload, device: wrong["forward"])
     for record in list(gpu_stages.torch(options(), 1)):
@@ -459,13 +465,14 @@ def test_steps_beside_pytorch_over_the_stand_in(standin, monkeypatch):
 
     small = options(only="lenet", case_batch=2, images=8, seconds=1e-4)
     shorter = {"SETS": 2, "FIRST": 2, "WARM": 1, "ROUNDS": 1, "EPOCHS": 1, "EPOCH_BATCH": 4}
-    shorter["MODES"] = ("strict", "graph")
+    shorter["PRECISIONS"] = ("ieee", "fp16")
+    shorter["MODES"] = {"strict": "ieee", "fp16": "fp16"}
     for name, value in shorter.items():
         monkeypatch.setattr(gpu_steps, name, value)
     alone = list(gpu_stages.steps(small, 0))
     assert [r["ok"] for r in alone] == [True] * 3
     assert [[side.get("mode") for side in r["sides"]] for r in alone[:2]] == [
-        [None, "unrecorded"], [None],
+        [None, "unrecorded", None], [None, None],
     ]  # fmt: skip
     assert all(side["ours"] > 0 for r in alone[:2] for side in r["sides"])
     assert "sees no GPU" in alone[2]["said"]
@@ -474,12 +481,13 @@ def test_steps_beside_pytorch_over_the_stand_in(standin, monkeypatch):
     step, epoch, version = gpu_stages.steps(small, 0)
     for record, beside in ((step, ["unrecorded"]), (epoch, [])):
         assert record["ok"], record
-        assert [side.get("mode") for side in record["sides"]] == [None, *beside, *gpu_steps.MODES]
-        assert all(side["ratio"] > 0 for side in record["sides"][1:]), record
+        modes = [side.get("mode") for side in record["sides"]]
+        assert modes == [None, *beside, "strict", None, "fp16"]
+        assert all(side["ratio"] > 0 for side in record["sides"] if "mode" in side), record
     assert version["said"].startswith("PyTorch 2")
     report = synthetic()
     report["stages"]["steps"] = {"records": [step, epoch], "finished": True, "seconds": 1.0}
-    assert "| lenet, batch 2, a step | PyTorch, graph | " in gpu_report.text(report)
+    assert "| lenet, batch 2, a step, fp16 | PyTorch, fp16 | " in gpu_report.text(report)
     for wrong in ([1.0, 2.1], [1.0, float("nan")]):
         with pytest.raises(ArithmeticError, match="the loss of step 2 is"):
             gpu_steps.alike(wrong, [1.0, 2.0], 0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -112,6 +113,44 @@ def test_json_and_sarif(here, capsys):
     place = result["locations"][0]["physicalLocation"]
     assert (place["artifactLocation"]["uri"], place["region"]["startLine"]) == ("wrong.cu", 9)
     assert result["relatedLocations"][0]["physicalLocation"]["region"]["startLine"] == 9
+
+
+# Properties that SARIF 2.1.0 (OASIS, 27 March 2020) requires of its objects.
+SARIF_REQUIRES = {
+    "log": ("version", "runs"),
+    "run": ("tool",),
+    "tool": ("driver",),
+    "driver": ("name",),
+    "rule": ("id",),
+    "result": ("message",),
+    "message": ("text",),
+}
+
+
+def test_sarif_has_what_the_standard_requires(here, capsys, monkeypatch):
+    (here / "own name.cu").write_text(WRONG)
+    (here / "elsewhere").mkdir()
+    words = ["--launch", str(here / "sums.py"), "--format", "sarif"]
+    for name, folder in (("own name.cu", here), (str(here / "own name.cu"), here / "elsewhere")):
+        monkeypatch.chdir(folder)
+        log = json.loads(run(capsys, name, *words)[1])
+        (one,) = log["runs"]
+        (result,) = one["results"]
+        driver = one["tool"]["driver"]
+        objects = {"log": log, "run": one, "tool": one["tool"], "driver": driver}
+        objects |= {"rule": driver["rules"][0], "result": result, "message": result["message"]}
+        for what, names in SARIF_REQUIRES.items():
+            assert set(names) <= objects[what].keys()
+        assert log["version"] == "2.1.0"
+        assert driver["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("none", "note", "warning", "error")
+        for location in (*result["locations"], *result["relatedLocations"]):
+            place = location["physicalLocation"]
+            assert place["region"]["startLine"] == 9
+            uri = urlsplit(place["artifactLocation"]["uri"])  # a URI reference (RFC 3986)
+            assert uri.scheme == ("file" if Path(name).is_absolute() else "")
+            assert unquote(uri.path) == name
+            assert " " not in uri.path
 
 
 def test_listings(here, capsys):
@@ -342,6 +381,53 @@ def test_kernels_of_all_kinds_without_a_launch_file(here, capsys):
     (here / "kinds.cu").write_text(KINDS)
     code, out, err = run(capsys, "kinds.cu", "--launch", "l.py")
     assert (code, err) == (0, "")
+
+
+STRUCTURE = """struct P { float* y; const float* x; int n; double scale; bool twice; };
+__global__ void scaled(P p, int first)
+{
+    int i = first + threadIdx.x;
+    if (i < p.n) p.y[i] = p.x[i] * p.scale * (1 + p.twice);
+}
+"""
+LAUNCH_STRUCTURE = """import numpy as np
+
+def launch(run):
+    x = np.arange(40, dtype=np.float32)
+    y = run.empty(40)
+    run("scaled", 1, 64, [(y, x, N, np.float64(3), True), 0])
+    assert (y == 6 * x).all()
+"""
+
+
+def test_a_structure_takes_a_tuple_of_its_members(here, capsys):
+    (here / "p.cu").write_text(STRUCTURE)
+    (here / "l.py").write_text(LAUNCH_STRUCTURE.replace("N,", "40,"))
+    assert run(capsys, "p.cu", "--launch", "l.py")[::2] == (0, "")
+    (here / "l.py").write_text(LAUNCH_STRUCTURE.replace("N,", "41,"))
+    code, out, err = run(capsys, "p.cu", "--launch", "l.py")
+    assert (code, err) == (1, "")
+    assert "error: bounds global: p.cu:5: scaled" in out
+    (here / "p.cu").write_text(STRUCTURE.replace("int i = first", "int i = 0 * first"))
+    (here / "l.py").write_text(LAUNCH_STRUCTURE.replace("N,", "40,").replace("1, 64", "2, 64"))
+    code, out, err = run(capsys, "p.cu", "--launch", "l.py")
+    assert "same value: p.cu:5: scaled: p\n" in out
+    assert "race on 4 bytes at element 0 of an array of p: " in out
+    for members, expected in (
+        (
+            "(y, x)",
+            "argument 0 is a structure of 40 bytes, these members take 16: an int counts as",
+        ),
+        ("y", "argument 0, 'P p' (p.cu:2): got an array of float32, give a number (a structure"),
+        ("5", "argument 0 is a structure: give its 40 bytes, or a tuple of its members, got int"),
+        ("(y, x, 1 << 40)", "member 2: 1099511627776 has more than 32 bits, use numpy.int64"),
+        ("(y, 'x')", "member 1: give an array or a number, got str"),
+    ):
+        text = LAUNCH_STRUCTURE.replace("(y, x, N, np.float64(3), True)", members)
+        (here / "l.py").write_text(text)
+        code, out, err = run(capsys, "p.cu", "--launch", "l.py")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert expected in err
 
 
 def test_an_endless_loop_ends(here, capsys):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpuconv import checkpoint, data, models, nn
+from gpuconv import autograd, checkpoint, data, models, nn
 from gpuconv.cli import main
 from gpuconv.cli import train as train_command
 
@@ -376,6 +376,31 @@ def test_a_precision_is_said_kept_and_not_changed_by_a_resume(said, refused, tmp
     text = refused("train", "--resume", out, "--precision", "bf16")
     assert f"--precision is bf16, the run in {out} has fp16" in text
     assert "test accuracy" in said("train", "--resume", out)
+
+
+def test_evaluate_and_predict_say_in_what_they_compute(said, refused, tmp_path, tiny):
+    """float32 unless told otherwise; in the run's precision the scores are that precision's."""
+    options = ["--data", tiny, "--device", "reference"]
+    more = ["--out", tmp_path / "run", "--epochs", "1", "--limit", "8", "--batch", "8"]
+    said("train", *options, *more, "--precision", "bf16")
+    path = tmp_path / "run" / "last.safetensors"
+    digit = tmp_path / "digit.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(digit)
+    note = "computed in ieee; trained in bf16 (--precision bf16)\n"
+    assert said("evaluate", path, *options).startswith(note)
+    assert said("predict", path, digit, "--device", "reference").startswith(note)
+    own = said("evaluate", path, *options, "--precision", "bf16")
+    assert "computed" not in own
+    found = checkpoint.read(path)
+    recipe, model = found.metadata["input"], found.build().to("reference")
+    test = data.load(str(tiny), "test")
+    x = test.batch(np.arange(len(test)), size=32, mean=recipe["mean"], std=recipe["std"])
+    with autograd.precision("bf16"):
+        loss = nn.CrossEntropyLoss()(model(x), test.labels).item()
+    assert f"loss      {loss:.4f} (" in own
+    for command in (["evaluate", path], ["predict", path, digit]):
+        text = refused(*command, "--device", "cpu", "--precision", "bf16")
+        assert "--precision bf16: the device cpu has ieee alone" in text
 
 
 def test_a_finished_run_is_one_also_where_its_pictures_cannot_be_drawn(

@@ -4,6 +4,7 @@ The first half states what the stand-in does, by CUDA's documentation; the secon
 """
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -848,20 +849,23 @@ def test_recorded_steps_take_no_more_memory(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("approximate", [0, 1])
-def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
+@pytest.mark.parametrize(
+    ("approximate", "cases"), [(0, "lenet"), (0, "linear"), (1, "lenet"), (1, "cast")]
+)
+def test_the_gpu_check_runs_whole(environment, tmp_path, approximate, cases):
     """On a machine with nothing but an interpreter, CuPy and a checkout, in small; and on a card
-    whose approximate instructions are as wrong as PTX permits.
+    whose approximate instructions are as wrong as PTX permits. linear: on tensor cores.
     """
     start = f"import driver\ndriver.install(approximate={approximate})\n"
     (tmp_path / "sitecustomize.py").write_text(start)
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--batch", "1"]
-    command += ["--budget", "1800", "--only", "steps", "--only", "lenet", "--only", "times"]
-    command += ["--out", str(out), "--seconds", "0.001", "--cases", "lenet", "--case-batch", "2"]
+    command += ["--budget", "1800", "--only", "times"]
+    command += ["--only", "steps", "--only", "lenet"] * (cases == "lenet")
+    command += ["--out", str(out), "--seconds", "0.001", "--cases", cases, "--case-batch", "2"]
     command += ["--images", "64", "--floor", "0", "--flushed", "4096", "--side", "8"]
     command += ["--rounds", "2", "--steps", "2"]
-    if approximate:
+    if approximate and cases == "lenet":
         files = ("kernels/test_kernels_dense", "kernels/test_kernels_norm", "cuda/test_runtime_ops")
         command += ["--only", "tests", *(f"--tests=tests/{file}.py" for file in files)]
     paths = f"{tmp_path}:{environment['PYTHONPATH']}"
@@ -870,4 +874,6 @@ def test_the_gpu_check_runs_whole(environment, tmp_path, approximate):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (text,) = (path.read_text() for path in out.glob("*.md"))
+    for precision in ("tf32-conv", "bf16", "fp16") if cases == "lenet" else ("bf16", "fp16"):
+        assert re.search(rf"^\| {cases}.*\b{precision}\b.* [mu]s \|", text, re.MULTILINE), text
     assert "no figure here is a measurement" in text

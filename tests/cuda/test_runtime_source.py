@@ -102,7 +102,7 @@ def test_every_kernel_file_declares_kernels_and_opens_with_its_claims(file):
     assert not doubles or file == DOUBLES
 
 
-@pytest.mark.parametrize("path", sorted(source.folder().glob("*.cu*")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(source.folder().rglob("*.cu*")), ids=lambda p: p.name)
 def test_style_of_the_sources(path):
     text = path.read_text()
     assert max(map(len, text.splitlines())) <= 100

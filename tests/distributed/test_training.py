@@ -11,10 +11,12 @@ from gpuconv.distributed import part
 # Relative to each array's largest magnitude, after three steps. In float32 the parts' sums round
 # differently from the whole batch's.
 BOUND = {"reference": 1e-12, "cpu": 1e-5, "sim": 1e-5}
-FAST = "reference-sync", "cpu-sync", "cpu-local-plain"
+FP16_BOUND = 0.02  # a part's gradients are rounded before they are summed
+FAST = "reference-sync", "cpu-sync", "cpu-local-plain", "reference-none-fp16"
 EVERY = (
     *("reference-none", "reference-sync", "reference-sync-weighted", "reference-local-plain"),
     *("cpu-none", "cpu-sync", "cpu-sync-weighted", "cpu-local-plain", "sim-none", "sim-sync"),
+    *("reference-none-fp16", "reference-sync-fp16", "sim-none-fp16"),
 )
 SETS = [pytest.param((2, FAST), id="2")] + [
     pytest.param((count, EVERY), id=f"{count} of all", marks=pytest.mark.slow)
@@ -35,7 +37,7 @@ def trained(request, tmp_path_factory):
 
 
 def require_close(case, found, expected):
-    bound = BOUND[case.partition("-")[0]]
+    bound = FP16_BOUND if "fp16" in case else BOUND[case.partition("-")[0]]
     assert expected
     for name, array in expected.items():
         error = np.abs(found[name] - array)
@@ -59,6 +61,16 @@ def test_ranks_have_equal_bits(trained):
         for other in of_ranks[1:]:
             for name, array in of_ranks[0].items():
                 np.testing.assert_array_equal(other[name], array)
+
+
+def test_ranks_skip_the_same_steps_in_fp16(trained):
+    """The first batch's gradients overflow: the scale is halved, and the two good steps that follow
+    double it.
+    """
+    for case, of_ranks in trained[1].items():
+        if "fp16" in case:
+            for one in of_ranks:
+                np.testing.assert_array_equal(one["scale"], [ranks_training.SCALE, 1])
 
 
 def test_counts_are_exact(trained):

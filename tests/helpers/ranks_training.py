@@ -9,9 +9,17 @@ import sys
 import numpy as np
 
 from gpuconv import data, distributed, nn, optim
-from gpuconv.train import Trainer
+from gpuconv.train import Callback, Trainer
 
 BATCH, IMAGES = 7, 17  # batches of 7, 7 and 3 images: no number of ranks divides them
+SCALE = 2.0**19  # fp16's to begin with: some gradient of the network becomes infinite
+
+
+class HighScale(Callback):
+    """The first batch overflows, the others do not."""
+
+    def on_fit_begin(self, trainer):
+        trainer.scaler.load_state_dict({"scale": SCALE, "good": 0})
 
 
 class Small(nn.Module):
@@ -41,13 +49,19 @@ def images():
 
 
 def trainer_of(case, communicator=None, **options):
-    """(trainer, batches) of a case: DEVICE-NORM, of float64 on reference, else of float32."""
+    """(trainer, batches) of a case: DEVICE-NORM, of float64 on reference, else of float32; with
+    -fp16 in that precision.
+    """
     device, norm = case.split("-")[:2]
+    half = case.endswith("-fp16")
+    double = device == "reference" and not half
     model = Small(norm=norm != "none", dropout="plain" not in case).to(
-        device, np.float64 if device == "reference" else None
+        device, np.float64 if double else None
     )
+    if half:
+        options |= {"precision": "fp16", "scale_growth": 2, "callbacks": [HighScale()]}
     batches = data.Loader(images(), BATCH, seed=2, augment=data.Shift(1))
-    if device == "reference":
+    if double:
         batches = [(x.astype(np.float64), labels) for x, labels in batches.batches(0)]
     weight = np.float64([1, 2, 0.5]) if "weighted" in case else None
     loss = nn.CrossEntropyLoss(weight=weight, ignore_index=1 if "weighted" in case else -100)
@@ -62,13 +76,16 @@ def trainer_of(case, communicator=None, **options):
 def run(case, communicator=None):
     """The state after three steps, and the losses: by name."""
     trainer, batches = trainer_of(case, communicator)
-    held = data.Loader(images(), 6, shuffle=False) if "reference" not in case else batches
+    double = case.startswith("reference") and trainer.scaler is None
+    held = batches if double else data.Loader(images(), 6, shuffle=False)
     (last,) = trainer.fit(batches, held)
     found = {name: np.array(a) for name, a in trainer.model.state_dict().items()}
     steps = [record for record in trainer.history.records if "batch" in record]
     names = "loss", "accuracy", "validation_loss", "validation_accuracy"
     found["losses"] = np.array([record["loss"] for record in steps])
     found["last"] = np.array([last[name] for name in names])
+    if trainer.scaler is not None:
+        found["scale"] = np.array([trainer.scaler.scale, trainer.scaler.skipped])
     found |= {f"average.{name}": np.array(a) for name, a in trainer.average.state_dict().items()}
     return found
 

@@ -195,6 +195,9 @@ class ndarray:
     def reshape(self, *shape, order="C"):
         return ndarray(self._array.reshape(*shape))
 
+    def view(self, dtype):
+        return ndarray(self._array.view(dtype))
+
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 

@@ -208,6 +208,10 @@ def sizes_of(name, given, exact):
         dy, x = np.abs(double(given[0])), np.abs(given[1])
         sums = dy.sum((0, 2, 3)).max()
         return None, max(np.abs(exact[1]).max(), 1e-2 * sums * x.max()), sums
+    if name == "batch_norm2d_relu_max_pool2d_backward":
+        dy, argmax, x, *rest, pool = given[:9]
+        dy = ops.max_pool2d_backward.definition(np.abs(double(dy)), argmax, x.shape, *pool)
+        return sizes_of("batch_norm2d_backward", [dy, x, *rest], exact)
     if name == "batch_norm2d_backward":
         dy = np.abs(double(given[0]))
         x, w, var, eps = (given[i] for i in (1, 2, 5, 6))

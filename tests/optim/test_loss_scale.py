@@ -110,6 +110,31 @@ def test_adam_does_not_count_a_skipped_step(device):
 
 
 @pytest.mark.parametrize("device", ["reference", "sim"])
+def test_lars_keeps_still_with_a_skipped_step_and_goes_on(device):
+    """By its formula over the steps that are not skipped; of one axis no ratio and no decay."""
+    rate, momentum, decay, trust = 0.5, 0.9, 0.01, 0.1
+    arguments = {"lr": rate, "momentum": momentum, "weight_decay": decay, "trust": trust}
+    params, scaler, optimizer, _ = run(device, "LARS", arguments)
+    expected = [np.linspace(-1, 1, 15).reshape(3, 5), np.ones(7)]
+    buffers = [np.zeros(p.shape) for p in expected]
+    for step, *found in gradients():
+        if step in BAD:
+            continue
+        for p, b, g in zip(expected, buffers, found, strict=True):
+            d = g.astype(np.float64)
+            if p.ndim > 1:
+                own = np.sqrt((p**2).sum())
+                ratio = trust * own / (np.sqrt((d**2).sum()) + decay * own)
+                d = ratio * (d + decay * p)
+            b[...] = momentum * b + d
+            p -= rate * b
+    for p, exact in zip(params, expected, strict=True):
+        np.testing.assert_allclose(to_numpy(p.data), exact, rtol=1e-5, atol=1e-6)
+    assert scaler.skipped == len(BAD)
+    assert optimizer.steps == [STEPS - len(BAD)] * 2
+
+
+@pytest.mark.parametrize("device", ["reference", "sim"])
 def test_averages_keep_still_with_a_skipped_step(device):
     from gpuconv import nn
 

@@ -31,6 +31,22 @@ extern "C" __global__ void tile(float* y) {
     __syncthreads();
     y[threadIdx.x] = t[1023 - threadIdx.x];
 }
+extern "C" __global__ void nested(float* y, int n) {
+    __shared__ float t[1024];
+    float a = y[0];
+    #pragma unroll 1
+    for (int k = 0; k < n; ++k) {
+        t[threadIdx.x] = y[threadIdx.x + k];
+        __syncthreads();
+        #pragma unroll 1
+        for (int i = 0; i < n; ++i) {
+            #pragma unroll
+            for (int j = 0; j < 16; ++j) a = fmaf(a, t[j], 1.0f);
+        }
+        __syncthreads();
+    }
+    y[0] = a;
+}
 extern "C" __global__ void spills(float* y, int n) {
     float a[64];
     for (int i = 0; i < 64; ++i) a[i] = y[i];
@@ -42,11 +58,13 @@ extern "C" __global__ void spills(float* y, int n) {
 
 def test_facts_of_kernels():
     found = facts.facts(sim.to_cubin(SOURCE, arch="sm_90a"), "sm_90a")
-    assert set(found) == {"chain", "tile", "spills"}
+    assert set(found) == {"chain", "tile", "nested", "spills"}
     assert found["chain"].loop["FFMA"] == 16
     assert found["chain"].instructions > sum(found["chain"].loop.values())
     assert found["tile"].shared == 4096  # the cubin says 5120: CUDA takes 1024 for itself
     assert not found["tile"].loop
+    assert found["nested"].loop["FFMA"] == 16  # the inner loop, without the barriers around it
+    assert "BAR" not in found["nested"].loop
     assert (found["chain"].spills, found["tile"].spills) == (0, 0)
     assert found["spills"].spills > 0
     assert found["spills"].stack >= 256

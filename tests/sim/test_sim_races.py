@@ -283,7 +283,7 @@ z[threadIdx.x] = 7 / (int)threadIdx.x;"""
         run(body, 1, 32)
     found = [(f.kind, f.line, f.argument, f.index) for f in caught.value.findings]
     assert found == [
-        ("bounds_global", 2, 0, 256), ("bounds_global", 3, 1, 300), ("division", 4, None, None),
+        ("division", 4, None, None), ("bounds_global", 2, 0, 256), ("bounds_global", 3, 1, 300),
     ]  # fmt: skip
     assert str(caught.value) == caught.value.findings[0].message
 

@@ -109,9 +109,9 @@ y[threadIdx.x] = v;""",
     ),
     "a sum over a block that is no whole warp": Case(
         "shuffle",
-        REDUCTION.replace("int h = 16", "int h = 8"),
+        REDUCTION.replace("int h = 16", "int h = @@").replace(", @@)", ")"),
+        "8",
         "16",
-        "32",
         block=16,
     ),
     "a sum over the active lanes only": Case(

@@ -254,4 +254,57 @@ y[512 + grid.thread_rank()] = y[grid.size() - 1 - grid.thread_rank()];  //!""",
         before=GROUPS,
         headers=True,
     ),
+    "a quotient by zero, chosen by the wrong condition": Case(
+        "division",
+        """const int i = threadIdx.x, d = i % 3;
+const int q = ((int)x[i] / d + 1) * 2;           //!
+y[i] = d @@ 0 ? q : 0;""",
+        "!=",
+        "==",
+    ),
+    "a remainder by zero that half of a condition asks for": Case(
+        "division",
+        """const int i = threadIdx.x, d = i % 3;
+const bool odd = (int)x[i] % d == 1;             //!
+y[i] = (d @@) & odd;""",
+        "!= 0",
+        "< 3",
+    ),
+    "an index divided by zero": Case(
+        "division",
+        "y[threadIdx.x] = x[(unsigned)threadIdx.x / (n - @@) % 32u];  //!",
+        "999",
+        "1000",
+    ),
+    "a scan whose first lanes take what is not there": Case(
+        "shuffle",
+        """float v = x[threadIdx.x];
+for (int d = 1; d < 32; d *= 2) {
+    const float more = __shfl_down_sync(~0u, v, d);  //!
+    if (threadIdx.x + d < @@) v += more;
+}
+if (threadIdx.x == 0) y[0] = v;""",
+        "blockDim.x",
+        "32",
+        block=20,
+    ),
+    "lanes that use what came from past the last": Case(
+        "shuffle",
+        """float v = x[threadIdx.x];
+v += __shfl_down_sync(~0u, v, 8);                //!
+v += __shfl_down_sync(~0u, v, 4);
+if (threadIdx.x < @@) y[threadIdx.x] = v;""",
+        "8",
+        "9",
+        block=20,
+    ),
+    "a branch by what came from past the last lane": Case(
+        "shuffle",
+        """const float v = x[threadIdx.x];
+const float next = __shfl_down_sync(~0u, v, 1);  //!
+if (threadIdx.x < @@ && next > 3) y[threadIdx.x] = 1;""",
+        "19",
+        "20",
+        block=20,
+    ),
 }
