@@ -123,7 +123,8 @@ def weight_gradient(
         )  # fmt: skip
 
     parallel(accumulate, pieces)
-    return _sum_of(list(parts.values()), w_shape, groups), sum(db.values()).astype(np.float32)
+    total = np.stack(list(db.values())).sum(0)
+    return _sum_of(list(parts.values()), w_shape, groups), total.astype(np.float32)
 
 
 def _column_offsets(plan: Plan, window: Window) -> np.ndarray:

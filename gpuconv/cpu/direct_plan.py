@@ -161,7 +161,8 @@ def _plan(
         C, K, groups, *stride, -low_y, -low_x, *out, P, Q, rows, images, span, width, step,
         lines if in_planes else 1, plane, int(not in_place), -(-N // images) * -(-P // rows),
     )  # fmt: skip
-    passes, strips, taps, filters = [], [], [], 0
+    strips: list[tuple[int, int, int, int]] = []
+    passes, taps, filters = [], [], 0
     for a, down in enumerate(row_taps):
         for b, right in enumerate(column_taps):
             if down and right and a < to.H and b < to.W:
