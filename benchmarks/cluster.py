@@ -1,6 +1,6 @@
 """Data-parallel training on clusters that are not here: a simulation, of estimated GPUs.
 
-    python benchmarks/cluster.py                 # the tables of docs/distributed.md
+    python benchmarks/cluster.py --docs   # the tables, also put into docs/distributed.md
     python benchmarks/cluster.py resnet50 --batch 64 --ranks 8 64
 
 Nothing here is measured. The computation of a step is `benchmarks/launches.py`'s estimate for an
@@ -23,6 +23,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import launches
 import numpy as np
@@ -33,6 +34,13 @@ from gpuconv.distributed.gradients import BUCKET, grouped
 
 NETWORKS = (("lenet", 128), ("resnet50", 128), ("vgg16", 32))  # batches of a rank
 RANKS = (2, 4, 8, 16, 64, 256, 1024)
+SHOWN = (8, 64, 1024)
+PAGE = Path(__file__).parents[1] / "docs" / "distributed.md"
+TIMES_HEAD = (
+    "| network, images a rank | MB of gradients | ranks | computation, ms | ring, ms | tree, ms "
+    "| step, ms | speed-up | without overlap |"
+)
+TIMES_RULE = "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 CHUNK, MOST_CHUNKS = 64 << 10, 32  # bytes of a bucket's parts on their way through a tree
 
 
@@ -52,6 +60,16 @@ class Cluster:
         same = sender // self.gpus == receiver // self.gpus
         times = [latency + nbytes / rate for latency, rate in (self.between, self.within)]
         return np.where(same, times[1], times[0])
+
+    def links(self) -> str:
+        """What its links are, in words."""
+        between, within = (
+            f"{1e6 * latency:g} µs, {rate / 1e9:g} GB/s"
+            for latency, rate in (self.between, self.within)
+        )
+        if self.gpus == 1:
+            return f"between machines: {between}"
+        return f"of a link within a machine: {within}; between machines: {between}"
 
 
 CLUSTERS = (
@@ -142,7 +160,7 @@ def estimated(name: str, batch: int) -> Step:
             optimizer.step()
         ends = np.cumsum([0.0, *map(launches.seconds, notes.counted)])
         ready = []
-        for group, _ in grouped(parameters[::-1], BUCKET):
+        for group in grouped(parameters[::-1], BUCKET):
             last = max(noted.get(id(p), backward) for p in group)
             ready.append((float(ends[last]), sum(p.data.nbytes for p in group)))
     return Step(float(ends[-1]), float(ends[backward]), tuple(ready))
@@ -170,13 +188,11 @@ def passing(step: Callable[[int], Step], cluster: Cluster, algorithm: str) -> in
     return None
 
 
-def show(networks: Sequence[tuple[str, int]], ranks: Sequence[int]) -> None:
+def times(networks: Sequence[tuple[str, int]], ranks: Sequence[int]) -> str:
     """Markdown: what each network's step takes on each cluster."""
+    lines = []
     for cluster in CLUSTERS:
-        print(f"\n{cluster.name}\n")
-        print("| network, images a rank | MB of gradients | ranks | computation, ms |", end="")
-        print(" ring, ms | tree, ms | step, ms | speed-up | without overlap |")
-        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+        lines += [f"**{cluster.name}** ({cluster.links()})", "", TIMES_HEAD, TIMES_RULE]
         for name, batch in networks:
             step = estimated(name, batch)
             for count in ranks:
@@ -184,15 +200,17 @@ def show(networks: Sequence[tuple[str, int]], ranks: Sequence[int]) -> None:
                 best = min(found, key=lambda a: found[a][0])
                 without = trained(step, cluster, count, best, overlap=False)[0]
                 figures = [step.seconds, found["ring"][1], found["tree"][1], found[best][0]]
-                cells = " | ".join(f"{1e3 * each:.3g}" for each in figures)
                 speeds = [count * step.seconds / each for each in (found[best][0], without)]
-                print(f"| {name}, {batch} | {step.nbytes / 1e6:.3g} | {count} | {cells} |", end="")
-                print(f" {speeds[0]:.3g} | {speeds[1]:.3g} |")
+                cells = [_short(each) for each in (*(1e3 * f for f in figures), *speeds)]
+                first = f"{name}, {batch} | {_short(step.nbytes / 1e6)} | {count}"
+                lines.append(f"| {first} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
-def show_passing(networks: Sequence[tuple[str, int]]) -> None:
+def passing_ranks(networks: Sequence[tuple[str, int]]) -> str:
     """Markdown: from how many ranks on the all-reduces take longer than the computation."""
-    print("\n| network | images | cluster | ring | tree |\n|---|---|---|---:|---:|")
+    lines = ["| network | images | cluster | ring | tree |", "|---|---|---|---:|---:|"]
     for name, batch in networks:
         for cluster in CLUSTERS:
             cases: dict[str, Callable[[int], Step]] = {
@@ -204,19 +222,37 @@ def show_passing(networks: Sequence[tuple[str, int]]) -> None:
             for images, step in cases.items():
                 points = [passing(step, cluster, algorithm) for algorithm in ALGORITHMS]
                 cells = " | ".join(str(p) if p else f"over {RANKS[-1]}" for p in points)
-                print(f"| {name} | {images} | {cluster.name} | {cells} |")
+                lines.append(f"| {name} | {images} | {cluster.name} | {cells} |")
+    return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{float(f'{number:.3g}'):,.10g}"
+
+
+def write_docs(text: str, name: str) -> None:
+    """Put `text` between two markers of docs/distributed.md."""
+    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network", nargs="?", choices=models.MODELS)
     parser.add_argument("--batch", type=int, default=128, help="images of each rank")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 256, 1024])
+    parser.add_argument("--ranks", type=int, nargs="+", default=SHOWN)
+    parser.add_argument("--docs", action="store_true", help="put the tables into the docs")
     given = parser.parse_args()
-    networks = [(given.network, given.batch)] if given.network else NETWORKS
-    show(networks, given.ranks)
-    if not given.network:
-        show_passing(networks)
+    if given.network:
+        print(times([(given.network, given.batch)], given.ranks))
+        return
+    tables = {"cluster": times(NETWORKS, SHOWN), "passing": passing_ranks(NETWORKS)}
+    for name, text in tables.items():
+        print(text)
+        if given.docs:
+            write_docs(text, name)
 
 
 if __name__ == "__main__":

@@ -130,11 +130,25 @@ def _run(argv: list[str]) -> int:
         top.print_help()
         return BAD_INPUT
     args.given = argv
+    if args.command != "train":
+        _require_alone(args.command)
     if getattr(args, "threads", None) is not None:
         gpuconv.set_thread_count(args.threads)
     code: int = args.run(args)
     sys.stdout.flush()  # a closed pipe is noticed here, not at exit
     return code
+
+
+def _require_alone(command: str) -> None:
+    """Refuse several ranks of a command that would do the same on each."""
+    if any(name.endswith("_RANK") for name in os.environ):
+        from gpuconv import distributed
+
+        if distributed.started() > 1:
+            raise UsageError(
+                f"{command}: runs as one process, and {distributed.started()} ranks were started; "
+                "leave the launcher out (gpuconv train runs on several)"
+            )
 
 
 def _unknown_option(given: str, used: Parser) -> str:

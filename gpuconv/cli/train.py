@@ -34,6 +34,7 @@ given.
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -59,6 +60,7 @@ from gpuconv.threads import thread_count
 from gpuconv.train import PRESETS, Run
 from gpuconv.train.config import CHOICES, DEFAULTS
 
+SIGNALS = signal.SIGINT, signal.SIGTERM
 EXAMPLES = """\
   gpuconv train
   gpuconv train --recipe article --seed 1
@@ -195,9 +197,21 @@ def _watch(prepared: Run, port: int, fit: Callable[[bool], None]) -> None:
         finally:
             ranks.all_gather(None)
         return
-    while (again := ranks.all_gather(None)[0]) is not None:
+    while (again := _told(ranks)) is not None:
         with suppress(train.Interrupted, ValueError, OSError, FloatingPointError):  # rank 0's too
             fit(again)
+
+
+def _told(ranks: distributed.Communicator) -> bool | None:
+    """What rank 0 says: whether to go on with the run, or None where there is nothing more to do.
+    It has the same signals, and says what follows.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        return ranks.all_gather(None)[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _require_unchanged(folder: str, stored: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "on_failure",
     "part",
     "patient",
+    "started",
 ]
 
 # What a launcher tells a process of its rank: MPICH and Slurm, PMIx, Open MPI.
@@ -54,6 +55,12 @@ def launched() -> bool:
     return any(name in os.environ for name in RANK_VARIABLES)
 
 
+def started() -> int:
+    """How many ranks a launcher started, as far as it says; 1 where nothing did."""
+    known = [os.environ[name] for name in SIZE_VARIABLES if name in os.environ]
+    return int(known[0]) if known and launched() else 1
+
+
 def init() -> Communicator:
     """The communicator of all ranks that mpiexec or srun started, also for `current`; of this
     process alone where nothing did.
@@ -73,8 +80,8 @@ def init() -> Communicator:
 
 
 def patient() -> AbstractContextManager[None]:
-    """Within, this rank may do nothing for long while the others wait for it, without being taken
-    for one that hangs: it waits for a user, say.
+    """Within, the others may wait for this rank for long, without its being taken for one that
+    hangs: it waits for a user, or does by itself what takes more than half an hour.
     """
     return nullcontext() if _heartbeat is None else _heartbeat.patient()
 
@@ -116,10 +123,9 @@ def _of_mpi() -> Communicator:
             f"mpi4py and MPICH are needed; {launch.INSTALL} installs both"
         ) from error
     communicator = MpiCommunicator()
-    sizes = [int(os.environ[name]) for name in SIZE_VARIABLES if name in os.environ]
-    if sizes and communicator.size != sizes[0]:
+    if started() not in (1, communicator.size):
         raise DeviceError(
-            f"the launcher started {sizes[0]} ranks, mpi4py's MPI sees {communicator.size}: they "
+            f"the launcher started {started()} ranks, mpi4py's MPI sees {communicator.size}: they "
             "are of different MPI libraries; use the mpiexec beside this Python"
         )
     return communicator

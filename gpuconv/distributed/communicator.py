@@ -26,13 +26,15 @@ class Communicator:
     Every rank calls the same methods in the same order: each returns once all ranks that it needs
     have called it. The sums are in the order of the ranks: with equal ranks they have equal bits,
     the same on every rank.
-    check: called again and again while a call waits; what it raises ends the wait.
+    check: called again and again while a call waits; what it raises ends the wait. waits: how many
+    waits were begun.
     Source: MPI 4.0; the names are those of ChainerMN and torch.distributed.
     """
 
     rank: int = 0
     size: int = 1
     check: Callable[[], None] | None = None
+    waits: int = 0
 
     def all_reduce(self, array: np.ndarray) -> None:
         """The sum of all ranks' arrays, in place: arrays of one shape and type, C-contiguous."""

@@ -28,8 +28,10 @@ from gpuconv.distributed.line import JOIN, Clock, Line, addresses, connect
 BEAT = 1.0  # seconds
 MISSED = 30  # beats: so long may the interpreter's lock be held, or a processor be taken away
 IDLE = 45  # beats without work while others wait; longer, for a slow disk may be why
+BUSY = 1800  # beats of work while others are in one wait, for it; longer than any first compilation
 IDLE_SHARE = 0.02  # of a beat's time on the processor; with less a rank does nothing
 GATHER = 0.5  # seconds in which ranks that fail for one reason report it
+INTERRUPTED = 128  # exit codes of a job that somebody has ended
 FORWARD = 0.2  # seconds in which a launcher passes a line on, before it cleans up
 
 
@@ -39,6 +41,7 @@ class Ranks(Protocol):
     rank: int
     size: int
     check: Callable[[], None] | None
+    waits: int
 
     def all_gather(self, value: Any) -> list[Any]: ...
 
@@ -50,14 +53,21 @@ class Heartbeat:
     the same time.
 
     hint: what a user can do after the job has ended, added to the line that says so.
-    beat, missed, idle: see BEAT, MISSED and IDLE. Raises OSError where the ranks cannot connect.
+    beat, missed, idle, busy: see BEAT, MISSED, IDLE and BUSY. Raises OSError where the ranks cannot
+    connect.
     """
 
     def __init__(
-        self, ranks: Ranks, beat: float = BEAT, missed: int = MISSED, idle: int = IDLE
+        self,
+        ranks: Ranks,
+        beat: float = BEAT,
+        missed: int = MISSED,
+        idle: int = IDLE,
+        busy: int = BUSY,
     ) -> None:
         self.hint = ""
         self._ranks, self._beat, self._missed, self._idle = ranks, beat, missed, idle
+        self._busy = busy
         self._waited = self._closed = False
         self._patient = 0
         hosts = ranks.all_gather(socket.gethostname())
@@ -80,7 +90,7 @@ class Heartbeat:
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """Within, this rank may do nothing for as long as it likes: it waits for a user, say."""
+        """Within, others may wait for this rank as long as it likes: it waits for a user, say."""
         self._patient += 1
         try:
             yield
@@ -153,7 +163,12 @@ class Heartbeat:
             if hub_left and waiting > self._missed:
                 self._hub_lost("has left while others wait for it")
             with suppress(OSError):  # what is received says that it has ended
-                self._line.send(waits=self._waited, idle=idle)
+                self._line.send(
+                    waits=self._waited,
+                    idle=idle,
+                    wait=self._ranks.waits,
+                    patient=self._patient > 0,
+                )
             used, self._waited, unheard = now, False, unheard + 1
             if unheard > self._missed and not hub_left:
                 self._hub_lost("does not answer")
@@ -197,7 +212,8 @@ class _Hub(threading.Thread):
                     time.monotonic() >= self._verdict or len(self._failed) == self._size
                 ):
                     rank, (text, code) = min(self._failed.items())
-                    self._end(f"rank {rank}: {text}" if rank and text else text, code)
+                    own = rank and text and code < INTERRUPTED
+                    self._end(f"rank {rank}: {text}" if own else text, code)
                 if clock.struck():
                     self._judge()
 
@@ -235,15 +251,21 @@ class _Hub(threading.Thread):
                 self._verdict = min(self._verdict, time.monotonic() + GATHER)
             peer.waits = message.get("waits", peer.waits)
             peer.idle = message.get("idle", peer.idle)
+            peer.wait = message.get("wait", peer.wait)
+            peer.patient = message.get("patient", peer.patient)
 
     def _judge(self) -> None:
         peers = sorted(self._peers.values(), key=lambda peer: peer.rank)
         awaited = any(peer.waits for peer in peers if not peer.left)
+        for_long = any(peer.waits and peer.wait == peer.last for peer in peers if not peer.left)
         self.tell_all(beat=True)
         for peer in peers:
             peer.unheard = 0 if peer.left else peer.unheard + 1
             peer.absent = peer.absent + 1 if peer.left and awaited else 0
             peer.stuck = peer.stuck + 1 if peer.idle and awaited else 0
+            works = for_long and not (peer.waits or peer.patient or peer.left)
+            peer.worked = peer.worked + 1 if works else 0
+            peer.last = peer.wait
         for peer in peers:
             if peer.unheard > self._own._missed:
                 self._lost(peer, "does not answer: it was stopped, or its machine is gone")
@@ -251,6 +273,9 @@ class _Hub(threading.Thread):
                 self._lost(peer, "has left while others wait for it")
             if peer.stuck > self._own._idle:
                 self._lost(peer, "hangs: it does nothing while others wait for it")
+            if peer.worked > self._own._busy:
+                minutes = self._own._busy * self._own._beat / 60
+                self._lost(peer, f"has let others wait for {minutes:.0f} minutes, busy by itself")
 
     def _lost(self, peer: _Peer, what: str) -> NoReturn:
         who = f"rank {peer.rank} (process {peer.process} on {peer.host})"
@@ -274,6 +299,10 @@ class _Peer:
     unheard: int = 0
     waits: bool = False  # for other ranks
     idle: bool = False
+    patient: bool = False
+    wait: int = 0  # the number of its last wait
+    last: int = -1  # that of a beat before
     stuck: int = 0  # idle while others wait
+    worked: int = 0  # while others were in one wait
     absent: int = 0  # it has left, and others wait
     left: bool = False

@@ -76,6 +76,7 @@ class MpiCommunicator(Communicator):
 
     def until(self, done: Any) -> None:
         """Return when done() is true; `check` is called meanwhile."""
+        self.waits += 1
         began = time.monotonic()
         while not done():
             waited = time.monotonic() - began

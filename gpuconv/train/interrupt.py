@@ -19,6 +19,14 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+class EvaluationStopped(Exception):
+    """A rank's part of an evaluation was told to stop. number: of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class Signals:
     """`with Signals() as signals:` and ask `signals.received` between batches.
 

@@ -33,7 +33,7 @@ from gpuconv.train.description import describe_run
 from gpuconv.train.evaluate import evaluate, probabilities
 from gpuconv.train.folder import locked
 from gpuconv.train.history import History
-from gpuconv.train.interrupt import Interrupted, Signals
+from gpuconv.train.interrupt import EvaluationStopped, Interrupted, Signals
 from gpuconv.train.progress import Progress
 from gpuconv.train.ranks import Ranks
 from gpuconv.train.records import Records
@@ -517,6 +517,11 @@ class Trainer:
         saved = "" if self.out is None else f"; saved in {self.out / 'last.safetensors'}"
         raise Interrupted(number, where + saved)
 
+    def _stop_evaluation(self) -> None:
+        """Leave this rank's part of an evaluation, where a signal says so."""
+        if (number := self.own_signal()) is not None:
+            raise EvaluationStopped(number)
+
     def own_signal(self) -> int | None:
         """The number of a signal that this process got, to end the run, or of `interrupt`'s."""
         received = self._signals.received if self._signals else None
@@ -564,8 +569,14 @@ class Trainer:
         if on.size > 1:
             if self._spread is None or self._spread.source is not loader:
                 self._spread = Spread(loader, on.rank, on.size)
-            loader, own = self._spread, (lambda: None, run, on)
-            return evaluate(self.model, self.loss, loader, *own, self.precision)
+            try:
+                own = self._stop_evaluation, run, on
+                return evaluate(self.model, self.loss, self._spread, *own, self.precision)
+            except EvaluationStopped as stop:  # on some rank
+                if self.ranks is not None:
+                    self.ranks.signal = stop.number
+                    self._stop_if_requested()
+                raise Interrupted(stop.number, "evaluation interrupted") from None
         after = self._stop_if_requested
         return evaluate(self.model, self.loss, loader, after, run, None, self.precision)
 

@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import cluster
 
+from gpuconv import sim
+
 LATENCY, RATE = 2e-6, 1e9
 ALIKE = cluster.Cluster("alike", 1, (LATENCY, RATE), (LATENCY, RATE))
 
@@ -35,3 +37,21 @@ def test_sums_hide_behind_backward_but_for_the_last():
     one = cluster.ring(ALIKE, 4, 1000)
     assert cluster.trained(step, ALIKE, 4, "ring")[0] == pytest.approx(1.0 + one)
     assert cluster.trained(step, ALIKE, 4, "ring", overlap=False)[0] == pytest.approx(1.0 + 2 * one)
+
+
+@pytest.mark.skipif(sim.available() != "", reason="steps are counted on the simulator's arrays")
+@pytest.mark.parametrize(
+    "networks", [cluster.NETWORKS[:1], pytest.param(cluster.NETWORKS, marks=pytest.mark.slow)]
+)
+def test_the_documentation_has_these_tables(networks):
+    """`python benchmarks/cluster.py --docs` writes them anew."""
+    page = cluster.PAGE.read_text()
+    for name, text in (
+        ("cluster", cluster.times(networks, cluster.SHOWN)),
+        ("passing", cluster.passing_ranks(networks)),
+    ):
+        written = page.split(f"<!-- {name} begin -->\n")[1].split(f"\n<!-- {name} end -->")[0]
+        others = tuple(f"| {network}" for network, _ in cluster.NETWORKS[len(networks) :])
+        assert [row for row in written.split("\n") if not row.startswith(others)] == text.split(
+            "\n"
+        )

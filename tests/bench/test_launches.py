@@ -20,7 +20,7 @@ if DEVICE != "sim":
     pytest.skip("launches are counted on the simulator's arrays", allow_module_level=True)
 
 from gpuconv.sim import launch as simulated_launch
-from gpuconv.sim import memory
+from gpuconv.sim import layout, memory
 
 
 def step(name, batch):
@@ -56,23 +56,20 @@ class Watched(SimRuntime):
         self.counted, self.touched = [], []
 
     def start(self, launch, arguments):
-        before = simulated_launch._clock
+        simulated_launch._generation += 1  # no access of an earlier launch is remembered
         super().start(launch, arguments)
-        granule = self.module(launch).function(launch.kernel).kernel.granule
         self.counted.append(launches.counted(launch, arguments))
-        marks = np.sum([marks_since(m, before) for m in memory.live()], axis=0)
-        self.touched.append([int(count) * granule for count in marks])
+        self.touched.append(np.sum([touched(m.traces) for m in memory.live()], axis=0).tolist())
 
 
-def marks_since(one, before):
-    """How many parts of an allocation were read and written since then, by the race detector's
-    clock.
+def touched(traces):
+    """How many bytes of an allocation the last launch read and wrote, as the race detector noted
+    it for each of its workers. Atomic operations (flag) count as writes.
     """
-    if one.trace is None:
-        return 0, 0
-    stamps = one.trace[: len(one.trace) // 6 * 6].reshape(-1, 3, 2)[:, :, 0]
-    late = stamps >> np.uint64(11) > before
-    return late[:, 1:].any(1).sum(), late[:, 0].sum()
+    marks = [array.view(layout.DTYPES["Trace"]) for array in traces.arrays]
+    reads = np.any([one["reads"].any(1) for one in marks], axis=0).sum()
+    writes = np.any([(one["write"] > 0) | (one["flag"] > 0) for one in marks], axis=0).sum()
+    return reads * traces.granule, writes * traces.granule
 
 
 # What may read less than whole arrays: strides skip pixels, options leave numbers unread.

@@ -13,7 +13,7 @@ from file_ranks import FileCommunicator
 
 rank, size, folder, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 ranks = FileCommunicator(rank, size, folder)
-heartbeat = Heartbeat(ranks, beat=0.1, missed=10, idle=15)
+heartbeat = Heartbeat(ranks, beat=0.1, missed=10, idle=15, busy=60)
 sys.excepthook = heartbeat.report
 heartbeat.hint = "; go on"
 ranks.all_gather(None)
@@ -95,6 +95,25 @@ def test_a_rank_that_does_nothing_while_others_wait_hangs(tmp_path):
     (line,) = lines(errors)
     assert line.startswith("gpuconv: rank 1 ")
     assert "hangs" in line
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_busy_for_too_long_is_named(tmp_path):
+    codes, errors = run(tmp_path, "if rank == 1: work(30)\nranks.all_gather(1)")
+    assert codes == [2, -9, -9]
+    (line,) = lines(errors)
+    assert line.startswith("gpuconv: rank 1 ")
+    assert "busy by itself" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["in turn", "patient"])
+def test_a_rank_may_be_busy_for_long(tmp_path, how):
+    """Where others wait for it again and again, or it says so."""
+    turns = "for _ in range(20):\n    if rank == 1: work(0.4)\n    ranks.all_gather(1)\n"
+    once = "with heartbeat.patient():\n    if rank == 1: work(8)\nranks.all_gather(1)\n"
+    body = turns if how == "in turn" else once
+    assert run(tmp_path, body + "heartbeat.close(); time.sleep(0.5)") == ([0, 0, 0], ["", "", ""])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from gpuconv.cli import main
 from gpuconv.distributed import launch
 from gpuconv.errors import DeviceError
 
@@ -74,3 +75,15 @@ def test_ranks_share_their_cores(monkeypatch, machines, threads):
         assert module.thread_count() == 3
     finally:
         module.share_cores(1)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "doctor"])
+def test_a_command_that_runs_alone_refuses_ranks(monkeypatch, capsys, command):
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "4")
+    given = [command] if command == "doctor" else [command, "x.safetensors"]
+    assert main([*given, *["p.png"] * (command == "predict")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"gpuconv: {command}: runs as one process, and 4 ranks were started; leave the launcher "
+        "out (gpuconv train runs on several)"
+    ]
