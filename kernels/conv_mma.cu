@@ -10,13 +10,13 @@ Math      y[n,p,q,k]  = act(b[k] + sum over r,s,c of w[k,r,s,c] * x[n,h,w,c])
 Source    cuDNN (Chetlur et al. 2014); CUTLASS, implicit GEMM with multistage cp.async; PTX ISA,
           "Warp-level matrix instructions"
 Layout    gathered, result, onto, sign: ELEMENT NHWC; filters: ELEMENT (group, channel of the
-          result, pitch), zeros past the last term; b: float32; partials: for each TILE pixels the
-          moments of y's channels (moments.cuh)
+          result, term); b: float32; partials: for each TILE pixels the moments of y's channels
+          (moments.cuh)
 Geometry  One block per TILE pixels (of one phase) x TILE_N channels of a group: grid.x = tiles of
           pixels * phases * tiles across, across fastest; grid.y = group. 32 threads a warp of
-          64x64, 64x32 or 32x32. Three stages of 64 bytes of each row in shared memory, filled by
-          cp.async while others are multiplied; chunk c of row r lies at c ^ (r/2 % 4), so that
-          neither copies nor ldmatrix meet a bank conflict
+          64x64, 64x32 or 32x32. Three stages of 64 bytes of each row in shared memory (TILE 64: two
+          of 128), filled by cp.async while others are multiplied; chunk c of row r lies at
+          c ^ (r/2 % 4) (c ^ r%8), so that neither copies nor ldmatrix meet a bank conflict
 Traffic   Per block: TILE rows of the gathered terms, TILE_N of the filters, its tile of the result
           once; partials, sign or onto once where they are used
 Floor     2*N*P*Q*K*R*S*C/groups flops / tensor-core peak of FORMAT (backward data the same)
@@ -31,13 +31,19 @@ Macros    TILE, TILE_N; FORMAT, ELEMENT (mma.cuh); BACKWARD (1: backward data, b
           (WIDTH, or 1 where a group's results are no multiple of it); MOMENTS (1: `partials`). The
           scalars use_bias, rectify, use_sign and use_onto choose the epilogue
 */
+#define WARP_M (TILE == 64 ? 32 : 64)
+#define DEEP (TILE == 64)
+#define BLOCKS (TILE == 64 ? 4 : TILE_N == 64 ? 3 : 1)
 #include "conv_mma.cuh"
 #include "conv_phase.cuh"
 #include "moments.cuh"
 
 // Behind the stages in shared memory, all of it dynamic: of the tile's rows their pixels of the
-// result, -1 past the last; then the taps, and one that no row has.
-// What the loop needs of a tap: its distance from tap (0,0) in vectors, and its bits.
+// result, -1 past the last; then the taps, and PAST that no row has.
+constexpr int PAST = CHUNKS * STAGES;  // copies ask for so many past the last, of one vector each
+
+// What the loop needs of a tap: its distance from tap (0,0), less the vectors of the taps before,
+// and its bits.
 struct alignas(8) Tap {
     int distance;
     unsigned bits;
@@ -58,24 +64,25 @@ struct GatherAxis {
     }
 };
 
-// Both operands of one thread: chunk threadIdx.x % 4 of every SIDE-th row.
+// Both operands of one thread: chunk threadIdx.x % CHUNKS of every SIDE-th row. Offsets are in
+// vectors.
 struct GatherLoader {
     static constexpr int SIDE = THREADS / CHUNKS;
     static constexpr int A = TILE / SIDE, B = TILE_N / SIDE;
-    const ELEMENT *image, *filters;  // the latter at this thread's chunk of the next step
+    const char *image, *filters;  // of the group; the latter from the phase's first tap
     const Tap* taps;
-    int base[A];       // offsets of the rows' tap (0,0), perhaps outside the image, in vectors
-    unsigned mask[A];  // bit r: the window's row r is in the image; bit 16+s: its column s
-    int row[B];        // offsets of the filters, in vectors
-    int tap, channel;  // of the next step; the latter in vectors
-    int last, vectors, step_taps, step_channels;  // the number of taps; vectors of a tap
-    int steps;
+    int base[A];          // offsets of the rows' tap (0,0), perhaps outside the image
+    unsigned outside[A];  // bit r: the window's row r is not in the image; bit 16+s: its column s
+    int row[B];           // offsets of the filters
+    int vector, end;      // of the next step, among a row's taps and channels; their number
+    unsigned vectors_mul;
+    int vectors_shift;
     unsigned to, from_a, from_b;  // addresses in stage 0: of copies, of ldmatrix
 
-    // Where chunk c of a row lies: two rows of four chunks share the 32 banks.
+    // Where chunk c of a row lies: eight chunks share the 32 banks.
     __device__ __forceinline__ static int place(int row, int chunk)
     {
-        return row * ROW_BYTES + (chunk ^ row / 2 % CHUNKS) * 16;
+        return row * ROW_BYTES + (chunk ^ row * CHUNKS / 8 % CHUNKS) * 16;
     }
 
     __device__ __forceinline__ void open(unsigned shared)
@@ -89,30 +96,24 @@ struct GatherLoader {
 
     __device__ __forceinline__ void fetch(int stage)
     {
-        const Tap now = taps[min(tap, last)];
-        const int distance = now.distance + channel;
+        const Tap now = taps[divide(vector, vectors_mul, vectors_shift)];
+        const char* from = offset(image, now.distance + vector, 16);
 #pragma unroll
         for (int i = 0; i < A; ++i)
-            copy_async(to + stage + i * SIDE * ROW_BYTES,
-                image + (long long)(base[i] + distance) * WIDTH,
-                (mask[i] & now.bits) == now.bits);
+            copy_async(to + stage + i * SIDE * ROW_BYTES, offset(from, base[i], 16),
+                (outside[i] & now.bits) == 0);
+        from = offset(filters, vector, 16);
 #pragma unroll
         for (int i = 0; i < B; ++i)
-            copy_async(to + stage + TILE * ROW_BYTES + i * SIDE * ROW_BYTES,
-                filters + (long long)row[i] * WIDTH, steps > 0);
-        filters += CHUNKS * WIDTH;
-        --steps;
-        channel += step_channels;
-        tap += step_taps;
-        const bool next = channel >= vectors;
-        channel -= next ? vectors : 0;
-        tap += next;
+            copy_async(to + stage + (TILE + i * SIDE) * ROW_BYTES, offset(from, row[i], 16),
+                vector < end);
+        vector += CHUNKS;
     }
 
-    // Chunks 2*half and 2*half+1 are at the places of the first two, with bit 1 turned.
-    __device__ __forceinline__ void read(Fragments& f, int stage, int half)
+    // Chunks 2*part and 2*part+1 are at the places of the first two, with the part's bits turned.
+    __device__ __forceinline__ void read(Fragments& f, int stage, int part)
     {
-        const unsigned a = (from_a + stage) ^ half * 32, b = (from_b + stage) ^ half * 32;
+        const unsigned a = (from_a ^ part * 32) + stage, b = (from_b ^ part * 32) + stage;
 #pragma unroll
         for (int i = 0; i < ROWS_M; ++i) load_matrices(f.a[i], a + i * 16 * ROW_BYTES);
 #pragma unroll
@@ -129,11 +130,15 @@ struct GatherLoader {
 template <class Result>
 __device__ __forceinline__ void each_result(const Sums& sums, float* staging, Result result)
 {
-    // A warp lays out 16 rows of its tile in shared memory. 8 floats more than a row has, so that
-    // the pairs that lanes hold meet no bank conflict.
+    // A warp lays out 16 rows of its tile in shared memory, with 8 floats more than a row has, so
+    // that the pairs that lanes hold meet no bank conflict. Eight lanes read from rows r and r + 4:
+    // turned by 20 in one of them, what they read lies in other banks too.
     constexpr int PITCH = WARP_N + 8, VECTORS = WARP_N / VEC_OUT;
     const int lane = threadIdx.x % 32;
     float* const mine = staging + threadIdx.x / 32 * 16 * PITCH;
+    const auto at = [&](int row, int column) {
+        return mine + row * PITCH + (column ^ row / 4 % 2 * 20);
+    };
 #pragma unroll
     for (int i = 0; i < ROWS_M; ++i) {
         __syncwarp();
@@ -141,15 +146,16 @@ __device__ __forceinline__ void each_result(const Sums& sums, float* staging, Re
         for (int j = 0; j < ROWS_N; ++j)
 #pragma unroll
             for (int half = 0; half < 2; ++half)
-                store<2>(mine + (lane / 4 + 8 * half) * PITCH + 8 * j + lane % 4 * 2,
-                    {sums[i][j][2 * half], sums[i][j][2 * half + 1]});
+                store_shared(shared_address(at(lane / 4 + 8 * half, 8 * j + lane % 4 * 2)),
+                    sums[i][j][2 * half], sums[i][j][2 * half + 1]);
         __syncwarp();
 #pragma unroll(VEC_OUT == 1 ? 1 : 16 * VECTORS / 32)
         for (int k = lane; k < 16 * VECTORS; k += 32) {
-            const int row = k / VECTORS, column = k % VECTORS * VEC_OUT;
+            const int rest = k / (2 * VECTORS), row = rest / 4 * 8 + k / 4 % 2 * 4 + rest % 4;
+            const int column = (k / 8 % (VECTORS / 4) * 4 + k % 4) * VEC_OUT;
             float value[VEC_OUT];
             for (int v = 0; v < VEC_OUT; v += min(VEC_OUT, 4)) {
-                const auto part = load<VEC_OUT == 1 ? 1 : 4>(mine + row * PITCH + column + v);
+                const auto part = load<VEC_OUT == 1 ? 1 : 4>(at(row, column + v));
                 for (int u = 0; u < min(VEC_OUT, 4); ++u) value[v + u] = part.v[u];
             }
             result(warp_row() + 16 * i + row, warp_column() + column, value);
@@ -201,10 +207,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_gather_mma(
     float* __restrict__ partials, const ELEMENT* __restrict__ gathered,
     const ELEMENT* __restrict__ filters, const float* __restrict__ b, const ELEMENT* sign,
     const ELEMENT* onto, int pixels, int N, int H, int W, int P, int Q, int R, int S, int C, int K,
-    int channels, int results, int pitch, int tiles_across, int phases, int phases_w, int stride_h,
+    int channels, int results, int tiles_across, int phases, int phases_w, int stride_h,
     int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, int every_h, int every_w, int step_h,
-    int step_w, unsigned rows_mul, int rows_shift, unsigned short_rows_mul, int short_rows_shift,
-    unsigned columns_mul, int columns_shift, unsigned short_columns_mul, int short_columns_shift,
+    int step_w, unsigned vectors_mul, int vectors_shift, unsigned rows_mul, int rows_shift,
+    unsigned short_rows_mul, int short_rows_shift, unsigned columns_mul, int columns_shift,
+    unsigned short_columns_mul, int short_columns_shift,
     int use_bias, int rectify, int use_sign, int use_onto)
 {
     extern __shared__ __align__(128) unsigned char stages[];
@@ -249,13 +256,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_gather_mma(
     const int image_shift = tall ? rows_shift : short_rows_shift;
 
     GatherLoader loader;
-    const int all_taps = vertical.taps * horizontal.taps;
-    loader.last = all_taps;
-    loader.vectors = channels / WIDTH;
-    for (int tap = threadIdx.x; tap <= all_taps; tap += THREADS) {
+    const int all_taps = vertical.taps * horizontal.taps, vectors = channels / WIDTH;
+    for (int tap = threadIdx.x; tap < all_taps + PAST; tap += THREADS) {
         const int r = tap / max(horizontal.taps, 1), s = tap - r * horizontal.taps;
         const int distance = (r * vertical.step * W + s * horizontal.step) * (C / WIDTH);
-        taps[tap] = {distance, tap < all_taps ? 1u << r | 0x10000u << s : 1u << 31};
+        taps[tap] = {distance - tap * vectors,
+            tap < all_taps ? 1u << r | 0x10000u << s : 1u << 31};
     }
     for (int i = 0; i < GatherLoader::A; ++i) {
         const int row = threadIdx.x / CHUNKS + i * GatherLoader::SIDE, pixel = down * TILE + row;
@@ -264,29 +270,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_gather_mma(
         const int h = vertical.start + p * vertical.stride;
         const int w = horizontal.start + q * horizontal.stride;
         loader.base[i] = ((n * H + h) * W + w) * (C / WIDTH);
-        loader.mask[i] = pixel < phase_pixels ? vertical.bits(p) | horizontal.bits(q) << 16 : 0;
+        loader.outside[i] =
+            pixel < phase_pixels ? ~(vertical.bits(p) | horizontal.bits(q) << 16) : ~0u;
         if (threadIdx.x % CHUNKS == 0)
             place[row] = pixel < phase_pixels
                 ? (n * P + first_h + p * along) * Q + first_w + q * across : -1;
     }
-    const int chunk = threadIdx.x % CHUNKS;
-    loader.tap = chunk / loader.vectors;
-    loader.channel = chunk - loader.tap * loader.vectors;
-    loader.step_taps = CHUNKS / loader.vectors;
-    loader.step_channels = CHUNKS - loader.step_taps * loader.vectors;
-    loader.steps = (all_taps * loader.vectors + CHUNKS - 1) / CHUNKS;
-    loader.image = gathered + group * channels;
+    loader.vector = threadIdx.x % CHUNKS;
+    loader.end = all_taps * vectors;
+    loader.vectors_mul = vectors_mul, loader.vectors_shift = vectors_shift;
+    loader.image = offset(gathered, group * vectors, 16);
     loader.taps = taps;
+    const int pitch = R * S * vectors;
     for (int i = 0; i < GatherLoader::B; ++i) {
         const int k = column + threadIdx.x / CHUNKS + i * GatherLoader::SIDE;
-        loader.row[i] = min(k, results - 1) * (pitch / WIDTH) + chunk;
+        loader.row[i] = min(k, results - 1) * pitch;
     }
-    loader.filters = filters + (long long)group * results * pitch + first_tap * channels;
+    loader.filters = offset(filters, group * results * pitch + first_tap * vectors, 16);
     loader.open(shared_address(stages));
 
     __syncthreads();  // the tables are whole
     Sums sums = {};
-    accumulate(sums, loader, loader.steps);
+    accumulate(sums, loader, (loader.end + CHUNKS - 1) / CHUNKS);
 
     const int first = group * results + column;
     each_result(sums, (float*)stages, [&](int row, int k, const float (&sum)[VEC_OUT]) {

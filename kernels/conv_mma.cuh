@@ -2,21 +2,23 @@
 // conv_mma_weight.cu share: warps, sums, stages of copies.
 //
 // Macros: TILE x TILE_N, the block's tile of the result: 128x256, 128x128, 128x64 or 64x64; those
-// of mma.cuh.
+// of mma.cuh. The file that includes this defines WARP_M; DEEP (1: a stage has 128 bytes of each
+// row, not 64); and BLOCKS, which a multiprocessor must hold: asked for nothing, the compiler takes
+// more registers than they have, or 96 in the tile of 64 x 64, and spills.
 #pragma once
 #include "mma.cuh"
 
-// A warp owns 64x64 of the tile: 4 shared-memory loads of each operand for 32 mma. Where the tile
-// is 64 wide, 64x32 or 32x32, so that four warps share it.
-constexpr int WARP_M = TILE == 64 ? 32 : 64, WARP_N = TILE_N == 64 ? 32 : 64;
+// A warp owns WARP_M x WARP_N of the tile. 64x64: 4 shared-memory loads of each operand for 32 mma.
+// 64x32 or 32x32 where the tile is 64 wide, so that more warps share it.
+constexpr int WARP_N = TILE_N == 64 ? 32 : 64;
 constexpr int ROWS_M = WARP_M / 16, ROWS_N = WARP_N / 8;  // mma down and across a warp
 constexpr int WARPS_M = TILE / WARP_M, WARPS_N = TILE_N / WARP_N;
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-// Blocks a multiprocessor must hold. Asked for nothing, the compiler takes 96 registers in the tile
-// of 64 x 64, and spills.
-constexpr int BLOCKS = TILE == 64 ? 4 : 1;
-constexpr int STAGES = 3;                   // of copies: one is multiplied, two are on their way
-constexpr int ROW_BYTES = 64, CHUNKS = 4;   // of a row of operands in a stage: two mma deep
+// Bytes of a row of operands in a stage, and stages of copies: one is multiplied, the others are on
+// their way. With few mma a part, a deep stage halves the barriers and the arithmetic of addresses;
+// two of them keep as much under way as three of the others.
+constexpr int ROW_BYTES = DEEP ? 128 : 64, STAGES = DEEP ? 2 : 3;
+constexpr int CHUNKS = ROW_BYTES / 16, PARTS = ROW_BYTES / 32;  // a part is one mma deep
 constexpr int STAGE_BYTES = (TILE + TILE_N) * ROW_BYTES;
 static_assert(TILE == 128 || (TILE == 64 && TILE_N == 64), "no such tile");
 
@@ -26,13 +28,14 @@ using Sums = float[ROWS_M][ROWS_N][4];
 __device__ __forceinline__ int warp_row() { return threadIdx.x / 32 % WARPS_M * WARP_M; }
 __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 / WARPS_M * WARP_N; }
 
-// A stage that is filled and one that is read, as offsets in bytes.
+// Stages are offsets in bytes.
 __device__ __forceinline__ int next_stage(int stage)
 {
+    if (STAGES == 2) return stage ^ STAGE_BYTES;
     return stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
 }
 
-// What one half of a stage's depth needs of both operands.
+// What one part of a stage needs of both operands.
 struct Fragments {
     unsigned a[ROWS_M][4], b[ROWS_N][2];
 };
@@ -50,8 +53,8 @@ __device__ __forceinline__ void multiply(Sums& sums, const Fragments& f)
 }
 
 // sums += a b over `steps` stages. loader.fetch(stage) begins the copies of the next step into a
-// stage (past the last they copy zeros), loader.read(fragments, stage, half) loads one half of a
-// stage. The loads of a half are in flight during the products of the one before.
+// stage (past the last they copy zeros), loader.read(fragments, stage, part) loads one part of a
+// stage. The loads of a part are in flight during the products of the one before.
 template <class Loader>
 __device__ __forceinline__ void accumulate(Sums& sums, Loader& loader, int steps)
 {
@@ -66,16 +69,21 @@ __device__ __forceinline__ void accumulate(Sums& sums, Loader& loader, int steps
     loader.read(f[0], read, 0);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-        loader.read(f[1], read, 1);
-        loader.fetch(filled);
-        commit_copies();
-        filled = next_stage(filled);
+#pragma unroll
+        for (int part = 0; part < PARTS - 1; ++part) {
+            loader.read(f[(part + 1) % 2], read, part + 1);
+            if (part == 0) {
+                loader.fetch(STAGES == 2 ? next_stage(read) : filled);
+                commit_copies();
+            }
+            multiply(sums, f[part % 2]);
+        }
+        filled = read;
         read = next_stage(read);
-        multiply(sums, f[0]);
         wait_for_copies<STAGES - 2>();
         __syncthreads();
         loader.read(f[0], read, 0);
-        multiply(sums, f[1]);
+        multiply(sums, f[(PARTS - 1) % 2]);
     }
     wait_for_copies<0>();
     __syncthreads();

@@ -15,15 +15,15 @@ Layout    dy, x: ELEMENT NHWC; dw: float32 KRSC with C = `real` channels of one 
           last_block.cuh
 Geometry  One block per TILE filters x TILE_N columns of a group and part of the pixels: grid.x =
           tiles down * tiles across, across fastest; grid.y = group; grid.z = part; of each tile's
-          blocks the last to finish adds the parts' sums. Three stages of DEPTH pixels in shared
-          memory; a pixel's vectors v lie at v ^ turn(pixel) (conv_mma_weight.cuh), so that neither
-          copies nor loads of operands meet a bank conflict
+          blocks the last to finish adds the parts' sums. Stages of DEPTH pixels in shared memory:
+          three, or two where TILE_N is 64; a pixel's vectors v lie at v ^ turn(pixel)
+          (conv_mma_weight.cuh), so that neither copies nor loads of operands meet a bank conflict
 Traffic   Per block: TILE and TILE_N of each operand for each of its pixels; where splits > 1
           splits * dw floats, in whole tiles, written and read
 Floor     2*N*P*Q*K*R*S*C/groups flops / tensor-core peak of FORMAT
 Order     Ascending pixels in a part, by mma of STEP pixels, then groups of parts, then the groups
           ascending. Where the pixels are split follows from the shape alone: bit-identical from run
-          to run, not from one architecture to another. TF32: dy is rounded to nearest, x is cut
+          to run, not from one architecture to another. TF32: both are rounded
 Limits    As conv_simt_weight.cu; channels and filters of a group whole vectors of WIDTH elements:
           the host pads others; R <= 16 and S <= 15. Compute capability 8.0
 Not here  Depthwise filters
@@ -51,35 +51,47 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_backward_we
     const int end = (int)min((long long)begin + split_length, (long long)pixels);
 
     WeightLoader loader;
-    const int first = WeightLoader::first_vector();
-    loader.dy = dy + group * filters + first_filter + first * WIDTH;
-    loader.x = x + group * channels;
-    loader.pixel = begin + WeightLoader::pixel_of_thread();
-    loader.end = end;
-    loader.K = K, loader.C = C, loader.H = H, loader.W = W, loader.P = P, loader.Q = Q;
-    loader.stride_h = stride_h, loader.stride_w = stride_w;
-    loader.pad_h = pad_h, loader.pad_w = pad_w;
+    const int first = threadIdx.x % WeightLoader::LANES;
+    loader.pixel = begin + threadIdx.x / WeightLoader::LANES, loader.end = end;
+    loader.dy = (const char*)(dy + (long long)loader.pixel * K + group * filters + first_filter
+        + first * WIDTH);
+    loader.dy_step = (long long)(DEPTH * sizeof(ELEMENT)) * K;
+    loader.x = (const char*)(x + group * channels);
+    loader.x_pixel = C * (int)sizeof(ELEMENT);
+    loader.H = H, loader.W = W;
+    loader.stride_h = stride_h, loader.image_h = -P * stride_h;
+    loader.stride_w = stride_w, loader.line_w = -Q * stride_w;
+    loader.first_h = -pad_h, loader.first_w = -pad_w;
     loader.p_mul = p_mul, loader.q_mul = q_mul, loader.p_shift = p_shift, loader.q_shift = q_shift;
-    loader.last = (filters - first_filter) / WIDTH - 1 - first;
-#pragma unroll
-    for (int i = 0; i < WeightLoader::COLUMNS; ++i) {
-        const int vector = UNIFORM ? 0 : first + WeightLoader::vector_of_thread(i);
-        const int column = first_column + vector * WIDTH;
-        const int tap = column / channels, r = tap / S, s = tap - r * S;
-        loader.h[i] = column < columns ? r * dil_h : -(1 << 30);  // no row of the image
-        loader.w[i] = s * dil_w;
-        loader.distance[i] = ((r * dil_h * W + s * dil_w) * C + column - tap * channels) / WIDTH;
-        loader.one[i] = BIAS && column == columns;
-    }
+    loader.vectors = (filters - first_filter) / WIDTH - first;
+    loader.open(shared_address(stages));
     if (UNIFORM) {
-        loader.x += (loader.distance[0] + first) * WIDTH;
+        const int tap = first_column / channels, r = tap / S, s = tap - r * S;
+        loader.first_h += r * dil_h, loader.first_w += s * dil_w;
+        loader.x += (first_column - tap * channels + first * WIDTH) * (int)sizeof(ELEMENT);
         if (BIAS && first_column >= columns) {  // db: the same for every pixel
-            loader.x = ONE[first].v;
-            loader.C = 0, loader.H = loader.W = 1 << 30;
-            loader.h[0] = loader.w[0] = 1 << 29;
+            loader.x = (const char*)(ONE + first);
+            loader.x_pixel = 0, loader.H = loader.W = 1 << 30;
+            loader.first_h = loader.first_w = 0;
+        }
+    } else {
+        loader.one = -1;
+#pragma unroll
+        for (int i = 0; i < WeightLoader::B; ++i) {
+            const int column = first_column + (first + i * WeightLoader::LANES) * WIDTH;
+            const int tap = column / channels, r = tap / S, s = tap - r * S;
+            loader.h[i] = column < columns ? r * dil_h : NOWHERE;
+            loader.w[i] = s * dil_w;
+            loader.distance[i] =
+                ((r * dil_h * W + s * dil_w) * C + column - tap * channels) / WIDTH;
+            if (BIAS && column == columns) {  // db: no copy writes over it
+                loader.one = i;
+                for (int stage = 0; stage < STAGES * STAGE_BYTES; stage += STAGE_BYTES)
+                    *(Vector*)(stages + (loader.place_of(loader.to_b + stage, i)
+                        - shared_address(stages))) = ONE[0];
+            }
         }
     }
-    loader.open(shared_address(stages));
 
     Sums sums = {};
     accumulate(sums, loader, (end - begin + DEPTH - 1) / DEPTH);

@@ -1,20 +1,26 @@
 // conv_mma_weight.cuh: the operands of conv_mma_weight.cu: stages of pixels whose filters and
 // columns lie one after another in memory and in shared memory.
 #pragma once
+// TF32 reorders what it loads, a number an instruction: a warp of 64x32 has more mma for each.
+#define WARP_M (TILE == 64 && FORMAT != TF32 ? 32 : 64)
+#define DEEP (TILE_N == 64)
+#define BLOCKS (TILE == 64 ? 4 : TILE_N == 128 ? 1 : FORMAT == TF32 ? 2 : 3)
 #include "conv_mma.cuh"
 
-constexpr int DEPTH = ROW_BYTES / sizeof(ELEMENT);  // pixels of a stage: two mma
+constexpr int DEPTH = ROW_BYTES / sizeof(ELEMENT);  // pixels of a stage
 constexpr int PIXEL_A = TILE * sizeof(ELEMENT), PIXEL_B = TILE_N * sizeof(ELEMENT);  // bytes
 
-// Addresses that a thread reads from: one for each ldmatrix of half a stage, as the turned places
-// of the vectors are no fixed distance apart.
+// Addresses that a thread reads from: one for each ldmatrix of a part, as the turned places of the
+// vectors are no fixed distance apart.
 constexpr int READS_A = FORMAT == TF32 ? 1 : ROWS_M, READS_B = FORMAT == TF32 ? 1 : ROWS_N / 2;
 
 // By what the places of a pixel's vectors are turned. 16 bits: ldmatrix reads a vector of each of
-// eight pixels. TF32: the lanes of a load read two neighbouring vectors of each of four pixels.
+// eight pixels. TF32: the lanes of a load read two neighbouring vectors of each of four pixels. The
+// pixel's bits are in reverse, so that the copies of eight lanes, which are neighbouring vectors of
+// one, two or four pixels, write all banks too.
 __device__ __forceinline__ constexpr int turn(int pixel)
 {
-    return FORMAT == TF32 ? pixel % 4 * 2 : pixel % 8;
+    return pixel % 2 * 4 + pixel / 2 % 2 * 2 + (FORMAT == TF32 ? 0 : pixel / 4 % 2);
 }
 
 __device__ __forceinline__ constexpr int vector_place(int pixel, int vector, int pixel_bytes)
@@ -50,46 +56,43 @@ __device__ __forceinline__ unsigned rounded(float value)
 __device__ const Vector ONE[TILE_N / WIDTH] = {{{FORMAT == TF32 ? (ELEMENT)1.0f
     : FORMAT == BF16 ? (ELEMENT)0x3f80 : (ELEMENT)0x3c00}}};
 
+// As copy_async, and only where `wanted`, by predicates: of conditions the compiler would make
+// branches, and of a size that several conditions choose a chain of selections.
+__device__ __forceinline__ void copy_async_if(
+    bool inside, unsigned to, const void* from, bool wanted = true)
+{
+    asm volatile("{ .reg .pred outside, wanted;"
+                 " setp.eq.u32 outside, %2, 0; setp.ne.u32 wanted, %3, 0;"
+                 " @wanted cp.async.cg.shared.global [%0], [%1], 16, outside; }" ::"r"(to),
+        "l"(__cvta_generic_to_global(from)), "r"((unsigned)inside), "r"((unsigned)wanted)
+        : "memory");
+}
+
+constexpr int NOWHERE = -(1 << 30);  // no row of an image, and far from any
+
 struct WeightLoader {
     static constexpr int LANES = THREADS / DEPTH;  // threads of a pixel
     static constexpr int A = TILE / WIDTH / LANES, B = TILE_N / WIDTH / LANES;
-    static constexpr int COLUMNS = UNIFORM ? 1 : B;  // of which this thread knows the tap
-    static constexpr bool SWAPPED = LANES == 4;
-    const ELEMENT *dy, *x;  // at this thread's first vector of a pixel; x only if UNIFORM
-    int pixel, end;         // this thread's of the next step; the part's end
-    int K, C, H, W, P, Q, stride_h, stride_w, pad_h, pad_w;
+    const char *dy, *x;  // at this thread's first vector: of the next step's pixel; of an image
+    int x_pixel;         // bytes
+    long long dy_step;
+    int pixel, end;  // this thread's of the next step; the part's end
+    int H, W;
+    int first_h, first_w;         // where the tile's tap (UNIFORM = 0: tap (0,0)) of pixel 0 is
+    unsigned stride_h, stride_w;  // from a line or a pixel to the next
+    unsigned image_h, line_w;     // and, negative, over an image or a line
     unsigned p_mul, q_mul;
     int p_shift, q_shift;
-    int last;                         // WHOLE = 0: the last vector of dy, from this thread's first
-    int h[COLUMNS], w[COLUMNS];       // of a column's tap
-    int distance[COLUMNS];            // of a column from the pixel's tap (0,0), in vectors
-    bool one[COLUMNS];                // whether it is db's
-    unsigned to_a, to_b;              // addresses in stage 0: of this thread's copies
+    int vectors;                  // WHOLE = 0: of dy, from this thread's first
+    int h[B], w[B], distance[B];  // UNIFORM = 0: each column's tap and vectors from (0,0)
+    int one;                      // and which of them is db's
+    unsigned to_a, to_b;          // addresses in stage 0: of this thread's copies
     unsigned from_a[READS_A], from_b[READS_B];  // and of its reads
 
-    __device__ __forceinline__ static int pixel_of_thread() { return threadIdx.x / LANES; }
-
-    // Odd pixels take each two vectors in turned order, so that eight lanes write all banks.
-    __device__ __forceinline__ static int step()
-    {
-        return SWAPPED && pixel_of_thread() % 2 ? -LANES : LANES;
-    }
-
-    __device__ __forceinline__ static int first_vector()
-    {
-        return threadIdx.x % LANES + (step() < 0 ? LANES : 0);
-    }
-
-    // Vector i of this thread, from the first.
-    __device__ __forceinline__ static int vector_of_thread(int i)
-    {
-        return SWAPPED ? i / 2 * 2 * LANES + i % 2 * step() : i * LANES;
-    }
-
-    // The place of vector i, of the first one's: those of a turned pair differ in one bit.
+    // Vector i of this thread is i * LANES behind its first; its place is turned by the same.
     __device__ __forceinline__ static unsigned place_of(unsigned to, int i)
     {
-        return SWAPPED ? (to ^ i % 2 * 64) + i / 2 * 128 : to + i * LANES * 16;
+        return (to ^ i * LANES % 8 * 16) + i * LANES / 8 * 128;
     }
 
     __device__ __forceinline__ void open(unsigned shared)
@@ -97,8 +100,8 @@ struct WeightLoader {
         const int lane = threadIdx.x % 32, member = lane % 4, group = lane / 4, eighth = lane / 8;
         const int a = warp_row() / WIDTH, b = warp_column() / WIDTH;  // the warp's first vectors
         const unsigned shared_b = shared + DEPTH * PIXEL_A;
-        to_a = shared + vector_place(pixel_of_thread(), first_vector(), PIXEL_A);
-        to_b = shared_b + vector_place(pixel_of_thread(), first_vector(), PIXEL_B);
+        to_a = shared + vector_place(threadIdx.x / LANES, threadIdx.x % LANES, PIXEL_A);
+        to_b = shared_b + vector_place(threadIdx.x / LANES, threadIdx.x % LANES, PIXEL_B);
 #pragma unroll
         for (int i = 0; i < READS_A; ++i)
             from_a[i] = shared + (FORMAT == TF32 ? vector_place(member, a + group, PIXEL_A)
@@ -111,42 +114,36 @@ struct WeightLoader {
 
     __device__ __forceinline__ void fetch(int stage)
     {
-        const int line = divide(pixel, q_mul, q_shift), q = pixel - line * Q;
-        const int n = divide(line, p_mul, p_shift), p = line - n * P;
-        const int top = p * stride_h - pad_h, left = q * stride_w - pad_w;
-        const int base = ((n * H + top) * W + left) * (C / WIDTH);
+        const int line = divide(pixel, q_mul, q_shift), n = divide(line, p_mul, p_shift);
         const bool there = pixel < end;
-        const ELEMENT* gradients = dy + (long long)pixel * K;
+        const int top = there ? line * stride_h + n * image_h + first_h : NOWHERE;
+        const int left = pixel * stride_w + line * line_w + first_w;
+        const char* pixels = offset(x, (n * H + top) * W + left, x_pixel);
+        const int count = there ? vectors : 0;
 #pragma unroll
-        for (int i = 0; i < A; ++i) {
-            const int vector = WHOLE ? vector_of_thread(i) : min(vector_of_thread(i), last);
-            copy_async(place_of(to_a + stage, i), gradients + vector * WIDTH, there);
-        }
-        const ELEMENT* pixels = x + (long long)base * WIDTH;
-        const bool inside = (unsigned)(top + h[0]) < (unsigned)H
-                            && (unsigned)(left + w[0]) < (unsigned)W && there;
+        for (int i = 0; i < A; ++i)
+            copy_async_if(
+                WHOLE ? there : i * LANES < count, place_of(to_a, i) + stage, dy + i * LANES * 16);
+        const auto inside = [&](int h, int w) {
+            return (unsigned)(top + h) < (unsigned)H && (unsigned)(left + w) < (unsigned)W;
+        };
 #pragma unroll
-        for (int i = 0; i < B; ++i) {
-            const ELEMENT* from = pixels + vector_of_thread(i) * WIDTH;
-            bool here = inside;
-            if (!UNIFORM) {
-                from = x + (long long)(base + distance[i]) * WIDTH;
-                here = (unsigned)(top + h[i]) < (unsigned)H
-                       && (unsigned)(left + w[i]) < (unsigned)W && there;
-                if (BIAS && one[i]) from = ONE[0].v;
-                if (BIAS) here = here || (one[i] && there);
-            }
-            copy_async(place_of(to_b + stage, i), from, here);
-        }
+        for (int i = 0; i < B; ++i)
+            if (UNIFORM)
+                copy_async_if(inside(0, 0), place_of(to_b, i) + stage, pixels + i * LANES * 16);
+            else
+                copy_async_if(inside(h[i], w[i]), place_of(to_b, i) + stage,
+                    offset(pixels, distance[i], 16), !BIAS || i != one);
         pixel += DEPTH;
+        dy += dy_step;
     }
 
-    // Half a stage is STEP pixels.
+    // A part of a stage is STEP pixels.
 #if FORMAT == TF32
-    __device__ __forceinline__ void read(Fragments& f, int stage, int half)
+    __device__ __forceinline__ void read(Fragments& f, int stage, int part)
     {
-        const unsigned a = from_a[0] + stage + half * STEP * PIXEL_A;
-        const unsigned b = from_b[0] + stage + half * STEP * PIXEL_B;
+        const unsigned a = from_a[0] + stage + part * STEP * PIXEL_A;
+        const unsigned b = from_b[0] + stage + part * STEP * PIXEL_B;
 #pragma unroll
         for (int k = 0; k < 2; ++k) {  // of the four pixels that a lane's registers are of
 #pragma unroll
@@ -166,15 +163,15 @@ struct WeightLoader {
         }
     }
 #else
-    __device__ __forceinline__ void read(Fragments& f, int stage, int half)
+    __device__ __forceinline__ void read(Fragments& f, int stage, int part)
     {
 #pragma unroll
         for (int i = 0; i < ROWS_M; ++i)
-            load_matrices_transposed(f.a[i], from_a[i] + stage + half * STEP * PIXEL_A);
+            load_matrices_transposed(f.a[i], from_a[i] + stage + part * STEP * PIXEL_A);
 #pragma unroll
         for (int j = 0; j < ROWS_N; j += 2) {
             unsigned both[4];
-            load_matrices_transposed(both, from_b[j / 2] + stage + half * STEP * PIXEL_B);
+            load_matrices_transposed(both, from_b[j / 2] + stage + part * STEP * PIXEL_B);
             f.b[j][0] = both[0], f.b[j][1] = both[1];
             f.b[j + 1][0] = both[2], f.b[j + 1][1] = both[3];
         }

@@ -19,6 +19,15 @@ struct alignas(16) Vector {
     ELEMENT v[WIDTH];
 };
 
+// base + n * bytes, as one number: the compiler would carry the parts of base into each address
+// that follows from it.
+__device__ __forceinline__ const char* offset(const void* base, int n, int bytes)
+{
+    const char* sum;
+    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(sum) : "r"(n), "r"(bytes), "l"(base));
+    return sum;
+}
+
 // Four matrices of 8 rows of 16 bytes; lane 8m+r gives the address of row r of matrix m.
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], unsigned from)
 {
@@ -36,6 +45,12 @@ __device__ __forceinline__ Floats<4> load_shared(unsigned from)
                  : "r"(from)
                  : "memory");
     return four;
+}
+
+// Surely by one instruction, as store_global.
+__device__ __forceinline__ void store_shared(unsigned to, float first, float second)
+{
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(first), "f"(second) : "memory");
 }
 
 // As load_matrices, each matrix transposed, of 16-bit elements.

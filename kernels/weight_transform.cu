@@ -6,8 +6,8 @@ Math      forward: filters[g,k,(r,s),c] = w[g,k,r,s,c]; backward data: filters[g
           w[g,k,r,s,c], t being the place of tap (r,s) among those ordered by stride phase
           (conv_phase.cuh). TF32 is rounded to nearest, ties away from zero, 16 bits to even
 Source    CUTLASS, implicit GEMM for backward data; the phases: conv_simt.cu
-Layout    w: float32 KRSC with C = channels of one group; filters: ELEMENT (rows, pitch), terms of
-          `padded` channels (backward data: filters) for each tap, zeros where w has none
+Layout    w: float32 KRSC with C = channels of one group; filters: ELEMENT, rows of `padded`
+          channels (backward data: filters) for each tap, zeros where w has none
 Geometry  filters_forward: grid-stride, a thread an element. filters_backward: one block of 256 per
           32 channels x 32 filters (grid.x, the filters fastest) of a tap (grid.y) of a group
           (grid.z), turned in shared memory
@@ -21,14 +21,13 @@ Macros    FORMAT, ELEMENT (mma.cuh)
 #include "mma.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) filters_forward(ELEMENT* __restrict__ filters,
-    const float* __restrict__ w, int rows, int terms, int channels, int padded, int pitch)
+    const float* __restrict__ w, int taps, int channels, int padded)
 {
-    const long long count = (long long)rows * pitch;
+    const long long count = (long long)taps * padded;
     for (long long i = first_index(); i < count; i += index_step()) {
-        const int row = (int)(i / pitch), term = (int)(i - (long long)row * pitch);
-        const int tap = term / padded, c = term - tap * padded;
-        const bool there = term < terms * padded && c < channels;
-        filters[i] = to_operand(there ? w[((long long)row * terms + tap) * channels + c] : 0.0f);
+        const long long tap = i / padded;
+        const int c = (int)(i - tap * padded);
+        filters[i] = to_operand(c < channels ? w[tap * channels + c] : 0.0f);
     }
 }
 
@@ -51,8 +50,8 @@ struct PhasePlace {
 };
 
 extern "C" __global__ void __launch_bounds__(256) filters_backward(ELEMENT* __restrict__ filters,
-    const float* __restrict__ w, int channels, int filters_here, int padded, int pitch, int R,
-    int S, int pad_h, int pad_w, int stride_h, int stride_w, int dil_h, int dil_w)
+    const float* __restrict__ w, int channels, int filters_here, int padded, int R, int S,
+    int pad_h, int pad_w, int stride_h, int stride_w, int dil_h, int dil_w)
 {
     __shared__ float turned[32][33];
     const int across = (padded + 31) / 32, tile = blockIdx.x / across;
@@ -60,6 +59,7 @@ extern "C" __global__ void __launch_bounds__(256) filters_backward(ELEMENT* __re
     const int tap = blockIdx.y, r = tap / S, s = tap - r * S, lane = threadIdx.x % 32;
     const PhasePlace vertical(r, pad_h, stride_h, dil_h, R);
     const PhasePlace horizontal(s, pad_w, stride_w, dil_w, S);
+    const int pitch = R * S * padded;
     const int place = vertical.before * S + horizontal.before * vertical.taps
                       + vertical.index * horizontal.taps + horizontal.index;
     w += (long long)blockIdx.z * filters_here * R * S * channels;
@@ -74,10 +74,4 @@ extern "C" __global__ void __launch_bounds__(256) filters_backward(ELEMENT* __re
         if (c0 + c < channels && k0 + lane < padded)
             filters[(long long)(c0 + c) * pitch + place * padded + k0 + lane] =
                 to_operand(turned[lane][c]);
-    // zeros past the last term
-    if (tap > 0 || k0 > 0) return;
-    const int first = R * S * padded;
-    for (int c = threadIdx.x / 32; c < 32 && c0 + c < channels; c += 8)
-        for (int i = first + lane; i < pitch; i += 32)
-            filters[(long long)(c0 + c) * pitch + i] = to_operand(0.0f);
 }

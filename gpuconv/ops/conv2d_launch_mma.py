@@ -25,8 +25,6 @@ from gpuconv.cuda.launch_config import (
 from gpuconv.cuda.split_k import split_length
 from gpuconv.ops.conv2d_launch import MASK_COLUMNS, MASK_ROWS, MOMENT_ROWS, Conv2dShape
 
-STAGES = 3  # of copies, as kernels/conv_mma.cuh has it
-ROW_BYTES = 64  # of a row of operands in a stage
 SIZES = ("H", "W", "P", "Q", "R", "S")
 
 
@@ -91,9 +89,9 @@ def threads(tile: tuple[int, int]) -> int:
     return 256 if tile == (128, 256) else 128
 
 
-def shared(tile: tuple[int, int]) -> int:
-    """Bytes of the stages."""
-    return STAGES * ROW_BYTES * sum(tile)
+def stages(deep: bool) -> tuple[int, int]:
+    """(stages of copies, bytes of a row in each), as kernels/conv_mma.cuh has them."""
+    return (2, 128) if deep else (3, 64)
 
 
 def applies(conv: Conv2dShape) -> bool:
@@ -112,38 +110,30 @@ def padded_filters(conv: Conv2dShape, form: Format) -> Conv2dShape:
     return replace(conv, K=form.whole(conv.filters) * conv.groups)
 
 
-def pitch(conv: Conv2dShape, form: Format, backward: bool) -> int:
-    """Elements of a row of the transformed filters: of its terms, a whole number of stages. A
-    stride phase may begin anywhere among them.
-    """
-    terms = conv.R * conv.S * form.whole(conv.filters if backward else conv.channels)
-    deep = ROW_BYTES // form.dtype.itemsize
-    return (ceil_div(terms, deep) + backward) * deep
-
-
 def filters_size(conv: Conv2dShape, form: Format, backward: bool) -> int:
     """Elements of the transformed filters."""
-    rows = conv.C if backward else conv.K
-    return rows * pitch(conv, form, backward)
+    rows, terms = (conv.C, conv.filters) if backward else (conv.K, conv.channels)
+    return rows * conv.R * conv.S * form.whole(terms)
 
 
 @lru_cache(maxsize=CACHED)
 def config_filters(conv: Conv2dShape, form: Format, backward: bool) -> LaunchConfig:
     """`filters` for conv_mma.cu from w (K,R,S,C/groups); backward: for backward data."""
     conv.require("conv2d")
-    long, taps = pitch(conv, form, backward), conv.R * conv.S
+    taps = conv.R * conv.S
     sizes = {"filters": filters_size(conv, form, backward), "w": conv.size("w")}
     require_int32("conv2d", elements_of_transformed_filters=sizes["filters"])
-    macros, common = defines(**form.macros), {"channels": conv.channels, "pitch": long}
+    macros = defines(**form.macros)
     if not backward:
-        scalars = {"rows": conv.K, "terms": taps, "padded": form.whole(conv.channels), **common}
+        padded = form.whole(conv.channels)
+        scalars = {"taps": conv.K * taps, "channels": conv.channels, "padded": padded}
         grid = loop_grid(sizes["filters"])
         launch = Launch("weight_transform.cu", "filters_forward", grid, 256, macros, scalars, sizes)
         return LaunchConfig((launch,))
     whole = form.whole(conv.filters)
     scalars = {
         **{"filters_here": conv.filters, "padded": whole, "R": conv.R, "S": conv.S},
-        **{**common, **conv.window_scalars},
+        **{"channels": conv.channels, **conv.window_scalars},
     }
     grid = (ceil_div(whole, 32) * ceil_div(conv.channels, 32), taps, conv.groups)
     launch = Launch("weight_transform.cu", "filters_backward", grid, 256, macros, scalars, sizes)
@@ -166,8 +156,8 @@ def config_forward(
         **{name: getattr(conv, name) for name in SIZES},
         **{"pixels": conv.N * conv.P * conv.Q, "N": conv.N, "C": conv.C, "K": conv.K},
         **{"channels": conv.channels, "results": conv.filters, "tiles_across": across},
-        **{"pitch": pitch(conv, form, False), "phases": 1, "phases_w": 1},
-        **{"every_h": 1, "every_w": 1, "step_h": 1, "step_w": 1, **conv.window_scalars},
+        **{"phases": 1, "phases_w": 1, "every_h": 1, "every_w": 1, "step_h": 1, "step_w": 1},
+        **conv.window_scalars,
         **fast_divisions(rows=conv.P, short_rows=1, columns=conv.Q, short_columns=1),
         **{"use_bias": int(bias), "rectify": int(relu), "use_sign": 0, "use_onto": 0},
     }
@@ -208,7 +198,8 @@ def config_backward_data(
         **{"H": conv.P, "W": conv.Q, "P": conv.H, "Q": conv.W, "C": conv.K, "K": conv.C},
         **{"R": conv.R, "S": conv.S, "N": conv.N, "pixels": conv.N * conv.H * conv.W},
         **{"channels": conv.filters, "results": conv.channels, "tiles_across": across},
-        **{"pitch": pitch(conv, form, True), **of_phases, **conv.window_scalars},
+        **of_phases,
+        **conv.window_scalars,
         **{"use_bias": 0, "rectify": 0, "use_sign": int(mask), "use_onto": int(onto)},
     }
     x = conv.size("x")
@@ -226,7 +217,10 @@ def config_backward_data(
 def _gather(conv, form, tile, grid, backward, moments, results, scalars, sizes, arrays):
     out = form.width if results % form.width == 0 else 1
     macros = {"TILE": tile[0], "TILE_N": tile[1], "BACKWARD": backward, "MOMENTS": int(moments)}
-    tables = 4 * tile[0] + 8 * (conv.R * conv.S + 1)
+    scalars |= fast_divisions(vectors=scalars["channels"] // form.width)
+    count, row_bytes = stages(tile[0] == 64)
+    past = count * row_bytes // 16  # taps that no row has: PAST in conv_mma.cu
+    shared = count * row_bytes * sum(tile) + 4 * tile[0] + 8 * (conv.R * conv.S + past)
     launch = Launch(
         "conv_mma.cu",
         "conv2d_gather_mma",
@@ -236,7 +230,7 @@ def _gather(conv, form, tile, grid, backward, moments, results, scalars, sizes, 
         scalars,
         sizes,
         arrays,
-        shared(tile) + tables,
+        shared,
         multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,))
@@ -252,11 +246,13 @@ def config_backward_weight(
     """
     conv.require("conv2d_backward")
     columns, pixels = conv.R * conv.S * conv.channels, conv.N * conv.P * conv.Q
+    require_int32("conv2d_backward", bytes_of_a_pixel=conv.C * form.dtype.itemsize)
     tile = weight_tile(conv.filters, conv.channels, columns)
     whole, uniform = conv.filters % tile[0] == 0, conv.channels % tile[1] == 0
     across = ceil_div(columns + (form.width if bias else 0), tile[1])
     tiles = ceil_div(conv.filters, tile[0]) * across
-    deep = ROW_BYTES // form.dtype.itemsize
+    count, row_bytes = stages(tile[1] == 64)
+    deep = row_bytes // form.dtype.itemsize
     length = ceil_div(split_length(pixels, tiles * conv.groups), deep) * deep
     splits = max(1, ceil_div(pixels, length))
     together = isqrt(splits)
@@ -281,12 +277,12 @@ def config_backward_weight(
         "conv_mma_weight.cu",
         "conv2d_backward_weight_mma",
         (tiles, conv.groups, splits),
-        threads(tile),
+        64 if tile == (64, 64) and form.name == "tf32" else threads(tile),
         defines(**form.macros, **macros),
         scalars,
         sizes,
         {"partials": "workspace" if workspace else "dw"} | ({} if bias else {"db": "dw"}),
-        shared(tile),
+        count * row_bytes * sum(tile),
         multiply_adds=conv.multiply_adds,
     )
     return LaunchConfig((launch,), workspace, tickets)

@@ -96,8 +96,8 @@ def own_headers(source: str, options: Sequence[str], name: str) -> list[str] | N
     """
     folders: list[str] = []
     for option in options:
-        if folder := re.fullmatch(r"(?:-I|--include-path=)(.+)", option):
-            folders.append(folder[1])
+        if named := re.fullmatch(r"(?:-I|--include-path=)(.+)", option):
+            folders.append(named[1])
         elif re.match(r"-I|--include-path|--pre-include|-include", option):
             return None
     found: dict[str, str] = {}

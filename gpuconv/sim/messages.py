@@ -155,8 +155,8 @@ def _target(case: Case) -> str:
     number, index = case.argument()
     if number is not None:
         inside = "an array of " * isinstance(case.args[number], tuple | list)
-        size = _length(case.length(), "element", index)
-        return f"element {index} of {inside}argument {number}{size}"
+        length = _length(case.length(), "element", index)
+        return f"element {index} of {inside}argument {number}{length}"
     near = [v for v in case.variables if -_CLOSE <= at - v[1] < v[2] + _CLOSE]
     for name, begin, size in sorted(near, key=lambda v: _distance(at, v[1], v[2]))[:1]:
         return _within(at - begin, size, plain_name(name))

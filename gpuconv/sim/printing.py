@@ -7,11 +7,15 @@ each at a multiple of its size.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 
 _PIECE = re.compile(r"%([-+ #0]*)(\*|\d*)(?:\.(\*|\d*))?(hh|h|ll|l|j|z|t)?([diouxXcsfFeEgGaAp%])")
 _LONG = ("l", "ll", "j", "z", "t")
+_MOST = 4096  # characters of a field or a string
+_PAGE = 4096  # bytes, of which all can be read or none
+_MEMORY = "/proc/self/mem"
 
 
 class _Arguments:
@@ -38,7 +42,9 @@ def formatted(text: str, address: int) -> tuple[str, int]:
         if letter == "%":
             return "%"
         width, precision = (
-            str(arguments.next(ctypes.c_int32)) if part == "*" else part
+            _short(int(arguments.next(ctypes.c_int32)) if part == "*" else int(part))
+            if part
+            else part
             for part in (width, precision)
         )
         form = f"%{flags}{width}" + ("" if precision is None else f".{precision}")
@@ -47,11 +53,14 @@ def formatted(text: str, address: int) -> tuple[str, int]:
     return _PIECE.sub(piece, text), arguments.count
 
 
+def _short(size: int) -> str:
+    return str(max(-_MOST, min(size, _MOST)))
+
+
 def _one(form: str, letter: str, length: str | None, arguments: _Arguments) -> str:
     if letter == "s":
         place = int(arguments.next(ctypes.c_uint64))
-        found = ctypes.string_at(place) if place else b"(null)"
-        return (form + "s") % found.decode(errors="replace")
+        return (form + "s") % (_string(place) if place else "(null)")
     if letter == "p":
         return (form + "s") % hex(int(arguments.next(ctypes.c_uint64)))
     if letter in "fFeEgG":
@@ -68,8 +77,23 @@ def _one(form: str, letter: str, length: str | None, arguments: _Arguments) -> s
     return (form + ("d" if letter in "iu" else letter)) % value
 
 
+def _string(address: int) -> str:
+    """The string at an address that a kernel passed, which may be any."""
+    found = b""
+    try:
+        with open(_MEMORY, "rb", buffering=0) as memory:
+            while b"\0" not in found and len(found) < _MOST:
+                memory.seek(address + len(found))
+                found += memory.read(_PAGE - (address + len(found)) % _PAGE)
+    except (OSError, OverflowError):
+        if os.path.exists(_MEMORY):
+            return f"(no string at {address:#x})"
+        found = ctypes.string_at(address)  # on systems that have no such file
+    return found.split(b"\0")[0].decode(errors="replace")
+
+
 def _print(text: int, arguments: int) -> int:
-    made, count = formatted(ctypes.string_at(text).decode(errors="replace"), arguments)
+    made, count = formatted(_string(text), arguments)
     sys.stdout.write(made)
     return count
 

@@ -15,16 +15,20 @@ from gpuconv.models.resnet import BasicBlock
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import launches
+import layers
+import precisions
 
 if DEVICE != "sim":
     pytest.skip("launches are counted on the simulator's arrays", allow_module_level=True)
 
 from gpuconv.sim import launch as simulated_launch
-from gpuconv.sim import memory
+from gpuconv.sim import layout, memory
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 
 
-def step(name, batch):
-    counted = launches.training_step(launches.network(name), batch)
+def step(name, batch, precision="ieee"):
+    counted = launches.training_step(launches.network(name), batch, precision)
     return counted, sum(one.read + one.written for one in counted)
 
 
@@ -37,6 +41,60 @@ def test_a_residual_network_moves_no_more_than_it_needs():
     assert kernels["relu_backward"] == 1  # before the mean over the image
     assert len(counted) <= 160
     assert nbytes <= 18e9
+
+
+def test_16_bits_move_little_more_than_they_must():
+    counted, nbytes = step("resnet18", 128, "bf16")
+    least = sum(one.least for one in layers.passes(launches.network("resnet18"), 128, "bf16"))
+    assert least < nbytes <= 1.15 * least
+    kernels = Counter(one.launch.kernel for one in counted)
+    assert not kernels.keys() & {"add", "add_relu", "add_channels", "batch_norm2d_statistics"}
+
+
+def by_hand():
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 5),
+    )  # fmt: skip
+    network.input_shape = (1, 8, 8)
+    return network
+
+
+def test_a_relus_mask_is_that_of_the_pooled_image():
+    for precision in ("tf32", "bf16", "fp16"):
+        counted = launches.training_step(by_hand(), 2, precision)
+        masks = [one.launch.sizes for one in counted if one.launch.kernel == "relu_backward"]
+        assert [sizes["y"] for sizes in masks] == [2 * 2 * 9]
+
+
+def test_the_least_bytes_by_hand():
+    """Of a batch of 2: conv, batch norm, ReLU, conv, ReLU, max-pool, linear."""
+    network = by_hand()
+    image, wide, narrow, pooled, scores = 2 * 64, 2 * 4 * 36, 2 * 2 * 36, 2 * 2 * 9, 2 * 5
+    first, second, last = 4 * 9, 4 * 2 + 2, 18 * 5 + 5
+    for name, a in (("bf16", 2), ("fp16", 2), ("tf32", 4)):
+        expected = 2 * (a * (image + wide) + 4 * first)  # no gradient of the images
+        expected += 3 * (a * (wide + narrow) + 4 * second) + 3 * (a * (pooled + scores) + 4 * last)
+        expected += 7 * a * wide  # batch norm: forward, sums, gradient
+        expected += a * (2 * narrow + 3 * pooled) + 2 * pooled  # with the ReLU's sign
+        weights = first + 2 * 4 + second + last
+        expected += 20 * weights + (8 * weights if name == "fp16" else 0)
+        assert sum(one.least for one in layers.passes(network, 2, name)) == expected
+    flops = [one.flops for one in layers.passes(network, 2, "bf16") if one.flops]
+    assert flops[:3] == [2 * wide * 9] * 2 + [2 * narrow * 4]
+
+
+@pytest.mark.slow
+def test_the_tables_of_precisions_are_what_the_command_prints():
+    text = DOCS.read_text("utf-8")
+    for name, table in precisions.TABLES.items():
+        assert f"<!-- {name} begin -->\n" + "\n".join(table()) + f"\n<!-- {name} end -->" in text
+    for name, batch in precisions.MOVED:
+        least, moved, _ = precisions.moved_bytes(name, batch, "bf16")
+        assert least < moved <= 1.15 * least
+    for precision in precisions.PRECISIONS:
+        counted, _ = step("vgg16", 2, precision)
+        assert sum(one.launch.kernel == "relu_backward" for one in counted) <= 7
 
 
 def small_network():
@@ -56,23 +114,20 @@ class Watched(SimRuntime):
         self.counted, self.touched = [], []
 
     def start(self, launch, arguments):
-        before = simulated_launch._clock
+        simulated_launch._generation += 1  # no access of an earlier launch is remembered
         super().start(launch, arguments)
-        granule = self.module(launch).function(launch.kernel).kernel.granule
         self.counted.append(launches.counted(launch, arguments))
-        marks = np.sum([marks_since(m, before) for m in memory.live()], axis=0)
-        self.touched.append([int(count) * granule for count in marks])
+        self.touched.append(np.sum([touched(m.traces) for m in memory.live()], axis=0).tolist())
 
 
-def marks_since(one, before):
-    """How many parts of an allocation were read and written since then, by the race detector's
-    clock.
+def touched(traces):
+    """How many bytes of an allocation the last launch read and wrote, as the race detector noted
+    it for each of its workers. Atomic operations (flag) count as writes.
     """
-    if one.trace is None:
-        return 0, 0
-    stamps = one.trace[: len(one.trace) // 6 * 6].reshape(-1, 3, 2)[:, :, 0]
-    late = stamps >> np.uint64(11) > before
-    return late[:, 1:].any(1).sum(), late[:, 0].sum()
+    marks = [array.view(layout.DTYPES["Trace"]) for array in traces.arrays]
+    reads = np.any([one["reads"].any(1) for one in marks], axis=0).sum()
+    writes = np.any([(one["write"] > 0) | (one["flag"] > 0) for one in marks], axis=0).sum()
+    return reads * traces.granule, writes * traces.granule
 
 
 # What may read less than whole arrays: strides skip pixels, options leave numbers unread.

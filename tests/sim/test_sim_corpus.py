@@ -77,6 +77,8 @@ def test_the_corpus_is_large():
     assert len(CASES) >= 60
     assert len(CASES) == sum(map(len, PARTS))
     assert CASES.keys() >= QUICK
+    guide = Path(__file__).parents[2] / "docs" / "check-kernels.md"
+    assert f"{len(CASES)} more kernels" in guide.read_text()
 
 
 @pytest.mark.parametrize("name", SELECTED)

@@ -145,3 +145,21 @@ def test_signatures_of_a_source():
     assert (blur.parameters[7].name, blur.parameters[7].dtype) == ("h", np.float16)
     assert not found["empty"].parameters
     assert [p.dtype.name for p in found["last"].parameters] == ["int64", "uint64"]
+
+
+def test_printf_of_wrong_pointers_and_widths(capsys):
+    """They do no harm to this process, whatever the kernel passes."""
+    source = r"""
+extern "C" __global__ void k(unsigned long long where) {
+    printf("[%s|%s]\n", (const char*)where, "right");
+    printf("%*d\n", 2000000000, 5);
+    printf("%*d%1999999999d\n", -2000000000, 5, 6);
+}
+"""
+    for where in (0, 16, (1 << 64) - 16):
+        sim.Module(source).launch("k", 1, 1, (np.uint64(where),))
+        first, second, third = capsys.readouterr().out.splitlines()
+        assert first == f"[{f'(no string at {where:#x})' if where else '(null)'}|right]"
+        assert second.strip() == "5"
+        assert third.split() == ["5", "6"]
+        assert max(len(second), len(third)) <= 2 * 4096
