@@ -19,11 +19,11 @@ from unittest import mock
 
 import numpy as np
 
-from gpuconv import models, nn, optim
+from gpuconv import autograd, models, nn, optim
 from gpuconv.arrays import to_device
 from gpuconv.cuda import runtime as runtimes
 from gpuconv.cuda.binding import signature_of
-from gpuconv.cuda.launch_config import Launch
+from gpuconv.cuda.launch_config import LIMITS, Launch
 from gpuconv.sim import Array
 
 ALIGN = 256  # bytes: the alignment of cudaMalloc
@@ -36,8 +36,13 @@ IN_PLACE = {
     "batch_norm2d_relu_max_pool2d_backward_sums": ("partials",),
     "conv2d_backward_small": ("partials",),
     "conv2d_backward_weight_simt": ("partials",),
+    "conv2d_backward_weight_mma": ("partials",),
 }
-OPTIMISERS = {"sgd": (2, 1), "sgd_momentum": (3, 2), "adam": (4, 3), "adam_amsgrad": (5, 4)}
+# Arrays of each tensor of an optimiser's table that a kernel reads and writes.
+TABLES = {
+    **{"sgd": (2, 1), "sgd_momentum": (3, 2), "adam": (4, 3), "adam_amsgrad": (5, 4)},
+    "unscale": (1, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Notes(runtimes.Runtime):
     """A device "sim" that starts nothing: `counted` is what it would have started."""
 
     name = "sim"
+    limits = LIMITS["sm_90a"]  # those of the card whose times are estimated
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,9 +121,9 @@ def counted(launch: Launch, arguments: list[Any]) -> Counted:
             written += nbytes
         if not p.written or p.name in IN_PLACE.get(launch.kernel, ()):
             read += nbytes
-        if p.name == "tensors" and launch.kernel in OPTIMISERS:
+        if p.name == "tensors" and launch.kernel in TABLES:
             elements = int(argument._host.reshape(-1, 6)[:, -1].sum())
-            reads, writes = OPTIMISERS[launch.kernel]
+            reads, writes = TABLES[launch.kernel]
             read, written = read + 4 * reads * elements, written + 4 * writes * elements
     return Counted(launch, read, written)
 
@@ -130,29 +136,35 @@ def noting() -> Iterator[Notes]:
         yield notes
 
 
-def training_step(model: nn.Module, batch: int) -> list[Counted]:
+def training_step(model: nn.Module, batch: int, precision: str = "ieee") -> list[Counted]:
     """The launches of a step of a model that knows its `input_shape`, in order, after one that made
     its state.
     """
     assert model.input_shape is not None
+    images = np.empty((batch, *model.input_shape), np.float32)
     with noting() as notes:
-        step = step_of(model.to("sim"), np.empty((batch, *model.input_shape), np.float32))
+        step = step_of(model.to("sim"), images, precision)
         step()
         notes.counted.clear()
         step()
     return notes.counted
 
 
-def step_of(model: nn.Module, images: np.ndarray) -> Callable[[], None]:
+def step_of(model: nn.Module, images: np.ndarray, precision: str = "ieee") -> Callable[[], None]:
     """A function that makes one training step of a model on device "sim"."""
     criterion = nn.AuxiliaryLoss()
     optimizer = optim.SGD(model.train().parameters(), lr=0.05, momentum=0.9)
+    scaler = optim.LossScaler("sim") if precision == "fp16" else None
     x, labels = to_device(images, "sim"), to_device(np.zeros(len(images), np.int64), "sim")
 
     def step() -> None:
         optimizer.zero_grad()
-        criterion(model(x), labels).backward()
-        optimizer.step()
+        with autograd.precision(precision, scaler and scaler.factor):
+            scores = model(x)
+        criterion(scores, labels).backward()
+        if scaler is not None:
+            scaler.unscale(optimizer.params)
+        optimizer.step(scaler)
 
     return step
 
@@ -167,6 +179,10 @@ LEAST = 2.5e-6  # seconds of the shortest launch
 # by the tile's sides; of these 0.9 are taken to issue.
 SHARES = {(128, 128): 0.83, (128, 64): 0.80, (64, 64): 0.74 * 0.8}
 FEW_CHANNELS, ISSUED = 0.6, 0.9
+# FLOP/s of dense products on tensor cores as NVIDIA states them, and the part of it that mma.sync
+# reaches on this card as others measured.
+TENSOR_CORES = {"TF32": 494.7e12, "BF16": 989.4e12, "FP16": 989.4e12}
+MMA = 0.65
 # Of the loops of small layers, the least of all specialisations; of a chain with what follows them.
 SMALL = {
     "conv2d_forward_small": 0.69,
@@ -190,7 +206,15 @@ def seconds(one: Counted) -> float:
 def cycles(launch: Launch) -> float:
     """Of a launch's longest block, on a processor of its own."""
     executed, share = _multiply_adds(launch)
-    return executed / LANES / share / ISSUED
+    return executed / lanes(launch) / share / ISSUED
+
+
+def lanes(launch: Launch) -> float:
+    """The multiply-adds of a processor in a clock cycle at most."""
+    form = dict(launch.defines).get("FORMAT")
+    if form is None or not launch.multiply_adds:
+        return LANES
+    return TENSOR_CORES[form] / 2 / PROCESSORS / CLOCK
 
 
 def executed(launch: Launch) -> float:
@@ -216,6 +240,11 @@ def _multiply_adds(launch: Launch) -> tuple[float, float]:
         else:
             return 0.0, 1.0
         return terms * tile[0] * tile[1], SHARES[tile]
+    if launch.kernel == "conv2d_gather_mma":
+        terms = sizes["R"] * sizes["S"] * sizes["channels"] / sizes["phases"]
+        return terms * int(macros["TILE"]) * int(macros["TILE_N"]), MMA
+    if launch.kernel == "conv2d_backward_weight_mma":
+        return sizes["split_length"] * float(macros["TILE"]) * float(macros["TILE_N"]), MMA
     if launch.kernel == "conv2d_forward_few_channels":
         # a tile of 32 rows shared out among the lanes of filters, by 32 columns and 8 filters each
         taps = int(macros["R"]) * int(macros["S"]) * int(macros["C"])

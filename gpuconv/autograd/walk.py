@@ -36,6 +36,12 @@ def rectified(backward: Any) -> Any:
     return backward
 
 
+def ends_with_relu(x: Tensor) -> bool:
+    """Whether a tensor came of a ReLU in a node that is `rectified`."""
+    node = x._node
+    return node is not None and node.backward in _rectified
+
+
 class Walk:
     """One backward pass.
 

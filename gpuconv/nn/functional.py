@@ -32,7 +32,7 @@ from gpuconv.autograd import (
     statistics_of,
 )
 from gpuconv.autograd.operators import add, flatten, relu_backward
-from gpuconv.autograd.walk import adding, rectified
+from gpuconv.autograd.walk import adding, ends_with_relu, rectified
 from gpuconv.nn import linear_chain, precise
 from gpuconv.nn.linear_chain import weighted_backward
 from gpuconv.ops import in_place
@@ -420,7 +420,31 @@ def max_pool2d(
     y, argmax = _on(ops.max_pool2d, x.reference, x.data)(x.data, *window)
     run_backward = _on(ops.max_pool2d_backward, x.reference, x.data)
     saved = (run_backward, argmax, x.data.shape, *window)
+    if not isinstance(y, np.ndarray) and ends_with_relu(x):
+        return record("max_pool2d", y, (x,), _max_pool_relu_backward, x.data, y, *saved)
     return record("max_pool2d", y, (x,), _plain_backward, *saved)
+
+
+@adding
+def _max_pool_relu_backward(
+    dy: Array,
+    over: bool,
+    x: Array,
+    y: Array,
+    *saved: Any,
+    rest: Array | None = None,
+    rectify: bool = False,
+) -> tuple[Array]:
+    """The pixel that a window's gradient goes to has the window's maximum: a ReLU's mask of the
+    pooled image is that of the image, and smaller.
+    """
+    if rectify and rest is None:
+        dy = ops.relu_backward.stored(dy, y)
+    (dx,) = _plain_backward(dy, over, *saved)
+    if rest is not None:
+        dx = ops.accumulate.stored(dx, rest)
+        dx = ops.relu_backward.stored(dx, x) if rectify else dx
+    return (dx,)
 
 
 sum_pool2d = _lifted(ops.sum_pool2d, ops.sum_pool2d_backward)

@@ -15,6 +15,8 @@ from gpuconv.models.resnet import BasicBlock
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import launches
+import layers
+import precisions
 
 if DEVICE != "sim":
     pytest.skip("launches are counted on the simulator's arrays", allow_module_level=True)
@@ -22,9 +24,11 @@ if DEVICE != "sim":
 from gpuconv.sim import launch as simulated_launch
 from gpuconv.sim import layout, memory
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 
-def step(name, batch):
-    counted = launches.training_step(launches.network(name), batch)
+
+def step(name, batch, precision="ieee"):
+    counted = launches.training_step(launches.network(name), batch, precision)
     return counted, sum(one.read + one.written for one in counted)
 
 
@@ -37,6 +41,60 @@ def test_a_residual_network_moves_no_more_than_it_needs():
     assert kernels["relu_backward"] == 1  # before the mean over the image
     assert len(counted) <= 160
     assert nbytes <= 18e9
+
+
+def test_16_bits_move_little_more_than_they_must():
+    counted, nbytes = step("resnet18", 128, "bf16")
+    least = sum(one.least for one in layers.passes(launches.network("resnet18"), 128, "bf16"))
+    assert least < nbytes <= 1.15 * least
+    kernels = Counter(one.launch.kernel for one in counted)
+    assert not kernels.keys() & {"add", "add_relu", "add_channels", "batch_norm2d_statistics"}
+
+
+def by_hand():
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 5),
+    )  # fmt: skip
+    network.input_shape = (1, 8, 8)
+    return network
+
+
+def test_a_relus_mask_is_that_of_the_pooled_image():
+    for precision in ("tf32", "bf16", "fp16"):
+        counted = launches.training_step(by_hand(), 2, precision)
+        masks = [one.launch.sizes for one in counted if one.launch.kernel == "relu_backward"]
+        assert [sizes["y"] for sizes in masks] == [2 * 2 * 9]
+
+
+def test_the_least_bytes_by_hand():
+    """Of a batch of 2: conv, batch norm, ReLU, conv, ReLU, max-pool, linear."""
+    network = by_hand()
+    image, wide, narrow, pooled, scores = 2 * 64, 2 * 4 * 36, 2 * 2 * 36, 2 * 2 * 9, 2 * 5
+    first, second, last = 4 * 9, 4 * 2 + 2, 18 * 5 + 5
+    for name, a in (("bf16", 2), ("fp16", 2), ("tf32", 4)):
+        expected = 2 * (a * (image + wide) + 4 * first)  # no gradient of the images
+        expected += 3 * (a * (wide + narrow) + 4 * second) + 3 * (a * (pooled + scores) + 4 * last)
+        expected += 7 * a * wide  # batch norm: forward, sums, gradient
+        expected += a * (2 * narrow + 3 * pooled) + 2 * pooled  # with the ReLU's sign
+        weights = first + 2 * 4 + second + last
+        expected += 20 * weights + (8 * weights if name == "fp16" else 0)
+        assert sum(one.least for one in layers.passes(network, 2, name)) == expected
+    flops = [one.flops for one in layers.passes(network, 2, "bf16") if one.flops]
+    assert flops[:3] == [2 * wide * 9] * 2 + [2 * narrow * 4]
+
+
+@pytest.mark.slow
+def test_the_tables_of_precisions_are_what_the_command_prints():
+    text = DOCS.read_text("utf-8")
+    for name, table in precisions.TABLES.items():
+        assert f"<!-- {name} begin -->\n" + "\n".join(table()) + f"\n<!-- {name} end -->" in text
+    for name, batch in precisions.MOVED:
+        least, moved, _ = precisions.moved_bytes(name, batch, "bf16")
+        assert least < moved <= 1.15 * least
+    for precision in precisions.PRECISIONS:
+        counted, _ = step("vgg16", 2, precision)
+        assert sum(one.launch.kernel == "relu_backward" for one in counted) <= 7
 
 
 def small_network():
@@ -73,19 +131,21 @@ def touched(traces):
 
 
 # What may read less than whole arrays: strides skip pixels, options leave numbers unread.
-PARTLY = {"conv2d_forward_simt", "conv2d_backward_weight_simt", "cross_entropy_forward",
+PARTLY = {"conv2d_forward_simt", "conv2d_backward_weight_simt", "conv2d_gather_mma",
+          "conv2d_backward_weight_mma", "cross_entropy_forward",
           "cross_entropy_mean", "cross_entropy_total", "cross_entropy_backward",
           "sgd_momentum"}  # fmt: skip
 
 
 @pytest.mark.slow
-def test_counted_bytes_are_what_kernels_touch_in_the_simulator(monkeypatch):
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_counted_bytes_are_what_kernels_touch_in_the_simulator(monkeypatch, precision):
     """Every address that a launch reads or writes, once."""
     watched = Watched()
     monkeypatch.setattr(launches.runtimes, "runtime", lambda device: watched)
     rng = np.random.default_rng(0)
     network = small_network().to("sim")
-    launches.step_of(network, rng.standard_normal((2, 3, 32, 32)).astype(np.float32))()
+    launches.step_of(network, rng.standard_normal((2, 3, 32, 32)).astype(np.float32), precision)()
     for one, (read, written) in zip(watched.counted, watched.touched, strict=True):
         kernel = one.launch.kernel
         assert one.written == written, kernel

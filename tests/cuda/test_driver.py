@@ -711,6 +711,44 @@ said = [same, said, calls["cudaGraphLaunch"], driver.failures]
     assert said == [True, [], 17 + 3 + 18 + 3, []]
 
 
+BY_HAND = """
+from gpuconv import data, nn, optim, to_device, train
+
+def by_hand(device, replayed):
+    layers = nn.Conv2d(1, 4, 3, rng=0), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3, rng=1)
+    model = nn.Sequential(*layers).to(device)
+    optimizer = optim.SGD(model.parameters(), 0.1, 0.9)
+
+    def part(batch, weight):
+        scores = model(batch["x"])
+        loss = weight * nn.functional.cross_entropy(scores, batch["labels"])
+        loss.backward()
+        return loss, nn.functional.hinge(scores, batch["labels"]) / 2
+
+    step, losses = train.recorded(part, model, optimizer) if replayed else part, []
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        x, labels = rng.random((4, 1, 6, 6), np.float32), rng.integers(0, 3, 4)
+        losses += step({"x": to_device(x, device), "labels": to_device(labels, device)}, 0.25)
+        if i % 4 == 3:
+            optimizer.step()
+            optimizer.zero_grad()
+    return [loss.item() for loss in losses], [p.numpy().tobytes().hex() for p in model.parameters()]
+"""
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(7, marks=pytest.mark.slow)])
+def test_steps_of_ones_own_add_up_gradients(run, seed):
+    said = run(
+        BY_HAND + "found = by_hand('cuda', True)\n"
+        "launched = driver.calls(library)['cudaGraphLaunch']\n"
+        "said = [found == by_hand('sim', False), launched, driver.failures]",
+        seed=seed,
+    )
+    # One until momentum is there; then all but two of five without a gradient, and of 15 with one.
+    assert said == [True, 1 + 3 + 13, []]
+
+
 SEVERAL = (
     TRAINED
     + """

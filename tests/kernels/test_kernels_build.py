@@ -9,8 +9,8 @@ import re
 from collections import Counter
 from functools import cache
 
+import lock_file
 import pytest
-import registers
 
 from gpuconv.cuda import source
 from gpuconv.ops import conv2d_launch_few_channels as few_channels
@@ -216,7 +216,7 @@ def test_machine_code_without_spills(file, defines, arch):
     narrow = ("TILE_N", "64") in defines or file == "conv_simt_weight.cu"
     if ("TILE", "128") in defines and (arch == "sm_100" or (arch == "sm_120" and narrow)):
         ceiling = max(ceiling, BLACKWELL_CEILING)
-    registers.require(file, defines, arch, found, threads_of(file, defines))
+    lock_file.require(file, defines, arch, found, threads_of(file, defines))
     for kernel, (registers_, stack, _, local) in found.items():
         assert stack == local == 0, f"{kernel} spills {stack} bytes on {arch}"
         assert registers_ <= ceiling, f"{kernel} takes {registers_} registers on {arch}"

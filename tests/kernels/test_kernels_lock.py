@@ -1,13 +1,13 @@
 """What the kernels do, counted by the simulator, is no more than kernels.lock records.
 
-    python tests/kernels/test_kernels_lock.py          records all of it anew, for this NVRTC
+    python tests/kernels/test_kernels_lock.py                   records all anew, for this NVRTC
+    python tests/kernels/test_kernels_lock.py conv_simt.cu      counts, and registers of these files
 
 Of each kernel in a small launch: instructions of warps, sectors of device memory, bank conflicts,
 barriers, floating-point operations. The compiler's code differs between releases, so each release
-of NVRTC has a record of its own. Registers and blocks are in tests/data/registers.tsv.
+of NVRTC has a record of its own. test_kernels_build.py compares the registers.
 """
 
-import json
 import sys
 from dataclasses import replace
 from functools import cache
@@ -18,6 +18,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "kernels")]
 
 import kernel_runs  # noqa: E402
+import lock_file  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import test_kernels_orders as orders  # noqa: E402
@@ -28,7 +29,6 @@ from gpuconv.ops import conv2d_launch, conv2d_launch_mma  # noqa: E402
 from gpuconv.ops.conv2d_launch import Conv2dShape  # noqa: E402
 from gpuconv.shapes import window  # noqa: E402
 
-LOCK = ROOT / "kernels.lock"
 COUNTED = ("instructions", "sectors", "shared_conflicts", "barriers", "flop")
 QUICK = ("softmax", "transpose")  # in the default run
 
@@ -147,25 +147,20 @@ def counts(name):
     }
 
 
-def record():
-    return json.loads(LOCK.read_text("utf-8"))
-
-
 @pytest.mark.skipif(DEVICE == "cuda", reason="the simulator counts, not a GPU")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES]
 )
 def test_no_kernel_does_more_than_recorded(name):
-    release = sim.compile.compiler_version()
-    if release not in record():
-        pytest.skip(f"kernels.lock has nothing of NVRTC {release}")
-    recorded = record()[release][name]
+    recorded = lock_file.of_release()["counts"]
+    if not recorded:
+        pytest.skip(f"kernels.lock has nothing of NVRTC {sim.compile.compiler_version()}")
     found = counts(name)
-    assert set(found) == set(recorded)
+    assert set(found) == set(recorded[name])
     for kernel, values in found.items():
         more = [
             f"{what}: {value}, recorded {limit}"
-            for what, value, limit in zip(COUNTED, values, recorded[kernel], strict=True)
+            for what, value, limit in zip(COUNTED, values, recorded[name][kernel], strict=True)
             if value > limit
         ]
         hint = "if that is meant: python tests/kernels/test_kernels_lock.py"
@@ -173,20 +168,24 @@ def test_no_kernel_does_more_than_recorded(name):
 
 
 def test_all_cases_are_recorded():
-    for release, of_it in record().items():
-        assert set(of_it) == set(CASES), release
+    for release, held in lock_file.record().items():
+        assert set(held["counts"]) == set(CASES), release
 
 
-def write():
-    """Record every case for the installed release; what is recorded of others stays."""
-    held = record() if LOCK.exists() else {}
-    held[sim.compile.compiler_version()] = {name: counts(name) for name in sorted(CASES)}
-    lines = []
-    for release, of_it in sorted(held.items()):
-        rows = [f'  "{name}": {json.dumps(kernels)}' for name, kernels in of_it.items()]
-        lines.append(f' "{release}": {{\n' + ",\n".join(rows) + "\n }")
-    LOCK.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+def write(files):
+    """Record the counts of every case, and the registers of these files' kernels."""
+    import test_kernels_build as build
+    import test_kernels_registers as machine_code
+
+    recorded = list(machine_code.recorded())
+    found = (
+        (lock_file.name(file, defines), arch, lock_file.taken(arch, usage, threads))
+        for file, defines, arch, usage in machine_code.usages(s for s in recorded if s[0] in files)
+        for threads in [build.threads_of(file, defines)]
+    )
+    names = [lock_file.name(*special) for special in recorded]
+    lock_file.write({name: counts(name) for name in CASES}, found, names)
 
 
 if __name__ == "__main__":
-    write()
+    write(sys.argv[1:] or source.files())

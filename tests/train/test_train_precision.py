@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpuconv import autograd, checkpoint, data, models, nn, optim
+from gpuconv import autograd, checkpoint, data, models, nn, ops, optim
 from gpuconv.arrays import to_device, to_numpy
+from gpuconv.cuda.runtime import runtime
 from gpuconv.train import Callback, Trainer
 
 STEPS, BATCHES = 20, 10
@@ -88,6 +89,49 @@ def test_resnet18s_losses_are_near_float32s(precision, float32s):
     found = losses(resnet18, precision, "sim", colours(), lr=3e-4)
     assert (np.abs(found - float32s) <= CLOSE[precision] * float32s).all()
     assert (found != float32s).any()
+
+
+class Pooled(nn.Module):
+    """A max-pool of overlapping windows after a ReLU, and with `branch` another pool beside it."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.conv, self.branch = nn.Conv2d(1, 8, 5, rng=np.random.default_rng(3)), branch
+
+    def forward(self, x):
+        y = nn.functional.relu(self.conv(x))
+        pooled = nn.functional.max_pool2d(y, 3, 2)
+        return pooled + nn.functional.avg_pool2d(y, 3, 2) if self.branch else pooled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branch", [False, True])
+def test_a_pools_gradient_is_masked_before_it_is_spread(branch):
+    """Bit for bit what the operations give one after another, the ReLU's mask after the pool."""
+    rng, on = np.random.default_rng(9), runtime("sim")
+    x = to_device(rng.standard_normal((2, 1, 14, 13), np.float32), "sim")
+    model = Pooled(branch).to("sim")
+    with autograd.precision("bf16"):
+        found = model(x)
+    dy = to_device(rng.standard_normal(found.shape, np.float32), "sim")
+    on.recorded = []
+    try:
+        found.backward(dy)
+        masks = [launch.sizes["y"] for launch, _ in on.recorded if launch.kernel == "relu_backward"]
+    finally:
+        on.recorded = None
+    w, b = (p.data for p in model.parameters())
+    x, dy = ops.cast(x, "bf16"), ops.cast(dy, "bf16")
+    y = ops.conv2d.stored(x, w, b, activation="relu", precision="bf16")
+    pooled, argmax = ops.max_pool2d.stored(y, 3, 2)
+    d = ops.max_pool2d_backward.stored(dy, argmax, y.shape, 3, 2)
+    if branch:
+        d = ops.accumulate.stored(d, ops.avg_pool2d_backward.stored(dy, y.shape, 3, 2))
+    d = ops.relu_backward.stored(d, y)
+    _, *expected = ops.conv2d_backward.stored(d, x, w, b, need_dx=False, precision="bf16")
+    for p, exact in zip(model.parameters(), expected, strict=True):
+        np.testing.assert_array_equal(to_numpy(p.grad), to_numpy(exact))
+    assert masks == [y.size if branch else pooled.size]
 
 
 def fp16_run(device, out=None, resume=False, epochs=2, stop_after=None, precision="fp16", **more):
