@@ -96,8 +96,8 @@ def input_gradient_plan(dy: Image, dx: Image, window: Window, groups: int, threa
     """For dx of dy."""
     (top, _), (left, _) = window.pads(dx.H, dx.W)
     (R, S), (down, right), (stride_h, stride_w) = window.kernel_size, window.dilation, window.stride
-    rows = tuple(_taps_reaching(a, top, stride_h, down, R) for a in range(stride_h))
-    columns = tuple(_taps_reaching(b, left, stride_w, right, S) for b in range(stride_w))
+    rows = tuple(taps_reaching(a, top, stride_h, down, R) for a in range(stride_h))
+    columns = tuple(taps_reaching(b, left, stride_w, right, S) for b in range(stride_w))
     return _plan(dy, dx, groups, (1, 1), window.stride, rows, columns, S, threads)
 
 
@@ -118,7 +118,7 @@ def _taps(window: Window, image: Image) -> tuple[tuple[Taps, ...], tuple[Taps, .
     return (rows,), (tuple((s, s * right - left) for s in range(S)),), S
 
 
-def _taps_reaching(first: int, pad: int, stride: int, dilation: int, size: int) -> Taps:
+def taps_reaching(first: int, pad: int, stride: int, dilation: int, size: int) -> Taps:
     """(tap, distance) for the taps through which output i + distance reaches pixel
     i*stride + first.
     """

@@ -15,7 +15,7 @@ from gpuconv import ops
 from gpuconv.arrays import device_of
 from gpuconv.autograd import Tensor, as_tensor
 from gpuconv.cpu import channels_last as loops
-from gpuconv.cpu import inference_conv
+from gpuconv.cpu import conv_grouped, inference_conv
 from gpuconv.cpu.moves import Image
 from gpuconv.nn.inference_graph import JOINED, POOLS, Operation, operations
 from gpuconv.nn.module import Module
@@ -101,7 +101,10 @@ class _Plan:
         if each.name in POOLS and (pool := self._pool(each)) is not None:
             return [pool]
         if each.name == "conv2d" and each.step.window is not None:
-            return [self._product(each, each.w, each.step.window, each.saved[7])]
+            shape, window, groups = self.shapes[each.inputs[0]], each.step.window, each.saved[7]
+            if each.scale is None and conv_grouped.suits(shape, each.w.shape, window, groups):
+                return [partial(self._by_operation, each)]
+            return [self._product(each, each.w, window, groups)]
         if each.name == "linear":
             return [self._product(each, each.w[:, :, None, None], Window(1), 1)]
         if each.name in ("batch_norm", "add"):
@@ -181,7 +184,11 @@ class _Plan:
     def _by_operation(self, each: Operation) -> None:
         """The operation itself, on contiguous arrays (N, C, H, W) or (N, features)."""
         x = self._contiguous(each.inputs[0])
-        if each.name == "reshape":
+        if each.name == "conv2d":
+            y = ops.conv2d(x, each.w, each.b, *each.saved[4:8])
+            y = y if each.rest is None else ops.add(y, self._contiguous(each.rest))
+            y = ops.relu(y) if each.relu else y
+        elif each.name == "reshape":
             y = x.reshape(self.shapes[each.output])
         else:
             operation: Any = getattr(ops, each.name)

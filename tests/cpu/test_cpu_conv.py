@@ -16,7 +16,7 @@ from conv_geometry import (
     random_wide_geometry,
 )
 
-from gpuconv.cpu import conv, conv_pool, pool, winograd
+from gpuconv.cpu import conv, conv_grouped, conv_pool, pool, winograd
 from gpuconv.shapes import Window
 from gpuconv.threads import set_thread_count, thread_count
 
@@ -28,6 +28,64 @@ def test_random_geometry(seed):
     x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
     placed = random_strides(rng) if seed % 2 else np.array
     check(x, w, b if seed % 3 else None, window, groups, rng, placed)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_groups_of_few_channels(seed):
+    rng = np.random.default_rng(seed)
+    (N, C, H, W), _, window, _ = random_geometry(rng)
+    channels, filters = (1, 1) if seed % 2 else rng.integers(1, 9, 2).tolist()  # of a group
+    groups, multiplier = C + 1, 1 + seed % 3 if seed % 2 else 1
+    x, w, b = arrays(
+        rng, (N, groups * channels, H, W), groups * filters * multiplier, window.kernel_size, groups
+    )
+    assert conv_grouped.suits(x.shape, w.shape, window, groups)
+    placed = random_strides(rng) if seed % 4 < 2 else np.array
+    check(x, w, b if seed % 3 else None, window, groups, rng, placed)
+
+
+def test_depthwise_in_several_blocks(monkeypatch):
+    monkeypatch.setattr(conv_grouped, "BLOCK_FLOATS", 200)
+    rng = np.random.default_rng(0)
+    for stride in (1, 2, 3):
+        window = Window(3, stride=stride, padding=1)
+        check(*arrays(rng, (2, 3, 29, 37), 3, (3, 3), 3), window, 3, rng)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_depthwise_keeps_special_values_in_their_windows(value, stride):
+    rng = np.random.default_rng(3)
+    window = Window(3, stride=stride)
+    x, w, b = arrays(rng, (2, 5, 9, 20), 5, (3, 3), 5)
+    x[0, 1, 0, 0] = x[1, 2, 8, 19] = value
+    y = conv.forward(x, w, b, window, 5)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    results = y, *conv.backward(dy, x, w, window, 5)
+    with np.errstate(invalid="ignore"):
+        exact = define(x, w, b, dy, window, 5)
+    for result, right in zip(results, exact, strict=True):
+        assert np.array_equal(np.isfinite(result), np.isfinite(right))
+    dy[0, 3, 0, 0] = value
+    dx, dw, db = conv.backward(dy, x, w, window, 5)
+    assert np.isfinite(dx).sum() == dx.size - 9
+    assert not np.isfinite(dw[3]).any()
+    assert np.isfinite(db).sum() == 4
+
+
+def test_bits_of_depthwise_do_not_depend_on_threads():
+    before = thread_count()
+    x, w, b = arrays(np.random.default_rng(7), (3, 14, 30, 31), 14, (3, 3), 14)
+    found = set()
+    try:
+        for count in (1, 2, 5):
+            set_thread_count(count)
+            y = conv.forward(x, w, b, Window(3, stride=2), 14, "relu")
+            parts = y, *conv.backward(y, x, w, Window(3, stride=2), 14)
+            found.add(b"".join(part.tobytes() for part in parts))
+    finally:
+        set_thread_count(before)
+    assert len(found) == 1
 
 
 @pytest.mark.slow
