@@ -35,3 +35,5 @@ HOST_HEADERS |= {f"c{name}": text for name, text in _TEXTS.items()}
 HOST_HEADERS |= dict.fromkeys(
     ("iostream", "cuda.h", "cuda_runtime.h", "device_launch_parameters.h"), _MATH
 )
+# refused, whether or not the toolkit has it (compile.py looks for this name)
+HOST_HEADERS["mma.h"] = "#error crt/mma.h\n"
