@@ -195,7 +195,7 @@ class ndarray:
     def reshape(self, *shape, order="C"):
         return ndarray(self._array.reshape(*shape))
 
-    def view(self, dtype):
+    def view(self, dtype=None):
         return ndarray(self._array.view(dtype))
 
     def __array__(self, *_, **__):
