@@ -12,7 +12,7 @@ import pytest
 import threadpoolctl
 
 from gpuconv.autograd import Tensor, operators
-from gpuconv.cpu import conv, conv_per_tap, conv_pointwise
+from gpuconv.cpu import conv, matmul
 from gpuconv.cpu.workspace import KEPT_FLOATS, scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import blas_threads, parallel, set_thread_count, shards, thread_count
@@ -142,21 +142,6 @@ def test_blas_is_held_to_a_number_of_threads_in_every_shard(threads, count, expe
         assert parallel(lambda begin, end: blas_count(), PIECES) == [expected] * 3
 
 
-@pytest.mark.parametrize("images", [1, 8])
-def test_products_image_by_image_hold_blas_to_one_thread(threads, monkeypatch, images):
-    threads(2)
-    seen, product = [], np.matmul
-
-    def watched(*arguments, **options):
-        seen.append(blas_count())
-        return product(*arguments, **options)
-
-    monkeypatch.setattr(conv_pointwise.np, "matmul", watched)
-    x, w = np.ones((images, 16, 12, 12), np.float32), np.ones((16, 16, 1, 1), np.float32)
-    conv_pointwise.forward(x, w, None, False)
-    assert seen == [1] * max(images, 2)  # a single image is shared row by row
-
-
 def test_the_smallest_of_several_uses_holds_until_it_ends(threads):
     with blas_threads(2):
         with blas_threads(1), blas_threads(2):
@@ -177,14 +162,13 @@ def test_convolutions_by_blas_keep_to_one_thread(threads, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(conv_pointwise.np, "matmul", watched(np.matmul))
-    for name in ("forward", "backward"):
-        monkeypatch.setattr(conv_per_tap, name, watched(getattr(conv_per_tap, name)))
+    monkeypatch.setattr(matmul.np, "matmul", watched(np.matmul))
+    monkeypatch.setattr(Window, "taps", watched(Window.taps))
     for dtype in (np.float32, np.float64):
-        x, w = np.ones((2, 16, 12, 12), dtype), np.ones((16, 16, 1, 1), dtype)
-        y = conv.forward(x, w, None, Window(1), 1)
-        conv.backward(y, x, w, Window(1), 1)
-    assert seen == [1] * 6  # two images forward, two for dx; float64 forward and backward
+        x, w = np.ones((2, 16, 3, 3), dtype), np.ones((16, 16, 3, 3), dtype)
+        y = conv.forward(x, w, None, Window(3), 1)
+        conv.backward(y, x, w, Window(3), 1)
+    assert seen == [1] * 6  # y, dw and dx, in float32 and in float64
 
 
 def test_a_matrix_product_of_tensors_keeps_to_one_thread(threads, monkeypatch):

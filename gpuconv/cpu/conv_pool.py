@@ -9,16 +9,16 @@ layers for which this does not pay, run the two operations one after the other.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu import conv, pool, winograd
-from gpuconv.cpu.blocking import Blocking, forward_blocking
+from gpuconv.cpu import conv, conv_direct, pool
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.conv_pool_backward import backward_of_maxima
 from gpuconv.cpu.elementwise import contiguous
-from gpuconv.cpu.inner_loops import address, first_lanes, load_padded_tile, transpose_matrix
-from gpuconv.cpu.precision import modes, sums_in_float64
+from gpuconv.cpu.moves import address, copy_floats, first_lanes, transpose_matrix
+from gpuconv.cpu.precision import modes
 from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
 from gpuconv.cpu.simd_pool_tiles import FILTERS, POOLED_PIXELS, pooled_filters, pooled_pixels
 from gpuconv.cpu.workspace import scratch
@@ -26,9 +26,35 @@ from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards
 
 # Floats of one image's convolution output. What fusing saves is reading this output again from the
-# L2 cache; above 384 KB the separate passes were no slower.
-MAX_IMAGE_FLOATS = 96 * 1024
+# L2 cache; above 384 KB the separate passes were no slower. The padded input is to fit it as well.
+MAX_IMAGE_FLOATS, MAX_INPUT_FLOATS = 96 * 1024, 160 * 1024
 GRAIN = 1 << 20  # with fewer multiply-adds, a second thread costs more than it saves
+
+
+class Padded(NamedTuple):
+    """An image's channels of one group, each a plane with explicit zeros for the padding; there the
+    values that a tap reads for neighbouring outputs are neighbours. All integers, for Numba.
+    """
+
+    C: int
+    top: int
+    left: int
+    width: int  # of a row
+    plane: int  # an odd number of cache lines: planes do not compete for cache sets
+
+
+class Fused(NamedTuple):
+    """How the fused loops run. offsets: of each (channel, tap) in the planes, in bytes. tile: LANES
+    (vectors of filters) or FILTERS (vectors of pixels). P, Q: of the pooled output. pixels: of one
+    filter's pooled output, with the last tile's unused ones.
+    """
+
+    padded: Padded
+    offsets: np.ndarray
+    tile: int
+    P: int
+    Q: int
+    pixels: int
 
 
 @lru_cache(maxsize=1024)
@@ -40,32 +66,31 @@ def _fused(
     groups: int,
     pool_window: Window,
     modes: tuple[bool, bool],
-) -> tuple[Blocking, int, int, int, int] | None:
-    """(blocking, tile, P, Q, pixels) of the fused loops, or None where the two operations run one
-    after the other.
-
-    modes: precision.modes(). tile: LANES (vectors of filters) or FILTERS (vectors of pixels).
-    P, Q: of the pooled output. pixels: of one filter's pooled output, with the last tile's unused
-    ones.
-    """
-    P, Q = window.output_size(*x_shape[2:])
+) -> Fused | None:
+    """None where the two operations run one after the other. modes: precision.modes()."""
+    (H, W), (R, S), (down, right) = x_shape[2:], window.kernel_size, window.dilation
+    (P, Q), C = window.output_size(H, W), x_shape[1] // groups
+    ((top, bottom), (left, more)) = window.pads(H, W)
+    width = W + left + more
+    plane = (-(-(H + top + bottom) * width // 16) | 1) * 16
+    float64_sums, _ = modes
     if (
-        sums_in_float64(dtype)
-        or dtype != np.float32
+        float64_sums
+        or window.stride != (1, 1)
         or not pool.is_2x2(pool_window, P, Q)
         or w_shape[0] * P * Q > MAX_IMAGE_FLOATS
-        or conv.is_sparse(x_shape, window)
-        or winograd.suits(x_shape, w_shape, window, groups)
+        or C * plane > MAX_INPUT_FLOATS
+        or conv.algorithms(dtype, x_shape, w_shape, window, groups, modes)[0] is not conv_direct
     ):
         return None
-    blocking = forward_blocking((1, *x_shape[1:]), window, groups, 1)
-    if blocking.tile_shape.blocks > 1:
-        return None
+    c, r, s = np.indices((C, R, S)).reshape(3, -1)
+    offsets = 4 * (c * plane + r * down * width + s * right)
     P, Q, filters = P // 2, Q // 2, w_shape[0] // groups
     by_filters = -(-filters // LANES) * -(-Q // POOLED_PIXELS) * POOLED_PIXELS
     by_pixels = -(-filters // FILTERS) * -(-Q // LANES) * FILTERS
     tile = LANES if by_filters <= by_pixels else FILTERS  # what computes less in vain
-    return blocking, tile, P, Q, -(-P * Q // LANES) * LANES + POOLED_PIXELS
+    pixels = -(-P * Q // LANES) * LANES + POOLED_PIXELS
+    return Fused(Padded(C, top, left, width, plane), offsets, tile, P, Q, pixels)
 
 
 def forward(
@@ -76,12 +101,12 @@ def forward(
     groups: int,
     pool_window: Window,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(y, argmax): the same bits as pool.max_forward of conv.forward with its ReLU."""
+    """(y, argmax) of conv.forward with its ReLU and pool.max_forward."""
     fused = _fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes())
     if fused is None:
         return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
     x, w = contiguous(x), contiguous(w)
-    blocking, tile, P, Q, pixels = fused
+    layout, offsets, tile, P, Q, pixels = fused
     N, K = len(x), len(w)
     b = np.zeros(K, np.float32) if b is None else contiguous(b)
     weights = _pack(w.reshape(groups, K // groups, -1), tile)
@@ -89,13 +114,12 @@ def forward(
     y, argmax = np.empty((N, K, P, Q), np.float32), np.empty((N, K, P, Q), np.uint8)
 
     def run(begin: int, end: int) -> None:
-        padded = scratch("padded", blocking.scratch + 2 * TILE_WIDTH)
+        padded = scratch("padded", layout.C * layout.plane + 4 * TILE_WIDTH)
         padded[:] = 0
         values = scratch("pooled", pixels * LANES)
         indices = scratch("argmax", pixels * LANES, np.uint8)
         images = x[begin:end], y[begin:end], argmax[begin:end]
-        geometry = blocking.tile_shape, blocking.phases, blocking.offsets
-        _forward(*images, *geometry, weights, bias, padded, values, indices)
+        _forward(*images, layout, offsets, weights, bias, padded, values, indices)
 
     multiply_adds = 4 * P * Q * w.size  # of one image
     parallel(run, shards(N, -(-GRAIN // multiply_adds)))
@@ -111,18 +135,22 @@ def _pack(w: np.ndarray, tile: int) -> np.ndarray:
 
 
 @compiled
-def _forward(x, y, argmax, tile_shape, phases, offsets, weights, bias, padded, values, indices):
+def _forward(x, y, argmax, layout, offsets, weights, bias, padded, values, indices):
     """The pass over some images. A vector holds LANES filters of one pixel where the tiles of
     weights have LANES filters, else LANES pixels of one filter.
     """
     groups, tiles, depth, width = weights.shape
     N, K, P, Q = y.shape
     K //= groups
-    row_bytes = 4 * tile_shape.width
+    row_bytes = 4 * layout.width
     last = max(Q - POOLED_PIXELS, 0)  # the last tile overlaps the one before it, to stay in the row
     for n in range(N):
         for group in range(groups):
-            load_padded_tile(x, tile_shape, phases, group, n, 1, 0, tile_shape.P, padded)
+            for c in range(layout.C):
+                for h in range(x.shape[2]):
+                    place = c * layout.plane + (h + layout.top) * layout.width + layout.left
+                    source = address(x[n, group * layout.C + c, h])
+                    copy_floats(source, address(padded) + 4 * place, x.shape[3])
             for tile in range(tiles):
                 first, count = group * K + tile * width, min(width, K - tile * width)
                 a, shift = address(weights[group, tile]), address(bias[group]) + 4 * tile * width

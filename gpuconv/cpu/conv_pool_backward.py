@@ -15,13 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.inner_loops import (
-    add_rows,
-    address,
-    copy_floats,
-    first_lanes,
-    transpose_matrix,
-)
+from gpuconv.cpu.moves import add_rows, address, copy_floats, first_lanes, transpose_matrix
 from gpuconv.cpu.simd import LANES, VECTOR_BYTES
 from gpuconv.cpu.simd_pool_tiles import gather_tile, scatter_tile
 from gpuconv.cpu.workspace import scratch
@@ -189,7 +183,7 @@ def _to_channels_last(x, first, layout, padded, place):
         row = place + ((h + layout.top) * layout.width + layout.left) * layout.C
         source, target = address(x[first, h]), address(padded) + 4 * row
         if layout.C == 1:
-            copy_floats(source, target, W, 1)
+            copy_floats(source, target, W)
         else:
             transpose_matrix(source, 4 * H * W, layout.C, W, target, 4 * layout.C, layout.C)
 

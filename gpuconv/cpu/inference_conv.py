@@ -12,24 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cpu import channels_last as loops
-from gpuconv.cpu import winograd
-from gpuconv.cpu.channels_last import Image, Sliding
-from gpuconv.cpu.simd import LANES, TILE_WIDTH
-from gpuconv.cpu.winograd_loops import transform_filters
-from gpuconv.cpu.workspace import scratch
+from gpuconv.cpu import conv_direct, winograd
+from gpuconv.cpu.direct_loops import convolve
+from gpuconv.cpu.direct_plan import forward_plan
+from gpuconv.cpu.moves import Image
+from gpuconv.cpu.simd import TILE_WIDTH
 from gpuconv.shapes import Window
-from gpuconv.threads import Pieces, parallel, shards, thread_count
+from gpuconv.threads import parallel, shards, thread_count
 
-# A block's input should stay in the L2 cache while all filters pass over it; with fewer pixels the
-# filters are read more often than they serve.
-BLOCK_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
 Place = tuple[np.ndarray, Image]
-
-
-def suits(window: Window, groups: int) -> bool:
-    """Whether `convolution` computes it."""
-    return groups == 1 and window.dilation[1] == 1
+Pack = Callable[[str, Callable[[], Any]], Any]
 
 
 def convolution(
@@ -39,105 +31,89 @@ def convolution(
     w: np.ndarray,
     b: np.ndarray,
     window: Window,
+    groups: int,
     before: tuple[Any, Any, bool],
     relu: bool,
-    pack: Callable[[str, Callable[[], Any]], Any],
+    pack: Pack,
 ) -> Callable[[], object]:
-    """What computes made = relu(w * given + b + rest), w (K, C, R, S).
+    """What computes made = relu(w * given + b + rest), w (K, C/groups, R, S).
 
     before: scale and shift (C) of the input, or None, and whether it is rectified then. pack(form,
     make): keeps the weights in a form.
     """
-    (x, image), (y, to) = given, made
-    end = b, *rest, int(relu), y, to
+    image = given[1]
+    direct = partial(_direct, given, made, rest, w, b, window, groups, before, relu, pack)
     shape = image.N, image.C, image.H, image.W
-    direct = partial(_direct, x, image, w, window, before, end, pack)
-    if before[0] is None and winograd.suits(shape, w.shape, window, 1):
-        return _winograd(x, image, w, window, end, pack, direct)
+    if before[0] is None and winograd.suits(shape, w.shape, window, groups):
+        return _winograd(given, made, rest, w, b, window, relu, pack, direct)
     return direct()
 
 
 def _direct(
-    x: np.ndarray,
-    image: Image,
+    given: Place,
+    made: Place,
+    rest: Place,
     w: np.ndarray,
+    b: np.ndarray,
     window: Window,
+    groups: int,
     before: tuple[Any, Any, bool],
-    end: tuple[Any, ...],
-    pack: Callable[[str, Callable[[], Any]], Any],
+    relu: bool,
+    pack: Pack,
 ) -> Callable[[], object]:
-    (scale, shift, rectified), to, threads = before, end[-1], thread_count()
-    (R, S), (stride_h, stride_w) = window.kernel_size, window.stride
-    (top, bottom), (left, right) = window.pads(image.H, image.W)
-    plain = (R, S) == (1, 1) and not any((top, bottom, left, right))
-    copied = not plain or scale is not None
-    if plain and (stride_h, stride_w) == (1, 1):  # pixels are all alike: one column of them
-        pixels = image.N * image.H * image.W
-        image = image._replace(N=1, H=pixels, W=1)
-        to = to._replace(N=1, H=pixels, W=1)
-    columns = (to.W - 1) * stride_w + S
-    most = max(BLOCK_FLOATS // (columns * stride_h * image.C), MIN_PIXELS // to.W, 1)
-    by_filters = w.size > image.N * image.H * image.W * image.C and len(w) >= threads * TILE_WIDTH
-    rows = _even_rows(to.N, to.H, min(most, -(-MAX_PIXELS // to.W)), 1 if by_filters else threads)
-    sliding = Sliding(
-        R, S, stride_h, stride_w, window.dilation[0], top, left, rows, int(copied), int(rectified)
-    )
-    filters = pack("direct", partial(_packed, w))
-    none = np.empty(0, np.float32)
+    (x, image), (y, to), (scale, shift, rectified) = given, made, before
+    none, threads = np.empty(0, np.float32), thread_count()
     affine = (none, none) if scale is None else (scale, shift)
-    high = (rows - 1) * stride_h + (R - 1) * window.dilation[0] + 1
-    size = (high * columns * image.C if copied else 0) + LANES
-    blocks, pairs = to.N * -(-to.H // rows), -(-len(w) // TILE_WIDTH)
-    fixed = x, image, sliding, *affine, filters, *end[:-1], to
+    # with more weights than pixels the threads share the filters, else the blocks of pixels
+    by_filters = w.size > image.N * image.H * image.W * image.C
+    by_filters &= len(w) >= threads * groups * TILE_WIDTH
+    cores = 1 if by_filters else threads
+    plan = forward_plan(image, to, window, groups, cores, affine=scale is not None)
+    blocks, pairs = plan.geometry.blocks, -(-len(w) // groups // TILE_WIDTH)
+    filters = pack("direct", partial(_packed, plan, w))
+    fixed = (
+        x, plan.image, y, plan.to, plan.geometry, plan.passes, plan.strips, filters, b, *rest,
+        *affine, int(rectified), int(relu),
+    )  # fmt: skip
 
     def run(begin: int, end: int) -> None:
         span = (0, blocks, begin, end) if by_filters else (begin, end, 0, pairs)
-        loops.convolve(*fixed, scratch("block", size), *span)
+        convolve(*fixed, *conv_direct.memory_of(plan), *span)
 
     return partial(parallel, run, shards(pairs if by_filters else blocks))
 
 
-def _even_rows(N: int, P: int, most: int, threads: int) -> int:
-    """Rows of a block, at most `most`, so that blocks share out evenly among threads."""
-    count = -(-P // most)
-    while count < P and N * count % threads and N * count < 8 * threads:
-        count += 1
-    return -(-P // count)
-
-
-def _packed(w: np.ndarray) -> np.ndarray:
-    K, depth = len(w), w[0].size
-    filters = np.zeros(-(-K // LANES) * LANES * depth, np.float32)
-    loops.pack_filters(w.reshape(*w.shape[:2], -1), filters)
-    return filters
+def _packed(plan: Any, w: np.ndarray) -> np.ndarray:
+    out = np.zeros(plan.geometry.groups * plan.filters, np.float32)
+    return conv_direct.packed(plan, w, False, out)
 
 
 def _winograd(
-    x: np.ndarray,
-    image: Image,
+    given: Place,
+    made: Place,
+    rest: Place,
     w: np.ndarray,
+    b: np.ndarray,
     window: Window,
-    end: tuple[Any, ...],
-    pack: Callable[[str, Callable[[], Any]], Any],
+    relu: bool,
+    pack: Pack,
     direct: Callable[[], Callable[[], object]],
 ) -> Callable[[], object]:
-    (K, C), to = w.shape[:2], end[-1]
+    (x, image), (y, to) = given, made
     (top, _), (left, _) = window.pads(image.H, image.W)
-    plan = winograd.plan_of(to.N, C, K, to.H, to.W, thread_count())
-    plane = plan.channels * C + LANES
+    plan = winograd.plan_of(to.N, image.C, to.C, to.H, to.W, thread_count())
 
     def transformed() -> Any:
-        out = np.zeros(36 * plane, np.float32)
-        pairs = plan.channels // TILE_WIDTH
-        return transform_filters(w.reshape(K, C, 9), False, plane, out, 0, pairs), out
+        out = np.zeros(plan.filters(image.C), np.float32)
+        return winograd.transformed(w, False, plan, out)
 
     in_range, filters = pack("winograd", transformed)
     if not in_range:
         return direct()
-    fixed = x, image, top, left, plan, filters, plane, *end
+    fixed = x, image, top, left, plan, filters, b, *rest, int(relu), y, to
 
     def run(begin: int, end: int) -> object:
-        return loops.winograd_blocks(*fixed, *winograd.memory_of(plan), begin, end)
+        return winograd.convolve_blocks(*fixed, *winograd.memory_of(plan), begin, end)
 
-    pieces: Pieces = shards(plan.total)
+    pieces = shards(plan.total)
     return lambda: all(parallel(run, pieces)) or direct()()

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import contiguous
-from gpuconv.cpu.inner_loops import address, first_lanes
+from gpuconv.cpu.moves import address, first_lanes
 from gpuconv.cpu.simd import LANES
 from gpuconv.cpu.simd_moves import largest_taps
 from gpuconv.shapes import Window

@@ -10,8 +10,6 @@ from llvmlite import ir
 from numba import types
 
 from gpuconv.cpu.simd import (
-    FLOAT,
-    FLOAT_BYTES,
     LANES,
     MASK,
     VECTOR,
@@ -28,26 +26,6 @@ from gpuconv.cpu.simd import (
     rectified,
     splat,
 )
-
-
-@on_addresses
-def store_rows(builder, sums, rows, bias, relu, out, stride, bits):
-    """out[m*stride][lane] = sums[m][lane] + bias[m], or its ReLU, for the lanes whose bit is set.
-
-    sums is a register tile, TILE_WIDTH floats to each of its `rows`; stride is in bytes. NaN stays
-    NaN.
-    """
-    mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
-
-    def row(m: Any, state: list[Any]) -> list[Any]:
-        at, to = state
-        shift = load(builder, builder.add(bias, builder.mul(m, i64(FLOAT_BYTES))), FLOAT)
-        value = builder.fadd(load(builder, at, VECTOR), splat(builder, shift))
-        value = builder.select(rectify, rectified(builder, value), value)
-        masked_store(builder, value, to, mask)
-        return [plus(builder, at, 2 * VECTOR_BYTES), builder.add(to, stride)]
-
-    loop(builder, rows, [sums, out], row)
 
 
 @on_addresses
@@ -74,13 +52,6 @@ def copy_lanes(builder, source, target, bits):
     """target[lane] = source[lane] for the lanes whose bit is set."""
     mask = mask_of(builder, bits)
     masked_store(builder, masked_load(builder, source, mask), target, mask)
-
-
-@on_addresses
-def deinterleave(builder, source, target, bits):
-    """target[lane] = source[2*lane] for the lanes whose bit is set: a load at stride 2."""
-    inside = mask_of(builder, bits)
-    masked_store(builder, every_other(builder, source, inside), target, inside)
 
 
 def every_other(builder: Any, source: Any, inside: Any) -> Any:

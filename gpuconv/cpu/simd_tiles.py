@@ -7,7 +7,6 @@ from typing import Any
 
 from gpuconv.cpu.simd import (
     FLOAT,
-    FLOAT_BYTES,
     LANES,
     TILE_HEIGHTS,
     TILE_WIDTH,
@@ -69,25 +68,6 @@ def sum_over_taps(
 
     chains = builder.sdiv(builder.add(depth, i64(CHAIN - 1)), i64(CHAIN))
     return loop(builder, chains, zeros, chain)
-
-
-@on_addresses
-def conv_tile(builder, height, a, b, offsets, depth, out):
-    """out[row][0:TILE_WIDTH] = sum over i of a[i][row] * b[offsets[i] : +TILE_WIDTH].
-
-    height: the tile's rows, one of TILE_HEIGHTS.
-    """
-
-    def tile(rows: int) -> None:
-        def step(i: Any, at: Any, state: list[Any]) -> list[Any]:
-            vectors = load_row(builder, at, VECTOR, 2)
-            row = builder.add(a, builder.mul(i, i64(rows * FLOAT_BYTES)))
-            return fma_rows(builder, state, load_row(builder, row, FLOAT, rows), vectors)
-
-        for i, total in enumerate(sum_over_taps(builder, b, offsets, depth, 2 * rows, step)):
-            store(builder, total, plus(builder, out, i * VECTOR_BYTES))
-
-    switch(builder, height, TILE_HEIGHTS, tile)
 
 
 @on_addresses

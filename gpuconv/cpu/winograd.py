@@ -19,15 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.blocking import register_tiles
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.inner_loops import add_rows
+from gpuconv.cpu.moves import Image, add_rows, planar, register_tiles
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.winograd_loops import (
     multiply,
+    store_channels,
     store_filter_gradient,
-    store_output_tiles,
+    store_planes,
     transform_filters,
     transform_gradient_tiles,
     transform_input_tiles,
@@ -73,7 +73,7 @@ def suits(
     )
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """How the Winograd tiles of a batch are cut into blocks, and a block's arrays, in floats:
     inputs[36][tile][channel] has strides plane, line, 1. All integers, for Numba.
     """
@@ -91,9 +91,13 @@ class _Plan(NamedTuple):
     product_plane: int  # of products[36][pair][tile][..], and of the transformed gradients
     pixels: int
 
+    def filters(self, C: int) -> int:
+        """Floats of all transformed filters of C channels."""
+        return 36 * (self.channels * C + LANES)
+
 
 @lru_cache(maxsize=1024)
-def plan_of(N: int, C: int, K: int, P: int, Q: int, threads: int) -> _Plan:
+def plan_of(N: int, C: int, K: int, P: int, Q: int, threads: int) -> Plan:
     """Strides are odd numbers of cache lines, so that entries do not compete for cache sets."""
     tile_rows, tile_columns = -(-P // 4), -(-Q // 4)
     rows, images = min(tile_rows, max(1, TILES_PER_BLOCK // tile_columns)), 1
@@ -107,11 +111,11 @@ def plan_of(N: int, C: int, K: int, P: int, Q: int, threads: int) -> _Plan:
     plane = tiles * line + (LANES if tiles % 2 == 0 else 0)
     pixels = images * (4 * rows + 2) * (4 * tile_columns + 2) * LANES
     cut = (N, tile_rows, tile_columns, images, rows, count, tiles)
-    return _Plan(*cut, channels, line, plane, channels * tiles + LANES, pixels)
+    return Plan(*cut, channels, line, plane, channels * tiles + LANES, pixels)
 
 
 def forward(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, relu: bool
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int, relu: bool
 ) -> np.ndarray | None:
     """y (N, K, P, Q), or None if a value of x or w is too large, infinite or NaN.
 
@@ -123,7 +127,7 @@ def forward(
 
 
 def input_gradient(
-    dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window
+    dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
 ) -> np.ndarray | None:
     """dx (N, C, H, W), or None as in `forward`."""
     (top, _), (left, _) = window.pads(*x_shape[2:])
@@ -133,25 +137,31 @@ def input_gradient(
 def _convolve(x, w, rotated, b, pads, relu, y_shape):
     C, (N, K, P, Q) = x.shape[1], y_shape
     y = np.empty(y_shape, np.float32)
-    plan = plan_of(N, C, K, P, Q, thread_count())
-    filter_plane = plan.channels * C + LANES
-    filters = scratch("filters", 36 * filter_plane)
-    flat = w.reshape(*w.shape[:2], 9)
-    transform = partial(transform_filters, flat, rotated, filter_plane, filters)
-    in_range = parallel(transform, shards(plan.channels // TILE_WIDTH, -(-4096 // C)))
+    plan, zeros = plan_of(N, C, K, P, Q, thread_count()), np.zeros(K, np.float32)
+    in_range, filters = transformed(w, rotated, plan, scratch("filters", plan.filters(C)))
     bias = np.zeros(plan.channels, np.float32)
     if b is not None:
         bias[:K] = b
+    fixed = x.reshape(-1), planar(x), *pads, plan, filters, bias
+    rest = zeros, Image(0, 0, 1, 1, 1, K), int(relu), y.reshape(-1), planar(y)
 
     def convolve(begin: int, end: int) -> object:
-        return _convolve_blocks(
-            x, begin, end, plan, *pads, filters, filter_plane, bias, int(relu), *memory_of(plan), y,
-        )  # fmt: skip
+        return convolve_blocks(*fixed, *rest, *memory_of(plan), begin, end)
 
-    return y if all(in_range) and all(parallel(convolve, shards(plan.total))) else None
+    return y if in_range and all(parallel(convolve, shards(plan.total))) else None
 
 
-def memory_of(plan: _Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def transformed(
+    w: np.ndarray, rotated: bool, plan: Plan, out: np.ndarray
+) -> tuple[bool, np.ndarray]:
+    """(whether all weights are in range, `out`): the filters, or with `rotated` those of dx."""
+    C = w.shape[0] if rotated else w.shape[1]
+    flat, pairs = w.reshape(*w.shape[:2], 9), plan.channels // TILE_WIDTH
+    transform = partial(transform_filters, flat, rotated, len(out) // 36, out)
+    return all(parallel(transform, shards(pairs, -(-4096 // C)))), out
+
+
+def memory_of(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(pixels, inputs, products), this thread's own."""
     return (
         scratch("pixels", plan.pixels),
@@ -161,7 +171,7 @@ def memory_of(plan: _Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def weight_gradient(
-    dy: np.ndarray, x: np.ndarray, w_shape: tuple[int, ...], window: Window
+    dy: np.ndarray, x: np.ndarray, w_shape: tuple[int, ...], window: Window, groups: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(dw (K, C, 3, 3), db (K,)), or None as in `forward`."""
     (N, C, H, W), (_, K, P, Q) = x.shape, dy.shape
@@ -172,10 +182,11 @@ def weight_gradient(
     memory = scratch("weight gradient", len(pieces) * math.prod(shape))
     parts = dict(zip([b for b, _ in pieces], memory.reshape(len(pieces), *shape), strict=True))
     db = {begin: np.zeros(K, np.float32) for begin in parts}
+    fixed = x.reshape(-1), planar(x), dy.reshape(-1), planar(dy)
 
     def accumulate(begin: int, end: int) -> object:
         return _accumulate_blocks(
-            x, dy, begin, end, plan, top, left, lines, *memory_of(plan), parts[begin], db[begin],
+            *fixed, begin, end, plan, top, left, lines, *memory_of(plan), parts[begin], db[begin],
         )  # fmt: skip
 
     if not all(parallel(accumulate, pieces)):
@@ -202,38 +213,49 @@ def _span(plan, block):
 
 
 @compiled
-def _convolve_blocks(
-    x, begin, end, plan, top, left, filters, filter_plane, bias, relu, pixels, inputs, products, y
-):
-    C, K, lines = x.shape[1], y.shape[1], plan.max_tiles
+def convolve_blocks(
+    x, image, top, left, plan, filters, bias, rest, rest_image, relu, y, to, pixels, inputs,
+    products, begin, end,
+):  # fmt: skip
+    """y = the convolution of x, + bias + rest, or its ReLU: blocks [begin, end) of the plan.
+
+    x and y: planar or channels-last; rest: a channels-last image, for a channels-last y alone.
+    Returns whether all values were in range; else y is not whole.
+    """
+    lines, plane = plan.max_tiles, plan.product_plane
     for block in range(begin, end):
         span = _span(plan, block)
         tiles = span[1] * span[3] * span[4]
-        if not transform_input_tiles(x, span, top, left, plan.line, plan.plane, pixels, inputs):
+        if not transform_input_tiles(
+            x, image, span, top, left, plan.line, plan.plane, pixels, inputs
+        ):
             return False
         multiply(
-            inputs, plan.plane, plan.line, 1, tiles, C, filters, filter_plane, K, products,
-            plan.product_plane, lines, 0,
+            inputs, plan.plane, plan.line, 1, tiles, image.C, filters, len(filters) // 36, to.C,
+            products, plane, lines, 0,
         )  # fmt: skip
-        store_output_tiles(products, plan.product_plane, lines, span, bias, relu, pixels, y)
+        if to.step:
+            store_channels(products, plane, lines, span, bias, rest, rest_image, relu, y, to)
+        else:
+            store_planes(products, plane, lines, span, bias, relu, pixels, y, to)
     return True
 
 
 @compiled
 def _accumulate_blocks(
-    x, dy, begin, end, plan, top, left, lines, pixels, inputs, gradient, sums, db
+    x, image, dy, to, begin, end, plan, top, left, lines, pixels, inputs, gradient, sums, db
 ):
     sums[:] = 0
     for block in range(begin, end):
         span = _span(plan, block)
         tiles = span[1] * span[3] * span[4]
         if not (
-            transform_input_tiles(x, span, top, left, plan.line, plan.plane, pixels, inputs)
-            and transform_gradient_tiles(dy, span, plan.product_plane, pixels, gradient, db)
+            transform_input_tiles(x, image, span, top, left, plan.line, plan.plane, pixels, inputs)
+            and transform_gradient_tiles(dy, to, span, plan.product_plane, pixels, gradient, db)
         ):
             return False
         multiply(
-            inputs, plan.plane, 1, plan.line, lines, tiles, gradient, plan.product_plane,
-            dy.shape[1], sums, sums.shape[1], lines, 1,
+            inputs, plan.plane, 1, plan.line, lines, tiles, gradient, plan.product_plane, to.C,
+            sums, sums.shape[1], lines, 1,
         )  # fmt: skip
     return True

@@ -12,13 +12,18 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.inner_loops import address, transpose_matrix
-from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH
-from gpuconv.cpu.simd_moves import all_below
+from gpuconv.cpu.moves import (
+    address,
+    first_lanes,
+    place_of,
+    tile_height,
+    transpose_matrix,
+)
+from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
+from gpuconv.cpu.simd_moves import all_below, copy_lanes, store_pixels
 from gpuconv.cpu.simd_tiles import outer_tile
 from gpuconv.cpu.simd_transforms import winograd_output_transform, winograd_transform
 
-VECTOR_BYTES = 4 * LANES
 # Above it, or with NaN, intermediate sums could overflow into outputs that the direct algorithm
 # computes from other inputs alone.
 MAX_MAGNITUDE = 1e15
@@ -39,20 +44,34 @@ transform_filter_gradient = winograd_transform(FILTER_TRANSFORM.T)
 
 
 @compiled
-def load_channels(x, n, images, first_row, rows, columns, left, channel, pixels):
-    """LANES channels of x (N, C, H, W) from `channel`: pixels[image][row][column][lane].
+def load_channels(x, image, n, images, first_row, rows, columns, left, channel, pixels):
+    """LANES channels of x from `channel` on: pixels[image][row][column][lane].
 
     Row 0 is the image's row first_row, and column 0 its column -left; pixels outside the image are
     already zero. Returns 0 if a value is too large, infinite or NaN, else 1.
     """
-    _, C, H, W = x.shape
-    channels, used = min(C - channel, LANES), min(W, columns - left)
+    channels, used = min(image.C - channel, LANES), min(image.W, columns - left)
     for i in range(images):
-        for row in range(max(0, -first_row), min(rows, H - first_row)):
-            source = address(x[n + i, channel]) + 4 * (first_row + row) * W
-            target = address(pixels) + VECTOR_BYTES * ((i * rows + row) * columns + left)
-            transpose_matrix(source, 4 * H * W, channels, used, target, VECTOR_BYTES, LANES)
+        for row in range(max(0, -first_row), min(rows, image.H - first_row)):
+            h, target = first_row + row, (i * rows + row) * columns + left
+            target = address(pixels) + VECTOR_BYTES * target
+            if image.step:
+                pixel = ((n + i) * image.H + h) * image.W
+                source = address(x) + 4 * place_of(image, pixel, channel)
+                for column in range(used):
+                    at, to = source + 4 * column * image.step, target + VECTOR_BYTES * column
+                    copy_lanes(at, to, first_lanes(channels))
+            else:
+                source = address(x) + 4 * plane_row(image, n + i, channel, h)
+                plane = 4 * image.H * image.W
+                transpose_matrix(source, plane, channels, used, target, VECTOR_BYTES, LANES)
     return all_below(address(pixels), images * rows * columns, MAX_MAGNITUDE)
+
+
+@compiled
+def plane_row(image, n, channel, row):
+    """The element where a row of a planar image begins."""
+    return ((n * image.C + channel) * image.H + row) * image.W
 
 
 @compiled
@@ -69,7 +88,7 @@ def pair_place(k, lines):
 
 
 @compiled
-def transform_input_tiles(x, span, top, left, line, plane, pixels, out):
+def transform_input_tiles(x, image, span, top, left, line, plane, pixels, out):
     """out[36][tile][channel]: the transform of each tile's 6x6 inputs; strides `plane`, `line`, 1.
 
     Returns 0 if a value is out of range, else 1.
@@ -78,9 +97,9 @@ def transform_input_tiles(x, span, top, left, line, plane, pixels, out):
     height, width = 4 * rows + 2, 4 * tile_columns + 2
     pixels[: images * height * width * LANES] = 0
     in_range = 1
-    for channel in range(0, x.shape[1], LANES):
+    for channel in range(0, image.C, LANES):
         in_range &= load_channels(
-            x, n, images, 4 * first - top, height, width, left, channel, pixels
+            x, image, n, images, 4 * first - top, height, width, left, channel, pixels
         )
         for tile in range(images * rows * tile_columns):
             source = address(pixels) + VECTOR_BYTES * tile_pixel(tile, rows, tile_columns, 2)
@@ -92,7 +111,7 @@ def transform_input_tiles(x, span, top, left, line, plane, pixels, out):
 
 
 @compiled
-def transform_gradient_tiles(dy, span, plane, pixels, out, db):
+def transform_gradient_tiles(dy, image, span, plane, pixels, out, db):
     """out[36][pair of K][tile][..]: the transform of each tile's 4x4 gradients.
 
     This also adds the gradients to db (K). Returns 0 if a value is out of range, else 1.
@@ -102,13 +121,15 @@ def transform_gradient_tiles(dy, span, plane, pixels, out, db):
     pixels[: images * height * width * LANES] = 0
     in_range = 1
     sums = np.empty(LANES, np.float32)
-    for channel in range(0, dy.shape[1], LANES):
-        in_range &= load_channels(dy, n, images, 4 * first, height, width, 0, channel, pixels)
+    for channel in range(0, image.C, LANES):
+        in_range &= load_channels(
+            dy, image, n, images, 4 * first, height, width, 0, channel, pixels
+        )
         sums[:] = 0
         for pixel in range(images * height * width):
             for lane in range(LANES):
                 sums[lane] += pixels[pixel * LANES + lane]
-        for lane in range(min(LANES, dy.shape[1] - channel)):
+        for lane in range(min(LANES, image.C - channel)):
             db[channel + lane] += sums[lane]
         for tile in range(tiles):
             source = address(pixels) + VECTOR_BYTES * tile_pixel(tile, rows, tile_columns, 0)
@@ -144,19 +165,11 @@ def multiply(
 
 
 @compiled
-def tile_height(rest):
-    """The height of the next register tile, with `rest` rows to go."""
-    high, middle, low = TILE_HEIGHTS
-    return high if rest > middle else (middle if rest > low else low)
-
-
-@compiled
-def store_output_tiles(products, plane, lines, span, bias, relu, pixels, y):
-    """y (N, K, P, Q): the output transform of products[36][pair of K][tile][..]; bias and ReLU."""
+def store_planes(products, plane, lines, span, bias, relu, pixels, y, to):
+    """y, planar: the output transform of products[36][pair of K][tile][..]; bias and ReLU."""
     n, images, first, rows, tile_columns = span
-    _, K, P, Q = y.shape
-    height, width = 4 * rows, 4 * tile_columns
-    for k in range(0, K, LANES):
+    height, width, size = 4 * rows, 4 * tile_columns, 4 * to.H * to.W
+    for k in range(0, to.C, LANES):
         base, shift = address(products) + 4 * pair_place(k, lines), address(bias) + 4 * k
         for tile in range(images * rows * tile_columns):
             source = base + 4 * TILE_WIDTH * tile
@@ -166,10 +179,35 @@ def store_output_tiles(products, plane, lines, span, bias, relu, pixels, y):
                 relu,
             )  # fmt: skip
         for i in range(images):
-            for p in range(min(height, P - 4 * first)):
+            for p in range(min(height, to.H - 4 * first)):
                 source = address(pixels) + VECTOR_BYTES * (i * height + p) * width
-                target, channels = address(y[n + i, k, 4 * first + p]), min(K - k, LANES)
-                transpose_matrix(source, VECTOR_BYTES, Q, channels, target, 4 * P * Q, Q)
+                target = address(y) + 4 * plane_row(to, n + i, k, 4 * first + p)
+                channels = min(to.C - k, LANES)
+                transpose_matrix(source, VECTOR_BYTES, to.W, channels, target, size, to.W)
+
+
+@compiled
+def store_channels(products, plane, lines, span, bias, rest, rest_image, relu, y, to):
+    """As store_planes, of a channels-last y, + rest, a channels-last image."""
+    n, images, first, rows, tile_columns = span
+    pixels, nothing = np.empty(16 * LANES, np.float32), np.zeros(LANES, np.float32)
+    for k in range(0, to.C, LANES):
+        base, bits = address(products) + 4 * pair_place(k, lines), first_lanes(to.C - k)
+        for t in range(images * rows * tile_columns):
+            i, row, column = t // tile_columns // rows, t // tile_columns % rows, t % tile_columns
+            transform_output(
+                base + 4 * TILE_WIDTH * t, 24 * plane, 4 * plane, address(pixels),
+                4 * VECTOR_BYTES, VECTOR_BYTES, address(nothing), 0,
+            )  # fmt: skip
+            p, q = 4 * (first + row), 4 * column
+            for down in range(min(4, to.H - p)):
+                pixel = ((n + i) * to.H + p + down) * to.W + q
+                store_pixels(
+                    address(pixels) + 4 * VECTOR_BYTES * down, VECTOR_BYTES, min(4, to.W - q),
+                    address(bias) + 4 * k, address(rest) + 4 * place_of(rest_image, pixel, k),
+                    4 * rest_image.step, relu, address(y) + 4 * place_of(to, pixel, k),
+                    4 * to.step, bits,
+                )  # fmt: skip
 
 
 @compiled

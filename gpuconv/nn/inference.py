@@ -15,8 +15,8 @@ from gpuconv import ops
 from gpuconv.arrays import device_of
 from gpuconv.autograd import Tensor, as_tensor
 from gpuconv.cpu import channels_last as loops
-from gpuconv.cpu import inference_conv
-from gpuconv.cpu.channels_last import Image
+from gpuconv.cpu import conv_grouped, inference_conv
+from gpuconv.cpu.moves import Image
 from gpuconv.nn.inference_graph import JOINED, POOLS, Operation, operations
 from gpuconv.nn.module import Module
 from gpuconv.ops.avg_pool2d import taps_counted
@@ -100,13 +100,13 @@ class _Plan:
             return self._joins(each)
         if each.name in POOLS and (pool := self._pool(each)) is not None:
             return [pool]
-        if each.name == "conv2d":
-            window, groups = each.step.window, each.saved[7]
-            if window is not None and inference_conv.suits(window, groups):
-                return [self._product(each, each.w, window)]
-            return [partial(self._by_operation, each)]
+        if each.name == "conv2d" and each.step.window is not None:
+            shape, window, groups = self.shapes[each.inputs[0]], each.step.window, each.saved[7]
+            if each.scale is None and conv_grouped.suits(shape, each.w.shape, window, groups):
+                return [partial(self._by_operation, each)]
+            return [self._product(each, each.w, window, groups)]
         if each.name == "linear":
-            return [self._product(each, each.w[:, :, None, None], Window(1))]
+            return [self._product(each, each.w[:, :, None, None], Window(1), 1)]
         if each.name in ("batch_norm", "add"):
             return [self._scale_and_add(each)]
         return [partial(self._by_operation, each)]
@@ -125,11 +125,15 @@ class _Plan:
         C = self._at(each.output)[1].C
         return np.zeros(C, np.float32), Image(0, 0, 1, 1, 1, C)
 
-    def _product(self, each: Operation, w: np.ndarray, window: Window) -> Callable[[], object]:
+    def _product(
+        self, each: Operation, w: np.ndarray, window: Window, groups: int
+    ) -> Callable[[], object]:
         given = self._at(each.inputs[0]), self._at(each.output), self._rest(each)
         before = (each.scale, each.shift, each.rectified)
         pack = partial(self._pack, each.output)
-        return inference_conv.convolution(*given, w, each.b, window, before, each.relu, pack)
+        return inference_conv.convolution(
+            *given, w, each.b, window, groups, before, each.relu, pack
+        )
 
     def _pack(self, number: int, form: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once for all plans."""

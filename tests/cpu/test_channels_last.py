@@ -9,7 +9,7 @@ from bounds import gamma
 from gpuconv import ops
 from gpuconv.cpu import channels_last as loops
 from gpuconv.cpu import inference_conv, winograd
-from gpuconv.cpu.channels_last import Image
+from gpuconv.cpu.moves import Image
 from gpuconv.shapes import Window
 from gpuconv.threads import set_thread_count, thread_count
 
@@ -34,31 +34,35 @@ def taken(flat, image):
 
 
 def random_case(seed):
-    """(x, w, b, rest, window, before, relu) that fit."""
+    """(x, w, b, rest, window, groups, before, relu) that fit."""
     rng = np.random.default_rng(seed)
     while True:
+        groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
         N, C, K = (int(n) for n in rng.integers(1, (5, 40, 70)))
+        C, K = -(-C // groups) * groups, -(-K // groups) * groups
         kernel = (1, 1) if rng.random() < 0.4 else rng.integers(1, 5, 2).tolist()
         stride = (1, 1) if rng.random() < 0.5 else rng.integers(1, 4, 2).tolist()
         padding = tuple(tuple(rng.integers(0, 3, 2).tolist()) for _ in range(2))
         padding = padding if rng.random() < 0.6 else 0
-        window = Window(tuple(kernel), tuple(stride), padding, (int(rng.integers(1, 3)), 1))
+        dilation = rng.integers(1, 3, 2).tolist()
+        window = Window(tuple(kernel), tuple(stride), padding, tuple(dilation))
         shape = (N, C, *rng.integers(1, 19, 2).tolist())
         try:
             P, Q = window.output_size(*shape[2:])
         except ValueError:
             continue
-        x, w = (rng.standard_normal(s).astype(np.float32) for s in (shape, (K, C, *kernel)))
+        shapes = shape, (K, C // groups, *kernel)
+        x, w = (rng.standard_normal(s).astype(np.float32) for s in shapes)
         b = rng.standard_normal(K).astype(np.float32)
         rest = rng.standard_normal((N, K, P, Q)).astype(np.float32) if rng.random() < 0.5 else None
         before = (None, None, False)
         if rng.random() < 0.4:
             scale, shift = (rng.standard_normal(C).astype(np.float32) for _ in range(2))
             before = scale, shift, bool(rng.random() < 0.5)
-        return x, w, b, rest, window, before, bool(rng.random() < 0.5)
+        return x, w, b, rest, window, groups, before, bool(rng.random() < 0.5)
 
 
-def exact(x, w, b, rest, window, before, relu):
+def exact(x, w, b, rest, window, groups, before, relu):
     """The definition in float64, and a bound of the error."""
     x, w, b = (a.astype(np.float64) for a in (x, w, b))
     size, terms = abs(x), w[0].size + 3
@@ -66,7 +70,7 @@ def exact(x, w, b, rest, window, before, relu):
         scale, shift = (a.astype(np.float64)[:, None, None] for a in before[:2])
         x, size, terms = scale * x + shift, abs(scale * x) + abs(shift), terms + 3
         x = np.maximum(x, 0) if before[2] else x
-    options = window.stride, window.padding, window.dilation
+    options = window.stride, window.padding, window.dilation, groups
     y = ops.conv2d.definition(x, w, b, *options)
     bound = ops.conv2d.definition(size, abs(w), abs(b), *options)
     if rest is not None:
@@ -74,7 +78,7 @@ def exact(x, w, b, rest, window, before, relu):
     return np.maximum(y, 0) if relu else y, gamma(terms) * bound
 
 
-def convolved(x, w, b, rest, window, before, relu, around=(0, 0)):
+def convolved(x, w, b, rest, window, groups, before, relu, around=(0, 0)):
     y = np.zeros((len(x), len(w), *window.output_size(*x.shape[2:])), np.float32)
     zeros = np.zeros(len(w), np.float32), Image(0, 0, 1, 1, 1, len(w))
     other = zeros if rest is None else placed(rest, *around)
@@ -84,7 +88,7 @@ def convolved(x, w, b, rest, window, before, relu, around=(0, 0)):
         return make()
 
     given = placed(x, *around[::-1]), made, other
-    inference_conv.convolution(*given, w, b, window, before, relu, pack)()
+    inference_conv.convolution(*given, w, b, window, groups, before, relu, pack)()
     return taken(*made)
 
 
@@ -117,6 +121,7 @@ def test_threads_share_blocks_or_filters_and_do_not_change_bits(shape, K, kernel
         np.ones(K, np.float32),
         None,
         Window(kernel, 1, kernel // 2),
+        1,
         (None, None, False),
         True,
     )
@@ -140,9 +145,9 @@ def test_winograd_has_the_bits_of_the_uncompiled_one(shape, K, padding):
     x, w = (rng.standard_normal(s).astype(np.float32) for s in (shape, (K, shape[1], 3, 3)))
     b, window = rng.standard_normal(K).astype(np.float32), Window(3, 1, padding)
     assert winograd.suits(shape, w.shape, window, 1)
-    y = winograd.forward(x, w, b, window, False)
+    y = winograd.forward(x, w, b, window, 1, False)
     rest = rng.standard_normal(y.shape).astype(np.float32)
-    found = convolved(x, w, b, rest, window, (None, None, False), True, around=(2, 3))
+    found = convolved(x, w, b, rest, window, 1, (None, None, False), True, around=(2, 3))
     assert np.array_equal(found, np.maximum(y + rest, 0))
 
 
@@ -152,7 +157,7 @@ def test_what_winograd_would_spoil_is_computed_directly(value):
     x = rng.standard_normal((2, 32, 12, 16)).astype(np.float32)
     w = rng.standard_normal((32, 32, 3, 3)).astype(np.float32)
     x[0, 3, 5, 6] = value
-    case = x, w, np.zeros(32, np.float32), None, Window(3, 1, 1), (None, None, False), False
+    case = x, w, np.zeros(32, np.float32), None, Window(3, 1, 1), 1, (None, None, False), False
     y, bound = exact(*case)
     found = convolved(*case)
     reached = np.zeros(y.shape, bool)

@@ -16,7 +16,7 @@ from conv_geometry import (
     random_wide_geometry,
 )
 
-from gpuconv.cpu import conv, conv_pool, pool, winograd
+from gpuconv.cpu import conv, conv_grouped, conv_pool, pool, winograd
 from gpuconv.shapes import Window
 from gpuconv.threads import set_thread_count, thread_count
 
@@ -28,6 +28,64 @@ def test_random_geometry(seed):
     x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
     placed = random_strides(rng) if seed % 2 else np.array
     check(x, w, b if seed % 3 else None, window, groups, rng, placed)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_groups_of_few_channels(seed):
+    rng = np.random.default_rng(seed)
+    (N, C, H, W), _, window, _ = random_geometry(rng)
+    channels, filters = (1, 1) if seed % 2 else rng.integers(1, 9, 2).tolist()  # of a group
+    groups, multiplier = C + 1, 1 + seed % 3 if seed % 2 else 1
+    x, w, b = arrays(
+        rng, (N, groups * channels, H, W), groups * filters * multiplier, window.kernel_size, groups
+    )
+    assert conv_grouped.suits(x.shape, w.shape, window, groups)
+    placed = random_strides(rng) if seed % 4 < 2 else np.array
+    check(x, w, b if seed % 3 else None, window, groups, rng, placed)
+
+
+def test_depthwise_in_several_blocks(monkeypatch):
+    monkeypatch.setattr(conv_grouped, "BLOCK_FLOATS", 200)
+    rng = np.random.default_rng(0)
+    for stride in (1, 2, 3):
+        window = Window(3, stride=stride, padding=1)
+        check(*arrays(rng, (2, 3, 29, 37), 3, (3, 3), 3), window, 3, rng)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_depthwise_keeps_special_values_in_their_windows(value, stride):
+    rng = np.random.default_rng(3)
+    window = Window(3, stride=stride)
+    x, w, b = arrays(rng, (2, 5, 9, 20), 5, (3, 3), 5)
+    x[0, 1, 0, 0] = x[1, 2, 8, 19] = value
+    y = conv.forward(x, w, b, window, 5)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    results = y, *conv.backward(dy, x, w, window, 5)
+    with np.errstate(invalid="ignore"):
+        exact = define(x, w, b, dy, window, 5)
+    for result, right in zip(results, exact, strict=True):
+        assert np.array_equal(np.isfinite(result), np.isfinite(right))
+    dy[0, 3, 0, 0] = value
+    dx, dw, db = conv.backward(dy, x, w, window, 5)
+    assert np.isfinite(dx).sum() == dx.size - 9
+    assert not np.isfinite(dw[3]).any()
+    assert np.isfinite(db).sum() == 4
+
+
+def test_bits_of_depthwise_do_not_depend_on_threads():
+    before = thread_count()
+    x, w, b = arrays(np.random.default_rng(7), (3, 14, 30, 31), 14, (3, 3), 14)
+    found = set()
+    try:
+        for count in (1, 2, 5):
+            set_thread_count(count)
+            y = conv.forward(x, w, b, Window(3, stride=2), 14, "relu")
+            parts = y, *conv.backward(y, x, w, Window(3, stride=2), 14)
+            found.add(b"".join(part.tobytes() for part in parts))
+    finally:
+        set_thread_count(before)
+    assert len(found) == 1
 
 
 @pytest.mark.slow
@@ -154,6 +212,13 @@ FUSED = [
 ]
 
 
+def by_window(a):
+    """(N, K, P, Q, 4): the values of each 2x2 window of a (N, K, H, W)."""
+    N, K, H, W = a.shape
+    a = a[:, :, : H // 2 * 2, : W // 2 * 2].reshape(N, K, H // 2, 2, W // 2, 2)
+    return a.swapaxes(3, 4).reshape(N, K, H // 2, W // 2, 4)
+
+
 @pytest.mark.parametrize(("x_shape", "K", "window", "groups"), FUSED)
 @pytest.mark.parametrize("pooling", [Window(2, stride=2), Window(3, stride=2, padding=1)])
 def test_conv_pool_is_conv_relu_and_pool(x_shape, K, window, groups, pooling):
@@ -161,9 +226,17 @@ def test_conv_pool_is_conv_relu_and_pool(x_shape, K, window, groups, pooling):
     x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
     convolved = conv.forward(x, w, b, window, groups, "relu")
     y, argmax = conv_pool.forward(x[:, :, ::-1][:, :, ::-1], w, b, window, groups, pooling)
-    expected, indices = pool.max_forward(convolved, pooling)
-    assert np.array_equal(y, expected)
-    assert np.array_equal(argmax, indices)
+    if pooling == Window(2, stride=2):  # fused, the products are added in another order
+        exact = np.maximum(define(x, w, b, None, window, groups)[0], 0)
+        size = define(abs(x), abs(w), abs(b), None, window, groups)[0]
+        values, slack = by_window(exact), by_window(gamma(w[0].size + 2) * size).max(-1)
+        assert (abs(y - values.max(-1)) <= slack).all()
+        chosen = np.take_along_axis(values, argmax[..., None].astype(int), -1)[..., 0]
+        assert (chosen >= values.max(-1) - 2 * slack).all()
+    else:
+        expected, indices = pool.max_forward(convolved, pooling)
+        assert np.array_equal(y, expected)
+        assert np.array_equal(argmax, indices)
     dy = rng.standard_normal(y.shape).astype(np.float32)
     dx, dw, db = conv_pool.backward(dy, y, argmax, x, w, window, groups, pooling)
     spread = np.where(convolved > 0, pool.max_backward(dy, argmax, convolved.shape, pooling), 0)
@@ -253,10 +326,10 @@ def test_winograd(x_shape, K, padding):
     rng = np.random.default_rng(8)
     window = Window(3, padding=padding)
     x, w, b = arrays(rng, x_shape, K, (3, 3))
-    y = winograd.forward(x, w, b, window, False)
+    y = winograd.forward(x, w, b, window, 1, False)
     dy = rng.standard_normal(y.shape).astype(np.float32)
-    dx = winograd.input_gradient(dy, w, x.shape, window)
-    dw, db = winograd.weight_gradient(dy, x, w.shape, window)
+    dx = winograd.input_gradient(dy, w, x.shape, window, 1)
+    dw, db = winograd.weight_gradient(dy, x, w.shape, window, 1)
     exact = define(x, w, b, dy, window, 1)
     sizes = define(np.abs(x), np.abs(w), np.abs(b), np.abs(dy), window, 1)
     terms = 9 * x_shape[1], 9 * K, dy.size // K, dy.size // K
@@ -280,9 +353,9 @@ def test_winograd_is_chosen_and_declines_what_it_would_spoil():
     dy = rng.standard_normal((6, 64, 14, 14)).astype(np.float32)
     for array in (x, w, dy):
         kept, array[3, 5, 1, 1] = array[3, 5, 1, 1], np.inf
-        assert array is dy or winograd.forward(x, w, b, window, False) is None
-        assert array is x or winograd.input_gradient(dy, w, x.shape, window) is None
-        assert array is w or winograd.weight_gradient(dy, x, w.shape, window) is None
+        assert array is dy or winograd.forward(x, w, b, window, 1, False) is None
+        assert array is x or winograd.input_gradient(dy, w, x.shape, window, 1) is None
+        assert array is w or winograd.weight_gradient(dy, x, w.shape, window, 1) is None
         array[3, 5, 1, 1] = kept
 
 

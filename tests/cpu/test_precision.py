@@ -8,7 +8,7 @@ from test_cpu_conv import arrays, define, random_geometry
 
 import gpuconv
 from gpuconv import ops
-from gpuconv.cpu import conv, conv_direct, conv_wgrad
+from gpuconv.cpu import conv, conv_direct
 from gpuconv.cpu.precision import sums_in_float64, winograd_allowed
 from gpuconv.shapes import Window
 
@@ -106,7 +106,7 @@ def test_without_winograd_a_3x3_convolution_is_the_direct_one():
     direct = (
         conv_direct.forward(x, w, b, window, 1, False),
         conv_direct.input_gradient(dy, w, x.shape, window, 1),
-        conv_wgrad.weight_gradient(dy, x, w.shape, window, 1)[0],
+        conv_direct.weight_gradient(dy, x, w.shape, window, 1)[0],
     )
 
     def passes():

@@ -14,8 +14,7 @@ HERE = Path(__file__).parent
 FILES = [HERE / name for name in ("test_cpu_conv.py", "test_channels_last.py", "test_cpu_pool.py")]
 HASWELL = "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+lzcnt,+movbe"
 MULTIPLY = {  # every loop that multiplies registers of floats
-    "convolve_block", "accumulate_weights", "multiply", "_visit_windows", "convolve",
-    "winograd_blocks",
+    "_products", "accumulate_weights", "multiply", "_visit_windows",
 }  # fmt: skip
 TRAIN = """
 import sys, time

@@ -3,7 +3,8 @@
 import numpy as np
 from bounds import gamma
 
-from gpuconv.cpu import conv, conv_gemm, winograd
+from gpuconv.cpu import conv, winograd
+from gpuconv.cpu.precision import modes
 from gpuconv.shapes import Window
 
 # Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015, F(4x4, 3x3): the
@@ -62,15 +63,16 @@ def bounds(x, w, b, dy, window, groups):
     sizes = list(define(x, w, b, dy, window, groups))
     pixels = dy.size // w.shape[0]
     terms = [w[0].size, w.size // w.shape[1] // groups, pixels, pixels]
-    whole = conv_gemm.suits(x.shape, window, groups)
+    shapes = x.shape, w.shape, window, groups, modes()
+    one, other = (conv.algorithms(np.dtype(np.float32), *shapes, dw)[0] for dw in (False, True))
     pads = np.array(window.pads(*x.shape[2:]))[:, 0]
-    if not whole and winograd.suits(x.shape, w.shape, window, groups):
+    if one is winograd:
         sizes[0] = _winograd_size(x, w, pads, sizes[0].shape)
         sizes[0] += 0 if b is None else b[:, None, None]
         rotated = w.swapaxes(0, 1)[..., ::-1, ::-1]
         sizes[1] = _winograd_size(dy, rotated, 2 - pads, x.shape)
         terms[:2] = terms[0] + TRANSFORMS, terms[1] + TRANSFORMS
-    if not whole and winograd.suits(x.shape, w.shape, window, groups, dw=True):
+    if other is winograd:
         sizes[2] = _winograd_dw_size(x, dy, pads)
         terms[2] += TRANSFORMS
     return [gamma(n + 2) * size + 1e-37 for n, size in zip(terms, sizes, strict=True)]

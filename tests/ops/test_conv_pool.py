@@ -43,9 +43,12 @@ def test_forward_equals_the_three_by_loops(seed):
             3 * terms * unit / (1 - terms * unit) * bound + 1e-37
         )  # inputs rounded to float32 too
         assert (np.abs(y - expected) <= slack).all()
-        rest = ops.max_pool2d(ops.conv2d(*given, *geometry, "relu"), *pool)
-        np.testing.assert_array_equal(y, rest[0])
-        np.testing.assert_array_equal(argmax, rest[1])
+        # the three operations may add the products in another order, and choose of two near ties
+        conv = ops.conv2d(*given, *geometry, "relu")
+        assert (np.abs(ops.max_pool2d(conv, *pool)[0] - y) <= slack).all()
+        n, k, p, q = np.indices(y.shape)
+        row, column = p * stride[0] + argmax // kernel[1], q * stride[1] + argmax % kernel[1]
+        assert (conv[n, k, row, column] >= y - slack).all()
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -102,7 +105,7 @@ def test_lenet_layer_by_layer_gives_the_same_values():
         loss.backward()
         losses.append(loss.item())
         gradients.append(inputs.grad)
-    assert losses[0] == losses[1]
+    np.testing.assert_allclose(*losses, 1e-6)
     np.testing.assert_allclose(*gradients, 1e-4, 1e-7)
     for a, b in zip(fused.parameters(), single.parameters(), strict=True):
         np.testing.assert_allclose(a.grad, b.grad, 1e-4, 1e-6)

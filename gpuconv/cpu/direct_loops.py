@@ -1,0 +1,292 @@
+"""The loops of a direct convolution over one block after another (direct_plan.py): fill the tile,
+multiply, store. Images are planar, (N, C, H, W), or channels-last (moves.Image).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.moves import (
+    address,
+    copy_floats,
+    first_lanes,
+    place_of,
+    tile_height,
+    tile_width,
+    transpose_matrix,
+)
+from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH, VECTOR_BYTES
+from gpuconv.cpu.simd_moves import copy_lanes, store_pixels
+from gpuconv.cpu.simd_tiles import outer_tile
+
+
+@compiled
+def pack_filters(w, groups, transposed, taps, start, group_size, out, begin, end):
+    """out[pair of K][tap][C][..], pairs [begin, end), from `start` on in each group's part: w
+    (groups*K, C, all taps). TILE_WIDTH filters lie side by side, or LANES where no more are left.
+
+    transposed: K and C are exchanged, for dx. Lanes beyond the last filter hold numbers that nobody
+    uses.
+    """
+    T, rows, columns = w.shape[2], w.shape[0] // groups, w.shape[1]
+    K, C = (columns, rows) if transposed else (rows, columns)
+    lanes, full = np.zeros((C * T, LANES), np.float32), first_lanes(LANES)
+    for group in range(groups):
+        for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
+            # taken here, where each pass uses `lanes` again: see address()
+            to, count = address(lanes), min(K - k, LANES)
+            if not transposed:
+                source = address(w[group * K + k])
+                transpose_matrix(source, 4 * C * T, count, C * T, to, VECTOR_BYTES, LANES)
+            for c in range(C if transposed else 0):
+                source, target = address(w[group * C + c, k]), to + VECTOR_BYTES * T * c
+                if T == 1:  # a copy takes a tenth of the time of a transpose of one column
+                    copy_lanes(source, target, first_lanes(count))
+                else:
+                    transpose_matrix(source, 4 * T, count, T, target, VECTOR_BYTES, LANES)
+            first = k // TILE_WIDTH * TILE_WIDTH
+            width = tile_width(K - first)
+            place = group * group_size + start + first * len(taps) * C + k - first
+            for t in taps:
+                for c in range(C):
+                    target = address(out) + 4 * place
+                    copy_lanes(to + VECTOR_BYTES * (c * T + t), target, full)
+                    place += width
+
+
+@compiled
+def block_range(g, image, block):
+    """(first image, images, first output row of a pass, rows) of a block."""
+    in_image = -(-g.P // g.rows)
+    n, p = block // in_image * g.images, block % in_image * g.rows
+    return n, min(g.images, image.N - n), p, min(g.rows, g.P - p)
+
+
+@compiled
+def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, tile):
+    """tile[image][row][column][channel]: what a block reads of a group's channels. Columns outside
+    the image are already zero; rows outside become zero.
+
+    scale, shift: of channels-last images' values, then under a ReLU if `rectified`; or empty.
+    """
+    high, least = (rows - 1) * g.stride_h + g.span, np.float32(0 if rectified else -np.inf)
+    begin = max(0, g.left)
+    used = min(image.W - (begin - g.left), g.width - begin)
+    joined = used == image.W and used == g.width  # rows follow one another in both
+    for line in range(images * high):
+        i, row = line // high, line % high
+        h = p * g.stride_h - g.top + row
+        if h < 0 or h >= image.H or used <= 0:
+            for j in range(g.planes):
+                place = j * g.plane + line * g.width * g.step
+                tile[place : place + g.width * g.step] = 0
+            continue
+        if joined and h > 0 and row > 0:
+            continue
+        count = min(high - row, image.H - h) * used if joined else used
+        place = (line * g.width + begin) * g.step
+        if image.step:
+            pixel = ((n + i) * image.H + h) * image.W + begin - g.left
+            for j in range(count):
+                at, to = place_of(image, pixel + j, group * g.C), place + j * g.step
+                if len(scale) == 0:
+                    copy_floats(address(x) + 4 * at, address(tile) + 4 * to, g.C)
+                    continue
+                values, made = x[at : at + g.C], tile[to : to + g.C]  # views: their loops vectorise
+                for c in range(g.C):
+                    value = values[c] * scale[group * g.C + c] + shift[group * g.C + c]
+                    made[c] = least if value < least else value
+        else:
+            for c in range(0, g.C, LANES):
+                at = ((n + i) * image.C + group * g.C + c) * image.H + h
+                source = address(x) + 4 * (at * image.W + begin - g.left)
+                target = address(tile) + 4 * (place + c // LANES * g.plane)
+                channels = min(g.C - c, LANES)
+                plane = 4 * image.H * image.W
+                transpose_matrix(source, plane, channels, count, target, 4 * g.step, channels)
+
+
+@compiled
+def find_pixels(g, images, p, rows, size, first, all_rows, columns, offsets, places):
+    """Where a pass's output pixels begin in the tile, in bytes, and their numbers in the block's
+    output; returns how many there are. size, first: of the pass, rows and columns.
+    """
+    high, count = (rows - 1) * g.stride_h + g.span, 0
+    for i in range(images):
+        for r in range(min(rows, size[0] - p)):
+            at = (i * high + r * g.stride_h) * g.width
+            to = (i * all_rows + r * g.out_h + first[0]) * columns + first[1]
+            for q in range(size[1]):
+                offsets[count] = 4 * g.step * (at + q * g.stride_w)
+                places[count] = to + q * g.out_w
+                count += 1
+    offsets[count : count + TILE_HEIGHTS[0]] = 0
+    return count
+
+
+@compiled
+def convolve(
+    x, image, y, to, g, passes, strips, filters, bias, rest, rest_image, scale, shift, rectified,
+    relu, tile, out, begin, end, first_pair, last_pair,
+):  # fmt: skip
+    """y = the convolution of x, + bias (all channels) + rest, or its ReLU: blocks [begin, end),
+    pairs [first_pair, last_pair) of vectors of filters.
+
+    filters: as pack_filters leaves them. rest: another summand, a channels-last image, or zeros of
+    step 0. tile, out: scratch memory, all of `tile` zero at first. A planar y is transposed from
+    `out`; pixels that no pass reaches are zero there, and left as they are in a channels-last y.
+    """
+    sums, reached = np.empty(TILE_HEIGHTS[0] * TILE_WIDTH, np.float32), 0
+    most = g.images * g.rows * g.Q + TILE_HEIGHTS[0]
+    offsets, places = np.empty((2, len(passes), most), np.int64)
+    counts = np.empty(len(passes), np.int64)
+    group_size = len(filters) // g.groups
+    for t in range(len(passes)):
+        reached += passes[t, 6] * passes[t, 7]
+    for block in range(begin, end):
+        n, images, p, rows = block_range(g, image, block)
+        all_rows = min(rows * g.out_h, to.H - p * g.out_h)
+        for t in range(len(passes)):
+            first, size = (passes[t, 4], passes[t, 5]), (passes[t, 6], passes[t, 7])
+            counts[t] = find_pixels(
+                g, images, p, rows, size, first, all_rows, to.W, offsets[t], places[t]
+            )
+        pixels, pixel = images * all_rows * to.W, (n * to.H + p * g.out_h) * to.W
+        for group in range(g.groups):
+            if g.copied:
+                load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, tile)
+                source = address(tile)
+            else:
+                read = (n * image.H + p * g.stride_h) * image.W
+                source = address(x) + 4 * place_of(image, read, 0)
+            for k in range(first_pair * TILE_WIDTH, min(last_pair * TILE_WIDTH, g.K), TILE_WIDTH):
+                channel, count = group * g.K + k, min(g.K - k, TILE_WIDTH)
+                base, step = address(out), TILE_WIDTH
+                if to.step:
+                    base, step = address(y) + 4 * place_of(to, pixel, channel), to.step
+                elif reached < to.H * to.W:
+                    out[: pixels * TILE_WIDTH] = 0
+                for t in range(len(passes)):
+                    _products(
+                        g, passes[t], strips, filters[group * group_size :], k, source, offsets[t],
+                        places[t], counts[t], address(bias) + 4 * channel,
+                        address(rest) + 4 * place_of(rest_image, pixel, channel), rest_image.step,
+                        relu, base, step, sums,
+                    )  # fmt: skip
+                for i in range(0 if to.step else images):
+                    at = ((n + i) * to.C + channel) * to.H + p * g.out_h
+                    transpose_matrix(
+                        address(out) + 4 * TILE_WIDTH * i * all_rows * to.W, 4 * TILE_WIDTH,
+                        all_rows * to.W, count, address(y) + 4 * at * to.W, 4 * to.H * to.W,
+                        all_rows * to.W,
+                    )  # fmt: skip
+
+
+@compiled
+def _products(
+    g, of_pass, strips, filters, k, source, offsets, places, count, bias, rest, rest_step, relu,
+    base, step, sums,
+):  # fmt: skip
+    """A pass over a block for the pair of vectors of filters from k on; base, bias, rest: addresses
+    for it.
+    """
+    start, depth, first, end, _, _, _, Q = of_pass
+    width, together = tile_width(g.K - k), g.out_h == 1 and g.out_w == 1
+    pixel = 0
+    while pixel < count:
+        height, panel = tile_height(count - pixel), address(filters) + 4 * (start + k * depth)
+        for strip in range(first, end):
+            offset, lines, line_bytes, floats = strips[strip]
+            outer_tile(
+                height, width, panel, source + offset, address(offsets) + 8 * pixel, lines,
+                line_bytes, floats, 4, strip > first, address(sums),
+            )  # fmt: skip
+            panel += 4 * lines * floats * width
+        done, inside = 0, min(height, count - pixel)
+        while done < inside:  # pixels that lie evenly in y: a row's, or all
+            run = inside - done if together else min(inside - done, Q - (pixel + done) % Q)
+            to = places[pixel + done]
+            for v in range(0, min(width, g.K - k), LANES):
+                store_pixels(
+                    address(sums) + 4 * (done * width + v), 4 * width, run, bias + 4 * v,
+                    rest + 4 * (to * rest_step + v), 4 * rest_step, relu,
+                    base + 4 * (to * step + v), 4 * step * g.out_w, first_lanes(g.K - k - v),
+                )  # fmt: skip
+            done += run
+        pixel += height
+
+
+@compiled(fastmath={"reassoc", "contract"})
+def _sum(values):
+    total = 0.0
+    for i in range(len(values)):
+        total += values[i]
+    return total
+
+
+@compiled
+def _load_gradient(dy, to, g, group, n, images, p, rows, out, db):
+    """out[tile of channels][image][pixel][channel] of a block of dy; its sums are added to db.
+
+    A tile has TILE_WIDTH channels, or LANES where no more are left; channels from K on are zero.
+    """
+    pixels, plane = rows * to.W, to.H * to.W
+    for i in range(images):
+        for k in range(0, g.K, TILE_WIDTH):
+            width, channel = tile_width(g.K - k), (n + i) * to.C + group * g.K + k
+            target = address(out) + 4 * (k * images + i * width) * pixels
+            source = address(dy) + 4 * (channel * plane + p * to.W)
+            transpose_matrix(source, 4 * plane, g.K - k, pixels, target, 4 * width, width)
+        for k in range(g.K):
+            begin = ((n + i) * to.C + group * g.K + k) * plane + p * to.W
+            db[group * g.K + k] += _sum(dy[begin : begin + pixels])
+
+
+@compiled
+def accumulate_weights(
+    x, image, dy, to, g, offsets, first, height, begin, end, tile, gradient, sums, db
+):
+    """sums[group][tile of channels][column][channel] = the part of blocks [begin, end) in dw, and
+    db (all channels) theirs in db; x and dy are planar.
+
+    A column is a pair of input channel and tap. offsets: of the columns in the tile, in bytes. A
+    tile of channels starts at sums[first channel * columns].
+    """
+    size, nothing = len(sums) // g.groups, np.empty(0, np.float32)
+    sums[:] = 0
+    for block in range(begin, end):
+        n, images, p, rows = block_range(g, image, block)
+        pixels, row_bytes = rows * to.W, 4 * g.stride_h * g.width * g.step
+        image_bytes = 4 * ((rows - 1) * g.stride_h + g.span) * g.width * g.step
+        for group in range(g.groups):
+            load_tile(x, image, g, nothing, nothing, 0, group, n, images, p, rows, tile)
+            _load_gradient(dy, to, g, group, n, images, p, rows, gradient, db)
+            # an outer-product tile adds up all pixels of an image in registers
+            for k in range(0, g.K, TILE_WIDTH):
+                width = tile_width(g.K - k)
+                for j in range(len(first)):
+                    place = group * size + k * len(offsets) + first[j] * width
+                    for i in range(images):
+                        d = address(gradient) + 4 * (k * images + i * width) * pixels
+                        outer_tile(
+                            height[j], width, d, address(tile) + i * image_bytes,
+                            address(offsets) + 8 * first[j], rows, row_bytes, to.W,
+                            4 * g.stride_w * g.step, 1, address(sums) + 4 * place,
+                        )  # fmt: skip
+
+
+@compiled
+def unpack_weights(sums, begin, end, dw):
+    """Transpose lines [begin, end) of sums (channels, columns) into dw (groups, K, columns). Within
+    a tile of channels the sums are in the order of accumulate_weights.
+    """
+    K, columns = dw.shape[1:]
+    channels = -(-K // LANES) * LANES
+    for line in range(begin, end, LANES):
+        group, channel = line // channels, line % channels
+        tile = channel // TILE_WIDTH * TILE_WIDTH
+        width, inside = tile_width(K - tile), min(K - channel, LANES)
+        source = address(sums[group * channels + tile]) + 4 * (channel - tile)
+        target = address(dw[group, channel])
+        transpose_matrix(source, 4 * width, columns, inside, target, 4 * columns, columns)

@@ -1,0 +1,221 @@
+"""How a direct convolution is cut into blocks. Pure functions of shapes.
+
+A block is a range of output rows of one image, or several whole images. What it reads is first
+copied into scratch memory, its tile: pixels in rows of `width`, the channels of a pixel side by
+side, with explicit zeros for the padding. There the pixels that an output needs lie at fixed
+distances from the first of them, whatever the stride, padding and dilation.
+
+dx is computed in the same way, from dy: pixel h of dx receives dy[p] * w[r] where
+p*stride = h + pad - r*dilation. So the pixels of one stride phase (h modulo the stride) are
+reached by the same taps, at evenly spaced rows of dy: a convolution at stride 1 for each phase,
+here a pass. The forward convolution has one pass.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from gpuconv.cpu.moves import Image
+from gpuconv.cpu.simd import LANES, TILE_WIDTH
+from gpuconv.shapes import Window
+
+# A tile should stay in the L2 cache while all filters pass over it; with fewer pixels the filters
+# are read more often than they serve. ResNet-50's layers: half or twice of each is within 3%.
+TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
+# Products added to one sum before it joins the total. The rounding error of a sum of n random terms
+# grows like sqrt(c + n / c) with chains of c terms; the totals cost time.
+CHAIN = 128
+Taps = tuple[tuple[int, int], ...]  # (tap, its distance in rows or columns), of one stride phase
+
+
+class Geometry(NamedTuple):
+    """A block and its tile. All integers, for Numba. Channels are those of one group."""
+
+    C: int
+    K: int
+    groups: int
+    stride_h: int  # rows of the tile from one output row to the next
+    stride_w: int
+    top: int  # the tile's row that holds the image's row 0
+    left: int
+    out_h: int  # rows of the output from one row of a pass to the next
+    out_w: int
+    P: int  # output rows of the largest pass
+    Q: int
+    rows: int  # of a block: output rows of a pass
+    images: int  # of a block; more than one only where rows == P
+    span: int  # rows of the tile for one output row
+    width: int  # pixels in a row of the tile
+    step: int  # floats from one pixel of the tile to the next
+    planes: int  # of the tile: 1, or one for every LANES channels
+    plane: int  # floats from LANES channels of a pixel to the next LANES
+    copied: int  # whether there is a tile; else the image itself serves
+    blocks: int  # of the batch
+
+
+class Plan(NamedTuple):
+    """What `direct_loops` need to know.
+
+    passes: of each pass where its filters start, its depth, its first strip and the end of its
+    strips, and the first row and column, the rows and the columns of its output. strips: what is
+    read one after the other for a pixel, see `_strips`. taps: of each pass, in the order of
+    reading. filters: floats of one group's. tile, out: floats of a block's.
+    """
+
+    image: Image
+    to: Image
+    geometry: Geometry
+    passes: np.ndarray
+    strips: np.ndarray
+    taps: tuple[np.ndarray, ...]
+    filters: int
+    tile: int
+    out: int
+
+
+@lru_cache(maxsize=1024)
+def forward_plan(
+    image: Image, to: Image, window: Window, groups: int, threads: int, affine: bool = False
+) -> Plan:
+    """affine: whether the input is scaled while it is copied, so that it must be copied."""
+    padded = any(map(any, window.pads(image.H, image.W)))
+    channels_last = image.step > 0 and to.step > 0
+    in_place = channels_last and window.taps_count == groups == 1 and not padded and not affine
+    taps = _taps(window, image)
+    if in_place and window.stride == (1, 1):  # pixels are all alike: one column of them
+        pixels = image.N * image.H * image.W
+        image, to = (each._replace(N=1, H=pixels, W=1) for each in (image, to))
+    return _plan(image, to, groups, window.stride, (1, 1), *taps, threads, in_place=in_place)
+
+
+@lru_cache(maxsize=1024)
+def input_gradient_plan(dy: Image, dx: Image, window: Window, groups: int, threads: int) -> Plan:
+    """For dx of dy."""
+    (top, _), (left, _) = window.pads(dx.H, dx.W)
+    (R, S), (down, right), (stride_h, stride_w) = window.kernel_size, window.dilation, window.stride
+    rows = tuple(taps_reaching(a, top, stride_h, down, R) for a in range(stride_h))
+    columns = tuple(taps_reaching(b, left, stride_w, right, S) for b in range(stride_w))
+    return _plan(dy, dx, groups, (1, 1), window.stride, rows, columns, S, threads)
+
+
+@lru_cache(maxsize=1024)
+def weight_gradient_plan(x: Image, dy: Image, window: Window, groups: int, threads: int) -> Plan:
+    """For dw: as the forward pass, but with the tile in planes of LANES channels: a register tile
+    reads few channels of all pixels. Blocks are larger: the sums are read and written once a block.
+    """
+    taps = _taps(window, x)
+    return _plan(x, dy, groups, window.stride, (1, 1), *taps, threads, in_planes=True)
+
+
+def _taps(window: Window, image: Image) -> tuple[tuple[Taps, ...], tuple[Taps, ...], int]:
+    """The taps of a forward pass, in rows and in columns, and how many there are in a row."""
+    (top, _), (left, _) = window.pads(image.H, image.W)
+    (R, S), (down, right) = window.kernel_size, window.dilation
+    rows = tuple((r, r * down - top) for r in range(R))
+    return (rows,), (tuple((s, s * right - left) for s in range(S)),), S
+
+
+def taps_reaching(first: int, pad: int, stride: int, dilation: int, size: int) -> Taps:
+    """(tap, distance) for the taps through which output i + distance reaches pixel
+    i*stride + first.
+    """
+    reaching = [(tap, first + pad - tap * dilation) for tap in range(size)]
+    return tuple((tap, far // stride) for tap, far in reaching if far % stride == 0)
+
+
+def _plan(
+    image: Image,
+    to: Image,
+    groups: int,
+    stride: tuple[int, int],
+    out: tuple[int, int],
+    row_taps: tuple[Taps, ...],
+    column_taps: tuple[Taps, ...],
+    S: int,
+    threads: int,
+    in_planes: bool = False,
+    in_place: bool = False,
+) -> Plan:
+    C, K, N = image.C // groups, to.C // groups, image.N
+    (low_y, high_y), (low_x, high_x) = _ends(row_taps), _ends(column_taps)
+    P, Q = -(-to.H // out[0]), -(-to.W // out[1])
+    span, width = high_y - low_y + 1, (Q - 1) * stride[1] + high_x - low_x + 1
+    lines = -(-C // LANES)
+    # with fewer than LANES channels a row's pixels follow one another without gaps; else the step
+    # is an odd number of cache lines, so that pixels do not compete for cache sets
+    step = C if C < LANES else LANES * (1 if in_planes else lines | 1)
+    if in_place:
+        width, step = image.W, image.step
+    most = max(TILE_FLOATS // (width * stride[0] * lines * LANES), -(-MIN_PIXELS // Q), 1)
+    rows = _even_rows(N, P, min(most, -(-MAX_PIXELS // Q)), threads)
+    high, images = (rows - 1) * stride[0] + span, 1
+    if rows == P and not in_place:
+        pixels = MAX_PIXELS if in_planes else 3 * MIN_PIXELS // 2
+        fit = 2 * TILE_FLOATS // (high * width * lines * LANES)
+        images = max(1, min(pixels // (P * Q), N // threads, fit))
+    plane = images * high * width * LANES + LANES if in_planes else LANES
+    geometry = Geometry(
+        C, K, groups, *stride, -low_y, -low_x, *out, P, Q, rows, images, span, width, step,
+        lines if in_planes else 1, plane, int(not in_place), -(-N // images) * -(-P // rows),
+    )  # fmt: skip
+    strips: list[tuple[int, int, int, int]] = []
+    passes, taps, filters = [], [], 0
+    for a, down in enumerate(row_taps):
+        for b, right in enumerate(column_taps):
+            if down and right and a < to.H and b < to.W:
+                taps.append(np.array([r * S + s for r, _ in _up(down) for s, _ in _up(right)]))
+                size = -(-(to.H - a) // out[0]), -(-(to.W - b) // out[1])
+                before, depth = len(strips), len(taps[-1]) * C
+                strips += _strips(down, right, low_y, low_x, geometry)
+                passes.append((filters, depth, before, len(strips), a, b, *size))
+                filters += -(-K // LANES) * LANES * depth
+    tile = images * high * width * max(step, lines * LANES if in_planes else 0) + 2 * LANES * lines
+    return Plan(
+        image, to, geometry, np.array(passes, np.int64).reshape(-1, 8),
+        np.array(strips, np.int64).reshape(-1, 4), tuple(taps), filters, tile,
+        images * rows * out[0] * to.W * TILE_WIDTH,
+    )  # fmt: skip
+
+
+def _ends(phases: tuple[Taps, ...]) -> tuple[int, int]:
+    far = [distance for taps in phases for _, distance in taps]
+    return min(far), max(far)
+
+
+def _up(taps: Taps) -> list[tuple[int, int]]:
+    return sorted(taps, key=lambda tap: tap[1])
+
+
+def _strips(
+    rows: Taps, columns: Taps, low_y: int, low_x: int, g: Geometry
+) -> list[tuple[int, int, int, int]]:
+    """(offset, lines, line_bytes, floats) of what a pass reads in the tile, about CHAIN floats in
+    each strip. A line is a pixel's channels, or those of a row of taps that follow one another.
+    """
+    (_, x), *beside = _up(columns)
+    right = beside[0][1] - x if beside else 1
+    starts = [4 * g.step * ((y - low_y) * g.width + x - low_x) for _, y in _up(rows)]
+    if right == 1 and g.step == g.C:
+        down = starts[1] - starts[0] if len(rows) > 1 else 0
+        sequences = [(starts[0], len(rows), down, len(columns) * g.C)]
+    else:
+        sequences = [(start, len(columns), 4 * g.step * right, g.C) for start in starts]
+    found = []
+    for start, count, line_bytes, floats in sequences:
+        together = max(1, CHAIN // floats)
+        for i in range(0, count, together):
+            offset, lines = start + i * line_bytes, min(together, count - i)
+            for c in range(0, floats, CHAIN):
+                found.append((offset + 4 * c, lines, line_bytes, min(floats - c, CHAIN)))
+    return found
+
+
+def _even_rows(N: int, P: int, most: int, threads: int) -> int:
+    """Rows of a block, at most `most`, so that blocks share out evenly among threads."""
+    count = -(-P // most)
+    while count < P and N * count % threads and N * count < 8 * threads:
+        count += 1
+    return -(-P // count)

@@ -1,0 +1,120 @@
+"""Where an image lies in memory, and the moves that all convolutions make: transposes and tiles.
+
+The loops pass addresses, not array views: a view costs instructions that the innermost loops feel.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH
+from gpuconv.cpu.simd_moves import copy_lanes, transpose
+
+
+class Image(NamedTuple):
+    """Where images lie in a flat array of floats. All integers, for Numba.
+
+    With a step of 0 they are planar, (N, C, H, W). Else they are channels-last: a channel of a
+    pixel at offset + pixel * step + channel, pixels in the order (n, h, w); the step is C, or more
+    where the channels are part of a wider image.
+    """
+
+    offset: int
+    step: int
+    N: int
+    H: int
+    W: int
+    C: int
+
+
+def planar(a: np.ndarray) -> Image:
+    """`a` (N, C, H, W), in C order."""
+    N, C, H, W = a.shape
+    return Image(0, 0, N, H, W, C)
+
+
+class RegisterTiles(NamedTuple):
+    """Rows cut into register tiles: the first row and the height of each."""
+
+    first: np.ndarray
+    height: np.ndarray
+    rows: int  # of all tiles, with the unused rows of the last
+
+
+@lru_cache(maxsize=1024)
+def register_tiles(count: int) -> RegisterTiles:
+    """`count` rows as full tiles, then the lowest tile that holds the rest."""
+    full, rest = divmod(count, TILE_HEIGHTS[0])
+    heights = [TILE_HEIGHTS[0]] * full + [min(h for h in TILE_HEIGHTS if h >= rest)] * bool(rest)
+    edges = np.cumsum([0, *heights])
+    return RegisterTiles(edges[:-1].astype(np.int64), np.array(heights, np.int64), int(edges[-1]))
+
+
+@compiled
+def tile_height(rest):
+    """The height of the next register tile, with `rest` rows to go."""
+    high, middle, low = TILE_HEIGHTS
+    return high if rest > middle else (middle if rest > low else low)
+
+
+@compiled
+def tile_width(rest):
+    """The width of the next tile of channels, with `rest` to go."""
+    return TILE_WIDTH if rest > LANES else LANES
+
+
+@compiled
+def address(a):
+    """An array's address; signed, because Numba adds signed and unsigned numbers as floats.
+
+    Numba frees an array right after its last use, and sees none in reads and writes through the
+    address. So an array made in the same function is made before a loop, and its address is taken
+    within the loop and used nowhere else: until the loop ends, another use may follow.
+    """
+    return np.intp(a.ctypes.data)
+
+
+@compiled
+def place_of(image, pixel, channel):
+    """The element of a pixel's channel in a channels-last image; of step 0: that of one pixel."""
+    return image.offset + pixel * image.step + channel
+
+
+@compiled
+def first_lanes(count):
+    """Bits for the first `count` lanes of a vector, or for all where there are fewer lanes."""
+    return (1 << min(count, LANES)) - 1
+
+
+@compiled
+def copy_floats(source, target, count):
+    """Copy `count` floats from an address to another. Numba compiles it faster than an assignment
+    of slices, which takes it 2 seconds.
+    """
+    for i in range(0, count, LANES):
+        copy_lanes(source + 4 * i, target + 4 * i, first_lanes(count - i))
+
+
+@compiled
+def transpose_matrix(source, stride, rows, columns, target, step, height):
+    """target[j * step + i] = source[i * stride + j] for all i < rows and j < columns; in bytes.
+
+    Of each column `height` floats are written: zeros from `rows` on.
+    """
+    for i in range(0, height, LANES):
+        written = first_lanes(height - i)
+        for j in range(0, columns, LANES):
+            at, to = source + i * stride + 4 * j, target + j * step + 4 * i
+            transpose(at, stride, rows - i, first_lanes(columns - j), to, step, written)
+
+
+@compiled
+def add_rows(total, part):
+    """total += part, of two dimensions; unlike NumPy's, without a warning for what is unused."""
+    for i in range(len(total)):
+        for j in range(total.shape[1]):
+            total[i, j] += part[i, j]
