@@ -50,8 +50,12 @@ is set); 130 and 143 after Ctrl-C and SIGTERM
 """
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception: only cleaning up stands between it and the end."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. Not an Exception: only cleaning up stands between it and the end. And a
+    KeyboardInterrupt, because Python drops all others while it compiles constant expressions.
+    """
+
+    exit_code = TERMINATED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,8 +78,6 @@ def _run_and_explain(argv: list[str]) -> int:
             return _run(argv)
     except KeyboardInterrupt as stop:
         return _say(str(stop) or "interrupted", getattr(stop, "exit_code", INTERRUPTED))
-    except Terminated as stop:
-        return _say(str(stop) or "terminated", TERMINATED)
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         return _say("", BROKEN_PIPE)
     except ImportError as error:
@@ -189,7 +191,7 @@ def _signals_raise() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def lost(given: Any) -> None:
-        if not issubclass(given.exc_type, (KeyboardInterrupt, Terminated)):
+        if not issubclass(given.exc_type, KeyboardInterrupt):
             unraisable(given)
             return
         again = signal.SIGTERM if given.exc_type is Terminated else signal.SIGINT

@@ -116,7 +116,9 @@ def _join() -> None:
 
 def _of_mpi() -> Communicator:
     try:
-        from gpuconv.distributed.mpi import MpiCommunicator
+        # it waits for all ranks; one that a signal has ended would never come
+        with launch.signals_end_at_once():
+            from gpuconv.distributed.mpi import MpiCommunicator
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
         raise DeviceError(
             f"this process is a rank of an MPI launcher, but MPI cannot be used ({error}): "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import select
@@ -23,7 +24,7 @@ from gpuconv.errors import DeviceError
 from gpuconv.threads import share_cores
 
 INSTALL = "pip install 'gpuconv[mpi]'"
-OUR_CODES = (0, 1, 2, 130, 141, 143)  # of ranks that ended themselves
+SIGNAL_CODES = (130, 141, 143)  # of ranks that a signal or a closed pipe made end themselves
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What MPICH's mpiexec prints of its own, besides frames and empty lines.
 BANNER = "=   BAD TERMINATION"
@@ -65,12 +66,13 @@ def run(count: int, arguments: Iterable[str]) -> int:
         _Copy(process, process.stderr, sys.stderr),
     ]
     numbers: dict[int, int] = {}  # of the ranks' processes
-    with _signals_passed_on(process), _Ends() as ends:
+    with _signals_passed_on(process, numbers) as passed, _Ends() as ends:
         while len(numbers) < count and process.poll() is None:
             time.sleep(0.1)
             started = _rank_numbers(process.pid)
             for rank_process in started.keys() - numbers.keys():
                 ends.watch(rank_process)
+                _send([rank_process], *passed[:1])
             numbers |= started
         code = process.wait()
         for copy in copies:
@@ -78,9 +80,14 @@ def run(count: int, arguments: Iterable[str]) -> int:
         victim = ends.first()
     if any(copy.broken for copy in copies):
         raise BrokenPipeError
-    if code in OUR_CODES:
+    silent = not copies[1].lines
+    if passed and code not in (0, *SIGNAL_CODES):  # it ended ranks that did not yet listen
+        if silent:
+            signal.raise_signal(passed[0])
+        return 128 + passed[0]
+    if code in (0, 1, 2, *SIGNAL_CODES):
         return code
-    if not copies[1].lines:  # mpiexec ended the others before one could say why
+    if silent:  # mpiexec ended the others before one could say why
         who = f"rank {numbers[victim]} (process {victim})" if victim else "a rank"
         raise DeviceError(
             f"{who} ended unexpectedly: it crashed, or it was killed; the job has ended; to go on: "
@@ -178,17 +185,26 @@ def of_ranks(lines: Iterable[str]) -> Iterator[str]:
 
 
 @contextmanager
-def _signals_passed_on(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Within, signals for this process are for mpiexec, which passes them on to the ranks."""
+def _signals_passed_on(
+    process: subprocess.Popen[str], ranks: dict[int, int]
+) -> Iterator[list[int]]:
+    """Within, signals for this process are passed on to the ranks' processes; yields a list of
+    those that were. mpiexec would not pass them on to all ranks while these start.
+    """
+    passed: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        passed.append(number)
+        if ranks:
+            _send(ranks, number)
+        else:
+            process.send_signal(number)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        ranks = [process.pid, *_descendants(process.pid)]  # mpiexec would stop alone
-        _send(ranks, signal.SIGSTOP)
+        every = [process.pid, *_descendants(process.pid)]  # mpiexec would stop alone
+        _send(every, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        _send(ranks, signal.SIGCONT)  # somebody let this process go on
+        _send(every, signal.SIGCONT)  # somebody let this process go on
 
     handlers: dict[int, Callable[[int, FrameType | None], None]] = {
         **dict.fromkeys(FORWARDED, forward),
@@ -200,12 +216,28 @@ def _signals_passed_on(process: subprocess.Popen[str]) -> Iterator[None]:
             for number, handler in handlers.items():
                 if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                     before[number] = signal.signal(number, handler)
-        yield
+        yield passed
     finally:
         for number, old in before.items():
             signal.signal(number, old)
         if process.poll() is None:
             process.terminate()
+
+
+@contextmanager
+def signals_end_at_once() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM end this process, even where a library does not return."""
+    before = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_DFL)
+                    before[number] = handler
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _descendants(process: int) -> list[int]:
@@ -228,7 +260,7 @@ def _rank_numbers(launcher: int) -> dict[int, int]:
     return found
 
 
-def _send(processes: Iterable[int], number: int) -> None:
-    for process in processes:
+def _send(processes: Iterable[int], *numbers: int) -> None:
+    for process, number in itertools.product(processes, numbers):
         with suppress(ProcessLookupError):
             os.kill(process, number)

@@ -107,6 +107,8 @@ def watch(run: Run, port: int, fit: Callable[[bool], None]) -> None:
             announce(server, port, "press Start there")
             monitor.follow(fit)
         except KeyboardInterrupt as stop:
+            if type(stop) not in (KeyboardInterrupt, Interrupted):  # SIGTERM's
+                raise
             if monitor.state == "stopped":  # and then interrupted while it waited to go on
                 raise Interrupted(signal.SIGINT, monitor.problem) from None
             if monitor.state != "done" or isinstance(stop, Interrupted):

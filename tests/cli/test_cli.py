@@ -1,5 +1,6 @@
 """The command line: the commands that need no trained network, and bad arguments."""
 
+import os
 import re
 import signal
 import subprocess
@@ -153,6 +154,21 @@ def test_what_a_command_raises(monkeypatch, capsys, error, code, text):
     told = capsys.readouterr().err
     assert told.startswith(f"gpuconv: {text}")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_not_lost_while_python_compiles(number, code, monkeypatch):
+    """It drops exceptions of signal handlers in constant expressions."""
+    powers = ",".join(f"2**{i % 40 + 30}" for i in range(60_000))  # most of a second
+
+    def imports(args):
+        subprocess.Popen(["sh", "-c", f"sleep 0.1; kill -{number} {os.getpid()}"])
+        compile(f"[{powers}]", "a module", "exec")
+        time.sleep(0.5)
+        return 0
+
+    monkeypatch.setattr("gpuconv.cli.doctor.run", imports)
+    assert main(["doctor"]) == code
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -108,6 +108,22 @@ def test_an_interrupted_job_is_saved_and_goes_on(tmp_path, number, code):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.4, 0.6, 0.8])
+def test_a_job_that_starts_can_be_interrupted(tmp_path, number, code, fraction):
+    began = time.monotonic()
+    first = Job(4, *OPTIONS, "--epochs", "1", "--out", tmp_path / "first")
+    first.wait_for("epoch 1/")
+    start = time.monotonic() - began  # until training begins
+    assert first.end() == 0
+    job = Job(4, *OPTIONS, "--epochs", "1000", "--out", tmp_path / "second")
+    time.sleep(fraction * start)
+    job.process.send_signal(number)
+    assert job.end(30) == code
+    assert job.errors[-1].startswith(("gpuconv: interrupted", "gpuconv: terminated", "Keyboard"))
+
+
+@pytest.mark.slow
 def test_a_job_is_suspended_and_goes_on(tmp_path):
     job = Job(2, *OPTIONS, "--epochs", "20", "--out", tmp_path)
     job.wait_for("epoch 2/")
