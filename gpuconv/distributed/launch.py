@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,6 @@ OUR_CODES = (0, 1, 2, 130, 141, 143)  # of ranks that ended themselves
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What MPICH's mpiexec prints of its own, besides frames and empty lines.
 BANNER = "=   BAD TERMINATION"
-VICTIM = re.compile(r"=   PID (\d+) ")
 NOISE = re.compile(
     r"(=   |\[(mpiexec|proxy)|YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ)"
 )
@@ -65,20 +65,23 @@ def run(count: int, arguments: Iterable[str]) -> int:
         _Copy(process, process.stderr, sys.stderr),
     ]
     numbers: dict[int, int] = {}  # of the ranks' processes
-    with _signals_passed_on(process):
+    with _signals_passed_on(process), _Ends() as ends:
         while len(numbers) < count and process.poll() is None:
             time.sleep(0.1)
-            numbers |= _rank_numbers(process.pid)
+            started = _rank_numbers(process.pid)
+            for rank_process in started.keys() - numbers.keys():
+                ends.watch(rank_process)
+            numbers |= started
         code = process.wait()
         for copy in copies:
             copy.join()
+        victim = ends.first()
     if any(copy.broken for copy in copies):
         raise BrokenPipeError
     if code in OUR_CODES:
         return code
     if not copies[1].lines:  # mpiexec ended the others before one could say why
-        victim = copies[0].victim
-        who = f"rank {numbers[victim]} (process {victim})" if victim in numbers else "a rank"
+        who = f"rank {numbers[victim]} (process {victim})" if victim else "a rank"
         raise DeviceError(
             f"{who} ended unexpectedly: it crashed, or it was killed; the job has ended; to go on: "
             "gpuconv train --resume FOLDER"
@@ -103,18 +106,17 @@ def _machine() -> tuple[str, frozenset[int]]:
 
 class _Copy(threading.Thread):
     """Copies what mpiexec's processes print, without what it says itself. lines: so many. broken:
-    whether nobody reads it any more. victim: the process that mpiexec says has failed.
+    whether nobody reads it any more.
     """
 
     def __init__(self, process: subprocess.Popen[str], source: Any, target: TextIO) -> None:
         super().__init__(daemon=True)
         self._process, self._source, self._target = process, source, target
         self.lines, self.broken = 0, False
-        self.victim: int | None = None
         self.start()
 
     def run(self) -> None:
-        for line in of_ranks(self._watched()):
+        for line in of_ranks(self._source):
             if self.broken:  # read on, so that nobody waits
                 continue
             try:
@@ -124,11 +126,38 @@ class _Copy(threading.Thread):
                 self.broken = True
                 self._process.send_signal(signal.SIGHUP)
 
-    def _watched(self) -> Iterator[str]:
-        for line in self._source:
-            if self.victim is None and (match := VICTIM.match(line)):
-                self.victim = int(match[1])
-            yield line
+
+class _Ends:
+    """Which of the watched processes ended first, by Linux's own list of events.
+
+    mpiexec cannot say: it kills the other ranks at once, then names the lowest of those killed.
+    """
+
+    def __init__(self) -> None:
+        self._events = select.epoll() if hasattr(os, "pidfd_open") else None
+        self._processes: dict[int, int] = {}  # by their descriptors
+
+    def __enter__(self) -> _Ends:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._processes:
+            os.close(descriptor)
+        if self._events is not None:
+            self._events.close()
+
+    def watch(self, process: int) -> None:
+        if self._events is None:
+            return
+        with suppress(OSError):  # it has ended, or there is no descriptor for it
+            descriptor = os.pidfd_open(process)
+            self._processes[descriptor] = process
+            self._events.register(descriptor, select.EPOLLIN)
+
+    def first(self) -> int | None:
+        """The process, or None where none is known to have ended. To be asked once."""
+        ended = self._events.poll(0, 1) if self._events is not None else []
+        return self._processes[ended[0][0]] if ended else None
 
 
 def of_ranks(lines: Iterable[str]) -> Iterator[str]:

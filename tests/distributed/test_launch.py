@@ -2,6 +2,9 @@
 
 import importlib.util
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -36,6 +39,21 @@ OWN = "\n====\ntest accuracy  99%\n\nThis typically refers\n=   a table\n[proxy]
 )
 def test_what_mpiexec_says_itself_is_left_out(printed, passed):
     assert "".join(launch.of_ranks(io.StringIO(printed))) == passed
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux tells in which order they end")
+@pytest.mark.parametrize("order", [[2, 0, 3, 1], [3, 2, 1, 0]])
+def test_the_first_process_to_end_is_known_however_late_one_asks(order):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    processes = [subprocess.Popen(command) for _ in order]
+    with launch._Ends() as ends:
+        for process in processes:
+            ends.watch(process.pid)
+        for number in order:
+            processes[number].kill()
+            processes[number].wait()
+        ends.watch(processes[0].pid)  # of none that is there
+        assert ends.first() == processes[order[0]].pid
 
 
 def test_one_line_says_what_is_missing_and_how_to_get_it(monkeypatch):

@@ -12,14 +12,18 @@ from gpuconv import data, distributed, nn, optim
 from gpuconv.train import Callback, Trainer
 
 BATCH, IMAGES = 7, 17  # batches of 7, 7 and 3 images: no number of ranks divides them
-SCALE = 2.0**19  # fp16's to begin with: some gradient of the network becomes infinite
+# fp16's to begin with: some gradient becomes infinite, and at half of it none
+SCALE = {"none": 2.0**19, "sync": 2.0**17}
 
 
 class HighScale(Callback):
     """The first batch overflows, the others do not."""
 
+    def __init__(self, norm):
+        self.scale = SCALE[norm]
+
     def on_fit_begin(self, trainer):
-        trainer.scaler.load_state_dict({"scale": SCALE, "good": 0})
+        trainer.scaler.load_state_dict({"scale": self.scale, "good": 0})
 
 
 class Small(nn.Module):
@@ -59,7 +63,7 @@ def trainer_of(case, communicator=None, **options):
         device, np.float64 if double else None
     )
     if half:
-        options |= {"precision": "fp16", "scale_growth": 2, "callbacks": [HighScale()]}
+        options |= {"precision": "fp16", "scale_growth": 2, "callbacks": [HighScale(norm)]}
     batches = data.Loader(images(), BATCH, seed=2, augment=data.Shift(1))
     if double:
         batches = [(x.astype(np.float64), labels) for x, labels in batches.batches(0)]
