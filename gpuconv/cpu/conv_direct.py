@@ -20,7 +20,7 @@ from gpuconv.cpu.direct_plan import (
     input_gradient_plan,
     weight_gradient_plan,
 )
-from gpuconv.cpu.moves import Image, add_rows, planar, register_tiles
+from gpuconv.cpu.moves import Image, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
@@ -105,8 +105,8 @@ def weight_gradient(
     plan = weight_gradient_plan(planar(x), planar(dy), window, groups, thread_count())
     g, K = plan.geometry, w_shape[0]
     offsets = _column_offsets(plan, window)
-    first, height, columns = register_tiles(len(offsets))
-    offsets = np.concatenate([offsets, np.zeros(columns - len(offsets), np.int64)])
+    columns = rows_of_tiles(len(offsets))
+    offsets = np.pad(offsets, (0, columns - len(offsets)))
     channels, pieces = -(-g.K // LANES) * LANES, shards(g.blocks)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     memory = scratch("weight gradient", len(pieces) * groups * channels * columns)
@@ -117,8 +117,8 @@ def weight_gradient(
     def accumulate(begin: int, end: int) -> None:
         tile, _ = memory_of(plan)
         loops.accumulate_weights(
-            x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets, first, height, begin,
-            end, tile, scratch("gradient", channels * g.images * g.rows * g.Q),
+            x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets, begin, end, tile,
+            scratch("gradient", channels * g.images * g.rows * g.Q),
             parts[begin].reshape(-1), db[begin],
         )  # fmt: skip
 

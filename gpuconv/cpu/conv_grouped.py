@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.direct_plan import Taps, taps_reaching
+from gpuconv.cpu.direct_plan import ends, taps_reaching
 from gpuconv.cpu.moves import address, copy_floats, first_lanes
 from gpuconv.cpu.simd import LANES
 from gpuconv.cpu.simd_planes import (
@@ -176,11 +176,9 @@ def _input_gradient_plan(
     x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: Window, groups: int
 ) -> Plan:
     H, W = x_shape[2:]
-    (top, _), (left, _) = window.pads(H, W)
-    (R, S), (down, right), (stride_h, stride_w) = window.kernel_size, window.dilation, window.stride
-    rows = [taps_reaching(a, top, stride_h, down, R) for a in range(stride_h)]
-    columns = [taps_reaching(b, left, stride_w, right, S) for b in range(stride_w)]
-    (low_y, high_y), (low_x, high_x) = _ends(rows), _ends(columns)
+    S, (stride_h, stride_w) = window.kernel_size[1], window.stride
+    rows, columns = taps_reaching(window, H, W)
+    (low_y, high_y), (low_x, high_x) = ends(rows), ends(columns)
     g = _geometry(
         w_shape[0] // groups, w_shape[1], groups, (1, 1), window.stride, -(-H // stride_h),
         high_y - low_y, -(-W // stride_w) + high_x - low_x, 1,
@@ -204,11 +202,6 @@ def _input_gradient_plan(
         g, np.array([(low_y, low_x)], np.int64), np.array(passes, np.int64).reshape(-1, 6),
         np.array(offsets, np.int64), tuple(taps),
     )  # fmt: skip
-
-
-def _ends(phases: list[Taps]) -> tuple[int, int]:
-    far = [distance for taps in phases for _, distance in taps]
-    return min(far), max(far)
 
 
 def _geometry(

@@ -244,9 +244,7 @@ def _load_gradient(dy, to, g, group, n, images, p, rows, out, db):
 
 
 @compiled
-def accumulate_weights(
-    x, image, dy, to, g, offsets, first, height, begin, end, tile, gradient, sums, db
-):
+def accumulate_weights(x, image, dy, to, g, offsets, begin, end, tile, gradient, sums, db):
     """sums[group][tile of channels][column][channel] = the part of blocks [begin, end) in dw, and
     db (all channels) theirs in db; x and dy are planar.
 
@@ -264,16 +262,18 @@ def accumulate_weights(
             _load_gradient(dy, to, g, group, n, images, p, rows, gradient, db)
             # an outer-product tile adds up all pixels of an image in registers
             for k in range(0, g.K, TILE_WIDTH):
-                width = tile_width(g.K - k)
-                for j in range(len(first)):
-                    place = group * size + k * len(offsets) + first[j] * width
+                width, column = tile_width(g.K - k), 0
+                while column < len(offsets):
+                    height = tile_height(len(offsets) - column)
+                    place = group * size + k * len(offsets) + column * width
                     for i in range(images):
                         d = address(gradient) + 4 * (k * images + i * width) * pixels
                         outer_tile(
-                            height[j], width, d, address(tile) + i * image_bytes,
-                            address(offsets) + 8 * first[j], rows, row_bytes, to.W,
+                            height, width, d, address(tile) + i * image_bytes,
+                            address(offsets) + 8 * column, rows, row_bytes, to.W,
                             4 * g.stride_w * g.step, 1, address(sums) + 4 * place,
                         )  # fmt: skip
+                    column += height
 
 
 @compiled

@@ -94,11 +94,8 @@ def forward_plan(
 @lru_cache(maxsize=1024)
 def input_gradient_plan(dy: Image, dx: Image, window: Window, groups: int, threads: int) -> Plan:
     """For dx of dy."""
-    (top, _), (left, _) = window.pads(dx.H, dx.W)
-    (R, S), (down, right), (stride_h, stride_w) = window.kernel_size, window.dilation, window.stride
-    rows = tuple(taps_reaching(a, top, stride_h, down, R) for a in range(stride_h))
-    columns = tuple(taps_reaching(b, left, stride_w, right, S) for b in range(stride_w))
-    return _plan(dy, dx, groups, (1, 1), window.stride, rows, columns, S, threads)
+    taps = *taps_reaching(window, dx.H, dx.W), window.kernel_size[1]
+    return _plan(dy, dx, groups, (1, 1), window.stride, *taps, threads)
 
 
 @lru_cache(maxsize=1024)
@@ -118,11 +115,19 @@ def _taps(window: Window, image: Image) -> tuple[tuple[Taps, ...], tuple[Taps, .
     return (rows,), (tuple((s, s * right - left) for s in range(S)),), S
 
 
-def taps_reaching(first: int, pad: int, stride: int, dilation: int, size: int) -> Taps:
-    """(tap, distance) for the taps through which output i + distance reaches pixel
-    i*stride + first.
+def taps_reaching(window: Window, H: int, W: int) -> tuple[tuple[Taps, ...], tuple[Taps, ...]]:
+    """For each stride phase of an image's rows, and of its columns, the taps through which output
+    i + distance reaches pixel i*stride + phase.
     """
-    reaching = [(tap, first + pad - tap * dilation) for tap in range(size)]
+    (top, _), (left, _) = window.pads(H, W)
+    (R, S), (down, right), (stride_h, stride_w) = window.kernel_size, window.dilation, window.stride
+    rows = tuple(_reaching(a, top, stride_h, down, R) for a in range(stride_h))
+    columns = tuple(_reaching(b, left, stride_w, right, S) for b in range(stride_w))
+    return rows, columns
+
+
+def _reaching(phase: int, pad: int, stride: int, dilation: int, size: int) -> Taps:
+    reaching = [(tap, phase + pad - tap * dilation) for tap in range(size)]
     return tuple((tap, far // stride) for tap, far in reaching if far % stride == 0)
 
 
@@ -140,7 +145,7 @@ def _plan(
     in_place: bool = False,
 ) -> Plan:
     C, K, N = image.C // groups, to.C // groups, image.N
-    (low_y, high_y), (low_x, high_x) = _ends(row_taps), _ends(column_taps)
+    (low_y, high_y), (low_x, high_x) = ends(row_taps), ends(column_taps)
     P, Q = -(-to.H // out[0]), -(-to.W // out[1])
     span, width = high_y - low_y + 1, (Q - 1) * stride[1] + high_x - low_x + 1
     lines = -(-C // LANES)
@@ -180,7 +185,8 @@ def _plan(
     )  # fmt: skip
 
 
-def _ends(phases: tuple[Taps, ...]) -> tuple[int, int]:
+def ends(phases: tuple[Taps, ...]) -> tuple[int, int]:
+    """The least and the largest distance of a tap."""
     far = [distance for taps in phases for _, distance in taps]
     return min(far), max(far)
 

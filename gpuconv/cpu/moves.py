@@ -5,7 +5,6 @@ The loops pass addresses, not array views: a view costs instructions that the in
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -37,26 +36,17 @@ def planar(a: np.ndarray) -> Image:
     return Image(0, 0, N, H, W, C)
 
 
-class RegisterTiles(NamedTuple):
-    """Rows cut into register tiles: the first row and the height of each."""
-
-    first: np.ndarray
-    height: np.ndarray
-    rows: int  # of all tiles, with the unused rows of the last
-
-
-@lru_cache(maxsize=1024)
-def register_tiles(count: int) -> RegisterTiles:
-    """`count` rows as full tiles, then the lowest tile that holds the rest."""
-    full, rest = divmod(count, TILE_HEIGHTS[0])
-    heights = [TILE_HEIGHTS[0]] * full + [min(h for h in TILE_HEIGHTS if h >= rest)] * bool(rest)
-    edges = np.cumsum([0, *heights])
-    return RegisterTiles(edges[:-1].astype(np.int64), np.array(heights, np.int64), int(edges[-1]))
+def rows_of_tiles(count: int) -> int:
+    """The rows of the register tiles that hold `count`, with the unused ones of the last."""
+    whole = count // TILE_HEIGHTS[0] * TILE_HEIGHTS[0]
+    return whole + min(height for height in (0, *TILE_HEIGHTS) if height >= count - whole)
 
 
 @compiled
 def tile_height(rest):
-    """The height of the next register tile, with `rest` rows to go."""
+    """The height of the next register tile, with `rest` rows to go: full ones, then the lowest that
+    holds what is left.
+    """
     high, middle, low = TILE_HEIGHTS
     return high if rest > middle else (middle if rest > low else low)
 

@@ -30,9 +30,7 @@ def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
     N, C, H, W = x.shape
     P, Q = window.output_size(H, W)
     y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), window.tap_type)
-    if is_2x2(window, H, W):
-        _over_planes(_max_forward_2x2, x, y, argmax)
-    elif x.dtype == np.float32 and argmax.dtype == np.uint8 and window.stride[1] <= 2:
+    if x.dtype == np.float32 and argmax.dtype == np.uint8 and window.stride[1] <= 2:
         _over_planes(_max_forward_vectors, x, y, argmax, *_geometry(window, H, W))
     else:
         _over_planes(_max_forward, x, y, argmax, *_geometry(window, H, W))
@@ -62,16 +60,6 @@ def sum_backward(dy: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np
     dx = np.empty(x_shape, dy.dtype)
     _over_planes(_sum, dx, contiguous(dy), True, *_geometry(window, *x_shape[2:]))
     return dx
-
-
-def is_2x2(window: Window, H: int, W: int) -> bool:
-    """Whether windows are 2x2 and lie side by side; a last row or column may be left over."""
-    return (
-        window.kernel_size == window.stride == (2, 2)
-        and window.dilation == (1, 1)
-        and window.pads(H, W) == ((0, 0), (0, 0))
-        and window.output_size(H, W) == (H // 2, W // 2)
-    )
 
 
 def _geometry(window: Window, H: int, W: int) -> tuple[int, ...]:
@@ -164,23 +152,6 @@ def _max_forward_vectors(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_
 def _update_max(row, best, index, tap, step):
     for q in range(len(best)):
         best[q], index[q] = _larger(best[q], index[q], row[q * step], tap)
-
-
-@compiled
-def _max_forward_2x2(x, y, argmax):
-    for plane in range(len(x)):
-        for p in range(y.shape[1]):
-            upper, lower = x[plane, 2 * p], x[plane, 2 * p + 1]
-            _max_row_2x2(upper, lower, y[plane, p], argmax[plane, p])
-
-
-@compiled
-def _max_row_2x2(upper, lower, y, argmax):
-    for q in range(len(y)):
-        best, index = upper[2 * q], np.uint8(0)
-        best, index = _larger(best, index, upper[2 * q + 1], np.uint8(1))
-        best, index = _larger(best, index, lower[2 * q], np.uint8(2))
-        y[q], argmax[q] = _larger(best, index, lower[2 * q + 1], np.uint8(3))
 
 
 @compiled

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.moves import Image, add_rows, planar, register_tiles
+from gpuconv.cpu.moves import Image, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.winograd_loops import (
@@ -106,7 +106,7 @@ def plan_of(N: int, C: int, K: int, P: int, Q: int, threads: int) -> Plan:
     if threads > N:
         rows = min(rows, -(-tile_rows // threads))
     count = -(-N // images) * -(-tile_rows // rows)
-    tiles = register_tiles(images * rows * tile_columns).rows
+    tiles = rows_of_tiles(images * rows * tile_columns)
     channels, line = -(-K // TILE_WIDTH) * TILE_WIDTH, (-(-C // LANES) | 1) * LANES
     plane = tiles * line + (LANES if tiles % 2 == 0 else 0)
     pixels = images * (4 * rows + 2) * (4 * tile_columns + 2) * LANES
@@ -176,7 +176,7 @@ def weight_gradient(
     """(dw (K, C, 3, 3), db (K,)), or None as in `forward`."""
     (N, C, H, W), (_, K, P, Q) = x.shape, dy.shape
     (top, _), (left, _) = window.pads(H, W)
-    plan, lines = plan_of(N, C, K, P, Q, thread_count()), register_tiles(C).rows
+    plan, lines = plan_of(N, C, K, P, Q, thread_count()), rows_of_tiles(C)
     pieces, shape = shards(plan.total), (36, plan.channels * lines + LANES)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     memory = scratch("weight gradient", len(pieces) * math.prod(shape))
