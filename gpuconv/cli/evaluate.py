@@ -58,15 +58,16 @@ def run(args: argparse.Namespace) -> int:
     loader = preprocessing.loader(dataset, args.batch)
     result = evaluate(model, loss, loader, lambda: None, precision=args.precision)
     known_names = found.metadata.get("classes") or dataset.classes
-    classes = class_names(known_names, len(result["confusion"]))
-    correct = int(result["confusion"].trace())
+    correct = round(result["accuracy"] * result["images"])
     print(f"{args.checkpoint} on {dataset.name}, {result['images']:,} images")
     print(f"loss      {result['loss']:.4f} ({type(loss).__name__})")
     print(f"accuracy  {result['accuracy']:.2%} ({correct:,} of {result['images']:,})")
-    print(_by_class(result["confusion"], classes))
-    if len(classes) <= MAX_CLASSES:
-        print(_matrix(result["confusion"], classes))
-    print(_mistakes(result["confusion"], classes))
+    if (counts := result["confusion"]) is not None:
+        classes = class_names(known_names, len(counts))
+        print(_by_class(counts, classes))
+        if len(classes) <= MAX_CLASSES:
+            print(_matrix(counts, classes))
+        print(_mistakes(counts, classes))
     return 0
 
 

@@ -252,7 +252,7 @@ def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
     result = train.test(prepared)
     if not prepared.trainer.leads:
         return
-    correct = int(result["confusion"].trace())
+    correct = round(result["accuracy"] * result["images"])
     note = "" if prepared.config["limit"] is None else ", limited"
     print(
         f"\ntest accuracy  {result['accuracy']:.2%} ({correct:,} of {result['images']:,}{note}), "
@@ -264,14 +264,16 @@ def _report(prepared: Run, folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 def _draw(out: Path, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    pictures = out / "curves.png", out / "confusion.png"
+    pictures = [out / "curves.png"]
     try:
         viz.curves(history, pictures[0])
-        viz.confusion(result["confusion"], result["dataset"].classes, pictures[1])
+        if result["confusion"] is not None:
+            pictures.append(out / "confusion.png")
+            viz.confusion(result["confusion"], result["dataset"].classes, pictures[1])
     except Exception as error:  # the run is finished, and all else is kept
         print(f"pictures       none: {one_line(error)}")
     else:
-        print(f"pictures       {pictures[0]}, {pictures[1]}")
+        print(f"pictures       {', '.join(map(str, pictures))}")
 
 
 def _names(text):

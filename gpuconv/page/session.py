@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KEPT_VALUES = 128_000_000  # of all runs together: 512 MB of float32
 MAX_RUNS = 16
 MISTAKES = 12
+MOST_CLASSES = 1000  # of a confusion matrix
 FIRST_VALUES = 1 << 20  # sent with a run; the page asks for the rest when it comes into sight
 
 
@@ -129,7 +130,8 @@ class Session:
     def evaluate(self, held: Loader) -> Answer:
         """The network on all pictures of a loader that does not shuffle.
 
-        "confusion": counts, a row for each true class and a column for each answer; "mistakes": the
+        "confusion": counts, a row for each true class and a column for each answer, or None for
+        more classes than a page can show; "mistakes": the
         wrong answers with the least probability for the truth, worst first: "pixels" as the page
         draws them, "label", "answer", "sure" (the answer's probability). "accuracy", "images".
         """
@@ -141,12 +143,15 @@ class Session:
             labels.append(y)
         p, truth = np.concatenate(shares), np.concatenate(labels)
         answers, classes = p.argmax(axis=1), p.shape[1]
-        pairs = np.bincount(truth * classes + answers, minlength=classes**2)
+        confusion = None
+        if classes <= MOST_CLASSES:
+            pairs = np.bincount(truth * classes + answers, minlength=classes**2)
+            confusion = pairs.reshape(classes, classes).tolist()
         of_truth = np.nan_to_num(p[np.arange(len(truth)), truth])
         wrong = np.flatnonzero(answers != truth)
         worst = wrong[np.argsort(of_truth[wrong], kind="stable")][:MISTAKES]
         return {
-            "confusion": pairs.reshape(classes, classes).tolist(),
+            "confusion": confusion,
             "accuracy": float((answers == truth).mean()),
             "images": len(truth),
             "mistakes": [

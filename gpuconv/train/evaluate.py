@@ -19,6 +19,8 @@ from gpuconv.train.answers import Run, answers_of
 from gpuconv.train.batches import as_batches
 from gpuconv.train.finite import diagnose_non_finite
 
+MOST_CLASSES = 4096  # that are counted by pairs: 128 MB
+
 
 def evaluate(
     model: Module,
@@ -37,14 +39,15 @@ def evaluate(
     own = partial(_sums, model, loss, loader, after_batch, run, precision)
     every = [own()] if communicator is None else communicator.agreed(own)
     # Added in the order of the batches: any number of ranks gives the same bits.
-    in_order = chain.from_iterable(zip_longest(*(batches for batches, _ in every)))
+    in_order = chain.from_iterable(zip_longest(*(batches for batches, _, _ in every)))
     total, images = 0.0, 0
     for batch in filter(None, in_order):
         total, images = total + batch[0], images + batch[1]
     if not images:
         raise ValueError("evaluate: the loader has no images")
-    confusion = sum((counts for _, counts in every if counts.size), np.zeros((), np.int64))
-    accuracy = int(np.trace(confusion)) / images
+    accuracy = sum(correct for _, correct, _ in every) / images
+    counted = [counts for _, _, counts in every if counts is not None]
+    confusion = sum(counted[1:], counted[0]) if counted else None
     return {"loss": total / images, "accuracy": accuracy, "images": images, "confusion": confusion}
 
 
@@ -55,13 +58,13 @@ def _sums(
     after_batch: Callable[[], None],
     run: Run,
     precision: str,
-) -> tuple[list[tuple[float, int]], np.ndarray]:
-    """For each batch the sum of the losses and the number of images; and the confusion matrix, of
-    no elements where there is no batch.
+) -> tuple[list[tuple[float, int]], int, np.ndarray | None]:
+    """For each batch the sum of the losses and the number of images; the right answers; and the
+    confusion matrix, None where there is no batch or for more than MOST_CLASSES.
     """
     batches: list[tuple[float, int]] = []
-    confusion = np.zeros((0, 0), np.int64)
-    images = 0
+    confusion: np.ndarray | None = None
+    images = correct = 0
     with in_mode(model, False), np.errstate(all="ignore"):
         for answers, labels, value, x in run(model, loss, loader):
             if not (math.isfinite(value) and np.isfinite(answers).all()):
@@ -69,12 +72,14 @@ def _sums(
                 with autograd.precision(precision):
                     where = f"evaluation, after {images} images"
                     raise diagnose_non_finite(model, x(), where, what)
-            counts = _count_pairs(labels, answers)
-            confusion = counts if not images else confusion + counts
+            correct += int((answers.argmax(axis=1) == labels).sum())
+            if answers.shape[1] <= MOST_CLASSES:
+                counts = _count_pairs(labels, answers)
+                confusion = counts if confusion is None else confusion + counts
             batches.append((value * len(labels), len(labels)))
             images += len(labels)
             after_batch()
-    return batches, confusion
+    return batches, correct, confusion
 
 
 def probabilities(

@@ -559,8 +559,9 @@ class Trainer:
         """Loss and accuracy over a loader, in evaluation mode.
 
         Returns: {"loss": mean, "accuracy": 0 to 1, "images": N, "confusion": int64 (classes,
-        classes)}, with a row for each true class and a column for each predicted one. On several
-        ranks each calls it and evaluates some of the batches; the result is that of one rank.
+        classes)}, with a row for each true class and a column for each predicted one, or None for
+        more than 4,096 classes. On several ranks each calls it and evaluates some of the batches;
+        the result is that of one rank.
         Raises: ValueError for an empty loader or NaN in the input, FloatingPointError as `fit`.
         """
         run = self._answers or answers_of(self.model, None, self.graph, self.precision)

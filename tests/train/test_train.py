@@ -123,6 +123,17 @@ def test_evaluate_by_hand():
         run.evaluate([])
 
 
+def test_many_classes_are_not_counted_by_pairs():
+    """Their matrix would take 8 GB."""
+    classes = 32_768
+    x, labels = np.zeros((3, 4), np.float32), np.array([5, 7, 5])
+    model = nn.Sequential(nn.Linear(4, classes))
+    model.load_state_dict({"0.weight": np.zeros((classes, 4)), "0.bias": np.eye(1, classes, 5)[0]})
+    found = trainer(model).evaluate([(x, labels)])
+    assert found["confusion"] is None
+    assert found["accuracy"] == 2 / 3
+
+
 def test_predict_gives_probabilities():
     model = network(dropout=0.5)
     run = trainer(model)
