@@ -16,8 +16,8 @@ from gpuconv.errors import one_line
 TRIAL = """
 from gpuconv import distributed
 ranks = distributed.init()
-assert ranks.all_gather(ranks.rank) == list(range(ranks.size)), "a wrong answer"
-print(f"{ranks.size} ranks", flush=True)
+assert ranks.size == 2, f"{ranks.size} ranks, not 2"
+assert ranks.all_gather(ranks.rank) == [0, 1], "a wrong answer"
 from gpuconv.__main__ import _end
 _end(0)
 """
@@ -86,7 +86,7 @@ def _trial(launcher: str) -> tuple[str, bool]:
         return f"did not answer within {SECONDS} s", False
     except OSError as error:
         return f"cannot be started: {one_line(error)}", False
-    if done.returncode == 0 and done.stdout.split("\n").count("2 ranks") == 2:
+    if not done.returncode:  # not by what was printed, which mpiexec may lose
         return f"started and heard each other in {time.monotonic() - began:.1f} s", True
     said = " ".join((done.stderr or done.stdout).split())
     return f"failed, exit code {done.returncode}: {said[-300:] or 'without a word'}", False
