@@ -168,8 +168,9 @@ __device__ __forceinline__ void backward_weight(float* dw, float* db, float* par
     constexpr int TAP = padded(FILTERS);
     const int slice = block / of.tiles, tile = block - slice * of.tiles, k0 = tile * FILTERS;
     const int images = region.images, plane = region.rows * region.pitch, rows = of.rows;
-    float* const in = shared;                              // [image][channel][row][column]
-    float* const gradients = shared + images * C * plane;  // [image][row][column][filter]
+    // Gradients first: read by vectors of 16 bytes, which would not be aligned behind the images.
+    float* const gradients = shared;                           // [image][row][column][filter]
+    float* const in = shared + images * rows * of.wide * TAP;  // [image][channel][row][column]
 
     const int columns = C * R, column = threadIdx.x % columns, part = threadIdx.x / columns;
     const int c = column / R, r = column - c * R;
