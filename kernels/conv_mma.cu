@@ -32,6 +32,7 @@ Macros    TILE, TILE_N; FORMAT, ELEMENT (mma.cuh); BACKWARD (1: backward data, b
           scalars use_bias, rectify, use_sign and use_onto choose the epilogue
 */
 #define WARP_M (TILE == 64 ? 32 : 64)
+#define WARP_N (TILE_N == 64 ? 32 : 64)
 #define DEEP (TILE == 64)
 #define BLOCKS (TILE == 64 ? 4 : TILE_N == 64 ? 3 : 1)
 #include "conv_mma.cuh"
@@ -93,6 +94,8 @@ struct GatherLoader {
         from_b = shared + TILE * ROW_BYTES
                  + place(warp_column() + lane / 16 * 8 + lane % 8, lane / 8 % 2);
     }
+
+    __device__ __forceinline__ void complete(int) const { }
 
     __device__ __forceinline__ void fetch(int stage)
     {

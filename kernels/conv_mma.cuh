@@ -2,15 +2,14 @@
 // conv_mma_weight.cu share: warps, sums, stages of copies.
 //
 // Macros: TILE x TILE_N, the block's tile of the result: 128x256, 128x128, 128x64 or 64x64; those
-// of mma.cuh. The file that includes this defines WARP_M; DEEP (1: a stage has 128 bytes of each
-// row, not 64); and BLOCKS, which a multiprocessor must hold: asked for nothing, the compiler takes
-// more registers than they have, or 96 in the tile of 64 x 64, and spills.
+// of mma.cuh. The file that includes this defines WARP_M and WARP_N; DEEP (1: a stage has 128 bytes
+// of each row, not 64); and BLOCKS, which a multiprocessor must hold: asked for nothing, the
+// compiler takes more registers than they have, or 96 in the tile of 64 x 64, and spills.
 #pragma once
 #include "mma.cuh"
 
 // A warp owns WARP_M x WARP_N of the tile. 64x64: 4 shared-memory loads of each operand for 32 mma.
 // 64x32 or 32x32 where the tile is 64 wide, so that more warps share it.
-constexpr int WARP_N = TILE_N == 64 ? 32 : 64;
 constexpr int ROWS_M = WARP_M / 16, ROWS_N = WARP_N / 8;  // mma down and across a warp
 constexpr int WARPS_M = TILE / WARP_M, WARPS_N = TILE_N / WARP_N;
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
@@ -54,7 +53,8 @@ __device__ __forceinline__ void multiply(Sums& sums, const Fragments& f)
 
 // sums += a b over `steps` stages. loader.fetch(stage) begins the copies of the next step into a
 // stage (past the last they copy zeros), loader.read(fragments, stage, part) loads one part of a
-// stage. The loads of a part are in flight during the products of the one before.
+// stage; between them loader.complete(stage) may add what is no copy, in places that its own thread
+// copied to. The loads of a part are in flight during the products of the one before.
 template <class Loader>
 __device__ __forceinline__ void accumulate(Sums& sums, Loader& loader, int steps)
 {
@@ -64,6 +64,7 @@ __device__ __forceinline__ void accumulate(Sums& sums, Loader& loader, int steps
     }
     int filled = (STAGES - 1) * STAGE_BYTES, read = 0;
     wait_for_copies<STAGES - 2>();
+    loader.complete(read);
     __syncthreads();
     Fragments f[2];
     loader.read(f[0], read, 0);
@@ -71,16 +72,17 @@ __device__ __forceinline__ void accumulate(Sums& sums, Loader& loader, int steps
     for (int step = 0; step < steps; ++step) {
 #pragma unroll
         for (int part = 0; part < PARTS - 1; ++part) {
-            loader.read(f[(part + 1) % 2], read, part + 1);
             if (part == 0) {
                 loader.fetch(STAGES == 2 ? next_stage(read) : filled);
                 commit_copies();
             }
+            loader.read(f[(part + 1) % 2], read, part + 1);
             multiply(sums, f[part % 2]);
         }
         filled = read;
         read = next_stage(read);
         wait_for_copies<STAGES - 2>();
+        loader.complete(read);
         __syncthreads();
         loader.read(f[0], read, 0);
         multiply(sums, f[(PARTS - 1) % 2]);

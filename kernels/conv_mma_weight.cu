@@ -39,7 +39,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_backward_we
     int pixels, int split_length, int together, int H, int W, int P, int Q, int R, int S, int C,
     int K, int channels, int filters, int real_channels, int real_filters, int tiles_across,
     int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, unsigned p_mul,
-    int p_shift, unsigned q_mul, int q_shift)
+    int p_shift, unsigned q_mul, int q_shift, unsigned dil_h_mul, int dil_h_shift,
+    unsigned dil_w_mul, int dil_w_shift)
 {
     extern __shared__ __align__(128) unsigned char stages[];
     const int down = blockIdx.x / tiles_across, group = blockIdx.y;
@@ -56,12 +57,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_backward_we
     loader.dy = (const char*)(dy + (long long)loader.pixel * K + group * filters + first_filter
         + first * WIDTH);
     loader.dy_step = (long long)(DEPTH * sizeof(ELEMENT)) * K;
+    loader.dy_half = HALF * (int)sizeof(ELEMENT) * K;
     loader.x = (const char*)(x + group * channels);
     loader.x_pixel = C * (int)sizeof(ELEMENT);
     loader.H = H, loader.W = W;
     loader.stride_h = stride_h, loader.image_h = -P * stride_h;
     loader.stride_w = stride_w, loader.line_w = -Q * stride_w;
     loader.first_h = -pad_h, loader.first_w = -pad_w;
+    loader.dil_h = dil_h, loader.dil_h_mul = dil_h_mul, loader.dil_h_shift = dil_h_shift;
+    loader.dil_w = dil_w, loader.dil_w_mul = dil_w_mul, loader.dil_w_shift = dil_w_shift;
     loader.p_mul = p_mul, loader.q_mul = q_mul, loader.p_shift = p_shift, loader.q_shift = q_shift;
     loader.vectors = (filters - first_filter) / WIDTH - first;
     loader.open(shared_address(stages));
@@ -69,29 +73,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_backward_we
         const int tap = first_column / channels, r = tap / S, s = tap - r * S;
         loader.first_h += r * dil_h, loader.first_w += s * dil_w;
         loader.x += (first_column - tap * channels + first * WIDTH) * (int)sizeof(ELEMENT);
-        if (BIAS && first_column >= columns) {  // db: the same for every pixel
-            loader.x = (const char*)(ONE + first);
-            loader.x_pixel = 0, loader.H = loader.W = 1 << 30;
-            loader.first_h = loader.first_w = 0;
-        }
+        if (first_column >= columns) loader.H = 0;  // db: no pixel is there
     } else {
-        loader.one = -1;
 #pragma unroll
         for (int i = 0; i < WeightLoader::B; ++i) {
             const int column = first_column + (first + i * WeightLoader::LANES) * WIDTH;
             const int tap = column / channels, r = tap / S, s = tap - r * S;
-            loader.h[i] = column < columns ? r * dil_h : NOWHERE;
+            const int h = PAIRED ? WeightLoader::tap_bits(r, s) : r * dil_h;
+            loader.h[i] = column < columns ? h : NOWHERE;
             loader.w[i] = s * dil_w;
-            loader.distance[i] =
-                ((r * dil_h * W + s * dil_w) * C + column - tap * channels) / WIDTH;
-            if (BIAS && column == columns) {  // db: no copy writes over it
-                loader.one = i;
-                for (int stage = 0; stage < STAGES * STAGE_BYTES; stage += STAGE_BYTES)
-                    *(Vector*)(stages + (loader.place_of(loader.to_b + stage, i)
-                        - shared_address(stages))) = ONE[0];
-            }
+            loader.distance[i] = ((r * dil_h * W + s * dil_w) * C + column - tap * channels)
+                * (unsigned)sizeof(ELEMENT);
         }
     }
+    const int ones = (columns - first_column) / WIDTH;  // the vector of db's column
+    const bool copied = ones >= 0 && ones < TILE_N / WIDTH && ones % WeightLoader::LANES == first;
+    loader.one = copied ? (int)loader.place_b(ones / WeightLoader::LANES) : NONE;
 
     Sums sums = {};
     accumulate(sums, loader, (end - begin + DEPTH - 1) / DEPTH);

@@ -25,6 +25,7 @@ from gpuconv.cuda.launch_config import (
 from gpuconv.cuda.split_k import split_length
 from gpuconv.ops.conv2d_launch import MASK_COLUMNS, MASK_ROWS, MOMENT_ROWS, Conv2dShape
 
+MAX_REACH = 1 << 30  # elements that a window spans in memory: bytes are counted in 32 bits
 SIZES = ("H", "W", "P", "Q", "R", "S")
 
 
@@ -97,6 +98,7 @@ def stages(deep: bool) -> tuple[int, int]:
 def applies(conv: Conv2dShape) -> bool:
     """Whether tensor cores take a convolution of this shape, its channels being padded."""
     window = conv.R <= MASK_ROWS and conv.S <= MASK_COLUMNS
+    window &= (conv.dil_h * conv.R * conv.W + conv.dil_w * conv.S) * conv.C < MAX_REACH
     return window and not conv.depthwise and min(conv.N, conv.P, conv.Q) > 0
 
 
@@ -246,13 +248,18 @@ def config_backward_weight(
     """
     conv.require("conv2d_backward")
     columns, pixels = conv.R * conv.S * conv.channels, conv.N * conv.P * conv.Q
-    require_int32("conv2d_backward", bytes_of_a_pixel=conv.C * form.dtype.itemsize)
+    size = form.dtype.itemsize
+    require_int32(
+        "conv2d_backward",
+        bytes_of_a_pixel=conv.C * size,
+        bytes_of_16_pixels_of_dy=16 * conv.K * size,
+    )
     tile = weight_tile(conv.filters, conv.channels, columns)
     whole, uniform = conv.filters % tile[0] == 0, conv.channels % tile[1] == 0
     across = ceil_div(columns + (form.width if bias else 0), tile[1])
     tiles = ceil_div(conv.filters, tile[0]) * across
     count, row_bytes = stages(tile[1] == 64)
-    deep = row_bytes // form.dtype.itemsize
+    deep = row_bytes // size
     length = ceil_div(split_length(pixels, tiles * conv.groups), deep) * deep
     splits = max(1, ceil_div(pixels, length))
     together = isqrt(splits)
@@ -263,7 +270,7 @@ def config_backward_weight(
         **{name: getattr(conv, name) for name in (*SIZES, "C", "K", "channels", "filters")},
         **{"pixels": pixels, "split_length": length, "together": together, "tiles_across": across},
         **{"real_channels": channels, "real_filters": filters, **conv.window_scalars},
-        **fast_divisions(p=conv.P, q=conv.Q),
+        **fast_divisions(p=conv.P, q=conv.Q, dil_h=conv.dil_h, dil_w=conv.dil_w),
     }
     dw = filters * conv.groups * conv.R * conv.S * channels
     sizes = {
@@ -277,7 +284,7 @@ def config_backward_weight(
         "conv_mma_weight.cu",
         "conv2d_backward_weight_mma",
         (tiles, conv.groups, splits),
-        64 if tile == (64, 64) and form.name == "tf32" else threads(tile),
+        tile[0] * tile[1] // 128 if form.name == "tf32" else threads(tile),  # a warp for 64 x 64
         defines(**form.macros, **macros),
         scalars,
         sizes,
