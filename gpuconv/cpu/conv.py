@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
-from gpuconv.cpu import conv_direct, conv_gemm, conv_grouped, conv_per_tap, winograd
+from gpuconv.cpu import conv_direct, conv_gemm, conv_per_tap, winograd
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.precision import modes, sums_in_float64
 from gpuconv.shapes import Window
@@ -35,7 +35,6 @@ def algorithms(
         (conv_per_tap, dtype != np.float32 or is_sparse(x_shape, window)),
         (conv_gemm, conv_gemm.suits(*of_shapes)),
         (winograd, winograd.suits(*of_shapes, dw=dw)),
-        (conv_grouped, conv_grouped.suits(*of_shapes)),
         (conv_direct, True),
     )
     return tuple(algorithm for algorithm, holds in table if holds)

@@ -16,6 +16,7 @@ import numpy as np
 from gpuconv.cpu import conv, conv_direct, pool
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.conv_pool_backward import backward_of_maxima
+from gpuconv.cpu.direct_plan import abreast
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.moves import address, copy_floats, first_lanes, transpose_matrix
 from gpuconv.cpu.precision import modes
@@ -82,6 +83,7 @@ def _fused(
         or not _is_2x2(pool_window, P, Q)
         or w_shape[0] * P * Q > MAX_IMAGE_FLOATS
         or C * plane > MAX_INPUT_FLOATS
+        or abreast(x_shape[0], w_shape, groups)
         or conv.algorithms(dtype, x_shape, w_shape, window, groups, modes)[0] is not conv_direct
     ):
         return None

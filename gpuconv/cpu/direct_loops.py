@@ -64,6 +64,17 @@ def block_range(g, image, block):
 
 
 @compiled
+def channels_of(g, image, size, group, c):
+    """(first, step, count): the channels of an image in the vector that begins with number c of the
+    `size` channels of a group.
+    """
+    if g.across:
+        step, first = size // LANES, group * size + c // LANES
+        return first, step, min(LANES, -(-(image.C - first) // step))
+    return group * size + c, 1, min(LANES, size - c)
+
+
+@compiled
 def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, tile):
     """tile[image][row][column][channel]: what a block reads of a group's channels. Columns outside
     the image are already zero; rows outside become zero.
@@ -99,11 +110,11 @@ def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, t
                     made[c] = least if value < least else value
         else:
             for c in range(0, g.C, LANES):
-                at = ((n + i) * image.C + group * g.C + c) * image.H + h
+                first, step, channels = channels_of(g, image, g.C, group, c)
+                at = ((n + i) * image.C + first) * image.H + h
                 source = address(x) + 4 * (at * image.W + begin - g.left)
                 target = address(tile) + 4 * (place + c // LANES * g.plane)
-                channels = min(g.C - c, LANES)
-                plane = 4 * image.H * image.W
+                plane = 4 * image.H * image.W * step
                 transpose_matrix(source, plane, channels, count, target, 4 * g.step, channels)
 
 
@@ -161,7 +172,7 @@ def convolve(
                 read = (n * image.H + p * g.stride_h) * image.W
                 source = address(x) + 4 * place_of(image, read, 0)
             for k in range(first_pair * TILE_WIDTH, min(last_pair * TILE_WIDTH, g.K), TILE_WIDTH):
-                channel, count = group * g.K + k, min(g.K - k, TILE_WIDTH)
+                channel = group * g.K + k
                 base, step = address(out), TILE_WIDTH
                 if to.step:
                     base, step = address(y) + 4 * place_of(to, pixel, channel), to.step
@@ -175,12 +186,14 @@ def convolve(
                         relu, base, step, sums,
                     )  # fmt: skip
                 for i in range(0 if to.step else images):
-                    at = ((n + i) * to.C + channel) * to.H + p * g.out_h
-                    transpose_matrix(
-                        address(out) + 4 * TILE_WIDTH * i * all_rows * to.W, 4 * TILE_WIDTH,
-                        all_rows * to.W, count, address(y) + 4 * at * to.W, 4 * to.H * to.W,
-                        all_rows * to.W,
-                    )  # fmt: skip
+                    for v in range(0, tile_width(g.K - k), LANES):
+                        first, apart, count = channels_of(g, to, g.K, group, k + v)
+                        at = ((n + i) * to.C + first) * to.H + p * g.out_h
+                        transpose_matrix(
+                            address(out) + 4 * (TILE_WIDTH * i * all_rows * to.W + v),
+                            4 * TILE_WIDTH, all_rows * to.W, count, address(y) + 4 * at * to.W,
+                            4 * to.H * to.W * apart, all_rows * to.W,
+                        )  # fmt: skip
 
 
 @compiled
@@ -197,10 +210,10 @@ def _products(
     while pixel < count:
         height, panel = tile_height(count - pixel), address(filters) + 4 * (start + k * depth)
         for strip in range(first, end):
-            offset, lines, line_bytes, floats = strips[strip]
+            offset, lines, line_bytes, floats, step_bytes = strips[strip]
             outer_tile(
-                height, width, panel, source + offset, address(offsets) + 8 * pixel, lines,
-                line_bytes, floats, 4, strip > first, address(sums),
+                height, width, g.across, panel, source + offset, address(offsets) + 8 * pixel,
+                lines, line_bytes, floats, step_bytes, strip > first, address(sums),
             )  # fmt: skip
             panel += 4 * lines * floats * width
         done, inside = 0, min(height, count - pixel)
@@ -234,13 +247,17 @@ def _load_gradient(dy, to, g, group, n, images, p, rows, out, db):
     pixels, plane = rows * to.W, to.H * to.W
     for i in range(images):
         for k in range(0, g.K, TILE_WIDTH):
-            width, channel = tile_width(g.K - k), (n + i) * to.C + group * g.K + k
+            width = tile_width(g.K - k)
             target = address(out) + 4 * (k * images + i * width) * pixels
-            source = address(dy) + 4 * (channel * plane + p * to.W)
-            transpose_matrix(source, 4 * plane, g.K - k, pixels, target, 4 * width, width)
-        for k in range(g.K):
-            begin = ((n + i) * to.C + group * g.K + k) * plane + p * to.W
-            db[group * g.K + k] += _sum(dy[begin : begin + pixels])
+            for v in range(0, width, LANES):
+                first, step, count = channels_of(g, to, g.K, group, k + v)
+                source = address(dy) + 4 * (((n + i) * to.C + first) * plane + p * to.W)
+                transpose_matrix(
+                    source, 4 * plane * step, count, pixels, target + 4 * v, 4 * width, LANES
+                )
+        for k in range(group * g.K, min((group + 1) * g.K, to.C)):
+            begin = ((n + i) * to.C + k) * plane + p * to.W
+            db[k] += _sum(dy[begin : begin + pixels])
 
 
 @compiled
@@ -269,7 +286,7 @@ def accumulate_weights(x, image, dy, to, g, offsets, begin, end, tile, gradient,
                     for i in range(images):
                         d = address(gradient) + 4 * (k * images + i * width) * pixels
                         outer_tile(
-                            height, width, d, address(tile) + i * image_bytes,
+                            height, width, g.across, d, address(tile) + i * image_bytes,
                             address(offsets) + 8 * column, rows, row_bytes, to.W,
                             4 * g.stride_w * g.step, 1, address(sums) + 4 * place,
                         )  # fmt: skip
@@ -277,16 +294,15 @@ def accumulate_weights(x, image, dy, to, g, offsets, begin, end, tile, gradient,
 
 
 @compiled
-def unpack_weights(sums, begin, end, dw):
-    """Transpose lines [begin, end) of sums (channels, columns) into dw (groups, K, columns). Within
-    a tile of channels the sums are in the order of accumulate_weights.
+def unpack_weights(sums, g, to, begin, end, dw):
+    """Transpose lines [begin, end) of sums (channels, columns), which are in the order of
+    accumulate_weights, into dw (all channels, columns).
     """
-    K, columns = dw.shape[1:]
-    channels = -(-K // LANES) * LANES
+    columns, channels = dw.shape[1], -(-g.K // LANES) * LANES
     for line in range(begin, end, LANES):
-        group, channel = line // channels, line % channels
-        tile = channel // TILE_WIDTH * TILE_WIDTH
-        width, inside = tile_width(K - tile), min(K - channel, LANES)
-        source = address(sums[group * channels + tile]) + 4 * (channel - tile)
-        target = address(dw[group, channel])
-        transpose_matrix(source, 4 * width, columns, inside, target, 4 * columns, columns)
+        group, k = line // channels, line % channels
+        tile = k // TILE_WIDTH * TILE_WIDTH
+        first, step, count = channels_of(g, to, g.K, group, k)
+        width, target = tile_width(g.K - tile), address(dw[first])
+        source = address(sums[group * channels + tile]) + 4 * (k - tile)
+        transpose_matrix(source, 4 * width, columns, count, target, 4 * columns * step, columns)

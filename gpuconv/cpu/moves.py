@@ -30,10 +30,10 @@ class Image(NamedTuple):
     C: int
 
 
-def planar(a: np.ndarray) -> Image:
-    """`a` (N, C, H, W), in C order."""
+def planar(a: np.ndarray, abreast: int = 1) -> Image:
+    """`a` (N, C, H, W), in C order; or of so many images each, one's channels after the other's."""
     N, C, H, W = a.shape
-    return Image(0, 0, N, H, W, C)
+    return Image(0, 0, N // abreast, H, W, C * abreast)
 
 
 def rows_of_tiles(count: int) -> int:

@@ -127,8 +127,11 @@ def transpose(builder, source, stride, rows, bits, target, step, row_bits):
     written = mask_of(builder, row_bits)
     vectors = []
     for m in range(LANES):
-        inside = builder.select(builder.icmp_signed("<", i64(m), rows), bits, i64(0))
-        address = builder.add(source, builder.mul(stride, i64(m)))
+        exists = builder.icmp_signed("<", i64(m), rows)
+        inside = builder.select(exists, bits, i64(0))
+        # even a load of no lanes takes microseconds where the address has no memory behind it
+        far = builder.select(exists, builder.mul(stride, i64(m)), i64(0))
+        address = builder.add(source, far)
         vectors.append(masked_load(builder, address, mask_of(builder, inside)))
     for lane, vector in enumerate(_transposed(builder, vectors)):
         used = builder.icmp_signed("!=", builder.and_(bits, i64(1 << lane)), i64(0))

@@ -32,7 +32,7 @@ CHAIN = 64
 def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
     """sums[row][v] += scalars[row] * vectors[v], fused where the processor can."""
     width, fuse = len(vectors), ("contract",)
-    spread = [splat(builder, scalar) for scalar in scalars]
+    spread = [value if value.type == VECTOR else splat(builder, value) for value in scalars]
     return [
         builder.fadd(
             total, builder.fmul(spread[i // width], vectors[i % width], flags=fuse), flags=fuse
@@ -71,15 +71,17 @@ def sum_over_taps(
 
 
 @on_addresses
-def outer_tile(builder, height, width, d, x, offsets, rows, row_bytes, pixels, step, keep, out):
+def outer_tile(
+    builder, height, width, across, d, x, offsets, rows, row_bytes, pixels, step, keep, out
+):
     """out[j] = sum over p, q of d[p][q] * x[offsets[j] + p*row_bytes + q*step], j < height.
 
     height: one of TILE_HEIGHTS; width: LANES or TILE_WIDTH. d is [rows][pixels][width] without
     gaps, out [height][width]; offsets and steps are in bytes. With `keep` the sum is added to what
-    out holds.
+    out holds. With `across`, 1 or else 0, what is read of x is a vector, multiplied lane by lane.
     """
 
-    def tile(columns: int, vectors: int) -> None:
+    def tile(columns: int, vectors: int, kind: Any) -> None:
         pixel_bytes = vectors * VECTOR_BYTES
         at = [builder.add(x, start) for start in load_row(builder, offsets, i64, columns)]
         d_row_bytes = builder.mul(pixels, i64(pixel_bytes))
@@ -91,7 +93,7 @@ def outer_tile(builder, height, width, d, x, offsets, rows, row_bytes, pixels, s
             def pixel(q: Any, state: list[Any]) -> list[Any]:
                 here = builder.add(d_row, builder.mul(q, i64(pixel_bytes)))
                 column = builder.add(x_row, builder.mul(q, step))
-                scalars = [load(builder, builder.add(base, column), FLOAT) for base in at]
+                scalars = [load(builder, builder.add(base, column), kind) for base in at]
                 return fma_rows(builder, state, scalars, load_row(builder, here, VECTOR, vectors))
 
             return loop(builder, pixels, state, pixel)
@@ -108,7 +110,11 @@ def outer_tile(builder, height, width, d, x, offsets, rows, row_bytes, pixels, s
                 for place, total in zip(places, sums, strict=True):
                     store(builder, total, place)
 
-    def of_width(lanes: int) -> None:
-        switch(builder, height, TILE_HEIGHTS, lambda columns: tile(columns, lanes // LANES))
+    def of_width(lanes: int, kind: Any) -> None:
+        switch(builder, height, TILE_HEIGHTS, lambda columns: tile(columns, lanes // LANES, kind))
 
-    switch(builder, width, (TILE_WIDTH, LANES), of_width)
+    def of_kind(vectors: int) -> None:
+        kind = VECTOR if vectors else FLOAT
+        switch(builder, width, (TILE_WIDTH, LANES), lambda lanes: of_width(lanes, kind))
+
+    switch(builder, across, (0, 1), of_kind)

@@ -160,7 +160,7 @@ def multiply(
                 height = tile_height(rows - row)
                 target = address(out) + 4 * (entry * out_plane + k * lines + row * TILE_WIDTH)
                 at = address(offsets) + 8 * row
-                outer_tile(height, TILE_WIDTH, d, x, at, 1, 0, depth, 4 * step, keep, target)
+                outer_tile(height, TILE_WIDTH, 0, d, x, at, 1, 0, depth, 4 * step, keep, target)
                 row += height
 
 

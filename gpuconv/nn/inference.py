@@ -15,7 +15,8 @@ from gpuconv import ops
 from gpuconv.arrays import device_of
 from gpuconv.autograd import Tensor, as_tensor
 from gpuconv.cpu import channels_last as loops
-from gpuconv.cpu import conv_grouped, inference_conv
+from gpuconv.cpu import inference_conv
+from gpuconv.cpu.direct_plan import abreast
 from gpuconv.cpu.moves import Image
 from gpuconv.nn.inference_graph import JOINED, POOLS, Operation, operations
 from gpuconv.nn.module import Module
@@ -102,7 +103,7 @@ class _Plan:
             return [pool]
         if each.name == "conv2d" and each.step.window is not None:
             shape, window, groups = self.shapes[each.inputs[0]], each.step.window, each.saved[7]
-            if each.scale is None and conv_grouped.suits(shape, each.w.shape, window, groups):
+            if each.scale is None and abreast(shape[0], each.w.shape, groups):
                 return [partial(self._by_operation, each)]
             return [self._product(each, each.w, window, groups)]
         if each.name == "linear":
