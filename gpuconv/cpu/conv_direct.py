@@ -23,14 +23,13 @@ from gpuconv.cpu.direct_plan import (
     input_gradient_plan,
     weight_gradient_plan,
 )
+from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.cpu.moves import Image, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
 
-PACK_GRAIN = 1 << 17  # with fewer floats to pack, a second thread costs more than it saves
-ADD_GRAIN = 1 << 16  # the same, of floats to add and unpack
 NOTHING = np.empty(0, np.float32)
 
 
@@ -88,7 +87,7 @@ def packed(plan: Plan, w: np.ndarray, transposed: bool, out: np.ndarray) -> np.n
     for taps, start in zip(plan.taps, plan.passes[:, 0], strict=True):
         fixed = flat, g.groups, transposed, taps, start, plan.filters, out
         pack = partial(loops.pack_filters, *fixed)
-        parallel(pack, shards(pairs, -(-PACK_GRAIN * pairs // max(len(out), 1))))
+        parallel(pack, shards(pairs, -(-GRAIN * pairs // max(len(out), 1))))
     return out
 
 
@@ -175,5 +174,5 @@ def _sum_of(plan: Plan, parts: list[np.ndarray], w_shape: tuple[int, ...]) -> np
         loops.unpack_weights(total, g, plan.to, first, last, flat)
 
     units = -(-lines // unit)
-    parallel(add, shards(units, -(-ADD_GRAIN * units // total.size)))
+    parallel(add, shards(units, -(-GRAIN * units // total.size)))
     return dw

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuconv.cpu import conv, conv_direct, pool
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.conv_pool_backward import backward_of_maxima
+from gpuconv.cpu.conv_pool_backward import GRAIN, backward_of_maxima
 from gpuconv.cpu.direct_plan import abreast
 from gpuconv.cpu.elementwise import contiguous
 from gpuconv.cpu.moves import address, copy_floats, first_lanes, transpose_matrix
@@ -31,7 +31,6 @@ from gpuconv.threads import parallel, shards
 # larger images gain as much; with 16 and more the backward pass at 112x112 and up is 1.1 to 1.3
 # times as long.
 MAX_IMAGE_FLOATS, MAX_INPUT_FLOATS = 96 * 1024, 160 * 1024
-GRAIN = 1 << 20  # with fewer multiply-adds, a second thread costs more than it saves
 
 
 class Padded(NamedTuple):

@@ -20,14 +20,12 @@ import numpy as np
 
 from gpuconv.cpu.moves import Image
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
+from gpuconv.cpu.simd_tiles import CHAIN
 from gpuconv.shapes import Window
 
 # A tile should stay in the L2 cache while all filters pass over it; with fewer pixels the filters
 # are read more often than they serve. ResNet-50's layers: half or twice of each is within 3%.
 TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
-# Products added to one sum before it joins the total. The rounding error of a sum of n random terms
-# grows like sqrt(c + n / c) with chains of c terms; the totals cost time.
-CHAIN = 128
 # Of a group, on both sides, for vectors across groups. With 8 channels of 28x28 groups take 0.7 of
 # the time with vectors of filters, with 12 the same time.
 MOST_CHANNELS = 8

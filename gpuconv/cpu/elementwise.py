@@ -10,7 +10,10 @@ import numpy as np
 from gpuconv.cpu.compiled import compiled
 from gpuconv.threads import over_shards
 
-GRAIN = 1 << 16  # with fewer elements, a second thread costs more than it saves
+# Values that a loop over memory reads, per thread: with fewer, another thread costs more than it
+# saves. A LeNet step at batch 8 takes 0.68 ms, with half of all grains 0.80 and with twice 0.68; at
+# batch 64 1.75, 1.80 and 1.86.
+GRAIN = 1 << 16
 
 
 def elementwise(function: Callable[..., Any], *inputs: np.ndarray) -> np.ndarray:

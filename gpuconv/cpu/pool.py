@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.elementwise import contiguous
+from gpuconv.cpu.elementwise import GRAIN, contiguous
 from gpuconv.cpu.moves import address, first_lanes
 from gpuconv.cpu.simd import LANES
 from gpuconv.cpu.simd_moves import largest_taps
 from gpuconv.shapes import Window
 from gpuconv.threads import over_shards
-
-GRAIN = 1 << 15  # with fewer pixels, a second thread costs more than it saves
 
 
 def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:

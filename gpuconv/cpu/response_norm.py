@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.elementwise import contiguous
+from gpuconv.cpu.elementwise import GRAIN, contiguous
 from gpuconv.threads import parallel, shards
 
-STRIP = 128  # pixels: 128 KB of float32 with 256 channels, in the L2 cache
-GRAIN = 1 << 14  # with fewer elements, a second thread costs more than it saves
+STRIP = 128  # pixels; with half of it AlexNet's layers take 1.1 times as long, with twice the same
 
 
 def forward(x: np.ndarray, size: int, alpha: float, beta: float, k: float) -> np.ndarray:

@@ -24,9 +24,10 @@ from gpuconv.cpu.simd import (
     switch,
 )
 
-# Products added to one sum before it joins the total. The error is least near the square root of
-# the depth, 48 for 3x3 filters of 256 channels; longer chains spend less time on the totals.
-CHAIN = 64
+# Products added to one sum before it joins the total. The rounding error of a sum of n random terms
+# grows like sqrt(c + n / c) with chains of c terms; the totals cost time: seven of ResNet-50's
+# layers take 51.3 ms with chains of 64, 50.5 with 128 and 50.3 with 256.
+CHAIN = 128
 
 
 def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
@@ -46,10 +47,6 @@ def sum_over_taps(
 ) -> list[Any]:
     """`count` vectors of sums over the depth: sums = tap(i, b + offsets[i], sums), in chains of
     CHAIN taps.
-
-    A sum of n random terms in one chain has a rounding error that grows like sqrt(n); in chains of
-    c terms it grows like sqrt(c + n/c). The totals are in memory meanwhile: two more instructions
-    for each vector and chain.
     """
     zeros = [ZERO] * count
 
