@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise, product
 from operator import call, itemgetter
@@ -127,6 +127,17 @@ def parallel(function: Shard, pieces: Pieces) -> list[object]:
             raise error
         results.append(result)
     return results
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it the calling thread runs all pieces itself: waking another takes up to 50 us."""
+    before = getattr(_inside, "shard", False)
+    _inside.shard = True
+    try:
+        yield
+    finally:
+        _inside.shard = before
 
 
 def over_shards(

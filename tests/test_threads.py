@@ -15,7 +15,14 @@ from gpuconv.autograd import Tensor, operators
 from gpuconv.cpu import conv, matmul
 from gpuconv.cpu.workspace import KEPT_FLOATS, scratch
 from gpuconv.shapes import Window
-from gpuconv.threads import blas_threads, parallel, set_thread_count, shards, thread_count
+from gpuconv.threads import (
+    alone,
+    blas_threads,
+    parallel,
+    set_thread_count,
+    shards,
+    thread_count,
+)
 
 PIECES = [(0, 1), (1, 3), (3, 7)]
 
@@ -41,6 +48,15 @@ def test_nested_calls_run_one_after_another():
         return all(t == me for t in parallel(lambda b, e: threading.get_ident(), PIECES))
 
     assert parallel(outer, PIECES) == [True] * 3
+
+
+def test_a_thread_works_alone_where_it_is_told_to():
+    def threads():
+        return set(parallel(lambda begin, end: threading.get_ident(), PIECES))
+
+    with alone(), alone():
+        assert threads() == {threading.get_ident()}
+    assert len(threads()) == 3
 
 
 @pytest.mark.skipif(

@@ -69,6 +69,21 @@ def scale_and_add(x, image, scale, shift, rest, rest_image, relu, y, to, begin, 
 
 
 @compiled
+def few_rows(x, w, b, relu, y):
+    """y (N, K) = x (N, C) w (C, K) + b, or its ReLU, for few N: w is read once for each."""
+    least = np.float32(0 if relu else -np.inf)
+    for n in range(len(x)):
+        row = y[n]
+        row[:] = b
+        for c in range(x.shape[1]):
+            value, weights = x[n, c], w[c]
+            for k in range(len(row)):
+                row[k] += value * weights[k]
+        for k in range(len(row)):
+            row[k] = least if row[k] < least else row[k]
+
+
+@compiled
 def pixel_of(a, image, pixel):
     """The channels of a pixel, a view: unlike an index, its loops vectorise."""
     place = image.offset + pixel * image.step

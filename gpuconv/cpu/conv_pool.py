@@ -8,7 +8,8 @@ layers for which this does not pay, run the two operations one after the other.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
 from gpuconv.cpu.simd_pool_tiles import FILTERS, POOLED_PIXELS, pooled_filters, pooled_pixels
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
-from gpuconv.threads import parallel, shards
+from gpuconv.threads import Pieces, parallel, shards
 
 # Floats of one image's convolution output, and of its padded input, which are to fit the L2 cache.
 # Forward and backward take 0.3 to 0.9 of the separate passes' time up to there; with 3 channels
@@ -115,27 +116,60 @@ def forward(
     pool_window: Window,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(y, argmax) of conv.forward with its ReLU and pool.max_forward."""
-    fused = _fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes())
+    fused = fused_forward(x.shape, x.dtype, w, b, window, groups, pool_window)
     if fused is None:
         return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
-    x, w = contiguous(x), contiguous(w)
-    layout, offsets, tile, P, Q, pixels = fused
-    N, K = len(x), len(w)
-    b = np.zeros(K, np.float32) if b is None else contiguous(b)
-    weights = _pack(w.reshape(groups, K // groups, -1), tile)
-    bias = _pack(b.reshape(groups, K // groups, 1), tile).reshape(groups, -1)
-    y, argmax = np.empty((N, K, P, Q), np.float32), np.empty((N, K, P, Q), np.uint8)
+    return fused(contiguous(x))
+
+
+Forward = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def fused_forward(
+    x_shape: tuple[int, ...],
+    dtype: np.dtype,
+    w: np.ndarray,
+    b: np.ndarray | None,
+    window: Window,
+    groups: int,
+    pool_window: Window,
+    indices: bool = True,
+) -> Forward | None:
+    """`forward` in one pass, of contiguous images of that shape, its weights packed once; None
+    where the two operations run one after the other. indices: whether argmax is wanted.
+    """
+    fused = _fused(x_shape, dtype, w.shape, window, groups, pool_window, modes())
+    if fused is None:
+        return None
+    N, K = x_shape[0], len(w)
+    weights = _pack(contiguous(w).reshape(groups, K // groups, -1), fused.tile)
+    bias = np.zeros((groups, weights.shape[1] * fused.tile), np.float32)
+    if b is not None:
+        bias[:, : K // groups] = b.reshape(groups, -1)
+    pieces = shards(N, -(-GRAIN // (4 * fused.P * fused.Q * w.size)))
+    return partial(_run, fused, weights, bias, K, pieces, indices)
+
+
+def _run(
+    fused: Fused,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    K: int,
+    pieces: Pieces,
+    indices: bool,
+    x: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    layout, offsets, _, P, Q, pixels = fused
+    y = np.empty((len(x), K, P, Q), np.float32)
+    argmax = np.empty(y.shape if indices else (len(x), 0, 0, 0), np.uint8)
 
     def run(begin: int, end: int) -> None:
         padded = scratch("padded", layout.C * layout.plane + 4 * TILE_WIDTH)
-        padded[:] = 0
         values = scratch("pooled", pixels * LANES)
-        indices = scratch("argmax", pixels * LANES, np.uint8)
-        images = x[begin:end], y[begin:end], argmax[begin:end]
-        _forward(*images, layout, offsets, weights, bias, padded, values, indices)
+        memory = padded, values, scratch("argmax", pixels * LANES, np.uint8)
+        _forward(x, y, argmax, layout, offsets, weights, bias, *memory, begin, end)
 
-    multiply_adds = 4 * P * Q * w.size  # of one image
-    parallel(run, shards(N, -(-GRAIN // multiply_adds)))
+    parallel(run, pieces)
     return y, argmax
 
 
@@ -148,16 +182,20 @@ def _pack(w: np.ndarray, tile: int) -> np.ndarray:
 
 
 @compiled
-def _forward(x, y, argmax, layout, offsets, weights, bias, padded, values, indices):
-    """The pass over some images. A vector holds LANES filters of one pixel where the tiles of
-    weights have LANES filters, else LANES pixels of one filter.
+def _forward(
+    x, y, argmax, layout, offsets, weights, bias, padded, values, indices, begin, end
+):  # fmt: skip
+    """The pass over images [begin, end); an argmax without elements is left out. A vector holds
+    LANES filters of one pixel where the tiles of weights have LANES filters, else LANES pixels of
+    one filter.
     """
     groups, tiles, depth, width = weights.shape
-    N, K, P, Q = y.shape
+    _, K, P, Q = y.shape
     K //= groups
+    padded[:] = 0
     row_bytes = 4 * layout.width
     last = max(Q - POOLED_PIXELS, 0)  # the last tile overlaps the one before it, to stay in the row
-    for n in range(N):
+    for n in range(begin, end):
         for group in range(groups):
             for c in range(layout.C):
                 for h in range(x.shape[2]):
@@ -185,7 +223,7 @@ def _forward(x, y, argmax, layout, offsets, weights, bias, padded, values, indic
                                 address(y[n, first, p]) + 4 * q, 4 * P * Q, first_lanes(inside),
                                 address(indices),
                             )  # fmt: skip
-                            for m in range(count):
+                            for m in range(count if argmax.size else 0):
                                 for lane in range(inside):
                                     argmax[n, first + m, p, q + lane] = indices[m * LANES + lane]
                 if width == LANES:
@@ -198,7 +236,7 @@ def _unpack(values, indices, y, argmax, first, count, pixels):
     to = argmax.reshape(-1)
     target = address(y) + 4 * first * pixels
     transpose_matrix(address(values), VECTOR_BYTES, pixels, count, target, 4 * pixels, pixels)
-    for lane in range(count):
+    for lane in range(count if argmax.size else 0):
         for pixel in range(pixels):
             to[(first + lane) * pixels + pixel] = indices[pixel * LANES + lane]
 

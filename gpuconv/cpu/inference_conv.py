@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cpu import conv_direct, winograd
+from gpuconv.cpu.conv_pool import GRAIN
 from gpuconv.cpu.direct_loops import convolve
 from gpuconv.cpu.direct_plan import forward_plan
 from gpuconv.cpu.moves import Image
@@ -80,7 +81,9 @@ def _direct(
         span = (0, blocks, begin, end) if by_filters else (begin, end, 0, pairs)
         convolve(*fixed, *conv_direct.memory_of(plan), *span)
 
-    return partial(parallel, run, shards(pairs if by_filters else blocks))
+    parts = pairs if by_filters else blocks
+    multiply_adds = to.N * to.H * to.W * w.size
+    return partial(parallel, run, shards(parts, -(-GRAIN * parts // max(multiply_adds, 1))))
 
 
 def _packed(plan: Any, w: np.ndarray) -> np.ndarray:

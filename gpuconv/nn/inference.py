@@ -6,6 +6,7 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,21 @@ from gpuconv.arrays import device_of
 from gpuconv.autograd import Tensor, as_tensor
 from gpuconv.cpu import channels_last as loops
 from gpuconv.cpu import inference_conv
+from gpuconv.cpu.conv_pool import Forward
 from gpuconv.cpu.direct_plan import abreast
 from gpuconv.cpu.moves import Image
 from gpuconv.nn.inference_graph import JOINED, POOLS, Operation, operations
+from gpuconv.nn.inference_places import Places, is_small, planar
 from gpuconv.nn.module import Module
 from gpuconv.ops.avg_pool2d import taps_counted
 from gpuconv.shapes import Window
-from gpuconv.threads import parallel, shards, thread_count
+from gpuconv.threads import alone, blas_threads, parallel, shards, thread_count
 
+_one_thread = blas_threads(1)
+FEW_ROWS = 4  # of a linear layer's input: for one, BLAS takes twice the time with its calls
+# Multiply-adds of a network below which all its work is done by one thread. LeNet at batch 16, 7
+# million, took 240 us so, with two threads 289; at 24 the same.
+SMALL = 8_000_000
 PLANS_KEPT = 4  # for so many shapes of the input, the buffers are kept
 
 
@@ -77,16 +85,20 @@ class _Plan:
         self.packed, self.output = packed, output
         first = Operation("input", recorded.steps[0], [], 0)
         self.operations = [first, *found]
-        self.places = _Places(self.operations, self.shapes, output)
-        self.x: Any = None
+        self.places = Places(self.operations, self.shapes, output)
+        # images (N, C, H, W) of the steps that are kept so, while a call runs
+        self.planar: dict[int, Any] = dict.fromkeys(planar(self.operations, output))
+        self.blas: Any = nullcontext()
+        self.small = sum(step.multiply_adds for step in recorded.steps) < SMALL
         self.calls = [call for each in self.operations for call in self._calls(each)]
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """The output for images of the plan's shape."""
-        self.x = np.ascontiguousarray(x)
-        for call in self.calls:
-            call()
-        self.x = None
+        self.planar[0] = np.ascontiguousarray(x)
+        with self.blas, alone() if self.small else nullcontext():
+            for call in self.calls:
+                call()
+        self.planar = dict.fromkeys(self.planar)
         y = self.places.view(self.output)
         if len(self.shapes[self.output]) == 2:
             return y.reshape(self.shapes[self.output]).copy()
@@ -96,7 +108,11 @@ class _Plan:
 
     def _calls(self, each: Operation) -> Sequence[Callable[[], object]]:
         if each.name == "input":
-            return [self._input]
+            return [] if 0 in self.planar else [self._input]
+        if each.name == "reshape" and each.output in self.planar:
+            return [partial(self._flatten, each.inputs[0], each.output)]
+        if each.pooled is not None:
+            return [partial(self._pooled, each, each.pooled)]
         if each.name in JOINED:
             return self._joins(each)
         if each.name in POOLS and (pool := self._pool(each)) is not None:
@@ -106,6 +122,8 @@ class _Plan:
             if each.scale is None and abreast(shape[0], each.w.shape, groups):
                 return [partial(self._by_operation, each)]
             return [self._product(each, each.w, window, groups)]
+        if each.name == "linear" and is_small(each):
+            return [self._matmul(each)]
         if each.name == "linear":
             return [self._product(each, each.w[:, :, None, None], Window(1), 1)]
         if each.name in ("batch_norm", "add"):
@@ -113,9 +131,40 @@ class _Plan:
         return [partial(self._by_operation, each)]
 
     def _input(self) -> None:
-        y, to = self._at(0)
-        lines = shards(to.N * to.H)
-        parallel(lambda begin, end: loops.to_channels_last(self.x, y, to, begin, end), lines)
+        self._turn(self.planar[0], 0)
+
+    def _turn(self, x: np.ndarray, number: int) -> None:
+        """Step `number`'s output from images (N, C, H, W)."""
+        y, to = self._at(number)
+        lines = shards(to.N * to.H, -(-(1 << 14) // (to.W * to.C)))
+        parallel(lambda begin, end: loops.to_channels_last(x, y, to, begin, end), lines)
+
+    def _pooled(self, each: Operation, forward: Forward) -> None:
+        y, _ = forward(self._contiguous(each.inputs[0]))
+        if each.output in self.planar:
+            self.planar[each.output] = y
+        else:
+            self._turn(y, each.output)
+
+    def _flatten(self, number: int, output: int) -> None:
+        self.planar[output] = self._contiguous(number).reshape(self.shapes[output])
+
+    def _matmul(self, each: Operation) -> Callable[[], None]:
+        """A linear layer of few numbers: calls count more than what they compute."""
+        number = each.inputs[0]
+        x, y = (self.places.view(n)[:, 0, 0] for n in (number, each.output))
+        w = self._pack(each.output, "columns", partial(np.ascontiguousarray, each.w.T))
+        if len(x) <= FEW_ROWS:
+            return lambda: loops.few_rows(self.planar.get(number, x), w, each.b, each.relu, y)
+        self.blas = _one_thread
+
+        def run() -> None:
+            np.matmul(self.planar.get(number, x), w, out=y)
+            np.add(y, each.b, out=y)
+            if each.relu:
+                np.maximum(y, 0, out=y)
+
+        return run
 
     def _at(self, number: int) -> tuple[np.ndarray, Image]:
         return self.places.at(number)
@@ -199,6 +248,9 @@ class _Plan:
         to[...] = y.transpose(0, 2, 3, 1) if y.ndim == 4 else y.reshape(to.shape)
 
     def _contiguous(self, number: int) -> np.ndarray:
+        kept: np.ndarray | None = self.planar.get(number)
+        if kept is not None:
+            return kept
         x = self.places.view(number).transpose(0, 3, 1, 2)
         return np.ascontiguousarray(x).reshape(self.shapes[number])
 
@@ -226,80 +278,3 @@ def _pooled_spans(
             spans = [(max(0, first), min(length, first + kernel)) for first in firsts]
         found.append(np.array(spans, np.int64))
     return found
-
-
-class _Places:
-    """Where each step's output lies. Buffers are used again when their last reader has run.
-
-    What is joined along the channels is computed where it belongs in the whole.
-    """
-
-    def __init__(
-        self, operations: list[Operation], shapes: list[tuple[int, ...]], output: int
-    ) -> None:
-        self.shapes = shapes
-        self.whole: dict[int, tuple[int, int]] = {}  # step: (the step it is part of, first channel)
-        made = {each.output for each in operations}
-        for each in reversed(operations):
-            first = 0
-            for number in each.inputs if each.name in JOINED else ():
-                if number in made and number not in self.whole and number != output:
-                    self.whole[number] = each.output, first
-                first += shapes[number][1]
-        self._give_buffers(operations, output)
-
-    def root(self, number: int) -> tuple[int, int]:
-        """The step whose buffer it lies in, and its first channel there."""
-        first = 0
-        while number in self.whole:
-            number, more = self.whole[number]
-            first += more
-        return number, first
-
-    def _give_buffers(self, operations: list[Operation], output: int) -> None:
-        begins: dict[int, int] = {}
-        ends: dict[int, int] = {self.root(output)[0]: len(operations)}
-        for time, each in enumerate(operations):
-            read = [*each.inputs, *([] if each.rest is None else [each.rest])]
-            for number in (each.output, *read):
-                root = self.root(number)[0]
-                begins.setdefault(root, time)
-                ends[root] = max(ends.get(root, 0), time)
-        sizes: list[int] = []
-        free: list[int] = []
-        chosen: dict[int, int] = {}
-        for time in range(len(operations)):
-            for root in [root for root, begin in begins.items() if begin == time]:
-                need = self._size(root)
-                slot = min(free, key=lambda s: (sizes[s] < need, abs(sizes[s] - need)), default=-1)
-                if slot < 0:
-                    slot = len(sizes)
-                    sizes.append(0)
-                else:
-                    free.remove(slot)
-                sizes[slot] = max(sizes[slot], need)
-                chosen[root] = slot
-            free += [chosen[root] for root, end in ends.items() if end == time]
-        buffers = [np.empty(size, np.float32) for size in sizes]
-        self.buffers = {root: buffers[slot] for root, slot in chosen.items()}
-
-    def _size(self, root: int) -> int:
-        return int(np.prod(self.shapes[root]))
-
-    def at(self, number: int) -> tuple[np.ndarray, Image]:
-        """The buffer, and where in it the step's output lies."""
-        root, first = self.root(number)
-        N, C, H, W = (*self.shapes[number], 1, 1)[:4]
-        return self.buffers[root], Image(first, self.shapes[root][1], N, H, W, C)
-
-    def view(self, number: int) -> np.ndarray:
-        """The step's output as an array (N, H, W, C)."""
-        buffer, image = self.at(number)
-        whole = buffer[: image.N * image.H * image.W * image.step]
-        whole = whole.reshape(image.N, image.H, image.W, image.step)
-        return whole[..., image.offset : image.offset + image.C]
-
-    def is_part(self, number: int, whole: int, first: int) -> bool:
-        """Whether a step's output lies in that of another, from that channel on."""
-        root, at = self.root(whole)
-        return self.root(number) == (root, at + first)

@@ -14,6 +14,7 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.arrays import ShapeOnly
 from gpuconv.autograd import Tensor
+from gpuconv.cpu.conv_pool import Forward, fused_forward
 from gpuconv.nn.module import Module
 from gpuconv.nn.trace import Recording, Step, run
 
@@ -28,7 +29,8 @@ class Operation:
 
     inputs: the steps that it reads. w, b: weights with a batch norm folded in. scale, shift: of a
     batch norm by itself, or before a 1x1 convolution, then under a ReLU if `rectified`. rest: a
-    step whose output is added at the end. relu: whether the sum is rectified.
+    step whose output is added at the end. relu: whether the sum is rectified. pooled: a convolution
+    with its ReLU and the max-pool after it, in one pass over images (N, C, H, W).
     """
 
     name: str
@@ -43,6 +45,7 @@ class Operation:
     rectified: bool = False
     rest: int | None = None
     relu: bool = False
+    pooled: Forward | None = None
     joins: list[str] = field(default_factory=list)  # the names of the steps joined to it
 
 
@@ -112,6 +115,7 @@ class _Fusion:
         elif step.name == "add":
             raise ValueError("compile: a sum with a constant cannot be compiled")
         self._extend(made)
+        self._join_pool(made)
         return made
 
     def _norm(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,6 +150,26 @@ class _Fusion:
             made.joins.append(step.name)
             self.taken.add(number)
 
+    def _join_pool(self, made: Operation) -> None:
+        """A max-pool that alone reads a rectified convolution, where one pass computes both."""
+        readers = self.readers[made.output]
+        if made.name != "conv2d" or not made.relu or made.rest is not None or len(readers) != 1:
+            return
+        (number,) = readers
+        if number >= len(self.steps) or self.steps[number].name != "max_pool2d":
+            return
+        given, pool = self.steps[made.inputs[0]], self.steps[number]
+        assert made.step.window is not None
+        assert pool.window is not None
+        made.pooled = fused_forward(
+            tuple(given.shape), np.dtype(np.float32), made.w, made.b, made.step.window,
+            made.saved[7], pool.window, indices=False,
+        )  # fmt: skip
+        if made.pooled is not None:
+            made.output = number
+            made.joins.append(pool.name)
+            self.taken.add(number)
+
     def _with_norms_joined(self, found: list[Operation]) -> list[Operation]:
         """Batch norm and ReLU before a 1x1 convolution that alone reads them are done while the
         convolution reads its input.
@@ -161,6 +185,7 @@ class _Fusion:
                 and conv is not None
                 and conv.name == "conv2d"
                 and conv.w.shape[2:] == (1, 1)
+                and conv.pooled is None
                 and conv.saved[7] == 1
             ):
                 conv.scale, conv.shift, conv.rectified = norm.scale, norm.shift, norm.relu

@@ -119,6 +119,47 @@ def test_images_as_output_and_pools():
     assert fast <= max(TIMES * plain, LEAST)
 
 
+def block(channels, filters, size=3, groups=1, rng=0):
+    """A convolution whose ReLU and pool are computed in its pass."""
+    conv = nn.Conv2d(channels, filters, size, padding=1, groups=groups, rng=rng)
+    return nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2))
+
+
+POOLED = {
+    "its images are the output": nn.Sequential(block(3, 6)),
+    "one after another, then flat": nn.Sequential(
+        block(3, 6), block(6, 10, 5, rng=1), nn.Flatten(), nn.Linear(10 * 3, 7, rng=2)
+    ),
+    "read by another convolution": nn.Sequential(
+        block(3, 6), nn.Conv2d(6, 4, 3, stride=2, rng=1), nn.ReLU()
+    ),
+    "after another convolution": nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, rng=1), block(8, 6), nn.Flatten()
+    ),
+    "in groups": nn.Sequential(block(3, 9, groups=3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "of a batch norm": nn.Sequential(nn.BatchNorm2d(3), block(3, 6, 1), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 19])
+@pytest.mark.parametrize("name", POOLED)
+def test_convolution_with_its_pool(name, count):
+    x = np.random.default_rng(0).standard_normal((count, 3, 16, 11)).astype(np.float32)
+    model = copy.deepcopy(POOLED[name])
+    fast, plain = errors(fitted(model, np.concatenate([x, -x])).eval(), x, model.compile())
+    assert fast <= max(TIMES * plain, LEAST)
+
+
+def test_the_input_is_read_as_images_and_by_the_pool_too():
+    conv = nn.Conv2d(3, 3, 3, padding=1, rng=0)
+    model = Function(lambda x: F.cat([F.max_pool2d(F.relu(conv(x)), 2), F.max_pool2d(x, 2)])).eval()
+    model.conv = conv
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 10)).astype(np.float32)
+    with no_grad():
+        expected = model(x).numpy()
+    np.testing.assert_allclose(model.compile()(x).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_dense_block_keeps_all_channels_in_one_array():
     block = nn.DenseBlock(4, *(nn.Conv2d(3 + 4 * i, 4, 3, padding=1, rng=i) for i in range(3)))
     model = nn.Sequential(block, nn.BatchNorm2d(15), nn.ReLU(), nn.Conv2d(15, 2, 1, rng=9))
