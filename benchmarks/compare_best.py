@@ -1,6 +1,6 @@
 """Times training and inference on the CPU against each rival at its best, in turn.
 
-    python benchmarks/compare_best.py                        every network; about an hour
+    python benchmarks/compare_best.py                        every network; about 12 minutes
     python benchmarks/compare_best.py --only resnet50        networks whose name holds this text
     python benchmarks/compare_best.py --only lenet --what train
 
