@@ -103,20 +103,10 @@ def _winograd(
     direct: Callable[[], Callable[[], object]],
 ) -> Callable[[], object]:
     (x, image), (y, to) = given, made
-    (top, _), (left, _) = window.pads(image.H, image.W)
-    plan = winograd.plan_of(to.N, image.C, to.C, to.H, to.W, thread_count())
-
-    def transformed() -> Any:
-        out = np.zeros(plan.filters(image.C), np.float32)
-        return winograd.transformed(w, False, plan, out)
-
-    in_range, filters = pack("winograd", transformed)
-    if not in_range:
+    filters = pack("winograd", partial(winograd.transformed, w, False, True))
+    if filters is None:
         return direct()
-    fixed = x, image, top, left, plan, filters, b, *rest, int(relu), y, to
-
-    def run(begin: int, end: int) -> object:
-        return winograd.convolve_blocks(*fixed, *winograd.memory_of(plan), begin, end)
-
-    pieces = shards(plan.total)
-    return lambda: all(parallel(run, pieces)) or direct()()
+    (top, _), (left, _) = window.pads(image.H, image.W)
+    plan = winograd.plan_of(image, to, top, left, thread_count())
+    convolve = winograd.convolution(plan, x, filters, b, *rest, int(relu), y)
+    return lambda: convolve() or direct()()
