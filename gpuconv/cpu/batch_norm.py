@@ -61,8 +61,8 @@ def backward(
     of_batch: bool,
     need_dx: bool,
     in_place: bool = False,
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """(dx or None, dw, db), as the reference implementation; dy and x may be cut from wider arrays.
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """(dx, dw, db), as the reference implementation; dy and x may be cut from wider arrays.
 
     in_place: dx takes dy's memory, which must be in C order.
     """
@@ -71,7 +71,7 @@ def backward(
     vectors = _vector(w, 1, x), _vector(b, 0, x), np.array(mean), np.array(var), dw, db
     arguments = images(dy), images(x), _whole(dx), vectors, eps, relu, of_batch
     _over_channels(x.shape, _backward, *arguments)
-    return dx if need_dx else None, dw, db
+    return dx if need_dx else None, None if w is None else dw, None if b is None else db
 
 
 def images(a: np.ndarray) -> Images:

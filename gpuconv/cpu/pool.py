@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -24,11 +22,9 @@ def max_forward(x: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
     A NaN counts as larger than every number; of several NaN the last is taken, of equal numbers the
     first in row order. Padding is never taken: for a window of padding alone y is -inf, argmax -1.
     """
-    x = contiguous(x)
-    N, C, H, W = x.shape
-    P, Q = window.output_size(H, W)
-    y, argmax = np.empty((N, C, P, Q), x.dtype), np.empty((N, C, P, Q), window.tap_type)
-    _over_planes(_forward, x, y, argmax, *_geometry(window, H, W))
+    shape = (*x.shape[:2], *window.output_size(*x.shape[2:]))
+    y, argmax = np.empty(shape, x.dtype), np.empty(shape, window.tap_type)
+    _over_planes(_forward, window, contiguous(x), y, argmax)
     return y, argmax
 
 
@@ -37,38 +33,33 @@ def max_backward(
 ) -> np.ndarray:
     """dx (of x_shape): each dy (N, C, P, Q) is added to the pixel that was its window's maximum."""
     dx = np.empty(x_shape, dy.dtype)
-    geometry = _geometry(window, *x_shape[2:])
-    _over_planes(_max_backward, dx, contiguous(dy), contiguous(argmax), *geometry)
+    _over_planes(_max_backward, window, dx, contiguous(dy), contiguous(argmax))
     return dx
 
 
 def sum_forward(x: np.ndarray, window: Window) -> np.ndarray:
     """y (N, C, P, Q): the sum over the taps of each window that lie inside the image."""
-    N, C, H, W = x.shape
-    y = np.empty((N, C, *window.output_size(H, W)), x.dtype)
-    _over_planes(_forward, contiguous(x), y, None, *_geometry(window, H, W))
+    y = np.empty((*x.shape[:2], *window.output_size(*x.shape[2:])), x.dtype)
+    _over_planes(_sum_forward, window, contiguous(x), y)
     return y
 
 
 def sum_backward(dy: np.ndarray, x_shape: tuple[int, ...], window: Window) -> np.ndarray:
     """dx (of x_shape): for each pixel the sum of dy (N, C, P, Q) over the windows that cover it."""
     dx = np.empty(x_shape, dy.dtype)
-    _over_planes(_sum_backward, dx, contiguous(dy), *_geometry(window, *x_shape[2:]))
+    _over_planes(_sum_backward, window, dx, contiguous(dy))
     return dx
 
 
-def _geometry(window: Window, H: int, W: int) -> tuple[int, ...]:
-    """(R, S, stride_h, stride_w, top, left, dil_h, dil_w), as the compiled loops take them."""
+def _over_planes(function: Callable[..., None], window: Window, *arrays: np.ndarray) -> None:
+    """function(*arrays, R, S, stride_h, stride_w, top, left, dil_h, dil_w) for shards of the planes
+    (H, W) of the arrays; the first is the image.
+    """
+    H, W = arrays[0].shape[2:]
     (top, _), (left, _) = window.pads(H, W)
-    return (*window.kernel_size, *window.stride, top, left, *window.dilation)
-
-
-def _over_planes(function: Callable[..., None], image: np.ndarray, *arguments: Any) -> None:
-    """function(image, *arguments), in shards of the planes (H, W) of the arrays among them."""
-    arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-    planes = [a.reshape(-1, *a.shape[2:]) for a in (image, *arrays)]
-    grain = -(-GRAIN // math.prod(image.shape[2:]))
-    over_shards(function, planes, *arguments[len(arrays) :], grain=grain)
+    planes = [a.reshape(-1, *a.shape[2:]) for a in arrays]
+    geometry = (*window.kernel_size, *window.stride, top, left, *window.dilation)
+    over_shards(function, planes, *geometry, grain=-(-GRAIN // (H * W)))
 
 
 @compiled
@@ -120,6 +111,11 @@ def _forward(x, y, argmax, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
                     largest_taps(
                         nothing, window, address(y) + size * out, indices, argmax.itemsize, lanes
                     )
+
+
+@compiled
+def _sum_forward(x, y, *geometry):
+    _forward(x, y, None, *geometry)
 
 
 @compiled

@@ -158,7 +158,7 @@ def masked_load(builder: Any, address: Any, mask: Any, kind: Any = VECTOR) -> An
     return _masked(builder, "load", kind, arguments)
 
 
-def masked_gather(builder: Any, address: Any, step: Any, mask: Any, kind: Any) -> Any:
+def masked_gather(builder: Any, address: Any, mask: Any, kind: Any, step: Any) -> Any:
     """As masked_load, of values that lie `step` bytes apart."""
     lanes = ir.Constant(ir.VectorType(i64, LANES), list(range(LANES)))
     places = builder.add(splat(builder, address), builder.mul(splat(builder, step), lanes))

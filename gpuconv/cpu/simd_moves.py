@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -89,13 +90,8 @@ def _over_taps(
     )
     kind = state[0].type
     size = i64(SIZES[kind.element])
-
-    def values(step: int, at: Any, exists: Any) -> Any:
-        if step == 1:
-            return masked_load(builder, at, exists, kind)
-        if step == 2:
-            return every_other(builder, at, exists, kind)
-        return masked_gather(builder, at, builder.mul(stride, size), exists, kind)
+    spaced = partial(masked_gather, step=builder.mul(stride, size))
+    loads: dict[int, Any] = {1: masked_load, 2: every_other, 0: spaced}
 
     def with_stride(step: int) -> None:
         def one(i: Any, state: list[Any]) -> list[Any]:
@@ -105,7 +101,7 @@ def _over_taps(
                 for table in (places, masks)
             )
             at, exists = builder.add(source, builder.mul(place, size)), mask_of(builder, bits)
-            return update(state, values(step, at, exists), exists, tap)
+            return update(state, loads[step](builder, at, exists, kind), exists, tap)
 
         finish(loop(builder, count, state, one))
 

@@ -211,9 +211,7 @@ def batch_norm2d_cpu(x, w, b, mean, var, eps, activation, other):
 
 @batch_norm2d_backward.cpu
 def batch_norm2d_backward_cpu(dy, x, w, b, mean, var, eps, activation, of_batch, need_dx):
-    relu = activation == "relu"
-    dx, dw, db = fast.backward(dy, x, w, b, mean, var, eps, relu, of_batch, need_dx)
-    return dx, None if w is None else dw, None if b is None else db
+    return fast.backward(dy, x, w, b, mean, var, eps, activation == "relu", of_batch, need_dx)
 
 
 @batch_norm2d.launch

@@ -36,10 +36,7 @@ def batch_norm2d_backward_into(
     eps: float,
     activation: str | None,
     of_batch: bool,
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+) -> tuple[np.ndarray | None, ...]:
     """`batch_norm2d_backward` with dx in dy's memory."""
-    relu = activation == "relu"
-    arguments = (dy, x, w, b, mean, var, eps, relu, of_batch, True)
-    dx, dw, db = batch_norm.backward(*arguments, in_place=True)
-    assert dx is not None
-    return dx, None if w is None else dw, None if b is None else db
+    arguments = (dy, x, w, b, mean, var, eps, activation == "relu", of_batch, True)
+    return batch_norm.backward(*arguments, in_place=True)
