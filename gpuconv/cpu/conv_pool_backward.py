@@ -9,7 +9,6 @@ floats.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -98,24 +97,22 @@ def backward_of_maxima(
     line, maxima = len(sources), len(starts)
     multiply_adds = K * maxima * line * (2 if need_dx else 1)  # of one image
     pieces = shards(N, -(-GRAIN // multiply_adds))
-    # the calling thread's scratch: a worker's could be overwritten once it has done its piece
-    shape = len(pieces), K, line + 1
-    sums = scratch("filter sums", math.prod(shape)).reshape(shape)
+    sums = np.empty((len(pieces), K, line + 1), np.float32)
     # "clip" takes a quarter of the time of the default, which guards the indices
     weights = w.reshape(K, -1).take(sources, axis=1, mode="clip")
     dx = np.empty(x.shape if need_dx else (0, 0, 0, 0), np.float32)
-    flat = [a.reshape(N, K, maxima) for a in (dy, y, argmax)]
+    shape = N, K, maxima
+    fixed = dy.reshape(shape), y.reshape(shape), argmax.reshape(shape), x, dx
 
-    def run(begin: int, end: int, to: np.ndarray) -> None:
-        floats = layout.images * layout.image + (layout.vectors + 1) * LANES
+    def run(piece: tuple[int, int], to: np.ndarray) -> None:
+        size = layout.images * layout.image + (layout.vectors + 1) * LANES
         count = layout.images * layout.K * maxima
-        _gradient_images(
-            *flat, x, dx, layout, starts, weights, scratch("channels last", floats),
-            scratch("channels-last dx", floats), scratch("gradients of maxima", count),
-            scratch("offsets of maxima", count, np.int64), to, begin, end,
-        )  # fmt: skip
+        windows = scratch("maxima", count + size + -(-count // 2), np.int64)
+        floats = windows[count:].view(np.float32)
+        memory = floats[:size], floats[size : 2 * size], floats[2 * size :], windows
+        _gradient_images(*fixed, layout, starts, weights, *memory, to, *piece)
 
-    parallel(run, [(*piece, to) for piece, to in zip(pieces, sums, strict=True)])
+    parallel(run, list(zip(pieces, sums, strict=True)))
     total = sums[0]
     for part in sums[1:]:
         add_rows(total, part)
@@ -125,8 +122,8 @@ def backward_of_maxima(
 
 @compiled
 def _gradient_images(
-    dy, y, argmax, x, dx, layout, starts, weights, padded, dx_padded, values, places, sums, begin,
-    end,
+    dy, y, argmax, x, dx, layout, starts, weights, padded, dx_padded, gradients, windows, sums,
+    begin, end,
 ):  # fmt: skip
     """dx, unless it is empty, and sums[filter], the filter's line and its db, of images [begin,
     end).
@@ -137,8 +134,8 @@ def _gradient_images(
     for n in range(begin, end, layout.images):
         images = min(layout.images, end - n)
         count = maxima * images
-        gradients = values[: K * count].reshape(K, maxima, images)
-        windows = places[: K * count].reshape(K, maxima, images)
+        values = gradients[: K * count].reshape(K, maxima, images)
+        places = windows[: K * count].reshape(K, maxima, images)
         for group in range(x.shape[1] // C):
             first = group * K
             for i in range(images):
@@ -150,11 +147,11 @@ def _gradient_images(
                         at = n + i, first + k, j
                         value = np.float32(0) if y[at] <= 0 else dy[at]
                         total += value
-                        gradients[k, j, i] = value
-                        windows[k, j, i] = 4 * i * layout.image + starts[j, argmax[at]]
+                        values[k, j, i] = value
+                        places[k, j, i] = 4 * i * layout.image + starts[j, argmax[at]]
                 sums[first + k, -1] += total
                 _visit_windows(
-                    False, address(gradients[k]), address(windows[k]), count, address(padded),
+                    False, address(values[k]), address(places[k]), count, address(padded),
                     layout, address(sums[first + k]),
                 )  # fmt: skip
             if dx.size:
@@ -164,7 +161,7 @@ def _gradient_images(
                     # other images, and no load waits for the store just before it
                     for k in range(K):
                         _visit_windows(
-                            True, address(gradients[k, j]), address(windows[k, j]), images,
+                            True, address(values[k, j]), address(places[k, j]), images,
                             address(dx_padded), layout, address(weights[first + k]),
                         )  # fmt: skip
                 for i in range(images):
