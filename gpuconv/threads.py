@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import threadpoolctl
 
-Shard = Callable[[int, int], object]
+Shard = Callable[..., object]
 Pieces = Sequence[tuple[int, int]]
 BlasSetting = tuple[Callable[[], int], Callable[[int], object]]  # get, set
 
@@ -84,7 +84,7 @@ def share_cores(processes: int) -> None:
     _default_count.cache_clear()
 
 
-def shards(items: int, grain: int = 1) -> Pieces:
+def shards(items: int, grain: float = 1) -> Pieces:
     """[0, items) cut into pieces [begin, end), at most one for each thread.
 
     grain: so many items take as long as handing a piece to another thread and hearing of its end.
@@ -95,24 +95,25 @@ def shards(items: int, grain: int = 1) -> Pieces:
 
 
 @lru_cache(maxsize=4096)
-def _shards(items: int, grain: int, threads: int) -> Pieces:
-    parts = max(1, min(threads, items // max(grain, 1)))
-    lead = grain if parts > 1 else 0
+def _shards(items: int, grain: float, threads: int) -> Pieces:
+    parts = max(1, min(threads, items, int(items / grain) if grain else items))
+    lead = int(grain) if parts > 1 else 0
     edges = [lead + (items - lead) * part // parts for part in range(1, parts + 1)]
     return tuple(pairwise([0, *edges]))
 
 
-def parallel(function: Shard, pieces: Pieces) -> list[object]:
-    """`function(begin, end)` for every piece, side by side; the results in the order of the pieces.
+def parallel(function: Shard, pieces: Sequence[tuple[Any, ...]]) -> list[object]:
+    """`function(*piece)` for every piece, side by side; the results in the order of the pieces.
 
-    The first piece runs on the calling thread. A call from inside a shard runs its pieces one after
-    another. What a piece raises is raised here, after all pieces have ended. Whoever calls BLAS in
-    a piece holds it to one thread, `with blas_threads(1)` around the call of `parallel`.
+    A piece is (begin, end), or more, such as the array that it alone writes. The first piece runs
+    on the calling thread. A call from inside a shard runs its pieces one after another. What a
+    piece raises is raised here, after all pieces have ended. Whoever calls BLAS in a piece holds it
+    to one thread, `with blas_threads(1)` around the call of `parallel`.
     """
     if len(pieces) == 1:
         return [function(*pieces[0])]
     if getattr(_inside, "shard", False):
-        return [function(begin, end) for begin, end in pieces]
+        return [function(*piece) for piece in pieces]
     workers = [_hire() for _ in pieces[1:]]
     for worker, piece in zip(workers, pieces[1:], strict=True):
         worker.begin(function, piece)
@@ -178,7 +179,7 @@ class _Worker(threading.Thread):
         self._avoided = -1
         self.start()
 
-    def begin(self, function: Shard, piece: tuple[int, int]) -> None:
+    def begin(self, function: Shard, piece: tuple[Any, ...]) -> None:
         core = _core()
         if core != self._avoided:
             self._avoid(core)
@@ -215,7 +216,7 @@ class _Worker(threading.Thread):
                 self._result = self._function(*self._piece)
             except BaseException as error:
                 self._error = error
-            del self._function  # it holds the arrays
+            del self._function, self._piece  # they hold the arrays
             self._end_signal.release()
 
 

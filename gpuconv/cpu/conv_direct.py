@@ -111,7 +111,7 @@ def packed(
         b = _by_lanes(g, b.reshape(-1, filters)).ravel()
     out = scratch("filters", plan.filters) if out is None else out
     pairs = -(-g.K // TILE_WIDTH)
-    pieces = shards(pairs, -(-GRAIN * pairs // max(len(out), 1)))
+    pieces = shards(pairs, GRAIN * pairs / max(len(out), 1))
     for taps, start in zip(plan.taps, plan.passes[:, 0], strict=True):
         pack = partial(loops.pack_filters, w, g.groups, transposed, taps, start, out)
         parallel(pack, pieces)
@@ -143,27 +143,22 @@ def weight_gradient(
     offsets = _column_offsets(plan, window)
     columns = rows_of_tiles(len(offsets))
     offsets = np.pad(offsets, (0, columns - len(offsets)))
-    channels, pieces = -(-g.K // LANES) * LANES, plan.pieces
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
-    memory = scratch("weight gradient", len(pieces) * g.groups * channels * columns)
-    memory = memory.reshape(len(pieces), g.groups * channels, columns)
-    parts = dict(zip([begin for begin, _ in pieces], memory, strict=True))
-    db = {begin: np.zeros(K) for begin in parts}
+    lines, pieces = g.groups * (-(-g.K // LANES) * LANES), plan.pieces
+    sums = scratch("weight gradient", len(pieces) * lines * columns)
+    sums = sums.reshape(len(pieces), lines, columns)
+    db = np.zeros((len(pieces), K))
+    fixed = x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets
 
-    def accumulate(begin: int, end: int) -> None:
+    def accumulate(begin: int, end: int, sums: np.ndarray, db: np.ndarray) -> None:
         tile, *_ = memory_of(plan)
-        loops.accumulate_weights(
-            x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets, begin, end, tile,
-            scratch("gradient", channels * g.images * g.rows * g.Q),
-            parts[begin].reshape(-1), db[begin],
-        )  # fmt: skip
+        gradient = scratch("gradient", lines * g.images * g.rows * g.Q)
+        loops.accumulate_weights(*fixed, begin, end, tile, gradient, sums.reshape(-1), db)
 
-    parallel(accumulate, pieces)
-    total = np.stack(list(db.values())).reshape(-1, w_shape[0]).sum(0)
-    dw = _sum_of(plan, list(parts.values()), (K, *w_shape[1:]))
-    return dw if len(dw) == w_shape[0] else dw.reshape(-1, *w_shape).sum(0), total.astype(
-        np.float32
-    )
+    parallel(accumulate, [(*piece, *to) for piece, *to in zip(pieces, sums, db, strict=True)])
+    dw = _sum_of(plan, sums, (K, *w_shape[1:])).reshape(-1, *w_shape)
+    db = db.reshape(-1, len(dw[0])).sum(0).astype(np.float32)
+    return dw[0] if len(dw) == 1 else dw.sum(0), db
 
 
 def _column_offsets(plan: Plan, window: Window) -> np.ndarray:
@@ -175,7 +170,7 @@ def _column_offsets(plan: Plan, window: Window) -> np.ndarray:
     return 4 * places.astype(np.int64).ravel()
 
 
-def _sum_of(plan: Plan, parts: list[np.ndarray], w_shape: tuple[int, ...]) -> np.ndarray:
+def _sum_of(plan: Plan, parts: np.ndarray, w_shape: tuple[int, ...]) -> np.ndarray:
     """dw: the sum of all parts, in their order."""
     dw = np.empty(w_shape, np.float32)
     flat, g = dw.reshape(len(dw), -1), plan.geometry
@@ -190,5 +185,5 @@ def _sum_of(plan: Plan, parts: list[np.ndarray], w_shape: tuple[int, ...]) -> np
         loops.unpack_weights(total, g, plan.to, first, last, flat)
 
     units = -(-lines // unit)
-    parallel(add, shards(units, -(-GRAIN * units // total.size)))
+    parallel(add, shards(units, GRAIN * units / total.size))
     return dw

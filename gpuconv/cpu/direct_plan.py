@@ -223,7 +223,7 @@ def _plan(
                 filters += -(-K // LANES) * LANES * depth
                 products += size[0] * size[1] * K * depth
     parts = -(-K // TILE_WIDTH) if by_filters else geometry.blocks
-    pieces = shards(parts, round(FMA_GRAIN * parts / max(N * groups * products, 1)))
+    pieces = shards(parts, FMA_GRAIN * parts / max(N * groups * products, 1))
     tile = images * high * width * max(step, lines * LANES if in_planes else 0) + 2 * LANES * lines
     return Plan(
         image, to, geometry, np.array(passes, np.int64).reshape(-1, 8),

@@ -17,7 +17,7 @@ from gpuconv.cpu.direct_plan import Kind, plan_of
 from gpuconv.cpu.moves import NO_IMAGE, Place
 from gpuconv.cpu.simd import TILE_WIDTH
 from gpuconv.shapes import Window
-from gpuconv.threads import parallel, shards, thread_count
+from gpuconv.threads import thread_count
 
 Pack = Callable[[str, Callable[[], Any]], Any]
 
@@ -90,20 +90,11 @@ def _winograd(
     direct: Callable[[], Callable[[], object]],
 ) -> Callable[[], object]:
     (x, image), (y, to) = given, made
-    (top, _), (left, _) = window.pads(image.H, image.W)
-    plan = winograd.plan_of(to.N, image.C, to.C, to.H, to.W, thread_count())
-
-    def transformed() -> Any:
-        out = np.zeros(plan.filters(image.C), np.float32)
-        return winograd.transformed(w, False, plan, out)
-
-    in_range, filters = pack("winograd", transformed)
-    if not in_range:
+    filters = pack("winograd", partial(winograd.transformed, w, False, True))
+    if filters is None:
         return direct()
-    fixed = x, image, top, left, plan, filters, b, *(rest or (b * 0, NO_IMAGE)), int(relu), y, to
-
-    def run(begin: int, end: int) -> object:
-        return winograd.convolve_blocks(*fixed, *winograd.memory_of(plan), begin, end)
-
-    pieces = shards(plan.total)
-    return lambda: all(parallel(run, pieces)) or direct()()
+    (top, _), (left, _) = window.pads(image.H, image.W)
+    plan = winograd.plan_of(image, to, top, left, thread_count())
+    others = rest or (np.zeros(to.C, np.float32), NO_IMAGE)
+    convolve = winograd.convolution(plan, x, filters, b, *others, int(relu), y)
+    return lambda: convolve() or direct()()

@@ -48,7 +48,9 @@ intrinsic: Any = numba.extending.intrinsic
 
 
 def on_addresses(emit: Callable[..., None]) -> Any:
-    """An intrinsic without a result of emit(builder, *integers), which writes its code."""
+    """An intrinsic without a result of emit(builder, *values), which writes its code. Integers are
+    of 64 bits; floats, and tuples of such integers, come as they are.
+    """
 
     @functools.wraps(emit)  # Numba reads the parameters' names
     def typed(typingctx: Any, *arguments: Any) -> Any:
@@ -56,7 +58,8 @@ def on_addresses(emit: Callable[..., None]) -> Any:
             emit(builder, *values)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * len(arguments)), lowered
+        kinds = [types.intp if isinstance(a, types.Integer) else a for a in arguments]
+        return types.void(*kinds), lowered
 
     return intrinsic(typed)
 
@@ -71,7 +74,7 @@ FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
 ZERO = ir.Constant(VECTOR, [0.0] * LANES)
 MASK = ir.VectorType(ir.IntType(1), LANES)
-SIZES = {FLOAT: FLOAT_BYTES, VECTOR: VECTOR_BYTES, i64: 8}
+SIZES = {FLOAT: FLOAT_BYTES, VECTOR: VECTOR_BYTES, ir.DoubleType(): 8, i64: 8}
 
 
 def load(builder: Any, address: Any, kind: Any) -> Any:
@@ -148,23 +151,33 @@ def mask_of(builder: Any, bits: Any) -> Any:
     return builder.bitcast(builder.trunc(bits, ir.IntType(LANES)), MASK)
 
 
-def masked_load(builder: Any, address: Any, mask: Any) -> Any:
+def masked_load(builder: Any, address: Any, mask: Any, kind: Any = VECTOR) -> Any:
     """A vector of the lanes whose mask is set, zero in the others; memory there is not touched."""
-    pointer = builder.inttoptr(address, VECTOR.as_pointer())
-    arguments = [pointer, ir.IntType(32)(FLOAT_BYTES), mask, ZERO]
-    return _masked(builder, "load", VECTOR, VECTOR, arguments)
+    pointer = builder.inttoptr(address, kind.as_pointer())
+    arguments = [pointer, ir.IntType(32)(FLOAT_BYTES), mask, kind(None)]
+    return _masked(builder, "load", kind, arguments)
+
+
+def masked_gather(builder: Any, address: Any, step: Any, mask: Any, kind: Any) -> Any:
+    """As masked_load, of values that lie `step` bytes apart."""
+    lanes = ir.Constant(ir.VectorType(i64, LANES), list(range(LANES)))
+    places = builder.add(splat(builder, address), builder.mul(splat(builder, step), lanes))
+    pointers = builder.inttoptr(places, ir.VectorType(kind.element.as_pointer(), LANES))
+    arguments = [pointers, ir.IntType(32)(FLOAT_BYTES), mask, kind(None)]
+    return _masked(builder, "gather", kind, arguments)
 
 
 def masked_store(builder: Any, value: Any, address: Any, mask: Any) -> None:
-    """Write the lanes of floats or bytes whose mask is set; memory of others is not touched."""
+    """Write the lanes of a vector whose mask is set; memory of others is not touched."""
     pointer = builder.inttoptr(address, value.type.as_pointer())
-    align = FLOAT_BYTES if value.type == VECTOR else 1
-    arguments = [value, pointer, ir.IntType(32)(align), mask]
-    _masked(builder, "store", value.type, ir.VoidType(), arguments)
+    align = 1 if value.type.element == ir.IntType(8) else FLOAT_BYTES
+    _masked(builder, "store", value.type, [value, pointer, ir.IntType(32)(align), mask])
 
 
-def _masked(builder: Any, what: str, moved: Any, result: Any, arguments: list[Any]) -> Any:
-    name = f"llvm.masked.{what}.v{LANES}{'f32' if moved == VECTOR else 'i8'}.p0"
+def _masked(builder: Any, what: str, moved: Any, arguments: list[Any]) -> Any:
+    places = f"v{LANES}p0" if what == "gather" else "p0"
+    name = f"llvm.masked.{what}.v{LANES}{moved.element.intrinsic_name}.{places}"
+    result = ir.VoidType() if what == "store" else moved
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, arguments)

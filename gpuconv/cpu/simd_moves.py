@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from numba import types
 from gpuconv.cpu.simd import (
     LANES,
     MASK,
+    SIZES,
     VECTOR,
     VECTOR_BYTES,
     i64,
@@ -19,12 +19,14 @@ from gpuconv.cpu.simd import (
     load,
     loop,
     mask_of,
+    masked_gather,
     masked_load,
     masked_store,
     on_addresses,
     plus,
     rectified,
     splat,
+    switch,
 )
 
 
@@ -54,7 +56,7 @@ def copy_lanes(builder, source, target, bits):
     masked_store(builder, masked_load(builder, source, mask), target, mask)
 
 
-def every_other(builder: Any, source: Any, inside: Any) -> Any:
+def every_other(builder: Any, source: Any, inside: Any, kind: Any) -> Any:
     """source[2*lane] in the lanes whose mask is set; memory of others is not touched."""
     lanes = ir.VectorType(ir.IntType(32), LANES)
     nothing = ir.Constant(MASK, ir.Undefined)
@@ -63,58 +65,98 @@ def every_other(builder: Any, source: Any, inside: Any) -> Any:
         twice = ir.Constant(lanes, [(half * LANES + i) // 2 for i in range(LANES)])
         of_pair = builder.shuffle_vector(inside, nothing, twice)
         even = builder.and_(of_pair, ir.Constant(MASK, [1, 0] * (LANES // 2)))
-        parts.append(masked_load(builder, plus(builder, source, half * VECTOR_BYTES), even))
+        at = plus(builder, source, half * LANES * SIZES[kind.element])
+        parts.append(masked_load(builder, at, even, kind))
     order = ir.Constant(lanes, [2 * i for i in range(LANES)])
     return builder.shuffle_vector(*parts, order)
 
 
-@on_addresses
-def largest_taps(
-    builder, source, row_bytes, rows, tap_bytes, taps, stride, masks, tap, row_taps, y, argmax, bits
-):
-    """y[lane], argmax[lane]: the largest of source[r*row_bytes + s*tap_bytes + lane*stride], r <
-    rows and s < taps, and its number tap + r*row_taps + s, a byte; for the lanes whose bit is set.
+def _over_taps(
+    builder: Any,
+    window: Any,
+    state: list[Any],
+    update: Callable[[list[Any], Any, Any, Any], list[Any]],
+    finish: Callable[[list[Any]], None],
+) -> None:
+    """finish(state) after state = update(state, values, exists, tap) for the `count` taps from
+    `first` on of a window: (source, stride, places, masks, first, count).
 
-    stride: 1 or 2 floats. masks[s]: the lanes in which a tap exists; without any y is -inf, argmax
-    255. Of equal values the first counts, of several NaN the last.
+    values[lane] = source[places[tap] + lane*stride] in the lanes whose bit in masks[tap] says that
+    the tap exists, 0 in the others.
+    """
+    source, stride, places, masks, first, count = (
+        builder.extract_value(window, i) for i in range(6)
+    )
+    kind = state[0].type
+    size = i64(SIZES[kind.element])
+
+    def values(step: int, at: Any, exists: Any) -> Any:
+        if step == 1:
+            return masked_load(builder, at, exists, kind)
+        if step == 2:
+            return every_other(builder, at, exists, kind)
+        return masked_gather(builder, at, builder.mul(stride, size), exists, kind)
+
+    def with_stride(step: int) -> None:
+        def one(i: Any, state: list[Any]) -> list[Any]:
+            tap = builder.add(first, i)
+            place, bits = (
+                load(builder, builder.add(table, builder.mul(tap, i64(8))), i64)
+                for table in (places, masks)
+            )
+            at, exists = builder.add(source, builder.mul(place, size)), mask_of(builder, bits)
+            return update(state, values(step, at, exists), exists, tap)
+
+        finish(loop(builder, count, state, one))
+
+    switch(builder, stride, (1, 2, 0), with_stride)
+
+
+@on_addresses
+def largest_taps(builder, least, window, y, argmax, argmax_bytes, bits):
+    """y[lane], argmax[lane]: the largest value of a window, see _over_taps, and its tap, an integer
+    of 1 or 4 bytes; for the lanes whose bit is set.
+
+    Where no tap exists, y is `least` and argmax -1. Of equal values the first counts, of several
+    NaN the last.
     """
     i32 = ir.IntType(32)
-    numbers, inside = ir.VectorType(i32, LANES), mask_of(builder, bits)
-    none = ir.Constant(numbers, [-1] * LANES)
+    none, inside = splat(builder, i32(-1)), mask_of(builder, bits)
 
-    def with_loads(values: Callable[[Any, Any], Any]) -> None:
-        def row(r: Any, state: list[Any]) -> list[Any]:
-            begin = builder.add(source, builder.mul(r, row_bytes))
-            first = builder.add(tap, builder.mul(r, row_taps))
+    def update(state: list[Any], value: Any, exists: Any, tap: Any) -> list[Any]:
+        best, index = state
+        larger = builder.or_(
+            builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("!=", value, value)
+        )
+        wins = builder.or_(larger, builder.icmp_signed("==", index, none))
+        wins = builder.and_(wins, exists)
+        number = splat(builder, builder.trunc(tap, i32))
+        return [builder.select(wins, value, best), builder.select(wins, number, index)]
 
-            def step(s: Any, state: list[Any]) -> list[Any]:
-                best, index = state
-                at = builder.add(masks, builder.mul(s, i64(8)))
-                exists = mask_of(builder, load(builder, at, i64))
-                value = values(builder.add(begin, builder.mul(s, tap_bytes)), exists)
-                larger = builder.or_(
-                    builder.fcmp_ordered(">", value, best),
-                    builder.fcmp_unordered("!=", value, value),
-                )
-                wins = builder.and_(
-                    exists, builder.or_(larger, builder.icmp_signed("==", index, none))
-                )
-                number = splat(builder, builder.trunc(builder.add(first, s), i32))
-                return [builder.select(wins, value, best), builder.select(wins, number, index)]
-
-            return loop(builder, taps, state, step)
-
-        least = ir.Constant(VECTOR, [-math.inf] * LANES)
-        best, index = loop(builder, rows, [least, none], row)
+    def finish(state: list[Any]) -> None:
+        best, index = state
         masked_store(builder, best, y, inside)
-        small = builder.trunc(index, ir.VectorType(ir.IntType(8), LANES))
-        masked_store(builder, small, argmax, inside)
+        byte = builder.trunc(index, ir.VectorType(ir.IntType(8), LANES))
+        indices = {1: byte, 4: index}
+        switch(
+            builder, argmax_bytes, (1, 4),
+            lambda size: masked_store(builder, indices[size], argmax, inside),
+        )  # fmt: skip
 
-    with builder.if_else(builder.icmp_signed("==", stride, i64(1))) as (one, two):
-        with one:
-            with_loads(lambda at, mask: masked_load(builder, at, mask))
-        with two:
-            with_loads(lambda at, mask: every_other(builder, at, mask))
+    _over_taps(builder, window, [splat(builder, least), none], update, finish)
+
+
+@on_addresses
+def sum_taps(builder, zero, window, y, bits):
+    """y[lane]: the sum of a window's values, see _over_taps, for the lanes whose bit is set."""
+
+    def update(state: list[Any], value: Any, exists: Any, tap: Any) -> list[Any]:
+        return [builder.fadd(state[0], value)]
+
+    def finish(state: list[Any]) -> None:
+        masked_store(builder, state[0], y, mask_of(builder, bits))
+
+    _over_taps(builder, window, [splat(builder, zero)], update, finish)
 
 
 @on_addresses

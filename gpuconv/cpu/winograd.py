@@ -14,24 +14,24 @@ Algorithms for Convolutional Neural Networks, 2015.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import GRAIN
-from gpuconv.cpu.moves import Image, add_rows, planar, rows_of_tiles
+from gpuconv.cpu.moves import NO_IMAGE, Image, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.winograd_loops import (
+    Block,
     multiply,
-    store_channels,
     store_filter_gradient,
-    store_planes,
+    store_outputs,
     transform_filters,
-    transform_gradient_tiles,
-    transform_input_tiles,
+    transform_tiles,
 )
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
@@ -78,44 +78,36 @@ def suits(
 
 
 class Plan(NamedTuple):
-    """How the Winograd tiles of a batch are cut into blocks, and a block's arrays, in floats:
-    inputs[36][tile][channel] has strides plane, line, 1. All integers, for Numba.
-    """
+    """How the tiles of an output are cut into blocks. All integers, for Numba."""
 
-    N: int
+    image: Image
+    to: Image
+    top: int  # from a tile's first input row to its first output row
+    left: int
     tile_rows: int  # of an image
     tile_columns: int
     images: int  # of a block
     rows: int  # of tiles, of a block
-    total: int  # blocks
-    max_tiles: int  # tiles of a block, with the unused rows of its last register tile
-    channels: int  # output channels, in whole pairs of vectors
-    line: int
-    plane: int
-    product_plane: int  # of products[36][pair][tile][..], and of the transformed gradients
-    pixels: int
-
-    def filters(self, C: int) -> int:
-        """Floats of all transformed filters of C channels."""
-        return 36 * (self.channels * C + LANES)
+    blocks: int
+    tiles: int  # of a block, with the unused rows of its last register tile
+    line: int  # floats from a tile's transformed inputs to the next tile's
+    channels: int  # of the output, in whole pairs of vectors
 
 
 @lru_cache(maxsize=1024)
-def plan_of(N: int, C: int, K: int, P: int, Q: int, threads: int) -> Plan:
-    """Strides are odd numbers of cache lines, so that entries do not compete for cache sets."""
-    tile_rows, tile_columns = -(-P // 4), -(-Q // 4)
+def plan_of(image: Image, to: Image, top: int, left: int, threads: int) -> Plan:
+    """For the convolution of `image` with `top` rows and `left` columns of padding."""
+    tile_rows, tile_columns = -(-to.H // 4), -(-to.W // 4)
     rows, images = min(tile_rows, max(1, TILES_PER_BLOCK // tile_columns)), 1
     if rows == tile_rows:
-        images = max(1, min(TILES_PER_BLOCK // (tile_rows * tile_columns), N // threads))
-    if threads > N:
+        images = max(1, min(TILES_PER_BLOCK // (tile_rows * tile_columns), to.N // threads))
+    if threads > to.N:
         rows = min(rows, -(-tile_rows // threads))
-    count = -(-N // images) * -(-tile_rows // rows)
-    tiles = rows_of_tiles(images * rows * tile_columns)
-    channels, line = -(-K // TILE_WIDTH) * TILE_WIDTH, (-(-C // LANES) | 1) * LANES
-    plane = tiles * line + (LANES if tiles % 2 == 0 else 0)
-    pixels = images * (4 * rows + 2) * (4 * tile_columns + 2) * LANES
-    cut = (N, tile_rows, tile_columns, images, rows, count, tiles)
-    return Plan(*cut, channels, line, plane, channels * tiles + LANES, pixels)
+    blocks, tiles = -(-to.N // images) * -(-tile_rows // rows), images * rows * tile_columns
+    # lines and planes are odd numbers of cache lines, so that they do not compete for cache sets
+    line, channels = (-(-image.C // LANES) | 1) * LANES, -(-to.C // TILE_WIDTH) * TILE_WIDTH
+    cut = tile_rows, tile_columns, images, rows, blocks
+    return Plan(image, to, top, left, *cut, rows_of_tiles(tiles), line, channels)
 
 
 def forward(
@@ -127,7 +119,8 @@ def forward(
     """
     (N, _, H, W), K = x.shape, w.shape[0]
     (top, _), (left, _) = window.pads(H, W)
-    return _convolve(x, w, False, b, (top, left), relu, (N, K, *window.output_size(H, W)))
+    y = np.empty((N, K, *window.output_size(H, W)), np.float32)
+    return _convolve(x, w, False, b, top, left, relu, y)
 
 
 def input_gradient(
@@ -135,42 +128,55 @@ def input_gradient(
 ) -> np.ndarray | None:
     """dx (N, C, H, W), or None as in `forward`."""
     (top, _), (left, _) = window.pads(*x_shape[2:])
-    return _convolve(dy, w, True, None, (2 - top, 2 - left), False, x_shape)
+    return _convolve(dy, w, True, None, 2 - top, 2 - left, False, np.empty(x_shape, np.float32))
 
 
-def _convolve(x, w, rotated, b, pads, relu, y_shape):
-    C, (N, K, P, Q) = x.shape[1], y_shape
-    y = np.empty(y_shape, np.float32)
-    plan, zeros = plan_of(N, C, K, P, Q, thread_count()), np.zeros(K, np.float32)
-    in_range, filters = transformed(w, rotated, plan, scratch("filters", plan.filters(C)))
-    bias = np.zeros(plan.channels, np.float32)
-    if b is not None:
-        bias[:K] = b
-    fixed = x.reshape(-1), planar(x), *pads, plan, filters, bias
-    rest = zeros, Image(0, 0, 1, 1, 1, K), int(relu), y.reshape(-1), planar(y)
+def _convolve(x, w, rotated, b, top, left, relu, y):
+    plan = plan_of(planar(x), planar(y), top, left, thread_count())
+    filters, K = transformed(w, rotated), plan.to.C
+    if filters is None:
+        return None
+    zeros = np.zeros(K, np.float32)
+    bias = (zeros if relu else zeros[:0]) if b is None else b
+    rest = zeros, NO_IMAGE
+    in_range = convolution(plan, x.reshape(-1), filters, bias, *rest, int(relu), y.reshape(-1))
+    return y if in_range() else None
+
+
+def transformed(w: np.ndarray, rotated: bool, kept: bool = False) -> np.ndarray | None:
+    """The transformed filters, or with `rotated` those of dx; None if a weight is out of range.
+
+    They are in the calling thread's scratch, or if `kept` in memory of their own.
+    """
+    (K, C), flat = w.shape[1::-1] if rotated else w.shape[:2], w.reshape(*w.shape[:2], 9)
+    pairs = -(-K // TILE_WIDTH)
+    count = 36 * (pairs * TILE_WIDTH * C | LANES)
+    out = np.empty(count, np.float32) if kept else scratch("filters", count)
+    out = out.reshape(36, -1)
+    transform = partial(transform_filters, flat, rotated, out)
+    return out if all(parallel(transform, shards(pairs, -(-GRAIN // (C * TILE_WIDTH))))) else None
+
+
+def convolution(plan: Plan, *arguments: Any) -> Callable[[], bool]:
+    """What calls convolve_blocks with these arguments for all blocks, on all threads; it returns
+    whether all values were in range.
+    """
 
     def convolve(begin: int, end: int) -> object:
-        return convolve_blocks(*fixed, *rest, *memory_of(plan), begin, end)
+        return convolve_blocks(plan, *arguments, *memory_of(plan), begin, end)
 
-    return y if in_range and all(parallel(convolve, shards(plan.total))) else None
-
-
-def transformed(
-    w: np.ndarray, rotated: bool, plan: Plan, out: np.ndarray
-) -> tuple[bool, np.ndarray]:
-    """(whether all weights are in range, `out`): the filters, or with `rotated` those of dx."""
-    C = w.shape[0] if rotated else w.shape[1]
-    flat, pairs = w.reshape(*w.shape[:2], 9), plan.channels // TILE_WIDTH
-    transform = partial(transform_filters, flat, rotated, len(out) // 36, out)
-    return all(parallel(transform, shards(pairs, -(-GRAIN // (C * TILE_WIDTH))))), out
+    pieces = shards(plan.blocks)
+    return lambda: all(parallel(convolve, pieces))
 
 
 def memory_of(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(pixels, inputs, products), this thread's own."""
+    """(pixels, inputs, products) of a block, this thread's own; the last two in 36 planes."""
+    pixels = plan.images * (4 * plan.rows + 2) * (4 * plan.tile_columns + 2) * LANES
+    inputs, products = plan.tiles * plan.line | LANES, plan.tiles * plan.channels | LANES
     return (
-        scratch("pixels", plan.pixels),
-        scratch("inputs", 36 * plan.plane),
-        scratch("products", 36 * plan.product_plane),
+        scratch("pixels", pixels),
+        scratch("inputs", 36 * inputs).reshape(36, -1),
+        scratch("products", 36 * products).reshape(36, -1),
     )
 
 
@@ -178,88 +184,81 @@ def weight_gradient(
     dy: np.ndarray, x: np.ndarray, w_shape: tuple[int, ...], window: Window, groups: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(dw (K, C, 3, 3), db (K,)), or None as in `forward`."""
-    (N, C, H, W), (_, K, P, Q) = x.shape, dy.shape
-    (top, _), (left, _) = window.pads(H, W)
-    plan, lines = plan_of(N, C, K, P, Q, thread_count()), rows_of_tiles(C)
-    pieces, shape = shards(plan.total), (36, plan.channels * lines + LANES)
+    (top, _), (left, _), (K, C, _, _) = *window.pads(*x.shape[2:]), w_shape
+    plan, lines = plan_of(planar(x), planar(dy), top, left, thread_count()), rows_of_tiles(C)
+    pieces = shards(plan.blocks)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
-    memory = scratch("weight gradient", len(pieces) * math.prod(shape))
-    parts = dict(zip([b for b, _ in pieces], memory.reshape(len(pieces), *shape), strict=True))
-    db = {begin: np.zeros(K, np.float32) for begin in parts}
-    fixed = x.reshape(-1), planar(x), dy.reshape(-1), planar(dy)
+    shape = len(pieces), 36, plan.channels * lines | LANES
+    sums = scratch("weight gradient", math.prod(shape)).reshape(shape)
+    db = np.zeros((len(pieces), K), np.float32)
+    fixed = plan, x.reshape(-1), dy.reshape(-1), lines
 
-    def accumulate(begin: int, end: int) -> object:
-        return _accumulate_blocks(
-            *fixed, begin, end, plan, top, left, lines, *memory_of(plan), parts[begin], db[begin],
-        )  # fmt: skip
+    def accumulate(begin: int, end: int, *to: np.ndarray) -> object:
+        return _accumulate_blocks(*fixed, *memory_of(plan), *to, begin, end)
 
-    if not all(parallel(accumulate, pieces)):
+    parts = [(*piece, *to) for piece, *to in zip(pieces, sums, db, strict=True)]
+    if not all(parallel(accumulate, parts)):
         return None
-    total, *rest = parts.values()
     dw = np.empty(w_shape, np.float32)
 
     def finish(begin: int, end: int) -> None:
         span = slice(begin * TILE_WIDTH * lines, end * TILE_WIDTH * lines)
-        for part in rest:
-            add_rows(total[:, span], part[:, span])
-        store_filter_gradient(total, shape[1], lines, begin, end, dw.reshape(K, C, 9))
+        for part in sums[1:]:
+            add_rows(sums[0][:, span], part[:, span])
+        store_filter_gradient(sums[0], lines, dw.reshape(K, C, 9), begin, end)
 
     parallel(finish, shards(plan.channels // TILE_WIDTH))
-    return dw, np.sum(list(db.values()), 0)
+    return dw, db.sum(0)
 
 
 @compiled
-def _span(plan, block):
-    columns = -(-plan.tile_rows // plan.rows)
-    n, row = block // columns * plan.images, block % columns * plan.rows
-    images, rows = min(plan.images, plan.N - n), min(plan.rows, plan.tile_rows - row)
-    return n, images, row, rows, plan.tile_columns
+def _block(plan, number):
+    in_image = -(-plan.tile_rows // plan.rows)
+    n, row = number // in_image * plan.images, number % in_image * plan.rows
+    images, rows = min(plan.images, plan.to.N - n), min(plan.rows, plan.tile_rows - row)
+    return Block(n, images, row, rows, plan.tile_columns, images * rows * plan.tile_columns)
 
 
 @compiled
 def convolve_blocks(
-    x, image, top, left, plan, filters, bias, rest, rest_image, relu, y, to, pixels, inputs,
-    products, begin, end,
-):  # fmt: skip
+    plan, x, filters, bias, rest, rest_image, relu, y, pixels, inputs, products, begin, end
+):
     """y = the convolution of x, + bias + rest, or its ReLU: blocks [begin, end) of the plan.
 
-    x and y: planar or channels-last; rest: a channels-last image, for a channels-last y alone.
-    Returns whether all values were in range; else y is not whole.
+    x and y: planar or channels-last. bias: empty where nothing is added, without a ReLU. rest: a
+    channels-last image, or zeros of step 0. Returns whether all values were in range; else y is not
+    whole.
     """
-    lines, plane = plan.max_tiles, plan.product_plane
-    for block in range(begin, end):
-        span = _span(plan, block)
-        tiles = span[1] * span[3] * span[4]
-        if not transform_input_tiles(
-            x, image, span, top, left, plan.line, plan.plane, pixels, inputs
+    C, K = plan.image.C, plan.to.C
+    for number in range(begin, end):
+        block = _block(plan, number)
+        if not transform_tiles(
+            x, plan.image, block, plan.top, plan.left, 2, 1, plan.line, pixels, inputs
         ):
             return False
-        multiply(
-            inputs, plan.plane, plan.line, 1, tiles, image.C, filters, len(filters) // 36, to.C,
-            products, plane, lines, 0,
-        )  # fmt: skip
-        if to.step:
-            store_channels(products, plane, lines, span, bias, rest, rest_image, relu, y, to)
-        else:
-            store_planes(products, plane, lines, span, bias, relu, pixels, y, to)
+        multiply(inputs, plan.line, 1, block.tiles, C, filters, K, products, plan.tiles, 0)
+        store_outputs(products, plan.tiles, block, bias, rest, rest_image, relu, pixels, y, plan.to)
     return True
 
 
 @compiled
-def _accumulate_blocks(
-    x, image, dy, to, begin, end, plan, top, left, lines, pixels, inputs, gradient, sums, db
-):
+def _accumulate_blocks(plan, x, dy, lines, pixels, inputs, gradients, sums, db, begin, end):
     sums[:] = 0
-    for block in range(begin, end):
-        span = _span(plan, block)
-        tiles = span[1] * span[3] * span[4]
+    K = plan.to.C
+    for number in range(begin, end):
+        block = _block(plan, number)
+        tiles = block.tiles
         if not (
-            transform_input_tiles(x, image, span, top, left, plan.line, plan.plane, pixels, inputs)
-            and transform_gradient_tiles(dy, to, span, plan.product_plane, pixels, gradient, db)
+            transform_tiles(
+                x, plan.image, block, plan.top, plan.left, 2, 1, plan.line, pixels, inputs
+            )
+            and transform_tiles(dy, plan.to, block, 0, 0, 0, tiles, TILE_WIDTH, pixels, gradients)
         ):
             return False
-        multiply(
-            inputs, plan.plane, 1, plan.line, lines, tiles, gradient, plan.product_plane, to.C,
-            sums, sums.shape[1], lines, 1,
-        )  # fmt: skip
+        multiply(inputs, 1, plan.line, lines, tiles, gradients, K, sums, lines, 1)
+        # entry (1, 1) of a transformed tile is the sum of its gradients
+        for k in range(0, K, TILE_WIDTH):
+            for tile in range(tiles):
+                for lane in range(min(K - k, TILE_WIDTH)):
+                    db[k + lane] += gradients[7, k * tiles + tile * TILE_WIDTH + lane]
     return True

@@ -1,28 +1,23 @@
 """The inner loops of Winograd's convolution (winograd.py), for one block of 4x4 output tiles.
 
 Pixels are transposed to channels-last on the way in, so that a vector is LANES channels of one
-pixel, and back on the way out. `span` is a block: (first image, images, first row of tiles, rows of
-tiles, tiles in a row). Arrays of 36 hold the entries of transformed 6x6 tiles. Offsets of 24 *
-plane bytes lead from a row of entries to the next: 6 planes of floats. Output channels come in
-pairs of vectors, TILE_WIDTH channels; [..] stands for the channels of a pair.
+pixel, and back on the way out. Arrays of 36 planes hold the entries of transformed 6x6 tiles, 6
+planes for each row. Output channels come in pairs of vectors, TILE_WIDTH channels; [..] stands for
+the channels of a pair.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.moves import (
-    address,
-    first_lanes,
-    place_of,
-    tile_height,
-    transpose_matrix,
-)
+from gpuconv.cpu.moves import address, first_lanes, place_of, tile_height, transpose_matrix
 from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
 from gpuconv.cpu.simd_moves import all_below, copy_lanes, store_pixels
 from gpuconv.cpu.simd_tiles import outer_tile
-from gpuconv.cpu.simd_transforms import winograd_output_transform, winograd_transform
+from gpuconv.cpu.simd_transforms import winograd_transform
 
 # Above it, or with NaN, intermediate sums could overflow into outputs that the direct algorithm
 # computes from other inputs alone.
@@ -38,47 +33,42 @@ OUTPUT_TRANSFORM = np.array(
 
 transform_input = winograd_transform(INPUT_TRANSFORM)
 transform_filter = winograd_transform(FILTER_TRANSFORM)
-transform_output = winograd_output_transform(OUTPUT_TRANSFORM)
+transform_output = winograd_transform(OUTPUT_TRANSFORM)
 transform_gradient = winograd_transform(OUTPUT_TRANSFORM.T)
 transform_filter_gradient = winograd_transform(FILTER_TRANSFORM.T)
 
 
-@compiled
-def load_channels(x, image, n, images, first_row, rows, columns, left, channel, pixels):
-    """LANES channels of x from `channel` on: pixels[image][row][column][lane].
-
-    Row 0 is the image's row first_row, and column 0 its column -left; pixels outside the image are
-    already zero. Returns 0 if a value is too large, infinite or NaN, else 1.
+class Block(NamedTuple):
+    """Output tiles of `images` images from number n on: `rows` rows of them from `row` on, with
+    `columns` tiles each. All integers, for Numba.
     """
-    channels, used = min(image.C - channel, LANES), min(image.W, columns - left)
-    for i in range(images):
-        for row in range(max(0, -first_row), min(rows, image.H - first_row)):
-            h, target = first_row + row, (i * rows + row) * columns + left
-            target = address(pixels) + VECTOR_BYTES * target
-            if image.step:
-                pixel = ((n + i) * image.H + h) * image.W
-                source = address(x) + 4 * place_of(image, pixel, channel)
-                for column in range(used):
-                    at, to = source + 4 * column * image.step, target + VECTOR_BYTES * column
-                    copy_lanes(at, to, first_lanes(channels))
-            else:
-                source = address(x) + 4 * plane_row(image, n + i, channel, h)
-                plane = 4 * image.H * image.W
-                transpose_matrix(source, plane, channels, used, target, VECTOR_BYTES, LANES)
-    return all_below(address(pixels), images * rows * columns, MAX_MAGNITUDE)
+
+    n: int
+    images: int
+    row: int
+    rows: int
+    columns: int
+    tiles: int
 
 
 @compiled
-def plane_row(image, n, channel, row):
-    """The element where a row of a planar image begins."""
+def row_place(image, n, channel, row):
+    """The element of a channel where a row of an image begins."""
+    if image.step:
+        return place_of(image, (n * image.H + row) * image.W, channel)
     return ((n * image.C + channel) * image.H + row) * image.W
 
 
 @compiled
-def tile_pixel(tile, rows, tile_columns, halo):
-    """Where a tile begins in pixels[image][row][column], for tiles of 4x4 within a `halo`."""
-    i, row, column = tile // tile_columns // rows, tile // tile_columns % rows, tile % tile_columns
-    return (i * (4 * rows + halo) + 4 * row) * (4 * tile_columns + halo) + 4 * column
+def tile_pixels(block, halo):
+    """Where each tile begins in pixels[image][row][column], for tiles of 4x4 within a `halo`."""
+    height, width = 4 * block.rows + halo, 4 * block.columns + halo
+    places = np.empty(block.tiles, np.int64)
+    for tile in range(len(places)):
+        line, column = tile // block.columns, tile % block.columns
+        row = line // block.rows * height + line % block.rows * 4
+        places[tile] = row * width + 4 * column
+    return places
 
 
 @compiled
@@ -88,62 +78,54 @@ def pair_place(k, lines):
 
 
 @compiled
-def transform_input_tiles(x, image, span, top, left, line, plane, pixels, out):
-    """out[36][tile][channel]: the transform of each tile's 6x6 inputs; strides `plane`, `line`, 1.
+def load_channels(x, image, block, top, left, halo, channel, pixels):
+    """LANES channels of x from `channel` on: pixels[image][row][column][lane].
 
+    They begin `top` rows above the block and `left` columns beside it; pixels outside the image are
+    already zero. Returns 0 if a value is too large, infinite or NaN, else 1.
+    """
+    height, width = 4 * block.rows + halo, 4 * block.columns + halo
+    first, channels = 4 * block.row - top, min(image.C - channel, LANES)
+    used = min(image.W, width - left)
+    for i in range(block.images):
+        for row in range(max(0, -first), min(height, image.H - first)):
+            source = address(x) + 4 * row_place(image, block.n + i, channel, first + row)
+            target = address(pixels) + VECTOR_BYTES * ((i * height + row) * width + left)
+            if image.step:
+                for column in range(used):
+                    at, to = source + 4 * column * image.step, target + VECTOR_BYTES * column
+                    copy_lanes(at, to, first_lanes(channels))
+            else:
+                plane = 4 * image.H * image.W
+                transpose_matrix(source, plane, channels, used, target, VECTOR_BYTES, LANES)
+    return all_below(address(pixels), block.images * height * width, MAX_MAGNITUDE)
+
+
+@compiled
+def transform_tiles(x, image, block, top, left, halo, lines, step, pixels, out):
+    """out[36]: the transforms of each tile's 6x6 inputs (halo 2) or 4x4 gradients (halo 0).
+
+    Pairs of vectors of channels are `lines` pairs apart, a channel's tiles `step` floats.
     Returns 0 if a value is out of range, else 1.
     """
-    n, images, first, rows, tile_columns = span
-    height, width = 4 * rows + 2, 4 * tile_columns + 2
-    pixels[: images * height * width * LANES] = 0
-    in_range = 1
+    height, width, plane = 4 * block.rows + halo, 4 * block.columns + halo, 4 * out.shape[1]
+    pixels[: block.images * height * width * LANES] = 0
+    in_range, places = 1, tile_pixels(block, halo)
     for channel in range(0, image.C, LANES):
-        in_range &= load_channels(
-            x, image, n, images, 4 * first - top, height, width, left, channel, pixels
-        )
-        for tile in range(images * rows * tile_columns):
-            source = address(pixels) + VECTOR_BYTES * tile_pixel(tile, rows, tile_columns, 2)
-            target = address(out) + 4 * (tile * line + channel)
-            transform_input(
-                source, VECTOR_BYTES * width, VECTOR_BYTES, target, 24 * plane, 4 * plane
-            )
+        in_range &= load_channels(x, image, block, top, left, halo, channel, pixels)
+        for tile in range(len(places)):
+            source = address(pixels) + VECTOR_BYTES * places[tile]
+            target = address(out) + 4 * (pair_place(channel, lines) + tile * step)
+            row_bytes = VECTOR_BYTES * width
+            if halo:
+                transform_input(source, row_bytes, VECTOR_BYTES, target, 6 * plane, plane)
+            else:
+                transform_gradient(source, row_bytes, VECTOR_BYTES, target, 6 * plane, plane)
     return in_range
 
 
 @compiled
-def transform_gradient_tiles(dy, image, span, plane, pixels, out, db):
-    """out[36][pair of K][tile][..]: the transform of each tile's 4x4 gradients.
-
-    This also adds the gradients to db (K). Returns 0 if a value is out of range, else 1.
-    """
-    n, images, first, rows, tile_columns = span
-    tiles, height, width = images * rows * tile_columns, 4 * rows, 4 * tile_columns
-    pixels[: images * height * width * LANES] = 0
-    in_range = 1
-    sums = np.empty(LANES, np.float32)
-    for channel in range(0, image.C, LANES):
-        in_range &= load_channels(
-            dy, image, n, images, 4 * first, height, width, 0, channel, pixels
-        )
-        sums[:] = 0
-        for pixel in range(images * height * width):
-            for lane in range(LANES):
-                sums[lane] += pixels[pixel * LANES + lane]
-        for lane in range(min(LANES, image.C - channel)):
-            db[channel + lane] += sums[lane]
-        for tile in range(tiles):
-            source = address(pixels) + VECTOR_BYTES * tile_pixel(tile, rows, tile_columns, 0)
-            target = address(out) + 4 * (pair_place(channel, tiles) + tile * TILE_WIDTH)
-            transform_gradient(
-                source, VECTOR_BYTES * width, VECTOR_BYTES, target, 24 * plane, 4 * plane
-            )
-    return in_range
-
-
-@compiled
-def multiply(
-    inputs, plane, line, step, rows, depth, filters, filter_plane, K, out, out_plane, lines, keep
-):
+def multiply(inputs, line, step, rows, depth, filters, K, out, lines, keep):
     """out[36][pair of K][row][..] = sum over i < depth of inputs[36] * filters[36][pair][i][..].
 
     Row and i read inputs[36] at row * line + i * step. out has `lines` rows. With `keep` the sums
@@ -152,66 +134,48 @@ def multiply(
     offsets = np.arange(lines) * (4 * line)
     # for one entry and pair of K, all rows: the pair's filters stay in the L1 cache
     for entry in range(36):
-        x = address(inputs) + 4 * entry * plane
         for k in range(0, K, TILE_WIDTH):
-            d = address(filters) + 4 * (entry * filter_plane + k * depth)
             row = 0
             while row < rows:
                 height = tile_height(rows - row)
-                target = address(out) + 4 * (entry * out_plane + k * lines + row * TILE_WIDTH)
-                at = address(offsets) + 8 * row
-                outer_tile(height, TILE_WIDTH, 0, d, x, at, 1, 0, depth, 4 * step, keep, target)
+                outer_tile(
+                    height, TILE_WIDTH, 0, address(filters[entry]) + 4 * k * depth,
+                    address(inputs[entry]), address(offsets) + 8 * row, 1, 0, depth, 4 * step, keep,
+                    address(out[entry]) + 4 * (k * lines + row * TILE_WIDTH),
+                )  # fmt: skip
                 row += height
 
 
 @compiled
-def store_planes(products, plane, lines, span, bias, relu, pixels, y, to):
-    """y, planar: the output transform of products[36][pair of K][tile][..]; bias and ReLU."""
-    n, images, first, rows, tile_columns = span
-    height, width, size = 4 * rows, 4 * tile_columns, 4 * to.H * to.W
+def store_outputs(products, lines, block, bias, rest, rest_image, relu, pixels, y, to):
+    """y = the output transform of products[36][pair of K][tile][..], + bias + rest, or its ReLU."""
+    height, width, plane = 4 * block.rows, 4 * block.columns, 4 * products.shape[1]
+    places = tile_pixels(block, 0)
     for k in range(0, to.C, LANES):
-        base, shift = address(products) + 4 * pair_place(k, lines), address(bias) + 4 * k
-        for tile in range(images * rows * tile_columns):
-            source = base + 4 * TILE_WIDTH * tile
-            target = address(pixels) + VECTOR_BYTES * tile_pixel(tile, rows, tile_columns, 0)
-            transform_output(
-                source, 24 * plane, 4 * plane, target, VECTOR_BYTES * width, VECTOR_BYTES, shift,
-                relu,
-            )  # fmt: skip
-        for i in range(images):
-            for p in range(min(height, to.H - 4 * first)):
-                source = address(pixels) + VECTOR_BYTES * (i * height + p) * width
-                target = address(y) + 4 * plane_row(to, n + i, k, 4 * first + p)
-                channels = min(to.C - k, LANES)
-                transpose_matrix(source, VECTOR_BYTES, to.W, channels, target, size, to.W)
+        for tile in range(len(places)):
+            source = address(products) + 4 * (pair_place(k, lines) + tile * TILE_WIDTH)
+            target = address(pixels) + VECTOR_BYTES * places[tile]
+            transform_output(source, 6 * plane, plane, target, VECTOR_BYTES * width, VECTOR_BYTES)
+        channels = min(to.C - k, LANES)
+        for i in range(block.images):
+            for row in range(min(height, to.H - 4 * block.row)):
+                n, p = block.n + i, 4 * block.row + row
+                source = address(pixels) + VECTOR_BYTES * (i * height + row) * width
+                target = address(y) + 4 * row_place(to, n, k, p)
+                other = address(rest) + 4 * place_of(rest_image, (n * to.H + p) * to.W, k)
+                made, step = (target, 4 * to.step) if to.step else (source, VECTOR_BYTES)
+                if len(bias):
+                    store_pixels(
+                        source, VECTOR_BYTES, to.W, address(bias) + 4 * k, other,
+                        4 * rest_image.step, relu, made, step, first_lanes(channels),
+                    )  # fmt: skip
+                if not to.step:
+                    size = 4 * to.H * to.W
+                    transpose_matrix(source, VECTOR_BYTES, to.W, channels, target, size, to.W)
 
 
 @compiled
-def store_channels(products, plane, lines, span, bias, rest, rest_image, relu, y, to):
-    """As store_planes, of a channels-last y, + rest, a channels-last image."""
-    n, images, first, rows, tile_columns = span
-    pixels, nothing = np.empty(16 * LANES, np.float32), np.zeros(LANES, np.float32)
-    for k in range(0, to.C, LANES):
-        base, bits = address(products) + 4 * pair_place(k, lines), first_lanes(to.C - k)
-        for t in range(images * rows * tile_columns):
-            i, row, column = t // tile_columns // rows, t // tile_columns % rows, t % tile_columns
-            transform_output(
-                base + 4 * TILE_WIDTH * t, 24 * plane, 4 * plane, address(pixels),
-                4 * VECTOR_BYTES, VECTOR_BYTES, address(nothing), 0,
-            )  # fmt: skip
-            p, q = 4 * (first + row), 4 * column
-            for down in range(min(4, to.H - p)):
-                pixel = ((n + i) * to.H + p + down) * to.W + q
-                store_pixels(
-                    address(pixels) + 4 * VECTOR_BYTES * down, VECTOR_BYTES, min(4, to.W - q),
-                    address(bias) + 4 * k, address(rest) + 4 * place_of(rest_image, pixel, k),
-                    4 * rest_image.step, relu, address(y) + 4 * place_of(to, pixel, k),
-                    4 * to.step, bits,
-                )  # fmt: skip
-
-
-@compiled
-def transform_filters(w, rotated, plane, out, begin, end):
+def transform_filters(w, rotated, out, begin, end):
     """out[36][pair of K][C][..], pairs [begin, end): the transform of w (K, C, 9).
 
     rotated: of the filters for dx, which are rotated by 180 degrees and have K and C exchanged.
@@ -219,7 +183,7 @@ def transform_filters(w, rotated, plane, out, begin, end):
     """
     K, C = (w.shape[1], w.shape[0]) if rotated else w.shape[:2]
     transposed = np.empty((C * 9, LANES), np.float32)
-    in_range = 1
+    plane, in_range = 4 * out.shape[1], 1
     for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
         rows, to = min(K - k, LANES), address(transposed)
         if rotated:
@@ -233,21 +197,21 @@ def transform_filters(w, rotated, plane, out, begin, end):
         for c in range(C):
             source = address(transposed[9 * c + first])
             target = address(out) + 4 * (pair_place(k, C) + c * TILE_WIDTH)
-            transform_filter(source, 3 * step, step, target, 24 * plane, 4 * plane)
+            transform_filter(source, 3 * step, step, target, 6 * plane, plane)
     return in_range
 
 
 @compiled
-def store_filter_gradient(sums, plane, lines, begin, end, dw):
+def store_filter_gradient(sums, lines, dw, begin, end):
     """dw (K, C, 9), pairs [begin, end) of K: the transform of sums[36][pair of K][C][..]."""
-    K, C = dw.shape[:2]
+    (K, C, _), plane = dw.shape, 4 * sums.shape[1]
     transposed = np.empty((C * 9, LANES), np.float32)
     for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
         for c in range(C):
             source = address(sums) + 4 * (pair_place(k, lines) + c * TILE_WIDTH)
             target = address(transposed[9 * c])
             transform_filter_gradient(
-                source, 24 * plane, 4 * plane, target, 3 * VECTOR_BYTES, VECTOR_BYTES
+                source, 6 * plane, plane, target, 3 * VECTOR_BYTES, VECTOR_BYTES
             )
         source, channels = address(transposed), min(K - k, LANES)
         transpose_matrix(source, VECTOR_BYTES, 9 * C, channels, address(dw[k]), 36 * C, 9 * C)
