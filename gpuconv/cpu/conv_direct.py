@@ -10,6 +10,7 @@ that y and dx do not depend on the number of threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -144,20 +145,22 @@ def weight_gradient(
     columns = rows_of_tiles(len(offsets))
     offsets = np.pad(offsets, (0, columns - len(offsets)))
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
-    lines, pieces = g.groups * (-(-g.K // LANES) * LANES), plan.pieces
-    sums = scratch("weight gradient", len(pieces) * lines * columns)
-    sums = sums.reshape(len(pieces), lines, columns)
-    db = np.zeros((len(pieces), K))
+    channels, pieces = -(-g.K // LANES) * LANES, plan.pieces
+    shape = len(pieces), g.groups * channels, columns
+    sums, biases = (
+        scratch("weight gradient", math.prod(shape)).reshape(shape),
+        np.zeros((shape[0], K)),
+    )
     fixed = x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets
 
-    def accumulate(begin: int, end: int, sums: np.ndarray, db: np.ndarray) -> None:
+    def accumulate(begin: int, end: int, dw: np.ndarray, db: np.ndarray) -> None:
         tile, *_ = memory_of(plan)
-        gradient = scratch("gradient", lines * g.images * g.rows * g.Q)
-        loops.accumulate_weights(*fixed, begin, end, tile, gradient, sums.reshape(-1), db)
+        gradient = scratch("gradient", channels * g.images * g.rows * g.Q)
+        loops.accumulate_weights(*fixed, begin, end, tile, gradient, dw.reshape(-1), db)
 
-    parallel(accumulate, [(*piece, *to) for piece, *to in zip(pieces, sums, db, strict=True)])
+    parallel(accumulate, [(*piece, *to) for piece, *to in zip(pieces, sums, biases, strict=True)])
     dw = _sum_of(plan, sums, (K, *w_shape[1:])).reshape(-1, *w_shape)
-    db = db.reshape(-1, len(dw[0])).sum(0).astype(np.float32)
+    db = biases.reshape(-1, len(dw[0])).sum(0).astype(np.float32)
     return dw[0] if len(dw) == 1 else dw.sum(0), db
 
 

@@ -74,8 +74,8 @@ def _direct(
     def packed() -> tuple[np.ndarray, np.ndarray]:
         return conv_direct.packed(plan, w, b, out=np.empty(plan.filters, np.float32))
 
-    weights = pack(f"direct, {plan.geometry.across} {plan.geometry.groups}", packed)
-    return conv_direct.bound(plan, x, y, *weights, relu, rest, before)
+    filters, bias = pack(f"direct, {plan.geometry.across} {plan.geometry.groups}", packed)
+    return conv_direct.bound(plan, x, y, filters, bias, relu, rest, before)
 
 
 def _winograd(
