@@ -7,17 +7,22 @@ are in float64, in an order that does not depend on the number of threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.elementwise import GRAIN
-from gpuconv.threads import Pieces, parallel, shards
+from gpuconv.cpu.elementwise import GRAIN, contiguous
+from gpuconv.threads import parallel, shards
 
 # Lets the compiler sum in vector lanes; the order is fixed when the code is compiled, so results
 # repeat. NaN and inf keep their meaning, unlike with fastmath=True.
 REORDER = {"reassoc", "contract"}
+PIECE = 2048  # elements, in the L1 cache; a quarter and four times of it take the same time
+
+Images = tuple[np.ndarray, int]  # the elements in a row, how many from one image to the next
 
 
 def forward(
@@ -35,19 +40,12 @@ def forward(
     Without mean the statistics are those of x. other: added to y before the ReLU. x may be channels
     cut from a wider array, whose images lie further apart than they are long.
     """
-    C = x.shape[1]
-    y = np.empty(x.shape, x.dtype)
-    flat, step = images(x)
-    of_batch = mean is None
-    mean = np.empty(C, x.dtype) if mean is None else np.array(mean)
-    var = np.empty(C, x.dtype) if var is None else np.array(var)
-    scale, shift = _vector(w, 1, x), _vector(b, 0, x)
-    sizes = (len(x), C, math.prod(x.shape[2:]), step)
-    out = y.reshape(-1)
-    more, more_step = (flat[:0], 0) if other is None else images(other)
-    fixed = flat, more, out, scale, shift, mean, var, eps, relu, of_batch, (*sizes, more_step)
-    run = partial(_forward, *fixed)
-    parallel(run, _shards(x))
+    y, of_batch = np.empty(x.shape, x.dtype), mean is None
+    mean, var = (np.empty(x.shape[1], x.dtype) if a is None else np.array(a) for a in (mean, var))
+    added = (np.empty(0, x.dtype), 0) if other is None else images(other)
+    vectors = _vector(w, 1, x), _vector(b, 0, x), mean, var
+    arguments = images(x), added, _whole(y), vectors, eps, relu, of_batch
+    _over_channels(x.shape, _forward, *arguments)
     return y, mean, var
 
 
@@ -68,53 +66,52 @@ def backward(
 
     in_place: dx takes dy's memory, which must be in C order.
     """
-    C = x.shape[1]
-    gradient, gradient_step = images(dy)
-    flat, step = images(x)
-    dx = None
-    if need_dx:
-        dx = dy if in_place else np.empty(x.shape, x.dtype)
-    out = np.empty(0, x.dtype) if dx is None else dx.reshape(-1)
-    dw, db = np.empty(C, x.dtype), np.empty(C, x.dtype)
-    scale, shift = _vector(w, 1, x), _vector(b, 0, x)
-    mean, var = np.array(mean), np.array(var)
-    sizes = (len(x), C, math.prod(x.shape[2:]), gradient_step, step)
-    arrays, flags = (scale, shift, mean, var), (relu, of_batch, need_dx)
-    parallel(
-        partial(_backward, gradient, flat, *arrays, eps, flags, out, dw, db, sizes), _shards(x)
-    )
-    return dx, dw, db
+    dx = dy if in_place else np.empty(x.shape if need_dx else (0, *x.shape[1:]), x.dtype)
+    dw, db = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+    vectors = _vector(w, 1, x), _vector(b, 0, x), np.array(mean), np.array(var), dw, db
+    arguments = images(dy), images(x), _whole(dx), vectors, eps, relu, of_batch
+    _over_channels(x.shape, _backward, *arguments)
+    return dx if need_dx else None, dw, db
 
 
-def images(a: np.ndarray) -> tuple[np.ndarray, int]:
-    """(elements, step): `a` (N, C, H, W) as one row, and the elements from one image to the next.
-
-    Channels cut from a wider array are used where they are; any other layout is copied.
+def images(a: np.ndarray) -> Images:
+    """`a` (N, C, H, W), only to be read. Channels cut from a wider array are used where they are;
+    any other layout is copied.
     """
     size = math.prod(a.shape[1:])
-    apart = a.strides[0] // a.itemsize
-    whole = a[0].flags.c_contiguous and a.flags.aligned and a.strides[0] % a.itemsize == 0
-    if not whole or (len(a) > 1 and apart < size):
-        return np.ascontiguousarray(a).reshape(-1), size
-    apart = apart if len(a) > 1 else size
-    count = (len(a) - 1) * apart + size
-    row = np.lib.stride_tricks.as_strided(a, (count,), (a.itemsize,), writeable=False)
-    return row, apart
+    step = a.strides[0] // a.itemsize if len(a) > 1 else size
+    usable = a[0].flags.c_contiguous and a.flags.aligned and a.strides[0] % a.itemsize == 0
+    if not usable or step < size:
+        a, step = contiguous(a), size
+    count = (len(a) - 1) * step + size
+    return np.lib.stride_tricks.as_strided(a, (count,), (a.itemsize,), writeable=False), step
 
 
-def _shards(x: np.ndarray) -> Pieces:
-    return shards(x.shape[1], -(-GRAIN * x.shape[1] // x.size))
+def _whole(a: np.ndarray) -> Images:
+    """`a` (N, C, H, W), in C order, to be written."""
+    return a.reshape(-1), math.prod(a.shape[1:])
+
+
+def _over_channels(shape: tuple[int, ...], function: Callable[..., None], *arguments: Any) -> None:
+    """function(*arguments, N, H*W, first, end) for shards of the channels."""
+    N, C, H, W = shape
+    parallel(partial(function, *arguments, N, H * W), shards(C, -(-GRAIN // (N * H * W))))
 
 
 def _vector(values: np.ndarray | None, default: int, x: np.ndarray) -> np.ndarray:
     return np.full(x.shape[1], default, x.dtype) if values is None else np.ascontiguousarray(values)
 
 
-PIECE = 2048  # elements, in the L1 cache; a quarter and four times of it take the same time
-
-
 # The loops go over views: an index into the whole array may be negative for all that the compiler
 # knows, which keeps it from using vectors (8x256x56x56 forward: 9.4 ms, with views 1.9).
+@compiled
+def _view(images, n, first, count):
+    """`count` elements of image n from `first` on."""
+    elements, step = images
+    begin = n * step + first
+    return elements[begin : begin + count]
+
+
 @compiled(fastmath=REORDER)
 def _sum(x):
     total = 0.0
@@ -148,57 +145,55 @@ def _normalise_and_add(x, mean, factor, shift, other, least, y):
 
 
 @compiled
-def _forward(x, other, y, w, b, means, variances, eps, relu, of_batch, sizes, first, end):
-    N, C, size, step, other_step = sizes
-    least = x.dtype.type(0 if relu else -np.inf)
+def _forward(x, other, y, vectors, eps, relu, of_batch, N, size, first, end):
+    w, b, means, variances = vectors
+    least = w.dtype.type(0 if relu else -np.inf)
     for c in range(first, end):
+        at = c * size
         if of_batch:
             total, squares = 0.0, 0.0
             for n in range(N):
-                begin = n * step + c * size
-                total += _sum(x[begin : begin + size])
-            exact = total / (N * size)
+                total += _sum(_view(x, n, at, size))
             for n in range(N):
-                begin = n * step + c * size
-                squares += _squares(x[begin : begin + size], exact)
-            means[c], variances[c] = exact, squares / (N * size)
+                squares += _squares(_view(x, n, at, size), total / (N * size))
+            means[c], variances[c] = total / (N * size), squares / (N * size)
         factor = w[c] / np.sqrt(variances[c] + eps)
         mean, shift = np.float64(means[c]), np.float64(b[c])
         for n in range(N):
-            begin, to = n * step + c * size, (n * C + c) * size
-            values, made = x[begin : begin + size], y[to : to + size]
-            if len(other):
-                at = n * other_step + c * size
-                added = other[at : at + size]
+            values, made = _view(x, n, at, size), _view(y, n, at, size)
+            if len(other[0]):
+                added = _view(other, n, at, size)
                 _normalise_and_add(values, mean, factor, shift, added, least, made)
             else:
                 _normalise(values, mean, factor, shift, least, made)
 
 
-@compiled(fastmath={"reassoc"})
-def _products(dy, x, mean, factor, shift, relu):
-    """The sums over a plane of dy, and of dy times x - mean; with `relu`, dy through the ReLU.
+@compiled
+def _through_relu(dy, away, factor, shift, relu):
+    """dy in float64; with `relu` 0 where _forward's y is not above 0. away: x - mean.
 
-    Without "contract": where y is near 0, a fused multiply-add could decide otherwise than
-    _forward.
+    Not compiled with REORDER: fused multiply-adds could decide otherwise than _forward.
     """
+    return np.float64(0.0) if relu & (away * factor + shift <= 0) else np.float64(dy)
+
+
+@compiled(fastmath=REORDER)
+def _products(dy, x, mean, factor, shift, relu):
+    """The sums over a plane of dy through the ReLU, and of that times x - mean."""
     total, products = 0.0, 0.0
     for i in range(len(x)):
         away = x[i] - mean
-        negative = relu & (away * factor + shift <= 0)
-        d = np.float64(0.0) if negative else np.float64(dy[i])
+        d = _through_relu(dy[i], away, factor, shift, relu)
         total += d
         products += d * away
     return total, products
 
 
 @compiled
-def _input_gradient(dy, x, dx, constants, relu):
-    mean, factor, shift, base, slope = constants
+def _input_gradient(dy, x, mean, factor, shift, relu, base, slope, dx):
     for i in range(len(x)):
         away = x[i] - mean
-        negative = relu & (away * factor + shift <= 0)
-        d = np.float64(0.0) if negative else np.float64(dy[i])
+        d = _through_relu(dy[i], away, factor, shift, relu)
         dx[i] = factor * (d - base - away * slope)
 
 
@@ -210,33 +205,26 @@ def _copy(source, target):
 
 
 @compiled
-def _backward(dy, x, w, b, means, variances, eps, flags, dx, dw, db, sizes, first, end):
-    N, C, size, dy_step, step = sizes
-    relu, of_batch, need_dx = flags
-    piece = np.empty(min(size, PIECE), dx.dtype)
+def _backward(dy, x, dx, vectors, eps, relu, of_batch, N, size, first, end):
+    w, b, means, variances, dw, db = vectors
+    piece = np.empty(min(size, PIECE), w.dtype)
     for c in range(first, end):
         deviation = np.sqrt(variances[c] + eps)
         mean, factor, shift = np.float64(means[c]), w[c] / deviation, np.float64(b[c])
         total, products = 0.0, 0.0
         for n in range(N):
-            at, begin = n * dy_step + c * size, n * step + c * size
-            given = dy[at : at + size]
-            sums = _products(given, x[begin : begin + size], mean, factor, shift, relu)
+            values, given = _view(x, n, c * size, size), _view(dy, n, c * size, size)
+            sums = _products(given, values, mean, factor, shift, relu)
             total, products = total + sums[0], products + sums[1]
         dw[c], db[c] = products / deviation, total
-        if not need_dx:
-            continue
         base, slope = 0.0, 0.0
         if of_batch:
             base = total / (N * size)
             slope = products / (N * size) / (deviation * deviation)
-        constants = (mean, factor, shift, base, slope)
-        for n in range(N):
+        for n in range(N if len(dx[0]) else 0):
             for i in range(0, size, PIECE):
-                count, place = min(PIECE, size - i), c * size + i
+                at, count = c * size + i, min(PIECE, size - i)
+                values, made, given = _view(x, n, at, count), _view(dx, n, at, count), piece[:count]
                 # dx may be dy itself: a copy cannot overlap it, so the loop vectorises
-                _copy(dy[n * dy_step + place : n * dy_step + place + count], piece)
-                begin, to = n * step + place, n * C * size + place
-                _input_gradient(
-                    piece[:count], x[begin : begin + count], dx[to : to + count], constants, relu
-                )
+                _copy(_view(dy, n, at, count), given)
+                _input_gradient(given, values, mean, factor, shift, relu, base, slope, made)

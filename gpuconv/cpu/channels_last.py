@@ -8,52 +8,44 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.moves import address, place_of, transpose_matrix
 
 
 @compiled
-def max_pool(x, image, rows, columns, y, to, begin, end):
+def pool(x, image, rows, columns, counts, y, to, begin, end):
     """Rows [begin, end), of all images, of the maxima over the pixels from rows[p] to columns[q]
-    (first, end). A NaN counts as larger than every number.
+    (first, end), or of their sums divided by counts[p, q] if that is not None.
+
+    A NaN counts as larger than every number.
     """
     for line in range(begin, end):
         n, p = line // to.H, line % to.H
         for q in range(to.W):
-            best = pixel_of(y, to, line * to.W + q)
-            best[:] = -np.inf
+            made = pixel_of(y, to, line * to.W + q)
+            made[:] = -np.inf if counts is None else 0
             for h in range(rows[p, 0], rows[p, 1]):
                 for w in range(columns[q, 0], columns[q, 1]):
                     values = pixel_of(x, image, (n * image.H + h) * image.W + w)
                     for c in range(to.C):
                         value = values[c]
-                        best[c] = value if (value > best[c]) | (value != value) else best[c]
-
-
-@compiled
-def mean_pool(x, image, rows, columns, counts, y, to, begin, end):
-    """As max_pool: the sums of these pixels, each divided by counts[p, q]."""
-    for line in range(begin, end):
-        n, p = line // to.H, line % to.H
-        for q in range(to.W):
-            total = pixel_of(y, to, line * to.W + q)
-            total[:] = 0
-            for h in range(rows[p, 0], rows[p, 1]):
-                for w in range(columns[q, 0], columns[q, 1]):
-                    values = pixel_of(x, image, (n * image.H + h) * image.W + w)
-                    for c in range(to.C):
-                        total[c] += values[c]
-            for c in range(to.C):
-                total[c] /= counts[p, q]
+                        if counts is not None:
+                            made[c] += value
+                        else:
+                            made[c] = value if (value > made[c]) | (value != value) else made[c]
+            if counts is not None:
+                for c in range(to.C):
+                    made[c] /= counts[p, q]
 
 
 @compiled
 def to_channels_last(x, y, to, begin, end):
     """Rows [begin, end), of all images, of x (N, C, H, W), as an image."""
+    channel = 4 * to.H * to.W
     for line in range(begin, end):
         n, h = line // to.H, line % to.H
-        for w in range(to.W):
-            pixel = pixel_of(y, to, line * to.W + w)
-            for c in range(to.C):
-                pixel[c] = x[n, c, h, w]
+        source = address(x) + n * to.C * channel + 4 * h * to.W
+        target = address(y) + 4 * place_of(to, line * to.W, 0)
+        transpose_matrix(source, channel, to.C, to.W, target, 4 * to.step, to.C)
 
 
 @compiled
@@ -86,5 +78,5 @@ def few_rows(x, w, b, relu, y):
 @compiled
 def pixel_of(a, image, pixel):
     """The channels of a pixel, a view: unlike an index, its loops vectorise."""
-    place = image.offset + pixel * image.step
+    place = place_of(image, pixel, 0)
     return a[place : place + image.C]

@@ -6,7 +6,6 @@ The strip stays in the cache, and the inner loops run along its pixels, so that 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -19,44 +18,34 @@ STRIP = 128  # pixels; with half of it AlexNet's layers take 1.1 times as long, 
 
 def forward(x: np.ndarray, size: int, alpha: float, beta: float, k: float) -> np.ndarray:
     """y = x / (k + alpha * sum over `size` channels of x**2)**beta, x and y (N, C, H, W)."""
-    y = np.empty(x.shape, x.dtype)
-    _over_strips(_forward, (contiguous(x), y), size, alpha, beta, k)
-    return y
+    return _over_strips(x, x, size, (alpha, beta, k), False)
 
 
 def backward(
     dy: np.ndarray, x: np.ndarray, size: int, alpha: float, beta: float, k: float
 ) -> np.ndarray:
     """dx of dy and x, all (N, C, H, W)."""
-    dx = np.empty(x.shape, x.dtype)
-    _over_strips(_backward, (contiguous(dy), contiguous(x), dx), size, alpha, beta, k)
-    return dx
+    return _over_strips(dy, x, size, (alpha, beta, k), True)
 
 
 def _over_strips(
-    function: Any, arrays: tuple[np.ndarray, ...], size: int, *constants: float
-) -> None:
-    """function(*arrays (N, C, pixels), constants, first, end) for shards of the strips."""
-    planes = [a.reshape(*a.shape[:2], -1) for a in arrays]
+    a: np.ndarray, x: np.ndarray, size: int, constants: tuple[float, ...], gradient: bool
+) -> np.ndarray:
+    out = np.empty(x.shape, x.dtype)
+    planes = [array.reshape(*x.shape[:2], -1) for array in (contiguous(a), contiguous(x), out)]
     N, C, pixels = planes[0].shape
-    typed = size, *map(arrays[0].dtype.type, constants)
-    pieces = shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP)))
-    parallel(partial(function, *planes, typed), pieces)
+    run = partial(_strips, *planes, size, tuple(map(x.dtype.type, constants)), gradient)
+    parallel(run, shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP))))
+    return out
 
 
 @compiled
-def _denominators(x, constants, d):
-    """d[c] = k + alpha * sum of x**2 over the channels around c; x and d are (C, strip)."""
-    size, alpha, _, k = constants
-    C, length = x.shape
-    for c in range(C):
-        row = d[c]
-        row[:] = 0
-        for j in range(max(0, c - size // 2), min(C, c + (size - 1) // 2 + 1)):
-            for i in range(length):
-                row[i] += x[j, i] * x[j, i]
-        for i in range(length):
-            row[i] = k + alpha * row[i]
+def _sum_around(values, c, below, above, total):
+    """total = the sum of values (C, pixels) over the channels from c - below to c + above."""
+    total[:] = 0
+    for j in range(max(0, c - below), min(len(values), c + above + 1)):
+        for i in range(len(total)):
+            total[i] += values[j, i]
 
 
 @compiled
@@ -73,42 +62,31 @@ def _powers(d, beta, share):
 
 
 @compiled
-def _forward(x, y, constants, first, end):
+def _strips(a, x, out, size, constants, gradient, first, end):
+    """out = a / d**beta, d = k + alpha * sum of x**2; less the part of d's own gradient."""
+    alpha, beta, k = constants
     C, pixels = x.shape[1:]
-    strips = -(-pixels // STRIP)
-    d, share = np.empty((C, STRIP), x.dtype), np.empty(STRIP, x.dtype)
-    for strip in range(first, end):
-        n, begin = strip // strips, strip % strips * STRIP
-        length = min(STRIP, pixels - begin)
-        _denominators(x[n, :, begin : begin + length], constants, d[:, :length])
-        for c in range(C):
-            _powers(d[c, :length], constants[2], share)
-            for i in range(length):
-                y[n, c, begin + i] = x[n, c, begin + i] * share[i]
-
-
-@compiled
-def _backward(dy, x, dx, constants, first, end):
-    size, alpha, beta, _ = constants
-    C, pixels = x.shape[1:]
-    strips = -(-pixels // STRIP)
-    d, share = np.empty((C, STRIP), x.dtype), np.empty(STRIP, x.dtype)
-    around = np.empty(STRIP, x.dtype)
+    strips, below, above = -(-pixels // STRIP), size // 2, (size - 1) // 2
     slope = x.dtype.type(2) * alpha * beta
+    squares, products = np.empty((C, STRIP), x.dtype), np.empty((C, STRIP), x.dtype)
+    sums, powers = np.empty(STRIP, x.dtype), np.empty(STRIP, x.dtype)
     for strip in range(first, end):
         n, begin = strip // strips, strip % strips * STRIP
         length = min(STRIP, pixels - begin)
-        _denominators(x[n, :, begin : begin + length], constants, d[:, :length])
-        for c in range(C):  # d becomes dy * y / d, dx the direct part
-            _powers(d[c, :length], beta, share)
-            for i in range(length):
-                direct = dy[n, c, begin + i] * share[i]
-                dx[n, c, begin + i] = direct
-                d[c, i] = direct * x[n, c, begin + i] / d[c, i]
+        d, share = sums[:length], powers[:length]
         for c in range(C):
-            around[:] = 0
-            for j in range(max(0, c - (size - 1) // 2), min(C, c + size // 2 + 1)):
-                for i in range(length):
-                    around[i] += d[j, i]
             for i in range(length):
-                dx[n, c, begin + i] -= slope * x[n, c, begin + i] * around[i]
+                squares[c, i] = x[n, c, begin + i] * x[n, c, begin + i]
+        for c in range(C):
+            _sum_around(squares, c, below, above, d)
+            for i in range(length):
+                d[i] = k + alpha * d[i]
+            _powers(d, beta, share)
+            for i in range(length):
+                out[n, c, begin + i] = a[n, c, begin + i] * share[i]
+            for i in range(length if gradient else 0):
+                products[c, i] = out[n, c, begin + i] * x[n, c, begin + i] / d[i]
+        for c in range(C if gradient else 0):
+            _sum_around(products, c, above, below, d)
+            for i in range(length):
+                out[n, c, begin + i] -= slope * x[n, c, begin + i] * d[i]

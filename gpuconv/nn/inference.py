@@ -174,18 +174,17 @@ class _Plan:
             return None
         rows, columns = _pooled_spans(window, (image.H, image.W), (to.H, to.W))
         lines = shards(to.N * to.H, -(-(1 << 13) // (to.W * to.C)))
-        if each.name == "max_pool2d":
-            run = partial(loops.max_pool, x, image, rows, columns, y, to)
-            return partial(parallel, run, lines)
-        counts: Any = 1
-        if window is None:
-            counts = np.multiply.outer(np.diff(rows)[:, 0], np.diff(columns)[:, 0])
-        elif each.name == "avg_pool2d":
+        counts: Any = None
+        if each.name == "avg_pool2d":
             counts = taps_counted(window, (image.H, image.W), each.step.count_include_pad)
-        counts = np.ascontiguousarray(np.broadcast_to(counts, (to.H, to.W)), np.float32)
-        return partial(
-            parallel, partial(loops.mean_pool, x, image, rows, columns, counts, y, to), lines
-        )
+        elif window is None:
+            counts = np.multiply.outer(np.diff(rows)[:, 0], np.diff(columns)[:, 0])
+        elif each.name == "sum_pool2d":
+            counts = np.ones((to.H, to.W))
+        if counts is not None:
+            counts = np.ascontiguousarray(counts, np.float32)
+        run = partial(loops.pool, x, image, rows, columns, counts, y, to)
+        return partial(parallel, run, lines)
 
     def _joins(self, each: Operation) -> list[Callable[[], object]]:
         """Copies of those parts that were not computed in their place."""

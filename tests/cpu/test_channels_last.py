@@ -178,12 +178,12 @@ def test_pools_and_sums(seed):
         [x[..., slice(*row), slice(*column)] for column in columns] for row in rows
     ]  # fmt: skip
     made = placed(np.zeros((*shape[:2], 2, 2), np.float32), 0, 1)
-    loops.max_pool(flat, image, rows, columns, *made, 0, 2 * shape[0])
+    loops.pool(flat, image, rows, columns, None, *made, 0, 2 * shape[0])
     largest = np.array([[part.max((2, 3)) for part in row] for row in parts])
     assert np.array_equal(taken(*made), largest.transpose(2, 3, 0, 1), equal_nan=True)
     made = placed(np.zeros((*shape[:2], 2, 2), np.float32), 0, 1)
     counts = np.array([[part[0, 0].size for part in row] for row in parts], np.float32)
-    loops.mean_pool(flat, image, rows, columns, counts, *made, 0, 2 * shape[0])
+    loops.pool(flat, image, rows, columns, counts, *made, 0, 2 * shape[0])
     mean, size = (
         np.array([[f(part.astype(np.float64)).mean((2, 3)) for part in row] for row in parts])
         for f in (lambda a: a, np.abs)
