@@ -22,7 +22,7 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import GRAIN
-from gpuconv.cpu.moves import Image, add_rows, planar, rows_of_tiles
+from gpuconv.cpu.moves import NO_IMAGE, Image, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.winograd_loops import (
@@ -138,7 +138,7 @@ def _convolve(x, w, rotated, b, top, left, relu, y):
         return None
     zeros = np.zeros(K, np.float32)
     bias = (zeros if relu else zeros[:0]) if b is None else b
-    rest = zeros, Image(0, 0, 1, 1, 1, K)
+    rest = zeros, NO_IMAGE
     in_range = convolution(plan, x.reshape(-1), filters, bias, *rest, int(relu), y.reshape(-1))
     return y if in_range() else None
 
