@@ -84,7 +84,7 @@ def share_cores(processes: int) -> None:
     _default_count.cache_clear()
 
 
-def shards(items: int, grain: int = 1) -> Pieces:
+def shards(items: int, grain: float = 1) -> Pieces:
     """[0, items) cut into pieces [begin, end), at most one for each thread.
 
     grain: so many items take as long as handing a piece to another thread and hearing of its end.
@@ -95,9 +95,9 @@ def shards(items: int, grain: int = 1) -> Pieces:
 
 
 @lru_cache(maxsize=4096)
-def _shards(items: int, grain: int, threads: int) -> Pieces:
-    parts = max(1, min(threads, items // max(grain, 1)))
-    lead = grain if parts > 1 else 0
+def _shards(items: int, grain: float, threads: int) -> Pieces:
+    parts = max(1, min(threads, items, int(items / grain) if grain else items))
+    lead = int(grain) if parts > 1 else 0
     edges = [lead + (items - lead) * part // parts for part in range(1, parts + 1)]
     return tuple(pairwise([0, *edges]))
 

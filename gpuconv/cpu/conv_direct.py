@@ -10,37 +10,43 @@ that y and dx do not depend on the number of threads.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from gpuconv.cpu import direct_loops as loops
-from gpuconv.cpu.direct_plan import (
-    Geometry,
-    Plan,
-    abreast,
-    forward_plan,
-    input_gradient_plan,
-    weight_gradient_plan,
-)
+from gpuconv.cpu.direct_plan import Geometry, Plan, planar_plan
 from gpuconv.cpu.elementwise import GRAIN
-from gpuconv.cpu.moves import Image, add_rows, planar, rows_of_tiles
+from gpuconv.cpu.moves import NO_IMAGE, Place, add_rows, rows_of_tiles
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
 
-NOTHING = np.empty(0, np.float32)
+NOTHING, NO_TAPS = np.empty(0, np.float32), np.empty(0, np.uint8)
 
 
 def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int, relu: bool
 ) -> np.ndarray:
     """y (N, K, P, Q) of x (N, C, H, W) and w (K, C/groups, R, S); C-contiguous float32."""
-    y = np.empty((len(x), len(w), *window.output_size(*x.shape[2:])), np.float32)
-    n = abreast(len(x), w.shape, groups) or 1
-    plan = forward_plan(planar(x, n), planar(y, n), window, n * groups, thread_count())
-    return _convolve(plan, x, w, False, b, relu, y)
+    plan = planar_plan("forward", x.shape, w.shape, window, groups, thread_count())
+    y = np.empty((len(x), len(w), plan.to.H, plan.to.W), np.float32)
+    bound(plan, x, y, *packed(plan, w, b), relu)()
+    return y
+
+
+def pooled_forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(y, argmax), both (N, K, P//2, Q//2): the 2x2 maxima of `forward`'s ReLU, and their taps."""
+    plan = planar_plan("pooled", x.shape, w.shape, window, groups, thread_count())
+    y = np.empty((len(x), len(w), plan.to.H // 2, plan.to.W // 2), np.float32)
+    argmax = np.empty(y.shape, np.uint8)
+    bound(plan, x, y, *packed(plan, w, b), True, argmax=argmax)()
+    return y, argmax
 
 
 def input_gradient(
@@ -48,106 +54,114 @@ def input_gradient(
 ) -> np.ndarray:
     """dx (N, C, H, W) of dy (N, K, P, Q): one stride-1 convolution of dy for each stride phase."""
     dx = np.empty(x_shape, np.float32)
-    n = abreast(len(dy), w.shape, groups) or 1
-    plan = input_gradient_plan(planar(dy, n), planar(dx, n), window, n * groups, thread_count())
-    return _convolve(plan, dy, w, True, None, False, dx)
+    plan = planar_plan("dx", x_shape, w.shape, window, groups, thread_count())
+    bound(plan, dy, dx, *packed(plan, w, None, transposed=True))()
+    return dx
 
 
-def _convolve(
+def bound(
     plan: Plan,
     x: np.ndarray,
-    w: np.ndarray,
-    transposed: bool,
-    b: np.ndarray | None,
-    relu: bool,
     y: np.ndarray,
-) -> np.ndarray:
-    g, K = plan.geometry, y.shape[1]
-    zeros = np.zeros(g.groups * g.K, np.float32)
-    bias = zeros[:K] if b is None else b
-    if g.across:
-        filters = _packed_across(plan, w, transposed)
-        bias = _by_lanes(g, bias.reshape(-1, g.K // LANES)).ravel()
-    else:
-        filters = packed(plan, w, transposed, scratch("filters", g.groups * plan.filters))
-    fixed = x.reshape(-1), plan.image, y.reshape(-1), plan.to, g, plan.passes, plan.strips, filters
-    rest = bias, zeros, Image(0, 0, 1, 1, 1, K), NOTHING, NOTHING, 0, int(relu)
+    filters: np.ndarray,
+    bias: np.ndarray,
+    relu: bool = False,
+    rest: Place | None = None,
+    before: tuple[np.ndarray, np.ndarray, bool] | None = None,
+    argmax: np.ndarray = NO_TAPS,
+) -> Callable[[], object]:
+    """What computes y, an array of the plan's images, as `direct_loops.convolve` says.
+
+    filters, bias: of `packed`. rest: channels-last images that are added. before: scale and shift
+    of x's values, and whether a ReLU follows them.
+    """
+    g = plan.geometry
+    scale, shift, rectified = before or (NOTHING, NOTHING, False)
+    others, added = rest or (plan.zeros, NO_IMAGE)
+    fixed = (
+        x.reshape(-1), y.reshape(-1), others[added.offset :], added.step,
+        (tuple(plan.image), tuple(plan.to), tuple(g)), plan.passes, plan.strips, filters, bias,
+        scale, shift, int(rectified), int(relu), argmax.reshape(-1),
+    )  # fmt: skip
+    all_filters = 0, -(-g.K // TILE_WIDTH)
 
     def run(begin: int, end: int) -> None:
-        loops.convolve(*fixed, *rest, *memory_of(plan), begin, end, 0, g.K)
+        span = (0, g.blocks, begin, end) if plan.by_filters else (begin, end, *all_filters)
+        loops.convolve(*fixed, *memory_of(plan), *span)
 
-    parallel(run, shards(g.blocks))
-    return y
-
-
-def packed(plan: Plan, w: np.ndarray, transposed: bool, out: np.ndarray) -> np.ndarray:
-    """w, or for dx its transpose, as the plan's passes read it, in `out`."""
-    flat, g = w.reshape(*w.shape[:2], -1), plan.geometry
-    pairs = -(-g.K // TILE_WIDTH)
-    for taps, start in zip(plan.taps, plan.passes[:, 0], strict=True):
-        fixed = flat, g.groups, transposed, taps, start, plan.filters, out
-        pack = partial(loops.pack_filters, *fixed)
-        parallel(pack, shards(pairs, -(-GRAIN * pairs // max(len(out), 1))))
-    return out
+    return partial(parallel, run, plan.pieces)
 
 
-def _packed_across(plan: Plan, w: np.ndarray, transposed: bool) -> np.ndarray:
-    """As `packed`, with a vector for each of a group's filters: its lanes are groups."""
+def packed(
+    plan: Plan,
+    w: np.ndarray,
+    b: np.ndarray | None,
+    transposed: bool = False,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(filters, bias): w, or for dx its transpose, and b, or zeros, as the plan's passes read them;
+    the filters in `out` (plan.filters) or in scratch memory.
+    """
     g = plan.geometry
-    shape = (g.C, g.K) if transposed else (g.K, g.C)
-    w = _by_lanes(g, w.reshape(-1, shape[0] // LANES, shape[1] // LANES, w[0, 0].size))
-    w = w.swapaxes(1, 2) if transposed else w  # (vectors of groups, K, C, taps, lanes)
-    parts = [np.empty((g.groups, 0), np.float32)]
-    for taps in plan.taps:
-        for k in range(0, g.K // LANES, 2):
-            pair = w[:, k : k + 2, :, taps].transpose(0, 3, 2, 1, 4)
-            parts.append(pair.reshape(g.groups, -1))
-    return np.concatenate(parts, 1).ravel()
+    w, b = w.reshape(*w.shape[:2], -1), plan.zeros if b is None else b
+    if g.across:  # a filter of LANES groups is as many filters, one in each lane
+        filters = g.K // LANES
+        w = w.reshape(-1, g.C // LANES if transposed else filters, *w.shape[1:])
+        w = w.swapaxes(1, 2) if transposed else w
+        w, transposed = _by_lanes(g, w).reshape(g.groups * g.K, *w.shape[2:]), False
+        b = _by_lanes(g, b.reshape(-1, filters)).ravel()
+    out = scratch("filters", plan.filters) if out is None else out
+    pairs = -(-g.K // TILE_WIDTH)
+    pieces = shards(pairs, GRAIN * pairs / max(len(out), 1))
+    for taps, start in zip(plan.taps, plan.passes[:, 0], strict=True):
+        pack = partial(loops.pack_filters, w, g.groups, transposed, taps, start, out)
+        parallel(pack, pieces)
+    return out, b
 
 
 def _by_lanes(g: Geometry, a: np.ndarray) -> np.ndarray:
-    """(vectors of groups, ..., lanes) of `a` (groups, ...), which is repeated for further images
-    and for lanes without a group.
+    """(vectors of groups, filters, lanes, ...) of `a` (groups, filters, ...), which is repeated for
+    further images and for lanes without a group.
     """
-    return np.moveaxis(np.resize(a, (g.groups, LANES, *a.shape[1:])), 1, -1)
+    repeated = a.take(np.arange(g.groups * LANES) % len(a), axis=0)
+    return repeated.reshape(g.groups, LANES, *a.shape[1:]).swapaxes(1, 2)
 
 
-def memory_of(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """(tile, out) of a block, this thread's own; the tile is zero."""
-    tile = scratch("tile", plan.tile if plan.geometry.copied else LANES)
-    tile[:] = 0
-    return tile, scratch("tile's output", plan.out)
+def memory_of(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tile, out, taps) of a block, this thread's own; the tile is zero."""
+    size = plan.tile if plan.geometry.copied else LANES
+    memory = scratch("block", size + plan.geometry.pool * plan.out)
+    memory[:size] = 0
+    return memory[:size], memory[size : size + plan.out], memory[size + plan.out :]
 
 
 def weight_gradient(
     dy: np.ndarray, x: np.ndarray, w_shape: tuple[int, ...], window: Window, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(dw (K, C/groups, R, S), db (K,)) of dy (N, K, P, Q), x (N, C, H, W); float32 in C order."""
-    n = abreast(len(x), w_shape, groups) or 1
-    plan = weight_gradient_plan(planar(x, n), planar(dy, n), window, n * groups, thread_count())
-    g, K = plan.geometry, n * w_shape[0]
+    plan = planar_plan("dw", x.shape, w_shape, window, groups, thread_count())
+    g, K = plan.geometry, plan.to.C
     offsets = _column_offsets(plan, window)
     columns = rows_of_tiles(len(offsets))
     offsets = np.pad(offsets, (0, columns - len(offsets)))
-    channels, pieces = -(-g.K // LANES) * LANES, shards(g.blocks)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
-    memory = scratch("weight gradient", len(pieces) * g.groups * channels * columns)
-    memory = memory.reshape(len(pieces), g.groups * channels, columns)
-    parts = dict(zip([begin for begin, _ in pieces], memory, strict=True))
-    db = {begin: np.zeros(K) for begin in parts}
+    channels, pieces = -(-g.K // LANES) * LANES, plan.pieces
+    shape = len(pieces), g.groups * channels, columns
+    sums, biases = (
+        scratch("weight gradient", math.prod(shape)).reshape(shape),
+        np.zeros((shape[0], K)),
+    )
+    fixed = x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets
 
-    def accumulate(begin: int, end: int) -> None:
-        tile, _ = memory_of(plan)
-        loops.accumulate_weights(
-            x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets, begin, end, tile,
-            scratch("gradient", channels * g.images * g.rows * g.Q),
-            parts[begin].reshape(-1), db[begin],
-        )  # fmt: skip
+    def accumulate(begin: int, end: int, dw: np.ndarray, db: np.ndarray) -> None:
+        tile, *_ = memory_of(plan)
+        gradient = scratch("gradient", channels * g.images * g.rows * g.Q)
+        loops.accumulate_weights(*fixed, begin, end, tile, gradient, dw.reshape(-1), db)
 
-    parallel(accumulate, pieces)
-    total = np.stack(list(db.values())).reshape(-1, w_shape[0]).sum(0)
-    dw = _sum_of(plan, list(parts.values()), (K, *w_shape[1:]))
-    return dw if n == 1 else dw.reshape(n, *w_shape).sum(0), total.astype(np.float32)
+    parallel(accumulate, [(*piece, *to) for piece, *to in zip(pieces, sums, biases, strict=True)])
+    dw = _sum_of(plan, sums, (K, *w_shape[1:])).reshape(-1, *w_shape)
+    db = biases.reshape(-1, len(dw[0])).sum(0).astype(np.float32)
+    return dw[0] if len(dw) == 1 else dw.sum(0), db
 
 
 def _column_offsets(plan: Plan, window: Window) -> np.ndarray:
@@ -159,7 +173,7 @@ def _column_offsets(plan: Plan, window: Window) -> np.ndarray:
     return 4 * places.astype(np.int64).ravel()
 
 
-def _sum_of(plan: Plan, parts: list[np.ndarray], w_shape: tuple[int, ...]) -> np.ndarray:
+def _sum_of(plan: Plan, parts: np.ndarray, w_shape: tuple[int, ...]) -> np.ndarray:
     """dw: the sum of all parts, in their order."""
     dw = np.empty(w_shape, np.float32)
     flat, g = dw.reshape(len(dw), -1), plan.geometry
@@ -174,5 +188,5 @@ def _sum_of(plan: Plan, parts: list[np.ndarray], w_shape: tuple[int, ...]) -> np
         loops.unpack_weights(total, g, plan.to, first, last, flat)
 
     units = -(-lines // unit)
-    parallel(add, shards(units, -(-GRAIN * units // total.size)))
+    parallel(add, shards(units, GRAIN * units / total.size))
     return dw

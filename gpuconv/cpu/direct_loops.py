@@ -7,7 +7,9 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.direct_plan import Geometry
 from gpuconv.cpu.moves import (
+    Image,
     address,
     copy_floats,
     first_lanes,
@@ -18,11 +20,12 @@ from gpuconv.cpu.moves import (
 )
 from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH, VECTOR_BYTES
 from gpuconv.cpu.simd_moves import copy_lanes, store_pixels
+from gpuconv.cpu.simd_pool_tiles import pool_2x2
 from gpuconv.cpu.simd_tiles import outer_tile
 
 
 @compiled
-def pack_filters(w, groups, transposed, taps, start, group_size, out, begin, end):
+def pack_filters(w, groups, transposed, taps, start, out, begin, end):
     """out[pair of K][tap][C][..], pairs [begin, end), from `start` on in each group's part: w
     (groups*K, C, all taps). TILE_WIDTH filters lie side by side, or LANES where no more are left.
 
@@ -47,7 +50,7 @@ def pack_filters(w, groups, transposed, taps, start, group_size, out, begin, end
                     transpose_matrix(source, 4 * T, count, T, target, VECTOR_BYTES, LANES)
             first = k // TILE_WIDTH * TILE_WIDTH
             width = tile_width(K - first)
-            place = group * group_size + start + first * len(taps) * C + k - first
+            place = group * (len(out) // groups) + start + first * len(taps) * C + k - first
             for t in taps:
                 for c in range(C):
                     target = address(out) + 4 * place
@@ -138,16 +141,19 @@ def find_pixels(g, images, p, rows, size, first, all_rows, columns, offsets, pla
 
 @compiled
 def convolve(
-    x, image, y, to, g, passes, strips, filters, bias, rest, rest_image, scale, shift, rectified,
-    relu, tile, out, begin, end, first_pair, last_pair,
+    x, y, rest, rest_step, layouts, passes, strips, filters, bias, scale, shift, rectified, relu,
+    argmax, tile, out, taps, begin, end, first_pair, last_pair,
 ):  # fmt: skip
     """y = the convolution of x, + bias (all channels) + rest, or its ReLU: blocks [begin, end),
     pairs [first_pair, last_pair) of vectors of filters.
 
-    filters: as pack_filters leaves them. rest: another summand, a channels-last image, or zeros of
-    step 0. tile, out: scratch memory, all of `tile` zero at first. A planar y is transposed from
-    `out`; pixels that no pass reaches are zero there, and left as they are in a channels-last y.
+    filters: as pack_filters leaves them. rest: another summand, channels-last pixels rest_step
+    apart, or zeros of step 0. layouts: the Images of x and y and the Geometry, as plain tuples,
+    which Numba takes over in a third of the time. argmax: of a pool, may be empty. tile, out, taps:
+    scratch memory, all of `tile` zero at first. A planar y is transposed from `out`; pixels that no
+    pass reaches are zero there, and left as they are in a channels-last y.
     """
+    image, to, g = Image(*layouts[0]), Image(*layouts[1]), Geometry(*layouts[2])
     sums, reached = np.empty(TILE_HEIGHTS[0] * TILE_WIDTH, np.float32), 0
     most = g.images * g.rows * g.Q + TILE_HEIGHTS[0]
     offsets, places = np.empty((2, len(passes), most), np.int64)
@@ -182,18 +188,48 @@ def convolve(
                     _products(
                         g, passes[t], strips, filters[group * group_size :], k, source, offsets[t],
                         places[t], counts[t], address(bias) + 4 * channel,
-                        address(rest) + 4 * place_of(rest_image, pixel, channel), rest_image.step,
+                        address(rest) + 4 * (pixel * rest_step + channel), rest_step,
                         relu, base, step, sums,
                     )  # fmt: skip
-                for i in range(0 if to.step else images):
-                    for v in range(0, tile_width(g.K - k), LANES):
-                        first, apart, count = channels_of(g, to, g.K, group, k + v)
-                        at = ((n + i) * to.C + first) * to.H + p * g.out_h
-                        transpose_matrix(
-                            address(out) + 4 * (TILE_WIDTH * i * all_rows * to.W + v),
-                            4 * TILE_WIDTH, all_rows * to.W, count, address(y) + 4 * at * to.W,
-                            4 * to.H * to.W * apart, all_rows * to.W,
-                        )  # fmt: skip
+                if not to.step:
+                    _store_planes(
+                        g, to, group, k, n, images, p * g.out_h, all_rows, out, taps, y, argmax
+                    )
+
+
+@compiled
+def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, argmax):
+    """Transpose a block's output, out[image][row][column][TILE_WIDTH], into the planar y; with a
+    pool the maxima of 2x2 outputs, and their taps into argmax.
+    """
+    pixels, plane = rows * to.W // g.pool**2, to.H * to.W // g.pool**2
+    if g.pool == 2:
+        for row in range(images * rows // 2):
+            for v in range(0, TILE_WIDTH, LANES):
+                place = 4 * (row * to.W // 2 * TILE_WIDTH + v)
+                pool_2x2(
+                    address(out) + 4 * (2 * row * to.W * TILE_WIDTH + v), 4 * to.W * TILE_WIDTH,
+                    4 * TILE_WIDTH, to.W // 2, address(out) + place, address(taps) + place,
+                )  # fmt: skip
+    for i in range(images):
+        for v in range(0, tile_width(g.K - k), LANES):
+            first, apart, count = channels_of(g, to, g.K, group, k + v)
+            at = ((n + i) * to.C + first) * plane + first_row // g.pool * to.W // g.pool
+            place, spare = 4 * (i * pixels * TILE_WIDTH + v), out[len(out) // 2 :]
+            transpose_matrix(
+                address(out) + place, 4 * TILE_WIDTH, pixels, count, address(y) + 4 * at,
+                4 * plane * apart, pixels,
+            )  # fmt: skip
+            if len(argmax):
+                transpose_matrix(
+                    address(taps) + place, 4 * TILE_WIDTH, pixels, count, address(spare),
+                    4 * pixels, pixels,
+                )  # fmt: skip
+                for lane in range(count):
+                    to_byte = at + lane * plane * apart
+                    values, made = spare[lane * pixels :], argmax[to_byte : to_byte + pixels]
+                    for pixel in range(pixels):
+                        made[pixel] = np.uint8(values[pixel])
 
 
 @compiled

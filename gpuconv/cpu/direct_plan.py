@@ -14,14 +14,16 @@ here a pass. The forward convolution has one pass.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gpuconv.cpu.conv_pool_backward import GRAIN as FMA_GRAIN
 from gpuconv.cpu.moves import Image
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.simd_tiles import CHAIN
 from gpuconv.shapes import Window
+from gpuconv.threads import Pieces, shards
 
 # A tile should stay in the L2 cache while all filters pass over it; with fewer pixels the filters
 # are read more often than they serve. ResNet-50's layers: half or twice of each is within 3%.
@@ -29,6 +31,7 @@ TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
 # Of a group, on both sides, for vectors across groups. With 8 channels of 28x28 groups take 0.7 of
 # the time with vectors of filters, with 12 the same time.
 MOST_CHANNELS = 8
+Kind = Literal["forward", "pooled", "dx", "dw"]
 Taps = tuple[tuple[int, int], ...]  # (tap, its distance in rows or columns), of one stride phase
 
 
@@ -47,6 +50,7 @@ class Geometry(NamedTuple):
     left: int
     out_h: int  # rows of the output from one row of a pass to the next
     out_w: int
+    pool: int  # 2 where the maxima of 2x2 outputs are stored, else 1
     P: int  # output rows of the largest pass
     Q: int
     rows: int  # of a block: output rows of a pass
@@ -66,7 +70,8 @@ class Plan(NamedTuple):
     passes: of each pass where its filters start, its depth, its first strip and the end of its
     strips, and the first row and column, the rows and the columns of its output. strips: what is
     read one after the other for a pixel, see `_strips`. taps: of each pass, in the order of
-    reading. filters: floats of one group's. tile, out: floats of a block's.
+    reading. filters: floats of all groups'. tile, out: floats of a block's. pieces: of the
+    blocks, or with by_filters of the pairs of vectors of filters. zeros: for all channels of `to`.
     """
 
     image: Image
@@ -78,37 +83,63 @@ class Plan(NamedTuple):
     filters: int
     tile: int
     out: int
+    by_filters: bool
+    pieces: Pieces
+    zeros: np.ndarray
 
 
-@lru_cache(maxsize=1024)
-def forward_plan(
-    image: Image, to: Image, window: Window, groups: int, threads: int, affine: bool = False
+@lru_cache(maxsize=4096)
+def planar_plan(
+    kind: Kind,
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    window: Window,
+    groups: int,
+    threads: int,
 ) -> Plan:
-    """affine: whether the input is scaled while it is copied, so that it must be copied."""
+    """As plan_of, for planar images x (N, C, H, W)."""
+    N, C, H, W = x_shape
+    (P, Q), K = window.output_size(H, W), w_shape[0]
+    P, Q = (P // 2, Q // 2) if kind == "pooled" else (P, Q)
+    x, y = Image(0, 0, N, H, W, C), Image(0, 0, N, P, Q, K)
+    images = (y, x) if kind == "dx" else (x, y)
+    return plan_of(kind, *images, w_shape, window, groups, threads)
+
+
+def plan_of(
+    kind: Kind,
+    image: Image,
+    to: Image,
+    w_shape: tuple[int, ...],
+    window: Window,
+    groups: int,
+    threads: int,
+    affine: bool = False,
+    by_filters: bool = False,
+) -> Plan:
+    """For y ("forward"), its planar 2x2 maxima ("pooled"), dx ("dx") or dw ("dw"), which are
+    computed from `image`, x or dy; `to` is y, the maxima, dx, or for dw the other input dy.
+
+    Several planar images count as one of more groups where that pays. affine: whether x is scaled
+    while it is copied, so that it must be copied. by_filters: threads share the filters, not the
+    blocks.
+    """
+    n = 1 if image.step or to.step else abreast(image.N, w_shape, groups) or 1
+    image, to = (each._replace(N=each.N // n, C=each.C * n) for each in (image, to))
+    if kind == "dx":
+        taps = *taps_reaching(window, to.H, to.W), window.kernel_size[1]
+        return _plan(image, to, n * groups, (1, 1), window.stride, *taps, threads)
+    taps, pool = _taps(window, image), 1
+    if kind == "pooled":
+        to, pool = to._replace(H=2 * to.H, W=2 * to.W), 2  # what no window covers is left out
     padded = any(map(any, window.pads(image.H, image.W)))
     channels_last = image.step > 0 and to.step > 0
     in_place = channels_last and window.taps_count == groups == 1 and not padded and not affine
-    taps = _taps(window, image)
     if in_place and window.stride == (1, 1):  # pixels are all alike: one column of them
         pixels = image.N * image.H * image.W
         image, to = (each._replace(N=1, H=pixels, W=1) for each in (image, to))
-    return _plan(image, to, groups, window.stride, (1, 1), *taps, threads, in_place=in_place)
-
-
-@lru_cache(maxsize=1024)
-def input_gradient_plan(dy: Image, dx: Image, window: Window, groups: int, threads: int) -> Plan:
-    """For dx of dy."""
-    taps = *taps_reaching(window, dx.H, dx.W), window.kernel_size[1]
-    return _plan(dy, dx, groups, (1, 1), window.stride, *taps, threads)
-
-
-@lru_cache(maxsize=1024)
-def weight_gradient_plan(x: Image, dy: Image, window: Window, groups: int, threads: int) -> Plan:
-    """For dw: as the forward pass, but with the tile in planes of LANES channels: a register tile
-    reads few channels of all pixels. Blocks are larger: the sums are read and written once a block.
-    """
-    taps = _taps(window, x)
-    return _plan(x, dy, groups, window.stride, (1, 1), *taps, threads, in_planes=True)
+    fixed = image, to, n * groups, window.stride, (1, 1), *taps, threads
+    return _plan(*fixed, kind == "dw", in_place, pool, by_filters)
 
 
 def _taps(window: Window, image: Image) -> tuple[tuple[Taps, ...], tuple[Taps, ...], int]:
@@ -147,9 +178,11 @@ def _plan(
     threads: int,
     in_planes: bool = False,
     in_place: bool = False,
+    pool: int = 1,
+    by_filters: bool = False,
 ) -> Plan:
     C, K, N = image.C // groups, to.C // groups, image.N
-    across = image.step == 0 and across_groups(C, K, groups)
+    across = image.step == to.step == 0 and across_groups(C, K, groups)
     if across:
         C, K, groups = C * LANES, K * LANES, -(-groups // LANES)
     (low_y, high_y), (low_x, high_x) = ends(row_taps), ends(column_taps)
@@ -163,19 +196,22 @@ def _plan(
     if in_place:
         width, step = image.W, image.step
     most = max(TILE_FLOATS // (width * stride[0] * lines * LANES), -(-MIN_PIXELS // Q), 1)
-    rows = _even_rows(N, P, min(most, -(-MAX_PIXELS // Q)), threads)
+    most = max(1, min(most, -(-MAX_PIXELS // Q)) // pool)
+    sharing = 1 if by_filters else threads
+    rows = _even_rows(N, P // pool, most, sharing) * pool
     high, images = (rows - 1) * stride[0] + span, 1
     if rows == P and not in_place:
         pixels = MAX_PIXELS if in_planes else 3 * MIN_PIXELS // 2
         fit = 2 * TILE_FLOATS // (high * width * lines * LANES)
-        images = max(1, min(pixels // (P * Q), N // threads, fit))
+        images = max(1, min(pixels // (P * Q), N // sharing, fit))
     plane = images * high * width * LANES + LANES if in_planes else LANES
     geometry = Geometry(
-        C, K, groups, int(across), *stride, -low_y, -low_x, *out, P, Q, rows, images, span, width,
-        step, lines if in_planes else 1, plane, int(not in_place), -(-N // images) * -(-P // rows),
+        C, K, groups, int(across), *stride, -low_y, -low_x, *out, pool, P, Q, rows, images, span,
+        width, step, lines if in_planes else 1, plane, int(not in_place),
+        -(-N // images) * -(-P // rows),
     )  # fmt: skip
     strips: list[tuple[int, int, int, int, int]] = []
-    passes, taps, filters = [], [], 0
+    passes, taps, filters, products = [], [], 0, 0
     for a, down in enumerate(row_taps):
         for b, right in enumerate(column_taps):
             if down and right and a < to.H and b < to.W:
@@ -185,11 +221,15 @@ def _plan(
                 strips += _strips(down, right, low_y, low_x, geometry)
                 passes.append((filters, depth, before, len(strips), a, b, *size))
                 filters += -(-K // LANES) * LANES * depth
+                products += size[0] * size[1] * K * depth
+    parts = -(-K // TILE_WIDTH) if by_filters else geometry.blocks
+    pieces = shards(parts, FMA_GRAIN * parts / max(N * groups * products, 1))
     tile = images * high * width * max(step, lines * LANES if in_planes else 0) + 2 * LANES * lines
     return Plan(
         image, to, geometry, np.array(passes, np.int64).reshape(-1, 8),
-        np.array(strips, np.int64).reshape(-1, 5), tuple(taps), filters, tile,
-        images * rows * out[0] * to.W * TILE_WIDTH,
+        np.array(strips, np.int64).reshape(-1, 5), tuple(taps), groups * filters, tile,
+        images * rows * out[0] * to.W * TILE_WIDTH, by_filters, pieces,
+        np.zeros(groups * K, np.float32),
     )  # fmt: skip
 
 
@@ -235,13 +275,10 @@ def across_groups(C: int, K: int, groups: int) -> bool:
     return 1 < groups >= max(C, K) <= MOST_CHANNELS
 
 
-@lru_cache(maxsize=1024)
 def abreast(N: int, w_shape: tuple[int, ...], groups: int) -> int:
     """How many of N images to take as one of so many times the groups: vectors across groups then
     have the fewest lanes empty. 0 where there are no such vectors.
     """
-    if groups == 1:
-        return 0
     divisors = [count for count in range(1, max(N, 1) + 1) if N % count == 0]
     best = min(divisors, key=lambda count: -(groups * count) % LANES / count)
     return best if across_groups(w_shape[1], w_shape[0] // groups, groups * best) else 0

@@ -30,10 +30,14 @@ class Image(NamedTuple):
     C: int
 
 
-def planar(a: np.ndarray, abreast: int = 1) -> Image:
-    """`a` (N, C, H, W), in C order; or of so many images each, one's channels after the other's."""
+def planar(a: np.ndarray) -> Image:
+    """`a` (N, C, H, W), in C order."""
     N, C, H, W = a.shape
-    return Image(0, 0, N // abreast, H, W, C * abreast)
+    return Image(0, 0, N, H, W, C)
+
+
+Place = tuple[np.ndarray, Image]  # the array, of one dimension, and where in it images lie
+NO_IMAGE = Image(0, 0, 1, 1, 1, 1)  # of one pixel, which stands for all
 
 
 def rows_of_tiles(count: int) -> int:
@@ -95,6 +99,9 @@ def transpose_matrix(source, stride, rows, columns, target, step, height):
 
     Of each column `height` floats are written: zeros from `rows` on.
     """
+    if rows == height == 1 and step == 4:
+        copy_floats(source, target, columns)
+        return
     for i in range(0, height, LANES):
         written = first_lanes(height - i)
         for j in range(0, columns, LANES):

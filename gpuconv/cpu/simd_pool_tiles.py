@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -24,12 +24,10 @@ from gpuconv.cpu.simd import (
     masked_store,
     on_addresses,
     plus,
-    rectified,
-    splat,
     store,
     switch,
 )
-from gpuconv.cpu.simd_tiles import fma_rows, sum_over_taps
+from gpuconv.cpu.simd_tiles import fma_rows
 
 # What fits into the registers: 20 and 24 vectors of sums where there are 32, else 12 and 8.
 POOLED_PIXELS, FILTERS = (5, 6) if TILE_HEIGHTS[0] == 12 else (3, 2)
@@ -38,80 +36,32 @@ ROWS, COLUMNS = (5, 3, 1), (2, 1)
 BYTES = ir.VectorType(ir.IntType(8), LANES)
 
 
-def _even_and_odd(builder: Any, first: Any, second: Any) -> list[Any]:
-    """The elements with even and those with odd numbers, of two vectors one after the other."""
-    lanes = ir.VectorType(ir.IntType(32), LANES)
-    orders = [[2 * i + odd for i in range(LANES)] for odd in (0, 1)]
-    return [builder.shuffle_vector(first, second, ir.Constant(lanes, order)) for order in orders]
-
-
-def _maximum_of_4(builder: Any, values: list[Any]) -> tuple[Any, Any]:
-    """(maximum, index) of four vectors: the first of equal numbers; a NaN beats every number."""
-    best, index = values[0], ir.Constant(BYTES, [0] * LANES)
-    for tap, value in enumerate(values[1:], 1):
-        larger = builder.fcmp_ordered(">", value, best)
-        wins = builder.or_(larger, builder.fcmp_unordered("uno", value, value))
-        best = builder.select(wins, value, best)
-        index = builder.select(wins, ir.Constant(BYTES, [tap] * LANES), index)
-    return best, index
-
-
 @on_addresses
-def pooled_filters(builder, a, b, row_bytes, offsets, depth, bias, y, argmax):
-    """POOLED_PIXELS pooled pixels of LANES filters: y[pixel][filter], argmax[pixel][filter].
+def pool_2x2(builder, source, row_bytes, pixel_bytes, count, y, taps):
+    """y[q], taps[q]: the largest of four vectors, and its number as a float, for q < count.
 
-    a: weights (depth, LANES). b: where the pixels' inputs start; offsets (depth), in bytes from
-    there; row_bytes: from a pixel to the one below. Bias and ReLU are applied before the pool.
-    """
-    below = builder.add(b, row_bytes)
-    distance = builder.sub(below, b)
-
-    def step(i: Any, at: Any, sums: list[Any]) -> list[Any]:
-        weights = load(builder, builder.add(a, builder.mul(i, i64(VECTOR_BYTES))), VECTOR)
-        rows = at, builder.add(at, distance)
-        pixels = [load_row(builder, row, FLOAT, 2 * POOLED_PIXELS) for row in rows]
-        pixels = pixels[0] + pixels[1]
-        return fma_rows(builder, sums, pixels, [weights])
-
-    sums = sum_over_taps(builder, b, offsets, depth, 4 * POOLED_PIXELS, step)
-    shift = load(builder, bias, VECTOR)
-    values = [rectified(builder, builder.fadd(total, shift)) for total in sums]
-    for pair in range(POOLED_PIXELS):
-        pool_taps = [
-            values[row * 2 * POOLED_PIXELS + 2 * pair + q] for row in (0, 1) for q in (0, 1)
-        ]
-        best, index = _maximum_of_4(builder, pool_taps)
-        store(builder, best, plus(builder, y, pair * VECTOR_BYTES))
-        store(builder, index, plus(builder, argmax, pair * LANES), align=1)
-
-
-@on_addresses
-def pooled_pixels(builder, a, b, row_bytes, offsets, depth, bias, rows, y, y_bytes, bits, argmax):
-    """LANES pooled pixels of FILTERS filters: y[filter][pixel], argmax[filter][pixel].
-
-    The arguments are those of pooled_filters, with weights a (depth, FILTERS). y is written for the
-    first `rows` filters, y_bytes apart, and for the lanes whose bit is set; argmax, LANES bytes a
-    filter, for all lanes.
+    The four are pixels 2q and 2q + 1 of the row at `source` and of the row below, row_bytes
+    further. Of equal numbers the first counts; a NaN beats every number. y may be `source`; pixels
+    are as far apart everywhere.
     """
 
-    def step(i: Any, at: Any, sums: list[Any]) -> list[Any]:
-        below = builder.add(at, row_bytes)
-        pixels = load_row(builder, at, VECTOR, 2) + load_row(builder, below, VECTOR, 2)
-        weights = builder.add(a, builder.mul(i, i64(FILTERS * FLOAT_BYTES)))
-        return fma_rows(builder, sums, load_row(builder, weights, FLOAT, FILTERS), pixels)
+    def step(q: Any, state: list[Any]) -> list[Any]:
+        to = builder.mul(q, pixel_bytes)
+        left = builder.add(source, builder.add(to, to))
+        places = [builder.add(left, row) for row in (i64(0), row_bytes)]
+        places = [at for row in places for at in (row, builder.add(row, pixel_bytes))]
+        best, tap = load(builder, places[0], VECTOR), ZERO
+        for number, at in enumerate(places[1:], 1):
+            value = load(builder, at, VECTOR)
+            larger = builder.fcmp_ordered(">", value, best)
+            wins = builder.or_(larger, builder.fcmp_unordered("uno", value, value))
+            best = builder.select(wins, value, best)
+            tap = builder.select(wins, ir.Constant(VECTOR, [float(number)] * LANES), tap)
+        store(builder, best, builder.add(y, to))
+        store(builder, tap, builder.add(taps, to))
+        return state
 
-    sums = sum_over_taps(builder, b, offsets, depth, 4 * FILTERS, step)
-    mask = mask_of(builder, bits)
-    for m in range(FILTERS):
-        with builder.if_then(builder.icmp_signed("<", i64(m), rows), likely=True):
-            shift = splat(builder, load(builder, plus(builder, bias, m * FLOAT_BYTES), FLOAT))
-            of_filter = sums[4 * m : 4 * m + 4]
-            values = [rectified(builder, builder.fadd(total, shift)) for total in of_filter]
-            pool_taps = _even_and_odd(builder, *values[:2]) + _even_and_odd(builder, *values[2:])
-            best, index = _maximum_of_4(builder, pool_taps)
-            to = builder.add(y, builder.mul(y_bytes, i64(m)))
-            masked_store(builder, best, to, mask)
-            store(builder, index, plus(builder, argmax, m * LANES), align=1)
+    loop(builder, count, [], step)
 
 
 @on_addresses
@@ -139,7 +89,9 @@ def gather_tile(builder, rows, columns, gradients, places, count, x, row_bytes, 
             place = builder.add(place, builder.mul(column_bytes, i64(column)))
             store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
 
-    _of_size(builder, rows, columns, tile)
+    switch(
+        builder, rows, ROWS, lambda height: switch(builder, columns, COLUMNS, partial(tile, height))
+    )
 
 
 @on_addresses
@@ -173,14 +125,9 @@ def scatter_tile(
 
         loop(builder, count, [], step)
 
-    _of_size(builder, rows, columns, tile)
-
-
-def _of_size(builder: Any, rows: Any, columns: Any, tile: Callable[[int, int], None]) -> None:
-    def of_height(height: int) -> None:
-        switch(builder, columns, COLUMNS, lambda width: tile(height, width))
-
-    switch(builder, rows, ROWS, of_height)
+    switch(
+        builder, rows, ROWS, lambda height: switch(builder, columns, COLUMNS, partial(tile, height))
+    )
 
 
 def _gradient_and_place(

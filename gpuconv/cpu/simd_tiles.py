@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from gpuconv.cpu.simd import (
@@ -40,31 +39,6 @@ def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[An
         )
         for i, total in enumerate(sums)
     ]
-
-
-def sum_over_taps(
-    builder: Any, b: Any, offsets: Any, depth: Any, count: int, tap: Callable[..., list[Any]]
-) -> list[Any]:
-    """`count` vectors of sums over the depth: sums = tap(i, b + offsets[i], sums), in chains of
-    CHAIN taps.
-    """
-    zeros = [ZERO] * count
-
-    def chain(number: Any, totals: list[Any]) -> list[Any]:
-        first = builder.mul(number, i64(CHAIN))
-        rest = builder.sub(depth, first)
-        length = builder.select(builder.icmp_signed("<", rest, i64(CHAIN)), rest, i64(CHAIN))
-
-        def link(i: Any, sums: list[Any]) -> list[Any]:
-            i = builder.add(first, i)
-            offset = load(builder, builder.add(offsets, builder.mul(i, i64(8))), i64)
-            return tap(i, builder.add(b, offset), sums)
-
-        sums = loop(builder, length, zeros, link)
-        return [builder.fadd(total, part) for total, part in zip(totals, sums, strict=True)]
-
-    chains = builder.sdiv(builder.add(depth, i64(CHAIN - 1)), i64(CHAIN))
-    return loop(builder, chains, zeros, chain)
 
 
 @on_addresses

@@ -22,7 +22,7 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import GRAIN
-from gpuconv.cpu.moves import Image, add_rows, planar, rows_of_tiles
+from gpuconv.cpu.moves import NO_IMAGE, Image, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.winograd_loops import (
@@ -138,7 +138,7 @@ def _convolve(x, w, rotated, b, top, left, relu, y):
         return None
     zeros = np.zeros(K, np.float32)
     bias = (zeros if relu else zeros[:0]) if b is None else b
-    rest = zeros, Image(0, 0, 1, 1, 1, K)
+    rest = zeros, NO_IMAGE
     in_range = convolution(plan, x.reshape(-1), filters, bias, *rest, int(relu), y.reshape(-1))
     return y if in_range() else None
 
@@ -193,11 +193,10 @@ def weight_gradient(
     db = np.zeros((len(pieces), K), np.float32)
     fixed = plan, x.reshape(-1), dy.reshape(-1), lines
 
-    def accumulate(begin: int, end: int, *to: np.ndarray) -> object:
-        return _accumulate_blocks(*fixed, *memory_of(plan), *to, begin, end)
+    def accumulate(piece: tuple[int, int], *to: np.ndarray) -> object:
+        return _accumulate_blocks(*fixed, *memory_of(plan), *to, *piece)
 
-    parts = [(*piece, *to) for piece, *to in zip(pieces, sums, db, strict=True)]
-    if not all(parallel(accumulate, parts)):
+    if not all(parallel(accumulate, list(zip(pieces, sums, db, strict=True)))):
         return None
     dw = np.empty(w_shape, np.float32)
 

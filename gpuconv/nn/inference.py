@@ -17,11 +17,10 @@ from gpuconv.arrays import device_of
 from gpuconv.autograd import Tensor, as_tensor
 from gpuconv.cpu import channels_last as loops
 from gpuconv.cpu import inference_conv
-from gpuconv.cpu.conv_pool import Forward
 from gpuconv.cpu.direct_plan import abreast
-from gpuconv.cpu.moves import Image
+from gpuconv.cpu.moves import NO_IMAGE, Image
 from gpuconv.nn.inference_graph import JOINED, POOLS, Operation, operations
-from gpuconv.nn.inference_places import Places, is_small, planar
+from gpuconv.nn.inference_places import Places, is_small
 from gpuconv.nn.module import Module
 from gpuconv.ops.avg_pool2d import taps_counted
 from gpuconv.shapes import Window
@@ -82,44 +81,36 @@ class _Plan:
     def __init__(self, model: Module, shape: tuple[int, ...], packed: dict[Any, Any]) -> None:
         found, recorded, output = operations(model, shape)
         self.shapes = [tuple(step.shape) for step in recorded.steps]
-        self.packed, self.output = packed, output
+        self.packed = packed
         first = Operation("input", recorded.steps[0], [], 0)
-        self.operations = [first, *found]
-        self.places = Places(self.operations, self.shapes, output)
-        # images (N, C, H, W) of the steps that are kept so, while a call runs
-        self.planar: dict[int, Any] = dict.fromkeys(planar(self.operations, output))
+        self.places = Places([first, *found], self.shapes, output)
         self.blas: Any = nullcontext()
         self.small = sum(step.multiply_adds for step in recorded.steps) < SMALL
-        self.calls = [call for each in self.operations for call in self._calls(each)]
+        self.calls = [call for each in found for call in self._calls(each)]
+        self.given = self.places.images(0)
+        self.made = self.places.images(output).reshape(self.shapes[output])
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """The output for images of the plan's shape."""
-        self.planar[0] = np.ascontiguousarray(x)
+        self.given[...] = x
         with self.blas, alone() if self.small else nullcontext():
             for call in self.calls:
                 call()
-        self.planar = dict.fromkeys(self.planar)
-        y = self.places.view(self.output)
-        if len(self.shapes[self.output]) == 2:
-            return y.reshape(self.shapes[self.output]).copy()
-        return y.transpose(0, 3, 1, 2).copy()
+        return self.made.copy(order="C")
 
     # ---- the calls of each operation -----------------------------------------------------------
 
     def _calls(self, each: Operation) -> Sequence[Callable[[], object]]:
-        if each.name == "input":
-            return [] if 0 in self.planar else [self._input]
-        if each.name == "reshape" and each.output in self.planar:
-            return [partial(self._flatten, each.inputs[0], each.output)]
-        if each.pooled is not None:
-            return [partial(self._pooled, each, each.pooled)]
+        if each.name == "reshape" and each.inputs[0] in self.places.planar:
+            x, y = (self.places.images(n) for n in (each.inputs[0], each.output))
+            return [partial(np.copyto, y, x.reshape(y.shape))]
         if each.name in JOINED:
             return self._joins(each)
         if each.name in POOLS and (pool := self._pool(each)) is not None:
             return [pool]
         if each.name == "conv2d" and each.step.window is not None:
             shape, window, groups = self.shapes[each.inputs[0]], each.step.window, each.saved[7]
-            if each.scale is None and abreast(shape[0], each.w.shape, groups):
+            if groups > 1 and each.scale is None and abreast(shape[0], each.w.shape, groups):
                 return [partial(self._by_operation, each)]
             return [self._product(each, each.w, window, groups)]
         if each.name == "linear" and is_small(each):
@@ -130,36 +121,16 @@ class _Plan:
             return [self._scale_and_add(each)]
         return [partial(self._by_operation, each)]
 
-    def _input(self) -> None:
-        self._turn(self.planar[0], 0)
-
-    def _turn(self, x: np.ndarray, number: int) -> None:
-        """Step `number`'s output from images (N, C, H, W)."""
-        y, to = self._at(number)
-        lines = shards(to.N * to.H, -(-(1 << 14) // (to.W * to.C)))
-        parallel(lambda begin, end: loops.to_channels_last(x, y, to, begin, end), lines)
-
-    def _pooled(self, each: Operation, forward: Forward) -> None:
-        y, _ = forward(self._contiguous(each.inputs[0]))
-        if each.output in self.planar:
-            self.planar[each.output] = y
-        else:
-            self._turn(y, each.output)
-
-    def _flatten(self, number: int, output: int) -> None:
-        self.planar[output] = self._contiguous(number).reshape(self.shapes[output])
-
     def _matmul(self, each: Operation) -> Callable[[], None]:
         """A linear layer of few numbers: calls count more than what they compute."""
-        number = each.inputs[0]
-        x, y = (self.places.view(n)[:, 0, 0] for n in (number, each.output))
+        x, y = (self.places.view(n)[:, 0, 0] for n in (each.inputs[0], each.output))
         w = self._pack(each.output, "columns", partial(np.ascontiguousarray, each.w.T))
         if len(x) <= FEW_ROWS:
-            return lambda: loops.few_rows(self.planar.get(number, x), w, each.b, each.relu, y)
+            return partial(loops.few_rows, x, w, each.b, each.relu, y)
         self.blas = _one_thread
 
         def run() -> None:
-            np.matmul(self.planar.get(number, x), w, out=y)
+            np.matmul(x, w, out=y)
             np.add(y, each.b, out=y)
             if each.relu:
                 np.maximum(y, 0, out=y)
@@ -169,20 +140,17 @@ class _Plan:
     def _at(self, number: int) -> tuple[np.ndarray, Image]:
         return self.places.at(number)
 
-    def _rest(self, each: Operation) -> tuple[np.ndarray, Image]:
-        if each.rest is not None:
-            return self._at(each.rest)
-        C = self._at(each.output)[1].C
-        return np.zeros(C, np.float32), Image(0, 0, 1, 1, 1, C)
+    def _rest(self, each: Operation) -> tuple[np.ndarray, Image] | None:
+        return None if each.rest is None else self._at(each.rest)
 
     def _product(
         self, each: Operation, w: np.ndarray, window: Window, groups: int
     ) -> Callable[[], object]:
         given = self._at(each.inputs[0]), self._at(each.output), self._rest(each)
-        before = (each.scale, each.shift, each.rectified)
+        before = None if each.scale is None else (each.scale, each.shift, each.rectified)
         pack = partial(self._pack, each.output)
         return inference_conv.convolution(
-            *given, w, each.b, window, groups, before, each.relu, pack
+            *given, w, each.b, window, groups, before, each.relu, pack, each.pooled
         )
 
     def _pack(self, number: int, form: str, make: Callable[[], Any]) -> Any:
@@ -193,7 +161,7 @@ class _Plan:
 
     def _scale_and_add(self, each: Operation) -> Callable[[], object]:
         (x, image), (y, to) = self._at(each.inputs[0]), self._at(each.output)
-        rest = self._rest(each)
+        rest = self._rest(each) or (np.zeros(to.C, np.float32), NO_IMAGE._replace(C=to.C))
         scale = np.ones(to.C, np.float32) if each.scale is None else each.scale
         shift = np.zeros(to.C, np.float32) if each.shift is None else each.shift
         run = partial(loops.scale_and_add, x, image, scale, shift, *rest, each.relu, y, to)
@@ -243,15 +211,11 @@ class _Plan:
             operation: Any = getattr(ops, each.name)
             y = operation(x, *_arguments(each, operation))
             y = y[0] if isinstance(y, tuple) else y
-        to = self.places.view(each.output)
-        to[...] = y.transpose(0, 2, 3, 1) if y.ndim == 4 else y.reshape(to.shape)
+        to = self.places.images(each.output)
+        to[...] = y.reshape(to.shape)
 
     def _contiguous(self, number: int) -> np.ndarray:
-        kept: np.ndarray | None = self.planar.get(number)
-        if kept is not None:
-            return kept
-        x = self.places.view(number).transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(x).reshape(self.shapes[number])
+        return np.ascontiguousarray(self.places.images(number)).reshape(self.shapes[number])
 
 
 def _arguments(each: Operation, operation: Any) -> list[Any]:

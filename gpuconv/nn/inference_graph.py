@@ -14,12 +14,14 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.arrays import ShapeOnly
 from gpuconv.autograd import Tensor
-from gpuconv.cpu.conv_pool import Forward, fused_forward
+from gpuconv.cpu.conv_pool import is_fused
+from gpuconv.cpu.precision import modes
 from gpuconv.nn.module import Module
 from gpuconv.nn.trace import Recording, Step, run
 
 JOINED = ("cat", "append_channels")
 POOLS = ("max_pool2d", "avg_pool2d", "sum_pool2d", "adaptive_avg_pool2d")
+TAKE_PLANAR = ("conv2d", "reshape")  # images (N, C, H, W) as they are
 KNOWN = ("conv2d", "linear", "batch_norm", "add", "relu", "reshape", *JOINED, *POOLS)
 
 
@@ -30,7 +32,7 @@ class Operation:
     inputs: the steps that it reads. w, b: weights with a batch norm folded in. scale, shift: of a
     batch norm by itself, or before a 1x1 convolution, then under a ReLU if `rectified`. rest: a
     step whose output is added at the end. relu: whether the sum is rectified. pooled: a convolution
-    with its ReLU and the max-pool after it, in one pass over images (N, C, H, W).
+    with its ReLU and the 2x2 max-pool after it, in one pass.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Operation:
     rectified: bool = False
     rest: int | None = None
     relu: bool = False
-    pooled: Forward | None = None
+    pooled: bool = False
     joins: list[str] = field(default_factory=list)  # the names of the steps joined to it
 
 
@@ -156,16 +158,18 @@ class _Fusion:
         if made.name != "conv2d" or not made.relu or made.rest is not None or len(readers) != 1:
             return
         (number,) = readers
-        if number >= len(self.steps) or self.steps[number].name != "max_pool2d":
+        following = self.readers[number]  # the caller is none of the steps
+        if number >= len(self.steps) or max(following) >= len(self.steps):
             return
-        given, pool = self.steps[made.inputs[0]], self.steps[number]
-        assert made.step.window is not None
+        given, pool, window = self.steps[made.inputs[0]], self.steps[number], made.step.window
+        planar = all(self.steps[reader].name in TAKE_PLANAR for reader in following)
+        if pool.name != "max_pool2d" or not planar:
+            return
+        assert window is not None
         assert pool.window is not None
-        made.pooled = fused_forward(
-            tuple(given.shape), np.dtype(np.float32), made.w, made.b, made.step.window,
-            made.saved[7], pool.window, indices=False,
-        )  # fmt: skip
-        if made.pooled is not None:
+        fixed = tuple(given.shape), np.dtype(np.float32), made.w.shape, window, made.saved[7]
+        if is_fused(*fixed, pool.window, modes()):
+            made.pooled = True
             made.output = number
             made.joins.append(pool.name)
             self.taken.add(number)
@@ -185,7 +189,7 @@ class _Fusion:
                 and conv is not None
                 and conv.name == "conv2d"
                 and conv.w.shape[2:] == (1, 1)
-                and conv.pooled is None
+                and not conv.pooled
                 and conv.saved[7] == 1
             ):
                 conv.scale, conv.shift, conv.rectified = norm.scale, norm.shift, norm.relu

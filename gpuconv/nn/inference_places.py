@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu.conv_pool import GRAIN
+from gpuconv.cpu.conv_pool_backward import GRAIN
 from gpuconv.cpu.moves import Image
-from gpuconv.nn.inference_graph import JOINED, Operation
+from gpuconv.nn.inference_graph import JOINED, TAKE_PLANAR, Operation
 
 
 def is_small(each: Operation) -> bool:
@@ -14,21 +14,15 @@ def is_small(each: Operation) -> bool:
     return each.rest is None and each.step.shape[0] * each.w.size < GRAIN
 
 
-def planar(operations: list[Operation], output: int) -> list[int]:
-    """The steps whose output is kept as images (N, C, H, W), or as rows made of these, because all
-    that read it take it so.
+def planar(operations: list[Operation], output: int) -> set[int]:
+    """The steps whose output lies as (N, C, H, W): what is pooled, and the input where all that
+    read it take it so.
     """
     others: set[int | None] = {output}
     for each in operations:
-        small = each.name == "linear" and is_small(each)
-        if each.pooled is None and each.name != "reshape" and not small:
-            others |= {*each.inputs, each.rest}
-    found: list[int] = []
-    for each in operations:
-        flat = each.name == "reshape" and each.inputs[0] in found and len(each.step.shape) == 2
-        if (each.name == "input" or each.pooled or flat) and each.output not in others:
-            found.append(each.output)
-    return found
+        takes_it = each.name in TAKE_PLANAR and each.scale is None
+        others |= {each.rest} if takes_it else {each.rest, *each.inputs}
+    return {each.output for each in operations if each.pooled} | ({0} - others)
 
 
 class Places:
@@ -40,7 +34,7 @@ class Places:
     def __init__(
         self, operations: list[Operation], shapes: list[tuple[int, ...]], output: int
     ) -> None:
-        self.shapes = shapes
+        self.shapes, self.planar = shapes, planar(operations, output)
         self.whole: dict[int, tuple[int, int]] = {}  # step: (the step it is part of, first channel)
         made = {each.output for each in operations}
         for each in reversed(operations):
@@ -93,14 +87,21 @@ class Places:
         """The buffer, and where in it the step's output lies."""
         root, first = self.root(number)
         N, C, H, W = (*self.shapes[number], 1, 1)[:4]
-        return self.buffers[root], Image(first, self.shapes[root][1], N, H, W, C)
+        step = 0 if number in self.planar else self.shapes[root][1]
+        return self.buffers[root], Image(first, step, N, H, W, C)
 
     def view(self, number: int) -> np.ndarray:
         """The step's output as an array (N, H, W, C)."""
         buffer, image = self.at(number)
-        whole = buffer[: image.N * image.H * image.W * image.step]
-        whole = whole.reshape(image.N, image.H, image.W, image.step)
-        return whole[..., image.offset : image.offset + image.C]
+        N, H, W, C = image.N, image.H, image.W, image.C
+        if not image.step:
+            return buffer[: N * C * H * W].reshape(N, C, H, W).transpose(0, 2, 3, 1)
+        whole = buffer[: N * H * W * image.step].reshape(N, H, W, image.step)
+        return whole[..., image.offset : image.offset + C]
+
+    def images(self, number: int) -> np.ndarray:
+        """The step's output as an array (N, C, H, W)."""
+        return self.view(number).transpose(0, 3, 1, 2)
 
     def is_part(self, number: int, whole: int, first: int) -> bool:
         """Whether a step's output lies in that of another, from that channel on."""

@@ -55,7 +55,7 @@ def random_case(seed):
         x, w = (rng.standard_normal(s).astype(np.float32) for s in shapes)
         b = rng.standard_normal(K).astype(np.float32)
         rest = rng.standard_normal((N, K, P, Q)).astype(np.float32) if rng.random() < 0.5 else None
-        before = (None, None, False)
+        before = None
         if rng.random() < 0.4:
             scale, shift = (rng.standard_normal(C).astype(np.float32) for _ in range(2))
             before = scale, shift, bool(rng.random() < 0.5)
@@ -66,7 +66,7 @@ def exact(x, w, b, rest, window, groups, before, relu):
     """The definition in float64, and a bound of the error."""
     x, w, b = (a.astype(np.float64) for a in (x, w, b))
     size, terms = abs(x), w[0].size + 3
-    if before[0] is not None:
+    if before is not None:
         scale, shift = (a.astype(np.float64)[:, None, None] for a in before[:2])
         x, size, terms = scale * x + shift, abs(scale * x) + abs(shift), terms + 3
         x = np.maximum(x, 0) if before[2] else x
@@ -80,8 +80,7 @@ def exact(x, w, b, rest, window, groups, before, relu):
 
 def convolved(x, w, b, rest, window, groups, before, relu, around=(0, 0)):
     y = np.zeros((len(x), len(w), *window.output_size(*x.shape[2:])), np.float32)
-    zeros = np.zeros(len(w), np.float32), Image(0, 0, 1, 1, 1, len(w))
-    other = zeros if rest is None else placed(rest, *around)
+    other = None if rest is None else placed(rest, *around)
     made = placed(y, *around)
 
     def pack(form, make):
@@ -122,7 +121,7 @@ def test_threads_share_blocks_or_filters_and_do_not_change_bits(shape, K, kernel
         None,
         Window(kernel, 1, kernel // 2),
         1,
-        (None, None, False),
+        None,
         True,
     )
     found = []
@@ -147,7 +146,7 @@ def test_winograd_has_the_bits_of_the_uncompiled_one(shape, K, padding):
     assert winograd.suits(shape, w.shape, window, 1)
     y = winograd.forward(x, w, b, window, 1, False)
     rest = rng.standard_normal(y.shape).astype(np.float32)
-    found = convolved(x, w, b, rest, window, 1, (None, None, False), True, around=(2, 3))
+    found = convolved(x, w, b, rest, window, 1, None, True, around=(2, 3))
     assert np.array_equal(found, np.maximum(y + rest, 0))
 
 
@@ -157,7 +156,7 @@ def test_what_winograd_would_spoil_is_computed_directly(value):
     x = rng.standard_normal((2, 32, 12, 16)).astype(np.float32)
     w = rng.standard_normal((32, 32, 3, 3)).astype(np.float32)
     x[0, 3, 5, 6] = value
-    case = x, w, np.zeros(32, np.float32), None, Window(3, 1, 1), 1, (None, None, False), False
+    case = x, w, np.zeros(32, np.float32), None, Window(3, 1, 1), 1, None, False
     y, bound = exact(*case)
     found = convolved(*case)
     reached = np.zeros(y.shape, bool)
