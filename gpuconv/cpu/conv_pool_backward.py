@@ -52,37 +52,33 @@ class Layout(NamedTuple):
 @lru_cache(maxsize=1024)
 def _layout(
     x_shape: tuple[int, ...], filters: int, window: Window, groups: int
-) -> tuple[Layout, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(layout, starts, tap_offsets, places, sources), starts and offsets in bytes.
+) -> tuple[Layout, np.ndarray, np.ndarray, np.ndarray]:
+    """(layout, starts, places, sources).
 
-    starts: for each pooled pixel, where the window of its first convolution output begins.
-    tap_offsets: how much further the windows of its four outputs begin. places: of each weight
-    (c, r, s) of a filter in the filter's line, which is [strip][vector][row][lane]. sources: the
-    weight at each place of a line; lanes that no window has hold weight 0 and are never stored.
+    starts (pooled pixels, 4): where the windows of each one's four outputs begin, in bytes. places:
+    of each weight (c, r, s) of a filter in the filter's line, which is [strip][vector][row][lane].
+    sources: the weight at each place of a line; lanes that no window has hold weight 0 and are
+    never stored.
     """
-    (_, C, H, W), (R, S) = x_shape, window.kernel_size
+    (_, C, H, W), (R, S), (dil_h, dil_w) = x_shape, window.kernel_size, window.dilation
     C //= groups
     P, Q = window.output_size(H, W)
     (top, _), (left, _) = window.pads(H, W)
-    (stride_h, stride_w), (dil_h, dil_w) = window.stride, window.dilation
-    height = max(H + top, (P - 1) * stride_h + (R - 1) * dil_h + 1)
-    width = max(W + left, (Q - 1) * stride_w + (S - 1) * dil_w + 1)
-    image = height * width * C
-    strips, strip = (1, S * C) if dil_w == 1 else (S, C)
-    images = max(1, GROUP_FLOATS // image)
+    height, width = max(H + top, P + (R - 1) * dil_h), max(W + left, Q + (S - 1) * dil_w)
+    image, (strips, strip) = height * width * C, (1, S * C) if dil_w == 1 else (S, C)
+    vectors = -(-strip // LANES)
     layout = Layout(
-        C, filters // groups, R, top, left, width, image, images, strips, strip,
-        -(-strip // LANES), 4 * dil_w * C, 4 * dil_h * width * C,
+        C, filters // groups, R, top, left, width, image, max(1, GROUP_FLOATS // image), strips,
+        strip, vectors, 4 * dil_w * C, 4 * dil_h * width * C,
     )  # fmt: skip
-    down, right = 4 * stride_h * width * C, 4 * stride_w * C
-    rows, columns = np.arange(P // 2) * 2 * down, np.arange(Q // 2) * 2 * right
-    starts = (rows[:, None] + columns).ravel().astype(np.int64)
+    p, q, down, right = np.indices((P // 2, Q // 2, 2, 2), np.int64)
+    starts = 4 * C * ((2 * p + down) * width + 2 * q + right).reshape(-1, 4)
     c, r, s = np.indices((C, R, S)).reshape(3, -1)
-    along, of_strip = (s * C + c, 0) if dil_w == 1 else (c, s * layout.vectors)
+    along, of_strip = (s * C + c, 0) if dil_w == 1 else (c, s * vectors)
     places = ((of_strip + along // LANES) * R + r) * LANES + along % LANES
-    sources = np.zeros(strips * layout.vectors * R * LANES, np.int64)
+    sources = np.zeros(strips * vectors * R * LANES, np.int64)
     sources[places] = np.arange(C * R * S)
-    return layout, starts, np.array([0, right, down, down + right], np.int64), places, sources
+    return layout, starts, places, sources
 
 
 def backward_of_maxima(
@@ -96,108 +92,97 @@ def backward_of_maxima(
     need_dx: bool,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """(dx or None, dw, db), as conv_pool.backward, of arrays in C order; float32, argmax uint8."""
-    N, K = len(x), w.shape[0]
-    layout, starts, tap_offsets, places, sources = _layout(x.shape, K, window, groups)
-    line = len(sources)  # of one filter
-    multiply_adds = dy[0].size * line * (2 if need_dx else 1)  # of one image
+    N, K = len(x), len(w)
+    layout, starts, places, sources = _layout(x.shape, K, window, groups)
+    line, maxima = len(sources), len(starts)
+    multiply_adds = K * maxima * line * (2 if need_dx else 1)  # of one image
     pieces = shards(N, -(-GRAIN // multiply_adds))
-    # the calling thread's scratch: a worker's could be overwritten once it has done its piece
-    sums = scratch("filter sums", len(pieces) * K * line).reshape(len(pieces), K, line)
-    biases = np.zeros((len(pieces), K), np.float32)
+    sums = np.empty((len(pieces), K, line + 1), np.float32)
     # "clip" takes a quarter of the time of the default, which guards the indices
     weights = w.reshape(K, -1).take(sources, axis=1, mode="clip")
-    dx = np.empty(x.shape, np.float32) if need_dx else x
-    number = {begin: i for i, (begin, _) in enumerate(pieces)}
+    dx = np.empty(x.shape if need_dx else (0, 0, 0, 0), np.float32)
+    shape = N, K, maxima
+    fixed = dy.reshape(shape), y.reshape(shape), argmax.reshape(shape), x, dx
 
-    def run(begin: int, end: int) -> None:
-        part = number[begin]
-        sums[part] = 0
-        floats = layout.images * layout.image + (layout.vectors + 1) * LANES
-        maxima = layout.images * layout.K * len(starts)
-        padded, dx_padded = scratch("channels last", floats), scratch("channels-last dx", floats)
-        padded[:] = 0
-        arrays = dy[begin:end], y[begin:end], argmax[begin:end], x[begin:end], dx[begin:end]
-        values = scratch("gradients of maxima", maxima)
-        offsets = scratch("offsets of maxima", maxima, np.int64)
-        rest = layout, starts, tap_offsets, padded, dx_padded, values, offsets, weights
-        _gradient_images(*arrays, need_dx, *rest, sums[part], biases[part])
+    def run(piece: tuple[int, int], to: np.ndarray) -> None:
+        size = layout.images * layout.image + (layout.vectors + 1) * LANES
+        count = layout.images * layout.K * maxima
+        windows = scratch("maxima", count + size + -(-count // 2), np.int64)
+        floats = windows[count:].view(np.float32)
+        memory = floats[:size], floats[size : 2 * size], floats[2 * size :], windows
+        _gradient_images(*fixed, layout, starts, weights, *memory, to, *piece)
 
-    parallel(run, pieces)
-    (total, *others), (db, *other_biases) = sums, biases
-    for part, bias in zip(others, other_biases, strict=True):
+    parallel(run, list(zip(pieces, sums, strict=True)))
+    total = sums[0]
+    for part in sums[1:]:
         add_rows(total, part)
-        db += bias
     dw = total.take(places, axis=1, mode="clip").reshape(w.shape)
-    return dx if need_dx else None, dw, db
+    return dx if need_dx else None, dw, total[:, line].copy()
 
 
 @compiled
 def _gradient_images(
-    dy, y, argmax, x, dx, need_dx, layout, starts, tap_offsets, padded, dx_padded, values, places,
-    weights, sums, biases,
+    dy, y, argmax, x, dx, layout, starts, weights, padded, dx_padded, gradients, windows, sums,
+    begin, end,
 ):  # fmt: skip
-    N, groups, maxima = len(x), x.shape[1] // layout.C, len(starts)
-    for begin in range(0, N, layout.images):
-        images = min(layout.images, N - begin)
-        for group in range(groups):
-            first = group * layout.K
+    """dx, unless it is empty, and sums[filter], the filter's line and its db, of images [begin,
+    end).
+    """
+    C, K, maxima = layout.C, layout.K, len(starts)
+    sums[:] = 0
+    padded[:] = 0
+    for n in range(begin, end, layout.images):
+        images = min(layout.images, end - n)
+        count = maxima * images
+        values = gradients[: K * count].reshape(K, maxima, images)
+        places = windows[: K * count].reshape(K, maxima, images)
+        for group in range(x.shape[1] // C):
+            first = group * K
             for i in range(images):
-                _to_channels_last(x[begin + i], group * layout.C, layout, padded, i * layout.image)
-            for k in range(layout.K):
-                at = k * maxima * images
+                _move_channels(False, x[n + i], group * C, layout, padded, i * layout.image)
+            for k in range(K):
                 total = np.float32(0)
                 for i in range(images):
-                    n, image = begin + i, 4 * i * layout.image
-                    to, result = dy[n, first + k].reshape(-1), y[n, first + k].reshape(-1)
-                    indices = argmax[n, first + k].reshape(-1)
                     for j in range(maxima):
-                        value = np.float32(0) if result[j] <= 0 else to[j]
+                        at = n + i, first + k, j
+                        value = np.float32(0) if y[at] <= 0 else dy[at]
                         total += value
-                        values[at + j * images + i] = value
-                        places[at + j * images + i] = image + starts[j] + tap_offsets[indices[j]]
-                biases[first + k] += total
+                        values[k, j, i] = value
+                        places[k, j, i] = 4 * i * layout.image + starts[j, argmax[at]]
+                sums[first + k, -1] += total
                 _visit_windows(
-                    False, address(values) + 4 * at, address(places) + 8 * at, maxima * images,
-                    address(padded), layout, address(sums[first + k]),
+                    False, address(values[k]), address(places[k]), count, address(padded),
+                    layout, address(sums[first + k]),
                 )  # fmt: skip
-            if need_dx:
+            if dx.size:
                 dx_padded[:] = 0
                 for j in range(maxima):
                     # the loop over places is outside: successive additions then go to windows of
                     # other images, and no load waits for the store just before it
-                    for k in range(layout.K):
-                        at = (k * maxima + j) * images
+                    for k in range(K):
                         _visit_windows(
-                            True, address(values) + 4 * at, address(places) + 8 * at, images,
+                            True, address(values[k, j]), address(places[k, j]), images,
                             address(dx_padded), layout, address(weights[first + k]),
                         )  # fmt: skip
                 for i in range(images):
-                    _from_channels_last(
-                        dx_padded, i * layout.image, layout, dx[begin + i], group * layout.C
-                    )
+                    _move_channels(True, dx[n + i], group * C, layout, dx_padded, i * layout.image)
 
 
 @compiled
-def _to_channels_last(x, first, layout, padded, place):
-    """Copy channels [first, first + C) of x (C, H, W) to padded[place:], whose padding is zero."""
-    _, H, W = x.shape
+def _move_channels(back, x, first, layout, padded, place):
+    """Copy channels [first, first + C) of x (C, H, W) to padded[place:], beside its padding, or
+    `back`.
+    """
+    (_, H, W), C = x.shape, layout.C
     for h in range(H):
-        row = place + ((h + layout.top) * layout.width + layout.left) * layout.C
-        source, target = address(x[first, h]), address(padded) + 4 * row
-        if layout.C == 1:
-            copy_floats(source, target, W)
+        row = place + ((h + layout.top) * layout.width + layout.left) * C
+        plane, pixels = address(x[first, h]), address(padded) + 4 * row
+        if back:
+            transpose_matrix(pixels, 4 * C, W, C, plane, 4 * H * W, W)
+        elif C == 1:
+            copy_floats(plane, pixels, W)
         else:
-            transpose_matrix(source, 4 * H * W, layout.C, W, target, 4 * layout.C, layout.C)
-
-
-@compiled
-def _from_channels_last(padded, place, layout, x, first):
-    """The reverse of _to_channels_last; the padding is dropped."""
-    _, H, W = x.shape
-    for h in range(H):
-        row = place + ((h + layout.top) * layout.width + layout.left) * layout.C
-        source, target = address(padded) + 4 * row, address(x[first, h])
-        transpose_matrix(source, 4 * layout.C, W, layout.C, target, 4 * H * W, W)
+            transpose_matrix(plane, 4 * H * W, C, W, pixels, 4 * C, C)
 
 
 @compiled

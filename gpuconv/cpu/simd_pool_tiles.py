@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -89,7 +89,9 @@ def gather_tile(builder, rows, columns, gradients, places, count, x, row_bytes, 
             place = builder.add(place, builder.mul(column_bytes, i64(column)))
             store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
 
-    _of_size(builder, rows, columns, tile)
+    switch(
+        builder, rows, ROWS, lambda height: switch(builder, columns, COLUMNS, partial(tile, height))
+    )
 
 
 @on_addresses
@@ -123,14 +125,9 @@ def scatter_tile(
 
         loop(builder, count, [], step)
 
-    _of_size(builder, rows, columns, tile)
-
-
-def _of_size(builder: Any, rows: Any, columns: Any, tile: Callable[[int, int], None]) -> None:
-    def of_height(height: int) -> None:
-        switch(builder, columns, COLUMNS, lambda width: tile(height, width))
-
-    switch(builder, rows, ROWS, of_height)
+    switch(
+        builder, rows, ROWS, lambda height: switch(builder, columns, COLUMNS, partial(tile, height))
+    )
 
 
 def _gradient_and_place(

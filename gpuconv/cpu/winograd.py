@@ -193,11 +193,10 @@ def weight_gradient(
     db = np.zeros((len(pieces), K), np.float32)
     fixed = plan, x.reshape(-1), dy.reshape(-1), lines
 
-    def accumulate(begin: int, end: int, *to: np.ndarray) -> object:
-        return _accumulate_blocks(*fixed, *memory_of(plan), *to, begin, end)
+    def accumulate(piece: tuple[int, int], *to: np.ndarray) -> object:
+        return _accumulate_blocks(*fixed, *memory_of(plan), *to, *piece)
 
-    parts = [(*piece, *to) for piece, *to in zip(pieces, sums, db, strict=True)]
-    if not all(parallel(accumulate, parts)):
+    if not all(parallel(accumulate, list(zip(pieces, sums, db, strict=True)))):
         return None
     dw = np.empty(w_shape, np.float32)
 
