@@ -42,10 +42,9 @@ def forward(
     """
     y, of_batch = np.empty(x.shape, x.dtype), mean is None
     mean, var = (np.empty(x.shape[1], x.dtype) if a is None else np.array(a) for a in (mean, var))
-    added = (np.empty(0, x.dtype), 0) if other is None else images(other)
     vectors = _vector(w, 1, x), _vector(b, 0, x), mean, var
-    arguments = images(x), added, _whole(y), vectors, eps, relu, of_batch
-    _over_channels(x.shape, _forward, *arguments)
+    arrays = map(images, (x, y[:0] if other is None else other, y))
+    _over_channels(x.shape, _forward, *arrays, vectors, eps, relu, of_batch)
     return y, mean, var
 
 
@@ -69,27 +68,21 @@ def backward(
     dx = dy if in_place else np.empty(x.shape if need_dx else (0, *x.shape[1:]), x.dtype)
     dw, db = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
     vectors = _vector(w, 1, x), _vector(b, 0, x), np.array(mean), np.array(var), dw, db
-    arguments = images(dy), images(x), _whole(dx), vectors, eps, relu, of_batch
-    _over_channels(x.shape, _backward, *arguments)
+    arrays = map(images, (dy, x, dx))
+    _over_channels(x.shape, _backward, *arrays, vectors, eps, relu, of_batch)
     return dx if need_dx else None, None if w is None else dw, None if b is None else db
 
 
 def images(a: np.ndarray) -> Images:
-    """`a` (N, C, H, W), only to be read. Channels cut from a wider array are used where they are;
-    any other layout is copied.
+    """`a` (N, C, H, W). Channels cut from a wider array are used where they are; any other layout
+    than C order is copied.
     """
     size = math.prod(a.shape[1:])
-    step = a.strides[0] // a.itemsize if len(a) > 1 else size
-    usable = a[0].flags.c_contiguous and a.flags.aligned and a.strides[0] % a.itemsize == 0
-    if not usable or step < size:
-        a, step = contiguous(a), size
+    step, rest = divmod(a.strides[0], a.itemsize)
+    if a.flags.carray or not a[0].flags.carray or step < size or rest:
+        return contiguous(a).reshape(-1), size
     count = (len(a) - 1) * step + size
-    return np.lib.stride_tricks.as_strided(a, (count,), (a.itemsize,), writeable=False), step
-
-
-def _whole(a: np.ndarray) -> Images:
-    """`a` (N, C, H, W), in C order, to be written."""
-    return a.reshape(-1), math.prod(a.shape[1:])
+    return np.lib.stride_tricks.as_strided(a, (count,), (a.itemsize,)), step
 
 
 def _over_channels(shape: tuple[int, ...], function: Callable[..., None], *arguments: Any) -> None:
@@ -130,17 +123,12 @@ def _squares(x, mean):
 
 
 @compiled
-def _normalise(x, mean, factor, shift, least, y):
-    for i in range(len(x)):
-        value = (x[i] - mean) * factor + shift
-        y[i] = least if value < least else value
-
-
-@compiled
-def _normalise_and_add(x, mean, factor, shift, other, least, y):
+def _normalise(x, mean, factor, shift, other, least, y):
     kind = x.dtype.type
     for i in range(len(x)):
-        value = kind((x[i] - mean) * factor + shift) + other[i]
+        value = (x[i] - mean) * factor + shift
+        if other is not None:
+            value = kind(value) + other[i]
         y[i] = least if value < least else value
 
 
@@ -162,10 +150,9 @@ def _forward(x, other, y, vectors, eps, relu, of_batch, N, size, first, end):
         for n in range(N):
             values, made = _view(x, n, at, size), _view(y, n, at, size)
             if len(other[0]):
-                added = _view(other, n, at, size)
-                _normalise_and_add(values, mean, factor, shift, added, least, made)
+                _normalise(values, mean, factor, shift, _view(other, n, at, size), least, made)
             else:
-                _normalise(values, mean, factor, shift, least, made)
+                _normalise(values, mean, factor, shift, None, least, made)
 
 
 @compiled
@@ -198,13 +185,6 @@ def _input_gradient(dy, x, mean, factor, shift, relu, base, slope, dx):
 
 
 @compiled
-def _copy(source, target):
-    """A loop, because Numba takes 2 seconds to compile the error of an assignment of slices."""
-    for i in range(len(source)):
-        target[i] = source[i]
-
-
-@compiled
 def _backward(dy, x, dx, vectors, eps, relu, of_batch, N, size, first, end):
     w, b, means, variances, dw, db = vectors
     piece = np.empty(min(size, PIECE), w.dtype)
@@ -224,7 +204,9 @@ def _backward(dy, x, dx, vectors, eps, relu, of_batch, N, size, first, end):
         for n in range(N if len(dx[0]) else 0):
             for i in range(0, size, PIECE):
                 at, count = c * size + i, min(PIECE, size - i)
-                values, made, given = _view(x, n, at, count), _view(dx, n, at, count), piece[:count]
-                # dx may be dy itself: a copy cannot overlap it, so the loop vectorises
-                _copy(_view(dy, n, at, count), given)
-                _input_gradient(given, values, mean, factor, shift, relu, base, slope, made)
+                # dx may be dy itself: a copy cannot overlap it, so that _input_gradient vectorises
+                given = _view(dy, n, at, count)
+                for j in range(count):  # Numba takes 2 seconds for an assignment of slices
+                    piece[j] = given[j]
+                values, made = _view(x, n, at, count), _view(dx, n, at, count)
+                _input_gradient(piece, values, mean, factor, shift, relu, base, slope, made)

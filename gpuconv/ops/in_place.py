@@ -16,7 +16,7 @@ from gpuconv.threads import over_shards
 
 def can_overwrite(a: Any) -> bool:
     """Whether these operations may write into `a`: a NumPy array, in C order and writable."""
-    return device_of(a) == "cpu" and a.flags.c_contiguous and a.flags.writeable
+    return device_of(a) == "cpu" and a.flags.carray
 
 
 def relu_backward_into(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
