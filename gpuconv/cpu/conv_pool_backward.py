@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.moves import add_rows, address, copy_floats, first_lanes, transpose_matrix
+from gpuconv.cpu.moves import add_rows, address, first_lanes, transpose_matrix
 from gpuconv.cpu.simd import LANES, VECTOR_BYTES
 from gpuconv.cpu.simd_pool_tiles import gather_tile, scatter_tile
 from gpuconv.cpu.workspace import scratch
@@ -179,8 +179,6 @@ def _move_channels(back, x, first, layout, padded, place):
         plane, pixels = address(x[first, h]), address(padded) + 4 * row
         if back:
             transpose_matrix(pixels, 4 * C, W, C, plane, 4 * H * W, W)
-        elif C == 1:
-            copy_floats(plane, pixels, W)
         else:
             transpose_matrix(plane, 4 * H * W, C, W, pixels, 4 * C, C)
 
