@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.conv_pool_backward import GRAIN as FMA_GRAIN
+from gpuconv.cpu.elementwise import FMA_GRAIN
 from gpuconv.cpu.moves import Image
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.simd_tiles import CHAIN

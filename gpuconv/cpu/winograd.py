@@ -150,7 +150,7 @@ def transformed(w: np.ndarray, rotated: bool, kept: bool = False) -> np.ndarray 
     out = np.empty(count, np.float32) if kept else scratch("filters", count)
     out = out.reshape(36, -1)
     transform = partial(transform_filters, flat, rotated, out)
-    return out if all(parallel(transform, shards(pairs, -(-GRAIN // (C * TILE_WIDTH))))) else None
+    return out if all(parallel(transform, shards(pairs, GRAIN / (C * TILE_WIDTH)))) else None
 
 
 def bound(
