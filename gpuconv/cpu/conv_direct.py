@@ -129,10 +129,10 @@ def _by_lanes(g: Geometry, a: np.ndarray) -> np.ndarray:
 
 def memory_of(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tile, out, taps) of a block, this thread's own; the tile is zero."""
-    size = plan.tile if plan.geometry.copied else LANES
-    memory = scratch("block", size + plan.geometry.pool * plan.out)
-    memory[:size] = 0
-    return memory[:size], memory[size : size + plan.out], memory[size + plan.out :]
+    tile, out = plan.geometry.tile, plan.out
+    memory = scratch("block", tile + plan.geometry.pool * out)
+    memory[:tile] = 0
+    return memory[:tile], memory[tile : tile + out], memory[tile + out :]
 
 
 def weight_gradient(

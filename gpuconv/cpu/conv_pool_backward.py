@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.moves import add_rows, address, copy_floats, first_lanes, transpose_matrix
+from gpuconv.cpu.elementwise import FMA_GRAIN
+from gpuconv.cpu.moves import add_rows, address, first_lanes, transpose_matrix
 from gpuconv.cpu.simd import LANES, VECTOR_BYTES
 from gpuconv.cpu.simd_pool_tiles import gather_tile, scatter_tile
 from gpuconv.cpu.workspace import scratch
@@ -26,9 +27,6 @@ from gpuconv.threads import parallel, shards
 # which stay in the L1 cache. LeNet's second layer takes 0.36 ms at batch 64, with half of it 0.52,
 # with twice 0.35.
 GROUP_FLOATS = 8 * 1024
-# With fewer multiply-adds in the fused loops another thread costs more than it saves: with four
-# times as many a LeNet step at batch 64 takes 2.02 ms, with these 1.75.
-GRAIN = 1 << 20
 
 
 class Layout(NamedTuple):
@@ -95,8 +93,8 @@ def backward_of_maxima(
     N, K = len(x), len(w)
     layout, starts, places, sources = _layout(x.shape, K, window, groups)
     line, maxima = len(sources), len(starts)
-    multiply_adds = K * maxima * line * (2 if need_dx else 1)  # of one image
-    pieces = shards(N, -(-GRAIN // multiply_adds))
+    # as many with dx as without, so that dw has the same bits
+    pieces = shards(N, FMA_GRAIN / (2 * K * maxima * line))
     sums = np.empty((len(pieces), K, line + 1), np.float32)
     # "clip" takes a quarter of the time of the default, which guards the indices
     weights = w.reshape(K, -1).take(sources, axis=1, mode="clip")
@@ -179,8 +177,6 @@ def _move_channels(back, x, first, layout, padded, place):
         plane, pixels = address(x[first, h]), address(padded) + 4 * row
         if back:
             transpose_matrix(pixels, 4 * C, W, C, plane, 4 * H * W, W)
-        elif C == 1:
-            copy_floats(plane, pixels, W)
         else:
             transpose_matrix(plane, 4 * H * W, C, W, pixels, 4 * C, C)
 

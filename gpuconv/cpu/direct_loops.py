@@ -171,7 +171,7 @@ def convolve(
             )
         pixels, pixel = images * all_rows * to.W, (n * to.H + p * g.out_h) * to.W
         for group in range(g.groups):
-            if g.copied:
+            if g.tile:
                 load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, tile)
                 source = address(tile)
             else:

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.conv_pool_backward import GRAIN as FMA_GRAIN
+from gpuconv.cpu.elementwise import FMA_GRAIN
 from gpuconv.cpu.moves import Image
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.simd_tiles import CHAIN
@@ -32,7 +32,23 @@ TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
 # the time with vectors of filters, with 12 the same time.
 MOST_CHANNELS = 8
 Kind = Literal["forward", "pooled", "dx", "dw"]
-Taps = tuple[tuple[int, int], ...]  # (tap, its distance in rows or columns), of one stride phase
+
+
+class Axis(NamedTuple):
+    """The rows, or the columns, that a pass reads and writes.
+
+    phases: for each pass its taps, and how far they read from the pixel of the first output, in the
+    order of that distance.
+    """
+
+    stride: int  # pixels of the tile from one output to the next
+    out: int  # pixels of the output from one of a pass to the next
+    phases: list[list[tuple[int, int]]]
+
+    def ends(self) -> tuple[int, int]:
+        """The least and the largest distance of a tap."""
+        far = [distance for taps in self.phases for _, distance in taps]
+        return min(far), max(far)
 
 
 class Geometry(NamedTuple):
@@ -60,7 +76,7 @@ class Geometry(NamedTuple):
     step: int  # floats from one pixel of the tile to the next
     planes: int  # of the tile: 1, or one for every LANES channels
     plane: int  # floats from LANES channels of a pixel to the next LANES
-    copied: int  # whether there is a tile; else the image itself serves
+    tile: int  # floats of the tile; 0 where the image itself serves
     blocks: int  # of the batch
 
 
@@ -70,8 +86,8 @@ class Plan(NamedTuple):
     passes: of each pass where its filters start, its depth, its first strip and the end of its
     strips, and the first row and column, the rows and the columns of its output. strips: what is
     read one after the other for a pixel, see `_strips`. taps: of each pass, in the order of
-    reading. filters: floats of all groups'. tile, out: floats of a block's. pieces: of the
-    blocks, or with by_filters of the pairs of vectors of filters. zeros: for all channels of `to`.
+    reading. filters: floats of all groups'. out: floats of a block's. pieces: of the blocks, or
+    with by_filters of the pairs of vectors of filters. zeros: for all channels of `to`.
     """
 
     image: Image
@@ -81,7 +97,6 @@ class Plan(NamedTuple):
     strips: np.ndarray
     taps: tuple[np.ndarray, ...]
     filters: int
-    tile: int
     out: int
     by_filters: bool
     pieces: Pieces
@@ -126,68 +141,80 @@ def plan_of(
     """
     n = 1 if image.step or to.step else abreast(image.N, w_shape, groups) or 1
     image, to = (each._replace(N=each.N // n, C=each.C * n) for each in (image, to))
-    if kind == "dx":
-        taps = *taps_reaching(window, to.H, to.W), window.kernel_size[1]
-        return _plan(image, to, n * groups, (1, 1), window.stride, *taps, threads)
-    taps, pool = _taps(window, image), 1
-    if kind == "pooled":
-        to, pool = to._replace(H=2 * to.H, W=2 * to.W), 2  # what no window covers is left out
-    padded = any(map(any, window.pads(image.H, image.W)))
-    channels_last = image.step > 0 and to.step > 0
-    in_place = channels_last and window.taps_count == groups == 1 and not padded and not affine
+    x, pool = to if kind == "dx" else image, 2 if kind == "pooled" else 1
+    rows, columns = _axes(window, x.H, x.W, kind == "dx")
+    to = to._replace(H=to.H * pool, W=to.W * pool)  # what no pool window covers is left out
+    in_place = image.step > 0 and to.step > 0 and window.taps_count == groups == 1 and not affine
+    in_place &= not any(map(any, window.pads(x.H, x.W)))
     if in_place and window.stride == (1, 1):  # pixels are all alike: one column of them
         pixels = image.N * image.H * image.W
         image, to = (each._replace(N=1, H=pixels, W=1) for each in (image, to))
-    fixed = image, to, n * groups, window.stride, (1, 1), *taps, threads
-    return _plan(*fixed, kind == "dw", in_place, pool, by_filters)
+    sharing = 1 if by_filters else threads
+    g = _geometry(image, to, n * groups, rows, columns, pool, kind == "dw", in_place, sharing)
+    lanes, S = LANES if g.across else 1, window.kernel_size[1]
+    strips: list[tuple[int, int, int, int, int]] = []
+    passes, taps, filters, products = [], [], 0, 0
+    for a, down in enumerate(rows.phases):
+        for b, right in enumerate(columns.phases):
+            if down and right and a < to.H and b < to.W:
+                taps.append(np.array([r * S + s for r, _ in down for s, _ in right]))
+                size = -(-(to.H - a) // rows.out), -(-(to.W - b) // columns.out)
+                before, depth = len(strips), len(taps[-1]) * g.C // lanes
+                strips += _strips(down, right, g)
+                passes.append((filters, depth, before, len(strips), a, b, *size))
+                filters += -(-g.K // LANES) * LANES * depth
+                products += size[0] * size[1] * g.K * depth
+    parts = -(-g.K // TILE_WIDTH) if by_filters else g.blocks
+    pieces = shards(parts, FMA_GRAIN * parts / max(image.N * g.groups * products, 1))
+    out = g.images * g.rows * rows.out * to.W * TILE_WIDTH
+    return Plan(
+        image, to, g, np.array(passes, np.int64).reshape(-1, 8),
+        np.array(strips, np.int64).reshape(-1, 5), tuple(taps), g.groups * filters, out,
+        by_filters, pieces, np.zeros(g.groups * g.K, np.float32),
+    )  # fmt: skip
 
 
-def _taps(window: Window, image: Image) -> tuple[tuple[Taps, ...], tuple[Taps, ...], int]:
-    """The taps of a forward pass, in rows and in columns, and how many there are in a row."""
-    (top, _), (left, _) = window.pads(image.H, image.W)
-    (R, S), (down, right) = window.kernel_size, window.dilation
-    rows = tuple((r, r * down - top) for r in range(R))
-    return (rows,), (tuple((s, s * right - left) for s in range(S)),), S
+def _axes(window: Window, H: int, W: int, dx: bool) -> list[Axis]:
+    """Rows and columns of a pass over images x of H x W; with dx, of the passes for dx.
 
-
-def taps_reaching(window: Window, H: int, W: int) -> tuple[tuple[Taps, ...], tuple[Taps, ...]]:
-    """For each stride phase of an image's rows, and of its columns, the taps through which output
-    i + distance reaches pixel i*stride + phase.
+    There output i + distance reaches pixel i*stride + phase through a tap.
     """
-    (top, _), (left, _) = window.pads(H, W)
-    (R, S), (down, right), (stride_h, stride_w) = window.kernel_size, window.dilation, window.stride
-    rows = tuple(_reaching(a, top, stride_h, down, R) for a in range(stride_h))
-    columns = tuple(_reaching(b, left, stride_w, right, S) for b in range(stride_w))
-    return rows, columns
+    found = []
+    sizes = window.pads(H, W), window.kernel_size, window.stride, window.dilation
+    for (pad, _), size, stride, dilation in zip(*sizes, strict=True):
+        if not dx:
+            taps = [(tap, tap * dilation - pad) for tap in range(size)]
+            found.append(Axis(stride, 1, [taps]))
+            continue
+        phases = []
+        for phase in range(stride):
+            far = [(tap, phase + pad - tap * dilation) for tap in reversed(range(size))]
+            phases.append([(tap, at // stride) for tap, at in far if at % stride == 0])
+        found.append(Axis(1, stride, phases))
+    return found
 
 
-def _reaching(phase: int, pad: int, stride: int, dilation: int, size: int) -> Taps:
-    reaching = [(tap, phase + pad - tap * dilation) for tap in range(size)]
-    return tuple((tap, far // stride) for tap, far in reaching if far % stride == 0)
-
-
-def _plan(
+def _geometry(
     image: Image,
     to: Image,
     groups: int,
-    stride: tuple[int, int],
-    out: tuple[int, int],
-    row_taps: tuple[Taps, ...],
-    column_taps: tuple[Taps, ...],
-    S: int,
+    down: Axis,
+    right: Axis,
+    pool: int,
+    in_planes: bool,
+    in_place: bool,
     threads: int,
-    in_planes: bool = False,
-    in_place: bool = False,
-    pool: int = 1,
-    by_filters: bool = False,
-) -> Plan:
+) -> Geometry:
+    """in_planes: for dw, the tile is in planes of LANES channels, because a register tile reads few
+    channels of all pixels; blocks are larger: the sums are read and written once a block.
+    """
     C, K, N = image.C // groups, to.C // groups, image.N
     across = image.step == to.step == 0 and across_groups(C, K, groups)
     if across:
         C, K, groups = C * LANES, K * LANES, -(-groups // LANES)
-    (low_y, high_y), (low_x, high_x) = ends(row_taps), ends(column_taps)
-    P, Q = -(-to.H // out[0]), -(-to.W // out[1])
-    span, width = high_y - low_y + 1, (Q - 1) * stride[1] + high_x - low_x + 1
+    (top, high_y), (left, high_x) = down.ends(), right.ends()
+    P, Q = -(-to.H // down.out), -(-to.W // right.out)
+    span, width = high_y - top + 1, (Q - 1) * right.stride + high_x - left + 1
     lines = -(-C // LANES)
     # with fewer than LANES channels a row's pixels follow one another without gaps; else the step
     # is an odd number of cache lines, so that pixels do not compete for cache sets
@@ -195,64 +222,33 @@ def _plan(
     step = min(step, LANES) if in_planes else step
     if in_place:
         width, step = image.W, image.step
-    most = max(TILE_FLOATS // (width * stride[0] * lines * LANES), -(-MIN_PIXELS // Q), 1)
+    most = max(TILE_FLOATS // (width * down.stride * lines * LANES), -(-MIN_PIXELS // Q), 1)
     most = max(1, min(most, -(-MAX_PIXELS // Q)) // pool)
-    sharing = 1 if by_filters else threads
-    rows = _even_rows(N, P // pool, most, sharing) * pool
-    high, images = (rows - 1) * stride[0] + span, 1
+    rows = _even_rows(N, P // pool, most, threads) * pool
+    high, images = (rows - 1) * down.stride + span, 1
     if rows == P and not in_place:
         pixels = MAX_PIXELS if in_planes else 3 * MIN_PIXELS // 2
         fit = 2 * TILE_FLOATS // (high * width * lines * LANES)
-        images = max(1, min(pixels // (P * Q), N // sharing, fit))
-    plane = images * high * width * LANES + LANES if in_planes else LANES
-    geometry = Geometry(
-        C, K, groups, int(across), *stride, -low_y, -low_x, *out, pool, P, Q, rows, images, span,
-        width, step, lines if in_planes else 1, plane, int(not in_place),
+        images = max(1, min(pixels // (P * Q), N // threads, fit))
+    planes, plane = (lines, (images * high * width + 1) * LANES) if in_planes else (1, LANES)
+    tile = images * high * width * (lines * LANES if in_planes else step) + 2 * LANES * lines
+    return Geometry(
+        C, K, groups, int(across), down.stride, right.stride, -top, -left, down.out, right.out,
+        pool, P, Q, rows, images, span, width, step, planes, plane, 0 if in_place else tile,
         -(-N // images) * -(-P // rows),
     )  # fmt: skip
-    strips: list[tuple[int, int, int, int, int]] = []
-    passes, taps, filters, products = [], [], 0, 0
-    for a, down in enumerate(row_taps):
-        for b, right in enumerate(column_taps):
-            if down and right and a < to.H and b < to.W:
-                taps.append(np.array([r * S + s for r, _ in _up(down) for s, _ in _up(right)]))
-                size = -(-(to.H - a) // out[0]), -(-(to.W - b) // out[1])
-                before, depth = len(strips), len(taps[-1]) * C // (LANES if across else 1)
-                strips += _strips(down, right, low_y, low_x, geometry)
-                passes.append((filters, depth, before, len(strips), a, b, *size))
-                filters += -(-K // LANES) * LANES * depth
-                products += size[0] * size[1] * K * depth
-    parts = -(-K // TILE_WIDTH) if by_filters else geometry.blocks
-    pieces = shards(parts, FMA_GRAIN * parts / max(N * groups * products, 1))
-    tile = images * high * width * max(step, lines * LANES if in_planes else 0) + 2 * LANES * lines
-    return Plan(
-        image, to, geometry, np.array(passes, np.int64).reshape(-1, 8),
-        np.array(strips, np.int64).reshape(-1, 5), tuple(taps), groups * filters, tile,
-        images * rows * out[0] * to.W * TILE_WIDTH, by_filters, pieces,
-        np.zeros(groups * K, np.float32),
-    )  # fmt: skip
-
-
-def ends(phases: tuple[Taps, ...]) -> tuple[int, int]:
-    """The least and the largest distance of a tap."""
-    far = [distance for taps in phases for _, distance in taps]
-    return min(far), max(far)
-
-
-def _up(taps: Taps) -> list[tuple[int, int]]:
-    return sorted(taps, key=lambda tap: tap[1])
 
 
 def _strips(
-    rows: Taps, columns: Taps, low_y: int, low_x: int, g: Geometry
+    rows: list[tuple[int, int]], columns: list[tuple[int, int]], g: Geometry
 ) -> list[tuple[int, int, int, int, int]]:
     """(offset, lines, line_bytes, values, step) of what a pass reads in the tile, about CHAIN
     values in each strip, steps in bytes. A line is a pixel's channels, or those of a row of taps
     where they lie at even distances. Across groups a value is a vector.
     """
-    (_, x), *beside = _up(columns)
+    (_, x), *beside = columns
     right = beside[0][1] - x if beside else 1
-    starts = [4 * g.step * ((y - low_y) * g.width + x - low_x) for _, y in _up(rows)]
+    starts = [4 * g.step * ((y + g.top) * g.width + x + g.left) for _, y in rows]
     lanes, pixel_bytes = LANES if g.across else 1, 4 * g.step * right
     step = pixel_bytes if lanes == g.C else 4 * lanes
     if step * g.C == pixel_bytes * lanes:

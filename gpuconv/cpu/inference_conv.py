@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuconv.cpu import conv_direct, winograd
 from gpuconv.cpu.direct_plan import plan_of
-from gpuconv.cpu.moves import NO_IMAGE, Place
+from gpuconv.cpu.moves import Place
 from gpuconv.cpu.simd import TILE_WIDTH
 from gpuconv.shapes import Window
 from gpuconv.threads import thread_count
@@ -61,6 +61,5 @@ def convolution(
         return direct()
     (top, _), (left, _) = window.pads(image.H, image.W)
     plan = winograd.plan_of(image, to, top, left, threads)
-    others = rest or (np.zeros(to.C, np.float32), NO_IMAGE)
-    convolve = winograd.convolution(plan, x, filters, b, *others, int(relu), y)
+    convolve = winograd.bound(plan, x, y, filters, b, relu, rest)
     return lambda: convolve() or direct()()

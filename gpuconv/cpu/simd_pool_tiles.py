@@ -11,7 +11,6 @@ from gpuconv.cpu.simd import (
     FLOAT,
     FLOAT_BYTES,
     LANES,
-    TILE_HEIGHTS,
     VECTOR,
     VECTOR_BYTES,
     ZERO,
@@ -29,11 +28,8 @@ from gpuconv.cpu.simd import (
 )
 from gpuconv.cpu.simd_tiles import fma_rows
 
-# What fits into the registers: 20 and 24 vectors of sums where there are 32, else 12 and 8.
-POOLED_PIXELS, FILTERS = (5, 6) if TILE_HEIGHTS[0] == 12 else (3, 2)
 # Sizes of the tiles that visit only the maxima: 5 x 2 is what 16 registers hold with the loads.
 ROWS, COLUMNS = (5, 3, 1), (2, 1)
-BYTES = ir.VectorType(ir.IntType(8), LANES)
 
 
 @on_addresses

@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.elementwise import GRAIN
-from gpuconv.cpu.moves import NO_IMAGE, Image, add_rows, planar, rows_of_tiles
+from gpuconv.cpu.moves import NO_IMAGE, Image, Place, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
 from gpuconv.cpu.winograd_loops import (
@@ -132,15 +132,11 @@ def input_gradient(
 
 
 def _convolve(x, w, rotated, b, top, left, relu, y):
-    plan = plan_of(planar(x), planar(y), top, left, thread_count())
-    filters, K = transformed(w, rotated), plan.to.C
+    filters = transformed(w, rotated)
     if filters is None:
         return None
-    zeros = np.zeros(K, np.float32)
-    bias = (zeros if relu else zeros[:0]) if b is None else b
-    rest = zeros, NO_IMAGE
-    in_range = convolution(plan, x.reshape(-1), filters, bias, *rest, int(relu), y.reshape(-1))
-    return y if in_range() else None
+    plan = plan_of(planar(x), planar(y), top, left, thread_count())
+    return y if bound(plan, x, y, filters, b, relu)() else None
 
 
 def transformed(w: np.ndarray, rotated: bool, kept: bool = False) -> np.ndarray | None:
@@ -154,16 +150,28 @@ def transformed(w: np.ndarray, rotated: bool, kept: bool = False) -> np.ndarray 
     out = np.empty(count, np.float32) if kept else scratch("filters", count)
     out = out.reshape(36, -1)
     transform = partial(transform_filters, flat, rotated, out)
-    return out if all(parallel(transform, shards(pairs, -(-GRAIN // (C * TILE_WIDTH))))) else None
+    return out if all(parallel(transform, shards(pairs, GRAIN / (C * TILE_WIDTH)))) else None
 
 
-def convolution(plan: Plan, *arguments: Any) -> Callable[[], bool]:
-    """What calls convolve_blocks with these arguments for all blocks, on all threads; it returns
-    whether all values were in range.
+def bound(
+    plan: Plan,
+    x: np.ndarray,
+    y: np.ndarray,
+    filters: np.ndarray,
+    b: np.ndarray | None,
+    relu: bool,
+    rest: Place | None = None,
+) -> Callable[[], bool]:
+    """What computes y, an array of the plan's images; it returns False if a value of x is out of
+    range. rest: channels-last images that are added.
     """
+    zeros = np.zeros(plan.to.C, np.float32)
+    bias = (zeros if relu else zeros[:0]) if b is None else b
+    others, added = rest or (zeros, NO_IMAGE)
+    fixed = plan, x.reshape(-1), filters, bias, others[added.offset :], added.step, int(relu)
 
     def convolve(begin: int, end: int) -> object:
-        return convolve_blocks(plan, *arguments, *memory_of(plan), begin, end)
+        return convolve_blocks(*fixed, y.reshape(-1), *memory_of(plan), begin, end)
 
     pieces = shards(plan.blocks)
     return lambda: all(parallel(convolve, pieces))
@@ -220,13 +228,12 @@ def _block(plan, number):
 
 @compiled
 def convolve_blocks(
-    plan, x, filters, bias, rest, rest_image, relu, y, pixels, inputs, products, begin, end
+    plan, x, filters, bias, rest, rest_step, relu, y, pixels, inputs, products, begin, end
 ):
     """y = the convolution of x, + bias + rest, or its ReLU: blocks [begin, end) of the plan.
 
-    x and y: planar or channels-last. bias: empty where nothing is added, without a ReLU. rest: a
-    channels-last image, or zeros of step 0. Returns whether all values were in range; else y is not
-    whole.
+    bias: empty where nothing is added, without a ReLU. rest: channels-last images, or zeros, with a
+    step of 0. Returns whether all values were in range; else y is not whole.
     """
     C, K = plan.image.C, plan.to.C
     for number in range(begin, end):
@@ -236,7 +243,7 @@ def convolve_blocks(
         ):
             return False
         multiply(inputs, plan.line, 1, block.tiles, C, filters, K, products, plan.tiles, 0)
-        store_outputs(products, plan.tiles, block, bias, rest, rest_image, relu, pixels, y, plan.to)
+        store_outputs(products, plan.tiles, block, bias, rest, rest_step, relu, pixels, y, plan.to)
     return True
 
 

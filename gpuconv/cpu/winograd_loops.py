@@ -147,7 +147,7 @@ def multiply(inputs, line, step, rows, depth, filters, K, out, lines, keep):
 
 
 @compiled
-def store_outputs(products, lines, block, bias, rest, rest_image, relu, pixels, y, to):
+def store_outputs(products, lines, block, bias, rest, rest_step, relu, pixels, y, to):
     """y = the output transform of products[36][pair of K][tile][..], + bias + rest, or its ReLU."""
     height, width, plane = 4 * block.rows, 4 * block.columns, 4 * products.shape[1]
     places = tile_pixels(block, 0)
@@ -162,12 +162,12 @@ def store_outputs(products, lines, block, bias, rest, rest_image, relu, pixels, 
                 n, p = block.n + i, 4 * block.row + row
                 source = address(pixels) + VECTOR_BYTES * (i * height + row) * width
                 target = address(y) + 4 * row_place(to, n, k, p)
-                other = address(rest) + 4 * place_of(rest_image, (n * to.H + p) * to.W, k)
+                other = address(rest) + 4 * ((n * to.H + p) * to.W * rest_step + k)
                 made, step = (target, 4 * to.step) if to.step else (source, VECTOR_BYTES)
                 if len(bias):
                     store_pixels(
                         source, VECTOR_BYTES, to.W, address(bias) + 4 * k, other,
-                        4 * rest_image.step, relu, made, step, first_lanes(channels),
+                        4 * rest_step, relu, made, step, first_lanes(channels),
                     )  # fmt: skip
                 if not to.step:
                     size = 4 * to.H * to.W

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu.conv_pool_backward import GRAIN
+from gpuconv.cpu.elementwise import FMA_GRAIN
 from gpuconv.cpu.moves import Image
 from gpuconv.nn.inference_graph import JOINED, TAKE_PLANAR, Operation
 
 
 def is_small(each: Operation) -> bool:
     """Whether a second thread would not be worth it for a linear layer."""
-    return each.rest is None and each.step.shape[0] * each.w.size < GRAIN
+    return each.rest is None and each.step.shape[0] * each.w.size < FMA_GRAIN
 
 
 def planar(operations: list[Operation], output: int) -> set[int]:
