@@ -142,7 +142,7 @@ def alone() -> Iterator[None]:
 
 
 def over_shards(
-    function: Callable[..., object], arrays: Sequence[Any], *rest: Any, grain: int = 1
+    function: Callable[..., object], arrays: Sequence[Any], *rest: Any, grain: float = 1
 ) -> None:
     """function(*parts of the arrays, *rest) side by side, for parts of their first axis."""
     pieces = shards(len(arrays[0]), grain)

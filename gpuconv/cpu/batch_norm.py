@@ -88,7 +88,7 @@ def images(a: np.ndarray) -> Images:
 def _over_channels(shape: tuple[int, ...], function: Callable[..., None], *arguments: Any) -> None:
     """function(*arguments, N, H*W, first, end) for shards of the channels."""
     N, C, H, W = shape
-    parallel(partial(function, *arguments, N, H * W), shards(C, -(-GRAIN // (N * H * W))))
+    parallel(partial(function, *arguments, N, H * W), shards(C, GRAIN / (N * H * W)))
 
 
 def _vector(values: np.ndarray | None, default: int, x: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.moves import address, place_of, transpose_matrix
+from gpuconv.cpu.moves import place_of
 
 
 @compiled
@@ -35,17 +35,6 @@ def pool(x, image, rows, columns, counts, y, to, begin, end):
             if counts is not None:
                 for c in range(to.C):
                     made[c] /= counts[p, q]
-
-
-@compiled
-def to_channels_last(x, y, to, begin, end):
-    """Rows [begin, end), of all images, of x (N, C, H, W), as an image."""
-    channel = 4 * to.H * to.W
-    for line in range(begin, end):
-        n, h = line // to.H, line % to.H
-        source = address(x) + n * to.C * channel + 4 * h * to.W
-        target = address(y) + 4 * place_of(to, line * to.W, 0)
-        transpose_matrix(source, channel, to.C, to.W, target, 4 * to.step, to.C)
 
 
 @compiled

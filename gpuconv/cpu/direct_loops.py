@@ -16,6 +16,7 @@ from gpuconv.cpu.moves import (
     place_of,
     tile_height,
     tile_width,
+    transpose_filters,
     transpose_matrix,
 )
 from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH, VECTOR_BYTES
@@ -36,18 +37,10 @@ def pack_filters(w, groups, transposed, taps, start, out, begin, end):
     K, C = (columns, rows) if transposed else (rows, columns)
     lanes, full = np.zeros((C * T, LANES), np.float32), first_lanes(LANES)
     for group in range(groups):
+        given = w[group * rows : (group + 1) * rows]
         for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
-            # taken here, where each pass uses `lanes` again: see address()
-            to, count = address(lanes), min(K - k, LANES)
-            if not transposed:
-                source = address(w[group * K + k])
-                transpose_matrix(source, 4 * C * T, count, C * T, to, VECTOR_BYTES, LANES)
-            for c in range(C if transposed else 0):
-                source, target = address(w[group * C + c, k]), to + VECTOR_BYTES * T * c
-                if T == 1:  # a copy takes a tenth of the time of a transpose of one column
-                    copy_lanes(source, target, first_lanes(count))
-                else:
-                    transpose_matrix(source, 4 * T, count, T, target, VECTOR_BYTES, LANES)
+            to = address(lanes)  # taken here, where each pass uses `lanes` again: see address()
+            transpose_filters(given, transposed, k, min(K - k, LANES), to)
             first = k // TILE_WIDTH * TILE_WIDTH
             width = tile_width(K - first)
             place = group * (len(out) // groups) + start + first * len(taps) * C + k - first

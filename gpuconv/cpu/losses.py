@@ -26,21 +26,25 @@ def softmax_row(scores, p):
 
 
 @compiled
+def _weight(weights, label):
+    return 1.0 if weights is None else weights[label]
+
+
+@compiled
 def cross_entropy(scores, labels, smoothing, weights, ignore, p):
-    """weights: of the classes; no elements stand for 1 each."""
     (n, classes), loss, total = scores.shape, 0.0, 0.0
     even = smoothing / classes
     for i in range(n):
         (peak, log_sum), label = softmax_row(scores[i], p[i]), labels[i]
         if label == ignore:
             continue
-        weight = weights[label] if weights.size else 1.0
+        weight = _weight(weights, label)
         total += weight
         if smoothing < 1 and weight != 0:  # what has no part in the target is no loss if infinite
             loss += (1 - smoothing) * weight * (log_sum + (peak - scores[i, label]))
         if smoothing > 0:
             for j in range(classes):
-                part = weights[j] * even if weights.size else even
+                part = even * _weight(weights, j)
                 if part != 0:
                     loss += part * (log_sum + (peak - scores[i, j]))
         if log_sum != log_sum:
@@ -50,22 +54,21 @@ def cross_entropy(scores, labels, smoothing, weights, ignore, p):
 
 @compiled
 def cross_entropy_backward(p, labels, smoothing, weights, ignore, dscores):
-    n, classes = p.shape
-    even, sum_of_weights, total = smoothing / classes, weights.sum(), 0.0
+    (n, classes), total = p.shape, 0.0
+    even, sum_of_weights = smoothing / classes, 0.0 if weights is None else weights.sum()
     for i in range(n):
         if labels[i] != ignore:
-            total += weights[labels[i]] if weights.size else 1.0
+            total += _weight(weights, labels[i])
     for i in range(n):
         label = labels[i]
         if label == ignore:
             dscores[i] = 0
             continue
-        weight = weights[label] if weights.size else 1.0
-        share = (1 - smoothing) * weight + even * sum_of_weights if weights.size else 1.0
+        target = (1 - smoothing) * _weight(weights, label)
+        share = 1.0 if weights is None else target + even * sum_of_weights
         for j in range(classes):
-            part = weights[j] * even if weights.size else even
-            dscores[i, j] = (p[i, j] * share - part) / total
-        dscores[i, label] -= (1 - smoothing) * weight / total
+            dscores[i, j] = (p[i, j] * share - even * _weight(weights, j)) / total
+        dscores[i, label] -= target / total
 
 
 @compiled

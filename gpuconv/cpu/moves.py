@@ -110,6 +110,23 @@ def transpose_matrix(source, stride, rows, columns, target, step, height):
 
 
 @compiled
+def transpose_filters(w, exchanged, k, count, target):
+    """target[c][tap][lane] = w[k + lane][c][tap], or with filters and channels exchanged
+    w[c][k + lane][tap], for all c and lane < count.
+    """
+    channels, taps = w.shape[1:]
+    if not exchanged:
+        size = channels * taps
+        transpose_matrix(address(w[k]), 4 * size, count, size, target, 4 * LANES, LANES)
+    for c in range(len(w) if exchanged else 0):
+        source, to = address(w[c, k]), target + 4 * LANES * taps * c
+        if taps == 1:  # a copy takes a tenth of the time of a transpose of one column
+            copy_lanes(source, to, first_lanes(count))
+        else:
+            transpose_matrix(source, 4 * taps, count, taps, to, 4 * LANES, LANES)
+
+
+@compiled
 def add_rows(total, part):
     """total += part, of two dimensions; unlike NumPy's, without a warning for what is unused."""
     for i in range(len(total)):

@@ -59,7 +59,7 @@ def _over_planes(function: Callable[..., None], window: Window, *arrays: np.ndar
     (top, _), (left, _) = window.pads(H, W)
     planes = [a.reshape(-1, *a.shape[2:]) for a in arrays]
     geometry = (*window.kernel_size, *window.stride, top, left, *window.dilation)
-    over_shards(function, planes, *geometry, grain=-(-GRAIN // (H * W)))
+    over_shards(function, planes, *geometry, grain=GRAIN / (H * W))
 
 
 @compiled

@@ -35,7 +35,7 @@ def _over_strips(
     planes = [array.reshape(*x.shape[:2], -1) for array in (contiguous(a), contiguous(x), out)]
     N, C, pixels = planes[0].shape
     run = partial(_strips, *planes, size, tuple(map(x.dtype.type, constants)), gradient)
-    parallel(run, shards(N * -(-pixels // STRIP), -(-GRAIN // (C * STRIP))))
+    parallel(run, shards(N * -(-pixels // STRIP), GRAIN / (C * STRIP)))
     return out
 
 

@@ -13,7 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.moves import address, first_lanes, place_of, tile_height, transpose_matrix
+from gpuconv.cpu.moves import (
+    address,
+    first_lanes,
+    place_of,
+    tile_height,
+    transpose_filters,
+    transpose_matrix,
+)
 from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
 from gpuconv.cpu.simd_moves import all_below, copy_lanes, store_pixels
 from gpuconv.cpu.simd_tiles import outer_tile
@@ -185,13 +192,8 @@ def transform_filters(w, rotated, out, begin, end):
     transposed = np.empty((C * 9, LANES), np.float32)
     plane, in_range = 4 * out.shape[1], 1
     for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
-        rows, to = min(K - k, LANES), address(transposed)
-        if rotated:
-            for c in range(C):
-                target = to + 9 * VECTOR_BYTES * c
-                transpose_matrix(address(w[c, k]), 36, rows, 9, target, VECTOR_BYTES, LANES)
-        else:
-            transpose_matrix(address(w[k]), 36 * C, rows, 9 * C, to, VECTOR_BYTES, LANES)
+        to = address(transposed)
+        transpose_filters(w, rotated, k, min(K - k, LANES), to)
         in_range &= all_below(to, 9 * C, MAX_MAGNITUDE)
         first, step = (8, -VECTOR_BYTES) if rotated else (0, VECTOR_BYTES)
         for c in range(C):

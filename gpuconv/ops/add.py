@@ -103,7 +103,7 @@ def add_cpu(a, b, activation):
 
 @accumulate.cpu
 def accumulate_cpu(total, b):
-    over_shards(np.add, (total, b, total), grain=-(-fast.GRAIN * len(total) // total.size))
+    over_shards(np.add, (total, b, total), grain=fast.GRAIN * len(total) / total.size)
     return total
 
 

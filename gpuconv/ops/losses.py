@@ -249,14 +249,14 @@ def counted_labels_in_range(*arguments):
 
 def _compiled_forward(function, scores, labels, *options):
     p = np.empty(scores.shape, scores.dtype)
-    given = contiguous(scores), _numbers(labels), *_plain(scores, *options)
+    given = contiguous(scores), _numbers(labels), *_plain(*options)
     return function(*given, p), p
 
 
 def _compiled_backward(function, *arguments):
     probabilities, labels, *options = arguments
     dscores = np.empty(probabilities.shape, probabilities.dtype)
-    function(contiguous(probabilities), _numbers(labels), *_plain(probabilities, *options), dscores)
+    function(contiguous(probabilities), _numbers(labels), *_plain(*options), dscores)
     return dscores
 
 
@@ -264,13 +264,12 @@ def _numbers(labels):
     return contiguous(labels.astype(np.int64, copy=False))
 
 
-def _plain(like, *options):
-    """The options as compiled code takes them: no elements stand for the weights None."""
+def _plain(*options):
+    """The options as compiled code takes them."""
     if not options:
         return ()
     label_smoothing, weight, ignore_index = options
-    weights = np.empty(0, like.dtype) if weight is None else contiguous(weight)
-    return float(label_smoothing), weights, ignore_index
+    return float(label_smoothing), None if weight is None else contiguous(weight), ignore_index
 
 
 cross_entropy.cpu(partial(_compiled_forward, fast.cross_entropy))
