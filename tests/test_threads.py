@@ -118,6 +118,10 @@ def test_shards_cover_everything_once():
                 assert len(pieces) == max(1, min(count, items // 3))
                 first, *others = [end - begin for begin, end in pieces]
                 assert all(first - other in (2, 3) for other in others)  # a grain longer
+        set_thread_count(2)
+        assert shards(8, 1.1) == ((0, 4), (4, 8))  # whole items, though a grain is not
+        assert shards(2, 1.1) == ((0, 2),)
+        assert shards(3, 1e-9) == ((0, 1), (1, 3))
         with pytest.raises(ValueError, match="at least 1"):
             set_thread_count(0)
     finally:

@@ -45,18 +45,15 @@ class Layout(NamedTuple):
     vectors: int  # of a strip
     strip_bytes: int  # from one to the next
     row_bytes: int  # from one row of a window to the next
+    line_bytes: int  # from one row of a filter to the next
 
 
 @lru_cache(maxsize=1024)
 def _layout(
     x_shape: tuple[int, ...], filters: int, window: Window, groups: int
-) -> tuple[Layout, np.ndarray, np.ndarray, np.ndarray]:
-    """(layout, starts, places, sources).
-
-    starts (pooled pixels, 4): where the windows of each one's four outputs begin, in bytes. places:
-    of each weight (c, r, s) of a filter in the filter's line, which is [strip][vector][row][lane].
-    sources: the weight at each place of a line; lanes that no window has hold weight 0 and are
-    never stored.
+) -> tuple[Layout, np.ndarray]:
+    """(layout, starts); starts (pooled pixels, 4): where the windows of each one's four outputs
+    begin, in bytes.
     """
     (_, C, H, W), (R, S), (dil_h, dil_w) = x_shape, window.kernel_size, window.dilation
     C //= groups
@@ -67,16 +64,10 @@ def _layout(
     vectors = -(-strip // LANES)
     layout = Layout(
         C, filters // groups, R, top, left, width, image, max(1, GROUP_FLOATS // image), strips,
-        strip, vectors, 4 * dil_w * C, 4 * dil_h * width * C,
+        strip, vectors, 4 * dil_w * C, 4 * dil_h * width * C, strips * vectors * VECTOR_BYTES,
     )  # fmt: skip
     p, q, down, right = np.indices((P // 2, Q // 2, 2, 2), np.int64)
-    starts = 4 * C * ((2 * p + down) * width + 2 * q + right).reshape(-1, 4)
-    c, r, s = np.indices((C, R, S)).reshape(3, -1)
-    along, of_strip = (s * C + c, 0) if dil_w == 1 else (c, s * vectors)
-    places = ((of_strip + along // LANES) * R + r) * LANES + along % LANES
-    sources = np.zeros(strips * vectors * R * LANES, np.int64)
-    sources[places] = np.arange(C * R * S)
-    return layout, starts, places, sources
+    return layout, 4 * C * ((2 * p + down) * width + 2 * q + right).reshape(-1, 4)
 
 
 def backward_of_maxima(
@@ -90,14 +81,16 @@ def backward_of_maxima(
     need_dx: bool,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """(dx or None, dw, db), as conv_pool.backward, of arrays in C order; float32, argmax uint8."""
-    N, K = len(x), len(w)
-    layout, starts, places, sources = _layout(x.shape, K, window, groups)
-    line, maxima = len(sources), len(starts)
+    N, (K, C, R, S) = len(x), w.shape
+    layout, starts = _layout(x.shape, K, window, groups)
+    strips, strip, maxima = R * layout.strips, layout.strip, len(starts)
+    # a filter's line is [row][strip][vector]; lanes that no window has are 0 and are never stored
+    weights = np.zeros((K, strips, layout.vectors * LANES), np.float32)
+    weights[..., :strip].reshape(K, R, S, C)[:] = w.transpose(0, 2, 3, 1)
+    line = weights[0].size
     # as many with dx as without, so that dw has the same bits
     pieces = shards(N, FMA_GRAIN / (2 * K * maxima * line))
     sums = np.empty((len(pieces), K, line + 1), np.float32)
-    # "clip" takes a quarter of the time of the default, which guards the indices
-    weights = w.reshape(K, -1).take(sources, axis=1, mode="clip")
     dx = np.empty(x.shape if need_dx else (0, 0, 0, 0), np.float32)
     shape = N, K, maxima
     fixed = dy.reshape(shape), y.reshape(shape), argmax.reshape(shape), x, dx
@@ -114,7 +107,8 @@ def backward_of_maxima(
     total = sums[0]
     for part in sums[1:]:
         add_rows(total, part)
-    dw = total.take(places, axis=1, mode="clip").reshape(w.shape)
+    lines = total[:, :line].reshape(weights.shape)[..., :strip].reshape(K, R, S, C)
+    dw = np.ascontiguousarray(lines.transpose(0, 3, 1, 2))
     return dx if need_dx else None, dw, total[:, line].copy()
 
 
@@ -183,28 +177,28 @@ def _move_channels(back, x, first, layout, padded, place):
 
 @compiled
 def _visit_windows(scatter, values, places, count, x, layout, filters):
-    """filters[strip][vector][row] += the sum of `count` windows of x, each times its gradient.
+    """filters[row][strip][vector] += the sum of `count` windows of x, each times its gradient.
 
     With `scatter`, the windows += the filter times their gradient. Rows and vectors go in tiles, so
     that the filter's part stays in registers.
     """
-    column_bytes, row_bytes = layout.R * VECTOR_BYTES, layout.row_bytes
+    line_bytes, row_bytes = layout.line_bytes, layout.row_bytes
     for strip in range(layout.strips):
         for v in range(0, layout.vectors, 2):
             columns = min(layout.vectors - v, 2)
             bits = first_lanes(layout.strip - (v + columns - 1) * LANES)
+            at = x + strip * layout.strip_bytes + v * VECTOR_BYTES
+            f = filters + (strip * layout.vectors + v) * VECTOR_BYTES
             row = 0
             while row < layout.R:
                 rest = layout.R - row
                 rows = 5 if rest >= 5 else (3 if rest >= 3 else 1)
-                at = x + strip * layout.strip_bytes + v * VECTOR_BYTES + row * row_bytes
-                f = filters + ((strip * layout.vectors + v) * layout.R + row) * VECTOR_BYTES
                 if scatter:
                     scatter_tile(
-                        rows, columns, values, places, count, at, row_bytes, f, column_bytes, bits
+                        rows, columns, values, places, count, at, row_bytes, f, line_bytes, bits
                     )
                 else:
-                    gather_tile(
-                        rows, columns, values, places, count, at, row_bytes, f, column_bytes
-                    )
+                    gather_tile(rows, columns, values, places, count, at, row_bytes, f, line_bytes)
                 row += rows
+                at += rows * row_bytes
+                f += rows * line_bytes

@@ -61,11 +61,11 @@ def pool_2x2(builder, source, row_bytes, pixel_bytes, count, y, taps):
 
 
 @on_addresses
-def gather_tile(builder, rows, columns, gradients, places, count, x, row_bytes, out, column_bytes):
-    """out[column][row] += sum over i of gradients[i] * x[places[i] + row*row_bytes + column].
+def gather_tile(builder, rows, columns, gradients, places, count, x, row_bytes, out, line_bytes):
+    """out[row][column] += sum over i of gradients[i] * x[places[i] + row*row_bytes + column].
 
     rows and columns: of ROWS and COLUMNS. A column is a vector, places are in bytes. In out the
-    rows of a column follow one another, and columns are column_bytes apart.
+    rows are line_bytes apart.
     """
 
     def tile(height: int, width: int) -> None:
@@ -81,8 +81,8 @@ def gather_tile(builder, rows, columns, gradients, places, count, x, row_bytes, 
         sums = loop(builder, count, zeros, step)
         for i, total in enumerate(sums):
             row, column = divmod(i, width)
-            place = plus(builder, out, row * VECTOR_BYTES)
-            place = builder.add(place, builder.mul(column_bytes, i64(column)))
+            place = builder.add(out, builder.mul(line_bytes, i64(row)))
+            place = plus(builder, place, column * VECTOR_BYTES)
             store(builder, builder.fadd(load(builder, place, VECTOR), total), place)
 
     switch(
@@ -92,17 +92,17 @@ def gather_tile(builder, rows, columns, gradients, places, count, x, row_bytes, 
 
 @on_addresses
 def scatter_tile(
-    builder, rows, columns, gradients, places, count, x, row_bytes, weights, column_bytes, bits
+    builder, rows, columns, gradients, places, count, x, row_bytes, weights, line_bytes, bits
 ):
-    """x[places[i] + row*row_bytes + column] += gradients[i] * weights[column][row], i by i.
+    """x[places[i] + row*row_bytes + column] += gradients[i] * weights[row][column], i by i.
 
     The reverse of gather_tile; in the last column for the lanes whose bit is set.
     """
     mask = mask_of(builder, bits)
 
     def tile(height: int, width: int) -> None:
-        starts = [builder.add(weights, builder.mul(column_bytes, i64(v))) for v in range(width)]
-        held = [load_row(builder, start, VECTOR, height) for start in starts]
+        starts = [builder.add(weights, builder.mul(line_bytes, i64(row))) for row in range(height)]
+        held = [load_row(builder, start, VECTOR, width) for start in starts]
 
         def step(i: Any, state: list[Any]) -> list[Any]:
             gradient, at = _gradient_and_place(builder, gradients, places, x, i)
@@ -112,7 +112,7 @@ def scatter_tile(
                     to = plus(builder, at, v * VECTOR_BYTES)
                     last = v == width - 1
                     old = masked_load(builder, to, mask) if last else load(builder, to, VECTOR)
-                    (new,) = fma_rows(builder, [old], [gradient], [held[v][row]])
+                    (new,) = fma_rows(builder, [old], [gradient], [held[row][v]])
                     if last:
                         masked_store(builder, new, to, mask)
                     else:
