@@ -144,7 +144,7 @@ class _Fusion:
                 scale, shift = self._norm(number)
                 made.b = (made.b * scale + shift).astype(np.float32)
                 made.w = (made.w * scale[:, None, None, None]).astype(np.float32)
-                made.read += tuple(self.recorded.read[number][1][1:6])
+                made.read += tuple(self.recorded.read[number][1][2:7])
             elif step.name == "add" and made.rest is None and len(others) == 2:
                 made.rest = others[0] if others[1] == made.output else others[1]
             elif step.name == "relu":

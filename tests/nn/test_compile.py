@@ -244,6 +244,15 @@ def test_steps_may_depend_on_the_size_of_the_images():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_are_packed_once_for_all_shapes():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5))
+    compiled, found = model.eval().compile(), set()
+    for count in (1, 2, 3):
+        compiled(np.zeros((count, 4, 4, 4), np.float32))
+        found.add(tuple(id(packed) for _, packed in compiled._packed.values()))
+    assert len(found) == 1
+
+
 def test_a_pool_that_nobody_reads_and_reshapes_to_any_number_of_axes():
     conv = nn.Conv2d(4, 4, 3, padding=1, rng=0)
 
