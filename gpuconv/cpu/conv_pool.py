@@ -71,7 +71,8 @@ def forward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(y, argmax) of conv.forward with its ReLU and pool.max_forward."""
     if is_fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes()):
-        return conv_direct.pooled_forward(contiguous(x), contiguous(w), b, window, groups)
+        x, w, b = contiguous(x), contiguous(w), None if b is None else contiguous(b)
+        return conv_direct.pooled_forward(x, w, b, window, groups)
     return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
 
 
