@@ -89,7 +89,7 @@ def backward(
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax are `forward`'s."""
     if is_fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes()):
-        dy, y, argmax, x, w = map(contiguous, (dy, y, argmax, x, w))
+        dy, x = contiguous(dy), contiguous(x)
         return backward_of_maxima(dy, y, argmax, x, w, window, groups, need_dx)
     size = window.output_size(*x.shape[2:])
     masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)

@@ -81,7 +81,7 @@ def backward_of_maxima(
     groups: int,
     need_dx: bool,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """(dx or None, dw, db), as conv_pool.backward, of arrays in C order; float32, argmax uint8."""
+    """(dx or None, dw, db), as conv_pool.backward; float32, argmax uint8, dy and x in C order."""
     N, (K, C, R, S) = len(x), w.shape
     layout, starts = _layout(x.shape, K, window, groups)
     strips, strip, maxima = R * layout.strips, layout.strip, len(starts)
