@@ -71,7 +71,8 @@ def forward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(y, argmax) of conv.forward with its ReLU and pool.max_forward."""
     if is_fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes()):
-        return conv_direct.pooled_forward(contiguous(x), contiguous(w), b, window, groups)
+        x, w, b = contiguous(x), contiguous(w), None if b is None else contiguous(b)
+        return conv_direct.pooled_forward(x, w, b, window, groups)
     return pool.max_forward(conv.forward(x, w, b, window, groups, "relu"), pool_window)
 
 
@@ -88,7 +89,7 @@ def backward(
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """(dx or None, dw, db) of dy, the gradient of `forward`'s y; y and argmax are `forward`'s."""
     if is_fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes()):
-        dy, y, argmax, x, w = map(contiguous, (dy, y, argmax, x, w))
+        dy, x = contiguous(dy), contiguous(x)
         return backward_of_maxima(dy, y, argmax, x, w, window, groups, need_dx)
     size = window.output_size(*x.shape[2:])
     masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)

@@ -198,7 +198,7 @@ def weight_gradient(
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     shape = len(pieces), 36, plan.channels * lines | LANES
     sums = scratch("weight gradient", math.prod(shape)).reshape(shape)
-    db = np.zeros((len(pieces), K), np.float32)
+    db = np.zeros((len(pieces), K))  # in float64: there are many tiles
     fixed = plan, x.reshape(-1), dy.reshape(-1), lines
 
     def accumulate(piece: tuple[int, int], *to: np.ndarray) -> object:
@@ -215,7 +215,7 @@ def weight_gradient(
         store_filter_gradient(sums[0], lines, dw.reshape(K, C, 9), begin, end)
 
     parallel(finish, shards(plan.channels // TILE_WIDTH))
-    return dw, db.sum(0)
+    return dw, db.sum(0).astype(np.float32)
 
 
 @compiled

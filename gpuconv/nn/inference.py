@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Compiled:
                 raise ValueError(f"compile: {name} is {parameter.data.dtype}, expected float32")
         self._model = copy.deepcopy(model)
         self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
-        self._packed: dict[Any, np.ndarray] = {}  # weights as loops read them, by step and form
+        self._packed: dict[Any, Any] = {}  # weights as loops read them, by step and form
         self._lock = threading.Lock()  # the buffers serve one call at a time
 
     def __call__(self, x: Any) -> Tensor:
@@ -124,7 +125,7 @@ class _Plan:
     def _matmul(self, each: Operation) -> Callable[[], None]:
         """A linear layer of few numbers: calls count more than what they compute."""
         x, y = (self.places.view(n)[:, 0, 0] for n in (each.inputs[0], each.output))
-        w = self._pack(each.output, "columns", partial(np.ascontiguousarray, each.w.T))
+        w = self._pack(each, "columns", partial(np.ascontiguousarray, each.w.T))
         if len(x) <= FEW_ROWS:
             return partial(loops.few_rows, x, w, each.b, each.relu, y)
         self.blas = _one_thread
@@ -148,16 +149,20 @@ class _Plan:
     ) -> Callable[[], object]:
         given = self._at(each.inputs[0]), self._at(each.output), self._rest(each)
         before = None if each.scale is None else (each.scale, each.shift, each.rectified)
-        pack = partial(self._pack, each.output)
+        pack = partial(self._pack, each)
         return inference_conv.convolution(
             *given, w, each.b, window, groups, before, each.relu, pack, each.pooled
         )
 
-    def _pack(self, number: int, form: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once for all plans."""
-        if (number, form) not in self.packed:
-            self.packed[number, form] = make()
-        return self.packed[number, form]
+    def _pack(self, each: Operation, form: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for all plans whose step reads the same arrays: a forward
+        may take other steps for other shapes.
+        """
+        read, packed = self.packed.get((each.output, form), ((), None))
+        if len(read) != len(each.read) or not all(map(is_, read, each.read)):
+            packed = make()
+            self.packed[each.output, form] = each.read, packed
+        return packed
 
     def _scale_and_add(self, each: Operation) -> Callable[[], object]:
         (x, image), (y, to) = self._at(each.inputs[0]), self._at(each.output)

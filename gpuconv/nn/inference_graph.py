@@ -32,7 +32,7 @@ class Operation:
     inputs: the steps that it reads. w, b: weights with a batch norm folded in. scale, shift: of a
     batch norm by itself, or before a 1x1 convolution, then under a ReLU if `rectified`. rest: a
     step whose output is added at the end. relu: whether the sum is rectified. pooled: a convolution
-    with its ReLU and the 2x2 max-pool after it, in one pass.
+    with its ReLU and the 2x2 max-pool after it, in one pass. read: what w and b are made from.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Operation:
     rest: int | None = None
     relu: bool = False
     pooled: bool = False
+    read: tuple[Any, ...] = ()
     joins: list[str] = field(default_factory=list)  # the names of the steps joined to it
 
 
@@ -108,8 +109,9 @@ class _Fusion:
             w, b = saved[2:4]
             if isinstance(w, ShapeOnly):
                 raise ValueError(f"compile: the weights of {step.name} depend on the input")
-            made.w = np.array(w, np.float32)
+            made.w = np.array(w, np.float32, order="C")  # as all loops read it
             made.b = np.zeros(len(w), np.float32) if b is None else np.array(b, np.float32)
+            made.read = w, b
         elif step.name == "batch_norm":
             made.scale, made.shift = (a.astype(np.float32) for a in self._norm(number))
         elif step.name == "add" and len(made.inputs) == 2:
@@ -142,6 +144,7 @@ class _Fusion:
                 scale, shift = self._norm(number)
                 made.b = (made.b * scale + shift).astype(np.float32)
                 made.w = (made.w * scale[:, None, None, None]).astype(np.float32)
+                made.read += tuple(self.recorded.read[number][1][2:7])
             elif step.name == "add" and made.rest is None and len(others) == 2:
                 made.rest = others[0] if others[1] == made.output else others[1]
             elif step.name == "relu":
@@ -159,7 +162,7 @@ class _Fusion:
             return
         (number,) = readers
         following = self.readers[number]  # the caller is none of the steps
-        if number >= len(self.steps) or max(following) >= len(self.steps):
+        if number >= len(self.steps) or max(following, default=0) >= len(self.steps):
             return
         given, pool, window = self.steps[made.inputs[0]], self.steps[number], made.step.window
         planar = all(self.steps[reader].name in TAKE_PLANAR for reader in following)

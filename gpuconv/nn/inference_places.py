@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gpuconv.cpu.elementwise import FMA_GRAIN
@@ -34,7 +36,9 @@ class Places:
     def __init__(
         self, operations: list[Operation], shapes: list[tuple[int, ...]], output: int
     ) -> None:
-        self.shapes, self.planar = shapes, planar(operations, output)
+        # axes beyond the third are one: a reshape may give more or fewer than four
+        self.shapes = [(*(*shape, 1, 1)[:3], math.prod(shape[3:])) for shape in shapes]
+        self.planar = planar(operations, output)
         self.whole: dict[int, tuple[int, int]] = {}  # step: (the step it is part of, first channel)
         made = {each.output for each in operations}
         for each in reversed(operations):
@@ -81,12 +85,12 @@ class Places:
         self.buffers = {root: buffers[slot] for root, slot in chosen.items()}
 
     def _size(self, root: int) -> int:
-        return int(np.prod(self.shapes[root]))
+        return math.prod(self.shapes[root])
 
     def at(self, number: int) -> tuple[np.ndarray, Image]:
         """The buffer, and where in it the step's output lies."""
         root, first = self.root(number)
-        N, C, H, W = (*self.shapes[number], 1, 1)[:4]
+        N, C, H, W = self.shapes[number]
         step = 0 if number in self.planar else self.shapes[root][1]
         return self.buffers[root], Image(first, step, N, H, W, C)
 

@@ -16,7 +16,7 @@ from conv_geometry import (
     random_wide_geometry,
 )
 
-from gpuconv.cpu import conv, conv_pool, pool, winograd
+from gpuconv.cpu import conv, conv_direct, conv_pool, pool, winograd
 from gpuconv.shapes import Window
 from gpuconv.threads import set_thread_count, thread_count
 
@@ -219,7 +219,8 @@ def test_conv_pool_is_conv_relu_and_pool(x_shape, K, window, groups, pooling):
     rng = np.random.default_rng(10)
     x, w, b = arrays(rng, x_shape, K, window.kernel_size, groups)
     convolved = conv.forward(x, w, b, window, groups, "relu")
-    y, argmax = conv_pool.forward(x[:, :, ::-1][:, :, ::-1], w, b, window, groups, pooling)
+    given = x[:, :, ::-1][:, :, ::-1], w, b.repeat(2)[::2]  # a bias with gaps
+    y, argmax = conv_pool.forward(*given, window, groups, pooling)
     expected, indices = pool.max_forward(convolved, pooling)
     assert np.array_equal(y, expected)
     assert np.array_equal(argmax, indices)
@@ -323,6 +324,17 @@ def test_winograd(x_shape, K, padding):
         error = np.linalg.norm(result - right) / np.linalg.norm(right)
         assert error <= 3 * max(1e-6, 1e-7 * count**0.5)
         assert (np.abs(result - right) <= gamma(count) * size).all()
+
+
+@pytest.mark.parametrize("algorithm", [conv_direct, winograd])
+def test_db_of_many_pixels(algorithm):
+    """Sums of 4 rows of 4 in float32, of those in float64, and a last rounding."""
+    window = Window(3, padding=1)
+    x = np.zeros((16, 32, 64, 64), np.float32)
+    dy = np.random.default_rng(0).random(x.shape, np.float32)
+    _, db = algorithm.weight_gradient(dy, x, (32, 32, 3, 3), window, 1)
+    exact = dy.sum((0, 2, 3), np.float64)
+    assert (np.abs(db - exact) <= gamma(7) * exact).all()
 
 
 def test_winograd_is_chosen_and_declines_what_it_would_spoil():

@@ -196,6 +196,77 @@ def test_strides_of_the_input_do_not_matter():
     assert np.array_equal(fast(part).numpy(), fast(part.copy()).numpy())
 
 
+ORDERS = {
+    "columns": np.asfortranarray,
+    "filters and channels exchanged": lambda w: w.swapaxes(0, 1).copy().swapaxes(0, 1),
+    "reversed": lambda w: w[::-1].copy()[::-1],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_weights_may_lie_in_any_order(order):
+    model = nn.Sequential(
+        nn.Conv2d(2, 32, 5, rng=0), nn.Conv2d(32, 40, 3, rng=1), nn.Conv2d(40, 3, 1, rng=2),
+        nn.Flatten(), nn.Linear(3 * 4 * 5, 7, rng=3),
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((4, 2, 10, 11)).astype(np.float32)
+    with no_grad():
+        expected = model(x).numpy()
+    for layer in model:
+        if hasattr(layer, "weight"):
+            layer.weight.data = ORDERS[order](layer.weight.data)
+            assert not layer.weight.data.flags.c_contiguous
+    np.testing.assert_allclose(model.compile()(x).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+class BySize(nn.Module):
+    """Its steps are others for large images, and one of its steps reads other weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.large, self.small = (
+            nn.Conv2d(4, 4, 3, padding=1, rng=i) for i in (0, 1, 2)
+        )
+
+    def forward(self, x):
+        last = self.large if x.shape[3] > 8 else self.small
+        return last(self.first(F.max_pool2d(x, 2) if x.shape[2] > 8 else x))
+
+
+def test_steps_may_depend_on_the_size_of_the_images():
+    x = np.random.default_rng(0).standard_normal((2, 4, 12, 12)).astype(np.float32)
+    model = BySize().eval()
+    compiled = model.compile()
+    for H, W in [(12, 12), (8, 12), (12, 8), (8, 8), (12, 12)]:
+        with no_grad():
+            expected = model(x[:, :, :H, :W]).numpy()
+        found = compiled(x[:, :, :H, :W]).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_packed_once_for_all_shapes():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5))
+    compiled, found = model.eval().compile(), set()
+    for count in (1, 2, 3):
+        compiled(np.zeros((count, 4, 4, 4), np.float32))
+        found.add(tuple(id(packed) for _, packed in compiled._packed.values()))
+    assert len(found) == 1
+
+
+def test_a_pool_that_nobody_reads_and_reshapes_to_any_number_of_axes():
+    conv = nn.Conv2d(4, 4, 3, padding=1, rng=0)
+
+    def forward(x):
+        F.max_pool2d(F.relu(conv(x)), 2)
+        grouped = F.relu(x.reshape((len(x), 2, 2, 6, 5)))
+        return grouped.reshape((len(x), 12, -1)).reshape((len(x), -1))
+
+    model = Function(forward).eval()
+    model.conv = conv
+    x = np.random.default_rng(0).standard_normal((3, 4, 6, 5)).astype(np.float32)
+    assert np.array_equal(model.compile()(x).numpy(), np.maximum(x, 0).reshape(3, -1))
+
+
 class Function(nn.Module):
     def __init__(self, function):
         super().__init__()
