@@ -17,7 +17,13 @@ from functools import partial
 import numpy as np
 
 from gpuconv.cpu import direct_loops as loops
-from gpuconv.cpu.direct_plan import Geometry, Plan, planar_plan
+from gpuconv.cpu.direct_plan import (
+    MOST_CHANNELS,
+    MOST_FILTERS,
+    Geometry,
+    Plan,
+    planar_plan,
+)
 from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.cpu.moves import NO_IMAGE, Place, add_rows, rows_of_tiles
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
@@ -53,7 +59,15 @@ def input_gradient(
     dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
 ) -> np.ndarray:
     """dx (N, C, H, W) of dy (N, K, P, Q): one stride-1 convolution of dy for each stride phase."""
-    dx = np.empty(x_shape, np.float32)
+    dx, (N, C, H, W), K = np.empty(x_shape, np.float32), x_shape, len(w)
+    # of few channels: that of groups of filters, which fill the vectors, and the sum of the groups
+    size = max(size for size in range(1, MOST_CHANNELS + 1) if K % size == 0)
+    shape = N, K // size, C, H, W
+    if groups == 1 and C <= MOST_FILTERS <= size < K and N * shape[1] >= LANES // 2:
+        parts = input_gradient(dy, w, (N, shape[1] * C, H, W), window, shape[1]).reshape(shape)
+        pieces = shards(N, GRAIN * N / max(parts.size, 1))
+        parallel(lambda begin, end: np.sum(parts[begin:end], 1, out=dx[begin:end]), pieces)
+        return dx
     plan = planar_plan("dx", x_shape, w.shape, window, groups, thread_count())
     bound(plan, dy, dx, *packed(plan, w, None, transposed=True))()
     return dx

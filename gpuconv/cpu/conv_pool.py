@@ -46,7 +46,7 @@ def is_fused(
         and _is_2x2(pool_window, P, Q)
         and w_shape[0] * P * Q <= MAX_IMAGE_FLOATS
         and x_shape[1] // groups * (H + sum(rows)) * (W + sum(columns)) <= MAX_INPUT_FLOATS
-        and (groups == 1 or not abreast(x_shape[0], w_shape, groups))
+        and (groups == 1 or not abreast(x_shape[0], w_shape[1], w_shape[0] // groups, groups))
         and conv.algorithms(dtype, x_shape, w_shape, window, groups, modes)[0] is conv_direct
     )
 

@@ -28,9 +28,9 @@ from gpuconv.threads import Pieces, shards
 # A tile should stay in the L2 cache while all filters pass over it; with fewer pixels the filters
 # are read more often than they serve. ResNet-50's layers: half or twice of each is within 3%.
 TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
-# Of a group, on both sides, for vectors across groups. With 8 channels of 28x28 groups take 0.7 of
-# the time with vectors of filters, with 12 the same time.
-MOST_CHANNELS = 8
+# Of a group, for vectors across groups: channels that are computed, and channels that are read.
+# With 8 of 28x28 on both sides they take 0.7 of the time with vectors of filters, with 12 the same.
+MOST_FILTERS, MOST_CHANNELS = 8, 16
 Kind = Literal["forward", "pooled", "dx", "dw"]
 
 
@@ -139,7 +139,8 @@ def plan_of(
     while it is copied, so that it must be copied. by_filters: threads share the filters, not the
     blocks.
     """
-    n = 1 if image.step or to.step else abreast(image.N, w_shape, groups) or 1
+    C, K = image.C // groups, to.C // groups
+    n = 1 if image.step or to.step else abreast(image.N, C, K, groups) or 1
     image, to = (each._replace(N=each.N // n, C=each.C * n) for each in (image, to))
     x, pool = to if kind == "dx" else image, 2 if kind == "pooled" else 1
     rows, columns = _axes(window, x.H, x.W, kind == "dx")
@@ -268,16 +269,16 @@ def _strips(
 
 def across_groups(C: int, K: int, groups: int) -> bool:
     """Whether a vector's lanes are groups, of C channels and K filters, and not channels of one."""
-    return 1 < groups >= max(C, K) <= MOST_CHANNELS
+    return groups > K and K <= MOST_FILTERS and C <= MOST_CHANNELS
 
 
-def abreast(N: int, w_shape: tuple[int, ...], groups: int) -> int:
+def abreast(N: int, C: int, K: int, groups: int) -> int:
     """How many of N images to take as one of so many times the groups: vectors across groups then
     have the fewest lanes empty. 0 where there are no such vectors.
     """
     divisors = [count for count in range(1, max(N, 1) + 1) if N % count == 0]
     best = min(divisors, key=lambda count: -(groups * count) % LANES / count)
-    return best if across_groups(w_shape[1], w_shape[0] // groups, groups * best) else 0
+    return best if across_groups(C, K, groups * best) else 0
 
 
 def _even_rows(N: int, P: int, most: int, threads: int) -> int:

@@ -111,7 +111,8 @@ class _Plan:
             return [pool]
         if each.name == "conv2d" and each.step.window is not None:
             shape, window, groups = self.shapes[each.inputs[0]], each.step.window, each.saved[7]
-            if groups > 1 and each.scale is None and abreast(shape[0], each.w.shape, groups):
+            sizes = shape[0], each.w.shape[1], len(each.w) // groups, groups
+            if groups > 1 and each.scale is None and abreast(*sizes):
                 return [partial(self._by_operation, each)]
             return [self._product(each, each.w, window, groups)]
         if each.name == "linear" and is_small(each):

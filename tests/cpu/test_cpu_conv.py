@@ -43,6 +43,17 @@ def test_groups_of_few_channels(seed):
     check(x, w, b if seed % 3 else None, window, groups, rng, placed)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_few_channels(seed):
+    """Several images fill a vector; dx is the sum of groups of filters, or not, by their number."""
+    rng = np.random.default_rng(seed)
+    (_, _, H, W), _, window, _ = random_geometry(rng)
+    N, C, K = (int(rng.choice(of)) for of in ((1, 2, 8, 9, 16), (1, 3, 5, 8, 16), (6, 16, 33, 50)))
+    C, K = (C, K) if seed % 3 else (K, C)
+    x, w, b = arrays(rng, (N, C, H, W), K, window.kernel_size)
+    check(x, w, b, window, 1, rng, random_strides(rng) if seed % 2 else np.array)
+
+
 def test_depthwise_in_several_blocks():
     rng = np.random.default_rng(0)
     for stride in (1, 2, 3):
