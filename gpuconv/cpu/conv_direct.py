@@ -161,10 +161,8 @@ def weight_gradient(
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     channels, pieces = -(-g.K // LANES) * LANES, plan.pieces
     shape = len(pieces), g.groups * channels, columns
-    sums, biases = (
-        scratch("weight gradient", math.prod(shape)).reshape(shape),
-        np.zeros((shape[0], K)),
-    )
+    sums = scratch("weight gradient", math.prod(shape)).reshape(shape)
+    biases = np.zeros((len(pieces), K))
     fixed = x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets
 
     def accumulate(begin: int, end: int, dw: np.ndarray, db: np.ndarray) -> None:
