@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
+
 from gpuconv.cpu.simd import (
     FLOAT,
     LANES,
@@ -27,6 +29,10 @@ from gpuconv.cpu.simd import (
 # grows like sqrt(c + n / c) with chains of c terms; the totals cost time: seven of ResNet-50's
 # layers take 51.3 ms with chains of 64, 50.5 with 128 and 50.3 with 256.
 CHAIN = 128
+# How far ahead the vectors that a tile multiplies are fetched into the L2 cache, in bytes. On an
+# Intel Xeon (Emerald Rapids), whose own prefetching stops at a page, a linear layer from 9,216 to
+# 4,096 takes one image 8.0 ms without, 7.0 with 512 bytes, 5.9 with 4 KB and 5.0 with 16 or 64 KB.
+AHEAD = 16 * 1024
 
 
 def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[Any]) -> list[Any]:
@@ -39,6 +45,22 @@ def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[An
         )
         for i, total in enumerate(sums)
     ]
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Fetch the cache line at an address, which need not exist, into the L2 cache."""
+    i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    builder.call(function, [builder.inttoptr(address, pointer), i32(0), i32(2), i32(1)])
+
+
+def _opaque(builder: Any, value: Any) -> Any:
+    """The value, of which LLVM knows nothing: it makes no sums with it for use in a later pass of a
+    loop, of which it would keep twelve, and adds it where it loads.
+    """
+    return builder.call(ir.InlineAsm(ir.FunctionType(i64, [i64]), "", "=r,0"), [value])
 
 
 @on_addresses
@@ -63,7 +85,9 @@ def outer_tile(
 
             def pixel(q: Any, state: list[Any]) -> list[Any]:
                 here = builder.add(d_row, builder.mul(q, i64(pixel_bytes)))
-                column = builder.add(x_row, builder.mul(q, step))
+                column = _opaque(builder, builder.add(x_row, builder.mul(q, step)))
+                for v in range(vectors):
+                    _prefetch(builder, plus(builder, here, AHEAD + v * VECTOR_BYTES))
                 scalars = [load(builder, builder.add(base, column), kind) for base in at]
                 return fma_rows(builder, state, scalars, load_row(builder, here, VECTOR, vectors))
 
