@@ -4,8 +4,9 @@ It takes any window and any number of groups, and stores no im2col matrix. Forwa
 same loop over other tiles and filters: 12 pixels times 32 filters in registers. dw is a sum of
 outer products over all output pixels: the gradients of 32 filters at a pixel, times what 12 pairs
 of channel and tap read there. Where groups have few channels and filters, a vector holds one of
-each of LANES groups. Every block of output belongs to one thread and sums run in a fixed order, so
-that y and dx do not depend on the number of threads.
+each of LANES groups; where only the filters are few, it holds those of several outputs. Every block
+of output belongs to one thread and sums run in a fixed order, so that y and dx do not depend on the
+number of threads.
 """
 
 from __future__ import annotations
@@ -17,13 +18,7 @@ from functools import partial
 import numpy as np
 
 from gpuconv.cpu import direct_loops as loops
-from gpuconv.cpu.direct_plan import (
-    MOST_CHANNELS,
-    MOST_FILTERS,
-    Geometry,
-    Plan,
-    planar_plan,
-)
+from gpuconv.cpu.direct_plan import Geometry, Kind, Plan, planar_plan
 from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.cpu.moves import NO_IMAGE, Place, add_rows, rows_of_tiles
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
@@ -38,9 +33,8 @@ def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int, relu: bool
 ) -> np.ndarray:
     """y (N, K, P, Q) of x (N, C, H, W) and w (K, C/groups, R, S); C-contiguous float32."""
-    plan = planar_plan("forward", x.shape, w.shape, window, groups, thread_count())
-    y = np.empty((len(x), len(w), plan.to.H, plan.to.W), np.float32)
-    bound(plan, x, y, *packed(plan, w, b), relu)()
+    y = np.empty((len(x), len(w), *window.output_size(*x.shape[2:])), np.float32)
+    _compute("forward", x, y, w, b, x.shape, window, groups, relu)
     return y
 
 
@@ -48,10 +42,10 @@ def pooled_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(y, argmax), both (N, K, P//2, Q//2): the 2x2 maxima of `forward`'s ReLU, and their taps."""
-    plan = planar_plan("pooled", x.shape, w.shape, window, groups, thread_count())
-    y = np.empty((len(x), len(w), plan.to.H // 2, plan.to.W // 2), np.float32)
+    P, Q = window.output_size(*x.shape[2:])
+    y = np.empty((len(x), len(w), P // 2, Q // 2), np.float32)
     argmax = np.empty(y.shape, np.uint8)
-    bound(plan, x, y, *packed(plan, w, b), True, argmax=argmax)()
+    _compute("pooled", x, y, w, b, x.shape, window, groups, True, argmax)
     return y, argmax
 
 
@@ -59,18 +53,29 @@ def input_gradient(
     dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
 ) -> np.ndarray:
     """dx (N, C, H, W) of dy (N, K, P, Q): one stride-1 convolution of dy for each stride phase."""
-    dx, (N, C, H, W), K = np.empty(x_shape, np.float32), x_shape, len(w)
-    # of few channels: that of groups of filters, which fill the vectors, and the sum of the groups
-    size = max(size for size in range(1, MOST_CHANNELS + 1) if K % size == 0)
-    shape = N, K // size, C, H, W
-    if groups == 1 and C <= MOST_FILTERS <= size < K and N * shape[1] >= LANES // 2:
-        parts = input_gradient(dy, w, (N, shape[1] * C, H, W), window, shape[1]).reshape(shape)
-        pieces = shards(N, GRAIN * N / max(parts.size, 1))
-        parallel(lambda begin, end: np.sum(parts[begin:end], 1, out=dx[begin:end]), pieces)
-        return dx
-    plan = planar_plan("dx", x_shape, w.shape, window, groups, thread_count())
-    bound(plan, dy, dx, *packed(plan, w, None, transposed=True))()
+    dx = np.empty(x_shape, np.float32)
+    _compute("dx", dy, dx, w, None, x_shape, window, groups)
     return dx
+
+
+def _compute(
+    kind: Kind,
+    x: np.ndarray,
+    y: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None,
+    x_shape: tuple[int, ...],
+    window: Window,
+    groups: int,
+    relu: bool = False,
+    argmax: np.ndarray = NO_TAPS,
+) -> None:
+    """Compute y of x, or dx of dy; x_shape: of x."""
+    for zeros in (True, False):  # a tap of zero makes NaN of an infinity that it should not read
+        plan = planar_plan(kind, x_shape, w.shape, window, groups, thread_count(), zeros)
+        bound(plan, x, y, *packed(plan, w, b, kind == "dx"), relu, argmax=argmax)()
+        if len(plan.taps[0]) == 1 or not np.isnan(np.max(y, initial=0)):
+            break
 
 
 def bound(
@@ -128,9 +133,21 @@ def packed(
     pairs = -(-g.K // TILE_WIDTH)
     pieces = shards(pairs, GRAIN * pairs / max(len(out), 1))
     for taps, start in zip(plan.taps, plan.passes[:, 0], strict=True):
-        pack = partial(loops.pack_filters, w, g.groups, transposed, taps, start, out)
-        parallel(pack, pieces)
+        given = w, g.groups, transposed, taps[0]
+        if len(taps) > 1:
+            given = _side_by_side(*given[:3], taps), g.groups, False, np.arange(len(taps[0]))
+        parallel(partial(loops.pack_filters, *given, start, out), pieces)
     return out, b
+
+
+def _side_by_side(w: np.ndarray, groups: int, transposed: bool, taps: np.ndarray) -> np.ndarray:
+    """(groups * outputs * K, C, taps) of w (groups * K, C, all taps), or C and K `transposed`: a
+    filter for each output, zero where `taps` (outputs, taps) is -1.
+    """
+    w = w.reshape(groups, -1, *w.shape[1:])
+    w = np.pad(w.swapaxes(1, 2) if transposed else w, ((0, 0), (0, 0), (0, 0), (0, 1)))
+    chosen = w[..., taps].transpose(0, 3, 1, 2, 4)  # -1 is the zero behind the last tap
+    return np.ascontiguousarray(chosen).reshape(-1, w.shape[2], taps.shape[1])
 
 
 def _by_lanes(g: Geometry, a: np.ndarray) -> np.ndarray:

@@ -147,13 +147,11 @@ def convolve(
     pass reaches are zero there, and left as they are in a channels-last y.
     """
     image, to, g = Image(*layouts[0]), Image(*layouts[1]), Geometry(*layouts[2])
-    sums, reached = np.empty(TILE_HEIGHTS[0] * TILE_WIDTH, np.float32), 0
+    sums = np.empty((TILE_HEIGHTS[0] + 1) * TILE_WIDTH, np.float32)
     most = g.images * g.rows * g.Q + TILE_HEIGHTS[0]
     offsets, places = np.empty((2, len(passes), most), np.int64)
     counts = np.empty(len(passes), np.int64)
     group_size = len(filters) // g.groups
-    for t in range(len(passes)):
-        reached += passes[t, 6] * passes[t, 7]
     for block in range(begin, end):
         n, images, p, rows = block_range(g, image, block)
         all_rows = min(rows * g.out_h, to.H - p * g.out_h)
@@ -175,12 +173,12 @@ def convolve(
                 base, step = address(out), TILE_WIDTH
                 if to.step:
                     base, step = address(y) + 4 * place_of(to, pixel, channel), to.step
-                elif reached < to.H * to.W:
+                elif g.gaps:
                     out[: pixels * TILE_WIDTH] = 0
                 for t in range(len(passes)):
                     _products(
                         g, passes[t], strips, filters[group * group_size :], k, source, offsets[t],
-                        places[t], counts[t], address(bias) + 4 * channel,
+                        places[t], counts[t], all_rows, to.W, address(bias) + 4 * channel,
                         address(rest) + 4 * (pixel * rest_step + channel), rest_step,
                         relu, base, step, sums,
                     )  # fmt: skip
@@ -227,15 +225,15 @@ def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, arg
 
 @compiled
 def _products(
-    g, of_pass, strips, filters, k, source, offsets, places, count, bias, rest, rest_step, relu,
-    base, step, sums,
+    g, of_pass, strips, filters, k, source, offsets, places, count, rows, columns, bias, rest,
+    rest_step, relu, base, step, sums,
 ):  # fmt: skip
-    """A pass over a block for the pair of vectors of filters from k on; base, bias, rest: addresses
-    for it.
+    """A pass over a block of rows x columns outputs an image, for the pair of vectors of filters
+    from k on; base, bias, rest: addresses for it.
     """
     start, depth, first, end, _, _, _, Q = of_pass
-    width, together = tile_width(g.K - k), g.out_h == 1 and g.out_w == 1
-    pixel = 0
+    outputs, together = g.below * g.beside, g.out_h == 1 and g.out_w == 1
+    width, pixel = tile_width(g.K * outputs - k), 0
     while pixel < count:
         height, panel = tile_height(count - pixel), address(filters) + 4 * (start + k * depth)
         for strip in range(first, end):
@@ -248,13 +246,20 @@ def _products(
         done, inside = 0, min(height, count - pixel)
         while done < inside:  # pixels that lie evenly in y: a row's, or all
             run = inside - done if together else min(inside - done, Q - (pixel + done) % Q)
-            to = places[pixel + done]
-            for v in range(0, min(width, g.K - k), LANES):
-                store_pixels(
-                    address(sums) + 4 * (done * width + v), 4 * width, run, bias + 4 * v,
-                    rest + 4 * (to * rest_step + v), 4 * rest_step, relu,
-                    base + 4 * (to * step + v), 4 * step * g.out_w, first_lanes(g.K - k - v),
-                )  # fmt: skip
+            for output in range(outputs):
+                below, beside = output // g.beside, output % g.beside
+                place, length = places[pixel + done], run
+                if outputs > 1:  # some lie outside: below the block or beside the image
+                    fit = -(-(columns - place % columns - beside) // g.out_w)
+                    length = min(run, fit) if place // columns % rows + below < rows else 0
+                place += below * columns + beside
+                for v in range(0, min(width, g.K - k) if length > 0 else 0, LANES):
+                    store_pixels(
+                        address(sums) + 4 * (done * width + output * g.K + v), 4 * width, length,
+                        bias + 4 * v, rest + 4 * (place * rest_step + v), 4 * rest_step, relu,
+                        base + 4 * (place * step + v), 4 * step * g.out_w,
+                        first_lanes(g.K - k - v),
+                    )  # fmt: skip
             done += run
         pixel += height
 

@@ -9,11 +9,18 @@ dx is computed in the same way, from dy: pixel h of dx receives dy[p] * w[r] whe
 p*stride = h + pad - r*dilation. So the pixels of one stride phase (h modulo the stride) are
 reached by the same taps, at evenly spaced rows of dy: a convolution at stride 1 for each phase,
 here a pass. The forward convolution has one pass.
+
+Few filters leave most lanes of a vector empty. Then outputs below and beside one another count as
+further filters of one pass. Each reads all that one of them reads, with zeros for taps that it does
+not have: 3 filters 3x3 become 12 filters 4x4, whose vector computes 2x2 outputs in 16 steps, where
+four vectors took 36.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,23 +38,34 @@ TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
 # Of a group, for vectors across groups: channels that are computed, and channels that are read.
 # With 8 of 28x28 on both sides they take 0.7 of the time with vectors of filters, with 12 the same.
 MOST_FILTERS, MOST_CHANNELS = 8, 16
+# Outputs side by side must save a fifth of the work: 3 channels of 28x28, 32 filters 3x3 WHAT.
+LEAST_GAIN = 1.25
 Kind = Literal["forward", "pooled", "dx", "dw"]
+Reading = tuple[int, tuple[int, ...]]  # see Axis.passes
 
 
 class Axis(NamedTuple):
-    """The rows, or the columns, that a pass reads and writes.
+    """The rows, or the columns, that a convolution reads and writes."""
 
-    phases: for each pass its taps, and how far they read from the pixel of the first output, in the
-    order of that distance.
-    """
+    stride: int  # pixels of the tile from one step to the next
+    phases: list[dict[int, int]]  # for each output of a step its taps, by their distance: how far
+    # they read from the first output's pixel
+    beside: int  # of the outputs of a step those that one pass computes
 
-    stride: int  # pixels of the tile from one output to the next
-    out: int  # pixels of the output from one of a pass to the next
-    phases: list[list[tuple[int, int]]]
+    def passes(self) -> list[list[Reading]]:
+        """What each pass reads, at even distances: (distance, the tap of each output, or -1)."""
+        found = []
+        for first in range(0, len(self.phases), self.beside):
+            outputs = self.phases[first : first + self.beside]
+            far = sorted(set().union(*outputs)) or [0]
+            even = range(far[0], far[-1] + 1, math.gcd(*(at - far[0] for at in far)) or 1)
+            taps = [(at, tuple(output.get(at, -1) for output in outputs)) for at in even]
+            found.append(taps if any(outputs) else [])
+        return found
 
     def ends(self) -> tuple[int, int]:
         """The least and the largest distance of a tap."""
-        far = [distance for taps in self.phases for _, distance in taps]
+        far = [distance for taps in self.phases for distance in taps]
         return min(far), max(far)
 
 
@@ -66,6 +84,9 @@ class Geometry(NamedTuple):
     left: int
     out_h: int  # rows of the output from one row of a pass to the next
     out_w: int
+    below: int  # outputs that a pass computes as further filters, below and beside one another
+    beside: int
+    gaps: int  # whether no pass reaches some of the outputs
     pool: int  # 2 where the maxima of 2x2 outputs are stored, else 1
     P: int  # output rows of the largest pass
     Q: int
@@ -85,8 +106,9 @@ class Plan(NamedTuple):
 
     passes: of each pass where its filters start, its depth, its first strip and the end of its
     strips, and the first row and column, the rows and the columns of its output. strips: what is
-    read one after the other for a pixel, see `_strips`. taps: of each pass, in the order of
-    reading. filters: floats of all groups'. out: floats of a block's. pieces: of the blocks, or
+    read one after the other for a pixel, see `_strips`. taps: of each pass (outputs below and
+    beside, taps), in the order of reading, -1 for none. filters: floats of all groups'. out: floats
+    of a block's. pieces: of the blocks, or
     with by_filters of the pairs of vectors of filters. zeros: for all channels of `to`.
     """
 
@@ -111,6 +133,7 @@ def planar_plan(
     window: Window,
     groups: int,
     threads: int,
+    zeros: bool = True,
 ) -> Plan:
     """As plan_of, for planar images x (N, C, H, W)."""
     N, C, H, W = x_shape
@@ -118,7 +141,7 @@ def planar_plan(
     P, Q = (P // 2, Q // 2) if kind == "pooled" else (P, Q)
     x, y = Image(0, 0, N, H, W, C), Image(0, 0, N, P, Q, K)
     images = (y, x) if kind == "dx" else (x, y)
-    return plan_of(kind, *images, w_shape, window, groups, threads)
+    return plan_of(kind, *images, w_shape, window, groups, threads, zeros=zeros)
 
 
 def plan_of(
@@ -131,43 +154,49 @@ def plan_of(
     threads: int,
     affine: bool = False,
     by_filters: bool = False,
+    zeros: bool = False,
 ) -> Plan:
     """For y ("forward"), its planar 2x2 maxima ("pooled"), dx ("dx") or dw ("dw"), which are
     computed from `image`, x or dy; `to` is y, the maxima, dx, or for dw the other input dy.
 
     Several planar images count as one of more groups where that pays. affine: whether x is scaled
     while it is copied, so that it must be copied. by_filters: threads share the filters, not the
-    blocks.
+    blocks. zeros: whether outputs may lie side by side, with taps of zero.
     """
-    C, K = image.C // groups, to.C // groups
-    n = 1 if image.step or to.step else abreast(image.N, C, K, groups) or 1
+    C, K, dx = image.C // groups, to.C // groups, kind == "dx"
+    n = 0 if image.step or to.step else abreast(image.N, C, K, groups)
+    across, n = n > 0, max(n, 1)
     image, to = (each._replace(N=each.N // n, C=each.C * n) for each in (image, to))
-    x, pool = to if kind == "dx" else image, 2 if kind == "pooled" else 1
-    rows, columns = _axes(window, x.H, x.W, kind == "dx")
+    x, pool = to if dx else image, 2 if kind == "pooled" else 1
     to = to._replace(H=to.H * pool, W=to.W * pool)  # what no pool window covers is left out
+    alone = across or kind == "dw" or not zeros
+    beside = (1, 1) if alone else _side_by_side(window, x.H, x.W, K, dx)
+    rows, columns = _axes(window, x.H, x.W, dx, beside)
     in_place = image.step > 0 and to.step > 0 and window.taps_count == groups == 1 and not affine
     in_place &= not any(map(any, window.pads(x.H, x.W)))
     if in_place and window.stride == (1, 1):  # pixels are all alike: one column of them
         pixels = image.N * image.H * image.W
         image, to = (each._replace(N=1, H=pixels, W=1) for each in (image, to))
     sharing = 1 if by_filters else threads
-    g = _geometry(image, to, n * groups, rows, columns, pool, kind == "dw", in_place, sharing)
+    how = across, pool, kind == "dw", in_place, sharing
+    g = _geometry(image, to, n * groups, rows, columns, *how)
     lanes, S = LANES if g.across else 1, window.kernel_size[1]
     strips: list[tuple[int, int, int, int, int]] = []
     passes, taps, filters, products = [], [], 0, 0
-    for a, down in enumerate(rows.phases):
-        for b, right in enumerate(columns.phases):
+    for i, down in enumerate(rows.passes()):
+        for j, right in enumerate(columns.passes()):
+            a, b = i * rows.beside, j * columns.beside
             if down and right and a < to.H and b < to.W:
-                taps.append(np.array([r * S + s for r, _ in down for s, _ in right]))
-                size = -(-(to.H - a) // rows.out), -(-(to.W - b) // columns.out)
-                before, depth = len(strips), len(taps[-1]) * g.C // lanes
+                taps.append(_taps(down, right, S))
+                size = -(-(to.H - a) // g.out_h), -(-(to.W - b) // g.out_w)
+                before, depth = len(strips), len(down) * len(right) * g.C // lanes
                 strips += _strips(down, right, g)
                 passes.append((filters, depth, before, len(strips), a, b, *size))
-                filters += -(-g.K // LANES) * LANES * depth
-                products += size[0] * size[1] * g.K * depth
+                filters += -(-g.K * g.below * g.beside // LANES) * LANES * depth
+                products += size[0] * size[1] * g.K * g.below * g.beside * depth
     parts = -(-g.K // TILE_WIDTH) if by_filters else g.blocks
     pieces = shards(parts, FMA_GRAIN * parts / max(image.N * g.groups * products, 1))
-    out = g.images * g.rows * rows.out * to.W * TILE_WIDTH
+    out = g.images * g.rows * g.out_h * to.W * TILE_WIDTH
     return Plan(
         image, to, g, np.array(passes, np.int64).reshape(-1, 8),
         np.array(strips, np.int64).reshape(-1, 5), tuple(taps), g.groups * filters, out,
@@ -175,24 +204,51 @@ def plan_of(
     )  # fmt: skip
 
 
-def _axes(window: Window, H: int, W: int, dx: bool) -> list[Axis]:
-    """Rows and columns of a pass over images x of H x W; with dx, of the passes for dx.
+def _axes(window: Window, H: int, W: int, dx: bool, beside: tuple[int, int]) -> list[Axis]:
+    """Rows and columns of a convolution over images x of H x W, or of that for dx.
 
-    There output i + distance reaches pixel i*stride + phase through a tap.
+    Output i of a step reads through a tap at (ahead * i + the tap's place) / apart, if that is
+    whole.
     """
     found = []
     sizes = window.pads(H, W), window.kernel_size, window.stride, window.dilation
-    for (pad, _), size, stride, dilation in zip(*sizes, strict=True):
-        if not dx:
-            taps = [(tap, tap * dilation - pad) for tap in range(size)]
-            found.append(Axis(stride, 1, [taps]))
-            continue
-        phases = []
-        for phase in range(stride):
-            far = [(tap, phase + pad - tap * dilation) for tap in reversed(range(size))]
-            phases.append([(tap, at // stride) for tap, at in far if at % stride == 0])
-        found.append(Axis(1, stride, phases))
+    for (pad, _), size, stride, dilation, together in zip(*sizes, beside, strict=True):
+        ahead, apart, sign = (1, stride, -1) if dx else (stride, 1, 1)
+        steps = -(-together // apart)
+        phases: list[dict[int, int]] = [{} for _ in range(apart * steps)]
+        for i, tap in product(range(apart * steps), range(size)):
+            distance, rest = divmod(ahead * i + sign * (tap * dilation - pad), apart)
+            if rest == 0:
+                phases[i][distance] = tap
+        found.append(Axis(ahead * steps, phases, together))
     return found
+
+
+@lru_cache(maxsize=1024)
+def _side_by_side(window: Window, H: int, W: int, K: int, dx: bool) -> tuple[int, int]:
+    """(below, beside): the outputs of K filters that one pass should compute."""
+    sizes = (H, W) if dx else window.output_size(H, W)
+    steps: tuple[dict[int, int], ...] = {}, {}  # of rows and columns, with so many outputs
+    for count in range(1, TILE_WIDTH // K + 1):
+        axes = _axes(window, H, W, dx, (count, count))
+        for axis, size, found in zip(axes, sizes, steps, strict=True):
+            if len(axis.phases) % count == 0:
+                found[count] = -(-size // len(axis.phases)) * sum(map(len, axis.passes()))
+    # a step with one vector takes two thirds of the time of one with two
+    work = {
+        (below, beside): down * right * (1 + -(-K * below * beside // LANES))
+        for (below, down), (beside, right) in product(*(each.items() for each in steps))
+        if K * below * beside <= TILE_WIDTH
+    }
+    best = min(work, key=work.__getitem__, default=(1, 1))
+    return best if work and LEAST_GAIN * work[best] < work[1, 1] else (1, 1)
+
+
+def _taps(rows: list[Reading], columns: list[Reading], S: int) -> np.ndarray:
+    """(outputs below and beside, taps): which tap of S columns of them each output reads, or -1."""
+    r, s = (np.array([taps for _, taps in each]).T for each in (rows, columns))
+    r, s = r[:, None, :, None], s[None, :, None, :]
+    return np.where((r < 0) | (s < 0), -1, r * S + s).reshape(len(r) * s.shape[1], -1)
 
 
 def _geometry(
@@ -201,6 +257,7 @@ def _geometry(
     groups: int,
     down: Axis,
     right: Axis,
+    across: bool,
     pool: int,
     in_planes: bool,
     in_place: bool,
@@ -210,11 +267,11 @@ def _geometry(
     channels of all pixels; blocks are larger: the sums are read and written once a block.
     """
     C, K, N = image.C // groups, to.C // groups, image.N
-    across = image.step == to.step == 0 and across_groups(C, K, groups)
     if across:
         C, K, groups = C * LANES, K * LANES, -(-groups // LANES)
     (top, high_y), (left, high_x) = down.ends(), right.ends()
-    P, Q = -(-to.H // down.out), -(-to.W // right.out)
+    out_h, out_w = len(down.phases), len(right.phases)
+    P, Q = -(-to.H // out_h), -(-to.W // out_w)
     span, width = high_y - top + 1, (Q - 1) * right.stride + high_x - left + 1
     lines = -(-C // LANES)
     # with fewer than LANES channels a row's pixels follow one another without gaps; else the step
@@ -225,7 +282,8 @@ def _geometry(
         width, step = image.W, image.step
     most = max(TILE_FLOATS // (width * down.stride * lines * LANES), -(-MIN_PIXELS // Q), 1)
     most = max(1, min(most, -(-MAX_PIXELS // Q)) // pool)
-    rows = _even_rows(N, P // pool, most, threads) * pool
+    pairs = 1 if out_h % pool == 0 else pool  # of rows of a pass, for whole windows of a pool
+    rows = _even_rows(N, -(-P // pairs), most, threads) * pairs
     high, images = (rows - 1) * down.stride + span, 1
     if rows == P and not in_place:
         pixels = MAX_PIXELS if in_planes else 3 * MIN_PIXELS // 2
@@ -234,22 +292,23 @@ def _geometry(
     planes, plane = (lines, (images * high * width + 1) * LANES) if in_planes else (1, LANES)
     tile = images * high * width * (lines * LANES if in_planes else step) + 2 * LANES * lines
     return Geometry(
-        C, K, groups, int(across), down.stride, right.stride, -top, -left, down.out, right.out,
+        C, K, groups, int(across), down.stride, right.stride, -top, -left, out_h, out_w,
+        down.beside, right.beside, int(not all(down.passes() + right.passes())),
         pool, P, Q, rows, images, span, width, step, planes, plane, 0 if in_place else tile,
         -(-N // images) * -(-P // rows),
     )  # fmt: skip
 
 
 def _strips(
-    rows: list[tuple[int, int]], columns: list[tuple[int, int]], g: Geometry
+    rows: list[Reading], columns: list[Reading], g: Geometry
 ) -> list[tuple[int, int, int, int, int]]:
     """(offset, lines, line_bytes, values, step) of what a pass reads in the tile, about CHAIN
     values in each strip, steps in bytes. A line is a pixel's channels, or those of a row of taps
     where they lie at even distances. Across groups a value is a vector.
     """
-    (_, x), *beside = columns
-    right = beside[0][1] - x if beside else 1
-    starts = [4 * g.step * ((y + g.top) * g.width + x + g.left) for _, y in rows]
+    (x, _), *others = columns
+    right = others[0][0] - x if others else 1
+    starts = [4 * g.step * ((y + g.top) * g.width + x + g.left) for y, _ in rows]
     lanes, pixel_bytes = LANES if g.across else 1, 4 * g.step * right
     step = pixel_bytes if lanes == g.C else 4 * lanes
     if step * g.C == pixel_bytes * lanes:

@@ -17,6 +17,7 @@ from conv_geometry import (
 )
 
 from gpuconv.cpu import conv, conv_direct, conv_pool, pool, winograd
+from gpuconv.cpu.direct_plan import planar_plan
 from gpuconv.shapes import Window
 from gpuconv.threads import set_thread_count, thread_count
 
@@ -45,13 +46,36 @@ def test_groups_of_few_channels(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_few_channels(seed):
-    """Several images fill a vector; dx is the sum of groups of filters, or not, by their number."""
+    """A vector holds several images, or several outputs."""
     rng = np.random.default_rng(seed)
     (_, _, H, W), _, window, _ = random_geometry(rng)
     N, C, K = (int(rng.choice(of)) for of in ((1, 2, 8, 9, 16), (1, 3, 5, 8, 16), (6, 16, 33, 50)))
     C, K = (C, K) if seed % 3 else (K, C)
     x, w, b = arrays(rng, (N, C, H, W), K, window.kernel_size)
     check(x, w, b, window, 1, rng, random_strides(rng) if seed % 2 else np.array)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_outputs_side_by_side_in_several_blocks(seed):
+    """Few filters, or for dx few channels, and sizes that the outputs of a step do not divide."""
+    rng = np.random.default_rng(seed)
+    kernel, stride, dilation = (rng.integers(1, most, 2).tolist() for most in (6, 5, 3))
+    window = Window(kernel, stride, int(rng.integers(0, 4)), dilation)
+    few, many, groups = int(rng.integers(1, 13)), int(rng.integers(17, 40)), 1 + seed % 2
+    C, K = (few, many) if seed % 4 < 2 else (many, few)
+    size = int(rng.integers(1, 3)), groups * C, *rng.integers(20, 75, 2).tolist()
+    x, w, b = arrays(rng, size, groups * K, window.kernel_size, groups)
+    check(x, w, b, window, groups, rng)
+
+
+@pytest.mark.parametrize(
+    ("kind", "C", "K", "stride", "side_by_side"),
+    [("forward", 20, 3, 1, True), ("dx", 3, 64, 2, True), ("forward", 3, 64, 2, False)],
+)
+def test_few_filters_compute_outputs_side_by_side(kind, C, K, stride, side_by_side):
+    plan = planar_plan(kind, (2, C, 56, 56), (K, C, 3, 3), Window(3, stride, 1), 1, 2)
+    assert len(plan.taps) == 1
+    assert (len(plan.taps[0]) > 1) == side_by_side
 
 
 def test_depthwise_in_several_blocks():
@@ -185,7 +209,8 @@ def test_relu_is_fused_and_keeps_nan():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
-    "geometry", [((2, 3, 9, 9), 5, 1), ((3, 32, 20, 20), 32, 1), ((2, 4, 9, 9), 4, 2)]
+    "geometry",
+    [((2, 3, 9, 9), 5, 1), ((3, 32, 20, 20), 32, 1), ((2, 4, 9, 9), 4, 2), ((2, 20, 20, 19), 3, 1)],
 )
 def test_not_a_number_stays_in_its_windows(value, geometry):
     x_shape, K, stride = geometry
@@ -200,6 +225,20 @@ def test_not_a_number_stays_in_its_windows(value, geometry):
         exact = define(x, w, b, dy, window, 1)
     assert np.array_equal(np.isfinite(y), np.isfinite(exact[0]))
     assert np.isfinite(dw[:, 0]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_dx_of_few_channels_keeps_special_values_where_they_reach(value, stride):
+    rng, window = np.random.default_rng(3), Window(3, stride=stride, padding=1)
+    x, w, b = arrays(rng, (2, 3, 20, 19), 24, (3, 3))
+    dy = rng.standard_normal(conv.forward(x, w, b, window, 1).shape).astype(np.float32)
+    dy[0, 1, 2, 3] = dy[1, 5, 0, 0] = value
+    dx, _, _ = conv.backward(dy, x, w, window, 1)
+    with np.errstate(invalid="ignore"):
+        exact = define(x, w, b, dy, window, 1)[1]
+    assert np.array_equal(np.isfinite(dx), np.isfinite(exact))
+    assert 0 < np.isfinite(exact).sum() < exact.size
 
 
 def test_need_dx_and_no_bias():
@@ -218,6 +257,8 @@ FUSED = [
     ((19, 1, 13, 16), 6, Window(5, padding=1), 1),  # images abreast, and lanes without one
     ((4, 3, 66, 50), 20, Window(3, dilation=(1, 2)), 1),  # several blocks of rows
     ((2, 20, 11, 12), 72, Window(1), 2),
+    ((2, 20, 13, 15), 3, Window(3), 1),  # outputs side by side, a row that no pool window covers
+    ((2, 20, 31, 44), 5, Window(3, padding=1), 1),  # three outputs below one another
     ((3, 6, 14, 15), 16, Window(5), 1),  # a column that no pool window covers
     ((2, 4, 15, 17), 6, Window(3, stride=2, padding=1), 2),
     ((6, 64, 14, 14), 64, Window(3, padding=1), 1),  # Winograd, then a pool
