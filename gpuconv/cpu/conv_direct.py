@@ -74,7 +74,8 @@ def _compute(
     for zeros in (True, False):  # a tap of zero makes NaN of an infinity that it should not read
         plan = planar_plan(kind, x_shape, w.shape, window, groups, thread_count(), zeros)
         bound(plan, x, y, *packed(plan, w, b, kind == "dx"), relu, argmax=argmax)()
-        if len(plan.taps[0]) == 1 or not np.isnan(np.max(y, initial=0)):
+        alone = plan.geometry.below * plan.geometry.beside == 1
+        if alone or not np.isnan(np.max(y, initial=0)):
             break
 
 
@@ -145,8 +146,9 @@ def _side_by_side(w: np.ndarray, groups: int, transposed: bool, taps: np.ndarray
     filter for each output, zero where `taps` (outputs, taps) is -1.
     """
     w = w.reshape(groups, -1, *w.shape[1:])
-    w = np.pad(w.swapaxes(1, 2) if transposed else w, ((0, 0), (0, 0), (0, 0), (0, 1)))
-    chosen = w[..., taps].transpose(0, 3, 1, 2, 4)  # -1 is the zero behind the last tap
+    w = w.swapaxes(1, 2) if transposed else w
+    w = np.concatenate([w, np.zeros_like(w[..., :1])], 3)  # its last tap, number -1
+    chosen = w[..., taps].transpose(0, 3, 1, 2, 4)
     return np.ascontiguousarray(chosen).reshape(-1, w.shape[2], taps.shape[1])
 
 

@@ -16,7 +16,7 @@ from conv_geometry import (
     random_wide_geometry,
 )
 
-from gpuconv.cpu import conv, conv_direct, conv_pool, pool, winograd
+from gpuconv.cpu import conv, conv_direct, conv_pool, direct_plan, pool, winograd
 from gpuconv.cpu.direct_plan import planar_plan
 from gpuconv.shapes import Window
 from gpuconv.threads import set_thread_count, thread_count
@@ -44,6 +44,16 @@ def test_groups_of_few_channels(seed):
     check(x, w, b if seed % 3 else None, window, groups, rng, placed)
 
 
+@pytest.fixture
+def small_layers_too(monkeypatch):
+    """Outputs lie side by side however little there is to compute."""
+    monkeypatch.setattr(direct_plan, "LEAST_WORK", 0)
+    planar_plan.cache_clear()
+    yield
+    planar_plan.cache_clear()
+
+
+@pytest.mark.usefixtures("small_layers_too")
 @pytest.mark.parametrize("seed", range(20))
 def test_few_channels(seed):
     """A vector holds several images, or several outputs."""
@@ -55,6 +65,7 @@ def test_few_channels(seed):
     check(x, w, b, window, 1, rng, random_strides(rng) if seed % 2 else np.array)
 
 
+@pytest.mark.usefixtures("small_layers_too")
 @pytest.mark.parametrize("seed", range(20))
 def test_outputs_side_by_side_in_several_blocks(seed):
     """Few filters, or for dx few channels, and sizes that the outputs of a step do not divide."""
@@ -68,6 +79,7 @@ def test_outputs_side_by_side_in_several_blocks(seed):
     check(x, w, b, window, groups, rng)
 
 
+@pytest.mark.usefixtures("small_layers_too")
 @pytest.mark.parametrize(
     ("kind", "C", "K", "stride", "side_by_side"),
     [("forward", 20, 3, 1, True), ("dx", 3, 64, 2, True), ("forward", 3, 64, 2, False)],
@@ -141,6 +153,7 @@ def test_more_random_geometries(seed):
         ((2, 2, 1, 9), 3, Window((1, 3), stride=(5, 2), padding=(0, 1)), 1),
         ((2, 2, 1, 1), 2, Window((2, 2), stride=2, padding=2), 1),  # windows on padding alone
         ((2, 3, 4, 4), 2, Window(1, stride=3, padding=1), 1),  # windows between the pixels
+        ((3, 5, 2, 3), 5, Window((1, 3), (4, 3), ((2, 3), (0, 3))), 5),  # dx is zero everywhere
         ((2, 12, 9, 8), 12, Window(3, padding=1), 12),  # depthwise
         ((2, 12, 9, 8), 24, Window(3, stride=2, padding=1), 12),
         ((3, 4, 8, 8), 5, Window(3, padding="full"), 1),
@@ -207,6 +220,7 @@ def test_relu_is_fused_and_keeps_nan():
         )
 
 
+@pytest.mark.usefixtures("small_layers_too")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
     "geometry",
@@ -227,6 +241,7 @@ def test_not_a_number_stays_in_its_windows(value, geometry):
     assert np.isfinite(dw[:, 0]).all()
 
 
+@pytest.mark.usefixtures("small_layers_too")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_dx_of_few_channels_keeps_special_values_where_they_reach(value, stride):
@@ -265,6 +280,7 @@ FUSED = [
 ]
 
 
+@pytest.mark.usefixtures("small_layers_too")
 @pytest.mark.parametrize(("x_shape", "K", "window", "groups"), FUSED)
 @pytest.mark.parametrize("pooling", [Window(2, stride=2), Window(3, stride=2, padding=1)])
 def test_conv_pool_is_conv_relu_and_pool(x_shape, K, window, groups, pooling):
