@@ -33,50 +33,44 @@ def forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int, relu: bool
 ) -> np.ndarray:
     """y (N, K, P, Q) of x (N, C, H, W) and w (K, C/groups, R, S); C-contiguous float32."""
-    y = np.empty((len(x), len(w), *window.output_size(*x.shape[2:])), np.float32)
-    _compute("forward", x, y, w, b, x.shape, window, groups, relu)
-    return y
+    return _computed("forward", x, w, b, x.shape, window, groups, relu)[0]
 
 
 def pooled_forward(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, window: Window, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(y, argmax), both (N, K, P//2, Q//2): the 2x2 maxima of `forward`'s ReLU, and their taps."""
-    P, Q = window.output_size(*x.shape[2:])
-    y = np.empty((len(x), len(w), P // 2, Q // 2), np.float32)
-    argmax = np.empty(y.shape, np.uint8)
-    _compute("pooled", x, y, w, b, x.shape, window, groups, True, argmax)
-    return y, argmax
+    return _computed("pooled", x, w, b, x.shape, window, groups, True)
 
 
 def input_gradient(
     dy: np.ndarray, w: np.ndarray, x_shape: tuple[int, ...], window: Window, groups: int
 ) -> np.ndarray:
     """dx (N, C, H, W) of dy (N, K, P, Q): one stride-1 convolution of dy for each stride phase."""
-    dx = np.empty(x_shape, np.float32)
-    _compute("dx", dy, dx, w, None, x_shape, window, groups)
-    return dx
+    return _computed("dx", dy, w, None, x_shape, window, groups, False)[0]
 
 
-def _compute(
+def _computed(
     kind: Kind,
     x: np.ndarray,
-    y: np.ndarray,
     w: np.ndarray,
     b: np.ndarray | None,
     x_shape: tuple[int, ...],
     window: Window,
     groups: int,
-    relu: bool = False,
-    argmax: np.ndarray = NO_TAPS,
-) -> None:
-    """Compute y of x, or dx of dy; x_shape: of x."""
+    relu: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(y, argmax) of x, or (dx, nothing) of dy; x_shape: of x."""
     for zeros in (True, False):  # a tap of zero makes NaN of an infinity that it should not read
         plan = planar_plan(kind, x_shape, w.shape, window, groups, thread_count(), zeros)
+        to, g = plan.to, plan.geometry
+        channels = x_shape[1] if kind == "dx" else len(w)
+        y = np.empty((len(x), channels, to.H // g.pool, to.W // g.pool), np.float32)
+        argmax = np.empty(y.shape if kind == "pooled" else 0, np.uint8)
         bound(plan, x, y, *packed(plan, w, b, kind == "dx"), relu, argmax=argmax)()
-        alone = plan.geometry.below * plan.geometry.beside == 1
-        if alone or not np.isnan(np.max(y, initial=0)):
+        if g.below * g.beside == 1 or not np.isnan(np.max(y, initial=0)):
             break
+    return y, argmax
 
 
 def bound(
