@@ -1,7 +1,8 @@
 """Matrix products on the worker threads.
 
 BLAS's threads poll for more work for milliseconds after a product, on the cores that the next
-operation's threads need. So each product runs on one BLAS thread, side by side over the rows.
+operation's threads need. So each product runs on one BLAS thread, side by side over the rows, or
+the columns if there are more.
 """
 
 from __future__ import annotations
@@ -36,10 +37,16 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    rows, depth = a.shape
-    product = np.empty((rows, b.shape[1]), a.dtype)
-    pieces = shards(rows, -(-GRAIN // max(depth * b.shape[1], 1)))
+    (rows, depth), columns = a.shape, b.shape[1]
+    product = np.empty((rows, columns), a.dtype)
+    # over the longer side, for all pieces read the other factor: 8 rows times 9,216 x 4,096 weights
+    # take 39 ms over the rows, 21 over the columns
+    longer, shorter = (rows, columns) if rows >= columns else (columns, rows)
+    pieces = shards(longer, -(-GRAIN // max(depth * shorter, 1)))
     if len(pieces) == 1:
         return np.matmul(a, b, out=product)
-    parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces)
+    if longer == rows:
+        parallel(lambda i, j: np.matmul(a[i:j], b, out=product[i:j]), pieces)
+    else:
+        parallel(lambda i, j: np.matmul(a, b[:, i:j], out=product[:, i:j]), pieces)
     return product
