@@ -55,15 +55,21 @@ class Axis(NamedTuple):
     # they read from the first output's pixel
     beside: int  # of the outputs of a step those that one pass computes
 
-    def passes(self) -> list[list[Reading]]:
-        """What each pass reads, at even distances: (distance, the tap of each output, or -1)."""
+    def reads(self) -> list[range]:
+        """The distances at which each pass reads, evenly spaced; none where it has no taps."""
         found = []
         for first in range(0, len(self.phases), self.beside):
-            outputs = self.phases[first : first + self.beside]
-            far = sorted(set().union(*outputs)) or [0]
-            even = range(far[0], far[-1] + 1, math.gcd(*(at - far[0] for at in far)) or 1)
-            taps = [(at, tuple(output.get(at, -1) for output in outputs)) for at in even]
-            found.append(taps if any(outputs) else [])
+            far = set().union(*self.phases[first : first + self.beside])
+            least, most = min(far, default=0), max(far, default=-1)
+            found.append(range(least, most + 1, math.gcd(*(at - least for at in far)) or 1))
+        return found
+
+    def passes(self) -> list[list[Reading]]:
+        """What each pass reads: (distance, the tap of each output, or -1)."""
+        found = []
+        for i, even in enumerate(self.reads()):
+            outputs = self.phases[i * self.beside : (i + 1) * self.beside]
+            found.append([(at, tuple(output.get(at, -1) for output in outputs)) for at in even])
         return found
 
     def ends(self) -> tuple[int, int]:
@@ -187,8 +193,9 @@ def plan_of(
     lanes, S = LANES if g.across else 1, window.kernel_size[1]
     strips: list[tuple[int, int, int, int, int]] = []
     passes, taps, filters, products = [], [], 0, 0
+    all_columns = columns.passes()
     for i, down in enumerate(rows.passes()):
-        for j, right in enumerate(columns.passes()):
+        for j, right in enumerate(all_columns):
             a, b = i * rows.beside, j * columns.beside
             if down and right and a < to.H and b < to.W:
                 taps.append(_taps(down, right, S))
@@ -220,10 +227,10 @@ def _axes(window: Window, H: int, W: int, dx: bool, beside: tuple[int, int]) -> 
         ahead, apart, sign = (1, stride, -1) if dx else (stride, 1, 1)
         steps = -(-together // apart)
         phases: list[dict[int, int]] = [{} for _ in range(apart * steps)]
-        for i, tap in product(range(apart * steps), range(size)):
-            distance, rest = divmod(ahead * i + sign * (tap * dilation - pad), apart)
-            if rest == 0:
-                phases[i][distance] = tap
+        for tap in range(size):
+            place = tap * dilation - pad
+            for i in range(place % apart, apart * steps, apart):
+                phases[i][(ahead * i + sign * place) // apart] = tap
         found.append(Axis(ahead * steps, phases, together))
     return found
 
@@ -237,7 +244,7 @@ def _side_by_side(window: Window, H: int, W: int, K: int, dx: bool) -> tuple[int
         axes = _axes(window, H, W, dx, (count, count))
         for axis, size, found in zip(axes, sizes, steps, strict=True):
             if len(axis.phases) % count == 0:
-                found[count] = -(-size // len(axis.phases)) * sum(map(len, axis.passes()))
+                found[count] = -(-size // len(axis.phases)) * sum(map(len, axis.reads()))
     # a step with one vector takes two thirds of the time of one with two
     work = {
         (below, beside): down * right * (1 + -(-K * below * beside // LANES))
@@ -284,7 +291,11 @@ def _geometry(
     step = min(step, LANES) if in_planes else step
     if in_place:
         width, step = image.W, image.step
-    most = max(TILE_FLOATS // (width * down.stride * lines * LANES), -(-MIN_PIXELS // Q), 1)
+    row = width * down.stride * lines * LANES  # floats that another row of a pass adds to the tile
+    enough = -(-MIN_PIXELS // Q)
+    if down.beside * right.beside > 1:  # few pixels are many outputs, and many rows of the tile
+        enough = min(enough, 8 * TILE_FLOATS // row)
+    most = max(TILE_FLOATS // row, enough, 1)
     most = max(1, min(most, -(-MAX_PIXELS // Q)) // pool)
     pairs = 1 if out_h % pool == 0 else pool  # of rows of a pass, for whole windows of a pool
     rows = _even_rows(N, -(-P // pairs), most, threads) * pairs
@@ -297,7 +308,7 @@ def _geometry(
     tile = images * high * width * (lines * LANES if in_planes else step) + 2 * LANES * lines
     return Geometry(
         C, K, groups, int(across), down.stride, right.stride, -top, -left, out_h, out_w,
-        down.beside, right.beside, int(not all(down.passes() + right.passes())),
+        down.beside, right.beside, int(not all(down.reads() + right.reads())),
         pool, P, Q, rows, images, span, width, step, planes, plane, 0 if in_place else tile,
         -(-N // images) * -(-P // rows),
     )  # fmt: skip

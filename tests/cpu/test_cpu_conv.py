@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -88,6 +89,31 @@ def test_few_filters_compute_outputs_side_by_side(kind, C, K, stride, side_by_si
     plan = planar_plan(kind, (2, C, 56, 56), (K, C, 3, 3), Window(3, stride, 1), 1, 2)
     assert len(plan.taps) == 1
     assert (len(plan.taps[0]) > 1) == side_by_side
+
+
+@pytest.mark.parametrize("kind", ["forward", "dx"])
+@pytest.mark.parametrize("stride", [1, 16, 64])
+def test_large_kernels_and_strides_are_planned_in_milliseconds(kind, stride):
+    shapes = (8, 64, 224, 224), (1, 64, 30, 30)
+    if kind == "dx":
+        shapes = (8, 1, 224, 224), (64, 1, 30, 30)
+    times = []
+    for _ in range(3):
+        planar_plan.cache_clear()
+        direct_plan._side_by_side.cache_clear()
+        begin = time.process_time()
+        planar_plan(kind, *shapes, Window(30, stride, 15), 1, 2)
+        times.append(time.process_time() - begin)
+    assert min(times) < 0.05
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_outputs_side_by_side_need_not_much_more_memory(stride):
+    """Their windows lie far apart at a large stride: a row of them is many rows of the tile."""
+    shapes, window = ((2, 64, 1024, 1024), (1, 64, 30, 30)), Window(30, stride, 15)
+    together, alone = (planar_plan("forward", *shapes, window, 1, 2, zeros) for zeros in (1, 0))
+    assert together.geometry.below > 1
+    assert together.geometry.tile + together.out < 2 * (alone.geometry.tile + alone.out)
 
 
 def test_depthwise_in_several_blocks():
