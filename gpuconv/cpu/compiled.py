@@ -90,9 +90,6 @@ class _CodeCache:
         except Exception as error:
             _complain(error)
 
-    def flush(self) -> None:
-        """For the dispatcher's `recompile`: what is saved then overwrites what is there."""
-
     def _places(self, signature: Any, codegen: Any) -> Iterator[tuple[Path, bytes]]:
         """Where the code may be kept, best first, and what identifies it there."""
         if not self._sources:

@@ -31,21 +31,15 @@ def algorithms(
     precision.modes().
     """
     of_shapes = x_shape, w_shape, window, groups
+    # most of what the fast loops copy or visit would be padding, or pixels of no window
+    sparse = max(window.stride) > 64 or window.mostly_outside(*x_shape[2:])
     table = (
-        (conv_per_tap, dtype != np.float32 or is_sparse(x_shape, window)),
+        (conv_per_tap, dtype != np.float32 or sparse),
         (conv_gemm, conv_gemm.suits(*of_shapes)),
         (winograd, winograd.suits(*of_shapes, dw=dw)),
         (conv_direct, True),
     )
     return tuple(algorithm for algorithm, holds in table if holds)
-
-
-def is_sparse(x_shape: Shape, window: Window) -> bool:
-    """Whether most of what the fast loops copy or visit would be padding, or pixels of no window.
-
-    `conv_per_tap` passes over it.
-    """
-    return max(window.stride) > 64 or window.mostly_outside(*x_shape[2:])
 
 
 def forward(
