@@ -60,6 +60,6 @@ def convolution(
     if filters is None:
         return direct()
     (top, _), (left, _) = window.pads(image.H, image.W)
-    plan = winograd.plan_of(image, to, top, left, threads)
+    plan = winograd.plan_of(image, to, (top, left), threads)
     convolve = winograd.bound(plan, x, y, filters, b, relu, rest)
     return lambda: convolve() or direct()()

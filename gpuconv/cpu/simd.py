@@ -82,24 +82,24 @@ def load(builder: Any, address: Any, kind: Any) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=FLOAT_BYTES)
 
 
+def element(builder: Any, array: Any, index: Any, kind: Any) -> Any:
+    """Number `index` of the values of type `kind` that follow one another from an address on."""
+    return load(builder, builder.add(array, builder.mul(index, i64(SIZES[kind]))), kind)
+
+
 def load_row(builder: Any, address: Any, kind: Any, count: int) -> list[Any]:
     """`count` values that follow one another from an address on."""
     return [load(builder, plus(builder, address, i * SIZES[kind]), kind) for i in range(count)]
 
 
-def store(builder: Any, value: Any, address: Any, align: int = FLOAT_BYTES) -> None:
-    """Write a value to an address, aligned to a float or so many bytes."""
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
+def store(builder: Any, value: Any, address: Any) -> None:
+    """Write a value to an address, aligned to a float only."""
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=FLOAT_BYTES)
 
 
 def plus(builder: Any, address: Any, offset: int) -> Any:
     """address + offset; no instruction for 0."""
     return builder.add(address, i64(offset)) if offset else address
-
-
-def rectified(builder: Any, value: Any) -> Any:
-    """The ReLU of a vector; NaN stays NaN."""
-    return builder.select(builder.fcmp_ordered("<", value, ZERO), ZERO, value)
 
 
 def splat(builder: Any, scalar: Any) -> Any:

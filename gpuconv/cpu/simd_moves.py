@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
 from gpuconv.cpu.simd import (
+    FLOAT,
     LANES,
     MASK,
     SIZES,
     VECTOR,
-    VECTOR_BYTES,
+    element,
     i64,
-    intrinsic,
     load,
     loop,
     mask_of,
@@ -25,7 +25,6 @@ from gpuconv.cpu.simd import (
     masked_store,
     on_addresses,
     plus,
-    rectified,
     splat,
     switch,
 )
@@ -37,13 +36,14 @@ def store_pixels(builder, sums, step, rows, bias, rest, rest_step, relu, out, ou
     ReLU, for m < rows and the lanes whose bit is set; steps are in bytes. NaN stays NaN.
     """
     mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
+    least = splat(builder, builder.select(rectify, FLOAT(0.0), FLOAT(-math.inf)))
     shift = masked_load(builder, bias, mask)
 
     def row(m: Any, state: list[Any]) -> list[Any]:
         at, other, to = state
         value = builder.fadd(load(builder, at, VECTOR), shift)
         value = builder.fadd(value, masked_load(builder, other, mask))
-        value = builder.select(rectify, rectified(builder, value), value)
+        value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
         masked_store(builder, value, to, mask)
         return [builder.add(at, step), builder.add(other, rest_step), builder.add(to, out_step)]
 
@@ -96,10 +96,7 @@ def _over_taps(
     def with_stride(step: int) -> None:
         def one(i: Any, state: list[Any]) -> list[Any]:
             tap = builder.add(first, i)
-            place, bits = (
-                load(builder, builder.add(table, builder.mul(tap, i64(8))), i64)
-                for table in (places, masks)
-            )
+            place, bits = (element(builder, table, tap, i64) for table in (places, masks))
             at, exists = builder.add(source, builder.mul(place, size)), mask_of(builder, bits)
             return update(state, loads[step](builder, at, exists, kind), exists, tap)
 
@@ -188,24 +185,3 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
         pairs = [(rows[i], rows[i + half]) for i in range(half)]
         rows = [builder.shuffle_vector(a, b, order) for a, b in pairs for order in (low, high)]
     return rows
-
-
-@intrinsic
-def all_below(typingctx, source, vectors, limit):
-    """1 if all magnitudes in `vectors` (>= 1) vectors are below `limit`, else 0; a NaN is not."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, vectors, limit = args
-        bits = ir.VectorType(ir.IntType(32), LANES)
-        most, sign = splat(builder, limit), ir.Constant(bits, [0x7FFFFFFF] * LANES)
-
-        def step(i: Any, state: list[Any]) -> list[Any]:
-            value = load(builder, builder.add(source, builder.mul(i, i64(VECTOR_BYTES))), VECTOR)
-            magnitude = builder.bitcast(builder.and_(builder.bitcast(value, bits), sign), VECTOR)
-            return [builder.or_(state[0], builder.fcmp_unordered(">=", magnitude, most))]
-
-        none = ir.Constant(MASK, [0] * LANES)
-        at_least = builder.bitcast(loop(builder, vectors, [none], step)[0], ir.IntType(LANES))
-        return builder.zext(builder.icmp_signed("==", at_least, ir.IntType(LANES)(0)), i64)
-
-    return types.intp(types.intp, types.intp, types.float32), emit

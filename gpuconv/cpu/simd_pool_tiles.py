@@ -9,11 +9,12 @@ from llvmlite import ir
 
 from gpuconv.cpu.simd import (
     FLOAT,
-    FLOAT_BYTES,
     LANES,
+    MASK,
     VECTOR,
     VECTOR_BYTES,
     ZERO,
+    element,
     i64,
     load,
     load_row,
@@ -70,7 +71,8 @@ def gather_tile(builder, rows, columns, gradients, places, count, x, row_bytes, 
 
     def tile(height: int, width: int) -> None:
         def step(i: Any, sums: list[Any]) -> list[Any]:
-            gradient, at = _gradient_and_place(builder, gradients, places, x, i)
+            gradient = element(builder, gradients, i, FLOAT)
+            at = builder.add(x, element(builder, places, i, i64))
             vectors = []
             for row in range(height):
                 at = builder.add(at, row_bytes) if row else at
@@ -98,25 +100,23 @@ def scatter_tile(
 
     The reverse of gather_tile; in the last column for the lanes whose bit is set.
     """
-    mask = mask_of(builder, bits)
+    everywhere, in_last = ir.Constant(MASK, [1] * LANES), mask_of(builder, bits)
 
     def tile(height: int, width: int) -> None:
+        masks = [everywhere] * (width - 1) + [in_last]
         starts = [builder.add(weights, builder.mul(line_bytes, i64(row))) for row in range(height)]
         held = [load_row(builder, start, VECTOR, width) for start in starts]
 
         def step(i: Any, state: list[Any]) -> list[Any]:
-            gradient, at = _gradient_and_place(builder, gradients, places, x, i)
+            gradient = element(builder, gradients, i, FLOAT)
+            at = builder.add(x, element(builder, places, i, i64))
             for row in range(height):
                 at = builder.add(at, row_bytes) if row else at
-                for v in range(width):
+                for v, (weight, mask) in enumerate(zip(held[row], masks, strict=True)):
                     to = plus(builder, at, v * VECTOR_BYTES)
-                    last = v == width - 1
-                    old = masked_load(builder, to, mask) if last else load(builder, to, VECTOR)
-                    (new,) = fma_rows(builder, [old], [gradient], [held[row][v]])
-                    if last:
-                        masked_store(builder, new, to, mask)
-                    else:
-                        store(builder, new, to)
+                    old = masked_load(builder, to, mask)
+                    (new,) = fma_rows(builder, [old], [gradient], [weight])
+                    masked_store(builder, new, to, mask)
             return state
 
         loop(builder, count, [], step)
@@ -124,11 +124,3 @@ def scatter_tile(
     switch(
         builder, rows, ROWS, lambda height: switch(builder, columns, COLUMNS, partial(tile, height))
     )
-
-
-def _gradient_and_place(
-    builder: Any, gradients: Any, places: Any, x: Any, i: Any
-) -> tuple[Any, Any]:
-    gradient = load(builder, builder.add(gradients, builder.mul(i, i64(FLOAT_BYTES))), FLOAT)
-    place = load(builder, builder.add(places, builder.mul(i, i64(8))), i64)
-    return gradient, builder.add(x, place)

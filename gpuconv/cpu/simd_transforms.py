@@ -11,21 +11,18 @@ from gpuconv.cpu.simd import LANES, VECTOR, i64, load, on_addresses, store
 
 
 def _combination(builder: Any, row: np.ndarray, values: list[Any]) -> Any:
-    """The sum of row[i] * values[i]; a factor of 0 or +-1 costs no multiplication."""
-    total = None
+    """The sum of row[i] * values[i]; of a factor of +-1 LLVM makes no multiplication."""
+    total, fuse = None, ("contract",)
     for factor, value in zip(row, values, strict=True):
         if factor == 0:
             continue
-        term = value
-        if abs(factor) != 1:
-            term = builder.fmul(
-                value, ir.Constant(VECTOR, [float(abs(factor))] * LANES), flags=("contract",)
-            )
+        size = ir.Constant(VECTOR, [float(abs(factor))] * LANES)
+        term = builder.fmul(value, size, flags=fuse)
         if total is None:
             total = term if factor > 0 else builder.fneg(term)
         else:
             add = builder.fadd if factor > 0 else builder.fsub
-            total = add(total, term, flags=("contract",))
+            total = add(total, term, flags=fuse)
     return total
 
 

@@ -20,19 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu import winograd_loops as loops
 from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.cpu.moves import NO_IMAGE, Image, Place, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, TILE_WIDTH
-from gpuconv.cpu.winograd_loops import (
-    Block,
-    multiply,
-    store_filter_gradient,
-    store_outputs,
-    transform_filters,
-    transform_tiles,
-)
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
@@ -82,8 +74,7 @@ class Plan(NamedTuple):
 
     image: Image
     to: Image
-    top: int  # from a tile's first input row to its first output row
-    left: int
+    pads: tuple[int, int]  # rows and columns from a tile's first input to its first output
     tile_rows: int  # of an image
     tile_columns: int
     images: int  # of a block
@@ -95,8 +86,8 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan_of(image: Image, to: Image, top: int, left: int, threads: int) -> Plan:
-    """For the convolution of `image` with `top` rows and `left` columns of padding."""
+def plan_of(image: Image, to: Image, pads: tuple[int, int], threads: int) -> Plan:
+    """For the convolution of `image` with such rows above it and columns before it of padding."""
     tile_rows, tile_columns = -(-to.H // 4), -(-to.W // 4)
     rows, images = min(tile_rows, max(1, TILES_PER_BLOCK // tile_columns)), 1
     if rows == tile_rows:
@@ -107,7 +98,7 @@ def plan_of(image: Image, to: Image, top: int, left: int, threads: int) -> Plan:
     # lines and planes are odd numbers of cache lines, so that they do not compete for cache sets
     line, channels = (-(-image.C // LANES) | 1) * LANES, -(-to.C // TILE_WIDTH) * TILE_WIDTH
     cut = tile_rows, tile_columns, images, rows, blocks
-    return Plan(image, to, top, left, *cut, rows_of_tiles(tiles), line, channels)
+    return Plan(image, to, pads, *cut, rows_of_tiles(tiles), line, channels)
 
 
 def forward(
@@ -120,7 +111,7 @@ def forward(
     (N, _, H, W), K = x.shape, w.shape[0]
     (top, _), (left, _) = window.pads(H, W)
     y = np.empty((N, K, *window.output_size(H, W)), np.float32)
-    return _convolve(x, w, False, b, top, left, relu, y)
+    return _convolve(x, w, False, b, (top, left), relu, y)
 
 
 def input_gradient(
@@ -128,14 +119,15 @@ def input_gradient(
 ) -> np.ndarray | None:
     """dx (N, C, H, W), or None as in `forward`."""
     (top, _), (left, _) = window.pads(*x_shape[2:])
-    return _convolve(dy, w, True, None, 2 - top, 2 - left, False, np.empty(x_shape, np.float32))
+    dx = np.empty(x_shape, np.float32)
+    return _convolve(dy, w, True, None, (2 - top, 2 - left), False, dx)
 
 
-def _convolve(x, w, rotated, b, top, left, relu, y):
+def _convolve(x, w, rotated, b, pads, relu, y):
     filters = transformed(w, rotated)
     if filters is None:
         return None
-    plan = plan_of(planar(x), planar(y), top, left, thread_count())
+    plan = plan_of(planar(x), planar(y), pads, thread_count())
     return y if bound(plan, x, y, filters, b, relu)() else None
 
 
@@ -149,7 +141,7 @@ def transformed(w: np.ndarray, rotated: bool, kept: bool = False) -> np.ndarray 
     count = 36 * (pairs * TILE_WIDTH * C | LANES)
     out = np.empty(count, np.float32) if kept else scratch("filters", count)
     out = out.reshape(36, -1)
-    transform = partial(transform_filters, flat, rotated, out)
+    transform = partial(loops.transform_filters, flat, rotated, out)
     return out if all(parallel(transform, shards(pairs, GRAIN / (C * TILE_WIDTH)))) else None
 
 
@@ -171,7 +163,7 @@ def bound(
     fixed = plan, x.reshape(-1), filters, bias, others[added.offset :], added.step, int(relu)
 
     def convolve(begin: int, end: int) -> object:
-        return convolve_blocks(*fixed, y.reshape(-1), *memory_of(plan), begin, end)
+        return loops.convolve_blocks(*fixed, y.reshape(-1), *memory_of(plan), begin, end)
 
     pieces = shards(plan.blocks)
     return lambda: all(parallel(convolve, pieces))
@@ -193,7 +185,7 @@ def weight_gradient(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(dw (K, C, 3, 3), db (K,)), or None as in `forward`."""
     (top, _), (left, _), (K, C, _, _) = *window.pads(*x.shape[2:]), w_shape
-    plan, lines = plan_of(planar(x), planar(dy), top, left, thread_count()), rows_of_tiles(C)
+    plan, lines = plan_of(planar(x), planar(dy), (top, left), thread_count()), rows_of_tiles(C)
     pieces = shards(plan.blocks)
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     shape = len(pieces), 36, plan.channels * lines | LANES
@@ -202,7 +194,7 @@ def weight_gradient(
     fixed = plan, x.reshape(-1), dy.reshape(-1), lines
 
     def accumulate(piece: tuple[int, int], *to: np.ndarray) -> object:
-        return _accumulate_blocks(*fixed, *memory_of(plan), *to, *piece)
+        return loops.accumulate_blocks(*fixed, *memory_of(plan), *to, *piece)
 
     if not all(parallel(accumulate, list(zip(pieces, sums, db, strict=True)))):
         return None
@@ -212,59 +204,7 @@ def weight_gradient(
         span = slice(begin * TILE_WIDTH * lines, end * TILE_WIDTH * lines)
         for part in sums[1:]:
             add_rows(sums[0][:, span], part[:, span])
-        store_filter_gradient(sums[0], lines, dw.reshape(K, C, 9), begin, end)
+        loops.store_filter_gradient(sums[0], lines, dw.reshape(K, C, 9), begin, end)
 
     parallel(finish, shards(plan.channels // TILE_WIDTH))
     return dw, db.sum(0).astype(np.float32)
-
-
-@compiled
-def _block(plan, number):
-    in_image = -(-plan.tile_rows // plan.rows)
-    n, row = number // in_image * plan.images, number % in_image * plan.rows
-    images, rows = min(plan.images, plan.to.N - n), min(plan.rows, plan.tile_rows - row)
-    return Block(n, images, row, rows, plan.tile_columns, images * rows * plan.tile_columns)
-
-
-@compiled
-def convolve_blocks(
-    plan, x, filters, bias, rest, rest_step, relu, y, pixels, inputs, products, begin, end
-):
-    """y = the convolution of x, + bias + rest, or its ReLU: blocks [begin, end) of the plan.
-
-    bias: empty where nothing is added, without a ReLU. rest: channels-last images, or zeros, with a
-    step of 0. Returns whether all values were in range; else y is not whole.
-    """
-    C, K = plan.image.C, plan.to.C
-    for number in range(begin, end):
-        block = _block(plan, number)
-        if not transform_tiles(
-            x, plan.image, block, plan.top, plan.left, 2, 1, plan.line, pixels, inputs
-        ):
-            return False
-        multiply(inputs, plan.line, 1, block.tiles, C, filters, K, products, plan.tiles, 0)
-        store_outputs(products, plan.tiles, block, bias, rest, rest_step, relu, pixels, y, plan.to)
-    return True
-
-
-@compiled
-def _accumulate_blocks(plan, x, dy, lines, pixels, inputs, gradients, sums, db, begin, end):
-    sums[:] = 0
-    K = plan.to.C
-    for number in range(begin, end):
-        block = _block(plan, number)
-        tiles = block.tiles
-        if not (
-            transform_tiles(
-                x, plan.image, block, plan.top, plan.left, 2, 1, plan.line, pixels, inputs
-            )
-            and transform_tiles(dy, plan.to, block, 0, 0, 0, tiles, TILE_WIDTH, pixels, gradients)
-        ):
-            return False
-        multiply(inputs, 1, plan.line, lines, tiles, gradients, K, sums, lines, 1)
-        # entry (1, 1) of a transformed tile is the sum of its gradients
-        for k in range(0, K, TILE_WIDTH):
-            for tile in range(tiles):
-                for lane in range(min(K - k, TILE_WIDTH)):
-                    db[k + lane] += gradients[7, k * tiles + tile * TILE_WIDTH + lane]
-    return True

@@ -1,4 +1,4 @@
-"""The inner loops of Winograd's convolution (winograd.py), for one block of 4x4 output tiles.
+"""The loops of Winograd's convolution (winograd.py), over blocks of 4x4 output tiles.
 
 Pixels are transposed to channels-last on the way in, so that a vector is LANES channels of one
 pixel, and back on the way out. Arrays of 36 planes hold the entries of transformed 6x6 tiles, 6
@@ -22,13 +22,13 @@ from gpuconv.cpu.moves import (
     transpose_matrix,
 )
 from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
-from gpuconv.cpu.simd_moves import all_below, copy_lanes, store_pixels
+from gpuconv.cpu.simd_moves import copy_lanes, store_pixels
 from gpuconv.cpu.simd_tiles import outer_tile
 from gpuconv.cpu.simd_transforms import winograd_transform
 
 # Above it, or with NaN, intermediate sums could overflow into outputs that the direct algorithm
 # computes from other inputs alone.
-MAX_MAGNITUDE = 1e15
+MAX_MAGNITUDE = np.float32(1e15)
 
 INPUT_TRANSFORM = np.array([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
          [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]])  # fmt: skip
@@ -85,15 +85,24 @@ def pair_place(k, lines):
 
 
 @compiled
-def load_channels(x, image, block, top, left, halo, channel, pixels):
+def all_in_range(values):
+    """Whether all are finite and of a magnitude that the transforms take."""
+    fine = True
+    for i in range(len(values)):
+        fine &= abs(values[i]) < MAX_MAGNITUDE
+    return fine
+
+
+@compiled
+def load_channels(x, image, block, pads, halo, channel, pixels):
     """LANES channels of x from `channel` on: pixels[image][row][column][lane].
 
-    They begin `top` rows above the block and `left` columns beside it; pixels outside the image are
-    already zero. Returns 0 if a value is too large, infinite or NaN, else 1.
+    They begin pads[0] rows above the block and pads[1] columns beside it; pixels outside the image
+    are already zero. Returns whether all values are in range.
     """
     height, width = 4 * block.rows + halo, 4 * block.columns + halo
-    first, channels = 4 * block.row - top, min(image.C - channel, LANES)
-    used = min(image.W, width - left)
+    (top, left), channels = pads, min(image.C - channel, LANES)
+    first, used = 4 * block.row - top, min(image.W, width - left)
     for i in range(block.images):
         for row in range(max(0, -first), min(height, image.H - first)):
             source = address(x) + 4 * row_place(image, block.n + i, channel, first + row)
@@ -105,21 +114,21 @@ def load_channels(x, image, block, top, left, halo, channel, pixels):
             else:
                 plane = 4 * image.H * image.W
                 transpose_matrix(source, plane, channels, used, target, VECTOR_BYTES, LANES)
-    return all_below(address(pixels), block.images * height * width, MAX_MAGNITUDE)
+    return all_in_range(pixels[: block.images * height * width * LANES])
 
 
 @compiled
-def transform_tiles(x, image, block, top, left, halo, lines, step, pixels, out):
+def transform_tiles(x, image, block, pads, halo, lines, step, pixels, out):
     """out[36]: the transforms of each tile's 6x6 inputs (halo 2) or 4x4 gradients (halo 0).
 
     Pairs of vectors of channels are `lines` pairs apart, a channel's tiles `step` floats.
-    Returns 0 if a value is out of range, else 1.
+    Returns whether all values are in range.
     """
     height, width, plane = 4 * block.rows + halo, 4 * block.columns + halo, 4 * out.shape[1]
     pixels[: block.images * height * width * LANES] = 0
-    in_range, places = 1, tile_pixels(block, halo)
+    in_range, places = True, tile_pixels(block, halo)
     for channel in range(0, image.C, LANES):
-        in_range &= load_channels(x, image, block, top, left, halo, channel, pixels)
+        in_range &= load_channels(x, image, block, pads, halo, channel, pixels)
         for tile in range(len(places)):
             source = address(pixels) + VECTOR_BYTES * places[tile]
             target = address(out) + 4 * (pair_place(channel, lines) + tile * step)
@@ -186,15 +195,14 @@ def transform_filters(w, rotated, out, begin, end):
     """out[36][pair of K][C][..], pairs [begin, end): the transform of w (K, C, 9).
 
     rotated: of the filters for dx, which are rotated by 180 degrees and have K and C exchanged.
-    Returns 0 if a weight is out of range, else 1.
+    Returns whether all weights are in range.
     """
     K, C = (w.shape[1], w.shape[0]) if rotated else w.shape[:2]
     transposed = np.empty((C * 9, LANES), np.float32)
-    plane, in_range = 4 * out.shape[1], 1
+    plane, in_range = 4 * out.shape[1], True
     for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
-        to = address(transposed)
-        transpose_filters(w, rotated, k, min(K - k, LANES), to)
-        in_range &= all_below(to, 9 * C, MAX_MAGNITUDE)
+        transpose_filters(w, rotated, k, min(K - k, LANES), address(transposed))
+        in_range &= all_in_range(transposed.reshape(-1))
         first, step = (8, -VECTOR_BYTES) if rotated else (0, VECTOR_BYTES)
         for c in range(C):
             source = address(transposed[9 * c + first])
@@ -217,3 +225,51 @@ def store_filter_gradient(sums, lines, dw, begin, end):
             )
         source, channels = address(transposed), min(K - k, LANES)
         transpose_matrix(source, VECTOR_BYTES, 9 * C, channels, address(dw[k]), 36 * C, 9 * C)
+
+
+@compiled
+def _block(plan, number):
+    in_image = -(-plan.tile_rows // plan.rows)
+    n, row = number // in_image * plan.images, number % in_image * plan.rows
+    images, rows = min(plan.images, plan.to.N - n), min(plan.rows, plan.tile_rows - row)
+    return Block(n, images, row, rows, plan.tile_columns, images * rows * plan.tile_columns)
+
+
+@compiled
+def convolve_blocks(
+    plan, x, filters, bias, rest, rest_step, relu, y, pixels, inputs, products, begin, end
+):
+    """y = the convolution of x, + bias + rest, or its ReLU: blocks [begin, end) of the plan.
+
+    bias: empty where nothing is added, without a ReLU. rest: channels-last images, or zeros, with a
+    step of 0. Returns whether all values were in range; else y is not whole.
+    """
+    C, K = plan.image.C, plan.to.C
+    for number in range(begin, end):
+        block = _block(plan, number)
+        if not transform_tiles(x, plan.image, block, plan.pads, 2, 1, plan.line, pixels, inputs):
+            return False
+        multiply(inputs, plan.line, 1, block.tiles, C, filters, K, products, plan.tiles, 0)
+        store_outputs(products, plan.tiles, block, bias, rest, rest_step, relu, pixels, y, plan.to)
+    return True
+
+
+@compiled
+def accumulate_blocks(plan, x, dy, lines, pixels, inputs, gradients, sums, db, begin, end):
+    sums[:] = 0
+    K = plan.to.C
+    for number in range(begin, end):
+        block = _block(plan, number)
+        tiles, none = block.tiles, (0, 0)
+        if not (
+            transform_tiles(x, plan.image, block, plan.pads, 2, 1, plan.line, pixels, inputs)
+            and transform_tiles(dy, plan.to, block, none, 0, tiles, TILE_WIDTH, pixels, gradients)
+        ):
+            return False
+        multiply(inputs, 1, plan.line, lines, tiles, gradients, K, sums, lines, 1)
+        # entry (1, 1) of a transformed tile is the sum of its gradients
+        for k in range(0, K, TILE_WIDTH):
+            for tile in range(tiles):
+                for lane in range(min(K - k, TILE_WIDTH)):
+                    db[k + lane] += gradients[7, k * tiles + tile * TILE_WIDTH + lane]
+    return True
