@@ -15,7 +15,7 @@ import numpy as np
 from gpuconv.cpu import conv, conv_direct, pool
 from gpuconv.cpu.conv_pool_backward import backward_of_maxima
 from gpuconv.cpu.direct_plan import abreast
-from gpuconv.cpu.elementwise import contiguous
+from gpuconv.cpu.elementwise import contiguous, elementwise, relu_backward
 from gpuconv.cpu.precision import modes
 from gpuconv.shapes import Window
 
@@ -91,8 +91,6 @@ def backward(
     if is_fused(x.shape, x.dtype, w.shape, window, groups, pool_window, modes()):
         dy, x = contiguous(dy), contiguous(x)
         return backward_of_maxima(dy, y, argmax, x, w, window, groups, need_dx)
-    size = window.output_size(*x.shape[2:])
-    masked = np.where(y <= 0, np.zeros((), dy.dtype), dy)
-    unpooled = pool.max_backward(masked, argmax, (len(x), w.shape[0], *size), pool_window)
-    del masked
+    shape = len(x), len(w), *window.output_size(*x.shape[2:])
+    unpooled = pool.max_backward(elementwise(relu_backward, dy, y), argmax, shape, pool_window)
     return conv.backward(unpooled, x, w, window, groups, need_dx)

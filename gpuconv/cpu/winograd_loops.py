@@ -256,6 +256,9 @@ def convolve_blocks(
 
 @compiled
 def accumulate_blocks(plan, x, dy, lines, pixels, inputs, gradients, sums, db, begin, end):
+    """sums[36][pair of K][C][..] and db = the parts of blocks [begin, end), where dw's transform
+    has yet to follow. Returns whether all values were in range.
+    """
     sums[:] = 0
     K = plan.to.C
     for number in range(begin, end):
