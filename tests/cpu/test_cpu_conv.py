@@ -87,8 +87,7 @@ def test_outputs_side_by_side_in_several_blocks(seed):
 )
 def test_few_filters_compute_outputs_side_by_side(kind, C, K, stride, side_by_side):
     plan = planar_plan(kind, (2, C, 56, 56), (K, C, 3, 3), Window(3, stride, 1), 1, 2)
-    assert len(plan.taps) == 1
-    assert (len(plan.taps[0]) > 1) == side_by_side
+    assert any(len(taps) > 1 for taps in plan.taps) == side_by_side
 
 
 @pytest.mark.parametrize("kind", ["forward", "dx"])
