@@ -38,21 +38,23 @@ TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
 # Of a group, for vectors across groups: channels that are computed, and channels that are read.
 # With 8 of 28x28 on both sides they take 0.7 of the time with vectors of filters, with 12 the same.
 MOST_FILTERS, MOST_CHANNELS = 8, 16
-# Outputs side by side must divide the steps by so much, of a layer of so many multiply-adds (about
-# 0.3 ms): packing the filters takes 0.1 ms more. By count 10 filters 3x3 of 32 channels of 56x56
-# take 1.2 times as long without, measured 1.05; 8 filters 1.5, measured 1.2; 4, of 28x28, 2.3 and
-# 1.3.
+# Outputs side by side must save so many steps, as a ratio, and only layers of so many multiply-adds
+# (about 0.3 ms) have them: packing their filters takes 0.1 ms more. Of filters 3x3 of 32 channels,
+# 10 (a ratio of 1.2) take 1.05 times as long without, 8 (1.5) 1.2 times and 4 (2.3) 1.3 times.
 LEAST_GAIN, LEAST_WORK = 1.25, 1 << 22
 Kind = Literal["forward", "pooled", "dx", "dw"]
 Reading = tuple[int, tuple[int, ...]]  # see Axis.passes
 
 
 class Axis(NamedTuple):
-    """The rows, or the columns, that a convolution reads and writes."""
+    """The rows, or the columns, that a convolution reads and writes, step by step.
+
+    phases: for each output of a step its taps, by their distance: how far they read from the first
+    output's pixel.
+    """
 
     stride: int  # pixels of the tile from one step to the next
-    phases: list[dict[int, int]]  # for each output of a step its taps, by their distance: how far
-    # they read from the first output's pixel
+    phases: list[dict[int, int]]
     beside: int  # of the outputs of a step those that one pass computes
 
     def reads(self) -> list[range]:
