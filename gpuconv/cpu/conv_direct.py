@@ -1,9 +1,9 @@
 """Direct convolution: register tiles over blocks whose input is copied channels-last; float32.
 
 It takes any window and any number of groups, and stores no im2col matrix. Forward and dx are the
-same loop over other tiles and filters: 12 pixels times 32 filters in registers. dw is a sum of
-outer products over all output pixels: the gradients of 32 filters at a pixel, times what 12 pairs
-of channel and tap read there. Where groups have few channels and filters, a vector holds one of
+same loop over other tiles and filters: 6 pixels times 64 filters in registers. dw is a sum of
+outer products over all output pixels: the gradients of 64 filters at a pixel, times what 6 pairs of
+channel and tap read there. Where groups have few channels and filters, a vector holds one of
 each of LANES groups; where only the filters are few, it holds those of several outputs. Every block
 of output belongs to one thread and sums run in a fixed order, so that y and dx do not depend on the
 number of threads.
@@ -21,7 +21,7 @@ from gpuconv.cpu import direct_loops as loops
 from gpuconv.cpu.direct_plan import Geometry, Kind, Plan, planar_plan
 from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.cpu.moves import NO_IMAGE, Place, add_rows, rows_of_tiles
-from gpuconv.cpu.simd import LANES, TILE_WIDTH
+from gpuconv.cpu.simd import LANES
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
@@ -97,7 +97,7 @@ def bound(
         (tuple(plan.image), tuple(plan.to), tuple(g)), plan.passes, plan.strips, filters, bias,
         scale, shift, int(rectified), int(relu), argmax.reshape(-1),
     )  # fmt: skip
-    all_filters = 0, -(-g.K // TILE_WIDTH)
+    all_filters = 0, -(-g.K // g.wide)
 
     def run(begin: int, end: int) -> None:
         span = (0, g.blocks, begin, end) if plan.by_filters else (begin, end, *all_filters)
@@ -125,13 +125,13 @@ def packed(
         w, transposed = _by_lanes(g, w).reshape(g.groups * g.K, *w.shape[2:]), False
         b = _by_lanes(g, b.reshape(-1, filters)).ravel()
     out = scratch("filters", plan.filters) if out is None else out
-    pairs = -(-g.K // TILE_WIDTH)
-    pieces = shards(pairs, GRAIN * pairs / max(len(out), 1))
+    tiles = -(-g.K // g.wide)
+    pieces = shards(tiles, GRAIN * tiles / max(len(out), 1))
     for taps, start in zip(plan.taps, plan.passes[:, 0], strict=True):
         given = w, g.groups, transposed, taps[0]
         if len(taps) > 1:
             given = _side_by_side(*given[:3], taps), g.groups, False, np.arange(len(taps[0]))
-        parallel(partial(loops.pack_filters, *given, start, out), pieces)
+        parallel(partial(loops.pack_filters, *given, g.wide, start, out), pieces)
     return out, b
 
 
@@ -190,8 +190,12 @@ def weight_gradient(
 
 
 def _column_offsets(plan: Plan, window: Window) -> np.ndarray:
-    """Where the tile holds what each (channel, tap) reads for the first pixel, in bytes."""
+    """Where the tile, or x itself, holds what each (channel, tap) reads for the first pixel, in
+    bytes.
+    """
     g, (R, S), (down, right) = plan.geometry, window.kernel_size, window.dilation
+    if not g.tile:
+        return 4 * plan.image.H * plan.image.W * np.arange(g.C)
     channel = np.arange(0, g.C, LANES if g.across else 1)[:, None, None]
     row, column = np.arange(R)[:, None] * down, np.arange(S) * right
     places = channel // LANES * g.plane + channel % LANES + (row * g.width + column) * g.step
@@ -204,7 +208,7 @@ def _sum_of(plan: Plan, parts: np.ndarray, w_shape: tuple[int, ...]) -> np.ndarr
     flat, g = dw.reshape(len(dw), -1), plan.geometry
     total, lines = parts[0], len(parts[0])
     # whole register tiles: a thread unpacks only what it has added itself
-    unit = TILE_WIDTH if g.groups == 1 else lines // g.groups
+    unit = g.wide if g.groups == 1 else lines // g.groups
 
     def add(begin: int, end: int) -> None:
         first, last = begin * unit, min(end * unit, lines)

@@ -19,16 +19,16 @@ from gpuconv.cpu.moves import (
     transpose_filters,
     transpose_matrix,
 )
-from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH, VECTOR_BYTES
-from gpuconv.cpu.simd_moves import copy_lanes, store_pixels
+from gpuconv.cpu.simd import HIGHEST, LANES, VECTOR_BYTES
+from gpuconv.cpu.simd_moves import copy_lanes, prefetch_lines, store_pixels
 from gpuconv.cpu.simd_pool_tiles import pool_2x2
 from gpuconv.cpu.simd_tiles import outer_tile
 
 
 @compiled
-def pack_filters(w, groups, transposed, taps, start, out, begin, end):
-    """out[pair of K][tap][C][..], pairs [begin, end), from `start` on in each group's part: w
-    (groups*K, C, all taps). TILE_WIDTH filters lie side by side, or LANES where no more are left.
+def pack_filters(w, groups, transposed, taps, wide, start, out, begin, end):
+    """out[tile of K][tap][C][..], tiles [begin, end), from `start` on in each group's part: w
+    (groups*K, C, all taps). `wide` filters lie side by side, or fewer vectors in the last tile.
 
     transposed: K and C are exchanged, for dx. Lanes beyond the last filter hold numbers that nobody
     uses.
@@ -38,11 +38,11 @@ def pack_filters(w, groups, transposed, taps, start, out, begin, end):
     lanes, full = np.zeros((C * T, LANES), np.float32), first_lanes(LANES)
     for group in range(groups):
         given = w[group * rows : (group + 1) * rows]
-        for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
+        for k in range(begin * wide, min(end * wide, K), LANES):
             to = address(lanes)  # taken here, where each pass uses `lanes` again: see address()
             transpose_filters(given, transposed, k, min(K - k, LANES), to)
-            first = k // TILE_WIDTH * TILE_WIDTH
-            width = tile_width(K - first)
+            first = k // wide * wide
+            width = tile_width(K - first, wide)
             place = group * (len(out) // groups) + start + first * len(taps) * C + k - first
             for t in taps:
                 for c in range(C):
@@ -128,17 +128,17 @@ def find_pixels(g, images, p, rows, size, first, all_rows, columns, offsets, pla
                 offsets[count] = 4 * g.step * (at + q * g.stride_w)
                 places[count] = to + q * g.out_w
                 count += 1
-    offsets[count : count + TILE_HEIGHTS[0]] = 0
+    offsets[count : count + HIGHEST] = 0
     return count
 
 
 @compiled
 def convolve(
     x, y, rest, rest_step, layouts, passes, strips, filters, bias, scale, shift, rectified, relu,
-    argmax, tile, out, taps, begin, end, first_pair, last_pair,
+    argmax, tile, out, taps, begin, end, first_tile, last_tile,
 ):  # fmt: skip
     """y = the convolution of x, + bias (all channels) + rest, or its ReLU: blocks [begin, end),
-    pairs [first_pair, last_pair) of vectors of filters.
+    register tiles [first_tile, last_tile) of filters.
 
     filters: as pack_filters leaves them. rest: another summand, channels-last pixels rest_step
     apart, or zeros of step 0. layouts: the Images of x and y and the Geometry, as plain tuples,
@@ -147,8 +147,8 @@ def convolve(
     pass reaches are zero there, and left as they are in a channels-last y.
     """
     image, to, g = Image(*layouts[0]), Image(*layouts[1]), Geometry(*layouts[2])
-    sums = np.empty((TILE_HEIGHTS[0] + 1) * TILE_WIDTH, np.float32)
-    most = g.images * g.rows * g.Q + TILE_HEIGHTS[0]
+    most = g.images * g.rows * g.Q + HIGHEST
+    sums = np.empty((most + 1) * g.wide, np.float32)
     offsets, places = np.empty((2, len(passes), most), np.int64)
     counts = np.empty(len(passes), np.int64)
     group_size = len(filters) // g.groups
@@ -168,19 +168,21 @@ def convolve(
             else:
                 read = (n * image.H + p * g.stride_h) * image.W
                 source = address(x) + 4 * place_of(image, read, 0)
-            for k in range(first_pair * TILE_WIDTH, min(last_pair * TILE_WIDTH, g.K), TILE_WIDTH):
+            for k in range(first_tile * g.wide, min(last_tile * g.wide, g.K), g.wide):
                 channel = group * g.K + k
-                base, step = address(out), TILE_WIDTH
+                base, step = address(out), g.wide
+                plane = 0 if to.step else 4 * (to.H * to.W // g.pool**2)
+                first = (n * to.C + channel) * plane + 4 * (p * g.out_h * to.W // g.pool**2)
                 if to.step:
                     base, step = address(y) + 4 * place_of(to, pixel, channel), to.step
                 elif g.gaps:
-                    out[: pixels * TILE_WIDTH] = 0
+                    out[: pixels * g.wide] = 0
                 for t in range(len(passes)):
                     _products(
                         g, passes[t], strips, filters[group * group_size :], k, source, offsets[t],
                         places[t], counts[t], all_rows, to.W, address(bias) + 4 * channel,
                         address(rest) + 4 * (pixel * rest_step + channel), rest_step,
-                        relu, base, step, sums,
+                        relu, base, step, sums, address(y) + first, plane, to.C,
                     )  # fmt: skip
                 if not to.step:
                     _store_planes(
@@ -190,30 +192,30 @@ def convolve(
 
 @compiled
 def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, argmax):
-    """Transpose a block's output, out[image][row][column][TILE_WIDTH], into the planar y; with a
+    """Transpose a block's output, out[image][row][column][g.wide], into the planar y; with a
     pool the maxima of 2x2 outputs, and their taps into argmax.
     """
     pixels, plane = rows * to.W // g.pool**2, to.H * to.W // g.pool**2
     if g.pool == 2:
         for row in range(images * rows // 2):
-            for v in range(0, TILE_WIDTH, LANES):
-                place = 4 * (row * to.W // 2 * TILE_WIDTH + v)
+            for v in range(0, g.wide, LANES):
+                place = 4 * (row * to.W // 2 * g.wide + v)
                 pool_2x2(
-                    address(out) + 4 * (2 * row * to.W * TILE_WIDTH + v), 4 * to.W * TILE_WIDTH,
-                    4 * TILE_WIDTH, to.W // 2, address(out) + place, address(taps) + place,
+                    address(out) + 4 * (2 * row * to.W * g.wide + v), 4 * to.W * g.wide,
+                    4 * g.wide, to.W // 2, address(out) + place, address(taps) + place,
                 )  # fmt: skip
     for i in range(images):
-        for v in range(0, tile_width(g.K - k), LANES):
+        for v in range(0, tile_width(g.K - k, g.wide), LANES):
             first, apart, count = channels_of(g, to, g.K, group, k + v)
             at = ((n + i) * to.C + first) * plane + first_row // g.pool * to.W // g.pool
-            place, spare = 4 * (i * pixels * TILE_WIDTH + v), out[len(out) // 2 :]
+            place, spare = 4 * (i * pixels * g.wide + v), out[len(out) // 2 :]
             transpose_matrix(
-                address(out) + place, 4 * TILE_WIDTH, pixels, count, address(y) + 4 * at,
+                address(out) + place, 4 * g.wide, pixels, count, address(y) + 4 * at,
                 4 * plane * apart, pixels,
             )  # fmt: skip
             if len(argmax):
                 transpose_matrix(
-                    address(taps) + place, 4 * TILE_WIDTH, pixels, count, address(spare),
+                    address(taps) + place, 4 * g.wide, pixels, count, address(spare),
                     4 * pixels, pixels,
                 )  # fmt: skip
                 for lane in range(count):
@@ -226,42 +228,70 @@ def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, arg
 @compiled
 def _products(
     g, of_pass, strips, filters, k, source, offsets, places, count, rows, columns, bias, rest,
-    rest_step, relu, base, step, sums,
+    rest_step, relu, base, step, sums, y, plane, channels,
 ):  # fmt: skip
-    """A pass over a block of rows x columns outputs an image, for the pair of vectors of filters
-    from k on; base, bias, rest: addresses for it.
+    """A pass over a block of rows x columns outputs an image, for the tile of filters from k on;
+    base, bias, rest: addresses for it. y: that of its first output in planar images, whose planes
+    are `plane` bytes apart; plane is 0 where base is y's.
     """
     start, depth, first, end, _, _, _, Q = of_pass
-    outputs, together = g.below * g.beside, g.out_h == 1 and g.out_w == 1
-    width, pixel = tile_width(g.K * outputs - k), 0
-    while pixel < count:
-        height, panel = tile_height(count - pixel), address(filters) + 4 * (start + k * depth)
-        for strip in range(first, end):
-            offset, lines, line_bytes, floats, step_bytes = strips[strip]
+    width = tile_width(g.K * g.below * g.beside - k, g.wide)
+    panel = address(filters) + 4 * (start + k * depth)
+    for strip in range(first, end):
+        offset, lines, line_bytes, floats, step_bytes = strips[strip]
+        pixel = 0
+        while pixel < count:
+            height = tile_height(count - pixel, width)
+            total = address(sums) + (4 * width * pixel if end - first > 1 else 0)
+            # what is read or written last is fetched while the products are computed
+            if strip > first or g.across:
+                pass
+            elif not plane:
+                for v in range(0, width, LANES):
+                    prefetch_lines(base + 4 * (places[pixel] * step + v), 4 * step, height)
+                    other = rest + 4 * (places[pixel] * rest_step + v)
+                    prefetch_lines(other, 4 * rest_step, height if rest_step else 1)
+            elif pixel % LANES < height:
+                image, place = places[pixel] // (rows * columns), places[pixel] % (rows * columns)
+                prefetch_lines(
+                    y + image * channels * plane + 4 * (place // g.pool**2), plane, width
+                )
             outer_tile(
                 height, width, g.across, panel, source + offset, address(offsets) + 8 * pixel,
-                lines, line_bytes, floats, step_bytes, strip > first, address(sums),
+                lines, line_bytes, floats, step_bytes, strip > first, total,
             )  # fmt: skip
-            panel += 4 * lines * floats * width
-        done, inside = 0, min(height, count - pixel)
-        while done < inside:  # pixels that lie evenly in y: a row's, or all
-            run = inside - done if together else min(inside - done, Q - (pixel + done) % Q)
-            for output in range(outputs):
-                below, beside = output // g.beside, output % g.beside
-                place, length = places[pixel + done], run
-                if outputs > 1:  # some lie outside: below the block or beside the image
-                    fit = -(-(columns - place % columns - beside) // g.out_w)
-                    length = min(run, fit) if place // columns % rows + below < rows else 0
-                place += below * columns + beside
-                for v in range(0, min(width, g.K - k) if length > 0 else 0, LANES):
-                    store_pixels(
-                        address(sums) + 4 * (done * width + output * g.K + v), 4 * width, length,
-                        bias + 4 * v, rest + 4 * (place * rest_step + v), 4 * rest_step, relu,
-                        base + 4 * (place * step + v), 4 * step * g.out_w,
-                        first_lanes(g.K - k - v),
-                    )  # fmt: skip
-            done += run
-        pixel += height
+            if strip == end - 1:
+                _store_tile(
+                    g, k, width, total, min(height, count - pixel), Q - pixel % Q, Q,
+                    places[pixel:], rows, columns, bias, rest, rest_step, relu, base, step,
+                )  # fmt: skip
+            pixel += height
+        panel += 4 * lines * floats * width
+
+
+@compiled
+def _store_tile(
+    g, k, width, sums, count, in_row, Q, places, rows, columns, bias, rest, rest_step, relu, base,
+    step,
+):  # fmt: skip
+    """Store what a register tile has summed, of `count` pixels; in_row: those up to a row's end."""
+    outputs, together, done = g.below * g.beside, g.out_h == 1 and g.out_w == 1, 0
+    while done < count:  # pixels that lie evenly in y: a row's, or all
+        run = count - done if together else min(count - done, (in_row - done - 1) % Q + 1)
+        for output in range(outputs):
+            below, beside = output // g.beside, output % g.beside
+            place, length = places[done], run
+            if outputs > 1:  # some lie outside: below the block or beside the image
+                fit = -(-(columns - place % columns - beside) // g.out_w)
+                length = min(run, fit) if place // columns % rows + below < rows else 0
+            place += below * columns + beside
+            for v in range(0, min(width, g.K - k) if length > 0 else 0, LANES):
+                store_pixels(
+                    sums + 4 * (done * width + output * g.K + v), 4 * width, length, bias + 4 * v,
+                    rest + 4 * (place * rest_step + v), 4 * rest_step, relu,
+                    base + 4 * (place * step + v), 4 * step * g.out_w, first_lanes(g.K - k - v),
+                )  # fmt: skip
+        done += run
 
 
 @compiled(fastmath={"reassoc", "contract"})
@@ -276,12 +306,12 @@ def _sum(values):
 def _load_gradient(dy, to, g, group, n, images, p, rows, out, db):
     """out[tile of channels][image][pixel][channel] of a block of dy; its sums are added to db.
 
-    A tile has TILE_WIDTH channels, or LANES where no more are left; channels from K on are zero.
+    A tile has g.wide channels, the last one fewer vectors; channels from K on are zero.
     """
     pixels, plane = rows * to.W, to.H * to.W
     for i in range(images):
-        for k in range(0, g.K, TILE_WIDTH):
-            width = tile_width(g.K - k)
+        for k in range(0, g.K, g.wide):
+            width = tile_width(g.K - k, g.wide)
             target = address(out) + 4 * (k * images + i * width) * pixels
             for v in range(0, width, LANES):
                 first, step, count = channels_of(g, to, g.K, group, k + v)
@@ -308,19 +338,24 @@ def accumulate_weights(x, image, dy, to, g, offsets, begin, end, tile, gradient,
         n, images, p, rows = block_range(g, image, block)
         pixels, row_bytes = rows * to.W, 4 * g.stride_h * g.width * g.step
         image_bytes = 4 * ((rows - 1) * g.stride_h + g.span) * g.width * g.step
+        source = address(tile)
+        if not g.tile:
+            image_bytes = 4 * image.C * image.H * image.W
+            source = address(x) + n * image_bytes + 4 * p * g.stride_h * image.W
         for group in range(g.groups):
-            load_tile(x, image, g, nothing, nothing, 0, group, n, images, p, rows, tile)
+            if g.tile:
+                load_tile(x, image, g, nothing, nothing, 0, group, n, images, p, rows, tile)
             _load_gradient(dy, to, g, group, n, images, p, rows, gradient, db)
             # an outer-product tile adds up all pixels of an image in registers
-            for k in range(0, g.K, TILE_WIDTH):
-                width, column = tile_width(g.K - k), 0
+            for k in range(0, g.K, g.wide):
+                width, column = tile_width(g.K - k, g.wide), 0
                 while column < len(offsets):
-                    height = tile_height(len(offsets) - column)
+                    height = tile_height(len(offsets) - column, width)
                     place = group * size + k * len(offsets) + column * width
                     for i in range(images):
                         d = address(gradient) + 4 * (k * images + i * width) * pixels
                         outer_tile(
-                            height, width, g.across, d, address(tile) + i * image_bytes,
+                            height, width, g.across, d, source + i * image_bytes,
                             address(offsets) + 8 * column, rows, row_bytes, to.W,
                             4 * g.stride_w * g.step, 1, address(sums) + 4 * place,
                         )  # fmt: skip
@@ -335,8 +370,8 @@ def unpack_weights(sums, g, to, begin, end, dw):
     columns, channels = dw.shape[1], -(-g.K // LANES) * LANES
     for line in range(begin, end, LANES):
         group, k = line // channels, line % channels
-        tile = k // TILE_WIDTH * TILE_WIDTH
+        tile = k // g.wide * g.wide
         first, step, count = channels_of(g, to, g.K, group, k)
-        width, target = tile_width(g.K - tile), address(dw[first])
+        width, target = tile_width(g.K - tile, g.wide), address(dw[first])
         source = address(sums[group * channels + tile]) + 4 * (k - tile)
         transpose_matrix(source, 4 * width, columns, count, target, 4 * columns * step, columns)

@@ -27,7 +27,7 @@ import numpy as np
 
 from gpuconv.cpu.elementwise import FMA_GRAIN
 from gpuconv.cpu.moves import Image
-from gpuconv.cpu.simd import LANES, TILE_WIDTH
+from gpuconv.cpu.simd import LANES, PAIR, TILE_HEIGHTS
 from gpuconv.cpu.simd_tiles import CHAIN
 from gpuconv.shapes import Window
 from gpuconv.threads import Pieces, shards
@@ -98,6 +98,7 @@ class Geometry(NamedTuple):
     below: int  # outputs that a pass computes as further filters, below and beside one another
     beside: int
     gaps: int  # whether no pass reaches some of the outputs
+    wide: int  # filters of a register tile; of the last one fewer, but whole vectors
     pool: int  # 2 where the maxima of 2x2 outputs are stored, else 1
     P: int  # output rows of the largest pass
     Q: int
@@ -120,7 +121,7 @@ class Plan(NamedTuple):
     read one after the other for a pixel, see `_strips`. taps: of each pass (outputs below and
     beside, taps), in the order of reading, -1 for none. filters: floats of all groups'. out: floats
     of a block's. pieces: of the blocks, or
-    with by_filters of the pairs of vectors of filters. zeros: for all channels of `to`.
+    with by_filters of the tiles of filters. zeros: for all channels of `to`.
     """
 
     image: Image
@@ -184,13 +185,13 @@ def plan_of(
     alone = across or kind == "dw" or not zeros or work < LEAST_WORK
     beside = (1, 1) if alone else _side_by_side(window, x.H, x.W, K, dx)
     rows, columns = _axes(window, x.H, x.W, dx, beside)
-    in_place = image.step > 0 and to.step > 0 and window.taps_count == groups == 1 and not affine
-    in_place &= not any(map(any, window.pads(x.H, x.W)))
-    if in_place and window.stride == (1, 1):  # pixels are all alike: one column of them
+    in_place = window.taps_count == groups == 1 and not any(map(any, window.pads(x.H, x.W)))
+    in_place &= not across if kind == "dw" else image.step > 0 and to.step > 0 and not affine
+    if in_place and image.step and window.stride == (1, 1):  # all alike: one column of pixels
         pixels = image.N * image.H * image.W
         image, to = (each._replace(N=1, H=pixels, W=1) for each in (image, to))
-    sharing = 1 if by_filters else threads
-    how = across, pool, kind == "dw", in_place, sharing
+    sharing = (1, threads) if by_filters else (threads, 1)
+    how = across, pool, kind == "dw", in_place, *sharing
     g = _geometry(image, to, n * groups, rows, columns, *how)
     lanes, S = LANES if g.across else 1, window.kernel_size[1]
     strips: list[tuple[int, int, int, int, int]] = []
@@ -207,9 +208,9 @@ def plan_of(
                 passes.append((filters, depth, before, len(strips), a, b, *size))
                 filters += -(-g.K * g.below * g.beside // LANES) * LANES * depth
                 products += size[0] * size[1] * g.K * g.below * g.beside * depth
-    parts = -(-g.K // TILE_WIDTH) if by_filters else g.blocks
+    parts = -(-g.K // g.wide) if by_filters else g.blocks
     pieces = shards(parts, FMA_GRAIN * parts / max(image.N * g.groups * products, 1))
-    out = g.images * g.rows * g.out_h * to.W * TILE_WIDTH
+    out = g.images * g.rows * g.out_h * to.W * g.wide
     return Plan(
         image, to, g, np.array(passes, np.int64).reshape(-1, 8),
         np.array(strips, np.int64).reshape(-1, 5), tuple(taps), g.groups * filters, out,
@@ -242,7 +243,7 @@ def _side_by_side(window: Window, H: int, W: int, K: int, dx: bool) -> tuple[int
     """(below, beside): the outputs of K filters that one pass should compute."""
     sizes = (H, W) if dx else window.output_size(H, W)
     steps: tuple[dict[int, int], ...] = {}, {}  # of rows and columns, with so many outputs
-    for count in range(1, TILE_WIDTH // K + 1):
+    for count in range(1, PAIR // K + 1):
         axes = _axes(window, H, W, dx, (count, count))
         for axis, size, found in zip(axes, sizes, steps, strict=True):
             if len(axis.phases) % count == 0:
@@ -251,7 +252,7 @@ def _side_by_side(window: Window, H: int, W: int, K: int, dx: bool) -> tuple[int
     work = {
         (below, beside): down * right * (1 + -(-K * below * beside // LANES))
         for (below, down), (beside, right) in product(*(each.items() for each in steps))
-        if K * below * beside <= TILE_WIDTH
+        if K * below * beside <= PAIR
     }
     best = min(work, key=work.__getitem__, default=(1, 1))
     return best if work and LEAST_GAIN * work[best] < work[1, 1] else (1, 1)
@@ -275,6 +276,7 @@ def _geometry(
     in_planes: bool,
     in_place: bool,
     threads: int,
+    filter_threads: int,
 ) -> Geometry:
     """in_planes: for dw, the tile is in planes of LANES channels, because a register tile reads few
     channels of all pixels; blocks are larger: the sums are read and written once a block.
@@ -292,17 +294,21 @@ def _geometry(
     step = C if C < LANES or across else LANES * (lines | 1)
     step = min(step, LANES) if in_planes else step
     if in_place:
-        width, step = image.W, image.step
+        width, step = image.W, image.step or 1
     row = width * down.stride * lines * LANES  # floats that another row of a pass adds to the tile
     enough = -(-MIN_PIXELS // Q)
     if down.beside * right.beside > 1:  # few pixels are many outputs, and many rows of the tile
         enough = min(enough, 8 * TILE_FLOATS // row)
     most = max(TILE_FLOATS // row, enough, 1)
     most = max(1, min(most, -(-MAX_PIXELS // Q)) // pool)
+    vectors = -(-K * down.beside * right.beside // LANES)
+    tiles = -(-vectors // (2 if across else len(TILE_HEIGHTS)))  # of filters
+    tiles = -(-tiles // filter_threads) * filter_threads
+    wide = -(-vectors // tiles) * LANES
     pairs = 1 if out_h % pool == 0 else pool  # of rows of a pass, for whole windows of a pool
     rows = _even_rows(N, -(-P // pairs), most, threads) * pairs
     high, images = (rows - 1) * down.stride + span, 1
-    if rows == P and not in_place:
+    if rows == P and (in_planes or not in_place):
         pixels = MAX_PIXELS if in_planes else 3 * MIN_PIXELS // 2
         fit = 2 * TILE_FLOATS // (high * width * lines * LANES)
         images = max(1, min(pixels // (P * Q), N // threads, fit))
@@ -311,7 +317,7 @@ def _geometry(
     return Geometry(
         C, K, groups, int(across), down.stride, right.stride, -top, -left, out_h, out_w,
         down.beside, right.beside, int(not all(down.reads() + right.reads())),
-        pool, P, Q, rows, images, span, width, step, planes, plane, 0 if in_place else tile,
+        wide, pool, P, Q, rows, images, span, width, step, planes, plane, 0 if in_place else tile,
         -(-N // images) * -(-P // rows),
     )  # fmt: skip
 

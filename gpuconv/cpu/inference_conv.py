@@ -16,7 +16,7 @@ import numpy as np
 from gpuconv.cpu import conv_direct, winograd
 from gpuconv.cpu.direct_plan import plan_of
 from gpuconv.cpu.moves import Place
-from gpuconv.cpu.simd import TILE_WIDTH
+from gpuconv.cpu.simd import PAIR
 from gpuconv.shapes import Window
 from gpuconv.threads import thread_count
 
@@ -44,14 +44,15 @@ def convolution(
 
     def direct() -> Callable[[], object]:
         # with more weights than pixels the threads share the filters, else the blocks of pixels
-        by_filters = w.size > math.prod(size) and len(w) >= threads * groups * TILE_WIDTH
+        by_filters = w.size > math.prod(size) and len(w) >= threads * groups * PAIR
         fixed = w.shape, window, groups, threads, before is not None, by_filters
         plan = plan_of("pooled" if pooled else "forward", image, to, *fixed)
+        g = plan.geometry
 
         def packed() -> tuple[np.ndarray, np.ndarray]:
             return conv_direct.packed(plan, w, b, out=np.empty(plan.filters, np.float32))
 
-        filters, bias = pack(f"direct, {plan.geometry.across} {plan.geometry.groups}", packed)
+        filters, bias = pack(f"direct, {g.across} {g.groups} {g.wide}", packed)
         return conv_direct.bound(plan, x, y, filters, bias, relu, rest, before)
 
     if pooled or before is not None or not winograd.suits(size, w.shape, window, groups):

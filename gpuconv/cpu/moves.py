@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.simd import LANES, TILE_HEIGHTS, TILE_WIDTH
+from gpuconv.cpu.simd import LANES, LOWEST, TILE_HEIGHTS
 from gpuconv.cpu.simd_moves import copy_lanes, transpose
 
 
@@ -41,24 +41,23 @@ NO_IMAGE = Image(0, 0, 1, 1, 1, 1)  # of one pixel, which stands for all
 
 
 def rows_of_tiles(count: int) -> int:
-    """The rows of the register tiles that hold `count`, with the unused ones of the last."""
-    whole = count // TILE_HEIGHTS[0] * TILE_HEIGHTS[0]
-    return whole + min(height for height in (0, *TILE_HEIGHTS) if height >= count - whole)
+    """The rows of the register tiles that hold `count`, of any width, with the unused ones."""
+    return -(-count // LOWEST) * LOWEST
 
 
 @compiled
-def tile_height(rest):
-    """The height of the next register tile, with `rest` rows to go: full ones, then the lowest that
-    holds what is left.
+def tile_height(rest, width):
+    """The height of the next register tile of this width, with `rest` rows to go: low ones where
+    they end sooner than a full one.
     """
-    high, middle, low = TILE_HEIGHTS
-    return high if rest > middle else (middle if rest > low else low)
+    high, low = TILE_HEIGHTS[width // LANES - 1]
+    return high if rest > high - low else low
 
 
 @compiled
-def tile_width(rest):
-    """The width of the next tile of channels, with `rest` to go."""
-    return TILE_WIDTH if rest > LANES else LANES
+def tile_width(rest, widest):
+    """The width of the next tile of channels, with `rest` to go: `widest`, or whole vectors."""
+    return min(widest, -(-rest // LANES) * LANES)
 
 
 @compiled

@@ -25,6 +25,7 @@ from gpuconv.cpu.simd import (
     masked_store,
     on_addresses,
     plus,
+    prefetch,
     splat,
     switch,
 )
@@ -48,6 +49,17 @@ def store_pixels(builder, sums, step, rows, bias, rest, rest_step, relu, out, ou
         return [builder.add(at, step), builder.add(other, rest_step), builder.add(to, out_step)]
 
     loop(builder, rows, [sums, rest, out], row)
+
+
+@on_addresses
+def prefetch_lines(builder, address, step, count):
+    """Fetch `count` cache lines, `step` bytes apart, into the L2 cache; none need exist."""
+
+    def line(_: Any, state: list[Any]) -> list[Any]:
+        prefetch(builder, state[0])
+        return [builder.add(state[0], step)]
+
+    loop(builder, count, [address], line)
 
 
 @on_addresses
@@ -157,7 +169,8 @@ def transpose(builder, source, stride, rows, bits, target, step, row_bits):
     """target[lane * step + row] = source[row * stride + lane], LANES x LANES, strides in bytes.
 
     Rows from `rows` on, and lanes whose bit is not set, are not read and count as zero. Written are
-    the lanes whose bit is set in `bits`, and of each the rows whose bit is set in `row_bits`.
+    the lanes whose bit is set in `bits`, and of each the rows whose bit is set in `row_bits`. The
+    LANES rows that follow these are fetched into the L2 cache.
     """
     written = mask_of(builder, row_bits)
     vectors = []
@@ -167,6 +180,7 @@ def transpose(builder, source, stride, rows, bits, target, step, row_bits):
         # even a load of no lanes takes microseconds where the address has no memory behind it
         far = builder.select(exists, builder.mul(stride, i64(m)), i64(0))
         address = builder.add(source, far)
+        prefetch(builder, builder.add(address, builder.mul(stride, i64(LANES))))
         vectors.append(masked_load(builder, address, mask_of(builder, inside)))
     for lane, vector in enumerate(_transposed(builder, vectors)):
         used = builder.icmp_signed("!=", builder.and_(bits, i64(1 << lane)), i64(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -10,7 +11,6 @@ from gpuconv.cpu.simd import (
     FLOAT,
     LANES,
     TILE_HEIGHTS,
-    TILE_WIDTH,
     VECTOR,
     VECTOR_BYTES,
     ZERO,
@@ -20,9 +20,11 @@ from gpuconv.cpu.simd import (
     loop,
     on_addresses,
     plus,
+    prefetch,
     splat,
     store,
     switch,
+    when,
 )
 
 # Products added to one sum before it joins the total. The rounding error of a sum of n random terms
@@ -47,15 +49,6 @@ def fma_rows(builder: Any, sums: list[Any], scalars: list[Any], vectors: list[An
     ]
 
 
-def _prefetch(builder: Any, address: Any) -> None:
-    """Fetch the cache line at an address, which need not exist, into the L2 cache."""
-    i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
-    name = "llvm.prefetch.p0"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    builder.call(function, [builder.inttoptr(address, pointer), i32(0), i32(2), i32(1)])
-
-
 def _opaque(builder: Any, value: Any) -> Any:
     """The value, of which LLVM knows nothing: it makes no sums with it for use in a later pass of a
     loop, of which it would keep twelve, and adds it where it loads.
@@ -69,9 +62,10 @@ def outer_tile(
 ):
     """out[j] = sum over p, q of d[p][q] * x[offsets[j] + p*row_bytes + q*step], j < height.
 
-    height: one of TILE_HEIGHTS; width: LANES or TILE_WIDTH. d is [rows][pixels][width] without
-    gaps, out [height][width]; offsets and steps are in bytes. With `keep` the sum is added to what
-    out holds. With `across`, 1 or else 0, what is read of x is a vector, multiplied lane by lane.
+    width: LANES times 1, 2, ...; height: one of TILE_HEIGHTS for it. d is [rows][pixels][width]
+    without gaps, out [height][width]; offsets and steps are in bytes. With `keep` the sum is added
+    to what out holds. With `across`, 1 or else 0, what is read of x is a vector, multiplied lane by
+    lane; a tile is then at most two vectors wide.
     """
 
     def tile(columns: int, vectors: int, kind: Any) -> None:
@@ -86,12 +80,22 @@ def outer_tile(
             def pixel(q: Any, state: list[Any]) -> list[Any]:
                 here = builder.add(d_row, builder.mul(q, i64(pixel_bytes)))
                 column = _opaque(builder, builder.add(x_row, builder.mul(q, step)))
-                for v in range(vectors):
-                    _prefetch(builder, plus(builder, here, AHEAD + v * VECTOR_BYTES))
+                for v in range(0, vectors, 2):  # a processor fetches lines by twos
+                    prefetch(builder, plus(builder, here, AHEAD + v * VECTOR_BYTES))
                 scalars = [load(builder, builder.add(base, column), kind) for base in at]
                 return fma_rows(builder, state, scalars, load_row(builder, here, VECTOR, vectors))
 
-            return loop(builder, pixels, state, pixel)
+            def two(half: Any, state: list[Any]) -> list[Any]:
+                first = builder.shl(half, i64(1))
+                return pixel(builder.add(first, i64(1)), pixel(first, state))
+
+            if vectors <= 2 or columns < TILE_HEIGHTS[vectors - 1][0]:  # it would gain little
+                return loop(builder, pixels, state, pixel)
+            pairs, last = builder.lshr(pixels, i64(1)), builder.sub(pixels, i64(1))
+            some = builder.icmp_signed(">", pairs, i64(0))
+            state = when(builder, some, state, lambda state: loop(builder, pairs, state, two))
+            odd = builder.trunc(pixels, ir.IntType(1))
+            return when(builder, odd, state, partial(pixel, last))
 
         # from zero, and the old sums last: a shorter chain of roundings than going on from them
         zeros = [ZERO] * (columns * vectors)
@@ -105,11 +109,13 @@ def outer_tile(
                 for place, total in zip(places, sums, strict=True):
                     store(builder, total, place)
 
-    def of_width(lanes: int, kind: Any) -> None:
-        switch(builder, height, TILE_HEIGHTS, lambda columns: tile(columns, lanes // LANES, kind))
+    def of_width(kind: Any, lanes: int) -> None:
+        vectors = lanes // LANES
+        switch(builder, height, TILE_HEIGHTS[vectors - 1], lambda rows: tile(rows, vectors, kind))
 
     def of_kind(vectors: int) -> None:
-        kind = VECTOR if vectors else FLOAT
-        switch(builder, width, (TILE_WIDTH, LANES), lambda lanes: of_width(lanes, kind))
+        kind, most = (VECTOR, 2) if vectors else (FLOAT, len(TILE_HEIGHTS))
+        widths = [LANES * count for count in range(most, 0, -1)]
+        switch(builder, width, widths, partial(of_width, kind))
 
     switch(builder, across, (0, 1), of_kind)

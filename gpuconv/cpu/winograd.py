@@ -24,7 +24,7 @@ from gpuconv.cpu import winograd_loops as loops
 from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.cpu.moves import NO_IMAGE, Image, Place, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.precision import winograd_allowed
-from gpuconv.cpu.simd import LANES, TILE_WIDTH
+from gpuconv.cpu.simd import LANES, PAIR
 from gpuconv.cpu.workspace import scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
@@ -96,7 +96,7 @@ def plan_of(image: Image, to: Image, pads: tuple[int, int], threads: int) -> Pla
         rows = min(rows, -(-tile_rows // threads))
     blocks, tiles = -(-to.N // images) * -(-tile_rows // rows), images * rows * tile_columns
     # lines and planes are odd numbers of cache lines, so that they do not compete for cache sets
-    line, channels = (-(-image.C // LANES) | 1) * LANES, -(-to.C // TILE_WIDTH) * TILE_WIDTH
+    line, channels = (-(-image.C // LANES) | 1) * LANES, -(-to.C // PAIR) * PAIR
     cut = tile_rows, tile_columns, images, rows, blocks
     return Plan(image, to, pads, *cut, rows_of_tiles(tiles), line, channels)
 
@@ -137,12 +137,12 @@ def transformed(w: np.ndarray, rotated: bool, kept: bool = False) -> np.ndarray 
     They are in the calling thread's scratch, or if `kept` in memory of their own.
     """
     (K, C), flat = w.shape[1::-1] if rotated else w.shape[:2], w.reshape(*w.shape[:2], 9)
-    pairs = -(-K // TILE_WIDTH)
-    count = 36 * (pairs * TILE_WIDTH * C | LANES)
+    pairs = -(-K // PAIR)
+    count = 36 * (pairs * PAIR * C | LANES)
     out = np.empty(count, np.float32) if kept else scratch("filters", count)
     out = out.reshape(36, -1)
     transform = partial(loops.transform_filters, flat, rotated, out)
-    return out if all(parallel(transform, shards(pairs, GRAIN / (C * TILE_WIDTH)))) else None
+    return out if all(parallel(transform, shards(pairs, GRAIN / (C * PAIR)))) else None
 
 
 def bound(
@@ -201,10 +201,10 @@ def weight_gradient(
     dw = np.empty(w_shape, np.float32)
 
     def finish(begin: int, end: int) -> None:
-        span = slice(begin * TILE_WIDTH * lines, end * TILE_WIDTH * lines)
+        span = slice(begin * PAIR * lines, end * PAIR * lines)
         for part in sums[1:]:
             add_rows(sums[0][:, span], part[:, span])
         loops.store_filter_gradient(sums[0], lines, dw.reshape(K, C, 9), begin, end)
 
-    parallel(finish, shards(plan.channels // TILE_WIDTH))
+    parallel(finish, shards(plan.channels // PAIR))
     return dw, db.sum(0).astype(np.float32)

@@ -2,7 +2,7 @@
 
 Pixels are transposed to channels-last on the way in, so that a vector is LANES channels of one
 pixel, and back on the way out. Arrays of 36 planes hold the entries of transformed 6x6 tiles, 6
-planes for each row. Output channels come in pairs of vectors, TILE_WIDTH channels; [..] stands for
+planes for each row. Output channels come in pairs of vectors, PAIR channels; [..] stands for
 the channels of a pair.
 """
 
@@ -21,7 +21,7 @@ from gpuconv.cpu.moves import (
     transpose_filters,
     transpose_matrix,
 )
-from gpuconv.cpu.simd import LANES, TILE_WIDTH, VECTOR_BYTES
+from gpuconv.cpu.simd import LANES, PAIR, VECTOR_BYTES
 from gpuconv.cpu.simd_moves import copy_lanes, store_pixels
 from gpuconv.cpu.simd_tiles import outer_tile
 from gpuconv.cpu.simd_transforms import winograd_transform
@@ -81,7 +81,7 @@ def tile_pixels(block, halo):
 @compiled
 def pair_place(k, lines):
     """The element of vector k of channels in [pair][lines][..]."""
-    return k // TILE_WIDTH * TILE_WIDTH * lines + k % TILE_WIDTH
+    return k // PAIR * PAIR * lines + k % PAIR
 
 
 @compiled
@@ -150,14 +150,14 @@ def multiply(inputs, line, step, rows, depth, filters, K, out, lines, keep):
     offsets = np.arange(lines) * (4 * line)
     # for one entry and pair of K, all rows: the pair's filters stay in the L1 cache
     for entry in range(36):
-        for k in range(0, K, TILE_WIDTH):
+        for k in range(0, K, PAIR):
             row = 0
             while row < rows:
-                height = tile_height(rows - row)
+                height = tile_height(rows - row, PAIR)
                 outer_tile(
-                    height, TILE_WIDTH, 0, address(filters[entry]) + 4 * k * depth,
+                    height, PAIR, 0, address(filters[entry]) + 4 * k * depth,
                     address(inputs[entry]), address(offsets) + 8 * row, 1, 0, depth, 4 * step, keep,
-                    address(out[entry]) + 4 * (k * lines + row * TILE_WIDTH),
+                    address(out[entry]) + 4 * (k * lines + row * PAIR),
                 )  # fmt: skip
                 row += height
 
@@ -169,7 +169,7 @@ def store_outputs(products, lines, block, bias, rest, rest_step, relu, pixels, y
     places = tile_pixels(block, 0)
     for k in range(0, to.C, LANES):
         for tile in range(len(places)):
-            source = address(products) + 4 * (pair_place(k, lines) + tile * TILE_WIDTH)
+            source = address(products) + 4 * (pair_place(k, lines) + tile * PAIR)
             target = address(pixels) + VECTOR_BYTES * places[tile]
             transform_output(source, 6 * plane, plane, target, VECTOR_BYTES * width, VECTOR_BYTES)
         channels = min(to.C - k, LANES)
@@ -200,13 +200,13 @@ def transform_filters(w, rotated, out, begin, end):
     K, C = (w.shape[1], w.shape[0]) if rotated else w.shape[:2]
     transposed = np.empty((C * 9, LANES), np.float32)
     plane, in_range = 4 * out.shape[1], True
-    for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
+    for k in range(begin * PAIR, min(end * PAIR, K), LANES):
         transpose_filters(w, rotated, k, min(K - k, LANES), address(transposed))
         in_range &= all_in_range(transposed.reshape(-1))
         first, step = (8, -VECTOR_BYTES) if rotated else (0, VECTOR_BYTES)
         for c in range(C):
             source = address(transposed[9 * c + first])
-            target = address(out) + 4 * (pair_place(k, C) + c * TILE_WIDTH)
+            target = address(out) + 4 * (pair_place(k, C) + c * PAIR)
             transform_filter(source, 3 * step, step, target, 6 * plane, plane)
     return in_range
 
@@ -216,9 +216,9 @@ def store_filter_gradient(sums, lines, dw, begin, end):
     """dw (K, C, 9), pairs [begin, end) of K: the transform of sums[36][pair of K][C][..]."""
     (K, C, _), plane = dw.shape, 4 * sums.shape[1]
     transposed = np.empty((C * 9, LANES), np.float32)
-    for k in range(begin * TILE_WIDTH, min(end * TILE_WIDTH, K), LANES):
+    for k in range(begin * PAIR, min(end * PAIR, K), LANES):
         for c in range(C):
-            source = address(sums) + 4 * (pair_place(k, lines) + c * TILE_WIDTH)
+            source = address(sums) + 4 * (pair_place(k, lines) + c * PAIR)
             target = address(transposed[9 * c])
             transform_filter_gradient(
                 source, 6 * plane, plane, target, 3 * VECTOR_BYTES, VECTOR_BYTES
@@ -266,13 +266,13 @@ def accumulate_blocks(plan, x, dy, lines, pixels, inputs, gradients, sums, db, b
         tiles, none = block.tiles, (0, 0)
         if not (
             transform_tiles(x, plan.image, block, plan.pads, 2, 1, plan.line, pixels, inputs)
-            and transform_tiles(dy, plan.to, block, none, 0, tiles, TILE_WIDTH, pixels, gradients)
+            and transform_tiles(dy, plan.to, block, none, 0, tiles, PAIR, pixels, gradients)
         ):
             return False
         multiply(inputs, 1, plan.line, lines, tiles, gradients, K, sums, lines, 1)
         # entry (1, 1) of a transformed tile is the sum of its gradients
-        for k in range(0, K, TILE_WIDTH):
+        for k in range(0, K, PAIR):
             for tile in range(tiles):
-                for lane in range(min(K - k, TILE_WIDTH)):
-                    db[k + lane] += gradients[7, k * tiles + tile * TILE_WIDTH + lane]
+                for lane in range(min(K - k, PAIR)):
+                    db[k + lane] += gradients[7, k * tiles + tile * PAIR + lane]
     return True

@@ -45,6 +45,17 @@ def test_groups_of_few_channels(seed):
     check(x, w, b if seed % 3 else None, window, groups, rng, placed)
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_many_channels(seed):
+    """Register tiles of every width and height, and sums over several strips of channels."""
+    rng = np.random.default_rng(seed)
+    C, K = rng.integers(33, 200, 2).tolist()
+    size, kernel = rng.integers(3, 12, 2).tolist(), 1 if seed % 2 else (1, int(rng.integers(1, 4)))
+    window = Window(kernel, int(rng.integers(1, 4)), int(seed % 4 == 3))
+    x, w, b = arrays(rng, (int(rng.integers(1, 6)), C, *size), K, window.kernel_size)
+    check(x, w, b if seed % 3 else None, window, 1, rng)
+
+
 @pytest.fixture
 def small_layers_too(monkeypatch):
     """Outputs lie side by side however little there is to compute."""
