@@ -92,10 +92,11 @@ def bound(
     g = plan.geometry
     scale, shift, rectified = before or (NOTHING, NOTHING, False)
     others, added = rest or (plan.zeros, NO_IMAGE)
+    bare = not (relu or rest or plan.to.step) and bias is plan.zeros
     fixed = (
         x.reshape(-1), y.reshape(-1), others[added.offset :], added.step,
         (tuple(plan.image), tuple(plan.to), tuple(g)), plan.passes, plan.strips, filters, bias,
-        scale, shift, int(rectified), int(relu), argmax.reshape(-1),
+        scale, shift, int(rectified), int(relu), int(bare), argmax.reshape(-1),
     )  # fmt: skip
     all_filters = 0, -(-g.K // g.wide)
 

@@ -135,14 +135,15 @@ def find_pixels(g, images, p, rows, size, first, all_rows, columns, offsets, pla
 @compiled
 def convolve(
     x, y, rest, rest_step, layouts, passes, strips, filters, bias, scale, shift, rectified, relu,
-    argmax, tile, out, taps, begin, end, first_tile, last_tile,
+    bare, argmax, tile, out, taps, begin, end, first_tile, last_tile,
 ):  # fmt: skip
     """y = the convolution of x, + bias (all channels) + rest, or its ReLU: blocks [begin, end),
     register tiles [first_tile, last_tile) of filters.
 
     filters: as pack_filters leaves them. rest: another summand, channels-last pixels rest_step
     apart, or zeros of step 0. layouts: the Images of x and y and the Geometry, as plain tuples,
-    which Numba takes over in a third of the time. argmax: of a pool, may be empty. tile, out, taps:
+    which Numba takes over in a third of the time. bare: whether nothing is added to the sums of a
+    planar y, nor rectified. argmax: of a pool, may be empty. tile, out, taps:
     scratch memory, all of `tile` zero at first. A planar y is transposed from `out`; pixels that no
     pass reaches are zero there, and left as they are in a channels-last y.
     """
@@ -152,6 +153,8 @@ def convolve(
     offsets, places = np.empty((2, len(passes), most), np.int64)
     counts = np.empty(len(passes), np.int64)
     group_size = len(filters) // g.groups
+    # the products are then summed where _store_planes reads them
+    bare = bare and g.out_h == 1 and g.out_w == 1 and g.below * g.beside == 1
     for block in range(begin, end):
         n, images, p, rows = block_range(g, image, block)
         all_rows = min(rows * g.out_h, to.H - p * g.out_h)
@@ -182,7 +185,7 @@ def convolve(
                         g, passes[t], strips, filters[group * group_size :], k, source, offsets[t],
                         places[t], counts[t], all_rows, to.W, address(bias) + 4 * channel,
                         address(rest) + 4 * (pixel * rest_step + channel), rest_step,
-                        relu, base, step, sums, address(y) + first, plane, to.C,
+                        relu, bare, base, step, sums, address(y) + first, plane, to.C,
                     )  # fmt: skip
                 if not to.step:
                     _store_planes(
@@ -228,7 +231,7 @@ def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, arg
 @compiled
 def _products(
     g, of_pass, strips, filters, k, source, offsets, places, count, rows, columns, bias, rest,
-    rest_step, relu, base, step, sums, y, plane, channels,
+    rest_step, relu, bare, base, step, sums, y, plane, channels,
 ):  # fmt: skip
     """A pass over a block of rows x columns outputs an image, for the tile of filters from k on;
     base, bias, rest: addresses for it. y: that of its first output in planar images, whose planes
@@ -236,13 +239,15 @@ def _products(
     """
     start, depth, first, end, _, _, _, Q = of_pass
     width = tile_width(g.K * g.below * g.beside - k, g.wide)
+    bare = bare and width == step
     panel = address(filters) + 4 * (start + k * depth)
     for strip in range(first, end):
         offset, lines, line_bytes, floats, step_bytes = strips[strip]
         pixel = 0
         while pixel < count:
             height = tile_height(count - pixel, width)
-            total = address(sums) + (4 * width * pixel if end - first > 1 else 0)
+            total = base if bare else address(sums)
+            total += 4 * width * pixel if bare or end - first > 1 else 0
             # what is read or written last is fetched while the products are computed
             if strip > first or g.across:
                 pass
@@ -260,7 +265,7 @@ def _products(
                 height, width, g.across, panel, source + offset, address(offsets) + 8 * pixel,
                 lines, line_bytes, floats, step_bytes, strip > first, total,
             )  # fmt: skip
-            if strip == end - 1:
+            if strip == end - 1 and not bare:
                 _store_tile(
                     g, k, width, total, min(height, count - pixel), Q - pixel % Q, Q,
                     places[pixel:], rows, columns, bias, rest, rest_step, relu, base, step,

@@ -27,7 +27,7 @@ import numpy as np
 
 from gpuconv.cpu.elementwise import FMA_GRAIN
 from gpuconv.cpu.moves import Image
-from gpuconv.cpu.simd import LANES, PAIR, TILE_HEIGHTS
+from gpuconv.cpu.simd import HIGHEST, LANES, PAIR, TILE_HEIGHTS
 from gpuconv.cpu.simd_tiles import CHAIN
 from gpuconv.shapes import Window
 from gpuconv.threads import Pieces, shards
@@ -210,7 +210,7 @@ def plan_of(
                 products += size[0] * size[1] * g.K * g.below * g.beside * depth
     parts = -(-g.K // g.wide) if by_filters else g.blocks
     pieces = shards(parts, FMA_GRAIN * parts / max(image.N * g.groups * products, 1))
-    out = g.images * g.rows * g.out_h * to.W * g.wide
+    out = (g.images * g.rows * g.out_h * to.W + HIGHEST) * g.wide
     return Plan(
         image, to, g, np.array(passes, np.int64).reshape(-1, 8),
         np.array(strips, np.int64).reshape(-1, 5), tuple(taps), g.groups * filters, out,
