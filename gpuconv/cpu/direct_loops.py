@@ -22,7 +22,7 @@ from gpuconv.cpu.moves import (
 from gpuconv.cpu.simd import HIGHEST, LANES, VECTOR_BYTES
 from gpuconv.cpu.simd_moves import copy_lanes, prefetch_lines, store_pixels
 from gpuconv.cpu.simd_pool_tiles import pool_2x2
-from gpuconv.cpu.simd_tiles import outer_tile
+from gpuconv.cpu.simd_tiles import CHAIN, outer_tile
 
 
 @compiled
@@ -341,7 +341,7 @@ def accumulate_weights(x, image, dy, to, g, offsets, begin, end, tile, gradient,
     sums[:] = 0
     for block in range(begin, end):
         n, images, p, rows = block_range(g, image, block)
-        pixels, row_bytes = rows * to.W, 4 * g.stride_h * g.width * g.step
+        row_bytes = 4 * g.stride_h * g.width * g.step
         image_bytes = 4 * ((rows - 1) * g.stride_h + g.span) * g.width * g.step
         source = address(tile)
         if not g.tile:
@@ -351,20 +351,24 @@ def accumulate_weights(x, image, dy, to, g, offsets, begin, end, tile, gradient,
             if g.tile:
                 load_tile(x, image, g, nothing, nothing, 0, group, n, images, p, rows, tile)
             _load_gradient(dy, to, g, group, n, images, p, rows, gradient, db)
-            # an outer-product tile adds up all pixels of an image in registers
+            # an outer-product tile adds up about CHAIN pixels, whose gradients stay in the L1 cache
+            chain = max(1, CHAIN // to.W)
             for k in range(0, g.K, g.wide):
-                width, column = tile_width(g.K - k, g.wide), 0
-                while column < len(offsets):
-                    height = tile_height(len(offsets) - column, width)
-                    place = group * size + k * len(offsets) + column * width
-                    for i in range(images):
-                        d = address(gradient) + 4 * (k * images + i * width) * pixels
-                        outer_tile(
-                            height, width, g.across, d, source + i * image_bytes,
-                            address(offsets) + 8 * column, rows, row_bytes, to.W,
-                            4 * g.stride_w * g.step, 1, address(sums) + 4 * place,
-                        )  # fmt: skip
-                    column += height
+                width = tile_width(g.K - k, g.wide)
+                for i in range(images):
+                    for row in range(0, rows, chain):
+                        at, column = source + i * image_bytes + row * row_bytes, 0
+                        lines = (k * images + i * width) * rows + row * width
+                        d = address(gradient) + 4 * lines * to.W
+                        while column < len(offsets):
+                            height = tile_height(len(offsets) - column, width)
+                            place = group * size + k * len(offsets) + column * width
+                            outer_tile(
+                                height, width, g.across, d, at, address(offsets) + 8 * column,
+                                min(chain, rows - row), row_bytes, to.W, 4 * g.stride_w * g.step, 1,
+                                address(sums) + 4 * place,
+                            )  # fmt: skip
+                            column += height
 
 
 @compiled
