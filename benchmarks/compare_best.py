@@ -47,8 +47,8 @@ import torch_twin
 TRAIN = {"lenet": (64, 128)}  # batches; 8 for the others
 NAMES = ("lenet", "alexnet", "googlenet", "resnet18", "resnet50", "densenet121", "vgg16")
 FLOORS = {("lenet", "train"): 2.0, ("vgg16", "train"): 1.4}  # of the ratio
-# Relative, in norm. A gradient differs by more: a ReLU whose input is almost 0 falls either way.
 SHORT, PAUSE = 0.05, 0.3  # seconds; see above
+# Relative, in norm. A gradient differs by more: a ReLU whose input is almost 0 falls either way.
 LARGEST_ERROR = {"train": 0.05, "infer": 1e-4}
 OURS = ("gpuconv", "gpuconv, not compiled")
 Side = Callable[[], np.ndarray]
