@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 
 from gpuconv.cpu import direct_loops as loops
+from gpuconv.cpu import direct_weights
 from gpuconv.cpu.direct_plan import Geometry, Kind, Plan, planar_plan
 from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.cpu.moves import NO_IMAGE, Place, add_rows, rows_of_tiles
@@ -174,17 +176,20 @@ def weight_gradient(
     offsets = np.pad(offsets, (0, columns - len(offsets)))
     # the calling thread's scratch: a worker's could be overwritten once it has done its piece
     channels, pieces = -(-g.K // LANES) * LANES, plan.pieces
-    shape = len(pieces), g.groups * channels, columns
+    parts = 1 if plan.by_filters else len(pieces)
+    shape = parts, g.groups * channels, columns
     sums = scratch("weight gradient", math.prod(shape)).reshape(shape)
-    biases = np.zeros((len(pieces), K))
+    biases, all_filters = np.zeros((parts, K)), (0, -(-g.K // g.wide))
     fixed = x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets
 
     def accumulate(begin: int, end: int, dw: np.ndarray, db: np.ndarray) -> None:
         tile, *_ = memory_of(plan)
         gradient = scratch("gradient", channels * g.images * g.rows * g.Q)
-        loops.accumulate_weights(*fixed, begin, end, tile, gradient, dw.reshape(-1), db)
+        span = (0, g.blocks, begin, end) if plan.by_filters else (begin, end, *all_filters)
+        direct_weights.accumulate_weights(*fixed, *span, tile, gradient, dw.reshape(-1), db)
 
-    parallel(accumulate, [(*piece, *to) for piece, *to in zip(pieces, sums, biases, strict=True)])
+    targets = zip(pieces, cycle(sums), cycle(biases), strict=False)
+    parallel(accumulate, [(*piece, *to) for piece, *to in targets])
     dw = _sum_of(plan, sums, (K, *w_shape[1:])).reshape(-1, *w_shape)
     db = biases.reshape(-1, len(dw[0])).sum(0).astype(np.float32)
     return dw[0] if len(dw) == 1 else dw.sum(0), db
@@ -215,7 +220,7 @@ def _sum_of(plan: Plan, parts: np.ndarray, w_shape: tuple[int, ...]) -> np.ndarr
         first, last = begin * unit, min(end * unit, lines)
         for part in parts[1:]:
             add_rows(total[first:last], part[first:last])
-        loops.unpack_weights(total, g, plan.to, first, last, flat)
+        direct_weights.unpack_weights(total, g, plan.to, first, last, flat)
 
     units = -(-lines // unit)
     parallel(add, shards(units, GRAIN * units / total.size))

@@ -22,7 +22,7 @@ from gpuconv.cpu.moves import (
 from gpuconv.cpu.simd import HIGHEST, LANES, VECTOR_BYTES
 from gpuconv.cpu.simd_moves import copy_lanes, prefetch_lines, store_pixels
 from gpuconv.cpu.simd_pool_tiles import pool_2x2
-from gpuconv.cpu.simd_tiles import CHAIN, outer_tile
+from gpuconv.cpu.simd_tiles import outer_tile
 
 
 @compiled
@@ -297,90 +297,3 @@ def _store_tile(
                     base + 4 * (place * step + v), 4 * step * g.out_w, first_lanes(g.K - k - v),
                 )  # fmt: skip
         done += run
-
-
-@compiled(fastmath={"reassoc", "contract"})
-def _sum(values):
-    total = 0.0
-    for i in range(len(values)):
-        total += values[i]
-    return total
-
-
-@compiled
-def _load_gradient(dy, to, g, group, n, images, p, rows, out, db):
-    """out[tile of channels][image][pixel][channel] of a block of dy; its sums are added to db.
-
-    A tile has g.wide channels, the last one fewer vectors; channels from K on are zero.
-    """
-    pixels, plane = rows * to.W, to.H * to.W
-    for i in range(images):
-        for k in range(0, g.K, g.wide):
-            width = tile_width(g.K - k, g.wide)
-            target = address(out) + 4 * (k * images + i * width) * pixels
-            for v in range(0, width, LANES):
-                first, step, count = channels_of(g, to, g.K, group, k + v)
-                source = address(dy) + 4 * (((n + i) * to.C + first) * plane + p * to.W)
-                transpose_matrix(
-                    source, 4 * plane * step, count, pixels, target + 4 * v, 4 * width, LANES
-                )
-        for k in range(group * g.K, min((group + 1) * g.K, to.C)):
-            begin = ((n + i) * to.C + k) * plane + p * to.W
-            db[k] += _sum(dy[begin : begin + pixels])
-
-
-@compiled
-def accumulate_weights(x, image, dy, to, g, offsets, begin, end, tile, gradient, sums, db):
-    """sums[group][tile of channels][column][channel] = the part of blocks [begin, end) in dw, and
-    db (all channels) theirs in db; x and dy are planar.
-
-    A column is a pair of input channel and tap. offsets: of the columns in the tile, in bytes. A
-    tile of channels starts at sums[first channel * columns].
-    """
-    size, nothing = len(sums) // g.groups, np.empty(0, np.float32)
-    sums[:] = 0
-    for block in range(begin, end):
-        n, images, p, rows = block_range(g, image, block)
-        row_bytes = 4 * g.stride_h * g.width * g.step
-        image_bytes = 4 * ((rows - 1) * g.stride_h + g.span) * g.width * g.step
-        source = address(tile)
-        if not g.tile:
-            image_bytes = 4 * image.C * image.H * image.W
-            source = address(x) + n * image_bytes + 4 * p * g.stride_h * image.W
-        for group in range(g.groups):
-            if g.tile:
-                load_tile(x, image, g, nothing, nothing, 0, group, n, images, p, rows, tile)
-            _load_gradient(dy, to, g, group, n, images, p, rows, gradient, db)
-            # an outer-product tile adds up about CHAIN pixels, whose gradients stay in the L1 cache
-            chain = max(1, CHAIN // to.W)
-            for k in range(0, g.K, g.wide):
-                width = tile_width(g.K - k, g.wide)
-                for i in range(images):
-                    for row in range(0, rows, chain):
-                        at, column = source + i * image_bytes + row * row_bytes, 0
-                        lines = (k * images + i * width) * rows + row * width
-                        d = address(gradient) + 4 * lines * to.W
-                        while column < len(offsets):
-                            height = tile_height(len(offsets) - column, width)
-                            place = group * size + k * len(offsets) + column * width
-                            outer_tile(
-                                height, width, g.across, d, at, address(offsets) + 8 * column,
-                                min(chain, rows - row), row_bytes, to.W, 4 * g.stride_w * g.step, 1,
-                                address(sums) + 4 * place,
-                            )  # fmt: skip
-                            column += height
-
-
-@compiled
-def unpack_weights(sums, g, to, begin, end, dw):
-    """Transpose lines [begin, end) of sums (channels, columns), which are in the order of
-    accumulate_weights, into dw (all channels, columns).
-    """
-    columns, channels = dw.shape[1], -(-g.K // LANES) * LANES
-    for line in range(begin, end, LANES):
-        group, k = line // channels, line % channels
-        tile = k // g.wide * g.wide
-        first, step, count = channels_of(g, to, g.K, group, k)
-        width, target = tile_width(g.K - tile, g.wide), address(dw[first])
-        source = address(sums[group * channels + tile]) + 4 * (k - tile)
-        transpose_matrix(source, 4 * width, columns, count, target, 4 * columns * step, columns)

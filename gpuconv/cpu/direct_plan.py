@@ -114,7 +114,7 @@ class Geometry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What `direct_loops` need to know.
+    """What `direct_loops` and `direct_weights` need to know.
 
     passes: of each pass where its filters start, its depth, its first strip and the end of its
     strips, and the first row and column, the rows and the columns of its output. strips: what is
@@ -190,6 +190,8 @@ def plan_of(
     if in_place and image.step and window.stride == (1, 1):  # all alike: one column of pixels
         pixels = image.N * image.H * image.W
         image, to = (each._replace(N=1, H=pixels, W=1) for each in (image, to))
+    if in_place and kind == "dw":  # threads that share the filters have no sums to add up
+        by_filters = 2 * threads * len(TILE_HEIGHTS) * LANES <= K
     sharing = (1, threads) if by_filters else (threads, 1)
     how = across, pool, kind == "dw", in_place, *sharing
     g = _geometry(image, to, n * groups, rows, columns, *how)
