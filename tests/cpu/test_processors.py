@@ -71,10 +71,11 @@ def test_aarch64(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "seconds"), [("lenet", 12), ("resnet50", 40)])
+@pytest.mark.parametrize(("network", "seconds"), [("lenet", 20), ("resnet50", 40)])
 def test_time_to_compile(tmp_path, network, seconds):
     """Seconds of a processor, for the first steps with SGD and with Adam, of a package that has no
-    compiled code beside it.
+    compiled code beside it. The aim for LeNet is 12; on two cores of a Xeon that other programs
+    slow down at times it takes 11 to 17.
     """
     package = Path(gpuconv.__file__).parent
     ignored = shutil.ignore_patterns("__pycache__")
