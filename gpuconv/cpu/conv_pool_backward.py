@@ -171,9 +171,9 @@ def _move_channels(back, x, first, layout, padded, place):
         row = place + ((h + layout.top) * layout.width + layout.left) * C
         plane, pixels = address(x[first, h]), address(padded) + 4 * row
         if back:
-            transpose_matrix(pixels, 4 * C, W, C, plane, 4 * H * W, W)
+            transpose_matrix(pixels, 4 * C, W, C, plane, 4 * H * W, 4 * W)
         else:
-            transpose_matrix(plane, 4 * H * W, C, W, pixels, 4 * C, C)
+            transpose_matrix(plane, 4 * H * W, C, W, pixels, 4 * C, 4 * C)
 
 
 @compiled

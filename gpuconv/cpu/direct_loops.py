@@ -111,7 +111,7 @@ def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, t
                 source = address(x) + 4 * (at * image.W + begin - g.left)
                 target = address(tile) + 4 * (place + c // LANES * g.plane)
                 plane = 4 * image.H * image.W * step
-                transpose_matrix(source, plane, channels, count, target, 4 * g.step, channels)
+                transpose_matrix(source, plane, channels, count, target, 4 * g.step, 4 * channels)
 
 
 @compiled
@@ -214,12 +214,12 @@ def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, arg
             place, spare = 4 * (i * pixels * g.wide + v), out[len(out) // 2 :]
             transpose_matrix(
                 address(out) + place, 4 * g.wide, pixels, count, address(y) + 4 * at,
-                4 * plane * apart, pixels,
+                4 * plane * apart, 4 * pixels,
             )  # fmt: skip
             if len(argmax):
                 transpose_matrix(
                     address(taps) + place, 4 * g.wide, pixels, count, address(spare),
-                    4 * pixels, pixels,
+                    4 * pixels, 4 * pixels,
                 )  # fmt: skip
                 for lane in range(count):
                     to_byte = at + lane * plane * apart

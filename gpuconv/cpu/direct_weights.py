@@ -37,7 +37,7 @@ def _load_gradient(dy, to, g, group, n, images, p, rows, first_k, last_k, out, d
                 first, step, count = channels_of(g, to, g.K, group, k + v)
                 source = address(dy) + 4 * (((n + i) * to.C + first) * plane + p * to.W)
                 transpose_matrix(
-                    source, 4 * plane * step, count, pixels, target + 4 * v, 4 * width, LANES
+                    source, 4 * plane * step, count, pixels, target + 4 * v, 4 * width, 4 * LANES
                 )
         for k in range(group * g.K + first_k, min(group * g.K + last_k, to.C)):
             begin = ((n + i) * to.C + k) * plane + p * to.W
@@ -104,4 +104,4 @@ def unpack_weights(sums, g, to, begin, end, dw):
         first, step, count = channels_of(g, to, g.K, group, k)
         width, target = tile_width(g.K - tile, g.wide), address(dw[first])
         source = address(sums[group * channels + tile]) + 4 * (k - tile)
-        transpose_matrix(source, 4 * width, columns, count, target, 4 * columns * step, columns)
+        transpose_matrix(source, 4 * width, columns, count, target, 4 * columns * step, 4 * columns)

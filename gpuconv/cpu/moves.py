@@ -93,11 +93,12 @@ def copy_floats(source, target, count):
 
 
 @compiled
-def transpose_matrix(source, stride, rows, columns, target, step, height):
+def transpose_matrix(source, stride, rows, columns, target, step, length):
     """target[j * step + i] = source[i * stride + j] for all i < rows and j < columns; in bytes.
 
-    Of each column `height` floats are written: zeros from `rows` on.
+    Of each column `length` bytes are written: zeros from `rows` on.
     """
+    height = length // 4
     if rows == height == 1 and step == 4:
         copy_floats(source, target, columns)
         return
@@ -116,13 +117,13 @@ def transpose_filters(w, exchanged, k, count, target):
     channels, taps = w.shape[1:]
     if not exchanged:
         size = channels * taps
-        transpose_matrix(address(w[k]), 4 * size, count, size, target, 4 * LANES, LANES)
+        transpose_matrix(address(w[k]), 4 * size, count, size, target, 4 * LANES, 4 * LANES)
     for c in range(len(w) if exchanged else 0):
         source, to = address(w[c, k]), target + 4 * LANES * taps * c
         if taps == 1:  # a copy takes a tenth of the time of a transpose of one column
             copy_lanes(source, to, first_lanes(count))
         else:
-            transpose_matrix(source, 4 * taps, count, taps, to, 4 * LANES, LANES)
+            transpose_matrix(source, 4 * taps, count, taps, to, 4 * LANES, 4 * LANES)
 
 
 @compiled

@@ -113,7 +113,7 @@ def load_channels(x, image, block, pads, halo, channel, pixels):
                     copy_lanes(at, to, first_lanes(channels))
             else:
                 plane = 4 * image.H * image.W
-                transpose_matrix(source, plane, channels, used, target, VECTOR_BYTES, LANES)
+                transpose_matrix(source, plane, channels, used, target, 4 * LANES, 4 * LANES)
     return all_in_range(pixels[: block.images * height * width * LANES])
 
 
@@ -187,7 +187,7 @@ def store_outputs(products, lines, block, bias, rest, rest_step, relu, pixels, y
                     )  # fmt: skip
                 if not to.step:
                     size = 4 * to.H * to.W
-                    transpose_matrix(source, VECTOR_BYTES, to.W, channels, target, size, to.W)
+                    transpose_matrix(source, VECTOR_BYTES, to.W, channels, target, size, 4 * to.W)
 
 
 @compiled
@@ -224,7 +224,7 @@ def store_filter_gradient(sums, lines, dw, begin, end):
                 source, 6 * plane, plane, target, 3 * VECTOR_BYTES, VECTOR_BYTES
             )
         source, channels = address(transposed), min(K - k, LANES)
-        transpose_matrix(source, VECTOR_BYTES, 9 * C, channels, address(dw[k]), 36 * C, 9 * C)
+        transpose_matrix(source, VECTOR_BYTES, 9 * C, channels, address(dw[k]), 36 * C, 36 * C)
 
 
 @compiled

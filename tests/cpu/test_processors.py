@@ -71,19 +71,20 @@ def test_aarch64(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "seconds"), [("lenet", 20), ("resnet50", 40)])
+@pytest.mark.parametrize(("network", "seconds"), [("lenet", 12), ("resnet50", 40)])
 def test_time_to_compile(tmp_path, network, seconds):
     """Seconds of a processor, for the first steps with SGD and with Adam, of a package that has no
-    compiled code beside it. The aim for LeNet is 12; on two cores of a Xeon that other programs
-    slow down at times it takes 11 to 17.
+    compiled code beside it; the best of three, for other programs slow a core down.
     """
-    package = Path(gpuconv.__file__).parent
+    package, new = Path(gpuconv.__file__).parent, tmp_path / "new"
     ignored = shutil.ignore_patterns("__pycache__")
-    new = tmp_path / "new"
     for folder in (package, package.parent / "kernels"):
         shutil.copytree(folder, new / folder.name, ignore=ignored)
-    path, taken = output(
-        tmp_path / "code", "-c", TRAIN, network, cwd=new, XDG_CACHE_HOME=str(tmp_path / "cache")
-    ).split()
-    assert Path(path).is_relative_to(new)
-    assert float(taken) < seconds
+    taken = []
+    while len(taken) < 3 and not any(time < seconds for time in taken):
+        cache = tmp_path / str(len(taken))
+        settings = {"XDG_CACHE_HOME": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+        path, time = output(cache, "-c", TRAIN, network, cwd=new, **settings).split()
+        assert Path(path).is_relative_to(new)
+        taken.append(float(time))
+    assert min(taken) < seconds, taken
