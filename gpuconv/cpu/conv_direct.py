@@ -104,7 +104,7 @@ def bound(
 
     def run(begin: int, end: int) -> None:
         span = (0, g.blocks, begin, end) if plan.by_filters else (begin, end, *all_filters)
-        loops.convolve(*fixed, *memory_of(plan), *span)
+        loops.convolve(*fixed, scratch("block", g.tile + g.pool * g.out + g.sums), *span)
 
     return partial(parallel, run, plan.pieces)
 
@@ -157,14 +157,6 @@ def _by_lanes(g: Geometry, a: np.ndarray) -> np.ndarray:
     return repeated.reshape(g.groups, LANES, *a.shape[1:]).swapaxes(1, 2)
 
 
-def memory_of(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tile, out, taps) of a block, this thread's own; the tile is zero."""
-    tile, out = plan.geometry.tile, plan.out
-    memory = scratch("block", tile + plan.geometry.pool * out)
-    memory[:tile] = 0
-    return memory[:tile], memory[tile : tile + out], memory[tile + out :]
-
-
 def weight_gradient(
     dy: np.ndarray, x: np.ndarray, w_shape: tuple[int, ...], window: Window, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +175,7 @@ def weight_gradient(
     fixed = x.reshape(-1), plan.image, dy.reshape(-1), plan.to, g, offsets
 
     def accumulate(begin: int, end: int, dw: np.ndarray, db: np.ndarray) -> None:
-        tile, *_ = memory_of(plan)
+        tile = scratch("block", g.tile)
         gradient = scratch("gradient", channels * g.images * g.rows * g.Q)
         span = (0, g.blocks, begin, end) if plan.by_filters else (begin, end, *all_filters)
         direct_weights.accumulate_weights(*fixed, *span, tile, gradient, dw.reshape(-1), db)

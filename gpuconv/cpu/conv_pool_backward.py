@@ -99,9 +99,9 @@ def backward_of_maxima(
     def run(piece: tuple[int, int], to: np.ndarray) -> None:
         size = layout.images * layout.image + (layout.vectors + 1) * LANES
         count = layout.images * layout.K * maxima
-        windows = scratch("maxima", count + size + -(-count // 2), np.int64)
-        floats = windows[count:].view(np.float32)
-        memory = floats[:size], floats[size : 2 * size], floats[2 * size :], windows
+        floats = scratch("maxima", 2 * size + 3 * count)
+        windows, gradients = floats[2 * size : 2 * size + 2 * count], floats[2 * size + 2 * count :]
+        memory = floats[:size], floats[size : 2 * size], gradients, windows.view(np.int64)
         _gradient_images(*fixed, layout, starts, weights, *memory, to, *piece)
 
     parallel(run, list(zip(pieces, sums, strict=True)))

@@ -135,7 +135,7 @@ def find_pixels(g, images, p, rows, size, first, all_rows, columns, offsets, pla
 @compiled
 def convolve(
     x, y, rest, rest_step, layouts, passes, strips, filters, bias, scale, shift, rectified, relu,
-    bare, argmax, tile, out, taps, begin, end, first_tile, last_tile,
+    bare, argmax, memory, begin, end, first_tile, last_tile,
 ):  # fmt: skip
     """y = the convolution of x, + bias (all channels) + rest, or its ReLU: blocks [begin, end),
     register tiles [first_tile, last_tile) of filters.
@@ -143,26 +143,28 @@ def convolve(
     filters: as pack_filters leaves them. rest: another summand, channels-last pixels rest_step
     apart, or zeros of step 0. layouts: the Images of x and y and the Geometry, as plain tuples,
     which Numba takes over in a third of the time. bare: whether nothing is added to the sums of a
-    planar y, nor rectified. argmax: of a pool, may be empty. tile, out, taps:
-    scratch memory, all of `tile` zero at first. A planar y is transposed from `out`; pixels that no
-    pass reaches are zero there, and left as they are in a channels-last y.
+    planar y, nor rectified. argmax: of a pool, may be empty. memory: of g.tile + g.pool * g.out +
+    g.sums floats. A planar y is transposed from `out`; pixels that no pass reaches are zero there,
+    and left as they are in a channels-last y.
     """
     image, to, g = Image(*layouts[0]), Image(*layouts[1]), Geometry(*layouts[2])
-    most = g.images * g.rows * g.Q + HIGHEST
-    sums = np.empty((most + 1) * g.wide, np.float32)
-    offsets, places = np.empty((2, len(passes), most), np.int64)
-    counts = np.empty(len(passes), np.int64)
+    tile, out = memory[: g.tile], memory[g.tile : g.tile + g.out]
+    taps, sums = memory[g.tile + g.out :], memory[len(memory) - g.sums :]
+    tile[:] = 0  # what no image fills
+    offsets, places = np.empty((2, len(passes), g.sums // g.wide), np.int64)
+    counts, found = np.empty(len(passes), np.int64), (0, 0)
     group_size = len(filters) // g.groups
     # the products are then summed where _store_planes reads them
     bare = bare and g.out_h == 1 and g.out_w == 1 and g.below * g.beside == 1
     for block in range(begin, end):
         n, images, p, rows = block_range(g, image, block)
         all_rows = min(rows * g.out_h, to.H - p * g.out_h)
-        for t in range(len(passes)):
+        for t in range(len(passes) if found != (images, all_rows) else 0):
             first, size = (passes[t, 4], passes[t, 5]), (passes[t, 6], passes[t, 7])
             counts[t] = find_pixels(
                 g, images, p, rows, size, first, all_rows, to.W, offsets[t], places[t]
             )
+        found = images, all_rows
         pixels, pixel = images * all_rows * to.W, (n * to.H + p * g.out_h) * to.W
         for group in range(g.groups):
             if g.tile:
@@ -249,14 +251,13 @@ def _products(
             total = base if bare else address(sums)
             total += 4 * width * pixel if bare or end - first > 1 else 0
             # what is read or written last is fetched while the products are computed
-            if strip > first or g.across:
-                pass
-            elif not plane:
+            fetched = g.fetched and strip == first
+            if fetched and not plane:
                 for v in range(0, width, LANES):
                     prefetch_lines(base + 4 * (places[pixel] * step + v), 4 * step, height)
                     other = rest + 4 * (places[pixel] * rest_step + v)
                     prefetch_lines(other, 4 * rest_step, height if rest_step else 1)
-            elif pixel % LANES < height:
+            elif fetched and pixel % LANES < height:
                 image, place = places[pixel] // (rows * columns), places[pixel] % (rows * columns)
                 prefetch_lines(
                     y + image * channels * plane + 4 * (place // g.pool**2), plane, width

@@ -38,6 +38,9 @@ TILE_FLOATS, MIN_PIXELS, MAX_PIXELS = 96 * 1024, 96, 384
 # Of a group, for vectors across groups: channels that are computed, and channels that are read.
 # With 8 of 28x28 on both sides they take 0.7 of the time with vectors of filters, with 12 the same.
 MOST_FILTERS, MOST_CHANNELS = 8, 16
+# Results of more floats are fetched into the L2 cache before they are written. Smaller ones are
+# still there from the last step: fetching them takes LeNet's layers 1.05 times as long.
+LEAST_FETCHED = 64 * 1024
 # Outputs side by side must save so many steps, as a ratio, and only layers of so many multiply-adds
 # (about 0.3 ms) have them: packing their filters takes 0.1 ms more. Of filters 3x3 of 32 channels,
 # 10 (a ratio of 1.2) take 1.05 times as long without, 8 (1.5) 1.2 times and 4 (2.3) 1.3 times.
@@ -110,6 +113,9 @@ class Geometry(NamedTuple):
     planes: int  # of the tile: 1, or one for every LANES channels
     plane: int  # floats from LANES channels of a pixel to the next LANES
     tile: int  # floats of the tile; 0 where the image itself serves
+    out: int  # floats of a block's output, for each register tile of filters
+    sums: int  # floats of the sums of a pass
+    fetched: int  # whether results are fetched into the cache before they are written
     blocks: int  # of the batch
 
 
@@ -119,9 +125,8 @@ class Plan(NamedTuple):
     passes: of each pass where its filters start, its depth, its first strip and the end of its
     strips, and the first row and column, the rows and the columns of its output. strips: what is
     read one after the other for a pixel, see `_strips`. taps: of each pass (outputs below and
-    beside, taps), in the order of reading, -1 for none. filters: floats of all groups'. out: floats
-    of a block's. pieces: of the blocks, or
-    with by_filters of the tiles of filters. zeros: for all channels of `to`.
+    beside, taps), in the order of reading, -1 for none. filters: floats of all groups'. pieces: of
+    the blocks, or with by_filters of the tiles of filters. zeros: for all channels of `to`.
     """
 
     image: Image
@@ -131,7 +136,6 @@ class Plan(NamedTuple):
     strips: np.ndarray
     taps: tuple[np.ndarray, ...]
     filters: int
-    out: int
     by_filters: bool
     pieces: Pieces
     zeros: np.ndarray
@@ -212,10 +216,9 @@ def plan_of(
                 products += size[0] * size[1] * g.K * g.below * g.beside * depth
     parts = -(-g.K // g.wide) if by_filters else g.blocks
     pieces = shards(parts, FMA_GRAIN * parts / max(image.N * g.groups * products, 1))
-    out = (g.images * g.rows * g.out_h * to.W + HIGHEST) * g.wide
     return Plan(
         image, to, g, np.array(passes, np.int64).reshape(-1, 8),
-        np.array(strips, np.int64).reshape(-1, 5), tuple(taps), g.groups * filters, out,
+        np.array(strips, np.int64).reshape(-1, 5), tuple(taps), g.groups * filters,
         by_filters, pieces, np.zeros(g.groups * g.K, np.float32),
     )  # fmt: skip
 
@@ -316,11 +319,15 @@ def _geometry(
         images = max(1, min(pixels // (P * Q), N // threads, fit))
     planes, plane = (lines, (images * high * width + 1) * LANES) if in_planes else (1, LANES)
     tile = images * high * width * (lines * LANES if in_planes else step) + 2 * LANES * lines
+    tile = 0 if in_place else -(-tile // LANES) * LANES  # the output begins a cache line
+    out = (images * rows * out_h * to.W + HIGHEST) * wide
+    sums = (images * rows * Q + HIGHEST + 1) * wide
+    fetched = not across and N * to.H * to.W * to.C > LEAST_FETCHED
     return Geometry(
         C, K, groups, int(across), down.stride, right.stride, -top, -left, out_h, out_w,
         down.beside, right.beside, int(not all(down.reads() + right.reads())),
-        wide, pool, P, Q, rows, images, span, width, step, planes, plane, 0 if in_place else tile,
-        -(-N // images) * -(-P // rows),
+        wide, pool, P, Q, rows, images, span, width, step, planes, plane, tile, out, sums,
+        int(fetched), -(-N // images) * -(-P // rows),
     )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def accumulate_weights(
     tile of channels starts at sums[first channel * columns].
     """
     size, nothing = len(sums) // g.groups, np.empty(0, np.float32)
+    tile[:] = 0  # what no image fills
     first_k, last_k = first_tile * g.wide, min(last_tile * g.wide, g.K)
     lines = first_k * len(offsets), -(-last_k // LANES) * LANES * len(offsets)
     for group in range(g.groups):

@@ -17,6 +17,7 @@ from gpuconv.cpu import conv_direct, winograd
 from gpuconv.cpu.direct_plan import plan_of
 from gpuconv.cpu.moves import Place
 from gpuconv.cpu.simd import PAIR
+from gpuconv.cpu.workspace import aligned
 from gpuconv.shapes import Window
 from gpuconv.threads import thread_count
 
@@ -50,7 +51,7 @@ def convolution(
         g = plan.geometry
 
         def packed() -> tuple[np.ndarray, np.ndarray]:
-            return conv_direct.packed(plan, w, b, out=np.empty(plan.filters, np.float32))
+            return conv_direct.packed(plan, w, b, out=aligned(plan.filters))
 
         filters, bias = pack(f"direct, {g.across} {g.groups} {g.wide}", packed)
         return conv_direct.bound(plan, x, y, filters, bias, relu, rest, before)

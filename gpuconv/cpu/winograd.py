@@ -25,7 +25,7 @@ from gpuconv.cpu.elementwise import GRAIN
 from gpuconv.cpu.moves import NO_IMAGE, Image, Place, add_rows, planar, rows_of_tiles
 from gpuconv.cpu.precision import winograd_allowed
 from gpuconv.cpu.simd import LANES, PAIR
-from gpuconv.cpu.workspace import scratch
+from gpuconv.cpu.workspace import aligned, scratch
 from gpuconv.shapes import Window
 from gpuconv.threads import parallel, shards, thread_count
 
@@ -139,7 +139,7 @@ def transformed(w: np.ndarray, rotated: bool, kept: bool = False) -> np.ndarray 
     (K, C), flat = w.shape[1::-1] if rotated else w.shape[:2], w.reshape(*w.shape[:2], 9)
     pairs = -(-K // PAIR)
     count = 36 * (pairs * PAIR * C | LANES)
-    out = np.empty(count, np.float32) if kept else scratch("filters", count)
+    out = aligned(count) if kept else scratch("filters", count)
     out = out.reshape(36, -1)
     transform = partial(loops.transform_filters, flat, rotated, out)
     return out if all(parallel(transform, shards(pairs, GRAIN / (C * PAIR)))) else None

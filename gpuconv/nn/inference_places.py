@@ -8,6 +8,7 @@ import numpy as np
 
 from gpuconv.cpu.elementwise import FMA_GRAIN
 from gpuconv.cpu.moves import Image
+from gpuconv.cpu.workspace import aligned
 from gpuconv.nn.inference_graph import JOINED, TAKE_PLANAR, Operation
 
 
@@ -81,7 +82,7 @@ class Places:
                 sizes[slot] = max(sizes[slot], need)
                 chosen[root] = slot
             free += [chosen[root] for root, end in ends.items() if end == time]
-        buffers = [np.empty(size, np.float32) for size in sizes]
+        buffers = list(map(aligned, sizes))
         self.buffers = {root: buffers[slot] for root, slot in chosen.items()}
 
     def _size(self, root: int) -> int:

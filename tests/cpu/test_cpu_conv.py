@@ -121,9 +121,11 @@ def test_large_kernels_and_strides_are_planned_in_milliseconds(kind, stride):
 def test_outputs_side_by_side_need_not_much_more_memory(stride):
     """Their windows lie far apart at a large stride: a row of them is many rows of the tile."""
     shapes, window = ((2, 64, 1024, 1024), (1, 64, 30, 30)), Window(30, stride, 15)
-    together, alone = (planar_plan("forward", *shapes, window, 1, 2, zeros) for zeros in (1, 0))
-    assert together.geometry.below > 1
-    assert together.geometry.tile + together.out < 2 * (alone.geometry.tile + alone.out)
+    together, alone = (
+        planar_plan("forward", *shapes, window, 1, 2, zeros).geometry for zeros in (1, 0)
+    )
+    assert together.below > 1
+    assert together.tile + together.out < 2 * (alone.tile + alone.out)
 
 
 def test_depthwise_in_several_blocks():
