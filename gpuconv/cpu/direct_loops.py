@@ -81,6 +81,7 @@ def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, t
     begin = max(0, g.left)
     used = min(image.W - (begin - g.left), g.width - begin)
     joined = used == image.W and used == g.width  # rows follow one another in both
+    factors, added = scale[group * g.C :], shift[group * g.C :]
     for line in range(images * high):
         i, row = line // high, line % high
         h = p * g.stride_h - g.top + row
@@ -102,7 +103,7 @@ def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, t
                     continue
                 values, made = x[at : at + g.C], tile[to : to + g.C]  # views: their loops vectorise
                 for c in range(g.C):
-                    value = values[c] * scale[group * g.C + c] + shift[group * g.C + c]
+                    value = values[c] * factors[c] + added[c]
                     made[c] = least if value < least else value
         else:
             for c in range(0, g.C, LANES):

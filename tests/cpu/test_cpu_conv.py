@@ -450,8 +450,8 @@ def test_winograd_is_chosen_and_declines_what_it_would_spoil():
     assert winograd.suits(x.shape, w.shape, window, 1)
     assert not winograd.suits(x.shape, w.shape, Window(3, stride=2, padding=1), 1)
     assert not winograd.suits((6, 4, 14, 14), (64, 4, 3, 3), window, 1)
-    for batch, y, dw in [(8, True, True), (4, True, False), (3, False, False)]:
-        shapes = (batch, 32, 7, 7), (32, 32, 3, 3)
+    for batch, channels, y, dw in [(8, 32, 1, 1), (4, 32, 0, 0), (4, 64, 1, 0), (3, 64, 0, 0)]:
+        shapes = (batch, channels, 7, 7), (channels, channels, 3, 3)
         assert winograd.suits(*shapes, window, 1) == y
         assert winograd.suits(*shapes, window, 1, dw=True) == dw
     dy = rng.standard_normal((6, 64, 14, 14)).astype(np.float32)
