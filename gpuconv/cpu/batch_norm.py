@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
-from gpuconv.cpu.elementwise import GRAIN, contiguous
+from gpuconv.cpu.elementwise import GRAIN, REORDER, contiguous, total_of
 from gpuconv.threads import parallel, shards
 
-# Lets the compiler sum in vector lanes; the order is fixed when the code is compiled, so results
-# repeat. NaN and inf keep their meaning, unlike with fastmath=True.
-REORDER = {"reassoc", "contract"}
 PIECE = 2048  # elements, in the L1 cache; a quarter and four times of it take the same time
 
 Images = tuple[np.ndarray, int]  # the elements in a row, how many from one image to the next
@@ -106,14 +103,6 @@ def _view(images, n, first, count):
 
 
 @compiled(fastmath=REORDER)
-def _sum(x):
-    total = 0.0
-    for i in range(len(x)):
-        total += np.float64(x[i])
-    return total
-
-
-@compiled(fastmath=REORDER)
 def _squares(x, mean):
     total = 0.0
     for i in range(len(x)):
@@ -141,7 +130,7 @@ def _forward(x, other, y, vectors, eps, relu, of_batch, N, size, first, end):
         if of_batch:
             total, squares = 0.0, 0.0
             for n in range(N):
-                total += _sum(_view(x, n, at, size))
+                total += total_of(_view(x, n, at, size))
             for n in range(N):
                 squares += _squares(_view(x, n, at, size), total / (N * size))
             means[c], variances[c] = total / (N * size), squares / (N * size)

@@ -8,17 +8,10 @@ import numpy as np
 
 from gpuconv.cpu.compiled import compiled
 from gpuconv.cpu.direct_loops import block_range, channels_of, load_tile
+from gpuconv.cpu.elementwise import total_of
 from gpuconv.cpu.moves import address, tile_height, tile_width, transpose_matrix
 from gpuconv.cpu.simd import LANES
 from gpuconv.cpu.simd_tiles import CHAIN, outer_tile
-
-
-@compiled(fastmath={"reassoc", "contract"})
-def _sum(values):
-    total = 0.0
-    for i in range(len(values)):
-        total += values[i]
-    return total
 
 
 @compiled
@@ -41,7 +34,7 @@ def _load_gradient(dy, to, g, group, n, images, p, rows, first_k, last_k, out, d
                 )
         for k in range(group * g.K + first_k, min(group * g.K + last_k, to.C)):
             begin = ((n + i) * to.C + k) * plane + p * to.W
-            db[k] += _sum(dy[begin : begin + pixels])
+            db[k] += total_of(dy[begin : begin + pixels])
 
 
 @compiled

@@ -10,6 +10,9 @@ import numpy as np
 from gpuconv.cpu.compiled import compiled
 from gpuconv.threads import over_shards
 
+# Lets the compiler sum in vector lanes; the order is fixed when the code is compiled, so results
+# repeat. NaN and inf keep their meaning, unlike with fastmath=True.
+REORDER = {"reassoc", "contract"}
 # Values that a loop over memory reads, per thread: with fewer, another thread costs more than it
 # saves. A LeNet step at batch 8 takes 0.68 ms, with half of all grains 0.80 and with twice 0.68; at
 # batch 64 1.75, 1.80 and 1.86.
@@ -30,6 +33,15 @@ def elementwise(function: Callable[..., Any], *inputs: np.ndarray) -> np.ndarray
 def contiguous(a: np.ndarray) -> np.ndarray:
     """`a` in C order, aligned and writable, as compiled loops need it; copied only if it is not."""
     return a if a.flags.carray else np.require(a, requirements=["C", "A", "W"])
+
+
+@compiled(fastmath=REORDER)
+def total_of(x):
+    """The sum of all values, in float64."""
+    total = 0.0
+    for i in range(len(x)):
+        total += np.float64(x[i])
+    return total
 
 
 @compiled
