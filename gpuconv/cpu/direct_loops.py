@@ -4,6 +4,8 @@ multiply, store. Images are planar, (N, C, H, W), or channels-last (moves.Image)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from gpuconv.cpu.compiled import compiled
@@ -23,6 +25,24 @@ from gpuconv.cpu.simd import HIGHEST, LANES, VECTOR_BYTES
 from gpuconv.cpu.simd_moves import copy_lanes, prefetch_lines, store_pixels
 from gpuconv.cpu.simd_pool_tiles import pool_2x2
 from gpuconv.cpu.simd_tiles import outer_tile
+
+
+class Target(NamedTuple):
+    """Where a block's results go, for a tile of filters, and what is added to them. All integers,
+    for Numba: addresses, and steps in floats from one pixel to the next.
+    """
+
+    base: int
+    step: int
+    rows: int  # of an image in the block
+    columns: int
+    bias: int
+    rest: int
+    rest_step: int
+    relu: int
+    y: int  # where the first of them goes in a planar y, if `base` is scratch memory
+    plane: int  # bytes from a plane of y to the next, or else 0
+    channels: int  # of y
 
 
 @compiled
@@ -155,8 +175,9 @@ def convolve(
     offsets, places = np.empty((2, len(passes), g.sums // g.wide), np.int64)
     counts, found = np.empty(len(passes), np.int64), (0, 0)
     group_size = len(filters) // g.groups
+    pooled = g.pool == 2  # bias and ReLU come with the maxima
     # the products are then summed where _store_planes reads them
-    bare = bare and g.out_h == 1 and g.out_w == 1 and g.below * g.beside == 1
+    bare = (bare or pooled) and g.out_h == 1 and g.out_w == 1 and g.below * g.beside == 1
     for block in range(begin, end):
         n, images, p, rows = block_range(g, image, block)
         all_rows = min(rows * g.out_h, to.H - p * g.out_h)
@@ -176,30 +197,37 @@ def convolve(
                 source = address(x) + 4 * place_of(image, read, 0)
             for k in range(first_tile * g.wide, min(last_tile * g.wide, g.K), g.wide):
                 channel = group * g.K + k
-                base, step = address(out), g.wide
+                bias_k, rest_k = address(bias) + 4 * channel, address(rest)
+                added, least = (rest_k, 0) if pooled else (bias_k, relu)  # rest is zeros there
+                rest_k += 4 * (pixel * rest_step + channel)
                 plane = 0 if to.step else 4 * (to.H * to.W // g.pool**2)
                 first = (n * to.C + channel) * plane + 4 * (p * g.out_h * to.W // g.pool**2)
+                base, step = address(out), g.wide
                 if to.step:
                     base, step = address(y) + 4 * place_of(to, pixel, channel), to.step
                 elif g.gaps:
                     out[: pixels * g.wide] = 0
+                into = Target(
+                    base, step, all_rows, to.W, added, rest_k, rest_step, least, address(y) + first,
+                    plane, to.C,
+                )  # fmt: skip
                 for t in range(len(passes)):
                     _products(
                         g, passes[t], strips, filters[group * group_size :], k, source, offsets[t],
-                        places[t], counts[t], all_rows, to.W, address(bias) + 4 * channel,
-                        address(rest) + 4 * (pixel * rest_step + channel), rest_step,
-                        relu, bare, base, step, sums, address(y) + first, plane, to.C,
+                        places[t], counts[t], bare, sums, into,
                     )  # fmt: skip
                 if not to.step:
                     _store_planes(
-                        g, to, group, k, n, images, p * g.out_h, all_rows, out, taps, y, argmax
-                    )
+                        g, to, group, k, n, images, p * g.out_h, all_rows, out, bias_k, relu, taps,
+                        y, argmax,
+                    )  # fmt: skip
 
 
 @compiled
-def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, argmax):
+def _store_planes(g, to, group, k, n, images, first_row, rows, out, bias, relu, taps, y, argmax):
     """Transpose a block's output, out[image][row][column][g.wide], into the planar y; with a
-    pool the maxima of 2x2 outputs, and their taps into argmax.
+    pool the maxima of 2x2 outputs, with the bias (an address) and the ReLU, and their taps into
+    argmax.
     """
     pixels, plane = rows * to.W // g.pool**2, to.H * to.W // g.pool**2
     if g.pool == 2:
@@ -208,7 +236,8 @@ def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, arg
                 place = 4 * (row * to.W // 2 * g.wide + v)
                 pool_2x2(
                     address(out) + 4 * (2 * row * to.W * g.wide + v), 4 * to.W * g.wide,
-                    4 * g.wide, to.W // 2, address(out) + place, address(taps) + place,
+                    4 * g.wide, to.W // 2, bias + 4 * v, first_lanes(g.K - k - v), relu,
+                    address(out) + place, address(taps) + place,
                 )  # fmt: skip
     for i in range(images):
         for v in range(0, tile_width(g.K - k, g.wide), LANES):
@@ -232,55 +261,48 @@ def _store_planes(g, to, group, k, n, images, first_row, rows, out, taps, y, arg
 
 
 @compiled
-def _products(
-    g, of_pass, strips, filters, k, source, offsets, places, count, rows, columns, bias, rest,
-    rest_step, relu, bare, base, step, sums, y, plane, channels,
-):  # fmt: skip
-    """A pass over a block of rows x columns outputs an image, for the tile of filters from k on;
-    base, bias, rest: addresses for it. y: that of its first output in planar images, whose planes
-    are `plane` bytes apart; plane is 0 where base is y's.
-    """
+def _products(g, of_pass, strips, filters, k, source, offsets, places, count, bare, sums, into):
+    """A pass over a block's `count` pixels, for the tile of filters from k on."""
     start, depth, first, end, _, _, _, Q = of_pass
     width = tile_width(g.K * g.below * g.beside - k, g.wide)
-    bare = bare and width == step
+    bare = bare and width == into.step
     panel = address(filters) + 4 * (start + k * depth)
     for strip in range(first, end):
         offset, lines, line_bytes, floats, step_bytes = strips[strip]
         pixel = 0
         while pixel < count:
             height = tile_height(count - pixel, width)
-            total = base if bare else address(sums)
+            total = into.base if bare else address(sums)
             total += 4 * width * pixel if bare or end - first > 1 else 0
-            # what is read or written last is fetched while the products are computed
-            fetched = g.fetched and strip == first
-            if fetched and not plane:
-                for v in range(0, width, LANES):
-                    prefetch_lines(base + 4 * (places[pixel] * step + v), 4 * step, height)
-                    other = rest + 4 * (places[pixel] * rest_step + v)
-                    prefetch_lines(other, 4 * rest_step, height if rest_step else 1)
-            elif fetched and pixel % LANES < height:
-                image, place = places[pixel] // (rows * columns), places[pixel] % (rows * columns)
-                prefetch_lines(
-                    y + image * channels * plane + 4 * (place // g.pool**2), plane, width
-                )
+            if g.fetched and strip == first:
+                _fetch(g, width, height, pixel, places[pixel], into)
             outer_tile(
                 height, width, g.across, panel, source + offset, address(offsets) + 8 * pixel,
                 lines, line_bytes, floats, step_bytes, strip > first, total,
             )  # fmt: skip
             if strip == end - 1 and not bare:
-                _store_tile(
-                    g, k, width, total, min(height, count - pixel), Q - pixel % Q, Q,
-                    places[pixel:], rows, columns, bias, rest, rest_step, relu, base, step,
-                )  # fmt: skip
+                some = min(height, count - pixel)
+                _store_tile(g, k, width, total, some, Q - pixel % Q, Q, places[pixel:], into)
             pixel += height
         panel += 4 * lines * floats * width
 
 
 @compiled
-def _store_tile(
-    g, k, width, sums, count, in_row, Q, places, rows, columns, bias, rest, rest_step, relu, base,
-    step,
-):  # fmt: skip
+def _fetch(g, width, height, pixel, place, into):
+    """Fetch what the register tile from `pixel` on will write, or add, while it is computed."""
+    if not into.plane:
+        for v in range(0, width, LANES):
+            prefetch_lines(into.base + 4 * (place * into.step + v), 4 * into.step, height)
+            other = into.rest + 4 * (place * into.rest_step + v)
+            prefetch_lines(other, 4 * into.rest_step, height if into.rest_step else 1)
+    elif pixel % LANES < height:  # a line of each plane serves several tiles
+        image, place = place // (into.rows * into.columns), place % (into.rows * into.columns)
+        first = into.y + image * into.channels * into.plane + 4 * (place // g.pool**2)
+        prefetch_lines(first, into.plane, width)
+
+
+@compiled
+def _store_tile(g, k, width, sums, count, in_row, Q, places, into):
     """Store what a register tile has summed, of `count` pixels; in_row: those up to a row's end."""
     outputs, together, done = g.below * g.beside, g.out_h == 1 and g.out_w == 1, 0
     while done < count:  # pixels that lie evenly in y: a row's, or all
@@ -289,13 +311,15 @@ def _store_tile(
             below, beside = output // g.beside, output % g.beside
             place, length = places[done], run
             if outputs > 1:  # some lie outside: below the block or beside the image
-                fit = -(-(columns - place % columns - beside) // g.out_w)
-                length = min(run, fit) if place // columns % rows + below < rows else 0
-            place += below * columns + beside
+                fit = -(-(into.columns - place % into.columns - beside) // g.out_w)
+                inside = place // into.columns % into.rows + below < into.rows
+                length = min(run, fit) if inside else 0
+            place += below * into.columns + beside
             for v in range(0, min(width, g.K - k) if length > 0 else 0, LANES):
                 store_pixels(
-                    sums + 4 * (done * width + output * g.K + v), 4 * width, length, bias + 4 * v,
-                    rest + 4 * (place * rest_step + v), 4 * rest_step, relu,
-                    base + 4 * (place * step + v), 4 * step * g.out_w, first_lanes(g.K - k - v),
+                    sums + 4 * (done * width + output * g.K + v), 4 * width, length,
+                    into.bias + 4 * v, into.rest + 4 * (place * into.rest_step + v),
+                    4 * into.rest_step, into.relu, into.base + 4 * (place * into.step + v),
+                    4 * into.step * g.out_w, first_lanes(g.K - k - v),
                 )  # fmt: skip
         done += run

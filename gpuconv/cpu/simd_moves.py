@@ -31,13 +31,18 @@ from gpuconv.cpu.simd import (
 )
 
 
+def least_of(builder: Any, relu: Any) -> Any:
+    """What no lane may be less than: 0 where relu is not 0, else minus infinity."""
+    rectify = builder.icmp_signed("!=", relu, i64(0))
+    return splat(builder, builder.select(rectify, FLOAT(0.0), FLOAT(-math.inf)))
+
+
 @on_addresses
 def store_pixels(builder, sums, step, rows, bias, rest, rest_step, relu, out, out_step, bits):
     """out[m*out_step][lane] = sums[m*step][lane] + bias[lane] + rest[m*rest_step][lane], or its
     ReLU, for m < rows and the lanes whose bit is set; steps are in bytes. NaN stays NaN.
     """
-    mask, rectify = mask_of(builder, bits), builder.icmp_signed("!=", relu, i64(0))
-    least = splat(builder, builder.select(rectify, FLOAT(0.0), FLOAT(-math.inf)))
+    mask, least = mask_of(builder, bits), least_of(builder, relu)
     shift = masked_load(builder, bias, mask)
 
     def row(m: Any, state: list[Any]) -> list[Any]:

@@ -27,6 +27,7 @@ from gpuconv.cpu.simd import (
     store,
     switch,
 )
+from gpuconv.cpu.simd_moves import least_of
 from gpuconv.cpu.simd_tiles import fma_rows
 
 # Sizes of the tiles that visit only the maxima: 5 x 2 is what 16 registers hold with the loads.
@@ -34,22 +35,29 @@ ROWS, COLUMNS = (5, 3, 1), (2, 1)
 
 
 @on_addresses
-def pool_2x2(builder, source, row_bytes, pixel_bytes, count, y, taps):
+def pool_2x2(builder, source, row_bytes, pixel_bytes, count, bias, bits, relu, y, taps):
     """y[q], taps[q]: the largest of four vectors, and its number as a float, for q < count.
 
-    The four are pixels 2q and 2q + 1 of the row at `source` and of the row below, row_bytes
-    further. Of equal numbers the first counts; a NaN beats every number. y may be `source`; pixels
-    are as far apart everywhere.
+    First bias is added to them, in the lanes whose bit is set, and a ReLU taken. The four are
+    pixels 2q and 2q + 1 of the row at `source` and of the row below, row_bytes further. Of equal
+    numbers the first counts; a NaN beats every number. y may be `source`; pixels are as far apart
+    everywhere.
     """
+
+    shift, least = masked_load(builder, bias, mask_of(builder, bits)), least_of(builder, relu)
+
+    def value_at(at: Any) -> Any:
+        value = builder.fadd(load(builder, at, VECTOR), shift)
+        return builder.select(builder.fcmp_ordered("<", value, least), least, value)
 
     def step(q: Any, state: list[Any]) -> list[Any]:
         to = builder.mul(q, pixel_bytes)
         left = builder.add(source, builder.add(to, to))
         places = [builder.add(left, row) for row in (i64(0), row_bytes)]
         places = [at for row in places for at in (row, builder.add(row, pixel_bytes))]
-        best, tap = load(builder, places[0], VECTOR), ZERO
+        best, tap = value_at(places[0]), ZERO
         for number, at in enumerate(places[1:], 1):
-            value = load(builder, at, VECTOR)
+            value = value_at(at)
             larger = builder.fcmp_ordered(">", value, best)
             wins = builder.or_(larger, builder.fcmp_unordered("uno", value, value))
             best = builder.select(wins, value, best)

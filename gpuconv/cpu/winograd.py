@@ -40,8 +40,8 @@ MIN_CHANNELS = 32
 # more than is saved; above C x K, reading the transformed filters (36 numbers in place of 9) from
 # memory does; for dw, reading and writing the sums for every block.
 LIMITS, LIMITS_OF_DW = (16, 512 * 512), (32, 256 * 256)
-# Tiles times the fewer channels: 16 tiles of 32 channels (DenseNet's 14x14 on one image) take 1.0 to
-# 1.6 times the direct time, for there is a lot to transform and little to multiply.
+# Tiles times the fewer channels: 16 tiles of 32 channels (DenseNet's 14x14 on one image) take 1.0
+# to 1.6 times the direct time, for there is a lot to transform and little to multiply.
 LEAST_WORK = 1024
 # Outputs that the last tiles of rows and columns compute and drop, for each one needed: at 1.8 the
 # time is still 0.4 to 0.8 of the direct convolution's.
