@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.elementwise import GRAIN, REORDER, contiguous, total_of
 from gpuconv.threads import parallel, shards
 
@@ -94,7 +94,7 @@ def _vector(values: np.ndarray | None, default: int, x: np.ndarray) -> np.ndarra
 
 # The loops go over views: an index into the whole array may be negative for all that the compiler
 # knows, which keeps it from using vectors (8x256x56x56 forward: 9.4 ms, with views 1.9).
-@compiled
+@inner
 def _view(images, n, first, count):
     """`count` elements of image n from `first` on."""
     elements, step = images
@@ -102,7 +102,7 @@ def _view(images, n, first, count):
     return elements[begin : begin + count]
 
 
-@compiled(fastmath=REORDER)
+@inner(fastmath=REORDER)
 def _squares(x, mean):
     total = 0.0
     for i in range(len(x)):
@@ -111,7 +111,7 @@ def _squares(x, mean):
     return total
 
 
-@compiled
+@inner
 def _normalise(x, mean, factor, shift, other, least, y):
     kind = x.dtype.type
     for i in range(len(x)):
@@ -144,7 +144,7 @@ def _forward(x, other, y, vectors, eps, relu, of_batch, N, size, first, end):
                 _normalise(values, mean, factor, shift, None, least, made)
 
 
-@compiled
+@inner
 def _through_relu(dy, away, factor, shift, relu):
     """dy in float64; with `relu` 0 where _forward's y is not above 0. away: x - mean.
 
@@ -153,7 +153,7 @@ def _through_relu(dy, away, factor, shift, relu):
     return np.float64(0.0) if relu & (away * factor + shift <= 0) else np.float64(dy)
 
 
-@compiled(fastmath=REORDER)
+@inner(fastmath=REORDER)
 def _products(dy, x, mean, factor, shift, relu):
     """The sums over a plane of dy through the ReLU, and of that times x - mean."""
     total, products = 0.0, 0.0
@@ -165,7 +165,7 @@ def _products(dy, x, mean, factor, shift, relu):
     return total, products
 
 
-@compiled
+@inner
 def _input_gradient(dy, x, mean, factor, shift, relu, base, slope, dx):
     for i in range(len(x)):
         away = x[i] - mean

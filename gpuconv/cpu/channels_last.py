@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.moves import place_of
 
 
@@ -70,7 +70,7 @@ def few_rows(x, w, b, relu, y):
             row[k] = least if row[k] < least else row[k]
 
 
-@compiled
+@inner
 def pixel_of(a, image, pixel):
     """The channels of a pixel, a view: unlike an index, its loops vectorise."""
     place = place_of(image, pixel, 0)

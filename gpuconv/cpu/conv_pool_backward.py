@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.elementwise import FMA_GRAIN, total_of
 from gpuconv.cpu.moves import add_rows, address, first_lanes, transpose_matrix
 from gpuconv.cpu.simd import LANES, VECTOR_BYTES
@@ -159,7 +159,7 @@ def _gradient_images(
                     _move_channels(True, dx[n + i], group * C, layout, dx_padded, i * layout.image)
 
 
-@compiled
+@inner
 def _move_channels(back, x, first, layout, padded, place):
     """Copy channels [first, first + C) of x (C, H, W) to padded[place:], beside its padding, or
     `back`.
@@ -174,7 +174,7 @@ def _move_channels(back, x, first, layout, padded, place):
             transpose_matrix(plane, 4 * H * W, C, W, pixels, 4 * C, 4 * C)
 
 
-@compiled
+@inner
 def _visit_windows(scatter, values, places, count, x, layout, filters):
     """filters[row][strip][vector] += the sum of `count` windows of x, each times its gradient.
 

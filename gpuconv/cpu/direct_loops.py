@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.direct_plan import Geometry
 from gpuconv.cpu.moves import (
     Image,
@@ -71,7 +71,7 @@ def pack_filters(w, groups, transposed, taps, wide, start, out, begin, end):
                     place += width
 
 
-@compiled
+@inner
 def block_range(g, image, block):
     """(first image, images, first output row of a pass, rows) of a block."""
     in_image = -(-g.P // g.rows)
@@ -79,7 +79,7 @@ def block_range(g, image, block):
     return n, min(g.images, image.N - n), p, min(g.rows, g.P - p)
 
 
-@compiled
+@inner
 def channels_of(g, image, size, group, c):
     """(first, step, count): the channels of an image in the vector that begins with number c of the
     `size` channels of a group.
@@ -90,7 +90,7 @@ def channels_of(g, image, size, group, c):
     return group * size + c, 1, min(LANES, size - c)
 
 
-@compiled
+@inner
 def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, tile):
     """tile[image][row][column][channel]: what a block reads of a group's channels. Columns outside
     the image are already zero; rows outside become zero.
@@ -135,7 +135,7 @@ def load_tile(x, image, g, scale, shift, rectified, group, n, images, p, rows, t
                 transpose_matrix(source, plane, channels, count, target, 4 * g.step, 4 * channels)
 
 
-@compiled
+@inner
 def find_pixels(g, images, p, rows, size, first, all_rows, columns, offsets, places):
     """Where a pass's output pixels begin in the tile, in bytes, and their numbers in the block's
     output; returns how many there are. size, first: of the pass, rows and columns.
@@ -223,7 +223,7 @@ def convolve(
                     )  # fmt: skip
 
 
-@compiled
+@inner
 def _store_planes(g, to, group, k, n, images, first_row, rows, out, bias, relu, taps, y, argmax):
     """Transpose a block's output, out[image][row][column][g.wide], into the planar y; with a
     pool the maxima of 2x2 outputs, with the bias (an address) and the ReLU, and their taps into
@@ -260,7 +260,7 @@ def _store_planes(g, to, group, k, n, images, first_row, rows, out, bias, relu, 
                         made[pixel] = np.uint8(values[pixel])
 
 
-@compiled
+@inner
 def _products(g, of_pass, strips, filters, k, source, offsets, places, count, bare, sums, into):
     """A pass over a block's `count` pixels, for the tile of filters from k on."""
     start, depth, first, end, _, _, _, Q = of_pass
@@ -287,7 +287,7 @@ def _products(g, of_pass, strips, filters, k, source, offsets, places, count, ba
         panel += 4 * lines * floats * width
 
 
-@compiled
+@inner
 def _fetch(g, width, height, pixel, place, into):
     """Fetch what the register tile from `pixel` on will write, or add, while it is computed."""
     if not into.plane:
@@ -301,7 +301,7 @@ def _fetch(g, width, height, pixel, place, into):
         prefetch_lines(first, into.plane, width)
 
 
-@compiled
+@inner
 def _store_tile(g, k, width, sums, count, in_row, Q, places, into):
     """Store what a register tile has summed, of `count` pixels; in_row: those up to a row's end."""
     outputs, together, done = g.below * g.beside, g.out_h == 1 and g.out_w == 1, 0

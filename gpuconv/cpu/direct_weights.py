@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.direct_loops import block_range, channels_of, load_tile
 from gpuconv.cpu.elementwise import total_of
 from gpuconv.cpu.moves import address, tile_height, tile_width, transpose_matrix
@@ -14,7 +14,7 @@ from gpuconv.cpu.simd import LANES
 from gpuconv.cpu.simd_tiles import CHAIN, outer_tile
 
 
-@compiled
+@inner
 def _load_gradient(dy, to, g, group, n, images, p, rows, first_k, last_k, out, db):
     """out[tile of channels][image][pixel][channel] of a block of dy, for channels [first_k, last_k)
     of a group; their sums are added to db.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.threads import over_shards
 
 # Lets the compiler sum in vector lanes; the order is fixed when the code is compiled, so results
@@ -35,7 +35,7 @@ def contiguous(a: np.ndarray) -> np.ndarray:
     return a if a.flags.carray else np.require(a, requirements=["C", "A", "W"])
 
 
-@compiled(fastmath=REORDER)
+@inner(fastmath=REORDER)
 def total_of(x):
     """The sum of all values, in float64."""
     total = 0.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 
 
-@compiled
+@inner
 def softmax_row(scores, p):
     """p = softmax(scores) of one example; returns, in float64, the largest score m and
     log(sum(exp(scores - m))), which near 3e38 one number could not hold.
@@ -25,7 +25,7 @@ def softmax_row(scores, p):
     return np.float64(peak), np.log(total)
 
 
-@compiled
+@inner
 def _weight(weights, label):
     return 1.0 if weights is None else weights[label]
 

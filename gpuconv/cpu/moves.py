@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.simd import LANES, LOWEST, TILE_HEIGHTS
 from gpuconv.cpu.simd_moves import copy_lanes, transpose
 
@@ -45,7 +45,7 @@ def rows_of_tiles(count: int) -> int:
     return -(-count // LOWEST) * LOWEST
 
 
-@compiled
+@inner
 def tile_height(rest, width):
     """The height of the next register tile of this width, with `rest` rows to go: low ones where
     they end sooner than a full one.
@@ -54,13 +54,13 @@ def tile_height(rest, width):
     return high if rest > high - low else low
 
 
-@compiled
+@inner
 def tile_width(rest, widest):
     """The width of the next tile of channels, with `rest` to go: `widest`, or whole vectors."""
     return min(widest, -(-rest // LANES) * LANES)
 
 
-@compiled
+@inner
 def address(a):
     """An array's address; signed, because Numba adds signed and unsigned numbers as floats.
 
@@ -71,19 +71,19 @@ def address(a):
     return np.intp(a.ctypes.data)
 
 
-@compiled
+@inner
 def place_of(image, pixel, channel):
     """The element of a pixel's channel in a channels-last image; of step 0: that of one pixel."""
     return image.offset + pixel * image.step + channel
 
 
-@compiled
+@inner
 def first_lanes(count):
     """Bits for the first `count` lanes of a vector, or for all where there are fewer lanes."""
     return (1 << min(count, LANES)) - 1
 
 
-@compiled
+@inner
 def copy_floats(source, target, count):
     """Copy `count` floats from an address to another. Numba compiles it faster than an assignment
     of slices, which takes it 2 seconds.
@@ -92,7 +92,7 @@ def copy_floats(source, target, count):
         copy_lanes(source + 4 * i, target + 4 * i, first_lanes(count - i))
 
 
-@compiled
+@inner
 def transpose_matrix(source, stride, rows, columns, target, step, length):
     """target[j * step + i] = source[i * stride + j] for all i < rows and j < columns; in bytes.
 
@@ -109,7 +109,7 @@ def transpose_matrix(source, stride, rows, columns, target, step, length):
             transpose(at, stride, rows - i, first_lanes(columns - j), to, step, written)
 
 
-@compiled
+@inner
 def transpose_filters(w, exchanged, k, count, target):
     """target[c][tap][lane] = w[k + lane][c][tap], or with filters and channels exchanged
     w[c][k + lane][tap], for all c and lane < count.

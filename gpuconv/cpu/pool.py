@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.elementwise import GRAIN, contiguous
 from gpuconv.cpu.moves import address, first_lanes
 from gpuconv.cpu.simd import LANES
@@ -62,14 +62,14 @@ def _over_planes(function: Callable[..., None], window: Window, *arrays: np.ndar
     over_shards(function, planes, *geometry, grain=GRAIN / (H * W))
 
 
-@compiled
+@inner
 def _inside(offset, stride, outputs, size):
     """[first, end) of the outputs o with 0 <= o*stride + offset < size."""
     first = max(0, -(offset // stride))
     return first, max(first, min(outputs - 1, (size - 1 - offset) // stride) + 1)
 
 
-@compiled
+@inner
 def _places(R, S, dil_h, dil_w, W):
     """How many pixels after a window's first tap each of its taps lies, in an image of width W."""
     places = np.empty(R * S, np.int64)
@@ -152,7 +152,7 @@ def _sum_backward(dx, dy, R, S, stride_h, stride_w, top, left, dil_h, dil_w):
                         _add(row, stride_w, dy[plane, p, first:end])
 
 
-@compiled
+@inner
 def _add(row, step, values):
     for q in range(len(values)):
         row[q * step] += values[q]

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.elementwise import GRAIN, contiguous
 from gpuconv.threads import parallel, shards
 
@@ -39,7 +39,7 @@ def _over_strips(
     return out
 
 
-@compiled
+@inner
 def _sum_around(values, c, below, above, total):
     """total = the sum of values (C, pixels) over the channels from c - below to c + above."""
     total[:] = 0
@@ -48,7 +48,7 @@ def _sum_around(values, c, below, above, total):
             total[i] += values[j, i]
 
 
-@compiled
+@inner
 def _powers(d, beta, share):
     """share = d**-beta; for the usual beta of 3/4 by square roots, which vectorise."""
     one = d.dtype.type(1)

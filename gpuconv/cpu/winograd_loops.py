@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.cpu.moves import (
     address,
     first_lanes,
@@ -58,7 +58,7 @@ class Block(NamedTuple):
     tiles: int
 
 
-@compiled
+@inner
 def row_place(image, n, channel, row):
     """The element of a channel where a row of an image begins."""
     if image.step:
@@ -66,7 +66,7 @@ def row_place(image, n, channel, row):
     return ((n * image.C + channel) * image.H + row) * image.W
 
 
-@compiled
+@inner
 def tile_pixels(block, halo):
     """Where each tile begins in pixels[image][row][column], for tiles of 4x4 within a `halo`."""
     height, width = 4 * block.rows + halo, 4 * block.columns + halo
@@ -78,13 +78,13 @@ def tile_pixels(block, halo):
     return places
 
 
-@compiled
+@inner
 def pair_place(k, lines):
     """The element of vector k of channels in [pair][lines][..]."""
     return k // PAIR * PAIR * lines + k % PAIR
 
 
-@compiled
+@inner
 def all_in_range(values):
     """Whether all are finite and of a magnitude that the transforms take."""
     fine = True
@@ -93,7 +93,7 @@ def all_in_range(values):
     return fine
 
 
-@compiled
+@inner
 def load_channels(x, image, block, pads, halo, channel, pixels):
     """LANES channels of x from `channel` on: pixels[image][row][column][lane].
 
@@ -117,7 +117,7 @@ def load_channels(x, image, block, pads, halo, channel, pixels):
     return all_in_range(pixels[: block.images * height * width * LANES])
 
 
-@compiled
+@inner
 def transform_tiles(x, image, block, pads, halo, lines, step, pixels, out):
     """out[36]: the transforms of each tile's 6x6 inputs (halo 2) or 4x4 gradients (halo 0).
 
@@ -140,7 +140,7 @@ def transform_tiles(x, image, block, pads, halo, lines, step, pixels, out):
     return in_range
 
 
-@compiled
+@inner
 def multiply(inputs, line, step, rows, depth, filters, K, out, lines, keep):
     """out[36][pair of K][row][..] = sum over i < depth of inputs[36] * filters[36][pair][i][..].
 
@@ -162,7 +162,7 @@ def multiply(inputs, line, step, rows, depth, filters, K, out, lines, keep):
                 row += height
 
 
-@compiled
+@inner
 def store_outputs(products, lines, block, bias, rest, rest_step, relu, pixels, y, to):
     """y = the output transform of products[36][pair of K][tile][..], + bias + rest, or its ReLU."""
     height, width, plane = 4 * block.rows, 4 * block.columns, 4 * products.shape[1]
@@ -227,7 +227,7 @@ def store_filter_gradient(sums, lines, dw, begin, end):
         transpose_matrix(source, VECTOR_BYTES, 9 * C, channels, address(dw[k]), 36 * C, 36 * C)
 
 
-@compiled
+@inner
 def _block(plan, number):
     in_image = -(-plan.tile_rows // plan.rows)
     n, row = number // in_image * plan.images, number % in_image * plan.rows

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 from gpuconv.data.augment import Augment, Compose, HorizontalFlip, RandomCrop, Shift
 
 WORDS = 4  # of an image's row in the table
@@ -186,7 +186,7 @@ def permutation(key, count):
     return found.view(np.int64)
 
 
-@compiled(inline="always")
+@inner(inline="always")
 def _first_bits(index, key):
     """The first of `CounterRNG.bits` of an image."""
     return _mix(_mix(index ^ key) + _GOLDEN)
@@ -201,7 +201,7 @@ def _mix(z):
     return z ^ (z >> _31)
 
 
-@compiled(inline="always")
+@inner(inline="always")
 def _uniform(state):
     """`CounterRNG.uniform` of a state."""
     return (_mix(state) >> _11) * 2.0**-53

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuconv.cpu.compiled import compiled
+from gpuconv.cpu.compiled import compiled, inner
 
 GRAIN = (
     1 << 17
@@ -36,7 +36,7 @@ def sgd_momentum(p, g, buffer, lr, decay, momentum, nesterov, share):
         p[i] -= lr * v
 
 
-@compiled
+@inner
 def _moments(p, g, m, v, limit, decay, share1, beta2, share2):
     """m and v of one element after they took its gradient in.
 

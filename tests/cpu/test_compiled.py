@@ -173,3 +173,17 @@ def test_options_reach_the_compiler():
     assert share.targetoptions["nogil"]
     assert share(3.0, 3.0) == 1.0
     assert share(3.0, 0.0) == math.inf
+
+
+def test_an_inner_function_serves_compiled_ones_alone():
+    @compiled.inner
+    def half(x):
+        return x / 2
+
+    @compiled.compiled
+    def quarter(x):
+        return half(half(x))
+
+    assert quarter(8.0) == 2.0
+    with pytest.raises(TypeError, match="half is for compiled functions to call"):
+        half(8.0)
