@@ -122,6 +122,7 @@ def _gradient_images(
     end).
     """
     C, K, maxima = layout.C, layout.K, len(starts)
+    no, yes = np.bool_(0), np.bool_(1)  # for each of True and False Numba compiles a function anew
     sums[:] = 0
     padded[:] = 0
     for n in range(begin, end, layout.images):
@@ -132,7 +133,7 @@ def _gradient_images(
         for group in range(x.shape[1] // C):
             first = group * K
             for i in range(images):
-                _move_channels(False, x[n + i], group * C, layout, padded, i * layout.image)
+                _move_channels(no, x[n + i], group * C, layout, padded, i * layout.image)
             for k in range(K):
                 for i in range(images):
                     at = n + i, first + k
@@ -142,7 +143,7 @@ def _gradient_images(
                         places[k, j, i] = 4 * i * layout.image + starts[j, taps[j]]
                 sums[first + k, -1] += total_of(gradients[k * count : (k + 1) * count])
                 _visit_windows(
-                    False, address(values[k]), address(places[k]), count, address(padded),
+                    no, address(values[k]), address(places[k]), count, address(padded),
                     layout, address(sums[first + k]),
                 )  # fmt: skip
             if dx.size:
@@ -152,11 +153,11 @@ def _gradient_images(
                     # other images, and no load waits for the store just before it
                     for k in range(K):
                         _visit_windows(
-                            True, address(values[k, j]), address(places[k, j]), images,
+                            yes, address(values[k, j]), address(places[k, j]), images,
                             address(dx_padded), layout, address(weights[first + k]),
                         )  # fmt: skip
                 for i in range(images):
-                    _move_channels(True, dx[n + i], group * C, layout, dx_padded, i * layout.image)
+                    _move_channels(yes, dx[n + i], group * C, layout, dx_padded, i * layout.image)
 
 
 @inner
